@@ -5,5 +5,6 @@
 - `kubernetes/`: a fleet watched in a cluster.
 - `labels`: labels and annotations that operator and gateways agree on.
 - `engine_url`, `signals`: parts of an instance. `endpoint_address`: which ones are allowed.
+- `hung_engines`: the verdict whether an engine hangs, from the reports of gateways.
 - `cli_options`: `--fleet` and `--kube`.
 """

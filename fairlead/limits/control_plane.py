@@ -1,4 +1,4 @@
-"""Limits of the Kubernetes client, of sleeping engines, and of the autoscaler."""
+"""Limits of the Kubernetes client, of sleeping and hung engines, and of the autoscaler."""
 
 from dataclasses import dataclass
 
@@ -46,6 +46,16 @@ class SleepLimits:
     engine_wake_seconds: float = limit(
         900.0, "an engine that is not awake by then is restarted: weights may be loaded again"
     )
+
+
+@dataclass(frozen=True)
+class HungEngineLimits:
+    """Limits of the replacement of engines that hang."""
+
+    hung_engine_grace_seconds: float = limit(
+        60.0, "an engine that has answered no request for this long after its ejection is restarted by local mode"
+    )
+    hung_engine_poll_seconds: float = limit(5.0, "interval at which local mode asks its gateway about such engines")
 
 
 @dataclass(frozen=True)

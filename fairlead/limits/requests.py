@@ -162,6 +162,11 @@ class UpstreamLimits:
     ejected_share: float = limit(0.5, "of a model's ready instances, ejected at the same time at most")
     ejection_seconds: float = limit(5.0, "first ejection; doubles each time, with a jitter of a fifth")
     max_ejection_seconds: float = limit(120.0, "longest ejection")
+    ejection_probe_after_seconds: float = limit(
+        10.0, "an ejected engine without an answer for this long gets one-token probes of the gateway, if it may hang"
+    )
+    ejection_probe_interval_seconds: float = limit(15.0, "from one such probe of a worker to its next, per engine")
+    ejection_probe_seconds: float = limit(15.0, "the answer to such a probe; then the probe has failed")
     warm_up_seconds: float = limit(10.0, "from the successful probe until an instance gets its full share again")
     first_token_min_seconds: float = limit(15.0, "an engine silent to every request for this long may count as stalled")
     first_token_factor: float = limit(10.0, "it counts as stalled after this many times the predicted time")

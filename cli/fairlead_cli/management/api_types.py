@@ -4,9 +4,14 @@ field is unknown.
 
 from msgspec import Struct, field
 
+from fairlead.fleet.hung_engines import EjectionReport
+
 
 class Instance(Struct, frozen=True):
-    """One engine endpoint as the gateway sees it."""
+    """One engine endpoint as the gateway sees it.
+
+    ejection: None unless the gateway has ejected it and has had no answer since.
+    """
 
     id: str
     pool: str = "main"
@@ -16,6 +21,7 @@ class Instance(Struct, frozen=True):
     in_flight: int | None = None
     waiting: int | None = None
     backlog_seconds: float | None = None
+    ejection: EjectionReport | None = None
 
     @property
     def display_name(self) -> str:

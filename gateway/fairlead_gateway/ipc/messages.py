@@ -352,10 +352,20 @@ class EncodedLoad(msgspec.Struct, array_like=True, frozen=True):
     inflight_tokens: float
 
 
+class EncodedEjection(msgspec.Struct, array_like=True, frozen=True):
+    """A worker's own `EjectionRecord` of one instance."""
+
+    since: float
+    cause: str
+    failed_probes: int
+
+
 class WorkerState(msgspec.Struct, array_like=True):
     """The state of a worker.
 
     - health_states: health states that are not simply healthy, as (state, reason).
+    - ejections: instances that have not answered since they were ejected.
+    - answer_times: when each instance answered this worker last.
     - loop_lag: pairs of a quantile and the lag of the event loop in seconds.
     - queued: queued requests by model.
     """
@@ -368,6 +378,8 @@ class WorkerState(msgspec.Struct, array_like=True):
     non_model_counters: dict[str, int]
     in_flight: int
     queued: dict[str, int]
+    ejections: dict[str, EncodedEjection]
+    answer_times: dict[str, float]
 
 
 class EncodedDecision(msgspec.Struct, array_like=True):

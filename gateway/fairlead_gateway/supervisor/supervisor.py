@@ -37,7 +37,14 @@ from fairlead_gateway.supervisor.scale_from_zero import ScaleUpNotifier
 from fairlead_gateway.supervisor.tokenizer.client import TokenizerClient
 from fairlead_gateway.supervisor.worker_handle import WorkerHandle
 from fairlead_gateway.supervisor.worker_pool import WorkerPool, WorkerPoolHooks
-from fairlead_gateway.supervisor.worker_reports import MaxLoopLag, merge_counts, merge_health_states, merge_loads
+from fairlead_gateway.supervisor.worker_reports import (
+    MaxLoopLag,
+    merge_answer_times,
+    merge_counts,
+    merge_ejections,
+    merge_health_states,
+    merge_loads,
+)
 from fairlead_gateway.supervisor.worker_spawn import PreforkedWorkers
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import LoggedRequest
@@ -366,6 +373,8 @@ class Supervisor:
             None if self.background.peers is None else self.background.peers.present_peers(),
             self.profiling.learned_profile,
             merge_counts(state.queued for _, state in states),
+            merge_ejections([state for _, state in states], self._clock.now()),
+            merge_answer_times([state for _, state in states]),
         )
 
     async def counters(self, *, windows: bool) -> MetricsRecorder:

@@ -1,11 +1,13 @@
 """Merges the reports of several workers: health states, loads, counters and loop lag.
 
 Each worker runs its own outlier detection. The merged health state of an instance is the worst,
-with the number of workers that report it.
+with the number of workers that report it. An ejection record is reported if no worker had an answer
+since.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
@@ -30,6 +32,30 @@ def merge_health_states(reported: Sequence[Mapping[str, tuple[str, str]]]) -> Ca
         return state, reason if len(reported) == 1 else f"{reason} ({agreeing} of {len(reported)} workers)"
 
     return health_of
+
+
+def merge_ejections(states: Sequence[say.WorkerState], now: float) -> dict[str, EjectionReport]:
+    """Returns the ejection of each instance that has answered no worker since.
+
+    The time is that of the latest ejection, the failed probes are those of all workers.
+    """
+    merged: dict[str, EjectionReport] = {}
+    for instance in dict.fromkeys(name for state in states for name in state.ejections):
+        found = [state.ejections[instance] for state in states if instance in state.ejections]
+        latest = max(found, key=lambda ejection: ejection.since)
+        if all(state.answer_times.get(instance, latest.since) <= latest.since for state in states):
+            failed_probes = sum(ejection.failed_probes for ejection in found)
+            merged[instance] = EjectionReport(max(0.0, now - latest.since), latest.cause, failed_probes, len(found))
+    return merged
+
+
+def merge_answer_times(states: Sequence[say.WorkerState]) -> dict[str, float]:
+    """Returns when each instance answered any worker last, in monotonic seconds."""
+    merged: dict[str, float] = {}
+    for state in states:
+        for instance, answered_at in state.answer_times.items():
+            merged[instance] = max(answered_at, merged.get(instance, answered_at))
+    return merged
 
 
 def merge_loads(workers: Iterable[Mapping[str, say.EncodedLoad]]) -> dict[str, say.EncodedLoad]:

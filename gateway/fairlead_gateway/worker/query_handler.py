@@ -85,6 +85,7 @@ class QueryHandler:
     def _state(self) -> messages.WorkerState:
         gateway = self._gateway
         is_ready, warnings = gateway.readiness()
+        outlier_detector = gateway.stack.failures.outlier_detector
         lags = [(share, gateway.loop_lag.quantile(share)) for share in _QUANTILES]
         return messages.WorkerState(
             is_ready,
@@ -98,6 +99,11 @@ class QueryHandler:
             dict(gateway.telemetry.non_model_counters),
             gateway.inflight_count(),
             gateway.stack.admission.queued(),
+            {
+                name: messages.EncodedEjection(record.since, record.cause, record.failed_probes)
+                for name, record in outlier_detector.ejection_records.by_instance.items()
+            },
+            outlier_detector.answer_times(),
         )
 
     def _health_states(self) -> dict[str, tuple[str, str]]:

@@ -2,8 +2,8 @@
 
 A fault has a kind and limits. These are the ``share`` of requests that it hits (seeded), a maximum
 ``count``, and the ``seconds`` for which it is armed. ``refuse`` and ``hang`` act on new connections
-and on requests of open ones. ``slow`` acts on all steps, ``core-dead`` and ``die`` when they are
-armed. Other kinds act on requests that generate, or on all with ``everywhere``.
+and on requests of open ones. ``slow`` and ``core-hung`` act on all steps, ``core-dead`` and ``die``
+when they are armed. Other kinds act on requests that generate, or on all with ``everywhere``.
 """
 
 import os
@@ -22,10 +22,12 @@ FAULT_KINDS = {
     "garbage": "answer with bytes that are no HTTP",
     "content-type": "answer 200 with a web page",
     "error": "answer with an error (status, 500 by default)",
+    "core-hung": "the engine core hangs: /health and /metrics answer, and no token comes",
     "core-dead": "the engine core dies: errors in every answer, then the server leaves",
     "die": "the server leaves without a word",
 }
 _CONNECTION_KINDS = frozenset({"refuse", "hang"})
+_STEP_KINDS = frozenset({"slow", "core-hung"})
 _IMMEDIATE_KINDS = frozenset({"core-dead", "die"})
 
 
@@ -90,6 +92,7 @@ class FaultInjector:
     """The armed faults of one engine.
 
     - set_slowdown: gets the factor on the duration of steps.
+    - set_core_hung: gets whether the core begins and ends no step.
     - exit_engine: ends the engine.
     """
 
@@ -99,12 +102,14 @@ class FaultInjector:
         *,
         schedule: Callable[[float, Callable[[], None]], object],
         set_slowdown: Callable[[float], None],
+        set_core_hung: Callable[[bool], None],
         kill_core: Callable[[], None],
         exit_engine: Callable[[], None],
     ) -> None:
         self._random = random
         self._schedule = schedule
         self._set_slowdown = set_slowdown
+        self._set_core_hung = set_core_hung
         self._kill_core = kill_core
         self._exit_engine = exit_engine
         self._armed: list[Fault] = []
@@ -117,12 +122,12 @@ class FaultInjector:
         self._armed.append(fault)
         if fault.seconds is not None:
             self._schedule(fault.seconds, lambda: self._disarm(fault))
-        self._update_slowdown()
+        self._update_steps()
 
     def clear(self) -> None:
         """Disarms all faults."""
         self._armed.clear()
-        self._update_slowdown()
+        self._update_steps()
 
     def armed_faults(self) -> list[dict[str, Any]]:
         """Returns the armed faults for ``/sim/faults``."""
@@ -136,7 +141,9 @@ class FaultInjector:
     def pick_for_request(self, *, generates: bool) -> Fault | None:
         """Returns the fault that hits this request, or None."""
         return self._pick(
-            lambda each: each.kind != "slow" and (generates or each.everywhere or each.kind in _CONNECTION_KINDS)
+            lambda each: (
+                each.kind not in _STEP_KINDS and (generates or each.everywhere or each.kind in _CONNECTION_KINDS)
+            )
         )
 
     def _pick(self, fits: Callable[[Fault], bool]) -> Fault | None:
@@ -150,14 +157,15 @@ class FaultInjector:
 
     def _disarm(self, fault: Fault) -> None:
         self._armed = [armed for armed in self._armed if armed is not fault]
-        self._update_slowdown()
+        self._update_steps()
 
-    def _update_slowdown(self) -> None:
+    def _update_steps(self) -> None:
         factor = 1.0
         for fault in self._armed:
             if fault.kind == "slow":
                 factor *= fault.factor
         self._set_slowdown(factor)
+        self._set_core_hung(any(fault.kind == "core-hung" for fault in self._armed))
 
 
 def exit_process() -> None:

@@ -69,6 +69,7 @@ class RealtimeDriver:
         self._due_at = 0.0
         self._handle: asyncio.Handle | None = None
         self._stopped = False
+        self._hung = False
 
     @property
     def unfinished(self) -> int:
@@ -90,7 +91,7 @@ class RealtimeDriver:
 
     def wake(self) -> None:
         """Starts the next step soon if none is running."""
-        if self._handle is None and not self._stopped:
+        if self._handle is None and not self._stopped and not self._hung:
             # One iteration later: requests that arrive together start in the same step.
             self._handle = self._loop.call_soon(self._begin_now)
 
@@ -102,6 +103,20 @@ class RealtimeDriver:
         """Continues after ``pause``."""
         self.core.resume()
         self.wake()
+
+    def set_hung(self, hung: bool) -> None:
+        """Hangs the core, in the middle of a step too, or lets it go on from there."""
+        if hung == self._hung:
+            return
+        self._hung = hung
+        if hung and self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        elif not hung and self._step is not None and not self._stopped:
+            self._due_at = self._clock()
+            self._handle = self._loop.call_soon(self._end)
+        elif not hung:
+            self.wake()
 
     def stop(self) -> None:
         """Stops permanently, without notifications."""
@@ -141,7 +156,7 @@ class RealtimeDriver:
         if self._observer is not None:
             self._observer.observe_step(self.rank, step, self._began_at, self._due_at)
         self._deliver(step)
-        if self._handle is None and not self._stopped:
+        if self._handle is None and not self._stopped and not self._hung:
             self._begin(self._due_at)
 
     def _reason(self, sequence_id: str, reason: str) -> str:

@@ -97,6 +97,7 @@ class SimulatedEngine:
             Random(settings.seed),
             schedule=asyncio.get_running_loop().call_later,
             set_slowdown=self._set_slowdown,
+            set_core_hung=self._set_core_hung,
             kill_core=self.kill_core,
             exit_engine=on_death,
         )
@@ -416,3 +417,7 @@ class SimulatedEngine:
     def _set_slowdown(self, factor: float) -> None:
         for driver in self.drivers:
             driver.core.profile = self._base_profile.sped_up(1.0 / factor)
+
+    def _set_core_hung(self, hung: bool) -> None:
+        for driver in self.drivers:
+            driver.set_hung(hung)

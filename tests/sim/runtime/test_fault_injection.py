@@ -10,7 +10,15 @@ import pytest
 from fairlead.errors import BadInput
 from fairlead_sim.runtime import fault_injection
 from fairlead_sim.server.process import RunningEngine
-from fairlead_sim.transcripts.http_client import get_request, open_client, post_request, send_request, wait_for_value
+from fairlead_sim.transcripts.http_client import (
+    get_request,
+    open_client,
+    post_request,
+    read_metric,
+    send_request,
+    wait_for_metric,
+    wait_for_value,
+)
 from fairlead_sim.transcripts.recording import HttpResponse, RecordedRequest
 from fairlead_testing.sim.engines import running_engine, running_engines
 
@@ -145,6 +153,27 @@ def test_a_slow_engine_takes_longer_steps_until_the_time_is_over() -> None:
             return core.profile.weights_seconds
 
         await wait_for_value(weights, lambda seen: seen == pytest.approx(usual), "the step's length")
+
+    with_engine(check)
+
+
+def test_engine_with_a_hung_core_is_healthy_and_sends_no_token_until_it_recovers() -> None:
+    async def check(engine: RunningEngine, authority: str) -> None:
+        async with open_client(authority) as stream, open_client(authority) as late:
+            body = {**ASK, "max_tokens": 20_000, "stream": True}
+            await stream.send(post_request("/v1/completions", body).to_bytes(authority))
+            await stream.read_until(b"text")
+            assert (await arm(authority, kind="core-hung")).status == 200
+            tokens = await read_metric(authority, "vllm:generation_tokens_total")
+            await late.send(post_request("/v1/completions", ASK).to_bytes(authority))
+            await wait_for_value(lambda: _inside(engine), lambda inside: inside == 2, "answers inside")
+            for _ in range(5):
+                assert (await send_request(authority, get_request("/health"))).status == 200
+                assert await read_metric(authority, "vllm:generation_tokens_total") == tokens
+            await send_request(authority, RecordedRequest("DELETE", "/sim/faults", (("Host", ""),), b""))
+            answer = await late.read_response()
+            assert (answer.status, answer.json()["usage"]["completion_tokens"]) == (200, 20)
+            await wait_for_metric(authority, lambda found: found > tokens + 20, "vllm:generation_tokens_total")
 
     with_engine(check)
 

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairlead.engines.sleep_mode import EngineSleepClient
 from fairlead.errors import Unavailable
@@ -21,6 +21,7 @@ from fairlead.runtime.clock import Clock
 from fairlead_cli.addresses import Address, find_free_ports
 from fairlead_cli.errors import StackUnreachable, StartFailed
 from fairlead_cli.formatting import pluralize
+from fairlead_cli.local.hung_engine_watch import HungEngineHooks, HungEngineWatch
 from fairlead_cli.local.processes.embedded_redis import RedisServer, find_redis_program, redis_server_command
 from fairlead_cli.local.processes.readiness_probe import get_http_status, wait_until
 from fairlead_cli.local.processes.reaper import Reaper
@@ -32,6 +33,9 @@ from fairlead_cli.local.stack.engine_plan import SIMULATED_ENGINE, EnginePlan
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
 from fairlead_cli.local.view.banner import StackSummary
 from fairlead_cli.local.view.screen import Screen
+
+if TYPE_CHECKING:  # it loads an HTTP client, which a stack needs late
+    from fairlead_cli.management import api_types
 
 REDRAW_INTERVAL_SECONDS = 1.0
 FIRST_ROUTE_TIMEOUT_SECONDS = 15.0
@@ -67,10 +71,12 @@ class StackRun:
             self._start_autoscaler_sync(directory, supervisor)
             supervisor.start()
             drawing_task = asyncio.ensure_future(self._draw(supervisor)) if self._screen.is_live else None
+            watch_task = asyncio.ensure_future(self._watch_hung_engines(supervisor))
             try:
                 self._publish_stack(directory)
                 await self._serve(supervisor, drawing_task)
             finally:
+                await _cancel(watch_task)
                 await self._stop_supervisor(supervisor)
                 await _cancel(drawing_task)
         finally:
@@ -182,6 +188,11 @@ class StackRun:
     async def _is_routing(self) -> bool:
         return await get_http_status(f"{self._config.manage.url}/readyz") == 200
 
+    async def _watch_hung_engines(self, supervisor: StackSupervisor) -> None:
+        routing = LazyGatewayRouting(self._config.manage.url, self._config.token)
+        hooks = HungEngineHooks(lambda: supervisor.engines, routing.fleet, supervisor.restart_engine, self.report_event)
+        await HungEngineWatch(hooks, self._clock, Limits()).run()
+
     async def _draw(self, supervisor: StackSupervisor) -> None:
         from fairlead_cli.local.view.live_view import Frame
         from fairlead_cli.local.view.process_views import process_views
@@ -255,6 +266,13 @@ class LazyGatewayRouting:
     def __init__(self, manage_url: str, token: str | None) -> None:
         self._manage_url = manage_url
         self._token = token
+
+    async def fleet(self) -> "api_types.Fleet":
+        """Returns the gateway's fleet. Raises StackUnreachable when the gateway does not answer."""
+        from fairlead_cli.management.client import ManagementClient
+
+        async with ManagementClient(self._manage_url, self._token) as management:
+            return await management.fleet()
 
     async def has_stopped_routing(self, instance_id: str) -> bool:
         """Whether the gateway routes no new request to this instance."""

@@ -118,7 +118,7 @@ class StackSupervisor:
         self._pools_without_sleep: set[tuple[str, str]] = set()
         self._sleep_controller: SleepController | None = None
         if sleep_calls is not None:
-            hooks = SleepHooks(self._is_idle, self._kill, self._write_fleet, on_event, self._on_sleep_rejected)
+            hooks = SleepHooks(self._is_idle, self.restart_engine, self._write_fleet, on_event, self._on_sleep_rejected)
             self._sleep_controller = SleepController(sleep_calls, clock, hooks)
 
     # --- start -------------------------------------------------------------------------------------------------------
@@ -339,8 +339,8 @@ class StackSupervisor:
         self._rescale(engine.pool, (engine.name,))
         self._write_fleet()
 
-    async def _kill(self, engine: EngineProcess) -> None:
-        """Ends the process of an engine; it is restarted."""
+    async def restart_engine(self, engine: EngineProcess) -> None:
+        """Ends the process of an engine; it is started again."""
         if engine.process is not None and engine.process.child is not None:
             await engine.process.child.stop(ENGINE_STOP_SECONDS)
 

@@ -65,7 +65,7 @@ def _add_routes(app: FastAPI, view: GatewayView) -> None:
     @app.get("/api/fleet", summary="Models and instances with their load", responses=_ERRORS)
     async def fleet() -> schemas.FleetOut:
         look = await view.status()
-        return fleet_out(view.fleet(), look.loads, view.clock.now(), look.health_of, look.index, look.learned_profile)
+        return fleet_out(view.fleet(), look, view.clock.now())
 
     @app.get("/api/stats", summary="The last minute and the totals, per model", responses=_ERRORS)
     async def stats(

@@ -112,6 +112,17 @@ class ProfileOut(_ResponseModel):
     error: float | None = Field(description="Mean relative error of the last single predictions.")
 
 
+class EjectionOut(_ResponseModel):
+    """An ejection by failures with which an engine may hang; load is none of them."""
+
+    seconds: float = Field(description="Seconds since the ejection, without any answer since then.")
+    cause: str = Field(description="The failures that led to it, as text.")
+    failed_probes: int = Field(
+        description="Probes of the gateway itself that failed since then; each asks for one token."
+    )
+    workers: int = Field(description="Number of workers that have ejected it.")
+
+
 class InstanceOut(_ResponseModel):
     """One instance: its state, its in-flight load from this gateway, and its signals."""
 
@@ -129,6 +140,12 @@ class InstanceOut(_ResponseModel):
     in_flight_tokens: float | None
     standing: str | None = Field(description="The health state: Healthy, Ejected, Probing or WarmingUp.")
     standing_reason: str | None = Field(description="The reason for any health state but Healthy, as text.")
+    ejection: EjectionOut | None = Field(
+        description="Null unless the instance is ejected, may hang, and has answered no worker since."
+    )
+    answer_age_seconds: float | None = Field(
+        description="Seconds since its last answer to any worker; null if it has answered none."
+    )
     signals: SignalsOut | None
     index: IndexOut | None = Field(description="Null if no instance of the model sends KV events.")
     profile: ProfileOut | None = Field(description="Null if nothing is learned, as with prefill instances.")

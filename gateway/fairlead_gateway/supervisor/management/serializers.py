@@ -1,32 +1,24 @@
 """Pure functions from the gateway's values to the JSON of the API."""
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from fairlead import decision
 from fairlead.fleet import model as fleet
 from fairlead.fleet.file import profile_fields
+from fairlead.fleet.hung_engines import EjectionReport
 from fairlead_gateway.supervisor.management import schemas
+from fairlead_gateway.supervisor.management.view import GatewayStatus
 from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile
-from fairlead_gateway.telemetry import LoadView
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
-from fairlead_gateway.telemetry.status_types import IndexStatus, InstanceIndexStatus, ModelIndexStatus
-
-HealthLookup = Callable[[str], tuple[str, str]]
+from fairlead_gateway.telemetry.status_types import InstanceIndexStatus, ModelIndexStatus
 
 
-def fleet_out(
-    snapshot: fleet.Fleet,
-    loads: Mapping[str, LoadView],
-    now: float,
-    health_of: HealthLookup | None = None,
-    index: IndexStatus = MappingProxyType({}),
-    learned_profile: Callable[[str], LearnedProfile | None] | None = None,
-) -> schemas.FleetOut:
+def fleet_out(snapshot: fleet.Fleet, status: GatewayStatus, now: float) -> schemas.FleetOut:
     """Returns the fleet with the in-flight load and the health state of each instance."""
+    index = status.index
     return schemas.FleetOut(
         version=snapshot.version,
         membership_epoch=snapshot.membership_epoch,
@@ -46,15 +38,7 @@ def fleet_out(
                 links=_links_out(index.get(key)),
                 wanted=_wanted_out(index.get(key)),
                 instances=[
-                    _instance_out(
-                        instance,
-                        loads.get(instance.id),
-                        now,
-                        health_of,
-                        index.get(key),
-                        learned_profile(instance.id) if learned_profile is not None else None,
-                    )
-                    for instance in snapshot.instances.get(key, ())
+                    _instance_out(instance, status, index.get(key), now) for instance in snapshot.instances.get(key, ())
                 ],
             )
             for key, model in snapshot.models.items()
@@ -104,14 +88,11 @@ def _scale_down_out(one: InstanceIndexStatus) -> schemas.ScaleDownOut | None:
 
 
 def _instance_out(
-    instance: fleet.Instance,
-    load: LoadView | None,
-    now: float,
-    health_of: HealthLookup | None,
-    look: ModelIndexStatus | None,
-    learned: LearnedProfile | None,
+    instance: fleet.Instance, status: GatewayStatus, look: ModelIndexStatus | None, now: float
 ) -> schemas.InstanceOut:
-    stands, why = health_of(instance.id) if health_of is not None else (None, None)
+    load, answered_at = status.loads.get(instance.id), status.answer_times.get(instance.id)
+    stands, why = status.health_of(instance.id) if status.health_of is not None else (None, None)
+    learned = status.learned_profile(instance.id) if status.learned_profile is not None else None
     return schemas.InstanceOut(
         id=instance.id,
         pool=instance.pool,
@@ -127,9 +108,19 @@ def _instance_out(
         in_flight_tokens=None if load is None else load.inflight_tokens,
         standing=stands,
         standing_reason=why or None,
+        ejection=_ejection_out(status.ejections.get(instance.id)),
+        answer_age_seconds=None if answered_at is None else max(0.0, now - answered_at),
         index=_index_out(look.instances.get(instance.id) if look is not None else None),
         signals=_signals_out(instance, now),
         profile=_profile_out(learned),
+    )
+
+
+def _ejection_out(report: EjectionReport | None) -> schemas.EjectionOut | None:
+    if report is None:
+        return None
+    return schemas.EjectionOut(
+        seconds=report.seconds, cause=report.cause, failed_probes=report.failed_probes, workers=report.workers
     )
 
 

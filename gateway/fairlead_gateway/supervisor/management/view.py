@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.fleet.model import Fleet
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.loop_lag import LoopLag
@@ -27,6 +28,8 @@ class GatewayStatus:
     peers: other gateways and the seconds since their last message; None without Redis.
     learned_profile: returns the learned profile of an instance.
     queued: the number of queued requests, by model.
+    ejections: the instances that have not answered since they were ejected.
+    answer_times: when each instance answered last, in monotonic seconds.
     """
 
     ready: bool
@@ -38,6 +41,8 @@ class GatewayStatus:
     peers: Sequence[tuple[str, float]] | None = None
     learned_profile: Callable[[str], LearnedProfile | None] | None = None
     queued: Mapping[str, int] = field(default_factory=dict)
+    ejections: Mapping[str, EjectionReport] = field(default_factory=dict)
+    answer_times: Mapping[str, float] = field(default_factory=dict)
 
 
 class GatewayView(Protocol):

@@ -173,7 +173,11 @@ class RouterRegistry:
         self._startup_times.observe_fleet(fleet, now)
         for routers in (self.serving, self.prefilling):
             routers.update_fleet(fleet, self._learned_profiles)
-        self._outlier_detector.retain(_instances(fleet).keys())
+        instances = _instances(fleet)
+        self._outlier_detector.retain(instances.keys())
+        if self._outlier_detector.ejection_records.by_instance:
+            ready = [name for name, instance in instances.items() if instance.state is InstanceState.READY]
+            self._outlier_detector.retain_ready(ready)
 
     def set_learned_profiles(self, profiles: Mapping[str, EngineProfile], now: float) -> None:
         """Adds learned engine profiles by instance; they take the place of those in the fleet."""

@@ -4,6 +4,7 @@ From the outside in: credentials and connections; routers and outlier detection;
 and their records; relay, stream resumption and forwarder.
 """
 
+import os
 import random
 
 from fairlead.engines.credentials import EngineCredentials
@@ -18,12 +19,14 @@ from fairlead_gateway.worker.proxy.relay import ResponseRelay
 from fairlead_gateway.worker.proxy.request_recorder import RequestRecorder
 from fairlead_gateway.worker.proxy.stream_resume import StreamResume
 from fairlead_gateway.worker.reporting.reporters import Reporters
+from fairlead_gateway.worker.resilience.ejection_prober import EjectionProber
 from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution
 from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.worker.resilience.retry import RetryBudget
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
+from fairlead_gateway.worker.upstream.hop_header import create_hop_id
 
 
 class ForwardingStack:
@@ -63,6 +66,7 @@ class ForwardingStack:
             retry_budget=retry_budget,
             fingerprint=self.poison_guard.fingerprint,
         )
+        self.ejection_prober = self._create_ejection_prober(runtime, secret)
         self.prefill_coordinator = PrefillCoordinator(
             runtime, routers=self.routers, pool=pool, telemetry=telemetry, poison_guard=self.poison_guard, random=draw
         )
@@ -99,6 +103,16 @@ class ForwardingStack:
             relay=self.relay,
         )
 
+    def _create_ejection_prober(self, runtime: WorkerRuntime, secret: bytes) -> EjectionProber:
+        return EjectionProber(
+            runtime,
+            failures=self.failures,
+            pool=self.pool,
+            fleet=lambda: self.routers.fleet,
+            hop_id=create_hop_id(secret),
+            salt=os.urandom(16).hex(),
+        )
+
     def create_fast_path(self, lifecycle: RequestLifecycle) -> FastPath:
         """Returns the fast path for the requests of `lifecycle`."""
         return FastPath(
@@ -119,6 +133,7 @@ class ForwardingStack:
         self.admission.update_fleet(fleet)
 
     def close(self) -> None:
-        """Cancels concurrent prefills and closes idle connections."""
+        """Cancels probes and concurrent prefills, and closes idle connections."""
+        self.ejection_prober.close()
         self.prefill_coordinator.close()
         self.pool.close()

@@ -118,6 +118,10 @@ class FailureAttribution:
         ):
             self._count_failure_of(context, timeout.instance_id, "timeout")
 
+    def on_probe_failed(self, model_key: str, instance: str, cause: str) -> None:
+        """Records a failed probe of the worker itself, which depends on no client's request."""
+        self._count_failure(model_key, instance, cause, None)
+
     def stall_timeout(self, context: RequestContext, activity: EndpointActivity) -> StallTimeout:
         """Returns the stall timeout of the current attempt."""
         should_abandon = self._on_soft_stall if context.transfer is None else _abandon_always

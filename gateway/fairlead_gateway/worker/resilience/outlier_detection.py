@@ -9,7 +9,8 @@ At most half of a model's ready instances are ejected, so that a fault of the ne
 requests cannot empty a fleet. The ejection time grows with each ejection, and has jitter.
 
 Then one request probes the instance. If it succeeds, the instance *warms up*: its share of requests
-grows from a tenth to all. A failure meanwhile ejects it again.
+grows from a tenth to all. A failure meanwhile ejects it again. The probe is a client's request, or
+one of the worker itself (`ejection_prober`).
 
 The module is pure: times are arguments, and the jitter is passed in.
 """
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.telemetry.status_types import HealthState
+from fairlead_gateway.worker.resilience.ejection_records import EjectionRecords, is_ending_cause
 from fairlead_gateway.worker.resilience.fault_evidence import FaultEvidence, FaultSource
 
 _WINDOW_SECONDS = 10.0
@@ -52,6 +54,7 @@ class _InstanceHealth:
     ejected_until: float = 0.0
     is_probed: bool = False
     warm_up_credit: float = 0.0
+    answered_at: float | None = None
     reason: str = ""
 
     def clear_failures(self) -> None:
@@ -68,9 +71,11 @@ class OutlierDetector:
     """The health of every instance as one worker sees it, and which instances are ejected.
 
     jitter: returns numbers from 0 to 1.
+    ejection_records: the instances that have not answered since they were ejected.
     """
 
     def __init__(self, limits: Limits, jitter: Callable[[], float]) -> None:
+        self.ejection_records = EjectionRecords(limits)
         self._limits = limits
         self._jitter = jitter
         self._records: dict[str, _InstanceHealth] = {}
@@ -86,6 +91,14 @@ class OutlierDetector:
         for departed in self._records.keys() - set(ids):
             del self._records[departed]
             self._unhealthy.discard(departed)
+
+    def retain_ready(self, ids: Collection[str]) -> None:
+        """Ends the ejection records of instances that are not ready any more."""
+        self.ejection_records.retain(ids)
+
+    def answer_times(self) -> dict[str, float]:
+        """Returns when each instance answered last, in monotonic seconds."""
+        return {name: record.answered_at for name, record in self._records.items() if record.answered_at is not None}
 
     def ejected(self, ready: Collection[str], now: float) -> Mapping[str, str]:
         """Returns the ready instances that should not get the next request, with reasons as text.
@@ -120,6 +133,9 @@ class OutlierDetector:
         if record is None:
             record = self._records[instance] = _InstanceHealth()
         record.recent.append((now, True, caller, None))
+        record.answered_at = now
+        if self.ejection_records.by_instance:
+            self.ejection_records.end(instance)
         if record.consecutive_failures:
             record.clear_failures()
         if record.state is HealthState.PROBING and record.is_probed:
@@ -144,14 +160,18 @@ class OutlierDetector:
         record.recent.append((now, False, ANONYMOUS if source is None else source.caller, source))
         record.consecutive_failures[cause] += 1
         record.evidence.add(source)
+        self.ejection_records.on_failure(instance, cause)
         if record.state is HealthState.EJECTED and now < record.ejected_until:
             return False  # a request that was there when it was ejected
         if self._needs_threshold(record, source, now) and not self._exceeds_threshold(record, now):
             return False
         ejected = sum(name in self._unhealthy for name in ready if name != instance)
         if ejected + 1 > self._limits.ejected_share * len(ready):
+            if len(ready) == 1 and instance in ready:
+                self._begin_ejection_record(instance, record, cause, now)
             return False
         self._eject(instance, record, now)
+        self._begin_ejection_record(instance, record, cause, now)
         return True
 
     def health(self, instance: str, now: float) -> tuple[HealthState, str]:
@@ -197,6 +217,12 @@ class OutlierDetector:
         record.ejected_until = now + pause * (0.8 + 0.4 * self._jitter())
         record.reason = _describe_failures(record.consecutive_failures)
         self._unhealthy.add(instance)
+
+    def _begin_ejection_record(self, instance: str, record: _InstanceHealth, cause: str, now: float) -> None:
+        """Begins a record, unless `cause`, the last failure, shows that nothing listens."""
+        failures = record.consecutive_failures
+        if not is_ending_cause(cause):
+            self.ejection_records.begin(instance, failures, _describe_failures(failures), now)
 
     def _advance(self, instance: str, record: _InstanceHealth, now: float) -> None:
         """Applies the transitions of time: from ejected to probing, and from warming to healthy."""

@@ -49,8 +49,10 @@ class UpstreamError(Exception):
 class EndpointActivity:
     """The activity of one engine address, over all its connections.
 
-    receive_count: grows with every read from the address.
+    receive_count: grows with every read of a part of a body, or of the end of a response.
     probing: the connections that wait for the result of a probe.
+
+    Why heads do not count: a server whose core hangs sends the head of a stream at once.
     """
 
     __slots__ = ("probing", "receive_count")
@@ -195,7 +197,6 @@ class EngineConnection:
             return
         status_before = self._status
         self._received_any = True
-        self.activity.receive_count += 1
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -210,10 +211,12 @@ class EngineConnection:
                 return
         chunks, self._chunks = self._chunks, []
         if self._complete:
+            self.activity.receive_count += 1
             self._sink = None
             self._release()
             sink.on_body(chunks, True)
         elif chunks:
+            self.activity.receive_count += 1
             self._body_started = True
             self._arm_silence_timer(self._idle_seconds)
             sink.on_body(chunks, False)

@@ -12,15 +12,19 @@ import pytest
 
 from fairlead.errors import BadInput
 from fairlead.fleet.file import parse_fleet_file
+from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model
-from fairlead.runtime.clock import SystemClock
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead_cli.addresses import find_free_ports
 from fairlead_cli.errors import StartFailed
+from fairlead_cli.local.hung_engine_watch import HungEngineHooks, HungEngineWatch
 from fairlead_cli.local.processes.child_process import ProcessCommand
 from fairlead_cli.local.processes.managed_process import ManagedProcess, ProcessPhase
 from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
+from fairlead_cli.management import api_types
 from fairlead_testing.processes import is_alive, wait_until
 
 PATIENCE = 120.0
@@ -162,6 +166,31 @@ def test_restarted_engine_keeps_its_id(tmp_path: Path) -> None:
         await fixture.until(lambda: list(fixture.states().values()) == [InstanceState.READY] * 2)
         assert fixture.file().instances[KEY] == before
         assert any(line.startswith("main-0 ended (SIGKILL); again in 250ms") for line in fixture.events)
+
+    run_scenario(tmp_path, scenario)
+
+
+def test_hung_engine_is_restarted_once_and_the_others_run_on(tmp_path: Path) -> None:
+    async def scenario(fixture: StackFixture) -> None:
+        await start(fixture)
+        supervisor = fixture.supervisor
+        hung, other = (engine.process for engine in supervisor.engines)
+        assert hung is not None
+        assert hung.child is not None
+        assert other is not None
+        os.kill(hung.child.pid, signal.SIGSTOP)  # /health of a hung core would still say 200
+        report = EjectionReport(75.0, "3 timeouts", failed_probes=2, workers=1)
+
+        async def fleet() -> api_types.Fleet:
+            instances = [api_types.Instance(supervisor.engines[0].instance_ids()[0], ejection=report)]
+            return api_types.Fleet(1, [api_types.Model(KEY, "default", "m", instances=instances)])
+
+        hooks = HungEngineHooks(lambda: supervisor.engines, fleet, supervisor.restart_engine, fixture.events.append)
+        watch = HungEngineWatch(hooks, ManualClock(SystemClock.now() + 1_000.0), Limits())
+        await watch.poll()
+        await fixture.until(lambda: hung.phase is ProcessPhase.READY and hung.restarts == 1)
+        assert other.restarts == 0
+        assert sum("main-0 hangs and is restarted: 2 probes failed" in line for line in fixture.events) == 1
 
     run_scenario(tmp_path, scenario)
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 import pytest
 
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
+from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
@@ -44,6 +45,8 @@ class SimulatedGateway:
         self.random = random.Random(seed)
         self.served = 0
         self.health_state: Callable[[str], tuple[str, str]] | None = None
+        self.ejections: dict[str, EjectionReport] = {}
+        self.answer_times: dict[str, float] = {}
 
     def fleet(self) -> Fleet:
         return self.snapshot
@@ -56,7 +59,15 @@ class SimulatedGateway:
         return self.telemetry.started_at
 
     async def status(self) -> GatewayStatus:
-        return GatewayStatus(self.is_ready, self.notes, self.ledger, self.health_state, self.lag)
+        return GatewayStatus(
+            self.is_ready,
+            self.notes,
+            self.ledger,
+            self.health_state,
+            self.lag,
+            ejections=self.ejections,
+            answer_times=self.answer_times,
+        )
 
     async def counters(self, *, windows: bool) -> MetricsRecorder:
         return self.telemetry

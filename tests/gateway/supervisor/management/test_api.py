@@ -8,6 +8,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from fairlead.decision import Decision, DecisionText
+from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.fleet.model import Fleet, Model
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.supervisor.management import GatewayView, create_management_app
@@ -57,6 +58,20 @@ def test_the_fleet_shows_each_instance_with_its_load_and_the_age_of_its_signals(
     assert first["in_flight"] == 2
     assert abs(first["signals"]["age_seconds"] - 0.8) < 1e-6
     assert first["signals"]["prefix_hit_share"] == 0.2
+
+
+def test_fleet_shows_an_ejection_without_answers_and_the_age_of_the_last_answer(
+    clock: ManualClock, made_up: Any
+) -> None:
+    first, second = (instance.id for instance in made_up.snapshot.instances["chat/llama-70b"][:2])
+    made_up.ejections = {first: EjectionReport(75.0, "3 timeouts", 2, 1)}
+    made_up.answer_times = {first: clock.now() - 90.0, second: clock.now() - 2.0}
+    found = {instance["id"]: instance for instance in _json(made_up, "/api/fleet")["models"][0]["instances"]}
+    ejection = {"seconds": 75.0, "cause": "3 timeouts", "failed_probes": 2, "workers": 1}
+    assert (found[first]["ejection"], found[first]["answer_age_seconds"]) == (ejection, 90.0)
+    assert (found[second]["ejection"], found[second]["answer_age_seconds"]) == (None, 2.0)
+    others = [instance for name, instance in found.items() if name not in (first, second)]
+    assert {instance["answer_age_seconds"] for instance in others} == {None}
 
 
 def test_signals_that_never_came_are_null(clock: ManualClock, made_up: Any) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_gateway.supervisor.management.serializers import fleet_out
+from fairlead_gateway.supervisor.management.view import GatewayStatus
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine, token, well_behaved
 from fairlead_testing.engines.simulated_process import engine_processes
@@ -79,7 +80,9 @@ def test_an_engine_that_fails_sits_out_and_every_place_says_why(fault: Script) -
             (why,) = [one.why for one in decision.rejected if one.id == "e-0/0/0"]
             assert why.startswith("ejected ")
             stack, now = running.gateway.stack, running.gateway.runtime.now()
-            shown = fleet_out(stack.routers.fleet, running.loads(), now, stack.failures.describe)
+            lag = running.gateway.loop_lag
+            status = GatewayStatus(True, [], running.loads(), stack.failures.describe, lag)
+            shown = fleet_out(stack.routers.fleet, status, now)
             assert [one.standing for one in shown.models[0].instances] == ["Ejected", "Healthy"]
             text = running.gateway.telemetry.render(stack.routers.fleet, running.loads(), now).decode()
             assert 'fairlead_gateway_instance_ejections_total{model="default/tiny",instance="e-0/0/0"} 1' in text

@@ -72,6 +72,53 @@ def test_an_engine_that_says_nothing_and_listens_no_more_is_left_for_another(bod
     run_async(main())
 
 
+class _RecordingSink:
+    """Notes when the head and the end of a response have come."""
+
+    def __init__(self) -> None:
+        self.head = asyncio.Event()
+        self.end = asyncio.Event()
+
+    def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
+        self.head.set()
+
+    def on_body(self, chunks: list[bytes], complete: bool) -> None:
+        if complete:
+            self.end.set()
+
+    def on_error(self, error: UpstreamError) -> None:
+        raise error
+
+    def on_silence(self) -> float:
+        return 0.0
+
+
+def test_head_of_a_stream_is_no_activity_since_a_hung_core_sends_no_body() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        await tokens_wanted.wait()
+        await call.event(token("a"))
+        await call.finish()
+
+    async def main() -> None:
+        nonlocal tokens_wanted
+        tokens_wanted = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
+        async with scripted_engine(script) as engine:
+            sink, connection = _RecordingSink(), await pool.connect(engine.url)
+            connection.send_request([b"POST / HTTP/1.1\r\nhost: e\r\ncontent-length: 0\r\n\r\n"], sink, 60.0)
+            await sink.head.wait()
+            assert pool.activity(engine.url).receive_count == 0
+            tokens_wanted.set()
+            await sink.end.wait()
+            assert pool.activity(engine.url).receive_count > 0
+            pool.close()
+
+    tokens_wanted: asyncio.Event
+    run_async(main())
+
+
 def test_an_engine_that_says_nothing_and_listens_is_waited_for() -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()

@@ -1,0 +1,125 @@
+"""The worker's own probes of ejected instances: requests for one token.
+
+An ejected instance gets no requests, or one that a client waits for. So the worker itself probes an
+instance whose ejection record (`ejection_records`) is old enough: one probe at a time, spaced, each
+with a time limit. An answer ends the record, and the instance returns as after the probe of a
+client. Silence, a connect timeout and 5xx count as failed probes.
+
+These say nothing about the engine: 429, 503, any other 4xx, and failures of the gateway itself. An
+engine that sent bytes to another request meanwhile is slow, and does not hang.
+
+A probe's prompt is shorter than a block of any engine, and its `cache_salt` is private to the
+process. So it changes no cache.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from fairlead.fleet.model import Fleet, Instance, InstanceState
+from fairlead_gateway.worker.resilience.ejection_records import EjectionRecords, is_hang_cause
+from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution
+from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
+from fairlead_gateway.worker.upstream.engine_call import EngineCallFailed, call_engine
+from fairlead_gateway.worker.upstream.request_encoder import request_prefix
+
+_POLL_SECONDS: Final = 1.0
+_PATH: Final = "/v1/completions"
+_PROMPT: Final = "hi"
+_encode = msgspec.json.Encoder().encode
+
+
+class EjectionProber:
+    """The sender of probes to instances that do not answer.
+
+    fleet: returns the fleet that requests are routed over.
+    hop_id: this gateway, for the hop header.
+    salt: the private `cache_salt` of this process.
+    """
+
+    def __init__(
+        self,
+        runtime: WorkerRuntime,
+        *,
+        failures: FailureAttribution,
+        pool: ConnectionPool,
+        fleet: Callable[[], Fleet],
+        hop_id: str,
+        salt: str,
+    ) -> None:
+        self._loop = runtime.loop
+        self._now = runtime.now
+        self._timeout_seconds: float = runtime.limits.ejection_probe_seconds
+        self._failures = failures
+        self._detector = failures.outlier_detector
+        self._records: EjectionRecords = failures.outlier_detector.ejection_records
+        self._pool = pool
+        self._fleet = fleet
+        self._hop_id = hop_id
+        self._salt = salt
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+        self._records.on_begin = self._arm
+
+    def close(self) -> None:
+        """Cancels all probes."""
+        self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+    def poll(self) -> None:
+        """Sends the probes that are due now."""
+        due = set(self._records.due(self._now()))
+        if not due:
+            return
+        for key, instances in self._fleet().instances.items():
+            for instance in instances:
+                if instance.id in due and instance.state is InstanceState.READY:
+                    self._records.on_probe_sent(instance.id, self._now())
+                    task = self._loop.create_task(self._probe(key, instance))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+
+    def _arm(self) -> None:
+        """Polls in a second, and again as long as an instance has a record."""
+        if self._timer is None and not self._is_closed:
+            self._timer = self._loop.call_later(_POLL_SECONDS, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.poll()
+        if self._records.by_instance:
+            self._arm()
+
+    async def _probe(self, key: str, instance: Instance) -> None:
+        """Probes one instance and records the result."""
+        has_failed = False
+        activity = self._pool.activity(instance.url)
+        received = activity.receive_count
+        self._detector.on_dispatch(instance.id)
+        try:
+            await call_engine(self._pool, instance.url, self._message(instance), self._timeout_seconds)
+            self._detector.on_success(instance.id, self._now())
+        except EngineCallFailed as failure:
+            if failure.cause == "timeout" and activity.receive_count != received:
+                self._records.restart(instance.id, self._now())
+            elif failure.is_suspicious:
+                has_failed = is_hang_cause(failure.cause)
+                self._failures.on_probe_failed(key, instance.id, failure.cause)
+        finally:
+            self._records.on_probe_ended(instance.id, has_failed=has_failed)
+            self._detector.on_inconclusive(instance.id)
+
+    def _message(self, instance: Instance) -> list[bytes]:
+        """Returns the request for one token, as this instance gets it."""
+        model = instance.model if instance.served_name is None else instance.served_name
+        body = _encode({"model": model, "prompt": _PROMPT, "max_tokens": 1, "temperature": 0, "cache_salt": self._salt})
+        prefix = request_prefix("POST", _PATH, instance.url, self._hop_id)
+        rank = f"x-data-parallel-rank: {instance.dp_rank}\r\n" if instance.dp_rank is not None else ""
+        return [f"{prefix.text}{len(body)}\r\n{rank}\r\n".encode("latin-1") + body]

@@ -1,0 +1,121 @@
+"""The records of instances that are ejected for failures by which an engine may hang.
+
+A record begins with the ejection and lasts until the instance answers. It outlives the ejection's
+pause: a probe that fails does not reset it. It shows that an engine hangs although its
+`/health` says 200, and must be replaced (`fairlead.fleet.hung_engines`).
+
+Silence, connect timeouts and 5xx begin a record. Overload is never a failure, so it begins none. A
+refused connection ends it: nothing listens, and what runs the engine sees that itself.
+
+The only ready instance of a model is never ejected. It gets a record instead when its failures
+would suffice.
+
+The module is pure.
+"""
+
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from fairlead.limits import Limits
+
+_HANG_CAUSES: Final = frozenset({"timeout", "connect-timeout"})
+_ENDING_CAUSES: Final = frozenset({"refused", "gone"})
+_SERVER_ERROR_PREFIX: Final = "status-5"
+
+
+@dataclass(slots=True)
+class EjectionRecord:
+    """One instance that has not answered since it was ejected.
+
+    since: the ejection, in monotonic seconds.
+    cause: the failures that led to it, as text.
+    failed_probes: one-token probes of this worker that failed since then.
+    probed_at: when the last of these probes was sent; None: none was.
+    is_probing: a probe has been sent and has not ended.
+    """
+
+    since: float
+    cause: str
+    failed_probes: int = 0
+    probed_at: float | None = None
+    is_probing: bool = False
+
+
+class EjectionRecords:
+    """The ejection records of one worker, by instance.
+
+    on_begin: called when a record begins; replaced by the prober.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.by_instance: dict[str, EjectionRecord] = {}
+        self.on_begin: Callable[[], None] = _ignore
+        self._after_seconds: float = limits.ejection_probe_after_seconds
+        self._interval_seconds: float = limits.ejection_probe_interval_seconds
+
+    def begin(self, instance: str, causes: Iterable[str], text: str, now: float) -> None:
+        """Begins a record, unless there is one or no cause can be that of an engine that hangs.
+
+        causes: words of the closed list of failures.
+        text: the same failures as text.
+        """
+        if instance not in self.by_instance and any(is_hang_cause(cause) for cause in causes):
+            self.by_instance[instance] = EjectionRecord(now, text)
+            self.on_begin()
+
+    def end(self, instance: str) -> None:
+        """Ends the record of an instance that has answered."""
+        self.by_instance.pop(instance, None)
+
+    def restart(self, instance: str, now: float) -> None:
+        """Restarts the record of an instance that has sent bytes to another request."""
+        record = self.by_instance.get(instance)
+        if record is not None:
+            record.since, record.failed_probes = now, 0
+
+    def retain(self, ids: Container[str]) -> None:
+        """Ends the records of all other instances."""
+        for instance in [known for known in self.by_instance if known not in ids]:
+            del self.by_instance[instance]
+
+    def on_failure(self, instance: str, cause: str) -> None:
+        """Ends the record if the failure shows that nothing listens."""
+        if is_ending_cause(cause):
+            self.end(instance)
+
+    def due(self, now: float) -> list[str]:
+        """Returns the instances that are to be probed now."""
+        return [instance for instance, record in self.by_instance.items() if self._is_due(record, now)]
+
+    def on_probe_sent(self, instance: str, now: float) -> None:
+        """Records that a probe was sent."""
+        record = self.by_instance.get(instance)
+        if record is not None:
+            record.probed_at, record.is_probing = now, True
+
+    def on_probe_ended(self, instance: str, *, has_failed: bool) -> None:
+        """Records the end of a probe; `has_failed` if the engine may hang."""
+        record = self.by_instance.get(instance)
+        if record is not None and record.is_probing:
+            record.is_probing = False
+            record.failed_probes += has_failed
+
+    def _is_due(self, record: EjectionRecord, now: float) -> bool:
+        if record.is_probing or now - record.since < self._after_seconds:
+            return False
+        return record.probed_at is None or now - record.probed_at >= self._interval_seconds
+
+
+def is_hang_cause(cause: str) -> bool:
+    """Whether an engine that hangs can fail so: with silence, a connect timeout or 5xx."""
+    return cause in _HANG_CAUSES or cause.startswith(_SERVER_ERROR_PREFIX)
+
+
+def is_ending_cause(cause: str) -> bool:
+    """Whether a failure shows that nothing listens: the engine has ended, and does not hang."""
+    return cause in _ENDING_CAUSES
+
+
+def _ignore() -> None:
+    """Ignores that a record begins; the default of `on_begin`."""

@@ -1,0 +1,181 @@
+"""The worker's own probes of ejected instances, with a clock under the test's control."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from fairlead.engines.credentials import EngineCredentials
+from fairlead.fleet.model import InstanceState
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
+from fairlead_gateway.telemetry.status_types import HealthState
+from fairlead_gateway.worker.proxy.gateway import Gateway, GatewaySecrets
+from fairlead_gateway.worker.resilience.ejection_records import EjectionRecord
+from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine, scripted_engine
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.waiting import wait_until
+
+LIMITS = Limits(ejection_probe_after_seconds=10.0, ejection_probe_interval_seconds=15.0, ejection_probe_seconds=0.02)
+HUNG, OTHER = "e-0/0/0", "e-1/1/0"
+
+
+async def hangs(call: EngineCall) -> None:
+    await call.wait_closed()
+
+
+async def answers(call: EngineCall) -> None:
+    await call.respond({"object": "text_completion", "choices": [{"index": 0, "text": "x"}]})
+
+
+class ProberFixture:
+    """A gateway without clients; its first instance was ejected at 0 s after three timeouts."""
+
+    def __init__(self, urls: list[str], limits: Limits) -> None:
+        self.clock = ManualClock()
+        runtime = WorkerRuntime(self.clock, limits, asyncio.get_running_loop())
+        secrets = GatewaySecrets(b"a secret of the test", EngineCredentials({}, runtime.now))
+        self.gateway = Gateway(runtime, secrets, create_request_id=lambda: "req")
+        self.gateway.update_fleet(fleet_of(urls))
+        self.detector = self.gateway.stack.failures.outlier_detector
+        self.urls = urls
+        for _ in range(3):
+            self.detector.on_failure(HUNG, "timeout", 0.0, (HUNG, OTHER))
+
+    @property
+    def record(self) -> EjectionRecord | None:
+        return self.detector.ejection_records.by_instance.get(HUNG)
+
+    def state(self) -> HealthState:
+        return self.detector.health(HUNG, self.clock.now())[0]
+
+    def poll_at(self, now: float) -> None:
+        self.clock.advance(now - self.clock.now())
+        self.gateway.stack.ejection_prober.poll()
+
+    async def wait_probe_ended(self) -> None:
+        await wait_until(lambda: self.record is None or not self.record.is_probing)
+
+
+@asynccontextmanager
+async def prober(script: Script, limits: Limits = LIMITS) -> AsyncIterator[tuple[ProberFixture, ScriptedEngine]]:
+    async with scripted_engine(script) as engine, scripted_engine() as other:
+        fixture = ProberFixture([engine.url, other.url], limits)
+        try:
+            yield fixture, engine
+        finally:
+            fixture.gateway.close()
+
+
+def test_hanging_engine_gets_spaced_probes_for_one_token_which_fail() -> None:
+    async def main() -> None:
+        async with prober(hangs) as (fixture, engine):
+            fixture.poll_at(9.0)
+            assert engine.calls == []
+            for number, now in ((1, 10.0), (2, 25.0), (3, 40.0)):
+                fixture.poll_at(now)
+                fixture.poll_at(now)  # one at a time
+                await fixture.wait_probe_ended()
+                fixture.poll_at(now + 14.0)  # too early for the next one
+                assert fixture.record is not None
+                assert (fixture.record.since, fixture.record.cause) == (0.0, "3 timeouts")
+                assert (fixture.record.failed_probes, len(engine.calls)) == (number, number)
+            bodies = [call.json for call in engine.calls]
+            assert bodies[0] | {"cache_salt": ""} == {
+                "model": "tiny",
+                "prompt": "hi",
+                "max_tokens": 1,
+                "temperature": 0,
+                "cache_salt": "",
+            }
+            assert len({body["cache_salt"] for body in bodies}) == 1
+            assert len(bodies[0]["cache_salt"]) == 32
+
+    run_async(main())
+
+
+def test_failed_probe_ejects_an_instance_that_was_to_return() -> None:
+    async def main() -> None:
+        async with prober(hangs) as (fixture, _):
+            fixture.clock.advance(10.0)
+            assert fixture.state() is HealthState.PROBING
+            fixture.poll_at(10.0)
+            await wait_until(lambda: not fixture.detector.is_usable(HUNG, 10.0))  # no client waits for it too
+            await fixture.wait_probe_ended()
+            assert fixture.state() is HealthState.EJECTED
+
+    run_async(main())
+
+
+def test_answered_probe_ends_the_record_and_the_instance_warms_up() -> None:
+    async def main() -> None:
+        async with prober(answers, Limits(ejection_probe_after_seconds=10.0)) as (fixture, _):
+            fixture.clock.advance(10.0)
+            assert fixture.state() is HealthState.PROBING
+            fixture.poll_at(10.0)
+            await wait_until(lambda: fixture.record is None)
+            assert fixture.state() is HealthState.WARMING
+
+    run_async(main())
+
+
+@pytest.mark.parametrize(
+    ("status", "failed_probes"),
+    [
+        ("500 Internal Server Error", 1),
+        ("503 Service Unavailable", 0),
+        ("429 Too Many Requests", 0),
+        ("404 Not Found", 0),
+    ],
+)
+def test_only_server_errors_count_as_failed_probes_and_load_does_not(status: str, failed_probes: int) -> None:
+    async def fails(call: EngineCall) -> None:
+        await call.respond({"error": {"message": "no"}}, status)
+
+    async def main() -> None:
+        async with prober(fails, Limits(ejection_probe_after_seconds=10.0)) as (fixture, _):
+            fixture.poll_at(10.0)
+            await fixture.wait_probe_ended()
+            assert fixture.record is not None
+            assert (fixture.record.since, fixture.record.failed_probes) == (0.0, failed_probes)
+
+    run_async(main())
+
+
+def test_engine_that_sends_to_another_request_is_slow_and_does_not_hang() -> None:
+    async def main() -> None:
+        async with prober(hangs) as (fixture, engine):
+            fixture.poll_at(10.0)
+            await wait_until(lambda: len(engine.calls) == 1)
+            fixture.gateway.stack.pool.activity(engine.url).receive_count += 1
+            await fixture.wait_probe_ended()
+            assert fixture.record is not None
+            assert (fixture.record.since, fixture.record.failed_probes) == (10.0, 0)
+
+    run_async(main())
+
+
+def test_engine_that_listens_no_more_is_not_reported_as_hung() -> None:
+    async def main() -> None:
+        async with prober(hangs) as (fixture, engine):
+            assert engine.server is not None
+            engine.server.close()
+            await engine.server.wait_closed()
+            fixture.poll_at(10.0)
+            await wait_until(lambda: fixture.record is None)
+            assert fixture.state() is HealthState.EJECTED
+
+    run_async(main())
+
+
+def test_instance_that_is_not_ready_any_more_gets_no_probe() -> None:
+    async def main() -> None:
+        async with prober(hangs) as (fixture, engine):
+            fixture.gateway.update_fleet(fleet_of(fixture.urls, version=2, states=[InstanceState.STARTING]))
+            fixture.poll_at(10.0)
+            assert fixture.record is None
+            assert engine.calls == []
+
+    run_async(main())
