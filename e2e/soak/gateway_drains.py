@@ -35,7 +35,7 @@ GATEWAYS = 3
 ROUNDS = 2
 TOKEN_SECONDS = 1.0
 LATE_SECONDS = 0.2
-"""How long clients may still connect to a gateway after its SIGTERM."""
+"""The time for which clients may still connect to a gateway after its SIGTERM."""
 STREAMS = ("FAIRLEAD_SOAK_STREAMS", 60, 1_000)
 PATIENCE_SECONDS = 90.0
 """The time that a stream may take beyond its tokens."""

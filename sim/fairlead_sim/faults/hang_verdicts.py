@@ -1,6 +1,6 @@
 """Verdicts on engines that hang, in fault runs: none may be about an engine that works.
 
-The simulated routers know no failures of engines. So an observer beside them feeds one outlier
+The simulated routers know no failures of engines. So an observer before them feeds one outlier
 detector of production per gateway with what the gateway would see:
 
 - the first token of a request is an answer, and later tokens are bytes;
@@ -12,7 +12,7 @@ detector of production per gateway with what the gateway would see:
   in the engine. It fails after `ejection_probe_seconds`.
 
 Each second the verdict of production is asked about each engine in service. It is *wrong* if the
-engine works, however slow it is, and whoever does not reach it.
+engine works, however slow it is, and also if no gateway reaches it.
 """
 
 from bisect import bisect_right
@@ -83,7 +83,7 @@ class _Probe:
 
 
 class _GatewayView:
-    """What one gateway knows of the engines."""
+    """The knowledge that one gateway has of the engines."""
 
     def __init__(self, seed: str) -> None:
         self.detector = OutlierDetector(_LIMITS, Random(seed).random)

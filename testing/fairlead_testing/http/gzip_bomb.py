@@ -1,4 +1,4 @@
-"""A small HTTP response that two decompressions turn into two gibibytes, and a server that sends it."""
+"""A small HTTP response that two decompressions turn into two gibibytes, and its server."""
 
 import contextlib
 import socket

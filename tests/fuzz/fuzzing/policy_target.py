@@ -1,8 +1,8 @@
 """A fuzz target: the policy on body fields, compared with a second implementation.
 
 The second implementation reads the body with the standard library's JSON parser. It says which
-members an engine should get, or which field is refused. What the checking process tells of a body
-must lead to the same result as the worker's own parse.
+members an engine should get, or which field is refused. The description of a body by the checking
+process must lead to the same result as the worker's own parse.
 """
 
 import json
