@@ -133,6 +133,12 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             2,
         ),
         Benchmark(
+            "hardening",
+            "fairlead_bench.hardening.benchmark",
+            "attacks on control requests, connections, callers, namespaces, engines and the event loop",
+            5,
+        ),
+        Benchmark(
             "gateway",
             "fairlead_bench.gateway.benchmark",
             "processor time and memory of the gateway, compared with Envoy, nginx and others",

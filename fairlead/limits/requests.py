@@ -35,6 +35,10 @@ class HttpLimits:
     tls_shutdown_seconds: float = limit(2.0, "how long a closing connection waits for a TLS client's close_notify")
     pipelined_requests: int = limit(16, "requests read ahead on one connection; then reading pauses")
     write_high_bytes: int = limit(256 * 1024, "unsent bytes to a slow client before its engine is paused")
+    kernel_unsent_bytes: int = limit(
+        128 * 1024,
+        "unsent bytes of one client connection that the kernel takes; more wait in the worker, which sees them",
+    )
     min_read_rate: int = limit(
         1_024, "bytes a second that a client reads, averaged over `body_idle_seconds`; a slower connection is closed"
     )

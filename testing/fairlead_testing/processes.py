@@ -1,10 +1,12 @@
-"""Helpers for processes in tests: life, descendants and ports."""
+"""Helpers for processes in tests: life, descendants, descriptors and ports."""
 
+import contextlib
 import os
 import random
+import resource
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PATIENCE_SECONDS = 120.0
@@ -63,6 +65,25 @@ def unused_port() -> int:
             except OSError:
                 continue
         return port
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Leaves this process without a free descriptor until the block ends."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fillers = [os.dup(0)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[0] + 1, hard))
+    try:
+        while True:
+            try:
+                fillers.append(os.dup(0))
+            except OSError:
+                break
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for filler in fillers:
+            os.close(filler)
 
 
 def wait_until(condition: Callable[[], bool], what: str, patience_seconds: float = PATIENCE_SECONDS) -> None:

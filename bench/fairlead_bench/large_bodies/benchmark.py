@@ -28,13 +28,14 @@ from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.worker.proxy.gateway import Gateway, GatewaySecrets
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
-_CHAT, _COMPLETION = "/v1/chat/completions", "/v1/completions"
+CHAT_PATH, COMPLETION_PATH = "/v1/chat/completions", "/v1/completions"
+IDLE = "nothing"
+"""The name of the stall of a loop that does nothing."""
 _SIZE = 31 * 1024 * 1024
 _VALUES = 2_000_000
 _PROBE_SECONDS = 0.001
 _IDLE_SECONDS = 0.3
 _MAX_STALL_SECONDS = 0.02
-_IDLE = "nothing"
 _WORST = "longest stall of a worker's loop: in a process ÷ in a thread"
 _OVER = "bodies that stall a loop by 20 ms more than nothing does"
 
@@ -48,14 +49,14 @@ def make_bodies(seed: int) -> Mapping[str, tuple[str, bytes]]:
     transfer = b'{"model":"tiny","kv_transfer_params":{"a":1},'
     short = b",".join(b'{"role":"user","content":"%d","name":null,"x":1}' % n for n in range(150_000))
     return {
-        "2 million token ids": (_COMPLETION, b'{"model":"tiny","prompt":[' + b",".join(numbers) + b"]}"),
-        "plain text": (_CHAT, b'{"model":"tiny",' + message % text),
-        "escaped characters": (_CHAT, b'{"model":"tiny",' + message % escapes),
-        "characters of two bytes": (_CHAT, b'{"model":"tiny",' + message % ("é" * (_SIZE // 2)).encode()),
-        "kv_transfer_params and plain text": (_CHAT, transfer + message % text),
-        "kv_transfer_params and escapes": (_CHAT, transfer + message % escapes),
-        "a greedy stream": (_CHAT, b'{"model":"tiny","stream":true,"temperature":0,' + message % text),
-        "150,000 messages": (_CHAT, b'{"model":"tiny","messages":[' + short + b"]}"),
+        "2 million token ids": (COMPLETION_PATH, b'{"model":"tiny","prompt":[' + b",".join(numbers) + b"]}"),
+        "plain text": (CHAT_PATH, b'{"model":"tiny",' + message % text),
+        "escaped characters": (CHAT_PATH, b'{"model":"tiny",' + message % escapes),
+        "characters of two bytes": (CHAT_PATH, b'{"model":"tiny",' + message % ("é" * (_SIZE // 2)).encode()),
+        "kv_transfer_params and plain text": (CHAT_PATH, transfer + message % text),
+        "kv_transfer_params and escapes": (CHAT_PATH, transfer + message % escapes),
+        "a greedy stream": (CHAT_PATH, b'{"model":"tiny","stream":true,"temperature":0,' + message % text),
+        "150,000 messages": (CHAT_PATH, b'{"model":"tiny","messages":[' + short + b"]}"),
     }
 
 
@@ -82,7 +83,8 @@ class StallProbe:
         self._timer = self._loop.call_later(_PROBE_SECONDS, self._on_turn)
 
 
-def _create_gateway() -> Gateway:
+def create_gateway() -> Gateway:
+    """Returns a gateway with one model, on the running loop."""
     runtime = WorkerRuntime(SystemClock(), Limits(), asyncio.get_running_loop())
     secrets = GatewaySecrets(b"bench", EngineCredentials({}, runtime.now))
     gateway = Gateway(runtime, secrets, create_request_id=lambda: "bench")
@@ -92,7 +94,7 @@ def _create_gateway() -> Gateway:
     return gateway
 
 
-async def _least_stall(
+async def least_stall(
     gateway: Gateway, read: Callable[..., object], path: str, body: bytes, repeats: int, probe: StallProbe
 ) -> float:
     """Returns the longest stall of the repeat with the shortest one, in seconds."""
@@ -108,14 +110,19 @@ async def _least_stall(
     return min(stalls)
 
 
+async def least_idle_stall(gateway: Gateway, repeats: int, probe: StallProbe) -> float:
+    """Returns the same while a thread does nothing for a while."""
+    return await least_stall(gateway, lambda *_: sleep(_IDLE_SECONDS), CHAT_PATH, b"", repeats, probe)
+
+
 async def measure(seed: int, repeats: int) -> dict[str, tuple[float, float]]:
     """Returns the seconds of stall by body: with the process, and in a thread."""
-    gateway, probe = _create_gateway(), StallProbe()
-    idle_seconds = await _least_stall(gateway, lambda *_: sleep(_IDLE_SECONDS), _CHAT, b"", repeats, probe)
-    found = {_IDLE: (idle_seconds, idle_seconds)}
+    gateway, probe = create_gateway(), StallProbe()
+    idle_seconds = await least_idle_stall(gateway, repeats, probe)
+    found = {IDLE: (idle_seconds, idle_seconds)}
     for name, (path, body) in make_bodies(seed).items():
-        in_process = await _least_stall(gateway, gateway._parse_large, path, body, repeats, probe)
-        found[name] = in_process, await _least_stall(gateway, gateway._parse, path, body, repeats, probe)
+        in_process = await least_stall(gateway, gateway._parse_large, path, body, repeats, probe)
+        found[name] = in_process, await least_stall(gateway, gateway._parse, path, body, repeats, probe)
     probe.close()
     gateway.close()
     return found
@@ -127,7 +134,7 @@ def rows(found: Mapping[str, tuple[float, float]], goals: Mapping[str, str]) -> 
         yield ratio_row(f"longest stall: {name}", "ms", in_process * 1e3, "in a thread", in_thread * 1e3, None)
     worst_in_process, worst_in_thread = (max(stalls) for stalls in zip(*found.values(), strict=True))
     yield ratio_row(_WORST, "ms", worst_in_process * 1e3, "in a thread", worst_in_thread * 1e3, goals[_WORST])
-    bound = found[_IDLE][0] + _MAX_STALL_SECONDS
+    bound = found[IDLE][0] + _MAX_STALL_SECONDS
     over = sum(in_process > bound for in_process, _ in found.values())
     yield value_row(_OVER, "bodies", float(over), goals[_OVER])
 

@@ -112,6 +112,20 @@ def refuse_new_connections(listening: socket.socket) -> bool:
     return True
 
 
+def limit_kernel_unsent(listening: socket.socket, max_bytes: int) -> None:
+    """Bounds the unsent bytes that the kernel takes for each connection of a listening socket.
+
+    Accepted sockets inherit it. The window of bytes in flight still grows as the client reads.
+
+    Why: for a client that never reads, the kernel takes up to 4 MiB. The worker sees bytes in its
+    own memory only, so it would take such a client for an idle one. The kernel's memory counts
+    against the pod's limit.
+    """
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    if option is not None:
+        listening.setsockopt(socket.IPPROTO_TCP, option, max_bytes)
+
+
 def socket_url(bound: socket.socket, *, secure: bool = False) -> str:
     """Returns the URL of a listening socket."""
     host, port = bound.getsockname()[:2]

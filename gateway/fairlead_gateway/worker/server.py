@@ -12,7 +12,7 @@ import asyncio
 import socket
 
 from fairlead_gateway.http.connection import connection_factory
-from fairlead_gateway.http.sockets import LISTEN_BACKLOG, refuse_new_connections
+from fairlead_gateway.http.sockets import LISTEN_BACKLOG, limit_kernel_unsent, refuse_new_connections
 from fairlead_gateway.http.tls import TlsCertificate
 from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.tls_acceptor import TlsAcceptor
@@ -42,6 +42,7 @@ class PublicServer:
     async def start(self) -> None:
         """Starts to accept connections."""
         self._gateway.loop_lag.start()
+        limit_kernel_unsent(self._public, self._gateway.runtime.limits.kernel_unsent_bytes)
         if self._acceptor is not None:
             self._acceptor.start()
             return

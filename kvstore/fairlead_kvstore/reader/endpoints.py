@@ -17,6 +17,7 @@ from fairlead.fleet.model import Instance
 DEFAULT_BUFFER = 10_000
 """The batches that vLLM keeps for replays by default."""
 _MAX_BUFFER = 1_000_000
+_MAX_PORT_DIGITS = 5
 
 
 class EventEndpoints(msgspec.Struct, frozen=True):
@@ -95,8 +96,10 @@ def _reachable_address(endpoint: str, host: str) -> str | None:
     """Returns the address at which to reach an engine's endpoint; None if the engine dials it
     instead of binding it. Raises BadInput if it is not a TCP address.
     """
-    base, _, port = endpoint.rpartition(":")
-    if not base.startswith("tcp://") or not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65_536):
+    base, _, digits = endpoint.rpartition(":")
+    is_number = digits.isascii() and digits.isdecimal() and len(digits) <= _MAX_PORT_DIGITS
+    port = int(digits) if is_number else 0
+    if not base.startswith("tcp://") or not 0 < port < 65_536:
         raise BadInput(f"the engine's endpoint {endpoint[:64]!r} is not a TCP address", field="kv_event_sources")
     named = base.removeprefix("tcp://").strip("[]")
     if named not in ("*", host) and not _is_this_machine(named):

@@ -290,6 +290,11 @@ class ExternalRouter:
         cut_gateway.unreachable = names
         self._reroute(cut_gateway, names, now)
 
+    def gateway_number(self, request: str) -> int | None:
+        """Returns which gateway has the request; None if it has none."""
+        gateway = self._gateway_of.get(request)
+        return self.gateways.index(gateway) if gateway in self.gateways else None
+
     def unreachable_for(self, request: str) -> frozenset[str]:
         """Returns the engines that the request's gateway does not reach."""
         return self._gateway_of[request].unreachable

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from fairlead.errors import FairleadError
 from fairlead_gateway.routing import QUEUEING_PRESETS
@@ -24,6 +24,7 @@ from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.packet_simulator import PacketSimulator
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.results import TARGET_SECONDS, share_within
+from fairlead_sim.fleet.router_front import RouterFront
 from fairlead_sim.fleet.simulation import ENGINE_LOST, FleetSimulation
 from fairlead_sim.gateways.cluster_options import ClusterOptions, SharingOptions
 from fairlead_sim.gateways.gateway_cluster import GatewayCluster
@@ -32,6 +33,8 @@ from fairlead_sim.seams import router
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS
 
 REPLAY_COMMAND: Final = ".venv/bin/python scripts/nightly_fleet.py --replay {}"
+FaultRouter: TypeAlias = SingleGateway | ExternalRouter | GatewayCluster
+"""The routers of fault runs."""
 RECOVERED_ATTAINMENT: Final = 0.9
 """The least share of first tokens within ``TARGET_SECONDS`` after recovery."""
 
@@ -67,19 +70,23 @@ def run_scenario(scenario: FaultScenario, core: Callable[..., Any] | None = None
 
     core: replaces the production core behind the seam, to test the checker.
     """
-    prompts = (trial := _trial(scenario, core)).prompt_cache()
-    router = _gateways(scenario) if scenario.router == GATEWAY_CLUSTER else trial.router(prompts)
-    checker = InvariantChecker(
-        router,
-        scenario.engine_names,
-        counts=partial(_endpoint_counts, router),
-        queues_requests=scenario.preset in QUEUEING_PRESETS,
-        reachable=partial(_reachable_engines, router),
-        last_arrival=scenario.traffic[-1].arrival,
-    )
-    simulation = FleetSimulation(checker, _fleet(scenario, scenario.engine_names), prompts=prompts)
-    schedule_events(scenario.fleet_events, simulation)
-    _schedule_gateway_faults(scenario, router, trial, simulation)
+    checkers: list[InvariantChecker] = []
+
+    def observe(router: FaultRouter) -> InvariantChecker:
+        checkers.append(
+            InvariantChecker(
+                router,
+                scenario.engine_names,
+                counts=partial(_endpoint_counts, router),
+                queues_requests=scenario.preset in QUEUEING_PRESETS,
+                reachable=partial(_reachable_engines, router),
+                last_arrival=scenario.traffic[-1].arrival,
+            )
+        )
+        return checkers[0]
+
+    simulation = prepare_simulation(scenario, observe, core)
+    (checker,) = checkers
     try:
         results = simulation.run(scenario.traffic)
     except (RequestLost, FairleadError, LookupError, AssertionError, ArithmeticError, TypeError, ValueError) as error:
@@ -102,6 +109,21 @@ def run_scenario(scenario: FaultScenario, core: Callable[..., Any] | None = None
         checks=checker.checks,
         attainment_after=attainment,
     )
+
+
+def prepare_simulation(
+    scenario: FaultScenario, observe: Callable[[FaultRouter], RouterFront], core: Callable[..., Any] | None = None
+) -> FleetSimulation:
+    """Returns the simulation of a scenario, with its faults scheduled.
+
+    observe: returns what stands between the simulation and its router.
+    """
+    prompts = (trial := _trial(scenario, core)).prompt_cache()
+    router = _gateways(scenario) if scenario.router == GATEWAY_CLUSTER else trial.router(prompts)
+    simulation = FleetSimulation(observe(router), _fleet(scenario, scenario.engine_names), prompts=prompts)
+    schedule_events(scenario.fleet_events, simulation)
+    _schedule_gateway_faults(scenario, router, trial, simulation)
+    return simulation
 
 
 def _trial(scenario: FaultScenario, core: Callable[..., Any] | None) -> Trial:
@@ -135,7 +157,7 @@ def _gateways(scenario: FaultScenario) -> GatewayCluster:
 
 def _schedule_gateway_faults(
     scenario: FaultScenario,
-    router: SingleGateway | ExternalRouter | GatewayCluster,
+    router: FaultRouter,
     trial: Trial,
     simulation: FleetSimulation,
 ) -> None:
@@ -145,18 +167,14 @@ def _schedule_gateway_faults(
         simulation.schedule(kill.at, partial(_kill_gateway, router, kill.gateway, trial))
 
 
-def _partition_gateway(
-    router: SingleGateway | ExternalRouter | GatewayCluster, gateway: int, without: frozenset[str], now: float
-) -> None:
+def _partition_gateway(router: FaultRouter, gateway: int, without: frozenset[str], now: float) -> None:
     if isinstance(router, SingleGateway):
         router.set_unreachable(without, now)
     else:
         router.set_unreachable(gateway, without, now)
 
 
-def _kill_gateway(
-    router: SingleGateway | ExternalRouter | GatewayCluster, gateway: int, trial: Trial, now: float
-) -> None:
+def _kill_gateway(router: FaultRouter, gateway: int, trial: Trial, now: float) -> None:
     if isinstance(router, GatewayCluster):
         router.kill_gateway(gateway, now)
     elif isinstance(router, ExternalRouter):
@@ -164,7 +182,7 @@ def _kill_gateway(
         router.kill_gateway(gateway, trial.core(trial.seam), now)
 
 
-def _endpoint_counts(router: SingleGateway | ExternalRouter | GatewayCluster) -> Iterable[EndpointCount]:
+def _endpoint_counts(router: FaultRouter) -> Iterable[EndpointCount]:
     if isinstance(router, ExternalRouter):
         for gateway in router.gateways:
             for name, (inflight, waiting, prefill, tokens) in gateway.counters.items():
@@ -179,9 +197,7 @@ def _numbers(load: InstanceLoad) -> tuple[int, int, float, float]:
     return load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens
 
 
-def _reachable_engines(
-    router: SingleGateway | ExternalRouter | GatewayCluster, request: str, live: Collection[str]
-) -> Collection[str]:
+def _reachable_engines(router: FaultRouter, request: str, live: Collection[str]) -> Collection[str]:
     unreachable = router.unreachable_for(request)
     return [name for name in live if name not in unreachable]
 

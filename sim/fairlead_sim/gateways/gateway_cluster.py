@@ -155,6 +155,11 @@ class GatewayCluster:
         ]
         self._reroute(request_ids, now)
 
+    def gateway_number(self, request: str) -> int | None:
+        """Returns which gateway has the request; None if it has none."""
+        gateway = self._gateway_of.get(request)
+        return self._gateways.index(gateway) if gateway in self._gateways else None
+
     def unreachable_for(self, request: str) -> frozenset[str]:
         """Returns the engines that the request's gateway does not reach."""
         return self._gateway_of.get(request, self._last_gateway).unreachable

@@ -172,6 +172,10 @@ class SingleGateway:
         """Returns the in-flight load by engine."""
         return self._router.loads()
 
+    def gateway_number(self, request: str) -> int | None:
+        """Returns 0, the only gateway."""
+        return 0
+
     def unreachable_for(self, request: str) -> frozenset[str]:
         """Returns the engines that the gateway does not reach."""
         del request

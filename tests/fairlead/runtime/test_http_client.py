@@ -1,12 +1,9 @@
 """The HTTP client for control traffic over real sockets: no response costs more than its limit."""
 
 import asyncio
-import contextlib
-import socket
-import threading
 import tracemalloc
 import zlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -18,34 +15,15 @@ from fairlead.limits import Limits
 from fairlead.runtime.http_client import fetch
 from fairlead_autoscaler.collector.gateway_scraper import HttpPageFetcher
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
+from fairlead_testing.http.gzip_bomb import MEBIBYTE, nested_gzip_bomb, nested_gzip_response, one_response_server
 
-MEBIBYTE = 1024 * 1024
 MAX_ALLOCATED_BYTES = 5 * MEBIBYTE
 Request = Callable[[str], Awaitable[object]]
 
 
-@contextlib.contextmanager
-def _server(response: bytes) -> Iterator[tuple[str, list[bytes]]]:
-    """Runs a server that sends `response` to one connection; yields its URL and the request."""
-    requests: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                connection, _ = listener.accept()
-                with connection:
-                    requests.append(connection.recv(65_536))
-                    connection.sendall(response)
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", requests
-    thread.join(10)
-
-
 def _allocated_bytes(response: bytes, request: Request, why: str) -> int:
     """Returns the peak of allocated bytes while `request` refuses `response`, with reason `why`."""
-    with _server(response) as (url, _):
+    with one_response_server(response) as (url, _):
         tracemalloc.start()
         try:
             with pytest.raises(Unavailable, match=why):
@@ -80,35 +58,15 @@ async def _fetch_at_most_a_mebibyte(url: str) -> object:
 REQUESTS = [_query_engine, _query_sleep_mode, _fetch_gateway_page]
 
 
-def _repeated(data: bytes, times: int) -> bytes:
-    """Returns a gzip member of `data`, repeated; its checksum is not right, which shows last."""
-    packer = zlib.compressobj(9, wbits=31)
-    head = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)
-    block = packer.compress(data) + packer.flush(zlib.Z_FULL_FLUSH)
-    return head + block * times + packer.flush()
-
-
-def _nested_gzip_bomb() -> bytes:
-    """Returns some kilobytes that two decompressions turn into two gibibytes."""
-    inner = _repeated(bytes(MEBIBYTE), 2048)
-    packer = zlib.compressobj(9, wbits=31)
-    bomb = packer.compress(inner) + packer.flush()
-    assert len(bomb) < 65_536 < MAX_ALLOCATED_BYTES < len(inner) * 1024
-    return bomb
-
-
 def test_the_bomb_of_these_tests_explodes() -> None:
-    once = zlib.decompressobj(wbits=31).decompress(_nested_gzip_bomb())
+    once = zlib.decompressobj(wbits=31).decompress(nested_gzip_bomb())
     twice = zlib.decompressobj(wbits=31).decompress(once, 16 * MEBIBYTE)
     assert len(twice) == 16 * MEBIBYTE
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
 def test_nested_gzip_bomb_is_refused_without_decompression(request_: Request) -> None:
-    bomb = _nested_gzip_bomb()
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-encoding: gzip, gzip\r\n"
-    response = head + b"content-length: %d\r\n\r\n%b" % (len(bomb), bomb)
-    allocated = _allocated_bytes(response, request_, "content-encoding")
+    allocated = _allocated_bytes(nested_gzip_response(), request_, "content-encoding")
     assert allocated < MAX_ALLOCATED_BYTES
 
 
@@ -116,7 +74,7 @@ def test_nested_gzip_bomb_is_refused_without_decompression(request_: Request) ->
 def test_control_requests_ask_for_an_unencoded_response(request_: Request) -> None:
     body = b'{"is_sleeping": false}'
     head = b"HTTP/1.1 200 OK\r\ncontent-encoding: Identity\r\ncontent-length: %d\r\n\r\n"
-    with _server(head % len(body) + body) as (url, requests):
+    with one_response_server(head % len(body) + body) as (url, requests):
         asyncio.run(_awaited(request_(url)))
     assert b"\r\naccept-encoding: identity\r\n" in requests[0].lower()
 
@@ -143,5 +101,5 @@ def test_tiny_chunks_cost_no_more_memory_than_large_ones() -> None:
 
 def test_a_body_of_exactly_the_limit_is_read() -> None:
     body = b"x" * MEBIBYTE
-    with _server(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)) as (url, _):
+    with one_response_server(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)) as (url, _):
         assert asyncio.run(_awaited(_fetch_at_most_a_mebibyte(url))) == body

@@ -8,7 +8,7 @@ and after. Every member that should not change must be there byte for byte, in o
 
 import json
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any
 from zlib import crc32
@@ -294,7 +294,12 @@ _PROMPTS = (b'"messages":[{"role":"user","content":"hi"}]', b'"prompt":"x"', b'"
 
 def grow(draw: Callable[[], float]) -> bytes:
     """Returns an object with fields in any order and doubles, mostly with model and prompt."""
-    fields = [_GOOD_WORDS[int(draw() * len(_GOOD_WORDS))] for _ in range(int(draw() * 7))]
+    return grow_from(_GOOD_WORDS, draw)
+
+
+def grow_from(words: Sequence[bytes], draw: Callable[[], float]) -> bytes:
+    """Returns such an object whose other fields are from `words`."""
+    fields = [words[int(draw() * len(words))] for _ in range(int(draw() * 7))]
     fields.insert(int(draw() * (len(fields) + 1)), _GOOD_WORDS[int(draw() * 5)])
     for _ in range(1 + int(draw() * 2)):
         fields.insert(int(draw() * (len(fields) + 1)), _PROMPTS[int(draw() * draw() * len(_PROMPTS))])
@@ -314,6 +319,6 @@ SPLICE = Target(
     SEEDS,
     WORDS,
     PIECES,
-    0.35,
+    0.27,
     grow,
 )

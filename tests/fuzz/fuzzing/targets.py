@@ -1,11 +1,23 @@
 """All targets by name."""
 
+from fuzzing.address_target import ADDRESS
+from fuzzing.body_check_target import BODY_CHECK
+from fuzzing.chunked_target import CHUNKED
 from fuzzing.engine_target import ENGINE
 from fuzzing.head_target import HEAD
+from fuzzing.hops_target import HOPS
 from fuzzing.kv_events_target import KV_EVENTS
+from fuzzing.policy_target import POLICY
+from fuzzing.publisher_target import PUBLISHER
 from fuzzing.splice_target import SPLICE
 from fuzzing.sse_target import SSE
 from fuzzing.target import Target
 from fuzzing.upstream_target import UPSTREAM
 
-TARGETS: dict[str, Target] = {target.name: target for target in (SPLICE, HEAD, SSE, ENGINE, UPSTREAM, KV_EVENTS)}
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        *(SPLICE, HEAD, SSE, ENGINE, UPSTREAM, KV_EVENTS),
+        *(POLICY, BODY_CHECK, HOPS, CHUNKED, ADDRESS, PUBLISHER),
+    )
+}

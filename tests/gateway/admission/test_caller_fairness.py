@@ -1,83 +1,18 @@
 """Callers under overload: one below its share loses nothing to a flood."""
 
-import heapq
-from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from fairlead.limits import Limits
 from fairlead_gateway.admission.fair_share import FairShare
-from fairlead_gateway.admission.kv_capacity import EngineLoad
-from fairlead_gateway.admission.policy import AdmissionAction, AdmissionPolicy, AdmissionRequest
 from fairlead_gateway.admission.request_queue import QUANTUM_SECONDS, QueuedRequest, RequestQueue
-from fairlead_gateway.routing import PrefixChain, RouteRequest
-
-SERVICE_SECONDS = 1.0
-
-
-class Overload:
-    """One engine that serves a request per second, before it callers with fixed rates."""
-
-    def __init__(self, limits: Limits, rates: dict[str, float], *, body_bytes: int = 100) -> None:
-        self.policy = AdmissionPolicy(limits)
-        self.body_bytes = body_bytes
-        self.served: Counter[str] = Counter()
-        self.lost: Counter[str] = Counter()
-        self.waits: dict[str, list[float]] = {caller: [] for caller in rates}
-        self._busy_until = 0.0
-        self._arrivals = [(1.0 / rate, caller, 1.0 / rate) for caller, rate in rates.items()]
-        heapq.heapify(self._arrivals)
-        self._number = 0
-
-    def run(self, seconds: float) -> None:
-        while (now := min(self._arrivals[0][0], self._next_end())) < seconds:
-            if now >= self._busy_until:
-                self._release(now)
-            if self._arrivals[0][0] <= now:
-                at, caller, pause = heapq.heappop(self._arrivals)
-                heapq.heappush(self._arrivals, (at + pause, caller, pause))
-                self._arrive(caller, now)
-
-    def lost_share(self, caller: str) -> float:
-        return self.lost[caller] / (self.lost[caller] + self.served[caller])
-
-    def _next_end(self) -> float:
-        return self._busy_until if len(self.policy) else float("inf")
-
-    def _engines(self, now: float) -> list[EngineLoad]:
-        return [EngineLoad("e", max(0.0, self._busy_until - now), SERVICE_SECONDS, None)]
-
-    def _arrive(self, caller: str, now: float) -> None:
-        self._number += 1
-        name = f"{caller}/{self._number}"
-        queued = QueuedRequest(name, now, 5.0, SERVICE_SECONDS, tenant=caller, body_bytes=self.body_bytes)
-        route = RouteRequest(name, PrefixChain((), (), self._number), 100.0, None)
-        verdict = self.policy.admit(AdmissionRequest(queued, route, 100.0), self._engines(now), now)
-        for displaced, _ in verdict.displaced:
-            self.lost[displaced.partition("/")[0]] += 1
-        if verdict.action is AdmissionAction.REFUSE:
-            self.lost[caller] += 1
-        elif verdict.action is AdmissionAction.ADMIT:
-            self._serve(name, 0.0, now)
-
-    def _release(self, now: float) -> None:
-        for name, _ in self.policy.take_expired(1, now):
-            self.lost[name.partition("/")[0]] += 1
-        released = self.policy.release_next(self._engines(now), now)
-        if released is not None:
-            self._serve(released.id, released.waited_seconds, now)
-
-    def _serve(self, name: str, waited: float, now: float) -> None:
-        caller = name.partition("/")[0]
-        self.served[caller] += 1
-        self.waits[caller].append(waited)
-        self._busy_until = max(self._busy_until, now) + SERVICE_SECONDS
+from fairlead_testing.gateway.caller_overload import CallerOverload
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.45])
 def test_flood_takes_nothing_from_a_caller_below_its_share(rate: float) -> None:
-    overload = Overload(Limits(), {"flood": 5.0, "steady": rate})
+    overload = CallerOverload(Limits(), {"flood": 5.0, "steady": rate})
     overload.run(600.0)
     assert overload.lost_share("steady") <= 0.02
     waits = overload.waits["steady"]
@@ -87,14 +22,14 @@ def test_flood_takes_nothing_from_a_caller_below_its_share(rate: float) -> None:
 
 @pytest.mark.parametrize("bounds", [{"queued_requests": 10}, {"queued_bytes": 1_000}])
 def test_flood_takes_no_place_in_the_queue_from_a_caller_below_its_share(bounds: dict[str, int]) -> None:
-    overload = Overload(replace(Limits(), **bounds), {"flood": 5.0, "steady": 0.3})
+    overload = CallerOverload(replace(Limits(), **bounds), {"flood": 5.0, "steady": 0.3})
     overload.run(600.0)
     assert overload.lost_share("steady") <= 0.02
     assert len(overload.policy) == 10
 
 
 def test_two_floods_share_equally_whatever_their_rates() -> None:
-    overload = Overload(Limits(), {"large": 9.0, "small": 3.0})
+    overload = CallerOverload(Limits(), {"large": 9.0, "small": 3.0})
     overload.run(600.0)
     assert overload.served["large"] == pytest.approx(overload.served["small"], abs=12)
 

@@ -1,6 +1,7 @@
 """Clients that do not read: they are disconnected, and what waits for them is bounded."""
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import socket
@@ -19,6 +20,8 @@ from fairlead_gateway.http.listener import HttpRequest, Listener
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.http.send_rate import acknowledged_bytes, reset_transport
+from fairlead_gateway.http.sockets import ListenAddress, limit_kernel_unsent
+from fairlead_gateway.worker.server import PublicServer
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request
@@ -311,5 +314,36 @@ def test_the_kernel_reports_how_much_a_client_has_received() -> None:
             assert waiting > 0
             assert (acknowledged_bytes(transport) or 0) < 10_001_000 - waiting
             reset_transport(transport)
+
+    run_async(main())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels have other buffers")
+def test_the_kernel_takes_few_bytes_for_a_client_that_never_reads() -> None:
+    with ListenAddress("127.0.0.1", 0).bind() as port, socket.socket() as client:
+        limit_kernel_unsent(port, 65_536)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        client.connect(port.getsockname())
+        accepted, _ = port.accept()
+        with accepted:
+            accepted.setblocking(False)
+            sent = 0
+            with contextlib.suppress(BlockingIOError):
+                while sent < 16_000_000:
+                    sent += accepted.send(bytes(65_536))
+            assert sent <= 4 * 65_536
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels have other buffers")
+def test_the_public_port_bounds_what_the_kernel_takes() -> None:
+    async def main() -> None:
+        limits = Limits()
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+            public = ListenAddress("127.0.0.1", 0).bind(shared=True)
+            server = PublicServer(running.gateway, public)
+            await server.start()
+            bound = public.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+            assert bound == limits.kernel_unsent_bytes
+            await server.drain()
 
     run_async(main())

@@ -1,6 +1,7 @@
 """The end of a drain: what is left gets an error, and nothing is cut silently."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,44 @@ def test_stream_that_outlasts_the_drain_is_not_cut_silently() -> None:
         assert end == b"\r\n0\r\n\r\n"  # its framing is whole: no reset
 
     with_drain(endless_stream, use)
+
+
+def how_it_ended(rest: bytes) -> str:
+    """Returns how a stream ended, by its last bytes."""
+    if not rest.endswith(b"\n\n\r\n0\r\n\r\n"):
+        return "cut"
+    last = rest.rsplit(b"data: ", 1)[1]
+    return "whole" if last.startswith(b"[DONE]") else "error event" if CODE.encode() in last else "cut"
+
+
+def test_forty_streams_of_a_drain_end_whole_or_with_an_error_event() -> None:
+    go_on = asyncio.Event()
+
+    async def script(call: EngineCall) -> None:
+        if call.json["user"] == "lasts":
+            await endless_stream(call)
+        else:
+            await call.start_stream()
+            await call.event(token("a"))
+            await go_on.wait()
+            await call.finish()
+
+    async def use(it: Draining) -> None:
+        users = ["ends", "lasts"] * 20
+        streams = [await it.start_request(CHAT | {"stream": True, "user": user}) for user in users]
+        for stream in streams:
+            await stream.reader.readuntil(b'"content":"a"')
+        drain = await it.start_drain()
+        go_on.set()
+        await wait_until(lambda: it.running.gateway.inflight_count() == 20)
+        it.clock.advance(it.limits.drain_seconds)
+        ends = Counter([how_it_ended(await stream.reader.read()) for stream in streams])
+        for stream in streams:
+            await stream.close()
+        await drain
+        assert ends == {"whole": 20, "error event": 20}
+
+    with_drain(script, use)
 
 
 def test_engine_is_not_blamed_for_a_stream_that_outlasts_the_drain() -> None:

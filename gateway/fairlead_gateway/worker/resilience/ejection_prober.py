@@ -3,7 +3,7 @@
 An ejected instance gets no requests, or one that a client waits for. So the worker itself probes an
 instance whose ejection record (`ejection_records`) is old enough: one probe at a time, spaced, each
 with a time limit. An answer ends the record, and the instance returns as after the probe of a
-client. Silence, a connect timeout and 5xx count as failed probes.
+client. Silence and 5xx count as failed probes.
 
 These say nothing about the engine: 429, 503, any other 4xx, and failures of the gateway itself. An
 engine that sent bytes to another request meanwhile is slow, and does not hang.

@@ -4,8 +4,11 @@ A record begins with the ejection and lasts until the instance answers. It outli
 pause: a probe that fails does not reset it. It shows that an engine hangs although its
 `/health` says 200, and must be replaced (`fairlead.fleet.hung_engines`).
 
-Silence, connect timeouts and 5xx begin a record. Overload is never a failure, so it begins none. A
-refused connection ends it: nothing listens, and what runs the engine sees that itself.
+Silence and 5xx begin a record. Overload is never a failure, so it begins none. A refused connection
+ends it: nothing listens, and what runs the engine sees that itself.
+
+Why no connect timeout: an engine that hangs takes connections. A gateway that cannot connect may be
+cut off itself, and a restart of the engine would not help it.
 
 The only ready instance of a model is never ejected. It gets a record instead when its failures
 would suffice.
@@ -19,7 +22,7 @@ from typing import Final
 
 from fairlead.limits import Limits
 
-_HANG_CAUSES: Final = frozenset({"timeout", "connect-timeout"})
+_SILENCE: Final = "timeout"
 _ENDING_CAUSES: Final = frozenset({"refused", "gone"})
 _SERVER_ERROR_PREFIX: Final = "status-5"
 
@@ -108,8 +111,8 @@ class EjectionRecords:
 
 
 def is_hang_cause(cause: str) -> bool:
-    """Whether an engine that hangs can fail so: with silence, a connect timeout or 5xx."""
-    return cause in _HANG_CAUSES or cause.startswith(_SERVER_ERROR_PREFIX)
+    """Whether an engine that hangs can fail so: with silence or 5xx."""
+    return cause == _SILENCE or cause.startswith(_SERVER_ERROR_PREFIX)
 
 
 def is_ending_cause(cause: str) -> bool:

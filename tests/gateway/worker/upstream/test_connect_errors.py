@@ -1,13 +1,9 @@
 """Failed connects: the fault of the engine, or of the gateway itself."""
 
 import asyncio
-import contextlib
 import errno
-import os
-import resource
 import socket
 import ssl
-from collections.abc import Iterator
 
 import pytest
 
@@ -27,26 +23,8 @@ from fairlead_testing.gateway.running_gateway import (
     with_engines,
 )
 from fairlead_testing.http.raw_client import RawConnection, post_request
+from fairlead_testing.processes import no_descriptors
 from fairlead_testing.waiting import wait_until
-
-
-@contextlib.contextmanager
-def no_descriptors() -> Iterator[None]:
-    """Leaves this process without a free descriptor until the block ends."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    fillers = [os.dup(0)]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[0] + 1, hard))
-    try:
-        while True:
-            try:
-                fillers.append(os.dup(0))
-            except OSError:
-                break
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for filler in fillers:
-            os.close(filler)
 
 
 @pytest.mark.parametrize(
