@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -134,13 +135,19 @@ async def ready(api: KubeApi, name: str) -> None:
     await api.apply_status({**named(one), "status": status}, "kube-controller-manager")
 
 
-async def pod(api: KubeApi, name: str, status: dict[str, Any]) -> None:
-    """Returns a pod of the model's pool with this status."""
+async def pod(api: KubeApi, name: str, status: dict[str, Any], annotations: dict[str, str] | None = None) -> None:
+    """Creates a pod of the model's pool with this status."""
     template = (await deployment(api, f"{name}-main"))["spec"]["template"]
+    labels = template["metadata"]["labels"]
     one = {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": f"{name}-main-0", "namespace": SPACE, "labels": template["metadata"]["labels"]},
+        "metadata": {
+            "name": f"{name}-main-0",
+            "namespace": SPACE,
+            "labels": labels,
+            "annotations": annotations or {},
+        },
         "spec": {"containers": [{"name": "engine", "image": "example.com/sim:1"}]},
     }
     await api.apply(one, "test")
@@ -293,18 +300,26 @@ def test_healthy_run_is_silent_and_gateway_without_cluster_alerts(
     async def check(api: KubeApi) -> None:
         async with AsyncExitStack() as stack:
             engine = await stack.enter_async_context(engine_process("--profile", "tiny-cpu", "--speed", "20"))
-            outside = {"engine": {"type": "External"}, "pools": [{"name": "urls", "endpoints": [{"url": engine.url}]}]}
-            await api.apply(model("tiny", **outside), "kubectl")
+            await api.apply(model("tiny"), "kubectl")
             operator = await stack.enter_async_context(operator_of(api_server, tmp_path))
             gateway = await stack.enter_async_context(gateway_process(None, "--kube", SPACE, "--insecure"))
+            await ready(api, "tiny")
+            port = {"fairlead.io/port": str(urlsplit(engine.url).port)}
+            well = [{"type": "Ready", "status": "True"}]
+            await pod(api, "tiny", {"phase": "Running", "podIP": "127.0.0.1", "conditions": well}, port)
             await wait_until_reported(operator, condition("tiny", "Ready", "AllReady", 1))
+
+            async def serves() -> bool:
+                return (await request(gateway.url, body)).status == 200
+
+            await wait_until_async(serves)
             first = await traffic(gateway, body), await scrape(operator)
             second = await traffic(gateway, body), await scrape(operator)
             assert_all_queried_metrics_reported(groups(), second[1], second[0])
             pairs = list(zip(first, second, strict=True))
-            well = SeriesRecording()
-            well.grow(60, *pairs)
-            fires(well)
+            silent = SeriesRecording()
+            silent.grow(60, *pairs)
+            fires(silent)
 
             age = await gateway.metric("fairlead_gateway_fleet_age_seconds")
             api_server.kill()

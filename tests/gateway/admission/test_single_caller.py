@@ -13,8 +13,8 @@ from fairlead_gateway.admission.policy import AdmissionPolicy, AdmissionRequest,
 from fairlead_gateway.admission.request_queue import QueuedRequest, RequestQueue
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 
-QUEUE_DIGEST = "65170fe6f8f24fcc"
-POLICY_DIGEST = "8af7c37f9f523e11"
+QUEUE_DIGEST = "7200260bdc8c14ad"
+POLICY_DIGEST = "6ed5649ac07d33f9"
 
 
 def draw_request(draw: random.Random, name: str, now: float) -> QueuedRequest:
