@@ -12,7 +12,8 @@ detector of production per gateway with what the gateway would see:
   in the engine. It fails after `ejection_probe_seconds`.
 
 Each second the verdict of production is asked about each engine in service. It is *wrong* if the
-engine works, however slow it is, and also if no gateway reaches it.
+engine works, also if no gateway reaches it. An engine that is 50 times slower does not work well:
+it may answer nothing for a minute, and fail its probes. Verdicts on it are counted apart.
 """
 
 from bisect import bisect_right
@@ -41,6 +42,8 @@ TICK_SECONDS: Final = 1.0
 PRODUCT_GRACE_SECONDS: Final = 60.0
 HUNG_FACTOR: Final = 1e5
 """An engine so many times slower does not work."""
+SLOW_FACTOR: Final = 50.0
+"""Verdicts on an engine so many times slower are not wrong."""
 _CALLERS: Final = 3
 _LIMITS: Final = Limits()
 _Key = tuple[str, float]
@@ -61,12 +64,14 @@ class VerdictReport:
     """The result of one run.
 
     wrong: verdicts on engines that work.
+    slow: verdicts on engines that are `SLOW_FACTOR` times slower.
     hung: verdicts on engines that hang.
     ejections: ejections of all gateways; failed_probes: failed probes; checks: verdicts asked.
     """
 
     seed: int
     wrong: tuple[HangFinding, ...]
+    slow: tuple[HangFinding, ...]
     hung: tuple[HangFinding, ...]
     ejections: int
     failed_probes: int
@@ -125,7 +130,8 @@ class HangObserver:
         self._judged: set[str] = set()
         self._simulation: SimulationContext | None = None
         self._last_tick = 0.0
-        self.slow: dict[str, float] = {}
+        self.factors: dict[str, float] = {}
+        self.slow: list[HangFinding] = []
         self.wrong: list[HangFinding] = []
         self.hung: list[HangFinding] = []
         self.ejections = self.failed_probes = self.checks = 0
@@ -299,8 +305,9 @@ class HangObserver:
         if not verdict.is_hung or name in self._judged:
             return
         self._judged.add(name)
-        does_hang = self.slow.get(name, 1.0) >= HUNG_FACTOR
-        (self.hung if does_hang else self.wrong).append(HangFinding(now, name, verdict.reason))
+        factor = self.factors.get(name, 1.0)
+        findings = self.hung if factor >= HUNG_FACTOR else self.slow if factor >= SLOW_FACTOR else self.wrong
+        findings.append(HangFinding(now, name, verdict.reason))
 
     def _new_view(self, number: int) -> _GatewayView:
         return _GatewayView(f"jitter {self._seed} {number}")
@@ -342,6 +349,7 @@ def judge_scenario(scenario: FaultScenario, grace_seconds: float = PRODUCT_GRACE
     return VerdictReport(
         scenario.seed,
         tuple(observer.wrong),
+        tuple(observer.slow),
         tuple(observer.hung),
         observer.ejections,
         observer.failed_probes,
@@ -364,7 +372,7 @@ def stretched(scenario: FaultScenario, factor: float) -> FaultScenario:
 
 
 def _note_factor(observer: HangObserver, engine: str, factor: float, now: float) -> None:
-    observer.slow[engine] = factor
+    observer.factors[engine] = factor
 
 
 def _key(inflight: InflightRequest) -> _Key:

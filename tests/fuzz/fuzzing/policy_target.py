@@ -90,12 +90,16 @@ def check(body: bytes) -> Hashable:
 
 
 def applied(body: bytes, known: Mapping[str, Raw] | None, path: str, policy: RequestPolicy) -> bytes | BadRequest:
-    """Returns the body for engines, or the error."""
+    """Returns the body for engines, or the error, which repeats the name of a field at most."""
     try:
         return apply_field_policy(body, known, path, Model("default", "tiny", requests=policy))
     except BadRequest as error:
-        refused(error)
-        return error
+        found = error
+    if found.code == "field_not_allowed" and found.param is not None:
+        assert is_shown(found.param)
+    else:
+        refused(found)
+    return found
 
 
 def expected(found: list[Member], path: str, policy: RequestPolicy) -> list[tuple[str, str | None, Any]]:

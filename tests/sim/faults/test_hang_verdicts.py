@@ -60,7 +60,7 @@ def scene(**changes: Any) -> FaultScenario:
 
 def test_a_quiet_fleet_has_no_ejection() -> None:
     report = judge_scenario(scene())
-    assert (report.wrong, report.hung, report.ejections) == ((), (), 0)
+    assert (report.wrong, report.slow, report.hung, report.ejections) == ((), (), (), 0)
 
 
 def test_an_engine_that_hangs_is_found_after_the_grace() -> None:
@@ -79,6 +79,12 @@ def test_an_engine_that_gateways_do_not_reach_does_not_hang(gateways: tuple[int,
     partitions = tuple(NetworkPartition(5.0, gateway, frozenset({ENGINE})) for gateway in gateways)
     report = judge_scenario(scene(partitions=partitions))
     assert report.ejections > 0
+    assert report.wrong == ()
+
+
+def test_an_engine_fifty_times_slower_for_minutes_is_counted_apart() -> None:
+    report = judge_stretched_seed(967)
+    assert [finding.engine for finding in report.slow] == [engine_name(2)]
     assert report.wrong == ()
 
 
