@@ -7,6 +7,7 @@ values. Its pods are still found by their labels, which contain all that routing
 external pool stay until the pool has been listed.
 """
 
+import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
@@ -33,6 +34,7 @@ from fairlead.fleet.model import Fleet, Instance, Model, Role, next_fleet, serve
 from fairlead.kube.resources import Manifest, key_of, label_selector, labels_of, namespace_of
 from fairlead.limits import Limits
 
+_UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 PodSelection = tuple[str, str | None]
 """The pods that external pools of a namespace select: the namespace and the label selector that all
 of its pools have in common. None stands for all pods of the namespace.
@@ -82,6 +84,15 @@ def build_fleet(objects: ClusterObjects, previous: Fleet | None, limits: Limits)
     models, instances = builder.build_models(), builder.build_instances()
     fleet = next_fleet(previous, models, {key: instances.get(key, ()) for key in models})
     return FleetResult(fleet, tuple(dict.fromkeys(builder.problems)), builder.excluded, builder.name_owners)
+
+
+def endpoint_id(url: str, namespace: str = "") -> str:
+    """Returns the id of the instance at an endpoint.
+
+    namespace: of its model, if an older model of another namespace names the endpoint too.
+    """
+    parts = urlsplit(url)
+    return "/".join([f"{parts.hostname}", f"{parts.port}", *([namespace] if namespace else []), "0"])
 
 
 def pod_selections(models: Sequence[ParsedModel], limits: Limits) -> set[PodSelection]:
@@ -166,11 +177,15 @@ class _FleetBuilder:
     def build_instances(self) -> dict[str, tuple[Instance, ...]]:
         """Returns the instances by the key of their model.
 
-        An instance that two models select belongs to the older model.
+        An instance that two models select belongs to the older model. Of an endpoint, that holds
+        within a namespace: models of several namespaces may name it, and each has its instance.
         """
         found: dict[str, Instance] = {}
         for one in self._all_instances():
             there = found.setdefault(one.id, one)
+            if one.checks_address and there.namespace != one.namespace:
+                one = replace(one, id=endpoint_id(one.url, one.namespace))
+                there = found.setdefault(one.id, one)
             if there is not one and (there.namespace, there.model) != (one.namespace, one.model):
                 self.excluded[f"{one.namespace}/{one.model}: {one.id}"] = (
                     f"it already belongs to the model {there.namespace}/{there.model}"
@@ -259,14 +274,20 @@ class _FleetBuilder:
     def _endpoint_instances(self, model: ParsedModel, pool: Pool, adopter: ExternalPool) -> Iterator[Instance]:
         """Yields the endpoints of a pool, without those whose literal address is refused."""
         for endpoint in pool.endpoints:
-            parts = urlsplit(endpoint.url)
-            address = canonical_address(parts.hostname or "")
-            refusal = "" if address is None else address_refusal(address, self._foreign_pod_addresses(model.namespace))
+            host = urlsplit(endpoint.url).hostname or ""
+            refusal = self._endpoint_refusal(host, model.namespace)
             if refusal:
                 self.problems.append(f"{model.key}: the endpoint {endpoint.url} is refused: {refusal}")
                 self.excluded[f"{model.key}: {endpoint.url}"] = refusal
             else:
-                yield adopter.make_endpoint(f"{parts.hostname}/{parts.port}/0", endpoint.url)
+                yield adopter.make_endpoint(endpoint_id(endpoint.url), endpoint.url)
+
+    def _endpoint_refusal(self, host: str, namespace: str) -> str:
+        """Returns why an endpoint may not have this host; empty if it may."""
+        if _UID.fullmatch(host):
+            return "it has the form of a pod's uid, by which pods are known"
+        address = canonical_address(host)
+        return "" if address is None else address_refusal(address, self._foreign_pod_addresses(namespace))
 
     def _foreign_pod_addresses(self, namespace: str) -> frozenset[str]:
         """Returns the addresses of all pods that Fairlead runs or that other namespaces select."""
