@@ -5,6 +5,7 @@ autoscaler wrote the number, the pool has another owner: a user with `kubectl sc
 `spec.replicas` also owns the number of the only pool of its model.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -21,10 +22,10 @@ from fairlead.fleet.labels import (
     FIELD_MANAGER,
     POD_REVISION_LABEL,
     POOL_LABEL,
-    SURGE_ANNOTATION,
     SleepPhase,
     parse_engine_info,
     parse_sleep_mark,
+    parse_surge_groups,
 )
 from fairlead.fleet.model import Role
 from fairlead.kube.errors import NotFound
@@ -54,6 +55,8 @@ from fairlead_autoscaler.kubernetes.sleep_labels import (
 from fairlead_autoscaler.model_spec import replica_cost, replica_usd, scaled_model, sleep_tier
 from fairlead_autoscaler.target import ModelState, PoolState, Replica
 
+_LOG = logging.getLogger("fairlead.autoscaler")
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterSnapshot:
@@ -74,12 +77,19 @@ class ClusterSnapshot:
 
 
 def model_states(snapshot: ClusterSnapshot) -> dict[str, ModelState]:
-    """Returns the state of every model that is scaled."""
-    return {
-        model.key: _model_state(snapshot, model, model.spec)
-        for model in snapshot.models
-        if model.spec is not None and is_scaled(model.spec)
-    }
+    """Returns the state of every model that is scaled.
+
+    A model whose objects cannot be read is left out, and keeps its numbers.
+    """
+    states: dict[str, ModelState] = {}
+    for model in snapshot.models:
+        if model.spec is None or not is_scaled(model.spec):
+            continue
+        try:
+            states[model.key] = _model_state(snapshot, model, model.spec)
+        except Exception as error:  # noqa: BLE001  # objects of one namespace must not stop all others
+            _LOG.error("%s is not scaled: its objects cannot be read (%s)", model.key, type(error).__name__)
+    return states
 
 
 def is_scaled(spec: ModelDeploymentSpec) -> bool:
@@ -211,9 +221,8 @@ def is_released(spec: ModelDeploymentSpec, workload: Manifest) -> bool:
 
 def _surge_groups(workload: Manifest) -> int:
     """Returns the extra groups that the operator added, to replace groups one after the other."""
-    groups = annotations_of(workload).get(SURGE_ANNOTATION, "")
     has_other_writer = any(manager != FIELD_MANAGER for manager in replicas_managers(workload))
-    return int(groups) if groups.isdecimal() and not has_other_writer else 0
+    return 0 if has_other_writer else parse_surge_groups(annotations_of(workload))
 
 
 def _is_replacing_only_group(workload: Manifest | None, pods: Iterable[Manifest]) -> bool:

@@ -218,3 +218,19 @@ def test_a_pool_whose_engines_refuse_to_sleep_has_no_tier_until_they_are_others(
         found = state(tiered, a_workload(1), a_pod("a", labels={"fairlead.io/revision": revision}), nursed=refused)
         assert found is not None
         assert (found.model.pools[0].tier is not None) is sleeps
+
+
+@pytest.mark.parametrize("surge", ["9" * 5000, "-1", "\u0663", "1e9", ""])
+def test_surge_annotation_that_is_no_number_does_not_stop_the_autoscaler(a_workload: Make, surge: str) -> None:
+    found = state(spec(), a_workload(3, surge=surge))
+    assert found is not None
+    assert (found.pools["main"].desired, found.pools["main"].pause_reason) == (3, None)
+
+
+def test_model_whose_objects_cannot_be_read_stops_no_other_model(a_workload: Make) -> None:
+    broken = {**a_workload(), "spec": {"replicas": "many"}}
+    known = ClusterSnapshot(
+        models=[ParsedModel("a", "m", "", spec()), ParsedModel("b", "m", "", spec())],
+        workloads={"a/m": [broken], "b/m": [a_workload(3)]},
+    )
+    assert model_states(known).keys() == {"b/m"}
