@@ -6,6 +6,7 @@ autoscaler wrote the number, the pool has another owner: a user with `kubectl sc
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -43,6 +44,7 @@ from fairlead.kube.resources import (
     name_of,
     uid_of,
 )
+from fairlead.limits import Limits
 from fairlead_autoscaler.core import PoolSpec, ReplicaState
 from fairlead_autoscaler.kubernetes.scale_writer import foreign_writer
 from fairlead_autoscaler.kubernetes.sleep_labels import (
@@ -64,6 +66,7 @@ class ClusterSnapshot:
 
     workloads, pods: by the key of their model.
     wall: Unix seconds.
+    most_instances: instances of a namespace that are looked up; a fleet has no more of them.
     """
 
     models: Sequence[ParsedModel]
@@ -74,6 +77,7 @@ class ClusterSnapshot:
     wall: float = 0.0
     interval_seconds: float = 5.0
     sleep_status: SleepStatus = field(default_factory=SleepStatus)
+    most_instances: int = Limits().instances
 
 
 def model_states(snapshot: ClusterSnapshot) -> dict[str, ModelState]:
@@ -82,14 +86,35 @@ def model_states(snapshot: ClusterSnapshot) -> dict[str, ModelState]:
     A model whose objects cannot be read is left out, and keeps its numbers.
     """
     states: dict[str, ModelState] = {}
+    listed: Counter[str] = Counter()
     for model in snapshot.models:
         if model.spec is None or not is_scaled(model.spec):
             continue
         try:
-            states[model.key] = _model_state(snapshot, model, model.spec)
+            state = _model_state(snapshot, model, model.spec)
+            states[model.key] = _limit_instances(state, model.namespace, listed, snapshot.most_instances)
         except Exception as error:  # noqa: BLE001  # objects of one namespace must not stop all others
             _LOG.error("%s is not scaled: its objects cannot be read (%s)", model.key, type(error).__name__)
     return states
+
+
+def _limit_instances(state: ModelState, namespace: str, listed: Counter[str], most: int) -> ModelState:
+    """Returns a state whose replicas have no instances beyond those that a namespace may have.
+
+    listed: instances so far, by namespace; is added to.
+
+    Why: each instance is looked up in all metrics of all gateways at each tick, and the annotations
+    of a pod may say that it has 1,024.
+    """
+    pools = {}
+    for name, pool in state.pools.items():
+        replicas = []
+        for one in pool.replicas:
+            has_room = listed[namespace] + len(one.instances) <= most
+            replicas.append(one if has_room else replace(one, instances=()))
+            listed[namespace] += len(replicas[-1].instances)
+        pools[name] = replace(pool, replicas=tuple(replicas))
+    return replace(state, pools=pools)
 
 
 def is_scaled(spec: ModelDeploymentSpec) -> bool:

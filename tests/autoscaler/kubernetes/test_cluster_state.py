@@ -234,3 +234,20 @@ def test_model_whose_objects_cannot_be_read_stops_no_other_model(a_workload: Mak
         workloads={"a/m": [broken], "b/m": [a_workload(3)]},
     )
     assert model_states(known).keys() == {"b/m"}
+
+
+def test_ranks_of_one_namespace_are_looked_up_up_to_the_limit_of_a_fleet(a_workload: Make, a_pod: Make) -> None:
+    ranks = {"fairlead.io/port": "8000", "fairlead.io/data-parallel": "8"}
+    pods = [a_pod(f"p{number}", annotations=ranks) for number in range(5)]
+    models = [ParsedModel("a", "m", "", spec()), ParsedModel("a", "n", "", spec()), ParsedModel("b", "m", "", spec())]
+    keys = [model.key for model in models]
+    known = ClusterSnapshot(
+        models=models,
+        workloads={key: [a_workload()] for key in keys},
+        pods=dict.fromkeys(keys, pods),
+        most_instances=16,
+        wall=WALL,
+    )
+    found = model_states(known)
+    counts = {key: [len(one.instances) for one in found[key].pools["main"].replicas] for key in keys}
+    assert counts == {"a/m": [8, 8, 0, 0, 0], "a/n": [0, 0, 0, 0, 0], "b/m": [8, 8, 0, 0, 0]}
