@@ -22,6 +22,7 @@ _MIN_SECRET_CHARACTERS: Final = 6
 """Shorter values of Secrets (``1``, ``true``, ``admin``) would match everywhere."""
 _MAX_ARGUMENT_CHARACTERS: Final = 128
 _WORDS: Final = r"(?:api[_-]?key|token|secret|passw(?:or)?d|pepper|credential|authorization|signature|private[_-]?key)"
+_PASSWORD_WORDS: Final = r"(?:passw(?:or)?d|api[_-]?key|secret|pepper|credential|private[_-]?key)"
 _UPPER: Final = r"(?:API_?KEY|TOKEN|SECRET|PASSW(?:OR)?D|PEPPER|CREDENTIAL|AUTHORIZATION|SIGNATURE|PRIVATE_?KEY)"
 _VALUE: Final = r"""(?!\[redacted\]|\d+(?:\.\d+)?\b|null\b|none\b|true\b|false\b)[^\s"',;&}\]]+"""
 _PATTERNS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
@@ -29,16 +30,20 @@ _PATTERNS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
         re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
         REDACTED_PLACEHOLDER,
     ),
-    (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), REDACTED_PLACEHOLDER),
+    (re.compile(r"\beyJ[\w-]{8,4096}\.[\w-]{8,}\.[\w-]*"), REDACTED_PLACEHOLDER),
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}"), rf"\1 {REDACTED_PLACEHOLDER}"),
-    (re.compile(r"\b(?:sk-|hf_|gh[pousr]_|github_pat_|glpat-|xox[abpr]-)[\w-]{8,}"), REDACTED_PLACEHOLDER),
+    (re.compile(r"\b(?:sk-|hf_|gh[pousr]_|github_pat_|glpat-|xox[abpr]-|nvapi-|AIza|dapi)[\w-]{8,}"), REDACTED_PLACEHOLDER),
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), REDACTED_PLACEHOLDER),
-    (re.compile(r"(://)[^/\s@]*@"), rf"\1{REDACTED_PLACEHOLDER}@"),
+    (re.compile(r"(://)[^\s\"'<>]{0,2048}@"), rf"\1{REDACTED_PLACEHOLDER}@"),
+    (re.compile(r"(?i)\b((?:set-)?cookie[\"']?\s*[:=])[^\r\n]+"), rf"\1 {REDACTED_PLACEHOLDER}"),
+    (re.compile(r"(?i)([?&]sig=)[^&\s\"']+"), rf"\1{REDACTED_PLACEHOLDER}"),
+    (re.compile(rf"(?i)(?<![\w-])(--?[a-z0-9-]{{0,64}}{_WORDS}[a-z0-9-]{{0,64}}\s+)(?!-){_VALUE}"), rf"\1{REDACTED_PLACEHOLDER}"),
+    (re.compile(rf"(?i)({_PASSWORD_WORDS}[\"']?\s*[=:]\s*[\"']?)\d[^\s\"',;&}}\]]*"), rf"\1{REDACTED_PLACEHOLDER}"),
     (
-        re.compile(rf"(?<![A-Za-z])([a-z0-9_.-]*{_WORDS}[a-z0-9_.-]*[\"']?\s*[=:]\s*[\"']?){_VALUE}"),
+        re.compile(rf"(?<![A-Za-z])([a-z0-9_.-]{{0,64}}{_WORDS}[a-z0-9_.-]{{0,64}}[\"']?\s*[=:]\s*[\"']?){_VALUE}"),
         rf"\1{REDACTED_PLACEHOLDER}",
     ),
-    (re.compile(rf"\b([A-Z0-9_]*{_UPPER}[A-Z0-9_]*[\"']?\s*[=:]\s*[\"']?){_VALUE}"), rf"\1{REDACTED_PLACEHOLDER}"),
+    (re.compile(rf"\b([A-Z0-9_]{{0,64}}{_UPPER}[A-Z0-9_]{{0,64}}[\"']?\s*[=:]\s*[\"']?){_VALUE}"), rf"\1{REDACTED_PLACEHOLDER}"),
     (
         re.compile(rf"\b([a-z]+(?:Key|Token|Secret|Password)[\"']?\s*[=:]\s*[\"']?){_VALUE}"),
         rf"\1{REDACTED_PLACEHOLDER}",
