@@ -69,7 +69,7 @@ def _require_token(token: str | None) -> Callable[..., Awaitable[web.StreamRespo
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         if wanted is not None and request.path not in _PUBLIC_PATHS:
-            given = request.headers.get("authorization", "").encode()
+            given = request.headers.get("authorization", "").encode("utf-8", "surrogateescape")
             if not hmac.compare_digest(given, wanted):
                 return _error_response(401, "the management token is missing or wrong")
         return await handler(request)
@@ -141,7 +141,7 @@ class _Handlers:
             return _error_response(415, "a hint is JSON: send it with Content-Type: application/json")
         try:
             hint = _hint.decode(await request.read())
-        except (msgspec.MsgspecError, ValueError):
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             return _error_response(400, 'a hint is {"model": "NAMESPACE/NAME"}')
         if not self._loop.wake(hint.model):
             return _error_response(404, "no model of this name is scaled")
