@@ -103,8 +103,8 @@ def _limit_instances(state: ModelState, namespace: str, listed: Counter[str], mo
 
     listed: instances so far, by namespace; is added to.
 
-    Why: each instance is looked up in all metrics of all gateways at each tick, and the annotations
-    of a pod may say that it has 1,024.
+    Why: each tick looks up each instance in all metrics of all gateways. The annotations of a pod
+    may say that it has 1,024.
     """
     pools = {}
     for name, pool in state.pools.items():

@@ -32,18 +32,27 @@ _PATTERNS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     ),
     (re.compile(r"\beyJ[\w-]{8,4096}\.[\w-]{8,}\.[\w-]*"), REDACTED_PLACEHOLDER),
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}"), rf"\1 {REDACTED_PLACEHOLDER}"),
-    (re.compile(r"\b(?:sk-|hf_|gh[pousr]_|github_pat_|glpat-|xox[abpr]-|nvapi-|AIza|dapi)[\w-]{8,}"), REDACTED_PLACEHOLDER),
+    (
+        re.compile(r"\b(?:sk-|hf_|gh[pousr]_|github_pat_|glpat-|xox[abpr]-|nvapi-|AIza|dapi)[\w-]{8,}"),
+        REDACTED_PLACEHOLDER,
+    ),
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), REDACTED_PLACEHOLDER),
     (re.compile(r"(://)[^\s\"'<>]{0,2048}@"), rf"\1{REDACTED_PLACEHOLDER}@"),
     (re.compile(r"(?i)\b((?:set-)?cookie[\"']?\s*[:=])[^\r\n]+"), rf"\1 {REDACTED_PLACEHOLDER}"),
     (re.compile(r"(?i)([?&]sig=)[^&\s\"']+"), rf"\1{REDACTED_PLACEHOLDER}"),
-    (re.compile(rf"(?i)(?<![\w-])(--?[a-z0-9-]{{0,64}}{_WORDS}[a-z0-9-]{{0,64}}\s+)(?!-){_VALUE}"), rf"\1{REDACTED_PLACEHOLDER}"),
+    (
+        re.compile(rf"(?i)(?<![\w-])(--?[a-z0-9-]{{0,64}}{_WORDS}[a-z0-9-]{{0,64}}\s+)(?!-){_VALUE}"),
+        rf"\1{REDACTED_PLACEHOLDER}",
+    ),
     (re.compile(rf"(?i)({_PASSWORD_WORDS}[\"']?\s*[=:]\s*[\"']?)\d[^\s\"',;&}}\]]*"), rf"\1{REDACTED_PLACEHOLDER}"),
     (
         re.compile(rf"(?<![A-Za-z])([a-z0-9_.-]{{0,64}}{_WORDS}[a-z0-9_.-]{{0,64}}[\"']?\s*[=:]\s*[\"']?){_VALUE}"),
         rf"\1{REDACTED_PLACEHOLDER}",
     ),
-    (re.compile(rf"\b([A-Z0-9_]{{0,64}}{_UPPER}[A-Z0-9_]{{0,64}}[\"']?\s*[=:]\s*[\"']?){_VALUE}"), rf"\1{REDACTED_PLACEHOLDER}"),
+    (
+        re.compile(rf"\b([A-Z0-9_]{{0,64}}{_UPPER}[A-Z0-9_]{{0,64}}[\"']?\s*[=:]\s*[\"']?){_VALUE}"),
+        rf"\1{REDACTED_PLACEHOLDER}",
+    ),
     (
         re.compile(rf"\b([a-z]+(?:Key|Token|Secret|Password)[\"']?\s*[=:]\s*[\"']?){_VALUE}"),
         rf"\1{REDACTED_PLACEHOLDER}",
