@@ -236,7 +236,7 @@ def test_model_whose_objects_cannot_be_read_stops_no_other_model(a_workload: Mak
     assert model_states(known).keys() == {"b/m"}
 
 
-def test_ranks_of_one_namespace_are_looked_up_up_to_the_limit_of_a_fleet(a_workload: Make, a_pod: Make) -> None:
+def test_ranks_of_one_namespace_are_looked_up_to_the_limit_of_a_fleet(a_workload: Make, a_pod: Make) -> None:
     ranks = {"fairlead.io/port": "8000", "fairlead.io/data-parallel": "8"}
     pods = [a_pod(f"p{number}", annotations=ranks) for number in range(5)]
     models = [ParsedModel("a", "m", "", spec()), ParsedModel("a", "n", "", spec()), ParsedModel("b", "m", "", spec())]

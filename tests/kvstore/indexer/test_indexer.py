@@ -431,7 +431,7 @@ def test_replays_wait_for_a_slot() -> None:
     asyncio.run(scenario())
 
 
-def test_endpoint_whose_name_resolves_to_a_refused_address_gets_no_connection_for_events() -> None:
+def test_endpoint_that_resolves_to_a_refused_address_is_not_read() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             engine = stage.start_engine("a")

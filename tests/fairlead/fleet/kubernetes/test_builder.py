@@ -461,7 +461,7 @@ def test_spec_is_parsed_only_after_a_change() -> None:
     assert specs.models({}) == ()
 
 
-def test_endpoint_with_the_uid_of_a_pod_as_its_host_takes_no_instance_of_another_model() -> None:
+def test_endpoint_with_a_pods_uid_as_its_host_takes_no_instance() -> None:
     uid = "0b5b1a2e-6f0e-4c57-9a51-1b2c3d4e5f60"
     victim = model("victim", "b", created="2026-05-01T00:00:00Z")
     own = pod(labels={"fairlead.io/model": "victim"}, namespace="b", uid=uid)
@@ -472,7 +472,7 @@ def test_endpoint_with_the_uid_of_a_pod_as_its_host_takes_no_instance_of_another
     assert "the form of a pod's uid" in found.problems[0]
 
 
-def test_namespace_keeps_an_endpoint_that_an_older_model_of_another_one_names_too() -> None:
+def test_namespace_keeps_an_endpoint_that_an_older_one_names_too() -> None:
     pool = {"endpoints": [{"url": "http://engines.example:8000"}]}
     older = external(pool, name="taker", namespace="a")
     younger = external(pool, name="victim", namespace="b", created="2026-05-01T00:00:00Z")

@@ -36,7 +36,7 @@ def test_nobody_loses_below_the_share_of_another(demands: dict[str, int], capaci
         assert share == demands[key] or share >= max(shares.values()) - 1
 
 
-def test_namespace_with_far_too_many_ranks_or_selections_lists_no_more_than_twice_the_limit() -> None:
+def test_namespace_with_far_too_many_ranks_lists_at_most_twice_the_limit() -> None:
     few = replace(LIMITS, instances=4)
     pods = [pod(f"p{number}", notes={"fairlead.io/data-parallel": 8}) for number in range(100)]
     found = build([model()], *pods, limits=few)
@@ -50,7 +50,7 @@ def test_namespace_with_far_too_many_ranks_or_selections_lists_no_more_than_twic
     assert len(found.excluded) <= 2 * few.instances
 
 
-def test_instances_that_are_served_stay_when_their_namespace_gets_far_too_many() -> None:
+def test_served_instances_stay_when_their_namespace_gets_far_too_many() -> None:
     few = replace(LIMITS, instances=2)
     kept = pod("z", namespace="x")
     before = build([model()], kept, limits=few)
