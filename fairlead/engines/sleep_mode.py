@@ -62,7 +62,7 @@ class EngineSleepClient:
         response = await self._request("GET", f"{url}/is_sleeping", None, self._timeouts.query_seconds)
         try:
             sleeping = json.loads(response.body)["is_sleeping"] if response.status == 200 else None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             sleeping = None
         if not isinstance(sleeping, bool):
             raise SleepRefused(f"the engine does not say whether it sleeps ({response.status})", hint=_HINT)

@@ -18,7 +18,9 @@ from fairlead.names import DNS_LABEL_PATTERN
 Resolver = Callable[[str, int], Awaitable[str]]
 """Returns the address to connect to, for a host and a port. Raises OSError."""
 
-_METADATA_SERVICES: Final = frozenset({"100.100.100.200", "fd00:ec2::254"})
+_METADATA_SERVICES: Final = frozenset(
+    {"100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254"}
+)
 """Metadata services of clouds that are not link-local."""
 _THIS_NETWORK: Final = ipaddress.IPv4Network("0.0.0.0/8")
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")

@@ -143,6 +143,11 @@ def parse_engine_info(annotations: Mapping[str, str]) -> PodEngineInfo:
     )
 
 
+def parse_surge_groups(annotations: Mapping[str, str]) -> int:
+    """Returns the number of surge groups of a LeaderWorkerSet; 0 if it is absent or invalid."""
+    return _parse_number(annotations, SURGE_ANNOTATION, 99_999) or 0
+
+
 def _parse_number(annotations: Mapping[str, str], name: str, maximum: int) -> int | None:
     text = annotations.get(name, "")
     value = int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else 0

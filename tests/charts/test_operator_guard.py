@@ -25,6 +25,7 @@ POLICY = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
 MANAGED = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "m"}
 ONLY_MODELS = "may change only pods of models"
 ONLY_SERVING = "only the condition fairlead.io/Serving"
+NO_METADATA = "may not change the metadata"
 NO_ADDRESS = "may not change the phase, the addresses or the containers"
 
 
@@ -63,6 +64,15 @@ async def write_status(api: KubeApi, name: str, status: dict[str, Any]) -> str:
     return ""
 
 
+async def write_metadata(api: KubeApi, name: str, metadata: dict[str, Any]) -> str:
+    """Patches metadata through the status, and returns why that was refused."""
+    try:
+        await api.patch_merge(PODS, PLACE, name, {"metadata": metadata}, "fairlead-operator", subresource="status")
+    except KubeError as error:
+        return error.message
+    return ""
+
+
 async def delete(api: KubeApi, name: str) -> str:
     try:
         live = await api.list(PODS, PLACE)
@@ -93,6 +103,10 @@ def test_guard_lets_the_operator_mark_and_delete_only_pods_of_models(
             assert ONLY_SERVING in await write_status(operator, "ours", {"conditions": [serving(), unready]})
             assert NO_ADDRESS in await write_status(operator, "ours", {"podIP": "10.0.0.9"})
             assert NO_ADDRESS in await write_status(operator, "ours", {"phase": "Failed"})
+            assert NO_ADDRESS in await write_status(operator, "ours", {"nominatedNodeName": "a"})
+            for change in ({"labels": {"fairlead.io/model": "other"}}, {"annotations": {"fairlead.io/port": "1"}}):
+                assert NO_METADATA in await write_metadata(operator, "ours", change)
+            assert NO_METADATA in await write_metadata(operator, "ours", {"finalizers": ["fairlead.io/never"]})
             for status in ("False", "True"):
                 assert await write_status(operator, "ours", {"conditions": [serving(status)]}) == ""
             assert await delete(operator, "ours") == ""

@@ -171,7 +171,7 @@ class _Handlers:
             return _error_response(415, "a hint is JSON: send it with Content-Type: application/json")
         try:
             hint = _hint.decode(await request.read())
-        except (msgspec.MsgspecError, ValueError):
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             return _error_response(400, 'a hint is {"model": "NAMESPACE/NAME"}')
         if not self._loop.wake(hint.model):
             return _error_response(404, "no model of this name is scaled")

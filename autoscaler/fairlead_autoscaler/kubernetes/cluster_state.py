@@ -5,6 +5,8 @@ autoscaler wrote the number, the pool has another owner: a user with `kubectl sc
 `spec.replicas` also owns the number of the only pool of its model.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -21,10 +23,10 @@ from fairlead.fleet.labels import (
     FIELD_MANAGER,
     POD_REVISION_LABEL,
     POOL_LABEL,
-    SURGE_ANNOTATION,
     SleepPhase,
     parse_engine_info,
     parse_sleep_mark,
+    parse_surge_groups,
 )
 from fairlead.fleet.model import Role
 from fairlead.kube.errors import NotFound
@@ -42,6 +44,7 @@ from fairlead.kube.resources import (
     name_of,
     uid_of,
 )
+from fairlead.limits import Limits
 from fairlead_autoscaler.core import PoolSpec, ReplicaState
 from fairlead_autoscaler.kubernetes.scale_writer import foreign_writer
 from fairlead_autoscaler.kubernetes.sleep_labels import (
@@ -54,6 +57,8 @@ from fairlead_autoscaler.kubernetes.sleep_labels import (
 from fairlead_autoscaler.model_spec import replica_cost, replica_usd, scaled_model, sleep_tier
 from fairlead_autoscaler.target import ModelState, PoolState, Replica
 
+_LOG = logging.getLogger("fairlead.autoscaler")
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterSnapshot:
@@ -61,6 +66,7 @@ class ClusterSnapshot:
 
     workloads, pods: by the key of their model.
     wall: Unix seconds.
+    most_instances: instances of a namespace that are looked up; a fleet has no more of them.
     """
 
     models: Sequence[ParsedModel]
@@ -71,15 +77,44 @@ class ClusterSnapshot:
     wall: float = 0.0
     interval_seconds: float = 5.0
     sleep_status: SleepStatus = field(default_factory=SleepStatus)
+    most_instances: int = Limits().instances
 
 
 def model_states(snapshot: ClusterSnapshot) -> dict[str, ModelState]:
-    """Returns the state of every model that is scaled."""
-    return {
-        model.key: _model_state(snapshot, model, model.spec)
-        for model in snapshot.models
-        if model.spec is not None and is_scaled(model.spec)
-    }
+    """Returns the state of every model that is scaled.
+
+    A model whose objects cannot be read is left out, and keeps its numbers.
+    """
+    states: dict[str, ModelState] = {}
+    listed: Counter[str] = Counter()
+    for model in snapshot.models:
+        if model.spec is None or not is_scaled(model.spec):
+            continue
+        try:
+            state = _model_state(snapshot, model, model.spec)
+            states[model.key] = _limit_instances(state, model.namespace, listed, snapshot.most_instances)
+        except Exception as error:  # noqa: BLE001  # objects of one namespace must not stop all others
+            _LOG.error("%s is not scaled: its objects cannot be read (%s)", model.key, type(error).__name__)
+    return states
+
+
+def _limit_instances(state: ModelState, namespace: str, listed: Counter[str], most: int) -> ModelState:
+    """Returns a state whose replicas have no instances beyond those that a namespace may have.
+
+    listed: instances so far, by namespace; is added to.
+
+    Why: each tick looks up each instance in all metrics of all gateways. The annotations of a pod
+    may say that it has 1,024.
+    """
+    pools = {}
+    for name, pool in state.pools.items():
+        replicas = []
+        for one in pool.replicas:
+            has_room = listed[namespace] + len(one.instances) <= most
+            replicas.append(one if has_room else replace(one, instances=()))
+            listed[namespace] += len(replicas[-1].instances)
+        pools[name] = replace(pool, replicas=tuple(replicas))
+    return replace(state, pools=pools)
 
 
 def is_scaled(spec: ModelDeploymentSpec) -> bool:
@@ -211,9 +246,8 @@ def is_released(spec: ModelDeploymentSpec, workload: Manifest) -> bool:
 
 def _surge_groups(workload: Manifest) -> int:
     """Returns the extra groups that the operator added, to replace groups one after the other."""
-    groups = annotations_of(workload).get(SURGE_ANNOTATION, "")
     has_other_writer = any(manager != FIELD_MANAGER for manager in replicas_managers(workload))
-    return int(groups) if groups.isdecimal() and not has_other_writer else 0
+    return 0 if has_other_writer else parse_surge_groups(annotations_of(workload))
 
 
 def _is_replacing_only_group(workload: Manifest | None, pods: Iterable[Manifest]) -> bool:

@@ -16,7 +16,7 @@ rejects sleep, no engine of its pool and revision sleeps. One that is not awake 
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 from fairlead.engines.sleep_mode import SleepRefused
@@ -140,6 +140,7 @@ class SleepController:
         if not self._is_leader():
             return
         for key, pods in marked.items():
+            sleeping = sleeping_instances(pods)
             for pod in pods:
                 mark = parse_sleep_mark(annotations_of(pod))
                 if mark is None or is_deleting(pod) or not is_ready(pod) or uid_of(pod) in self._tasks:
@@ -147,29 +148,22 @@ class SleepController:
                 if mark.phase is SleepPhase.ASLEEP and self._pods.is_released(key, labels_of(pod).get(POOL_LABEL, "")):
                     step = self._try_write_mark(pod, SleepMark(mark.level, SleepPhase.WAKING))
                 else:
-                    step = self._step(key, pod, mark, self._is_drained(key, pod, pods))
+                    step = self._step(key, pod, mark, self._is_drained(key, pod, sleeping))
                 self._tasks[uid_of(pod)] = asyncio.get_running_loop().create_task(step, name=f"sleep-{name_of(pod)}")
 
-    def _is_drained(self, key: str, pod: Manifest, pods: Sequence[Manifest]) -> bool:
+    def _is_drained(self, key: str, pod: Manifest, sleeping: int) -> bool:
         """Whether all gateways answer, know of every sleeping instance, and have no request in
         flight at the pod.
+
+        sleeping: the number of sleeping instances of the model.
         """
         gateways = self._gateways().gateways
         if not gateways or any(gateway.error is not None for gateway in gateways):
             return False
-        sleeping = 0
-        for other in pods:
-            mark = parse_sleep_mark(annotations_of(other))
-            is_sleeping = (
-                mark is not None and mark.phase is not SleepPhase.WAKING and is_ready(other) and not is_deleting(other)
-            )
-            sleeping += parse_engine_info(annotations_of(other)).data_parallel if is_sleeping else 0
+        if any(gateway.gauges.get(("instances", key, "Sleeping"), 0.0) < sleeping for gateway in gateways):
+            return False
         ids = pod_instances(pod)
-        return all(
-            gateway.gauges.get(("instances", key, "Sleeping"), 0.0) >= sleeping
-            and not any(gateway.gauges.get(("in_flight", key, name), 0.0) for name in ids)
-            for gateway in gateways
-        )
+        return not any(gateway.gauges.get(("in_flight", key, name), 0.0) for gateway in gateways for name in ids)
 
     async def _step(self, key: str, pod: Manifest, mark: SleepMark, is_drained: bool) -> None:
         """Puts the engine of one pod to sleep, or wakes it, as its mark demands.
@@ -234,6 +228,16 @@ class SleepController:
             await self._marks.write_sleep_mark(pod, mark)
         except FairleadError as error:
             self._set_problem(name_of(pod), str(error))
+
+
+def sleeping_instances(pods: Iterable[Manifest]) -> int:
+    """Returns how many instances of marked pods sleep, or are to be put to sleep."""
+    sleeping = 0
+    for pod in pods:
+        mark = parse_sleep_mark(annotations_of(pod))
+        if mark is not None and mark.phase is not SleepPhase.WAKING and is_ready(pod) and not is_deleting(pod):
+            sleeping += parse_engine_info(annotations_of(pod)).data_parallel
+    return sleeping
 
 
 def pod_instances(pod: Manifest) -> tuple[str, ...]:

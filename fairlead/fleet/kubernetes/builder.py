@@ -7,6 +7,8 @@ values. Its pods are still found by their labels, which contain all that routing
 external pool stay until the pool has been listed.
 """
 
+import re
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
@@ -30,9 +32,11 @@ from fairlead.fleet.kubernetes.pod_instances import (
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel
 from fairlead.fleet.labels import MODEL_LABEL, POOL_LABEL
 from fairlead.fleet.model import Fleet, Instance, Model, Role, next_fleet, served_name_override
-from fairlead.kube.resources import Manifest, key_of, label_selector, labels_of, namespace_of
+from fairlead.kube.resources import Manifest, key_of, label_selector, labels_of, namespace_of, uid_of
 from fairlead.limits import Limits
 
+_UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_BEYOND_SHARE = "its namespace has more instances than its share"
 PodSelection = tuple[str, str | None]
 """The pods that external pools of a namespace select: the namespace and the label selector that all
 of its pools have in common. None stands for all pods of the namespace.
@@ -84,6 +88,15 @@ def build_fleet(objects: ClusterObjects, previous: Fleet | None, limits: Limits)
     return FleetResult(fleet, tuple(dict.fromkeys(builder.problems)), builder.excluded, builder.name_owners)
 
 
+def endpoint_id(url: str, namespace: str = "") -> str:
+    """Returns the id of the instance at an endpoint.
+
+    namespace: of its model, if an older model of another namespace names the endpoint too.
+    """
+    parts = urlsplit(url)
+    return "/".join([f"{parts.hostname}", f"{parts.port}", *([namespace] if namespace else []), "0"])
+
+
 def pod_selections(models: Sequence[ParsedModel], limits: Limits) -> set[PodSelection]:
     """Returns the pods to watch for external pools: one selection per namespace.
 
@@ -115,6 +128,9 @@ class _FleetBuilder:
         self._served = self._limit_models()
         self._pod_addresses: dict[str, frozenset[str]] = {}
         self._selectors = _selectors_by_namespace(self._served)
+        self._known_ids = {one.id for group in previous.instances.values() for one in group}
+        self._listed = Counter[str]()
+        self._selected_by_label: dict[PodSelection, dict[tuple[str, str], list[Manifest]]] = {}
 
     def _limit_models(self) -> list[ParsedModel]:
         """Returns at most the allowed number of models: the oldest ones of each namespace."""
@@ -166,11 +182,15 @@ class _FleetBuilder:
     def build_instances(self) -> dict[str, tuple[Instance, ...]]:
         """Returns the instances by the key of their model.
 
-        An instance that two models select belongs to the older model.
+        An instance that two models select belongs to the older model. Of an endpoint, that holds
+        within a namespace: models of several namespaces may name it, and each has its instance.
         """
         found: dict[str, Instance] = {}
         for one in self._all_instances():
             there = found.setdefault(one.id, one)
+            if one.checks_address and there.namespace != one.namespace:
+                one = replace(one, id=endpoint_id(one.url, one.namespace))
+                there = found.setdefault(one.id, one)
             if there is not one and (there.namespace, there.model) != (one.namespace, one.model):
                 self.excluded[f"{one.namespace}/{one.model}: {one.id}"] = (
                     f"it already belongs to the model {there.namespace}/{there.model}"
@@ -192,15 +212,14 @@ class _FleetBuilder:
         most = self._limits.instances
         if len(found) <= most:
             return list(found.values())
-        known = {one.id for group in self._previous.instances.values() for one in group}
-        ordered = sorted(found.values(), key=lambda one: (one.id not in known, one.id))
+        ordered = sorted(found.values(), key=lambda one: (one.id not in self._known_ids, one.id))
         served, refused, losses = take_fair_shares(ordered, most)
         for namespace, share in losses.items():
             self.problems.append(
                 f"the namespace {namespace} has too many instances: {share} are served; namespaces "
                 f"share {most:,} instances, and each rank and each endpoint is one"
             )
-        self.excluded |= {one.id: "its namespace has more instances than its share" for one in refused}
+        self.excluded |= {one.id: _BEYOND_SHARE for one in refused}
         return served
 
     def _all_instances(self) -> Iterator[Instance]:
@@ -209,7 +228,7 @@ class _FleetBuilder:
             yield from managed.get(model.key, ())
             if model.spec is not None and model.spec.is_external:
                 for pool in model.spec.pools:
-                    yield from self._external_instances(model, model.spec, pool)
+                    yield from self._listed_external_instances(model, model.spec, pool)
             elif model.spec is None and not managed.get(model.key):
                 yield from self._previous.instances.get(model.key, ())
 
@@ -218,17 +237,46 @@ class _FleetBuilder:
         served = {one.key: one for one in self._served}
         spans = group_addresses(self._objects.pods)
         found: dict[str, list[Instance]] = {}
-        for pod in self._objects.pods.values():
+        for pod in self._known_first(self._objects.pods):
             labels = labels_of(pod)
             key = f"{namespace_of(pod)}/{labels.get(MODEL_LABEL, '')}"
             model = served.get(key)
             if model is None:
                 self.excluded[key_of(pod)] = f"there is no model {key}"
                 continue
+            if not self._has_room(model.namespace):
+                self.excluded[key_of(pod)] = _BEYOND_SHARE
+                continue
             profile = self._engine_profile(model, str(labels.get(POOL_LABEL, "")))
             peers = None if model.spec is None else model.spec.peers
-            found.setdefault(key, []).extend(self._record_exclusion(pod, managed_instances(pod, profile, spans, peers)))
+            instances = self._record_exclusion(pod, managed_instances(pod, profile, spans, peers))
+            self._listed[model.namespace] += len(instances)
+            found.setdefault(key, []).extend(instances)
         return found
+
+    def _known_first(self, pods: Mapping[str, Manifest]) -> list[Manifest]:
+        """Returns pods in a fixed order, those with instances in the previous fleet first."""
+        known = {id.partition("/")[0] for id in self._known_ids}
+        return sorted(pods.values(), key=lambda pod: (uid_of(pod) not in known, uid_of(pod)))
+
+    def _has_room(self, namespace: str) -> bool:
+        """Returns False once a namespace has listed twice as many instances as a fleet may have.
+
+        Why: the limit holds for what is listed, too. A pod may have 1,024 ranks, and any number of
+        pools may select the same pods.
+        """
+        return self._listed[namespace] < 2 * self._limits.instances
+
+    def _listed_external_instances(
+        self, model: ParsedModel, spec: ModelDeploymentSpec, pool: Pool
+    ) -> Iterator[Instance]:
+        """Yields the instances of an external pool while its namespace has room for them."""
+        if self._has_room(model.namespace):
+            for one in self._external_instances(model, spec, pool):
+                self._listed[model.namespace] += 1
+                yield one
+                if not self._has_room(model.namespace):
+                    return
 
     def _external_instances(self, model: ParsedModel, spec: ModelDeploymentSpec, pool: Pool) -> Iterator[Instance]:
         """Yields the instances of an external pool."""
@@ -246,27 +294,47 @@ class _FleetBuilder:
             yield from self._endpoint_instances(model, pool, adopter)
         if pool.selector is None:
             return
-        chosen = self._objects.selected_pods.get((model.namespace, self._selectors[model.namespace]))
-        if chosen is None:
+        selection = model.namespace, self._selectors[model.namespace]
+        if selection not in self._objects.selected_pods:
             before = self._previous.instances.get(model.key, ())
             yield from (one for one in before if one.pool == pool.name)
             return
         wanted = pool.selector.match_labels.items()
-        for pod in chosen.values():
+        by_label = self._pods_by_label(selection)
+        for pod in min((by_label.get(pair, []) for pair in wanted), key=len, default=[]):
             if wanted <= labels_of(pod).items():
                 yield from self._record_exclusion(pod, external_instances(pod, pool.selector.port, adopter))
+
+    def _pods_by_label(self, selection: PodSelection) -> Mapping[tuple[str, str], list[Manifest]]:
+        """Returns the selected pods by each of their labels, known ones first.
+
+        Why: many pools may select among many pods.
+        """
+        found = self._selected_by_label.get(selection)
+        if found is None:
+            found = self._selected_by_label[selection] = {}
+            for pod in self._known_first(self._objects.selected_pods[selection]):
+                for pair in labels_of(pod).items():
+                    found.setdefault(pair, []).append(pod)
+        return found
 
     def _endpoint_instances(self, model: ParsedModel, pool: Pool, adopter: ExternalPool) -> Iterator[Instance]:
         """Yields the endpoints of a pool, without those whose literal address is refused."""
         for endpoint in pool.endpoints:
-            parts = urlsplit(endpoint.url)
-            address = canonical_address(parts.hostname or "")
-            refusal = "" if address is None else address_refusal(address, self._foreign_pod_addresses(model.namespace))
+            host = urlsplit(endpoint.url).hostname or ""
+            refusal = self._endpoint_refusal(host, model.namespace)
             if refusal:
                 self.problems.append(f"{model.key}: the endpoint {endpoint.url} is refused: {refusal}")
                 self.excluded[f"{model.key}: {endpoint.url}"] = refusal
             else:
-                yield adopter.make_endpoint(f"{parts.hostname}/{parts.port}/0", endpoint.url)
+                yield adopter.make_endpoint(endpoint_id(endpoint.url), endpoint.url)
+
+    def _endpoint_refusal(self, host: str, namespace: str) -> str:
+        """Returns why an endpoint may not have this host; empty if it may."""
+        if _UID.fullmatch(host):
+            return "it has the form of a pod's uid, by which pods are known"
+        address = canonical_address(host)
+        return "" if address is None else address_refusal(address, self._foreign_pod_addresses(namespace))
 
     def _foreign_pod_addresses(self, namespace: str) -> frozenset[str]:
         """Returns the addresses of all pods that Fairlead runs or that other namespaces select."""

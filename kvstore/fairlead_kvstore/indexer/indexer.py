@@ -20,8 +20,10 @@ import logging
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from fairlead.errors import BadInput, FairleadError, Unavailable
+from fairlead.fleet.endpoint_address import canonical_address, resolve_permitted
 from fairlead.fleet.model import Fleet, FleetSource, Instance, InstanceState
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_kvstore.blockstore.changes import Change, HintsAdded, HintsExpired
@@ -77,6 +79,7 @@ class Indexer:
         self._query = query
         self._limits = limits
         self._fleet = Fleet()
+        self._pod_addresses: frozenset[str] = frozenset()
         self._models: set[str] | None = set() if leased else None
         self._checkpoints: Mapping[str, InstanceCheckpoint] = {}
         self._members: dict[str, EngineMember] = {}
@@ -118,6 +121,10 @@ class Indexer:
     def update_fleet(self, fleet: Fleet) -> None:
         """Attaches new instances of the fleet, updates changed ones and detaches departed ones."""
         self._fleet = fleet
+        instances = [instance for group in fleet.instances.values() for instance in group]
+        if any(instance.checks_address for instance in instances):
+            hosts = {urlsplit(one.url).hostname or "" for one in instances if not one.checks_address}
+            self._pod_addresses = frozenset(filter(None, map(canonical_address, hosts)))
         self._reconcile()
 
     def on_cache_cleared(self, instance: str) -> bool:
@@ -341,7 +348,8 @@ class Indexer:
                 try:
                     async with self._query_slots:
                         answer = await self._query(member.instance, EVENT_SOURCES_PATH)
-                    self._subscribe(member, endpoints_from_answer(answer, member.instance))
+                    address = await self._permitted_address(member.instance)
+                    self._subscribe(member, endpoints_from_answer(answer, member.instance, address))
                     pause = limits.kv_query_pause_seconds
                 except (Unavailable, BadInput) as error:
                     member.problem = error.message
@@ -352,6 +360,20 @@ class Indexer:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await member.wake.wait()
+
+    async def _permitted_address(self, instance: Instance) -> str | None:
+        """Returns the address of an endpoint that a Kubernetes object names; None for any other
+        engine. Raises Unavailable if it is refused.
+
+        Why: ZMQ resolves names by itself, at each connection.
+        """
+        if not instance.checks_address:
+            return None
+        parts = urlsplit(instance.url)
+        try:
+            return await resolve_permitted(parts.hostname or "", parts.port or 80, self._pod_addresses)
+        except OSError as error:
+            raise Unavailable(f"KV events cannot be read: {error}") from error
 
     def _drop_restored_blocks(self, member: EngineMember, reason: str) -> None:
         """Drops what a member without a subscription has from a snapshot, which may be outdated."""

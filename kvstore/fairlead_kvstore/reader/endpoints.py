@@ -49,9 +49,10 @@ def endpoints_from_fleet(instance: Instance) -> EventEndpoints | None:
     return EventEndpoints(instance.kv_events, instance.kv_replay) if instance.kv_events is not None else None
 
 
-def endpoints_from_answer(answer: bytes, instance: Instance) -> EventEndpoints:
+def endpoints_from_answer(answer: bytes, instance: Instance, address: str | None = None) -> EventEndpoints:
     """Returns the endpoints of the instance's rank in a response to ``/kv_event_sources``.
 
+    address: connect to it instead of the host of the instance's URL.
     Raises BadInput when the engine publishes no events that can be read.
     """
     try:
@@ -73,8 +74,9 @@ def endpoints_from_answer(answer: bytes, instance: Instance) -> EventEndpoints:
         )
     host = urlsplit(instance.url).hostname or ""
     buffer = found.buffer_steps if found.buffer_steps and found.buffer_steps > 0 else DEFAULT_BUFFER
-    replay = None if found.replay_endpoint is None else _reachable_address(found.replay_endpoint, host)
-    return EventEndpoints(_reachable_address(found.endpoint, host), replay, min(buffer, _MAX_BUFFER))
+    hosts = (host, address or host)
+    replay = None if found.replay_endpoint is None else _reachable_address(found.replay_endpoint, *hosts)
+    return EventEndpoints(_reachable_address(found.endpoint, *hosts), replay, min(buffer, _MAX_BUFFER))
 
 
 def topic_address(topic: bytes) -> str | None:
@@ -92,9 +94,11 @@ def instance_address(instance: Instance) -> str:
     return f"[{host}]:{parts.port}" if ":" in host else f"{host}:{parts.port}"
 
 
-def _reachable_address(endpoint: str, host: str) -> str | None:
+def _reachable_address(endpoint: str, host: str, address: str) -> str | None:
     """Returns the address at which to reach an engine's endpoint; None if the engine dials it
     instead of binding it. Raises BadInput if it is not a TCP address.
+
+    host: of the instance's URL, which the engine may name. address: to connect to.
     """
     base, _, digits = endpoint.rpartition(":")
     is_number = digits.isascii() and digits.isdecimal() and len(digits) <= _MAX_PORT_DIGITS
@@ -104,7 +108,7 @@ def _reachable_address(endpoint: str, host: str) -> str | None:
     named = base.removeprefix("tcp://").strip("[]")
     if named not in ("*", host) and not _is_this_machine(named):
         return None
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
 
 
 def _is_this_machine(named: str) -> bool:

@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fairlead.api.spec.rollout import Rollout
-from fairlead.fleet.labels import FIELD_MANAGER, POOL_LABEL, SURGE_ANNOTATION
+from fairlead.fleet.labels import FIELD_MANAGER, POOL_LABEL, SURGE_ANNOTATION, parse_surge_groups
 from fairlead.fleet.labels import POD_REVISION_LABEL as POD_REVISION
 from fairlead.kube.resources import (
     LEADER_WORKER_SETS,
@@ -70,8 +70,7 @@ def surplus_groups(live: Manifest) -> int:
     """Returns how many replicas of a live workload are surge groups; 0 if another manager owns the
     count.
     """
-    count = annotation(live, SURGE_ANNOTATION)
-    return int(count) if count.isdecimal() and not replica_field_owner(live, FIELD_MANAGER) else 0
+    return 0 if replica_field_owner(live, FIELD_MANAGER) else parse_surge_groups(annotations_of(live))
 
 
 def surge_step(wanted: Manifest, live: Manifest | None, pods: Sequence[Manifest], rollout: Rollout) -> SurgeStep:

@@ -13,7 +13,7 @@ from typing import Protocol
 from fairlead.errors import FairleadError
 from fairlead.kube.client_protocol import KubeClient
 from fairlead.kube.conditions import format_time
-from fairlead.kube.errors import Conflict, NotFound
+from fairlead.kube.errors import Conflict, KubeError, NotFound
 from fairlead.kube.events.event import EventDraft, EventType
 from fairlead.kube.resources import PODS, Manifest, is_deleting, metadata_of, name_of, namespace_of, uid_of
 from fairlead.limits import Limits
@@ -116,13 +116,18 @@ class EngineRestarter:
                 _LOG.warning("hung engines: %s", error)
 
     async def run_once(self) -> None:
-        """Reads all gateways, and marks and deletes pods. Raises KubeError."""
+        """Reads all gateways, and marks and deletes pods.
+
+        Raises KubeError if gateways cannot be listed, or the first failure of a write. A write that
+        fails for one model does not hold up the others.
+        """
         reports = await self._gateways.read()
         self._log_missing({report.name: report.error for report in reports if report.error})
         self.counts.gateways, self.counts.gateways_missing = len(reports), len(self._missing)
         verdicts = pod_verdicts(reports, self._grace_seconds)
         hung = 0
         present: set[str] = set()
+        failure: KubeError | None = None
         for key in list(self._cache.models):
             snapshot = self._cache.snapshot(key)
             if snapshot is None or is_deleting(snapshot.model):
@@ -132,10 +137,15 @@ class EngineRestarter:
             gone = [pod for pod in snapshot.pods if uid_of(pod) in self._deleted]
             plan = plan_restarts(pods, verdicts, self._pacing.clock.wall(), self._rules)
             hung += len(plan.hung)
-            await self._execute(snapshot.model, plan, gone)
+            try:
+                await self._execute(snapshot.model, plan, gone)
+            except KubeError as error:
+                failure = failure or error
             await asyncio.sleep(0)
         self._deleted &= present
         self.counts.hung_pods = hung
+        if failure is not None:
+            raise failure
 
     async def _execute(self, model: Manifest, plan: HungEnginePlan, gone: Collection[Manifest]) -> None:
         """Writes the marks of a plan, then deletes its pods.

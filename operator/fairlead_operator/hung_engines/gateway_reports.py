@@ -61,7 +61,7 @@ def parse_fleet(body: bytes) -> tuple[InstanceReport, ...]:
     """Returns the instances of a gateway's `/api/fleet`. Raises Unavailable if it is none."""
     try:
         fleet = _FLEET_DECODER.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Unavailable(f"its answer is not a fleet: {error}") from error
     return tuple(instance for model in fleet.models for instance in model.instances)
 

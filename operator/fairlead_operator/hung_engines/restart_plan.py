@@ -30,6 +30,8 @@ from fairlead_operator.object_metadata import label
 
 _GROUP_LABELS: Final = ("leaderworkerset.sigs.k8s.io/name", "leaderworkerset.sigs.k8s.io/group-index")
 _ENDED_PHASES: Final = ("Succeeded", "Failed")
+_MAX_MESSAGE_CHARS: Final = 1_024
+"""Characters of a message: a gateway's report must not make the status too large to be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,9 @@ def _mark(pod: Manifest, verdict: HungVerdict) -> PodMark | None:
     if verdict.is_hung == is_marked:
         return None
     if verdict.is_hung:
-        return PodMark(pod, False, f"{verdict.reason}; reported by {', '.join(verdict.voters)}")
-    return PodMark(pod, True, f"no longer hung: {verdict.reason}")
+        message = f"{verdict.reason}; reported by {', '.join(verdict.voters)}"
+        return PodMark(pod, False, message[:_MAX_MESSAGE_CHARS])
+    return PodMark(pod, True, f"no longer hung: {verdict.reason}"[:_MAX_MESSAGE_CHARS])
 
 
 def _plan_pool(

@@ -170,3 +170,14 @@ def test_an_authorization_that_is_not_utf8_is_refused(made: Any) -> None:
         assert (await client.get("/autoscaling", headers=sent)).status_code == 401
 
     with_client(made, use, token="right")
+
+
+def test_header_that_is_no_text_and_a_nested_hint_are_refused(made: Any) -> None:
+    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
+        answer = await client.get("/autoscaling", headers={b"authorization": b"Bearer \xff\xfe"})
+        assert answer.status_code == 401
+        hint = {"authorization": "Bearer right", "content-type": "application/json"}
+        answer = await client.post("/wake", headers=hint, content=b'{"x": ' + b"[" * 4_000)
+        assert answer.status_code == 400
+
+    with_client(made, use, token="right")

@@ -218,3 +218,36 @@ def test_a_pool_whose_engines_refuse_to_sleep_has_no_tier_until_they_are_others(
         found = state(tiered, a_workload(1), a_pod("a", labels={"fairlead.io/revision": revision}), nursed=refused)
         assert found is not None
         assert (found.model.pools[0].tier is not None) is sleeps
+
+
+@pytest.mark.parametrize("surge", ["9" * 5000, "-1", "\u0663", "1e9", ""])
+def test_surge_annotation_that_is_no_number_does_not_stop_the_autoscaler(a_workload: Make, surge: str) -> None:
+    found = state(spec(), a_workload(3, surge=surge))
+    assert found is not None
+    assert (found.pools["main"].desired, found.pools["main"].pause_reason) == (3, None)
+
+
+def test_model_whose_objects_cannot_be_read_stops_no_other_model(a_workload: Make) -> None:
+    broken = {**a_workload(), "spec": {"replicas": "many"}}
+    known = ClusterSnapshot(
+        models=[ParsedModel("a", "m", "", spec()), ParsedModel("b", "m", "", spec())],
+        workloads={"a/m": [broken], "b/m": [a_workload(3)]},
+    )
+    assert model_states(known).keys() == {"b/m"}
+
+
+def test_ranks_of_one_namespace_are_looked_up_to_the_limit_of_a_fleet(a_workload: Make, a_pod: Make) -> None:
+    ranks = {"fairlead.io/port": "8000", "fairlead.io/data-parallel": "8"}
+    pods = [a_pod(f"p{number}", annotations=ranks) for number in range(5)]
+    models = [ParsedModel("a", "m", "", spec()), ParsedModel("a", "n", "", spec()), ParsedModel("b", "m", "", spec())]
+    keys = [model.key for model in models]
+    known = ClusterSnapshot(
+        models=models,
+        workloads={key: [a_workload()] for key in keys},
+        pods=dict.fromkeys(keys, pods),
+        most_instances=16,
+        wall=WALL,
+    )
+    found = model_states(known)
+    counts = {key: [len(one.instances) for one in found[key].pools["main"].replicas] for key in keys}
+    assert counts == {"a/m": [8, 8, 0, 0, 0], "a/n": [0, 0, 0, 0, 0], "b/m": [8, 8, 0, 0, 0]}

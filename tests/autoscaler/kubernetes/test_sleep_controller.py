@@ -14,6 +14,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot
 from fairlead_autoscaler.core import WakeTiming
+from fairlead_autoscaler.kubernetes import sleep_controller
 from fairlead_autoscaler.kubernetes.sleep_controller import SleepController
 
 Manifest = dict[str, Any]
@@ -228,3 +229,25 @@ def test_an_engine_that_does_not_wake_is_marked_as_stuck_until_it_wakes(a_pod: M
     ward.beds.raises.clear()
     ward.reconcile()
     assert ward.mark is None
+
+
+def test_marks_of_a_model_are_counted_once_in_a_round_however_many_there_are(
+    a_pod: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = Harness(a_pod("a"), "1-asleep")
+    pods = [a_pod(f"p{number}", annotations={SLEEP_ANNOTATION: "1-asleep"}) for number in range(20)]
+    monkeypatch.setattr(harness, "marked_pods", lambda: {KEY: pods})
+    read: list[str] = []
+
+    def count(annotations: Mapping[str, str]) -> SleepMark | None:
+        read.append("")
+        return parse_sleep_mark(annotations)
+
+    monkeypatch.setattr(sleep_controller, "parse_sleep_mark", count)
+
+    async def reconcile() -> None:
+        harness.nursing.reconcile()
+        await asyncio.gather(*harness.nursing._tasks.values(), return_exceptions=True)
+
+    asyncio.run(reconcile())
+    assert len(read) == 2 * len(pods)

@@ -95,7 +95,7 @@ def test_engine_that_does_not_comply_is_an_error(engine: FakeEngine, verb: str, 
     assert error.value.message.startswith(why)
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"is_sleeping": "no"}'])
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"is_sleeping": "no"}', b"[" * 60_000])
 def test_invalid_sleep_state_is_an_error(body: bytes) -> None:
     async def send(method: str, url: str, sent: bytes | None, seconds: float) -> HttpReply:
         return HttpReply(200, body)

@@ -429,3 +429,15 @@ def test_replays_wait_for_a_slot() -> None:
             await stage.wait_exact(*names)
 
     asyncio.run(scenario())
+
+
+def test_endpoint_that_resolves_to_a_refused_address_is_not_read() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a")
+            stage.answers["a", EVENT_SOURCES_PATH] = sources(engine)
+            stage.add_instance("a", url="http://localhost:8001", kv_events=None, kv_replay=None, checks_address=True)
+            await wait_until(lambda: "it is a loopback address" in (stage.status("a").problem or ""))
+            assert engine.listeners == 0
+
+    asyncio.run(scenario())

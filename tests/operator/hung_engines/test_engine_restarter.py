@@ -84,7 +84,7 @@ class Scene:
         return self.stale
 
     def record_event(self, model: Manifest, event: EventDraft) -> None:
-        assert name_of(model) == "qwen"
+        assert name_of(model) in ("qwen", "second")
         self.events.append(event)
 
     def round(self, seconds: float = 0.0) -> list[str]:
@@ -169,3 +169,19 @@ def test_leader_of_a_group_is_deleted_with_its_workers() -> None:
     scene.ejected = {"a": ("big-0",), "b": ("big-0",)}
     assert scene.round() == ["status Pod big-0"]
     assert scene.round(60.0) == ["delete Pod big-0 in the foreground"]
+
+
+def test_write_that_fails_for_one_model_holds_up_no_other_model() -> None:
+    scene = Scene(ejected={"a": ("one", "other"), "b": ("one", "other")})
+    scene.cache.replace_models([model_manifest(), scene.kube.put(model_manifest(name="second"))])
+    scene.pods["other"] = scene.add_pod("other", **{"fairlead.io/model": "second"})
+
+    def fail(write: str) -> None:
+        if write.endswith(" one"):
+            raise Unreachable(f"{write}: the request is too large")
+
+    scene.kube.before_write = fail
+    with pytest.raises(Unreachable, match="too large"):
+        scene.round()
+    assert scene.condition("other")["reason"] == "EngineHung"
+    assert scene.condition("one") == {}

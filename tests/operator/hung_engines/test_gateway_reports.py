@@ -67,7 +67,12 @@ def test_fleet_page_gives_ejections_and_ages_of_answers() -> None:
     )
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"<html>", b'{"models": [{"instances": [{"ejection": null}]}]}', b"\xff"])
+DEEP = b'{"x":' + b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"<html>", b'{"models": [{"instances": [{"ejection": null}]}]}', b"\xff", DEEP]
+)
 def test_other_pages_are_no_report(body: bytes) -> None:
     with pytest.raises(Unavailable, match="not a fleet"):
         parse_fleet(body)

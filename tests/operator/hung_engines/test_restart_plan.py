@@ -52,6 +52,12 @@ def test_pod_that_hangs_is_marked_first_and_not_deleted_yet() -> None:
     assert [name_of(one) for one in made.hung] == ["a"]
 
 
+def test_long_report_of_a_gateway_does_not_make_a_long_message() -> None:
+    (mark,) = plan(pod("a"), a=HungVerdict(True, "x" * 5_000_000, ("gateway-a",))).marks
+    (unmark,) = plan(pod("a", marked=5.0), a=HungVerdict(False, "x" * 5_000_000)).marks
+    assert (len(mark.message), len(unmark.message)) == (1_024, 1_024)
+
+
 def test_condition_has_the_fields_of_a_pod_condition() -> None:
     assert serving_condition(PodMark(pod("a"), True, "no longer hung"), "2026-11-20T17:43:20Z") == {
         "type": "fairlead.io/Serving",

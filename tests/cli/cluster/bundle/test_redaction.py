@@ -47,6 +47,12 @@ SCRUB = Scrubber(["hunter2hunter", "no", "aHVudGVyMmh1bnRlcg=="])
         ("a hunter2hunter b", f"a {REDACTED_PLACEHOLDER} b"),
         ("key sk-abcdefghijkl", f"key {REDACTED_PLACEHOLDER}"),
         ("AKIAABCDEFGHIJKLMNOP", REDACTED_PLACEHOLDER),
+        ("nvapi-abcdefghijkl", REDACTED_PLACEHOLDER),
+        ("AIzaSyA1234567890abcdefghij", REDACTED_PLACEHOLDER),
+        ("redis://:p@ss/w@host:6379/0", f"redis://{REDACTED_PLACEHOLDER}@host:6379/0"),
+        ("vllm --hf-token zzzzzz --port 1", f"vllm --hf-token {REDACTED_PLACEHOLDER} --port 1"),
+        ("https://a.b/c?sv=1&sig=ab%2Fc&x=1", f"https://a.b/c?sv=1&sig={REDACTED_PLACEHOLDER}&x=1"),
+        ("Cookie: session=zzz; a=b", f"Cookie: {REDACTED_PLACEHOLDER}"),
         ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abc", REDACTED_PLACEHOLDER),
         ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----", REDACTED_PLACEHOLDER),
         (
@@ -72,6 +78,8 @@ def test_secret_like_text_is_redacted(text: str, shown: str) -> None:
         "eos_token_id: 151645, seconds_per_token=0.02",
         "hf://meta/llama@main and oci://registry/model@sha256:0f",
         "docker-pullable://ghcr.io/vllm/vllm@sha256:0f",
+        "vllm --max-num-batched-tokens 8192 --token-budget 5",
+        "see https://a.b/c, or write to d@e",
         'fairlead_gateway_prompt_tokens_total{model="a"} 12',
     ],
 )

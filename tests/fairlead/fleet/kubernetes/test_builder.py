@@ -459,3 +459,24 @@ def test_spec_is_parsed_only_after_a_change() -> None:
     assert same is first
     assert other.spec != first.spec
     assert specs.models({}) == ()
+
+
+def test_endpoint_with_a_pods_uid_as_its_host_takes_no_instance() -> None:
+    uid = "0b5b1a2e-6f0e-4c57-9a51-1b2c3d4e5f60"
+    victim = model("victim", "b", created="2026-05-01T00:00:00Z")
+    own = pod(labels={"fairlead.io/model": "victim"}, namespace="b", uid=uid)
+    endpoints = [{"url": f"http://{uid}:{port}"} for port in (8000, 9999)]
+    found = build([external({"endpoints": endpoints}, name="taker", namespace="a"), victim], own)
+    assert only_instance(found, "b/victim").id == f"{uid}/8000/0"
+    assert found.fleet.instances["a/taker"] == ()
+    assert "the form of a pod's uid" in found.problems[0]
+
+
+def test_namespace_keeps_an_endpoint_that_an_older_one_names_too() -> None:
+    pool = {"endpoints": [{"url": "http://engines.example:8000"}]}
+    older = external(pool, name="taker", namespace="a")
+    younger = external(pool, name="victim", namespace="b", created="2026-05-01T00:00:00Z")
+    found = build([older, younger])
+    assert only_instance(found, "a/taker").id == "engines.example/8000/0"
+    assert only_instance(found, "b/victim").id == "engines.example/8000/b/0"
+    assert found.problems == ()
