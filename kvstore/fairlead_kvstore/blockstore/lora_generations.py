@@ -47,6 +47,7 @@ LoadNumber = int | str
 
 _LOADS_PER_CONTENT: Final = 16
 _MAX_NAMES_SHOWN: Final = 4
+_MAX_PLACE_CHARACTERS: Final = 4_096  # a longer one than any path; it would be kept for each adapter
 
 
 class LoraGenerations:
@@ -211,10 +212,10 @@ class LoraGenerations:
 
     def on_source_reported(self, name: str, place: str, out: list[Change]) -> None:
         """Records the source of the adapter served under ``name``, which may make another content
-        current. It is ignored while no block of that name was reported.
+        current. It is ignored while no block of that name was reported, and if it is too long.
         """
         current = self._current.get(name)
-        if current is None:
+        if current is None or len(place) > _MAX_PLACE_CHARACTERS:
             return
         self._reported[name] = place
         if self._hoped.pop(name, None) == (current, place) and current not in self._place:
@@ -234,6 +235,8 @@ class LoraGenerations:
             # Blocks of the current number may be of an earlier load; the content is certain.
         else:
             self._forget_unconfirmed(name)
+            if current not in self._content.values():
+                self._maybe.pop(current, None)  # no block is of that load, and none will be
             if content is None:
                 content = self._new_generation()
                 self._maybe[content] = (name, place)

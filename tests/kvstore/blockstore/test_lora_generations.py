@@ -66,6 +66,18 @@ def test_reported_source_parks_blocks_without_an_event() -> None:
     assert loaded.predicted() == loaded.engine.hit_blocks(PROMPT, "bot") == 10
 
 
+def test_engine_that_reports_ever_new_sources_fills_no_memory() -> None:
+    loaded = Loaded()
+    loaded.engine.load("bot", "a")
+    loaded.serve_prompt(PROMPT)
+    for number in range(100):
+        loaded.truth.on_adapter_source("i", "bot", f"source-{number}", 1.0)
+    snapshot, _ = loaded.truth.take_snapshot("i", 0.0)
+    assert len(snapshot.adapters.maybe) + len(snapshot.adapters.places) <= 2
+    loaded.truth.on_adapter_source("i", "bot", "x" * 5_000, 1.0)
+    assert loaded.truth.take_snapshot("i", 0.0)[0].adapters == snapshot.adapters
+
+
 def test_source_read_after_the_next_load_is_not_taken_for_the_earlier_one() -> None:
     loaded = Loaded()
     loaded.engine.load("bot", "a")

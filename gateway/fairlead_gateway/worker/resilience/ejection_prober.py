@@ -6,7 +6,8 @@ with a time limit. An answer ends the record, and the instance returns as after 
 client. Silence, a connect timeout and 5xx count as failed probes.
 
 These say nothing about the engine: 429, 503, any other 4xx, and failures of the gateway itself. But
-a 4xx ends a record of 5xx alone: such an engine fails requests, and does not hang. An engine that sent bytes to another request meanwhile is slow, and does not hang.
+a 4xx ends a record of 5xx alone: such an engine fails requests, and does not hang. An engine that
+sent bytes to another request meanwhile is slow, and does not hang.
 
 A probe's prompt is shorter than a block of any engine, and its `cache_salt` is private to the
 process. So it changes no cache.
