@@ -151,7 +151,9 @@ class RowIndex:
             other = cells[at]
             if not other:
                 break
-            if (at - (keys[other] * _FACTOR >> 40)) % size >= (at - hole) % size:  # it is behind the hole only because that was full
+            if (at - (keys[other] * _FACTOR >> 40)) % size >= (
+                at - hole
+            ) % size:  # it is behind the hole only because that was full
                 cells[hole] = other
                 hole = at
         cells[hole] = 0
