@@ -163,8 +163,8 @@ class MetricsScraper:
 
 
 def _has_progressed(before: EngineSignals, after: EngineSignals) -> bool:
-    """Whether an engine has computed tokens between two readings; its counters begin anew with a
-    restart.
+    """Whether an engine has computed tokens between two readings; a restart sets its
+    counters to zero.
     """
     pairs = (
         (before.prompt_tokens_total, after.prompt_tokens_total),

@@ -95,7 +95,7 @@ class LoraGenerations:
         self._forgot = False  # blocks of an earlier content were dropped; it may return
         self.parked: dict[int, tuple[str, BlockTable]] = {}
         self.scanned_rows = 0
-        """Rows that were scanned lately; above ``MAX_SCANNED_ROWS``, the blocks are to be dropped."""
+        """Rows that were scanned lately. Above ``MAX_SCANNED_ROWS``, the blocks are dropped."""
         self._scanned_until = 0.0
 
     def on_batch(self, now: float) -> None:
