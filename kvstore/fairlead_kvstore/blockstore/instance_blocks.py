@@ -440,8 +440,7 @@ class InstanceBlocks:
     def _on_cleared(self, event: ClearedEvent, now: float, out: list[Change]) -> None:
         self.counters.clears += 1
         self.awaited_until, self.last_clear = None, now
-        tier = storage_tier(event.medium, exact=self._exact_media)
-        if tier is not StorageTier.GPU:
+        if (tier := storage_tier(event.medium, exact=self._exact_media)) is not StorageTier.GPU:
             self._clear_tier(tier, out)
             return
         self._drop_all("the engine cleared its cache", out)
@@ -472,8 +471,7 @@ class InstanceBlocks:
 
     def _tier_of(self, event: StoredEvent | RemovedEvent) -> StorageTier:
         medium, locality = event.medium, event.locality
-        known = self._tiers.get(medium) if locality is None else None
-        if known is None:
+        if (known := self._tiers.get(medium) if locality is None else None) is None:
             known = storage_tier(medium, locality, shared=self._shared_media, exact=self._exact_media)
             if locality is None and len(self._tiers) < _MAX_MEDIA:
                 self._tiers[medium] = known
