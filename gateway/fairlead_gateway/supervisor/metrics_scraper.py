@@ -49,6 +49,7 @@ class MetricsScraper:
         self._adapters: dict[str, EngineAdapter | None] = {}
         self._readings: dict[str, SignalReading] = {}
         self._errors: dict[str, str] = {}
+        self._progress_times: dict[str, float] = {}
         self._with_signals_cache: tuple[Fleet, int, Fleet] | None = None
         self._changes = 0
         self._task: asyncio.Task[None] | None = None
@@ -57,6 +58,11 @@ class MetricsScraper:
     def readings(self) -> Mapping[str, SignalReading]:
         """The last signals of each present instance that has answered, by instance id."""
         return MappingProxyType(self._readings)
+
+    @property
+    def progress_times(self) -> Mapping[str, float]:
+        """When each instance was last seen to have computed more tokens, in monotonic seconds."""
+        return MappingProxyType(self._progress_times)
 
     @property
     def errors(self) -> Mapping[str, str]:
@@ -126,7 +132,10 @@ class MetricsScraper:
         now = self._clock.now()
         for instance in instances:
             rank = _rank(instance) if len(instances) > 1 else None
-            self._readings[instance.id] = SignalReading(engine.parse_signals(page, rank), now)
+            signals, before = engine.parse_signals(page, rank), self._readings.get(instance.id)
+            if before is not None and _has_progressed(before.signals, signals):
+                self._progress_times[instance.id] = now
+            self._readings[instance.id] = SignalReading(signals, now)
             self._errors.pop(instance.id, None)
         self._changes += 1
 
@@ -143,12 +152,25 @@ class MetricsScraper:
             del self._readings[absent]
         for absent in self._errors.keys() - present:
             del self._errors[absent]
+        for absent in self._progress_times.keys() - present:
+            del self._progress_times[absent]
 
     def _instance_with_signals(self, instance: Instance) -> Instance:
         reading = self._readings.get(instance.id)
         if reading is None:
             return instance
         return replace(instance, signals=reading.signals, received_at=reading.received_at)
+
+
+def _has_progressed(before: EngineSignals, after: EngineSignals) -> bool:
+    """Whether an engine has computed tokens between two readings; a restart sets its
+    counters to zero.
+    """
+    pairs = (
+        (before.prompt_tokens_total, after.prompt_tokens_total),
+        (before.generation_tokens_total, after.generation_tokens_total),
+    )
+    return any(earlier is not None and later is not None and later > earlier for earlier, later in pairs)
 
 
 def _rank(instance: Instance) -> int | None:

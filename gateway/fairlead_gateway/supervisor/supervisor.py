@@ -377,7 +377,7 @@ class Supervisor:
             None if self.background.peers is None else self.background.peers.present_peers(),
             self.profiling.learned_profile,
             merge_counts(state.queued for _, state in states),
-            merge_ejections([state for _, state in states], self._clock.now()),
+            merge_ejections([state for _, state in states], self._clock.now(), self.background.scraper.progress_times),
             merge_answer_times([state for _, state in states]),
         )
 

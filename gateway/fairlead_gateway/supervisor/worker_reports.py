@@ -34,18 +34,27 @@ def merge_health_states(reported: Sequence[Mapping[str, tuple[str, str]]]) -> Ca
     return health_of
 
 
-def merge_ejections(states: Sequence[say.WorkerState], now: float) -> dict[str, EjectionReport]:
+def merge_ejections(
+    states: Sequence[say.WorkerState], now: float, progress_times: Mapping[str, float] | None = None
+) -> dict[str, EjectionReport]:
     """Returns the ejection of each instance that has answered no worker since.
 
     The time is that of the latest ejection, the failed probes are those of all workers.
+
+    progress_times: when each instance was last seen to compute tokens. The time counts from there.
+
+    Why: a full engine can keep probes waiting while it works for plain requests, which show
+    nothing before their end. It does not hang.
     """
+    progressed = progress_times or {}
     merged: dict[str, EjectionReport] = {}
     for instance in dict.fromkeys(name for state in states for name in state.ejections):
         found = [state.ejections[instance] for state in states if instance in state.ejections]
         latest = max(found, key=lambda ejection: ejection.since)
         if all(state.answer_times.get(instance, latest.since) <= latest.since for state in states):
             failed_probes = sum(ejection.failed_probes for ejection in found)
-            merged[instance] = EjectionReport(max(0.0, now - latest.since), latest.cause, failed_probes, len(found))
+            since = max(latest.since, progressed.get(instance, latest.since))
+            merged[instance] = EjectionReport(max(0.0, now - since), latest.cause, failed_probes, len(found))
     return merged
 
 

@@ -4,10 +4,11 @@ each.
 Why: a dict from 64-bit number to 64-bit number costs Python 140 bytes an entry, for the table and
 an object per number. A million blocks need two such maps (handle → row, block hash → row) and six
 more values each. So blocks are *rows* in typed arrays (38 bytes). A map is an array of row numbers,
-four bytes a cell, with open addressing and linear probing from ``key % size``. It is at most two
-thirds full. A deletion moves later rows of a run into the hole. So there are no tombstones, and a
-table with constant churn does not decay. The size is odd and no multiple of 3, 5 or 7, because
-engines' numbers may have a pattern. Row 0 is unused, so 0 means empty.
+four bytes a cell, with open addressing and linear probing. It is at most two thirds full. A
+deletion moves later rows of a run into the hole. So there are no tombstones, and a table with
+constant churn does not decay. The first cell is a multiply-shift hash with a factor that each
+process draws: engines choose their hashes, and with ``key % size`` consecutive ones would make each
+search of a missing key as long as the table. Row 0 is unused, so 0 means empty.
 
     handles     the engine's hash, 64 bits
     owns        the block hash, see block_hash.py
@@ -28,6 +29,7 @@ under a name. Two of its hashes then have the same block hash. Their rows are *t
 hash leads to one of them, a small dict to the rest. The block is removed only when all of them are.
 """
 
+import secrets
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -43,6 +45,8 @@ COLUMNS: Final[Mapping[str, str]] = MappingProxyType(
 )
 """The type codes of ``array``; I has four bytes wherever CPython runs."""
 _MIN_CELLS: Final = 13
+_FACTOR: Final = secrets.randbits(64) | 1 << 63 | 1
+"""The factor of the hash of keys. It decides where rows lie, and nothing else."""
 MAX_COPIES: Final = 255
 TIER_SHIFT: Final = (0, 8, 16)
 """The bit position of a tier's copies in ``counts``."""
@@ -88,7 +92,7 @@ class RowIndex:
     def seek(self, key: int) -> int:
         """Returns the index of the cell with the key's row, or of the empty cell for a new row."""
         cells, keys, size = self._cells, self._keys, self._size
-        at = key % size
+        at = (key * _FACTOR >> 40) % size
         while row := cells[at]:
             if keys[row] == key:
                 break
@@ -124,7 +128,7 @@ class RowIndex:
     def redirect(self, old: int, new: int) -> None:
         """Replaces ``old`` by ``new``, which has the same key."""
         cells, size = self._cells, self._size
-        at = self._keys[old] % size
+        at = (self._keys[old] * _FACTOR >> 40) % size
         while cells[at] != old:
             at += 1
             if at == size:
@@ -134,7 +138,7 @@ class RowIndex:
     def remove(self, row: int) -> None:
         """Removes a row, which must be in the index."""
         cells, keys, size = self._cells, self._keys, self._size
-        at = keys[row] % size
+        at = (keys[row] * _FACTOR >> 40) % size
         while cells[at] != row:
             at += 1
             if at == size:
@@ -147,7 +151,9 @@ class RowIndex:
             other = cells[at]
             if not other:
                 break
-            if (at - keys[other]) % size >= (at - hole) % size:  # it is behind the hole only because that was full
+            if (at - (keys[other] * _FACTOR >> 40)) % size >= (
+                at - hole
+            ) % size:  # it is behind the hole only because that was full
                 cells[hole] = other
                 hole = at
         cells[hole] = 0
@@ -161,7 +167,7 @@ class RowIndex:
         cells = array("I", bytes(4 * size))
         for row in old:
             if row:
-                at = keys[row] % size
+                at = (keys[row] * _FACTOR >> 40) % size
                 while cells[at]:
                     at += 1
                     if at == size:
@@ -346,6 +352,6 @@ class BlockTable:
         chains first.
         """
         ticks, depths = self.ticks, self.depths
-        rows = list(self.by_handle)
+        rows = sorted(self.by_handle)  # the index has another order in each process
         rows.sort(key=lambda row: (ticks[row] << 32) - depths[row])
         return rows[:count]

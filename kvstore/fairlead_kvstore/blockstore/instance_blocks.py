@@ -30,7 +30,6 @@ from typing import Final
 import xxhash
 
 from fairlead.limits import Limits
-from fairlead.names import MAX_NAME_BYTES
 from fairlead_kvstore.blockstore import changes
 from fairlead_kvstore.blockstore.block_hash import (
     TOKEN_BYTES,
@@ -44,7 +43,7 @@ from fairlead_kvstore.blockstore.block_hash import (
 from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TICK_SECONDS, TIER_SHIFT, BlockTable, tick_of
 from fairlead_kvstore.blockstore.changes import Change, InstanceCleared
 from fairlead_kvstore.blockstore.completeness import Completeness
-from fairlead_kvstore.blockstore.lora_generations import LoraGenerations
+from fairlead_kvstore.blockstore.lora_generations import MAX_SCANNED_ROWS, LoraGenerations
 from fairlead_kvstore.blockstore.orphan_blocks import AdapterLoad, BlockContent, OrphanBlocks, PendingRun
 from fairlead_kvstore.blockstore.shared_store_hints import SharedStoreHints
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, storage_tier
@@ -56,6 +55,7 @@ _UNKNOWN_KINDS: Final = frozenset({None, "unknown"})
 _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 _SMOOTHING: Final = 0.05
 _MAX_MEDIA: Final = 32
+_TOO_MANY_SCANS: Final = "its events clear tiers or reload adapters too often"
 _HASH: Final = xxhash.xxh3_64_intdigest
 
 
@@ -128,7 +128,11 @@ class InstanceBlocks:
                 return
             self.awaited_until = None
             self.completeness.set_mark(False, "the engine confirmed a clear but never reported it", now, out)
+        self.adapters.on_batch(now)
         for event in batch.events:
+            if self.adapters.scanned_rows > MAX_SCANNED_ROWS:
+                self._drop_all(_TOO_MANY_SCANS, out)
+                self.completeness.set_mark(False, _TOO_MANY_SCANS, now, out)
             if awaiting and not isinstance(event, ClearedEvent):
                 self.counters.before_clear += 1
             elif isinstance(event, StoredEvent):
@@ -215,7 +219,9 @@ class InstanceBlocks:
         name = event.lora_name
         if name is None and event.lora_id is not None:
             name = f"#{event.lora_id}"  # the engine only numbers its adapters; no request has this name
-        if not event.block_hashes or (name is not None and not self._has_room_for_adapter(name)):
+        if not event.block_hashes or (
+            name is not None and not self.adapters.has_room_for(name, self.limits.kv_adapters)
+        ):
             self.counters.unnamed += len(event.block_hashes)
             return
         if tier is StorageTier.GPU:
@@ -434,10 +440,7 @@ class InstanceBlocks:
     def _on_cleared(self, event: ClearedEvent, now: float, out: list[Change]) -> None:
         self.counters.clears += 1
         self.awaited_until, self.last_clear = None, now
-        if (
-            event.medium is not None
-            and (tier := storage_tier(event.medium, exact=self._exact_media)) is not StorageTier.GPU
-        ):
+        if (tier := storage_tier(event.medium, exact=self._exact_media)) is not StorageTier.GPU:
             self._clear_tier(tier, out)
             return
         self._drop_all("the engine cleared its cache", out)
@@ -460,6 +463,7 @@ class InstanceBlocks:
 
     def _clear_tier(self, tier: StorageTier, out: list[Change]) -> None:
         """Removes all copies in one tier, for an engine whose clear names the tier."""
+        self.adapters.scanned_rows += len(self)
         for table in (self.blocks, *self.adapters):
             for row in list(table.by_handle):
                 if tier in INSTANCE_TIERS and (copies := table.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES):
@@ -467,8 +471,7 @@ class InstanceBlocks:
 
     def _tier_of(self, event: StoredEvent | RemovedEvent) -> StorageTier:
         medium, locality = event.medium, event.locality
-        known = self._tiers.get(medium) if locality is None else None
-        if known is None:
+        if (known := self._tiers.get(medium) if locality is None else None) is None:
             known = storage_tier(medium, locality, shared=self._shared_media, exact=self._exact_media)
             if locality is None and len(self._tiers) < _MAX_MEDIA:
                 self._tiers[medium] = known
@@ -489,9 +492,6 @@ class InstanceBlocks:
             self.hybrid = True
             return False
         return True
-
-    def _has_room_for_adapter(self, name: str) -> bool:
-        return len(name) <= MAX_NAME_BYTES and self.adapters.has_room_for(name, self.limits.kv_adapters)
 
     def _chain_root(self, adapter: str | None) -> int:
         known = self._roots.get(adapter)

@@ -37,6 +37,7 @@ number; the oldest is dropped.
 from collections.abc import Iterator
 from typing import Final
 
+from fairlead.names import MAX_NAME_BYTES
 from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TIER_SHIFT, BlockTable
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS
@@ -47,6 +48,9 @@ LoadNumber = int | str
 
 _LOADS_PER_CONTENT: Final = 16
 _MAX_NAMES_SHOWN: Final = 4
+MAX_SCANNED_ROWS: Final = 8_388_608  # about a second of work
+_SCANNED_ROWS_A_SECOND: Final = 1_048_576
+_MAX_PLACE_CHARACTERS: Final = 4_096  # a longer one than any path; it would be kept for each adapter
 
 
 class LoraGenerations:
@@ -70,7 +74,9 @@ class LoraGenerations:
         "_ordinal",
         "_place",
         "_reported",
+        "_scanned_until",
         "parked",
+        "scanned_rows",
     )
 
     def __init__(self, instance: str, main: BlockTable, most: int) -> None:
@@ -88,6 +94,14 @@ class LoraGenerations:
         self._ordinal = 0
         self._forgot = False  # blocks of an earlier content were dropped; it may return
         self.parked: dict[int, tuple[str, BlockTable]] = {}
+        self.scanned_rows = 0
+        """Rows that were scanned lately. Above ``MAX_SCANNED_ROWS``, the blocks are dropped."""
+        self._scanned_until = 0.0
+
+    def on_batch(self, now: float) -> None:
+        """Allows further scans of rows for the time since the last batch."""
+        allowed = int(max(0.0, now - self._scanned_until) * _SCANNED_ROWS_A_SECOND)
+        self.scanned_rows, self._scanned_until = max(0, self.scanned_rows - allowed), now
 
     def __iter__(self) -> Iterator[BlockTable]:
         return (blocks for _, blocks in self.parked.values())
@@ -96,6 +110,7 @@ class LoraGenerations:
         """Drops the parked blocks after a cache clear, and takes ``main`` as the main table."""
         self._main = main
         self._forgot = False
+        self.scanned_rows = 0
         self.parked.clear()
 
     def snapshot(self) -> AdapterSnapshot:
@@ -124,8 +139,10 @@ class LoraGenerations:
         self.parked = parked
 
     def has_room_for(self, name: str, most: int) -> bool:
-        """Returns whether this name is known, or fewer than ``most`` names are."""
-        return name in self._names or len(self._names) < most
+        """Returns whether this name is known, or fewer than ``most`` names are and it is not too
+        long.
+        """
+        return name in self._names or (len(self._names) < most and len(name) <= MAX_NAME_BYTES)
 
     def name_index(self, name: str) -> int:
         """Returns the value of the column ``adapters`` for a name; 0 is the base model."""
@@ -211,10 +228,10 @@ class LoraGenerations:
 
     def on_source_reported(self, name: str, place: str, out: list[Change]) -> None:
         """Records the source of the adapter served under ``name``, which may make another content
-        current. It is ignored while no block of that name was reported.
+        current. It is ignored while no block of that name was reported, and if it is too long.
         """
         current = self._current.get(name)
-        if current is None:
+        if current is None or len(place) > _MAX_PLACE_CHARACTERS:
             return
         self._reported[name] = place
         if self._hoped.pop(name, None) == (current, place) and current not in self._place:
@@ -234,6 +251,8 @@ class LoraGenerations:
             # Blocks of the current number may be of an earlier load; the content is certain.
         else:
             self._forget_unconfirmed(name)
+            if current not in self._content.values():
+                self._maybe.pop(current, None)  # no block is of that load, and none will be
             if content is None:
                 content = self._new_generation()
                 self._maybe[content] = (name, place)
@@ -330,6 +349,7 @@ class LoraGenerations:
         own.
         """
         main, index = self._main, self.name_index(name)
+        self.scanned_rows += len(main)
         rows = [row for row in main.by_handle if main.adapters[row] == index]
         if rows:
             blocks = self._park(name, self._current[name])
@@ -366,6 +386,7 @@ class LoraGenerations:
         if known is None:
             return
         blocks, main = known[1], self._main
+        self.scanned_rows += len(blocks)
         for row in sorted(blocks.by_handle, key=blocks.depths.__getitem__):
             before = main.copies(blocks.owns[row])
             _merge(blocks, row, main)

@@ -68,9 +68,9 @@ _DEFAULT_BUFFER: Final = 10_000
 
 def parse_frame(parts: Sequence[bytes]) -> EventFrame:
     """Returns the batch in a subscriber's message. Raises MalformedEvents unless ``parts`` are
-    topic, number and payload.
+    topic, number and payload. No batch has the number that ends a replay.
     """
-    if len(parts) != 3 or len(parts[1]) != _NUMBER_BYTES:
+    if len(parts) != 3 or len(parts[1]) != _NUMBER_BYTES or parts[1] == _END_OF_REPLAY:
         hint = "subscribe to the engine's KV events, not to another of its sockets"
         raise MalformedEvents(
             f"a message of {len(parts)} frames is not [topic, number, payload]", reason="frame", hint=hint

@@ -22,6 +22,7 @@ data to write.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, Protocol
@@ -55,6 +56,7 @@ from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex, 
 from fairlead_kvstore.index.writer_state import HINTS_ITEM, ModelWriteState
 from fairlead_kvstore.redis.link import RedisLink
 
+_LOG: Final = logging.getLogger("fairlead.indexer")
 _LIMITS: Final = Limits()
 _BYTES_PER_WRITE: Final = 1024 * 1024
 _FIELDS_PER_DELETE: Final = 1_000
@@ -203,18 +205,19 @@ class IndexWriter:
 
         Why: with a distant Redis, models in turn would outlast the leases of the last ones.
         """
-        books = list(self._models.values())
-        if len(books) == 1:
-            await self._write_model(books[0])
-            return
         free = asyncio.Semaphore(_MAX_CONCURRENT_MODELS)
 
         async def turn(state: ModelWriteState) -> None:
             async with free:
-                await self._write_model(state)
+                try:
+                    await self._write_model(state)
+                except Exception:  # noqa: BLE001  # it is logged
+                    _LOG.exception("%s: a defect stopped the writing of its index", state.model_key)
+                    self._stop_leading(state, "stopped by a defect of the indexer, and tried again")
+                    state.renew_at = self._clock.now() + self._limits.index_lease_seconds
 
         async with asyncio.TaskGroup() as group:
-            for state in books:
+            for state in list(self._models.values()):
                 group.create_task(turn(state))
 
     async def _write_model(self, state: ModelWriteState) -> None:
@@ -224,14 +227,9 @@ class IndexWriter:
         if state.lease and state.needs_new_epoch:
             await self._write_new_epoch(state)
         await self._write_waiting(state)
-        if state.lease and not state.needs_new_epoch and state.pending is None:
+        if state.has_written_all:
             await self._write_due(state)
-        if (
-            state.lease
-            and not state.needs_new_epoch
-            and state.pending is None
-            and self._clock.now() >= state.statuses_at
-        ):
+        if state.has_written_all and self._clock.now() >= state.statuses_at:
             await self._write_statuses(state)
 
     async def _run(self) -> None:
@@ -300,9 +298,11 @@ class IndexWriter:
 
     def _on_lease_lost(self, state: ModelWriteState, lease: bytes) -> None:
         holder = lease.partition(b":")[2].decode("utf-8", "replace")
-        was_active = state.is_active
+        self._stop_leading(state, f"{holder} leads")
+
+    def _stop_leading(self, state: ModelWriteState, description: str) -> None:
+        was_active, state.description = state.is_active, description
         state.stop_leading()
-        state.description = f"{holder} leads"
         if was_active:
             self._owner.stop_model(state.model_key)
 

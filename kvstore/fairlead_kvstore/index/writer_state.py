@@ -198,6 +198,11 @@ class ModelWriteState:
         self._stream.clear()
         self._stream_bytes = 0
 
+    @property
+    def has_written_all(self) -> bool:
+        """Whether the model is led and no entry, and no new epoch, waits to be written."""
+        return bool(self.lease) and not self.needs_new_epoch and self.pending is None
+
     def stop_leading(self) -> None:
         """Gives up the lease and the waiting changes, because another indexer leads."""
         self.require_new_epoch()

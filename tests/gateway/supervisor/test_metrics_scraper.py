@@ -156,6 +156,28 @@ def test_an_instance_that_left_the_fleet_is_forgotten() -> None:
     asyncio.run(check())
 
 
+def test_growing_token_counters_show_that_an_engine_computes() -> None:
+    counts = [5.0, 5.0, 9.0, 2.0]
+
+    async def page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nvllm:generation_tokens_total %.1f\n" % counts.pop(0))
+
+    async def check() -> None:
+        async with _engine(page) as url:
+            present, clock = [_fleet(_instance(url))], ManualClock(500.0)
+            scraper, seen = MetricsScraper(lambda: present[0], clock), []
+            while counts:
+                await scraper.scrape_once()
+                seen.append(scraper.progress_times.get("main-0/1/0"))
+                clock.advance(10.0)
+            assert seen == [None, None, 520.0, 520.0]
+            present[0] = _fleet()
+            await scraper.scrape_once()
+            assert not scraper.progress_times
+
+    asyncio.run(check())
+
+
 def test_ranks_that_share_a_page_each_get_their_own_numbers() -> None:
     body = b'vllm:num_requests_running{engine="0"} 3.0\nvllm:num_requests_running{engine="1"} 7.0\n'
 

@@ -1,6 +1,6 @@
 """Reports of several workers, merged: ejections and times of the last answers."""
 
-from fairlead.fleet.hung_engines import EjectionReport
+from fairlead.fleet.hung_engines import EjectionReport, hung_verdict
 from fairlead_gateway.ipc.messages import EncodedEjection, WorkerState
 from fairlead_gateway.supervisor.worker_reports import merge_answer_times, merge_ejections
 
@@ -40,6 +40,16 @@ def test_worker_that_has_sent_the_instance_nothing_does_not_count() -> None:
 
 def test_worker_that_had_an_answer_before_the_ejection_does_not_count() -> None:
     assert merged(worker(125.0), worker(answered_at=124.0)) == EjectionReport(75.0, "3 timeouts", 0, 1)
+
+
+def test_engine_that_computes_tokens_while_probes_fail_does_not_hang() -> None:
+    reports = merge_ejections((worker(50.0, failed_probes=5),), 200.0, {"a": 198.0})
+    assert reports["a"] == EjectionReport(2.0, "3 timeouts", 5, 1)
+    assert not hung_verdict({"one": reports["a"], "two": reports["a"]}, grace_seconds=60.0).is_hung
+
+
+def test_tokens_computed_before_the_ejection_do_not_count() -> None:
+    assert merge_ejections((worker(125.0),), 200.0, {"a": 90.0})["a"].seconds == 75.0
 
 
 def test_answer_to_any_worker_since_the_ejection_ends_the_report() -> None:

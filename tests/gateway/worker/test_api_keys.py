@@ -361,7 +361,7 @@ def test_a_body_on_a_path_without_one_is_refused_with_a_key_too(tmp_path: Path) 
             "OPTIONS *": 413,
             "POST /nowhere": 404,
             "GET /v1/files": 413,
-            "GET /v1/chat/completions": 413,
+            "GET /v1/chat/completions": 405,
         }
         async with running_gateway(fleet_of([]), api_keys=keys) as running:
             for line, status in wanted.items():

@@ -1,9 +1,12 @@
 """The block table: open addressing against a dict, and the memory of a block."""
 
+from typing import Any
+
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given
 
-from fairlead_kvstore.blockstore.block_table import BlockTable
+from fairlead_kvstore.blockstore.block_table import BlockTable, RowIndex
 
 KEYS = st.one_of(st.integers(0, 40), st.integers(0, 30).map(lambda number: number * 13), st.integers(2**63, 2**64 - 1))
 STEPS = st.lists(st.tuples(KEYS, st.booleans()), max_size=200)
@@ -27,6 +30,29 @@ def test_row_index_agrees_with_a_dict(steps: list[tuple[int, bool]]) -> None:
         assert blocks.handles[row] == key
         assert blocks.owns[row] == own
     assert {blocks.handles[row] for row in blocks.by_handle} == set(known)
+
+
+class _CountedKeys(list[int]):
+    """Keys that count how often one is compared."""
+
+    reads = 0
+
+    def __getitem__(self, at: Any) -> Any:
+        self.reads += 1
+        return super().__getitem__(at)
+
+
+@pytest.mark.parametrize("step", [1, 3_001, 2**32, 2**44])
+def test_hashes_that_an_engine_chooses_make_no_search_long(step: int) -> None:
+    keys: Any = _CountedKeys([0])
+    index = RowIndex(keys)
+    for number in range(1, 2_001):
+        keys.append(number * step)
+        index.put(number)
+    keys.reads, cells = 0, index.bytes // 4
+    for number in range(1, 1_001):
+        assert not index.find(number * step + 1_000_003 * cells)
+    assert keys.reads < 60_000
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 4), st.booleans()), max_size=100))

@@ -1,12 +1,15 @@
 """Adapters that are loaded again under the same name from other sources."""
 
+import pytest
+
 from fairlead.limits import Limits
-from fairlead_kvstore.blockstore import changes
+from fairlead_kvstore.blockstore import changes, instance_blocks
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.decoder import decode_events
+from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 
 MODEL = "default/tiny"
@@ -64,6 +67,44 @@ def test_reported_source_parks_blocks_without_an_event() -> None:
     loaded.engine.load("bot", "a")
     assert loaded.truth.on_adapter_source("i", "bot", "a", 1.0) != []
     assert loaded.predicted() == loaded.engine.hit_blocks(PROMPT, "bot") == 10
+
+
+def test_engine_that_reports_ever_new_sources_fills_no_memory() -> None:
+    loaded = Loaded()
+    loaded.engine.load("bot", "a")
+    loaded.serve_prompt(PROMPT)
+    for number in range(100):
+        loaded.truth.on_adapter_source("i", "bot", f"source-{number}", 1.0)
+    snapshot, _ = loaded.truth.take_snapshot("i", 0.0)
+    assert len(snapshot.adapters.maybe) + len(snapshot.adapters.places) <= 2
+    loaded.truth.on_adapter_source("i", "bot", "x" * 5_000, 1.0)
+    assert loaded.truth.take_snapshot("i", 0.0)[0].adapters == snapshot.adapters
+
+
+def test_engine_that_reloads_an_adapter_with_each_event_loses_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instance_blocks, "MAX_SCANNED_ROWS", 100)
+    loaded = Loaded()
+    loaded.serve_prompt(PROMPT, None)
+    for number in range(8):
+        loaded.engine.load("bot", f"source-{number}")
+        loaded.serve_prompt([7 * number] * 5)
+    assert loaded.truth.state("i").blocks == 18
+    for number in range(8):
+        loaded.engine.load("bot", f"source-{number + 8}")
+        loaded.serve_prompt([7 * number] * 5)
+    assert loaded.truth.state("i").blocks < 18
+    assert not loaded.truth.state("i").complete
+
+
+def test_engine_that_clears_a_tier_with_each_event_loses_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instance_blocks, "MAX_SCANNED_ROWS", 100)
+    loaded = Loaded()
+    loaded.serve_prompt(PROMPT, None)
+    for now in (1.0, 100.0):
+        loaded.truth.apply("i", EventBatch(0.0, [ClearedEvent("disk")] * 10), now)
+        assert loaded.truth.state("i").blocks == 10
+    loaded.truth.apply("i", EventBatch(0.0, [ClearedEvent("disk")] * 3), 100.0)
+    assert loaded.truth.state("i").blocks == 0
 
 
 def test_source_read_after_the_next_load_is_not_taken_for_the_earlier_one() -> None:

@@ -4,11 +4,14 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from redis.asyncio import Redis
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
-from fairlead_kvstore.index import redis_keys
+from fairlead_kvstore.index import lua, redis_keys
+from fairlead_kvstore.index import writer as writing
+from fairlead_kvstore.index.recovery import RecoveredIndex
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis.backends import Command
 from fairlead_testing.kvstore.index_harness import InMemoryIndexer
@@ -89,5 +92,64 @@ def test_forty_models_need_as_many_round_trips_as_one(server: Valkey) -> None:
         one, forty = await rounds(MODELS[:1]), await rounds(MODELS)
         assert max(one) > 3, "to begin takes several exchanges"
         assert sum(forty) <= 2 * sum(one)
+
+    asyncio.run(main())
+
+
+class _Link:
+    """A Redis that grants every lease and records the models whose index begins."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
+        return [self._reply(command) for command in commands]
+
+    def _reply(self, command: Command) -> Any:
+        if command[0] != "EVAL":
+            return []
+        _, script, _, own, *_ = command
+        if script == lua.LEAD:
+            return [b"won", b"1:one", b""]
+        if script == lua.BEGIN:
+            self.begun.append(str(own))
+        return [b"ok"]
+
+
+class _Owner:
+    """The engines of two models; those of the first one cannot be stored."""
+
+    def __init__(self) -> None:
+        self.stopped: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: []
+
+    def stop_model(self, model_key: str) -> None:
+        self.stopped.append(model_key)
+
+    def instances(self, model_key: str) -> Sequence[str]:
+        if model_key == MODELS[0]:
+            raise OverflowError("can't serialize ints > 2**64 - 1")
+        return []
+
+
+def test_model_that_cannot_be_written_stops_no_other_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def recovered(*_: object) -> RecoveredIndex:
+        return RecoveredIndex({}, [], {})
+
+    async def main() -> None:
+        monkeypatch.setattr(writing, "recover_index", recovered)
+        link, owner, clock = _Link(), _Owner(), ManualClock(1_000.0)
+        connected: Any = link
+        writer = IndexWriter(connected, owner, clock, holder="one", limits=Limits())
+        writer.set_models(MODELS[:2])
+        await writer.step()
+        assert (writer.is_leader(MODELS[0]), writer.is_leader(MODELS[1])) == (False, True)
+        assert owner.stopped == [MODELS[0]]
+        assert len(link.begun) == 2
+        assert "defect" in writer.describe(MODELS[0])
+        await writer.step()
+        assert len(link.begun) == 2, "it is not tried again before a lease has passed"
 
     asyncio.run(main())

@@ -310,7 +310,7 @@ def test_hostile_frames_affect_only_their_own_engine() -> None:
             await stage.wait_exact("good")
             good.serve_prompt(*B)
             await stage.wait_exact("good")
-            await wait_until(lambda: stage.status("bad").counters.unreadable["frame"] == 3)
+            await wait_until(lambda: stage.status("bad").counters.unreadable["frame"] == 4)
             assert not stage.status("bad").state.complete
             assert sum(stage.status("bad").counters.unreadable.values()) > 3
             assert stage.status("good").counters.unreadable == {}

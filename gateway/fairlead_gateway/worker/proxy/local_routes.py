@@ -10,7 +10,7 @@ from fairlead_gateway.errors import BodyTooLarge, MethodNotAllowed, UnknownPath
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.openai.model_names import public_model_names, resolve_model
-from fairlead_gateway.worker.openai.passthrough import is_passthrough_path
+from fairlead_gateway.worker.openai.passthrough import PASSTHROUGH_METHODS, is_passthrough_path
 from fairlead_gateway.worker.openai.request import BODY_TYPES
 
 READINESS_PATH = "/readyz"
@@ -94,10 +94,17 @@ def refuse_body(method: str, path: str) -> None:
     """Raises the error of a request with a body that no path reads: BodyTooLarge,
     MethodNotAllowed or UnknownPath.
     """
-    if method == "POST" and is_local_path(path):
-        raise _method_not_allowed(("GET", "HEAD"))
-    if path != "*" and not takes_body(path) and not is_local_path(path):
+    allowed: Sequence[str] | None = None
+    if is_local_path(path):
+        allowed = ("GET", "HEAD")
+    elif path in BODY_TYPES:
+        allowed = ("POST",)
+    elif is_passthrough_path(path):
+        allowed = PASSTHROUGH_METHODS
+    elif path != "*":
         raise unknown_path()
+    if allowed is not None and method not in (*allowed, "OPTIONS"):
+        raise _method_not_allowed(allowed)
     raise BodyTooLarge(
         "this path takes no body with this method", hint="send neither Content-Length nor Transfer-Encoding"
     )

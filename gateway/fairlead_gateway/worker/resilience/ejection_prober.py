@@ -5,8 +5,9 @@ instance whose ejection record (`ejection_records`) is old enough: one probe at 
 with a time limit. An answer ends the record, and the instance returns as after the probe of a
 client. Silence and 5xx count as failed probes.
 
-These say nothing about the engine: 429, 503, any other 4xx, and failures of the gateway itself. An
-engine that sent bytes to another request meanwhile is slow, and does not hang.
+These say nothing about the engine: 429, 503, any other 4xx, and failures of the gateway itself. But
+a 4xx ends a record of 5xx alone: such an engine fails requests, and does not hang. An engine that
+sent bytes to another request meanwhile is slow, and does not hang.
 
 A probe's prompt is shorter than a block of any engine, and its `cache_salt` is private to the
 process. So it changes no cache.
@@ -112,6 +113,8 @@ class EjectionProber:
             elif failure.is_suspicious:
                 has_failed = is_hang_cause(failure.cause)
                 self._failures.on_probe_failed(key, instance.id, failure.cause)
+            elif failure.is_final:
+                self._records.on_probe_refused(instance.id)
         finally:
             self._records.on_probe_ended(instance.id, has_failed=has_failed)
             self._detector.on_inconclusive(instance.id)

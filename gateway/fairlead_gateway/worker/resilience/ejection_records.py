@@ -16,7 +16,7 @@ would suffice.
 The module is pure.
 """
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,6 +36,7 @@ class EjectionRecord:
     failed_probes: one-token probes of this worker that failed since then.
     probed_at: when the last of these probes was sent; None: none was.
     is_probing: a probe has been sent and has not ended.
+    has_silence: silence was among the failures.
     """
 
     since: float
@@ -43,6 +44,7 @@ class EjectionRecord:
     failed_probes: int = 0
     probed_at: float | None = None
     is_probing: bool = False
+    has_silence: bool = True
 
 
 class EjectionRecords:
@@ -57,14 +59,14 @@ class EjectionRecords:
         self._after_seconds: float = limits.ejection_probe_after_seconds
         self._interval_seconds: float = limits.ejection_probe_interval_seconds
 
-    def begin(self, instance: str, causes: Iterable[str], text: str, now: float) -> None:
+    def begin(self, instance: str, causes: Collection[str], text: str, now: float) -> None:
         """Begins a record, unless there is one or no cause can be that of an engine that hangs.
 
         causes: words of the closed list of failures.
         text: the same failures as text.
         """
         if instance not in self.by_instance and any(is_hang_cause(cause) for cause in causes):
-            self.by_instance[instance] = EjectionRecord(now, text)
+            self.by_instance[instance] = EjectionRecord(now, text, has_silence=_SILENCE in causes)
             self.on_begin()
 
     def end(self, instance: str) -> None:
@@ -103,6 +105,16 @@ class EjectionRecords:
         if record is not None and record.is_probing:
             record.is_probing = False
             record.failed_probes += has_failed
+
+    def on_probe_refused(self, instance: str) -> None:
+        """Ends a record of 5xx alone, since the probe was answered with 4xx.
+
+        Why: the server answers, and no probe can succeed there, as at a model of embeddings. One
+        client could keep such a record alive with bodies that the engine fails.
+        """
+        record = self.by_instance.get(instance)
+        if record is not None and not record.has_silence:
+            self.end(instance)
 
     def _is_due(self, record: EjectionRecord, now: float) -> bool:
         if record.is_probing or now - record.since < self._after_seconds:

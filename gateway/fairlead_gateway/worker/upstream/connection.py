@@ -139,7 +139,7 @@ class EngineConnection:
         self._fields: dict[bytes, bytes] = {}
         self._chunks: list[bytes] = []
         self._status = 0
-        self._head_bytes = self._pending_head_bytes = 0
+        self._head_bytes = self._bodiless_bytes = 0
         self._paused = False
         self._received_any = self._body_started = self._complete = False
         self._keep_alive = self._has_extra_message = False
@@ -203,13 +203,18 @@ class EngineConnection:
             self._fail("garbage")
             return
         if not status_before:
-            self._pending_head_bytes += 0 if self._status else len(data)
-            if max(self._pending_head_bytes, self._head_bytes) > self._max_head_bytes:
+            self._bodiless_bytes += 0 if self._status else len(data)
+            if max(self._bodiless_bytes, self._head_bytes) > self._max_head_bytes:
                 self._fail("garbage")
                 return
             if not self._status:
                 return
         chunks, self._chunks = self._chunks, []
+        if status_before and not chunks and not self._complete:
+            self._bodiless_bytes += len(data)
+            if self._bodiless_bytes > self._max_head_bytes:
+                self._fail("garbage")  # the parser holds an unfinished trailer, however long it is
+                return
         if self._complete:
             self.activity.receive_count += 1
             self._sink = None
@@ -218,6 +223,7 @@ class EngineConnection:
         elif chunks:
             self.activity.receive_count += 1
             self._body_started = True
+            self._bodiless_bytes = 0
             self._arm_silence_timer(self._idle_seconds)
             sink.on_body(chunks, False)
         if len(data) >= _YIELD_BYTES and self._sink is not None and not self._transport.is_closing():

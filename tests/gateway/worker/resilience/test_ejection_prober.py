@@ -144,6 +144,20 @@ def test_only_server_errors_count_as_failed_probes_and_load_does_not(status: str
     run_async(main())
 
 
+def test_requests_that_an_engine_fails_do_not_make_it_hang_where_no_probe_suits() -> None:
+    async def main() -> None:
+        async def has_no_completions(call: EngineCall) -> None:
+            await call.respond({"error": {"message": "no"}}, "404 Not Found")
+
+        async with prober(has_no_completions, Limits(ejection_probe_after_seconds=10.0)) as (fixture, _):
+            fixture.detector.ejection_records.end(HUNG)
+            fixture.detector.ejection_records.begin(HUNG, ["status-500"], "3 status-500", 0.0)
+            fixture.poll_at(10.0)
+            await wait_until(lambda: fixture.record is None)
+
+    run_async(main())
+
+
 def test_engine_that_sends_to_another_request_is_slow_and_does_not_hang() -> None:
     async def main() -> None:
         async with prober(hangs) as (fixture, engine):

@@ -26,7 +26,8 @@ def begun(now: float = 100.0) -> EjectionRecords:
 
 @pytest.mark.parametrize(("cause", "text"), [("timeout", "3 timeouts"), ("status-500", "3 status-500")])
 def test_record_begins_when_an_instance_is_ejected_for_a_hang(cause: str, text: str) -> None:
-    assert ejected(cause).ejection_records.by_instance == {"a": EjectionRecord(100.0, text)}
+    expected = EjectionRecord(100.0, text, has_silence=cause != "status-500")
+    assert ejected(cause).ejection_records.by_instance == {"a": expected}
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,46 @@ class _RecordingSink:
         return 0.0
 
 
+@pytest.mark.parametrize("start", [b"0\r\nx-trailer: ", b"0\r\n", b"5;"])
+def test_endless_trailer_of_an_engine_is_cut_before_it_fills_the_memory(start: bytes) -> None:
+    async def script(call: EngineCall) -> None:
+        await call.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n" + start)
+        part = b"x: y\r\n" * 100 if start == b"0\r\n" else b"a" * 600
+        with contextlib.suppress(HangUp, ConnectionError):
+            for _ in range(10_000):
+                await call.send(part)
+                sent.append(len(part))
+
+    async def use(running: RunningGateway) -> None:
+        answer = await request(running.url, GOOD)
+        assert answer.status == 502
+        assert sum(sent) < 6_000_000
+
+    sent: list[int] = []
+    run_async(with_engines([script], use, Limits(response_head_bytes=2_000)))
+
+
+def test_chunk_sizes_that_arrive_alone_do_not_count_as_a_trailer() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        pool = ConnectionPool(Limits(response_head_bytes=100), loop, EngineCredentials({}, loop.time))
+        async with scripted_engine(script) as engine:
+            sink, connection = _RecordingSink(), await pool.connect(engine.url)
+            connection.send_request([b"POST / HTTP/1.1\r\nhost: e\r\ncontent-length: 0\r\n\r\n"], sink, 60.0)
+            await sink.head.wait()
+            for _ in range(200):
+                connection.data_received(b"1\r\n")
+                connection.data_received(b"x\r\n")
+            connection.data_received(b"0\r\n\r\n")
+            assert sink.end.is_set()
+            pool.close()
+
+    run_async(main())
+
+
 def test_head_of_a_stream_is_no_activity_since_a_hung_core_sends_no_body() -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()
