@@ -26,6 +26,8 @@ _log = logging.getLogger("fairlead.gateway")
 _TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
 _BYTES_ACKED_OFFSET: Final = 120  # of tcpi_bytes_acked in struct tcp_info, Linux 4.1
 _UINT64: Final = struct.Struct("=Q")
+_CLOSED_ERRORS: Final = (OSError, ValueError, OverflowError)
+"""Errors of a socket that has just been closed: its descriptor is -1."""
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _MAX_UNSENT_SHARE: Final = 0.75  # kept when connections are reset, so that it is not due again at once
 
@@ -157,9 +159,11 @@ class SendRateMonitor:
 
     def _on_timer(self) -> None:
         self._timer = None
-        self.check()
-        if self._connections:
-            self.start()
+        try:
+            self.check()
+        finally:
+            if self._connections:
+                self.start()
 
 
 def acknowledged_bytes(transport: asyncio.BaseTransport) -> int | None:
@@ -172,7 +176,7 @@ def acknowledged_bytes(transport: asyncio.BaseTransport) -> int | None:
         return None
     try:
         info = connected.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _BYTES_ACKED_OFFSET + _UINT64.size)
-    except OSError:
+    except _CLOSED_ERRORS:
         return None
     if len(info) < _BYTES_ACKED_OFFSET + _UINT64.size:
         return None
@@ -186,6 +190,6 @@ def reset_transport(transport: asyncio.Transport) -> None:
     if connected is not None:
         try:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        except OSError:
+        except _CLOSED_ERRORS:
             pass
     transport.abort()

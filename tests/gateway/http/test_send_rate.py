@@ -347,3 +347,35 @@ def test_the_public_port_bounds_what_the_kernel_takes() -> None:
             await server.drain()
 
     run_async(main())
+
+
+class ClosedTransport:
+    """A transport whose socket has been closed; each call fails with the error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.is_aborted = False
+
+    def get_extra_info(self, name: str) -> "ClosedTransport":
+        """Returns the socket."""
+        return self
+
+    def getsockopt(self, *_: int) -> bytes:
+        """Fails."""
+        raise self.error
+
+    def setsockopt(self, *_: object) -> None:
+        """Fails."""
+        raise self.error
+
+    def abort(self) -> None:
+        """Closes the transport."""
+        self.is_aborted = True
+
+
+@pytest.mark.parametrize("error", [OSError("bad descriptor"), ValueError("negative"), OverflowError("too large")])
+def test_connection_that_has_just_closed_ends_no_check_of_the_others(error: Exception) -> None:
+    transport = ClosedTransport(error)
+    assert acknowledged_bytes(cast(asyncio.Transport, transport)) is None
+    reset_transport(cast(asyncio.Transport, transport))
+    assert transport.is_aborted
