@@ -5,6 +5,7 @@ one that was left running. So the port is first bound exclusively, which fails w
 listens. Then a socket that never listens reserves the port, so that workers can start and end.
 """
 
+import contextlib
 import errno
 import logging
 import socket
@@ -123,7 +124,8 @@ def limit_kernel_unsent(listening: socket.socket, max_bytes: int) -> None:
     """
     option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
     if option is not None:
-        listening.setsockopt(socket.IPPROTO_TCP, option, max_bytes)
+        with contextlib.suppress(OSError):  # some sandboxes do not know the option
+            listening.setsockopt(socket.IPPROTO_TCP, option, max_bytes)
 
 
 def socket_url(bound: socket.socket, *, secure: bool = False) -> str:

@@ -65,7 +65,7 @@ _MAX_REFUSED_LEASES: Final = 2.0
 have the data then requests the lease only once in this time.
 """
 _MAX_CONCURRENT_MODELS: Final = 64
-"""The most models written at a time; each has a connection while it waits for an answer."""
+"""The most models written at a time. In turn, with a distant Redis, the last leases would end."""
 _SALTS: Final = 1_024
 """The number of salts. A new epoch is at least the Unix milliseconds times this, plus a salt.
 
@@ -201,10 +201,7 @@ class IndexWriter:
                 state.lease = b""
 
     async def step(self) -> None:
-        """Renews due leases and writes what waits or is due, of up to 64 models at a time.
-
-        Why: with a distant Redis, models in turn would outlast the leases of the last ones.
-        """
+        """Renews due leases and writes what waits or is due, of up to 64 models at a time."""
         free = asyncio.Semaphore(_MAX_CONCURRENT_MODELS)
 
         async def turn(state: ModelWriteState) -> None:
@@ -216,6 +213,9 @@ class IndexWriter:
                     self._stop_leading(state, "stopped by a defect of the indexer, and tried again")
                     state.renew_at = self._clock.now() + self._limits.index_lease_seconds
 
+        if len(self._models) == 1:
+            await turn(*self._models.values())
+            return
         async with asyncio.TaskGroup() as group:
             for state in list(self._models.values()):
                 group.create_task(turn(state))

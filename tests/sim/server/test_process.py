@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -173,5 +174,5 @@ def test_speed_makes_the_same_request_take_less_time_in_the_engine() -> None:
 def test_help_names_every_fault() -> None:
     command = [sys.executable, "-m", "fairlead_sim", "engine", "--help"]
     told = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
-    assert "core-dead" in told
+    assert "core-dead" in re.sub(r"-\s+", "-", told)  # a line may end within a name
     assert json.dumps("--listen") not in told
