@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from e2e.kube.cluster_access.kubectl import eventually
 from e2e.kube.workloads.helm_release import HelmRelease
+from fairlead.kube.resources import is_deleting, is_ready
 from fairlead_testing.prometheus import parse_scrape
 
 _PAGE = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:{port}/metrics', timeout=10).read().decode())"
@@ -40,17 +41,24 @@ class IndexStatus:
             )
 
         def known() -> bool:
-            gateways = len(self.release.pods("gateway"))
+            gateways = len(self._serving_pods("gateway"))
             states = self.reports("gateway", "fairlead_gateway_index_instances", state="index")
-            return states == [float(instances)] * gateways
+            return gateways > 0 and states == [float(instances)] * gateways
 
         eventually("an indexer reads the model's engines", read, told=lambda: self._page_texts("indexer"))
         eventually("the gateways follow the index", known, told=lambda: self._page_texts("gateway"))
 
     def _pages(self, component: str) -> Iterator[str]:
-        for pod in self.release.pods(component).values():
-            if "deletionTimestamp" not in pod["metadata"]:
-                yield self.release.here.python(pod["metadata"]["name"], _PAGE.format(port=_PORTS[component]))
+        for name in self._serving_pods(component):
+            try:
+                page = self.release.here.python(name, _PAGE.format(port=_PORTS[component]))
+            except AssertionError:
+                continue  # it has ended since the pods were listed: another test changes the installation
+            yield page
+
+    def _serving_pods(self, component: str) -> list[str]:
+        pods = self.release.pods(component).values()
+        return [pod["metadata"]["name"] for pod in pods if is_ready(pod) and not is_deleting(pod)]
 
     def _page_texts(self, component: str) -> str:
         lines = "\n".join(self._pages(component)).splitlines()
