@@ -23,10 +23,12 @@ def end_shims(socket: Path) -> int:
     """Kill the shims of the containerd that listened on ``socket``, and all that they started. How
     many shims there were.
 
-    Nothing of them runs any more when this returns, or ``PATIENCE_SECONDS`` have passed.
+    Nothing of them runs any more when this returns, or ``STOP_SECONDS`` have passed.
     """
-    shims = [pid for pid in _pids() if _belongs(_words(pid), socket)]
+    named = {pid for pid in _pids() if _belongs(_words(pid), socket)}
     parents = {pid: parent for pid in _pids() if (parent := _parent(pid)) is not None}
+    # What a shim has just forked still carries its words.
+    shims = [pid for pid in named if parents.get(pid) not in named]
     doomed = [*descendants(shims, parents), *shims]
     moments = {pid: start_time(pid) for pid in doomed}
     for pid in doomed:

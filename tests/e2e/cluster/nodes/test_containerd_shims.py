@@ -17,11 +17,13 @@ Shim = Callable[[Path], "tuple[subprocess.Popen[str], int]"]
 @pytest.fixture
 def shim() -> Iterator[Shim]:
     """Starts what looks like a shim of the containerd on a socket, with a container below it, whose
-    id is given too."""
+    id is given too. The container still carries the words of the shim that forked it."""
     started: list[tuple[subprocess.Popen[str], int]] = []
 
     def start(socket: Path) -> tuple[subprocess.Popen[str], int]:
-        script = "sleep 600 & echo $!; wait; exec sleep 600"
+        never = socket.with_suffix(".never")
+        os.mkfifo(never)
+        script = f"(read line <{never}) & echo $!; wait; read line <{never}"
         words = ["/usr/bin/containerd-shim-runc-v2", "-c", script, "shim", "-address", str(socket)]
         process = subprocess.Popen(words, executable="/bin/sh", stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
