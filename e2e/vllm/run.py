@@ -9,6 +9,7 @@ processor cores, and no test run collects it. Exits 1 when a check did not hold.
 - ``index``: the engines' caches and what an index knows of them, in five parts with names of their
   own.
 - ``nixl`` and ``mooncake``: prefill and decode on two engines.
+- ``hung``: local mode, and an engine whose core is stopped.
 
 The report keeps the earlier results of parts that do not run.
 """
@@ -30,10 +31,11 @@ from e2e.vllm.engine.installation import install  # noqa: E402
 from e2e.vllm.engine.kv_connectors import mooncake, nixl  # noqa: E402
 from e2e.vllm.report import VllmReport  # noqa: E402
 from e2e.vllm.scenarios.api_surface import ApiSurface  # noqa: E402
+from e2e.vllm.scenarios.hung_core import HungCore  # noqa: E402
 from e2e.vllm.scenarios.index_scenarios import INDEXES, IndexScenarios  # noqa: E402
 from e2e.vllm.scenarios.prefill_handoff import HandoffScenario  # noqa: E402
 
-PARTS = ("surface", *INDEXES, "nixl", "mooncake")
+PARTS = ("surface", *INDEXES, "nixl", "mooncake", "hung")
 
 
 async def run(stage: EngineStage, report: VllmReport, parts: Sequence[str]) -> None:
@@ -46,11 +48,15 @@ async def run(stage: EngineStage, report: VllmReport, parts: Sequence[str]) -> N
             report.add("the whole part", {"holds": False, "why": f"{type(error).__name__}: {error}"[-2_000:]})
 
 
-def _scenario(part: str, stage: EngineStage, report: VllmReport) -> ApiSurface | HandoffScenario | IndexScenarios:
+def _scenario(
+    part: str, stage: EngineStage, report: VllmReport
+) -> ApiSurface | HandoffScenario | HungCore | IndexScenarios:
     if part == "surface":
         return ApiSurface(stage, report)
     if part in INDEXES:
         return IndexScenarios(stage, report, part)
+    if part == "hung":
+        return HungCore(stage, report)
     return HandoffScenario(stage, report, nixl() if part == "nixl" else mooncake(stage.installed))
 
 

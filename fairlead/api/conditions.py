@@ -92,13 +92,13 @@ class ServingReasonInfo:
 class ConditionTypeInfo:
     """Documentation of a condition type.
 
-    always: every model has the condition.
+    presence: when a model has the condition.
     meaning: what the status True means.
     """
 
     type: ConditionType
     owner: ConditionOwner
-    always: bool
+    presence: str
     meaning: str
 
 
@@ -123,27 +123,33 @@ def condition_types() -> tuple[ConditionTypeInfo, ...]:
         ConditionTypeInfo(
             ConditionType.READY,
             operator,
-            True,
+            "always",
             "every pool has its desired number of ready instances; requests are served",
         ),
-        ConditionTypeInfo(ConditionType.RECONCILING, operator, False, "the engines are being brought to the spec"),
-        ConditionTypeInfo(ConditionType.STALLED, operator, False, "progress needs an action of a user"),
+        ConditionTypeInfo(
+            ConditionType.RECONCILING, operator, _WHILE_TRUE, "the engines are being brought to the spec"
+        ),
+        ConditionTypeInfo(ConditionType.STALLED, operator, _WHILE_TRUE, "progress needs an action of a user"),
         ConditionTypeInfo(
             ConditionType.NAME_TAKEN,
             operator,
-            False,
+            _WHILE_TRUE,
             "clients do not reach the model by one of its names, which another model has; `namespace/name` works",
         ),
         ConditionTypeInfo(
             ConditionType.SLO_MET,
             autoscaler,
-            False,
+            _WHILE_AUTOSCALED,
             "the target share of requests attains the SLO",
         ),
-        ConditionTypeInfo(ConditionType.AUTOSCALING, autoscaler, False, "the autoscaler sets the replica counts"),
+        ConditionTypeInfo(
+            ConditionType.AUTOSCALING, autoscaler, _WHILE_AUTOSCALED, "the autoscaler sets the replica counts"
+        ),
     )
 
 
+_WHILE_TRUE = "only while True"
+_WHILE_AUTOSCALED = "while the model is autoscaled"
 _READY = (
     (Reason.ALL_READY, "Every pool has its desired number of ready instances.", "Nothing."),
     (

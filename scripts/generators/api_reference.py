@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from fairlead.api.builtin_accelerators import builtin_accelerators
-from fairlead.api.conditions import ConditionOwner, ConditionTypeInfo, condition_types, reasons, serving_reasons
+from fairlead.api.conditions import condition_types, reasons, serving_reasons
 from fairlead.api.crd import Schema, structural_schema
 from fairlead.api.kinds import CustomResourceKind, served_kinds
 from fairlead.api.v1alpha1 import API_VERSION
@@ -106,7 +106,7 @@ def _rules(schema: Schema) -> Iterator[str]:
 def conditions_page() -> str:
     """Returns docs/reference/conditions.md."""
     types = "\n".join(
-        f"| `{item.type}` | {item.owner} | {_presence(item)} | {_cell(item.meaning)} |" for item in condition_types()
+        f"| `{item.type}` | {item.owner} | {item.presence} | {_cell(item.meaning)} |" for item in condition_types()
     )
     listed = "\n".join(
         f"### {item.reason}\n\nOf `{item.type}`. {item.when}\n\nWhat to do: {item.advice}\n" for item in reasons()
@@ -135,12 +135,6 @@ def _pod_condition() -> str:
         'SERVING:.status.conditions[?(@.type=="fairlead.io/Serving")].status\'\n```\n\n'
         f"| Status | Reason | When | What to do |\n|---|---|---|---|\n{rows}\n"
     )
-
-
-def _presence(item: ConditionTypeInfo) -> str:
-    if item.owner is ConditionOwner.AUTOSCALER:
-        return "while the model is autoscaled"
-    return "always" if item.always else "only while True"
 
 
 def _cell(text: str) -> str:

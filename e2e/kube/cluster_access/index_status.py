@@ -1,6 +1,6 @@
 """The index on the cluster, as the indexers' pods report it, and as the gateways follow it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from e2e.kube.cluster_access.kubectl import eventually
@@ -21,12 +21,7 @@ class IndexStatus:
 
     def reports(self, component: str, name: str, **labels: str) -> list[float]:
         """Returns a metric of this model, a number per pod of the component."""
-        wanted = {"model": self.model, **labels}.items()
-        found = []
-        for page in self._pages(component):
-            series = parse_scrape(page).items()
-            found += [value for (metric, has), value in series if metric == name and wanted <= set(has)]
-        return found
+        return self._values(self._pages(component), name, **labels)
 
     def wait_until_followed(self, instances: int) -> None:
         """Wait until one indexer reads all of them and has blocks of each answer, and every gateway
@@ -41,20 +36,32 @@ class IndexStatus:
             )
 
         def known() -> bool:
-            gateways = len(self._serving_pods("gateway"))
-            states = self.reports("gateway", "fairlead_gateway_index_instances", state="index")
-            return gateways > 0 and states == [float(instances)] * gateways
+            pages = self._pages("gateway")
+            states = self._values(pages, "fairlead_gateway_index_instances", state="index")
+            return bool(pages) and states == [float(instances)] * len(pages)
 
         eventually("an indexer reads the model's engines", read, told=lambda: self._page_texts("indexer"))
         eventually("the gateways follow the index", known, told=lambda: self._page_texts("gateway"))
 
-    def _pages(self, component: str) -> Iterator[str]:
+    def _values(self, pages: Iterable[str], name: str, **labels: str) -> list[float]:
+        """Returns a metric of this model, a number per page that has it."""
+        wanted = {"model": self.model, **labels}.items()
+        found = []
+        for page in pages:
+            series = parse_scrape(page).items()
+            found += [value for (metric, has), value in series if metric == name and wanted <= set(has)]
+        return found
+
+    def _pages(self, component: str) -> list[str]:
+        """Returns the metrics of every pod that serves. Another test may end one meanwhile."""
+        pages = []
         for name in self._serving_pods(component):
             try:
-                page = self.release.here.python(name, _PAGE.format(port=_PORTS[component]))
+                pages.append(self.release.here.python(name, _PAGE.format(port=_PORTS[component])))
             except AssertionError:
-                continue  # it has ended since the pods were listed: another test changes the installation
-            yield page
+                if name in self._serving_pods(component):
+                    raise
+        return pages
 
     def _serving_pods(self, component: str) -> list[str]:
         pods = self.release.pods(component).values()

@@ -83,9 +83,9 @@ class ClientPod:
         body = json.dumps({**_question(model, 8), "stream": True})
         return float(json.loads(self._run(_FIRST, _url("chat/completions"), self.key, body, f"{seconds:g}"))["at"])
 
-    def send(self, model: str, tokens: int = 4) -> ClientAnswer:
+    def send(self, model: str, tokens: int = 4, *, prompt: str = "Why?") -> ClientAnswer:
         """One completion, not streamed."""
-        return self._answer(_url("chat/completions"), json.dumps(_question(model, tokens)))
+        return self._answer(_url("chat/completions"), json.dumps(_question(model, tokens, prompt)))
 
     def begin(self, model: str, tokens: int) -> Callable[[], ClientAnswer]:
         """Begin a stream; what is returned once it has begun gives the whole of it, when it has
@@ -222,6 +222,6 @@ def _url(path: str) -> str:
     return f"http://{HOST}/v1/{path}"
 
 
-def _question(model: str, tokens: int) -> dict[str, Any]:
-    messages = [{"role": "user", "content": "Why?"}]
+def _question(model: str, tokens: int, prompt: str = "Why?") -> dict[str, Any]:
+    messages = [{"role": "user", "content": prompt}]
     return {"model": model, "messages": messages, "max_tokens": tokens, "ignore_eos": True}
