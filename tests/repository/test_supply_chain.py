@@ -166,6 +166,21 @@ def test_every_test_that_a_security_page_names_exists(page: str) -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
+def test_every_test_that_the_attacks_page_names_exists() -> None:
+    page = (ROOT / "docs" / "reference" / "attacks.md").read_text()
+    rows = [line for line in page.splitlines() if re.search(r" \| (high|medium|low) \| `", line)]
+    assert len(rows) >= 60
+    missing = []
+    for row in rows:
+        tests = SPAN.findall(row.rstrip("| ").rpartition(" | ")[2])
+        assert tests, row
+        for test in tests:
+            path, _, function = test.partition("::")
+            if not (ROOT / path).exists() or f"def {function}(" not in (ROOT / path).read_text():
+                missing.append(test)
+    assert missing == []
+
+
 def test_every_promise_of_the_security_page_names_a_test_file() -> None:
     table = (ROOT / "SECURITY.md").read_text().partition("|---|---|---|\n")[2].partition("\n\n")[0]
     rows = [line.strip("| ").rpartition(" | ")[2] for line in table.splitlines()]
