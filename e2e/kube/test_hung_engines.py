@@ -13,12 +13,13 @@ from e2e.kube.workloads.model_deployments import DeployedModel
 pytestmark = [
     pytest.mark.lane("engines", position=70),
     pytest.mark.load,
+    pytest.mark.timeout(600),
     pytest.mark.skipif(not report.FULL, reason="`make e2e LOAD=1` runs it"),
 ]
 
 _RATE = 4.0
 """Streams per second: both gateways miss the answers of an engine within a minute."""
-_SECONDS = 300
+_SECONDS = 240
 """Seconds until an engine is replaced, at most: missed answers, then the two times of the chart's
 `operator.hungEngines`, a minute each."""
 _HANG = """
@@ -40,7 +41,7 @@ def test_engine_whose_core_hangs_is_marked_and_replaced(here: Kubectl, installed
         conditions = found.pods().get(uid, {}).get("status", {}).get("conditions", [])
         return next((one for one in conditions if one["type"] == "fairlead.io/Serving"), {})
 
-    with StreamSession(client, "stuck", rate=_RATE, tokens=4) as streams:
+    with StreamSession(client, f"{here.namespace}/stuck", rate=_RATE, tokens=4) as streams:
         _hang(here, before[uid])
         eventually("its pod is marked", lambda: serving().get("status") == "False", seconds=_SECONDS, every=1.0)
         assert "no answer" in serving()["message"]
@@ -62,7 +63,7 @@ def test_autoscaler_orders_one_engine_for_one_that_hangs(here: Kubectl, installe
         numbers.add(desired(here, "scaled"))
         return uid not in found.pods()
 
-    with StreamSession(client, "scaled", rate=_RATE / 2, tokens=4) as streams:
+    with StreamSession(client, f"{here.namespace}/scaled", rate=_RATE / 2, tokens=4) as streams:
         _hang(here, before[uid])
         eventually("its pod is gone", is_replaced, seconds=_SECONDS, every=1.0)
         eventually("two engines serve", lambda: ready_replicas(found) == 2, seconds=_SECONDS, every=1.0)
@@ -74,7 +75,7 @@ def test_autoscaler_orders_one_engine_for_one_that_hangs(here: Kubectl, installe
 def _serve(here: Kubectl, release: HelmRelease, manifest: Manifest) -> tuple[DeployedModel, ClientPod]:
     here.apply(small_engine(), manifest)
     found, client = DeployedModel(here, manifest["metadata"]["name"]), ClientPod(here, release).start()
-    client.first_token(found.name)
+    client.first_token(f"{here.namespace}/{found.name}")
     eventually("both engines are ready", lambda: ready_replicas(found) == 2)
     return found, client
 

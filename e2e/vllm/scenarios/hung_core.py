@@ -126,11 +126,11 @@ class _Stack:
 
     def engines(self) -> dict[str, str]:
         """Returns the URLs of the engines by instance."""
-        return {one["id"].rpartition("/")[2]: one["url"] for one in self._instances()}
+        return {one["id"].partition("/")[0]: one["url"] for one in self._instances()}
 
     def has_replaced(self, instance: str, core: int) -> bool:
         """Whether an instance has another core than this one, and the gateway may use it."""
-        is_ready = any(one["id"].endswith(instance) and one["state"] == "Ready" for one in self._instances())
+        is_ready = any(one["id"].startswith(f"{instance}/") and one["state"] == "Ready" for one in self._instances())
         return is_ready and self.cores().get(instance, core) != core
 
     def cores(self) -> dict[str, int]:
