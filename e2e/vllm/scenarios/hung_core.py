@@ -1,8 +1,8 @@
 """Local mode over two real engines, of which one is stopped in its core: its server answers
 ``/health`` with 200 and sends no token.
 
-Streams run all the time. Those of the other engine go on, those of the stopped one move to it
-within the stall timeout, and the stopped engine is replaced by ``fairlead up`` itself.
+Streams run all the time. Those of the other engine go on. Those of the stopped one move to it
+within the stall timeout, and ``fairlead up`` replaces the stopped engine.
 """
 
 import asyncio
