@@ -87,6 +87,13 @@ def test_useful_text_is_kept(text: str) -> None:
     assert SCRUB.scrub_text(text) == text
 
 
+@pytest.mark.parametrize("unit", ["1", "a", "-a", "--key", "hf", ":", "\\"])
+def test_long_text_without_a_secret_is_searched_in_linear_time(unit: str) -> None:
+    """Quadratic time would be many minutes, beyond the limit of a test."""
+    text = unit * 400_000
+    assert SCRUB.scrub_text(text) == text
+
+
 @pytest.mark.parametrize(
     "line",
     ['{"messages": [{"role": "user"}]}', "{'prompt': 'hi'}", 'got prompt="hi"', 'x "content": "hi"', "prompt: 'Why"],
