@@ -289,3 +289,36 @@ def test_an_engine_that_speaks_to_others_is_slow_and_not_hung() -> None:
             await connection.close()
 
     run_async(main())
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "is_proof"),
+    [
+        ("/v1/chat/completions", GOOD, True),
+        ("/v1/chat/completions", said(1), False),
+        ("/tokenize", {"model": "tiny", "prompt": "hi"}, False),
+    ],
+)
+def test_answers_that_need_no_core_do_not_hide_an_engine_that_hangs(
+    path: str, body: dict[str, object], is_proof: bool
+) -> None:
+    async def script(call: EngineCall) -> None:
+        if len(call.body) > 500:
+            await call.respond({"error": {"message": "too long", "code": 400}}, "400 Bad Request")
+        elif call.path == "/tokenize":
+            await call.respond({"tokens": [1]})
+        else:
+            await well_behaved(call)
+
+    async def main() -> None:
+        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+            stack = running.gateway.stack
+            detector = stack.failures.outlier_detector
+            for _ in range(3):
+                detector.on_failure("e-0/0/0", "timeout", running.gateway.runtime.now(), ("e-0/0/0",))
+            assert (await request(running.url, body, path=path)).status in (200, 400)
+            assert ("e-0/0/0" not in detector.ejection_records.by_instance) is is_proof
+            assert ("e-0/0/0" in detector.answer_times()) is is_proof
+            assert (stack.pool.activity(engine.url).receive_count > 0) is is_proof
+
+    run_async(main())
