@@ -156,6 +156,8 @@ class Attempt:
         context, dispatcher, connection = self.context, self._dispatcher, self.connection
         assert connection is not None
         request, failures = context.request, dispatcher.failures
+        if self.instance.dp_rank is not None:
+            connection.select_rank(self.instance.dp_rank)
         stall_timeout = context.stall_timeout = (
             failures.stall_timeout(context, connection.activity)
             if self._sent is None

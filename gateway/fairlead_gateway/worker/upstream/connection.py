@@ -47,7 +47,7 @@ class UpstreamError(Exception):
 
 
 class EndpointActivity:
-    """The activity of one engine address, over all its connections.
+    """The activity of one engine address, or of one rank behind it, over all its connections.
 
     receive_count: grows with every read of a part of a body, or of the end of a response, to a
         request that needs the engine's core.
@@ -171,6 +171,10 @@ class EngineConnection:
         else:
             self._transport.writelines(message)
         self._arm_silence_timer(first_seconds)
+
+    def select_rank(self, rank: int) -> None:
+        """Counts the next response for one rank of the server: others work while it hangs."""
+        self.activity = self._owner.activity(activity_key(self.address, rank))
 
     def set_paused(self, paused: bool) -> None:
         """Stops or resumes reading, so that the engine sends no faster than the client reads."""
@@ -339,6 +343,11 @@ class EngineConnection:
         self._transport.abort()
         if sink is not None:
             sink.on_error(UpstreamError(cause))
+
+
+def activity_key(address: str, rank: int | None) -> str:
+    """Returns the name of the activity of an address, or of one data-parallel rank behind it."""
+    return address if rank is None else f"{address} {rank}"
 
 
 def _insert_header(field: bytes, message: Sequence[bytes]) -> list[bytes]:

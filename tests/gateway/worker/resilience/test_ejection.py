@@ -2,6 +2,7 @@
 
 import signal
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.supervisor.management.serializers import fleet_out
 from fairlead_gateway.supervisor.management.view import GatewayStatus
 from fairlead_gateway.telemetry.status_types import HealthState
+from fairlead_gateway.worker.upstream.connection import activity_key
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine, token, well_behaved
 from fairlead_testing.engines.simulated_process import engine_processes
 from fairlead_testing.gateway.running_gateway import (
@@ -320,5 +322,23 @@ def test_answers_that_need_no_core_do_not_hide_an_engine_that_hangs(
             assert ("e-0/0/0" not in detector.ejection_records.by_instance) is is_proof
             assert ("e-0/0/0" in detector.answer_times()) is is_proof
             assert (stack.pool.activity(engine.url).receive_count > 0) is is_proof
+
+    run_async(main())
+
+
+def test_rank_that_hangs_is_not_hidden_by_another_of_its_server() -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine:
+            fleet = fleet_of([engine.url])
+            (instance,) = fleet.instances[MODEL_KEY]
+            ranked = replace(fleet, instances={MODEL_KEY: (replace(instance, dp_rank=1),)})
+            async with running_gateway(ranked) as running:
+                assert (await request(running.url, GOOD)).status == 200
+                assert engine.calls[0].header("x-data-parallel-rank") == "1"
+                pool = running.gateway.stack.pool
+                counts = [pool.activity(activity_key(engine.url, rank)).receive_count for rank in (None, 0, 1)]
+                assert counts == [0, 0, 1]
+                running.gateway.update_fleet(replace(ranked, version=2))
+                assert pool.activity(activity_key(engine.url, 1)).receive_count == 1
 
     run_async(main())
