@@ -151,6 +151,9 @@ class UpstreamLimits:
     )
     sse_event_bytes: int = limit(1024 * 1024, "one event of an engine's stream as far as Fairlead parses it")
     resumable_bytes: int = limit(1024 * 1024, "of a stream, buffered so that another engine can continue it")
+    resumable_streams_bytes: int = limit(
+        128 * 1024 * 1024, "the same of all streams of a worker; a stream that grows beyond cannot be continued"
+    )
     keep_alive_seconds: float = limit(15.0, "a stream silent for this long gets a comment, so that no proxy closes it")
     max_attempts: int = limit(3, "engines tried for one request before the first byte")
     retry_share: float = limit(
