@@ -53,6 +53,9 @@ class HttpLimits:
         512 * 1024 * 1024,
         "requests of one worker with their heads, all together; then those over 64 KiB get 503, an eighth above it all",
     )
+    caller_bodies_share: float = limit(
+        0.5, "of `bodies_bytes`, for requests over 16 KiB of one caller; the others keep the rest"
+    )
     unparsed_bytes: int = limit(
         64 * 1024 * 1024, "incomplete heads and bytes read ahead of one worker, all together; then they get 503"
     )
