@@ -43,7 +43,8 @@ class HttpLimits:
         1_024, "bytes a second that a client reads, averaged over `body_idle_seconds`; a slower connection is closed"
     )
     unsent_bytes: int = limit(
-        256 * 1024 * 1024, "unsent bytes of one worker, all connections together; then those with the most are closed"
+        256 * 1024 * 1024,
+        "unsent bytes of one worker, all connections together; then those of the caller with most are closed",
     )
     unsent_check_seconds: float = limit(
         1.0,
