@@ -160,6 +160,9 @@ class UpstreamLimits:
     )
     keep_alive_seconds: float = limit(15.0, "a stream silent for this long gets a comment, so that no proxy closes it")
     max_attempts: int = limit(3, "engines tried for one request before the first byte")
+    max_refusals: int = limit(
+        64, "attempts of one request, with those that are refused: each costs a decision, and a fleet has thousands"
+    )
     retry_share: float = limit(
         0.2, "retries per request over the last 10 s, of one caller and of all; 3 more of all, at least 3 of a caller"
     )
