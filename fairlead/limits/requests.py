@@ -43,7 +43,8 @@ class HttpLimits:
         1_024, "bytes a second that a client reads, averaged over `body_idle_seconds`; a slower connection is closed"
     )
     unsent_bytes: int = limit(
-        256 * 1024 * 1024, "unsent bytes of one worker, all connections together; then those with the most are closed"
+        256 * 1024 * 1024,
+        "unsent bytes of one worker, all connections together; then those of the caller with most are closed",
     )
     unsent_check_seconds: float = limit(
         1.0,
@@ -52,6 +53,9 @@ class HttpLimits:
     bodies_bytes: int = limit(
         512 * 1024 * 1024,
         "requests of one worker with their heads, all together; then those over 64 KiB get 503, an eighth above it all",
+    )
+    caller_bodies_share: float = limit(
+        0.5, "of `bodies_bytes`, for requests over 16 KiB of one caller; the others keep the rest"
     )
     unparsed_bytes: int = limit(
         64 * 1024 * 1024, "incomplete heads and bytes read ahead of one worker, all together; then they get 503"
@@ -151,8 +155,14 @@ class UpstreamLimits:
     )
     sse_event_bytes: int = limit(1024 * 1024, "one event of an engine's stream as far as Fairlead parses it")
     resumable_bytes: int = limit(1024 * 1024, "of a stream, buffered so that another engine can continue it")
+    resumable_streams_bytes: int = limit(
+        128 * 1024 * 1024, "the same of all streams of a worker; a stream that grows beyond cannot be continued"
+    )
     keep_alive_seconds: float = limit(15.0, "a stream silent for this long gets a comment, so that no proxy closes it")
     max_attempts: int = limit(3, "engines tried for one request before the first byte")
+    max_refusals: int = limit(
+        64, "attempts of one request, with those that are refused: each costs a decision, and a fleet has thousands"
+    )
     retry_share: float = limit(
         0.2, "retries per request over the last 10 s, of one caller and of all; 3 more of all, at least 3 of a caller"
     )

@@ -11,6 +11,7 @@ backlog is reserved for the next long prompt.
 **Queued**: the order is that of `request_queue`. If the memory of the next request fits nowhere, no
 request is released. Otherwise, small requests would pass a large one for ever. Instances that get
 nothing drain until it fits (Llumnix counts the head of the queue as load for the same reason).
+Other callers wait for that a few seconds only (`memory_hold`).
 
 **Refused** with a `Retry-After` from the drain rate, and with 429 if sheddable, else 503:
 
@@ -39,6 +40,7 @@ from fairlead_gateway.admission.caller_bounds import CallerBounds
 from fairlead_gateway.admission.drain_rate import DrainRate
 from fairlead_gateway.admission.kv_capacity import EngineLoad, KvCapacityPlanner
 from fairlead_gateway.admission.length_classes import LengthClasses
+from fairlead_gateway.admission.memory_hold import MemoryHold
 from fairlead_gateway.admission.output_lengths import OutputForecast, OutputLengths
 from fairlead_gateway.admission.request_queue import NextRequest, QueuedRequest, RequestQueue
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
@@ -57,6 +59,8 @@ shares.
 """
 _MAX_LENGTH_CLASSES: Final = 256
 _LONG_CLOSED: Final = (True,)
+_MAX_PASSED_OVER: Final = 8
+"""Callers whose requests one check passes over, since each costs a look at all instances."""
 
 
 class AdmissionAction(StrEnum):
@@ -136,6 +140,7 @@ class AdmissionPolicy:
         self.separate_long = separate_long
         self._requests: dict[str, AdmissionRequest] = {}
         self._bounds = CallerBounds(limits.queued_requests, limits.queued_bytes)
+        self._memory_hold = MemoryHold()
         self._length_classes = LengthClasses()
         self._drain_rate = DrainRate()
         self._output_lengths = OutputLengths(max_classes=_MAX_LENGTH_CLASSES)
@@ -373,20 +378,32 @@ class AdmissionPolicy:
         ordered = self.is_order_relevant()
         if ordered and not any(_has_room(engine, long=False) for engine in engines):
             return None
-        candidate, reserved = self._queue.peek(now), None
-        if candidate is not None and self._has_own_engines(candidate.request):
-            if self._is_closed_to_long(engines, now):
-                candidate = self._queue.peek(now, _LONG_CLOSED)
-            elif not any(_has_room(engine, long=True) for engine in engines):
-                reserved = min(engines, key=_backlog_seconds).id
-                candidate = self._queue.peek(now, _LONG_CLOSED)
-        if candidate is None:
-            return None
-        request = self._requests[candidate.request.id]
-        full = self._full_instances(request, engines, now, reserved)
-        if len(full) == len(engines):
-            return None
-        return self._take(candidate, full, now)
+        passed_over: list[Hashable] = []
+        while len(passed_over) <= _MAX_PASSED_OVER:
+            candidate, reserved = self._next_candidate(engines, now, passed_over)
+            if candidate is None:
+                return None
+            full = self._full_instances(self._requests[candidate.request.id], engines, now, reserved)
+            if len(full) < len(engines):
+                return self._take(candidate, full, now)
+            caller = candidate.request.tenant
+            if reserved is not None or not self._bounds.has_several_callers or self._memory_hold.may_hold(caller, now):
+                return None
+            passed_over.append(caller)
+        return None
+
+    def _next_candidate(
+        self, engines: Sequence[EngineLoad], now: float, passed_over: Sequence[Hashable]
+    ) -> tuple[NextRequest | None, str | None]:
+        """Returns the next request, and the instance that is reserved for a long one."""
+        candidate = self._queue.peek(now, (), passed_over)
+        if candidate is None or not self._has_own_engines(candidate.request):
+            return candidate, None
+        if self._is_closed_to_long(engines, now):
+            return self._queue.peek(now, _LONG_CLOSED, passed_over), None
+        if any(_has_room(engine, long=True) for engine in engines):
+            return candidate, None
+        return self._queue.peek(now, _LONG_CLOSED, passed_over), min(engines, key=_backlog_seconds).id
 
     def _take(self, candidate: NextRequest, full: frozenset[str], now: float) -> Admitted:
         queued = candidate.request

@@ -186,17 +186,20 @@ class RequestQueue:
         """Returns True if a request of that class has missed its chance to meet the TTFT target."""
         return any(queue.late for queues in self._tiers.values() for (_, its), queue in queues.items() if its is long)
 
-    def peek(self, now: float, closed: Collection[bool] = ()) -> NextRequest | None:
+    def peek(
+        self, now: float, closed: Collection[bool] = (), passed_over: Collection[Hashable] = ()
+    ) -> NextRequest | None:
         """Returns the next request, and does not remove it; None if there is none.
 
         closed: the values of `is_long` to skip.
+        passed_over: the tenants to skip.
         """
-        overdue = self._most_overdue(now, closed)
+        overdue = self._most_overdue(now, closed, passed_over)
         if overdue is not None:
             waited = (now - overdue.arrived_at) / overdue.objective_seconds
             return NextRequest(overdue, "overdue", f"has waited {waited:.1f} times its TTFT target")
         for tier in sorted(self._tiers):
-            queues = self._open_queues(tier, now, closed)
+            queues = self._open_queues(tier, now, closed, passed_over)
             if queues:
                 return self._next_of(queues)
         return None
@@ -231,14 +234,17 @@ class RequestQueue:
             return NextRequest(rescued, "late", "no TTFT target can be met; the program of this request began first")
         return NextRequest(rescued, "rescue", "is late; a twentieth of the work goes to late requests")
 
-    def _open_queues(self, tier: int, now: float, closed: Collection[bool]) -> dict[_TenantKey, _TenantQueue]:
+    def _open_queues(
+        self, tier: int, now: float, closed: Collection[bool], passed_over: Collection[Hashable]
+    ) -> dict[_TenantKey, _TenantQueue]:
         """Moves the late requests of a tier to `late`, and returns the non-empty queues.
 
         closed: the values of `is_long` to skip.
+        passed_over: the tenants to skip.
         """
         queues, found = self._tiers[tier], {}
         for key, queue in list(queues.items()):
-            if key[1] in closed:
+            if key[1] in closed or key[0] in passed_over:
                 continue
             while queue.feasible:
                 _, number, request = queue.feasible[0]
@@ -258,13 +264,15 @@ class RequestQueue:
                 del queues[key]
         return found
 
-    def _most_overdue(self, now: float, closed: Collection[bool]) -> QueuedRequest | None:
+    def _most_overdue(
+        self, now: float, closed: Collection[bool], passed_over: Collection[Hashable]
+    ) -> QueuedRequest | None:
         """Returns the overdue request that waited longest relative to its objective, if any.
 
         Only tenants with credit are considered.
         """
         latest: QueuedRequest | None = None
-        for tenant in self._tenants_with_credit(closed):
+        for tenant in self._tenants_with_credit(closed, passed_over):
             found = self._most_overdue_of(self._overdue[tenant], now, closed)
             if found is not None and (latest is None or _wait_ratio(found, now) > _wait_ratio(latest, now)):
                 latest = found
@@ -288,14 +296,14 @@ class RequestQueue:
             heapq.heappush(heap, entry)
         return latest
 
-    def _tenants_with_credit(self, closed: Collection[bool]) -> list[Hashable]:
+    def _tenants_with_credit(self, closed: Collection[bool], passed_over: Collection[Hashable]) -> list[Hashable]:
         """Returns the tenants with an open request that were served least, within the quantum."""
-        if len(self._tenants) == 1:
+        if len(self._tenants) == 1 and not passed_over:
             return list(self._tenants)
         served = {
             tenant: self._fair_share.served_seconds(tenant)
             for tenant, counts in self._tenants.items()
-            if counts.has_open(closed)
+            if counts.has_open(closed) and tenant not in passed_over
         }
         least = min(served.values(), default=0.0)
         return [tenant for tenant, seconds in served.items() if seconds <= least + QUANTUM_SECONDS]

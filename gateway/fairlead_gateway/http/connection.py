@@ -13,9 +13,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, cast
 
+from fairlead_gateway.caller_key import ANONYMOUS, caller_key
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestTimeout
 from fairlead_gateway.http.disconnect_detector import DisconnectDetector
-from fairlead_gateway.http.listener import HttpRequest, Listener
+from fairlead_gateway.http.listener import COUNTED_BYTES, HttpRequest, Listener, bodies_error
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.request_parser import AWAITING_BODY_END, AWAITING_HEAD_END, AWAITING_REQUEST, RequestParser
 from fairlead_gateway.http.response_writer import ResponseTransport, ResponseWriter
@@ -49,6 +50,8 @@ class ClientConnection(ResponseTransport):
 
     It implements asyncio.Protocol without deriving from it.
 
+    caller: of the request that is read or answered, else of the last one.
+
     Why: a compiled class with an interpreted base is slower and must not be weakly referenced.
     """
 
@@ -62,7 +65,8 @@ class ClientConnection(ResponseTransport):
         self._state = _READING
         self._awaited = AWAITING_REQUEST
         self._body_deadline = 0.0
-        self._request_bytes = self._accounted_bytes = self._accounted_unparsed = 0
+        self._request_bytes = self._accounted_bytes = self._accounted_unparsed = self._caller_bytes = 0
+        self.caller = ANONYMOUS
         self._response: ResponseWriter | None = None
         self._disconnect_detector: DisconnectDetector | None = None
         self._processing = self._reading_paused = self._writing_paused = self._is_tls = False
@@ -279,7 +283,8 @@ class ClientConnection(ResponseTransport):
             now = self._listener.now()
             if self._awaited != awaited:
                 if self._parser.head is not None:
-                    self._listener.handler.admit_body(self._parser.head, self.client_address())
+                    caller = self._listener.handler.admit_body(self._parser.head, self.client_address())
+                    self.caller = caller_key(caller)
                 self._body_deadline = now + limits.body_seconds
                 if self._parser.needs_100_continue:
                     self._transport.write(_CONTINUE_RESPONSE)
@@ -313,6 +318,8 @@ class ClientConnection(ResponseTransport):
         request = HttpRequest(head, body, request_id, listener.now(), listener.wall())
         request.internal_id = internal_id
         listener.handler.handle(request, response)
+        if not self._caller_bytes:
+            self.caller = caller_key(request.caller)
         if self._state == _RESPONDING:
             self._account_buffered_bytes()
             if self._eof_received:
@@ -332,10 +339,12 @@ class ClientConnection(ResponseTransport):
         listener.buffered_bytes += buffered - self._accounted_bytes
         listener.unparsed_bytes += unparsed - self._accounted_unparsed
         self._accounted_bytes, self._accounted_unparsed = buffered, unparsed
-        if self._state == _READING and listener.must_refuse(buffered, unparsed):
-            hint = "try again later, or send a shorter body"
-            message = "too many large bodies at once" if buffered else "too many unfinished requests at once"
-            self._reject(Overloaded(message, hint=hint, headers=(("retry-after", "1"),)))
+        if buffered > COUNTED_BYTES or self._caller_bytes:
+            counted = buffered if buffered > COUNTED_BYTES else 0
+            listener.count_caller_bytes(self.caller, counted - self._caller_bytes)
+            self._caller_bytes = counted
+        if self._state == _READING and listener.must_refuse(buffered, unparsed, self.caller):
+            self._reject(bodies_error() if buffered else _unfinished_error())
 
     def _discard_unread(self) -> None:
         """Drops buffered bytes that will not be used."""
@@ -406,6 +415,11 @@ class ClientConnection(ResponseTransport):
         if self._disconnect_detector is not None:
             self._disconnect_detector.cancel()
             self._disconnect_detector = None
+
+
+def _unfinished_error() -> Overloaded:
+    hint = "try again later, or send a shorter body"
+    return Overloaded("too many unfinished requests at once", hint=hint, headers=(("retry-after", "1"),))
 
 
 def _write_before_connect(data: bytes) -> None:

@@ -7,11 +7,14 @@ from typing import Final, Protocol
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead_gateway.errors import GatewayError
+from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
+from fairlead_gateway.errors import GatewayError, Overloaded
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.http.send_rate import SendRateMonitor
 
+COUNTED_BYTES: Final = 16_384
+"""Larger requests are counted by caller; smaller ones of all connections do not fill the limit."""
 _LARGE_BODY_BYTES: Final = 65_536  # above the first threshold, only larger requests are refused
 _FULL_SHARE: Final = 1.125  # of `bodies_bytes`; above it, small ones are refused too
 
@@ -52,8 +55,11 @@ class HttpRequest:
 class RequestHandler(Protocol):
     """The application behind a listener: it checks heads, and answers requests and errors."""
 
-    def admit_body(self, head: RequestHead, client_address: str | None) -> None:
-        """Raises GatewayError if the body behind this head is not worth waiting for."""
+    def admit_body(self, head: RequestHead, client_address: str | None) -> str | None:
+        """Returns the name of the request's API key; None without one.
+
+        Raises GatewayError if the body behind this head is not worth waiting for.
+        """
         ...
 
     def handle(self, request: HttpRequest, response: ResponseWriter) -> None:
@@ -66,7 +72,12 @@ class RequestHandler(Protocol):
 
 
 class OpenConnection(Protocol):
-    """A connection as the listener sees it."""
+    """A connection as the listener sees it.
+
+    caller: of its last request.
+    """
+
+    caller: CallerKey
 
     @property
     def is_busy(self) -> bool:
@@ -130,6 +141,7 @@ class Listener:
         self.unparsed_bytes = 0
         """Bytes of incomplete heads, and read ahead."""
         self.under_memory_pressure = False
+        self._caller_bytes: dict[CallerKey, int] = {}
         self._cached_date = (0, "")
 
     def set_memory_pressure(self, under_pressure: bool) -> None:
@@ -143,19 +155,42 @@ class Listener:
         self.connections.add(connection)
         self.send_rate.start()
 
-    def must_refuse(self, buffered: int, unparsed: int) -> bool:
+    def count_caller_bytes(self, caller: CallerKey, change: int) -> None:
+        """Counts bytes of a request over `COUNTED_BYTES` that were added or, below 0, dropped."""
+        count = self._caller_bytes.get(caller, 0) + change
+        if count:
+            self._caller_bytes[caller] = count
+        else:
+            self._caller_bytes.pop(caller, None)
+
+    def must_refuse(self, buffered: int, unparsed: int, caller: CallerKey = ANONYMOUS) -> bool:
         """Returns whether the incomplete request of a connection is refused now.
 
         buffered: bytes of a request with a parsed head; 0 without one.
         unparsed: bytes that no parsed head covers.
+        caller: one with an API key gets a share of the limit, so that the others keep the rest.
         """
         if unparsed and self.unparsed_bytes > self.limits.unparsed_bytes:
             return True
         if not buffered:
             return False
+        if buffered > COUNTED_BYTES and caller != ANONYMOUS:
+            max_bytes = self.limits.caller_bodies_share * self.limits.bodies_bytes
+            if self._caller_bytes.get(caller, 0) > max_bytes:
+                return True
         if buffered > _LARGE_BODY_BYTES:
             return self.under_memory_pressure or self.buffered_bytes > self.limits.bodies_bytes
         return self.buffered_bytes > self.limits.bodies_bytes * _FULL_SHARE
+
+    def check_complete_body(self, length: int, caller: CallerKey) -> None:
+        """Raises Overloaded for a complete request with a body beyond the limits.
+
+        length: above `COUNTED_BYTES`.
+
+        Why: a request that arrives at once is never incomplete.
+        """
+        if self.must_refuse(length, 0, caller):
+            raise bodies_error()
 
     def date(self) -> str:
         """Returns the value of the Date header, computed once a second."""
@@ -191,6 +226,12 @@ class Listener:
         """Closes every connection."""
         for connection in list(self.connections):
             connection.close()
+
+
+def bodies_error() -> Overloaded:
+    """Returns the error of a request for whose body there is no memory now."""
+    hint = "try again later, or send a shorter body"
+    return Overloaded("too many large bodies at once", hint=hint, headers=(("retry-after", "1"),))
 
 
 def max_connections(limits: Limits, max_open_files: int | None, instances: int) -> int:

@@ -4,9 +4,10 @@ Once a second the monitor of a port looks at every connection that has unsent by
 connection whose client has taken less than `min_read_rate` on average over `body_idle_seconds`.
 That holds whether a response is running, is complete, or is the last one of its connection.
 
-The unsent bytes of all connections are bounded too. Above `unsent_bytes`, the connections with the
-most unsent bytes are reset until three quarters of that are left. While memory is short, a quarter
-of the unsent bytes is freed each second in the same way, at 64 KiB and more a connection.
+The unsent bytes of all connections are bounded too. Above `unsent_bytes`, connections are reset
+until three quarters of that are left. Each time, it is the connection with the most unsent bytes of
+the caller that has most. While memory is short, a quarter of the unsent bytes is freed each second
+in the same way, at 64 KiB and more a connection.
 
 Why a reset: without it, the kernel keeps its own send buffer for a client that reads no byte.
 """
@@ -21,6 +22,7 @@ from collections.abc import Callable, Set
 from typing import Final, Protocol
 
 from fairlead.limits import Limits
+from fairlead_gateway.caller_key import CallerKey
 
 _log = logging.getLogger("fairlead.gateway")
 _TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
@@ -33,7 +35,12 @@ _MAX_UNSENT_SHARE: Final = 0.75  # kept when connections are reset, so that it i
 
 
 class SendingConnection(Protocol):
-    """A connection as the monitor sees it."""
+    """A connection as the monitor sees it.
+
+    caller: of its last request.
+    """
+
+    caller: CallerKey
 
     def unsent_bytes(self) -> int:
         """Returns the bytes that wait in this process for the client to read."""
@@ -138,7 +145,8 @@ class SendRateMonitor:
         return now, acknowledged, unsent
 
     def _shed(self, waiting: list[tuple[int, int, SendingConnection]], total: int) -> tuple[int, int]:
-        """Resets the connections with the most unsent bytes above the limit, or if memory is short.
+        """Resets connections above the limit, or if memory is short: of the caller with the most
+        unsent bytes, the connection with the most.
 
         Returns the unsent bytes that are left, and the number of connections that were reset.
         """
@@ -147,11 +155,19 @@ class SendRateMonitor:
             return total, 0
         bound, shed = int(min(total, self._limits.unsent_bytes) * _MAX_UNSENT_SHARE), 0
         least = 1 if is_over else self._limits.write_high_bytes // 4  # little is gained from others
-        most_first = [(-unsent, number, connection) for unsent, number, connection in waiting]
-        heapq.heapify(most_first)
-        while total > bound and most_first and -most_first[0][0] >= least:
-            negative, _, connection = heapq.heappop(most_first)
-            total += negative
+        by_caller: dict[CallerKey, list[tuple[int, int, SendingConnection]]] = {}
+        for entry in sorted(waiting):  # the most unsent bytes of each caller last
+            by_caller.setdefault(entry[2].caller, []).append(entry)
+        callers = [(-sum([entry[0] for entry in entries]), caller) for caller, entries in by_caller.items()]
+        heapq.heapify(callers)
+        while total > bound and callers:
+            negative, caller = heapq.heappop(callers)
+            entries = by_caller[caller]
+            if not entries or entries[-1][0] < least:
+                continue
+            unsent, _, connection = entries.pop()
+            heapq.heappush(callers, (negative + unsent, caller))
+            total -= unsent
             shed += 1
             self._windows.pop(connection, None)
             connection.reset()

@@ -146,8 +146,9 @@ class WorkerPool:
     async def drain_then_kill(self, hurry: asyncio.Event) -> None:
         """Drains all workers, kills those that still run after it, and waits until all ended.
 
-        The drain ends when none is left that answers, at the latest after `drain_seconds`,
-        `drain_end_seconds` and twice `worker_query_seconds`. No worker is replaced any more.
+        The drain ends when no worker is left, or none has answered for `worker_frozen_seconds`, at
+        the latest after `drain_seconds`, `drain_end_seconds` and twice `worker_query_seconds`. No
+        worker is replaced any more.
 
         hurry: once set, the drain ends at once: requests in flight get an error.
         """
@@ -160,7 +161,7 @@ class WorkerPool:
         exit_seconds = self._limits.drain_end_seconds + 2 * self._limits.worker_query_seconds
         end = self._clock.now() + self._limits.drain_seconds + exit_seconds
         is_hurried = False
-        while self._clock.now() < end and not all(worker.unresponsive_since for worker in self.workers):
+        while self._clock.now() < end and not all(self._is_frozen(worker) for worker in self.workers):
             if hurry.is_set() and not is_hurried:
                 is_hurried = True
                 self.broadcast(say.EndDrain())
@@ -178,6 +179,10 @@ class WorkerPool:
         living = [worker.exited for worker in self.workers if not worker.exited.done()]
         if living:
             await asyncio.wait(living)
+
+    def _is_frozen(self, worker: WorkerHandle) -> bool:
+        since = worker.unresponsive_since
+        return since is not None and self._clock.now() - since >= self._limits.worker_frozen_seconds
 
     def _create_handle(self, number: int, spawned: SpawnedWorker) -> WorkerHandle:
         events = WorkerListener(

@@ -6,7 +6,11 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_gateway.admission.fair_share import FairShare
+from fairlead_gateway.admission.kv_capacity import EngineLoad
+from fairlead_gateway.admission.memory_hold import HOLD_SECONDS, PAUSE_SECONDS
+from fairlead_gateway.admission.policy import AdmissionAction, AdmissionPolicy, AdmissionRequest
 from fairlead_gateway.admission.request_queue import QUANTUM_SECONDS, QueuedRequest, RequestQueue
+from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_testing.gateway.caller_overload import CallerOverload
 
 
@@ -101,3 +105,28 @@ def test_credit_that_a_caller_has_used_up_is_kept_while_it_is_away() -> None:
         share.on_join(f"caller{number}", ["steady"])
         share.charge("steady", 0.1, 1.0)
     assert share.served_seconds("flood") == 1_000.0
+
+
+def test_prompts_as_large_as_a_cache_stop_other_callers_for_seconds_only() -> None:
+    policy, engines = AdmissionPolicy(Limits()), [EngineLoad("e", 0.0, 0.3, 100_000.0)]
+
+    def send(name: str, caller: str, tokens: float, now: float) -> AdmissionAction:
+        route = RouteRequest(name, PrefixChain((), (), 0), tokens, None)
+        queued = QueuedRequest(name, now, 5.0, tokens * 1e-4, tenant=caller)
+        return policy.admit(AdmissionRequest(queued, route, tokens), engines, now).action
+
+    assert send("stream", "greedy", 1_000.0, 0.0) is AdmissionAction.ADMIT
+    stream = RouteRequest("stream", PrefixChain((), (), 0), 1_000.0, None)
+    policy.kv_capacity.on_dispatch(stream, "e", 1_000.0, None, 0.0)
+    waits: list[float] = []
+    for second in range(240):
+        policy.take_expired(1, second)
+        if second % 60 == 0:
+            send(f"large {second}", "greedy", 99_000.0, second)
+        if send(f"small {second}", "steady", 100.0, second) is AdmissionAction.ADMIT:
+            waits.append(0.0)
+        while (released := policy.release_next(engines, second)) is not None:
+            waits.append(released.waited_seconds)
+    assert len(waits) == 240
+    assert max(waits) <= HOLD_SECONDS
+    assert sum(wait > 0.0 for wait in waits) <= 240 * HOLD_SECONDS / PAUSE_SECONDS

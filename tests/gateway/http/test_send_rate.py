@@ -147,11 +147,13 @@ class Handler:
 
     def __init__(self) -> None:
         self.open: list[ResponseWriter] = []
+        self.callers: dict[str, str] = {}
 
     def admit_body(self, head: RequestHead, client_address: str | None) -> None:
         pass
 
     def handle(self, request: HttpRequest, response: ResponseWriter) -> None:
+        request.caller = self.callers.get(request.head.path)
         if request.head.path == "/stream":
             response.start_stream(200, "")
             self.open.append(response)
@@ -379,3 +381,22 @@ def test_connection_that_has_just_closed_ends_no_check_of_the_others(error: Exce
     assert acknowledged_bytes(cast(asyncio.Transport, transport)) is None
     reset_transport(cast(asyncio.Transport, transport))
     assert transport.is_aborted
+
+
+def test_callers_with_little_unsent_keep_their_connections_before_one_with_much() -> None:
+    listener, loop, handler = listener_of(Limits(unsent_bytes=400_000))
+    handler.callers = {"/bulk": "steady", "/ping": "greedy"}
+    greedy = [Wire(loop, listener) for _ in range(100)]
+    for wire in greedy:
+        for _ in range(7):  # some 3 kB each
+            wire.connection.data_received(PING)
+    steady = Wire(loop, listener)
+    steady.connection.data_received(BULK)
+    loop.run_for(1)
+    assert steady.unsent > max(wire.unsent for wire in greedy)
+    for wire in greedy:
+        for _ in range(2):
+            wire.connection.data_received(PING)
+    loop.run_for(1)
+    assert steady.is_open
+    assert 0 < sum(not wire.is_open for wire in greedy) < len(greedy)

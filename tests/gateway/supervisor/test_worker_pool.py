@@ -8,18 +8,24 @@ from hashlib import sha256
 from hmac import new as hmac_new
 from itertools import count
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import InstanceState
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.http.sockets import ListenAddress
+from fairlead_gateway.supervisor.worker_handle import WorkerHandle
+from fairlead_gateway.supervisor.worker_pool import WorkerPool, WorkerPoolHooks
+from fairlead_gateway.supervisor.worker_spawn import PreforkedWorkers
 from fairlead_testing.engines.scripted import EngineCall, HangUp, PausedStream, scripted_engine, token, well_behaved
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of, run_async
 from fairlead_testing.http.raw_client import get_request, send
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until, wait_until_async
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -363,5 +369,47 @@ def test_what_a_stopped_worker_could_not_be_told_reaches_it_when_it_goes_on(tmp_
                 for line in lines:
                     assert (await line.post(CHAT)).fields["x-fairlead-instance"] == "e-0/0/0"
                     await line.connection.close()
+
+    run_async(main())
+
+
+class PausedWorker:
+    """A worker that stopped to answer when the test began, and counts how often that is read."""
+
+    is_connected = True
+
+    def __init__(self, now: float) -> None:
+        self._since = now
+        self.looks = 0
+        self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    @property
+    def unresponsive_since(self) -> float:
+        self.looks += 1
+        return self._since
+
+    def send(self, message: object) -> bool:
+        return True
+
+    def kill(self) -> None:
+        if not self.exited.done():
+            self.exited.set_result(-9)
+
+
+def test_drain_waits_for_a_worker_that_has_paused_for_some_seconds() -> None:
+    async def main() -> None:
+        clock, limits = ManualClock(), Limits()
+        pool = WorkerPool(PreforkedWorkers(0, limits), cast(WorkerPoolHooks, None), clock, limits)
+        worker = PausedWorker(clock.now())
+        pool.workers.append(cast(WorkerHandle, worker))
+        draining = asyncio.create_task(pool.drain_then_kill(asyncio.Event()))
+        for seconds in (2.0, 20.0):
+            clock.advance(seconds)
+            looks = worker.looks
+            await wait_until(lambda looks=looks: worker.looks > looks + 1 or draining.done())  # type: ignore[misc]
+            assert not worker.exited.done()
+        clock.advance(limits.worker_frozen_seconds)
+        await draining
+        assert worker.exited.done()
 
     run_async(main())

@@ -11,9 +11,11 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_gateway.http import connection as listen
+from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request
+from fairlead_testing.waiting import wait_until
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 LARGE = GOOD | {"user": "x" * 300_000}
@@ -312,3 +314,52 @@ def test_an_answered_request_leaves_nothing_for_the_collector(stream: bool) -> N
         gc.set_debug(0)
         gc.garbage.clear()
         gc.enable()
+
+
+def keys_of(*names: str) -> ApiKeys:
+    return ApiKeys(b"pepper", {key_digest(name.encode(), b"pepper"): name for name in names})
+
+
+def bearer(name: str) -> str:
+    return f"authorization: Bearer {name}\r\n"
+
+
+@pytest.mark.parametrize(("is_complete", "spare_bytes"), [(False, 100), (True, -100)])
+def test_bodies_of_one_caller_leave_memory_for_those_of_others(is_complete: bool, spare_bytes: int) -> None:
+    """`is_complete`: its requests are answered slowly; otherwise their ends do not arrive."""
+    body = GOOD | {"user": "x" * 90_000}
+    data = post_request(body, more=bearer("greedy"))
+    share = (2 * len(data) + spare_bytes) / 500_000
+    limits = Limits(bodies_bytes=500_000, caller_bodies_share=share)
+
+    async def main() -> None:
+        go_on = asyncio.Event()
+
+        async def slow(call: EngineCall) -> None:
+            await go_on.wait()
+            await call.respond({"object": "chat.completion", "choices": []})
+
+        async with (
+            scripted_engine(slow) as engine,
+            running_gateway(fleet_of([engine.url]), limits, api_keys=keys_of("greedy", "steady")) as running,
+        ):
+            listener = running.gateway.listener
+            connections = []
+            for number in range(1, 4):
+                connection = await RawConnection.connect(running.url)
+                connections.append(connection)
+                await connection.send(data if is_complete else data[:-10])
+                if number < 3:
+                    await wait_until(lambda counted=number * 90_000: listener.buffered_bytes > counted)  # type: ignore[misc]
+            refused = await connections[-1].read_response()
+            assert (refused.status, refused.error["code"], refused.fields["retry-after"]) == (503, "overloaded", "1")
+            sending = [asyncio.create_task(request(running.url, body, more=bearer("steady"))) for _ in range(2)]
+            await wait_until(lambda: listener.buffered_bytes > 4 * 90_000)
+            go_on.set()
+            assert [(await answer).status for answer in sending] == [200, 200]
+            for connection in connections:
+                await connection.close()
+            await until(running, 0)
+            assert (listener.buffered_bytes, listener._caller_bytes) == (0, {})
+
+    run_async(main())

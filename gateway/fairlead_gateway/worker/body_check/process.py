@@ -87,7 +87,8 @@ def _describe(parsed: ParsedBody, prompt_field: str | None, body: bytes, limits:
     options = getattr(fields, "stream_options", UNSET)
     if isinstance(options, Raw):
         _check_length("stream_options", memoryview(options).nbytes, limits.schema_bytes)
-    return BodyReply(None, msgspec.json.encode(fields), _describe_members(parsed, body), prompt_start, prompt_end)
+    members = _describe_members(parsed, body)
+    return BodyReply(None, msgspec.json.encode(fields), members, prompt_start, prompt_end, parsed.cache_variant)
 
 
 def _describe_members(parsed: ParsedBody, body: bytes) -> dict[str, bytes]:

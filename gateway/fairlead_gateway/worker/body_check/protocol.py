@@ -38,6 +38,7 @@ class BodyReply(msgspec.Struct, array_like=True):
       presence is left.
     - members: the names of all top-level fields. A value is left of those only that `field_policy`
       reads, and only a short one.
+    - cache_variant: as in `ParsedBody`.
     - prompt_start, prompt_end: where the JSON text of the prompt lies in the body; both 0 for
       requests without a prompt that the gateway reads.
     """
@@ -47,6 +48,7 @@ class BodyReply(msgspec.Struct, array_like=True):
     members: dict[str, bytes] = {}
     prompt_start: int = 0
     prompt_end: int = 0
+    cache_variant: bytes = b""
 
 
 LENGTH_BYTES = 4

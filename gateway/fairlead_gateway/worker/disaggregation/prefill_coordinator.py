@@ -371,7 +371,8 @@ class PrefillCoordinator:
         router.on_dispatch(context.route_request, instance.id, self._now())
         is_complete = False
         try:
-            response = await call_engine(self._pool, instance.url, message, self._limits.handoff_prefill_seconds)
+            seconds = self._limits.handoff_prefill_seconds
+            response = await call_engine(self._pool, instance.url, message, seconds, rank=instance.dp_rank)
             is_complete = True
             return response
         finally:

@@ -8,6 +8,7 @@ is parsed once. Everything else takes the general way, in particular every inval
 from typing import Final
 
 import msgspec
+import xxhash
 from msgspec import UNSET, Raw
 from msgspec.structs import astuple
 
@@ -15,11 +16,13 @@ from fairlead.limits import Limits
 from fairlead_gateway.worker.openai.schemas import (
     BODY_DECODERS,
     LISTED_DECODERS,
+    LISTED_KINDS,
     MEMBERS_DECODER,
     PLAIN_MESSAGES_DECODER,
     PLAIN_MESSAGES_DEPTH,
     ChatRequest,
     CommonFields,
+    CompletionRequest,
     GenerationFields,
     GenericRequest,
 )
@@ -37,8 +40,17 @@ _MAX_TOKENS: Final = _NAMES.index("max_tokens")
 _RARE_START: Final = _NAMES.index("n")
 _RARE_END: Final = _NAMES.index("tools") + 1
 _MAX_COMPLETION_TOKENS: Final = _NAMES.index("max_completion_tokens")
+_PROMPT_LOGPROBS: Final = _NAMES.index("prompt_logprobs")
 _FORMAT: Final = _NAMES.index("response_format")
 _TOOLS: Final = _NAMES.index("tools")
+_CACHE_FIELDS: Final = (
+    *("add_special_tokens", "chat_template", "chat_template_kwargs", "documents", "media_io_kwargs"),
+    *("mm_processor_kwargs", "reasoning_effort", "truncate_prompt_tokens", "truncation_side"),
+)
+"""Fields that change the tokens of a prompt, besides the prompt itself and those of `schemas`."""
+_LISTED_CACHE_FIELDS: Final = {
+    kind: tuple(name for name in _CACHE_FIELDS if name in kind.__struct_fields__) for kind in LISTED_KINDS.values()
+}
 _ABSENT: Final = astuple(ChatRequest(model="", messages=msgspec.Raw(b"[]")))
 _NO_RARE_FIELDS: Final = _ABSENT[_RARE_START:_RARE_END]
 _UNSET: Final = UNSET
@@ -49,6 +61,8 @@ _DECODE_MEMBERS: Final = MEMBERS_DECODER.decode
 _DECODE_PLAIN_MESSAGES: Final = PLAIN_MESSAGES_DECODER.decode
 _PLAIN_MESSAGES_DEPTH: Final = PLAIN_MESSAGES_DEPTH
 _MESSAGES_KEY: Final = b'"messages"'
+_TEMPLATE_KEY: Final = b'"chat_template_kwargs"'  # the listed fields of a chat in `_CACHE_FIELDS`
+_EFFORT_KEY: Final = b'"reasoning_effort"'
 _ESCAPE: Final = ord("\\")
 _SPACE: Final = ord(" ")
 _OPENING: Final = ord("[")
@@ -61,6 +75,7 @@ class ParsedBody:
 
     session: the client's name for the conversation.
     has_cache_variants: more than the model decides what an engine caches for the prompt.
+    cache_variant: digest of the fields in `_CACHE_FIELDS`; empty without one.
     members: the top-level fields if some are not listed as safe (`schemas`); None otherwise.
     is_passthrough: the gateway reads neither prompt nor response.
     messages_start, messages_end: where the text between the brackets of the messages lies in the
@@ -71,6 +86,7 @@ class ParsedBody:
     """
 
     __slots__ = (
+        "cache_variant",
         "fields",
         "has_cache_variants",
         "is_passthrough",
@@ -103,8 +119,14 @@ class ParsedBody:
         self.has_cache_variants = has_cache_variants
         self.members = members
         self.is_passthrough = is_passthrough
+        self.cache_variant = b""
         self.messages_start: int = 0
         self.messages_end: int = 0
+
+    def set_cache_variant(self, digest: bytes) -> None:
+        """Sets the digest of the fields that change the tokens of the prompt."""
+        self.cache_variant = digest
+        self.has_cache_variants = self.has_cache_variants or bool(digest)
 
 
 def parse_body(kind: type[CommonFields], body: bytes, limits: Limits) -> ParsedBody:
@@ -114,8 +136,11 @@ def parse_body(kind: type[CommonFields], body: bytes, limits: Limits) -> ParsedB
         if parsed is not None:
             return parsed
         fields = decode_body(kind, body, limits)
-        return _parsed_chat(fields, None if fields.is_listed else _DECODE_MEMBERS(body), None)
-    return parsed_body(decode_body(kind, body, limits), body)
+        parsed = _parsed_chat(fields, None if fields.is_listed else _DECODE_MEMBERS(body), None)
+    else:
+        parsed = parsed_body(decode_body(kind, body, limits), body)
+    parsed.set_cache_variant(_cache_variant(parsed))
+    return parsed
 
 
 def parsed_body(fields: CommonFields, body: bytes) -> ParsedBody:
@@ -136,7 +161,7 @@ def parsed_body(fields: CommonFields, body: bytes) -> ParsedBody:
             members=members,
             is_passthrough=is_passthrough,
         )
-    has_cache_variants = has_cache_variants or fields.response_format is not _UNSET
+    has_cache_variants = has_cache_variants or fields.response_format is not _UNSET or reads_no_cache(fields)
     return ParsedBody(
         fields,
         fields.model,
@@ -153,6 +178,25 @@ def parsed_checked_body(fields: CommonFields, members: dict[str, Raw] | None) ->
     parsed = _parsed_chat(fields, None, None) if isinstance(fields, _CHAT) else parsed_body(fields, b"")
     parsed.members = members
     return parsed
+
+
+def reads_no_cache(fields: CommonFields) -> bool:
+    """Whether engines compute the whole prompt, whatever is cached: for its log probabilities."""
+    if not isinstance(fields, GenerationFields):
+        return False
+    is_echoed = isinstance(fields, CompletionRequest) and bool(fields.echo) and fields.logprobs is not None
+    return is_echoed or fields.prompt_logprobs is not None
+
+
+def _cache_variant(parsed: ParsedBody) -> bytes:
+    """Returns the digest of the fields in `_CACHE_FIELDS`; empty without one."""
+    members, fields = parsed.members, parsed.fields
+    found: list[bytes] = []
+    for name in _CACHE_FIELDS if members is not None else _LISTED_CACHE_FIELDS.get(type(fields), ()):
+        raw = getattr(fields, name, _UNSET) if members is None else members.get(name, _UNSET)
+        if raw is not _UNSET:
+            found += (name.encode(), xxhash.xxh3_128_digest(raw))
+    return xxhash.xxh3_128_digest(b"".join(found)) if found else b""
 
 
 def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
@@ -198,6 +242,8 @@ def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
     check_depth(rest, limits)
     parsed = _parsed_chat(fields, members, limits)
     parsed.messages_start, parsed.messages_end = start + 1, end - 1
+    if members is not None or rest.find(_TEMPLATE_KEY) >= 0 or rest.find(_EFFORT_KEY) >= 0:
+        parsed.set_cache_variant(_cache_variant(parsed))
     return parsed
 
 
@@ -219,7 +265,12 @@ def _parsed_chat(fields: CommonFields, members: dict[str, Raw] | None, limits: L
         check_generation(fields, limits)
     has_cache_variants = bool(values[_SALT])
     if has_rare_fields:
-        has_cache_variants = has_cache_variants or values[_FORMAT] is not _UNSET or values[_TOOLS] is not _UNSET
+        has_cache_variants = (
+            has_cache_variants
+            or values[_FORMAT] is not _UNSET
+            or values[_TOOLS] is not _UNSET
+            or values[_PROMPT_LOGPROBS] is not None
+        )
         max_completion_tokens: int | None = values[_MAX_COMPLETION_TOKENS]
         max_tokens = max_tokens if max_completion_tokens is None else max_completion_tokens
     return ParsedBody(

@@ -2,7 +2,8 @@
 
 They are made from the raw JSON text of the messages (or prompt, or input), as a chain of keyed
 hashes. The chain starts from everything else that decides what an engine caches: model, cache salt,
-tools, response format.
+tools, response format, template and truncation. A prompt for whose log probabilities an engine
+computes all of it has a chain of its own.
 """
 
 from typing import Final
@@ -13,6 +14,7 @@ import xxhash
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.routing import RouteRequest, prefix_chain
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
+from fairlead_gateway.worker.openai.body_parser import reads_no_cache
 from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.openai.schemas import (
     ChatRequest,
@@ -36,7 +38,7 @@ def build_route_request(request: ModelRequest, head: RequestHead, request_id: st
             else request.body or (request.target or "").encode()
         )
         end = len(text)
-    chain = prefix_chain(text, secret=secret, seed=_chain_seed(request), start=start, end=end)
+    chain = prefix_chain(text, secret=secret, seed=_chain_seed(request, request_id), start=start, end=end)
     session = _session_id(request, head)
     pinned_session = (
         None
@@ -66,7 +68,7 @@ def _prompt_text(fields: CommonFields) -> bytes:
     return b""
 
 
-def _chain_seed(request: ModelRequest) -> bytes:
+def _chain_seed(request: ModelRequest, request_id: str) -> bytes:
     """Returns the start of the hash chain; equal seeds mean that equal prompts share cached blocks.
 
     The parts are hashed one by one, so that no part can look like another.
@@ -82,6 +84,10 @@ def _chain_seed(request: ModelRequest) -> bytes:
         parts.append(b"tools" + bytes(fields.tools))
     if isinstance(fields, GenerationFields) and fields.response_format is not msgspec.UNSET:
         parts.append(b"format" + bytes(fields.response_format))
+    if request.cache_variant:
+        parts.append(b"fields" + request.cache_variant)
+    if reads_no_cache(fields):
+        parts.append(b"id" + request_id.encode())
     if len(parts) == 1:
         return key
     return b"".join(xxhash.xxh3_64_digest(part) for part in parts)

@@ -53,6 +53,7 @@ class ModelRequest:
 
     __slots__ = (
         "body",
+        "cache_variant",
         "client_body",
         "fields",
         "has_cache_variants",
@@ -94,6 +95,7 @@ class ModelRequest:
         self.max_tokens = parsed.max_tokens
         self.session = parsed.session
         self.has_cache_variants: bool = parsed.has_cache_variants
+        self.cache_variant: bytes = parsed.cache_variant
         self.is_passthrough: bool = parsed.is_passthrough
         self.method = method
         self.target = target

@@ -18,7 +18,7 @@ from fairlead_gateway.worker.proxy.continuation import SentText
 from fairlead_gateway.worker.proxy.request_recorder import RequestRecorder
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.request_context import RequestContext, RoutedChoice
-from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution
+from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution, needs_core
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
@@ -156,6 +156,8 @@ class Attempt:
         context, dispatcher, connection = self.context, self._dispatcher, self.connection
         assert connection is not None
         request, failures = context.request, dispatcher.failures
+        if self.instance.dp_rank is not None:
+            connection.select_rank(self.instance.dp_rank)
         stall_timeout = context.stall_timeout = (
             failures.stall_timeout(context, connection.activity)
             if self._sent is None
@@ -173,7 +175,7 @@ class Attempt:
         now = self.dispatched_at = dispatcher.now()
         if self._sent is None:
             context.result.dispatched_at = now
-        connection.send_request(self.message, engine_response, stall_timeout.start(now))
+        connection.send_request(self.message, engine_response, stall_timeout.start(now), needs_core=needs_core(context))
 
     def on_first_token(self, now: float) -> None:
         """Records that the prefill is over; only called for streams."""

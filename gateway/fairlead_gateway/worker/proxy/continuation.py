@@ -21,7 +21,7 @@ has the prompt tokens of the request and the output tokens of both engines. Sent
 as one per event; the count is low if an engine puts several into one event.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -34,6 +34,7 @@ from fairlead_gateway.worker.upstream.usage import Usage
 
 _UNRESUMABLE_FIELDS = (b'"continue_final_message"', b'"return_token_ids"', b'"use_beam_search"')
 _CONTINUOUS_USAGE_KEY = b"continuous_usage_stats"
+_EVENTS_PER_SLICE = 64
 _KNOWN_DELTA_FIELDS = frozenset(
     {"role", "content", "refusal", "function_call", "tool_calls", "reasoning", "reasoning_content"}
 )
@@ -84,51 +85,89 @@ def _has_continuous_usage(fields: GenerationFields) -> bool:
     return bool(msgspec.json.decode(options, type=StreamOptions).continuous_usage_stats)
 
 
+class SentTextMemory:
+    """The bytes that all streams of a worker keep so that they can be resumed."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.used_bytes = 0
+
+
 class SentText:
     """The part of a stream that the client has, kept as bytes and parsed only if needed.
 
-    text, tokens: set by `parse`.
+    memory: shared with the other streams; None: this stream is the only one.
+    text, tokens: set when all events are parsed.
     shared_fields: the fields that all events of a stream share.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, memory: SentTextMemory | None = None) -> None:
         self._max_bytes = max_bytes
+        self._memory = SentTextMemory(max_bytes) if memory is None else memory
         self._events: list[bytes] = []
         self._size = 0
+        self._is_kept = True
         self.text = ""
         self.tokens = 0
         self.shared_fields: dict[str, Any] = {}
 
     def add(self, events: Iterable[bytes]) -> None:
-        """Adds events that go to the client; beyond `max_bytes` in sum, `parse` returns False."""
+        """Adds events that go to the client.
+
+        Beyond `max_bytes` in sum, or beyond the shared memory, the stream cannot be resumed. Then
+        nothing of it is kept.
+        """
+        if not self._is_kept:
+            return
+        memory = self._memory
         for event in events:
-            self._size += len(event)
-            if self._size <= self._max_bytes:
-                self._events.append(event)
+            size = len(event)
+            self._size += size
+            memory.used_bytes += size
+            self._events.append(event)
+        if self._size > self._max_bytes or memory.used_bytes > memory.max_bytes:
+            self.release()
+
+    def release(self) -> None:
+        """Drops the events; the stream cannot be resumed any more. May be called twice."""
+        self._memory.used_bytes -= self._size
+        self._events, self._size, self._is_kept = [], 0, False
 
     def parse(self) -> bool:
         """Parses the events; returns whether they are complete and nothing but text."""
-        if self._size > self._max_bytes:
-            return False
-        try:
-            objects = list(_decode_events(b"".join(self._events)))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return False
+        return all(self.parse_slices())
+
+    def parse_slices(self) -> Iterator[bool]:
+        """Parses the events in slices, and yields False as soon as `parse` would return it.
+
+        Yields True after each other slice.
+        """
+        if not self._is_kept:
+            yield False
+            return
         texts: list[str] = []
-        for fields in objects:
-            self.shared_fields = self.shared_fields or {
-                name: fields[name] for name in ("id", "created", "model") if name in fields
-            }
-            choices = fields.get("choices")
-            if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-                return False
-            text = _event_text(choices[0])
-            if text is None or choices[0].get("finish_reason") is not None:
-                return False
-            texts.append(text)
-            self.tokens += bool(text)
+        try:
+            for number, fields in enumerate(_decode_events(b"".join(self._events)), 1):
+                self.shared_fields = self.shared_fields or {
+                    name: fields[name] for name in ("id", "created", "model") if name in fields
+                }
+                choices = fields.get("choices")
+                if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+                    yield False
+                    return
+                text = _event_text(choices[0])
+                if text is None or choices[0].get("finish_reason") is not None:
+                    yield False
+                    return
+                texts.append(text)
+                self.tokens += bool(text)
+                if number % _EVENTS_PER_SLICE == 0:
+                    yield True
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            yield False
+            return
         self.text = "".join(texts)
-        return bool(self.shared_fields)
+        yield bool(self.shared_fields)
 
 
 def resume_body(request: ModelRequest, sent: SentText) -> bytes | None:

@@ -206,7 +206,7 @@ class Forwarder:
                     stall_timeout = context.stall_timeout
                     is_final = stall_timeout is not None and stall_timeout.is_exhausted
                     check_response(context, engine_response, attempt.error, is_final)
-                    self._failures.on_answered(context, self._now())
+                    self._failures.on_answered(context, engine_response.status, self._now())
                     self._prefill_coordinator.on_decode_accepted(context)
                     attempt.message = []  # a stream may take minutes
                     return await self._relay.relay(attempt)

@@ -19,7 +19,7 @@ from fairlead.runtime.loop_lag import LoopLag
 from fairlead.runtime.nonblocking_log import traceback_lines
 from fairlead_gateway.caller_key import caller_key
 from fairlead_gateway.errors import GatewayDraining, GatewayError
-from fairlead_gateway.http.listener import HttpRequest, Listener, max_connections
+from fairlead_gateway.http.listener import COUNTED_BYTES, HttpRequest, Listener, max_connections
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.routing import RouteRequest
@@ -221,9 +221,9 @@ class Gateway(RequestLifecycle):
 
     # Requests, from the listener.
 
-    def admit_body(self, head: RequestHead, client_address: str | None) -> None:
-        """Raises what `check_headers` raises, before the body is read."""
-        self.check_headers(head)
+    def admit_body(self, head: RequestHead, client_address: str | None) -> str | None:
+        """Returns and raises what `check_headers` does, before the body is read."""
+        return self.check_headers(head)
 
     def check_headers(self, head: RequestHead) -> str | None:
         """Returns the name of the request's API key; None if the path or this gateway needs none.
@@ -252,6 +252,8 @@ class Gateway(RequestLifecycle):
             http_request.caller = self.check_headers(http_request.head)
             if self.memory_pressure.max_body_bytes is not None:
                 self.memory_pressure.check_body(len(http_request.body))
+            if len(http_request.body) > COUNTED_BYTES:
+                self.listener.check_complete_body(len(http_request.body), caller_key(http_request.caller))
             path, method = http_request.head.path, http_request.head.method
             if path in BODY_TYPES:
                 if check_method(method, ("POST",), response):

@@ -8,7 +8,7 @@ from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.openai.served_name import ServedNameRewriter
 from fairlead_gateway.worker.proxy.attempt import Attempt
-from fairlead_gateway.worker.proxy.continuation import SentText, can_resume
+from fairlead_gateway.worker.proxy.continuation import SentText, SentTextMemory, can_resume
 from fairlead_gateway.worker.proxy.response_check import is_error_object, not_served_body
 from fairlead_gateway.worker.proxy.sse_keepalive import SseKeepAlive
 from fairlead_gateway.worker.proxy.stream_resume import StreamResume
@@ -60,6 +60,7 @@ class ResponseRelay:
         self._failures = failures
         self._poison_guard = poison_guard
         self._stream_resume = stream_resume
+        self._sent_text_memory = SentTextMemory(runtime.limits.resumable_streams_bytes)
         self._route_headers = RouteHeaderCache()
 
     async def relay(self, attempt: Attempt) -> bool:
@@ -164,7 +165,7 @@ class ResponseRelay:
         sent_text = None
         if engine_response.is_stream:
             if can_resume(context.request):
-                sent_text = SentText(self._limits.resumable_bytes)
+                sent_text = SentText(self._limits.resumable_bytes, self._sent_text_memory)
                 engine_response.on_relayed = sent_text.add
             else:  # no attempt follows, and thousands of streams need not keep their prompts
                 context.fingerprint = context.body_fingerprint(self._poison_guard.fingerprint)
@@ -192,6 +193,8 @@ class ResponseRelay:
         finally:
             keep_alive.stop()
             context.response.on_backpressure = None
+            if sent_text is not None:
+                sent_text.release()
 
 
 def end_incomplete(context: RequestContext, error: GatewayError) -> None:

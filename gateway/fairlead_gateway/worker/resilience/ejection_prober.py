@@ -23,6 +23,7 @@ from fairlead.fleet.model import Fleet, Instance, InstanceState
 from fairlead_gateway.worker.resilience.ejection_records import EjectionRecords, is_hang_cause
 from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution
 from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.worker.upstream.connection import activity_key
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.engine_call import EngineCallFailed, call_engine
 from fairlead_gateway.worker.upstream.request_encoder import request_prefix
@@ -101,11 +102,12 @@ class EjectionProber:
     async def _probe(self, key: str, instance: Instance) -> None:
         """Probes one instance and records the result."""
         has_failed = False
-        activity = self._pool.activity(instance.url)
+        activity = self._pool.activity(activity_key(instance.url, instance.dp_rank))
         received = activity.receive_count
         self._detector.on_dispatch(instance.id)
         try:
-            await call_engine(self._pool, instance.url, self._message(instance), self._timeout_seconds)
+            message, seconds = self._message(instance), self._timeout_seconds
+            await call_engine(self._pool, instance.url, message, seconds, rank=instance.dp_rank)
             self._detector.on_success(instance.id, self._now())
         except EngineCallFailed as failure:
             if failure.cause == "timeout" and activity.receive_count != received:

@@ -16,6 +16,9 @@ Stalls are judged per instance, not per request. An instance that still sends by
 slow, and the request waits. One that has sent nothing for several times the predicted
 time has stalled. The request moves only if another instance can take it. Otherwise it waits until
 its deadline, since an early error would be no better.
+
+A 4xx says nothing about the instance, nor does an answer to a request that needs no core. A server
+whose core hangs refuses what is invalid, and counts tokens.
 """
 
 import math
@@ -35,6 +38,7 @@ from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
 from fairlead_gateway.worker.upstream.connection import EndpointActivity
 
 _MIN_STALL_SECONDS = 1.0
+_PATHS_WITHOUT_CORE: Final = ("/tokenize", "/detokenize", "/count_tokens", "/render")
 _IMMEDIATE_CAUSES = frozenset({"refused", "connect-timeout", "timeout", "gone"})
 _REQUEST_INDEPENDENT_CAUSES = frozenset({"refused", "connect-timeout", "gone", "tls"})
 _DEFAULT_PROMPT_TOKEN_SECONDS: Final = 1e-3
@@ -81,9 +85,9 @@ class FailureAttribution:
             else:
                 self._count_failure_of(context, failure.instance_id, failure.cause)
 
-    def on_answered(self, context: RequestContext, now: float) -> None:
+    def on_answered(self, context: RequestContext, status: int, now: float) -> None:
         """Records a response that can be relayed; counts the error responses before it."""
-        if context.choice is not None:
+        if context.choice is not None and status < 400 and needs_core(context):
             self.outlier_detector.on_success(context.choice.instance_id, now, context.caller)
         if context.failures:
             self._count_failures(context, context.failures, is_harmless=True)
@@ -210,6 +214,14 @@ class FailureAttribution:
     def _count_failure(self, key: str, instance: str, cause: str, source: FaultSource | None) -> None:
         if self.outlier_detector.on_failure(instance, cause, self._now(), self._ready_instances(key), source):
             self._telemetry.record_ejection(key, instance, cause)
+
+
+def needs_core(context: RequestContext) -> bool:
+    """Whether only the engine's core can answer the request."""
+    request = context.request
+    return not request.is_passthrough or (
+        request.method == "POST" and not context.http_request.head.path.endswith(_PATHS_WITHOUT_CORE)
+    )
 
 
 def _is_error_response(failure: AttemptFailure) -> bool:

@@ -27,6 +27,7 @@ from fairlead_gateway.worker.resilience.fault_evidence import FaultEvidence, Fau
 
 _WINDOW_SECONDS = 10.0
 _MAX_RECENT = 64
+_MAX_ANSWERED = 8  # one caller is not to displace the others
 _MIN_WARM_UP_SHARE = 0.1
 _BACKOFF_RESET_SECONDS = 300.0
 _CAUSE_TEXTS = {
@@ -49,6 +50,7 @@ class _InstanceHealth:
     consecutive_failures: Counter[str] = field(default_factory=Counter)
     evidence: FaultEvidence = field(default_factory=FaultEvidence)
     recent: deque[_Response] = field(default_factory=lambda: deque(maxlen=_MAX_RECENT))
+    answered: dict[CallerKey, float] = field(default_factory=dict)
     ejection_count: int = 0
     since: float = 0.0
     ejected_until: float = 0.0
@@ -64,7 +66,15 @@ class _InstanceHealth:
 
     def answered_callers(self, now: float) -> set[CallerKey]:
         """Returns the callers that had an answer lately."""
-        return {caller for at, is_success, caller, _ in self.recent if is_success and now - at <= _WINDOW_SECONDS}
+        return {caller for caller, at in self.answered.items() if now - at <= _WINDOW_SECONDS}
+
+    def on_answered(self, caller: CallerKey, now: float) -> None:
+        """Remembers the last answer of a caller, as long as few others had one since."""
+        answered = self.answered
+        answered.pop(caller, None)
+        answered[caller] = now
+        if len(answered) > _MAX_ANSWERED:
+            del answered[next(iter(answered))]
 
 
 class OutlierDetector:
@@ -133,6 +143,7 @@ class OutlierDetector:
         if record is None:
             record = self._records[instance] = _InstanceHealth()
         record.recent.append((now, True, caller, None))
+        record.on_answered(caller, now)
         record.answered_at = now
         if self.ejection_records.by_instance:
             self.ejection_records.end(instance)

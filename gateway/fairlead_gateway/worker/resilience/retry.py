@@ -146,7 +146,9 @@ class RetryBudget:
 
 def should_retry(failures: list[AttemptFailure], limits: Limits) -> bool:
     """Whether the failures of a request allow another attempt."""
-    # Refusals take no time; attempts that do are counted.
+    if len(failures) >= limits.max_refusals:
+        return False
+    # Refusals take little time; attempts that take more are counted.
     if failures[-1].is_final or sum(failure.cause != "refused" for failure in failures) >= limits.max_attempts:
         return False
     return sum(failure.crashed for failure in failures) < _MAX_CRASHES

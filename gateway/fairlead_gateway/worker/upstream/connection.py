@@ -47,12 +47,14 @@ class UpstreamError(Exception):
 
 
 class EndpointActivity:
-    """The activity of one engine address, over all its connections.
+    """The activity of one engine address, or of one rank behind it, over all its connections.
 
-    receive_count: grows with every read of a part of a body, or of the end of a response.
+    receive_count: grows with every read of a part of a body, or of the end of a response, to a
+        request that needs the engine's core.
     probing: the connections that wait for the result of a probe.
 
-    Why heads do not count: a server whose core hangs sends the head of a stream at once.
+    Why heads and errors do not count: a server whose core hangs sends the head of a stream at once.
+    It also refuses what is invalid.
     """
 
     __slots__ = ("probing", "receive_count")
@@ -143,18 +145,23 @@ class EngineConnection:
         self._paused = False
         self._received_any = self._body_started = self._complete = False
         self._keep_alive = self._has_extra_message = False
+        self._shows_core = True
 
     @property
     def is_usable(self) -> bool:
         """Whether another request can be sent on this connection."""
         return self._sink is None and not self._transport.is_closing()
 
-    def send_request(self, message: Sequence[bytes], sink: ResponseSink, first_seconds: float) -> None:
+    def send_request(
+        self, message: Sequence[bytes], sink: ResponseSink, first_seconds: float, *, needs_core: bool = True
+    ) -> None:
         """Sends a request; its response goes to `sink`.
 
         first_seconds: until the first part of the body, before `sink.on_silence` is called.
+        needs_core: only the engine's core can answer, so that an answer shows that it works.
         """
         self._reset()
+        self._shows_core = needs_core
         self._sink = sink
         authorization = self._owner.authorization_for(self.address)
         if authorization:
@@ -164,6 +171,10 @@ class EngineConnection:
         else:
             self._transport.writelines(message)
         self._arm_silence_timer(first_seconds)
+
+    def select_rank(self, rank: int) -> None:
+        """Counts the next response for one rank of the server: others work while it hangs."""
+        self.activity = self._owner.activity(activity_key(self.address, rank))
 
     def set_paused(self, paused: bool) -> None:
         """Stops or resumes reading, so that the engine sends no faster than the client reads."""
@@ -216,12 +227,12 @@ class EngineConnection:
                 self._fail("garbage")  # the parser holds an unfinished trailer, however long it is
                 return
         if self._complete:
-            self.activity.receive_count += 1
+            self.activity.receive_count += self._shows_core
             self._sink = None
             self._release()
             sink.on_body(chunks, True)
         elif chunks:
-            self.activity.receive_count += 1
+            self.activity.receive_count += self._shows_core
             self._body_started = True
             self._bodiless_bytes = 0
             self._arm_silence_timer(self._idle_seconds)
@@ -278,6 +289,7 @@ class EngineConnection:
             self._fields = {}
         elif not self._status and self._sink is not None:
             self._status = status
+            self._shows_core = self._shows_core and status < 400
             self._sink.on_head(status, self._fields)
 
     def on_body(self, part: bytes) -> None:
@@ -331,6 +343,11 @@ class EngineConnection:
         self._transport.abort()
         if sink is not None:
             sink.on_error(UpstreamError(cause))
+
+
+def activity_key(address: str, rank: int | None) -> str:
+    """Returns the name of the activity of an address, or of one data-parallel rank behind it."""
+    return address if rank is None else f"{address} {rank}"
 
 
 def _insert_header(field: bytes, message: Sequence[bytes]) -> list[bytes]:

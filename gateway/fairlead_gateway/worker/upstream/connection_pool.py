@@ -111,8 +111,8 @@ class ConnectionPool(ConnectionOwner):
         for address in [known for known in self._idle if known not in addresses]:
             for connection in list(self._idle.pop(address)):
                 connection.abort()
-        for address in self._activities.keys() - addresses:
-            del self._activities[address]
+        for key in [key for key in self._activities if key.partition(" ")[0] not in addresses]:
+            del self._activities[key]
 
     def close(self) -> None:
         """Closes all idle connections, and each used one when its response ends."""

@@ -73,14 +73,17 @@ class _BufferedResponse:
             self.finished.set_result(error)
 
 
-async def call_engine(pool: ConnectionPool, address: str, message: Sequence[bytes], seconds: float) -> bytes:
+async def call_engine(
+    pool: ConnectionPool, address: str, message: Sequence[bytes], seconds: float, *, rank: int | None = None
+) -> bytes:
     """Sends a message and returns the body of the 200 response. Raises EngineCallFailed.
 
+    rank: the data-parallel rank that the message names; None without one.
     The connection is closed if the response does not come in time.
     """
     try:
         async with asyncio.timeout(seconds):
-            return await _exchange(pool, address, message, seconds)
+            return await _exchange(pool, address, message, seconds, rank)
     except TimeoutError:
         raise EngineCallFailed(f"no answer within {seconds:g} s", cause="timeout", is_suspicious=True) from None
     except UpstreamError as error:
@@ -89,12 +92,16 @@ async def call_engine(pool: ConnectionPool, address: str, message: Sequence[byte
         raise EngineCallFailed(error.cause, cause=cause, is_suspicious=is_suspicious, crashed=error.is_crash) from None
 
 
-async def _exchange(pool: ConnectionPool, address: str, message: Sequence[bytes], seconds: float) -> bytes:
+async def _exchange(
+    pool: ConnectionPool, address: str, message: Sequence[bytes], seconds: float, rank: int | None
+) -> bytes:
     connection = pool.take_idle(address)
     while True:
         if connection is None:
             connection = await pool.connect(address)
         response = _BufferedResponse(pool.loop, pool.limits.response_buffer_bytes)
+        if rank is not None:
+            connection.select_rank(rank)
         connection.send_request(message, response, seconds)
         try:
             error = await response.finished

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from fairlead.engine_profile import builtin_profile
 from fairlead.limits import Limits
 from fairlead_gateway.ipc.timing_events import TimingEvent, TimingEventKind, TimingEvents
+from fairlead_gateway.worker.proxy.continuation import SentText, SentTextMemory
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.reporting.timing_reporter import TimingReporter
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, usage
@@ -417,5 +419,66 @@ def test_a_stream_longer_than_what_is_kept_is_not_continued() -> None:
         ):
             assert "[DONE]" not in (await request(running.url, CHAT)).events
             assert len(met) == 1
+
+    run_async(main())
+
+
+EVENT = b'data: {"id":1,"choices":[{"text":"a"}]}\n\n'
+
+
+def test_streams_that_break_at_once_are_parsed_one_by_one_and_in_slices() -> None:
+    slices: list[int] = []
+
+    class NumberedText(SentText):
+        def __init__(self, number: int) -> None:
+            super().__init__(1 << 20)
+            self.number = number
+            self.add([EVENT] * 1_000)
+
+        def parse_slices(self) -> Iterator[bool]:
+            for is_text in super().parse_slices():
+                slices.append(self.number)
+                yield is_text
+
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+            resume = running.gateway.stack.relay._stream_resume
+            parsing = asyncio.gather(*(resume._parse(NumberedText(number)) for number in range(3)))
+            turns = 0
+            while not parsing.done():
+                await asyncio.sleep(0)
+                turns += 1
+            assert await parsing == [True, True, True]
+            assert slices == sorted(slices)
+            assert turns >= len(slices) >= 3 * 15
+
+    run_async(main())
+
+
+def test_sent_text_of_all_streams_is_bounded_and_freed_when_they_end() -> None:
+    memory = SentTextMemory(1_000)
+    first, second = SentText(600, memory), SentText(600, memory)
+    first.add([EVENT] * 10)
+    second.add([EVENT] * 10)
+    assert memory.used_bytes == 20 * len(EVENT)
+    second.add([EVENT] * 5)  # too much for both
+    assert memory.used_bytes == 10 * len(EVENT)
+    second.add([EVENT])
+    assert memory.used_bytes == 10 * len(EVENT)
+    assert (first.parse(), second.parse()) == (True, False)
+    first.add([EVENT] * 10)  # too long for one
+    assert (memory.used_bytes, first.parse()) == (0, False)
+    third = SentText(600, memory)
+    third.add([EVENT] * 10)
+    third.release()
+    third.release()
+    assert memory.used_bytes == 0
+
+
+def test_stream_that_has_ended_keeps_no_text_for_a_resumption() -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+            assert (await request(running.url, CHAT)).events[-1] == "[DONE]"
+            assert running.gateway.stack.relay._sent_text_memory.used_bytes == 0
 
     run_async(main())

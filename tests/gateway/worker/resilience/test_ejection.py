@@ -2,6 +2,7 @@
 
 import signal
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.supervisor.management.serializers import fleet_out
 from fairlead_gateway.supervisor.management.view import GatewayStatus
 from fairlead_gateway.telemetry.status_types import HealthState
+from fairlead_gateway.worker.upstream.connection import activity_key
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine, token, well_behaved
 from fairlead_testing.engines.simulated_process import engine_processes
 from fairlead_testing.gateway.running_gateway import (
@@ -287,5 +289,56 @@ def test_an_engine_that_speaks_to_others_is_slow_and_not_hung() -> None:
             assert answer.events[-1] == "[DONE]"
             assert answer.fields["x-fairlead-reason"] != "retry-1"
             await connection.close()
+
+    run_async(main())
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "is_proof"),
+    [
+        ("/v1/chat/completions", GOOD, True),
+        ("/v1/chat/completions", said(1), False),
+        ("/tokenize", {"model": "tiny", "prompt": "hi"}, False),
+    ],
+)
+def test_answers_that_need_no_core_do_not_hide_an_engine_that_hangs(
+    path: str, body: dict[str, object], is_proof: bool
+) -> None:
+    async def script(call: EngineCall) -> None:
+        if len(call.body) > 500:
+            await call.respond({"error": {"message": "too long", "code": 400}}, "400 Bad Request")
+        elif call.path == "/tokenize":
+            await call.respond({"tokens": [1]})
+        else:
+            await well_behaved(call)
+
+    async def main() -> None:
+        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+            stack = running.gateway.stack
+            detector = stack.failures.outlier_detector
+            for _ in range(3):
+                detector.on_failure("e-0/0/0", "timeout", running.gateway.runtime.now(), ("e-0/0/0",))
+            assert (await request(running.url, body, path=path)).status in (200, 400)
+            assert ("e-0/0/0" not in detector.ejection_records.by_instance) is is_proof
+            assert ("e-0/0/0" in detector.answer_times()) is is_proof
+            assert (stack.pool.activity(engine.url).receive_count > 0) is is_proof
+
+    run_async(main())
+
+
+def test_rank_that_hangs_is_not_hidden_by_another_of_its_server() -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine:
+            fleet = fleet_of([engine.url])
+            (instance,) = fleet.instances[MODEL_KEY]
+            ranked = replace(fleet, instances={MODEL_KEY: (replace(instance, dp_rank=1),)})
+            async with running_gateway(ranked) as running:
+                assert (await request(running.url, GOOD)).status == 200
+                assert engine.calls[0].header("x-data-parallel-rank") == "1"
+                pool = running.gateway.stack.pool
+                counts = [pool.activity(activity_key(engine.url, rank)).receive_count for rank in (None, 0, 1)]
+                assert counts == [0, 0, 1]
+                running.gateway.update_fleet(replace(ranked, version=2))
+                assert pool.activity(activity_key(engine.url, 1)).receive_count == 1
 
     run_async(main())

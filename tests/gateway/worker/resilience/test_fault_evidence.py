@@ -74,3 +74,11 @@ def test_what_is_remembered_of_failures_is_bounded() -> None:
     for number in range(10_000):
         evidence.add(FaultSource(CallerKey(f"{number}"), b"%d" % number))
     assert (len(evidence._callers), len(evidence._bodies)) == (8, 8)
+
+
+def test_flood_of_answers_to_one_caller_does_not_hide_that_the_engine_serves_others() -> None:
+    detector = new_detector()
+    detector.on_success("a", 0.0, STEADY)
+    for _ in range(1_000):
+        detector.on_success("a", 0.5, FLOOD)
+    assert not is_ejected(detector, [FaultSource(FLOOD, bytes([number])) for number in range(20)])

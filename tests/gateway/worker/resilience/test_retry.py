@@ -89,3 +89,9 @@ def test_the_error_tells_the_kind_of_failure() -> None:
     assert to_client_error([AttemptFailure("overloaded", is_overload=True), AttemptFailure("refused")]).status == 502
     assert to_client_error([AttemptFailure("timeout", is_final=True)]).status == 504
     assert to_client_error([AttemptFailure("cut", crashed=True)] * 2).code == "engines_broke_off"
+
+
+def test_one_request_does_not_try_every_instance_of_a_fleet_that_refuses_it() -> None:
+    refusals = [AttemptFailure("refused", was_sent=False) for _ in range(LIMITS.max_refusals)]
+    assert should_retry(refusals[:-1], LIMITS)
+    assert not should_retry(refusals, LIMITS)

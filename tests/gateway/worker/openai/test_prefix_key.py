@@ -1,0 +1,49 @@
+"""The chain of a prompt begins with all that decides what an engine has cached for it."""
+
+import json
+from typing import Any
+
+import pytest
+
+from fairlead.limits import Limits
+from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.routing import PrefixChain
+from fairlead_gateway.worker.openai.prefix_key import build_route_request
+from fairlead_gateway.worker.openai.request import parse_request
+from fairlead_testing.gateway.running_gateway import fleet_of
+
+CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "long " * 500}]}
+TEXT: dict[str, Any] = {"model": "tiny", "prompt": "long " * 500}
+
+
+def chain_of(body: dict[str, Any], request_id: str = "r") -> PrefixChain:
+    path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
+    data = json.dumps(body).encode()
+    head = RequestHead("POST", path, [], 11, len(data), keep_alive=True, expects_continue=False)
+    request = parse_request(path, data, fleet_of([]), Limits())
+    return build_route_request(request, head, request_id, b"secret").chain
+
+
+@pytest.mark.parametrize("body", [CHAT, TEXT])
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("add_special_tokens", "chat_template", "chat_template_kwargs", "documents", "mm_processor_kwargs"),
+        *("reasoning_effort", "truncate_prompt_tokens"),
+    ],
+)
+def test_field_that_changes_the_prompt_does_not_pass_for_a_cached_prompt(field: str, body: dict[str, Any]) -> None:
+    plain = chain_of(body)
+    first, second = chain_of(body | {field: {"a": 1}}), chain_of(body | {field: {"a": 2}})
+    assert len({plain.hashes, first.hashes, second.hashes}) == 3
+    assert chain_of(body | {field: {"a": 1}}).hashes == first.hashes
+    assert chain_of(body | {"temperature": 1, "seed": 5, "metadata": {"a": 1}}).hashes == plain.hashes
+
+
+@pytest.mark.parametrize(
+    "body", [CHAT | {"prompt_logprobs": 0}, TEXT | {"prompt_logprobs": 1}, TEXT | {"echo": True, "logprobs": 0}]
+)
+def test_prompt_that_is_computed_for_its_logprobs_never_passes_for_cached(body: dict[str, Any]) -> None:
+    assert chain_of(body, "one").hashes != chain_of(body, "two").hashes
+    plain = {name: value for name, value in body.items() if name in ("model", "messages", "prompt")}
+    assert chain_of(plain, "one").hashes == chain_of(plain, "two").hashes
