@@ -279,8 +279,15 @@ def header_field(instance: str) -> bytes:
 
 
 def header_instance(field: bytes) -> str | None:
-    """Returns the instance of a header field; None for other fields."""
-    return field[len(_INSTANCE) :].decode("utf-8", "surrogatepass") if field.startswith(_INSTANCE) else None
+    """Returns the instance of a header field; None for other fields, also for a name that is no
+    text.
+    """
+    if not field.startswith(_INSTANCE):
+        return None
+    try:
+        return field[len(_INSTANCE) :].decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return None
 
 
 def part_field(epoch: int, number: int) -> bytes:

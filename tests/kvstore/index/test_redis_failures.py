@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fairlead_kvstore.index.recovery import recover_index
 from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_testing.kvstore.index_harness import (
     EVENTS_KEY,
@@ -362,6 +363,24 @@ def test_unreadable_part_or_header_is_not_credited_and_retried(server: Valkey) -
                 mirror = late.replica(MODEL)
                 assert mirror is not None
                 assert replica_content(mirror) == truth
+
+    run_with_harness(server.url, work)
+
+
+def test_field_whose_instance_is_no_text_stops_neither_subscriber_nor_writer(server: Valkey) -> None:
+    async def work(world: IndexHarness, redis: Any) -> None:
+        await world.write(5)
+        await world.settle()
+        await redis.hset(INDEX_KEY, b"i:\xff", b"\x01garbage")
+        late = IndexSubscriber(world.link, world.clock, limits=LIMITS)
+        late.set_models([MODEL])
+        await late.step()
+        mirror = late.replica(MODEL)
+        assert mirror is not None
+        assert replica_content(mirror) == store_content(world.indexer.store)
+        found = await recover_index(world.link, MODEL, 0.0, 0.0)
+        assert found is not None
+        assert found.instances.keys() == store_content(world.indexer.store).keys()
 
     run_with_harness(server.url, work)
 

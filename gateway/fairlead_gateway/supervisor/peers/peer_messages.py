@@ -73,7 +73,7 @@ def decode_batch(data: bytes) -> PeerBatch | None:
         return None
     try:
         batch = _batches.decode(data[1:])
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: a text that is not UTF-8
         return None
     if any(len(hashes) % HASH_BYTES or tail >> 64 or pin >> 64 for _, hashes, tail, pin in batch.sent):
         return None
@@ -86,6 +86,6 @@ def decode_table(data: bytes, max_prefixes: int) -> HotPrefixTable | None:
         return None
     try:
         table = _tables.decode(data[1:])
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return None
     return None if len(table.serving) % HASH_BYTES or len(table.prefilling) % HASH_BYTES else table

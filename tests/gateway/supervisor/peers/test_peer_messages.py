@@ -52,6 +52,12 @@ def test_what_is_out_of_bounds_is_passed_over(changed: dict[str, object]) -> Non
     assert decode_batch(b"\x01" + data) is None
 
 
+def test_text_that_is_not_utf_8_is_passed_over() -> None:
+    for data in (encode(GOOD), encode(PeerBatch(1, 1.0, loads={"e-0": (0, 0, 0.0, 0.0)}))):
+        assert decode_batch(data) is not None
+        assert decode_batch(data.replace(b"e-0", b"e\xff0")) is None
+
+
 def test_another_schema_and_damage_are_passed_over_and_later_fields_are_ignored() -> None:
     data = encode(GOOD)
     assert decode_batch(b"\x02" + data[1:]) is None
