@@ -139,10 +139,10 @@ class LoraGenerations:
         self.parked = parked
 
     def has_room_for(self, name: str, most: int) -> bool:
-        """Returns whether this name is known, or fewer than ``most`` names are and it is not too
-        long.
+        """Returns whether this name is known, or fewer than ``most`` names are and it is neither
+        too long nor has characters that control a terminal.
         """
-        return name in self._names or (len(self._names) < most and len(name) <= MAX_NAME_BYTES)
+        return name in self._names or (len(self._names) < most and len(name) <= MAX_NAME_BYTES and name.isprintable())
 
     def name_index(self, name: str) -> int:
         """Returns the value of the column ``adapters`` for a name; 0 is the base model."""

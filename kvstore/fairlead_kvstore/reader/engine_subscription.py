@@ -37,6 +37,8 @@ from fairlead_kvstore.reader.zmq_connection import ZmqConnection
 from fairlead_kvstore.reader.zmq_socket import SocketContext, message_size
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
+_MAX_LAG_SECONDS: Final = 1e10
+"""A larger one is no lag: an engine may send any number as its time, finite or not."""
 
 
 class AppliedCallback(Protocol):
@@ -372,7 +374,8 @@ class EngineSubscription:
         if found.unreadable:
             counts.unreadable.update(found.unreadable)
         if found.wall is not None:
-            counts.lag_seconds = self._context.clock.wall() - found.wall
+            lag = self._context.clock.wall() - found.wall
+            counts.lag_seconds = lag if -_MAX_LAG_SECONDS < lag < _MAX_LAG_SECONDS else None
 
     def _new_sequencer(self, position: StreamPosition | None = None) -> EventSequencer:
         endpoints, limits = self.endpoints, self._context.limits
