@@ -27,6 +27,8 @@ counted, which can only forget too early.
 **Two handles for one block** occur where an engine does not report a salt, or loads another adapter
 under a name. Two of its hashes then have the same block hash. Their rows are *twins*: the block
 hash leads to one of them, a small dict to the rest. The block is removed only when all of them are.
+Of more than 64 twins, the others are left out, which can only forget too early. An engine chooses
+its handles, and each change of a twin costs a look at the others.
 """
 
 import secrets
@@ -49,6 +51,7 @@ _FACTOR: Final = secrets.randbits(64) | 1 << 63 | 1
 """The factor of the hash of keys. It decides where rows lie, and nothing else."""
 MAX_ROWS_AT_ONCE: Final = 262_144
 """The most rows that are sorted or walked at once: some tenth of a second."""
+MAX_TWINS: Final = 64
 MAX_COPIES: Final = 255
 TIER_SHIFT: Final = (0, 8, 16)
 """The bit position of a tier's copies in ``counts``."""
@@ -240,7 +243,9 @@ class BlockTable:
             twice |= self.by_handle.put(row)
             first = self.by_own.put(row)
             if first and first != row:
-                self.twins.setdefault(self.owns[row], [first]).append(row)
+                twins = self.twins.setdefault(self.owns[row], [first])
+                twins.append(row)
+                twice |= len(twins) > MAX_TWINS
         return not twice
 
     def __len__(self) -> int:
@@ -268,9 +273,12 @@ class BlockTable:
     def add_at(
         self, at: int, handle: int, own: int, parent: int, depth: int, adapter: int, count: int, tick: int
     ) -> bool:
-        """Adds a row at the cell that ``by_handle.seek`` just found for its handle, like
-        ``add``.
+        """Adds a row at the cell that ``by_handle.seek`` just found for its handle, like ``add``.
+
+        A row with too many twins is not added.
         """
+        if self.twins and len(self.twins.get(own, ())) >= MAX_TWINS:
+            return False
         if self._free:
             row = self._free.pop()
             self.handles[row] = handle

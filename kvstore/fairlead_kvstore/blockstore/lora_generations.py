@@ -390,9 +390,10 @@ class LoraGenerations:
         for row in sorted(blocks.by_handle, key=blocks.depths.__getitem__):
             before = main.copies(blocks.owns[row])
             _merge(blocks, row, main)
+            after = main.copies(blocks.owns[row])
             for tier in INSTANCE_TIERS:
                 shift = TIER_SHIFT[tier]
-                if blocks.counts[row] >> shift & MAX_COPIES and not before >> shift & MAX_COPIES:
+                if after >> shift & MAX_COPIES and not before >> shift & MAX_COPIES:
                     out.append(BlocksStored(self._instance, tier, blocks.parents[row], [blocks.owns[row]]))
 
 
