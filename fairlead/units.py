@@ -3,6 +3,7 @@
 Files, the API and messages use strings; all other code uses numbers.
 """
 
+import math
 import re
 from decimal import Decimal
 
@@ -38,6 +39,8 @@ def format_duration(value: float) -> str:
         return f"{value * 1e3:.3g}ms"
     if value < 60:
         return f"{value:.3g}s"
+    if not value < math.inf:
+        return "unknown"
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return "".join(f"{n}{u}" for n, u in ((hours, "h"), (minutes, "m"), (rest, "s")) if n)

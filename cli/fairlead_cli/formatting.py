@@ -45,6 +45,15 @@ def align_columns(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def printable(text: str) -> str:
+    """Returns text of an engine or of Redis without characters that control a terminal."""
+    return (
+        text
+        if text.isprintable()
+        else "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+    )
+
+
 def pluralize(number: int, noun: str) -> str:
     """Returns ``1 engine``, ``8 engines``."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

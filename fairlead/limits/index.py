@@ -69,6 +69,9 @@ class KvEventLimits:
         10.0, "an engine whose events were away for this long counts as restarted when it returns"
     )
     kv_replay_seconds: float = limit(10.0, "a replay without a batch for this long has failed")
+    max_kv_replay_seconds: float = limit(
+        30.0, "a whole replay; beyond, it is cut, and its rest waits behind the replays of other engines"
+    )
     kv_settle_seconds: float = limit(
         1.0, "after connecting, until events from before the subscription took effect are requested"
     )

@@ -1,10 +1,12 @@
 """Helpers for background asyncio tasks: reliable cancellation, and detection of failures."""
 
 import asyncio
-from collections.abc import Iterable
+import logging
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 _RECANCEL_SECONDS = 0.05
+_DEFECT_PAUSE_SECONDS = 1.0
 
 
 async def cancel_and_wait(task: asyncio.Task[Any] | None) -> None:
@@ -21,6 +23,21 @@ async def cancel_and_wait(task: asyncio.Task[Any] | None) -> None:
         await asyncio.wait({task}, timeout=_RECANCEL_SECONDS)
     if not task.cancelled():
         task.exception()  # retrieved, so that the loop does not warn about it
+
+
+async def run_despite_defects(work: Callable[[], Awaitable[None]], log: logging.Logger, name: str) -> None:
+    """Runs `work`, and again a second after each exception of it, which is logged.
+
+    Why: nothing awaits the tasks that read Redis. If a value ended one, the gateway would keep what
+    it last read until its restart, and nothing would show it.
+    """
+    while True:
+        try:
+            await work()
+            return
+        except Exception:  # it is logged
+            log.exception("a defect interrupted the task of the %s", name)
+        await asyncio.sleep(_DEFECT_PAUSE_SECONDS)
 
 
 async def first_failure(work: Iterable[asyncio.Task[Any]], stopped: asyncio.Task[Any]) -> BaseException | None:

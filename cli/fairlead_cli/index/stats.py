@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fairlead.units import format_duration
-from fairlead_cli.formatting import UNKNOWN
+from fairlead_cli.formatting import UNKNOWN, printable
 from fairlead_cli.index.snapshot import IndexSnapshot
 from fairlead_kvstore.analysis.block_counts import BlockCounts, count_blocks
 from fairlead_kvstore.analysis.removal_ranking import RemovalRank, rank_removals
@@ -183,20 +183,24 @@ def render_stats(all_stats: Sequence[IndexStats]) -> RenderableType:
 
 def _model(stats: IndexStats) -> Iterator[RenderableType]:
     sign = ("√", "green") if stats.is_healthy else ("×", "red")
-    writes = f"{stats.leader} writes" if stats.leader is not None else "nobody writes"
+    writes = f"{printable(stats.leader)} writes" if stats.leader is not None else "nobody writes"
     if stats.stale_seconds is not None:
         writes += f" since {format_duration(stats.stale_seconds)}"
     at = UNKNOWN if stats.epoch is None else f"{stats.epoch}-{stats.sequence}"
     hints = f", {stats.hints:,} in shared stores" if stats.hints else ""
     yield Text.assemble(
-        sign, (f" {stats.model}", "bold cyan"), f"  {stats.blocks:,} blocks{hints}  {writes}", (f"  at {at}", "dim")
+        sign,
+        (f" {printable(stats.model)}", "bold cyan"),
+        f"  {stats.blocks:,} blocks{hints}  {writes}",
+        (f"  at {at}", "dim"),
     )
     if stats.trouble:
-        yield Text(f"  it cannot be used: {stats.trouble}", style="red")
+        yield Text(f"  it cannot be used: {printable(stats.trouble)}", style="red")
     for name, why in sorted(stats.unreadable.items()):
-        yield Text(f"  {name} cannot be read: {why}", style="red")
+        yield Text(printable(f"  {name} cannot be read: {why}"), style="red")
     for hint in stats.wanted or ():
-        yield Text(f"  {hint.prefix}  {hint.tokens:,} tokens want {hint.wanted} homes: {hint.reason}", style="yellow")
+        wanted = f"{hint.prefix}  {hint.tokens:,} tokens want {hint.wanted} homes: {hint.reason}"
+        yield Text(f"  {printable(wanted)}", style="yellow")
     if stats.instances:
         yield _table(stats.instances)
 
@@ -211,16 +215,21 @@ def _table(instances: Sequence[InstanceContents]) -> Table:
         complete = f"yes{since}: {contents.reason}" if contents.complete else f"no{since}: {contents.reason}"
         if contents.trouble:
             complete += f"; {contents.trouble}"
-        row = [
-            contents.id,
+        row: list[str | Text] = [
+            _text(contents.id),
             *(f"{count:,}" for count in (contents.blocks, contents.unique)),
             _number(contents.scale_down),
         ]
         row += [f"{count:,}" for count in (contents.gpu, contents.cpu, contents.disk)]
         row += [_number(contents.block_size), _duration(contents.evicted_age_seconds), _number(contents.orphans)]
-        row += [_number(contents.following), _duration(contents.lag_seconds), complete]
+        row += [_number(contents.following), _duration(contents.lag_seconds), _text(complete)]
         table.add_row(*row, style=None if contents.complete else "yellow")
     return table
+
+
+def _text(text: str) -> Text:
+    """Returns text that may have any characters, as an engine may name its adapters."""
+    return Text(printable(text))
 
 
 def _number(value: int | None) -> str:

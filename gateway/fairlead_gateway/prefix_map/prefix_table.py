@@ -26,9 +26,15 @@ start.
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final
 
 from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment
+
+_MAX_TUPLE: Final = 16
+"""The byte blocks of one token block in a tuple, which is smaller than a dict. An engine may report
+the same tokens for every prompt, and a tuple of all links is too slow to copy.
+"""
 
 
 class _TokenChain:
@@ -80,7 +86,7 @@ class PrefixTable:
         self._max_links = max_links
         self._max_token_hashes = max_token_hashes
         self._links: OrderedDict[int, PrefixLink] = OrderedDict()
-        self._by_token_hash: dict[int, tuple[int, ...]] = {}
+        self._by_token_hash: dict[int, tuple[int, ...] | dict[int, None]] = {}  # a dict of many
         self.token_hash_count = 0
         self.lowered_links = 0
         self.learned_prompts = 0
@@ -113,7 +119,7 @@ class PrefixTable:
         link = self._links.get(digest)
         return link.token_hashes if link is not None else array("Q")
 
-    def linked_blocks(self, token_hash: int) -> tuple[int, ...]:
+    def linked_blocks(self, token_hash: int) -> Collection[int]:
         """Returns the byte blocks that are linked to a token hash."""
         return self._by_token_hash.get(token_hash, ())
 
@@ -226,11 +232,22 @@ class PrefixTable:
         self._release(link._chain)
 
     def _index(self, digest: int, token_hash: int) -> None:
-        if token_hash:
-            self._by_token_hash[token_hash] = (*self._by_token_hash.get(token_hash, ()), digest)
+        if not token_hash:
+            return
+        known = self._by_token_hash.get(token_hash, ())
+        if isinstance(known, dict):
+            known[digest] = None
+        elif len(known) < _MAX_TUPLE:
+            self._by_token_hash[token_hash] = (*known, digest)
+        else:
+            self._by_token_hash[token_hash] = dict.fromkeys((*known, digest))
 
     def _unindex(self, digest: int, token_hash: int) -> None:
-        left = tuple(one for one in self._by_token_hash.get(token_hash, ()) if one != digest)
+        left = self._by_token_hash.get(token_hash, ())
+        if isinstance(left, dict):
+            left.pop(digest, None)
+        else:
+            left = tuple(one for one in left if one != digest)
         if left:
             self._by_token_hash[token_hash] = left
         else:

@@ -7,6 +7,7 @@ before.
 """
 
 import asyncio
+import logging
 from collections import deque
 from itertools import islice
 from typing import Any, Final, Protocol
@@ -18,13 +19,14 @@ from fairlead.decision import Decision
 from fairlead.errors import BadInput, first_line
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead.units import format_duration
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.codec import encode
 from fairlead_kvstore.redis.link import RedisLink
 
+_log = logging.getLogger("fairlead.gateway")
 FLUSH_SECONDS: Final = 0.1
 TRIM_SECONDS: Final = 10.0
 BATCH_RECORDS: Final = 100
@@ -92,7 +94,7 @@ class DecisionStream:
     def start(self) -> None:
         """Starts the task on the running loop."""
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="decisions")
+            self._task = asyncio.create_task(run_despite_defects(self._run, _log, "decisions"), name="decisions")
 
     async def stop(self) -> None:
         """Stops the task, and publishes what is queued if Redis is connected."""

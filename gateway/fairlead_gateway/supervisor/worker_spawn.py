@@ -3,6 +3,8 @@
 Why: this is the first thing that a gateway does, so the module imports little.
 """
 
+import contextlib
+import fcntl
 import os
 import socket
 import subprocess
@@ -129,13 +131,22 @@ def shared_row_count(count: int) -> int:
 
 
 def _create_shared_memory(size: int) -> int:
-    """Returns the file descriptor of shared memory of `size` zero bytes."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("fairlead-rows")
-    else:
-        import tempfile
+    """Returns the file descriptor of shared memory of `size` zero bytes.
 
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
+    On Linux, its size is sealed.
+
+    Why: a process that reads memory beyond the end of its file is killed. So a worker that shortens
+    the file would end the supervisor and its siblings.
+    """
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("fairlead-rows", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(descriptor, size)
+        with contextlib.suppress(OSError):  # a sandbox without seals
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return descriptor
+    import tempfile
+
+    with tempfile.TemporaryFile() as file:
+        descriptor = os.dup(file.fileno())
     os.ftruncate(descriptor, size)
     return descriptor

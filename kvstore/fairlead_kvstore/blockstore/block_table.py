@@ -27,6 +27,8 @@ counted, which can only forget too early.
 **Two handles for one block** occur where an engine does not report a salt, or loads another adapter
 under a name. Two of its hashes then have the same block hash. Their rows are *twins*: the block
 hash leads to one of them, a small dict to the rest. The block is removed only when all of them are.
+Of more than 64 twins, the others are left out, which can only forget too early. An engine chooses
+its handles, and each change of a twin costs a look at the others.
 """
 
 import secrets
@@ -47,6 +49,9 @@ COLUMNS: Final[Mapping[str, str]] = MappingProxyType(
 _MIN_CELLS: Final = 13
 _FACTOR: Final = secrets.randbits(64) | 1 << 63 | 1
 """The factor of the hash of keys. It decides where rows lie, and nothing else."""
+MAX_ROWS_AT_ONCE: Final = 262_144
+"""The most rows that are sorted or walked at once: some tenth of a second."""
+MAX_TWINS: Final = 64
 MAX_COPIES: Final = 255
 TIER_SHIFT: Final = (0, 8, 16)
 """The bit position of a tier's copies in ``counts``."""
@@ -184,6 +189,7 @@ class BlockTable:
 
     __slots__ = (
         "_free",
+        "_scanned_to",
         "adapters",
         "by_handle",
         "by_own",
@@ -211,6 +217,7 @@ class BlockTable:
         self.by_own = RowIndex(self.owns)
         self.twins: dict[int, list[int]] = {}
         self._free = array("I")
+        self._scanned_to = 1
 
     def twin_leads(self) -> list[int]:
         """Returns, for each set of twins, the row that the block hash leads to."""
@@ -236,7 +243,9 @@ class BlockTable:
             twice |= self.by_handle.put(row)
             first = self.by_own.put(row)
             if first and first != row:
-                self.twins.setdefault(self.owns[row], [first]).append(row)
+                twins = self.twins.setdefault(self.owns[row], [first])
+                twins.append(row)
+                twice |= len(twins) > MAX_TWINS
         return not twice
 
     def __len__(self) -> int:
@@ -264,9 +273,12 @@ class BlockTable:
     def add_at(
         self, at: int, handle: int, own: int, parent: int, depth: int, adapter: int, count: int, tick: int
     ) -> bool:
-        """Adds a row at the cell that ``by_handle.seek`` just found for its handle, like
-        ``add``.
+        """Adds a row at the cell that ``by_handle.seek`` just found for its handle, like ``add``.
+
+        A row with too many twins is not added.
         """
+        if self.twins and len(self.twins.get(own, ())) >= MAX_TWINS:
+            return False
         if self._free:
             row = self._free.pop()
             self.handles[row] = handle
@@ -338,11 +350,12 @@ class BlockTable:
         """Marks a block and all before it as used.
 
         The walk ends at the first block with this tick, since all before it have the same tick or a
-        later one.
+        later one. It also ends after more blocks than any prompt has.
         """
         find, ticks, parents = self.by_own.find, self.ticks, self.parents
-        while row := find(own):
-            if ticks[row] >= tick:
+        for _ in range(MAX_ROWS_AT_ONCE):
+            row = find(own)
+            if not row or ticks[row] >= tick:
                 break
             ticks[row] = tick
             own = parents[row]
@@ -350,8 +363,26 @@ class BlockTable:
     def oldest(self, count: int) -> list[int]:
         """Returns the ``count`` least recently used rows; among equally old ones, the ends of
         chains first.
+
+        Of a large table, some ``MAX_ROWS_AT_ONCE`` in turn are considered.
+
+        Why: to sort four million rows takes seconds, in which the indexer would do nothing else.
         """
         ticks, depths = self.ticks, self.depths
-        rows = sorted(self.by_handle)  # the index has another order in each process
+        rows = self._next_rows(count)
         rows.sort(key=lambda row: (ticks[row] << 32) - depths[row])
         return rows[:count]
+
+    def _next_rows(self, least: int) -> list[int]:
+        """Returns rows that are in use, in order: all, or the next ones, at least ``least``."""
+        if len(self.by_handle) <= max(MAX_ROWS_AT_ONCE, least):
+            return sorted(self.by_handle)  # the index has another order in each process
+        counts = self.counts
+        found: dict[int, None] = {}  # the last rows of a whole turn may be those of its first ones
+        while len(found) < least:
+            start = self._scanned_to if self._scanned_to < len(counts) else 1
+            self._scanned_to = min(start + MAX_ROWS_AT_ONCE, len(counts))
+            for row in range(start, self._scanned_to):
+                if counts[row]:
+                    found[row] = None
+        return list(found)

@@ -337,7 +337,9 @@ class InstanceBlocks:
                     own = hash_with_extras(own, keys)
                 new = table.add_at(cell, value, own, parent, depth, index, unit, tick)
                 if not new:
-                    new = not table.is_in_twin(by_handle.find(value), shift)
+                    row = by_handle.find(value)  # 0 for one of too many twins
+                    self.counters.saturated += not row
+                    new = row > 0 and not table.is_in_twin(row, shift)
             at += width
             if new:
                 if not run:

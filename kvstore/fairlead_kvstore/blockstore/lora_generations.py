@@ -139,10 +139,10 @@ class LoraGenerations:
         self.parked = parked
 
     def has_room_for(self, name: str, most: int) -> bool:
-        """Returns whether this name is known, or fewer than ``most`` names are and it is not too
-        long.
+        """Returns whether this name is known, or fewer than ``most`` names are and it is neither
+        too long nor has characters that control a terminal.
         """
-        return name in self._names or (len(self._names) < most and len(name) <= MAX_NAME_BYTES)
+        return name in self._names or (len(self._names) < most and len(name) <= MAX_NAME_BYTES and name.isprintable())
 
     def name_index(self, name: str) -> int:
         """Returns the value of the column ``adapters`` for a name; 0 is the base model."""
@@ -390,9 +390,10 @@ class LoraGenerations:
         for row in sorted(blocks.by_handle, key=blocks.depths.__getitem__):
             before = main.copies(blocks.owns[row])
             _merge(blocks, row, main)
+            after = main.copies(blocks.owns[row])
             for tier in INSTANCE_TIERS:
                 shift = TIER_SHIFT[tier]
-                if blocks.counts[row] >> shift & MAX_COPIES and not before >> shift & MAX_COPIES:
+                if after >> shift & MAX_COPIES and not before >> shift & MAX_COPIES:
                     out.append(BlocksStored(self._instance, tier, blocks.parents[row], [blocks.owns[row]]))
 
 

@@ -14,11 +14,12 @@ may contain removals. A forgotten block costs one recomputation. A block that is
 be cached draws requests to an engine that must compute all of them.
 
 **Memory is bounded** per instance and in total (``kv_blocks…`` in the limits). Above its bound, an
-instance evicts an eighth of its blocks. Above the total, the namespace with the most blocks gives
-way: in it the model with the most, and in that the largest instances. A namespace with less than an
-equal share thus keeps all its blocks. The least recently stored or used go first, and of equally
-old ones the ends of chains, so that the rest is still a prefix. Evictions are counted
-(``dropped``). The instance is incomplete until its cache is cleared or it is learned again.
+instance evicts an eighth of its blocks, at most 65,536. Above the total, the namespace with the
+most blocks gives way: in it the model with the most, and in that the largest instances. A namespace
+with less than an equal share thus keeps all its blocks. The least recently stored or used go first,
+and of equally old ones the ends of chains, so that the rest is still a prefix. Of large instances,
+only a part is compared at a time. Evictions are counted (``dropped``). The instance is incomplete
+until its cache is cleared or it is learned again.
 """
 
 from collections import Counter
@@ -38,6 +39,7 @@ from fairlead_kvstore.events.payloads import EventBatch
 
 _LIMITS: Final = Limits()
 _EVICTED_FRACTION: Final = 8
+_MAX_EVICTED: Final = 65_536
 _SPARE_FRACTION: Final = 1_024
 """Above the total, this share of it is freed at once, since each eviction visits all instances."""
 
@@ -345,7 +347,7 @@ class BlockStore:
 
     def _evict(self, item: InstanceBlocks, now: float, out: list[Change]) -> None:
         before = len(item)
-        item.evict(max(1, before // _EVICTED_FRACTION), now, out)
+        item.evict(max(1, min(before // _EVICTED_FRACTION, _MAX_EVICTED)), now, out)
         self._block_count += len(item) - before
 
     def _depth(

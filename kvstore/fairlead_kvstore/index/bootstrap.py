@@ -27,6 +27,7 @@ from fairlead_kvstore.index.format import (
     IndexMeta,
     InstanceHeader,
     decode_entry,
+    decode_header,
     decode_hints,
     decode_part,
     decode_position,
@@ -172,7 +173,7 @@ async def _load_instance(
         if values[0] is None:
             return None  # it was removed
         try:
-            header: Any = decode_value(values[0], HintsHeader if instance is None else InstanceHeader)
+            header: Any = decode_header(values[0], HintsHeader if instance is None else InstanceHeader)
         except UnreadableError as error:
             why = error.message
             break

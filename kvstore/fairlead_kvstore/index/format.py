@@ -155,6 +155,17 @@ def decode_value(data: bytes, kind: type[T]) -> T:
         raise UnreadableError(f"the bytes are not a valid {kind.__name__}", reason="shape") from None
 
 
+def decode_header(data: bytes, kind: type[InstanceHeader] | type[HintsHeader]) -> InstanceHeader | HintsHeader:
+    """Returns the header in ``data``. Raises UnreadableError, also if two parts have one field.
+
+    Why: a small header could otherwise name one large field a million times, and each is read.
+    """
+    header = decode_value(data, kind)
+    if len(set(header.parts.values())) < len(header.parts):
+        raise UnreadableError("two parts have the same field", reason="shape")
+    return header
+
+
 def encode_entry(offered: Sequence[Change], wall: float, wall_offset: float) -> bytes:
     """Returns the bytes of one entry of the stream.
 
@@ -279,8 +290,15 @@ def header_field(instance: str) -> bytes:
 
 
 def header_instance(field: bytes) -> str | None:
-    """Returns the instance of a header field; None for other fields."""
-    return field[len(_INSTANCE) :].decode("utf-8", "surrogatepass") if field.startswith(_INSTANCE) else None
+    """Returns the instance of a header field; None for other fields, also for a name that is no
+    text.
+    """
+    if not field.startswith(_INSTANCE):
+        return None
+    try:
+        return field[len(_INSTANCE) :].decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return None
 
 
 def part_field(epoch: int, number: int) -> bytes:

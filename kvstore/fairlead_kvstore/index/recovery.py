@@ -14,9 +14,9 @@ from fairlead_kvstore.index.format import (
     HINTS_FIELD,
     HintsHeader,
     InstanceHeader,
+    decode_header,
     decode_hints,
     decode_part,
-    decode_value,
     header_instance,
 )
 from fairlead_kvstore.redis.backends import Command
@@ -87,7 +87,7 @@ async def recover_index(
         if values is None:
             return None
         try:
-            header: Any = decode_value(values[0], HintsHeader if instance is None else InstanceHeader)
+            header: Any = decode_header(values[0], HintsHeader if instance is None else InstanceHeader)
             parts = await read_fields(link, idx, list(header.parts.values()), extra_commands)
             if parts is None:
                 return None

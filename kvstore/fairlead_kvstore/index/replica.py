@@ -70,11 +70,13 @@ class IndexReplica:
     """A replica of the KV-cache index of one model. Pure: no clock, no I/O.
 
     The owner calls ``expire`` and, when idle, ``sweep``. New blocks beyond the limit
-    ``index_mirror_blocks`` are left out and counted (``dropped``).
+    ``index_mirror_blocks`` are left out and counted (``dropped``). So are those of instances beyond
+    as many as a fleet may have: a mask has bits for each.
     """
 
     def __init__(self, *, limits: Limits = _LIMITS) -> None:
         self._max_blocks = limits.index_mirror_blocks
+        self._max_instances = limits.instances
         self._hints_most = limits.kv_shared_blocks
         self._hint_seconds = limits.kv_shared_seconds
         self._masks: dict[int, int] = {}
@@ -188,7 +190,10 @@ class IndexReplica:
         for change in changes:
             if isinstance(change, BlocksStored):
                 work += len(change.hashes)
-                self._add_blocks(change.hashes, self._bit(change.instance, change.tier))
+                if self._has_room_for(change.instance, self._slots):
+                    self._add_blocks(change.hashes, self._bit(change.instance, change.tier))
+                else:
+                    self.dropped += len(change.hashes)
             elif isinstance(change, BlocksRemoved):
                 work += len(change.hashes)
                 if change.instance in self._slots:
@@ -199,7 +204,9 @@ class IndexReplica:
                 for own in change.hashes:
                     self._hints.pop(own, None)
             elif isinstance(change, CompletenessChanged):
-                self._completeness[change.instance] = KnownCompleteness(change.complete, change.reason, change.since)
+                if self._has_room_for(change.instance, self._completeness):
+                    known = KnownCompleteness(change.complete, change.reason, change.since)
+                    self._completeness[change.instance] = known
             elif isinstance(change, InstanceCleared):
                 self._retire(change.instance)
             elif isinstance(change, InstanceDetached):
@@ -212,6 +219,9 @@ class IndexReplica:
         """Adds the rows of a snapshot: block hashes, and copies by tier (``TIER_SHIFT``); rows of 0
         copies are empty.
         """
+        if not self._has_room_for(instance, self._slots):
+            self.dropped += len(owns)
+            return
         place = self._slot(instance)
         bits: dict[int, int] = {}
         masks, get, interned = self._masks, self._masks.get, self._interned
@@ -268,6 +278,9 @@ class IndexReplica:
         return bool(self._retired_bits)
 
     # --- inside ---------------------------------------------------------------------------------------------------------
+
+    def _has_room_for(self, instance: str, known: Mapping[str, object]) -> bool:
+        return instance in known or len(known) < self._max_instances
 
     def _holders_of(self, mask: int) -> dict[str, tuple[StorageTier, ...]]:
         found: dict[str, tuple[StorageTier, ...]] = {}

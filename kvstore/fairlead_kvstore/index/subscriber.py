@@ -18,6 +18,7 @@ is *stale*, with a start and a reason. Queries never wait.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ from redis.exceptions import ResponseError
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead.units import format_duration
 from fairlead_kvstore.blockstore.changes import Change, HintsExpired
 from fairlead_kvstore.errors import UnreadableError
@@ -47,6 +48,7 @@ from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 
 _LIMITS: Final = Limits()
+_LOG: Final = logging.getLogger("fairlead.index")
 _SWEPT_BLOCKS: Final = 10_000
 _ACTIVE_SECONDS: Final = 0.2
 """The time after changes in which more are expected soon."""
@@ -152,7 +154,8 @@ class IndexSubscriber:
     def start(self) -> None:
         """Starts to follow the index, in a task of the running loop."""
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="index feed")
+            work = run_despite_defects(self._run, _LOG, "index replicas")
+            self._task = asyncio.create_task(work, name="index feed")
 
     async def stop(self) -> None:
         """Stops following the index; the replicas stay as they are."""
@@ -181,12 +184,21 @@ class IndexSubscriber:
             if replies is None:
                 self._mark_stale(model, "Redis is away")
                 continue
-            part = replies[number * replies_per_model : (number + 1) * replies_per_model]
-            behind = model.ahead > model.sequence
-            follows = self._take_entries(model, part[0], behind)
-            wanted = self._check_status(model, part[1], part[2], now) if polls_status else None
-            if not follows or wanted:
-                await self._load(model, now)
+            try:
+                await self._follow(model, replies[number * replies_per_model : (number + 1) * replies_per_model], now)
+            except Exception:  # noqa: BLE001  # it is logged
+                _LOG.exception("%s: a defect interrupted the reading of its index", model.key)
+                self._mark_stale(model, "a defect interrupted its reading")
+                model.epoch = 0  # it is loaded again
+
+    async def _follow(self, model: _ModelReplica, replies: Sequence[Any], now: float) -> None:
+        """Applies the replies about one model: its new entries and, if they were polled, lease and
+        position.
+        """
+        follows = self._take_entries(model, replies[0], behind=model.ahead > model.sequence)
+        wanted = self._check_status(model, replies[1], replies[2], now) if len(replies) > 1 else None
+        if not follows or wanted:
+            await self._load(model, now)
 
     async def _run(self) -> None:
         while True:
@@ -253,6 +265,7 @@ class IndexSubscriber:
             for epoch, sequence, data in entries:
                 if (epoch, sequence) != (model.epoch, model.sequence + 1):
                     why = "another indexer leads" if epoch != model.epoch else "entries are missing"
+                    why = why if model.epoch else model.why  # it waits to be loaded again
                     break
                 changes = decode_changes(data, model.key, self._wall_offset(), self._limits)
                 replica.apply(changes)

@@ -9,6 +9,7 @@ timers.
     broken for long  treats the process as replaced and drops its blocks
     replay stalled   fails after ``kv_replay_seconds``; its socket is closed, so that no late
                      answer is taken for one of the next replay
+    replay endless   is cut after ``max_kv_replay_seconds``; its rest waits behind other engines'
 
 ``EventSequencer``, ``apply_outcomes`` and ``BlockStore`` decide on the engine's blocks; this module
 has only sockets and timers. A defect of the indexer that a message reveals costs this engine's
@@ -36,6 +37,8 @@ from fairlead_kvstore.reader.zmq_connection import ZmqConnection
 from fairlead_kvstore.reader.zmq_socket import SocketContext, message_size
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
+_MAX_LAG_SECONDS: Final = 1e10
+"""A larger one is no lag: an engine may send any number as its time, finite or not."""
 
 
 class AppliedCallback(Protocol):
@@ -111,6 +114,7 @@ class EngineSubscription:
         self._replay_client: ReplayClient | None = None
         self._replay_slot: ReplaySlot | None = None
         self._replay_from = 0
+        self._replay_until = 0.0
         self._is_replay_sent = False
         self._failures = 0
         self._has_received = False
@@ -247,7 +251,6 @@ class EngineSubscription:
 
     def on_replay_message(self, parts: list[bytes]) -> None:
         """Handles one message of a replay. An unreadable message ends the replay as failed."""
-        limits = self._context.limits
         self.counters.bytes += message_size(parts)
         try:
             frame = parse_replay_frame(parts)
@@ -256,7 +259,7 @@ class EngineSubscription:
             self._fail_replay("the replay cannot be read")
             return
         if self._replay_slot is not None:
-            self._replay_timer.set(limits.kv_replay_seconds, self._on_replay_timeout)
+            self._set_replay_timer()
         self._apply_safely(lambda: self._sequencer.on_replayed_frame(frame))
 
     def on_replay_cut(self, reason: str) -> None:
@@ -267,7 +270,8 @@ class EngineSubscription:
         self._replay_from = start
         self.counters.replays += 1
         if self._replay_slot is None:
-            self._replay_slot = self._context.replay_slots.acquire(self._on_slot_granted)
+            namespace = self.model_key.partition("/")[0]
+            self._replay_slot = self._context.replay_slots.acquire(self._on_slot_granted, namespace)
         elif self._is_replay_sent:  # the stream abandoned the earlier request and expects its end
             self._send_request()
         else:
@@ -278,6 +282,7 @@ class EngineSubscription:
 
     def _send_first_request(self) -> None:
         if self._replay_slot is not None and self._sequencer.is_replaying and not self._is_replay_sent:
+            self._replay_until = self._context.clock.now() + self._context.limits.max_kv_replay_seconds
             self._send_request()
 
     def _send_request(self) -> None:
@@ -292,10 +297,24 @@ class EngineSubscription:
         if self._replay_client is None or not self._replay_client.request(self._replay_from):
             self._fail_replay("the replay could not be requested")
             return
-        self._replay_timer.set(context.limits.kv_replay_seconds, self._on_replay_timeout)
+        self._set_replay_timer()
+
+    def _set_replay_timer(self) -> None:
+        """Schedules the end of a replay without a further message, at the latest when its time is
+        over.
+        """
+        limits, left = self._context.limits, self._replay_until - self._context.clock.now()
+        if left > limits.kv_replay_seconds:
+            self._replay_timer.set(limits.kv_replay_seconds, self._on_replay_timeout)
+        else:
+            self._replay_timer.set(max(0.0, left), self._on_replay_too_long)
 
     def _on_replay_timeout(self) -> None:
         self._fail_replay("the replay did not arrive")
+
+    def _on_replay_too_long(self) -> None:
+        limit = self._context.limits.max_kv_replay_seconds
+        self._fail_replay(f"the replay took more than {limit:g} s", is_cut=True)
 
     def _fail_replay(self, reason: str, *, is_cut: bool = False) -> None:
         self.counters.replays_failed += 1
@@ -355,7 +374,8 @@ class EngineSubscription:
         if found.unreadable:
             counts.unreadable.update(found.unreadable)
         if found.wall is not None:
-            counts.lag_seconds = self._context.clock.wall() - found.wall
+            lag = self._context.clock.wall() - found.wall
+            counts.lag_seconds = lag if -_MAX_LAG_SECONDS < lag < _MAX_LAG_SECONDS else None
 
     def _new_sequencer(self, position: StreamPosition | None = None) -> EventSequencer:
         endpoints, limits = self.endpoints, self._context.limits

@@ -101,10 +101,11 @@ class ReplayClient:
 
 
 class ReplaySlot:
-    """A granted or queued permission to run a replay."""
+    """A granted or queued permission to run a replay for an engine of a namespace."""
 
-    def __init__(self, go: Callable[[], None], given_back: "Callable[[ReplaySlot], None]") -> None:
+    def __init__(self, go: Callable[[], None], given_back: "Callable[[ReplaySlot], None]", namespace: str) -> None:
         self.on_granted = go
+        self.namespace = namespace
         self._release = given_back
 
     def release(self) -> None:
@@ -113,33 +114,45 @@ class ReplaySlot:
 
 
 class ReplaySlots:
-    """The slots for concurrent replays: ``most`` are granted, further ones are queued in order."""
+    """The slots for concurrent replays: ``most`` are granted, further ones are queued.
+
+    Namespaces with queued slots get a free one in turn, each for its oldest.
+
+    Why: the replays of one namespace, however many and slow, must not delay all others.
+    """
 
     def __init__(self, most: int) -> None:
         self._max_slots = most
         self._granted: set[ReplaySlot] = set()
-        self._queue: deque[ReplaySlot] = deque()
+        self._queues: dict[str, deque[ReplaySlot]] = {}  # by namespace; the first has the next turn
 
     @property
     def waiting(self) -> int:
         """The number of queued slots."""
-        return len(self._queue)
+        return sum(map(len, self._queues.values()))
 
-    def acquire(self, go: Callable[[], None]) -> ReplaySlot:
+    def acquire(self, go: Callable[[], None], namespace: str) -> ReplaySlot:
         """Returns a slot. ``go`` is called when it is granted, perhaps before this returns."""
-        slot = ReplaySlot(go, self._release)
-        self._queue.append(slot)
+        slot = ReplaySlot(go, self._release, namespace)
+        self._queues.setdefault(namespace, deque()).append(slot)
         self._grant_next()
         return slot
 
     def _release(self, slot: ReplaySlot) -> None:
         self._granted.discard(slot)
-        if slot in self._queue:
-            self._queue.remove(slot)
+        queue = self._queues.get(slot.namespace)
+        if queue is not None and slot in queue:
+            queue.remove(slot)
+            if not queue:
+                del self._queues[slot.namespace]
         self._grant_next()
 
     def _grant_next(self) -> None:
-        while self._queue and len(self._granted) < self._max_slots:
-            slot = self._queue.popleft()
+        while self._queues and len(self._granted) < self._max_slots:
+            namespace = next(iter(self._queues))
+            queue = self._queues.pop(namespace)
+            slot = queue.popleft()
+            if queue:
+                self._queues[namespace] = queue  # behind the others
             self._granted.add(slot)
             slot.on_granted()

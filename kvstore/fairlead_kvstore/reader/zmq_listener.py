@@ -8,6 +8,9 @@ then contains the rank. Messages of an engine that is not in the fleet are count
 Beyond loopback, a peer speaks for engines at its own IP address only: the host of the topic must be
 the address of the connection. Engines behind address translation, or with names instead of
 addresses in their URLs, cannot dial such a listener.
+
+Of too many connections, the oldest that is no known engine's is ended. So a peer that opens many
+does not keep engines out.
 """
 
 import ipaddress
@@ -191,7 +194,9 @@ class ZmqListener:
         if unread is not None:
             self._unread[descriptor] = unread
             if len(self._unread) > self._limits.kv_inbound_connections:
-                self._end_connection(descriptor, "many")
+                engines = set(self._descriptors.values())
+                oldest = next((peer for peer in self._unread if peer not in engines), descriptor)
+                self._end_connection(oldest, "many")
 
     def _end_connection(self, descriptor: int, reason: str) -> None:
         self.unidentified[reason] += 1

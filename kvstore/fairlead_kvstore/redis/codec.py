@@ -25,5 +25,5 @@ def decode(data: bytes, kind: type[T]) -> T | None:
         return None
     try:
         return msgspec.msgpack.decode(data[1:], type=kind)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: a text that is not UTF-8
         return None

@@ -95,6 +95,13 @@ class ZmqEngine:
         for peer, start in held:
             self._answer(peer, start)
 
+    def answer_in_part(self) -> None:
+        """Answers the requests that are kept with their first batch alone, and keeps them."""
+        for peer, start in self._held:
+            frame = self.engine.replay(start)[0]
+            self._router.send_multipart([peer, b"", self.topic, frame.number.to_bytes(8, "big"), frame.payload])
+        self._handle_sockets()
+
     def close(self) -> None:
         """Closes the sockets without an event."""
         for socket in (self._publisher, self._router):

@@ -1,8 +1,12 @@
 """A background task can be ended even when its first cancellation gets lost."""
 
 import asyncio
+import logging
 
-from fairlead.runtime.tasks import cancel_and_wait, first_failure
+import pytest
+
+from fairlead.runtime import tasks
+from fairlead.runtime.tasks import cancel_and_wait, first_failure, run_despite_defects
 
 
 def test_task_that_loses_a_cancellation_is_cancelled_again() -> None:
@@ -62,3 +66,20 @@ def test_failed_task_is_reported_and_ended_task_is_not() -> None:
         await cancel_and_wait(stopped)
 
     asyncio.run(main())
+
+
+def test_work_that_raises_goes_on_and_is_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "_DEFECT_PAUSE_SECONDS", 0.0)
+    starts = 0
+
+    async def work() -> None:
+        nonlocal starts
+        starts += 1
+        if starts < 3:
+            raise ValueError("on purpose")
+
+    asyncio.run(run_despite_defects(work, logging.getLogger("fairlead.gateway"), "peers"))
+    assert starts == 3
+    assert [record.getMessage() for record in caplog.records] == ["a defect interrupted the task of the peers"] * 2

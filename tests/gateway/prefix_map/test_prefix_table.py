@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -199,3 +200,16 @@ def test_what_was_learned_can_be_forgotten() -> None:
     assert len(table) == table.token_hash_count == 0
     assert table.linked_count(prompt.hashes) == 0
     assert table.linked_blocks(prompt.owns[3]) == ()
+
+
+def test_equal_tokens_of_every_prompt_make_no_prompt_slower_to_learn() -> None:
+    """An engine may answer every prompt with the same tokens."""
+    table = PrefixTable(max_links=20_000, max_token_hashes=1_000_000)
+    begun = time.process_time()
+    for number in range(0, 60_000, 200):
+        hashes = range(number + 1, number + 201)
+        table.learn(exact_alignment(hashes, [7], [BLOCK] * 200, block_size=BLOCK))
+    assert time.process_time() - begun < 10.0  # some 0.2 s; it was 60 s
+    assert sorted(table.linked_blocks(7)) == list(range(40_001, 60_001))
+    table.clear()
+    assert not table.linked_blocks(7)

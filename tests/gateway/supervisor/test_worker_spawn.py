@@ -1,11 +1,14 @@
 """The environment of workers, and who may read their memory."""
 
+import mmap
+import os
 import subprocess
 import sys
 
 import pytest
 
-from fairlead_gateway.supervisor.worker_spawn import narrow_environment
+from fairlead.limits import Limits
+from fairlead_gateway.supervisor.worker_spawn import PreforkedWorkers, narrow_environment
 
 
 def test_a_worker_gets_no_secret_of_the_supervisor_and_no_way_to_the_cluster() -> None:
@@ -23,6 +26,20 @@ def test_a_worker_gets_no_secret_of_the_supervisor_and_no_way_to_the_cluster() -
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the switch is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="seals are Linux' own")
+@pytest.mark.parametrize("size", [0, 1 << 20])
+def test_a_worker_cannot_take_the_shared_memory_from_its_siblings(size: int) -> None:
+    workers = PreforkedWorkers(0, Limits(shared_slots=8), has_peers=True)
+    try:
+        assert workers.shared_memory_fd is not None
+        with mmap.mmap(workers.shared_memory_fd, 256) as memory:
+            with pytest.raises(PermissionError):
+                os.ftruncate(workers.shared_memory_fd, size)
+            memory[255] = 1
+    finally:
+        workers.close()
+
+
 @pytest.mark.parametrize("module", ["fairlead_gateway.__main__", "fairlead_gateway.worker.__main__"])
 def test_processes_of_the_same_user_cannot_read_a_gateway_process(module: str) -> None:
     code = f"""

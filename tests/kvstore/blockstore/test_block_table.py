@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from fairlead_kvstore.blockstore.block_table import BlockTable, RowIndex
+from fairlead_kvstore.blockstore.block_table import MAX_ROWS_AT_ONCE, BlockTable, RowIndex
 
 KEYS = st.one_of(st.integers(0, 40), st.integers(0, 30).map(lambda number: number * 13), st.integers(2**63, 2**64 - 1))
 STEPS = st.lists(st.tuples(KEYS, st.booleans()), max_size=200)
@@ -99,6 +99,23 @@ def test_oldest_rows_are_ends_of_chains_first() -> None:
         blocks.add(10 + depth, 10 + depth, 9 + depth, depth, 0, 1, 5)
         blocks.add(20 + depth, 20 + depth, 19 + depth, depth, 0, 1, 3)
     assert [blocks.handles[row] for row in blocks.oldest(6)] == [23, 22, 21, 20, 13, 12]
+
+
+def test_work_on_a_large_table_is_bounded_whatever_an_engine_stores() -> None:
+    blocks, size = BlockTable(), MAX_ROWS_AT_ONCE + 40_000
+    for number in range(1, size + 1):
+        blocks.add(number, number, number - 1, number, 0, 1, 1)
+    blocks.touch(size, 7)
+    assert sum(tick == 7 for tick in blocks.ticks) == MAX_ROWS_AT_ONCE
+    first, second = blocks.oldest(20_000), blocks.oldest(20_000)
+    assert [blocks.ticks[row] for row in first] == [1] * 20_000
+    assert set(first).isdisjoint(second)
+    for row in [*first, *second]:
+        blocks.release(row)
+    assert len(blocks) == MAX_ROWS_AT_ONCE
+    while len(blocks):
+        for row in blocks.oldest(len(blocks) // 2 + 1):
+            blocks.release(row)
 
 
 def test_touch_renews_all_earlier_blocks() -> None:

@@ -5,6 +5,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore import changes
 from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
+from fairlead_kvstore.blockstore.block_table import MAX_TWINS
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.events.payloads import ClearedEvent, RemovedEvent, StoredEvent
 from fairlead_testing.kvstore.block_store import (
@@ -143,6 +144,17 @@ def test_block_with_two_handles_goes_with_the_second() -> None:
 
 
 # --- blocks without a parent --------------------------------------------------------------------------------------------
+
+
+def test_block_with_very_many_handles_has_few_rows_and_leaves_no_ghost() -> None:
+    index = SingleInstanceStore()
+    names = range(1, 20_001)
+    found = index.apply(*(StoredEvent([name], None, TOKENS[:2], 2) for name in names))
+    assert change_summary(found) == [("BlocksStored", [0])]
+    assert (index.store.block_count, index.counts.saturated) == (MAX_TWINS, len(names) - MAX_TWINS)
+    assert index.apply(StoredEvent([20_001], None, TOKENS[:2], 2, medium="CPU")) == []
+    assert change_summary(index.apply(RemovedEvent(list(reversed(names))))) == [("BlocksRemoved", [0])]
+    assert index.depths() == (0, 0, 0, 0)
 
 
 def test_orphans_wait_for_all_ancestors() -> None:

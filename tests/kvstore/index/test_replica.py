@@ -253,6 +253,17 @@ def test_blocks_above_the_limit_are_counted_and_not_credited() -> None:
     assert mirror.match([1, 2, 3, 4]) == (InstanceMatch("a", (3, 3, 3, 3)), InstanceMatch("b", (1, 1, 1, 1)))
 
 
+def test_instances_above_the_limit_are_counted_and_not_credited() -> None:
+    mirror = IndexReplica(limits=Limits(instances=2))
+    names = [f"e{number}" for number in range(1_000)]
+    mirror.apply([changes.BlocksStored(name, StorageTier.GPU, 0, [number + 1]) for number, name in enumerate(names)])
+    mirror.apply([changes.CompletenessChanged(name, True, "", 0.0) for name in names])
+    mirror.load_rows("another", [1, 2], [1, 1])
+    assert (mirror.instances(), mirror.dropped) == (("e0", "e1"), 1_000)
+    mirror.apply([changes.InstanceDetached("e0"), changes.BlocksStored("later", StorageTier.GPU, 0, [7])])
+    assert mirror.holders(7) == {"later": (StorageTier.GPU,)}
+
+
 def test_local_sink_updates_replicas_without_redis() -> None:
     heard: list[tuple[str, int]] = []
     sink = LocalSink(on_changes=lambda key, found: heard.append((key, len(sink.replica(key)))))

@@ -13,7 +13,8 @@ from redis.asyncio import Redis
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
-from fairlead_kvstore.index import redis_keys
+from fairlead_kvstore.index import bootstrap, redis_keys, subscriber
+from fairlead_kvstore.index.bootstrap import decode_changes
 from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis.backends import Command
@@ -124,6 +125,26 @@ def test_key_of_a_wrong_type_does_not_stop_other_models(server: Valkey) -> None:
         for number in range(3):
             await world.prompt(MODELS[0], 1_000 * (number + 1))
             assert await world.came.get() == MODELS[0]
+
+    played(server, work)
+
+
+def test_defect_in_one_models_index_is_said_and_stops_no_other_model(
+    server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(data: bytes, key: str, *rest: Any) -> Any:
+        return decode_changes(data, key, *rest) if key == MODELS[0] else 1 // 0
+
+    async def work(world: World, redis: Any) -> None:
+        for module in (bootstrap, subscriber):
+            monkeypatch.setattr(module, "decode_changes", decode)
+        world.feed.start()
+        for number in range(3):
+            for key in reversed(MODELS):
+                await world.prompt(key, 1_000 * (number + 1))
+            assert await world.came.get() == MODELS[0]
+        assert world.feed.stale_since(MODELS[0]) is None
+        assert "a defect" in world.feed.describe(MODELS[1])
 
     played(server, work)
 

@@ -14,6 +14,7 @@ from fairlead.limits import Limits
 from fairlead_kvstore.events.types import EventFrame
 from fairlead_kvstore.index.recovery import RecoveredIndex
 from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH, MODELS_PATH
+from fairlead_kvstore.reader.replay_client import ReplaySlots
 from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmq_engine import ZmqEngine
@@ -429,6 +430,46 @@ def test_replays_wait_for_a_slot() -> None:
             await stage.wait_exact(*names)
 
     asyncio.run(scenario())
+
+
+def test_endless_replay_of_one_engine_keeps_no_other_from_its_own() -> None:
+    async def scenario() -> None:
+        async with indexer_harness(replace(LIMITS, kv_replays=1)) as stage:
+            endless = stage.start_engine("endless")
+            endless.serve_prompt(*A)
+            endless.holds_replays = True
+            stage.add_instance("endless")
+            await wait_until(lambda: endless.replay_requests != [])
+            stage.start_engine("other").serve_prompt(*B)
+            stage.add_instance("other")
+            await wait_until(lambda: stage.status("other").replaying)
+            between = LIMITS.kv_replay_seconds * 0.9
+            for pause in (between, between, between, LIMITS.max_kv_replay_seconds - 3 * between):
+                read = stage.status("endless").counters.bytes
+                endless.answer_in_part()
+                await wait_until(lambda read=read: stage.status("endless").counters.bytes > read)  # type: ignore[misc]
+                assert stage.status("other").replaying
+                stage.loop.advance(pause)
+            await stage.wait_exact("other")
+            await wait_until(lambda: len(endless.replay_requests) == 2)
+            endless.answer_held()
+            await stage.wait_exact("endless")
+
+    asyncio.run(scenario())
+
+
+def test_slots_for_replays_go_to_the_waiting_namespaces_in_turn() -> None:
+    granted: list[str] = []
+    slots = ReplaySlots(1)
+    first = slots.acquire(lambda: granted.append("first"), "crowd")
+    held = [slots.acquire(lambda name=name: granted.append(name), "crowd") for name in ("a", "b", "c")]  # type: ignore[misc]
+    other = slots.acquire(lambda: granted.append("other"), "team")
+    assert (granted, slots.waiting) == (["first"], 4)
+    for slot in (first, held[0], other):
+        slot.release()
+    held[2].release()
+    held[1].release()
+    assert (granted, slots.waiting) == (["first", "a", "other", "b"], 0)
 
 
 def test_endpoint_that_resolves_to_a_refused_address_is_not_read() -> None:

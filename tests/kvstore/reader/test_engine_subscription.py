@@ -3,11 +3,14 @@ incomplete.
 """
 
 import asyncio
+import math
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from fairlead.limits import Limits
+from fairlead_kvstore.events.types import EventFrame
 from fairlead_testing.kvstore.indexer_harness import frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.waiting import wait_until
@@ -291,6 +294,22 @@ def test_too_many_held_frames_abandon_the_replay() -> None:
             )
             assert stage.credited_blocks("a", C) == 2
             assert stage.status("a").counters.lost == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("time", [math.nan, -math.inf, math.inf, 1e300])
+def test_time_of_an_engine_that_is_none_is_no_lag(time: float) -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a")
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            engine.serve_prompt(*A)
+            await wait_until(lambda: stage.status("a").counters.lag_seconds is not None)
+            engine.send(EventFrame(b"kv", 1, msgspec.msgpack.encode([time, []])))
+            await wait_until(lambda: stage.status("a").counters.batches == 2)
+            assert stage.status("a").counters.lag_seconds is None
 
     asyncio.run(scenario())
 

@@ -1,6 +1,7 @@
 """Unread bytes of engines are bounded, whatever the engines send and however slow the reader is."""
 
 import asyncio
+import json
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,7 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_kvstore.index.sink import LocalSink
+from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH
 from fairlead_kvstore.reader.unread_bytes import PENDING_FACTOR, endpoint_port
 from fairlead_testing.kvstore.indexer_harness import IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
@@ -82,6 +84,28 @@ def test_more_peers_than_may_dial_are_disconnected() -> None:
             connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
             await wait_until(lambda: dict(stage.indexer.unidentified_messages()) == {"many": 1})
             for connection in connections:
+                connection.close()
+
+    asyncio.run(scenario())
+
+
+def test_peers_that_only_hold_connections_keep_no_engine_from_dialing() -> None:
+    async def scenario() -> None:
+        limits = replace(LIMITS, kv_inbound_connections=3)
+        async with indexer_harness(limits, listen=["tcp://127.0.0.1:0"]) as stage:
+            here = stage.indexer.listeners[0].endpoint
+            held = [socket.create_connection(("127.0.0.1", endpoint_port(here))) for _ in range(3)]
+            engine = stage.start_engine("a", dial=here, topic="kv@127.0.0.1:8001@tiny")
+            source = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": "tcp://indexer:5557"}
+            stage.answers["a", EVENT_SOURCES_PATH] = json.dumps({"0": source}).encode()
+            stage.add_instance("a", url="http://127.0.0.1:8001", kv_events=None, kv_replay=None)
+            await wait_until(lambda: stage.status("a").problem == "not connected yet" and engine.listeners > 0)
+            engine.serve_prompt(*range(1, 10))
+            await wait_until(lambda: stage.status("a").connected, 20.0)
+            held += [socket.create_connection(("127.0.0.1", endpoint_port(here))) for _ in range(3)]
+            await wait_until(lambda: stage.indexer.unidentified_messages().get("many") == 4)
+            assert stage.status("a").connected
+            for connection in held:
                 connection.close()
 
     asyncio.run(scenario())

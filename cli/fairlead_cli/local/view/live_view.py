@@ -153,7 +153,7 @@ def _engines(
         instance = instances.get(instance_id)
         instance_stats = stats.instances.get(instance_id) if stats else None
         cells: list[str | Text] = [
-            api_types.short_instance_name(instance_id),
+            Text(api_types.short_instance_name(instance_id)),
             _phase_text(_state(row, instance), row.restarts),
             formatting.format_count(instance.in_flight if instance else None),
             formatting.format_count(instance.waiting if instance else None),
@@ -229,10 +229,10 @@ def _decisions(decisions: Sequence[api_types.Decision]) -> Table:
         table.add_row(
             format_clock(decision.wall),
             f"{formatting.format_count(decision.prompt_tokens)} tokens",
-            f"→ {api_types.short_instance_name(last.instance) if last.instance else 'nowhere'}",
+            Text(f"→ {api_types.short_instance_name(last.instance) if last.instance else 'nowhere'}"),
             Text(last.rule, RULE_STYLES.get(last.rule, "")),
-            format_result(decision.outcome),
-            last.reason,
+            Text(format_result(decision.outcome)),
+            Text(formatting.printable(last.reason)),
         )
     return table
 
@@ -242,5 +242,5 @@ def _events(events: Sequence[tuple[float, str]]) -> Table:
     table.add_column(no_wrap=True, style="dim")
     table.add_column(no_wrap=True, overflow="ellipsis")
     for wall, text in events:
-        table.add_row(format_clock(wall), text.partition("\n")[0])
+        table.add_row(format_clock(wall), Text(formatting.printable(text.partition("\n")[0])))
     return table

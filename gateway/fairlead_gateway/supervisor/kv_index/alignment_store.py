@@ -11,6 +11,7 @@ changes nothing. A wrong one causes drift, and then the model's stream is delete
 """
 
 import asyncio
+import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,13 +20,14 @@ from typing import Any, Final
 from redis.exceptions import ResponseError
 
 from fairlead.limits import Limits
-from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment, decode_alignment, encode_alignment
 from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD, secret_fingerprint
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 
+_log = logging.getLogger("fairlead.gateway")
 PAGE_ENTRIES: Final = 32
 _STREAM_START: Final = b"0-0"
 
@@ -92,7 +94,9 @@ class AlignmentStore:
     def start(self) -> None:
         """Starts the task on the running loop. Does not block."""
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="prompt alignments in Redis")
+            self._task = asyncio.create_task(
+                run_despite_defects(self._run, _log, "prompt alignments"), name="prompt alignments in Redis"
+            )
 
     async def stop(self) -> None:
         """Writes what is queued and stops reading."""

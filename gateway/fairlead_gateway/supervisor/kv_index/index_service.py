@@ -30,7 +30,13 @@ from fairlead_gateway.supervisor.kv_index.local_tokenizer import LocalTokenizer,
 from fairlead_gateway.supervisor.kv_index.model_index import ModelIndex
 from fairlead_gateway.supervisor.kv_index.token_fetcher import TokenFetcher
 from fairlead_gateway.supervisor.kv_index.token_source import TokenSource
-from fairlead_gateway.supervisor.kv_index.tokenize_api import MODELS_PATH, TOKENIZE_PATH, TokenizeQuery, numbers_before
+from fairlead_gateway.supervisor.kv_index.tokenize_api import (
+    MODELS_PATH,
+    TOKENIZE_PATH,
+    TokenizeQuery,
+    max_tokenize_response_bytes,
+    numbers_before,
+)
 from fairlead_gateway.supervisor.peers.hot_prefix_counter import HotShare
 from fairlead_gateway.telemetry.status_types import ModelIndexStatus
 from fairlead_kvstore.analysis.replication_hints import ReplicationHint
@@ -366,10 +372,11 @@ class KvIndexService:
         return blocks
 
     async def _post_to_engine(self, instance: Instance, body: bytes | None) -> bytes:
+        limit = self._limits.tokenize_response_bytes
         return await fetch(
             instance.url.rstrip("/") + (MODELS_PATH if body is None else TOKENIZE_PATH),
             timeout_seconds=self._limits.tokenize_response_seconds,
-            max_bytes=self._limits.tokenize_response_bytes,
+            max_bytes=limit if body is None else max_tokenize_response_bytes(body, limit),
             rules=self._credentials.connection_rules(instance),
             headers=self._credentials.headers(instance.access),
             json_body=body,

@@ -99,6 +99,8 @@ _TOKEN_IDS_DECODER: Final = msgspec.json.Decoder(list[int])
 _TOKENIZE_RESPONSE_DECODER: Final = msgspec.json.Decoder(_TokenizeResponse)
 _MODEL_LIST_DECODER: Final = msgspec.json.Decoder(_ModelList)
 _encode = msgspec.json.Encoder().encode
+_TEMPLATE_RESPONSE_BYTES: Final = 256 * 1024
+_TOKEN_RESPONSE_BYTES: Final = 16
 
 
 def tokenize_query(kind: str, body: bytes, model: str) -> TokenizeQuery | None:
@@ -122,6 +124,18 @@ def parse_tokens(response: bytes) -> list[int]:
         return _TOKENIZE_RESPONSE_DECODER.decode(response).tokens
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise Unavailable("the engine's /tokenize response has no tokens") from None
+
+
+def max_tokenize_response_bytes(engine_request: bytes, limit: int) -> int:
+    """Returns the size of the largest response that an engine may have to this request.
+
+    A token has at least one byte of the prompt and takes up to 12. Templates add tokens of their
+    own.
+
+    Why: an engine could otherwise answer many small prompts with millions of tokens each. The
+    supervisor has neither the time nor the memory for them.
+    """
+    return min(limit, _TEMPLATE_RESPONSE_BYTES + _TOKEN_RESPONSE_BYTES * len(engine_request))
 
 
 def adapter_names(response: bytes) -> frozenset[str]:

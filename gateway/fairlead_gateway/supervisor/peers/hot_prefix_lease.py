@@ -13,6 +13,7 @@ that has not caught up with the stream does not request the lease.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,7 +23,7 @@ from redis.exceptions import ResponseError
 from fairlead.errors import first_line
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead.units import format_duration
 from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable, decode_table
 from fairlead_kvstore.index import redis_keys
@@ -30,6 +31,7 @@ from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.codec import encode
 from fairlead_kvstore.redis.link import RedisLink
 
+_log = logging.getLogger("fairlead.gateway")
 _LEASE_SCRIPT: Final = """
 local holder = redis.call('HGET', KEYS[1], 'holder')
 if holder and redis.call('PTTL', KEYS[1]) < 0 then
@@ -132,7 +134,7 @@ class HotPrefixLeases:
     def start(self) -> None:
         """Starts the task on the running loop."""
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="hot prefixes")
+            self._task = asyncio.create_task(run_despite_defects(self._run, _log, "hot prefixes"), name="hot prefixes")
 
     async def stop(self) -> None:
         """Stops the task and releases the tables that this gateway maintains."""

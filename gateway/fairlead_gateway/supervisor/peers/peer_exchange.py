@@ -13,6 +13,7 @@ queried for the position.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from redis.exceptions import ResponseError
 from fairlead.errors import first_line
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead.units import format_duration
 from fairlead_gateway.supervisor.peers.peer_messages import (
     DATA_FIELD,
@@ -41,6 +42,7 @@ from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.codec import encode
 from fairlead_kvstore.redis.link import RedisLink
 
+_log = logging.getLogger("fairlead.gateway")
 TRIM_SECONDS: Final = 10.0
 PAGE_ENTRIES: Final = 256
 _STREAM_START: Final = (0, 0)
@@ -137,10 +139,13 @@ class PeerExchange:
     def start(self) -> None:
         """Starts the tasks on the running loop. Does not block."""
         if not self._tasks:
+            loops = {
+                "exchange out": self._write_loop,
+                "exchange in": self._read_loop,
+                "exchange ages": self._expire_loop,
+            }
             self._tasks = [
-                asyncio.create_task(self._write_loop(), name="exchange out"),
-                asyncio.create_task(self._read_loop(), name="exchange in"),
-                asyncio.create_task(self._expire_loop(), name="exchange ages"),
+                asyncio.create_task(run_despite_defects(loop, _log, name), name=name) for name, loop in loops.items()
             ]
 
     async def stop(self) -> None:

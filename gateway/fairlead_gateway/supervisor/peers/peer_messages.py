@@ -16,9 +16,12 @@ from fairlead_kvstore.redis.codec import SCHEMA
 GATEWAY_FIELD: Final = b"g"
 DATA_FIELD: Final = b"d"
 HASH_BYTES: Final = 8
+_MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
+"""The loads of all instances of a model take some 1 MiB, and prompts are split into batches."""
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e6)]
 _Tokens = Annotated[float, msgspec.Meta(ge=0.0, le=1e12)]
+_BatchSeconds = Annotated[float, msgspec.Meta(ge=0.0, le=60.0)]
 _Name = Annotated[str, msgspec.Meta(max_length=1_024)]
 _Hash = Annotated[int, msgspec.Meta(ge=0)]
 PeerLoad: TypeAlias = tuple[_Count, _Count, _Seconds, _Tokens]
@@ -42,7 +45,7 @@ class PeerBatch(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     number: _Count
-    within: _Seconds
+    within: _BatchSeconds
     secret: bytes = b""
     sent: tuple[SentPrompt, ...] = ()
     loads: dict[_Name, PeerLoad] | None = None
@@ -68,12 +71,12 @@ def secret_fingerprint(secret: bytes) -> bytes:
 
 
 def decode_batch(data: bytes) -> PeerBatch | None:
-    """Returns a batch; None if it is damaged, out of bounds or of another schema."""
-    if data[:1] != SCHEMA:
+    """Returns a batch; None if it is damaged, too large, out of bounds or of another schema."""
+    if data[:1] != SCHEMA or len(data) > _MAX_BATCH_BYTES:
         return None
     try:
         batch = _batches.decode(data[1:])
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: a text that is not UTF-8
         return None
     if any(len(hashes) % HASH_BYTES or tail >> 64 or pin >> 64 for _, hashes, tail, pin in batch.sent):
         return None
@@ -86,6 +89,6 @@ def decode_table(data: bytes, max_prefixes: int) -> HotPrefixTable | None:
         return None
     try:
         table = _tables.decode(data[1:])
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return None
     return None if len(table.serving) % HASH_BYTES or len(table.prefilling) % HASH_BYTES else table

@@ -57,6 +57,11 @@ def test_small_terminal_shows_engines_decisions_and_events() -> None:
     assert any("× redis ↻2" in line for line in lines)
 
 
+def test_text_of_events_is_neither_markup_nor_terminal_control() -> None:
+    lines = render(replace(frame(), events=((1.0, "main-0 does not sleep: [/INST] \x1b[2J"),)))
+    assert any("[/INST] \N{REPLACEMENT CHARACTER}[2J" in line for line in lines)
+
+
 def test_unhealthy_and_busiest_engines_are_shown_when_lines_are_few() -> None:
     many = frame(30)
     assert many.snapshot is not None

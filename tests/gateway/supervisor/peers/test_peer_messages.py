@@ -32,6 +32,7 @@ def test_what_was_written_is_read() -> None:
         {"within": math.nan},
         {"within": math.inf},
         {"within": -1.0},
+        {"within": 61.0},
         {"sent": [["e-0", b"1234567", 0, 0]]},
         {"sent": [["e-0", b"", 2**64, 0]]},
         {"sent": [["x" * 2_000, b"", 0, 0]]},
@@ -50,6 +51,18 @@ def test_what_is_out_of_bounds_is_passed_over(changed: dict[str, object]) -> Non
     except OverflowError:
         return
     assert decode_batch(b"\x01" + data) is None
+
+
+def test_batch_larger_than_any_gateway_writes_is_passed_over() -> None:
+    prompts = tuple(("e-0", bytes(8 * 512), 1, 0) for _ in range(1_100))
+    assert decode_batch(encode(PeerBatch(1, 0.5, sent=prompts[:500]))) is not None
+    assert decode_batch(encode(PeerBatch(1, 0.5, sent=prompts))) is None
+
+
+def test_text_that_is_not_utf_8_is_passed_over() -> None:
+    for data in (encode(GOOD), encode(PeerBatch(1, 1.0, loads={"e-0": (0, 0, 0.0, 0.0)}))):
+        assert decode_batch(data) is not None
+        assert decode_batch(data.replace(b"e-0", b"e\xff0")) is None
 
 
 def test_another_schema_and_damage_are_passed_over_and_later_fields_are_ignored() -> None:

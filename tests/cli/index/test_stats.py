@@ -1,0 +1,48 @@
+"""The table of an index, whose text comes from engines and from Redis."""
+
+import io
+import math
+
+from rich.console import Console
+
+from fairlead_cli.index.stats import IndexStats, InstanceContents, render_stats
+
+
+def contents(**changed: object) -> InstanceContents:
+    plain = dict.fromkeys(InstanceContents.__struct_fields__)
+    plain |= {"id": "a", "complete": False, "reason": "", "scale_down_reason": "", "trouble": ""}
+    plain |= dict.fromkeys(("blocks", "unique", "gpu", "cpu", "disk"), 1)
+    return InstanceContents(**(plain | changed))  # type: ignore[arg-type]
+
+
+def rendered(*instances: InstanceContents) -> str:
+    stats = IndexStats(
+        model="ns/m\x1b[2J",
+        leader="one",
+        lease_seconds=1.0,
+        epoch=1,
+        sequence=1,
+        stream_entries=1,
+        stale_seconds=None,
+        trouble="",
+        unreadable={},
+        blocks=1,
+        hints=0,
+        wanted=None,
+        instances=list(instances),
+    )
+    out = io.StringIO()
+    Console(file=out, width=400, force_terminal=False).print(render_stats([stats]))
+    return out.getvalue()
+
+
+def test_text_of_engines_is_neither_markup_nor_terminal_control() -> None:
+    text = rendered(contents(id="[red]a", reason="the source of an earlier load of [/x] \x1b]52;c;AAAA\x07 is unknown"))
+    assert "[red]a" in text
+    assert "load of [/x] \N{REPLACEMENT CHARACTER}]52;c;AAAA" in text
+    assert "\x1b" not in text
+
+
+def test_ages_that_are_no_number_are_unknown() -> None:
+    assert "no for unknown: " in rendered(contents(since_seconds=math.inf, evicted_age_seconds=math.inf))
+    rendered(contents(since_seconds=math.nan, lag_seconds=-math.inf))
