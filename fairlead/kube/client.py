@@ -10,7 +10,7 @@ import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
 
@@ -20,10 +20,12 @@ from fairlead.kube.errors import (
     Gone,
     KubeError,
     NotFound,
+    ResponseTooLarge,
     Unauthenticated,
     Unreachable,
     error_from_response,
 )
+from fairlead.kube.json_decoding import cut_nesting, decode_json
 from fairlead.kube.resources import (
     PODS,
     Manifest,
@@ -50,7 +52,10 @@ _JSON = "application/json"
 _ERROR_BYTES = 65_536
 _UNUSED_VERSION = "1"
 """A resource version that no object has: etcd starts at 1, so that the first write gets 2."""
+_PAGE_REDUCTION = 8
+"""A page with too many bytes is requested again with so many times fewer objects."""
 _Query = tuple[tuple[str, str], ...]
+_Decoded = TypeVar("_Decoded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,19 +139,21 @@ class KubeApi:
         *,
         fields: str | None = None,
         limit: int | None = None,
+        trim: Callable[[Manifest], Manifest] = lambda item: item,
     ) -> ObjectList:
         """Returns all objects of a kind, fetched in pages.
 
         namespace: None for all namespaces.
         labels, fields: selectors.
         limit: objects per page; None for the limit `kube_page_items`.
+        trim: shortens each object before the next one is decoded.
         """
         path = resource.path(namespace)
-        query = _query(limit=str(limit or self.limits.kube_page_items), labelSelector=labels, fieldSelector=fields)
+        query = _query(labelSelector=labels, fieldSelector=fields)
         try:
-            return await self._list_pages(resource, path, query)
+            return await self._list_pages(resource, path, query, limit or self.limits.kube_page_items, trim)
         except Gone:  # the snapshot of the pages has expired: list again without pages
-            return await self._list_pages(resource, path, tuple(pair for pair in query if pair[0] != "limit"))
+            return await self._list_pages(resource, path, query, None, trim)
 
     async def watch(
         self,
@@ -379,34 +386,60 @@ class KubeApi:
 
     # --- requests --------------------------------------------------------------------------
 
-    async def _list_pages(self, resource: Resource, path: str, query: _Query) -> ObjectList:
+    async def _list_pages(
+        self, resource: Resource, path: str, query: _Query, limit: int | None, trim: Callable[[Manifest], Manifest]
+    ) -> ObjectList:
         items: list[Manifest] = []
         more = ""
         while True:
-            page = await self._request(HttpRequest("GET", path, (*query, *_query(**{"continue": more or None}))))
-            for item in page.get("items") or []:
+            page_query = (
+                *_query(limit=None if limit is None else str(limit)),
+                *query,
+                *_query(**{"continue": more or None}),
+            )
+            max_bytes = self.limits.kube_response_bytes if limit is None else self.limits.kube_page_bytes
+            try:
+                page = await self._request_decoded(HttpRequest("GET", path, page_query), _decode_page, max_bytes)
+            except ResponseTooLarge:
+                if limit == 1:
+                    raise
+                limit = max(1, (limit or self.limits.kube_page_items) // _PAGE_REDUCTION)
+                continue
+            for raw in page.items or ():
+                item = decode_json(raw)
                 item.setdefault("apiVersion", resource.api_version)  # lists omit what all items share
                 item.setdefault("kind", resource.kind)
-                items.append(item)
-            more = metadata_of(page).get("continue") or ""
+                items.append(trim(item))
+            more = page.metadata.get("continue") or ""
             if not more:
-                return ObjectList(items, str(metadata_of(page).get("resourceVersion", "")))
+                return ObjectList(items, str(page.metadata.get("resourceVersion", "")))
 
     async def _request(self, request: HttpRequest) -> Manifest:
         """Sends a request, with the retries of `decide_retry`, and returns the object received.
 
         Raises the last KubeError.
         """
+        return await self._request_decoded(request, _decode_object, self.limits.kube_response_bytes)
+
+    async def _request_decoded(
+        self, request: HttpRequest, decode: Callable[[bytes], _Decoded], max_bytes: int
+    ) -> _Decoded:
+        """Sends a request like `_request`, and returns its decoded response.
+
+        decode: raises msgspec.DecodeError.
+        """
         attempt = 0
         while True:
             attempt += 1
             sent = True
             try:
-                return await self._request_once(request)
+                return await self._request_once(request, decode, max_bytes)
             except OSError as error:
                 sent = not isinstance(error, NotSent)
                 failure: KubeError = self._unreachable_error(str(request), error)
                 failure.__cause__ = error
+            except ResponseTooLarge:
+                raise
             except Unreachable as error:
                 failure = error
             then = decide_retry(
@@ -416,20 +449,20 @@ class KubeApi:
                 raise failure
             await self._pause(then.pause_seconds)
 
-    async def _request_once(self, request: HttpRequest) -> Manifest:
-        max_bytes = self.limits.kube_response_bytes
+    async def _request_once(
+        self, request: HttpRequest, decode: Callable[[bytes], _Decoded], max_bytes: int
+    ) -> _Decoded:
         reply = await self._send_authenticated(request, self.limits.kube_response_seconds, max_bytes, _ERROR_BYTES)
         if reply.status not in (200, 201, 202):
             raise _error_response(reply.status, reply.body, reply.header("retry-after"), str(request))
         if reply.truncated:
-            raise Unreachable(f"{request}: the answer has more than {max_bytes} bytes")
+            raise ResponseTooLarge(f"{request}: the answer has more than {max_bytes} bytes")
         try:
-            found = msgspec.json.decode(reply.body)
+            return decode(reply.body)
+        except msgspec.ValidationError as error:
+            raise Unreachable(f"{request}: the response is not an object", status=reply.status) from error
         except msgspec.DecodeError as error:
             raise Unreachable(f"{request}: the response is not JSON", status=reply.status) from error
-        if not isinstance(found, dict):
-            raise Unreachable(f"{request}: the response is not an object", status=reply.status)
-        return found
 
     async def _send_authenticated(
         self, request: HttpRequest, seconds: float, max_bytes: int, max_error_bytes: int
@@ -466,6 +499,32 @@ class KubeApi:
         return Unreachable(
             f"{request}: {words}", hint=f"the API server is {self.config.server}, from {self.config.source}"
         )
+
+
+class _Page(msgspec.Struct):
+    """A page of a list, with its objects as JSON."""
+
+    metadata: Manifest = {}
+    items: list[msgspec.Raw] | None = None
+
+
+_PAGE_DECODER: Final = msgspec.json.Decoder(_Page)
+
+
+def _decode_page(body: bytes) -> _Page:
+    """Returns a page. Raises msgspec.DecodeError."""
+    try:
+        return _PAGE_DECODER.decode(body)
+    except RecursionError:
+        return _PAGE_DECODER.decode(cut_nesting(body))
+
+
+def _decode_object(body: bytes) -> Manifest:
+    """Returns an object. Raises msgspec.DecodeError."""
+    found = decode_json(body)
+    if not isinstance(found, dict):
+        raise msgspec.ValidationError("not an object")
+    return found
 
 
 _IDENTITY_FIELDS = ("name", "namespace", "resourceVersion", "uid")

@@ -1,0 +1,42 @@
+"""Decodes JSON of the API server, however deep its values are nested.
+
+Why: the API server stores objects that are nested 10,000 levels deep. Decoders of Python refuse
+some 1,000 levels with RecursionError, so that one such object would end the watch of all others.
+"""
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+MAX_NESTING: Final = 100
+"""Levels that are kept if a value is nested too deep to be decoded. No kind of Kubernetes has 30."""
+_TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]]', re.DOTALL)
+
+
+def decode_json(data: bytes | msgspec.Raw) -> Any:
+    """Returns the value of JSON. What is nested too deep becomes null.
+
+    Raises msgspec.DecodeError for invalid JSON.
+    """
+    try:
+        return msgspec.json.decode(data)
+    except RecursionError:
+        return msgspec.json.decode(cut_nesting(bytes(data)))
+
+
+def cut_nesting(data: bytes, max_nesting: int = MAX_NESTING) -> bytes:
+    """Returns JSON in which null replaces all objects and lists below `max_nesting` levels."""
+    kept: list[bytes] = []
+    depth = start = 0
+    for token in _TOKEN.finditer(data):
+        mark = token[0]
+        if mark in (b"{", b"["):
+            depth += 1
+            if depth == max_nesting + 1:
+                kept += (data[start : token.start()], b"null")
+        elif mark in (b"}", b"]"):
+            if depth == max_nesting + 1:
+                start = token.end()
+            depth -= 1
+    return b"".join((*kept, data[start:]))
