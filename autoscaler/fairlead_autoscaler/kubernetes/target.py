@@ -16,7 +16,7 @@ from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.errors import FairleadError, Unavailable
-from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache
+from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache, trim_model
 from fairlead.fleet.labels import FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL, POOL_LABEL, parse_sleep_mark
 from fairlead.kube.client import KubeApi
 from fairlead.kube.field_managers import replicas_managers
@@ -88,7 +88,7 @@ class KubernetesTarget:
         self._specs = SpecCache()
         self._informers: dict[tuple[Resource, str | None], Informer] = {}
         for namespace in self._namespaces:
-            self._add_informer(MODEL_DEPLOYMENTS, namespace, None)
+            self._add_informer(MODEL_DEPLOYMENTS, namespace, None, trim_model)
             self._add_informer(DEPLOYMENTS, namespace, _MANAGED_SELECTOR, trim_workload)
             self._add_informer(PODS, namespace, MODEL_LABEL, trim_pod)
         self._add_informer(ACCELERATOR_CLASSES, None, None)
