@@ -17,7 +17,14 @@ from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.errors import FairleadError, Unavailable
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache, trim_model
-from fairlead.fleet.labels import FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL, POOL_LABEL, parse_sleep_mark
+from fairlead.fleet.labels import (
+    FIELD_MANAGER,
+    MANAGED_BY_LABEL,
+    MODEL_LABEL,
+    POOL_LABEL,
+    parse_sleep_mark,
+    used_pod_annotations,
+)
 from fairlead.kube.client import KubeApi
 from fairlead.kube.field_managers import replicas_managers
 from fairlead.kube.informer import Informer, log_failures_once
@@ -272,9 +279,8 @@ def trim_workload(workload: Manifest) -> Manifest:
 
 
 def trim_pod(pod: Manifest) -> Manifest:
-    """Returns the parts of a pod that are used: its metadata and its status, without its
-    specification.
-    """
+    """Returns the parts of a pod that are used, without its specification."""
     metadata = {name: value for name, value in metadata_of(pod).items() if name != "managedFields"}
+    metadata["annotations"] = used_pod_annotations(annotations_of(pod))
     status = {name: value for name, value in (pod.get("status") or {}).items() if name in _STATUS_FIELDS}
     return {"apiVersion": pod["apiVersion"], "kind": pod["kind"], "metadata": metadata, "status": status}

@@ -21,7 +21,7 @@ from fairlead.fleet.client_names import (
     names_to_remember,
     recorded_names,
 )
-from fairlead.fleet.labels import FIELD_MANAGER, RELEASE_NAMES_ANNOTATION
+from fairlead.fleet.labels import FIELD_MANAGER, RELEASE_NAMES_ANNOTATION, used_pod_annotations
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
     CONTROLLER_REVISIONS,
@@ -371,8 +371,9 @@ def _is_template_oversized(pool: Mapping[str, Any]) -> bool:
 
 
 def trim_pod(pod: Manifest) -> Manifest:
-    """Returns a pod without its spec, and without `managedFields`."""
-    return drop_managed_fields({name: value for name, value in pod.items() if name != "spec"})
+    """Returns a pod without its spec, `managedFields` and annotations that are not used."""
+    metadata = {**metadata_of(pod), "annotations": used_pod_annotations(annotations_of(pod))}
+    return drop_managed_fields({**{name: pod[name] for name in pod if name != "spec"}, "metadata": metadata})
 
 
 def drop_own_managed_fields(manifest: Manifest) -> Manifest:

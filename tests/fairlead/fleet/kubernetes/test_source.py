@@ -12,6 +12,7 @@ import pytest
 
 from fairlead.api.spec.profile import Profile
 from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.kubernetes.pod_instances import trim_pod
 from fairlead.fleet.kubernetes.source import KubeFleetSource
 from fairlead.fleet.model import Fleet, FleetSource, InstanceState
 from fairlead.kube.client import KubeApi
@@ -136,6 +137,16 @@ def test_templates_labels_and_annotations_of_models_take_no_memory() -> None:
         assert lab.source.warnings() == []
 
     run(check, before=large)
+
+
+def test_pod_keeps_only_the_annotations_that_a_fleet_uses() -> None:
+    used = {"fairlead.io/port": "8001", "fairlead.io/sleep": "1-asleep", "leaderworkerset.sigs.k8s.io/size": "2"}
+    unused = {"other": "x" * 100_000, "fairlead.io/transfer": "y" * 100_000, "fairlead.io/unknown": "z"}
+    pod = {"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p", "annotations": {**used, **unused}}}
+    trimmed = trim_pod(pod)
+    assert trimmed["metadata"] == {"name": "p", "annotations": used}
+    assert trim_pod(trimmed) == trimmed
+    assert trim_pod({"kind": "Pod", "metadata": {"name": "p"}})["metadata"] == {"name": "p"}
 
 
 def test_model_nested_10000_levels_stops_no_fleet() -> None:
