@@ -158,8 +158,9 @@ def test_model_nested_10000_levels_stops_no_fleet() -> None:
         await lab.passing(lambda: lab.states() == ["Ready"])
         metadata = b'{"name": "deep", "namespace": "x", "uid": "u", "resourceVersion": "900"}'
         model = b'{"kind": "ModelDeployment", "metadata": %s, "spec": %s}' % (metadata, spec)
+        await wait_until(lambda: lab.fake.watch_count == 3)
         lab.fake._notify(b'{"type": "ADDED", "object": %s}\n' % model)
-        await lab.passing(lambda: "x/deep" in lab.fleets[-1].models)
+        await wait_until(lambda: "x/deep" in lab.source._objects_of(MODEL_DEPLOYMENTS))
         lab.model("later")
         await lab.passing(lambda: "x/later" in lab.fleets[-1].models)
 
