@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 MAX_NESTING: Final = 100
-"""Levels that are kept if a value is nested too deep to be decoded. No kind of Kubernetes has 30."""
+"""Levels that are kept of a value that is nested too deep. No kind of Kubernetes has 30."""
 _TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]]', re.DOTALL)
 
 

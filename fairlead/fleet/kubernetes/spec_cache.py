@@ -27,7 +27,7 @@ def trim_model(model: Manifest) -> Manifest:
     Why: these have any size. Decoded, a template takes up to 25 times its bytes.
     """
     metadata, spec = metadata_of(model), model.get("spec")
-    kept = {name: metadata[name] for name in _METADATA_FIELDS if name in metadata}
+    kept: Manifest = {name: metadata[name] for name in _METADATA_FIELDS if name in metadata}
     if RELEASE_NAMES_ANNOTATION in annotations_of(model):
         kept["annotations"] = {RELEASE_NAMES_ANNOTATION: annotations_of(model)[RELEASE_NAMES_ANNOTATION]}
     pools = spec.get("pools") if isinstance(spec, dict) else None

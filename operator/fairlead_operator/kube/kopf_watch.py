@@ -24,7 +24,10 @@ RETRY_DELAYS_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0)
 
 _STOP_SECONDS = 10.0
 _MAX_NESTING = 12_000
-"""Levels of JSON that kopf decodes. The API server stores objects of 10,000; kopf would end at one."""
+"""Levels of JSON that kopf decodes.
+
+Why: the API server stores objects of 10,000 levels, and such an object would end kopf.
+"""
 
 
 class KopfWatch:

@@ -265,16 +265,17 @@ class ObjectCache:
         return set().union(*(self._keys_by_name.get(name, set()) for name in names))
 
     def _is_contested(self, name: str, key: str, before: "_ModelClaim", after: "_ModelClaim") -> bool:
-        """Returns True if a change of the claims of the model `key` may give a name to another model.
+        """Returns True if a change of one model's claims may give a name to another model.
 
-        Why: any number of models may claim a name that another one has. They do not change its owner.
+        Why: any number of models may claim a name that another one has. They do not change its
+        owner.
         """
         owner = self._name_owners.get(name)
         is_recorded = any(name in (one.claim.recorded or ()) for one in (before, after))
         if is_recorded or name not in self._settled_names or key in (owner, self._assigned_names.get(name)):
             return True
         if owner is None:
-            return name.partition("/")[0] not in self._namespaces  # else nobody gets it
+            return name.partition("/")[0] not in self._namespaces  # else no model gets it
         return owner in self.models and _claim(self.models[owner]).claim.is_releasing
 
     def _count_namespace(self, namespace: str, change: int) -> set[str]:
