@@ -10,7 +10,7 @@ import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import msgspec
 
@@ -25,7 +25,7 @@ from fairlead.kube.errors import (
     Unreachable,
     error_from_response,
 )
-from fairlead.kube.json_decoding import cut_nesting, decode_json
+from fairlead.kube.json_decoding import ObjectList, decode_object, decode_page
 from fairlead.kube.resources import (
     PODS,
     Manifest,
@@ -52,18 +52,9 @@ _JSON = "application/json"
 _ERROR_BYTES = 65_536
 _UNUSED_VERSION = "1"
 """A resource version that no object has: etcd starts at 1, so that the first write gets 2."""
-_PAGE_REDUCTION = 8
-"""A page with too many bytes is requested again with so many times fewer objects."""
+_PAGE_REDUCTION = 8  # so many times fewer objects if a page has too many bytes
 _Query = tuple[tuple[str, str], ...]
 _Decoded = TypeVar("_Decoded")
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectList:
-    """All objects of a kind at one moment. A watch continues from `resource_version`."""
-
-    items: list[Manifest]
-    resource_version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,42 +380,33 @@ class KubeApi:
     async def _list_pages(
         self, resource: Resource, path: str, query: _Query, limit: int | None, trim: Callable[[Manifest], Manifest]
     ) -> ObjectList:
-        items: list[Manifest] = []
-        more = ""
+        items, more = list[Manifest](), ""
         while True:
-            page_query = (
-                *_query(limit=None if limit is None else str(limit)),
-                *query,
-                *_query(**{"continue": more or None}),
-            )
+            first, last = _query(limit=str(limit) if limit else None), _query(**{"continue": more or None})
+            request = HttpRequest("GET", path, (*first, *query, *last))
             max_bytes = self.limits.kube_response_bytes if limit is None else self.limits.kube_page_bytes
             try:
-                page = await self._request_decoded(HttpRequest("GET", path, page_query), _decode_page, max_bytes)
+                page = await self._request_decoded(request, decode_page, max_bytes)
             except ResponseTooLarge:
                 if limit == 1:
                     raise
                 limit = max(1, (limit or self.limits.kube_page_items) // _PAGE_REDUCTION)
                 continue
-            for raw in page.items or ():
-                item = decode_json(raw)
-                item.setdefault("apiVersion", resource.api_version)  # lists omit what all items share
-                item.setdefault("kind", resource.kind)
-                items.append(trim(item))
+            items += map(trim, page.decode_items(resource.api_version, resource.kind))
             more = page.metadata.get("continue") or ""
             if not more:
                 return ObjectList(items, str(page.metadata.get("resourceVersion", "")))
 
     async def _request(self, request: HttpRequest) -> Manifest:
-        """Sends a request, with the retries of `decide_retry`, and returns the object received.
-
-        Raises the last KubeError.
-        """
-        return await self._request_decoded(request, _decode_object, self.limits.kube_response_bytes)
+        """Sends a request, and returns the object received. Raises KubeError."""
+        return await self._request_decoded(request, decode_object, self.limits.kube_response_bytes)
 
     async def _request_decoded(
         self, request: HttpRequest, decode: Callable[[bytes], _Decoded], max_bytes: int
     ) -> _Decoded:
-        """Sends a request like `_request`, and returns its decoded response.
+        """Sends a request, with the retries of `decide_retry`, and returns the decoded response.
+
+        Raises the last KubeError.
 
         decode: raises msgspec.DecodeError.
         """
@@ -459,10 +441,9 @@ class KubeApi:
             raise ResponseTooLarge(f"{request}: the answer has more than {max_bytes} bytes")
         try:
             return decode(reply.body)
-        except msgspec.ValidationError as error:
-            raise Unreachable(f"{request}: the response is not an object", status=reply.status) from error
         except msgspec.DecodeError as error:
-            raise Unreachable(f"{request}: the response is not JSON", status=reply.status) from error
+            wanted = "an object" if isinstance(error, msgspec.ValidationError) else "JSON"
+            raise Unreachable(f"{request}: the response is not {wanted}", status=reply.status) from error
 
     async def _send_authenticated(
         self, request: HttpRequest, seconds: float, max_bytes: int, max_error_bytes: int
@@ -499,32 +480,6 @@ class KubeApi:
         return Unreachable(
             f"{request}: {words}", hint=f"the API server is {self.config.server}, from {self.config.source}"
         )
-
-
-class _Page(msgspec.Struct):
-    """A page of a list, with its objects as JSON."""
-
-    metadata: Manifest = {}
-    items: list[msgspec.Raw] | None = None
-
-
-_PAGE_DECODER: Final = msgspec.json.Decoder(_Page)
-
-
-def _decode_page(body: bytes) -> _Page:
-    """Returns a page. Raises msgspec.DecodeError."""
-    try:
-        return _PAGE_DECODER.decode(body)
-    except RecursionError:
-        return _PAGE_DECODER.decode(cut_nesting(body))
-
-
-def _decode_object(body: bytes) -> Manifest:
-    """Returns an object. Raises msgspec.DecodeError."""
-    found = decode_json(body)
-    if not isinstance(found, dict):
-        raise msgspec.ValidationError("not an object")
-    return found
 
 
 _IDENTITY_FIELDS = ("name", "namespace", "resourceVersion", "uid")

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from fairlead.api.v1alpha1 import ModelDeployment
-from fairlead.kube.client import ObjectList
 from fairlead.kube.errors import ErrorCause, Forbidden, Invalid, Unreachable
+from fairlead.kube.json_decoding import ObjectList
 from fairlead.kube.resources import MODEL_DEPLOYMENTS
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead_operator.render.context import InstallationDefaults, RenderContext
