@@ -19,7 +19,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from fairlead.api.spec.autoscaling import Autoscaling, ScalingMode
 from fairlead.errors import FairleadError
@@ -47,6 +47,8 @@ STATE_EVERY = 60
 _MINUTE = 60.0
 _OTHER_LEADS = "another replica of the autoscaler leads"
 _log = logging.getLogger("fairlead.autoscaler")
+_Entry = TypeVar("_Entry", bound=tuple[str, ...])
+"""The key of a count, which begins with the key of a model."""
 
 
 class ModelCore(Protocol):
@@ -243,8 +245,7 @@ class ControlLoop:
         self.gateways = await self._parts.gateways.scrape(frozenset(states))
         now = self._clock.now()
         self.unavailable_reason = None
-        for gone in self._runs.keys() - states.keys():
-            del self._runs[gone]
+        self._forget_models(self._runs.keys() - states.keys())
         if self._parts.mix_solver is not None:
             self._parts.mix_solver.retain(self._runs.keys())
         self._hints = {key: at for key, at in self._hints.items() if now - at < enforcer.WAKE_SECONDS}
@@ -253,6 +254,19 @@ class ControlLoop:
         self.decided_at = now
         if self.is_leader:
             await asyncio.gather(*(self._write(key, states[key], pools) for key, pools in rulings.items()))
+
+    def _forget_models(self, gone: Collection[str]) -> None:
+        """Drops the state, problems and counts of models.
+
+        Why: models come and go with new names, and each pool of each has its counts.
+        """
+        for key in gone:
+            del self._runs[key]
+        if gone:
+            _drop_entries(self.problems, gone)
+            _drop_entries(self.counters.writes, gone)
+            _drop_entries(self.counters.refused, gone)
+            _drop_entries(self.counters.decisions, gone)
 
     def _decide(self, key: str, state: ModelState, now: float) -> dict[str, EnforcedPlan]:
         """Returns the enforced plan of each pool of a model, and records the decision."""
@@ -346,6 +360,11 @@ class ControlLoop:
                 self.counters.writes[key, pool, "asleep"] += 1
                 change += f", asleep {ruling.asleep_desired} -> {ruling.asleep}"
             _log.info("%s/%s: %s (%s: %s)", key, pool, change, ruling.rule, ruling.reason)
+
+
+def _drop_entries(counted: dict[_Entry, Any], models: Collection[str]) -> None:
+    for entry in [entry for entry in counted if entry[0] in models]:
+        del counted[entry]
 
 
 def settings_for(settings: ScalingSettings, policy: Autoscaling) -> ScalingSettings:

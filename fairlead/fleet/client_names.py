@@ -140,7 +140,27 @@ def grant_names(
     listed = list(claims)
     found = name_owners(listed, namespaces, NameHistory()) if owners is None else owners
     keys = {claim.key for claim in listed}
-    return {claim.key: _granted(claim, found, keys, namespaces) for claim in listed}
+    return {claim.key: granted_names(claim, found, keys, namespaces) for claim in listed}
+
+
+def granted_names(
+    claim: NameClaim, owners: Mapping[str, str], live: Container[str], namespaces: Container[str]
+) -> GrantedNames:
+    """Returns the names of one model.
+
+    owners: the owner of each name that it claims, from `name_owners`.
+    live: the keys of owners that exist.
+    """
+    extra = [name for name in claim.served_names if name not in (claim.name, claim.key)]
+    served = tuple(
+        name for name in extra if owners.get(name) == claim.key and not _begins_with_namespace(name, namespaces)
+    )
+    refused = []
+    for name in (claim.name, *extra):
+        owner = None if name != claim.name and _begins_with_namespace(name, namespaces) else owners.get(name)
+        if owner != claim.key:
+            refused.append(RefusedName(name, owner, owner is not None and owner not in live))
+    return GrantedNames(owners.get(claim.name) == claim.key, served, tuple(refused))
 
 
 def recorded_names(status: Mapping[str, Any]) -> frozenset[str] | None:
@@ -183,21 +203,6 @@ def _grant_by_age(oldest_first: Sequence[NameClaim], owners: dict[str, str], nam
         for name in claim.served_names:
             if not _begins_with_namespace(name, namespaces):
                 owners.setdefault(name, claim.key)
-
-
-def _granted(
-    claim: NameClaim, owners: Mapping[str, str], live: Container[str], namespaces: Container[str]
-) -> GrantedNames:
-    extra = [name for name in claim.served_names if name not in (claim.name, claim.key)]
-    served = tuple(
-        name for name in extra if owners.get(name) == claim.key and not _begins_with_namespace(name, namespaces)
-    )
-    refused = []
-    for name in (claim.name, *extra):
-        owner = None if name != claim.name and _begins_with_namespace(name, namespaces) else owners.get(name)
-        if owner != claim.key:
-            refused.append(RefusedName(name, owner, owner is not None and owner not in live))
-    return GrantedNames(owners.get(claim.name) == claim.key, served, tuple(refused))
 
 
 def _begins_with_namespace(name: str, namespaces: Container[str]) -> bool:

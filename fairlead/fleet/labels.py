@@ -58,6 +58,10 @@ RELEASE_NAMES_ANNOTATION: Final = "fairlead.io/release-names"
 """On a model, set by people: `true` gives its names to other models that claim them."""
 SURGE_ANNOTATION: Final = "fairlead.io/surge"
 """On a LeaderWorkerSet: how many of its replicas are surge groups of a rollout."""
+GROUP_SIZE_ANNOTATION: Final = "leaderworkerset.sigs.k8s.io/size"
+"""On a pod of a LeaderWorkerSet: the number of pods of its group."""
+DELETION_COST_ANNOTATION: Final = "controller.kubernetes.io/pod-deletion-cost"
+"""On a pod: the pods with the lowest numbers are removed first."""
 SERVING_CONDITION: Final = "fairlead.io/Serving"
 """The condition of a pod whose engine hangs or has hung: `False` while it answers no request."""
 
@@ -146,6 +150,36 @@ def parse_engine_info(annotations: Mapping[str, str]) -> PodEngineInfo:
 def parse_surge_groups(annotations: Mapping[str, str]) -> int:
     """Returns the number of surge groups of a LeaderWorkerSet; 0 if it is absent or invalid."""
     return _parse_number(annotations, SURGE_ANNOTATION, 99_999) or 0
+
+
+_POD_ANNOTATIONS: Final = frozenset(
+    {
+        PORT_ANNOTATION,
+        DATA_PARALLEL_ANNOTATION,
+        TRANSFER_ANNOTATION,
+        BOOTSTRAP_PORT_ANNOTATION,
+        KV_EVENTS_PORT_ANNOTATION,
+        KV_REPLAY_PORT_ANNOTATION,
+        KV_PEERS_PORT_ANNOTATION,
+        SERVED_NAME_ANNOTATION,
+        SLEEP_ANNOTATION,
+        GROUP_SIZE_ANNOTATION,
+        DELETION_COST_ANNOTATION,
+    }
+)
+_MAX_ANNOTATION_CHARS: Final = 1_024
+
+
+def used_pod_annotations(annotations: Mapping[str, str]) -> dict[str, str]:
+    """Returns the annotations of a pod that a component of Fairlead uses.
+
+    Why: a template of 256 KiB gives as much to each of thousands of pods.
+    """
+    return {
+        name: annotations[name]
+        for name in _POD_ANNOTATIONS & annotations.keys()
+        if len(annotations[name]) <= _MAX_ANNOTATION_CHARS
+    }
 
 
 def _parse_number(annotations: Mapping[str, str], name: str, maximum: int) -> int | None:

@@ -10,7 +10,7 @@ import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import msgspec
 
@@ -20,10 +20,12 @@ from fairlead.kube.errors import (
     Gone,
     KubeError,
     NotFound,
+    ResponseTooLarge,
     Unauthenticated,
     Unreachable,
     error_from_response,
 )
+from fairlead.kube.json_decoding import ObjectList, decode_object, decode_page
 from fairlead.kube.resources import (
     PODS,
     Manifest,
@@ -50,15 +52,9 @@ _JSON = "application/json"
 _ERROR_BYTES = 65_536
 _UNUSED_VERSION = "1"
 """A resource version that no object has: etcd starts at 1, so that the first write gets 2."""
+_PAGE_REDUCTION = 8  # so many times fewer objects if a page has too many bytes
 _Query = tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectList:
-    """All objects of a kind at one moment. A watch continues from `resource_version`."""
-
-    items: list[Manifest]
-    resource_version: str
+_Decoded = TypeVar("_Decoded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,19 +130,21 @@ class KubeApi:
         *,
         fields: str | None = None,
         limit: int | None = None,
+        trim: Callable[[Manifest], Manifest] = lambda item: item,
     ) -> ObjectList:
         """Returns all objects of a kind, fetched in pages.
 
         namespace: None for all namespaces.
         labels, fields: selectors.
         limit: objects per page; None for the limit `kube_page_items`.
+        trim: shortens each object before the next one is decoded.
         """
         path = resource.path(namespace)
-        query = _query(limit=str(limit or self.limits.kube_page_items), labelSelector=labels, fieldSelector=fields)
+        query = _query(labelSelector=labels, fieldSelector=fields)
         try:
-            return await self._list_pages(resource, path, query)
+            return await self._list_pages(resource, path, query, limit or self.limits.kube_page_items, trim)
         except Gone:  # the snapshot of the pages has expired: list again without pages
-            return await self._list_pages(resource, path, tuple(pair for pair in query if pair[0] != "limit"))
+            return await self._list_pages(resource, path, query, None, trim)
 
     async def watch(
         self,
@@ -379,34 +377,51 @@ class KubeApi:
 
     # --- requests --------------------------------------------------------------------------
 
-    async def _list_pages(self, resource: Resource, path: str, query: _Query) -> ObjectList:
-        items: list[Manifest] = []
-        more = ""
+    async def _list_pages(
+        self, resource: Resource, path: str, query: _Query, limit: int | None, trim: Callable[[Manifest], Manifest]
+    ) -> ObjectList:
+        items, more = list[Manifest](), ""
         while True:
-            page = await self._request(HttpRequest("GET", path, (*query, *_query(**{"continue": more or None}))))
-            for item in page.get("items") or []:
-                item.setdefault("apiVersion", resource.api_version)  # lists omit what all items share
-                item.setdefault("kind", resource.kind)
-                items.append(item)
-            more = metadata_of(page).get("continue") or ""
+            first, last = _query(limit=str(limit) if limit else None), _query(**{"continue": more or None})
+            request = HttpRequest("GET", path, (*first, *query, *last))
+            max_bytes = self.limits.kube_response_bytes if limit is None else self.limits.kube_page_bytes
+            try:
+                page = await self._request_decoded(request, decode_page, max_bytes)
+            except ResponseTooLarge:
+                if limit == 1:
+                    raise
+                limit = max(1, (limit or self.limits.kube_page_items) // _PAGE_REDUCTION)
+                continue
+            items += map(trim, page.decode_items(resource.api_version, resource.kind))
+            more = page.metadata.get("continue") or ""
             if not more:
-                return ObjectList(items, str(metadata_of(page).get("resourceVersion", "")))
+                return ObjectList(items, str(page.metadata.get("resourceVersion", "")))
 
     async def _request(self, request: HttpRequest) -> Manifest:
-        """Sends a request, with the retries of `decide_retry`, and returns the object received.
+        """Sends a request, and returns the object received. Raises KubeError."""
+        return await self._request_decoded(request, decode_object, self.limits.kube_response_bytes)
+
+    async def _request_decoded(
+        self, request: HttpRequest, decode: Callable[[bytes], _Decoded], max_bytes: int
+    ) -> _Decoded:
+        """Sends a request, with the retries of `decide_retry`, and returns the decoded response.
 
         Raises the last KubeError.
+
+        decode: raises msgspec.DecodeError.
         """
         attempt = 0
         while True:
             attempt += 1
             sent = True
             try:
-                return await self._request_once(request)
+                return await self._request_once(request, decode, max_bytes)
             except OSError as error:
                 sent = not isinstance(error, NotSent)
                 failure: KubeError = self._unreachable_error(str(request), error)
                 failure.__cause__ = error
+            except ResponseTooLarge:
+                raise
             except Unreachable as error:
                 failure = error
             then = decide_retry(
@@ -416,20 +431,19 @@ class KubeApi:
                 raise failure
             await self._pause(then.pause_seconds)
 
-    async def _request_once(self, request: HttpRequest) -> Manifest:
-        max_bytes = self.limits.kube_response_bytes
+    async def _request_once(
+        self, request: HttpRequest, decode: Callable[[bytes], _Decoded], max_bytes: int
+    ) -> _Decoded:
         reply = await self._send_authenticated(request, self.limits.kube_response_seconds, max_bytes, _ERROR_BYTES)
         if reply.status not in (200, 201, 202):
             raise _error_response(reply.status, reply.body, reply.header("retry-after"), str(request))
         if reply.truncated:
-            raise Unreachable(f"{request}: the answer has more than {max_bytes} bytes")
+            raise ResponseTooLarge(f"{request}: the answer has more than {max_bytes} bytes")
         try:
-            found = msgspec.json.decode(reply.body)
+            return decode(reply.body)
         except msgspec.DecodeError as error:
-            raise Unreachable(f"{request}: the response is not JSON", status=reply.status) from error
-        if not isinstance(found, dict):
-            raise Unreachable(f"{request}: the response is not an object", status=reply.status)
-        return found
+            wanted = "an object" if isinstance(error, msgspec.ValidationError) else "JSON"
+            raise Unreachable(f"{request}: the response is not {wanted}", status=reply.status) from error
 
     async def _send_authenticated(
         self, request: HttpRequest, seconds: float, max_bytes: int, max_error_bytes: int

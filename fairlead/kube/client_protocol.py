@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from fairlead.kube.client import ObjectList
+from fairlead.kube.json_decoding import ObjectList
 from fairlead.kube.resources import Manifest, Resource
 
 

@@ -10,7 +10,8 @@
     ├── Invalid             the object is invalid; `causes` names the fields
     ├── EvictionBlocked     a disruption budget does not allow the eviction now
     └── Unreachable         no final response after all attempts (also Unavailable)
-        └── TooManyRequests
+        ├── TooManyRequests
+        └── ResponseTooLarge the response has more bytes than are read
 
 The causes are quoted from the API server. No message contains a token.
 """
@@ -97,6 +98,10 @@ class Unreachable(KubeError, Unavailable):
 
 class TooManyRequests(Unreachable):
     """The API server is overloaded. `retry_after_seconds` is the pause that it requests."""
+
+
+class ResponseTooLarge(Unreachable):
+    """The response has more bytes than are read. The same request would get as many again."""
 
 
 _BY_STATUS: dict[int, type[KubeError]] = {

@@ -187,7 +187,9 @@ class Informer:
     async def _list(self) -> None:
         self.list_count += 1
         wanted = self._selection
-        listing = await self._api.list(wanted.resource, wanted.namespace, wanted.labels, fields=wanted.fields)
+        listing = await self._api.list(
+            wanted.resource, wanted.namespace, wanted.labels, fields=wanted.fields, trim=self._store.trim
+        )
         for event in self._store.replace(listing.items):
             self._notify(event)
         self._version = listing.resource_version

@@ -13,7 +13,7 @@ from fairlead.kube.watch_events import KnownObjectFinder, WatchEvent, WatchEvent
 class ObjectStore:
     """Objects by `namespace/name`. Readers must not modify them.
 
-    trim: shortens an object before it is stored.
+    trim: shortens an object before it is stored; of a shortened one it changes nothing.
     find_known: returns objects that another store has in exactly this version; they are shared.
     """
 
@@ -22,7 +22,7 @@ class ObjectStore:
     ) -> None:
         self.items: dict[str, Manifest] = {}
         self.find_known = find_known
-        self._trim = trim or drop_managed_fields
+        self.trim = trim or drop_managed_fields
 
     def replace(self, listed: Iterable[Manifest]) -> Iterable[WatchEvent]:
         """Replaces all objects by a list, and yields each difference after applying it."""
@@ -38,7 +38,7 @@ class ObjectStore:
         if event.type is not WatchEventType.DELETED:
             yield from self._store(key, event.object)
         elif self.items.pop(key, None) is not None:
-            yield WatchEvent(WatchEventType.DELETED, self._trim(event.object))
+            yield WatchEvent(WatchEventType.DELETED, self.trim(event.object))
 
     def _store(self, key: str, item: Manifest) -> Iterable[WatchEvent]:
         before = self.items.get(key)
@@ -48,7 +48,7 @@ class ObjectStore:
             before = None
         if before is not None and _resource_version(before) == _resource_version(item):
             return
-        self.items[key] = item = self._trim(item)
+        self.items[key] = item = self.trim(item)
         yield WatchEvent(WatchEventType.ADDED if before is None else WatchEventType.MODIFIED, item)
 
 

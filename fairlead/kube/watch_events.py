@@ -8,6 +8,7 @@ from typing import Final, Literal
 import msgspec
 
 from fairlead.kube.errors import Unreachable, error_from_status
+from fairlead.kube.json_decoding import decode_json
 from fairlead.kube.resources import Manifest
 
 
@@ -81,7 +82,7 @@ def parse_watch_event(line: bytes, request: str, find_known: KnownObjectFinder |
     if find_known is not None and (known_event := _reuse_known(line, find_known)) is not None:
         return known_event
     try:
-        event = msgspec.json.decode(line)
+        event = decode_json(line)
         type_name, content = event["type"], event["object"]
     except (msgspec.DecodeError, KeyError, TypeError) as error:
         raise Unreachable(f"{request}: the response line is not a watch event") from error
@@ -95,7 +96,7 @@ def parse_watch_event(line: bytes, request: str, find_known: KnownObjectFinder |
 def _reuse_known(line: bytes, find_known: KnownObjectFinder) -> WatchEvent | None:
     try:
         event = _HEAD_DECODER.decode(line)
-    except msgspec.DecodeError:  # a deletion, a bookmark, an error, or an invalid line
+    except (msgspec.DecodeError, RecursionError):  # a deletion, a bookmark, an error, or an invalid line
         return None
     metadata = event.object.metadata
     head = {

@@ -11,7 +11,10 @@ class KubeLimits:
 
     kube_connect_seconds: float = limit(5.0, "TCP and TLS to the Kubernetes API server")
     kube_response_seconds: float = limit(30.0, "a response of the API server, each page of a list; watches have no end")
-    kube_response_bytes: int = limit(256 * 1024 * 1024, "a response of the API server; a page of pods has some 5 MB")
+    kube_response_bytes: int = limit(256 * 1024 * 1024, "a response of the API server, except pages of lists")
+    kube_page_bytes: int = limit(
+        32 * 1024 * 1024, "a page of a list; one with more is requested with fewer objects; 500 pods have some 5 MB"
+    )
     kube_event_bytes: int = limit(16 * 1024 * 1024, "one event of a watch; etcd takes objects of about 1.5 MB")
     kube_attempts: int = limit(5, "attempts of a request to the API server before it fails")
     kube_pause_seconds: float = limit(0.2, "first pause between them; doubles each time, half of it jitter")

@@ -233,8 +233,8 @@ class Autoscaler(Placement):
     resources: FreeForm = _value("resources of its container", _resources("50m", "128Mi", "512Mi"))
     freeze: bool = _value("change no replica counts; decisions are still reported", False)
     guard: bool = _value(
-        "restrict its writes, by a ValidatingAdmissionPolicy, to two annotations of pods and to replica counts of "
-        "the operator's workloads",
+        "restrict its writes, by a ValidatingAdmissionPolicy, to two annotations of pods, to two conditions of models, "
+        "and to replica counts of the operator's workloads",
         True,
     )
     log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")

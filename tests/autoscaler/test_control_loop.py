@@ -267,3 +267,19 @@ def test_the_real_core_holds_while_nothing_is_known(made: Any) -> None:
         made.tick(loop)
     assert made.asked == []
     assert made.records[-1].rulings["main"].replicas == 2
+
+
+def test_deleted_models_leave_no_counts_and_no_problems(made: Any) -> None:
+    loop = made.loop()
+    for number in range(5):
+        made.models = {f"default/m{number}": replace(made.models.popitem()[1])}
+        key = f"default/m{number}"
+        made.models[key] = replace(made.models[key], model=replace(made.models[key].model, name=key))
+        made.wants["main"] = 4
+        made.tick(loop)
+        loop.problems[key, "main"] = "on purpose"
+        loop.counters.refused[key, "main"] += 1
+    made.models = {}
+    made.tick(loop)
+    assert (loop.counters.writes, loop.counters.refused, loop.counters.decisions) == ({}, {}, {})
+    assert loop.problems == {}

@@ -13,13 +13,14 @@ import yaml
 from fairlead.fleet.labels import SLEEP_ANNOTATION
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import KubeError
-from fairlead.kube.resources import DEPLOYMENTS, LEADER_WORKER_SETS, PODS, Manifest, Resource
+from fairlead.kube.resources import DEPLOYMENTS, LEADER_WORKER_SETS, MODEL_DEPLOYMENTS, PODS, Manifest, Resource
 from fairlead.kube.transport.kubeconfig import config_from_kubeconfig
 from fairlead.runtime.clock import SystemClock
 from fairlead_autoscaler.kubernetes.scale_writer import DELETION_COST
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import render_chart
 from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account, kubectl
+from fairlead_testing.kube.operators import apply_crds_and_namespaces
 from fairlead_testing.waiting import wait_until_async
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
@@ -164,5 +165,35 @@ def test_admission_guard_lets_only_replicas_of_fairleads_workloads_change(
                 {"leaderWorkerTemplate": {"size": 9}},
             ):
                 assert REPLICAS_ONLY in await patched(LEADER_WORKER_SETS, "ours", {"spec": spec}), spec
+
+    asyncio.run(main())
+
+
+def test_admission_guard_leaves_names_and_conditions_of_the_operator_alone(
+    api_server: ApiServer, program: Path, tmp_path: Path
+) -> None:
+    times = {"lastTransitionTime": "2026-11-20T18:00:00Z", "message": ""}
+    ready = {"type": "Ready", "status": "True", "reason": "AllReady", **times}
+    own = [{"type": name, "status": "True", "reason": "Any", **times} for name in ("Autoscaling", "SLOMet")]
+    spec = {"model": {"uri": "hf://a/b"}, "engine": {"type": "Sim"}, "pools": [{"acceleratorClassName": "cpu"}]}
+    model = {**_kind(MODEL_DEPLOYMENTS), "metadata": {"name": "m", "namespace": PLACE}, "spec": spec}
+
+    async def main() -> None:
+        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as admin:
+            await apply_crds_and_namespaces(admin, PLACE)
+        async with guarded(api_server, program, tmp_path, model) as patched:
+            async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as admin:
+                await admin.apply_status({**model, "status": {"clientName": "m", "conditions": [ready]}}, "operator")
+            for status, told in (
+                ({"clientName": "other"}, "only conditions of a model"),
+                ({"servedNames": ["llama"]}, "only conditions of a model"),
+                ({"replicas": 7}, "only conditions of a model"),
+                ({"conditions": []}, "only its own conditions"),
+                ({"conditions": [{**ready, "status": "False"}]}, "only its own conditions"),
+                ({"conditions": [ready, *own]}, ""),
+                ({"conditions": [ready]}, ""),
+            ):
+                said = await patched(MODEL_DEPLOYMENTS, "m", {"status": status}, subresource="status")
+                assert (told in said) if told else said == "", (status, said)
 
     asyncio.run(main())

@@ -4,6 +4,7 @@ It applies, prunes, writes status, scales, holds its lease, survives SIGKILL, an
 """
 
 import asyncio
+import json
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from fairlead.kube.resources import (
     Resource,
     label_selector,
 )
+from fairlead.kube.transport.http_transport import HttpRequest
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
@@ -151,6 +153,41 @@ def test_model_life_cycle_with_two_operators_and_one_kill(
         assert some.stop(third) == 0
         reasons = {event["reason"] for event in (await api.list(EVENTS, namespace)).items}
         assert {"Created", "AllReady", "Removed"} <= reasons
+
+    run_in_namespace(api_server, namespace, check)
+
+
+def test_model_nested_thousands_of_levels_stops_no_operator(
+    api_server: ApiServer, operators: Callable[[str], OperatorProcesses]
+) -> None:
+    namespace = "deep"
+
+    async def check(api: KubeApi) -> None:
+        some = operators(namespace)
+        first = some.start()
+        await wait_until_async(lambda: asyncio.to_thread(some.is_leading, first))
+        deep = model(namespace)
+        deep["metadata"]["name"] = "deep"
+        deep["spec"]["pools"][0]["template"] = {"spec": {"deep": "PLACE"}}
+        body = json.dumps(deep).replace('"PLACE"', '{"a":' * 4_000 + "1" + "}" * 4_000).encode()
+        path = MODEL_DEPLOYMENTS.path(namespace)
+        await api._request(HttpRequest("POST", path, body=body, repeatable=False))
+        await api.apply(model(namespace), "kubectl")
+        await wait_children(api, namespace, "qwen-main")
+        assert some.stop(first) == 0
+
+        second = some.start()
+        await wait_until_async(lambda: asyncio.to_thread(some.is_leading, second))
+        await wait_ready(api, namespace, 1)
+
+        async def is_refused() -> bool:
+            status = (await api.get(MODEL_DEPLOYMENTS, namespace, "deep")).get("status") or {}
+            return "more than 50 levels" in str(status.get("conditions"))
+
+        await wait_until_async(is_refused)
+        await api.apply(model(namespace, "other"), "kubectl")
+        await wait_children(api, namespace, "qwen-other")
+        assert some.stop(second) == 0
 
     run_in_namespace(api_server, namespace, check)
 

@@ -21,6 +21,7 @@ from typing import Final, Protocol
 from fairlead.errors import Unavailable
 from fairlead.fleet.labels import (
     AUTOSCALER_FIELD_MANAGER,
+    DELETION_COST_ANNOTATION,
     FIELD_MANAGER,
     SLEEP_ANNOTATION,
     SleepMark,
@@ -43,7 +44,7 @@ from fairlead.kube.resources import (
 )
 from fairlead_autoscaler.kubernetes.sleep_labels import SleepSteps, is_engine_pod, plan_sleep_steps, pool_sleep_state
 
-DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
+DELETION_COST: Final = DELETION_COST_ANNOTATION
 _MAX_ATTEMPTS: Final = 4
 """The most attempts to write a number. The workload may change between read and write, since its
 controllers write its status often while it is scaled.

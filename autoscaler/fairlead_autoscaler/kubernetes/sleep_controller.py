@@ -16,7 +16,7 @@ rejects sleep, no engine of its pool and revision sleeps. One that is not awake 
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 from fairlead.engines.sleep_mode import SleepRefused
@@ -40,8 +40,8 @@ class PodSource(Protocol):
         """Returns all pods with a sleep mark, by the key of their model."""
         ...
 
-    def is_released(self, key: str, pool: str) -> bool:
-        """Whether the autoscaler no longer decides about this pool."""
+    def released_pools(self) -> Collection[tuple[str, str]]:
+        """Returns the pools, by model and pool, about which the autoscaler no longer decides."""
         ...
 
 
@@ -139,13 +139,14 @@ class SleepController:
         self._waking_since = {uid: at for uid, at in self._waking_since.items() if uid in uids}
         if not self._is_leader():
             return
+        released = self._pods.released_pools() if marked else ()
         for key, pods in marked.items():
             sleeping = sleeping_instances(pods)
             for pod in pods:
                 mark = parse_sleep_mark(annotations_of(pod))
                 if mark is None or is_deleting(pod) or not is_ready(pod) or uid_of(pod) in self._tasks:
                     continue
-                if mark.phase is SleepPhase.ASLEEP and self._pods.is_released(key, labels_of(pod).get(POOL_LABEL, "")):
+                if mark.phase is SleepPhase.ASLEEP and (key, labels_of(pod).get(POOL_LABEL, "")) in released:
                     step = self._try_write_mark(pod, SleepMark(mark.level, SleepPhase.WAKING))
                 else:
                     step = self._step(key, pod, mark, self._is_drained(key, pod, sleeping))

@@ -16,8 +16,15 @@ from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.errors import FairleadError, Unavailable
-from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache
-from fairlead.fleet.labels import FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL, POOL_LABEL, parse_sleep_mark
+from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache, trim_model
+from fairlead.fleet.labels import (
+    FIELD_MANAGER,
+    MANAGED_BY_LABEL,
+    MODEL_LABEL,
+    POOL_LABEL,
+    parse_sleep_mark,
+    used_pod_annotations,
+)
 from fairlead.kube.client import KubeApi
 from fairlead.kube.field_managers import replicas_managers
 from fairlead.kube.informer import Informer, log_failures_once
@@ -88,7 +95,7 @@ class KubernetesTarget:
         self._specs = SpecCache()
         self._informers: dict[tuple[Resource, str | None], Informer] = {}
         for namespace in self._namespaces:
-            self._add_informer(MODEL_DEPLOYMENTS, namespace, None)
+            self._add_informer(MODEL_DEPLOYMENTS, namespace, None, trim_model)
             self._add_informer(DEPLOYMENTS, namespace, _MANAGED_SELECTOR, trim_workload)
             self._add_informer(PODS, namespace, MODEL_LABEL, trim_pod)
         self._add_informer(ACCELERATOR_CLASSES, None, None)
@@ -162,7 +169,8 @@ class KubernetesTarget:
 
     def model(self, key: str) -> Manifest | None:
         """Returns one ModelDeployment by `namespace/name`; None if there is none."""
-        return next((model for name, model in self._models() if name == key), None)
+        informers = (one for (resource, _), one in self._informers.items() if resource is MODEL_DEPLOYMENTS)
+        return next((informer.items[key] for informer in informers if key in informer.items), None)
 
     def foreign_writers(self) -> dict[str, dict[str, str]]:
         """Returns the other owners of numbers, by model and pool."""
@@ -179,13 +187,20 @@ class KubernetesTarget:
         """Returns the Deployment or LeaderWorkerSet of a pool; None if the current model of this
         name has none.
         """
+        return self._workloads_by_pool(key, self._by_model((DEPLOYMENTS, LEADER_WORKER_SETS))).get(pool)
+
+    def _workloads_by_pool(self, key: str, workloads: Mapping[str, Sequence[Manifest]]) -> dict[str, Manifest]:
+        """Returns the workloads of the current model of this name, the first one of each pool.
+
+        workloads: by the key of their model.
+        """
         uid = uid_of(self.model(key) or {})
-        for workload in self._by_model((DEPLOYMENTS, LEADER_WORKER_SETS)).get(key, ()):
+        pools: dict[str, Manifest] = {}
+        for workload in workloads.get(key, ()):
             owners = metadata_of(workload).get("ownerReferences") or []
-            is_owned = any(owner.get("uid") == uid for owner in owners)
-            if labels_of(workload).get(POOL_LABEL) == pool and not is_deleting(workload) and is_owned:
-                return workload
-        return None
+            if not is_deleting(workload) and any(owner.get("uid") == uid for owner in owners):
+                pools.setdefault(labels_of(workload).get(POOL_LABEL, ""), workload)
+        return pools
 
     def pods(self, key: str, pool: str) -> Sequence[Manifest]:
         """Returns the pods of a pool."""
@@ -205,10 +220,19 @@ class KubernetesTarget:
         }
         return {key: pods for key, pods in marked.items() if pods}
 
-    def is_released(self, key: str, pool: str) -> bool:
-        """Whether the autoscaler no longer decides about this pool; False if that is unknown."""
-        spec, workload = self._spec(key), self.workload(key, pool)
-        return spec is not None and workload is not None and is_released(spec, workload)
+    def released_pools(self) -> frozenset[tuple[str, str]]:
+        """Returns the pools, by model and pool, about which the autoscaler no longer decides.
+
+        A pool without a workload, or of a model that cannot be read, is none of them.
+        """
+        workloads = self._by_model((DEPLOYMENTS, LEADER_WORKER_SETS))
+        return frozenset(
+            (model.key, pool)
+            for model in self._read_models()
+            if model.spec is not None
+            for pool, workload in self._workloads_by_pool(model.key, workloads).items()
+            if is_released(model.spec, workload)
+        )
 
     def _models(self) -> Iterable[tuple[str, Manifest]]:
         for (resource, _), informer in self._informers.items():
@@ -255,9 +279,8 @@ def trim_workload(workload: Manifest) -> Manifest:
 
 
 def trim_pod(pod: Manifest) -> Manifest:
-    """Returns the parts of a pod that are used: its metadata and its status, without its
-    specification.
-    """
+    """Returns the parts of a pod that are used, without its specification."""
     metadata = {name: value for name, value in metadata_of(pod).items() if name != "managedFields"}
+    metadata["annotations"] = used_pod_annotations(annotations_of(pod))
     status = {name: value for name, value in (pod.get("status") or {}).items() if name in _STATUS_FIELDS}
     return {"apiVersion": pod["apiVersion"], "kind": pod["kind"], "metadata": metadata, "status": status}

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from fairlead.api.strict_model import Rule, StrictModel
+from fairlead.api.strict_model import Rule, StrictModel, field_error
 from fairlead.api.value_types import EngineUrl, Label, Labels, ShortName, check_unique, list_map_schema
 
 _INT32 = {"format": "int32"}
@@ -114,11 +114,40 @@ class TemplateMetadata(StrictModel):
     )
 
 
+MAX_TEMPLATE_DEPTH = 50
+MAX_TEMPLATE_VALUES = 4096
+
+
+def is_oversized(value: Any) -> bool:
+    """Returns True if a value is nested deeper, or has more values, than a pod template may."""
+    level, count = [value], 1
+    for _ in range(MAX_TEMPLATE_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        count += len(level)
+        if not level or count > MAX_TEMPLATE_VALUES:
+            break
+    return bool(level)
+
+
+def _check_size(spec: dict[str, Any]) -> dict[str, Any]:
+    if is_oversized(spec):
+        raise field_error(
+            f"has more than {MAX_TEMPLATE_VALUES} values, or more than {MAX_TEMPLATE_DEPTH} levels",
+            "shorten it; put long lists into a ConfigMap",
+        )
+    return spec
+
+
 class PodTemplate(StrictModel):
     """A strategic merge patch for the pod template. Lists are merged by name, scalars replaced."""
 
     metadata: Annotated[TemplateMetadata, Field(examples=["{labels: {team: search}}"])] = TemplateMetadata()
-    spec: dict[str, Any] = Field(
+    spec: Annotated[dict[str, Any], AfterValidator(_check_size)] = Field(
         default_factory=dict,
         description="parts of a PodSpec; the engine's container is called engine",
         examples=["{priorityClassName: high}"],

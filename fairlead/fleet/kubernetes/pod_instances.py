@@ -10,6 +10,7 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.labels import (
     ENDPOINT_LABEL,
     ENGINE_LABEL,
+    GROUP_SIZE_ANNOTATION,
     MODEL_LABEL,
     POOL_LABEL,
     ROLE_LABEL,
@@ -17,6 +18,7 @@ from fairlead.fleet.labels import (
     SleepPhase,
     parse_engine_info,
     parse_sleep_mark,
+    used_pod_annotations,
 )
 from fairlead.fleet.model import KV_TRANSFERS, Instance, InstanceState, KvPullSource, Role, served_name_override
 from fairlead.kube.resources import Manifest, annotations_of, is_deleting, is_ready, labels_of, namespace_of, uid_of
@@ -27,7 +29,7 @@ DEFAULT_ENGINE_KIND: Final = "vllm"
 _KNOWN_KINDS: Final = ("vllm", "sglang", "sim")
 _METADATA_FIELDS: Final = (
     *("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp"),
-    *("labels", "annotations"),
+    "labels",
 )
 _STATUS_FIELDS: Final = ("phase", "reason", "podIP", "conditions")
 GroupKey = tuple[str, str, str]
@@ -81,10 +83,14 @@ def trim_pod(pod: Manifest) -> Manifest:
     Why: a namespace may hold many pods, and specs hold environment variables.
     """
     metadata, status = pod.get("metadata") or {}, pod.get("status") or {}
+    annotations = used_pod_annotations(annotations_of(pod))
     return {
         "apiVersion": pod.get("apiVersion"),
         "kind": pod.get("kind"),
-        "metadata": {name: metadata[name] for name in _METADATA_FIELDS if name in metadata},
+        "metadata": {
+            **{name: metadata[name] for name in _METADATA_FIELDS if name in metadata},
+            **({"annotations": annotations} if annotations else {}),
+        },
         "status": {name: status[name] for name in _STATUS_FIELDS if name in status},
     }
 
@@ -202,7 +208,7 @@ def _rank_hosts(
     pod: Manifest, host: str, notes: PodEngineInfo, group_hosts: Mapping[GroupKey, Mapping[int, str]]
 ) -> list[str | None]:
     """Returns the pod address where each rank publishes its KV events; None if it is unknown."""
-    size = str(annotations_of(pod).get(f"{_LWS_PREFIX}size") or "")
+    size = str(annotations_of(pod).get(GROUP_SIZE_ANNOTATION) or "")
     count = int(size) if size.isascii() and size.isdecimal() and len(size) < 4 else 1
     if count <= 1 or notes.data_parallel <= 1:
         return [host] * notes.data_parallel

@@ -12,7 +12,7 @@ from dataclasses import replace
 from fairlead.fleet.client_names import NameHistory
 from fairlead.fleet.kubernetes.builder import ClusterObjects, FleetResult, PodSelection, build_fleet, pod_selections
 from fairlead.fleet.kubernetes.pod_instances import trim_pod
-from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache
+from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache, trim_model
 from fairlead.fleet.labels import MODEL_LABEL
 from fairlead.fleet.model import Fleet
 from fairlead.kube.client import KubeApi
@@ -26,6 +26,7 @@ from fairlead.runtime.tasks import cancel_and_wait
 _LOG = logging.getLogger("fairlead.fleet.model")
 _MAX_SHOWN_PROBLEMS = 5
 _AGE_STEP_SECONDS = 10
+_TRIMS = {MODEL_DEPLOYMENTS: trim_model, PODS: trim_pod}
 
 
 class _RunningInformer:
@@ -140,7 +141,7 @@ class KubeFleetSource:
             self._api,
             ObjectSelection(resource, namespace, labels),
             self._pacing,
-            store=ObjectStore(trim_pod) if resource is PODS else None,
+            store=ObjectStore(_TRIMS.get(resource)),
             on_change=lambda _: self._changed.set(),
             report=lambda step: self._on_step(started[0], step),
         )

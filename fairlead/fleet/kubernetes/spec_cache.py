@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -14,6 +14,30 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.client_names import recorded_names
 from fairlead.fleet.labels import RELEASE_NAMES_ANNOTATION
 from fairlead.kube.resources import Manifest, annotations_of, metadata_of, name_of
+
+_METADATA_FIELDS: Final = (
+    *("name", "namespace", "uid", "resourceVersion", "generation"),
+    *("creationTimestamp", "deletionTimestamp"),
+)
+
+
+def trim_model(model: Manifest) -> Manifest:
+    """Returns a ModelDeployment without templates of pods, labels, and annotations of others.
+
+    Why: these have any size. Decoded, a template takes up to 25 times its bytes.
+    """
+    metadata, spec = metadata_of(model), model.get("spec")
+    kept: Manifest = {name: metadata[name] for name in _METADATA_FIELDS if name in metadata}
+    if RELEASE_NAMES_ANNOTATION in annotations_of(model):
+        kept["annotations"] = {RELEASE_NAMES_ANNOTATION: annotations_of(model)[RELEASE_NAMES_ANNOTATION]}
+    pools = spec.get("pools") if isinstance(spec, dict) else None
+    if isinstance(spec, dict) and isinstance(pools, list):
+        spec = {**spec, "pools": [_without_template(pool) for pool in pools]}
+    return {**model, "metadata": kept, "spec": spec}
+
+
+def _without_template(pool: Any) -> Any:
+    return {name: value for name, value in pool.items() if name != "template"} if isinstance(pool, dict) else pool
 
 
 @dataclass(frozen=True, slots=True)

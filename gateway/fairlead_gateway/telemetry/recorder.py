@@ -49,6 +49,7 @@ class MetricsRecorder:
         self.publish_stats: PublishStats | None = None
         self.started_at = clock.now()
         self.models: dict[str, ModelCounters] = {}
+        self._left_at: dict[str, float] = {}  # models that are no longer in the fleet
         self.non_model_counters: dict[str, int] = {}  # values of no model, by metric name without prefix
         self.queued: Mapping[str, int] = {}  # queued requests by model
         self.ejection_seconds: Mapping[str, float] = {}  # since the ejection of instances that do not answer
@@ -212,7 +213,8 @@ class MetricsRecorder:
     def _model_counters(self, key: str) -> ModelCounters:
         series = self.models.get(key)
         if series is None:
-            if len(self.models) >= self._max_models and key not in (OTHER, UNKNOWN):
+            departed = min(len(self._left_at), self._max_models)
+            if len(self.models) - departed >= self._max_models and key not in (OTHER, UNKNOWN):
                 return self._model_counters(OTHER)
             series = self.models[key] = ModelCounters()
         second = int(self._now())
@@ -231,8 +233,16 @@ class MetricsRecorder:
         return instance
 
     def remove_departed(self, fleet: Fleet, now: float) -> None:
-        """Drops instances that left the fleet more than `metric_retention_seconds` ago."""
-        for key, series in self.models.items():
+        """Drops models and instances that left the fleet more than `metric_retention_seconds` ago.
+
+        Why: models come and go with new names, and only so many have counters of their own.
+        """
+        for key, series in list(self.models.items()):
+            if key in fleet.models or key in (OTHER, UNKNOWN):
+                self._left_at.pop(key, None)
+            elif now - self._left_at.setdefault(key, now) > self._departed_seconds:
+                del self.models[key], self._left_at[key]
+                continue
             present = {instance.id for instance in fleet.instances.get(key, ())}
             for instance_id, instance in list(series.instances.items()):
                 if instance_id in present:

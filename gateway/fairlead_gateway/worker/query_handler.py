@@ -69,9 +69,10 @@ class QueryHandler:
         telemetry = self._gateway.telemetry
         telemetry.remove_departed(self._gateway.stack.routers.fleet, query.now)
         for key in list(telemetry.models):
-            snapshot = snapshot_of(key, telemetry.models[key], query.now if query.windows else None)
-            self._send_chunk(query.query_id, snapshot, is_last=False)
-            await asyncio.sleep(0)
+            if (series := telemetry.models.get(key)) is not None:  # another query may drop it
+                snapshot = snapshot_of(key, series, query.now if query.windows else None)
+                self._send_chunk(query.query_id, snapshot, is_last=False)
+                await asyncio.sleep(0)
         self._send_end(query.query_id)
 
     async def _send_decisions(self, query: messages.GetDecisions) -> None:

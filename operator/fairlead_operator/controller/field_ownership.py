@@ -6,7 +6,7 @@ special: another writer (an autoscaler, `kubectl scale`) owns it from then on.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fairlead.kube.field_managers import field_entries, replicas_managers
@@ -26,7 +26,8 @@ def overwritten_fields(live: Manifest, wanted: Manifest, manager: str) -> frozen
     other_paths: set[FieldPath] = set()
     for entry in field_entries(live):
         (own_paths if entry.get("manager") == manager else other_paths).update(_leaf_paths(entry.get("fieldsV1") or {}))
-    return frozenset(path for path in other_paths - own_paths if _has_value(wanted, path))
+    elements = _ListElements()
+    return frozenset(path for path in other_paths - own_paths if _has_value(wanted, path, elements))
 
 
 def replica_field_owner(live: Manifest, manager: str) -> str:
@@ -99,34 +100,58 @@ def _leaf_paths(fields: dict[str, Any], above: FieldPath = ()) -> Iterator[Field
             yield path
 
 
-def _has_value(value: Any, path: FieldPath) -> bool:
+def _has_value(value: Any, path: FieldPath, elements: "_ListElements") -> bool:
     """Returns True if `value` has something at `path`."""
     for step in path:
         is_element = step.startswith(("k:", "v:"))
-        value = _list_element(value, step) if is_element else value.get(step) if isinstance(value, dict) else None
+        value = elements.find(value, step) if is_element else value.get(step) if isinstance(value, dict) else None
         if value is None:
             return False
     return True
 
 
-def _list_element(value: Any, step: str) -> Any:
-    """Returns the list element of `k:{…}` (by key) or `v:…` (by value); None if there is none."""
-    if not isinstance(value, list):
-        return None
-    try:
-        key_values = json.loads(step[2:])
-    except ValueError:
-        return None
-    if step.startswith("v:"):
-        return key_values if key_values in value else None
-    if not isinstance(key_values, dict):
-        return None
-    # The API server adds keys (a port's protocol); keys that we omit match anything.
-    return next(
-        (
-            element
-            for element in value
-            if isinstance(element, dict) and all(element.get(k, v) == v for k, v in key_values.items())
-        ),
-        None,
-    )
+class _ListElements:
+    """The elements of the lists of one manifest, which must not change meanwhile.
+
+    Why: lists have thousands of elements, and each has a path. Lists are therefore not searched.
+    """
+
+    def __init__(self) -> None:
+        self._by_key: dict[tuple[int, str], dict[str, list[Any]]] = {}
+
+    def find(self, value: Any, step: str) -> Any:
+        """Returns the list element of `k:{…}` (by key) or `v:…` (by value); None if there is
+        none.
+        """
+        if not isinstance(value, list):
+            return None
+        try:
+            key_values = json.loads(step[2:])
+        except ValueError:
+            return None
+        if step.startswith("v:"):
+            return key_values if key_values in value else None
+        if not isinstance(key_values, dict) or not key_values:
+            return None
+        # The API server adds keys (a port's protocol); keys that we omit match anything.
+        return next(
+            (
+                element
+                for element in self._candidates(value, key_values)
+                if all(element.get(k, v) == v for k, v in key_values.items())
+            ),
+            None,
+        )
+
+    def _candidates(self, elements: list[Any], key_values: Mapping[str, Any]) -> list[Any]:
+        """Returns the elements with the value of the first key that all elements have."""
+        for key, value in key_values.items():
+            by_value = self._by_key.get((id(elements), key))
+            if by_value is None:
+                by_value = self._by_key[id(elements), key] = {}
+                if all(isinstance(element, dict) and key in element for element in elements):
+                    for element in elements:
+                        by_value.setdefault(json.dumps(element[key]), []).append(element)
+            if by_value:
+                return by_value.get(json.dumps(value), [])
+        return [element for element in elements if isinstance(element, dict)]

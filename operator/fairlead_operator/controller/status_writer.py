@@ -3,6 +3,7 @@
 It also records the Events of the change, and returns the seconds until the model's next pass.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -42,6 +43,12 @@ from fairlead_operator.status.diagnosis import Failure, PendingCapacity, diagnos
 REQUEUE_EXTERNAL_SECONDS = 15.0
 REQUEUE_WHEN_STALE_SECONDS = 5.0
 REQUEUE_WHEN_BLOCKED_SECONDS = 2.0
+REQUEUE_WHILE_LISTING_SECONDS = 1.0
+LISTING_SHARE = 0.1
+"""The share of time in which the operator lists pods of one namespace for its external pools.
+
+Why: a namespace has any number of pools and pods. Lists of one must not occupy all workers.
+"""
 GROUP_ROLLOUT_POLL_SECONDS = 15.0
 """Poll interval of groups that are replaced: events of their pods may precede our own write."""
 RETRY_REJECTED_WRITE_SECONDS = 30.0
@@ -102,6 +109,8 @@ class StatusWriter:
         self._listener = listener
         self._counts = counts
         self._capacity_grace_seconds = capacity_grace_seconds
+        self._lists_from: dict[str, float] = {}
+        """When pods of a namespace may be listed again; infinite while they are listed."""
 
     async def write(self, key: str, chosen: ChosenSpec, written: PassResult) -> float | None:
         """Writes the status if it has changed, and returns the seconds until the next pass."""
@@ -109,6 +118,8 @@ class StatusWriter:
         observed = written.snapshot.model  # the status is about this one, even if a newer one is known
         if uid_of(snapshot.model) != uid_of(observed):
             return 0.0
+        if (seconds := self._seconds_until_list(chosen.model)) > 0.0:
+            return seconds
         wall, has_news = self._clock.wall(), written.has_news
         pending = pending_capacity(snapshot.pods, wall, self._capacity_grace_seconds)
         inputs = await self._status_inputs(snapshot, chosen, written, pending)
@@ -165,15 +176,28 @@ class StatusWriter:
             deleting_pods=sum(is_deleting(pod) for pod in snapshot.pods),
         )
 
+    def _seconds_until_list(self, model: ModelDeployment | None) -> float:
+        """Returns the seconds until the pods of an external model may be listed; 0 for others."""
+        if model is None or not any(pool.selector for pool in model.spec.pools):
+            return 0.0
+        left = self._lists_from.get(model.metadata.namespace or "", 0.0) - self._clock.now()
+        return REQUEUE_WHILE_LISTING_SECONDS if left == math.inf else min(left, REQUEUE_EXTERNAL_SECONDS)
+
     async def _endpoint_counts(self, model: ModelDeployment) -> Mapping[str, int]:
         """Returns the endpoints of each external pool: its addresses, or its ready pods."""
-        counts = {}
-        for pool in model.spec.pools:
-            counts[pool.name] = len(pool.endpoints)
-            if pool.selector is not None:
-                labels = label_selector(pool.selector.match_labels)
-                pods = await self._api.list(PODS, model.metadata.namespace, labels)
-                counts[pool.name] = pool_status.count_ready_pods(pods.items)
+        namespace, began = model.metadata.namespace or "", self._clock.now()
+        counts = {pool.name: len(pool.endpoints) for pool in model.spec.pools}
+        selectors = {pool.name: pool.selector for pool in model.spec.pools if pool.selector is not None}
+        if not selectors:
+            return counts
+        self._lists_from[namespace] = math.inf
+        try:
+            for name, selector in selectors.items():
+                pods = await self._api.list(PODS, model.metadata.namespace, label_selector(selector.match_labels))
+                counts[name] = pool_status.count_ready_pods(pods.items)
+        finally:
+            now = self._clock.now()
+            self._lists_from[namespace] = now + (now - began) * (1.0 / LISTING_SHARE - 1.0)
         return counts
 
 

@@ -1,6 +1,7 @@
 """Watches models with kopf, in its own thread and event loop."""
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, cast
@@ -22,6 +23,11 @@ RETRY_DELAYS_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0)
 
 
 _STOP_SECONDS = 10.0
+_MAX_NESTING = 12_000
+"""Levels of JSON that kopf decodes.
+
+Why: the API server stores objects of 10,000 levels, and such an object would end kopf.
+"""
 
 
 class KopfWatch:
@@ -41,6 +47,7 @@ class KopfWatch:
 
     async def run(self) -> None:
         """Watches the models until cancelled. Raises an error if kopf ends, for whatever reason."""
+        sys.setrecursionlimit(max(sys.getrecursionlimit(), _MAX_NESTING))
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
         stop = threading.Event()

@@ -7,20 +7,21 @@ sees them. Events older than a stored object (a watch behind our own writes) are
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
+from fairlead.api.spec.pools import MAX_TEMPLATE_VALUES, is_oversized
 from fairlead.fleet.client_names import (
     MAX_NAMES_OF_DELETED_MODELS,
     GrantedNames,
     NameClaim,
     NameHistory,
     RefusedName,
-    grant_names,
+    granted_names,
     name_owners,
     names_to_remember,
     recorded_names,
 )
-from fairlead.fleet.labels import FIELD_MANAGER, RELEASE_NAMES_ANNOTATION
+from fairlead.fleet.labels import FIELD_MANAGER, RELEASE_NAMES_ANNOTATION, used_pod_annotations
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
     CONTROLLER_REVISIONS,
@@ -40,6 +41,7 @@ from fairlead.kube.resources import (
     resource_version_of,
     uid_of,
 )
+from fairlead.kube.store import drop_managed_fields
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead_operator.object_metadata import ChildKey, child_key, owner_model_key
 
@@ -56,6 +58,8 @@ OPTIONAL_CHILD_KINDS = (LEADER_WORKER_SETS,)
 """Kinds that only some clusters have. They are watched if they are served."""
 _MAX_TOMBSTONES = 4_096
 """Deleted objects whose late events are recognized; a watch delivers these within seconds."""
+_OVERSIZED: Final = {"spec": {"oversized": [None] * MAX_TEMPLATE_VALUES}}
+"""A template that is as invalid as one that is too large."""
 _Key = TypeVar("_Key")
 
 
@@ -92,6 +96,10 @@ class ObjectCache:
         self._namespaces: Counter[str] = Counter()
         self._assigned_names = client_names or {}
         self._name_owners: dict[str, str] = {}
+        self._settled_names: set[str] = set()
+        """Names whose owner in `_name_owners` is decided by the present claims."""
+        self._deleted_owners: set[str] = set()
+        """Deleted models that have names."""
         self._tombstones: OrderedDict[str, int] = OrderedDict()
 
     def apply(self, event: WatchEvent) -> list[str]:
@@ -213,27 +221,62 @@ class ObjectCache:
 
         These are the model itself, and those that claim a name that it adds or drops.
         """
-        key, before = key_of(model), self.models.get(key_of(model))
-        claimed = _claim(before).names if before is not None else frozenset()
-        releasing = before is not None and _claim(before).claim.is_releasing
+        key, before, model = key_of(model), self.models.get(key_of(model)), bound_templates(model)
+        claim_before = _claim(before) if before is not None else _NO_CLAIM
         if not self._update(self.models, key, model, deleted):
             return []
         after = self.models.get(key)
-        claims = _claim(after).names if after is not None else frozenset()
+        claim_after = _claim(after) if after is not None else _NO_CLAIM
+        claimed, claims = claim_before.names, claim_after.names
         affected: set[str] = set()
-        is_released = after is not None and _claim(after).claim.is_releasing != releasing
-        for name in claimed | claims if is_released else claimed ^ claims:
-            affected |= self._keys_by_name.get(name, set())
+        if claim_before != claim_after or _created_at(before) != _created_at(after):
+            contested = {name for name in claimed | claims if self._is_contested(name, key, claim_before, claim_after)}
+            self._settled_names -= contested
+            is_released = after is not None and claim_after.claim.is_releasing != claim_before.claim.is_releasing
+            for name in contested & (claimed | claims if is_released else claimed ^ claims):
+                affected |= self._keys_by_name.get(name, set())
         for name in claimed - claims:
             if after is not None and self._name_owners.get(name) == key:
                 del self._name_owners[name]  # a live model that drops a name releases it
             self._keys_by_name[name].discard(key)
             _drop_empty(self._keys_by_name, name)
+            if name not in self._keys_by_name:
+                self._settled_names.discard(name)
         for name in claims - claimed:
             self._keys_by_name.setdefault(name, set()).add(key)
+        if after is None and key in map(self._name_owners.get, claimed):
+            self._deleted_owners.add(key)
+        elif before is None and key in self._deleted_owners:
+            affected |= self._release_names(key, claims)
         if (before is None) != (after is None):
             affected |= self._count_namespace(key.partition("/")[0], 1 if before is None else -1)
         return [key, *sorted(affected - {key})]
+
+    def _release_names(self, key: str, claims: frozenset[str]) -> set[str]:
+        """Releases the names that a model had before its deletion and no longer claims.
+
+        Returns the keys of the models that claim them.
+        """
+        self._deleted_owners.discard(key)
+        names = [name for name, owner in self._name_owners.items() if owner == key and name not in claims]
+        for name in names:
+            del self._name_owners[name]
+        self._settled_names.difference_update(names)
+        return set().union(*(self._keys_by_name.get(name, set()) for name in names))
+
+    def _is_contested(self, name: str, key: str, before: "_ModelClaim", after: "_ModelClaim") -> bool:
+        """Returns True if a change of one model's claims may give a name to another model.
+
+        Why: any number of models may claim a name that another one has. They do not change its
+        owner.
+        """
+        owner = self._name_owners.get(name)
+        is_recorded = any(name in (one.claim.recorded or ()) for one in (before, after))
+        if is_recorded or name not in self._settled_names or key in (owner, self._assigned_names.get(name)):
+            return True
+        if owner is None:
+            return name.partition("/")[0] not in self._namespaces  # else no model gets it
+        return owner in self.models and _claim(self.models[owner]).claim.is_releasing
 
     def _count_namespace(self, namespace: str, change: int) -> set[str]:
         """Adds `change` (1 or -1) to the number of models in a namespace.
@@ -247,33 +290,44 @@ class ObjectCache:
             del self._namespaces[namespace]
         if number != max(change, 0):
             return set()
-        found = (keys for name, keys in self._keys_by_name.items() if name.startswith(f"{namespace}/"))
-        return set().union(*found)
+        names = [name for name in self._keys_by_name if name.startswith(f"{namespace}/")]
+        self._settled_names.difference_update(names)
+        return set().union(*(self._keys_by_name[name] for name in names))
 
     def _decide_names(self, key: str) -> GrantedNames:
         """Returns the names of this model, and remembers who owns the names that it claims.
 
         The namespace decides between models of the same age.
         """
-        names = _claim(self.models[key]).names
+        own = _claim(self.models[key])
+        if not own.names <= self._settled_names:
+            self._settle_names(own.names)
+        owners = {name: self._name_owners[name] for name in own.names if name in self._name_owners}
+        live = {owner for owner in owners.values() if any(owner in self._keys_by_name[name] for name in own.names)}
+        return granted_names(own.claim, owners, live, self._namespaces)
+
+    def _settle_names(self, names: frozenset[str]) -> None:
+        """Decides and remembers who owns names, by the claims of all models."""
         claimants = set().union(*(self._keys_by_name[name] for name in names))
-        oldest_first = sorted(
-            claimants, key=lambda one: (str(metadata_of(self.models[one]).get("creationTimestamp", "")), one)
-        )
+        oldest_first = sorted(claimants, key=lambda one: (_created_at(self.models[one]), one))
         claims = [_claim(self.models[one]).claim for one in oldest_first]
         history = NameHistory(
             {name: self._assigned_names[name] for name in names if name in self._assigned_names},
             {name: self._name_owners[name] for name in names if name in self._name_owners},
         )
         owners = name_owners(claims, self._namespaces, history)
+        self._settled_names |= names
+        for name in names - owners.keys():
+            self._name_owners.pop(name, None)
         self._remember_owners({name: owners[name] for name in names if name in owners})
-        return grant_names(claims, self._namespaces, owners)[key]
 
     def _remember_owners(self, owners: Mapping[str, str]) -> None:
         """Remembers the owners of names, and forgets the oldest names of deleted models."""
         self._name_owners.update(owners)
         if len(self._name_owners) > len(self._keys_by_name) + MAX_NAMES_OF_DELETED_MODELS:
             self._name_owners = names_to_remember(self._name_owners, self.models)
+            self._settled_names &= self._name_owners.keys()
+            self._deleted_owners &= set(self._name_owners.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +345,36 @@ def _claim(model: Manifest) -> _ModelClaim:
     releasing = annotations_of(model).get(RELEASE_NAMES_ANNOTATION) == "true"
     claim = NameClaim(namespace, name, served, recorded_names(model.get("status") or {}), releasing)
     return _ModelClaim(claim, frozenset((name, *served)))
+
+
+_NO_CLAIM: Final = _ModelClaim(NameClaim("", ""), frozenset())
+
+
+def _created_at(model: Manifest | None) -> str:
+    """Returns `metadata.creationTimestamp`; empty if there is none."""
+    return "" if model is None else str(metadata_of(model).get("creationTimestamp", ""))
+
+
+def bound_templates(model: Manifest) -> Manifest:
+    """Returns a model in which an invalid template takes the place of each that is too large.
+
+    Why: decoded, a template takes up to 25 times its bytes, and so do the revisions that hold it.
+    """
+    pools = (model.get("spec") or {}).get("pools") or []
+    if not any(map(_is_template_oversized, pools)):
+        return model
+    bounded = [{**pool, "template": _OVERSIZED} if _is_template_oversized(pool) else pool for pool in pools]
+    return {**model, "spec": {**model["spec"], "pools": bounded}}
+
+
+def _is_template_oversized(pool: Mapping[str, Any]) -> bool:
+    return is_oversized((pool.get("template") or {}).get("spec"))
+
+
+def trim_pod(pod: Manifest) -> Manifest:
+    """Returns a pod without its spec, `managedFields` and annotations that are not used."""
+    metadata = {**metadata_of(pod), "annotations": used_pod_annotations(annotations_of(pod))}
+    return drop_managed_fields({**{name: pod[name] for name in pod if name != "spec"}, "metadata": metadata})
 
 
 def drop_own_managed_fields(manifest: Manifest) -> Manifest:

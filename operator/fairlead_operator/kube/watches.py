@@ -27,7 +27,7 @@ from fairlead.kube.resources import (
     key_of,
     resource_version_of,
 )
-from fairlead.kube.store import ObjectStore, drop_managed_fields
+from fairlead.kube.store import ObjectStore
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead.runtime.clock import Pacing
 from fairlead_operator.health import HealthState
@@ -35,7 +35,9 @@ from fairlead_operator.kube.object_cache import (
     OPTIONAL_CHILD_KINDS,
     STANDARD_CHILD_KINDS,
     ObjectCache,
+    bound_templates,
     drop_own_managed_fields,
+    trim_pod,
 )
 from fairlead_operator.object_metadata import CHILDREN_SELECTOR
 from fairlead_operator.render.context import ClusterCapabilities
@@ -155,7 +157,7 @@ class ClusterWatcher:
 
     def _make_informer(self, kind: Resource, labels: str | None, namespace: str | None) -> Informer:
         if kind is PODS:
-            store = ObjectStore(drop_managed_fields)
+            store = ObjectStore(trim_pod)
         else:
             known = self._cache.find_same_version if labels == CHILDREN_SELECTOR else None
             store = ObjectStore(drop_own_managed_fields, known)
@@ -181,7 +183,7 @@ class ClusterWatcher:
         listed = [
             model
             for namespace in self._namespaces
-            for model in (await self._api.list(MODEL_DEPLOYMENTS, namespace)).items
+            for model in (await self._api.list(MODEL_DEPLOYMENTS, namespace, trim=bound_templates)).items
         ]
         now = self._answered_at = self._clock.now()
         versions = {key_of(model): resource_version_of(model) for model in listed}

@@ -11,8 +11,8 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fairlead.kube.client import ObjectList
 from fairlead.kube.errors import AlreadyExists, Conflict, Invalid, KubeError, NotFound
+from fairlead.kube.json_decoding import ObjectList
 from fairlead.kube.resources import Manifest, Resource, metadata_of, name_of, namespace_of, resource_of
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
 

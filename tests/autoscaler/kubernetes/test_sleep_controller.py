@@ -83,9 +83,8 @@ class Harness:
     def marked_pods(self) -> Mapping[str, Sequence[Manifest]]:
         return {KEY: [self.pod]} if self.mark else {}
 
-    def is_released(self, key: str, pool: str) -> bool:
-        assert (key, pool) == (KEY, "main")
-        return self.let_go
+    def released_pools(self) -> set[tuple[str, str]]:
+        return {(KEY, "main")} if self.let_go else set()
 
     async def write_sleep_mark(self, pod: Manifest, mark: SleepMark | None) -> None:
         notes = self.pod["metadata"]["annotations"]
@@ -251,3 +250,15 @@ def test_marks_of_a_model_are_counted_once_in_a_round_however_many_there_are(
 
     asyncio.run(reconcile())
     assert len(read) == 2 * len(pods)
+
+
+def test_released_pools_are_looked_up_once_in_a_round_however_many_pods_sleep(
+    a_pod: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ward = Harness(a_pod("a"), "1-asleep")
+    pods = [{**ward.pod, "metadata": {**ward.pod["metadata"], "uid": f"uid-{number}"}} for number in range(20)]
+    lookups = []
+    monkeypatch.setattr(ward, "marked_pods", lambda: {f"chat/m{number}": [pod] for number, pod in enumerate(pods)})
+    monkeypatch.setattr(ward, "released_pools", lambda: lookups.append(1) or set())
+    ward.reconcile()
+    assert lookups == [1]

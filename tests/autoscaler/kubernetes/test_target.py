@@ -82,12 +82,12 @@ def test_the_number_is_ours_until_another_writes_it_or_the_mode_is_another(api_s
             return await desired(world) == (3, None)
 
         await wait_until_async(ours)
-        assert not world.is_released(KEY, "main")
+        assert (KEY, "main") not in world.released_pools()
         await api.apply(model(mode="Advise"), "test")
-        await wait_until(lambda: world.is_released(KEY, "main"))  # who sleeps is let go
+        await wait_until(lambda: (KEY, "main") in world.released_pools())  # who sleeps is let go
         assert world.sleep_level(KEY) == 1
         await api.apply(model(mode="Auto"), "test")
-        await wait_until(lambda: not world.is_released(KEY, "main"))
+        await wait_until(lambda: (KEY, "main") not in world.released_pools())
         five = {"spec": {"replicas": 5}}
         await api.patch_merge(DEPLOYMENTS, "world", "qwen-main", five, "kube-controller-manager", subresource="scale")
 
@@ -95,7 +95,7 @@ def test_the_number_is_ours_until_another_writes_it_or_the_mode_is_another(api_s
             return await desired(world) == (5, "kube-controller-manager")
 
         await wait_until_async(theirs)
-        assert world.is_released(KEY, "main")
+        assert (KEY, "main") in world.released_pools()
         assert world.foreign_writers() == {KEY: {"main": "kube-controller-manager"}}
         with pytest.raises(Unavailable, match="kube-controller-manager sets the number"):
             await ScaleWriter(api, world).scale(KEY, "main", 2)

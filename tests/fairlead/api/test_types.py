@@ -3,13 +3,14 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from fairlead import units
 from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.conditions import ConditionOwner, ConditionType, Reason, condition_types, reasons
 from fairlead.api.spec.accelerator_class import AcceleratorClassSpec, CountRule
 from fairlead.api.spec.model_source import ModelSource
-from fairlead.api.spec.pools import Parallelism
+from fairlead.api.spec.pools import Parallelism, PodTemplate
 from fairlead.api.spec.profile import Profile
 from fairlead.api.spec.rollout import Rollout
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
@@ -35,6 +36,17 @@ def spec(**given: Any) -> ModelDeploymentSpec:
 def test_replicas_stay_within_pool_bounds(replicas: int | None, pool: dict[str, int], wanted: int) -> None:
     found = spec(replicas=replicas, pools=[{"acceleratorClassName": "cpu", **pool}])
     assert found.desired_instances(found.pools[0]) == wanted
+
+
+def test_template_that_is_too_large_or_too_deep_is_refused() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(10_000):
+        deep = {"a": deep}
+    for template in ({"a": [1] * 5_000}, deep, {"a": [[1] * 100] * 100}):
+        with pytest.raises(ValidationError, match="more than 4096 values, or more than 50 levels"):
+            PodTemplate.model_validate({"spec": template})
+    usual = {"containers": [{"name": "engine", "env": [{"name": str(number), "value": "1"} for number in range(500)]}]}
+    assert PodTemplate.model_validate({"spec": usual}).spec == usual
 
 
 def test_external_pool_has_no_desired_instances() -> None:

@@ -131,6 +131,40 @@ def test_list_reads_pages_and_completes_items() -> None:
     run(check)
 
 
+def test_page_with_too_many_bytes_is_requested_with_fewer_objects() -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        for number in range(20):
+            fake.put(CONFIG_MAPS, "x", f"m{number:02}", data={"a": "b" * 1_000})
+        found = await api.list(CONFIG_MAPS)
+        assert [one["metadata"]["name"] for one in found.items] == [f"m{number:02}" for number in range(20)]
+        assert [one.query["limit"] for one in fake.calls][:3] == ["500", "62", "7"]
+        assert time.pauses == []
+
+    run(check, replace(Limits(), kube_page_bytes=10_000))
+
+
+def test_object_that_is_larger_than_a_page_is_refused() -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        fake.put(CONFIG_MAPS, "x", "m", data={"a": "b" * 2_000})
+        with pytest.raises(Unreachable, match="more than 1000 bytes"):
+            await api.list(CONFIG_MAPS)
+
+    run(check, replace(Limits(), kube_page_bytes=1_000))
+
+
+def test_object_nested_10000_levels_does_not_end_a_list() -> None:
+    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+        deep = b'{"a":' * 10_000 + b"1" + b"}" * 10_000
+        items = b'[{"metadata": {"name": "deep"}, "spec": %s}, {"metadata": {"name": "flat"}}]' % deep
+        body = b'{"metadata": {"resourceVersion": "5"}, "items": %s}' % items
+        fake.ordered_responses.append(OrderedResponse(200, body=body))
+        found = await api.list(MODEL_DEPLOYMENTS)
+        assert [one["metadata"]["name"] for one in found.items] == ["deep", "flat"]
+        assert found.resource_version == "5"
+
+    run(check)
+
+
 def test_list_with_expired_pages_is_repeated_in_one_piece() -> None:
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         for number in range(3):

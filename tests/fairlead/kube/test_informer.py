@@ -72,6 +72,19 @@ def run(check: Callable[[InformerHarness], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
+def test_object_nested_10000_levels_does_not_end_a_watch() -> None:
+    async def check(lab: InformerHarness) -> None:
+        await lab.watched()
+        deep = b'{"a":' * 10_000 + b"1" + b"}" * 10_000
+        metadata = b'{"name": "deep", "namespace": "x", "uid": "u", "resourceVersion": "900"}'
+        pod = b'{"kind": "Pod", "apiVersion": "v1", "metadata": %s, "spec": %s}' % (metadata, deep)
+        lab.fake._notify(b'{"type": "ADDED", "object": %s}\n' % pod)
+        lab.fake.put(PODS, "x", "flat")
+        await lab.have("deep", "flat")
+
+    run(check)
+
+
 def test_informer_lists_then_watches() -> None:
     async def check(lab: InformerHarness) -> None:
         assert (lab.informer.is_synced, lab.informer.age_seconds()) == (False, None)

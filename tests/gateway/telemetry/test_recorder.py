@@ -201,6 +201,28 @@ def test_models_beyond_the_limit_share_one_series() -> None:
     assert telemetry.models["other"].ints[at.RECEIVED] == 3
 
 
+def test_models_that_came_and_went_leave_room_for_new_ones() -> None:
+    clock = ManualClock(1_000.0)
+    telemetry = MetricsRecorder(clock, Limits(metric_models=2, metric_retention_seconds=300.0))
+    for number in range(20):
+        telemetry.record_received(f"default/m{number}")
+        fleet = Fleet(models={f"default/m{number}": Model("default", f"m{number}")})
+        telemetry.remove_departed(fleet, clock.now())
+        assert f"default/m{number}" in telemetry.models
+        clock.advance(301.0)
+        telemetry.remove_departed(fleet, clock.now())
+    assert set(telemetry.models) == {"default/m19"}
+    assert telemetry._left_at == {}
+
+
+def test_model_that_left_for_a_moment_keeps_its_counters() -> None:
+    telemetry = MetricsRecorder(ManualClock(1_000.0), Limits(metric_retention_seconds=300.0))
+    telemetry.record_received(KEY)
+    for fleet, now in ((Fleet(), 1_000.0), (_fleet(), 1_200.0), (Fleet(), 1_400.0), (Fleet(), 1_600.0)):
+        telemetry.remove_departed(fleet, now)
+    assert telemetry.models[KEY].ints[at.RECEIVED] == 1
+
+
 def test_label_values_beyond_the_limit_are_counted_as_other() -> None:
     telemetry = MetricsRecorder(ManualClock(), Limits(metric_label_values=2))
     for n in range(5):

@@ -1,5 +1,6 @@
 """Owners of fields, from managedFields as a real API server writes them."""
 
+import time
 from typing import Any
 
 import pytest
@@ -112,3 +113,26 @@ def test_field_is_left_out_of_a_copy() -> None:
     assert without_field(WANTED, REPLICAS_PATH)["spec"].keys() == {"template"}
     assert without_field(WANTED, ("none", "here")) is WANTED
     assert WANTED["spec"]["replicas"] == 2
+
+
+def test_thousands_of_list_elements_of_another_writer_are_compared_in_linear_time() -> None:
+    variables = [{"name": f"V{number}", "value": "1"} for number in range(20_000)]
+    wanted = {"spec": {"template": {"spec": {"containers": [{"name": "engine", "env": variables}]}}}}
+    fields = {f'k:{{"name":"V{number}"}}': {".": {}, "f:name": {}, "f:value": {}} for number in range(20_000)}
+    began = time.process_time()
+    found = overwritten_fields(live({"fieldsV1": container({"f:env": fields})}), wanted, "fairlead")
+    assert time.process_time() - began < 30.0  # searching each list took more than 100 s
+    assert len(found) == 40_000
+
+
+def test_element_is_found_by_the_keys_that_a_manifest_gives() -> None:
+    ports = [{"port": 80, "name": "a"}, {"port": 80, "name": "b", "protocol": "UDP"}]
+    fields = {f'k:{{"port":80,"protocol":"{name}"}}': {"f:name": {}} for name in ("TCP", "UDP", "SCTP")}
+    found = overwritten_fields(
+        live({"fieldsV1": {"f:spec": {"f:ports": fields}}}), {"spec": {"ports": ports[1:]}}, "fairlead"
+    )
+    assert [path[2] for path in found] == ['k:{"port":80,"protocol":"UDP"}']
+    both = overwritten_fields(
+        live({"fieldsV1": {"f:spec": {"f:ports": fields}}}), {"spec": {"ports": ports}}, "fairlead"
+    )
+    assert len(both) == 3

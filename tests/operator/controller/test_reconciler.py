@@ -7,6 +7,7 @@ import pytest
 
 from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.kube.errors import ErrorCause, Forbidden, Invalid, Unreachable
+from fairlead.kube.json_decoding import ObjectList
 from fairlead.kube.resources import MODEL_DEPLOYMENTS
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead_operator.render.context import InstallationDefaults, RenderContext
@@ -459,6 +460,27 @@ def test_external_engine_is_adopted_without_children(harness: OperatorHarness) -
     assert harness.reconcile() == 15.0
     assert harness.conditions() == {"Ready": ("True", "AllReady")}
     assert harness.names() == []
+
+
+def test_pods_of_one_namespace_are_listed_a_tenth_of_the_time(
+    harness: OperatorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = harness.kube.list
+
+    async def slow(*arguments: Any) -> ObjectList:
+        harness.clock.advance(2.0)
+        return await listing(*arguments)
+
+    monkeypatch.setattr(harness.kube, "list", slow)
+    pools = [{"name": f"p{number}", "selector": {"matchLabels": {"app": f"p{number}"}}} for number in range(3)]
+    serve_model(harness, engine={"type": "External"}, pools=pools)
+    assert harness.conditions()["Ready"] == ("False", "NoEndpoint")
+    reads = harness.kube.reads
+    assert harness.reconcile() == 15.0
+    assert harness.kube.reads == reads
+    harness.clock.advance(54.0)
+    assert harness.reconcile() == 15.0
+    assert harness.kube.reads == reads + 3
 
 
 def test_autoscaler_conditions_are_left_alone(harness: OperatorHarness) -> None:

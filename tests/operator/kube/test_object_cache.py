@@ -1,7 +1,12 @@
 """The shelf: what is newer counts, whose it is, and who has the bare name."""
 
+import json
 from typing import Any
 
+import pytest
+from pydantic import ValidationError
+
+from fairlead.api.spec.pools import PodTemplate
 from fairlead.fleet.client_names import RefusedName
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead_operator.kube.object_cache import ObjectCache, drop_own_managed_fields
@@ -183,3 +188,49 @@ def test_managed_fields_are_kept_only_if_others_wrote() -> None:
     shared["metadata"]["managedFields"] = [ours, theirs, status]
     assert "managedFields" not in drop_own_managed_fields(alone)["metadata"]
     assert drop_own_managed_fields(shared)["metadata"]["managedFields"] == [ours, theirs, status]
+
+
+def test_name_that_a_thousand_models_claim_is_decided_once() -> None:
+    shelf = ObjectCache()
+    queued = []
+    for number in range(1_000):
+        claimant = {**model(f"m{number}"), "spec": {"model": {"servedNames": ["wanted"]}}}
+        queued.append(take(shelf, claimant))
+        seen = shelf.snapshot(f"chat/m{number}")
+        assert seen is not None
+        assert seen.served_names == (("wanted",) if number == 0 else ())
+    assert queued == [[f"chat/m{number}"] for number in range(1_000)]
+    affected = take(shelf, {**model("m0", version=2), "spec": {}})  # it drops the name
+    assert len(affected) == 1_000
+
+
+def test_deleted_owner_that_comes_back_without_a_name_releases_it() -> None:
+    shelf = ObjectCache()
+    first = {**model("first"), "spec": {"model": {"servedNames": ["wanted"]}}}
+    take(shelf, first)
+    take(shelf, {**model("second"), "spec": {"model": {"servedNames": ["wanted"]}}})
+    assert shelf.snapshot("chat/first") is not None
+    take(shelf, first, WatchEventType.DELETED)
+    kept = shelf.snapshot("chat/second")
+    assert kept is not None
+    assert kept.refused_names == (RefusedName("wanted", "chat/first", True),)
+    again = model("first", version=9)
+    again["metadata"]["uid"] = "another"
+    assert take(shelf, again) == ["chat/first", "chat/second"]
+    free = shelf.snapshot("chat/second")
+    assert free is not None
+    assert free.served_names == ("wanted",)
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_template_of_any_size_takes_little_memory(size: int) -> None:
+    shelf = ObjectCache()
+    pools = [{"name": "main", "template": {"spec": {"x": [{}] * size}}}, {"name": "other"}]
+    take(shelf, {**model(), "spec": {"pools": pools}})
+    seen = shelf.models["chat/qwen"]["spec"]["pools"]
+    assert seen[1] == pools[1]
+    assert (seen == pools) == (size == 1)
+    if size > 1:
+        assert len(json.dumps(seen)) < 50_000
+        with pytest.raises(ValidationError, match="more than 4096 values"):
+            PodTemplate.model_validate(seen[0]["template"])

@@ -3,6 +3,7 @@ demand.
 """
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from fairlead.api.spec.profile import Profile
 from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.kubernetes.pod_instances import trim_pod
 from fairlead.fleet.kubernetes.source import KubeFleetSource
 from fairlead.fleet.model import Fleet, FleetSource, InstanceState
 from fairlead.kube.client import KubeApi
@@ -110,6 +112,57 @@ def test_fleet_appears_after_listing_and_follows_changes() -> None:
         await lab.passing(lambda: lab.states() == ["Ready"])
         lab.fake.remove(MODEL_DEPLOYMENTS, "x", "tiny")
         await lab.passing(lambda: lab.fleets[-1].models == {})
+
+    run(check, before=one_engine)
+
+
+def test_templates_labels_and_annotations_of_models_take_no_memory() -> None:
+    template = {"spec": {"x": [{}] * 5_000}}
+
+    def large(lab: SourceHarness) -> None:
+        one_engine(lab)
+        lab.model("large", pools=[{"acceleratorClassName": "cpu", "template": template}])
+        made = lab.fake.objects[MODEL_DEPLOYMENTS.path("x", "large")]["metadata"]
+        made["annotations"] = {"fairlead.io/release-names": "true", "other": "y" * 5_000}
+        made["labels"] = {f"label{number}": "z" for number in range(100)}
+
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: lab.states() == ["Ready"])
+        lab.model("later", pools=[{"acceleratorClassName": "cpu", "template": template}])
+        await lab.passing(lambda: "x/later" in lab.fleets[-1].models)
+        kept = lab.source._objects_of(MODEL_DEPLOYMENTS)
+        assert sorted(kept) == ["x/large", "x/later", "x/tiny"]
+        assert len(json.dumps(kept)) < 2_000
+        assert kept["x/large"]["metadata"]["annotations"] == {"fairlead.io/release-names": "true"}
+        assert lab.source.warnings() == []
+
+    run(check, before=large)
+
+
+def test_pod_keeps_only_the_annotations_that_a_fleet_uses() -> None:
+    used = {"fairlead.io/port": "8001", "fairlead.io/sleep": "1-asleep", "leaderworkerset.sigs.k8s.io/size": "2"}
+    unused = {"other": "x" * 100_000, "fairlead.io/transfer": "y" * 100_000, "fairlead.io/unknown": "z"}
+    pod = {"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p", "annotations": {**used, **unused}}}
+    trimmed = trim_pod(pod)
+    assert trimmed["metadata"] == {"name": "p", "annotations": used}
+    assert trim_pod(trimmed) == trimmed
+    assert trim_pod({"kind": "Pod", "metadata": {"name": "p"}})["metadata"] == {"name": "p"}
+
+
+def test_model_nested_10000_levels_stops_no_fleet() -> None:
+    deep = b'{"a":' * 10_000 + b"1" + b"}" * 10_000
+    pools = b'[{"acceleratorClassName": "cpu", "template": {"spec": %s}}]' % deep
+    spec = b'{"model": {"uri": "hf://a/b"}, "pools": %s}' % pools
+
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: lab.states() == ["Ready"])
+        metadata = b'{"name": "deep", "namespace": "x", "uid": "u", "resourceVersion": "900"}'
+        model = b'{"kind": "ModelDeployment", "metadata": %s, "spec": %s}' % (metadata, spec)
+        await wait_until(lambda: lab.fake.watch_count == 3)
+        lab.fake._notify(b'{"type": "ADDED", "object": %s}\n' % model)
+        await wait_until(lambda: "x/deep" in lab.source._objects_of(MODEL_DEPLOYMENTS))
+        lab.model("later")
+        await lab.passing(lambda: "x/later" in lab.fleets[-1].models)
 
     run(check, before=one_engine)
 
