@@ -3,8 +3,8 @@
 Presets with late binding use it. A waiting request counts at its instance, so that later choices
 see it. It leaves in the preset's order; if its instance is lost, another one is chosen. If several
 callers wait for an instance, the order holds among the requests of those with credit: the callers
-served least here, within `QUANTUM_SECONDS` of engine time. A dispatch looks at the first request of
-each caller, however many wait.
+served least here, within `QUANTUM_SECONDS` of engine time. Expected answers count. A dispatch looks
+at the first request of each caller, however many wait.
 
 An instance can start a request while the unanswered prefill that this process sent there fills less
 than `MAX_WAITING_STEP_SHARE` of one of its steps. The instance gets the next request
@@ -42,10 +42,11 @@ class _QueuedDispatch:
 
     started: its result says whether the instance is still ready.
     prefill_seconds: the request's own share of the instance's backlog.
+    decode_seconds: expected engine time of its answer.
     sort_key: its place in the preset's order; the smallest goes first.
     """
 
-    __slots__ = ("caller", "prefill_seconds", "sort_key", "started")
+    __slots__ = ("caller", "decode_seconds", "prefill_seconds", "sort_key", "started")
 
     def __init__(
         self, started: "asyncio.Future[bool]", prefill_seconds: float, caller: CallerKey, sort_key: _SortKey
@@ -54,6 +55,7 @@ class _QueuedDispatch:
         self.prefill_seconds = prefill_seconds
         self.caller = caller
         self.sort_key = sort_key
+        self.decode_seconds = 0.0
 
 
 class _InstanceQueue:
@@ -195,6 +197,8 @@ class LateBindingQueue:
         queued = _QueuedDispatch(
             self._loop.create_future(), prefill_seconds, context.caller, router.queue_sort_key(request_id)
         )
+        if context.admission.request is not None:
+            queued.decode_seconds = context.admission.request.queued.decode_seconds
         instances = self._waiting.setdefault(key, {})
         queue = instances.get(name)
         if queue is None:
@@ -258,7 +262,7 @@ class LateBindingQueue:
                     fair_share = self._callers_of(key).fair_share
                     request_id = queue.first(fair_share)
                     queued = queue.requests[request_id]
-                    fair_share.charge(queued.caller, queued.prefill_seconds, 1.0)
+                    fair_share.charge(queued.caller, queued.prefill_seconds + queued.decode_seconds, 1.0)
                     self._remove(key, name, request_id)
                     if not queued.started.done():
                         queued.started.set_result(True)
