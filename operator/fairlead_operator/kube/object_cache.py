@@ -43,7 +43,7 @@ from fairlead.kube.resources import (
 )
 from fairlead.kube.store import drop_managed_fields
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
-from fairlead_operator.object_metadata import ChildKey, child_key, owner_model_key
+from fairlead_operator.object_metadata import UNDO_ANNOTATION, ChildKey, child_key, owner_model_key
 
 STANDARD_CHILD_KINDS = (
     DEPLOYMENTS,
@@ -60,6 +60,7 @@ _MAX_TOMBSTONES = 4_096
 """Deleted objects whose late events are recognized; a watch delivers these within seconds."""
 _OVERSIZED: Final = {"spec": {"oversized": [None] * MAX_TEMPLATE_VALUES}}
 """A template that is as invalid as one that is too large."""
+_MODEL_ANNOTATIONS: Final = frozenset({RELEASE_NAMES_ANNOTATION, UNDO_ANNOTATION})
 _Key = TypeVar("_Key")
 
 
@@ -221,7 +222,7 @@ class ObjectCache:
 
         These are the model itself, and those that claim a name that it adds or drops.
         """
-        key, before, model = key_of(model), self.models.get(key_of(model)), bound_templates(model)
+        key, before, model = key_of(model), self.models.get(key_of(model)), trim_model(model)
         claim_before = _claim(before) if before is not None else _NO_CLAIM
         if not self._update(self.models, key, model, deleted):
             return []
@@ -353,6 +354,19 @@ _NO_CLAIM: Final = _ModelClaim(NameClaim("", ""), frozenset())
 def _created_at(model: Manifest | None) -> str:
     """Returns `metadata.creationTimestamp`; empty if there is none."""
     return "" if model is None else str(metadata_of(model).get("creationTimestamp", ""))
+
+
+def trim_model(model: Manifest) -> Manifest:
+    """Returns a model with bounded templates, and without labels, `managedFields` and annotations
+    that are not used.
+
+    Why: these have any size, and take many times their bytes when they are decoded.
+    """
+    metadata, annotations = metadata_of(model), annotations_of(model)
+    kept = {name: value for name, value in metadata.items() if name not in ("labels", "managedFields", "annotations")}
+    if used := {name: annotations[name] for name in _MODEL_ANNOTATIONS & annotations.keys()}:
+        kept["annotations"] = used
+    return bound_templates({**model, "metadata": kept})
 
 
 def bound_templates(model: Manifest) -> Manifest:

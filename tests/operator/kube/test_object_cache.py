@@ -222,6 +222,15 @@ def test_deleted_owner_that_comes_back_without_a_name_releases_it() -> None:
     assert free.served_names == ("wanted",)
 
 
+def test_metadata_of_models_that_is_not_used_takes_no_memory() -> None:
+    shelf = ObjectCache()
+    given = model()
+    used = {"fairlead.io/run-revision": "1/2", "fairlead.io/release-names": "true"}
+    given["metadata"] |= {"labels": {"team": "a"}, "managedFields": [{}], "annotations": {**used, "x": "y" * 1_000}}
+    take(shelf, given)
+    assert shelf.models["chat/qwen"]["metadata"] == {**model()["metadata"], "annotations": used}
+
+
 @pytest.mark.parametrize("size", [1, 100_000])
 def test_template_of_any_size_takes_little_memory(size: int) -> None:
     shelf = ObjectCache()
