@@ -45,8 +45,10 @@ def with_kopf(
         async with fake_api_server() as fake:
             serve_discovery(fake)
             before(fake)
+            fake.token = "secret"
             recorder = Recorder()
-            watch = KopfWatch(cast(ClusterWatcher, recorder), fake.config(), FakeTime(), "me", ("chat",))
+            access = fake.config(token=fake.token)
+            watch = KopfWatch(cast(ClusterWatcher, recorder), access, FakeTime(), "me", ("chat",))
             task = asyncio.ensure_future(watch.run())
             try:
                 await check(fake, recorder)
