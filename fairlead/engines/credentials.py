@@ -33,7 +33,7 @@ class EngineCredentials:
         self._now = now
         self._auth_by_url: dict[str, EngineAuth] = {}
         self._checked_hosts: frozenset[str] = frozenset()
-        self._pod_addresses: frozenset[str] = frozenset()
+        self._model_addresses: frozenset[str] = frozenset()
         self._contexts: dict[str | None, tuple[Signature, ssl.SSLContext]] = {}
         self._tokens: dict[str, tuple[float, str]] = {}
 
@@ -44,7 +44,8 @@ class EngineCredentials:
         self._checked_hosts = frozenset(_host(instance.url) for instance in instances if instance.checks_address)
         if self._checked_hosts:
             hosts = {_host(instance.url) for instance in instances if not instance.checks_address}
-            self._pod_addresses = frozenset(filter(None, map(canonical_address, hosts)))
+            pod_addresses = frozenset(filter(None, map(canonical_address, hosts)))
+            self._model_addresses = pod_addresses | fleet.service_addresses
 
     def warnings(self) -> list[str]:
         """Returns a warning for each missing CA file or token. Warnings contain no secrets."""
@@ -67,7 +68,7 @@ class EngineCredentials:
         return ConnectionRules(partial(self.tls_context, instance.access), self.resolver(_host(instance.url)))
 
     async def _resolve_checked(self, host: str, port: int) -> str:
-        return await resolve_permitted(host, port, self._pod_addresses)
+        return await resolve_permitted(host, port, self._model_addresses)
 
     def auth_for(self, url: str) -> EngineAuth:
         """Returns the secret locations of the engine at `url`."""

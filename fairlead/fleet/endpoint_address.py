@@ -26,11 +26,11 @@ _THIS_NETWORK: Final = ipaddress.IPv4Network("0.0.0.0/8")
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 
-def address_refusal(address: str, pod_addresses: Container[str] = ()) -> str:
+def address_refusal(address: str, model_addresses: Container[str] = ()) -> str:
     """Returns why an endpoint may not have this IP address; empty if it may.
 
-    pod_addresses: addresses of pods that Fairlead runs or that other namespaces own, from
-    `canonical_address`.
+    model_addresses: addresses of pods that Fairlead runs or that other namespaces own, and of
+        Services of models, from `canonical_address`.
     """
     try:
         ip = _parse(address)
@@ -42,8 +42,8 @@ def address_refusal(address: str, pod_addresses: Container[str] = ()) -> str:
         return "it is a link-local address or a metadata service"
     if ip.is_unspecified or ip.is_multicast or ip in _THIS_NETWORK:
         return "it is not the address of one host"
-    if str(ip) in pod_addresses:
-        return "it is the address of a pod that another model uses"
+    if str(ip) in model_addresses:
+        return "it is the address of a pod or Service that another model uses"
     return ""
 
 
@@ -55,7 +55,7 @@ def canonical_address(host: str) -> str | None:
         return None
 
 
-async def resolve_permitted(host: str, port: int, pod_addresses: Container[str]) -> str:
+async def resolve_permitted(host: str, port: int, model_addresses: Container[str]) -> str:
     """Returns the first permitted address of a host.
 
     Raises ConnectionRefusedError if it has none, and OSError if the host cannot be resolved.
@@ -64,7 +64,7 @@ async def resolve_permitted(host: str, port: int, pod_addresses: Container[str])
     refusal = "it has no address"
     for *_, socket_address in found:
         address = str(socket_address[0])
-        refusal = address_refusal(address, pod_addresses)
+        refusal = address_refusal(address, model_addresses)
         if not refusal:
             return address
     raise ConnectionRefusedError(f"the endpoint {host} is refused: {refusal}")

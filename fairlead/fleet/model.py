@@ -217,12 +217,15 @@ class Fleet:
 
     models: by `namespace/name`.
     instances: by the same key, sorted by id.
+    service_addresses: of Services that lead to pods of models. No endpoint may have one; empty if
+        there are no endpoints whose address is checked.
     """
 
     version: int = 0
     membership_epoch: int = 0
     models: Mapping[str, Model] = field(default_factory=dict)
     instances: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
+    service_addresses: frozenset[str] = frozenset()
 
     def resolve_model(self, name: str) -> str | None:
         """Returns the key of the model that a client requests by `name`; None if there is none.
@@ -236,14 +239,18 @@ class Fleet:
 
 
 def next_fleet(
-    previous: Fleet | None, models: Mapping[str, Model], instances: Mapping[str, tuple[Instance, ...]]
+    previous: Fleet | None,
+    models: Mapping[str, Model],
+    instances: Mapping[str, tuple[Instance, ...]],
+    service_addresses: frozenset[str] = frozenset(),
 ) -> Fleet:
     """Returns the snapshot after `previous`; `previous` itself if nothing changed."""
     if previous is None:
-        return Fleet(1, 1, models, instances)
-    if (models, instances) == (previous.models, previous.instances):
+        return Fleet(1, 1, models, instances, service_addresses)
+    before = previous.models, previous.instances, previous.service_addresses
+    if (models, instances, service_addresses) == before:
         return previous
-    fleet = Fleet(previous.version + 1, previous.membership_epoch, models, instances)
+    fleet = Fleet(previous.version + 1, previous.membership_epoch, models, instances, service_addresses)
     if _member_ids(fleet) != _member_ids(previous):
         fleet = replace(fleet, membership_epoch=previous.membership_epoch + 1)
     return fleet

@@ -32,7 +32,9 @@ class KubeLimits:
     )
     kube_fleet_batch_seconds: float = limit(0.05, "changes of the cluster are batched this long for a new fleet")
     kube_events: int = limit(4_096, "different events remembered; a repeated one is counted, not written again")
-    kube_events_pending: int = limit(1_024, "events that wait to be written; more are dropped and counted")
+    kube_events_pending: int = limit(
+        1_024, "events that wait to be written, shared by namespaces; more are dropped and counted"
+    )
     kube_event_burst: int = limit(25, "different events about one object at once; then they are dropped and counted")
     kube_event_refill_seconds: float = limit(30.0, "one more is allowed after each of these")
     kube_series_seconds: float = limit(10.0, "repetitions of an event are batched this long, doubling up to ...")

@@ -140,7 +140,7 @@ class ExternalEngines(ValuesPart):
         list[str], Field(json_schema_extra={"items": {"type": "string", "pattern": _NAMESPACE_OR_ALL}})
     ] = _value(
         "namespaces whose models may name `endpoints`; `*` for all. Gateways and indexers connect to any endpoint that they reach, "
-        "except loopback, link-local and the pods of other models",
+        "except loopback, link-local and the pods and Services of other models",
         [],
     )
 

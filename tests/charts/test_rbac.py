@@ -16,6 +16,7 @@ from fairlead.kube.resources import (
     MODEL_DEPLOYMENTS,
     PODS,
     RESOURCES_BY_KIND,
+    SERVICES,
     Resource,
 )
 from fairlead_autoscaler.kubernetes import manager as autoscaler
@@ -237,6 +238,17 @@ def test_gateways_and_indexers_only_read_models_pods_accelerators(program: Path,
     assert rights(render_chart(program), f"fairlead-{component}") == models | classes
     found = render_chart(program, "--set=watchNamespaces={a,b}")
     assert (rights(found, f"fairlead-{component}"), rights(found, f"{component}-fleet")) == (classes, models)
+
+
+@pytest.mark.parametrize("component", ["gateway", "indexer"])
+def test_services_are_read_only_where_models_may_name_endpoints(program: Path, component: str) -> None:
+    services = wanted(SERVICES, "list", "watch")
+    assert not rights(render_chart(program), f"fairlead-{component}") & services
+    found = render_chart(program, "--set=externalEngines.namespaces={a}")
+    assert rights(found, f"fairlead-{component}") >= services
+    found = render_chart(program, "--set=externalEngines.namespaces={a}", "--set=watchNamespaces={a,b}")
+    assert rights(found, f"{component}-fleet") >= services
+    assert not rights(found, f"fairlead-{component}") & services
 
 
 @pytest.mark.parametrize("component", ["gateway", "indexer"])

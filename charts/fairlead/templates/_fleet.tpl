@@ -12,13 +12,17 @@
 {{- end }}
 {{- end -}}
 
-{{/* Rights of gateways and indexers in the namespaces of models: read only. */}}
+{{/*
+Rights of gateways and indexers in the namespaces of models: read only. They judge endpoints by the
+addresses of Services, so that they read Services only where models may name endpoints.
+Takes a list: root, component.
+*/}}
 {{- define "fairlead.fleetRules" -}}
 - apiGroups: [serving.fairlead.io]
   resources: [modeldeployments]
   verbs: [list, watch]
 - apiGroups: [""]
-  resources: [pods]
+  resources: [pods{{ if (index . 0).Values.externalEngines.namespaces }}, services{{ end }}]
   verbs: [list, watch]
 {{- end -}}
 

@@ -32,7 +32,7 @@ from fairlead.fleet.kubernetes.pod_instances import (
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel
 from fairlead.fleet.labels import MODEL_LABEL, POOL_LABEL
 from fairlead.fleet.model import Fleet, Instance, Model, Role, next_fleet, served_name_override
-from fairlead.kube.resources import Manifest, key_of, label_selector, labels_of, namespace_of, uid_of
+from fairlead.kube.resources import Manifest, key_of, label_selector, labels_of, metadata_of, namespace_of, uid_of
 from fairlead.limits import Limits
 
 _UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -52,6 +52,7 @@ class ClusterObjects:
     selected_pods: pods of each selection that has been listed.
     name_history: the owners of client names so far.
     endpoint_namespaces: namespaces whose models may name endpoints.
+    services: Services that lead to pods of models.
     """
 
     models: Sequence[ParsedModel] = ()
@@ -60,6 +61,7 @@ class ClusterObjects:
     selected_pods: Mapping[PodSelection, Mapping[str, Manifest]] = field(default_factory=dict)
     name_history: NameHistory = field(default_factory=NameHistory)
     endpoint_namespaces: Container[str] = frozenset()
+    services: Mapping[str, Manifest] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,9 @@ def build_fleet(objects: ClusterObjects, previous: Fleet | None, limits: Limits)
     """
     builder = _FleetBuilder(objects, previous or Fleet(), limits)
     models, instances = builder.build_models(), builder.build_instances()
-    fleet = next_fleet(previous, models, {key: instances.get(key, ()) for key in models})
+    is_checked = any(one.checks_address for group in instances.values() for one in group)
+    addresses = builder.service_addresses if is_checked else frozenset()
+    fleet = next_fleet(previous, models, {key: instances.get(key, ()) for key in models}, addresses)
     return FleetResult(fleet, tuple(dict.fromkeys(builder.problems)), builder.excluded, builder.name_owners)
 
 
@@ -95,6 +99,22 @@ def endpoint_id(url: str, namespace: str = "") -> str:
     """
     parts = urlsplit(url)
     return "/".join([f"{parts.hostname}", f"{parts.port}", *([namespace] if namespace else []), "0"])
+
+
+def trim_service(service: Manifest) -> Manifest:
+    """Returns a Service with what `cluster_addresses` reads."""
+    metadata = {name: metadata_of(service).get(name) for name in ("name", "namespace", "uid", "resourceVersion")}
+    addresses = (service.get("spec") or {}).get("clusterIPs")
+    return {"kind": service.get("kind"), "metadata": metadata, "spec": {"clusterIPs": addresses}}
+
+
+def cluster_addresses(service: Manifest) -> frozenset[str]:
+    """Returns the addresses that the cluster gave to a Service; none for a headless one.
+
+    Why no others: `spec.externalIPs` may be anyone's addresses, whose endpoints would be refused.
+    """
+    found = (service.get("spec") or {}).get("clusterIPs") or []
+    return frozenset(filter(None, (canonical_address(str(address)) for address in found)))
 
 
 def pod_selections(models: Sequence[ParsedModel], limits: Limits) -> set[PodSelection]:
@@ -126,7 +146,10 @@ class _FleetBuilder:
         self._previous = previous
         self._limits = limits
         self._served = self._limit_models()
-        self._pod_addresses: dict[str, frozenset[str]] = {}
+        self.service_addresses = frozenset(
+            address for service in objects.services.values() for address in cluster_addresses(service)
+        )
+        self._model_addresses: dict[str, frozenset[str]] = {}
         self._selectors = _selectors_by_namespace(self._served)
         self._known_ids = {one.id for group in previous.instances.values() for one in group}
         self._listed = Counter[str]()
@@ -334,18 +357,21 @@ class _FleetBuilder:
         if _UID.fullmatch(host):
             return "it has the form of a pod's uid, by which pods are known"
         address = canonical_address(host)
-        return "" if address is None else address_refusal(address, self._foreign_pod_addresses(namespace))
+        return "" if address is None else address_refusal(address, self._foreign_addresses(namespace))
 
-    def _foreign_pod_addresses(self, namespace: str) -> frozenset[str]:
-        """Returns the addresses of all pods that Fairlead runs or that other namespaces select."""
-        found = self._pod_addresses.get(namespace)
+    def _foreign_addresses(self, namespace: str) -> frozenset[str]:
+        """Returns the addresses of all pods that Fairlead runs or that other namespaces select, and
+        of all Services of models.
+        """
+        found = self._model_addresses.get(namespace)
         if found is None:
             groups = [
                 self._objects.pods,
                 *(pods for (owner, _), pods in self._objects.selected_pods.items() if owner != namespace),
             ]
             addresses = (pod_address(pod) for group in groups for pod in group.values())
-            found = self._pod_addresses[namespace] = frozenset(filter(None, map(canonical_address, addresses)))
+            of_pods = frozenset(filter(None, map(canonical_address, addresses)))
+            found = self._model_addresses[namespace] = of_pods | self.service_addresses
         return found
 
     def _record_exclusion(self, pod: Manifest, found: PodInstances) -> tuple[Instance, ...]:

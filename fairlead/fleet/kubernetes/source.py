@@ -10,14 +10,29 @@ from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from dataclasses import replace
 
 from fairlead.fleet.client_names import NameHistory
-from fairlead.fleet.kubernetes.builder import ClusterObjects, FleetResult, PodSelection, build_fleet, pod_selections
+from fairlead.fleet.kubernetes.builder import (
+    ClusterObjects,
+    FleetResult,
+    PodSelection,
+    build_fleet,
+    pod_selections,
+    trim_service,
+)
 from fairlead.fleet.kubernetes.pod_instances import trim_pod
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache, trim_model
 from fairlead.fleet.labels import MODEL_LABEL
 from fairlead.fleet.model import Fleet
 from fairlead.kube.client import KubeApi
 from fairlead.kube.informer import Informer, InformerStep
-from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, PODS, Manifest, ObjectSelection, Resource
+from fairlead.kube.resources import (
+    ACCELERATOR_CLASSES,
+    MODEL_DEPLOYMENTS,
+    PODS,
+    SERVICES,
+    Manifest,
+    ObjectSelection,
+    Resource,
+)
 from fairlead.kube.store import ObjectStore
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Pacing
@@ -26,7 +41,9 @@ from fairlead.runtime.tasks import cancel_and_wait
 _LOG = logging.getLogger("fairlead.fleet.model")
 _MAX_SHOWN_PROBLEMS = 5
 _AGE_STEP_SECONDS = 10
-_TRIMS = {MODEL_DEPLOYMENTS: trim_model, PODS: trim_pod}
+_NEEDED = frozenset({MODEL_DEPLOYMENTS, PODS})
+"""Kinds without which there is no fleet."""
+_TRIMS = {MODEL_DEPLOYMENTS: trim_model, PODS: trim_pod, SERVICES: trim_service}
 
 
 class _RunningInformer:
@@ -70,6 +87,7 @@ class KubeFleetSource:
         self._informers: dict[tuple[Resource, str | None], _RunningInformer] = {}
         self._selection_informers: dict[PodSelection, _RunningInformer] = {}
         self._endpoint_namespaces = endpoint_namespaces
+        self._judges_services = endpoint_namespaces != frozenset()
         self._name_history = NameHistory(client_names or {})
         self._problems: tuple[str, ...] = ()
         self._fleet: Fleet | None = None
@@ -83,6 +101,8 @@ class KubeFleetSource:
             for namespace in self._namespaces:
                 self._informers[MODEL_DEPLOYMENTS, namespace] = self._start_informer(MODEL_DEPLOYMENTS, namespace)
                 self._informers[PODS, namespace] = self._start_informer(PODS, namespace, MODEL_LABEL)
+                if self._judges_services:
+                    self._informers[SERVICES, namespace] = self._start_informer(SERVICES, namespace, MODEL_LABEL)
             self._informers[ACCELERATOR_CLASSES, None] = self._start_informer(ACCELERATOR_CLASSES, None)
             while True:
                 await self._changed.wait()
@@ -192,12 +212,12 @@ class KubeFleetSource:
 
     async def _next_fleet(self) -> Fleet | None:
         """Returns the next fleet; None if nothing changed, or before models and pods are listed."""
-        needed = [kept for (resource, _), kept in self._informers.items() if resource is not ACCELERATOR_CLASSES]
+        needed = [kept for (resource, _), kept in self._informers.items() if resource in _NEEDED]
         if not all(kept.informer.is_synced for kept in needed):
             return None
         models = self._specs.models(self._objects_of(MODEL_DEPLOYMENTS))
         await self._watch_selections(models)
-        others = [self._informers[ACCELERATOR_CLASSES, None], *self._selection_informers.values()]
+        others = self._all_informers()
         if self._fleet is None and not all(kept.is_known for kept in others):
             return None
         return self._publish_if_changed(self._build(models))
@@ -225,6 +245,7 @@ class KubeFleetSource:
             },
             name_history=self._name_history,
             endpoint_namespaces=self._endpoint_namespaces,
+            services=self._objects_of(SERVICES),
         )
         found = build_fleet(objects, self._fleet, self._limits)
         self._name_history = replace(self._name_history, remembered=found.name_owners)

@@ -3,6 +3,8 @@
 Events are equal if they say the same about the same object. An event is written when it first
 happens. After that, only its count is written, after gathering for 10 s, 20 s, 40 s, and so on. An
 object with too many different events is limited for a while; other objects are not affected.
+Namespaces share the places of events that wait. In a full queue, an event takes the place of the
+newest one of the namespace with the most.
 """
 
 from collections import OrderedDict
@@ -50,6 +52,37 @@ class _TokenBucket:
 
 
 @dataclass(slots=True)
+class _WaitingEvents:
+    """The events that were never written, by namespace and in their order."""
+
+    count: int = 0
+    _keys: "dict[str, OrderedDict[EventKey, None]]" = field(default_factory=dict)
+
+    def add(self, key: EventKey) -> None:
+        """Adds an event that is not here."""
+        self._keys.setdefault(key.regarding.namespace, OrderedDict())[key] = None
+        self.count += 1
+
+    def discard(self, key: EventKey) -> None:
+        """Removes an event if it is here."""
+        keys = self._keys.get(key.regarding.namespace)
+        if keys is not None and key in keys:
+            del keys[key]
+            self.count -= 1
+            if not keys:
+                del self._keys[key.regarding.namespace]
+
+    def newest_to_displace(self, namespace: str) -> EventKey | None:
+        """Returns the newest event of the namespace with the most, if `namespace` has a smaller
+        share; else None.
+        """
+        largest = max(self._keys.values(), key=len, default=None)
+        if largest is None or len(self._keys.get(namespace, ())) + 1 >= len(largest):
+            return None
+        return next(reversed(largest))
+
+
+@dataclass(slots=True)
 class EventAggregator:
     """The recent events of one reporter, with their counts and the times of their next writes.
 
@@ -61,16 +94,22 @@ class EventAggregator:
     instance: str
     limits: Limits
     dropped: int = 0
-    waiting: int = 0
+    _waiting: _WaitingEvents = field(default_factory=_WaitingEvents)
     _states: "OrderedDict[EventKey, _EventState]" = field(default_factory=OrderedDict)
     # The events with unwritten occurrences, in the same order, so that old events are not scanned.
     _unwritten: "OrderedDict[EventKey, _EventState]" = field(default_factory=OrderedDict)
     _buckets: "OrderedDict[ObjectReference, _TokenBucket]" = field(default_factory=OrderedDict)
 
+    @property
+    def waiting(self) -> int:
+        """Number of events that were never written."""
+        return self._waiting.count
+
     def add(self, key: EventKey, now: float, wall: float) -> None:
         """Adds one occurrence of an event.
 
-        A new event is dropped if too many wait, or if its object's token bucket is empty.
+        A new event is dropped if too many of its namespace wait, or if its object's token bucket is
+        empty.
         """
         state = self._states.get(key)
         if state is not None and state.written and now - state.last_at > self.limits.kube_series_end_seconds:
@@ -83,13 +122,14 @@ class EventAggregator:
             self._states.move_to_end(key)
             self._unwritten[key] = state
             self._unwritten.move_to_end(key)
-        elif self.waiting >= self.limits.kube_events_pending or not self._take_token(key.regarding, now):
+        elif not self._can_wait(key.regarding.namespace) or not self._take_token(key.regarding, now):
             self.dropped += 1
         else:
             name = _event_name(key, self.instance, wall)
             state = _EventState(name, wall, wall, now, now, self.limits.kube_series_seconds)
+            self._make_room(key.regarding.namespace)
             self._states[key] = self._unwritten[key] = state
-            self.waiting += 1
+            self._waiting.add(key)
             self._forget_oldest()
 
     def due_writes(self, now: float) -> list[EventWrite]:
@@ -111,7 +151,7 @@ class EventAggregator:
         state = self._states.get(write.key)
         if state is None:
             return
-        self.waiting -= not state.written
+        self._waiting.discard(write.key)
         state.written = count
         if state.count <= count:
             self._unwritten.pop(write.key, None)
@@ -128,7 +168,7 @@ class EventAggregator:
         state = self._states.pop(write.key, None)
         if state is not None:
             self._unwritten.pop(write.key, None)
-            self.waiting -= not state.written
+            self._waiting.discard(write.key)
             self.dropped += 1
 
     def on_deleted(self, write: EventWrite) -> None:
@@ -138,7 +178,8 @@ class EventAggregator:
         """
         state = self._states.get(write.key)
         if state is not None:
-            self.waiting += bool(state.written)
+            if state.written:
+                self._waiting.add(write.key)
             state.written, state.due_at, state.name = (
                 0,
                 state.last_at,
@@ -179,6 +220,21 @@ class EventAggregator:
             event["series"] = series
         return EventWrite(key, namespace, state.name, manifest=event)
 
+    def _can_wait(self, namespace: str) -> bool:
+        """Returns True if an event of a namespace has a place, or may take one of another."""
+        return self.waiting < self.limits.kube_events_pending or self._waiting.newest_to_displace(namespace) is not None
+
+    def _make_room(self, namespace: str) -> None:
+        """Drops the newest event of the namespace with the most if no place is free."""
+        if self.waiting < self.limits.kube_events_pending:
+            return
+        displaced = self._waiting.newest_to_displace(namespace)
+        if displaced is not None:
+            self._waiting.discard(displaced)
+            del self._states[displaced]
+            self._unwritten.pop(displaced, None)
+            self.dropped += 1
+
     def _take_token(self, about: ObjectReference, now: float) -> bool:
         """Takes one token from the object's token bucket. Returns False if it is empty."""
         full = float(self.limits.kube_event_burst)
@@ -197,7 +253,7 @@ class EventAggregator:
         while len(self._states) > self.limits.kube_events:
             key, state = self._states.popitem(last=False)
             self._unwritten.pop(key, None)
-            self.waiting -= not state.written
+            self._waiting.discard(key)
             self.dropped += state.count > state.written
 
 

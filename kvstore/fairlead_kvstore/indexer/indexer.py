@@ -79,7 +79,7 @@ class Indexer:
         self._query = query
         self._limits = limits
         self._fleet = Fleet()
-        self._pod_addresses: frozenset[str] = frozenset()
+        self._model_addresses: frozenset[str] = frozenset()
         self._models: set[str] | None = set() if leased else None
         self._checkpoints: Mapping[str, InstanceCheckpoint] = {}
         self._members: dict[str, EngineMember] = {}
@@ -124,7 +124,8 @@ class Indexer:
         instances = [instance for group in fleet.instances.values() for instance in group]
         if any(instance.checks_address for instance in instances):
             hosts = {urlsplit(one.url).hostname or "" for one in instances if not one.checks_address}
-            self._pod_addresses = frozenset(filter(None, map(canonical_address, hosts)))
+            pod_addresses = frozenset(filter(None, map(canonical_address, hosts)))
+            self._model_addresses = pod_addresses | fleet.service_addresses
         self._reconcile()
 
     def on_cache_cleared(self, instance: str) -> bool:
@@ -371,7 +372,7 @@ class Indexer:
             return None
         parts = urlsplit(instance.url)
         try:
-            return await resolve_permitted(parts.hostname or "", parts.port or 80, self._pod_addresses)
+            return await resolve_permitted(parts.hostname or "", parts.port or 80, self._model_addresses)
         except OSError as error:
             raise Unavailable(f"KV events cannot be read: {error}") from error
 

@@ -1,6 +1,7 @@
 """The operator's contact with the cluster.
 
-- `watches`: informers and the list of models; `kopf_watch`, `kopf_login`: models through kopf.
+- `watches`: informers and the list of models.
+- `kopf_watch`, `kopf_session`, `kopf_login`: models through kopf.
 - `object_cache`: the observed objects, by model.
 - `writer`: server-side apply and deletion.
 - `leader_election`: work while the lease is held.

@@ -16,7 +16,8 @@ from fairlead.kube.resources import (
 from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.event_loop import loop_factory
-from fairlead_operator.kube.kopf_login import connection_info
+from fairlead_operator.kube.kopf_session import MODELS_PER_PAGE, open_session
+from fairlead_operator.kube.object_cache import trim_model
 from fairlead_operator.kube.watches import ClusterWatcher
 
 RETRY_DELAYS_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0)
@@ -92,14 +93,16 @@ class KopfWatch:
         handlers, kind = kopf.OperatorRegistry(), MODEL_DEPLOYMENTS
 
         @kopf.on.login(registry=handlers)
-        async def _login(**_: Any) -> kopf.ConnectionInfo:
-            return connection_info(self._config, self._clock.wall())
+        async def _login(**_: Any) -> kopf.AiohttpSession:
+            return open_session(self._config, self._clock.wall())
 
         @kopf.on.event(kind.group, kind.version, kind.plural, registry=handlers)
         async def _event(event: kopf.RawEvent, **_: Any) -> None:
-            on_event(
-                event["type"], cast(Manifest, event["object"])
-            )  # the raw object: `body` is a view that is slow to copy
+            raw = cast(Manifest, event["object"])  # `body` is a view of it that is slow to copy
+            model = trim_model(raw)
+            raw.clear()  # kopf keeps the event for seconds
+            raw.update(model)
+            on_event(event["type"], model)
 
         return handlers
 
@@ -112,6 +115,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.posting.enabled = False
     settings.peering.standalone = True
     settings.scanning.disabled = True  # the kinds are known; no permissions for CRDs and namespaces
+    settings.watching.chunk_size = MODELS_PER_PAGE
     settings.networking.error_backoffs = RETRY_DELAYS_SECONDS
     settings.process.ultimate_exiting_timeout = None
     # For change handlers, which we do not have, kopf would copy every model at every event.

@@ -43,7 +43,7 @@ from fairlead.kube.resources import (
 )
 from fairlead.kube.store import drop_managed_fields
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
-from fairlead_operator.object_metadata import ChildKey, child_key, owner_model_key
+from fairlead_operator.object_metadata import UNDO_ANNOTATION, ChildKey, child_key, owner_model_key
 
 STANDARD_CHILD_KINDS = (
     DEPLOYMENTS,
@@ -60,6 +60,7 @@ _MAX_TOMBSTONES = 4_096
 """Deleted objects whose late events are recognized; a watch delivers these within seconds."""
 _OVERSIZED: Final = {"spec": {"oversized": [None] * MAX_TEMPLATE_VALUES}}
 """A template that is as invalid as one that is too large."""
+_MODEL_ANNOTATIONS: Final = frozenset({RELEASE_NAMES_ANNOTATION, UNDO_ANNOTATION})
 _Key = TypeVar("_Key")
 
 
@@ -162,9 +163,11 @@ class ObjectCache:
         A model that is known in a newer version stays.
         """
         listed_models = {key_of(model): model for model in listed}
-        changed: list[str] = []
+        changed: dict[str, None] = {}
+        names: set[str] = set()
         for key in [key for key in self.models if key not in listed_models]:
-            changed += self._update_model(self.models[key], True)
+            names |= self._store_model(self.models[key], True) or set()
+            changed[key] = None
         for key, model in listed_models.items():
             known = self.models.get(key)
             if (
@@ -172,8 +175,11 @@ class ObjectCache:
                 or resource_version_of(known) < resource_version_of(model)
                 or uid_of(known) != uid_of(model)
             ):
-                changed += self._update_model(model, False)
-        return changed
+                affected = self._store_model(model, False)
+                if affected is not None:
+                    names |= affected
+                    changed[key] = None
+        return [*changed, *sorted(self._claimants(names) - changed.keys())]
 
     def snapshot(self, key: str, stale: str = "") -> ModelSnapshot | None:
         """Returns the model `key` with its objects; None if it does not exist.
@@ -221,10 +227,26 @@ class ObjectCache:
 
         These are the model itself, and those that claim a name that it adds or drops.
         """
-        key, before, model = key_of(model), self.models.get(key_of(model)), bound_templates(model)
+        names = self._store_model(model, deleted)
+        if names is None:
+            return []
+        key = key_of(model)
+        return [key, *sorted(self._claimants(names) - {key})]
+
+    def _claimants(self, names: Iterable[str]) -> set[str]:
+        """Returns the keys of the models that claim any of these names."""
+        return set().union(*(self._keys_by_name.get(name, ()) for name in names))
+
+    def _store_model(self, model: Manifest, deleted: bool) -> set[str] | None:
+        """Stores or removes a model. Returns the names whose other claimants are affected; None if
+        nothing changed.
+
+        Why names: any number of models may claim one, and each of them may be stored in turn.
+        """
+        key, before, model = key_of(model), self.models.get(key_of(model)), trim_model(model)
         claim_before = _claim(before) if before is not None else _NO_CLAIM
         if not self._update(self.models, key, model, deleted):
-            return []
+            return None
         after = self.models.get(key)
         claim_after = _claim(after) if after is not None else _NO_CLAIM
         claimed, claims = claim_before.names, claim_after.names
@@ -233,8 +255,7 @@ class ObjectCache:
             contested = {name for name in claimed | claims if self._is_contested(name, key, claim_before, claim_after)}
             self._settled_names -= contested
             is_released = after is not None and claim_after.claim.is_releasing != claim_before.claim.is_releasing
-            for name in contested & (claimed | claims if is_released else claimed ^ claims):
-                affected |= self._keys_by_name.get(name, set())
+            affected |= contested & (claimed | claims if is_released else claimed ^ claims)
         for name in claimed - claims:
             if after is not None and self._name_owners.get(name) == key:
                 del self._name_owners[name]  # a live model that drops a name releases it
@@ -250,19 +271,18 @@ class ObjectCache:
             affected |= self._release_names(key, claims)
         if (before is None) != (after is None):
             affected |= self._count_namespace(key.partition("/")[0], 1 if before is None else -1)
-        return [key, *sorted(affected - {key})]
+        return affected
 
     def _release_names(self, key: str, claims: frozenset[str]) -> set[str]:
-        """Releases the names that a model had before its deletion and no longer claims.
-
-        Returns the keys of the models that claim them.
+        """Releases the names that a model had before its deletion and no longer claims, and returns
+        them.
         """
         self._deleted_owners.discard(key)
-        names = [name for name, owner in self._name_owners.items() if owner == key and name not in claims]
+        names = {name for name, owner in self._name_owners.items() if owner == key and name not in claims}
         for name in names:
             del self._name_owners[name]
-        self._settled_names.difference_update(names)
-        return set().union(*(self._keys_by_name.get(name, set()) for name in names))
+        self._settled_names -= names
+        return names
 
     def _is_contested(self, name: str, key: str, before: "_ModelClaim", after: "_ModelClaim") -> bool:
         """Returns True if a change of one model's claims may give a name to another model.
@@ -282,7 +302,7 @@ class ObjectCache:
         """Adds `change` (1 or -1) to the number of models in a namespace.
 
         If the first model came or the last one went, served names that begin with the namespace are
-        now taken or free. Returns the keys of the models that claim them.
+        now taken or free. Returns these names.
         """
         self._namespaces[namespace] += change
         number = self._namespaces[namespace]
@@ -290,9 +310,9 @@ class ObjectCache:
             del self._namespaces[namespace]
         if number != max(change, 0):
             return set()
-        names = [name for name in self._keys_by_name if name.startswith(f"{namespace}/")]
-        self._settled_names.difference_update(names)
-        return set().union(*(self._keys_by_name[name] for name in names))
+        names = {name for name in self._keys_by_name if name.startswith(f"{namespace}/")}
+        self._settled_names -= names
+        return names
 
     def _decide_names(self, key: str) -> GrantedNames:
         """Returns the names of this model, and remembers who owns the names that it claims.
@@ -301,7 +321,7 @@ class ObjectCache:
         """
         own = _claim(self.models[key])
         if not own.names <= self._settled_names:
-            self._settle_names(own.names)
+            self._settle_names(own.names - self._settled_names)
         owners = {name: self._name_owners[name] for name in own.names if name in self._name_owners}
         live = {owner for owner in owners.values() if any(owner in self._keys_by_name[name] for name in own.names)}
         return granted_names(own.claim, owners, live, self._namespaces)
@@ -353,6 +373,19 @@ _NO_CLAIM: Final = _ModelClaim(NameClaim("", ""), frozenset())
 def _created_at(model: Manifest | None) -> str:
     """Returns `metadata.creationTimestamp`; empty if there is none."""
     return "" if model is None else str(metadata_of(model).get("creationTimestamp", ""))
+
+
+def trim_model(model: Manifest) -> Manifest:
+    """Returns a model with bounded templates, and without labels, `managedFields` and annotations
+    that are not used.
+
+    Why: these have any size, and take many times their bytes when they are decoded.
+    """
+    metadata, annotations = metadata_of(model), annotations_of(model)
+    kept = {name: value for name, value in metadata.items() if name not in ("labels", "managedFields", "annotations")}
+    if used := {name: annotations[name] for name in _MODEL_ANNOTATIONS & annotations.keys()}:
+        kept["annotations"] = used
+    return bound_templates({**model, "metadata": kept})
 
 
 def bound_templates(model: Manifest) -> Manifest:

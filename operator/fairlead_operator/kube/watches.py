@@ -35,8 +35,8 @@ from fairlead_operator.kube.object_cache import (
     OPTIONAL_CHILD_KINDS,
     STANDARD_CHILD_KINDS,
     ObjectCache,
-    bound_templates,
     drop_own_managed_fields,
+    trim_model,
     trim_pod,
 )
 from fairlead_operator.object_metadata import CHILDREN_SELECTOR
@@ -183,7 +183,7 @@ class ClusterWatcher:
         listed = [
             model
             for namespace in self._namespaces
-            for model in (await self._api.list(MODEL_DEPLOYMENTS, namespace, trim=bound_templates)).items
+            for model in (await self._api.list(MODEL_DEPLOYMENTS, namespace, trim=trim_model)).items
         ]
         now = self._answered_at = self._clock.now()
         versions = {key_of(model): resource_version_of(model) for model in listed}

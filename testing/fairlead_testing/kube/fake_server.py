@@ -63,7 +63,7 @@ class ReceivedCall:
     @property
     def is_watch(self) -> bool:
         """True for a watch."""
-        return self.query.get("watch") == "1"
+        return self.query.get("watch") in ("1", "true")
 
 
 class FakeApiServer:
@@ -76,6 +76,7 @@ class FakeApiServer:
         self.ordered_watch_responses: deque[OrderedResponse] = deque()
         self.token: str | None = None
         self.url = ""
+        self.refused_paths: set[str] = set()
         self.bare = False
         self.frozen = False
         self._version = 100
@@ -138,6 +139,8 @@ class FakeApiServer:
         body = await request.read()
         if self.token is not None and token != self.token:
             return _status(OrderedResponse(401, "Unauthorized", "Unauthorized"))
+        if asked.path in self.refused_paths:
+            return _status(OrderedResponse(403, "Forbidden"))
         orders = self.ordered_watch_responses if asked.is_watch else self.ordered_responses
         if not orders:
             return await self._serve(request, asked, body)

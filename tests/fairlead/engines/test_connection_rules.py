@@ -26,7 +26,7 @@ def test_control_request_to_an_endpoint_on_loopback_is_refused() -> None:
     asyncio.run(main())
 
 
-def test_endpoint_that_resolves_to_a_pod_of_another_model_is_refused() -> None:
+def test_endpoint_that_resolves_to_a_pod_or_service_of_another_model_is_refused() -> None:
     async def main() -> None:
         credentials = EngineCredentials({}, lambda: 0.0)
         theirs = Instance("p", "a", "tiny", "main", "http://10.0.0.1:8000")
@@ -35,8 +35,12 @@ def test_endpoint_that_resolves_to_a_pod_of_another_model_is_refused() -> None:
         assert credentials.connection_rules(theirs).resolve is None
         resolve = credentials.connection_rules(endpoint).resolve
         assert resolve is not None
-        with pytest.raises(OSError, match="a pod that another model uses"):
+        with pytest.raises(OSError, match="a pod or Service that another model uses"):
             await resolve("10.0.0.1", 8000)
         assert await resolve("10.0.0.2", 8000) == "10.0.0.2"
+        addresses = frozenset({"10.0.0.2"})
+        credentials.update_fleet(Fleet(2, 1, {}, {"a/tiny": (theirs,), "b/steal": (endpoint,)}, addresses))
+        with pytest.raises(OSError, match="a pod or Service that another model uses"):
+            await resolve("10.0.0.2", 8000)
 
     asyncio.run(main())

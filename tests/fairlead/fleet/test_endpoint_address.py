@@ -10,7 +10,7 @@ PODS = frozenset({"10.0.0.1", "fd00::9"})
 LOOPBACK = "it is a loopback address"
 LINK_LOCAL = "it is a link-local address or a metadata service"
 NO_HOST = "it is not the address of one host"
-POD = "it is the address of a pod that another model uses"
+POD = "it is the address of a pod or Service that another model uses"
 
 
 @pytest.mark.parametrize(

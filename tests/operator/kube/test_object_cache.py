@@ -1,14 +1,16 @@
 """The shelf: what is newer counts, whose it is, and who has the bare name."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from fairlead.api.spec.pools import PodTemplate
-from fairlead.fleet.client_names import RefusedName
+from fairlead.fleet.client_names import NameClaim, RefusedName, name_owners
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
+from fairlead_operator.kube import object_cache
 from fairlead_operator.kube.object_cache import ObjectCache, drop_own_managed_fields
 
 LABELS = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "qwen"}
@@ -204,6 +206,25 @@ def test_name_that_a_thousand_models_claim_is_decided_once() -> None:
     assert len(affected) == 1_000
 
 
+def test_models_with_equal_names_are_listed_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+
+    def count(claims: Iterable[NameClaim], *rest: Any) -> dict[str, str]:
+        nonlocal compared
+        listed = list(claims)
+        compared += len(listed)
+        return name_owners(listed, *rest)
+
+    monkeypatch.setattr(object_cache, "name_owners", count)
+    shelf, keys = ObjectCache(), [f"chat/m{number:03d}" for number in range(500)]
+    listed = [with_names("wanted", name=key.partition("/")[2]) for key in keys]
+    assert shelf.replace_models(listed) == keys, "each once"
+    assert {key: one.served_names for key in keys if (one := shelf.snapshot(key)) is not None and one.served_names} == {
+        keys[0]: ("wanted",)
+    }
+    assert compared <= 2 * len(keys)
+
+
 def test_deleted_owner_that_comes_back_without_a_name_releases_it() -> None:
     shelf = ObjectCache()
     first = {**model("first"), "spec": {"model": {"servedNames": ["wanted"]}}}
@@ -220,6 +241,15 @@ def test_deleted_owner_that_comes_back_without_a_name_releases_it() -> None:
     free = shelf.snapshot("chat/second")
     assert free is not None
     assert free.served_names == ("wanted",)
+
+
+def test_metadata_of_models_that_is_not_used_takes_no_memory() -> None:
+    shelf = ObjectCache()
+    given = model()
+    used = {"fairlead.io/run-revision": "1/2", "fairlead.io/release-names": "true"}
+    given["metadata"] |= {"labels": {"team": "a"}, "managedFields": [{}], "annotations": {**used, "x": "y" * 1_000}}
+    take(shelf, given)
+    assert shelf.models["chat/qwen"]["metadata"] == {**model()["metadata"], "annotations": used}
 
 
 @pytest.mark.parametrize("size", [1, 100_000])

@@ -251,9 +251,9 @@ def test_endpoints_need_a_namespace_that_an_administrator_allowed() -> None:
         ("http://[::ffff:127.0.0.1]:80", "it is a loopback address"),
         ("http://169.254.169.254:80", "it is a link-local address or a metadata service"),
         ("http://0.0.0.0:80", "it is not the address of one host"),
-        ("http://10.0.0.1:8000", "it is the address of a pod that another model uses"),
-        ("http://[::ffff:10.0.0.1]:9999", "it is the address of a pod that another model uses"),
-        ("http://10.0.0.7:8000", "it is the address of a pod that another model uses"),
+        ("http://10.0.0.1:8000", "it is the address of a pod or Service that another model uses"),
+        ("http://[::ffff:10.0.0.1]:9999", "it is the address of a pod or Service that another model uses"),
+        ("http://10.0.0.7:8000", "it is the address of a pod or Service that another model uses"),
     ],
 )
 def test_endpoint_with_a_refused_address_is_no_instance(url: str, why: str) -> None:
@@ -266,6 +266,22 @@ def test_endpoint_with_a_refused_address_is_no_instance(url: str, why: str) -> N
     ]
     assert found.problems == (f"b/steal: the endpoint {url} is refused: {why}",)
     assert not only_instance(found).checks_address
+
+
+def test_endpoint_with_the_address_of_another_models_service_is_no_instance() -> None:
+    services = {
+        "x/tiny-main": {"spec": {"clusterIPs": ["10.96.0.1", "fd00::1"], "externalIPs": ["10.1.1.1"]}},
+        "x/headless": {"spec": {"clusterIPs": ["None"]}},
+        "x/named": {"spec": {"type": "ExternalName"}},
+    }
+    urls = ("http://10.96.0.1:80", "http://[fd00::1]:80", "http://10.1.1.1:80", "http://vllm.example:80")
+    steal = external({"endpoints": [{"url": url} for url in urls]}, name="steal", namespace="b")
+    found = build([model(), steal], pod(), services=services)
+    assert [one.url for one in found.fleet.instances["b/steal"]] == ["http://10.1.1.1:80", "http://vllm.example:80"]
+    why = "it is the address of a pod or Service that another model uses"
+    assert found.problems == tuple(f"b/steal: the endpoint {url} is refused: {why}" for url in urls[:2])
+    assert found.fleet.service_addresses == {"10.96.0.1", "fd00::1"}
+    assert build([model()], pod(), services=services).fleet.service_addresses == frozenset()
 
 
 def test_external_pods_are_found_by_their_labels() -> None:

@@ -16,7 +16,7 @@ from fairlead.fleet.kubernetes.pod_instances import trim_pod
 from fairlead.fleet.kubernetes.source import KubeFleetSource
 from fairlead.fleet.model import Fleet, FleetSource, InstanceState
 from fairlead.kube.client import KubeApi
-from fairlead.kube.resources import ACCELERATOR_CLASSES, CONFIG_MAPS, MODEL_DEPLOYMENTS, PODS
+from fairlead.kube.resources import ACCELERATOR_CLASSES, CONFIG_MAPS, MODEL_DEPLOYMENTS, PODS, SERVICES
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Pacing
 from fairlead.runtime.tasks import cancel_and_wait
@@ -300,9 +300,9 @@ def test_external_pods_are_watched_while_a_model_selects_them() -> None:
     async def check(lab: SourceHarness) -> None:
         await lab.passing(lambda: lab.states() == ["Ready"])
         assert "app=vllm" in {one.query.get("labelSelector") for one in lab.fake.calls}
-        await wait_until(lambda: lab.fake.watch_count == 4)
+        await wait_until(lambda: lab.fake.watch_count == 5)
         lab.model(engine={"type": "External"}, pools=[{"endpoints": [{"url": "http://10.0.0.9:80"}]}])
-        await lab.passing(lambda: lab.fake.watch_count == 3)
+        await lab.passing(lambda: lab.fake.watch_count == 4)
         await lab.passing(lambda: [one.id for one in lab.fleets[-1].instances["x/tiny"]] == ["10.0.0.9/80/0"])
 
     run(check, before=before, endpoint_namespaces={"x"})
@@ -321,6 +321,41 @@ def test_many_selectors_of_a_namespace_cost_one_watch() -> None:
         assert [len(group) for group in lab.fleets[-1].instances.values()] == [1, 1, 1]
 
     run(check, before=before)
+
+
+@pytest.mark.parametrize("allowed", [frozenset({"b"}), frozenset()])
+def test_services_are_watched_only_where_models_may_name_endpoints(allowed: frozenset[str]) -> None:
+    def before(lab: SourceHarness) -> None:
+        one_engine(lab)
+        endpoints = [{"endpoints": [{"url": "http://10.96.0.1:80"}, {"url": "http://vllm.example:80"}]}]
+        lab.model("steal", "b", engine={"type": "External"}, pools=endpoints)
+        lab.fake.put(SERVICES, "x", "tiny-main", spec={"clusterIPs": ["10.96.0.1"], "ports": []})
+
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: bool(lab.fleets))
+        urls = [one.url for one in lab.fleets[-1].instances["b/steal"]]
+        queries = [one.query for one in lab.fake.calls if one.path == "/api/v1/services"]
+        if allowed:
+            assert urls == ["http://vllm.example:80"]
+            assert {query["labelSelector"] for query in queries} == {"fairlead.io/model"}
+            lab.fake.put(SERVICES, "x", "tiny-other", spec={"clusterIPs": ["10.96.0.2"]})
+            await lab.passing(lambda: lab.fleets[-1].service_addresses == {"10.96.0.1", "10.96.0.2"})
+        else:
+            assert (urls, queries) == ([], [])
+
+    run(check, before=before, endpoint_namespaces=allowed)
+
+
+def test_unreadable_services_are_a_warning_and_stop_no_fleet() -> None:
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: lab.states() == ["Ready"])
+        assert any("Service was never listed" in warning for warning in lab.source.warnings())
+
+    def before(lab: SourceHarness) -> None:
+        one_engine(lab)
+        lab.fake.refused_paths.add("/api/v1/services")
+
+    run(check, before=before, endpoint_namespaces=frozenset({"b"}))
 
 
 def test_many_problems_are_truncated() -> None:

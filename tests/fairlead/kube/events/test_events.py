@@ -106,6 +106,20 @@ def test_pending_and_remembered_events_are_bounded() -> None:
     assert (table.waiting, table.dropped, len(table._states)) == (0, 3, 10)
 
 
+def test_one_namespace_cannot_fill_the_queue_of_events_of_others() -> None:
+    table = aggregator(kube_events_pending=8)
+    for number in range(20):
+        table.add(event_key(name=f"p{number}", namespace="flood"), 0.0, WALL)
+    for number in range(20):
+        table.add(event_key(name=f"p{number}", namespace="other"), 0.0, WALL)
+    names = [write.key.regarding for write in table.due_writes(0.0)]
+    assert [(one.namespace, one.name) for one in names] == [
+        *(("flood", f"p{number}") for number in range(4)),
+        *(("other", f"p{number}") for number in range(4)),
+    ]
+    assert (table.waiting, table.dropped) == (8, 32)
+
+
 def test_result_of_a_write_is_remembered() -> None:
     table = aggregator()
     table.add(event_key(), 0.0, WALL)

@@ -1,0 +1,100 @@
+"""kopf's watch of models on a fake API server: what it keeps of large models."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+from fairlead.kube.resources import CUSTOM_RESOURCE_DEFINITIONS, MODEL_DEPLOYMENTS, NAMESPACES, Manifest, name_of
+from fairlead.runtime.tasks import cancel_and_wait
+from fairlead_operator.kube.kopf_session import MODELS_PER_PAGE
+from fairlead_operator.kube.kopf_watch import KopfWatch
+from fairlead_operator.kube.watches import ClusterWatcher
+from fairlead_testing.fake_time import FakeTime
+from fairlead_testing.kube.fake_server import FakeApiServer, fake_api_server
+from fairlead_testing.waiting import wait_until
+
+
+class Recorder:
+    """The events that kopf reports, instead of a watcher."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str | None, Manifest]] = []
+
+    def on_model_event(self, type: str | None, model: Manifest) -> None:
+        """Records an event."""
+        self.events.append((type, model))
+
+
+def serve_discovery(fake: FakeApiServer) -> None:
+    """Serves the kinds that kopf looks up before it watches: those of kopf and the models."""
+    groups = []
+    for kind in (NAMESPACES, CUSTOM_RESOURCE_DEFINITIONS, MODEL_DEPLOYMENTS):
+        version = {"groupVersion": kind.api_version, "version": kind.version}
+        groups.append({"name": kind.group, "versions": [version], "preferredVersion": version})
+        served = {"name": kind.plural, "kind": kind.kind, "singularName": "", "namespaced": kind.namespaced}
+        path = kind.path(None).removesuffix(f"/{kind.plural}")
+        fake.objects[path] = {"resources": [{**served, "verbs": ["list", "watch"]}]}
+    fake.objects["/api"] = {"versions": ["v1"]}
+    fake.objects["/apis"] = {"groups": groups[1:]}
+
+
+def with_kopf(
+    before: Callable[[FakeApiServer], None], check: Callable[[FakeApiServer, Recorder], Awaitable[None]]
+) -> None:
+    async def main() -> None:
+        async with fake_api_server() as fake:
+            serve_discovery(fake)
+            before(fake)
+            fake.token = "secret"
+            recorder = Recorder()
+            access = fake.config(token=fake.token)
+            watch = KopfWatch(cast(ClusterWatcher, recorder), access, FakeTime(), "me", ("chat",))
+            task = asyncio.ensure_future(watch.run())
+            try:
+                await check(fake, recorder)
+            finally:
+                await cancel_and_wait(task)
+
+    asyncio.run(main())
+
+
+def put_large_model(fake: FakeApiServer, name: str) -> None:
+    pool: dict[str, Any] = {"name": "main", "template": {"spec": {"x": [{}] * 5_000}}}
+    made = fake.put(MODEL_DEPLOYMENTS, "chat", name, spec={"pools": [pool]})
+    labels = {f"l{number}": "x" for number in range(1_000)}
+    metadata = {**made["metadata"], "labels": labels, "annotations": {"x": "y"}, "managedFields": [{"manager": "m"}]}
+    fake._store(MODEL_DEPLOYMENTS.path("chat", name), {**made, "metadata": metadata})
+
+
+def assert_small(model: Manifest) -> None:
+    assert set(model["metadata"]) == {"name", "namespace", "uid", "resourceVersion"}
+    assert model["spec"]["pools"][0]["template"]["spec"].keys() == {"oversized"}
+
+
+def test_kopf_lists_large_models_in_pages_and_keeps_little_of_each() -> None:
+    count = 2 * MODELS_PER_PAGE + 1
+
+    def before(fake: FakeApiServer) -> None:
+        for number in range(count):
+            put_large_model(fake, f"m{number:02d}")
+
+    async def check(fake: FakeApiServer, recorder: Recorder) -> None:
+        await wait_until(lambda: len(recorder.events) >= count)
+        assert {name_of(model) for _, model in recorder.events} == {f"m{number:02d}" for number in range(count)}
+        for type, model in recorder.events:
+            assert type is None
+            assert_small(model)
+        lists = [one for one in fake.calls if one.path.endswith("/modeldeployments") and not one.is_watch]
+        assert [one.query.get("limit") for one in lists] == [str(MODELS_PER_PAGE)] * 3
+
+    with_kopf(before, check)
+
+
+def test_kopf_keeps_little_of_a_large_model_that_changes() -> None:
+    async def check(fake: FakeApiServer, recorder: Recorder) -> None:
+        await wait_until(lambda: fake.watch_count == 1)
+        put_large_model(fake, "late")
+        await wait_until(lambda: len(recorder.events) == 2)
+        assert_small(recorder.events[-1][1])
+
+    with_kopf(lambda fake: None, check)
