@@ -50,3 +50,11 @@ class FairShare:
         weight: share of the tenant against others, above 0.
         """
         self._seconds[tenant] = self.served_seconds(tenant) + seconds / weight
+
+    def settle(self, tenant: Hashable, seconds: float, weight: float) -> None:
+        """Corrects the charge for a request that has ended, by `seconds` more or less.
+
+        A tenant whose count was dropped meanwhile stays without one.
+        """
+        if tenant in self._seconds:
+            self._seconds[tenant] = max(0.0, self._seconds[tenant] + seconds / weight)

@@ -127,13 +127,29 @@ class KvCapacityPlanner:
         for name in [name for name, usage in self._usage.items() if name not in instances and not usage.sequences]:
             del self._usage[name]
 
+    def expected_output(self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, now: float) -> float:
+        """Returns the tokens to plan for each answer of a request that has not begun."""
+        return self._remaining_of_each(request, prompt_tokens, length_class, 0, now)
+
+    def elapsed_output(self, request_id: str, dispatched_at: float, now: float) -> float:
+        """Returns the tokens that each answer of a sequence in flight may have by now.
+
+        Without a known first token they count from the dispatch.
+        """
+        sequence = self._sequences.get(request_id)
+        if sequence is None:
+            return 0.0
+        since = dispatched_at if sequence.first_at is None else sequence.first_at
+        tokens = 1.0 + (now - since) / max(1e-6, self._usage[sequence.instance].token_seconds)
+        return min(tokens, sequence.request.max_tokens or tokens)
+
     def has_headroom(self, request: RouteRequest, capacity: float) -> bool:
         """Returns True if one instance, with all sequences and the request, is at most half full.
 
         capacity: tokens in the KV cache of that instance.
         """
         max_tokens = request.max_tokens
-        needed = 2.0 * request.prompt_tokens + (max_tokens or DEFAULT_OUTPUT_TOKENS)
+        needed = 2.0 * request.prompt_tokens + request.sequences * (max_tokens or DEFAULT_OUTPUT_TOKENS)
         return self._planned_tokens + needed <= UNCHECKED_SHARE * USABLE_SHARE * capacity
 
     def missing_tokens(
@@ -173,7 +189,7 @@ class KvCapacityPlanner:
             own_tokens = _unshared_tokens(sequence.request, sequence.prompt_tokens, seen_blocks)
             forecasts.append(
                 SequenceForecast(
-                    own_tokens + generated,
+                    own_tokens + generated * sequence.request.sequences,
                     self._expected_remaining(
                         sequence.request, sequence.prompt_tokens, sequence.length_class, generated, now
                     ),
@@ -187,6 +203,11 @@ class KvCapacityPlanner:
         return peak_tokens(forecasts)
 
     def _expected_remaining(
+        self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, generated: int, now: float
+    ) -> float:
+        return request.sequences * self._remaining_of_each(request, prompt_tokens, length_class, generated, now)
+
+    def _remaining_of_each(
         self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, generated: int, now: float
     ) -> float:
         forecast = self._remaining_tokens(length_class, prompt_tokens, generated, now)

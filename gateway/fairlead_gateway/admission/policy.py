@@ -415,6 +415,10 @@ class AdmissionPolicy:
 
     # --- requests that have finished
 
+    def settle(self, queued: QueuedRequest, decode_seconds: float) -> None:
+        """Charges the caller of a request that was released for the answer that it got."""
+        self._queue.settle(queued, decode_seconds)
+
     def on_finish(
         self, request_id: str, length_class: Hashable, prompt_tokens: float, output_tokens: int | None, now: float
     ) -> None:

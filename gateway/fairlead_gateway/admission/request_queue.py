@@ -3,7 +3,9 @@
 1. **Overdue** requests of tenants with credit come first: those that waited `OVERDUE_OBJECTIVES`
    times their objective. This bounds the waits of a tenant that takes no more than its share.
 2. Then the highest **tier** with a queued request.
-3. In it, the tenants with **credit**: those served least for their weight. All within
+3. In it, the tenants with **credit**: those served least for their weight, by the engine time of
+   prompts and answers (`decode_work`). An answer counts as expected, and from its end on as it was.
+   All within
    `QUANTUM_SECONDS` of the least count, so that deadlines are compared among several tenants.
 4. Among their requests, those that can still meet the target if started now (slack ≥ 0), by
    **deadline**.
@@ -48,6 +50,7 @@ class QueuedRequest:
     - tier: 0 goes before 1.
     - objective_seconds: TTFT target.
     - prefill_seconds: engine time of its prefill.
+    - decode_seconds: expected engine time of its answer.
     - program_started_at: start of its conversation; None: its own arrival.
     - is_long: its length class.
     - body_bytes: memory used while it waits.
@@ -63,6 +66,7 @@ class QueuedRequest:
     program_started_at: float | None = None
     is_long: bool = False
     body_bytes: int = 0
+    decode_seconds: float = 0.0
 
     @property
     def deadline(self) -> float:
@@ -205,14 +209,20 @@ class RequestQueue:
         return None
 
     def take(self, candidate: NextRequest) -> None:
-        """Removes a request and charges its tenant."""
+        """Removes a request and charges its tenant for prompt and expected answer."""
         request = candidate.request
-        self._fair_share.charge(request.tenant, request.prefill_seconds, request.weight)
+        seconds = request.prefill_seconds + request.decode_seconds
+        self._fair_share.charge(request.tenant, seconds, request.weight)
         if candidate.rule == "rescue":
             self._rescue_seconds -= request.prefill_seconds
         elif candidate.passes_over_late:
             self._rescue_seconds += RESCUE_SHARE / (1.0 - RESCUE_SHARE) * request.prefill_seconds
         self._forget(request)
+
+    def settle(self, request: QueuedRequest, decode_seconds: float) -> None:
+        """Charges the tenant of a taken request for its answer so far, instead of the expected."""
+        self._fair_share.settle(request.tenant, decode_seconds - request.decode_seconds, request.weight)
+        request.decode_seconds = decode_seconds
 
     def _next_of(self, queues: dict[_TenantKey, _TenantQueue]) -> NextRequest:
         """Chooses by credit, then by deadline or rescue. No queue is empty."""

@@ -17,10 +17,11 @@ class RouteRequest:
 
     - prompt_tokens: may be an estimate.
     - session: the client's conversation id.
+    - sequences: answers that an engine computes for it; `max_tokens` is of each.
     - session_hash: a keyed 64-bit hash of `session`, by which gateways share session affinity.
     """
 
-    __slots__ = ("chain", "id", "max_tokens", "prompt_tokens", "session", "session_hash")
+    __slots__ = ("chain", "id", "max_tokens", "prompt_tokens", "sequences", "session", "session_hash")
 
     def __init__(
         self,
@@ -37,3 +38,4 @@ class RouteRequest:
         self.prompt_tokens = prompt_tokens
         self.max_tokens = max_tokens
         self.session = session
+        self.sequences = 1

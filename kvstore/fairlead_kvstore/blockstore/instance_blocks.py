@@ -6,8 +6,7 @@ The rules, each for observed behaviour of a real engine:
   Blocks of the CPU and disk tiers come without extra keys, so they take the block hash of the
   handle in the GPU. If that handle is unknown and the engine reports extra keys otherwise, a salted
   block looks like a plain one. Such a block is counted (``unnamed``) and not added.
-- *Removed* removes a copy. A removal of an unknown block is counted (``unknown``) and is no error:
-  late readers receive many.
+- *Removed* removes a copy. Removals of unknown blocks, which late readers get, are ``unknown``.
 - *AllBlocksCleared* names no tier even when it means only the GPU, so all tiers are dropped. Blocks
   that remain in other tiers are not reported again: these tiers are ``vague`` until an event names
   them. The GPU is empty, so the instance is complete.
@@ -20,9 +19,8 @@ The rules, each for observed behaviour of a real engine:
   sliding window its last blocks, Mamba a state). So an instance of a hybrid model is marked
   ``hybrid``: its depths are upper bounds. A model without any full-attention group has no depths.
 
-Ages are in ticks of sixteen seconds. A block's tick is the time of its last store or use, and a use
-counts for all blocks before it. So no block is older than those that follow it. "Oldest first, then
-deepest" is thus the order in which engines evict.
+Ages are in ticks of sixteen seconds, since the last store or use of a block or of one after it. So
+no block is older than those that follow it. Engines evict the oldest first, then the deepest.
 """
 
 from typing import Final

@@ -1,9 +1,11 @@
-"""The limit of large bodies that wait to be checked, for each caller."""
+"""The limit of large bodies that wait to be checked, for each caller, and their turns."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
-from fairlead_gateway.caller_key import CallerKey
+from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.errors import TooManyLargeBodies
 
 
@@ -12,7 +14,7 @@ class LargeBodyLimit:
 
     max_bytes: of one caller, all together; a single body is always accepted.
 
-    Why: bodies are checked one after the other, so one caller could keep all others waiting.
+    Why: they take memory, and bodies are checked one after the other.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -38,3 +40,51 @@ class LargeBodyLimit:
     def count_callers(self) -> int:
         """Returns the number of callers with bodies that wait."""
         return len(self._bytes)
+
+
+class LargeBodyTurns:
+    """The order in which large bodies are checked: one at a time, of each caller in turn.
+
+    Why: 64 MiB of one caller take seconds. A body of another caller waits for one of them only.
+    """
+
+    def __init__(self) -> None:
+        self._is_taken = False
+        self._last = ANONYMOUS
+        self._waiting: dict[CallerKey, deque[asyncio.Future[None]]] = {}
+
+    @asynccontextmanager
+    async def turn(self, caller: CallerKey) -> AsyncIterator[None]:
+        """Waits until it is the caller's turn, and keeps it while the block runs."""
+        if self._is_taken:
+            await self._wait(caller)
+        self._is_taken, self._last = True, caller
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _wait(self, caller: CallerKey) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(caller, deque()).append(future)
+        try:
+            await future
+        except asyncio.CancelledError:
+            if not future.cancelled():
+                self._pass_on()
+            raise
+
+    def _pass_on(self) -> None:
+        """Gives the turn to the first waiting caller. Who had it goes behind the others."""
+        self._is_taken = False
+        if self._last in self._waiting:
+            self._waiting[self._last] = self._waiting.pop(self._last)
+        while self._waiting and not self._is_taken:
+            caller, futures = next(iter(self._waiting.items()))
+            while futures and futures[0].done():
+                futures.popleft()  # its client has left
+            if futures:
+                futures.popleft().set_result(None)
+                self._is_taken, self._last = True, caller
+            if not futures:
+                del self._waiting[caller]

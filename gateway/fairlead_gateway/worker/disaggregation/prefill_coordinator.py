@@ -21,6 +21,7 @@ from typing import Final
 
 from fairlead.decision import Decision
 from fairlead.fleet.model import Fleet, Instance
+from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.errors import NoReadyInstance, QuarantinedRequest
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES, place_prefill
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
@@ -37,6 +38,7 @@ from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.openai.schemas import GenerationFields
 from fairlead_gateway.worker.openai.served_name import body_with_model
 from fairlead_gateway.worker.request_context import HandoffState, RequestContext
+from fairlead_gateway.worker.resilience.fault_evidence import REQUEST_INDEPENDENT_CAUSES
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.worker.resilience.retry import AttemptFailure
 from fairlead_gateway.worker.runtime import WorkerRuntime
@@ -138,7 +140,7 @@ class PrefillCoordinator:
         if preselected.chosen is None:
             return
         placement = record.placement = self.place_prefill(
-            context.request, context.route_request, preselected.chosen, started_at
+            context.request, context.route_request, preselected.chosen, started_at, caller=context.caller
         )
         if placement.rule in LOCAL_RULES:
             handoff.preselected = preselected
@@ -153,7 +155,9 @@ class PrefillCoordinator:
         else:
             record.message = handoff.transfer.description
 
-    def place_prefill(self, request: ModelRequest, route: RouteRequest, decode_id: str, now: float) -> Decision:
+    def place_prefill(
+        self, request: ModelRequest, route: RouteRequest, decode_id: str, now: float, *, caller: CallerKey = ANONYMOUS
+    ) -> Decision:
         """Returns the decision on where to prefill, if the ready instance `decode_id` answers.
 
         Remembers nothing.
@@ -163,7 +167,7 @@ class PrefillCoordinator:
         local = None if decode_router is None else decode_router.estimate_prefill(route, decode_id, now)
         assert local is not None
         try:
-            excluded = self._unusable_prefill_instances(key)
+            excluded = self._unusable_prefill_instances(key, caller)
             best = self._prefill_routers.choose(key, route, now, excluded, preview=True).chosen
         except NoReadyInstance:
             best = None
@@ -259,7 +263,7 @@ class PrefillCoordinator:
         if handoff is None or handoff.transfer is None or handoff.transfer.decode_id is None:
             return False
         transfer, handoff.transfer, handoff.is_transferred = handoff.transfer, None, False
-        self._mark_suspect(transfer.prefill.id, transfer.decode_id)
+        self._mark_suspect(context, transfer.prefill.id, transfer.decode_id, failure.cause)
         message = f"the hand-off from {transfer.prefill.id} failed on {transfer.decode_id} ({failure.cause}), plain now"
         self._record_end(context, handoff, FAILED, f"decode-{failure.cause}", message)
         return not failure.crashed and failure.was_sent and not failure.is_overload
@@ -280,7 +284,7 @@ class PrefillCoordinator:
         Returns the cause (one word) and the reason (text) of a failure; without meaning on success.
         """
         key = context.request.model_key
-        excluded = self._unusable_prefill_instances(key)
+        excluded = self._unusable_prefill_instances(key, context.caller)
         cause, reason = "no-prefill-instance", "no prefill instance is ready and trusted"
         for _ in range(_MAX_PREFILL_ATTEMPTS):
             try:
@@ -314,9 +318,9 @@ class PrefillCoordinator:
         """
         handoff = context.handoff
         assert handoff is not None
-        ready = self._decode_routers.ready_instances(context.request.model_key)
+        ready, is_usable = self._decode_routers.ready_instances(context.request.model_key), self._pair_health.is_usable
         incompatible = frozenset(
-            name for name, decode in ready.items() if not self._pair_health.is_usable(transfer.prefill, decode)
+            name for name, decode in ready.items() if not is_usable(transfer.prefill, decode, context.caller)
         )
         if self._now() >= transfer.expires_at:
             self._abandon_transfer(context, handoff, *_EXPIRED)
@@ -420,21 +424,22 @@ class PrefillCoordinator:
         self._engine_ids[instance.id] = engine_id
         return engine_id
 
-    def _unusable_prefill_instances(self, key: str) -> frozenset[str]:
+    def _unusable_prefill_instances(self, key: str, caller: CallerKey) -> frozenset[str]:
         return self._pair_health.unusable_prefills(
-            self._prefill_routers.ready_instances(key), self._decode_routers.ready_instances(key).values()
+            self._prefill_routers.ready_instances(key), self._decode_routers.ready_instances(key).values(), caller
         )
 
-    def _mark_suspect(self, prefill_id: str, decode_id: str | None) -> None:
+    def _mark_suspect(self, context: RequestContext, prefill_id: str, decode_id: str | None, cause: str) -> None:
         """Avoids a pair or a prefill instance; forgets its engine id, which a restart changes."""
-        self._pair_health.mark_suspect(prefill_id, decode_id)
+        caller = None if cause in REQUEST_INDEPENDENT_CAUSES else context.caller
+        self._pair_health.mark_suspect(prefill_id, decode_id, caller)
         self._engine_ids.pop(prefill_id, None)
 
     def _on_call_failed(self, context: RequestContext, attempt: PrefillAttempt, failure: EngineCallFailed) -> bool:
         """Records a failed prefill; returns whether the prompt is blocked from now on."""
         self._record_attempt_end(context, attempt, failure.cause)
         if failure.is_suspicious:
-            self._mark_suspect(attempt.instance_id, None)
+            self._mark_suspect(context, attempt.instance_id, None, failure.cause)
         attempt.crashed = failure.crashed
         if not failure.crashed:
             return False

@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, Role
+from fairlead_gateway.admission.decode_work import decode_seconds
 from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.admission.policy import (
     POLL_SECONDS,
@@ -131,7 +132,12 @@ class AdmissionController:
         the request's timeout, if there is one, or when the client disconnects.
         """
         context.admission.counted_at = ""
-        return self.can_start(context) or await self._late_binding_queue.wait(context)
+        if self.can_start(context):
+            return True
+        admission = self._models.get(context.request.model_key)
+        if admission is not None:
+            admission.expect_answer(context)
+        return await self._late_binding_queue.wait(context)
 
     def queued(self) -> dict[str, int]:
         """Returns the number of waiting requests by model, without the models that have none."""
@@ -251,6 +257,7 @@ class ModelAdmission:
         """Queues the request until it is admitted. Raises GatewayError if it is refused."""
         request, now = context.admission.request, self._now()
         assert request is not None
+        self.expect_answer(context)
         verdict = self._policy.enqueue(request, self._engine_loads(now), now)
         if verdict.action is AdmissionAction.REFUSE:
             self._telemetry.record_queue_exit(self._key, verdict.rule)
@@ -268,6 +275,19 @@ class ModelAdmission:
                 self._policy.remove(context.id)
                 self._telemetry.record_queue_exit(self._key, "left")
         context.admission.full_instances, context.admission.admitted = admitted.full_instances, admitted
+
+    def expect_answer(self, context: RequestContext) -> None:
+        """States the engine time that the answer of a waiting request is expected to take.
+
+        Before prefill instances it is none, since these make no answers.
+        """
+        request, route_request = context.admission.request, context.route_request
+        if request is None or self._is_disaggregated or context.admission.admitted is not None:
+            return
+        tokens = self._policy.kv_capacity.expected_output(
+            route_request, request.prompt_tokens, context.caller, self._now()
+        )
+        request.queued.decode_seconds = self._decode_seconds(context, tokens)
 
     def on_dispatch(self, context: RequestContext, now: float) -> None:
         """Adds the request to the planned KV of its chosen instance."""
@@ -288,11 +308,37 @@ class ModelAdmission:
         request, output = context.route_request, None
         if is_complete:
             output = context.result.output_tokens
-            if output_tokens != output:  # resumed: another engine made the beginning
-                self._policy.kv_capacity.on_finish(request.id, now, output_tokens)
+            if request.sequences > 1:
+                output, output_tokens = _of_each(output, request.sequences), _of_each(output_tokens, request.sequences)
+        if context.admission.admitted is not None and not self._is_disaggregated:
+            self._settle(context, is_complete, output, now)
+        if is_complete and output_tokens != output:  # resumed: another engine made the beginning
+            self._policy.kv_capacity.on_finish(request.id, now, output_tokens)
         self._policy.on_finish(request.id, context.caller, request.prompt_tokens, output, now)
         if self._queued:
             self._schedule_release()
+
+    def _settle(self, context: RequestContext, is_complete: bool, output_tokens: int | None, now: float) -> None:
+        """Charges the caller for the answer. One that was cut costs what was expected, or more.
+
+        output_tokens: of each sequence; None if not known.
+        """
+        request, dispatched_at = context.admission.request, context.result.dispatched_at
+        assert request is not None
+        queued = request.queued
+        if is_complete and output_tokens is not None:
+            self._policy.settle(queued, self._decode_seconds(context, output_tokens))
+        elif dispatched_at is not None:
+            tokens = self._policy.kv_capacity.elapsed_output(context.route_request.id, dispatched_at, now)
+            self._policy.settle(queued, max(queued.decode_seconds, self._decode_seconds(context, tokens)))
+
+    def _decode_seconds(self, context: RequestContext, output_tokens: float) -> float:
+        router, request = self._routers.router(self._key), context.admission.request
+        loads = [] if router is None else router.endpoint_loads()
+        if not loads or request is None:
+            return 0.0
+        sequences = context.route_request.sequences
+        return decode_seconds(loads[0][0].profile, request.prompt_tokens, output_tokens, sequences)
 
     def close(self) -> None:
         """Refuses all queued requests; the model has left the fleet."""
@@ -407,6 +453,11 @@ class ModelAdmission:
         seconds = retry_after_seconds(verdict.retry_after or 1.0, self._limits.max_retry_after_seconds)
         error_class = RequestShed if verdict.is_shed else Overloaded
         return error_class(verdict.reason, hint="try again later", headers=(("retry-after", str(seconds)),))
+
+
+def _of_each(output_tokens: int | None, sequences: int) -> int | None:
+    """Returns the mean output of the sequences of a request, rounded up."""
+    return None if output_tokens is None else -(-output_tokens // sequences)
 
 
 def _is_disaggregated(instances: Sequence[Instance]) -> bool:

@@ -3,7 +3,8 @@
 Presets with late binding use it. A waiting request counts at its instance, so that later choices
 see it. It leaves in the preset's order; if its instance is lost, another one is chosen. If several
 callers wait for an instance, the order holds among the requests of those with credit: the callers
-served least here, within `QUANTUM_SECONDS` of engine time.
+served least here, within `QUANTUM_SECONDS` of engine time. Expected answers count. A dispatch looks
+at the first request of each caller, however many wait.
 
 An instance can start a request while the unanswered prefill that this process sent there fills less
 than `MAX_WAITING_STEP_SHARE` of one of its steps. The instance gets the next request
@@ -15,7 +16,10 @@ would wait for the other.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import Final
 
 from fairlead_gateway.admission.backlog_decay import BacklogDecay
 from fairlead_gateway.admission.caller_bounds import CallerBounds
@@ -29,20 +33,96 @@ from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
+_MIN_REMOVED: Final = 32
+_SortKey = tuple[float, float, str]
+
 
 class _QueuedDispatch:
     """A waiting request.
 
     started: its result says whether the instance is still ready.
     prefill_seconds: the request's own share of the instance's backlog.
+    decode_seconds: expected engine time of its answer.
+    sort_key: its place in the preset's order; the smallest goes first.
     """
 
-    __slots__ = ("caller", "prefill_seconds", "started")
+    __slots__ = ("caller", "decode_seconds", "prefill_seconds", "sort_key", "started")
 
-    def __init__(self, started: "asyncio.Future[bool]", prefill_seconds: float, caller: CallerKey) -> None:
+    def __init__(
+        self, started: "asyncio.Future[bool]", prefill_seconds: float, caller: CallerKey, sort_key: _SortKey
+    ) -> None:
         self.started = started
         self.prefill_seconds = prefill_seconds
         self.caller = caller
+        self.sort_key = sort_key
+        self.decode_seconds = 0.0
+
+
+class _InstanceQueue:
+    """The requests that wait for one instance, by id, and by caller in the preset's order.
+
+    prefill_seconds: of all of them.
+
+    The heaps skip removed requests when they reach them. A heap of which more than half may be
+    removed ones is compacted.
+    """
+
+    __slots__ = ("_heaps", "_numbers", "prefill_seconds", "requests")
+
+    def __init__(self) -> None:
+        self._numbers = count()
+        self.requests: dict[str, _QueuedDispatch] = {}
+        self.prefill_seconds = 0.0
+        self._heaps: dict[CallerKey, _CallerHeap] = {}
+
+    def add(self, request_id: str, queued: _QueuedDispatch) -> None:
+        self.requests[request_id] = queued
+        self.prefill_seconds += queued.prefill_seconds
+        heap = self._heaps.get(queued.caller)
+        if heap is None:
+            heap = self._heaps[queued.caller] = _CallerHeap()
+        heap.live_count += 1
+        heappush(heap.entries, (queued.sort_key, next(self._numbers), request_id, queued))
+
+    def pop(self, request_id: str) -> _QueuedDispatch | None:
+        """Removes and returns a request; None if it does not wait here."""
+        queued = self.requests.pop(request_id, None)
+        if queued is None:
+            return None
+        self.prefill_seconds = self.prefill_seconds - queued.prefill_seconds if self.requests else 0.0
+        heap = self._heaps[queued.caller]
+        heap.live_count -= 1
+        if not heap.live_count:
+            del self._heaps[queued.caller]
+        elif len(heap.entries) > 2 * heap.live_count + _MIN_REMOVED:
+            heap.entries = [entry for entry in heap.entries if self.requests.get(entry[2]) is entry[3]]
+            heapify(heap.entries)
+        return queued
+
+    def first(self, fair_share: FairShare) -> str:
+        """Returns the next request of the callers that were served least; one waits."""
+        callers: Iterable[CallerKey] = self._heaps
+        if len(self._heaps) > 1:
+            served = fair_share.served_seconds
+            limit = min(map(served, callers)) + QUANTUM_SECONDS
+            callers = [caller for caller in callers if served(caller) <= limit]
+        return min([self._first_of(caller) for caller in callers])[2]
+
+    def _first_of(self, caller: CallerKey) -> tuple[_SortKey, int, str]:
+        entries = self._heaps[caller].entries
+        while self.requests.get(entries[0][2]) is not entries[0][3]:
+            heappop(entries)
+        return entries[0][:3]
+
+
+class _CallerHeap:
+    """The requests of one caller that wait for one instance, and how many still do."""
+
+    __slots__ = ("entries", "live_count")
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[_SortKey, int, str, _QueuedDispatch]] = []
+        self.live_count = 0
 
 
 class _WaitingCallers:
@@ -61,15 +141,6 @@ class _WaitingCallers:
             self.fair_share.on_join(caller, self.bounds.callers())
         self.bounds.add(request_id, caller, 0)
 
-    def with_credit(self, requests: Mapping[str, _QueuedDispatch]) -> Iterable[str]:
-        """Returns the requests of the callers that were served least, all of one caller."""
-        callers = {queued.caller for queued in requests.values()}
-        if len(callers) < 2:
-            return requests
-        served = self.fair_share.served_seconds
-        limit = min(map(served, callers)) + QUANTUM_SECONDS
-        return [request_id for request_id, queued in requests.items() if served(queued.caller) <= limit]
-
 
 class LateBindingQueue:
     """The waiting requests of all models, by model, instance and request id.
@@ -84,14 +155,16 @@ class LateBindingQueue:
         self._loop = runtime.loop
         self._backlogs = BacklogDecay()
         self._max_requests = runtime.limits.queued_requests
-        self._waiting: dict[str, dict[str, dict[str, _QueuedDispatch]]] = {}
+        self._waiting: dict[str, dict[str, _InstanceQueue]] = {}
         self._callers: dict[str, _WaitingCallers] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._dispatch_scheduled = False
 
     def queued(self) -> dict[str, int]:
         """Returns the number of waiting requests by model."""
-        return {key: sum(map(len, instances.values())) for key, instances in self._waiting.items()}
+        return {
+            key: sum([len(queue.requests) for queue in instances.values()]) for key, instances in self._waiting.items()
+        }
 
     def can_start(self, context: RequestContext) -> bool:
         """Whether the request need not wait for its chosen instance.
@@ -103,7 +176,7 @@ class LateBindingQueue:
         if router is None or not router.queues_assigned or context.choice is None or context.transfer is not None:
             return True
         name = context.choice.instance_id
-        return not self._waiting.get(key, {}).get(name) and self._has_room(router, name, {}, self._now())
+        return name not in self._waiting.get(key, {}) and self._has_room(router, name, None, self._now())
 
     async def wait(self, context: RequestContext) -> bool:
         """Waits until the chosen instance can start the request; False if it stops being ready.
@@ -121,8 +194,16 @@ class LateBindingQueue:
         backlog_before = endpoint.load.backlog_seconds
         router.on_dispatch(context.route_request, name, self._now())
         prefill_seconds = endpoint.load.backlog_seconds - backlog_before
-        queued = _QueuedDispatch(self._loop.create_future(), prefill_seconds, context.caller)
-        self._waiting.setdefault(key, {}).setdefault(name, {})[request_id] = queued
+        queued = _QueuedDispatch(
+            self._loop.create_future(), prefill_seconds, context.caller, router.queue_sort_key(request_id)
+        )
+        if context.admission.request is not None:
+            queued.decode_seconds = context.admission.request.queued.decode_seconds
+        instances = self._waiting.setdefault(key, {})
+        queue = instances.get(name)
+        if queue is None:
+            queue = instances[name] = _InstanceQueue()
+        queue.add(request_id, queued)
         self._callers_of(key).add(request_id, context.caller)
         self._start_timer()
         is_started, exit_cause = False, "left"
@@ -149,16 +230,17 @@ class LateBindingQueue:
         """Ends the wait of the requests whose instances are no longer ready."""
         for key, instances in self._waiting.items():
             ready = self._routers.ready_instances(key)
-            lost = [queued for name, requests in instances.items() if name not in ready for queued in requests.values()]
-            for queued in lost:
+            lost = [queue for name, queue in instances.items() if name not in ready]
+            for queued in [queued for queue in lost for queued in queue.requests.values()]:
                 if not queued.started.done():
                     queued.started.set_result(False)
 
-    def _has_room(self, router: ModelRouter, name: str, waiting: Mapping[str, _QueuedDispatch], now: float) -> bool:
+    def _has_room(self, router: ModelRouter, name: str, queue: _InstanceQueue | None, now: float) -> bool:
         endpoint = router.endpoint(name)
-        if endpoint is None or endpoint.load.waiting <= len(waiting):
+        waiting, seconds = (0, 0.0) if queue is None else (len(queue.requests), queue.prefill_seconds)
+        if endpoint is None or endpoint.load.waiting <= waiting:
             return True
-        sent_seconds = endpoint.load.backlog_seconds - sum([queued.prefill_seconds for queued in waiting.values()])
+        sent_seconds = endpoint.load.backlog_seconds - seconds
         step_seconds = endpoint.profile.prefill_time(endpoint.profile.step_tokens)
         return self._backlogs.remaining_seconds(name, sent_seconds, now) < MAX_WAITING_STEP_SHARE * step_seconds
 
@@ -175,14 +257,12 @@ class LateBindingQueue:
         now = self._now()
         for key, instances in list(self._waiting.items()):
             router = self._routers.router(key)
-            for name, requests in list(instances.items()):
-                while requests and (router is None or self._has_room(router, name, requests, now)):
-                    request_id = min(requests)
-                    callers = self._callers_of(key)
-                    if router is not None:
-                        request_id = min(callers.with_credit(requests), key=router.queue_sort_key)
-                    queued = requests[request_id]
-                    callers.fair_share.charge(queued.caller, queued.prefill_seconds, 1.0)
+            for name, queue in list(instances.items()):
+                while queue.requests and (router is None or self._has_room(router, name, queue, now)):
+                    fair_share = self._callers_of(key).fair_share
+                    request_id = queue.first(fair_share)
+                    queued = queue.requests[request_id]
+                    fair_share.charge(queued.caller, queued.prefill_seconds + queued.decode_seconds, 1.0)
                     self._remove(key, name, request_id)
                     if not queued.started.done():
                         queued.started.set_result(True)
@@ -191,15 +271,16 @@ class LateBindingQueue:
 
     def _remove(self, key: str, name: str, request_id: str) -> None:
         instances = self._waiting.get(key, {})
-        requests = instances.get(name, {})
-        queued = requests.pop(request_id, None)
+        queue = instances.get(name)
+        if queue is None:
+            return
+        queued = queue.pop(request_id)
         if queued is not None:
             self._callers[key].bounds.remove(request_id, queued.caller)
-        if not requests:
-            instances.pop(name, None)
+        if not queue.requests:
+            del instances[name]
         if not instances:
-            self._waiting.pop(key, None)
-            self._callers.pop(key, None)
+            del self._waiting[key], self._callers[key]
 
     def _callers_of(self, key: str) -> _WaitingCallers:
         callers = self._callers.get(key)
@@ -220,8 +301,8 @@ class LateBindingQueue:
         if bounds.has_most(caller):
             raise self._full_error(key, caller)
         request_id = bounds.newest_of_largest()
-        name = next(name for name, requests in self._waiting[key].items() if request_id in requests)
-        queued = self._waiting[key][name][request_id]
+        name = next(name for name, queue in self._waiting[key].items() if request_id in queue.requests)
+        queued = self._waiting[key][name].requests[request_id]
         error = self._full_error(key, queued.caller)
         self._remove(key, name, request_id)
         if not queued.started.done():

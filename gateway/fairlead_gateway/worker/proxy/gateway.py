@@ -26,7 +26,7 @@ from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import DecisionLog
 from fairlead_gateway.worker.api_keys import ApiKeys
-from fairlead_gateway.worker.body_check.caller_limit import LargeBodyLimit
+from fairlead_gateway.worker.body_check.caller_limit import LargeBodyLimit, LargeBodyTurns
 from fairlead_gateway.worker.body_check.client import BodyChecker
 from fairlead_gateway.worker.memory_pressure import MemoryPressure, MemoryShare
 from fairlead_gateway.worker.openai.passthrough import (
@@ -139,6 +139,7 @@ class Gateway(RequestLifecycle):
         self._parser_thread = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
         self._body_checker = BodyChecker(limits)
         self._large_bodies = LargeBodyLimit(limits.caller_large_bodies_bytes)
+        self._large_body_turns = LargeBodyTurns()
         self._is_loaded = self._is_draining = self._has_drain_ended = False
         self._inflight: dict[str, asyncio.Task[None] | FastPathExchange] = {}
 
@@ -355,10 +356,12 @@ class Gateway(RequestLifecycle):
     async def _serve_large(self, http_request: HttpRequest, response: ResponseWriter, request_id: str) -> None:
         context: RequestContext | None = None
         try:
-            with self._large_bodies.reserve(caller_key(http_request.caller), len(http_request.body)):
-                request, route_request = await self.runtime.loop.run_in_executor(
-                    self._parser_thread, self._parse_large, http_request, self.stack.routers.fleet, request_id
-                )
+            caller = caller_key(http_request.caller)
+            with self._large_bodies.reserve(caller, len(http_request.body)):
+                async with self._large_body_turns.turn(caller):
+                    request, route_request = await self.runtime.loop.run_in_executor(
+                        self._parser_thread, self._parse_large, http_request, self.stack.routers.fleet, request_id
+                    )
             context = self._create_context(http_request, response, request_id, request, route_request)
         except GatewayError as error:
             self._send_failure(None, error, response, http_request)

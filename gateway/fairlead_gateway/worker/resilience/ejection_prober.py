@@ -2,7 +2,8 @@
 
 An ejected instance gets no requests, or one that a client waits for. So the worker itself probes an
 instance whose ejection record (`ejection_records`) is old enough: one probe at a time, spaced, each
-with a time limit. An answer ends the record, and the instance returns as after the probe of a
+with a time limit. It also probes an instance whose return the requests of one caller would prevent,
+record or not. An answer ends the record, and the instance returns as after the probe of a
 client. Silence and 5xx count as failed probes.
 
 These say nothing about the engine: 429, 503, any other 4xx, and failures of the gateway itself. But
@@ -89,14 +90,14 @@ class EjectionProber:
                     task.add_done_callback(self._tasks.discard)
 
     def _arm(self) -> None:
-        """Polls in a second, and again as long as an instance has a record."""
+        """Polls in a second, and again as long as an instance is to be probed."""
         if self._timer is None and not self._is_closed:
             self._timer = self._loop.call_later(_POLL_SECONDS, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
         self.poll()
-        if self._records.by_instance:
+        if self._records.needs_probes:
             self._arm()
 
     async def _probe(self, key: str, instance: Instance) -> None:

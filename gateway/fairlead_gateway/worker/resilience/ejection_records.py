@@ -10,6 +10,9 @@ ends it: nothing listens, and what runs the engine sees that itself.
 Why no connect timeout: an engine that hangs takes connections. A gateway that cannot connect may be
 cut off itself, and a restart of the engine would not help it.
 
+An instance without a record is probed on request: when only the requests of one caller speak
+against its return (`outlier_detection`).
+
 The only ready instance of a model is never ejected. It gets a record instead when its failures
 would suffice.
 
@@ -50,7 +53,7 @@ class EjectionRecord:
 class EjectionRecords:
     """The ejection records of one worker, by instance.
 
-    on_begin: called when a record begins; replaced by the prober.
+    on_begin: called when a record begins, or a probe is requested; replaced by the prober.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -58,6 +61,8 @@ class EjectionRecords:
         self.on_begin: Callable[[], None] = _ignore
         self._after_seconds: float = limits.ejection_probe_after_seconds
         self._interval_seconds: float = limits.ejection_probe_interval_seconds
+        self._requested: set[str] = set()
+        self._probing: set[str] = set()
 
     def begin(self, instance: str, causes: Collection[str], text: str, now: float) -> None:
         """Begins a record, unless there is one or no cause can be that of an engine that hangs.
@@ -68,6 +73,20 @@ class EjectionRecords:
         if instance not in self.by_instance and any(is_hang_cause(cause) for cause in causes):
             self.by_instance[instance] = EjectionRecord(now, text, has_silence=_SILENCE in causes)
             self.on_begin()
+
+    @property
+    def needs_probes(self) -> bool:
+        """Whether a probe is due now or later."""
+        return bool(self.by_instance or self._requested)
+
+    def request_probe(self, instance: str) -> None:
+        """Makes a probe of the instance due now, with or without a record."""
+        self._requested.add(instance)
+        self.on_begin()
+
+    def cancel_probe(self, instance: str) -> None:
+        """Withdraws the request for a probe."""
+        self._requested.discard(instance)
 
     def end(self, instance: str) -> None:
         """Ends the record of an instance that has answered."""
@@ -91,16 +110,22 @@ class EjectionRecords:
 
     def due(self, now: float) -> list[str]:
         """Returns the instances that are to be probed now."""
-        return [instance for instance, record in self.by_instance.items() if self._is_due(record, now)]
+        due = [instance for instance, record in self.by_instance.items() if self._is_due(record, now)]
+        if self._requested:
+            due += [instance for instance in self._requested - self._probing if instance not in due]
+        return due
 
     def on_probe_sent(self, instance: str, now: float) -> None:
         """Records that a probe was sent."""
+        self._requested.discard(instance)
+        self._probing.add(instance)
         record = self.by_instance.get(instance)
         if record is not None:
             record.probed_at, record.is_probing = now, True
 
     def on_probe_ended(self, instance: str, *, has_failed: bool) -> None:
         """Records the end of a probe; `has_failed` if the engine may hang."""
+        self._probing.discard(instance)
         record = self.by_instance.get(instance)
         if record is not None and record.is_probing:
             record.is_probing = False

@@ -29,7 +29,7 @@ from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.resilience.fault_evidence import FaultSource
+from fairlead_gateway.worker.resilience.fault_evidence import REQUEST_INDEPENDENT_CAUSES, FaultSource
 from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget, should_retry
 from fairlead_gateway.worker.resilience.stall_timeout import StallTimeout
@@ -40,7 +40,6 @@ from fairlead_gateway.worker.upstream.connection import EndpointActivity
 _MIN_STALL_SECONDS = 1.0
 _PATHS_WITHOUT_CORE: Final = ("/tokenize", "/detokenize", "/count_tokens", "/render")
 _IMMEDIATE_CAUSES = frozenset({"refused", "connect-timeout", "timeout", "gone"})
-_REQUEST_INDEPENDENT_CAUSES = frozenset({"refused", "connect-timeout", "gone", "tls"})
 _DEFAULT_PROMPT_TOKEN_SECONDS: Final = 1e-3
 _DEFAULT_OUTPUT_TOKEN_SECONDS: Final = 0.05
 
@@ -207,7 +206,7 @@ class FailureAttribution:
         self, context: RequestContext, instance: str, cause: str, *, is_harmless: bool = False
     ) -> None:
         source = None
-        if cause not in _REQUEST_INDEPENDENT_CAUSES:
+        if cause not in REQUEST_INDEPENDENT_CAUSES:
             source = FaultSource(context.caller, context.body_fingerprint(self._fingerprint), is_harmless)
         self._count_failure(context.request.model_key, instance, cause, source)
 

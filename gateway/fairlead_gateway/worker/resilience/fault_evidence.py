@@ -10,6 +10,8 @@ from typing import Final, NamedTuple
 
 from fairlead_gateway.caller_key import CallerKey
 
+REQUEST_INDEPENDENT_CAUSES: Final = frozenset({"refused", "connect-timeout", "gone", "tls"})
+"""Causes of failures that depend on no request."""
 _MAX_REMEMBERED: Final = 8
 
 

@@ -12,6 +12,10 @@ Then one request probes the instance. If it succeeds, the instance *warms up*: i
 grows from a tenth to all. A failure meanwhile ejects it again. The probe is a client's request, or
 one of the worker itself (`ejection_prober`).
 
+If the probe fails, and that may be the fault of one caller's request, the worker's own probe
+decides at once, without other requests meanwhile. So no caller keeps an instance out that serves
+others. Where no probe of the worker decides, three failures do.
+
 The module is pure: times are arguments, and the jitter is passed in.
 """
 
@@ -29,6 +33,7 @@ _WINDOW_SECONDS = 10.0
 _MAX_RECENT = 64
 _MAX_ANSWERED = 8  # one caller is not to displace the others
 _MIN_WARM_UP_SHARE = 0.1
+_WORKER_PROBE_SECONDS = 3.0  # until the worker's own probe has begun: it polls every second
 _BACKOFF_RESET_SECONDS = 300.0
 _CAUSE_TEXTS = {
     "refused": "refusal",
@@ -46,6 +51,12 @@ _Response = tuple[float, bool, CallerKey, FaultSource | None]
 
 @dataclass(slots=True)
 class _InstanceHealth:
+    """The health of one instance.
+
+    kept_until: until then the instance is kept for the worker's own probe.
+    undecided_probes: requests of one caller that failed as probes since the last ejection.
+    """
+
     state: HealthState = HealthState.HEALTHY
     consecutive_failures: Counter[str] = field(default_factory=Counter)
     evidence: FaultEvidence = field(default_factory=FaultEvidence)
@@ -55,6 +66,8 @@ class _InstanceHealth:
     since: float = 0.0
     ejected_until: float = 0.0
     is_probed: bool = False
+    kept_until: float = 0.0
+    undecided_probes: int = 0
     warm_up_credit: float = 0.0
     answered_at: float | None = None
     reason: str = ""
@@ -101,6 +114,7 @@ class OutlierDetector:
         for departed in self._records.keys() - set(ids):
             del self._records[departed]
             self._unhealthy.discard(departed)
+            self.ejection_records.cancel_probe(departed)
 
     def retain_ready(self, ids: Collection[str]) -> None:
         """Ends the ejection records of instances that are not ready any more."""
@@ -129,7 +143,7 @@ class OutlierDetector:
             return True
         record = self._records[instance]
         self._advance(instance, record, now)
-        return record.state is not HealthState.EJECTED and not record.is_probed
+        return record.state is not HealthState.EJECTED and not _is_taken(record, now)
 
     def on_dispatch(self, instance: str) -> None:
         """Records a request to the instance; the first one after an ejection is the probe."""
@@ -151,6 +165,7 @@ class OutlierDetector:
             record.clear_failures()
         if record.state is HealthState.PROBING and record.is_probed:
             record.state, record.since, record.warm_up_credit, record.is_probed = HealthState.WARMING, now, 0.0, False
+            self.ejection_records.cancel_probe(instance)
 
     def on_inconclusive(self, instance: str) -> None:
         """Records an end that says nothing about the instance, such as overload or a disconnect."""
@@ -168,12 +183,16 @@ class OutlierDetector:
         record = self._records.get(instance)
         if record is None:
             record = self._records[instance] = _InstanceHealth()
+        self._advance(instance, record, now)
         record.recent.append((now, False, ANONYMOUS if source is None else source.caller, source))
         record.consecutive_failures[cause] += 1
         record.evidence.add(source)
         self.ejection_records.on_failure(instance, cause)
         if record.state is HealthState.EJECTED and now < record.ejected_until:
             return False  # a request that was there when it was ejected
+        if record.state is HealthState.PROBING and self._awaits_worker_probe(record, source, now):
+            self.ejection_records.request_probe(instance)
+            return False
         if self._needs_threshold(record, source, now) and not self._exceeds_threshold(record, now):
             return False
         ejected = sum(name in self._unhealthy for name in ready if name != instance)
@@ -202,6 +221,21 @@ class OutlierDetector:
         if record.state is not HealthState.WARMING or source is None:
             return record.state is HealthState.HEALTHY
         return any(caller != source.caller for caller in record.answered_callers(now))
+
+    def _awaits_worker_probe(self, record: _InstanceHealth, source: FaultSource | None, now: float) -> bool:
+        """Whether the worker's own probe decides, since the failures may be the fault of one caller
+        and the instance has answered others. Keeps the instance for that probe.
+        """
+        if source is None or all(caller == source.caller for caller in record.answered):
+            return False
+        if record.evidence.is_sufficient(self._limits.breaker_fault_sources, record.answered):
+            return False
+        if now >= record.kept_until:
+            record.undecided_probes += 1
+            if record.undecided_probes >= self._limits.breaker_consecutive_faults:
+                return False
+            record.kept_until, record.is_probed = now + _WORKER_PROBE_SECONDS, False
+        return True
 
     def _exceeds_threshold(self, record: _InstanceHealth, now: float) -> bool:
         limits = self._limits
@@ -239,7 +273,9 @@ class OutlierDetector:
         """Applies the transitions of time: from ejected to probing, and from warming to healthy."""
         if record.state is HealthState.EJECTED and now >= record.ejected_until:
             record.state, record.is_probed = HealthState.PROBING, False
+            record.kept_until, record.undecided_probes = 0.0, 0
             record.clear_failures()
+            record.recent.clear()
         elif record.state is HealthState.WARMING and now - record.since >= self._limits.warm_up_seconds:
             record.state, record.ejected_until = HealthState.HEALTHY, now
             record.recent.clear()
@@ -251,7 +287,7 @@ class OutlierDetector:
         Counts the share of an instance that warms up.
         """
         self._advance(instance, record, now)
-        if record.state is HealthState.EJECTED or (record.state is HealthState.PROBING and record.is_probed):
+        if record.state is HealthState.EJECTED or (record.state is HealthState.PROBING and _is_taken(record, now)):
             return self._describe(record, now)
         if record.state is HealthState.WARMING:
             record.warm_up_credit += self._warm_up_share(record, now)
@@ -267,9 +303,14 @@ class OutlierDetector:
         if record.state is HealthState.EJECTED:
             return f"ejected {now - record.since:.0f} s ago: {record.reason}"
         if record.state is HealthState.PROBING:
-            state = "one request probes it" if record.is_probed else "the next request probes it"
+            state = "one request probes it" if _is_taken(record, now) else "the next request probes it"
             return f"{state} after an ejection: {record.reason}"
         return f"warming up ({self._warm_up_share(record, now):.0%} of its share) after an ejection: {record.reason}"
+
+
+def _is_taken(record: _InstanceHealth, now: float) -> bool:
+    """Whether a probe is under way, or the instance is kept for one of the worker."""
+    return record.is_probed or now < record.kept_until
 
 
 def _describe_failures(failures: Counter[str]) -> str:

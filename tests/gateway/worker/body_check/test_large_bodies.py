@@ -1,5 +1,6 @@
 """Large bodies are checked in a process, with the same result as in the worker."""
 
+import asyncio
 import contextlib
 import json
 import sys
@@ -11,7 +12,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.errors import BadRequest, Overloaded, TooManyLargeBodies
 from fairlead_gateway.http.request_head import RequestHead
-from fairlead_gateway.worker.body_check.caller_limit import LargeBodyLimit
+from fairlead_gateway.worker.body_check.caller_limit import LargeBodyLimit, LargeBodyTurns
 from fairlead_gateway.worker.body_check.client import BodyChecker
 from fairlead_gateway.worker.body_check.process import check_body
 from fairlead_gateway.worker.body_check.protocol import decode_limits, encode_limits
@@ -23,6 +24,7 @@ from fairlead_gateway.worker.openai.schemas import ChatRequest
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
+from fairlead_testing.waiting import wait_until
 
 LIMITS = Limits()
 A, B = CallerKey("a"), CallerKey("b")
@@ -190,6 +192,60 @@ def test_large_bodies_of_one_caller_do_not_keep_others_waiting() -> None:
     assert limit.count_callers() == 0
     with limit.reserve(A, 100):
         pass
+
+
+def test_large_bodies_of_callers_are_checked_in_turn() -> None:
+    async def main() -> None:
+        turns, order = LargeBodyTurns(), list[str]()
+
+        async def check(caller: CallerKey, name: str) -> None:
+            async with turns.turn(caller):
+                order.append(name)
+                await asyncio.sleep(0)
+
+        async with turns.turn(A):
+            names = [(A, "a1"), (A, "a2"), (A, "a3"), (B, "b1"), (B, "b2"), (ANONYMOUS, "c1")]
+            tasks = [asyncio.create_task(check(caller, name)) for caller, name in names]
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+        assert order == ["b1", "c1", "a1", "b2", "a2", "a3"]
+        assert (turns._waiting, turns._is_taken) == ({}, False)
+
+    run_async(main())
+
+
+def test_large_body_waits_for_its_turn() -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+            turns = running.gateway._large_body_turns
+            async with turns.turn(A):
+                answer = asyncio.create_task(request(running.url, LARGE_CHAT))
+                await wait_until(lambda: ANONYMOUS in turns._waiting)
+                assert engine.calls == []
+            assert (await answer).status == 200
+
+    run_async(main())
+
+
+def test_client_that_leaves_before_or_at_its_turn_passes_it_on() -> None:
+    async def main() -> None:
+        turns, order = LargeBodyTurns(), list[str]()
+
+        async def check(caller: CallerKey) -> None:
+            async with turns.turn(caller):
+                order.append(caller)
+
+        async with turns.turn(ANONYMOUS):
+            tasks = [asyncio.create_task(check(caller)) for caller in (A, B, A, B)]
+            await asyncio.sleep(0)
+            tasks[0].cancel()
+            await asyncio.sleep(0)
+        tasks[2].cancel()  # its turn has come, and it has not begun
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert order == [B, B]
+        assert (turns._waiting, turns._is_taken) == ({}, False)
+
+    run_async(main())
 
 
 def test_large_body_beyond_the_limit_of_its_caller_gets_429() -> None:

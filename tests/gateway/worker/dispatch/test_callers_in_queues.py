@@ -59,17 +59,18 @@ class Scene:
         self.engine = engine
         self.steps = steps
 
-    def send(self, caller: str, name: str) -> Task:
+    def send(self, caller: str, name: str, **fields: Any) -> Task:
         body = {"model": "tiny", "messages": [{"role": "user", "content": "w " * 40}], "stream": True, "user": name}
+        body |= fields
         more = f"authorization: Bearer {caller}\r\n"
         return asyncio.get_running_loop().create_task(request(self.running.url, body, more=more))
 
     def queued(self) -> int:
         return self.running.gateway.stack.admission.queued().get(MODEL_KEY, 0)
 
-    async def send_queued(self, caller: str, name: str) -> Task:
+    async def send_queued(self, caller: str, name: str, **fields: Any) -> Task:
         before = self.queued()
-        task = self.send(caller, name)
+        task = self.send(caller, name, **fields)
         await wait_until(lambda: self.queued() == before + 1)
         return task
 
@@ -103,6 +104,24 @@ def test_full_queue_refuses_the_newest_request_of_the_caller_that_has_most() -> 
         assert [(await task).status for task in (first, *flood[:2], *steady)] == [200] * 5
 
     run_async(with_scene(use, replace(Limits(), queued_requests=4)))
+
+
+def test_answers_are_charged_as_expected_and_then_as_they_were() -> None:
+    async def use(scene: Scene) -> None:
+        tasks = [scene.send("flood", "f0")]
+        await wait_until(lambda: len(scene.steps.order) == 1)
+        tasks.append(await scene.send_queued("steady", "s0", max_tokens=100))
+        tasks.append(await scene.send_queued("flood", "f1", max_tokens=100, n=4))
+        queue = scene.running.gateway.stack.admission._models[MODEL_KEY]._policy._queue
+        single, fourfold = queue.requests()
+        assert (single.decode_seconds, fourfold.decode_seconds) == (100.0, 400.0)
+        await scene.finish()
+        assert [(await task).status for task in tasks] == [200] * 3
+        await wait_until(lambda: fourfold.decode_seconds != 400.0)
+        assert 0.0 < single.decode_seconds < 100.0
+        assert fourfold.decode_seconds % 4.0 == 0.0
+
+    run_async(with_scene(use))
 
 
 def disaggregated_fleet(prefill: str, decode: str) -> Fleet:

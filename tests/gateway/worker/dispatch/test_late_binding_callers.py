@@ -31,6 +31,7 @@ class OneEngine:
         load = SimpleNamespace(backlog_seconds=0.0, waiting=0)
         profile = SimpleNamespace(step_tokens=8, prefill_time=lambda tokens: 1.0)
         self.instance = SimpleNamespace(load=load, profile=profile)
+        self.sort_count = 0
 
     def router(self, key: str) -> "OneEngine":
         return self
@@ -45,6 +46,7 @@ class OneEngine:
         return 7
 
     def queue_sort_key(self, request_id: str) -> tuple[float, float, str]:
+        self.sort_count += 1
         return float(request_id.partition("/")[2]), 0.0, request_id
 
     def on_dispatch(self, request: Any, name: str, now: float) -> None:
@@ -76,7 +78,7 @@ class Scene:
             request=SimpleNamespace(model_key=KEY),
             route_request=SimpleNamespace(id=f"{caller}/{number}"),
             caller=caller,
-            admission=SimpleNamespace(counted_at=""),
+            admission=SimpleNamespace(counted_at="", request=None),
         )
         task = asyncio.get_running_loop().create_task(self._wait(cast(RequestContext, context)))
         await asyncio.sleep(0)
@@ -139,5 +141,41 @@ def test_assigned_requests_of_the_only_caller_are_not_bounded() -> None:
             await scene.finish_one()
         assert [name.partition("/")[2] for name in scene.started] == [*"01234"]
         await asyncio.gather(*tasks)
+
+    run_async(main())
+
+
+def test_dispatch_costs_the_same_however_many_requests_of_a_caller_wait() -> None:
+    async def main() -> None:
+        scene = Scene(Limits())
+        tasks = [await scene.add("only", number) for number in reversed(range(300))]
+        for _ in range(100):
+            await scene.finish_one()
+        order = [name.partition("/")[2] for name in scene.started]
+        assert order[:100] == [f"{number}" for number in range(100)]
+        assert scene.engine.sort_count == 300
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    run_async(main())
+
+
+def test_waiting_requests_whose_clients_leave_keep_order_and_take_no_memory() -> None:
+    async def main() -> None:
+        scene = Scene(Limits())
+        stays = [await scene.add("steady", number) for number in (500, 400)]
+        leaves = [await scene.add("steady", number) for number in range(300)]
+        for task in leaves:
+            task.cancel()
+        await asyncio.gather(*leaves, return_exceptions=True)
+        (heap,) = scene.queue._waiting[KEY]["e"]._heaps.values()
+        assert len(heap.entries) <= 2 * 2 + 33
+        for _ in stays:
+            await scene.finish_one()
+        assert scene.started == ["steady/400", "steady/500"]
+        await asyncio.gather(*stays)
+        assert not scene.queue._waiting
+        assert not scene.queue._callers
 
     run_async(main())

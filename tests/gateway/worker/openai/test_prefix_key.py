@@ -7,7 +7,7 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_gateway.http.request_head import RequestHead
-from fairlead_gateway.routing import PrefixChain
+from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_gateway.worker.openai.prefix_key import build_route_request
 from fairlead_gateway.worker.openai.request import parse_request
 from fairlead_testing.gateway.running_gateway import fleet_of
@@ -16,12 +16,30 @@ CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content"
 TEXT: dict[str, Any] = {"model": "tiny", "prompt": "long " * 500}
 
 
-def chain_of(body: dict[str, Any], request_id: str = "r") -> PrefixChain:
+def route_request_of(body: dict[str, Any], request_id: str = "r") -> RouteRequest:
     path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
     data = json.dumps(body).encode()
     head = RequestHead("POST", path, [], 11, len(data), keep_alive=True, expects_continue=False)
     request = parse_request(path, data, fleet_of([]), Limits())
-    return build_route_request(request, head, request_id, b"secret").chain
+    return build_route_request(request, head, request_id, b"secret")
+
+
+def chain_of(body: dict[str, Any], request_id: str = "r") -> PrefixChain:
+    return route_request_of(body, request_id).chain
+
+
+@pytest.mark.parametrize(
+    ("body", "sequences"),
+    [
+        (CHAT, 1),
+        (CHAT | {"n": None}, 1),
+        (CHAT | {"n": 128}, 128),
+        (TEXT | {"n": 2, "best_of": 5}, 5),
+        (TEXT | {"best_of": None}, 1),
+    ],
+)
+def test_every_answer_that_an_engine_computes_counts(body: dict[str, Any], sequences: int) -> None:
+    assert route_request_of(body).sequences == sequences
 
 
 @pytest.mark.parametrize("body", [CHAT, TEXT])

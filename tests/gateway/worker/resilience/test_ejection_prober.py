@@ -10,9 +10,11 @@ from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import InstanceState
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
+from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.proxy.gateway import Gateway, GatewaySecrets
 from fairlead_gateway.worker.resilience.ejection_records import EjectionRecord
+from fairlead_gateway.worker.resilience.fault_evidence import FaultSource
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine, scripted_engine
 from fairlead_testing.gateway.running_gateway import fleet_of, run_async
@@ -191,5 +193,23 @@ def test_instance_that_is_not_ready_any_more_gets_no_probe() -> None:
             fixture.poll_at(10.0)
             assert fixture.record is None
             assert engine.calls == []
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("script", [answers, hangs])
+def test_workers_probe_decides_the_return_that_one_callers_requests_would_prevent(script: Script) -> None:
+    async def main() -> None:
+        async with prober(script) as (fixture, engine):
+            fixture.detector.on_success(HUNG, 0.0, CallerKey("steady"))  # of an earlier request; it ends the record
+            fixture.clock.advance(7.0)
+            assert fixture.detector.ejected((HUNG, OTHER), 7.0) == {}
+            fixture.detector.on_dispatch(HUNG)
+            source = FaultSource(CallerKey("flood"), b"poison")
+            assert not fixture.detector.on_failure(HUNG, "status-500", 7.0, (HUNG, OTHER), source)
+            fixture.poll_at(7.5)
+            expected = HealthState.WARMING if script is answers else HealthState.EJECTED
+            await wait_until(lambda: fixture.state() is expected)
+            assert len(engine.calls) == 1
 
     run_async(main())

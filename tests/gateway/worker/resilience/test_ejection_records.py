@@ -114,3 +114,19 @@ def test_probe_that_ends_after_its_record_changes_nothing() -> None:
     records.begin("a", ["timeout"], "3 timeouts", 111.0)
     records.on_probe_ended("a", has_failed=True)
     assert records.by_instance == {"a": EjectionRecord(111.0, "3 timeouts")}
+
+
+def test_requested_probe_is_due_at_once_without_a_record_and_once() -> None:
+    records = EjectionRecords(LIMITS)
+    armed: list[bool] = []
+    records.on_begin = lambda: armed.append(True)
+    records.request_probe("a")
+    assert (armed, records.needs_probes, records.due(0.0)) == ([True], True, ["a"])
+    records.on_probe_sent("a", 0.0)
+    assert (records.needs_probes, records.due(0.0)) == (False, [])
+    records.request_probe("a")
+    assert records.due(1.0) == []  # one is under way
+    records.on_probe_ended("a", has_failed=True)
+    assert records.due(1.0) == ["a"]
+    records.cancel_probe("a")
+    assert not records.needs_probes

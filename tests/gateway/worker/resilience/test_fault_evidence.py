@@ -4,6 +4,7 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
+from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.resilience.fault_evidence import FaultEvidence, FaultSource
 from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
 
@@ -82,3 +83,63 @@ def test_flood_of_answers_to_one_caller_does_not_hide_that_the_engine_serves_oth
     for _ in range(1_000):
         detector.on_success("a", 0.5, FLOOD)
     assert not is_ejected(detector, [FaultSource(FLOOD, bytes([number])) for number in range(20)])
+
+
+def returning_detector() -> OutlierDetector:
+    """Returns a detector whose instance `a` has answered a caller, was ejected, and returns."""
+    detector = new_detector()
+    detector.on_success("a", 0.0, STEADY)
+    assert is_ejected(detector, [None, None, None], now=0.0)
+    assert detector.ejected(FOUR, 6.0) == {}
+    detector.ejection_records.end("a")
+    return detector
+
+
+def test_one_callers_requests_eject_no_instance_again_that_returns_to_others() -> None:
+    detector = returning_detector()
+    detector.on_dispatch("a")
+    assert not is_ejected(detector, [FaultSource(FLOOD, bytes([number])) for number in range(60)], now=6.0)
+    assert detector.ejection_records.due(6.0) == ["a"]
+    assert detector.ejected(FOUR, 6.1) == {"a": "one request probes it after an ejection: 3 status-500"}
+    detector.ejection_records.on_probe_sent("a", 6.5)
+    detector.on_dispatch("a")
+    detector.on_success("a", 7.0)  # the worker's own probe
+    assert detector.health("a", 7.0)[0] is HealthState.WARMING
+    assert not is_ejected(detector, [FaultSource(FLOOD, bytes([number])) for number in range(60)], now=7.0)
+
+
+def test_instance_that_returns_is_ejected_again_by_a_second_caller() -> None:
+    detector = returning_detector()
+    detector.on_dispatch("a")
+    assert not is_ejected(detector, [FaultSource(FLOOD, b"x")], now=6.0)
+    assert is_ejected(detector, [FaultSource(STEADY, b"y")], now=6.1)
+
+
+def test_instance_that_returns_is_ejected_again_by_the_workers_own_probe() -> None:
+    detector = returning_detector()
+    detector.on_dispatch("a")
+    assert not is_ejected(detector, [FaultSource(FLOOD, b"x")], now=6.0)
+    assert is_ejected(detector, [None], now=6.5)
+
+
+def test_instance_that_returns_is_ejected_again_by_its_only_caller() -> None:
+    detector = returning_detector()
+    detector.on_dispatch("a")
+    assert is_ejected(detector, [FaultSource(STEADY, b"x")], now=6.0)
+
+
+def test_instance_whose_return_no_probe_of_the_worker_decides_is_not_probed_for_ever() -> None:
+    detector = returning_detector()
+    verdicts = []
+    for now in (6.0, 9.0, 12.0):
+        assert detector.ejected(FOUR, now) == {}
+        detector.on_dispatch("a")
+        verdicts.append(is_ejected(detector, [FaultSource(FLOOD, b"x")], now=now))
+    assert verdicts == [False, False, True]
+
+
+def test_request_from_before_an_ejection_does_not_eject_again_after_the_pause() -> None:
+    detector = new_detector()
+    detector.on_success("a", 0.0, STEADY)
+    assert is_ejected(detector, [None, None, None], now=0.0)
+    assert not is_ejected(detector, [FaultSource(FLOOD, b"old")], now=6.0)
