@@ -95,6 +95,13 @@ class PeerLimits:
     dispatch_entry_bytes: int = limit(65_536, "one entry of the dispatch stream; more become several")
     dispatch_entries: int = limit(10_000, "entries of one model's dispatch stream, some 3 kB each")
     dispatch_retention_seconds: float = limit(300.0, "how long they are kept, for gateways that start")
+    dispatch_peer_bytes: int = limit(
+        2 * 1024 * 1024,
+        "dispatches of one other gateway applied per second, each 128 bytes and 8 a block: some 8,000; more are dropped",
+    )
+    dispatch_peers_bytes: int = limit(8 * 1024 * 1024, "the same of all other gateways, which share it equally")
+    dispatch_burst_seconds: float = limit(5.0, "of these rates, what may come at once")
+    dispatch_history_seconds: float = limit(60.0, "the same of what a gateway reads back at its start")
     dispatch_poll_seconds: float = limit(0.05, "interval of polls for dispatches of other gateways")
     dispatch_idle_poll_seconds: float = limit(0.5, "the same without other gateways")
     dispatch_streams: int = limit(200, "streams read in one poll; beyond, quiet models are read in rotation")

@@ -105,6 +105,16 @@ class IndexLimits:
         16_384, "entries of that stream; before it grows longer, the oldest parts of the index are stored"
     )
     index_stream_bytes: int = limit(64 * 1024 * 1024, "the same in bytes")
+    index_memory_bytes_per_block: int = limit(
+        128,
+        "part of Redis' `maxmemory` for one block of an indexer; a stored one takes 34 bytes, other indexers and data too",
+    )
+    index_memory_stream_fraction: int = limit(
+        8, "the streams of all models that an indexer writes take at most one part of so many of `maxmemory`"
+    )
+    index_memory_seconds: float = limit(
+        30.0, "interval at which the indexer reads `maxmemory`, besides at each connect"
+    )
     index_pending_blocks: int = limit(
         262_144, "changed blocks buffered while Redis is away; beyond, everything is stored again at its return"
     )

@@ -256,9 +256,11 @@ class Redis(ValuesPart):
         "a Secret whose key `url` has the URL of your own Redis, with its password; requires `enabled: false`", ""
     )
     image: RedisImage = _value("image of Valkey or Redis", RedisImage)
-    resources: FreeForm = _value("resources of its container", _resources("50m", "64Mi", "384Mi"))
+    resources: FreeForm = _value("resources of its container", _resources("50m", "256Mi", "1536Mi"))
     max_memory_megabytes: Annotated[int, Field(ge=16, le=1_000_000)] = _value(
-        "memory for data, in MB; beyond it, the oldest data is evicted", 256
+        "memory for data, in MB; beyond it, the oldest data is evicted. An indexer keeps some 8,000 blocks per MB. "
+        "The container needs half as much again (`resources`)",
+        1024,
     )
     node_selector: FreeForm = _value("node labels that its pods require", {})
     tolerations: list[FreeForm] = _value("tolerations of its pods", [])

@@ -2,12 +2,14 @@
 
 ``$XDG_RUNTIME_DIR/fairlead`` or ``<temp>/fairlead-<uid>``, private to the user, has one directory
 for each stack: ``up-<pid>-<random>/`` with the fleet file, Redis' socket and ``stack.json``. The
-reaper removes it, however the stack ends.
+reaper removes it, however the stack ends. If both are killed, the directory stays, and another
+process may get the pid. So the file also has the time at which the stack's process started.
 """
 
 import os
 import shutil
 import stat
+import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,6 +34,8 @@ class RunningStack:
     hash_secret: key of the prefix hashes; the directory is private to the user.
 
     autoscaler: its URL, empty when nothing is scaled.
+
+    process_start: when the process started, see ``process_start``; empty where that is unknown.
     """
 
     pid: int
@@ -44,6 +48,7 @@ class RunningStack:
     redis: str = ""
     hash_secret: str = ""
     autoscaler: str = ""
+    process_start: str = ""
 
 
 def base_directory() -> Path:
@@ -74,7 +79,7 @@ def make_run_directory() -> Path:
     """
     base = base_directory()
     for directory in base.glob("up-*-*"):
-        if not _is_alive(directory):
+        if not _is_alive(directory, _read_stack(directory)):
             shutil.rmtree(directory, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"up-{os.getpid()}-", dir=base))
 
@@ -92,11 +97,8 @@ def running_stacks() -> list[RunningStack]:
         return []
     stacks = []
     for file in base_directory().glob(f"up-*-*/{STATE_FILE}"):
-        try:
-            stack = msgspec.json.decode(file.read_bytes(), type=RunningStack)
-        except (OSError, ValueError):
-            continue  # being written by another release, or gone between listing and reading
-        if _is_alive(file.parent):
+        stack = _read_stack(file.parent)
+        if stack is not None and _is_alive(file.parent, stack):
             stacks.append(stack)
     return sorted(stacks, key=lambda stack: stack.started, reverse=True)
 
@@ -111,12 +113,41 @@ def newest_stack(flag: str = "--url") -> RunningStack:
     return stacks[0]
 
 
-def _is_alive(directory: Path) -> bool:
+def process_start(pid: int) -> str:
+    """Returns the time at which a process started, from /proc or from ``ps``; empty if unknown.
+
+    The text is in ticks since the machine's start, or a date. It never changes for one process.
+    """
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        if Path("/proc/self/stat").exists():
+            return ""
+    try:
+        found = subprocess.run(
+            ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False, env={"LC_ALL": "C"}
+        )
+    except OSError:
+        return ""
+    return found.stdout.strip()
+
+
+def _read_stack(directory: Path) -> RunningStack | None:
+    """Returns the stack that a directory describes; None without a file of this release."""
+    try:
+        return msgspec.json.decode((directory / STATE_FILE).read_bytes(), type=RunningStack)
+    except (OSError, ValueError):
+        return None  # being written by another release, or gone between listing and reading
+
+
+def _is_alive(directory: Path, stack: RunningStack | None) -> bool:
+    """Returns whether the process of a directory runs, and is the one that started the stack."""
     try:
         pid = int(directory.name.split("-")[1])
         os.kill(pid, 0)
     except (ValueError, IndexError, ProcessLookupError):
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    started = "" if stack is None else stack.process_start
+    return not started or process_start(pid) == started

@@ -140,6 +140,7 @@ _RENDERERS: Final[Mapping[str, Renderer]] = {
     _PREFIX + "peer_in_flight": render.process_value("peer_in_flight"),
     _PREFIX + "peer_sent_total": render.process_value("peer_sent_total"),
     _PREFIX + "peer_heard_total": render.process_value("peer_heard_total"),
+    _PREFIX + "peer_limited_total": render.process_value("peer_limited_total"),
     _PREFIX + "peer_dropped_total": render.process_value("peer_dropped_total"),
     _PREFIX + "peer_missed_total": render.process_value("peer_missed_total"),
     _PREFIX + "peer_poisoned_total": render.process_value("peer_poisoned_total"),

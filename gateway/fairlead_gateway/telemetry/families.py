@@ -213,6 +213,7 @@ FAMILIES: Final = (
     _gauge("peer_in_flight", (), "Requests that other gateways have in flight, as last reported."),
     _counter("peer_sent_total", (), "Dispatched prompts that were published to other gateways."),
     _counter("peer_heard_total", (), "Dispatched prompts that other gateways published."),
+    _counter("peer_limited_total", (), "Such prompts that were not applied: other gateways sent too many a second."),
     _counter("peer_dropped_total", (), "Dispatched prompts that were not published: Redis was away or refused."),
     _counter("peer_missed_total", (), "Batches of other gateways that were lost before they were read."),
     _counter("peer_poisoned_total", (), "Values in Redis that could not be read; they are passed over."),

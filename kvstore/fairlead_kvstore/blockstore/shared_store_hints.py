@@ -8,6 +8,7 @@ time are not. So a busy block causes a change every few minutes and not one per 
 """
 
 from collections.abc import Iterable
+from itertools import islice
 
 from fairlead_kvstore.blockstore.changes import Change, HintsAdded, HintsExpired
 
@@ -17,12 +18,12 @@ class SharedStoreHints:
     first.
     """
 
-    __slots__ = ("_model_key", "_most", "_seconds", "_until", "dropped")
+    __slots__ = ("_model_key", "_seconds", "_until", "dropped", "most")
 
     def __init__(self, model_key: str, *, seconds: float, most: int) -> None:
         self._model_key = model_key
         self._seconds = seconds
-        self._most = most
+        self.most = most
         self._until: dict[int, float] = {}
         self.dropped = 0
 
@@ -41,7 +42,7 @@ class SharedStoreHints:
         for own, until in (*hints, *newer.items()):
             self._until.pop(own, None)
             self._until[own] = until
-        while len(self._until) > self._most:
+        while len(self._until) > self.most:
             del self._until[next(iter(self._until))]
             self.dropped += 1
 
@@ -65,11 +66,13 @@ class SharedStoreHints:
             last.hashes.append(own)
         else:
             out.append(HintsAdded(self._model_key, [own], until))
-        if len(self._until) > self._most:
-            oldest = next(iter(self._until))
-            del self._until[oldest]
-            self.dropped += 1
-            out.append(HintsExpired(self._model_key, [oldest]))
+        if len(self._until) > self.most:
+            # Two where there are two too many, since the bound may have been lowered.
+            oldest = list(islice(self._until, min(2, len(self._until) - self.most)))
+            for value in oldest:
+                del self._until[value]
+            self.dropped += len(oldest)
+            out.append(HintsExpired(self._model_key, oldest))
 
     def remove(self, own: int, out: list[Change]) -> None:
         """Removes a block that a store reported as removed."""

@@ -13,7 +13,8 @@ otherwise it states why not, and since when.
 may contain removals. A forgotten block costs one recomputation. A block that is wrongly believed to
 be cached draws requests to an engine that must compute all of them.
 
-**Memory is bounded** per instance and in total (``kv_blocks…`` in the limits). Above its bound, an
+**Memory is bounded** per instance and in total (``kv_blocks…`` in the limits; ``set_max_blocks``
+lowers the total, for a Redis with less memory). Above its bound, an
 instance evicts an eighth of its blocks, at most 65,536. Above the total, the namespace with the
 most blocks gives way: in it the model with the most, and in that the largest instances. A namespace
 with less than an equal share thus keeps all its blocks. The least recently stored or used go first,
@@ -61,6 +62,10 @@ class BlockStore:
         self._shared_store_hints: dict[str, SharedStoreHints] = {}
         self._evictions: dict[str, list[Change]] = {}
         self._block_count = 0
+        self._max_blocks = limits.kv_blocks
+        self._max_hints: int | None = None
+        self.full_at: float | None = None
+        """When blocks last gave way to the bound in total, in monotonic seconds; None: never."""
 
     def __contains__(self, instance: object) -> bool:
         return instance in self._instances
@@ -69,6 +74,23 @@ class BlockStore:
     def block_count(self) -> int:
         """The number of rows of all instances."""
         return self._block_count
+
+    @property
+    def max_blocks(self) -> int:
+        """The bound of ``block_count``."""
+        return self._max_blocks
+
+    def set_max_blocks(self, most: int, now: float, *, max_hints: int | None = None) -> None:
+        """Sets the bound of ``block_count``, which is ``kv_blocks`` at most.
+
+        Blocks above it give way. ``take_evictions`` has the changes of all models.
+
+        max_hints: bound of the hints of shared stores, of which models have equal parts. Hints
+        above it give way to new ones, or expire. None: only ``kv_shared_blocks`` of each model.
+        """
+        self._max_blocks, self._max_hints = max(1, min(most, self._limits.kv_blocks)), max_hints
+        self._share_hints()
+        self._enforce_total(now, "", [])
 
     @property
     def bytes(self) -> int:
@@ -98,6 +120,7 @@ class BlockStore:
         if shared is None:
             seconds, most = self._limits.kv_shared_seconds, self._limits.kv_shared_blocks
             shared = self._shared_store_hints[model_key] = SharedStoreHints(model_key, seconds=seconds, most=most)
+            self._share_hints()
         item = self._instances[instance] = InstanceBlocks(
             instance,
             model_key,
@@ -117,6 +140,7 @@ class BlockStore:
         self._block_count -= len(item)
         if not any(other.model_key == item.model_key for other in self._instances.values()):
             del self._shared_store_hints[item.model_key]
+            self._share_hints()
         return [InstanceCleared(instance, item.epoch, reason), InstanceDetached(instance)]
 
     def take_snapshot(self, instance: str, wall: float) -> tuple[InstanceSnapshot, RowParts]:
@@ -320,13 +344,25 @@ class BlockStore:
         self._block_count += len(item) - before
         return out
 
+    def _share_hints(self) -> None:
+        most = self._limits.kv_shared_blocks
+        if self._max_hints is not None:
+            most = min(most, self._max_hints // max(1, len(self._shared_store_hints)))
+        for hints in self._shared_store_hints.values():
+            hints.most = most
+
     def _enforce_limits(self, item: InstanceBlocks, now: float, out: list[Change]) -> None:
         while len(item) > self._limits.kv_blocks_per_instance:
             self._evict(item, now, out)
-        most = self._limits.kv_blocks
+        self._enforce_total(now, item.model_key, out)
+
+    def _enforce_total(self, now: float, model_key: str, out: list[Change]) -> None:
+        """Evicts blocks above the bound in total. Changes of ``model_key`` go to ``out``."""
+        most = self._max_blocks
         while self._block_count > most:
+            self.full_at = now
             for largest in self._largest_instances():
-                same = largest.model_key == item.model_key
+                same = largest.model_key == model_key
                 self._evict(largest, now, out if same else self._evictions.setdefault(largest.model_key, []))
                 if self._block_count <= most - most // _SPARE_FRACTION:
                     break

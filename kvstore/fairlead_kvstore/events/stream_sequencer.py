@@ -119,6 +119,8 @@ class EventSequencer:
         self._known: dict[int, int] = {}
         self._held_frames: list[tuple[EventFrame, bool]] = []  # and whether its number was above the one before
         self._held_bytes = 0
+        self._is_draining = False  # the replay is over, and buffered frames are taken in slices
+        self._drain_reason = ""
         self._last_live = -1
         self._is_live_behind = False  # live frames may still repeat what a replay brought
         self._replay_first: int | None = None
@@ -153,9 +155,19 @@ class EventSequencer:
         return self._is_replaying
 
     @property
+    def is_draining(self) -> bool:
+        """Whether the caller has to call ``on_drain``, which takes frames buffered in a replay."""
+        return self._is_draining
+
+    @property
     def held_frames(self) -> int:
-        """The number of frames buffered until the replay ends."""
+        """The number of buffered frames."""
         return len(self._held_frames)
+
+    @property
+    def held_bytes(self) -> int:
+        """The same in bytes of their payloads."""
+        return self._held_bytes
 
     def on_connected(self) -> list[StreamOutcome]:
         """Handles a new connection; may request a replay, or begin an epoch if it cannot."""
@@ -178,7 +190,7 @@ class EventSequencer:
         The replay shows batches published before the engine knew of its new listener, batches
         dropped last, and a process that took over unnoticed. Without an answer nothing changes.
         """
-        if self._is_replaying or self._is_suspended or not self._replayable:
+        if self._is_replaying or self._is_draining or self._is_suspended or not self._replayable:
             return []
         self._is_live_behind = False
         self._trim(self._limits.kv_sequences_known)
@@ -204,23 +216,27 @@ class EventSequencer:
 
     def accept_in_order(self, frame: EventFrame) -> AcceptBatch | None:
         """Accepts a frame if it is next in order, the usual case. Returns None for any other frame,
-        and for all frames during a replay or a suspension: pass these to ``on_live_frame``.
+        and for all during a replay, a drain or a suspension: pass these to ``on_live_frame``.
         """
-        if frame.number != self._next_number or self._is_replaying or self._is_suspended:
+        if frame.number != self._next_number or self._is_replaying or self._is_draining or self._is_suspended:
             return None
         self._last_live = frame.number
         return self._accept(frame, "in order")
 
     def on_live_frame(self, frame: EventFrame) -> list[StreamOutcome]:
-        """Handles a frame of the subscription; during a replay, it is buffered."""
+        """Handles a frame of the subscription; during a replay or a drain, it is buffered."""
         outcomes: list[StreamOutcome] = self.on_connected() if self._is_suspended else []
         forward, self._last_live = frame.number > self._last_live, frame.number
-        if not self._is_replaying:
+        if not self._is_replaying and not self._is_draining:
             outcomes += self._take(frame, "in order")
             return outcomes
         self._hold(frame, forward)
         limits = self._limits
-        if len(self._held_frames) > limits.kv_replay_buffered or self._held_bytes > limits.kv_replay_buffered_bytes:
+        if len(self._held_frames) <= limits.kv_replay_buffered and self._held_bytes <= limits.kv_replay_buffered_bytes:
+            return outcomes
+        if self._is_draining:
+            outcomes += self.on_drain(max(1, len(frame.payload)))  # as much as came
+        else:
             self._stale_replay_ends += 1
             outcomes += self._give_up("too much arrived before the replay ended")
         return outcomes
@@ -275,6 +291,29 @@ class EventSequencer:
         come.
         """
         self._stale_replay_ends = max(0, self._stale_replay_ends - 1)
+
+    def on_drain(self, most: int) -> list[StreamOutcome]:
+        """Takes buffered frames of about ``most`` bytes, in the order in which they came.
+
+        Call it while ``is_draining``. The position follows each frame, so other work is possible
+        between two calls.
+        """
+        frames, held_bytes = self._held_frames, self._held_bytes
+        self._held_frames, self._held_bytes = [], 0
+        outcomes: list[StreamOutcome] = []
+        count = used = 0
+        for frame, forward in frames:
+            if self._is_replaying or used >= most:  # replaying: one of them proved a restart
+                break
+            count += 1
+            used += len(frame.payload)
+            outcomes += self._take_held(frame, forward)
+        self._held_frames += frames[count:]
+        self._held_bytes += held_bytes - used
+        self._is_draining = bool(self._held_frames) and not self._is_replaying
+        if not (self._is_replaying or self._is_draining or self._is_live_behind):
+            self._trim(self._limits.kv_sequences_known)
+        return outcomes
 
     # --- one frame ------------------------------------------------------------------------------------------------------
 
@@ -414,27 +453,21 @@ class EventSequencer:
         self._is_live_behind = self._replay_made_progress and self._last_live != last
 
     def _drain(self, reason: str) -> list[StreamOutcome]:
-        """Returns the outcomes of the buffered frames, taken in the order in which they came."""
-        frames, self._held_frames, self._held_bytes = self._held_frames, [], 0
-        outcomes: list[StreamOutcome] = []
-        for frame, forward in frames:
-            expected = self._next_number
-            if self._is_replaying:  # one of them proved a restart
-                self._hold(frame, forward)
-            elif expected is None:
-                outcomes += [*self._first_outcomes(frame.number, reason), self._accept(frame, "held during a replay")]
-            elif frame.number > expected:
-                outcomes += [
-                    BatchesLost(expected, frame.number - 1, reason),
-                    self._accept(frame, "held during a replay"),
-                ]
-            elif forward and frame.number < (self._replay_first or 0):
-                outcomes.append(DuplicateBatch(frame.number, "older than the replay, and lost"))
-            else:
-                outcomes += self._take(frame, "held during a replay")
-        if not self._is_replaying and not self._is_live_behind:
-            self._trim(self._limits.kv_sequences_known)
-        return outcomes
+        """Begins to take the buffered frames: returns the outcomes of the first slice of them."""
+        self._drain_reason = reason
+        return self.on_drain(self._limits.kv_turn_bytes)
+
+    def _take_held(self, frame: EventFrame, forward: bool) -> list[StreamOutcome]:
+        expected = self._next_number
+        if expected is None:
+            first = self._first_outcomes(frame.number, self._drain_reason)
+            return [*first, self._accept(frame, "held during a replay")]
+        if frame.number > expected:
+            lost = BatchesLost(expected, frame.number - 1, self._drain_reason)
+            return [lost, self._accept(frame, "held during a replay")]
+        if forward and frame.number < (self._replay_first or 0):
+            return [DuplicateBatch(frame.number, "older than the replay, and lost")]
+        return self._take(frame, "held during a replay")
 
     def _trim(self, most: int) -> None:
         known = self._known
@@ -444,7 +477,7 @@ class EventSequencer:
     def _forget_replay(self) -> None:
         self._is_replaying = self._identity_unproven = self._replayed_from_start = self._is_live_behind = False
         self._held_frames.clear()
-        self._held_bytes = 0
+        self._held_bytes, self._is_draining = 0, False
         self._stale_replay_ends = 0
 
 

@@ -53,7 +53,7 @@ from fairlead_kvstore.index.format import (
 )
 from fairlead_kvstore.index.instance_status import STATUSES_FIELD, InstanceStatus, InstanceStatuses
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex, recover_index
-from fairlead_kvstore.index.writer_state import HINTS_ITEM, ModelWriteState
+from fairlead_kvstore.index.writer_state import HINTS_ITEM, ModelWriteState, StreamBound
 from fairlead_kvstore.redis.link import RedisLink
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
@@ -75,8 +75,6 @@ _REST_FACTOR: Final = 8.0
 """The rest after a step, in durations of the step; at most ``index_flush_seconds``. Small entries
 thus take at most a ninth of the time.
 """
-
-
 _DAMAGED_KEY_ERRORS: Final = ("WRONGTYPE", "ID specified")
 
 
@@ -138,6 +136,7 @@ class IndexWriter:
         self._lease_ms = int(limits.index_lease_seconds * 1000)
         self._expire_ms = int(limits.index_expire_seconds * 1000)
         self._models: dict[str, ModelWriteState] = {}
+        self.stream_bound = StreamBound(limits.index_stream_bytes)
         self._offered = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -149,7 +148,7 @@ class IndexWriter:
         for key in wanted:
             redis_keys.index_keys(key)
             if key not in self._models:
-                self._models[key] = ModelWriteState(key, self._limits)
+                self._models[key] = ModelWriteState(key, self._limits, self.stream_bound)
         for key in self._models.keys() - set(wanted):
             state = self._models.pop(key)
             if state.is_active:

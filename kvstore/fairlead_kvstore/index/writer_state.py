@@ -11,6 +11,7 @@ A snapshot of an instance is *due* in four cases:
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import xxhash
@@ -33,6 +34,13 @@ _MODEL_CHANGES: Final = (HintsAdded, HintsExpired)
 _BLOCK_CHANGES: Final = (BlocksStored, BlocksRemoved, *_MODEL_CHANGES)
 """Tuples, since a union would be created for every change."""
 _MIN_CHANGED_BLOCKS: Final = 4_096
+
+
+@dataclass(slots=True)
+class StreamBound:
+    """The bound of the stream of each led model, in bytes. All states of a writer share it."""
+
+    max_bytes: int
 
 
 class WrittenItem:
@@ -66,9 +74,10 @@ class PendingEntry:
 class ModelWriteState:
     """The writer's state of one model. ``lease`` is empty while another indexer may lead."""
 
-    def __init__(self, model_key: str, limits: Limits) -> None:
+    def __init__(self, model_key: str, limits: Limits, stream_bound: StreamBound | None = None) -> None:
         self.model_key = model_key
         self._limits = limits
+        self._stream_bound = stream_bound or StreamBound(limits.index_stream_bytes)
         self.is_active = False  # the indexer reads this model
         self.lease = b""
         self.epoch = 0
@@ -223,8 +232,9 @@ class ModelWriteState:
             if item.changed > max(_MIN_CHANGED_BLOCKS, item.blocks) or item.batches > limits.index_kept_batches:
                 return name
         long = len(self._stream) > limits.index_stream_entries // 2
-        if (long or self._stream_bytes > limits.index_stream_bytes // 2) and self.items:
-            return min(self.items, key=lambda name: self.items[name].sequence)
+        if (long or self._stream_bytes > self._stream_bound.max_bytes // 2) and self.items:
+            oldest = min(self.items, key=lambda name: self.items[name].sequence)
+            return oldest if self.items[oldest].sequence < self.sequence else None  # the next entry cuts the stream
         return None
 
     def place_parts(

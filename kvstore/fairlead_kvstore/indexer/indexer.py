@@ -431,16 +431,16 @@ class Indexer:
         member = self._members[subscription.instance]
         if found.changes:
             self._sink.offer(member.model_key, found.changes, max(1, found.batches))
-        self._offer_evictions()
+        self.offer_evictions()
         if not subscription.is_connected and member.discovery is not None:
             member.wake.set()
 
     def _offer(self, model_key: str, changes: Sequence[Change]) -> None:
         if changes:
             self._sink.offer(model_key, changes)
-        self._offer_evictions()
+        self.offer_evictions()
 
-    def _offer_evictions(self) -> None:
+    def offer_evictions(self) -> None:
         """Offers the changes of models whose blocks gave way to those of another model."""
         for model_key, changes in self.store.take_evictions().items():
             self._sink.offer(model_key, changes)

@@ -24,6 +24,7 @@ class IndexerHealth:
     led_models: models whose index this process writes.
     models: all models of the fleet.
     connected: Redis answers.
+    redis_max_memory: its ``maxmemory`` in bytes, 0 without one; None while it is unknown.
     loop_lag_seconds: 99th percentile of the event loop's delay; None before it is measured.
     notes: further lines for the text of ``/readyz``.
     """
@@ -32,6 +33,7 @@ class IndexerHealth:
     led_models: frozenset[str] = frozenset()
     models: frozenset[str] = frozenset()
     connected: bool = False
+    redis_max_memory: int | None = None
     loop_lag_seconds: float | None = None
     notes: Sequence[str] = ()
 
@@ -55,6 +57,17 @@ class IndexerMetrics(Collector):
         yield GaugeMetricFamily(f"{_PREFIX}redis_connected", "1 while Redis answers", float(health.connected))
         store = self._indexer.store
         yield GaugeMetricFamily(f"{_PREFIX}table_bytes", "memory of the block tables in bytes", store.bytes)
+        yield GaugeMetricFamily(
+            f"{_PREFIX}max_blocks",
+            "most blocks that this process keeps: a limit, or less where Redis has little memory",
+            store.max_blocks,
+        )
+        if health.redis_max_memory is not None:
+            yield GaugeMetricFamily(
+                f"{_PREFIX}redis_max_memory_bytes",
+                "maxmemory of Redis in bytes; 0 without one",
+                health.redis_max_memory,
+            )
         if health.loop_lag_seconds is not None:  # not measured yet is not zero
             yield GaugeMetricFamily(
                 f"{_PREFIX}loop_lag_seconds", "delay of the event loop, p99", health.loop_lag_seconds

@@ -18,13 +18,14 @@ from fairlead.runtime import process_tuning
 from fairlead.runtime.aiohttp_server import serve
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.loop_lag import LoopLag
-from fairlead.runtime.tasks import cancel_and_wait, first_failure
+from fairlead.runtime.tasks import cancel_and_wait, first_failure, run_despite_defects
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.index.instance_status import secret_fingerprint
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.indexer.metrics import IndexerHealth, create_app
+from fairlead_kvstore.indexer.redis_memory import RedisMemoryBound
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
 from fairlead_kvstore.reader.timers import ReaderRuntime
 from fairlead_kvstore.redis.link import RedisLink
@@ -99,6 +100,9 @@ class IndexerService:
             fingerprint=secret_fingerprint(config.secret),
             limits=limits,
         )
+        self._memory = RedisMemoryBound(
+            self._link, self.indexer, self._writer, clock, lambda: len(self._led_models()), limits
+        )
 
     def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
         """Passes changes to the writer."""
@@ -117,6 +121,7 @@ class IndexerService:
         taken.
         """
         following: asyncio.Task[None] | None = None
+        bounding: asyncio.Task[None] | None = None
         process_tuning.freeze_heap()
         process_tuning.relax_gc()  # events create hundreds of objects a millisecond, without reference cycles
         async with serve(create_app(self.indexer, self.health), self._config.host, self._config.port) as address:
@@ -126,6 +131,7 @@ class IndexerService:
                 self._lag.start()
                 self._link.start()
                 self._writer.start()
+                bounding = asyncio.ensure_future(run_despite_defects(self._memory.run, _LOG, "the memory of Redis"))
                 following = asyncio.ensure_future(self._follow_fleet())
                 error = await first_failure([following], stopped)
                 if error is not None:
@@ -133,6 +139,7 @@ class IndexerService:
             finally:
                 await cancel_and_wait(stopped)
                 await cancel_and_wait(following)
+                await cancel_and_wait(bounding)
                 await self.indexer.close()
                 await self._writer.stop()
                 await self._link.stop()
@@ -150,16 +157,22 @@ class IndexerService:
             startup_blocker = f"waiting for Redis: {self._link.state.reason}"
         return IndexerHealth(
             startup_blocker,
-            led_models=frozenset(key for key in models if self._writer.is_leader(key)),
+            led_models=self._led_models(),
             models=models,
             connected=connected,
+            redis_max_memory=self._memory.max_memory,
             loop_lag_seconds=self._lag.quantile(0.99),
             notes=[
                 *self._config.source.warnings(),
                 *([] if connected else ["Redis is away; changes wait"]),
+                *self._memory.warnings(),
                 *(f"the writer is behind with {key}: its engines pause" for key in self._writer.backlogged_models()),
             ],
         )
+
+    def _led_models(self) -> frozenset[str]:
+        models = () if self._fleet is None else self._fleet.models
+        return frozenset(key for key in models if self._writer.is_leader(key))
 
     async def _follow_fleet(self) -> None:
         async for fleet in self._config.source.watch():

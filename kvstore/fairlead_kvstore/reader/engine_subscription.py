@@ -9,6 +9,7 @@ timers.
     broken for long  treats the process as replaced and drops its blocks
     replay stalled   fails after ``kv_replay_seconds``; its socket is closed, so that no late
                      answer is taken for one of the next replay
+    replay over      applies the buffered messages in turns, as the scheduler says
     replay endless   is cut after ``max_kv_replay_seconds``; its rest waits behind other engines'
 
 ``EventSequencer``, ``apply_outcomes`` and ``BlockStore`` decide on the engine's blocks; this module
@@ -31,6 +32,7 @@ from fairlead_kvstore.events.stream_sequencer import EventSequencer, parse_frame
 from fairlead_kvstore.events.types import EventFrame, StreamOutcome, StreamPosition
 from fairlead_kvstore.reader.endpoints import EventEndpoints
 from fairlead_kvstore.reader.event_application import AppliedEvents, apply_outcomes
+from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES
 from fairlead_kvstore.reader.replay_client import ReplayClient, ReplaySlot, ReplaySlots
 from fairlead_kvstore.reader.timers import OneShotTimer
 from fairlead_kvstore.reader.zmq_connection import ZmqConnection
@@ -124,8 +126,8 @@ class EngineSubscription:
 
     @property
     def is_replaying(self) -> bool:
-        """Whether frames are buffered until a replay ends."""
-        return self._sequencer.is_replaying
+        """Whether frames are buffered until a replay ends, or until all of them are applied."""
+        return self._sequencer.is_replaying or self._sequencer.is_draining
 
     @property
     def next_number(self) -> int | None:
@@ -156,6 +158,7 @@ class EngineSubscription:
         for timer in (self._reconnect_timer, self._away_timer, self._replay_timer, self._quiet_timer):
             timer.clear()
         self._end_replay(close=True)
+        self._context.scheduler.remove(self)
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -331,6 +334,17 @@ class EngineSubscription:
             self._replay_client.close()
             self._replay_client = None
 
+    def read(self, most: int) -> tuple[int, bool]:
+        """Applies messages that were buffered during a replay, see ``ReadSource``.
+
+        Why: there may be 64 MiB of them, which take many seconds.
+        """
+        before = self._sequencer.held_bytes
+        if self._sequencer.is_draining:
+            self._apply_safely(lambda: self._sequencer.on_drain(most))
+        used = max(0, before - self._sequencer.held_bytes)
+        return used + MESSAGE_OVERHEAD_BYTES, self._is_open and self._sequencer.is_draining
+
     # --- outcomes -------------------------------------------------------------------------------------------------------
 
     def _apply(self, outcomes: list[StreamOutcome]) -> None:
@@ -357,6 +371,8 @@ class EngineSubscription:
             )
         self._count(found)
         context.on_applied(self, found)
+        if self._sequencer.is_draining and self._is_open:
+            context.scheduler.mark_ready(self)
         if found.replay_from is not None and self._sequencer.is_replaying:
             self._request_replay(found.replay_from)
         elif not self._sequencer.is_replaying and self._replay_slot is not None:

@@ -46,6 +46,13 @@ class RedisBackend(Protocol):
         """
         ...
 
+    async def max_memory(self) -> int:
+        """Returns ``maxmemory`` in bytes, 0 without one; of a cluster, the smallest one.
+
+        Raises ResponseError when the user may not read it.
+        """
+        ...
+
     def scan_keys(self, pattern: str) -> AsyncIterator[bytes]:
         """Yields the keys that match a pattern, each once or more; for a cluster, those of all
         masters.
@@ -116,6 +123,9 @@ class _SingleServer:
                 pipe.execute_command(*command)
             return list(await pipe.execute(raise_on_error=False))
 
+    async def max_memory(self) -> int:
+        return _max_memory(await self._redis.execute_command("INFO", "memory"))
+
     def scan_keys(self, pattern: str) -> AsyncIterator[bytes]:
         found: AsyncIterator[bytes] = self._redis.scan_iter(match=pattern, count=_SCAN_COUNT)
         return found
@@ -144,6 +154,12 @@ class _SentinelMaster(_SingleServer):
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         try:
             return await super().run(commands)
+        except MasterNotFoundError:
+            raise Lost(self._unknown) from None
+
+    async def max_memory(self) -> int:
+        try:
+            return await super().max_memory()
         except MasterNotFoundError:
             raise Lost(self._unknown) from None
 
@@ -179,6 +195,15 @@ class _ClusterBackend:
                 raise reply  # an unreachable node is not a refusal
         return replies
 
+    async def max_memory(self) -> int:
+        try:
+            pages = await self._redis.execute_command("INFO", "memory", target_nodes=RedisCluster.PRIMARIES)
+        except RedisClusterException as error:
+            raise Lost(_cluster_error_text(error)) from None
+        # The reply of a single master is its page; several come by node.
+        found = [_max_memory(page) for page in ([pages] if "maxmemory" in pages else pages.values())]
+        return min(filter(None, found), default=0)
+
     async def scan_keys(self, pattern: str) -> AsyncIterator[bytes]:
         try:
             async for name in self._redis.scan_iter(match=pattern, count=_SCAN_COUNT):
@@ -191,6 +216,12 @@ class _ClusterBackend:
 
     async def close(self) -> None:
         await self._redis.aclose()
+
+
+def _max_memory(page: Any) -> int:
+    """Returns ``maxmemory`` from a page of INFO; 0 if it is absent or no number."""
+    found = page.get("maxmemory") if isinstance(page, dict) else None
+    return found if isinstance(found, int) and found > 0 else 0
 
 
 def _cluster_error_text(error: Exception) -> str:

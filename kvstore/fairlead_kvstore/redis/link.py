@@ -116,6 +116,26 @@ class RedisLink:
         while not self._is_up:
             await self._connected_event.wait()
 
+    async def wait_lost(self) -> None:
+        """Returns as soon as the connection is lost; call it while the link is connected."""
+        await self._lost_event.wait()
+
+    async def max_memory(self) -> int | None:
+        """Returns Redis' ``maxmemory`` in bytes, 0 without one; None when Redis is unreachable.
+
+        Of a cluster, it is the smallest of all masters. Raises ResponseError when Redis refuses.
+        """
+        if not self._is_up:
+            return None
+        try:
+            async with asyncio.timeout(self._limits.redis_connect_seconds):
+                return await self._server.max_memory()
+        except ResponseError:
+            raise
+        except (RedisError, OSError, TimeoutError) as error:
+            self._on_lost(_describe_error(error))
+            return None
+
     async def run(self, commands: Sequence[Command]) -> list[Any] | None:
         """Returns the replies in order; None when Redis is unreachable. A refused command's reply
         is its ResponseError.

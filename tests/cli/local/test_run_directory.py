@@ -2,6 +2,7 @@
 
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from fairlead_cli.local.run_directory import (
     RunningStack,
     make_run_directory,
     newest_stack,
+    process_start,
     running_stacks,
     write_stack_file,
 )
@@ -60,6 +62,22 @@ def test_directory_of_a_dead_stack_is_ignored_and_removed(runtime: Path) -> None
     assert running_stacks() == []
     make_run_directory()
     assert not dead.exists()
+
+
+def test_process_with_the_reused_pid_of_a_dead_stack_is_not_taken_for_it() -> None:
+    directory = make_run_directory()
+    write_stack_file(directory, replace(stack(), process_start=f"{process_start(os.getpid())}0"))
+    assert running_stacks() == []
+    make_run_directory()
+    assert not directory.exists()
+
+
+def test_stack_is_found_by_the_pid_and_start_of_its_process() -> None:
+    started = process_start(os.getpid())
+    write_stack_file(make_run_directory(), replace(stack(), process_start=started))
+    assert started
+    assert newest_stack().process_start == started
+    assert process_start(999_999_999) == ""
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"pid": 1}', '{"engines": 3}'])

@@ -376,6 +376,20 @@ def test_one_namespace_cannot_push_out_the_blocks_of_others() -> None:
     assert (sum(sums), min(sums)) in ((10, 4), (10, 5)), "models of one namespace share what it has"
 
 
+def test_namespace_with_most_blocks_gives_way_to_a_lowered_bound() -> None:
+    index = SingleInstanceStore()
+    index.apply(stored_event(0, 2))
+    index.store.attach("x", "flood/x", 0.0)
+    index.apply(stored_event(0, 5), instance="x")
+    assert index.store.full_at is None
+    index.store.set_max_blocks(6, 5.0)
+    assert (index.depths()[0], index.store.block_count, index.store.max_blocks) == (3, 6, 6)
+    assert list(index.store.take_evictions()) == ["flood/x"]
+    assert index.store.full_at == 5.0
+    index.store.set_max_blocks(2 * Limits().kv_blocks, 6.0)
+    assert index.store.max_blocks == Limits().kv_blocks
+
+
 def test_changes_of_another_model_that_gives_way_are_reported_under_it() -> None:
     index = SingleInstanceStore(Limits(kv_blocks=8))
     index.apply(stored_event(0, 5))

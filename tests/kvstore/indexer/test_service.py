@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from redis.asyncio import Redis
 
 from fairlead.runtime.clock import SystemClock
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
@@ -64,6 +65,25 @@ async def complete_prompt(engine: EngineProcess, tokens: Sequence[int]) -> None:
     async with httpx.AsyncClient(timeout=60.0) as client:
         body = {"model": "tiny", "prompt": list(tokens), "max_tokens": 1}
         (await client.post(f"{engine.url}/v1/completions", json=body)).raise_for_status()
+
+
+def test_memory_of_redis_bounds_the_blocks_of_the_process(server: Valkey, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Redis.from_url(server.url) as redis:
+            await redis.config_set("maxmemory", 64 * 1024 * 1024)
+        path = fleet(tmp_path / "fleet.yaml", ["http://127.0.0.1:9"])
+        async with indexer_process("--fleet", str(path), "--redis", server.url) as indexer:
+
+            async def is_bounded() -> bool:
+                lines = (await indexer.get("/metrics")).text.splitlines()
+                return {
+                    "fairlead_indexer_redis_max_memory_bytes 6.7108864e+07",
+                    "fairlead_indexer_max_blocks 524288.0",
+                } <= set(lines)
+
+            await wait_until_async(is_bounded)
+
+    asyncio.run(scenario())
 
 
 def test_second_indexer_takes_over_without_a_loss(server: Valkey, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ incomplete.
 
 import asyncio
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import msgspec
 import pytest
 
 from fairlead.limits import Limits
+from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.events.types import EventFrame
 from fairlead_testing.kvstore.indexer_harness import frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
@@ -132,6 +134,40 @@ def test_slow_replay_holds_live_frames() -> None:
             engine.answer_held()
             await stage.wait_exact("a")
             assert stage.credited_blocks("a", range(400, 409)) == 2
+
+    asyncio.run(scenario())
+
+
+def test_frames_held_during_a_replay_are_applied_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with indexer_harness(replace(LIMITS, kv_turn_bytes=1)) as stage:
+            engine = stage.start_engine("a")
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            engine.serve_prompt(*A)
+            await stage.wait_exact("a")
+            engine.ignores_replays = True
+            engine.serve_prompt(*B, lose=True)
+            for start in range(300, 2_300, 100):
+                engine.serve_prompt(*range(start, start + 9))
+            subscription = stage.indexer._members["a"].subscription
+            assert subscription is not None
+            await wait_until(lambda: subscription._sequencer.held_frames == 20)
+            turns: list[int] = []
+            offer = stage.sink.offer
+
+            def record(model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
+                turns.append(batches)
+                offer(model_key, changes, batches)
+
+            monkeypatch.setattr(stage.sink, "offer", record)
+            while not turns:
+                await asyncio.sleep(0)
+                stage.loop.advance(LIMITS.kv_replay_seconds)
+            assert stage.status("a").replaying, "frames are still held"
+            await wait_until(lambda: stage.credited_blocks("a", range(2_200, 2_209)) == 2)
+            assert max(turns) == 1
+            assert not stage.status("a").replaying
 
     asyncio.run(scenario())
 

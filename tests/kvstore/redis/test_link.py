@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
@@ -49,6 +50,24 @@ def test_refused_command_does_not_affect_others(server: Any) -> None:
         assert isinstance(replies[1], Exception)
         assert replies[2] == b"x"
         assert link.state.connected
+
+    _check(server, work)
+
+
+def test_memory_of_redis_is_read_and_a_refusal_loses_no_connection(server: Any) -> None:
+    async def work(link: RedisLink) -> None:
+        assert await link.max_memory() == 0
+        await link.run([("CONFIG", "SET", "maxmemory", "64mb")])
+        assert await link.max_memory() == 64 * 1024 * 1024
+        await link.run([("ACL", "SETUSER", "default", "-info")])
+        with pytest.raises(ResponseError, match="no permissions"):
+            await link.max_memory()
+        assert link.state.connected
+        await link.run([("ACL", "SETUSER", "default", "+info")])
+        server.kill()
+        assert await link.max_memory() is None
+        assert not link.state.connected
+        await asyncio.wait_for(link.wait_lost(), 5)
 
     _check(server, work)
 

@@ -115,6 +115,16 @@ def test_keys_of_all_masters_match_a_pattern(ring: ValkeyGroup) -> None:
     linked(ring.url, work)
 
 
+def test_memory_of_a_cluster_is_that_of_its_smallest_master(ring: ValkeyGroup) -> None:
+    async def work(link: RedisLink) -> None:
+        assert await link.max_memory() == 0
+        for number, node in enumerate(ring.nodes[:2]):
+            await asyncio.to_thread(node.execute, "CONFIG", "SET", "maxmemory", f"{64 + number}mb")
+        assert await link.max_memory() == 64 * 1024 * 1024
+
+    linked(ring.url, work)
+
+
 def test_dead_master_is_reported_and_its_replica_found(ring: ValkeyGroup) -> None:
     async def work(link: RedisLink) -> None:
         assert await link.run([("SET", key, "1") for key in KEYS]) is not None

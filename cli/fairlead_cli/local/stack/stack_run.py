@@ -25,7 +25,7 @@ from fairlead_cli.local.hung_engine_watch import HungEngineHooks, HungEngineWatc
 from fairlead_cli.local.processes.embedded_redis import RedisServer, find_redis_program, redis_server_command
 from fairlead_cli.local.processes.readiness_probe import get_http_status, wait_until
 from fairlead_cli.local.processes.reaper import Reaper
-from fairlead_cli.local.run_directory import RunningStack, make_run_directory, write_stack_file
+from fairlead_cli.local.run_directory import RunningStack, make_run_directory, process_start, write_stack_file
 from fairlead_cli.local.stack.autoscaler_sync import AutoscalerSync
 from fairlead_cli.local.stack.component_commands import autoscaler_command, gateway_command, indexer_command
 from fairlead_cli.local.stack.config import StackConfig
@@ -145,9 +145,11 @@ class StackRun:
         simulated = all(pool.template.engine == SIMULATED_ENGINE for pool in self._config.plan.pools)
         secrets = (self._redis_url, self._config.secret, self._autoscaler.url if self._autoscaler else "")
         started = self._clock.wall()
-        write_stack_file(
-            directory, RunningStack(os.getpid(), url, manage, started, engines, fleet_file, simulated, *secrets)
+        pid = os.getpid()
+        stack = RunningStack(
+            pid, url, manage, started, engines, fleet_file, simulated, *secrets, process_start=process_start(pid)
         )
+        write_stack_file(directory, stack)
 
     # --- serving -----------------------------------------------------------------------------------------------------
 

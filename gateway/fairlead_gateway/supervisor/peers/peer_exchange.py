@@ -26,6 +26,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead.units import format_duration
+from fairlead_gateway.supervisor.peers.dispatch_budget import DispatchBudget
 from fairlead_gateway.supervisor.peers.peer_messages import (
     DATA_FIELD,
     GATEWAY_FIELD,
@@ -123,6 +124,7 @@ class PeerExchange:
         self._tasks: list[asyncio.Task[None]] = []
         self.outbox = PeerOutbox(secret_fingerprint, self._limits)
         self.peer_state = PeerState(secret_fingerprint, self._limits)
+        self.budget = DispatchBudget(self._limits)
         self.stats = ExchangeStats()
 
     # What others call ----------------------------------------------------------------------------------------------------
@@ -351,7 +353,7 @@ class PeerExchange:
                 continue
             self._rotation.on_activity(model, now)
             items = self.peer_state.apply_batch(model, name.decode(errors="replace"), batch, now, is_live=is_live)
-            if items:
+            if items and self.budget.admits(name, items, now, is_live=is_live):
                 self.stats.received += len(items)
                 self._hooks.on_dispatches(model, items)
         cursor.is_caught_up = is_live or len(entries) < PAGE_ENTRIES

@@ -16,6 +16,8 @@ from fairlead_kvstore.redis.codec import SCHEMA
 GATEWAY_FIELD: Final = b"g"
 DATA_FIELD: Final = b"d"
 HASH_BYTES: Final = 8
+ENTRY_OVERHEAD_BYTES: Final = 128
+"""Bytes per prompt besides its hashes: the instance's id and the hash of the prompt's end."""
 _MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 """The loads of all instances of a model take some 1 MiB, and prompts are split into batches."""
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]

@@ -11,10 +11,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fairlead.limits import Limits
-from fairlead_gateway.supervisor.peers.peer_messages import HASH_BYTES, PeerBatch, PeerLoad, SentPrompt
-
-_ENTRY_OVERHEAD_BYTES = 128
-"""Bytes per prompt besides its hashes: the instance's id and the hash of the prompt's end."""
+from fairlead_gateway.supervisor.peers.peer_messages import (
+    ENTRY_OVERHEAD_BYTES,
+    HASH_BYTES,
+    PeerBatch,
+    PeerLoad,
+    SentPrompt,
+)
 
 
 @dataclass(slots=True)
@@ -106,11 +109,11 @@ class PeerOutbox:
         items: list[SentPrompt] = []
         size = 0
         for item in pending:
-            if items and size + len(item[1]) + _ENTRY_OVERHEAD_BYTES > self._limits.dispatch_entry_bytes:
+            if items and size + len(item[1]) + ENTRY_OVERHEAD_BYTES > self._limits.dispatch_entry_bytes:
                 pieces.append(tuple(items))
                 items, size = [], 0
             items.append(item)
-            size += len(item[1]) + _ENTRY_OVERHEAD_BYTES
+            size += len(item[1]) + ENTRY_OVERHEAD_BYTES
         return [*pieces, tuple(items)]
 
     def on_written(self, model: str, batch: PeerBatch, now: float) -> None:

@@ -211,6 +211,7 @@ class PeerSync:
             "peer_in_flight": sum(load[0] for load in exchange.peer_state.reported_loads().values()),
             "peer_sent_total": exchange.stats.sent,
             "peer_heard_total": exchange.stats.received,
+            "peer_limited_total": exchange.budget.dropped,
             "peer_dropped_total": exchange.outbox.dropped,
             "peer_missed_total": exchange.peer_state.missed_batches,
             "peer_poisoned_total": exchange.stats.undecodable + self.tables.undecodable,

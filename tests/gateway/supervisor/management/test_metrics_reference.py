@@ -41,7 +41,8 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
     made_up.telemetry.non_model_counters.update(
         workers=2, worker_deaths_total=1, fleet_age_seconds=3, keys_file_broken=0
     )
-    rest = ("peer_sent_total", "peer_heard_total", "peer_dropped_total", "peer_missed_total", "peer_poisoned_total")
+    rest = ("peer_sent_total", "peer_heard_total", "peer_limited_total", "peer_dropped_total")
+    rest += ("peer_missed_total", "peer_poisoned_total")
     made_up.telemetry.peer_values = dict.fromkeys(rest, 1.0) | {
         "peers": 2,
         "peer_age_seconds": 0.1,

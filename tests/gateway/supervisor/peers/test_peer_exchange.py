@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
+from fairlead_gateway.supervisor.peers.dispatch_budget import DispatchBudget
 from fairlead_gateway.supervisor.peers.peer_exchange import PAGE_ENTRIES, ExchangeHooks, PeerExchange
 from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD, PeerLoad, SentPrompt
 from fairlead_kvstore.index import redis_keys
@@ -94,6 +95,21 @@ def test_what_one_sends_the_others_hear_and_it_does_not_hear_itself(server: Valk
         assert (one.sent, one.shown) == ([], {})
         assert [each.name for each in two.exchange.known_peers()] == ["a"]
         assert (one.exchange.stats.sent, two.exchange.stats.received) == (1, 1)
+
+    check(server.url, work)
+
+
+def test_flood_of_dispatches_is_not_applied_and_the_loads_of_its_sender_are(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        two.exchange.budget = DispatchBudget(replace(LIMITS, dispatch_peer_bytes=1_280, dispatch_burst_seconds=1.0))
+        one.loads = {KEY: {"e-0": ONE}}
+        for tail in range(20):
+            one.exchange.add_dispatch(KEY, "e-0", b"", tail)
+            await one.exchange.flush()
+        await two.exchange.read_once()
+        assert len(two.sent) == 10
+        assert two.exchange.peer_state.reported_loads() == {"e-0": ONE}
+        assert (two.exchange.stats.received, two.exchange.budget.dropped) == (10, 10)
 
     check(server.url, work)
 

@@ -1,0 +1,114 @@
+"""The bound of an indexer's blocks and streams by Redis' ``maxmemory``.
+
+A full Redis evicts any key, by default, so the index of one model could push out those of all.
+Below the bound, the block store decides which blocks give way, with equal shares of namespaces.
+
+The bound leaves most of ``maxmemory`` free. Each indexer has one, and Redis also has the data of
+gateways. Without ``maxmemory``, or if Redis refuses to tell it, only the limits hold.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from redis.exceptions import ResponseError
+
+from fairlead.errors import first_line
+from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
+from fairlead_kvstore.index.writer import IndexWriter
+from fairlead_kvstore.indexer.indexer import Indexer
+from fairlead_kvstore.redis.link import RedisLink
+
+_LOG: Final = logging.getLogger("fairlead.indexer")
+_BLOCKS_PER_STEP: Final = 16_384
+"""A bound that falls is lowered by so many blocks at a time, with other work in between."""
+_MIN_BLOCKS: Final = 65_536
+"""The lowest bound, some 2 MB, whatever ``maxmemory`` is."""
+_FULL_SECONDS: Final = 600.0
+"""The bound counts as too low for this long after blocks gave way to it."""
+
+
+class RedisMemoryBound:
+    """The bound of one indexer process, and what is known of Redis' memory.
+
+    led_models: returns the number of models that this process writes.
+    max_memory: ``maxmemory`` in bytes, 0 without one; None while it is unknown.
+    problem: why Redis refuses to tell it; empty if it does not.
+    """
+
+    def __init__(
+        self,
+        link: RedisLink,
+        indexer: Indexer,
+        writer: IndexWriter,
+        clock: Clock,
+        led_models: Callable[[], int],
+        limits: Limits,
+    ) -> None:
+        self._link = link
+        self._indexer = indexer
+        self._writer = writer
+        self._clock = clock
+        self._led_models = led_models
+        self._limits = limits
+        self.max_memory: int | None = None
+        self.problem = ""
+
+    async def run(self) -> None:
+        """Reads and applies the bound at each connect and every ``index_memory_seconds``."""
+        while True:
+            await self._link.wait_connected()
+            await self.read_once()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.index_memory_seconds):
+                    await self._link.wait_lost()
+
+    async def read_once(self) -> None:
+        """Reads ``maxmemory`` and applies it. Keeps the last bound while Redis is unreachable."""
+        try:
+            found = await self._link.max_memory()
+        except ResponseError as error:
+            self.max_memory, self.problem = None, first_line(error)
+        else:
+            if found is None:
+                return
+            self.max_memory, self.problem = found, ""
+        limits = self._limits
+        blocks, hints, stream_bytes = limits.kv_blocks, None, limits.index_stream_bytes
+        if self.max_memory:
+            hints = max(_MIN_BLOCKS, self.max_memory // limits.index_memory_bytes_per_block)
+            blocks = min(blocks, hints)
+            shared = self.max_memory // limits.index_memory_stream_fraction
+            stream_bytes = min(stream_bytes, shared // max(1, self._led_models()))
+        self._writer.stream_bound.max_bytes = stream_bytes
+        if blocks != self._indexer.store.max_blocks:
+            _LOG.info("this indexer keeps at most %d blocks", blocks)
+        await self._set_max_blocks(blocks, hints)
+
+    def warnings(self) -> list[str]:
+        """Returns texts that say why there is no bound, or that it is too low."""
+        if self.problem:
+            return [f"Redis does not tell its maxmemory, which bounds the index otherwise: {self.problem}"]
+        store = self._indexer.store
+        full = store.full_at is not None and self._clock.now() - store.full_at < _FULL_SECONDS
+        if full and self.max_memory and store.max_blocks < self._limits.kv_blocks:
+            return [
+                f"engines have more blocks than the {store.max_blocks} that a maxmemory of {self.max_memory} bytes "
+                "allows: give Redis more memory"
+            ]
+        return []
+
+    async def _set_max_blocks(self, most: int, hints: int | None) -> None:
+        """Sets the bound of the block store. Lowers it in steps that the writer can follow."""
+        store = self._indexer.store
+        while store.block_count > most:
+            if not self._writer.backlogged_models():
+                store.set_max_blocks(
+                    max(most, store.block_count - _BLOCKS_PER_STEP), self._clock.now(), max_hints=hints
+                )
+                self._indexer.offer_evictions()
+            await asyncio.sleep(self._limits.kv_backpressure_seconds)
+        store.set_max_blocks(most, self._clock.now(), max_hints=hints)

@@ -1,0 +1,154 @@
+"""The bound of an indexer by the memory of Redis."""
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
+from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.events.payloads import EventBatch, StoredEvent
+from fairlead_kvstore.index.writer_state import StreamBound
+from fairlead_kvstore.indexer.redis_memory import RedisMemoryBound
+from fairlead_testing.kvstore.block_store import MODEL, SingleInstanceStore, stored_event
+from fairlead_testing.kvstore.index_harness import IndexHarness, run_with_harness
+from fairlead_testing.redis.valkey import Valkey
+
+MIB = 1024 * 1024
+LIMITS = replace(Limits(), kv_backpressure_seconds=0.0)
+
+
+class Link:
+    """A Redis with the reply that a test sets."""
+
+    def __init__(self, reply: int | ResponseError | None) -> None:
+        self.reply = reply
+
+    async def max_memory(self) -> int | None:
+        if isinstance(self.reply, ResponseError):
+            raise self.reply
+        return self.reply
+
+
+class Process:
+    """The indexer and writer of one process, as far as the bound uses them."""
+
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        self.store = BlockStore(limits=limits)
+        self.stream_bound = StreamBound(limits.index_stream_bytes)
+        self.offers: list[int] = []
+        self.backlogged: list[str] = []
+
+    def offer_evictions(self) -> None:
+        self.offers.append(sum(len(found) for found in self.store.take_evictions().values()))
+
+    def backlogged_models(self) -> list[str]:
+        found, self.backlogged = self.backlogged, []
+        return found
+
+
+def bound(link: Link, process: Process, *, led: int = 1, limits: Limits = LIMITS) -> RedisMemoryBound:
+    redis: Any = link
+    fake: Any = process
+    return RedisMemoryBound(redis, fake, fake, ManualClock(100.0), lambda: led, limits)
+
+
+def fill(store: BlockStore, instance: str, count: int) -> None:
+    for first in range(0, count, 1_000):
+        handles = list(range(first + 1, first + 1_001))
+        event = StoredEvent([*handles], first or None, handles, 1, medium="GPU")
+        store.apply(instance, EventBatch(0.0, [event]), 1.0)
+
+
+def test_blocks_and_streams_are_bounded_by_the_memory_of_redis() -> None:
+    process = Process()
+    asyncio.run(bound(Link(256 * MIB), process, led=4).read_once())
+    assert process.store.max_blocks == 2 * MIB
+    assert process.stream_bound.max_bytes == 8 * MIB
+
+
+def test_redis_without_maxmemory_leaves_the_limits_alone() -> None:
+    process = Process()
+    memory = bound(Link(0), process)
+    asyncio.run(memory.read_once())
+    assert (process.store.max_blocks, process.stream_bound.max_bytes) == (LIMITS.kv_blocks, LIMITS.index_stream_bytes)
+    assert (memory.max_memory, memory.warnings()) == (0, [])
+
+
+def test_tiny_maxmemory_leaves_some_blocks() -> None:
+    process = Process()
+    asyncio.run(bound(Link(1), process).read_once())
+    assert process.store.max_blocks == 65_536
+
+
+def test_refusal_of_redis_to_tell_its_memory_is_shown() -> None:
+    process = Process()
+    link = Link(256 * MIB)
+    memory = bound(link, process)
+    asyncio.run(memory.read_once())
+    link.reply = ResponseError("NOPERM this user has no permissions to run the 'info' command")
+    asyncio.run(memory.read_once())
+    assert process.store.max_blocks == LIMITS.kv_blocks
+    assert memory.max_memory is None
+    assert "no permissions" in memory.warnings()[0]
+
+
+def test_bound_stays_while_redis_is_away() -> None:
+    process = Process()
+    link = Link(256 * MIB)
+    memory = bound(link, process)
+    asyncio.run(memory.read_once())
+    link.reply = None
+    asyncio.run(memory.read_once())
+    assert (process.store.max_blocks, memory.max_memory) == (2 * MIB, 256 * MIB)
+
+
+def test_lowered_bound_evicts_in_steps_that_wait_for_the_writer() -> None:
+    process = Process()
+    process.store.attach("i", MODEL, 0.0)
+    fill(process.store, "i", 150_000)
+    process.backlogged = [MODEL]
+    memory = bound(Link(128 * 100_000), process)
+    assert memory.warnings() == []
+    asyncio.run(memory.read_once())
+    assert process.store.block_count <= 100_000
+    assert len(process.offers) > 1
+    assert all(process.offers)
+    assert "give Redis more memory" in memory.warnings()[0]
+
+
+def test_hints_of_shared_stores_have_equal_parts_of_the_bound() -> None:
+    index = SingleInstanceStore()
+    index.store.attach("other", "team/other", 0.0)
+    index.store.set_max_blocks(100, 0.0, max_hints=8)
+    index.apply(stored_event(0, 5, medium="STORAGE", locality="REMOTE"))
+    assert len(list(index.store.shared_store_hints(MODEL))) == 4
+    index.store.detach("other", "it left")
+    index.apply(stored_event(0, 5, medium="STORAGE", locality="REMOTE"))
+    assert len(list(index.store.shared_store_hints(MODEL))) == 6
+
+
+def test_blocks_of_one_model_push_no_other_index_out_of_redis(server: Valkey) -> None:
+    async def work(harness: IndexHarness, redis: Any) -> None:
+        await redis.config_set("maxmemory-policy", "allkeys-lru")
+        await redis.config_set("maxmemory", 16 * MIB)
+        await redis.set("index of another model", bytes(MIB))
+        process: Any = Process()
+        process.store = harness.indexer.store
+        await RedisMemoryBound(
+            harness.link, process, harness.writer, harness.clock, lambda: 1, harness.limits
+        ).read_once()
+        await harness.writer.step()
+        instance = next(iter(harness.engines))
+        for _ in range(3):
+            fill(harness.indexer.store, instance, 400_000)
+            harness.writer._models[MODEL].require_new_epoch()
+            harness.clock.advance(1.0)
+            await harness.writer.step()
+        assert await redis.exists("index of another model")
+        assert harness.writer.is_leader(MODEL)
+        assert (await redis.info("stats"))["evicted_keys"] == 0
+
+    run_with_harness(server.url, work, replace(LIMITS, index_lease_seconds=60.0))
