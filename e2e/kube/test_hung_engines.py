@@ -10,12 +10,7 @@ from e2e.kube.workloads.helm_release import HelmRelease
 from e2e.kube.workloads.manifests import SMALL_ENGINE, Manifest, model, small_engine
 from e2e.kube.workloads.model_deployments import DeployedModel
 
-pytestmark = [
-    pytest.mark.lane("engines", position=70),
-    pytest.mark.load,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(not report.FULL, reason="`make e2e LOAD=1` runs it"),
-]
+pytestmark = pytest.mark.lane("engines", position=70)
 
 _RATE = 4.0
 """Streams per second: both gateways miss the answers of an engine within a minute."""
@@ -31,6 +26,9 @@ print(urllib.request.urlopen("http://127.0.0.1:8000/health", timeout=10).status)
 """
 
 
+@pytest.mark.load
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not report.FULL, reason="`make e2e LOAD=1` runs it")
 def test_engine_whose_core_hangs_is_marked_and_replaced(here: Kubectl, installed: HelmRelease) -> None:
     pool = {"acceleratorClassName": SMALL_ENGINE, "minReplicas": 2}
     found, client = _serve(here, installed, model("stuck", pools=[pool]))
@@ -53,6 +51,9 @@ def test_engine_whose_core_hangs_is_marked_and_replaced(here: Kubectl, installed
     assert streams.failures == []
 
 
+@pytest.mark.load
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not report.FULL, reason="`make e2e LOAD=1` runs it")
 def test_autoscaler_orders_one_engine_for_one_that_hangs(here: Kubectl, installed: HelmRelease) -> None:
     found, client = _serve(here, installed, autoscaled_model("scaled", least=2, most=6))
     before = found.pods()

@@ -8,9 +8,9 @@ Everything else is the operator's own.
 import os
 import signal
 import sys
+from typing import Any
 
 from fairlead.kube import client
-from fairlead.kube.resources import Manifest
 from fairlead.kube.transport.http_transport import HttpRequest
 from fairlead_bench.operator.subject_process import CHILDREN
 from fairlead_operator.__main__ import main
@@ -23,13 +23,13 @@ def arm_kill(when: str, number: int) -> None:
     usual = client.KubeApi._request_once
     seen = 0
 
-    async def counted(self: client.KubeApi, asked: HttpRequest) -> Manifest:
+    async def counted(self: client.KubeApi, asked: HttpRequest, *decoding: Any) -> Any:
         nonlocal seen
         writes = asked.method != "GET" and any(f"/{kind}" in asked.path for kind in _KINDS)
         seen += writes
         if writes and seen == number and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        answer = await usual(self, asked)
+        answer = await usual(self, asked, *decoding)
         if writes and seen == number:
             os.kill(os.getpid(), signal.SIGKILL)
         return answer

@@ -18,7 +18,7 @@ The seeds differ from those of the development.
 import argparse
 import random
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,9 +58,12 @@ class KeyedLine(RequestQueue):
         super().__init__()
         self._key = key
 
-    def peek(self, now: float, closed: Collection[bool] = ()) -> NextRequest | None:
+    def peek(
+        self, now: float, closed: Collection[bool] = (), passed_over: Collection[Hashable] = ()
+    ) -> NextRequest | None:
         """Returns the first of the queue."""
-        first = min(self.requests(), key=self._key, default=None)
+        open_requests = (request for request in self.requests() if request.tenant not in passed_over)
+        first = min(open_requests, key=self._key, default=None)
         return None if first is None else NextRequest(first, "first", "is first by the order that is compared")
 
 
