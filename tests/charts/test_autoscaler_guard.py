@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from fairlead.fleet.labels import SLEEP_ANNOTATION
+from fairlead.fleet.labels import DELETION_COST_ANNOTATION, SLEEP_ANNOTATION
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import KubeError
 from fairlead.kube.resources import DEPLOYMENTS, LEADER_WORKER_SETS, MODEL_DEPLOYMENTS, PODS, Manifest, Resource
 from fairlead.kube.transport.kubeconfig import config_from_kubeconfig
 from fairlead.runtime.clock import SystemClock
-from fairlead_autoscaler.kubernetes.scale_writer import DELETION_COST
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import render_chart
 from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account, kubectl
@@ -115,14 +114,14 @@ def test_admission_guard_limits_it_to_two_pod_annotations(api_server: ApiServer,
             for metadata, told in (
                 ({"labels": {"a": "b"}}, "may not change labels"),
                 ({"annotations": {"a": "b"}}, "not change other annotations"),
-                ({"annotations": {DELETION_COST: "-1"}}, ""),
-                ({"annotations": {DELETION_COST: None}}, ""),
+                ({"annotations": {DELETION_COST_ANNOTATION: "-1"}}, ""),
+                ({"annotations": {DELETION_COST_ANNOTATION: None}}, ""),
                 ({"annotations": {SLEEP_ANNOTATION: "1-asleep"}}, ""),
                 ({"annotations": {SLEEP_ANNOTATION: None}}, ""),
             ):
                 said = await patched(PODS, "pod", {"metadata": metadata})
                 assert (told in said) if told else said == "", (metadata, said)
-            said = await patched(PODS, "other", {"metadata": {"annotations": {DELETION_COST: "-1"}}})
+            said = await patched(PODS, "other", {"metadata": {"annotations": {DELETION_COST_ANNOTATION: "-1"}}})
             assert ONLY_MANAGED in said
 
     asyncio.run(main())

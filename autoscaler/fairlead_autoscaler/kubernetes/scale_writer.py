@@ -44,7 +44,6 @@ from fairlead.kube.resources import (
 )
 from fairlead_autoscaler.kubernetes.sleep_labels import SleepSteps, is_engine_pod, plan_sleep_steps, pool_sleep_state
 
-DELETION_COST: Final = DELETION_COST_ANNOTATION
 _MAX_ATTEMPTS: Final = 4
 """The most attempts to write a number. The workload may change between read and write, since its
 controllers write its status often while it is scaled.
@@ -85,7 +84,7 @@ def deletion_costs(pods: Sequence[Manifest], removal_order: Sequence[str]) -> Ma
     for pod in pods:
         if is_deleting(pod):
             continue
-        name, now = name_of(pod), annotations_of(pod).get(DELETION_COST)
+        name, now = name_of(pod), annotations_of(pod).get(DELETION_COST_ANNOTATION)
         if name in wanted:
             if now != wanted[name]:
                 costs[name] = wanted[name]
@@ -177,7 +176,7 @@ class ScaleWriter:
     async def _write_deletion_costs(self, pods: Sequence[Manifest], removal_order: Sequence[str]) -> None:
         namespaces = {name_of(pod): namespace_of(pod) for pod in pods}
         for name, cost in deletion_costs(pods, removal_order).items():
-            patch = {"metadata": {"annotations": {DELETION_COST: cost}}}
+            patch = {"metadata": {"annotations": {DELETION_COST_ANNOTATION: cost}}}
             try:
                 await self._api.patch_merge(PODS, namespaces[name], name, patch, AUTOSCALER_FIELD_MANAGER)
             except NotFound:

@@ -87,6 +87,13 @@ class IndexerHarness:
         self.instances[name] = replace(instance, **more)  # type: ignore[arg-type]  # fields of an instance
         self.apply_fleet()
 
+    async def connect_engine(self, name: str) -> ZmqEngine:
+        """Starts an engine, adds its instance and waits until the indexer hears it."""
+        engine = self.start_engine(name)
+        self.add_instance(name)
+        await self.wait_connected(name)
+        return engine
+
     def apply_fleet(self) -> None:
         """Passes the present fleet to the indexer."""
         instances = tuple(self.instances[name] for name in sorted(self.instances))

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from fairlead.errors import Unavailable
-from fairlead.fleet.labels import SLEEP_ANNOTATION
+from fairlead.fleet.labels import DELETION_COST_ANNOTATION, SLEEP_ANNOTATION
 from fairlead.kube.errors import Conflict
 from fairlead.kube.field_managers import replicas_managers
-from fairlead_autoscaler.kubernetes.scale_writer import DELETION_COST, ScaleWriter, deletion_costs
+from fairlead_autoscaler.kubernetes.scale_writer import ScaleWriter, deletion_costs
 from fairlead_testing.kube.in_memory import InMemoryKube
 
 Manifest = dict[str, Any]
@@ -147,7 +147,7 @@ def test_those_that_are_to_go_are_marked_in_their_order_and_the_others_unmarked(
 
     def marks() -> dict[str, str | None]:
         pods = {one["metadata"]["name"]: one["metadata"] for one in room.kube.objects_of("Pod")}
-        return {name: pods[name]["annotations"].get(DELETION_COST) for name in names}
+        return {name: pods[name]["annotations"].get(DELETION_COST_ANNOTATION) for name in names}
 
     room.scale(2, "c", "a", "b", "d")
     assert marks() == {"a": "-1", "b": None, "c": "-2", "d": None}
@@ -160,8 +160,8 @@ def test_those_that_are_to_go_are_marked_in_their_order_and_the_others_unmarked(
 
 
 def test_costs_of_somebody_elses_making_and_pods_that_leave_are_left_alone(a_pod: Make) -> None:
-    theirs = a_pod("a", annotations={DELETION_COST: "50"})
-    going = a_pod("b", going=True, annotations={DELETION_COST: "-1"})
+    theirs = a_pod("a", annotations={DELETION_COST_ANNOTATION: "50"})
+    going = a_pod("b", going=True, annotations={DELETION_COST_ANNOTATION: "-1"})
     assert deletion_costs([theirs, going], []) == {}
     assert deletion_costs([theirs, going], ["a"]) == {"a": "-1"}
 
@@ -172,7 +172,7 @@ def test_who_is_not_to_serve_is_marked_to_sleep_and_the_number_counts_both(a_wor
     assert room.sleep() == {"a": None, "b": "2-asleep", "c": None}
     assert room.stands[0] == 2
     costs_of = {
-        one["metadata"]["name"]: one["metadata"]["annotations"].get(DELETION_COST)
+        one["metadata"]["name"]: one["metadata"]["annotations"].get(DELETION_COST_ANNOTATION)
         for one in room.kube.objects_of("Pod")
     }
     assert costs_of == {"a": "-1", "b": None, "c": None}
@@ -194,5 +194,5 @@ def test_who_still_starts_is_not_marked_and_one_that_does_not_wake_goes_first(a_
     assert room.sleep() == {"a": None, "b": None, "c": "1-stuck"}
     assert room.stands[0] == 3, "the stuck one counts for nobody"
     room.scale(1, "b", "a")
-    (cost,) = [one["metadata"]["annotations"].get(DELETION_COST) for one in room.kube.objects_of("Pod")][2:]
+    (cost,) = [one["metadata"]["annotations"].get(DELETION_COST_ANNOTATION) for one in room.kube.objects_of("Pod")][2:]
     assert cost == "-1"

@@ -20,7 +20,7 @@ def test_a_worker_gets_no_secret_of_the_supervisor_and_no_way_to_the_cluster() -
         "FAIRLEAD_HASH_SECRET": "h",
         "FAIRLEAD_REDIS_URL": "redis://:x@h",
         "KUBERNETES_SERVICE_HOST": "10.0.0.1",
-        "KUBECONFIG": "/root/.kube/config",
+        "KUBECONFIG": "/etc/kube/config",
     }
     assert narrow_environment({**engine_tokens, **settings, **hidden}) == {**engine_tokens, **settings}
 

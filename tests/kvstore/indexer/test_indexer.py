@@ -128,9 +128,7 @@ def test_instances_follow_the_fleet() -> None:
 def test_wake_up_drops_blocks_before_the_engine_reports_a_clear() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
-            engine = stage.start_engine("a")
-            stage.add_instance("a")
-            await stage.wait_connected("a")
+            engine = await stage.connect_engine("a")
             engine.serve_prompt(*A)
             await stage.wait_exact("a")
             for state, believed in ((InstanceState.SLEEPING, 2), (InstanceState.STARTING, 0), (InstanceState.READY, 0)):
@@ -148,9 +146,7 @@ def test_wake_up_drops_blocks_before_the_engine_reports_a_clear() -> None:
 def test_requested_clear_drops_blocks_at_once() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
-            engine = stage.start_engine("a")
-            stage.add_instance("a")
-            await stage.wait_connected("a")
+            engine = await stage.connect_engine("a")
             engine.serve_prompt(*A)
             await stage.wait_exact("a")
             assert stage.indexer.on_cache_cleared("a")
@@ -322,9 +318,7 @@ def test_hostile_frames_affect_only_their_own_engine() -> None:
 def test_oversized_message_ends_only_its_connection() -> None:
     async def scenario() -> None:
         async with indexer_harness(replace(LIMITS, kv_events_bytes=10_000)) as stage:
-            engine = stage.start_engine("a")
-            stage.add_instance("a")
-            await stage.wait_connected("a")
+            engine = await stage.connect_engine("a")
             engine.serve_prompt(*A)
             await stage.wait_exact("a")
             engine.send(EventFrame(b"kv", 1, bytes(20_000)))
@@ -357,9 +351,7 @@ def test_eviction_for_another_model_reaches_the_index_of_its_own_model() -> None
 def test_indexer_defect_drops_the_instance_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
-            engine = stage.start_engine("a")
-            stage.add_instance("a")
-            await stage.wait_connected("a")
+            engine = await stage.connect_engine("a")
             engine.serve_prompt(*A)
             await stage.wait_exact("a")
             whole = stage.store.apply
@@ -385,9 +377,7 @@ def test_indexer_defect_drops_the_instance_and_is_counted(monkeypatch: pytest.Mo
 def test_adapter_source_is_queried_and_restores_its_blocks() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
-            engine = stage.start_engine("a")
-            stage.add_instance("a")
-            await stage.wait_connected("a")
+            engine = await stage.connect_engine("a")
             engine.engine.load("poet", "/models/p")
             stage.answers["a", MODELS_PATH] = json.dumps(
                 {"data": [{"id": "tiny", "root": "tiny"}, {"id": "poet", "root": "/models/p", "parent": "tiny"}]}

@@ -24,9 +24,7 @@ A, B, C = list(range(1, 10)), list(range(100, 117)), list(range(200, 209))
 def test_subscription_from_the_start_is_complete() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
-            engine = stage.start_engine("a")
-            stage.add_instance("a")
-            await stage.wait_connected("a")
+            engine = await stage.connect_engine("a")
             engine.serve_prompt(*A)
             await stage.wait_exact("a")
             assert stage.credited_blocks("a", A) == 2
@@ -52,9 +50,7 @@ def test_late_subscription_replays_earlier_batches() -> None:
 def test_missing_numbers_are_replayed_without_a_loss() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
-            engine = stage.start_engine("a")
-            stage.add_instance("a")
-            await stage.wait_connected("a")
+            engine = await stage.connect_engine("a")
             engine.serve_prompt(*A)
             await stage.wait_exact("a")
             engine.serve_prompt(*B, lose=True)
@@ -74,9 +70,7 @@ def test_missing_numbers_are_replayed_without_a_loss() -> None:
 def test_reordered_and_repeated_frames_change_nothing() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
-            engine = stage.start_engine("a")
-            stage.add_instance("a")
-            await stage.wait_connected("a")
+            engine = await stage.connect_engine("a")
             engine.serve_prompt(*A)
             await stage.wait_exact("a")
             second, third, fourth = frames(engine.engine, B, C, [*A, 11, 12, 13, 14])
@@ -93,9 +87,7 @@ def test_reordered_and_repeated_frames_change_nothing() -> None:
 def test_missing_replay_drops_the_instance_which_is_learned_again(fault: str) -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
-            engine = stage.start_engine("a")
-            stage.add_instance("a")
-            await stage.wait_connected("a")
+            engine = await stage.connect_engine("a")
             engine.serve_prompt(*A)
             await stage.wait_exact("a")
             engine.ignores_replays, engine.max_replayed = fault == "mute", 1 if fault == "half" else None
@@ -119,9 +111,7 @@ def test_missing_replay_drops_the_instance_which_is_learned_again(fault: str) ->
 def test_slow_replay_holds_live_frames() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
-            engine = stage.start_engine("a")
-            stage.add_instance("a")
-            await stage.wait_connected("a")
+            engine = await stage.connect_engine("a")
             engine.serve_prompt(*A)
             await stage.wait_exact("a")
             engine.holds_replays = True
@@ -192,9 +182,7 @@ def test_gap_without_replay_drops_the_instance() -> None:
 def test_engine_restarted_on_its_port_begins_a_new_epoch(prompts: int) -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
-            engine = stage.start_engine("a")
-            stage.add_instance("a")
-            await stage.wait_connected("a")
+            engine = await stage.connect_engine("a")
             for prompt in (A, B):
                 engine.serve_prompt(*prompt)
             await stage.wait_exact("a")
@@ -217,9 +205,7 @@ def test_engine_restarted_on_its_port_begins_a_new_epoch(prompts: int) -> None:
 def test_short_disconnect_loses_nothing() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
-            engine = stage.start_engine("a")
-            stage.add_instance("a")
-            await stage.wait_connected("a")
+            engine = await stage.connect_engine("a")
             engine.serve_prompt(*A)
             await stage.wait_exact("a")
             same = engine.engine
@@ -244,9 +230,7 @@ def test_short_disconnect_loses_nothing() -> None:
 def test_engine_that_stays_away_loses_its_blocks() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
-            engine = stage.start_engine("a")
-            stage.add_instance("a")
-            await stage.wait_connected("a")
+            engine = await stage.connect_engine("a")
             engine.serve_prompt(*A)
             await stage.wait_exact("a")
             engine.close()
@@ -264,9 +248,7 @@ def test_engine_that_stays_away_loses_its_blocks() -> None:
 def test_loss_of_the_last_batch_is_detected_in_silence() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
-            engine = stage.start_engine("a")
-            stage.add_instance("a")
-            await stage.wait_connected("a")
+            engine = await stage.connect_engine("a")
             engine.serve_prompt(*A)
             await stage.wait_exact("a")
             engine.serve_prompt(*B, lose=True)
@@ -282,9 +264,7 @@ def test_loss_of_the_last_batch_is_detected_in_silence() -> None:
 def test_batches_before_the_subscription_are_replayed_soon() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
-            engine = stage.start_engine("a")
-            stage.add_instance("a")
-            await stage.wait_connected("a")
+            engine = await stage.connect_engine("a")
             await wait_until(lambda: engine.replay_requests == [0] and not stage.status("a").replaying)
             engine.serve_prompt(*A, lose=True)
             stage.loop.advance(LIMITS.kv_settle_seconds)
@@ -311,9 +291,7 @@ def test_orphans_without_a_start_wait_and_the_instance_is_incomplete() -> None:
 def test_too_many_held_frames_abandon_the_replay() -> None:
     async def scenario() -> None:
         async with indexer_harness(replace(LIMITS, kv_replay_buffered=3)) as stage:
-            engine = stage.start_engine("a")
-            stage.add_instance("a")
-            await stage.wait_connected("a")
+            engine = await stage.connect_engine("a")
             engine.serve_prompt(*A)
             await stage.wait_exact("a")
             engine.holds_replays = True
@@ -338,9 +316,7 @@ def test_too_many_held_frames_abandon_the_replay() -> None:
 def test_time_of_an_engine_that_is_none_is_no_lag(time: float) -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
-            engine = stage.start_engine("a")
-            stage.add_instance("a")
-            await stage.wait_connected("a")
+            engine = await stage.connect_engine("a")
             engine.serve_prompt(*A)
             await wait_until(lambda: stage.status("a").counters.lag_seconds is not None)
             engine.send(EventFrame(b"kv", 1, msgspec.msgpack.encode([time, []])))
@@ -357,9 +333,7 @@ def test_messages_read_together_give_the_same_result_as_one_by_one() -> None:
 
     async def scenario() -> None:
         async with indexer_harness() as stage:
-            engine = stage.start_engine("a")
-            stage.add_instance("a")
-            await stage.wait_connected("a")
+            engine = await stage.connect_engine("a")
             engine.serve_prompt(*A)
             await wait_until(lambda: stage.credited_blocks("a", A) == 2)
             await stage.wait_exact("a")  # what is asked for at the beginning has come: from now on a loss is a gap
