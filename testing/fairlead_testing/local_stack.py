@@ -6,9 +6,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from fairlead.fleet.file import parse_fleet_file
@@ -28,10 +28,17 @@ spec:
 class LocalStack:
     """A running `fairlead up` on free ports, with its files below `runtime`. The end of the block
     ends it.
+
+    environment: variables beside those of this process.
     """
 
     def __init__(
-        self, runtime: Path, *arguments: str, manifest: str | None = SMALL_MANIFEST, stdout: int = subprocess.PIPE
+        self,
+        runtime: Path,
+        *arguments: str,
+        manifest: str | None = SMALL_MANIFEST,
+        stdout: int = subprocess.PIPE,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         files: list[str] = []
         if manifest is not None:
@@ -41,7 +48,8 @@ class LocalStack:
         self.lines: list[str] = []
         self.url = self.manage = ""
         self._ready = threading.Event()
-        self.environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime), "PYTHONUNBUFFERED": "1"}
+        own = {"XDG_RUNTIME_DIR": str(runtime), "PYTHONUNBUFFERED": "1"}
+        self.environment = {**os.environ, **own, **environment}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "fairlead_cli", "up", *files, "--listen", ":0", "--manage", ":0", *arguments],
             stdout=stdout,
@@ -70,11 +78,13 @@ class LocalStack:
         if self.process.stdout is not None:
             self.process.stdout.close()
 
-    def wait_ready(self) -> Self:
+    def wait_ready(self, patience_seconds: float = PATIENCE_SECONDS) -> Self:
         """Waits for the `ready` line. Raises AssertionError with the output if the process ends
         first.
         """
-        wait_until(lambda: self._ready.is_set() or self.process.poll() is not None, "fairlead up is ready")
+        wait_until(
+            lambda: self._ready.is_set() or self.process.poll() is not None, "fairlead up is ready", patience_seconds
+        )
         if not self._ready.is_set():
             self._reader.join(PATIENCE_SECONDS)
             raise AssertionError("fairlead up ended:\n" + "".join(self.lines))

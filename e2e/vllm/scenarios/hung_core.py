@@ -6,15 +6,13 @@ within the stall timeout, and ``fairlead up`` replaces the stopped engine.
 """
 
 import asyncio
-import contextlib
 import itertools
 import json
 import os
 import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,9 @@ from e2e.vllm.engine.engine_processes import CONTEXT_TOKENS, START_SECONDS, Engi
 from e2e.vllm.report import Numbers, VllmReport, require
 from e2e.vllm.text_prompts import TextPrompt
 from fairlead.limits import Limits
+from fairlead_testing.local_stack import LocalStack
+from fairlead_testing.processes import descendants
+from fairlead_testing.waiting import wait_until
 
 _MODEL = "tiny"
 _CLIENTS = 3
@@ -43,30 +44,31 @@ class HungCore:
 
     async def run(self) -> None:
         """Everything, in order; the engines are gone afterwards."""
-        async with self._stack() as stack:
-            await self._report.check("two engines serve", lambda: self._first_answers(stack))
-            await self._report.check("SIGSTOP of the core of one engine", lambda: self._stop_core(stack))
+        with self._engines() as engines:
+            await self._report.check("two engines serve", lambda: self._first_answers(engines))
+            await self._report.check("SIGSTOP of the core of one engine", lambda: self._stop_core(engines))
 
-    async def _first_answers(self, stack: "_Stack") -> Numbers:
-        async with openai_client(stack.url) as client:
+    async def _first_answers(self, engines: "_Engines") -> Numbers:
+        async with openai_client(engines.stack.url) as client:
             answers = [await send_prompt(client, _prompt(number)) for number in range(8)]
         require(all(answer.ended for answer in answers), "an answer is not whole", _failures(answers))
-        return {"cores": len(stack.cores())}
+        return {"cores": len(engines.cores())}
 
-    async def _stop_core(self, stack: "_Stack") -> Numbers:
+    async def _stop_core(self, engines: "_Engines") -> Numbers:
         """Stops the core that computes, while streams run, until the engine is replaced."""
-        cores = stack.cores()
-        traffic = _Traffic(stack.url)
+        cores = engines.cores()
+        traffic = _Traffic(engines.stack.url)
         clients = [asyncio.create_task(traffic.run()) for _ in range(_CLIENTS)]
         try:
-            await _eventually("too few answers", lambda: len(traffic.answers) >= 4 * _CLIENTS)
+            await wait_until(lambda: len(traffic.answers) >= 4 * _CLIENTS)
             (instance, stopped), (_, kept) = sorted(cores.items())
             os.kill(stopped, signal.SIGSTOP)
             began = time.monotonic()
-            health = fetch(f"{stack.engines()[instance]}/health") == b""
-            event = await stack.wait_for_line(f"{instance} hangs and is restarted")
+            health = fetch(f"{engines.urls()[instance]}/health") == b""
+            restart = f"{instance} hangs and is restarted"
+            await wait_until(lambda: bool(engines.lines(restart)), _REPLACED_SECONDS)
             told = round(time.monotonic() - began, 1)
-            await _eventually("the engine is not replaced", lambda: stack.has_replaced(instance, stopped))
+            await wait_until(lambda: engines.has_replaced(instance, stopped), _REPLACED_SECONDS, _POLL_SECONDS)
             numbers: Numbers = {"restart_seconds": told, "serves_again_seconds": round(time.monotonic() - began, 1)}
         finally:
             traffic.is_over = True
@@ -74,7 +76,7 @@ class HungCore:
         limits = Limits()
         slowest = max(answer.seconds for answer in traffic.answers)
         numbers |= {
-            "reason": event,
+            "reason": engines.lines(restart)[0],
             "requests": len(traffic.answers),
             "slowest_seconds": round(slowest, 1),
             "stall_seconds": limits.first_token_min_seconds,
@@ -83,48 +85,32 @@ class HungCore:
         require(health, "the stopped engine's health check fails, so nothing was shown", numbers)
         require(not numbers["failures"], "requests failed", numbers)
         require(slowest < 2.0 * limits.first_token_min_seconds, "a request did not move on in time", numbers)
-        require(stack.cores().get(_other(cores, instance)) == kept, "the other engine was replaced too", numbers)
-        require(stack.count_lines("hangs and is restarted") == 1, "more than one restart", numbers)
+        require(engines.cores().get(_other(cores, instance)) == kept, "the other engine was replaced too", numbers)
+        require(len(engines.lines("hangs and is restarted")) == 1, "more than one restart", numbers)
         return numbers
 
-    @asynccontextmanager
-    async def _stack(self) -> AsyncIterator["_Stack"]:
-        folder = self._stage.folder
-        manifest, output = folder / "tiny.yaml", folder / "up.log"
-        manifest.write_text(json.dumps(_manifest(self._stage.installed.model)))
-        programs = f"{self._stage.installed.engine_python.parent}{os.pathsep}{os.environ['PATH']}"
-        command = ["-m", "fairlead_cli", "up", str(manifest), "--real", "--plain", "--logs", str(folder)]
-        with output.open("w") as out:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *(*command, "--listen", "127.0.0.1:0", "--manage", "127.0.0.1:0"),
-                stdout=out,
-                stderr=asyncio.subprocess.STDOUT,
-                env={**os.environ, "PATH": programs, "XDG_RUNTIME_DIR": str(folder)},
-            )
-        try:
-            stack = _Stack(process.pid, output)
-            ready = await stack.wait_for_line("ready ", START_SECONDS)
-            stack.url, stack.manage = ready.split()[1::2]
-            yield stack
-        finally:
-            for core in _Stack(process.pid, output).cores().values():
-                with contextlib.suppress(ProcessLookupError):
+    @contextmanager
+    def _engines(self) -> Iterator["_Engines"]:
+        installed, folder = self._stage.installed, self._stage.folder
+        programs = f"{installed.engine_python.parent}{os.pathsep}{os.environ['PATH']}"
+        manifest = json.dumps(_manifest(installed.model))
+        arguments = ("--real", "--plain", "--logs", str(folder))
+        with LocalStack(folder, *arguments, manifest=manifest, environment={"PATH": programs}) as stack:
+            engines = _Engines(stack.wait_ready(START_SECONDS))
+            try:
+                yield engines
+            finally:
+                for core in engines.core_processes():
                     os.kill(core, signal.SIGCONT)
-            process.terminate()
-            await process.wait()
 
 
 @dataclass(slots=True)
-class _Stack:
-    """A running ``fairlead up``: its process, its output, its addresses."""
+class _Engines:
+    """The engines of a running ``fairlead up``."""
 
-    pid: int
-    output: Path
-    url: str = ""
-    manage: str = ""
+    stack: LocalStack
 
-    def engines(self) -> dict[str, str]:
+    def urls(self) -> dict[str, str]:
         """Returns the URLs of the engines by instance."""
         return {one["id"].partition("/")[0]: one["url"] for one in self._instances()}
 
@@ -133,29 +119,26 @@ class _Stack:
         is_ready = any(one["id"].startswith(f"{instance}/") and one["state"] == "Ready" for one in self._instances())
         return is_ready and self.cores().get(instance, core) != core
 
+    def core_processes(self) -> set[int]:
+        """Returns the process ids of the engines' cores."""
+        return {pid for pid, command in self.stack.children().items() if command.startswith(_CORE)}
+
     def cores(self) -> dict[str, int]:
         """Returns the process ids of the engines' cores by instance."""
-        ports = {url.rpartition(":")[2]: name for name, url in self.engines().items()} if self.manage else {}
-        processes = _processes()
-        found = {}
-        for pid, (parent, words) in processes.items():
-            if words.startswith(_CORE) and self.pid in _ancestors(pid, processes):
-                server = processes[parent][1].split()
-                port = server[server.index("--port") + 1] if "--port" in server else ""
-                found[ports.get(port, port)] = pid
+        instances = {f"--port {url.rpartition(':')[2]} ": name for name, url in self.urls().items()}
+        cores, found = self.core_processes(), {}
+        for pid, command in self.stack.children().items():
+            names = [name for option, name in instances.items() if option in command]
+            for core in cores & descendants(pid) if names else ():
+                found[names[0]] = core
         return found
 
-    async def wait_for_line(self, text: str, seconds: float = _REPLACED_SECONDS) -> str:
-        """Returns the first line of the output that contains a text."""
-        await _eventually(f"no line with {text!r}", lambda: self.count_lines(text) > 0, seconds)
-        return next(line for line in self.output.read_text().splitlines() if text in line)
-
-    def count_lines(self, text: str) -> int:
-        """Returns how many lines of the output contain a text."""
-        return sum(text in line for line in self.output.read_text().splitlines())
+    def lines(self, text: str) -> list[str]:
+        """Returns the lines of the output that contain a text."""
+        return [line.strip() for line in self.stack.lines if text in line]
 
     def _instances(self) -> list[dict[str, Any]]:
-        fleet = json.loads(fetch(f"{self.manage}/api/fleet"))
+        fleet = json.loads(fetch(f"{self.stack.manage}/api/fleet"))
         return [instance for model in fleet["models"] for instance in model["instances"]]
 
 
@@ -216,29 +199,3 @@ def _failures(answers: list[EngineAnswer]) -> Numbers:
 
 def _other(cores: Mapping[str, int], instance: str) -> str:
     return next(name for name in cores if name != instance)
-
-
-def _processes() -> dict[int, tuple[int, str]]:
-    """Returns the parent and the command of each process."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            words = (folder / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ").strip()
-            found[int(folder.name)] = (int((folder / "stat").read_text().rpartition(")")[2].split()[1]), words)
-    return found
-
-
-def _ancestors(pid: int, processes: Mapping[int, tuple[int, str]]) -> set[int]:
-    found: set[int] = set()
-    while pid in processes:
-        pid = processes[pid][0]
-        found.add(pid)
-    return found
-
-
-async def _eventually(why: str, holds: Callable[[], bool], seconds: float = _REPLACED_SECONDS) -> None:
-    """Polls until it holds; raises CheckFailed after `seconds`."""
-    began = time.monotonic()
-    while not holds():
-        require(time.monotonic() - began < seconds, f"{why} within {seconds:.0f} s")
-        await asyncio.sleep(_POLL_SECONDS)

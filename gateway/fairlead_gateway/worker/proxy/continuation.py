@@ -133,14 +133,9 @@ class SentText:
         self._memory.used_bytes -= self._size
         self._events, self._size, self._is_kept = [], 0, False
 
-    def parse(self) -> bool:
-        """Parses the events; returns whether they are complete and nothing but text."""
-        return all(self.parse_slices())
-
     def parse_slices(self) -> Iterator[bool]:
-        """Parses the events in slices, and yields False as soon as `parse` would return it.
-
-        Yields True after each other slice.
+        """Parses the events in slices. Yields True after each one, and False at the end of the first
+        that is not text alone, or if the events are incomplete.
         """
         if not self._is_kept:
             yield False
