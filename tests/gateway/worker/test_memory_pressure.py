@@ -188,8 +188,11 @@ def test_a_process_near_its_limit_refuses_large_bodies_and_comes_back(tmp_path: 
                 refusals = [asyncio.create_task(one.read_response()) for one in held]
                 try:
                     async with asyncio.timeout(120):
-                        refused, _ = await asyncio.wait(refusals, return_when=asyncio.FIRST_COMPLETED)
-                    assert {task.result().status for task in refused} == {503}
+                        for refusal in asyncio.as_completed(refusals):
+                            if (await refusal).status == 503:  # 408 if its bytes waited too long in this process
+                                break
+                        else:
+                            pytest.fail("no body was refused for lack of memory")
                     assert [answer.status for answer in await send(url, get_request("/v1/models"))] == [200]
                 finally:
                     for one, task in zip(held, sending, strict=True):
