@@ -29,7 +29,7 @@ class LocalStack:
     """A running `fairlead up` on free ports, with its files below `runtime`. The end of the block
     ends it.
 
-    environment: variables beside those of this process.
+    environment: variables in addition to those of this process.
     """
 
     def __init__(

@@ -134,8 +134,8 @@ class SentText:
         self._events, self._size, self._is_kept = [], 0, False
 
     def parse_slices(self) -> Iterator[bool]:
-        """Parses the events in slices. Yields True after each one, and False at the end of the first
-        that is not text alone, or if the events are incomplete.
+        """Parses the events in slices. Yields True after each slice. Yields False and ends if an
+        event is not text alone, or if the events are incomplete.
         """
         if not self._is_kept:
             yield False
