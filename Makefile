@@ -21,10 +21,10 @@ ARGS ?=
 # More arguments for `make demo`, such as DEMO="--limit 100".
 DEMO ?=
 # The locks of everything that `make` installs. Those of the images are parts of dev.txt.
-LOCKS := requirements/dev.txt requirements/audit.txt requirements/locking.txt
+LOCKS := requirements/dev.txt requirements/audit.txt requirements/docs.txt requirements/locking.txt
 BENCH = $(RUN) -m fairlead_bench $(if $(wildcard $(TRACE)),--trace $(TRACE))
 
-.PHONY: help up demo test test-tools lint e2e e2e-vllm cluster-up cluster-down bench soak nightly compile generate lock audit sbom clean env
+.PHONY: help up demo test test-tools lint e2e e2e-vllm cluster-up cluster-down bench soak nightly compile generate docs lock audit sbom clean env
 
 help: ## print the targets
 	@sed -n 's/^\([a-z0-9%-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{ i = index($$0, ": "); printf "  %-14s %s\n", $$1, substr($$0, i + 2) }'
@@ -91,6 +91,9 @@ nightly: compile ## run property tests with 5,000 examples, ten million fuzzed i
 generate: env ## write CRDs, chart files and reference pages from the types
 	@$(RUN) scripts/generate.py
 
+docs: ## build the documentation site, without a warning, into out/site
+	@$(PYTHON) scripts/docs_site.py $(ARGS)
+
 # Wheels that a lock names by hash, and nothing else: building a source distribution would run code that no hash pins.
 LOCKED_PIP = -m pip install -q --disable-pip-version-check --no-deps --require-hashes --only-binary :all:
 RESOLVE = PYTHONPATH=out/uv $(PYTHON) -m uv pip compile --universal --python-version 3.11 --generate-hashes \
@@ -100,6 +103,7 @@ lock: ## resolve the dependencies anew, with hashes and without the name of an i
 	@$(PYTHON) $(LOCKED_PIP) --upgrade --target out/uv -r requirements/locking.txt
 	@$(RESOLVE) pyproject.toml --all-extras --group dev -o requirements/dev.txt
 	@$(RESOLVE) --group pyproject.toml:audit -o requirements/audit.txt
+	@$(RESOLVE) --group pyproject.toml:docs -o requirements/docs.txt
 	@$(RESOLVE) --group pyproject.toml:locking -o requirements/locking.txt
 
 audit: ## report known vulnerabilities of the locked packages, from two databases; needs the network

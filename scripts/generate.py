@@ -16,6 +16,7 @@ from generators.checks_reference import checks_page
 from generators.cli_reference import cli_page
 from generators.engines_reference import engines_page
 from generators.image_locks import image_requirements
+from generators.page_lists import decisions_page
 
 from fairlead.api.crd import crd_manifest
 from fairlead.api.kinds import served_kinds
@@ -27,6 +28,7 @@ CRDS = ("crds", f"{CHART}/crds")
 def outputs() -> dict[str, str]:
     """Returns path below the root → expected content."""
     pages = {
+        "docs/decisions/index.md": decisions_page(ROOT, NOTE),
         "docs/reference/api.md": api_page(),
         "docs/reference/checks.md": checks_page(NOTE),
         "docs/reference/cli.md": cli_page(NOTE),

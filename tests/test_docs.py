@@ -298,7 +298,7 @@ def test_every_rule_is_documented_and_every_documented_rule_exists() -> None:
     }
     rules = returned | first_texts("Decision", place=1) | first_texts(*BY_PRESET, place=2) | {"retry-N"}
     assert column("errors.md", "Rules") == rules
-    explained = set(SPAN.findall(text_of(ROOT / "docs" / "guides" / "routing.md")))
+    explained = set(SPAN.findall(text_of(ROOT / "docs" / "concepts" / "routing.md")))
     assert rules - explained - {"none"} == set()
 
 
@@ -307,7 +307,7 @@ def test_rules_of_prefill_placement_are_those_of_the_reference() -> None:
 
 
 def test_every_preset_is_explained_and_its_decisions_carry_its_name() -> None:
-    table = text_of(ROOT / "docs" / "guides" / "routing.md").partition("\n## ")[0]
+    table = text_of(ROOT / "docs" / "concepts" / "routing.md").partition("\n## ")[0]
     assert re.findall(r"^\| `(.*?)`", table, re.MULTILINE) == list(PRESETS)
     assert first_texts(*BY_PRESET, place=2) | {"dual-hash"} == set(PRESETS)
 

@@ -1,5 +1,5 @@
 """``python e2e/cluster up|down|status|build|assets``: a real Kubernetes without a container engine;
-see docs/guides/cluster.md."""
+see docs/contributing/cluster-from-source.md."""
 
 import sys
 from pathlib import Path

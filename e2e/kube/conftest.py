@@ -2,8 +2,8 @@
 else one of our own.
 
 The tests see nothing but KUBECONFIG, so they run on kind as well (``e2e/kind.yaml``,
-docs/guides/cluster.md). A cluster of our own that was up before stays up, and gets the images of
-now. Without either, the tests fail: skipped silently they would prove nothing.
+docs/contributing/cluster-from-source.md). A cluster of our own that was up before stays up, and
+gets the images of now. Without either, the tests fail: skipped silently they would prove nothing.
 """
 
 import json

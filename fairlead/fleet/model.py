@@ -38,7 +38,7 @@ class RoutingPreset(StrEnum):
     """The routing presets: rules that distribute the requests of a model over its instances.
 
     API, gateway, seams and benchmarks all use this list. `fairlead_gateway.routing` implements the
-    presets, and docs/guides/routing.md describes them.
+    presets, and docs/concepts/routing.md describes them.
     """
 
     DUAL_HASH = "dual-hash"

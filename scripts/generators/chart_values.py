@@ -292,7 +292,9 @@ class Alerts(ValuesPart):
     labels: FreeForm = _value("labels that your Prometheus selects", {})
     alert_labels: FreeForm = _value("labels to add to every alert, such as the team", {})
     without: Names = _value("names of alerts to leave out", [])
-    runbooks: str = _value("address of this release's runbooks; each alert links to its heading", "docs/runbooks.md")
+    runbooks: str = _value(
+        "address of this release's runbooks; each alert links to its heading", "docs/troubleshooting/runbooks.md"
+    )
 
 
 class Dashboards(ValuesPart):

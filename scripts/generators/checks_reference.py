@@ -8,7 +8,7 @@ from fairlead_cli.cluster.checks.seeded_faults import SEEDED_FAULTS
 
 _HEAD = """# Checks
 
-What `fairlead check` looks at, and what to do about each ([how it is used](../guides/looking-into-a-cluster.md)). With `--pre`
+What `fairlead check` looks at, and what to do about each ([how it is used](../how-to/inspect-a-cluster.md)). With `--pre`
 it looks at a cluster before Fairlead is installed there.
 
 A line begins with `√` (so it is), `‼` (a warning), `×` (it is not so) or `?` (unknown, with the reason). Only `×` makes

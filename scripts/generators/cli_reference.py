@@ -18,9 +18,9 @@ def cli_page(note: str) -> str:
     intro = (
         f"{note}# Command line\n\n"
         "`fairlead VERB …` and `kubectl fairlead VERB …` are the same program; in a checkout it is `.venv/bin/fairlead`\n"
-        "(`make env` makes it). How the verbs are used is in the guides: [local mode](../guides/local-mode.md),\n"
-        "[looking into a cluster](../guides/looking-into-a-cluster.md), [the index](../guides/index.md) and "
-        "[replay](../guides/replay.md).\n\n"
+        "(`make env` makes it). How the verbs are used is in the guides: [local mode](../how-to/local-mode.md),\n"
+        "[looking into a cluster](../how-to/inspect-a-cluster.md), [the index](../concepts/kv-index.md) and "
+        "[replay](../how-to/replay-traffic.md).\n\n"
         "Exit codes of all: 0 done, 1 something is wrong that the output names, 2 wrong usage, 3 unreachable, 130 Ctrl-C.\n"
         "Wrong usage and errors go to standard error. `fairlead --version` prints the version, `fairlead VERB --help` this.\n"
     )

@@ -352,7 +352,7 @@ def assert_all_queried_metrics_reported(groups: list[dict[str, Any]], operator: 
     """Checks the metrics that rules and dashboards query, with their labels, and the operator's
     guide.
     """
-    documented = (CHART_FOLDER.parents[1] / "docs" / "guides" / "operator.md").read_text().partition("| metric (")[2]
+    documented = (CHART_FOLDER.parents[1] / "docs" / "concepts" / "operator.md").read_text().partition("| metric (")[2]
     listed = {
         one
         for row in documented.splitlines()

@@ -218,7 +218,7 @@ def test_unreachable_engine_fires_only_its_alert(
         told.setdefault(name, set()).update(key for key, _ in labels)
     assert ours
     assert ours <= told.keys()
-    guide = (CHART_FOLDER.parents[1] / "docs" / "guides" / "index.md").read_text().partition("| metric (")[2]
+    guide = (CHART_FOLDER.parents[1] / "docs" / "concepts" / "kv-index.md").read_text().partition("| metric (")[2]
     rows = [row.split("|")[1] for row in guide.partition("\n\n")[0].splitlines()[2:]]
     listed = {f"fairlead_indexer_{name}" for row in rows for name in re.findall(r"`(\w+)", row)}
     assert listed - {f"fairlead_indexer_{name}" for name in SELDOM} == told.keys()

@@ -122,7 +122,7 @@ def _pools(records: Mapping[str, TickRecord]) -> Iterator[Metric]:
 def _inputs(records: Mapping[str, TickRecord]) -> Metric:
     """Returns the metric with the numbers that led to the plans.
 
-    Their names are a closed list of the core (docs/guides/autoscaling.md).
+    Their names are a closed list of the core (docs/concepts/autoscaling.md).
     """
     family = GaugeMetricFamily(f"{PREFIX}input", "an input of the plan", labels=[*_POOL, "name"])
     for key, record in records.items():

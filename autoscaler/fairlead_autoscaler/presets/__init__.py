@@ -9,7 +9,7 @@ The module of each controller begins with its rule, its constants, its source an
 ``controller`` has what they share, and ``registry`` lists them by name.
 
 All decisions are pure functions of a state and an observation: no clock, no randomness.
-Uses and failures of each: docs/guides/autoscaling-presets.md.
+Uses and failures of each: docs/concepts/autoscaling-presets.md.
 """
 
 from fairlead_autoscaler.presets.controller import Controller

@@ -1,7 +1,7 @@
 """The metrics of public controllers, derived from an observation.
 
 A public controller is set up with one metric. The choice decides more than the controller does
-(docs/guides/autoscaling-presets.md), so it is a parameter of every preset that has a choice:
+(docs/concepts/autoscaling-presets.md), so it is a parameter of every preset that has a choice:
 
 - ``kv``: share of an engine's KV cache in use, 0..1 (vLLM ``kv_cache_usage_perc``).
 - ``concurrency``: requests an engine runs and queues (vLLM ``num_requests_running`` +

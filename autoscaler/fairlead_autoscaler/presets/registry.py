@@ -2,7 +2,7 @@
 
 A name stands for a controller with its metric, since that choice decides most. The first parameter
 of each is the one that operators tune. Its grid is geometric and wide enough for both pools of the
-study (docs/guides/autoscaling-presets.md), since none of these controllers knows the capacity of an
+study (docs/concepts/autoscaling-presets.md), since none of these controllers knows the capacity of an
 engine. The ``default`` is the value that a sensible operator would set once for all scenarios: the
 study's best compromise for each.
 """

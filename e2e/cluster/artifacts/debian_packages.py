@@ -40,7 +40,9 @@ def install() -> None:
 
 def _installed(name: str) -> bool:
     if sys.platform != "linux":
-        raise ClusterError("level full needs Linux; elsewhere kind does the same in docker, see docs/guides/cluster.md")
+        raise ClusterError(
+            "level full needs Linux; elsewhere kind does the same in docker, see docs/contributing/cluster-from-source.md"
+        )
     asked = ["dpkg-query", "-W", "-f", "${db:Status-Status}", name]
     try:
         done = subprocess.run(asked, capture_output=True, text=True, check=False)

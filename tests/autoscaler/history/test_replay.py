@@ -26,7 +26,7 @@ from fairlead_autoscaler.history.recorder import TickRecord, decode_record, enco
 from fairlead_autoscaler.history.replay import SettingChanges, parse_changes, replay
 from fairlead_sim.autoscaling.reference_pools import large_profile, small_profile
 
-GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "autoscaling.md"
+GUIDE = Path(__file__).parents[3] / "docs" / "concepts" / "autoscaling.md"
 MODEL = ModelSpec(
     "default/tiny",
     2.0,

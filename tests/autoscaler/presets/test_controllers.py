@@ -247,6 +247,6 @@ def test_presets_are_told_apart_by_name_and_knobs_are_checked() -> None:
 
 
 def test_the_guide_names_every_preset_and_every_knob() -> None:
-    guide = (Path(__file__).parents[3] / "docs" / "guides" / "autoscaling-presets.md").read_text()
+    guide = (Path(__file__).parents[3] / "docs" / "concepts" / "autoscaling-presets.md").read_text()
     names = {*PRESETS, *(knob.name for preset in PRESETS.values() for knob in preset.parameters), *Metric}
     assert [name for name in sorted(names) if f"`{name}`" not in guide] == []

@@ -1,4 +1,4 @@
-"""Routing with missing signals, and decisions that say so (docs/guides/routing.md)."""
+"""Routing with missing signals, and decisions that say so (docs/concepts/routing.md)."""
 
 from random import Random
 

@@ -201,7 +201,7 @@ _GATEWAY = (
         "Gateways take API keys (`keys.yaml` and `pepper`), the secret of prefix hashes, the management token and the "
         "URL of Redis from Secrets. Pods that run keep what they have read; a new one does not start without. Only "
         "the names of entries are looked at.",
-        "Bring the Secret back (`auth.keysSecret`, see [keys](../guides/keys.md)); `helm upgrade` makes one with "
+        "Bring the Secret back (`auth.keysSecret`, see [keys](../how-to/api-keys.md)); `helm upgrade` makes one with "
         "a new first key where it was the chart's own.",
     ),
     Check(
@@ -318,7 +318,7 @@ _INDEXER = (
         "Their own metrics say how many engines are to be read, and how many are connected. Of one that is not, it is "
         "unknown what it has cached; while Redis is away, changes wait.",
         "`fairlead index stats` names the engines and says why. Let the indexer reach their HTTP, event and replay "
-        "ports, and engines publish events ([index](../guides/index.md)).",
+        "ports, and engines publish events ([index](../concepts/kv-index.md)).",
     ),
 )
 _MODELS = (

@@ -1,6 +1,6 @@
 """Generated traffic, one family per module, from seeds.
 
-Routers are compared on the five ``FAMILIES`` and on recorded traces (``docs/guides/routing.md``).
+Routers are compared on the five ``FAMILIES`` and on recorded traces (``docs/concepts/routing.md``).
 
 - ``agents``, ``tenants``, ``rag``, ``flash_crowd``, ``bursty``: the families
 - ``chat``: a session that several families use

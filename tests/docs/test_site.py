@@ -1,0 +1,94 @@
+"""The documentation site: it builds without a warning, and asks no other host for anything."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}
+"""Elements whose address a browser loads by itself."""
+ADDRESS_ONLY = {"canonical", "prev", "next", "alternate", "edit"}
+"""Kinds of ``link`` that name an address and load nothing."""
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all versions, built as ``make docs`` builds it."""
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "scripts/docs_site.py", "--out", str(out), "--version", "9.8"]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert "WARNING" not in built.stdout + built.stderr
+    return out
+
+
+class Page(HTMLParser):
+    """Collects what a browser loads for a page, the targets of its links, and its anchors."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attributes}
+        self.anchors.update(given[name] for name in ("id", "name") if name in given)
+        if tag == "a" and "href" in given:
+            self.links.append(given["href"])
+        if tag in LOADED and LOADED[tag] in given and given.get("rel") not in ADDRESS_ONLY:
+            self.loads.append(given[LOADED[tag]])
+
+
+def test_no_page_loads_anything_from_another_host(site: Path) -> None:
+    pages = sorted((site / "9.8").rglob("*.html"))
+    assert len(pages) > 100
+    foreign = [
+        f"{path.name}: {address}"
+        for path in pages
+        for address in Page(path).loads
+        if re.match(r"(?:https?:)?//", address)
+    ]
+    assert foreign == []
+
+
+def test_no_style_sheet_loads_anything_from_another_host(site: Path) -> None:
+    sheets = list((site / "9.8").rglob("*.css"))
+    assert sheets
+    for sheet in sheets:
+        assert re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^)\"']*", sheet.read_text()) == []
+
+
+def test_every_link_of_the_built_pages_leads_to_a_page_and_an_anchor(site: Path) -> None:
+    pages = {path.resolve(): Page(path) for path in (site / "9.8").rglob("*.html") if path.name != "404.html"}
+    broken = []
+    for path, page in pages.items():
+        for link in page.links:
+            if re.match(r"[a-z]+:|//", link):
+                continue
+            place, _, anchor = link.partition("#")
+            target = (path.parent / place).resolve() if place else path
+            if target.is_dir():
+                target /= "index.html"
+            known = pages.get(target)
+            if not target.exists() or (known and anchor and anchor not in known.anchors):
+                broken.append(f"{path.name}: {link}")
+    assert broken == []
+
+
+def test_the_selector_lists_the_version_and_the_root_leads_to_it(site: Path) -> None:
+    assert json.loads((site / "versions.json").read_text()) == [
+        {"version": "9.8", "title": "9.8", "aliases": ["latest"]}
+    ]
+    assert "url=9.8/" in (site / "index.html").read_text()
+
+
+def test_a_file_outside_of_docs_that_a_page_links_to_is_part_of_the_site(site: Path) -> None:
+    chart = site / "9.8" / "source" / "charts" / "fairlead" / "index.html"
+    assert "autoscaler.enabled" in chart.read_text()
