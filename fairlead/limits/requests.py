@@ -153,6 +153,10 @@ class UpstreamLimits:
     response_buffer_bytes: int = limit(
         1024 * 1024, "of a plain response, buffered until it is complete so that it can be retried"
     )
+    buffered_responses_bytes: int = limit(
+        128 * 1024 * 1024,
+        "the same of all responses of a worker over 16 KiB, and of long events; then it is passed on, or a stream ends",
+    )
     sse_event_bytes: int = limit(1024 * 1024, "one event of an engine's stream as far as Fairlead parses it")
     resumable_bytes: int = limit(1024 * 1024, "of a stream, buffered so that another engine can continue it")
     resumable_streams_bytes: int = limit(

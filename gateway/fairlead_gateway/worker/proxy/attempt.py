@@ -193,6 +193,8 @@ class Attempt:
         Records the tokens if the response is complete.
         """
         router = self._router
+        if self.engine_response is not None:
+            self.engine_response.release_buffer()
         if self._is_finished or router is None:
             return
         self._is_finished = True

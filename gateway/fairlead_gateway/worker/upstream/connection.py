@@ -22,7 +22,8 @@ import httptools
 from fairlead.limits import Limits
 from fairlead_gateway.http.timers import IdleTimer
 
-_YIELD_BYTES: Final = 65_536  # after one read of this size, other connections have their turn
+_YIELD_BYTES: Final = 16_384  # after one read of this size, other connections have their turn
+_MAX_CHUNKS: Final = 64  # of one read; more are joined, since each costs time and memory
 _CRASH_CAUSES: Final = ("reset", "cut")
 
 
@@ -110,6 +111,10 @@ class ConnectionOwner:
         """Forgets a connection that has closed."""
 
     @abstractmethod
+    def resume_in_turn(self, connection: "EngineConnection") -> None:
+        """Calls `resume_reading` of a connection when those of other addresses had their turns."""
+
+    @abstractmethod
     def probe_listening(self, connection: "EngineConnection") -> None:
         """Finds out whether the address of a silent connection still accepts connections."""
 
@@ -191,6 +196,11 @@ class EngineConnection:
         self._silence_timer.cancel()
         self._transport.abort()
 
+    def resume_reading(self) -> None:
+        """Reads on after a large read, unless the client's backpressure forbids it."""
+        if not self._paused and not self._transport.is_closing():
+            self._transport.resume_reading()
+
     def mark_unreachable(self) -> None:
         """Ends the response as `gone`: the address is silent and refuses connections."""
         if self._sink is not None and not self._paused:
@@ -221,6 +231,8 @@ class EngineConnection:
             if not self._status:
                 return
         chunks, self._chunks = self._chunks, []
+        if len(chunks) > _MAX_CHUNKS:
+            chunks = [b"".join(chunks)]
         if status_before and not chunks and not self._complete:
             self._bodiless_bytes += len(data)
             if self._bodiless_bytes > self._max_head_bytes:
@@ -239,7 +251,7 @@ class EngineConnection:
             sink.on_body(chunks, False)
         if len(data) >= _YIELD_BYTES and self._sink is not None and not self._transport.is_closing():
             self._transport.pause_reading()  # or one engine's flood would be read without end
-            self._owner.loop.call_soon(self._resume_reading)
+            self._owner.resume_in_turn(self)
 
     def eof_received(self) -> bool:
         return False
@@ -263,10 +275,6 @@ class EngineConnection:
             return
         is_stale = self._response_count > 0 and not self._received_any
         sink.on_error(UpstreamError("cut" if self._received_any else "reset", is_stale=is_stale))
-
-    def _resume_reading(self) -> None:
-        if not self._paused and not self._transport.is_closing():
-            self._transport.resume_reading()
 
     # Callbacks of llhttp.
 

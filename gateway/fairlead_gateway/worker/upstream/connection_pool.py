@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from collections import OrderedDict, deque
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -20,6 +21,12 @@ class ConnectionPool(ConnectionOwner):
     """Idle connections by engine address, the newest used first.
 
     Idle connections are closed before the engine's keep-alive ends, so that stale ones stay rare.
+
+    After a large read, a connection is not read until those of other addresses had their turns: one
+    in each iteration of the event loop.
+
+    Why: an engine may send as fast as the network allows on hundreds of connections. A read can
+    take the worker 20 ms.
     """
 
     def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop, credentials: EngineCredentials) -> None:
@@ -32,6 +39,7 @@ class ConnectionPool(ConnectionOwner):
         self._idle: dict[str, list[EngineConnection]] = {}  # oldest first
         self._activities: dict[str, EndpointActivity] = {}
         self._probes: set[asyncio.Task[None]] = set()
+        self._unread: OrderedDict[str, deque[EngineConnection]] = OrderedDict()  # the next address first
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -123,6 +131,20 @@ class ConnectionPool(ConnectionOwner):
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
+
+    def resume_in_turn(self, connection: EngineConnection) -> None:
+        """Reads a connection on when those of other addresses had their turns."""
+        if not self._unread:
+            self.loop.call_soon(self._resume_next)
+        self._unread.setdefault(connection.address, deque()).append(connection)
+
+    def _resume_next(self) -> None:
+        address, connections = self._unread.popitem(last=False)
+        connections.popleft().resume_reading()
+        if connections:
+            self._unread[address] = connections
+        if self._unread:
+            self.loop.call_soon(self._resume_next)
 
     def probe_listening(self, connection: EngineConnection) -> None:
         """Probes the address of a silent connection, once for all its silent connections."""

@@ -34,8 +34,7 @@ class _BufferedResponse:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._chunks: list[bytes] = []
-        self._size = 0
+        self._content = bytearray()
         self.status = 0
         self.complete = False
         self.finished: asyncio.Future[UpstreamError | None] = loop.create_future()
@@ -43,7 +42,7 @@ class _BufferedResponse:
     @property
     def content(self) -> bytes:
         """The part of the body that has arrived."""
-        return b"".join(self._chunks)
+        return bytes(self._content)
 
     def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
         """Keeps the status."""
@@ -52,10 +51,10 @@ class _BufferedResponse:
 
     def on_body(self, chunks: list[bytes], complete: bool) -> None:
         """Adds parts of the body; ends the response when it is complete or too long."""
-        self._chunks += chunks
-        self._size += sum(map(len, chunks))
+        for chunk in chunks:
+            self._content += chunk
         self.complete = complete
-        if self._size > self._max_bytes:
+        if len(self._content) > self._max_bytes:
             self._finish(UpstreamError("too long"))
         elif complete:
             self._finish(None)

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import UpstreamError
+from fairlead_gateway.worker.upstream.response_memory import BufferedBytes, compact
 from fairlead_gateway.worker.upstream.sse import SseScanner, filter_first_chunks
+from fairlead_gateway.worker.upstream.usage import InBandError
 
 
 class EngineResponse:
@@ -48,6 +50,8 @@ class EngineResponse:
         self.on_relayed: Callable[[list[bytes]], None] | None = None
         self._buffer: list[bytes] = []
         self._size = 0
+        self._memory = runtime.response_memory
+        self._buffered: BufferedBytes | None = None
         self._response: ResponseWriter | None = None
         self._on_gap: Callable[[float], None] | None = None
         self.is_complete = False
@@ -109,12 +113,19 @@ class EngineResponse:
         on_gap: called with the seconds between the chunks of a stream.
         """
         buffer, self._buffer = self._buffer, []
+        if not self.is_stream:
+            self.release_buffer()
         self._response = response
         self._on_gap = on_gap
         if self.is_stream:
             self._send_events(buffer)
         else:
             self._send_plain(buffer)
+
+    def release_buffer(self) -> None:
+        """Counts nothing of the response as buffered any more. May be called twice."""
+        if self._buffered is not None:
+            self._buffered.set_size(0)
 
     # Callbacks of the connection.
 
@@ -136,15 +147,13 @@ class EngineResponse:
         if not self.is_stream:
             self._on_plain_chunks(chunks, now)
         elif self._response is not None:
-            events = self.scanner.filter_chunks(chunks)
+            events = self._filter_events(chunks)
             if events and self._on_gap is not None and self.last_at is not None:
                 self._on_gap(now - self.last_at)
                 self.last_at = now
             self._send_events(events)
         else:
-            self._buffer += (
-                self.scanner.filter_chunks(chunks) if self._buffer else filter_first_chunks(self.scanner, chunks)
-            )
+            self._buffer += self._filter_events(chunks)
             if self._buffer or self.scanner.is_finished or complete:
                 self._on_first_chunk(now)
 
@@ -171,7 +180,31 @@ class EngineResponse:
             self._on_first_chunk(now)
 
     def _is_too_long(self) -> bool:
-        return self._size > self._limits.response_buffer_bytes
+        """Whether the response is not buffered further: for its own size, or for that of all."""
+        if self._size > self._limits.response_buffer_bytes:
+            return True
+        if self.is_complete:
+            return False
+        self._buffer = compact(self._buffer, self._size)
+        return self._count_buffered(self._size)
+
+    def _filter_events(self, chunks: list[bytes]) -> list[bytes]:
+        """Returns the whole events. The stream fails if too much waits for the ends of events."""
+        scanner = self.scanner
+        is_first = self._response is None and not self._buffer
+        events = filter_first_chunks(scanner, chunks) if is_first else scanner.filter_chunks(chunks)
+        if scanner.has_long_event or self._buffered is not None:
+            is_too_long = self._count_buffered(scanner.partial_bytes)
+            if is_too_long and not scanner.is_finished:
+                scanner.error = InBandError(502, "the events of engines are too long for the memory of the gateway")
+        return events
+
+    def _count_buffered(self, size: int) -> bool:
+        """Counts bytes that cannot be passed on yet. Returns whether they are too many."""
+        buffered = self._buffered
+        if buffered is None:
+            buffered = self._buffered = BufferedBytes(self._memory)
+        return buffered.set_size(size)
 
     def _on_first_chunk(self, now: float) -> None:
         if self._awaits_verdict:

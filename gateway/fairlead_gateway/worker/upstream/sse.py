@@ -18,6 +18,9 @@ from fairlead_gateway.worker.upstream.usage import InBandError, Usage, parse_in_
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
 _LONGEST_END: Final = 4
 _ANY_EVENT: Final = re.compile(rb".*?(?:\n\n|\r\n\r\n)[\r\n]*", re.DOTALL)
+_LONG_EVENT_BYTES: Final = 16_384
+_MAX_TINY_EVENTS: Final = 64
+_MIN_MEAN_EVENT_BYTES: Final = 16  # of more events than that at once; the comments of a paused stream are few
 _EVENT_STARTS: Final = (b"data:", b":", b"event:", b"id:", b"retry:")
 
 
@@ -25,6 +28,7 @@ class SseScanner:
     """The scanner of one stream.
 
     strip_usage: drops the usage event, which the client did not ask for.
+    has_long_event: a part of an event was longer than most events are.
     """
 
     __slots__ = (
@@ -32,6 +36,7 @@ class SseScanner:
         "_partial",
         "error",
         "event_count",
+        "has_long_event",
         "is_aborted",
         "is_done",
         "strip_usage",
@@ -41,6 +46,7 @@ class SseScanner:
     def __init__(self, *, strip_usage: bool, max_event_bytes: int) -> None:
         self._partial = bytearray()
         self._max_event_bytes = max_event_bytes
+        self.has_long_event = False
         self.strip_usage = strip_usage
         self.usage: Usage | None = None
         self.error: InBandError | None = None
@@ -78,6 +84,11 @@ class SseScanner:
         return passed
 
     @property
+    def partial_bytes(self) -> int:
+        """The size of the event that is not complete yet."""
+        return len(self._partial)
+
+    @property
     def is_finished(self) -> bool:
         """Whether the stream has ended: done, aborted or with an error."""
         return self.is_done or self.is_aborted or self.error is not None
@@ -99,14 +110,23 @@ class SseScanner:
             )
             complete = bytes(partial[:complete_size])
             del partial[:complete_size]
+        if len(partial) > _LONG_EVENT_BYTES:
+            self.has_long_event = True
         if len(partial) > self._max_event_bytes:
             self.error = InBandError(502, "an event of the engine's stream is too long")
         return complete
 
     def _inspect_events(self, events: bytes) -> bytes:
-        """Inspects events one by one; returns those that may pass."""
+        """Inspects events one by one; returns those that may pass.
+
+        Sets `error` if there are very many for their bytes, since each costs a microsecond.
+        """
         passed: list[bytes] = []
-        for event in _split_events(events):
+        parts = _split_events(events)
+        if len(parts) > _MAX_TINY_EVENTS and len(events) < _MIN_MEAN_EVENT_BYTES * len(parts):
+            self.error = InBandError(502, "the engine's stream is a flood of empty events")
+            return b""
+        for event in parts:
             if self.is_finished:
                 break
             if self._inspect_event(event):

@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -126,3 +127,12 @@ def test_no_bytes_raise_anything(pieces: list[bytes]) -> None:
 def test_no_error_value_raises_anything(value: object) -> None:
     through([event(json.dumps({"error": value}))])
     through([event(json.dumps({"usage": value, "choices": []}))])
+
+
+@pytest.mark.parametrize("empty", [b":\n\n", b"\n:\n\n", b"id:\n\n"])
+def test_flood_of_empty_events_ends_the_stream(empty: bytes) -> None:
+    shown = [event(token("a")), empty * 64, event(token("b"))]  # a stream that was paused has some
+    out, events = through([*shown, empty * 65, event(token("c"))])
+    assert out == b"".join(shown)
+    assert events.error is not None
+    assert events.error.status == 502
