@@ -21,6 +21,14 @@ def main() -> None:
         except FairleadError as error:
             print(f"fairlead: {error}", file=sys.stderr)
             sys.exit(2)
+        except ImportError as error:
+            from fairlead.distribution import missing_package, missing_package_message
+
+            package = missing_package(error)
+            if package is None:
+                raise
+            print(f"fairlead: {missing_package_message(package)}", file=sys.stderr)
+            sys.exit(2)
         except BrokenPipeError:
             sys.exit(0)
         except OSError as error:

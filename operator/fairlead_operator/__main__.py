@@ -13,15 +13,19 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from fairlead.distribution import missing_package, missing_package_message
 from fairlead.errors import FairleadError
 from fairlead.kube.leader_election import candidate_identity
 from fairlead.kube.transport.kubeconfig import ClusterConfig, load_config
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.event_loop import loop_factory
 from fairlead.settings import OperatorSettings, read_settings, unknown_variables
-from fairlead_operator.manager import Manager
 from fairlead_operator.settings import OperatorOptions, parse_options
+
+if TYPE_CHECKING:
+    from fairlead_operator.manager import Manager
 
 _LOG = logging.getLogger("fairlead.operator")
 
@@ -29,6 +33,13 @@ _LOG = logging.getLogger("fairlead.operator")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs until SIGTERM or SIGINT (exit code 0) or loss of the lease (1); 2 if it cannot start."""
     flags = _flags(arguments)
+    try:
+        from fairlead_operator.manager import Manager
+    except ModuleNotFoundError as error:
+        if (package := missing_package(error)) is None:
+            raise
+        print(f"fairlead-operator: {missing_package_message(package)}", file=sys.stderr)
+        return 2
     try:
         chosen = parse_options(read_settings(OperatorSettings, os.environ))
         access = load_config(os.environ, Path.home())
@@ -47,13 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.freeze()  # imported objects stay: do not scan them again
     gc.set_threshold(10_000, 50, 100)  # many objects, hardly any reference cycles
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(_run(access, chosen, flags))
+        return runner.run(_run(Manager, access, chosen, flags))
 
 
-async def _run(access: ClusterConfig, chosen: OperatorOptions, flags: argparse.Namespace) -> int:
+async def _run(
+    manager: type["Manager"], access: ClusterConfig, chosen: OperatorOptions, flags: argparse.Namespace
+) -> int:
     loop, chance, host, port = asyncio.get_running_loop(), random.SystemRandom().random, flags.host, flags.port
     me = candidate_identity(os.environ, chance)
-    operation = Manager(access, chosen, SystemClock(), chance, me, flags.lease_namespace)
+    operation = manager(access, chosen, SystemClock(), chance, me, flags.lease_namespace)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, operation.stop)
     try:

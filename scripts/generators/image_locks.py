@@ -1,5 +1,5 @@
-"""Locks of the component images: the part of ``requirements/dev.txt`` that their extras need,
-hashes included.
+"""Locks of the component images: the part of ``requirements/dev.txt`` that their dependency groups
+need, hashes included.
 
 ``make generate`` writes them to ``requirements/images/``; both ways of building an image use them.
 """
@@ -7,20 +7,14 @@ hashes included.
 import importlib.metadata
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-IMAGES = {
-    "autoscaler": ("autoscaler",),
-    "gateway": ("gateway", "tokenize"),
-    "kvstore": ("kvstore",),
-    "operator": ("operator",),
-    "sim": ("sim",),
-}
-"""Image → its extras of pyproject.toml."""
+IMAGES = ("autoscaler", "gateway", "kvstore", "operator", "sim")
+"""Images; the dependency group ``image-NAME`` of pyproject.toml says what each installs."""
 _PLATFORM = {
     "os_name": "posix",
     "sys_platform": "linux",
@@ -35,20 +29,25 @@ _PLATFORM = {
 
 def image_requirements(root: Path) -> dict[str, str]:
     """Returns path below ``root`` → lock of one image."""
-    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    groups = tomllib.loads((root / "pyproject.toml").read_text())["dependency-groups"]
     blocks = _blocks((root / "requirements" / "dev.txt").read_text())
     locks = {}
-    for image, extras in IMAGES.items():
-        direct = [
-            *project["dependencies"],
-            *(requirement for name in extras for requirement in project["optional-dependencies"][name]),
-        ]
-        names = _closure(Requirement(line) for line in direct)
+    for image in IMAGES:
+        names = _closure(Requirement(line) for line in group_requirements(groups, f"image-{image}"))
         text = "".join(blocks[name] for name in sorted(names & blocks.keys()))
         locks[f"requirements/images/{image}.txt"] = (
             f"# Part of dev.txt, written by `make generate`. Do not edit.\n{text}"
         )
     return locks
+
+
+def group_requirements(groups: Mapping[str, list[str | dict[str, str]]], name: str) -> Iterator[str]:
+    """Yields the requirements of a dependency group, with those of the groups that it includes."""
+    for entry in groups[name]:
+        if isinstance(entry, str):
+            yield entry
+        else:
+            yield from group_requirements(groups, entry["include-group"])
 
 
 def _closure(requirements: Iterable[Requirement]) -> set[str]:

@@ -42,6 +42,7 @@ from e2e.cluster.artifacts.oci_archive import (
 )
 from e2e.cluster.artifacts.provenance import Material, file_material, provenance, source_material
 from e2e.cluster.progress import ClusterError, print_progress, progress_step
+from fairlead import __version__
 
 PREFIX = "serving.fairlead.io"
 PAUSE = f"{PREFIX}/pause:{pinned_versions.KUBERNETES}"
@@ -76,7 +77,7 @@ NEXT = "next"
 
 def version() -> str:
     """Returns Fairlead's version, which is the images' tag."""
-    return importlib.metadata.version("fairlead")
+    return __version__
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typing import BinaryIO, Final
 
 import msgspec
 
+from fairlead.distribution import missing_package_message
 from fairlead.limits import Limits
 from fairlead_gateway.supervisor.tokenizer.incremental_tokenizer import IncrementalTokenizer
 from fairlead_gateway.supervisor.tokenizer.protocol import LENGTH_BYTES, TokenizeReply, TokenizeRequest, encode_frame
@@ -87,7 +88,7 @@ def _load(path: str, stamp: tuple[int, int, int], limits: Limits) -> _LoadedToke
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise UnusableTokenizer("the package tokenizers is not installed (extra `tokenize`)") from None
+        raise UnusableTokenizer(missing_package_message("tokenizers")) from None
     try:
         tokenizer = Tokenizer.from_file(path)
         tokenizer.no_truncation()

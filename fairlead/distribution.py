@@ -1,0 +1,32 @@
+"""The distribution that a registry or a release calls Fairlead, and messages about absent packages."""
+
+from typing import Final
+
+from fairlead import __version__
+
+DISTRIBUTION: Final = "fairlead-serving"
+"""The name in package registries. The name ``fairlead`` there is that of another project."""
+WHEEL: Final = f"{DISTRIBUTION.replace('-', '_')}-{__version__}-py3-none-any.whl"
+"""The file name of this release's wheel."""
+EXTRAS: Final = {"kopf": "operator", "tokenizers": "tokenize"}
+"""Import package → the extra that brings it. The distribution's own dependencies are not here."""
+
+
+def missing_package(error: BaseException | None) -> str | None:
+    """Returns the package of another project whose absence caused an error; None for other errors.
+
+    Why: the loader of commands wraps the error.
+    """
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("fairlead"):
+            return error.name.partition(".")[0]
+        error = error.__cause__
+    return None
+
+
+def missing_package_message(package: str) -> str:
+    """Returns what to install when an import package of another project is absent."""
+    extra = EXTRAS.get(package)
+    if extra is None:
+        return f"the package {package} is not installed: pip install {WHEEL} installs it"
+    return f"this needs the extra {extra}: pip install '{WHEEL}[{extra}]'"
