@@ -103,7 +103,7 @@ def test_streams_whose_events_never_end_fill_no_memory_together() -> None:
     run_async(_with_stalled_responses(start, STREAM, use))
 
 
-def test_engines_that_flood_hundreds_of_connections_are_read_one_at_a_time_and_in_turn() -> None:
+def test_engines_that_flood_hundreds_of_connections_are_read_in_turn() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
