@@ -17,7 +17,14 @@ from fairlead.api.spec.autoscaling import Autoscaling, ScalingMode
 from fairlead.api.spec.engine import Engine, EngineType
 from fairlead.api.spec.kv_cache import KvCache, PeerTransfer, Transfer
 from fairlead.api.spec.model_source import ModelSource
-from fairlead.api.spec.pools import Parallelism, Pool, PoolRole
+from fairlead.api.spec.pools import (
+    MAX_TEMPLATE_DEPTH,
+    MAX_TEMPLATES_VALUES,
+    Parallelism,
+    Pool,
+    PoolRole,
+    is_oversized,
+)
 from fairlead.api.spec.rollout import Rollout
 from fairlead.api.spec.routing import Routing
 from fairlead.api.spec.slo import Slo
@@ -284,6 +291,14 @@ class ModelDeploymentSpec(StrictModel):
     @model_validator(mode="after")
     def _check_unique_names(self) -> Self:
         check_unique("pools", [pool.name for pool in self.pools])
+        return self
+
+    @model_validator(mode="after")
+    def _check_template_sizes(self) -> Self:
+        specs = [pool.template.spec for pool in self.pools if pool.template is not None]
+        if is_oversized(specs, MAX_TEMPLATES_VALUES, MAX_TEMPLATE_DEPTH + 1):
+            message = f"the templates of all pools have more than {MAX_TEMPLATES_VALUES} values"
+            raise field_error(message, "shorten them; put long lists into a ConfigMap", ("pools",))
         return self
 
     @property

@@ -116,12 +116,14 @@ class TemplateMetadata(StrictModel):
 
 MAX_TEMPLATE_DEPTH = 50
 MAX_TEMPLATE_VALUES = 4096
+MAX_TEMPLATES_VALUES = 2 * MAX_TEMPLATE_VALUES
+"""Values of the templates of all pools of a model."""
 
 
-def is_oversized(value: Any) -> bool:
+def is_oversized(value: Any, max_values: int = MAX_TEMPLATE_VALUES, max_depth: int = MAX_TEMPLATE_DEPTH) -> bool:
     """Returns True if a value is nested deeper, or has more values, than a pod template may."""
     level, count = [value], 1
-    for _ in range(MAX_TEMPLATE_DEPTH):
+    for _ in range(max_depth):
         level = [
             inner
             for outer in level
@@ -129,7 +131,7 @@ def is_oversized(value: Any) -> bool:
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
         count += len(level)
-        if not level or count > MAX_TEMPLATE_VALUES:
+        if not level or count > max_values:
             break
     return bool(level)
 
@@ -137,7 +139,8 @@ def is_oversized(value: Any) -> bool:
 def _check_size(spec: dict[str, Any]) -> dict[str, Any]:
     if is_oversized(spec):
         raise field_error(
-            f"has more than {MAX_TEMPLATE_VALUES} values, or more than {MAX_TEMPLATE_DEPTH} levels",
+            f"has more than {MAX_TEMPLATE_VALUES} values ({MAX_TEMPLATES_VALUES} in all pools together),"
+            f" or more than {MAX_TEMPLATE_DEPTH} levels",
             "shorten it; put long lists into a ConfigMap",
         )
     return spec

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from fairlead.fleet.labels import AUTOSCALER_FIELD_MANAGER, FIELD_MANAGER, ROLE_LABEL
-from fairlead.kube.resources import Manifest, is_deleting, name_of, uid_of
+from fairlead.kube.resources import CONTROLLER_REVISIONS, Manifest, is_deleting, name_of, uid_of
 from fairlead_operator.controller.field_ownership import (
     REPLICAS_PATH,
     FieldPath,
@@ -18,6 +18,7 @@ from fairlead_operator.controller.field_ownership import (
     replica_field_owner,
     without_field,
 )
+from fairlead_operator.kube.object_trimming import is_too_large
 from fairlead_operator.object_metadata import (
     APPLIED_ANNOTATION,
     WORKLOAD_KINDS,
@@ -161,9 +162,11 @@ def _apply_step(
         complete = with_ownership(without_field(manifest, REPLICAS_PATH), model, installation)
     if annotation(existing, APPLIED_ANNOTATION) != annotation(complete, APPLIED_ANNOTATION):
         return ApplyStep(complete, existing, "it is different")
+    if is_too_large(existing):
+        return None  # what other writers changed is unknown
     overwritten = overwritten_fields(existing, complete, FIELD_MANAGER)
     missing = frozenset(
-        path for path in missing_fields(existing, complete) if (uid_of(existing), path) not in dropped_fields
+        path for path in missing_fields(existing, _mutable(complete)) if (uid_of(existing), path) not in dropped_fields
     )
     changes = [
         f"{verb} {_format_paths(paths)}" for verb, paths in (("changed", overwritten), ("removed", missing)) if paths
@@ -173,6 +176,13 @@ def _apply_step(
             complete, existing, f"another writer {' and '.join(changes)}", corrects=True, restores=bool(missing)
         )
     return None
+
+
+def _mutable(manifest: Manifest) -> Manifest:
+    """Returns a manifest without the data of a ControllerRevision, which no writer can change."""
+    if manifest.get("kind") != CONTROLLER_REVISIONS.kind:
+        return manifest
+    return {name: value for name, value in manifest.items() if name != "data"}
 
 
 def _has_foreign_replicas(model: Manifest, live: Manifest) -> bool:

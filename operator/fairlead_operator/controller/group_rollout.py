@@ -42,11 +42,8 @@ from fairlead.kube.resources import (
     name_of,
 )
 from fairlead_operator.controller.field_ownership import replica_field_owner
-from fairlead_operator.object_metadata import ChildKey, annotation, child_key, label
+from fairlead_operator.object_metadata import GROUP_INDEX_LABEL, GROUP_SET_LABEL, ChildKey, annotation, child_key, label
 from fairlead_operator.render.children.leader_worker_set import ALL_GROUPS_PARTITION
-
-_SET_LABEL = "leaderworkerset.sigs.k8s.io/name"
-_INDEX_LABEL = "leaderworkerset.sigs.k8s.io/group-index"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +135,7 @@ def apply_surge(
 
 def _group_pods(live: Manifest, pods: Sequence[Manifest]) -> tuple[list[Manifest], bool]:
     """Returns the pods of a LeaderWorkerSet that are not being deleted, and whether any is."""
-    group_pods = [pod for pod in pods if label(pod, _SET_LABEL) == name_of(live)]
+    group_pods = [pod for pod in pods if label(pod, GROUP_SET_LABEL) == name_of(live)]
     members = [pod for pod in group_pods if not is_deleting(pod)]
     return members, len(members) < len(group_pods)
 
@@ -155,7 +152,7 @@ def _are_complete(wanted: Manifest, members: Sequence[Manifest], desired: int) -
     waits for it.
     """
     size, revision = int(wanted["spec"]["leaderWorkerTemplate"]["size"]), annotation(wanted, POD_REVISION)
-    ready = [label(pod, _INDEX_LABEL) for pod in members if label(pod, POD_REVISION) == revision and is_ready(pod)]
+    ready = [label(pod, GROUP_INDEX_LABEL) for pod in members if label(pod, POD_REVISION) == revision and is_ready(pod)]
     return all(ready.count(str(index)) >= size for index in range(desired))
 
 

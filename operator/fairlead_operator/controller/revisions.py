@@ -16,6 +16,7 @@ from fairlead.kube.resources import CONTROLLER_REVISIONS, Manifest, name_of
 from fairlead.manifests.convert import convert_spec
 from fairlead.names import shorten_name
 from fairlead_operator.hash_spelling import with_first_words
+from fairlead_operator.kube.object_trimming import revision_data
 from fairlead_operator.object_metadata import (
     MODEL_REVISION_ANNOTATION,
     UNDO_ANNOTATION,
@@ -82,8 +83,11 @@ def stored_revisions(live: Iterable[Manifest]) -> tuple[ModelRevision, ...]:
     """
     revisions = []
     for child in live:
-        data, revision = child.get("data") or {}, annotation(child, MODEL_REVISION_ANNOTATION)
-        if child.get("kind") == CONTROLLER_REVISIONS.kind and revision and isinstance(data.get("spec"), dict):
+        revision = annotation(child, MODEL_REVISION_ANNOTATION)
+        if child.get("kind") != CONTROLLER_REVISIONS.kind or not revision:
+            continue
+        data = revision_data(child)
+        if isinstance(data.get("spec"), dict):
             revisions.append(ModelRevision(int(child.get("revision") or 0), revision, dict(data["spec"])))
     return tuple(sorted(revisions, key=lambda child: (child.number, child.hash)))
 

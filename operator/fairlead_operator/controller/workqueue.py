@@ -2,7 +2,9 @@
 
 A key added twice is processed once; a key added during its processing is processed again. A failed
 key returns after a pause that doubles and is half random, so that many models do not retry at the
-same time. `RateLimitedQueue` holds the rules, without clock and event loop; `WorkQueue` waits.
+same time. Namespaces take turns, and one leaves a worker free for the others: it may have any
+number of models that change all the time. `RateLimitedQueue` holds the rules, without clock and
+event loop; `WorkQueue` waits.
 """
 
 import asyncio
@@ -17,12 +19,21 @@ BASE_DELAY_SECONDS = 0.05
 MAX_DELAY_SECONDS = 60.0
 
 
+_SPARE_HEAP_ENTRIES = 1_024
+"""Entries of rescheduled keys that may stay in the heap, besides one for each delayed key."""
+
+
 class RateLimitedQueue:
-    """The order of keys. Times are monotonic seconds, passed as arguments."""
+    """The order of keys. Times are monotonic seconds, passed as arguments.
+
+    A key is `namespace/name`.
+    """
 
     def __init__(self) -> None:
-        self._ready: OrderedDict[str, None] = OrderedDict()
+        self._ready: OrderedDict[str, OrderedDict[str, None]] = OrderedDict()
+        """Ready keys by namespace; the namespace whose turn is next comes first."""
         self._running: set[str] = set()
+        self._running_by_namespace: Counter[str] = Counter()
         self._requeued: Counter[str] = Counter()
         self._due: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
@@ -31,7 +42,7 @@ class RateLimitedQueue:
     @property
     def ready_count(self) -> int:
         """The number of keys that wait for a free worker."""
-        return len(self._ready)
+        return sum(map(len, self._ready.values()))
 
     @property
     def running_count(self) -> int:
@@ -53,7 +64,7 @@ class RateLimitedQueue:
         if key in self._running:
             self._requeued[key] += 1
         else:
-            self._ready[key] = None
+            self._make_ready(key)
 
     def ignore_self_event(self, key: str) -> None:
         """Discounts one addition of a running key: the event of its own write, which came before
@@ -65,23 +76,36 @@ class RateLimitedQueue:
 
     def add_at(self, key: str, at: float) -> None:
         """Schedules a key for time `at`, unless it is due before."""
-        if key in self._ready or key in self._requeued or self._due.get(key, at + 1.0) <= at:
+        if self._is_ready(key) or key in self._requeued or self._due.get(key, at + 1.0) <= at:
             return
         self._due[key] = at
         heapq.heappush(self._heap, (at, key))
+        if len(self._heap) > 2 * len(self._due) + _SPARE_HEAP_ENTRIES:
+            self._heap = [(due_at, due_key) for due_key, due_at in self._due.items()]
+            heapq.heapify(self._heap)
 
-    def get(self, now: float) -> str | None:
+    def get(self, now: float, most_of_namespace: int | None = None) -> str | None:
         """Returns the next key, which is then in progress until `done` or `retry`; None if there is
         none.
+
+        most_of_namespace: how many keys of one namespace may be in progress; None: any number.
         """
         while self._heap and self._heap[0][0] <= now:
             at, key = heapq.heappop(self._heap)
             if self._due.get(key) == at:  # else it was added or rescheduled
                 self.add(key)
-        if not self._ready:
+        for namespace in self._ready:
+            if most_of_namespace is None or self._running_by_namespace[namespace] < most_of_namespace:
+                break
+        else:
             return None
-        key, _ = self._ready.popitem(last=False)
+        keys = self._ready[namespace]
+        key, _ = keys.popitem(last=False)
+        self._ready.move_to_end(namespace)
+        if not keys:
+            del self._ready[namespace]
         self._running.add(key)
+        self._running_by_namespace[namespace] += 1
         return key
 
     def done(self, key: str) -> None:
@@ -105,8 +129,12 @@ class RateLimitedQueue:
         """Removes all state of a deleted key."""
         self._failures.pop(key, None)
         self._due.pop(key, None)
-        self._ready.pop(key, None)
         self._requeued.pop(key, None)
+        if self._is_ready(key):
+            namespace = _namespace_of(key)
+            del self._ready[namespace][key]
+            if not self._ready[namespace]:
+                del self._ready[namespace]
 
     def next_due_at(self) -> float | None:
         """Returns the time of the first delayed key; None if there is none."""
@@ -115,9 +143,24 @@ class RateLimitedQueue:
         return self._heap[0][0] if self._heap else None
 
     def _end(self, key: str) -> None:
-        self._running.discard(key)
+        if key in self._running:
+            self._running.discard(key)
+            namespace = _namespace_of(key)
+            self._running_by_namespace[namespace] -= 1
+            if not self._running_by_namespace[namespace]:
+                del self._running_by_namespace[namespace]
         if self._requeued.pop(key, 0):
-            self._ready[key] = None
+            self._make_ready(key)
+
+    def _make_ready(self, key: str) -> None:
+        self._ready.setdefault(_namespace_of(key), OrderedDict())[key] = None
+
+    def _is_ready(self, key: str) -> bool:
+        return key in self._ready.get(_namespace_of(key), ())
+
+
+def _namespace_of(key: str) -> str:
+    return key.partition("/")[0]
 
 
 class WorkQueue:
@@ -160,22 +203,23 @@ class WorkQueue:
         workers: int,
         on_failure: Callable[[str, Exception, float], None],
     ) -> None:
-        """Runs `workers` workers until cancelled.
+        """Runs `workers` workers until cancelled. One namespace takes all but one of them.
 
         reconcile: returns the seconds until the next pass, or None.
         on_failure: called with key, error and pause. An error ends nothing.
         """
         async with asyncio.TaskGroup() as group:
             for _ in range(workers):
-                group.create_task(self._work_loop(reconcile, on_failure))
+                group.create_task(self._work_loop(max(1, workers - 1), reconcile, on_failure))
 
     async def _work_loop(
         self,
+        most_of_namespace: int,
         reconcile: Callable[[str], Awaitable[float | None]],
         on_failure: Callable[[str, Exception, float], None],
     ) -> None:
         while True:
-            key = self.keys.get(self._clock.now())
+            key = self.keys.get(self._clock.now(), most_of_namespace)
             if key is None:
                 await self._wait_for_key()
                 continue

@@ -26,9 +26,9 @@ from fairlead.fleet.labels import ENDPOINT_LABEL, POOL_LABEL, SERVING_CONDITION,
 from fairlead.kube.conditions import find_condition
 from fairlead.kube.resources import Manifest, annotations_of, is_deleting, is_ready, metadata_of, name_of, uid_of
 from fairlead.units import format_duration
-from fairlead_operator.object_metadata import label
+from fairlead_operator.object_metadata import GROUP_INDEX_LABEL, GROUP_SET_LABEL, label
 
-_GROUP_LABELS: Final = ("leaderworkerset.sigs.k8s.io/name", "leaderworkerset.sigs.k8s.io/group-index")
+_GROUP_LABELS: Final = (GROUP_SET_LABEL, GROUP_INDEX_LABEL)
 _ENDED_PHASES: Final = ("Succeeded", "Failed")
 _MAX_MESSAGE_CHARS: Final = 1_024
 """Characters of a message: a gateway's report must not make the status too large to be written."""

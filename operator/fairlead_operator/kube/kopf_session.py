@@ -13,7 +13,7 @@ from fairlead.kube.json_decoding import decode_page
 from fairlead.kube.resources import MODEL_DEPLOYMENTS
 from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead_operator.kube.kopf_login import connection_info
-from fairlead_operator.kube.object_cache import trim_model
+from fairlead_operator.kube.object_trimming import trim_model
 
 MODELS_PER_PAGE = 16
 """Models in one page of kopf's list: at most 24 MiB, since etcd takes objects of about 1.5 MiB."""

@@ -17,7 +17,7 @@ from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.event_loop import loop_factory
 from fairlead_operator.kube.kopf_session import MODELS_PER_PAGE, open_session
-from fairlead_operator.kube.object_cache import trim_model
+from fairlead_operator.kube.object_trimming import trim_model
 from fairlead_operator.kube.watches import ClusterWatcher
 
 RETRY_DELAYS_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0)

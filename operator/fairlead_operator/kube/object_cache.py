@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from fairlead.api.spec.pools import MAX_TEMPLATE_VALUES, is_oversized
 from fairlead.fleet.client_names import (
     MAX_NAMES_OF_DELETED_MODELS,
     GrantedNames,
@@ -21,7 +20,7 @@ from fairlead.fleet.client_names import (
     names_to_remember,
     recorded_names,
 )
-from fairlead.fleet.labels import FIELD_MANAGER, RELEASE_NAMES_ANNOTATION, used_pod_annotations
+from fairlead.fleet.labels import RELEASE_NAMES_ANNOTATION
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
     CONTROLLER_REVISIONS,
@@ -41,9 +40,9 @@ from fairlead.kube.resources import (
     resource_version_of,
     uid_of,
 )
-from fairlead.kube.store import drop_managed_fields
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
-from fairlead_operator.object_metadata import UNDO_ANNOTATION, ChildKey, child_key, owner_model_key
+from fairlead_operator.kube.object_trimming import trim_child, trim_model
+from fairlead_operator.object_metadata import ChildKey, child_key, owner_model_key
 
 STANDARD_CHILD_KINDS = (
     DEPLOYMENTS,
@@ -58,9 +57,6 @@ OPTIONAL_CHILD_KINDS = (LEADER_WORKER_SETS,)
 """Kinds that only some clusters have. They are watched if they are served."""
 _MAX_TOMBSTONES = 4_096
 """Deleted objects whose late events are recognized; a watch delivers these within seconds."""
-_OVERSIZED: Final = {"spec": {"oversized": [None] * MAX_TEMPLATE_VALUES}}
-"""A template that is as invalid as one that is too large."""
-_MODEL_ANNOTATIONS: Final = frozenset({RELEASE_NAMES_ANNOTATION, UNDO_ANNOTATION})
 _Key = TypeVar("_Key")
 
 
@@ -125,7 +121,7 @@ class ObjectCache:
             is_new = self._update(
                 self._children.setdefault(key, {}),
                 child_key(event.object),
-                drop_own_managed_fields(event.object),
+                trim_child(event.object),
                 deleted,
             )
             _drop_empty(self._children, key)
@@ -373,57 +369,6 @@ _NO_CLAIM: Final = _ModelClaim(NameClaim("", ""), frozenset())
 def _created_at(model: Manifest | None) -> str:
     """Returns `metadata.creationTimestamp`; empty if there is none."""
     return "" if model is None else str(metadata_of(model).get("creationTimestamp", ""))
-
-
-def trim_model(model: Manifest) -> Manifest:
-    """Returns a model with bounded templates, and without labels, `managedFields` and annotations
-    that are not used.
-
-    Why: these have any size, and take many times their bytes when they are decoded.
-    """
-    metadata, annotations = metadata_of(model), annotations_of(model)
-    kept = {name: value for name, value in metadata.items() if name not in ("labels", "managedFields", "annotations")}
-    if used := {name: annotations[name] for name in _MODEL_ANNOTATIONS & annotations.keys()}:
-        kept["annotations"] = used
-    return bound_templates({**model, "metadata": kept})
-
-
-def bound_templates(model: Manifest) -> Manifest:
-    """Returns a model in which an invalid template takes the place of each that is too large.
-
-    Why: decoded, a template takes up to 25 times its bytes, and so do the revisions that hold it.
-    """
-    pools = (model.get("spec") or {}).get("pools") or []
-    if not any(map(_is_template_oversized, pools)):
-        return model
-    bounded = [{**pool, "template": _OVERSIZED} if _is_template_oversized(pool) else pool for pool in pools]
-    return {**model, "spec": {**model["spec"], "pools": bounded}}
-
-
-def _is_template_oversized(pool: Mapping[str, Any]) -> bool:
-    return is_oversized((pool.get("template") or {}).get("spec"))
-
-
-def trim_pod(pod: Manifest) -> Manifest:
-    """Returns a pod without its spec, `managedFields` and annotations that are not used."""
-    metadata = {**metadata_of(pod), "annotations": used_pod_annotations(annotations_of(pod))}
-    return drop_managed_fields({**{name: pod[name] for name in pod if name != "spec"}, "metadata": metadata})
-
-
-def drop_own_managed_fields(manifest: Manifest) -> Manifest:
-    """Returns the manifest without `managedFields`, unless other writers set fields.
-
-    The writers of the status do not count as others.
-
-    Why: `managedFields` are about half of an object.
-    """
-    entries = metadata_of(manifest).get("managedFields") or []
-    if not entries:
-        return manifest
-    metadata = dict(metadata_of(manifest))
-    if all(entry.get("manager") == FIELD_MANAGER or entry.get("subresource") == "status" for entry in entries):
-        del metadata["managedFields"]
-    return {**manifest, "metadata": metadata}
 
 
 def _drop_empty(objects: dict[str, Any], key: str) -> None:

@@ -35,10 +35,8 @@ from fairlead_operator.kube.object_cache import (
     OPTIONAL_CHILD_KINDS,
     STANDARD_CHILD_KINDS,
     ObjectCache,
-    drop_own_managed_fields,
-    trim_model,
-    trim_pod,
 )
+from fairlead_operator.kube.object_trimming import trim_child, trim_model, trim_pod
 from fairlead_operator.object_metadata import CHILDREN_SELECTOR
 from fairlead_operator.render.context import ClusterCapabilities
 
@@ -160,7 +158,7 @@ class ClusterWatcher:
             store = ObjectStore(trim_pod)
         else:
             known = self._cache.find_same_version if labels == CHILDREN_SELECTOR else None
-            store = ObjectStore(drop_own_managed_fields, known)
+            store = ObjectStore(trim_child, known)
         informer = Informer(
             self._api,
             ObjectSelection(kind, namespace, labels),

@@ -20,6 +20,8 @@ NODE = "forwarding"
 PROTOCOL = "v4.channel.k8s.io"
 Address = int | Path
 """A TCP port on loopback, or a unix socket."""
+_TURNS_TO_CLOSE = 4
+"""Turns of the event loop in which an aborted connection closes its socket, below TLS too."""
 
 
 class Kubelet:
@@ -45,8 +47,7 @@ class Kubelet:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._runner is not None
-        self._call(self._runner.cleanup())
+        self._call(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -73,6 +74,25 @@ class Kubelet:
         await site.start()
         self.port = self._runner.addresses[0][1]
 
+    async def _close(self) -> None:
+        """Ends the server, and every connection of the loop.
+
+        Why: a connection that is not closed is reported when it is collected, in any later test.
+        """
+        assert self._runner is not None
+        server = self._runner.server
+        assert server is not None
+        transports = [handler.transport for handler in server.connections if handler.transport is not None]
+        await self._runner.cleanup()
+        for transport in transports:
+            transport.abort()  # a client that does not answer the end of TLS would keep it open
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for _ in range(_TURNS_TO_CLOSE):
+            await asyncio.sleep(0)
+
     async def _forward(self, request: web.Request) -> web.WebSocketResponse:
         pod, port = request.match_info["pod"], int(request.query["port"])
         self.forwarded.append((pod, port))
@@ -91,7 +111,12 @@ class Kubelet:
             await _first(_copy_back(reader, client.send_bytes), _copy_out(client, writer))
         finally:
             writer.close()
-            await client.close()
+            try:
+                await client.close()
+                with contextlib.suppress(ConnectionError):
+                    await writer.wait_closed()
+            finally:
+                writer.transport.abort()
         return client
 
 

@@ -99,6 +99,43 @@ def test_forgotten_key_does_not_return() -> None:
     assert work.get(9.0) is None
 
 
+def test_models_of_one_namespace_that_change_all_the_time_leave_turns_to_others() -> None:
+    work = RateLimitedQueue()
+    for number in range(1_000):
+        work.add(f"flood/{number}")
+    work.add("calm/a")
+    work.add("calm/b")
+    taken = []
+    for _ in range(4):
+        key = work.get(0.0)
+        assert key is not None
+        work.add(key)  # it has changed meanwhile
+        work.done(key)
+        taken.append(key)
+    assert taken == ["flood/0", "calm/a", "flood/1", "calm/b"]
+
+
+def test_slow_passes_of_one_namespace_leave_a_worker_to_others() -> None:
+    work = RateLimitedQueue()
+    for number in range(9):
+        work.add(f"flood/{number}")
+    assert [work.get(0.0, 2) for _ in range(3)] == ["flood/0", "flood/1", None]
+    work.add("calm/a")
+    assert work.get(0.0, 2) == "calm/a"
+    work.done("flood/0")
+    assert work.get(0.0, 2) == "flood/2"
+
+
+def test_model_that_is_rescheduled_all_the_time_leaves_few_entries() -> None:
+    work = RateLimitedQueue()
+    for number in range(10_000):
+        work.add_at("a", 86_400.0 + number)
+        work.add("a")
+        assert work.get(0.0) == "a"
+        work.done("a")
+    assert len(work._heap) <= 2_048
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from(["add", "at", "take", "done", "fail", "tick"]), st.sampled_from("abc")), max_size=60

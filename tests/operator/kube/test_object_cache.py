@@ -11,7 +11,8 @@ from fairlead.api.spec.pools import PodTemplate
 from fairlead.fleet.client_names import NameClaim, RefusedName, name_owners
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead_operator.kube import object_cache
-from fairlead_operator.kube.object_cache import ObjectCache, drop_own_managed_fields
+from fairlead_operator.kube.object_cache import ObjectCache
+from fairlead_operator.kube.object_trimming import drop_own_managed_fields
 
 LABELS = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "qwen"}
 
