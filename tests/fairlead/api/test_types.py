@@ -43,7 +43,7 @@ def test_template_that_is_too_large_or_too_deep_is_refused() -> None:
     for _ in range(10_000):
         deep = {"a": deep}
     for template in ({"a": [1] * 5_000}, deep, {"a": [[1] * 100] * 100}):
-        with pytest.raises(ValidationError, match="more than 4096 values .*, or more than 50 levels"):
+        with pytest.raises(ValidationError, match=r"more than 4096 values .*, or more than 50 levels"):
             PodTemplate.model_validate({"spec": template})
     usual = {"containers": [{"name": "engine", "env": [{"name": str(number), "value": "1"} for number in range(500)]}]}
     assert PodTemplate.model_validate({"spec": usual}).spec == usual
