@@ -23,8 +23,12 @@ class HttpLimits:
     keepalive_idle_seconds: float = limit(75.0, "an idle client connection is closed")
     connections: int = limit(
         20_000,
-        "client connections of one worker; the next gets 503 and is closed. Fewer where the limit of open files, less "
+        "client connections of one worker; for more, idle ones are reset, or the next gets 503. Fewer where the limit of open files, less "
         "`instance_descriptors` for each instance and `reserved_descriptors`, is lower; the log and `/readyz` say so",
+    )
+    caller_connections_share: float = limit(
+        0.9,
+        "of them, whose last request had the key of one caller; then its requests get 503, and others keep the rest",
     )
     instance_descriptors: int = limit(8, "descriptors of a worker that each instance of the fleet takes from clients")
     reserved_descriptors: int = limit(256, "descriptors of a worker for files, logs and sockets of its own")

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, cast
 
-from fairlead_gateway.caller_key import ANONYMOUS, caller_key
+from fairlead_gateway.caller_key import ANONYMOUS, CallerKey, caller_key
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestTimeout
 from fairlead_gateway.http.disconnect_detector import DisconnectDetector
 from fairlead_gateway.http.listener import COUNTED_BYTES, HttpRequest, Listener, bodies_error
@@ -51,6 +51,7 @@ class ClientConnection(ResponseTransport):
     It implements asyncio.Protocol without deriving from it.
 
     caller: of the request that is read or answered, else of the last one.
+    number: grows with each connection of the port.
 
     Why: a compiled class with an interpreted base is slower and must not be weakly referenced.
     """
@@ -67,6 +68,7 @@ class ClientConnection(ResponseTransport):
         self._body_deadline = 0.0
         self._request_bytes = self._accounted_bytes = self._accounted_unparsed = self._caller_bytes = 0
         self.caller = ANONYMOUS
+        self.number = 0
         self._response: ResponseWriter | None = None
         self._disconnect_detector: DisconnectDetector | None = None
         self._processing = self._reading_paused = self._writing_paused = self._is_tls = False
@@ -79,8 +81,7 @@ class ClientConnection(ResponseTransport):
         self._write_bytes = self._transport.write
         self._is_tls = transport.get_extra_info("sslcontext") is not None
         self._transport.set_write_buffer_limits(high=self._limits.write_high_bytes)
-        self._listener.add(self)
-        excess = len(self._listener.connections) - self._listener.max_connections
+        excess = self._listener.add(self)
         if excess > self._limits.reserved_descriptors // 2:  # refusals that clients have not read take descriptors too
             self._state = _LINGERING
             reset_transport(self._transport)
@@ -124,6 +125,7 @@ class ClientConnection(ResponseTransport):
         self._discard_unread()
         self._request_bytes = 0
         self._account_buffered_bytes()
+        self._set_caller(ANONYMOUS)
         response, self._response = self._response, None
         if response is not None:
             response.on_connection_lost()
@@ -223,6 +225,11 @@ class ClientConnection(ResponseTransport):
             return True
         return self._state != _CLOSED and self._transport.get_write_buffer_size() > 0
 
+    @property
+    def is_idle(self) -> bool:
+        """True if no request with an accepted head is read or answered, and nothing is unsent."""
+        return self._state == _READING and self._awaited != AWAITING_BODY_END and not self.unsent_bytes()
+
     # --- called by the listener, when the gateway drains
 
     def shorten_idle_timeout(self) -> None:
@@ -284,7 +291,7 @@ class ClientConnection(ResponseTransport):
             if self._awaited != awaited:
                 if self._parser.head is not None:
                     caller = self._listener.handler.admit_body(self._parser.head, self.client_address())
-                    self.caller = caller_key(caller)
+                    self._set_caller(caller_key(caller))
                 self._body_deadline = now + limits.body_seconds
                 if self._parser.needs_100_continue:
                     self._transport.write(_CONTINUE_RESPONSE)
@@ -319,13 +326,19 @@ class ClientConnection(ResponseTransport):
         request.internal_id = internal_id
         listener.handler.handle(request, response)
         if not self._caller_bytes:
-            self.caller = caller_key(request.caller)
+            self._set_caller(caller_key(request.caller))
         if self._state == _RESPONDING:
             self._account_buffered_bytes()
             if self._eof_received:
                 self._probe_client()
             elif self._reading_paused:
                 self._watch_for_disconnect()
+
+    def _set_caller(self, caller: CallerKey) -> None:
+        if caller != self.caller:
+            self._listener.count_caller_connection(self.caller, -1)
+            self._listener.count_caller_connection(caller, 1)
+            self.caller = caller
 
     def _account_buffered_bytes(self) -> None:
         """Reports the buffered bytes to the listener. Refuses what is incomplete above its limits.

@@ -1,6 +1,7 @@
 """The listener of a port: its handler, and what its connections share."""
 
 import asyncio
+import heapq
 import time
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -13,6 +14,8 @@ from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.http.send_rate import SendRateMonitor
 
+_MAX_CLOSED_AT_ONCE: Final = 64
+_CLOSED_FRACTION: Final = 64  # of the connections, at most
 COUNTED_BYTES: Final = 16_384
 """Larger requests are counted by caller; smaller ones of all connections do not fill the limit."""
 _LARGE_BODY_BYTES: Final = 65_536  # above the first threshold, only larger requests are refused
@@ -74,10 +77,17 @@ class RequestHandler(Protocol):
 class OpenConnection(Protocol):
     """A connection as the listener sees it.
 
-    caller: of its last request.
+    caller: of its last request; anonymous before the first.
+    number: set by the listener; grows with each connection.
     """
 
     caller: CallerKey
+    number: int
+
+    @property
+    def is_idle(self) -> bool:
+        """True if no request with an accepted head is read or answered, and nothing is unsent."""
+        ...
 
     @property
     def is_busy(self) -> bool:
@@ -141,6 +151,9 @@ class Listener:
         self.unparsed_bytes = 0
         """Bytes of incomplete heads, and read ahead."""
         self.under_memory_pressure = False
+        self.has_api_keys = False
+        self._accepted_count = 0
+        self._caller_connections: dict[CallerKey, int] = {}
         self._caller_bytes: dict[CallerKey, int] = {}
         self._cached_date = (0, "")
 
@@ -150,10 +163,52 @@ class Listener:
         """
         self.under_memory_pressure = self.send_rate.under_memory_pressure = under_pressure
 
-    def add(self, connection: OpenConnection) -> None:
-        """Adds a connection that was accepted."""
+    def add(self, connection: OpenConnection) -> int:
+        """Adds a connection that was accepted. Returns how many there are beyond the limit, which
+        idle ones make room for.
+        """
+        self._accepted_count += 1
+        connection.number = self._accepted_count
+        excess = len(self.connections) + 1 - self.max_connections
+        if excess > 0:
+            self._close_idle(excess)
+            excess = len(self.connections) + 1 - self.max_connections
         self.connections.add(connection)
         self.send_rate.start()
+        return excess
+
+    def _close_idle(self, excess: int) -> None:
+        """Closes the oldest idle connections. Those that have shown no key go first, with a reset.
+
+        Why: whoever opens connections and sends nothing would keep all others out. More than one is
+        closed, since all connections are looked at.
+        """
+        idle = [connection for connection in self.connections if connection.is_idle]
+        strangers = [connection for connection in idle if connection.caller == ANONYMOUS] if self.has_api_keys else []
+        count = max(excess, min(_MAX_CLOSED_AT_ONCE, self.max_connections // _CLOSED_FRACTION))
+        for connection in heapq.nsmallest(count, strangers, key=_number):
+            self.connections.discard(connection)
+            connection.reset()
+        if not strangers:
+            for connection in heapq.nsmallest(count, idle, key=_number):
+                connection.close()
+
+    def count_caller_connection(self, caller: CallerKey, change: int) -> None:
+        """Counts a connection whose last request had a caller's key."""
+        if caller == ANONYMOUS:
+            return
+        count = self._caller_connections.get(caller, 0) + change
+        if count:
+            self._caller_connections[caller] = count
+        else:
+            self._caller_connections.pop(caller, None)
+
+    def check_caller_connections(self, caller: CallerKey) -> None:
+        """Raises Overloaded if a caller has more connections than its share."""
+        if self._caller_connections.get(caller, 0) > self.limits.caller_connections_share * self.max_connections:
+            hint = "send requests over fewer connections, or try again later"
+            headers = (("retry-after", "1"),)
+            raise Overloaded("this caller has too many connections", hint=hint, headers=headers)
 
     def count_caller_bytes(self, caller: CallerKey, change: int) -> None:
         """Counts bytes of a request over `COUNTED_BYTES` that were added or, below 0, dropped."""
@@ -226,6 +281,10 @@ class Listener:
         """Closes every connection."""
         for connection in list(self.connections):
             connection.close()
+
+
+def _number(connection: OpenConnection) -> int:
+    return connection.number
 
 
 def bodies_error() -> Overloaded:

@@ -121,6 +121,7 @@ class Gateway(RequestLifecycle):
         self.listener = Listener(
             self, clock=runtime.clock, limits=limits, loop=runtime.loop, create_request_id=create_request_id
         )
+        self.listener.has_api_keys = secrets.api_keys is not None
         self.memory_pressure = MemoryPressure(limits, memory_share, self.listener.set_memory_pressure)
         self.memory_pressure.start(runtime.loop)
         self._api_keys = secrets.api_keys
@@ -250,7 +251,9 @@ class Gateway(RequestLifecycle):
         if observers is not None:
             http_request.client_address = response.client_address()
         try:
-            http_request.caller = self.check_headers(http_request.head)
+            caller = http_request.caller = self.check_headers(http_request.head)
+            if caller is not None:
+                self.listener.check_caller_connections(caller_key(caller))
             if self.memory_pressure.max_body_bytes is not None:
                 self.memory_pressure.check_body(len(http_request.body))
             if len(http_request.body) > COUNTED_BYTES:
