@@ -23,8 +23,9 @@ class HttpLimits:
     keepalive_idle_seconds: float = limit(75.0, "an idle client connection is closed")
     connections: int = limit(
         20_000,
-        "client connections of one worker; for more, idle ones are reset, or the next gets 503. Fewer where the limit of open files, less "
-        "`instance_descriptors` for each instance and `reserved_descriptors`, is lower; the log and `/readyz` say so",
+        "client connections of one worker; for more, idle ones are closed, or the next gets 503. Fewer where the limit "
+        "of open files, less `instance_descriptors` for each instance and `reserved_descriptors`, is lower; the log and "
+        "`/readyz` say so",
     )
     caller_connections_share: float = limit(
         0.9,

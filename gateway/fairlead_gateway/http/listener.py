@@ -180,8 +180,8 @@ class Listener:
     def _close_idle(self, excess: int) -> None:
         """Closes the oldest idle connections. Those that have shown no key go first, with a reset.
 
-        Why: whoever opens connections and sends nothing would keep all others out. More than one is
-        closed, since all connections are looked at.
+        Why: a client that opens connections and sends nothing would keep all others out. More than
+        one is closed, since all connections are looked at.
         """
         idle = [connection for connection in self.connections if connection.is_idle]
         strangers = [connection for connection in idle if connection.caller == ANONYMOUS] if self.has_api_keys else []
