@@ -24,7 +24,7 @@ DEMO ?=
 LOCKS := requirements/dev.txt requirements/audit.txt requirements/docs.txt requirements/locking.txt
 BENCH = $(RUN) -m fairlead_bench $(if $(wildcard $(TRACE)),--trace $(TRACE))
 
-.PHONY: help up demo test test-tools lint e2e e2e-vllm cluster-up cluster-down bench soak nightly compile generate docs lock audit sbom clean env
+.PHONY: help up demo test test-tools lint e2e e2e-vllm cluster-up cluster-down bench soak nightly compile generate docs release lock audit sbom clean env
 
 help: ## print the targets
 	@sed -n 's/^\([a-z0-9%-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{ i = index($$0, ": "); printf "  %-14s %s\n", $$1, substr($$0, i + 2) }'
@@ -93,6 +93,9 @@ generate: env ## write CRDs, chart files and reference pages from the types
 
 docs: ## build the documentation site, without a warning, into out/site
 	@$(PYTHON) scripts/docs_site.py $(ARGS)
+
+release: env ## write the files of a release into dist/; ARGS="wheel --out DIR" for some of them
+	@$(RUN) scripts/release $(ARGS)
 
 # Wheels that a lock names by hash, and nothing else: building a source distribution would run code that no hash pins.
 LOCKED_PIP = -m pip install -q --disable-pip-version-check --no-deps --require-hashes --only-binary :all:

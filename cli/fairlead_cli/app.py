@@ -89,6 +89,9 @@ VERBS: Final = {
         "operations.support_bundle:support_bundle",
         "Write a redacted archive of an installation, for support.",
     ),
+    "version": Verb(
+        OPERATE, "version:version", "Show the version of this program, and of the installation in a cluster."
+    ),
     "lint": Verb(
         TOOLS, "manifests.lint:lint", "Check manifests and fleet files: line, field and fix for every problem."
     ),

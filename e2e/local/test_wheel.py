@@ -1,0 +1,109 @@
+"""A release's wheel on a machine with Python and a package registry: installed as the pages say,
+without a compiler.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import openai
+import pytest
+
+from e2e.local.fresh_environment import FreshEnvironment
+from fairlead import __version__
+from fairlead.distribution import WHEEL
+from fairlead_testing.processes import descendants, wait_until
+
+ROOT = Path(__file__).parents[2]
+FIRST_TOKEN_SECONDS = 60.0
+"""A promise of the release: from the start of `fairlead up` to the first token."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningUp:
+    """A ``fairlead up`` with its first lines. started: of its command, by the monotonic clock."""
+
+    process: subprocess.Popen[str]
+    url: str
+    started: float
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> FreshEnvironment:
+    """The wheel of ``make release`` in a new virtual environment."""
+    folder = tmp_path_factory.mktemp("laptop")
+    release = [sys.executable, "scripts/release", "wheel", "--out", str(folder / "dist")]
+    subprocess.run(release, cwd=ROOT, check=True, capture_output=True)
+    environment = FreshEnvironment(folder)
+    environment.pip("install", "--only-binary", ":all:", str(folder / "dist" / WHEEL))
+    return environment
+
+
+@pytest.fixture
+def up(installed: FreshEnvironment) -> Iterator[RunningUp]:
+    """``fairlead up`` on free ports, with the bundled example, until Ctrl-C."""
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [installed.program("fairlead"), "up", "--listen", ":0", "--manage", ":0", "--plain"],
+        cwd=installed.folder,
+        env=installed.variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("ready"):
+            break
+    else:
+        pytest.fail("fairlead up ended without a ready line:\n" + "".join(lines))
+    yield RunningUp(process, next(word for word in lines[-1].split() if word.startswith("http")).rstrip("/"), started)
+    children = descendants(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), "no process is left")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_fairlead_up_streams_a_token_soon_after_the_installation(up: RunningUp) -> None:
+    with openai.OpenAI(base_url=f"{up.url}/v1", api_key="none", max_retries=0) as client:
+        model = next(iter(client.models.list())).id
+        messages = [{"role": "user", "content": "Why is the sky blue?"}]
+        stream = client.chat.completions.create(model=model, messages=messages, max_tokens=8, stream=True)  # type: ignore[call-overload]
+        text = next(piece.choices[0].delta.content for piece in stream if piece.choices[0].delta.content)
+    seconds = time.monotonic() - up.started
+    print(f"first token {text!r} after {seconds:.1f} s")
+    assert seconds < FIRST_TOKEN_SECONDS
+
+
+def test_no_compiler_was_within_reach(installed: FreshEnvironment) -> None:
+    for compiler in ("cc", "gcc", "clang", "go", "rustc"):
+        done = subprocess.run(["/bin/sh", "-c", f"command -v {compiler}"], env=installed.variables, check=False)
+        assert done.returncode != 0, compiler
+
+
+def test_the_first_commands_work_without_an_extra(installed: FreshEnvironment) -> None:
+    assert installed.run("fairlead", "--version").stdout.strip() == __version__
+    lint = installed.run("fairlead", "lint", str(ROOT / "examples" / "01-smallest.yaml"))
+    assert (lint.returncode, lint.stderr) == (0, "")
+    for words in (["demo", "--help"], ["chat", "--help"], ["status", "--help"], ["completion", "bash"]):
+        assert installed.run("fairlead", *words).returncode == 0, words
+    kubectl = installed.run("kubectl-fairlead", "status", "--kubeconfig", str(installed.folder / "absent"))
+    assert kubectl.returncode == 3
+    assert "Traceback" not in kubectl.stderr
+
+
+def test_the_operator_works_with_its_extra_and_names_it_without(installed: FreshEnvironment) -> None:
+    missing = installed.run("fairlead-operator")
+    assert missing.returncode == 2
+    assert f"pip install '{WHEEL}[operator]'" in missing.stderr
+    installed.pip("install", "--only-binary", ":all:", f"{installed.folder / 'dist' / WHEEL}[operator]")
+    assert "this needs" not in installed.run("fairlead-operator").stderr

@@ -1,0 +1,49 @@
+"""``make release``: writes the files of a release into ``dist/``.
+
+A part is a function of :class:`ReleaseRun` that writes files and returns them. Parts run in the
+order of ``PARTS``. Name some to make only these.
+
+The last parts describe the files that the earlier ones wrote.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from scripts.release.release_run import ROOT, Part, ReleaseError, ReleaseRun
+from scripts.release.wheel import build_wheel
+
+PARTS: Final[dict[str, Part]] = {
+    "wheel": build_wheel,
+}
+"""Part → what makes it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 0 when all files were written, 1 when a part failed."""
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python scripts/release",
+        description=summary,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist", metavar="DIR", help="where to (dist)")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.parts) - PARTS.keys():
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    folder = options.out.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    run = ReleaseRun(ROOT, folder)
+    try:
+        for name, part in PARTS.items():
+            if not options.parts or name in options.parts:
+                for path in part(run):
+                    print(path.relative_to(folder), flush=True)
+    except ReleaseError as error:
+        print(f"release: {error}", file=sys.stderr)
+        return 1
+    return 0

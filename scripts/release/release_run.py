@@ -1,0 +1,55 @@
+"""One run of the release: where it reads and where it writes, and the error that ends it."""
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairlead import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class ReleaseError(Exception):
+    """Raised when a part of the release cannot be made; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseRun:
+    """What every part of a release is given.
+
+    root: the sources.
+
+    folder: where files are written.
+    """
+
+    root: Path
+    folder: Path
+    version: str = __version__
+
+    def environment(self) -> dict[str, str]:
+        """Returns the environment of a tool, without what changes the bytes that it writes."""
+        return {name: value for name, value in os.environ.items() if name != "SOURCE_DATE_EPOCH"} | {
+            "LC_ALL": "C.UTF-8",
+            "TZ": "UTC",
+        }
+
+    def run(self, *command: str) -> None:
+        """Runs a tool in the sources. Raises ReleaseError with its last lines."""
+        done = subprocess.run(
+            command, cwd=self.root, env=self.environment(), capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise ReleaseError(f"{' '.join(command)} failed:\n{(done.stderr or done.stdout)[-2000:]}")
+
+
+Part = Callable[[ReleaseRun], Iterable[Path]]
+"""Writes files into the folder and returns them. The same sources give the same bytes."""
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
