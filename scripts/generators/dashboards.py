@@ -194,7 +194,10 @@ def engines() -> Dashboard:
 def control_plane() -> Dashboard:
     """Returns the dashboard of operator, gateways and Redis."""
     return Dashboard(
-        "control-plane", "Fairlead / Control plane", (*_operators(), *_gateways(), *_indexers()), models=False
+        "control-plane",
+        "Fairlead / Control plane",
+        (*_operators(), *_autoscalers(), *_gateways(), *_indexers()),
+        models=False,
     )
 
 
@@ -229,6 +232,53 @@ def _operators() -> Rows:
         Panel("Dropped Kubernetes events", [worked("events_dropped", "events")], "ops"),
     )
     return (("Operator", working), ("Watches", hearing))
+
+
+def _autoscalers() -> Rows:
+    def by_pod(metric: str, legend: str = "{{pod}}") -> tuple[str, str]:
+        return _sum(_A + metric, "pod", where=_HERE, of="max"), legend
+
+    def by_model(metric: str, legend: str, of: str = "max") -> tuple[str, str]:
+        return _sum(_A + metric, "model", where=_HERE, of=of), legend
+
+    def counted(metric: str, legend: str, by: str = "pod") -> tuple[str, str]:
+        return _rate(f"{_A}{metric}_total", by, where=_HERE), legend
+
+    process = (
+        Panel("Autoscaler leader", [by_pod("leads")], description="1 for the replica that leads and writes."),
+        Panel("Duration of a tick", [by_pod("tick_seconds")], "s"),
+        Panel("Ticks", [counted("ticks", "{{pod}}"), counted("ticks_skipped", "{{pod}} skipped")], "ops"),
+    )
+    gateways = (by_pod("gateways", "{{pod}} known"), by_pod("gateways_missing", "{{pod}} missing"))
+    decisions = (
+        Panel("Age of the last scaling decision", [by_model("decision_age_seconds", "{{model}}")], "s"),
+        Panel("Gateways that the autoscaler reads", gateways),
+        Panel("Scaling is frozen", [by_pod("frozen")], description="1 while no number is written."),
+    )
+    numbers = (
+        Panel(
+            "Replicas decided and ready",
+            [
+                by_model("wanted_replicas", "{{model}} decided", "sum"),
+                by_model("ready_replicas", "{{model}} ready", "sum"),
+            ],
+        ),
+        Panel(
+            "Written replica counts",
+            [
+                counted("writes", "{{model}} {{direction}}", "model, direction"),
+                counted("write_errors", "{{model}} failed", "model"),
+            ],
+            "ops",
+        ),
+        Panel(
+            "Cost of the planned replicas",
+            [by_model("usd_per_hour", "{{model}}")],
+            "currencyUSD",
+            "US dollars an hour.",
+        ),
+    )
+    return (("Autoscaler", process), ("Scaling decisions", decisions), ("Scaled replicas", numbers))
 
 
 def _indexers() -> Rows:
