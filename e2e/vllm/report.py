@@ -54,7 +54,10 @@ class ReportPart:
 @dataclass(slots=True)
 class VllmReport:
     """All parts. Parts that a former run wrote into the same file stay, as long as the versions are
-    the same."""
+    the same.
+
+    versions: of what is under test; a digest of code is one, too.
+    """
 
     versions: Mapping[str, str]
     parts: dict[str, ReportPart] = field(default_factory=dict)
@@ -100,13 +103,14 @@ class VllmReport:
         before = json.loads(path.read_text()) if path.exists() else {}
         if before.get("versions") != dict(self.versions):
             before = {}
-        whole = {
+        whole: Numbers = {
             "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
             "python": platform.python_version(),
             "versions": dict(self.versions),
             "parts": {**before.get("parts", {}), **{name: part.summary() for name, part in self.parts.items()}},
-            "conformance": self.conformance or before.get("conformance"),
         }
+        if conformance := self.conformance or before.get("conformance"):
+            whole["conformance"] = conformance
         path.write_text(json.dumps(whole, indent=1) + "\n")
 
 

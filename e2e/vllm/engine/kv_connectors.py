@@ -27,6 +27,7 @@ _HOST = "127.0.0.1"
 _LEASE_SECONDS = 30
 _PLUGIN = "no_accelerator"
 _TIER = "cpu_tier"
+_LIBRARY = "libibverbs1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +84,11 @@ def cpu_tier(folder: Path, size: int) -> KvConnector:
 
 
 def mooncake(installed: Installation) -> KvConnector:
-    """Installed when it is not there yet. Raises RuntimeError where the system's library is
-    missing."""
-    if ctypes.util.find_library("ibverbs") is None:
-        raise RuntimeError("Mooncake's wheel needs the system's libibverbs.so.1 (Debian: libibverbs1)")
+    """Installed when it is not there yet, as root with the system's library.
+
+    Raises RuntimeError where that library is missing.
+    """
+    _install_library()
     folder = installed.folder / MOONCAKE.replace("==", "-")
     if not folder.exists():
         making = folder.with_name(f"{folder.name}.{os.getpid()}")
@@ -96,6 +98,15 @@ def mooncake(installed: Installation) -> KvConnector:
     _put_plugin(folder)
     version = {"mooncake": MOONCAKE.partition("==")[2]}
     return KvConnector("mooncake", "MooncakeConnector", {"mooncake_protocol": "tcp"}, folder, version)
+
+
+def _install_library() -> None:
+    """Installs Debian's ``libibverbs1`` where it is missing."""
+    if ctypes.util.find_library("ibverbs") is None and os.geteuid() == 0:
+        for words in (("update",), ("install", "-y", "--no-install-recommends", _LIBRARY)):
+            subprocess.run(["apt-get", "-qq", *words], check=False, stdout=sys.stderr)
+    if ctypes.util.find_library("ibverbs") is None:
+        raise RuntimeError(f"Mooncake's wheel needs the system's libibverbs.so.1 (Debian: {_LIBRARY})")
 
 
 def _put_plugin(folder: Path) -> None:
