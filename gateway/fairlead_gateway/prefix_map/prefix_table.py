@@ -133,14 +133,18 @@ class PrefixTable:
 
     def chain(self, digest: int) -> list[int]:
         """Returns the byte blocks from the start of the prompt to this one; empty if one is
-        unknown.
+        unknown, or if they are no chain.
+
+        Why: alignments in Redis may be forged so that blocks follow each other in a circle.
         """
         found: list[int] = []
         links = self._links
+        index = -1
         while digest:
             link = links.get(digest)
-            if link is None:
+            if link is None or (found and link.index != index - 1):
                 return []
+            index = link.index
             found.append(digest)
             digest = link.previous
         found.reverse()

@@ -75,6 +75,7 @@ MAX_HEAVY_LOAD: Final = 4.0
 is bounded.
 """
 _PRIOR_ANSWERS: Final = 4.0
+_MAX_OUTPUT: Final = 131_072.0  # tokens; one engine that reports more does not decide for all
 _MAX_ANSWERS: Final = 200.0
 _PROMPT_BANDS: Final = 24
 
@@ -284,7 +285,7 @@ class AcceleratorSelector:
         """Learns the output tokens of a response to a prompt of `prompt` tokens."""
         band = _prompt_band(prompt)
         remembered = min(1.0, _MAX_ANSWERS / self._answer_counts[band])
-        self._output_sums[band] = self._output_sums[band] * remembered + output
+        self._output_sums[band] = self._output_sums[band] * remembered + min(output, _MAX_OUTPUT)
         self._answer_counts[band] = self._answer_counts[band] * remembered + 1.0
 
     def rank(

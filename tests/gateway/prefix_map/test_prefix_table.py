@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead_gateway.prefix_map.prefix_table import PrefixTable, common_prefix
-from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment, exact_alignment
+from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment, estimate_alignment, exact_alignment
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 
 START = chain_root("default/tiny")
@@ -213,3 +213,13 @@ def test_equal_tokens_of_every_prompt_make_no_prompt_slower_to_learn() -> None:
     assert sorted(table.linked_blocks(7)) == list(range(40_001, 60_001))
     table.clear()
     assert not table.linked_blocks(7)
+
+
+def test_forged_alignments_that_form_a_circle_have_no_chain() -> None:
+    table = PrefixTable(max_links=2, max_token_hashes=100)
+    for hashes in ([1, 2], [2], [3], [2, 1]):  # block 1 is dropped, then follows the block that followed it
+        table.learn(PromptAlignment(hashes, [7, 8], [1] * len(hashes), 16))
+    assert set(dict(table.items())) == {1, 2}
+    assert table.chain(1) == table.chain(2) == []
+    table.learn(PromptAlignment([4, 5], [7, 8], [1, 2], 16))
+    assert table.chain(5) == [4, 5]

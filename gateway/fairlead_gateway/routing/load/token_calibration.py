@@ -34,7 +34,7 @@ class TokenCalibration:
         if estimated_tokens < MIN_SCALE_TOKENS:
             return
         if cached_tokens is not None:
-            share = cached_tokens / (prompt_tokens or estimated_tokens * self.scale)
+            share = min(1.0, cached_tokens / (prompt_tokens or estimated_tokens * self.scale))
             self.unforeseen_share += UNFORESEEN_SMOOTHING * (max(0.0, share - matched_share) - self.unforeseen_share)
         if prompt_tokens:
             ratio = min(MAX_SCALE, max(1 / MAX_SCALE, prompt_tokens / estimated_tokens))

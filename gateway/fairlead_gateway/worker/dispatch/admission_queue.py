@@ -310,6 +310,8 @@ class ModelAdmission:
             output = context.result.output_tokens
             if request.sequences > 1:
                 output, output_tokens = _of_each(output, request.sequences), _of_each(output_tokens, request.sequences)
+            if output is not None and request.max_tokens:
+                output = min(output, int(request.max_tokens))
         if context.admission.admitted is not None and not self._is_disaggregated:
             self._settle(context, is_complete, output, now)
         if is_complete and output_tokens != output:  # resumed: another engine made the beginning
@@ -327,7 +329,9 @@ class ModelAdmission:
         assert request is not None
         queued = request.queued
         if is_complete and output_tokens is not None:
-            self._policy.settle(queued, self._decode_seconds(context, output_tokens))
+            # No answer takes longer than its request was in flight, whatever the engine reports.
+            longest = math.inf if dispatched_at is None else max(queued.decode_seconds, now - dispatched_at)
+            self._policy.settle(queued, min(longest, self._decode_seconds(context, output_tokens)))
         elif dispatched_at is not None:
             tokens = self._policy.kv_capacity.elapsed_output(context.route_request.id, dispatched_at, now)
             self._policy.settle(queued, max(queued.decode_seconds, self._decode_seconds(context, tokens)))

@@ -7,7 +7,7 @@ import msgspec
 
 from fairlead_gateway.worker.upstream.response_schemas import ERROR_DECODER, UsageFields
 
-_MAX_TOKENS: Final = 1 << 40
+_MAX_TOKENS: Final = 1 << 31  # more than the largest `n` times the largest `max_tokens`
 
 
 class Usage:

@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -23,7 +24,7 @@ from fairlead_gateway.prefix_map.prompt_alignment import (
     exact_alignment,
 )
 from fairlead_gateway.supervisor.kv_index.alignment_store import PAGE_ENTRIES, AlignmentStore
-from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD
+from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD, secret_fingerprint
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.redis.valkey import Valkey
@@ -129,6 +130,38 @@ def test_a_conversation_is_one_entry_whichever_gateway_learns_it(server: Valkey)
         assert [len(lesson.hashes) for lesson in late.taken] == [11]
 
     check(server, work, side(server.url, "a"), side(server.url, "b"))
+
+
+def test_flood_of_alignments_leaves_most_of_the_process_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = [
+        (
+            b"1-%d" % number,
+            {GATEWAY_FIELD: b"x", DATA_FIELD: encode_alignment(lesson_of(number), secret=secret_fingerprint(SECRET))},
+        )
+        for number in range(1, PAGE_ENTRIES + 1)
+    ]
+    seconds = [0.0]
+    pauses: list[float] = []
+    pages: list[object] = []
+
+    class EndlessLink:
+        async def run(self, commands: object) -> list[object]:
+            pages.append(commands)
+            return [page]
+
+    def learn(model: str, lesson: PromptAlignment) -> None:
+        seconds[0] += 0.25
+
+    async def pause(delay: float) -> None:
+        pauses.append(delay)
+
+    link: Any = EndlessLink()
+    store = AlignmentStore(link, "own", learn, secret=SECRET, limits=LIMITS, now=lambda: seconds[0])
+    store.set_models([KEY])
+    monkeypatch.setattr(asyncio, "sleep", pause)
+    asyncio.run(store.read())
+    assert pauses == [1.0] * len(pages) * PAGE_ENTRIES
+    assert len(pages) == 64, "an endless stream does not keep this gateway from writing"
 
 
 def test_a_wrong_alignment_is_deleted_for_later_gateways(server: Valkey) -> None:

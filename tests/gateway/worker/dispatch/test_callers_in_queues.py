@@ -5,11 +5,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet, Instance, Model, Role, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
-from fairlead_testing.engines.scripted import EngineCall, ScriptedEngine, scripted_engine, well_behaved
+from fairlead_testing.engines.scripted import EngineCall, ScriptedEngine, scripted_engine, token, usage, well_behaved
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, request
 from fairlead_testing.waiting import wait_until
@@ -122,6 +124,34 @@ def test_answers_are_charged_as_expected_and_then_as_they_were() -> None:
         assert fourfold.decode_seconds % 4.0 == 0.0
 
     run_async(with_scene(use))
+
+
+@pytest.mark.parametrize("tokens", [2**31, 2**31 + 1, 10**30])
+def test_engine_that_reports_billions_of_tokens_ruins_no_caller(tokens: int) -> None:
+    async def script(call: EngineCall) -> None:
+        await steps.turns.acquire()
+        await call.start_stream()
+        await call.event(token("a", "stop"))
+        await call.event(usage(7, 4, tokens))
+        await call.finish()
+
+    async def main() -> None:
+        async with (
+            scripted_engine(script) as engine,
+            running_gateway(slow_fleet([engine.url]), api_keys=accepted_keys()) as running,
+        ):
+            scene = Scene(running, engine, steps)
+            tasks = [scene.send("flood", "f0"), await scene.send_queued("steady", "s0", max_tokens=100)]
+            policy = running.gateway.stack.admission._models[MODEL_KEY]._policy
+            (queued,) = policy._queue.requests()
+            await scene.finish()
+            assert [(await task).status for task in tasks] == [200, 200]
+            await wait_until(lambda: running.gateway.inflight_count() == 0)
+            assert queued.decode_seconds <= 100.0
+            assert policy._queue._fair_share.served_seconds("steady") < 1_000.0
+
+    steps = StepwiseEngine()
+    run_async(main())
 
 
 def disaggregated_fleet(prefill: str, decode: str) -> Fleet:
