@@ -1,4 +1,4 @@
-"""The distribution that a registry or a release calls Fairlead, and messages about absent packages."""
+"""The name of the distribution in registries and releases, and messages about absent packages."""
 
 from typing import Final
 

@@ -18,7 +18,7 @@ class ReleaseError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRun:
-    """What every part of a release is given.
+    """The inputs of every part of a release.
 
     root: the sources.
 

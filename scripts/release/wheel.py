@@ -10,7 +10,7 @@ from scripts.release.release_run import ReleaseError, ReleaseRun
 
 
 def build_wheel(run: ReleaseRun) -> Iterator[Path]:
-    """Builds the wheel with the locked hatchling, which writes the same bytes for the same sources."""
+    """Builds the wheel with the locked hatchling: the same sources give the same bytes."""
     with tempfile.TemporaryDirectory(dir=run.folder) as work:
         run.run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", work)
         made = Path(work) / WHEEL

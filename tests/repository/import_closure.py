@@ -1,4 +1,4 @@
-"""Which packages of other projects a module of ours needs: the imports of all modules that it reaches.
+"""Third-party packages that a module needs: the imports of all modules that it reaches.
 
 Imports inside functions count, those for type checkers do not.
 """

@@ -1,4 +1,4 @@
-"""What `pip install` of the wheel brings, and what is said when something is missing."""
+"""Packages that `pip install` of the wheel brings, and messages about missing ones."""
 
 import importlib.metadata
 import re
@@ -23,7 +23,7 @@ from fairlead_gateway.supervisor.tokenizer import process
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 COMMANDS = ("up", "chat", "demo", "lint", "status", "local status")
-"""What works after `pip install` of the wheel without an extra."""
+"""Commands that work after `pip install` of the wheel without an extra."""
 STARTED_BY_UP = (
     "fairlead_gateway.__main__",
     "fairlead_gateway.worker.__main__",

@@ -45,7 +45,7 @@ class DefinitionVersions(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ServerVersions(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a cluster runs. problem: why components are not listed; empty when they are."""
+    """Versions in a cluster. problem: why components are not listed; empty when they are."""
 
     kubernetes: str
     components: tuple[ComponentVersion, ...]
