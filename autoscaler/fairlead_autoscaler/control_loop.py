@@ -1,9 +1,10 @@
 """Control loop: every few seconds it observes all models, decides, writes and records.
 
 A tick reads the scale target first, then the gateways. Each model's core gets its observation, the
-model's policy applies to the plan, and what differs is written. Queries of a core to a solver are
-solved between ticks, and the next tick brings the reply. While the scale target is unavailable
-nothing is decided.
+model's policy applies to the plan, and what differs is written. A tick waits for its writes for a
+second. Slower ones go on, and their models get no other write meanwhile. Queries of a core to a
+solver are solved between ticks, and the next tick brings the reply. While the scale target is
+unavailable nothing is decided.
 
 If a core fails, its model keeps its replicas for that tick, and a new core begins. A hint that a
 request is queued makes the next tick come early, `Limits.autoscaler_hinted_ticks_per_minute` times
@@ -25,6 +26,7 @@ from fairlead.api.spec.autoscaling import Autoscaling, ScalingMode
 from fairlead.errors import FairleadError
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.units import parse_duration
 from fairlead_autoscaler import enforcer
 from fairlead_autoscaler.collector.observation import GatewaySnapshot, SignalAges, build_observation
@@ -45,6 +47,12 @@ from fairlead_autoscaler.target import ModelState, ReplicaScaler, ScaleTarget
 STATE_EVERY = 60
 """Every 60th record carries the core's state before it, so that a replay can begin there."""
 _MINUTE = 60.0
+_WRITE_WAIT_SECONDS = 1.0
+_WRITES_OF_NAMESPACE = 16
+"""Models of one namespace whose numbers are written at the same time.
+
+Why: each write is a connection to the API server, and a namespace has any number of models.
+"""
 _OTHER_LEADS = "another replica of the autoscaler leads"
 _log = logging.getLogger("fairlead.autoscaler")
 _Entry = TypeVar("_Entry", bound=tuple[str, ...])
@@ -167,6 +175,8 @@ class ControlLoop:
         self._hints: dict[str, float] = {}
         self._early_ticks: list[float] = []
         self._tick_now = asyncio.Event()
+        self._writing: dict[str, asyncio.Task[None]] = {}
+        self._write_slots: dict[str, asyncio.Semaphore] = {}
         self.counters = LoopCounters()
         self.decided_at: float | None = None
         self.unavailable_reason: str | None = "no tick is complete yet"
@@ -175,11 +185,15 @@ class ControlLoop:
 
     async def run(self) -> None:
         """Ticks until it is cancelled."""
-        while True:
-            began = self._clock.now()
-            await self.tick()
-            self.counters.tick_seconds = self._clock.now() - began
-            await self._pause(began + self._limits.autoscaler_tick_seconds)
+        try:
+            while True:
+                began = self._clock.now()
+                await self.tick()
+                self.counters.tick_seconds = self._clock.now() - began
+                await self._pause(began + self._limits.autoscaler_tick_seconds)
+        finally:
+            for writing in list(self._writing.values()):
+                await cancel_and_wait(writing)
 
     async def _pause(self, until: float) -> None:
         """Waits until the next tick is due or a hint came, but at least the minimum time between
@@ -249,11 +263,43 @@ class ControlLoop:
         if self._parts.mix_solver is not None:
             self._parts.mix_solver.retain(self._runs.keys())
         self._hints = {key: at for key, at in self._hints.items() if now - at < enforcer.WAKE_SECONDS}
-        rulings = {key: self._decide(key, state, now) for key, state in states.items()}
+        rulings = {key: self._try_decide(key, state, now) for key, state in states.items()}
         self.counters.ticks += 1
         self.decided_at = now
         if self.is_leader:
-            await asyncio.gather(*(self._write(key, states[key], pools) for key, pools in rulings.items()))
+            await self._write_all(states, rulings)
+
+    def _try_decide(self, key: str, state: ModelState, now: float) -> dict[str, EnforcedPlan]:
+        """Returns the enforced plan of each pool of a model; none if it cannot be decided."""
+        try:
+            return self._decide(key, state, now)
+        except Exception as error:  # noqa: BLE001 - values of one model must not stop the others
+            _log.error("%s is not scaled: it cannot be decided", key, exc_info=error)
+            if key in self._runs:
+                self._runs[key].failure = f"it cannot be decided ({type(error).__name__}); no pool changes"
+            return {}
+
+    async def _write_all(
+        self, states: Mapping[str, ModelState], rulings: Mapping[str, Mapping[str, EnforcedPlan]]
+    ) -> None:
+        """Starts the writes of all models but those that still write, and waits a moment for them.
+
+        Why: one namespace may have thousands of pods whose marks take minutes to write.
+        """
+        self._writing = {key: task for key, task in self._writing.items() if not task.done()}
+        for key, pools in rulings.items():
+            if key not in self._writing:
+                self._writing[key] = asyncio.ensure_future(self._write_in_turn(key, states[key], pools))
+        if self._writing:
+            await asyncio.wait(self._writing.values(), timeout=_WRITE_WAIT_SECONDS)
+
+    async def _write_in_turn(self, key: str, state: ModelState, rulings: Mapping[str, EnforcedPlan]) -> None:
+        namespace = key.partition("/")[0]
+        async with self._write_slots.setdefault(namespace, asyncio.Semaphore(_WRITES_OF_NAMESPACE)):
+            try:
+                await self._write(key, state, rulings)
+            except Exception as error:  # noqa: BLE001 - values of one model must not stop the others
+                _log.error("%s could not be written", key, exc_info=error)
 
     def _forget_models(self, gone: Collection[str]) -> None:
         """Drops the state, problems and counts of models.
@@ -263,6 +309,8 @@ class ControlLoop:
         for key in gone:
             del self._runs[key]
         if gone:
+            namespaces = {key.partition("/")[0] for key in (*self._runs, *self._writing)}
+            self._write_slots = {name: slots for name, slots in self._write_slots.items() if name in namespaces}
             _drop_entries(self.problems, gone)
             _drop_entries(self.counters.writes, gone)
             _drop_entries(self.counters.refused, gone)
@@ -339,6 +387,8 @@ class ControlLoop:
             if not ruling.needs_write:
                 self.problems.pop((key, pool), None)
                 continue
+            if not self.is_leader:
+                return
             is_down = ruling.replicas < ruling.desired
             changes_asleep = ruling.asleep != ruling.asleep_desired
             order: tuple[str, ...] = ()

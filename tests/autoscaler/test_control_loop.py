@@ -283,3 +283,57 @@ def test_deleted_models_leave_no_counts_and_no_problems(made: Any) -> None:
     made.tick(loop)
     assert (loop.counters.writes, loop.counters.refused, loop.counters.decisions) == ({}, {}, {})
     assert loop.problems == {}
+
+
+def test_slow_writes_of_one_namespace_delay_no_tick_and_no_other_model(made: Any) -> None:
+    calm = "calm/m"
+    slow = [f"flood/m{number}" for number in range(40)]
+    made.models = {key: replace(made.state(2), model=replace(made.state(2).model, name=key)) for key in (*slow, calm)}
+    made.wants["main"] = 4
+    begun: list[str] = []
+    written: list[str] = []
+
+    async def scale(key: str, *rest: Any) -> None:
+        begun.append(key)
+        if key != calm:
+            await asyncio.Event().wait()
+        written.append(key)
+
+    made.scale = scale
+
+    async def ticks() -> None:
+        loop = made.loop(limits=replace(Limits(), autoscaler_cluster_seconds=3_600.0))
+        for number in range(2):
+            made.clock.advance(5.0)
+            await loop.tick()
+            assert loop.counters.ticks == number + 1
+        for task in loop._writing.values():
+            task.cancel()
+        await asyncio.gather(*loop._writing.values(), return_exceptions=True)
+
+    asyncio.run(ticks())
+    assert written == [calm, calm]
+    assert sum(key != calm for key in begun) == 16, "each is a connection, and waits for its end"
+
+
+def test_model_whose_values_no_rule_can_take_stops_no_other_model(made: Any) -> None:
+    broken = replace(made.state(2), policy=replace_policy(made.state(2).policy))
+    made.models["flood/m"] = replace(broken, model=replace(broken.model, name="flood/m"))
+    made.wants["main"] = 4
+    loop = made.loop()
+    made.tick(loop)
+    assert [(key, number) for key, _, number, _ in made.asked] == [(KEY, 4)]
+    assert loop.notes() == ["flood/m: it cannot be decided (ValueError); no pool changes"]
+
+
+def replace_policy(policy: Any) -> Any:
+    """Returns a policy whose bounds raise an error."""
+
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(policy, name)
+
+        def bounds_at(self, *given: Any) -> Any:
+            raise ValueError("no such hour")
+
+    return Broken()

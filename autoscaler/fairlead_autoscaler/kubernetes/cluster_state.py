@@ -91,30 +91,34 @@ def model_states(snapshot: ClusterSnapshot) -> dict[str, ModelState]:
         if model.spec is None or not is_scaled(model.spec):
             continue
         try:
-            state = _model_state(snapshot, model, model.spec)
-            states[model.key] = _limit_instances(state, model.namespace, listed, snapshot.most_instances)
+            room = _InstanceRoom(listed, model.namespace, snapshot.most_instances)
+            states[model.key] = _model_state(snapshot, model, model.spec, room)
         except Exception as error:  # noqa: BLE001  # objects of one namespace must not stop all others
             _LOG.error("%s is not scaled: its objects cannot be read (%s)", model.key, type(error).__name__)
     return states
 
 
-def _limit_instances(state: ModelState, namespace: str, listed: Counter[str], most: int) -> ModelState:
-    """Returns a state whose replicas have no instances beyond those that a namespace may have.
-
-    listed: instances so far, by namespace; is added to.
+@dataclass(frozen=True, slots=True)
+class _InstanceRoom:
+    """The instances that a namespace may still have.
 
     Why: each tick looks up each instance in all metrics of all gateways. The annotations of a pod
     may say that it has 1,024.
+
+    listed: instances so far, by namespace.
     """
-    pools = {}
-    for name, pool in state.pools.items():
-        replicas = []
-        for one in pool.replicas:
-            has_room = listed[namespace] + len(one.instances) <= most
-            replicas.append(one if has_room else replace(one, instances=()))
-            listed[namespace] += len(replicas[-1].instances)
-        pools[name] = replace(pool, replicas=tuple(replicas))
-    return replace(state, pools=pools)
+
+    listed: Counter[str]
+    namespace: str
+    most: int
+
+    def take(self, pod: Manifest) -> tuple[str, ...]:
+        """Returns the instances of a pod; none if there is no room for all of them."""
+        engine = parse_engine_info(annotations_of(pod))
+        if self.listed[self.namespace] + engine.data_parallel > self.most:
+            return ()
+        self.listed[self.namespace] += engine.data_parallel
+        return tuple(f"{uid_of(pod)}/{engine.port}/{rank}" for rank in range(engine.data_parallel))
 
 
 def is_scaled(spec: ModelDeploymentSpec) -> bool:
@@ -171,7 +175,9 @@ def foreign_writers(
     return writers
 
 
-def _model_state(snapshot: ClusterSnapshot, model: ParsedModel, spec: ModelDeploymentSpec) -> ModelState:
+def _model_state(
+    snapshot: ClusterSnapshot, model: ParsedModel, spec: ModelDeploymentSpec, room: _InstanceRoom
+) -> ModelState:
     workloads = {
         labels_of(workload).get(POOL_LABEL, ""): workload
         for workload in snapshot.workloads.get(model.key, ())
@@ -189,7 +195,7 @@ def _model_state(snapshot: ClusterSnapshot, model: ParsedModel, spec: ModelDeplo
         if workload is not None:
             desired_asleep = status.desired_asleep.get((model.key, pool.name), 0) if tier is not None else 0
             state = _pool_state(spec, workload, pods, desired_asleep)
-            replicas = tuple(_replicas(pods, snapshot.wall, pool.accelerator_class_name or "", status))
+            replicas = tuple(_replicas(pods, snapshot.wall, pool.accelerator_class_name or "", status, room))
             pools[pool.name] = replace(state, replicas=replicas)
     scaled = scaled_model(
         model.key,
@@ -265,20 +271,21 @@ def _is_replacing_only_group(workload: Manifest | None, pods: Iterable[Manifest]
     return any(labels_of(pod).get(POD_REVISION_LABEL, "") != revision for pod in pods if not is_deleting(pod))
 
 
-def _replicas(pods: Iterable[Manifest], wall: float, accelerator: str, status: SleepStatus) -> Iterable[Replica]:
+def _replicas(
+    pods: Iterable[Manifest], wall: float, accelerator: str, status: SleepStatus, room: _InstanceRoom
+) -> Iterable[Replica]:
     """Yields one replica for each pod that serves HTTP and has not ended, by name."""
     for pod in sorted(pods, key=name_of):
         if not is_engine_pod(pod):
             continue
         created = _parse_time(metadata_of(pod).get("creationTimestamp"), wall)
         ready_at = _ready_since(pod, wall)
-        engine = parse_engine_info(annotations_of(pod))
         yield Replica(
             id=name_of(pod),
             state=_replica_state(pod, status),
             age_seconds=max(0.0, wall - created),
             startup_seconds=None if ready_at is None else max(0.0, ready_at - created),
-            instances=tuple(f"{uid_of(pod)}/{engine.port}/{rank}" for rank in range(engine.data_parallel)),
+            instances=room.take(pod),
             node=accelerator,
             last_wake=status.last_wakes.get(uid_of(pod)),
         )

@@ -157,11 +157,13 @@ class ScaleWriter:
         """Marks pods that should sleep, so that gateways send them nothing, and pods that should
         wake.
         """
+        level = self._workloads.sleep_level(key) if steps.sleep else 1
+        to_sleep, to_wake = set(steps.sleep), set(steps.wake)
         for pod in pods:
             mark = parse_sleep_mark(annotations_of(pod))
-            if name_of(pod) in steps.sleep and mark is None:
-                wanted = SleepMark(self._workloads.sleep_level(key))
-            elif name_of(pod) in steps.wake and mark is not None:
+            if name_of(pod) in to_sleep and mark is None:
+                wanted = SleepMark(level)
+            elif name_of(pod) in to_wake and mark is not None:
                 wanted = SleepMark(mark.level, SleepPhase.WAKING)
             else:
                 continue

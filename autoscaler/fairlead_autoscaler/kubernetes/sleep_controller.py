@@ -16,8 +16,9 @@ rejects sleep, no engine of its pool and revision sleeps. One that is not awake 
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from fairlead.engines.sleep_mode import SleepRefused
 from fairlead.errors import FairleadError
@@ -30,6 +31,11 @@ from fairlead_autoscaler.core import WakeTiming
 from fairlead_autoscaler.kubernetes.sleep_labels import SleepStatus, pod_revision
 
 RECONCILE_SECONDS: Final = 1.0
+_STEPS_OF_NAMESPACE: Final = 64
+"""Pods of one namespace with a step in progress. Each has a connection, which an engine may delay.
+"""
+_MAX_REMEMBERED: Final = 4_096
+"""Pods whose wake time is remembered, and revisions that reject sleep."""
 _LOG: Final = logging.getLogger("fairlead.autoscaler")
 
 
@@ -102,8 +108,11 @@ class SleepController:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._asleep: set[str] = set()
         self._last_wakes: dict[str, WakeTiming] = {}
-        self._rejecting_pools: set[tuple[str, str, str]] = set()
+        self._rejecting_pools: dict[tuple[str, str, str], None] = {}
         self._waking_since: dict[str, float] = {}
+        self._round = 0
+        self._last_rounds: dict[str, int] = {}
+        """The last round in which a step of a pod began, by its uid."""
         self.problems: dict[str, str] = {}
 
     def status(self) -> SleepStatus:
@@ -140,17 +149,41 @@ class SleepController:
         if not self._is_leader():
             return
         released = self._pods.released_pools() if marked else ()
+        self._last_rounds = {uid: last for uid, last in self._last_rounds.items() if uid in uids}
+        self._round += 1
+        chosen = self._choose_pods(marked)
         for key, pods in marked.items():
             sleeping = sleeping_instances(pods)
             for pod in pods:
                 mark = parse_sleep_mark(annotations_of(pod))
-                if mark is None or is_deleting(pod) or not is_ready(pod) or uid_of(pod) in self._tasks:
+                if mark is None or uid_of(pod) not in chosen:
                     continue
+                self._last_rounds[uid_of(pod)] = self._round
                 if mark.phase is SleepPhase.ASLEEP and (key, labels_of(pod).get(POOL_LABEL, "")) in released:
                     step = self._try_write_mark(pod, SleepMark(mark.level, SleepPhase.WAKING))
                 else:
                     step = self._step(key, pod, mark, self._is_drained(key, pod, sleeping))
-                self._tasks[uid_of(pod)] = asyncio.get_running_loop().create_task(step, name=f"sleep-{name_of(pod)}")
+                self._tasks[uid_of(pod)] = asyncio.get_running_loop().create_task(step, name=f"{key}/{name_of(pod)}")
+
+    def _choose_pods(self, marked: Mapping[str, Sequence[Manifest]]) -> set[str]:
+        """Returns the uids of the pods whose next step begins now.
+
+        Of a namespace with too many, those that should wake come first, then those that have waited
+        longest.
+        """
+        running = Counter(task.get_name().partition("/")[0] for task in self._tasks.values())
+        ready: dict[str, list[tuple[bool, int, str]]] = {}
+        for key, pods in marked.items():
+            for pod in pods:
+                mark, uid = parse_sleep_mark(annotations_of(pod)), uid_of(pod)
+                if mark is not None and not is_deleting(pod) and is_ready(pod) and uid not in self._tasks:
+                    entry = (mark.phase is not SleepPhase.WAKING, self._last_rounds.get(uid, 0), uid)
+                    ready.setdefault(key.partition("/")[0], []).append(entry)
+        return {
+            uid
+            for namespace, entries in ready.items()
+            for *_, uid in sorted(entries)[: max(0, _STEPS_OF_NAMESPACE - running[namespace])]
+        }
 
     def _is_drained(self, key: str, pod: Manifest, sleeping: int) -> bool:
         """Whether all gateways answer, know of every sleeping instance, and have no request in
@@ -188,7 +221,8 @@ class SleepController:
         except FairleadError as error:
             self._set_problem(name, str(error))
             if mark.phase is SleepPhase.ASLEEP and isinstance(error, SleepRefused):
-                self._rejecting_pools.add((key, labels_of(pod).get(POOL_LABEL, ""), pod_revision(pod)))
+                self._rejecting_pools[key, labels_of(pod).get(POOL_LABEL, ""), pod_revision(pod)] = None
+                _drop_oldest(self._rejecting_pools)
                 await self._try_write_mark(pod, None)
             elif mark.phase is SleepPhase.WAKING and self._is_overdue(uid):
                 await self._try_write_mark(pod, SleepMark(mark.level, SleepPhase.STUCK))
@@ -211,6 +245,7 @@ class SleepController:
             self._last_wakes[uid] = WakeTiming(
                 mark.level, 1 if before is None else before.number + 1, self._clock.now() - began
             )
+            _drop_oldest(self._last_wakes)
         self._asleep.discard(uid)
         await self._marks.write_sleep_mark(pod, None)
         _LOG.info("%s/%s is awake", key, name_of(pod))
@@ -229,6 +264,12 @@ class SleepController:
             await self._marks.write_sleep_mark(pod, mark)
         except FairleadError as error:
             self._set_problem(name_of(pod), str(error))
+
+
+def _drop_oldest(entries: dict[Any, Any]) -> None:
+    """Removes the oldest entries above the limit: pods and revisions come and go without end."""
+    while len(entries) > _MAX_REMEMBERED:
+        del entries[next(iter(entries))]
 
 
 def sleeping_instances(pods: Iterable[Manifest]) -> int:

@@ -103,12 +103,13 @@ def plan_sleep_steps(state: PoolSleepState, replicas: int, asleep: int, removal_
     def ordered(names: Iterable[str]) -> list[str]:
         return sorted(names, key=lambda name: (ranks.get(name, len(ranks)), name))
 
-    ready = ordered(name for name in state.serving if name not in state.starting)
+    starting = set(state.starting)
+    ready = ordered(name for name in state.serving if name not in starting)
     wake = state.asleep[: max(0, replicas - len(ready))]
-    sleeping = [name for name in state.asleep if name not in wake]
+    sleeping = state.asleep[len(wake) :]
     spare = ready[: max(0, len(ready) + len(wake) - replicas)]
     sleep = spare[: max(0, asleep - len(sleeping))]
-    serving = [name for name in ready if name not in sleep]
+    serving = ready[len(sleep) :]
     removals = (*state.stuck, *ordered(state.starting), *sleeping[asleep:], *serving)
     return SleepSteps(wake, tuple(sleep), removals)
 

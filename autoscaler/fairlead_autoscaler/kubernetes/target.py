@@ -8,7 +8,7 @@ without it the watch counts as broken.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -18,10 +18,13 @@ from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.errors import FairleadError, Unavailable
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache, trim_model
 from fairlead.fleet.labels import (
+    ENDPOINT_LABEL,
     FIELD_MANAGER,
     MANAGED_BY_LABEL,
     MODEL_LABEL,
+    POD_REVISION_LABEL,
     POOL_LABEL,
+    SURGE_ANNOTATION,
     parse_sleep_mark,
     used_pod_annotations,
 )
@@ -43,10 +46,10 @@ from fairlead.kube.resources import (
     labels_of,
     metadata_of,
     name_of,
-    namespace_of,
     uid_of,
 )
 from fairlead.kube.store import ObjectStore, drop_managed_fields
+from fairlead.kube.watch_events import WatchEvent
 from fairlead.runtime.clock import Clock, Pacing
 from fairlead_autoscaler.kubernetes.cluster_state import (
     ClusterSnapshot,
@@ -56,13 +59,16 @@ from fairlead_autoscaler.kubernetes.cluster_state import (
     model_states,
     sync_blocked_reason,
 )
+from fairlead_autoscaler.kubernetes.model_index import ModelIndex
 from fairlead_autoscaler.kubernetes.sleep_labels import SleepStatus
 from fairlead_autoscaler.model_spec import sleep_tier
 from fairlead_autoscaler.target import ModelState
 
 _LOG = logging.getLogger("fairlead.autoscaler")
 _MANAGED_SELECTOR: Final = label_selector({MANAGED_BY_LABEL: FIELD_MANAGER})
-_METADATA_FIELDS: Final = ("name", "namespace", "uid", "labels", "annotations", "resourceVersion", "ownerReferences")
+_METADATA_FIELDS: Final = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp")
+_LABELS: Final = (MODEL_LABEL, POOL_LABEL, ENDPOINT_LABEL, POD_REVISION_LABEL)
+_WORKLOAD_ANNOTATIONS: Final = (SURGE_ANNOTATION, POD_REVISION_LABEL)
 _STATUS_FIELDS: Final = ("phase", "conditions", "containerStatuses", "podIP")
 _DISCOVERY_SECONDS: Final = 60.0
 """Time between checks whether the cluster has the kind LeaderWorkerSet."""
@@ -94,6 +100,8 @@ class KubernetesTarget:
         self._namespaces: tuple[str | None, ...] = tuple(dict.fromkeys(namespaces)) or (None,)
         self._specs = SpecCache()
         self._informers: dict[tuple[Resource, str | None], Informer] = {}
+        self._workload_index = ModelIndex()
+        self._pod_index = ModelIndex()
         for namespace in self._namespaces:
             self._add_informer(MODEL_DEPLOYMENTS, namespace, None, trim_model)
             self._add_informer(DEPLOYMENTS, namespace, _MANAGED_SELECTOR, trim_workload)
@@ -132,9 +140,14 @@ class KubernetesTarget:
             Pacing(self._clock, self._random),
             report=log_failures_once(_LOG, resource, lambda: informer.problem),
             store=ObjectStore(trim),
+            on_change=self._indexes().get(resource),
         )
         self._informers[resource, namespace] = informer
         return informer
+
+    def _indexes(self) -> dict[Resource, Callable[[WatchEvent], None]]:
+        workloads, pods = self._workload_index.apply, self._pod_index.apply
+        return {DEPLOYMENTS: workloads, LEADER_WORKER_SETS: workloads, PODS: pods}
 
     async def observe(self) -> Mapping[str, ModelState]:
         """Returns every model with a pool to scale. Raises Unavailable while the cluster cannot be
@@ -146,8 +159,8 @@ class KubernetesTarget:
         return model_states(
             ClusterSnapshot(
                 models=self._read_models(),
-                workloads=self._by_model((DEPLOYMENTS, LEADER_WORKER_SETS)),
-                pods=self._by_model((PODS,)),
+                workloads=self._workload_index.by_model(),
+                pods=self._pod_index.by_model(),
                 classes=self._accelerator_classes(),
                 profiles=profiles,
                 wall=self._clock.wall(),
@@ -174,11 +187,14 @@ class KubernetesTarget:
 
     def foreign_writers(self) -> dict[str, dict[str, str]]:
         """Returns the other owners of numbers, by model and pool."""
-        return foreign_writers(self._read_models(), self._by_model((DEPLOYMENTS, LEADER_WORKER_SETS)))
+        return foreign_writers(self._read_models(), self._workload_index.by_model())
 
     def _spec(self, key: str) -> ModelDeploymentSpec | None:
         """Returns the specification of one model; None if there is none, or it cannot be read."""
-        return next((model.spec for model in self._read_models() if model.key == key), None)
+        model = self.model(key)
+        if model is None or is_deleting(model):
+            return None
+        return self._specs.find(key, model).spec
 
     def _read_models(self) -> Sequence[ParsedModel]:
         return self._specs.models({key: model for key, model in self._models() if not is_deleting(model)})
@@ -187,16 +203,13 @@ class KubernetesTarget:
         """Returns the Deployment or LeaderWorkerSet of a pool; None if the current model of this
         name has none.
         """
-        return self._workloads_by_pool(key, self._by_model((DEPLOYMENTS, LEADER_WORKER_SETS))).get(pool)
+        return self._workloads_by_pool(key).get(pool)
 
-    def _workloads_by_pool(self, key: str, workloads: Mapping[str, Sequence[Manifest]]) -> dict[str, Manifest]:
-        """Returns the workloads of the current model of this name, the first one of each pool.
-
-        workloads: by the key of their model.
-        """
+    def _workloads_by_pool(self, key: str) -> dict[str, Manifest]:
+        """Returns the workloads of the current model of this name, the first one of each pool."""
         uid = uid_of(self.model(key) or {})
         pools: dict[str, Manifest] = {}
-        for workload in workloads.get(key, ()):
+        for workload in self._workload_index.of_model(key):
             owners = metadata_of(workload).get("ownerReferences") or []
             if not is_deleting(workload) and any(owner.get("uid") == uid for owner in owners):
                 pools.setdefault(labels_of(workload).get(POOL_LABEL, ""), workload)
@@ -204,7 +217,7 @@ class KubernetesTarget:
 
     def pods(self, key: str, pool: str) -> Sequence[Manifest]:
         """Returns the pods of a pool."""
-        return [pod for pod in self._by_model((PODS,)).get(key, ()) if labels_of(pod).get(POOL_LABEL) == pool]
+        return [pod for pod in self._pod_index.of_model(key) if labels_of(pod).get(POOL_LABEL) == pool]
 
     def sleep_level(self, key: str) -> int:
         """Returns the sleep level of a model's engines; 1 if the model has no sleep tier."""
@@ -216,7 +229,7 @@ class KubernetesTarget:
         """Returns all pods with a sleep mark, by the key of their model."""
         marked = {
             key: [pod for pod in pods if parse_sleep_mark(annotations_of(pod)) is not None]
-            for key, pods in self._by_model((PODS,)).items()
+            for key, pods in self._pod_index.by_model().items()
         }
         return {key: pods for key, pods in marked.items() if pods}
 
@@ -225,12 +238,11 @@ class KubernetesTarget:
 
         A pool without a workload, or of a model that cannot be read, is none of them.
         """
-        workloads = self._by_model((DEPLOYMENTS, LEADER_WORKER_SETS))
         return frozenset(
             (model.key, pool)
             for model in self._read_models()
             if model.spec is not None
-            for pool, workload in self._workloads_by_pool(model.key, workloads).items()
+            for pool, workload in self._workloads_by_pool(model.key).items()
             if is_released(model.spec, workload)
         )
 
@@ -243,15 +255,6 @@ class KubernetesTarget:
         for (kind, _), informer in self._informers.items():
             if kind is resource:
                 yield from informer.items.values()
-
-    def _by_model(self, resources: Sequence[Resource]) -> dict[str, list[Manifest]]:
-        objects: dict[str, list[Manifest]] = {}
-        for resource in resources:
-            for manifest in self._items(resource):
-                objects.setdefault(f"{namespace_of(manifest)}/{labels_of(manifest).get(MODEL_LABEL)}", []).append(
-                    manifest
-                )
-        return objects
 
     def _accelerator_classes(self) -> dict[str, AcceleratorClassSpec]:
         classes = {name: accelerator.spec for name, accelerator in builtin_accelerators().items()}
@@ -267,20 +270,23 @@ def trim_workload(workload: Manifest) -> Manifest:
     """Returns the parts of a Deployment or LeaderWorkerSet that are used: its number, the writers
     of that, and its owner.
     """
-    metadata: Manifest = {
-        name: metadata_of(workload)[name] for name in _METADATA_FIELDS if name in metadata_of(workload)
-    }
-    if is_deleting(workload):
-        metadata["deletionTimestamp"] = metadata_of(workload)["deletionTimestamp"]
+    metadata = _selected(metadata_of(workload), (*_METADATA_FIELDS, "ownerReferences"))
+    metadata["labels"] = _selected(labels_of(workload), _LABELS)
+    metadata["annotations"] = _selected(annotations_of(workload), _WORKLOAD_ANNOTATIONS)
     fields: Manifest = {"f:spec": {"f:replicas": {}}}
     metadata["managedFields"] = [{"manager": name, "fieldsV1": fields} for name in replicas_managers(workload)]
     spec = {"replicas": (workload.get("spec") or {}).get("replicas")}
     return {"apiVersion": workload["apiVersion"], "kind": workload["kind"], "metadata": metadata, "spec": spec}
 
 
+def _selected(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: values[name] for name in names if name in values}
+
+
 def trim_pod(pod: Manifest) -> Manifest:
     """Returns the parts of a pod that are used, without its specification."""
-    metadata = {name: value for name, value in metadata_of(pod).items() if name != "managedFields"}
+    metadata = _selected(metadata_of(pod), _METADATA_FIELDS)
+    metadata["labels"] = _selected(labels_of(pod), _LABELS)
     metadata["annotations"] = used_pod_annotations(annotations_of(pod))
     status = {name: value for name, value in (pod.get("status") or {}).items() if name in _STATUS_FIELDS}
     return {"apiVersion": pod["apiVersion"], "kind": pod["kind"], "metadata": metadata, "status": status}

@@ -78,6 +78,10 @@ class SpecCache:
         self._models = {key: self._parse_model(key, one) for key, one in items.items()}
         return tuple(sorted((read for _, read in self._models.values()), key=lambda one: (one.created, one.key)))
 
+    def find(self, key: str, item: Manifest) -> ParsedModel:
+        """Returns one model, parsed now if it has changed since `models`."""
+        return self._parse_model(key, item)[1]
+
     def profiles(self, items: Iterable[Manifest]) -> tuple[dict[str, EngineProfile], tuple[str, ...]]:
         """Returns the profile of every accelerator, and the problems of unreadable classes.
 

@@ -1,5 +1,6 @@
 """Objects of the API server become the models to scale."""
 
+import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -234,6 +235,20 @@ def test_model_whose_objects_cannot_be_read_stops_no_other_model(a_workload: Mak
         workloads={"a/m": [broken], "b/m": [a_workload(3)]},
     )
     assert model_states(known).keys() == {"b/m"}
+
+
+def test_ranks_beyond_the_limit_of_a_fleet_take_no_memory(a_workload: Make, a_pod: Make) -> None:
+    ranks = {"fairlead.io/port": "8000", "fairlead.io/data-parallel": "1024"}
+    pods = [a_pod(f"p{number}", annotations=ranks) for number in range(500)]
+    known = ClusterSnapshot(
+        models=[ParsedModel("a", "m", "", spec())], workloads={"a/m": [a_workload()]}, pods={"a/m": pods}, wall=WALL
+    )
+    tracemalloc.start()
+    found = model_states(known)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(len(one.instances) for one in found["a/m"].pools["main"].replicas) == 4_096
+    assert peak < 4_000_000, "half a million ranks would take 40 MB"
 
 
 def test_ranks_of_one_namespace_are_looked_up_to_the_limit_of_a_fleet(a_workload: Make, a_pod: Make) -> None:

@@ -249,7 +249,7 @@ def test_marks_of_a_model_are_counted_once_in_a_round_however_many_there_are(
         await asyncio.gather(*harness.nursing._tasks.values(), return_exceptions=True)
 
     asyncio.run(reconcile())
-    assert len(read) == 2 * len(pods)
+    assert len(read) == 3 * len(pods)
 
 
 def test_released_pools_are_looked_up_once_in_a_round_however_many_pods_sleep(
@@ -262,3 +262,37 @@ def test_released_pools_are_looked_up_once_in_a_round_however_many_pods_sleep(
     monkeypatch.setattr(ward, "released_pools", lambda: lookups.append(1) or set())
     ward.reconcile()
     assert lookups == [1]
+
+
+def test_slow_engines_of_one_namespace_take_few_connections_and_take_turns(
+    a_pod: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = Harness(a_pod("a"), "1-asleep")
+    pods = [a_pod(f"p{number:04d}", annotations={SLEEP_ANNOTATION: "1-asleep"}) for number in range(200)]
+    pods.append(a_pod("wakes", annotations={SLEEP_ANNOTATION: "1-waking"}))
+    calm = a_pod("calm", annotations={SLEEP_ANNOTATION: "1-asleep"})
+    monkeypatch.setattr(harness, "marked_pods", lambda: {KEY: pods, "other/m": [calm]})
+    begun: list[str] = []
+
+    async def step(key: str, pod: Manifest, *rest: Any) -> None:
+        begun.append(pod["metadata"]["name"])
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(harness.nursing, "_step", step)
+
+    async def rounds() -> None:
+        for _ in range(3):
+            harness.nursing.reconcile()
+            await asyncio.sleep(0)
+        assert len(begun) == 65
+        assert {"wakes", "calm"} <= set(begun)
+        for task in harness.nursing._tasks.values():
+            task.cancel()
+        await asyncio.gather(*harness.nursing._tasks.values(), return_exceptions=True)
+        first = set(begun)
+        begun.clear()
+        harness.nursing.reconcile()
+        await asyncio.sleep(0)
+        assert len(set(begun) - first) == 63, "those that have waited come before those that had a turn"
+
+    asyncio.run(rounds())

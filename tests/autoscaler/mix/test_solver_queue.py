@@ -57,7 +57,7 @@ def test_a_newer_question_takes_the_place_of_one_that_was_not_begun() -> None:
     desk.submit("one", {"Serve": question(5.0)})
     desk.submit("one", {"Serve": question(305.0)})
     by_hand.next()
-    by_hand.next()
+    assert by_hand.given == []
     assert solved == [305.0]
     assert desk.take_results("one")["Serve"].asked_at == 305.0
 
@@ -68,11 +68,48 @@ def test_what_a_model_asked_that_is_gone_is_forgotten() -> None:
     desk.submit("one", {"Serve": question(5.0)})
     desk.submit("two", {"Serve": question(6.0)})
     desk.retain({"two"})
-    assert by_hand.given[0][0].cancelled()
     by_hand.next()
     by_hand.next()
     assert desk.take_results("one") == {}
     assert desk.take_results("two")["Serve"].asked_at == 6.0
+    desk.submit("one", {"Serve": question(7.0)})
+    by_hand.next()
+    desk.retain({"two"})
+    assert desk.take_results("one") == {}
+
+
+def test_many_problems_of_one_namespace_delay_one_of_another_by_one_only() -> None:
+    by_hand, solved = ByHand(), []
+
+    def noting(asked: MixRequest) -> MixResult:
+        solved.append(asked.at)
+        return answer(asked)
+
+    desk = SolverQueue(noting, by_hand)
+    for number in range(100):
+        desk.submit(f"flood/m{number}", {"Serve": question(number)})
+    desk.submit("calm/m", {"Serve": question(1_000.0)})
+    by_hand.next()
+    by_hand.next()
+    assert solved == [0.0, 1_000.0]
+    assert desk.take_results("calm/m")["Serve"].asked_at == 1_000.0
+
+
+def test_problem_that_is_asked_again_keeps_its_place() -> None:
+    by_hand, solved = ByHand(), []
+
+    def noting(asked: MixRequest) -> MixResult:
+        solved.append(asked.at)
+        return answer(asked)
+
+    desk = SolverQueue(noting, by_hand)
+    for at in (0.0, 300.0):
+        for name in ("a", "b", "c"):
+            desk.submit(f"chat/{name}", {"Serve": question(at)})
+    for _ in range(3):
+        by_hand.next()
+    assert solved == [300.0] * 3
+    assert by_hand.given == []
 
 
 def test_whoever_asks_goes_on_while_a_solver_takes_its_time() -> None:
