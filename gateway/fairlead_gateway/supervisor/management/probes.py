@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from fairlead_gateway.supervisor.management.shared_response import SharedResponse
 from fairlead_gateway.supervisor.management.status_page import load_page
 from fairlead_gateway.supervisor.management.view import GatewayView
 from fairlead_gateway.telemetry.exposition import CONTENT_TYPE
@@ -23,6 +24,8 @@ class Probes:
 
     def __init__(self, view: GatewayView) -> None:
         self._view = view
+        self._readyz = SharedResponse(self._compute_readyz, view.clock.now)
+        self._metrics = SharedResponse(self._compute_metrics, view.clock.now)
         self.handlers = {"/": self.status_page, "/readyz": self.readyz, "/metrics": self.metrics}
 
     async def status_page(self) -> ProbeResponse:
@@ -33,11 +36,18 @@ class Probes:
 
     async def readyz(self) -> ProbeResponse:
         """Returns 200 while the gateway answers client requests, else 503."""
+        return await self._readyz.get()
+
+    async def metrics(self) -> ProbeResponse:
+        """Returns Prometheus text."""
+        return await self._metrics.get()
+
+    async def _compute_readyz(self) -> ProbeResponse:
         look = await self._view.status()
         body = msgspec.json.encode({"ready": look.ready, "notes": look.warnings})
         return ProbeResponse(200 if look.ready else 503, (("content-type", "application/json"),), body)
 
-    async def metrics(self) -> ProbeResponse:
+    async def _compute_metrics(self) -> ProbeResponse:
         """Returns Prometheus text; yields to the event loop after each piece."""
         view = self._view
         pieces: list[bytes] = []

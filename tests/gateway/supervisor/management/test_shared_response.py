@@ -1,0 +1,71 @@
+"""Floods of requests for the open paths of the management port: they query the workers seldom."""
+
+import asyncio
+from itertools import count
+
+import pytest
+
+from fairlead.runtime.clock import ManualClock
+from fairlead_gateway.supervisor.management.shared_response import BURST_SECONDS, TIME_SHARE, SharedResponse
+
+
+class SlowResponse:
+    """A response whose computation takes a quarter of a second; each is another number."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self._clock = clock
+        self._numbers = count()
+        self.fails = False
+
+    async def compute(self) -> int:
+        number = next(self._numbers)
+        await asyncio.sleep(0)
+        self._clock.advance(0.25)
+        if self.fails:
+            raise LookupError("no worker")
+        return number
+
+
+def test_flood_of_requests_without_a_token_takes_a_tenth_of_the_time() -> None:
+    async def main() -> None:
+        clock = ManualClock()
+        shared = SharedResponse(SlowResponse(clock).compute, clock.now)
+        found = [await shared.get() for _ in range(1_000)]
+        burst = found[-1] + 1
+        assert BURST_SECONDS / 0.25 <= burst <= BURST_SECONDS / 0.25 + 1
+        for _ in range(1_000):
+            clock.advance(0.1)
+            await shared.get()
+        clock.advance(100.0)
+        computed = await shared.get() - burst
+        assert computed * 0.25 <= TIME_SHARE * 400.0 + BURST_SECONDS
+        assert computed * 0.25 >= TIME_SHARE * 100.0 - BURST_SECONDS
+
+    asyncio.run(main())
+
+
+def test_requests_at_the_same_time_share_one_response() -> None:
+    async def main() -> None:
+        clock = ManualClock()
+        shared = SharedResponse(SlowResponse(clock).compute, clock.now)
+        assert await asyncio.gather(*[shared.get() for _ in range(100)]) == [0] * 100
+        first, second = asyncio.create_task(shared.get()), asyncio.create_task(shared.get())
+        await asyncio.sleep(0)
+        first.cancel()
+        assert await second == 1, "a client that leaves ends no other's response"
+
+    asyncio.run(main())
+
+
+def test_response_that_failed_is_computed_again() -> None:
+    async def main() -> None:
+        clock = ManualClock()
+        slow = SlowResponse(clock)
+        shared = SharedResponse(slow.compute, clock.now)
+        slow.fails = True
+        with pytest.raises(LookupError):
+            await shared.get()
+        slow.fails = False
+        assert await shared.get() == 1
+
+    asyncio.run(main())
