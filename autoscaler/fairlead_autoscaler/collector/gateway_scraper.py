@@ -10,7 +10,7 @@ import ipaddress
 import socket
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from fairlead.errors import Unavailable
@@ -21,6 +21,9 @@ from fairlead_autoscaler.collector import metrics_parser
 from fairlead_autoscaler.collector.counter_deltas import CounterTracker, advance, extrapolate, start_tracking
 from fairlead_autoscaler.collector.metrics_parser import GatewayPage
 from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot
+
+_PARSE_SECONDS: Final = 5.0
+"""A gateway whose page takes longer to parse is missing, and is not read until that ends."""
 
 
 class FetchPage(Protocol):
@@ -76,6 +79,7 @@ class GatewayScraper:
         self._known: dict[str, _GatewayState] = {}
         self._addresses: dict[str, list[str]] = {}
         self._looked_at: float | None = None
+        self._parsing: dict[str, asyncio.Future[GatewayPage]] = {}
 
     async def scrape(self, models: Collection[str]) -> GatewaySnapshot:
         """Returns the metrics of all gateways since the last call, for these models."""
@@ -120,10 +124,30 @@ class GatewayScraper:
     async def _fetch_page(self, name: str, models: Collection[str]) -> GatewayPage | str:
         """Returns the page, or the reason why there is none."""
         try:
-            text = await self._fetch(f"{name}/metrics")
-            return await asyncio.to_thread(metrics_parser.parse_page, text, models, self._speed)
+            if name in self._parsing:
+                raise Unavailable("its last page is still being parsed")
+            return await self._parse(name, await self._fetch(f"{name}/metrics"), models)
         except Unavailable as error:
             return error.message
+
+    async def _parse(self, name: str, text: str, models: Collection[str]) -> GatewayPage:
+        """Returns the parsed page. Raises Unavailable if that takes too long.
+
+        Why: a gateway chooses its page, and no tick waits for one gateway.
+        """
+        parsing = asyncio.ensure_future(asyncio.to_thread(metrics_parser.parse_page, text, models, self._speed))
+        done, _ = await asyncio.wait({parsing}, timeout=_PARSE_SECONDS)
+        if done:
+            return parsing.result()
+        self._parsing[name] = parsing
+        parsing.add_done_callback(lambda ended: self._on_parsed(name, ended))
+        raise Unavailable(f"its page takes longer than {_PARSE_SECONDS:g} s to parse")
+
+    def _on_parsed(self, name: str, ended: asyncio.Future[GatewayPage]) -> None:
+        """Drops a page that came too late."""
+        del self._parsing[name]
+        if not ended.cancelled():
+            ended.exception()
 
     def _gateway_metrics(self, name: str, page: GatewayPage | str, now: float) -> GatewayMetrics:
         known = self._known.get(name)

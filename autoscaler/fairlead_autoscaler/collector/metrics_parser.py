@@ -65,9 +65,13 @@ _GAUGES: Final[Mapping[str, str]] = MappingProxyType(
 _LABELS: Final = ("instance", "objective", "prompt_tokens", "output_tokens", "state")
 _SECONDS: Final = frozenset({"ttft_seconds", "gap_seconds"})
 _MAX_VALUE: Final = 1e15
-"""The largest value that is accepted. One gateway's bad value must not hide what the others count,
-or make a sum infinite.
+"""The largest value that is accepted, and none is negative. One gateway's bad value must not hide
+what the others count, or make a sum infinite.
 """
+_MAX_LINE_CHARS: Final = 4_096
+"""Characters of a line: Prometheus' parser takes quadratic time for one with many labels."""
+_MAX_LINES: Final = 200_000
+"""Lines that sizing needs; 4,096 engines have about 90,000."""
 _UPTIME_METRIC: Final = _PREFIX + "uptime_seconds"
 _METRIC_NAMES: Final = frozenset(
     _PREFIX + name for names in (_COUNTERS, _ENGINE_COUNTERS, _GAUGES) for name in names
@@ -97,6 +101,8 @@ def parse_page(text: str, models: Iterable[str], speed: float = 1.0) -> GatewayP
     """
     known = frozenset(models)
     lines = [line for line in text.splitlines() if _metric_name(line) in _METRIC_NAMES]
+    if len(lines) > _MAX_LINES or max(map(len, lines), default=0) > _MAX_LINE_CHARS:
+        raise Unavailable(f"its metrics have over {_MAX_LINES} lines, or one of over {_MAX_LINE_CHARS} characters")
     counters: dict[CounterKey, float] = {}
     engine_counters: dict[CounterKey, float] = {}
     gauges: dict[CounterKey, float] = {}
@@ -114,7 +120,7 @@ def parse_page(text: str, models: Iterable[str], speed: float = 1.0) -> GatewayP
                 for table, into in ((_COUNTERS, counters), (_ENGINE_COUNTERS, engine_counters), (_GAUGES, gauges)):
                     if name in table:
                         times = speed if table[name] in _SECONDS else 1.0
-                        if not abs(sample.value) <= _MAX_VALUE:
+                        if not 0.0 <= sample.value <= _MAX_VALUE:
                             continue
                         into[(table[name], model, *_label_values(sample.labels))] = sample.value * times
     except (ValueError, KeyError, IndexError) as error:

@@ -43,6 +43,12 @@ class _Fleet(msgspec.Struct):
 
 
 _FLEET_DECODER: Final = msgspec.json.Decoder(_Fleet)
+_MAX_INSTANCES: Final = 2 * Limits().instances
+"""Instances of a report: twice those of a fleet, since gateways and operator see changes at
+different times."""
+_MAX_OBJECTS: Final = 32 * _MAX_INSTANCES
+"""JSON objects of a report. A report of the largest size can have five million, which take seconds
+to decode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +65,16 @@ class GatewayReport:
 
 def parse_fleet(body: bytes) -> tuple[InstanceReport, ...]:
     """Returns the instances of a gateway's `/api/fleet`. Raises Unavailable if it is none."""
+    if body.count(b"{") > _MAX_OBJECTS:
+        raise Unavailable(f"its fleet has more than {_MAX_OBJECTS} objects")
     try:
         fleet = _FLEET_DECODER.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Unavailable(f"its answer is not a fleet: {error}") from error
-    return tuple(instance for model in fleet.models for instance in model.instances)
+    instances = tuple(instance for model in fleet.models for instance in model.instances)
+    if len(instances) > _MAX_INSTANCES:
+        raise Unavailable(f"its fleet has more than {_MAX_INSTANCES} instances")
+    return instances
 
 
 def management_url(pod: Manifest) -> str | None:

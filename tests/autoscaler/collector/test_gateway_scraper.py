@@ -1,17 +1,22 @@
 """Gateways that come, go, restart and fall silent."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
+from fairlead_autoscaler.collector import gateway_scraper, metrics_parser
 from fairlead_autoscaler.collector.gateway_scraper import GatewayScraper, HttpPageFetcher
+from fairlead_autoscaler.collector.metrics_parser import GatewayPage
 from fairlead_autoscaler.collector.observation import GatewaySnapshot, gateway_traffic
 from fairlead_autoscaler.core import GatewayTraffic
+from fairlead_testing.waiting import wait_until
 
 KEY = "default/tiny"
 A, B = "http://10.0.0.1:9091", "http://10.0.0.2:9091"
@@ -156,3 +161,34 @@ def test_a_port_where_nobody_listens_is_away_in_a_few_words() -> None:
             await HttpPageFetcher(Limits())("http://127.0.0.1:9/metrics")
 
     asyncio.run(fetch())
+
+
+def test_page_that_is_parsed_for_long_delays_no_tick_and_no_other_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(pages={A: (900.0, 50.0), B: (900.0, 70.0)})
+    begun: list[str] = []
+    go_on = threading.Event()
+    parse_page = metrics_parser.parse_page
+
+    def parse(text: str, *given: Any) -> GatewayPage:
+        if "} 50" in text:
+            begun.append(text)
+            assert go_on.wait(60.0)
+        return parse_page(text, *given)
+
+    monkeypatch.setattr(metrics_parser, "parse_page", parse)
+    monkeypatch.setattr(gateway_scraper, "_PARSE_SECONDS", 0.05)
+
+    async def ticks() -> list[tuple[str, ...]]:
+        gateways = world.gateways(A, B)
+        notes = [(await gateways.scrape([KEY])).notes for _ in range(2)]
+        go_on.set()
+        monkeypatch.setattr(gateway_scraper, "_PARSE_SECONDS", 60.0)
+        await wait_until(lambda: not gateways._parsing)
+        return [*notes, (await gateways.scrape([KEY])).notes]
+
+    assert asyncio.run(ticks()) == [
+        (f"gateway {A} is missing: its page takes longer than 0.05 s to parse",),
+        (f"gateway {A} is missing: its last page is still being parsed",),
+        (),
+    ]
+    assert len(begun) == 2

@@ -119,3 +119,20 @@ def test_a_page_whose_uptime_cannot_be_is_no_gateways(uptime: str) -> None:
 def test_a_value_that_nothing_can_have_is_left_out(value: str) -> None:
     text = f'fairlead_gateway_uptime_seconds 5\nfairlead_gateway_held{{model="{KEY}"}} {value}\n'
     assert metrics_parser.parse_page(text, [KEY]).gauges == {}
+
+
+def test_negative_values_of_one_gateway_hide_nothing_that_others_count() -> None:
+    lines = ("uptime_seconds 5", f'held{{model="{KEY}"}} -1e15', f'received_total{{model="{KEY}"}} -7')
+    found = metrics_parser.parse_page("".join(f"fairlead_gateway_{line}\n" for line in lines), [KEY])
+    assert (found.gauges, found.counters) == ({}, {})
+
+
+def test_line_with_thousands_of_labels_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = ",".join(f'l{number}="x"' for number in range(2_000))
+    page = f'fairlead_gateway_uptime_seconds 5\nfairlead_gateway_held{{model="{KEY}",{labels}}} 1\n'
+    monkeypatch.setattr(metrics_parser, "text_string_to_metric_families", lambda text: pytest.fail("it is parsed"))
+    with pytest.raises(Unavailable, match="4096 characters"):
+        metrics_parser.parse_page(page, [KEY])
+    monkeypatch.setattr(metrics_parser, "_MAX_LINES", 3)
+    with pytest.raises(Unavailable, match="over 3 lines"):
+        metrics_parser.parse_page(f'fairlead_gateway_held{{model="{KEY}"}} 1\n' * 4, [KEY])

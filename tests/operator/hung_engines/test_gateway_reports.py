@@ -12,6 +12,7 @@ from fairlead.errors import Unavailable
 from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.kube.resources import Manifest
 from fairlead.limits import Limits
+from fairlead_operator.hung_engines import gateway_reports
 from fairlead_operator.hung_engines.gateway_reports import (
     GatewayReader,
     GatewayReport,
@@ -76,6 +77,29 @@ DEEP = b'{"x":' + b"[" * 100_000
 def test_other_pages_are_no_report(body: bytes) -> None:
     with pytest.raises(Unavailable, match="not a fleet"):
         parse_fleet(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"models":[' + b",".join([b"{}"] * 300_000) + b"]}",
+        b'{"models":[{"instances":[' + b",".join([b'{"id":""}'] * 8_193) + b"]}]}",
+    ],
+    ids=["models", "instances"],
+)
+def test_report_with_more_objects_than_a_fleet_is_none(body: bytes) -> None:
+    with pytest.raises(Unavailable, match="its fleet has more than"):
+        parse_fleet(body)
+
+
+def test_report_with_a_million_objects_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Decoder:
+        def decode(self, body: bytes) -> None:
+            pytest.fail("it is decoded, for seconds in which the operator loses its Lease")
+
+    monkeypatch.setattr(gateway_reports, "_FLEET_DECODER", Decoder())
+    with pytest.raises(Unavailable, match="objects"):
+        parse_fleet(b'{"models":[' + b",".join([b"{}"] * 1_000_000) + b"]}")
 
 
 def test_only_ready_gateway_pods_with_an_address_are_read() -> None:
