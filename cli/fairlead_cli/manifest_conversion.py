@@ -1,43 +1,150 @@
-"""Conversion of manifest files to the words of this release."""
+"""Conversion of manifest files of earlier releases and of other systems."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from fairlead.api.v1alpha1 import API_VERSION
 from fairlead.errors import BadInput, ManifestError
 from fairlead.limits import Limits
+from fairlead.manifests.convert import convert_document
 from fairlead.manifests.convert_text import TextConversion, convert_text
 from fairlead.manifests.loader import STDIN_PATH, read_object, read_texts
+from fairlead.manifests.yaml_nodes import parse_documents
 from fairlead.runtime.atomic_write import write_atomic
+from fairlead_cli.migration.draft import MigrationOptions
+from fairlead_cli.migration.field_reader import Note, Outcome
+from fairlead_cli.migration.systems import is_unsupported, migrate, system_of
+from fairlead_cli.output import format_document
 
 
-def convert_files(paths: Sequence[str], *, in_place: bool) -> int:
+@dataclass(frozen=True, slots=True)
+class ConversionOptions:
+    """The output of a conversion.
+
+    as_json: True for one JSON object with the manifests and the notes.
+    """
+
+    in_place: bool = False
+    as_json: bool = False
+    migration: MigrationOptions = field(default_factory=MigrationOptions)
+
+
+@dataclass(slots=True)
+class _Converted:
+    """The files: those with Fairlead's objects alone, and the documents of other systems."""
+
+    files: list[tuple[str, TextConversion]] = field(default_factory=list)
+    foreign: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    manifests: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def convert_files(paths: Sequence[str], options: ConversionOptions) -> int:
     """Converts all files, or none when one has a problem. Returns the exit code."""
-    if in_place and STDIN_PATH in paths:
+    if options.in_place and STDIN_PATH in paths:
         raise BadInput("standard input cannot be rewritten", field="--in-place", hint="leave --in-place out")
     texts, found = read_texts(paths, limits=Limits())
-    problems = [str(problem) for problem in found]
-    converted: list[tuple[str, TextConversion]] = []
+    result = _Converted(problems=[str(problem) for problem in found])
     for file, text in texts:
-        try:
-            conversion = convert_text(text, file=file)
-        except ManifestError as error:
-            problems += map(str, error.problems)
-            continue
-        problems += [f"{file}: {problem}" for one in conversion.documents for problem in object_problems(one.document)]
-        converted.append((file, conversion))
-    if problems:
-        print(*problems, sep="\n", file=sys.stderr)
+        _convert_text(file, text, result)
+    if result.foreign:
+        _migrate(result, options)
+    if not result.problems and not result.files and not result.manifests:
+        result.problems = [note.describe() for note in result.notes] + ["there is nothing to convert"]
+    if result.problems:
+        print(*result.problems, sep="\n", file=sys.stderr)
         return 1
-    for file, conversion in converted:
-        _report_changes(file, conversion)
-        if in_place and conversion.changes:
-            write_atomic(Path(file), conversion.text.encode(), mode=Path(file).stat().st_mode & 0o777)
-    if not in_place:
-        print("\n---\n".join(conversion.text.rstrip("\n") for _, conversion in converted))
+    _write(result, options)
     return 0
+
+
+def _convert_text(file: str, text: str, result: _Converted) -> None:
+    try:
+        nodes = parse_documents(text, file=file, limits=Limits())
+        documents = [node.to_python() for node in nodes]
+        if any(system_of(document) is not None or is_unsupported(document) for document in documents):
+            _sort_documents(file, documents, result)
+            return
+        conversion = convert_text(text, file=file)
+    except ManifestError as error:
+        result.problems += map(str, error.problems)
+        return
+    result.problems += [
+        f"{file}: {problem}" for one in conversion.documents for problem in object_problems(one.document)
+    ]
+    result.files.append((file, conversion))
+
+
+def _sort_documents(file: str, documents: Sequence[Any], result: _Converted) -> None:
+    for document in documents:
+        if system_of(document) is not None:
+            result.foreign.append((file, document))
+        elif isinstance(document, dict) and document.get("apiVersion") == API_VERSION:
+            result.manifests.append(convert_document(document).document)
+        else:
+            kind = document.get("kind", "") if isinstance(document, dict) else ""
+            name = (document.get("metadata") or {}).get("name", "") if isinstance(document, dict) else ""
+            reason = (
+                "Fairlead does not convert this kind: write it by hand"
+                if is_unsupported(document)
+                else "it stays as it is: apply it as before"
+            )
+            result.notes.append(Note(f"{file}: {kind} {name}".rstrip(), "(all)", Outcome.DROPPED, reason))
+
+
+def _migrate(result: _Converted, options: ConversionOptions) -> None:
+    if options.in_place:
+        raise BadInput("--in-place is for Fairlead's own manifests", field="--in-place", hint="redirect the output")
+    try:
+        migration = migrate(result.foreign, options.migration)
+    except BadInput as error:
+        place = f"{error.field}: " if error.field else ""
+        result.problems.append(f"{place}{error.message}" + (f" ({error.hint})" if error.hint else ""))
+        return
+    result.manifests += migration.manifests
+    result.notes += migration.notes
+    for manifest in migration.manifests:
+        name = manifest["metadata"]["name"]
+        result.problems += [f"ModelDeployment {name}: {problem}" for problem in object_problems(manifest)]
+
+
+def _write(result: _Converted, options: ConversionOptions) -> None:
+    if options.as_json:
+        print(format_document(_as_json(result), "json"))
+        return
+    for file, conversion in result.files:
+        _report_changes(file, conversion)
+        if options.in_place and conversion.changes:
+            write_atomic(Path(file), conversion.text.encode(), mode=Path(file).stat().st_mode & 0o777)
+    print(*(note.describe() for note in result.notes), sep="\n", end="\n" * bool(result.notes), file=sys.stderr)
+    if options.in_place:
+        return
+    texts = [conversion.text.rstrip("\n") for _, conversion in result.files]
+    texts += [
+        yaml.safe_dump(manifest, sort_keys=False, width=100, allow_unicode=True).rstrip("\n")
+        for manifest in result.manifests
+    ]
+    print("\n---\n".join(texts))
+
+
+def _as_json(result: _Converted) -> dict[str, Any]:
+    manifests = [one.document for _, conversion in result.files for one in conversion.documents]
+    changes = [
+        {"place": file, "field": "", "outcome": Outcome.CHANGED, "reason": change.describe()}
+        for file, conversion in result.files
+        for change in conversion.changes
+    ]
+    notes = [
+        {"place": note.place, "field": note.field, "outcome": note.outcome, "reason": note.reason}
+        for note in result.notes
+    ]
+    return {"manifests": manifests + result.manifests, "notes": changes + notes}
 
 
 def _report_changes(file: str, conversion: TextConversion) -> None:

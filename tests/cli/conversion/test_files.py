@@ -1,5 +1,6 @@
 """`fairlead convert FILE…`: output, exit codes, and files that it rewrites or leaves alone."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -108,9 +109,64 @@ def test_refusal_names_the_new_field_and_writes_no_file(file: Path, earlier: str
         (("--cluster", "a.yaml"), "--cluster takes no files"),
         (("--cluster", "--in-place"), "--cluster takes no files"),
         (("--in-place", "-"), "standard input cannot be rewritten"),
+        (("--cluster", "--external"), "--cluster takes no files"),
+        (("--in-place", "--json", "a.yaml"), "--in-place writes YAML files"),
     ],
 )
 def test_wrong_usage_exits_2(words: tuple[str, ...], message: str) -> None:
     done = fairlead("convert", *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
+
+
+MODEL = """\
+apiVersion: kubeai.org/v1
+kind: Model
+metadata: {name: phi}
+spec: {engine: VLLM, url: "hf://a/b", resourceProfile: "nvidia-gpu-l4:1", minReplicas: 1, maxReplicas: 1, owner: us}
+"""
+SECRET = """\
+apiVersion: v1
+kind: Secret
+metadata: {name: token}
+"""
+
+
+def test_other_systems_are_converted_together_with_own_manifests(file: Path) -> None:
+    file.write_text(f"{MODEL}---\n{SECRET}---\n{MANIFEST}")
+    done = fairlead("convert", str(file))
+    assert done.returncode == 0, done.stderr
+    assert [one["metadata"]["name"] for one in yaml.safe_load_all(done.stdout)] == ["tiny", "phi"]
+    assert f"{file}: Secret token: (all): not carried over: it stays as it is" in done.stderr
+    assert f"{file}: Model phi: spec.owner: not carried over: /v1/models names Fairlead" in done.stderr
+
+
+def test_json_has_manifests_and_notes(file: Path) -> None:
+    file.write_text(MODEL)
+    done = fairlead("convert", "--json", str(file))
+    document = json.loads(done.stdout)
+    assert (done.stderr, [one["kind"] for one in document["manifests"]]) == ("", ["ModelDeployment"])
+    notes = {note["field"]: note["outcome"] for note in document["notes"]}
+    assert notes == {"spec.resourceProfile": "changed", "spec.owner": "dropped"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MODEL.replace("VLLM", "OLlama"), "Model phi: spec.engine: KubeAI: Fairlead does not run OLlama"),
+        ("apiVersion: orchestration.aibrix.ai/v1alpha1\nkind: KVCache\n", "there is nothing to convert"),
+        (MODEL.replace("maxReplicas: 1", "maxReplicas: 0"), "ModelDeployment phi: spec.pools[0].maxReplicas"),
+    ],
+)
+def test_foreign_manifest_that_cannot_be_converted_exits_1(file: Path, text: str, message: str) -> None:
+    file.write_text(text)
+    done = fairlead("convert", str(file))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message in done.stderr
+
+
+def test_foreign_manifest_is_not_rewritten_in_place(file: Path) -> None:
+    file.write_text(MODEL)
+    done = fairlead("convert", "--in-place", str(file))
+    assert done.returncode == 2
+    assert file.read_text() == MODEL

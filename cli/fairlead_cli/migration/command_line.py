@@ -1,0 +1,265 @@
+"""Command lines of vLLM and SGLang as fields of a ModelDeployment."""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fairlead.errors import BadInput
+
+_SHELLS = {"sh", "bash"}
+_SEPARATORS = {";", "&&", "||", "|", "&", "\n"}
+_SHELL_VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
+_NUMBER = re.compile(r"-\d")
+_SET_BY_FAIRLEAD: Final = "Fairlead sets this flag itself"
+_VLLM_NAMES: Final = {
+    "--model": "model",
+    "--served-model-name": "served",
+    "--revision": "revision",
+    "--tensor-parallel-size": "tensor",
+    "-tp": "tensor",
+    "--pipeline-parallel-size": "pipeline",
+    "-pp": "pipeline",
+    "--data-parallel-size": "data",
+    "-dp": "data",
+    "--enable-lora": "adapters",
+    "--max-loras": "slots",
+    "--max-lora-rank": "max_rank",
+    "--kv-transfer-config": "kv_transfer",
+}
+_SGLANG_NAMES: Final = {
+    "--model-path": "model",
+    "--model": "model",
+    "--served-model-name": "served",
+    "--revision": "revision",
+    "--tp-size": "tensor",
+    "--tensor-parallel-size": "tensor",
+    "--tp": "tensor",
+    "--pp-size": "pipeline",
+    "--pipeline-parallel-size": "pipeline",
+    "--pp": "pipeline",
+    "--enable-lora": "adapters",
+    "--max-loras-per-batch": "slots",
+    "--max-lora-rank": "max_rank",
+    "--disaggregation-mode": "role",
+    "--disaggregation-transfer-backend": "transfer_backend",
+}
+_DROPPED: Final = {
+    "--host": _SET_BY_FAIRLEAD,
+    "--port": _SET_BY_FAIRLEAD,
+    "--enable-prefix-caching": _SET_BY_FAIRLEAD,
+    "--kv-events-config": _SET_BY_FAIRLEAD,
+    "--enable-prompt-tokens-details": _SET_BY_FAIRLEAD,
+    "--enable-metrics": _SET_BY_FAIRLEAD,
+    "--enable-cache-report": _SET_BY_FAIRLEAD,
+    "--disaggregation-bootstrap-port": _SET_BY_FAIRLEAD,
+    "--api-key": "the gateway checks keys, and a NetworkPolicy protects the engines",
+    "--lora-modules": "load adapters through the engine's own API, or mount them and name them in engine.args",
+    "--enable-sleep-mode": "Fairlead sets it when spec.autoscaling.sleep is there",
+    "--distributed-executor-backend": "Fairlead starts engines on several nodes without Ray",
+    "--ssl-certfile": "Fairlead calls its engines without TLS",
+    "--ssl-keyfile": "Fairlead calls its engines without TLS",
+    "--enable-ssl-refresh": "Fairlead calls its engines without TLS",
+}
+_TRANSFERS: Final = {"NixlConnector": "NIXL", "MooncakeConnector": "Mooncake"}
+_SGLANG_TRANSFERS: Final = {"nixl": "NIXL", "mooncake": "Mooncake"}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCommand:
+    """The arguments of an engine.
+
+    program: VLLM or SGLang; None when the image's entry point decides.
+    surroundings: True if a shell script had more commands, which are not in `arguments`.
+    """
+
+    program: str | None
+    arguments: tuple[str, ...]
+    surroundings: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A flag of a command line: its name with dashes, its values, and its words as written."""
+
+    name: str
+    values: tuple[str, ...]
+    words: tuple[str, ...]
+
+
+def engine_command(command: Sequence[str], args: Sequence[str]) -> EngineCommand:
+    """Returns the engine's arguments in a container's command and args.
+
+    Raises BadInput if a command is there and none of its programs is an engine.
+    """
+    words = [*command, *args]
+    if not command:
+        return EngineCommand(None, tuple(args)) if not _has_program(args) else _find_program([words])
+    shell = command[0].rsplit("/", 1)[-1]
+    if shell in _SHELLS and len(words) > 2 and words[1].startswith("-") and "c" in words[1]:
+        script = next((word for word in words[2:] if word != "--"), "")
+        return _find_program(_split_script(script))
+    return _find_program([words])
+
+
+def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[Flag]]:
+    """Returns the arguments before the first flag, and the flags with their values."""
+    positionals: list[str] = []
+    flags: list[Flag] = []
+    words: list[str] = []
+    for word in (*arguments, "--"):
+        if not word.startswith("-") or _NUMBER.match(word):
+            (words if words else positionals).append(word)
+            continue
+        if words:
+            flags.append(_to_flag(words))
+        words = [word]
+    return positionals, flags
+
+
+def _to_flag(words: list[str]) -> Flag:
+    name, equals, first = words[0].partition("=")
+    values = ([first] if equals else []) + words[1:]
+    return Flag(name.replace("_", "-"), tuple(values), tuple(words))
+
+
+def _has_program(words: Sequence[str]) -> bool:
+    return any(_program_end(words, start) is not None for start in range(len(words)))
+
+
+def _find_program(commands: Sequence[Sequence[str]]) -> EngineCommand:
+    for words in commands:
+        for start in range(len(words)):
+            found = _program_end(words, start)
+            if found is not None:
+                program, end = found
+                return EngineCommand(program, tuple(words[end:]), surroundings=len(commands) > 1)
+    raise BadInput("the command starts neither vLLM nor SGLang", hint="write the model by hand, with `type: Custom`")
+
+
+def _program_end(words: Sequence[str], start: int) -> tuple[str, int] | None:
+    """Returns the program that begins at `start`, and the index of its first argument."""
+    word = words[start].rsplit("/", 1)[-1]
+    following = words[start + 1] if start + 1 < len(words) else ""
+    if word == "vllm" and following == "serve":
+        return "VLLM", start + 2
+    if word == "-m" and following.startswith("vllm.entrypoints.openai"):
+        return "VLLM", start + 2
+    if word == "-m" and following == "sglang.launch_server":
+        return "SGLang", start + 2
+    return None
+
+
+def _split_script(script: str) -> list[list[str]]:
+    """Returns the commands of a shell script as words.
+
+    Variables become Kubernetes' `$(NAME)`.
+    """
+    joined = script.replace("\\\n", " ")
+    lexer = shlex.shlex(joined.replace("\n", " ; "), posix=True, punctuation_chars=";|&")
+    lexer.whitespace_split = True
+    try:
+        words = list(lexer)
+    except ValueError as error:
+        raise BadInput(f"the shell script cannot be read: {error}", hint="give command and args as a list") from error
+    commands: list[list[str]] = [[]]
+    for word in words:
+        if word in _SEPARATORS:
+            commands.append([])
+        else:
+            commands[-1].append(_SHELL_VARIABLE.sub(lambda found: f"$({found[1] or found[2]})", word))
+    return [command for command in commands if command]
+
+
+@dataclass(slots=True)
+class EngineFlags:
+    """The meaning of an engine's flags in a ModelDeployment.
+
+    kept: words for `engine.args`.
+    dropped: flag to reason.
+    model: the model as the command line names it; empty if it does not.
+    transfer: NIXL or Mooncake, when the engine hands KV to another one.
+    offload: spec.kvCache.offload.
+    """
+
+    kept: list[str] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
+    model: str = ""
+    served_names: list[str] = field(default_factory=list)
+    revision: str = ""
+    parallelism: dict[str, int] = field(default_factory=dict)
+    adapters: dict[str, int] | None = None
+    transfer: str | None = None
+    transfer_words: list[str] = field(default_factory=list)
+    offload: dict[str, Any] | None = None
+
+
+def read_flags(arguments: Sequence[str], engine_type: str) -> EngineFlags:
+    """Returns the meaning of an engine's arguments."""
+    positionals, flags = split_flags(arguments)
+    read = EngineFlags(model=positionals[0] if positionals else "")
+    names = _SGLANG_NAMES if engine_type == "SGLang" else _VLLM_NAMES
+    for flag in flags:
+        if flag.name in _DROPPED:
+            read.dropped[flag.name] = _DROPPED[flag.name]
+        elif flag.name not in names or not _apply(read, names[flag.name], flag):
+            read.kept += flag.words
+    return read
+
+
+def _apply(read: EngineFlags, meaning: str, flag: Flag) -> bool:
+    """Stores the meaning of a flag. Returns False if the flag must stay as it is."""
+    value = flag.values[0] if flag.values else ""
+    match meaning:
+        case "model":
+            read.model = value
+        case "served":
+            read.served_names = list(flag.values)
+        case "revision":
+            read.revision = value
+        case "adapters":
+            read.adapters = read.adapters or {}
+        case "kv_transfer":
+            return _apply_kv_transfer(read, value, flag.words)
+        case "role":
+            pass
+        case "transfer_backend":
+            read.transfer = _SGLANG_TRANSFERS.get(value)
+            return read.transfer is not None
+        case _:
+            if not value.isdigit():
+                return False
+            _apply_number(read, meaning, int(value))
+    return True
+
+
+def _apply_number(read: EngineFlags, meaning: str, number: int) -> None:
+    if meaning in ("slots", "max_rank"):
+        read.adapters = (read.adapters or {}) | {"slots" if meaning == "slots" else "maxRank": number}
+    elif number > 1:
+        read.parallelism[meaning] = number
+
+
+def _apply_kv_transfer(read: EngineFlags, value: str, words: Sequence[str]) -> bool:
+    try:
+        config = json.loads(value)
+    except json.JSONDecodeError:
+        return False
+    if not isinstance(config, Mapping):
+        return False
+    connector = config.get("kv_connector")
+    if connector in _TRANSFERS:
+        read.transfer, read.transfer_words = _TRANSFERS[connector], list(words)
+        return True
+    extra = config.get("kv_connector_extra_config") or {}
+    size = extra.get("cpu_bytes_to_use") if isinstance(extra, Mapping) else None
+    if connector == "OffloadingConnector" and isinstance(size, int):
+        read.offload = {"type": "Native", "memory": _format_bytes(size)}
+        return True
+    return False
+
+
+def _format_bytes(size: int) -> str:
+    return f"{size >> 30}Gi" if size % (1 << 30) == 0 else f"{size >> 20}Mi" if size % (1 << 20) == 0 else str(size)

@@ -1,0 +1,307 @@
+"""A ModelDeployment while a conversion puts it together."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fairlead.api.v1alpha1 import API_VERSION
+from fairlead.errors import BadInput
+from fairlead.names import shorten_name
+from fairlead_cli.migration.command_line import EngineFlags
+from fairlead_cli.migration.field_reader import FieldReader, Outcome
+
+_ACCELERATORS: Final = (
+    (re.compile(r"h100", re.IGNORECASE), "nvidia-h100"),
+    (re.compile(r"a100", re.IGNORECASE), "nvidia-a100"),
+    (re.compile(r"(^|[^a-z0-9])l4($|[^0-9a-z])", re.IGNORECASE), "nvidia-l4"),
+    (re.compile(r"910b", re.IGNORECASE), "npu-910b4"),
+)
+_SCHEMES: Final = ("hf://", "s3://", "gs://", "oci://", "pvc:", "file://")
+_EXTERNAL_SUFFIX: Final = "-external"
+"""Keeps a name free for the model that Fairlead is to run."""
+_DECODE_FIRST: Final = "Fairlead has one engine for all pools, and the decode pool's settings are used"
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationOptions:
+    """Options of a conversion, which add to the manifests.
+
+    accelerator: the AcceleratorClass of all pools; None: as the manifests suggest.
+    external: True to route to the engines that already run.
+    """
+
+    accelerator: str | None = None
+    external: bool = False
+
+
+@dataclass(slots=True)
+class Devices:
+    """The accelerators of a pool, as far as a manifest names them.
+
+    hints: node labels and names that may contain the model of the accelerator.
+    unknown: True if the format leaves it to its chart how many devices an engine gets.
+    """
+
+    resource: str = ""
+    count: int = 0
+    hints: list[str] = field(default_factory=list)
+    unknown: bool = False
+
+
+@dataclass(slots=True)
+class EngineDraft:
+    """An engine: its image, flags and environment."""
+
+    type: str = "VLLM"
+    image: str = ""
+    flags: EngineFlags = field(default_factory=EngineFlags)
+    env: list[dict[str, Any]] = field(default_factory=list)
+    pull_secrets: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class PoolDraft:
+    """A pool and its engine.
+
+    selector: labels of the pods that run now, for an external model.
+    reader: the fields of the pool, for notes.
+    """
+
+    reader: FieldReader
+    name: str = "main"
+    role: str = "Serve"
+    min_replicas: int = 1
+    max_replicas: int | None = None
+    nodes: int = 1
+    engine: EngineDraft = field(default_factory=EngineDraft)
+    devices: Devices = field(default_factory=Devices)
+    selector: dict[str, str] = field(default_factory=dict)
+    port: int = 8000
+    endpoints: list[str] = field(default_factory=list)
+    metadata: dict[str, dict[str, str]] = field(default_factory=dict)
+    pod: dict[str, Any] = field(default_factory=dict)
+    container: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class ModelDraft:
+    """A model and its pools. With disaggregated prefill, the decode pool is the first.
+
+    spec: further fields of the spec, such as autoscaling and rollout.
+    """
+
+    reader: FieldReader
+    name: str
+    namespace: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
+    uri: str = ""
+    served_names: list[str] = field(default_factory=list)
+    model: dict[str, Any] = field(default_factory=dict)
+    pools: list[PoolDraft] = field(default_factory=list)
+    spec: dict[str, Any] = field(default_factory=dict)
+
+
+def assemble(draft: ModelDraft, options: MigrationOptions) -> dict[str, Any]:
+    """Returns the ModelDeployment. Raises BadInput for what a manifest leaves open."""
+    external = options.external or any(pool.endpoints for pool in draft.pools)
+    label = re.sub(r"[^a-z0-9]+", "-", draft.name.lower()).strip("-")
+    if label != draft.name:
+        draft.reader.note("", f"the model {draft.name!r} is called {label}, since names are DNS labels")
+    name = shorten_name(f"{label}{_EXTERNAL_SUFFIX}" if options.external else label)
+    metadata = _without_empty(
+        {"name": name, "namespace": draft.namespace, "labels": draft.labels, "annotations": draft.annotations}
+    )
+    spec = _external_spec(draft, name, options) if external else _spec(draft, name, options)
+    manifest = {"apiVersion": API_VERSION, "kind": "ModelDeployment", "metadata": metadata, "spec": spec}
+    copied: dict[str, Any] = json.loads(json.dumps(manifest))  # pools share no objects, which YAML writes as aliases
+    return copied
+
+
+def model_uri(text: str, reader: FieldReader, field_name: str) -> tuple[str, str]:
+    """Returns a source of weights as Fairlead writes it, and the revision in it, if any."""
+    if text.startswith("pvc://"):
+        return f"pvc:{text.removeprefix('pvc://')}", ""
+    if text.startswith("hf://"):
+        repository, _, revision = text.removeprefix("hf://").partition(":")
+        return f"hf://{repository}", revision
+    if text.startswith(_SCHEMES):
+        return text, ""
+    if text.startswith("/"):
+        return f"file://{text}", ""
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
+        return f"hf://{text}", ""
+    raise reader.error(field_name, f"Fairlead does not load weights from {text!r}", "use hf://, s3://, gs:// or pvc:")
+
+
+def metadata_of(reader: FieldReader, *, own_prefixes: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Returns name, namespace, labels and annotations of an object, as fields of a ModelDraft.
+
+    own_prefixes: labels and annotations of the other system, which its controllers read.
+    """
+    metadata = reader.section("metadata")
+    metadata.skip("resourceVersion", "uid", "generation", "creationTimestamp", "managedFields", "selfLink")
+    kept = {}
+    for kind in ("labels", "annotations"):
+        values = metadata.section(kind)
+        prefixes = (*own_prefixes, "kubectl.kubernetes.io/", "app.kubernetes.io/", "helm.sh/", "meta.helm.sh/")
+        own = [name for name in values.names() if name.startswith(prefixes)]
+        values.skip(*own)
+        foreign = [name for name in own if not name.startswith("kubectl.kubernetes.io/")]
+        if foreign:
+            reason = f"{', '.join(foreign)}: the other system or its installer reads them"
+            metadata.note(kind, reason, Outcome.DROPPED)
+        kept[kind] = {name: values.text(name) for name in values.names() if name not in own}
+    return {"name": metadata.text("name"), "namespace": metadata.text("namespace"), **kept}
+
+
+def read_helper(document: FieldReader, *, is_used: bool) -> None:
+    """Reads the metadata of an object that only adds to models; notes it when none names it."""
+    document.section("metadata").skip("name", "namespace", "resourceVersion", "uid", "generation", "creationTimestamp")
+    if not is_used:
+        document.drop_all("no model among the files names it")
+
+
+def _spec(draft: ModelDraft, name: str, options: MigrationOptions) -> dict[str, Any]:
+    first = draft.pools[0]
+    flags = first.engine.flags
+    spec: dict[str, Any] = {"model": _model(draft, name), "engine": _engine(draft)}
+    spec["pools"] = [_pool(pool, draft, options) for pool in draft.pools]
+    kv_cache = _kv_cache(draft)
+    if kv_cache:
+        spec["kvCache"] = kv_cache
+    if flags.adapters is not None:
+        spec["adapters"] = flags.adapters
+    return spec | _without_empty(draft.spec)
+
+
+def _external_spec(draft: ModelDraft, name: str, options: MigrationOptions) -> dict[str, Any]:
+    serving = [pool for pool in draft.pools if pool.role != "Prefill"]
+    if len(serving) < len(draft.pools):
+        draft.reader.note("", "requests go to the decode pods alone; the prefill pods get none", Outcome.CHANGED)
+    pools = []
+    for pool in serving:
+        entry: dict[str, Any] = {"name": "main" if pool.role == "Decode" else pool.name}
+        accelerator = options.accelerator or _known_accelerator(pool.devices)
+        if accelerator and (options.accelerator or pool.devices.hints):
+            entry["acceleratorClassName"] = accelerator
+        if pool.endpoints:
+            entry["endpoints"] = [{"url": url} for url in pool.endpoints]
+        else:
+            entry["selector"] = {"matchLabels": pool.selector, "port": pool.port}
+        pools.append(entry)
+    model = {"uri": draft.uri, "servedNames": _served_names(draft, name)}
+    spec = {"model": _without_empty(model), "engine": {"type": "External"}, "pools": pools}
+    return spec | _without_empty({"routing": draft.spec.get("routing")})
+
+
+def _model(draft: ModelDraft, name: str) -> dict[str, Any]:
+    revision = draft.pools[0].engine.flags.revision
+    fields = {"uri": draft.uri, "revision": revision if draft.uri.startswith("hf://") else ""}
+    return _without_empty({**fields, **draft.model, "servedNames": _served_names(draft, name)})
+
+
+def _served_names(draft: ModelDraft, name: str) -> list[str]:
+    names = draft.served_names or draft.pools[0].engine.flags.served_names or [draft.name]
+    return [] if names == [name] else list(dict.fromkeys(names))
+
+
+def _engine(draft: ModelDraft) -> dict[str, Any]:
+    engine, *others = (pool.engine for pool in draft.pools)
+    for pool, other in zip(draft.pools[1:], others, strict=True):
+        _note_differences(pool, other, engine)
+    flags = engine.flags
+    words = flags.kept if _hands_over(draft) else flags.kept + flags.transfer_words
+    return {"type": engine.type} | _without_empty(
+        {
+            "image": engine.image,
+            "args": words,
+            "env": engine.env,
+            "imagePullSecrets": [{"name": name} for name in engine.pull_secrets],
+        }
+    )
+
+
+def _note_differences(pool: PoolDraft, other: EngineDraft, engine: EngineDraft) -> None:
+    """Keeps other variables and another image of a pool in its template, and notes other flags."""
+    variables = [variable for variable in other.env if variable not in engine.env]
+    if variables:
+        pool.container["env"] = variables
+    if other.image != engine.image:
+        pool.container["image"] = other.image
+    extra = [word for word in other.flags.kept if word not in engine.flags.kept]
+    if extra:
+        pool.reader.note("", f"{' '.join(extra)}: {_DECODE_FIRST}", Outcome.DROPPED)
+
+
+def _pool(pool: PoolDraft, draft: ModelDraft, options: MigrationOptions) -> dict[str, Any]:
+    accelerator = options.accelerator or _known_accelerator(pool.devices)
+    if not accelerator:
+        raise BadInput(
+            "the manifest does not say which accelerator its engines use",
+            field=pool.reader.place,
+            hint="name an AcceleratorClass: --accelerator nvidia-h100",
+        )
+    parallelism = dict(pool.engine.flags.parallelism)
+    if pool.nodes > 1:
+        parallelism["nodes"] = pool.nodes
+    _note_devices(pool, parallelism)
+    entry: dict[str, Any] = {"name": pool.name, "role": pool.role} if len(draft.pools) > 1 else {}
+    entry |= {"acceleratorClassName": accelerator, "minReplicas": pool.min_replicas}
+    if pool.max_replicas is not None:
+        entry["maxReplicas"] = pool.max_replicas
+    spec = dict(pool.pod)
+    if pool.container:
+        spec["containers"] = [{"name": "engine", **pool.container}, *spec.get("containers", [])]
+    template = _without_empty({"metadata": _without_empty(pool.metadata), "spec": spec})
+    return entry | _without_empty({"parallelism": parallelism, "template": template})
+
+
+def _note_devices(pool: PoolDraft, parallelism: Mapping[str, int]) -> None:
+    ranks = 1
+    for name in ("tensor", "pipeline", "data"):
+        ranks *= parallelism.get(name, 1)
+    wanted = pool.devices.count * pool.nodes
+    if wanted > 1 and wanted != ranks:
+        pool.reader.note(
+            "",
+            f"a pod requested {pool.devices.count} devices; with Fairlead an instance gets {ranks}, one for each rank",
+        )
+
+
+def _kv_cache(draft: ModelDraft) -> dict[str, Any]:
+    flags = draft.pools[0].engine.flags
+    kv_cache: dict[str, Any] = dict(draft.spec.pop("kvCache", {}))
+    if flags.offload:
+        kv_cache.setdefault("offload", flags.offload)
+    if len(draft.pools) > 1 and any(pool.role == "Prefill" for pool in draft.pools):
+        found = next((pool.engine.flags.transfer for pool in draft.pools if pool.engine.flags.transfer), None)
+        if found is None:
+            draft.reader.note("", "the transfer of KV is NIXL, since the manifest names no other")
+        kv_cache["transfer"] = found or "NIXL"
+    return kv_cache
+
+
+def _hands_over(draft: ModelDraft) -> bool:
+    return any(pool.role == "Prefill" for pool in draft.pools)
+
+
+def _known_accelerator(devices: Devices) -> str:
+    for hint in devices.hints:
+        for pattern, name in _ACCELERATORS:
+            if pattern.search(hint):
+                return name
+    return "" if devices.count or devices.resource or devices.unknown else "cpu"
+
+
+def _without_empty(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value not in ("", None, [], {})}
+
+
+def scaling_spec(pools: Iterable[PoolDraft], **further: Any) -> dict[str, Any]:
+    """Returns `autoscaling` for pools that the other system scaled; empty if none can be scaled."""
+    if not any(pool.max_replicas is not None and pool.max_replicas > pool.min_replicas for pool in pools):
+        return {}
+    return {"autoscaling": {"mode": "Auto", **_without_empty(further)}}

@@ -1,0 +1,207 @@
+"""Reads foreign objects and records which of their fields were read.
+
+Every field that a conversion does not read becomes a note, so that none is lost in silence.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from fairlead.errors import BadInput
+from fairlead.manifests.yaml_nodes import format_path
+
+FieldPath = tuple[str | int, ...]
+
+
+class Outcome(StrEnum):
+    """The outcome of a field."""
+
+    CHANGED = "changed"
+    DROPPED = "dropped"
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A field that a conversion changed or did not carry over, and the reason.
+
+    place: the file and the object, such as `model.yaml: Model llama`.
+    """
+
+    place: str
+    field: str
+    outcome: Outcome
+    reason: str
+
+    def describe(self) -> str:
+        """Returns a line for people."""
+        verb = "not carried over" if self.outcome is Outcome.DROPPED else "changed"
+        return f"{self.place}: {self.field}: {verb}: {self.reason}"
+
+
+@dataclass(slots=True)
+class _Record:
+    """The fields of a document that were read, and the notes about it."""
+
+    place: str
+    root: Mapping[str, Any]
+    read: set[FieldPath] = field(default_factory=set)
+    notes: list[Note] = field(default_factory=list)
+
+
+class FieldReader:
+    """A mapping of a foreign document. Readers of one document share their record."""
+
+    def __init__(self, values: Mapping[str, Any], record: _Record, path: FieldPath = ()) -> None:
+        self._values = values
+        self._record = record
+        self.path = path
+
+    @classmethod
+    def of_document(cls, document: Mapping[str, Any], file: str) -> "FieldReader":
+        """Returns the reader of a whole document."""
+        name = (document.get("metadata") or {}).get("name")
+        kind = document.get("kind")
+        subject = " ".join(str(word) for word in (kind, name) if word)
+        return cls(document, _Record(f"{file}: {subject}" if subject else file, document))
+
+    def with_document(self, document: Mapping[str, Any]) -> "FieldReader":
+        """Returns a reader of another document in place of this one, with the same record."""
+        self._record.root = document
+        return FieldReader(document, self._record)
+
+    @property
+    def notes(self) -> list[Note]:
+        """The notes about the document."""
+        return self._record.notes
+
+    @property
+    def place(self) -> str:
+        """The file and the object."""
+        return self._record.place
+
+    def __contains__(self, name: str) -> bool:
+        return self._values.get(name) is not None
+
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
+    def names(self) -> list[str]:
+        """Returns the names of the fields."""
+        return list(self._values)
+
+    def peek(self, name: str) -> Any:
+        """Returns a field without marking it as read."""
+        return self._values.get(name)
+
+    def value(self, name: str, default: Any = None) -> Any:
+        """Returns a field with all that is below it, and marks it as read."""
+        self._record.read.add((*self.path, name))
+        found = self._values.get(name)
+        return default if found is None else found
+
+    def text(self, name: str) -> str:
+        """Returns a field as text; empty when it is missing. Raises BadInput for a collection."""
+        found = self._scalar(name, "text")
+        return "" if found is None else str(found)
+
+    def integer(self, name: str) -> int | None:
+        """Returns a whole number, also if it is written as text. Raises BadInput for others."""
+        found = self._scalar(name, "a whole number")
+        if found is None:
+            return None
+        try:
+            return int(found)
+        except ValueError as error:
+            raise self.error(name, f"{found!r} is not a whole number") from error
+
+    def flag(self, name: str) -> bool:
+        """Returns a boolean; False when it is missing. Raises BadInput for other values."""
+        found = self.value(name, default=False)
+        if not isinstance(found, bool):
+            raise self.error(name, "is not true or false")
+        return found
+
+    def texts(self, name: str) -> list[str]:
+        """Returns a list of texts; empty when it is missing. Raises BadInput for other values."""
+        found = self.value(name, default=[])
+        if not isinstance(found, list) or any(isinstance(item, dict | list) for item in found):
+            raise self.error(name, "is not a list of texts")
+        return [str(item) for item in found]
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """Returns a copy of a mapping; empty when it is missing. Raises BadInput for others."""
+        found = self.value(name, default={})
+        if not isinstance(found, dict):
+            raise self.error(name, "is not a mapping")
+        return dict(found)
+
+    def section(self, name: str) -> "FieldReader":
+        """Returns the reader of a mapping; an empty one when it is missing.
+
+        Raises BadInput for other values.
+        """
+        found = self._values.get(name)
+        if found is not None and not isinstance(found, dict):
+            raise self.error(name, "is not a mapping")
+        return FieldReader(found or {}, self._record, (*self.path, name))
+
+    def entries(self, name: str) -> list["FieldReader"]:
+        """Returns the readers of a list of mappings. Raises BadInput for other values."""
+        found = self._values.get(name) or []
+        if not isinstance(found, list) or any(not isinstance(item, dict) for item in found):
+            raise self.error(name, "is not a list of mappings")
+        return [FieldReader(item, self._record, (*self.path, name, index)) for index, item in enumerate(found)]
+
+    def skip(self, *names: str) -> None:
+        """Marks fields as read whose meaning is elsewhere in the output."""
+        self._record.read.update((*self.path, name) for name in names)
+
+    def drop(self, name: str, reason: str) -> None:
+        """Marks a field as read, and notes that it was not carried over."""
+        if name in self._values:
+            self.value(name)
+            self.note(name, reason, Outcome.DROPPED)
+
+    def drop_all(self, reason: str) -> None:
+        """Marks the whole mapping as read, and notes that it was not carried over."""
+        self._record.read.add(self.path)
+        self.skip(*self.names())
+        self.note("", reason, Outcome.DROPPED)
+
+    def note(self, name: str, reason: str, outcome: Outcome = Outcome.CHANGED) -> None:
+        """Adds a note about a field of this mapping; an empty name stands for the mapping."""
+        path = (*self.path, name) if name else self.path
+        shown = format_path(path) if path else "(all)"
+        self._record.notes.append(Note(self._record.place, shown, outcome, reason))
+
+    def error(self, name: str, message: str, hint: str | None = None) -> BadInput:
+        """Returns the error for a field that cannot be converted."""
+        return BadInput(message, field=f"{self.place}: {format_path((*self.path, name))}", hint=hint)
+
+    def unread(self) -> Iterator[FieldPath]:
+        """Yields the paths of the document's fields that were not read, in its order."""
+        entered = {path[:length] for path in self._record.read for length in range(len(path))}
+        yield from self._unread(self._record.root, (), entered)
+
+    def _unread(self, value: Any, path: FieldPath, entered: set[FieldPath]) -> Iterator[FieldPath]:
+        if path in self._record.read or value is None:
+            return
+        children = (
+            list(value.items())
+            if isinstance(value, dict)
+            else list(enumerate(value))
+            if isinstance(value, list)
+            else []
+        )
+        if not children or (path and path not in entered):
+            yield path
+            return
+        for key, child in children:
+            yield from self._unread(child, (*path, key), entered)
+
+    def _scalar(self, name: str, wanted: str) -> str | int | float | None:
+        found = self.value(name)
+        if found is None or (isinstance(found, str | int | float) and not isinstance(found, bool)):
+            return found
+        raise self.error(name, f"is not {wanted}")

@@ -1,0 +1,198 @@
+"""KServe: `LLMInferenceService`, with the `LLMInferenceServiceConfig`s that it inherits from."""
+
+import copy
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from fairlead_cli.migration.command_line import read_flags
+from fairlead_cli.migration.draft import (
+    MigrationOptions,
+    ModelDraft,
+    PoolDraft,
+    assemble,
+    metadata_of,
+    model_uri,
+    read_helper,
+    scaling_spec,
+)
+from fairlead_cli.migration.field_reader import FieldReader, Outcome
+from fairlead_cli.migration.pod_spec import EXTRA_ARGS, read_pod
+
+OWN_PREFIXES: Final = ("serving.kserve.io/", "prometheus.kserve.io/", "sidecar.istio.io/")
+_POD_NETWORKS: Final = "k8s.v1.cni.cncf.io/networks"
+"""Annotation that KServe copies to its pods."""
+_CONTAINER: Final = "main"
+_COMPONENT: Final = "app.kubernetes.io/component"
+REASONS: Final = {
+    "spec.router": "clients call Fairlead's gateway, which routes without a scheduler, Gateway or HTTPRoute",
+    "spec.storageInitializer": "vLLM loads the weights itself",
+    "spec.tracing": "set tracing for the gateway in the chart's values",
+    "spec.model.confidential": "Fairlead does not decrypt weights",
+    "spec.model.lora.adapters": "load adapters through the engine's own API; spec.adapters sets the slots",
+}
+
+
+def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
+    """Returns a ModelDeployment for each LLMInferenceService."""
+    configs = {str((d.peek("metadata") or {}).get("name")): d for d in documents if _is_config(d)}
+    services = [document for document in documents if not _is_config(document)]
+    converted = [_convert(document, configs, options) for document in services]
+    named = {str(one.peek("name")) for service in services for one in service.section("spec").entries("baseRefs")}
+    for name, config in configs.items():
+        config.skip("spec")
+        read_helper(config, is_used=name in named)
+    return converted
+
+
+def _is_config(document: FieldReader) -> bool:
+    return bool(document.peek("kind") == "LLMInferenceServiceConfig")
+
+
+def _convert(document: FieldReader, configs: Mapping[str, FieldReader], options: MigrationOptions) -> dict[str, Any]:
+    document = _inherit(document, configs)
+    spec = document.section("spec")
+    draft = ModelDraft(document, **metadata_of(document, own_prefixes=OWN_PREFIXES))
+    model = spec.section("model")
+    draft.uri, revision = model_uri(model.text("uri"), model, "uri")
+    if revision:
+        draft.model["revision"] = revision
+    draft.served_names = [model.text("name") or draft.name]
+    main = _read_workload(spec, draft, "Decode" if "prefill" in spec else "Serve")
+    draft.pools = [main]
+    if "prefill" in spec:
+        draft.pools.append(_read_workload(spec.section("prefill"), draft, "Prefill"))
+    networks = draft.annotations.pop(_POD_NETWORKS, None)
+    if networks is not None:
+        for pool in draft.pools:
+            pool.metadata.setdefault("annotations", {}).setdefault(_POD_NETWORKS, networks)
+    _read_adapters(model.section("lora"), main)
+    if options.external:
+        document.note("", "gateways call pods by HTTP: enableLLMInferenceServiceTLS must be false")
+    return assemble(draft, options)
+
+
+def _inherit(document: FieldReader, configs: Mapping[str, FieldReader]) -> FieldReader:
+    """Returns the document merged over the configurations that it names, as KServe merges them."""
+    references = document.section("spec").entries("baseRefs")
+    merged: dict[str, Any] = {}
+    for reference in references:
+        name = reference.text("name")
+        if name in configs:
+            merged = _merge(merged, configs[name].peek("spec") or {})
+        else:
+            reference.note("name", f"{name} is not among the files: give it too, with -f", Outcome.DROPPED)
+    if not merged:
+        return document
+    spec = _merge(merged, document.peek("spec") or {})
+    values = {name: document.peek(name) for name in document.names()} | {"spec": spec}
+    return document.with_document(values)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(dict(base))
+    for name, value in over.items():
+        existing = merged.get(name)
+        if isinstance(existing, dict) and isinstance(value, dict):
+            merged[name] = _merge(existing, value)
+        elif isinstance(existing, list) and isinstance(value, list) and _have_names([*existing, *value]):
+            named = {item["name"]: item for item in existing}
+            for item in value:
+                named[item["name"]] = _merge(named.get(item["name"], {}), item)
+            merged[name] = list(named.values())
+        else:
+            merged[name] = copy.deepcopy(value)
+    return merged
+
+
+def _have_names(items: Sequence[Any]) -> bool:
+    return all(isinstance(item, dict) and "name" in item for item in items)
+
+
+def _read_workload(workload: FieldReader, draft: ModelDraft, role: str) -> PoolDraft:
+    pool = PoolDraft(workload, role=role, name="main" if role == "Serve" else role.lower())
+    suffix = "-prefill" if role == "Prefill" else ""
+    pool.selector = {"app.kubernetes.io/name": draft.name, _COMPONENT: f"llminferenceservice-workload{suffix}"}
+    replicas = workload.integer("replicas")
+    pool.min_replicas = 1 if replicas is None else replicas
+    pod = workload.section("template")
+    containers = pod.entries("containers")
+    main = next((one for one in containers if one.peek("name") == _CONTAINER), None)
+    if main is not None:
+        words = _take_extra_args(main)
+        read_pod(pod, main, pool)
+        flags = read_flags([*pool.engine.flags.kept, *words], pool.engine.type)
+        pool.engine.flags.kept = flags.kept
+        pool.engine.flags.transfer = pool.engine.flags.transfer or flags.transfer
+        pool.engine.flags.transfer_words += flags.transfer_words
+        pool.engine.flags.parallelism |= flags.parallelism
+    else:
+        pool.devices.unknown = True
+    others = [one for one in containers if main is None or one.path != main.path]
+    if others:
+        pool.pod["containers"] = [{name: one.value(name) for name in one.names()} for one in others]
+    _read_parallelism(workload.section("parallelism"), workload, pool)
+    _read_offload(workload, draft)
+    _read_scaling(workload.section("scaling"), pool, draft)
+    rollout = workload.section("rolloutStrategy")
+    if "maxSurge" in rollout and role != "Prefill":
+        draft.spec["rollout"] = {"maxSurge": rollout.value("maxSurge")}
+    rollout.drop("maxUnavailable", "Fairlead starts new instances before it ends old ones")
+    for kind in ("labels", "annotations"):
+        if values := workload.mapping(kind):
+            pool.metadata[kind] = {name: str(value) for name, value in values.items()}
+    return pool
+
+
+def _take_extra_args(container: FieldReader) -> list[str]:
+    """Returns the arguments that KServe's start script takes from a variable."""
+    for variable in container.entries("env"):
+        if variable.peek("name") == EXTRA_ARGS:
+            return shlex.split(variable.text("value"))
+    return []
+
+
+def _read_parallelism(sizes: FieldReader, workload: FieldReader, pool: PoolDraft) -> None:
+    for name in ("tensor", "pipeline", "data"):
+        number = sizes.integer(name)
+        if number is not None and number > 1:
+            pool.engine.flags.parallelism[name] = number
+    local, found = sizes.integer("dataLocal"), pool.engine.flags.parallelism
+    if local:
+        pool.nodes = max(1, found.get("data", 1) // local)
+    elif "worker" in workload:
+        pool.nodes = found.get("pipeline", 1)
+    if "worker" in workload:
+        workload.drop("worker", "Fairlead's pods of one instance have one template")
+    if sizes.flag("expert"):
+        pool.engine.flags.kept.append("--enable-expert-parallel")
+    sizes.drop("dataRPCPort", "Fairlead chooses the ports of engines")
+
+
+def _read_offload(workload: FieldReader, draft: ModelDraft) -> None:
+    offload = workload.section("kvCacheOffloading")
+    if not offload:
+        return
+    draft.spec.setdefault("kvCache", {})["offload"] = {"type": "Native", "memory": offload.text("cpu")}
+    offload.drop("evictionPolicy", "vLLM's own policy applies")
+    offload.drop("secondary", "offloading to disk needs LMCache: kvCache.offload.type and disk")
+
+
+def _read_scaling(scaling: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None:
+    if not scaling:
+        return
+    low = scaling.integer("minReplicas")
+    pool.min_replicas, pool.max_replicas = 1 if low is None else low, scaling.integer("maxReplicas")
+    for name in ("wva", "keda"):
+        scaling.drop(name, "Fairlead scales for latency targets: set spec.slo")
+    draft.spec = scaling_spec([pool]) | draft.spec
+
+
+def _read_adapters(lora: FieldReader, pool: PoolDraft) -> None:
+    if not lora:
+        return
+    slots = lora.integer("maxAdapters") or len(lora.entries("adapters"))
+    rank = lora.integer("maxRank")
+    pool.engine.flags.adapters = {"slots": slots or 4} | ({"maxRank": rank} if rank else {})
+    lora.drop("maxCpuAdapters", "add --max-cpu-loras to engine.args")
+    lora.drop("adapters", REASONS["spec.model.lora.adapters"])

@@ -1,0 +1,160 @@
+"""KServe: `InferenceService` with the Hugging Face runtime, and its `ServingRuntime`s."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from fairlead_cli.migration.command_line import read_flags
+from fairlead_cli.migration.draft import (
+    MigrationOptions,
+    ModelDraft,
+    PoolDraft,
+    assemble,
+    metadata_of,
+    model_uri,
+    read_helper,
+    scaling_spec,
+)
+from fairlead_cli.migration.field_reader import FieldReader, Outcome
+from fairlead_cli.migration.kserve import OWN_PREFIXES
+from fairlead_cli.migration.pod_spec import read_pod
+
+_RUNTIME_KINDS: Final = ("ServingRuntime", "ClusterServingRuntime")
+_CONTAINER: Final = "kserve-container"
+_FORMATS: Final = ("huggingface", "vLLM", "vllm")
+_RENAMED_FLAGS: Final = {
+    "--model-name": "--served-model-name",
+    "--model-id": "--model",
+    "--model-revision": "--revision",
+    "--max-length": "--max-model-len",
+}
+_WRAPPER_FLAGS: Final = ("--backend", "--task", "--model-dir", "--disable-lower-case", "--max-log-len")
+REASONS: Final = {
+    "spec.predictor.model.modelFormat": "the engine is vLLM",
+    "spec.predictor.model.protocolVersion": "Fairlead speaks the OpenAI API alone",
+    "spec.predictor.scaleMetric": "Fairlead scales for latency targets: set spec.slo",
+    "spec.predictor.scaleTarget": "Fairlead scales for latency targets: set spec.slo",
+    "spec.predictor.scaleMetricType": "Fairlead scales for latency targets: set spec.slo",
+    "spec.predictor.autoScaling": "Fairlead scales for latency targets: set spec.slo",
+    "spec.predictor.containerConcurrency": "Fairlead queues by latency target, not by a number of requests",
+    "spec.predictor.canaryTrafficPercent": "Fairlead replaces instances one after the other: spec.rollout",
+    "spec.predictor.timeout": "the gateway's limits are in its settings",
+    "spec.predictor.deploymentStrategy": "set spec.rollout",
+    "spec.supportedModelFormats": "the engine is vLLM",
+    "spec.protocolVersions": "Fairlead speaks the OpenAI API alone",
+    "spec.annotations": "Fairlead's gateway relays the engines' metrics",
+    "spec.multiModel": "an engine serves one model",
+    "spec.transformer": "Fairlead has no transformers",
+    "spec.explainer": "Fairlead has no explainers",
+}
+
+
+def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
+    """Returns a ModelDeployment for each InferenceService."""
+    runtimes = {str((d.peek("metadata") or {}).get("name")): d for d in documents if d.peek("kind") in _RUNTIME_KINDS}
+    services = [document for document in documents if document.peek("kind") not in _RUNTIME_KINDS]
+    converted = [_convert(document, runtimes, options) for document in services]
+    named = {str(s.section("spec").section("predictor").section("model").peek("runtime")) for s in services}
+    for name, runtime in runtimes.items():
+        read_helper(runtime, is_used=name in named)
+    return converted
+
+
+def _convert(document: FieldReader, runtimes: Mapping[str, FieldReader], options: MigrationOptions) -> dict[str, Any]:
+    predictor = document.section("spec").section("predictor")
+    draft = ModelDraft(document, **metadata_of(document, own_prefixes=OWN_PREFIXES))
+    pool = PoolDraft(predictor, port=8080)
+    pool.selector = {"serving.kserve.io/inferenceservice": draft.name, "component": "predictor"}
+    draft.pools = [pool]
+    model = predictor.section("model")
+    containers = predictor.entries("containers")
+    container = model if model else next(iter(containers), None)
+    if container is None:
+        raise predictor.error("model", "is missing", "Fairlead converts predictors with a model or a container")
+    model_format = model.section("modelFormat").text("name")
+    model.section("modelFormat").skip("version")
+    if model and model_format not in _FORMATS:
+        raise model.error("modelFormat", f"{model_format} is not a format of vLLM", "Fairlead serves language models")
+    _read_engine(predictor, container, pool, bool(model))
+    _read_runtime(model, runtimes, pool)
+    _read_source(model if model else predictor, pool, draft)
+    _read_scaling(predictor, pool, draft)
+    if options.external:
+        document.note("", "the engine's paths begin with /openai/v1: set KSERVE_OPENAI_ROUTE_PREFIX to an empty text")
+    return assemble(draft, options)
+
+
+def _read_engine(predictor: FieldReader, container: FieldReader, pool: PoolDraft, wrapped: bool) -> None:
+    words = container.texts("args") if wrapped else []
+    read_pod(predictor, container, pool)
+    if not wrapped:
+        return
+    pool.engine.flags = read_flags(_to_vllm(words, container), "VLLM")
+    for flag, reason in pool.engine.flags.dropped.items():
+        container.note("args", f"{flag}: {reason}", Outcome.DROPPED)
+    if pool.engine.image:
+        container.note("image", "vLLM's own image runs instead of KServe's Hugging Face server", Outcome.DROPPED)
+        pool.engine.image = ""
+
+
+def _to_vllm(words: Sequence[str], container: FieldReader) -> list[str]:
+    """Returns the arguments of KServe's Hugging Face server in vLLM's words."""
+    kept: list[str] = []
+    skipping = False
+    for word in words:
+        name, equals, value = word.partition("=")
+        flag = name.replace("_", "-")
+        if word.startswith("--"):
+            skipping = flag in _WRAPPER_FLAGS
+            if skipping:
+                container.note("args", f"{flag}: it is a flag of KServe's server", Outcome.DROPPED)
+            else:
+                kept.append(f"{_RENAMED_FLAGS.get(flag, flag)}{equals}{value}")
+        elif not skipping:
+            kept.append(word)
+    return kept
+
+
+def _read_runtime(model: FieldReader, runtimes: Mapping[str, FieldReader], pool: PoolDraft) -> None:
+    name = model.text("runtime")
+    if not name:
+        return
+    if name not in runtimes:
+        model.note("runtime", f"{name} is not among the files: give it too, for its arguments", Outcome.DROPPED)
+        return
+    spec = runtimes[name].section("spec")
+    container = next((c for c in spec.entries("containers") if c.peek("name") == _CONTAINER), None)
+    if container is None:
+        return
+    base = PoolDraft(container)
+    read_pod(spec, container, base)
+    own = pool.engine.flags
+    pool.engine.flags.kept = base.engine.flags.kept + own.kept
+    pool.engine.type, pool.engine.image = base.engine.type, base.engine.image
+    known = {variable["name"] for variable in pool.engine.env}
+    pool.engine.env = [variable for variable in base.engine.env if variable["name"] not in known] + pool.engine.env
+    pool.engine.flags.parallelism = base.engine.flags.parallelism | own.parallelism
+    pool.devices.count = pool.devices.count or base.devices.count
+    pool.devices.resource = pool.devices.resource or base.devices.resource
+    pool.devices.hints += base.devices.hints
+    pool.pod = base.pod | pool.pod
+    pool.container = base.container | pool.container
+
+
+def _read_source(source: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None:
+    flags = pool.engine.flags
+    uri = source.text("storageUri")
+    text = uri or flags.model
+    if not text:
+        raise source.error("storageUri", "the manifest names no model", "add storageUri or --model_id")
+    draft.uri, revision = model_uri(text, source, "storageUri" if uri else "args")
+    if revision:
+        draft.model["revision"] = revision
+    draft.served_names = flags.served_names or [draft.name]
+
+
+def _read_scaling(predictor: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None:
+    low, high = predictor.integer("minReplicas"), predictor.integer("maxReplicas")
+    pool.min_replicas = 1 if low is None else low
+    if high:
+        pool.max_replicas = max(high, pool.min_replicas)
+    draft.spec |= scaling_spec([pool])

@@ -1,0 +1,94 @@
+"""KubeAI: `Model` of `kubeai.org/v1`."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from fairlead_cli.migration.command_line import read_flags
+from fairlead_cli.migration.draft import (
+    MigrationOptions,
+    ModelDraft,
+    PoolDraft,
+    assemble,
+    metadata_of,
+    model_uri,
+    scaling_spec,
+)
+from fairlead_cli.migration.field_reader import FieldReader, Outcome
+
+REASONS: Final = {
+    "spec.features": "the gateway serves every API of the engine",
+    "spec.targetRequests": "Fairlead scales for latency targets: set spec.slo",
+    "spec.scaleDownDelaySeconds": "without minReplicas below maxReplicas nothing is scaled down",
+    "spec.owner": "/v1/models names Fairlead as the owner",
+    "spec.cacheProfile": "set spec.model.cache: a claim that all pods share, or a volume for each pod",
+    "spec.files": "put them into a ConfigMap, and mount it in pools[].template",
+    "spec.adapters": "load adapters through the engine's own API; spec.adapters sets the slots",
+}
+
+
+def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
+    """Returns a ModelDeployment for each Model."""
+    return [_convert(document, options) for document in documents]
+
+
+def _convert(document: FieldReader, options: MigrationOptions) -> dict[str, Any]:
+    spec = document.section("spec")
+    engine = spec.text("engine")
+    if engine != "VLLM" and not options.external:
+        raise spec.error("engine", f"Fairlead does not run {engine}", "route to it as it is: --external")
+    draft = ModelDraft(document, **metadata_of(document, own_prefixes=("features.kubeai.org/",)))
+    pool = PoolDraft(spec)
+    draft.pools = [pool]
+    draft.served_names = [draft.name]
+    pool.selector = {"model": draft.name, "app.kubernetes.io/managed-by": "kubeai"}
+    url = spec.text("url")
+    if options.external and not url.startswith(("hf://", "pvc://", "s3://", "gs://")):
+        url = f"file:///{url.partition('://')[2]}"
+    draft.uri, _ = model_uri(url, spec, "url")
+    _read_engine(spec, pool)
+    profile, _, count = spec.text("resourceProfile").partition(":")
+    if profile and not profile.startswith("cpu"):
+        pool.devices.hints.append(profile)
+        pool.devices.resource, pool.devices.count = "gpu", int(count) if count.isdigit() else 1
+    if profile:
+        spec.note("resourceProfile", "its CPU, memory, node labels and tolerations are in KubeAI's configuration")
+    _read_scaling(spec, pool, draft)
+    _read_routing(spec.section("loadBalancing"), draft)
+    return assemble(draft, options)
+
+
+def _read_engine(spec: FieldReader, pool: PoolDraft) -> None:
+    pool.engine.image = spec.text("image")
+    pool.engine.flags = read_flags(spec.texts("args"), "VLLM")
+    for flag, reason in pool.engine.flags.dropped.items():
+        spec.note("args", f"{flag}: {reason}", Outcome.DROPPED)
+    if "adapters" in spec:
+        pool.engine.flags.adapters = pool.engine.flags.adapters or {}
+    pool.engine.env = [{"name": name, "value": str(value)} for name, value in spec.mapping("env").items()]
+    if "envFrom" in spec:
+        pool.container["envFrom"] = spec.value("envFrom")
+    if "priorityClassName" in spec:
+        pool.pod["priorityClassName"] = spec.text("priorityClassName")
+
+
+def _read_scaling(spec: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None:
+    low, high, replicas = spec.integer("minReplicas") or 0, spec.integer("maxReplicas"), spec.integer("replicas")
+    if spec.flag("autoscalingDisabled"):
+        pool.min_replicas = 1 if replicas is None else replicas
+        return
+    if high is None:
+        pool.min_replicas = max(low, replicas or 0, 1)
+        spec.note("maxReplicas", f"without it Fairlead scales nothing, and {pool.min_replicas} instances run")
+        return
+    pool.min_replicas, pool.max_replicas = low, high
+    delay = spec.integer("scaleDownDelaySeconds") if high > low else None
+    draft.spec |= scaling_spec([pool], stabilizationWindow=f"{delay}s" if delay else None)
+
+
+def _read_routing(balancing: FieldReader, draft: ModelDraft) -> None:
+    if balancing.text("strategy") == "PrefixHash":
+        draft.spec["routing"] = {"preset": "chwbl"}
+        balancing.drop("prefixHash", "the preset chwbl has KubeAI's default settings")
+    elif balancing:
+        balancing.note("strategy", "Fairlead's default preset, dual-hash, also prefers cached prefixes")
+        balancing.skip("prefixHash")

@@ -1,0 +1,277 @@
+"""vLLM production-stack: values of its Helm chart `vllm-stack`."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from fairlead_cli.migration.command_line import read_flags
+from fairlead_cli.migration.draft import (
+    MigrationOptions,
+    ModelDraft,
+    PoolDraft,
+    assemble,
+    model_uri,
+    scaling_spec,
+)
+from fairlead_cli.migration.field_reader import FieldReader, Outcome
+from fairlead_cli.migration.pod_spec import read_environment, read_resources
+
+_PRESETS: Final = {"roundrobin": "round-robin", "session": "session"}
+_FLAGS: Final = {
+    "maxModelLen": "--max-model-len",
+    "dtype": "--dtype",
+    "maxNumSeqs": "--max-num-seqs",
+    "gpuMemoryUtilization": "--gpu-memory-utilization",
+    "runner": "--runner",
+    "convert": "--convert",
+}
+_ROLES: Final = {"kv_producer": "Prefill", "kv_consumer": "Decode"}
+_ADAPTERS: Final = "load adapters through the engine's own API; spec.adapters sets the slots"
+_TEMPLATE: Final = "write it into pools[].template"
+_MODEL_REASONS: Final = {
+    "labels": "Fairlead labels its objects itself",
+    "annotations": "Fairlead labels its objects itself",
+    "serviceAnnotations": "Fairlead's gateway finds pods itself",
+    "shmSize": "Fairlead sizes shared memory itself",
+    "initContainer": _TEMPLATE,
+    "nodeName": _TEMPLATE,
+    "chatTemplate": "mount it in pools[].template, and add --chat-template to engine.args",
+    "pvcAccessMode": "a cache of one pod needs no access mode",
+    "pvcMatchLabels": "name a StorageClass or an existing claim in model.cache",
+    "pvcLabels": "the volume belongs to the pod",
+    "pvcAnnotations": "the volume belongs to the pod",
+    "pdb": "Fairlead writes a PodDisruptionBudget for each pool",
+}
+REASONS: Final = {
+    "routerSpec": "Fairlead's gateway is installed once, for all models",
+    "cacheserverSpec": "name a shared store in kvCache.offload.store",
+    "sharedPvcStorage": "name an existing claim in model.cache.claimName",
+    "loraController": _ADAPTERS,
+    "loraAdapters": _ADAPTERS,
+    "servingEngineSpec.labels": "Fairlead labels its pods itself",
+    "servingEngineSpec.vllmApiKey": "the gateway checks keys, and a NetworkPolicy protects the engines",
+    "servingEngineSpec.strategy": "set spec.rollout",
+    "servingEngineSpec.startupProbe": "Fairlead sets the probes of its engines",
+    "servingEngineSpec.livenessProbe": "Fairlead sets the probes of its engines",
+    "servingEngineSpec.readinessProbe": "Fairlead sets the probes of its engines",
+    "servingEngineSpec.sidecar": _ADAPTERS,
+}
+
+
+def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
+    """Returns a ModelDeployment for each entry of modelSpec."""
+    return [manifest for document in documents for manifest in _convert(document, options)]
+
+
+def _convert(values: FieldReader, options: MigrationOptions) -> list[dict[str, Any]]:
+    engines = values.section("servingEngineSpec")
+    engines.skip("enableEngine", "servicePort")
+    drafts = []
+    for spec in engines.entries("modelSpec"):
+        if spec.peek("enabled") is False:
+            spec.drop_all("it is off")
+            continue
+        spec.skip("enabled")
+        drafts.append(_read_model(values, engines, spec))
+    router = values.section("routerSpec")
+    logic = router.text("routingLogic")
+    if logic in ("session", "kvaware", "prefixaware"):
+        router.drop("sessionKey", "clients send a session in the header x-session-id")
+    manifests = []
+    for draft in _join_roles(drafts):
+        if logic in _PRESETS:
+            draft.spec["routing"] = {"preset": _PRESETS[logic]}
+        manifests.append(assemble(draft, options))
+    return manifests
+
+
+def _join_roles(drafts: list[ModelDraft]) -> list[ModelDraft]:
+    """Returns the models; a decode model takes the pool of the prefill model with its weights."""
+    joined = [draft for draft in drafts if draft.pools[0].role != "Prefill"]
+    for draft in drafts:
+        pool = draft.pools[0]
+        if pool.role != "Prefill":
+            continue
+        partner = next((d for d in joined if d.uri == draft.uri and d.pools[0].role == "Decode"), None)
+        if partner is None:
+            raise pool.reader.error("lmcacheConfig", "there is no decode model with the same modelURL")
+        partner.pools.append(pool)
+        partner.name = partner.name.removesuffix("-decode")
+        pool.reader.note("name", f"{draft.name} is the prefill pool of {partner.name}")
+    for draft in joined:
+        if len(draft.pools) == 1:
+            draft.pools[0].role, draft.pools[0].name = "Serve", "main"
+    return joined
+
+
+def _read_model(values: FieldReader, engines: FieldReader, spec: FieldReader) -> ModelDraft:
+    name = spec.text("name")
+    draft = ModelDraft(values, name)
+    pool = PoolDraft(spec, selector={"model": name}, port=engines.integer("containerPort") or 8000)
+    draft.pools = [pool]
+    url = spec.text("modelURL")
+    draft.uri, _ = model_uri(url, spec, "modelURL")
+    draft.served_names = [url]
+    replicas = spec.integer("replicaCount")
+    pool.min_replicas = 1 if replicas is None else replicas
+    repository, tag = spec.text("repository"), spec.text("tag")
+    pool.engine.image = f"{repository}:{tag}" if repository and tag else repository
+    pool.engine.flags = read_flags(_arguments(spec), "VLLM")
+    for flag, reason in pool.engine.flags.dropped.items():
+        spec.note("vllmConfig", f"{flag}: {reason}", Outcome.DROPPED)
+    pool.engine.flags.revision = spec.text("modelRevision")
+    if spec.flag("enableLoRA"):
+        pool.engine.flags.adapters = pool.engine.flags.adapters or {}
+    _read_storage(spec, draft)
+    _read_resources(spec, pool)
+    _read_variables(engines, spec, pool)
+    _read_pod(engines, spec, pool)
+    _read_lmcache(spec.section("lmcacheConfig"), pool, draft)
+    _read_scaling(spec.section("keda"), pool, draft)
+    if spec.section("raySpec").peek("enabled"):
+        raise spec.error("raySpec", "Fairlead starts no Ray clusters", "write pools[].parallelism.nodes by hand")
+    spec.skip("raySpec")
+    for field, reason in _MODEL_REASONS.items():
+        spec.drop(field, reason)
+    return draft
+
+
+def _arguments(spec: FieldReader) -> list[str]:
+    config = spec.section("vllmConfig")
+    words = [f"{flag}={config.text(name)}" for name, flag in _FLAGS.items() if name in config]
+    if "enableChunkedPrefill" in config:
+        words.append(f"--{'' if config.flag('enableChunkedPrefill') else 'no-'}enable-chunked-prefill")
+    if not config.flag("enablePrefixCaching"):
+        config.note("enablePrefixCaching", "Fairlead turns prefix caching on: its routing builds on it")
+    for name, flag in (("tensorParallelSize", "--tensor-parallel-size"), ("maxLoras", "--max-loras")):
+        if name in config:
+            words.append(f"{flag}={config.text(name)}")
+    for name in ("v0", "v1"):
+        config.drop(name, "vLLM has one engine since 0.11")
+    if spec.flag("enableTool"):
+        words.append("--enable-auto-tool-choice")
+    if "toolCallParser" in spec:
+        words.append(f"--tool-call-parser={spec.text('toolCallParser')}")
+    return words + config.texts("extraArgs")
+
+
+def _read_storage(spec: FieldReader, draft: ModelDraft) -> None:
+    claim, size, storage_class = (
+        spec.text("pvcExistingClaimName"),
+        spec.text("pvcStorage"),
+        spec.text("storageClass"),
+    )
+    if not draft.uri.startswith("hf://"):
+        return
+    if claim:
+        draft.model["cache"] = {"claimName": claim}
+    elif size:
+        draft.model["cache"] = {"size": size} | ({"storageClassName": storage_class} if storage_class else {})
+
+
+def _read_resources(spec: FieldReader, pool: PoolDraft) -> None:
+    resources = spec.section("resources")
+    if resources:
+        read_resources(resources, pool)
+    names = (
+        ("requests", "cpu", "requestCPU"),
+        ("requests", "memory", "requestMemory"),
+        ("limits", "cpu", "limitCPU"),
+        ("limits", "memory", "limitMemory"),
+    )
+    for kind, resource, name in names:
+        if name in spec:
+            pool.container.setdefault("resources", {}).setdefault(kind, {})[resource] = spec.value(name)
+    count = spec.integer("requestGPU")
+    if count:
+        pool.devices.count = count
+        pool.devices.resource = spec.text("requestGPUType") or "nvidia.com/gpu"
+        pool.devices.hints.append(pool.devices.resource)
+    for name in ("requestGPUMem", "requestGPUMemPercentage", "requestGPUCores", "limitGPUMem", "limitGPUCores"):
+        spec.drop(name, "Fairlead requests whole devices")
+
+
+def _read_variables(engines: FieldReader, spec: FieldReader, pool: PoolDraft) -> None:
+    read_environment(engines, pool)
+    read_environment(spec, pool)
+    token = spec.peek("hf_token")
+    if isinstance(token, dict):
+        reference = spec.section("hf_token")
+        source = {"name": reference.text("secretName"), "key": reference.text("secretKey")}
+        pool.engine.env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": source}})
+    else:
+        spec.drop("hf_token", "a manifest holds no token: put it into a Secret, named in model.credentials")
+    sources = [{"secretRef": {"name": spec.section("envFromSecret").text("name")}}] if "envFromSecret" in spec else []
+    if sources and sources[0]["secretRef"]["name"]:
+        pool.container["envFrom"] = sources
+
+
+def _read_pod(engines: FieldReader, spec: FieldReader, pool: PoolDraft) -> None:
+    secret = spec.text("imagePullSecret")
+    pool.engine.pull_secrets = [secret] if secret else []
+    for name in ("serviceAccountName", "priorityClassName", "affinity"):
+        if spec.peek(name):
+            pool.pod[name] = spec.value(name)
+    runtime = spec.text("runtimeClassName") or engines.text("runtimeClassName")
+    scheduler = engines.text("schedulerName")
+    pool.pod |= {k: v for k, v in (("runtimeClassName", runtime), ("schedulerName", scheduler)) if v}
+    own = spec.value("tolerations", default=[])
+    shared = engines.value("tolerations", default=[]) if spec.text("tolerationsPolicy") != "override" else []
+    if shared or own:
+        pool.pod["tolerations"] = [*shared, *own]
+    terms = spec.value("nodeSelectorTerms", default=[])
+    if terms and "affinity" not in pool.pod:
+        pool.devices.hints.append(str(terms))
+        required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+        pool.pod["affinity"] = {"nodeAffinity": required}
+    for source, target, holder in (
+        ("extraVolumes", "volumes", pool.pod),
+        ("extraVolumeMounts", "volumeMounts", pool.container),
+    ):
+        if spec.peek(source):
+            holder[target] = spec.value(source)
+    for source, target, holder in (
+        ("securityContext", "securityContext", pool.pod),
+        ("containerSecurityContext", "securityContext", pool.container),
+        ("imagePullPolicy", "imagePullPolicy", pool.container),
+    ):
+        if engines.peek(source):
+            holder[target] = engines.value(source)
+    labels, annotations = spec.mapping("podLabels"), spec.mapping("podAnnotations")
+    pool.metadata = {k: v for k, v in (("labels", labels), ("annotations", annotations)) if v}
+
+
+def _read_lmcache(cache: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None:
+    if not cache.flag("enabled"):
+        if cache:
+            cache.drop_all("it is off")
+        return
+    role = _ROLES.get(cache.text("kvRole"))
+    if cache.flag("enablePD") and role:
+        pool.role, pool.name = role, role.lower()
+        reason = "Fairlead moves KV from prefill to decode with vLLM's own NIXL connector"
+    else:
+        memory, disk = cache.text("cpuOffloadingBufferSize"), cache.text("diskOffloadingBufferSize")
+        if memory and float(memory) > 0:
+            offload = {"type": "LMCache", "memory": f"{memory}Gi"} | ({"disk": f"{disk}Gi"} if disk else {})
+            draft.spec["kvCache"] = {"offload": offload}
+        reason = "Fairlead starts LMCache with settings of its own"
+    carried = ("enabled", "kvRole", "enablePD", "cpuOffloadingBufferSize", "diskOffloadingBufferSize")
+    others = [name for name in cache.names() if name not in carried]
+    cache.skip(*carried, *others)
+    if others:
+        cache.note("", f"{', '.join(others)}: {reason}", Outcome.DROPPED)
+
+
+def _read_scaling(keda: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None:
+    if not keda.flag("enabled"):
+        if keda:
+            keda.drop_all("it is off")
+        return
+    low = keda.integer("minReplicaCount")
+    pool.min_replicas, pool.max_replicas = 1 if low is None else low, keda.integer("maxReplicaCount")
+    window = keda.integer("cooldownPeriod")
+    draft.spec |= scaling_spec([pool], stabilizationWindow=f"{window}s" if window else None)
+    if keda.integer("idleReplicaCount") == 0:
+        pool.min_replicas = 0
+    for name in ("triggers", "pollingInterval", "initialCooldownPeriod", "fallback", "advanced"):
+        keda.drop(name, "Fairlead scales for latency targets: set spec.slo")

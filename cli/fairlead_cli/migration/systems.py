@@ -1,0 +1,153 @@
+"""Recognizes documents of other systems, and runs their conversions."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fairlead.errors import BadInput
+from fairlead.manifests.yaml_nodes import format_path
+from fairlead_cli.migration import (
+    aibrix,
+    kserve,
+    kserve_predictor,
+    kubeai,
+    litellm,
+    llm_d,
+    production_stack,
+)
+from fairlead_cli.migration.draft import MigrationOptions
+from fairlead_cli.migration.field_reader import FieldReader, Note, Outcome
+
+_OTHER_GROUPS: Final = (".aibrix.ai", "inference.networking.k8s.io", "inference.networking.x-k8s.io")
+_NO_FIELD: Final = "Fairlead has no such field"
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A format that can be converted.
+
+    kinds: (API group, kind) of its objects.
+    key: top-level key of its values file or configuration; empty if it has objects.
+    reasons: field of its objects to the reason that it is not carried over.
+    """
+
+    name: str
+    convert: Callable[[Sequence[FieldReader], MigrationOptions], list[dict[str, Any]]]
+    reasons: Mapping[str, str]
+    kinds: frozenset[tuple[str, str]] = frozenset()
+    key: str = ""
+
+
+SYSTEMS: Final = (
+    System(
+        "KServe LLMInferenceService",
+        kserve.convert_models,
+        kserve.REASONS,
+        frozenset(("serving.kserve.io", kind) for kind in ("LLMInferenceService", "LLMInferenceServiceConfig")),
+    ),
+    System(
+        "KServe InferenceService",
+        kserve_predictor.convert_models,
+        kserve_predictor.REASONS,
+        frozenset(
+            ("serving.kserve.io", kind) for kind in ("InferenceService", "ServingRuntime", "ClusterServingRuntime")
+        ),
+    ),
+    System(
+        "AIBrix",
+        aibrix.convert_models,
+        aibrix.REASONS,
+        frozenset(
+            {
+                ("orchestration.aibrix.ai", "StormService"),
+                ("autoscaling.aibrix.ai", "PodAutoscaler"),
+                ("model.aibrix.ai", "ModelAdapter"),
+            }
+        ),
+    ),
+    System("KubeAI", kubeai.convert_models, kubeai.REASONS, frozenset({("kubeai.org", "Model")})),
+    System("llm-d modelservice", llm_d.convert_models, llm_d.REASONS, key="modelArtifacts"),
+    System("LiteLLM", litellm.convert_models, litellm.REASONS, key="model_list"),
+    System("vLLM production-stack", production_stack.convert_models, production_stack.REASONS, key="servingEngineSpec"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """Converted manifests, and the notes about fields that they do not hold."""
+
+    manifests: tuple[dict[str, Any], ...]
+    notes: tuple[Note, ...]
+
+
+def system_of(document: object) -> System | None:
+    """Returns the system that a document belongs to; None for any other document."""
+    if not isinstance(document, dict):
+        return None
+    group = str(document.get("apiVersion", "")).partition("/")[0]
+    for system in SYSTEMS:
+        if (group, document.get("kind")) in system.kinds or (system.key and system.key in document):
+            return system
+    if document.get("kind") in ("Deployment", "Service") and _has_aibrix_label(document):
+        return next(system for system in SYSTEMS if system.name == "AIBrix")
+    return None
+
+
+def is_unsupported(document: object) -> bool:
+    """Returns True for an object of a known system that no conversion reads."""
+    if not isinstance(document, dict) or system_of(document) is not None:
+        return False
+    group = str(document.get("apiVersion", "")).partition("/")[0]
+    return any(group == known for system in SYSTEMS for known, _ in system.kinds) or group.endswith(_OTHER_GROUPS)
+
+
+def migrate(documents: Iterable[tuple[str, dict[str, Any]]], options: MigrationOptions) -> Migration:
+    """Converts documents, given with their files.
+
+    Raises BadInput for a document that cannot be converted.
+    """
+    readers: dict[str, list[FieldReader]] = {}
+    for file, document in documents:
+        system = system_of(document)
+        assert system is not None
+        readers.setdefault(system.name, []).append(FieldReader.of_document(document, file))
+    manifests: list[dict[str, Any]] = []
+    notes: list[Note] = []
+    for system in SYSTEMS:
+        for reader in readers.get(system.name, ()):
+            reader.skip("apiVersion", "kind", "status")
+        try:
+            manifests += system.convert(readers.get(system.name, ()), options)
+        except BadInput as error:
+            raise BadInput(f"{system.name}: {error.message}", field=error.field, hint=error.hint) from error
+        for reader in readers.get(system.name, ()):
+            notes += reader.notes
+            if not options.external:
+                notes += _unread_notes(reader, system.reasons)
+    if options.external:
+        notes = [note for note in notes if note.outcome is Outcome.CHANGED and "(all)" in note.field]
+    return Migration(tuple(manifests), tuple(notes))
+
+
+def _has_aibrix_label(document: Mapping[str, Any]) -> bool:
+    labels = (document.get("metadata") or {}).get("labels") or {}
+    template = ((document.get("spec") or {}).get("template") or {}).get("metadata") or {}
+    return aibrix.NAME_LABEL in labels or aibrix.NAME_LABEL in (template.get("labels") or {})
+
+
+def _unread_notes(reader: FieldReader, reasons: Mapping[str, str]) -> list[Note]:
+    """Returns a note for each field that was not read; fields below one reason share a note."""
+    grouped: dict[str, list[str]] = {}
+    notes: list[Note] = []
+    for path in reader.unread():
+        plain = format_path(tuple(step for step in path if isinstance(step, str)))
+        matching = [field for field in reasons if plain == field or plain.startswith(f"{field}.")]
+        if not matching:
+            notes.append(Note(reader.place, format_path(path), Outcome.DROPPED, _NO_FIELD))
+            continue
+        field = max(matching, key=len)
+        grouped.setdefault(field, []).append(plain[len(field) + 1 :])
+    for field, names in grouped.items():
+        prefix = f"{', '.join(names)}: " if any(names) else ""
+        notes.append(Note(reader.place, field, Outcome.DROPPED, prefix + reasons[field]))
+    return notes
