@@ -1,5 +1,8 @@
-"""The name of the distribution in registries and releases, and messages about absent packages."""
+"""The name of the distribution in registries and releases, where the project is registered, and
+messages about absent packages.
+"""
 
+from dataclasses import dataclass
 from typing import Final
 
 from fairlead import __version__
@@ -10,6 +13,26 @@ WHEEL: Final = f"{DISTRIBUTION.replace('-', '_')}-{__version__}-py3-none-any.whl
 """The file name of this release's wheel."""
 EXTRAS: Final = {"kopf": "operator", "tokenizers": "tokenize"}
 """Import package → the extra that brings it. The distribution's own dependencies are not here."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredAddresses:
+    """Public addresses of the project; None until one is registered.
+
+    repository: the sources. site: the documentation. images: the prefix of image names.
+    releases: the folder that holds the files of this release.
+    """
+
+    repository: str | None = None
+    site: str | None = None
+    images: str | None = None
+    releases: str | None = None
+
+
+ADDRESSES: Final = RegisteredAddresses()
+"""The only place where addresses stand. `make generate` and `make release` write them into the
+metadata of the wheel, the chart and the kubectl plugin.
+"""
 
 
 def missing_package(error: BaseException | None) -> str | None:

@@ -17,9 +17,11 @@ from generators.cli_reference import cli_page
 from generators.engines_reference import engines_page
 from generators.image_locks import image_requirements
 from generators.page_lists import decisions_page
+from generators.project_addresses import address_files
 
 from fairlead.api.crd import crd_manifest
 from fairlead.api.kinds import served_kinds
+from fairlead.distribution import ADDRESSES
 
 ROOT = Path(__file__).resolve().parent.parent
 CRDS = ("crds", f"{CHART}/crds")
@@ -43,7 +45,7 @@ def outputs() -> dict[str, str]:
             pages[f"{folder}/{kind.plural}.yaml"] = (
                 f"# Generated from fairlead/api by `make generate`. Do not edit.\n{text}"
             )
-    return pages | chart_files(ROOT) | image_requirements(ROOT)
+    return pages | chart_files(ROOT) | image_requirements(ROOT) | address_files(ROOT, ADDRESSES)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,10 +2,12 @@
 without a compiler.
 """
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -107,3 +109,19 @@ def test_the_operator_works_with_its_extra_and_names_it_without(installed: Fresh
     assert f"pip install '{WHEEL}[operator]'" in missing.stderr
     installed.pip("install", "--only-binary", ":all:", f"{installed.folder / 'dist' / WHEEL}[operator]")
     assert "this needs" not in installed.run("fairlead-operator").stderr
+
+
+def test_the_kubectl_plugin_installs_itself_at_its_first_call(installed: FreshEnvironment) -> None:
+    dist = installed.folder / "dist"
+    release = [sys.executable, "scripts/release", "kubectl-plugin", "--out", str(dist)]
+    subprocess.run(release, cwd=ROOT, check=True, capture_output=True)
+    plugin = installed.folder / "plugin"
+    with tarfile.open(dist / f"kubectl-fairlead-{__version__}.tar.gz") as tar:
+        tar.extractall(plugin, filter="data")
+    variables = installed.variables | {"PATH": "/usr/bin:/bin", "HOME": str(plugin), "FAIRLEAD_PYTHON": sys.executable}
+    command = [str(plugin / "kubectl-fairlead"), "version", "--client", "-o", "json"]
+    first, second = (subprocess.run(command, env=variables, capture_output=True, text=True) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    assert json.loads(first.stdout)["client"]["version"] == __version__
+    assert "once ..." in first.stderr
+    assert (second.stdout, second.stderr) == (first.stdout, "")

@@ -30,15 +30,21 @@ _PLATFORM = {
 def image_requirements(root: Path) -> dict[str, str]:
     """Returns path below ``root`` → lock of one image."""
     groups = tomllib.loads((root / "pyproject.toml").read_text())["dependency-groups"]
-    blocks = _blocks((root / "requirements" / "dev.txt").read_text())
+    lock = (root / "requirements" / "dev.txt").read_text()
     locks = {}
     for image in IMAGES:
-        names = _closure(Requirement(line) for line in group_requirements(groups, f"image-{image}"))
-        text = "".join(blocks[name] for name in sorted(names & blocks.keys()))
+        text = lock_part(lock, group_requirements(groups, f"image-{image}"))
         locks[f"requirements/images/{image}.txt"] = (
             f"# Part of dev.txt, written by `make generate`. Do not edit.\n{text}"
         )
     return locks
+
+
+def lock_part(lock: str, requirements: Iterable[str]) -> str:
+    """Returns the lines of a lock that requirements need, directly or not."""
+    blocks = _blocks(lock)
+    names = _closure(Requirement(line) for line in requirements)
+    return "".join(blocks[name] for name in sorted(names & blocks.keys()))
 
 
 def group_requirements(groups: Mapping[str, list[str | dict[str, str]]], name: str) -> Iterator[str]:

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from scripts.release.kubectl_plugin import build_plugin
 from scripts.release.release_run import ROOT, Part, ReleaseError, ReleaseRun
 from scripts.release.wheel import build_wheel
 
 PARTS: Final[dict[str, Part]] = {
     "wheel": build_wheel,
+    "kubectl-plugin": build_plugin,
 }
 """Part → what makes it."""
 

@@ -1,0 +1,78 @@
+"""Addresses of the project in the metadata of the wheel and of the chart.
+
+They come from ``fairlead/distribution.py``. What is not registered is left out.
+"""
+
+import re
+from pathlib import Path
+
+import yaml
+from generators.chart_files import CHART
+
+from fairlead.api.kinds import served_kinds
+from fairlead.api.v1alpha1 import GROUP
+from fairlead.distribution import RegisteredAddresses
+
+
+class _BlockDumper(yaml.SafeDumper):
+    """Writes text of several lines as a block."""
+
+
+_BlockDumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+_URLS = re.compile(r"^\[project\.urls\]\n(?:[^\n\[].*\n)*\n", re.MULTILINE)
+_BEFORE_URLS = "[dependency-groups]\n"
+_NOTE = "# For registries of charts, written by `make generate`. Do not edit.\n"
+_CHART_PART = re.compile(rf"^{re.escape(_NOTE)}(?:.+\n)*", re.MULTILINE)
+
+
+def address_files(root: Path, addresses: RegisteredAddresses) -> dict[str, str]:
+    """Returns path below ``root`` → content of the files with addresses."""
+    chart = f"{CHART}/Chart.yaml"
+    return {
+        "pyproject.toml": with_urls((root / "pyproject.toml").read_text(), addresses),
+        chart: with_chart_part((root / chart).read_text(), addresses),
+    }
+
+
+def with_urls(pyproject: str, addresses: RegisteredAddresses) -> str:
+    """Returns a pyproject.toml with the table of the registered addresses; without one if there is none."""
+    named = {
+        "Homepage": addresses.site or addresses.repository,
+        "Documentation": addresses.site,
+        "Source": addresses.repository,
+    }
+    lines = "".join(f'{name} = "{address}"\n' for name, address in named.items() if address)
+    table = f"[project.urls]\n{lines}\n" if lines else ""
+    return _URLS.sub("", pyproject).replace(_BEFORE_URLS, table + _BEFORE_URLS, 1)
+
+
+def with_chart_part(chart: str, addresses: RegisteredAddresses) -> str:
+    """Returns a Chart.yaml with home, sources and the annotations that Artifact Hub reads."""
+    part: dict[str, object] = {}
+    if home := addresses.site or addresses.repository:
+        part["home"] = home
+    if addresses.repository:
+        part["sources"] = [addresses.repository]
+    part["annotations"] = _annotations(addresses)
+    text = _NOTE + yaml.dump(part, Dumper=_BlockDumper, sort_keys=False, width=116)
+    return _CHART_PART.sub("", chart).rstrip("\n") + "\n" + text
+
+
+def _annotations(addresses: RegisteredAddresses) -> dict[str, str]:
+    definitions = [
+        {"kind": kind.name, "version": "v1alpha1", "name": f"{kind.plural}.{GROUP}", "displayName": kind.name}
+        for kind in served_kinds()
+    ]
+    annotations = {
+        "artifacthub.io/category": "ai-machine-learning",
+        "artifacthub.io/crds": yaml.safe_dump(definitions, sort_keys=False),
+        "artifacthub.io/license": "Apache-2.0",
+        "artifacthub.io/operator": "true",
+        "artifacthub.io/prerelease": "true",
+    }
+    if addresses.site:
+        annotations["artifacthub.io/links"] = yaml.safe_dump([{"name": "Documentation", "url": addresses.site}])
+    return annotations

@@ -1,0 +1,50 @@
+"""Addresses of the project: in one place, and nowhere before they are registered."""
+
+import re
+import tomllib
+
+import yaml
+from generators.project_addresses import address_files, with_chart_part, with_urls
+
+from fairlead.distribution import ADDRESSES, RegisteredAddresses
+from scripts.release.release_run import ROOT
+
+REGISTERED = RegisteredAddresses(repository="https://code.example/fairlead", site="https://docs.example")
+CHART = "charts/fairlead/Chart.yaml"
+
+
+def test_the_committed_files_have_the_addresses_of_the_code() -> None:
+    for name, text in address_files(ROOT, ADDRESSES).items():
+        assert (ROOT / name).read_text() == text
+
+
+def test_nothing_is_named_that_is_not_registered() -> None:
+    files = address_files(ROOT, RegisteredAddresses())
+    assert "urls" not in tomllib.loads(files["pyproject.toml"])["project"]
+    assert {"home", "sources", "icon", "maintainers"} & yaml.safe_load(files[CHART]).keys() == set()
+    assert re.findall(r"https?://", files[CHART]) == []
+
+
+def test_registered_addresses_stand_in_both_files_and_can_be_removed_again() -> None:
+    for name, update in (("pyproject.toml", with_urls), (CHART, with_chart_part)):
+        without = update((ROOT / name).read_text(), RegisteredAddresses())
+        named = update(without, REGISTERED)
+        assert named != without
+        assert update(named, REGISTERED) == named
+        assert update(named, RegisteredAddresses()) == without
+    urls = tomllib.loads(with_urls((ROOT / "pyproject.toml").read_text(), REGISTERED))["project"]["urls"]
+    assert urls == {
+        "Homepage": "https://docs.example",
+        "Documentation": "https://docs.example",
+        "Source": "https://code.example/fairlead",
+    }
+    chart = yaml.safe_load(with_chart_part((ROOT / CHART).read_text(), REGISTERED))
+    assert (chart["home"], chart["sources"]) == ("https://docs.example", ["https://code.example/fairlead"])
+
+
+def test_the_chart_lists_its_kinds_for_registries() -> None:
+    annotations = yaml.safe_load((ROOT / CHART).read_text())["annotations"]
+    kinds = yaml.safe_load(annotations["artifacthub.io/crds"])
+    assert {kind["name"] for kind in kinds} == {
+        yaml.safe_load(path.read_text())["metadata"]["name"] for path in (ROOT / "crds").glob("*.yaml")
+    }
