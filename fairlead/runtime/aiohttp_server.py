@@ -1,5 +1,7 @@
 """The HTTP server of a control-plane process, on aiohttp: `/healthz`, `/readyz` and `/metrics`."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -7,6 +9,15 @@ from dataclasses import dataclass
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.registry import Collector
+
+MAX_CONNECTIONS = 256
+"""Open connections. For one more, the oldest is closed.
+
+Why: any pod that reaches the port can open connections and leave them. The process needs
+descriptors for the API server, and probes must be answered.
+"""
+METRICS_SECONDS = 1.0
+"""A metrics page is served this long. To render one of many models takes tens of milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +34,7 @@ def add_probes(
     """Adds `/healthz`, `/readyz` and `/metrics`. The two probes respond with 200 or 503."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(metrics)
+    page = MetricsPage(lambda: generate_latest(registry), time.monotonic)
 
     async def healthz(_: web.Request) -> web.Response:
         return _probe_response(live())
@@ -31,9 +43,27 @@ def add_probes(
         return _probe_response(ready())
 
     async def metrics_page(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"})
+        return web.Response(body=page.body(), headers={"Content-Type": "text/plain; version=0.0.4"})
 
     app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics_page)])
+
+
+class MetricsPage:
+    """A page that is rendered once in `METRICS_SECONDS`, however often it is requested."""
+
+    def __init__(self, render: Callable[[], bytes], now: Callable[[], float]) -> None:
+        self._render = render
+        self._now = now
+        self._body = b""
+        self._until: float | None = None
+
+    def body(self) -> bytes:
+        """Returns the page of this moment, or of a moment ago."""
+        now = self._now()
+        if self._until is None or now >= self._until:
+            self._body = self._render()
+            self._until = now + METRICS_SECONDS
+        return self._body
 
 
 @asynccontextmanager
@@ -46,10 +76,23 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[str
     """
     runner = web.AppRunner(app, access_log=None)  # probes come every few seconds
     await runner.setup()
+    handlers = runner.server
+    assert handlers is not None
+
+    def accept() -> asyncio.Protocol:
+        transports = (handler.transport for handler in handlers.connections)
+        open_ones = [transport for transport in transports if transport is not None and not transport.is_closing()]
+        if len(open_ones) >= MAX_CONNECTIONS:
+            open_ones[0].abort()
+        return handlers()
+
     try:
-        await web.TCPSite(runner, host or None, port).start()
-        bound_host, bound_port = runner.addresses[0][:2]
-        yield f"[{bound_host}]:{bound_port}" if ":" in bound_host else f"{bound_host}:{bound_port}"
+        server = await asyncio.get_running_loop().create_server(accept, host or None, port)
+        try:
+            bound_host, bound_port = server.sockets[0].getsockname()[:2]
+            yield f"[{bound_host}]:{bound_port}" if ":" in bound_host else f"{bound_host}:{bound_port}"
+        finally:
+            server.close()
     finally:
         await runner.cleanup()
 

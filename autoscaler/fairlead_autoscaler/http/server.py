@@ -65,7 +65,7 @@ def create_app(
 
     notes: returns all current problems, in words.
     """
-    handlers = _Handlers(loop, buffer, notes)
+    handlers = _Handlers(loop, buffer, notes, is_open=access.token is None)
     app = web.Application(middlewares=[_guard(access.token, access.hosts)], client_max_size=_HINT_BYTES)
     add_probes(app, AutoscalerMetrics(loop, clock), lambda: ProbeResult(True, "the loop runs"), handlers.readiness)
     app.add_routes(
@@ -108,15 +108,22 @@ def _guard(token: str | None, hosts: Iterable[str]) -> Callable[..., Awaitable[w
 
 
 class _Handlers:
-    def __init__(self, loop: ControlLoop, buffer: RecordBuffer, notes: Callable[[], list[str]]) -> None:
+    def __init__(
+        self, loop: ControlLoop, buffer: RecordBuffer, notes: Callable[[], list[str]], *, is_open: bool
+    ) -> None:
         self._loop = loop
+        self._is_open = is_open
         self._buffer = buffer
         self._notes = notes
 
     def readiness(self) -> ProbeResult:
-        """Returns the readiness. It is False while the models or their metrics are unavailable."""
+        """Returns the readiness. It is False while the models or their metrics are unavailable.
+
+        With a token, who lacks it reads no names of models and gateways here.
+        """
         is_ready = self._loop.unavailable_reason is None
-        return ProbeResult(is_ready, "\n".join(["ready" if is_ready else "not ready", *self._notes()]))
+        notes = self._notes() if self._is_open else []
+        return ProbeResult(is_ready, "\n".join(["ready" if is_ready else "not ready", *notes]))
 
     async def status(self, _: web.Request) -> web.Response:
         """Returns the last record of every model, all problems, and whether this process leads."""

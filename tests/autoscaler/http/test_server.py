@@ -181,3 +181,12 @@ def test_header_that_is_no_text_and_a_nested_hint_are_refused(made: Any) -> None
         assert answer.status_code == 400
 
     with_client(made, use, token="right")
+
+
+def test_readiness_names_no_model_and_no_gateway_to_those_without_the_token(made: Any) -> None:
+    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
+        assert (await client.get("/readyz")).text == "ready\n"
+        status = await client.get("/autoscaling", headers={"authorization": "Bearer secret"})
+        assert "is missing: ConnectionRefusedError: " in status.text
+
+    with_client(made, use, token="secret")
