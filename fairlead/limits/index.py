@@ -14,6 +14,10 @@ class KvEventLimits:
     )
     kv_events_in_batch: int = limit(131_072, "events of one batch; a long prompt evicts one block per event")
     kv_event_blocks: int = limit(131_072, "blocks of one KV event: two million tokens at block size 16")
+    kv_slice_bytes: int = limit(
+        16_384,
+        "events of a batch applied at once, some 3 ms; the rest of a larger batch waits for other engines and queries",
+    )
     kv_event_block_tokens: int = limit(65_536, "tokens of one block; engines use 16 to 256, some hybrid ones 1,000")
     kv_replay_buffered: int = limit(4_096, "batches buffered during a replay; beyond, the history counts as lost")
     kv_replay_buffered_bytes: int = limit(64 * 1024 * 1024, "the same in bytes")
@@ -56,7 +60,7 @@ class KvEventLimits:
         0.1, "interval at which the unread bytes of connections are compared with their bounds"
     )
     kv_replays: int = limit(8, "replays at the same time: each has some 10,000 batches; the others wait")
-    kv_turn_bytes: int = limit(32_768, "events of one engine processed before the next engine's")
+    kv_turn_bytes: int = limit(16_384, "events of one engine processed before the next engine's")
     kv_loop_bytes: int = limit(262_144, "events of all engines processed before other work of the indexer")
     kv_loop_seconds: float = limit(0.004, "the same in seconds, since a write to Redis takes several loop iterations")
     kv_backpressure_seconds: float = limit(0.002, "pause of a model's engines while the index writer is behind with it")

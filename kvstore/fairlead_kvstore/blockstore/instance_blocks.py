@@ -23,28 +23,19 @@ Ages are in ticks of sixteen seconds, since the last store or use of a block or 
 no block is older than those that follow it. Engines evict the oldest first, then the deepest.
 """
 
+from collections.abc import Iterator
 from typing import Final
-
-import xxhash
 
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore import changes
-from fairlead_kvstore.blockstore.block_hash import (
-    TOKEN_BYTES,
-    chain_root,
-    engine_hash,
-    extra_key_bytes,
-    hash_with_extras,
-    parent_hash,
-    token_bytes,
-)
+from fairlead_kvstore.blockstore.block_hash import chain_root, engine_hash
 from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TICK_SECONDS, TIER_SHIFT, BlockTable, tick_of
 from fairlead_kvstore.blockstore.changes import Change, InstanceCleared
 from fairlead_kvstore.blockstore.completeness import Completeness
 from fairlead_kvstore.blockstore.lora_generations import MAX_SCANNED_ROWS, LoraGenerations
-from fairlead_kvstore.blockstore.orphan_blocks import AdapterLoad, BlockContent, OrphanBlocks, PendingRun
+from fairlead_kvstore.blockstore.orphan_blocks import FollowUps, OrphanBlocks, PendingRun, pending_run
 from fairlead_kvstore.blockstore.shared_store_hints import SharedStoreHints
-from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, storage_tier
+from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, MediumTiers, StorageTier, storage_tier
 from fairlead_kvstore.blockstore.types import EventCounters
 from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, RemovedEvent, StoredEvent
 
@@ -52,9 +43,11 @@ FULL_ATTENTION_KINDS: Final = frozenset({"full_attention", "mla_attention", "sin
 _UNKNOWN_KINDS: Final = frozenset({None, "unknown"})
 _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 _SMOOTHING: Final = 0.05
-_MAX_MEDIA: Final = 32
 _TOO_MANY_SCANS: Final = "its events clear tiers or reload adapters too often"
-_HASH: Final = xxhash.xxh3_64_intdigest
+_BLOCK_BYTES: Final = 16
+_FOLLOW_UP_BYTES: Final = 8_192
+"""The cost of one follow-up step, in bytes: some 2 ms."""
+_ROWS_PER_STEP: Final = 512
 
 
 class InstanceBlocks:
@@ -74,8 +67,6 @@ class InstanceBlocks:
     ) -> None:
         self.instance = instance
         self.model_key = model_key
-        self._shared_media = shared_media
-        self._exact_media = exact_media
         self.epoch = 1
         self.completeness = Completeness(instance, now)
         self.counters = EventCounters()
@@ -91,10 +82,11 @@ class InstanceBlocks:
         self.awaited_until: float | None = None
         self.last_clear: float | None = None
         self._roots: dict[str | None, int] = {}
-        self._tiers: dict[str | None, StorageTier] = {}
+        self._tiers = MediumTiers(shared_media, exact_media)
         self.blocks = BlockTable()
         self.adapters = LoraGenerations(instance, self.blocks, limits.kv_adapter_versions)
         self._orphans = OrphanBlocks(limits.kv_orphans_per_instance, limits.kv_orphans_bytes)
+        self._follow_ups = FollowUps()
 
     def __len__(self) -> int:
         """Returns the number of rows, including those of adapters that are not loaded now."""
@@ -115,19 +107,32 @@ class InstanceBlocks:
 
     def apply(self, batch: EventBatch, now: float, out: list[Change]) -> None:
         """Applies one batch in order; events that precede an awaited clear are only counted."""
+        for _ in self.apply_steps(batch, now, out):
+            pass
+
+    def apply_steps(self, batch: EventBatch, now: float, out: list[Change]) -> Iterator[int]:
+        """Applies one batch, or a slice of one. Yields, with its cost in bytes, each step of what an
+        event causes beyond its own blocks: orphans that follow it, blocks before it, scans of rows.
+
+        Between two steps, no other event of this instance may be applied.
+        """
         self.counters.unknown_events += batch.unknown
         self.counters.refused_events += batch.refused
-        tick = tick_of(now)
-        awaited = self.awaited_until
-        awaiting = awaited is not None and any(isinstance(event, ClearedEvent) for event in batch.events)
-        if awaited is not None and not awaiting:
-            if now <= awaited:
-                self.counters.before_clear += len(batch.events)
+        tick, events = tick_of(now), batch.events
+        awaiting = self._awaits_clear(batch, 0)
+        if self.awaited_until is not None and not awaiting:
+            if now <= self.awaited_until:
+                self.counters.before_clear += len(events)
                 return
             self.awaited_until = None
             self.completeness.set_mark(False, "the engine confirmed a clear but never reported it", now, out)
         self.adapters.on_batch(now)
-        for event in batch.events:
+        for number, event in enumerate(events):
+            if self.awaited_until is not None and not awaiting:  # Fairlead cleared the cache since the last step
+                awaiting = self._awaits_clear(batch, number)
+                if not awaiting:
+                    self.counters.before_clear += len(events) - number
+                    return
             if self.adapters.scanned_rows > MAX_SCANNED_ROWS:
                 self._drop_all(_TOO_MANY_SCANS, out)
                 self.completeness.set_mark(False, _TOO_MANY_SCANS, now, out)
@@ -140,7 +145,17 @@ class InstanceBlocks:
             else:
                 awaiting = False
                 self._on_cleared(event, now, out)
+            while self._follow_ups:
+                yield self._follow_up(out)
         self._update_doubt(now, out)
+
+    def _awaits_clear(self, batch: EventBatch, start: int) -> bool:
+        """Returns whether the events from ``start`` precede the engine's report of a clear, which
+        is in this batch.
+        """
+        return self.awaited_until is not None and (
+            batch.clears_later or any(isinstance(event, ClearedEvent) for event in batch.events[start:])
+        )
 
     def mark_complete(self, reason: str, now: float, out: list[Change]) -> None:
         """Marks the instance complete, since no event is missing; a clear is no longer awaited.
@@ -185,7 +200,12 @@ class InstanceBlocks:
 
     def on_adapter_source(self, name: str, place: str, now: float, out: list[Change]) -> None:
         """Records the source (path or URL) from which the engine loaded the adapter ``name``."""
-        self.adapters.on_source_reported(name, place, out)
+        for _ in self.adapter_source_steps(name, place, now, out):
+            pass
+
+    def adapter_source_steps(self, name: str, place: str, now: float, out: list[Change]) -> Iterator[int]:
+        """Does the same, and yields the cost of each step in bytes."""
+        yield from self.adapters.on_source_reported(name, place, out)
         self._update_doubt(now, out)
 
     def touch(self, own: int, now: float) -> None:
@@ -210,7 +230,7 @@ class InstanceBlocks:
     # --- stored ---------------------------------------------------------------------------------------------------------
 
     def _on_stored(self, event: StoredEvent, tick: int, now: float, out: list[Change]) -> None:
-        tier = self._tier_of(event)
+        tier = self._tiers.find(event.medium, event.locality)
         if not self._is_counted_group(event.group_idx, event.kv_cache_spec_kind, learn=tier is StorageTier.GPU):
             self.counters.other_groups += 1
             return
@@ -226,41 +246,89 @@ class InstanceBlocks:
             self.block_size = event.block_size
             if event.extra_keys is not None:
                 self.names_extras = True
-        parent = parent_hash(event.parent_block_hash)
-        item = PendingRun(
-            -1 if parent is None else parent,
-            [value & _MASK if isinstance(value, int) else engine_hash(value) for value in event.block_hashes],
-            BlockContent(
-                token_bytes(event.token_ids), event.block_size * TOKEN_BYTES, extra_key_bytes(event.extra_keys, name)
-            ),
-            tier,
-            None if name is None else AdapterLoad(name, event.lora_id),
-            tick,
-        )
+        item = pending_run(event, name, tier, tick)
         if tier is StorageTier.REMOTE:
-            self._add_shared_store_hints(item, now, out)
+            start = self._chain_start(item, self.blocks)
+            blind = item.content.extras is None and self.names_extras
+            for own in item.known_hashes(self.blocks, start, blind, self.counters):
+                self._shared.add(own, now, out)
             return
         self.unknown_tiers.discard(tier)
         self.counters.stored += len(item.handles)
-        if self._add_or_hold(item, out) and len(self._orphans):
-            self._link_orphans(item, out)
+        self._add_or_defer(item, False, out)
 
-    def _link_orphans(self, item: PendingRun, out: list[Change]) -> None:
-        """Adds the orphans that follow a run, directly or after other orphans. Then applies the
-        removals that were noted for them.
+    def _add_or_defer(self, item: PendingRun, was_orphan: bool, out: list[Change]) -> None:
+        """Adds the blocks of a run; those of an adapter with the next follow-up, in steps."""
+        if item.load is not None:
+            self._follow_ups.to_add.append((item, was_orphan))
+        elif self._add_or_hold(item, self.blocks, 0, out):
+            self._on_added(item, was_orphan)
+
+    def _on_added(self, item: PendingRun, was_orphan: bool) -> None:
+        if len(self._orphans):
+            self._follow_ups.to_link.append((item, 0, -1))
+        if was_orphan:
+            self._follow_ups.linked.append(item)
+
+    def _add_adapter_run(self, item: PendingRun, was_orphan: bool, out: list[Change]) -> Iterator[int]:
+        load = item.load
+        assert load is not None
+        index = self.adapters.name_index(load.name)
+        known = (item.parent, *item.handles[:1]) if item.parent >= 0 else tuple(item.handles[:1])
+        table = yield from self.adapters.table_for(load.name, load.number, known, out)
+        if self._add_or_hold(item, table, index, out):
+            self._on_added(item, was_orphan)
+
+    def _follow_up(self, out: list[Change]) -> int:
+        """Does a part of what the last event has caused, and returns its cost in bytes.
+
+        Adds blocks of adapters, and clears a tier. Marks the blocks before it as used. Adds the
+        orphans that follow it, directly or after other orphans. Then applies the removals that were
+        noted for them.
         """
-        linked = [item]
-        for run in linked:
-            for value in run.handles:
-                for other in self._orphans.take_children(value):
-                    self.counters.linked += len(other.handles)
-                    if self._add_or_hold(other, out):
-                        linked.append(other)
+        todo = self._follow_ups
+        if todo.steps is None and todo.to_add:
+            todo.steps = self._add_adapter_run(*todo.to_add.popleft(), out)
+        if todo.steps is not None:
+            cost = next(todo.steps, None)
+            if cost is None:
+                todo.steps = None
+            return cost or 0
+        if todo.to_clear:
+            return self._clear_rows(*todo.to_clear.popleft(), out)
+        if todo.to_touch:
+            own, tick = todo.to_touch.popleft()
+            if own := self.blocks.touch(own, tick):
+                todo.to_touch.append((own, tick))
+            return _FOLLOW_UP_BYTES
+        if todo.to_link:
+            return self._link_orphans(*todo.to_link.popleft(), out)
+        run = todo.linked.popleft()
         if self._orphans.noted:
-            for run in linked[1:]:
-                for value in run.handles:
-                    if self._orphans.take_removal(value, run.tier):
-                        self._remove_copy(value, run.tier, run.tick, out)
+            for value in run.handles:
+                if self._orphans.take_removal(value, run.tier):
+                    self._remove_copy(value, run.tier, run.tick, out)
+        return len(run.handles) * _BLOCK_BYTES
+
+    def _link_orphans(self, run: PendingRun, start: int, left: int, out: list[Change]) -> int:
+        """Adds orphans that follow the blocks of a run from ``start`` on.
+
+        left: see ``FollowUps``. Those that cannot be added wait again, and are not looked at again.
+        """
+        cost, handles, orphans = 0, run.handles, self._orphans
+        while start < len(handles) and cost < _FOLLOW_UP_BYTES and len(orphans):
+            left = orphans.child_count(handles[start]) if left < 0 else left
+            children = orphans.take_children(handles[start], left, _FOLLOW_UP_BYTES // _BLOCK_BYTES) if left else ()
+            left, cost = left - len(children), cost + 1
+            for other in children:
+                cost += (len(other.handles) + 2) * _BLOCK_BYTES
+                self.counters.linked += len(other.handles)
+                self._add_or_defer(other, True, out)
+            if left <= 0 or not children:
+                start, left = start + 1, -1
+        if start < len(handles) and len(orphans):
+            self._follow_ups.to_link.append((run, start, left))
+        return cost
 
     def _chain_start(self, item: PendingRun, table: BlockTable) -> tuple[int, int] | None:
         """Returns block hash and depth of the block before the run; None when it is unknown."""
@@ -269,102 +337,27 @@ class InstanceBlocks:
         row = table.by_handle.find(item.parent)
         if row:
             own = table.owns[row]
-            if table.ticks[row] < item.tick:
-                table.touch(own, item.tick)
+            if table.ticks[row] < item.tick and (rest := table.touch(own, item.tick)) and table is self.blocks:
+                self._follow_ups.to_touch.append((rest, item.tick))
             return own, table.depths[row]
         row = table.by_handle.find(item.handles[0]) if item.handles else 0
         return (table.parents[row], table.depths[row] - 1) if row else None
 
-    def _add_or_hold(self, item: PendingRun, out: list[Change]) -> bool:
-        """Adds the blocks of a run; returns False if they wait as orphans for their parent."""
-        table, index = self.blocks, 0
-        if (load := item.load) is not None:
-            index = self.adapters.name_index(load.name)
-            known = (item.parent, *item.handles[:1]) if item.parent >= 0 else tuple(item.handles[:1])
-            table = self.adapters.table_for(load.name, load.number, known, out)
+    def _add_or_hold(self, item: PendingRun, table: BlockTable, index: int, out: list[Change]) -> bool:
+        """Adds the blocks of a run; returns False if they wait as orphans for their parent.
+
+        index: the adapter's, see ``LoraGenerations.name_index``.
+        """
         start = self._chain_start(item, table)
         if start is None:
             self.counters.orphans += len(item.handles)
             self._orphans.add(item)
             return False
-        own, depth = start
         blind = item.content.extras is None and item.tier is not StorageTier.GPU and self.names_extras
-        run = self._add_run(item, table, own, depth, index, blind)
+        run = item.add_to(table, start, index, blind, self.instance, self.counters)
         if table is self.blocks:
             out += run
         return True
-
-    def _add_run(
-        self, item: PendingRun, table: BlockTable, own: int, depth: int, index: int, blind: bool
-    ) -> list[Change]:
-        """Adds one copy of each block of a run, and returns the changes. Takes some 2 µs a block.
-
-        own, depth: hash and depth of the block before the run.
-        index: the adapter's, see ``LoraGenerations.name_index``.
-        blind: blocks with an unknown handle cannot be named and are only counted.
-        """
-        by_handle, owns, counts, ticks = table.by_handle, table.owns, table.counts, table.ticks
-        content, tier, tick = item.content, item.tier, item.tick
-        data, width, extras = content.data, content.width, content.extras
-        shift = TIER_SHIFT[tier]
-        unit = 1 << shift
-        found: list[Change] = []
-        run: list[int] = []
-        at = 0
-        for number, value in enumerate(item.handles):
-            depth += 1
-            parent = own
-            cell = by_handle.seek(value)
-            row = by_handle.row(cell)
-            if row:
-                own = owns[row]
-                copies = counts[row] >> shift & MAX_COPIES
-                if copies < MAX_COPIES:
-                    counts[row] += unit
-                else:
-                    self.counters.saturated += 1
-                if ticks[row] < tick:
-                    ticks[row] = tick
-                new = not copies and not (table.twins and table.is_in_twin(row, shift))
-            elif blind:
-                self.counters.unnamed += len(item.handles) - number
-                break
-            else:
-                own = _HASH(data[at : at + width], own)
-                if extras is not None and (keys := extras[number]) is not None:
-                    own = hash_with_extras(own, keys)
-                new = table.add_at(cell, value, own, parent, depth, index, unit, tick)
-                if not new:
-                    row = by_handle.find(value)  # 0 for one of too many twins
-                    self.counters.saturated += not row
-                    new = row > 0 and not table.is_in_twin(row, shift)
-            at += width
-            if new:
-                if not run:
-                    found.append(changes.BlocksStored(self.instance, tier, parent, run))
-                run.append(own)
-            elif run:
-                run = []
-        return found
-
-    def _add_shared_store_hints(self, item: PendingRun, now: float, out: list[Change]) -> None:
-        """Adds blocks in a shared store as hints for the model, see ``shared_store_hints.py``."""
-        start = self._chain_start(item, self.blocks)
-        own = start[0] if start else None
-        content = item.content
-        blind = content.extras is None and self.names_extras
-        for number, value in enumerate(item.handles):
-            row = self.blocks.by_handle.find(value)
-            if row:
-                own = self.blocks.owns[row]
-            elif own is None or blind:
-                self.counters.unnamed += len(item.handles) - number
-                return
-            else:
-                own = _HASH(content.data[number * content.width : (number + 1) * content.width], own)
-                if content.extras is not None and (keys := content.extras[number]) is not None:
-                    own = hash_with_extras(own, keys)
-            self._shared.add(own, now, out)
 
     # --- removed --------------------------------------------------------------------------------------------------------
 
@@ -372,7 +365,7 @@ class InstanceBlocks:
         if not self._is_counted_group(event.group_idx, None, learn=False):
             self.counters.other_groups += 1
             return
-        tier = self._tier_of(event)
+        tier = self._tiers.find(event.medium, event.locality)
         self.counters.removed += len(event.block_hashes)
         for value in event.block_hashes:
             key = value & _MASK if isinstance(value, int) else engine_hash(value)
@@ -440,42 +433,41 @@ class InstanceBlocks:
     def _on_cleared(self, event: ClearedEvent, now: float, out: list[Change]) -> None:
         self.counters.clears += 1
         self.awaited_until, self.last_clear = None, now
-        if (tier := storage_tier(event.medium, exact=self._exact_media)) is not StorageTier.GPU:
-            self._clear_tier(tier, out)
+        if (tier := storage_tier(event.medium, exact=self._tiers.exact)) is not StorageTier.GPU:
+            self._clear_tier(tier)
             return
         self._drop_all("the engine cleared its cache", out)
         self.completeness.set_mark(True, "empty since the engine cleared its cache", now, out)
 
     def _drop_all(self, reason: str, out: list[Change], *, always: bool = False) -> None:
         """Drops every block of every tier, orphans and parked blocks included."""
-        copies = 0
-        for row in self.blocks.by_handle:
-            copies |= self.blocks.counts[row]
+        copies = self.blocks.tiers_in_use()
         self.unknown_tiers.update(
             tier for tier in (StorageTier.CPU, StorageTier.DISK) if copies >> TIER_SHIFT[tier] & MAX_COPIES
         )
         if len(self.blocks) or always:
             out.append(InstanceCleared(self.instance, self.epoch, reason))
         self.blocks = BlockTable()
+        self._follow_ups = FollowUps()
         self.adapters.on_cache_cleared(self.blocks)
         self.completeness.doubt = ""  # nothing is parked any more; the caller sets the mark
         self._orphans = OrphanBlocks(self.limits.kv_orphans_per_instance, self.limits.kv_orphans_bytes)
 
-    def _clear_tier(self, tier: StorageTier, out: list[Change]) -> None:
+    def _clear_tier(self, tier: StorageTier) -> None:
         """Removes all copies in one tier, for an engine whose clear names the tier."""
         self.adapters.scanned_rows += len(self)
-        for table in (self.blocks, *self.adapters):
-            for row in list(table.by_handle):
-                if tier in INSTANCE_TIERS and (copies := table.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES):
-                    self._remove_copies(table, row, tier, copies, out)
+        if tier in INSTANCE_TIERS:
+            self._follow_ups.to_clear.extend((table, 1, tier) for table in (self.blocks, *self.adapters))
 
-    def _tier_of(self, event: StoredEvent | RemovedEvent) -> StorageTier:
-        medium, locality = event.medium, event.locality
-        if (known := self._tiers.get(medium) if locality is None else None) is None:
-            known = storage_tier(medium, locality, shared=self._shared_media, exact=self._exact_media)
-            if locality is None and len(self._tiers) < _MAX_MEDIA:
-                self._tiers[medium] = known
-        return known
+    def _clear_rows(self, table: BlockTable, start: int, tier: StorageTier, out: list[Change]) -> int:
+        """Removes the copies in one tier of some rows, and returns the cost in bytes."""
+        stop = min(start + _ROWS_PER_STEP, len(table.counts))
+        if stop < len(table.counts):
+            self._follow_ups.to_clear.append((table, stop, tier))
+        for row in range(start, stop):
+            if copies := table.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES:
+                self._remove_copies(table, row, tier, copies, out)
+        return _FOLLOW_UP_BYTES
 
     def _is_counted_group(self, group_idx: int | None, kind: str | None, *, learn: bool) -> bool:
         """Returns whether events of this attention group count (only the first full-attention one).

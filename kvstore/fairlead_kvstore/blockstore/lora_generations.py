@@ -34,7 +34,7 @@ their own with exact copies, so that they are right when they return. Parked tab
 number; the oldest is dropped.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Final
 
 from fairlead.names import MAX_NAME_BYTES
@@ -48,7 +48,11 @@ LoadNumber = int | str
 
 _LOADS_PER_CONTENT: Final = 16
 _MAX_NAMES_SHOWN: Final = 4
-MAX_SCANNED_ROWS: Final = 8_388_608  # about a second of work
+MAX_SCANNED_ROWS: Final = 8_388_608
+"""The rows that an engine may have looked at or moved: half a minute of its own events."""
+_ROWS_PER_STEP: Final = 256
+_MOVED_ROW_BYTES: Final = 32
+"""The cost of moving a row between tables, some 12 µs, in bytes."""
 _SCANNED_ROWS_A_SECOND: Final = 1_048_576
 _MAX_PLACE_CHARACTERS: Final = 4_096  # a longer one than any path; it would be kept for each adapter
 
@@ -174,10 +178,11 @@ class LoraGenerations:
 
     def table_for(
         self, name: str, number: LoadNumber | None, handles: tuple[int, ...], out: list[Change]
-    ) -> BlockTable:
+    ) -> Generator[int, None, BlockTable]:
         """Returns the table for blocks of an adapter's load: the main table or a parked one.
 
-        A new load number may park the blocks of the earlier load.
+        A new load number may park the blocks of the earlier load. Yields the cost in bytes of each
+        step of that. No event may be applied between two steps.
 
         number: None if the engine does not number loads.
         handles: those of the parent and the first block.
@@ -187,7 +192,7 @@ class LoraGenerations:
             if content is None:
                 self._current[name] = self._new_generation()
             elif content in self._maybe:
-                self._confirm(name, content, out)
+                yield from self._confirm(name, content, out)
             return self._main
         content, newest = self._content.get((name, number)), self._newest.get(name)
         # Requests of an earlier load may still run: only a new or higher number is a new load.
@@ -199,19 +204,21 @@ class LoraGenerations:
         if content is None:
             content = self._start_generation(name, number, handles)
         if content != self._current.setdefault(name, content) and later:
-            self._switch(name, content, out)
-        if content != self._current[name] and not self._is_shown_current(name, number, content, handles, out):
-            return self._park(name, content)
+            yield from self._switch(name, content, out)
+        if content != self._current[name]:
+            is_current = yield from self._is_shown_current(name, number, content, handles, out)
+            if not is_current:
+                return self._park(name, content)
         content = self._current[name]
         if content in self._maybe:
-            self._confirm(name, content, out)
+            yield from self._confirm(name, content, out)
         if self.parked:
-            self._relink(name, content, handles, out)
+            yield from self._relink(name, content, handles, out)
         return self._main
 
     def _is_shown_current(
         self, name: str, number: LoadNumber, content: int, handles: tuple[int, ...], out: list[Change]
-    ) -> bool:
+    ) -> Generator[int, None, bool]:
         """Returns whether this event proves that a content is the current one, and then merges
         them.
 
@@ -221,14 +228,16 @@ class LoraGenerations:
         current = self._current[name]
         reported = self._maybe.get(content)
         if reported is not None and number == self._newest.get(name) and reported == self._place.get(current):
-            self._confirm(name, content, out)
+            yield from self._confirm(name, content, out)
         elif self._linked_generation(name, handles) == current:
-            self._merge_generations(name, content, current, out)
+            yield from self._merge_generations(name, content, current, out)
         return self._content.get((name, number)) == current
 
-    def on_source_reported(self, name: str, place: str, out: list[Change]) -> None:
+    def on_source_reported(self, name: str, place: str, out: list[Change]) -> Iterator[int]:
         """Records the source of the adapter served under ``name``, which may make another content
         current. It is ignored while no block of that name was reported, and if it is too long.
+
+        Yields the cost in bytes of each step of that.
         """
         current = self._current.get(name)
         if current is None or len(place) > _MAX_PLACE_CHARACTERS:
@@ -236,7 +245,7 @@ class LoraGenerations:
         self._reported[name] = place
         if self._hoped.pop(name, None) == (current, place) and current not in self._place:
             self._maybe[current] = (name, place)
-            self._confirm(name, current, out)
+            yield from self._confirm(name, current, out)
             return
         known, maybe = self._place.get(current), self._maybe.get(current)
         if known is None and current not in self._content.values():
@@ -256,7 +265,7 @@ class LoraGenerations:
             if content is None:
                 content = self._new_generation()
                 self._maybe[content] = (name, place)
-        self._switch(name, content, out)
+        yield from self._switch(name, content, out)
 
     def _forget_unconfirmed(self, name: str) -> None:
         """Drops unconfirmed sources, because a different source was reported since."""
@@ -269,7 +278,7 @@ class LoraGenerations:
     def _generation_from(self, name: str, place: str) -> int | None:
         return next((content for content, at in self._place.items() if at == (name, place)), None)
 
-    def _confirm(self, name: str, content: int, out: list[Change]) -> None:
+    def _confirm(self, name: str, content: int, out: list[Change]) -> Iterator[int]:
         """Confirms a content's source, and merges the content of an earlier load from the same
         source.
         """
@@ -277,7 +286,7 @@ class LoraGenerations:
         old = self._generation_from(name, place)
         self._place[content] = (name, place)
         if old is not None:
-            self._merge_generations(name, old, content, out)
+            yield from self._merge_generations(name, old, content, out)
 
     def find(self, handle: int) -> tuple[BlockTable, int]:
         """Returns the parked table with this handle, and its row; row 0 if there is none."""
@@ -323,15 +332,15 @@ class LoraGenerations:
                     return content
         return None
 
-    def _relink(self, name: str, content: int, handles: tuple[int, ...], out: list[Change]) -> None:
+    def _relink(self, name: str, content: int, handles: tuple[int, ...], out: list[Change]) -> Iterator[int]:
         """Merges parked contents that have one of the handles.
 
         A handle shows that the content is an old one. This happens when the first prompt after a
         reload had nothing cached.
         """
         for parked, (other, blocks) in list(self.parked.items()):
-            if other == name and any(blocks.by_handle.find(handle) for handle in handles):
-                self._merge_generations(name, parked, content, out)
+            if other == name and any(map(blocks.by_handle.find, handles)):
+                yield from self._merge_generations(name, parked, content, out)
 
     def _park(self, name: str, content: int) -> BlockTable:
         known = self.parked.get(content)
@@ -344,24 +353,30 @@ class LoraGenerations:
                 self._maybe.pop(dropped, None)
         return known[1]
 
-    def _switch(self, name: str, content: int, out: list[Change]) -> None:
+    def _switch(self, name: str, content: int, out: list[Change]) -> Iterator[int]:
         """Makes another content current: parks the blocks of the earlier one and restores its
         own.
         """
         main, index = self._main, self.name_index(name)
         self.scanned_rows += len(main)
-        rows = [row for row in main.by_handle if main.adapters[row] == index]
-        if rows:
-            blocks = self._park(name, self._current[name])
-            for row in rows:
+        before, self._current[name] = self._current[name], content
+        blocks: BlockTable | None = None
+        for start in range(1, len(main.counts), _ROWS_PER_STEP):
+            moved = 0
+            for row in range(start, min(start + _ROWS_PER_STEP, len(main.counts))):
+                if not main.counts[row] or main.adapters[row] != index:
+                    continue
+                if blocks is None:
+                    blocks = self._park(name, before)
                 for tier in INSTANCE_TIERS:
                     if main.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES and not main.is_in_twin(row, TIER_SHIFT[tier]):
                         _append_removed(self._instance, tier, main.owns[row], out)
                 _move(main, row, blocks)
-        self._current[name] = content
-        self._restore(content, out)
+                moved += 1
+            yield _step_cost(moved)
+        yield from self._restore(content, out)
 
-    def _merge_generations(self, name: str, old: int, new: int, out: list[Change]) -> None:
+    def _merge_generations(self, name: str, old: int, new: int, out: list[Change]) -> Iterator[int]:
         """Merges two contents into ``new``, or into ``old`` when that one is current."""
         if self._current.get(name) == old:
             old, new = new, old
@@ -373,28 +388,44 @@ class LoraGenerations:
         if place is not None:
             self._place.setdefault(new, place)
         if self._current.get(name) == new:
-            self._restore(old, out)
+            yield from self._restore(old, out)
         elif old in self.parked:
             blocks = self.parked.pop(old)[1]
             into = self._park(name, new)
-            for row in list(blocks.by_handle):
-                _merge(blocks, row, into)
+            self.scanned_rows += len(blocks)
+            for start in range(1, len(blocks.counts), _ROWS_PER_STEP):
+                rows = [row for row in range(start, start + _ROWS_PER_STEP) if row < len(blocks.counts)]
+                used = [row for row in rows if blocks.counts[row]]
+                for row in used:
+                    _merge(blocks, row, into)
+                yield _step_cost(len(used))
 
-    def _restore(self, content: int, out: list[Change]) -> None:
+    def _restore(self, content: int, out: list[Change]) -> Iterator[int]:
         """Moves parked blocks back to the main table."""
         known = self.parked.pop(content, None)
         if known is None:
             return
         blocks, main = known[1], self._main
         self.scanned_rows += len(blocks)
-        for row in sorted(blocks.by_handle, key=blocks.depths.__getitem__):
-            before = main.copies(blocks.owns[row])
-            _merge(blocks, row, main)
-            after = main.copies(blocks.owns[row])
-            for tier in INSTANCE_TIERS:
-                shift = TIER_SHIFT[tier]
-                if after >> shift & MAX_COPIES and not before >> shift & MAX_COPIES:
-                    out.append(BlocksStored(self._instance, tier, blocks.parents[row], [blocks.owns[row]]))
+        for start in range(1, len(blocks.counts), _ROWS_PER_STEP):
+            moved = 0
+            for row in range(start, min(start + _ROWS_PER_STEP, len(blocks.counts))):
+                if not blocks.counts[row]:
+                    continue
+                before = main.copies(blocks.owns[row])
+                _merge(blocks, row, main)
+                moved += 1
+                after = main.copies(blocks.owns[row])
+                for tier in INSTANCE_TIERS:
+                    shift = TIER_SHIFT[tier]
+                    if after >> shift & MAX_COPIES and not before >> shift & MAX_COPIES:
+                        out.append(BlocksStored(self._instance, tier, blocks.parents[row], [blocks.owns[row]]))
+            yield _step_cost(moved)
+
+
+def _step_cost(moved: int) -> int:
+    """Returns the cost in bytes of looking at ``_ROWS_PER_STEP`` rows and moving some of them."""
+    return _ROWS_PER_STEP + moved * _MOVED_ROW_BYTES
 
 
 def _append_removed(instance: str, tier: int, own: int, out: list[Change]) -> None:

@@ -48,6 +48,7 @@ TIER_BY_MEDIUM: Final[Mapping[str, StorageTier]] = MappingProxyType(
 )
 """Tiers by medium in lower case. ``cpu`` is missing on purpose: its case decides."""
 
+_MAX_MEDIA: Final = 32
 _OWN_CPU: Final = "CPU"
 _LOCAL: Final = "local"
 
@@ -76,3 +77,26 @@ def storage_tier(
     if tier is None:
         return StorageTier.CPU if medium == _OWN_CPU else StorageTier.REMOTE
     return tier
+
+
+class MediumTiers:
+    """The tiers of an instance's media; those of the first media are remembered.
+
+    shared, exact: see ``storage_tier``.
+    """
+
+    __slots__ = ("_known", "_shared", "exact")
+
+    def __init__(self, shared: frozenset[str], exact: frozenset[str]) -> None:
+        self._shared = shared
+        self.exact = exact
+        self._known: dict[str | None, StorageTier] = {}
+
+    def find(self, medium: str | None, locality: object) -> StorageTier:
+        """Returns the tier of an event."""
+        known = self._known.get(medium) if locality is None else None
+        if known is None:
+            known = storage_tier(medium, locality, shared=self._shared, exact=self.exact)
+            if locality is None and len(self._known) < _MAX_MEDIA:
+                self._known[medium] = known
+        return known

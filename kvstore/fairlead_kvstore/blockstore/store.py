@@ -15,7 +15,7 @@ be cached draws requests to an engine that must compute all of them.
 
 **Memory is bounded** per instance and in total (``kv_blocks…`` in the limits; ``set_max_blocks``
 lowers the total, for a Redis with less memory). Above its bound, an
-instance evicts an eighth of its blocks, at most 65,536. Above the total, the namespace with the
+instance evicts an eighth of its blocks, at most 1,024 at once. Above the total, the namespace with the
 most blocks gives way: in it the model with the most, and in that the largest instances. A namespace
 with less than an equal share thus keeps all its blocks. The least recently stored or used go first,
 and of equally old ones the ends of chains, so that the rest is still a prefix. Of large instances,
@@ -40,9 +40,9 @@ from fairlead_kvstore.events.payloads import EventBatch
 
 _LIMITS: Final = Limits()
 _EVICTED_FRACTION: Final = 8
-_MAX_EVICTED: Final = 65_536
-_SPARE_FRACTION: Final = 1_024
-"""Above the total, this share of it is freed at once, since each eviction visits all instances."""
+_MAX_EVICTED: Final = 1_024
+_EVICTION_BYTES: Final = 16_384
+"""The cost of one eviction, in bytes: some 7 ms."""
 
 
 class BlockStore:
@@ -90,7 +90,8 @@ class BlockStore:
         """
         self._max_blocks, self._max_hints = max(1, min(most, self._limits.kv_blocks)), max_hints
         self._share_hints()
-        self._enforce_total(now, "", [])
+        while self._evict_above_total(now, "", []):
+            pass
 
     @property
     def bytes(self) -> int:
@@ -185,12 +186,33 @@ class BlockStore:
     def apply(self, instance: str, batch: EventBatch, now: float) -> list[Change]:
         """Applies one batch that the stream accepted, then evicts blocks above the bounds."""
         out: list[Change] = []
-        item = self._instances[instance]
-        before = len(item)
-        item.apply(batch, now, out)
-        self._block_count += len(item) - before
-        self._enforce_limits(item, now, out)
+        for _ in self.apply_steps(instance, batch, now, out):
+            pass
         return out
+
+    def apply_steps(self, instance: str, batch: EventBatch, now: float, out: list[Change]) -> Iterator[int]:
+        """Applies one batch, or a slice of one. Yields the cost in bytes of each step beyond its
+        events: of what they have caused, and of evictions.
+
+        Between two steps, no other event of this instance may be applied.
+        """
+        item = self._instances[instance]
+        for cost in self._counted(item, item.apply_steps(batch, now, out)):
+            while self._evict_above_limits(item, now, out):
+                yield _EVICTION_BYTES
+            yield cost
+        while self._evict_above_limits(item, now, out):
+            yield _EVICTION_BYTES
+
+    def _counted(self, item: InstanceBlocks, steps: Iterator[int]) -> Iterator[int]:
+        """Yields the costs of steps that change one instance, and counts its blocks after each."""
+        cost: int | None = 0
+        while cost is not None:
+            before = len(item)
+            cost = next(steps, None)
+            self._block_count += len(item) - before
+            if cost is not None:
+                yield cost
 
     def take_evictions(self) -> Mapping[str, list[Change]]:
         """Returns and forgets the changes by which blocks of other models gave way, by model."""
@@ -243,11 +265,19 @@ class BlockStore:
         during a replay. Repetition is free.
         """
         out: list[Change] = []
-        item = self._instances[instance]
-        before = len(item)
-        item.on_adapter_source(name, place, now, out)
-        self._block_count += len(item) - before
+        for _ in self.adapter_source_steps(instance, name, place, now, out):
+            pass
         return out
+
+    def adapter_source_steps(
+        self, instance: str, name: str, place: str, now: float, out: list[Change]
+    ) -> Iterator[int]:
+        """Does the same, and yields the cost of each step in bytes: blocks may have to be moved.
+
+        Between two steps, no event of this instance may be applied.
+        """
+        item = self._instances[instance]
+        yield from self._counted(item, item.adapter_source_steps(name, place, now, out))
 
     def unsourced_adapters(self, instance: str) -> list[str]:
         """Returns adapters with blocks whose source is unknown: query ``/v1/models``, then call
@@ -352,34 +382,42 @@ class BlockStore:
             hints.most = most
 
     def _enforce_limits(self, item: InstanceBlocks, now: float, out: list[Change]) -> None:
-        while len(item) > self._limits.kv_blocks_per_instance:
+        while self._evict_above_limits(item, now, out):
+            pass
+
+    def _evict_above_limits(self, item: InstanceBlocks, now: float, out: list[Change]) -> bool:
+        """Evicts some blocks if there are too many; returns whether it did."""
+        if len(item) > self._limits.kv_blocks_per_instance:
             self._evict(item, now, out)
-        self._enforce_total(now, item.model_key, out)
+            return True
+        return self._evict_above_total(now, item.model_key, out)
 
-    def _enforce_total(self, now: float, model_key: str, out: list[Change]) -> None:
-        """Evicts blocks above the bound in total. Changes of ``model_key`` go to ``out``."""
-        most = self._max_blocks
-        while self._block_count > most:
-            self.full_at = now
-            for largest in self._largest_instances():
-                same = largest.model_key == model_key
-                self._evict(largest, now, out if same else self._evictions.setdefault(largest.model_key, []))
-                if self._block_count <= most - most // _SPARE_FRACTION:
-                    break
+    def _evict_above_total(self, now: float, model_key: str, out: list[Change]) -> bool:
+        """Evicts some blocks if there are too many in total; returns whether it did. Changes of
+        ``model_key`` go to ``out``.
+        """
+        if self._block_count <= self._max_blocks:
+            return False
+        self.full_at = now
+        largest = self._largest_instance()
+        same = largest.model_key == model_key
+        self._evict(largest, now, out if same else self._evictions.setdefault(largest.model_key, []))
+        return True
 
-    def _largest_instances(self) -> list[InstanceBlocks]:
-        """Returns the instances with blocks, largest first, of the model with the most blocks in
-        the namespace with the most blocks.
+    def _largest_instance(self) -> InstanceBlocks:
+        """Returns the largest instance of the model with the most blocks in the namespace with the
+        most blocks.
         """
         namespaces: Counter[str] = Counter()
         models: Counter[str] = Counter()
-        for item in self._instances.values():
-            namespaces[item.model_key.partition("/")[0]] += len(item)
-            models[item.model_key] += len(item)
+        sizes = [(item, len(item)) for item in self._instances.values()]
+        for item, blocks in sizes:
+            namespaces[item.model_key.partition("/")[0]] += blocks
+            models[item.model_key] += blocks
         namespace = max(namespaces, key=namespaces.__getitem__)
         model_key = max((key for key in models if key.partition("/")[0] == namespace), key=models.__getitem__)
-        found = [item for item in self._instances.values() if item.model_key == model_key and len(item)]
-        return sorted(found, key=len, reverse=True)
+        found = [(blocks, item) for item, blocks in sizes if item.model_key == model_key]
+        return max(found, key=lambda pair: pair[0])[1]
 
     def _evict(self, item: InstanceBlocks, now: float, out: list[Change]) -> None:
         before = len(item)

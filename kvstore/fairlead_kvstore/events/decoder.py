@@ -37,6 +37,10 @@ _LIMITS: Final = Limits()
 _STORED: Final = "BlockStored"
 _KNOWN: Final = (_STORED, "BlockRemoved", "AllBlocksCleared")
 _FLOAT64: Final = 0xCB
+UNKNOWN: Final = "unknown"
+"""An event that is left out because this release does not know its kind."""
+REFUSED: Final = "refused"
+"""A stored event that is left out because it is inconsistent."""
 _MAPS: Final = msgspec.msgpack.Decoder(MapBatch)
 _ARRAYS: Final = msgspec.msgpack.Decoder(ArrayBatch)
 _RAW: Final = msgspec.msgpack.Decoder(RawBatch)
@@ -57,13 +61,13 @@ def decode_events(payload: bytes, limits: Limits = _LIMITS) -> EventBatch:
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return _one_by_one(payload, limits)
     events: Sequence[CacheEvent] = raw.events
-    _check_event_count(len(events), limits)
+    check_event_count(len(events), limits)
     refused = 0
     for event in events:
         if isinstance(event, StoredEvent):
             refused += not _is_consistent(event, limits)
         elif isinstance(event, RemovedEvent):
-            _check_block_count(event, limits)
+            check_block_count(len(event.block_hashes), limits)
     if refused:
         events = [event for event in events if not isinstance(event, StoredEvent) or _is_consistent(event, limits)]
     return EventBatch(raw.ts, events, raw.data_parallel_rank, 0, refused)
@@ -87,62 +91,75 @@ def _one_by_one(payload: bytes, limits: Limits) -> EventBatch:
     except (msgspec.MsgspecError, ValueError, RecursionError):
         text = "the bytes are no batch [ts, events, rank] of KV events"
         raise MalformedEvents(text, reason="shape", hint="subscribe to the engine's KV events only") from None
-    _check_event_count(len(raw.events), limits)
+    check_event_count(len(raw.events), limits)
     events: list[CacheEvent] = []
     unknown = refused = 0
     for item in raw.events:
-        event = _decode_event(item)
+        event = decode_event(item, limits)
         if isinstance(event, str):
-            unknown += event not in _KNOWN
-            refused += event == _STORED
-        elif isinstance(event, StoredEvent) and not _is_consistent(event, limits):
-            refused += 1
+            unknown += event == UNKNOWN
+            refused += event == REFUSED
         else:
-            if isinstance(event, RemovedEvent):
-                _check_block_count(event, limits)
             events.append(event)
     return EventBatch(raw.ts, events, raw.data_parallel_rank, unknown, refused)
 
 
-def _decode_event(item: msgspec.Raw) -> CacheEvent | str:
-    """Returns an event, or only its kind if it cannot be read but may be left out. Raises
-    MalformedEvents for an unreadable removal or clear, and for an event without a kind.
+def decode_event(item: msgspec.Raw, limits: Limits) -> CacheEvent | str:
+    """Returns an event; ``UNKNOWN`` or ``REFUSED`` for one that is to be left out.
+
+    Raises EventsError for an unreadable removal or clear, and for an event without a kind.
     """
     first = memoryview(item)[0]
     arrays = 0x90 <= first <= 0x9F or first in (0xDC, 0xDD)
     whole: Any = _ARRAY_EVENT if arrays else _MAP_EVENT
-    tag: Any = _ARRAY_TAG if arrays else _MAP_TAG
     try:
         event: CacheEvent = whole.decode(item)
-        return event
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        pass
+        return why_left_out(item, arrays)
+    if isinstance(event, StoredEvent):
+        return event if _is_consistent(event, limits) else REFUSED
+    if isinstance(event, RemovedEvent):
+        check_block_count(len(event.block_hashes), limits)
+    return event
+
+
+def why_left_out(item: msgspec.Raw, arrays: bool) -> str:
+    """Returns ``UNKNOWN`` or ``REFUSED`` for an event that cannot be read. Raises MalformedEvents
+    if it may not be left out.
+
+    arrays: whether the event is an array.
+    """
+    tag: Any = _ARRAY_TAG if arrays else _MAP_TAG
     try:
         kind: str = tag.decode(item).type
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise MalformedEvents("an event has no kind", reason="kind") from None
     if kind in _KNOWN and kind != _STORED:
         raise MalformedEvents(f"a {kind} event cannot be read", reason="removal")
-    return kind
+    return REFUSED if kind == _STORED else UNKNOWN
 
 
-def _check_event_count(events: int, limits: Limits) -> None:
+def check_event_count(events: int, limits: Limits) -> None:
+    """Raises OversizedEvents if a batch has too many events."""
     if events > limits.kv_events_in_batch:
         text = f"the batch has {events} events, over the limit of {limits.kv_events_in_batch}"
         raise OversizedEvents(text, reason="events")
 
 
-def _check_block_count(event: RemovedEvent, limits: Limits) -> None:
-    if len(event.block_hashes) > limits.kv_event_blocks:
-        raise OversizedEvents(
-            f"one event removes {len(event.block_hashes)} blocks, over the limit of {limits.kv_event_blocks}",
-            reason="blocks",
-        )
+def check_block_count(blocks: int, limits: Limits) -> None:
+    """Raises OversizedEvents if one event removes too many blocks."""
+    if blocks > limits.kv_event_blocks:
+        text = f"one event removes {blocks} blocks, over the limit of {limits.kv_event_blocks}"
+        raise OversizedEvents(text, reason="blocks")
 
 
 def _is_consistent(event: StoredEvent, limits: Limits) -> bool:
+    extras = None if event.extra_keys is None else len(event.extra_keys)
+    return has_consistent_counts(len(event.block_hashes), event.block_size, len(event.token_ids), extras, limits)
+
+
+def has_consistent_counts(blocks: int, block_size: int, tokens: int, extras: int | None, limits: Limits) -> bool:
     """Returns whether each block has its tokens and any extra keys, within the limits."""
-    count, size = len(event.block_hashes), event.block_size
-    if len(event.token_ids) != count * size or not 0 < size <= limits.kv_event_block_tokens:
+    if tokens != blocks * block_size or not 0 < block_size <= limits.kv_event_block_tokens:
         return False
-    return count <= limits.kv_event_blocks and (event.extra_keys is None or len(event.extra_keys) == count)
+    return blocks <= limits.kv_event_blocks and extras in (None, blocks)

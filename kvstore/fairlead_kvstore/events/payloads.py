@@ -77,6 +77,40 @@ class ClearedEventArray(ClearedEvent, tag="AllBlocksCleared", array_like=True, g
     """A cleared event as an array: ``["AllBlocksCleared"]``."""
 
 
+class LargeStoredEvent(msgspec.Struct, tag="BlockStored", gc=False):
+    """A stored event that is decoded in parts; ``Raw()`` stands for a field that is absent."""
+
+    block_hashes: msgspec.Raw
+    parent_block_hash: EngineHash | None
+    token_ids: msgspec.Raw
+    block_size: int
+    lora_id: int | str | None = None
+    medium: str | None = None
+    lora_name: str | None = None
+    extra_keys: msgspec.Raw = msgspec.Raw()
+    group_idx: int | None = None
+    kv_cache_spec_kind: str | None = None
+    kv_cache_spec_sliding_window: int | None = None
+    locality: msgspec.Raw = msgspec.Raw()
+
+
+class LargeRemovedEvent(msgspec.Struct, tag="BlockRemoved", gc=False):
+    """A removed event that is decoded in parts."""
+
+    block_hashes: msgspec.Raw
+    medium: str | None = None
+    group_idx: int | None = None
+    locality: msgspec.Raw = msgspec.Raw()
+
+
+class LargeStoredEventArray(LargeStoredEvent, tag="BlockStored", array_like=True, gc=False):
+    """A large stored event as an array."""
+
+
+class LargeRemovedEventArray(LargeRemovedEvent, tag="BlockRemoved", array_like=True, gc=False):
+    """A large removed event as an array."""
+
+
 class MapBatch(msgspec.Struct, array_like=True, gc=False):
     """A payload whose events are maps."""
 
@@ -120,6 +154,7 @@ class EventBatch(msgspec.Struct, frozen=True, gc=False):
     rank: data-parallel rank.
     unknown: number of events left out because this release does not know their kind.
     refused: number of stored events left out because they are inconsistent.
+    clears_later: a later slice of the payload may clear the cache, see ``event_slices``.
     """
 
     wall: float
@@ -127,3 +162,4 @@ class EventBatch(msgspec.Struct, frozen=True, gc=False):
     rank: int | None = None
     unknown: int = 0
     refused: int = 0
+    clears_later: bool = False

@@ -27,11 +27,16 @@ _PARTS_PER_READ: Final = 10
 
 
 class InstanceCheckpoint(msgspec.Struct):
-    """The state of one instance for the next indexer: its snapshot, rows and stream position."""
+    """The state of one instance for the next indexer: its snapshot, rows and stream position.
+
+    is_partial: only a part of a batch is applied. There is no position then, since the next indexer
+    can neither repeat the part nor leave it out.
+    """
 
     slice: InstanceSnapshot
     rows: RowParts
     position: StreamPosition | None = None
+    is_partial: bool = False
 
 
 class RecoveredIndex(msgspec.Struct):

@@ -424,12 +424,13 @@ class IndexWriter:
                 checkpoint = self._owner.checkpoint(name)
             except KeyError:
                 return True  # it was removed meanwhile
-            size = sum(table.rows for table in checkpoint.slice.tables)
+            size = sum([table.rows for table in checkpoint.slice.tables])
             parts, fresh, obsolete = state.place_parts(name, checkpoint.rows, size)
             header = encode_value(
                 InstanceHeader(state.epoch, state.sequence, checkpoint.slice, parts, checkpoint.position)
             )
             field = header_field(name)
+            state.items[name].is_partial = checkpoint.is_partial
         return await self._write_fields(state, {**fresh, field: header}, obsolete)
 
     async def _write_fields(

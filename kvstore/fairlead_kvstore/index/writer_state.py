@@ -2,7 +2,7 @@
 
 A snapshot of an instance is *due* in four cases:
 
-- None was written in this epoch.
+- None was written in this epoch, or one with a part of a batch, which is complete now.
 - More of its blocks have changed than it has, and more than 4,096. A snapshot thus costs at most as
   much again as the changes.
 - So many batches passed that its engine could soon not replay them.
@@ -48,11 +48,13 @@ class WrittenItem:
 
     sequence: the snapshot contains all changes up to it.
     blocks: the number of blocks in the snapshot.
+    is_partial: the snapshot has a part of a batch.
     """
 
     def __init__(self, sequence: int) -> None:
         self.sequence = sequence
         self.written = False
+        self.is_partial = False
         self.blocks = 0
         self.changed = 0
         self.batches = 0
@@ -230,6 +232,8 @@ class ModelWriteState:
             if not item.written:
                 return name
             if item.changed > max(_MIN_CHANGED_BLOCKS, item.blocks) or item.batches > limits.index_kept_batches:
+                return name
+            if item.is_partial and item.batches:
                 return name
         long = len(self._stream) > limits.index_stream_entries // 2
         if (long or self._stream_bytes > self._stream_bound.max_bytes // 2) and self.items:

@@ -2,8 +2,8 @@
 
 It runs in a separate process (``service.py``, with Redis behind the sink) and inside a gateway
 (with a local replica). It is single-threaded and does not wait. An event is applied and offered in
-the iteration of the loop that reads it, and ``reader/fair_scheduler.py`` bounds the reads of one
-engine. Only HTTP queries are tasks: for an engine's endpoints, and for the sources of its adapters.
+the iteration of the loop that reads it, large batches in slices. ``reader/fair_scheduler.py``
+bounds the reads of one engine. Only HTTP queries are tasks: for an engine's endpoints, and for the sources of its adapters.
 
     fleet ──▶ attach, detach ──▶ BlockStore ◀── apply_outcomes ◀── EngineSubscription ◀── ZMQ
                                      └──changes──▶ ChangeSink
@@ -201,7 +201,8 @@ class Indexer:
         member = self._members[instance]
         snapshot, rows = self.store.take_snapshot(instance, self._clock.wall() - self._clock.now())
         position = member.position if member.subscription is None else member.subscription.position
-        return InstanceCheckpoint(snapshot, rows, position)
+        is_partial = member.subscription is not None and member.subscription.is_busy
+        return InstanceCheckpoint(snapshot, rows, position, is_partial)
 
     def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
         """Returns the blocks that a shared store of the model probably has, and until when."""
@@ -418,19 +419,17 @@ class Indexer:
             return
         finally:
             member.is_querying_adapters = False
-        if member.is_gone or member.subscription is None or member.subscription.is_replaying:
+        subscription = member.subscription
+        if member.is_gone or subscription is None or subscription.is_replaying or subscription.is_busy:
             return  # replayed events are older than the response: query again
-        changes: list[Change] = []
-        for adapter, place in found.items():
-            changes += self.store.on_adapter_source(name, adapter, place, self._clock.now())
-        self._offer(member.model_key, changes)
+        subscription.on_adapter_sources(found)
 
     # --- changes --------------------------------------------------------------------------------------------------------
 
     def _on_applied(self, subscription: EngineSubscription, found: AppliedEvents) -> None:
         member = self._members[subscription.instance]
         if found.changes:
-            self._sink.offer(member.model_key, found.changes, max(1, found.batches))
+            self._sink.offer(member.model_key, found.changes, found.batches)
         self.offer_evictions()
         if not subscription.is_connected and member.discovery is not None:
             member.wake.set()

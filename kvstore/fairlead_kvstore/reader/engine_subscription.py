@@ -4,6 +4,7 @@ timers.
     connected        requests a replay that proves the process, and another after
                      ``kv_settle_seconds`` without a message: batches published before the engine
                      knew of its subscriber are in no queue
+    batch large      applies it in slices, and reads nothing more of this engine meanwhile
     quiet            requests a replay after every ``kv_idle_check_seconds`` without a message
     broken           suspends the instance and reconnects with growing pauses
     broken for long  treats the process as replaced and drops its blocks
@@ -12,14 +13,14 @@ timers.
     replay over      applies the buffered messages in turns, as the scheduler says
     replay endless   is cut after ``max_kv_replay_seconds``; its rest waits behind other engines'
 
-``EventSequencer``, ``apply_outcomes`` and ``BlockStore`` decide on the engine's blocks; this module
+``EventSequencer``, ``EventApplication`` and ``BlockStore`` decide on the engine's blocks; this module
 has only sockets and timers. A defect of the indexer that a message reveals costs this engine's
 blocks and nothing else.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -31,7 +32,7 @@ from fairlead_kvstore.errors import MalformedEvents
 from fairlead_kvstore.events.stream_sequencer import EventSequencer, parse_frame, parse_replay_frame
 from fairlead_kvstore.events.types import EventFrame, StreamOutcome, StreamPosition
 from fairlead_kvstore.reader.endpoints import EventEndpoints
-from fairlead_kvstore.reader.event_application import AppliedEvents, apply_outcomes
+from fairlead_kvstore.reader.event_application import AdapterSource, AppliedEvents, EventApplication
 from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES
 from fairlead_kvstore.reader.replay_client import ReplayClient, ReplaySlot, ReplaySlots
 from fairlead_kvstore.reader.timers import OneShotTimer
@@ -112,6 +113,7 @@ class EngineSubscription:
         self.problem = "not connected yet"
         self._context = context
         self._sequencer = self._new_sequencer(position)
+        self._application = EventApplication(context.store, instance, context.limits)
         self._connection: ZmqConnection | None = None
         self._replay_client: ReplayClient | None = None
         self._replay_slot: ReplaySlot | None = None
@@ -136,8 +138,20 @@ class EngineSubscription:
 
     @property
     def position(self) -> StreamPosition | None:
-        """The position from which the next indexer continues; None before the first batch."""
-        return self._sequencer.position
+        """The position from which the next indexer continues; None before the first batch, and
+        while only a part of a batch is applied.
+        """
+        return None if self.is_busy else self._sequencer.position
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a batch is applied in part, so that no further one may be read."""
+        return self._application.is_busy
+
+    def on_adapter_sources(self, sources: Mapping[str, str]) -> None:
+        """Records where the engine loaded its adapters from, by name."""
+        self._application.add([AdapterSource(name, place) for name, place in sources.items()])
+        self._apply_slice(self._context.limits.kv_slice_bytes)
 
     def start(self) -> None:
         """Connects, and reconnects whenever the connection ends. Does nothing if the engine
@@ -158,6 +172,7 @@ class EngineSubscription:
         for timer in (self._reconnect_timer, self._away_timer, self._replay_timer, self._quiet_timer):
             timer.clear()
         self._end_replay(close=True)
+        self._application.clear()
         self._context.scheduler.remove(self)
         if self._connection is not None:
             self._connection.close()
@@ -168,7 +183,7 @@ class EngineSubscription:
         these are others.
         """
         self._end_replay(close=True)
-        self._apply(self._sequencer.on_replaced(reason))
+        self._on_replaced(reason)
         if endpoints is None or endpoints == self.endpoints:
             return
         self.endpoints = endpoints
@@ -220,7 +235,11 @@ class EngineSubscription:
         counts = self.counters
         following: list[StreamOutcome] = []
         for parts in messages:
-            counts.bytes += message_size(parts)
+            size = message_size(parts)
+            counts.bytes += size
+            if self._application.waiting_bytes + size > self._context.limits.kv_pending_bytes:
+                counts.unreadable["overflow"] += 1  # the next one shows a gap
+                continue
             try:
                 frame = parse_frame(parts)
             except MalformedEvents as error:
@@ -242,7 +261,12 @@ class EngineSubscription:
         self._apply_safely(lambda: self._sequencer.on_live_frame(frame))
 
     def _on_away_timeout(self) -> None:
-        self._apply(self._sequencer.on_replaced(f"no KV events for {self._context.limits.kv_restart_seconds:g} s"))
+        self._on_replaced(f"no KV events for {self._context.limits.kv_restart_seconds:g} s")
+
+    def _on_replaced(self, reason: str) -> None:
+        """Begins a new epoch; what waits to be applied belongs to the last one."""
+        self._application.clear()
+        self._apply(self._sequencer.on_replaced(reason))
 
     def _on_quiet_timer(self) -> None:
         self._quiet_timer.set(self._context.limits.kv_idle_check_seconds, self._on_quiet_timer)
@@ -335,44 +359,77 @@ class EngineSubscription:
             self._replay_client = None
 
     def read(self, most: int) -> tuple[int, bool]:
-        """Applies messages that were buffered during a replay, see ``ReadSource``.
+        """Continues a batch of which a part is applied, or applies messages that were buffered
+        during a replay, see ``ReadSource``.
 
-        Why: there may be 64 MiB of them, which take many seconds.
+        Why: a batch takes up to a second, and 64 MiB of buffered ones many seconds.
         """
-        before = self._sequencer.held_bytes
-        if self._sequencer.is_draining:
-            self._apply_safely(lambda: self._sequencer.on_drain(most))
-        used = max(0, before - self._sequencer.held_bytes)
-        return used + MESSAGE_OVERHEAD_BYTES, self._is_open and self._sequencer.is_draining
+        before, cost = self._sequencer.held_bytes, 0
+        if self._application.is_busy:
+            cost = self._apply_slice(most)
+            if not self.is_busy:
+                self._resume_reading()
+        elif self._sequencer.is_draining:
+            cost = self._apply_safely(lambda: self._sequencer.on_drain(most))
+        used = max(cost, before - self._sequencer.held_bytes)
+        return used + MESSAGE_OVERHEAD_BYTES, self._is_open and (self.is_busy or self._sequencer.is_draining)
+
+    def _resume_reading(self) -> None:
+        """Schedules reads of the sockets, which were not read while a batch was applied."""
+        if self._connection is not None:
+            self._connection.mark_ready()
+        if self._replay_client is not None:
+            self._replay_client.mark_ready()
 
     # --- outcomes -------------------------------------------------------------------------------------------------------
 
     def _apply(self, outcomes: list[StreamOutcome]) -> None:
         self._apply_safely(lambda: outcomes)
 
-    def _apply_safely(self, outcomes: Callable[[], list[StreamOutcome]]) -> None:
-        """Applies outcomes. An unexpected exception is logged and costs this instance's blocks, not
-        the process.
+    def _apply_safely(self, outcomes: Callable[[], list[StreamOutcome]]) -> int:
+        """Applies outcomes, or a slice of them; the rest waits for ``read``. Returns the cost in
+        bytes.
+        """
+        try:
+            self._application.add(outcomes())
+        except Exception:  # noqa: BLE001  # it is logged
+            self._on_defect()
+            return 0
+        return self._apply_slice(self._context.limits.kv_slice_bytes)
+
+    def _apply_slice(self, most: int) -> int:
+        """Applies what waits, up to a slice. An unexpected exception is logged and costs this
+        instance's blocks, not the process.
         """
         context = self._context
         try:
-            found = apply_outcomes(context.store, self.instance, outcomes(), context.clock.now(), context.limits)
+            found = self._application.run(context.clock.now(), min(most, context.limits.kv_slice_bytes))
         except Exception:  # noqa: BLE001  # it is logged
-            _LOG.exception(
-                "%s: a defect stopped its KV events; its blocks are dropped and learned again", self.instance
-            )
-            self.counters.defects += 1
-            self._end_replay(close=True)
-            self._sequencer = EventSequencer(
-                replayable=False, limits=context.limits
-            )  # a replay would repeat the message for ever
-            found = AppliedEvents(
-                context.store.on_restarted(self.instance, "a defect of the indexer", context.clock.now())
-            )
+            self._on_defect()
+            return 0
+        self._handle(found)
+        return found.cost
+
+    def _on_defect(self) -> None:
+        _LOG.exception("%s: a defect stopped its KV events; its blocks are dropped and learned again", self.instance)
+        context = self._context
+        self.counters.defects += 1
+        self._end_replay(close=True)
+        self._application.clear()
+        self._sequencer = EventSequencer(
+            replayable=False, limits=context.limits
+        )  # a replay would repeat the message for ever
+        reason = "a defect of the indexer"
+        self._handle(AppliedEvents(context.store.on_restarted(self.instance, reason, context.clock.now())))
+
+    def _handle(self, found: AppliedEvents) -> None:
+        """Reports what was applied, and begins or ends a replay as that requires."""
         self._count(found)
-        context.on_applied(self, found)
-        if self._sequencer.is_draining and self._is_open:
-            context.scheduler.mark_ready(self)
+        self._context.on_applied(self, found)
+        if not self._is_open:
+            return
+        if self.is_busy or self._sequencer.is_draining:
+            self._context.scheduler.mark_ready(self)
         if found.replay_from is not None and self._sequencer.is_replaying:
             self._request_replay(found.replay_from)
         elif not self._sequencer.is_replaying and self._replay_slot is not None:

@@ -27,6 +27,11 @@ class ReplayListener(Protocol):
 
     model_key: str
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether no further message may be read now. Then ``mark_ready`` is called later."""
+        ...
+
     def on_replay_message(self, parts: list[bytes]) -> None:
         """Handles one message of a replay, as a list of its parts."""
         ...
@@ -71,6 +76,8 @@ class ReplayClient:
         used = 0
         self._monitor.events()
         while self._polled.is_open:
+            if self._listener.is_busy:
+                return used, False
             parts = receive_message(self._socket, self._limits.kv_frames)
             if parts is None:
                 return used, False
@@ -82,6 +89,10 @@ class ReplayClient:
             if used >= most:
                 return used, self._polled.is_open
         return used, False
+
+    def mark_ready(self) -> None:
+        """Schedules a read."""
+        self._polled.mark_ready()
 
     def close(self) -> None:
         """Closes the socket; pending messages are dropped."""

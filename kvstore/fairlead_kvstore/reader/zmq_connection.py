@@ -30,6 +30,11 @@ class ConnectionListener(Protocol):
 
     model_key: str
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether no further message may be read now. Then ``mark_ready`` is called later."""
+        ...
+
     def on_connected(self) -> None:
         """Handles the end of the handshake."""
         ...
@@ -72,7 +77,7 @@ class ZmqConnection:
         """Reads messages of one turn, see ``ReadSource``."""
         self._handle_monitor_events()
         used, found = 0, list[list[bytes]]()
-        while self._polled.is_open and used < most:
+        while self._polled.is_open and used < most and not self._listener.is_busy:
             parts = receive_message(self._socket, self._limits.kv_frames)
             if parts is None:
                 break
@@ -83,6 +88,10 @@ class ZmqConnection:
                 self._unread.on_all_read()  # the high-water mark bounds the whole messages that are left
             self._listener.on_messages(found)
         return used, self._polled.is_open and used >= most
+
+    def mark_ready(self) -> None:
+        """Schedules a read."""
+        self._polled.mark_ready()
 
     def close(self) -> None:
         """Closes the connection without a callback."""

@@ -213,7 +213,8 @@ class PolledSocket:
         """Schedules a read. Call it after any use of the socket, since descriptors report changes
         only.
         """
-        self._scheduler.mark_ready(self._source)
+        if self.is_open:
+            self._scheduler.mark_ready(self._source)
 
     def close(self) -> None:
         """Closes the socket without a callback; pending messages are dropped."""

@@ -354,7 +354,7 @@ def test_indexer_defect_drops_the_instance_and_is_counted(monkeypatch: pytest.Mo
             engine = await stage.connect_engine("a")
             engine.serve_prompt(*A)
             await stage.wait_exact("a")
-            whole = stage.store.apply
+            whole = stage.store.apply_steps
             broken = {1}
 
             def apply(*given: object) -> object:
@@ -363,7 +363,7 @@ def test_indexer_defect_drops_the_instance_and_is_counted(monkeypatch: pytest.Mo
                     raise ZeroDivisionError
                 return whole(*given)  # type: ignore[arg-type]
 
-            monkeypatch.setattr(stage.store, "apply", apply)
+            monkeypatch.setattr(stage.store, "apply_steps", apply)
             engine.serve_prompt(*B)
             await wait_until(lambda: stage.status("a").counters.defects == 1)
             assert stage.credited_blocks("a", A) == 0

@@ -348,3 +348,55 @@ def test_messages_read_together_give_the_same_result_as_one_by_one() -> None:
             assert (seen.counters.batches, seen.counters.gaps, seen.counters.lost) == (43, 1, 0)
 
     asyncio.run(scenario())
+
+
+def test_large_batch_leaves_turns_to_the_events_of_another_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with indexer_harness(replace(LIMITS, kv_slice_bytes=128, kv_turn_bytes=128)) as stage:
+            large = stage.start_engine("a", PrefixCacheEngine(capacity=4_000))
+            stage.add_instance("a")
+            small = await stage.connect_engine("b")
+            order: list[str] = []
+            whole = stage.sink.offer
+
+            def offer(model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
+                name = next(change.instance for change in changes if hasattr(change, "instance"))
+                if name == "a" and not order:
+                    assert stage.indexer.checkpoint("a").position is None
+                    assert stage.indexer.checkpoint("a").is_partial
+                    small.serve_prompt(*B)
+                order.append(name)
+                whole(model_key, changes, batches)
+
+            await stage.wait_connected("a")
+            stage.loop.advance(LIMITS.kv_settle_seconds)
+            monkeypatch.setattr(stage.sink, "offer", offer)
+            large.serve_prompt(*range(1, 12_001))
+            await stage.wait_exact("a", "b")
+            assert stage.credited_blocks("a", range(1, 12_001)) == 3_000
+            assert order.index("b") < len(order) - 1
+            checkpoint = stage.indexer.checkpoint("a")
+            assert (checkpoint.is_partial, checkpoint.position is not None) == (False, True)
+
+    asyncio.run(scenario())
+
+
+def test_batches_that_wait_for_a_dialing_engine_are_bounded_and_recovered_as_after_a_gap() -> None:
+    async def scenario() -> None:
+        first, second = frames(PrefixCacheEngine(capacity=10_000), range(1, 9_000), range(20_000, 29_000))
+        waiting = len(first.payload)
+        limits = replace(LIMITS, kv_slice_bytes=128, kv_turn_bytes=128, kv_pending_bytes=waiting + 100)
+        async with indexer_harness(limits) as stage:
+            engine = await stage.connect_engine("a")
+            engine.serve_prompt(*A)
+            await stage.wait_exact("a")
+            (subscription,) = [member.subscription for member in stage.indexer._members.values()]
+            assert subscription is not None
+            sent = [[b"", (number + 1).to_bytes(8, "big"), one.payload] for number, one in enumerate((first, second))]
+            subscription.on_messages(sent)
+            assert subscription.is_busy
+            assert subscription.counters.unreadable == {"overflow": 1}
+            await wait_until(lambda: not subscription.is_busy)
+            assert stage.store.state("a").blocks > 2_000
+
+    asyncio.run(scenario())

@@ -2,12 +2,16 @@
 
 import msgspec
 
-from fairlead_kvstore.blockstore.changes import BlocksStored, CompletenessChanged, InstanceCleared
+from fairlead.limits import Limits
+from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, CompletenessChanged, InstanceCleared
 from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.events.payloads import EventBatch, StoredEvent
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
-from fairlead_kvstore.events.types import EventFrame, StreamOutcome
-from fairlead_kvstore.reader.event_application import AppliedEvents, apply_outcomes
+from fairlead_kvstore.events.types import AcceptBatch, EventFrame, StreamComplete, StreamOutcome
+from fairlead_kvstore.reader.event_application import AppliedEvents, EventApplication, apply_outcomes
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+
+ADAPTER = {"block_size": 1, "lora_id": 2, "medium": "GPU", "lora_name": "a"}
 
 
 class Reader:
@@ -73,3 +77,108 @@ def test_disconnect_marks_the_instance_until_the_process_is_proved() -> None:
     found = reader.follow(reader.stream.on_replaced("its pod is another one"))
     assert found.restarts == 1
     assert (reader.truth.state("i").epoch, reader.truth.state("i").blocks) == (2, 0)
+
+
+def large_frame(number: int, first: int, blocks: int = 600) -> AcceptBatch:
+    """Returns a batch of one event with many blocks, as the sequencer accepts it."""
+    hashes = list(range(first, first + blocks))
+    event = {
+        "type": "BlockStored",
+        "block_hashes": hashes,
+        "parent_block_hash": None,
+        "token_ids": hashes,
+        "block_size": 1,
+    }
+    return AcceptBatch(number, msgspec.msgpack.encode([1.5, [event], 0]))
+
+
+def sliced_application() -> tuple[BlockStore, EventApplication]:
+    store = BlockStore()
+    store.attach("i", "default/tiny", 0.0)
+    return store, EventApplication(store, "i", Limits(kv_slice_bytes=512))
+
+
+def test_large_batch_is_applied_in_slices_in_order() -> None:
+    store, application = sliced_application()
+    application.add([large_frame(0, 1), StreamComplete("whole"), large_frame(1, 1_001)])
+    assert application.waiting_bytes > 0
+    grown: list[int] = []
+    completed_at = None
+    while application.is_busy:
+        found = application.run(1.0, 512)
+        assert found.cost < 1_200
+        grown.append(sum(len(change.hashes) for change in found.changes if isinstance(change, BlocksStored)))
+        if any(isinstance(change, CompletenessChanged) for change in found.changes):
+            completed_at = sum(grown)
+    assert max(grown) <= 64
+    assert (sum(grown), store.state("i").blocks, application.waiting_bytes) == (1_200, 1_200, 0)
+    assert completed_at is not None and 600 <= completed_at < 700  # noqa: PT018
+
+
+def test_clear_by_fairlead_between_two_slices_leaves_no_block_of_the_batch() -> None:
+    store, application = sliced_application()
+    application.add([large_frame(0, 1)])
+    while store.state("i").blocks < 100:
+        application.run(1.0, 512)
+    store.on_cleared_by_fairlead("i", 1.0)
+    while application.is_busy:
+        application.run(1.0, 512)
+    assert store.state("i").blocks == 0
+    assert store.state("i").counts.before_clear > 0
+
+
+def test_reload_of_an_adapter_with_many_blocks_takes_many_short_steps() -> None:
+    store, application = sliced_application()
+    hashes = list(range(1, 5_001))
+    store.apply("i", EventBatch(0.0, [StoredEvent(hashes, None, hashes, 1, 1, "GPU", "a")]), 1.0)
+    reload = {"type": "BlockStored", "block_hashes": [9_999], "parent_block_hash": None, "token_ids": [7]}
+    application.add([AcceptBatch(0, msgspec.msgpack.encode([1.0, [{**reload, **ADAPTER}], 0]))])
+    removed: list[int] = []
+    while application.is_busy:
+        found = application.run(1.0, 512)
+        removed.append(sum(len(change.hashes) for change in found.changes if isinstance(change, BlocksRemoved)))
+    assert (sum(removed), len(list(store.content("i")))) == (5_000, 1)
+    assert max(removed) <= 512
+
+
+def test_clear_of_a_tier_with_many_blocks_takes_many_short_steps() -> None:
+    store, application = sliced_application()
+    hashes = list(range(1, 5_001))
+    store.apply("i", EventBatch(0.0, [StoredEvent(hashes, None, hashes, 1, None, "disk")]), 1.0)
+    application.add(
+        [AcceptBatch(0, msgspec.msgpack.encode([1.0, [{"type": "AllBlocksCleared", "medium": "disk"}], 0]))]
+    )
+    steps = 0
+    while application.is_busy:
+        found = application.run(1.0, 512)
+        steps += 1
+        assert sum(len(change.hashes) for change in found.changes if isinstance(change, BlocksRemoved)) <= 512
+    assert (steps >= 10, store.state("i").blocks) == (True, 0)
+
+
+def test_orphans_of_one_parent_are_linked_in_many_short_steps() -> None:
+    store, application = sliced_application()
+    children = [StoredEvent([number], 1, [number], 1) for number in range(2, 5_002)]
+    store.apply("i", EventBatch(0.0, children), 1.0)
+    application.add([large_frame(0, 1, 1)])
+    most = 0
+    while application.is_busy:
+        found = application.run(1.0, 512)
+        most = max(most, sum(len(change.hashes) for change in found.changes if isinstance(change, BlocksStored)))
+    assert (store.state("i").blocks, store.state("i").orphans) == (5_001, 0)
+    assert most <= 1_024
+
+
+def test_eviction_of_a_large_overflow_takes_many_short_steps() -> None:
+    limits = Limits(kv_slice_bytes=512, kv_blocks_per_instance=20_000)
+    store = BlockStore(limits=limits)
+    store.attach("i", "default/tiny", 0.0)
+    hashes = list(range(1, 20_001))
+    store.apply("i", EventBatch(0.0, [StoredEvent(hashes, None, hashes, 1)]), 1.0)
+    application = EventApplication(store, "i", limits)
+    application.add([large_frame(0, 100_000, 8_000)])
+    most = 0
+    while application.is_busy:
+        found = application.run(100.0, 512)
+        most = max(most, sum(len(change.hashes) for change in found.changes if isinstance(change, BlocksRemoved)))
+    assert (most, store.state("i").blocks <= 20_000) == (1_024, True)
