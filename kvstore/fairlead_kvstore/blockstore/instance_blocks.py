@@ -37,7 +37,7 @@ from fairlead_kvstore.blockstore.orphan_blocks import FollowUps, OrphanBlocks, P
 from fairlead_kvstore.blockstore.shared_store_hints import SharedStoreHints
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, MediumTiers, StorageTier, storage_tier
 from fairlead_kvstore.blockstore.types import EventCounters
-from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, RemovedEvent, StoredEvent
+from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, EventSlice, RemovedEvent, StoredEvent
 
 FULL_ATTENTION_KINDS: Final = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
 _UNKNOWN_KINDS: Final = frozenset({None, "unknown"})
@@ -111,7 +111,7 @@ class InstanceBlocks:
             pass
 
     def apply_steps(self, batch: EventBatch, now: float, out: list[Change]) -> Iterator[int]:
-        """Applies one batch, or a slice of one. Yields, with its cost in bytes, each step of what an
+        """Applies one batch, or a slice of one. Yields the cost in bytes of each step of what an
         event causes beyond its own blocks: orphans that follow it, blocks before it, scans of rows.
 
         Between two steps, no other event of this instance may be applied.
@@ -154,7 +154,8 @@ class InstanceBlocks:
         is in this batch.
         """
         return self.awaited_until is not None and (
-            batch.clears_later or any(isinstance(event, ClearedEvent) for event in batch.events[start:])
+            (isinstance(batch, EventSlice) and batch.clears_later)
+            or any(isinstance(event, ClearedEvent) for event in batch.events[start:])
         )
 
     def mark_complete(self, reason: str, now: float, out: list[Change]) -> None:

@@ -178,7 +178,7 @@ def pending_run(event: StoredEvent, adapter: str | None, tier: StorageTier, tick
 
 
 class FollowUps:
-    """What the last event of an instance has caused, and what is still to be done before the next.
+    """The effects of an instance's last event that are to be applied before the next event.
 
     steps: of an adapter's blocks that are being added.
     to_add: runs of adapters' blocks that are to be added, and whether they were orphans.

@@ -14,9 +14,9 @@ may contain removals. A forgotten block costs one recomputation. A block that is
 be cached draws requests to an engine that must compute all of them.
 
 **Memory is bounded** per instance and in total (``kv_blocks…`` in the limits; ``set_max_blocks``
-lowers the total, for a Redis with less memory). Above its bound, an
-instance evicts an eighth of its blocks, at most 1,024 at once. Above the total, the namespace with the
-most blocks gives way: in it the model with the most, and in that the largest instances. A namespace
+lowers the total, for a Redis with less memory). Above its bound, an instance evicts an eighth of
+its blocks, at most 1,024 at once. Above the total, the namespace with the most blocks gives way: in
+it the model with the most, and in that the largest instances. A namespace
 with less than an equal share thus keeps all its blocks. The least recently stored or used go first,
 and of equally old ones the ends of chains, so that the rest is still a prefix. Of large instances,
 only a part is compared at a time. Evictions are counted (``dropped``). The instance is incomplete

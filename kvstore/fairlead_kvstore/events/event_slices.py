@@ -5,8 +5,8 @@ one, only the boundaries of its events are read at first, and each event is deco
 An event that is larger than a slice is divided by its blocks. Each part continues after the last
 block of the part before, so that the parts mean the same as the event.
 
-Fields of any type can hold a million empty arrays. So of a large event they stay undecoded: extra
-keys are decoded block by block, and those of one block have a bound of their own.
+Fields of any type can hold a million empty arrays. In a large event they stay undecoded. Extra keys
+are decoded block by block, and those of one block have a bound of their own.
 
 Why: 2 MiB of tiny events take 0.9 s. Meanwhile, the indexer read no other engine, wrote nothing and
 renewed no lease.
@@ -36,6 +36,7 @@ from fairlead_kvstore.events.payloads import (
     ClearedEventArray,
     EngineHash,
     EventBatch,
+    EventSlice,
     LargeRemovedEvent,
     LargeRemovedEventArray,
     LargeStoredEvent,
@@ -47,7 +48,7 @@ from fairlead_kvstore.events.payloads import (
 )
 
 BLOCK_BYTES: Final = 16
-"""The cost of a block beside the bytes of its event, in bytes: an event may have two bytes a block."""
+"""The cost of a block, besides the bytes of its event: some events have two bytes a block."""
 EVENT_BYTES: Final = 16
 """The fixed cost of an event, in bytes."""
 _CLEARED: Final = b"AllBlocksCleared"
@@ -88,7 +89,7 @@ def event_slices(payload: bytes, limits: Limits) -> Iterator[tuple[int, EventBat
     for event in batch.events:
         for part in _parts(event, limits):
             cost = EVENT_BYTES + _block_count((part,)) * BLOCK_BYTES
-            yield cost, EventBatch(batch.wall, (part,), batch.rank, clears_later=clears)
+            yield cost, EventSlice(batch.wall, (part,), batch.rank, clears_later=clears)
 
 
 def _large_payload_slices(payload: bytes, limits: Limits) -> Iterator[tuple[int, EventBatch]]:
@@ -100,13 +101,13 @@ def _large_payload_slices(payload: bytes, limits: Limits) -> Iterator[tuple[int,
         size = len(memoryview(item))
         is_large = 2 * size > limits.kv_slice_bytes
         if cost and (is_large or cost >= limits.kv_slice_bytes):
-            yield cost, EventBatch(wall, events, rank, counts[UNKNOWN], counts[REFUSED], clears)
+            yield cost, EventSlice(wall, events, rank, counts[UNKNOWN], counts[REFUSED], clears)
             events, counts, cost = [], {UNKNOWN: 0, REFUSED: 0}, 0
         if is_large:
             for part_cost, part in _large_event_parts(item, limits):
                 left_out = {UNKNOWN: 0, REFUSED: 0, part: 1} if isinstance(part, str) else counts
                 found = () if part is None or isinstance(part, str) else (part,)
-                yield part_cost, EventBatch(wall, found, rank, left_out[UNKNOWN], left_out[REFUSED], clears)
+                yield part_cost, EventSlice(wall, found, rank, left_out[UNKNOWN], left_out[REFUSED], clears)
             continue
         event = decode_event(item, limits)
         cost += size + EVENT_BYTES
@@ -116,7 +117,7 @@ def _large_payload_slices(payload: bytes, limits: Limits) -> Iterator[tuple[int,
             events.append(event)
             cost += _block_count((event,)) * BLOCK_BYTES
     if cost:
-        yield cost, EventBatch(wall, events, rank, counts[UNKNOWN], counts[REFUSED], clears)
+        yield cost, EventSlice(wall, events, rank, counts[UNKNOWN], counts[REFUSED], clears)
 
 
 def _decode_raw(payload: bytes, limits: Limits) -> RawBatch:

@@ -154,7 +154,6 @@ class EventBatch(msgspec.Struct, frozen=True, gc=False):
     rank: data-parallel rank.
     unknown: number of events left out because this release does not know their kind.
     refused: number of stored events left out because they are inconsistent.
-    clears_later: a later slice of the payload may clear the cache, see ``event_slices``.
     """
 
     wall: float
@@ -162,4 +161,12 @@ class EventBatch(msgspec.Struct, frozen=True, gc=False):
     rank: int | None = None
     unknown: int = 0
     refused: int = 0
+
+
+class EventSlice(EventBatch, frozen=True, gc=False):
+    """A part of the events of one payload, see ``event_slices``.
+
+    clears_later: this part or a later one may clear the cache.
+    """
+
     clears_later: bool = False

@@ -27,16 +27,18 @@ _PARTS_PER_READ: Final = 10
 
 
 class InstanceCheckpoint(msgspec.Struct):
-    """The state of one instance for the next indexer: its snapshot, rows and stream position.
-
-    is_partial: only a part of a batch is applied. There is no position then, since the next indexer
-    can neither repeat the part nor leave it out.
-    """
+    """The state of one instance for the next indexer: its snapshot, rows and stream position."""
 
     slice: InstanceSnapshot
     rows: RowParts
     position: StreamPosition | None = None
-    is_partial: bool = False
+
+
+class PartialCheckpoint(InstanceCheckpoint):
+    """The state of an instance of which a part of a batch is applied.
+
+    It has no position, since the next indexer can neither repeat the part nor leave it out.
+    """
 
 
 class RecoveredIndex(msgspec.Struct):

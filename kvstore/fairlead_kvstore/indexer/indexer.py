@@ -3,7 +3,8 @@
 It runs in a separate process (``service.py``, with Redis behind the sink) and inside a gateway
 (with a local replica). It is single-threaded and does not wait. An event is applied and offered in
 the iteration of the loop that reads it, large batches in slices. ``reader/fair_scheduler.py``
-bounds the reads of one engine. Only HTTP queries are tasks: for an engine's endpoints, and for the sources of its adapters.
+bounds the reads of one engine. Only HTTP queries are tasks: for an engine's endpoints, and for the
+sources of its adapters.
 
     fleet ──▶ attach, detach ──▶ BlockStore ◀── apply_outcomes ◀── EngineSubscription ◀── ZMQ
                                      └──changes──▶ ChangeSink
@@ -30,7 +31,7 @@ from fairlead_kvstore.blockstore.changes import Change, HintsAdded, HintsExpired
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import SnapshotError
 from fairlead_kvstore.index.instance_status import InstanceStatus
-from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
+from fairlead_kvstore.index.recovery import InstanceCheckpoint, PartialCheckpoint, RecoveredIndex
 from fairlead_kvstore.index.sink import ChangeSink
 from fairlead_kvstore.indexer.counters import ModelCounters
 from fairlead_kvstore.indexer.engine_member import EngineMember, EngineStatus
@@ -202,7 +203,7 @@ class Indexer:
         snapshot, rows = self.store.take_snapshot(instance, self._clock.wall() - self._clock.now())
         position = member.position if member.subscription is None else member.subscription.position
         is_partial = member.subscription is not None and member.subscription.is_busy
-        return InstanceCheckpoint(snapshot, rows, position, is_partial)
+        return (PartialCheckpoint if is_partial else InstanceCheckpoint)(snapshot, rows, position)
 
     def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
         """Returns the blocks that a shared store of the model probably has, and until when."""

@@ -13,9 +13,9 @@ timers.
     replay over      applies the buffered messages in turns, as the scheduler says
     replay endless   is cut after ``max_kv_replay_seconds``; its rest waits behind other engines'
 
-``EventSequencer``, ``EventApplication`` and ``BlockStore`` decide on the engine's blocks; this module
-has only sockets and timers. A defect of the indexer that a message reveals costs this engine's
-blocks and nothing else.
+``EventSequencer``, ``EventApplication`` and ``BlockStore`` decide on the engine's blocks; this
+module has only sockets and timers. A defect of the indexer that a message reveals costs this
+engine's blocks and nothing else.
 """
 
 import logging
