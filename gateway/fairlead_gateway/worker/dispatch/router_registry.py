@@ -7,6 +7,7 @@ Routing itself is the pure core in `routing`; this module gives it the current f
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Final
 
 from fairlead.decision import Decision, RejectedCandidate
@@ -16,7 +17,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.errors import NoReadyInstance
 from fairlead_gateway.routing import InstanceLoad, ModelRouter, RouteRequest
 from fairlead_gateway.worker.reporting.reporters import Reporters
-from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
+from fairlead_gateway.worker.resilience.outlier_detection import MAX_REASONS, OutlierDetector
 from fairlead_gateway.worker.resilience.retry_after import StartupTimes, retry_after_for_backlog
 
 _NO_INSTANCES: Final[dict[str, Instance]] = {}
@@ -114,7 +115,7 @@ class RoleRouters:
             choose = router.preview if preview else router.choose_instance
             decision = choose(request, now, excluded=excluded.union(ejected) if ejected else excluded)
         if decision is not None and ejected:
-            rejected = tuple(RejectedCandidate(name, reason) for name, reason in ejected.items())
+            rejected = tuple([RejectedCandidate(name, reason) for name, reason in islice(ejected.items(), MAX_REASONS)])
             decision = decision.with_text(rejected=decision.rejected + rejected)
         if decision is None or (decision.chosen is None and not excluded):
             raise self.no_ready_instance(key, now)

@@ -44,6 +44,7 @@ _CAUSE_TEXTS = {
     "error-event": "error event",
     "aborted": "abort",
 }
+MAX_REASONS = 16
 _NONE_EJECTED: Mapping[str, str] = {}
 _Response = tuple[float, bool, CallerKey, FaultSource | None]
 """A recent response: time, success, caller, and the source of a failure."""
@@ -127,14 +128,17 @@ class OutlierDetector:
     def ejected(self, ready: Collection[str], now: float) -> Mapping[str, str]:
         """Returns the ready instances that should not get the next request, with reasons as text.
 
-        Empty if that would be all of them.
+        Empty if that would be all of them. Reasons after the first `MAX_REASONS` are empty, since
+        each request of a model would make texts about all of its ejected instances.
         """
         if not self._unhealthy:
             return _NONE_EJECTED
         reasons: dict[str, str] = {}
         for name in ready:
-            if name in self._unhealthy and (why := self._rejection_reason(name, self._records[name], now)):
-                reasons[name] = why
+            if name in self._unhealthy:
+                record = self._records[name]
+                if self._is_rejected(name, record, now):
+                    reasons[name] = self._describe(record, now) if len(reasons) < MAX_REASONS else ""
         return reasons if len(reasons) < len(ready) else _NONE_EJECTED
 
     def is_usable(self, instance: str, now: float) -> bool:
@@ -281,20 +285,20 @@ class OutlierDetector:
             record.recent.clear()
             self._unhealthy.discard(instance)
 
-    def _rejection_reason(self, instance: str, record: _InstanceHealth, now: float) -> str:
-        """Returns why the next request should not go to the instance; empty if it may.
+    def _is_rejected(self, instance: str, record: _InstanceHealth, now: float) -> bool:
+        """Whether the next request should not go to the instance.
 
         Counts the share of an instance that warms up.
         """
         self._advance(instance, record, now)
         if record.state is HealthState.EJECTED or (record.state is HealthState.PROBING and _is_taken(record, now)):
-            return self._describe(record, now)
+            return True
         if record.state is HealthState.WARMING:
             record.warm_up_credit += self._warm_up_share(record, now)
             if record.warm_up_credit < 1.0:
-                return self._describe(record, now)
+                return True
             record.warm_up_credit -= 1.0
-        return ""
+        return False
 
     def _warm_up_share(self, record: _InstanceHealth, now: float) -> float:
         return max(_MIN_WARM_UP_SHARE, min(1.0, (now - record.since) / self._limits.warm_up_seconds))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fairlead.limits import Limits
+from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_gateway.supervisor.management.serializers import fleet_out
 from fairlead_gateway.supervisor.management.view import GatewayStatus
 from fairlead_gateway.telemetry.status_types import HealthState
@@ -340,5 +341,25 @@ def test_rank_that_hangs_is_not_hidden_by_another_of_its_server() -> None:
                 assert counts == [0, 0, 1]
                 running.gateway.update_fleet(replace(ranked, version=2))
                 assert pool.activity(activity_key(engine.url, 1)).receive_count == 1
+
+    run_async(main())
+
+
+def test_decision_describes_few_of_the_instances_that_are_ejected() -> None:
+    async def main() -> None:
+        fleet = fleet_of([f"http://127.0.0.1:{port}" for port in range(20_000, 20_200)])
+        async with running_gateway(fleet) as running:
+            routers, now = running.gateway.stack.routers.serving, running.gateway.runtime.now()
+            detector, names = running.gateway.stack.failures.outlier_detector, list(routers.ready_instances(MODEL_KEY))
+            for name in names[:100]:
+                for _ in range(3):
+                    detector.on_failure(name, "refused", now, names)
+            request = RouteRequest("r", PrefixChain((), (), 0), 10.0, None)
+            decision = routers.choose(MODEL_KEY, request, now, frozenset())
+            assert len(detector.ejected(names, now)) == 100
+            assert decision.chosen in names[100:]
+            described = [rejected for rejected in decision.rejected if rejected.id in names[:100]]
+            assert len(described) == 16
+            assert all("ejected" in rejected.why for rejected in described)
 
     run_async(main())
