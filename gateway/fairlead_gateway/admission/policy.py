@@ -147,7 +147,7 @@ class AdmissionPolicy:
         self._forecast = OutputForecast(self._output_lengths)
         self._answers = 0
         self._first_class: tuple[Hashable, int] | None = None
-        self._has_several_classes = False
+        self._has_several_classes = self._has_sheddable = False
         self.kv_capacity = KvCapacityPlanner(self._forecast.expected_remaining)
         self._backlog_decay = BacklogDecay()
 
@@ -196,6 +196,7 @@ class AdmissionPolicy:
         if not self._requests:
             self._drain_rate.start(now)
         self._requests[queued.id] = request
+        self._has_sheddable = self._has_sheddable or request.sheddable
         self._bounds.add(queued.id, queued.tenant, queued.body_bytes)
         self._queue.add(queued)
         rule = "held-starting" if not engines else "held"
@@ -331,12 +332,14 @@ class AdmissionPolicy:
         Why: an overdue request would go before those of higher tiers.
         """
         before = now - self._limits.queue_seconds
-        expired = [
-            request
-            for request in self._requests.values()
-            if max(request.queued.arrived_at, since) <= before
-            or (request.sheddable and request.queued.overdue_at <= now)
-        ]
+        expired = []
+        for request in self._requests.values():
+            if max(request.queued.arrived_at, since) <= before or (
+                request.sheddable and request.queued.overdue_at <= now
+            ):
+                expired.append(request)
+            elif not self._has_sheddable:
+                break  # the others came later; thousands may wait, and each event of an engine asks
         refusals = []
         for request in expired:
             queued = request.queued

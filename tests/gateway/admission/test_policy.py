@@ -206,3 +206,25 @@ def test_an_idle_engine_is_reserved_for_the_next_long_prompt() -> None:
 def _refused(verdict: AdmissionVerdict) -> str:
     assert verdict.action is AdmissionAction.REFUSE
     return verdict.rule
+
+
+class CountingTime(float):
+    """A time that counts how often it is compared."""
+
+    count = 0
+
+    def __le__(self, other: float) -> bool:
+        CountingTime.count += 1
+        return float(self) <= other
+
+
+def test_expiry_costs_the_same_however_many_requests_wait() -> None:
+    policy = AdmissionPolicy(replace(Limits(), queue_seconds=60.0))
+    for number in range(1_000):
+        queued = QueuedRequest(f"r{number}", CountingTime(number / 100.0), 5.0, 0.1)
+        request = AdmissionRequest(queued, RouteRequest(queued.id, PrefixChain((), (), 0), 10.0, None), 10.0)
+        assert policy.admit(request, [], 10.0).action is AdmissionAction.QUEUE
+    CountingTime.count = 0
+    assert policy.take_expired(1, 50.0) == []
+    assert CountingTime.count == 1
+    assert [name for name, _ in policy.take_expired(1, 60.02)] == ["r0", "r1", "r2"]
