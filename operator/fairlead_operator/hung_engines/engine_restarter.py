@@ -6,8 +6,9 @@ written while the observed state may be out of date.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from fairlead.errors import FairleadError
@@ -32,6 +33,11 @@ from fairlead_operator.kube.object_cache import ObjectCache
 from fairlead_operator.object_metadata import STATUS_FIELD_MANAGER
 
 _LOG = logging.getLogger("fairlead.operator")
+_MARKS_OF_NAMESPACE = 64
+"""Marks that are written for one namespace in a round; the others follow in the next one.
+
+Why: a namespace has any number of pods, and models of others wait meanwhile.
+"""
 
 
 class ReportReader(Protocol):
@@ -127,6 +133,7 @@ class EngineRestarter:
         verdicts = pod_verdicts(reports, self._grace_seconds)
         hung = 0
         present: set[str] = set()
+        marked: Counter[str] = Counter()
         failure: KubeError | None = None
         for key in list(self._cache.models):
             snapshot = self._cache.snapshot(key)
@@ -137,6 +144,9 @@ class EngineRestarter:
             gone = [pod for pod in snapshot.pods if uid_of(pod) in self._deleted]
             plan = plan_restarts(pods, verdicts, self._pacing.clock.wall(), self._rules)
             hung += len(plan.hung)
+            namespace = key.partition("/")[0]
+            plan = replace(plan, marks=plan.marks[: _MARKS_OF_NAMESPACE - marked[namespace]])
+            marked[namespace] += len(plan.marks)
             try:
                 await self._execute(snapshot.model, plan, gone)
             except KubeError as error:

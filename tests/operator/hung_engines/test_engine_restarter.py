@@ -185,3 +185,11 @@ def test_write_that_fails_for_one_model_holds_up_no_other_model() -> None:
         scene.round()
     assert scene.condition("other")["reason"] == "EngineHung"
     assert scene.condition("one") == {}
+
+
+def test_thousands_of_hung_pods_of_a_namespace_hold_up_no_other_one_in_a_round() -> None:
+    scene = Scene()
+    many = {f"p{number}": scene.add_pod(f"p{number}") for number in range(150)}
+    scene.pods |= many
+    scene.ejected = {"a": tuple(many), "b": tuple(many)}
+    assert [len(scene.round(15.0)) for _ in range(4)] == [64, 64, 22, 0]
