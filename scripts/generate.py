@@ -16,7 +16,7 @@ from generators.checks_reference import checks_page
 from generators.cli_reference import cli_page
 from generators.engines_reference import engines_page
 from generators.image_locks import image_requirements
-from generators.page_lists import decisions_page
+from generators.page_lists import ALERTS_PAGE, alerts_page, decisions_page
 from generators.project_addresses import address_files
 
 from fairlead.api.crd import crd_manifest
@@ -31,6 +31,7 @@ def outputs() -> dict[str, str]:
     """Returns path below the root → expected content."""
     pages = {
         "docs/decisions/index.md": decisions_page(ROOT, NOTE),
+        ALERTS_PAGE: alerts_page(ROOT),
         "docs/reference/api.md": api_page(),
         "docs/reference/checks.md": checks_page(NOTE),
         "docs/reference/cli.md": cli_page(NOTE),

@@ -98,7 +98,7 @@ VERBS: Final = {
     "convert": Verb(
         TOOLS,
         "manifests.convert:convert",
-        "Rewrite manifests of earlier releases, in files or in a cluster, in the words of this one.",
+        "Convert manifests of earlier releases and of other systems.",
     ),
     "replay": Verb(
         TOOLS, "traffic.replay:replay", "Send a trace's requests to a running gateway and report the results."

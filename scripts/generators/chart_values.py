@@ -293,7 +293,7 @@ class Alerts(ValuesPart):
     alert_labels: FreeForm = _value("labels to add to every alert, such as the team", {})
     without: Names = _value("names of alerts to leave out", [])
     runbooks: str = _value(
-        "address of this release's runbooks; each alert links to its heading", "docs/troubleshooting/runbooks.md"
+        "address of this release's runbooks; each alert links to its heading", "docs/troubleshooting/alerts.md"
     )
 
 

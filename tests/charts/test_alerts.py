@@ -76,7 +76,7 @@ def test_expressions_use_only_exported_metrics(groups: Groups) -> None:
 def test_alert_has_severity_runbook_and_valid_labels(rules: AlertRules) -> None:
     for name, rule in rules.alerts.items():
         assert rule["labels"]["severity"] in ("critical", "warning"), name
-        assert rule["annotations"]["runbook_url"] == f"docs/troubleshooting/runbooks.md#{name.lower()}"
+        assert rule["annotations"]["runbook_url"] == f"docs/troubleshooting/alerts.md#{name.lower()}"
         found = expression_names(rule["expr"])
         kept = found.grouped or {"namespace"}
         for words in rule["annotations"].values():
@@ -84,7 +84,7 @@ def test_alert_has_severity_runbook_and_valid_labels(rules: AlertRules) -> None:
 
 
 def test_every_alert_has_a_runbook_and_no_runbook_is_extra() -> None:
-    page = (ROOT / "docs" / "troubleshooting" / "runbooks.md").read_text()
+    page = (ROOT / "docs" / "troubleshooting" / "alerts.md").read_text()
     headings = re.findall(r"^### (\w+)$", page, re.MULTILINE)
     assert headings == list(CASES), "in the order of tests/charts/alerts.yaml"
     for name in headings:
@@ -95,9 +95,7 @@ def test_every_alert_has_a_runbook_and_no_runbook_is_extra() -> None:
 
 def test_every_checked_fault_names_its_alert_or_none() -> None:
     checks = (ROOT / "docs" / "reference" / "checks.md").read_text().partition("| fault |")[2].partition("\n## ")[0]
-    page = (
-        (ROOT / "docs" / "troubleshooting" / "runbooks.md").read_text().partition("| fault |")[2].partition("\n## ")[0]
-    )
+    page = (ROOT / "docs" / "troubleshooting" / "alerts.md").read_text().partition("| fault |")[2].partition("\n## ")[0]
     row = re.compile(r"^\| ([a-z-]+) \| (.*?) \|", re.MULTILINE)
     said = dict(row.findall(page))
     assert said.keys() == dict(row.findall(checks)).keys()
