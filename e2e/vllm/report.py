@@ -31,17 +31,21 @@ def require(holds: object, why: str, numbers: Numbers | None = None) -> None:
 
 @dataclass(slots=True)
 class ReportPart:
-    """One part of a run: its checks in the order in which they were made."""
+    """One part of a run: its checks in the order in which they were made.
+
+    is_over: False while it runs, and for good if the run was ended meanwhile.
+    """
 
     when: str
     revision: str
     checks: dict[str, Numbers] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
     seconds: int = 0
+    is_over: bool = False
 
     def summary(self) -> Numbers:
         """As JSON."""
-        held = bool(self.checks) and all(one["holds"] for one in self.checks.values())
+        held = self.is_over and bool(self.checks) and all(one["holds"] for one in self.checks.values())
         return {
             "held": held,
             "when": self.when,
@@ -72,6 +76,10 @@ class VllmReport:
         """Starts a part: later checks belong to it."""
         when = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())
         self.parts[part] = ReportPart(when, commit(HERE, mark="+"))
+
+    def end(self) -> None:
+        """Ends the last part: all of its checks were made."""
+        next(reversed(self.parts.values())).is_over = True
 
     async def check(self, name: str, what: Callable[[], Awaitable[Numbers]]) -> bool:
         """Make one check; whatever it raises is its result."""

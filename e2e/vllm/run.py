@@ -74,6 +74,7 @@ async def _run_part(part: str, scenario: Callable[[], Scenario], report: VllmRep
         await scenario().run()
     except Exception as error:  # noqa: BLE001
         report.add("the whole part", {"holds": False, "why": f"{type(error).__name__}: {error}"[-2_000:]})
+    report.end()
 
 
 def _scenario(part: str, stage: EngineStage, report: VllmReport) -> Scenario:

@@ -5,13 +5,14 @@ a volume at ``/opt/vllm``, and the model from a volume that the ModelDeployment 
 ``pvc:weights/model``. Both are read-only, and their claims are ordinary ones, so the pods are
 admitted under restricted Pod Security.
 
-The folder ``pod`` of the environment has what the image lacks: the command ``vllm``, Mooncake, and
-the shared libraries of both.
+The folder ``pod`` of the environment has what the image lacks: the command ``vllm``, Mooncake, a
+program that vLLM calls, and their shared libraries.
 """
 
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from e2e.kube.workloads.manifests import API, Manifest, image
@@ -25,12 +26,14 @@ _PACKAGES, _WEIGHTS = "engine-packages", "weights"
 _POD = "pod"
 _COMMAND = '#!/bin/sh\nexec python3 -m vllm.entrypoints.cli.main "$@"\n'
 _IN_IMAGE = re.compile(r"(libc|libm|libdl|libpthread|librt|libgcc_s|libstdc\+\+|ld-linux-x86-64|linux-vdso)\.so")
-_LINKED = ("vllm", "mooncake")
-"""Packages whose libraries need more than the image has."""
+_COMMANDS = ("lscpu",)
+"""Programs of this machine that vLLM calls on processors."""
 
 
 def prepare(installed: Installation, mooncake: KvConnector) -> None:
-    """Writes the folder ``pod`` of the environment."""
+    """Writes the folder ``pod`` of the environment, and lets any user read the weights."""
+    for file in installed.model.iterdir():
+        file.chmod(0o644)
     folder = installed.folder / "engine" / _POD
     command = folder / "bin" / "vllm"
     command.parent.mkdir(parents=True, exist_ok=True)
@@ -40,9 +43,15 @@ def prepare(installed: Installation, mooncake: KvConnector) -> None:
     python = folder / "python"
     shutil.rmtree(python, ignore_errors=True)
     shutil.copytree(mooncake.path, python)
+    for name in _COMMANDS:
+        found = shutil.which(name)
+        assert found is not None, f"this machine has no {name}"
+        shutil.copy(found, folder / "bin" / name)
     libraries = folder / "lib"
     libraries.mkdir(exist_ok=True)
-    for name, place in _libraries((installed.engine_packages / "vllm", python / "mooncake")).items():
+    packages = (installed.engine_packages / "vllm", python / "mooncake")
+    objects = [path for package in packages for path in package.rglob("*.so*") if path.is_file()]
+    for name, place in _libraries([*objects, *(folder / "bin" / name for name in _COMMANDS)]).items():
         shutil.copy(place, libraries / name)
 
 
@@ -131,13 +140,13 @@ def _claim(name: str, volume: str) -> Manifest:
     }
 
 
-def _libraries(folders: tuple[Path, ...]) -> dict[str, Path]:
-    """Returns the shared libraries of this machine that packages need and the image lacks."""
-    objects = [str(path) for folder in folders for path in folder.rglob("*.so*") if path.is_file()]
-    told = subprocess.run(["ldd", *objects], check=False, capture_output=True, text=True).stdout
-    own = {Path(name).name for name in objects}
+def _libraries(objects: Sequence[Path]) -> dict[str, Path]:
+    """Returns the shared libraries of this machine that programs need and the image lacks."""
+    command = ["ldd", *map(str, objects)]
+    output = subprocess.run(command, check=False, capture_output=True, text=True).stdout
+    own = {path.name for path in objects}
     return {
         name: Path(place)
-        for name, place in re.findall(r"^\s+(\S+) => (/\S+)", told, re.MULTILINE)
+        for name, place in re.findall(r"^\s+(\S+) => (/\S+)", output, re.MULTILINE)
         if not _IN_IMAGE.match(name) and name not in own
     }

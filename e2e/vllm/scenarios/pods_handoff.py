@@ -9,6 +9,7 @@ engine, and the node has two.
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
@@ -101,7 +102,8 @@ class PodsHandoff:
     def _compare(self, count: int, each: Callable[[int], None] | None = None) -> Numbers:
         """Asks the decode engine alone, then the gateway; every answer must be the same one."""
         before = self._counts()
-        alone, said, gaps = asyncio.run(self._send(count, each))
+        with ThreadPoolExecutor(1) as beside:  # the loop of this thread is that of the report
+            alone, said, gaps = beside.submit(asyncio.run, self._send(count, each)).result()
         after = self._counts()
         wrong = [
             [answer.status, answer.error[:300], round(nats, 3) if nats < 100 else "another answer"]

@@ -49,12 +49,14 @@ class PodsLifecycle:
         return {"first_token_seconds": round(first - begun, 1), "phase": pod["status"]["phase"]}
 
     def _compare(self) -> Numbers:
-        """Asks the gateway's Service and the engine's pod the same, from a pod."""
+        """Asks the gateway's Service and the engine's pod the same, from a pod.
+
+        The engine is asked under a salt, so that no answer starts from a cached prefix.
+        """
         here = self._here
         (pod,) = here.model.pods().values()
-        urls = {f"http://{HOST}": here.name, here.address(pod): MODEL}
-        texts = {url: [_answer(here, url, name, question) for question in _QUESTIONS] for url, name in urls.items()}
-        through, alone = texts.values()
+        asked = ((f"http://{HOST}", {"model": here.name}), (here.address(pod), {"model": MODEL, "cache_salt": "alone"}))
+        through, alone = ([_answer(here, url, more, one) for one in _QUESTIONS] for url, more in asked)
         require(all(through), "an answer is empty", {"texts": through})
         require(through == alone, "an answer is another one", {"through": through, "alone": alone})
         return {"answers": len(through), "characters": sum(map(len, through))}
@@ -126,8 +128,8 @@ class PodsLifecycle:
 _GREEDY = {"max_tokens": 16, "temperature": 0, "ignore_eos": True}
 
 
-def _answer(here: ModelStage, url: str, model: str, question: str) -> str:
-    body = {"model": model, "messages": [{"role": "user", "content": question}], **_GREEDY}
+def _answer(here: ModelStage, url: str, more: Numbers, question: str) -> str:
+    body = {"messages": [{"role": "user", "content": question}], **_GREEDY, **more}
     answer = post(here.client, f"{url}/v1/chat/completions", body)
     return str(answer["choices"][0]["message"]["content"])
 
