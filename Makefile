@@ -24,7 +24,7 @@ DEMO ?=
 LOCKS := requirements/dev.txt requirements/audit.txt requirements/docs.txt requirements/locking.txt
 BENCH = $(RUN) -m fairlead_bench $(if $(wildcard $(TRACE)),--trace $(TRACE))
 
-.PHONY: help up demo test test-tools lint e2e e2e-vllm cluster-up cluster-down bench soak nightly compile generate docs release lock audit sbom clean env
+.PHONY: help up demo test test-tools lint e2e e2e-vllm cluster-up cluster-down bench soak nightly compile generate docs release lock lock-images audit sbom clean env
 
 help: ## print the targets
 	@sed -n 's/^\([a-z0-9%-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{ i = index($$0, ": "); printf "  %-14s %s\n", $$1, substr($$0, i + 2) }'
@@ -114,6 +114,9 @@ audit: ## report known vulnerabilities of the locked packages, from two database
 	@out/audit/bin/python $(LOCKED_PIP) -r requirements/audit.txt
 	@for lock in $(LOCKS); do for service in pypi osv; do echo "$$lock, $$service"; out/audit/bin/python -m pip_audit \
 	  --strict --disable-pip --require-hashes --progress-spinner off -s $$service -r $$lock || exit 1; done; done
+
+lock-images: env ## lock the newest Debian packages for the images, each with its hash
+	@$(RUN) -m scripts.release.images.debian_packages
 
 sbom: env ## write a CycloneDX bill of materials per image into out/sbom, from the locks
 	@$(RUN) e2e/cluster sbom --out out/sbom

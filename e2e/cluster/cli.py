@@ -22,7 +22,9 @@ from pathlib import Path
 from e2e.cluster import levels
 from e2e.cluster.artifacts import chart_tools, image_set, pinned_versions
 from e2e.cluster.artifacts.go_builds import GoMissing, assets, is_built
-from e2e.cluster.progress import ClusterError, print_progress
+from e2e.cluster.progress import print_progress
+from fairlead import __version__
+from scripts.release.release_run import ReleaseError
 
 ABSENT = 3
 
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GoMissing as error:
         print(f"cluster: {error}", file=sys.stderr)
         return ABSENT if options.command == "test-tools" else 1
-    except ClusterError as error:
+    except ReleaseError as error:
         print(f"cluster: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -95,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("down", parents=[run], help="end and remove it")
     commands.add_parser("status", parents=[run], help="what runs")
     tag = argparse.ArgumentParser(add_help=False)
-    tag.add_argument("--tag", help=f"of our own images ({image_set.version()})")
+    tag.add_argument("--tag", help=f"of our own images ({__version__})")
     commands.add_parser("load", parents=[tag, run], help="give a cluster that is up our images as they are now")
     commands.add_parser("metrics", parents=[run], help="add metrics-server to a cluster that is up")
     made = commands.add_parser("images", parents=[tag], help="write our images as OCI archives")

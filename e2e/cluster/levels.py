@@ -9,13 +9,13 @@ from pathlib import Path
 
 from e2e.cluster.artifacts import debian_packages, image_set, pinned_versions
 from e2e.cluster.artifacts.go_builds import build, build_lock, compile_missing
-from e2e.cluster.artifacts.oci_archive import OciImage
 from e2e.cluster.nodes import control_plane, full_level, kind_cluster, network
 from e2e.cluster.nodes.control_plane import LOOPBACK, ControlPlane, free_port
 from e2e.cluster.nodes.node import ClusterNode
 from e2e.cluster.progress import ClusterError, print_progress, progress_step
 from e2e.cluster.run_record import RunRecord
 from e2e.cluster.running_cluster import RunningCluster
+from scripts.release.images.oci_images import OciImage
 
 MAX_PATH_LENGTH = 60
 

@@ -1,27 +1,10 @@
-"""Progress messages with durations, one line a step, on standard error. Standard output is for
-scripts."""
+"""Progress messages of the cluster's commands, and their error."""
 
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from scripts.release.progress import print_progress, progress_step
+from scripts.release.release_run import ReleaseError
 
-
-def print_progress(line: str) -> None:
-    """Prints one line of progress."""
-    print(line, file=sys.stderr, flush=True)
+__all__ = ["ClusterError", "print_progress", "progress_step"]
 
 
-@contextmanager
-def progress_step(what: str) -> Iterator[None]:
-    """Say what was done and how many seconds it took; said also where it failed."""
-    began, outcome = time.monotonic(), "failed after"
-    try:
-        yield
-        outcome = ""
-    finally:
-        print_progress(f"  {what:<58} {outcome} {time.monotonic() - began:7.1f} s".rstrip())
-
-
-class ClusterError(Exception):
-    """Raised for problems that the user can mend; the message says how."""
+class ClusterError(ReleaseError):
+    """Raised for problems with a cluster that the user can mend; the message says how."""

@@ -37,14 +37,16 @@ class Global(BaseModel):
 
     model_config = ConfigDict(extra="allow", alias_generator=to_camel)
     image_registry: str = _value(
-        "registry of all images, for sites that mirror them; when empty, each image has its own", ""
+        "registry of all Fairlead images, for sites that mirror them; when empty, each image has its own", ""
     )
     image_pull_secrets: Names = _value("names of the pull secrets for pods of the control plane", [])
 
 
 class Image(ValuesPart):
-    registry: str = _value("registry of the image; `global.imageRegistry` replaces it", "serving.fairlead.io")
-    tag: str = _value("tag of the image; when empty, the chart's `appVersion`", "")
+    registry: str = _value(
+        "registry of the image; when empty, that of the release; `global.imageRegistry` replaces it", ""
+    )
+    tag: str = _value("tag of the image; when empty, the image of the release", "")
     digest: str = _value("digest of the image, such as `sha256:…`; replaces the tag", "")
     pull_policy: Annotated[str, Field(pattern="^(Always|IfNotPresent|Never)$")] = _value(
         "pull policy of the image", "IfNotPresent"
@@ -114,8 +116,8 @@ class Operator(Placement):
 
 
 class EngineImages(ValuesPart):
-    vllm: str = _value("image of vLLM engines, for models without an image", "")
-    sglang: str = _value("image of SGLang engines, for models without an image", "")
+    vllm: str = _value("image of vLLM engines, for models without an image", "vllm/vllm-openai:v0.32.0")
+    sglang: str = _value("image of SGLang engines, for models without an image", "lmsysorg/sglang:v0.5.23")
     sim: str = _value("image of simulated engines; when empty, Fairlead's own of this version", "")
 
 

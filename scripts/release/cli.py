@@ -7,18 +7,23 @@ The last parts describe the files that the earlier ones wrote.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from fairlead import __version__
+from scripts.release.artefacts import build_chart, build_images
 from scripts.release.kubectl_plugin import build_plugin
-from scripts.release.release_run import ROOT, Part, ReleaseError, ReleaseRun
+from scripts.release.release_run import ARCHITECTURES, ROOT, Part, ReleaseError, ReleaseRun
 from scripts.release.wheel import build_wheel
 
 PARTS: Final[dict[str, Part]] = {
     "wheel": build_wheel,
     "kubectl-plugin": build_plugin,
+    "images": build_images,
+    "chart": build_chart,
 }
 """Part → what makes it."""
 
@@ -34,12 +39,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)} (default: all)")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", metavar="DIR", help="where to (dist)")
+    parser.add_argument(
+        *("--architecture", "-a"),
+        action="append",
+        choices=ARCHITECTURES,
+        help="of the images (default: all; repeatable)",
+    )
+    parser.add_argument("--version", default=__version__, help="of images and chart (%(default)s)")
+    parser.add_argument(
+        *("--registry", "-r"),
+        default=os.environ.get("REGISTRY"),
+        metavar="PREFIX",
+        help="registry of the images, for the chart",
+    )
     options = parser.parse_args(arguments)
     if unknown := set(options.parts) - PARTS.keys():
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     folder = options.out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    run = ReleaseRun(ROOT, folder)
+    run = ReleaseRun(ROOT, folder, options.version, options.architecture or ARCHITECTURES, options.registry or None)
     try:
         for name, part in PARTS.items():
             if not options.parts or name in options.parts:

@@ -3,13 +3,15 @@
 import hashlib
 import os
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fairlead import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
+ARCHITECTURES = ("amd64", "arm64")
+"""Architectures of the images."""
 
 
 class ReleaseError(Exception):
@@ -23,11 +25,17 @@ class ReleaseRun:
     root: the sources.
 
     folder: where files are written.
+
+    architectures: of the images, as Debian names them.
+
+    registry: prefix of the images' names, written into the chart; None leaves it to the values.
     """
 
     root: Path
     folder: Path
     version: str = __version__
+    architectures: Sequence[str] = ARCHITECTURES
+    registry: str | None = None
 
     def environment(self) -> dict[str, str]:
         """Returns the environment of a tool, without what changes the bytes that it writes."""

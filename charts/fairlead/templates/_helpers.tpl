@@ -26,13 +26,21 @@ app.kubernetes.io/part-of: fairlead
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* The full name of an image. Takes a list: root, values of the image. */}}
+{{/*
+The full name of an image. Takes a list: root, values of the image. A released chart has a file with
+the registry and the digests of its images. Why not in the values: `--reuse-values` would keep those
+of the release before.
+*/}}
 {{- define "fairlead.image" -}}
 {{- $root := index . 0 -}}
 {{- $image := index . 1 -}}
-{{- $place := printf "%s/%s" (default $image.registry $root.Values.global.imageRegistry) $image.repository -}}
-{{- if $image.digest -}}
-{{- printf "%s@%s" $place $image.digest -}}
+{{- $release := $root.Files.Get "files/release.yaml" | fromYaml -}}
+{{- $registry := coalesce $root.Values.global.imageRegistry $image.registry $release.registry "serving.fairlead.io" -}}
+{{- $place := printf "%s/%s" $registry $image.repository -}}
+{{- $pinned := get (default dict $release.images) (base $image.repository) -}}
+{{- $digest := default (ternary "" $pinned (ne $image.tag "")) $image.digest -}}
+{{- if $digest -}}
+{{- printf "%s@%s" $place $digest -}}
 {{- else -}}
 {{- printf "%s:%s" $place (default $root.Chart.AppVersion $image.tag) -}}
 {{- end -}}
@@ -40,8 +48,8 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 
 {{/* The value of FAIRLEAD_ENGINE_IMAGES. */}}
 {{- define "fairlead.engineImages" -}}
-{{- $gateway := .Values.gateway.image -}}
-{{- $own := printf "%s/sim:%s" (default $gateway.registry .Values.global.imageRegistry) .Chart.AppVersion -}}
+{{- $sim := dict "registry" .Values.gateway.image.registry "repository" "sim" "tag" "" "digest" "" -}}
+{{- $own := include "fairlead.image" (list . $sim) -}}
 {{- $found := list -}}
 {{- with .Values.engines.images.vllm }}{{ $found = append $found (printf "vllm=%s" .) }}{{ end -}}
 {{- with .Values.engines.images.sglang }}{{ $found = append $found (printf "sglang=%s" .) }}{{ end -}}

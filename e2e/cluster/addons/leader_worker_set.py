@@ -3,6 +3,7 @@ its webhook's certificate itself."""
 
 from e2e.cluster.artifacts import image_set, pinned_versions
 from e2e.cluster.running_cluster import RunningCluster
+from scripts.release.images.components import USER
 
 READY_SECONDS = 180
 
@@ -15,7 +16,7 @@ def install(cluster: RunningCluster) -> None:
         "image.manager.repository": repository,
         "image.manager.tag": tag,
         "image.manager.pullPolicy": "Never",
-        "podSecurityContext.runAsUser": image_set.USER.partition(":")[0],
+        "podSecurityContext.runAsUser": USER.partition(":")[0],
         "resources.requests.cpu": "50m",
         "resources.requests.memory": "64Mi",
     }

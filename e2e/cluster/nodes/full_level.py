@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from e2e.cluster.addons import leader_worker_set, metrics_server
-from e2e.cluster.artifacts.oci_archive import OciImage, write_archive
 from e2e.cluster.nodes import control_plane, network
 from e2e.cluster.nodes.control_plane import ControlPlane
 from e2e.cluster.nodes.network import GATEWAY
@@ -15,6 +14,7 @@ from e2e.cluster.nodes.node import ClusterNode, dns_manifests
 from e2e.cluster.progress import progress_step
 from e2e.cluster.run_record import RunRecord
 from e2e.cluster.running_cluster import RunningCluster
+from scripts.release.images.oci_images import OciImage, write_archive
 
 PORT = 6443
 READY_SECONDS = 120.0

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from e2e.cluster.addons import leader_worker_set
 from e2e.cluster.artifacts import pinned_versions
-from e2e.cluster.artifacts.oci_archive import OciImage, write_archive
 from e2e.cluster.progress import ClusterError, progress_step
 from e2e.cluster.running_cluster import RunningCluster
+from scripts.release.images.oci_images import OciImage, write_archive
 
 NAME = "fairlead-e2e"
 CONFIG = pinned_versions.ROOT / "e2e" / "kind.yaml"

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from e2e.cluster.artifacts import image_set
+from fairlead import __version__
+from scripts.release.images import components
 
 Manifest = dict[str, Any]
 PORT = 8000
@@ -13,7 +14,7 @@ SMALL_ENGINE = "e2e-narrow"
 
 def image(component: str, tag: str | None = None) -> str:
     """Returns the name of one of our images on a test cluster."""
-    return f"{image_set.PREFIX}/{component}:{tag or image_set.version()}"
+    return f"{components.PREFIX}/{component}:{tag or __version__}"
 
 
 def pod_spec(

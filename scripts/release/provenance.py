@@ -17,7 +17,7 @@ from pathlib import Path
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "https://serving.fairlead.io/builds/image-archive/v1"
-BUILDER = "https://serving.fairlead.io/builders/e2e-cluster"
+BUILDER = "https://serving.fairlead.io/builders/release"
 
 
 @dataclass(frozen=True, slots=True)

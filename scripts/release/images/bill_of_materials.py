@@ -1,9 +1,9 @@
 """Bills of materials: the packages and the base of an image, as CycloneDX 1.6 JSON.
 
-They are made from the lock file of the image, not from its layers. The same lock, base and name
-give the same bytes: there is no time in them, and the serial number follows from the content.
+They are made from the locks of the image, not from its layers. The same locks, base and name give
+the same bytes: there is no time in them, and the serial number follows from the content.
 
-A base is one component. Its publisher describes its own files.
+The base of an image that docker builds is one component. Its publisher describes its own files.
 """
 
 import hashlib
@@ -21,7 +21,8 @@ from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 from packaging.markers import Marker
 
-from e2e.cluster.progress import ClusterError
+from scripts.release.images.debian_packages import DebianPackage
+from scripts.release.release_run import ReleaseError
 
 HASH_PROPERTY = "fairlead:lock:sha256"
 """Property of a package: the digest of one file that the lock accepts."""
@@ -47,29 +48,31 @@ class LockedPackage:
 
 @dataclass(frozen=True, slots=True)
 class ImageBase:
-    """The lowest part of an image, with the SHA-256 of its manifest or layer.
+    """A part of the lowest layer of an image, with the SHA-256 of its manifest or file.
 
-    type: ``oci`` for an image of a registry, ``generic`` for an interpreter that was copied.
+    type: ``oci`` for an image of a registry, ``deb`` for a package of Debian.
+    architecture: of a package.
     """
 
     name: str
     version: str
     digest: str
     type: str = "oci"
+    architecture: str = ""
 
     @property
     def purl(self) -> PackageURL:
         """The package URL. Those of images have the digest as their version."""
         if self.type == "oci":
             return PackageURL("oci", None, self.name, f"sha256:{self.digest}", {"tag": self.version})
-        return PackageURL(self.type, None, self.name, self.version)
+        return PackageURL(self.type, "debian", self.name, self.version, {"arch": self.architecture})
 
 
 def locked_packages(lock: str, python_version: str) -> list[LockedPackage]:
     """Returns the packages of a lock that an image with this Python installs, by name.
 
     python_version: the full version, such as 3.11.16.
-    Raises ClusterError for a package without a hash.
+    Raises ReleaseError for a package without a hash.
     """
     environment = {
         **_PLATFORM,
@@ -82,24 +85,29 @@ def locked_packages(lock: str, python_version: str) -> list[LockedPackage]:
 def dockerfile_base(dockerfile: str) -> ImageBase:
     """Returns the base of the last stage of a Dockerfile.
 
-    Raises ClusterError where that has a tag without a digest.
+    Raises ReleaseError where that has a tag without a digest.
     """
     stages = [line for line in dockerfile.splitlines() if line.startswith("FROM ")]
     found = _FROM.fullmatch(stages[-1]) if stages else None
     if found is None:
-        raise ClusterError(f"the last FROM has no tag and digest: {stages[-1:]}; add @sha256:… to it")
+        raise ReleaseError(f"the last FROM has no tag and digest: {stages[-1:]}; add @sha256:… to it")
     return ImageBase(found[1], found[2], found[3])
 
 
-def bill_of_materials(image: str, base: ImageBase, packages: Sequence[LockedPackage]) -> str:
+def debian_base(package: DebianPackage, architecture: str) -> ImageBase:
+    """Returns a Debian package as a part of the lowest layer."""
+    return ImageBase(package.name, package.version, package.sha256, "deb", architecture)
+
+
+def bill_of_materials(image: str, bases: Sequence[ImageBase], packages: Sequence[LockedPackage]) -> str:
     """Returns the bill of an image as CycloneDX JSON.
 
     image: its name with the tag.
     """
     name, _, tag = image.rpartition(":")
     root = Component(name=name, version=tag, type=ComponentType.CONTAINER, bom_ref=image)
-    parts = [_base_component(base), *map(_package_component, packages)]
-    seed = hashlib.sha256(repr((image, base, list(packages))).encode()).hexdigest()
+    parts = [*map(_base_component, bases), *map(_package_component, packages)]
+    seed = hashlib.sha256(repr((image, list(bases), list(packages))).encode()).hexdigest()
     bom = Bom(components=parts, serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"{image}#{seed}"))
     bom.metadata.component = root
     bom.metadata.timestamp = None  # the library's default is the time of the call
@@ -111,7 +119,7 @@ def _installed(lock: str, environment: dict[str, str]) -> Iterator[LockedPackage
     for name, version, marker, rest in _BLOCK.findall(lock):
         hashes = tuple(sorted(re.findall(r"--hash=sha256:([0-9a-f]{64})", rest)))
         if not hashes:
-            raise ClusterError(f"{name} {version} has no hash in the lock: run `make lock`")
+            raise ReleaseError(f"{name} {version} has no hash in the lock: run `make lock`")
         if not marker or Marker(marker).evaluate(environment):
             yield LockedPackage(name, version, hashes)
 
@@ -120,7 +128,7 @@ def _base_component(base: ImageBase) -> Component:
     return Component(
         name=base.name,
         version=base.version,
-        type=ComponentType.CONTAINER if base.type == "oci" else ComponentType.APPLICATION,
+        type=ComponentType.CONTAINER if base.type == "oci" else ComponentType.LIBRARY,
         bom_ref=f"base:{base.name}",
         purl=base.purl,
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=base.digest)],

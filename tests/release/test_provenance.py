@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster.artifacts import image_set
-from e2e.cluster.artifacts.oci_archive import OciImage, manifest_digest, write_archive, write_layer
-from e2e.cluster.artifacts.provenance import (
+from scripts.release.images.components import PREFIX, ROOT
+from scripts.release.images.descriptions import write_descriptions
+from scripts.release.images.layers import write_layer
+from scripts.release.images.oci_images import OciImage, manifest_digest, write_archive
+from scripts.release.provenance import (
     PREDICATE_TYPE,
     STATEMENT_TYPE,
     Material,
@@ -26,7 +28,7 @@ def image(folder: Path) -> OciImage:
     (folder / "root").mkdir(parents=True)
     (folder / "root" / "file").write_text("text")
     layer = write_layer(folder / "root", folder / "fairlead-0.tar.gz")
-    return OciImage(f"{image_set.PREFIX}/operator:0.1.0", [layer], {"Entrypoint": ["/file"]})
+    return OciImage(f"{PREFIX}/operator:0.1.0", [layer], {"Entrypoint": ["/file"]}, "arm64")
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -81,21 +83,17 @@ def test_subject_is_the_manifest_in_the_archive(tmp_path: Path) -> None:
 
 
 def test_an_image_is_described_twice_with_the_same_bytes(tmp_path: Path) -> None:
-    built, archive = image(tmp_path), tmp_path / "operator-0.1.0.tar"
-    described = []
-    for _ in range(2):
-        image_set._describe(built, archive)
-        described.append((tmp_path / "operator-0.1.0.provenance.json").read_bytes())
-        described.append((tmp_path / "operator-0.1.0.cdx.json").read_bytes())
+    built = image(tmp_path)
+    described = [path.read_bytes() for _ in range(2) for path in write_descriptions(built, tmp_path, "operator-0.1.0")]
     assert described[:2] == described[2:]
-    statement = json.loads(described[0])
+    statement = json.loads(described[1])
     inputs = {
         entry["name"]: entry["digest"] for entry in statement["predicate"]["buildDefinition"]["resolvedDependencies"]
     }
-    assert inputs.keys() == {"source", "requirements/images/operator.txt", "requirements/dev.txt", "base"}
-    lock = (image_set.pinned_versions.ROOT / "requirements" / "images" / "operator.txt").read_bytes()
-    assert inputs["requirements/images/operator.txt"] == {"sha256": hashlib.sha256(lock).hexdigest()}
-    assert inputs["base"] == {"sha256": built.layers[0].digest}
+    locks = {"requirements/images/operator.txt", "requirements/dev.txt", "requirements/debian/arm64.lock"}
+    assert inputs.keys() == {"source", *locks}
+    for path in locks:
+        assert inputs[path] == {"sha256": hashlib.sha256((ROOT / path).read_bytes()).hexdigest()}
     assert statement["subject"][0]["digest"] == {"sha256": manifest_digest(built)}
 
 

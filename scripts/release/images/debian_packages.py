@@ -1,0 +1,188 @@
+"""Debian packages of the images: their list, their lock, and the files that the lock names.
+
+A lock has a line per package: name, version, SHA-256, size in bytes, path below a mirror's root. It
+names no host. Files come from the mirrors that this machine's package manager uses, and the hash of
+each is checked. ``FAIRLEAD_DEBIAN_MIRRORS`` names other roots, separated by spaces.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.release.progress import progress_step
+from scripts.release.release_run import ARCHITECTURES, ReleaseError
+
+ROOT = Path(__file__).resolve().parents[3]
+RELEASE = "bookworm"
+PACKAGES = (
+    *("base-files", "ca-certificates", "media-types", "tzdata"),
+    *("dash", "coreutils", "libacl1", "libattr1", "libgmp10", "libselinux1", "libpcre2-8-0"),
+    *("libc6", "gcc-12-base", "libgcc-s1", "libstdc++6"),
+    *("python3.11", "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib"),
+    *("zlib1g", "libbz2-1.0", "liblzma5", "libssl3", "libexpat1", "libffi8", "libuuid1", "libcrypt1"),
+)
+"""The packages of an image: Python with its libraries, and a shell with the usual commands.
+
+Why: with their dependencies, package managers, debconf, Kerberos, readline and curses would come,
+which no process of Fairlead loads.
+"""
+_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+_MIRRORS = "FAIRLEAD_DEBIAN_MIRRORS"
+_LINE = re.compile(r"^(\S+) (\S+) ([0-9a-f]{64}) (\d+) (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class DebianPackage:
+    """A package of a lock. path: of its file, below the root of a mirror."""
+
+    name: str
+    version: str
+    sha256: str
+    size: int
+    path: str
+
+    def line(self) -> str:
+        """Returns its line of the lock."""
+        return f"{self.name} {self.version} {self.sha256} {self.size} {self.path}"
+
+
+def lock_path(architecture: str) -> Path:
+    """Returns the lock of an architecture."""
+    return ROOT / "requirements" / "debian" / f"{architecture}.lock"
+
+
+def read_lock(architecture: str) -> list[DebianPackage]:
+    """Returns the packages of a lock, in its order."""
+    text = lock_path(architecture).read_text()
+    return [
+        DebianPackage(name, version, digest, int(size), path)
+        for name, version, digest, size, path in _LINE.findall(text)
+    ]
+
+
+def write_lock(architecture: str) -> None:
+    """Finds the newest versions of the packages and writes the lock.
+
+    apt checks the signatures of the mirrors' lists; it works in a folder of its own.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        apt = _PrivateApt(Path(name), architecture)
+        apt.update()
+        found = [apt.package(package) for package in PACKAGES]
+    head = f"# Debian {RELEASE}, {architecture}: written by `make lock-images`. Do not edit.\n"
+    head += "# name version sha256 bytes path\n"
+    lines = "".join(f"{package.line()}\n" for package in sorted(found, key=lambda package: package.name))
+    lock_path(architecture).write_text(head + lines)
+
+
+def fetch(package: DebianPackage, folder: Path) -> Path:
+    """Returns the file of a package in ``folder``, downloaded where it is not there.
+
+    Raises ReleaseError where no mirror has these bytes.
+    """
+    target = folder / f"{package.sha256[:16]}-{Path(package.path).name}"
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    for mirror in mirrors():
+        data = _download(f"{mirror.rstrip('/')}/{package.path}")
+        if data is not None and hashlib.sha256(data).hexdigest() == package.sha256:
+            partial = target.with_name(f"{target.name}.{os.getpid()}")
+            partial.write_bytes(data)
+            partial.replace(target)
+            return target
+    raise ReleaseError(
+        f"no mirror has {package.path} with the hash of the lock. Debian replaces a version when a newer one comes: "
+        f"run `make lock-images`, or name a mirror with snapshots in {_MIRRORS}"
+    )
+
+
+def mirrors() -> list[str]:
+    """Returns the roots of this machine's Debian mirrors.
+
+    Raises ReleaseError where there are none.
+    """
+    if given := os.environ.get(_MIRRORS, "").split():
+        return given
+    found = dict.fromkeys(mirror for mirror, _, origin in _apt_targets() if origin == "Debian")
+    if not found:
+        raise ReleaseError(f"apt names no Debian mirror on this machine: run `apt-get update`, or set {_MIRRORS}")
+    return list(found)
+
+
+def _apt_targets() -> Iterator[tuple[str, str, str]]:
+    """Yields root, suite and origin of the package lists that apt has."""
+    if shutil.which("apt-get") is None:
+        return
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(ORIGIN)", "Created-By: Packages"]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    for line in listed.splitlines():
+        mirror, suite, origin = line.split(" ", 2)
+        yield mirror, suite, origin
+
+
+def _download(url: str) -> bytes | None:
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            return bytes(answer.read())
+    except (urllib.error.URLError, TimeoutError):
+        return None
+
+
+class _PrivateApt:
+    """apt with lists, cache and status below ``folder``, for one architecture."""
+
+    def __init__(self, folder: Path, architecture: str) -> None:
+        for name in ("state/lists/partial", "cache/archives/partial"):
+            (folder / name).mkdir(parents=True)
+        (folder / "status").touch()
+        (folder / "sources.list").write_text("".join(f"{line}\n" for line in self._sources()))
+        options = {
+            "Dir::State": folder / "state",
+            "Dir::Cache": folder / "cache",
+            "Dir::State::status": folder / "status",
+            "Dir::Etc::sourcelist": folder / "sources.list",
+            "Dir::Etc::sourceparts": "/dev/null",
+            "APT::Architecture": architecture,
+            "APT::Architectures": architecture,
+        }
+        self._options = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+
+    def update(self) -> None:
+        """Fetches the lists of packages."""
+        self._run("apt-get", "update", "-qq")
+
+    def package(self, name: str) -> DebianPackage:
+        """Returns the newest version of a package."""
+        shown = self._run("apt-cache", "show", "--no-all-versions", name)
+        fields = dict(re.findall(r"^(\w[\w-]*): (.*)$", shown.partition("\n\n")[0], re.MULTILINE))
+        return DebianPackage(name, fields["Version"], fields["SHA256"], int(fields["Size"]), fields["Filename"])
+
+    def _run(self, *command: str) -> str:
+        words = [command[0], *self._options, *command[1:]]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ReleaseError(f"{' '.join(command)} failed:\n{done.stderr[-2_000:]}")
+        return done.stdout
+
+    @staticmethod
+    def _sources() -> Sequence[str]:
+        """The machine's mirrors of this release, its updates and its security updates."""
+        targets = [target for target in _apt_targets() if target[2] == "Debian" and target[1].startswith(RELEASE)]
+        if not targets:
+            raise ReleaseError(f"apt has no lists of Debian {RELEASE}: lock the packages on such a machine")
+        return [f"deb [signed-by={_KEYRING}] {mirror} {suite} main" for mirror, suite, _ in dict.fromkeys(targets)]
+
+
+if __name__ == "__main__":
+    for name in ARCHITECTURES:
+        with progress_step(f"Debian packages for {name}"):
+            write_lock(name)
