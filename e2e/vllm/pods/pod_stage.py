@@ -24,6 +24,8 @@ from e2e.vllm.report import Numbers, VllmReport
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = "tiny"
 PORT = 8000
+HUNG_TIMES = {"after": "30s", "restartAfter": "30s"}
+"""Half of the chart's defaults: time without an answer, then with the mark."""
 START_SECONDS = 480.0
 """Seconds until engines serve, at most: two that start together share two cores."""
 
@@ -137,7 +139,7 @@ def pod_stage(installed: Installation) -> Iterator[PodStage]:
             release = HelmRelease(kubectl)
             if release.is_installed:
                 release.remove()
-            release.install()
+            release.install(operator={"hungEngines": HUNG_TIMES})
             yield PodStage(installed, kubectl, release)
     finally:
         if not before:

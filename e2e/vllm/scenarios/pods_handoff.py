@@ -44,7 +44,6 @@ class PodsHandoff:
             await step(self._report, f"{_PROMPTS} prompts, each handed over", self._hand_over)
             await step(self._report, "the prefill pod is killed under requests", self._kill)
             await step(self._report, "the next prefill pod is used", self._again)
-            await step(self._report, "deleted", self._delete)
 
     def _apply(self) -> Numbers:
         here = self._here
@@ -93,10 +92,6 @@ class PodsHandoff:
             if numbers["handed_over"]:
                 return {**numbers, "asked": asked}
         require(False, "no hand-off any more", {"asked": asked})
-        return {}
-
-    def _delete(self) -> Numbers:
-        self._here.wait_until_gone(seconds=120.0)
         return {}
 
     def _compare(self, count: int, each: Callable[[int], None] | None = None) -> Numbers:

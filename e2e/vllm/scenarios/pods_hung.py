@@ -14,7 +14,7 @@ from e2e.kube.workloads.client_pods import StreamSession
 from e2e.kube.workloads.manifests import Manifest
 from e2e.vllm.engine.engine_processes import fetch
 from e2e.vllm.pods import pod_environment
-from e2e.vllm.pods.pod_stage import START_SECONDS, PodStage, step
+from e2e.vllm.pods.pod_stage import HUNG_TIMES, START_SECONDS, PodStage, step
 from e2e.vllm.report import Numbers, VllmReport, require
 
 _RATE, _TOKENS = 2.0, 8
@@ -22,8 +22,7 @@ _MARK = "fairlead.io/Serving"
 _HUNG_SECONDS = 300.0
 """Seconds until the pod is marked, and from there until it is deleted, at most.
 
-Gateways miss answers first. Then each of the two times of the chart's ``operator.hungEngines``
-passes, a minute each.
+Gateways miss answers first. Then each of the two times of ``HUNG_TIMES`` passes.
 """
 
 
@@ -66,7 +65,11 @@ class PodsHung:
             is_served = lambda: ready_replicas(here.model) == 2 and len(here.model.pods()) == 2  # noqa: E731
             eventually("two engines serve", is_served, seconds=START_SECONDS, every=1.0)
             seconds["two_serve_seconds"] = round(time.monotonic() - begun, 1)
-        numbers = {**seconds, **{name: streams.end[name] for name in ("streams", "outcomes", "first_token_seconds")}}
+        numbers = {
+            **HUNG_TIMES,
+            **seconds,
+            **{name: streams.end[name] for name in ("streams", "outcomes", "first_token_seconds")},
+        }
         require(health, "the stopped engine's health check fails, so nothing was shown", numbers)
         require(not streams.failures, "a stream failed", {**numbers, "failures": streams.failures[:5]})
         kept = before.keys() - {uid}
