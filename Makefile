@@ -1,8 +1,9 @@
 # Every target works on a fresh machine by itself: it installs what it needs (scripts/env.sh) and leaves caches outside the tree.
-# Where a conversation trace lies beside the checkout it is used; otherwise an in-tree generator of the same shape.
 PYTHON ?= python3
 RUN := .venv/bin/python
-TRACE ?= ../shared/traces/conversation_trace.jsonl
+# `make bench TRACES=DIR`: a folder with whole published traces (docs/contributing/recorded-data.md). Without it,
+# benchmarks generate traffic of their shape; `make demo` replays the excerpt in the repository.
+TRACES ?=
 # Tests side by side: one a processor.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 # `make test FAST=1`: tests of pure code, without processes, clusters and property tests.
@@ -22,7 +23,7 @@ ARGS ?=
 DEMO ?=
 # The locks of everything that `make` installs. Those of the images are parts of dev.txt.
 LOCKS := requirements/dev.txt requirements/audit.txt requirements/docs.txt requirements/locking.txt
-BENCH = $(RUN) -m fairlead_bench $(if $(wildcard $(TRACE)),--trace $(TRACE))
+BENCH = $(RUN) -m fairlead_bench $(if $(TRACES),--trace $(TRACES)/conversation_trace.jsonl)
 
 .PHONY: help up demo test test-tools lint e2e e2e-vllm cluster-up cluster-down bench soak nightly compile generate docs release lock lock-images audit sbom clean env
 
@@ -36,7 +37,7 @@ up: env ## serve the bundled example of eight engines until Ctrl-C
 	@exec $(RUN) -m fairlead_cli up
 
 demo: env ## replay traffic under three routing presets, live and simulated; writes out/demo
-	@$(RUN) -m fairlead_cli demo $(if $(wildcard $(TRACE)),--trace $(TRACE)) --out out/demo $(DEMO)
+	@$(RUN) -m fairlead_cli demo --out out/demo $(DEMO)
 
 test-tools: env ## compile etcd, kube-apiserver, helm and promtool for the tests, once, where there is Go
 	@$(RUN) e2e/cluster test-tools || [ $$? -eq 3 ]

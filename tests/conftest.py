@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -37,16 +36,10 @@ settings.load_profile("fairlead")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks tests that Hypothesis draws, and leaves out comparisons with absent recordings."""
-    left_out = []
+    """Marks tests that Hypothesis draws."""
     for item in items:
         if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker(pytest.mark.property)
-        if not all(mark.args[0].exists() for mark in item.iter_markers("recorded")):
-            left_out.append(item)
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_report_header() -> list[str]:
@@ -58,12 +51,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Repeats what could not run, after the results."""
     for line in _cannot_run():
         terminalreporter.write_line(f"could not run here: {line}", yellow=True)
+    if not _cannot_run():
+        terminalreporter.write_line("could not run here: nothing")
 
 
 @cache
 def _cannot_run() -> list[str]:
     """Returns the tests that are skipped or left out here, with reason and remedy."""
-    outside = Path(__file__).parents[2] / "shared"
     needs = {
         f"tests on a real API server ({kube.MISSING_API_SERVER_MESSAGE})": kube.binaries_folder() is not None,
         f"tests of the chart ({helm.MISSING_HELM_MESSAGE})": helm.helm_program() is not None,
@@ -71,10 +65,6 @@ def _cannot_run() -> list[str]:
         "tests with certificates (no openssl command)": shutil.which("openssl") is not None,
         "tests of the status page's script (no node command)": shutil.which("node") is not None,
         "tests of the load generator (no C compiler)": shutil.which("cc") is not None,
-        "comparisons with a real engine's recordings (they lie beside the checkout)": (
-            outside / "research" / "vllm-real"
-        ).exists(),
-        "comparisons with recorded traffic (it lies beside the checkout)": (outside / "traces").exists(),
     }
     return [tests for tests, there in needs.items() if not there]
 

@@ -60,6 +60,10 @@ def test_it_holds_the_packages_and_their_data_alone(wheel: Path) -> None:
     assert tops == packages | {"fairlead", info}
     assert [name for name in names if name.endswith((".so", ".pyc", ".pyi"))] == []
     assert "fairlead/examples/eight-engines.yaml" in names
+    assert {"mooncake-conversation-1000.jsonl.gz", "NOTICE"} <= {
+        name.rpartition("/")[2] for name in names if name.startswith("fairlead_sim/workload/data/")
+    }
+    assert {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE"} <= set(names)
 
 
 def test_its_metadata_has_the_name_and_no_address_that_is_not_registered(wheel: Path) -> None:

@@ -16,6 +16,7 @@ from fairlead_bench.routing.result_rows import RoutingRows
 from fairlead_cli.replay.traffic import load_traffic
 from fairlead_gateway.routing import PRESETS
 from fairlead_sim.workload.generators import FAMILIES
+from fairlead_sim.workload.traces import BUNDLED_TRACE
 
 PARTS = ("demo", "bars", "grid")
 
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
 def _rows(given: argparse.Namespace, seeds: list[int]) -> Iterator[ResultRow]:
     parts = given.only.split(",")
     if "demo" in parts:
-        wanted = load_traffic(given.trace, limit=1_000, rate=demo_rows.RATE, seed=0)
+        wanted = load_traffic(given.trace or BUNDLED_TRACE, limit=1_000, rate=demo_rows.RATE, seed=0)
         print(f"traffic of the demo: {wanted.name}, {len(wanted.requests)} requests")
         yield from demo_rows.simulated_rows(wanted, 0)
         if given.live is not None:

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from fairlead.errors import BadInput
 from fairlead_sim.workload.generators import conversation_traffic
 from fairlead_sim.workload.traces import (
+    BUNDLED_TRACE,
     MAX_PROMPT_TOKENS,
     TraceRequest,
     at_rate,
@@ -14,6 +16,9 @@ from fairlead_sim.workload.traces import (
     read_mooncake,
     spread_ties,
 )
+
+BUNDLED_NAME: Final = "Mooncake conversation trace"
+"""The name of the bundled trace in reports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ def load_traffic(trace: Path | None, *, limit: int | None, rate: float | None, s
         name = f"generated conversations (seed {seed})"
     else:
         requests = spread_ties(read_mooncake(trace, max_prompt=MAX_PROMPT_TOKENS, limit=limit))
-        name = trace.name
+        name = BUNDLED_NAME if trace == BUNDLED_TRACE else trace.name
     span = requests[-1].arrival - requests[0].arrival
     own_rate = (len(requests) - 1) / span if span > 0 else 1.0
     mean_rate = own_rate if rate is None else rate

@@ -1,4 +1,6 @@
-"""Replays the recordings in DIR and prints the results; ``--write`` writes the reference page."""
+"""Replays the recordings in DIR and prints the results; ``--write`` writes the reference page;
+``--record`` records them anew.
+"""
 
 import argparse
 import asyncio
@@ -6,6 +8,7 @@ import sys
 from pathlib import Path
 
 from fairlead_sim.transcripts import manifest, report
+from fairlead_sim.transcripts.recorder import record_entries
 from fairlead_sim.transcripts.replay import replay_all
 
 
@@ -14,10 +17,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="fairlead_sim.transcripts", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="the folder of recordings (*.txt)")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="write the reference page, from the manifest alone")
+    parser.add_argument("--record", metavar="HOST:PORT", help="send the requests to this engine, and keep its answers")
+    parser.add_argument(
+        "--engine", metavar="NAME", default="eight-k", help="the manifest's engine that it is (%(default)s)"
+    )
+    parser.add_argument(
+        "--into", type=Path, default=Path("out/recordings"), metavar="DIR", help="where to (%(default)s)"
+    )
     arguments = parser.parse_args()
     claimed = manifest.load_manifest()
     if arguments.folder is None and arguments.write is None:
         parser.error("nothing to do: give DIR, --write or both")
+    if arguments.record is not None:
+        if arguments.folder is None or arguments.engine not in claimed.engines:
+            parser.error(f"--record needs DIR, and --engine one of {', '.join(claimed.engines)}")
+        entries = claimed.entries_for(arguments.engine)
+        made = asyncio.run(record_entries(entries, arguments.folder, arguments.record))
+        arguments.into.mkdir(parents=True, exist_ok=True)
+        for name, content in made.items():
+            (arguments.into / name).write_bytes(content)
+        sys.stdout.write(f"{len(made)} recordings in {arguments.into}\n")
+        return 0
     if arguments.folder is not None:
         results = asyncio.run(replay_all(claimed, arguments.folder))
         sys.stdout.write(report.render_table(claimed, results) + "\n")

@@ -4,7 +4,9 @@ A prompt is a chain of 512-token blocks named by ids. Two requests share exactly
 with equal ids.
 """
 
-from collections.abc import Sequence
+import gzip
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +17,10 @@ from fairlead.errors import BadInput
 TRACE_BLOCK_TOKENS = 512
 MAX_PROMPT_TOKENS = 20_480
 """The bound of the published studies, which leave longer prompts out."""
+BUNDLED_TRACE = Path(__file__).parent / "data" / "mooncake-conversation-1000.jsonl.gz"
+"""The first 1,000 requests of the Mooncake conversation trace with at most 20,480 prompt tokens. Lines
+of longer prompts are blank, so that each request keeps its line number. Source: data/NOTICE.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +54,35 @@ def read_mooncake(
 ) -> list[TraceRequest]:
     """Returns the file's first ``limit`` requests of at most ``max_prompt`` tokens, by arrival.
 
+    path: JSON lines, compressed if its name ends with ``.gz``.
+
     Raises TraceError with the line's number.
     """
     requests: list[TraceRequest] = []
     decoder = msgspec.json.Decoder(_MooncakeLine)
-    try:
-        file = open(path, "rb")  # noqa: SIM115 - the with statement below closes it; opening fails with its own message
-    except OSError as error:
-        raise TraceError(f"{path}: the trace cannot be read: {error.strerror}", field="trace") from error
-    with file:
-        for number, text in enumerate(file, 1):
-            if not text.strip():
-                continue
-            line = _parse(decoder, text, f"{path}:{number}")
-            if line.input_length <= max_prompt:
-                requests.append(_request(line, number))
-            if limit is not None and len(requests) >= limit:
-                break
+    for number, text in enumerate(_lines(path), 1):
+        if not text.strip():
+            continue
+        line = _parse(decoder, text, f"{path}:{number}")
+        if line.input_length <= max_prompt:
+            requests.append(_request(line, number))
+        if limit is not None and len(requests) >= limit:
+            break
     if not requests:
         raise TraceError(f"{path}: no request of at most {max_prompt} prompt tokens", field="trace")
     requests.sort(key=lambda request: request.arrival)
     return requests
+
+
+def _lines(path: str | Path) -> Iterator[bytes]:
+    """Yields the lines of a file, which is decompressed if its name ends with ``.gz``."""
+    open_file = gzip.open if str(path).endswith(".gz") else open
+    try:
+        with open_file(path, "rb") as file:
+            yield from file
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TraceError(f"{path}: the trace cannot be read: {reason}", field="trace") from error
 
 
 def _parse(decoder: "msgspec.json.Decoder[_MooncakeLine]", text: bytes, where: str) -> _MooncakeLine:

@@ -83,13 +83,13 @@ def test_demo_writes_a_report_and_leaves_no_process(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["trace"].startswith("generated conversations")
+    assert report["trace"] == "Mooncake conversation trace"
     assert list(report["policies"]) == ["round-robin", "dual-hash"]
     for policy in report["policies"].values():
         assert policy["live"]["requests"] == policy["simulated"]["requests"] == 12
         assert policy["live"]["errors"] == 0
         assert policy["live"]["cached_token_share"] is not None
-    assert "no trace was given" in done.stdout
+    assert "traffic: Mooncake conversation trace, 12 requests" in done.stdout
 
 
 def test_killed_demo_leaves_no_process(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fairlead.fleet.signals import EngineSignals
 from fairlead_sim.server.command_line import add_engine_arguments, parse_engine_options
 
 PAGE = (Path(__file__).parent / "data" / "vllm-metrics.txt").read_bytes()
-RECORDED_METRICS = Path(__file__).parents[4] / "shared" / "research" / "vllm-real" / "metrics"
+RECORDED_METRICS = Path(__file__).parents[2] / "recordings" / "vllm" / "metrics"
 REPLICA = LocalEngineReplica("qwen", "hf://Qwen/Qwen3-8B", builtin_profile("910b4"), env={"A": "b"})
 
 
@@ -100,7 +100,6 @@ def test_invalid_metrics_page_gives_no_signals(page: bytes) -> None:
     assert engine_adapter("vllm").parse_signals(page).waiting is None
 
 
-@pytest.mark.recorded(RECORDED_METRICS)
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -17,7 +17,7 @@ from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import EventFrame
 from fairlead_kvstore.reader.event_application import apply_outcomes
 
-RECORDINGS = Path(__file__).parent / "recordings"
+RECORDINGS = Path(__file__).parents[2] / "recordings" / "vllm" / "kv-events"
 MODEL = "default/tiny"
 SIZE = 32
 NAMES = sorted(path.stem for path in RECORDINGS.glob("*.recording"))

@@ -16,7 +16,7 @@ from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import AcceptBatch, EventFrame, ProcessRestarted, StreamComplete
 from fairlead_kvstore.reader.event_application import apply_outcomes
 
-RECORDINGS = Path(__file__).parent / "recordings"
+RECORDINGS = Path(__file__).parents[2] / "recordings" / "vllm" / "kv-events"
 MODEL = "default/tiny"
 SIZE = 32
 

@@ -21,7 +21,7 @@ from fairlead_sim.engine.kv_event_publisher import END_OF_REPLAY, KvEventPublish
 from fairlead_sim.engine.scheduler import EngineCore
 from fairlead_sim.engine.sequence import EngineSequence
 
-RECORDED = Path(__file__).resolve().parents[3].parent / "shared/research/vllm-real/kv-events"
+RECORDED = Path(__file__).parents[2] / "recordings" / "vllm" / "kv-events"
 LOCAL = "tcp://127.0.0.1:0"
 PATIENCE_MS = 120_000
 LOOPS: list[Callable[[], asyncio.AbstractEventLoop]] = [asyncio.new_event_loop, uvloop.new_event_loop]
@@ -393,7 +393,6 @@ def shapes(events: list[dict[str, Any]]) -> set[tuple[tuple[str, str], ...]]:
     return found
 
 
-@pytest.mark.recorded(RECORDED)
 def test_recorded_streams_have_the_shapes_that_are_published_here(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
     paths = [RECORDED / f"{name}.msgpack" for name in ("a-scenarios", "b-eviction-restart")]
     recorded = [event for path in paths for batch in msgspec.msgpack.decode(path.read_bytes()) for event in batch[1]]

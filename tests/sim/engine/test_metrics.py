@@ -13,7 +13,7 @@ from fairlead_sim.engine.metrics import EngineFacts, EngineMetrics
 from fairlead_sim.engine.scheduler import EngineCore
 from fairlead_sim.engine.sequence import EngineSequence
 
-DUMPS = Path(__file__).resolve().parents[3].parent / "shared/research/vllm-real/metrics"
+DUMPS = Path(__file__).parents[2] / "recordings" / "vllm" / "metrics"
 
 COUNTERS = [
     *("estimated_flops_per_gpu", "estimated_read_bytes_per_gpu", "estimated_write_bytes_per_gpu"),
@@ -151,7 +151,6 @@ def test_every_histogram_of_vllm_has_its_bounds_and_a_created_gauge() -> None:
         assert (f"vllm:{name}_created", frozenset({("engine", "0"), ("model_name", "tiny")})) in series
 
 
-@pytest.mark.recorded(DUMPS)
 @pytest.mark.parametrize("dump", ["a-after-scenarios", "b-during-3-running", "b-fresh", "dp2"])
 def test_the_page_has_every_series_that_a_real_engine_showed(dump: str) -> None:
     theirs = (DUMPS / f"{dump}.txt").read_text()
@@ -164,7 +163,6 @@ def test_the_page_has_every_series_that_a_real_engine_showed(dump: str) -> None:
     assert {name: kind for name, kind in types(theirs).items() if types(ours).get(name) != kind} == {}
 
 
-@pytest.mark.recorded(DUMPS)
 def test_the_page_has_no_vllm_series_that_the_real_engine_lacks() -> None:
     dumps = sorted(DUMPS.glob("[ab]-*.txt"))
     theirs = set().union(*(names_and_labels(path.read_text()) for path in dumps))

@@ -1,7 +1,6 @@
 """The fleet simulator: the production router on a virtual clock."""
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +13,8 @@ from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.gateways.single_gateway import RoutingOptions, simulate
 from fairlead_sim.workload.trace_prompts import trace_chain, trace_keys
-from fairlead_sim.workload.traces import TraceRequest, at_rate, read_mooncake, spread_ties
+from fairlead_sim.workload.traces import BUNDLED_TRACE, TraceRequest, at_rate, read_mooncake, spread_ties
 
-TRACE = Path(__file__).parents[4] / "shared" / "traces" / "conversation_trace.jsonl"
 FLAT = EngineProfile("flat", 1e-3, weights_seconds=0.01, kv_tokens=512 * 40, step_tokens=2_048)
 
 
@@ -133,10 +131,9 @@ def test_traces_that_begin_alike_share_chains_and_keys_that_far() -> None:
     ]
 
 
-@pytest.mark.recorded(TRACE)
 def test_the_first_thousand_of_the_conversation_trace_reward_dual_hashing() -> None:
     """The demo's goal: 2 × the cached tokens, p90 TTFT 0.5 × round-robin, 0.7 × least-request."""
-    requests = at_rate(spread_ties(read_mooncake(TRACE, limit=1_000)), 6.5)
+    requests = at_rate(spread_ties(read_mooncake(BUNDLED_TRACE)), 6.5)
     found = {
         name: run(requests, name, profile=builtin_profile("910b4"), engines=8)
         for name in ("dual-hash", "round-robin", "least-request")

@@ -8,16 +8,16 @@ import pytest
 
 from fairlead_sim.transcripts import manifest, report
 from fairlead_sim.transcripts.engine_process import launch_engine
-from fairlead_sim.transcripts.recording import is_recording
+from fairlead_sim.transcripts.recorder import record_entries
+from fairlead_sim.transcripts.recording import is_recording, read_recording
 from fairlead_sim.transcripts.replay import ReplayResult, replay_recordings
 
 ROOT = Path(__file__).resolve().parents[3]
-RECORDED = ROOT.parent / "shared/research/vllm-real/http"
+RECORDED = ROOT / "tests/recordings/vllm/http"
 CLAIMED = manifest.load_manifest()
 RECORDINGS, MATCHED_LEAST, SCENARIOS = 105, 90, 10
 
 
-@pytest.mark.recorded(RECORDED)
 @pytest.mark.parametrize("name", CLAIMED.engines)
 def test_every_recording_is_matched_as_the_manifest_says(name: str) -> None:
     async def scenario() -> list[ReplayResult]:
@@ -32,7 +32,6 @@ def test_every_recording_is_matched_as_the_manifest_says(name: str) -> None:
     assert {result.entry.name: result.differences for result in report.broken_claims(results)} == {}
 
 
-@pytest.mark.recorded(RECORDED)
 def test_the_manifest_names_every_file_and_no_other() -> None:
     files = {path.stem: is_recording(path.read_bytes()) for path in RECORDED.glob("*.txt")}
     assert {entry.name for entry in CLAIMED.entries} == {name for name, is_one in files.items() if is_one}
@@ -62,3 +61,26 @@ def test_the_tests_that_cover_the_scenarios_exist() -> None:
 
 def test_the_reference_page_is_the_one_that_the_manifest_gives() -> None:
     assert (ROOT / "docs/reference/transcripts.md").read_text("utf-8") == report.render_page(CLAIMED)
+
+
+def test_recording_an_engine_anew_gives_recordings_of_the_same_form(tmp_path: Path) -> None:
+    name = "eight-k"
+    entries = [entry for entry in CLAIMED.entries_for(name) if entry.name in ("00-version", "03-completion-stream")]
+
+    async def scenario() -> dict[str, bytes]:
+        async with launch_engine(CLAIMED.engines[name]) as engine:
+            return await record_entries(entries, RECORDED, engine.authority)
+
+    made = asyncio.run(scenario())
+    assert list(made) == ["00-version.txt", "03-completion-stream.txt"]
+    written = [tmp_path / file for file in made]
+    for path in written:
+        path.write_bytes(made[path.name])
+        ours, theirs = read_recording(path), read_recording(RECORDED / path.name)
+        assert (ours.request.method, ours.request.target) == (theirs.request.method, theirs.request.target)
+        assert ours.request.body == theirs.request.body
+        assert ours.response is not None
+        assert theirs.response is not None
+        assert ours.response.status == theirs.response.status
+        assert ours.response.is_stream == theirs.response.is_stream
+    assert read_recording(written[1]).response.events()[-1] == "[DONE]"  # type: ignore[union-attr]

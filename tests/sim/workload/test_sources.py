@@ -11,7 +11,6 @@ from fairlead_sim.workload.traces import TraceError
 
 HEAD = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 LINES = "2023-11-16 18:15:50.9951690,600,109\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:51,30000,5\n"
-RECORDED = Path(__file__).parents[4] / "shared" / "traces" / "AzureLLMInferenceTrace_conv.csv"
 
 
 def trace(folder: Path, text: str) -> Path:
@@ -65,10 +64,3 @@ def test_what_is_neither_is_refused_with_what_there_is() -> None:
     with pytest.raises(BadInput) as caught:
         load_source("agent")
     assert "agents" in (caught.value.hint or "")
-
-
-@pytest.mark.recorded(RECORDED)
-def test_azures_recorded_hour_is_read_whole() -> None:
-    found = read_azure(RECORDED)
-    assert len(found) > 19_000
-    assert found[-1].arrival > 3_000.0

@@ -1,5 +1,6 @@
 """The reader of Mooncake's format, and changes of arrival times."""
 
+import hashlib
 import itertools
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from fairlead.errors import BadInput
 from fairlead_sim.workload.traces import (
+    BUNDLED_TRACE,
     TraceError,
     TraceRequest,
     at_rate,
@@ -18,7 +20,7 @@ from fairlead_sim.workload.traces import (
     spread_ties,
 )
 
-RECORDED = Path(__file__).parents[4] / "shared" / "traces" / "conversation_trace.jsonl"
+NOTICE = BUNDLED_TRACE.with_name("NOTICE")
 
 
 def line(timestamp: float = 0, tokens: int = 600, output: int = 5, ids: tuple[int, ...] = (0, 1)) -> str:
@@ -102,10 +104,21 @@ def test_reuse_counts_only_an_unbroken_prefix() -> None:
     assert ideal_cached_share([first, second]) == pytest.approx(512 / 2_560)
 
 
-@pytest.mark.recorded(RECORDED)
-def test_the_recorded_trace_keeps_10091_requests_of_at_most_20480_tokens() -> None:
-    requests = read_mooncake(RECORDED)
-    assert len(requests) == 10_091
+def test_the_bundled_trace_is_the_first_thousand_requests_of_at_most_20480_tokens() -> None:
+    requests = read_mooncake(BUNDLED_TRACE)
+    assert len(requests) == 1_000
     assert {item.blocks[0] for item in requests} == {0}
-    assert sum(item.prompt_tokens for item in requests) / len(requests) == pytest.approx(6_781, abs=1)
-    assert ideal_cached_share(requests) == pytest.approx(0.374, abs=0.001)
+    assert max(item.prompt_tokens for item in requests) <= 20_480
+    assert (requests[0].id, requests[-1].id) == ("r1", "r1241"), "241 longer prompts are left out"
+    assert ideal_cached_share(requests) == pytest.approx(0.236, abs=0.001)
+
+
+def test_the_notice_names_the_bundled_trace_by_its_checksum() -> None:
+    assert hashlib.sha256(BUNDLED_TRACE.read_bytes()).hexdigest() in NOTICE.read_text()
+
+
+def test_a_damaged_archive_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl.gz"
+    path.write_bytes(BUNDLED_TRACE.read_bytes()[:1_000])
+    with pytest.raises(TraceError, match=r"trace\.jsonl\.gz: the trace cannot be read"):
+        read_mooncake(path)

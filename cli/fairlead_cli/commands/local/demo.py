@@ -12,7 +12,8 @@ class DemoOptions:
     """The options as given."""
 
     trace: Annotated[
-        Path | None, Parameter(help="A trace in Mooncake's format. Without: traffic of the same shape from a seed.")
+        Path | None,
+        Parameter(help="A trace in Mooncake's format. Default: 1,000 requests of its conversation trace, bundled."),
     ] = None
     out: Annotated[Path, Parameter(help="Where the report goes.")] = Path("out/demo")
     limit: Annotated[int, Parameter(help="How many requests of at most 20,480 prompt tokens, from the start.")] = 1000
@@ -48,16 +49,12 @@ def demo(*, options: Annotated[DemoOptions, Parameter(name="*")] = _DEFAULTS) ->
     from fairlead_cli.replay.report.output_files import write_report
     from fairlead_cli.replay.report.terminal_tables import print_report
     from fairlead_cli.replay.traffic import load_traffic
+    from fairlead_sim.workload.traces import BUNDLED_TRACE
 
     console = stdout_console()
-    traffic = load_traffic(options.trace, limit=options.limit, rate=options.rate)
+    traffic = load_traffic(options.trace or BUNDLED_TRACE, limit=options.limit, rate=options.rate)
     console.print(
-        f"traffic: {traffic.name}, {len(traffic.requests)} requests at {traffic.rate:g} simulated requests/s"
-        + (
-            ""
-            if options.trace is not None
-            else " (no trace was given; this has the shape of the Mooncake conversation trace)"
-        ),
+        f"traffic: {traffic.name}, {len(traffic.requests)} requests at {traffic.rate:g} simulated requests/s",
         highlight=False,
     )
     comparison = PresetComparison(
