@@ -78,6 +78,9 @@ class PeerLimits:
 
     redis_scan_seconds: float = limit(10.0, "until a listing of a Redis' keys finds the next one")
     redis_timeout_seconds: float = limit(1.0, "an exchange with Redis; no request waits for one")
+    redis_reply_bytes: int = limit(
+        256 * 1024 * 1024, "one reply of Redis; a larger one ends the connection. Streams of all models have less"
+    )
     redis_connect_seconds: float = limit(3.0, "the same for a new connection, which takes several exchanges")
     redis_ping_seconds: float = limit(2.0, "interval of pings to an idle Redis")
     redis_pause_seconds: float = limit(
@@ -112,6 +115,9 @@ class PeerLimits:
     busy_heartbeats: int = limit(500, "models with requests in flight that one gateway reports per second")
     idle_heartbeats: int = limit(200, "the same for models without")
     peers: int = limit(256, "other gateways that are tracked; the load of more is unknown")
+    peer_loads: int = limit(
+        4_096, "instances whose load one message of another gateway states; a message with more is dropped"
+    )
     hot_prefix_poll_seconds: float = limit(0.5, "interval at which the hot-prefix table is written or read")
     hot_prefix_lease_seconds: float = limit(
         2.0, "a gateway that has not written the table for this long loses its lease"

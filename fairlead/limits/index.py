@@ -15,8 +15,8 @@ class KvEventLimits:
     kv_events_in_batch: int = limit(131_072, "events of one batch; a long prompt evicts one block per event")
     kv_event_blocks: int = limit(131_072, "blocks of one KV event: two million tokens at block size 16")
     kv_slice_bytes: int = limit(
-        16_384,
-        "events of a batch applied at once, some 3 ms; the rest of a larger batch waits for other engines and queries",
+        8_192,
+        "events of a batch applied at once, some 5 ms; the rest of a larger batch waits for other engines and queries",
     )
     kv_event_block_tokens: int = limit(65_536, "tokens of one block; engines use 16 to 256, some hybrid ones 1,000")
     kv_replay_buffered: int = limit(4_096, "batches buffered during a replay; beyond, the history counts as lost")

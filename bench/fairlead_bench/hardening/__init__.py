@@ -6,4 +6,5 @@ unread_connections: clients that send requests and never read
 fair_shares: a flood of one caller, and a manifest with thousands of endpoints
 engine_ejections: a poison request, and a gateway without descriptors
 body_stalls: the largest bodies of every kind
+index_turns: batches of KV events of a hostile engine
 """

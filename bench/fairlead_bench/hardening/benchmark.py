@@ -15,6 +15,7 @@ from fairlead_bench.hardening import (
     control_answers,
     engine_ejections,
     fair_shares,
+    index_turns,
     unread_connections,
 )
 from fairlead_bench.hardening.control_answers import AnswerCost
@@ -34,6 +35,7 @@ _POISON = "a poison request of one caller: ejected engines"
 _DESCRIPTORS = "a gateway without descriptors: ejected engines"
 _UNITS = {_FLOOD: "share", _ENDPOINTS: "instances"}
 _STALL = "bodies of 31 MiB: stall of a worker's loop beyond that of an idle one, at most"
+_TURN = "KV events of a hostile engine: CPU time of a slice of the indexer, at most"
 
 
 def answer_rows(costs: Mapping[str, AnswerCost], goals: Mapping[str, str]) -> Iterator[ResultRow]:
@@ -68,6 +70,13 @@ def stall_rows(stalls: Mapping[str, float], goals: Mapping[str, str]) -> Iterato
     yield value_row(_STALL, "s", max(stalls.values()) - stalls[IDLE], goals[_STALL])
 
 
+def turn_rows(turns: Mapping[str, float], goals: Mapping[str, str]) -> Iterator[ResultRow]:
+    """Yields the rows of hostile KV events."""
+    for name, seconds in turns.items():
+        yield value_row(f"longest slice: {name}", "s", seconds, None)
+    yield value_row(_TURN, "s", max(turns.values()), goals[_TURN])
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the attacks, prints the table and writes it; returns 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -88,6 +97,7 @@ def main(arguments: Sequence[str]) -> int:
         *unread_rows(unread_connections.measure(given.clients), goals),
         *count_rows(counts, goals),
         *stall_rows(body_stalls.measure(given.seed, given.repeats), goals),
+        *turn_rows(index_turns.measure(min(2, given.repeats)), goals),
     ]
     loads.append(os.getloadavg()[0])
     write_results("hardening", rows, seed=given.seed, file=given.out, load_average=loads)

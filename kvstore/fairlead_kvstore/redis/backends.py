@@ -10,10 +10,12 @@ Why: a node that hangs would otherwise block the others, and each exchange takes
 """
 
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import DefaultParser
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
@@ -71,6 +73,34 @@ class RedisBackend(Protocol):
         ...
 
 
+class BoundedReplyParser(DefaultParser):  # type: ignore[misc,valid-type]  # redis-py is typed in part only
+    """A parser of replies with a bound for the bytes of one.
+
+    Why: who has the password of Redis can write values of 512 MB, and streams of many.
+    """
+
+    def __init__(self, socket_read_size: int, *, max_bytes: int) -> None:
+        super().__init__(socket_read_size=socket_read_size)
+        self._max_bytes = max_bytes
+        self._taken = 0
+
+    async def read_from_socket(self) -> bool:
+        """Reads what has arrived. Raises redis-py's ConnectionError if the reply is too large."""
+        data = await self._stream.read(self._read_size)
+        if not data:
+            raise Lost("the server closed the connection")
+        self._taken += len(data)
+        if self._taken > self._max_bytes:
+            raise Lost(f"a reply has more than {self._max_bytes} bytes")
+        self._reader.feed(data)
+        return True
+
+    async def read_response(self, *args: Any, **more: Any) -> Any:
+        """Returns the next reply."""
+        self._taken = 0
+        return await super().read_response(*args, **more)
+
+
 def create_backend(address: RedisAddress, limits: Limits, client_name: str | None) -> RedisBackend:
     """Returns a client of the address, not connected yet. Raises BadInput for a URL that redis-py
     cannot read.
@@ -84,9 +114,10 @@ def create_backend(address: RedisAddress, limits: Limits, client_name: str | Non
         "protocol": 2,
         "decode_responses": False,
     }
+    parser = partial(BoundedReplyParser, max_bytes=limits.redis_reply_bytes)
     if address.kind == SINGLE:
         try:
-            return _SingleServer(Redis.from_url(address.url, **common))
+            return _SingleServer(Redis.from_url(address.url, parser_class=parser, **common))
         except ValueError as error:
             hint = "write it as redis://host:port/0 or unix:///path"
             raise BadInput(str(error), field="redis", hint=hint) from None
@@ -97,7 +128,7 @@ def create_backend(address: RedisAddress, limits: Limits, client_name: str | Non
     each = max(_SHORTEST_SECONDS, limits.redis_connect_seconds / (len(address.hosts) + 1))
     part = {"socket_timeout": min(limits.redis_timeout_seconds, each), "socket_connect_timeout": each}
     if address.kind == CLUSTER:
-        return _ClusterBackend(address, common | part)
+        return _ClusterBackend(address, common | part, parser)
     asking = {
         "username": address.sentinel_username,
         "password": address.sentinel_password,
@@ -107,7 +138,8 @@ def create_backend(address: RedisAddress, limits: Limits, client_name: str | Non
     }
     made: Any = Sentinel  # its constructor has no types
     sentinels = made(address.hosts, sentinel_kwargs={**part, **secure, **asking})
-    return _SentinelMaster(sentinels, address, sentinels.master_for(address.service, db=address.database, **common))
+    master = sentinels.master_for(address.service, db=address.database, parser_class=parser, **common)
+    return _SentinelMaster(sentinels, address, master)
 
 
 class _SingleServer:
@@ -171,10 +203,13 @@ class _SentinelMaster(_SingleServer):
 class _ClusterBackend:
     """All masters of a cluster. Slots are queried at the start and after each failure."""
 
-    def __init__(self, address: RedisAddress, options: dict[str, Any]) -> None:
+    def __init__(self, address: RedisAddress, options: dict[str, Any], parser: Any) -> None:
         nodes = [ClusterNode(host, port) for host, port in address.hosts]
         # Always query the URL's hosts: reported addresses may be gone after a restart.
         self._redis: Any = RedisCluster(startup_nodes=nodes, dynamic_startup_nodes=False, **options)
+        manager = self._redis.nodes_manager  # there is no argument for it
+        for kwargs in (manager.connection_kwargs, *(node.connection_kwargs for node in manager.startup_nodes.values())):
+            kwargs["parser_class"] = parser
 
     async def ping(self) -> None:
         try:

@@ -211,3 +211,16 @@ def test_error_without_a_text_is_named_by_its_type(server: Any, monkeypatch: pyt
         assert "ConnectionResetError" in link.state.reason
 
     _check(server, work)
+
+
+def test_reply_of_any_size_takes_a_bounded_memory(server: Any) -> None:
+    async def work(link: RedisLink) -> None:
+        assert await link.run([("SET", "small", b"x" * 900_000)]) == [True]
+        assert await link.run([("EVAL", "return redis.call('SET', 'large', string.rep('x', 5000000))", 0)]) is not None
+        assert await link.run([("GET", "small"), ("GET", "small")]) is not None
+        assert await link.run([("GET", "large")]) is None
+        assert "more than 1000000 bytes" in link.state.reason
+        await link.wait_connected()
+        assert await link.run([("GET", "small")]) is not None
+
+    _check(server, work, replace(FAST, redis_reply_bytes=1_000_000))

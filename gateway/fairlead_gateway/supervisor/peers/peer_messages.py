@@ -11,6 +11,7 @@ from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
+from fairlead.limits import Limits
 from fairlead_kvstore.redis.codec import SCHEMA
 
 GATEWAY_FIELD: Final = b"g"
@@ -30,6 +31,7 @@ PeerLoad: TypeAlias = tuple[_Count, _Count, _Seconds, _Tokens]
 """Load of one instance: requests in flight, those without a first token, seconds of prefill,
 tokens.
 """
+_Loads = Annotated[dict[_Name, PeerLoad], msgspec.Meta(max_length=Limits().peer_loads)]
 SentPrompt: TypeAlias = tuple[_Name, bytes, _Hash, _Hash]
 """A dispatch: the instance's id, hashes of the prompt's blocks, of its end, and of the session (0:
 none).
@@ -42,7 +44,7 @@ class PeerBatch(msgspec.Struct, frozen=True, omit_defaults=True):
     - number: counts its batches of the model from 1, so that a lost one is detected.
     - within: maximum number of seconds until the next batch.
     - secret: fingerprint; hashes under another secret are not comparable.
-    - loads: all that it has in flight; None: unchanged.
+    - loads: all that it has in flight, of `peer_loads` instances at most; None: unchanged.
     - leaves: the gateway exits and has nothing in flight.
     """
 
@@ -50,7 +52,7 @@ class PeerBatch(msgspec.Struct, frozen=True, omit_defaults=True):
     within: _BatchSeconds
     secret: bytes = b""
     sent: tuple[SentPrompt, ...] = ()
-    loads: dict[_Name, PeerLoad] | None = None
+    loads: _Loads | None = None
     leaves: bool = False
 
 

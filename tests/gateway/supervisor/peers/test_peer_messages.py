@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairlead.limits import Limits
 from fairlead_gateway.supervisor.peers.peer_messages import (
     HotPrefixTable,
     PeerBatch,
@@ -84,3 +85,10 @@ def test_no_bytes_raise(data: bytes) -> None:
 def test_fingerprints_of_secrets_differ() -> None:
     assert secret_fingerprint(b"one") != secret_fingerprint(b"two")
     assert len(secret_fingerprint(b"x" * 1_000)) == 8
+
+
+def test_loads_of_more_instances_than_a_fleet_has_are_passed_over() -> None:
+    most = Limits().peer_loads
+    loads = {f"i{number}": (1, 0, 0.5, 10.0) for number in range(most)}
+    assert decode_batch(encode(PeerBatch(1, 0.5, loads=loads))) is not None
+    assert decode_batch(encode(PeerBatch(1, 0.5, loads={**loads, "more": (1, 0, 0.5, 10.0)}))) is None
