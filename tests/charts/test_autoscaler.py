@@ -40,8 +40,8 @@ MODEL: Manifest = {
         "slo": {"ttft": "1s"},
     },
 }
-SELDOM = {"fairlead_autoscaler_write_errors_total"}
-"""There once something failed."""
+SELDOM = {"fairlead_autoscaler_write_errors_total", "fairlead_autoscaler_usd_per_hour"}
+"""There once something failed, or an accelerator has a price."""
 
 
 def api_of(server: ApiServer) -> KubeApi:
