@@ -81,7 +81,7 @@ class RowIndex:
     A map that grows is moved to its new cells a few at a time, with each new row. Until then, rows
     that were not moved yet are in the old cells. A search moves the row that it looks for.
 
-    Why: to move a million rows at once takes 0.5 s.
+    Why: to move 87,000 rows at once takes some 45 ms.
     """
 
     __slots__ = ("_cells", "_keys", "_moved", "_old", "_size", "_used")
