@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 from generators.api_reference import NOTE, api_page, conditions_page, limits_page, settings_page
+from generators.benchmarks_page import BENCHMARKS_PAGE, benchmarks_page
 from generators.chart_files import CHART, chart_files
 from generators.checks_reference import checks_page
 from generators.cli_reference import cli_page
@@ -32,6 +33,7 @@ def outputs() -> dict[str, str]:
     pages = {
         "docs/decisions/index.md": decisions_page(ROOT, NOTE),
         ALERTS_PAGE: alerts_page(ROOT),
+        BENCHMARKS_PAGE: benchmarks_page(ROOT),
         "docs/reference/api.md": api_page(),
         "docs/reference/checks.md": checks_page(NOTE),
         "docs/reference/cli.md": cli_page(NOTE),

@@ -1,0 +1,140 @@
+"""Tables of `docs/benchmarks.md`, from the committed results."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any, Final
+
+BENCHMARKS_PAGE: Final = "docs/benchmarks.md"
+_MARKER: Final = re.compile(r"(<!-- Table: ([a-z-]+)\. -->\n).*?(<!-- End of the table\. -->\n)", re.S)
+
+_TARGETS: Final = (
+    "fairlead",
+    "sglang-router cache_aware",
+    "smg cache_aware",
+    "vllm-router cache_aware",
+    "litellm",
+    "Envoy",
+    "nginx",
+)
+_LOADS: Final = (
+    "2 KB request",
+    "32 KB request",
+    "128 KB request",
+    "200 streams × 20 chunks/s",
+    "1,000 streams × 20 chunks/s",
+    "220 KB streamed request, 100/s",
+)
+_GOOD: Final = 0.99
+_CONTROLLERS: Final = (
+    ("hpa-concurrency", "HPA, concurrency"),
+    ("hpa-request-rate", "HPA, request rate"),
+    ("hpa-kv", "HPA, KV use"),
+    ("hpa-waiting", "HPA, waiting requests"),
+    ("kpa-concurrency", "KPA, concurrency, as shipped"),
+    ("kpa-concurrency-delayed", "KPA, concurrency, variant with a scale-down delay"),
+    ("kpa-request-rate", "KPA, request rate"),
+    ("keda-concurrency", "KEDA, concurrency"),
+    ("keda-request-rate", "KEDA, request rate"),
+    ("keda-waiting", "KEDA, waiting requests"),
+    ("apa-concurrency", "AIBrix APA, concurrency, as shipped"),
+    ("apa-concurrency-fixed", "AIBrix APA, concurrency, variant with its cool-down corrected"),
+    ("apa-kv", "AIBrix APA, KV use, as shipped"),
+    ("apa-kv-fixed", "AIBrix APA, KV use, variant with its cool-down corrected"),
+    ("wva-saturation", "llm-d WVA, saturation"),
+    ("dynamo", "Dynamo planner, with a headroom setting of ours"),
+)
+
+
+def benchmarks_page(root: Path) -> str:
+    """Returns the page with its tables filled from `bench/results`."""
+    results = root / "bench" / "results"
+    tables: Mapping[str, Callable[[Path], str]] = {
+        "routing": _routing_table,
+        "gateway": _gateway_table,
+        "scenarios": _scenario_table,
+        "controllers": _controller_table,
+    }
+    page = (root / BENCHMARKS_PAGE).read_text(encoding="utf-8")
+    return _MARKER.sub(lambda found: f"{found[1]}{tables[found[2]](results)}{found[3]}", page)
+
+
+def _load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _table(head: str, rows: list[str]) -> str:
+    columns = head.count("|") - 1
+    return f"{head}\n|---|{'---:|' * (columns - 1)}\n{''.join(rows)}"
+
+
+def _routing_table(results: Path) -> str:
+    report = _load(results / "demo.json")
+    rows = [
+        _routing_row(preset, run, found) for preset, runs in report["policies"].items() for run, found in runs.items()
+    ]
+    rows += [
+        _routing_row(preset, "light load, simulated", runs["simulated"])
+        for preset, runs in report["light_load"]["policies"].items()
+    ]
+    return _table("| preset | run | TTFT mean | TTFT p90 | within the SLO | prompt tokens cached |", rows)
+
+
+def _routing_row(preset: str, run: str, found: Mapping[str, Any]) -> str:
+    seconds = found["ttft_seconds"]
+    return (
+        f"| {preset} | {run} | {seconds['mean']:.2f} s | {seconds['p90']:.2f} s "
+        f"| {found['within_objective']:.1%} | {found['cached_token_share']:.1%} |\n"
+    )
+
+
+def _gateway_table(results: Path) -> str:
+    value = {row["metric"]: row["value"] for row in _load(results / "gateway.json")["rows"]}
+    rows = []
+    for load in _LOADS:
+        found = [value.get(f"CPU per {load} | {target}") for target in _TARGETS]
+        rows.append(f"| {load} | {' | '.join('–' if cpu is None else f'{cpu:.0f}' for cpu in found)} |\n")
+    return _table(f"| CPU µs per | Fairlead | {' | '.join(_TARGETS[1:])} |", rows)
+
+
+def _scenario_table(results: Path) -> str:
+    rows = []
+    for name, found in _load(results / "autoscaler.json")["table"]["fairlead"].items():
+        ratio = "–" if found["oracle"] is None else f"{found['oracle']:.2f} ×"
+        share = f"{found['attainment']:.2%}"
+        rows.append(f"| {name} | {share if found['attainment'] >= _GOOD else f'**{share}**'} | {ratio} |\n")
+    return _table("| scenario | requests within the SLO | cost ÷ offline optimum |", rows)
+
+
+def _controller_table(results: Path) -> str:
+    table = _load(results / "autoscaler.json")["table"]
+    fairlead = table["fairlead"]
+    rows = [f"| Fairlead | one configuration | {_kept(fairlead)} | 1.0 × | | | |\n"]
+    for preset, title in _CONTROLLERS:
+        cells = []
+        for kind in ("fixed", "best"):
+            key = next(key for key in table if key.startswith(f"{preset} at ") and key.endswith(f"({kind})"))
+            setting = key.removeprefix(f"{preset} at ").removesuffix(f" ({kind})")
+            cells.append(f"{setting} | {_kept(table[key])} | {_relative_cost(table[key], fairlead)}")
+        rows.append(f"| {title} | {' | '.join(cells)} |\n")
+    return _table(
+        "| controller | usual setting | keeps 99% in | cost | best setting | keeps 99% in | cost |",
+        rows,
+    )
+
+
+def _kept(scenarios: Mapping[str, Any]) -> str:
+    kept = sum(found["attainment"] >= _GOOD for found in scenarios.values())
+    return f"{kept} of {len(scenarios)}"
+
+
+def _relative_cost(scenarios: Mapping[str, Any], fairlead: Mapping[str, Any]) -> str:
+    """Returns the mean of cost ÷ Fairlead's cost, where both keep the SLO for 99% of requests."""
+    ratios = [
+        found["cost"] / fairlead[name]["cost"]
+        for name, found in scenarios.items()
+        if found["attainment"] >= _GOOD and fairlead[name]["attainment"] >= _GOOD
+    ]
+    return f"{mean(ratios):.1f} ×" if ratios else "–"

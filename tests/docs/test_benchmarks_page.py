@@ -1,0 +1,69 @@
+"""`docs/benchmarks.md`: figures that are typed in are those of the results and notes."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+HELD_OUT_ROWS = {
+    "noisy hour": "noisy hour",
+    "failures": "failures",
+    "slow engine": "slow engine",
+    "drift": "drift",
+    "long prompts": "long prompts",
+    "mix move": "mix move",
+    "blind, the window and five minutes after it": "blind: window and five minutes after",
+    "lying, the window and five minutes after it": "lying: the same",
+    "step warm": "step, warm",
+    "on/off": "on/off",
+}
+
+
+def results(name: str) -> Any:
+    return json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def test_held_out_seeds_are_those_of_the_notes() -> None:
+    notes = (ROOT / "bench" / "notes" / "work-at-the-knee.md").read_text(encoding="utf-8")
+    table = notes.partition("| 101 to 108: mean, least |")[2].partition("\n\n")[0]
+    found = {cells(line)[0]: re.findall(r"\d+\.\d+", cells(line)[5]) for line in table.splitlines()[2:]}
+    quoted = PAGE.partition("| scenario | mean | least |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert [cells(line)[0] for line in quoted] == list(HELD_OUT_ROWS)
+    for line in quoted:
+        name, *shares = cells(line)
+        assert [share.strip("*%") for share in shares] == found[HELD_OUT_ROWS[name]], name
+        assert all(share.startswith("**") == (float(share.strip("*%")) < 99) for share in shares), name
+
+
+def test_missed_goal_and_delays_of_the_gateway() -> None:
+    rows = {row["metric"]: row for row in results("gateway")["rows"]}
+    goals = [row for row in rows.values() if row["goal"] is not None]
+    missed = [row for row in goals if not row["holds"]]
+    assert len(missed) == 1
+    assert f"misses one of its {len(goals)} goals" in PAGE
+    assert f"adds {missed[0]['value'] * 1000:.1f} ms at p99" in PAGE
+
+
+def test_every_results_file_is_listed() -> None:
+    listed = set(re.findall(r"`(?:bench/results/)?([\w-]+\.json)`", PAGE)) | {
+        "demo.json",
+        "gateway.json",
+        "autoscaler.json",
+        "routing.json",
+    }
+    minor = {
+        "agreement.json",
+        "asleep.json",
+        "coverage.json",
+        "decision.json",
+        "fitted.json",
+        "gateway-instructions.json",
+        "large-bodies.json",
+    }
+    assert {path.name for path in (ROOT / "bench" / "results").glob("*.json")} - minor <= listed
