@@ -15,10 +15,12 @@ from generators.benchmarks_page import BENCHMARKS_PAGE, benchmarks_page
 from generators.chart_files import CHART, chart_files
 from generators.checks_reference import checks_page
 from generators.cli_reference import cli_page
+from generators.deployment_reference import deployment_pages
 from generators.engines_reference import engines_page
 from generators.image_locks import image_requirements
 from generators.page_lists import ALERTS_PAGE, alerts_page, decisions_page
 from generators.project_addresses import address_files
+from generators.redis_commands import redis_page
 
 from fairlead.api.crd import crd_manifest
 from fairlead.api.kinds import served_kinds
@@ -40,6 +42,7 @@ def outputs() -> dict[str, str]:
         "docs/reference/conditions.md": conditions_page(),
         "docs/reference/engines.md": engines_page(NOTE),
         "docs/reference/limits.md": limits_page(),
+        "docs/reference/redis.md": redis_page(ROOT),
         "docs/reference/settings.md": settings_page(),
     }
     for kind in served_kinds():
@@ -48,7 +51,8 @@ def outputs() -> dict[str, str]:
             pages[f"{folder}/{kind.plural}.yaml"] = (
                 f"# Generated from fairlead/api by `make generate`. Do not edit.\n{text}"
             )
-    return pages | chart_files(ROOT) | image_requirements(ROOT) | address_files(ROOT, ADDRESSES)
+    files = chart_files(ROOT) | image_requirements(ROOT) | address_files(ROOT, ADDRESSES)
+    return pages | deployment_pages(ROOT, NOTE) | files
 
 
 def main(arguments: list[str] | None = None) -> int:

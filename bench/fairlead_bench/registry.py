@@ -79,6 +79,15 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             trace_folder=True,
         ),
         Benchmark(
+            "autoscaler-seeds",
+            "fairlead_bench.autoscaler.unseen_seeds",
+            "the same controllers and knobs on seeds on which nothing was chosen",
+            15,
+            Code.COMPILED_SIMULATOR,
+            trace_option="--traces",
+            trace_folder=True,
+        ),
+        Benchmark(
             "sleep-tier",
             "fairlead_bench.autoscaler.sleep_tier",
             "the autoscaler with a tier of sleeping replicas, and without",

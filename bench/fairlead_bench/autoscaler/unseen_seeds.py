@@ -1,0 +1,83 @@
+"""The comparison of the autoscaler's benchmark on seeds on which nothing was chosen.
+
+Fairlead's settings were chosen on seeds 1 and 2, and the best knob of each preset on seed 1. This
+benchmark runs the same controllers with the same knobs on other seeds. It writes one table per
+seed, in the form of ``autoscaler.json``.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from fairlead_bench.autoscaler.measurement import FAIRLEAD, AutoscalerCell, measure, source_digest
+from fairlead_bench.autoscaler.result_rows import ALL_SCENARIOS, TARGET, TunedPreset
+from fairlead_bench.measurement_cache import MeasurementCache
+from fairlead_bench.results import write_results
+
+NAME = "autoscaler-seeds"
+SEEDS = (101, 102)
+COMPARED_PRESETS = (
+    "hpa-concurrency",
+    "kpa-concurrency",
+    "keda-request-rate",
+    "apa-concurrency",
+    "wva-saturation",
+    "dynamo",
+)
+"""One preset per project, as that project ships it: the signal that keeps the SLO most often."""
+TUNED = Path("bench/results/autoscaler.json")
+
+
+def tuned_presets(table: dict[str, Any]) -> list[TunedPreset]:
+    """Returns the compared presets with the knobs of the committed run, best and fixed."""
+    found = []
+    for name in table:
+        preset, _, rest = name.partition(" at ")
+        if preset in COMPARED_PRESETS:
+            knob, kind = rest.split()
+            found.append(TunedPreset(preset, float(knob), kind == "(best)"))
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """Returns 0: the benchmark measures, and tests judge."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--traces", type=Path, help="a folder with the published traces")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path(f"out/bench/{NAME}.json"))
+    given = parser.parse_args(arguments)
+    traces = "" if given.traces is None or not given.traces.is_dir() else str(given.traces)
+    cache = MeasurementCache(
+        given.out.with_name("autoscaler-cells.jsonl"), measure, source_digest, jobs=given.jobs, said=_print_progress
+    )
+    tables = {}
+    controllers = [TunedPreset(FAIRLEAD, 0.0, True), *tuned_presets(json.loads(TUNED.read_text())["table"])]
+    for seed in map(int, given.seeds.split(",")):
+        cells = {
+            (one, scenario): AutoscalerCell(
+                scenario, seed, one.preset, None if one.preset == FAIRLEAD else one.knob, traces
+            )
+            for scenario in ALL_SCENARIOS
+            for one in controllers
+        }
+        found = cache(cells.values())
+        tables[str(seed)] = {
+            FAIRLEAD if one.preset == FAIRLEAD else one.name: {
+                scenario: {
+                    "attainment": round(found[cells[one, scenario]]["attainment"], 5),
+                    "cost": round(found[cells[one, scenario]]["cost"], 3),
+                }
+                for scenario in ALL_SCENARIOS
+            }
+            for one in controllers
+        }
+    more = {"traces": traces != "", "target": TARGET, "tables": tables}
+    write_results(NAME, [], seed=int(given.seeds.split(",")[0]), file=given.out, more=more)
+    return 0
+
+
+def _print_progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

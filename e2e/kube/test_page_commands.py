@@ -1,0 +1,116 @@
+"""Every command of guides that need a cluster, as written and in its order. Every manifest of the
+pages is also sent to the API server, which checks what no schema file says."""
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+
+from e2e.kube.cluster_access.kubectl import Kubectl
+from e2e.kube.workloads.helm_release import VALUES, HelmRelease
+from fairlead_testing.pages import CommandPage, parse_page, run_page
+
+ROOT = Path(__file__).parents[2]
+PAGES = [parse_page(path) for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]]
+ON_CLUSTER = [page for page in PAGES if page.setting == "cluster"]
+ON_EMPTY_CLUSTER = [page for page in PAGES if page.setting == "installation"]
+KINDS_OF_OTHERS = {"ServiceMonitor", "Application", "HelmRelease", "OCIRepository", "GitRepository", "Kustomization"}
+"""Kinds that a cluster of tests does not have."""
+TIMEOUT_SECONDS = 540
+
+
+def _environment(here: Kubectl, folder: Path) -> Mapping[str, str]:
+    """Returns the variables of a reader's shell.
+
+    Its kubeconfig selects the namespace of the test, ``kubectl fairlead`` is on PATH, and helm
+    requests as much as a small node has.
+    """
+    tools = folder / "bin"
+    tools.mkdir()
+    small = folder / "small.yaml"
+    small.write_text(json.dumps(VALUES))
+    helm = shutil.which("helm", path=here.environ["PATH"])
+    wrapper = tools / "helm"
+    wrapper.write_text(
+        f'#!/bin/sh\ncase "$1" in install|upgrade) exec {helm} "$@" --values={small} ;; *) exec {helm} "$@" ;; esac\n'
+    )
+    wrapper.chmod(0o755)
+    kubeconfig = folder / "kubeconfig"
+    shutil.copy(here.environ["KUBECONFIG"], kubeconfig)
+    environment = {
+        **here.environ,
+        "PATH": f"{tools}:{Path(sys.executable).parent}:{here.environ['PATH']}",
+        "KUBECONFIG": str(kubeconfig),
+        "XDG_RUNTIME_DIR": str(folder),
+        "PYTHONUNBUFFERED": "1",
+    }
+    config = yaml.safe_load(kubeconfig.read_text())
+    for context in config["contexts"]:
+        context["context"]["namespace"] = here.namespace
+    kubeconfig.write_text(yaml.safe_dump(config))
+    return environment
+
+
+def _folder(tmp_path: Path) -> Path:
+    work = tmp_path / "work"
+    work.mkdir()
+    for name in ("examples", "charts"):
+        (work / name).symlink_to(ROOT / name)
+    return work
+
+
+def _name(page: CommandPage) -> str:
+    return str(page.path.relative_to(ROOT))
+
+
+@pytest.mark.lane("models", position=70)
+@pytest.mark.timeout(TIMEOUT_SECONDS + 60)
+@pytest.mark.parametrize("page", ON_CLUSTER, ids=_name)
+def test_the_commands_of_a_page_work_on_an_installation(
+    page: CommandPage, here: Kubectl, installed: HelmRelease, tmp_path: Path
+) -> None:
+    run_page(page, _folder(tmp_path), _environment(here, tmp_path), TIMEOUT_SECONDS)
+
+
+@pytest.mark.lane("installation", position=70)
+@pytest.mark.timeout(TIMEOUT_SECONDS + 60)
+@pytest.mark.parametrize("page", ON_EMPTY_CLUSTER, ids=_name)
+def test_the_commands_of_a_page_work_on_an_empty_cluster(
+    page: CommandPage, here: Kubectl, empty: HelmRelease, tmp_path: Path
+) -> None:
+    try:
+        run_page(page, _folder(tmp_path), _environment(here, tmp_path), TIMEOUT_SECONDS)
+    except BaseException:
+        empty.here.dump(ROOT / "out" / "e2e" / "pages" / page.path.stem)
+        raise
+    finally:
+        here.delete_models()
+        empty.remove()
+
+
+@pytest.mark.lane("models", position=71)
+def test_the_api_server_accepts_every_manifest_of_the_pages(here: Kubectl, installed: HelmRelease) -> None:
+    refused = []
+    for page in PAGES:
+        for block in page.blocks:
+            if block.language != "yaml" or block.skipped or (block.file and "values" in block.file):
+                continue
+            documents = [document for document in yaml.safe_load_all(block.text) if isinstance(document, dict)]
+            for document in documents:
+                if "apiVersion" not in document or document.get("kind") in KINDS_OF_OTHERS:
+                    continue
+                document.get("metadata", {}).pop("namespace", None)
+                try:
+                    here.run("apply", "--dry-run=server", "-f", "-", given=json.dumps(document, default=str))
+                except AssertionError as error:
+                    refused.append(f"{_name(page)}:{block.line}: {error}")
+    assert refused == []
+
+
+def test_there_are_pages_to_follow() -> None:
+    assert ON_CLUSTER
+    assert ON_EMPTY_CLUSTER

@@ -1,0 +1,146 @@
+"""Pages that readers follow: what they show is run somewhere, valid, and no promise."""
+
+import json
+import re
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from fairlead.limits import Limits
+from fairlead.manifests.loader import combine_texts
+from fairlead_testing.pages import Block, CommandPage, missing_line, parse_page, simulated_manifest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+FOLLOWED = [
+    ROOT / "README.md",
+    *sorted(chain.from_iterable((DOCS / folder).glob("*.md") for folder in ("getting-started", "how-to"))),
+]
+"""Pages that a reader follows step by step."""
+SHELLS = ("sh", "bash", "shell", "console")
+VALUES_SCHEMA = json.loads((ROOT / "charts" / "fairlead" / "values.schema.json").read_text(encoding="utf-8"))
+PROMISE = re.compile(
+    r"\b(?:not yet|coming|in an? (?:later|future|coming|upcoming) (?:release|version)|(?:is|are) planned|planned for|"
+    r"will (?:be|get) (?:added|supported)|to be done|work in progress)\b",
+    re.IGNORECASE,
+)
+WORKSHOP = ("docs/status.md", "docs/decisions/")
+"""Pages that may speak of what is missing: the status page, and records of their time."""
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks_of(language: str) -> list[tuple[Path, Block]]:
+    return [(path, block) for path in FOLLOWED for block in parse_page(path).blocks if block.language == language]
+
+
+def accelerators_of(path: Path) -> list[dict[str, Any]]:
+    """Returns the AcceleratorClasses of a page, which its other manifests may name."""
+    documents = [
+        document
+        for block in parse_page(path).blocks
+        if block.language == "yaml" and not block.skipped
+        for document in yaml.safe_load_all(block.text)
+        if isinstance(document, dict)
+    ]
+    return [document for document in documents if document.get("kind") == "AcceleratorClass"]
+
+
+def is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one["kind"] == other["kind"] and one["metadata"]["name"] == other["metadata"]["name"]
+
+
+def place(value: object) -> str:
+    return f"{value.name}" if isinstance(value, Path) else f"line-{value.line}" if isinstance(value, Block) else ""
+
+
+@pytest.mark.parametrize("path", FOLLOWED, ids=named)
+def test_a_page_says_where_its_commands_run_and_why_a_block_is_left_out(path: Path) -> None:
+    page = parse_page(path)
+    unmarked = [block.line for block in page.blocks if block.language in SHELLS and not block.skipped]
+    assert page.setting or not unmarked, f"{path.name} has commands and no `<!-- commands: … -->`"
+    assert page.setting != "none" or len(page.reason.split()) >= 3, f"{path.name}: the reason is missing"
+    reasons = [block.skipped for block in page.blocks if block.skipped]
+    assert [reason for reason in reasons if len(reason.split()) < 3] == []
+
+
+@pytest.mark.parametrize("path", FOLLOWED, ids=named)
+def test_commands_are_written_so_that_they_can_be_pasted(path: Path) -> None:
+    page = parse_page(path)
+    assert [block.line for block in page.blocks if block.language in ("bash", "shell", "console")] == [], "use sh"
+    prompts = [block.line for block in page.blocks if block.language == "sh" and re.search(r"^\$ ", block.text, re.M)]
+    assert prompts == []
+
+
+@pytest.mark.parametrize(("path", "block"), blocks_of("yaml"), ids=place)
+def test_a_manifest_is_complete_and_valid(path: Path, block: Block) -> None:
+    if block.skipped:
+        return
+    if block.file and "values" in block.file:
+        jsonschema.validate(yaml.safe_load(block.text), VALUES_SCHEMA)
+        return
+    documents = [document for document in yaml.safe_load_all(block.text) if document]
+    for document in documents:
+        assert {"apiVersion", "kind"} <= document.keys(), f"{path.name}:{block.line}: no complete manifest"
+    own = [document for document in documents if document["apiVersion"].startswith("serving.fairlead.io/")]
+    if own:
+        own += [one for one in accelerators_of(path) if not any(is_same(one, document) for document in own)]
+        problems = combine_texts([(f"{path.name}:{block.line}", yaml.safe_dump_all(own))], limits=Limits())[1]
+        assert problems == []
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_a_page_describes_what_exists(path: Path) -> None:
+    if named(path).startswith(WORKSHOP):
+        return
+    plain = re.sub(r"^```.*?^```|`[^`\n]*`", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert [found[0] for found in PROMISE.finditer(plain)] == []
+
+
+def test_the_parser_reads_markers_files_and_backgrounds(tmp_path: Path) -> None:
+    page = write_page(
+        tmp_path,
+        "<!-- commands: local, simulated -->\n"
+        "```yaml\n# model.yaml\na: 1\n```\n"
+        "<!-- background: ^ready -->\n```sh\nfairlead up\n```\n"
+        "<!-- not run: it needs a GPU -->\n```sh\nnvidia-smi\n```\n",
+    )
+    manifest, started, skipped = page.blocks
+    assert (page.setting, page.simulated) == ("local", True)
+    assert manifest.file == "model.yaml"
+    assert started.background == "^ready"
+    assert skipped.skipped == "it needs a GPU"
+
+
+def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="moon"):
+        write_page(tmp_path, "<!-- commands: moon -->\n")
+
+
+def test_expected_lines_are_found_in_their_order_with_any_text_for_an_ellipsis() -> None:
+    output = "NAME   READY\nqwen   2/2   12s\nall is well\n"
+    assert missing_line("NAME READY\nqwen … 12s", output) is None
+    assert missing_line("qwen\nNAME", output) == "NAME"
+    assert missing_line("qwen 3/3", output) == "qwen 3/3"
+
+
+def test_a_simulated_manifest_keeps_the_pools_and_drops_what_needs_hardware() -> None:
+    shown = (ROOT / "examples" / "single-model" / "gpu.yaml").read_text(encoding="utf-8")
+    accelerator, model = yaml.safe_load_all(simulated_manifest(shown))
+    assert accelerator["spec"].keys() == {"costPerHour", "profile"}
+    assert model["spec"]["engine"] == {"type": "Sim"}
+    assert model["spec"]["pools"] == [{"acceleratorClassName": "nvidia-l40s", "minReplicas": 2, "maxReplicas": 8}]
+
+
+def write_page(folder: Path, text: str) -> CommandPage:
+    path = folder / "page.md"
+    path.write_text(text, encoding="utf-8")
+    return parse_page(path)
