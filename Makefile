@@ -25,7 +25,7 @@ DEMO ?=
 LOCKS := requirements/dev.txt requirements/audit.txt requirements/docs.txt requirements/locking.txt
 BENCH = $(RUN) -m fairlead_bench $(if $(TRACES),--trace $(TRACES)/conversation_trace.jsonl)
 
-.PHONY: help up demo test test-tools lint e2e e2e-vllm cluster-up cluster-down bench soak nightly compile generate docs release lock lock-images audit sbom clean env
+.PHONY: help up demo test test-tools lint e2e e2e-vllm cluster-up cluster-down bench soak nightly compile generate docs release lock lock-images licenses audit sbom clean env
 
 help: ## print the targets
 	@sed -n 's/^\([a-z0-9%-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{ i = index($$0, ": "); printf "  %-14s %s\n", $$1, substr($$0, i + 2) }'
@@ -109,6 +109,9 @@ lock: ## resolve the dependencies anew, with hashes and without the name of an i
 	@$(RESOLVE) --group pyproject.toml:audit -o requirements/audit.txt
 	@$(RESOLVE) --group pyproject.toml:docs -o requirements/docs.txt
 	@$(RESOLVE) --group pyproject.toml:locking -o requirements/locking.txt
+
+licenses: env ## write THIRD_PARTY_LICENSES from the lock, after a change of it
+	@$(RUN) scripts/third_party_licenses.py
 
 audit: ## report known vulnerabilities of the locked packages, from two databases; needs the network
 	@$(PYTHON) -m venv out/audit

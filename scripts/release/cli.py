@@ -17,6 +17,8 @@ from fairlead import __version__
 from scripts.release.artefacts import build_chart, build_images
 from scripts.release.kubectl_plugin import build_plugin
 from scripts.release.release_run import ARCHITECTURES, ROOT, Part, ReleaseError, ReleaseRun
+from scripts.release.signed_files import sign_release, verify_release
+from scripts.release.texts import write_texts
 from scripts.release.wheel import build_wheel
 
 PARTS: Final[dict[str, Part]] = {
@@ -24,6 +26,8 @@ PARTS: Final[dict[str, Part]] = {
     "kubectl-plugin": build_plugin,
     "images": build_images,
     "chart": build_chart,
+    "texts": write_texts,
+    "signatures": sign_release,
 }
 """Part → what makes it."""
 
@@ -52,7 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="PREFIX",
         help="registry of the images, for the chart",
     )
+    parser.add_argument("--verify", type=Path, metavar="KEY", help="make nothing: check DIR with this public key")
     options = parser.parse_args(arguments)
+    if options.verify is not None:
+        problems = verify_release(options.out.resolve(), options.verify)
+        print(*(problems or ["all files are those that were signed"]), sep="\n")
+        return 1 if problems else 0
     if unknown := set(options.parts) - PARTS.keys():
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     folder = options.out.resolve()

