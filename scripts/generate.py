@@ -14,7 +14,7 @@ from generators.api_reference import NOTE, api_page, conditions_page, limits_pag
 from generators.benchmarks_page import BENCHMARKS_PAGE, benchmarks_page
 from generators.chart_files import CHART, chart_files
 from generators.checks_reference import checks_page
-from generators.cli_reference import cli_page
+from generators.cli_reference import cli_pages
 from generators.deployment_reference import deployment_pages
 from generators.engines_reference import engines_page
 from generators.image_locks import image_requirements
@@ -38,7 +38,6 @@ def outputs() -> dict[str, str]:
         BENCHMARKS_PAGE: benchmarks_page(ROOT),
         "docs/reference/api.md": api_page(),
         "docs/reference/checks.md": checks_page(NOTE),
-        "docs/reference/cli.md": cli_page(NOTE),
         "docs/reference/conditions.md": conditions_page(),
         "docs/reference/engines.md": engines_page(NOTE),
         "docs/reference/limits.md": limits_page(),
@@ -52,7 +51,7 @@ def outputs() -> dict[str, str]:
                 f"# Generated from fairlead/api by `make generate`. Do not edit.\n{text}"
             )
     files = chart_files(ROOT) | image_requirements(ROOT) | address_files(ROOT, ADDRESSES)
-    return pages | deployment_pages(ROOT, NOTE) | files
+    return pages | cli_pages(NOTE) | deployment_pages(ROOT, NOTE) | files
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,8 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="compare only")
     check = parser.parse_args(arguments).check
     expected = outputs()
-    crds = {str(path.relative_to(ROOT)) for folder in CRDS for path in (ROOT / folder).glob("*.yaml")}
-    stale = sorted(crds - set(expected))
+    whole = [*(f"{folder}/*.yaml" for folder in CRDS), "docs/reference/cli/*.md"]
+    present = {str(path.relative_to(ROOT)) for pattern in whole for path in ROOT.glob(pattern)}
+    stale = sorted(present - set(expected))
     stale += [name for name, text in expected.items() if not _holds(ROOT / name, text)]
     if check:
         for name in stale:

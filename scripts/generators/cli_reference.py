@@ -1,4 +1,4 @@
-"""docs/reference/cli.md: every verb with its arguments, from the functions themselves."""
+"""docs/reference/cli: every verb with its arguments, from the functions themselves."""
 
 import inspect
 from collections.abc import Iterator
@@ -12,27 +12,26 @@ from fairlead_cli.app import VERBS, build_app
 _KINDS = {"str": "TEXT", "int": "N", "float": "X", "pathlib.Path": "PATH"}
 
 
-def cli_page(note: str) -> str:
-    """Returns docs/reference/cli.md."""
+def cli_pages(note: str) -> dict[str, str]:
+    """Returns path → page: the index of all verbs, and a page for each."""
     app = build_app()
     intro = (
         f"{note}# Command line\n\n"
-        "`fairlead VERB …` and `kubectl fairlead VERB …` are the same program; in a checkout it is `.venv/bin/fairlead`\n"
-        "(`make env` makes it). How the verbs are used is in the guides: [local mode](../how-to/local-mode.md),\n"
-        "[looking into a cluster](../how-to/inspect-a-cluster.md), [the index](../concepts/kv-index.md) and "
-        "[replay](../how-to/replay-traffic.md).\n\n"
+        "`fairlead VERB …` and `kubectl fairlead VERB …` are the same program ([how to install "
+        "it](../how-to/install-the-command-line.md)).\n\n"
         "Exit codes of all: 0 done, 1 something is wrong that the output names, 2 wrong usage, 3 unreachable, 130 Ctrl-C.\n"
         "Wrong usage and errors go to standard error. `fairlead --version` prints the version, `fairlead VERB --help` this.\n"
     )
-    return "\n".join([intro, *_groups(app)])
-
-
-def _groups(app: App) -> Iterator[str]:
-    """Yields a heading for each group of the help, and the verbs of the group."""
+    pages = {}
+    index = [intro]
     for group, verbs in groupby(VERBS.items(), lambda entry: entry[1].group):
-        yield f"## {group}\n"
+        index.append(f"## {group}\n\n| Command | What it does |\n|---|---|")
         for words, verb in verbs:
-            yield _verb(words, verb.sentence, command_of(app, words), app)
+            name = words.replace(" ", "-")
+            index.append(f"| [`fairlead {words}`](cli/{name}.md) | {verb.sentence} |")
+            pages[f"docs/reference/cli/{name}.md"] = note + _verb(words, verb.sentence, command_of(app, words), app)
+        index.append("")
+    return pages | {"docs/reference/cli.md": "\n".join(index).rstrip() + "\n"}
 
 
 def command_of(app: App, words: str) -> App:
@@ -48,8 +47,8 @@ def _verb(verb: str, sentence: str, command: App, app: App) -> str:
     positionals = [argument for argument in arguments if argument.index is not None]
     usage = " ".join([f"fairlead {verb}", *(_word(argument) for argument in positionals), "[OPTION …]"])
     details = inspect.getdoc(command.default_command) or ""
-    text = f"### `fairlead {verb}`\n\n```\n{usage}\n```\n\n{sentence}\n\n{_rest(details)}"
-    return text + "| | default | |\n|---|---|---|\n" + "\n".join(_rows(arguments)) + "\n"
+    text = f"# `fairlead {verb}`\n\n```\n{usage}\n```\n\n{sentence}\n\n{_rest(details)}"
+    return text + "| Option | Default | Meaning |\n|---|---|---|\n" + "\n".join(_rows(arguments)) + "\n"
 
 
 def _rest(details: str) -> str:
