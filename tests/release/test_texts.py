@@ -42,3 +42,13 @@ def test_the_changelog_has_notes_for_this_release() -> None:
     notes = release_notes((ROOT / "CHANGELOG.md").read_text(), __version__)
     assert len(notes) > 1_000
     assert re.findall(r"\]\((?!https?://)", notes) == []
+
+
+def test_the_changelog_keeps_the_form_of_keep_a_changelog() -> None:
+    headings = re.findall(r"^(#{1,3}) (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == ("#", "Changelog")
+    for level, name in headings[1:]:
+        if level == "##":
+            assert re.fullmatch(r"\[Unreleased\]|\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", name), name
+        else:
+            assert name in ("Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"), name
