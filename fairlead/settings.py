@@ -57,7 +57,7 @@ class GatewaySettings:
         "bearer token of the management API; without it, only loopback is answered", secret=True
     )
     autoscaler_url: str | None = _setting(
-        "address of the autoscaler, such as `http://fairlead-autoscaler:9092`. The gateway reports to it at once when a request is "
+        "address of the autoscaler, such as `http://fairlead-autoscaler:8080`. The gateway reports to it at once when a request is "
         "queued because its model has no engine. Without it, the autoscaler sees the request when it next reads the metrics"
     )
     key_pepper: str | None = _setting(

@@ -111,13 +111,13 @@ def _scenario_table(results: Path) -> str:
 def _controller_table(results: Path) -> str:
     table = _load(results / "autoscaler.json")["table"]
     fairlead = table["fairlead"]
-    rows = [f"| Fairlead | one configuration | {_kept(fairlead)} | 1.0 × | | | |\n"]
+    rows = [f"| Fairlead | one configuration | {_kept_scenarios(fairlead)} | 1.0 × | | | |\n"]
     for preset, title in _CONTROLLERS:
         cells = []
         for kind in ("fixed", "best"):
             key = next(key for key in table if key.startswith(f"{preset} at ") and key.endswith(f"({kind})"))
             setting = key.removeprefix(f"{preset} at ").removesuffix(f" ({kind})")
-            cells.append(f"{setting} | {_kept(table[key])} | {_relative_cost(table[key], fairlead)}")
+            cells.append(f"{setting} | {_kept_scenarios(table[key])} | {_relative_cost(table[key], fairlead)}")
         rows.append(f"| {title} | {' | '.join(cells)} |\n")
     return _table(
         "| controller | usual setting | keeps 99% in | cost | best setting | keeps 99% in | cost |",
@@ -125,7 +125,7 @@ def _controller_table(results: Path) -> str:
     )
 
 
-def _kept(scenarios: Mapping[str, Any]) -> str:
+def _kept_scenarios(scenarios: Mapping[str, Any]) -> str:
     kept = sum(found["attainment"] >= _GOOD for found in scenarios.values())
     return f"{kept} of {len(scenarios)}"
 

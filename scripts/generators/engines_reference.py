@@ -71,6 +71,7 @@ have `/dev/shm` in memory, at most 16 GiB. Where KV or layers cross the network,
 | 5500 + rank | KV events (ZMQ) |
 | 5600 + rank | NIXL's side channel |
 | 5700 + rank | replay of KV events |
+| 5800 + rank | KV for peers, with `kvCache.offload.peers` |
 | 8998 | Mooncake's and SGLang's bootstrap server, on prefill instances |
 | 29501 | where the nodes of one instance meet |
 

@@ -23,7 +23,7 @@ def check_autoscaler_url(url: str) -> str:
         raise SettingsError(
             "FAIRLEAD_AUTOSCALER_URL is not the URL of an autoscaler",
             field="FAIRLEAD_AUTOSCALER_URL",
-            hint="write it like http://fairlead-autoscaler:9092",
+            hint="write it like http://fairlead-autoscaler:8080",
         )
     return url.rstrip("/")
 

@@ -99,6 +99,10 @@ def _fleet_permissions(namespace: str | None) -> Iterator[Permission]:
             yield _permission(resource, verb, namespace)
 
 
+_ADMISSION_GROUP: Final = "admissionregistration.k8s.io"
+_ADMISSION_POLICIES: Final = ("validatingadmissionpolicies", "validatingadmissionpolicybindings")
+
+
 def permissions_to_install(namespace: str, exists: bool) -> list[Permission]:
     """Returns the permissions that ``helm install`` into ``namespace`` needs."""
     permissions = [] if exists else [_permission(NAMESPACES, "create", None)]
@@ -106,6 +110,7 @@ def permissions_to_install(namespace: str, exists: bool) -> list[Permission]:
         _permission(resource, "create", None)
         for resource in (CUSTOM_RESOURCE_DEFINITIONS, CLUSTER_ROLES, CLUSTER_ROLE_BINDINGS)
     ]
+    permissions += [Permission(_ADMISSION_GROUP, plural, "create") for plural in _ADMISSION_POLICIES]
     namespaced = (
         DEPLOYMENTS,
         SERVICES,

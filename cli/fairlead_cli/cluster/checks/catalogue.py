@@ -426,7 +426,7 @@ _SAFEGUARDS = (
         CheckSection.VERSIONS,
         CheckStage.POST,
         "the control plane's images can be pulled",
-        "A pod of operator, gateway, indexer or Redis waits for its image.",
+        "A pod of operator, gateway, autoscaler, indexer or Redis waits for its image.",
         "Check `global.imageRegistry`, `global.imagePullSecrets` and the tag.",
     ),
     Check(
