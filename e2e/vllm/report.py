@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from e2e.vllm.engine.installation import HERE
 from fairlead_testing.reports import commit
 
+ROOT = Path(__file__).resolve().parents[2]
 Numbers = dict[str, Any]
 
 
@@ -33,7 +33,8 @@ def require(holds: object, why: str, numbers: Numbers | None = None) -> None:
 class ReportPart:
     """One part of a run: its checks in the order in which they were made.
 
-    is_over: False while it runs, and for good if the run was ended meanwhile.
+    is_over: False while it runs, and for good if the run was ended meanwhile. Such a part is not
+        written.
     """
 
     when: str
@@ -75,7 +76,7 @@ class VllmReport:
     def begin(self, part: str) -> None:
         """Starts a part: later checks belong to it."""
         when = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())
-        self.parts[part] = ReportPart(when, commit(HERE, mark="+"))
+        self.parts[part] = ReportPart(when, commit(ROOT, mark="+"))
 
     def end(self) -> None:
         """Ends the last part: all of its checks were made."""
@@ -115,7 +116,10 @@ class VllmReport:
             "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
             "python": platform.python_version(),
             "versions": dict(self.versions),
-            "parts": {**before.get("parts", {}), **{name: part.summary() for name, part in self.parts.items()}},
+            "parts": {
+                **before.get("parts", {}),
+                **{name: part.summary() for name, part in self.parts.items() if part.is_over},
+            },
         }
         if conformance := self.conformance or before.get("conformance"):
             whole["conformance"] = conformance

@@ -146,8 +146,8 @@ def _run_in_pods(installed: Installation, parts: Sequence[str], path: Path) -> b
 
 
 def _write(report: VllmReport, path: Path) -> None:
-    """Writes the report, also of a run that was ended: what was checked by then."""
-    if report.parts:
+    """Writes the report, also of a run that was ended: the parts that were over by then."""
+    if any(part.is_over for part in report.parts.values()):
         report.write(path)
     print(f"{'everything held' if report.all_passed else 'NOT everything held'}; report in {path}")
 

@@ -5,10 +5,11 @@ a volume at ``/opt/vllm``, and the model from a volume that the ModelDeployment 
 ``pvc:weights/model``. Both are read-only, and their claims are ordinary ones, so the pods are
 admitted under restricted Pod Security.
 
-The folder ``pod`` of the environment has what the image lacks: the command ``vllm``, Mooncake, a
-program that vLLM calls, and their shared libraries.
+The folder ``pod`` of the environment has what the image lacks: the command ``vllm``, Mooncake, what
+vLLM calls and imports, and their shared libraries.
 """
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -28,6 +29,8 @@ _COMMAND = '#!/bin/sh\nexec python3 -m vllm.entrypoints.cli.main "$@"\n'
 _IN_IMAGE = re.compile(r"(libc|libm|libdl|libpthread|librt|libgcc_s|libstdc\+\+|ld-linux-x86-64|linux-vdso)\.so")
 _COMMANDS = ("lscpu",)
 """Programs of this machine that vLLM calls on processors."""
+_MODULES = ("_sqlite3",)
+"""Modules of the standard library that vLLM imports and the image lacks."""
 
 
 def prepare(installed: Installation, mooncake: KvConnector) -> None:
@@ -47,11 +50,16 @@ def prepare(installed: Installation, mooncake: KvConnector) -> None:
         found = shutil.which(name)
         assert found is not None, f"this machine has no {name}"
         shutil.copy(found, folder / "bin" / name)
+    for name in _MODULES:
+        module = importlib.util.find_spec(name)
+        assert module is not None, f"this Python has no {name}"
+        shutil.copy(str(module.origin), python)
     libraries = folder / "lib"
     libraries.mkdir(exist_ok=True)
     packages = (installed.engine_packages / "vllm", python / "mooncake")
     objects = [path for package in packages for path in package.rglob("*.so*") if path.is_file()]
-    for name, place in _libraries([*objects, *(folder / "bin" / name for name in _COMMANDS)]).items():
+    objects += [*(folder / "bin" / name for name in _COMMANDS), *python.glob("*.so")]
+    for name, place in _libraries(objects).items():
         shutil.copy(place, libraries / name)
 
 

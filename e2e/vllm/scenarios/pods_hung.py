@@ -17,7 +17,7 @@ from e2e.vllm.pods import pod_environment
 from e2e.vllm.pods.pod_stage import HUNG_TIMES, START_SECONDS, PodStage, step
 from e2e.vllm.report import Numbers, VllmReport, require
 
-_RATE, _TOKENS = 2.0, 8
+_RATE, _TOKENS = 1.0, 8
 _MARK = "fairlead.io/Serving"
 _HUNG_SECONDS = 300.0
 """Seconds until the pod is marked, and from there until it is deleted, at most.

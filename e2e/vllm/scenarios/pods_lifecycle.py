@@ -17,7 +17,7 @@ from e2e.vllm.pods import pod_environment
 from e2e.vllm.pods.pod_stage import MODEL, START_SECONDS, ModelStage, PodStage, post, step
 from e2e.vllm.report import Numbers, VllmReport, require
 
-_RATE, _TOKENS = 1.0, 8
+_RATE, _TOKENS = 0.5, 8
 _QUESTIONS = tuple(f"Why is {number} a number? " * 40 for number in (3, 17, 255))
 
 
