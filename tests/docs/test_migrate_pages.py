@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fairlead.fleet.client_names import NameClaim, NameHistory, name_owners
 from fairlead_testing.page_commands import page_commands, page_files, run_fairlead
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "migrate"
@@ -35,3 +36,26 @@ def test_commands_give_the_output_of_the_page(name: str, tmp_path: Path) -> None
     assert commands
     for command in commands:
         assert run_fairlead(command.line, tmp_path) == command.output, command.line
+
+
+def test_cut_over_gives_the_name_to_the_converted_model_and_back() -> None:
+    """Steps 3 to 5 of the cut-over in `docs/migrate/index.md`, and the way back."""
+    page = (FOLDER / "index.md").read_text(encoding="utf-8")
+    assert "kubectl annotate mdep llama-external fairlead.io/release-names=true" in page
+    assert "--set clientNames.llama=default/llama-external" in page
+
+    def owner(*, is_releasing: bool, history: NameHistory) -> str:
+        external = NameClaim(
+            "default", "llama-external", ("llama",), frozenset({"llama-external", "llama"}), is_releasing=is_releasing
+        )
+        converted = NameClaim("default", "llama", (), frozenset({"default/llama"}))
+        return name_owners([external, converted], {"default"}, history)["llama"]
+
+    before = NameHistory(remembered={"llama": "default/llama-external"})
+    assert owner(is_releasing=False, history=before) == "default/llama-external"
+    assert owner(is_releasing=True, history=before) == "default/llama"
+    after = NameHistory(
+        assigned={"llama": "default/llama-external"},
+        remembered={"llama": "default/llama"},
+    )
+    assert owner(is_releasing=True, history=after) == "default/llama-external"
