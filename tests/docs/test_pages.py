@@ -21,6 +21,7 @@ FOLLOWED = [
     *sorted(chain.from_iterable((DOCS / folder).glob("*.md") for folder in ("getting-started", "how-to"))),
 ]
 """Pages that a reader follows step by step."""
+PROGRAM = re.compile(r"(?:\$ )?(?:kubectl|helm|fairlead|make|curl|python3?|pip|kind|openssl|git|export)\b")
 SHELLS = ("sh", "bash", "shell", "console")
 VALUES_SCHEMA = json.loads((ROOT / "charts" / "fairlead" / "values.schema.json").read_text(encoding="utf-8"))
 PROMISE = re.compile(
@@ -74,6 +75,8 @@ def test_a_page_says_where_its_commands_run_and_why_a_block_is_left_out(path: Pa
 def test_commands_are_written_so_that_they_can_be_pasted(path: Path) -> None:
     page = parse_page(path)
     assert [block.line for block in page.blocks if block.language in ("bash", "shell", "console")] == [], "use sh"
+    bare = [block.line for block in page.blocks if not block.language and PROGRAM.match(block.text)]
+    assert bare == [], "commands without a language are not run"
     prompts = [block.line for block in page.blocks if block.language == "sh" and re.search(r"^\$ ", block.text, re.M)]
     assert prompts == []
 

@@ -8,6 +8,7 @@ seed, in the form of ``autoscaler.json``.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,12 @@ COMPARED_PRESETS = (
 TUNED = Path("bench/results/autoscaler.json")
 
 
-def tuned_presets(table: dict[str, Any]) -> list[TunedPreset]:
-    """Returns the compared presets with the knobs of the committed run, best and fixed."""
+def tuned_presets(table: dict[str, Any], presets: Sequence[str]) -> list[TunedPreset]:
+    """Returns these presets with the knobs of the committed run, best and fixed."""
     found = []
     for name in table:
         preset, _, rest = name.partition(" at ")
-        if preset in COMPARED_PRESETS:
+        if preset in presets:
             knob, kind = rest.split()
             found.append(TunedPreset(preset, float(knob), kind == "(best)"))
     return found
@@ -46,6 +47,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--traces", type=Path, help="a folder with the published traces")
+    parser.add_argument("--presets", default=",".join(COMPARED_PRESETS), help="empty for Fairlead alone")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(f"out/bench/{NAME}.json"))
     given = parser.parse_args(arguments)
@@ -54,7 +56,10 @@ def main(arguments: list[str]) -> int:
         given.out.with_name("autoscaler-cells.jsonl"), measure, source_digest, jobs=given.jobs, said=_print_progress
     )
     tables = {}
-    controllers = [TunedPreset(FAIRLEAD, 0.0, True), *tuned_presets(json.loads(TUNED.read_text())["table"])]
+    controllers = [
+        TunedPreset(FAIRLEAD, 0.0, True),
+        *tuned_presets(json.loads(TUNED.read_text())["table"], given.presets.split(",")),
+    ]
     for seed in map(int, given.seeds.split(",")):
         cells = {
             (one, scenario): AutoscalerCell(
