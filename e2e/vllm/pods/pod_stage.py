@@ -119,7 +119,11 @@ class ModelStage:
 _CORE = """
 from pathlib import Path
 for folder in Path("/proc").glob("[0-9]*"):
-    if (folder / "comm").read_text().startswith("VLLM::EngineCor"):
+    try:
+        command = (folder / "cmdline").read_bytes()
+    except OSError:
+        continue
+    if command.startswith(b"VLLM::EngineCore"):
         print(folder.name)
 """
 
