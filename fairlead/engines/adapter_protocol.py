@@ -1,6 +1,6 @@
 """The engine adapter protocol: how an engine is started and how its metrics are read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -75,4 +75,8 @@ class EngineAdapter(Protocol):
 
     def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
         """Returns the values of a metrics page, for one data-parallel rank or for all together."""
+        ...
+
+    def parse_rank_signals(self, metrics: bytes, ranks: Collection[int]) -> dict[int, EngineSignals]:
+        """Returns the values of each of these data-parallel ranks, in one pass over the page."""
         ...

@@ -5,55 +5,66 @@ seconds. Each series is therefore found by searching for its name at the start o
 takes microseconds. Callers put a line break in front of the page.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from math import isfinite
 
+Sample = tuple[bytes, float]
+"""The labels of a sample, with their braces, and its value."""
+SampleLookup = Callable[[bytes], list[Sample]]
+"""Returns the samples of the series with a name."""
 
-def parse_samples(page: bytes, name: bytes, label: bytes | None) -> Iterator[tuple[bytes, float]]:
-    """Yields (labels, value) of each sample of the series `name`. Skips values that are not finite.
 
-    label: text that the labels must contain; None for all samples.
+def parse_samples(page: bytes, name: bytes, max_lines: int) -> list[Sample]:
+    """Returns each sample of the series `name`. Skips values that are not finite.
+
+    max_lines: with more lines that begin with `name`, nothing is returned.
+
+    Why: each line takes a microsecond, and a page of an engine may consist of them.
     """
+    samples: list[Sample] = []
+    line_count = 0
     start = page.find(b"\n" + name)
     while start >= 0:
+        line_count += 1
+        if line_count > max_lines:
+            return []
         end = page.find(b"\n", start + 1)
         if end < 0:
-            return  # a line without its end may contain half a number
+            break  # a line without its end may contain half a number
         line = page[start + 1 : end]
-        start = page.find(b"\n" + name, start + 1)
+        start = page.find(b"\n" + name, end)
         if line[len(name) : len(name) + 1] not in (b"{", b" "):
             continue  # a series with a longer name, such as …_waiting_by_reason
         labels, _, number = line[len(name) :].rstrip().rpartition(b" ")
-        if label is not None and label not in labels:
-            continue
         try:
             value = float(number)
         except ValueError:
             continue
         if isfinite(value):  # skips NaN and infinity
-            yield labels, value
+            samples.append((labels, value))
+    return samples
 
 
-def first_values(page: bytes, names: tuple[bytes, ...], label: bytes | None) -> list[float]:
-    """Returns the values of the first series in `names` that is on the page; empty if none is.
+def first_values(lookup: SampleLookup, names: tuple[bytes, ...]) -> list[float]:
+    """Returns the values of the first series in `names` that has any; empty if none has.
 
     Why several names: engine releases have renamed some series.
     """
     for name in names:
-        if found := [value for _, value in parse_samples(page, name, label)]:
+        if found := [value for _, value in lookup(name)]:
             return found
     return []
 
 
-def sum_samples(page: bytes, names: tuple[bytes, ...], label: bytes | None) -> float | None:
+def sum_samples(lookup: SampleLookup, names: tuple[bytes, ...]) -> float | None:
     """Returns the sum of `first_values`; None if there are none or the sum is not finite."""
-    read = first_values(page, names, label)
+    read = first_values(lookup, names)
     found = sum(read)
     return found if read and isfinite(found) else None
 
 
-def mean_samples(page: bytes, names: tuple[bytes, ...], label: bytes | None) -> float | None:
+def mean_samples(lookup: SampleLookup, names: tuple[bytes, ...]) -> float | None:
     """Returns the mean of `first_values`; None if there are none or their sum is not finite."""
-    read = first_values(page, names, label)
+    read = first_values(lookup, names)
     found = sum(read)
     return found / len(read) if read and isfinite(found) else None

@@ -2,10 +2,10 @@
 simulates it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from fairlead.engines.adapter_protocol import LocalEngineCommand, LocalEngineReplica
-from fairlead.engines.metric_names import SGLANG_METRICS, read_signals
+from fairlead.engines.metric_names import SGLANG_METRICS, read_rank_signals, read_signals
 from fairlead.errors import BadInput
 from fairlead.fleet.signals import EngineSignals
 
@@ -26,3 +26,7 @@ class Sglang:
     def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
         """Returns the values of a metrics page."""
         return read_signals(SGLANG_METRICS, metrics, rank)
+
+    def parse_rank_signals(self, metrics: bytes, ranks: Collection[int]) -> dict[int, EngineSignals]:
+        """Returns the values of several ranks of one metrics page."""
+        return read_rank_signals(SGLANG_METRICS, metrics, ranks)

@@ -3,12 +3,12 @@
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 
 from fairlead.engine_profile import EngineProfile, builtin_profiles
 from fairlead.engines.adapter_protocol import LocalEngineCommand, LocalEngineReplica
-from fairlead.engines.metric_names import VLLM_METRICS, read_signals
+from fairlead.engines.metric_names import VLLM_METRICS, read_rank_signals, read_signals
 from fairlead.errors import BadInput
 from fairlead.fleet.signals import EngineSignals
 
@@ -55,6 +55,10 @@ class SimulatedEngine:
     def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
         """Returns the values of a metrics page, which has vLLM's names."""
         return read_signals(VLLM_METRICS, metrics, rank)
+
+    def parse_rank_signals(self, metrics: bytes, ranks: Collection[int]) -> dict[int, EngineSignals]:
+        """Returns the values of several ranks of one metrics page."""
+        return read_rank_signals(VLLM_METRICS, metrics, ranks)
 
 
 def profile_argument(profile: EngineProfile) -> str:

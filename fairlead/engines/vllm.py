@@ -1,9 +1,9 @@
 """The adapter for vLLM."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from fairlead.engines.adapter_protocol import LocalEngineCommand, LocalEngineReplica
-from fairlead.engines.metric_names import VLLM_METRICS, read_signals
+from fairlead.engines.metric_names import VLLM_METRICS, read_rank_signals, read_signals
 from fairlead.engines.sleep_mode import DEV_MODE_VARIABLE, SLEEP_MODE_FLAG
 from fairlead.errors import BadInput
 from fairlead.fleet.signals import EngineSignals
@@ -36,6 +36,10 @@ class Vllm:
     def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
         """Returns the values of a metrics page."""
         return read_signals(VLLM_METRICS, metrics, rank)
+
+    def parse_rank_signals(self, metrics: bytes, ranks: Collection[int]) -> dict[int, EngineSignals]:
+        """Returns the values of several ranks of one metrics page."""
+        return read_rank_signals(VLLM_METRICS, metrics, ranks)
 
 
 def local_model_argument(source: str) -> str:

@@ -40,10 +40,12 @@ class ConnectionRules:
 
     tls_context: called for https URLs; decides which certificates are accepted.
     resolve: returns the address of a host and port. None: every address of the host is allowed.
+    on_received: called with the size of each part of a response. May raise Unavailable.
     """
 
     tls_context: Callable[[], ssl.SSLContext] = ssl.create_default_context
     resolve: Callable[[str, int], Awaitable[str]] | None = None
+    on_received: Callable[[int], None] | None = None
 
 
 DEFAULT_RULES: Final = ConnectionRules()
@@ -148,6 +150,8 @@ async def _exchange(parts: SplitResult, request: bytes, max_bytes: int, rules: C
             data = await reader.read(_READ_BYTES)
             if not data:
                 break
+            if rules.on_received is not None:
+                rules.on_received(len(data))
             parser.feed_data(data)
             response.received += len(data)
             response.check_limits(max_bytes)

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Final
 
 from fairlead.engines.adapter_protocol import EngineAdapter
 from fairlead.engines.credentials import EngineCredentials
@@ -20,6 +21,11 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.http_client import fetch
 from fairlead.runtime.tasks import cancel_and_wait
+
+_PAGE_BYTES: Final = 1024 * 1024
+_PAGE_BYTES_OF_RANK: Final = 64 * 1024
+_LONG_PAGE_BYTES: Final = 128 * 1024
+_MAX_PAGES_BYTES: Final = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,8 @@ class MetricsScraper:
         self._with_signals_cache: tuple[Fleet, int, Fleet] | None = None
         self._changes = 0
         self._task: asyncio.Task[None] | None = None
+        self.memory = PageMemory(self._limits.scrape_bytes)
+        self._parsing = asyncio.Lock()
 
     @property
     def readings(self) -> Mapping[str, SignalReading]:
@@ -97,6 +105,7 @@ class MetricsScraper:
             for instance in instances:
                 pages.setdefault((instance.url, instance.engine), []).append(instance)
         self._retain({instance.id for group in pages.values() for instance in group})
+        self.memory.share_by(len({group[0].namespace for group in pages.values()}))
         pause = spread_seconds / max(1, len(pages))
         async with asyncio.TaskGroup() as tasks:
             for group in pages.values():
@@ -116,28 +125,49 @@ class MetricsScraper:
             for instance in instances:
                 self._errors[instance.id] = f"the metrics of engine type {instance.engine} cannot be read"
             return
-        url = instances[0].url.rstrip("/") + engine.metrics_path
+        received = self.memory.open_page(instances[0].namespace)
         try:
-            page = await fetch(
-                url,
-                timeout_seconds=self._limits.scrape_timeout_seconds,
-                max_bytes=self._limits.scrape_bytes,
-                rules=self._credentials.connection_rules(instances[0]),
-                headers={"accept": "text/plain", **self._credentials.headers(instances[0].access)},
-            )
-        except Unavailable as error:
+            page = await self._fetch(engine, instances, received)
+            await self._parse(engine, instances, page)
+        except (BadInput, Unavailable) as error:
             for instance in instances:
                 self._errors[instance.id] = error.message
-            return
-        now = self._clock.now()
-        for instance in instances:
-            rank = _rank(instance) if len(instances) > 1 else None
-            signals, before = engine.parse_signals(page, rank), self._readings.get(instance.id)
-            if before is not None and _has_progressed(before.signals, signals):
-                self._progress_times[instance.id] = now
-            self._readings[instance.id] = SignalReading(signals, now)
-            self._errors.pop(instance.id, None)
-        self._changes += 1
+        finally:
+            received.close()
+
+    async def _fetch(self, engine: EngineAdapter, instances: list[Instance], received: "PageBytes") -> bytes:
+        """Returns the page. Raises Unavailable."""
+        instance, limits = instances[0], self._limits
+        return await fetch(
+            instance.url.rstrip("/") + engine.metrics_path,
+            timeout_seconds=limits.scrape_timeout_seconds,
+            max_bytes=min(limits.scrape_bytes, _PAGE_BYTES + _PAGE_BYTES_OF_RANK * len(instances)),
+            rules=replace(self._credentials.connection_rules(instance), on_received=received.add),
+            headers={"accept": "text/plain", **self._credentials.headers(instance.access)},
+        )
+
+    async def _parse(self, engine: EngineAdapter, instances: list[Instance], page: bytes) -> None:
+        """Stores the signals of a page. Pages that take long are parsed one by one, so that the
+        process does other work between them.
+        """
+        async with self._parsing:
+            now = self._clock.now()
+            ranks = {instance.id: _rank(instance) for instance in instances} if len(instances) > 1 else {}
+            by_rank: dict[int | None, EngineSignals] = dict(
+                engine.parse_rank_signals(page, {rank for rank in ranks.values() if rank is not None}).items()
+            )
+            if not ranks or None in ranks.values():
+                by_rank[None] = engine.parse_signals(page)
+            for instance in instances:
+                signals = by_rank[ranks.get(instance.id)]
+                before = self._readings.get(instance.id)
+                if before is not None and _has_progressed(before.signals, signals):
+                    self._progress_times[instance.id] = now
+                self._readings[instance.id] = SignalReading(signals, now)
+                self._errors.pop(instance.id, None)
+            self._changes += 1
+            if len(page) > _LONG_PAGE_BYTES:
+                await asyncio.sleep(0)
 
     def _adapter(self, kind: str) -> EngineAdapter | None:
         if kind not in self._adapters:
@@ -160,6 +190,65 @@ class MetricsScraper:
         if reading is None:
             return instance
         return replace(instance, signals=reading.signals, received_at=reading.received_at)
+
+
+class PageMemory:
+    """The bytes of pages that have arrived and are not parsed yet, by namespace: a bound
+    for all, shared by namespace.
+
+    page_bytes: the longest page. A namespace may always have two of them.
+
+    Why: hundreds of engines of one namespace can send large pages slowly at the same time. They
+    would fill the memory of the gateway.
+    """
+
+    def __init__(self, page_bytes: int) -> None:
+        self._min_share_bytes = 2 * page_bytes
+        self.max_bytes = _MAX_PAGES_BYTES
+        self._share_bytes = max(self.max_bytes, self._min_share_bytes)
+        self._used_bytes: dict[str, int] = {}
+
+    @property
+    def used_bytes(self) -> int:
+        """The bytes of all namespaces."""
+        return sum(self._used_bytes.values())
+
+    def share_by(self, namespace_count: int) -> None:
+        """Divides the memory by the number of namespaces."""
+        self._share_bytes = max(self.max_bytes // max(1, namespace_count), self._min_share_bytes)
+
+    def open_page(self, namespace: str) -> "PageBytes":
+        """Returns the count of a page that is about to arrive."""
+        return PageBytes(self, namespace)
+
+    def add(self, namespace: str, size: int) -> bool:
+        """Adds bytes of a namespace. Returns whether they are within its share."""
+        used = self._used_bytes.get(namespace, 0) + size
+        if used:
+            self._used_bytes[namespace] = used
+        else:
+            self._used_bytes.pop(namespace, None)
+        return used <= self._share_bytes
+
+
+class PageBytes:
+    """The count of the bytes of one page."""
+
+    def __init__(self, memory: PageMemory, namespace: str) -> None:
+        self._memory = memory
+        self._namespace = namespace
+        self._size = 0
+
+    def add(self, size: int) -> None:
+        """Counts bytes that have arrived. Raises Unavailable beyond the namespace's share."""
+        self._size += size
+        if not self._memory.add(self._namespace, size):
+            raise Unavailable("the metrics pages of its namespace are too long for the gateway's memory")
+
+    def close(self) -> None:
+        """Counts the page no more. May be called twice."""
+        self._memory.add(self._namespace, -self._size)
+        self._size = 0
 
 
 def _has_progressed(before: EngineSignals, after: EngineSignals) -> bool:

@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import pytest
 
+from fairlead.engines.prometheus_scan import parse_samples
+from fairlead.engines.registry import engine_adapter
 from fairlead.errors import Unavailable
 from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead.runtime.http_client import fetch as get
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
+from fairlead_testing.waiting import wait_until
 
 PAGE = b'vllm:num_requests_running{engine="0",model_name="tiny"} 3.0\nvllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.5\n'
 PLAIN = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(PAGE), PAGE)
@@ -220,3 +223,62 @@ def test_a_running_scraper_keeps_asking_until_it_is_stopped() -> None:
             await scraper.stop()
 
     asyncio.run(check())
+
+
+def test_page_of_a_thousand_ranks_is_searched_once_for_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+    page = b"".join(b'vllm:num_requests_running{engine="%d"} %d\n' % (rank, rank) for rank in range(1_024))
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(page)
+
+    def count(content: bytes, name: bytes, max_lines: int) -> list[tuple[bytes, float]]:
+        searched.append(len(content))
+        return parse_samples(content, name, max_lines)
+
+    monkeypatch.setattr("fairlead.engines.metric_names.parse_samples", count)
+
+    async def check() -> None:
+        async with _engine(head + page) as url:
+            fleet = _fleet(*(_instance(url, f"main-0/1/{rank}") for rank in range(1_024)))
+            scraper = MetricsScraper(lambda: fleet, ManualClock())
+            await scraper.scrape_once()
+            assert [scraper.readings[f"main-0/1/{rank}"].signals.running for rank in (0, 1_023)] == [0.0, 1_023.0]
+
+    asyncio.run(check())
+    assert len(searched) <= 16
+
+
+def test_page_that_consists_of_one_series_is_not_read_to_its_end() -> None:
+    lines = b"vllm:num_requests_running 1\n" * 10_000
+    page = PAGE.replace(b"num_requests_running", b"num_requests_waiting") + lines
+    signals = engine_adapter("vllm").parse_signals(page)
+    assert (signals.running, signals.waiting) == (None, 3.0)
+
+
+def test_large_metrics_pages_of_one_namespace_fill_no_memory_and_leave_others_theirs() -> None:
+    large = 600_000
+    limits = Limits(scrape_bytes=1_000_000, scrape_timeout_seconds=20.0)
+    shares = [0]
+
+    async def never_ends(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (large + 1) + b"x" * large)
+        await asyncio.Event().wait()
+
+    async def check() -> None:
+        async with _engine(never_ends) as url, _engine(PLAIN) as good:
+            group = [replace(_instance(f"{url}/{number}", f"a-{number}/1/0"), namespace="a") for number in range(8)]
+            other = replace(_instance(good, "b-0/1/0"), namespace="b")
+            fleet = Fleet(
+                1, 1, {"a/m": Model("a", "m"), "b/m": Model("b", "m")}, {"a/m": tuple(group), "b/m": (other,)}
+            )
+            scraper = MetricsScraper(lambda: fleet, ManualClock(), limits)
+            scraper.memory.max_bytes = 4_000_000
+            scrape = asyncio.create_task(scraper.scrape_once())
+            await wait_until(lambda: len(scraper.errors) >= 5 and "b-0/1/0" in scraper.readings)
+            shares[0] = scraper.memory.used_bytes
+            assert all("too long for the gateway's memory" in text for text in scraper.errors.values())
+            scrape.cancel()
+            await asyncio.gather(scrape, return_exceptions=True)
+            assert scraper.memory.used_bytes == 0
+
+    asyncio.run(check())
+    assert 0 < shares[0] <= 2_000_000
