@@ -25,7 +25,7 @@ DEMO ?=
 LOCKS := requirements/dev.txt requirements/audit.txt requirements/docs.txt requirements/locking.txt
 BENCH = $(RUN) -m fairlead_bench $(if $(TRACES),--trace $(TRACES)/conversation_trace.jsonl)
 
-.PHONY: help up demo test test-tools lint e2e e2e-vllm cluster-up cluster-down bench soak nightly compile generate docs release lock lock-images licenses audit sbom clean env
+.PHONY: help up demo test test-tools lint e2e e2e-vllm cluster-up cluster-down bench soak nightly compile generate docs release publish lock lock-images licenses audit sbom clean env
 
 help: ## print the targets
 	@sed -n 's/^\([a-z0-9%-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{ i = index($$0, ": "); printf "  %-14s %s\n", $$1, substr($$0, i + 2) }'
@@ -97,6 +97,9 @@ docs: ## build the documentation site, without a warning, into out/site
 
 release: env ## write the files of a release into dist/; ARGS="wheel --out DIR" for some of them
 	@$(RUN) scripts/release $(ARGS)
+
+publish: env ## push images and chart of dist/ to REGISTRY=HOST/PATH, for which `make release` made them
+	@$(RUN) scripts/release --publish $(ARGS)
 
 # Wheels that a lock names by hash, and nothing else: building a source distribution would run code that no hash pins.
 LOCKED_PIP = -m pip install -q --disable-pip-version-check --no-deps --require-hashes --only-binary :all:

@@ -20,6 +20,7 @@ _MAX_DRAIN_SECONDS = 24 * 3_600.0
 TOOL_VARIABLES: Mapping[str, str] = MappingProxyType(
     {
         "FAIRLEAD_CACHE": "where `make` keeps the dependencies, instead of `~/.cache/fairlead`",
+        "FAIRLEAD_DEBIAN_MIRRORS": "Debian mirrors from which images are built, instead of those of apt",
         "FAIRLEAD_PYTHON": "the interpreter of the kubectl plugin, instead of `python3`",
         "FAIRLEAD_EXAMPLES": "how many examples each property test draws; `make nightly` sets 5000",
         "FAIRLEAD_E2E": "`full`: the tests on a cluster run under 20 streams a second; `make e2e LOAD=1` sets it",

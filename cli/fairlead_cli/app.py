@@ -89,6 +89,10 @@ VERBS: Final = {
         "operations.support_bundle:support_bundle",
         "Write a redacted archive of an installation, for support.",
     ),
+    "airgap create": Verb(
+        OPERATE, "operations.airgap:airgap_create", "Write chart, images and CRDs of a release into one file."
+    ),
+    "airgap load": Verb(OPERATE, "operations.airgap:airgap_load", "Push the content of such a file into a registry."),
     "version": Verb(
         OPERATE, "version:version", "Show the version of this program, and of the installation in a cluster."
     ),
@@ -115,6 +119,7 @@ NOUNS: Final = {
     "local": "Look at what runs on this machine.",
     "explain": "Explain a request's route, where a prompt would go, and a model's replicas.",
     "index": "Look into the index: cached prefixes of instances, consistency, and changes.",
+    "airgap": "Carry a release to a cluster without internet.",
     "rollout": "Follow, pause, resume and undo the rollout of a model in a cluster.",
 }
 """Nouns with verbs of their own → one sentence for the help."""

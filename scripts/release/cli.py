@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from fairlead import __version__
+from fairlead.errors import FairleadError
 from scripts.release.artefacts import build_chart, build_images
 from scripts.release.kubectl_plugin import build_plugin
+from scripts.release.publish import publish
 from scripts.release.release_run import ARCHITECTURES, ROOT, Part, ReleaseError, ReleaseRun
 from scripts.release.signed_files import sign_release, verify_release
 from scripts.release.texts import write_texts
@@ -57,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="registry of the images, for the chart",
     )
     parser.add_argument("--verify", type=Path, metavar="KEY", help="make nothing: check DIR with this public key")
+    parser.add_argument(
+        "--publish", action="store_true", help="push images and chart to the registry, and make nothing"
+    )
     options = parser.parse_args(arguments)
     if options.verify is not None:
         problems = verify_release(options.out.resolve(), options.verify)
@@ -68,11 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     run = ReleaseRun(ROOT, folder, options.version, options.architecture or ARCHITECTURES, options.registry or None)
     try:
+        if options.publish:
+            for name in publish(run):
+                print(name, flush=True)
+            return 0
         for name, part in PARTS.items():
             if not options.parts or name in options.parts:
                 for path in part(run):
                     print(path.relative_to(folder), flush=True)
-    except ReleaseError as error:
+    except (ReleaseError, FairleadError) as error:
         print(f"release: {error}", file=sys.stderr)
         return 1
     return 0

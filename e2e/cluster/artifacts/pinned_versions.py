@@ -4,8 +4,8 @@ The versions are in the ``go.mod`` of each module, and every byte is in its ``go
 lists what to build. Kubernetes 1.36 is the last line for Debian 12's containerd 1.6 and Go 1.26.
 
 LeaderWorkerSet has a module of its own: it does not compile together with client-go 0.36.
-Prometheus has one, since its tool is for tests and no part of a cluster. All else shares one
-module, so that no dependency is compiled twice.
+Prometheus and the registry have one each, since they are for tests and no part of a cluster. All
+else shares one module, so that no dependency is compiled twice.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ KUBERNETES = "v1.36.3"
 HELM = "v4.2.4"
 LWS = "v0.8.0"
 PROMETHEUS = "v0.313.0"
+REGISTRY = "v3.1.2"
 NEEDS_GO = (1, 21)
 """An older Go does not fetch the one that go.mod asks for."""
 
@@ -59,6 +60,8 @@ LEVELS = {"api": API, "full": (*API, *NODE), "kind": (API[2], *NODE[-2:])}
 
 PROMTOOL = Program("promtool", "github.com/prometheus/prometheus/cmd/promtool", module="prometheus")
 """For tests of alert rules."""
+REGISTRY_PROGRAM = Program("registry", ".", module="registry")
+"""The registry from which clusters of tests pull a release."""
 METRICS = Program("metrics-server", "sigs.k8s.io/metrics-server/cmd/metrics-server")
 """Only on request."""
 
@@ -125,5 +128,6 @@ def cache_folder() -> Path:
 
 def binaries(module: str = "kubernetes") -> Path:
     """The folder of a module's programs."""
-    name = {"kubernetes": f"k8s-{KUBERNETES}", "lws": f"lws-{LWS}", "prometheus": f"prometheus-{PROMETHEUS}"}[module]
+    versions = {"kubernetes": KUBERNETES, "lws": LWS, "prometheus": PROMETHEUS, "registry": REGISTRY}
+    name = f"{'k8s' if module == 'kubernetes' else module}-{versions[module]}"
     return cache_folder() / f"{name}-{digest(module)}"

@@ -7,6 +7,7 @@ from the official image of Python.
 """
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -154,6 +155,7 @@ class _ArchitectureLayers:
     def __init__(self, store: LayerStore, architecture: str, folder: Path) -> None:
         self.architecture = architecture
         self._store, self._folder = store, folder
+        self._sources = sources_digest()
 
     def base(self) -> ImageLayer:
         """Debian with Python."""
@@ -173,7 +175,7 @@ class _ArchitectureLayers:
 
     def fairlead(self) -> ImageLayer:
         """Fairlead's wheel, the same on each architecture."""
-        return self._store.layer("fairlead", layer_key(sources_digest()), _fill_fairlead)
+        return self._store.layer("fairlead", layer_key(self._sources), _fill_fairlead)
 
     def compiled(self) -> ImageLayer | None:
         """The compiled data plane; None where no C compiler is."""
@@ -237,7 +239,9 @@ def _fill_fairlead(root: Path) -> None:
 @cache
 def _compiled_modules(architecture: str) -> Path | None:
     """The compiled data plane of these very sources, made where it is not there and a C compiler
-    is."""
+    is. ``FAIRLEAD_COMPILED=0`` leaves it out."""
+    if os.environ.get("FAIRLEAD_COMPILED") == "0":
+        return None
     if architecture != machine_architecture():
         print_progress(f"  the {architecture} images of {' and '.join(COMPILED)} hold the interpreted data plane")
         return None

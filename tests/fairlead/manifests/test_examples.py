@@ -72,7 +72,11 @@ def test_first_example_is_the_smallest_manifest() -> None:
         "apiVersion": "serving.fairlead.io/v1alpha1",
         "kind": "ModelDeployment",
         "metadata": {"name": "qwen3-8b"},
-        "spec": {"model": {"uri": "hf://Qwen/Qwen3-8B"}, "pools": [{"acceleratorClassName": "nvidia-l4"}]},
+        "spec": {
+            "model": {"uri": "hf://Qwen/Qwen3-8B"},
+            "engine": {"type": EngineType.SIM},
+            "pools": [{"acceleratorClassName": "nvidia-l4"}],
+        },
     }
 
 

@@ -10,7 +10,7 @@ from fairlead.errors import BadInput
 from fairlead_cli.commands.manifests.lint import MAX_SHOWN, lint
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
-GOOD = (EXAMPLES / "01-smallest.yaml").read_text()
+GOOD = (EXAMPLES / "01-smallest.yaml").read_text().replace("  engine: {type: Sim}\n", "")
 POOLS = "[{acceleratorClassName: nvidia-l4}]"
 GOLDEN = [
     ("wrong type", GOOD.replace("[{acceleratorClassName: nvidia-l4}]", "nvidia-l4"), """\

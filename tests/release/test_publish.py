@@ -1,0 +1,74 @@
+"""Publishing: images, chart and bills of materials reach the registry that the chart names."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fairlead_cli.oci.layout import OciLayout
+from fairlead_testing.oci_registry import memory_registry
+from scripts.release.artefacts import add_chart, add_images
+from scripts.release.images.layers import write_layer
+from scripts.release.images.oci_images import OciImage
+from scripts.release.publish import BILL, publish
+from scripts.release.release_run import ReleaseError, ReleaseRun
+
+VERSION = "1.2.3"
+
+
+def release(folder: Path, registry: str | None) -> OciLayout:
+    (folder / "root").mkdir(parents=True)
+    (folder / "root" / "file").write_text("text")
+    layer = write_layer(folder / "root", folder / "layer.tar.gz")
+    layout = OciLayout(folder / "dist" / "oci")
+    add_images(layout, [OciImage(f"x/sim:{VERSION}", [layer], {}, one) for one in ("amd64", "arm64")], VERSION)
+    add_chart(layout, VERSION, registry)
+    (folder / "dist" / "sbom").mkdir()
+    for architecture in ("amd64", "arm64"):
+        (folder / "dist" / "sbom" / f"sim-{VERSION}-{architecture}.cdx.json").write_text(f'"{architecture}"')
+    return layout
+
+
+def run(folder: Path, registry: str | None) -> ReleaseRun:
+    return ReleaseRun(Path(), folder / "dist", VERSION, registry=registry)
+
+
+def test_images_and_chart_are_named_by_digest_and_bills_refer_to_images(tmp_path: Path) -> None:
+    with memory_registry() as registry:
+        prefix = f"{registry.address}/team"
+        layout = release(tmp_path, prefix)
+        published = list(publish(run(tmp_path, prefix)))
+        entries = layout.entries()
+        assert published == [f"{prefix}/{name}@{described['digest']}" for name, described in entries.items()]
+        images = layout.document(entries[f"sim:{VERSION}"]["digest"])["manifests"]
+        referrers = [
+            json.loads(data)
+            for (repository, name), (data, _) in registry.manifests.items()
+            if repository == "team/sim" and name.startswith("sha256:") and b"subject" in data
+        ]
+        assert {one["subject"]["digest"] for one in referrers} == {one["digest"] for one in images}
+        assert {one["artifactType"] for one in referrers} == {BILL}
+        bills = {registry.blobs["team/sim", one["layers"][0]["digest"]] for one in referrers}
+        assert bills == {b'"amd64"', b'"arm64"'}
+
+
+@pytest.mark.parametrize(
+    ("made_for", "given", "message"),
+    [
+        ("example.org/team", None, "no registry is given"),
+        ("example.org/team", "example.org/other", "is for example.org/team"),
+        (None, "example.org/team", "is for no registry"),
+    ],
+)
+def test_a_chart_for_another_registry_is_not_published(
+    tmp_path: Path, made_for: str | None, given: str | None, message: str
+) -> None:
+    release(tmp_path, made_for)
+    with pytest.raises(ReleaseError, match=message):
+        list(publish(run(tmp_path, given)))
+
+
+def test_without_a_release_nothing_is_published(tmp_path: Path) -> None:
+    (tmp_path / "dist").mkdir()
+    with pytest.raises(ReleaseError, match="make release"):
+        list(publish(run(tmp_path, "example.org/team")))
