@@ -47,8 +47,9 @@ def bars(tables: Sequence[Table]) -> list[Bar]:
     for preset in COMPARED_PRESETS:
         for kind, words in (("(best)", "best setting"), ("(fixed)", "usual setting")):
             name = next(name for name in tables[0] if name.startswith(f"{preset} at ") and name.endswith(kind))
-            costs = [_cost(table[name], table[FAIRLEAD]) for table in tables]
-            found.append(Bar(f"{LABELS[preset]}, {words}", [_count_met(table[name]) for table in tables], costs))
+            seen = [table for table in tables if name in table]
+            costs = [_cost(table[name], table[FAIRLEAD]) for table in seen]
+            found.append(Bar(f"{LABELS[preset]}, {words}", [_count_met(table[name]) for table in seen], costs))
     return found
 
 
@@ -85,17 +86,12 @@ def draw(rows: Sequence[Bar], scenarios: int, path: Path, digest: str) -> None:
         figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 5.0), sharey=True, width_ratios=(3, 2))
         for place, bar in enumerate(rows):
             colour = "#c0392b" if place == 0 else "#5c6bc0"
-            unseen = bar.kept[1:]
             left.barh(place - 0.19, bar.kept[0], 0.36, color=colour)
-            left.barh(place + 0.19, sum(unseen) / len(unseen), 0.36, color=colour, alpha=0.45)
             left.text(bar.kept[0] + 0.15, place - 0.19, str(bar.kept[0]), va="center", fontsize=8)
-            left.text(
-                sum(unseen) / len(unseen) + 0.15,
-                place + 0.19,
-                "/".join(map(str, unseen)),
-                va="center",
-                fontsize=8,
-            )
+            if unseen := bar.kept[1:]:
+                mean = sum(unseen) / len(unseen)
+                left.barh(place + 0.19, mean, 0.36, color=colour, alpha=0.45)
+                left.text(mean + 0.15, place + 0.19, "/".join(map(str, unseen)), va="center", fontsize=8)
             known = [cost for cost in bar.costs if cost is not None]
             if known:
                 right.plot(known, [place] * len(known), "o", color=colour, ms=6, alpha=0.8)
@@ -105,7 +101,7 @@ def draw(rows: Sequence[Bar], scenarios: int, path: Path, digest: str) -> None:
         left.invert_yaxis()
         left.set_xlim(0, scenarios + 1)
         left.set_title(
-            f"Scenarios of {scenarios} with 99 % of requests in the SLO\ndark: tuned seed, light: two held-out seeds",
+            f"Scenarios of {scenarios} with 99 % of requests in the SLO\ndark: tuned seed, light: two unseen seeds",
             fontsize=10,
         )
         right.set_xscale("log", base=2)
