@@ -17,6 +17,7 @@ from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_autoscaler.kubernetes.status_writer import StatusWriter
 from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.in_memory import InMemoryKube
+from fairlead_testing.waiting import wait_until
 
 MODEL = {
     "apiVersion": "serving.fairlead.io/v1alpha1",
@@ -173,3 +174,57 @@ def test_only_the_one_that_leads_tells_of_numbers(harness: Harness) -> None:
     harness.record(desired=2, replicas=5)
     harness.record(desired=5, replicas=5)
     assert harness.told == []
+
+
+class _SlowKube(InMemoryKube):
+    """Never ends the writes of one namespace, and raises a defect at one model."""
+
+    async def apply_status(self, body: Any, field_manager: str) -> Any:
+        namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
+        if namespace == "slow":
+            await asyncio.Event().wait()
+        if name == "broken":
+            raise TypeError("a defect")
+        return await super().apply_status(body, field_manager)
+
+
+class _Models:
+    def __init__(self, kube: InMemoryKube) -> None:
+        self.kube = kube
+
+    def models(self) -> dict[str, dict[str, Any]]:
+        return {key_of(one): one for one in self.kube.objects_of("ModelDeployment")}
+
+    def model(self, key: str) -> dict[str, Any] | None:
+        return self.models().get(key)
+
+    def foreign_writers(self) -> dict[str, dict[str, str]]:
+        return {key: {} for key in self.models()}
+
+
+@pytest.fixture
+def slow_kube() -> _SlowKube:
+    kube = _SlowKube()
+    for namespace, name in (("slow", "one"), ("chat", "broken"), ("chat", "good"), ("other", "good")):
+        kube.put({**MODEL, "metadata": {"name": name, "namespace": namespace}, "spec": {}})
+    kube.writes.clear()
+    return kube
+
+
+def test_slow_statuses_of_one_namespace_and_a_defect_delay_no_other_model(slow_kube: _SlowKube) -> None:
+    clock = FakeTime()
+
+    async def main() -> None:
+        models = _Models(slow_kube)
+        writer = StatusWriter(slow_kube, models, clock, lambda _, told: None, is_leader=lambda: True)
+        for key in models.models():
+            ruling = EnforcedPlan(2, 2, "up", "as the load needs", 2)
+            observation = Observation(clock.now(), GatewayTraffic(1.0, 10.0), {"main": PoolObservation(2, 2)})
+            spec = ModelSpec(key, None, None, (PoolSpec("main", maximum=8),))
+            writer.on_record(TickRecord(clock.wall(), spec, observation, ScalingPlan(), {"main": ruling}))
+        run = asyncio.create_task(writer.run())
+        await wait_until(lambda: len(slow_kube.writes) >= 2)
+        await cancel_and_wait(run)
+
+    asyncio.run(main())
+    assert slow_kube.writes == ["status ModelDeployment good"] * 2
