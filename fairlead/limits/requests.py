@@ -160,7 +160,8 @@ class UpstreamLimits:
     )
     buffered_responses_bytes: int = limit(
         128 * 1024 * 1024,
-        "the same of all responses of a worker over 16 KiB, and of long events; then it is passed on, or a stream ends",
+        "the same of all responses of a worker over 16 KiB, and of long events; half for one namespace. "
+        "Then it is passed on, or a stream ends",
     )
     sse_event_bytes: int = limit(1024 * 1024, "one event of an engine's stream as far as Fairlead parses it")
     resumable_bytes: int = limit(1024 * 1024, "of a stream, buffered so that another engine can continue it")

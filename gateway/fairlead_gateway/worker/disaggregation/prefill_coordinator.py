@@ -376,7 +376,9 @@ class PrefillCoordinator:
         is_complete = False
         try:
             seconds = self._limits.handoff_prefill_seconds
-            response = await call_engine(self._pool, instance.url, message, seconds, rank=instance.dp_rank)
+            response = await call_engine(
+                self._pool, instance.url, message, seconds, rank=instance.dp_rank, namespace=instance.namespace
+            )
             is_complete = True
             return response
         finally:
@@ -414,7 +416,8 @@ class PrefillCoordinator:
         address = kv_connectors.bootstrap_url(instance)
         message = [f"GET /query HTTP/1.1\r\nhost: {address.partition('://')[2]}\r\n\r\n".encode("latin-1")]
         try:
-            response = await call_engine(self._pool, address, message, self._limits.handoff_query_seconds)
+            seconds, namespace = self._limits.handoff_query_seconds, instance.namespace
+            response = await call_engine(self._pool, address, message, seconds, namespace=namespace)
         except EngineCallFailed as failure:
             failure.crashed = False  # it has not met the prompt
             raise

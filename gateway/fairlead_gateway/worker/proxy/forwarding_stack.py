@@ -47,7 +47,7 @@ class ForwardingStack:
         outlier_detector, retry_budget = OutlierDetector(limits, draw), RetryBudget(limits)
         self._now = runtime.now
         self.credentials = credentials
-        pool = self.pool = ConnectionPool(limits, runtime.loop, credentials)
+        pool = self.pool = ConnectionPool(limits, runtime.loop, credentials, runtime.response_memory)
         self.routers = RouterRegistry(
             secret=secret, limits=limits, outlier_detector=outlier_detector, reporters=reporters
         )

@@ -32,6 +32,7 @@ _STREAM_ERROR_TEXTS: Final = {
     "error-event": "the engine reported an error",
     "aborted": "the engine aborted the request",
     "garbage": "the engine's answer cannot be read",
+    "gateway-full": "the gateway lacks memory for its events",
 }
 _JSON_OR_EVENTS: Final = re.compile(rb"json|text/event-stream", re.IGNORECASE)
 

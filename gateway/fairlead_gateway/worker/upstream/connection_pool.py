@@ -15,6 +15,7 @@ from fairlead_gateway.worker.upstream.connection import (
     EngineConnection,
     UpstreamError,
 )
+from fairlead_gateway.worker.upstream.response_memory import ResponseMemory
 
 
 class ConnectionPool(ConnectionOwner):
@@ -29,8 +30,15 @@ class ConnectionPool(ConnectionOwner):
     take the worker 20 ms.
     """
 
-    def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop, credentials: EngineCredentials) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        loop: asyncio.AbstractEventLoop,
+        credentials: EngineCredentials,
+        response_memory: ResponseMemory | None = None,
+    ) -> None:
         self.credentials = credentials
+        self.response_memory = response_memory or ResponseMemory(limits.buffered_responses_bytes)
         self.limits = limits
         self.loop = loop
         self._now = loop.time

@@ -7,6 +7,7 @@ from fairlead.errors import FairleadError
 from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
 from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
+from fairlead_gateway.worker.upstream.response_memory import BufferedBytes
 
 
 class EngineCallFailed(FairleadError):
@@ -30,10 +31,14 @@ class EngineCallFailed(FairleadError):
 
 
 class _BufferedResponse:
-    """A response that is collected; the sink of its connection."""
+    """A response that is collected; the sink of its connection.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, max_bytes: int) -> None:
+    buffered: counts the bytes until the call ends.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, max_bytes: int, buffered: BufferedBytes) -> None:
         self._max_bytes = max_bytes
+        self.buffered = buffered
         self._content = bytearray()
         self.status = 0
         self.complete = False
@@ -58,6 +63,8 @@ class _BufferedResponse:
             self._finish(UpstreamError("too long"))
         elif complete:
             self._finish(None)
+        elif self.buffered.set_size(len(self._content)):
+            self._finish(UpstreamError("gateway-full"))
 
     def on_error(self, error: UpstreamError) -> None:
         """Ends the response with an error."""
@@ -73,32 +80,48 @@ class _BufferedResponse:
 
 
 async def call_engine(
-    pool: ConnectionPool, address: str, message: Sequence[bytes], seconds: float, *, rank: int | None = None
+    pool: ConnectionPool,
+    address: str,
+    message: Sequence[bytes],
+    seconds: float,
+    *,
+    rank: int | None = None,
+    namespace: str = "",
 ) -> bytes:
     """Sends a message and returns the body of the 200 response. Raises EngineCallFailed.
 
     rank: the data-parallel rank that the message names; None without one.
+    namespace: of the engine, whose responses share memory with others.
+    Why 7 parameters: the last two have a default.
     The connection is closed if the response does not come in time.
     """
+    buffered = BufferedBytes(pool.response_memory, namespace)
     try:
         async with asyncio.timeout(seconds):
-            return await _exchange(pool, address, message, seconds, rank)
+            return await _exchange(pool, address, message, seconds, rank, buffered)
     except TimeoutError:
         raise EngineCallFailed(f"no answer within {seconds:g} s", cause="timeout", is_suspicious=True) from None
     except UpstreamError as error:
         cause = error.cause.replace(" ", "-")
         is_suspicious = error.cause not in LOCAL_CAUSES
         raise EngineCallFailed(error.cause, cause=cause, is_suspicious=is_suspicious, crashed=error.is_crash) from None
+    finally:
+        buffered.set_size(0)
 
 
 async def _exchange(
-    pool: ConnectionPool, address: str, message: Sequence[bytes], seconds: float, rank: int | None
+    pool: ConnectionPool,
+    address: str,
+    message: Sequence[bytes],
+    seconds: float,
+    rank: int | None,
+    buffered: BufferedBytes,
 ) -> bytes:
     connection = pool.take_idle(address)
     while True:
         if connection is None:
             connection = await pool.connect(address)
-        response = _BufferedResponse(pool.loop, pool.limits.response_buffer_bytes)
+        response = _BufferedResponse(pool.loop, pool.limits.response_buffer_bytes, buffered)
         if rank is not None:
             connection.select_rank(rank)
         connection.send_request(message, response, seconds)

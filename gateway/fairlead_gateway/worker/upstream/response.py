@@ -8,13 +8,15 @@ instance. From then on, chunks pass from connection to connection, and `finished
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.response_memory import BufferedBytes, compact
 from fairlead_gateway.worker.upstream.sse import SseScanner, filter_first_chunks
-from fairlead_gateway.worker.upstream.usage import InBandError
+
+_OUT_OF_MEMORY: Final = "gateway-full"  # a local cause: the engine is not to blame
 
 
 class EngineResponse:
@@ -24,6 +26,7 @@ class EngineResponse:
     is_passthrough: the gateway reads neither prompt nor response.
     on_silence: see `ResponseSink.on_silence`.
     on_verdict: called with the verdict; without it, `verdict` is awaited.
+    namespace: of the engine; its responses share memory with others.
 
     Why lazy parts: most responses are plain and go to `on_verdict`; scanner and futures would cost
     each of them.
@@ -38,6 +41,7 @@ class EngineResponse:
         is_passthrough: bool,
         on_silence: Callable[[], float],
         on_verdict: Callable[[UpstreamError | None], None] | None = None,
+        namespace: str = "",
     ) -> None:
         self._stream_requested = stream_requested
         self._strip_usage = strip_usage
@@ -51,6 +55,7 @@ class EngineResponse:
         self._buffer: list[bytes] = []
         self._size = 0
         self._memory = runtime.response_memory
+        self._namespace = namespace
         self._buffered: BufferedBytes | None = None
         self._response: ResponseWriter | None = None
         self._on_gap: Callable[[float], None] | None = None
@@ -68,7 +73,7 @@ class EngineResponse:
         self._verdict: asyncio.Future[UpstreamError | None] | None = (
             None if on_verdict is not None else runtime.loop.create_future()
         )
-        self._is_finished = False
+        self._is_finished = self._is_out_of_memory = False
         self._error: str | None = None
         self._finished: asyncio.Future[str | None] | None = None
 
@@ -154,7 +159,9 @@ class EngineResponse:
             self._send_events(events)
         else:
             self._buffer += self._filter_events(chunks)
-            if self._buffer or self.scanner.is_finished or complete:
+            if self._is_out_of_memory:
+                self.on_error(UpstreamError(_OUT_OF_MEMORY))
+            elif self._buffer or self.scanner.is_finished or complete:
                 self._on_first_chunk(now)
 
     def on_error(self, error: UpstreamError) -> None:
@@ -175,7 +182,8 @@ class EngineResponse:
             self._size += len(chunk)
         if self.status != 200 and self._is_too_long():
             self._buffer = []
-            self.on_error(UpstreamError("garbage"))  # no error object is that long
+            is_too_long = self._size > self._limits.response_buffer_bytes  # no error object is that long
+            self.on_error(UpstreamError("garbage" if is_too_long else _OUT_OF_MEMORY))
         elif self.is_complete or self._is_passthrough_stream or self._is_too_long():
             self._on_first_chunk(now)
 
@@ -196,14 +204,14 @@ class EngineResponse:
         if scanner.has_long_event or self._buffered is not None:
             is_too_long = self._count_buffered(scanner.partial_bytes)
             if is_too_long and not scanner.is_finished:
-                scanner.error = InBandError(502, "the events of engines are too long for the memory of the gateway")
+                self._is_out_of_memory = True
         return events
 
     def _count_buffered(self, size: int) -> bool:
         """Counts bytes that cannot be passed on yet. Returns whether they are too many."""
         buffered = self._buffered
         if buffered is None:
-            buffered = self._buffered = BufferedBytes(self._memory)
+            buffered = self._buffered = BufferedBytes(self._memory, self._namespace)
         return buffered.set_size(size)
 
     def _on_first_chunk(self, now: float) -> None:
@@ -243,6 +251,8 @@ class EngineResponse:
             self._response.write_chunks(events)
         if scanner.error is not None:
             self._finish("error-event")
+        elif self._is_out_of_memory:
+            self._finish(_OUT_OF_MEMORY)
         elif scanner.is_aborted:
             self._finish("aborted")
         elif self.is_complete:

@@ -1,47 +1,66 @@
 """The memory of a worker for parts of engines' responses that cannot be passed on yet.
 
 A plain response is buffered until it is whole, and an event of a stream until its end. Each has a
-limit of its own, and all together have one.
+limit of its own, and all together have one. Engines of one namespace have half of it.
 
-Why: an engine could begin thousands of responses and complete none.
+Why: an engine could begin thousands of responses and complete none. Streams of others must still
+have room for long events, and their engines are not to blame where it lacks.
 """
 
 from typing import Final
 
 _MIN_COUNTED_BYTES: Final = 16_384
 _MIN_CHUNKS: Final = 64
+_MAX_NAMESPACE_SHARE: Final = 0.5
 
 
 class ResponseMemory:
     """The buffered bytes of all unfinished responses of a worker."""
 
-    __slots__ = ("max_bytes", "used_bytes")
+    __slots__ = ("_by_namespace", "max_bytes", "used_bytes")
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.used_bytes = 0
+        self._by_namespace: dict[str, int] = {}
 
-    @property
-    def is_full(self) -> bool:
-        """Whether more is buffered than may be."""
-        return self.used_bytes > self.max_bytes
+    def add(self, namespace: str, size: int) -> None:
+        """Adds bytes of an engine of this namespace; removes them if `size` is negative."""
+        self.used_bytes += size
+        used = self._by_namespace.get(namespace, 0) + size
+        if used:
+            self._by_namespace[namespace] = used
+        else:
+            self._by_namespace.pop(namespace, None)
+
+    def is_full_for(self, namespace: str) -> bool:
+        """Whether more is buffered than may be, of all engines or of those of this namespace."""
+        return (
+            self.used_bytes > self.max_bytes
+            or self._by_namespace.get(namespace, 0) > _MAX_NAMESPACE_SHARE * self.max_bytes
+        )
 
 
 class BufferedBytes:
-    """The part of one response in the memory of all."""
+    """The part of one response in the memory of all.
 
-    __slots__ = ("_counted_bytes", "_memory")
+    namespace: of the engine.
+    """
 
-    def __init__(self, memory: ResponseMemory) -> None:
+    __slots__ = ("_counted_bytes", "_memory", "_namespace")
+
+    def __init__(self, memory: ResponseMemory, namespace: str) -> None:
         self._memory = memory
+        self._namespace = namespace
         self._counted_bytes = 0
 
     def set_size(self, size: int) -> bool:
         """Counts `size` bytes, unless they are few. Returns whether they are too many."""
         counted = size if size > _MIN_COUNTED_BYTES else 0
-        self._memory.used_bytes += counted - self._counted_bytes
-        self._counted_bytes = counted
-        return counted > 0 and self._memory.is_full
+        if counted != self._counted_bytes:
+            self._memory.add(self._namespace, counted - self._counted_bytes)
+            self._counted_bytes = counted
+        return counted > 0 and self._memory.is_full_for(self._namespace)
 
 
 def compact(chunks: list[bytes], size: int) -> list[bytes]:

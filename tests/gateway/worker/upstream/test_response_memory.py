@@ -9,9 +9,11 @@ from fairlead.engines.credentials import EngineCredentials
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.worker.runtime import WorkerRuntime
-from fairlead_gateway.worker.upstream.connection import EngineConnection
+from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
+from fairlead_gateway.worker.upstream.engine_call import call_engine
 from fairlead_gateway.worker.upstream.response import EngineResponse
+from fairlead_gateway.worker.upstream.response_memory import BufferedBytes, ResponseMemory
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request
@@ -20,6 +22,7 @@ from fairlead_testing.waiting import wait_until
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True}
 PART = 100_000
+MAX_BYTES = 2 * PART + 50_000  # of the one namespace of these tests, which has half of all
 
 
 def test_tiny_chunks_of_an_engine_take_no_more_memory_than_large_ones() -> None:
@@ -56,7 +59,7 @@ async def _with_stalled_responses(
         calls.append(call)
         await call.wait_closed()
 
-    limits = Limits(buffered_responses_bytes=2 * PART + 50_000)
+    limits = Limits(buffered_responses_bytes=2 * MAX_BYTES)
     async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url]), limits) as running:
         memory = running.gateway.runtime.response_memory
         clients: list[RawConnection] = []
@@ -84,7 +87,7 @@ def test_plain_response_beyond_the_memory_of_all_is_passed_on_as_it_comes() -> N
         await calls[2].send(text[-1:])
         response = await clients[2].read_response()
         assert (response.status, response.body) == (200, text)
-        assert running.gateway.runtime.response_memory.used_bytes < 2 * PART + 50_000
+        assert running.gateway.runtime.response_memory.used_bytes < MAX_BYTES
 
     run_async(_with_stalled_responses(start, GOOD, use))
 
@@ -97,10 +100,86 @@ def test_streams_whose_events_never_end_fill_no_memory_together() -> None:
 
     async def use(running: RunningGateway, clients: list[RawConnection], calls: list[EngineCall]) -> None:
         response = await clients[2].read_response()
-        assert response.status == 502 or b"stream_error_event" in response.body
-        assert running.gateway.runtime.response_memory.used_bytes < 2 * PART + 50_000
+        assert response.status == 503 or b"stream_gateway_full" in response.body
+        assert running.gateway.runtime.response_memory.used_bytes < MAX_BYTES
 
     run_async(_with_stalled_responses(start, STREAM, use))
+
+
+def test_engine_of_a_stream_is_not_blamed_when_the_gateway_lacks_memory_for_its_event() -> None:
+    async def start(call: EngineCall) -> None:
+        await call.start_stream()
+        await call.event(token("a"))
+        await call.chunk(b"data: " + b"x" * PART)
+
+    async def use(running: RunningGateway, clients: list[RawConnection], calls: list[EngineCall]) -> None:
+        await clients[2].read_response()
+        for _ in range(3):
+            client = await RawConnection.connect(running.url)
+            await client.send(post_request(STREAM))
+            await client.read_response()
+            await client.close()
+        detector = running.gateway.stack.failures.outlier_detector
+        record = detector._records["e-0/0/0"]
+        assert not record.consecutive_failures
+        assert not detector.has_unhealthy
+
+    run_async(_with_stalled_responses(start, STREAM, use))
+
+
+def test_engine_of_a_plain_error_is_not_blamed_when_the_gateway_lacks_memory_for_it() -> None:
+    async def main() -> list[UpstreamError | None]:
+        runtime = WorkerRuntime(SystemClock(), Limits(buffered_responses_bytes=PART), asyncio.get_running_loop())
+        runtime.response_memory.add("other", PART)
+        verdicts: list[UpstreamError | None] = []
+        response = EngineResponse(
+            runtime,
+            stream_requested=False,
+            strip_usage=False,
+            is_passthrough=False,
+            on_silence=lambda: 0.0,
+            on_verdict=verdicts.append,
+        )
+        response.on_head(500, {})
+        response.on_body([b"x" * 20_000], False)
+        return verdicts
+
+    assert [error and error.cause for error in run_async(main())] == ["gateway-full"]
+
+
+def test_engines_of_one_namespace_leave_memory_for_events_of_others() -> None:
+    memory = ResponseMemory(4 * PART)
+    hostile = [BufferedBytes(memory, "hostile") for _ in range(100)]
+    kept = [buffered for buffered in hostile if not buffered.set_size(PART) or buffered.set_size(0)]
+    assert len(kept) == 2
+    honest = BufferedBytes(memory, "honest")
+    assert not honest.set_size(PART)
+
+
+def test_unfinished_prefill_responses_fill_no_memory_together() -> None:
+    async def start(call: EngineCall) -> None:
+        await call.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (2 * PART) + b"x" * PART)
+        await call.wait_closed()
+
+    async def main() -> list[str]:
+        loop = asyncio.get_running_loop()
+        pool = ConnectionPool(
+            Limits(buffered_responses_bytes=4 * PART + 100_000), loop, EngineCredentials({}, loop.time)
+        )
+        async with scripted_engine(start) as engine:
+            message = [b"POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n"]
+            calls = [loop.create_task(call_engine(pool, engine.url, message, 60.0, namespace="a")) for _ in range(5)]
+            await wait_until(lambda: sum(call.done() for call in calls) >= 3)
+            causes = [str(call.exception()) for call in calls if call.done()]
+            assert pool.response_memory.used_bytes <= 2 * PART + 50_000
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+            assert pool.response_memory.used_bytes == 0
+            pool.close()
+            return causes
+
+    assert run_async(main()) == ["gateway-full"] * 3
 
 
 def test_engines_that_flood_hundreds_of_connections_are_read_in_turn() -> None:
