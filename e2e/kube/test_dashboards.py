@@ -133,7 +133,10 @@ def test_every_query_of_dashboards_and_alerts_returns_series(here: Kubectl, inst
     client = ClientPod(here, installed).start()
     name = f"{here.namespace}/watched"
     client.first_token(name)
-    DeployedModel(here, "watched").wait_until_settled(pods=2)
+    watched = DeployedModel(here, "watched")  # never settled, since its scaling is a condition, too
+    eventually(
+        "it is ready", lambda: watched.condition("Ready").get("status") == "True", told=lambda: str(watched.get())
+    )
     long = {"repeats": 400, "conversations": 3}
     with PrometheusServer(installed.here, monitors(here)) as prometheus:
         jobs = prometheus.wait_until_scraped(_SECONDS)

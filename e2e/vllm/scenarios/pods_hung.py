@@ -9,12 +9,11 @@ engine and deletes it, and its workload replaces it.
 import time
 
 from e2e.kube.cluster_access.kubectl import eventually
-from e2e.kube.workloads.autoscaled_models import ready_replicas
 from e2e.kube.workloads.client_pods import StreamSession
 from e2e.kube.workloads.manifests import Manifest
 from e2e.vllm.engine.engine_processes import fetch
 from e2e.vllm.pods import pod_environment
-from e2e.vllm.pods.pod_stage import HUNG_TIMES, START_SECONDS, PodStage, step
+from e2e.vllm.pods.pod_stage import HUNG_TIMES, START_SECONDS, PodStage, is_ready, step
 from e2e.vllm.report import Numbers, VllmReport, require
 
 _RATE, _TOKENS = 1.0, 8
@@ -62,8 +61,9 @@ class PodsHung:
             seconds["marked_seconds"] = round(time.monotonic() - begun, 1)
             eventually("its pod is deleted", lambda: uid not in here.model.pods(), seconds=_HUNG_SECONDS, every=1.0)
             seconds["deleted_seconds"] = round(time.monotonic() - begun, 1)
-            is_served = lambda: ready_replicas(here.model) == 2 and len(here.model.pods()) == 2  # noqa: E731
-            eventually("two engines serve", is_served, seconds=START_SECONDS, every=1.0)
+            # Not by the model's status, which is of the time before for a moment.
+            ready = lambda: [one for one in here.model.pods().values() if is_ready(one)]  # noqa: E731
+            eventually("two engines serve", lambda: len(ready()) == 2, seconds=START_SECONDS, every=1.0)
             seconds["two_serve_seconds"] = round(time.monotonic() - begun, 1)
         numbers = {
             **HUNG_TIMES,
