@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scripts.release.images.bill_of_materials import LockedPackage
-from scripts.release.images.wheels import SITE, read_member, unpack, wheel_of
+from scripts.release.images.wheels import SITE, check_c_library, read_member, unpack, wheel_of
 from scripts.release.release_run import ReleaseError
 
 
@@ -43,3 +43,11 @@ def test_a_package_is_found_among_wheels_by_its_plain_name(tmp_path: Path) -> No
         read_member(made, "other")
     with pytest.raises(ReleaseError, match="no wheel"):
         wheel_of(LockedPackage("some-thing", "1.1", ()), tmp_path)
+
+
+def test_a_module_for_a_newer_c_library_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "old.so").write_bytes(b"\x7fELF GLIBC_2.17\0GLIBC_2.36\0")
+    check_c_library(tmp_path / "old.so")
+    (tmp_path / "new.so").write_bytes(b"\x7fELF GLIBC_2.17\0GLIBC_2.38\0")
+    with pytest.raises(ReleaseError, match=r"new\.so wants glibc 2\.38"):
+        check_c_library(tmp_path / "new.so")

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 COMPONENTS = ("autoscaler", "gateway", "kvstore", "operator", "sim")
 DOCKERFILES = [ROOT / component / "Dockerfile" for component in COMPONENTS]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.y*ml"))
+RELEASE = ROOT / ".github" / "workflows" / "release.yaml"
 LOCKS = sorted((ROOT / "requirements").rglob("*.txt"))
 SPAN = re.compile(r"`([^`\n]+)`")
 DIGEST = r"@sha256:[0-9a-f]{64}"
@@ -115,7 +116,23 @@ def test_a_workflow_may_only_read(workflow: Path) -> None:
         assert job.get("permissions", document["permissions"]) == wanted
         assert "secrets" not in job
         assert 0 < job["timeout-minutes"] <= 60
-    assert "secrets." not in workflow.read_text()
+    if workflow != RELEASE:
+        assert "secrets." not in workflow.read_text()
+
+
+def test_only_a_tag_or_a_maintainer_starts_a_release() -> None:
+    document = yaml.safe_load(RELEASE.read_text())
+    assert document[True] == {"push": {"tags": ["v*"]}, "workflow_dispatch": None}
+    (job,) = document["jobs"].values()
+    assert job["environment"] == "release"
+
+
+def test_the_secrets_of_a_release_reach_one_step_each() -> None:
+    text = RELEASE.read_text()
+    given = [set(re.findall(r"secrets\.(\w+)", str(step.get("env", "")))) for step in steps(RELEASE)]
+    assert [names for names in given if names] == [{"SIGNING_KEY"}, {"REGISTRY_USER", "REGISTRY_PASSWORD"}]
+    assert len(re.findall(r"secrets\.", text)) == 3
+    assert [step["run"] for step in steps(RELEASE) if "run" in step][-1] == "make publish"
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=named)

@@ -128,8 +128,8 @@ def is_compiled(image: OciImage) -> bool:
 
 def layer_key(*parts: bytes) -> str:
     """Returns a name of a layer's content: how layers are made, and what goes into this one."""
-    seen = hashlib.sha256()
-    for part in (*((Path(__file__).with_name(name)).read_bytes() for name in RECIPES), *parts):
+    seen = hashlib.sha256(_recipe())
+    for part in parts:
         seen.update(hashlib.sha256(part).digest())
     return seen.hexdigest()[:16]
 
@@ -185,6 +185,7 @@ class _ArchitectureLayers:
 
         def fill(root: Path) -> None:
             for path in sorted(found.rglob("*.so")):
+                wheels.check_c_library(path)
                 target = root / wheels.SITE / path.relative_to(found)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, target)
@@ -234,6 +235,13 @@ def _fill_fairlead(root: Path) -> None:
     wheels.unpack(next(made.glob("*.whl")), root)
     shutil.rmtree(made)
     wheels.compile_bytecode(root, wheels.SITE)
+
+
+@cache
+def _recipe() -> bytes:
+    """A digest of the modules that make layers, as they are when the build begins."""
+    texts = [Path(__file__).with_name(name).read_bytes() for name in RECIPES]
+    return hashlib.sha256(b"".join(hashlib.sha256(text).digest() for text in texts)).digest()
 
 
 @cache

@@ -103,6 +103,19 @@ def compile_bytecode(root: Path, folder: str | Path) -> None:
     subprocess.run(command, check=False, capture_output=True, env={"PYTHONHASHSEED": "0"})
 
 
+def check_c_library(program: Path) -> None:
+    """Checks that a compiled file loads with the images' C library.
+
+    Raises ReleaseError where it was made on a machine with a newer one and uses what that added.
+    """
+    newest = max((int(minor) for minor in re.findall(rb"GLIBC_2\.(\d+)", program.read_bytes())), default=0)
+    if newest > _GLIBC.start:
+        raise ReleaseError(
+            f"{program.name} wants glibc 2.{newest}, and the images have 2.{_GLIBC.start}: "
+            "build the release on a system with an older C library, or set FAIRLEAD_COMPILED=0"
+        )
+
+
 def _place(name: str) -> Path | None:
     """Returns where a file of a wheel goes below the root; None for what no image needs."""
     parts = PurePosixPath(name).parts
