@@ -28,6 +28,7 @@ from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
 from fairlead_gateway.telemetry import OK, MetricsRecorder
 from fairlead_gateway.telemetry.handoff_record import BYPASSED, DONE, FAILED, PrefillAttempt
 from fairlead_gateway.worker.disaggregation import kv_connectors
+from fairlead_gateway.worker.disaggregation.concurrent_prefills import ConcurrentPrefills
 from fairlead_gateway.worker.disaggregation.kv_connectors import Handoff
 from fairlead_gateway.worker.disaggregation.pair_health import PairHealth
 from fairlead_gateway.worker.disaggregation.transfer_estimator import TransferEstimator
@@ -83,13 +84,12 @@ class PrefillCoordinator:
         self._pair_health = PairHealth(runtime)
         self._hop_id = create_hop_id(routers.serving.secret)
         self._engine_ids: dict[str, str] = {}
-        self._concurrent_prefills: set[asyncio.Task[None]] = set()
+        self.concurrent_prefills = ConcurrentPrefills(runtime.loop)
         self._transfer_estimator = TransferEstimator(runtime.limits)
 
     def close(self) -> None:
         """Cancels the prefills that run at the same time as their decodes."""
-        for task in self._concurrent_prefills:
-            task.cancel()
+        self.concurrent_prefills.close()
 
     def update_fleet(self, fleet: Fleet) -> None:
         """Forgets the transfer times of models, and the engine ids of instances, that have left."""
@@ -233,14 +233,19 @@ class PrefillCoordinator:
         transfer = handoff.transfer
         transfer.decode_id = instance.id
         handoff.is_transferred = True
+        prefill = None
         if transfer.prefill.transfer == "sglang":
-            self._start_concurrent_prefill(context, handoff, transfer)
+            prefill = self._start_concurrent_prefill(context, handoff, transfer)
         seconds = kv_connectors.first_event_timeout_seconds(
             context.request.stream, context.request.max_tokens, self._limits
         )
         timer = self._pool.loop.call_later(seconds, engine_response.on_error, UpstreamError("timeout"))
         try:
             yield
+        except BaseException:
+            if prefill is not None:
+                self.concurrent_prefills.on_request_ended(prefill, context.caller)
+            raise
         finally:
             timer.cancel()
 
@@ -384,13 +389,10 @@ class PrefillCoordinator:
         finally:
             (router.on_finish if is_complete else router.on_abandoned)(context.route_request.id, self._now())
 
-    def _start_concurrent_prefill(self, context: RequestContext, handoff: HandoffState, transfer: Handoff) -> None:
-        """Starts SGLang's prefill, which runs at the same time as the decode.
-
-        It runs to its end even if the request ends.
-
-        Why: cancelling it would abort the transfer.
-        """
+    def _start_concurrent_prefill(
+        self, context: RequestContext, handoff: HandoffState, transfer: Handoff
+    ) -> asyncio.Task[None]:
+        """Starts SGLang's prefill, which runs at the same time as the decode."""
         attempt = handoff.record.attempts[-1]
         attempt.started_at = self._now()
 
@@ -401,9 +403,7 @@ class PrefillCoordinator:
             except EngineCallFailed as failure:
                 self._on_call_failed(context, attempt, failure)
 
-        task = self._pool.loop.create_task(prefill())
-        self._concurrent_prefills.add(task)
-        task.add_done_callback(self._concurrent_prefills.discard)
+        return self.concurrent_prefills.start(prefill())
 
     async def _engine_id(self, instance: Instance) -> str:
         """Returns Mooncake's id of an engine, which is cached until the engine fails.
