@@ -110,6 +110,24 @@ class ModelStage:
         code = f"import os, signal; os.kill({process}, signal.{signal})"
         self.here.run("exec", pod["metadata"]["name"], "-c", "engine", "--", "python3", "-c", code)
 
+    def wait_until_ready(self, pods: int, seconds: float) -> dict[str, Manifest]:
+        """Waits until the model has so many pods, all ready, and says so; returns them by uid.
+
+        Why not until it is settled: a model of this name in another namespace adds a condition.
+        """
+        found: dict[str, Manifest] = {}
+
+        def is_so() -> bool:
+            model = self.model.get()
+            found.clear()
+            found.update(self.model.pods(going=True))
+            is_seen = model.get("status", {}).get("observedGeneration") == model["metadata"]["generation"]
+            is_whole = len(found) == pods and all(map(is_ready, found.values()))
+            return is_seen and is_whole and self.model.condition("Ready").get("status") == "True"
+
+        eventually(f"{pods} pods are ready", is_so, seconds=seconds, told=lambda: str(self.model.get().get("status")))
+        return found
+
     def wait_until_gone(self, seconds: float) -> None:
         """Deletes the model and waits until none of its pods is left."""
         self.here.run("delete", "modeldeployment", MODEL, f"--timeout={seconds:g}s")

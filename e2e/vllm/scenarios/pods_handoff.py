@@ -54,7 +54,7 @@ class PodsHandoff:
         engine = pod_environment.engine(self._stage.installed)
         here.here.apply(here.manifest(*pools, engine=engine, kvCache={"transfer": "Mooncake"}))
         here.client.first_token(here.name, seconds=START_SECONDS)
-        here.model.wait_until_settled(pods=2, seconds=START_SECONDS)
+        here.wait_until_ready(pods=2, seconds=START_SECONDS)
         return {"pods": 2}
 
     def _first(self) -> Numbers:

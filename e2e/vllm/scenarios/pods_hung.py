@@ -44,7 +44,7 @@ class PodsHung:
         pool = pod_environment.pool(minReplicas=2)
         here.here.apply(here.manifest(pool, engine=pod_environment.engine(self._stage.installed)))
         here.client.first_token(here.name, seconds=START_SECONDS)
-        pods = here.model.wait_until_settled(pods=2, seconds=START_SECONDS)
+        pods = here.wait_until_ready(pods=2, seconds=START_SECONDS)
         return {"cores": len({(uid, here.core(pod)) for uid, pod in pods.items()})}
 
     def _stop_core(self) -> Numbers:

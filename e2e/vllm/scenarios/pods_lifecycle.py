@@ -45,7 +45,7 @@ class PodsLifecycle:
         begun = time.time()
         here.here.apply(manifest)
         first = here.client.first_token(here.name, seconds=START_SECONDS)
-        (pod,) = here.model.wait_until_settled(pods=1, seconds=60.0).values()
+        (pod,) = here.wait_until_ready(pods=1, seconds=60.0).values()
         return {"first_token_seconds": round(first - begun, 1), "phase": pod["status"]["phase"]}
 
     def _compare(self) -> Numbers:
@@ -114,7 +114,7 @@ class PodsLifecycle:
         with StreamSession(here.client, here.name, rate=_RATE, tokens=_TOKENS) as streams:
             begun = time.monotonic()
             here.model.patch(spec)
-            here.model.wait_until_settled(pods=pods, seconds=START_SECONDS)
+            here.wait_until_ready(pods=pods, seconds=START_SECONDS)
             numbers: Numbers = {"settled_seconds": round(time.monotonic() - begun, 1)}
         numbers |= {name: streams.end[name] for name in ("streams", "outcomes", "first_token_seconds")}
         require(not streams.failures, "a stream failed", {**numbers, "failures": streams.failures[:5]})
