@@ -35,6 +35,7 @@ from fairlead_gateway.worker.upstream.usage import Usage
 _UNRESUMABLE_FIELDS = (b'"continue_final_message"', b'"return_token_ids"', b'"use_beam_search"')
 _CONTINUOUS_USAGE_KEY = b"continuous_usage_stats"
 _EVENTS_PER_SLICE = 64
+_MAX_COUNT = 1 << 53
 _KNOWN_DELTA_FIELDS = frozenset(
     {"role", "content", "refusal", "function_call", "tool_calls", "reasoning", "reasoning_content"}
 )
@@ -201,9 +202,9 @@ def splice_events(events: Iterable[bytes], sent: SentText) -> list[bytes]:
             continue
         fields.update(sent.shared_fields)
         usage = fields.get("usage")
-        if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
+        if isinstance(usage, dict) and _is_count(usage.get("completion_tokens")):
             usage["completion_tokens"] += sent.tokens
-            if isinstance(usage.get("prompt_tokens"), int):
+            if _is_count(usage.get("prompt_tokens")):
                 usage["prompt_tokens"] = max(0, usage["prompt_tokens"] - sent.tokens)
         choices = fields.get("choices")
         if isinstance(choices, list) and choices and isinstance(choices[0], dict):
@@ -231,6 +232,14 @@ def _decode_events(stream: bytes) -> Iterable[dict[str, Any]]:
         data = line[5:].strip() if line.startswith(b"data:") else b""
         if data[:1] == b"{":
             yield msgspec.json.decode(data, type=dict)
+
+
+def _is_count(value: object) -> bool:
+    """Whether a value can be a number of tokens.
+
+    Why a bound: a number of more than 4,300 digits cannot be written as text.
+    """
+    return isinstance(value, int) and 0 <= value <= _MAX_COUNT
 
 
 def _event_text(choice: dict[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ import pytest
 from fairlead.engine_profile import builtin_profile
 from fairlead.limits import Limits
 from fairlead_gateway.ipc.timing_events import TimingEvent, TimingEventKind, TimingEvents
-from fairlead_gateway.worker.proxy.continuation import SentText, SentTextMemory
+from fairlead_gateway.worker.proxy.continuation import SentText, SentTextMemory, splice_events
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.reporting.timing_reporter import TimingReporter
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, usage
@@ -482,3 +482,11 @@ def test_stream_that_has_ended_keeps_no_text_for_a_resumption() -> None:
             assert running.gateway.stack.relay._sent_text_memory.used_bytes == 0
 
     run_async(main())
+
+
+@pytest.mark.parametrize("number", [b"9" * 4_300, b"-1", b"1e400"])
+def test_impossible_token_count_of_an_engine_does_not_end_the_reading_of_a_resumed_stream(number: bytes) -> None:
+    sent = SentText(1_000)
+    sent.tokens = 3
+    (spliced,) = splice_events([b'data: {"usage":{"completion_tokens":%b}}\n\n' % number], sent)
+    assert number in spliced
