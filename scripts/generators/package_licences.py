@@ -18,8 +18,8 @@ FILE = "THIRD_PARTY_LICENSES"
 ALLOWED = frozenset(
     ("0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "MIT", "MIT-CMU", "MPL-2.0", "PSF-2.0", "Zlib")
 )
-"""SPDX ids of licences that packages of images and of the wheel may have. MPL-2.0 asks for the sources
-of changed files alone, and none is changed.
+"""SPDX ids of licences that packages of images and of the wheel may have. MPL-2.0 asks for the
+sources of changed files alone, and none is changed.
 """
 _BY_PACKAGE = {
     "aiosignal": "Apache-2.0",
@@ -59,7 +59,7 @@ class PackageLicence:
 
 
 def run_time_packages(root: Path) -> dict[str, set[str]]:
-    """Returns name → versions in the lock of every package that the wheel needs, extras included."""
+    """Returns name → locked versions of every package that the wheel and its extras need."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     requirements = [*project["dependencies"], *(line for name in extras if name != "all" for line in extras[name])]

@@ -38,7 +38,7 @@ def address_files(root: Path, addresses: RegisteredAddresses) -> dict[str, str]:
 
 
 def with_urls(pyproject: str, addresses: RegisteredAddresses) -> str:
-    """Returns a pyproject.toml with the table of the registered addresses; without one if there is none."""
+    """Returns a pyproject.toml with the registered addresses; without a table if there are none."""
     named = {
         "Homepage": addresses.site or addresses.repository,
         "Documentation": addresses.site,

@@ -1,7 +1,7 @@
 """The kubectl plugin: an archive for every platform with Python, and its krew manifest.
 
 The archive holds the wheel, the lock of what the wheel needs, and a script. At its first call the
-script installs both into a folder of the user's cache. krew installs the archive by the manifest,
+script installs both into the user's cache. krew installs the archive by the manifest,
 which names its SHA-256.
 """
 

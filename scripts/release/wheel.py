@@ -33,7 +33,7 @@ def build_wheel(run: ReleaseRun) -> Iterator[Path]:
 
 
 def wheel_bill(root: Path) -> str:
-    """Returns the bill of materials of the wheel: what its installation brings, in the locked versions."""
+    """Returns the bill of materials of the wheel: the packages that it brings, as locked."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     lock = lock_part((root / "requirements" / "dev.txt").read_text(), project["dependencies"])
     packages = locked_packages(lock, OLDEST_PYTHON)

@@ -1,4 +1,4 @@
-"""Governance files: they exist, name no address that is not registered, and forms are well-formed."""
+"""Governance files: they exist, name registered addresses alone, and have well-formed forms."""
 
 import re
 from pathlib import Path

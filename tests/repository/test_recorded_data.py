@@ -1,4 +1,4 @@
-"""Recorded data is in the repository: a clone needs nothing beside it."""
+"""Recorded data is in the repository: a clone needs nothing else."""
 
 import re
 import subprocess

@@ -28,7 +28,7 @@ _STOP_SECONDS = 20.0
 
 @dataclass(slots=True)
 class PrometheusServer:
-    """A server for as long as the block lasts. It scrapes every two seconds what ``monitors`` select."""
+    """A server for as long as the block lasts. It scrapes what ``monitors`` select, every 2 s."""
 
     kubectl: Kubectl
     monitors: Sequence[Manifest]

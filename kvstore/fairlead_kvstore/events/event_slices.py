@@ -123,7 +123,8 @@ def _large_payload_slices(payload: bytes, limits: Limits) -> Iterator[tuple[int,
 def _decode_raw(payload: bytes, limits: Limits) -> RawBatch:
     """Returns a batch with undecoded events. Raises EventsError.
 
-    Why: their number is read from the bytes first, since two million of them would be decoded in one turn.
+    Why: their number is read from the bytes first, since two million of them would be decoded in
+    one turn.
     """
     if len(payload) > limits.kv_events_bytes:
         text = f"the payload has {len(payload)} bytes, over the limit of {limits.kv_events_bytes}"

@@ -1,5 +1,5 @@
 """Replays the recordings in DIR and prints the results; ``--write`` writes the reference page;
-``--record`` records them anew.
+``--record`` records them again.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The recorder: sends recorded requests to a running engine and writes what it answers.
 
-It makes the recordings anew after an engine's release. The requests stay those of the earlier
+It repeats the recordings after an engine's release. The requests stay those of the earlier
 recordings, the answers are the bytes that the engine sent.
 """
 
@@ -13,7 +13,9 @@ from fairlead_sim.transcripts.recording import RecordedRequest, is_complete, rea
 
 
 async def record_entries(entries: Iterable[ManifestEntry], folder: Path, authority: str) -> dict[str, bytes]:
-    """Records the requests of ``folder`` at an engine, in the manifest's order: file name → content.
+    """Records the requests of ``folder`` at an engine, in the manifest's order.
+
+    Returns file name → content.
 
     Requests that stay open while others are sent, and those that wait for a client to leave, are
     left out: scenarios record them by hand.

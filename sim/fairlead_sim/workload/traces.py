@@ -18,8 +18,8 @@ TRACE_BLOCK_TOKENS = 512
 MAX_PROMPT_TOKENS = 20_480
 """The bound of the published studies, which leave longer prompts out."""
 BUNDLED_TRACE = Path(__file__).parent / "data" / "mooncake-conversation-1000.jsonl.gz"
-"""The first 1,000 requests of the Mooncake conversation trace with at most 20,480 prompt tokens. Lines
-of longer prompts are blank, so that each request keeps its line number. Source: data/NOTICE.
+"""The first 1,000 requests of the Mooncake conversation trace with at most 20,480 prompt tokens.
+Lines of longer prompts are blank, so that each request keeps its line number. Source: data/NOTICE.
 """
 
 
