@@ -254,7 +254,7 @@ def test_page_that_consists_of_one_series_is_not_read_to_its_end() -> None:
     assert (signals.running, signals.waiting) == (None, 3.0)
 
 
-def test_large_metrics_pages_of_one_namespace_fill_no_memory_and_leave_others_theirs() -> None:
+def test_large_metrics_pages_of_one_namespace_fill_no_memory() -> None:
     large = 600_000
     limits = Limits(scrape_bytes=1_000_000, scrape_timeout_seconds=20.0)
     shares = [0]

@@ -381,9 +381,7 @@ class PrefillCoordinator:
         is_complete = False
         try:
             seconds = self._limits.handoff_prefill_seconds
-            response = await call_engine(
-                self._pool, instance.url, message, seconds, rank=instance.dp_rank, namespace=instance.namespace
-            )
+            response = await call_engine(self._pool, instance.url, message, seconds, instance=instance)
             is_complete = True
             return response
         finally:
@@ -416,8 +414,8 @@ class PrefillCoordinator:
         address = kv_connectors.bootstrap_url(instance)
         message = [f"GET /query HTTP/1.1\r\nhost: {address.partition('://')[2]}\r\n\r\n".encode("latin-1")]
         try:
-            seconds, namespace = self._limits.handoff_query_seconds, instance.namespace
-            response = await call_engine(self._pool, address, message, seconds, namespace=namespace)
+            seconds = self._limits.handoff_query_seconds
+            response = await call_engine(self._pool, address, message, seconds, instance=instance)
         except EngineCallFailed as failure:
             failure.crashed = False  # it has not met the prompt
             raise

@@ -170,8 +170,8 @@ class Attempt:
             is_passthrough=request.is_passthrough,
             on_silence=stall_timeout.on_silence,
             on_verdict=on_verdict,
-            namespace=self.instance.namespace,
         )
+        engine_response.namespace = self.instance.namespace
         self.has_verdict, self.error = False, None
         now = self.dispatched_at = dispatcher.now()
         if self._sent is None:

@@ -108,9 +108,7 @@ class EjectionProber:
         self._detector.on_dispatch(instance.id)
         try:
             message, seconds = self._message(instance), self._timeout_seconds
-            await call_engine(
-                self._pool, instance.url, message, seconds, rank=instance.dp_rank, namespace=instance.namespace
-            )
+            await call_engine(self._pool, instance.url, message, seconds, instance=instance)
             self._detector.on_success(instance.id, self._now())
         except EngineCallFailed as failure:
             if failure.cause == "timeout" and activity.receive_count != received:

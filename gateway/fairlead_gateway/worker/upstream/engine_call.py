@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from fairlead.errors import FairleadError
+from fairlead.fleet.model import Instance
 from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
 from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
@@ -85,16 +86,14 @@ async def call_engine(
     message: Sequence[bytes],
     seconds: float,
     *,
-    rank: int | None = None,
-    namespace: str = "",
+    instance: Instance | None = None,
 ) -> bytes:
     """Sends a message and returns the body of the 200 response. Raises EngineCallFailed.
 
-    rank: the data-parallel rank that the message names; None without one.
-    namespace: of the engine, whose responses share memory with others.
-    Why 7 parameters: the last two have a default.
+    instance: names the data-parallel rank, and the namespace whose responses share memory.
     The connection is closed if the response does not come in time.
     """
+    rank, namespace = (None, "") if instance is None else (instance.dp_rank, instance.namespace)
     buffered = BufferedBytes(pool.response_memory, namespace)
     try:
         async with asyncio.timeout(seconds):

@@ -26,7 +26,7 @@ class EngineResponse:
     is_passthrough: the gateway reads neither prompt nor response.
     on_silence: see `ResponseSink.on_silence`.
     on_verdict: called with the verdict; without it, `verdict` is awaited.
-    namespace: of the engine; its responses share memory with others.
+    namespace: of the engine, whose responses share memory with others; set by the creator.
 
     Why lazy parts: most responses are plain and go to `on_verdict`; scanner and futures would cost
     each of them.
@@ -41,7 +41,6 @@ class EngineResponse:
         is_passthrough: bool,
         on_silence: Callable[[], float],
         on_verdict: Callable[[UpstreamError | None], None] | None = None,
-        namespace: str = "",
     ) -> None:
         self._stream_requested = stream_requested
         self._strip_usage = strip_usage
@@ -55,7 +54,7 @@ class EngineResponse:
         self._buffer: list[bytes] = []
         self._size = 0
         self._memory = runtime.response_memory
-        self._namespace = namespace
+        self.namespace = ""
         self._buffered: BufferedBytes | None = None
         self._response: ResponseWriter | None = None
         self._on_gap: Callable[[float], None] | None = None
@@ -211,7 +210,7 @@ class EngineResponse:
         """Counts bytes that cannot be passed on yet. Returns whether they are too many."""
         buffered = self._buffered
         if buffered is None:
-            buffered = self._buffered = BufferedBytes(self._memory, self._namespace)
+            buffered = self._buffered = BufferedBytes(self._memory, self.namespace)
         return buffered.set_size(size)
 
     def _on_first_chunk(self, now: float) -> None:

@@ -14,7 +14,7 @@ from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.waiting import wait_until
 
 
-def test_prefills_of_a_caller_that_leaves_at_once_are_bounded_and_those_of_others_run_on() -> None:
+def test_prefills_of_a_caller_that_leaves_at_once_are_bounded() -> None:
     async def main() -> None:
         prefills = ConcurrentPrefills(asyncio.get_running_loop())
         may_end = asyncio.Event()

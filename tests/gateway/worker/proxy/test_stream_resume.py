@@ -485,7 +485,7 @@ def test_stream_that_has_ended_keeps_no_text_for_a_resumption() -> None:
 
 
 @pytest.mark.parametrize("number", [b"9" * 4_300, b"-1", b"1e400"])
-def test_impossible_token_count_of_an_engine_does_not_end_the_reading_of_a_resumed_stream(number: bytes) -> None:
+def test_impossible_token_count_does_not_end_the_reading_of_a_resumed_stream(number: bytes) -> None:
     sent = SentText(1_000)
     sent.tokens = 3
     (spliced,) = splice_events([b'data: {"usage":{"completion_tokens":%b}}\n\n' % number], sent)

@@ -6,6 +6,7 @@ import tracemalloc
 from collections.abc import Awaitable, Callable
 
 from fairlead.engines.credentials import EngineCredentials
+from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.worker.runtime import WorkerRuntime
@@ -106,7 +107,7 @@ def test_streams_whose_events_never_end_fill_no_memory_together() -> None:
     run_async(_with_stalled_responses(start, STREAM, use))
 
 
-def test_engine_of_a_stream_is_not_blamed_when_the_gateway_lacks_memory_for_its_event() -> None:
+def test_engine_of_a_stream_is_not_blamed_when_the_gateway_lacks_memory() -> None:
     async def start(call: EngineCall) -> None:
         await call.start_stream()
         await call.event(token("a"))
@@ -127,7 +128,7 @@ def test_engine_of_a_stream_is_not_blamed_when_the_gateway_lacks_memory_for_its_
     run_async(_with_stalled_responses(start, STREAM, use))
 
 
-def test_engine_of_a_plain_error_is_not_blamed_when_the_gateway_lacks_memory_for_it() -> None:
+def test_engine_of_a_plain_error_is_not_blamed_when_the_gateway_lacks_memory() -> None:
     async def main() -> list[UpstreamError | None]:
         runtime = WorkerRuntime(SystemClock(), Limits(buffered_responses_bytes=PART), asyncio.get_running_loop())
         runtime.response_memory.add("other", PART)
@@ -168,7 +169,10 @@ def test_unfinished_prefill_responses_fill_no_memory_together() -> None:
         )
         async with scripted_engine(start) as engine:
             message = [b"POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n"]
-            calls = [loop.create_task(call_engine(pool, engine.url, message, 60.0, namespace="a")) for _ in range(5)]
+            instance = Instance("e", "a", "m", "main", engine.url)
+            calls = [
+                loop.create_task(call_engine(pool, engine.url, message, 60.0, instance=instance)) for _ in range(5)
+            ]
             await wait_until(lambda: sum(call.done() for call in calls) >= 3)
             causes = [str(call.exception()) for call in calls if call.done()]
             assert pool.response_memory.used_bytes <= 2 * PART + 50_000
