@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 _RECANCEL_SECONDS = 0.05
@@ -52,3 +52,32 @@ async def first_failure(work: Iterable[asyncio.Task[Any]], stopped: asyncio.Task
             if not task.cancelled() and (error := task.exception()) is not None:
                 return error
     return None
+
+
+class KeyedTasks:
+    """Background tasks by key, at most one at a time for each. They must not raise."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def start(self, key: str, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None] | None:
+        """Starts `work` as the task of a key and returns it; None while an earlier one runs."""
+        if key in self._tasks:
+            return None
+        task = self._tasks[key] = asyncio.ensure_future(work())
+        task.add_done_callback(lambda _: self._tasks.pop(key, None))
+        return task
+
+    async def wait(self) -> None:
+        """Returns when all tasks have ended. A cancellation cancels them."""
+        try:
+            while self._tasks:
+                await asyncio.wait(tuple(self._tasks.values()))
+        except asyncio.CancelledError:
+            await self.cancel()
+            raise
+
+    async def cancel(self) -> None:
+        """Cancels all tasks and returns when they have ended."""
+        for task in tuple(self._tasks.values()):
+            await cancel_and_wait(task)

@@ -1,4 +1,4 @@
-"""Turns of an indexer's event loop while one engine is hostile.
+"""Slices of an indexer's work while one engine is hostile.
 
 Each attack is a batch of KV events that took up to several seconds at once. It is applied in
 slices, as the indexer does it. The longest slice counts, in CPU seconds of the thread: other

@@ -34,7 +34,7 @@ its handles, and each change of a twin costs a look at the others.
 import secrets
 import sys
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -49,12 +49,20 @@ COLUMNS: Final[Mapping[str, str]] = MappingProxyType(
 """The type codes of ``array``; I has four bytes wherever CPython runs."""
 _IS_LITTLE_ENDIAN: Final = sys.byteorder == "little"
 _MIN_CELLS: Final = 13
-_TAKEN: Final = 0xFFFF_FFFF
-"""Marks an old cell whose row was moved out of turn. No table has so many rows."""
-_CELLS_MOVED_AT_ONCE: Final = 16
-"""Three times as many as needed to be over before the map grows again."""
+_SEGMENT_CELLS: Final = 509
+"""The cells of a segment: a prime number, since the place in it is a remainder."""
+_SEGMENT_BYTES: Final = 104
+"""The memory of a segment besides its cells."""
+_SPARE_DEPTH: Final = 5
+"""The directory may double so many times beyond its least size."""
+_PLACE_SHIFT: Final = 32
+_PLACE_MASK: Final = 0xFFFF_FFFF
+_HASH_BITS: Final = 64
+_HASH_MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 _FACTOR: Final = secrets.randbits(64) | 1 << 63 | 1
 """The factor of the hash of keys. It decides where rows lie, and nothing else."""
+_ROWS_PER_STEP: Final = 1_024
+"""The rows that one step of ``load_steps`` enters: some 3 ms."""
 MAX_ROWS_AT_ONCE: Final = 8_192
 """The most rows that are sorted at once: some 5 ms."""
 _MAX_WALKED_ROWS: Final = 2_048
@@ -78,89 +86,105 @@ def time_of(tick: int) -> float:
 class RowIndex:
     """A map from a 64-bit key to the row that has it in ``keys``; at most one row per key.
 
-    A map that grows is moved to its new cells a few at a time, with each new row. Until then, rows
-    that were not moved yet are in the old cells. A search moves the row that it looks for.
+    The map consists of segments of at most 509 cells. The upper bits of a key's hash lead through a
+    directory to its segment. A full segment is divided in two, and the directory doubles when one
+    of its entries leads to it (extendible hashing).
 
-    Why: to move 87,000 rows at once takes some 45 ms.
+    Why: to move 87,000 rows to a larger map at once takes some 45 ms. To move them step by step
+    needs both maps meanwhile.
     """
 
-    __slots__ = ("_cells", "_keys", "_moved", "_old", "_size", "_used")
+    __slots__ = ("_depths", "_directory", "_keys", "_segments", "_shift", "_used", "_used_cells")
 
     def __init__(self, keys: "array[int]") -> None:
         self._keys = keys
-        self._size = _MIN_CELLS
         self._used = 0
-        self._cells = array("I", bytes(4 * _MIN_CELLS))
-        self._old: array[int] | None = None
-        self._moved = 0  # the number of old cells that were moved
+        self._segments = [array("I", bytes(4 * _MIN_CELLS))]
+        self._used_cells = array("I", [0])  # of each segment
+        self._depths = array("B", [0])  # the bits of the hash that all keys of a segment share
+        self._directory = array("I", [0])
+        self._shift = _HASH_BITS  # the bits of the hash that do not lead through the directory
 
     def __len__(self) -> int:
         return self._used
 
     def __iter__(self) -> Iterator[int]:
         """Yields every row; the index must not change meanwhile."""
-        yield from (row for row in self._cells if row)
-        if self._old is not None:
-            yield from (row for row in self._old[self._moved :] if row and row != _TAKEN)
+        return (row for cells in self._segments for row in cells if row)
 
     @property
     def bytes(self) -> int:
         """Memory of the cells, in bytes."""
-        return self._cells.itemsize * (self._size + (0 if self._old is None else len(self._old)))
+        cells = sum(len(segment) for segment in self._segments) * self._directory.itemsize
+        return cells + len(self._segments) * _SEGMENT_BYTES + self._directory.__sizeof__()
 
     def find(self, key: int) -> int:
         """Returns the row of a key; 0 if there is none."""
-        return self._cells[self.seek(key)]
-
-    def seek(self, key: int) -> int:
-        """Returns the index of the cell with the key's row, or of the empty cell for a new row."""
-        if self._old is not None:
-            self._take_over(key)
-        cells, keys, size = self._cells, self._keys, self._size
-        at = (key * _FACTOR >> 40) % size
+        mixed, keys = key * _FACTOR, self._keys
+        cells = self._segments[self._directory[(mixed & _HASH_MASK) >> self._shift]]
+        size = len(cells)
+        at = (mixed >> 40) % size
         while row := cells[at]:
             if keys[row] == key:
                 break
             at += 1
             if at == size:
                 at = 0
-        return at
+        return row
 
-    def row(self, at: int) -> int:
+    def seek(self, key: int) -> int:
+        """Returns the place of the cell with the key's row, or of the empty cell for a new row."""
+        mixed, keys = key * _FACTOR, self._keys
+        number = self._directory[(mixed & _HASH_MASK) >> self._shift]
+        cells = self._segments[number]
+        size = len(cells)
+        at = (mixed >> 40) % size
+        while row := cells[at]:
+            if keys[row] == key:
+                break
+            at += 1
+            if at == size:
+                at = 0
+        return number << _PLACE_SHIFT | at
+
+    def row(self, place: int) -> int:
         """Returns the row of a cell; 0 for an empty one."""
-        return self._cells[at]
+        return self._segments[place >> _PLACE_SHIFT][place & _PLACE_MASK]
 
-    def enter(self, at: int, row: int) -> None:
+    def enter(self, place: int, row: int) -> None:
         """Enters a row at the empty cell that ``seek`` found for its key; nothing may change in
         between.
         """
-        self._cells[at] = row
+        number = place >> _PLACE_SHIFT
+        cells = self._segments[number]
+        cells[place & _PLACE_MASK] = row
         self._used += 1
-        if self._old is not None:
-            self._move_some(_CELLS_MOVED_AT_ONCE)
-        elif self._used * 3 > self._size * 2:
-            self._grow()
+        used = self._used_cells[number] = self._used_cells[number] + 1
+        if used * 3 > len(cells) * 2:
+            self._grow(number)
 
     def put(self, row: int) -> int:
         """Enters a row, whose key is in ``keys``, and returns 0.
 
         If another row has this key already, returns that row and changes nothing.
         """
-        at = self.seek(self._keys[row])
-        if other := self._cells[at]:
+        place = self.seek(self._keys[row])
+        if other := self.row(place):
             return other
-        self.enter(at, row)
+        self.enter(place, row)
         return 0
 
     def redirect(self, old: int, new: int) -> None:
         """Replaces ``old`` by ``new``, which has the same key."""
-        self._cells[self.seek(self._keys[old])] = new
+        place = self.seek(self._keys[old])
+        self._segments[place >> _PLACE_SHIFT][place & _PLACE_MASK] = new
 
     def remove(self, row: int) -> None:
         """Removes a row, which must be in the index."""
-        at = self.seek(self._keys[row])
-        cells, keys, size = self._cells, self._keys, self._size
-        hole = at
+        place = self.seek(self._keys[row])
+        number, at = place >> _PLACE_SHIFT, place & _PLACE_MASK
+        cells, keys = self._segments[number], self._keys
+        size, hole = len(cells), at
         while True:
             at += 1
             if at == size:
@@ -175,52 +199,54 @@ class RowIndex:
                 hole = at
         cells[hole] = 0
         self._used -= 1
+        self._used_cells[number] -= 1
 
-    def _grow(self) -> None:
-        size = self._used * 3 | 1
-        while not (size % 3 and size % 5 and size % 7):
-            size += 2
-        self._old, self._moved = self._cells, 0
-        self._cells, self._size = array("I", [0]) * size, size
-        self._move_some(_CELLS_MOVED_AT_ONCE)
+    def _grow(self, number: int) -> None:
+        """Makes room in a full segment: more cells while it is small, else it is divided.
 
-    def _move_some(self, count: int) -> None:
-        """Moves the rows of the next ``count`` old cells."""
-        old = self._old
-        assert old is not None
-        stop = min(len(old), self._moved + count)
-        for at in range(self._moved, stop):
-            row = old[at]
-            if row and row != _TAKEN:
-                self._place(row)
-        self._moved = stop
-        if stop == len(old):
-            self._old = None
+        A segment that would need too large a directory gets more cells, too. Its hashes have many
+        bits in common.
+        """
+        cells, depth = self._segments[number], self._depths[number]
+        needed = (self._used // _SEGMENT_CELLS).bit_length() + _SPARE_DEPTH
+        if len(cells) < _SEGMENT_CELLS or depth >= needed:
+            most = _SEGMENT_CELLS if len(cells) < _SEGMENT_CELLS else len(cells) * 2 | 1
+            self._refill(number, min(most, self._used_cells[number] * 3 | 1), filter(None, cells))
+            return
+        if depth + self._shift == _HASH_BITS:
+            self._directory = array("I", [number for number in self._directory for _ in range(2)])
+            self._shift -= 1
+        second, depth = len(self._segments), depth + 1
+        self._segments.append(cells)
+        self._used_cells.append(0)
+        self._depths[number] = depth
+        self._depths.append(depth)
+        span = 1 << _HASH_BITS - self._shift - depth
+        first = next(row for row in cells if row)
+        start = ((self._keys[first] * _FACTOR & _HASH_MASK) >> self._shift) // (2 * span) * 2 * span
+        for entry in range(start + span, start + 2 * span):
+            self._directory[entry] = second
+        bit, keys, rows = _HASH_BITS - depth, self._keys, (list[int](), list[int]())
+        for row in cells:
+            if row:
+                rows[keys[row] * _FACTOR >> bit & 1].append(row)
+        for place, found in zip((number, second), rows, strict=True):
+            self._refill(place, _SEGMENT_CELLS, found)
 
-    def _take_over(self, key: int) -> None:
-        """Moves the row of a key, if that is still in the old cells."""
-        old, keys = self._old, self._keys
-        assert old is not None
-        size = len(old)
-        at = (key * _FACTOR >> 40) % size
-        while row := old[at]:
-            if at >= self._moved and row != _TAKEN and keys[row] == key:
-                old[at] = _TAKEN
-                self._place(row)
-                return
-            at += 1
-            if at == size:
-                at = 0
-
-    def _place(self, row: int) -> None:
-        """Enters a row, whose key is not in the new cells."""
-        cells, size = self._cells, self._size
-        at = (self._keys[row] * _FACTOR >> 40) % size
-        while cells[at]:
-            at += 1
-            if at == size:
-                at = 0
-        cells[at] = row
+    def _refill(self, number: int, size: int, rows: Iterable[int]) -> None:
+        """Replaces a segment by one of ``size`` cells with these rows, if they leave room."""
+        keys, found = self._keys, list(rows)
+        size = max(size, len(found) * 3 // 2 | 1)
+        cells = array("I", bytes(4 * size))
+        for row in found:
+            at = (keys[row] * _FACTOR >> 40) % size
+            while cells[at]:
+                at += 1
+                if at == size:
+                    at = 0
+            cells[at] = row
+        self._segments[number] = cells
+        self._used_cells[number] = len(found)
 
 
 class BlockTable:
@@ -265,9 +291,9 @@ class BlockTable:
         """Returns, for each set of twins, the row that the block hash leads to."""
         return [rows[0] for rows in self.twins.values()]
 
-    def load_rows(self, columns: "Mapping[str, array[int]]", leads: Sequence[int]) -> bool:
+    def load_steps(self, columns: "Mapping[str, array[int]]", leads: Sequence[int]) -> Generator[None, None, bool]:
         """Replaces all rows by the columns of a snapshot, which include row 0 and the empty rows.
-        Returns False when the columns are inconsistent.
+        Returns False when the columns are inconsistent. Yields after each thousand rows.
 
         leads: see ``twin_leads``.
         """
@@ -276,9 +302,13 @@ class BlockTable:
         self.by_handle, self.by_own = RowIndex(self.handles), RowIndex(self.owns)
         counts, rows, twice = self.counts, len(self.counts), 0
         counts[0] = 0
-        for row in leads:
+        for number, row in enumerate(leads, 1):
             twice |= not 0 < row < rows or not counts[row] or self.by_own.put(row)
+            if not number % _ROWS_PER_STEP:
+                yield
         for row in range(1, rows):
+            if not row % _ROWS_PER_STEP:
+                yield
             if not counts[row]:
                 self._free.append(row)
                 continue

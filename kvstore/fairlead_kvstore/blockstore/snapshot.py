@@ -21,8 +21,8 @@ and never leaves a ghost.
 
 import sys
 from array import array
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Generator, Iterator
+from typing import Final, TypeVar
 
 from fairlead_kvstore.blockstore.block_table import COLUMNS, TICK_SECONDS, BlockTable
 from fairlead_kvstore.blockstore.changes import Change
@@ -39,6 +39,7 @@ _INDEXER_COLUMNS: Final = ("handles", "parents", "ticks", "depths", "adapters")
 _MAX_ROWS: Final = 1 << 26
 _IS_BIG_ENDIAN: Final = sys.byteorder == "big"
 
+T = TypeVar("T")
 RowParts = dict[str, bytes]
 """Columns of rows by the name of their part."""
 
@@ -77,8 +78,15 @@ def decode_ticks(data: bytes) -> "array[int]":
 
 
 def restore_table(snapshot: TableSnapshot, number: int, data: RowParts, adapters: int, shift: int) -> BlockTable:
-    """Returns the table ``number`` of a snapshot, its ticks moved by ``shift``. Raises
-    SnapshotError when it is inconsistent.
+    """Returns the table ``number`` of a snapshot at once, like ``table_steps``."""
+    return _run_all(table_steps(snapshot, number, data, adapters, shift))
+
+
+def table_steps(
+    snapshot: TableSnapshot, number: int, data: RowParts, adapters: int, shift: int
+) -> Generator[None, None, BlockTable]:
+    """Returns the table ``number`` of a snapshot, its ticks moved by ``shift``. Yields after each
+    step of some milliseconds. Raises SnapshotError when the snapshot is inconsistent.
 
     data: the parts by name.
     adapters: the number of adapter names in the snapshot.
@@ -92,15 +100,17 @@ def restore_table(snapshot: TableSnapshot, number: int, data: RowParts, adapters
             if part_data is None:
                 raise SnapshotError(f"part {letter}{part} of table {number} is missing", reason="missing")
             for name, column in zip(names, _columns(part_data, names), strict=True):
+                if shift and name == "ticks":
+                    column = array(column.typecode, [max(0, tick + shift) for tick in column])
+                if name == "adapters" and max(column, default=0) > adapters:
+                    raise SnapshotError(f"table {number} refers to an adapter that has no name", reason="adapters")
                 columns[name] += column
+        yield
     if any(len(column) != snapshot.rows for column in columns.values()):
         raise SnapshotError(f"the columns of table {number} do not have {snapshot.rows} rows", reason="rows")
-    if shift:
-        columns["ticks"] = array(COLUMNS["ticks"], [max(0, tick + shift) for tick in columns["ticks"]])
-    if max(columns["adapters"]) > adapters:
-        raise SnapshotError(f"table {number} refers to an adapter that has no name", reason="adapters")
     blocks = BlockTable()
-    if not blocks.load_rows(columns, snapshot.leads):
+    is_consistent = yield from blocks.load_steps(columns, snapshot.leads)
+    if not is_consistent:
         raise SnapshotError(f"table {number} has two rows with the same hash", reason="twice")
     return blocks
 
@@ -164,17 +174,42 @@ def take_snapshot(item: InstanceBlocks, wall: float) -> tuple[InstanceSnapshot, 
 def restore_snapshot(
     item: InstanceBlocks, snapshot: InstanceSnapshot, rows: RowParts, wall: float, now: float, out: list[Change]
 ) -> None:
+    """Replaces an instance's state by a snapshot's at once, like ``tables_steps`` and
+    ``install_tables``.
+    """
+    install_tables(item, snapshot, _run_all(tables_steps(snapshot, rows, wall)), wall, now, out)
+
+
+def tables_steps(snapshot: InstanceSnapshot, rows: RowParts, wall: float) -> Generator[None, None, list[BlockTable]]:
+    """Returns the tables of a snapshot, with times of this process. Yields after each step of some
+    milliseconds. Raises SnapshotError when the snapshot is inconsistent.
+
+    Why: a million blocks take 2.6 s, longer than a lease of the index.
+    """
+    shift, names = round((snapshot.wall - wall) / TICK_SECONDS), len(snapshot.adapters.names)
+    tables = list[BlockTable]()
+    for number, table in enumerate(snapshot.tables):
+        restored = yield from table_steps(table, number, rows, names, shift)
+        tables.append(restored)
+    if not tables:
+        raise SnapshotError("the snapshot has no table", reason="rows")
+    return tables
+
+
+def install_tables(
+    item: InstanceBlocks,
+    snapshot: InstanceSnapshot,
+    tables: list[BlockTable],
+    wall: float,
+    now: float,
+    out: list[Change],
+) -> None:
     """Replaces an instance's state by a snapshot's, as if its stream was interrupted at ``now``.
 
     The blocks are not reported as changes, because consumers have them from where the snapshot
-    was kept. Raises SnapshotError when the snapshot is inconsistent, and then changes nothing.
+    was kept.
     """
     later = snapshot.wall - wall
-    shift = round(later / TICK_SECONDS)
-    names = len(snapshot.adapters.names)
-    tables = [restore_table(table, number, rows, names, shift) for number, table in enumerate(snapshot.tables)]
-    if not tables:
-        raise SnapshotError("the snapshot has no table", reason="rows")
     for name in _PLAIN_FIELDS:
         setattr(item, name, getattr(snapshot, name))
     for name in _TIME_FIELDS:
@@ -187,3 +222,13 @@ def restore_snapshot(
     item.adapters.restore(snapshot.adapters, {table.content: (table.name, blocks) for table, blocks in named})
     mark = (snapshot.complete, snapshot.reason, snapshot.since + later)
     item.completeness.restore(mark, item.adapters.doubt(), "the indexer restarted", now, out)
+
+
+def _run_all(steps: Generator[None, None, T]) -> T:
+    """Returns what a generator returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            value: T = end.value
+            return value

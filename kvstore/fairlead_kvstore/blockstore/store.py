@@ -29,7 +29,7 @@ from typing import Final
 
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore import snapshot as snapshots
-from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TIER_SHIFT, time_of
+from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TIER_SHIFT, BlockTable, time_of
 from fairlead_kvstore.blockstore.changes import Change, CompletenessChanged, InstanceCleared, InstanceDetached
 from fairlead_kvstore.blockstore.instance_blocks import InstanceBlocks
 from fairlead_kvstore.blockstore.shared_store_hints import SharedStoreHints
@@ -165,8 +165,34 @@ class BlockStore:
         before = len(item)
         snapshots.restore_snapshot(item, snapshot, rows, wall, now, out)
         self._block_count += len(item) - before
-        self._enforce_limits(item, now, out)
+        while self._evict_above_limits(item, now, out):
+            pass
         return out
+
+    def restore_tables(
+        self, instance: str, snapshot: InstanceSnapshot, tables: list[BlockTable], wall: float, now: float
+    ) -> list[Change]:
+        """Does the same with the tables that ``snapshot.tables_steps`` returned, in a short time.
+
+        Blocks above the bounds stay until ``evict_some``.
+        """
+        out: list[Change] = []
+        item = self._instances[instance]
+        before = len(item)
+        snapshots.install_tables(item, snapshot, tables, wall, now, out)
+        self._block_count += len(item) - before
+        return out
+
+    def evict_some(self, now: float) -> bool:
+        """Evicts some of the blocks above the bounds: some 7 ms. Returns whether there were any.
+
+        ``take_evictions`` has the changes of all models.
+        """
+        for item in self._instances.values():
+            if len(item) > self._limits.kv_blocks_per_instance:
+                self._evict(item, now, self._evictions.setdefault(item.model_key, []))
+                return True
+        return self._evict_above_total(now, "", [])
 
     def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
         """Returns the block hashes that a shared store probably has, each with its expiry
@@ -380,10 +406,6 @@ class BlockStore:
             most = min(most, self._max_hints // max(1, len(self._shared_store_hints)))
         for hints in self._shared_store_hints.values():
             hints.most = most
-
-    def _enforce_limits(self, item: InstanceBlocks, now: float, out: list[Change]) -> None:
-        while self._evict_above_limits(item, now, out):
-            pass
 
     def _evict_above_limits(self, item: InstanceBlocks, now: float, out: list[Change]) -> bool:
         """Evicts some blocks if there are too many; returns whether it did."""

@@ -1,13 +1,16 @@
 """Reads the state of a model that an indexer left in Redis, from which the next one continues."""
 
+import asyncio
 from collections.abc import Sequence
+from itertools import count
 from typing import Any, Final
 
 import msgspec
 
-from fairlead_kvstore.blockstore.snapshot import RowParts
+from fairlead_kvstore.blockstore.block_table import BlockTable
+from fairlead_kvstore.blockstore.snapshot import RowParts, tables_steps
 from fairlead_kvstore.blockstore.types import InstanceSnapshot
-from fairlead_kvstore.errors import UnreadableError
+from fairlead_kvstore.errors import SnapshotError, UnreadableError
 from fairlead_kvstore.events.types import StreamPosition
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import (
@@ -22,6 +25,9 @@ from fairlead_kvstore.index.format import (
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 
+_STEPS_PER_TURN: Final = 2
+_STEPS_PER_RENEWAL: Final = 16
+"""Steps of a restore between two renewals of the lease: some 50 ms of its own."""
 _PARTS_PER_READ: Final = 10
 """The parts of one read; each has at most some 100 kB."""
 
@@ -32,6 +38,12 @@ class InstanceCheckpoint(msgspec.Struct):
     slice: InstanceSnapshot
     rows: RowParts
     position: StreamPosition | None = None
+
+
+class RestoredCheckpoint(InstanceCheckpoint):
+    """The state of one instance, with tables in place of the rows from which they were made."""
+
+    tables: list[BlockTable] = msgspec.field(default_factory=list)
 
 
 class PartialCheckpoint(InstanceCheckpoint):
@@ -57,7 +69,7 @@ async def read_fields(
     link: RedisLink, idx: str, names: Sequence[bytes], extra_commands: Sequence[Command] = ()
 ) -> list[Any] | None:
     """Returns the values of fields, None for missing ones; None when Redis is unreachable or
-    refuses.
+    refuses, or when an extra command returns 0.
 
     idx: the key of the hash.
     extra_commands: commands to run with every read.
@@ -65,7 +77,7 @@ async def read_fields(
     found: list[Any] = []
     for start in range(0, len(names), _PARTS_PER_READ):
         replies = await link.run([("HMGET", idx, *names[start : start + _PARTS_PER_READ]), *extra_commands])
-        if replies is None or not isinstance(replies[0], list):
+        if replies is None or not isinstance(replies[0], list) or 0 in replies[1:]:
             return None
         found += replies[0]
     return found
@@ -77,8 +89,11 @@ async def recover_index(
     """Returns the recovered state; None when Redis is unreachable. No other process may write the
     index meanwhile.
 
+    It takes seconds for an index of a million blocks, in steps of some milliseconds.
+
     wall_offset: Unix time minus monotonic time.
-    extra_commands: commands that renew the lease, which keeps other processes from writing.
+    extra_commands: commands that renew the lease, which keeps other processes from writing. When
+        one returns 0, the lease is lost, and the result is None.
     """
     _, idx, _ = redis_keys.index_keys(model_key)
     replies = await link.run([("HKEYS", idx)])
@@ -103,10 +118,41 @@ async def recover_index(
                 hints = [hint for data in rows.values() for hint in decode_hints(data, wall_offset)]
                 found.hints = sorted((hint for hint in hints if hint[1] > now), key=lambda hint: hint[1])
             else:
-                found.instances[instance] = InstanceCheckpoint(header.slice, rows, header.position)
-        except UnreadableError as error:
+                tables: list[BlockTable] | None = []
+                if header.position is not None:
+                    tables = await _restore_tables(link, header.slice, rows, wall_offset, extra_commands)
+                if tables is None:
+                    return None
+                found.instances[instance] = RestoredCheckpoint(header.slice, {}, header.position, tables)
+        except (UnreadableError, SnapshotError) as error:
             found.unreadable[name] = error.message
     return found
+
+
+async def _restore_tables(
+    link: RedisLink,
+    snapshot: InstanceSnapshot,
+    rows: RowParts,
+    wall_offset: float,
+    extra_commands: Sequence[Command],
+) -> list[BlockTable] | None:
+    """Returns the tables of a snapshot, made in short steps; None if the lease is lost. Raises
+    SnapshotError.
+    """
+    steps = tables_steps(snapshot, rows, wall_offset)
+    for number in count(1):
+        try:
+            next(steps)
+        except StopIteration as end:
+            tables: list[BlockTable] = end.value
+            return tables
+        if not number % _STEPS_PER_TURN:
+            await asyncio.sleep(0)
+        if extra_commands and not number % _STEPS_PER_RENEWAL:
+            replies = await link.run(extra_commands)
+            if replies is None or 0 in replies:
+                return None
+    return None  # pragma: no cover - the loop has no end
 
 
 def _rows(names: dict[str, bytes], parts: list[Any]) -> RowParts:

@@ -24,6 +24,7 @@ data to write.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Final, Protocol
 
@@ -34,7 +35,7 @@ from xxhash import xxh3_64_intdigest
 from fairlead.errors import BadInput, first_line
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.runtime.tasks import KeyedTasks, cancel_and_wait
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import lua, redis_keys
@@ -66,6 +67,8 @@ have the data then requests the lease only once in this time.
 """
 _MAX_CONCURRENT_MODELS: Final = 64
 """The most models written at a time. In turn, with a distant Redis, the last leases would end."""
+_TURN_FRACTION: Final = 6.0
+"""The part of a lease for which other models wait for the turn of one."""
 _SALTS: Final = 1_024
 """The number of salts. A new epoch is at least the Unix milliseconds times this, plus a salt.
 
@@ -139,6 +142,8 @@ class IndexWriter:
         self.stream_bound = StreamBound(limits.index_stream_bytes)
         self._offered = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._turns = KeyedTasks()
+        self._free, self._free_to_take_over = (asyncio.Semaphore(_MAX_CONCURRENT_MODELS) for _ in range(2))
 
     def set_models(self, model_keys: Iterable[str]) -> None:
         """Sets the models to lead if no other indexer does. Others are dropped, and their leases
@@ -192,6 +197,7 @@ class IndexWriter:
         """Stops the task, does one last step and releases the leases, as far as Redis answers."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
+        await self._turns.cancel()
         await self.step()
         for state in self._models.values():
             if state.lease:
@@ -201,23 +207,26 @@ class IndexWriter:
 
     async def step(self) -> None:
         """Renews due leases and writes what waits or is due, of up to 64 models at a time."""
-        free = asyncio.Semaphore(_MAX_CONCURRENT_MODELS)
-
-        async def turn(state: ModelWriteState) -> None:
-            async with free:
-                try:
-                    await self._write_model(state)
-                except Exception:  # noqa: BLE001  # it is logged
-                    _LOG.exception("%s: a defect stopped the writing of its index", state.model_key)
-                    self._stop_leading(state, "stopped by a defect of the indexer, and tried again")
-                    state.renew_at = self._clock.now() + self._limits.index_lease_seconds
-
+        await self._turns.wait()
         if len(self._models) == 1:
-            await turn(*self._models.values())
-            return
-        async with asyncio.TaskGroup() as group:
-            for state in list(self._models.values()):
-                group.create_task(turn(state))
+            await self._take_turn(*self._models.values())
+        else:
+            self._start_turns()
+            await self._turns.wait()
+
+    def _start_turns(self) -> set[asyncio.Task[None]]:
+        """Starts a turn of each model that is not in one, and returns these turns."""
+        turns = [self._turns.start(key, partial(self._take_turn, state)) for key, state in self._models.items()]
+        return set(filter(None, turns))
+
+    async def _take_turn(self, state: ModelWriteState) -> None:
+        async with self._free if state.is_active else self._free_to_take_over:
+            try:
+                await self._write_model(state)
+            except Exception:  # noqa: BLE001  # it is logged
+                _LOG.exception("%s: a defect stopped the writing of its index", state.model_key)
+                self._stop_leading(state, "stopped by a defect of the indexer, and tried again")
+                state.renew_at = self._clock.now() + self._limits.index_lease_seconds
 
     async def _write_model(self, state: ModelWriteState) -> None:
         """Renews a model's lease if that is due, then writes what waits or is due."""
@@ -236,7 +245,8 @@ class IndexWriter:
             await self._link.wait_connected()
             self._offered.clear()  # before the step: offers during it set the event again
             begun = self._clock.now()
-            await self.step()
+            if turns := self._start_turns():  # others, such as restores, may take longer than a lease
+                await asyncio.wait(turns, timeout=self._limits.index_lease_seconds / _TURN_FRACTION)
             spent = self._clock.now() - begun
             until = min((state.renew_at for state in self._models.values()), default=self._clock.now() + 1.0)
             try:
@@ -277,7 +287,8 @@ class IndexWriter:
             return
         kind, lease = reply[0], bytes(reply[1])
         if kind == b"held":
-            self._on_lease_lost(state, lease)
+            holder = lease.partition(b":")[2].decode("utf-8", "replace")
+            self._stop_leading(state, f"{holder} leads")
         elif kind == b"led":
             if state.pending is not None and bytes(reply[2]) == encode_position(state.epoch, state.pending.sequence):
                 state.on_acknowledged()
@@ -286,7 +297,7 @@ class IndexWriter:
                 wall, (own, _, _) = self._clock.wall(), redis_keys.index_keys(state.model_key)
                 renew = ("EVAL", lua.RENEW, 1, own, lease, self._lease_ms)
                 found = await recover_index(self._link, state.model_key, wall - now, now, [renew])
-                if found is None:
+                if found is None or self._models.get(state.model_key) is not state:
                     return
                 state.is_active = True
                 state.require_new_epoch()
@@ -294,10 +305,6 @@ class IndexWriter:
                 self._owner.start_model(state.model_key, found)
             state.lease = lease
             state.require_new_epoch()
-
-    def _on_lease_lost(self, state: ModelWriteState, lease: bytes) -> None:
-        holder = lease.partition(b":")[2].decode("utf-8", "replace")
-        self._stop_leading(state, f"{holder} leads")
 
     def _stop_leading(self, state: ModelWriteState, description: str) -> None:
         was_active, state.description = state.is_active, description
@@ -311,7 +318,7 @@ class IndexWriter:
         """Writes the changes that wait now, in as many entries as it takes; later ones wait for the
         next step.
         """
-        entries = 1 + state.waiting_blocks // self._limits.index_entry_blocks + (state.pending is not None)
+        entries = state.waiting_entries
         while entries and state.lease and not state.needs_new_epoch and state.has_waiting and await self._flush(state):
             entries -= 1
 
@@ -324,18 +331,8 @@ class IndexWriter:
         name = f"{state.epoch}-{entry.sequence}"
         trim = "" if entry.trim is None else f"{state.epoch}-{entry.trim}"
         after = encode_position(state.epoch, entry.sequence)
-        reply = await self._eval(
-            state,
-            lua.WRITE,
-            state.lease,
-            state.position_value(),
-            after,
-            name,
-            entry.data,
-            trim,
-            self._lease_ms,
-            self._expire_ms,
-        )
+        words = (after, name, entry.data, trim, self._lease_ms, self._expire_ms)
+        reply = await self._eval(state, lua.WRITE, state.lease, state.position_value(), *words)
         if reply is None:
             return False
         if reply[0] == b"ok" or (reply[0] == b"moved" and bytes(reply[1]) == after):

@@ -34,6 +34,8 @@ _MODEL_CHANGES: Final = (HintsAdded, HintsExpired)
 _BLOCK_CHANGES: Final = (BlocksStored, BlocksRemoved, *_MODEL_CHANGES)
 """Tuples, since a union would be created for every change."""
 _MIN_CHANGED_BLOCKS: Final = 4_096
+MAX_CHANGES_PER_ENTRY: Final = 8_192
+"""The most changes of one entry: some 5 ms to encode."""
 
 
 @dataclass(slots=True)
@@ -100,6 +102,7 @@ class ModelWriteState:
         self._fields = 0
         self._waiting: deque[Sequence[Change]] = deque()
         self.waiting_blocks = 0
+        self._waiting_changes = 0
         self._stream: deque[tuple[int, int]] = deque()
         self._stream_bytes = 0
 
@@ -113,6 +116,7 @@ class ModelWriteState:
         if self.needs_new_epoch or not changes:
             return
         self._waiting.append(changes)
+        self._waiting_changes += len(changes)
         touched: dict[str, int] = {}
         for change in changes:
             blocks = _block_count(change)
@@ -140,7 +144,7 @@ class ModelWriteState:
         self.meta = b""
         self.pending = None
         self._waiting.clear()
-        self.waiting_blocks = 0
+        self.waiting_blocks = self._waiting_changes = 0
 
     @property
     def is_backlogged(self) -> bool:
@@ -152,6 +156,13 @@ class ModelWriteState:
         )
 
     @property
+    def waiting_entries(self) -> int:
+        """The number of entries that the waiting changes need, at least."""
+        blocks, changes = self.waiting_blocks, self._waiting_changes
+        most = 1 + max(blocks // self._limits.index_entry_blocks, changes // MAX_CHANGES_PER_ENTRY)
+        return most + (self.pending is not None)
+
+    @property
     def has_waiting(self) -> bool:
         """Whether an entry is to be written to the stream."""
         return bool(self._waiting) or self.pending is not None
@@ -159,12 +170,16 @@ class ModelWriteState:
     def take_changes(self) -> list[Change]:
         """Removes and returns the waiting changes for the next entry, oldest first."""
         found: list[Change] = []
-        blocks = 0
-        while self._waiting and blocks < self._limits.index_entry_blocks:
-            offered = self._waiting.popleft()
+        blocks, most = 0, self._limits.index_entry_blocks
+        while self._waiting and blocks < most and len(found) < MAX_CHANGES_PER_ENTRY:
+            offered, room = self._waiting.popleft(), MAX_CHANGES_PER_ENTRY - len(found)
+            if len(offered) > room:
+                self._waiting.appendleft(offered[room:])
+                offered = offered[:room]
             found += offered
             blocks += sum(map(_block_count, offered))
         self.waiting_blocks = max(0, self.waiting_blocks - blocks) if self._waiting else 0
+        self._waiting_changes -= len(found)
         self.written_blocks += blocks
         return found
 

@@ -31,7 +31,7 @@ from fairlead_kvstore.blockstore.changes import Change, HintsAdded, HintsExpired
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import SnapshotError
 from fairlead_kvstore.index.instance_status import InstanceStatus
-from fairlead_kvstore.index.recovery import InstanceCheckpoint, PartialCheckpoint, RecoveredIndex
+from fairlead_kvstore.index.recovery import InstanceCheckpoint, PartialCheckpoint, RecoveredIndex, RestoredCheckpoint
 from fairlead_kvstore.index.sink import ChangeSink
 from fairlead_kvstore.indexer.counters import ModelCounters
 from fairlead_kvstore.indexer.engine_member import EngineMember, EngineStatus
@@ -108,6 +108,7 @@ class Indexer:
             self._close_sockets()
             raise
         self._expiry_timer, self._adapter_timer = OneShotTimer(loop), OneShotTimer(loop)
+        self._eviction_timer = OneShotTimer(loop)
         self._expire_hints()
         self._refresh_adapters()
 
@@ -221,6 +222,7 @@ class Indexer:
         self._closed = True
         self._expiry_timer.clear()
         self._adapter_timer.clear()
+        self._eviction_timer.clear()
         for task in tuple(self._tasks):
             await cancel_and_wait(task)
         for member in self._members.values():
@@ -263,9 +265,7 @@ class Indexer:
         recovered = self._checkpoints.get(instance.id)
         if recovered is not None and recovered.position is not None:
             try:
-                changes += self.store.restore_snapshot(
-                    instance.id, recovered.slice, recovered.rows, self._clock.wall() - now, now
-                )
+                changes += self._restore(instance.id, recovered, now)
                 member.position = recovered.position
             except SnapshotError as error:
                 _LOG.warning(
@@ -277,6 +277,22 @@ class Indexer:
             self._subscribe(member, endpoints)
         else:
             member.discovery = self._start_task(self._discover_endpoints(member))
+
+    def _restore(self, instance: str, recovered: InstanceCheckpoint, now: float) -> list[Change]:
+        """Restores the blocks of an attached instance. Raises SnapshotError."""
+        wall, snapshot = self._clock.wall() - now, recovered.slice
+        if not isinstance(recovered, RestoredCheckpoint):
+            return self.store.restore_snapshot(instance, snapshot, recovered.rows, wall, now)
+        self._eviction_timer.set(0.0, self._evict_some)
+        return self.store.restore_tables(instance, snapshot, recovered.tables, wall, now)
+
+    def _evict_some(self) -> None:
+        """Evicts some of the restored blocks that are above the bounds, and later the next ones."""
+        if any(map(self._sink.is_backlogged, self._fleet.models)):
+            self._eviction_timer.set(self._limits.kv_backpressure_seconds, self._evict_some)
+        elif self.store.evict_some(self._clock.now()):
+            self.offer_evictions()
+            self._eviction_timer.set(0.0, self._evict_some)
 
     def _detach(self, member: EngineMember, reason: str) -> None:
         self.departed.add(member.status(self.store.state(member.instance.id)))

@@ -23,7 +23,7 @@ from fairlead_kvstore.errors import SnapshotError
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import StreamOutcome
 from fairlead_kvstore.index import redis_keys
-from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
+from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex, RestoredCheckpoint
 from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_kvstore.index.sink import ChangeSink
 from fairlead_kvstore.index.subscriber import IndexSubscriber
@@ -98,7 +98,10 @@ class InMemoryIndexer:
         position = None
         if kept is not None and kept.position is not None:
             try:
-                self.offer(self.store.restore_snapshot(instance, kept.slice, kept.rows, self._ahead(), now))
+                if not isinstance(kept, RestoredCheckpoint):
+                    self.offer(self.store.restore_snapshot(instance, kept.slice, kept.rows, self._ahead(), now))
+                else:
+                    self.offer(self.store.restore_tables(instance, kept.slice, kept.tables, self._ahead(), now))
                 position = kept.position
             except SnapshotError:
                 position = None

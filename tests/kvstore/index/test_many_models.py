@@ -2,21 +2,31 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from xxhash import xxh3_64_intdigest
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
+from fairlead_kvstore.blockstore.snapshot import RowParts
+from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.blockstore.types import InstanceSnapshot
+from fairlead_kvstore.events.payloads import EventBatch, StoredEvent
+from fairlead_kvstore.events.types import StreamPosition
 from fairlead_kvstore.index import lua, redis_keys
 from fairlead_kvstore.index import writer as writing
-from fairlead_kvstore.index.recovery import RecoveredIndex
+from fairlead_kvstore.index.format import InstanceHeader, encode_part, encode_value
+from fairlead_kvstore.index.recovery import RecoveredIndex, RestoredCheckpoint, recover_index
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis.backends import Command
+from fairlead_kvstore.redis.link import LinkState
 from fairlead_testing.kvstore.index_harness import InMemoryIndexer
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until
 
 MODELS = [f"default/model-{number}" for number in range(40)]
 
@@ -101,11 +111,13 @@ class _Link:
 
     def __init__(self) -> None:
         self.begun: list[str] = []
+        self.steps = 0
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         return [self._reply(command) for command in commands]
 
     def _reply(self, command: Command) -> Any:
+        self.steps += 1
         if command[0] != "EVAL":
             return []
         _, script, _, own, *_ = command
@@ -151,5 +163,98 @@ def test_model_that_cannot_be_written_stops_no_other_model(monkeypatch: pytest.M
         assert "defect" in writer.describe(MODELS[0])
         await writer.step()
         assert len(link.begun) == 2, "it is not tried again before a lease has passed"
+
+    asyncio.run(main())
+
+
+class _SlowLink:
+    """A Redis with one large instance of the first model. It counts other work between commands."""
+
+    def __init__(self, snapshot: InstanceSnapshot, rows: RowParts) -> None:
+        self.renewals = self.leases = self.turns = 0
+        self.is_lost = False
+        fields = {name: b"c:%d" % number for number, name in enumerate(rows)}
+        header = InstanceHeader(1, 0, snapshot, fields, StreamPosition(0, []))
+        self._values = {fields[name]: encode_part(data, xxh3_64_intdigest(data)) for name, data in rows.items()}
+        self._values[b"i:a"] = encode_value(header)
+
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
+        await asyncio.sleep(0)
+        return [self._reply(command) for command in commands]
+
+    def _reply(self, command: Command) -> Any:
+        name, *words = command
+        if name == "HKEYS":
+            return [b"i:a"]
+        if name == "HMGET":
+            return [self._values[word] for word in words[1:] if isinstance(word, bytes)]
+        self.renewals += words[0] == lua.RENEW
+        return 0 if self.is_lost else 1
+
+
+async def _restore(link: Any) -> RecoveredIndex | None:
+    """Restores the model while other work runs, which ``link.turns`` counts."""
+    work = asyncio.ensure_future(recover_index(link, MODELS[0], 0.0, 0.0, [("EVAL", lua.RENEW, 1, "own", b"1:one", 9)]))
+    while not work.done():
+        link.turns += 1
+        await asyncio.sleep(0)
+    return work.result()
+
+
+def test_restore_of_a_large_instance_leaves_turns_and_renews_the_lease() -> None:
+    store, count = BlockStore(), 60_000
+    store.attach("a", MODELS[0], 0.0)
+    for start in range(0, count, 20_000):
+        hashes = list(range(start + 1, start + 20_001))
+        store.apply("a", EventBatch(0.0, [StoredEvent(hashes, start or None, [0] * 20_000, 1)]), 0.0)
+    snapshot, rows = store.take_snapshot("a", 0.0)
+    link = _SlowLink(snapshot, rows)
+    found = asyncio.run(_restore(link))
+    assert found is not None
+    assert not found.unreadable
+    assert link.turns > 30
+    assert link.renewals > 6
+    restored = found.instances["a"]
+    assert isinstance(restored, RestoredCheckpoint)
+    later = BlockStore(limits=replace(Limits(), kv_blocks_per_instance=58_000))
+    later.attach("a", MODELS[0], 0.0)
+    later.restore_tables("a", snapshot, restored.tables, 0.0, 0.0)
+    assert set(later.content("a")) == set(store.content("a"))
+    steps = 0
+    while later.evict_some(0.0):
+        steps += 1
+    assert steps > 1
+    assert later.block_count <= 58_000
+    link = _SlowLink(snapshot, rows)
+    link.is_lost = True
+    assert asyncio.run(_restore(link)) is None, "another indexer has the lease"
+
+
+def test_restore_of_one_model_delays_no_lease_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        held, started = asyncio.Event(), list[str]()
+
+        async def recovered(_: Any, model_key: str, *__: object) -> RecoveredIndex:
+            started.append(model_key)
+            if model_key == MODELS[0]:
+                await held.wait()
+            return RecoveredIndex({}, [], {})
+
+        monkeypatch.setattr(writing, "recover_index", recovered)
+        link: Any = _Link()
+        limits, clock = replace(Limits(), index_lease_seconds=0.03), ManualClock(1_000.0)
+        writer = IndexWriter(link, _Owner(), clock, holder="one", limits=limits)
+        link.wait_connected = lambda: asyncio.sleep(0)
+        link.state = LinkState("connected", 0.0, "")
+        writer.set_models(MODELS[:3])
+        writer.start()
+        await wait_until(lambda: writer.is_leader(MODELS[1]) and writer.is_leader(MODELS[2]))
+        before = link.steps
+        clock.advance(limits.index_lease_seconds)
+        await wait_until(lambda: link.steps > before)
+        assert not writer.is_leader(MODELS[0])
+        assert started.count(MODELS[0]) == 1
+        held.set()
+        await writer.stop()
 
     asyncio.run(main())

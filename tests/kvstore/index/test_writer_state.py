@@ -1,9 +1,9 @@
 """When a writer stores instances again, by the bytes of its stream. Pure."""
 
 from fairlead.limits import Limits
-from fairlead_kvstore.blockstore.changes import BlocksStored
+from fairlead_kvstore.blockstore.changes import BlocksStored, Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
-from fairlead_kvstore.index.writer_state import ModelWriteState, StreamBound
+from fairlead_kvstore.index.writer_state import MAX_CHANGES_PER_ENTRY, ModelWriteState, StreamBound
 
 LIMITS = Limits()
 
@@ -48,3 +48,17 @@ def test_long_stream_of_an_idle_model_is_not_stored_again_and_again() -> None:
         stored.append(due)
         state.place_parts(due, {}, 0)
     assert sorted(stored) == ["a", "b"]
+
+
+def test_very_many_small_changes_of_one_batch_are_written_in_several_entries() -> None:
+    state, count = led_state(StreamBound(1_000_000)), 3 * MAX_CHANGES_PER_ENTRY
+    offered: list[Change] = [BlocksStored("a", StorageTier.GPU, 0, [number]) for number in range(count)]
+    state.offer(offered)
+    assert state.waiting_entries == 4
+    found: list[Change] = []
+    while state.has_waiting:
+        taken = state.take_changes()
+        assert len(taken) <= MAX_CHANGES_PER_ENTRY
+        found += taken
+    assert found == offered
+    assert (state.waiting_blocks, state.waiting_entries) == (0, 1)

@@ -21,9 +21,9 @@ KEYS = [f"fl1:{{ns/model-{number}}}:gw" for number in range(12)]
 """In slots of every master."""
 
 
-def linked(url: str, work: Callable[[RedisLink], Awaitable[None]]) -> None:
+def linked(url: str, work: Callable[[RedisLink], Awaitable[None]], limits: Limits = QUICK) -> None:
     async def main() -> None:
-        link = RedisLink(url, SystemClock(), limits=QUICK, name="fairlead-gw")
+        link = RedisLink(url, SystemClock(), limits=limits, name="fairlead-gw")
         link.start()
         try:
             async with asyncio.timeout(60):
@@ -104,6 +104,19 @@ def test_commands_reach_their_slots_master_and_a_refusal_stays_single(ring: Valk
         assert link.state.connected
 
     linked(ring.url, work)
+
+
+def test_reply_of_a_cluster_takes_a_bounded_memory(ring: ValkeyGroup) -> None:
+    async def work(link: RedisLink) -> None:
+        for key in KEYS[:4]:
+            assert await link.run([("SET", key, b"x" * 900_000)]) == [True]
+            assert await link.run([("GET", key), ("GET", key)]) is not None
+            assert await link.run([("APPEND", key, b"x" * 900_000)]) == [1_800_000]
+            assert await link.run([("GET", key)]) is None
+            assert "more than 1000000 bytes" in link.state.reason
+            await link.wait_connected()
+
+    linked(ring.url, work, replace(QUICK, redis_reply_bytes=1_000_000))
 
 
 def test_keys_of_all_masters_match_a_pattern(ring: ValkeyGroup) -> None:
