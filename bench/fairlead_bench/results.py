@@ -131,8 +131,8 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Returns the versions of what was measured."""
-    found = {"python": platform.python_version()}
-    for package in ("fairlead", "uvloop", "httptools", "xxhash"):
+    found = {"python": platform.python_version(), "fairlead": metadata.version("fairlead-serving")}
+    for package in ("uvloop", "httptools", "xxhash"):
         found[package] = metadata.version(package)
     return found
 
