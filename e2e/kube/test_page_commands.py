@@ -109,8 +109,3 @@ def test_the_api_server_accepts_every_manifest_of_the_pages(here: Kubectl, insta
                 except AssertionError as error:
                     refused.append(f"{_name(page)}:{block.line}: {error}")
     assert refused == []
-
-
-def test_there_are_pages_to_follow() -> None:
-    assert ON_CLUSTER
-    assert ON_EMPTY_CLUSTER

@@ -71,6 +71,10 @@ def test_a_page_says_where_its_commands_run_and_why_a_block_is_left_out(path: Pa
     assert [reason for reason in reasons if len(reason.split()) < 3] == []
 
 
+def test_pages_for_every_kind_of_installation_exist() -> None:
+    assert {"local", "checkout", "cluster", "installation"} <= {parse_page(path).setting for path in FOLLOWED}
+
+
 @pytest.mark.parametrize("path", FOLLOWED, ids=named)
 def test_commands_are_written_so_that_they_can_be_pasted(path: Path) -> None:
     page = parse_page(path)
