@@ -150,7 +150,9 @@ def test_mirror_lists_every_image_and_every_pod_can_pull(program: Path) -> None:
             assert container["image"].startswith("mirror.example.com/llm/"), name
     operator = made["Deployment fairlead-operator"]["containers"][0]
     (images,) = (one["value"] for one in operator["env"] if one["name"] == "FAIRLEAD_ENGINE_IMAGES")
-    assert images.startswith("sim=mirror.example.com/llm/sim:")
+    by_engine = dict(image.split("=") for image in images.split(","))
+    assert set(by_engine) == {"vllm", "sglang", "sim"}
+    assert by_engine["sim"].startswith("mirror.example.com/llm/sim:")
 
 
 def test_digest_takes_precedence_over_tag(program: Path) -> None:
