@@ -14,6 +14,8 @@ PURE_TESTS := $(addprefix tests/,autoscaler/collector autoscaler/core autoscaler
   sim/generation sim/workload)
 # `make e2e LOAD=1`: the tests on the cluster that need load.
 LOAD ?=
+# `make e2e EXTENDED=1`: commands of all pages that need a cluster, and queries of all dashboards.
+EXTENDED ?=
 # Level of `make cluster-up`: full, or api for the API alone.
 LEVEL ?= full
 # One benchmark, and its own arguments: make bench NAME=gateway ARGS=--quick
@@ -53,12 +55,14 @@ lint: env ## check style, types, import contracts, generated files and prose
 	@$(RUN) scripts/generate.py --check
 	@$(RUN) scripts/check_prose.py
 
-e2e: env ## run Fairlead as its users do, locally and on a Kubernetes cluster; LOAD=1: on the cluster under load
+e2e: env ## run Fairlead as its users do, locally and on a Kubernetes cluster; LOAD=1: under load; EXTENDED=1: every page and dashboard
 	@[ -n "$$KUBECONFIG" ] || $(RUN) e2e/cluster build >/dev/null
 ifdef LOAD
 	@FAIRLEAD_E2E=full $(RUN) -m pytest e2e/kube -q -m load
+else ifdef EXTENDED
+	@$(RUN) -m pytest e2e -m extended
 else
-	@$(RUN) -m pytest e2e -n 4 --dist loadgroup -m "not alone"
+	@$(RUN) -m pytest e2e -n 4 --dist loadgroup -m "not alone and not extended"
 	@$(RUN) -m pytest e2e -m alone  # it loads the machine: what is slow beside it would be taken for its doing
 endif
 

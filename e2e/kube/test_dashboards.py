@@ -22,7 +22,7 @@ from e2e.kube.workloads.manifests import API, Manifest, model
 from e2e.kube.workloads.model_deployments import DeployedModel
 from fairlead_testing.kube.helm import render_chart
 
-pytestmark = pytest.mark.lane("dashboards")
+pytestmark = [pytest.mark.lane("dashboards"), pytest.mark.extended]
 
 BOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((CHART / "dashboards").glob("*.json"))}
 ALERTS = [

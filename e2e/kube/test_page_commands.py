@@ -22,6 +22,8 @@ KNOWN_GROUPS = ("v1", "apps/v1", "batch/v1", "serving.fairlead.io/v1alpha1")
 """API versions of manifests that any cluster with Fairlead accepts. Others are of other systems."""
 TIMEOUT_SECONDS = 540
 
+pytestmark = pytest.mark.extended
+
 
 def _environment(here: Kubectl, folder: Path) -> Mapping[str, str]:
     """Returns the variables of a reader's shell.

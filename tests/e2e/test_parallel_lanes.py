@@ -21,7 +21,7 @@ def markers(tree: ast.Module) -> dict[str, LaneMarker]:
     found, own = {}, None
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark":
-            own = _lane_of([node.value])
+            own = _lane_of(node.value.elts if isinstance(node.value, ast.List) else [node.value])
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             found[node.name] = _lane_of(node.decorator_list) or own
     return found
