@@ -11,7 +11,7 @@ LOCAL = "local"
 INSTALLATION = "installation"
 """Tests that install, change and remove Fairlead. They have it alone at first, while the others do
 not need it yet, and again at the end."""
-LANES = (INSTALLATION, "models", "engines", "dashboards", LOCAL)
+LANES = (INSTALLATION, "models", "engines", "dashboards", "release", LOCAL)
 _POSITION = 50
 
 

@@ -185,6 +185,8 @@ class ClusterNode:
             "clusterDNS": [DNS],
             "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
             "imageGCHighThresholdPercent": 100,  # images that were loaded cannot be pulled again
+            # A loaded image that was pulled under another name, too, is pulled again otherwise.
+            "imagePullCredentialsVerificationPolicy": "NeverVerify",
             "maxPods": 250,
             "podLogsDir": f"{self.run}/cri/podlogs",
             "volumePluginDir": f"{self.run}/kubelet/plugins",

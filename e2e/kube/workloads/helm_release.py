@@ -4,6 +4,7 @@ of it."""
 import base64
 import json
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,18 @@ HELM_SECONDS = 120
 class HelmRelease:
     """One release, in a namespace of its own that holds pods to the strictest standard."""
 
-    def __init__(self, kubectl: Kubectl) -> None:
+    def __init__(
+        self, kubectl: Kubectl, chart: tuple[str, ...] = (str(CHART),), defaults: Mapping[str, Any] = VALUES
+    ) -> None:
+        """Makes a handle; nothing is installed.
+
+        chart: how helm gets it, with options.
+        defaults: values of each installation and upgrade.
+        """
         self.cluster = kubectl
         self.here = kubectl.in_namespace(NAMESPACE)
+        self.chart = chart
+        self._defaults = dict(defaults)
 
     def ensure(self) -> None:
         """Installed, where it is not."""
@@ -48,11 +58,15 @@ class HelmRelease:
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}
         self.cluster.apply(space)
-        self._helm("install", str(CHART), "--wait", f"--timeout={HELM_SECONDS}s", values=values)
+        self._helm("install", *self.chart, "--wait", f"--timeout={HELM_SECONDS}s", values=values)
 
     def upgrade(self, **values: Any) -> None:
         """Runs ``helm upgrade`` with these and the tests' values, and waits until all is ready."""
-        self._helm("upgrade", str(CHART), "--wait", f"--timeout={HELM_SECONDS}s", values=values)
+        self._helm("upgrade", *self.chart, "--wait", f"--timeout={HELM_SECONDS}s", values=values)
+
+    def rollback(self) -> None:
+        """Runs ``helm rollback`` to the revision before, and waits until all is ready."""
+        self._helm("rollback", "--wait", f"--timeout={HELM_SECONDS}s")
 
     def test(self) -> str:
         """``helm test``; what it says."""
@@ -87,7 +101,7 @@ class HelmRelease:
         )
 
     def _helm(self, verb: str, *words: str, named: bool = True, values: dict[str, Any] | None = None) -> str:
-        given = None if values is None else json.dumps(_merge(VALUES, values))
+        given = None if values is None else json.dumps(_merge(self._defaults, values))
         command = ["helm", verb, *([NAME] if named else []), *words, f"--namespace={NAMESPACE}"]
         command += [] if given is None else ["--values=-"]
         environ = dict(self.cluster.environ)
