@@ -14,7 +14,7 @@ PURE_TESTS := $(addprefix tests/,autoscaler/collector autoscaler/core autoscaler
   sim/generation sim/workload)
 # `make e2e LOAD=1`: the tests on the cluster that need load.
 LOAD ?=
-# `make e2e EXTENDED=1`: commands of all pages that need a cluster, and queries of all dashboards.
+# `make e2e EXTENDED=1`: a release from a registry, commands of all pages that need a cluster, queries of all dashboards.
 EXTENDED ?=
 # Level of `make cluster-up`: full, or api for the API alone.
 LEVEL ?= full
@@ -55,7 +55,7 @@ lint: env ## check style, types, import contracts, generated files and prose
 	@$(RUN) scripts/generate.py --check
 	@$(RUN) scripts/check_prose.py
 
-e2e: env ## run Fairlead as its users do, locally and on a Kubernetes cluster; LOAD=1: under load; EXTENDED=1: every page and dashboard
+e2e: env ## run Fairlead as its users do, locally and on a Kubernetes cluster; LOAD=1: under load; EXTENDED=1: release, pages, dashboards
 	@[ -n "$$KUBECONFIG" ] || $(RUN) e2e/cluster build >/dev/null
 ifdef LOAD
 	@FAIRLEAD_E2E=full $(RUN) -m pytest e2e/kube -q -m load

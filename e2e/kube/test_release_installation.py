@@ -26,7 +26,7 @@ from e2e.resource_locks import INSTALLATION_LOCK, file_lock
 from fairlead import __version__
 from fairlead_testing.reports import ReportLine
 
-pytestmark = pytest.mark.lane("release")
+pytestmark = [pytest.mark.lane("release"), pytest.mark.extended]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FILES = [*sorted(EXAMPLES.glob("*.yaml")), *sorted(EXAMPLES.glob("*/simulated*.yaml"))]
