@@ -28,7 +28,7 @@ from typing import Any
 import yaml
 
 SETTINGS = ("local", "checkout", "cluster", "installation", "none")
-_DIRECTIVE = re.compile(r"<!-- commands: (\w+)(, simulated)?(?:: (.+?))? -->", re.DOTALL)
+_DIRECTIVE = re.compile(r"^<!-- commands: (\w+)(, simulated)?(?:: (.+?))? -->", re.DOTALL | re.MULTILINE)
 _BLOCK = re.compile(
     r"^(?P<indent> *)(?:<!-- (?P<marker>not run|background): (?P<value>[^\n]*) -->\n+ *)?"
     r"```(?P<language>\w*)[^\n]*\n(?P<body>.*?)^(?P=indent)```$",

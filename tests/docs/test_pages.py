@@ -132,6 +132,10 @@ def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:
         write_page(tmp_path, "<!-- commands: moon -->\n")
 
 
+def test_a_setting_within_a_line_is_an_example(tmp_path: Path) -> None:
+    assert write_page(tmp_path, "| `<!-- commands: local -->` | once |\n").setting == ""
+
+
 def test_expected_lines_are_found_in_their_order_with_any_text_for_an_ellipsis() -> None:
     output = "NAME   READY\nqwen   2/2   12s\nall is well\n"
     assert missing_line("NAME READY\nqwen … 12s", output) is None
