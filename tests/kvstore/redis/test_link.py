@@ -223,4 +223,4 @@ def test_reply_of_any_size_takes_a_bounded_memory(server: Any) -> None:
         await link.wait_connected()
         assert await link.run([("GET", "small")]) is not None
 
-    _check(server, work, replace(FAST, redis_reply_bytes=1_000_000))
+    _check(server, work, replace(FAST, redis_reply_bytes=1_000_000, redis_timeout_seconds=30.0))
