@@ -22,6 +22,7 @@ def made(*, worse: float) -> list[ResultRow]:
         *benchmark.unread_rows(bound, GOALS),
         *benchmark.count_rows(dict.fromkeys(COUNTS, worse), GOALS),
         *benchmark.stall_rows({IDLE: 0.0, "body": 0.02 * (1 + worse)}, GOALS),
+        *benchmark.turn_rows({"attack": 0.02 * (1 + worse)}, GOALS),
     ]
 
 
