@@ -18,6 +18,8 @@ import tomllib
 import venv
 from pathlib import Path
 
+from fairlead.runtime.compiled_build import cache_folder
+
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements" / "docs.txt"
 PIP = [
@@ -38,9 +40,8 @@ REDIRECT = (
 
 def tools() -> Path:
     """Returns the interpreter of the environment that builds the site; makes it once per lock."""
-    cache = Path(os.environ.get("FAIRLEAD_CACHE") or Path.home() / ".cache" / "fairlead")
     stamp = hashlib.sha256(LOCK.read_bytes() + sys.version.encode()).hexdigest()[:16]
-    folder = cache / f"docs-{stamp}"
+    folder = cache_folder(os.environ) / f"docs-{stamp}"
     python = folder / "bin" / "python"
     if not (folder / "complete").exists():
         shutil.rmtree(folder, ignore_errors=True)

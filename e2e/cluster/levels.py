@@ -8,13 +8,14 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from e2e.cluster.artifacts import debian_packages, image_set, pinned_versions
-from e2e.cluster.artifacts.go_builds import build, build_lock, compile_missing
+from e2e.cluster.artifacts.go_builds import build, compile_missing
 from e2e.cluster.nodes import control_plane, full_level, kind_cluster, network
 from e2e.cluster.nodes.control_plane import LOOPBACK, ControlPlane, free_port
 from e2e.cluster.nodes.node import ClusterNode
 from e2e.cluster.progress import ClusterError, print_progress, progress_step
 from e2e.cluster.run_record import RunRecord
 from e2e.cluster.running_cluster import RunningCluster
+from scripts.release.images.layers import build_lock
 from scripts.release.images.oci_images import OciImage
 
 MAX_PATH_LENGTH = 60
@@ -136,7 +137,7 @@ def _down(record: RunRecord) -> None:
 def _check_alone(level: str) -> AbstractContextManager[None]:
     """Locks the levels with a node, of which one is started or stopped at a time; levels of the API
     alone are independent."""
-    return nullcontext() if level == "api" else build_lock("node")
+    return nullcontext() if level == "api" else build_lock("cluster-node")
 
 
 def _running_cluster(record: RunRecord, level: str) -> RunningCluster:

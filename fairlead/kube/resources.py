@@ -1,6 +1,6 @@
 """The kinds of objects that Fairlead uses, their API paths, and accessors for object metadata."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -123,6 +123,11 @@ def resource_of(manifest: Manifest) -> Resource:
     if resource is None:
         raise BadInput(f"Fairlead does not know objects of kind {pair[0]} {pair[1]}", field="kind")
     return resource
+
+
+def selected_fields(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Returns the fields with these names that are there."""
+    return {name: values[name] for name in names if name in values}
 
 
 def name_of(manifest: Manifest) -> str:

@@ -8,7 +8,7 @@ without it the watch counts as broken.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -46,6 +46,7 @@ from fairlead.kube.resources import (
     labels_of,
     metadata_of,
     name_of,
+    selected_fields,
     uid_of,
 )
 from fairlead.kube.store import ObjectStore, drop_managed_fields
@@ -270,23 +271,19 @@ def trim_workload(workload: Manifest) -> Manifest:
     """Returns the parts of a Deployment or LeaderWorkerSet that are used: its number, the writers
     of that, and its owner.
     """
-    metadata = _selected(metadata_of(workload), (*_METADATA_FIELDS, "ownerReferences"))
-    metadata["labels"] = _selected(labels_of(workload), _LABELS)
-    metadata["annotations"] = _selected(annotations_of(workload), _WORKLOAD_ANNOTATIONS)
+    metadata = selected_fields(metadata_of(workload), (*_METADATA_FIELDS, "ownerReferences"))
+    metadata["labels"] = selected_fields(labels_of(workload), _LABELS)
+    metadata["annotations"] = selected_fields(annotations_of(workload), _WORKLOAD_ANNOTATIONS)
     fields: Manifest = {"f:spec": {"f:replicas": {}}}
     metadata["managedFields"] = [{"manager": name, "fieldsV1": fields} for name in replicas_managers(workload)]
     spec = {"replicas": (workload.get("spec") or {}).get("replicas")}
     return {"apiVersion": workload["apiVersion"], "kind": workload["kind"], "metadata": metadata, "spec": spec}
 
 
-def _selected(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    return {name: values[name] for name in names if name in values}
-
-
 def trim_pod(pod: Manifest) -> Manifest:
     """Returns the parts of a pod that are used, without its specification."""
-    metadata = _selected(metadata_of(pod), _METADATA_FIELDS)
-    metadata["labels"] = _selected(labels_of(pod), _LABELS)
+    metadata = selected_fields(metadata_of(pod), _METADATA_FIELDS)
+    metadata["labels"] = selected_fields(labels_of(pod), _LABELS)
     metadata["annotations"] = used_pod_annotations(annotations_of(pod))
     status = {name: value for name, value in (pod.get("status") or {}).items() if name in _STATUS_FIELDS}
     return {"apiVersion": pod["apiVersion"], "kind": pod["kind"], "metadata": metadata, "status": status}

@@ -12,8 +12,9 @@ import tempfile
 from pathlib import Path
 
 from e2e.cluster.artifacts import go_builds, pinned_versions
-from e2e.cluster.artifacts.go_builds import assets, build_lock, compile_missing, path_of
+from e2e.cluster.artifacts.go_builds import assets, compile_missing, path_of
 from e2e.cluster.progress import ClusterError, progress_step
+from scripts.release.images.layers import build_lock
 
 RELEASES = {
     "v1.35.4": "h1:o/8dBC/pHVpYoGV4OAIytAlNPZbdYVTXJHoYvXC4qzM=",
@@ -68,7 +69,11 @@ def _fetch_openapi(release: str) -> None:
     target = _folder(release)
     if target.exists():
         return
-    with build_lock("openapi"), progress_step(f"OpenAPI of {release}"), tempfile.TemporaryDirectory() as nowhere:
+    with (
+        build_lock("cluster-openapi"),
+        progress_step(f"OpenAPI of {release}"),
+        tempfile.TemporaryDirectory() as nowhere,
+    ):
         if target.exists():
             return
         module = json.loads(go_builds.go(Path(nowhere), "mod", "download", "-json", f"k8s.io/kubernetes@{release}"))

@@ -6,18 +6,17 @@ second caller waits for the first. Go checks every module against ``go.sum``. A 
 than the modules want fetches the right one by itself.
 """
 
-import fcntl
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from e2e.cluster.artifacts import pinned_versions
 from e2e.cluster.artifacts.pinned_versions import Program
 from e2e.cluster.progress import ClusterError, print_progress, progress_step
+from scripts.release.images.layers import build_lock
 
 
 class GoMissing(ClusterError):
@@ -51,7 +50,7 @@ def compile_missing(programs: Sequence[Program]) -> None:
     """Compile those that are not there."""
     if not _missing(programs):
         return
-    with build_lock("build"):
+    with build_lock("cluster-build"):
         missing = _missing(programs)
         if missing:
             _check_go()
@@ -66,20 +65,6 @@ def compile_missing(programs: Sequence[Program]) -> None:
         for program in missing:
             with progress_step(program.name):
                 _compile(program)
-
-
-@contextmanager
-def build_lock(what: str) -> Iterator[None]:
-    """One at a time on this machine; the lock ends with its holder, however that ends."""
-    folder = pinned_versions.cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"cluster-{what}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print_progress(f"waiting for another one that does this ({what}) ...")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def path_of(program: Program) -> Path:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from fairlead.runtime import compiled_build
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 
@@ -122,8 +124,7 @@ def digest(module: str) -> str:
 
 def cache_folder() -> Path:
     """Returns the folder of built files, outside the tree."""
-    given = os.environ.get("FAIRLEAD_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "fairlead"
+    return compiled_build.cache_folder(os.environ)
 
 
 def binaries(module: str = "kubernetes") -> Path:

@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 
 from e2e.cluster.artifacts import pinned_versions
-from e2e.cluster.artifacts.go_builds import build_lock
 from e2e.cluster.progress import ClusterError, progress_step
+from scripts.release.images.layers import build_lock
 
 _PACKAGE = "prometheus"
 
@@ -23,7 +23,7 @@ def prometheus_program() -> Path:
     """
     folder = pinned_versions.cache_folder() / "prometheus-server"
     program = folder / "prometheus"
-    with build_lock("prometheus-server"):
+    with build_lock("cluster-prometheus-server"):
         if not program.exists():
             folder.mkdir(parents=True, exist_ok=True)
             with progress_step("Prometheus from Debian"), tempfile.TemporaryDirectory(dir=folder) as work:

@@ -3,7 +3,7 @@
 Why: decoded, an object takes up to 25 times its bytes, and a namespace has any number of objects.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -24,7 +24,14 @@ from fairlead.fleet.labels import (
     used_pod_annotations,
 )
 from fairlead.kube.field_managers import replicas_managers
-from fairlead.kube.resources import CONTROLLER_REVISIONS, Manifest, annotations_of, labels_of, metadata_of
+from fairlead.kube.resources import (
+    CONTROLLER_REVISIONS,
+    Manifest,
+    annotations_of,
+    labels_of,
+    metadata_of,
+    selected_fields,
+)
 from fairlead_operator.object_metadata import (
     APPLIED_ANNOTATION,
     GROUP_INDEX_LABEL,
@@ -110,8 +117,8 @@ def bound_templates(model: Manifest) -> Manifest:
 def trim_pod(pod: Manifest) -> Manifest:
     """Returns a pod without its spec, and metadata that are not used."""
     metadata = {
-        **_selected(metadata_of(pod), _METADATA_FIELDS),
-        "labels": _selected(labels_of(pod), _LABELS),
+        **selected_fields(metadata_of(pod), _METADATA_FIELDS),
+        "labels": selected_fields(labels_of(pod), _LABELS),
         "annotations": used_pod_annotations(annotations_of(pod)),
     }
     return {**{name: pod[name] for name in pod if name != "spec"}, "metadata": metadata}
@@ -150,11 +157,11 @@ def _packed_data(revision: Manifest) -> Manifest:
 
 
 def _outline(child: Manifest) -> Manifest:
-    metadata = _selected(metadata_of(child), _METADATA_FIELDS)
+    metadata = selected_fields(metadata_of(child), _METADATA_FIELDS)
     owners = metadata_of(child).get("ownerReferences") or []
     metadata["ownerReferences"] = [owner for owner in owners if owner.get("controller")][:_MAX_OWNERS]
-    metadata["labels"] = _selected(labels_of(child), _LABELS)
-    metadata["annotations"] = _selected(annotations_of(child), _CHILD_ANNOTATIONS)
+    metadata["labels"] = selected_fields(labels_of(child), _LABELS)
+    metadata["annotations"] = selected_fields(annotations_of(child), _CHILD_ANNOTATIONS)
     fields: Manifest = {"f:spec": {"f:replicas": {}}}
     metadata["managedFields"] = [{"manager": name, "fieldsV1": fields} for name in replicas_managers(child)]
     outline = {"apiVersion": child.get("apiVersion"), "kind": child.get("kind"), "metadata": metadata}
@@ -162,10 +169,6 @@ def _outline(child: Manifest) -> Manifest:
     status = child.get("status") or {}
     outline["status"] = {} if is_oversized(status) else status
     return {**outline, "spec": {} if replicas is None else {"replicas": replicas}, _OVERSIZED_MARK: True}
-
-
-def _selected(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    return {name: values[name] for name in names if name in values}
 
 
 def drop_own_managed_fields(manifest: Manifest) -> Manifest:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairlead.runtime import compiled_build
 from scripts.release.progress import print_progress, progress_step
 
 RETENTION_SECONDS = 14 * 86_400.0
@@ -27,20 +28,19 @@ RETENTION_SECONDS = 14 * 86_400.0
 
 def cache_folder() -> Path:
     """Returns the folder of built files, outside the tree."""
-    given = os.environ.get("FAIRLEAD_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "fairlead"
+    return compiled_build.cache_folder(os.environ)
 
 
 @contextmanager
-def build_lock(what: str) -> Iterator[None]:
-    """Holds a lock of this machine, which ends with its holder."""
+def build_lock(name: str) -> Iterator[None]:
+    """Holds a lock of this machine, which ends with its holder, however that ends."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"release-{what}.lock").open("w") as lock:
+    with (folder / f"{name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print_progress(f"waiting for another build ({what}) ...")
+            print_progress(f"waiting for another build ({name}) ...")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -114,7 +114,7 @@ class LayerStore:
 @contextmanager
 def layer_store() -> Iterator[LayerStore]:
     """The store of this machine, for one build at a time."""
-    with build_lock("layers"):
+    with build_lock("release-layers"):
         folder = cache_folder() / "layers"
         folder.mkdir(parents=True, exist_ok=True)
         yield LayerStore(folder)
