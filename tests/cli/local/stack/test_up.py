@@ -123,11 +123,11 @@ def test_requests_succeed_while_a_killed_engine_restarts(up: LocalStack) -> None
 
 
 @pytest.mark.parametrize(
-    "part", ["fairlead_gateway", "-server ", "fairlead_kvstore"], ids=["gateway", "redis", "indexer"]
+    "part", ["-m fairlead_gateway ", "-server ", "-m fairlead_kvstore "], ids=["gateway", "redis", "indexer"]
 )
 def test_killed_gateway_redis_or_indexer_is_restarted(up: LocalStack, part: str) -> None:
     os.kill(up.pid_of(part), SIGKILL)
-    if part != "fairlead_gateway":
+    if part != "-m fairlead_gateway ":
         assert post_chat(up, max_tokens=3).status_code == 200
     wait_until(lambda: any("is ready again" in line for line in up.lines), "it is back")
     assert post_chat(up, max_tokens=3).status_code == 200
