@@ -117,7 +117,7 @@ class LocalStack:
         return found
 
     def pid_of(self, part: str) -> int:
-        """Returns a child whose command line contains `part`; of several the one of the lowest pid."""
+        """Returns the child of the lowest pid whose command line contains `part`."""
         return min(pid for pid, line in self.children().items() if part in line)
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
