@@ -96,8 +96,8 @@ nightly: compile ## run property tests with 5,000 examples, ten million fuzzed i
 generate: env ## write CRDs, chart files and reference pages from the types
 	@$(RUN) scripts/generate.py
 
-docs: ## build the documentation site, without a warning, into out/site
-	@$(PYTHON) scripts/docs_site.py $(ARGS)
+docs: env ## build the documentation site, without a warning, into out/site
+	@$(RUN) scripts/docs_site.py $(ARGS)
 
 release: env ## write the files of a release into dist/; ARGS="wheel --out DIR" for some of them
 	@$(RUN) scripts/release $(ARGS)
