@@ -288,7 +288,8 @@ _NAME_TAKEN = (
     (
         Reason.BARE_NAME_TAKEN,
         "A model in another namespace owns the same name, even if it is deleted; clients that give only the name get that model.",
-        "Use `namespace/name` in clients, rename one of the two, or let the owner release the name.",
+        "Use `namespace/name` in clients, rename one of the two, or let the owner release the name. "
+        "The chart value `clientNames` assigns it.",
     ),
     (
         Reason.SERVED_NAME_TAKEN,

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -114,21 +113,34 @@ def test_foreign_name_is_avoided_and_reported_if_all_are_taken(api_server: ApiSe
     run_in_namespace(api_server, "clash", tmp_path, check)
 
 
-def test_later_model_of_a_name_reports_its_client_name(api_server: ApiServer, tmp_path: Path) -> None:
+def test_later_model_reports_who_has_its_name_until_it_gets_it(api_server: ApiServer, tmp_path: Path) -> None:
     async def check(here: TrialCluster) -> None:
         await apply_crds_and_namespaces(here.api, "later")
         later = TrialCluster(here.server, here.api, "later", here.operators)
+
+        async def wait_message(message: str) -> None:
+            """Waits for this message of NameTaken; empty: until it is gone."""
+
+            async def said() -> bool:
+                await run_deployments(here.api, "later")
+                found = (await conditions(later, "qwen")).get("NameTaken", ("", "", ""))
+                return found == (("True", "BareNameTaken", message) if message else ("", "", ""))
+
+            await here.until(said, f"NameTaken says {message!r}")
+
         await later.model("qwen")
-        found: dict[str, Any] = {}
-
-        async def said() -> bool:
-            await run_deployments(here.api, "later")
-            found.update(await conditions(later, "qwen"))
-            return "NameTaken" in found
-
-        await here.until(said, "the later model has NameTaken")
-        assert found["NameTaken"] == ("True", "BareNameTaken", "clients that request qwen get earlier/qwen")
+        await wait_message("clients that request qwen get earlier/qwen")
         assert "NameTaken" not in await conditions(here, "qwen")
+        await here.api.delete(MODEL_DEPLOYMENTS, here.namespace, "qwen")
+        await wait_message("qwen belongs to earlier/qwen, which is deleted and has not released its names")
+        here.operators.stop(0)
+        here.operators.start()
+        await wait_message("qwen belonged to a model that is deleted and has not released its names")
+        await here.model("qwen")
+        await wait_message("clients that request qwen get earlier/qwen")
+        release = {"metadata": {"annotations": {"fairlead.io/release-names": "true"}}}
+        await here.api.patch_merge(MODEL_DEPLOYMENTS, here.namespace, "qwen", release, "kubectl")
+        await wait_message("")
 
     run_in_namespace(api_server, "earlier", tmp_path, check, FAIRLEAD_WATCH_NAMESPACES="earlier,later")
 

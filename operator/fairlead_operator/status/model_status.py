@@ -232,7 +232,9 @@ def _describe_refused(refused: RefusedName) -> str:
         return f"{refused.name} belongs to {refused.owner}, which is deleted and has not released its names"
     if refused.owner is not None:
         return f"clients that request {refused.name} get {refused.owner}"
-    namespace = refused.name.partition("/")[0]
+    namespace, slash, _ = refused.name.partition("/")
+    if not slash:  # a model's own name: its status says that another model had it
+        return f"{refused.name} belonged to a model that is deleted and has not released its names"
     return f"the served name {refused.name} is refused: the namespace {namespace} holds models"
 
 
