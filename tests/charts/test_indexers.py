@@ -185,7 +185,7 @@ def queried_metrics() -> list[str]:
 
 @asynccontextmanager
 async def reading(folder: Path, redis: Valkey) -> AsyncIterator[tuple[IndexerProcess, EngineProcess]]:
-    """An indexer that has read all that its one engine has published."""
+    """An indexer that has read all that its one engine has published, and measured its loop."""
     async with engine_process(*EVENTS) as engine:
         await complete(engine)
         instances = [{"url": engine.url, "id": "e"}]
@@ -194,6 +194,11 @@ async def reading(folder: Path, redis: Valkey) -> AsyncIterator[tuple[IndexerPro
         )
         async with indexer_process("--fleet", str(folder / "fleet.yaml"), "--redis", redis.url) as indexer:
             await wait_metrics(indexer, leads=1.0, blocks=4.0, incomplete=0.0)
+
+            async def measured() -> bool:
+                return "\nfairlead_indexer_loop_lag_seconds " in (await indexer.get("/metrics")).text
+
+            await wait_until_async(measured)
             yield indexer, engine
 
 
