@@ -142,7 +142,7 @@ def _script(page: CommandPage, folder: Path) -> Iterator[str]:
             yield f"cat >{block.file} <<'END_OF_PAGE'\n{text.rstrip()}\nEND_OF_PAGE\n"
         if not block.is_command:
             continue
-        yield f"echo '{_BEGIN} {number}'\n"
+        yield f"printf '\\n{_BEGIN} {number}\\n'\n"
         text = f"python3 - <<'END_OF_PAGE'\n{block.text}END_OF_PAGE\n" if block.language == "python" else block.text
         yield text if block.background is None else _in_background(text, block.background, folder, number)
 

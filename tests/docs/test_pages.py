@@ -1,6 +1,7 @@
 """Pages that readers follow: what they show is run somewhere, valid, and no promise."""
 
 import json
+import os
 import re
 from itertools import chain
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 
 from fairlead.limits import Limits
 from fairlead.manifests.loader import combine_texts
-from fairlead_testing.pages import Block, CommandPage, missing_line, parse_page, simulated_manifest
+from fairlead_testing.pages import Block, CommandPage, missing_line, parse_page, run_page, simulated_manifest
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -125,6 +126,12 @@ def test_the_parser_reads_markers_files_and_backgrounds(tmp_path: Path) -> None:
     assert manifest.file == "model.yaml"
     assert started.background == "^ready"
     assert skipped.skipped == "it needs a GPU"
+
+
+def test_output_without_a_last_newline_does_not_hide_that_of_the_next_block(tmp_path: Path) -> None:
+    blocks = "```sh\nprintf first\n```\n```text\nfirst\n```\n```sh\necho second\n```\n```text\nsecond\n```\n"
+    page = write_page(tmp_path, f"<!-- commands: local -->\n{blocks}")
+    run_page(page, tmp_path, os.environ, timeout_seconds=60)
 
 
 def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:

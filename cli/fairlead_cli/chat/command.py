@@ -40,7 +40,7 @@ def run(options: ChatOptions) -> int:
             open_gateway(options.url, options.manage, options.cluster) as gateway,
             Conversation(
                 gateway.url,
-                options.model,
+                options.model and gateway.qualify_model(options.model),
                 key=gateway.key,
                 system=options.system,
                 max_tokens=options.max_tokens,

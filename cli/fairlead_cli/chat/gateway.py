@@ -19,12 +19,14 @@ class ChatGateway:
     """A gateway: its URL, the API key, and its management APIs, which ``/why`` opens.
 
     is_forwarded: its port was forwarded to this machine, so that no certificate names its address.
+    qualify_model: returns the name by which the gateway knows a model.
     """
 
     url: str
     key: str | None
     endpoints: Callable[[], Sequence[ManagementEndpoint]]
     is_forwarded: bool = False
+    qualify_model: Callable[[str], str] = str
 
 
 @contextmanager
@@ -46,7 +48,8 @@ def open_gateway(url: str | None, manage: str | None, cluster: ClusterOptions) -
     with open_installation(cluster) as installation:
         key = settings.api_key or installation.api_key()
         endpoints = partial(gateway_endpoints, installation, settings.manage_token)
-        yield ChatGateway(installation.client_url(), key, endpoints, is_forwarded=True)
+        url = installation.client_url()
+        yield ChatGateway(url, key, endpoints, is_forwarded=True, qualify_model=installation.qualify_model)
 
 
 def local_stack(url: str) -> RunningStack | None:

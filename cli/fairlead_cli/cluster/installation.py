@@ -16,6 +16,7 @@ from fairlead.errors import BadInput
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import (
     DEPLOYMENTS,
+    MODEL_DEPLOYMENTS,
     PODS,
     SECRETS,
     SERVICES,
@@ -24,6 +25,7 @@ from fairlead.kube.resources import (
     is_ready,
     label_selector,
     name_of,
+    uid_of,
 )
 from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead_cli.cluster.access.connection import connect, resolve_access
@@ -130,6 +132,19 @@ class Installation:
         login = parts.netloc.rpartition("@")[0]
         return urlunsplit(parts._replace(netloc=f"{login}@127.0.0.1:{port}" if login else f"127.0.0.1:{port}"))
 
+    def qualify_model(self, name: str) -> str:
+        """Returns ``namespace/name`` for a model of the kubeconfig's namespace, else the name.
+
+        Why: gateways know only one of several models of a name by its bare name.
+        """
+        namespace = self.access.namespace
+        is_bare = "/" not in name
+        return f"{namespace}/{name}" if is_bare and asyncio.run(self._has_model(namespace, name)) else name
+
+    def pod_names(self, namespace: str) -> Mapping[str, str]:
+        """Returns the pods of a namespace: uid → name. Empty without the right to list them."""
+        return asyncio.run(self._pod_names(namespace))
+
     def _ready_pods(self, component: str) -> Sequence[Manifest]:
         pods = [pod for pod in with_component(self.pods, component) if not is_deleting(pod)]
         ready = [pod for pod in pods if is_ready(pod)]
@@ -177,6 +192,15 @@ class Installation:
             raise _missing_error(f"the Secret {self.namespace}/{name} cannot be read", secret)
         data = secret.get("data") or {}
         return {key: base64.b64decode(value).decode("utf-8", "replace").strip() for key, value in data.items()}
+
+    async def _has_model(self, namespace: str, name: str) -> bool:
+        async with connect(self.access) as (api, _):
+            return not isinstance(await value_or_missing(api.get(MODEL_DEPLOYMENTS, namespace, name)), MissingValue)
+
+    async def _pod_names(self, namespace: str) -> Mapping[str, str]:
+        async with connect(self.access) as (api, _):
+            pods = await list_objects(api, PODS, namespace)
+        return {} if isinstance(pods, MissingValue) else {uid_of(pod): name_of(pod) for pod in pods}
 
     async def _service_pod(self, namespace: str, name: str, port: int) -> PodPort | None:
         """Returns a ready pod behind a Service, with the port of its container; None without such a

@@ -33,7 +33,8 @@ def run_request(request_id: str | None, manage: str | None, cluster: ClusterOpti
 
     def fetch() -> bytes:
         with open_endpoints(manage, cluster) as endpoints:
-            return _find_request(endpoints, request_id)
+            content = _find_request(endpoints, request_id)
+            return content if is_document(output) else _name_pods(content, endpoints[0])
 
     def show(content: bytes) -> str:
         return _shown(content, output, api_types.Decision, render_decision)
@@ -100,7 +101,10 @@ def run_route(query: RouteQuery, manage: str | None, cluster: ClusterOptions, ou
     def fetch() -> bytes:
         path, body = build_request(query)
         with open_endpoints(manage, cluster) as endpoints:
-            return asyncio.run(_preview(endpoints[0], path, body, query))
+            if query.model is not None:
+                body = _name_model(body, endpoints[0].qualify_model(query.model))
+            content = asyncio.run(_preview(endpoints[0], path, body, query))
+            return content if is_document(output) else _name_pods(content, endpoints[0])
 
     def show(content: bytes) -> str:
         return _shown(content, output, api_types.RoutePreview, render_preview)
@@ -127,11 +131,32 @@ def build_request(query: RouteQuery) -> tuple[str, bytes]:
     if path is None:
         path = _REQUEST_PATHS["messages"]
         body = {"messages": msgspec.Raw(msgspec.json.encode([{"role": "user", "content": text}]))}
-    if query.model is not None:
-        body["model"] = msgspec.Raw(msgspec.json.encode(query.model))
-    if "model" not in body:
+    if query.model is None and "model" not in body:
         raise BadInput("the request names no model", field="--model", hint="--model MODEL")
-    return path, msgspec.json.encode(body)
+    content = msgspec.json.encode(body)
+    return path, content if query.model is None else _name_model(content, query.model)
+
+
+def _name_model(body: bytes, name: str) -> bytes:
+    """Returns a request with this model, all else as it was written."""
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    fields["model"] = msgspec.Raw(msgspec.json.encode(name))
+    return msgspec.json.encode(fields)
+
+
+def _name_pods(content: bytes, endpoint: ManagementEndpoint) -> bytes:
+    """Returns a decision or preview in which pods have their names in place of their uids.
+
+    Why in the encoded text: reasons mention instances, too.
+    """
+    if endpoint.installation is None:
+        return content
+    document = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+    source = document.get("decision", content)
+    namespace = msgspec.json.decode(source, type=api_types.Decision).model.partition("/")[0]
+    for uid, name in endpoint.installation.pod_names(namespace).items():
+        content = content.replace(uid.encode(), name.encode())
+    return content
 
 
 async def _preview(endpoint: ManagementEndpoint, path: str, body: bytes, route: RouteQuery) -> bytes:

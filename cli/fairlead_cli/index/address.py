@@ -15,10 +15,14 @@ from fairlead_cli.target import is_cluster_target
 
 @dataclass(frozen=True, slots=True)
 class IndexAddress:
-    """URL of Redis, None when none is known, and the secret of the prefix hashes."""
+    """URL of Redis, None when none is known, and the secret of the prefix hashes.
+
+    namespace: of the kubeconfig, for bare names of models; None without a cluster.
+    """
 
     redis: str | None
     hash_secret: str
+    namespace: str | None = None
 
 
 @contextmanager
@@ -35,7 +39,8 @@ def open_index(source: IndexSource) -> Iterator[IndexAddress]:
         from fairlead_cli.cluster.installation import open_installation
 
         with open_installation(source.cluster) as installation:
-            yield IndexAddress(installation.redis_url(), secret or installation.hash_secret())
+            secret = secret or installation.hash_secret()
+            yield IndexAddress(installation.redis_url(), secret, installation.access.namespace)
     elif url:
         yield IndexAddress(url, secret)
     else:

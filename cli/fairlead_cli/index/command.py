@@ -39,8 +39,10 @@ async def _run(options: IndexOptions, address: IndexAddress, clock: Clock, limit
     async with connect(address.redis, clock, limits) as link:
         models_ = await list_models(link, limits)
         if options.action == "stats":
+            if options.model is not None:
+                models_ = [choose_model(options.qualified_model, models_, address.namespace)]
             return await _stats(options, link, models_, clock, limits)
-        key = choose_model(options.qualified_model, models_)
+        key = choose_model(options.qualified_model, models_, address.namespace)
         if options.action == "watch":
             return await _watch(options, link, key, limits)
         snapshot = await take_snapshot(link, key, clock, limits)
@@ -52,8 +54,7 @@ async def _run(options: IndexOptions, address: IndexAddress, clock: Clock, limit
 async def _stats(options: IndexOptions, link: RedisLink, known: list[str], clock: Clock, limits: Limits) -> int:
     from fairlead_cli.index.stats import build_stats, render_stats
 
-    keys_ = known if options.model is None else [choose_model(options.qualified_model, known)]
-    all_stats = [build_stats(await take_snapshot(link, key, clock, limits)) for key in keys_]
+    all_stats = [build_stats(await take_snapshot(link, key, clock, limits)) for key in known]
     if is_document(options.output):
         print(format_document({"models": all_stats}, options.output))
     elif not all_stats:

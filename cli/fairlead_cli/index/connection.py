@@ -49,8 +49,11 @@ async def list_models(link: RedisLink, limits: Limits) -> list[str]:
     return sorted({key for name in names if (key := redis_keys.model_of_index_key(name)) is not None})
 
 
-def choose_model(name: str | None, known: Sequence[str]) -> str:
-    """Returns the key ``namespace/name`` of a model. Raises BadInput with the nearest names."""
+def choose_model(name: str | None, known: Sequence[str], namespace: str | None = None) -> str:
+    """Returns the key ``namespace/name`` of a model. Raises BadInput with the nearest names.
+
+    namespace: that of a bare name which several models have.
+    """
     if name is None:
         if len(known) == 1:
             return known[0]
@@ -61,6 +64,8 @@ def choose_model(name: str | None, known: Sequence[str]) -> str:
     matches = [key for key in known if key.partition("/")[2] == name]
     if len(matches) == 1:
         return matches[0]
+    if f"{namespace}/{name}" in matches:
+        return f"{namespace}/{name}"
     if matches:
         raise BadInput(f"several models are called {name!r}", field="--model", hint=f"say which: {', '.join(matches)}")
     if not known:

@@ -21,11 +21,18 @@ if TYPE_CHECKING:
 class ManagementEndpoint:
     """A management API. ``name`` is for people; ``url`` returns the address, and forwards a port
     for it if needed.
+
+    installation: whose gateway it is, in a cluster.
     """
 
     name: str
     url: Callable[[], str]
     token: str | None
+    installation: "Installation | None" = None
+
+    def qualify_model(self, name: str) -> str:
+        """Returns the name by which a gateway knows a model."""
+        return name if self.installation is None else self.installation.qualify_model(name)
 
 
 @contextmanager
@@ -54,6 +61,6 @@ def gateway_endpoints(installation: "Installation", token: str | None) -> Sequen
     """
     token = token or installation.manage_token()
     return [
-        ManagementEndpoint(f"gateway {name_of(pod)}", partial(installation.manage_url, pod), token)
+        ManagementEndpoint(f"gateway {name_of(pod)}", partial(installation.manage_url, pod), token, installation)
         for pod in installation.gateway_pods()
     ]

@@ -89,7 +89,7 @@ def pool(**fields: object) -> Manifest:
         "name": "engine",
         "resources": {"requests": {"cpu": "50m", "memory": "1Gi"}},
         "volumeMounts": [{"name": _PACKAGES, "mountPath": MOUNT, "readOnly": True}],
-        "startupProbe": {"periodSeconds": 2, "failureThreshold": 300},
+        "startupProbe": {"periodSeconds": 2, "failureThreshold": 450},
     }
     claim = {"name": _PACKAGES, "persistentVolumeClaim": {"claimName": _PACKAGES, "readOnly": True}}
     template = {"spec": {"containers": [container], "volumes": [claim]}}

@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from fairlead.kube.client import KubeApi
-from fairlead.kube.resources import PODS, Manifest
+from fairlead.kube.resources import PODS, Manifest, uid_of
 from fairlead.runtime.clock import SystemClock
 from fairlead_autoscaler.core import ModelSpec, Observation, PoolSpec, ScalingPlan
 from fairlead_autoscaler.enforcer import EnforcedPlan
@@ -31,6 +31,7 @@ from fairlead_cli.management import api_types
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
 from fairlead_testing.kube.kubelet import NODE, Kubelet
+from fairlead_testing.kube.operators import apply_crds_and_namespaces
 from fairlead_testing.redis.valkey import Valkey
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
@@ -39,13 +40,23 @@ GATEWAYS = ("fairlead-gateway-0", "fairlead-gateway-1")
 AUTOSCALERS = ("fairlead-autoscaler-0", "fairlead-autoscaler-1")
 NOT_KNOWN = CannedResponse([b'{"error": {"message": "not in the log"}}'], 404)
 KINDS = ("Secret", "Service", "Deployment")
+MODEL_POD = "tiny-main-58d7-x2kd"
+MODEL = {
+    "apiVersion": "serving.fairlead.io/v1alpha1",
+    "kind": "ModelDeployment",
+    "metadata": {"name": "tiny", "namespace": "chat"},
+    "spec": {
+        "model": {"uri": "hf://Org/tiny"},
+        "engine": {"type": "Sim"},
+        "pools": [{"acceleratorClassName": "nvidia-l4"}],
+    },
+}
 SECRETS = {"manage-token": TOKEN, "hash-secret": "drawn", "first-key": KEY, "url": "redis://fairlead-redis:6379/0"}
 
 
-def decision(request_id: str, wall: float) -> api_types.Decision:
-    return api_types.Decision(
-        request_id, "chat/tiny", wall, 10.0, [api_types.Choice(1, "main-0/1/0", "affinity", "a home")]
-    )
+def decision(request_id: str, wall: float, instance: str = "main-0/1/0", reason: str = "a home") -> api_types.Decision:
+    choice = api_types.Choice(1, instance, "affinity", reason)
+    return api_types.Decision(request_id, "chat/tiny", wall, 10.0, [choice])
 
 
 def answers(found: Any) -> CannedResponse:
@@ -138,6 +149,18 @@ async def _installed(
             if one["kind"] == "Deployment":
                 for number in range(one["spec"]["replicas"]):
                     await _run(api, pod(one, number))
+        await apply_crds_and_namespaces(api, "chat")
+        await api.apply(MODEL, "test")
+        container = {"name": "engine", "image": "example.com/engine:1"}
+        metadata = {"name": MODEL_POD, "namespace": "chat"}
+        await api.apply(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [container]}}, "test"
+        )
+
+
+async def _pod_uid(server: ApiServer, name: str) -> str:
+    async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as api:
+        return uid_of(await api.get(PODS, "chat", name))
 
 
 async def _run(api: KubeApi, pod: Manifest) -> None:
@@ -172,6 +195,32 @@ def test_explain_route_names_the_model_of_the_namespace(stage: Stage) -> None:
     assert "affinity" in done.stdout
     sent = [one for canned in stage.servers.values() for one in canned.requests if one.path.startswith("/api/route")]
     assert json.loads(sent[-1].body)["model"] == "chat/tiny"
+
+
+def test_bare_name_means_the_model_of_the_kubeconfig(stage: Stage, tmp_path: Path) -> None:
+    document = json.loads(stage.server.kubeconfig.read_text())
+    document["contexts"][0]["context"]["namespace"] = "chat"
+    (tmp_path / "chat").write_text(json.dumps(document))
+    chat = {"KUBECONFIG": str(tmp_path / "chat")}
+    for name, sent in (("tiny", "chat/tiny"), ("other", "other"), ("Org/tiny", "Org/tiny")):
+        done = stage.fairlead("chat", "-m", name, "--message", "Why?", **chat)
+        assert (done.returncode, done.stdout) == (0, "blue\n"), done.stderr
+        assert json.loads(stage.servers[GATEWAYS[0]].requests[-1].body)["model"] == sent
+        done = stage.fairlead("explain", "route", name, "-f", "-", stdin="why?", **chat)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(stage.servers[GATEWAYS[0]].requests[-1].body)["model"] == sent
+
+
+def test_decisions_name_pods(stage: Stage) -> None:
+    uid = asyncio.run(_pod_uid(stage.server, MODEL_POD))
+    reason = f"the longest step of {uid}/8000/0 would take 2 s"
+    made = decision("req-pods", 300.0, f"{uid}/8000/0", reason)
+    stage.servers[GATEWAYS[0]].responses["/api/decisions/req-pods"] = answers(made)
+    done = stage.fairlead("explain", "request", "req-pods")
+    assert done.returncode == 0, done.stderr
+    assert f"attempt 1 → {MODEL_POD} by the rule affinity\n     the longest step of {MODEL_POD}/8000/0" in done.stdout
+    done = stage.fairlead("explain", "request", "req-pods", "-o", "json")
+    assert json.loads(done.stdout)["choices"][0]["instance"] == f"{uid}/8000/0"
 
 
 def test_scaling_verbs_query_the_leader(stage: Stage) -> None:
@@ -259,6 +308,14 @@ def test_large_answers_pass_a_forwarded_port(stage: Stage) -> None:
         port = forwarder.open(PodPort(PLACE, GATEWAYS[0], 8081))
         for _ in range(2):  # the first connection was opened in advance
             assert httpx.get(f"http://127.0.0.1:{port}/large", trust_env=False).content == body
+
+
+def test_closing_with_an_open_connection_reports_nothing(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    stage.servers[GATEWAYS[0]].responses["/open"] = CannedResponse([b"here"])
+    with httpx.Client(trust_env=False) as client, PortForwarder(stage.server.config()) as forwarder:
+        port = forwarder.open(PodPort(PLACE, GATEWAYS[0], 8081))
+        assert client.get(f"http://127.0.0.1:{port}/open").content == b"here"
+    assert caplog.messages == []
 
 
 def test_errors_of_a_forwarded_port_are_explained(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.index.command import run
+from fairlead_cli.index.connection import choose_model
 from fairlead_cli.index.options import IndexOptions, IndexSource
 from fairlead_cli.local.run_directory import RunningStack, make_run_directory, write_stack_file
 from fairlead_gateway.supervisor.peers.replication_hints import ReplicationHintPublisher
@@ -274,6 +275,14 @@ def test_ambiguous_model_name_lists_the_candidates(server: Valkey, tokens: Path)
         assert "say which: default/tiny, other/tiny" in str(raised.value)
 
     play_scene(server.url, work)
+
+
+def test_bare_name_means_the_model_of_the_kubeconfig() -> None:
+    known = ["a/tiny", "b/tiny", "c/large"]
+    assert choose_model("tiny", known, "b") == "b/tiny"
+    assert choose_model("large", known, "b") == "c/large"
+    with pytest.raises(BadInput, match="say which: a/tiny, b/tiny"):
+        choose_model("tiny", known, "c")
 
 
 def test_redis_without_an_index_is_reported(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:

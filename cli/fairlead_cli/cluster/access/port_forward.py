@@ -96,6 +96,8 @@ class PortForwarder:
                 await _relay(reader, writer, first.pop() if first else await self._connect(target), target)
             except FairleadError as error:
                 print(f"fairlead: {error}", file=sys.stderr)
+            except asyncio.CancelledError:
+                pass  # _close cancels it; Python 3.11 reports a cancelled handler as an exception
             finally:
                 writer.close()
 
