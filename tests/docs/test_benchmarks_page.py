@@ -48,6 +48,25 @@ def test_missed_goal_and_delays_of_the_gateway() -> None:
     assert len(missed) == 1
     assert f"misses one of its {len(goals)} goals" in PAGE
     assert f"adds {missed[0]['value'] * 1000:.1f} ms at p99" in PAGE
+    delay = "1,000 streams × 20 chunks/s: delay p99 | "
+    direct = rows[f"{delay}direct"]["value"]
+    router, envoy = (rows[delay + name]["value"] - direct for name in ("sglang-router cache_aware", "Envoy"))
+    assert f"sglang-router added {router * 1000:.1f} ms and Envoy {envoy * 1000:.0f} ms" in PAGE
+
+
+def test_number_of_compared_products() -> None:
+    measured = {row["metric"].partition(" | ")[2] for row in results("gateway")["rows"]} - {"", "direct", "fairlead"}
+    status = (ROOT / "docs" / "status.md").read_text(encoding="utf-8")
+    assert len(measured) == 6
+    assert "compared with six products" in status
+
+
+def test_every_file_names_what_the_page_says_it_names() -> None:
+    for path in (ROOT / "bench" / "results").glob("*.json"):
+        report = results(path.stem)
+        expected = {"machine", "versions", "seed"} if "rows" in report else {"machine"}
+        assert path.stem in ("demo", "coverage") or expected <= set(report), path.name
+        assert all("holds" in row for row in report.get("rows", ()) if row.get("goal") is not None), path.name
 
 
 def test_every_results_file_is_listed() -> None:

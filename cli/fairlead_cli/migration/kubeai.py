@@ -16,7 +16,7 @@ from fairlead_cli.migration.draft import (
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 
 REASONS: Final = {
-    "spec.features": "the gateway serves every API of the engine",
+    "spec.features": "the gateway serves the engine's APIs for JSON requests; it refuses forms with files, as for SpeechToText",
     "spec.targetRequests": "Fairlead scales for latency targets: set spec.slo",
     "spec.scaleDownDelaySeconds": "without minReplicas below maxReplicas nothing is scaled down",
     "spec.owner": "/v1/models names Fairlead as the owner",

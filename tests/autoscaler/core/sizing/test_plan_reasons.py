@@ -1,5 +1,7 @@
 """The reasons of plans explain their numbers."""
 
+from pathlib import Path
+
 import pytest
 
 from fairlead_autoscaler.core.sizing.pool_planner import PoolDemand
@@ -20,3 +22,10 @@ def _wanted(needed: float) -> PoolDemand:
 )
 def test_what_is_needed_explains_the_number(needed: float, said: str) -> None:
     assert _wanted(needed).need_reason == said
+
+
+@pytest.mark.parametrize("page", ["concepts/autoscaling.md", "how-to/capacity-and-cost.md"])
+def test_pages_quote_the_reason_as_it_is(page: str) -> None:
+    text = (Path(__file__).resolve().parents[4] / "docs" / page).read_text(encoding="utf-8")
+    assert f"planned: 5, by the rule enough: {_wanted(4.71).need_reason}\n" in text
+    assert "`limited by KV memory`" in text
