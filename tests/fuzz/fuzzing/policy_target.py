@@ -117,6 +117,7 @@ def expected(found: list[Member], path: str, policy: RequestPolicy) -> list[tupl
             removed.add(name)
         elif name not in policy.allowed_fields or (name == "priority" and not is_int64(last[name])):
             bad.add(name)
+    bad |= unchecked_ids({name: value_text(text) for name, text, _ in found}, policy)
     if bad:
         raise PolicyRefusal(bad)
     if policy.unknown_fields is UnknownFields.REFUSE:
@@ -131,6 +132,25 @@ def expected(found: list[Member], path: str, policy: RequestPolicy) -> list[tupl
         elif name not in removed:
             meant.append((name, text, value))
     return meant
+
+
+def value_text(member: str) -> str:
+    """Returns the text of a member's value."""
+    _, end = json.JSONDecoder().raw_decode(member)
+    return member[end:].partition(":")[2].strip()
+
+
+def unchecked_ids(texts: Mapping[str, str], policy: RequestPolicy) -> set[str | None]:
+    """Returns the fields with token ids that an engine would use without a check."""
+    bad: set[str | None] = set()
+    stop, minimum = texts.get("stop_token_ids", "null"), texts.get("min_tokens", "null")
+    if stop not in ("null", "[]") and minimum not in ("null", "0") and "stop_token_ids" not in policy.allowed_fields:
+        bad.add("stop_token_ids")
+    if "sglang" in policy.engines and "input_ids" not in policy.allowed_fields:
+        for name in ("prompt", "input", "query", "items"):
+            if re.fullmatch(r'\[[^"]*[^\[\]\s,"][^"]*', texts.get(name, "")):
+                bad.add(name)
+    return bad
 
 
 def unknown_names(last: Mapping[str, Any], path: str, policy: RequestPolicy, removed: set[str]) -> list[str]:
@@ -161,6 +181,8 @@ _FIELD_WORDS = [
     b'"prior\\u0069ty":3', b'"prior\\u0069ty":null', b'"\\u0072id":1', b'"request\\u005fid":{"a":[1,"]"]}',
     b'"priority":9223372036854775808', b'"priority":-9223372036854775808', b'"priority":1.0', b'"priority":1e0',
     b'"priority":true', b'"odd":1', b'"odd one":1', b'"session_id":"s"', b'"bootstrap\\u005Froom":0',
+    b'"stop_token_ids":[5]', b'"stop_token_ids":[]', b'"min_tokens":1', b'"min_tokens":0', b'"stop_token_ids":[5],"min_tokens":1',
+    b'"prompt":[5]', b'"input":[[],[5]]', b'"query":["5"]', b'"items":[[]]',
     b'"vllm_xargs":{"rid":1,"a":1}', b'"vllm_xargs":{"priority":1}', b'"vllm_xargs":{"priority":null,"\\u0072id":[]}',
     b'"vllm_xargs":"rid"', b'"vllm_xargs":null', b'"vllm_xargs": { "request_id" : 1 } ', b'"x":{"rid":1}', b'"rid":null',
 ]  # fmt: skip

@@ -29,7 +29,13 @@ from fairlead_gateway.worker.body_check.protocol import (
     encode_frame,
 )
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body
-from fairlead_gateway.worker.openai.field_policy import REFUSED_FIELDS, SEARCHED_FIELDS
+from fairlead_gateway.worker.openai.field_policy import (
+    REFUSED_FIELDS,
+    SEARCHED_FIELDS,
+    TOKEN_PROMPT_FIELDS,
+    UNCHECKED_STOP_FIELDS,
+    has_token_ids,
+)
 from fairlead_gateway.worker.openai.schemas import (
     BODY_DECODERS,
     MEMBERS_DECODER,
@@ -53,6 +59,7 @@ _MAX_DESCRIBED_FIELDS = 2_048
 _MAX_NAME_CHARACTERS = 512  # longer than any known or allowed name
 _MAX_POLICY_VALUE_BYTES = 64
 _LONG_POLICY_VALUE = b'""'
+_TOKEN_IDS = b"[0]"
 
 
 def check_body(kind: str, body: bytes, limits: Limits) -> BodyReply:
@@ -92,7 +99,8 @@ def _describe(parsed: ParsedBody, prompt_field: str | None, body: bytes, limits:
 
 
 def _describe_members(parsed: ParsedBody, body: bytes) -> dict[str, bytes]:
-    """Returns the top-level fields; of those in `REFUSED_FIELDS` with their value, if it is short.
+    """Returns the top-level fields; those that `field_policy` judges by value have it if it is
+    short.
 
     Of very many fields, only the first are returned, and those that `field_policy` names. No API
     has so many, so a policy that refuses unknown fields finds one.
@@ -100,9 +108,11 @@ def _describe_members(parsed: ParsedBody, body: bytes) -> dict[str, bytes]:
     members = MEMBERS_DECODER.decode(body) if parsed.members is None else parsed.members
     described: dict[str, bytes] = {}
     for name, raw in members.items():
-        if name in REFUSED_FIELDS:
+        if name in REFUSED_FIELDS or name in UNCHECKED_STOP_FIELDS:
             is_short = memoryview(raw).nbytes <= _MAX_POLICY_VALUE_BYTES
             described[name] = bytes(raw) if is_short else _LONG_POLICY_VALUE
+        elif name in TOKEN_PROMPT_FIELDS and has_token_ids(raw):
+            described[name] = _TOKEN_IDS
         elif name in SEARCHED_FIELDS or len(described) < _MAX_DESCRIBED_FIELDS:
             described[name[:_MAX_NAME_CHARACTERS]] = _PRESENT_TEXT
     return described

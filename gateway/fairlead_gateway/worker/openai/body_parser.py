@@ -13,6 +13,7 @@ from msgspec import UNSET, Raw
 from msgspec.structs import astuple
 
 from fairlead.limits import Limits
+from fairlead_gateway.worker.openai.field_policy import has_token_ids
 from fairlead_gateway.worker.openai.schemas import (
     BODY_DECODERS,
     LISTED_DECODERS,
@@ -23,6 +24,7 @@ from fairlead_gateway.worker.openai.schemas import (
     ChatRequest,
     CommonFields,
     CompletionRequest,
+    EmbeddingRequest,
     GenerationFields,
     GenericRequest,
 )
@@ -46,8 +48,12 @@ _TOOLS: Final = _NAMES.index("tools")
 _CACHE_FIELDS: Final = (
     *("add_special_tokens", "chat_template", "chat_template_kwargs", "documents", "media_io_kwargs"),
     *("mm_processor_kwargs", "reasoning_effort", "truncate_prompt_tokens", "truncation_side"),
+    *("extra_key", "images_config", "input_ids", "lora_path", "max_dynamic_patch", "min_dynamic_patch"),
+    *("prompt_embeds", "thinking", "use_audio_in_video", "video_config"),
 )
-"""Fields that change the tokens of a prompt, besides the prompt itself and those of `schemas`."""
+"""Fields that change the tokens of a prompt or where they are cached, besides the prompt itself and
+those of `schemas`.
+"""
 _LISTED_CACHE_FIELDS: Final = {
     kind: tuple(name for name in _CACHE_FIELDS if name in kind.__struct_fields__) for kind in LISTED_KINDS.values()
 }
@@ -150,7 +156,7 @@ def parsed_body(fields: CommonFields, body: bytes) -> ParsedBody:
     """
     session = fields.session_id or fields.user
     has_cache_variants = bool(fields.cache_salt)
-    members = None if fields.is_listed or not body else _DECODE_MEMBERS(body)
+    members = None if not body or (fields.is_listed and not _has_token_prompt(fields)) else _DECODE_MEMBERS(body)
     if not isinstance(fields, GenerationFields):
         is_passthrough = isinstance(fields, GenericRequest)
         return ParsedBody(
@@ -178,6 +184,13 @@ def parsed_checked_body(fields: CommonFields, members: dict[str, Raw] | None) ->
     parsed = _parsed_chat(fields, None, None) if isinstance(fields, _CHAT) else parsed_body(fields, b"")
     parsed.members = members
     return parsed
+
+
+def _has_token_prompt(fields: CommonFields) -> bool:
+    """Whether the prompt is a list of token ids, which `field_policy` judges."""
+    if isinstance(fields, CompletionRequest):
+        return has_token_ids(fields.prompt)
+    return isinstance(fields, EmbeddingRequest) and has_token_ids(fields.input)
 
 
 def reads_no_cache(fields: CommonFields) -> bool:

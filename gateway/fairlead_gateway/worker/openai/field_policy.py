@@ -7,6 +7,9 @@
 - `REFUSED_FIELDS` change how an engine treats a request compared with others, or make it load
   something. A request with one of them is refused, unless `engine.allowedFields` of its model names
   the field. A field that is null counts as absent.
+- Token ids that an engine takes as indices without a check would end it for all clients. Prompts of
+  token ids are refused for SGLang, and `stop_token_ids` with `min_tokens` for every engine, unless
+  `engine.allowedFields` names `input_ids` or `stop_token_ids`.
 - Other fields pass. With `engine.unknownFields: Refuse`, only those pass that the engine or the
   OpenAI API has (`engine_fields`).
 
@@ -23,7 +26,7 @@ from typing import Final
 
 import msgspec
 
-from fairlead.fleet.model import Model, UnknownFields
+from fairlead.fleet.model import Model, RequestPolicy, UnknownFields
 from fairlead_gateway.errors import BadRequest
 from fairlead_gateway.worker.openai.engine_fields import FIELDS
 from fairlead_gateway.worker.openai.json_edit import rewrite_members
@@ -47,14 +50,26 @@ REFUSED_FIELDS: Final[Mapping[str, str]] = {
     "lora_path": "chooses an adapter by its path",
     "prompt_embeds": "is a tensor that the engine loads",
     "session_params": "continues the state of another request",
+    "stop_regex": "is an expression that the engine's scheduler searches after every token",
+    "input_ids": "is a prompt of token ids, which the engine does not check",
+    "embed_overrides": "are tensors that the engine loads",
+    "query_embed_overrides": "are tensors that the engine loads",
+    "item_embed_overrides": "are tensors that the engine loads",
 }
 """The effect of each field, for the error."""
 
+TOKEN_PROMPT_FIELDS: Final = frozenset({"prompt", "input", "query", "items"})
+"""The fields that may hold a prompt as token ids."""
+UNCHECKED_STOP_FIELDS: Final = frozenset({"stop_token_ids", "min_tokens"})
+"""With both, engines use the ids of the first as indices."""
+_ENGINES_WITH_UNCHECKED_PROMPTS: Final = frozenset({"sglang"})
 _OVERLAY_FIELD: Final = "vllm_xargs"
 SEARCHED_FIELDS: Final = REMOVED_FIELDS | {_OVERLAY_FIELD}
 """The fields that make a body be searched and edited."""
 
 _NULL: Final = b"null"
+_NO_STOP_TOKENS: Final = (_NULL, b"[]")
+_NO_MINIMUM: Final = (_NULL, b"0")
 _MAX_SHOWN_CHARACTERS: Final = 64
 _ENGINE_TABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "vllm": ("openai", "vllm"),
@@ -92,11 +107,20 @@ def apply_field_policy(body: bytes, members: Members | None, path: str, model: M
             raise _not_allowed(name, REFUSED_FIELDS[name])
         elif name == "priority":
             check_priority(members[name])
+    _check_token_ids(members, policy)
     if is_strict:
         _check_known(members, path, policy.engines, policy.allowed_fields | removed)
     if removed or _OVERLAY_FIELD in members:
         return remove_fields(body, REMOVED_FIELDS | removed)
     return body
+
+
+def has_token_ids(raw: msgspec.Raw) -> bool:
+    """Returns True if a prompt, as JSON text, is an array of token ids, or of such arrays."""
+    if bytes(memoryview(raw)[:1]) != b"[":
+        return False
+    text = bytes(raw)
+    return b'"' not in text and bool(text.strip(b"[], \t\r\n"))
 
 
 def remove_fields(body: bytes, names: frozenset[str] | set[str] = REMOVED_FIELDS) -> bytes:
@@ -141,9 +165,25 @@ def _check_known(members: Members, path: str, engines: Iterable[str], allowed: f
             raise _not_allowed(name if is_plain else None, "is not a field of this engine's API")
 
 
-def _not_allowed(name: str | None, reason: str) -> BadRequest:
+def _check_token_ids(members: Members, policy: RequestPolicy) -> None:
+    """Raises BadRequest for token ids that an engine would use without a check.
+
+    Source: PyTorch asserts on the device when an index is out of range, and the process ends.
+    SGLang 0.5.23 checks neither prompts nor `stop_token_ids`; vLLM checks both since August 2026.
+    """
+    if members.keys() >= UNCHECKED_STOP_FIELDS and "stop_token_ids" not in policy.allowed_fields:
+        is_used = bytes(members["stop_token_ids"]) not in _NO_STOP_TOKENS
+        if is_used and bytes(members["min_tokens"]) not in _NO_MINIMUM:
+            raise _not_allowed("stop_token_ids", "with min_tokens, engines use these ids without a check")
+    if policy.engines & _ENGINES_WITH_UNCHECKED_PROMPTS and "input_ids" not in policy.allowed_fields:
+        for name in TOKEN_PROMPT_FIELDS & members.keys():
+            if has_token_ids(members[name]):
+                raise _not_allowed(name, REFUSED_FIELDS["input_ids"], "input_ids")
+
+
+def _not_allowed(name: str | None, reason: str, setting_name: str | None = None) -> BadRequest:
     shown = "a field" if name is None else name
-    setting = "engine.allowedFields" if name is None else f"engine.allowedFields: [{name}]"
+    setting = "engine.allowedFields" if name is None else f"engine.allowedFields: [{setting_name or name}]"
     return BadRequest(
         f"{shown}: {reason}, and clients may not set it",
         param=name,

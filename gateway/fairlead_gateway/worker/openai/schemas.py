@@ -4,17 +4,18 @@ Why a module of its own: mypyc cannot compile structs, and the modules that use 
 """
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from fairlead_gateway.worker.openai.json_edit import contains_any
 
 OptionalText = str | None
 OptionalNumber = float | None
 OptionalInt = int | None
-PromptInput = str | list[str | int | list[int]]
+TokenId = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
+PromptInput = str | list[str | TokenId | list[TokenId]]
 _NULL = Raw(b"null")
 
 
@@ -184,7 +185,8 @@ class EmbeddingRequest(CommonFields, kw_only=True):
 class GenericRequest(CommonFields, kw_only=True):
     """A request whose other fields are neither read nor changed.
 
-    Only the counts with which requests have crashed engines are bounded.
+    Only what has crashed engines, or occupied them for all, is bounded: counts, stop strings, and
+    the number of conversations.
     """
 
     n: OptionalInt = None
@@ -193,6 +195,9 @@ class GenericRequest(CommonFields, kw_only=True):
     max_completion_tokens: OptionalInt = None
     max_output_tokens: OptionalInt = None
     top_logprobs: OptionalInt = None
+    stop: Raw | UnsetType = UNSET
+    stop_sequences: Raw | UnsetType = UNSET
+    messages: Raw | UnsetType = UNSET
 
 
 class ListedChatRequest(ChatRequest, kw_only=True, gc=False, forbid_unknown_fields=True):
@@ -221,7 +226,6 @@ class ListedChatRequest(ChatRequest, kw_only=True, gc=False, forbid_unknown_fiel
     safety_identifier: Raw | UnsetType = UNSET
     service_tier: Raw | UnsetType = UNSET
     skip_special_tokens: Raw | UnsetType = UNSET
-    stop_token_ids: Raw | UnsetType = UNSET
     store: Raw | UnsetType = UNSET
     verbosity: Raw | UnsetType = UNSET
 
@@ -236,7 +240,6 @@ class ListedCompletionRequest(CompletionRequest, kw_only=True, forbid_unknown_fi
     include_stop_str_in_output: Raw | UnsetType = UNSET
     return_token_ids: Raw | UnsetType = UNSET
     skip_special_tokens: Raw | UnsetType = UNSET
-    stop_token_ids: Raw | UnsetType = UNSET
     use_beam_search: Raw | UnsetType = UNSET
 
 
@@ -261,7 +264,7 @@ LISTED_KINDS: dict[type[CommonFields], type[CommonFields]] = {
     CompletionRequest: ListedCompletionRequest,
     EmbeddingRequest: ListedEmbeddingRequest,
 }
-_set_raw_fields((*LISTED_KINDS, *LISTED_KINDS.values()))
+_set_raw_fields((*LISTED_KINDS, *LISTED_KINDS.values(), GenericRequest))
 
 PLAIN_MESSAGES_DEPTH = 6
 """Levels of a body whose messages are all `PlainMessage`; other fields may have more."""
@@ -273,6 +276,7 @@ LISTED_DECODERS: dict[type[CommonFields], msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(listed) for kind, listed in LISTED_KINDS.items()
 }
 MEMBERS_DECODER = msgspec.json.Decoder(dict[str, Raw])
+CONVERSATIONS_DECODER = msgspec.json.Decoder(list[Raw])
 MESSAGES_DECODER = msgspec.json.Decoder(list[Message])
 PLAIN_MESSAGES_DECODER = msgspec.json.Decoder(list[PlainMessage])
 STREAM_OPTIONS_DECODER = msgspec.json.Decoder(StreamOptions | None)

@@ -25,6 +25,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.errors import BadRequest
 from fairlead_gateway.worker.openai.schemas import (
     BODY_DECODERS,
+    CONVERSATIONS_DECODER,
     LISTED_DECODERS,
     LOGIT_BIAS_DECODER,
     MESSAGES_DECODER,
@@ -85,6 +86,9 @@ def decode_body(kind: type[CommonFields], body: bytes, limits: Limits) -> Common
         for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
             _check_range(name, getattr(fields, name), 0, limits.max_tokens)
         _check_range("top_logprobs", fields.top_logprobs, 0, limits.logprobs)
+        _check_stop("stop", fields.stop, limits)
+        _check_stop("stop_sequences", fields.stop_sequences, limits)
+        _check_conversations(fields.messages, limits)
     return fields
 
 
@@ -231,12 +235,27 @@ def check_generation(fields: GenerationFields, limits: Limits) -> None:
     elif isinstance(fields, CompletionRequest):
         _check_range("best_of", fields.best_of, 1, limits.choices)
         _check_range("logprobs", fields.logprobs, 0, limits.logprobs)
-    stop = _decode_bounded(STOP_DECODER, fields.stop, "stop", limits.stop_bytes, limits)
-    if isinstance(stop, list) and len(stop) > limits.stop_strings:
-        raise BadRequest(f"stop: at most {limits.stop_strings} strings are accepted", param="stop")
+    _check_stop("stop", fields.stop, limits)
     _decode_bounded(LOGIT_BIAS_DECODER, fields.logit_bias, "logit_bias", limits.schema_bytes, limits)
     for name in ("response_format", "structured_outputs"):
         _decode_bounded(None, getattr(fields, name), name, limits.schema_bytes, limits)
+
+
+def _check_stop(field: str, raw: Raw | UnsetType, limits: Limits) -> None:
+    """Raises BadRequest if there are too many stop strings: engines search for each."""
+    stop = _decode_bounded(STOP_DECODER, raw, field, limits.stop_bytes, limits)
+    if isinstance(stop, list) and len(stop) > limits.stop_strings:
+        raise BadRequest(f"{field}: at most {limits.stop_strings} strings are accepted", param=field)
+
+
+def _check_conversations(raw: Raw | UnsetType, limits: Limits) -> None:
+    """Raises BadRequest if `messages` is a list of too many conversations."""
+    if raw is UNSET or bytes(memoryview(raw)[:1]) != b"[":
+        return
+    conversations = CONVERSATIONS_DECODER.decode(raw)
+    if len(conversations) > limits.prompts and bytes(memoryview(conversations[0])[:1]) == b"[":
+        message = f"messages: at most {limits.prompts} conversations are accepted"
+        raise BadRequest(message, param="messages", code="out_of_range")
 
 
 def _check_tools(raw: Raw | UnsetType, limits: Limits) -> None:

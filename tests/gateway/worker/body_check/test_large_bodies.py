@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from fairlead.fleet.model import Model, RequestPolicy
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.errors import BadRequest, Overloaded, TooManyLargeBodies
@@ -18,9 +19,16 @@ from fairlead_gateway.worker.body_check.process import check_body
 from fairlead_gateway.worker.body_check.protocol import decode_limits, encode_limits
 from fairlead_gateway.worker.openai import body_parser
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body
+from fairlead_gateway.worker.openai.field_policy import apply_field_policy
 from fairlead_gateway.worker.openai.prefix_key import build_route_request
 from fairlead_gateway.worker.openai.request import BODY_TYPES, build_model_request
-from fairlead_gateway.worker.openai.schemas import ChatRequest
+from fairlead_gateway.worker.openai.schemas import (
+    ChatRequest,
+    CommonFields,
+    CompletionRequest,
+    EmbeddingRequest,
+    GenericRequest,
+)
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
@@ -111,6 +119,29 @@ def test_large_body_with_a_field_that_clients_may_not_set_is_refused(
     with pytest.raises(BadRequest) as refused:
         seen_by_gateway(CHATS, checker.parse_body(ChatRequest, body), body)
     assert (refused.value.param, refused.value.code) == (*fields, "field_not_allowed")
+
+
+@pytest.mark.parametrize("kind", [CompletionRequest, EmbeddingRequest, GenericRequest])
+def test_large_prompt_of_token_ids_is_refused_for_an_engine_that_does_not_check_them(
+    kind: type[CommonFields], checker: BodyChecker
+) -> None:
+    name = "prompt" if kind is CompletionRequest else "input"
+    body = json.dumps({"model": "tiny", name: [200_000] * 50_000}).encode()
+    parsed = checker.parse_body(kind, body)
+    for engine, is_refused in (("sglang", True), ("vllm", False)):
+        model = Model("default", "tiny", requests=RequestPolicy(engines=frozenset({engine})))
+        if is_refused:
+            with pytest.raises(BadRequest, match=r"allowedFields: \[input_ids\]"):
+                apply_field_policy(body, parsed.members, "/v1/completions", model)
+        else:
+            assert apply_field_policy(body, parsed.members, "/v1/completions", model) == body
+
+
+def test_large_body_with_stop_tokens_that_engines_use_as_indices_is_refused(checker: BodyChecker) -> None:
+    body = json.dumps(LARGE_CHAT | {"min_tokens": 1, "stop_token_ids": [10**6] * 50}).encode()
+    with pytest.raises(BadRequest) as refused:
+        seen_by_gateway(CHATS, checker.parse_body(ChatRequest, body), body)
+    assert refused.value.param == "stop_token_ids"
 
 
 def test_no_parser_of_the_worker_reads_a_large_body(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,6 +184,63 @@ def test_a_special_field_is_refused_with_the_setting_that_allows_it(path: str, n
     run_async(main())
 
 
+TOKENS_BY_PATH = {
+    "/v1/completions": {"prompt": [200_000]},
+    "/v1/embeddings": {"input": [[], [5]]},
+    "/v1/score": {"query": [200_000], "items": ["a"]},
+    "/v1/classify": {"input": [200_000]},
+}
+
+
+@pytest.mark.parametrize("path", TOKENS_BY_PATH)
+def test_prompt_of_token_ids_reaches_no_engine_that_does_not_check_them(path: str) -> None:
+    body = {"model": "tiny", **TOKENS_BY_PATH[path]}
+
+    async def main() -> None:
+        async with scripted_engine() as engine:
+            for policy, status in (
+                ({"engines": frozenset({"sglang"})}, 400),
+                ({"engines": frozenset({"sglang", "vllm"})}, 400),
+                ({"engines": frozenset({"sglang"}), "allowed_fields": frozenset({"input_ids"})}, 200),
+                ({"engines": frozenset({"vllm"})}, 200),
+            ):
+                async with running_gateway(fleet_with(engine.url, **policy)) as running:
+                    answer = await request(running.url, body, path=path)
+                    assert answer.status == status
+                    if status == 400:
+                        assert answer.error["param"] in body
+                        assert "engine.allowedFields: [input_ids]" in answer.error["message"]
+                        assert engine.calls == []
+                    texts = {"model": "tiny", **PROMPTS.get(path, {"query": "5", "items": ["1"]}), "input": "[5]"}
+                    assert (await request(running.url, texts, path=path)).status == 200
+                    engine.calls.clear()
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_stop_tokens_that_engines_use_as_indices_need_a_deliberate_yes(path: str) -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+            for stop, minimum, status in (
+                ([10**6], 1, 400),
+                ([-5], 3, 400),
+                ([10**6], 0, 200),
+                ([10**6], None, 200),
+                ([], 3, 200),
+                (None, 3, 200),
+            ):
+                body = {"model": "tiny", **PROMPTS[path], "stop_token_ids": stop, "min_tokens": minimum}
+                answer = await request(running.url, body, path=path)
+                assert answer.status == status, (stop, minimum)
+                if status == 400:
+                    assert (answer.error["code"], answer.error["param"]) == ("field_not_allowed", "stop_token_ids")
+
+    run_async(main())
+    both = {"stop_token_ids": [7], "min_tokens": 3}
+    assert apply(both, allowed_fields=frozenset({"stop_token_ids"})) == both
+
+
 def test_a_priority_beyond_64_bits_is_refused_where_clients_may_set_one() -> None:
     for priority in (2**63, "high"):
         with pytest.raises(BadRequest, match="priority: "):

@@ -163,13 +163,20 @@ def test_a_bad_body_gets_a_4xx_that_names_the_field(name: str) -> None:
         ("/v1/completions", {"model": "tiny", "prompt": "x", "best_of": 10**9}, "best_of"),
         ("/v1/completions", {"model": "tiny", "prompt": "x", "logprobs": 10**6}, "logprobs"),
         ("/v1/completions", {"model": "tiny", "prompt": "x", "logprobs": -1}, "logprobs"),
+        ("/v1/completions", {"model": "tiny", "prompt": [-1]}, "prompt[0]"),
+        ("/v1/completions", {"model": "tiny", "prompt": [[5, 2**31]]}, "prompt[0][1]"),
+        ("/v1/embeddings", {"model": "tiny", "input": [[-1]]}, "input[0][0]"),
+        ("/v1/responses", {"model": "tiny", "input": "x", "stop": ["a"] * 65}, "stop"),
+        ("/v1/messages", {"model": "tiny", "messages": [], "stop_sequences": ["a"] * 65}, "stop_sequences"),
+        ("/v1/messages", {"model": "tiny", "messages": [], "stop_sequences": ["a" * 65_536]}, "stop_sequences"),
+        ("/v1/chat/completions/batch", {"model": "tiny", "messages": [[]] * 2_049}, "messages"),
         ("/v1/embeddings", {"model": "tiny"}, "input"),
         ("/v1/embeddings", {"model": "tiny", "input": 7}, "input"),
         ("/v1/embeddings", {"model": "tiny", "input": [[1]] * 3_000}, "input"),
         ("/v1/embeddings", {"model": "tiny", "input": "x", "dimensions": 0}, "dimensions"),
     ],
 )
-def test_every_path_names_its_own_fields(path: str, body: object, param: str) -> None:
+def test_bad_values_are_refused_on_every_path_by_their_own_field(path: str, body: object, param: str) -> None:
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
             answer = await request(running.url, body, path=path)

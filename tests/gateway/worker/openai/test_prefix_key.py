@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from fairlead.fleet.model import RequestPolicy
 from fairlead.limits import Limits
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.routing import PrefixChain, RouteRequest
@@ -20,7 +21,8 @@ def route_request_of(body: dict[str, Any], request_id: str = "r") -> RouteReques
     path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
     data = json.dumps(body).encode()
     head = RequestHead("POST", path, [], 11, len(data), keep_alive=True, expects_continue=False)
-    request = parse_request(path, data, fleet_of([]), Limits())
+    allowed = RequestPolicy(allowed_fields=frozenset({"input_ids", "lora_path", "prompt_embeds"}))
+    request = parse_request(path, data, fleet_of([], requests=allowed), Limits())
     return build_route_request(request, head, request_id, b"secret")
 
 
@@ -47,7 +49,8 @@ def test_every_answer_that_an_engine_computes_counts(body: dict[str, Any], seque
     "field",
     [
         *("add_special_tokens", "chat_template", "chat_template_kwargs", "documents", "mm_processor_kwargs"),
-        *("reasoning_effort", "truncate_prompt_tokens"),
+        *("reasoning_effort", "truncate_prompt_tokens", "extra_key", "input_ids", "images_config", "video_config"),
+        *("thinking", "prompt_embeds", "lora_path", "max_dynamic_patch"),
     ],
 )
 def test_field_that_changes_the_prompt_does_not_pass_for_a_cached_prompt(field: str, body: dict[str, Any]) -> None:
