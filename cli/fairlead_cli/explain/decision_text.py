@@ -154,6 +154,8 @@ def _outcome(decision: api_types.Decision) -> Iterable[str]:
         parts.append("the rest of the stream came from another engine")
     lines = ["outcome: " + ", ".join(parts)]
     times = []
+    if outcome.queued_seconds:
+        times.append(f"{format_duration(outcome.queued_seconds)} in the gateway's queue for an engine")
     if outcome.ttft_seconds is not None:
         times.append(f"first token after {formatting.format_seconds(outcome.ttft_seconds)}")
     if outcome.itl_mean_seconds is not None:

@@ -194,6 +194,7 @@ class RequestOutcome(Struct, frozen=True):
     predicted_cached_tokens: int | None = None
     within_objective: bool | None = None
     overhead_seconds: float | None = None
+    queued_seconds: float | None = None
     failures: list[FailedAttempt] = field(default_factory=list)
     continued: bool = False
 

@@ -85,7 +85,7 @@ FAMILIES: Final = (
     _histogram(
         "overhead_seconds",
         _MODEL,
-        "Request read to sent to its engine, the prefill leg not counted; requests whose first engine took them.",
+        "Request read to sent to its engine, without queues and the prefill leg; requests whose first engine took them.",
     ),
     _counter("decisions_total", ("model", "rule"), "Choices of an instance, by the rule that decided."),
     _counter("home_decisions_total", _MODEL, "Choices that fell on one of the prompt's two homes."),

@@ -17,7 +17,8 @@ class RequestOutcome:
     - within_objective: None if the model has no SLO; `within_ttft` and `within_itl` are its
       two parts.
     - overhead_seconds: the gateway's own time, from the request's last byte to its dispatch,
-      without prefill elsewhere. None after a failed attempt.
+      without waits in queues and prefill elsewhere. None after a failed attempt.
+    - queued_seconds: waits in queues of the gateway for an engine, in all attempts.
     - failures: (instance, reason) of attempts before the last one.
     """
 
@@ -40,6 +41,7 @@ class RequestOutcome:
     within_ttft: bool | None
     within_itl: bool | None
     overhead_seconds: float | None
+    queued_seconds: float
     failures: tuple[tuple[str, str], ...]
 
     def __init__(
@@ -71,6 +73,7 @@ class RequestOutcome:
         self.within_ttft = None
         self.within_itl = None
         self.overhead_seconds = None
+        self.queued_seconds = 0.0
         self.failures = ()
 
 

@@ -37,15 +37,17 @@ class AdmissionState:
     full_instances: instances without room for the request.
     admitted: how the request left the queue; None if it did not wait.
     counted_at: the instance whose load includes the request already, since it waited for a slot.
+    queued_seconds: how long the request has waited in queues of the gateway, in all attempts.
     """
 
-    __slots__ = ("admitted", "counted_at", "full_instances", "request")
+    __slots__ = ("admitted", "counted_at", "full_instances", "queued_seconds", "request")
 
     def __init__(self) -> None:
         self.request: AdmissionRequest | None = None
         self.full_instances: frozenset[str] = NO_INSTANCES
         self.admitted: Admitted | None = None
         self.counted_at: str = ""
+        self.queued_seconds: float = 0.0
 
 
 class HandoffState:

@@ -75,6 +75,14 @@ def test_attempt_shows_candidates_inputs_and_outcome() -> None:
     ]
 
 
+def test_a_wait_for_an_engine_is_told_apart_from_the_gateways_own_time() -> None:
+    lines = text(record(1, decided(HOME, "affinity", "a home")), outcome=ended(queued_seconds=3.06, ttft_seconds=3.4))
+    assert (
+        "     3.06s in the gateway's queue for an engine, first token after 3.4s, 20ms between tokens, "
+        "the gateway itself took 84us" in lines
+    )
+
+
 def test_input_ages_are_shown() -> None:
     lines = text(record(1, decided(HOME, "affinity", "a home", age=0.8)), outcome=None)
     assert any("500ms (800ms ago)" in line for line in lines)

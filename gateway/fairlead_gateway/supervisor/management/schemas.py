@@ -198,7 +198,7 @@ class SliceOut(_ResponseModel):
     ttft_seconds: QuantilesOut
     itl_seconds: QuantilesOut
     overhead_seconds: QuantilesOut = Field(
-        description="The gateway's own time, from a histogram with one bucket per doubling from 10 µs."
+        description="The gateway's own time without its queues; one bucket per doubling from 10 µs."
     )
     within_objective: float | None = Field(description="Share of assessed requests that met all latency targets.")
     cached_token_share: float | None = Field(
@@ -311,8 +311,9 @@ class OutcomeOut(_ResponseModel):
     output_tokens: int | None
     within_objective: bool | None
     overhead_seconds: float | None = Field(
-        description="The gateway's own time before the dispatch; null after a failed attempt."
+        description="The gateway's own time before the dispatch, without queued_seconds; null after a failed attempt."
     )
+    queued_seconds: float = Field(description="Waits in the gateway's queues for an engine, in all attempts.")
     failures: list[FailureOut] = Field(
         description="Attempts that failed before the client received a byte, oldest first."
     )

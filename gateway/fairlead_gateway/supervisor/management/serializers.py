@@ -269,6 +269,7 @@ def _outcome_out(logged: LoggedRequest) -> schemas.OutcomeOut:
         output_tokens=ended.output_tokens,
         within_objective=ended.within_objective,
         overhead_seconds=ended.overhead_seconds,
+        queued_seconds=ended.queued_seconds,
         failures=[schemas.FailureOut(instance=instance, why=why) for instance, why in ended.failures],
         continued=any(record.decision.rule == CONTINUATION_RULE for record in logged.records),
     )

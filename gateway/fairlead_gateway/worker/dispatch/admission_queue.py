@@ -271,6 +271,7 @@ class ModelAdmission:
         try:
             admitted = await future
         finally:
+            context.admission.queued_seconds += self._now() - now
             if self._queued.pop(context.id, None) is not None:
                 self._policy.remove(context.id)
                 self._telemetry.record_queue_exit(self._key, "left")

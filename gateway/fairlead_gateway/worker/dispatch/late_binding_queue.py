@@ -191,8 +191,8 @@ class LateBindingQueue:
         if router is None or endpoint is None:
             return False
         self._make_room(key, context.caller)
-        backlog_before = endpoint.load.backlog_seconds
-        router.on_dispatch(context.route_request, name, self._now())
+        backlog_before, queued_at = endpoint.load.backlog_seconds, self._now()
+        router.on_dispatch(context.route_request, name, queued_at)
         prefill_seconds = endpoint.load.backlog_seconds - backlog_before
         queued = _QueuedDispatch(
             self._loop.create_future(), prefill_seconds, context.caller, router.queue_sort_key(request_id)
@@ -213,9 +213,11 @@ class LateBindingQueue:
             exit_cause = "line-full"
             raise
         finally:
+            now = self._now()
+            context.admission.queued_seconds += now - queued_at
             self._remove(key, name, request_id)
             if not is_started:
-                router.on_abandoned(request_id, self._now())
+                router.on_abandoned(request_id, now)
             self._on_exit(key, "dispatch-queue" if is_started else exit_cause)
         context.admission.counted_at = name if is_started else ""
         return is_started

@@ -52,6 +52,7 @@ class AccessRecord(msgspec.Struct):
     duration_seconds: float | None = None
     ttft_seconds: float | None = None
     overhead_seconds: float | None = None
+    queued_seconds: float | None = None
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     predicted_cached_tokens: int | None = None
@@ -108,6 +109,7 @@ class AccessLog:
             outcome.duration_seconds,
             outcome.ttft_seconds,
             outcome.overhead_seconds,
+            outcome.queued_seconds,
             outcome.prompt_tokens,
             outcome.cached_tokens,
             outcome.predicted_cached_tokens,
@@ -198,6 +200,7 @@ class LogFileWriter:
             record.duration_seconds = _round_microseconds(record.duration_seconds)
             record.ttft_seconds = _round_microseconds(record.ttft_seconds)
             record.overhead_seconds = _round_microseconds(record.overhead_seconds)
+            record.queued_seconds = _round_microseconds(record.queued_seconds)
             line = self._encoder.encode(record) + b"\n"
             if part and len(part) + len(line) > _ATOMIC_WRITE_BYTES:
                 self._write(descriptor, part)

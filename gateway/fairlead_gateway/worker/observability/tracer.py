@@ -143,6 +143,7 @@ def _request_attributes(
             "gen_ai.response.time_to_first_chunk": outcome.ttft_seconds,
             "fairlead.cached_tokens.predicted": outcome.predicted_cached_tokens,
             "fairlead.overhead_seconds": outcome.overhead_seconds,
+            "fairlead.queued_seconds": outcome.queued_seconds,
             "fairlead.attempts": outcome.attempts,
         }
     required: dict[str, AttributeValue] = {

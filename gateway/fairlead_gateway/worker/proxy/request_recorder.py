@@ -84,6 +84,7 @@ class RequestRecorder:
         outcome.attempts = choice.number
         outcome.client_disconnected = result.client_disconnected
         outcome.overhead_seconds = _overhead_seconds(context)
+        outcome.queued_seconds = context.admission.queued_seconds
         if attainment is not None:
             outcome.within_objective = attainment.both
             outcome.within_ttft, outcome.within_itl = attainment.ttft, attainment.itl
@@ -103,13 +104,13 @@ def _is_transferred(context: RequestContext) -> bool:
 
 
 def _overhead_seconds(context: RequestContext) -> float | None:
-    """Returns the seconds that the gateway itself took before the dispatch.
+    """Returns the seconds that the gateway itself took before the dispatch, without its queues.
 
     None without a dispatch, or if they are mixed with an engine's time, as after a failure.
     """
     if context.result.dispatched_at is None or context.failures:
         return None
-    spent = context.result.dispatched_at - context.http_request.received_at
+    spent = context.result.dispatched_at - context.http_request.received_at - context.admission.queued_seconds
     record = context.handoff_record
     if record is None:
         return spent

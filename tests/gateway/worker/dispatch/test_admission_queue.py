@@ -2,9 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet, InstanceState, SloTargets
@@ -54,6 +56,10 @@ async def until(seen: Callable[[], bool]) -> None:
 
 def queued(running: RunningGateway) -> int:
     return running.gateway.stack.admission.queued().get(MODEL_KEY, 0)
+
+
+def timings(fields: Mapping[str, str]) -> list[str]:
+    return fields["server-timing"].split(", ")
 
 
 def counted(running: RunningGateway) -> dict[str, int]:
@@ -294,6 +300,36 @@ def test_at_a_busy_engine_the_shortest_goes_first_although_all_want_the_same() -
         assert counted(running) == {"dispatch-queue": 2}
 
     run_async(holding(use, objectives=ONE))
+
+
+@pytest.mark.parametrize("objectives", [ONE, GROWING], ids=["late-binding", "admission"])
+def test_a_wait_for_an_engine_is_not_the_gateways_own_time(objectives: SloTargets) -> None:
+    async def use(
+        running: RunningGateway, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[RawResponse]"
+    ) -> None:
+        now = running.gateway.stack.admission._runtime.now
+        waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
+        await until(lambda: queued(running) == 1)
+        queued_at = now()
+        await until(lambda: now() > queued_at + 0.05)
+        released_at = now()
+        mute.go_on.set()
+        fields = (await waiting).fields
+        plain = (await first).fields
+        outcome = running.gateway.decisions.get(fields["x-fairlead-decision"]).outcome  # type: ignore[union-attr]
+        assert outcome is not None
+        assert outcome.overhead_seconds is not None
+        assert outcome.queued_seconds >= released_at - queued_at
+        assert 0.0 < outcome.overhead_seconds < outcome.duration_seconds - outcome.queued_seconds
+        timing = {part.partition(";dur=")[0]: float(part.partition("=")[2]) for part in timings(fields)}
+        assert timing["queue"] == pytest.approx(outcome.queued_seconds * 1e3, abs=0.01)
+        assert timing["gateway"] == pytest.approx(outcome.overhead_seconds * 1e3, abs=0.01)
+        straight = running.gateway.decisions.get(plain["x-fairlead-decision"]).outcome  # type: ignore[union-attr]
+        assert straight is not None
+        assert straight.queued_seconds == 0.0
+        assert "queue" not in plain["server-timing"]
+
+    run_async(holding(use, objectives=objectives))
 
 
 def test_a_preset_that_binds_at_once_holds_nothing_for_a_busy_engine() -> None:

@@ -78,7 +78,7 @@ class Scene:
             request=SimpleNamespace(model_key=KEY),
             route_request=SimpleNamespace(id=f"{caller}/{number}"),
             caller=caller,
-            admission=SimpleNamespace(counted_at="", request=None),
+            admission=SimpleNamespace(counted_at="", request=None, queued_seconds=0.0),
         )
         task = asyncio.get_running_loop().create_task(self._wait(cast(RequestContext, context)))
         await asyncio.sleep(0)

@@ -77,6 +77,7 @@ def test_a_request_is_one_line_with_what_became_of_it(tmp_path: Path) -> None:
     assert (streamed["instance"], streamed["rule"], streamed["attempts"]) == ("e-0/0/0", "only-one", 1)
     assert streamed["client"] == "127.0.0.1"
     assert (streamed["caller"], streamed["trace_id"], streamed["handoff"]) == (None, None, None)
+    assert streamed["queued_seconds"] == 0
     assert 0 < streamed["overhead_seconds"] < streamed["ttft_seconds"] <= streamed["duration_seconds"]
     assert (streamed["prompt_tokens"], streamed["cached_tokens"], streamed["output_tokens"]) == (7, 4, 3)
     assert streamed["predicted_cached_tokens"] == 0
