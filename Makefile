@@ -27,6 +27,9 @@ DEMO ?=
 LOCKS := requirements/dev.txt requirements/audit.txt requirements/docs.txt requirements/locking.txt
 BENCH = $(RUN) -m fairlead_bench $(if $(TRACES),--trace $(TRACES)/conversation_trace.jsonl)
 
+# Tests start hundreds of Python processes. Without its bytecode each would compile all modules that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help up demo test test-tools lint e2e e2e-vllm cluster-up cluster-down bench soak nightly compile generate docs release publish lock lock-images licenses audit sbom clean env
 
 help: ## print the targets
@@ -134,3 +137,4 @@ sbom: env ## write a CycloneDX bill of materials per image into out/sbom, from t
 
 clean: ## remove what was made in the tree; caches outside stay
 	rm -rf .venv out dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
