@@ -45,6 +45,7 @@ _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 _SMOOTHING: Final = 0.05
 _TOO_MANY_SCANS: Final = "its events clear tiers or reload adapters too often"
 _BLOCK_BYTES: Final = 16
+_CLEAR_BYTES: Final = 1_024  # a clear takes 0.1 ms: new tables are made
 _FOLLOW_UP_BYTES: Final = 8_192
 """The cost of one follow-up step, in bytes: some 2 ms."""
 _ROWS_PER_STEP: Final = 512
@@ -145,6 +146,7 @@ class InstanceBlocks:
             else:
                 awaiting = False
                 self._on_cleared(event, now, out)
+                yield _CLEAR_BYTES
             while self._follow_ups:
                 yield self._follow_up(out)
         self._update_doubt(now, out)

@@ -36,6 +36,7 @@ b""]``. Before 0.26, vLLM leaves the topic out. A REQ socket receives only the f
 cannot be used.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -62,6 +63,8 @@ _NUMBER_BYTES: Final = 8
 _END_OF_REPLAY: Final = b"\xff" * _NUMBER_BYTES
 _MAX_FIRST_NUMBER: Final = 1
 """The highest number that a stream may begin with."""
+_FRAME_BYTES: Final = 64
+"""The fixed cost of a buffered frame, in bytes."""
 _DEFAULT_BUFFER: Final = 10_000
 """The default of vLLM."""
 
@@ -117,7 +120,7 @@ class EventSequencer:
         self._limits = limits
         self._next_number: int | None = None
         self._known: dict[int, int] = {}
-        self._held_frames: list[tuple[EventFrame, bool]] = []  # and whether its number was above the one before
+        self._held_frames: deque[tuple[EventFrame, bool]] = deque()  # and whether its number was above the one before
         self._held_bytes = 0
         self._is_draining = False  # the replay is over, and buffered frames are taken in slices
         self._drain_reason = ""
@@ -298,18 +301,16 @@ class EventSequencer:
         Call it while ``is_draining``. The position follows each frame, so other work is possible
         between two calls.
         """
-        frames, held_bytes = self._held_frames, self._held_bytes
-        self._held_frames, self._held_bytes = [], 0
+        frames, self._held_frames = self._held_frames, deque()
         outcomes: list[StreamOutcome] = []
-        count = used = 0
-        for frame, forward in frames:
-            if self._is_replaying or used >= most:  # replaying: one of them proved a restart
-                break
-            count += 1
-            used += len(frame.payload)
+        used = 0
+        while frames and used < most and not self._is_replaying:  # replaying: one of them proved a restart
+            frame, forward = frames.popleft()
+            used += len(frame.payload) + _FRAME_BYTES
+            self._held_bytes -= len(frame.payload)
             outcomes += self._take_held(frame, forward)
-        self._held_frames += frames[count:]
-        self._held_bytes += held_bytes - used
+        frames.extendleft(reversed(self._held_frames))
+        self._held_frames = frames
         self._is_draining = bool(self._held_frames) and not self._is_replaying
         if not (self._is_replaying or self._is_draining or self._is_live_behind):
             self._trim(self._limits.kv_sequences_known)

@@ -23,7 +23,9 @@ blocks of an instance or from the start.
 
 **Removal of an instance** takes no time: its bits are *retired*, masked out of every result. They
 are swept from the masks gradually, with every batch and with each call of ``sweep``. Then the bits
-are reused for the next instance.
+are reused for the next instance. While too many are retired, no other instance gets bits.
+
+Why: an engine may clear its cache with each event. To sweep all blocks at once takes a second.
 """
 
 import sys
@@ -56,22 +58,18 @@ _MAX_CHAIN_BITS: Final = 1_024
 """Larger masks, of some three hundred instances, cost more to look up than the cached result
 saves.
 """
-_MIN_CHAIN_STEPS: Final = 3
-"""A result of so few depths is cheaper to compute than to look up."""
-_MIN_SWEEP: Final = 2_048
+_MIN_CHAIN_STEPS: Final = 3  # a result of fewer depths is cheaper to compute than to look up
+_MIN_SWEEP: Final = 256
 _SWEEP_PER_BLOCK: Final = 4
-_MAX_RETIRED: Final = 64
-"""More retired instances than this are swept at once: they flap, and bits must not grow without
-end.
-"""
+_MAX_RETIRED: Final = 1_024  # above, no other instance gets bits, which must not grow without end
 
 
 class IndexReplica:
     """A replica of the KV-cache index of one model. Pure: no clock, no I/O.
 
-    The owner calls ``expire`` and, when idle, ``sweep``. New blocks beyond the limit
-    ``index_mirror_blocks`` are left out and counted (``dropped``). So are those of instances beyond
-    as many as a fleet may have: a mask has bits for each.
+    The owner calls ``expire`` and, when idle, ``sweep``. New blocks beyond ``index_mirror_blocks``
+    are left out and counted (``dropped``). So are those of more instances than a fleet may have,
+    since a mask has bits for each, and of new ones while too many are retired.
     """
 
     def __init__(self, *, limits: Limits = _LIMITS) -> None:
@@ -190,7 +188,7 @@ class IndexReplica:
         for change in changes:
             if isinstance(change, BlocksStored):
                 work += len(change.hashes)
-                if self._has_room_for(change.instance, self._slots):
+                if self._has_slot_for(change.instance):
                     self._add_blocks(change.hashes, self._bit(change.instance, change.tier))
                 else:
                     self.dropped += len(change.hashes)
@@ -219,7 +217,7 @@ class IndexReplica:
         """Adds the rows of a snapshot: block hashes, and copies by tier (``TIER_SHIFT``); rows of 0
         copies are empty.
         """
-        if not self._has_room_for(instance, self._slots):
+        if not self._has_slot_for(instance):
             self.dropped += len(owns)
             return
         place = self._slot(instance)
@@ -281,6 +279,10 @@ class IndexReplica:
 
     def _has_room_for(self, instance: str, known: Mapping[str, object]) -> bool:
         return instance in known or len(known) < self._max_instances
+
+    def _has_slot_for(self, instance: str) -> bool:
+        is_full = len(self._retired) + len(self._sweeping) >= _MAX_RETIRED
+        return instance in self._slots or (not is_full and len(self._slots) < self._max_instances)
 
     def _holders_of(self, mask: int) -> dict[str, tuple[StorageTier, ...]]:
         found: dict[str, tuple[StorageTier, ...]] = {}
@@ -476,8 +478,6 @@ class IndexReplica:
         self._retired.append(place)
         self._chain_results.clear()  # retired bits are still in the masks
         self._retired_bits |= (1 << _TIERS) - 1 << place * _TIERS
-        while len(self._retired) + len(self._sweeping) > _MAX_RETIRED and self.sweep(len(self._masks)):
-            pass
 
     def _finish_sweep(self) -> None:
         """Frees the swept bits, which no block has any more, for other instances."""

@@ -10,6 +10,11 @@ Two deadlines apply: ``redis_timeout_seconds`` to each reply (``backends.py``), 
 
 Why: a caller that finds all connections in use opens one more. With a distant Redis, that takes
 several times as long as a reply.
+
+A server that refuses a write because it is read-only is left, and connected to anew.
+
+Why: a master that was demoted keeps its connections. The address, such as that of a Service, leads
+to the new master, but only for new connections.
 """
 
 import asyncio
@@ -19,7 +24,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from fairlead.errors import first_line
 from fairlead.limits import Limits
@@ -30,6 +35,8 @@ from fairlead_kvstore.redis.address import CLUSTER, parse_redis_url
 from fairlead_kvstore.redis.backends import Command, create_backend
 
 FIRST_PAUSE_SECONDS: Final = 0.1
+READ_ONLY_SECONDS: Final = 10.0
+"""A read-only server is left at most so often: it may be one for good, and can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,7 @@ class RedisLink:
         self._was_connected = False
         self._since = clock.now()
         self._reason = "not connected yet"
+        self._left_at = float("-inf")
         self._lost_event = asyncio.Event()
         self._connected_event = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -144,10 +152,21 @@ class RedisLink:
             return None
         try:
             async with asyncio.timeout(self._limits.redis_connect_seconds):
-                return await self._server.run(commands)
+                replies = await self._server.run(commands)
         except (RedisError, OSError, TimeoutError) as error:
             self._on_lost(_describe_error(error))
             return None
+        for reply in replies:
+            if isinstance(reply, ReadOnlyError):
+                self._leave_read_only()
+                break
+        return replies
+
+    def _leave_read_only(self) -> None:
+        """Connects anew, since the server may have been demoted, unless it was left just now."""
+        if self._clock.now() - self._left_at >= READ_ONLY_SECONDS:
+            self._left_at = self._clock.now()
+            self._on_lost("the server is read-only")
 
     async def scan_keys(self, pattern: str, max_keys: int) -> set[bytes] | None:
         """Returns at most ``max_keys`` matching keys; None when Redis is unreachable.

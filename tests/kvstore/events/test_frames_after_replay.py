@@ -2,9 +2,10 @@
 
 from fairlead.limits import Limits
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
+from fairlead_kvstore.events.types import EventFrame
 from fairlead_testing.kvstore.event_stream import begun, frame, live, replay, short
 
-SMALL_TURN = Limits(kv_turn_bytes=14)
+SMALL_TURN = Limits(kv_turn_bytes=142)
 """Two frames of ``frame`` are one slice."""
 
 
@@ -43,6 +44,15 @@ def test_restart_between_two_slices_keeps_the_order_of_frames() -> None:
     assert short(stream.on_drain(1_000)) == ["A8", "A9", "R", "G0-1?0"]
     assert (stream.is_replaying, stream.is_draining, stream.held_frames) == (True, False, 2)
     assert replay(stream, 0, 1, process="second") == ["C", "A0", "A1", "A2", "A3"]
+
+
+def test_frames_without_a_payload_are_taken_in_slices_too() -> None:
+    stream = begun(limits=Limits(kv_turn_bytes=1_024))
+    for number in range(6, 1_006):
+        stream.on_live_frame(EventFrame(b"", number, b""))
+    replay(stream, 3, 4, 5)
+    assert stream.held_frames > 900, "the first slice leaves most of them"
+    assert len(stream.on_drain(1_024)) < 100
 
 
 def test_frames_that_arrive_during_slices_are_bounded() -> None:

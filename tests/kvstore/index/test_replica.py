@@ -245,6 +245,33 @@ def test_detached_instance_is_dropped_at_once_and_its_bits_are_reused() -> None:
     assert mirror._gpu_bits.bit_length() < 3 * 70, "a thousand came and went, a few at a time"
 
 
+def test_engine_that_clears_its_cache_with_each_event_causes_no_sweep_of_all_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mirror, swept = IndexReplica(), 0
+    many = list(range(1, 50_001))
+    mirror.apply([changes.BlocksStored("other", StorageTier.GPU, 0, many)])
+    sweep = mirror.sweep
+
+    def counted(most: int) -> bool:
+        nonlocal swept
+        swept += min(most, len(mirror))
+        return sweep(most)
+
+    monkeypatch.setattr(mirror, "sweep", counted)
+    pair = (changes.BlocksStored("flaps", StorageTier.GPU, 0, [1, 2]), changes.InstanceCleared("flaps", 2, "cleared"))
+    mirror.apply(pair * 4_000)
+    for _ in range(100):
+        mirror.apply(pair)
+    assert swept < 60_000, "in proportion to the events, and not all blocks of the model again and again"
+    assert mirror._by_bit.keys() < {1 << 3 * place for place in range(1_100)}, "and bits do not grow without end"
+    assert mirror.match([1, 2]) == (InstanceMatch("other", (2, 2, 2, 2)),)
+    while mirror.sweep(10_000):
+        pass
+    mirror.apply(pair[:1])
+    assert mirror.match([1, 2])[1:] == (InstanceMatch("flaps", (2, 2, 2, 2)),), "it is credited again after a sweep"
+
+
 def test_blocks_above_the_limit_are_counted_and_not_credited() -> None:
     mirror = IndexReplica(limits=Limits(index_mirror_blocks=3))
     mirror.apply([changes.BlocksStored("a", StorageTier.GPU, 0, [1, 2, 3, 4, 5])])

@@ -1,5 +1,7 @@
 """From frames to changes: the effect of each outcome on the block store."""
 
+from itertools import pairwise
+
 import msgspec
 
 from fairlead.limits import Limits
@@ -113,6 +115,20 @@ def test_large_batch_is_applied_in_slices_in_order() -> None:
     assert max(grown) <= 64
     assert (sum(grown), store.state("i").blocks, application.waiting_bytes) == (1_200, 1_200, 0)
     assert completed_at is not None and 600 <= completed_at < 700  # noqa: PT018
+
+
+def test_clears_of_one_batch_are_applied_a_few_at_a_time() -> None:
+    store = BlockStore()
+    store.attach("i", "default/tiny", 0.0)
+    application = EventApplication(store, "i")
+    payload = msgspec.msgpack.encode([1.0, [["AllBlocksCleared"]] * 1_000, 0])
+    application.add([AcceptBatch(0, payload, "in order")])
+    clears = [0]
+    while application.is_busy:
+        application.run(1.0, Limits().kv_slice_bytes)
+        clears.append(store.state("i").counts.clears)
+    assert clears[-1] == 1_000
+    assert max(after - before for before, after in pairwise(clears)) < 20, "each takes 0.1 ms"
 
 
 def test_clear_by_fairlead_between_two_slices_leaves_no_block_of_the_batch() -> None:

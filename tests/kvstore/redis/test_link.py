@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -224,3 +225,48 @@ def test_reply_of_any_size_takes_a_bounded_memory(server: Any) -> None:
         assert await link.run([("GET", "small")]) is not None
 
     _check(server, work, replace(FAST, redis_reply_bytes=1_000_000, redis_timeout_seconds=30.0))
+
+
+def test_demoted_server_is_left_for_the_one_to_which_its_address_leads(tmp_path: Path) -> None:
+    nodes = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        nodes.append(Valkey(tmp_path / name))
+        nodes[-1].start()
+    address = tmp_path / "service.sock"
+    address.symlink_to(nodes[0].path)
+
+    async def run() -> None:
+        link = RedisLink(f"unix://{address}", SystemClock(), limits=FAST, name="test")
+        link.start()
+        try:
+            async with asyncio.timeout(60):
+                await link.wait_connected()
+            assert await link.run([("SET", "a", "1"), ("REPLICAOF", "127.0.0.1", "1")]) == [True, b"OK"]
+            address.unlink()
+            address.symlink_to(nodes[1].path)
+            replies = await link.run([("SET", "a", "2")])
+            assert replies is not None
+            assert isinstance(replies[0], ResponseError), "the caller learns that it was refused"
+            await wait_until(lambda: link.state.connected)
+            assert await link.run([("SET", "a", "3")]) == [True], "the connection to the demoted one was left"
+        finally:
+            await link.stop()
+
+    try:
+        asyncio.run(run())
+    finally:
+        for node in nodes:
+            node.kill()
+
+
+def test_server_that_stays_read_only_is_read_all_the_same(server: Any) -> None:
+    async def work(link: RedisLink) -> None:
+        await link.run([("SET", "a", "1"), ("REPLICAOF", "127.0.0.1", "1"), ("SET", "a", "2")])
+        await wait_until(lambda: link.state.connected)
+        for _ in range(20):
+            replies = await link.run([("SET", "a", "2"), ("GET", "a")])
+            assert replies is not None, "it is not left again at once"
+            assert replies[1] == b"1"
+
+    _check(server, work)
