@@ -118,6 +118,10 @@ class PeerLimits:
     peer_loads: int = limit(
         4_096, "instances whose load one message of another gateway states; a message with more is dropped"
     )
+    peer_load_rows: int = limit(
+        20_000, "loads of instances that one other gateway may report per second; a report beyond is passed over"
+    )
+    peers_load_rows: int = limit(50_000, "the same of all other gateways: some 0.2 s of the supervisor")
     hot_prefix_poll_seconds: float = limit(0.5, "interval at which the hot-prefix table is written or read")
     hot_prefix_lease_seconds: float = limit(
         2.0, "a gateway that has not written the table for this long loses its lease"

@@ -68,8 +68,8 @@ class IndexReplica:
     """A replica of the KV-cache index of one model. Pure: no clock, no I/O.
 
     The owner calls ``expire`` and, when idle, ``sweep``. New blocks beyond ``index_mirror_blocks``
-    are left out and counted (``dropped``). So are those of more instances than a fleet may have,
-    since a mask has bits for each, and of new ones while too many are retired.
+    are left out and counted (``dropped``). So are those of more instances than a fleet may have:
+    a mask has bits for each. So are those of new instances while too many are retired.
     """
 
     def __init__(self, *, limits: Limits = _LIMITS) -> None:

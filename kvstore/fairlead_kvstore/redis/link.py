@@ -11,7 +11,7 @@ Two deadlines apply: ``redis_timeout_seconds`` to each reply (``backends.py``), 
 Why: a caller that finds all connections in use opens one more. With a distant Redis, that takes
 several times as long as a reply.
 
-A server that refuses a write because it is read-only is left, and connected to anew.
+A server that refuses a write because it is read-only is left, and the link connects again.
 
 Why: a master that was demoted keeps its connections. The address, such as that of a Service, leads
 to the new master, but only for new connections.
@@ -163,7 +163,7 @@ class RedisLink:
         return replies
 
     def _leave_read_only(self) -> None:
-        """Connects anew, since the server may have been demoted, unless it was left just now."""
+        """Connects again, since the server may have been demoted, unless it was left just now."""
         if self._clock.now() - self._left_at >= READ_ONLY_SECONDS:
             self._left_at = self._clock.now()
             self._on_lost("the server is read-only")

@@ -5,6 +5,9 @@ write any number of them, under any names. So each sender has a rate, and all to
 they share equally. What comes faster is dropped: it is a hint, and loads are sent apart from it.
 
 What a gateway reads back at its start comes at once. It has budgets of its own, which are larger.
+
+Reports of loads have budgets in instances. A report beyond them is passed over. The next one
+counts: a gateway with requests in flight reports all of its loads at least twice a second.
 """
 
 from collections.abc import Sequence
@@ -21,12 +24,18 @@ class DispatchBudget:
     """The budgets of all senders.
 
     dropped: number of prompts that were over a budget.
+    dropped_loads: number of reports of loads that were.
     """
 
     def __init__(self, limits: Limits) -> None:
-        self._live = _SenderBudgets(limits, limits.dispatch_burst_seconds)
-        self._history = _SenderBudgets(limits, limits.dispatch_history_seconds)
+        rates, senders = (limits.dispatch_peer_bytes, limits.dispatch_peers_bytes), limits.peers
+        most = 2 * limits.dispatch_entry_bytes
+        self._live = _SenderBudgets(*rates, most, senders, limits.dispatch_burst_seconds)
+        self._history = _SenderBudgets(*rates, most, senders, limits.dispatch_history_seconds)
+        rows = (limits.peer_load_rows, limits.peers_load_rows)
+        self._loads = _SenderBudgets(*rows, limits.peer_loads, senders, limits.dispatch_burst_seconds)
         self.dropped = 0
+        self.dropped_loads = 0
 
     def admits(self, sender: bytes, prompts: Sequence[SentPrompt], now: float, *, is_live: bool) -> bool:
         """Returns whether a batch of prompts is to be applied, and counts it if not.
@@ -40,25 +49,38 @@ class DispatchBudget:
         self.dropped += len(prompts)
         return False
 
+    def admits_loads(self, sender: bytes, instances: int, now: float) -> bool:
+        """Returns whether a report of the loads of so many instances is to be applied, and counts
+        it if not.
+        """
+        if self._loads.take(sender, instances, now):
+            return True
+        self.dropped_loads += 1
+        return False
+
 
 class _SenderBudgets:
-    """Token buckets by sender, in bytes.
+    """Token buckets by sender, in bytes or another unit.
 
+    own_rate, total_rate: units a second of one sender, and of all together.
+    max_batch: a larger batch is never admitted.
     burst_seconds: how many seconds of its rate a bucket holds.
     """
 
-    def __init__(self, limits: Limits, burst_seconds: float) -> None:
-        self._own_rate = limits.dispatch_peer_bytes
-        self._total_rate = limits.dispatch_peers_bytes
-        self._max_batch_bytes = 2 * limits.dispatch_entry_bytes
-        self._max_senders = limits.peers
+    def __init__(
+        self, own_rate: float, total_rate: float, max_batch: int, max_senders: int, burst_seconds: float
+    ) -> None:
+        self._own_rate = own_rate
+        self._total_rate = total_rate
+        self._max_batch = max_batch
+        self._max_senders = max_senders
         self._burst_seconds = burst_seconds
         self._buckets: dict[bytes, tuple[float, float]] = {}  # level, and when it was current
         self._pruned_at = float("-inf")
 
     def take(self, sender: bytes, cost: int, now: float) -> bool:
         """Takes a batch from the budget of its sender; returns False if that is used up."""
-        if cost > self._max_batch_bytes:
+        if cost > self._max_batch:
             return False  # a gateway splits such a batch
         if now - self._pruned_at >= _PRUNE_SECONDS:
             self._prune(now)

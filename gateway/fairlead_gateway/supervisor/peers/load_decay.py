@@ -37,6 +37,7 @@ _NO_LOAD: Final = (0, 0, 0.0, 0.0)
 _NO_LOADS: Final[Mapping[str, PeerLoad]] = MappingProxyType({})
 STEADY_SECONDS: Final = 1.0
 """A load present in every report of so long does not decay."""
+_PART_SECONDS: Final = STEADY_SECONDS / 4
 
 
 class _MeanStay:
@@ -57,30 +58,55 @@ class _MeanStay:
 
 
 class SteadyLoad:
-    """The constant load of one gateway and model, by instance."""
+    """The constant load of one gateway and model, by instance.
 
-    __slots__ = ("_reports",)
+    Reports are merged into parts of a quarter of `STEADY_SECONDS`: the least counts of each
+    instance that all of them name.
+
+    Why: a gateway reports 20 times a second, and may report far more often.
+    """
+
+    __slots__ = ("_found", "_last", "_parts")
 
     def __init__(self) -> None:
-        self._reports: deque[tuple[float, Mapping[str, PeerLoad]]] = deque()
+        self._parts: deque[tuple[float, dict[str, tuple[int, int]]]] = deque()
+        self._last: Mapping[str, PeerLoad] = _NO_LOADS
+        self._found: tuple[float, Mapping[str, PeerLoad]] | None = None  # the last result, and for when
 
     def add_report(self, now: float, loads: Mapping[str, PeerLoad]) -> None:
         """Adds a report. The one before was valid until `now`."""
-        self._reports.append((now, loads))
-        while len(self._reports) > 1 and self._reports[1][0] <= now - STEADY_SECONDS:
-            self._reports.popleft()
+        self._last, self._found = loads, None
+        if self._parts and now - self._parts[-1][0] < _PART_SECONDS:
+            start, least = self._parts[-1]
+            merged = {
+                name: (min(inflight, loads[name][0]), min(waiting, loads[name][1]))
+                for name, (inflight, waiting) in least.items()
+                if name in loads
+            }
+            self._parts[-1] = start, merged
+        else:
+            self._parts.append((now, {name: load[:2] for name, load in loads.items()}))
+        while len(self._parts) > 1 and self._parts[1][0] <= now - STEADY_SECONDS:
+            self._parts.popleft()
 
     def loads(self, now: float) -> Mapping[str, PeerLoad]:
-        """Returns each instance's least load in the last `STEADY_SECONDS`.
+        """Returns each instance's least load in the last `STEADY_SECONDS`, or a little longer.
 
         Empty until there are reports for that long.
         """
-        if not self._reports or self._reports[0][0] > now - STEADY_SECONDS:
+        if not self._parts or self._parts[0][0] > now - STEADY_SECONDS:
             return _NO_LOADS
+        if self._found is None or self._found[0] != now:
+            self._found = now, self._least_loads()
+        return self._found[1]
+
+    def _least_loads(self) -> Mapping[str, PeerLoad]:
         found: dict[str, PeerLoad] = {}
-        for name, load in self._reports[-1][1].items():
-            inflight = min(told.get(name, _NO_LOAD)[0] for _, told in self._reports)
-            waiting = min(inflight, *(told.get(name, _NO_LOAD)[1] for _, told in self._reports))
+        parts = [least for _, least in self._parts]
+        for name, load in self._last.items():
+            counts = [least.get(name, (0, 0)) for least in parts]
+            inflight = min([count[0] for count in counts])
+            waiting = min(inflight, *[count[1] for count in counts])
             if inflight and load[0]:
                 seconds = load[2] * waiting / load[1] if load[1] else 0.0
                 found[name] = (inflight, waiting, seconds, load[3] * inflight / load[0])

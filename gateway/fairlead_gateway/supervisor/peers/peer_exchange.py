@@ -14,11 +14,12 @@ queried for the position.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from msgspec import structs
 from redis.exceptions import ResponseError
 
 from fairlead.errors import first_line
@@ -46,6 +47,7 @@ from fairlead_kvstore.redis.link import RedisLink
 _log = logging.getLogger("fairlead.gateway")
 TRIM_SECONDS: Final = 10.0
 PAGE_ENTRIES: Final = 256
+_PAUSE_FACTOR: Final = 4.0
 _STREAM_START: Final = (0, 0)
 
 
@@ -121,6 +123,7 @@ class PeerExchange:
         self._write_due = asyncio.Event()
         self._last_beat = float("-inf")
         self._reported_loads: Mapping[str, PeerLoad] = {}
+        self._update_at = float("-inf")
         self._tasks: list[asyncio.Task[None]] = []
         self.outbox = PeerOutbox(secret_fingerprint, self._limits)
         self.peer_state = PeerState(secret_fingerprint, self._limits)
@@ -315,12 +318,20 @@ class PeerExchange:
             self.update_loads()
 
     def update_loads(self) -> None:
-        """Reports the expected loads of other gateways if they have changed."""
-        self.peer_state.expire(self._clock.now())
+        """Reports the expected loads of other gateways if they have changed.
+
+        After an update that took long, the next ones are left out: they take a fifth of the time.
+        """
+        begun = self._clock.now()
+        if begun < self._update_at:
+            return
+        self.peer_state.expire(begun)
         loads = self.peer_state.expected_loads(self._hooks.models()) if len(self.peer_state) else {}
         if loads != self._reported_loads:
             self._reported_loads = loads
             self._hooks.on_loads_changed(loads)
+        now = self._clock.now()
+        self._update_at = now + _PAUSE_FACTOR * (now - begun)
 
     def _set_models(self, models: Collection[str]) -> None:
         if len(models) == len(self._cursors) and all(model in self._cursors for model in models):
@@ -342,6 +353,7 @@ class PeerExchange:
         if cursor is None:
             return
         now, is_live = self._clock.now(), cursor.is_caught_up
+        instances = {instance for group in self._hooks.models().get(model, ()) for instance in group}
         for identifier, fields in entries:
             cursor.position = max(cursor.position, _parse_entry_id(identifier))
             name = fields.get(GATEWAY_FIELD) if fields else None
@@ -352,11 +364,24 @@ class PeerExchange:
                 self.stats.undecodable += 1
                 continue
             self._rotation.on_activity(model, now)
+            if is_live and batch.loads is not None:
+                batch = self._with_known_loads(batch, name, instances, now)
             items = self.peer_state.apply_batch(model, name.decode(errors="replace"), batch, now, is_live=is_live)
             if items and self.budget.admits(name, items, now, is_live=is_live):
                 self.stats.received += len(items)
                 self._hooks.on_dispatches(model, items)
         cursor.is_caught_up = is_live or len(entries) < PAGE_ENTRIES
+
+    def _with_known_loads(self, batch: PeerBatch, sender: bytes, instances: Set[str], now: float) -> PeerBatch:
+        """Returns the batch with the loads of these instances, or without loads if the sender has
+        reported too many.
+        """
+        reported = batch.loads or {}
+        if not self.budget.admits_loads(sender, len(reported), now):
+            return structs.replace(batch, loads=None)
+        if reported.keys() <= instances:
+            return batch
+        return structs.replace(batch, loads={name: load for name, load in reported.items() if name in instances})
 
 
 def _parse_entry_id(text: bytes) -> tuple[int, int]:

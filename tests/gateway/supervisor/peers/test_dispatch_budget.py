@@ -78,3 +78,12 @@ def test_batch_above_a_small_share_is_admitted_and_paid_off_later() -> None:
 def test_batch_without_prompts_costs_nothing() -> None:
     budget = DispatchBudget(LIMITS)
     assert all(budget.admits(b"gateway", (), 0.0, is_live=True) for _ in range(100))
+
+
+def test_reports_of_loads_have_a_budget_of_their_own() -> None:
+    budget = DispatchBudget(replace(LIMITS, peer_load_rows=100, peers_load_rows=200))
+    assert sum(budget.admits_loads(b"flood", 10, 0.0) for _ in range(50)) == 10
+    assert budget.dropped_loads == 40
+    assert budget.admits_loads(b"gateway", 10, 0.0)
+    assert admitted(budget, b"flood", 0.0) == 10, "its dispatches"
+    assert budget.admits_loads(b"flood", 10, 0.2), "a later report counts"

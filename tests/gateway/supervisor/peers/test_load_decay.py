@@ -5,7 +5,7 @@ import math
 import pytest
 
 from fairlead.limits import Limits
-from fairlead_gateway.supervisor.peers.load_decay import ResidenceTimes
+from fairlead_gateway.supervisor.peers.load_decay import ResidenceTimes, SteadyLoad
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, SentPrompt
 from fairlead_gateway.supervisor.peers.peer_state import PeerState
 
@@ -111,3 +111,15 @@ def test_a_constant_load_does_not_decay() -> None:
     assert found.keys() == {"e-0"}
     peers.apply_batch(KEY, "b", PeerBatch(41, 0.5, b"s", (), {}), 2.05, is_live=True)
     assert peers.expected_loads({KEY: [GROUP]}) == {}
+
+
+def test_steady_load_of_very_many_reports_is_kept_as_a_few() -> None:
+    steady = SteadyLoad()
+    for number in range(10_000):
+        steady.add_report(number * 1e-4, {"e-0": load(3 + number % 2, 1), "e-1": load(number % 2)})
+    assert steady.loads(0.9) == {}, "there are no reports for so long yet"
+    steady.add_report(1.0, {"e-0": load(8, 2), "e-1": load(4)})
+    assert steady.loads(1.0) == {"e-0": (3, 1, 0.5, 300.0)}
+    assert len(steady._parts) < 7, "however many reports a second has"
+    steady.add_report(1.4, {"e-0": load(8)})
+    assert steady.loads(1.4) == {"e-0": (3, 0, 0.0, 300.0)}

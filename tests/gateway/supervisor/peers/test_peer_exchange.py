@@ -114,6 +114,25 @@ def test_flood_of_dispatches_is_not_applied_and_the_loads_of_its_sender_are(serv
     check(server.url, work)
 
 
+def test_flood_of_loads_is_thinned_out_and_those_of_unknown_instances_are_left_out(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        limits = replace(LIMITS, peer_load_rows=50, dispatch_burst_seconds=1.0)
+        two.exchange.budget = DispatchBudget(limits)
+        for number in range(1, 51):
+            one.loads = {KEY: {"e-0": (number, 0, 0.0, 0.0), **{f"false-{index}": ONE for index in range(9)}}}
+            one.exchange.on_loads_changed()
+            await one.exchange.flush()
+        await two.exchange.read_once()
+        assert two.exchange.budget.dropped_loads == 45
+        assert two.exchange.peer_state.reported_loads() == {"e-0": (5, 0, 0.0, 0.0)}
+        clock.advance(1.0)
+        await one.exchange.flush()
+        await two.exchange.read_once()
+        assert two.shown == {"e-0": (50, 0, 0.0, 0.0)}, "the next report counts"
+
+    check(server.url, work)
+
+
 def test_a_gateway_that_falls_silent_takes_its_load_along_even_while_redis_is_away(server: Valkey) -> None:
     async def work(clock: ManualClock, one: Side, two: Side) -> None:
         one.loads = {KEY: {"e-0": ONE}}
