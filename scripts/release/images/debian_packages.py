@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,37 +54,41 @@ class DebianPackage:
         return f"{self.name} {self.version} {self.sha256} {self.size} {self.path}"
 
 
-def lock_path(architecture: str) -> Path:
-    """Returns the lock of an architecture."""
-    return ROOT / "requirements" / "debian" / f"{architecture}.lock"
+def lock_path(name: str) -> Path:
+    """Returns the lock of this name; that of the images has the name of their architecture."""
+    return ROOT / "requirements" / "debian" / f"{name}.lock"
 
 
-def read_lock(architecture: str) -> list[DebianPackage]:
+def read_lock(name: str) -> list[DebianPackage]:
     """Returns the packages of a lock, in its order."""
-    text = lock_path(architecture).read_text()
+    text = lock_path(name).read_text()
     return [
         DebianPackage(name, version, digest, int(size), path)
         for name, version, digest, size, path in _LINE.findall(text)
     ]
 
 
-def write_lock(architecture: str) -> None:
-    """Finds the newest versions of the packages and writes the lock.
+def write_lock(
+    name: str, architecture: str, packages: Iterable[str] = PACKAGES, command: str = "make lock-images"
+) -> None:
+    """Finds the newest versions of the packages and writes the lock. command: renews it.
 
     apt checks the signatures of the mirrors' lists; it works in a folder of its own.
     """
-    with tempfile.TemporaryDirectory() as name:
-        apt = _PrivateApt(Path(name), architecture)
+    with tempfile.TemporaryDirectory() as folder:
+        apt = _PrivateApt(Path(folder), architecture)
         apt.update()
-        found = [apt.package(package) for package in PACKAGES]
-    head = f"# Debian {RELEASE}, {architecture}: written by `make lock-images`. Do not edit.\n"
+        found = apt.packages(packages)
+    head = f"# Debian {RELEASE}, {architecture}: written by `{command}`. Do not edit.\n"
     head += "# name version sha256 bytes path\n"
     lines = "".join(f"{package.line()}\n" for package in sorted(found, key=lambda package: package.name))
-    lock_path(architecture).write_text(head + lines)
+    lock_path(name).write_text(head + lines)
 
 
-def fetch(package: DebianPackage, folder: Path) -> Path:
+def fetch(package: DebianPackage, folder: Path, command: str = "make lock-images") -> Path:
     """Returns the file of a package in ``folder``, downloaded where it is not there.
+
+    command: renews the lock.
 
     Raises ReleaseError where no mirror has these bytes.
     """
@@ -101,7 +105,7 @@ def fetch(package: DebianPackage, folder: Path) -> Path:
             return target
     raise ReleaseError(
         f"no mirror has {package.path} with the hash of the lock. Debian replaces a version when a newer one comes: "
-        f"run `make lock-images`, or name a mirror with snapshots in {_MIRRORS}"
+        f"run `{command}`, or name a mirror with snapshots in {_MIRRORS}"
     )
 
 
@@ -160,11 +164,15 @@ class _PrivateApt:
         """Fetches the lists of packages."""
         self._run("apt-get", "update", "-qq")
 
-    def package(self, name: str) -> DebianPackage:
-        """Returns the newest version of a package."""
-        shown = self._run("apt-cache", "show", "--no-all-versions", name)
-        fields = dict(re.findall(r"^(\w[\w-]*): (.*)$", shown.partition("\n\n")[0], re.MULTILINE))
-        return DebianPackage(name, fields["Version"], fields["SHA256"], int(fields["Size"]), fields["Filename"])
+    def packages(self, names: Iterable[str]) -> list[DebianPackage]:
+        """Returns the newest version of each of these packages."""
+        shown = self._run("apt-cache", "show", "--no-all-versions", *names)
+        stanzas = [dict(re.findall(r"^(\w[\w-]*): (.*)$", part, re.MULTILINE)) for part in shown.split("\n\n")]
+        return [
+            DebianPackage(one["Package"], one["Version"], one["SHA256"], int(one["Size"]), one["Filename"])
+            for one in stanzas
+            if one
+        ]
 
     def _run(self, *command: str) -> str:
         words = [command[0], *self._options, *command[1:]]
@@ -185,4 +193,4 @@ class _PrivateApt:
 if __name__ == "__main__":
     for name in ARCHITECTURES:
         with progress_step(f"Debian packages for {name}"):
-            write_lock(name)
+            write_lock(name, name)

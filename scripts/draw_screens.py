@@ -1,0 +1,156 @@
+"""Pictures of a running stack below ``docs/images``: the terminal as SVG, the status page as PNG.
+
+Starts ``fairlead up`` with eight simulated engines in a pseudo-terminal and replays the recorded
+trace. Captures the live view, two commands, and the status page in Debian's Chromium
+(``page_browser.py``). Terminal pictures name no font of another host.
+"""
+
+import contextlib
+import os
+import pty
+import re
+import resource
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fcntl import ioctl
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+from rich.text import Text
+
+from fairlead_sim.workload.traces import BUNDLED_TRACE
+from fairlead_testing.local_stack import LocalStack
+from fairlead_testing.processes import wait_until
+from scripts.page_browser import page_browser
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = ROOT / "docs" / "images"
+MODEL = ROOT / "examples" / "02-eight-engines.yaml"
+COMMANDS = {"terminal-status": ("local", "status"), "terminal-explain": ("explain", "request")}
+"""Picture → the command whose output it is."""
+COLUMNS, LINES = 120, 34
+PAGE_WIDTH, MAX_PAGE_HEIGHT = 1400, 1000
+OPEN_FILES = 65_536
+"""With fewer, a gateway warns that it takes fewer connections."""
+SAMPLED = "performance.now() > 20000 && document.getElementById('decisions').rows.length > 5"
+"""True in the status page after twenty seconds of samples."""
+REQUESTS = 600
+SHOWN_AFTER = 60
+"""Requests of the last minute, from which on the pictures are taken."""
+PATIENCE_SECONDS = 300.0
+_REDRAW = re.compile(r"(?:\x1b\[1A|\x1b\[2K|\r)+")
+
+
+def main() -> None:
+    with contextlib.suppress(ValueError, PermissionError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Terminal() as terminal,
+        LocalStack(
+            Path(folder), manifest=MODEL.read_text(), stdout=terminal.child, environment={"TERM": "xterm-256color"}
+        ) as up,
+    ):
+        wait_until(lambda: any(Path(folder).glob("fairlead/up-*/stack.json")), "the stack starts", PATIENCE_SECONDS)
+        manage = up.state()["manage"]
+        wait_until(lambda: _is_ready(manage), "the stack is ready", PATIENCE_SECONDS)
+        with traffic(up, Path(folder)):
+            wait_until(lambda: _requests(manage) >= SHOWN_AFTER, "a minute of traffic", PATIENCE_SECONDS)
+            draw_terminal("terminal-live", "fairlead up", terminal.screen())
+            for name, words in COMMANDS.items():
+                draw_terminal(name, f"fairlead {' '.join(words)}", output(up, words))
+            draw_page("status-page", f"{manage}/", SAMPLED)
+
+
+class Terminal:
+    """A pseudo-terminal that keeps what a program writes to it."""
+
+    def __init__(self) -> None:
+        self._parent, self.child = pty.openpty()
+        ioctl(self.child, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
+        self._written = b""
+
+    def __enter__(self) -> "Terminal":
+        threading.Thread(target=self._read, daemon=True).start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        os.close(self.child)
+
+    def screen(self) -> str:
+        """Returns the last complete redraw of a live view."""
+        return last_redraw(self._written.decode(errors="replace"))
+
+    def _read(self) -> None:
+        while True:
+            try:
+                self._written += os.read(self._parent, 65_536)
+            except OSError:  # the other end is closed
+                return
+
+
+def last_redraw(written: str) -> str:
+    """Returns the last view that another has replaced, or what follows the last replacement."""
+    views = [part for part in _REDRAW.split(written.replace("\r\n", "\n")) if part.strip()]
+    return views[-2] if len(views) > 1 else views[-1]
+
+
+@contextmanager
+def traffic(up: LocalStack, folder: Path) -> Iterator[None]:
+    """Replays the first requests of the recorded trace until the end of the block."""
+    command = [sys.executable, "-m", "fairlead_cli", "replay", "--trace", str(BUNDLED_TRACE)]
+    command += ["--limit", str(REQUESTS), "--out", str(folder / "replay")]
+    process = subprocess.Popen(command, env=up.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _is_ready(manage: str) -> bool:
+    try:
+        return httpx.get(f"{manage}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _requests(manage: str) -> int:
+    models = httpx.get(f"{manage}/api/stats").json()["models"]
+    return sum(model["window"]["requests"] for model in models.values())
+
+
+def output(up: LocalStack, words: tuple[str, ...]) -> str:
+    """Returns what a command writes to a terminal with colours."""
+    environment = {**up.environment, "FORCE_COLOR": "1", "COLUMNS": str(COLUMNS), "TERM": "xterm-256color"}
+    command = [sys.executable, "-m", "fairlead_cli", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return done.stdout
+
+
+def draw_terminal(name: str, title: str, text: str) -> None:
+    """Writes the picture of a terminal."""
+    console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
+    console.print(Text.from_ansi(text.rstrip()))
+    svg = console.export_svg(title=title, unique_id=name)
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL).replace("Fira Code", "ui-monospace")
+    (IMAGES / f"{name}.svg").write_text(svg, encoding="utf-8")
+
+
+def draw_page(name: str, url: str, ready: str) -> None:
+    """Writes the picture of a web page, once an expression in it is true."""
+    with page_browser(PAGE_WIDTH) as browser:
+        browser.open(url)
+        browser.wait(ready, PATIENCE_SECONDS)
+        (IMAGES / f"{name}.png").write_bytes(browser.picture(MAX_PAGE_HEIGHT))
+
+
+if __name__ == "__main__":
+    main()

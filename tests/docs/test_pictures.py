@@ -1,0 +1,59 @@
+"""The scripts that draw pictures: their programs, and what they take from a terminal."""
+
+import json
+import os
+import threading
+from base64 import b64encode
+
+from scripts.debian_programs import LOCK, PROGRAMS
+from scripts.draw_screens import last_redraw
+from scripts.page_browser import PageBrowser
+from scripts.release.images.debian_packages import lock_path, read_lock
+
+
+def test_the_lock_of_programs_has_every_package_with_its_hash_and_no_host() -> None:
+    locked = read_lock(LOCK)
+    assert [package.name for package in locked] == sorted({name for names in PROGRAMS.values() for name in names})
+    assert "://" not in lock_path(LOCK).read_text()
+    assert all(package.path.endswith(("_amd64.deb", "_all.deb")) for package in locked)
+
+
+def test_the_view_of_a_terminal_is_the_last_one_that_was_complete() -> None:
+    redraw = "\r\x1b[2K\x1b[1A\x1b[2K"
+    written = f"banner\r\nready\r\n{redraw}first\r\nview\r\n{redraw}second\r\nview\r\n{redraw}thi"
+    assert last_redraw(written).strip() == "second\nview"
+    assert last_redraw("banner\r\n") == "banner\n"
+
+
+class ScriptedBrowser:
+    """The other end of a browser's pipe: answers each call, with an event before each answer."""
+
+    def __init__(self) -> None:
+        self.requests, self.replies = os.pipe(), os.pipe()
+        self.calls: list[tuple[str, dict[str, object]]] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        received = b""
+        while data := os.read(self.requests[0], 4_096):
+            *messages, received = (received + data).split(b"\0")
+            for message in map(json.loads, messages):
+                self.calls.append((message["method"], message["params"]))
+                result = {
+                    "Target.createTarget": {"targetId": "t"},
+                    "Target.attachToTarget": {"sessionId": "s"},
+                    "Runtime.evaluate": {"result": {"value": 2_500}},
+                    "Page.captureScreenshot": {"data": b64encode(b"picture").decode()},
+                }.get(message["method"], {})
+                event = json.dumps({"method": "Page.event"}).encode()
+                answer = json.dumps({"id": message["id"], "result": result}).encode()
+                os.write(self.replies[1], event + b"\0" + answer + b"\0")
+
+
+def test_a_picture_has_the_height_of_its_page_up_to_a_bound() -> None:
+    scripted = ScriptedBrowser()
+    browser = PageBrowser(scripted.requests[1], scripted.replies[0], width=640)
+    for bound in (4_000, 1_000):
+        assert browser.picture(bound) == b"picture"
+    sizes = [(call["width"], call["height"]) for method, call in scripted.calls if "DeviceMetrics" in method]
+    assert sizes[1:] == [(640, 2_501), (640, 1_000)]
