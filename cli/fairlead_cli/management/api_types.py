@@ -198,6 +198,11 @@ class RequestOutcome(Struct, frozen=True):
     failures: list[FailedAttempt] = field(default_factory=list)
     continued: bool = False
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether the response broke after its status was sent."""
+        return self.status < 400 and self.error is not None
+
 
 class Decision(Struct, frozen=True):
     """All choices of a request, oldest first, and its outcome (None while it runs)."""

@@ -29,7 +29,7 @@ from fairlead_gateway.routing.policies.registry import (
 )
 from fairlead_gateway.routing.prefix.cache_view import CachedTokens, CacheView
 from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes
-from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain, shared_bytes
 from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS, DEFAULT_TTFT_SECONDS, RouteRequest
 from fairlead_gateway.routing.session_affinity import SessionAffinity
 
@@ -278,10 +278,16 @@ class RouterState:
         if endpoint is not None and output_tokens:
             self._cache.reserve(endpoint, self._text_bytes(output_tokens), self._text_bytes(endpoint.kv_tokens))
 
-    def on_abandoned(self, request_id: str, now: float) -> None:
-        """Ends a request that failed or whose client disconnected."""
+    def on_abandoned(self, request_id: str, now: float, *, is_computed: bool = True) -> None:
+        """Ends a request that failed, was refused, or whose client disconnected.
+
+        is_computed: the engine has answered, so it has computed the prompt. If not, the prompt's
+            blocks no longer count as cached.
+        """
         inflight = self._end_request(request_id, None, now)
         if inflight is not None:
+            if not is_computed:
+                self._forget_prompt(inflight)
             self._report_finish(inflight, None, None)
 
     def loads(self) -> Mapping[str, InstanceLoad]:
@@ -349,6 +355,19 @@ class RouterState:
     def _report_finish(self, inflight: InflightRequest, prompt_tokens: int | None, cached_tokens: int | None) -> None:
         if self._active_hooks is not None:
             self._active_hooks.on_finish(self._model_key, inflight, prompt_tokens, cached_tokens)
+
+    def _forget_prompt(self, inflight: InflightRequest) -> None:
+        """Undoes `_mark_cached`, up to the prefix that was cached before or that others in flight
+        share.
+        """
+        request, instance = inflight.request, inflight.load.instance
+        endpoint, chain = self._endpoints.get(instance), request.chain
+        if endpoint is None:
+            return
+        size = round(inflight.matched_share * request.prompt_tokens * _BYTES_PER_TOKEN)
+        for other in self._inflight.requests_at(instance):
+            size = max(size, shared_bytes(chain, other.request.chain))
+        self._cache.remove(endpoint, chain, size)
 
     def _mark_cached(self, endpoint: Endpoint, chain: PrefixChain) -> None:
         self._cache.add(endpoint, chain, self._text_bytes(endpoint.kv_tokens))

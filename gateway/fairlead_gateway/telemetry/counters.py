@@ -15,7 +15,7 @@ from typing import Final
 
 from fairlead.request_shapes import RequestShapeGrid
 from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS, bucket_index
-from fairlead_gateway.telemetry.outcome import RequestOutcome
+from fairlead_gateway.telemetry.outcome import RequestOutcome, is_client_fault
 
 WINDOW_SECONDS: Final = 60
 
@@ -267,7 +267,7 @@ class ModelCounters(CounterSet):
             self._ints[ABORTS] += 1
             if outcome.ttft_seconds is None:
                 self._ints[ABANDONED] += 1
-        elif status >= 500 or outcome.error is not None:
+        elif (status >= 500 or outcome.error is not None) and not is_client_fault(outcome):
             self._ints[ERRORS] += 1
             increment(self.failed, outcome.error or f"status-{status}", limit)
         if status == _HTTP_OK:

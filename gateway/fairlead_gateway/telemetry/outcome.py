@@ -5,6 +5,8 @@ from typing import Final
 
 from fairlead.fleet.model import SloTargets
 
+ENGINE_REFUSED: Final = "engine-refused"
+
 
 @dataclass(slots=True)
 class RequestOutcome:
@@ -75,6 +77,11 @@ class RequestOutcome:
         self.overhead_seconds = None
         self.queued_seconds = 0.0
         self.failures = ()
+
+
+def is_client_fault(outcome: RequestOutcome) -> bool:
+    """Whether the engine refused the request (4xx), as it would at every instance."""
+    return outcome.error == ENGINE_REFUSED and 400 <= outcome.status < 500
 
 
 @dataclass(slots=True)

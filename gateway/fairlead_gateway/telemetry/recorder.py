@@ -22,7 +22,7 @@ from fairlead.runtime.loop_lag import LoopLag
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.telemetry.counters import InstanceCounters, ModelCounters
 from fairlead_gateway.telemetry.histogram import SECONDS_BOUNDS, bucket_index
-from fairlead_gateway.telemetry.outcome import RequestOutcome
+from fairlead_gateway.telemetry.outcome import RequestOutcome, is_client_fault
 from fairlead_gateway.telemetry.status_types import IndexStatus, LoadView, PublishStats
 
 if TYPE_CHECKING:
@@ -178,7 +178,11 @@ class MetricsRecorder:
             if outcome.within_itl is not None:
                 instance.ints[at.I_JUDGED_ITL] += 1
                 instance.ints[at.I_WITHIN_ITL] += outcome.within_itl
-            if not outcome.client_disconnected and (outcome.status >= 500 or outcome.error is not None):
+            if (
+                not outcome.client_disconnected
+                and (outcome.status >= 500 or outcome.error is not None)
+                and not is_client_fault(outcome)
+            ):
                 instance.ints[at.I_ERRORS] += 1
 
     def render(self, fleet: Fleet, loads: Mapping[str, LoadView], now: float) -> bytes:

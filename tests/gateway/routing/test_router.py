@@ -53,6 +53,41 @@ def test_the_next_turn_goes_where_the_prefix_is() -> None:
         assert decision.inputs[f"{at}/matched_tokens"].value == pytest.approx(2_048, rel=0.01)
 
 
+def matched(made: ModelRouter, request: RouteRequest, instance: str) -> float:
+    made._cache.drop_match()
+    return made._cache.match(request).bytes_at(made._endpoints[instance].cache_bit)
+
+
+@pytest.mark.parametrize("is_computed", [True, False])
+def test_a_prompt_that_no_engine_computed_does_not_count_as_cached(is_computed: bool) -> None:
+    made = router()
+    refused = prompt("refused", 1, turn=4)
+    at = send(made, refused)
+    assert matched(made, refused, at) > 20_000
+    made.on_abandoned(refused.id, 1.0, is_computed=is_computed)
+    assert (matched(made, prompt("next", 1), at) > 0) is is_computed
+
+
+def test_what_was_cached_before_a_refused_prompt_stays_cached() -> None:
+    made = router()
+    first, second = prompt("first", 1), prompt("second", 1, turn=4)
+    at = send(made, first)
+    made.on_finish(first.id, 1.0)
+    made.on_dispatch(second, at, 1.0)
+    assert matched(made, second, at) > 20_000
+    made.on_abandoned(second.id, 2.0, is_computed=False)
+    assert matched(made, second, at) == matched(made, first, at) == first.chain.full_block_bytes
+
+
+def test_what_another_prompt_in_flight_shares_with_a_refused_one_stays_cached() -> None:
+    made = router()
+    refused, other = prompt("refused", 1, turn=4), prompt("other", 1)
+    at = send(made, refused)
+    made.on_dispatch(other, at, 0.5)
+    made.on_abandoned(refused.id, 1.0, is_computed=False)
+    assert matched(made, refused, at) == other.chain.full_block_bytes
+
+
 def test_the_first_request_of_a_prefix_goes_to_one_of_its_homes_when_all_is_quiet() -> None:
     made = router()
     for session in range(50):

@@ -4,6 +4,7 @@ import math
 from bisect import bisect_left
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -135,6 +136,17 @@ def test_failures_are_counted_by_the_status_of_the_client() -> None:
     telemetry.record_finished(change_outcome(ENDED, status=502, error="engines_broke_off"))
     telemetry.record_finished(change_outcome(ENDED, status=502, error="engines_broke_off", client_disconnected=True))
     assert _samples(telemetry)["fairlead_gateway_failed_total", f"error=engines_broke_off,model={KEY}"] == 1
+
+
+@pytest.mark.parametrize(("status", "errors"), [(400, 0), (422, 0), (502, 1)])
+def test_what_an_engine_refuses_is_no_error_of_the_model(status: int, errors: int) -> None:
+    telemetry = MetricsRecorder(ManualClock(1_000.0))
+    telemetry.record_finished(change_outcome(ENDED, status=status, error="engine-refused", instance_id="e-0/0/0"))
+    series = telemetry.models[KEY]
+    assert series.ints[at.ERRORS] == errors
+    assert series.instances["e-0/0/0"].ints[at.I_ERRORS] == errors
+    assert series.by_status == {status: 1}
+    assert model_stats(KEY, telemetry, _fleet(), {}, 1_000.5).window.errors == errors
 
 
 def test_keys_and_bodies_that_were_refused_have_counters_of_their_own() -> None:

@@ -139,10 +139,12 @@ def advise(
         loss = f"{missing} of {expected_instances} engines ended and will be started again"
         return Advice(True, f"{loss}; the output of `fairlead up` says why")
     if window.errors:
-        failed = next((instance for instance in decisions if instance.outcome and instance.outcome.status >= 500), None)
-        example = f", the last one {failed.request_id}" if failed else ""
+        failed = next((decision for decision in decisions if _has_failed(decision)), None)
+        which = failed.request_id if failed else "ID (an answer's header x-fairlead-decision)"
         requests = formatting.pluralize(window.requests, "request")
-        return Advice(True, f"{window.errors} of {requests} failed in the last minute{example}")
+        return Advice(
+            True, f"{window.errors} of {requests} failed in the last minute: {program} explain request {which}"
+        )
     target = model.objectives.target
     if window.within_objective is not None and window.within_objective < target:
         attainment = (
@@ -157,10 +159,16 @@ def advise(
     return Advice(False, "nothing to do")
 
 
+def _has_failed(decision: api_types.Decision) -> bool:
+    """Whether the request failed by no fault of its client."""
+    outcome = decision.outcome
+    return outcome is not None and not outcome.client_gone and (outcome.status >= 500 or outcome.is_broken)
+
+
 def _remedy(model: api_types.Model, ready: int, program: str, scaled_pools: Sequence[PoolScaling]) -> str:
     """Returns what may bring a model back to its SLO."""
     if not scaled_pools:
-        return "add replicas"
+        return f"raise minReplicas in the manifest of `{program} up`"
     blocked = next((pool for pool in scaled_pools if pool.unwritten is not None), None)
     if blocked is not None:
         return f"the autoscaler wants {blocked.wanted} of {blocked.pool}, which is not applied: {blocked.unwritten}"

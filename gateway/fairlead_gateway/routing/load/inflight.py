@@ -148,6 +148,10 @@ class InflightTracker:
         """Returns the request in flight with this id; None if it is unknown."""
         return self._requests.get(request_id)
 
+    def requests_at(self, instance: str) -> list[InflightRequest]:
+        """Returns the requests in flight at an instance."""
+        return [inflight for inflight in self._requests.values() if inflight.load.instance == instance]
+
     def is_inflight(self, request_id: str) -> bool:
         return request_id in self._requests
 

@@ -125,6 +125,16 @@ def _all_ends(count: int) -> tuple[int, ...]:
     return tuple(ends)
 
 
+def shared_bytes(chain: PrefixChain, other: PrefixChain) -> int:
+    """Returns how many bytes in complete blocks two prompts have in common from their start."""
+    count = 0
+    for digest, other_digest in zip(chain.hashes, other.hashes, strict=False):
+        if digest != other_digest:
+            break
+        count += 1
+    return chain.ends[count - 1] if count else 0
+
+
 def unpack_hashes(packed: bytes) -> frozenset[Hashable]:
     """Returns 64-bit hashes from their packed bytes, in native order."""
     return frozenset(array("Q", packed))

@@ -217,7 +217,7 @@ class LateBindingQueue:
             context.admission.queued_seconds += now - queued_at
             self._remove(key, name, request_id)
             if not is_started:
-                router.on_abandoned(request_id, now)
+                router.on_abandoned(request_id, now, is_computed=False)
             self._on_exit(key, "dispatch-queue" if is_started else exit_cause)
         context.admission.counted_at = name if is_started else ""
         return is_started

@@ -201,7 +201,7 @@ class Attempt:
         self._is_finished = True
         context, dispatcher = self.context, self._dispatcher
         result, request_id, output = context.result, context.route_request.id, self._output_tokens()
-        if is_complete:
+        if is_complete and not 400 <= result.status < 500:
             if len(dispatcher.poison_guard) and result.status < 400:
                 self._clear_suspicion(now)
             is_transferred = context.handoff is not None and context.handoff.is_transferred
@@ -215,7 +215,9 @@ class Attempt:
             if self._is_timed and dispatcher.timings is not None:
                 dispatcher.timings.on_finish(request_id, now, result.cached_tokens, output)
         else:
-            router.on_abandoned(request_id, now)
+            engine_response = self.engine_response
+            is_computed = not is_complete and engine_response is not None and engine_response.first_at is not None
+            router.on_abandoned(request_id, now, is_computed=is_computed)
             if self._is_timed and dispatcher.timings is not None:
                 dispatcher.timings.on_abandoned(request_id, now)
         dispatcher.outlier_detector.on_inconclusive(self.instance_id)

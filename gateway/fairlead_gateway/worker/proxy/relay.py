@@ -5,6 +5,7 @@ from typing import Final
 
 from fairlead_gateway.errors import GatewayError, error_body, error_event
 from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.telemetry.outcome import ENGINE_REFUSED
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.openai.served_name import ServedNameRewriter
 from fairlead_gateway.worker.proxy.attempt import Attempt
@@ -115,7 +116,7 @@ class ResponseRelay:
         if context.request.is_passthrough and b"content-type" in engine_response.headers:
             content_type = engine_response.headers[b"content-type"].decode("latin-1")
         if engine_response.status >= 400:
-            context.result.error = "engine-refused"
+            context.result.error = ENGINE_REFUSED
             if not is_error_object(body):
                 content_type, body = JSON_TYPE, not_served_body(engine_response.status, context.http_request.id)
         rewriter = _served_name_rewriter(context, engine_response)
@@ -144,7 +145,7 @@ class ResponseRelay:
         """Answers with the error that the stream began with, instead of a stream."""
         error, result = engine_response.scanner.error, context.result
         assert error is not None
-        result.status, result.error = error.status, "engine-refused"
+        result.status, result.error = error.status, ENGINE_REFUSED
         body = error_body(error.message, "invalid_request_error", None, "engine_refused", context.http_request.id)
         context.response.send(error.status, self.response_headers(context, self._now()), body)
 

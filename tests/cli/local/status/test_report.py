@@ -76,6 +76,22 @@ def test_advice_names_the_most_urgent_problem(
     assert f"next: {advice}" in text(report)
 
 
+def test_advice_on_failures_names_the_command_that_explains_one() -> None:
+    window = api_types.PeriodStats(requests=9, errors=2)
+    refused = api_types.Decision("req-1", KEY, outcome=api_types.RequestOutcome(400, "engine-refused"))
+    broken = api_types.Decision("req-2", KEY, outcome=api_types.RequestOutcome(200, "timeout"))
+    failed = api_types.Decision("req-3", KEY, outcome=api_types.RequestOutcome(502, "engines_broke_off"))
+    for decisions, which in (
+        ((refused, broken, failed), "req-2"),
+        ((refused, failed), "req-3"),
+        ((refused,), "ID (an answer's header x-fairlead-decision)"),
+    ):
+        report = make_report(snapshot("Ready", window=window, decisions=decisions), 1)
+        assert report.models[0].advice.text == (
+            f"2 of 9 requests failed in the last minute: fairlead explain request {which}"
+        )
+
+
 def test_scaled_pool_shows_its_target_and_may_sleep() -> None:
     scaling = {KEY: [PoolScaling("main", 0, 0, 4, "zero", "silent for longer than idling is worth")]}
     report = build_report(

@@ -53,7 +53,7 @@ class OneEngine:
         self.instance.load.backlog_seconds += 1.0
         self.instance.load.waiting += 1
 
-    def on_abandoned(self, request_id: str, now: float) -> None:
+    def on_abandoned(self, request_id: str, now: float, *, is_computed: bool = True) -> None:
         self.instance.load.backlog_seconds -= 1.0
         self.instance.load.waiting -= 1
 

@@ -444,3 +444,17 @@ def test_a_stream_that_breaks_before_anything_was_passed_on_is_retried() -> None
         assert len(met) == 2
 
     run_async(with_engines([first] * 2, use))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_that_the_engine_refused_does_not_count_as_cached(stream: bool) -> None:
+    async def refuse(call: EngineCall) -> None:
+        await call.respond(BAD_VALUE, "400 Bad Request")
+
+    async def use(running: RunningGateway) -> None:
+        long = GOOD | {"messages": [{"role": "user", "content": "word " * 4_000}], "stream": stream}
+        for _ in range(2):
+            assert (await request(running.url, long)).status == 400
+            assert running.gateway.decisions.latest(1)[0].latest.decision.matched_tokens == 0.0
+
+    run_async(with_engines([refuse], use))
