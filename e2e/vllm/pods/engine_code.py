@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 RECORD = ROOT / "bench" / "results" / "vllm-pods.json"
-PARTS = ("pods-lifecycle",)
+PARTS = ("pods-lifecycle", "pods-hung", "pods-handoff")
 """The parts that the record must have."""
 RENEWAL = ".venv/bin/python e2e/vllm/run.py --only pods"
 """The command that renews the record: half an hour on two cores, as root."""
