@@ -16,6 +16,9 @@ SERVED_NAME_PATTERN = re.compile(r"[A-Za-z0-9._/:@+-]{1,253}")
 Why: gateways search for the name in engine responses.
 """
 
+EXTERNAL_SUFFIX = "-external"
+"""Ends the name of a model that stands in for another one until the cut-over."""
+
 
 def normalize_model_name(text: str, *, field: str = "model") -> str:
     """Returns a client's model name in Unicode NFC.

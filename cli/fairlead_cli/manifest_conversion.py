@@ -4,11 +4,13 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
+from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.v1alpha1 import API_VERSION
+from fairlead.engine_profile import builtin_profiles
 from fairlead.errors import BadInput, ManifestError
 from fairlead.limits import Limits
 from fairlead.manifests.convert import convert_document
@@ -17,9 +19,15 @@ from fairlead.manifests.loader import STDIN_PATH, read_object, read_texts
 from fairlead.manifests.yaml_nodes import parse_documents
 from fairlead.runtime.atomic_write import write_atomic
 from fairlead_cli.migration.draft import MigrationOptions
-from fairlead_cli.migration.field_reader import Note, Outcome
+from fairlead_cli.migration.field_reader import WHOLE_OBJECT, Note, Outcome
 from fairlead_cli.migration.systems import is_unsupported, migrate, system_of
 from fairlead_cli.output import format_document
+
+_FOR_OLD_ENGINES: Final = (
+    *("HTTPRoute", "GRPCRoute", "Ingress", "VirtualService", "DestinationRule", "NetworkPolicy"),
+    *("HorizontalPodAutoscaler", "ScaledObject", "ServiceMonitor", "PodMonitor", "PodDisruptionBudget"),
+)
+_OLD_ENGINES: Final = "it serves the old engines: keep it until the cut-over, then delete it with them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +35,13 @@ class ConversionOptions:
     """The output of a conversion.
 
     as_json: True for one JSON object with the manifests and the notes.
+    output: path of a file to write; None for standard output.
     """
 
     in_place: bool = False
     as_json: bool = False
     migration: MigrationOptions = field(default_factory=MigrationOptions)
+    output: str | None = None
 
 
 @dataclass(slots=True)
@@ -93,15 +103,20 @@ def _sort_documents(file: str, documents: Sequence[Any], result: _Converted) -> 
             reason = (
                 "Fairlead does not convert this kind: write it by hand"
                 if is_unsupported(document)
+                else _OLD_ENGINES
+                if kind in _FOR_OLD_ENGINES
                 else "it stays as it is: apply it as before"
             )
-            result.notes.append(Note(f"{file}: {kind} {name}".rstrip(), "(all)", Outcome.DROPPED, reason))
+            result.notes.append(Note(f"{file}: {kind} {name}".rstrip(), WHOLE_OBJECT, Outcome.DROPPED, reason))
 
 
 def _migrate(result: _Converted, options: ConversionOptions) -> None:
     if options.in_place:
-        raise BadInput("--in-place is for Fairlead's own manifests", field="--in-place", hint="redirect the output")
+        raise BadInput(
+            "--in-place is for Fairlead's own manifests", field="--in-place", hint="write another file: --output FILE"
+        )
     try:
+        _check_accelerator(result, options.migration.accelerator)
         migration = migrate(result.foreign, options.migration)
     except BadInput as error:
         place = f"{error.field}: " if error.field else ""
@@ -114,9 +129,26 @@ def _migrate(result: _Converted, options: ConversionOptions) -> None:
         result.problems += [f"ModelDeployment {name}: {problem}" for problem in object_problems(manifest)]
 
 
+def _check_accelerator(result: _Converted, accelerator: str | None) -> None:
+    """Raises BadInput for an AcceleratorClass that `fairlead lint` would refuse in the output."""
+    documents = [*result.manifests, *(one.document for _, text in result.files for one in text.documents)]
+    own = [
+        document["metadata"]["name"]
+        for document in documents
+        if isinstance(document, Mapping) and document.get("kind") == "AcceleratorClass"
+    ]
+    known = sorted({*own, *builtin_accelerators(), *builtin_profiles()})
+    if accelerator is not None and accelerator not in known:
+        raise BadInput(
+            f"no AcceleratorClass among the files and no built-in one is called {accelerator}",
+            field="--accelerator",
+            hint=f"give the file of the AcceleratorClass, too, or name one of {', '.join(known)}",
+        )
+
+
 def _write(result: _Converted, options: ConversionOptions) -> None:
     if options.as_json:
-        print(format_document(_as_json(result), "json"))
+        _print(format_document(_as_json(result), "json"), options)
         return
     for file, conversion in result.files:
         _report_changes(file, conversion)
@@ -130,7 +162,14 @@ def _write(result: _Converted, options: ConversionOptions) -> None:
         yaml.safe_dump(manifest, sort_keys=False, width=100, allow_unicode=True).rstrip("\n")
         for manifest in result.manifests
     ]
-    print("\n---\n".join(texts))
+    _print("\n---\n".join(texts), options)
+
+
+def _print(text: str, options: ConversionOptions) -> None:
+    if options.output is None:
+        print(text)
+    else:
+        write_atomic(Path(options.output), f"{text}\n".encode(), mode=0o644)
 
 
 def _as_json(result: _Converted) -> dict[str, Any]:

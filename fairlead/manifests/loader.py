@@ -19,7 +19,7 @@ from fairlead.api.strict_model import StrictModel
 from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, ModelDeployment
 from fairlead.engine_profile import EngineProfile, builtin_profiles
 from fairlead.errors import BadInput, FileProblem, ManifestError
-from fairlead.fleet.client_names import NameClaim, grant_names
+from fairlead.fleet.client_names import NameClaim, NameHistory, grant_names, name_owners
 from fairlead.fleet.model import Model
 from fairlead.limits import Limits
 from fairlead.manifests.lint import lint_spec
@@ -32,7 +32,7 @@ from fairlead.manifests.yaml_nodes import (
     node_from_value,
     parse_documents,
 )
-from fairlead.names import closest_matches
+from fairlead.names import EXTERNAL_SUFFIX, closest_matches
 
 STDIN_PATH = "-"
 
@@ -289,7 +289,12 @@ def _lint_served_names(documents: Sequence[_Document]) -> Iterator[FileProblem]:
         assert isinstance(document.value, ModelDeployment)
         metadata, names = document.value.metadata, document.value.spec.model.served_names
         claims[document.value.key] = NameClaim(metadata.namespace or "default", metadata.name, tuple(names)), document
-    granted = grant_names([claim for claim, _ in claims.values()], {claim.namespace for claim, _ in claims.values()})
+    listed, namespaces = [claim for claim, _ in claims.values()], {claim.namespace for claim, _ in claims.values()}
+    replaced = [claim for claim in listed if claim.key.removesuffix(EXTERNAL_SUFFIX) in claims.keys() - {claim.key}]
+    history = NameHistory(
+        remembered={name: claim.key for claim in replaced for name in (claim.name, *claim.served_names)}
+    )
+    granted = grant_names(listed, namespaces, name_owners(listed, namespaces, history))
     for key, grant in granted.items():
         claim, document = claims[key]
         for refused in grant.refused:
@@ -302,9 +307,10 @@ def _lint_served_names(documents: Sequence[_Document]) -> Iterator[FileProblem]:
             )
             path = ("spec", "model", "servedNames")
             message = f"note: clients do not reach the model by {refused.name}: {why}"
-            yield FileProblem(
-                document.file, document.node.locate(path).line, format_path(path), message, "remove it, or rename one"
-            )
+            fix = "remove it, or rename one"
+            if refused.owner == f"{key}{EXTERNAL_SUFFIX}":
+                fix = "leave it: a cut-over gives the name over later, with the annotation fairlead.io/release-names"
+            yield FileProblem(document.file, document.node.locate(path).line, format_path(path), message, fix)
 
 
 def _unknown_accelerators(

@@ -16,7 +16,14 @@ GOLDEN: Final = CASES.parent / "golden" / f"v{CURRENT_VERSION}"
 _HEAD: Final = """# Engines
 
 What runs in the pods of a `ModelDeployment`, by `spec.engine.type`. Every switch below is checked against the engine itself, in the
-version of the table; other releases work as far as they know the same switches.
+version of the table; other releases work as far as they know the same switches. vLLM refuses to start with an unknown switch, and
+`fairlead lint` does not look into images.
+
+| vLLM | what it takes |
+|---|---|
+| before 0.11.0 | nothing: it does not know `--allowed-media-domains`, which every engine gets |
+| 0.11.0 | the switches of an engine on one node, without `kvCache.transfer` and `kvCache.offload` |
+| {vllm} | every switch |
 
 | kind | version | command | weights | KV hand-over |
 |---|---|---|---|---|

@@ -1,9 +1,10 @@
 """AIBrix: Deployments with its labels, StormServices, PodAutoscalers and ModelAdapters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from fairlead_cli.migration.draft import (
+    Devices,
     MigrationOptions,
     ModelDraft,
     PoolDraft,
@@ -21,9 +22,16 @@ _OWN: Final = ("model.aibrix.ai/", "adapter.model.aibrix.ai/", "kpa.autoscaling.
 _ENGINE_WORDS: Final = ("vllm", "sglang")
 _RUNTIME: Final = "aibrix/runtime"
 """In the image of AIBrix's sidecar."""
+_CONFIG: Final = "model.aibrix.ai/config"
+_CONFIG_REASON: Final = (
+    "set spec.routing.preset for its routingStrategy; its requestsPerSecond has no counterpart, since Fairlead queues "
+    "by latency target"
+)
+_OWN_REASON: Final = "AIBrix reads them"
+_JOIN: Final = "write them as pools of one model (docs/how-to/mixed-gpus.md), or the second gets no requests by it"
+_SELECTED: Final = "the selector of the old workload has it: a Service with this label would take the new pods, too"
 REASONS: Final = {
     "spec.selector": "Fairlead labels its pods itself",
-    "spec.template.metadata": "Fairlead labels its pods itself",
     "spec.strategy": "set spec.rollout",
     "spec.updateStrategy": "set spec.rollout",
     "spec.rolloutStrategy": "set spec.rollout",
@@ -49,12 +57,47 @@ def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) 
     for scaler in of_kind["PodAutoscaler"]:
         _read_scaler(scaler, targets)
     adapters = [_read_adapter(adapter) for adapter in of_kind["ModelAdapter"]]
-    for draft in targets.values():
+    for draft in _join_models(list(targets.values()), options):
         flags = draft.pools[0].engine.flags
         if any(base in flags.served_names for base in adapters) and flags.adapters is None:
             flags.adapters = {}
         converted.append(assemble(draft, options))
     return converted
+
+
+def _join_models(drafts: Sequence[ModelDraft], options: MigrationOptions) -> list[ModelDraft]:
+    """Returns the models; external ones that clients call by one name are pools of one model."""
+    joined: dict[tuple[str, ...], ModelDraft] = {}
+    for draft in drafts:
+        first = joined.setdefault((draft.namespace, *draft.served_names), draft)
+        if first is draft:
+            continue
+        name = draft.served_names[0]
+        if options.external and len(first.pools[0].selector) and draft.pools[0].role == "Serve":
+            _join_pools(first, draft, name)
+        else:
+            joined[(draft.namespace, draft.name)] = draft
+            draft.reader.note("", f"{first.name} has the name {name}, too: {_JOIN}", Outcome.REQUIRED)
+    return list(joined.values())
+
+
+def _join_pools(first: ModelDraft, other: ModelDraft, name: str) -> None:
+    if len(first.pools) == 1:
+        first.pools[0].name = first.name
+        first.pools[0].selector = _all_labels(first)
+    other.pools[0].name, other.pools[0].selector = other.name, _all_labels(other)
+    if all(pool.selector != other.pools[0].selector for pool in first.pools):
+        first.pools += other.pools
+    elif other.pools[0].devices.hints != first.pools[0].devices.hints:
+        first.pools[0].devices = Devices(unknown=True)
+    first.reader.note("", f"{first.name} and {other.name} are pools of one model, since both serve {name}")
+    first.name = name
+
+
+def _all_labels(draft: ModelDraft) -> dict[str, str]:
+    """Returns the labels by which a workload finds its pods."""
+    selected = _selected(draft.reader.section("spec"))
+    return {label: str(value) for label, value in selected.items()} or draft.pools[0].selector
 
 
 _KINDS: Final = ("Deployment", "StormService", "Service", "PodAutoscaler", "ModelAdapter")
@@ -69,7 +112,7 @@ def _read_workload(workload: FieldReader) -> ModelDraft:
     else:
         pool = PoolDraft(spec)
         pool.min_replicas = _replicas(spec)
-        _read_template(spec.section("template"), pool)
+        _read_template(spec.section("template"), pool, _selected(spec))
         draft.pools = [pool]
     first = draft.pools[0]
     flags = first.engine.flags
@@ -103,24 +146,29 @@ def _read_roles(spec: FieldReader) -> list[PoolDraft]:
         role.drop("stateful", REASONS["spec.stateful"])
         for field in ("updateStrategy", "podGroupSize", "upgradeOrder"):
             role.drop(field, "Fairlead has its own order of rollouts")
-        _read_template(role.section("template"), pool)
+        _read_template(role.section("template"), pool, _selected(spec))
         pools.append(pool)
     if {pool.role for pool in pools} != {"Prefill", "Decode"}:
         raise spec.error("template", "there is no role prefill, or no role decode", "write this model by hand")
-    spec.section("template").section("metadata").skip("labels")
+    for pool in pools:
+        _read_metadata(spec.section("template").section("metadata"), pool, _selected(spec))
     return pools
 
 
-def _read_template(template: FieldReader, pool: PoolDraft) -> None:
-    labels = template.section("metadata").mapping("labels")
+def _selected(spec: FieldReader) -> Mapping[str, Any]:
+    selector = spec.peek("selector")
+    return (selector.get("matchLabels") or {}) if isinstance(selector, dict) else {}
+
+
+def _read_template(template: FieldReader, pool: PoolDraft, selected: Mapping[str, Any]) -> None:
+    metadata = template.section("metadata")
+    labels = metadata.peek("labels") or {}
     if NAME_LABEL in labels:
         pool.selector = {NAME_LABEL: str(labels[NAME_LABEL])}
         if pool.role == "Decode":
             pool.selector["role-name"] = pool.name
     pool.port = int(labels.get(_PORT_LABEL) or 8000)
-    annotations = template.section("metadata").mapping("annotations")
-    if annotations:
-        pool.metadata["annotations"] = {name: str(value) for name, value in annotations.items()}
+    _read_metadata(metadata, pool, selected)
     pod = template.section("spec")
     containers = pod.entries("containers")
     engine = next((container for container in containers if _is_engine(container)), None)
@@ -135,6 +183,30 @@ def _read_template(template: FieldReader, pool: PoolDraft) -> None:
         else:
             pool.pod.setdefault("containers", []).append(fields)
     read_pod(pod, engine, pool)
+
+
+def _read_metadata(metadata: FieldReader, pool: PoolDraft, selected: Mapping[str, Any]) -> None:
+    """Stores the labels and annotations of pods, but for those that AIBrix or its Services read.
+
+    selected: the labels by which the workload finds its pods.
+    """
+    for kind in ("labels", "annotations"):
+        values = metadata.section(kind)
+        kept: dict[str, str] = {}
+        dropped: dict[str, list[str]] = {}
+        for name in values.names():
+            reason = _CONFIG_REASON if name == _CONFIG else _OWN_REASON if name.startswith(_OWN) else ""
+            if kind == "labels" and name in selected and not reason:
+                reason = _SELECTED
+            if reason:
+                values.skip(name)
+                dropped.setdefault(reason, []).append(name)
+            else:
+                kept[name] = values.text(name)
+        for reason, names in dropped.items():
+            metadata.note(kind, f"{', '.join(names)}: {reason}", Outcome.DROPPED)
+        if kept:
+            pool.metadata[kind] = pool.metadata.get(kind, {}) | kept
 
 
 def _is_engine(container: FieldReader) -> bool:

@@ -46,6 +46,7 @@ _SGLANG_NAMES: Final = {
     "--disaggregation-mode": "role",
     "--disaggregation-transfer-backend": "transfer_backend",
 }
+KEY_FLAG: Final = "--api-key"
 _DROPPED: Final = {
     "--host": _SET_BY_FAIRLEAD,
     "--port": _SET_BY_FAIRLEAD,
@@ -55,7 +56,7 @@ _DROPPED: Final = {
     "--enable-metrics": _SET_BY_FAIRLEAD,
     "--enable-cache-report": _SET_BY_FAIRLEAD,
     "--disaggregation-bootstrap-port": _SET_BY_FAIRLEAD,
-    "--api-key": "the gateway checks keys, and a NetworkPolicy protects the engines",
+    KEY_FLAG: "the gateway checks keys, and a NetworkPolicy protects the engines",
     "--lora-modules": "load adapters through the engine's own API, or mount them and name them in engine.args",
     "--enable-sleep-mode": "Fairlead sets it when spec.autoscaling.sleep is there",
     "--distributed-executor-backend": "Fairlead starts engines on several nodes without Ray",

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.v1alpha1 import API_VERSION
 from fairlead.errors import BadInput
-from fairlead.names import shorten_name
+from fairlead.names import EXTERNAL_SUFFIX, shorten_name
 from fairlead_cli.migration.command_line import EngineFlags
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 
@@ -18,9 +19,16 @@ _ACCELERATORS: Final = (
     (re.compile(r"(^|[^a-z0-9])l4($|[^0-9a-z])", re.IGNORECASE), "nvidia-l4"),
     (re.compile(r"910b", re.IGNORECASE), "npu-910b4"),
 )
+CHECKED_VERSIONS: Final = {"VLLM": "0.32.0", "SGLang": "0.5.23"}
+"""Engine type to the version that the flags of `fairlead.engines` are checked against."""
+OLDEST_VLLM: Final = "0.11.0"
+"""The first vLLM that takes each flag that Fairlead adds for an engine on one node."""
+_ENGINE_TAG: Final = re.compile(r"(?:^|(?<!lmcache)/)(?:vllm-openai|vllm-cpu|vllm|sglang):v?(\d+\.\d+\.\d+)")
 _SCHEMES: Final = ("hf://", "s3://", "gs://", "oci://", "pvc:", "file://")
-_EXTERNAL_SUFFIX: Final = "-external"
-"""Keeps a name free for the model that Fairlead is to run."""
+_NEEDS_KEY: Final = (
+    "its engines refuse requests without --api-key, and a ModelDeployment holds no key: remove the key from the "
+    "engines, or keep it and describe them in a fleet file"
+)
 _DECODE_FIRST: Final = "Fairlead has one engine for all pools, and the decode pool's settings are used"
 
 
@@ -52,13 +60,17 @@ class Devices:
 
 @dataclass(slots=True)
 class EngineDraft:
-    """An engine: its image, flags and environment."""
+    """An engine: its image, flags and environment.
+
+    needs_key: True if the engine that runs now refuses requests without an API key.
+    """
 
     type: str = "VLLM"
     image: str = ""
     flags: EngineFlags = field(default_factory=EngineFlags)
     env: list[dict[str, Any]] = field(default_factory=list)
     pull_secrets: list[str] = field(default_factory=list)
+    needs_key: bool = False
 
 
 @dataclass(slots=True)
@@ -110,7 +122,7 @@ def assemble(draft: ModelDraft, options: MigrationOptions) -> dict[str, Any]:
     label = re.sub(r"[^a-z0-9]+", "-", draft.name.lower()).strip("-")
     if label != draft.name:
         draft.reader.note("", f"the model {draft.name!r} is called {label}, since names are DNS labels")
-    name = shorten_name(f"{label}{_EXTERNAL_SUFFIX}" if options.external else label)
+    name = shorten_name(f"{label}{EXTERNAL_SUFFIX}" if options.external else label)
     metadata = _without_empty(
         {"name": name, "namespace": draft.namespace, "labels": draft.labels, "annotations": draft.annotations}
     )
@@ -181,6 +193,8 @@ def _external_spec(draft: ModelDraft, name: str, options: MigrationOptions) -> d
     serving = [pool for pool in draft.pools if pool.role != "Prefill"]
     if len(serving) < len(draft.pools):
         draft.reader.note("", "requests go to the decode pods alone; the prefill pods get none", Outcome.CHANGED)
+    if options.external and any(pool.engine.needs_key for pool in serving):
+        draft.reader.note("", _NEEDS_KEY, Outcome.REQUIRED)
     pools = []
     for pool in serving:
         entry: dict[str, Any] = {"name": "main" if pool.role == "Decode" else pool.name}
@@ -210,6 +224,7 @@ def _served_names(draft: ModelDraft, name: str) -> list[str]:
 
 def _engine(draft: ModelDraft) -> dict[str, Any]:
     engine, *others = (pool.engine for pool in draft.pools)
+    _note_image(draft.pools[0])
     for pool, other in zip(draft.pools[1:], others, strict=True):
         _note_differences(pool, other, engine)
     flags = engine.flags
@@ -222,6 +237,38 @@ def _engine(draft: ModelDraft) -> dict[str, Any]:
             "imagePullSecrets": [{"name": name} for name in engine.pull_secrets],
         }
     )
+
+
+def _note_image(pool: PoolDraft) -> None:
+    """Notes an engine of another version than the one that Fairlead's flags are checked against."""
+    engine = pool.engine
+    checked = CHECKED_VERSIONS.get(engine.type)
+    if checked is None:
+        return
+    if not engine.image:
+        pool.reader.note(
+            "", f"it names no image: the chart's runs, engines.images.{engine.type.lower()}, which holds {checked}"
+        )
+        return
+    found = _ENGINE_TAG.search(engine.image)
+    version = found[1] if found else ""
+    if version == checked:
+        return
+    reason = f"the flags that Fairlead adds are checked against {engine.type} {checked}"
+    if not version:
+        pool.reader.note("", f"{reason}; {engine.image} does not name the version of its engine")
+    elif engine.type == "VLLM" and _numbers(version) < _numbers(OLDEST_VLLM):
+        pool.reader.note(
+            "",
+            f"VLLM {version} refuses --allowed-media-domains, which Fairlead adds: use {OLDEST_VLLM} or newer; {reason}",
+            Outcome.REQUIRED,
+        )
+    else:
+        pool.reader.note("", f"{engine.image} holds {version}; {reason}")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
 
 
 def _note_differences(pool: PoolDraft, other: EngineDraft, engine: EngineDraft) -> None:
@@ -239,11 +286,7 @@ def _note_differences(pool: PoolDraft, other: EngineDraft, engine: EngineDraft) 
 def _pool(pool: PoolDraft, draft: ModelDraft, options: MigrationOptions) -> dict[str, Any]:
     accelerator = options.accelerator or _known_accelerator(pool.devices)
     if not accelerator:
-        raise BadInput(
-            "the manifest does not say which accelerator its engines use",
-            field=pool.reader.place,
-            hint="name an AcceleratorClass: --accelerator nvidia-h100",
-        )
+        raise _unknown_accelerator(pool)
     parallelism = dict(pool.engine.flags.parallelism)
     if pool.nodes > 1:
         parallelism["nodes"] = pool.nodes
@@ -257,6 +300,20 @@ def _pool(pool: PoolDraft, draft: ModelDraft, options: MigrationOptions) -> dict
         spec["containers"] = [{"name": "engine", **pool.container}, *spec.get("containers", [])]
     template = _without_empty({"metadata": _without_empty(pool.metadata), "spec": spec})
     return entry | _without_empty({"parallelism": parallelism, "template": template})
+
+
+def _unknown_accelerator(pool: PoolDraft) -> BadInput:
+    labels = ", ".join(hint for hint in pool.devices.hints if hint != pool.devices.resource)
+    message = (
+        f"no built-in AcceleratorClass is for {labels}"
+        if labels
+        else "the manifest does not say which accelerator its engines use"
+    )
+    hint = (
+        f"give --accelerator with one of {', '.join(sorted(builtin_accelerators()))}, or with an AcceleratorClass of "
+        'your own, whose file you give, too: see "Describe your GPU" in docs/getting-started/kubernetes-gpu.md'
+    )
+    return BadInput(message, field=pool.reader.place, hint=hint)
 
 
 def _note_devices(pool: PoolDraft, parallelism: Mapping[str, int]) -> None:

@@ -6,19 +6,29 @@ Every field that a conversion does not read becomes a note, so that none is lost
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from fairlead.errors import BadInput
 from fairlead.manifests.yaml_nodes import format_path
 
 FieldPath = tuple[str | int, ...]
+WHOLE_OBJECT: Final = "(all)"
+"""The field of a note about an object as a whole."""
 
 
 class Outcome(StrEnum):
-    """The outcome of a field."""
+    """The outcome of a field. REQUIRED: the reason says what to do before the output is applied."""
 
     CHANGED = "changed"
     DROPPED = "dropped"
+    REQUIRED = "required"
+
+
+_VERBS: Final = {
+    Outcome.CHANGED: "changed",
+    Outcome.DROPPED: "not carried over",
+    Outcome.REQUIRED: "before you apply the output",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +45,8 @@ class Note:
 
     def describe(self) -> str:
         """Returns a line for people."""
-        verb = "not carried over" if self.outcome is Outcome.DROPPED else "changed"
-        return f"{self.place}: {self.field}: {verb}: {self.reason}"
+        field_name = "" if self.field == WHOLE_OBJECT else f"{self.field}: "
+        return f"{self.place}: {field_name}{_VERBS[self.outcome]}: {self.reason}"
 
 
 @dataclass(slots=True)
@@ -172,8 +182,10 @@ class FieldReader:
     def note(self, name: str, reason: str, outcome: Outcome = Outcome.CHANGED) -> None:
         """Adds a note about a field of this mapping; an empty name stands for the mapping."""
         path = (*self.path, name) if name else self.path
-        shown = format_path(path) if path else "(all)"
-        self._record.notes.append(Note(self._record.place, shown, outcome, reason))
+        shown = format_path(path) if path else WHOLE_OBJECT
+        found = Note(self._record.place, shown, outcome, reason)
+        if found not in self._record.notes:
+            self._record.notes.append(found)
 
     def error(self, name: str, message: str, hint: str | None = None) -> BadInput:
         """Returns the error for a field that cannot be converted."""

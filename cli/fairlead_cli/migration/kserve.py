@@ -1,11 +1,12 @@
 """KServe: `LLMInferenceService`, with the `LLMInferenceServiceConfig`s that it inherits from."""
 
 import copy
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from fairlead_cli.migration.command_line import read_flags
+from fairlead_cli.migration.command_line import KEY_FLAG, read_flags
 from fairlead_cli.migration.draft import (
     MigrationOptions,
     ModelDraft,
@@ -23,6 +24,8 @@ OWN_PREFIXES: Final = ("serving.kserve.io/", "prometheus.kserve.io/", "sidecar.i
 _POD_NETWORKS: Final = "k8s.v1.cni.cncf.io/networks"
 """Annotation that KServe copies to its pods."""
 _CONTAINER: Final = "main"
+_TEMPLATE: Final = re.compile(r"\{\{-?\s*\.([\w.]+)\s*-?\}\}")
+_EVENTS_VARIABLE: Final = "KV_EVENTS_CONFIG"
 _COMPONENT: Final = "app.kubernetes.io/component"
 REASONS: Final = {
     "spec.router": "clients call Fairlead's gateway, which routes without a scheduler, Gateway or HTTPRoute",
@@ -68,7 +71,7 @@ def _convert(document: FieldReader, configs: Mapping[str, FieldReader], options:
             pool.metadata.setdefault("annotations", {}).setdefault(_POD_NETWORKS, networks)
     _read_adapters(model.section("lora"), main)
     if options.external:
-        document.note("", "gateways call pods by HTTP: enableLLMInferenceServiceTLS must be false")
+        document.note("", "gateways call pods by HTTP: enableLLMInferenceServiceTLS must be false", Outcome.REQUIRED)
     return assemble(draft, options)
 
 
@@ -84,7 +87,7 @@ def _inherit(document: FieldReader, configs: Mapping[str, FieldReader]) -> Field
             reference.note("name", f"{name} is not among the files: give it too, with -f", Outcome.DROPPED)
     if not merged:
         return document
-    spec = _merge(merged, document.peek("spec") or {})
+    spec = _fill_in(_merge(merged, document.peek("spec") or {}), document)
     values = {name: document.peek(name) for name in document.names()} | {"spec": spec}
     return document.with_document(values)
 
@@ -105,6 +108,34 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _fill_in(value: Any, document: FieldReader) -> Any:
+    """Returns a merged value with names of the object in the place of KServe's templates."""
+    if isinstance(value, dict):
+        return {name: _fill_in(item, document) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_fill_in(item, document) for item in value]
+    if not isinstance(value, str) or "{{" not in value:
+        return value
+    metadata = document.peek("metadata") or {}
+    model = (document.peek("spec") or {}).get("model") or {}
+    names = {
+        "Spec.Model.Name": str(model.get("name") or metadata.get("name")),
+        "ObjectMeta.Name": str(metadata.get("name")),
+        "ObjectMeta.Namespace": str(metadata.get("namespace") or "default"),
+    }
+    return _TEMPLATE.sub(lambda found: names.get(found[1], found[0]), value)
+
+
+def _drop_templates(container: FieldReader, pool: PoolDraft) -> None:
+    """Removes variables that only KServe can fill in, and those that serve its flags."""
+    for index, variable in enumerate(container.entries("env")):
+        name = variable.peek("name")
+        if name == _EVENTS_VARIABLE or "{{" in str(variable.peek("value")):
+            reason = "Fairlead sets --kv-events-config itself" if name == _EVENTS_VARIABLE else "KServe fills it in"
+            container.note(f"env[{index}]", f"{name}: {reason}", Outcome.DROPPED)
+            pool.engine.env = [kept for kept in pool.engine.env if kept["name"] != name]
+
+
 def _have_names(items: Sequence[Any]) -> bool:
     return all(isinstance(item, dict) and "name" in item for item in items)
 
@@ -121,11 +152,8 @@ def _read_workload(workload: FieldReader, draft: ModelDraft, role: str) -> PoolD
     if main is not None:
         words = _take_extra_args(main)
         read_pod(pod, main, pool)
-        flags = read_flags([*pool.engine.flags.kept, *words], pool.engine.type)
-        pool.engine.flags.kept = flags.kept
-        pool.engine.flags.transfer = pool.engine.flags.transfer or flags.transfer
-        pool.engine.flags.transfer_words += flags.transfer_words
-        pool.engine.flags.parallelism |= flags.parallelism
+        _drop_templates(main, pool)
+        _add_extra_args(words, main, pool)
     else:
         pool.devices.unknown = True
     others = [one for one in containers if main is None or one.path != main.path]
@@ -150,6 +178,24 @@ def _take_extra_args(container: FieldReader) -> list[str]:
         if variable.peek("name") == EXTRA_ARGS:
             return shlex.split(variable.text("value"))
     return []
+
+
+def _add_extra_args(words: Sequence[str], container: FieldReader, pool: PoolDraft) -> None:
+    flags = pool.engine.flags
+    extra = read_flags(words, pool.engine.type)
+    flags.kept = [word for word in flags.kept if word != f"$({EXTRA_ARGS})"] + extra.kept
+    flags.transfer = extra.transfer or flags.transfer
+    flags.transfer_words += extra.transfer_words
+    flags.parallelism |= extra.parallelism
+    flags.revision = extra.revision or flags.revision
+    flags.adapters = extra.adapters or flags.adapters
+    flags.offload = extra.offload or flags.offload
+    pool.engine.needs_key |= KEY_FLAG in extra.dropped
+    dropped = dict(extra.dropped)
+    if extra.model or extra.served_names:
+        dropped["--model, --served-model-name"] = "spec.model names the model"
+    for flag, reason in dropped.items():
+        container.note("env", f"{EXTRA_ARGS}: {flag}: {reason}", Outcome.DROPPED)
 
 
 def _read_parallelism(sizes: FieldReader, workload: FieldReader, pool: PoolDraft) -> None:

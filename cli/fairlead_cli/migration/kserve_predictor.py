@@ -28,6 +28,18 @@ _RENAMED_FLAGS: Final = {
     "--max-length": "--max-model-len",
 }
 _WRAPPER_FLAGS: Final = ("--backend", "--task", "--model-dir", "--disable-lower-case", "--max-log-len")
+_STOCK_RUNTIME: Final = "kserve-huggingfaceserver"
+_MODE: Final = "serving.kserve.io/deploymentMode"
+_KNATIVE: Final = ("Serverless", "Knative")
+"""Modes in which Knative scales pods. KServe's ConfigMap has the mode of other services."""
+_ROUTE_PREFIX: Final = (
+    "its OpenAI paths begin with /openai/v1, and gateways call /v1: an empty KSERVE_OPENAI_ROUTE_PREFIX restarts its "
+    "pods and ends /openai/v1, so move clients first, or convert without --external"
+)
+_SCALED_BY_REQUESTS: Final = (
+    "Knative, if it scales this service, sees no requests that reach pods directly, and removes busy pods: set minReplicas to "
+    "the number of pods that you need, or use deploymentMode Standard"
+)
 REASONS: Final = {
     "spec.predictor.model.modelFormat": "the engine is vLLM",
     "spec.predictor.model.protocolVersion": "Fairlead speaks the OpenAI API alone",
@@ -79,8 +91,16 @@ def _convert(document: FieldReader, runtimes: Mapping[str, FieldReader], options
     _read_source(model if model else predictor, pool, draft)
     _read_scaling(predictor, pool, draft)
     if options.external:
-        document.note("", "the engine's paths begin with /openai/v1: set KSERVE_OPENAI_ROUTE_PREFIX to an empty text")
+        _note_external(document, wrapped=bool(model))
     return assemble(draft, options)
+
+
+def _note_external(document: FieldReader, *, wrapped: bool) -> None:
+    if wrapped:
+        document.note("", _ROUTE_PREFIX, Outcome.REQUIRED)
+    mode = (document.section("metadata").peek("annotations") or {}).get(_MODE, _KNATIVE[0])
+    if mode in _KNATIVE:
+        document.note("", _SCALED_BY_REQUESTS, Outcome.REQUIRED)
 
 
 def _read_engine(predictor: FieldReader, container: FieldReader, pool: PoolDraft, wrapped: bool) -> None:
@@ -117,6 +137,9 @@ def _to_vllm(words: Sequence[str], container: FieldReader) -> list[str]:
 def _read_runtime(model: FieldReader, runtimes: Mapping[str, FieldReader], pool: PoolDraft) -> None:
     name = model.text("runtime")
     if not name:
+        return
+    if name not in runtimes and name.startswith(_STOCK_RUNTIME):
+        model.note("runtime", f"{name} is KServe's own: vLLM itself runs in its place", Outcome.DROPPED)
         return
     if name not in runtimes:
         model.note("runtime", f"{name} is not among the files: give it too, for its arguments", Outcome.DROPPED)

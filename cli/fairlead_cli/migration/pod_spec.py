@@ -4,7 +4,7 @@ import re
 from typing import Any, Final
 
 from fairlead.errors import BadInput
-from fairlead_cli.migration.command_line import engine_command, read_flags
+from fairlead_cli.migration.command_line import KEY_FLAG, engine_command, read_flags
 from fairlead_cli.migration.draft import PoolDraft
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 
@@ -26,20 +26,24 @@ _POD_FIELDS: Final = (
 )
 _CONTAINER_FIELDS: Final = ("imagePullPolicy", "securityContext", "workingDir", "envFrom", "volumeDevices")
 _PROBES: Final = ("livenessProbe", "readinessProbe", "startupProbe")
+_KEY_VARIABLE: Final = "VLLM_API_KEY"
 _SET_VARIABLES: Final = {
     "POD_IP": "Fairlead sets this variable itself",
     "VLLM_HOST_IP": "Fairlead sets this variable itself",
     "VLLM_NIXL_SIDE_CHANNEL_HOST": "Fairlead sets this variable itself",
     "VLLM_NIXL_SIDE_CHANNEL_PORT": "Fairlead sets this variable itself",
     "PYTHONHASHSEED": "Fairlead sets this variable itself",
-    "HF_HOME": "Fairlead sets this variable itself",
-    "VLLM_API_KEY": "the gateway checks keys, and a NetworkPolicy protects the engines",
+    "HF_HOME": "Fairlead sets this variable itself; spec.model.cache keeps downloaded weights",
+    _KEY_VARIABLE: "the gateway checks keys, and a NetworkPolicy protects the engines",
     "CUDA_VISIBLE_DEVICES": "the device plugin chooses the devices of a pod",
 }
 EXTRA_ARGS: Final = "VLLM_ADDITIONAL_ARGS"
 """Variable from which KServe's start script takes more arguments."""
 _DEVICE: Final = re.compile(r"/.*(gpu|tpu|npu|gaudi|ascend|neuron|mig-|i915|xe|atom)", re.IGNORECASE)
 _SHARED_MEMORY: Final = "/dev/shm"
+_CACHE_VARIABLE: Final = "HF_HOME"
+_NOT_ROOT: Final = "pods run as user 65532, not as root, unless securityContext in pools[].template names another"
+_HOST_PATH: Final = "hostPath: user 65532 must be able to read it, and the namespace's Pod Security level must allow it"
 
 
 def read_pod(pod: FieldReader, container: FieldReader, pool: PoolDraft) -> None:
@@ -63,6 +67,7 @@ def read_container(container: FieldReader, pool: PoolDraft) -> None:
     if command.surroundings:
         container.note("command", "the engine's own command is carried over, without the rest of the script")
     engine.flags = read_flags(command.arguments, engine.type)
+    engine.needs_key |= KEY_FLAG in engine.flags.dropped
     for flag, reason in engine.flags.dropped.items():
         container.note("args" if words[1] else "command", f"{flag}: {reason}", Outcome.DROPPED)
     read_environment(container, pool)
@@ -80,7 +85,14 @@ def read_environment(container: FieldReader, pool: PoolDraft, field: str = "env"
         name, source = variable.text("name"), variable.section("valueFrom")
         if name == EXTRA_ARGS:
             variable.skip("value")
+        elif name == _CACHE_VARIABLE and is_mounted(str(variable.peek("value") or ""), container):
+            pool.engine.env.append({"name": name, "value": variable.text("value")})
+            variable.note(
+                "",
+                f"{name}: kept with its volume, so that engines find the weights; user 65532 must be able to write there",
+            )
         elif name in _SET_VARIABLES:
+            pool.engine.needs_key |= name == _KEY_VARIABLE
             variable.skip("value", "valueFrom")
             variable.note("", f"{name}: {_SET_VARIABLES[name]}", Outcome.DROPPED)
         elif "resourceFieldRef" in source:
@@ -91,6 +103,12 @@ def read_environment(container: FieldReader, pool: PoolDraft, field: str = "env"
         else:
             pool.engine.env.append({"name": name, "value": variable.text("value")})
     pool.engine.env = list({variable["name"]: variable for variable in pool.engine.env}.values())
+
+
+def is_mounted(path: str, container: FieldReader) -> bool:
+    """Returns True if a volume of the container, other than shared memory, holds a path."""
+    places = [str(mount.get("mountPath", "")).rstrip("/") for mount in container.peek("volumeMounts") or ()]
+    return any(f"{path}/".startswith(f"{place}/") for place in places if place not in ("", _SHARED_MEMORY))
 
 
 def read_resources(resources: FieldReader, pool: PoolDraft) -> None:
@@ -112,11 +130,31 @@ def _read_pod_fields(pod: FieldReader, pool: PoolDraft) -> None:
     pod.drop("terminationGracePeriodSeconds", "set rollout.drainTimeout: it is the time for requests in flight")
     pod.drop("restartPolicy", "Fairlead's pods are always restarted")
     pool.engine.pull_secrets = [secret.text("name") for secret in pod.entries("imagePullSecrets")]
-    selector = pod.peek("nodeSelector")
-    pool.devices.hints += [str(value) for value in selector.values()] if isinstance(selector, dict) else []
+    pool.devices.hints += node_labels(pod)
     pool.pod |= {name: pod.value(name) for name in _POD_FIELDS if name in pod}
     if "initContainers" in pod:
         pool.pod["initContainers"] = pod.value("initContainers")
+        pod.note("initContainers", _NOT_ROOT)
+
+
+def node_labels(pod: FieldReader) -> list[str]:
+    """Returns the values of the node labels that a pod asks for."""
+    selector, affinity = pod.peek("nodeSelector"), pod.peek("affinity")
+    found = [str(value) for value in selector.values()] if isinstance(selector, dict) else []
+    value: Any = affinity
+    for name in ("nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms"):
+        value = value.get(name) if isinstance(value, dict) else None
+    return found + labels_of_terms(value)
+
+
+def labels_of_terms(terms: Any) -> list[str]:
+    """Returns the values of the node labels that nodeSelectorTerms ask for."""
+    found: list[str] = []
+    for term in terms or ():
+        for expression in (term.get("matchExpressions") or ()) if isinstance(term, dict) else ():
+            if expression.get("operator") == "In":
+                found += map(str, expression.get("values") or ())
+    return found
 
 
 def _read_volumes(pod: FieldReader, container: FieldReader, pool: PoolDraft) -> None:
@@ -132,6 +170,8 @@ def _read_volumes(pod: FieldReader, container: FieldReader, pool: PoolDraft) -> 
     volumes = []
     for volume in pod.entries("volumes"):
         fields = {name: volume.value(name) for name in volume.names()}
+        if "hostPath" in fields:
+            volume.note("", _HOST_PATH)
         if fields.get("name") not in shared:
             volumes.append(fields)
     if mounts:
@@ -141,8 +181,10 @@ def _read_volumes(pod: FieldReader, container: FieldReader, pool: PoolDraft) -> 
 
 
 def claim_of_path(path: str, pool: PoolDraft) -> str:
-    """Returns `pvc:CLAIM/PATH` for a path on a mounted claim, and removes that volume from the
-    template; an empty text for other paths."""
+    """Returns `pvc:CLAIM/PATH` for a path on a mounted claim; an empty text for other paths.
+
+    Removes that volume from the template, unless a cache of weights is on it.
+    """
     for mount in pool.container.get("volumeMounts", []):
         place = str(mount.get("mountPath", "")).rstrip("/")
         volume: dict[str, Any] = next(
@@ -150,11 +192,12 @@ def claim_of_path(path: str, pool: PoolDraft) -> str:
         )
         claim = (volume.get("persistentVolumeClaim") or {}).get("claimName")
         if claim and (path == place or path.startswith(f"{place}/")):
-            pool.container["volumeMounts"].remove(mount)
-            pool.pod["volumes"].remove(volume)
+            if not any(variable["name"] == _CACHE_VARIABLE for variable in pool.engine.env):
+                pool.container["volumeMounts"].remove(mount)
+                pool.pod["volumes"].remove(volume)
             parts = [claim, mount.get("subPath", "").strip("/"), path[len(place) :].strip("/")]
             for holder, name in ((pool.container, "volumeMounts"), (pool.pod, "volumes")):
-                if not holder[name]:
+                if not holder.get(name, True):
                     del holder[name]
             return "pvc:" + "/".join(part for part in parts if part)
     return ""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from fairlead_cli.migration.command_line import read_flags
+from fairlead_cli.migration.command_line import KEY_FLAG, read_flags
 from fairlead_cli.migration.draft import (
     MigrationOptions,
     ModelDraft,
@@ -13,7 +13,7 @@ from fairlead_cli.migration.draft import (
     scaling_spec,
 )
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
-from fairlead_cli.migration.pod_spec import read_environment, read_resources
+from fairlead_cli.migration.pod_spec import labels_of_terms, read_environment, read_resources
 
 _PRESETS: Final = {"roundrobin": "round-robin", "session": "session"}
 _FLAGS: Final = {
@@ -118,6 +118,7 @@ def _read_model(values: FieldReader, engines: FieldReader, spec: FieldReader) ->
     pool.engine.flags = read_flags(_arguments(spec), "VLLM")
     for flag, reason in pool.engine.flags.dropped.items():
         spec.note("vllmConfig", f"{flag}: {reason}", Outcome.DROPPED)
+    pool.engine.needs_key = KEY_FLAG in pool.engine.flags.dropped or "vllmApiKey" in engines
     pool.engine.flags.revision = spec.text("modelRevision")
     if spec.flag("enableLoRA"):
         pool.engine.flags.adapters = pool.engine.flags.adapters or {}
@@ -220,7 +221,7 @@ def _read_pod(engines: FieldReader, spec: FieldReader, pool: PoolDraft) -> None:
         pool.pod["tolerations"] = [*shared, *own]
     terms = spec.value("nodeSelectorTerms", default=[])
     if terms and "affinity" not in pool.pod:
-        pool.devices.hints.append(str(terms))
+        pool.devices.hints += labels_of_terms(terms)
         required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
         pool.pod["affinity"] = {"nodeAffinity": required}
     for source, target, holder in (

@@ -16,7 +16,7 @@ from fairlead_cli.migration import (
     production_stack,
 )
 from fairlead_cli.migration.draft import MigrationOptions
-from fairlead_cli.migration.field_reader import FieldReader, Note, Outcome
+from fairlead_cli.migration.field_reader import WHOLE_OBJECT, FieldReader, Note, Outcome
 
 _OTHER_GROUPS: Final = (".aibrix.ai", "inference.networking.k8s.io", "inference.networking.x-k8s.io")
 _NO_FIELD: Final = "Fairlead has no such field"
@@ -29,6 +29,7 @@ class System:
     kinds: (API group, kind) of its objects.
     key: top-level key of its values file or configuration; empty if it has objects.
     reasons: field of its objects to the reason that it is not carried over.
+    converts_engines: False if the output is external models in any case.
     """
 
     name: str
@@ -36,6 +37,7 @@ class System:
     reasons: Mapping[str, str]
     kinds: frozenset[tuple[str, str]] = frozenset()
     key: str = ""
+    converts_engines: bool = True
 
 
 SYSTEMS: Final = (
@@ -67,7 +69,7 @@ SYSTEMS: Final = (
     ),
     System("KubeAI", kubeai.convert_models, kubeai.REASONS, frozenset({("kubeai.org", "Model")})),
     System("llm-d modelservice", llm_d.convert_models, llm_d.REASONS, key="modelArtifacts"),
-    System("LiteLLM", litellm.convert_models, litellm.REASONS, key="model_list"),
+    System("LiteLLM", litellm.convert_models, litellm.REASONS, key="model_list", converts_engines=False),
     System("vLLM production-stack", production_stack.convert_models, production_stack.REASONS, key="servingEngineSpec"),
 )
 
@@ -120,12 +122,12 @@ def migrate(documents: Iterable[tuple[str, dict[str, Any]]], options: MigrationO
             manifests += system.convert(readers.get(system.name, ()), options)
         except BadInput as error:
             raise BadInput(f"{system.name}: {error.message}", field=error.field, hint=error.hint) from error
+        routes_only = options.external and system.converts_engines
         for reader in readers.get(system.name, ()):
-            notes += reader.notes
-            if not options.external:
-                notes += _unread_notes(reader, system.reasons)
-    if options.external:
-        notes = [note for note in notes if note.outcome is Outcome.CHANGED and "(all)" in note.field]
+            if routes_only:
+                notes += [note for note in reader.notes if _is_for_external(note)]
+            else:
+                notes += reader.notes + list(_unread_notes(reader, system.reasons))
     return Migration(tuple(manifests), tuple(notes))
 
 
@@ -133,6 +135,11 @@ def _has_aibrix_label(document: Mapping[str, Any]) -> bool:
     labels = (document.get("metadata") or {}).get("labels") or {}
     template = ((document.get("spec") or {}).get("template") or {}).get("metadata") or {}
     return aibrix.NAME_LABEL in labels or aibrix.NAME_LABEL in (template.get("labels") or {})
+
+
+def _is_for_external(note: Note) -> bool:
+    """Returns True for a note about the object as a whole; a field of an engine stays as it is."""
+    return note.outcome is Outcome.REQUIRED or (note.outcome is Outcome.CHANGED and note.field == WHOLE_OBJECT)
 
 
 def _unread_notes(reader: FieldReader, reasons: Mapping[str, str]) -> list[Note]:

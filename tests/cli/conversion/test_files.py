@@ -110,6 +110,7 @@ def test_refusal_names_the_new_field_and_writes_no_file(file: Path, earlier: str
         (("--cluster", "--in-place"), "--cluster takes no files"),
         (("--in-place", "-"), "standard input cannot be rewritten"),
         (("--cluster", "--external"), "--cluster takes no files"),
+        (("--in-place", "-o", "b.yaml", "a.yaml"), "--in-place writes the files themselves"),
         (("--in-place", "--json", "a.yaml"), "--in-place writes YAML files"),
     ],
 )
@@ -137,7 +138,7 @@ def test_other_systems_are_converted_together_with_own_manifests(file: Path) -> 
     done = fairlead("convert", str(file))
     assert done.returncode == 0, done.stderr
     assert [one["metadata"]["name"] for one in yaml.safe_load_all(done.stdout)] == ["tiny", "phi"]
-    assert f"{file}: Secret token: (all): not carried over: it stays as it is" in done.stderr
+    assert f"{file}: Secret token: not carried over: it stays as it is" in done.stderr
     assert f"{file}: Model phi: spec.owner: not carried over: /v1/models names Fairlead" in done.stderr
 
 
@@ -147,7 +148,7 @@ def test_json_has_manifests_and_notes(file: Path) -> None:
     document = json.loads(done.stdout)
     assert (done.stderr, [one["kind"] for one in document["manifests"]]) == ("", ["ModelDeployment"])
     notes = {note["field"]: note["outcome"] for note in document["notes"]}
-    assert notes == {"spec.resourceProfile": "changed", "spec.owner": "dropped"}
+    assert notes == {"spec": "changed", "spec.resourceProfile": "changed", "spec.owner": "dropped"}
 
 
 @pytest.mark.parametrize(
@@ -163,6 +164,40 @@ def test_foreign_manifest_that_cannot_be_converted_exits_1(file: Path, text: str
     done = fairlead("convert", str(file))
     assert (done.returncode, done.stdout) == (1, "")
     assert message in done.stderr
+
+
+def test_output_file_is_written_only_when_all_is_converted(file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "converted.yaml"
+    file.write_text(MODEL)
+    done = fairlead("convert", "-o", str(output), str(file))
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert yaml.safe_load(output.read_text())["metadata"]["name"] == "phi"
+    before = output.read_text()
+    file.write_text(MODEL.replace("VLLM", "OLlama"))
+    assert fairlead("convert", "-o", str(output), str(file)).returncode == 1
+    assert output.read_text() == before
+
+
+def test_accelerator_that_lint_refuses_is_refused(file: Path, tmp_path: Path) -> None:
+    file.write_text(MODEL)
+    done = fairlead("convert", "--accelerator", "mine", str(file))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "--accelerator: no AcceleratorClass among the files and no built-in one is called mine" in done.stderr
+    own, output = tmp_path / "class.yaml", tmp_path / "converted.yaml"
+    own.write_text(
+        "apiVersion: serving.fairlead.io/v1alpha1\nkind: AcceleratorClass\nmetadata: {name: mine}\n"
+        "spec: {profile: {preset: l4-qwen8b}}\n"
+    )
+    done = fairlead("convert", "--accelerator", "mine", "-o", str(output), str(own), str(file))
+    assert done.returncode == 0, done.stderr
+    assert fairlead("lint", str(output)).returncode == 0
+
+
+def test_route_to_the_old_engines_is_not_applied_as_before(file: Path) -> None:
+    route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: phi}\n"
+    file.write_text(f"{MODEL}---\n{route}")
+    done = fairlead("convert", str(file))
+    assert f"{file}: HTTPRoute phi: not carried over: it serves the old engines: keep it until" in done.stderr
 
 
 def test_foreign_manifest_is_not_rewritten_in_place(file: Path) -> None:

@@ -205,7 +205,7 @@ def test_litellm_entries_that_are_not_engines_are_reported() -> None:
                 "metadata": {"name": "m"},
                 "spec": {"engine": "VLLM", "url": "hf://a/b", "resourceProfile": "nvidia-gpu-t4:1"},
             },
-            "does not say which accelerator",
+            "no built-in AcceleratorClass is for nvidia-gpu-t4",
         ),
         (
             {

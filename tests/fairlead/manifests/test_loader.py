@@ -279,3 +279,31 @@ def test_every_routing_preset_is_accepted(preset_name: str) -> None:
     router.update(to_fleet_model(deployment), [Instance("a/1/0", "default", "qwen3-8b", "main", "http://a:1")])
     request = RouteRequest("r", prefix_chain(b"hello", secret=b"s", seed=b""), 2.0)
     assert router.choose_instance(request, 0.0).chosen == "a/1/0"
+
+
+def test_models_of_a_cut_over_get_their_names_in_its_order() -> None:
+    external = """
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelDeployment
+metadata: {name: llama-external}
+spec:
+  model: {uri: "hf://a/b", servedNames: [llama, a/b]}
+  engine: {type: External}
+  pools: [{name: main, selector: {matchLabels: {app: llama}}}]
+"""
+    converted = """
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelDeployment
+metadata: {name: llama}
+spec:
+  model: {uri: "hf://a/b", servedNames: [a/b]}
+  pools: [{acceleratorClassName: nvidia-l4}]
+"""
+    notes = [note for note in load_valid(converted, external).notes if "servedNames" in note.field]
+    [note] = notes
+    assert (note.file, note.message.rpartition(" by ")[2]) == ("0.yaml", "a/b: default/llama-external has it")
+    assert "fairlead.io/release-names" in note.fix
+    other = external.replace("llama-external", "other")
+    assert {note.fix for note in load_valid(converted, other).notes if "servedNames" in note.field} == {
+        "remove it, or rename one"
+    }

@@ -16,6 +16,13 @@ class FileOptions:
     """Options for files."""
 
     in_place: Annotated[bool, Parameter(negative=(), help="Rewrite the files instead of printing them.")] = False
+    output: Annotated[
+        str | None,
+        Parameter(
+            name=["--output", "-o"],
+            help="A file for the converted manifests. It stays as it is when one cannot be converted.",
+        ),
+    ] = None
     json: Annotated[
         bool, Parameter(negative=(), help="Print one JSON object with the manifests and the notes about their fields.")
     ] = False
@@ -71,7 +78,8 @@ def convert(
     ModelDeployments. Standard error names each field that was not carried over, with the reason.
     Give all files of a model together: autoscalers and runtimes are separate objects.
 
-    Exits 0 when all is converted, and 1 when a manifest cannot be: nothing is written then.
+    Exits 0 when all is converted, and 1 when a manifest cannot be: nothing is written then. Prefer
+    --output FILE to a redirection of the shell, which empties its file in any case.
     Exits 2 on wrong usage, 3 when no API server can be reached.
     """
     from fairlead_cli.cluster.conversion import convert_cluster
@@ -88,7 +96,9 @@ def convert(
         raise BadInput(
             "no file was given", field="FILES", hint="fairlead convert FILE, - for standard input, or --cluster"
         )
+    if how.in_place and how.output is not None:
+        raise BadInput("--in-place writes the files themselves", field="--output", hint="leave one of them out")
     if how.in_place and how.json:
         raise BadInput("--in-place writes YAML files", field="--json", hint="leave one of them out")
     migration = MigrationOptions(how.accelerator, how.external)
-    return convert_files(paths, ConversionOptions(how.in_place, how.json, migration))
+    return convert_files(paths, ConversionOptions(how.in_place, how.json, migration, how.output))

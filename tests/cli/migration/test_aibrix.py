@@ -1,0 +1,191 @@
+"""AIBrix Deployments: pod labels, caches of weights, accelerators and images, with their notes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fairlead.errors import BadInput
+from fairlead_cli.migration.draft import CHECKED_VERSIONS, OLDEST_VLLM, MigrationOptions
+from fairlead_cli.migration.field_reader import Outcome
+from fairlead_cli.migration.systems import Migration, migrate
+
+DEPLOYMENT = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: NAME, namespace: prod, labels: {model.aibrix.ai/name: llama}}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: NAME, model.aibrix.ai/name: llama}}
+  template:
+    metadata:
+      labels: {app: NAME, model.aibrix.ai/name: llama, model.aibrix.ai/engine: vllm, cost-center: "42"}
+      annotations:
+        prometheus.io/scrape: "true"
+        model.aibrix.ai/config: '{"profiles": {"default": {"routingStrategy": "prefix-cache"}}}'
+    spec:
+      affinity:
+        nodeAffinity:
+          requiredDuringSchedulingIgnoredDuringExecution:
+            nodeSelectorTerms:
+              - matchExpressions: [{key: nvidia.com/gpu.product, operator: In, values: [PRODUCT]}]
+      containers:
+        - name: vllm
+          image: vllm/vllm-openai:v0.32.0
+          command: [vllm, serve, a/b, --served-model-name, llama]
+          env: [{name: HF_HOME, value: /models/hf}]
+          resources: {limits: {nvidia.com/gpu: "1"}}
+          volumeMounts: [{name: models, mountPath: /models}]
+      volumes: [{name: models, persistentVolumeClaim: {claimName: cache}}]
+"""
+
+
+def deployment(name: str = "llama", product: str = "NVIDIA-A100-SXM4-80GB") -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(DEPLOYMENT.replace("NAME", name).replace("PRODUCT", product))
+    return loaded
+
+
+def convert(*documents: dict[str, Any], accelerator: str | None = None, external: bool = False) -> Migration:
+    return migrate([("f.yaml", document) for document in documents], MigrationOptions(accelerator, external))
+
+
+def said(migration: Migration) -> str:
+    return "\n".join(note.describe() for note in migration.notes)
+
+
+def pod_of(document: dict[str, Any]) -> dict[str, Any]:
+    pod: dict[str, Any] = document["spec"]["template"]["spec"]
+    return pod
+
+
+def test_labels_of_pods_are_carried_over_or_noted() -> None:
+    migration = convert(deployment())
+    [manifest] = migration.manifests
+    metadata = manifest["spec"]["pools"][0]["template"]["metadata"]
+    assert metadata == {"labels": {"cost-center": "42"}, "annotations": {"prometheus.io/scrape": "true"}}
+    notes = said(migration)
+    assert "labels: not carried over: model.aibrix.ai/name, model.aibrix.ai/engine: AIBrix reads them" in notes
+    assert "labels: not carried over: app: the selector of the old workload has it" in notes
+    assert "annotations: not carried over: model.aibrix.ai/config: set spec.routing.preset" in notes
+    assert "spec.selector: not carried over" in notes
+
+
+def test_cache_of_weights_on_a_claim_stays() -> None:
+    migration = convert(deployment())
+    [manifest] = migration.manifests
+    assert {"name": "HF_HOME", "value": "/models/hf"} in manifest["spec"]["engine"]["env"]
+    engine = manifest["spec"]["pools"][0]["template"]["spec"]["containers"][0]
+    assert engine["volumeMounts"] == [{"name": "models", "mountPath": "/models"}]
+    assert "HF_HOME: kept with its volume" in said(migration)
+
+
+def test_cache_of_weights_stays_beside_weights_of_the_same_claim() -> None:
+    document = deployment()
+    pod_of(document)["containers"][0]["command"][2] = "/models/llama"
+    [manifest] = convert(document).manifests
+    assert manifest["spec"]["model"]["uri"] == "pvc:cache/llama"
+    assert manifest["spec"]["pools"][0]["template"]["spec"]["volumes"][0]["name"] == "models"
+
+
+@pytest.mark.parametrize("place", ["/home/user/hf", "/modelshop", "/dev/shm/hf"])
+def test_cache_of_weights_outside_volumes_is_dropped(place: str) -> None:
+    document = deployment()
+    container = pod_of(document)["containers"][0]
+    container["env"][0]["value"] = place
+    container["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})
+    migration = convert(document)
+    assert "env" not in migration.manifests[0]["spec"]["engine"]
+    assert "HF_HOME: Fairlead sets this variable itself; spec.model.cache" in said(migration)
+
+
+def test_accelerator_comes_from_node_affinity() -> None:
+    [manifest] = convert(deployment()).manifests
+    assert manifest["spec"]["pools"][0]["acceleratorClassName"] == "nvidia-a100"
+
+
+def test_unknown_accelerator_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(BadInput, match="no built-in AcceleratorClass is for NVIDIA-L40S") as caught:
+        convert(deployment(product="NVIDIA-L40S"))
+    assert caught.value.hint is not None
+    assert "cpu, npu-910b4, nvidia-a100, nvidia-h100, nvidia-l4" in caught.value.hint
+    assert "Describe your GPU" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("image", "outcome", "text"),
+    [
+        ("vllm/vllm-openai:v0.32.0", None, ""),
+        ("example.com:5000/vllm-openai:v0.11.0-cu129", Outcome.CHANGED, "holds 0.11.0; the flags"),
+        ("aibrix/vllm-openai:v0.6.2-distributed", Outcome.REQUIRED, "VLLM 0.6.2 refuses --allowed-media-domains"),
+        ("vllm/vllm-openai:latest", Outcome.CHANGED, "does not name the version of its engine"),
+        ("lmcache/vllm-openai:v0.3.9", Outcome.CHANGED, "does not name the version of its engine"),
+        ("llm-d/llm-d-cuda:v0.9.0", Outcome.CHANGED, "does not name the version of its engine"),
+    ],
+)
+def test_version_of_the_engine_is_noted(image: str, outcome: Outcome | None, text: str) -> None:
+    document = deployment()
+    pod_of(document)["containers"][0]["image"] = image
+    found = [note for note in convert(document).notes if "flags that Fairlead adds" in note.reason]
+    assert [note.outcome for note in found] == ([outcome] if outcome else [])
+    assert all(text in note.reason for note in found)
+
+
+def test_versions_are_those_of_the_chart() -> None:
+    values = yaml.safe_load((Path(__file__).parents[3] / "charts" / "fairlead" / "values.yaml").read_text())
+    images = values["engines"]["images"]
+    assert images["vllm"].endswith(f":v{CHECKED_VERSIONS['VLLM']}")
+    assert images["sglang"].partition(":")[2].startswith(f"v{CHECKED_VERSIONS['SGLang']}")
+    assert OLDEST_VLLM == "0.11.0", "0.10.2 has no --allowed-media-domains"
+
+
+def test_root_pods_are_noted() -> None:
+    document = deployment()
+    pod_of(document)["initContainers"] = [{"name": "download", "image": "example.com/download"}]
+    pod_of(document)["volumes"] = [{"name": "models", "hostPath": {"path": "/root/models"}}]
+    notes = said(convert(document))
+    assert "initContainers: changed: pods run as user 65532" in notes
+    assert "volumes[0]: changed: hostPath: user 65532 must be able to read it" in notes
+
+
+def test_external_deployments_of_one_name_are_pools_of_one_model() -> None:
+    migration = convert(deployment("slow", "NVIDIA-L20"), deployment("fast"), external=True)
+    [manifest] = migration.manifests
+    assert manifest["metadata"]["name"] == "llama-external"
+    slow, fast = manifest["spec"]["pools"]
+    assert slow == {
+        "name": "slow",
+        "selector": {"matchLabels": {"app": "slow", "model.aibrix.ai/name": "llama"}, "port": 8000},
+    }
+    assert (fast["name"], fast["acceleratorClassName"]) == ("fast", "nvidia-a100")
+    assert "are pools of one model" in said(migration)
+
+
+def test_external_deployments_of_one_selector_are_one_pool() -> None:
+    first, second = deployment("first"), deployment("second", "NVIDIA-L4")
+    for document in (first, second):
+        document["spec"]["selector"]["matchLabels"] = {"model.aibrix.ai/name": "llama"}
+    [manifest] = convert(first, second, external=True).manifests
+    [pool] = manifest["spec"]["pools"]
+    assert pool["selector"]["matchLabels"] == {"model.aibrix.ai/name": "llama"}
+    assert "acceleratorClassName" not in pool
+
+
+def test_converted_deployments_of_one_name_are_noted() -> None:
+    migration = convert(deployment("first"), deployment("second"))
+    assert [manifest["metadata"]["name"] for manifest in migration.manifests] == ["first", "second"]
+    assert "before you apply the output: first has the name llama, too" in said(migration)
+
+
+@pytest.mark.parametrize("variable", [False, True])
+def test_engines_that_need_a_key_are_noted(variable: bool) -> None:
+    document = deployment()
+    container = pod_of(document)["containers"][0]
+    if variable:
+        container["env"].append({"name": "VLLM_API_KEY", "value": "secret"})
+    else:
+        container["command"] += ["--api-key", "secret"]
+    migration = convert(document, external=True)
+    assert [note.outcome for note in migration.notes] == [Outcome.REQUIRED]
+    assert "refuse requests without --api-key" in said(migration)
+    assert "secret" not in said(migration)

@@ -1,0 +1,112 @@
+"""KServe: templates of its configurations, extra arguments, its own runtime and Knative."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+from fairlead_cli.migration.draft import MigrationOptions
+from fairlead_cli.migration.field_reader import Outcome
+from fairlead_cli.migration.systems import Migration, migrate
+
+CONFIG = """
+apiVersion: serving.kserve.io/v1alpha2
+kind: LLMInferenceServiceConfig
+metadata: {name: common}
+spec:
+  template:
+    containers:
+      - name: main
+        image: vllm/vllm-openai:v0.32.0
+        command: [/bin/sh, -c]
+        args:
+          - vllm serve /mnt/models --served-model-name "{{ .Spec.Model.Name }}" --block-size 64 $VLLM_ADDITIONAL_ARGS
+        env:
+          - {name: KV_EVENTS_CONFIG, value: "{{ ChildName .ObjectMeta.Name `-epp` }}"}
+          - {name: OWNER, value: "{{ .ObjectMeta.Name }}.{{ .ObjectMeta.Namespace }}"}
+          - {name: PEER, value: "{{ ChildName .ObjectMeta.Name `-peer` }}"}
+"""
+SERVICE = """
+apiVersion: serving.kserve.io/v1alpha2
+kind: LLMInferenceService
+metadata: {name: qwen, namespace: chat}
+spec:
+  model: {uri: "hf://a/b", name: a/b}
+  baseRefs: [{name: common}]
+  template:
+    nodeSelector: {gpu: A100}
+    containers:
+      - name: main
+        env: [{name: VLLM_ADDITIONAL_ARGS, value: "WORDS"}]
+"""
+PREDICTOR = """
+apiVersion: serving.kserve.io/v1beta1
+kind: InferenceService
+metadata: {name: llama, annotations: {serving.kserve.io/deploymentMode: MODE}}
+spec:
+  predictor:
+    minReplicas: 0
+    model:
+      modelFormat: {name: huggingface}
+      runtime: kserve-huggingfaceserver
+      args: [--model_name=llama, --enable_prefix_caching]
+      storageUri: hf://a/b
+      resources: {limits: {nvidia.com/gpu: "1"}}
+"""
+
+
+def convert(text: str, *, external: bool = False) -> Migration:
+    documents: list[dict[str, Any]] = list(yaml.safe_load_all(text))
+    return migrate([("f.yaml", document) for document in documents], MigrationOptions("nvidia-a100", external))
+
+
+def said(migration: Migration) -> str:
+    return "\n".join(note.describe() for note in migration.notes)
+
+
+def test_templates_are_filled_in_or_noted() -> None:
+    migration = convert(f"{CONFIG}---{SERVICE.replace('WORDS', '--max-model-len 8192')}")
+    [manifest] = migration.manifests
+    engine = manifest["spec"]["engine"]
+    assert engine["env"] == [{"name": "OWNER", "value": "qwen.chat"}]
+    assert engine["args"] == ["--block-size", "64", "--max-model-len", "8192"]
+    assert manifest["spec"]["model"]["servedNames"] == ["a/b"]
+    notes = said(migration)
+    assert "KV_EVENTS_CONFIG: Fairlead sets --kv-events-config itself" in notes
+    assert "PEER: KServe fills it in" in notes
+
+
+def test_extra_arguments_are_carried_over_or_noted() -> None:
+    words = "--kv-events-config x --api-key k --enable-lora --max-loras 3 --revision v2 --served-model-name other -tp 2"
+    migration = convert(f"{CONFIG}---{SERVICE.replace('WORDS', words)}")
+    [manifest] = migration.manifests
+    spec = manifest["spec"]
+    assert spec["engine"]["args"] == ["--block-size", "64"]
+    assert (spec["adapters"], spec["model"]["revision"]) == ({"slots": 3}, "v2")
+    assert spec["pools"][0]["parallelism"] == {"tensor": 2}
+    notes = said(migration)
+    for flag in ("--kv-events-config", "--api-key", "--model, --served-model-name"):
+        assert f"VLLM_ADDITIONAL_ARGS: {flag}: " in notes
+
+
+def test_key_in_extra_arguments_is_noted_for_an_external_model() -> None:
+    migration = convert(SERVICE.replace("WORDS", "--api-key k"), external=True)
+    assert "refuse requests without --api-key" in said(migration)
+
+
+def test_missing_image_is_noted() -> None:
+    assert "it names no image: the chart's runs, engines.images.vllm" in said(convert(SERVICE))
+
+
+def test_runtime_of_kserve_and_flags_are_noted_once() -> None:
+    notes = said(convert(PREDICTOR))
+    assert "kserve-huggingfaceserver is KServe's own: vLLM itself runs in its place" in notes
+    assert notes.count("--enable-prefix-caching") == 1
+
+
+@pytest.mark.parametrize(("mode", "warned"), [("Serverless", True), ("Knative", True), ("Standard", False)])
+def test_external_predictor_names_what_to_do_first(mode: str, warned: bool) -> None:
+    migration = convert(PREDICTOR.replace("MODE", mode), external=True)
+    assert {note.outcome for note in migration.notes} == {Outcome.REQUIRED}
+    assert "before you apply the output: its OpenAI paths begin with /openai/v1" in said(migration)
+    assert ("removes busy pods: set minReplicas" in said(migration)) == warned
