@@ -179,10 +179,14 @@ def _true(condition: Condition | None) -> Condition | None:
 
 
 def _by_reason(report: ModelReport, condition: Condition) -> str:
-    """Returns the documented remedy of a reason, with the condition's message."""
+    """Returns the documented remedy of a reason, with the condition's message.
+
+    The message of `Stalled` ends with the remedy; it is not repeated.
+    """
     remedy = next((reason.advice for reason in reasons() if reason.reason == condition.get("reason")), "")
-    first = remedy.partition(". ")[0].rstrip(".").replace("`", "")
-    message = shorten(str(condition.get("message", "")), _NOTE)
+    remedy = remedy.replace("`", "")
+    first = remedy.partition(". ")[0].rstrip(".")
+    message = shorten(str(condition.get("message", "")).removesuffix(f". {remedy}"), _NOTE)
     first = first[:1].lower() + first[1:]
     return f"{first} ({message})" if first and message else first or message
 

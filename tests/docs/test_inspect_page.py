@@ -1,0 +1,75 @@
+"""`docs/how-to/inspect-a-cluster.md`: the sample of a broken model is what the command prints."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fairlead.kube.resources import Manifest
+from fairlead_cli.cluster.metrics_page import parse_metrics
+from fairlead_cli.cluster.pod_http import PodReport, Readiness
+from fairlead_cli.cluster.status.advice import advise
+from fairlead_cli.cluster.status.model_report import ModelFacts, build_report
+from fairlead_cli.cluster.status.tree import render_tree
+from fairlead_operator.status.diagnosis import diagnose
+from fairlead_operator.status.model_status import PoolState, StatusInputs, model_status
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "inspect-a-cluster.md"
+NOW = 1_800_000_000.0  # 2027-01-15T08:00:00Z
+CREATED, CHANGED = "2027-01-07T08:00:00Z", "2027-01-15T07:59:19Z"
+INSTANCE = '{model="chat/qwen3-8b",instance="u1/8000/0",pool="main"}'
+METRICS = f"""fairlead_gateway_engine_running{INSTANCE} 9
+fairlead_gateway_engine_waiting{INSTANCE} 1
+fairlead_gateway_engine_kv_usage{INSTANCE} 0.71
+fairlead_gateway_engine_prefix_queries_total{INSTANCE} 1000
+fairlead_gateway_engine_prefix_hits_total{INSTANCE} 880
+fairlead_gateway_engine_signals_age_seconds{INSTANCE} 1.5
+fairlead_gateway_instances{{model="chat/qwen3-8b",state="Ready"}} 1
+"""
+
+
+def pod(name: str, uid: str, node: str, created: str, *, ready: bool, **status: Any) -> Manifest:
+    labels = {"fairlead.io/model": "qwen3-8b", "fairlead.io/pool": "main", "fairlead.io/endpoint": "true"}
+    metadata = {"name": name, "namespace": "chat", "uid": uid, "labels": labels, "creationTimestamp": created}
+    conditions = [{"type": "Ready", "status": str(ready), "message": ""}]
+    return {
+        "metadata": metadata,
+        "spec": {"nodeName": node},
+        "status": {"phase": "Running", "conditions": conditions, **status},
+    }
+
+
+def broken_model() -> ModelFacts:
+    """A model of two replicas whose new image does not exist, with the operator's status of it."""
+    container = {
+        "name": "engine",
+        "image": "vllm:v9",
+        "state": {"waiting": {"reason": "ErrImagePull", "message": "manifest unknown"}},
+    }
+    pods = [
+        pod("qwen3-8b-main-58d7-x2kd", "u1", "node-a", CREATED, ready=True),
+        pod("qwen3-8b-main-6c9f-p0lm", "u2", "node-b", CHANGED, ready=False, containerStatuses=[container]),
+    ]
+    model: Manifest = {
+        "apiVersion": "serving.fairlead.io/v1alpha1",
+        "kind": "ModelDeployment",
+        "metadata": {"name": "qwen3-8b", "namespace": "chat", "generation": 2, "creationTimestamp": CREATED},
+        "spec": {
+            "model": {"uri": "hf://Qwen/Qwen3-8B"},
+            "engine": {"type": "VLLM"},
+            "pools": [{"name": "main", "acceleratorClassName": "nvidia-l4", "minReplicas": 2}],
+        },
+    }
+    pools = (PoolState("main", "Serve", desired=2, ready=1, updated=1, existing=2),)
+    status = model_status(model, StatusInputs(pools, diagnose(pods, ())), 2, CHANGED)
+    gateway = PodReport("gateway", "fairlead", Readiness(True, []), parse_metrics(METRICS))
+    return ModelFacts({**model, "status": status}, pods, [], [gateway], NOW)
+
+
+def test_sample_is_what_the_command_prints() -> None:
+    report = build_report(broken_model())
+    console = Console(width=400, highlight=False)
+    with console.capture() as captured:
+        console.print(render_tree(report, advise(report, "kubectl fairlead")), soft_wrap=True)
+    printed = "\n".join(line.rstrip() for line in captured.get().strip().splitlines())
+    assert f"```text\n{printed}\n```" in PAGE.read_text(encoding="utf-8")
