@@ -27,7 +27,7 @@ settings.register_profile(
     "fairlead",
     deadline=None,  # a wall-clock threshold
     derandomize=_EXAMPLES is None,
-    max_examples=int(_EXAMPLES or 100),
+    max_examples=int(_EXAMPLES or 50),
     suppress_health_check=[HealthCheck.too_slow],
     print_blob=True,
     database=None,

@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from fairlead.fleet.model import InstanceState
+from fairlead.limits import Limits
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_sim.server.process import RunningEngine
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine, token
@@ -270,7 +271,8 @@ def test_no_ready_engine_raises_until_there_is_one() -> None:
     async def main() -> None:
         async with scripted_engine() as engine:
             starting = fleet_of([engine.url], states=[InstanceState.STARTING])
-            async with running_gateway(starting) as running, client_of(running) as client:
+            limits = Limits(queue_starting_seconds=0.2)
+            async with running_gateway(starting, limits) as running, client_of(running) as client:
                 with pytest.raises(openai.InternalServerError) as caught:
                     await client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x"}])
                 assert caught.value.status_code == 503

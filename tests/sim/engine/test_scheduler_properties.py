@@ -10,6 +10,8 @@ from fairlead.engine_profile import EngineProfile
 from fairlead_sim.engine.block_pool import BlockEvicted, BlocksStored, CacheCleared, block_keys
 from fairlead_sim.engine.scheduler import EngineCore, EngineSequence, EngineStep, SequenceState
 
+NIGHTS = settings(max_examples=4 * settings().max_examples)
+
 
 @dataclass(frozen=True)
 class Add:
@@ -156,7 +158,7 @@ class Driver:
         assert sum(item.state is SequenceState.RUNNING for item in self.added) == len(running)
 
 
-@settings(max_examples=500, deadline=None)
+@NIGHTS
 @given(PROFILES, st.sampled_from(["fcfs", "priority"]), OPERATIONS)
 def test_memory_adds_up_and_every_sequence_ends(
     drawn: tuple[EngineProfile, int], scheduling: str, operations: list[Add | Pick]
@@ -181,7 +183,6 @@ def test_memory_adds_up_and_every_sequence_ends(
             assert sequence.generated == sequence.max_tokens
 
 
-@settings(max_examples=150, deadline=None)
 @given(PROFILES, st.lists(ADDS, max_size=12))
 def test_a_quiet_listener_and_the_cache_agree_on_every_hit(drawn: tuple[EngineProfile, int], adds: list[Add]) -> None:
     """One sequence at a time: the cached tokens are exactly the prefix that the events promise."""
@@ -200,7 +201,6 @@ def test_a_quiet_listener_and_the_cache_agree_on_every_hit(drawn: tuple[EnginePr
         assert sequence.cached_tokens == (promised if what.lookup else 0)
 
 
-@settings(max_examples=150, deadline=None)
 @given(PROFILES, st.lists(ADDS, max_size=12))
 def test_the_same_operations_give_the_same_steps(drawn: tuple[EngineProfile, int], adds: list[Add]) -> None:
     profile, block = drawn

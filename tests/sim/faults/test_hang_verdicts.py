@@ -24,7 +24,7 @@ from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind
 
 NIGHTLY = int(os.environ.get("FAIRLEAD_EXAMPLES", "0")) >= 1_000
 BATCH = 50 if NIGHTLY else 8
-FIRST_SEEDS = range(0, 1_000 if NIGHTLY else 16, BATCH)
+FIRST_SEEDS = range(0, 1_000 if NIGHTLY else 8, BATCH)
 ENGINE = engine_name(1)
 
 
