@@ -21,7 +21,7 @@ from types import MappingProxyType
 
 from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi
-from fairlead.kube.errors import Gone, KubeError, TooManyRequests, Unreachable
+from fairlead.kube.errors import Forbidden, Gone, KubeError, TooManyRequests, Unauthenticated, Unreachable
 from fairlead.kube.resources import Manifest, ObjectSelection, Resource, metadata_of
 from fairlead.kube.store import ObjectStore
 from fairlead.kube.transport.retry import backoff_seconds
@@ -29,6 +29,11 @@ from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Pacing
 from fairlead.runtime.tasks import cancel_and_wait
+
+_REFUSED_LISTS = 5
+"""Refused lists, one after the other, after which a namespace counts as refused. One may be chance:
+the API server learns of new rights with a delay.
+"""
 
 
 class InformerAction(StrEnum):
@@ -138,6 +143,8 @@ class Informer:
         self._contact_at: float | None = None
         self._received = False
         self._synced = asyncio.Event()
+        self._known = asyncio.Event()
+        self._refused_lists = 0
 
     @property
     def is_synced(self) -> bool:
@@ -147,6 +154,25 @@ class Informer:
     async def wait_synced(self) -> None:
         """Waits until all selected objects have been listed for the first time."""
         await self._synced.wait()
+
+    @property
+    def namespace(self) -> str | None:
+        """The namespace of the selected objects; None for those of all namespaces."""
+        return self._selection.namespace
+
+    @property
+    def is_refused(self) -> bool:
+        """True if the API server refused several lists in this one namespace.
+
+        Why: the administrator of a namespace can take our rights there. Other namespaces go on.
+        """
+        return self._refused_lists >= _REFUSED_LISTS
+
+    async def wait_known(self) -> None:
+        """Waits until all selected objects have been listed, or lists of this namespace are
+        refused.
+        """
+        await self._known.wait()
 
     def age_seconds(self) -> float | None:
         """Returns the age of the last contact with the API server; None before the first.
@@ -168,6 +194,7 @@ class Informer:
             except FairleadError as error:
                 list_failures += 1
                 self.problem = error
+                self._count_refusal(error)
                 await self._report_and_pause(step_after_list(error, list_failures, self._chance(), self._limits))
                 continue
             list_failures = 0
@@ -194,7 +221,15 @@ class Informer:
             self._notify(event)
         self._version = listing.resource_version
         self._mark_contact()
+        self._refused_lists = 0
         self._synced.set()
+        self._known.set()
+
+    def _count_refusal(self, error: FairleadError) -> None:
+        is_refusal = isinstance(error, Forbidden) and not isinstance(error, Unauthenticated)
+        self._refused_lists = self._refused_lists + 1 if is_refusal and self.namespace is not None else 0
+        if self.is_refused:
+            self._known.set()
 
     async def _watch(self) -> WatchEnd:
         """Runs one watch until it ends, or receives nothing for `kube_watch_silence_seconds`."""

@@ -28,6 +28,7 @@ from fairlead_operator.render.context import ClusterCapabilities
 from fairlead_operator.settings import HungEngineOptions, OperatorOptions
 
 CONTROLLER_NAME = "fairlead.io/operator"
+_REFUSED_SECONDS = 5.0
 _LOG = logging.getLogger("fairlead.operator")
 
 
@@ -175,6 +176,8 @@ class Manager:
     async def _reconcile(self, key: str) -> float | None:
         if not self._elector.is_leading:
             return 1.0  # the lease has expired
+        if key.partition("/")[0] in self._watcher.refused_namespaces():
+            return _REFUSED_SECONDS  # its children may be unknown
         return await self._reconciler.reconcile(key)
 
     def _on_failure(self, key: str, error: Exception, pause: float) -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from fairlead.errors import SettingsError
 from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import Forbidden
 from fairlead.kube.leader_election import LeaderElector, LeaseCandidate, LeaseTiming, candidate_identity
-from fairlead.kube.resources import LEASES, MODEL_DEPLOYMENTS, SERVICE_ACCOUNTS, SERVICES
+from fairlead.kube.resources import LEASES, MODEL_DEPLOYMENTS, PODS, SERVICE_ACCOUNTS, SERVICES
 from fairlead.kube.transport.kubeconfig import ClusterConfig, ClusterConfigError
 from fairlead.runtime.clock import Pacing
 from fairlead.runtime.tasks import cancel_and_wait
@@ -20,7 +21,7 @@ from fairlead_operator.health import HealthState, check_liveness, check_readines
 from fairlead_operator.http_server import MetricsCollector, OperatorMetrics, make_application
 from fairlead_operator.kube.kopf_login import TOKEN_REFRESH_SECONDS, connection_info
 from fairlead_operator.kube.leader_election import run_while_leading
-from fairlead_operator.kube.object_cache import ObjectCache
+from fairlead_operator.kube.object_cache import STANDARD_CHILD_KINDS, ObjectCache
 from fairlead_operator.kube.watches import ClusterWatcher, is_ipv6_first
 from fairlead_operator.render.context import AllowedPeer, ClusterCapabilities
 from fairlead_operator.settings import HungEngineOptions, parse_options
@@ -386,6 +387,39 @@ def test_forbidden_kind_is_logged_once(caplog: pytest.LogCaptureFixture) -> None
 def test_pods_use_the_ip_family_of_the_api_server_service(families: list[str] | None, server: str, ipv6: bool) -> None:
     service = None if families is None else {"spec": {"ipFamilies": families}}
     assert is_ipv6_first(service, server) is ipv6
+
+
+def test_namespace_that_refuses_lists_keeps_no_other_waiting() -> None:
+    async def main() -> None:
+        time, cache = FakeTime(), ObjectCache()
+        async with fake_api_server() as fake, KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause) as api:
+            _serve_kinds(fake)
+            fake.put(MODEL_DEPLOYMENTS, "chat", "qwen")
+            fake.put(MODEL_DEPLOYMENTS, "other", "llama")
+            namespaced = (*STANDARD_CHILD_KINDS, PODS, MODEL_DEPLOYMENTS)
+            fake.refused_paths = {kind.path("other") for kind in namespaced}
+            pacing = Pacing(time, lambda: 0.5, time.pause)
+            watching = ClusterWatcher(api, cache, lambda _: None, pacing, namespaces=("chat", "other"))
+            await watching.discover()
+            task = asyncio.ensure_future(watching.run())
+            synced = asyncio.ensure_future(watching.wait_synced())
+            try:
+                await time.advance_until(synced.done, 10.0)
+                assert set(cache.models) == {"chat/qwen"}
+                assert watching.refused_namespaces() == {"other"}
+                assert stale_cache_reason(watching.health(True)) == ""
+                assert check_liveness(watching.health(True)).ok
+                fake.refused_paths = {kind.path("chat") for kind in namespaced}
+                await watching.list_models()
+                assert set(cache.models) == {"chat/qwen", "other/llama"}
+                fake.refused_paths |= {kind.path("other") for kind in namespaced}
+                with pytest.raises(Forbidden):
+                    await watching.list_models()
+            finally:
+                await cancel_and_wait(synced)
+                await cancel_and_wait(task)
+
+    asyncio.run(main())
 
 
 def test_cluster_without_our_kinds_is_waited_for() -> None:

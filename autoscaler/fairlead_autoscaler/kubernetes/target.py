@@ -171,11 +171,14 @@ class KubernetesTarget:
         )
 
     def sync_blocked_reason(self) -> str:
-        """Returns the reason why the cluster cannot be watched; empty if it can."""
-        return sync_blocked_reason(
-            WatchStatus(informer.resource, informer.is_synced, informer.problem)
-            for informer in self._informers.values()
-        )
+        """Returns the reason why the cluster cannot be watched; empty if it can.
+
+        Namespaces in which lists are refused do not count, unless it is all of them.
+        """
+        allowed = [one for one in self._informers.values() if not one.is_refused]
+        if not any(one.resource is MODEL_DEPLOYMENTS for one in allowed):
+            allowed = list(self._informers.values())
+        return sync_blocked_reason(WatchStatus(one.resource, one.is_synced, one.problem) for one in allowed)
 
     def models(self) -> dict[str, Manifest]:
         """Returns every ModelDeployment, by `namespace/name`."""

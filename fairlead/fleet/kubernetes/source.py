@@ -55,6 +55,11 @@ class _RunningInformer:
         self.last_logged = ""
 
     @property
+    def is_usable(self) -> bool:
+        """True if the informer has listed its objects, or is refused in its namespace."""
+        return self.informer.is_synced or self.informer.is_refused
+
+    @property
     def is_known(self) -> bool:
         """True if the informer has listed its objects, or cannot do so for now."""
         return self.informer.is_synced or self.informer.problem is not None
@@ -131,9 +136,9 @@ class KubeFleetSource:
     def age_seconds(self) -> float | None:
         """Returns the highest age of an informer's last contact with the API server, in seconds.
 
-        None until every informer had contact.
+        None until every informer had contact. Informers of refused namespaces do not count.
         """
-        ages = [one.informer.age_seconds() for one in self._all_informers()]
+        ages = [one.informer.age_seconds() for one in self._all_informers() if not one.informer.is_refused]
         heard = [age for age in ages if age is not None]
         return max(heard) if heard and len(heard) == len(ages) else None
 
@@ -211,9 +216,12 @@ class KubeFleetSource:
             return None
 
     async def _next_fleet(self) -> Fleet | None:
-        """Returns the next fleet; None if nothing changed, or before models and pods are listed."""
+        """Returns the next fleet; None if nothing changed, or before models and pods are listed.
+
+        A namespace in which lists are refused is left out, unless it was listed before.
+        """
         needed = [kept for (resource, _), kept in self._informers.items() if resource in _NEEDED]
-        if not all(kept.informer.is_synced for kept in needed):
+        if not all(kept.is_usable for kept in needed) or not any(kept.informer.is_synced for kept in needed):
             return None
         models = self._specs.models(self._objects_of(MODEL_DEPLOYMENTS))
         await self._watch_selections(models)

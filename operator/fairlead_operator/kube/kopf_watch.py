@@ -16,6 +16,7 @@ from fairlead.kube.resources import (
 from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.event_loop import loop_factory
+from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_operator.kube.kopf_session import MODELS_PER_PAGE, open_session
 from fairlead_operator.kube.object_trimming import trim_model
 from fairlead_operator.kube.watches import ClusterWatcher
@@ -24,6 +25,7 @@ RETRY_DELAYS_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0)
 
 
 _STOP_SECONDS = 10.0
+_NAMESPACES_SECONDS = 1.0
 _MAX_NESTING = 12_000
 """Levels of JSON that kopf decodes.
 
@@ -47,8 +49,33 @@ class KopfWatch:
         self._namespaces = namespaces
 
     async def run(self) -> None:
-        """Watches the models until cancelled. Raises an error if kopf ends, for whatever reason."""
+        """Watches the models until cancelled. Raises an error if kopf ends, for whatever reason.
+
+        kopf never again watches a namespace that has refused it. It is therefore started again when
+        a namespace refuses lists, or can be listed again.
+        """
         sys.setrecursionlimit(max(sys.getrecursionlimit(), _MAX_NESTING))
+        while self._namespaces:
+            namespaces = self._allowed_namespaces()
+            watching = asyncio.ensure_future(self._run_kopf(namespaces) if namespaces else asyncio.Event().wait())
+            try:
+                while not watching.done() and self._allowed_namespaces() == namespaces:
+                    await asyncio.wait({watching}, timeout=_NAMESPACES_SECONDS)
+                if watching.done():
+                    watching.result()
+            finally:
+                await cancel_and_wait(watching)
+        await self._run_kopf(())
+
+    def _allowed_namespaces(self) -> tuple[str, ...]:
+        refused = self._watcher.refused_namespaces()
+        return tuple(namespace for namespace in self._namespaces if namespace not in refused)
+
+    async def _run_kopf(self, namespaces: tuple[str, ...]) -> None:
+        """Runs kopf until it ends, which is an error.
+
+        namespaces: watched namespaces; all if empty.
+        """
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
         stop = threading.Event()
@@ -65,7 +92,7 @@ class KopfWatch:
             error: BaseException | None = None
             try:
                 with asyncio.Runner(loop_factory=loop_factory()) as runner:
-                    runner.run(self._operator(on_event, stop))
+                    runner.run(self._operator(on_event, stop, namespaces))
             except Exception as caught:  # noqa: BLE001  # passed to the other thread
                 error = caught
             if not stop.is_set():
@@ -79,13 +106,15 @@ class KopfWatch:
             stop.set()
             await asyncio.to_thread(thread.join, _STOP_SECONDS)
 
-    async def _operator(self, on_event: Callable[[str | None, Manifest], None], stop: threading.Event) -> None:
+    async def _operator(
+        self, on_event: Callable[[str | None, Manifest], None], stop: threading.Event, namespaces: tuple[str, ...]
+    ) -> None:
         await kopf.operator(
             registry=self._handlers(on_event),
             settings=kopf_settings(),
             identity=cast(Any, self._identity),  # else kopf looks up our user name, which may not exist
-            clusterwide=not self._namespaces,
-            namespaces=self._namespaces,
+            clusterwide=not namespaces,
+            namespaces=namespaces,
             stop_flag=stop,
         )
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi
-from fairlead.kube.errors import Forbidden, NotFound
+from fairlead.kube.errors import Forbidden, NotFound, Unauthenticated
 from fairlead.kube.informer import Informer, log_failures_once
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
@@ -25,6 +25,7 @@ from fairlead.kube.resources import (
     ObjectSelection,
     Resource,
     key_of,
+    namespace_of,
     resource_version_of,
 )
 from fairlead.kube.store import ObjectStore
@@ -72,6 +73,7 @@ class ClusterWatcher:
         self._answered_at: float | None = None
         self._seen_versions: dict[str, int] = {}
         self._overdue: dict[str, float] = {}
+        self._refused_lists: frozenset[str] = frozenset()
 
     async def discover(self) -> None:
         """Discovers the served kinds and lists the models. Retries every 2 to 3 seconds until both
@@ -82,7 +84,7 @@ class ClusterWatcher:
                 if not await self._api.has_resource(MODEL_DEPLOYMENTS):
                     raise FairleadError("the cluster does not know ModelDeployments", hint="apply Fairlead's CRDs")
                 await self._discover_kinds()
-                await self._list_models()
+                await self.list_models()
                 return
             except FairleadError as error:
                 _LOG.warning("waiting: %s", error)
@@ -96,20 +98,27 @@ class ClusterWatcher:
             group.create_task(self._resync_loop())
 
     async def wait_synced(self) -> None:
-        """Returns once every kind has been listed."""
+        """Returns once every kind has been listed in each namespace that allows it."""
         for informer in self._informers:
-            await informer.wait_synced()
+            await informer.wait_known()
+
+    def refused_namespaces(self) -> frozenset[str]:
+        """Returns the namespaces in which lists are refused. Others do not wait for them."""
+        refused = {one.namespace for one in self._informers if one.is_refused and one.namespace is not None}
+        return self._refused_lists | refused
 
     def health(self, leading: bool) -> HealthState:
-        """Returns the contact with the cluster."""
+        """Returns the contact with the cluster, without namespaces that refuse lists."""
         now = self._clock.now()
         ages: dict[str, float | None] = {}
-        for informer in self._informers:
+        refused = self.refused_namespaces()
+        informers = [one for one in self._informers if one.namespace not in refused]
+        for informer in informers:
             age, other_age = informer.age_seconds(), ages.get(informer.resource.plural, 0.0)
             ages[informer.resource.plural] = None if age is None or other_age is None else max(age, other_age)
         return HealthState(
             leading=leading,
-            synced=bool(self._informers) and all(informer.is_synced for informer in self._informers),
+            synced=len(informers) > 1 and all(informer.is_synced for informer in informers),
             watch_ages=ages,
             answer_age_seconds=None if self._answered_at is None else now - self._answered_at,
             overdue_seconds=now - min(self._overdue.values()) if self._overdue else None,
@@ -173,21 +182,35 @@ class ClusterWatcher:
         while True:
             await self._pause(self._resync_seconds * (0.9 + 0.2 * self._chance()))
             try:
-                await self._list_models()
+                await self.list_models()
             except FairleadError as error:
                 _LOG.warning("models could not be listed: %s", error)
 
-    async def _list_models(self) -> None:
-        listed = [
-            model
-            for namespace in self._namespaces
-            for model in (await self._api.list(MODEL_DEPLOYMENTS, namespace, trim=trim_model)).items
-        ]
+    async def list_models(self) -> None:
+        """Lists the models. Of a namespace that refuses it, those that are known stay.
+
+        Raises a FairleadError if no namespace can be listed.
+        """
+        listed: list[Manifest] = []
+        refusals: dict[str, Forbidden] = {}
+        for namespace in self._namespaces:
+            try:
+                listed += (await self._api.list(MODEL_DEPLOYMENTS, namespace, trim=trim_model)).items
+            except Forbidden as error:
+                if namespace is None or isinstance(error, Unauthenticated):
+                    raise
+                refusals[namespace] = error
+        for namespace in refusals.keys() - self._refused_lists:
+            _LOG.warning("models of %s are left alone: %s", namespace, refusals[namespace])
+        self._refused_lists = frozenset(refusals)
+        if len(refusals) == len(self._namespaces):
+            raise next(iter(refusals.values()))
         now = self._answered_at = self._clock.now()
         versions = {key_of(model): resource_version_of(model) for model in listed}
         missed = {key for key, version in versions.items() if version > self._seen_versions.get(key, 0)}
         self._overdue = {key: self._overdue.get(key, now) for key in missed}
-        for key in self._cache.replace_models(listed):
+        kept = [model for model in self._cache.models.values() if namespace_of(model) in refusals]
+        for key in self._cache.replace_models([*listed, *kept]):
             self._add(key)
 
 

@@ -19,6 +19,11 @@ class Recorder:
 
     def __init__(self) -> None:
         self.events: list[tuple[str | None, Manifest]] = []
+        self.refused: frozenset[str] = frozenset()
+
+    def refused_namespaces(self) -> frozenset[str]:
+        """Returns the namespaces that were refused at the last list."""
+        return self.refused
 
     def on_model_event(self, type: str | None, model: Manifest) -> None:
         """Records an event."""
@@ -39,7 +44,9 @@ def serve_discovery(fake: FakeApiServer) -> None:
 
 
 def with_kopf(
-    before: Callable[[FakeApiServer], None], check: Callable[[FakeApiServer, Recorder], Awaitable[None]]
+    before: Callable[[FakeApiServer], None],
+    check: Callable[[FakeApiServer, Recorder], Awaitable[None]],
+    namespaces: tuple[str, ...] = ("chat",),
 ) -> None:
     async def main() -> None:
         async with fake_api_server() as fake:
@@ -48,7 +55,7 @@ def with_kopf(
             fake.token = "secret"
             recorder = Recorder()
             access = fake.config(token=fake.token)
-            watch = KopfWatch(cast(ClusterWatcher, recorder), access, FakeTime(), "me", ("chat",))
+            watch = KopfWatch(cast(ClusterWatcher, recorder), access, FakeTime(), "me", namespaces)
             task = asyncio.ensure_future(watch.run())
             try:
                 await check(fake, recorder)
@@ -56,6 +63,24 @@ def with_kopf(
                 await cancel_and_wait(task)
 
     asyncio.run(main())
+
+
+def test_namespace_that_refused_the_watch_is_watched_once_it_can_be_listed() -> None:
+    def before(fake: FakeApiServer) -> None:
+        fake.put(MODEL_DEPLOYMENTS, "chat", "qwen")
+        fake.refused_paths.add(MODEL_DEPLOYMENTS.path("other"))
+
+    async def check(fake: FakeApiServer, recorder: Recorder) -> None:
+        await wait_until(lambda: fake.watch_count == 1)
+        recorder.refused = frozenset({"other"})
+        fake.put(MODEL_DEPLOYMENTS, "chat", "later")
+        await wait_until(lambda: any(name_of(model) == "later" for _, model in recorder.events))
+        fake.refused_paths.clear()
+        fake.put(MODEL_DEPLOYMENTS, "other", "llama")
+        recorder.refused = frozenset()
+        await wait_until(lambda: any(name_of(model) == "llama" for _, model in recorder.events))
+
+    with_kopf(before, check, ("chat", "other"))
 
 
 def put_large_model(fake: FakeApiServer, name: str) -> None:

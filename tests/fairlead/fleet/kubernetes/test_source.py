@@ -99,6 +99,28 @@ def one_engine(lab: SourceHarness) -> None:
     lab.pod("a")
 
 
+def test_namespace_that_refuses_lists_keeps_no_fleet_of_others_waiting() -> None:
+    def before(lab: SourceHarness) -> None:
+        one_engine(lab)
+        lab.model("llama", "y")
+        lab.fake.refused_paths = {kind.path("y") for kind in (MODEL_DEPLOYMENTS, PODS)}
+
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: lab.states() == ["Ready"])
+        assert set(lab.fleets[-1].models) == {"x/tiny"}
+        (warning,) = lab.source.warnings()
+        assert "was never listed" in warning
+        assert lab.source.age_seconds() is not None
+        lab.fake.refused_paths.clear()
+        await lab.passing(lambda: set(lab.fleets[-1].models) == {"x/tiny", "y/llama"})
+        lab.fake.refused_paths = {MODEL_DEPLOYMENTS.path("y"), PODS.path("y")}
+        lab.fake.end_watches()
+        await lab.passing(lambda: bool(lab.source.warnings()))
+        assert set(lab.fleets[-1].models) == {"x/tiny", "y/llama"}
+
+    run(check, before=before, namespaces=("x", "y"))
+
+
 def test_fleet_appears_after_listing_and_follows_changes() -> None:
     async def check(lab: SourceHarness) -> None:
         await lab.passing(lambda: lab.states() == ["Ready"])
