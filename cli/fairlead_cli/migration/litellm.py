@@ -11,6 +11,11 @@ _ENGINES: Final = ("hosted_vllm", "openai", "openai_like", "custom_openai", "tex
 _PRESETS: Final = {"simple-shuffle": None, "least-busy": "least-request"}
 _NO_LIMITS: Final = "Fairlead limits callers, not backends: see the limits of API keys"
 _NO_RETRIES: Final = "Fairlead's gateway has its own retries and deadlines"
+_NO_KEYS: Final = ("none", "empty", "no-key", "not-needed", "dummy", "fake", "anything")
+"""Usual values of `api_key` for servers that ask for none."""
+_NEEDS_KEY: Final = (
+    "a ModelDeployment holds no key for engines: remove it from the servers if they ask for it, or write a fleet file"
+)
 REASONS: Final = {
     "litellm_settings": "they are settings of LiteLLM's library; keep LiteLLM in front for callbacks and caching",
     "general_settings": "API keys and limits are objects of Fairlead's gateway; keep LiteLLM in front for its user database",
@@ -26,7 +31,6 @@ REASONS: Final = {
     "router_settings.redis_password": "gateways share state in the Redis of the chart's values",
 }
 _PARAMETERS: Final = {
-    "api_key": "a ModelDeployment holds no key for engines; a fleet file can name one",
     "rpm": _NO_LIMITS,
     "tpm": _NO_LIMITS,
     "max_parallel_requests": _NO_LIMITS,
@@ -74,12 +78,19 @@ def _read_entry(config: FieldReader, entry: FieldReader, drafts: dict[str, Model
         reason = (
             f"{group}: {provider} is a provider: keep LiteLLM for it"
             if provider not in _ENGINES
-            else f"{group}: its api_base {base or '(missing)'} is not the address of an engine"
+            else f"{group}: without api_base, {provider} is a provider: keep LiteLLM for it"
+            if not base
+            else f"{group}: its api_base {base} is not the address of an engine"
         )
         parameters.skip(*parameters.names())
         entry.skip("model_info")
         entry.note("", reason, Outcome.DROPPED)
         return
+    key = parameters.text("api_key")
+    if key.lower() in _NO_KEYS:
+        parameters.drop("api_key", "it is no key: the server asks for none")
+    elif key:
+        parameters.note("api_key", _NEEDS_KEY, Outcome.REQUIRED)
     for name, reason in _PARAMETERS.items():
         parameters.drop(name, reason)
     entry.drop("model_info", "the gateway learns lengths and prices from engines and AcceleratorClasses")

@@ -15,6 +15,9 @@ _DROPPED: Final = {
     "monitoring": "the chart's ServiceMonitor covers the gateway, which relays the engines' metrics",
     "strategy": "set spec.rollout",
     "schedulerName": "write it into pools[].template",
+    "extraConfig": "write its pod fields into pools[].template.spec",
+    "annotations": "write those that pods need into pools[].template.metadata",
+    "podAnnotations": "write them into pools[].template.metadata",
 }
 REASONS: Final = {
     "routing.proxy": "Fairlead's gateway sends prompts to prefill and answers to decode itself",
@@ -77,7 +80,9 @@ def _read_source(artifacts: FieldReader, draft: ModelDraft) -> None:
     if size and draft.uri.startswith("hf://") and "cache" not in draft.model:
         draft.model["cache"] = {"size": size}
     secret = artifacts.text("authSecretName")
-    if secret and not draft.uri.startswith("pvc:"):
+    if secret and draft.uri.startswith("pvc:"):
+        artifacts.note("authSecretName", "weights on a claim are read without a token", Outcome.DROPPED)
+    elif secret:
         draft.model["credentials"] = {"secretRef": {"name": secret}}
     artifacts.drop("mountPath", "Fairlead chooses where weights are mounted")
     artifacts.skip("readOnly")

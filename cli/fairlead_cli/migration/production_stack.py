@@ -25,6 +25,8 @@ _FLAGS: Final = {
     "convert": "--convert",
 }
 _ROLES: Final = {"kv_producer": "Prefill", "kv_consumer": "Decode"}
+_MOUNT: Final = "/data/"
+"""The folder of a model's claim in the chart's pods."""
 _ADAPTERS: Final = "load adapters through the engine's own API; spec.adapters sets the slots"
 _TEMPLATE: Final = "write it into pools[].template"
 _MODEL_REASONS: Final = {
@@ -109,8 +111,7 @@ def _read_model(values: FieldReader, engines: FieldReader, spec: FieldReader) ->
     pool = PoolDraft(spec, selector={"model": name}, port=engines.integer("containerPort") or 8000)
     draft.pools = [pool]
     url = spec.text("modelURL")
-    draft.uri, _ = model_uri(url, spec, "modelURL")
-    draft.served_names = [url]
+    draft.uri = _claim_uri(url, spec) or model_uri(url, spec, "modelURL")[0]
     replicas = spec.integer("replicaCount")
     pool.min_replicas = 1 if replicas is None else replicas
     repository, tag = spec.text("repository"), spec.text("tag")
@@ -118,6 +119,7 @@ def _read_model(values: FieldReader, engines: FieldReader, spec: FieldReader) ->
     pool.engine.flags = read_flags(_arguments(spec), "VLLM")
     for flag, reason in pool.engine.flags.dropped.items():
         spec.note("vllmConfig", f"{flag}: {reason}", Outcome.DROPPED)
+    draft.served_names = pool.engine.flags.served_names or [url]
     pool.engine.needs_key = KEY_FLAG in pool.engine.flags.dropped or "vllmApiKey" in engines
     pool.engine.flags.revision = spec.text("modelRevision")
     if spec.flag("enableLoRA"):
@@ -134,6 +136,22 @@ def _read_model(values: FieldReader, engines: FieldReader, spec: FieldReader) ->
     for field, reason in _MODEL_REASONS.items():
         spec.drop(field, reason)
     return draft
+
+
+def _claim_uri(url: str, spec: FieldReader) -> str:
+    """Returns `pvc:CLAIM/PATH` for a path on the chart's volume; else an empty text."""
+    if not url.startswith(_MOUNT):
+        return ""
+    claim = spec.text("pvcExistingClaimName")
+    if not claim and "pvcStorage" in spec:
+        claim = f"release-{spec.peek('name')}-storage-claim"
+        spec.note(
+            "modelURL",
+            f"spec.model.uri names the chart's claim {claim}: write the name of your Helm release for `release`",
+            Outcome.REQUIRED,
+        )
+    spec.skip("pvcExistingClaimName", "pvcStorage", "storageClass")
+    return f"pvc:{claim}/{url.removeprefix(_MOUNT)}" if claim else ""
 
 
 def _arguments(spec: FieldReader) -> list[str]:
@@ -166,6 +184,10 @@ def _read_storage(spec: FieldReader, draft: ModelDraft) -> None:
     if claim:
         draft.model["cache"] = {"claimName": claim}
     elif size:
+        spec.note(
+            "pvcStorage",
+            "each pod has a volume of its own and downloads the weights; spec.model.cache.claimName shares a claim",
+        )
         draft.model["cache"] = {"size": size} | ({"storageClassName": storage_class} if storage_class else {})
 
 

@@ -1,0 +1,85 @@
+"""Values of Helm charts and LiteLLM's configuration, as their users write them."""
+
+from typing import Any
+
+import pytest
+
+from fairlead_cli.migration.draft import MigrationOptions
+from fairlead_cli.migration.field_reader import Note, Outcome
+from fairlead_cli.migration.systems import Migration, migrate
+
+
+def convert(document: dict[str, Any], *, external: bool = False) -> Migration:
+    return migrate([("f.yaml", document)], MigrationOptions("nvidia-a100", external))
+
+
+def notes_of(migration: Migration, field: str) -> list[Note]:
+    return [note for note in migration.notes if note.field == field]
+
+
+def production_stack(**fields: Any) -> dict[str, Any]:
+    spec = {"name": "qwen", "repository": "vllm/vllm-openai", "tag": "v0.32.0", "modelURL": "a/b", "requestGPU": 1}
+    return {"servingEngineSpec": {"modelSpec": [spec | fields]}}
+
+
+def test_served_name_among_extra_arguments_is_the_name_of_clients() -> None:
+    config = {"enablePrefixCaching": True, "extraArgs": ["--served-model-name", "chat"]}
+    document = production_stack(vllmConfig=config)
+    for external in (False, True):
+        [manifest] = convert(document, external=external).manifests
+        assert manifest["spec"]["model"]["servedNames"] == ["chat"]
+
+
+@pytest.mark.parametrize(
+    ("storage", "uri", "noted"),
+    [
+        ({"pvcExistingClaimName": "weights"}, "pvc:weights/models/qwen", False),
+        ({"pvcStorage": "50Gi", "storageClass": "fast"}, "pvc:release-qwen-storage-claim/models/qwen", True),
+        ({}, "file:///data/models/qwen", False),
+    ],
+)
+def test_weights_below_the_mount_of_the_chart_are_on_its_claim(storage: dict[str, str], uri: str, noted: bool) -> None:
+    migration = convert(production_stack(modelURL="/data/models/qwen", **storage))
+    [manifest] = migration.manifests
+    assert manifest["spec"]["model"]["uri"] == uri
+    assert "cache" not in manifest["spec"]["model"]
+    found = notes_of(migration, "servingEngineSpec.modelSpec[0].modelURL")
+    assert [note.outcome for note in found] == ([Outcome.REQUIRED] if noted else [])
+
+
+def test_key_of_all_engines_is_noted_for_external_models() -> None:
+    document = production_stack()
+    document["servingEngineSpec"]["vllmApiKey"] = "secret"
+    [note] = convert(document, external=True).notes
+    assert (note.outcome, "secret" in note.reason) == (Outcome.REQUIRED, False)
+
+
+@pytest.mark.parametrize(("key", "outcome"), [("os.environ/KEY", Outcome.REQUIRED), ("EMPTY", Outcome.DROPPED)])
+@pytest.mark.parametrize("external", [False, True])
+def test_key_of_a_server_is_noted(key: str, outcome: Outcome, external: bool) -> None:
+    parameters = {"model": "openai/a/b", "api_base": "http://server:8000/v1", "api_key": key}
+    migration = convert({"model_list": [{"model_name": "chat", "litellm_params": parameters}]}, external=external)
+    [note] = notes_of(migration, "model_list[0].litellm_params.api_key")
+    assert note.outcome is outcome
+
+
+def test_provider_of_an_engine_without_address_is_named_as_such() -> None:
+    entries = [
+        {"model_name": "chat", "litellm_params": {"model": "openai/a/b", "api_base": "http://server:8000"}},
+        {"model_name": "gpt", "litellm_params": {"model": "openai/gpt"}},
+    ]
+    [note] = notes_of(convert({"model_list": entries}), "model_list[1]")
+    assert note.reason == "gpt: without api_base, openai is a provider: keep LiteLLM for it"
+
+
+def test_llm_d_names_where_pod_fields_belong() -> None:
+    decode = {
+        "extraConfig": {"priorityClassName": "high"},
+        "annotations": {"team": "search"},
+        "containers": [{"name": "vllm", "image": "vllm/vllm-openai:v0.32.0", "modelCommand": "vllmServe"}],
+    }
+    artifacts = {"name": "a/b", "uri": "pvc://weights/b", "authSecretName": "token"}
+    migration = convert({"modelArtifacts": artifacts, "decode": decode})
+    assert "pools[].template.spec" in notes_of(migration, "decode.extraConfig")[0].reason
+    assert "pools[].template.metadata" in notes_of(migration, "decode.annotations")[0].reason
+    assert notes_of(migration, "modelArtifacts.authSecretName")
