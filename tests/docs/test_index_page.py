@@ -30,7 +30,7 @@ def incomplete_reason() -> str:
 
 
 def contents(**values: Any) -> InstanceContents:
-    unknown = dict.fromkeys(InstanceContents.__struct_fields__)
+    unknown: dict[str, Any] = dict.fromkeys(InstanceContents.__struct_fields__)
     common = {"scale_down_reason": "", "trouble": "", "cpu": 0, "disk": 0, "block_size": 16, "orphans": 0}
     return InstanceContents(**(unknown | common | {"lag_seconds": 0.002} | values))
 
