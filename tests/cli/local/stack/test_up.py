@@ -32,6 +32,13 @@ def up(tmp_path: Path) -> Iterator[LocalStack]:
         yield process.wait_ready()
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    """A stack of all tests that only ask it."""
+    with LocalStack(tmp_path_factory.mktemp("up"), "--speed", "20") as process:
+        yield process.wait_ready()
+
+
 def post_chat(up: LocalStack, **fields: object) -> httpx.Response:
     return httpx.post(f"{up.url}/v1/chat/completions", json={**QUESTION, **fields}, timeout=60, trust_env=False)
 
@@ -43,9 +50,22 @@ def test_client_streams_and_ctrl_c_leaves_no_process(up: LocalStack) -> None:
     with openai.OpenAI(base_url=f"{up.url}/v1", api_key="none", max_retries=0) as client:
         pieces = list(client.chat.completions.create(stream=True, max_tokens=12, **QUESTION))  # type: ignore[call-overload]  # keywords from a dict
     assert len([piece for piece in pieces if piece.choices and piece.choices[0].delta.content]) == 12
-    up.signal(SIGINT)
+    with httpx.stream(
+        "POST",
+        f"{up.url}/v1/chat/completions",
+        json={**QUESTION, "stream": True, "max_tokens": 400, "ignore_eos": True},
+        trust_env=False,
+    ) as answer:
+        lines = answer.iter_lines()
+        next(line for line in lines if '"content"' in line)
+        up.signal(SIGINT)
+        assert list(lines)[-2:] == ["data: [DONE]", ""], "the request in flight finishes"
     assert up.wait_exit() == 0
     wait_until(footprint.is_gone, "no process, no port and no directory is left")
+    assert sum(line.startswith("ready") for line in up.lines) == 1
+    assert any("curl" in line for line in up.lines)
+    assert any("from openai import OpenAI" in line for line in up.lines)
+    assert any(f"{up.manage}/" in line for line in up.lines)
 
 
 @pytest.mark.parametrize("number", [SIGTERM, SIGHUP], ids=lambda number: Signals(number).name)
@@ -72,29 +92,6 @@ def test_signal_during_start_leaves_no_process(tmp_path: Path) -> None:
     assert not any(line.startswith("ready") for line in starting.lines)
     wait_until(lambda: not any(map(is_alive, pids)), "all processes end")
     assert not list(tmp_path.glob("fairlead/up-*"))
-
-
-def test_exactly_one_line_begins_with_ready(up: LocalStack) -> None:
-    up.signal(SIGINT)
-    up.wait_exit()
-    assert sum(line.startswith("ready") for line in up.lines) == 1
-    assert any("curl" in line for line in up.lines)
-    assert any("from openai import OpenAI" in line for line in up.lines)
-    assert any(f"{up.manage}/" in line for line in up.lines)
-
-
-def test_request_in_flight_finishes_before_stop(up: LocalStack) -> None:
-    with httpx.stream(
-        "POST",
-        f"{up.url}/v1/chat/completions",
-        json={**QUESTION, "stream": True, "max_tokens": 400, "ignore_eos": True},
-        trust_env=False,
-    ) as answer:
-        lines = answer.iter_lines()
-        next(line for line in lines if '"content"' in line)
-        up.signal(SIGINT)
-        assert list(lines)[-2:] == ["data: [DONE]", ""]
-    assert up.wait_exit() == 0
 
 
 def test_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
@@ -152,10 +149,10 @@ def test_busy_port_names_its_flag_and_starts_nothing(tmp_path: Path, flag: str) 
     assert not list(tmp_path.iterdir())
 
 
-def test_port_of_another_stack_names_its_pid(up: LocalStack) -> None:
-    done = up.command("up", "--listen", up.url.removeprefix("http://"))
+def test_port_of_another_stack_names_its_pid(shared: LocalStack) -> None:
+    done = shared.command("up", "--listen", shared.url.removeprefix("http://"))
     assert done.returncode == 2
-    assert f"by the fairlead up with pid {up.state()['pid']}" in done.stderr
+    assert f"by the fairlead up with pid {shared.state()['pid']}" in done.stderr
     assert "--listen :0 --manage :0" in done.stderr
 
 
@@ -221,23 +218,23 @@ def test_engines_can_share_a_process(tmp_path: Path) -> None:
         assert len(used) == 8
 
 
-def test_chat_and_status_find_the_running_stack(up: LocalStack) -> None:
-    answer = up.command("chat", "tiny", "--message", "Why?", "--max-tokens", "4")
+def test_chat_and_status_find_the_running_stack(shared: LocalStack) -> None:
+    answer = shared.command("chat", "tiny", "--message", "Why?", "--max-tokens", "4")
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.strip()
-    status = up.command("local", "status")
+    status = shared.command("local", "status")
     assert status.returncode == 0, status.stdout + status.stderr
     assert "tiny  dual-hash  2/2 ready" in status.stdout
-    assert up.url in status.stdout
+    assert shared.url in status.stdout
     assert "→ main-" in status.stdout
-    assert up.command("local", "status", "other").returncode == 2
+    assert shared.command("local", "status", "other").returncode == 2
 
 
-def test_chat_why_explains_the_decision(up: LocalStack) -> None:
+def test_chat_why_explains_the_decision(shared: LocalStack) -> None:
     terminal, child_terminal = pty.openpty()
     command = [sys.executable, "-m", "fairlead_cli", "chat", "tiny", "--max-tokens", "4"]
     process = subprocess.Popen(
-        command, stdin=child_terminal, stdout=child_terminal, stderr=child_terminal, env=up.environment
+        command, stdin=child_terminal, stdout=child_terminal, stderr=child_terminal, env=shared.environment
     )
     screen = bytearray()
     try:
