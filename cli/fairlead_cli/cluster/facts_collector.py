@@ -42,6 +42,7 @@ from fairlead_cli.cluster.access.permissions import (
 )
 from fairlead_cli.cluster.certificate import certificate_expiry
 from fairlead_cli.cluster.components import (
+    AUTOSCALER,
     GATEWAY,
     INDEXER,
     OPERATOR,
@@ -295,7 +296,7 @@ async def _account_rights(
 ) -> dict[tuple[str, str], Mapping[Permission, bool | MissingValue]]:
     """Returns the reviewed permissions of service accounts, by component and namespace.
 
-    Only operators, and gateways and indexers that follow the cluster, need permissions. If the
+    Only operators, and other components that follow the cluster, need permissions. If the
     first review of an account fails, its other permissions are not reviewed.
     """
     permissions: dict[tuple[str, str], Mapping[Permission, bool | MissingValue]] = {}
@@ -355,7 +356,12 @@ async def _pod_reports(api: KubeApi, pods: Sequence[Manifest]) -> dict[str, Sequ
     """Queries up to _MAX_QUERIED_PODS pods of each component concurrently; returns their answers by
     component.
     """
-    queries = {GATEWAY: pod_http.query_gateway, OPERATOR: pod_http.query_component, INDEXER: pod_http.query_component}
+    queries = {
+        GATEWAY: pod_http.query_gateway,
+        OPERATOR: pod_http.query_component,
+        INDEXER: pod_http.query_component,
+        AUTOSCALER: pod_http.query_component,
+    }
     pods_by_component = {
         name: [pod for pod in with_component(pods, name) if not is_deleting(pod)][:_MAX_QUERIED_PODS]
         for name in queries

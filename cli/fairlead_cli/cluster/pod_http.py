@@ -66,8 +66,8 @@ async def query_gateway(api: KubeApi, pod: Manifest) -> PodReport:
 
 
 async def query_component(api: KubeApi, pod: Manifest) -> PodReport:
-    """Returns readiness and metrics of an operator's or an indexer's pod, whose readiness is plain
-    text.
+    """Returns readiness and metrics of the pod of an operator, an indexer or an autoscaler, whose
+    readiness is plain text.
     """
     port = pod_port(pod, "http", HTTP_PORT)
     answer = await get_page(api, pod, port, "/readyz")

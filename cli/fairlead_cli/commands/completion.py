@@ -4,14 +4,23 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+_ZSH_END = """
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+  _cyclopts_fairlead "$@"
+else
+  compdef _cyclopts_fairlead fairlead
+fi"""
+"""Completes from a file of ``fpath``, whatever its name, and after ``source``."""
+
 
 def completion(shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(help="The shell.")], /) -> int:
     """Print a script that completes commands and options in a shell.
 
-    bash: `source <(fairlead completion bash)`. fish: `fairlead completion fish | source`. zsh:
-    `fairlead completion zsh` into a file `_fairlead` of `fpath`.
+    bash: `source <(fairlead completion bash)`. fish: `fairlead completion fish | source`. zsh: the
+    same as in bash after `compinit`, or `fairlead completion zsh` into a file `_fairlead` of `fpath`.
     """
     from fairlead_cli.app import build_app
 
-    print(build_app().generate_completion(prog_name="fairlead", shell=shell))
+    script = build_app().generate_completion(prog_name="fairlead", shell=shell)
+    print(script.rstrip() + _ZSH_END if shell == "zsh" else script)
     return 0

@@ -34,6 +34,10 @@ INDEXER_PAGE = (
     'fairlead_indexer_instances{model="chat/tiny"} 2.0\nfairlead_indexer_connected{model="chat/tiny"} 2.0\n'
 )
 INDEXER_IDLE = 'fairlead_indexer_redis_connected 1.0\nfairlead_indexer_leads{model="chat/tiny"} 0.0\n'
+AUTOSCALER_PAGE = (
+    "fairlead_autoscaler_leads 1.0\nfairlead_autoscaler_frozen 0.0\n"
+    "fairlead_autoscaler_gateways 2.0\nfairlead_autoscaler_gateways_missing 0.0\n"
+)
 Change = Callable[..., ClusterFacts]
 
 
@@ -156,6 +160,10 @@ def healthy() -> ClusterFacts:
             "gateway": [pod_report(one, GATEWAY_PAGE) for one in by["gateway"]],
             "indexer": [
                 pod_report(one, INDEXER_IDLE if number else INDEXER_PAGE) for number, one in enumerate(by["indexer"])
+            ],
+            "autoscaler": [
+                pod_report(one, AUTOSCALER_PAGE.replace("leads 1.0", "leads 0.0") if number else AUTOSCALER_PAGE)
+                for number, one in enumerate(by["autoscaler"])
             ],
         },
         models=[a_model()],

@@ -52,6 +52,7 @@ WELL = {
     "operator": ("leading\n", 'fairlead_operator_leading 1.0\nfairlead_operator_watch_age_seconds{kind="Pod"} 3.0\n'),
     "gateway": ('{"ready":true,"notes":[]}', "fairlead_gateway_redis_connected 1\n"),
     "indexer": ("ready\n", 'fairlead_indexer_redis_connected 1.0\nfairlead_indexer_leads{model="chat/tiny"} 1.0\n'),
+    "autoscaler": ("ready\n", "fairlead_autoscaler_leads 1.0\nfairlead_autoscaler_gateways 1.0\n"),
 }
 
 

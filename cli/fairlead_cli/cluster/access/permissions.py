@@ -32,9 +32,11 @@ from fairlead.kube.resources import (
     Resource,
 )
 from fairlead_cli.cluster.access.access_reviews import Permission
-from fairlead_cli.cluster.components import GATEWAY, INDEXER, OPERATOR
+from fairlead_cli.cluster.components import AUTOSCALER, GATEWAY, INDEXER, OPERATOR
 from fairlead_operator.kube.leader_election import LEASE_NAME
 
+AUTOSCALER_LEASE_NAME: Final = "fairlead-autoscaler"
+"""As in the autoscaler; a test holds the two equal."""
 _MANAGED_RESOURCES: Final = (
     *(
         DEPLOYMENTS,
@@ -59,13 +61,18 @@ def component_permissions(
     """
     permissions = [_permission(ACCELERATOR_CLASSES, verb, None) for verb in ("list", "watch")]
     for namespace in namespaces or (None,):
-        permissions += _operator_permissions(namespace) if component == OPERATOR else _fleet_permissions(namespace)
-    if component == OPERATOR:
-        if restarts_engines:
-            permissions += _restart_permissions(install_namespace, namespaces)
+        if component == OPERATOR:
+            permissions += _operator_permissions(namespace)
+        elif component == AUTOSCALER:
+            permissions += _autoscaler_permissions(namespace)
+        else:
+            permissions += _fleet_permissions(namespace)
+    if component == OPERATOR and restarts_engines:
+        permissions += _restart_permissions(install_namespace, namespaces)
+    if lease_name := {OPERATOR: LEASE_NAME, AUTOSCALER: AUTOSCALER_LEASE_NAME}.get(component):
         permissions.append(_permission(LEASES, "create", install_namespace))
         permissions += [
-            Permission(LEASES.group, LEASES.plural, verb, install_namespace, LEASE_NAME) for verb in ("get", "patch")
+            Permission(LEASES.group, LEASES.plural, verb, install_namespace, lease_name) for verb in ("get", "patch")
         ]
     return permissions
 
@@ -80,6 +87,19 @@ def _operator_permissions(namespace: str | None) -> Iterator[Permission]:
             yield _permission(resource, verb, namespace)
     for verb in ("list", "watch"):
         yield _permission(PODS, verb, namespace)
+    for verb in ("create", "patch"):
+        yield _permission(EVENTS, verb, namespace)
+
+
+def _autoscaler_permissions(namespace: str | None) -> Iterator[Permission]:
+    yield from _fleet_permissions(namespace)
+    yield _permission(MODEL_DEPLOYMENTS, "patch", namespace, "/status")
+    for resource in (DEPLOYMENTS, LEADER_WORKER_SETS):
+        for verb in ("get", "list", "watch"):
+            yield _permission(resource, verb, namespace)
+    yield _permission(DEPLOYMENTS, "patch", namespace, "/scale")
+    for resource in (LEADER_WORKER_SETS, PODS):
+        yield _permission(resource, "patch", namespace)
     for verb in ("create", "patch"):
         yield _permission(EVENTS, verb, namespace)
 
@@ -142,7 +162,7 @@ def permissions_to_check(namespace: str, *, before_install: bool) -> list[Permis
     ]
 
 
-COMPONENTS_WITH_PERMISSIONS: Final = (OPERATOR, GATEWAY, INDEXER)
+COMPONENTS_WITH_PERMISSIONS: Final = (OPERATOR, GATEWAY, INDEXER, AUTOSCALER)
 """Components whose service accounts have permissions."""
 
 

@@ -231,9 +231,7 @@ def _json(path: str, value: object, missing: object = None) -> BundlePart:
 
 
 async def _pod_pages(api: KubeApi, pod: Manifest, scrub: Scrubber) -> list[BundlePart]:
-    """Returns ``/readyz`` and ``/metrics`` of a gateway, an operator or an indexer; empty for other
-    pods.
-    """
+    """Returns ``/readyz`` and ``/metrics`` of a component that has permissions; else nothing."""
     component = label_of(pod, COMPONENT_LABEL)
     if component not in COMPONENTS_WITH_PERMISSIONS:
         return []

@@ -321,6 +321,59 @@ _INDEXER = (
         "ports, and engines publish events ([index](../concepts/kv-index.md)).",
     ),
 )
+_AUTOSCALER = (
+    Check(
+        "autoscaler-installed",
+        CheckSection.AUTOSCALER,
+        CheckStage.POST,
+        "an autoscaler is installed where models want one",
+        "Models with `autoscaling.mode` `Auto` or `Advise` keep their replica counts while there is none.",
+        "Set `autoscaler.enabled` to true, or the models' mode to `Disabled`.",
+    ),
+    Check(
+        "autoscaler-ready",
+        CheckSection.AUTOSCALER,
+        CheckStage.POST,
+        "autoscaler pods are ready",
+        "While none is ready, models keep their replica counts, and none wakes from zero.",
+        "`/readyz` says what it waits for; `kubectl describe pod` and `kubectl logs` of them say more.",
+    ),
+    Check(
+        "autoscaler-secrets",
+        CheckSection.AUTOSCALER,
+        CheckStage.POST,
+        "the autoscalers' Secrets are complete",
+        "Autoscalers take the gateways' management token from a Secret. Only the names of entries are looked at.",
+        "Bring the Secret back; `helm upgrade` makes a new one where it was the chart's own. Then restart gateways and "
+        "autoscalers, since both must have the same.",
+    ),
+    Check(
+        "autoscaler-rights",
+        CheckSection.AUTOSCALER,
+        CheckStage.POST,
+        "autoscalers may read and scale models",
+        "The API server was asked, for the autoscalers' service account, about each right of its chart.",
+        "`helm upgrade` restores the roles; where another tool manages them, compare with "
+        "`charts/fairlead/templates/autoscaler`.",
+    ),
+    Check(
+        "autoscaler-leads",
+        CheckSection.AUTOSCALER,
+        CheckStage.POST,
+        "one autoscaler leads and writes",
+        "The leader holds a lease and writes replica counts; the others wait. A frozen one writes nothing.",
+        "Their logs say why none gets the lease. `autoscaler.freeze: false` ends a freeze.",
+    ),
+    Check(
+        "autoscaler-hears",
+        CheckSection.AUTOSCALER,
+        CheckStage.POST,
+        "autoscalers hear the gateways",
+        "Load and latencies come from the gateways' management ports. Without them an autoscaler holds, and then "
+        "adds replicas cautiously.",
+        "Let the autoscaler reach the gateways' management port; `kubectl logs` of it names those that do not answer.",
+    ),
+)
 _MODELS = (
     Check(
         "model-observed",
@@ -443,4 +496,4 @@ _SAFEGUARDS = (
 
 def all_checks() -> tuple[Check, ...]:
     """Returns all checks in the order of output."""
-    return (*_CLUSTER, *_OPERATOR, *_GATEWAY, *_INDEXER, *_MODELS, *_SAFEGUARDS)
+    return (*_CLUSTER, *_OPERATOR, *_GATEWAY, *_INDEXER, *_AUTOSCALER, *_MODELS, *_SAFEGUARDS)

@@ -21,6 +21,7 @@ class CheckSection(StrEnum):
     OPERATOR = "operator"
     GATEWAY = "gateway"
     INDEXER = "indexer"
+    AUTOSCALER = "autoscaler"
     MODELS = "models"
     SECURITY = "security"
     VERSIONS = "versions"

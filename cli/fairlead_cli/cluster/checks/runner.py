@@ -5,7 +5,16 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final
 
-from fairlead_cli.cluster.checks.analyzers import gateway, indexer, models, operator, platform, safeguards, workloads
+from fairlead_cli.cluster.checks.analyzers import (
+    autoscaler,
+    gateway,
+    indexer,
+    models,
+    operator,
+    platform,
+    safeguards,
+    workloads,
+)
 from fairlead_cli.cluster.checks.catalogue import all_checks
 from fairlead_cli.cluster.checks.check import CheckStage
 from fairlead_cli.cluster.checks.verdict import Analyzer, CheckOutcome, CheckResult
@@ -46,6 +55,12 @@ ANALYZERS: Final[Mapping[str, Analyzer]] = MappingProxyType(
         "indexer-rights": indexer.check_permissions,
         "indexer-leads": indexer.check_leadership,
         "indexer-hears": indexer.check_connections,
+        "autoscaler-installed": autoscaler.check_installed,
+        "autoscaler-ready": autoscaler.check_ready,
+        "autoscaler-secrets": autoscaler.check_secrets,
+        "autoscaler-rights": autoscaler.check_permissions,
+        "autoscaler-leads": autoscaler.check_leader,
+        "autoscaler-hears": autoscaler.check_gateways,
         "model-observed": models.check_observed,
         "model-image": models.stalled_analyzer("model-image"),
         "model-capacity": models.stalled_analyzer("model-capacity"),

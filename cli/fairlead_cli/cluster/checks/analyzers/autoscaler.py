@@ -1,0 +1,98 @@
+"""Checks of the autoscalers: installed, ready, Secrets, permissions, leader, gateways."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from fairlead.kube.resources import Manifest, key_of
+from fairlead_cli.cluster.checks.analyzers import workloads
+from fairlead_cli.cluster.checks.verdict import (
+    CheckOutcome,
+    Verdict,
+    failed,
+    passed,
+    unknown,
+    verdict_of,
+    warned,
+)
+from fairlead_cli.cluster.components import AUTOSCALER
+from fairlead_cli.cluster.facts import ClusterFacts
+from fairlead_cli.cluster.metrics_page import MetricsPage
+from fairlead_cli.cluster.missing_value import MissingValue
+from fairlead_cli.cluster.object_fields import spec_of
+
+_SCALING_MODES: Final = ("Auto", "Advise")
+
+
+def check_installed(facts: ClusterFacts) -> Verdict | None:
+    """Warns about models that want an autoscaler where none is installed."""
+    autoscalers = facts.component_deployments(AUTOSCALER)
+    if isinstance(autoscalers, MissingValue):
+        return unknown(autoscalers)
+    if autoscalers:
+        return passed(", ".join(key_of(deployment) for deployment in autoscalers))
+    if isinstance(facts.models, MissingValue):
+        return unknown(facts.models)
+    unserved = [
+        f"{key_of(model)} has autoscaling.mode {mode}, and no autoscaler is installed"
+        for model in facts.models
+        if (mode := (spec_of(model).get("autoscaling") or {}).get("mode")) in _SCALING_MODES
+    ]
+    return warned(*unserved) if unserved else None
+
+
+def check_ready(facts: ClusterFacts) -> Verdict | None:
+    """Checks that autoscaler pods are ready."""
+    return workloads.check_pods_ready(facts, AUTOSCALER)
+
+
+def check_secrets(facts: ClusterFacts) -> Verdict | None:
+    """Checks the Secrets that autoscalers refer to."""
+    return workloads.check_secrets(facts, AUTOSCALER)
+
+
+def check_permissions(facts: ClusterFacts) -> Verdict | None:
+    """Checks the service accounts of autoscalers."""
+    return workloads.check_permissions(facts, AUTOSCALER)
+
+
+@workloads.for_component(AUTOSCALER, ready=True)
+def check_leader(facts: ClusterFacts, _: Sequence[Manifest]) -> Verdict:
+    """Fails when no autoscaler leads, and warns while scaling is frozen.
+
+    The verdict is unknown if an autoscaler did not answer, because it may lead.
+    """
+    pages, unreached = _pages(facts)
+    leaders = [(pod, page) for pod, page in pages if page.value("fairlead_autoscaler_leads") == 1.0]
+    if not leaders:
+        return unknown(unreached[0]) if unreached else failed("no autoscaler leads: no replica count is written")
+    frozen = [pod for pod, page in leaders if page.value("fairlead_autoscaler_frozen") == 1.0]
+    if frozen:
+        return warned(*(f"{pod} is frozen: it decides, and writes nothing" for pod in frozen))
+    return passed(", ".join(pod for pod, _page in leaders))
+
+
+@workloads.for_component(AUTOSCALER, ready=True)
+def check_gateways(facts: ClusterFacts, _: Sequence[Manifest]) -> Verdict:
+    """Warns when an autoscaler knows no gateway, or one does not answer it."""
+    pages, unreached = _pages(facts)
+    findings = []
+    known = missing = 0
+    for pod, page in pages:
+        gateways = int(page.value("fairlead_autoscaler_gateways") or 0)
+        silent = int(page.value("fairlead_autoscaler_gateways_missing") or 0)
+        known, missing = known + gateways, missing + silent
+        if not gateways:
+            findings.append(f"{pod} knows no gateway")
+        elif silent:
+            findings.append(f"{silent} of {gateways} gateways do not answer {pod}")
+    return verdict_of(
+        findings, unreached, outcome=CheckOutcome.WARNING, note=f"{known - missing} of {known} gateway answers"
+    )
+
+
+def _pages(facts: ClusterFacts) -> tuple[list[tuple[str, MetricsPage]], list[str]]:
+    """Returns the metrics pages with their pods, and why other pods did not answer."""
+    reports = facts.pod_reports.get(AUTOSCALER, ())
+    pages = [(report.pod, report.metrics) for report in reports if not isinstance(report.metrics, MissingValue)]
+    reasons = dict.fromkeys(report.metrics.reason for report in reports if isinstance(report.metrics, MissingValue))
+    return pages, list(reasons) or ([] if reports else ["no pod of the autoscaler was found"])

@@ -1,0 +1,118 @@
+"""`fairlead completion`: each shell takes its script, and completes commands and options by it.
+
+zsh and fish are Debian's, unpacked into the cache; bash is the machine's.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.debian_programs import DebianProgram, debian_program
+
+_BASH = """
+source "$1"
+COMP_WORDS=("${@:2}"); COMP_CWORD=$(($# - 2))
+function_name=$(complete -p fairlead | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+"$function_name" fairlead "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+_ZSHENV = """
+module_path=("{root}/usr/lib/x86_64-linux-gnu/zsh/5.9")
+fpath=("{functions}" "{root}/usr/share/zsh/functions"/**/*(/))
+"""
+_ZSHRC = """
+PS1='> '; LISTMAX=1000; stty columns 100 rows 60
+autoload -Uz compinit; compinit -u -D
+{sourced}
+"""
+_ZSH = """
+zmodload zsh/zpty
+zpty terminal "$ZSH_PROGRAM" -d -i
+zpty -w terminal "print BEGIN''-LIST"
+zpty -r terminal line '*BEGIN-LIST*'
+zpty -n -w terminal "$1"$'\\C-d\\C-u'"print END''-LIST"$'\\n'
+zpty -r terminal line '*END-LIST*'
+print -r -- "$line"
+"""
+"""Control-D lists the completions of the line."""
+
+
+@pytest.fixture(scope="module")
+def zsh() -> DebianProgram:
+    return debian_program("zsh")
+
+
+@pytest.fixture(scope="module")
+def fish() -> DebianProgram:
+    return debian_program("fish")
+
+
+def script(shell: str, path: Path) -> Path:
+    """Writes the shell's script to ``path``."""
+    command = [sys.executable, "-m", "fairlead_cli", "completion", shell]
+    path.write_text(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return path
+
+
+def run(command: list[str | Path], home: Path, environment: dict[str, str] | None = None) -> str:
+    """Returns what a shell prints. It must print no error."""
+    environment = {"HOME": str(home), "PATH": os.environ["PATH"], "TERM": "xterm", "LC_ALL": "C.UTF-8"} | (
+        environment or {}
+    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (["sta"], {"status"}),
+        (["explain", ""], {"request", "route", "scaling"}),
+        (["status", "--out"], {"--output"}),
+        (["completion", ""], {"bash", "zsh", "fish"}),
+    ],
+    ids=" ".join,
+)
+def test_fish_completes(fish: DebianProgram, tmp_path: Path, line: list[str], expected: set[str]) -> None:
+    file = script("fish", tmp_path / "fairlead.fish")
+    words = " ".join(["fairlead", *line])
+    found = run([fish.path, "--no-config", "-c", f"source {file}; complete -C '{words}'"], tmp_path, fish.environment)
+    assert expected <= {one.partition("\t")[0] for one in found.splitlines()}
+
+
+def test_fish_and_zsh_parse_their_scripts(zsh: DebianProgram, fish: DebianProgram, tmp_path: Path) -> None:
+    assert not run([fish.path, "--no-execute", script("fish", tmp_path / "f")], tmp_path, fish.environment)
+    assert not run([zsh.path, "-f", "-n", script("zsh", tmp_path / "z")], tmp_path, zsh.environment)
+
+
+@pytest.mark.parametrize("is_sourced", [False, True], ids=["in fpath", "sourced"])
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("fairlead ", {"status", "explain", "check"}),
+        ("fairlead explain ", {"request", "route", "scaling"}),
+        ("fairlead status --", {"--output", "--namespace"}),
+    ],
+)
+def test_zsh_completes(zsh: DebianProgram, tmp_path: Path, line: str, expected: set[str], is_sourced: bool) -> None:
+    functions = tmp_path / "functions"
+    functions.mkdir()
+    file = script("zsh", (tmp_path if is_sourced else functions) / "_fairlead")
+    (tmp_path / ".zshenv").write_text(_ZSHENV.format(root=zsh.root, functions=functions))
+    (tmp_path / ".zshrc").write_text(_ZSHRC.format(sourced=f"source {file}" if is_sourced else ""))
+    (tmp_path / "complete.zsh").write_text(_ZSH)
+    environment = zsh.environment | {"ZSH_PROGRAM": str(zsh.path), "ZDOTDIR": str(tmp_path)}
+    command: list[str | Path] = [zsh.path, "-d", tmp_path / "complete.zsh", line]
+    found = run(command, tmp_path, environment)
+    assert expected <= set(found.replace("\x1b", " ").split())
+
+
+def test_bash_completes(tmp_path: Path) -> None:
+    file = script("bash", tmp_path / "fairlead.bash")
+    (tmp_path / "complete.bash").write_text(_BASH)
+    found = run(["bash", "--norc", tmp_path / "complete.bash", file, "fairlead", "sta"], tmp_path)
+    assert "status" in found.split()
