@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from fairlead_cli.output import OutputFormat, format_document, is_document
 from fairlead_cli.target import ClusterOptions
 
 T = TypeVar("T")
+_OWN_ID: Final = re.compile(r"req-[0-9a-f]{8}-[0-9a-f]{16}")
 _REQUEST_PATHS: Final[Mapping[str, str]] = {
     "messages": "/v1/chat/completions",
     "prompt": "/v1/completions",
@@ -31,15 +33,31 @@ _REQUEST_PATHS: Final[Mapping[str, str]] = {
 def run_request(request_id: str | None, manage: str | None, cluster: ClusterOptions, output: OutputFormat) -> int:
     """Queries one request, prints it and returns the exit code."""
 
-    def fetch() -> bytes:
+    def fetch() -> _Explained:
         with open_endpoints(manage, cluster) as endpoints:
-            content = _find_request(endpoints, request_id)
-            return content if is_document(output) else _name_pods(content, endpoints[0])
+            content, endpoint = _find_request(endpoints, request_id)
+            if is_document(output):
+                return _Explained(content)
+            decision = msgspec.json.decode(content, type=api_types.Decision)
+            missed = decision.outcome is not None and decision.outcome.within_objective is False
+            objectives = asyncio.run(_objectives(endpoint, decision.model)) if missed else None
+            return _Explained(_name_pods(content, endpoint), objectives)
 
-    def show(content: bytes) -> str:
-        return _shown(content, output, api_types.Decision, render_decision)
+    def show(explained: _Explained) -> str:
+        def render(decision: api_types.Decision) -> Sequence[str]:
+            return render_decision(decision, wide=output == "wide", objectives=explained.objectives)
+
+        return _shown(explained.content, output, api_types.Decision, render)
 
     return run_query("explain request", fetch, show)
+
+
+@dataclass(frozen=True, slots=True)
+class _Explained:
+    """A decision as JSON, and the SLO of its model if the request missed it."""
+
+    content: bytes
+    objectives: api_types.Objectives | None = None
 
 
 def _shown(content: bytes, output: OutputFormat, kind: type[T], render: Callable[[T], Sequence[str]]) -> str:
@@ -49,8 +67,8 @@ def _shown(content: bytes, output: OutputFormat, kind: type[T], render: Callable
     return "\n".join(render(msgspec.json.decode(content, type=kind)))
 
 
-def _find_request(endpoints: Sequence[ManagementEndpoint], request_id: str | None) -> bytes:
-    """Returns the decision of the gateway that routed the request, as JSON.
+def _find_request(endpoints: Sequence[ManagementEndpoint], request_id: str | None) -> tuple[bytes, ManagementEndpoint]:
+    """Returns the decision of the gateway that routed the request, as JSON, and the gateway.
 
     request_id: None for the last request of all gateways.
 
@@ -58,14 +76,32 @@ def _find_request(endpoints: Sequence[ManagementEndpoint], request_id: str | Non
     """
     if request_id is None:
         request_id, endpoints = _last_request(endpoints)
-    for endpoint in endpoints:
-        with contextlib.suppress(LookupError):
-            return asyncio.run(_decision(endpoint, request_id))
+    for name in _names_of(request_id):
+        for endpoint in endpoints:
+            with contextlib.suppress(LookupError):
+                return asyncio.run(_decision(endpoint, name)), endpoint
     names = ", ".join(endpoint.name for endpoint in endpoints)
     raise LookupError(
         f"no decision for request {request_id!r} at {names}: another gateway answered it, it never reached an engine, "
-        "or the log (a few thousand decisions) has dropped it. The id is in the header x-fairlead-decision"
+        "or the log (a few thousand decisions) has dropped it. Take the id from the answer's header "
+        "x-fairlead-decision, leave it out for the last request, or look into the access log"
     )
+
+
+def _names_of(request_id: str) -> Sequence[str]:
+    """Returns the ids under which to look: the given one, and the gateway's own in it.
+
+    Why: engines put the gateway's id into that of their answer, as `chatcmpl-req-…`.
+    """
+    own = _OWN_ID.search(request_id)
+    return [request_id] if own is None or own[0] == request_id else [request_id, own[0]]
+
+
+async def _objectives(endpoint: ManagementEndpoint, model: str) -> api_types.Objectives | None:
+    """Returns the SLO of a model; None if the gateway no longer serves it."""
+    async with ManagementClient(endpoint.url(), endpoint.token) as management:
+        models = (await management.fleet()).models
+    return next((known.objectives for known in models if known.key == model), None)
 
 
 def _last_request(endpoints: Sequence[ManagementEndpoint]) -> tuple[str, Sequence[ManagementEndpoint]]:
@@ -107,7 +143,8 @@ def run_route(query: RouteQuery, manage: str | None, cluster: ClusterOptions, ou
             return content if is_document(output) else _name_pods(content, endpoints[0])
 
     def show(content: bytes) -> str:
-        return _shown(content, output, api_types.RoutePreview, render_preview)
+        wide = output == "wide"
+        return _shown(content, output, api_types.RoutePreview, lambda preview: render_preview(preview, wide=wide))
 
     return run_query("explain route", fetch, show, misuse=(BadInput,))
 

@@ -63,9 +63,9 @@ def test_attempt_shows_candidates_inputs_and_outcome() -> None:
         "",
         "attempt 1 → main-0 by the rule affinity",
         "     a home",
-        "                cost  backlog  cached  home",
-        "     √ main-0  500ms        –    3.1k   yes",
-        "     · main-1   2.5s        –       –     –  costs 2.5s against 500ms",
+        "                cost  backlog  cached (about)  home",
+        "     √ main-0  500ms        –            3.1k   yes",
+        "     · main-1   2.5s        –               –     –  costs 2.5s against 500ms",
         "     mean backlog 310ms; all numbers as of that moment",
         "",
         "outcome: status 200, after 1.5s",
@@ -73,6 +73,36 @@ def test_attempt_shows_candidates_inputs_and_outcome() -> None:
         "     4,096 prompt tokens, 3,072 of them cached (3,100 expected), 50 tokens written",
         "     SLO met",
     ]
+
+
+def test_wide_output_has_all_inputs_and_whole_ids() -> None:
+    decision = decided(HOME, "affinity", "a home")
+    inputs = dict(decision.inputs) | {
+        "mean/unforeseen_share": DecisionInput(0.0101),
+        "mean/non_home_price": DecisionInput(9.72),
+        "hot/table_epoch": DecisionInput(7.0),
+        f"{HOME}/indexed_tokens": DecisionInput(3_000.0),
+    }
+    made = Decision(HOME, "affinity", DecisionText("a home", decision.rejected, inputs), 0.5)
+    answer = decision_out(LoggedRequest([record(1, made)], None)).model_dump_json().encode()
+    shown = msgspec.json.decode(answer, type=api_types.Decision)
+    plain, wide = "\n".join(render_decision(shown)), "\n".join(render_decision(shown, wide=True))
+    assert "mean backlog 310ms; all numbers as of that moment" in plain
+    assert HOME in wide
+    for text_of_input in ("unforeseen_share 1.0 %", "non_home_price 9.7", "table_epoch 7", "indexed_tokens"):
+        assert text_of_input in wide
+        assert text_of_input.partition(" ")[0] not in plain
+
+
+def test_a_missed_slo_names_the_missed_targets() -> None:
+    objectives = api_types.Objectives(ttft_seconds=5.0, ttft_per_kilo_token_seconds=0.5, itl_seconds=0.01)
+    outcome = ended(ttft_seconds=8.2, itl_mean_seconds=0.02, prompt_tokens=2_000, within_objective=False)
+    logged = LoggedRequest([record(1, decided(HOME, "affinity", "a home"))], outcome)
+    shown = msgspec.json.decode(decision_out(logged).model_dump_json().encode(), type=api_types.Decision)
+    assert render_decision(shown)[-1] == "     SLO missed"
+    assert render_decision(shown, objectives=objectives)[-1] == (
+        "     SLO missed: TTFT 8.2s, target 6s; TPOT 20ms, target 10ms (spec.slo of the model)"
+    )
 
 
 def test_a_wait_for_an_engine_is_told_apart_from_the_gateways_own_time() -> None:
@@ -218,6 +248,24 @@ def test_json_output_is_the_management_answer() -> None:
         done = explain("request", "req-1", "--manage", server.url, "-o", "json")
     assert done.returncode == 0, done.stderr
     assert msgspec.json.decode(done.stdout)["choices"][0]["rule"] == "affinity"
+
+
+def test_the_id_of_an_answer_finds_its_request() -> None:
+    own = "req-375d0a1b-0123456789abcdef"
+    outcome = ended(within_objective=False, ttft_seconds=8.0)
+    shown = decision_out(LoggedRequest([record(1, decided(HOME, "affinity", "a home"))], outcome)).model_dump_json()
+    fleet = (
+        '{"models": [{"key": "chat/llama", "namespace": "chat", "name": "llama", "objectives": {"ttft_seconds": 5}}]}'
+    )
+    pages = {
+        f"/api/decisions/chatcmpl-{own}": NOT_KNOWN,
+        f"/api/decisions/{own}": CannedResponse([shown.encode()]),
+        "/api/fleet": CannedResponse([fleet.encode()]),
+    }
+    with CannedServer(pages) as server:
+        done = explain("request", f"chatcmpl-{own}", "--manage", server.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "SLO missed: TTFT 8s, target 5s (spec.slo of the model)" in done.stdout
 
 
 @pytest.mark.parametrize("request_id", ["nobody", "a/b?c"])

@@ -107,7 +107,7 @@ def test_a_home_over_its_objective_is_left_and_the_decision_says_so() -> None:
     decision = made.choose_instance(prompt("again", 1), 0.0)
     assert decision.chosen != at
     why = next(item.why for item in decision.rejected if item.id == at)
-    assert "over the objective" in why
+    assert "over the TTFT target of 1s" in why
 
 
 def test_far_beyond_the_objective_the_soonest_first_token_wins() -> None:

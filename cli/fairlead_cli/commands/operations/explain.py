@@ -48,7 +48,11 @@ _GATEWAY, _GATEWAYS, _AUTOSCALER = GatewaySource(), GatewaysSource(), Autoscaler
 def explain_request(
     request_id: Annotated[
         str | None,
-        Parameter(name="ID", help="Its id, from the header x-fairlead-decision. Default: the last request."),
+        Parameter(
+            name="ID",
+            help="Its id: from the header x-fairlead-decision, the answer's own id, or the x-request-id that the "
+            "client sent. Default: the last request.",
+        ),
     ] = None,
     /,
     *,
@@ -59,7 +63,8 @@ def explain_request(
 
     Shows every attempt with all candidates, their inputs and ages, the rule, and why other
     candidates were not chosen. Also shows the KV transfer from prefill to decode, and the outcome.
-    JSON and YAML are the management API's own answer.
+    In a cluster, all gateways are asked. Tokens of prompts are estimates from bytes. JSON and YAML
+    are the management API's own answer.
 
     Exits 0 with an answer, 1 when the request is not in the log, 2 on wrong usage, 3 when no
     gateway can be reached.
@@ -85,6 +90,10 @@ def explain_route(
     output: OutputFlag = "table",
 ) -> int:
     """Explain where a prompt would go now, and why. Nothing is sent to an engine or stored.
+
+    Text becomes one user message. A prompt finds only what a request in the same form left: for a
+    request with several messages or tools, give its whole JSON body. Tokens are estimates from
+    bytes.
 
     Exits 0 with an answer, 1 when the request would be refused, 2 on wrong usage, 3 when no gateway
     can be reached.

@@ -168,7 +168,7 @@ def _has_failed(decision: api_types.Decision) -> bool:
 def _remedy(model: api_types.Model, ready: int, program: str, scaled_pools: Sequence[PoolScaling]) -> str:
     """Returns what may bring a model back to its SLO."""
     if not scaled_pools:
-        return f"raise minReplicas in the manifest of `{program} up`"
+        return f"raise minReplicas in the manifest of `{program} up FILE`"
     blocked = next((pool for pool in scaled_pools if pool.unwritten is not None), None)
     if blocked is not None:
         return f"the autoscaler wants {blocked.wanted} of {blocked.pool}, which is not applied: {blocked.unwritten}"

@@ -205,17 +205,13 @@ class _DualHashExplanation:
         self._unforeseen = unforeseen_share
 
     def reason(self) -> str:
-        """Returns why the candidate was chosen, its pull, and what was unknown."""
+        """Returns why the candidate was chosen, its pull, and whether hot prefixes are old."""
         best, why = self._best, self._choice_reason()
         if best.pull_source is not None:
             took, instead = format_duration(best.prefill_seconds), format_duration(best.recompute_seconds)
             why += (
                 f"; {best.pull_tokens:.0f} tokens from {best.pull_source}: {took} instead of {instead} to compute them"
             )
-        price = non_home_price(self._unforeseen, _busy_share(self._mean, self._objective))
-        if price > NON_HOME_PRICE and len(self._candidates) > 1:
-            why += f"; engines had {self._unforeseen:.1%} of prompts cached that no source reported"
-            why += f", so leaving home costs {price:.0f} x its part"
         if self._hot_epoch == LOST_TABLE:
             why += "; hot prefixes of the last shared table"
         return why
@@ -226,7 +222,7 @@ class _DualHashExplanation:
             return "the only instance that can take it"
         first = f"first token in about {format_duration(best.ttft_seconds)}"
         if not self._feasible:
-            return f"no candidate meets {format_duration(objective)}: {first}"
+            return f"no candidate meets the TTFT target of {format_duration(objective)}: {first}"
         if self._rule == "affinity":
             place = (
                 "a home"
@@ -235,10 +231,10 @@ class _DualHashExplanation:
                 if best.is_holder
                 else "it served the session last"
             )
-            held = f" with {best.matched_tokens:.0f} tokens cached" if best.matched_tokens else ""
+            held = f" with about {best.matched_tokens:,.0f} tokens cached" if best.matched_tokens else ""
             return f"{place}{held}; {first}"
         if self._rule == "slo-spill":
-            return f"both homes over {format_duration(objective)}; {first} here"
+            return f"both homes over the TTFT target of {format_duration(objective)}; {first} here"
         return f"cheaper than its homes; {first}"
 
     def rejected(self) -> tuple[RejectedCandidate, ...]:
@@ -253,6 +249,9 @@ class _DualHashExplanation:
         table = {
             "mean/backlog_seconds": DecisionInput(self._mean),
             "mean/unforeseen_share": DecisionInput(self._unforeseen),
+            "mean/non_home_price": DecisionInput(
+                non_home_price(self._unforeseen, _busy_share(self._mean, self._objective))
+            ),
         }
         # None: no table is shared, and this gateway counts hot prefixes itself.
         table["hot/table_epoch"] = DecisionInput(float(self._hot_epoch) if self._hot_epoch > 0 else None)
@@ -274,7 +273,7 @@ class _DualHashExplanation:
     def _rejection(self, candidate: Candidate) -> str:
         objective = self._objective
         if candidate.ttft_seconds > objective and self._best.ttft_seconds <= objective:
-            return f"first token in {format_duration(candidate.ttft_seconds)}, over the objective of {format_duration(objective)}"
+            return f"first token in {format_duration(candidate.ttft_seconds)}, over the TTFT target of {format_duration(objective)}"
         if self._best.ttft_seconds > objective and candidate.ttft_seconds > self._best.ttft_seconds:
             return f"first token later: {format_duration(candidate.ttft_seconds)}"
         mine, theirs = format_duration(candidate.cost_seconds), format_duration(self._best.cost_seconds)

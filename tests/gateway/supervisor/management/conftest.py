@@ -179,8 +179,8 @@ class SimulatedGateway:
         chosen = picked[0]
         rule = self.random.choice(("affinity",) * 8 + ("slo-spill", "load", "load"))
         reason = {
-            "affinity": f"a home with {prompt // 2} tokens cached; first token in about 410ms",
-            "slo-spill": "both homes over 2s; first token in about 1.7s here",
+            "affinity": f"a home with about {prompt // 2:,} tokens cached; first token in about 410ms",
+            "slo-spill": "both homes over the TTFT target of 2s; first token in about 1.7s here",
             "load": "cheaper than its homes; first token in about 620ms",
         }[rule]
         inputs: dict[str, DecisionInput] = {"mean/backlog_seconds": DecisionInput(0.31)}
