@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from fairlead.manifests.convert import convert_document
+from fairlead_testing.cli.command_line import run_command_line
 
 EARLIER = Path(__file__).parents[2] / "fairlead" / "manifests" / "earlier"
 MANIFEST = """\
@@ -34,11 +35,6 @@ spec:
 """
 
 
-def fairlead(*words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fairlead_cli", *words]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60)
-
-
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """A file with earlier words."""
@@ -49,7 +45,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_manifest_is_printed_and_each_change_reported(file: Path) -> None:
-    done = fairlead("convert", str(file))
+    done = run_command_line("convert", str(file))
     assert (done.returncode, done.stdout) == (0, CONVERTED)
     assert done.stderr.splitlines() == [
         f"{file}: spec.model.source is now spec.model.uri",
@@ -60,23 +56,25 @@ def test_manifest_is_printed_and_each_change_reported(file: Path) -> None:
     assert file.read_text() == MANIFEST, "files stay without --in-place"
 
 
-def test_stdin_is_converted() -> None:
-    assert fairlead("convert", "-", stdin=MANIFEST).stdout == CONVERTED
+def test_stdin_is_converted_by_the_program() -> None:
+    command = [sys.executable, "-m", "fairlead_cli", "convert", "-"]
+    done = subprocess.run(command, input=MANIFEST, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, CONVERTED)
 
 
 def test_in_place_rewrites_the_file_and_prints_nothing(file: Path) -> None:
-    done = fairlead("convert", "--in-place", "-f", str(file))
+    done = run_command_line("convert", "--in-place", "-f", str(file))
     assert (done.returncode, done.stdout) == (0, "")
     assert (file.read_text(), file.stat().st_mode & 0o777) == (CONVERTED, 0o640)
-    again = fairlead("convert", "--in-place", str(file))
+    again = run_command_line("convert", "--in-place", str(file))
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
 
 
 def test_folder_of_earlier_examples_lints_clean_afterwards(tmp_path: Path) -> None:
     folder = shutil.copytree(EARLIER, tmp_path / "examples")
-    assert fairlead("convert", "--in-place", str(folder)).returncode == 0
+    assert run_command_line("convert", "--in-place", str(folder)).returncode == 0
     for path in sorted(folder.iterdir()):
-        done = fairlead("lint", str(path))
+        done = run_command_line("lint", str(path))
         assert done.returncode == 0, done.stderr
         documents = yaml.safe_load_all((EARLIER / path.name).read_text())
         assert list(yaml.safe_load_all(path.read_text())) == [convert_document(one).document for one in documents]
@@ -95,7 +93,7 @@ def test_folder_of_earlier_examples_lints_clean_afterwards(tmp_path: Path) -> No
 def test_refusal_names_the_new_field_and_writes_no_file(file: Path, earlier: str, now: str, named: str) -> None:
     wrong = file.with_name("wrong.yaml")
     wrong.write_text(MANIFEST.replace(earlier, now))
-    done = fairlead("convert", "--in-place", str(file), str(wrong))
+    done = run_command_line("convert", "--in-place", str(file), str(wrong))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"{wrong}: spec.")
     assert named in done.stderr
@@ -115,7 +113,7 @@ def test_refusal_names_the_new_field_and_writes_no_file(file: Path, earlier: str
     ],
 )
 def test_wrong_usage_exits_2(words: tuple[str, ...], message: str) -> None:
-    done = fairlead("convert", *words)
+    done = run_command_line("convert", *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
 
@@ -135,7 +133,7 @@ metadata: {name: token}
 
 def test_other_systems_are_converted_together_with_own_manifests(file: Path) -> None:
     file.write_text(f"{MODEL}---\n{SECRET}---\n{MANIFEST}")
-    done = fairlead("convert", str(file))
+    done = run_command_line("convert", str(file))
     assert done.returncode == 0, done.stderr
     assert [one["metadata"]["name"] for one in yaml.safe_load_all(done.stdout)] == ["tiny", "phi"]
     assert f"{file}: Secret token: not carried over: it stays as it is" in done.stderr
@@ -144,7 +142,7 @@ def test_other_systems_are_converted_together_with_own_manifests(file: Path) -> 
 
 def test_json_has_manifests_and_notes(file: Path) -> None:
     file.write_text(MODEL)
-    done = fairlead("convert", "--json", str(file))
+    done = run_command_line("convert", "--json", str(file))
     document = json.loads(done.stdout)
     assert (done.stderr, [one["kind"] for one in document["manifests"]]) == ("", ["ModelDeployment"])
     notes = {note["field"]: note["outcome"] for note in document["notes"]}
@@ -161,7 +159,7 @@ def test_json_has_manifests_and_notes(file: Path) -> None:
 )
 def test_foreign_manifest_that_cannot_be_converted_exits_1(file: Path, text: str, message: str) -> None:
     file.write_text(text)
-    done = fairlead("convert", str(file))
+    done = run_command_line("convert", str(file))
     assert (done.returncode, done.stdout) == (1, "")
     assert message in done.stderr
 
@@ -169,18 +167,18 @@ def test_foreign_manifest_that_cannot_be_converted_exits_1(file: Path, text: str
 def test_output_file_is_written_only_when_all_is_converted(file: Path, tmp_path: Path) -> None:
     output = tmp_path / "converted.yaml"
     file.write_text(MODEL)
-    done = fairlead("convert", "-o", str(output), str(file))
+    done = run_command_line("convert", "-o", str(output), str(file))
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert yaml.safe_load(output.read_text())["metadata"]["name"] == "phi"
     before = output.read_text()
     file.write_text(MODEL.replace("VLLM", "OLlama"))
-    assert fairlead("convert", "-o", str(output), str(file)).returncode == 1
+    assert run_command_line("convert", "-o", str(output), str(file)).returncode == 1
     assert output.read_text() == before
 
 
 def test_accelerator_that_lint_refuses_is_refused(file: Path, tmp_path: Path) -> None:
     file.write_text(MODEL)
-    done = fairlead("convert", "--accelerator", "mine", str(file))
+    done = run_command_line("convert", "--accelerator", "mine", str(file))
     assert (done.returncode, done.stdout) == (1, "")
     assert "--accelerator: no AcceleratorClass among the files and no built-in one is called mine" in done.stderr
     own, output = tmp_path / "class.yaml", tmp_path / "converted.yaml"
@@ -188,20 +186,20 @@ def test_accelerator_that_lint_refuses_is_refused(file: Path, tmp_path: Path) ->
         "apiVersion: serving.fairlead.io/v1alpha1\nkind: AcceleratorClass\nmetadata: {name: mine}\n"
         "spec: {profile: {preset: l4-qwen8b}}\n"
     )
-    done = fairlead("convert", "--accelerator", "mine", "-o", str(output), str(own), str(file))
+    done = run_command_line("convert", "--accelerator", "mine", "-o", str(output), str(own), str(file))
     assert done.returncode == 0, done.stderr
-    assert fairlead("lint", str(output)).returncode == 0
+    assert run_command_line("lint", str(output)).returncode == 0
 
 
 def test_route_to_the_old_engines_is_not_applied_as_before(file: Path) -> None:
     route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: phi}\n"
     file.write_text(f"{MODEL}---\n{route}")
-    done = fairlead("convert", str(file))
+    done = run_command_line("convert", str(file))
     assert f"{file}: HTTPRoute phi: not carried over: it serves the old engines: keep it until" in done.stderr
 
 
 def test_foreign_manifest_is_not_rewritten_in_place(file: Path) -> None:
     file.write_text(MODEL)
-    done = fairlead("convert", "--in-place", str(file))
+    done = run_command_line("convert", "--in-place", str(file))
     assert done.returncode == 2
     assert file.read_text() == MODEL
