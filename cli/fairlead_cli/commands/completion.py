@@ -17,7 +17,8 @@ def completion(shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(help="
     """Print a script that completes commands and options in a shell.
 
     bash: `source <(fairlead completion bash)`. fish: `fairlead completion fish | source`. zsh: the
-    same as in bash after `compinit`, or `fairlead completion zsh` into a file `_fairlead` of `fpath`.
+    same as in bash after `compinit`, or `fairlead completion zsh` into a file `_fairlead` of
+    `fpath`.
     """
     from fairlead_cli.app import build_app
 
