@@ -154,7 +154,8 @@ def _write(result: _Converted, options: ConversionOptions) -> None:
         _report_changes(file, conversion)
         if options.in_place and conversion.changes:
             write_atomic(Path(file), conversion.text.encode(), mode=Path(file).stat().st_mode & 0o777)
-    print(*(note.describe() for note in result.notes), sep="\n", end="\n" * bool(result.notes), file=sys.stderr)
+    notes = sorted(result.notes, key=lambda note: note.outcome is Outcome.REQUIRED)  # read most surely at the end
+    print(*(note.describe() for note in notes), sep="\n", end="\n" * bool(result.notes), file=sys.stderr)
     if options.in_place:
         return
     texts = [conversion.text.rstrip("\n") for _, conversion in result.files]

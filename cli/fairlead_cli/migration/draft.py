@@ -29,6 +29,7 @@ _NEEDS_KEY: Final = (
     "its engines refuse requests without --api-key, and a ModelDeployment holds no key: remove the key from the "
     "engines, or keep it and describe them in a fleet file"
 )
+_ENGINE_NAMES: Final = {"VLLM": "vLLM", "SGLang": "SGLang"}
 _DECODE_FIRST: Final = "Fairlead has one engine for all pools, and the decode pool's settings are used"
 
 
@@ -254,13 +255,13 @@ def _note_image(pool: PoolDraft) -> None:
     version = found[1] if found else ""
     if version == checked:
         return
-    reason = f"the flags that Fairlead adds are checked against {engine.type} {checked}"
+    reason = f"the flags that Fairlead adds are checked against {_ENGINE_NAMES[engine.type]} {checked}"
     if not version:
         pool.reader.note("", f"{reason}; {engine.image} does not name the version of its engine")
     elif engine.type == "VLLM" and _numbers(version) < _numbers(OLDEST_VLLM):
         pool.reader.note(
             "",
-            f"VLLM {version} refuses --allowed-media-domains, which Fairlead adds: use {OLDEST_VLLM} or newer; {reason}",
+            f"vLLM {version} refuses --allowed-media-domains, which Fairlead adds: use {OLDEST_VLLM} or newer; {reason}",
             Outcome.REQUIRED,
         )
     else:

@@ -85,8 +85,6 @@ def _inherit(document: FieldReader, configs: Mapping[str, FieldReader]) -> Field
             merged = _merge(merged, configs[name].peek("spec") or {})
         else:
             reference.note("name", f"{name} is not among the files: give it too, with -f", Outcome.DROPPED)
-    if not merged:
-        return document
     spec = _fill_in(_merge(merged, document.peek("spec") or {}), document)
     values = {name: document.peek(name) for name in document.names()} | {"spec": spec}
     return document.with_document(values)
@@ -130,6 +128,8 @@ def _drop_templates(container: FieldReader, pool: PoolDraft) -> None:
     """Removes variables that only KServe can fill in, and those that serve its flags."""
     for index, variable in enumerate(container.entries("env")):
         name = variable.peek("name")
+        if name == EXTRA_ARGS:
+            continue
         if name == _EVENTS_VARIABLE or "{{" in str(variable.peek("value")):
             reason = "Fairlead sets --kv-events-config itself" if name == _EVENTS_VARIABLE else "KServe fills it in"
             container.note(f"env[{index}]", f"{name}: {reason}", Outcome.DROPPED)

@@ -198,6 +198,17 @@ def test_route_to_the_old_engines_is_not_applied_as_before(file: Path) -> None:
     assert f"{file}: HTTPRoute phi: not carried over: it serves the old engines: keep it until" in done.stderr
 
 
+def test_what_to_do_first_is_the_last_note(file: Path) -> None:
+    file.write_text(
+        "model_list: [{model_name: a, litellm_params: "
+        "{model: openai/a, api_base: 'http://a', api_key: secret, rpm: 1}}]\n"
+    )
+    done = fairlead("convert", str(file))
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if "before you apply the output" in line] == lines[-1:]
+    assert "secret" not in done.stderr + done.stdout
+
+
 def test_foreign_manifest_is_not_rewritten_in_place(file: Path) -> None:
     file.write_text(MODEL)
     done = run_command_line("convert", "--in-place", str(file))

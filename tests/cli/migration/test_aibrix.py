@@ -117,7 +117,7 @@ def test_unknown_accelerator_is_refused_with_the_known_ones() -> None:
     [
         ("vllm/vllm-openai:v0.32.0", None, ""),
         ("example.com:5000/vllm-openai:v0.11.0-cu129", Outcome.CHANGED, "holds 0.11.0; the flags"),
-        ("aibrix/vllm-openai:v0.6.2-distributed", Outcome.REQUIRED, "VLLM 0.6.2 refuses --allowed-media-domains"),
+        ("aibrix/vllm-openai:v0.6.2-distributed", Outcome.REQUIRED, "vLLM 0.6.2 refuses --allowed-media-domains"),
         ("vllm/vllm-openai:latest", Outcome.CHANGED, "does not name the version of its engine"),
         ("lmcache/vllm-openai:v0.3.9", Outcome.CHANGED, "does not name the version of its engine"),
         ("llm-d/llm-d-cuda:v0.9.0", Outcome.CHANGED, "does not name the version of its engine"),

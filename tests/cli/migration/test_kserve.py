@@ -89,6 +89,13 @@ def test_extra_arguments_are_carried_over_or_noted() -> None:
         assert f"VLLM_ADDITIONAL_ARGS: {flag}: " in notes
 
 
+def test_templates_of_a_service_without_configurations_are_filled_in() -> None:
+    migration = convert(SERVICE.replace("WORDS", "--tag '{{ .ObjectMeta.Name }}'").replace("{name: common}", ""))
+    [manifest] = migration.manifests
+    assert manifest["spec"]["engine"]["args"] == ["--tag", "qwen"]
+    assert "KServe fills it in" not in said(migration)
+
+
 def test_key_in_extra_arguments_is_noted_for_an_external_model() -> None:
     migration = convert(SERVICE.replace("WORDS", "--api-key k"), external=True)
     assert "refuse requests without --api-key" in said(migration)
