@@ -203,7 +203,7 @@ def test_what_to_do_first_is_the_last_note(file: Path) -> None:
         "model_list: [{model_name: a, litellm_params: "
         "{model: openai/a, api_base: 'http://a', api_key: secret, rpm: 1}}]\n"
     )
-    done = fairlead("convert", str(file))
+    done = run_command_line("convert", str(file))
     lines = done.stderr.splitlines()
     assert [line for line in lines if "before you apply the output" in line] == lines[-1:]
     assert "secret" not in done.stderr + done.stdout
