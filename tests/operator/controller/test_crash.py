@@ -1,6 +1,7 @@
 """Kills the operator around each of its writes. After a restart, the end state is always the same.
 
 Nothing exists twice, nothing is left over, and no pool is removed before its successor serves.
+`make test` draws ten histories of changes, `make nightly` two hundred.
 """
 
 import random
@@ -8,10 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from fairlead_testing.kube.operator_harness import OperatorHarness, model_manifest
 
-SEEDS = range(20)
+SEEDS = range(200 if settings().max_examples > 1_000 else 10)
 
 
 class Killed(BaseException):
@@ -99,6 +101,7 @@ def run_steps(seed: int, stage: int, kill_at: int | None, after: bool) -> tuple[
     return state(harness), writes
 
 
+@pytest.mark.property
 @pytest.mark.parametrize("seed", SEEDS)
 def test_crash_around_every_write_reaches_the_same_end(
     seed: int, record_property: Callable[[str, object], None]
