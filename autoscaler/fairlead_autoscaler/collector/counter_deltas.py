@@ -1,7 +1,8 @@
 """Counter deltas: the increases of each gateway's counters since the last tick.
 
 A counter that is lower than before was reset: its process started again, and it shows what happened
-since. Values that are no number, or negative, are dropped. A counter that is new began at zero if
+since. Values that are no number, or negative, are dropped. So are increases that no gateway can
+count between two ticks: one gateway must not hide what the others count. A counter that is new began at zero if
 its source is known to show all of its counters. Otherwise it is only a point to start from.
 
 A gateway that does not answer still has its requests. For a while its counters are taken to rise as
@@ -13,9 +14,11 @@ clients use other gateways.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 CounterKey: TypeAlias = tuple[str, ...]
+MAX_INCREASE: Final = 1e9
+"""The most that one gateway can count from one tick to the next: 200 million tokens a second."""
 
 
 def counter_increases(
@@ -72,8 +75,9 @@ def advance(
     span, since = now - tracker.read_at, now - tracker.checked_at
     if span <= 0.0:
         return replace(tracker, checked_at=now), {}
-    rates = {key: increase / span for key, increase in increases.items()}
-    returned = increases if span <= since else {key: rate * since for key, rate in rates.items()}
+    share = min(1.0, since / span)
+    returned = {key: increase * share for key, increase in increases.items() if increase * share <= MAX_INCREASE}
+    rates = {key: increases[key] / span for key in returned}
     valid = {key: value for key, value in counters.items() if _is_count(value)}
     return CounterTracker(valid, now, now, rates), returned
 

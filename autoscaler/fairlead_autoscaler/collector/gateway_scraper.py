@@ -18,7 +18,13 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.http_client import fetch
 from fairlead_autoscaler.collector import metrics_parser
-from fairlead_autoscaler.collector.counter_deltas import CounterTracker, advance, extrapolate, start_tracking
+from fairlead_autoscaler.collector.counter_deltas import (
+    MAX_INCREASE,
+    CounterTracker,
+    advance,
+    extrapolate,
+    start_tracking,
+)
 from fairlead_autoscaler.collector.metrics_parser import GatewayPage
 from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot
 
@@ -174,7 +180,8 @@ class GatewayScraper:
         last = self._looked_at
         if last is None or page.uptime_seconds > now - last:
             return GatewayMetrics(name, None, None, page.gauges)
-        return GatewayMetrics(name, dict(page.counters), None, page.gauges)
+        counted = {key: value for key, value in page.counters.items() if value <= MAX_INCREASE}
+        return GatewayMetrics(name, counted, None, page.gauges)
 
 
 def _is_address(host: str) -> bool:

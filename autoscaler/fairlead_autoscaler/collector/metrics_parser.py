@@ -68,6 +68,8 @@ _MAX_VALUE: Final = 1e15
 """The largest value that is accepted, and none is negative. One gateway's bad value must not hide
 what the others count, or make a sum infinite.
 """
+_MAX_GAUGE: Final = 1e9
+"""The same of requests, seconds and blocks at one moment."""
 _MAX_LINE_CHARS: Final = 4_096
 """Characters of a line: Prometheus' parser takes quadratic time for one with many labels."""
 _MAX_LINES: Final = 200_000
@@ -120,7 +122,7 @@ def parse_page(text: str, models: Iterable[str], speed: float = 1.0) -> GatewayP
                 for table, into in ((_COUNTERS, counters), (_ENGINE_COUNTERS, engine_counters), (_GAUGES, gauges)):
                     if name in table:
                         times = speed if table[name] in _SECONDS else 1.0
-                        if not 0.0 <= sample.value <= _MAX_VALUE:
+                        if not 0.0 <= sample.value <= (_MAX_GAUGE if table is _GAUGES else _MAX_VALUE):
                             continue
                         into[(table[name], model, *_label_values(sample.labels))] = sample.value * times
     except (ValueError, KeyError, IndexError) as error:

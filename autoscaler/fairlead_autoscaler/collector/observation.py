@@ -19,6 +19,7 @@ from fairlead_autoscaler.core import (
     ReplicaState,
     ShapeCount,
 )
+from fairlead_autoscaler.core.signals.validation import MAX_PROMPT_TOKENS
 from fairlead_autoscaler.core.types import has_pool_choice
 from fairlead_autoscaler.target import ModelState, PoolState, Replica
 
@@ -105,18 +106,26 @@ def _shape(labels: CounterKey, requests: float) -> ShapeCount | None:
 
 
 def gateway_traffic(key: str, snapshot: GatewaySnapshot) -> GatewayTraffic | None:
-    """Returns the traffic that all gateways counted of a model; None if no gateway has counts."""
+    """Returns the traffic that all gateways counted of a model; None if no gateway has counts.
+
+    A gateway's prompts have no more tokens than those of its arrivals can have.
+    """
     known = [gateway for gateway in snapshot.gateways if gateway.increases is not None]
     if not known:
         return None
     return GatewayTraffic(
         arrivals=_sum_increases(known, "arrivals", key) or 0.0,
-        prompt_tokens=_sum_increases(known, "prompt_tokens", key) or 0.0,
+        prompt_tokens=sum(_prompt_tokens(gateway.increases or {}, key) for gateway in known),
         held=sum(gateway.gauges.get(("held", key), 0.0) for gateway in known),
         abandoned=_sum_increases(known, "abandoned", key) or 0.0,
         kept=_sum_increases(known, "kept", key),
         kept_tokens=_sum_increases(known, "kept_tokens", key),
     )
+
+
+def _prompt_tokens(increases: Mapping[CounterKey, float], key: str) -> float:
+    most = MAX_PROMPT_TOKENS * increases.get(("arrivals", key), 0.0)
+    return min(most, increases.get(("prompt_tokens", key), 0.0))
 
 
 def _sum_increases(gateways: Iterable[GatewayMetrics], *key: str) -> float | None:

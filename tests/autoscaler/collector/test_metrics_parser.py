@@ -127,6 +127,12 @@ def test_negative_values_of_one_gateway_hide_nothing_that_others_count() -> None
     assert (found.gauges, found.counters) == ({}, {})
 
 
+def test_gauge_that_no_gateway_can_have_is_left_out() -> None:
+    lines = ("uptime_seconds 5", f'held{{model="{KEY}"}} 1e12', f'instances{{model="{KEY}",state="ready"}} 3')
+    found = metrics_parser.parse_page("".join(f"fairlead_gateway_{line}\n" for line in lines), [KEY])
+    assert found.gauges == {("instances", KEY, "ready"): 3.0}, "else the sum of all gateways would be impossible"
+
+
 def test_line_with_thousands_of_labels_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = ",".join(f'l{number}="x"' for number in range(2_000))
     page = f'fairlead_gateway_uptime_seconds 5\nfairlead_gateway_held{{model="{KEY}",{labels}}} 1\n'

@@ -4,9 +4,16 @@ import pytest
 
 from fairlead.api.spec.autoscaling import Autoscaling
 from fairlead.fleet.model import SloTargets
-from fairlead_autoscaler.collector.counter_deltas import CounterKey
-from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot, SignalAges, build_observation
+from fairlead_autoscaler.collector.counter_deltas import CounterKey, advance, start_tracking
+from fairlead_autoscaler.collector.observation import (
+    GatewayMetrics,
+    GatewaySnapshot,
+    SignalAges,
+    build_observation,
+    gateway_traffic,
+)
 from fairlead_autoscaler.core import GatewayTraffic, PoolObservation, PoolSpec, ReplicaMetrics, ReplicaState, ShapeCount
+from fairlead_autoscaler.core.signals.validation import valid_traffic
 from fairlead_autoscaler.model_spec import scaled_model
 from fairlead_autoscaler.target import ModelState, PoolState, Replica
 
@@ -66,6 +73,19 @@ def test_what_gateways_counted_adds_up() -> None:
     one = replica_of(GatewaySnapshot((metrics_of("a"), metrics_of("b"))))
     assert (one.finished, one.first_tokens, one.ttft_seconds, one.ttft_counts) == (8.0, 10.0, 5.0, (6.0, 4.0))
     assert one.itl_counts == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("name", ["arrivals", "prompt_tokens"])
+def test_gateway_that_counts_impossible_amounts_hides_no_traffic_of_others(name: str) -> None:
+    counters = {("arrivals", KEY): 0.0, ("prompt_tokens", KEY): 0.0}
+    tracker = start_tracking(counters, 0.0)
+    for value in (1e8, 1e9, 1e13, 1e15):
+        _, increases = advance(tracker, {**counters, (name, KEY): value}, 5.0, starts_at_zero=True)
+        snapshot = GatewaySnapshot((metrics_of("a"), GatewayMetrics("hostile", increases)))
+        traffic = valid_traffic(gateway_traffic(KEY, snapshot))
+        assert traffic is not None, "the traffic of a model would be missing as long as one gateway likes"
+        assert traffic.arrivals >= 10.0
+        assert traffic.prompt_tokens == 1_000.0
 
 
 def test_pods_are_what_the_world_says_even_while_no_gateway_answers() -> None:

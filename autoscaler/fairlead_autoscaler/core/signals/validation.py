@@ -16,7 +16,7 @@ once."""
 _NOT_SERVING = (ReplicaState.PENDING, ReplicaState.ASLEEP, ReplicaState.WAKING)
 _MAX_COUNT = 1e12
 """The most tokens, requests or seconds of one tick. A counter that was reset can show more."""
-_MAX_PROMPT_TOKENS = 1e7
+MAX_PROMPT_TOKENS = 1e7
 """The longest prompt of any engine. A longer mean would spoil the variance of prompts for hours."""
 
 
@@ -47,7 +47,7 @@ def valid_traffic(traffic: GatewayTraffic | None) -> GatewayTraffic | None:
     if traffic is None:
         return None
     arrivals, prompt = valid_number(traffic.arrivals), valid_number(traffic.prompt_tokens)
-    if arrivals is None or prompt is None or prompt > _MAX_PROMPT_TOKENS * max(1.0, arrivals):
+    if arrivals is None or prompt is None or prompt > MAX_PROMPT_TOKENS * max(1.0, arrivals):
         return None
     queued, abandoned = valid_number(traffic.held), valid_number(traffic.abandoned)
     kept, kept_tokens = valid_number(traffic.kept), valid_number(traffic.kept_tokens)
