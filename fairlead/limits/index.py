@@ -21,6 +21,9 @@ class KvEventLimits:
     kv_event_block_tokens: int = limit(65_536, "tokens of one block; engines use 16 to 256, some hybrid ones 1,000")
     kv_replay_buffered: int = limit(4_096, "batches buffered during a replay; beyond, the history counts as lost")
     kv_replay_buffered_bytes: int = limit(64 * 1024 * 1024, "the same in bytes")
+    kv_replays_buffered_bytes: int = limit(
+        128 * 1024 * 1024, "the same of all engines; beyond, those of the namespaces with most of them are abandoned"
+    )
     kv_replay_batches: int = limit(
         131_072, "batches of one replay whose digests are kept until it ends; vLLM's buffer has 10,000 by default"
     )

@@ -2,8 +2,10 @@
 
 A counter that is lower than before was reset: its process started again, and it shows what happened
 since. Values that are no number, or negative, are dropped. So are increases that no gateway can
-count between two ticks: one gateway must not hide what the others count. A counter that is new began at zero if
-its source is known to show all of its counters. Otherwise it is only a point to start from.
+count between two ticks: one gateway must not hide what the others count.
+
+A counter that is new began at zero if its source is known to show all of its counters. Otherwise it
+is only a point to start from.
 
 A gateway that does not answer still has its requests. For a while its counters are taken to rise as
 they did. When it answers again, what it counted is spread over the missed ticks, so no false burst

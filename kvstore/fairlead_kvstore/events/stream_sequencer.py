@@ -63,8 +63,8 @@ _NUMBER_BYTES: Final = 8
 _END_OF_REPLAY: Final = b"\xff" * _NUMBER_BYTES
 _MAX_FIRST_NUMBER: Final = 1
 """The highest number that a stream may begin with."""
-_FRAME_BYTES: Final = 64
-"""The fixed cost of a buffered frame, in bytes."""
+_FRAME_BYTES: Final = 64  # the fixed cost of a buffered frame
+_MAX_KNOWN_BEHIND: Final = 16_384  # digests, 1.7 MB, while live frames may repeat what a replay brought
 _DEFAULT_BUFFER: Final = 10_000
 """The default of vLLM."""
 
@@ -126,6 +126,7 @@ class EventSequencer:
         self._drain_reason = ""
         self._last_live = -1
         self._is_live_behind = False  # live frames may still repeat what a replay brought
+        self._was_live_behind = False  # the same at the last ``on_interval``
         self._replay_first: int | None = None
         self._replayed = 0
         self._replay_is_gapless = False  # the replay was requested from 0 and has no hole
@@ -198,6 +199,15 @@ class EventSequencer:
         self._is_live_behind = False
         self._trim(self._limits.kv_sequences_known)
         return [self._request_replay(self._next_number or 0, None, "quiet")]
+
+    def on_interval(self) -> None:
+        """Forgets digests of a replay if live frames were behind it at the last call too."""
+        if self._is_replaying or self._is_draining:
+            return
+        if self._is_live_behind and self._was_live_behind:
+            self._is_live_behind = False
+            self._trim(self._limits.kv_sequences_known)
+        self._was_live_behind = self._is_live_behind
 
     def on_disconnected(self) -> list[StreamOutcome]:
         """Suspends the stream. The caller decides how long to wait before it calls
@@ -340,11 +350,11 @@ class EventSequencer:
         known[number] = _digest(frame)
         self._is_live_behind = self._is_live_behind and self._last_live < number
         # Live frames are compared with replayed ones, so a replay needs more digests.
-        most = (
-            self._limits.kv_replay_batches
-            if self._is_replaying or self._held_frames or self._is_live_behind
-            else self._limits.kv_sequences_known
-        )
+        most = self._limits.kv_sequences_known
+        if self._is_replaying:
+            most = self._limits.kv_replay_batches
+        elif self._held_frames or self._is_live_behind:
+            most = _MAX_KNOWN_BEHIND
         if len(known) > most:
             self._trim(most)
         return AcceptBatch(number, frame.payload, reason)
@@ -452,6 +462,8 @@ class EventSequencer:
         """
         last = None if self._next_number is None else self._next_number - 1
         self._is_live_behind = self._replay_made_progress and self._last_live != last
+        self._was_live_behind = False
+        self._trim(_MAX_KNOWN_BEHIND)
 
     def _drain(self, reason: str) -> list[StreamOutcome]:
         """Begins to take the buffered frames: returns the outcomes of the first slice of them."""

@@ -47,7 +47,7 @@ from fairlead_kvstore.reader.event_application import AppliedEvents
 from fairlead_kvstore.reader.fair_scheduler import FairScheduler
 from fairlead_kvstore.reader.replay_client import ReplaySlots
 from fairlead_kvstore.reader.timers import OneShotTimer, ReaderRuntime
-from fairlead_kvstore.reader.unread_bytes import UnreadWatch
+from fairlead_kvstore.reader.unread_bytes import BufferedBytes, UnreadWatch
 from fairlead_kvstore.reader.zmq_listener import ZmqListener
 from fairlead_kvstore.reader.zmq_socket import ZmqSockets
 
@@ -99,6 +99,7 @@ class Indexer:
             ReplaySlots(limits.kv_replays),
             runtime.clock,
             runtime.random,
+            BufferedBytes(limits.kv_replays_buffered_bytes),
         )
         self.listeners: list[ZmqListener] = []
         try:

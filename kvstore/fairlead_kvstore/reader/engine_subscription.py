@@ -36,6 +36,7 @@ from fairlead_kvstore.reader.event_application import AdapterSource, AppliedEven
 from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES
 from fairlead_kvstore.reader.replay_client import ReplayClient, ReplaySlot, ReplaySlots
 from fairlead_kvstore.reader.timers import OneShotTimer
+from fairlead_kvstore.reader.unread_bytes import BufferedBytes
 from fairlead_kvstore.reader.zmq_connection import ZmqConnection
 from fairlead_kvstore.reader.zmq_socket import SocketContext, message_size
 
@@ -63,6 +64,7 @@ class ReaderContext(SocketContext):
     replay_slots: ReplaySlots
     clock: Clock
     random: Callable[[], float]
+    buffered: BufferedBytes
 
 
 @dataclass(slots=True)
@@ -121,6 +123,7 @@ class EngineSubscription:
         self._replay_until = 0.0
         self._is_replay_sent = False
         self._failures = 0
+        self._buffered_bytes = 0  # as reported to the context
         self._has_received = False
         self._is_open = True
         self._reconnect_timer, self._away_timer = OneShotTimer(context.loop), OneShotTimer(context.loop)
@@ -173,6 +176,7 @@ class EngineSubscription:
             timer.clear()
         self._end_replay(close=True)
         self._application.clear()
+        self._report_buffered(0)
         self._context.scheduler.remove(self)
         if self._connection is not None:
             self._connection.close()
@@ -259,6 +263,13 @@ class EngineSubscription:
     def _on_live_frame(self, frame: EventFrame) -> None:
         """Handles a frame that is not the next in order."""
         self._apply_safely(lambda: self._sequencer.on_live_frame(frame))
+        if self._sequencer.is_replaying and self._context.buffered.is_over(self.model_key.partition("/")[0]):
+            self._fail_replay("too much is buffered for the replays of all engines")
+
+    def _report_buffered(self, size: int) -> None:
+        if size != self._buffered_bytes:
+            self._context.buffered.add(self.model_key.partition("/")[0], size - self._buffered_bytes)
+            self._buffered_bytes = size
 
     def _on_away_timeout(self) -> None:
         self._on_replaced(f"no KV events for {self._context.limits.kv_restart_seconds:g} s")
@@ -270,6 +281,7 @@ class EngineSubscription:
 
     def _on_quiet_timer(self) -> None:
         self._quiet_timer.set(self._context.limits.kv_idle_check_seconds, self._on_quiet_timer)
+        self._sequencer.on_interval()
         if not self._has_received:
             self._apply(self._sequencer.on_quiet())
         self._has_received = False
@@ -424,6 +436,7 @@ class EngineSubscription:
 
     def _handle(self, found: AppliedEvents) -> None:
         """Reports what was applied, and begins or ends a replay as that requires."""
+        self._report_buffered(self._sequencer.held_bytes if self._is_open else 0)
         self._count(found)
         self._context.on_applied(self, found)
         if not self._is_open:

@@ -130,3 +130,34 @@ class UnreadWatch:
                 unread.on_overflow()
         if self._connections:
             self._timer.set(self._seconds, self._check)
+
+
+class BufferedBytes:
+    """The bytes that all subscriptions of an indexer have buffered during replays, by namespace.
+
+    Why: each may buffer 64 MiB while it waits for its replay, and any number of them may wait.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._namespaces: dict[str, int] = {}
+
+    @property
+    def total(self) -> int:
+        """The bytes of all namespaces."""
+        return sum(self._namespaces.values())
+
+    def add(self, namespace: str, change: int) -> None:
+        """Adds a change of a subscription's bytes."""
+        size = self._namespaces.get(namespace, 0) + change
+        if size > 0:
+            self._namespaces[namespace] = size
+        else:
+            self._namespaces.pop(namespace, None)
+
+    def is_over(self, namespace: str) -> bool:
+        """Returns whether a namespace is to buffer no more: all have too many bytes together, and
+        it has a mean share or more.
+        """
+        total = self.total
+        return total > self._max_bytes and self._namespaces.get(namespace, 0) * len(self._namespaces) >= total

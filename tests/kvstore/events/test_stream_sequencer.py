@@ -240,6 +240,18 @@ def test_digests_of_a_replay_are_dropped_when_the_stream_is_quiet() -> None:
     assert "R" in live(stream, 0)
 
 
+def test_digests_of_replays_fill_no_memory_while_live_frames_stay_behind() -> None:
+    stream = EventSequencer(replayable=True)
+    stream.on_connected()
+    replay(stream, *range(20_000))
+    assert len(stream._known) <= 16_384, "of up to 131,072 batches"
+    stream.on_interval()
+    assert live(stream, 19_000) == ["D19000"], "live frames are behind, and have some time to catch up"
+    stream.on_interval()
+    assert len(stream._known) == Limits().kv_sequences_known
+    assert live(stream, 20_000) == ["A20000"]
+
+
 def test_short_disconnect_loses_nothing() -> None:
     stream = begun()
     assert short(stream.on_disconnected()) == ["S"]

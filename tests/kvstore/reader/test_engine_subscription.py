@@ -313,6 +313,30 @@ def test_too_many_held_frames_abandon_the_replay() -> None:
     asyncio.run(scenario())
 
 
+def test_frames_held_by_many_engines_are_bounded_together() -> None:
+    async def scenario() -> None:
+        async with indexer_harness(replace(LIMITS, kv_replays_buffered_bytes=4_000)) as stage:
+            names = [f"e{number}" for number in range(6)]
+            for name in names:
+                engine = await stage.connect_engine(name)
+                engine.serve_prompt(*A)
+                await stage.wait_exact(name)
+                engine.ignores_replays = True
+                engine.serve_prompt(*B, lose=True)
+            for start in range(300, 2_300, 100):
+                for engine in stage.engines.values():
+                    engine.serve_prompt(*range(start, start + 9))
+            subscriptions = [member.subscription for member in stage.indexer._members.values()]
+            await wait_until(lambda: sum(stage.status(name).counters.lost for name in names) > 0)
+            held = sum(one._sequencer.held_bytes for one in subscriptions if one is not None)
+            assert held == stage.indexer._context.buffered.total <= 4_000 + 300, "the bound, and one more frame"
+            stage.instances.clear()
+            stage.apply_fleet()
+            assert stage.indexer._context.buffered.total == 0
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("time", [math.nan, -math.inf, math.inf, 1e300])
 def test_time_of_an_engine_that_is_none_is_no_lag(time: float) -> None:
     async def scenario() -> None:

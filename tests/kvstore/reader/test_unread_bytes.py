@@ -11,7 +11,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_kvstore.index.sink import LocalSink
 from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH
-from fairlead_kvstore.reader.unread_bytes import PENDING_FACTOR, endpoint_port
+from fairlead_kvstore.reader.unread_bytes import PENDING_FACTOR, BufferedBytes, endpoint_port
 from fairlead_testing.kvstore.indexer_harness import IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmtp_peer import ZmtpPeer
@@ -41,6 +41,20 @@ async def _check_until(stage: IndexerHarness, condition: Callable[[], bool]) -> 
         return condition()
 
     await wait_until(check)
+
+
+def test_buffered_bytes_of_one_namespace_leave_room_for_those_of_others() -> None:
+    buffered = BufferedBytes(1_000)
+    buffered.add("victim", 200)
+    buffered.add("flood", 800)
+    assert not buffered.is_over("flood")
+    buffered.add("flood", 100)
+    assert (buffered.is_over("flood"), buffered.is_over("victim")) == (True, False), "by their shares"
+    buffered.add("flood", -900)
+    buffered.add("victim", 600)
+    assert (buffered.total, buffered.is_over("victim")) == (800, False)
+    buffered.add("victim", -800)
+    assert buffered.total == 0
 
 
 def test_engine_that_never_ends_a_message_is_disconnected() -> None:
