@@ -65,6 +65,12 @@ def _folder(tmp_path: Path) -> Path:
     return work
 
 
+def _namespaces(here: Kubectl) -> set[str]:
+    """Returns the namespaces but those of tests, which may run beside."""
+    names = {one["metadata"]["name"] for one in here.get("namespaces")["items"]}
+    return {name for name in names if not name.startswith("e2e-")}
+
+
 def _name(page: CommandPage) -> str:
     return str(page.path.relative_to(ROOT))
 
@@ -84,6 +90,7 @@ def test_the_commands_of_a_page_work_on_an_installation(
 def test_the_commands_of_a_page_work_on_an_empty_cluster(
     page: CommandPage, here: Kubectl, empty: HelmRelease, tmp_path: Path
 ) -> None:
+    before = _namespaces(here)
     try:
         run_page(page, _folder(tmp_path), _environment(here, tmp_path), TIMEOUT_SECONDS)
     except BaseException:
@@ -92,6 +99,8 @@ def test_the_commands_of_a_page_work_on_an_empty_cluster(
     finally:
         here.delete_models()
         empty.remove()
+        for name in _namespaces(here) - before:  # for a run that follows on this cluster
+            here.run("delete", "namespace", name, "--timeout=60s")
 
 
 @pytest.mark.lane("models", position=71)
