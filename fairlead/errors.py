@@ -40,6 +40,11 @@ def first_line(error: object, max_chars: int = 120) -> str:
     return (str(error).splitlines() or [""])[0][:max_chars]
 
 
+def plain_text(text: str) -> str:
+    """Returns text of a file without characters that control a terminal; ends of lines stay."""
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
 @dataclass(frozen=True, slots=True)
 class FileProblem:
     """A problem found in a file: the place, what is wrong and how to fix it. `line` starts at 1."""
@@ -51,7 +56,8 @@ class FileProblem:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.field}: {self.message}" + (f"\n    fix: {self.fix}" if self.fix else "")
+        text = f"{self.file}:{self.line}: {self.field}: {self.message}"
+        return plain_text(text + (f"\n    fix: {self.fix}" if self.fix else ""))
 
 
 class ManifestError(BadInput):

@@ -13,13 +13,13 @@ def main() -> None:
     try:
         from pathlib import Path
 
-        from fairlead.errors import FairleadError
+        from fairlead.errors import FairleadError, plain_text
         from fairlead_cli.app import build_app
 
         try:
             build_app(Path(sys.argv[0]).name, sys.argv[1:])()
         except FairleadError as error:
-            print(f"fairlead: {error}", file=sys.stderr)
+            print(plain_text(f"fairlead: {error}"), file=sys.stderr)
             sys.exit(2)
         except ImportError as error:
             from fairlead.distribution import missing_package, missing_package_message

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from fairlead.errors import plain_text
 from fairlead_cli.errors import ClusterUnreachable, StackUnreachable
 
 T = TypeVar("T")
@@ -35,5 +36,5 @@ def run_query(
 
 def report_failure(verb: str, reason: object, code: int) -> int:
     """Prints the reason to stderr and returns the exit code."""
-    print(f"fairlead {verb}: {reason}", file=sys.stderr)
+    print(plain_text(f"fairlead {verb}: {reason}"), file=sys.stderr)
     return code

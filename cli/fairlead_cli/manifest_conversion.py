@@ -11,7 +11,7 @@ import yaml
 from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.v1alpha1 import API_VERSION
 from fairlead.engine_profile import builtin_profiles
-from fairlead.errors import BadInput, ManifestError
+from fairlead.errors import BadInput, ManifestError, plain_text
 from fairlead.limits import Limits
 from fairlead.manifests.convert import convert_document
 from fairlead.manifests.convert_text import TextConversion, convert_text
@@ -68,7 +68,7 @@ def convert_files(paths: Sequence[str], options: ConversionOptions) -> int:
     if not result.problems and not result.files and not result.manifests:
         result.problems = [note.describe() for note in result.notes] + ["there is nothing to convert"]
     if result.problems:
-        print(*result.problems, sep="\n", file=sys.stderr)
+        print(*(plain_text(str(one)) for one in result.problems), sep="\n", file=sys.stderr)
         return 1
     _write(result, options)
     return 0
@@ -155,7 +155,8 @@ def _write(result: _Converted, options: ConversionOptions) -> None:
         if options.in_place and conversion.changes:
             write_atomic(Path(file), conversion.text.encode(), mode=Path(file).stat().st_mode & 0o777)
     notes = sorted(result.notes, key=lambda note: note.outcome is Outcome.REQUIRED)  # read most surely at the end
-    print(*(note.describe() for note in notes), sep="\n", end="\n" * bool(result.notes), file=sys.stderr)
+    lines = [plain_text(note.describe()) for note in notes]
+    print(*lines, sep="\n", end="\n" * bool(lines), file=sys.stderr)
     if options.in_place:
         return
     texts = [conversion.text.rstrip("\n") for _, conversion in result.files]
@@ -189,7 +190,7 @@ def _as_json(result: _Converted) -> dict[str, Any]:
 
 def _report_changes(file: str, conversion: TextConversion) -> None:
     for change in conversion.changes:
-        print(f"{file}: {change.describe()}", file=sys.stderr)
+        print(plain_text(f"{file}: {change.describe()}"), file=sys.stderr)
     if not conversion.keeps_comments:
         print(f"{file}: written without its comments, since anchors or aliases cannot be edited", file=sys.stderr)
 

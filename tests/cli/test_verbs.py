@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -161,3 +162,20 @@ def test_bash_completes_verbs_flags_and_values(script: Path) -> None:
 def test_other_shells_have_a_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert build_app()(["completion", shell], result_action="return_value") == 0
     assert "support-bundle" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["lint", "convert"])
+def test_text_of_a_file_controls_no_terminal(verb: str, tmp_path: Path) -> None:
+    file = tmp_path / "hostile.yaml"
+    name, key = '"x\\e]0;title\\a"', '"\\e[2J"'
+    file.write_text(
+        "apiVersion: serving.fairlead.io/v1alpha1\nkind: ModelDeployment\n"
+        f"metadata: {{name: {name}}}\nspec: {{{key}: 1}}\n"
+    )
+    command = [sys.executable, "-m", "fairlead_cli", verb, str(file)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    shown = result.stdout + result.stderr
+    assert "metadata.name" in shown
+    assert "\x1b" not in shown
+    assert "\a" not in shown

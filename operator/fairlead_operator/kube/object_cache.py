@@ -95,8 +95,10 @@ class ObjectCache:
         self._name_owners: dict[str, str] = {}
         self._settled_names: set[str] = set()
         """Names whose owner in `_name_owners` is decided by the present claims."""
-        self._deleted_owners: set[str] = set()
-        """Deleted models that have names."""
+        self._served_names: dict[str, set[str]] = {}
+        """Claimed names with a slash, by the text before it: perhaps a namespace."""
+        self._deleted_owners: dict[str, set[str]] = {}
+        """Deleted models that have names, with these."""
         self._tombstones: OrderedDict[str, int] = OrderedDict()
 
     def apply(self, event: WatchEvent) -> list[str]:
@@ -259,10 +261,14 @@ class ObjectCache:
             _drop_empty(self._keys_by_name, name)
             if name not in self._keys_by_name:
                 self._settled_names.discard(name)
+                self._index_served_name(name, is_claimed=False)
         for name in claims - claimed:
             self._keys_by_name.setdefault(name, set()).add(key)
-        if after is None and key in map(self._name_owners.get, claimed):
-            self._deleted_owners.add(key)
+            self._index_served_name(name, is_claimed=True)
+        if after is None:
+            owned = {name for name in claimed if self._name_owners.get(name) == key}
+            if owned:
+                self._deleted_owners[key] = owned
         elif before is None and key in self._deleted_owners:
             affected |= self._release_names(key, claims)
         if (before is None) != (after is None):
@@ -273,8 +279,8 @@ class ObjectCache:
         """Releases the names that a model had before its deletion and no longer claims, and returns
         them.
         """
-        self._deleted_owners.discard(key)
-        names = {name for name, owner in self._name_owners.items() if owner == key and name not in claims}
+        owned = self._deleted_owners.pop(key, set())
+        names = {name for name in owned - claims if self._name_owners.get(name) == key}
         for name in names:
             del self._name_owners[name]
         self._settled_names -= names
@@ -306,9 +312,19 @@ class ObjectCache:
             del self._namespaces[namespace]
         if number != max(change, 0):
             return set()
-        names = {name for name in self._keys_by_name if name.startswith(f"{namespace}/")}
+        names = set(self._served_names.get(namespace, ()))
         self._settled_names -= names
         return names
+
+    def _index_served_name(self, name: str, *, is_claimed: bool) -> None:
+        first, slash, _ = name.partition("/")
+        if not slash:
+            return
+        if is_claimed:
+            self._served_names.setdefault(first, set()).add(name)
+        else:
+            self._served_names[first].discard(name)
+            _drop_empty(self._served_names, first)
 
     def _decide_names(self, key: str) -> GrantedNames:
         """Returns the names of this model, and remembers who owns the names that it claims.
@@ -343,7 +359,8 @@ class ObjectCache:
         if len(self._name_owners) > len(self._keys_by_name) + MAX_NAMES_OF_DELETED_MODELS:
             self._name_owners = names_to_remember(self._name_owners, self.models)
             self._settled_names &= self._name_owners.keys()
-            self._deleted_owners &= set(self._name_owners.values())
+            remembered = set(self._name_owners.values())
+            self._deleted_owners = {key: names for key, names in self._deleted_owners.items() if key in remembered}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from pydantic import ValidationError
@@ -242,6 +242,31 @@ def test_deleted_owner_that_comes_back_without_a_name_releases_it() -> None:
     free = shelf.snapshot("chat/second")
     assert free is not None
     assert free.served_names == ("wanted",)
+
+
+class _UnreadableNames(dict[str, Any]):
+    """Names that can be looked up, and not be looked through."""
+
+    def __iter__(self) -> NoReturn:
+        raise AssertionError("all names of all models were read")
+
+    items = keys = values = __iter__  # type: ignore[assignment]
+
+
+def test_models_that_come_and_go_cost_the_same_however_many_names_others_have() -> None:
+    cache = ObjectCache()
+    owner = with_names("chat/other", "wanted", namespace="x", name="a", born="1")
+    take(cache, owner)
+    assert refused(cache, "x/a") == ()
+    cache._keys_by_name = _UnreadableNames(cache._keys_by_name)
+    cache._name_owners = _UnreadableNames(cache._name_owners)
+    assert take(cache, model("b", namespace="chat", born="2")) == ["chat/b", "x/a"]
+    assert take(cache, model("b", namespace="chat", version=4), WatchEventType.DELETED) == ["chat/b", "x/a"]
+    take(cache, owner, WatchEventType.DELETED)
+    again = with_names(namespace="x", name="a", version=9)
+    again["metadata"]["uid"] = "another"
+    take(cache, again)
+    assert "wanted" not in cache._name_owners
 
 
 def test_metadata_of_models_that_is_not_used_takes_no_memory() -> None:

@@ -242,7 +242,11 @@ class EngineConnection:
             self.activity.receive_count += self._shows_core
             self._sink = None
             self._release()
-            sink.on_body(chunks, True)
+            try:
+                sink.on_body(chunks, True)
+            except Exception:
+                sink.on_error(UpstreamError("garbage"))  # nothing else would end the request
+                raise
         elif chunks:
             self.activity.receive_count += self._shows_core
             self._body_started = True

@@ -133,6 +133,31 @@ def test_chunk_sizes_that_arrive_alone_do_not_count_as_a_trailer() -> None:
     run_async(main())
 
 
+def test_request_whose_last_bytes_cause_a_defect_ends_with_an_error() -> None:
+    class DefectiveSink(_RecordingSink):
+        def on_body(self, chunks: list[bytes], complete: bool) -> None:
+            raise ValueError("a defect")
+
+        def on_error(self, error: UpstreamError) -> None:
+            errors.append(error.cause)
+
+    async def script(call: EngineCall) -> None:
+        await call.send(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda *_: None)
+        pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
+        async with scripted_engine(script) as engine:
+            connection = await pool.connect(engine.url)
+            connection.send_request([b"POST / HTTP/1.1\r\nhost: e\r\ncontent-length: 0\r\n\r\n"], DefectiveSink(), 60.0)
+            await wait_until(lambda: errors == ["garbage"])
+            pool.close()
+
+    errors: list[str] = []
+    run_async(main())
+
+
 def test_head_of_a_stream_is_no_activity_since_a_hung_core_sends_no_body() -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()
