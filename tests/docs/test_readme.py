@@ -1,9 +1,10 @@
-"""The README's table and chart, compared with the page and the record behind them."""
+"""The README's table and summary pictures, compared with the pages and records behind them."""
 
 import json
 import re
 from pathlib import Path
 
+from fairlead_bench.autoscaler import summary_plot
 from fairlead_bench.routing.demo_summary_plot import PICTURE, REPORT, figures_digest, panels
 
 ROOT = Path(__file__).parents[2]
@@ -31,3 +32,11 @@ def test_the_picture_of_routing_has_the_figures_of_its_record() -> None:
     report = json.loads((ROOT / REPORT).read_text())
     assert f"figures {figures_digest(panels(report))}" in (ROOT / PICTURE).read_text()
     assert f"]({PICTURE})" in (ROOT / "README.md").read_text()
+
+
+def test_the_picture_of_the_autoscaler_has_every_scenario_of_its_records() -> None:
+    tables = summary_plot.read_tables(ROOT)
+    rows = summary_plot.scenario_rows(tables)
+    assert len(rows) == 16
+    assert [len(row.unseen) for row in rows] == [2 * (row.name in tables[1]["fairlead"]) for row in rows]
+    assert f"figures {summary_plot.figures_digest(rows)}" in (ROOT / summary_plot.PICTURE).read_text()

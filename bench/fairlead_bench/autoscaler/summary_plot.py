@@ -1,5 +1,5 @@
-"""The summary picture of the autoscaler's benchmark: every scenario, every controller, two kinds of
-seeds.
+"""The summary picture of the autoscaler's benchmark: every scenario, on the seed on which presets
+were tuned and on seeds on which nothing was chosen.
 
 ``python -m fairlead_bench.autoscaler.summary_plot`` draws it from the committed results.
 """
@@ -11,70 +11,65 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairlead_bench.autoscaler.result_rows import TARGET, geometric_mean
+from fairlead_bench.autoscaler.result_rows import TARGET
 from fairlead_bench.autoscaler.unseen_seeds import COMPARED_PRESETS
 
 RESULTS = Path("bench/results")
 SOURCES = (RESULTS / "autoscaler.json", RESULTS / "autoscaler-seeds.json")
 PICTURE = Path("docs/images/autoscaler-summary.svg")
 FAIRLEAD = "fairlead"
-LABELS = {
-    "hpa-concurrency": "HPA",
-    "kpa-concurrency": "Knative KPA",
-    "keda-request-rate": "KEDA",
-    "apa-concurrency": "AIBrix APA",
-    "wva-saturation": "llm-d WVA",
-    "dynamo": "Dynamo planner",
-}
+_OURS, _OTHERS = "#0b7a75", "#9aa5b1"
+_LEAST_SHARE = 0.6
+"""Shares below it are drawn at it."""
 Table = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
-    """A controller: how many scenarios it keeps, and its cost as a multiple of Fairlead's.
+class ScenarioRow:
+    """A scenario. Shares are of requests within the SLO.
 
-    costs: over the scenarios that both keep; ``None`` for a seed without one.
+    unseen: Fairlead's on seeds on which nothing was chosen; empty where none was measured.
+
+    others: share, and cost as a multiple of Fairlead's, of each preset at its best setting.
     """
 
-    label: str
-    kept: list[int]
-    costs: list[float | None]
+    name: str
+    tuned: float
+    unseen: tuple[float, ...]
+    others: tuple[tuple[float, float], ...]
 
 
-def bars(tables: Sequence[Table]) -> list[Bar]:
+def scenario_rows(tables: Sequence[Table]) -> list[ScenarioRow]:
     """Returns the rows of the picture. The first table is that of the tuned seed."""
-    found = [Bar("Fairlead", [_count_met(table[FAIRLEAD]) for table in tables], [1.0] * len(tables))]
-    for preset in COMPARED_PRESETS:
-        for kind, words in (("(best)", "best setting"), ("(fixed)", "usual setting")):
-            name = next(name for name in tables[0] if name.startswith(f"{preset} at ") and name.endswith(kind))
-            seen = [table for table in tables if name in table]
-            costs = [_cost(table[name], table[FAIRLEAD]) for table in seen]
-            found.append(Bar(f"{LABELS[preset]}, {words}", [_count_met(table[name]) for table in seen], costs))
-    return found
+    tuned, *unseen = tables
+    best = [
+        next(name for name in tuned if name.startswith(f"{preset} at ") and name.endswith("(best)"))
+        for preset in COMPARED_PRESETS
+    ]
+    return [
+        ScenarioRow(
+            scenario,
+            ours["attainment"],
+            tuple(table[FAIRLEAD][scenario]["attainment"] for table in unseen if scenario in table[FAIRLEAD]),
+            tuple((tuned[one][scenario]["attainment"], tuned[one][scenario]["cost"] / ours["cost"]) for one in best),
+        )
+        for scenario, ours in tuned[FAIRLEAD].items()
+    ]
 
 
-def _count_met(cells: Mapping[str, Mapping[str, float]]) -> int:
-    return sum(cell["attainment"] >= TARGET for cell in cells.values())
-
-
-def _cost(cells: Mapping[str, Mapping[str, float]], ours: Mapping[str, Mapping[str, float]]) -> float | None:
-    both = [name for name in ours if min(cells[name]["attainment"], ours[name]["attainment"]) >= TARGET]
-    return geometric_mean([cells[name]["cost"] / ours[name]["cost"] for name in both])
-
-
-def read_tables() -> list[Table]:
-    """Returns the committed tables, that of the tuned seed first."""
-    tuned, unseen = (json.loads(path.read_text(encoding="utf-8")) for path in SOURCES)
+def read_tables(root: Path = Path()) -> list[Table]:
+    """Returns the committed tables below the repository's root, that of the tuned seed first."""
+    tuned, unseen = (json.loads((root / path).read_text(encoding="utf-8")) for path in SOURCES)
     return [tuned["table"], *unseen["tables"].values()]
 
 
-def source_digest() -> str:
+def figures_digest(rows: Sequence[ScenarioRow]) -> str:
     """Returns a digest of the figures, which the picture carries."""
-    rows = [[bar.label, bar.kept, bar.costs] for bar in bars(read_tables())]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    figures = [[row.name, row.tuned, row.unseen, row.others] for row in rows]
+    return hashlib.sha256(json.dumps(figures).encode()).hexdigest()[:16]
 
 
-def draw(rows: Sequence[Bar], scenarios: int, path: Path, digest: str) -> None:
+def draw(rows: Sequence[ScenarioRow], path: Path) -> None:
     """Draws the picture as SVG."""
     import matplotlib as mpl
 
@@ -83,45 +78,48 @@ def draw(rows: Sequence[Bar], scenarios: int, path: Path, digest: str) -> None:
 
     style: dict[str, Any] = {"svg.hashsalt": "fairlead", "svg.fonttype": "path", "font.size": 10}
     with mpl.rc_context(style):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 5.0), sharey=True, width_ratios=(3, 2))
-        for place, bar in enumerate(rows):
-            colour = "#c0392b" if place == 0 else "#5c6bc0"
-            left.barh(place - 0.19, bar.kept[0], 0.36, color=colour)
-            left.text(bar.kept[0] + 0.15, place - 0.19, str(bar.kept[0]), va="center", fontsize=8)
-            if unseen := bar.kept[1:]:
-                mean = sum(unseen) / len(unseen)
-                left.barh(place + 0.19, mean, 0.36, color=colour, alpha=0.45)
-                left.text(mean + 0.15, place + 0.19, "/".join(map(str, unseen)), va="center", fontsize=8)
-            known = [cost for cost in bar.costs if cost is not None]
-            if known:
-                right.plot(known, [place] * len(known), "o", color=colour, ms=6, alpha=0.8)
-            else:
-                right.text(1.0, place, "no scenario kept by both", va="center", fontsize=8)
-        left.set_yticks(range(len(rows)), [bar.label for bar in rows])
-        left.invert_yaxis()
-        left.set_xlim(0, scenarios + 1)
-        left.set_title(
-            f"Scenarios of {scenarios} with 99 % of requests in the SLO\ndark: tuned seed, light: two unseen seeds",
-            fontsize=10,
+        figure, (shares, costs) = plt.subplots(1, 2, figsize=(9.6, 5.6), sharey=True, width_ratios=(3, 2))
+        for place, row in enumerate(rows):
+            grey = {"color": _OTHERS, "ms": 5, "alpha": 0.75, "ls": "", "marker": "|", "mew": 1.6}
+            shares.plot([_drawn(share) for share, _ in row.others], [place + 0.2] * len(row.others), **grey)
+            shares.plot(
+                [_drawn(one) for one in row.unseen], [place - 0.1] * len(row.unseen), "o", mfc="none", color=_OURS
+            )
+            shares.plot(_drawn(row.tuned), place - 0.1, "o", color=_OURS)
+            meeting = [cost for share, cost in row.others if share >= TARGET]
+            costs.plot(meeting, [place] * len(meeting), **grey)
+        shares.plot([], [], "o", color=_OURS, label="Fairlead, the seed of the comparison")
+        shares.plot([], [], "o", mfc="none", color=_OURS, label="Fairlead, two unseen seeds")
+        shares.plot([], [], "|", color=_OTHERS, mew=1.6, label="six others, each at its best setting")
+        shares.legend(loc="lower center", bbox_to_anchor=(0.5, -0.27), frameon=False, fontsize=9)
+        shares.axvline(TARGET, color="#17202a", lw=0.8, ls=":")
+        shares.set_xlim(_LEAST_SHARE - 0.01, 1.005)
+        shares.set_xticks([0.6, 0.7, 0.8, 0.9, 0.99], ["≤ 60 %", "70 %", "80 %", "90 %", "99 %"])
+        shares.set_yticks(range(len(rows)), [row.name for row in rows])
+        shares.invert_yaxis()
+        shares.set_title("Requests within the SLO\n(the goal is 99 %)", loc="left", fontsize=10, weight="bold")
+        costs.axvline(1.0, color=_OURS, lw=1.6)
+        costs.set_xscale("log", base=2)
+        costs.set_xticks([0.5, 1, 2, 4, 8], ["½", "1", "2", "4", "8"])
+        costs.set_title(
+            "Cost of those that meet it,\nas a multiple of Fairlead's", loc="left", fontsize=10, weight="bold"
         )
-        right.set_xscale("log", base=2)
-        right.set_xticks([1, 2, 4, 8], ["1×", "2×", "4×", "8×"])
-        right.set_xlim(0.8, 9)
-        right.axvline(1.0, color="#c0392b", lw=0.8)
-        right.set_title("Cost, as a multiple of Fairlead's,\nwhere both meet the SLO", fontsize=10)
-        for axes in (left, right):
+        for axes in (shares, costs):
             axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", color="#eef1f5")
+            axes.set_axisbelow(True)
         figure.tight_layout()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(
-            path, format="svg", facecolor="white", metadata={"Date": None, "Description": f"figures {digest}"}
-        )
+        description = {"Date": None, "Description": f"figures {figures_digest(rows)}"}
+        figure.savefig(path, format="svg", facecolor="white", metadata=description)
         plt.close(figure)
 
 
+def _drawn(share: float) -> float:
+    return max(share, _LEAST_SHARE)
+
+
 def main() -> None:
-    tables = read_tables()
-    draw(bars(tables), len(tables[0][FAIRLEAD]), PICTURE, source_digest())
+    draw(scenario_rows(read_tables()), PICTURE)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--traces", type=Path, help="a folder with the published traces")
     parser.add_argument("--presets", default=",".join(COMPARED_PRESETS), help="empty for Fairlead alone")
+    parser.add_argument("--scenarios", default=",".join(ALL_SCENARIOS), help="without the smooth days, minutes suffice")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(f"out/bench/{NAME}.json"))
     given = parser.parse_args(arguments)
@@ -55,6 +56,7 @@ def main(arguments: list[str]) -> int:
     cache = MeasurementCache(
         given.out.with_name("autoscaler-cells.jsonl"), measure, source_digest, jobs=given.jobs, said=_print_progress
     )
+    scenarios = given.scenarios.split(",")
     tables = {}
     controllers = [
         TunedPreset(FAIRLEAD, 0.0, True),
@@ -65,7 +67,7 @@ def main(arguments: list[str]) -> int:
             (one, scenario): AutoscalerCell(
                 scenario, seed, one.preset, None if one.preset == FAIRLEAD else one.knob, traces
             )
-            for scenario in ALL_SCENARIOS
+            for scenario in scenarios
             for one in controllers
         }
         found = cache(cells.values())
@@ -75,7 +77,7 @@ def main(arguments: list[str]) -> int:
                     "attainment": round(found[cells[one, scenario]]["attainment"], 5),
                     "cost": round(found[cells[one, scenario]]["cost"], 3),
                 }
-                for scenario in ALL_SCENARIOS
+                for scenario in scenarios
             }
             for one in controllers
         }
