@@ -40,3 +40,10 @@ def test_the_picture_of_the_autoscaler_has_every_scenario_of_its_records() -> No
     assert len(rows) == 16
     assert [len(row.unseen) for row in rows] == [2 * (row.name in tables[1]["fairlead"]) for row in rows]
     assert f"figures {summary_plot.figures_digest(rows)}" in (ROOT / summary_plot.PICTURE).read_text()
+
+
+def test_the_first_tokens_are_those_of_its_record() -> None:
+    policies = json.loads((ROOT / REPORT).read_text())["policies"]
+    ours, least = (policies[name]["live"]["ttft_seconds"]["p90"] for name in ("dual-hash", "least-request"))
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"nine of ten first tokens came within {ours:.1f} s, with least-request routing within {least:.1f} s" in text
