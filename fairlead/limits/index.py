@@ -50,6 +50,10 @@ class KvEventLimits:
         16 * 1024 * 1024,
         "unread events of one engine, as a number of batches of the largest size; beyond, its connection pauses",
     )
+    kv_all_unread_bytes: int = limit(
+        256 * 1024 * 1024,
+        "the same of all engines with their replays; beyond, engines of the namespace with most are disconnected",
+    )
     kv_receive_buffer_bytes: int = limit(
         256 * 1024, "the same in the kernel; without it, Linux grows each connection's buffer to several MiB"
     )

@@ -41,6 +41,8 @@ from fairlead_kvstore.reader.zmq_connection import ZmqConnection
 from fairlead_kvstore.reader.zmq_socket import SocketContext, message_size
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
+_MAX_FAILURES: Final = 16
+"""Pauses between connections grow no further after so many failures."""
 _MAX_LAG_SECONDS: Final = 1e10
 """A larger one is no lag: an engine may send any number as its time, finite or not."""
 
@@ -226,8 +228,15 @@ class EngineSubscription:
             self._away_timer.set(limits.kv_restart_seconds, self._on_away_timeout)
         if self.endpoints.events is not None:
             pause = min(limits.max_kv_reconnect_seconds, limits.kv_reconnect_seconds * 2.0**self._failures)
-            self._failures = min(self._failures + 1, 16)
+            self._failures = min(self._failures + 1, _MAX_FAILURES)
             self._reconnect_timer.set(pause * (0.5 + 0.5 * self._context.random()), self.start)
+
+    def on_overflow(self, reason: str) -> None:
+        """Handles a connection that was ended since too much of it is unread. The next one is made
+        after the longest pause.
+        """
+        self._failures = _MAX_FAILURES
+        self.on_disconnected(reason)
 
     def on_messages(self, messages: list[list[bytes]]) -> None:
         """Handles messages of the subscription. Consecutive frames in order are applied together.
@@ -241,7 +250,7 @@ class EngineSubscription:
         for parts in messages:
             size = message_size(parts)
             counts.bytes += size
-            if self._application.waiting_bytes + size > self._context.limits.kv_pending_bytes:
+            if self._has_too_much_waiting(size):
                 counts.unreadable["overflow"] += 1  # the next one shows a gap
                 continue
             try:
@@ -259,6 +268,12 @@ class EngineSubscription:
             self._on_live_frame(frame)
         if following:
             self._apply(following)
+
+    def _has_too_much_waiting(self, size: int) -> bool:
+        waiting, context = self._application.waiting_bytes, self._context
+        if waiting + size > context.limits.kv_pending_bytes:
+            return True
+        return waiting > 0 and context.buffered.is_over(self.model_key.partition("/")[0])
 
     def _on_live_frame(self, frame: EventFrame) -> None:
         """Handles a frame that is not the next in order."""
@@ -436,7 +451,8 @@ class EngineSubscription:
 
     def _handle(self, found: AppliedEvents) -> None:
         """Reports what was applied, and begins or ends a replay as that requires."""
-        self._report_buffered(self._sequencer.held_bytes if self._is_open else 0)
+        waiting = self._sequencer.held_bytes + self._application.waiting_bytes
+        self._report_buffered(waiting if self._is_open else 0)
         self._count(found)
         self._context.on_applied(self, found)
         if not self._is_open:

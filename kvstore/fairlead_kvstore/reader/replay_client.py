@@ -78,11 +78,11 @@ class ReplayClient:
         while self._polled.is_open:
             if self._listener.is_busy:
                 return used, False
-            parts = receive_message(self._socket, self._limits.kv_frames)
-            if parts is None:
+            received = receive_message(self._socket, self._limits.kv_frames)
+            if received is None:
                 return used, False
-            size = message_size(parts)
-            used += size + MESSAGE_OVERHEAD_BYTES
+            parts, size = received
+            used += message_size(parts) + MESSAGE_OVERHEAD_BYTES
             if self._unread is not None:
                 self._unread.on_read(size)
             self._listener.on_replay_message(parts)
@@ -105,10 +105,12 @@ class ReplayClient:
             self._unread.close()
         limit = self._limits.kv_replay_unread_bytes
         self._unread = self._watch.add(descriptor, self._port, limit, self._on_overflow)
+        if self._unread is not None:
+            self._unread.set_namespace(self.model_key.partition("/")[0])
 
-    def _on_overflow(self) -> None:
+    def _on_overflow(self, reason: str) -> None:
         self.close()
-        self._listener.on_replay_cut(f"more than {self._limits.kv_replay_unread_bytes} bytes of it are unread")
+        self._listener.on_replay_cut(reason)
 
 
 class ReplaySlot:

@@ -47,6 +47,10 @@ class ConnectionListener(Protocol):
         """Handles the messages of one turn, in order; each is a list of its parts."""
         ...
 
+    def on_overflow(self, reason: str) -> None:
+        """Handles the end of a connection of which too much is unread; it is closed already."""
+        ...
+
 
 class ZmqConnection:
     """A ZMQ subscription to all topics at ``endpoint``. Raises ZMQError for an invalid address."""
@@ -76,16 +80,21 @@ class ZmqConnection:
     def read(self, most: int) -> tuple[int, bool]:
         """Reads messages of one turn, see ``ReadSource``."""
         self._handle_monitor_events()
-        used, found = 0, list[list[bytes]]()
+        used, read, is_empty, found = 0, 0, False, list[list[bytes]]()
         while self._polled.is_open and used < most and not self._listener.is_busy:
-            parts = receive_message(self._socket, self._limits.kv_frames)
-            if parts is None:
+            received = receive_message(self._socket, self._limits.kv_frames)
+            if received is None:
+                is_empty = True
                 break
+            parts, size = received
+            read += size
             used += message_size(parts) + MESSAGE_OVERHEAD_BYTES
             found.append(parts)
         if found:
             if self._unread is not None:
-                self._unread.on_all_read()  # the high-water mark bounds the whole messages that are left
+                self._unread.on_read(read)
+                if is_empty:
+                    self._unread.on_queue_empty()
             self._listener.on_messages(found)
         return used, self._polled.is_open and used >= most
 
@@ -101,10 +110,12 @@ class ZmqConnection:
 
     def _on_descriptor(self, descriptor: int) -> None:
         self._unread = self._watch.add(descriptor, self._port, self._max_unread, self._on_overflow)
+        if self._unread is not None:
+            self._unread.set_namespace(self.model_key.partition("/")[0])
 
-    def _on_overflow(self) -> None:
+    def _on_overflow(self, reason: str) -> None:
         self.close()
-        self._listener.on_disconnected(f"it sent more than {self._max_unread} bytes without the end of a message")
+        self._listener.on_overflow(reason)
 
     def _handle_monitor_events(self) -> None:
         for event, _ in self._monitor.events():

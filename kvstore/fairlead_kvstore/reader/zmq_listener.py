@@ -27,7 +27,7 @@ from fairlead.errors import BadInput
 from fairlead_kvstore.reader.endpoints import topic_address
 from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES
 from fairlead_kvstore.reader.unread_bytes import PENDING_FACTOR, UnreadBytes, endpoint_port
-from fairlead_kvstore.reader.zmq_socket import PolledSocket, SocketContext, message_size
+from fairlead_kvstore.reader.zmq_socket import PolledSocket, SocketContext, message_size, wire_size
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 _FIRST_VERSION_WITH_PEER_ADDRESSES: Final = (4, 1)
@@ -45,7 +45,12 @@ _RANK: Final = msgspec.msgpack.Decoder(_BatchRank)
 
 
 class DialingEngine(Protocol):
-    """The interface of a subscription to an engine that dials the indexer."""
+    """The interface of a subscription to an engine that dials the indexer.
+
+    model_key: the model (``namespace/name``) of the engine.
+    """
+
+    model_key: str
 
     def on_connected(self) -> None:
         """Handles a new connection."""
@@ -114,15 +119,18 @@ class ZmqListener:
         descriptors: set[int] = set()
         while self._polled.is_open and has_more and used < most:
             self._handle_monitor_events()
-            frames = self._receive()
-            has_more = frames is not None
-            if frames is not None:
+            frames, size = self._receive()
+            has_more = bool(frames)
+            if frames:
                 parts = [frame.bytes for frame in frames]
                 used += message_size(parts) + MESSAGE_OVERHEAD_BYTES
-                descriptors.add(int(frames[0].get(zmq.SRCFD)))
+                descriptor = int(frames[0].get(zmq.SRCFD))
+                descriptors.add(descriptor)
+                if descriptor in self._unread:
+                    self._unread[descriptor].on_read(size)
                 self._dispatch(parts, frames[0])
-        for descriptor in descriptors & self._unread.keys():
-            self._unread[descriptor].on_all_read()
+        for descriptor in () if has_more else descriptors & self._unread.keys():
+            self._unread[descriptor].on_queue_empty()
         return used, has_more and self._polled.is_open
 
     def remove(self, engine: DialingEngine) -> None:
@@ -135,16 +143,19 @@ class ZmqListener:
             unread.close()
         self._polled.close()
 
-    def _receive(self) -> list[zmq.Frame] | None:
+    def _receive(self) -> tuple[list[zmq.Frame], int]:
+        """Returns the first parts of the next message, and its bytes; none if there is none now."""
         try:
             frames = [self._socket.recv(zmq.NOBLOCK, copy=False)]
         except zmq.Again:
-            return None
+            return [], 0
+        size = wire_size(len(frames[0]))
         while self._socket.getsockopt(zmq.RCVMORE):
             frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+            size += wire_size(len(frame))
             if len(frames) <= self._limits.kv_frames:
                 frames.append(frame)
-        return frames
+        return frames, size
 
     def _dispatch(self, parts: list[bytes], first: zmq.Frame) -> None:
         if len(parts) != _FRAMES_PER_MESSAGE:
@@ -170,6 +181,8 @@ class ZmqListener:
                 self.unidentified["many"] += 1
                 return
             self._descriptors[engine] = descriptor
+            if descriptor in self._unread:
+                self._unread[descriptor].set_namespace(engine.model_key.partition("/")[0])
             engine.on_connected()
         engine.on_messages([parts])
 
@@ -189,7 +202,7 @@ class ZmqListener:
             descriptor,
             endpoint_port(self.endpoint),
             PENDING_FACTOR * self._limits.kv_pending_bytes,
-            partial(self._end_connection, descriptor, "overflow"),
+            lambda reason: self._end_connection(descriptor, "overflow"),
         )
         if unread is not None:
             self._unread[descriptor] = unread

@@ -23,6 +23,7 @@ from fairlead_kvstore.reader.unread_bytes import UnreadWatch
 Context = zmq.Context["zmq.Socket[bytes]"]
 Socket = zmq.Socket[bytes]
 _MAX_SOCKETS: Final = 65_536
+_MAX_SHORT_PART_BYTES: Final = 255
 
 MONITORED_EVENTS: Final = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -101,9 +102,9 @@ class SocketContext:
     unread: UnreadWatch
 
 
-def receive_message(socket: Socket, max_parts: int) -> list[bytes] | None:
-    """Returns the parts of the next message; None when there is none now. Parts after the first
-    ``max_parts`` + 1 are dropped.
+def receive_message(socket: Socket, max_parts: int) -> tuple[list[bytes], int] | None:
+    """Returns the parts of the next message, and its bytes on the connection. None when there is no
+    message now. Parts after the first ``max_parts`` + 1 are dropped.
 
     Raises ZMQError when the socket is closed.
 
@@ -116,11 +117,18 @@ def receive_message(socket: Socket, max_parts: int) -> list[bytes] | None:
     except zmq.Again:
         return None
     parts = [frame.bytes]
+    size = wire_size(len(parts[0]))
     while frame.more:
         frame = receive(zmq.NOBLOCK, copy=False)
+        size += wire_size(len(frame))
         if len(parts) <= max_parts:
             parts.append(frame.bytes)
-    return parts
+    return parts, size
+
+
+def wire_size(size: int) -> int:
+    """Returns the bytes that a part takes on the connection, with its flags and length."""
+    return size + (2 if size <= _MAX_SHORT_PART_BYTES else 9)
 
 
 def message_size(parts: list[bytes]) -> int:

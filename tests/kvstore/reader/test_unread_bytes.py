@@ -3,16 +3,17 @@
 import asyncio
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 
+from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
 from fairlead_kvstore.index.sink import LocalSink
 from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH
 from fairlead_kvstore.reader.unread_bytes import PENDING_FACTOR, BufferedBytes, endpoint_port
-from fairlead_testing.kvstore.indexer_harness import IndexerHarness, frames, indexer_harness
+from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmtp_peer import ZmtpPeer
 from fairlead_testing.waiting import wait_until
@@ -33,6 +34,34 @@ def backlog(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 def _send_without_end(peer: ZmtpPeer, size: int) -> None:
     for _ in range(size // 32_768):
         peer.send_part(bytes(32_768), more=True)
+
+
+async def _connect_peers(stage: IndexerHarness, names: Sequence[str]) -> list[ZmtpPeer]:
+    """Adds instances of namespace ``flood``, and returns the peers that act as their engines."""
+    servers = [socket.create_server(("127.0.0.1", 0)) for _ in names]
+    added = tuple(
+        Instance(name, "flood", "tiny", "main", "http://127.0.0.1:1", kv_events=_endpoint(server))
+        for name, server in zip(names, servers, strict=True)
+    )
+    fleet = {MODEL: tuple(stage.instances.values()), "flood/tiny": added}
+    models = {MODEL: Model("default", "tiny"), "flood/tiny": Model("flood", "tiny")}
+    stage.indexer.update_fleet(Fleet(1, 1, models, fleet))
+    peers = []
+    for name, server in zip(names, servers, strict=True):
+        with server:
+            connection, _ = await asyncio.to_thread(server.accept)
+        peers.append(await asyncio.to_thread(ZmtpPeer, connection, b"PUB"))
+        await asyncio.to_thread(peers[-1].read_frame)
+        await wait_until(lambda name=name: stage.status(name).connected)  # type: ignore[misc]  # a default
+    return peers
+
+
+def _endpoint(server: socket.socket) -> str:
+    return f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+
+def _disconnects(stage: IndexerHarness, name: str) -> int:
+    return stage.status(name).counters.disconnects
 
 
 async def _check_until(stage: IndexerHarness, condition: Callable[[], bool]) -> None:
@@ -68,8 +97,72 @@ def test_engine_that_never_ends_a_message_is_disconnected() -> None:
                 await wait_until(lambda: stage.status("a").connected)
                 await asyncio.to_thread(_send_without_end, peer, 2 * BOUND)
                 await _check_until(stage, lambda: stage.status("a").counters.disconnects == 1)
-                assert "without the end of a message" in stage.status("a").problem
+                assert "bytes are unread" in stage.status("a").problem
                 peer.close()
+
+    asyncio.run(scenario())
+
+
+def test_unread_bytes_of_all_engines_of_a_namespace_are_bounded_together() -> None:
+    async def scenario() -> None:
+        limits = replace(LIMITS, kv_all_unread_bytes=2 * 1024 * 1024)
+        names = [f"flood-{number}" for number in range(24)]
+        async with indexer_harness(limits) as stage:
+            victim = await stage.connect_engine("victim")
+            peers = await _connect_peers(stage, names)
+            for peer in peers:
+                await asyncio.to_thread(_send_without_end, peer, 196_608)  # 4.5 MiB together
+            unread = stage.indexer._context.unread.buffered
+            await _check_until(stage, lambda: sum(_disconnects(stage, name) for name in names) >= 14)
+            assert unread.total <= 2 * 1024 * 1024
+            assert unread.largest() == "flood"
+            victim.serve_prompt(*range(1, 10))
+            await _check_until(stage, lambda: stage.is_exact("victim"))
+            assert _disconnects(stage, "victim") == 0
+            for peer in peers:
+                peer.close()
+            stage.instances = {"victim": stage.instances["victim"]}
+            stage.apply_fleet()
+            assert unread.total < 4_096, "a greeting of the victim"
+
+    asyncio.run(scenario())
+
+
+def test_engine_ended_for_its_unread_bytes_returns_after_the_longest_pause() -> None:
+    async def scenario() -> None:
+        async with indexer_harness(LIMITS) as stage:
+            await stage.connect_engine("a")
+            subscription = stage.indexer._members["a"].subscription
+            assert subscription is not None
+            assert subscription._connection is not None
+            subscription._connection._on_overflow("too many bytes")
+            stage.loop.advance(LIMITS.max_kv_reconnect_seconds - 0.01)
+            assert subscription._connection is None
+            assert stage.status("a").problem == "too many bytes"
+            stage.loop.advance(0.02)
+            await wait_until(lambda: stage.status("a").connected)
+
+    asyncio.run(scenario())
+
+
+def test_whole_messages_that_are_still_queued_count_as_unread() -> None:
+    async def scenario() -> None:
+        async with indexer_harness(LIMITS) as stage:
+            [peer] = await _connect_peers(stage, ["a"])
+            unread = stage.indexer._context.unread.buffered
+            subscription = stage.indexer._members["a"].subscription
+            assert subscription is not None
+            connection = subscription._connection
+            assert connection is not None
+            stage.indexer._context.scheduler.mark_ready = lambda source: None  # type: ignore[method-assign]
+            for _ in range(4):
+                for part in (b"kv", bytes(8), bytes(60_000)):
+                    peer.send_part(part, more=len(part) < 60_000)
+            await _check_until(stage, lambda: unread.total > 240_000)
+            connection.read(1)
+            await _check_until(stage, lambda: unread.total < 240_000)
+            assert unread.total > 180_000, "three of four"
+            peer.close()
 
     asyncio.run(scenario())
 
