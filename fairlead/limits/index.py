@@ -155,7 +155,7 @@ class IndexLimits:
     )
     index_engine_bytes: int = limit(1024 * 1024 * 1024, "and reads at most this much of it")
     index_mirror_blocks: int = limit(
-        12_000_000, "different blocks of one model in a mirror, some 90 bytes each; more are not credited"
+        12_000_000, "different blocks of one model in a mirror, 90 bytes to 1.8 kB each; more are not credited"
     )
     index_census_seconds: float = limit(
         10.0, "blocks that only one instance has are counted at most this often per million blocks (50 ms)"

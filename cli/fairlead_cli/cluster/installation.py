@@ -141,6 +141,15 @@ class Installation:
         is_bare = "/" not in name
         return f"{namespace}/{name}" if is_bare and asyncio.run(self._has_model(namespace, name)) else name
 
+    async def is_model_deleted(self, model_key: str) -> bool:
+        """Returns whether the cluster has no ModelDeployment ``namespace/name``; False if that is
+        unknown.
+        """
+        namespace, _, name = model_key.partition("/")
+        async with connect(self.access) as (api, _):
+            found = await value_or_missing(api.get(MODEL_DEPLOYMENTS, namespace, name))
+        return isinstance(found, MissingValue) and found.is_absent
+
     def pod_names(self, namespace: str) -> Mapping[str, str]:
         """Returns the pods of a namespace: uid → name. Empty without the right to list them."""
         return asyncio.run(self._pod_names(namespace))

@@ -3,7 +3,7 @@ a cluster.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,11 +18,14 @@ class IndexAddress:
     """URL of Redis, None when none is known, and the secret of the prefix hashes.
 
     namespace: of the kubeconfig, for bare names of models; None without a cluster.
+    is_model_deleted: returns whether a model (``namespace/name``) exists no more; None without a
+    cluster.
     """
 
     redis: str | None
     hash_secret: str
     namespace: str | None = None
+    is_model_deleted: Callable[[str], Awaitable[bool]] | None = None
 
 
 @contextmanager
@@ -40,7 +43,8 @@ def open_index(source: IndexSource) -> Iterator[IndexAddress]:
 
         with open_installation(source.cluster) as installation:
             secret = secret or installation.hash_secret()
-            yield IndexAddress(installation.redis_url(), secret, installation.access.namespace)
+            namespace = installation.access.namespace
+            yield IndexAddress(installation.redis_url(), secret, namespace, installation.is_model_deleted)
     elif url:
         yield IndexAddress(url, secret)
     else:

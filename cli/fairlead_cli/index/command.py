@@ -41,7 +41,8 @@ async def _run(options: IndexOptions, address: IndexAddress, clock: Clock, limit
         if options.action == "stats":
             if options.model is not None:
                 models_ = [choose_model(options.qualified_model, models_, address.namespace)]
-            return await _stats(options, link, models_, clock, limits)
+            snapshots = [await take_snapshot(link, key, clock, limits) for key in models_]
+            return await _stats(options, snapshots, address)
         key = choose_model(options.qualified_model, models_, address.namespace)
         if options.action == "watch":
             return await _watch(options, link, key, limits)
@@ -51,10 +52,13 @@ async def _run(options: IndexOptions, address: IndexAddress, clock: Clock, limit
         return await _match(options, link, snapshot, prompt, secret, limits)
 
 
-async def _stats(options: IndexOptions, link: RedisLink, known: list[str], clock: Clock, limits: Limits) -> int:
+async def _stats(options: IndexOptions, snapshots: list[IndexSnapshot], address: IndexAddress) -> int:
     from fairlead_cli.index.stats import build_stats, render_stats
 
-    all_stats = [build_stats(await take_snapshot(link, key, clock, limits)) for key in known]
+    all_stats = [build_stats(snapshot) for snapshot in snapshots]
+    for model_stats in all_stats:
+        if address.is_model_deleted is not None and not model_stats.is_healthy:
+            model_stats.deleted = await address.is_model_deleted(model_stats.model)
     if is_document(options.output):
         print(format_document({"models": all_stats}, options.output))
     elif not all_stats:

@@ -73,6 +73,8 @@ class IndexStats(msgspec.Struct, kw_only=True):
 
     trouble: why the index is unusable.
 
+    deleted: the cluster has no such model any more, and Redis drops the index soon.
+
     hints: blocks in shared stores. ``wanted``: hot prefixes that need another home; None when no
     gateway reports.
     """
@@ -90,11 +92,12 @@ class IndexStats(msgspec.Struct, kw_only=True):
     hints: int
     wanted: list[ReplicationHint] | None
     instances: list[InstanceContents]
+    deleted: bool = False
 
     @property
     def is_healthy(self) -> bool:
-        """Whether gateways can use the index and an indexer writes it."""
-        return not self.trouble and not self.unreadable and self.leader is not None
+        """Whether gateways can use the index and an indexer writes it, or nothing needs it."""
+        return self.deleted or (not self.trouble and not self.unreadable and self.leader is not None)
 
 
 def build_stats(snapshot: IndexSnapshot) -> IndexStats:
@@ -186,6 +189,8 @@ def _model(stats: IndexStats) -> Iterator[RenderableType]:
     writes = f"{printable(stats.leader)} writes" if stats.leader is not None else "nobody writes"
     if stats.stale_seconds is not None:
         writes += f" since {format_duration(stats.stale_seconds)}"
+    if stats.deleted:
+        writes += "; the model no longer exists"
     at = UNKNOWN if stats.epoch is None else f"{stats.epoch}-{stats.sequence}"
     hints = f", {stats.hints:,} in shared stores" if stats.hints else ""
     yield Text.assemble(

