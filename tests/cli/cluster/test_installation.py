@@ -25,9 +25,10 @@ from fairlead_autoscaler.core import ModelSpec, Observation, PoolSpec, ScalingPl
 from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord, encode_record
 from fairlead_cli.cluster.access.port_forward import PodPort, PortForwarder
-from fairlead_cli.cluster.installation import _service_of
+from fairlead_cli.cluster.installation import _service_of, open_installation
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.management import api_types
+from fairlead_cli.target import ClusterOptions
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
 from fairlead_testing.kube.kubelet import NODE, Kubelet
@@ -245,6 +246,13 @@ def test_index_reads_the_redis_of_the_cluster(stage: Stage) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert "this Redis has no index" in done.stderr
     assert ("fairlead-redis-0", 6379) in stage.kubelet.forwarded
+
+
+def test_deleted_model_is_told_from_one_that_exists(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(stage.server.kubeconfig))
+    with open_installation(ClusterOptions(install_namespace=PLACE)) as installation:
+        assert not asyncio.run(installation.is_model_deleted("chat/tiny"))
+        assert asyncio.run(installation.is_model_deleted("chat/gone"))
 
 
 def test_missing_rights_are_named(stage: Stage, tmp_path: Path) -> None:
