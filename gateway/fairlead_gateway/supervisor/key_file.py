@@ -5,6 +5,7 @@ file learns no key, and cannot even test guesses without the pepper.
 """
 
 import asyncio
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from fairlead.limits import Limits
 from fairlead.manifests.yaml_nodes import YamlNode, decode_file, format_path, parse_documents
 
 _DIGEST_PATTERN = re.compile(r"[0-9a-fA-F]{64}")
+_log = logging.getLogger("fairlead.gateway")
 
 
 class KeyFile:
@@ -35,10 +37,17 @@ class KeyFile:
         self.is_loaded = self.is_valid = False
 
     async def load(self) -> None:
-        """Reads the file. If that fails, raises FairleadError and keeps the previous keys."""
+        """Reads the file. If that fails, raises FairleadError and keeps the previous keys.
+
+        A list without a key is valid.
+
+        Why: a list that loses its only key must stop that key, which may have leaked.
+        """
         self.is_valid = False
         self.names_by_digest = await asyncio.to_thread(self._read)
         self.is_loaded = self.is_valid = True
+        if not self.names_by_digest:
+            _log.warning("%s lists no API key: every request is refused with 401 until it lists one", self.path)
 
     def _read(self) -> Mapping[bytes, str]:
         try:
@@ -60,8 +69,11 @@ def parse_key_file(text: str, *, file: str, limits: Limits) -> Mapping[bytes, st
         message = "the file is empty" if not documents else f"{len(documents)} YAML documents instead of one"
         raise ManifestError((FileProblem(file, 1, "(document)", message, "begin with `keys:`"),))
     node = documents[0]
+    raw = node.to_python()
+    if isinstance(raw, dict) and raw.get("keys", ()) is None:  # `keys:` with nothing after it
+        raw["keys"] = []
     try:
-        content = _KeyFileContent.model_validate(node.to_python(), by_alias=True, by_name=False)
+        content = _KeyFileContent.model_validate(raw, by_alias=True, by_name=False)
     except ValidationError as error:
         raise ManifestError(tuple(_problem(item, node, file) for item in error.errors(include_url=False))) from None
     if len(content.keys) > limits.keys:

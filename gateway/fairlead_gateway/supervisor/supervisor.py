@@ -399,6 +399,7 @@ class Supervisor:
         telemetry.non_model_counters["worker_deaths_total"] = self.workers.crash_count
         if self._config.key_file is not None:
             telemetry.non_model_counters["keys_file_broken"] = int(not self._config.key_file.is_valid)
+            telemetry.non_model_counters["keys"] = len(self._config.key_file.names_by_digest)
         age = self._config.fleet_source.age_seconds()
         if age is not None:
             telemetry.non_model_counters["fleet_age_seconds"] = int(age)

@@ -97,6 +97,7 @@ _RENDERERS: Final[Mapping[str, Renderer]] = {
     _PREFIX + "membership_epoch": render.gauge(lambda scrape: scrape.fleet.membership_epoch),
     _PREFIX + "loop_lag_seconds": render.loop_lag,
     _PREFIX + "uptime_seconds": render.gauge(lambda scrape: scrape.uptime_seconds),
+    _PREFIX + "keys": render.process_value("keys"),
     _PREFIX + "keys_file_broken": render.process_value("keys_file_broken"),
     _PREFIX + "keys_refused_total": render.keys_refused,
     _PREFIX + "workers": render.process_value("workers"),

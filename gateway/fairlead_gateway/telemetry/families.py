@@ -168,6 +168,7 @@ FAMILIES: Final = (
     _gauge("membership_epoch", (), "Changes of the set of instances that homes are computed over."),
     _gauge("loop_lag_seconds", ("quantile",), "How late the event loop wakes, of the latest worker."),
     _gauge("uptime_seconds", (), "Time since the gateway's counters began."),
+    _gauge("keys", (), "API keys that the gateway accepts; absent without a keys file."),
     _gauge("keys_file_broken", (), "1 while the keys file cannot be used; absent without one."),
     _counter("keys_refused_total", (), "Requests whose API key was missing or unknown."),
     _gauge("workers", (), "Worker processes that serve and answer."),

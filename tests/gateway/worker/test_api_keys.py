@@ -141,7 +141,8 @@ def test_the_openai_sdk_says_authentication_error(tmp_path: Path) -> None:
     ("text", "line"),
     [
         ("", 1),
-        ("keys:", 1),
+        ("null", 1),
+        ("{}", 1),
         ("keys: fl-canary", 1),
         ("keys: [fl-canary]", 1),
         ("key: []", 1),
@@ -162,13 +163,17 @@ def test_a_malformed_file_is_told_by_line_and_without_what_stands_in_it(text: st
     assert "12345" not in str(caught.value)
 
 
-def test_one_caller_may_have_two_keys_and_a_file_may_have_none() -> None:
+@pytest.mark.parametrize("text", ["keys: []", "keys:", "keys:\n", "keys:\n  # none yet\n"])
+def test_a_file_may_list_no_key(text: str) -> None:
+    assert parse_key_file(text, file="k", limits=Limits()) == {}
+
+
+def test_one_caller_may_have_two_keys() -> None:
     a, b = digest("a"), digest("b")
     found = parse_key_file(
         f"keys: [{{name: x, digest: '{a}'}}, {{name: x, digest: '{b.upper()}'}}]", file="k", limits=Limits()
     )
     assert list(found.values()) == ["x", "x"]
-    assert parse_key_file("keys: []", file="k", limits=Limits()) == {}
 
 
 @contextmanager
@@ -220,6 +225,52 @@ def test_a_process_follows_its_keys_and_keeps_the_last_good_ones(
                 return await status("three") == 200 and not await noted()
 
             await wait_until_async(mended)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    with environment(monkeypatch):
+        run_async(main())
+
+
+def test_a_gateway_whose_only_key_is_revoked_lets_nobody_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet, path, log = tmp_path / "fleet.yaml", tmp_path / "keys.yaml", tmp_path / "log"
+    write_fleet_file(fleet, fleet_of([]))
+    path.write_text(keys_text("one"))
+
+    async def main() -> None:
+        arguments = ("--fleet", str(fleet), "--keys", str(path), "--listen", "127.0.0.1:0")
+        with log.open("wb") as errors:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "fairlead_gateway", *arguments), stdout=asyncio.subprocess.PIPE, stderr=errors
+            )
+        try:
+            assert process.stdout is not None
+            _, url, _, manage = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()
+
+            async def status() -> int:
+                return (await send(url, get_request("/v1/models", more=bearer("one"))))[0].status
+
+            async def gauge() -> bytes:
+                page: RawResponse = (await send(manage, get_request("/metrics")))[0]
+                return next(line for line in page.body.splitlines() if line.startswith(b"fairlead_gateway_keys "))
+
+            async def is_refused() -> bool:
+                return await status() == 401
+
+            async def is_missing() -> bool:
+                return "cannot be used" in await asyncio.to_thread(log.read_text)
+
+            assert (await status(), await gauge()) == (200, b"fairlead_gateway_keys 1")
+            await asyncio.to_thread(path.write_text, keys_text())
+            await wait_until_async(is_refused)
+            assert await gauge() == b"fairlead_gateway_keys 0"
+            assert (await send(url, get_request("/readyz")))[0].status == 200
+            assert "lists no API key: every request is refused with 401" in await asyncio.to_thread(log.read_text)
+            await asyncio.to_thread(path.unlink)
+            await wait_until_async(is_missing)
+            assert await status() == 401
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()

@@ -39,7 +39,7 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
         access_log_dropped_total=1, spans_exported_total=2, spans_dropped_total=3
     )
     made_up.telemetry.non_model_counters.update(
-        workers=2, worker_deaths_total=1, fleet_age_seconds=3, keys_file_broken=0
+        workers=2, worker_deaths_total=1, fleet_age_seconds=3, keys=2, keys_file_broken=0
     )
     rest = ("peer_sent_total", "peer_heard_total", "peer_limited_total", "peer_dropped_total")
     rest += ("peer_missed_total", "peer_poisoned_total")
