@@ -11,4 +11,4 @@ Start with `api` (the custom resources) and `fleet` (what is routable). Then:
 - `decision`, `engine_profile`, `request_shapes`: values that several components exchange.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

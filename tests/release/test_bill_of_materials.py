@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 FIRST, SECOND = "a" * 64, "b" * 64
 BASE = ImageBase("python", "3.11.16-slim-trixie", FIRST)
 PACKAGES = [LockedPackage("aiohttp", "3.14.5", (FIRST, SECOND)), LockedPackage("msgspec", "0.22.0", (SECOND,))]
-IMAGE = "serving.fairlead.io/gateway:0.1.0"
+IMAGE = "serving.fairlead.io/gateway:0.2.0"
 LOCK = f"""# A comment
 first==1.0 \\
     --hash=sha256:{SECOND} \\
@@ -64,7 +64,7 @@ def test_bill_holds_packages_with_their_hashes_and_the_base_with_its_digest() ->
     assert parts["python"]["hashes"] == [{"alg": "SHA-256", "content": FIRST}]
     assert parts["python"]["purl"] == f"pkg:oci/python@sha256:{FIRST}?tag=3.11.16-slim-trixie"
     root = bill["metadata"]["component"]
-    assert (root["name"], root["version"]) == ("serving.fairlead.io/gateway", "0.1.0")
+    assert (root["name"], root["version"]) == ("serving.fairlead.io/gateway", "0.2.0")
     (edges,) = [edge for edge in bill["dependencies"] if edge["ref"] == root["bom-ref"]]
     assert set(edges["dependsOn"]) == {part["bom-ref"] for part in bill["components"]}
 

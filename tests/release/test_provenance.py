@@ -28,7 +28,7 @@ def image(folder: Path) -> OciImage:
     (folder / "root").mkdir(parents=True)
     (folder / "root" / "file").write_text("text")
     layer = write_layer(folder / "root", folder / "fairlead-0.tar.gz")
-    return OciImage(f"{PREFIX}/operator:0.1.0", [layer], {"Entrypoint": ["/file"]}, "arm64")
+    return OciImage(f"{PREFIX}/operator:0.2.0", [layer], {"Entrypoint": ["/file"]}, "arm64")
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -84,7 +84,7 @@ def test_subject_is_the_manifest_in_the_archive(tmp_path: Path) -> None:
 
 def test_an_image_is_described_twice_with_the_same_bytes(tmp_path: Path) -> None:
     built = image(tmp_path)
-    described = [path.read_bytes() for _ in range(2) for path in write_descriptions(built, tmp_path, "operator-0.1.0")]
+    described = [path.read_bytes() for _ in range(2) for path in write_descriptions(built, tmp_path, "operator-0.2.0")]
     assert described[:2] == described[2:]
     statement = json.loads(described[1])
     inputs = {

@@ -121,6 +121,25 @@ def test_the_distribution_has_one_name() -> None:
     assert f"fairlead_serving-{__version__}-py3-none-any.whl" == WHEEL
 
 
+VERSIONED = re.compile(
+    r"(?:serving\.fairlead\.io/[a-z]+:|fairlead_serving-|kubectl-fairlead-|charts/fairlead:|fairlead-(?=\d[\d.]*-airgap)"
+    r"|\bgateway-(?=\d[\d.]*\.(?:cdx|provenance))|targetRevision: |Status: alpha, version )(\d+(?:\.\d+)+)"
+)
+"""Names of artifacts with their version, as pages, examples and Dockerfiles write them."""
+
+
+def test_files_name_the_artifacts_of_this_release() -> None:
+    """CHANGELOG and records of earlier measurements name what they were made with."""
+    found = {
+        (name, version)
+        for name, text in tracked_text().items()
+        if not name.startswith(("bench/", "tests/", "CHANGELOG"))
+        for version in VERSIONED.findall(text)
+    }
+    assert len(found) > 10
+    assert {(name, version) for name, version in found if not f"{__version__}.".startswith(f"{version}.")} == set()
+
+
 def without(package: str, module: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Runs the ``main`` of a module in a Python that lacks a package."""
     code = f"import sys; sys.modules[{package!r}] = None; from {module} import main; sys.exit(main())"
@@ -177,7 +196,7 @@ def test_such_a_line_would_be_found(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["pip install dist/fairlead_serving-0.1.0-py3-none-any.whl", "pip install fairlead-serving"]
+    "line", ["pip install dist/fairlead_serving-0.2.0-py3-none-any.whl", "pip install fairlead-serving"]
 )
 def test_installing_this_distribution_is_no_finding(line: str) -> None:
     assert REGISTRY_INSTALL.search(line) is None

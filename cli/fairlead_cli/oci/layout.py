@@ -1,6 +1,6 @@
 """OCI layouts: folders with artefacts, their blobs stored once, and archives of such folders.
 
-An entry of a layout has a name such as ``gateway:0.1.0``: the repository below a registry's prefix,
+An entry of a layout has a name such as ``gateway:0.2.0``: the repository below a registry's prefix,
 and the tag.
 
 Source: the OCI image layout specification, version 1.1.
