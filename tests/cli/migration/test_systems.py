@@ -179,12 +179,18 @@ def test_litellm_entries_that_are_not_engines_are_reported() -> None:
     [manifest] = migration.manifests
     assert manifest["metadata"]["name"] == "qwen3"
     assert manifest["spec"]["model"]["servedNames"] == ["qwen3", "Qwen3", "chat"]
-    assert manifest["spec"]["pools"] == [{"name": "main", "endpoints": [{"url": "https://gpu.example.internal:8443"}]}]
+    assert manifest["spec"]["pools"] == [
+        {"name": "main", "endpoints": [{"url": "https://gpu.example.internal:8443"}, {"url": "http://gpu:8000"}]}
+    ]
     said = reasons(migration.notes)
-    assert "another model" in said["model_list[1]"]
     assert "/engines/v1 is not the address of an engine" in said["model_list[2]"]
-    assert "os.environ/BASE is not the address" in said["model_list[3]"]
+    assert said["model_list[3]"] == "claude: anthropic is a provider: keep LiteLLM for it"
     assert said["router_settings.model_group_alias"].startswith("gone: ")
+    assert said["router_settings.routing_strategy"].startswith("usage-based-routing-v2: ")
+    assert "no fallback" in said["router_settings.fallbacks"]
+    assert "no fallback" in said["litellm_settings.fallbacks"]
+    assert "no budgets" in said["litellm_settings.max_budget"]
+    assert said["litellm_settings"].startswith("drop_params: ")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from fairlead.errors import BadInput
 from fairlead_cli.migration.draft import MigrationOptions
 from fairlead_cli.migration.field_reader import Note, Outcome
 from fairlead_cli.migration.systems import Migration, migrate
@@ -70,6 +71,43 @@ def test_provider_of_an_engine_without_address_is_named_as_such() -> None:
     ]
     [note] = notes_of(convert({"model_list": entries}), "model_list[1]")
     assert note.reason == "gpt: without api_base, openai is a provider: keep LiteLLM for it"
+
+
+ENGINE = {"model": "openai/a/b", "api_base": "http://server:8000/v1"}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"model": "openai/a/b", "api_base": "http://server:8000/other"}, "is not the address of an engine"),
+        ({"model": "openai/c", "api_base": "http://server:8000"}, "another model"),
+        ({"model": "azure/b", "api_base": "os.environ/AZURE"}, "azure is a provider"),
+    ],
+)
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_model_of_litellm_is_not_converted_in_part(
+    parameters: dict[str, str], message: str, *, is_first: bool
+) -> None:
+    entries = [{"model_name": "chat", "litellm_params": one} for one in (ENGINE, parameters)]
+    with pytest.raises(BadInput, match=message) as refused:
+        convert({"model_list": entries[::-1] if is_first else entries})
+    assert "remove it from the file" in (refused.value.hint or "")
+
+
+def test_an_address_that_litellm_reads_from_a_variable_must_be_written() -> None:
+    parameters = ENGINE | {"api_base": "os.environ/VLLM_B"}
+    with pytest.raises(BadInput, match="VLLM_B") as refused:
+        convert({"model_list": [{"model_name": "chat", "litellm_params": parameters}]})
+    assert (refused.value.hint or "").startswith("write the address")
+    assert (refused.value.field or "").endswith("model_list[0].litellm_params.api_base")
+
+
+def test_the_default_strategy_of_litellm_is_named_when_it_is_written() -> None:
+    entries = [{"model_name": "chat", "litellm_params": ENGINE}]
+    migration = convert({"model_list": entries, "router_settings": {"routing_strategy": "simple-shuffle"}})
+    [note] = notes_of(migration, "router_settings.routing_strategy")
+    assert "dual-hash" in note.reason
+    assert "routing" not in migration.manifests[0]["spec"]
 
 
 def test_llm_d_names_where_pod_fields_belong() -> None:

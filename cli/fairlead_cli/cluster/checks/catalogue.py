@@ -489,7 +489,7 @@ _SAFEGUARDS = (
         "components and command line are of one release",
         "Neighbouring releases work together, so that upgrades need no pause; longer than that they should not "
         "stay apart.",
-        "`helm upgrade` to the newest, then the CRDs, then the command line.",
+        "Upgrade the command line, then the CRDs, then the chart with `helm upgrade`.",
     ),
 )
 
