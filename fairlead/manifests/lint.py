@@ -7,6 +7,7 @@ from fairlead.api.spec.autoscaling import ScalingMode
 from fairlead.api.spec.pools import Pool, PoolRole
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.engine_profile import EngineProfile
+from fairlead.manifests.engine_arguments import lint_engine_arguments
 from fairlead.units import format_duration
 
 
@@ -22,12 +23,15 @@ class LintNote:
 def lint_spec(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile | None]) -> Iterator[LintNote]:
     """Yields notes on one spec. They are about:
 
+    - arguments of engines that Fairlead sets itself, or that break routing;
     - replica bounds that the autoscaler ignores, and pools that it does not scale;
     - an SLO that no number of instances can meet, or a missing SLO;
     - sleep and scale-to-zero settings that have no effect.
 
     profile: returns the engine profile of a pool.
     """
+    for note in lint_engine_arguments(spec):
+        yield LintNote(("spec", "engine", "args", note.position), note.message, note.fix)
     if spec.autoscaling.mode is not ScalingMode.AUTO:
         yield from _lint_disabled_mode(spec)
         return
@@ -72,6 +76,19 @@ def _lint_disabled_mode(spec: ModelDeploymentSpec) -> Iterator[LintNote]:
             "these settings have no effect: `mode` is Disabled if it is left out",
             "write `mode: Auto`, or `mode: Advise` if only advice is wanted",
         )
+    elif scaling.mode is ScalingMode.DISABLED and "mode" not in scaling.model_fields_set and spec.replicas is None:
+        yield from _lint_unused_bounds(spec)
+
+
+def _lint_unused_bounds(spec: ModelDeploymentSpec) -> Iterator[LintNote]:
+    """Yields notes on pools with room to scale in a model without autoscaling."""
+    for index, pool in enumerate(spec.pools):
+        if pool.is_scalable:
+            yield LintNote(
+                ("spec", "pools", index, "maxReplicas"),
+                f"the pool stays at {pool.min_replicas}: `autoscaling.mode` is Disabled if it is left out",
+                "write `autoscaling: {mode: Auto}`, or `mode: Disabled` if something else scales it",
+            )
 
 
 def _lint_unused_tiers(spec: ModelDeploymentSpec) -> Iterator[LintNote]:

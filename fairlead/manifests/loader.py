@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.kinds import PLANNED_KINDS, served_kinds
+from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.pools import Pool
 from fairlead.api.strict_model import StrictModel
 from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, ModelDeployment
@@ -35,6 +36,9 @@ from fairlead.manifests.yaml_nodes import (
 from fairlead.names import EXTERNAL_SUFFIX, closest_matches
 
 STDIN_PATH = "-"
+_GROUP = API_VERSION.partition("/")[0]
+_ENGINES_WITH_PROFILE_NAMES = (EngineType.SIM, EngineType.EXTERNAL)
+"""Engines whose pools may name a built-in profile instead of a class: no pod gets a device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +151,12 @@ def combine_texts(
     """
     documents: list[_Document] = []
     problems: list[FileProblem] = []
+    skipped: list[FileProblem] = []
     for file, text in texts:
         try:
-            documents += parse_manifests(text, file=file, limits=limits)
+            nodes = _read_nodes(text, file, limits)
+            documents += _to_documents(nodes, file)
+            skipped += _foreign_note(nodes, file)
         except ManifestError as error:
             problems += error.problems
     problems += _duplicate_names(documents)
@@ -158,7 +165,9 @@ def combine_texts(
         problems += _unknown_accelerators(documents, accelerators)
     models = tuple(document.value for document in documents if isinstance(document.value, ModelDeployment))
     manifests = Manifests(models, accelerators)
-    return manifests if problems else replace(manifests, notes=tuple(_lint_problems(documents, manifests))), problems
+    if problems:
+        return manifests, problems
+    return replace(manifests, notes=(*skipped, *_lint_problems(documents, manifests))), problems
 
 
 def expand_path(path: str | Path) -> list[str]:
@@ -190,18 +199,53 @@ def read_text(file: str, *, limits: Limits, stdin: BinaryIO | None = None) -> st
 
 
 def parse_manifests(text: str, *, file: str, limits: Limits | None = None) -> list[_Document]:
-    """Returns every object of one file, each checked by itself. Raises ManifestError with all
-    problems.
+    """Returns every ModelDeployment and AcceleratorClass of one file, each checked by itself.
+
+    Objects of other API groups are left out. Raises ManifestError with all problems.
     """
-    nodes = parse_documents(text, file=file, limits=limits or Limits())
+    return _to_documents(_read_nodes(text, file, limits or Limits()), file)
+
+
+def _read_nodes(text: str, file: str, limits: Limits) -> list[YamlNode]:
+    """Returns the documents of a file. Raises ManifestError without one."""
+    nodes = parse_documents(text, file=file, limits=limits)
     if not nodes:
         problem = FileProblem(
             file, 1, "(document)", "the file is empty", "begin with `apiVersion: " + API_VERSION + "`"
         )
         raise ManifestError((problem,))
+    return nodes
+
+
+def _is_foreign(node: YamlNode) -> bool:
+    """Returns True for an object of another API group, such as a Namespace or a Job."""
+    if not isinstance(node.value, dict):
+        return False
+    group, kind = (node.value[name].value if name in node.value else None for name in ("apiVersion", "kind"))
+    known = {kind.name for kind in served_kinds()} | set(PLANNED_KINDS)
+    if not isinstance(group, str) or not isinstance(kind, str) or group.partition("/")[0] == _GROUP:
+        return False
+    return kind not in known and not closest_matches(kind, known, count=1)
+
+
+def _foreign_note(nodes: Iterable[YamlNode], file: str) -> list[FileProblem]:
+    """Returns a note that names the kinds of a file's objects of other API groups."""
+    foreign = [node for node in nodes if _is_foreign(node)]
+    if not foreign:
+        return []
+    kinds = ", ".join(dict.fromkeys(str(node.locate(("kind",)).value) for node in foreign))
+    message = f"note: not checked: {kinds}"
+    fix = "leave it; `kubectl apply --dry-run=server` checks objects of other API groups"
+    return [FileProblem(file, foreign[0].line, "(document)", message, fix)]
+
+
+def _to_documents(nodes: Iterable[YamlNode], file: str) -> list[_Document]:
+    """Returns the objects of a file but foreign ones. Raises ManifestError with all problems."""
     documents: list[_Document] = []
     problems: list[FileProblem] = []
     for node in nodes:
+        if _is_foreign(node):
+            continue
         try:
             documents.append(_to_document(node, file))
         except ManifestError as error:
@@ -317,11 +361,12 @@ def _unknown_accelerators(
     documents: Iterable[_Document], accelerators: Mapping[str, AcceleratorClass]
 ) -> list[FileProblem]:
     """Returns a problem for each pool that names an unknown accelerator."""
-    known = [*accelerators, *builtin_profiles()]
     problems = []
     for document in documents:
         if not isinstance(document.value, ModelDeployment):
             continue
+        takes_profiles = document.value.spec.engine.type in _ENGINES_WITH_PROFILE_NAMES
+        known = [*accelerators, *(builtin_profiles() if takes_profiles else ())]
         for index, pool in enumerate(document.value.spec.pools):
             if pool.accelerator_class_name is None or pool.accelerator_class_name in known:
                 continue
@@ -333,6 +378,11 @@ def _unknown_accelerators(
                 else f"add an AcceleratorClass, or use {', '.join(sorted(known))}"
             )
             message = f"no AcceleratorClass and no built-in one is called {format_value(pool.accelerator_class_name)}"
+            if pool.accelerator_class_name in builtin_profiles():
+                message += ", a built-in profile"
+                fix = (
+                    "name a class; an AcceleratorClass may say `profile: {preset: " + pool.accelerator_class_name + "}`"
+                )
             line = document.node.locate(path).line
             problems.append(FileProblem(document.file, line, f"spec.pools[{index}].acceleratorClassName", message, fix))
     return problems

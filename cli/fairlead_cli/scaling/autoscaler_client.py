@@ -25,10 +25,14 @@ _HINT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class AutoscalerEndpoint:
-    """The HTTP API of an autoscaler."""
+    """The HTTP API of an autoscaler.
+
+    source: what is queried, for people.
+    """
 
     url: str
     token: str | None
+    source: str = ""
 
 
 @contextmanager
@@ -41,23 +45,30 @@ def open_autoscaler(address: str | None, cluster: ClusterOptions) -> Iterator[Au
     """
     token = read_settings(CliSettings, os.environ).manage_token
     if not is_cluster_target(cluster, address, "--autoscaler"):
-        yield AutoscalerEndpoint(_local_url(address), token)
+        yield _local_endpoint(address, token)
         return
     from fairlead_cli.cluster.installation import open_installation
 
     with open_installation(cluster) as installation:
         token = token or installation.manage_token()
         pods = installation.autoscaler_pods()
-        yield _leader([AutoscalerEndpoint(installation.autoscaler_url(pod), token) for pod in pods])
+        yield _leader(
+            [
+                AutoscalerEndpoint(installation.autoscaler_url(pod), token, f"pod {pod['metadata']['name']}")
+                for pod in pods
+            ]
+        )
 
 
-def _local_url(address: str | None) -> str:
+def _local_endpoint(address: str | None, token: str | None) -> AutoscalerEndpoint:
     if address is not None:
-        return service_url(address, flag="--autoscaler")
-    url = newest_stack("--autoscaler").autoscaler
-    if not url:
-        raise StackUnreachable("the stack that runs here has no autoscaler", hint=_HINT)
-    return url
+        url = service_url(address, flag="--autoscaler")
+        return AutoscalerEndpoint(url, token, url)
+    stack = newest_stack("--autoscaler")
+    name = f"the stack of process {stack.pid} on this machine, {stack.url}"
+    if not stack.autoscaler:
+        raise StackUnreachable(f"{name}, has no autoscaler", hint=_HINT)
+    return AutoscalerEndpoint(stack.autoscaler, token, name)
 
 
 def _leader(endpoints: Sequence[AutoscalerEndpoint]) -> AutoscalerEndpoint:

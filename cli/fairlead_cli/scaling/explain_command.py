@@ -30,15 +30,16 @@ class ScalingQuery:
 def run(asked: ScalingQuery, autoscaler: str | None, cluster: ClusterOptions, output: OutputFormat) -> int:
     """Queries the autoscaler, prints the decision and returns the exit code."""
 
-    def fetch() -> bytes:
+    def fetch() -> tuple[str, bytes]:
         with open_autoscaler(autoscaler, cluster) as endpoint:
             when = None if asked.at is None else parse_moment(asked.at, time.time())
-            return query(endpoint, "/autoscaling/look", _query(endpoint, asked.model, when))
+            return endpoint.source, query(endpoint, "/autoscaling/look", _query(endpoint, asked.model, when))
 
-    def show(content: bytes) -> str:
+    def show(answer: tuple[str, bytes]) -> str:
+        source, content = answer
         if is_document(output):
             return format_document(content, output)
-        return "\n".join(render_look(decode_record(content)))
+        return "\n".join([*render_look(decode_record(content)), f"read from the autoscaler of {source}"])
 
     return run_query("explain scaling", fetch, show, misuse=(BadInput,))
 
@@ -54,5 +55,5 @@ def _query(endpoint: AutoscalerEndpoint, model: str | None, moment: float | None
         message = (
             "several models fit; name one, with its namespace, of" if found else "no such model is scaled; scaled are"
         )
-        raise LookupError(f"{message}: {names}")
+        raise LookupError(f"{message}: {names} (read from the autoscaler of {endpoint.source})")
     return {"model": found[0]} | ({} if moment is None else {"at": repr(moment)})

@@ -222,7 +222,8 @@ class Pool(StrictModel):
     accelerator_class_name: Annotated[
         ShortName | None,
         Field(
-            description="name of an AcceleratorClass, applied or built in; needed unless the engine is external",
+            description="name of an AcceleratorClass, applied or built in; needed unless the engine is external. "
+            "For engines of type Sim, also a built-in profile",
             examples=["nvidia-l4"],
         ),
     ] = None

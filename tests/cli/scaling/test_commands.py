@@ -77,6 +77,7 @@ def test_explain_scaling_accepts_short_name_or_no_name(url: str, capsys: pytest.
         out = capsys.readouterr().out
         assert out.startswith("default/tiny at 2026-11-21 14:00:20, mode Auto\n")
         assert "planned: 1, by the rule " in out
+        assert out.endswith(f"\nread from the autoscaler of {url}\n")
 
 
 def test_explain_scaling_at_an_earlier_and_a_dropped_time(url: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +91,8 @@ def test_wrong_usage_exits_2_and_unreachable_exits_3(url: str, capsys: pytest.Ca
     assert exit_code("explain", "scaling", "tiny", "--at", "soon", "--autoscaler", url) == 2
     assert "--at: 'soon' is not a time (write it like 5m (ago), 14:05 or 2026-11-21T14:05)" in capsys.readouterr().err
     assert exit_code("explain", "scaling", "huge", "--autoscaler", url) == 1
-    assert "no such model is scaled; scaled are: default/tiny" in capsys.readouterr().err
+    unknown = f"no such model is scaled; scaled are: default/tiny (read from the autoscaler of {url})"
+    assert unknown in capsys.readouterr().err
     assert exit_code("explain", "scaling", "tiny", "--autoscaler", "http://127.0.0.1:9") == 3
 
 

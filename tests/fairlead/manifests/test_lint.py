@@ -51,6 +51,14 @@ FILE:7: (file): the file is a template that has not been rendered
 FILE:7: (file): the file is a template that has not been rendered
     fix: render it first, for example with `helm template`
 """),
+    ("a profile for a class", GOOD.replace("nvidia-l4", "h100-llama8b"), """\
+FILE:7: spec.pools[0].acceleratorClassName: no AcceleratorClass and no built-in one is called "h100-llama8b", a built-in profile
+    fix: name a class; an AcceleratorClass may say `profile: {preset: h100-llama8b}`
+"""),
+    ("nearly a profile", GOOD.replace("nvidia-l4", "h100-tp4-llama70b"), """\
+FILE:7: spec.pools[0].acceleratorClassName: no AcceleratorClass and no built-in one is called "h100-tp4-llama70b"
+    fix: add an AcceleratorClass, or use cpu, npu-910b4, nvidia-a100, nvidia-h100, nvidia-l4
+"""),
     ("unknown accelerator", GOOD.replace("nvidia-l4", "nvidia-b300"), """\
 FILE:7: spec.pools[0].acceleratorClassName: no AcceleratorClass and no built-in one is called "nvidia-b300"
     fix: did you mean nvidia-h100?
@@ -122,6 +130,12 @@ SPLIT = """\
             " batch hold, however slow that is\n"
             "    fix: add latency targets, for example `slo: {ttft: 2s, tpot: 100ms}`\n",
         ),
+        (
+            SCALED_WITH_SLO.replace("  autoscaling: {mode: Auto}\n", ""),
+            "FILE:7: spec.pools[0].maxReplicas: note: the pool stays at 1: `autoscaling.mode` is Disabled if it is left out\n"
+            "    fix: write `autoscaling: {mode: Auto}`, or `mode: Disabled` if something else scales it\n",
+        ),
+        (SCALED_WITH_SLO.replace("Auto", "Disabled"), ""),
         (
             SCALED_WITH_SLO.replace("mode: Auto", "stepUp: 1"),
             "FILE:8: spec.autoscaling: note: these settings have no effect: `mode` is Disabled if it is left out\n"
@@ -233,3 +247,33 @@ def test_command_has_exit_codes_and_reads_standard_input(tmp_path: Path) -> None
     assert run("-f", "-", "-f", str(EXAMPLES / "03-two-models.yaml"), stdin="x")[0] == 1
     assert run()[0] == 2
     assert run("-f", str(tmp_path / "missing.yaml"))[0] == 2
+
+
+def test_a_folder_may_hold_objects_of_other_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: chat}\n"
+        "---\napiVersion: batch/v1\nkind: Job\nmetadata: {name: copy}\n"
+        "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: other}\n"
+    )
+    (tmp_path / "b.yaml").write_text(GOOD)
+    assert lint(str(tmp_path)) == 0
+    assert capsys.readouterr().out == (
+        f"{tmp_path}/a.yaml:1: (document): note: not checked: Namespace, Job\n"
+        "    fix: leave it; `kubectl apply --dry-run=server` checks objects of other API groups\n"
+        "2 files: ok, 1 ModelDeployment\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "apiVersion: v1\nkind: ModelDeployment",
+        "apiVersion: serving.farlead.io/v1alpha1\nkind: ModelDeploymnet",
+        "apiVersion: serving.fairlead.io/v1alpha1\nkind: Deployment",
+        "kind: Job",
+    ],
+)
+def test_a_misspelled_group_or_kind_is_not_another_system(head: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.yaml"
+    path.write_text(GOOD.partition("metadata")[0] and f"{head}\nmetadata{GOOD.partition('metadata')[2]}")
+    assert lint(str(path)) == 1

@@ -1,0 +1,83 @@
+"""Notes on arguments of engines that Fairlead sets itself, or that break routing."""
+
+import pytest
+
+from fairlead.api.v1alpha1 import ModelDeploymentSpec
+from fairlead.manifests.engine_arguments import lint_engine_arguments
+
+
+def noted(*args: str, engine: str = "VLLM", **fields: object) -> list[str]:
+    """Returns the names of the arguments that notes are about, by position."""
+    spec = {
+        "model": {"uri": "hf://a/b"},
+        "engine": {"type": engine, "args": list(args), **({"image": "a/b:1"} if engine == "Custom" else {})},
+        "pools": [{"acceleratorClassName": "nvidia-h100", "parallelism": {"tensor": 4}}],
+        **fields,
+    }
+    found = list(lint_engine_arguments(ModelDeploymentSpec.model_validate(spec, by_alias=True, by_name=False)))
+    assert all(args[note.position].replace("_", "-").startswith(note.message.partition(":")[0]) for note in found)
+    return [args[note.position] for note in found]
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--no-enable-prefix-caching",
+        "--no_enable_prefix_caching",
+        "--enable-prefix-caching=false",
+        "--port=9000",
+        "--host=127.0.0.1",
+        "--uds=/tmp/engine",
+        "--kv-events-config={}",
+        "--prefix-caching-hash-algo=builtin",
+        "--api-key=abc",
+        "--tensor-parallel-size=8",
+        "-tp=8",
+        "--pipeline-parallel-size=2",
+        "--model=other",
+        "--ssl-keyfile=/k",
+        "--disable-log-stats",
+        "--nnodes=2",
+    ],
+)
+def test_arguments_that_break_routing_of_vllm_are_noted(argument: str) -> None:
+    assert noted("--max-model-len=4096", argument) == [argument]
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--disable-radix-cache",
+        "--tp=8",
+        "--tp-size=8",
+        "--tensor-parallel-size=2",
+        "--port=9000",
+        "--api-key=abc",
+        "--model-path=/m",
+    ],
+)
+def test_arguments_that_break_routing_of_sglang_are_noted(argument: str) -> None:
+    assert noted(argument, engine="SGLang") == [argument]
+
+
+def test_a_value_may_be_the_next_argument() -> None:
+    assert noted("--port", "9000", "-tp", "4", "--tensor-parallel-size", "8") == ["--port", "--tensor-parallel-size"]
+
+
+def test_arguments_that_agree_with_the_spec_or_touch_nothing_of_it_are_not_noted() -> None:
+    harmless = ("--max-model-len=32768", "--enable-prefix-caching", "--tensor-parallel-size=4", "--enable-lora")
+    assert noted(*harmless, "--prefix-caching-hash-algo=sha256", "--kv-transfer-config={}") == []
+
+
+def test_arguments_that_the_spec_sets_are_noted_only_where_it_does() -> None:
+    assert noted("--kv-events-config={}", kvCache={"events": False}) == []
+    assert noted("--max-loras=2", adapters={"slots": 8, "maxRank": 64}) == ["--max-loras=2"]
+    assert noted("--kv-transfer-config={}", kvCache={"offload": {"type": "Native", "memory": "8Gi"}}) == [
+        "--kv-transfer-config={}"
+    ]
+    model = {"uri": "hf://a/b", "revision": "main"}
+    assert noted("--revision=main", "--revision=old", model=model) == ["--revision=old"]
+
+
+def test_arguments_of_a_custom_engine_are_its_own_affair() -> None:
+    assert noted("--port=9000", engine="Custom") == []
