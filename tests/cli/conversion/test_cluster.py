@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,51 @@ def check_pods(found: dict[str, Manifest]) -> None:
 
 def sorted_text(manifests: Iterable[Manifest]) -> str:
     return "\n".join(json.dumps(one, sort_keys=True) for one in manifests)
+
+
+def test_backup_of_earlier_objects_returns_under_the_earlier_crds(server: ApiServer) -> None:
+    """Steps 2 and 3 of the way back in `docs/migrate/from-0.1.md`."""
+    page = (ROOT / "docs" / "migrate" / "from-0.1.md").read_text(encoding="utf-8")
+    program = textwrap.dedent(page.partition("python3 -c '\n")[2].partition("    ' < backup.json")[0])
+
+    async def check(api: KubeApi) -> None:
+        earlier = await put_earlier_objects(api)
+        done = await asyncio.to_thread(convert, server)
+        assert done.returncode == 0, done.stderr
+        await replace_crds(api, *sorted((ROOT / "crds").glob("*.yaml")))
+        await wait_until_async(lambda: is_refused(api, earlier[0]))
+
+        await replace_crds(api, EARLIER_CRDS)
+        restored = (await asyncio.to_thread(cleaned, program, earlier))["items"]
+        for one in restored:
+            assert one["metadata"].keys() <= {"name", "namespace", "labels", "annotations", "finalizers"}
+            await wait_until_async(lambda one=one: is_replaced(api, one))
+        found = [await stored(api, one) for one in restored]
+        assert [one["spec"] for one in found] == [one["spec"] for one in earlier]
+        assert [one["metadata"]["uid"] for one in found] == [one["metadata"]["uid"] for one in earlier]
+
+    run(server, check)
+
+
+def cleaned(program: str, objects: list[Manifest]) -> Any:
+    """Returns what the program of the page makes of a backup."""
+    backup = json.dumps({"items": objects})
+    done = subprocess.run([sys.executable, "-c", program], input=backup, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+async def is_replaced(api: KubeApi, one: Manifest) -> bool:
+    """Replaces an object as `kubectl replace` does: with the version that is stored.
+
+    False while the API server still serves the newer CRDs.
+    """
+    version = (await stored(api, one))["metadata"]["resourceVersion"]
+    try:
+        await api.replace({**one, "metadata": {**one["metadata"], "resourceVersion": version}}, "kubectl-replace")
+    except Invalid:
+        return False
+    return bool((await stored(api, one))["spec"] == one["spec"])
 
 
 def test_object_that_cannot_be_converted_is_named_and_nothing_is_written(server: ApiServer) -> None:
