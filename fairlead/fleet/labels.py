@@ -177,8 +177,8 @@ def used_pod_annotations(annotations: Mapping[str, str]) -> dict[str, str]:
     """
     return {
         name: annotations[name]
-        for name in _POD_ANNOTATIONS & annotations.keys()
-        if len(annotations[name]) <= _MAX_ANNOTATION_CHARS
+        for name in _POD_ANNOTATIONS
+        if name in annotations and len(annotations[name]) <= _MAX_ANNOTATION_CHARS
     }
 
 

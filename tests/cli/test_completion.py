@@ -24,20 +24,19 @@ module_path=("{root}/usr/lib/x86_64-linux-gnu/zsh/5.9")
 fpath=("{functions}" "{root}/usr/share/zsh/functions"/**/*(/))
 """
 _ZSHRC = """
-PS1='> '; LISTMAX=1000; stty columns 100 rows 60
+PS1='PROMPT-NOW'; LISTMAX=1000; stty columns 100 rows 60
 autoload -Uz compinit; compinit -u -D
 {sourced}
 """
 _ZSH = """
 zmodload zsh/zpty
 zpty terminal "$ZSH_PROGRAM" -d -i
-zpty -w terminal "print BEGIN''-LIST"
-zpty -r terminal line '*BEGIN-LIST*'
+zpty -r terminal line '*PROMPT-NOW*'
 zpty -n -w terminal "$1"$'\\C-d\\C-u'"print END''-LIST"$'\\n'
 zpty -r terminal line '*END-LIST*'
 print -r -- "$line"
 """
-"""Control-D lists the completions of the line."""
+"""Control-D lists the completions of the line. What is typed before the prompt may be lost."""
 
 
 @pytest.fixture(scope="module")

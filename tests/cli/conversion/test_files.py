@@ -108,7 +108,7 @@ def test_refusal_names_the_new_field_and_writes_no_file(file: Path, earlier: str
         (("--cluster", "--in-place"), "--cluster takes no files"),
         (("--in-place", "-"), "standard input cannot be rewritten"),
         (("--cluster", "--external"), "--cluster takes no files"),
-        (("--in-place", "-o", "b.yaml", "a.yaml"), "--in-place writes the files themselves"),
+        (("--in-place", "--out", "b.yaml", "a.yaml"), "--in-place writes the files themselves"),
         (("--in-place", "--json", "a.yaml"), "--in-place writes YAML files"),
     ],
 )
@@ -167,12 +167,12 @@ def test_foreign_manifest_that_cannot_be_converted_exits_1(file: Path, text: str
 def test_output_file_is_written_only_when_all_is_converted(file: Path, tmp_path: Path) -> None:
     output = tmp_path / "converted.yaml"
     file.write_text(MODEL)
-    done = run_command_line("convert", "-o", str(output), str(file))
+    done = run_command_line("convert", "--out", str(output), str(file))
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert yaml.safe_load(output.read_text())["metadata"]["name"] == "phi"
     before = output.read_text()
     file.write_text(MODEL.replace("VLLM", "OLlama"))
-    assert run_command_line("convert", "-o", str(output), str(file)).returncode == 1
+    assert run_command_line("convert", "--out", str(output), str(file)).returncode == 1
     assert output.read_text() == before
 
 
@@ -186,7 +186,7 @@ def test_accelerator_that_lint_refuses_is_refused(file: Path, tmp_path: Path) ->
         "apiVersion: serving.fairlead.io/v1alpha1\nkind: AcceleratorClass\nmetadata: {name: mine}\n"
         "spec: {profile: {preset: l4-qwen8b}}\n"
     )
-    done = run_command_line("convert", "--accelerator", "mine", "-o", str(output), str(own), str(file))
+    done = run_command_line("convert", "--accelerator", "mine", "--out", str(output), str(own), str(file))
     assert done.returncode == 0, done.stderr
     assert run_command_line("lint", str(output)).returncode == 0
 

@@ -16,10 +16,10 @@ class FileOptions:
     """Options for files."""
 
     in_place: Annotated[bool, Parameter(negative=(), help="Rewrite the files instead of printing them.")] = False
-    output: Annotated[
+    out: Annotated[
         str | None,
         Parameter(
-            name=["--output", "-o"],
+            name="--out",
             help="A file for the converted manifests. It stays as it is when one cannot be converted.",
         ),
     ] = None
@@ -79,7 +79,7 @@ def convert(
     Give all files of a model together: autoscalers and runtimes are separate objects.
 
     Exits 0 when all is converted, and 1 when a manifest cannot be: nothing is written then. Prefer
-    --output FILE to a redirection of the shell, which empties its file in any case.
+    --out FILE to a redirection of the shell, which empties its file in any case.
     Exits 2 on wrong usage, 3 when no API server can be reached.
     """
     from fairlead_cli.cluster.conversion import convert_cluster
@@ -96,9 +96,9 @@ def convert(
         raise BadInput(
             "no file was given", field="FILES", hint="fairlead convert FILE, - for standard input, or --cluster"
         )
-    if how.in_place and how.output is not None:
-        raise BadInput("--in-place writes the files themselves", field="--output", hint="leave one of them out")
+    if how.in_place and how.out is not None:
+        raise BadInput("--in-place writes the files themselves", field="--out", hint="leave one of them out")
     if how.in_place and how.json:
         raise BadInput("--in-place writes YAML files", field="--json", hint="leave one of them out")
     migration = MigrationOptions(how.accelerator, how.external)
-    return convert_files(paths, ConversionOptions(how.in_place, how.json, migration, how.output))
+    return convert_files(paths, ConversionOptions(how.in_place, how.json, migration, how.out))

@@ -176,8 +176,8 @@ def _check_token_ids(members: Members, policy: RequestPolicy) -> None:
         if is_used and bytes(members["min_tokens"]) not in _NO_MINIMUM:
             raise _not_allowed("stop_token_ids", "with min_tokens, engines use these ids without a check")
     if policy.engines & _ENGINES_WITH_UNCHECKED_PROMPTS and "input_ids" not in policy.allowed_fields:
-        for name in TOKEN_PROMPT_FIELDS & members.keys():
-            if has_token_ids(members[name]):
+        for name in TOKEN_PROMPT_FIELDS:
+            if name in members and has_token_ids(members[name]):
                 raise _not_allowed(name, REFUSED_FIELDS["input_ids"], "input_ids")
 
 
