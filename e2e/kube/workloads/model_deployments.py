@@ -40,6 +40,8 @@ class DeployedModel:
             model = self.get()
             status = model.get("status", {})
             conditions = {one["type"]: one["status"] for one in status.get("conditions", [])}
+            for autoscaled in ("Autoscaling", "SLOMet"):  # they say how many are wanted, not whether these are ready
+                conditions.pop(autoscaled, None)
             found.clear()
             found.update(self.pods(going=True))
             ready = status.get("observedGeneration") == model["metadata"]["generation"] and conditions == {
