@@ -4,8 +4,8 @@ RUN := .venv/bin/python
 # `make bench TRACES=DIR`: a folder with whole published traces (docs/contributing/recorded-data.md). Without it,
 # benchmarks generate traffic of their shape; `make demo` replays the excerpt in the repository.
 TRACES ?=
-# Tests side by side: one more than processors, since many wait for processes that they start.
-JOBS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) + 1 )))
+# Tests side by side: one a processor.
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 # `make test FAST=1`: tests of pure code, without processes, clusters and property tests.
 FAST ?=
 PURE_TESTS := $(addprefix tests/,autoscaler/collector autoscaler/core autoscaler/presets cli/explain cli/rollouts cli/scaling \
@@ -48,7 +48,7 @@ test-tools: env ## compile etcd, kube-apiserver, helm and promtool for the tests
 	@$(RUN) e2e/cluster test-tools || [ $$? -eq 3 ]
 
 test: $(if $(FAST),env,test-tools) ## run unit, property and integration tests; FAST=1: those of pure code, in three minutes
-	@$(RUN) -m pytest -n $(JOBS) $(if $(FAST),--dist load -m "not property" $(PURE_TESTS),--dist loadfile --no-loadscope-reorder)
+	@$(RUN) -m pytest -n $(JOBS) $(if $(FAST),--dist load -m "not property" $(PURE_TESTS),--dist loadfile)
 
 lint: env ## check style, types, import contracts, generated files and prose
 	@$(RUN) -m ruff check .
