@@ -205,4 +205,4 @@ def test_engines_of_others_answer_under_the_name_that_clients_know(
     answers = example.streams(theirs)
     assert {one.instance for one in answers} == theirs
     assert {name for one in answers for name in one.models} == {example.name}
-    assert not here.get("deployments", "-l", "fairlead.io/model=qwen3-8b")["items"]
+    assert not here.get("deployments", "-l", "fairlead.io/model=qwen3-8b-existing")["items"]
