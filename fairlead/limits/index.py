@@ -47,24 +47,17 @@ class KvEventLimits:
     )
     kv_frames: int = limit(8, "parts of one message of KV events; valid ones have three or five")
     kv_pending_bytes: int = limit(
-        16 * 1024 * 1024,
-        "unread events of one engine, as a number of batches of the largest size; beyond, its connection pauses",
+        16 * 1024 * 1024, "events of one engine that were read and not applied; beyond, it has to replay them"
     )
     kv_all_unread_bytes: int = limit(
         256 * 1024 * 1024,
-        "the same of all engines with their replays; beyond, engines of the namespace with most are disconnected",
+        "unread bytes of all engines with their replays; beyond, engines of namespaces with most are disconnected",
     )
     kv_receive_buffer_bytes: int = limit(
-        256 * 1024, "the same in the kernel; without it, Linux grows each connection's buffer to several MiB"
-    )
-    kv_replay_pending: int = limit(
-        16_384, "unread batches of one replay: more than above, since engines drop what does not fit"
+        256 * 1024, "unread events of one engine in the kernel; without it, Linux lets them grow to several MiB"
     )
     kv_replay_unread_bytes: int = limit(
-        64 * 1024 * 1024, "the same in bytes; beyond, it is cut, and its rest requested if it brought any"
-    )
-    kv_unread_check_seconds: float = limit(
-        0.1, "interval at which the unread bytes of connections are compared with their bounds"
+        64 * 1024 * 1024, "unread bytes of one replay; beyond, it is cut, and its rest requested if it brought any"
     )
     kv_replays: int = limit(8, "replays at the same time: each has some 10,000 batches; the others wait")
     kv_turn_bytes: int = limit(16_384, "events of one engine processed before the next engine's")
@@ -74,8 +67,12 @@ class KvEventLimits:
     kv_connect_seconds: float = limit(5.0, "from a connection to an engine's events until the handshake is complete")
     kv_reconnect_seconds: float = limit(0.1, "first pause before a reconnect to an engine's events; doubles each time")
     max_kv_reconnect_seconds: float = limit(2.0, "longest such pause, half of it jitter")
-    kv_heartbeat_seconds: float = limit(5.0, "interval of pings on a connection to an engine's events")
-    kv_heartbeat_timeout_seconds: float = limit(15.0, "a connection without a pong for this long is broken")
+    kv_heartbeat_seconds: float = limit(
+        5.0, "interval of probes (TCP keepalive) on a silent connection to an engine's events"
+    )
+    kv_heartbeat_timeout_seconds: float = limit(
+        15.0, "a connection whose probes were not answered for this long is broken"
+    )
     kv_restart_seconds: float = limit(
         10.0, "an engine whose events were away for this long counts as restarted when it returns"
     )

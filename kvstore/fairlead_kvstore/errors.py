@@ -3,6 +3,7 @@
     FairleadError
     ├── UnreadableError     a value in Redis cannot be used
     ├── SnapshotError       the snapshot of an earlier indexer cannot be used
+    ├── ProtocolError       a connection to an engine's events does not follow ZMQ's protocol
     └── EventsError         an engine sent bytes that are no batch of KV events
         ├── OversizedEvents  more bytes, events or blocks than the limits allow
         └── MalformedEvents  not msgpack, not the expected shape, or an invalid frame
@@ -32,6 +33,10 @@ class SnapshotError(FairleadError):
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class ProtocolError(FairleadError):
+    """Raised when a peer does not speak ZMTP 3, or sends a message above a limit."""
 
 
 class EventsError(FairleadError):

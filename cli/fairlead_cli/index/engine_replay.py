@@ -6,24 +6,26 @@ An engine keeps its last thousands of batches. When they reach back to its start
 stored and did not remove must be in the index. All other blocks are unknown.
 """
 
+import socket
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, Self
 
 import msgspec
-import zmq
 
-from fairlead.errors import Unavailable
+from fairlead.errors import BadInput, Unavailable
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
-from fairlead_kvstore.errors import EventsError
+from fairlead_kvstore.errors import EventsError, ProtocolError
 from fairlead_kvstore.events.stream_sequencer import EventSequencer, parse_replay_frame, replay_request
 from fairlead_kvstore.events.types import StreamOutcome
+from fairlead_kvstore.events.zmtp import message
 from fairlead_kvstore.reader.event_application import apply_outcomes
+from fairlead_kvstore.reader.zmtp_connection import host_and_port, new_stream
 
 Content = frozenset[tuple[int, StorageTier]]
-_POLL_MS: Final = 200
+_READ_BYTES: Final = 65_536
 
 
 class ReplayedContent(msgspec.Struct, frozen=True):
@@ -51,55 +53,79 @@ def replay_engine(
         apply_outcomes(truth, instance, outcomes, clock.now(), limits)
 
     apply(stream.on_connected())
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    socket = context.socket(zmq.DEALER)
     try:
-        _request_replay(socket, endpoint, limits)
-        first, batches = _follow_replay(socket, endpoint, stream, apply, clock, limits)
-    except zmq.ZMQError as error:
+        with _Connection(endpoint, clock, limits) as connection:
+            connection.request_replay()
+            first, batches = _follow_replay(connection, stream, apply)
+    except (OSError, BadInput, ProtocolError, UnicodeError) as error:
         raise Unavailable(f"{endpoint} cannot be queried: {error}") from None
     except EventsError as error:
         raise Unavailable(f"{endpoint} sent an unexpected reply: {error.message}") from None
-    finally:
-        socket.close(0)
-        context.term()
     return ReplayedContent(frozenset(truth.content(instance)), truth.state(instance).complete, first, batches)
 
 
-def _request_replay(socket: "zmq.Socket[bytes]", endpoint: str, limits: Limits) -> None:
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.RCVHWM, limits.kv_replay_pending)
-    socket.setsockopt(zmq.MAXMSGSIZE, limits.kv_events_bytes)
-    socket.setsockopt(zmq.IPV6, 1)
-    socket.connect(endpoint)
-    socket.send_multipart(replay_request(0))
+class _Connection:
+    """A connection to a replay endpoint, whose calls block. Raises OSError, ProtocolError, and
+    Unavailable when the engine sends too much or too long.
+    """
+
+    def __init__(self, endpoint: str, clock: Clock, limits: Limits) -> None:
+        self.endpoint = endpoint
+        self._clock, self._limits = clock, limits
+        self._until = clock.now() + limits.index_engine_seconds
+        self._stream = new_stream("DEALER", limits)
+        self._socket = socket.create_connection(host_and_port(endpoint), limits.index_engine_seconds)
+        self._received = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def request_replay(self) -> None:
+        """Requests all batches, after the handshake."""
+        while not self._stream.is_up:
+            if self._stream.next_message() is None:
+                self._exchange()
+        self._stream.outgoing += message(replay_request(0))
+
+    def next_message(self) -> list[bytes]:
+        """Returns the parts of the next message."""
+        while not (parts := self._stream.next_message()):
+            if parts is None:
+                self._exchange()
+        return parts
+
+    def _exchange(self) -> None:
+        """Sends what is to be sent, and takes some bytes of the engine."""
+        left = self._until - self._clock.now()
+        if left <= 0 or self._received > self._limits.index_engine_bytes:
+            raise Unavailable(f"{self.endpoint} does not end its replay ({self._received} bytes)")
+        self._socket.settimeout(left)
+        self._socket.sendall(self._stream.outgoing)
+        self._stream.outgoing.clear()
+        try:
+            data = self._socket.recv(_READ_BYTES)
+        except TimeoutError:
+            return
+        if not data:
+            raise ConnectionResetError("the engine closed the connection")
+        self._received += len(data)
+        self._stream.feed(data)
 
 
 def _follow_replay(
-    socket: "zmq.Socket[bytes]",
-    endpoint: str,
-    stream: EventSequencer,
-    apply: Callable[[Iterable[StreamOutcome]], None],
-    clock: Clock,
-    limits: Limits,
+    connection: _Connection, stream: EventSequencer, apply: Callable[[Iterable[StreamOutcome]], None]
 ) -> tuple[int | None, int]:
     """Applies a replay; returns the first batch's number, None without any, and the count of
     batches.
-
-    Raises Unavailable when the replay is too long or takes too long.
     """
-    deadline, received_bytes, batches = clock.now() + limits.index_engine_seconds, 0, 0
     first: int | None = None
-    while True:
-        if clock.now() > deadline or received_bytes > limits.index_engine_bytes:
-            raise Unavailable(f"{endpoint} does not end its replay ({batches} batches, {received_bytes} bytes)")
-        if not socket.poll(_POLL_MS, zmq.POLLIN):
-            continue
-        parts = socket.recv_multipart()
-        received_bytes += sum(map(len, parts))
-        frame = parse_replay_frame(parts)
+    batches = 0
+    while (frame := parse_replay_frame(connection.next_message())) is not None:
         apply(stream.on_replayed_frame(frame))
-        if frame is None:
-            return first, batches
         first = frame.number if first is None else first
         batches += 1
+    apply(stream.on_replayed_frame(None))
+    return first, batches

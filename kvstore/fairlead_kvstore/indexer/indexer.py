@@ -35,6 +35,7 @@ from fairlead_kvstore.index.recovery import InstanceCheckpoint, PartialCheckpoin
 from fairlead_kvstore.index.sink import ChangeSink
 from fairlead_kvstore.indexer.counters import ModelCounters
 from fairlead_kvstore.indexer.engine_member import EngineMember, EngineStatus
+from fairlead_kvstore.reader.buffered_bytes import BufferedBytes
 from fairlead_kvstore.reader.endpoints import (
     EventEndpoints,
     endpoints_from_answer,
@@ -44,12 +45,10 @@ from fairlead_kvstore.reader.endpoints import (
 from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH, MODELS_PATH, EngineQuery, adapter_sources
 from fairlead_kvstore.reader.engine_subscription import EngineSubscription, ReaderContext
 from fairlead_kvstore.reader.event_application import AppliedEvents
+from fairlead_kvstore.reader.event_listener import EventListener
 from fairlead_kvstore.reader.fair_scheduler import FairScheduler
 from fairlead_kvstore.reader.replay_client import ReplaySlots
 from fairlead_kvstore.reader.timers import OneShotTimer, ReaderRuntime
-from fairlead_kvstore.reader.unread_bytes import BufferedBytes, UnreadWatch
-from fairlead_kvstore.reader.zmq_listener import ZmqListener
-from fairlead_kvstore.reader.zmq_socket import ZmqSockets
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
 _MAX_CONCURRENT_QUERIES: Final = 16
@@ -89,11 +88,10 @@ class Indexer:
         self._query_slots = asyncio.Semaphore(_MAX_CONCURRENT_QUERIES)
         self._closed = False
         self._context = ReaderContext(
-            ZmqSockets(limits),
             FairScheduler(loop, runtime.clock, limits, is_backlogged=sink.is_backlogged),
             loop,
             limits,
-            UnreadWatch(loop, limits),
+            BufferedBytes(limits.kv_all_unread_bytes),
             store,
             self._on_applied,
             ReplaySlots(limits.kv_replays),
@@ -101,12 +99,12 @@ class Indexer:
             runtime.random,
             BufferedBytes(limits.kv_replays_buffered_bytes),
         )
-        self.listeners: list[ZmqListener] = []
+        self.listeners: list[EventListener] = []
         try:
             for endpoint in listen:
-                self.listeners.append(ZmqListener(endpoint, self._find_dialer, self._context))
+                self.listeners.append(EventListener(endpoint, self._find_dialer, self._context))
         except BaseException:
-            self._close_sockets()
+            self._close_listeners()
             raise
         self._expiry_timer, self._adapter_timer = OneShotTimer(loop), OneShotTimer(loop)
         self._eviction_timer = OneShotTimer(loop)
@@ -229,13 +227,11 @@ class Indexer:
         for member in self._members.values():
             if member.subscription is not None:
                 member.subscription.close()
-        self._close_sockets()
+        self._close_listeners()
 
-    def _close_sockets(self) -> None:
+    def _close_listeners(self) -> None:
         for listener in self.listeners:
             listener.close()
-        self._context.unread.close()
-        self._context.sockets.close()
 
     # --- instances ------------------------------------------------------------------------------------------------------
 

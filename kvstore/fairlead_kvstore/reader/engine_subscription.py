@@ -24,21 +24,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-import zmq
-
+from fairlead.errors import BadInput
 from fairlead.runtime.clock import Clock
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import MalformedEvents
 from fairlead_kvstore.events.stream_sequencer import EventSequencer, parse_frame, parse_replay_frame
 from fairlead_kvstore.events.types import EventFrame, StreamOutcome, StreamPosition
+from fairlead_kvstore.reader.buffered_bytes import BufferedBytes
 from fairlead_kvstore.reader.endpoints import EventEndpoints
 from fairlead_kvstore.reader.event_application import AdapterSource, AppliedEvents, EventApplication
+from fairlead_kvstore.reader.event_connection import EventConnection
 from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES
 from fairlead_kvstore.reader.replay_client import ReplayClient, ReplaySlot, ReplaySlots
 from fairlead_kvstore.reader.timers import OneShotTimer
-from fairlead_kvstore.reader.unread_bytes import BufferedBytes
-from fairlead_kvstore.reader.zmq_connection import ZmqConnection
-from fairlead_kvstore.reader.zmq_socket import SocketContext, message_size
+from fairlead_kvstore.reader.zmtp_connection import ConnectionContext, message_size
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
 _MAX_FAILURES: Final = 16
@@ -56,7 +55,7 @@ class AppliedCallback(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ReaderContext(SocketContext):
+class ReaderContext(ConnectionContext):
     """The values that all subscriptions of one indexer share. ``random`` draws evenly from 0
     to 1.
     """
@@ -118,7 +117,7 @@ class EngineSubscription:
         self._context = context
         self._sequencer = self._new_sequencer(position)
         self._application = EventApplication(context.store, instance, context.limits)
-        self._connection: ZmqConnection | None = None
+        self._connection: EventConnection | None = None
         self._replay_client: ReplayClient | None = None
         self._replay_slot: ReplaySlot | None = None
         self._replay_from = 0
@@ -166,10 +165,10 @@ class EngineSubscription:
             return
         context = self._context
         try:
-            self._connection = ZmqConnection(self.endpoints.events, self, context)
-        except zmq.ZMQError as error:
+            self._connection = EventConnection(self.endpoints.events, self, context)
+        except BadInput as error:
             self._connection = None
-            self.on_disconnected(f"{self.endpoints.events}: {error}")
+            self.on_disconnected(error.message)
 
     def close(self) -> None:
         """Stops reading; the block store keeps its blocks."""
@@ -317,8 +316,9 @@ class EngineSubscription:
         self._apply_safely(lambda: self._sequencer.on_replayed_frame(frame))
 
     def on_replay_cut(self, reason: str) -> None:
-        """Handles a replay of which too much is unread: requests the rest if it brought batches."""
-        self._fail_replay(reason, is_cut=True)
+        """Handles a connection for replays that ended: requests the rest if it brought batches."""
+        if self._is_replay_sent:
+            self._fail_replay(reason, is_cut=True)
 
     def _request_replay(self, start: int) -> None:
         self._replay_from = start
@@ -345,13 +345,14 @@ class EngineSubscription:
         try:
             if self._replay_client is None and endpoint is not None:
                 self._replay_client = ReplayClient(endpoint, self, context)
-        except zmq.ZMQError as error:
-            self._fail_replay(f"{endpoint}: {error}")
+        except BadInput as error:
+            self._fail_replay(error.message)
             return
-        if self._replay_client is None or not self._replay_client.request(self._replay_from):
-            self._fail_replay("the replay could not be requested")
+        if self._replay_client is None:
+            self._fail_replay("the engine keeps nothing for replays")
             return
         self._set_replay_timer()
+        self._replay_client.request(self._replay_from)
 
     def _set_replay_timer(self) -> None:
         """Schedules the end of a replay without a further message, at the latest when its time is

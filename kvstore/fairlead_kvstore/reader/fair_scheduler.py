@@ -10,8 +10,8 @@ the batch sizes, and a quiet source owes nothing.
 After some milliseconds, or bytes, the scheduler returns to the event loop. Timers, HTTP and writes
 to Redis must not wait for the end of a flood. A write to Redis takes several iterations of the
 loop, so each has to be short. A consumer that cannot follow a model reports the model as
-backlogged, and then its engines are not read; those of other models are. Messages wait in ZMQ's
-queues, and an engine can replay what it drops meanwhile. That costs less than a writer that must
+backlogged, and then its engines are not read; those of other models are. Messages wait with the
+engines, which can replay what they drop meanwhile. That costs less than a writer that must
 begin a new epoch.
 """
 

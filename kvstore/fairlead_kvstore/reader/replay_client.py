@@ -1,22 +1,25 @@
 """Replay requests to engines, and the limit on concurrent replays.
 
-The requesting socket has a long queue, and only some replays run at a time.
+A replay is read as fast as it arrives, up to a bound, and only some run at a time.
 
 Why: an engine answers with all batches that it still has from the requested number, as fast as it
-can. It drops those that do not fit into the sockets' queues.
+can. It drops those that do not fit into its socket's queue.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
-import zmq
-
+from fairlead_kvstore.errors import ProtocolError
 from fairlead_kvstore.events.stream_sequencer import replay_request
-from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES
-from fairlead_kvstore.reader.unread_bytes import UnreadBytes, endpoint_port
-from fairlead_kvstore.reader.zmq_socket import PolledSocket, SocketContext, message_size, receive_message
+from fairlead_kvstore.events.zmtp import message
+from fairlead_kvstore.reader.zmtp_connection import (
+    ConnectionContext,
+    ZmtpConnection,
+    host_and_port,
+    open_connection,
+)
 
 
 class ReplayListener(Protocol):
@@ -37,80 +40,82 @@ class ReplayListener(Protocol):
         ...
 
     def on_replay_cut(self, reason: str) -> None:
-        """Handles a replay of which too much is unread; its messages are to be dropped."""
+        """Handles a connection that ended; without a replay in progress it does not matter.
+
+        Why also of a replay: the engine closed it, or too much of it is unread.
+        """
         ...
 
 
 class ReplayClient:
-    """A DEALER socket to one engine's replay endpoint. Raises ZMQError for an invalid address."""
+    """A connection to one engine's replay endpoint, made with the first request. Raises BadInput
+    for an invalid address.
+    """
 
-    def __init__(
-        self,
-        endpoint: str,
-        listener: ReplayListener,
-        context: SocketContext,
-    ) -> None:
+    def __init__(self, endpoint: str, listener: ReplayListener, context: ConnectionContext) -> None:
+        host_and_port(endpoint)
         self.model_key = listener.model_key
+        self._endpoint = endpoint
         self._listener = listener
-        self._limits = context.limits
-        self._watch = context.unread
-        self._unread: UnreadBytes | None = None
-        self._port = endpoint_port(endpoint)
-        self._socket = context.sockets.open(zmq.DEALER, context.limits.kv_replay_pending)
-        self._monitor = context.sockets.monitor(self._socket)
-        self._monitor.on_connected = self._on_descriptor
-        connect = partial(self._socket.connect, endpoint)
-        self._polled = PolledSocket(self, self._socket, connect, context, self._monitor)
+        self._context = context
+        self._connection: ZmtpConnection | None = None
+        self._unsent = b""
+        self._opening: asyncio.Task[None] | None = None
 
-    def request(self, start: int) -> bool:
-        """Requests all batches from ``start`` on. Returns False when the request cannot be sent."""
-        try:
-            self._socket.send_multipart(replay_request(start), flags=zmq.NOBLOCK)
-        except zmq.ZMQError:
-            return False
-        self._polled.mark_ready()  # sending may consume the descriptor's report
-        return True
+    def request(self, start: int) -> None:
+        """Requests all batches from ``start`` on."""
+        request = message(replay_request(start))
+        if self._connection is not None and self._connection.is_open:
+            self._connection.send(request)
+            return
+        self._unsent = request
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().create_task(self._open())
 
     def read(self, most: int) -> tuple[int, bool]:
         """Reads messages of one turn, see ``ReadSource``."""
-        used = 0
-        self._monitor.events()
-        while self._polled.is_open:
-            if self._listener.is_busy:
-                return used, False
-            received = receive_message(self._socket, self._limits.kv_frames)
-            if received is None:
-                return used, False
-            parts, size = received
-            used += message_size(parts) + MESSAGE_OVERHEAD_BYTES
-            if self._unread is not None:
-                self._unread.on_read(size)
-            self._listener.on_replay_message(parts)
-            if used >= most:
-                return used, self._polled.is_open
-        return used, False
+        if self._connection is None:
+            return 0, False
+        return self._connection.read(most, lambda: self._listener.is_busy, self._listener.on_replay_message)
 
     def mark_ready(self) -> None:
         """Schedules a read."""
-        self._polled.mark_ready()
+        if self._connection is not None:
+            self._connection.mark_ready()
 
     def close(self) -> None:
-        """Closes the socket; pending messages are dropped."""
-        if self._unread is not None:
-            self._unread.close()
-        self._polled.close()
+        """Closes the connection; pending messages are dropped."""
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._connection is not None:
+            self._connection.close()
 
-    def _on_descriptor(self, descriptor: int) -> None:
-        if self._unread is not None:
-            self._unread.close()
-        limit = self._limits.kv_replay_unread_bytes
-        self._unread = self._watch.add(descriptor, self._port, limit, self._on_overflow)
-        if self._unread is not None:
-            self._unread.set_namespace(self.model_key.partition("/")[0])
-
-    def _on_overflow(self, reason: str) -> None:
-        self.close()
+    def on_ended(self, reason: str, *, is_overflow: bool) -> None:
+        """Handles the end of the connection."""
         self._listener.on_replay_cut(reason)
+
+    async def _open(self) -> None:
+        """Connects, again and again until the listener gives up: an engine may bind this port after
+        the one of its events.
+        """
+        limits = self._context.limits
+        while True:
+            try:
+                connection, stream = await open_connection(self._endpoint, "DEALER", limits)
+            except (OSError, ProtocolError):
+                await asyncio.sleep(limits.kv_reconnect_seconds)
+                continue
+            break
+        self._opening = None
+        self._connection = ZmtpConnection(
+            connection,
+            stream,
+            self,
+            self._context,
+            namespace=self.model_key.partition("/")[0],
+            max_unread=limits.kv_replay_unread_bytes,
+        )
+        self._connection.send(self._unsent)
 
 
 class ReplaySlot:

@@ -1,10 +1,11 @@
 """A ZMTP 3.0 peer on a plain socket, which sends what a ZMQ library does not send."""
 
+import contextlib
 import socket
 import struct
 from typing import Final
 
-_GREETING: Final = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+GREETING: Final = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 _MORE, _LONG, _COMMAND = 1, 2, 4
 
 
@@ -17,8 +18,8 @@ class ZmtpPeer:
     def __init__(self, connection: socket.socket, kind: bytes) -> None:
         self._connection = connection
         connection.settimeout(30)
-        connection.sendall(_GREETING)
-        self._read(len(_GREETING))
+        connection.sendall(GREETING)
+        self._read(len(GREETING))
         body = b"\x05READY\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
         connection.sendall(bytes([_COMMAND, len(body)]) + body)
         self.read_frame()
@@ -33,6 +34,26 @@ class ZmtpPeer:
         """Sends one part of a message. Raises OSError when the other side has closed."""
         flags = (_MORE if more else 0) | _LONG
         self._connection.sendall(bytes([flags]) + struct.pack(">Q", len(data)) + data)
+
+    def send_bytes(self, data: bytes) -> None:
+        """Sends bytes as they are."""
+        self._connection.sendall(data)
+
+    def send_until_closed(self, data: bytes) -> None:
+        """Sends bytes again and again, and reads nothing, until the other side has closed."""
+        with contextlib.suppress(ConnectionError):
+            while True:
+                self._connection.sendall(data)
+
+    def send_what_fits(self, size: int) -> int:
+        """Sends up to ``size`` bytes while the kernel takes them; returns how many it took."""
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        self._connection.setblocking(False)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while sent < size:
+                sent += self._connection.send(bytes(16_384))
+        return sent
 
     def close(self) -> None:
         """Closes the connection."""

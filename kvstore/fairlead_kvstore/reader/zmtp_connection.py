@@ -1,0 +1,300 @@
+"""A TCP connection to an engine's socket of ZMQ: how it is made, and how the event loop reads it.
+
+Received bytes become messages when the scheduler gives the owner a turn. A connection with enough
+unread bytes is not read any further. TCP then holds the engine back. It queues batches, and drops
+them when its queue is full; the next batch then shows a gap.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from fairlead.errors import BadInput
+from fairlead.limits import Limits
+from fairlead_kvstore.errors import ProtocolError
+from fairlead_kvstore.events.zmtp import ZmtpStream
+from fairlead_kvstore.reader.buffered_bytes import BufferedBytes
+from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES, FairScheduler, ReadSource
+from fairlead_kvstore.reader.timers import ReaderLoop
+
+_READ_BYTES: Final = 32_768
+"""At most so many bytes are read at once; a connection with as many unread is not read."""
+_ENVELOPE_BYTES: Final = 4_096
+"""The topic, the number and the frames around a batch."""
+_MAX_PORT: Final = 65_535
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionContext:
+    """The event loop, scheduler and limits by which connections are read. ``unread`` has the bytes
+    of all of them.
+    """
+
+    scheduler: FairScheduler
+    loop: ReaderLoop
+    limits: Limits
+    unread: BufferedBytes
+
+
+class ConnectionOwner(ReadSource, Protocol):
+    """The callbacks of a connection, and how it is read."""
+
+    def on_ended(self, reason: str, *, is_overflow: bool) -> None:
+        """Handles the end of the connection, which is closed already. Must not raise.
+
+        is_overflow: too much of it was unread.
+        """
+        ...
+
+
+def host_and_port(endpoint: str) -> tuple[str, int]:
+    """Returns the host and the port of a ZMQ endpoint such as ``tcp://[::1]:5557``. Raises
+    BadInput.
+    """
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    is_port = port.isascii() and port.isdigit() and int(port[:6]) <= _MAX_PORT
+    if not endpoint.startswith("tcp://") or not host or not is_port:
+        raise BadInput(f"{endpoint} is no endpoint of KV events", field="kvEvents", hint="write tcp://HOST:PORT")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def new_stream(kind: str, limits: Limits) -> ZmtpStream:
+    """Returns the stream of a new connection. ``kind``: ``SUB`` or ``DEALER``."""
+    return ZmtpStream(kind, max_bytes=limits.kv_events_bytes + _ENVELOPE_BYTES, max_parts=limits.kv_frames)
+
+
+async def open_connection(endpoint: str, kind: str, limits: Limits) -> tuple[socket.socket, ZmtpStream]:
+    """Connects and shakes hands within ``kv_connect_seconds``. ``kind``: ``SUB`` or ``DEALER``.
+
+    Raises OSError (TimeoutError among them), BadInput for an invalid address, and ProtocolError.
+    """
+    host, port = host_and_port(endpoint)
+    error: OSError | None = None
+    async with asyncio.timeout(limits.kv_connect_seconds):
+        for family, address in await _resolve(host, port):
+            connection = socket.socket(family, socket.SOCK_STREAM)
+            connection.setblocking(False)
+            try:
+                if kind == "SUB":  # before it connects, since that sets the window
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, limits.kv_receive_buffer_bytes)
+                await asyncio.get_running_loop().sock_connect(connection, address)
+                return connection, await _shake_hands(connection, kind, limits)
+            except OSError as refused:
+                error = refused
+                connection.close()
+            except BaseException:
+                connection.close()
+                raise
+    raise error or OSError(f"{host} has no address")
+
+
+async def accept_connection(connection: socket.socket, limits: Limits) -> ZmtpStream:
+    """Shakes hands with a publisher that connected, within ``kv_connect_seconds``.
+
+    Raises OSError (TimeoutError among them) and ProtocolError; the connection is closed then.
+    """
+    try:
+        async with asyncio.timeout(limits.kv_connect_seconds):
+            return await _shake_hands(connection, "SUB", limits)
+    except BaseException:
+        connection.close()
+        raise
+
+
+async def _shake_hands(connection: socket.socket, kind: str, limits: Limits) -> ZmtpStream:
+    """Writes and reads until the handshake is over. Raises OSError and ProtocolError."""
+    _set_keepalive(connection, limits)
+    stream = new_stream(kind, limits)
+    loop = asyncio.get_running_loop()
+    while not stream.is_up:
+        await loop.sock_sendall(connection, bytes(stream.outgoing))
+        stream.outgoing.clear()
+        data = await loop.sock_recv(connection, _READ_BYTES)
+        if not data:
+            raise ConnectionResetError("the peer closed it within the handshake")
+        stream.feed(data)
+        while not stream.is_up and stream.next_message() is not None:
+            pass
+    await loop.sock_sendall(connection, bytes(stream.outgoing))
+    stream.outgoing.clear()
+    return stream
+
+
+def message_size(parts: list[bytes]) -> int:
+    """Returns the size of all parts in bytes."""
+    return sum(map(len, parts))
+
+
+def describe(error: Exception) -> str:
+    """Returns why a connection could not be made, as one line."""
+    if isinstance(error, TimeoutError):
+        return "the connection failed: no answer in time"
+    return f"the connection failed: {error}"
+
+
+class ZmtpConnection:
+    """A connection after its handshake, read by the event loop until ``close``.
+
+    namespace: of the engine, in whose share its unread bytes count; empty while it is unknown.
+    max_unread: with more unread bytes it ends as overflown; None: it is not read any further until
+    the owner has read what there is.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        stream: ZmtpStream,
+        owner: ConnectionOwner,
+        context: ConnectionContext,
+        *,
+        namespace: str = "",
+        max_unread: int | None = None,
+    ) -> None:
+        self.is_open = True
+        self._connection = connection
+        self._stream = stream
+        self._owner = owner
+        self._scheduler, self._loop, self._unread = context.scheduler, context.loop, context.unread
+        self._namespace = namespace
+        self._max_unread = max_unread
+        self._reported = 0
+        self._is_paused = True
+        self._resume()
+        self.mark_ready()  # the handshake may have read more
+
+    def set_namespace(self, namespace: str) -> None:
+        """Counts the unread bytes for this namespace."""
+        if namespace != self._namespace:
+            self._report(0)
+            self._namespace = namespace
+
+    def read(self, most: int, is_busy: Callable[[], bool], handle: Callable[[list[bytes]], object]) -> tuple[int, bool]:
+        """Passes messages of one turn to ``handle``, see ``ReadSource``. Stops if ``is_busy``."""
+        used = 0
+        while used < most and not is_busy():
+            parts = self._next_message()
+            if parts is None:
+                return used, False
+            used += message_size(parts) + MESSAGE_OVERHEAD_BYTES
+            if parts:
+                handle(parts)
+        if self.is_open:
+            self._report(self._stream.held_bytes)
+        return used, self.is_open and used >= most
+
+    def send(self, data: bytes) -> None:
+        """Sends some bytes. A peer that does not read them is disconnected."""
+        if not self.is_open:
+            return
+        try:
+            sent = self._connection.send(data)
+        except OSError as error:
+            self._end(str(error))
+            return
+        if sent < len(data):
+            self._end("the peer does not read")
+
+    def mark_ready(self) -> None:
+        """Schedules a read by the owner."""
+        if self.is_open:
+            self._scheduler.mark_ready(self._owner)
+
+    def close(self) -> None:
+        """Closes the connection without a callback; unread messages are dropped."""
+        if not self.is_open:
+            return
+        self.is_open = False
+        self._pause()
+        self._report(0)
+        self._scheduler.remove(self._owner)
+        self._connection.close()
+
+    def _next_message(self) -> list[bytes] | None:
+        """Returns the parts of the next message; empty for a command of the protocol. None when
+        there is none now, or when the connection has ended.
+        """
+        if not self.is_open:
+            return None
+        try:
+            found = self._stream.next_message()
+        except ProtocolError as error:
+            self._end(error.message)
+            return None
+        if self._stream.outgoing:
+            answer = bytes(self._stream.outgoing)
+            self._stream.outgoing.clear()
+            self.send(answer)
+        if found is None and self.is_open:
+            self._report(self._stream.held_bytes)
+            self._resume()
+        return found
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._connection.recv(_READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._end(str(error))
+            return
+        if not data:
+            self._end("disconnected")
+            return
+        self._stream.feed(data)
+        unread = self._stream.held_bytes
+        self._report(unread)
+        if self._unread.is_over(self._namespace):
+            self._end("too many bytes of all engines are unread, most of them of its namespace", is_overflow=True)
+        elif self._max_unread is not None and unread > self._max_unread:
+            self._end(f"more than {self._max_unread} bytes are unread", is_overflow=True)
+        else:
+            if self._max_unread is None and unread >= _READ_BYTES:
+                self._pause()
+            self.mark_ready()
+
+    def _end(self, reason: str, *, is_overflow: bool = False) -> None:
+        self.close()
+        self._owner.on_ended(reason, is_overflow=is_overflow)
+
+    def _pause(self) -> None:
+        if not self._is_paused:
+            self._is_paused = True
+            self._loop.remove_reader(self._connection.fileno())
+
+    def _resume(self) -> None:
+        if self._is_paused and self.is_open:
+            self._is_paused = False
+            self._loop.add_reader(self._connection.fileno(), self._on_readable)
+
+    def _report(self, unread: int) -> None:
+        if unread != self._reported:
+            self._unread.add(self._namespace, unread - self._reported)
+            self._reported = unread
+
+
+async def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
+    """Returns the addresses of a host, without a thread for one that is an IP address. Raises
+    OSError.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except UnicodeError:
+            raise OSError(f"{host} is no name of a host") from None
+    return [(family, address) for family, _, _, _, address in found]
+
+
+def _set_keepalive(connection: socket.socket, limits: Limits) -> None:
+    """Lets TCP notice a peer whose machine is gone."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    interval = max(1, round(limits.kv_heartbeat_seconds))
+    probes = max(1, round(limits.kv_heartbeat_timeout_seconds / interval))
+    for option, value in (("TCP_KEEPIDLE", interval), ("TCP_KEEPINTVL", interval), ("TCP_KEEPCNT", probes)):
+        with contextlib.suppress(AttributeError):  # not on every system
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
