@@ -50,6 +50,8 @@ FOREIGN = {
     "--field-manager",
     "--replicas",
     "--as",
+    "--exclude",
+    "--reset-then-reuse-values",
 }
 """Options of other people's programs that the pages speak of."""
 
