@@ -86,10 +86,12 @@ def test_match_age_of_a_shared_store_is_the_oldest_needed_hint(
     async def work(scene: IndexScene) -> None:
         await scene.prompt("a", PROMPT)
         await scene.prompt("b", PROMPT[:17])
-        hashes = [own for own, _ in scene.indexer.store.content("a")]
+        hashes, held = ({own for own, _ in scene.indexer.store.content(name)} for name in ("a", "b"))
+        oldest, *needed = hashes - held
         now, counts = SystemClock().now(), Limits().kv_shared_seconds
         await scene.write_changes(
-            HintsAdded(MODEL, hashes[:3], now + counts - 400.0), HintsAdded(MODEL, hashes[3:], now + counts - 100.0)
+            HintsAdded(MODEL, [oldest], now + counts - 400.0),
+            HintsAdded(MODEL, [*needed, *held], now + counts - 100.0),
         )
         assert await scene.run_command("match", model=MODEL, tokens=tokens) == 0
         found = {one["id"]: one for one in printed(capsys)["instances"]}
