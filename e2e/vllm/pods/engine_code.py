@@ -25,7 +25,6 @@ PATHS = (
     "kvstore/fairlead_kvstore/events/payloads.py",
     "kvstore/fairlead_kvstore/events/types.py",
     "kvstore/fairlead_kvstore/events/zmtp.py",
-    "kvstore/fairlead_kvstore/reader/zmtp_connection.py",
     "operator/fairlead_operator/render/pod_template.py",
 )
 """The modules that start an engine in a pod, read its metrics, and read and decode its events."""

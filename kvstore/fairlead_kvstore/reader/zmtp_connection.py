@@ -22,6 +22,8 @@ from fairlead_kvstore.reader.timers import ReaderLoop
 
 _READ_BYTES: Final = 32_768
 """At most so many bytes are read at once; a connection with as many unread is not read."""
+_EAGER_READ_BYTES: Final = 262_144
+_EAGER_READS: Final = 16
 _ENVELOPE_BYTES: Final = 4_096
 """The topic, the number and the frames around a batch."""
 _MAX_PORT: Final = 65_535
@@ -233,17 +235,26 @@ class ZmtpConnection:
         return found
 
     def _on_readable(self) -> None:
+        """Reads what has arrived: once, or with a bound of its own until nothing is left.
+
+        Why the latter: an engine drops the batches of a replay that do not fit into its queue.
+        """
+        turns = 1 if self._max_unread is None else _EAGER_READS
         try:
-            data = self._connection.recv(_READ_BYTES)
+            for _ in range(turns):
+                data = self._connection.recv(_READ_BYTES if self._max_unread is None else _EAGER_READ_BYTES)
+                if not data:
+                    self._end("disconnected")
+                    return
+                self._stream.feed(data)
         except (BlockingIOError, InterruptedError):
-            return
+            pass
         except OSError as error:
             self._end(str(error))
             return
-        if not data:
-            self._end("disconnected")
-            return
-        self._stream.feed(data)
+        self._check_unread()
+
+    def _check_unread(self) -> None:
         unread = self._stream.held_bytes
         self._report(unread)
         if self._unread.is_over(self._namespace):
