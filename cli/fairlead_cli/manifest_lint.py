@@ -1,16 +1,19 @@
 """Checks manifests and fleet files without a cluster; every problem has a file, a line, a field and
 a fix.
 
-A file is a fleet file when it is a mapping with ``models`` and without ``kind``. All manifests of
-one call are checked together, so that a pool may refer to an AcceleratorClass of another file.
+A file is a fleet file when it is a mapping with ``models`` and without ``kind``. Files of a folder
+that hold no Kubernetes object are skipped with a note. All manifests of one call are checked
+together, so that a pool may refer to an AcceleratorClass of another file.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from fairlead.errors import FileProblem, ManifestError
 from fairlead.fleet import file as fleetfile
 from fairlead.limits import Limits
 from fairlead.manifests import loader
+from fairlead.manifests.skipped_files import is_fleet_document, skip_files
 from fairlead.manifests.yaml_nodes import parse_documents
 
 
@@ -19,9 +22,11 @@ def lint_paths(paths: Iterable[str]) -> tuple[list[FileProblem], list[str]]:
     their contents.
     """
     limits = Limits()
-    texts, problems = loader.read_texts(list(paths), limits=limits)
+    every = list(paths)
+    texts, problems = loader.read_texts(every, limits=limits)
+    texts, skipped = skip_files(texts, every, limits=limits)
     objects: list[tuple[str, str]] = []
-    remarks: list[str] = []
+    remarks = [str(replace(one, message=f"note: {one.message}")) for one in skipped]
     for name, text in texts:
         if not _is_fleet_file(name, text, limits):
             objects.append((name, text))
@@ -52,9 +57,7 @@ def _is_fleet_file(name: str, text: str, limits: Limits) -> bool:
         nodes = parse_documents(text, file=name, limits=limits)
     except ManifestError:
         return False
-    return (
-        bool(nodes) and isinstance(nodes[0].value, dict) and "models" in nodes[0].value and "kind" not in nodes[0].value
-    )
+    return bool(nodes) and is_fleet_document(nodes[0])
 
 
 def _count(number: int, what: str) -> str:

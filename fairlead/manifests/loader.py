@@ -24,6 +24,7 @@ from fairlead.fleet.client_names import NameClaim, NameHistory, grant_names, nam
 from fairlead.fleet.model import Model
 from fairlead.limits import Limits
 from fairlead.manifests.lint import lint_spec
+from fairlead.manifests.skipped_files import API_GROUP, known_kinds, skip_files
 from fairlead.manifests.validation_messages import validation_problems
 from fairlead.manifests.yaml_nodes import (
     YamlNode,
@@ -36,7 +37,6 @@ from fairlead.manifests.yaml_nodes import (
 from fairlead.names import EXTERNAL_SUFFIX, closest_matches
 
 STDIN_PATH = "-"
-_GROUP = API_VERSION.partition("/")[0]
 _ENGINES_WITH_PROFILE_NAMES = (EngineType.SIM, EngineType.EXTERNAL)
 """Engines whose pools may name a built-in profile instead of a class: no pod gets a device."""
 
@@ -48,11 +48,13 @@ class Manifests:
     models: in the order of the files.
     accelerators: by name, including the built-in classes.
     notes: lint notes.
+    skipped: files of folders that hold no object, with the reason.
     """
 
     models: tuple[ModelDeployment, ...]
     accelerators: Mapping[str, AcceleratorClass]
     notes: tuple[FileProblem, ...] = ()
+    skipped: tuple[FileProblem, ...] = ()
 
     def engine_profile(self, pool: Pool) -> EngineProfile | None:
         """Returns the profile of a pool's accelerator class, or the built-in profile of that name.
@@ -95,11 +97,13 @@ def load_manifests(
 ) -> Manifests:
     """Returns the checked manifests of files and folders.
 
-    paths: files, folders (their `*.yaml` and `*.yml`), or `-` for standard input.
+    paths: files, folders (their `*.yaml` and `*.yml` that hold an object), or `-` for standard
+    input.
     Raises ManifestError with all problems of all files.
     """
     limits = limits or Limits()
     texts, problems = read_texts(paths, limits=limits, stdin=stdin)
+    texts, skipped = skip_files(texts, paths, limits=limits)
     manifests, more = combine_texts(texts, limits=limits, complete=not problems)
     problems += more
     if not problems and not manifests.models:
@@ -108,7 +112,7 @@ def load_manifests(
         problems.append(FileProblem(names, 1, "(file)", "there is no ModelDeployment", fix))
     if problems:
         raise ManifestError(tuple(problems))
-    return manifests
+    return replace(manifests, skipped=tuple(skipped))
 
 
 def read_object(manifest: Mapping[str, Any]) -> ModelDeployment | AcceleratorClass:
@@ -222,9 +226,9 @@ def _is_foreign(node: YamlNode) -> bool:
     if not isinstance(node.value, dict):
         return False
     group, kind = (node.value[name].value if name in node.value else None for name in ("apiVersion", "kind"))
-    known = {kind.name for kind in served_kinds()} | set(PLANNED_KINDS)
-    if not isinstance(group, str) or not isinstance(kind, str) or group.partition("/")[0] == _GROUP:
+    if not isinstance(group, str) or not isinstance(kind, str) or group.partition("/")[0] == API_GROUP:
         return False
+    known = known_kinds()
     return kind not in known and not closest_matches(kind, known, count=1)
 
 

@@ -17,6 +17,9 @@ import yaml
 from fairlead.errors import FileProblem, ManifestError
 from fairlead.limits import Limits
 
+UNRENDERED_TEMPLATE = "the file is a template that has not been rendered"
+"""Message of the problem of a file that is no YAML because it is a template."""
+
 Scalar = str | int | float | bool | None
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,18})")
@@ -24,6 +27,7 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+
 _SPECIAL_FLOATS = {".inf", "+.inf", "-.inf", ".nan"}
 _TRUE = {"true", "yes", "on"}
 _FALSE = {"false", "no", "off"}
+_HELM_ACTION = re.compile(r"\{\{-?\s*(\.|\$|(?:if|range|with|define|template|include|end|toYaml|tpl)\b)")
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "map", "seq")}
 
 
@@ -267,16 +271,16 @@ def _manifest_error(file: str, line: int, message: str, fix: str) -> ManifestErr
 
 
 def _explain_template(text: str, error: ManifestError) -> ManifestError:
-    """Returns `error`, or one that names the cause if its line has the braces of a template."""
+    """Returns `error`, or one that names the cause if the text is a template.
+
+    It is one if the line of the error has its braces, or if any line has an action of Helm.
+    """
     (problem,) = error.problems
     line = text.splitlines()[problem.line - 1 : problem.line]
-    if not line or "{{" not in line[0]:
+    if not (line and "{{" in line[0]) and not _HELM_ACTION.search(text):
         return error
-    message, fix = (
-        "the file is a template that has not been rendered",
-        "render it first, for example with `helm template`",
-    )
-    return _manifest_error(problem.file, problem.line, message, fix)
+    fix = "render it first, for example with `helm template`"
+    return _manifest_error(problem.file, problem.line, UNRENDERED_TEMPLATE, fix)
 
 
 def _syntax_error(text: str, file: str, error: yaml.MarkedYAMLError) -> ManifestError:

@@ -264,6 +264,60 @@ def test_a_folder_may_hold_objects_of_other_kinds(tmp_path: Path, capsys: pytest
     )
 
 
+VALUES = "# sizes\nreplicaCount: 1\nimage: {tag: v1}\n"
+TEMPLATE = "{{- if .Values.chat }}\n" + GOOD + "{{- end }}\n"
+
+
+def test_files_without_an_object_are_skipped_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in {
+        "Chart.yaml": "apiVersion: v2\nname: chat\nversion: 0.1.0\n",
+        "empty.yaml": "# nothing yet\n",
+        "model.yaml": GOOD,
+        "patch.yaml": "- {op: remove, path: /spec/slo}\n",
+        "template.yaml": TEMPLATE,
+        "values.yaml": VALUES,
+    }.items():
+        (tmp_path / name).write_text(text)
+    assert lint(str(tmp_path)) == 0
+    fix = "fix: leave it, or move it: `kubectl apply -f FOLDER` refuses it"
+    no_object = f"note: skipped: the file holds no Kubernetes object\n    {fix}\n"
+    assert capsys.readouterr().out == (
+        f"{tmp_path}/Chart.yaml:1: (file): {no_object}"
+        f"{tmp_path}/empty.yaml:1: (file): note: skipped: the file is empty\n    fix: leave it, or remove it\n"
+        f"{tmp_path}/patch.yaml:1: (file): {no_object}"
+        f"{tmp_path}/template.yaml:1: (file): note: skipped: the file is a template that has not been rendered\n"
+        "    fix: render it first, for example with `helm template`\n"
+        f"{tmp_path}/values.yaml:2: (file): {no_object}"
+        f"{tmp_path}/model.yaml: ok, 1 ModelDeployment\n"
+    )
+
+
+@pytest.mark.parametrize("text", [VALUES, TEMPLATE, "# nothing yet\n"])
+def test_file_without_an_object_is_an_error_if_named_or_alone(text: str, tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text(text)
+    assert lint(str(tmp_path)) == 1
+    (tmp_path / "model.yaml").write_text(GOOD)
+    assert lint(str(tmp_path)) == 0
+    assert lint(str(tmp_path / "model.yaml"), str(tmp_path / "other.yaml")) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD.replace("kind: ModelDeployment\n", ""),
+        GOOD.replace("apiVersion: serving.fairlead.io/v1alpha1\n", ""),
+        GOOD.partition("metadata")[1] + GOOD.partition("metadata")[2],
+        "kind: ModelDeployment\nmeta: {}\n",
+        "kind: [not, yaml\n",
+        GOOD.replace("  model:", "\tmodel:"),
+    ],
+)
+def test_broken_manifest_of_a_folder_is_not_skipped(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(GOOD)
+    (tmp_path / "b.yaml").write_text(text)
+    assert lint(str(tmp_path)) == 1
+
+
 @pytest.mark.parametrize(
     "head",
     [

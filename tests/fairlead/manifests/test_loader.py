@@ -259,6 +259,16 @@ def test_files_folders_and_stdin_are_read(tmp_path: Path) -> None:
     assert [model.metadata.name for model in both] == ["qwen3-8b", "other"]
 
 
+def test_files_of_a_folder_without_an_object_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").write_text(SMALLEST)
+    (tmp_path / "values.yaml").write_text("replicaCount: 1\n")
+    manifests = load_manifests([tmp_path])
+    assert [model.metadata.name for model in manifests.models] == ["qwen3-8b"]
+    assert [Path(skipped.file).name for skipped in manifests.skipped] == ["values.yaml"]
+    with pytest.raises(ManifestError, match=r"values.yaml:1: apiVersion: is missing"):
+        load_manifests([tmp_path / "model.yaml", tmp_path / "values.yaml"])
+
+
 def test_unreadable_file_is_a_problem_of_that_file(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "only.yaml").write_text(CLASS)

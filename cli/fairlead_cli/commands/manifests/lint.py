@@ -28,6 +28,9 @@ def lint(
 
     Exits 0 without a problem, 1 with problems, each with line, field and fix, and 2 on wrong usage.
     A note is no problem: the field is valid, and may not have the intended effect.
+
+    In a folder, files without a Kubernetes object are skipped with a note. Such files are values
+    of Helm charts, unrendered templates and empty files. It is an error if no file has an object.
     """
     paths = collect_paths(lint, files, file)
     if not paths:

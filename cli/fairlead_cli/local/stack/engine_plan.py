@@ -66,7 +66,7 @@ def plan_engines(
     """Returns the plan for all pools of all models. Raises BadInput with the flag or the field."""
     _check_options(options, find_program)
     pools: list[EnginePoolSpec] = []
-    notes: dict[str, None] = {}
+    notes: dict[str, None] = {f"{skipped.file}: {skipped.message}": None for skipped in manifests.skipped}
     seed = options.seed
     for deployment in manifests.models:
         reject_unsupported(deployment, real=options.real)

@@ -55,6 +55,13 @@ def make_plan(directory: Path, **options: object) -> EnginePlan:
     return plan_engines(manifests(directory), PlanOptions(**options), find_program=find_no_program)  # type: ignore[arg-type]  # a test's own keywords
 
 
+def test_skipped_files_of_a_folder_are_notes(tmp_path: Path) -> None:
+    (tmp_path / "values.yaml").write_text("replicaCount: 1\n")
+    (tmp_path / "models.yaml").write_text(TWO_MODELS)
+    plan = plan_engines(load_manifests([tmp_path]), PlanOptions(real=True), find_program=find_any_program)
+    assert plan.notes == (f"{tmp_path}/values.yaml: skipped: the file holds no Kubernetes object",)
+
+
 def test_bundled_example_has_eight_engines() -> None:
     plan = plan_engines(load_manifests([bundled_example()]), PlanOptions(), find_program=find_no_program)
     assert plan.engines == 8
