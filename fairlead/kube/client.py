@@ -9,6 +9,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -25,7 +26,7 @@ from fairlead.kube.errors import (
     Unreachable,
     error_from_response,
 )
-from fairlead.kube.json_decoding import ObjectList, decode_object, decode_page
+from fairlead.kube.json_decoding import ObjectList, ObjectPage, decode_object, decode_page
 from fairlead.kube.resources import (
     PODS,
     Manifest,
@@ -55,6 +56,7 @@ _UNUSED_VERSION = "1"
 _PAGE_REDUCTION = 8  # so many times fewer objects if a page has too many bytes
 _Query = tuple[tuple[str, str], ...]
 _Decoded = TypeVar("_Decoded")
+_DecodePage = Callable[[bytes], ObjectPage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +141,12 @@ class KubeApi:
         limit: objects per page; None for the limit `kube_page_items`.
         trim: shortens each object before the next one is decoded.
         """
-        path = resource.path(namespace)
-        query = _query(labelSelector=labels, fieldSelector=fields)
+        path, query = resource.path(namespace), _query(labelSelector=labels, fieldSelector=fields)
+        decode = partial(decode_page, resource=resource, trim=trim)
         try:
-            return await self._list_pages(resource, path, query, limit or self.limits.kube_page_items, trim)
+            return await self._list_pages(path, query, limit or self.limits.kube_page_items, decode)
         except Gone:  # the snapshot of the pages has expired: list again without pages
-            return await self._list_pages(resource, path, query, None, trim)
+            return await self._list_pages(path, query, None, decode)
 
     async def watch(
         self,
@@ -377,22 +379,20 @@ class KubeApi:
 
     # --- requests --------------------------------------------------------------------------
 
-    async def _list_pages(
-        self, resource: Resource, path: str, query: _Query, limit: int | None, trim: Callable[[Manifest], Manifest]
-    ) -> ObjectList:
+    async def _list_pages(self, path: str, query: _Query, limit: int | None, decode: _DecodePage) -> ObjectList:
         items, more = list[Manifest](), ""
         while True:
             first, last = _query(limit=str(limit) if limit else None), _query(**{"continue": more or None})
             request = HttpRequest("GET", path, (*first, *query, *last))
             max_bytes = self.limits.kube_response_bytes if limit is None else self.limits.kube_page_bytes
             try:
-                page = await self._request_decoded(request, decode_page, max_bytes)
+                page = await self._request_decoded(request, decode, max_bytes)
             except ResponseTooLarge:
                 if limit == 1:
                     raise
                 limit = max(1, (limit or self.limits.kube_page_items) // _PAGE_REDUCTION)
                 continue
-            items += map(trim, page.decode_items(resource.api_version, resource.kind))
+            items += page.items
             more = page.metadata.get("continue") or ""
             if not more:
                 return ObjectList(items, str(page.metadata.get("resourceVersion", "")))

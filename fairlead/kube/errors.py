@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from fairlead.errors import FairleadError, Unavailable
+from fairlead.kube.json_decoding import decode_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +161,8 @@ def error_from_status(
 def _parse_status(body: bytes) -> dict[str, Any]:
     """Returns the `Status` object in a body; for other text, a `Status` with it as the message."""
     try:
-        status_object = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+        status_object = decode_json(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         status_object = None
     if isinstance(status_object, dict):
         return status_object

@@ -96,7 +96,7 @@ def parse_watch_event(line: bytes, request: str, find_known: KnownObjectFinder |
 def _reuse_known(line: bytes, find_known: KnownObjectFinder) -> WatchEvent | None:
     try:
         event = _HEAD_DECODER.decode(line)
-    except (msgspec.DecodeError, RecursionError):  # a deletion, a bookmark, an error, or an invalid line
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # a deletion, a bookmark, or an invalid line
         return None
     metadata = event.object.metadata
     head = {

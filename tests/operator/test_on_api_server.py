@@ -192,6 +192,41 @@ def test_model_nested_thousands_of_levels_stops_no_operator(
     run_in_namespace(api_server, namespace, check)
 
 
+def test_revision_whose_text_is_no_unicode_stops_no_operator(
+    api_server: ApiServer, operators: Callable[[str], OperatorProcesses]
+) -> None:
+    namespace = "text"
+
+    async def store(api: KubeApi, name: str, text: bytes) -> None:
+        labels = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "other"}
+        body = json.dumps(
+            {
+                "apiVersion": CONTROLLER_REVISIONS.api_version,
+                "kind": CONTROLLER_REVISIONS.kind,
+                "metadata": {"name": name, "namespace": namespace, "labels": labels},
+                "revision": 1,
+                "data": {"text": "PLACE"},
+            }
+        ).encode()
+        path = CONTROLLER_REVISIONS.path(namespace)
+        await api._request(HttpRequest("POST", path, body=body.replace(b"PLACE", text), repeatable=False))
+
+    async def check(api: KubeApi) -> None:
+        await store(api, "half-pair", rb"\ud800")
+        await store(api, "no-utf-8", b"\xff\xfe")
+        some = operators(namespace)
+        first = some.start()
+        await wait_until_async(lambda: asyncio.to_thread(some.is_leading, first))
+        await api.apply(model(namespace), "kubectl")
+        await wait_children(api, namespace, "qwen-main")
+        await store(api, "watched", b"\xff\\udfff")
+        await api.apply(model(namespace, "other"), "kubectl")
+        await wait_children(api, namespace, "qwen-other")
+        assert some.stop(first) == 0
+
+    run_in_namespace(api_server, namespace, check)
+
+
 def test_kill_and_unreachable_api_server_create_everything_once(
     api_server: ApiServer, operators: Callable[[str], OperatorProcesses]
 ) -> None:

@@ -26,9 +26,8 @@ class TrimmedResponse(aiohttp.ClientResponse):
         """Returns the decoded body."""
         if self.status != 200 or not self.url.path.endswith(f"/{MODEL_DEPLOYMENTS.plural}"):
             return await super().json(**options)
-        page = decode_page(await self.read())
-        models = page.decode_items(MODEL_DEPLOYMENTS.api_version, MODEL_DEPLOYMENTS.kind)
-        return {"metadata": page.metadata, "items": [trim_model(model) for model in models]}
+        page = decode_page(await self.read(), MODEL_DEPLOYMENTS, trim_model)
+        return {"metadata": page.metadata, "items": page.items}
 
 
 def open_session(access: ClusterConfig, wall: float) -> kopf.AiohttpSession:
