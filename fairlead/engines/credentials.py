@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from fairlead.fleet.endpoint_address import Resolver, canonical_address, resolve_permitted
+from fairlead.fleet.endpoint_address import Resolver
+from fairlead.fleet.endpoint_resolver import EndpointResolver
 from fairlead.fleet.model import EngineAuth, Fleet, Instance
 from fairlead.runtime.file_watcher import Signature, file_signature
 from fairlead.runtime.http_client import ConnectionRules
@@ -32,8 +33,7 @@ class EngineCredentials:
         self._environ = environ
         self._now = now
         self._auth_by_url: dict[str, EngineAuth] = {}
-        self._checked_hosts: frozenset[str] = frozenset()
-        self._model_addresses: frozenset[str] = frozenset()
+        self._endpoints = EndpointResolver()
         self._contexts: dict[str | None, tuple[Signature, ssl.SSLContext]] = {}
         self._tokens: dict[str, tuple[float, str]] = {}
 
@@ -41,11 +41,7 @@ class EngineCredentials:
         """Uses the credentials of a new fleet snapshot from now on."""
         instances = [instance for group in fleet.instances.values() for instance in group]
         self._auth_by_url = {instance.url: instance.access for instance in instances if instance.access != _NO_AUTH}
-        self._checked_hosts = frozenset(_host(instance.url) for instance in instances if instance.checks_address)
-        if self._checked_hosts:
-            hosts = {_host(instance.url) for instance in instances if not instance.checks_address}
-            pod_addresses = frozenset(filter(None, map(canonical_address, hosts)))
-            self._model_addresses = pod_addresses | fleet.service_addresses
+        self._endpoints.update_fleet(fleet)
 
     def warnings(self) -> list[str]:
         """Returns a warning for each missing CA file or token. Warnings contain no secrets."""
@@ -61,14 +57,11 @@ class EngineCredentials:
 
     def resolver(self, host: str) -> Resolver | None:
         """Returns how to resolve a host whose addresses are checked; None for any other host."""
-        return self._resolve_checked if host in self._checked_hosts else None
+        return self._endpoints.resolve if self._endpoints.checks(host) else None
 
     def connection_rules(self, instance: Instance) -> ConnectionRules:
         """Returns the rules of connections to an instance."""
         return ConnectionRules(partial(self.tls_context, instance.access), self.resolver(_host(instance.url)))
-
-    async def _resolve_checked(self, host: str, port: int) -> str:
-        return await resolve_permitted(host, port, self._model_addresses)
 
     def auth_for(self, url: str) -> EngineAuth:
         """Returns the secret locations of the engine at `url`."""

@@ -6,10 +6,8 @@ name may resolve to another address later. Fleet files belong to the administrat
 checked.
 """
 
-import asyncio
 import ipaddress
 from collections.abc import Awaitable, Callable, Container
-from socket import SOCK_STREAM
 from typing import Final
 
 from fairlead.errors import SettingsError
@@ -53,21 +51,6 @@ def canonical_address(host: str) -> str | None:
         return str(_parse(host))
     except ValueError:
         return None
-
-
-async def resolve_permitted(host: str, port: int, model_addresses: Container[str]) -> str:
-    """Returns the first permitted address of a host.
-
-    Raises ConnectionRefusedError if it has none, and OSError if the host cannot be resolved.
-    """
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=SOCK_STREAM)
-    refusal = "it has no address"
-    for *_, socket_address in found:
-        address = str(socket_address[0])
-        refusal = address_refusal(address, model_addresses)
-        if not refusal:
-            return address
-    raise ConnectionRefusedError(f"the endpoint {host} is refused: {refusal}")
 
 
 class AllNamespaces:

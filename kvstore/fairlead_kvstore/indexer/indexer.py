@@ -24,7 +24,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from fairlead.errors import BadInput, FairleadError, Unavailable
-from fairlead.fleet.endpoint_address import canonical_address, resolve_permitted
+from fairlead.fleet.endpoint_resolver import EndpointResolver
 from fairlead.fleet.model import Fleet, FleetSource, Instance, InstanceState
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_kvstore.blockstore.changes import Change, HintsAdded, HintsExpired
@@ -79,7 +79,7 @@ class Indexer:
         self._query = query
         self._limits = limits
         self._fleet = Fleet()
-        self._model_addresses: frozenset[str] = frozenset()
+        self._endpoints = EndpointResolver()
         self._models: set[str] | None = set() if leased else None
         self._checkpoints: Mapping[str, InstanceCheckpoint] = {}
         self._members: dict[str, EngineMember] = {}
@@ -122,11 +122,7 @@ class Indexer:
     def update_fleet(self, fleet: Fleet) -> None:
         """Attaches new instances of the fleet, updates changed ones and detaches departed ones."""
         self._fleet = fleet
-        instances = [instance for group in fleet.instances.values() for instance in group]
-        if any(instance.checks_address for instance in instances):
-            hosts = {urlsplit(one.url).hostname or "" for one in instances if not one.checks_address}
-            pod_addresses = frozenset(filter(None, map(canonical_address, hosts)))
-            self._model_addresses = pod_addresses | fleet.service_addresses
+        self._endpoints.update_fleet(fleet)
         self._reconcile()
 
     def on_cache_cleared(self, instance: str) -> bool:
@@ -387,7 +383,7 @@ class Indexer:
             return None
         parts = urlsplit(instance.url)
         try:
-            return await resolve_permitted(parts.hostname or "", parts.port or 80, self._model_addresses)
+            return await self._endpoints.resolve(parts.hostname or "", parts.port or 80)
         except OSError as error:
             raise Unavailable(f"KV events cannot be read: {error}") from error
 

@@ -68,6 +68,7 @@ class ConnectionPool(ConnectionOwner):
         url = urlsplit(address)
         host, port = url.hostname or "", url.port or 80
         resolve = self.credentials.resolver(host)
+        is_resolved = resolve is None
         try:
             tls = name = None
             if url.scheme == "https":
@@ -77,9 +78,10 @@ class ConnectionPool(ConnectionOwner):
                 protocol = cast(asyncio.Protocol, connection)
                 if resolve is not None:
                     host = await resolve(host, port)
+                    is_resolved = True
                 await self.loop.create_connection(lambda: protocol, host, port, ssl=tls, server_hostname=name)
         except TimeoutError:
-            raise UpstreamError("connect-timeout", was_sent=False) from None
+            raise UpstreamError("connect-timeout" if is_resolved else "unresolved", was_sent=False) from None
         except ssl.SSLError as error:
             cause = "gateway-full" if is_exhaustion(error.__cause__) else "tls"
             raise UpstreamError(cause, was_sent=False) from None

@@ -4,10 +4,13 @@ import asyncio
 import errno
 import socket
 import ssl
+from dataclasses import replace
 
 import pytest
 
 from fairlead.engines.credentials import EngineCredentials
+from fairlead.fleet.endpoint_resolver import EndpointResolver
+from fairlead.fleet.model import Fleet, Instance
 from fairlead.limits import Limits
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.resilience.retry import AttemptFailure, to_client_error
@@ -143,4 +146,22 @@ def test_a_name_that_cannot_be_resolved_ejects_no_engine() -> None:
                 assert running.gateway.stack.failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
                 await client.close()
 
+    run_async(main())
+
+
+def test_a_name_that_is_not_resolved_in_time_is_not_the_engines_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(resolver: EndpointResolver, host: str, port: int) -> str:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        credentials = EngineCredentials({}, loop.time)
+        instance = Instance("i", "x", "tiny", "main", "http://slow.example:80", checks_address=True)
+        credentials.update_fleet(Fleet(1, 1, {}, {"x/tiny": (instance,)}))
+        pool = ConnectionPool(replace(Limits(), connect_seconds=0.0), loop, credentials)
+        with pytest.raises(UpstreamError, match="unresolved"):
+            await pool.connect(instance.url)
+
+    monkeypatch.setattr(EndpointResolver, "resolve", never)
     run_async(main())
