@@ -189,6 +189,11 @@ class Fleet(ValuesPart):
     models: list[FreeForm] = _value(
         "models and engines, as in a fleet file, instead of those of the cluster; edits apply without a restart", []
     )
+    secrets: Names = _value(
+        "Secrets with keys and authorities of these engines. `tokenFile` and `caFile` of a model name them as "
+        "`/etc/fairlead/engine-secrets/SECRET/KEY`; new contents apply without a restart",
+        [],
+    )
 
 
 class Gateway(Placement):

@@ -3,18 +3,21 @@
 import base64
 import hashlib
 import hmac
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from fairlead.fleet.file import parse_fleet_file
+from fairlead.limits import Limits
 from fairlead.settings import GatewaySettings, OperatorSettings, read_settings, variable_name
 from fairlead_gateway.__main__ import _parse_arguments as gateway_options
 from fairlead_kvstore.redis.address import parse_redis_url
 from fairlead_operator.__main__ import _flags as operator_options
 from fairlead_operator.settings import parse_options
-from fairlead_testing.kube.helm import pod_specs, render_chart
+from fairlead_testing.kube.helm import HelmError, pod_specs, render_chart
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 NAMES = [case.stem for case in CASES]
@@ -115,3 +118,65 @@ def test_gateway_accepts_its_variables_and_options(program: Path, case: Path) ->
     folders = [one["mountPath"] for one in container["volumeMounts"]]
     for path in filter(None, (chosen.fleet, chosen.keys, chosen.tls_cert, chosen.tls_key)):
         assert str(Path(path).parent) in folders
+
+
+FLEET_PROCESSES = ("Deployment serving-gateway", "Deployment serving-indexer")
+
+
+def test_processes_of_the_fleet_find_the_keys_of_its_engines(program: Path) -> None:
+    """Gateways send requests to engines, and indexers ask them for their settings."""
+    rendered = render_chart(program, f"--values={Path(__file__).parent / 'values' / 'production.yaml'}")
+    config = next(one for one in rendered if one["kind"] == "ConfigMap" and "fleet.yaml" in one["data"])
+    fleet = parse_fleet_file(config["data"]["fleet.yaml"], file="fleet.yaml", limits=Limits())
+    named = {instance.access for group in fleet.instances.values() for instance in group if instance.access.has_token}
+    assert len(named) == 2
+    for process in FLEET_PROCESSES:
+        pod = pod_specs(rendered)[process]
+        secret_of = {volume["name"]: volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
+        folders = {
+            mount["mountPath"]: secret_of[mount["name"]]
+            for mount in pod["containers"][0]["volumeMounts"]
+            if mount["name"] in secret_of and mount["readOnly"]
+        }
+        for access in named:
+            for file in (access.token_file, access.ca_file):
+                folder = Path(str(file)).parent
+                assert folders[str(folder)] == folder.name
+
+
+def test_keys_of_engines_are_in_no_rendered_object(program: Path) -> None:
+    rendered = render_chart(program, f"--values={Path(__file__).parent / 'values' / 'production.yaml'}")
+    assert {one["metadata"]["name"] for one in rendered if one["kind"] == "Secret"} == {"serving-gateway"}
+
+
+MODEL = """
+gateway:
+  fleet:
+    models: [{name: tiny, instances: [{url: "https://gpu-1.example.com", auth: {AUTH}}]}]
+    secrets: [SECRET]
+"""
+
+
+@pytest.mark.parametrize(
+    ("auth", "named", "message"),
+    [
+        ("tokenEnv: KEY", "", "gateways of the chart have no variable KEY: write tokenFile"),
+        (
+            "tokenFile: /etc/fairlead/engine-secrets/mine/key",
+            "other",
+            "gateway.fleet.secrets does not have the Secret of /etc/fairlead/engine-secrets/mine/key",
+        ),
+    ],
+)
+def test_keys_that_no_process_finds_are_refused(
+    program: Path, tmp_path: Path, auth: str, named: str, message: str
+) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(MODEL.replace("AUTH", auth).replace("SECRET", named))
+    with pytest.raises(HelmError, match=re.escape(message)):
+        render_chart(program, f"--values={values}")
+
+
+def test_secrets_of_engines_need_models_of_a_fleet_file(program: Path) -> None:
+    with pytest.raises(HelmError, match="has no effect without"):
+        render_chart(program, "--set=gateway.fleet.secrets={mine}")

@@ -12,6 +12,46 @@
 {{- end }}
 {{- end -}}
 
+{{/* Folder of the Secrets of engines: each has a folder of its name, with a file for each key. */}}
+{{- define "fairlead.engineSecretsFolder" -}}/etc/fairlead/engine-secrets{{- end -}}
+
+{{/* Mounts of the Secrets that gateway.fleet.models name. Gateways and indexers read them. Takes the root. */}}
+{{- define "fairlead.engineSecretMounts" -}}
+{{- include "fairlead.checkEngineSecrets" . -}}
+{{- range $number, $name := uniq .Values.gateway.fleet.secrets }}
+- {name: engine-secret-{{ $number }}, mountPath: {{ include "fairlead.engineSecretsFolder" $ }}/{{ $name }}, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{/* Volumes of these mounts. Takes the root. */}}
+{{- define "fairlead.engineSecretVolumes" -}}
+{{- range $number, $name := uniq .Values.gateway.fleet.secrets }}
+- name: engine-secret-{{ $number }}
+  secret: {secretName: {{ $name }}}
+{{- end }}
+{{- end -}}
+
+{{/* Fails if a model names a key that no process would find. Takes the root. */}}
+{{- define "fairlead.checkEngineSecrets" -}}
+{{- $fleet := .Values.gateway.fleet -}}
+{{- if and $fleet.secrets (empty $fleet.models) -}}
+{{- fail "gateway.fleet.secrets has no effect without gateway.fleet.models: no ModelDeployment names a key of engines" -}}
+{{- end -}}
+{{- range $model := $fleet.models -}}
+{{- range $part := concat (list $model) ($model.instances | default list) -}}
+{{- if ($part.auth | default dict).tokenEnv -}}
+{{- fail (printf "gateway.fleet.models: %s: gateways of the chart have no variable %s: write tokenFile, and name the Secret in gateway.fleet.secrets" $model.name $part.auth.tokenEnv) -}}
+{{- end -}}
+{{- range $file := list ($part.auth | default dict).tokenFile ($part.tls | default dict).caFile -}}
+{{- $folder := printf "%s/" (include "fairlead.engineSecretsFolder" $) -}}
+{{- if and $file (hasPrefix $folder $file) (not (has (trimPrefix $folder $file | dir) $fleet.secrets)) -}}
+{{- fail (printf "gateway.fleet.models: %s: gateway.fleet.secrets does not have the Secret of %s" $model.name $file) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/*
 Rights of gateways and indexers in the namespaces of models: read only. They judge endpoints by the
 addresses of Services, so that they read Services only where models may name endpoints.
