@@ -134,13 +134,13 @@ class EndpointResolver:
             del self._running[namespace]
         if isinstance(found, OSError):
             lookup.found.set_exception(found)
-            lookup.found.exception()  # perhaps nobody waits any more
+            lookup.found.exception()  # retrieved, in case that all callers left
         else:
             lookup.found.set_result(found)
         self._start_lookups()
 
     def _drop_abandoned(self) -> None:
-        """Drops the queued lookups for which nobody waits any more."""
+        """Drops the queued lookups that all callers have left."""
         for namespace, queue in list(self._queues.items()):
             while queue and not queue[0].waiting:
                 lookup = queue.popleft()

@@ -123,7 +123,7 @@ def test_many_namespaces_share_the_threads_in_turn(names: SlowNames) -> None:
     asyncio.run(main())
 
 
-def test_lookups_that_nobody_waits_for_are_not_begun(names: SlowNames) -> None:
+def test_lookups_that_all_callers_left_are_not_begun(names: SlowNames) -> None:
     async def main() -> None:
         slow = [f"{number}.slow" for number in range(50)]
         resolver = _resolver(flood=slow)
