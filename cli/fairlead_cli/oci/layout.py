@@ -14,12 +14,27 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from fairlead_cli.oci.documents import MANIFESTS, REF_NAME, Descriptor, descriptor, digest_of, encode, references
+from fairlead.errors import BadInput
+from fairlead_cli.oci.documents import (
+    MANIFESTS,
+    REF_NAME,
+    Descriptor,
+    descriptor,
+    descriptors,
+    digest_of,
+    encode,
+    references,
+)
+from fairlead_cli.oci.reference import is_artefact_name
 
 _CHUNK: Final = 1 << 20
+_MAX_DOCUMENT_BYTES: Final = 16 << 20
+"""Bytes of an index, a manifest, a config or a chart."""
+_MAX_NESTING: Final = 8
+"""Indexes and manifests from a name to a blob. An image for several architectures has two."""
 
 
-class LayoutError(Exception):
+class LayoutError(BadInput):
     """Raised where a layout lacks a blob or has a wrong one."""
 
 
@@ -30,8 +45,14 @@ class OciLayout:
         self.folder = folder
 
     def entries(self) -> dict[str, Descriptor]:
-        """Returns name → descriptor of each artefact, by name."""
-        found = {one["annotations"][REF_NAME]: one for one in self._index() if REF_NAME in one.get("annotations", {})}
+        """Returns name → descriptor of each artefact, by name.
+
+        Raises LayoutError for a name that is no repository and tag: it would lead elsewhere in a
+        registry.
+        """
+        found = {name: one for one in self._index() if (name := _ref_name(one)) is not None}
+        if wrong := next((name for name in found if not is_artefact_name(name)), None):
+            raise LayoutError(f"{wrong!r} is no name of an artefact")
         return {
             name: {key: value for key, value in found[name].items() if key != "annotations"} for name in sorted(found)
         }
@@ -70,27 +91,46 @@ class OciLayout:
 
     def document(self, digest: str) -> dict[str, Any]:
         """Returns an index, a manifest or a config."""
-        found = json.loads(self.read(digest))
-        if not isinstance(found, dict):
-            raise LayoutError(f"{digest} is no document of an image")
-        return found
+        return _parse_document(self.read(digest), digest)
 
     def read(self, digest: str) -> bytes:
-        """Returns a blob of a few kilobytes. Raises LayoutError where it is missing or damaged."""
+        """Returns a small blob. Raises LayoutError where it is missing, damaged or too large."""
         try:
-            data = self.path(digest).read_bytes()
+            with self.path(digest).open("rb") as file:
+                data = file.read(_MAX_DOCUMENT_BYTES + 1)
         except FileNotFoundError:
             raise LayoutError(f"the blob {digest} is missing") from None
+        if len(data) > _MAX_DOCUMENT_BYTES:
+            raise LayoutError(f"the blob {digest} has more than {_MAX_DOCUMENT_BYTES:,} bytes")
         if digest_of(data) != digest:
             raise LayoutError(f"the blob {digest} is damaged")
         return data
 
     def closure(self, described: Descriptor) -> Iterator[Descriptor]:
         """Yields everything that an artefact consists of, parts before what names them, itself
-        last."""
+        last. A part that is named several times is yielded once.
+
+        Raises LayoutError for a document that is missing, damaged or of another form.
+
+        Why: n indexes that each name the next one twice have 2ⁿ paths to the last.
+        """
+        yield from self._parts(described, set(), 0)
+
+    def _parts(self, described: Descriptor, seen: set[tuple[str, str]], depth: int) -> Iterator[Descriptor]:
+        key = described["mediaType"], described["digest"]
+        if key in seen:
+            return
+        seen.add(key)
+        if depth > _MAX_NESTING:
+            raise LayoutError(f"{described['digest']} is nested deeper than {_MAX_NESTING} levels")
         if described["mediaType"] in MANIFESTS:
-            for part in references(self.document(described["digest"])):
-                yield from self.closure(part)
+            document = self.document(described["digest"])
+            try:
+                parts = list(references(document))
+            except ValueError as error:
+                raise LayoutError(f"{described['digest']}: {error}") from error
+            for part in parts:
+                yield from self._parts(part, seen, depth + 1)
         yield described
 
     def verify(self) -> int:
@@ -115,10 +155,14 @@ class OciLayout:
 
     def _index(self) -> list[Descriptor]:
         try:
-            found = json.loads((self.folder / "index.json").read_text())
+            with (self.folder / "index.json").open("rb") as file:
+                data = file.read(_MAX_DOCUMENT_BYTES)
         except FileNotFoundError:
             return []
-        return list(found["manifests"])
+        try:
+            return descriptors(_parse_document(data, "index.json").get("manifests"))
+        except ValueError as error:
+            raise LayoutError(f"index.json: {error}") from error
 
     def _new(self, digest: str) -> Path | None:
         """The path for a new blob; None where it is there."""
@@ -127,6 +171,22 @@ class OciLayout:
             return None
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
+
+
+def _ref_name(described: Descriptor) -> str | None:
+    annotations = described.get("annotations")
+    name = annotations.get(REF_NAME) if isinstance(annotations, dict) else None
+    return None if name is None else str(name)
+
+
+def _parse_document(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise LayoutError(f"{name} is no document of an image")
+    return found
 
 
 def file_digest(path: Path) -> str:

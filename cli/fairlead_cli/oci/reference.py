@@ -65,6 +65,12 @@ class Reference:
         return f"{self.host}/{self.repository}{suffix}"
 
 
+def is_artefact_name(text: str) -> bool:
+    """Returns True for a repository and a tag without a registry, such as ``gateway:0.2.0``."""
+    repository, _, tag = text.partition(":")
+    return bool(_REPOSITORY.fullmatch(repository) and _TAG.fullmatch(tag))
+
+
 def parse_prefix(text: str) -> tuple[str, str]:
     """Returns host and path of a registry's prefix, such as ``ghcr.io/team``; the path may be
     empty.

@@ -14,11 +14,17 @@ def pull(client: RegistryClient, source: Reference, layout: OciLayout) -> Descri
     if media_type not in MANIFESTS:
         raise RegistryError(f"{source} is of the type {media_type}, which is no OCI artefact")
     described = layout.add(data, media_type)
-    for part in references(layout.document(described["digest"])):
+    try:
+        parts = list(references(layout.document(described["digest"])))
+    except ValueError as error:
+        raise RegistryError(f"{source}: {error}") from error
+    for part in parts:
         place = source.with_version(digest=part["digest"])
+        if layout.path(part["digest"]).exists():
+            continue
         if part["mediaType"] in MANIFESTS:
             pull(client, place, layout)
-        elif not layout.path(part["digest"]).exists():
+        else:
             client.pull_blob(place, layout.path(part["digest"]))
     return described
 

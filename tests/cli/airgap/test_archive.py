@@ -1,6 +1,7 @@
 """Archives for clusters without internet: the same from files and from a registry, checked before
 anything is pushed."""
 
+import gzip
 import io
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_cli.airgap.archive import CHECKSUMS, extract_archive, read_chart
+from fairlead_cli.airgap.archive import CHECKSUMS, ReleasedChart, extract_archive, read_chart
 from fairlead_cli.airgap.create import create_archive
 from fairlead_cli.airgap.load import load_archive
-from fairlead_cli.oci.layout import OciLayout
+from fairlead_cli.oci.documents import CHART_CONTENT, INDEX, MANIFEST, encode
+from fairlead_cli.oci.layout import OciLayout, file_digest
 from fairlead_cli.oci.registry import RegistryClient
 from fairlead_cli.oci.transfer import push_entries
 from fairlead_testing.oci_registry import MemoryRegistry, memory_registry
@@ -137,9 +139,140 @@ def test_a_file_that_is_no_archive_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be read"):
         extract_archive(tmp_path / "a.tar", tmp_path / "out")
     with tarfile.open(tmp_path / "b.tar", "w") as tar:
-        tar.addfile(tarfile.TarInfo("empty"))
+        tar.addfile(tarfile.TarInfo("index.json"))
     with pytest.raises(BadInput, match="no archive of"):
         extract_archive(tmp_path / "b.tar", tmp_path / "out")
+
+
+def hostile_archive(folder: Path, layout: OciLayout) -> Path:
+    """An archive of a layout, whose checksums are right whatever its entries are."""
+    files = {str(path.relative_to(layout.folder)): path for path in sorted(layout.folder.rglob("*")) if path.is_file()}
+    sums = "".join(f"{file_digest(path).removeprefix('sha256:')}  {name}\n" for name, path in files.items())
+    (folder / CHECKSUMS).write_text(sums)
+    with tarfile.open(folder / "hostile.tar", "w") as tar:
+        for name, path in {**files, CHECKSUMS: folder / CHECKSUMS}.items():
+            tar.add(path, arcname=name)
+    return folder / "hostile.tar"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../library/python:3.11",
+        "$(touch pwned)/vllm-openai:v1",
+        "vllm-openai:v1;touch${IFS}pwned",
+        "gateway\x1b]0;title\x07:1",
+        "gateway?x:1",
+        "gateway",
+        "other.example.org:5000/gateway:1",
+    ],
+)
+def test_names_of_an_archive_lead_nowhere_else_and_are_no_command(
+    tmp_path: Path, release: Path, registry: MemoryRegistry, name: str
+) -> None:
+    layout = OciLayout(release / "oci")
+    entries = layout.entries()
+    layout.set_entries({**entries, name: entries[f"sim:{VERSION}"]})
+    lines: list[str] = []
+    with pytest.raises(BadInput, match="is no name of an artefact"):
+        load_archive(hostile_archive(tmp_path, layout), f"{registry.address}/a", plain_http=False, report=lines.append)
+    assert (registry.requests, lines) == ([], [])
+
+
+def test_indexes_that_name_each_other_twice_are_read_once(tmp_path: Path, release: Path) -> None:
+    layout = OciLayout(release / "oci")
+    entries = layout.entries()
+    for level in range(40):
+        parts = [entries[f"sim:{VERSION}"]] * 1_000
+        entries[f"wide:{level}"] = layout.add(encode({"level": level, "manifests": parts}), INDEX)
+    nested = entries[f"sim:{VERSION}"]
+    for _ in range(40):
+        nested = layout.add(encode({"manifests": [nested, nested]}), INDEX)
+    layout.set_entries(entries)
+    read = extract_archive(hostile_archive(tmp_path, layout), tmp_path / "out")
+    wide = [part["digest"] for part in read.closure(entries["wide:7"])]
+    assert len(wide) == len(set(wide))
+    layout.set_entries({**entries, "deep:1": nested})
+    with pytest.raises(BadInput, match="nested deeper"):
+        extract_archive(hostile_archive(tmp_path, layout), tmp_path / "deep")
+
+
+def _member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname = kind, link
+    return entry
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [_member("../outside")],
+        [_member("/tmp/outside")],
+        [_member("crds/../../outside")],
+        [_member("crds/a.yaml", tarfile.SYMTYPE, "../../outside")],
+        [_member("index.json", tarfile.LNKTYPE, "oci-layout")],
+        [_member("index.json", tarfile.CHRTYPE)],
+        [_member("index.json", tarfile.FIFOTYPE)],
+        [_member("blobs", tarfile.DIRTYPE)],
+        [_member("index.json"), _member("index.json")],
+        [_member("further-file")],
+    ],
+)
+def test_entries_that_no_archive_has_are_refused(tmp_path: Path, members: list[tarfile.TarInfo]) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for member in members:
+            tar.addfile(member)
+    with pytest.raises(BadInput, match="which no such archive has"):
+        extract_archive(tmp_path / "a.tar", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} <= {"a.tar", "out"}
+
+
+def test_bytes_that_expand_are_refused(tmp_path: Path, release: Path) -> None:
+    archive = created(str(release), tmp_path / "a.tar")
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(archive.read_bytes()))
+    with pytest.raises(BadInput, match="not compressed"):
+        extract_archive(tmp_path / "a.tar.gz", tmp_path / "out")
+    sparse = _member("index.json")
+    sparse.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(1 << 40)}
+    sparse.size = 512
+    with tarfile.open(tmp_path / "sparse.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(sparse, io.BytesIO(f"1\n{1 << 39}\n0\n".encode().ljust(512, b"\0")))
+    with pytest.raises(BadInput, match="which no such archive has"):
+        extract_archive(tmp_path / "sparse.tar", tmp_path / "sparse")
+    layout = OciLayout(tmp_path / "chart")
+    layer = layout.add(gzip.compress(bytes(1 << 27)), CHART_CONTENT)
+    layout.set_entries({CHART: layout.add(encode({"layers": [layer]}), MANIFEST)})
+    with pytest.raises(BadInput, match="more than"):
+        read_chart(layout)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [b"[]", b'"x"', b"[" * 5_000, b'{"layers": 7}', b'{"layers": [7]}', b'{"config": {}}', b'{"manifests": {"a": 1}}'],
+)
+def test_documents_of_another_form_are_named(tmp_path: Path, release: Path, document: bytes) -> None:
+    layout = OciLayout(release / "oci")
+    layout.set_entries({**layout.entries(), "odd:1": layout.add(document, MANIFEST)})
+    with pytest.raises(BadInput, match="is incomplete"):
+        extract_archive(hostile_archive(tmp_path, layout), tmp_path / "out")
+    (layout.folder / "index.json").write_bytes(document)
+    with pytest.raises(BadInput, match="is incomplete"):
+        extract_archive(hostile_archive(tmp_path, layout), tmp_path / "again")
+
+
+def test_blob_of_other_bytes_is_damaged_even_if_its_checksum_is_right(tmp_path: Path, release: Path) -> None:
+    layout = OciLayout(release / "oci")
+    layer = layout.document(layout.document(layout.entries()[f"sim:{VERSION}"]["digest"])["manifests"][0]["digest"])
+    layout.path(layer["layers"][0]["digest"]).write_bytes(b"other")
+    with pytest.raises(BadInput, match="missing or damaged"):
+        extract_archive(hostile_archive(tmp_path, layout), tmp_path / "out")
+
+
+def test_yaml_of_a_chart_whose_lists_name_each_other_is_refused(tmp_path: Path) -> None:
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 64))
+    chart = ReleasedChart("1", {}, {"Chart.yaml": f"{bomb}version: *a63\n".encode()})
+    with pytest.raises(BadInput, match="no text"):
+        _ = chart.metadata_version
 
 
 def test_a_folder_without_a_release_is_refused(tmp_path: Path) -> None:
