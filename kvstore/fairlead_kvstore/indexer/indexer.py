@@ -47,7 +47,7 @@ from fairlead_kvstore.reader.engine_subscription import EngineSubscription, Read
 from fairlead_kvstore.reader.event_application import AppliedEvents
 from fairlead_kvstore.reader.event_listener import EventListener
 from fairlead_kvstore.reader.fair_scheduler import FairScheduler
-from fairlead_kvstore.reader.replay_client import ReplaySlots
+from fairlead_kvstore.reader.namespace_slots import NamespaceSlots
 from fairlead_kvstore.reader.timers import OneShotTimer, ReaderRuntime
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
@@ -85,7 +85,7 @@ class Indexer:
         self._members: dict[str, EngineMember] = {}
         self._dialers: dict[tuple[str, int | None], EngineSubscription] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._query_slots = asyncio.Semaphore(_MAX_CONCURRENT_QUERIES)
+        self._query_slots = NamespaceSlots(_MAX_CONCURRENT_QUERIES)
         self._closed = False
         self._context = ReaderContext(
             FairScheduler(loop, runtime.clock, limits, is_backlogged=sink.is_backlogged),
@@ -94,7 +94,7 @@ class Indexer:
             BufferedBytes(limits.kv_all_unread_bytes),
             store,
             self._on_applied,
-            ReplaySlots(limits.kv_replays),
+            NamespaceSlots(limits.kv_replays),
             runtime.clock,
             runtime.random,
             BufferedBytes(limits.kv_replays_buffered_bytes),
@@ -349,19 +349,23 @@ class Indexer:
 
         Recovered blocks are dropped if no endpoint is found within ``kv_restart_seconds``.
 
-        Why: a restarted engine may have other endpoints.
+        Why: a restarted engine may have other endpoints. One that names other ones each time is
+        queried after pauses.
         """
         limits, began = self._limits, self._clock.now()
         pause = limits.kv_query_pause_seconds
         while not member.is_gone:
+            has_moved = False
             if member.subscription is None or not (
                 member.subscription.is_connected or member.subscription.endpoints.events is None
             ):
                 try:
-                    async with self._query_slots:
+                    async with self._query_slots.hold(member.instance.namespace):
                         answer = await self._query(member.instance, EVENT_SOURCES_PATH)
                     address = await self._permitted_address(member.instance)
-                    self._subscribe(member, endpoints_from_answer(answer, member.instance, address))
+                    endpoints = endpoints_from_answer(answer, member.instance, address)
+                    has_moved = member.subscription is not None and member.subscription.endpoints != endpoints
+                    self._subscribe(member, endpoints)
                     pause = limits.kv_query_pause_seconds
                 except (Unavailable, BadInput) as error:
                     member.problem = error.message
@@ -369,6 +373,8 @@ class Indexer:
             if member.position is not None and self._clock.now() - began >= limits.kv_restart_seconds:
                 self._drop_restored_blocks(member, "the endpoint of its events is unknown")
             member.wake.clear()
+            if has_moved:
+                await asyncio.sleep(pause)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await member.wake.wait()
@@ -422,7 +428,7 @@ class Indexer:
         member.adapters_queried_at, member.adapters_due_at = now, now + pause
         member.adapters_pause_seconds = min(limits.kv_adapter_poll_seconds, member.adapters_pause_seconds * 2.0)
         try:
-            async with self._query_slots:
+            async with self._query_slots.hold(member.instance.namespace):
                 found = adapter_sources(await self._query(member.instance, MODELS_PATH))
         except FairleadError as error:
             _LOG.debug("%s: %s", name, error.message)

@@ -35,7 +35,8 @@ from fairlead_kvstore.reader.endpoints import EventEndpoints
 from fairlead_kvstore.reader.event_application import AdapterSource, AppliedEvents, EventApplication
 from fairlead_kvstore.reader.event_connection import EventConnection
 from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES
-from fairlead_kvstore.reader.replay_client import ReplayClient, ReplaySlot, ReplaySlots
+from fairlead_kvstore.reader.namespace_slots import NamespaceSlot, NamespaceSlots
+from fairlead_kvstore.reader.replay_client import ReplayClient
 from fairlead_kvstore.reader.timers import OneShotTimer
 from fairlead_kvstore.reader.zmtp_connection import ConnectionContext, message_size
 
@@ -62,7 +63,7 @@ class ReaderContext(ConnectionContext):
 
     store: BlockStore
     on_applied: AppliedCallback
-    replay_slots: ReplaySlots
+    replay_slots: NamespaceSlots
     clock: Clock
     random: Callable[[], float]
     buffered: BufferedBytes
@@ -119,7 +120,7 @@ class EngineSubscription:
         self._application = EventApplication(context.store, instance, context.limits)
         self._connection: EventConnection | None = None
         self._replay_client: ReplayClient | None = None
-        self._replay_slot: ReplaySlot | None = None
+        self._replay_slot: NamespaceSlot | None = None
         self._replay_from = 0
         self._replay_until = 0.0
         self._is_replay_sent = False
@@ -204,7 +205,7 @@ class EngineSubscription:
 
     def on_connected(self) -> None:
         """Handles the end of the handshake; the stream may then request a replay."""
-        self.is_connected, self.problem, self._failures, self._has_received = True, "", 0, False
+        self.is_connected, self.problem, self._has_received = True, "", False
         self.counters.connects += 1
         self._away_timer.clear()
         self._quiet_timer.set(self._context.limits.kv_settle_seconds, self._on_quiet_timer)
@@ -243,7 +244,7 @@ class EngineSubscription:
         Why: while an engine decodes, a batch is a block or two, and the fixed cost of a batch
         equals that of the blocks.
         """
-        self._has_received = True
+        self._has_received, self._failures = True, 0
         counts = self.counters
         following: list[StreamOutcome] = []
         for parts in messages:
@@ -295,6 +296,7 @@ class EngineSubscription:
 
     def _on_quiet_timer(self) -> None:
         self._quiet_timer.set(self._context.limits.kv_idle_check_seconds, self._on_quiet_timer)
+        self._failures = 0  # the connection has lasted
         self._sequencer.on_interval()
         if not self._has_received:
             self._apply(self._sequencer.on_quiet())
@@ -395,10 +397,10 @@ class EngineSubscription:
         before, cost = self._sequencer.held_bytes, 0
         if self._application.is_busy:
             cost = self._apply_slice(most)
-            if not self.is_busy:
-                self._resume_reading()
         elif self._sequencer.is_draining:
             cost = self._apply_safely(lambda: self._sequencer.on_drain(most))
+        if not self.is_busy:  # also where the batch was dropped
+            self._resume_reading()
         used = max(cost, before - self._sequencer.held_bytes)
         return used + MESSAGE_OVERHEAD_BYTES, self._is_open and (self.is_busy or self._sequencer.is_draining)
 

@@ -1,14 +1,12 @@
-"""Replay requests to engines, and the limit on concurrent replays.
+"""Replay requests to engines.
 
-A replay is read as fast as it arrives, up to a bound, and only some run at a time.
+A replay is read as fast as it arrives, up to a bound.
 
 Why: an engine answers with all batches that it still has from the requested number, as fast as it
 can. It drops those that do not fit into its socket's queue.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
 from typing import Protocol
 
 from fairlead_kvstore.errors import ProtocolError
@@ -116,61 +114,3 @@ class ReplayClient:
             max_unread=limits.kv_replay_unread_bytes,
         )
         self._connection.send(self._unsent)
-
-
-class ReplaySlot:
-    """A granted or queued permission to run a replay for an engine of a namespace."""
-
-    def __init__(self, go: Callable[[], None], given_back: "Callable[[ReplaySlot], None]", namespace: str) -> None:
-        self.on_granted = go
-        self.namespace = namespace
-        self._release = given_back
-
-    def release(self) -> None:
-        """Releases the slot, granted or queued; call it once."""
-        self._release(self)
-
-
-class ReplaySlots:
-    """The slots for concurrent replays: ``most`` are granted, further ones are queued.
-
-    Namespaces with queued slots get a free one in turn, each for its oldest.
-
-    Why: the replays of one namespace, however many and slow, must not delay all others.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._max_slots = most
-        self._granted: set[ReplaySlot] = set()
-        self._queues: dict[str, deque[ReplaySlot]] = {}  # by namespace; the first has the next turn
-
-    @property
-    def waiting(self) -> int:
-        """The number of queued slots."""
-        return sum(map(len, self._queues.values()))
-
-    def acquire(self, go: Callable[[], None], namespace: str) -> ReplaySlot:
-        """Returns a slot. ``go`` is called when it is granted, perhaps before this returns."""
-        slot = ReplaySlot(go, self._release, namespace)
-        self._queues.setdefault(namespace, deque()).append(slot)
-        self._grant_next()
-        return slot
-
-    def _release(self, slot: ReplaySlot) -> None:
-        self._granted.discard(slot)
-        queue = self._queues.get(slot.namespace)
-        if queue is not None and slot in queue:
-            queue.remove(slot)
-            if not queue:
-                del self._queues[slot.namespace]
-        self._grant_next()
-
-    def _grant_next(self) -> None:
-        while self._queues and len(self._granted) < self._max_slots:
-            namespace = next(iter(self._queues))
-            queue = self._queues.pop(namespace)
-            slot = queue.popleft()
-            if queue:
-                self._queues[namespace] = queue  # behind the others
-            self._granted.add(slot)
-            slot.on_granted()

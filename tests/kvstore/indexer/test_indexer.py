@@ -14,7 +14,7 @@ from fairlead.limits import Limits
 from fairlead_kvstore.events.types import EventFrame
 from fairlead_kvstore.index.recovery import RecoveredIndex
 from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH, MODELS_PATH
-from fairlead_kvstore.reader.replay_client import ReplaySlots
+from fairlead_kvstore.reader.namespace_slots import NamespaceSlots
 from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmq_engine import ZmqEngine
@@ -436,7 +436,7 @@ def test_endless_replay_of_one_engine_keeps_no_other_from_its_own() -> None:
 
 def test_slots_for_replays_go_to_the_waiting_namespaces_in_turn() -> None:
     granted: list[str] = []
-    slots = ReplaySlots(1)
+    slots = NamespaceSlots(1)
     first = slots.acquire(lambda: granted.append("first"), "crowd")
     held = [slots.acquire(lambda name=name: granted.append(name), "crowd") for name in ("a", "b", "c")]  # type: ignore[misc]
     other = slots.acquire(lambda: granted.append("other"), "team")

@@ -1,0 +1,75 @@
+"""The limits on concurrent replays of engines and on queries to them, shared by namespaces."""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+
+class NamespaceSlot:
+    """A granted or queued permission to work for an engine of a namespace."""
+
+    def __init__(self, go: Callable[[], None], given_back: "Callable[[NamespaceSlot], None]", namespace: str) -> None:
+        self.on_granted = go
+        self.namespace = namespace
+        self._release = given_back
+
+    def release(self) -> None:
+        """Releases the slot, granted or queued; call it once."""
+        self._release(self)
+
+
+class NamespaceSlots:
+    """The slots for concurrent work: ``most`` are granted, further ones are queued.
+
+    Namespaces with queued slots get a free one in turn, each for its oldest.
+
+    Why: the replays or queries of one namespace, however many and slow, must not delay all others.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._max_slots = most
+        self._granted: set[NamespaceSlot] = set()
+        self._queues: dict[str, deque[NamespaceSlot]] = {}  # by namespace; the first has the next turn
+
+    @property
+    def waiting(self) -> int:
+        """The number of queued slots."""
+        return sum(map(len, self._queues.values()))
+
+    def acquire(self, go: Callable[[], None], namespace: str) -> NamespaceSlot:
+        """Returns a slot. ``go`` is called when it is granted, perhaps before this returns."""
+        slot = NamespaceSlot(go, self._release, namespace)
+        self._queues.setdefault(namespace, deque()).append(slot)
+        self._grant_next()
+        return slot
+
+    @contextlib.asynccontextmanager
+    async def hold(self, namespace: str) -> AsyncIterator[None]:
+        """Waits for a slot, and releases it at the end of the context."""
+        granted = asyncio.Event()
+        slot = self.acquire(granted.set, namespace)
+        try:
+            await granted.wait()
+            yield
+        finally:
+            slot.release()
+
+    def _release(self, slot: NamespaceSlot) -> None:
+        self._granted.discard(slot)
+        queue = self._queues.get(slot.namespace)
+        if queue is not None and slot in queue:
+            queue.remove(slot)
+            if not queue:
+                del self._queues[slot.namespace]
+        self._grant_next()
+
+    def _grant_next(self) -> None:
+        while self._queues and len(self._granted) < self._max_slots:
+            namespace = next(iter(self._queues))
+            queue = self._queues.pop(namespace)
+            slot = queue.popleft()
+            if queue:
+                self._queues[namespace] = queue  # behind the others
+            self._granted.add(slot)
+            slot.on_granted()

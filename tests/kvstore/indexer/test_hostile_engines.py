@@ -1,0 +1,124 @@
+"""Engines that move, stall or close again and again cost the indexer little, and others nothing."""
+
+import asyncio
+import json
+import socket
+from dataclasses import replace
+
+from fairlead.fleet.model import Fleet, Instance, Model
+from fairlead.limits import Limits
+from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH
+from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+from fairlead_testing.kvstore.zmtp_peer import ZmtpPeer
+from fairlead_testing.waiting import wait_until
+
+
+def test_engine_that_names_other_endpoints_each_time_is_queried_after_pauses() -> None:
+    async def scenario() -> None:
+        async with indexer_harness(replace(Limits(), kv_query_pause_seconds=3_600.0)) as stage:
+            queries: list[str] = []
+
+            async def query(instance: Instance, path: str) -> bytes:
+                queries.append(path)
+                endpoint = f"tcp://*:{1 + len(queries) % 2}"  # where nothing listens
+                return json.dumps(
+                    {"0": {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": endpoint}}
+                ).encode()
+
+            stage.indexer._query = query
+            stage.add_instance("a", kv_events=None, kv_replay=None)
+            await wait_until(lambda: "('127.0.0.1', 1)" in stage.status("a").problem)
+            member = stage.indexer._members["a"]
+            await wait_until(member.wake.is_set)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert queries == [EVENT_SOURCES_PATH] * 2
+
+    asyncio.run(scenario())
+
+
+def test_silent_engines_of_one_namespace_delay_no_query_to_an_engine_of_another() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            engine = stage.start_engine("a")
+            queries: list[str] = []
+
+            async def query(instance: Instance, path: str) -> bytes:
+                queries.append(instance.namespace)
+                if instance.namespace == "flood":
+                    await silent.wait()
+                port = engine.events.rpartition(":")[2]
+                endpoint = f"tcp://*:{port}"
+                return json.dumps(
+                    {"0": {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": endpoint}}
+                ).encode()
+
+            silent = asyncio.Event()
+            stage.indexer._query = query
+            flood = tuple(Instance(f"f{at}", "flood", "tiny", "main", "http://127.0.0.1:1") for at in range(100))
+            victim = Instance("a", "default", "tiny", "main", "http://127.0.0.1:1")
+            models = {MODEL: Model("default", "tiny"), "flood/tiny": Model("flood", "tiny")}
+            stage.indexer.update_fleet(Fleet(1, 1, models, {"flood/tiny": flood}))
+            await wait_until(lambda: len(queries) == 16)
+            stage.indexer.update_fleet(Fleet(2, 2, models, {"flood/tiny": flood, MODEL: (victim,)}))
+            await asyncio.sleep(0)
+            stage.indexer.update_fleet(Fleet(3, 3, models, {"flood/tiny": flood[2:], MODEL: (victim,)}))
+            await wait_until(lambda: stage.status("a").connected)
+            assert queries[:18] == ["flood"] * 17 + ["default"], "its namespace had the next turn"
+
+    asyncio.run(scenario())
+
+
+def test_engine_that_closes_each_connection_is_connected_to_after_growing_pauses() -> None:
+    async def accept_and_close(stage: IndexerHarness, server: socket.socket, number: int) -> None:
+        connection, _ = await asyncio.to_thread(server.accept)
+        peer = await asyncio.to_thread(ZmtpPeer, connection, b"PUB")
+        peer.close()
+        await wait_until(lambda: stage.status("a").counters.disconnects == number)
+
+    async def scenario() -> None:
+        limits = Limits()
+        async with indexer_harness(limits) as stage:
+            with socket.create_server(("127.0.0.1", 0)) as server:
+                events = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+                stage.add_instance("a", kv_events=events)
+                await accept_and_close(stage, server, 1)
+                pause = limits.kv_reconnect_seconds
+                for number in (2, 3, 4):
+                    stage.loop.advance(pause)
+                    await accept_and_close(stage, server, number)
+                    pause *= 2
+                connection = stage.indexer._members["a"].subscription
+                assert connection is not None
+                stage.loop.advance(pause * 0.9)
+                assert connection._connection is None, "it waits"
+
+    asyncio.run(scenario())
+
+
+def test_engine_that_is_replaced_while_a_batch_is_applied_is_read_on() -> None:
+    async def scenario() -> None:
+        limits = replace(Limits(), kv_slice_bytes=1, kv_loop_bytes=1, kv_turn_bytes=1024 * 1024)
+        async with indexer_harness(limits) as stage:
+            engine = stage.start_engine("a", PrefixCacheEngine(capacity=200_000))
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            engine.serve_prompt(*range(1, 10))
+            await stage.wait_exact("a")
+            subscription = stage.indexer._members["a"].subscription
+            assert subscription is not None
+            assert subscription._connection is not None
+            connection = subscription._connection._connection
+            assert connection is not None
+            scheduler = stage.indexer._context.scheduler
+            engine.send(*frames(engine.engine, *(range(1_000 * at, 1_000 * at + 801) for at in range(100))))
+            for _ in range(100_000):
+                await asyncio.sleep(0)
+                if connection._is_paused and subscription.is_busy and len(scheduler) == 1:
+                    break
+            assert subscription.is_busy
+            assert stage.indexer.on_engine_restarted("a", "its supervisor says so")
+            await stage.wait_exact("a")
+
+    asyncio.run(scenario())
