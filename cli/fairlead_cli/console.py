@@ -1,4 +1,8 @@
-"""The console: where output goes, how wide it is, and how this program is called in hints."""
+"""The console: where output goes, how wide it is, and how this program is called in hints.
+
+What a cluster, an engine or a file says may hold escape sequences, which control a terminal. All
+text goes through `terminal_text` before it is printed.
+"""
 
 import shutil
 import sys
@@ -9,6 +13,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPE_WIDTH: Final = 2_000
+_REPLACED: Final = {
+    code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
+}
+"""Control characters but the end of a line and the tab, and what takes their place."""
+
+
+def terminal_text(text: str) -> str:
+    """Returns text without the characters that control a terminal."""
+    return text.translate(_REPLACED)
 
 
 def stdout_console() -> "Console":
@@ -16,9 +29,24 @@ def stdout_console() -> "Console":
 
     Why: Rich is imported here because most commands answer before its import would end.
     """
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+    from rich.segment import Segment
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    class TerminalSafe:
+        def __init__(self, shown: ConsoleRenderable) -> None:
+            self._shown = shown
+
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            for text, style, control in console.render(self._shown, options):
+                yield Segment(text if control else terminal_text(text), style, control)
+
+    class SafeHook(RenderHook):
+        def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+            return [TerminalSafe(one) for one in renderables]
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console.push_render_hook(SafeHook())
+    return console
 
 
 def program_name() -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from fairlead.errors import plain_text
+from fairlead_cli.console import terminal_text
 from fairlead_cli.errors import ClusterUnreachable, StackUnreachable
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ def run_query(
         return report_failure(verb, error, UNREACHABLE)
     except LookupError as error:
         return report_failure(verb, error.args[0], PROBLEM)
-    print(render(answer))
+    print(terminal_text(render(answer)))
     return OK
 
 

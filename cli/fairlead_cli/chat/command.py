@@ -10,6 +10,7 @@ from fairlead.errors import BadInput, FairleadError
 from fairlead_cli.chat.conversation import Conversation
 from fairlead_cli.chat.dialogue import Terminal, run_dialogue
 from fairlead_cli.chat.gateway import ChatGateway, local_stack, open_gateway
+from fairlead_cli.console import terminal_text
 from fairlead_cli.errors import ClusterUnreachable, StackUnreachable
 from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, USAGE, report_failure
 from fairlead_cli.explain.summary import summarize_decision
@@ -65,7 +66,7 @@ def _once(conversation: Conversation, text: str) -> int:
     has_output = False
     try:
         for piece in conversation.send(text):
-            print(piece, end="", flush=True)
+            print(terminal_text(piece) if sys.stdout.isatty() else piece, end="", flush=True)
             has_output = True
     except KeyboardInterrupt:
         return 130
@@ -82,10 +83,10 @@ def _dialogue(conversation: Conversation, gateway: ChatGateway) -> int:
     dim, plain = ("\033[2m", "\033[0m") if _colours() else ("", "")
 
     def write(text: str) -> None:
-        print(text, end="", flush=True)
+        print(terminal_text(text), end="", flush=True)
 
     def remark(text: str) -> None:
-        print(f"{dim}{text}{plain}", flush=True)
+        print(f"{dim}{terminal_text(text)}{plain}", flush=True)
 
     stack = local_stack(conversation.base)
     simulated = " · simulated: the words are made up" if stack and stack.simulated else ""

@@ -26,6 +26,7 @@ from fairlead.kube.resources import (
 )
 from fairlead.manifests.convert import Conversion, convert_document
 from fairlead_cli.cluster.access.connection import connect, resolve_access
+from fairlead_cli.console import terminal_text
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
 from fairlead_cli.manifest_conversion import object_problems
@@ -68,14 +69,14 @@ async def convert_objects(api: KubeApi, *, dry_run: bool) -> int:
         for problem in (_pruned_problem(item) or object_problems(conversion.document))
     ]
     if problems:
-        print(*problems, sep="\n", file=sys.stderr)
+        print(*map(terminal_text, problems), sep="\n", file=sys.stderr)
         return PROBLEM
     changed = [(item, conversion) for item, conversion in conversions if conversion.changes]
     if changed:
         print(yaml.safe_dump_all([_printed(one.document) for _, one in changed], sort_keys=False), end="")
     for item, conversion in changed:
         for change in conversion.changes:
-            print(f"{item['kind']} {_place(item)}: {change.describe()}", file=sys.stderr)
+            print(terminal_text(f"{item['kind']} {_place(item)}: {change.describe()}"), file=sys.stderr)
     if changed and not dry_run:
         await _write(api, changed)
     count = f"{len(changed)} of {len(objects)} objects"

@@ -8,7 +8,7 @@ import msgspec
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock, SystemClock
 from fairlead.units import format_duration
-from fairlead_cli.console import stdout_console
+from fairlead_cli.console import stdout_console, terminal_text
 from fairlead_cli.errors import ClusterUnreachable, IndexUnreachable, UnusableIndex
 from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
 from fairlead_cli.index.address import IndexAddress, open_index
@@ -76,7 +76,9 @@ async def _match(
     check_secret(snapshot, secret)
     answer, last = match_prompt(snapshot, TokenPrompt(tokens, options.adapter, options.salt), secret)
     answer.set_ages(await read_ages(link, snapshot, last, limits))
-    print(format_document(answer, options.output) if is_document(options.output) else render_match(answer))
+    print(
+        format_document(answer, options.output) if is_document(options.output) else terminal_text(render_match(answer))
+    )
     if snapshot.lease is None:
         since = (
             ""
@@ -96,7 +98,7 @@ async def _watch(options: IndexOptions, link: RedisLink, key: str, limits: Limit
         elif options.output == "yaml":
             print(f"---\n{format_document(batch, options.output)}", flush=True)
         else:
-            print(format_batch(batch), flush=True)
+            print(terminal_text(format_batch(batch)), flush=True)
 
     await follow_changes(link, key, ChangeFilter(options.instance, options.kind), limits, show, options.count)
     return OK
@@ -111,5 +113,5 @@ async def _verify(
     if is_document(options.output):
         print(format_document(report, options.output))
     else:
-        print("\n".join(render_lines(report)))
+        print(terminal_text("\n".join(render_lines(report))))
     return PROBLEM if report.differences else OK

@@ -24,6 +24,7 @@ from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.names import closest_matches
 from fairlead.runtime.clock import Clock, SystemClock
 from fairlead_cli.cluster.access.connection import connect, resolve_access
+from fairlead_cli.console import terminal_text
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
 from fairlead_cli.output import OutputFormat, format_document, is_document
@@ -86,7 +87,7 @@ async def _run(asked: RolloutOptions, access: ClusterConfig, seconds: float | No
     if is_document(asked.output):
         print(format_document(to_plain(status), asked.output))
     else:
-        print("\n".join(render_status(status, clock.wall(), is_wide=asked.output == "wide")))
+        print(terminal_text("\n".join(render_status(status, clock.wall(), is_wide=asked.output == "wide"))))
     followed = asked.action == "status" or seconds is not None
     return PROBLEM if followed and not status.is_settled else OK
 

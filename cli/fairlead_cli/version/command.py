@@ -11,6 +11,7 @@ from fairlead.kube.resources import CUSTOM_RESOURCE_DEFINITIONS, DEPLOYMENTS
 from fairlead_cli.cluster.access.connection import connect, resolve_access
 from fairlead_cli.cluster.facts_collector import list_own_objects
 from fairlead_cli.cluster.missing_value import MissingValue, value_or_missing
+from fairlead_cli.console import terminal_text
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.exit_codes import OK, UNREACHABLE
 from fairlead_cli.output import OutputFormat, format_document, is_document
@@ -36,7 +37,7 @@ def run(options: InstallationOptions, output: OutputFormat, *, client_only: bool
             report = VersionReport(report.client, asyncio.run(_server(options.cluster)))
         except ClusterUnreachable as error:
             report, code = VersionReport(report.client, problem=str(error)), UNREACHABLE
-    print(format_document(report, output) if is_document(output) else describe_versions(report))
+    print(format_document(report, output) if is_document(output) else terminal_text(describe_versions(report)))
     return code
 
 

@@ -235,8 +235,8 @@ def test_api_key_from_environment_is_sent() -> None:
     assert headers["authorization"] == "Bearer fl_secret"
 
 
-def test_terminal_starts_a_dialogue() -> None:
-    with server(streams("The ", "sky")) as gateway:
+def test_terminal_starts_a_dialogue_that_no_answer_controls() -> None:
+    with server(streams("The ", "sky\x1b]0;title\x07")) as gateway:
         ours, theirs = pty.openpty()
         process = subprocess.Popen(
             [sys.executable, "-m", "fairlead_cli", "chat", "tiny", "--url", gateway.url],
@@ -257,5 +257,6 @@ def test_terminal_starts_a_dialogue() -> None:
             process.kill()
             process.wait()
             os.close(ours)
-    assert b"The sky" in seen
+    assert "The sky\N{REPLACEMENT CHARACTER}]0;title".encode() in seen
+    assert b"\x1b]0;" not in seen
     assert b"main-3" in seen

@@ -28,6 +28,7 @@ from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.kube.transport.watch_stream import CONNECTION_ERRORS
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.cluster.access.connection import CLI_LIMITS
+from fairlead_cli.console import terminal_text
 from fairlead_cli.errors import ClusterUnreachable
 
 _PROTOCOL: Final = "v4.channel.k8s.io"
@@ -95,7 +96,7 @@ class PortForwarder:
             try:
                 await _relay(reader, writer, first.pop() if first else await self._connect(target), target)
             except FairleadError as error:
-                print(f"fairlead: {error}", file=sys.stderr)
+                print(terminal_text(f"fairlead: {error}"), file=sys.stderr)
             except asyncio.CancelledError:
                 pass  # _close cancels it; Python 3.11 reports a cancelled handler as an exception
             finally:

@@ -22,6 +22,7 @@ from fairlead_cli.cluster.checks.runner import run_checks
 from fairlead_cli.cluster.checks.text_output import render_lines, to_plain
 from fairlead_cli.cluster.checks.verdict import CheckResult
 from fairlead_cli.cluster.facts_collector import collect_facts
+from fairlead_cli.console import terminal_text
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.exit_codes import OK, UNREACHABLE, report_failure
 from fairlead_cli.target import ClusterOptions
@@ -88,6 +89,6 @@ def _print_summary(packed: PackedBundle, size: int) -> None:
         file=sys.stderr,
     )
     for entry in missing[:_SHOWN]:
-        print(f"not in it: {entry['path']}: {entry['why']}", file=sys.stderr)
+        print(terminal_text(f"not in it: {entry['path']}: {entry['why']}"), file=sys.stderr)
     if len(missing) > _SHOWN:
         print(f"and {len(missing) - _SHOWN} more, which its manifest.json lists", file=sys.stderr)

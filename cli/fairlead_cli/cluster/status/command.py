@@ -23,7 +23,7 @@ from fairlead_cli.cluster.pod_http import PodReport
 from fairlead_cli.cluster.status.advice import advise
 from fairlead_cli.cluster.status.model_report import ModelFacts, ModelReport, build_report
 from fairlead_cli.cluster.status.tree import render_table, render_tree, to_plain
-from fairlead_cli.console import program_name, stdout_console
+from fairlead_cli.console import program_name, stdout_console, terminal_text
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
 from fairlead_cli.local.run_directory import running_stacks
@@ -74,7 +74,7 @@ async def _print_all(api: KubeApi, way: ClusterOptions, output: OutputFormat, cl
         where = f" in {way.namespace}" if way.namespace else ""
         print(f"there is no ModelDeployment{where}; examples/ has some to begin with", file=sys.stderr)
     else:
-        print(render_table(models, now, is_wide=output == "wide"))
+        print(terminal_text(render_table(models, now, is_wide=output == "wide")))
     failing = [model.key for model, advice in zip(reports, advices, strict=True) if advice.is_problem]
     if failing and not is_document(output):
         namespace, _, name = failing[0].partition("/")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from fairlead.kube.resources import Manifest
@@ -14,6 +15,7 @@ from fairlead_cli.cluster.status.advice import advise
 from fairlead_cli.cluster.status.engine_signals import signals_by_instance
 from fairlead_cli.cluster.status.model_report import ModelFacts, build_report
 from fairlead_cli.cluster.status.tree import render_table, render_tree, to_plain
+from fairlead_cli.console import stdout_console
 from fairlead_cli.output import format_document
 
 NOW = 1_800_000_000.0
@@ -121,3 +123,18 @@ def test_model_table_has_kubectl_columns(builders: Build) -> None:
     lines = render_table([builders["model"](), builders["model"]("a-longer-name", ready=False)], NOW).splitlines()
     assert lines[0].split() == ["NAMESPACE", "NAME", "CLIENT-NAME", "ENGINE", "READY", "SLO-MET", "REASON", "AGE"]
     assert lines[2].split() == ["chat", "a-longer-name", "a-longer-name", "VLLM", "0/1", "NoInstance", "60m"]
+
+
+def test_text_of_a_cluster_controls_no_terminal(builders: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    escape = "\x1b]0;title\x07\x1b[2J\x9b31m"
+    broken = {"name": "engine", "state": {"waiting": {"reason": "CrashLoopBackOff", "message": f"crash{escape}"}}}
+    pods = (pod("p", "u1", ready=False, containerStatuses=[broken]),)
+    condition = {"type": "Ready", "status": "False", "reason": "EngineCrashing", "message": f"why{escape}"}
+    model = builders["model"]()
+    model["status"] = {"conditions": [condition]}
+    report = build_report(ModelFacts(model, pods, (), MissingValue(f"no{escape}"), NOW))
+    stdout_console().print(render_tree(report, advise(report)))
+    seen = capsys.readouterr().out
+    assert "why\N{REPLACEMENT CHARACTER}]0;title" in seen
+    assert "crash\N{REPLACEMENT CHARACTER}]0;title" in seen
+    assert not set(seen) & {"\x1b", "\x07", "\x9b"}
