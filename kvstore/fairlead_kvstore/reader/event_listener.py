@@ -8,8 +8,8 @@ Beyond loopback, a peer speaks for engines at its own IP address only: the host 
 the address of the connection. Engines behind address translation, or with names instead of
 addresses in their URLs, cannot dial such a listener.
 
-Of too many connections, the oldest that is no known engine's is ended. So a peer that opens many
-does not keep engines out.
+Of too many connections, one that is no known engine's is ended: the oldest of the address that has
+most of them. So a peer that opens many keeps no engine out, not even one that has sent nothing yet.
 """
 
 import asyncio
@@ -90,6 +90,7 @@ class EventListener:
         self._find = find
         self._context = context
         self._connections: dict[InboundConnection, None] = {}  # the oldest first
+        self._strangers: dict[IpAddress, dict[InboundConnection, None]] = {}  # those of no engine, by peer
         self._engines: dict[DialingEngine, InboundConnection] = {}
         self._pause = OneShotTimer(context.loop)
         self._socket = _bind(endpoint)
@@ -106,7 +107,10 @@ class EventListener:
 
     def remove(self, engine: DialingEngine) -> None:
         """Forgets the connection of a closed subscription."""
-        self._engines.pop(engine, None)
+        connection = self._engines.pop(engine, None)
+        if connection is not None:
+            connection.engines.discard(engine)
+            self._sort(connection)
 
     def close(self) -> None:
         """Stops listening."""
@@ -119,6 +123,7 @@ class EventListener:
         for connection in tuple(self._connections):
             connection.close()
         self._connections.clear()
+        self._strangers.clear()
 
     def on_message(self, connection: "InboundConnection", parts: list[bytes]) -> None:
         """Passes a message to the engine that its topic names."""
@@ -139,8 +144,11 @@ class EventListener:
         before = self._engines.get(engine)
         if before is not connection:
             if before is not None:
+                self.remove(engine)
                 engine.on_disconnected("it dialed again")
             self._engines[engine] = connection
+            connection.engines.add(engine)
+            self._sort(connection)
             connection.set_model(engine.model_key)
             engine.on_connected()
         engine.on_messages([parts])
@@ -148,9 +156,20 @@ class EventListener:
     def on_ended(self, connection: "InboundConnection", reason: str) -> None:
         """Handles the end of a connection; its engines are disconnected."""
         self._connections.pop(connection, None)
-        for engine in [engine for engine, theirs in self._engines.items() if theirs is connection]:
-            del self._engines[engine]
+        for engine in tuple(connection.engines):
+            self.remove(engine)
             engine.on_disconnected(reason)
+        self._sort(connection)
+
+    def _sort(self, connection: "InboundConnection") -> None:
+        """Adds a connection to those of no engine, or removes it."""
+        of_peer = self._strangers.setdefault(connection.peer, {})
+        if connection in self._connections and not connection.engines:
+            of_peer[connection] = None
+        else:
+            of_peer.pop(connection, None)
+        if not of_peer:
+            del self._strangers[connection.peer]
 
     def _accept(self) -> None:
         for _ in range(_MAX_ACCEPTED):
@@ -164,7 +183,9 @@ class EventListener:
                 self._pause.set(_ACCEPT_PAUSE_SECONDS, self._resume)
                 return
             peer.setblocking(False)
-            self._connections[InboundConnection(peer, _ip_address(address[0]), self, self._context)] = None
+            connection = InboundConnection(peer, _ip_address(address[0]), self, self._context)
+            self._connections[connection] = None
+            self._sort(connection)
             if len(self._connections) > self._context.limits.kv_inbound_connections:
                 self._end_oldest()
 
@@ -172,11 +193,12 @@ class EventListener:
         self._context.loop.add_reader(self._socket.fileno(), self._accept)
 
     def _end_oldest(self) -> None:
-        """Ends the oldest connection that is no known engine's, or else the newest."""
-        engines = set(self._engines.values())
-        ended = next((one for one in self._connections if one not in engines), None) or next(
-            reversed(self._connections)
-        )
+        """Ends the oldest connection of the address with most that are no engine's.
+
+        Without such a one, it ends the newest of all.
+        """
+        strangers = max(self._strangers.values(), key=len, default=None)
+        ended = next(reversed(self._connections)) if strangers is None else next(iter(strangers))
         self.unidentified["many"] += 1
         ended.close()
         self.on_ended(ended, "too many engines are connected")
@@ -186,6 +208,7 @@ class InboundConnection:
     """One connection that a peer made. It is read in turns of its own.
 
     peer: the IP address of the peer.
+    engines: those that it speaks for.
     model_key: the model of the engine that it last spoke for; None before the first.
     """
 
@@ -193,6 +216,7 @@ class InboundConnection:
         self, accepted: socket.socket, peer: IpAddress, listener: EventListener, context: ConnectionContext
     ) -> None:
         self.peer = peer
+        self.engines: set[DialingEngine] = set()
         self.model_key: str | None = None
         self._listener = listener
         self._context = context

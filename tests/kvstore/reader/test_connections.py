@@ -281,6 +281,25 @@ def test_peers_that_only_hold_connections_keep_no_engine_from_dialing() -> None:
     asyncio.run(scenario())
 
 
+def test_peer_with_many_connections_ends_none_of_an_engine_that_has_sent_nothing_yet() -> None:
+    async def scenario() -> None:
+        limits = replace(LIMITS, kv_inbound_connections=3)
+        async with indexer_harness(limits, listen=["tcp://127.0.0.1:0"]) as stage:
+            listener = stage.indexer.listeners[0]
+            here = host_and_port(listener.endpoint)
+            engine = await _dial(stage)
+            others = [socket.create_connection(here, source_address=("127.0.0.2", 0)) for _ in range(10)]
+            await wait_until(lambda: listener.unidentified["many"] == 8)
+            peers = sorted(str(connection.peer) for connection in listener._connections)
+            assert peers == ["127.0.0.1", "127.0.0.2", "127.0.0.2"]
+            for connection in (*others, engine):
+                connection.close()
+            await wait_until(lambda: not listener._connections)
+            assert listener._strangers == {}
+
+    asyncio.run(scenario())
+
+
 def test_engine_that_waits_for_its_backlogged_model_loses_nothing(backlog: set[str]) -> None:
     async def scenario() -> None:
         async with indexer_harness(LIMITS) as stage:
