@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +12,7 @@ import yaml
 from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.v1alpha1 import API_VERSION
 from fairlead.engine_profile import builtin_profiles
-from fairlead.errors import BadInput, ManifestError, plain_text
+from fairlead.errors import BadInput, ManifestError, first_line, plain_text
 from fairlead.limits import Limits
 from fairlead.manifests.convert import convert_document
 from fairlead.manifests.convert_text import TextConversion, convert_text
@@ -62,9 +63,11 @@ def convert_files(paths: Sequence[str], options: ConversionOptions) -> int:
     texts, found = read_texts(paths, limits=Limits())
     result = _Converted(problems=[str(problem) for problem in found])
     for file, text in texts:
-        _convert_text(file, text, result)
+        with _form_problems(file, result):
+            _convert_text(file, text, result)
     if result.foreign:
-        _migrate(result, options)
+        with _form_problems(", ".join(dict.fromkeys(file for file, _ in result.foreign)), result):
+            _migrate(result, options)
     if not result.problems and not result.files and not result.manifests:
         result.problems = [note.describe() for note in result.notes] + ["there is nothing to convert"]
     if result.problems:
@@ -72,6 +75,20 @@ def convert_files(paths: Sequence[str], options: ConversionOptions) -> int:
         return 1
     _write(result, options)
     return 0
+
+
+@contextmanager
+def _form_problems(place: str, result: _Converted) -> Iterator[None]:
+    """Turns the error of a reader into a problem.
+
+    Why: no schema has checked documents of other systems. Any field may be a list, a mapping or a
+    number where its reader expects another of them.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        cause = f"{type(error).__name__}: {first_line(error)}"
+        result.problems.append(f"{place}: a field has another form than its kind has ({cause})")
 
 
 def _convert_text(file: str, text: str, result: _Converted) -> None:

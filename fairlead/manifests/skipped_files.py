@@ -74,4 +74,4 @@ def _is_object(node: YamlNode) -> bool:
     version, kind = (node.value[name].value if name in node.value else None for name in ("apiVersion", "kind"))
     if isinstance(version, str) and (isinstance(kind, str) or version.partition("/")[0] == API_GROUP):
         return True
-    return kind in known_kinds() or {"metadata", "spec"} <= node.value.keys()
+    return (isinstance(kind, str) and kind in known_kinds()) or {"metadata", "spec"} <= node.value.keys()

@@ -214,3 +214,26 @@ def test_foreign_manifest_is_not_rewritten_in_place(file: Path) -> None:
     done = run_command_line("convert", "--in-place", str(file))
     assert done.returncode == 2
     assert file.read_text() == MODEL
+
+
+_INFERENCE_SERVICE = "apiVersion: serving.kserve.io/v1beta1\nkind: InferenceService\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        _INFERENCE_SERVICE + "metadata: [a]\nspec: {predictor: {model: {storageUri: 'hf://a/b'}}}\n",
+        "apiVersion: serving.kserve.io/v1alpha1\nkind: ServingRuntime\nmetadata: {name: a}\nspec: text\n---\n"
+        + _INFERENCE_SERVICE
+        + "metadata: {name: a}\nspec: {predictor: {model: {runtime: a}}}\n",
+        "apiVersion: [a]\nkind: {a: b}\nmetadata: 7\nmodel_list: []\n",
+        "kind: Deployment\nmetadata: {labels: 7}\n",
+        "apiVersion: v1\nkind: List\nitems: 7\n",
+        "model_list: [{model_name: a, litellm_params: {model: openai/b, api_base: 'http://[::1'}}]\n",
+    ],
+)
+def test_document_whose_fields_have_another_form_is_a_problem(tmp_path: Path, text: str) -> None:
+    (tmp_path / "odd.yaml").write_text(text)
+    done = run_command_line("convert", str(tmp_path / "odd.yaml"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(str(tmp_path / "odd.yaml"))
