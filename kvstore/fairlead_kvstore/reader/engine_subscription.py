@@ -115,6 +115,7 @@ class EngineSubscription:
         self.counters = SubscriptionCounters()
         self.is_connected = False
         self.problem = "not connected yet"
+        self.next_replay_connection_at = 0.0
         self._context = context
         self._sequencer = self._new_sequencer(position)
         self._application = EventApplication(context.store, instance, context.limits)

@@ -24,9 +24,11 @@ class ReplayListener(Protocol):
     """The callbacks of a replay. They must not raise.
 
     model_key: the model (``namespace/name``) of the engine.
+    next_replay_connection_at: in seconds of the event loop; kept here, since clients are replaced.
     """
 
     model_key: str
+    next_replay_connection_at: float
 
     @property
     def is_busy(self) -> bool:
@@ -95,8 +97,13 @@ class ReplayClient:
     async def _open(self) -> None:
         """Connects, again and again until the listener gives up: an engine may bind this port after
         the one of its events.
+
+        It waits ``kv_reconnect_seconds`` from the last connection to the same engine. Why: an
+        engine may close each one after a single batch.
         """
-        limits = self._context.limits
+        limits, now = self._context.limits, asyncio.get_running_loop().time
+        await asyncio.sleep(max(0.0, self._listener.next_replay_connection_at - now()))
+        self._listener.next_replay_connection_at = now() + limits.kv_reconnect_seconds
         while True:
             try:
                 connection, stream = await open_connection(self._endpoint, "DEALER", limits)

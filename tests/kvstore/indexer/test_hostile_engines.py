@@ -4,10 +4,16 @@ import asyncio
 import json
 import socket
 from dataclasses import replace
+from itertools import pairwise
+
+import pytest
 
 from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
+from fairlead_kvstore.events.zmtp import ZmtpStream
+from fairlead_kvstore.reader import replay_client
 from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH
+from fairlead_kvstore.reader.replay_client import ReplayClient
 from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmtp_peer import ZmtpPeer
@@ -120,5 +126,32 @@ def test_engine_that_is_replaced_while_a_batch_is_applied_is_read_on() -> None:
             assert subscription.is_busy
             assert stage.indexer.on_engine_restarted("a", "its supervisor says so")
             await stage.wait_exact("a")
+
+    asyncio.run(scenario())
+
+
+def test_engine_that_closes_each_replay_is_connected_to_after_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[float] = []
+
+    async def refuse(endpoint: str, kind: str, limits: Limits) -> tuple[socket.socket, ZmtpStream]:
+        opened.append(asyncio.get_running_loop().time())
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        return ours, ZmtpStream(kind, max_bytes=1_000, max_parts=8)
+
+    async def scenario() -> None:
+        limits = replace(Limits(), kv_reconnect_seconds=0.2)
+        async with indexer_harness(limits) as stage:
+            await stage.connect_engine("a")
+            subscription = stage.indexer._members["a"].subscription
+            assert subscription is not None
+            await wait_until(lambda: not subscription.is_replaying)
+            monkeypatch.setattr(replay_client, "open_connection", refuse)
+            for number in range(3):
+                client = ReplayClient("tcp://127.0.0.1:1", subscription, stage.indexer._context)
+                client.request(0)
+                await wait_until(lambda number=number: len(opened) > number)  # type: ignore[misc]  # a default
+                client.close()
+            assert min(later - earlier for earlier, later in pairwise(opened)) >= 0.2
 
     asyncio.run(scenario())
