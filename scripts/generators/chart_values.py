@@ -9,7 +9,17 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-Names = list[Annotated[str, Field(min_length=1, max_length=253)]]
+_NAME = "[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
+Names = list[Annotated[str, Field(min_length=1, max_length=253, pattern=f"^{_NAME}$")]]
+Name = Annotated[str, Field(max_length=253, pattern=f"^({_NAME})?$")]
+"""The name of an object, or an empty text.
+
+Why a pattern: a template may write it without quotes. A text of several lines would be other
+objects.
+"""
+AlertNames = list[Annotated[str, Field(min_length=1, max_length=253, pattern="^[A-Za-z][A-Za-z0-9_]*$")]]
+ImageName = Annotated[str, Field(max_length=512, pattern="^([A-Za-z0-9][-A-Za-z0-9._:/@+]*)?$")]
+"""A part of the name of an image, or an empty text."""
 Count = Annotated[int, Field(ge=1, le=1000)]
 Seconds = Annotated[int, Field(ge=1, le=3600)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -36,41 +46,41 @@ class Global(BaseModel):
     """Values shared with parent charts, which may have further fields."""
 
     model_config = ConfigDict(extra="allow", alias_generator=to_camel)
-    image_registry: str = _value(
+    image_registry: ImageName = _value(
         "registry of all Fairlead images, for sites that mirror them; when empty, each image has its own", ""
     )
     image_pull_secrets: Names = _value("names of the pull secrets for pods of the control plane", [])
 
 
 class Image(ValuesPart):
-    registry: str = _value(
+    registry: ImageName = _value(
         "registry of the image; when empty, that of the release; `global.imageRegistry` replaces it", ""
     )
-    tag: str = _value("tag of the image; when empty, the image of the release", "")
-    digest: str = _value("digest of the image, such as `sha256:…`; replaces the tag", "")
+    tag: ImageName = _value("tag of the image; when empty, the image of the release", "")
+    digest: ImageName = _value("digest of the image, such as `sha256:…`; replaces the tag", "")
     pull_policy: Annotated[str, Field(pattern="^(Always|IfNotPresent|Never)$")] = _value(
         "pull policy of the image", "IfNotPresent"
     )
 
 
 class OperatorImage(Image):
-    repository: str = _value("name of the image in its registry", "operator")
+    repository: ImageName = _value("name of the image in its registry", "operator")
 
 
 class GatewayImage(Image):
-    repository: str = _value("name of the image in its registry", "gateway")
+    repository: ImageName = _value("name of the image in its registry", "gateway")
 
 
 class IndexerImage(Image):
-    repository: str = _value("name of the image in its registry", "kvstore")
+    repository: ImageName = _value("name of the image in its registry", "kvstore")
 
 
 class AutoscalerImage(Image):
-    repository: str = _value("name of the image in its registry", "autoscaler")
+    repository: ImageName = _value("name of the image in its registry", "autoscaler")
 
 
 class RedisImage(Image):
-    repository: str = _value("name of the image in its registry", "valkey")
+    repository: ImageName = _value("name of the image in its registry", "valkey")
 
 
 class Placement(ValuesPart):
@@ -79,7 +89,7 @@ class Placement(ValuesPart):
     node_selector: FreeForm = _value("node labels that its pods require", {})
     tolerations: list[FreeForm] = _value("tolerations of its pods", [])
     affinity: FreeForm = _value("affinity of its pods", {})
-    priority_class_name: str = _value("priority class of its pods", "")
+    priority_class_name: Name = _value("priority class of its pods", "")
     pod_annotations: FreeForm = _value("annotations of its pods", {})
 
 
@@ -148,7 +158,7 @@ class ExternalEngines(ValuesPart):
 
 
 class Tls(ValuesPart):
-    secret: str = _value("a Secret of type `kubernetes.io/tls`; when set, the public port is HTTPS", "")
+    secret: Name = _value("a Secret of type `kubernetes.io/tls`; when set, the public port is HTTPS", "")
 
 
 class Service(ValuesPart):
@@ -178,7 +188,7 @@ class Trace(ValuesPart):
 
 
 class Tokenizers(ValuesPart):
-    claim: str = _value(
+    claim: Name = _value(
         "a PersistentVolumeClaim with `NAMESPACE/MODEL/tokenizer.json`. The gateway then tokenizes text prompts itself for engines "
         "that report their caches. Each large vocabulary needs 200 MB more memory",
         "",
@@ -249,7 +259,7 @@ class Autoscaler(Placement):
 
 class Auth(ValuesPart):
     enabled: bool = _value("require an API key; when false, every client that reaches the gateway is served", True)
-    keys_secret: str = _value("your own Secret with `keys.yaml` and `pepper`; when empty, a first key is created", "")
+    keys_secret: Name = _value("your own Secret with `keys.yaml` and `pepper`; when empty, a first key is created", "")
 
 
 class Redis(ValuesPart):
@@ -259,7 +269,7 @@ class Redis(ValuesPart):
         "requires `enabled: false`",
         "",
     )
-    url_secret: str = _value(
+    url_secret: Name = _value(
         "a Secret whose key `url` has the URL of your own Redis, with its password; requires `enabled: false`", ""
     )
     image: RedisImage = _value("image of Valkey or Redis", RedisImage)
@@ -298,7 +308,7 @@ class Alerts(ValuesPart):
     enabled: bool = _value("create a PrometheusRule, if the cluster has this kind", False)
     labels: FreeForm = _value("labels that your Prometheus selects", {})
     alert_labels: FreeForm = _value("labels to add to every alert, such as the team", {})
-    without: Names = _value("names of alerts to leave out", [])
+    without: AlertNames = _value("names of alerts to leave out", [])
     runbooks: str = _value(
         "address of this release's runbooks; each alert links to its heading", "docs/troubleshooting/alerts.md"
     )
@@ -312,16 +322,16 @@ class Dashboards(ValuesPart):
 
 class Ingress(ValuesPart):
     enabled: bool = _value("create an Ingress to the gateway", False)
-    class_name: str = _value("ingress class", "")
+    class_name: Name = _value("ingress class", "")
     host: str = _value("host name; when empty, any", "")
-    tls_secret: str = _value("a Secret with a certificate for the host", "")
+    tls_secret: Name = _value("a Secret with a certificate for the host", "")
     annotations: FreeForm = _value("annotations of the Ingress", {})
 
 
 class HttpRoute(ValuesPart):
     enabled: bool = _value("create an HTTPRoute to the gateway, if the cluster has this kind", False)
     parent_refs: list[FreeForm] = _value("Gateways to attach the route to", [])
-    hostnames: Names = _value("host names; when empty, any", [])
+    hostnames: list[Annotated[str, Field(min_length=1, max_length=253)]] = _value("host names; when empty, any", [])
 
 
 class Test(ValuesPart):
@@ -336,7 +346,9 @@ class Values(ValuesPart):
     """All values in the order of output."""
 
     global_: Global = Field(default_factory=Global, alias="global", description="values shared with other charts")
-    fullname_override: str = _value("prefix of all names, instead of the release name", "")
+    fullname_override: Annotated[str, Field(pattern="^([a-z0-9][-a-z0-9]*)?$")] = _value(
+        "prefix of all names, instead of the release name", ""
+    )
     watch_namespaces: Names = _value(
         "namespaces whose models are served; when empty, all. They must exist: the components get a Role in each, and no rights in "
         "others",

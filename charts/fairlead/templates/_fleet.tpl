@@ -118,7 +118,7 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata:
   name: {{ $name }}-fleet
-  namespace: {{ $place }}
+  namespace: {{ $place | quote }}
   labels:
     {{- include "fairlead.labels" $ | nindent 4 }}
 rules:
@@ -128,7 +128,7 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
 metadata:
   name: {{ $name }}-fleet
-  namespace: {{ $place }}
+  namespace: {{ $place | quote }}
   labels:
     {{- include "fairlead.labels" $ | nindent 4 }}
 roleRef:

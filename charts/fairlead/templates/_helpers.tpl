@@ -75,7 +75,7 @@ capabilities:
 {{- with .Values.global.imagePullSecrets -}}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end -}}
 {{- end -}}
@@ -95,7 +95,7 @@ affinity:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
@@ -136,7 +136,7 @@ topologySpreadConstraints:
 {{- define "fairlead.redisVariable" -}}
 {{- with include "fairlead.redisSecret" . -}}
 - name: FAIRLEAD_REDIS_URL
-  valueFrom: {secretKeyRef: {name: {{ . }}, key: url}}
+  valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: url}}
 {{- else with .Values.redis.url -}}
 - {name: FAIRLEAD_REDIS_URL, value: {{ . | quote }}}
 {{- end -}}
