@@ -33,11 +33,11 @@ def format_duration(value: float) -> str:
     """Returns seconds as rounded text for people: `0.0415` → `"41.5ms"`, `90` → `"1m30s"`."""
     if value < 0:
         return "-" + format_duration(-value)
-    if value < 1e-3:
+    if value < 0.9995e-3:  # what rounds to 1,000 has the next unit
         return f"{value * 1e6:.3g}us"
-    if value < 1:
+    if value < 0.9995:
         return f"{value * 1e3:.3g}ms"
-    if value < 60:
+    if value < 59.95:
         return f"{value:.3g}s"
     if not value < math.inf:
         return "unknown"

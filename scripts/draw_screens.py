@@ -16,15 +16,17 @@ import sys
 import tempfile
 import termios
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fcntl import ioctl
 from pathlib import Path
 
 import httpx
+import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from fairlead_cli.management.api_types import DecisionList
 from fairlead_sim.workload.traces import BUNDLED_TRACE
 from fairlead_testing.local_stack import LocalStack
 from fairlead_testing.processes import wait_until
@@ -33,14 +35,15 @@ from scripts.page_browser import page_browser
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 MODEL = ROOT / "examples" / "02-eight-engines.yaml"
-COMMANDS = {"terminal-status": ("local", "status"), "terminal-explain": ("explain", "request")}
-"""Picture → the command whose output it is."""
-COLUMNS, LINES = 120, 34
+FAIRLEAD = (sys.executable, "-m", "fairlead_cli")
+COLUMNS, LINES = 132, 34
 PAGE_WIDTH, MAX_PAGE_HEIGHT = 1400, 1000
 OPEN_FILES = 65_536
 """With fewer, a gateway warns that it takes fewer connections."""
-SAMPLED = "performance.now() > 20000 && document.getElementById('decisions').rows.length > 5"
-"""True in the status page after twenty seconds of samples."""
+SAMPLED = "performance.now() > 70000 && document.getElementById('decisions').rows.length > 5"
+"""True in the status page once its curves are full."""
+MIN_CANDIDATES = 3
+"""Instances that the explained request could choose from."""
 REQUESTS = 600
 SHOWN_AFTER = 60
 """Requests of the last minute, from which on the pictures are taken."""
@@ -61,12 +64,18 @@ def main() -> None:
         wait_until(lambda: any(Path(folder).glob("fairlead/up-*/stack.json")), "the stack starts", PATIENCE_SECONDS)
         manage = up.state()["manage"]
         wait_until(lambda: _is_ready(manage), "the stack is ready", PATIENCE_SECONDS)
-        with traffic(up, Path(folder)):
+        with traffic(up, Path(folder)), page_browser(PAGE_WIDTH) as browser:
+            browser.open(f"{manage}/")
             wait_until(lambda: _requests(manage) >= SHOWN_AFTER, "a minute of traffic", PATIENCE_SECONDS)
+            browser.wait(SAMPLED, PATIENCE_SECONDS)
+            (IMAGES / "status-page.png").write_bytes(browser.picture(MAX_PAGE_HEIGHT))
             draw_terminal("terminal-live", "fairlead up", terminal.screen())
-            for name, words in COMMANDS.items():
-                draw_terminal(name, f"fairlead {' '.join(words)}", output(up, words))
-            draw_page("status-page", f"{manage}/", SAMPLED)
+            draw_terminal(
+                "terminal-status", "fairlead local status", output(up.environment, *FAIRLEAD, "local", "status")
+            )
+            request = explained_request(manage)
+            text = output(up.environment, *FAIRLEAD, "explain", "request", request)
+            draw_terminal("terminal-explain", f"fairlead explain request {request}", text)
 
 
 class Terminal:
@@ -127,11 +136,22 @@ def _requests(manage: str) -> int:
     return sum(model["window"]["requests"] for model in models.values())
 
 
-def output(up: LocalStack, words: tuple[str, ...]) -> str:
+def explained_request(manage: str) -> str:
+    """Returns the id of the newest request that met the SLO, with cached tokens and candidates."""
+    answer = httpx.get(f"{manage}/api/decisions", params={"limit": 200})
+    for decision in msgspec.json.decode(answer.content, type=DecisionList).decisions:
+        outcome, candidates = decision.outcome, decision.choices[-1].candidates
+        if outcome and outcome.within_objective and outcome.cached_tokens and len(candidates) >= MIN_CANDIDATES:
+            return decision.request_id
+    raise SystemExit("no request has ended within the SLO yet")
+
+
+def output(environment: Mapping[str, str], *command: str) -> str:
     """Returns what a command writes to a terminal with colours."""
-    environment = {**up.environment, "FORCE_COLOR": "1", "COLUMNS": str(COLUMNS), "TERM": "xterm-256color"}
-    command = [sys.executable, "-m", "fairlead_cli", *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    terminal = {"FORCE_COLOR": "1", "COLUMNS": str(COLUMNS), "TERM": "xterm-256color"}
+    done = subprocess.run(command, env={**environment, **terminal}, capture_output=True, text=True, check=False)
+    if not done.stdout:
+        raise SystemExit(done.stderr)
     return done.stdout
 
 
@@ -142,14 +162,6 @@ def draw_terminal(name: str, title: str, text: str) -> None:
     svg = console.export_svg(title=title, unique_id=name)
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL).replace("Fira Code", "ui-monospace")
     (IMAGES / f"{name}.svg").write_text(svg, encoding="utf-8")
-
-
-def draw_page(name: str, url: str, ready: str) -> None:
-    """Writes the picture of a web page, once an expression in it is true."""
-    with page_browser(PAGE_WIDTH) as browser:
-        browser.open(url)
-        browser.wait(ready, PATIENCE_SECONDS)
-        (IMAGES / f"{name}.png").write_bytes(browser.picture(MAX_PAGE_HEIGHT))
 
 
 if __name__ == "__main__":

@@ -278,5 +278,5 @@ class _DualHashExplanation:
             return f"first token later: {format_duration(candidate.ttft_seconds)}"
         mine, theirs = format_duration(candidate.cost_seconds), format_duration(self._best.cost_seconds)
         if mine == theirs:
-            return f"costs as much ({mine}), and is asked after it"
+            return f"costs as much ({mine}); the first of equals is chosen"
         return f"costs {mine} against {theirs}"
