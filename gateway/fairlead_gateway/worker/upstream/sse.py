@@ -32,6 +32,8 @@ class SseScanner:
     """
 
     __slots__ = (
+        "_inspected_bytes",
+        "_inspected_count",
         "_max_event_bytes",
         "_partial",
         "error",
@@ -45,6 +47,7 @@ class SseScanner:
 
     def __init__(self, *, strip_usage: bool, max_event_bytes: int) -> None:
         self._partial = bytearray()
+        self._inspected_count = self._inspected_bytes = 0  # of one read, in however many chunks
         self._max_event_bytes = max_event_bytes
         self.has_long_event = False
         self.strip_usage = strip_usage
@@ -60,6 +63,7 @@ class SseScanner:
         Nothing follows after `error`, `is_aborted` or `is_done`.
         """
         passed: list[bytes] = []
+        self._inspected_count = self._inspected_bytes = 0
         for chunk in chunks:
             if self._partial or not chunk.endswith(b"\n\n"):
                 chunk = self._take_complete(chunk)
@@ -119,11 +123,14 @@ class SseScanner:
     def _inspect_events(self, events: bytes) -> bytes:
         """Inspects events one by one; returns those that may pass.
 
-        Sets `error` if there are very many for their bytes, since each costs a microsecond.
+        Sets `error` if a read has very many for their bytes, since each costs a microsecond.
         """
         passed: list[bytes] = []
         parts = _split_events(events)
-        if len(parts) > _MAX_TINY_EVENTS and len(events) < _MIN_MEAN_EVENT_BYTES * len(parts):
+        self._inspected_count += len(parts)
+        self._inspected_bytes += len(events)
+        count = self._inspected_count
+        if count > _MAX_TINY_EVENTS and self._inspected_bytes < _MIN_MEAN_EVENT_BYTES * count:
             self.error = InBandError(502, "the engine's stream is a flood of empty events")
             return b""
         for event in parts:
@@ -168,6 +175,7 @@ def filter_first_chunks(scanner: SseScanner, chunks: list[bytes]) -> list[bytes]
     stream.
     """
     passed: list[bytes] = []
+    scanner._inspected_count = scanner._inspected_bytes = 0
     for chunk in chunks:
         if scanner.is_finished:
             break

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -127,6 +128,18 @@ def test_no_bytes_raise_anything(pieces: list[bytes]) -> None:
 def test_no_error_value_raises_anything(value: object) -> None:
     through([event(json.dumps({"error": value}))])
     through([event(json.dumps({"usage": value, "choices": []}))])
+
+
+@pytest.mark.parametrize("filter_read", [SseScanner.filter_chunks, filter_first_chunks])
+def test_flood_of_empty_events_in_small_chunks_ends_the_stream(
+    filter_read: Callable[[SseScanner, list[bytes]], list[bytes]],
+) -> None:
+    scanner = SseScanner(strip_usage=False, max_event_bytes=65_536)
+    for _ in range(3):
+        assert filter_read(scanner, [b":\n\n" * 32] * 2) == [b":\n\n" * 32] * 2, "each read counts for itself"
+    assert filter_read(scanner, [b":\n\n" * 32] * 64) == [b":\n\n" * 32] * 2
+    assert scanner.error is not None
+    assert scanner.error.status == 502
 
 
 @pytest.mark.parametrize("empty", [b":\n\n", b"\n:\n\n", b"id:\n\n"])
