@@ -24,6 +24,8 @@ _READ_BYTES: Final = 32_768
 """At most so many bytes are read at once; a connection with as many unread is not read."""
 _EAGER_READ_BYTES: Final = 262_144
 _EAGER_READS: Final = 16
+_MAX_HANDSHAKE_BYTES: Final = 1_024
+"""A greeting and one command have 90 to 400 bytes."""
 _ENVELOPE_BYTES: Final = 4_096
 """The topic, the number and the frames around a batch."""
 _MAX_PORT: Final = 65_535
@@ -111,12 +113,17 @@ async def _shake_hands(connection: socket.socket, kind: str, limits: Limits) -> 
     _set_keepalive(connection, limits)
     stream = new_stream(kind, limits)
     loop = asyncio.get_running_loop()
+    left = _MAX_HANDSHAKE_BYTES
     while not stream.is_up:
         await loop.sock_sendall(connection, bytes(stream.outgoing))
         stream.outgoing.clear()
-        data = await loop.sock_recv(connection, _READ_BYTES)
+        if not left:
+            raise ProtocolError(f"the peer sent {_MAX_HANDSHAKE_BYTES} bytes within the handshake")
+        await asyncio.sleep(0)  # the next call returns at once if there are bytes
+        data = await loop.sock_recv(connection, left)
         if not data:
             raise ConnectionResetError("the peer closed it within the handshake")
+        left -= len(data)
         stream.feed(data)
         while not stream.is_up and stream.next_message() is not None:
             pass

@@ -78,3 +78,16 @@ def test_it_subscribes_in_the_words_of_the_peer_s_version(minor: int, subscripti
     reader.feed(GREETING[:11] + bytes([minor]) + GREETING[12:] + READY)
     assert received(reader) == []
     assert reader.outgoing == subscription
+
+
+def test_very_many_parts_take_many_short_calls() -> None:
+    reader = ZmtpStream("SUB", max_bytes=65_536, max_parts=3)
+    sent = message([b""] * 16_384)
+    reader.feed(GREETING + READY + sent)
+    held, steps = len(sent), []
+    while not (parts := reader.next_message()):
+        assert parts == []
+        steps.append(held - reader.held_bytes)
+        held = reader.held_bytes
+    assert parts == [b""] * 4
+    assert max(steps[1:]) == 128, "64 frames"

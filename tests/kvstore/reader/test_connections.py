@@ -13,10 +13,11 @@ import pytest
 
 from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
+from fairlead_kvstore.errors import ProtocolError
 from fairlead_kvstore.index.sink import LocalSink
 from fairlead_kvstore.reader.buffered_bytes import BufferedBytes
 from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH
-from fairlead_kvstore.reader.zmtp_connection import host_and_port
+from fairlead_kvstore.reader.zmtp_connection import accept_connection, host_and_port
 from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmtp_peer import GREETING, ZmtpPeer
@@ -83,6 +84,38 @@ def test_buffered_bytes_of_one_namespace_leave_room_for_those_of_others() -> Non
     assert (buffered.total, buffered.is_over("victim")) == (800, False)
     buffered.add("victim", -800)
     assert buffered.total == 0
+
+
+def test_peer_that_never_ends_the_handshake_is_read_for_some_kilobytes_only() -> None:
+    async def scenario() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            theirs = socket.create_connection(server.getsockname())
+            ours, _ = server.accept()
+        with theirs:
+            theirs.sendall(GREETING + b"\x04\x00" * 32_768)  # commands without a name
+            ours.setblocking(False)
+            with pytest.raises(ProtocolError, match="1024 bytes within the handshake"):
+                await accept_connection(ours, LIMITS)
+            assert ours.fileno() == -1, "it is closed"
+
+    asyncio.run(scenario())
+
+
+def test_parts_of_an_unfinished_message_count_in_the_turn_of_an_engine() -> None:
+    async def scenario() -> None:
+        async with indexer_harness(LIMITS) as stage:
+            [peer] = await _connect_peers(stage, ["a"])
+            subscription = stage.indexer._members["a"].subscription
+            assert subscription is not None
+            assert subscription._connection is not None
+            connection = subscription._connection._connection
+            assert connection is not None
+            connection._stream.feed(b"\x01\x00" * 16_384)
+            used, has_more = subscription._connection.read(LIMITS.kv_turn_bytes)
+            assert (used, has_more) == (LIMITS.kv_turn_bytes, True), "a quarter of them"
+            peer.close()
+
+    asyncio.run(scenario())
 
 
 def test_engine_that_never_ends_a_message_is_disconnected() -> None:
