@@ -344,6 +344,14 @@ class Indexer:
 
     # --- queries to engines --------------------------------------------------------------------------------------------
 
+    async def _query_in_turn(self, instance: Instance, path: str) -> bytes:
+        """Returns an engine's answer. Raises Unavailable."""
+        slot = await self._query_slots.wait(instance.namespace)
+        try:
+            return await self._query(instance, path)
+        finally:
+            slot.release()
+
     async def _discover_endpoints(self, member: EngineMember) -> None:
         """Queries the engine for its endpoints, and again whenever it is disconnected.
 
@@ -360,8 +368,7 @@ class Indexer:
                 member.subscription.is_connected or member.subscription.endpoints.events is None
             ):
                 try:
-                    async with self._query_slots.hold(member.instance.namespace):
-                        answer = await self._query(member.instance, EVENT_SOURCES_PATH)
+                    answer = await self._query_in_turn(member.instance, EVENT_SOURCES_PATH)
                     address = await self._permitted_address(member.instance)
                     endpoints = endpoints_from_answer(answer, member.instance, address)
                     has_moved = member.subscription is not None and member.subscription.endpoints != endpoints
@@ -428,8 +435,7 @@ class Indexer:
         member.adapters_queried_at, member.adapters_due_at = now, now + pause
         member.adapters_pause_seconds = min(limits.kv_adapter_poll_seconds, member.adapters_pause_seconds * 2.0)
         try:
-            async with self._query_slots.hold(member.instance.namespace):
-                found = adapter_sources(await self._query(member.instance, MODELS_PATH))
+            found = adapter_sources(await self._query_in_turn(member.instance, MODELS_PATH))
         except FairleadError as error:
             _LOG.debug("%s: %s", name, error.message)
             return

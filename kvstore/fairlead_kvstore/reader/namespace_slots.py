@@ -1,9 +1,8 @@
 """The limits on concurrent replays of engines and on queries to them, shared by namespaces."""
 
 import asyncio
-import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 
 class NamespaceSlot:
@@ -44,16 +43,16 @@ class NamespaceSlots:
         self._grant_next()
         return slot
 
-    @contextlib.asynccontextmanager
-    async def hold(self, namespace: str) -> AsyncIterator[None]:
-        """Waits for a slot, and releases it at the end of the context."""
+    async def wait(self, namespace: str) -> NamespaceSlot:
+        """Returns a slot when it is granted."""
         granted = asyncio.Event()
         slot = self.acquire(granted.set, namespace)
         try:
             await granted.wait()
-            yield
-        finally:
+        except BaseException:
             slot.release()
+            raise
+        return slot
 
     def _release(self, slot: NamespaceSlot) -> None:
         self._granted.discard(slot)
