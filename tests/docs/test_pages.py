@@ -72,6 +72,22 @@ def test_a_page_says_where_its_commands_run_and_why_a_block_is_left_out(path: Pa
     assert [reason for reason in reasons if len(reason.split()) < 3] == []
 
 
+def test_reasons_name_tests_that_exist() -> None:
+    reasons = [text for page in map(parse_page, FOLLOWED) for text in (page.reason, *(b.skipped for b in page.blocks))]
+    files = [file for reason in reasons for file in re.findall(r"[\w./]+\.py", reason)]
+    assert files
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+
+
+def test_a_page_that_runs_somewhere_has_a_command_that_runs() -> None:
+    idle = [
+        page.path.name
+        for page in map(parse_page, FOLLOWED)
+        if page.setting not in ("", "none") and not any(block.is_command and not block.skipped for block in page.blocks)
+    ]
+    assert idle == [], "no command of the page is run: say why with `commands: none: REASON`"
+
+
 def test_pages_for_every_kind_of_installation_exist() -> None:
     assert {"local", "checkout", "cluster", "installation"} <= {parse_page(path).setting for path in FOLLOWED}
 
