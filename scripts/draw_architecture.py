@@ -100,7 +100,7 @@ def architecture(palette: Palette) -> str:
     drawing.arrow("174,248 326,248", "Service or Ingress", (250, 238), request=True)
     drawing.arrow("520,248 696,248", "cached prefix, or least cost", (608, 238), request=True)
     drawing.arrow("425,124 425,156 760,156 760,194", "creates and replaces", (520, 150))
-    drawing.arrow("806,87 860,87 860,194", "sets the count", (890, 160))
+    drawing.arrow("806,87 860,87 860,194", "sets the count", (812, 172))
     drawing.arrow("640,124 640,180 500,180 500,202", "reads load and latency", (566, 175))
     drawing.arrow("808,298 808,380", "KV events", (842, 334))
     drawing.arrow("700,421 524,421", "writes", (612, 412))

@@ -4,11 +4,14 @@ import json
 import os
 import threading
 from base64 import b64encode
+from pathlib import Path
 
 from scripts.debian_programs import LOCK, PROGRAMS
 from scripts.draw_screens import last_redraw
 from scripts.page_browser import PageBrowser
 from scripts.release.images.debian_packages import lock_path, read_lock
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_lock_of_programs_has_every_package_with_its_hash_and_no_host() -> None:
@@ -16,6 +19,13 @@ def test_the_lock_of_programs_has_every_package_with_its_hash_and_no_host() -> N
     assert [package.name for package in locked] == sorted({name for names in PROGRAMS.values() for name in names})
     assert "://" not in lock_path(LOCK).read_text()
     assert all(package.path.endswith(("_amd64.deb", "_all.deb")) for package in locked)
+
+
+def test_each_picture_is_shown_on_a_page() -> None:
+    pages = [ROOT / "mkdocs.yml", ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").rglob("*.md")]
+    shown = "".join(page.read_text(encoding="utf-8") for page in pages)
+    names = [picture.name for picture in (ROOT / "docs" / "images").iterdir()]
+    assert [name for name in names if f"/{name}" not in shown] == []
 
 
 def test_the_view_of_a_terminal_is_the_last_one_that_was_complete() -> None:

@@ -48,7 +48,7 @@ def draw_plots(report: ReplayReport, file: Path) -> None:
         _draw_cached(axes[1][0], report, colours)
         _draw_spread(axes[1][1], report, colours)
         subtitle = f"{report.trace} · {report.requests} requests at {report.rate:g}/s · seconds are simulated"
-        figure.suptitle("What the routing buys", x=0.052, y=0.985, ha="left", fontsize=15, fontweight="bold")
+        figure.suptitle("Routing presets compared", x=0.052, y=0.985, ha="left", fontsize=15, fontweight="bold")
         figure.text(0.052, 0.935, subtitle, color="#555555")
         if report.invalid_reasons:
             figure.text(
@@ -95,7 +95,7 @@ def _draw_p90(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) ->
     _draw_bars(axes, groups, values, colours, lambda value: f"{value:.2f}")
     _draw_legend(axes, report, colours)
     axes.set_ylabel("seconds")
-    axes.set_title("p90 time to the first token: with load and with hardly any")
+    axes.set_title("p90 time to the first token: under load, and almost idle")
 
 
 def _draw_cached(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
@@ -115,7 +115,7 @@ def _draw_cached(axes: "Axes", report: ReplayReport, colours: Mapping[str, str])
         ideal = 100.0 * report.ideal_reuse
         axes.axhline(ideal, color="#999999", linewidth=1, linestyle=":")
         middle = sum(axes.get_xlim()) / 2
-        axes.text(middle, ideal, "one endless cache", color="#777777", fontsize=9, ha="center", va="bottom")
+        axes.text(middle, ideal, "one unlimited cache", color="#777777", fontsize=9, ha="center", va="bottom")
         axes.set_ylim(0, max(axes.get_ylim()[1], ideal * 1.15))
     axes.set_title("Prompt tokens that were already cached (%)")
 

@@ -179,7 +179,7 @@ def markdown(report: ReplayReport) -> str:
         targets.append(f"mean gap between tokens at most {format_duration(objectives.itl_seconds)}")
     lag = report.lag_p99_seconds
     lines = [
-        "# What the routing buys",
+        "# Routing presets compared",
         "",
         f"- Traffic: {report.trace}; {report.requests} requests at a mean of {report.rate:g} simulated requests/s, "
         f"clock × {report.speed:g}. Every request counts; seconds are simulated seconds.",
@@ -187,7 +187,9 @@ def markdown(report: ReplayReport) -> str:
         f"- Event loops: the worst p99 lateness was {'unknown' if lag is None else format_duration(lag)} (wall).",
     ]
     if report.ideal_reuse is not None:
-        lines.append(f"- One endless cache would hold {report.ideal_reuse:.1%} of the prompt tokens when they arrive.")
+        lines.append(
+            f"- One unlimited cache would hold {report.ideal_reuse:.1%} of the prompt tokens when they arrive."
+        )
     if report.invalid_reasons:
         lines += ["", "**These live numbers are not valid:**", *(f"- {reason}" for reason in report.invalid_reasons)]
     lines += [

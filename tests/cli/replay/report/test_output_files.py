@@ -33,7 +33,7 @@ def test_report_is_written_as_json_markdown_png_and_csv(tmp_path: Path) -> None:
     files = write_report(report(), tmp_path / "new" / "folder")
     assert [file.name for file in files] == ["report.json", "report.md", "report.png", "requests.csv"]
     assert json.loads(files[0].read_text())["policies"]["dual-hash"]["live"]["requests"] == 40
-    assert files[1].read_text().startswith("# What the routing buys")
+    assert files[1].read_text().startswith("# Routing presets compared")
     assert files[2].read_bytes().startswith(b"\x89PNG")
     with files[3].open() as stream:
         lines = list(csv.DictReader(stream))
