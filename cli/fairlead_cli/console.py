@@ -1,7 +1,8 @@
 """The console: where output goes, how wide it is, and how this program is called in hints.
 
-What a cluster, an engine or a file says may hold escape sequences, which control a terminal. All
-text goes through `terminal_text` before it is printed.
+What a cluster, an engine or a file says may hold escape sequences, which control a terminal. What
+people read goes through `terminal_text` before it is printed. JSON, YAML and replies that go into a
+pipe do not: programs need them unchanged.
 """
 
 import shutil
@@ -16,7 +17,7 @@ PIPE_WIDTH: Final = 2_000
 _REPLACED: Final = {
     code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
 }
-"""Control characters but the end of a line and the tab, and what takes their place."""
+"""Control characters, except line feed and tab, and what replaces them."""
 
 
 def terminal_text(text: str) -> str:
@@ -25,9 +26,9 @@ def terminal_text(text: str) -> str:
 
 
 def stdout_console() -> "Console":
-    """Returns a console on standard output; a pipe has no width, so nothing is cut there.
+    """Returns a console on standard output. In a pipe, lines are not wrapped.
 
-    Why: Rich is imported here because most commands answer before its import would end.
+    Why Rich is imported here: most commands do not need it, and its import is slow.
     """
     from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
     from rich.segment import Segment

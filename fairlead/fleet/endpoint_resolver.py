@@ -1,7 +1,6 @@
 """Resolves the hosts of endpoints that Kubernetes objects name, and judges their addresses.
 
-Lookups run in threads of their own. A namespace has few of them, and namespaces take turns at those
-of all.
+Lookups run in threads of their own: at most 32, of one namespace at most 2. Namespaces take turns.
 
 Why: event loops resolve names in one small pool of threads, uvloop two at a time. A lookup whose
 DNS server does not answer keeps its thread for 10 s, also when its caller has given up. Two names
@@ -140,7 +139,7 @@ class EndpointResolver:
         self._start_lookups()
 
     def _drop_abandoned(self) -> None:
-        """Drops the queued lookups that all callers have left."""
+        """Drops the lookups at the heads of queues that all callers have left."""
         for namespace, queue in list(self._queues.items()):
             while queue and not queue[0].waiting:
                 lookup = queue.popleft()
@@ -155,7 +154,7 @@ def _look_up(host: str, port: int, flags: int = 0) -> list[str]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     except UnicodeError:
-        raise OSError(f"{host} is no name of a host") from None
+        raise OSError(f"{host} is not a valid host name") from None
     return [str(address[0]) for *_, address in found]
 
 

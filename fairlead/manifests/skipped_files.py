@@ -1,7 +1,7 @@
 """Files of a folder that hold no Kubernetes object, such as the values of a Helm chart.
 
-They are skipped if the folder was named, not the file, and if another file of the call holds an
-object. Templates that have not been rendered count as such files.
+A file is skipped if the call named its folder, not the file itself, and if another file of the
+call holds an object. Templates that have not been rendered count as such files.
 
 Why: charts and Kustomize keep these files in the folders of manifests. A file that is named is
 meant as a manifest, so it keeps its errors. A call without any object has checked nothing.
@@ -28,6 +28,8 @@ def skip_files(
     """
     every = list(texts)
     named = {Path(path) for path in paths}
+    if all(Path(file) in named for file, _ in every):
+        return every, []
     reasons: dict[str, FileProblem] = {}
     has_object = False
     for file, text in every:
@@ -68,7 +70,9 @@ def _reason_to_skip(file: str, text: str, limits: Limits) -> FileProblem | None:
 
 
 def _is_object(node: YamlNode) -> bool:
-    """Returns True for a Kubernetes object, also for one of Fairlead without a part of its head."""
+    """Returns True for a Kubernetes object, also for one of Fairlead without `apiVersion`, `kind` or
+    `metadata`.
+    """
     if not isinstance(node.value, dict):
         return False
     version, kind = (node.value[name].value if name in node.value else None for name in ("apiVersion", "kind"))

@@ -42,7 +42,7 @@ class ZmtpStream:
 
     kind: the type of this socket, ``SUB`` (to all topics) or ``DEALER``.
     max_bytes: of one message on the wire, all its parts together.
-    max_parts: further parts of a message are dropped, but the first of these.
+    max_parts: of a message with more, this many and one are returned, so that its receiver sees it.
     is_up: whether the handshake is over.
     """
 
@@ -71,8 +71,10 @@ class ZmtpStream:
         self._buffer += data
 
     def next_message(self) -> list[bytes] | None:
-        """Returns the parts of the next message. Empty for a command, which is handled, and for
-        some parts of a message that has very many. None when there is no whole one.
+        """Returns the parts of the next message; None when there is no whole one.
+
+        Empty after a command, which is handled, and after 64 parts of a message that has more.
+        Why: one call must not take long.
 
         Raises ProtocolError.
         """

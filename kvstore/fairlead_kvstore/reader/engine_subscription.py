@@ -111,6 +111,7 @@ class EngineSubscription:
     ) -> None:
         self.instance = instance
         self.model_key = model_key
+        self._namespace = model_key.partition("/")[0]
         self.endpoints = endpoints
         self.counters = SubscriptionCounters()
         self.is_connected = False
@@ -274,17 +275,17 @@ class EngineSubscription:
         waiting, context = self._application.waiting_bytes, self._context
         if waiting + size > context.limits.kv_pending_bytes:
             return True
-        return waiting > 0 and context.buffered.is_over(self.model_key.partition("/")[0])
+        return waiting > 0 and context.buffered.is_over(self._namespace)
 
     def _on_live_frame(self, frame: EventFrame) -> None:
         """Handles a frame that is not the next in order."""
         self._apply_safely(lambda: self._sequencer.on_live_frame(frame))
-        if self._sequencer.is_replaying and self._context.buffered.is_over(self.model_key.partition("/")[0]):
+        if self._sequencer.is_replaying and self._context.buffered.is_over(self._namespace):
             self._fail_replay("too much is buffered for the replays of all engines")
 
     def _report_buffered(self, size: int) -> None:
         if size != self._buffered_bytes:
-            self._context.buffered.add(self.model_key.partition("/")[0], size - self._buffered_bytes)
+            self._context.buffered.add(self._namespace, size - self._buffered_bytes)
             self._buffered_bytes = size
 
     def _on_away_timeout(self) -> None:
@@ -327,8 +328,7 @@ class EngineSubscription:
         self._replay_from = start
         self.counters.replays += 1
         if self._replay_slot is None:
-            namespace = self.model_key.partition("/")[0]
-            self._replay_slot = self._context.replay_slots.acquire(self._on_slot_granted, namespace)
+            self._replay_slot = self._context.replay_slots.acquire(self._on_slot_granted, self._namespace)
         elif self._is_replay_sent:  # the stream abandoned the earlier request and expects its end
             self._send_request()
         else:

@@ -7,7 +7,6 @@ if the process lives, the following replay contains them.
 import asyncio
 from typing import Protocol
 
-from fairlead.errors import BadInput
 from fairlead_kvstore.errors import ProtocolError
 from fairlead_kvstore.reader.zmtp_connection import (
     ConnectionContext,
@@ -52,12 +51,12 @@ class EventConnection:
     """A subscription to all topics at ``endpoint``. Raises BadInput for an invalid address."""
 
     def __init__(self, endpoint: str, listener: ConnectionListener, context: ConnectionContext) -> None:
-        host_and_port(endpoint)
+        host, port = host_and_port(endpoint)
         self.model_key = listener.model_key
         self._listener = listener
         self._context = context
         self._connection: ZmtpConnection | None = None
-        self._opening = asyncio.get_running_loop().create_task(self._open(endpoint))
+        self._opening = asyncio.get_running_loop().create_task(self._open(host, port))
 
     def read(self, most: int) -> tuple[int, bool]:
         """Reads messages of one turn, see ``ReadSource``."""
@@ -87,10 +86,10 @@ class EventConnection:
         else:
             self._listener.on_disconnected(reason)
 
-    async def _open(self, endpoint: str) -> None:
+    async def _open(self, host: str, port: int) -> None:
         try:
-            connection, stream = await open_connection(endpoint, "SUB", self._context.limits)
-        except (OSError, BadInput, ProtocolError) as error:
+            connection, stream = await open_connection(host, port, "SUB", self._context.limits)
+        except (OSError, ProtocolError) as error:
             self._listener.on_disconnected(describe(error))
             return
         namespace = self.model_key.partition("/")[0]

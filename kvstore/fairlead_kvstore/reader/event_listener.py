@@ -8,8 +8,9 @@ Beyond loopback, a peer speaks for engines at its own IP address only: the host 
 the address of the connection. Engines behind address translation, or with names instead of
 addresses in their URLs, cannot dial such a listener.
 
-Of too many connections, one that is no known engine's is ended: the oldest of the address that has
-most of them. So a peer that opens many keeps no engine out, not even one that has sent nothing yet.
+Of too many connections, one that has named no engine is ended: the oldest of the address that has
+most of these. A peer that opens many thus keeps out no engine at another address, not even one that
+has sent nothing yet.
 """
 
 import asyncio
@@ -90,7 +91,8 @@ class EventListener:
         self._find = find
         self._context = context
         self._connections: dict[InboundConnection, None] = {}  # the oldest first
-        self._strangers: dict[IpAddress, dict[InboundConnection, None]] = {}  # those of no engine, by peer
+        # those that have named no engine yet, the oldest first
+        self._unidentified_by_peer: dict[IpAddress, dict[InboundConnection, None]] = {}
         self._engines: dict[DialingEngine, InboundConnection] = {}
         self._pause = OneShotTimer(context.loop)
         self._socket = _bind(endpoint)
@@ -110,10 +112,10 @@ class EventListener:
         connection = self._engines.pop(engine, None)
         if connection is not None:
             connection.engines.discard(engine)
-            self._sort(connection)
+            self._update_unidentified(connection)
 
     def close(self) -> None:
-        """Stops listening."""
+        """Stops listening and closes all connections, without a callback."""
         if not self._is_open:
             return
         self._is_open = False
@@ -123,7 +125,7 @@ class EventListener:
         for connection in tuple(self._connections):
             connection.close()
         self._connections.clear()
-        self._strangers.clear()
+        self._unidentified_by_peer.clear()
 
     def on_message(self, connection: "InboundConnection", parts: list[bytes]) -> None:
         """Passes a message to the engine that its topic names."""
@@ -148,7 +150,7 @@ class EventListener:
                 engine.on_disconnected("it dialed again")
             self._engines[engine] = connection
             connection.engines.add(engine)
-            self._sort(connection)
+            self._update_unidentified(connection)
             connection.set_model(engine.model_key)
             engine.on_connected()
         engine.on_messages([parts])
@@ -159,17 +161,17 @@ class EventListener:
         for engine in tuple(connection.engines):
             self.remove(engine)
             engine.on_disconnected(reason)
-        self._sort(connection)
+        self._update_unidentified(connection)
 
-    def _sort(self, connection: "InboundConnection") -> None:
-        """Adds a connection to those of no engine, or removes it."""
-        of_peer = self._strangers.setdefault(connection.peer, {})
+    def _update_unidentified(self, connection: "InboundConnection") -> None:
+        """Adds a connection to those that have named no engine, or removes it."""
+        of_peer = self._unidentified_by_peer.setdefault(connection.peer, {})
         if connection in self._connections and not connection.engines:
             of_peer[connection] = None
         else:
             of_peer.pop(connection, None)
         if not of_peer:
-            del self._strangers[connection.peer]
+            del self._unidentified_by_peer[connection.peer]
 
     def _accept(self) -> None:
         for _ in range(_MAX_ACCEPTED):
@@ -178,14 +180,16 @@ class EventListener:
             except (BlockingIOError, InterruptedError, ConnectionError):
                 return
             except OSError as error:  # no descriptor is left
-                _LOG.warning("%s: connections wait: %s", self.endpoint, error)
+                _LOG.warning(
+                    "%s: cannot accept connections, next try in %g s: %s", self.endpoint, _ACCEPT_PAUSE_SECONDS, error
+                )
                 self._context.loop.remove_reader(self._socket.fileno())
                 self._pause.set(_ACCEPT_PAUSE_SECONDS, self._resume)
                 return
             peer.setblocking(False)
             connection = InboundConnection(peer, _ip_address(address[0]), self, self._context)
             self._connections[connection] = None
-            self._sort(connection)
+            self._update_unidentified(connection)
             if len(self._connections) > self._context.limits.kv_inbound_connections:
                 self._end_oldest()
 
@@ -193,15 +197,15 @@ class EventListener:
         self._context.loop.add_reader(self._socket.fileno(), self._accept)
 
     def _end_oldest(self) -> None:
-        """Ends the oldest connection of the address with most that are no engine's.
+        """Ends the oldest connection of the address with most that have named no engine.
 
-        Without such a one, it ends the newest of all.
+        There is one: the connection that was just accepted.
         """
-        strangers = max(self._strangers.values(), key=len, default=None)
-        ended = next(reversed(self._connections)) if strangers is None else next(iter(strangers))
+        most = max(self._unidentified_by_peer.values(), key=len)
+        ended = next(iter(most))
         self.unidentified["many"] += 1
         ended.close()
-        self.on_ended(ended, "too many engines are connected")
+        self.on_ended(ended, "too many connections")
 
 
 class InboundConnection:

@@ -8,26 +8,28 @@ from collections.abc import Callable
 class NamespaceSlot:
     """A granted or queued permission to work for an engine of a namespace."""
 
-    def __init__(self, go: Callable[[], None], given_back: "Callable[[NamespaceSlot], None]", namespace: str) -> None:
-        self.on_granted = go
+    def __init__(
+        self, on_granted: Callable[[], None], on_release: "Callable[[NamespaceSlot], None]", namespace: str
+    ) -> None:
+        self.on_granted = on_granted
         self.namespace = namespace
-        self._release = given_back
+        self._on_release = on_release
 
     def release(self) -> None:
         """Releases the slot, granted or queued; call it once."""
-        self._release(self)
+        self._on_release(self)
 
 
 class NamespaceSlots:
-    """The slots for concurrent work: ``most`` are granted, further ones are queued.
+    """The slots for concurrent work: ``max_slots`` are granted, further ones are queued.
 
     Namespaces with queued slots get a free one in turn, each for its oldest.
 
     Why: the replays or queries of one namespace, however many and slow, must not delay all others.
     """
 
-    def __init__(self, most: int) -> None:
-        self._max_slots = most
+    def __init__(self, max_slots: int) -> None:
+        self._max_slots = max_slots
         self._granted: set[NamespaceSlot] = set()
         self._queues: dict[str, deque[NamespaceSlot]] = {}  # by namespace; the first has the next turn
 
@@ -36,9 +38,9 @@ class NamespaceSlots:
         """The number of queued slots."""
         return sum(map(len, self._queues.values()))
 
-    def acquire(self, go: Callable[[], None], namespace: str) -> NamespaceSlot:
-        """Returns a slot. ``go`` is called when it is granted, perhaps before this returns."""
-        slot = NamespaceSlot(go, self._release, namespace)
+    def acquire(self, on_granted: Callable[[], None], namespace: str) -> NamespaceSlot:
+        """Returns a slot. ``on_granted`` is called with its turn, perhaps before this returns."""
+        slot = NamespaceSlot(on_granted, self._release, namespace)
         self._queues.setdefault(namespace, deque()).append(slot)
         self._grant_next()
         return slot

@@ -40,9 +40,8 @@ class ReplayListener(Protocol):
         ...
 
     def on_replay_cut(self, reason: str) -> None:
-        """Handles a connection that ended; without a replay in progress it does not matter.
-
-        Why also of a replay: the engine closed it, or too much of it is unread.
+        """Handles the end of the connection: the engine closed it, or too much of it is unread. May
+        be called without a replay in progress.
         """
         ...
 
@@ -53,9 +52,8 @@ class ReplayClient:
     """
 
     def __init__(self, endpoint: str, listener: ReplayListener, context: ConnectionContext) -> None:
-        host_and_port(endpoint)
+        self._host, self._port = host_and_port(endpoint)
         self.model_key = listener.model_key
-        self._endpoint = endpoint
         self._listener = listener
         self._context = context
         self._connection: ZmtpConnection | None = None
@@ -63,7 +61,9 @@ class ReplayClient:
         self._opening: asyncio.Task[None] | None = None
 
     def request(self, start: int) -> None:
-        """Requests all batches from ``start`` on."""
+        """Requests all batches from ``start`` on. While it connects, a later request replaces an
+        earlier one.
+        """
         request = message(replay_request(start))
         if self._connection is not None and self._connection.is_open:
             self._connection.send(request)
@@ -95,18 +95,18 @@ class ReplayClient:
         self._listener.on_replay_cut(reason)
 
     async def _open(self) -> None:
-        """Connects, again and again until the listener gives up: an engine may bind this port after
+        """Connects and sends the request. Tries until ``close``: an engine may bind this port after
         the one of its events.
 
-        It waits ``kv_reconnect_seconds`` from the last connection to the same engine. Why: an
-        engine may close each one after a single batch.
+        The first try is at least ``kv_reconnect_seconds`` after that of the connection before.
+        Why: an engine may close each one after a single batch.
         """
         limits, now = self._context.limits, asyncio.get_running_loop().time
         await asyncio.sleep(max(0.0, self._listener.next_replay_connection_at - now()))
         self._listener.next_replay_connection_at = now() + limits.kv_reconnect_seconds
         while True:
             try:
-                connection, stream = await open_connection(self._endpoint, "DEALER", limits)
+                connection, stream = await open_connection(self._host, self._port, "DEALER", limits)
             except (OSError, ProtocolError):
                 await asyncio.sleep(limits.kv_reconnect_seconds)
                 continue

@@ -1,8 +1,9 @@
 """A TCP connection to an engine's socket of ZMQ: how it is made, and how the event loop reads it.
 
-Received bytes become messages when the scheduler gives the owner a turn. A connection with enough
-unread bytes is not read any further. TCP then holds the engine back. It queues batches, and drops
-them when its queue is full; the next batch then shows a gap.
+Received bytes become messages when the scheduler gives the owner a turn. Event connections with
+enough unread bytes are not read any further; TCP then holds the engine back. The engine queues
+batches, and drops them when its queue is full; the next batch then shows a gap. Replays are read as
+fast as they arrive, up to a bound.
 """
 
 import asyncio
@@ -21,9 +22,11 @@ from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES, FairS
 from fairlead_kvstore.reader.timers import ReaderLoop
 
 _READ_BYTES: Final = 32_768
-"""At most so many bytes are read at once; a connection with as many unread is not read."""
+"""The bytes of one read. A connection without a bound of its own pauses at as many unread bytes."""
 _EAGER_READ_BYTES: Final = 262_144
+"""The bytes of one read of a connection that has a bound of its own."""
 _EAGER_READS: Final = 16
+"""The reads of such a connection before other work."""
 _MAX_HANDSHAKE_BYTES: Final = 1_024
 """A greeting and one command have 90 to 400 bytes."""
 _ENVELOPE_BYTES: Final = 4_096
@@ -70,12 +73,11 @@ def new_stream(kind: str, limits: Limits) -> ZmtpStream:
     return ZmtpStream(kind, max_bytes=limits.kv_events_bytes + _ENVELOPE_BYTES, max_parts=limits.kv_frames)
 
 
-async def open_connection(endpoint: str, kind: str, limits: Limits) -> tuple[socket.socket, ZmtpStream]:
+async def open_connection(host: str, port: int, kind: str, limits: Limits) -> tuple[socket.socket, ZmtpStream]:
     """Connects and shakes hands within ``kv_connect_seconds``. ``kind``: ``SUB`` or ``DEALER``.
 
-    Raises OSError (TimeoutError among them), BadInput for an invalid address, and ProtocolError.
+    Raises OSError (TimeoutError among them) and ProtocolError.
     """
-    host, port = host_and_port(endpoint)
     error: OSError | None = None
     async with asyncio.timeout(limits.kv_connect_seconds):
         for family, address in await _resolve(host, port):
@@ -265,7 +267,10 @@ class ZmtpConnection:
         unread = self._stream.held_bytes
         self._report(unread)
         if self._unread.is_over(self._namespace):
-            self._end("too many bytes of all engines are unread, most of them of its namespace", is_overflow=True)
+            self._end(
+                "too many bytes of all engines are unread, and its namespace has its share of them or more",
+                is_overflow=True,
+            )
         elif self._max_unread is not None and unread > self._max_unread:
             self._end(f"more than {self._max_unread} bytes are unread", is_overflow=True)
         else:
@@ -303,7 +308,7 @@ async def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, Any
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except UnicodeError:
-            raise OSError(f"{host} is no name of a host") from None
+            raise OSError(f"{host} is not a valid host name") from None
     return [(family, address) for family, _, _, _, address in found]
 
 

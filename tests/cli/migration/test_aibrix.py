@@ -142,7 +142,7 @@ def test_versions_are_those_of_the_chart() -> None:
 def test_root_pods_are_noted() -> None:
     document = deployment()
     pod_of(document)["initContainers"] = [{"name": "download", "image": "example.com/download"}]
-    pod_of(document)["volumes"] = [{"name": "models", "hostPath": {"path": "/root/models"}}]
+    pod_of(document)["volumes"] = [{"name": "models", "hostPath": {"path": "/data/models"}}]
     notes = said(convert(document))
     assert "initContainers: changed: pods run as user 65532" in notes
     assert "volumes[0]: changed: hostPath: user 65532 must be able to read it" in notes

@@ -133,7 +133,7 @@ def test_engine_that_is_replaced_while_a_batch_is_applied_is_read_on() -> None:
 def test_engine_that_closes_each_replay_is_connected_to_after_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[float] = []
 
-    async def refuse(endpoint: str, kind: str, limits: Limits) -> tuple[socket.socket, ZmtpStream]:
+    async def refuse(host: str, port: int, kind: str, limits: Limits) -> tuple[socket.socket, ZmtpStream]:
         opened.append(asyncio.get_running_loop().time())
         ours, theirs = socket.socketpair()
         theirs.close()

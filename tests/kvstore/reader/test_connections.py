@@ -328,7 +328,7 @@ def test_peer_with_many_connections_ends_none_of_an_engine_that_has_sent_nothing
             for connection in (*others, engine):
                 connection.close()
             await wait_until(lambda: not listener._connections)
-            assert listener._strangers == {}
+            assert listener._unidentified_by_peer == {}
 
     asyncio.run(scenario())
 
