@@ -70,8 +70,8 @@ def _reason_to_skip(file: str, text: str, limits: Limits) -> FileProblem | None:
 
 
 def _is_object(node: YamlNode) -> bool:
-    """Returns True for a Kubernetes object, also for one of Fairlead without `apiVersion`, `kind` or
-    `metadata`.
+    """Returns True for a Kubernetes object, also for one of Fairlead that lacks a required field of
+    its head.
     """
     if not isinstance(node.value, dict):
         return False
