@@ -148,6 +148,7 @@ class UpstreamLimits:
     connect_seconds: float = limit(2.0, "TCP connect to an engine; then the request is tried elsewhere")
     first_token_seconds: float = limit(600.0, "an engine without a byte for this long is given up")
     stream_idle_seconds: float = limit(120.0, "a stream without a byte for this long ends with an error event")
+    stream_end_seconds: float = limit(2.0, "from the last event of a stream to the end of the engine's response")
     unresponsive_seconds: float = limit(
         5.0, "an engine that sends no byte to any request for this long gets a connectivity probe, or is given up"
     )

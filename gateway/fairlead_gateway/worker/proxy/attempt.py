@@ -238,12 +238,13 @@ class Attempt:
             self.connection.set_paused(is_paused)
 
     def abort_unfinished(self) -> None:
-        """Closes the connection unless the engine has sent its whole response."""
+        """Closes the connection unless the engine has sent its whole response.
+
+        The end of a stream whose last event has come is awaited for a short time.
+        """
         engine_response = self.engine_response
-        if self.connection is None or engine_response is None:
-            return
-        if not engine_response.is_complete and not engine_response.scanner.is_done:
-            self.connection.abort()
+        if self.connection is not None and engine_response is not None and not engine_response.is_complete:
+            self.connection.abandon(engine_response, has_ended=engine_response.scanner.is_done)
 
     def reset(self) -> None:
         """Prepares the attempt for another connection to the same instance."""

@@ -193,7 +193,7 @@ class ResponseRelay:
             if sent_text is None or is_blocked:
                 return cause
             if not engine_response.is_complete and attempt.connection is not None:
-                attempt.connection.abort()
+                attempt.connection.abandon(engine_response)
             return await self._stream_resume.resume(attempt, sent_text, cause, keep_alive)
         finally:
             keep_alive.stop()

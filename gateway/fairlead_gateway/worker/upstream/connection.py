@@ -129,6 +129,7 @@ class EngineConnection:
         self._owner = owner
         self._max_head_bytes = owner.limits.response_head_bytes
         self._idle_seconds = owner.limits.stream_idle_seconds
+        self._end_seconds = owner.limits.stream_end_seconds
         self._probe_after_seconds = owner.limits.unresponsive_seconds
         self.address = address
         self.activity = owner.activity(address)
@@ -149,7 +150,7 @@ class EngineConnection:
         self._head_bytes = self._bodiless_bytes = 0
         self._paused = False
         self._received_any = self._body_started = self._complete = False
-        self._keep_alive = self._has_extra_message = False
+        self._keep_alive = self._has_extra_message = self._is_ending = False
         self._shows_core = True
 
     @property
@@ -189,6 +190,26 @@ class EngineConnection:
                 self._transport.pause_reading()
             else:
                 self._transport.resume_reading()
+
+    def abandon(self, sink: ResponseSink, *, has_ended: bool = False) -> None:
+        """Closes the connection at once, unless its response to `sink` is complete.
+
+        has_ended: the last event of the stream has come. Then the engine has `stream_end_seconds`
+            to complete the response, so that the connection can be used again.
+
+        Why: without a limit, an engine keeps a connection for each request by never completing it.
+        """
+        if self._sink is not sink:
+            return  # it may have another response by now
+        if not has_ended:
+            self.abort()
+            return
+        self._is_ending = True
+        if self._paused:
+            self.set_paused(False)
+        self._body_started = True
+        self._silence_left_seconds = 0.0
+        self._silence_timer.restart(self._end_seconds)
 
     def abort(self) -> None:
         """Closes the connection at once; the engine then stops its work."""
@@ -247,7 +268,7 @@ class EngineConnection:
             except Exception:
                 sink.on_error(UpstreamError("garbage"))  # nothing else would end the request
                 raise
-        elif chunks:
+        elif chunks and not self._is_ending:
             self.activity.receive_count += self._shows_core
             self._body_started = True
             self._bodiless_bytes = 0
@@ -305,7 +326,13 @@ class EngineConnection:
             self._sink.on_head(status, self._fields)
 
     def on_body(self, part: bytes) -> None:
-        """Keeps a chunk, or a part of one."""
+        """Keeps a chunk, or a part of one.
+
+        Why no body of an interim response: it would be a part of the final one, which is then
+        longer than its Content-Length. Clients would take the rest for their next response.
+        """
+        if not self._status:
+            raise ValueError  # becomes a parser error
         if not self._complete:
             self._chunks.append(part)
 
@@ -320,7 +347,9 @@ class EngineConnection:
     def _release(self) -> None:
         self._silence_timer.pause()
         self._response_count += 1
-        if self._keep_alive and not self._has_extra_message and not self._transport.is_closing():
+        if self._transport.get_write_buffer_size():
+            self._transport.abort()  # the engine may never read the rest of the request, which is kept until then
+        elif self._keep_alive and not self._has_extra_message and not self._transport.is_closing():
             if self._paused:
                 self._paused = False
                 self._transport.resume_reading()
