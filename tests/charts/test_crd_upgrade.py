@@ -7,6 +7,7 @@ half of the fields. The API server is one of its own.
 import asyncio
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def test_objects_are_converted_and_survive_the_upgrade(server: ApiServer, progra
             assert await convert_objects(api, dry_run=False) == 0, "a second time changes nothing"
             found = await api.get(MODEL_DEPLOYMENTS, SPACE, "agent")
             assert found["metadata"]["resourceVersion"] == converted["metadata"]["resourceVersion"]
-            await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER))
+            await asyncio.to_thread(upgrade_as_documented, helm, tmp_path / "values.yaml")
 
             said = await asyncio.to_thread(kubectl, server, *command())
             assert said.count("serverside-applied") == len(list(OLDER.iterdir()))
@@ -146,6 +147,17 @@ def test_objects_are_converted_and_survive_the_upgrade(server: ApiServer, progra
             assert versions(again) == versions(first), "a second time changes nothing"
 
     asyncio.run(main())
+
+
+def upgrade_as_documented(helm: HelmRelease, values: Path) -> None:
+    """Saves the values by the command that the pages show, then upgrades with that file."""
+    docs = CHART_FOLDER.parents[1] / "docs"
+    pages = [page.read_text(encoding="utf-8") for page in docs.rglob("*.md")]
+    (line,) = {line for page in pages for line in re.findall(r"helm (get values .*) > values\.yaml$", page, re.M)}
+    words = line.replace("--namespace fairlead", f"--namespace {helm.namespace}").split()
+    command = [str(helm.program), *words, f"--kubeconfig={helm.kubeconfig}"]
+    values.write_text(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    helm("upgrade", str(CHART_FOLDER), "--reset-then-reuse-values", f"--values={values}")
 
 
 async def is_refused(api: KubeApi, wrong: Manifest) -> bool:

@@ -41,6 +41,7 @@ _LAST_APPLIED_ANNOTATION: Final = "kubectl.kubernetes.io/last-applied-configurat
 _NEXT_STEP: Final = (
     "now replace the CRDs (kubectl apply --server-side --force-conflicts -f crds/), then upgrade the chart"
 )
+_NEXT_STEP_OF_DRY_RUN: Final = "nothing was written: repeat the command without --dry-run before you replace the CRDs"
 
 
 def convert_cluster(options: ClusterOptions, *, dry_run: bool) -> int:
@@ -80,7 +81,10 @@ async def convert_objects(api: KubeApi, *, dry_run: bool) -> int:
     if changed and not dry_run:
         await _write(api, changed)
     count = f"{len(changed)} of {len(objects)} objects"
-    print(f"{count} {'would be ' if dry_run else ''}converted; {_NEXT_STEP}", file=sys.stderr)
+    if changed and dry_run:
+        print(f"{count} would be converted; {_NEXT_STEP_OF_DRY_RUN}", file=sys.stderr)
+    else:
+        print(f"{count} converted; {_NEXT_STEP}", file=sys.stderr)
     return OK
 
 

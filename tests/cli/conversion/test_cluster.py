@@ -109,14 +109,18 @@ def test_all_objects_are_converted_before_the_crds_are_replaced(server: ApiServe
         changed = [one["spec"] != spec for one, spec in zip(earlier, expected, strict=True)]
 
         dry = await asyncio.to_thread(convert, server, "--dry-run")
-        assert (dry.returncode, dry.stderr.splitlines()[-1].partition(";")[0]) == (
+        assert (dry.returncode, dry.stderr.splitlines()[-1]) == (
             0,
-            f"{sum(changed)} of {len(earlier)} objects would be converted",
+            f"{sum(changed)} of {len(earlier)} objects would be converted; nothing was written: "
+            "repeat the command without --dry-run before you replace the CRDs",
         )
         assert [await stored(api, one) for one in earlier] == earlier, "a dry run writes nothing"
 
         done = await asyncio.to_thread(convert, server)
         assert done.returncode == 0, done.stderr
+        assert done.stderr.splitlines()[-1].startswith(
+            f"{sum(changed)} of {len(earlier)} objects converted; now replace the CRDs "
+        )
         assert done.stdout == dry.stdout
         found = [await stored(api, one) for one in earlier]
         for one, spec in zip(found, expected, strict=True):
