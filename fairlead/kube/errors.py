@@ -9,6 +9,7 @@
     │   └── Unauthenticated the API server does not accept the credentials
     ├── Invalid             the object is invalid; `causes` names the fields
     ├── EvictionBlocked     a disruption budget does not allow the eviction now
+    ├── NotLeading          this process does not lead any more; nothing was sent
     └── Unreachable         no final response after all attempts (also Unavailable)
         ├── TooManyRequests
         └── ResponseTooLarge the response has more bytes than are read
@@ -91,6 +92,10 @@ class Invalid(KubeError):
 
 class EvictionBlocked(KubeError):
     """A disruption budget does not allow the eviction now."""
+
+
+class NotLeading(KubeError):
+    """This process does not lead any more, so the request was not sent."""
 
 
 class Unreachable(KubeError, Unavailable):

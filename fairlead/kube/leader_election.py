@@ -2,9 +2,9 @@
 
 Clocks of machines differ, so the times in the lease are only for people. Each candidate measures
 with its monotonic clock how long the lease has not changed, and only then takes it. The holder
-stops leading earlier than that: `renew_seconds` after it sent its last successful renewal. Two
-processes can act as the leader only if one is suspended between reading `is_leading` and the end of
-a write. Field ownership (server-side apply) protects against that: both would write the same.
+stops leading earlier than that: `renew_seconds` after it sent its last successful renewal. A leader
+that was suspended must not write on: `leader_client` checks `is_leading` right before it sends a
+write. Two processes can write at once only if one is suspended between that and the socket.
 
 `decide` and `lease_spec` are pure; `LeaderElector` acts.
 """
@@ -177,12 +177,13 @@ class LeaderElector:
     async def hold(self) -> str:
         """Renews the lease until it is lost, and returns the reason.
 
-        The leader's work must then stop immediately.
+        The leader's work must then stop immediately. An attempt gets half of the time at most, so
+        that one connection without responses does not cost the lease: the next one is new.
         """
         while (left := self._seconds_left()) > 0:
             await self._pause(min(self._timing.retry_seconds, left))
             if (left := self._seconds_left()) > 0:
-                await self._attempt_within(left)
+                await self._attempt_within(min(left, self._timing.renew_seconds / 2))
         self._leads_until = None
         return self.reason
 

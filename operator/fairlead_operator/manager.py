@@ -8,6 +8,7 @@ from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.events.event import EventDraft
 from fairlead.kube.events.recorder import EventRecorder
+from fairlead.kube.leader_client import LeaderKubeApi
 from fairlead.kube.leader_election import LeaderElector, LeaseCandidate
 from fairlead.kube.resources import Manifest
 from fairlead.kube.transport.kubeconfig import ClusterConfig
@@ -53,7 +54,8 @@ class Manager:
         self._clock = clock
         self._identity = identity
         pacing = Pacing(clock, chance)
-        self._api = KubeApi(access, clock, chance, agent="fairlead-operator")
+        self._api = LeaderKubeApi(access, clock, chance, agent="fairlead-operator")
+        self._lease_api = KubeApi(access, clock, chance, agent="fairlead-operator")
         self._stop = asyncio.Event()
         self._cache = ObjectCache(options.client_names)
         self._queue = WorkQueue(clock, chance)
@@ -78,7 +80,8 @@ class Manager:
         )
         self._restarter = self._make_restarter(options.hung_engines, pacing)
         candidate = LeaseCandidate(lease_namespace or access.namespace, LEASE_NAME, identity)
-        self._elector = LeaderElector(self._api, candidate, pacing, options.lease_timing)
+        self._elector = LeaderElector(self._lease_api, candidate, pacing, options.lease_timing)
+        self._api.restrict_writes(lambda: self._elector.is_leading)
 
     def _make_restarter(self, options: HungEngineOptions | None, pacing: Pacing) -> EngineRestarter | None:
         """Returns the restarter of engines that hang; None if no gateways are configured."""
@@ -133,6 +136,7 @@ class Manager:
                 )
         finally:
             await self._api.close()
+            await self._lease_api.close()
 
     async def _lead(self) -> None:
         """Does the leader's work until it fails or is cancelled."""

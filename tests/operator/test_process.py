@@ -9,7 +9,7 @@ import pytest
 
 from fairlead.errors import SettingsError
 from fairlead.kube.client import KubeApi
-from fairlead.kube.errors import Forbidden
+from fairlead.kube.errors import Forbidden, NotLeading
 from fairlead.kube.leader_election import LeaderElector, LeaseCandidate, LeaseTiming, candidate_identity
 from fairlead.kube.resources import LEASES, MODEL_DEPLOYMENTS, PODS, SERVICE_ACCOUNTS, SERVICES
 from fairlead.kube.transport.kubeconfig import ClusterConfig, ClusterConfigError
@@ -23,6 +23,7 @@ from fairlead_operator.kube.kopf_login import TOKEN_REFRESH_SECONDS, connection_
 from fairlead_operator.kube.leader_election import run_while_leading
 from fairlead_operator.kube.object_cache import STANDARD_CHILD_KINDS, ObjectCache
 from fairlead_operator.kube.watches import ClusterWatcher, is_ipv6_first
+from fairlead_operator.manager import Manager
 from fairlead_operator.render.context import AllowedPeer, ClusterCapabilities
 from fairlead_operator.settings import HungEngineOptions, parse_options
 from fairlead_testing.fake_time import FakeTime
@@ -432,5 +433,26 @@ def test_cluster_without_our_kinds_is_waited_for() -> None:
             _serve_kinds(fake)
             time.advance(3.0)
             await begun
+
+    asyncio.run(main())
+
+
+def test_a_process_that_does_not_lead_writes_nothing() -> None:
+    async def main() -> None:
+        async with fake_api_server() as fake:
+            options = parse_options(read_settings(OperatorSettings, {}))
+            process = Manager(fake.config(), options, FakeTime(), lambda: 0.5, "me", "x")
+            service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "qwen-main", "namespace": "chat"}}
+            try:
+                with pytest.raises(NotLeading):
+                    await process._api.apply(service, "fairlead")
+                await process._elector.acquire()
+                await process._api.apply(service, "fairlead")
+                await process._elector.release()
+                with pytest.raises(NotLeading):
+                    await process._api.apply(service, "fairlead")
+            finally:
+                await process._api.close()
+                await process._lease_api.close()
 
     asyncio.run(main())

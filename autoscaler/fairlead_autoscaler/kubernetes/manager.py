@@ -15,6 +15,7 @@ from fairlead.engines.sleep_mode import sleep_client
 from fairlead.kube.client import KubeApi
 from fairlead.kube.events.event import EventDraft
 from fairlead.kube.events.recorder import EventRecorder
+from fairlead.kube.leader_client import LeaderKubeApi
 from fairlead.kube.leader_election import LeaderElector, LeaseCandidate
 from fairlead.kube.resources import Manifest
 from fairlead.kube.transport.kubeconfig import ClusterConfig
@@ -63,7 +64,8 @@ class Manager:
         announce: Callable[[str], None],
         limits: Limits,
     ) -> None:
-        self._api = KubeApi(cluster.access, clock, random, agent="fairlead-autoscaler", limits=limits)
+        self._api = LeaderKubeApi(cluster.access, clock, random, agent="fairlead-autoscaler", limits=limits)
+        self._lease_api = KubeApi(cluster.access, clock, random, agent="fairlead-autoscaler", limits=limits)
         self._target = KubernetesTarget(
             self._api,
             clock,
@@ -73,7 +75,8 @@ class Manager:
             sleep_status=lambda: self._sleep_controller.status(),
         )
         candidate = LeaseCandidate(cluster.lease_namespace or cluster.access.namespace, LEASE_NAME, cluster.identity)
-        self._election = LeaderElector(self._api, candidate, Pacing(clock, random))
+        self._election = LeaderElector(self._lease_api, candidate, Pacing(clock, random))
+        self._api.restrict_writes(lambda: self._election.is_leading)
         self._recorder = EventRecorder(self._api, EVENT_SOURCE, cluster.identity, clock, limits=limits)
         scaler = ScaleWriter(self._api, self._target)
         self._sleep_controller = SleepController(
@@ -135,6 +138,7 @@ class Manager:
             await self._recorder.flush()
             await self._election.release()
             await self._api.close()
+            await self._lease_api.close()
 
     def _sleep_problems(self) -> list[str]:
         return [f"{pod}: {problem}" for pod, problem in sorted(self._sleep_controller.problems.items())]

@@ -208,6 +208,8 @@ class SleepController:
         uid, name, url = uid_of(pod), name_of(pod), pod_url(pod)
         try:
             is_asleep = await self._engines.is_sleeping(url)
+            if not self._is_leader():
+                return  # this process was suspended meanwhile
             if mark.phase is SleepPhase.ASLEEP:
                 if not is_asleep and is_drained:
                     await self._engines.sleep(url, mark.level)

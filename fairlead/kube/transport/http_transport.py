@@ -94,6 +94,8 @@ class HttpTransport:
 
     tls: returns the current TLS context; True without TLS.
     server_name: expected name in the certificate, if it is not the host.
+    before_write: called right before a request that may change something is sent. What it raises
+        ends the request.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class HttpTransport:
         self._tls = tls
         self._server_name = server_name
         self._connect_seconds = connect_seconds
+        self.before_write: Callable[[], None] = lambda: None
         self._idle: list[_Connection] = []
         self._all: set[_Connection] = set()
         self._sweep: asyncio.TimerHandle | None = None
@@ -124,10 +127,12 @@ class HttpTransport:
         """Sends a request and returns the response, with at most `max_bytes` of its body.
 
         max_error_bytes: the maximum for responses of status 300 or more.
-        Raises NotSent, another OSError if the connection breaks, and TimeoutError after `seconds`.
+        Raises NotSent, another OSError if the connection breaks, TimeoutError after `seconds`, and
+        what `before_write` raises.
         """
         head, context, loop = self._format_head(request, headers), self._tls(), asyncio.get_running_loop()
         until, wanted = loop.time() + seconds, (max_bytes, max_error_bytes)
+        self._check_write(request)
         idle_connection = self._take_idle(context)
         if idle_connection is not None:
             try:
@@ -136,6 +141,11 @@ class HttpTransport:
                 if idle_connection.response_started or idle_connection.timed_out or not request.repeatable:
                     raise
         connection = await self._connect(context, until - loop.time())
+        try:
+            self._check_write(request)  # the process may have been suspended while it connected
+        except BaseException:
+            connection.abort()
+            raise
         return await self._exchange(connection, head, request.body or b"", until, wanted)
 
     async def close(self) -> None:
@@ -148,6 +158,10 @@ class HttpTransport:
         closing = [connection.abort() for connection in tuple(self._all)]
         if closing:
             await asyncio.wait(closing, timeout=1.0)
+
+    def _check_write(self, request: HttpRequest) -> None:
+        if request.method != "GET":
+            self.before_write()
 
     def _format_head(self, request: HttpRequest, headers: Headers) -> bytes:
         if self._header_cache[0] != headers:

@@ -185,6 +185,20 @@ def test_who_does_not_lead_touches_nothing(a_pod: Make) -> None:
     assert ward.beds.said == []
 
 
+def test_a_process_that_loses_the_lease_during_a_step_puts_no_engine_to_sleep(a_pod: Make) -> None:
+    ward = Harness(a_pod("a"), "1-asleep")
+    ward.know(1.0)
+    query = ward.beds.is_sleeping
+
+    async def is_sleeping(url: str) -> bool:
+        ward.leads = False
+        return await query(url)
+
+    ward.beds.is_sleeping = is_sleeping  # type: ignore[method-assign]
+    ward.reconcile()
+    assert ward.beds.said == []
+
+
 @pytest.mark.parametrize(("ready", "going"), [(False, False), (True, True)])
 def test_a_pod_that_starts_or_leaves_is_left_alone(a_pod: Make, ready: bool, going: bool) -> None:
     ward = Harness(a_pod("a", ready=ready, going=going), "1-asleep")

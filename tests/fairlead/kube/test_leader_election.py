@@ -271,3 +271,16 @@ def test_lease_that_cannot_be_released_expires() -> None:
         assert "may not" in one.reason
 
     run(check)
+
+
+def test_one_connection_without_responses_does_not_cost_the_lease() -> None:
+    async def check(lab: ElectionHarness) -> None:
+        one = lab.candidate("one")
+        await wait_until(lambda: one.is_leading)
+        await lab.passing(lambda: int(lab.fake.objects[PATH]["spec"]["leaseTransitions"]) == 0)
+        lab.fake.ordered_responses.append(OrderedResponse(mute=True))
+        began = lab.time.now()
+        await lab.passing(lambda: lab.time.now() - began > 2 * TIMING.lease_seconds)
+        assert (one.is_leading, lab.lost) == (True, {})
+
+    run(check)

@@ -1,0 +1,95 @@
+"""The client of a leader: a process that lost the lease writes nothing more."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from fairlead.kube.errors import NotLeading
+from fairlead.kube.leader_client import LeaderKubeApi
+from fairlead.kube.resources import CONFIG_MAPS, Manifest
+from fairlead_testing.fake_time import InstantTime
+from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
+
+MAP: Manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m", "namespace": "x"}}
+
+
+class Leadership:
+    """The leadership of a process. It ends at the pause of a retry."""
+
+    def __init__(self) -> None:
+        self.leads = True
+        self.time = InstantTime()
+
+    async def pause(self, seconds: float) -> None:
+        self.leads = False
+
+
+Check = Callable[[FakeApiServer, LeaderKubeApi, Leadership], Awaitable[None]]
+
+
+def run(check: Check) -> None:
+    async def main() -> None:
+        here = Leadership()
+        async with fake_api_server() as fake:
+            fake.put(CONFIG_MAPS, "x", "m", data={"a": "1"})
+            async with LeaderKubeApi(fake.config(), here.time, lambda: 0.0, pause=here.pause) as api:
+                api.restrict_writes(lambda: here.leads)
+                await check(fake, api, here)
+
+    asyncio.run(main())
+
+
+def written(fake: FakeApiServer) -> list[str]:
+    return [call.method for call in fake.calls if call.method != "GET"]
+
+
+def test_lost_lease_ends_writes_and_not_reads() -> None:
+    async def check(fake: FakeApiServer, api: LeaderKubeApi, here: Leadership) -> None:
+        await api.apply(MAP, "operator")
+        here.leads = False
+        writes: list[Callable[[], Awaitable[object]]] = [
+            lambda: api.apply(MAP, "operator"),
+            lambda: api.apply_new(MAP, "operator"),
+            lambda: api.apply_status(MAP, "operator"),
+            lambda: api.create(MAP, "operator"),
+            lambda: api.replace(MAP, "operator"),
+            lambda: api.patch_merge(CONFIG_MAPS, "x", "m", {}, "operator"),
+            lambda: api.delete(CONFIG_MAPS, "x", "m", "uid"),
+            lambda: api.evict("x", "m"),
+        ]
+        for write in writes:
+            with pytest.raises(NotLeading):
+                await write()
+        assert written(fake) == ["PATCH"]
+        assert (await api.get(CONFIG_MAPS, "x", "m"))["metadata"]["name"] == "m"
+
+    run(check)
+
+
+def test_lease_lost_during_the_pause_of_a_retry_ends_the_write() -> None:
+    async def check(fake: FakeApiServer, api: LeaderKubeApi, here: Leadership) -> None:
+        fake.ordered_responses.append(OrderedResponse(503))
+        with pytest.raises(NotLeading):
+            await api.apply(MAP, "operator")
+        assert written(fake) == ["PATCH"]
+
+    run(check)
+
+
+def test_lease_lost_while_the_connection_is_opened_ends_the_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check(fake: FakeApiServer, api: LeaderKubeApi, here: Leadership) -> None:
+        loop = asyncio.get_running_loop()
+        connect = loop.create_connection
+
+        async def suspended(*args: object, **more: object) -> object:
+            connection = await connect(*args, **more)  # type: ignore[call-overload]
+            here.leads = False
+            return connection
+
+        monkeypatch.setattr(loop, "create_connection", suspended)
+        with pytest.raises(NotLeading):
+            await api.apply(MAP, "operator")
+        assert written(fake) == []
+
+    run(check)
