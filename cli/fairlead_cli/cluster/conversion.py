@@ -81,7 +81,9 @@ async def convert_objects(api: KubeApi, *, dry_run: bool) -> int:
     if changed and not dry_run:
         await _write(api, changed)
     count = f"{len(changed)} of {len(objects)} objects"
-    if changed and dry_run:
+    if not changed:
+        print(f"nothing to convert: {len(objects)} objects, all in the words of this release", file=sys.stderr)
+    elif dry_run:
         print(f"{count} would be converted; {_NEXT_STEP_OF_DRY_RUN}", file=sys.stderr)
     else:
         print(f"{count} converted; {_NEXT_STEP}", file=sys.stderr)

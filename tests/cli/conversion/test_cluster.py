@@ -265,7 +265,7 @@ def test_crds_that_were_replaced_first_are_reported_and_nothing_is_lost(server: 
 def test_cluster_without_fairlead_has_nothing_to_convert(server: ApiServer) -> None:
     done = convert(server)
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr.startswith("0 of 0 objects converted")
+    assert done.stderr.startswith("nothing to convert: 0 objects")
 
 
 def test_unreachable_cluster_exits_3(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from fairlead.api.conditions import ConditionType
 from fairlead.fleet.labels import ENDPOINT_LABEL, POOL_LABEL, SleepPhase, parse_sleep_mark
@@ -31,6 +32,7 @@ from fairlead_cli.cluster.status import engine_signals as signals
 from fairlead_cli.cluster.status.engine_signals import EngineSignals
 from fairlead_cli.cluster.timestamps import parse_time
 
+_STARTUP_PROBE: Final = "Startup probe failed"
 MAX_EVENTS = 5
 
 
@@ -221,10 +223,16 @@ def _state(pod: Manifest) -> str:
 
 
 def _events(facts: ModelFacts) -> Iterator[EventReport]:
-    """Yields the last MAX_EVENTS events of the model and its pods, the newest last."""
+    """Yields the last MAX_EVENTS events of the model and its pods, the newest last.
+
+    Without startup probes that failed before a pod was ready: each engine that starts has some.
+    """
     if isinstance(facts.events, MissingValue):
         return
+    pods = () if isinstance(facts.pods, MissingValue) else facts.pods
+    ready = {f"pod {name_of(pod)}" for pod in pods if is_ready(pod)}
     events = [_event(event) for event in facts.events]
+    events = [event for event in events if event.about not in ready or not event.note.startswith(_STARTUP_PROBE)]
     events.sort(key=lambda event: event.at or 0.0)
     yield from events[-MAX_EVENTS:]
 

@@ -82,6 +82,19 @@ def test_tree_has_pools_pods_signals_conditions_events_and_advice(builders: Buil
     assert text.splitlines()[-1].startswith("next: check engine.image")
 
 
+def test_failed_startup_probes_are_shown_until_the_pod_is_ready(builders: Build) -> None:
+    event = {
+        "type": "Warning",
+        "reason": "Unhealthy",
+        "note": "Startup probe failed: dial tcp: connection refused",
+        "eventTime": "2027-01-15T07:59:19.000000Z",
+        "regarding": {"kind": "Pod", "name": "a"},
+    }
+    for ready, count in ((True, 0), (False, 1)):
+        facts = ModelFacts(builders["model"](), [pod("a", "u1", ready=ready)], [event], [pod_report(PAGE)], NOW)
+        assert shown(facts).count("Startup probe failed") == count
+
+
 def test_unknown_values_are_dashes_or_reasons_never_zeros(builders: Build) -> None:
     model = builders["model"]()
     silent = 'fairlead_gateway_engine_signals_age_seconds{model="chat/tiny",instance="u1/8000/0",pool="main"} 95\n'
