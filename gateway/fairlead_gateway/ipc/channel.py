@@ -2,10 +2,14 @@
 pair.
 
 Both ends are of one build and one start, so messages have no version. Unread messages are bounded:
-a message beyond the bound is dropped, and `send` returns False. Neither end waits for the other.
+a message beyond the bound is dropped, and `send` returns False. Neither end waits for the other. A
+message whose handling fails is logged and lost; the channel stays open.
+
+Why: a closed channel ends the worker, with all of its requests.
 """
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
@@ -15,6 +19,7 @@ import msgspec
 from fairlead.limits import Limits
 
 T = TypeVar("T")
+_log = logging.getLogger("fairlead.gateway")
 _LENGTH_BYTES = 4
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -67,7 +72,10 @@ class Channel(asyncio.Protocol, Generic[T]):
             except msgspec.MsgspecError:
                 self.close()
                 return
-            self._on_message(found)
+            try:
+                self._on_message(found)
+            except Exception:  # noqa: BLE001  # it is logged
+                _log.exception("a defect interrupted the handling of a %s", type(found).__name__)
         del buffer[:begin]
 
     def connection_lost(self, exc: Exception | None) -> None:

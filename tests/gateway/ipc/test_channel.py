@@ -91,6 +91,46 @@ def test_nonsense_ends_the_channel(data: bytes) -> None:
     run_async(main())
 
 
+def test_message_whose_handling_fails_is_logged_and_ends_no_channel(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with ends() as (supervisor, _, raw):
+            received: list[object] = []
+
+            def handle(message: object) -> None:
+                received.append(message)
+                if len(received) == 1:
+                    raise KeyError("a defect")
+
+            supervisor.channel._on_message = handle
+            data = encode_message(say.DrainRequested())
+            raw.sendall(2 * (len(data).to_bytes(4, "big") + data))
+            await wait_until(lambda: len(received) == 2)
+            assert supervisor.closed == 0
+
+    run_async(main())
+    assert "the handling of a DrainRequested" in caplog.text
+
+
+def test_forged_dispatch_delays_none_behind_it() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        applied: list[str] = []
+
+        class Routers:
+            def routers(self, model: str) -> list[object]:
+                applied.append(model)
+                raise KeyError("a defect")
+
+        loop.set_exception_handler(lambda *_: None)
+        applier = PeerUpdateApplier(SystemClock(), Limits(), loop, Routers())  # type: ignore[arg-type]
+        batch = msgspec.msgpack.encode([say.Dispatch(f"m/{number}", "e-0", b"", number) for number in range(3)])
+        with pytest.raises(KeyError):
+            applier.enqueue(batch)
+        await wait_until(lambda: len(applied) == 3)
+
+    run_async(main())
+
+
 def test_unread_messages_are_dropped_and_counted() -> None:
     async def main() -> None:
         limits = replace(Limits(), channel_pending_bytes=100_000, channel_message_bytes=1_000_000)

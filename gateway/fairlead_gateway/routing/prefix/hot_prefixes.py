@@ -194,7 +194,7 @@ class HotPrefixes:
             level.count -= 1
             if level.count * instances < window:
                 level.hot = False
-            if not level.count:
+            if not level.count and self._levels.get(level.digest) is level:  # forged blocks may have equal hashes
                 del self._levels[level.digest]
             level = level.parent
 

@@ -33,8 +33,13 @@ from fairlead_kvstore.redis.link import RedisLink
 
 _log = logging.getLogger("fairlead.gateway")
 _LEASE_SCRIPT: Final = """
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
 local holder = redis.call('HGET', KEYS[1], 'holder')
-if holder and redis.call('PTTL', KEYS[1]) < 0 then
+local left = redis.call('PTTL', KEYS[1])
+local number = tonumber(redis.call('HGET', KEYS[1], 'epoch') or '')
+local valid = number and number > 0 and number < tonumber(ARGV[6]) and left >= 0 and left <= 4 * tonumber(ARGV[5])
+if holder and not valid then
   redis.call('DEL', KEYS[1])
   holder = false
 end
@@ -50,9 +55,12 @@ end
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 return {ARGV[1], ARGV[2]}
 """
-"""The owner's table counts while its key lives. A key without expiry has no owner. Replies: nothing
-(no table, none offered), owner and epoch, and the table if the caller does not have it.
+"""The owner's table counts while its key lives. A key without expiry has no owner, nor one that
+expires much later than any gateway sets, nor one whose epoch is too large. Replies: nothing (no
+table, none offered), owner and epoch, and the table if the caller does not have it.
 """
+_MAX_EPOCH: Final = 4_000_000_000_000_000
+"""Milliseconds beyond any clock. A larger epoch would leave no room for the next owner's."""
 
 
 @dataclass(slots=True)
@@ -208,7 +216,8 @@ class HotPrefixLeases:
         epoch, table = ("", b"") if offer is None else (str(offer[0]), encode(offer[1]))
         lease_ms = int(self._limits.hot_prefix_lease_seconds * 1000)
         known = "" if lease.table is None else str(lease.epoch)
-        return ("EVAL", _LEASE_SCRIPT, 1, redis_keys.hot_prefixes(model), self._name, epoch, table, known, lease_ms)
+        arguments = (epoch, table, known, lease_ms, _MAX_EPOCH)
+        return ("EVAL", _LEASE_SCRIPT, 1, redis_keys.hot_prefixes(model), self._name, *arguments)
 
     def _on_reply(self, model: str, lease: TableLease, reply: Any, now: float) -> None:
         try:
@@ -221,7 +230,7 @@ class HotPrefixLeases:
             table = decode_table(bytes(reply[2] or b""), self._limits.hot_prefixes)
             self.undecodable += table is None
         was_ours = lease.is_ours
-        if 0 < epoch < 1 << 62 and lease.on_reply(holder == self._name, epoch, table, now):
+        if 0 < epoch < _MAX_EPOCH and lease.on_reply(holder == self._name, epoch, table, now):
             if lease.is_ours and not was_ours and lease.table is not None:
                 self._hooks.on_acquired(model, lease.table)
             self._hooks.on_table(model, lease.epoch, lease.table)

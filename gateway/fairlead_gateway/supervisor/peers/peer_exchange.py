@@ -6,7 +6,8 @@ no other gateway, it reads less often. Nothing else waits for these tasks.
 
 A stream may be replaced: by a server without its data, or by a promoted one that missed the last
 entries. Then the ids of own entries fall behind what was read, and the stream is read from its
-start. Its content is hints, so reading an entry twice changes nothing.
+start. Its content is hints, so reading an entry twice changes nothing. A stream that takes no
+entry any more, or a key of another type, is deleted.
 
 Why: XRANGE has its key at a fixed position, and XREAD has not. So in a cluster, no server has to be
 queried for the position.
@@ -49,6 +50,7 @@ TRIM_SECONDS: Final = 10.0
 PAGE_ENTRIES: Final = 256
 _PAUSE_FACTOR: Final = 4.0
 _STREAM_START: Final = (0, 0)
+_DAMAGED_KEY_ERRORS: Final = ("WRONGTYPE", "ID specified", "exhausted the last possible ID")
 
 
 @dataclass(slots=True)
@@ -237,6 +239,18 @@ class PeerExchange:
             return
         for (model, batch), reply in zip(batches, replies, strict=False):
             self._on_written(model, batch, reply, now)
+        await self._delete_damaged()
+
+    async def _delete_damaged(self) -> None:
+        """Deletes the keys to which nothing can be written."""
+        models = [
+            model
+            for model, error in self.stats.write_errors.items()
+            if any(sign in error for sign in _DAMAGED_KEY_ERRORS)
+        ]
+        if models and await self._link.run([("DEL", redis_keys.sent_prompts(model)) for model in models]) is not None:
+            for model in models:
+                self._cursors[model] = _Cursor()
 
     def _on_written(self, model: str, batch: PeerBatch, reply: Any, now: float) -> None:
         if isinstance(reply, ResponseError):

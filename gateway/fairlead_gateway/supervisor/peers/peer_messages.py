@@ -21,6 +21,8 @@ ENTRY_OVERHEAD_BYTES: Final = 128
 """Bytes per prompt besides its hashes: the instance's id and the hash of the prompt's end."""
 _MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 """The loads of all instances of a model take some 1 MiB, and prompts are split into batches."""
+_MAX_PROMPT_BYTES: Final = HASH_BYTES * Limits().prefix_blocks
+"""The hashes of one prompt. Gateways send fewer, and this one keeps something for each length."""
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e6)]
 _Tokens = Annotated[float, msgspec.Meta(ge=0.0, le=1e12)]
@@ -82,7 +84,10 @@ def decode_batch(data: bytes) -> PeerBatch | None:
         batch = _batches.decode(data[1:])
     except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: a text that is not UTF-8
         return None
-    if any(len(hashes) % HASH_BYTES or tail >> 64 or pin >> 64 for _, hashes, tail, pin in batch.sent):
+    if any(
+        len(hashes) % HASH_BYTES or len(hashes) > _MAX_PROMPT_BYTES or tail >> 64 or pin >> 64
+        for _, hashes, tail, pin in batch.sent
+    ):
         return None
     return batch
 

@@ -38,13 +38,15 @@ class PeerUpdateApplier:
 
     def _apply_batch(self) -> None:
         blocks = 0
-        while self._pending and blocks < _BLOCKS_PER_TURN:
-            dispatch = self._pending.popleft()
-            hashes = array("Q", dispatch.hashes)
-            blocks += len(hashes) + 1
-            chain = PrefixChain(tuple(hashes), block_ends(len(hashes)), dispatch.tail)
-            now = self._clock.now()
-            for router in self._routers.routers(dispatch.model):
-                router.on_peer_dispatch(dispatch.instance, chain, now, dispatch.session_hash or None)
-        if self._pending:
-            self._loop.call_soon(self._apply_batch)
+        try:
+            while self._pending and blocks < _BLOCKS_PER_TURN:
+                dispatch = self._pending.popleft()
+                hashes = array("Q", dispatch.hashes)
+                blocks += len(hashes) + 1
+                chain = PrefixChain(tuple(hashes), block_ends(len(hashes)), dispatch.tail)
+                now = self._clock.now()
+                for router in self._routers.routers(dispatch.model):
+                    router.on_peer_dispatch(dispatch.instance, chain, now, dispatch.session_hash or None)
+        finally:
+            if self._pending:
+                self._loop.call_soon(self._apply_batch)

@@ -4,11 +4,13 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead_gateway.routing import PrefixChain, prefix_chain
 from fairlead_gateway.routing.prefix.hot_prefixes import MIN_SAMPLES, WINDOW, HotPrefixes, window_size
+from fairlead_gateway.routing.prefix.prefix_hash import block_ends
 
 
 def chain_of_blocks(*blocks: int) -> PrefixChain:
@@ -171,3 +173,16 @@ def test_a_new_owner_continues_from_the_last_table() -> None:
     assert hot.top_prefixes(10) == []
     hot.start_from_table(frozenset(crowded(100).top_prefixes(10)))
     assert len(hot.top_prefixes(10)) == 1
+
+
+@pytest.mark.parametrize("kinds", [1, 2, 5])
+def test_forged_blocks_with_equal_hashes_cause_no_error(kinds: int) -> None:
+    hot = HotPrefixes()
+    draw = Random(kinds)
+    for number in range(3 * WINDOW):
+        forged = [draw.randrange(kinds) for _ in range(24)]
+        chain = forged if number % 2 else range(1_000 * number, 1_000 * number + 24)
+        hot.observe(PrefixChain(tuple(chain), block_ends(24), number), 2)
+    for number in range(WINDOW):
+        hot.observe(PrefixChain(tuple(range(-24 * number - 24, -24 * number)), block_ends(24), number), 2)
+    assert not hot.top_prefixes(100)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
+import pytest
 from redis.asyncio import Redis
 
 from fairlead.limits import Limits
@@ -11,6 +12,7 @@ from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotPrefixLeases, LeaseHooks, TableLease
 from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable
 from fairlead_kvstore.index import redis_keys
+from fairlead_kvstore.redis.codec import encode
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
@@ -157,12 +159,9 @@ def test_a_stale_table_is_a_warning_and_is_dropped_after_a_minute(server: Valkey
 
 def test_a_dropped_table_is_taken_again(server: Valkey) -> None:
     async def work(clock: ManualClock, one: Side, two: Side) -> None:
-        reader = Redis.from_url(server.url)
         two.mine = SECOND
         for each in (two, one):
             await each.tables.run_once()
-        await reader.persist(redis_keys.hot_prefixes(KEY))
-        await reader.expire(redis_keys.hot_prefixes(KEY), 600)
         link = one.link
         await link.stop()
         clock.advance(1.0)
@@ -172,9 +171,9 @@ def test_a_dropped_table_is_taken_again(server: Valkey) -> None:
         assert one.told[1:] == [(0, None)]
         link.start()
         await link.wait_connected()
-        await one.tables.run_once()
-        assert one.told[2:] == two.told
-        await reader.aclose()
+        for each in (two, one):  # the owner renews its table, or takes it again
+            await each.tables.run_once()
+        assert one.told[2:] == two.told[-1:]
 
     check(server.url, work)
 
@@ -201,18 +200,35 @@ def test_a_model_that_rested_wakes_with_the_last_table(server: Valkey) -> None:
 
 def test_what_cannot_be_read_is_no_table(server: Valkey) -> None:
     async def work(clock: ManualClock, one: Side, two: Side) -> None:
-        reader = Redis.from_url(server.url)
+        writer = Redis.from_url(server.url)
         one.mine = FIRST
-        for fields in ({"holder": "x", "epoch": "9", "table": "?"}, {"holder": "x", "epoch": "many", "table": ""}):
-            await reader.delete(redis_keys.hot_prefixes(KEY))
-            await reader.hset(redis_keys.hot_prefixes(KEY), mapping=dict(fields))  # type: ignore[misc]
-            await reader.expire(redis_keys.hot_prefixes(KEY), 60)
-            await one.tables.run_once()
-        assert (one.told, one.tables.undecodable) == ([], 2)
-        await reader.set(redis_keys.hot_prefixes(KEY), "a string")
+        await writer.hset(redis_keys.hot_prefixes(KEY), mapping={"holder": "x", "epoch": "9", "table": "?"})  # type: ignore[misc]
+        await writer.pexpire(redis_keys.hot_prefixes(KEY), int(1000 * LIMITS.hot_prefix_lease_seconds))
         await one.tables.run_once()
-        assert "WRONGTYPE" in one.tables.warnings()[0]
-        await reader.aclose()
+        assert (one.told, one.tables.undecodable) == ([], 1)
+        await writer.aclose()
+
+    check(server.url, work)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "seconds"), [("many", 1), (str(2**62 - 1), 1), ("-5", 1), ("7", 1_000_000), (None, 1_000_000)]
+)
+def test_forged_table_is_replaced(server: Valkey, epoch: str | None, seconds: int) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        writer = Redis.from_url(server.url)
+        name = redis_keys.hot_prefixes(KEY)
+        if epoch is None:
+            await writer.set(name, "a string")
+        else:
+            await writer.hset(name, mapping={"holder": "x", "epoch": epoch, "table": encode(SECOND)})  # type: ignore[misc]
+        await writer.expire(name, seconds)
+        await writer.aclose()
+        one.mine = FIRST
+        for each in (one, two):
+            await each.tables.run_once()
+        assert one.told == two.told == [(int(clock.wall() * 1000), FIRST)]
+        assert one.tables.owned_tables == 1
 
     check(server.url, work)
 

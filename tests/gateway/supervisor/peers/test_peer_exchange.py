@@ -223,7 +223,7 @@ def test_a_replaced_stream_is_read_from_its_start(server: Valkey) -> None:
     check(server.url, work)
 
 
-def test_undecodable_entries_are_counted_and_a_wrong_key_type_is_a_warning(server: Valkey) -> None:
+def test_undecodable_entries_are_counted_and_a_key_of_a_wrong_type_is_replaced(server: Valkey) -> None:
     async def work(clock: ManualClock, one: Side, two: Side) -> None:
         reader = Redis.from_url(server.url)
         name = redis_keys.sent_prompts(KEY)
@@ -246,13 +246,31 @@ def test_undecodable_entries_are_counted_and_a_wrong_key_type_is_a_warning(serve
         assert "WRONGTYPE" in two.exchange.warnings()[0]
         assert "WRONGTYPE" in one.exchange.warnings()[0]
         assert one.exchange.outbox.dropped == 1
-        await reader.delete(name)
         for each in (one, two):
-            await each.exchange.read_once()
             each.exchange.add_dispatch(KEY, "e-0", b"", 3)
             await each.exchange.flush()
-            assert each.exchange.warnings() == []
+            await each.exchange.read_once()
+        assert two.sent[-1] == (KEY, ("e-0", b"", 3, 0))
+        assert one.exchange.warnings() == two.exchange.warnings() == []
         await reader.aclose()
+
+    check(server.url, work)
+
+
+def test_entry_with_the_largest_id_stops_no_exchange(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        writer = Redis.from_url(server.url)
+        largest = f"{2**64 - 1}-{2**64 - 1}"
+        await writer.xadd(redis_keys.sent_prompts(KEY), {GATEWAY_FIELD: b"z", DATA_FIELD: b""}, id=largest)
+        await writer.aclose()
+        for _ in range(2):
+            for each in (one, two):
+                await each.exchange.read_once()
+                each.exchange.add_dispatch(KEY, "e-0", b"", 1)
+                await each.exchange.flush()
+        await two.exchange.read_once()
+        assert (KEY, ("e-0", b"", 1, 0)) in two.sent
+        assert one.exchange.warnings() == two.exchange.warnings() == []
 
     check(server.url, work)
 

@@ -35,6 +35,7 @@ def test_what_was_written_is_read() -> None:
         {"within": -1.0},
         {"within": 61.0},
         {"sent": [["e-0", b"1234567", 0, 0]]},
+        {"sent": [["e-0", bytes(8 * (Limits().prefix_blocks + 1)), 0, 0]]},
         {"sent": [["e-0", b"", 2**64, 0]]},
         {"sent": [["x" * 2_000, b"", 0, 0]]},
         {"sent": [["e-0", b"", 0, 2**64]]},
