@@ -30,7 +30,7 @@ from fairlead_operator.hung_engines.restart_plan import (
     serving_condition,
 )
 from fairlead_operator.kube.object_cache import ObjectCache
-from fairlead_operator.object_metadata import STATUS_FIELD_MANAGER
+from fairlead_operator.object_metadata import STATUS_FIELD_MANAGER, WORKLOAD_KINDS
 
 _LOG = logging.getLogger("fairlead.operator")
 _MARKS_OF_NAMESPACE = 64
@@ -142,7 +142,9 @@ class EngineRestarter:
             present.update(map(uid_of, snapshot.pods))
             pods = [pod for pod in snapshot.pods if uid_of(pod) not in self._deleted]
             gone = [pod for pod in snapshot.pods if uid_of(pod) in self._deleted]
-            plan = plan_restarts(pods, verdicts, self._pacing.clock.wall(), self._rules)
+            children = snapshot.children.values()
+            workloads = [child for child in children if child["kind"] in WORKLOAD_KINDS and not is_deleting(child)]
+            plan = plan_restarts(pods, verdicts, self._pacing.clock.wall(), self._rules, workloads)
             hung += len(plan.hung)
             namespace = key.partition("/")[0]
             plan = replace(plan, marks=plan.marks[: _MARKS_OF_NAMESPACE - marked[namespace]])

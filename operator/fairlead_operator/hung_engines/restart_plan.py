@@ -9,6 +9,8 @@ A pod is deleted if all of this holds:
 - its engine hangs, it has been marked for the restart grace, and it has run as long;
 - it is ready, so that kubelet does not restart it already;
 - no other pod of its pool is being deleted or not ready;
+- its pool has as many instances as its workload asks for, unless the API server refuses to create
+  more;
 - at most one of `pods_per_restart` pods of the pool goes at a time.
 
 A pod that no node takes does not count as not ready: it may wait for the devices of the pod that
@@ -76,13 +78,22 @@ class HungEnginePlan:
 
 
 def plan_restarts(
-    pods: Sequence[Manifest], verdicts: Mapping[str, HungVerdict], wall: float, rules: RestartRules
+    pods: Sequence[Manifest],
+    verdicts: Mapping[str, HungVerdict],
+    wall: float,
+    rules: RestartRules,
+    workloads: Iterable[Manifest] = (),
 ) -> HungEnginePlan:
     """Returns the plan for the pods of one model.
 
     verdicts: by the uid of a pod; a pod without one stays as it is.
     wall: Unix seconds.
+    workloads: of the model.
+
+    Why workloads: the pod that replaces a deleted one may not exist yet. Until it does, no other
+    pod may go.
     """
+    desired = {label(workload, POOL_LABEL): _desired_instances(workload) for workload in workloads}
     engines = [pod for pod in pods if label(pod, ENDPOINT_LABEL) == "true" and not is_deleting(pod)]
     judged = [(pod, verdicts[uid_of(pod)]) for pod in engines if uid_of(pod) in verdicts]
     hung = tuple(pod for pod, verdict in judged if verdict.is_hung)
@@ -91,6 +102,11 @@ def plan_restarts(
     for pool in sorted({label(pod, POOL_LABEL) for pod in hung}):
         in_pool = [pod for pod in pods if label(pod, POOL_LABEL) == pool]
         chosen, reasons = _plan_pool(in_pool, [pod for pod in hung if label(pod, POOL_LABEL) == pool], wall, rules)
+        if chosen and (missing := desired.get(pool, 0) - _count_instances(in_pool)) > 0:
+            reasons |= {
+                name_of(pod): f"{missing} of {desired[pool]} instances of the pool are missing" for pod in chosen
+            }
+            chosen = []
         restarts += chosen
         waiting |= reasons
     marks = tuple(mark for pod, verdict in judged if (mark := _mark(pod, verdict)) is not None)
@@ -148,6 +164,23 @@ def _plan_pool(
         else:
             chosen.append(pod)
     return chosen, waiting
+
+
+def _desired_instances(workload: Manifest) -> int:
+    """Returns how many instances a workload should have; 0 if the API server refuses to create
+    some.
+
+    Why 0: an instance that exceeds a quota may come only once the one that hangs is gone.
+    """
+    status, replicas = workload.get("status") or {}, (workload.get("spec") or {}).get("replicas")
+    failure = find_condition(status, "ReplicaFailure")
+    if failure is not None and failure.get("status") == "True":
+        return 0
+    return 1 if replicas is None else int(replicas)
+
+
+def _count_instances(pods: Iterable[Manifest]) -> int:
+    return len({_group_key(pod) for pod in pods if not _has_ended(pod) and not is_deleting(pod)})
 
 
 def _postponement(pod: Manifest, since: float | None, wall: float, rules: RestartRules) -> str:

@@ -120,6 +120,18 @@ def test_deleted_pod_that_the_watch_still_reports_is_not_deleted_again() -> None
     assert scene.round(15.0) == []
 
 
+def test_second_pod_is_not_deleted_before_the_first_one_is_replaced() -> None:
+    scene = Scene(ejected={"a": ("one", "two"), "b": ("one", "two")})
+    labels = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "qwen", "fairlead.io/pool": "main"}
+    metadata = {"name": "qwen-main", "namespace": NAMESPACE, "labels": labels}
+    scene.kube.put({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": {"replicas": 2}})
+    scene.round()
+    assert scene.round(60.0) == ["delete Pod one"]
+    assert scene.round(15.0) == scene.round(600.0) == []  # its workload's controller is slow
+    scene.add_pod("three")
+    assert scene.round(15.0) == ["delete Pod two"]
+
+
 def test_engine_that_answers_again_loses_the_mark() -> None:
     scene = Scene(ejected={"a": ("one",), "b": ("one",)})
     scene.round()

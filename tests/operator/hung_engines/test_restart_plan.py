@@ -171,3 +171,27 @@ def test_group_restarts_by_its_leader_whatever_its_own_workers_do() -> None:
 
 def plan_restarts_of(pods: list[Manifest], name: str) -> HungEnginePlan:
     return plan_restarts(pods, {f"uid-{name}": HUNG}, WALL, RULES)
+
+
+def workload(replicas: int, *, pool: str = "main", **status: Any) -> Manifest:
+    return {
+        "kind": "Deployment",
+        "metadata": {"name": pool, "labels": {"fairlead.io/pool": pool}},
+        "spec": {"replicas": replicas},
+        "status": status,
+    }
+
+
+def test_pod_waits_while_another_instance_of_its_pool_is_missing() -> None:
+    pods = (pod("b", marked=90.0), pod("c"), pod("x", pool="other"))
+    verdicts = {"uid-b": HUNG, "uid-c": ANSWERS}
+    made = plan_restarts(pods, verdicts, WALL, RULES, [workload(3), workload(1, pool="other")])
+    assert (deleted(made), made.waiting) == ([], {"b": "1 of 3 instances of the pool are missing"})
+    replaced = plan_restarts((*pods, pod("d")), verdicts, WALL, RULES, [workload(3)])
+    assert deleted(replaced) == ["b"]
+
+
+def test_pod_does_not_wait_for_an_instance_that_may_not_be_created() -> None:
+    refused = workload(3, conditions=[{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}])
+    made = plan_restarts((pod("b", marked=90.0), pod("c")), {"uid-b": HUNG}, WALL, RULES, [refused])
+    assert deleted(made) == ["b"]
