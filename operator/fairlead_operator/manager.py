@@ -139,14 +139,15 @@ class Manager:
             await self._lease_api.close()
 
     async def _lead(self) -> None:
-        """Does the leader's work until it fails or is cancelled."""
+        """Does the leader's work until it fails, the cluster is restored, or it is cancelled."""
         await self._watcher.discover()
         watching = asyncio.ensure_future(self._watcher.run())
         recording = asyncio.ensure_future(self._recorder.run())
         watching_models = asyncio.ensure_future(self._kopf.run())
         reconciling = asyncio.ensure_future(self._process_queue())
         restarting = asyncio.ensure_future(self._restart_hung_engines())
-        parts = {watching, recording, watching_models, reconciling, restarting}
+        restored = asyncio.ensure_future(self._watcher.wait_restored())
+        parts = {watching, recording, watching_models, reconciling, restarting, restored}
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -154,6 +155,7 @@ class Manager:
         finally:
             await cancel_and_wait(reconciling)
             await cancel_and_wait(restarting)  # no writes after this
+            await cancel_and_wait(restored)
             await cancel_and_wait(recording)
             await self._recorder.flush()
             await cancel_and_wait(watching)

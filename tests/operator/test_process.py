@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fairlead.errors import SettingsError
+from fairlead.errors import FairleadError, SettingsError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Forbidden, NotLeading
 from fairlead.kube.leader_election import LeaderElector, LeaseCandidate, LeaseTiming, candidate_identity
@@ -329,6 +329,21 @@ def test_children_are_watched_by_label_and_found_by_model() -> None:
         fake.remove(SERVICES, "chat", "qwen-main")
         await wait_until(lambda: keys.count("chat/qwen") == 4)
         assert stale_cache_reason(watching.health(True)) == ""
+
+    with_watcher(check)
+
+
+def test_cluster_that_was_restored_from_a_backup_ends_the_work() -> None:
+    async def check(
+        fake: FakeApiServer, watching: ClusterWatcher, shelf: ObjectCache, keys: list[str], time: FakeTime
+    ) -> None:
+        restored = asyncio.ensure_future(watching.wait_restored())
+        await watching.list_models()
+        assert not restored.done()
+        fake._version = 50
+        with pytest.raises(FairleadError, match="its version went back"):
+            await watching.list_models()
+        await asyncio.wait_for(restored, 5.0)
 
     with_watcher(check)
 

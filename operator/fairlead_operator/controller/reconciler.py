@@ -23,6 +23,10 @@ from fairlead_operator.status import events
 from fairlead_operator.status.diagnosis import Failure
 
 _MAX_REPLANS = 4
+_MOVED_SECONDS = 1.0
+"""The pause before the next pass if a write showed that the model differs from the cache, and the
+cache does not take the other one: it is older than what was seen before.
+"""
 
 
 class ClusterInfo(Protocol):
@@ -90,7 +94,8 @@ class Reconciler:
         try:
             written = await self._write_children(key, snapshot, chosen)
         except ModelMoved:
-            return 0.0
+            current = self._cache.models.get(key)
+            return _MOVED_SECONDS if current is snapshot.model else 0.0
         except _OtherInstallation as error:
             self._on_other_installation(key, snapshot.model, error.installation)
             return None  # a change of its children is an event

@@ -74,6 +74,8 @@ class ClusterWatcher:
         self._seen_versions: dict[str, int] = {}
         self._overdue: dict[str, float] = {}
         self._refused_lists: frozenset[str] = frozenset()
+        self._store_version = 0
+        self._restored = asyncio.Event()
 
     async def discover(self) -> None:
         """Discovers the served kinds and lists the models. Retries every 2 to 3 seconds until both
@@ -101,6 +103,25 @@ class ClusterWatcher:
         """Returns once every kind has been listed in each namespace that allows it."""
         for informer in self._informers:
             await informer.wait_known()
+
+    async def wait_restored(self) -> None:
+        """Returns once the cluster has been restored from a backup: versions have gone back.
+
+        The process must then end. What it knows may be newer than what is there, and it ignores
+        objects that are older than what it knows.
+        """
+        await self._restored.wait()
+
+    def _check_version(self, listed: str) -> None:
+        """Raises a FairleadError if a list is older than an earlier one.
+
+        Why: the version of a list is that of the whole store, which only a backup takes back.
+        """
+        version, before = int(listed) if listed.isdecimal() else 0, self._store_version
+        if 0 < version < before:
+            self._restored.set()
+            raise FairleadError(f"the cluster was restored: its version went back from {before} to {version}")
+        self._store_version = max(version, before)
 
     def refused_namespaces(self) -> frozenset[str]:
         """Returns the namespaces in which lists are refused. Others do not wait for them."""
@@ -189,13 +210,15 @@ class ClusterWatcher:
     async def list_models(self) -> None:
         """Lists the models. Of a namespace that refuses it, those that are known stay.
 
-        Raises a FairleadError if no namespace can be listed.
+        Raises a FairleadError if no namespace can be listed, or if the cluster was restored.
         """
         listed: list[Manifest] = []
         refusals: dict[str, Forbidden] = {}
         for namespace in self._namespaces:
             try:
-                listed += (await self._api.list(MODEL_DEPLOYMENTS, namespace, trim=trim_model)).items
+                found = await self._api.list(MODEL_DEPLOYMENTS, namespace, trim=trim_model)
+                self._check_version(found.resource_version)
+                listed += found.items
             except Forbidden as error:
                 if namespace is None or isinstance(error, Unauthenticated):
                     raise
