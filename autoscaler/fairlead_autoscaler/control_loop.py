@@ -176,6 +176,7 @@ class ControlLoop:
         self._early_ticks: list[float] = []
         self._tick_now = asyncio.Event()
         self._writing: dict[str, asyncio.Task[None]] = {}
+        self._newest: Mapping[str, tuple[ModelState, Mapping[str, EnforcedPlan]]] = {}
         self._write_slots: dict[str, asyncio.Semaphore] = {}
         self.counters = LoopCounters()
         self.decided_at: float | None = None
@@ -284,20 +285,23 @@ class ControlLoop:
     ) -> None:
         """Starts the writes of all models but those that still write, and waits a moment for them.
 
+        A write that waits for its turn takes the newest plan then.
+
         Why: one namespace may have thousands of pods whose marks take minutes to write.
         """
+        self._newest = {key: (states[key], pools) for key, pools in rulings.items()}
         self._writing = {key: task for key, task in self._writing.items() if not task.done()}
-        for key, pools in rulings.items():
+        for key in rulings:
             if key not in self._writing:
-                self._writing[key] = asyncio.ensure_future(self._write_in_turn(key, states[key], pools))
+                self._writing[key] = asyncio.ensure_future(self._write_in_turn(key))
         if self._writing:
             await asyncio.wait(self._writing.values(), timeout=_WRITE_WAIT_SECONDS)
 
-    async def _write_in_turn(self, key: str, state: ModelState, rulings: Mapping[str, EnforcedPlan]) -> None:
+    async def _write_in_turn(self, key: str) -> None:
         namespace = key.partition("/")[0]
         async with self._write_slots.setdefault(namespace, asyncio.Semaphore(_WRITES_OF_NAMESPACE)):
             try:
-                await self._write(key, state, rulings)
+                await self._write(key)
             except Exception as error:  # noqa: BLE001 - values of one model must not stop the others
                 _log.error("%s could not be written", key, exc_info=error)
 
@@ -380,10 +384,14 @@ class ControlLoop:
             run.core.model, run.core.settings = model, settings
         return run
 
-    async def _write(self, key: str, state: ModelState, rulings: Mapping[str, EnforcedPlan]) -> None:
+    async def _write(self, key: str) -> None:
         """Writes the enforced plans that differ from the current numbers; failures are recorded."""
+        _, planned = self._newest.get(key, (None, {}))
         # Pools that shrink come first, so that pools which share a limit never exceed it.
-        for pool, ruling in sorted(rulings.items(), key=lambda named: named[1].is_growing):
+        for pool in sorted(planned, key=lambda name: planned[name].is_growing):
+            state, rulings = self._newest.get(key, (None, {}))
+            if state is None or (ruling := rulings.get(pool)) is None:
+                continue  # the model or its pool is gone, or the last tick could not decide it
             if not ruling.needs_write:
                 self.problems.pop((key, pool), None)
                 continue

@@ -316,6 +316,32 @@ def test_slow_writes_of_one_namespace_delay_no_tick_and_no_other_model(made: Any
     assert sum(key != calm for key in begun) == 16, "each is a connection, and waits for its end"
 
 
+def test_write_that_waits_for_its_turn_takes_the_newest_number(made: Any) -> None:
+    keys = [f"flood/m{number:02}" for number in range(17)]
+    made.models = {key: replace(made.state(2), model=replace(made.state(2).model, name=key)) for key in keys}
+    answered = asyncio.Event()
+    written: dict[str, int] = {}
+
+    async def scale(key: str, pool: str, replicas: int, *rest: Any) -> None:
+        await answered.wait()
+        written[key] = replicas
+
+    made.scale = scale
+
+    async def ticks() -> None:
+        loop = made.loop(limits=replace(Limits(), autoscaler_cluster_seconds=3_600.0))
+        made.wants["main"] = 1
+        await loop.tick()
+        made.clock.advance(5.0)
+        made.wants["main"] = 9
+        await loop.tick()
+        answered.set()
+        await asyncio.gather(*loop._writing.values())
+
+    asyncio.run(ticks())
+    assert written == dict.fromkeys(keys[:16], 1) | {keys[16]: 9}
+
+
 def test_model_whose_values_no_rule_can_take_stops_no_other_model(made: Any) -> None:
     broken = replace(made.state(2), policy=replace_policy(made.state(2).policy))
     made.models["flood/m"] = replace(broken, model=replace(broken.model, name="flood/m"))
