@@ -25,7 +25,7 @@ class HttpLimits:
         20_000,
         "client connections of one worker; for more, idle ones are closed, or the next gets 503. Fewer where the limit "
         "of open files, less `instance_descriptors` for each instance and `reserved_descriptors`, is lower; the log and "
-        "`/readyz` say so",
+        "`/readyz` say so where less than 95 % is left",
     )
     caller_connections_share: float = limit(
         0.9,

@@ -21,6 +21,7 @@ from fairlead.api.kinds import served_kinds
 from fairlead.kube.client import KubeApi, RawResponse
 from fairlead.kube.resources import (
     CLUSTER_ROLES,
+    EVENTS,
     LEASES,
     MODEL_DEPLOYMENTS,
     NAMESPACES,
@@ -30,6 +31,7 @@ from fairlead.kube.resources import (
     Manifest,
     Resource,
     format_micro_time,
+    uid_of,
 )
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.cluster.checks.runner import run_checks
@@ -37,6 +39,8 @@ from fairlead_cli.cluster.checks.seeded_faults import SEEDED_FAULTS
 from fairlead_cli.cluster.checks.verdict import CheckOutcome, CheckResult
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.facts_collector import collect_facts
+from fairlead_cli.cluster.missing_value import MissingValue
+from fairlead_cli.cluster.status.command import collect_model_facts, find_model
 from fairlead_operator.kube.leader_election import LEASE_NAME
 from fairlead_operator.status.diagnosis import diagnose
 from fairlead_operator.status.model_status import PoolState, StatusInputs, model_status
@@ -325,6 +329,34 @@ def test_status_of_one_model(furnished: ApiServer) -> None:
     assert fairlead(furnished, "status", "chat/tiny").stdout.startswith("× chat/tiny  0/1 ready")
     found = json.loads(fairlead(furnished, "status", "tiny", "-o", "json").stdout)
     assert (found["key"], found["problem"], found["ready"]) == ("chat/tiny", True, "0/1")
+
+
+def event_about(name: str, target: Manifest, uid: str) -> Manifest:
+    regarding = {"apiVersion": target["apiVersion"], "kind": target["kind"], "uid": uid}
+    regarding |= {key: target["metadata"][key] for key in ("name", "namespace")}
+    said = {"reason": "Seen", "type": "Warning", "note": name, "action": "Serve"}
+    reporter = {"reportingController": "fairlead.io/test", "reportingInstance": "test"}
+    at = format_micro_time(SystemClock.wall())
+    return of(EVENTS, MODELS, name, regarding=regarding, eventTime=at, **said, **reporter)
+
+
+def test_status_has_no_events_of_deleted_objects_with_the_same_name(furnished: ApiServer) -> None:
+    async def work(api: Api) -> None:
+        model = await find_model(api, "tiny", MODELS)
+        spec = {"containers": [{"name": "engine", "image": "x/y:z"}]}
+        pod = of(PODS, MODELS, "tiny-main-a", spec=spec)
+        pod["metadata"]["labels"] = {"fairlead.io/model": "tiny"}
+        pod = await api.apply(pod, "test")
+        for target in (model, pod):
+            kind = target["kind"].lower()
+            await api.apply(event_about(f"{kind}-now", target, uid_of(target)), "test")
+            await api.apply(event_about(f"{kind}-deleted", target, "5f0c1d2e-deleted"), "test")
+        found = (await collect_model_facts(api, model, SystemClock())).events
+        await api.delete(PODS, MODELS, "tiny-main-a")
+        assert not isinstance(found, MissingValue)
+        assert [event["note"] for event in found] == ["modeldeployment-now", "pod-now"]
+
+    run(furnished, work)
 
 
 def test_status_of_all_models_is_a_table(furnished: ApiServer) -> None:

@@ -44,6 +44,7 @@ def test_a_worker_with_few_open_files_refuses_clients_before_it_runs_out_and_say
             ready, (warning,) = gateway.readiness()
             assert ready
             assert "2 client connections, not 20000" in warning
+            assert "`LimitNOFILE`" in warning
             gateway.update_fleet(fleet_of([engine.url], version=3))
             assert caplog.text.count("since it may have only 266 open files") == 1
             first, second = await RawConnection.connect(running.url), await RawConnection.connect(running.url)
@@ -55,6 +56,19 @@ def test_a_worker_with_few_open_files_refuses_clients_before_it_runs_out_and_say
             assert gateway.listener.max_connections == 1
             await first.close()
             await second.close()
+
+    run_async(main())
+
+
+def test_a_loss_of_few_connections_is_no_warning() -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+            gateway = running.gateway
+            for open_files, connections, warnings in ((20_000, 19_736, 0), (19_264, 19_000, 0), (19_263, 18_999, 1)):
+                gateway.runtime.max_open_files = open_files
+                gateway.update_fleet(fleet_of([engine.url], version=open_files))
+                assert gateway.listener.max_connections == connections
+                assert len(gateway.readiness()[1]) == warnings
 
     run_async(main())
 

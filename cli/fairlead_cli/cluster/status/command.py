@@ -9,7 +9,7 @@ from fairlead.errors import BadInput
 from fairlead.fleet.labels import MODEL_LABEL
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Forbidden, NotFound, Unreachable
-from fairlead.kube.resources import EVENTS, MODEL_DEPLOYMENTS, PODS, Manifest, is_deleting, key_of, name_of
+from fairlead.kube.resources import EVENTS, MODEL_DEPLOYMENTS, PODS, Manifest, is_deleting, key_of, name_of, uid_of
 from fairlead.names import closest_matches
 from fairlead.runtime.clock import Clock, SystemClock
 from fairlead_cli.advice import Advice
@@ -30,8 +30,6 @@ from fairlead_cli.local.run_directory import running_stacks
 from fairlead_cli.output import OutputFormat, format_document, is_document
 from fairlead_cli.target import ClusterOptions
 
-_MAX_EVENTS: Final = 500
-"""Events read of a model and its pods; the API server keeps an hour of them."""
 _MAX_GATEWAYS: Final = 8
 
 
@@ -155,30 +153,29 @@ async def collect_model_facts(
         _events(api, model),
         _gateways(api, install_namespace),
     )
-    names = set() if isinstance(pods, MissingValue) else {name_of(pod) for pod in pods}
-    return ModelFacts(model, pods, _related_events(events, names), gateways, now)
+    uids = {uid_of(model)} | (set() if isinstance(pods, MissingValue) else {uid_of(pod) for pod in pods})
+    return ModelFacts(model, pods, _related_events(events, uids), gateways, now)
 
 
 async def _events(api: KubeApi, model: Manifest) -> Sequence[Manifest] | MissingValue:
-    """Returns the last events of the model and the last warnings of all pods in its namespace."""
-    selector = f"regarding.kind=ModelDeployment,regarding.name={name_of(model)}"
+    """Returns the events of the model and the warnings of all pods in its namespace."""
     model_events, warnings = await asyncio.gather(
-        list_objects(api, EVENTS, namespace_name(model), fields=selector),
+        list_objects(api, EVENTS, namespace_name(model), fields=f"regarding.uid={uid_of(model)}"),
         list_objects(api, EVENTS, namespace_name(model), fields="regarding.kind=Pod,type=Warning"),
     )
     if isinstance(model_events, MissingValue):
         return model_events
-    return [*model_events[-_MAX_EVENTS:], *(() if isinstance(warnings, MissingValue) else warnings[-_MAX_EVENTS:])]
+    return [*model_events, *(() if isinstance(warnings, MissingValue) else warnings)]
 
 
-def _related_events(events: Sequence[Manifest] | MissingValue, pods: set[str]) -> Sequence[Manifest] | MissingValue:
+def _related_events(events: Sequence[Manifest] | MissingValue, uids: set[str]) -> Sequence[Manifest] | MissingValue:
+    """Returns the events about the objects with these UIDs.
+
+    Why: events outlive their objects by an hour, and a new object may have the same name.
+    """
     if isinstance(events, MissingValue):
         return events
-    return [
-        event
-        for event in events
-        if (event.get("regarding") or {}).get("kind") != "Pod" or (event.get("regarding") or {}).get("name") in pods
-    ]
+    return [event for event in events if (event.get("regarding") or {}).get("uid") in uids]
 
 
 async def _gateways(api: KubeApi, install_namespace: str | None) -> Sequence[PodReport] | MissingValue:

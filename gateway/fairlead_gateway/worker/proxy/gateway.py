@@ -65,6 +65,8 @@ if TYPE_CHECKING:  # most gateways observe nothing, and then load none of it
     from fairlead_gateway.worker.observability.observers import RequestObservers
 
 _MIN_CHECKED_BYTES = 256 * 1024
+_MIN_CONNECTIONS_SHARE = 0.95
+"""With fewer of the configured client connections, a gateway reports it."""
 _INTERNAL_ERROR_MESSAGE = "the gateway met a defect; it was logged with this id"
 _log = logging.getLogger("fairlead.gateway")
 
@@ -180,11 +182,12 @@ class Gateway(RequestLifecycle):
 
     def _connection_warnings(self) -> list[str]:
         limit = self.listener.max_connections
-        if limit >= self.runtime.limits.connections:
+        if limit >= _MIN_CONNECTIONS_SHARE * self.runtime.limits.connections:
             return []
         return [
             f"connections: a worker takes {limit} client connections, not {self.runtime.limits.connections}, since it "
-            f"may have only {self.runtime.max_open_files} open files; raise that limit (`ulimit -n`)"
+            f"may have only {self.runtime.max_open_files} open files; raise that limit: in a cluster that of the nodes' "
+            "container runtime (such as `LimitNOFILE` of containerd's systemd unit), elsewhere `ulimit -n`"
         ]
 
     def inflight_count(self) -> int:
