@@ -180,13 +180,16 @@ class ClientConnection(ResponseTransport):
     def close(self) -> None:
         """Closes the connection, with a reset if a response is incomplete."""
         if self._state == _RESPONDING:
-            self._transport.abort()
+            reset_transport(self._transport)
         else:
             self._transport.close()
 
     def abort(self) -> None:
-        """Closes with a reset, so that the client cannot take the response for complete."""
-        self._transport.abort()
+        """Closes with a reset, so that the client cannot take the response for complete.
+
+        Why: a response to HTTP/1.0 may end with its connection, and would look whole.
+        """
+        reset_transport(self._transport)
 
     def reset(self) -> None:
         """Closes the connection at once and drops what is unsent, also in the kernel."""

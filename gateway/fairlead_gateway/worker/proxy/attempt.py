@@ -232,9 +232,13 @@ class Attempt:
         return guard.on_crash(self.context.body_fingerprint(guard.fingerprint), self.instance_id, sent_at, now)
 
     def set_paused(self, is_paused: bool) -> None:
-        """Pauses or resumes reading from the engine: the client's backpressure."""
-        if self.engine_response is not None and self.connection is not None:
-            self.engine_response.is_paused = is_paused
+        """Pauses or resumes reading from the engine: the client's backpressure.
+
+        Does nothing once the response is complete: the connection is for other requests then.
+        """
+        engine_response = self.engine_response
+        if engine_response is not None and self.connection is not None and not engine_response.is_complete:
+            engine_response.is_paused = is_paused
             self.connection.set_paused(is_paused)
 
     def abort_unfinished(self) -> None:

@@ -1,0 +1,9 @@
+"""A gateway in simulated time and on a simulated network, with hostile engines and clients.
+
+In reading order:
+
+- `event_loop`: an event loop whose clock jumps to the next timer; `link`: connections with TCP's
+  signs of a reset.
+- `hostile_engine`, `hostile_client`: peers that execute a script; `responses`: what they receive.
+- `scene`: a gateway between them, and what is left of it afterwards.
+"""
