@@ -38,6 +38,14 @@ _SCHEMA_SECONDS: Final = 30.0
 """Time that an API server may take to use a changed CRD."""
 _OPEN_SPEC: Final = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 _LAST_APPLIED_ANNOTATION: Final = "kubectl.kubernetes.io/last-applied-configuration"
+_HIDDEN_FIELDS: Final = (
+    "the CRDs were replaced before the objects were converted, and the API server hides their earlier fields "
+    "(stop the operator, apply the CRDs of the earlier release again, then convert)"
+)
+_LOST_FIELDS: Final = (
+    "its fields were lost: the object was written while the CRDs of another release hid them "
+    "(replace it by your backup, or delete it, then convert)"
+)
 _NEXT_STEP: Final = (
     "now replace the CRDs (kubectl apply --server-side --force-conflicts -f crds/), then upgrade the chart"
 )
@@ -64,10 +72,11 @@ async def convert_objects(api: KubeApi, *, dry_run: bool) -> int:
     """
     objects = [item for resource in _KINDS for item in await _list_objects(api, resource)]
     conversions = [(item, convert_document(item)) for item in objects]
+    missing_fields = _LOST_FIELDS if await _knows_earlier_fields(api) else _HIDDEN_FIELDS
     problems = [
         f"{item['kind']} {_place(item)}: {problem}"
         for item, conversion in conversions
-        for problem in (_pruned_problem(item) or object_problems(conversion.document))
+        for problem in ([missing_fields] if _is_pruned(item) else object_problems(conversion.document))
     ]
     if problems:
         print(*map(terminal_text, problems), sep="\n", file=sys.stderr)
@@ -103,15 +112,20 @@ def _place(item: Manifest) -> str:
     return key_of(item) if resource_of(item).namespaced else name_of(item)
 
 
-def _pruned_problem(item: Manifest) -> list[str]:
-    """Returns a problem if a model has no source of weights: its CRD was replaced too early."""
+def _is_pruned(item: Manifest) -> bool:
+    """Returns True for a model without a source of weights."""
     model = (item.get("spec") or {}).get("model") or {}
-    if resource_of(item) is not MODEL_DEPLOYMENTS or "uri" in model or "source" in model:
-        return []
-    return [
-        "the CRDs were replaced before the objects were converted, and the API server hides their earlier fields "
-        "(apply the CRDs of the earlier release again, then convert)"
-    ]
+    return resource_of(item) is MODEL_DEPLOYMENTS and "uri" not in model and "source" not in model
+
+
+async def _knows_earlier_fields(api: KubeApi) -> bool:
+    """Returns True if the installed CRD of models shows the fields of the earlier release."""
+    try:
+        definition = await api.get(CUSTOM_RESOURCE_DEFINITIONS, None, _definition_name(MODEL_DEPLOYMENTS))
+    except NotFound:
+        return False
+    specs = [version["schema"]["openAPIV3Schema"]["properties"]["spec"] for version in definition["spec"]["versions"]]
+    return any(spec == _OPEN_SPEC or "source" in spec["properties"]["model"]["properties"] for spec in specs)
 
 
 def _printed(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,9 +145,13 @@ async def _write(api: KubeApi, changed: list[tuple[Manifest, Conversion]]) -> No
         await _write_object(api, item, conversion.document["spec"])
 
 
+def _definition_name(resource: Resource) -> str:
+    return f"{resource.plural}.{resource.group}"
+
+
 async def _open_schema(api: KubeApi, resource: Resource) -> None:
     """Lets the installed CRD take any spec; does nothing without a CRD."""
-    name = f"{resource.plural}.{resource.group}"
+    name = _definition_name(resource)
     try:
         definition = await api.get(CUSTOM_RESOURCE_DEFINITIONS, None, name)
     except NotFound:

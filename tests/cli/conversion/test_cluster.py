@@ -183,8 +183,6 @@ def sorted_text(manifests: Iterable[Manifest]) -> str:
 
 def test_backup_of_earlier_objects_returns_under_the_earlier_crds(server: ApiServer) -> None:
     """Steps 2 and 3 of the way back in `docs/migrate/from-0.1.md`."""
-    page = (ROOT / "docs" / "migrate" / "from-0.1.md").read_text(encoding="utf-8")
-    program = textwrap.dedent(page.partition("python3 -c '\n")[2].partition("    ' < backup.json")[0])
 
     async def check(api: KubeApi) -> None:
         earlier = await put_earlier_objects(api)
@@ -194,7 +192,7 @@ def test_backup_of_earlier_objects_returns_under_the_earlier_crds(server: ApiSer
         await wait_until_async(lambda: is_refused(api, earlier[0]))
 
         await replace_crds(api, EARLIER_CRDS)
-        restored = (await asyncio.to_thread(cleaned, program, earlier))["items"]
+        restored = (await asyncio.to_thread(cleaned, page_program(), earlier))["items"]
         for one in restored:
             assert one["metadata"].keys() <= {"name", "namespace", "labels", "annotations", "finalizers"}
             await wait_until_async(lambda one=one: is_replaced(api, one))
@@ -203,6 +201,12 @@ def test_backup_of_earlier_objects_returns_under_the_earlier_crds(server: ApiSer
         assert [one["metadata"]["uid"] for one in found] == [one["metadata"]["uid"] for one in earlier]
 
     run(server, check)
+
+
+def page_program() -> str:
+    """Returns the program of the page that makes a backup fit for `kubectl replace`."""
+    page = (ROOT / "docs" / "migrate" / "from-0.1.md").read_text(encoding="utf-8")
+    return textwrap.dedent(page.partition("python3 -c '\n")[2].partition("    ' < backup.json")[0])
 
 
 def cleaned(program: str, objects: list[Manifest]) -> Any:
@@ -241,6 +245,11 @@ def test_object_that_cannot_be_converted_is_named_and_nothing_is_written(server:
     run(server, check)
 
 
+async def shows(api: KubeApi, objects: list[Manifest]) -> bool:
+    """Returns True if the API server shows the specs of these objects."""
+    return [one["spec"] for one in objects] == [(await stored(api, one))["spec"] for one in objects]
+
+
 def test_crds_that_were_replaced_first_are_reported_and_nothing_is_lost(server: ApiServer) -> None:
     async def check(api: KubeApi) -> None:
         earlier = await put_earlier_objects(api)
@@ -252,11 +261,36 @@ def test_crds_that_were_replaced_first_are_reported_and_nothing_is_lost(server: 
         assert ADVICE in done.stderr
 
         await replace_crds(api, EARLIER_CRDS)
+        await wait_until_async(lambda: shows(api, earlier))
+        assert (await asyncio.to_thread(convert, server)).returncode == 0
 
-        async def shows_earlier_words() -> bool:
-            return [one["spec"] for one in earlier] == [(await stored(api, one))["spec"] for one in earlier]
+    run(server, check)
 
-        await wait_until_async(shows_earlier_words)
+
+def test_object_written_under_the_new_crds_is_reported_until_its_backup_is_back(server: ApiServer) -> None:
+    """A status that is written while the API server hides the spec stores what is left of it."""
+
+    async def check(api: KubeApi) -> None:
+        earlier = await put_earlier_objects(api)
+        backup = next(one for one in earlier if key_of(one) == "of-smallest/qwen3-8b")
+        await replace_crds(api, *sorted((ROOT / "crds").glob("*.yaml")))
+        await wait_until_async(lambda: is_refused(api, earlier[0]))
+        status = {name: backup[name] for name in ("apiVersion", "kind", "metadata")} | {"status": {"ready": "0/1"}}
+        status["metadata"] = {"name": name_of(backup), "namespace": namespace_of(backup)}
+        await api.apply_status(status, "fairlead-operator")
+
+        await replace_crds(api, EARLIER_CRDS)
+        others = [one for one in earlier if one is not backup]
+        await wait_until_async(lambda: shows(api, others))
+        done = await asyncio.to_thread(convert, server)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.splitlines() == [
+            "ModelDeployment of-smallest/qwen3-8b: its fields were lost: the object was written while the CRDs of "
+            "another release hid them (replace it by your backup, or delete it, then convert)"
+        ]
+
+        (restored,) = (await asyncio.to_thread(cleaned, page_program(), [backup]))["items"]
+        assert await is_replaced(api, restored)
         assert (await asyncio.to_thread(convert, server)).returncode == 0
 
     run(server, check)
