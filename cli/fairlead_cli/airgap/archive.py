@@ -153,13 +153,15 @@ def extract_archive(source: Path, folder: Path) -> OciLayout:
     """
     try:
         with tarfile.open(source, "r:") as tar:
-            _extract_files(tar, folder)
+            names = _extract_files(tar, folder)
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
         hint = "Give the file that `fairlead airgap create` wrote, not compressed."
         raise BadInput(f"{source} cannot be read: {error}", hint=hint) from error
     if not (folder / CHECKSUMS).is_file():
         raise BadInput(f"{source} is no archive of `fairlead airgap create`: it has no {CHECKSUMS}")
     listed = dict(_checksums((folder / CHECKSUMS).read_text(errors="replace")))
+    if unlisted := sorted(names - {CHECKSUMS} - listed.keys()):
+        raise BadInput(f"{unlisted[0]} of {source} is not in {CHECKSUMS}", hint="Copy the archive again.")
     for name, value in listed.items():
         path = folder / name
         is_expected = _FILE_NAME.fullmatch(name) and path.is_file() and file_digest(path) == f"sha256:{value}"
@@ -176,8 +178,9 @@ def extract_archive(source: Path, folder: Path) -> OciLayout:
     return layout
 
 
-def _extract_files(tar: tarfile.TarFile, folder: Path) -> None:
-    """Writes the files of an archive. Raises ValueError for an entry that no archive has.
+def _extract_files(tar: tarfile.TarFile, folder: Path) -> set[str]:
+    """Writes the files of an archive and returns their names. Raises ValueError for an entry that
+    no archive has.
 
     Why: a link, a sparse file or another path could reach or fill other places.
     """
@@ -194,6 +197,7 @@ def _extract_files(tar: tarfile.TarFile, folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as file:
             shutil.copyfileobj(data, file)
+    return names
 
 
 def _is_plain_file(entry: tarfile.TarInfo) -> bool:

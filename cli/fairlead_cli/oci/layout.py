@@ -30,7 +30,7 @@ from fairlead_cli.oci.reference import is_artefact_name
 _CHUNK: Final = 1 << 20
 _MAX_DOCUMENT_BYTES: Final = 16 << 20
 """Bytes of an index, a manifest, a config or a chart."""
-_MAX_NESTING: Final = 8
+MAX_NESTING: Final = 8
 """Indexes and manifests from a name to a blob. An image for several architectures has two."""
 
 
@@ -121,8 +121,8 @@ class OciLayout:
         if key in seen:
             return
         seen.add(key)
-        if depth > _MAX_NESTING:
-            raise LayoutError(f"{described['digest']} is nested deeper than {_MAX_NESTING} levels")
+        if depth > MAX_NESTING:
+            raise LayoutError(f"{described['digest']} is nested deeper than {MAX_NESTING} levels")
         if described["mediaType"] in MANIFESTS:
             document = self.document(described["digest"])
             try:

@@ -22,6 +22,9 @@ from fairlead_cli.oci.layout import file_digest
 from fairlead_cli.oci.reference import Reference, is_loopback
 
 _CHUNK: Final = 1 << 20
+_MAX_ANSWER_BYTES: Final = 16 << 20
+"""Bytes of an answer that is no blob: a manifest, a token, or an error. Registries take manifests
+of 4 MiB."""
 _TIMEOUT: Final = httpx.Timeout(30.0, read=300.0, write=300.0)
 _ACCEPTED: Final = ", ".join(
     (
@@ -49,7 +52,9 @@ class RegistryClient:
     _headers: dict[tuple[str, str], str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self._http = httpx.Client(timeout=_TIMEOUT, follow_redirects=True)
+        # Compressed answers are refused: a few bytes of them can fill memory or disk.
+        headers = {"accept-encoding": "identity"}
+        self._http = httpx.Client(timeout=_TIMEOUT, follow_redirects=True, headers=headers)
 
     def __enter__(self) -> Self:
         return self
@@ -77,22 +82,26 @@ class RegistryClient:
         """Whether the repository has the blob of this digest."""
         return self._send("HEAD", reference, f"blobs/{reference.digest}").status_code == 200
 
-    def pull_blob(self, reference: Reference, target: Path) -> None:
-        """Writes a blob to a file, and checks its digest."""
+    def pull_blob(self, reference: Reference, target: Path, size: int) -> None:
+        """Writes a blob of this size to a file, and checks its digest."""
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.{os.getpid()}")
         request = self._request("GET", reference, f"blobs/{reference.digest}")
         try:
             answer = self._http.send(request, stream=True)
             with closing(answer), partial.open("wb") as file:
-                self._expect(answer, reference, 200)
-                for piece in answer.iter_bytes(_CHUNK):
+                if answer.status_code != 200:
+                    self._expect(_read_answer(answer), reference, 200)
+                for piece in _pieces_of(answer, size):
                     file.write(piece)
+            if file_digest(partial) != reference.digest:
+                raise RegistryError(f"{reference.host} gives {reference} with other bytes")
         except httpx.HTTPError as error:
+            partial.unlink(missing_ok=True)
             raise RegistryError(f"{reference.host} does not give {reference}: {error!r}") from error
-        if file_digest(partial) != reference.digest:
-            partial.unlink()
-            raise RegistryError(f"{reference.host} gives {reference} with other bytes")
+        except RegistryError:
+            partial.unlink(missing_ok=True)
+            raise
         partial.replace(target)
 
     def push_blob(self, reference: Reference, path: Path, mount_from: str = "") -> None:
@@ -105,16 +114,15 @@ class RegistryClient:
         if mount and begun.status_code == 201:
             return
         self._expect(begun, reference, 202)
-        place = httpx.URL(str(begun.request.url)).join(begun.headers["location"])
+        try:
+            place = httpx.URL(str(begun.request.url)).join(begun.headers["location"])
+        except (KeyError, httpx.InvalidURL) as error:
+            raise RegistryError(f"{reference.host} names no place for {reference}") from error
         headers = {"content-length": str(path.stat().st_size), "content-type": "application/octet-stream"}
         if place.host == begun.request.url.host:
             headers |= self._authorization(reference)
-        try:
-            answer = self._http.put(
-                place.copy_merge_params({"digest": reference.digest}), headers=headers, content=_pieces(path)
-            )
-        except httpx.HTTPError as error:
-            raise RegistryError(f"{reference.host} does not take {reference}: {error!r}") from error
+        url = place.copy_merge_params({"digest": reference.digest})
+        answer = self._answer(self._http.build_request("PUT", url, headers=headers, content=_pieces(path)), reference)
         self._expect(answer, reference, 201)
 
     def _send(
@@ -128,8 +136,13 @@ class RegistryClient:
         content: bytes = b"",
     ) -> httpx.Response:
         request = self._request(method, reference, path, headers=headers, params=params, content=content)
+        return self._answer(request, reference)
+
+    def _answer(self, request: httpx.Request, reference: Reference) -> httpx.Response:
+        """Returns the answer, read. Raises RegistryError if there is none, or if it is too long."""
         try:
-            return self._http.send(request)
+            with closing(self._http.send(request, stream=True)) as answer:
+                return _read_answer(answer)
         except httpx.HTTPError as error:
             raise RegistryError(f"no registry answers at {reference.host}: {error!r}") from error
 
@@ -162,7 +175,7 @@ class RegistryClient:
         credentials = docker_credentials(reference.host)
         basic = f"Basic {credentials}" if credentials else ""
         try:
-            answer = self._http.get(f"{self._base(reference)}/v2/")
+            answer = self._answer(self._http.build_request("GET", f"{self._base(reference)}/v2/"), reference)
             challenge = answer.headers.get("www-authenticate", "")
             if answer.status_code != 401 or not challenge.lower().startswith("bearer"):
                 return basic
@@ -171,21 +184,49 @@ class RegistryClient:
             scope = f"repository:{reference.repository}:{actions}"
             asked = {"scope": scope} | ({"service": wanted["service"]} if "service" in wanted else {})
             headers = {"authorization": basic} if basic else {}
-            token = self._http.get(wanted["realm"], params=asked, headers=headers)
-        except (httpx.HTTPError, KeyError) as error:
-            raise RegistryError(f"no registry answers at {reference.host}: {error!r}") from error
-        self._expect(token, reference, 200)
-        reply = token.json()
-        return f"Bearer {reply.get('token') or reply['access_token']}"
+            request = self._http.build_request("GET", wanted["realm"], params=asked, headers=headers)
+        except (httpx.InvalidURL, KeyError) as error:
+            raise RegistryError(f"{reference.host} names no place for tokens: {error!r}") from error
+        reply = self._answer(request, reference)
+        self._expect(reply, reference, 200)
+        return f"Bearer {_token(reply, reference)}"
 
     @staticmethod
     def _expect(answer: httpx.Response, reference: Reference, status: int) -> None:
         if answer.status_code == status:
             return
-        answer.read()
         text = answer.text.strip()[:300]
         hint = "Log in with `docker login` or `helm registry login`." if answer.status_code in (401, 403) else ""
         raise RegistryError(f"{reference.host} answers {answer.status_code} for {reference}: {text}", hint=hint)
+
+
+def _read_answer(answer: httpx.Response) -> httpx.Response:
+    """Returns an answer with its body. Raises RegistryError if that is too long."""
+    data = b"".join(_pieces_of(answer, _MAX_ANSWER_BYTES))
+    return httpx.Response(answer.status_code, headers=answer.headers, content=data, request=answer.request)
+
+
+def _pieces_of(answer: httpx.Response, max_bytes: int) -> Iterator[bytes]:
+    """Yields the body of an answer. Raises RegistryError if it is longer, or compressed."""
+    host, size = answer.request.url.host, 0
+    if answer.headers.get("content-encoding", "identity") != "identity":
+        raise RegistryError(f"{host} answers with compressed bytes, which were not asked for")
+    for piece in answer.iter_raw(_CHUNK):
+        size += len(piece)
+        if size > max_bytes:
+            raise RegistryError(f"{host} answers with more than {max_bytes:,} bytes")
+        yield piece
+
+
+def _token(answer: httpx.Response, reference: Reference) -> str:
+    try:
+        reply = answer.json()
+    except (ValueError, RecursionError):
+        reply = None
+    found = reply.get("token") or reply.get("access_token") if isinstance(reply, dict) else None
+    if not isinstance(found, str) or not found.isascii() or not found.isprintable():
+        raise RegistryError(f"{reference.host} gives no token")
+    return found
 
 
 def docker_credentials(host: str) -> str:

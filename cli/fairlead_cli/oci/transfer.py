@@ -3,13 +3,18 @@
 from collections.abc import Mapping
 
 from fairlead_cli.oci.documents import MANIFESTS, Descriptor, references
-from fairlead_cli.oci.layout import OciLayout
+from fairlead_cli.oci.layout import MAX_NESTING, OciLayout
 from fairlead_cli.oci.reference import Reference, parse_prefix
 from fairlead_cli.oci.registry import RegistryClient, RegistryError
 
 
-def pull(client: RegistryClient, source: Reference, layout: OciLayout) -> Descriptor:
-    """Copies an artefact with all that it consists of to a layout; returns its descriptor."""
+def pull(client: RegistryClient, source: Reference, layout: OciLayout, depth: int = 0) -> Descriptor:
+    """Copies an artefact with all that it consists of to a layout; returns its descriptor.
+
+    depth: how many indexes led to it.
+    """
+    if depth > MAX_NESTING:
+        raise RegistryError(f"{source} is nested deeper than {MAX_NESTING} levels")
     data, media_type = client.manifest(source)
     if media_type not in MANIFESTS:
         raise RegistryError(f"{source} is of the type {media_type}, which is no OCI artefact")
@@ -23,9 +28,11 @@ def pull(client: RegistryClient, source: Reference, layout: OciLayout) -> Descri
         if layout.path(part["digest"]).exists():
             continue
         if part["mediaType"] in MANIFESTS:
-            pull(client, place, layout)
+            pull(client, place, layout, depth + 1)
+        elif isinstance(size := part.get("size"), int):
+            client.pull_blob(place, layout.path(part["digest"]), size)
         else:
-            client.pull_blob(place, layout.path(part["digest"]))
+            raise RegistryError(f"{source} does not say how large {part['digest']} is")
     return described
 
 

@@ -134,6 +134,16 @@ def test_a_damaged_archive_is_refused_before_anything_is_pushed(
     assert registry.requests == []
 
 
+def test_file_without_a_checksum_is_refused(tmp_path: Path, release: Path) -> None:
+    archive = created(str(release), tmp_path / "a.tar")
+    with tarfile.open(archive, "a") as tar:
+        entry = tarfile.TarInfo("crds/more.yaml")
+        entry.size = 3
+        tar.addfile(entry, io.BytesIO(b"a: 1"[:3]))
+    with pytest.raises(BadInput, match=r"crds/more\.yaml of .* is not in SHA256SUMS"):
+        extract_archive(archive, tmp_path / "out")
+
+
 def test_a_file_that_is_no_archive_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_text("no archive")
     with pytest.raises(BadInput, match="cannot be read"):

@@ -1,10 +1,13 @@
 """Artefacts between layouts and registries: complete, checked, and each blob sent once."""
 
+import gzip
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 
+from fairlead_cli.oci import registry as registry_module
 from fairlead_cli.oci.documents import CONFIG, INDEX, LAYER, MANIFEST, Descriptor, descriptor, encode
 from fairlead_cli.oci.layout import LayoutError, OciLayout
 from fairlead_cli.oci.reference import Reference
@@ -106,3 +109,66 @@ def test_a_layout_with_a_damaged_document_is_not_pushed(layout: OciLayout) -> No
 def test_a_digest_cannot_name_a_path(layout: OciLayout, digest: str) -> None:
     with pytest.raises(LayoutError):
         layout.path(digest)
+
+
+def wanted(registry: MemoryRegistry) -> Reference:
+    return Reference.parse(f"{registry.address}/team/one:1")
+
+
+def served(registry: MemoryRegistry, document: object) -> None:
+    registry.manifests["team/one", "1"] = (encode(document), INDEX)
+
+
+def test_answers_of_a_registry_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "_MAX_ANSWER_BYTES", 4_096)
+    with memory_registry() as registry, RegistryClient() as client:
+        served(registry, {"manifests": [], "padding": "x" * 4_096})
+        with pytest.raises(RegistryError, match=r"answers with more than 4,096 bytes"):
+            pull(client, wanted(registry), OciLayout(tmp_path / "pulled"))
+
+
+def test_blob_with_more_bytes_than_its_descriptor_says_is_not_read_on(tmp_path: Path) -> None:
+    with memory_registry() as registry, RegistryClient() as client:
+        digest = f"sha256:{'1' * 64}"
+        registry.blobs["team/one", digest] = b"x" * 100_000
+        served(registry, {"layers": [{"mediaType": LAYER, "digest": digest, "size": 10}]})
+        with pytest.raises(RegistryError, match=r"answers with more than 10 bytes"):
+            pull(client, wanted(registry), OciLayout(tmp_path / "pulled"))
+        assert [
+            path for path in (tmp_path / "pulled" / "blobs" / "sha256").iterdir() if path.name.startswith("1")
+        ] == []
+        served(registry, {"layers": [{"mediaType": LAYER, "digest": digest}]})
+        with pytest.raises(RegistryError, match="does not say how large"):
+            pull(client, wanted(registry), OciLayout(tmp_path / "again"))
+
+
+def test_indexes_of_a_registry_are_not_followed_without_end(tmp_path: Path) -> None:
+    with memory_registry() as registry, RegistryClient() as client:
+        inner = encode({"manifests": []})
+        for number in range(20):
+            described = descriptor(inner, INDEX)
+            registry.manifests["team/one", described["digest"]] = (inner, INDEX)
+            inner = encode({"manifests": [described], "number": number})
+        registry.manifests["team/one", "1"] = (inner, INDEX)
+        with pytest.raises(RegistryError, match="nested deeper than 8 levels"):
+            pull(client, wanted(registry), OciLayout(tmp_path / "pulled"))
+
+
+def test_compressed_answer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = httpx.Response(200, headers={"content-encoding": "gzip"}, content=gzip.compress(b"x" * 1_000))
+    with RegistryClient() as client:
+        monkeypatch.setattr(client._http, "send", lambda request, **_: _with_request(bomb, request))
+        with pytest.raises(RegistryError, match="compressed bytes"):
+            pull(client, Reference.parse("127.0.0.1:1/team/one:1"), OciLayout(tmp_path / "pulled"))
+
+
+def _with_request(answer: httpx.Response, request: httpx.Request) -> httpx.Response:
+    answer.request = request
+    return answer
+
+
+@pytest.mark.parametrize("reply", [b"[]", b"[" * 100_000, b'{"token": 7}', b"{}", b'{"token": "a\nb"}', b"\xff"])
+def test_answer_without_a_token_is_named(reply: bytes) -> None:
+    answer = httpx.Response(200, content=reply)
+    with pytest.raises(RegistryError, match="gives no token"):
+        registry_module._token(answer, Reference.parse("127.0.0.1:1/team/one:1"))
