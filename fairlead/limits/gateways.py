@@ -52,7 +52,7 @@ class ProcessLimits:
     worker_start_seconds: float = limit(60.0, "a worker that does not listen by then is killed and started again")
     worker_query_seconds: float = limit(2.0, "a worker's reply to a query; then it is shown as unresponsive")
     worker_frozen_seconds: float = limit(
-        30.0, "a drain ends early if no worker has answered a query for this long; shorter pauses cut no stream"
+        30.0, "a worker without an answer for this long is killed, and a drain ends early without any answer"
     )
     worker_restart_seconds: float = limit(0.1, "pause before a crashed worker is started again; doubles each time")
     max_worker_restart_seconds: float = limit(10.0, "longest such pause; ten seconds of life reset it")

@@ -277,6 +277,7 @@ class Supervisor:
         while True:
             await asyncio.sleep(_COUNTERS_SECONDS)
             await self.workers.collect_counters(windows=False)
+            self.workers.kill_frozen(_COUNTERS_SECONDS)
 
     def _current_warnings(self) -> list[str]:
         warnings = self._config.fleet_source.warnings()

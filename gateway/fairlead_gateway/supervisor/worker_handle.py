@@ -1,7 +1,8 @@
 """The supervisor's handle of one worker: process, IPC channel, queries and the last report.
 
 Each query has a deadline. A worker that misses it is *unresponsive*: warnings name it, and it gets
-no further query until the late reply has arrived. So nothing waits for it twice.
+no further query until the late reply has arrived. So nothing waits for it twice. A worker that
+stays unresponsive is killed.
 """
 
 import asyncio
@@ -68,6 +69,7 @@ class WorkerHandle:
         self.needs_resync = False  # a message was dropped
         self.sent_final_counters = False
         self.unresponsive_since: float | None = None
+        self._silent_seconds = 0.0
         self.model_counters: dict[str, ModelSnapshot] = {}
         self.non_model_counters: dict[str, int] = {}
         self.loads: Mapping[str, say.EncodedLoad] = {}
@@ -140,6 +142,20 @@ class WorkerHandle:
         if self.process.poll() is None:
             self.process.kill()
         self._start_reaping()
+
+    def count_silence(self, seconds: float) -> None:
+        """Counts time in which the worker is unresponsive; after `worker_frozen_seconds`, kills it.
+
+        seconds: since the last call; time in which this process itself has run.
+
+        Why: a worker that hangs still gets its share of new connections, and answers none. A pause
+        of the machine does not count, since the worker then goes on like this process.
+        """
+        self._silent_seconds = 0.0 if self.unresponsive_since is None else self._silent_seconds + seconds
+        if self._silent_seconds >= self._limits.worker_frozen_seconds:
+            self._silent_seconds = 0.0
+            _log.error("worker %d hangs and is killed", self.number)
+            self.kill()
 
     def exit_cause(self) -> str:
         """Returns why the process ended, as text."""

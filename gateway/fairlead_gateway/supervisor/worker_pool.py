@@ -180,6 +180,12 @@ class WorkerPool:
         if living:
             await asyncio.wait(living)
 
+    def kill_frozen(self, seconds: float) -> None:
+        """Kills workers that hang, so that they are replaced. See `WorkerHandle.count_silence`."""
+        if not self.is_stopping:
+            for worker in self.workers:
+                worker.count_silence(seconds)
+
     def _is_frozen(self, worker: WorkerHandle) -> bool:
         since = worker.unresponsive_since
         return since is not None and self._clock.now() - since >= self._limits.worker_frozen_seconds
