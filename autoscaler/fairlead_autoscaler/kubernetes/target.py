@@ -50,9 +50,8 @@ from fairlead.kube.resources import (
     uid_of,
 )
 from fairlead.kube.store import ObjectStore, drop_managed_fields
-from fairlead.kube.watch_events import WatchEvent, WatchEventType
+from fairlead.kube.watch_events import WatchEvent
 from fairlead.runtime.clock import Clock, Pacing
-from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_autoscaler.kubernetes.cluster_state import (
     ClusterSnapshot,
     WatchStatus,
@@ -118,34 +117,16 @@ class KubernetesTarget:
             group.create_task(self._watch_leader_worker_sets(group))
 
     async def _watch_leader_worker_sets(self, group: asyncio.TaskGroup) -> None:
-        """Watches LeaderWorkerSets while the cluster has this kind.
-
-        Why: no list of a kind that was removed succeeds, and nothing is scaled while one fails.
-        """
-        watching: list[asyncio.Task[None]] = []
+        """Adds informers of LeaderWorkerSets once the cluster has this kind."""
         while True:
             try:
-                is_served = await self._api.has_resource(LEADER_WORKER_SETS)
+                if await self._api.has_resource(LEADER_WORKER_SETS):
+                    break
             except FairleadError as error:
                 _LOG.warning("it is unknown whether the cluster has LeaderWorkerSets: %s", error)
-            else:
-                if is_served and not watching:
-                    for namespace in self._namespaces:
-                        informer = self._add_informer(LEADER_WORKER_SETS, namespace, _MANAGED_SELECTOR, trim_workload)
-                        watching.append(group.create_task(informer.run()))
-                elif watching and not is_served:
-                    _LOG.warning("the cluster no longer has LeaderWorkerSets")
-                    for task in watching:
-                        await cancel_and_wait(task)
-                    watching = []
-                    self._drop_informers(LEADER_WORKER_SETS)
             await asyncio.sleep(_DISCOVERY_SECONDS)
-
-    def _drop_informers(self, resource: Resource) -> None:
-        """Forgets a kind of workload, and its objects."""
         for namespace in self._namespaces:
-            for item in self._informers.pop((resource, namespace)).items.values():
-                self._workload_index.apply(WatchEvent(WatchEventType.DELETED, item))
+            group.create_task(self._add_informer(LEADER_WORKER_SETS, namespace, _MANAGED_SELECTOR, trim_workload).run())
 
     def _add_informer(
         self,
