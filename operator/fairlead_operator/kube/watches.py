@@ -75,6 +75,7 @@ class ClusterWatcher:
         self._overdue: dict[str, float] = {}
         self._refused_lists: frozenset[str] = frozenset()
         self._store_version = 0
+        self._is_behind = False
         self._restored = asyncio.Event()
 
     async def discover(self) -> None:
@@ -115,12 +116,16 @@ class ClusterWatcher:
     def _check_version(self, listed: str) -> None:
         """Raises a FairleadError if a list is older than an earlier one.
 
-        Why: the version of a list is that of the whole store, which only a backup takes back.
+        Why: the version of a list is that of the whole store, which only a backup takes back. One
+        such list may be of a server that is behind. The second one counts.
         """
         version, before = int(listed) if listed.isdecimal() else 0, self._store_version
         if 0 < version < before:
-            self._restored.set()
-            raise FairleadError(f"the cluster was restored: its version went back from {before} to {version}")
+            if self._is_behind:
+                self._restored.set()
+            self._is_behind = True
+            raise FairleadError(f"the cluster may have been restored: its version went back from {before} to {version}")
+        self._is_behind = False
         self._store_version = max(version, before)
 
     def refused_namespaces(self) -> frozenset[str]:
