@@ -145,7 +145,7 @@ def _plan_pool(
     waiting: dict[str, str] = {}
     due: list[tuple[float, Manifest]] = []
     for pod in hung:
-        since = _hung_since(pod)
+        since = _hung_since(pod, wall, rules)
         if reason := _postponement(pod, since, wall, rules):
             waiting[name_of(pod)] = reason
         elif since is not None:
@@ -219,14 +219,19 @@ def _marked_at(pod: Manifest) -> float | None:
     return _parse_time(condition.get("lastTransitionTime"))
 
 
-def _hung_since(pod: Manifest) -> float | None:
+def _hung_since(pod: Manifest, wall: float, rules: RestartRules) -> float | None:
     """Returns since when a pod is marked; None if it is not.
 
     It is the Unix time of the mark, or of the last start of a container if that is later.
+
+    Why a mark of the future counts as old: the clock has gone back, and how long the pod is marked
+    is unknown. Otherwise it would be restarted as much later.
     """
     marked_at = _marked_at(pod)
     if marked_at is None:
         return None
+    if marked_at > wall + (rules.restart_seconds or 0.0):
+        marked_at = 0.0
     containers = (pod.get("status") or {}).get("containerStatuses") or []
     starts = [((container.get("state") or {}).get("running") or {}).get("startedAt") for container in containers]
     return max(marked_at, *(_parse_time(start) for start in starts if start), 0.0)

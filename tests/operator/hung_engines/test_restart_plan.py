@@ -195,3 +195,10 @@ def test_pod_does_not_wait_for_an_instance_that_may_not_be_created() -> None:
     refused = workload(3, conditions=[{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}])
     made = plan_restarts((pod("b", marked=90.0), pod("c")), {"uid-b": HUNG}, WALL, RULES, [refused])
     assert deleted(made) == ["b"]
+
+
+def test_clock_that_goes_back_does_not_postpone_a_restart_by_as_much() -> None:
+    assert deleted(plan(pod("a", marked=-3_600.0), pod("b"), a=HUNG)) == ["a"]
+    assert plan(pod("a", marked=-30.0), pod("b"), a=HUNG).waiting == {"a": "it is restarted in 1m30s"}
+    started = {"containerStatuses": [{"state": {"running": {"startedAt": at(30.0)}}}]}
+    assert plan(pod("a", marked=-3_600.0, **started), pod("b"), a=HUNG).waiting == {"a": "it is restarted in 30s"}
