@@ -28,6 +28,16 @@ class RegisteredAddresses:
     images: str | None = None
     releases: str | None = None
 
+    def documentation_page(self, path: str) -> str:
+        """Returns the address of a page for this release, such as `reference/checks.html`.
+
+        Without a registered site, it is the path inside of the site that `make docs` builds.
+        """
+        if self.site is None:
+            return path
+        release_line = ".".join(__version__.split(".")[:2])
+        return f"{self.site}/{release_line}/{path}"
+
 
 ADDRESSES: Final = RegisteredAddresses()
 """The only place where addresses stand. `make generate` and `make release` write them into the

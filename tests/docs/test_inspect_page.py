@@ -1,11 +1,15 @@
-"""`docs/how-to/inspect-a-cluster.md`: the sample of a broken model is what the command prints."""
+"""`docs/how-to/inspect-a-cluster.md`: the sample of a broken model is what the command prints, and
+the commands have the options that the page says.
+"""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from fairlead.kube.resources import Manifest
+from fairlead_cli.app import VERBS, build_app
 from fairlead_cli.cluster.metrics_page import parse_metrics
 from fairlead_cli.cluster.pod_http import PodReport, Readiness
 from fairlead_cli.cluster.status.advice import advise
@@ -73,3 +77,25 @@ def test_sample_is_what_the_command_prints() -> None:
         console.print(render_tree(report, advise(report, "kubectl fairlead")), soft_wrap=True)
     printed = "\n".join(line.rstrip() for line in captured.get().strip().splitlines())
     assert f"```text\n{printed}\n```" in PAGE.read_text(encoding="utf-8")
+
+
+def flags_of(words: str) -> set[str]:
+    app = command = build_app()
+    for word in words.split():
+        command = command[word]
+    arguments = command.assemble_argument_collection(default_parameter=app.default_parameter)
+    return {name for argument in arguments for name in argument.names}
+
+
+def test_each_option_is_one_of_the_commands_that_the_page_names() -> None:
+    section = PAGE.read_text(encoding="utf-8").partition("\n## Options\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    nouns = ("chat", "check", "explain", "index", "rollout", "status", "support-bundle", "version")
+    flags = {words: flags_of(words) for words in VERBS if words.split()[0] in nouns}
+    assert len(flags) == 16
+    for names, _, commands in rows:
+        quoted = re.findall("`([^`]+)`", commands)
+        named = {words for words in flags for name in quoted if words == name or words.startswith(f"{name} ")}
+        expected = flags.keys() - named if commands.startswith("all") else named
+        for flag in re.findall("`([^`]+)`", names):
+            assert {words for words in flags if flag in flags[words]} == expected, flag

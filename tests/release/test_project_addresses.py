@@ -6,6 +6,7 @@ import tomllib
 import yaml
 from generators.project_addresses import address_files, with_chart_part, with_urls
 
+from fairlead import __version__
 from fairlead.distribution import ADDRESSES, RegisteredAddresses
 from scripts.release.release_run import ROOT
 
@@ -40,6 +41,12 @@ def test_registered_addresses_stand_in_both_files_and_can_be_removed_again() -> 
     }
     chart = yaml.safe_load(with_chart_part((ROOT / CHART).read_text(), REGISTERED))
     assert (chart["home"], chart["sources"]) == ("https://docs.example", ["https://code.example/fairlead"])
+
+
+def test_pages_are_those_of_the_release_line_where_a_site_is_registered() -> None:
+    line = ".".join(__version__.split(".")[:2])
+    assert REGISTERED.documentation_page("reference/x.html") == f"https://docs.example/{line}/reference/x.html"
+    assert RegisteredAddresses().documentation_page("reference/x.html") == "reference/x.html"
 
 
 def test_the_chart_lists_its_kinds_for_registries() -> None:

@@ -150,9 +150,15 @@ class Installation:
             found = await value_or_missing(api.get(MODEL_DEPLOYMENTS, namespace, name))
         return isinstance(found, MissingValue) and found.is_absent
 
-    def pod_names(self, namespace: str) -> Mapping[str, str]:
+    async def read_pod_names(self, namespace: str) -> Mapping[str, str]:
         """Returns the pods of a namespace: uid → name. Empty without the right to list them."""
-        return asyncio.run(self._pod_names(namespace))
+        async with connect(self.access) as (api, _):
+            pods = await list_objects(api, PODS, namespace)
+        return {} if isinstance(pods, MissingValue) else {uid_of(pod): name_of(pod) for pod in pods}
+
+    def pod_names(self, namespace: str) -> Mapping[str, str]:
+        """Returns what `read_pod_names` does, where no event loop runs."""
+        return asyncio.run(self.read_pod_names(namespace))
 
     def _ready_pods(self, component: str) -> Sequence[Manifest]:
         pods = [pod for pod in with_component(self.pods, component) if not is_deleting(pod)]
@@ -205,11 +211,6 @@ class Installation:
     async def _has_model(self, namespace: str, name: str) -> bool:
         async with connect(self.access) as (api, _):
             return not isinstance(await value_or_missing(api.get(MODEL_DEPLOYMENTS, namespace, name)), MissingValue)
-
-    async def _pod_names(self, namespace: str) -> Mapping[str, str]:
-        async with connect(self.access) as (api, _):
-            pods = await list_objects(api, PODS, namespace)
-        return {} if isinstance(pods, MissingValue) else {uid_of(pod): name_of(pod) for pod in pods}
 
     async def _service_pod(self, namespace: str, name: str, port: int) -> PodPort | None:
         """Returns a ready pod behind a Service, with the port of its container; None without such a

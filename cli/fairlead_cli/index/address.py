@@ -3,7 +3,7 @@ a cluster.
 """
 
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,12 +20,14 @@ class IndexAddress:
     namespace: of the kubeconfig, for bare names of models; None without a cluster.
     is_model_deleted: returns whether a model (``namespace/name``) exists no more; None without a
     cluster.
+    read_pod_names: returns the pods of a namespace, uid → name; None without a cluster.
     """
 
     redis: str | None
     hash_secret: str
     namespace: str | None = None
     is_model_deleted: Callable[[str], Awaitable[bool]] | None = None
+    read_pod_names: Callable[[str], Awaitable[Mapping[str, str]]] | None = None
 
 
 @contextmanager
@@ -44,7 +46,13 @@ def open_index(source: IndexSource) -> Iterator[IndexAddress]:
         with open_installation(source.cluster) as installation:
             secret = secret or installation.hash_secret()
             namespace = installation.access.namespace
-            yield IndexAddress(installation.redis_url(), secret, namespace, installation.is_model_deleted)
+            yield IndexAddress(
+                installation.redis_url(),
+                secret,
+                namespace,
+                installation.is_model_deleted,
+                installation.read_pod_names,
+            )
     elif url:
         yield IndexAddress(url, secret)
     else:

@@ -59,12 +59,14 @@ async def _stats(options: IndexOptions, snapshots: list[IndexSnapshot], address:
     for model_stats in all_stats:
         if address.is_model_deleted is not None and not model_stats.is_healthy:
             model_stats.deleted = await address.is_model_deleted(model_stats.model)
+        if address.read_pod_names is not None:
+            model_stats.name_pods(await address.read_pod_names(model_stats.model.partition("/")[0]))
     if is_document(options.output):
         print(format_document({"models": all_stats}, options.output))
     elif not all_stats:
         print("this Redis has no index: does an indexer run, and does it write to this Redis?", file=sys.stderr)
     else:
-        stdout_console().print(render_stats(all_stats))
+        stdout_console().print(render_stats(all_stats, is_wide=options.output == "wide"))
     return OK if all_stats and all(model_stats.is_healthy for model_stats in all_stats) else PROBLEM
 
 

@@ -40,7 +40,10 @@ _TABLE_HEADINGS = (
 
 
 class InstanceContents(msgspec.Struct, kw_only=True):
-    """The index's data of one instance. None is unknown. Seconds are ages."""
+    """The index's data of one instance. None is unknown. Seconds are ages.
+
+    pod: name of its pod, whose uid is the first part of ``id``.
+    """
 
     id: str
     url: str | None
@@ -64,6 +67,12 @@ class InstanceContents(msgspec.Struct, kw_only=True):
     lag_seconds: float | None
     since_written: int | None
     trouble: str
+    pod: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The id, in which the pod's name takes the place of its uid where it is known."""
+        return self.id if self.pod is None else self.id.replace(self.id.partition("/")[0], self.pod, 1)
 
 
 class IndexStats(msgspec.Struct, kw_only=True):
@@ -98,6 +107,11 @@ class IndexStats(msgspec.Struct, kw_only=True):
     def is_healthy(self) -> bool:
         """Whether gateways can use the index and an indexer writes it, or nothing needs it."""
         return self.deleted or (not self.trouble and not self.unreadable and self.leader is not None)
+
+    def name_pods(self, names: Mapping[str, str]) -> None:
+        """Sets the pods of the instances. ``names``: uid → name."""
+        for contents in self.instances:
+            contents.pod = names.get(contents.id.partition("/")[0])
 
 
 def build_stats(snapshot: IndexSnapshot) -> IndexStats:
@@ -179,12 +193,12 @@ def _instance_contents(
     )
 
 
-def render_stats(all_stats: Sequence[IndexStats]) -> RenderableType:
-    """Returns for each model a headline, problems and a table."""
-    return Group(*(part for stats in all_stats for part in _model(stats)))
+def render_stats(all_stats: Sequence[IndexStats], *, is_wide: bool = False) -> RenderableType:
+    """Returns for each model a headline, problems and a table. ``is_wide``: with instances' ids."""
+    return Group(*(part for stats in all_stats for part in _model(stats, is_wide)))
 
 
-def _model(stats: IndexStats) -> Iterator[RenderableType]:
+def _model(stats: IndexStats, is_wide: bool) -> Iterator[RenderableType]:
     sign = ("√", "green") if stats.is_healthy else ("×", "red")
     writes = f"{printable(stats.leader)} writes" if stats.leader is not None else "nobody writes"
     if stats.stale_seconds is not None:
@@ -207,13 +221,13 @@ def _model(stats: IndexStats) -> Iterator[RenderableType]:
         wanted = f"{hint.prefix}  {hint.tokens:,} tokens want {hint.wanted} homes: {hint.reason}"
         yield Text(f"  {printable(wanted)}", style="yellow")
     if stats.instances:
-        yield _table(stats.instances)
+        yield _table(stats.instances, is_wide)
 
 
-def _table(instances: Sequence[InstanceContents]) -> Table:
+def _table(instances: Sequence[InstanceContents], is_wide: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for head in _TABLE_HEADINGS:
-        is_text = head in ("INSTANCE", "COMPLETE")
+    for head in (*_TABLE_HEADINGS, *(("ID",) if is_wide else ())):
+        is_text = head in ("INSTANCE", "COMPLETE", "ID")
         table.add_column(head, justify="left" if is_text else "right", no_wrap=head != "COMPLETE", overflow="fold")
     for contents in instances:
         since = f" for {format_duration(contents.since_seconds)}" if contents.since_seconds is not None else ""
@@ -221,13 +235,15 @@ def _table(instances: Sequence[InstanceContents]) -> Table:
         if contents.trouble:
             complete += f"; {contents.trouble}"
         row: list[str | Text] = [
-            _text(contents.id),
+            _text(contents.name),
             *(f"{count:,}" for count in (contents.blocks, contents.unique)),
             _number(contents.scale_down),
         ]
         row += [f"{count:,}" for count in (contents.gpu, contents.cpu, contents.disk)]
         row += [_number(contents.block_size), _duration(contents.evicted_age_seconds), _number(contents.orphans)]
         row += [_number(contents.following), _duration(contents.lag_seconds), _text(complete)]
+        if is_wide:
+            row.append(_text(contents.id))
         table.add_row(*row, style=None if contents.complete else "yellow")
     return table
 

@@ -449,5 +449,5 @@ def test_check_output_has_linkerd_form(furnished: ApiServer) -> None:
     at = lines.index("× one operator is installed")
     assert lines[at + 1] == "    no Deployment has the labels of Fairlead's operator"
     assert lines[at + 2].startswith("    fix: helm install fairlead charts/fairlead")
-    assert lines[at + 3] == "    see docs/reference/checks.md#operator-installed"
+    assert lines[at + 3] == "    documentation: reference/checks.html#operator-installed"
     assert lines[-1].endswith(" failed")

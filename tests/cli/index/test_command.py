@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -194,9 +194,12 @@ def test_stats_of_the_index_of_a_deleted_model_is_no_failure(
     async def is_model_deleted(model_key: str) -> bool:
         return is_deleted and model_key == MODEL
 
+    async def read_pod_names(namespace: str) -> Mapping[str, str]:
+        return {"a": f"{namespace}-pod"}
+
     @contextmanager
     def cluster(source: IndexSource) -> Iterator[IndexAddress]:
-        yield IndexAddress(source.redis, "", "default", is_model_deleted)
+        yield IndexAddress(source.redis, "", "default", is_model_deleted, read_pod_names)
 
     async def work(scene: IndexScene) -> None:
         await scene.prompt("a", PROMPT)
@@ -204,7 +207,9 @@ def test_stats_of_the_index_of_a_deleted_model_is_no_failure(
         assert await scene.run_command("stats") == (0 if is_deleted else 1)
         assert ("the model no longer exists" in capsys.readouterr().out) == is_deleted
         await scene.run_command("stats", output="json")
-        assert printed(capsys)["models"][0]["deleted"] == is_deleted
+        (model,) = printed(capsys)["models"]
+        assert model["deleted"] == is_deleted
+        assert [one["pod"] for one in model["instances"]] == [f"{MODEL.partition('/')[0]}-pod", None]
 
     monkeypatch.setattr("fairlead_cli.index.command.open_index", cluster)
     play_scene(server.url, work)

@@ -15,7 +15,7 @@ def contents(**changed: object) -> InstanceContents:
     return InstanceContents(**(plain | changed))  # type: ignore[arg-type]
 
 
-def rendered(*instances: InstanceContents) -> str:
+def rendered(*instances: InstanceContents, is_wide: bool = False) -> str:
     stats = IndexStats(
         model="ns/m\x1b[2J",
         leader="one",
@@ -31,8 +31,9 @@ def rendered(*instances: InstanceContents) -> str:
         wanted=None,
         instances=list(instances),
     )
+    stats.name_pods({"0c5e": "tiny-main-x2kd"})
     out = io.StringIO()
-    Console(file=out, width=400, force_terminal=False).print(render_stats([stats]))
+    Console(file=out, width=400, force_terminal=False).print(render_stats([stats], is_wide=is_wide))
     return out.getvalue()
 
 
@@ -41,6 +42,15 @@ def test_text_of_engines_is_neither_markup_nor_terminal_control() -> None:
     assert "[red]a" in text
     assert "load of [/x] \N{REPLACEMENT CHARACTER}]52;c;AAAA" in text
     assert "\x1b" not in text
+
+
+def test_instances_have_the_names_of_their_pods() -> None:
+    text = rendered(contents(id="0c5e/8000/0"), contents(id="adopted"))
+    assert "tiny-main-x2kd/8000/0" in text
+    assert "adopted" in text
+    assert "0c5e" not in text
+    wide = rendered(contents(id="0c5e/8000/0"), is_wide=True)
+    assert wide.index("tiny-main-x2kd/8000/0") < wide.index(" 0c5e/8000/0")
 
 
 def test_ages_that_are_no_number_are_unknown() -> None:

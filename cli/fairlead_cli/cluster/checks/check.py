@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-REFERENCE_PAGE: Final = "docs/reference/checks.md"
+from fairlead.distribution import ADDRESSES
+
+_REFERENCE_PAGE: Final = "reference/checks.html"
 
 
 OLDEST_KUBERNETES: Final = (1, 30)
@@ -50,5 +52,5 @@ class Check:
 
     @property
     def anchor(self) -> str:
-        """The check's heading in the reference page."""
-        return f"{REFERENCE_PAGE}#{self.id}"
+        """The check's heading in the documentation: an address, or a path inside of the site."""
+        return f"{ADDRESSES.documentation_page(_REFERENCE_PAGE)}#{self.id}"

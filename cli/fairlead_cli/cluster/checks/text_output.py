@@ -51,7 +51,7 @@ def _result(result: CheckResult) -> Iterator[Text]:
         yield Text(f"{_INDENT}fix: {_plain(result.check.remedy)}", style="dim")
     elif all(line.startswith(NOT_ALLOWED_PREFIX) for line in result.verdict.lines):
         return  # the check of rights has said where to read on
-    yield Text(f"{_INDENT}see {result.check.anchor}", style="dim")
+    yield Text(f"{_INDENT}documentation: {result.check.anchor}", style="dim")
 
 
 def _plain(text: str) -> str:

@@ -12,7 +12,7 @@ from fairlead.api.conditions import condition_types, reasons
 from fairlead_cli.cluster.access.permissions import COMPONENTS_WITH_PERMISSIONS, component_permissions
 from fairlead_cli.cluster.checks.analyzers.models import STALL_REASONS
 from fairlead_cli.cluster.checks.catalogue import all_checks
-from fairlead_cli.cluster.checks.check import OLDEST_KUBERNETES, REFERENCE_PAGE, Check
+from fairlead_cli.cluster.checks.check import OLDEST_KUBERNETES, Check
 from fairlead_cli.cluster.checks.seeded_faults import SEEDED_FAULTS
 from fairlead_cli.cluster.checks.text_output import render_lines
 from fairlead_cli.cluster.checks.verdict import MAX_LINES, CheckOutcome, CheckResult, Verdict
@@ -25,8 +25,10 @@ Build = Mapping[str, Callable[..., Any]]
 
 
 def test_every_check_has_an_anchor_in_the_reference() -> None:
-    headings = re.findall(r"^### (\S+)$", (ROOT / REFERENCE_PAGE).read_text(encoding="utf-8"), re.MULTILINE)
-    assert headings == [one.id for one in all_checks()]
+    named = {ROOT / "docs" / one.anchor.partition("#")[0] for one in all_checks()}
+    (page,) = (path.with_suffix(".md") for path in named)
+    headings = re.findall(r"^### (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings == [one.anchor.partition("#")[2] for one in all_checks()]
     assert len(set(headings)) == len(headings)
 
 
@@ -112,13 +114,13 @@ def test_passed_check_has_one_line_and_failed_one_four() -> None:
         "    away",
         "    fix: Look at the Redis that the Secret's url names: its pod where it is the chart's, else address, password, TLS and "
         "NetworkPolicies",
-        "    see docs/reference/checks.md#redis",
+        "    documentation: reference/checks.html#redis",
         "",
         "1 check: 0 passed, 1 failed",
     ]
     assert printed(check, Verdict(CheckOutcome.UNKNOWN, ("why",)))[2:4] == [
         "    why",
-        "    see docs/reference/checks.md#redis",
+        "    documentation: reference/checks.html#redis",
     ]
 
 
