@@ -10,12 +10,16 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.registry import Collector
 
+from fairlead.runtime.process_tuning import limit_kernel_unsent
+
 MAX_CONNECTIONS = 256
 """Open connections. For one more, the oldest is closed.
 
 Why: any pod that reaches the port can open connections and leave them. The process needs
 descriptors for the API server, and probes must be answered.
 """
+MAX_KERNEL_BYTES = 128 * 1024
+"""Unsent bytes of one connection that the kernel takes."""
 METRICS_SECONDS = 1.0
 """A metrics page is served this long. To render one of many models takes tens of milliseconds."""
 
@@ -89,6 +93,8 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[str
     try:
         server = await asyncio.get_running_loop().create_server(accept, host or None, port)
         try:
+            for bound in server.sockets:
+                limit_kernel_unsent(bound, MAX_KERNEL_BYTES)
             bound_host, bound_port = server.sockets[0].getsockname()[:2]
             yield f"[{bound_host}]:{bound_port}" if ":" in bound_host else f"{bound_host}:{bound_port}"
         finally:

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import resource
+import socket
 import sys
 
 _M_TRIM_THRESHOLD = -1  # of <malloc.h>
@@ -79,3 +80,18 @@ def relax_gc() -> None:
     cycles.
     """
     gc.set_threshold(10_000, 50, 100)  # 10,000 young objects take 4 ms to scan; 50,000 block the loop for 38 ms
+
+
+def limit_kernel_unsent(listening: socket.socket, max_bytes: int) -> None:
+    """Bounds the unsent bytes that the kernel takes for each connection of a listening socket.
+
+    Accepted sockets inherit it. The window of bytes in flight still grows as the client reads.
+
+    Why: for a client that never reads, the kernel takes up to 4 MiB, which count against the pod's
+    limit. A process sees bytes in its own memory only, so it would take such a client for an idle
+    one.
+    """
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    if option is not None:
+        with contextlib.suppress(OSError):  # some sandboxes do not know the option
+            listening.setsockopt(socket.IPPROTO_TCP, option, max_bytes)

@@ -5,7 +5,6 @@ one that was left running. So the port is first bound exclusively, which fails w
 listens. Then a socket that never listens reserves the port, so that workers can start and end.
 """
 
-import contextlib
 import errno
 import logging
 import socket
@@ -111,21 +110,6 @@ def refuse_new_connections(listening: socket.socket) -> bool:
         _log.debug("new connections come in until the port closes: %s", error)
         return False
     return True
-
-
-def limit_kernel_unsent(listening: socket.socket, max_bytes: int) -> None:
-    """Bounds the unsent bytes that the kernel takes for each connection of a listening socket.
-
-    Accepted sockets inherit it. The window of bytes in flight still grows as the client reads.
-
-    Why: for a client that never reads, the kernel takes up to 4 MiB. The worker sees bytes in its
-    own memory only, so it would take such a client for an idle one. The kernel's memory counts
-    against the pod's limit.
-    """
-    option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
-    if option is not None:
-        with contextlib.suppress(OSError):  # some sandboxes do not know the option
-            listening.setsockopt(socket.IPPROTO_TCP, option, max_bytes)
 
 
 def socket_url(bound: socket.socket, *, secure: bool = False) -> str:

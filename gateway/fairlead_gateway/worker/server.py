@@ -11,8 +11,9 @@ other a 503. Their connections close in order, as far as clients read within `dr
 import asyncio
 import socket
 
+from fairlead.runtime.process_tuning import limit_kernel_unsent
 from fairlead_gateway.http.connection import connection_factory
-from fairlead_gateway.http.sockets import LISTEN_BACKLOG, limit_kernel_unsent, refuse_new_connections
+from fairlead_gateway.http.sockets import LISTEN_BACKLOG, refuse_new_connections
 from fairlead_gateway.http.tls import TlsCertificate
 from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.tls_acceptor import TlsAcceptor

@@ -8,7 +8,14 @@ from aiohttp import web
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from fairlead.runtime.aiohttp_server import MAX_CONNECTIONS, MetricsPage, ProbeResult, add_probes, serve
+from fairlead.runtime.aiohttp_server import (
+    MAX_CONNECTIONS,
+    MAX_KERNEL_BYTES,
+    MetricsPage,
+    ProbeResult,
+    add_probes,
+    serve,
+)
 
 
 class Gauge(Collector):
@@ -35,6 +42,21 @@ def test_connections_that_strangers_leave_open_are_bounded_and_probes_answered()
             assert not any(reader.at_eof() for reader, _ in idle[45:])
             for _, writer in idle:
                 writer.close()
+
+    asyncio.run(main())
+
+
+def test_kernel_takes_few_bytes_for_a_client_that_never_reads() -> None:
+    async def bound(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        connected = request.transport.get_extra_info("socket")
+        return web.Response(text=str(connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)))
+
+    async def main() -> None:
+        app = web.Application()
+        app.add_routes([web.get("/bound", bound)])
+        async with serve(app, "127.0.0.1", 0) as address, httpx.AsyncClient(base_url=f"http://{address}") as client:
+            assert int((await client.get("/bound")).text) == MAX_KERNEL_BYTES
 
     asyncio.run(main())
 

@@ -14,13 +14,14 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
+from fairlead.runtime.process_tuning import limit_kernel_unsent
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.connection import ClientConnection
 from fairlead_gateway.http.listener import HttpRequest, Listener
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.http.send_rate import acknowledged_bytes, reset_transport
-from fairlead_gateway.http.sockets import ListenAddress, limit_kernel_unsent
+from fairlead_gateway.http.sockets import ListenAddress
 from fairlead_gateway.worker.server import PublicServer
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from fairlead.limits import Limits
 from fairlead.runtime import nonblocking_log
+from fairlead.runtime.process_tuning import limit_kernel_unsent
 from fairlead_gateway.errors import GatewayError, MethodNotAllowed
 from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.http.listener import HttpRequest, Listener
@@ -57,6 +58,7 @@ class ManagementServer:
         listener = self._listener = Listener(
             app, clock=self._clock, limits=self._limits, loop=loop, create_request_id=lambda: f"manage-{next(numbers)}"
         )
+        limit_kernel_unsent(self._private, self._limits.kernel_unsent_bytes)
         self._server = await loop.create_server(
             connection_factory(listener), sock=self._private, backlog=LISTEN_BACKLOG
         )

@@ -56,6 +56,18 @@ def test_one_connection_asks_for_everything_in_turn(made_up: Any) -> None:
     run_async(main())
 
 
+def test_kernel_takes_few_bytes_for_a_client_that_never_reads(made_up: Any) -> None:
+    async def main() -> None:
+        private = socket.create_server(("127.0.0.1", 0))
+        management = ManagementServer(made_up, private, limits=Limits(), token=None)
+        await management.start()
+        bound = private.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+        await management.stop()
+        assert bound == Limits().kernel_unsent_bytes
+
+    run_async(main())
+
+
 def test_what_is_not_http_is_refused_and_so_is_a_host_given_twice(made_up: Any) -> None:
     async def main() -> None:
         async with managed(made_up) as url:
