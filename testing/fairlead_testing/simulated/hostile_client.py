@@ -10,6 +10,7 @@ from fairlead_testing.simulated.responses import ResponseReader
 
 PATIENCE_SECONDS = 60.0
 NONCE_HEADER = "x-nonce"
+CHAT_PATH = "/v1/chat/completions"
 ANSWER_BYTES_HEADER = "x-answer-bytes"
 
 
@@ -28,30 +29,40 @@ class ClientRequest:
     path: one that the gateway knows, or that it passes through.
     padding: bytes that make its body longer.
     answer_bytes: bytes that make the response of a good engine longer.
+    timeout: its own deadline, in seconds; 0: none.
     resumable: another engine may continue its stream.
     has_length: its body has a Content-Length; else it comes in chunks.
     """
 
     model: str = "tiny"
     stream: bool = False
-    path: str = "/v1/chat/completions"
+    path: str = CHAT_PATH
     padding: int = 0
     answer_bytes: int = 0
+    timeout: float = 0.0
     resumable: bool = False
     has_length: bool = True
     expects_continue: bool = False
     is_http10: bool = False
     closes: bool = False
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether a stream is requested, which only chats have."""
+        return self.stream and self.path == CHAT_PATH
+
     def encode(self, nonce: str) -> bytes:
         """Returns the request's bytes."""
-        fields = {"model": self.model, "messages": [{"role": "user", "content": f"{nonce} {'x' * self.padding}"}]}
-        more = {"stream": True} if self.stream else {}
+        text = f"{nonce} {'x' * self.padding}"
+        content = {"messages": [{"role": "user", "content": text}]} if self.path == CHAT_PATH else {"input": text}
+        fields = {"model": self.model, **content}
+        more = {"stream": True} if self.is_stream else {}
         body = json.dumps({**fields, **more, **({"temperature": 0} if self.resumable else {})}).encode()
         has_length = self.has_length or self.is_http10
         head = [f"POST {self.path} HTTP/1.{0 if self.is_http10 else 1}", "host: x", f"{NONCE_HEADER}: {nonce}"]
         head.append(f"{ANSWER_BYTES_HEADER}: {self.answer_bytes}")
         head.append(f"content-length: {len(body)}" if has_length else "transfer-encoding: chunked")
+        head += [f"x-request-timeout: {self.timeout}"] if self.timeout else []
         head += ["expect: 100-continue"] if self.expects_continue else []
         head += ["connection: close"] if self.closes else ["connection: keep-alive"] if self.is_http10 else []
         sent = body if has_length else b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)

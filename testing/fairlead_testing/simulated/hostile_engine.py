@@ -52,11 +52,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer. leaving: how the engine ends the connection; None: it stays open."""
+    """One answer.
+
+    leaving: how the engine ends the connection; None: it stays open.
+    stream_steps: instead of `steps` for a request for a stream, if the engine has read it.
+    """
 
     steps: tuple[Step, ...]
     start: Start = Start.BODY
     leaving: Leaving | None = None
+    stream_steps: tuple[Step, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,7 @@ class _Connection:
         self.changed = asyncio.Event()
         self.nonce = ""
         self.answer_bytes = 0
+        self.is_stream = False
         self._buffer = bytearray()
         self._body_left = 0
 
@@ -106,6 +112,7 @@ class _Connection:
                 self.heads += 1
             if len(self._buffer) < self._body_left:
                 break
+            self.is_stream = b'"stream":true' in self._buffer[: self._body_left].replace(b" ", b"")
             del self._buffer[: self._body_left]
             self._body_left = 0
             self.bodies += 1
@@ -124,13 +131,13 @@ class HostileEngine:
     """An engine in action.
 
     links: its ends of all connections.
-    nonces: of the requests that it has read, by connection.
+    first_number: of its connections, in its tags.
     """
 
-    def __init__(self, script: EngineScript) -> None:
+    def __init__(self, script: EngineScript, first_number: int = 1) -> None:
         self.script = script
+        self.first_number = first_number
         self.links: list[LinkSocket] = []
-        self.nonces: dict[int, list[str]] = {}
         self.tasks: list[asyncio.Task[None]] = []
         self._attempts = 0
 
@@ -142,9 +149,9 @@ class HostileEngine:
             raise ConnectionRefusedError
         if accepts is Accept.HANG:
             await asyncio.Event().wait()
-        self.links.append(link)
         loop, state = asyncio.get_running_loop(), _Connection()
-        number = len(self.links)
+        number = self.first_number + len(self.links)
+        self.links.append(link)
         reading = loop.create_task(self._read(link, state), name="peer")
         self.tasks += [reading, loop.create_task(self._write(link, state, reading, number), name="peer")]
 
@@ -185,7 +192,8 @@ class HostileEngine:
                 elif answer.start is Start.HEAD or count >= len(answers):
                     await state.wait(lambda: state.heads > count)  # noqa: B023 - it is called in this iteration
                 count += 1
-                await self._answer(link, answer, tag(number))
+                steps = answer.stream_steps if state.is_stream and answer.stream_steps is not None else answer.steps
+                await self._send(link, steps, tag(number))
                 if answer.leaving is Leaving.HALF_CLOSE:
                     link.shutdown(1)
                     await state.wait(lambda: False)
@@ -202,9 +210,9 @@ class HostileEngine:
             else:
                 link.close()
 
-    async def _answer(self, link: LinkSocket, answer: Answer, mark: bytes) -> None:
+    async def _send(self, link: LinkSocket, steps: tuple[Step, ...], mark: bytes) -> None:
         loop = asyncio.get_running_loop()
-        for step in answer.steps:
+        for step in steps:
             data = step.data.replace(TAG, mark)
             for _ in range(step.times or _MAX_DRIPS):
                 await loop.sock_sendall(link, data)
@@ -248,15 +256,11 @@ class GoodEngine:
     async def _serve(self, link: LinkSocket) -> None:
         loop, state, answered = asyncio.get_running_loop(), _Connection(), 0
         try:
-            received = bytearray()
             while data := await loop.sock_recv(link, 65_536):
-                received += data
                 state.feed(data)
                 if state.bodies > answered:
                     answered += 1
-                    is_stream = b'"stream":true' in received.replace(b" ", b"")
-                    await self._answer(link, state.nonce, state.answer_bytes, is_stream)
-                    received.clear()
+                    await self._answer(link, state.nonce, state.answer_bytes, state.is_stream)
         except OSError:
             pass
         finally:

@@ -17,10 +17,8 @@ class LinkSocket(socket.socket):
 
     has_sent_eof: it sends no more.
     is_reset: it was closed with a reset.
-    recorded: the first bytes that it has sent, up to `MAX_RECORDED`.
+    recorded: all bytes that it has sent.
     """
-
-    MAX_RECORDED = 65_536
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
@@ -29,7 +27,6 @@ class LinkSocket(socket.socket):
         self.has_sent_eof = self.is_reset = self._resets_on_close = False
         self.peer: LinkSocket | None = None
         self.recorded = bytearray()
-        self._sent_bytes = 0
 
     def setsockopt(self, *arguments: object) -> None:
         """Notes that the socket is to be closed with a reset."""
@@ -45,16 +42,14 @@ class LinkSocket(socket.socket):
             return int(peer is not None and peer.is_reset)
         if level == socket.IPPROTO_TCP:
             state = _CLOSE_WAIT if peer is not None and peer.has_sent_eof else _ESTABLISHED
-            info = bytes([state]) + bytes(_BYTES_ACKED_OFFSET - 1) + struct.pack("=Q", self._sent_bytes)
+            info = bytes([state]) + bytes(_BYTES_ACKED_OFFSET - 1) + struct.pack("=Q", len(self.recorded))
             return info[:size]
         return super().getsockopt(level, option, size) if size else super().getsockopt(level, option)
 
     def send(self, data: bytes, flags: int = 0) -> int:  # type: ignore[override]
         """Sends and counts bytes."""
         sent = super().send(data, flags)
-        self._sent_bytes += sent
-        if len(self.recorded) < self.MAX_RECORDED:
-            self.recorded += data[:sent]
+        self.recorded += data[:sent]
         return sent
 
     def recv(self, size: int, flags: int = 0) -> bytes:

@@ -8,16 +8,17 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fairlead.engines.credentials import EngineCredentials
-from fairlead.fleet.model import Fleet, Instance, Model, SloTargets
+from fairlead.fleet.model import Fleet, Instance, Model, Role, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.worker.proxy.gateway import Gateway, GatewaySecrets
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.response import EngineResponse
 from fairlead_testing.simulated.event_loop import SimulatedLoop
-from fairlead_testing.simulated.hostile_client import ClientRequest, ClientScript, HostileClient
+from fairlead_testing.simulated.hostile_client import CHAT_PATH, ClientRequest, ClientScript, HostileClient
 from fairlead_testing.simulated.hostile_engine import (
     EngineScript,
     GoodEngine,
@@ -40,6 +41,10 @@ LIMITS = Limits(
     keepalive_idle_seconds=10.0,
     keep_alive_seconds=5.0,
     ejection_probe_seconds=1.5,
+    handoff_min_tokens=16,
+    handoff_prefill_seconds=6.0,
+    handoff_lease_seconds=6.0,
+    handoff_first_event_seconds=5.0,
     write_high_bytes=16_384,
     response_head_bytes=8_192,
     response_buffer_bytes=32_768,
@@ -52,9 +57,7 @@ SETTLE_SECONDS = 30.0
 _MAX_READ_BYTES = 65_536
 _GOOD_SECONDS = 2.0
 _PROBE_TIMES = (*[0.5 * number for number in range(24)], 20.0, 45.0, 70.0)
-_CHAT = "/v1/chat/completions"
-_OWN_STATUSES = (400, 408)
-"""Statuses for requests that come too slowly."""
+_DRAIN_SECONDS = 10.0
 _HOSTILE, _SECOND, _GOOD = ("10.0.0.1", 80), ("10.0.0.2", 80), ("10.0.0.3", 80)
 
 
@@ -70,21 +73,65 @@ class _ErrorLog(logging.Handler):
         self.lines.append(record.getMessage())
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The circumstances of a scene.
+
+    second: another engine of the model; None: a good one, if `has_second`.
+    roles: of the hostile engine and the second one.
+    transfer: the KV transfer between them.
+    has_served_name: the hostile engine has another name for the model.
+    leaves_at: seconds after which the engines of the model leave the fleet; 0: they stay.
+    drains_at: seconds after which the gateway drains, for ten seconds; 0: it does not.
+    """
+
+    has_second: bool = False
+    second: EngineScript | None = None
+    roles: tuple[Role, Role] = (Role.SERVE, Role.SERVE)
+    transfer: str = "nixl"
+    has_served_name: bool = False
+    leaves_at: float = 0.0
+    drains_at: float = 0.0
+
+    def fleet(self) -> Fleet:
+        """Returns the fleet of the scene."""
+        tiny = []
+        for number, (host, port) in enumerate([_HOSTILE, _SECOND][: 1 + self.has_second]):
+            url, role = f"http://{host}:{port}", self.roles[number]
+            tiny.append(
+                Instance(
+                    f"e-{number}/{number}/0",
+                    "evil",
+                    "tiny",
+                    role.value.lower(),
+                    url,
+                    role=role,
+                    transfer=None if role is Role.SERVE else self.transfer,
+                    bootstrap=url if role is Role.PREFILL and self.transfer != "nixl" else None,
+                    served_name="own" if self.has_served_name and not number else None,
+                )
+            )
+        return _fleet(tiny)
+
+
 class Scene:
     """One run: a gateway, engines and clients. `problems` are the rules that did not hold."""
 
-    def __init__(self, loop: SimulatedLoop, engine: EngineScript, *, has_second: bool) -> None:
+    def __init__(self, loop: SimulatedLoop, engine: EngineScript, surroundings: Surroundings) -> None:
         count = itertools.count(1)
         self._loop = loop
+        self._surroundings = surroundings
         self._runtime = WorkerRuntime(loop, LIMITS, loop)
         self.gateway = Gateway(
             self._runtime,
             GatewaySecrets(b"a secret of the test", EngineCredentials({}, loop.now)),
             create_request_id=lambda: f"req-{next(count)}",
         )
-        self.hostile, self.second, self.good = HostileEngine(engine), GoodEngine(), GoodEngine()
+        second = surroundings.second
+        self.hostile, self.good = HostileEngine(engine), GoodEngine()
+        self.second = GoodEngine() if second is None else HostileEngine(second, first_number=5_000)
         loop.listeners = {_HOSTILE: self.hostile.accept, _SECOND: self.second.accept, _GOOD: self.good.accept}
-        self.gateway.update_fleet(_fleet([_HOSTILE, _SECOND] if has_second else [_HOSTILE]))
+        self.gateway.update_fleet(surroundings.fleet())
         self.clients: list[HostileClient] = []
         self.problems: list[str] = []
         self._max_unsent = LIMITS.write_high_bytes + LIMITS.response_buffer_bytes + 2 * _MAX_READ_BYTES
@@ -105,8 +152,11 @@ class Scene:
                 self._loop.create_task(self._run_client(script, number), name="peer")
                 for number, script in enumerate([*scripts, *probes])
             ]
+            timers = self._schedule_changes()
             await asyncio.gather(*started)
             await asyncio.sleep(SETTLE_SECONDS)
+            for timer in timers:
+                timer.cancel()
             self.gateway.update_fleet(_fleet([]))  # an ejected engine is probed until it leaves
             await asyncio.sleep(2.0)
             self.problems += errors.lines
@@ -121,6 +171,16 @@ class Scene:
             self.problems.append(f"left: timers: {timers}")
         self.gateway.close()
         self.problems += self._loop.errors
+
+    def _schedule_changes(self) -> list[asyncio.TimerHandle]:
+        surroundings, loop = self._surroundings, self._loop
+        timers: list[asyncio.TimerHandle] = []
+        if surroundings.leaves_at:
+            timers.append(loop.call_later(surroundings.leaves_at, self.gateway.update_fleet, _fleet([])))
+        if surroundings.drains_at:
+            timers.append(loop.call_later(surroundings.drains_at, self.gateway.drain))
+            timers.append(loop.call_later(surroundings.drains_at + _DRAIN_SECONDS, self.gateway.end_drain))
+        return timers
 
     async def _run_client(self, script: ClientScript, number: int) -> None:
         await asyncio.sleep(script.starts_after)
@@ -141,6 +201,8 @@ class Scene:
             problem = self._response_problem(client, index, request, response)
             if problem is not None:
                 self.problems.append(f"client {client.number}, response {index}: {problem}: {response}")
+        if self._surroundings.drains_at:
+            return
         if is_probe and not (responses and responses[0].is_complete and responses[0].status == 200):
             self.problems.append(f"the good engine did not serve: {responses}")
         last = responses[-1] if responses else None
@@ -152,9 +214,9 @@ class Scene:
         self, client: HostileClient, index: int, request: ClientRequest, response: ReceivedResponse
     ) -> str | None:
         nonce, size, body = client.nonce(index), request.answer_bytes, bytes(response.body)
-        marks = {number for number in range(1, len(self.hostile.links) + 1) if tag(number) in body}
+        marks = [number for number in self._hostile_links if tag(number) in body]
         for number in marks:
-            peer = self.hostile.links[number - 1].peer
+            peer = self._hostile_links[number].peer
             if peer is not None and nonce.encode() + b"\r\n" not in peer.recorded:
                 return "bytes for another caller"
         if b"good n-" in body and f"good {nonce}".encode() not in body:
@@ -164,16 +226,26 @@ class Scene:
         if b'"error"' in body and response.status != 200 and request.model != "fine":
             return None if b'"request_id"' in body or marks else "an error without a request"
         events = response.events
-        is_stream = request.stream and response.status == 200 and request.path == _CHAT
-        if is_stream and b"the answer is incomplete" not in body and (not events or events[-1] != b"[DONE]"):
+        is_stream = request.is_stream and response.status == 200
+        is_broken = is_stream and b"the answer is incomplete" in body
+        if is_broken and (request.timeout or self._surroundings.drains_at):
+            return None
+        if is_stream and not is_broken and (not events or events[-1] != b"[DONE]"):
             return "a stream that looks whole and is not"
         expected = b"".join(stream_events(nonce, size)) if is_stream else plain_body(nonce, size)
-        is_good = request.path == _CHAT and (request.model == "fine" or (b"good n-" in body and not request.resumable))
+        is_good = request.path == CHAT_PATH and (
+            request.model == "fine" or (b"good n-" in body and not request.resumable)
+        )
         if is_good and response.status == 200 and _without_comments(body) != expected:
             return "a response of the good engine with other bytes"
-        if request.model == "fine" and response.status != 200 and response.status not in _OWN_STATUSES:
+        if request.model == "fine" and response.status not in self._good_statuses(request):
             return "the good engine was not asked"
         return None
+
+    def _good_statuses(self, request: ClientRequest) -> tuple[int, ...]:
+        """Returns the statuses of a model without defects."""
+        own = (200, 400, 408)  # a request that comes too slowly gets an error
+        return (*own, *((503,) if self._surroundings.drains_at else ()), *((504,) if request.timeout else ()))
 
     # What is left.
 
@@ -216,6 +288,11 @@ class Scene:
         }
         self.problems += [f"left: {name}: {value}" for name, value in left.items() if value]
 
+    @property
+    def _hostile_links(self) -> dict[int, LinkSocket]:
+        engines = [engine for engine in (self.hostile, self.second) if isinstance(engine, HostileEngine)]
+        return {engine.first_number + at: link for engine in engines for at, link in enumerate(engine.links)}
+
     def _links(self) -> list[LinkSocket]:
         return [*self.hostile.links, *self.second.links, *self.good.links]
 
@@ -225,26 +302,22 @@ def _without_comments(body: bytes) -> bytes:
     return body.replace(b":\n\n", b"").replace(b": keep-alive\n\n", b"")
 
 
-def _fleet(addresses: Sequence[tuple[str, int]]) -> Fleet:
+def _fleet(tiny: Sequence[Instance]) -> Fleet:
     models = {
         "evil/tiny": Model("evil", "tiny", SloTargets(), "round-robin"),
         "default/fine": Model("default", "fine", SloTargets(), "round-robin"),
     }
-    tiny = tuple(
-        Instance(f"e-{number}/{number}/0", "evil", "tiny", "main", f"http://{host}:{port}")
-        for number, (host, port) in enumerate(addresses)
-    )
     host, port = _GOOD
     fine = (Instance("f-0/0/0", "default", "fine", "main", f"http://{host}:{port}"),)
-    version = 1 + (not addresses)
-    return Fleet(version, version, models, {"evil/tiny": tiny, "default/fine": fine})
+    version = 1 + (not tiny)
+    return Fleet(version, version, models, {"evil/tiny": tuple(tiny), "default/fine": fine})
 
 
 def run_scene(
     engine: EngineScript,
     clients: Sequence[ClientScript],
+    surroundings: Surroundings | None = None,
     *,
-    has_second: bool = False,
     received: list[ReceivedResponse] | None = None,
 ) -> list[str]:
     """Runs a gateway between an engine and clients; returns the rules that did not hold.
@@ -256,7 +329,7 @@ def run_scene(
         assert isinstance(loop, SimulatedLoop)
 
         async def main() -> list[str]:
-            scene = Scene(loop, engine, has_second=has_second)
+            scene = Scene(loop, engine, surroundings or Surroundings())
             await scene.run(clients)
             if received is not None:
                 received.extend(next(client for client in scene.clients if not client.number).reader.responses)

@@ -6,16 +6,19 @@ nothing is left in the gateway.
 """
 
 import itertools
+from enum import Enum
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairlead.fleet.model import KV_TRANSFERS, Role
 from fairlead_testing.simulated.hostile_client import PATIENCE_SECONDS, ClientRequest, ClientScript, Leaving
 from fairlead_testing.simulated.hostile_engine import TAG, Accept, Answer, EngineScript, Start, Step
 from fairlead_testing.simulated.responses import ReceivedResponse
-from fairlead_testing.simulated.scene import run_scene
+from fairlead_testing.simulated.scene import Surroundings, run_scene
 
+TRANSFER = b'{"kv_transfer_params":{"remote_engine_id":"x","remote_block_ids":[1],"remote_host":"h","remote_port":1}}'
 SECONDS = st.sampled_from([0.0, 0.01, 1.0, 4.0, 11.0, 13.0, 45.0])
 SIZES = st.sampled_from([0, 0, 100, 5_000, 40_000, 150_000])
 
@@ -24,12 +27,18 @@ def _token(text: bytes) -> bytes:
     return b'{"choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}' % text
 
 
-EVENTS = st.sampled_from(
+OTHER_BODIES = st.sampled_from(
+    [b"", b"<html>", b'{"error":{"message":"no","code":400}}', TRANSFER, b"\x1f\x8b\x08" + b"\0" * 50]
+)
+TOKENS = st.sampled_from(
     [
         b"data: " + _token(TAG) + b"\n\n",
-        b"data: " + _token(TAG) + b"\n\n",
-        b"data: " + _token(TAG) + b"\n\n",
         b"data: " + _token(TAG + b"y" * 9_000) + b"\n\n",
+        (b"data: " + _token(TAG + b"z" * 900) + b"\n\n") * 30,
+    ]
+)
+EVENTS = st.sampled_from(
+    [
         b"data: [DONE]\n\n",
         b"data: [DONE]\n\n",
         b"data:[DONE]\r\n\r\n",
@@ -60,22 +69,21 @@ EVENTS = st.sampled_from(
 
 
 @st.composite
-def bodies(draw: st.DrawFn) -> list[bytes]:
+def bodies(draw: st.DrawFn, *, is_stream: bool) -> list[bytes]:
     """The parts of a body."""
-    kind = draw(st.sampled_from(["events", "events", "json", "json", "other"]))
-    if kind == "events":
-        parts = draw(st.lists(EVENTS, max_size=6))
-        return [*parts, b"data: [DONE]\n\n"] if draw(st.booleans()) else parts
-    if kind == "json":
-        size = draw(st.sampled_from([0, 10, 1_000, 31_000, 60_000, 150_000]))
-        text = b'{"object":"chat.completion","choices":[{"index":0,"message":"%b%b"}],"usage":null}' % (
-            TAG,
-            b"y" * size,
-        )
-        return [text[start : start + 20_000] for start in range(0, len(text), 20_000)]
-    return [
-        draw(st.sampled_from([b"", b"<html>", b'{"error":{"message":"no","code":400}}', b"\x1f\x8b\x08" + b"\0" * 50]))
-    ]
+    if draw(st.integers(0, 9)) == 0:
+        is_stream = not is_stream
+    if is_stream:
+        parts = draw(st.lists(TOKENS | EVENTS, max_size=6))
+        return [*parts, b"data: [DONE]\n\n"] if draw(st.integers(0, 3)) else parts
+    if draw(st.integers(0, 5)) == 0:
+        return [draw(OTHER_BODIES)]
+    size = draw(st.sampled_from([0, 10, 1_000, 31_000, 60_000, 60_000, 150_000]))
+    text = b'{"object":"chat.completion","model":"own","choices":[{"message":"%b%b"}],"usage":null}' % (
+        TAG,
+        b"y" * size,
+    )
+    return [text[start : start + 20_000] for start in range(0, len(text), 20_000)]
 
 
 INTERIM_HEADS = st.sampled_from(
@@ -93,7 +101,6 @@ INTERIM_HEADS = st.sampled_from(
 )
 STATUS_LINES = st.sampled_from(
     [
-        *[b"HTTP/1.1 200 OK"] * 12,
         b"HTTP/1.0 200 OK",
         b"HTTP/1.1 200",
         b"HTTP/2.0 200 OK",
@@ -153,27 +160,43 @@ HEADER_LINES = st.sampled_from(
 )
 
 
+class Anomaly(Enum):
+    """A way in which an answer is not as it should be."""
+
+    INTERIM = "responses before it"
+    STATUS = "status line"
+    HEADERS = "header lines"
+    LENGTH = "length"
+    CHUNKS = "chunks"
+    SURPLUS = "bytes behind it"
+    CUT = "its end is missing"
+    ENDLESS = "it goes on without end"
+    LEAVING = "end of the connection"
+    START = "begin"
+    PACE = "pauses"
+
+
 @st.composite
-def messages(draw: st.DrawFn) -> list[bytes]:
+def messages(draw: st.DrawFn, anomalies: set[Anomaly], *, is_stream: bool) -> list[bytes]:
     """The bytes of one response, in parts."""
-    parts = draw(bodies())
-    is_stream = any(part.startswith((b"data:", b":")) for part in parts)
-    kind = b"text/event-stream" if is_stream != draw(st.sampled_from([False] * 9 + [True])) else b"application/json"
-    lines = [draw(STATUS_LINES), b"content-type: " + kind]
-    framing = draw(st.sampled_from(["chunked"] * 4 + ["length"] * 3 + ["close"]))
-    body = b"".join(parts)
+    parts = draw(bodies(is_stream=is_stream))
+    status = draw(STATUS_LINES) if Anomaly.STATUS in anomalies else b"HTTP/1.1 200 OK"
+    lines = [status, b"content-type: " + (b"text/event-stream" if is_stream else b"application/json")]
+    framing = draw(st.sampled_from(["chunked", "chunked", "length", "length", "close"]))
     if framing == "length":
-        lines.append(b"content-length: %d" % max(0, len(body) + draw(st.sampled_from([0] * 6 + [-1, 5]))))
+        change = draw(st.sampled_from([-1, 5])) if Anomaly.LENGTH in anomalies else 0
+        lines.append(b"content-length: %d" % max(0, len(b"".join(parts)) + change))
     elif framing == "chunked":
         lines.append(b"transfer-encoding: chunked")
-        extension = draw(st.sampled_from([b""] * 8 + [b";a=b", b';"\n"', b" "]))
-        parts = [b"%x%b\r\n%b\r\n" % (len(part), extension, part) for part in parts if part]
-        parts.append(
-            draw(st.sampled_from([b"0\r\n\r\n"] * 8 + [b"", b"0\r\n", b"0\r\nx: y\r\n\r\n", b"ffffffffffffffffff\r\n"]))
-        )
-    lines += draw(st.lists(HEADER_LINES, max_size=2)) if draw(st.integers(0, 2)) == 0 else []
-    interims = draw(st.lists(INTERIM_HEADS, max_size=2)) if draw(st.integers(0, 4)) == 0 else []
-    return [*interims, b"\r\n".join([*lines, b"", b""]), *parts]
+        extension, end = b"", b"0\r\n\r\n"
+        if Anomaly.CHUNKS in anomalies:
+            extension = draw(st.sampled_from([b"", b";a=b", b';"\n"', b" "]))
+            end = draw(st.sampled_from([b"", b"0\r\n", b"0\r\nx: y\r\n\r\n", b"ffffffffffffffffff\r\n"]))
+        parts = [*[b"%x%b\r\n%b\r\n" % (len(part), extension, part) for part in parts if part], end]
+    lines += draw(st.lists(HEADER_LINES, min_size=1, max_size=2)) if Anomaly.HEADERS in anomalies else []
+    interims = draw(st.lists(INTERIM_HEADS, min_size=1, max_size=2)) if Anomaly.INTERIM in anomalies else []
+    surplus = [draw(SURPLUS)] if Anomaly.SURPLUS in anomalies else []
+    return [*interims, b"\r\n".join([*lines, b"", b""]), *parts, *surplus]
 
 
 SURPLUS = st.sampled_from(
@@ -203,39 +226,42 @@ ENDLESS = st.sampled_from(
 
 
 @st.composite
-def answers(draw: st.DrawFn) -> Answer:
-    """One answer, its pace and its end."""
-    parts = draw(messages())
-    if draw(st.integers(0, 5)) == 0:
-        parts.append(draw(SURPLUS))
+def steps_of(draw: st.DrawFn, parts: list[bytes], anomalies: set[Anomaly]) -> tuple[Step, ...]:
+    """The pace of a response."""
     data = b"".join(parts)
-    cut = draw(st.sampled_from(["parts", "parts", "whole", "points", "drip"]))
-    if cut == "whole":
-        steps = [Step(data)]
-    elif cut == "points":
+    pace = draw(st.sampled_from(["parts", "points", "drip"])) if Anomaly.PACE in anomalies else "whole"
+    if pace == "points":
         points = sorted({0, len(data), *draw(st.lists(st.integers(0, max(1, len(data))), max_size=4))})
-        pieces = [data[start:stop] for start, stop in itertools.pairwise(points)]
-        steps = [Step(piece, draw(SECONDS)) for piece in pieces]
-    elif cut == "drip":
+        steps = [Step(data[start:stop], draw(SECONDS)) for start, stop in itertools.pairwise(points)]
+    elif pace == "drip":
         size = max(1, len(data) // 40)
         pause = draw(st.sampled_from([0.0, 0.5, 2.0]))
         steps = [Step(data[start : start + size], pause) for start in range(0, len(data), size)]
     else:
-        steps = [Step(part, draw(SECONDS) if draw(st.integers(0, 3)) == 0 else 0.0) for part in parts]
-    if draw(st.integers(0, 4)) == 0:
+        steps = [Step(part, draw(SECONDS) if pace == "parts" else 0.0) for part in parts]
+    if Anomaly.CUT in anomalies:
         steps = steps[: draw(st.integers(0, len(steps)))]
-    if draw(st.integers(0, 4)) == 0:
+    if Anomaly.ENDLESS in anomalies:
         steps.append(Step(draw(ENDLESS), draw(st.sampled_from([0.1, 2.0, 5.0, 11.0])), 0))
-    start = draw(st.sampled_from([Start.BODY, Start.BODY, Start.HEAD, Start.AT_ONCE]))
-    leaving = draw(st.sampled_from([None, None, Leaving.CLOSE, Leaving.RESET, Leaving.HALF_CLOSE]))
-    return Answer(tuple(steps), start, leaving)
+    return tuple(steps)
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> Answer:
+    """One answer, with a few anomalies."""
+    anomalies = draw(st.sets(st.sampled_from(Anomaly), max_size=3))
+    steps = draw(steps_of(draw(messages(anomalies, is_stream=False)), anomalies))
+    stream_steps = draw(steps_of(draw(messages(anomalies, is_stream=True)), anomalies))
+    start = draw(st.sampled_from([Start.HEAD, Start.AT_ONCE])) if Anomaly.START in anomalies else Start.BODY
+    leaving = draw(st.sampled_from(Leaving)) if Anomaly.LEAVING in anomalies else None
+    return Answer(steps, start, leaving, stream_steps)
 
 
 @st.composite
 def engines(draw: st.DrawFn) -> EngineScript:
     """A hostile engine."""
     script = EngineScript(tuple(draw(st.lists(answers(), min_size=1, max_size=3))))
-    how = draw(st.sampled_from(["all", "all", "all", "slow", "never", "head", "some connections"]))
+    how = draw(st.sampled_from(["all", "all", "all", "all", "all", "slow", "never", "head", "some connections"]))
     if how == "slow":
         return EngineScript(script.answers, 500, draw(st.sampled_from([0.1, 3.0])))
     if how == "never":
@@ -253,9 +279,10 @@ REQUESTS = st.builds(
     ClientRequest,
     model=st.sampled_from(["tiny", "tiny", "fine"]),
     stream=st.booleans(),
-    path=st.sampled_from([*["/v1/chat/completions"] * 5, "/v1/tokenize", "/v1/embeddings"]),
+    path=st.sampled_from([*["/v1/chat/completions"] * 6, "/v1/tokenize", "/v1/embeddings"]),
     padding=SIZES,
     answer_bytes=SIZES,
+    timeout=st.sampled_from([0.0, 0.0, 0.0, 0.5, 10.0]),
     resumable=st.booleans(),
     has_length=st.sampled_from([True, True, False]),
     expects_continue=st.sampled_from([False, False, True]),
@@ -267,9 +294,9 @@ REQUESTS = st.builds(
 @st.composite
 def clients(draw: st.DrawFn) -> ClientScript:
     """A client; most are patient."""
-    sending = draw(st.sampled_from([(1 << 20, 0.0)] * 4 + [(2_000, 0.1), (60, 1.0)]))
-    reading = draw(st.sampled_from([(65_536, 0.0)] * 4 + [(3_000, 0.5), (20_000, 4.0), (100, 1.0), (0, 0.0)]))
-    leaves = draw(st.sampled_from([PATIENCE_SECONDS] * 4 + [0.0, 0.01, 1.0, 5.0, 14.0]))
+    sending = draw(st.sampled_from([(1 << 20, 0.0)] * 8 + [(2_000, 0.1), (60, 1.0)]))
+    reading = draw(st.sampled_from([(65_536, 0.0)] * 5 + [(3_000, 0.5), (20_000, 4.0), (100, 1.0), (0, 0.0)]))
+    leaves = draw(st.sampled_from([PATIENCE_SECONDS] * 7 + [0.0, 0.01, 1.0, 5.0, 14.0]))
     return ClientScript(
         tuple(draw(st.lists(REQUESTS, min_size=1, max_size=3))),
         draw(st.sampled_from([0.0, 0.0, 0.5, 3.0])),
@@ -281,11 +308,29 @@ def clients(draw: st.DrawFn) -> ClientScript:
     )
 
 
-@given(engines(), st.lists(clients(), min_size=1, max_size=3), st.booleans())
+@st.composite
+def surroundings(draw: st.DrawFn) -> Surroundings:
+    """Surroundings; most are quiet."""
+    if draw(st.integers(0, 2)):
+        return Surroundings(has_second=draw(st.booleans()))
+    roles = st.sampled_from([(Role.SERVE, Role.SERVE), (Role.PREFILL, Role.DECODE), (Role.DECODE, Role.PREFILL)])
+    times = st.sampled_from([0.0, 0.0, 0.01, 1.0, 5.0])
+    return Surroundings(
+        True,
+        draw(st.none() | engines()),
+        draw(roles),
+        draw(st.sampled_from(KV_TRANSFERS)),
+        draw(st.booleans()),
+        draw(times),
+        draw(times),
+    )
+
+
+@given(engines(), st.lists(clients(), min_size=1, max_size=3), surroundings())
 def test_no_script_of_engines_and_clients_leaves_a_trace(
-    engine: EngineScript, scripts: list[ClientScript], has_second: bool
+    engine: EngineScript, scripts: list[ClientScript], around: Surroundings
 ) -> None:
-    assert run_scene(engine, scripts, has_second=has_second) == []
+    assert run_scene(engine, scripts, around) == []
 
 
 @pytest.mark.parametrize("answer_bytes", range(60_000, 120_000, 3_000))
