@@ -167,8 +167,8 @@ class Scene:
             log.removeHandler(errors)
             for engine in (self.hostile, self.second, self.good):
                 await engine.close()
-        if timers := self._loop.live_timers():  # those of engines and clients are gone
-            self.problems.append(f"left: timers: {timers}")
+        if left := self._loop.live_timers():  # those of engines and clients are gone
+            self.problems.append(f"left: timers: {left}")
         self.gateway.close()
         self.problems += self._loop.errors
 
