@@ -38,7 +38,7 @@ MODEL = ROOT / "examples" / "02-eight-engines.yaml"
 FAIRLEAD = (sys.executable, "-m", "fairlead_cli")
 COLUMNS, LINES = 132, 34
 PAGE_WIDTH, MAX_PAGE_HEIGHT = 1400, 1000
-OPEN_FILES = 65_536
+OPEN_FILES = 20_000
 """With fewer, a gateway warns that it takes fewer connections."""
 SAMPLED = "performance.now() > 70000 && document.getElementById('decisions').rows.length > 5"
 """True in the status page once its curves are full."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
+from fairlead.distribution import ADDRESSES
 from fairlead.errors import BadInput
 from fairlead.names import closest_matches
 from fairlead_autoscaler.core import CoreState, MixRequest, MixResult, ModelSpec, PoolPlan, ScalingCore, ScalingSettings
@@ -124,7 +125,10 @@ def parse_changes(texts: Iterable[str]) -> SettingChanges:
             settings[name] = _parse_value(name, value, DEFAULT_VALUES[name])
         else:
             close = closest_matches(name, [*_MODEL_FIELDS, *DEFAULT_VALUES], count=1)
-            others = "the core's, such as spread_sigmas or window_seconds: see docs/reference/autoscaler.md"
+            others = (
+                "the core's, such as spread_sigmas or window_seconds: see the documentation, "
+                f"{ADDRESSES.documentation_page('reference/autoscaler.html')}"
+            )
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_MODEL_FIELDS)} and {others}"
             raise BadInput(f"--set: {name!r} is not a setting", field="--set", hint=hint)
     return SettingChanges(settings, model)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from fairlead.distribution import ADDRESSES
 from fairlead_cli.migration.draft import (
     Devices,
     MigrationOptions,
@@ -28,7 +29,10 @@ _CONFIG_REASON: Final = (
     "by latency target"
 )
 _OWN_REASON: Final = "AIBrix reads them"
-_JOIN: Final = "write them as pools of one model (docs/how-to/mixed-gpus.md), or the second gets no requests by it"
+_JOIN: Final = (
+    f"write them as pools of one model (documentation: {ADDRESSES.documentation_page('how-to/mixed-gpus.html')}), "
+    "or the second gets no requests by it"
+)
 _SELECTED: Final = "the selector of the old workload has it: a Service with this label would take the new pods, too"
 REASONS: Final = {
     "spec.selector": "Fairlead labels its pods itself",

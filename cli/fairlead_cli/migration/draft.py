@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.v1alpha1 import API_VERSION
+from fairlead.distribution import ADDRESSES
 from fairlead.errors import BadInput
 from fairlead.names import EXTERNAL_SUFFIX, shorten_name
 from fairlead_cli.migration.command_line import EngineFlags
@@ -312,7 +313,8 @@ def _unknown_accelerator(pool: PoolDraft) -> BadInput:
     )
     hint = (
         f"give --accelerator with one of {', '.join(sorted(builtin_accelerators()))}, or with an AcceleratorClass of "
-        'your own, whose file you give, too: see "Describe your GPU" in docs/getting-started/kubernetes-gpu.md'
+        'your own, whose file you give, too: see "Describe your GPU" in the documentation, '
+        f"{ADDRESSES.documentation_page('getting-started/kubernetes-gpu.html')}"
     )
     return BadInput(message, field=pool.reader.place, hint=hint)
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fairlead.distribution import ADDRESSES
 from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Role
@@ -60,7 +61,8 @@ def parse_settings(changes: Mapping[str, Any]) -> ScalingSettings:
     for name, value in changes.items():
         if name not in DEFAULT_VALUES:
             close = closest_matches(name, list(DEFAULT_VALUES), count=1)
-            hint = f"did you mean {close[0]}?" if close else "see the table of settings in docs/reference/autoscaler.md"
+            page = ADDRESSES.documentation_page("reference/autoscaler.html")
+            hint = f"did you mean {close[0]}?" if close else f"see the table of settings in the documentation, {page}"
             raise BadInput(f"{name}: there is no such setting", field=name, hint=hint)
         if isinstance(DEFAULT_VALUES[name], bool):
             if not isinstance(value, bool):
