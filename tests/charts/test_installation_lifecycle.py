@@ -4,6 +4,7 @@ stay.
 
 import asyncio
 import base64
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,11 +50,17 @@ def helm(api_server: ApiServer, program: Path, tmp_path: Path) -> HelmRelease:
 
 
 async def drawn(api: KubeApi) -> dict[str, dict[str, str]]:
-    found = {}
-    for name in ("fairlead-gateway", "fairlead-keys", "fairlead-redis"):
-        data = (await api.get(SECRETS, SPACE, name))["data"]
-        found[name] = {key: base64.b64decode(value).decode() for key, value in data.items()}
-    return found
+    return {name: await drawn_secret(api, name) for name in ("fairlead-gateway", "fairlead-keys", "fairlead-redis")}
+
+
+async def drawn_secret(api: KubeApi, name: str) -> dict[str, str]:
+    data = (await api.get(SECRETS, SPACE, name))["data"]
+    return {key: base64.b64decode(value).decode() for key, value in data.items()}
+
+
+async def edit_keys(api: KubeApi, text: str) -> None:
+    keys = {"data": {"keys.yaml": base64.b64encode(text.encode()).decode()}}
+    await api.patch_merge(SECRETS, SPACE, "fairlead-keys", keys, "somebody")
 
 
 def test_upgrade_keeps_generated_values_and_uninstall_keeps_models(api_server: ApiServer, helm: HelmRelease) -> None:
@@ -66,8 +73,7 @@ def test_upgrade_keeps_generated_values_and_uninstall_keeps_models(api_server: A
             first = await drawn(api)
             assert all(value for data in first.values() for value in data.values())
 
-            keys = {"data": {"keys.yaml": base64.b64encode(b"keys: []\n").decode()}}
-            await api.patch_merge(SECRETS, SPACE, "fairlead-keys", keys, "somebody")
+            await edit_keys(api, "keys: []\n")
             await asyncio.to_thread(
                 helm, "upgrade", str(CHART_FOLDER), "--set=gateway.replicas=3", "--set=redis.image.tag=next"
             )
@@ -76,10 +82,58 @@ def test_upgrade_keeps_generated_values_and_uninstall_keeps_models(api_server: A
             assert await drawn(api) == expected
 
             await asyncio.to_thread(helm, "uninstall")
+            assert (await drawn_secret(api, "fairlead-keys")) == expected["fairlead-keys"]
             assert await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen") == served[0]
             assert await api.get(DEPLOYMENTS, SPACE, "qwen-main") == served[1]
             for kind, name in ((DEPLOYMENTS, "fairlead-operator"), (SERVICES, "fairlead-gateway")):
                 with pytest.raises(NotFound):
                     await api.get(kind, SPACE, name)
+
+    asyncio.run(main())
+
+
+def test_rollback_keeps_keys_that_were_issued_and_revoked_since(api_server: ApiServer, helm: HelmRelease) -> None:
+    async def main() -> None:
+        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
+            await asyncio.to_thread(helm, "install", str(CHART_FOLDER), "--create-namespace")
+            first = await drawn_secret(api, "fairlead-keys")
+            await edit_keys(api, "keys: [{name: team-a, digest: aa}]\n")
+            await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER), "--set=gateway.replicas=3")
+            await edit_keys(api, "keys: [{name: team-b, digest: bb}]\n")
+            await asyncio.to_thread(helm, "rollback", "1")
+            assert (await api.get(DEPLOYMENTS, SPACE, "fairlead-gateway"))["spec"]["replicas"] == 2
+            expected = {**first, "keys.yaml": "keys: [{name: team-b, digest: bb}]\n"}
+            assert await drawn_secret(api, "fairlead-keys") == expected
+            await asyncio.to_thread(helm, "uninstall")
+
+    asyncio.run(main())
+
+
+def test_keys_of_a_release_before_are_kept_and_leave_it(
+    api_server: ApiServer, helm: HelmRelease, tmp_path: Path
+) -> None:
+    """An earlier chart had the Secret in its release, where each rollback would apply it."""
+    earlier = tmp_path / "earlier"
+    shutil.copytree(CHART_FOLDER, earlier)
+    template = earlier / "templates" / "gateway" / "config.yaml"
+    text = template.read_text()
+    for line in ("    helm.sh/resource-policy: keep\n", "    helm.sh/hook: pre-install,pre-upgrade\n"):
+        assert line in text
+        text = text.replace(line, "    example.com/earlier: yes-it-is\n" if "policy" in line else "")
+    template.write_text(text)
+
+    async def main() -> None:
+        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
+            await asyncio.to_thread(helm, "install", str(earlier), "--create-namespace")
+            first = await drawn_secret(api, "fairlead-keys")
+            await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER))
+            await edit_keys(api, "keys: []\n")
+            await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER))
+            await edit_keys(api, "keys: [{name: team-b, digest: bb}]\n")
+            await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER), "--set=gateway.replicas=3")
+            await asyncio.to_thread(helm, "rollback", "3")
+            expected = {**first, "keys.yaml": "keys: [{name: team-b, digest: bb}]\n"}
+            assert await drawn_secret(api, "fairlead-keys") == expected
+            await asyncio.to_thread(helm, "uninstall")
 
     asyncio.run(main())
