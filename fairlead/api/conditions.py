@@ -54,6 +54,7 @@ class Reason(StrEnum):
     MISSING_SECRET = "MissingSecret"
     MISSING_CONFIG_MAP = "MissingConfigMap"
     MISSING_CLAIM = "MissingClaim"
+    UNBOUND_CLAIM = "UnboundClaim"
     DOWNLOAD_FAILED = "DownloadFailed"
     OUT_OF_MEMORY = "OutOfMemory"
     ENGINE_CRASHING = "EngineCrashing"
@@ -260,8 +261,13 @@ _STALLED = (
     ),
     (
         Reason.MISSING_CLAIM,
-        "A PersistentVolumeClaim in the spec does not exist or is not bound to a volume.",
-        "Create it in the model's namespace, or check its events.",
+        "A PersistentVolumeClaim in the spec does not exist.",
+        "Create it in the model's namespace; the pods then start by themselves.",
+    ),
+    (
+        Reason.UNBOUND_CLAIM,
+        "A PersistentVolumeClaim of the pods exists and is not bound to a volume: it is `Pending`, or has lost its volume.",
+        "Read the claim's events. It needs a StorageClass that can provide its size and access mode, or a volume that fits.",
     ),
     (
         Reason.DOWNLOAD_FAILED,

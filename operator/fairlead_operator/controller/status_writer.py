@@ -33,12 +33,14 @@ from fairlead_operator.kube.writer import WriteCounts
 from fairlead_operator.object_metadata import (
     STATUS_FIELD_MANAGER,
     WORKLOAD_KINDS,
+    ChildKey,
     annotation,
     controller_uid,
     generation_of,
 )
 from fairlead_operator.status import events, model_status, pool_status
 from fairlead_operator.status.diagnosis import Failure, PendingCapacity, diagnose, pending_capacity
+from fairlead_operator.status.pod_requirements import requirements_by_pool
 
 REQUEUE_EXTERNAL_SECONDS = 15.0
 REQUEUE_WHEN_STALE_SECONDS = 5.0
@@ -121,8 +123,13 @@ class StatusWriter:
         if (seconds := self._seconds_until_list(chosen.model)) > 0.0:
             return seconds
         wall, has_news = self._clock.wall(), written.has_news
-        pending = pending_capacity(snapshot.pods, wall, self._capacity_grace_seconds)
-        inputs = await self._status_inputs(snapshot, chosen, written, pending)
+        children = _own_children(snapshot)
+        workloads = [child for child in children.values() if child["kind"] in WORKLOAD_KINDS]
+        requirements, grace = requirements_by_pool(workloads, _accelerators(chosen.model)), self._capacity_grace_seconds
+        pending = pending_capacity(snapshot.pods, wall, grace, requirements)
+        diagnosis = diagnose(snapshot.pods, workloads, wall=wall, grace_seconds=grace, requirements=requirements)
+        pools = await self._pool_states(snapshot, children, chosen, written)
+        inputs = _status_inputs(snapshot, chosen, written, pools, (written.failure or diagnosis, pending))
         status = model_status.model_status(snapshot.model, inputs, generation_of(observed), format_time(wall))
         if model_status.has_changed(snapshot.model, status):
             body = {"apiVersion": API_VERSION, "kind": MODEL_DEPLOYMENTS.kind, "status": status}
@@ -141,39 +148,16 @@ class StatusWriter:
             return 0.0
         return _requeue_after(written, pending, has_external=any(pool.is_external for pool in inputs.pools))
 
-    async def _status_inputs(
-        self, snapshot: ModelSnapshot, chosen: ChosenSpec, written: PassResult, pending: PendingCapacity | None
-    ) -> model_status.StatusInputs:
-        choice, model, desired = chosen.choice, chosen.model, written.desired
-        owners = ("", uid_of(snapshot.model))  # not the children of an earlier model of this name
-        children = {key: child for key, child in snapshot.children.items() if controller_uid(child) in owners}
-        workloads = [child for child in children.values() if child["kind"] in WORKLOAD_KINDS]
-        pools: tuple[model_status.PoolState, ...] = ()
-        if model is not None:
-            endpoints = await self._endpoint_counts(model) if model.spec.is_external else {}
-            observed = pool_status.ObservedPools(children, snapshot.pods, endpoints)
-            pools = pool_status.pool_states(
-                model.spec, desired.children, choice.revision.hash, observed, desired.surge_messages
-            )
-        diagnosis = diagnose(
-            snapshot.pods, workloads, wall=self._clock.wall(), grace_seconds=self._capacity_grace_seconds
-        )
-        retained = [
-            f"{name_of(kept.manifest)}: {kept.reason}"
-            for kept in written.plan.retained
-            if kept.manifest["kind"] in WORKLOAD_KINDS and not snapshot.stale
-        ]
-        return model_status.StatusInputs(
-            pools=pools,
-            failure=written.failure or diagnosis,
-            waiting=choice.reason if choice.held_by_pause else "",
-            paused=model is not None and model.spec.rollout.paused,
-            undone=choice.reason if choice.is_pending and not choice.held_by_pause else "",
-            retained="; ".join(retained),
-            pending_capacity=pending.message if pending is not None else "",
-            refused_names=snapshot.refused_names,
-            served_names=snapshot.served_names,
-            deleting_pods=sum(is_deleting(pod) for pod in snapshot.pods),
+    async def _pool_states(
+        self, snapshot: ModelSnapshot, children: Mapping[ChildKey, Manifest], chosen: ChosenSpec, written: PassResult
+    ) -> tuple[model_status.PoolState, ...]:
+        model, desired = chosen.model, written.desired
+        if model is None:
+            return ()
+        endpoints = await self._endpoint_counts(model) if model.spec.is_external else {}
+        observed = pool_status.ObservedPools(children, snapshot.pods, endpoints)
+        return pool_status.pool_states(
+            model.spec, desired.children, chosen.choice.revision.hash, observed, desired.surge_messages
         )
 
     def _seconds_until_list(self, model: ModelDeployment | None) -> float:
@@ -199,6 +183,45 @@ class StatusWriter:
             now = self._clock.now()
             self._lists_from[namespace] = now + (now - began) * (1.0 / LISTING_SHARE - 1.0)
         return counts
+
+
+def _own_children(snapshot: ModelSnapshot) -> dict[ChildKey, Manifest]:
+    """Returns the children of the model, without those of an earlier model of its name."""
+    owners = ("", uid_of(snapshot.model))
+    return {key: child for key, child in snapshot.children.items() if controller_uid(child) in owners}
+
+
+def _accelerators(model: ModelDeployment | None) -> dict[str, str]:
+    """Returns the AcceleratorClass of each pool that names one."""
+    pools = model.spec.pools if model is not None else []
+    return {pool.name: pool.accelerator_class_name for pool in pools if pool.accelerator_class_name}
+
+
+def _status_inputs(
+    snapshot: ModelSnapshot,
+    chosen: ChosenSpec,
+    written: PassResult,
+    pools: tuple[model_status.PoolState, ...],
+    trouble: tuple[Failure | None, PendingCapacity | None],
+) -> model_status.StatusInputs:
+    choice, model, (failure, pending) = chosen.choice, chosen.model, trouble
+    retained = [
+        f"{name_of(kept.manifest)}: {kept.reason}"
+        for kept in written.plan.retained
+        if kept.manifest["kind"] in WORKLOAD_KINDS and not snapshot.stale
+    ]
+    return model_status.StatusInputs(
+        pools=pools,
+        failure=failure,
+        waiting=choice.reason if choice.held_by_pause else "",
+        paused=model is not None and model.spec.rollout.paused,
+        undone=choice.reason if choice.is_pending and not choice.held_by_pause else "",
+        retained="; ".join(retained),
+        pending_capacity=pending.message if pending is not None else "",
+        refused_names=snapshot.refused_names,
+        served_names=snapshot.served_names,
+        deleting_pods=sum(is_deleting(pod) for pod in snapshot.pods),
+    )
 
 
 def _request_state(model: Manifest) -> tuple[int, Mapping[str, str], bool]:

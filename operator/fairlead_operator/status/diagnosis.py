@@ -4,22 +4,34 @@ Pure. It reads the messages of kubelet, scheduler and controllers; unknown messa
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from fairlead.api.conditions import Reason, reasons
+from fairlead.fleet.labels import POOL_LABEL
 from fairlead.kube.errors import Forbidden, Invalid, KubeError
-from fairlead.kube.resources import Manifest, is_deleting, metadata_of, name_of
+from fairlead.kube.resources import Manifest, is_deleting, labels_of, metadata_of, name_of, namespace_of
+from fairlead.units import format_duration
+from fairlead_operator.status.pod_requirements import PodRequirements
 
 _MAX_MESSAGE_LENGTH = 300
 _MISSING_SECRET = re.compile(r'secrets? "?([^"\s]+)"? not found|couldn\'t find key (\S+) in Secret (\S+)')
 _MISSING_CONFIG_MAP = re.compile(r'configmaps? "?([^"\s]+)"? not found|couldn\'t find key (\S+) in ConfigMap (\S+)')
-_MISSING_CLAIM = re.compile(r"persistentvolumeclaim", re.IGNORECASE)
+_CLAIM = re.compile(r"persistentvolumeclaim", re.IGNORECASE)
+_ABSENT_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found', re.IGNORECASE)
+_NAMED_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)"', re.IGNORECASE)
+_UNBOUND_CLAIMS = "unbound immediate PersistentVolumeClaims"
+_PREEMPTION = " preemption: "
+"""The scheduler's message goes on with this: why removing other pods makes no room."""
 _PULL_ERRORS = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _DOWNLOAD_NAMES = ("download", "fetch")
 _QUOTA_MESSAGES = ("exceeded quota", "must specify limits", "must specify requests")
+
+
+_UNKNOWN_REQUIREMENTS: Mapping[str, PodRequirements] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +57,8 @@ class Failure:
 # The first of these is reported: causes before effects.
 _BY_PRIORITY = (
     *(Reason.POLICY_REFUSED, Reason.QUOTA_EXCEEDED, Reason.MISSING_SECRET, Reason.MISSING_CONFIG_MAP),
-    *(Reason.MISSING_CLAIM, Reason.IMAGE_PULL_FAILED, Reason.DOWNLOAD_FAILED, Reason.OUT_OF_MEMORY),
-    *(Reason.ENGINE_CRASHING, Reason.INSUFFICIENT_CAPACITY, Reason.START_TIMEOUT),
+    *(Reason.MISSING_CLAIM, Reason.UNBOUND_CLAIM, Reason.IMAGE_PULL_FAILED, Reason.DOWNLOAD_FAILED),
+    *(Reason.OUT_OF_MEMORY, Reason.ENGINE_CRASHING, Reason.INSUFFICIENT_CAPACITY, Reason.START_TIMEOUT),
 )
 
 
@@ -61,13 +73,20 @@ class PendingCapacity:
     seconds: float
 
 
-def pending_capacity(pods: Iterable[Manifest], wall: float, grace_seconds: float) -> PendingCapacity | None:
+def pending_capacity(
+    pods: Iterable[Manifest],
+    wall: float,
+    grace_seconds: float,
+    requirements: Mapping[str, PodRequirements] = _UNKNOWN_REQUIREMENTS,
+) -> PendingCapacity | None:
     """Returns the pods that still may get a node at Unix time `wall`; None if none waits or all
     waited too long.
+
+    requirements: of the pods of each pool.
     """
     pending = []
     for pod in pods:
-        failure = diagnose_pod(pod)
+        failure = diagnose_pod(pod, requirements)
         if failure is not None and failure.reason is Reason.INSUFFICIENT_CAPACITY:
             left = _unschedulable_since(pod, wall) + grace_seconds - wall
             if left > 0:
@@ -75,19 +94,28 @@ def pending_capacity(pods: Iterable[Manifest], wall: float, grace_seconds: float
     if not pending:
         return None
     more = f" (and {len(pending) - 1} more like it)" if len(pending) > 1 else ""
-    return PendingCapacity(pending[0].message + more, min(item.seconds for item in pending))
+    deadline = f"; the model is Stalled if that lasts {format_duration(grace_seconds)}"
+    return PendingCapacity(pending[0].message + more + deadline, min(item.seconds for item in pending))
 
 
 def diagnose(
-    pods: Iterable[Manifest], workloads: Iterable[Manifest], *, wall: float = 0.0, grace_seconds: float = 0.0
+    pods: Iterable[Manifest],
+    workloads: Iterable[Manifest],
+    *,
+    wall: float = 0.0,
+    grace_seconds: float = 0.0,
+    requirements: Mapping[str, PodRequirements] = _UNKNOWN_REQUIREMENTS,
 ) -> Failure | None:
     """Returns the most important cause of failure; None if nothing is known to have failed.
 
     A pod without a node counts only after `grace_seconds`.
+
+    requirements: of the pods of each pool.
     """
     failures: dict[Reason, Failure] = {}
     counting = [pod for pod in pods if pending_capacity((pod,), wall, grace_seconds) is None]
-    for failure in (*map(diagnose_pod, counting), *map(diagnose_workload, workloads)):
+    of_pods = (diagnose_pod(pod, requirements) for pod in counting)
+    for failure in (*of_pods, *map(diagnose_workload, workloads)):
         if failure is not None:
             known = failures.get(failure.reason)
             failures[failure.reason] = (
@@ -105,15 +133,19 @@ def advice_for(reason: Reason) -> str:
     return next((info.advice.replace("`", "") for info in reasons() if info.reason is reason), "")
 
 
-def diagnose_pod(pod: Manifest) -> Failure | None:
-    """Returns why a pod is not ready; None if it is ready, being deleted, or still starting."""
+def diagnose_pod(pod: Manifest, requirements: Mapping[str, PodRequirements] = _UNKNOWN_REQUIREMENTS) -> Failure | None:
+    """Returns why a pod is not ready; None if it is ready, being deleted, or still starting.
+
+    requirements: of the pods of each pool.
+    """
     status = pod.get("status") or {}
     conditions = {container.get("type"): container for container in status.get("conditions") or []}
     if is_deleting(pod) or (conditions.get("Ready") or {}).get("status") == "True":
         return None
     scheduled = conditions.get("PodScheduled") or {}
     if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
-        return _diagnose_unschedulable(pod, str(scheduled.get("message", "")))
+        needs = requirements.get(labels_of(pod).get(POOL_LABEL, ""), PodRequirements())
+        return _diagnose_unschedulable(pod, str(scheduled.get("message", "")), needs)
     for kind in ("initContainerStatuses", "containerStatuses"):
         for container in status.get(kind) or []:
             failure = _diagnose_container(pod, container, first=kind.startswith("init"))
@@ -173,9 +205,28 @@ def _unschedulable_since(pod: Manifest, wall: float) -> float:
         return wall
 
 
-def _diagnose_unschedulable(pod: Manifest, message: str) -> Failure:
-    reason = Reason.MISSING_CLAIM if _MISSING_CLAIM.search(message) else Reason.INSUFFICIENT_CAPACITY
-    return Failure(reason, f"pod {name_of(pod)} waits for a node: {_truncate(message)}")
+def _diagnose_unschedulable(pod: Manifest, message: str, needs: PodRequirements) -> Failure:
+    if _CLAIM.search(message):
+        return _diagnose_claim(pod, message, needs)
+    demand, message = needs.describe(), _truncate(message.partition(_PREEMPTION)[0])
+    lacking = f": no node fits {demand}" if demand else ""
+    return Failure(
+        Reason.INSUFFICIENT_CAPACITY, f"pod {name_of(pod)} waits for a node{lacking}; the scheduler says: {message}"
+    )
+
+
+def _diagnose_claim(pod: Manifest, message: str, needs: PodRequirements) -> Failure:
+    where = f"pod {name_of(pod)} waits for a volume"
+    if absent := _ABSENT_CLAIM.search(message):
+        return Failure(Reason.MISSING_CLAIM, f"{where}: there is no PersistentVolumeClaim {absent[1]}")
+    namespace = namespace_of(pod)
+    described = f"kubectl describe pvc{f' -n {namespace}' if namespace else ''}"
+    named, claims = _NAMED_CLAIM.search(message), needs.claims_of(name_of(pod))
+    if _UNBOUND_CLAIMS not in message or not claims:
+        look = f"{described} {named[1]}" if named else described
+        return Failure(Reason.UNBOUND_CLAIM, f"{where}: {_truncate(message)} ({look} says why)")
+    which = f"claim {claims[0]}" if len(claims) == 1 else f"one of the claims {', '.join(claims)}"
+    return Failure(Reason.UNBOUND_CLAIM, f"{where}: {which} is Pending ({described} {' '.join(claims)} says why)")
 
 
 def _diagnose_container(pod: Manifest, container: dict[str, Any], *, first: bool) -> Failure | None:

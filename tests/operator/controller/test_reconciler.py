@@ -254,7 +254,7 @@ def test_unschedulable_pods_stall_a_model_only_after_the_grace(harness: Operator
     serve_model(harness)
     deployment = harness.workload()
     harness.run_deployment(deployment, ready=1)
-    labels = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "qwen"}
+    labels = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "qwen", "fairlead.io/pool": "main"}
     metadata = {"name": "p", "namespace": "chat", "labels": labels}
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "Insufficient gpu"}
     harness.kube.put(
@@ -267,10 +267,11 @@ def test_unschedulable_pods_stall_a_model_only_after_the_grace(harness: Operator
     )
     assert harness.reconcile() == 600.0
     assert harness.conditions() == {"Ready": ("False", "Degraded"), "Reconciling": ("True", "Scaling")}
-    assert "Insufficient gpu" in harness.message("Reconciling")
+    assert "Insufficient gpu; the model is Stalled if that lasts 10m" in harness.message("Reconciling")
     harness.clock.advance(600.0)
     assert harness.reconcile() is None
     assert harness.conditions()["Stalled"] == ("True", "InsufficientCapacity")
+    assert "(class cpu); the scheduler says: Insufficient gpu. Add nodes" in harness.message("Stalled")
 
 
 @pytest.mark.parametrize("cause", ["stale", "problem", "moved"])

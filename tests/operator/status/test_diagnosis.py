@@ -13,6 +13,7 @@ from fairlead_operator.status.diagnosis import (
     diagnose_write,
     pending_capacity,
 )
+from fairlead_operator.status.pod_requirements import requirements_by_pool
 
 
 def pod(
@@ -32,6 +33,7 @@ def unschedulable(message: str, **more: str) -> dict[str, Any]:
     return pod(conditions=[said])
 
 
+UNBOUND = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found"
 OOM = {"lastState": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}
 ENDED = {"lastState": {"terminated": {"reason": "Error", "exitCode": 2, "message": "no such flag"}}, "restartCount": 4}
 CASES = [
@@ -45,7 +47,17 @@ CASES = [
     ),
     (pod(container=waiting("CreateContainerConfigError", 'configmap "c" not found')), Reason.MISSING_CONFIG_MAP, "c"),
     (unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."), Reason.INSUFFICIENT_CAPACITY, "nvidia"),
-    (unschedulable('persistentvolumeclaim "weights" not found'), Reason.MISSING_CLAIM, "weights"),
+    (
+        unschedulable('0/1 nodes are available: persistentvolumeclaim "weights" not found.'),
+        Reason.MISSING_CLAIM,
+        "there is no PersistentVolumeClaim weights",
+    ),
+    (
+        unschedulable('persistentvolumeclaim "weights" bound to non-existent persistentvolume "v"'),
+        Reason.UNBOUND_CLAIM,
+        "kubectl describe pvc weights says why",
+    ),
+    (unschedulable(UNBOUND), Reason.UNBOUND_CLAIM, "unbound immediate"),
     (pod(container=waiting("CrashLoopBackOff", **OOM)), Reason.OUT_OF_MEMORY, "memory"),
     (pod(container=waiting("CrashLoopBackOff", **ENDED)), Reason.ENGINE_CRASHING, "code 2, 4 times: no such flag"),
     (pod(container=waiting("CrashLoopBackOff", **ENDED), init=True), Reason.DOWNLOAD_FAILED, "download"),
@@ -104,7 +116,8 @@ def test_unschedulable_pod_counts_after_the_grace_period() -> None:
     late, broken = unschedulable("no room", **since), pod("q", waiting("ErrImagePull"))
     hoped = pending_capacity([late, broken, late], at + 500.0, 600.0)
     assert hoped is not None
-    assert (hoped.seconds, hoped.message.endswith("no room (and 1 more like it)")) == (100.0, True)
+    assert hoped.seconds == 100.0
+    assert hoped.message.endswith("no room (and 1 more like it); the model is Stalled if that lasts 10m")
     assert pending_capacity([late], at + 600.0, 600.0) is None
     assert pending_capacity([late], at, 0.0) is None
     assert pending_capacity([unschedulable('persistentvolumeclaim "w" not found', **since)], at, 600.0) is None
@@ -115,6 +128,68 @@ def test_unschedulable_pod_counts_after_the_grace_period() -> None:
     found = diagnose([late, broken], [], wall=at, grace_seconds=600.0)
     assert found is not None
     assert found.reason is Reason.IMAGE_PULL_FAILED
+
+
+def of_pool(one: dict[str, Any]) -> dict[str, Any]:
+    return {**one, "metadata": {"name": "p", "namespace": "chat", "labels": {"fairlead.io/pool": "main"}}}
+
+
+def workload(kind: str = "Deployment", **pod_spec: Any) -> dict[str, Any]:
+    template = {"spec": pod_spec}
+    spec = {"template": template} if kind == "Deployment" else {"leaderWorkerTemplate": {"workerTemplate": template}}
+    return {"kind": kind, "metadata": {"name": "d", "labels": {"fairlead.io/pool": "main"}}, "spec": spec}
+
+
+def volume(name: str, claim: str) -> dict[str, Any]:
+    return {"name": name, "persistentVolumeClaim": {"claimName": claim}}
+
+
+@pytest.mark.parametrize(
+    ("volumes", "words"),
+    [
+        (
+            [volume("a", "weights")],
+            "claim weights is Pending (kubectl describe pvc -n chat weights says why). Read the claim's events",
+        ),
+        ([volume("a", "weights"), volume("b", "logs")], "one of the claims weights, logs is Pending"),
+        (
+            [{"name": "cache", "ephemeral": {"volumeClaimTemplate": {}}}, {"name": "shm", "emptyDir": {}}],
+            "claim p-cache is Pending",
+        ),
+    ],
+)
+def test_unbound_claim_is_named_and_not_called_missing(volumes: list[dict[str, Any]], words: str) -> None:
+    requirements = requirements_by_pool([workload(volumes=volumes)], {})
+    found = diagnose([of_pool(unschedulable(UNBOUND))], [], requirements=requirements)
+    assert found is not None
+    assert found.reason is Reason.UNBOUND_CLAIM
+    assert words in found.message_with_advice
+    assert "not found" not in found.message_with_advice
+    assert "Create it" not in found.message_with_advice
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "LeaderWorkerSet"])
+def test_lack_of_capacity_names_what_the_pool_asks_for(kind: str) -> None:
+    resources = {"limits": {"nvidia.com/gpu": "1"}, "requests": {"nvidia.com/gpu": "1", "cpu": "4"}}
+    pods = [
+        of_pool(unschedulable(f"0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 {'x' * 400}"))
+    ]
+    engine = {"name": "engine", "resources": resources}
+    template = workload(kind, containers=[engine, {"name": "side"}], nodeSelector={"gpu": "L40S"})
+    requirements = requirements_by_pool([template], {"main": "l40s"})
+    found = diagnose(pods, [], requirements=requirements)
+    assert found is not None
+    assert found.message == (
+        "pod p waits for a node: no node fits 1 nvidia.com/gpu with gpu=L40S (class l40s); "
+        "the scheduler says: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    )
+    assert found.message_with_advice.endswith("tolerations of the AcceleratorClass.")
+
+
+def test_pool_without_devices_names_processors_and_memory() -> None:
+    engine = {"name": "engine", "resources": {"requests": {"memory": "8Gi", "cpu": "4"}}}
+    requirements = requirements_by_pool([workload(containers=[engine])], {})
+    assert requirements["main"].describe() == "4 cpu, 8Gi memory"
 
 
 def test_pod_without_transition_time_counts_from_now() -> None:

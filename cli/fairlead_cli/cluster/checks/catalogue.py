@@ -407,8 +407,9 @@ _MODELS = (
         CheckStage.POST,
         "what models refer to exists",
         "The condition says `MissingSecret`, `MissingConfigMap`, `MissingClaim` or `UnknownAccelerator`: the "
-        "spec names something that is not there.",
-        "Create what the message names, in the model's namespace; pods start by themselves then.",
+        "spec names something that is not there. With `UnboundClaim` the claim exists and no volume is bound to it.",
+        "Create what the message names, in the model's namespace; pods start by themselves then. Of a claim that is "
+        "`Pending`, `kubectl describe pvc NAME` says what it waits for.",
     ),
     Check(
         "model-admission",

@@ -6,6 +6,7 @@ stall explains what is not ready. A ready instance may not be routed to, and onl
 can be slow.
 """
 
+import re
 from collections.abc import Callable
 from typing import Final
 
@@ -24,6 +25,8 @@ SLOW_START_SECONDS: Final = 1_800.0
 _FULL: Final = 0.95
 _RESTARTS: Final = 3
 _NOTE: Final = 160
+_CAUSE: Final = 400
+"""Length of a condition's message: what a pool asks for, and then the scheduler's reason."""
 
 
 _Rule = Callable[[ModelReport, str], Advice | None]
@@ -74,6 +77,9 @@ def _not_ready(report: ModelReport, program: str) -> Advice | None:
         return None
     if ready.get("reason") != Reason.STARTING:
         return Advice(True, _by_reason(report, ready))
+    waiting = next((instance for instance in report.instances() if instance.state == "Starting"), None)
+    if waiting is not None and waiting.is_unscheduled:
+        return _without_node(report, waiting)
     slow = [
         instance
         for instance in report.instances()
@@ -81,13 +87,21 @@ def _not_ready(report: ModelReport, program: str) -> Advice | None:
     ]
     if slow:
         return Advice(True, f"{slow[0].name} has been starting for {_age(report, slow[0])}: {_logs(report, slow[0])}")
-    waiting = next((instance for instance in report.instances() if instance.state == "Starting"), None)
     if waiting is None:
         return Advice(False, "wait: its pods are being made")
     return Advice(
         False,
         f"wait: {waiting.name} has been starting for {_age(report, waiting)}; {_logs(report, waiting)} shows how far",
     )
+
+
+def _without_node(report: ModelReport, instance: InstanceReport) -> Advice:
+    """Returns the advice on a pod that has no node, and so no logs."""
+    reason = instance.why.removeprefix("Unschedulable: ")
+    moving = _true(report.condition(ConditionType.RECONCILING)) or {}
+    grace = re.search(r"Stalled if that lasts (\w+)", str(moving.get("message", "")))
+    deadline = f"; the model is Stalled after {grace[1]}" if grace else ""
+    return Advice(False, f"wait: no node has room for {instance.name} yet ({shorten(reason, _CAUSE)}){deadline}")
 
 
 def _zero(report: ModelReport, program: str) -> Advice | None:
@@ -186,7 +200,7 @@ def _by_reason(report: ModelReport, condition: Condition) -> str:
     remedy = next((reason.advice for reason in reasons() if reason.reason == condition.get("reason")), "")
     remedy = remedy.replace("`", "")
     first = remedy.partition(". ")[0].rstrip(".")
-    message = shorten(str(condition.get("message", "")).removesuffix(f". {remedy}"), _NOTE)
+    message = shorten(str(condition.get("message", "")).removesuffix(f". {remedy}"), _CAUSE)
     first = first[:1].lower() + first[1:]
     return f"{first} ({message})" if first and message else first or message
 

@@ -52,7 +52,7 @@ class ModelFacts:
 @dataclass(frozen=True, slots=True)
 class InstanceReport:
     """A pod, or an adopted engine. ``why``: the reason why it is not ready. ``signals``: one for
-    each rank.
+    each rank. ``is_unscheduled``: the pod has no node yet.
     """
 
     name: str
@@ -62,6 +62,7 @@ class InstanceReport:
     restarts: int = 0
     since: float | None = None
     signals: tuple[EngineSignals, ...] = ()
+    is_unscheduled: bool = False
 
     @property
     def is_ready(self) -> bool:
@@ -202,6 +203,7 @@ def _instance(pod: Manifest, signals: Mapping[str, EngineSignals]) -> InstanceRe
         restarts=restart_count(pod),
         since=parse_time(metadata_of(pod).get("creationTimestamp")),
         signals=tuple(rank_signals for instance, rank_signals in signals.items() if instance.partition("/")[0] == uid),
+        is_unscheduled=(condition_of(pod, "PodScheduled") or {}).get("status") == "False",
     )
 
 

@@ -35,6 +35,8 @@ STATE_STYLES: Final = {
 }
 _STALE_SECONDS: Final = 10.0
 _MAX_MESSAGE: Final = 240
+_MAX_CONDITION: Final = 800
+"""A condition's message ends with the advice, which is not cut."""
 TABLE_HEADINGS: Final = ("NAMESPACE", "NAME", "CLIENT-NAME", "ENGINE", "READY", "SLO-MET", "REASON", "AGE")
 WIDE_HEADINGS: Final = ("POOLS", "URI")
 
@@ -83,7 +85,7 @@ def _condition(condition: Condition, now: float) -> Text:
         (f"{condition.get('type')} {condition.get('status')}", style),
         f"  {condition.get('reason')}",
         (f"  {format_age(parse_time(condition.get('lastTransitionTime')), now)}", "dim"),
-        f"  {shorten(str(condition.get('message', '')), _MAX_MESSAGE)}",
+        f"  {shorten(str(condition.get('message', '')), _MAX_CONDITION)}",
     )
 
 

@@ -41,6 +41,12 @@ def facts(model: Manifest, *pods: Manifest, page: str = WELL, gateways: Any = No
     return ModelFacts(model, list(pods), [], told, NOW)
 
 
+def without_node(**condition: str) -> Manifest:
+    found = pod("Starting")
+    unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", **condition}
+    return {**found, "spec": {}, "status": {"phase": "Pending", "conditions": [unscheduled]}}
+
+
 def says(known: ModelFacts) -> tuple[bool, str]:
     found = advise(build_report(known))
     return found.is_problem, found.text
@@ -159,3 +165,29 @@ def test_missing_signals_come_last_and_are_no_problem(builders: Build) -> None:
         "nothing to do, but the engines' signals could not be read: a NetworkPolicy may keep the API server out",
     )
     assert "no gateway was found" in says(facts(builders["model"](), pod(), gateways=[]))[1]
+
+
+def test_pod_without_node_is_explained_without_logs(builders: Build) -> None:
+    room = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+    pending = "pod a waits for a node; the model is Stalled if that lasts 10m"
+    model = builders["model"](ready=False, Ready=("False", "Starting", ""), Reconciling=("True", "Creating", pending))
+    problem, text = says(facts(model, without_node(message=room)))
+    assert not problem
+    assert text == f"wait: no node has room for tiny-main-a yet ({room}); the model is Stalled after 10m"
+
+
+def test_old_pod_without_node_is_not_looked_up_in_logs(builders: Build) -> None:
+    model = builders["model"](ready=False, Ready=("False", "Starting", ""))
+    late = without_node(message="no room")
+    late["metadata"]["creationTimestamp"] = "2027-01-15T06:00:00Z"
+    assert "kubectl logs" not in says(facts(model, late))[1]
+
+
+def test_advice_on_capacity_keeps_what_the_pool_asks_for(builders: Build) -> None:
+    cause = f"pod {'p' * 60} waits for a node: no node fits 1 nvidia.com/gpu with gpu=L40S (class l40s); {'x' * 150}."
+    stalled = ("True", "InsufficientCapacity", cause)
+    model = builders["model"](ready=False, Ready=("False", "InsufficientCapacity", "m"), Stalled=stalled)
+    _, text = says(facts(model))
+    assert text.startswith("add nodes, lower replicas or parallelism, or check resource, nodeSelector and tolerations")
+    assert "(class l40s)" in text
+    assert text.endswith("x.)")

@@ -15,12 +15,20 @@ from fairlead_cli.cluster.timestamps import format_age, parse_time
 
 _GRACE_SECONDS: Final = 30.0
 """A younger change may still be in progress."""
+_MAX_STALLED: Final = 800
+"""Length of the message of `Stalled`, which ends with the advice: that is not cut."""
 STALL_REASONS: Final[Mapping[str, frozenset[Reason]]] = MappingProxyType(
     {
         "model-image": frozenset({Reason.IMAGE_PULL_FAILED}),
         "model-capacity": frozenset({Reason.INSUFFICIENT_CAPACITY}),
         "model-references": frozenset(
-            {Reason.MISSING_SECRET, Reason.MISSING_CONFIG_MAP, Reason.MISSING_CLAIM, Reason.UNKNOWN_ACCELERATOR}
+            {
+                Reason.MISSING_SECRET,
+                Reason.MISSING_CONFIG_MAP,
+                Reason.MISSING_CLAIM,
+                Reason.UNBOUND_CLAIM,
+                Reason.UNKNOWN_ACCELERATOR,
+            }
         ),
         "model-admission": frozenset({Reason.QUOTA_EXCEEDED, Reason.POLICY_REFUSED, Reason.FORBIDDEN}),
     }
@@ -91,7 +99,7 @@ def _stalled(models: Iterable[Manifest], check: str) -> Iterator[str]:
             continue
         reason = str(stalled.get("reason", ""))
         if check == next((name for name, reasons in STALL_REASONS.items() if reason in reasons), "model-stalled"):
-            yield f"{key_of(model)}: {reason}: {shorten(str(stalled.get('message', '')))}"
+            yield f"{key_of(model)}: {reason}: {shorten(str(stalled.get('message', '')), _MAX_STALLED)}"
 
 
 @_for_models
