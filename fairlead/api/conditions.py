@@ -251,7 +251,8 @@ _STALLED = (
     ),
     (
         Reason.MISSING_SECRET,
-        "A Secret in the spec, or its key, does not exist.",
+        "A Secret in the spec, or its key, does not exist. Kubelet says so of a pod that has a node; `fairlead check` "
+        "finds it before.",
         "Create it in the model's namespace; the pods then start by themselves.",
     ),
     (

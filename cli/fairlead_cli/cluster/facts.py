@@ -10,6 +10,7 @@ from fairlead.kube.resources import Manifest
 from fairlead_cli.cluster.access.access_reviews import Permission
 from fairlead_cli.cluster.components import COMPONENT_LABEL, RELEASE_LABEL, with_component
 from fairlead_cli.cluster.missing_value import MissingValue
+from fairlead_cli.cluster.model_references import ModelReference
 from fairlead_cli.cluster.object_fields import label_of, namespace_name
 from fairlead_cli.cluster.pod_http import PodReport
 
@@ -36,6 +37,8 @@ class ClusterFacts:
     (component, namespace).
 
     pod_reports: answers of the components' pods, by component.
+
+    references: whether what the models name exists.
 
     dry_run_refusal: the API server's refusal of a pod like ours. Empty when it accepted the dry
     run, None when there was none.
@@ -65,6 +68,7 @@ class ClusterFacts:
     secrets: Mapping[tuple[str, str], SecretSummary | MissingValue] = field(default_factory=dict)
     pod_reports: Mapping[str, Sequence[PodReport]] = field(default_factory=dict)
     models: Listing = ()
+    references: Mapping[ModelReference, bool | MissingValue] = field(default_factory=dict)
     disruption_budgets: Listing = ()
     network_policies: Listing = ()
     our_version: str = __version__

@@ -55,6 +55,7 @@ from fairlead_cli.cluster.components import (
 )
 from fairlead_cli.cluster.facts import ClusterFacts, Listing, SecretSummary
 from fairlead_cli.cluster.missing_value import MissingValue, value_or_missing
+from fairlead_cli.cluster.model_references import ModelReference, model_references
 from fairlead_cli.cluster.object_fields import arguments_of, namespace_name
 from fairlead_cli.cluster.timestamps import parse_http_date
 from fairlead_operator.kube.leader_election import LEASE_NAME
@@ -62,6 +63,8 @@ from fairlead_operator.kube.leader_election import LEASE_NAME
 DEFAULT_NAMESPACE: Final = "fairlead"
 _REFUSALS: Final = ("violates PodSecurity", "denied the request", "exceeded quota", "ValidatingAdmission")
 """Marks of a refusal by admission. Any other error is not about the pod."""
+_MAX_REFERENCES: Final = 256
+"""Secrets and claims of models that are looked up."""
 _MAX_QUERIED_PODS: Final = 16
 """Pods of a component that are queried; an installation has two or three."""
 
@@ -97,6 +100,7 @@ async def collect_facts(
     said = await asyncio.gather(*(review_own_access(api, one) for one in wanted))
     facts["permissions"] = dict(zip(wanted, said, strict=True))
     facts |= await (_before(api, there) if before_install else _after(api, deployments, pods, there))
+    facts["references"] = {} if before_install else await collect_references(api, common["models"])
     return ClusterFacts(**facts)
 
 
@@ -350,6 +354,32 @@ async def _entries(api: KubeApi, namespace: str, name: str) -> SecretSummary:
         except (binascii.Error, ValueError):
             expires = None
     return SecretSummary(frozenset(data), expires)
+
+
+async def collect_references(api: KubeApi, models: Listing) -> dict[ModelReference, bool | MissingValue]:
+    """Returns whether the Secrets and claims that models name exist; of _MAX_REFERENCES objects at
+    most.
+    """
+    wanted = [
+        reference
+        for model in (() if isinstance(models, MissingValue) else models)
+        if not is_deleting(model)
+        for reference in model_references(model)
+    ]
+    objects = list(dict.fromkeys((one.resource, one.namespace, one.name) for one in wanted))[:_MAX_REFERENCES]
+    answers = await asyncio.gather(*(value_or_missing(api.get(*one)) for one in objects))
+    known = dict(zip(objects, answers, strict=True))
+    return {
+        one: _has_entry(known[one.resource, one.namespace, one.name], one.entry)
+        for one in wanted
+        if (one.resource, one.namespace, one.name) in known
+    }
+
+
+def _has_entry(answer: Manifest | MissingValue, entry: str) -> bool | MissingValue:
+    if isinstance(answer, MissingValue):
+        return False if answer.is_absent else answer
+    return not entry or entry in (answer.get("data") or {})
 
 
 async def _pod_reports(api: KubeApi, pods: Sequence[Manifest]) -> dict[str, Sequence[pod_http.PodReport]]:

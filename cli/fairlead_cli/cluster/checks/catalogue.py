@@ -406,10 +406,10 @@ _MODELS = (
         CheckSection.MODELS,
         CheckStage.POST,
         "what models refer to exists",
-        "The condition says `MissingSecret`, `MissingConfigMap`, `MissingClaim` or `UnknownAccelerator`: the "
-        "spec names something that is not there. With `UnboundClaim` the claim exists and no volume is bound to it.",
-        "Create what the message names, in the model's namespace; pods start by themselves then. Of a claim that is "
-        "`Pending`, `kubectl describe pvc NAME` says what it waits for.",
+        "A Secret, claim or AcceleratorClass that a model names is not there; all are listed, with your rights and "
+        "before a pod waits. Or the condition says so: with `UnboundClaim` the claim exists and has no volume. The "
+        "operator may not read Secrets, so its condition `MissingSecret` needs a pod that has a node.",
+        "Create what the message names, in the model's namespace. `kubectl describe pvc NAME` explains a `Pending` claim.",
     ),
     Check(
         "model-admission",

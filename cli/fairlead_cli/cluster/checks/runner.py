@@ -64,7 +64,7 @@ ANALYZERS: Final[Mapping[str, Analyzer]] = MappingProxyType(
         "model-observed": models.check_observed,
         "model-image": models.stalled_analyzer("model-image"),
         "model-capacity": models.stalled_analyzer("model-capacity"),
-        "model-references": models.stalled_analyzer("model-references"),
+        "model-references": models.check_references,
         "model-admission": models.stalled_analyzer("model-admission"),
         "model-stalled": models.stalled_analyzer("model-stalled"),
         "model-ready": models.check_ready,

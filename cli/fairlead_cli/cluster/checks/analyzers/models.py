@@ -5,12 +5,16 @@ from functools import wraps
 from types import MappingProxyType
 from typing import Final
 
+from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.conditions import ConditionType, Reason
-from fairlead.kube.resources import Manifest, is_deleting, key_of, metadata_of
+from fairlead.api.spec.engine import EngineType
+from fairlead.engine_profile import builtin_profiles
+from fairlead.kube.resources import Manifest, is_deleting, key_of, metadata_of, name_of
 from fairlead_cli.cluster.checks.verdict import Analyzer, CheckOutcome, Verdict, passed, unknown, verdict_of, warned
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.missing_value import MissingValue
-from fairlead_cli.cluster.object_fields import condition_of, is_condition_true, shorten, status_of
+from fairlead_cli.cluster.model_references import ModelReference, accelerator_names
+from fairlead_cli.cluster.object_fields import condition_of, is_condition_true, shorten, spec_of, status_of
 from fairlead_cli.cluster.timestamps import format_age, parse_time
 
 _GRACE_SECONDS: Final = 30.0
@@ -100,6 +104,34 @@ def _stalled(models: Iterable[Manifest], check: str) -> Iterator[str]:
         reason = str(stalled.get("reason", ""))
         if check == next((name for name, reasons in STALL_REASONS.items() if reason in reasons), "model-stalled"):
             yield f"{key_of(model)}: {reason}: {shorten(str(stalled.get('message', '')), _MAX_STALLED)}"
+
+
+@_for_models
+def check_references(facts: ClusterFacts, models: Sequence[Manifest]) -> Verdict:
+    """Fails for all that models name and that is missing, also before a pod waits for it."""
+    missing = [
+        f"{reference.model}: there is no {_describe(reference)}"
+        for reference, exists in facts.references.items()
+        if exists is False
+    ]
+    doubts = (exists.reason for exists in facts.references.values() if isinstance(exists, MissingValue))
+    return verdict_of([*_stalled(models, "model-references"), *_unknown_classes(facts, models), *missing], doubts)
+
+
+def _describe(reference: ModelReference) -> str:
+    place = f"{reference.resource.kind} {reference.namespace}/{reference.name}"
+    return f"{place} with the entry {reference.entry}" if reference.entry else place
+
+
+def _unknown_classes(facts: ClusterFacts, models: Sequence[Manifest]) -> Iterator[str]:
+    if isinstance(facts.accelerator_classes, MissingValue):
+        return
+    known = {name_of(one) for one in facts.accelerator_classes} | set(builtin_accelerators())
+    for model in models:
+        is_simulated = (spec_of(model).get("engine") or {}).get("type") == EngineType.SIM
+        for name in accelerator_names(model):
+            if name not in known and not (is_simulated and name in builtin_profiles()):
+                yield f"{key_of(model)}: there is no AcceleratorClass {name}"
 
 
 @_for_models
