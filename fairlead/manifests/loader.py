@@ -379,7 +379,7 @@ def _unknown_accelerators(
             fix = (
                 f"did you mean {matches[0]}?"
                 if matches
-                else f"add an AcceleratorClass, or use {', '.join(sorted(known))}"
+                else f"add an AcceleratorClass, give its file too, or use {', '.join(sorted(known))}"
             )
             message = f"no AcceleratorClass and no built-in one is called {format_value(pool.accelerator_class_name)}"
             if pool.accelerator_class_name in builtin_profiles():

@@ -57,7 +57,7 @@ FILE:7: spec.pools[0].acceleratorClassName: no AcceleratorClass and no built-in 
 """),
     ("nearly a profile", GOOD.replace("nvidia-l4", "h100-tp4-llama70b"), """\
 FILE:7: spec.pools[0].acceleratorClassName: no AcceleratorClass and no built-in one is called "h100-tp4-llama70b"
-    fix: add an AcceleratorClass, or use cpu, npu-910b4, nvidia-a100, nvidia-h100, nvidia-l4
+    fix: add an AcceleratorClass, give its file too, or use cpu, npu-910b4, nvidia-a100, nvidia-h100, nvidia-l4
 """),
     ("unknown accelerator", GOOD.replace("nvidia-l4", "nvidia-b300"), """\
 FILE:7: spec.pools[0].acceleratorClassName: no AcceleratorClass and no built-in one is called "nvidia-b300"
