@@ -173,6 +173,7 @@ def test_admission_guard_leaves_names_and_conditions_of_the_operator_alone(
 ) -> None:
     times = {"lastTransitionTime": "2026-11-20T18:00:00Z", "message": ""}
     ready = {"type": "Ready", "status": "True", "reason": "AllReady", **times}
+    former = {"type": "ObjectivesMet", "status": "True", "reason": "Any", **times}
     own = [{"type": name, "status": "True", "reason": "Any", **times} for name in ("Autoscaling", "SLOMet")]
     spec = {"model": {"uri": "hf://a/b"}, "engine": {"type": "Sim"}, "pools": [{"acceleratorClassName": "cpu"}]}
     model = {**_kind(MODEL_DEPLOYMENTS), "metadata": {"name": "m", "namespace": PLACE}, "spec": spec}
@@ -182,14 +183,18 @@ def test_admission_guard_leaves_names_and_conditions_of_the_operator_alone(
             await apply_crds_and_namespaces(admin, PLACE)
         async with guarded(api_server, program, tmp_path, model) as patched:
             async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as admin:
-                await admin.apply_status({**model, "status": {"clientName": "m", "conditions": [ready]}}, "operator")
+                written = {"clientName": "m", "conditions": [ready, former]}
+                await admin.apply_status({**model, "status": written}, "operator")
             for status, told in (
                 ({"clientName": "other"}, "only conditions of a model"),
                 ({"servedNames": ["llama"]}, "only conditions of a model"),
                 ({"replicas": 7}, "only conditions of a model"),
                 ({"conditions": []}, "only its own conditions"),
                 ({"conditions": [{**ready, "status": "False"}]}, "only its own conditions"),
-                ({"conditions": [ready, *own]}, ""),
+                ({"conditions": [ready, {**former, "status": "False"}]}, "only its own conditions"),
+                ({"conditions": [ready, former, *own]}, ""),
+                ({"conditions": [ready, *own]}, ""),  # the upgrade from 0.1.0
+                ({"conditions": [ready, former]}, "only its own conditions"),
                 ({"conditions": [ready]}, ""),
             ):
                 said = await patched(MODEL_DEPLOYMENTS, "m", {"status": status}, subresource="status")
