@@ -153,7 +153,7 @@ def upgrade_as_documented(helm: HelmRelease, values: Path) -> None:
     """Saves the values by the command that the pages show, then upgrades with that file."""
     docs = CHART_FOLDER.parents[1] / "docs"
     pages = [page.read_text(encoding="utf-8") for page in docs.rglob("*.md")]
-    (line,) = {line for page in pages for line in re.findall(r"helm (get values .*) > values\.yaml$", page, re.M)}
+    (line,) = {line for page in pages for line in re.findall(r"helm (get values .*) > \S*values\.yaml$", page, re.M)}
     words = line.replace("--namespace fairlead", f"--namespace {helm.namespace}").split()
     command = [str(helm.program), *words, f"--kubeconfig={helm.kubeconfig}"]
     values.write_text(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

@@ -12,7 +12,7 @@ from typing import Any, Final
 import yaml
 
 from fairlead.kube.client import KubeApi
-from fairlead.kube.errors import Invalid, KubeError, NotFound
+from fairlead.kube.errors import Conflict, Invalid, KubeError, NotFound
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
     CUSTOM_RESOURCE_DEFINITIONS,
@@ -168,7 +168,7 @@ async def _open_schema(api: KubeApi, resource: Resource) -> None:
 
 async def _write_object(api: KubeApi, item: Manifest, spec: Mapping[str, Any]) -> None:
     """Writes one spec. Retries for up to _SCHEMA_SECONDS while the API server uses the earlier
-    schema.
+    schema, and when the object was written meanwhile.
 
     Raises KubeError.
     """
@@ -182,10 +182,27 @@ async def _write_object(api: KubeApi, item: Manifest, spec: Mapping[str, Any]) -
             if item["spec"] != spec:  # an apply drops nulls, and defaults of the earlier schema have no owner
                 await api.replace({**item, "spec": dict(spec)}, FIELD_MANAGER if applies else manager)
             return
+        except Conflict:
+            if loop.time() > end:
+                raise
+            item, spec = await _read_again(api, item, spec)
+            continue
         except KubeError as error:
             if not _is_schema_error(error) or loop.time() > end:
                 raise
         await asyncio.sleep(0.5)
+
+
+async def _read_again(api: KubeApi, item: Manifest, spec: Mapping[str, Any]) -> tuple[Manifest, Mapping[str, Any]]:
+    """Returns the object as it is now, and the spec to write: another one if its spec was changed.
+
+    Why: operator and autoscaler write statuses meanwhile.
+    """
+    namespace = metadata_of(item).get("namespace")
+    found = await api.get(resource_of(item), namespace, name_of(item))
+    if found["spec"] != item["spec"]:
+        spec = convert_document(found).document["spec"]
+    return found, spec
 
 
 def _spec_manager(item: Manifest) -> tuple[str, bool]:

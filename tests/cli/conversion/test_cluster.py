@@ -18,6 +18,7 @@ from fairlead.kube.errors import Invalid, KubeError
 from fairlead.kube.resources import (
     MODEL_DEPLOYMENTS,
     Manifest,
+    Resource,
     key_of,
     name_of,
     namespace_of,
@@ -25,6 +26,7 @@ from fairlead.kube.resources import (
 )
 from fairlead.manifests.convert import convert_document
 from fairlead.runtime.clock import SystemClock
+from fairlead_cli.cluster.conversion import convert_objects
 from fairlead_operator.render import CURRENT_VERSION, render_model
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
 from fairlead_testing.kube.render_cases import default_context
@@ -228,6 +230,29 @@ async def is_replaced(api: KubeApi, one: Manifest) -> bool:
     except Invalid:
         return False
     return bool((await stored(api, one))["spec"] == one["spec"])
+
+
+class BusyApi(KubeApi):
+    """An API where the operator writes the status of every model after it was listed."""
+
+    async def list(self, resource: Resource, *args: Any, **options: Any) -> Any:
+        listed = await super().list(resource, *args, **options)
+        for item in listed.items if resource is MODEL_DEPLOYMENTS else ():
+            metadata = {"name": name_of(item), "namespace": namespace_of(item)}
+            body = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata}
+            await self.apply_status({**body, "status": {"ready": "1/1"}}, "fairlead-operator")
+        return listed
+
+
+def test_objects_are_converted_while_their_statuses_are_written(server: ApiServer) -> None:
+    async def main() -> None:
+        async with BusyApi(server.config(), SystemClock(), lambda: 0.5) as api:
+            earlier = await put_earlier_objects(api)
+            assert await convert_objects(api, dry_run=False) == 0
+            expected = [convert_document(one).document["spec"] for one in earlier]
+            assert [(await stored(api, one))["spec"] for one in earlier] == expected
+
+    asyncio.run(main())
 
 
 def test_object_that_cannot_be_converted_is_named_and_nothing_is_written(server: ApiServer) -> None:
