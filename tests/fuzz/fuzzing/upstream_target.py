@@ -46,6 +46,9 @@ class _Line(asyncio.Transport):
     def write(self, data: object) -> None:
         pass
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
 
 class _RecordingSink:
     """Records the response of a request."""
