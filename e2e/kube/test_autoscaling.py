@@ -60,7 +60,7 @@ def test_somebody_else_takes_the_number_and_gives_it_back(here: Kubectl, install
     here.apply(small_engine())
     here.apply(autoscaled_model("taken", least=1))
     found = DeployedModel(here, "taken")
-    until("it is decided on", found, lambda: condition_reason(found) == "Deciding", 60)
+    until("it is decided on", found, lambda: condition_reason(found) == "Deciding" and ready_replicas(found) == 1, 120)
     here.run("scale", "deployment/taken-main", "--replicas=2")
     until("it yields", found, lambda: condition_reason(found) == "SetElsewhere" and ready_replicas(found) == 2, 60)
     wait_until_owned(here, "taken-main", 1)
