@@ -7,6 +7,7 @@ present only while True, so that the operator writes one condition for a healthy
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 
 class ConditionType(StrEnum):
@@ -25,6 +26,10 @@ class ConditionOwner(StrEnum):
 
     OPERATOR = "operator"
     AUTOSCALER = "autoscaler"
+
+
+STALLED_IF_LASTS: Final = "the model is Stalled if that lasts"
+"""Words of a message of `Reconciling`; the capacity grace follows, such as ``10m``."""
 
 
 class Reason(StrEnum):

@@ -72,7 +72,8 @@ async def convert_objects(api: KubeApi, *, dry_run: bool) -> int:
     """
     objects = [item for resource in _KINDS for item in await _list_objects(api, resource)]
     conversions = [(item, convert_document(item)) for item in objects]
-    missing_fields = _LOST_FIELDS if await _knows_earlier_fields(api) else _HIDDEN_FIELDS
+    is_lost = any(map(_is_pruned, objects)) and await _knows_earlier_fields(api)
+    missing_fields = _LOST_FIELDS if is_lost else _HIDDEN_FIELDS
     problems = [
         f"{item['kind']} {_place(item)}: {problem}"
         for item, conversion in conversions

@@ -4,7 +4,7 @@ An absent field is empty or None.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from fairlead.kube.resources import Manifest, is_deleting, is_ready, labels_of, namespace_of
 
@@ -107,6 +107,10 @@ def waiting_reason(pod: Manifest) -> str:
 def _statuses(pod: Manifest) -> Iterable[Mapping[str, Any]]:
     for kind in ("initContainerStatuses", "containerStatuses"):
         yield from status_of(pod).get(kind) or []
+
+
+MAX_CONDITION_MESSAGE: Final = 800
+"""Length to which the message of a condition is cut. It ends with the advice, which stays whole."""
 
 
 def shorten(text: str, max_length: int = 300) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Mapping
 
 import msgspec
 
@@ -56,11 +57,15 @@ async def _stats(options: IndexOptions, snapshots: list[IndexSnapshot], address:
     from fairlead_cli.index.stats import build_stats, render_stats
 
     all_stats = [build_stats(snapshot) for snapshot in snapshots]
+    pod_names: dict[str, Mapping[str, str]] = {}  # by namespace
     for model_stats in all_stats:
         if address.is_model_deleted is not None and not model_stats.is_healthy:
             model_stats.deleted = await address.is_model_deleted(model_stats.model)
         if address.read_pod_names is not None:
-            model_stats.name_pods(await address.read_pod_names(model_stats.model.partition("/")[0]))
+            namespace = model_stats.model.partition("/")[0]
+            if namespace not in pod_names:
+                pod_names[namespace] = await address.read_pod_names(namespace)
+            model_stats.name_pods(pod_names[namespace])
     if is_document(options.output):
         print(format_document({"models": all_stats}, options.output))
     elif not all_stats:

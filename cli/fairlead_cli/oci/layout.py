@@ -28,7 +28,7 @@ from fairlead_cli.oci.documents import (
 from fairlead_cli.oci.reference import is_artefact_name
 
 _CHUNK: Final = 1 << 20
-_MAX_DOCUMENT_BYTES: Final = 16 << 20
+MAX_DOCUMENT_BYTES: Final = 16 << 20
 """Bytes of an index, a manifest, a config or a chart."""
 MAX_NESTING: Final = 8
 """Indexes and manifests from a name to a blob. An image for several architectures has two."""
@@ -97,11 +97,11 @@ class OciLayout:
         """Returns a small blob. Raises LayoutError where it is missing, damaged or too large."""
         try:
             with self.path(digest).open("rb") as file:
-                data = file.read(_MAX_DOCUMENT_BYTES + 1)
+                data = file.read(MAX_DOCUMENT_BYTES + 1)
         except FileNotFoundError:
             raise LayoutError(f"the blob {digest} is missing") from None
-        if len(data) > _MAX_DOCUMENT_BYTES:
-            raise LayoutError(f"the blob {digest} has more than {_MAX_DOCUMENT_BYTES:,} bytes")
+        if len(data) > MAX_DOCUMENT_BYTES:
+            raise LayoutError(f"the blob {digest} has more than {MAX_DOCUMENT_BYTES:,} bytes")
         if digest_of(data) != digest:
             raise LayoutError(f"the blob {digest} is damaged")
         return data
@@ -156,7 +156,7 @@ class OciLayout:
     def _index(self) -> list[Descriptor]:
         try:
             with (self.folder / "index.json").open("rb") as file:
-                data = file.read(_MAX_DOCUMENT_BYTES)
+                data = file.read(MAX_DOCUMENT_BYTES)
         except FileNotFoundError:
             return []
         try:

@@ -18,13 +18,10 @@ import httpx
 
 from fairlead.errors import Unavailable
 from fairlead_cli.oci.documents import MANIFESTS, digest_of
-from fairlead_cli.oci.layout import file_digest
+from fairlead_cli.oci.layout import MAX_DOCUMENT_BYTES, file_digest
 from fairlead_cli.oci.reference import Reference, is_loopback
 
 _CHUNK: Final = 1 << 20
-_MAX_ANSWER_BYTES: Final = 16 << 20
-"""Bytes of an answer that is no blob: a manifest, a token, or an error. Registries take manifests
-of 4 MiB."""
 _TIMEOUT: Final = httpx.Timeout(30.0, read=300.0, write=300.0)
 _ACCEPTED: Final = ", ".join(
     (
@@ -201,8 +198,8 @@ class RegistryClient:
 
 
 def _read_answer(answer: httpx.Response) -> httpx.Response:
-    """Returns an answer with its body. Raises RegistryError if that is too long."""
-    data = b"".join(_pieces_of(answer, _MAX_ANSWER_BYTES))
+    """Returns an answer that is no blob, with its body. Raises RegistryError if it is too long."""
+    data = b"".join(_pieces_of(answer, MAX_DOCUMENT_BYTES))
     return httpx.Response(answer.status_code, headers=answer.headers, content=data, request=answer.request)
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from fairlead.api.conditions import Reason, reasons
+from fairlead.api.conditions import STALLED_IF_LASTS, Reason, reasons
 from fairlead.fleet.labels import POOL_LABEL
 from fairlead.kube.errors import Forbidden, Invalid, KubeError
 from fairlead.kube.resources import Manifest, is_deleting, labels_of, metadata_of, name_of, namespace_of
@@ -94,7 +94,7 @@ def pending_capacity(
     if not pending:
         return None
     more = f" (and {len(pending) - 1} more like it)" if len(pending) > 1 else ""
-    deadline = f"; the model is Stalled if that lasts {format_duration(grace_seconds)}"
+    deadline = f"; {STALLED_IF_LASTS} {format_duration(grace_seconds)}"
     return PendingCapacity(pending[0].message + more + deadline, min(item.seconds for item in pending))
 
 

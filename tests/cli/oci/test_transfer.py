@@ -120,7 +120,7 @@ def served(registry: MemoryRegistry, document: object) -> None:
 
 
 def test_answers_of_a_registry_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry_module, "_MAX_ANSWER_BYTES", 4_096)
+    monkeypatch.setattr(registry_module, "MAX_DOCUMENT_BYTES", 4_096)
     with memory_registry() as registry, RegistryClient() as client:
         served(registry, {"manifests": [], "padding": "x" * 4_096})
         with pytest.raises(RegistryError, match=r"answers with more than 4,096 bytes"):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from fairlead.api.conditions import ConditionType, Reason, reasons
+from fairlead.api.conditions import STALLED_IF_LASTS, ConditionType, Reason, reasons
 from fairlead.kube.resources import is_deleting, metadata_of
 from fairlead_cli.advice import Advice
 from fairlead_cli.cluster.object_fields import Condition, shorten, spec_of, status_of
@@ -99,7 +99,7 @@ def _without_node(report: ModelReport, instance: InstanceReport) -> Advice:
     """Returns the advice on a pod that has no node, and so no logs."""
     reason = instance.why.removeprefix("Unschedulable: ")
     moving = _true(report.condition(ConditionType.RECONCILING)) or {}
-    grace = re.search(r"Stalled if that lasts (\w+)", str(moving.get("message", "")))
+    grace = re.search(rf"{STALLED_IF_LASTS} (\w+)", str(moving.get("message", "")))
     deadline = f"; the model is Stalled after {grace[1]}" if grace else ""
     return Advice(False, f"wait: no node has room for {instance.name} yet ({shorten(reason, _CAUSE)}){deadline}")
 

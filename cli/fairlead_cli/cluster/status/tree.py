@@ -12,7 +12,7 @@ from fairlead.api.conditions import ConditionType
 from fairlead.kube.resources import Manifest, metadata_of
 from fairlead_cli import formatting
 from fairlead_cli.advice import Advice
-from fairlead_cli.cluster.object_fields import Condition, shorten
+from fairlead_cli.cluster.object_fields import MAX_CONDITION_MESSAGE, Condition, shorten
 from fairlead_cli.cluster.status.advice import revision_note
 from fairlead_cli.cluster.status.engine_signals import EngineSignals
 from fairlead_cli.cluster.status.model_report import (
@@ -35,8 +35,6 @@ STATE_STYLES: Final = {
 }
 _STALE_SECONDS: Final = 10.0
 _MAX_MESSAGE: Final = 240
-_MAX_CONDITION: Final = 800
-"""A condition's message ends with the advice, which is not cut."""
 TABLE_HEADINGS: Final = ("NAMESPACE", "NAME", "CLIENT-NAME", "ENGINE", "READY", "SLO-MET", "REASON", "AGE")
 WIDE_HEADINGS: Final = ("POOLS", "URI")
 
@@ -85,7 +83,7 @@ def _condition(condition: Condition, now: float) -> Text:
         (f"{condition.get('type')} {condition.get('status')}", style),
         f"  {condition.get('reason')}",
         (f"  {format_age(parse_time(condition.get('lastTransitionTime')), now)}", "dim"),
-        f"  {shorten(str(condition.get('message', '')), _MAX_CONDITION)}",
+        f"  {shorten(str(condition.get('message', '')), MAX_CONDITION_MESSAGE)}",
     )
 
 

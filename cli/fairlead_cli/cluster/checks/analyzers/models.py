@@ -14,13 +14,18 @@ from fairlead_cli.cluster.checks.verdict import Analyzer, CheckOutcome, Verdict,
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.missing_value import MissingValue
 from fairlead_cli.cluster.model_references import ModelReference, accelerator_names
-from fairlead_cli.cluster.object_fields import condition_of, is_condition_true, shorten, spec_of, status_of
+from fairlead_cli.cluster.object_fields import (
+    MAX_CONDITION_MESSAGE,
+    condition_of,
+    is_condition_true,
+    shorten,
+    spec_of,
+    status_of,
+)
 from fairlead_cli.cluster.timestamps import format_age, parse_time
 
 _GRACE_SECONDS: Final = 30.0
 """A younger change may still be in progress."""
-_MAX_STALLED: Final = 800
-"""Length of the message of `Stalled`, which ends with the advice: that is not cut."""
 STALL_REASONS: Final[Mapping[str, frozenset[Reason]]] = MappingProxyType(
     {
         "model-image": frozenset({Reason.IMAGE_PULL_FAILED}),
@@ -103,7 +108,7 @@ def _stalled(models: Iterable[Manifest], check: str) -> Iterator[str]:
             continue
         reason = str(stalled.get("reason", ""))
         if check == next((name for name, reasons in STALL_REASONS.items() if reason in reasons), "model-stalled"):
-            yield f"{key_of(model)}: {reason}: {shorten(str(stalled.get('message', '')), _MAX_STALLED)}"
+            yield f"{key_of(model)}: {reason}: {shorten(str(stalled.get('message', '')), MAX_CONDITION_MESSAGE)}"
 
 
 @_for_models
