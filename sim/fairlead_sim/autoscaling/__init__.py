@@ -6,5 +6,6 @@
   ``token_engine`` token by token; both write into a ``request_table``
 - ``closed_loop``: a controller runs a plant
 - ``offline_optimum``, ``optimum_cache``: the cheapest schedule with knowledge of the future
-- ``routing``: the gateway's rules for prefill placement and accelerators
+- ``routing``: the gateway's rules for prefill placement, accelerators and replicas
+- ``capacity``: fixed fleets at constant rates: the share that misses, and the largest rate
 """

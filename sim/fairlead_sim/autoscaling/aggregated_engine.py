@@ -100,6 +100,13 @@ class AggregatedEngine(PlantEngine):
         )
         return self._resident + 2 * self._queued_tokens + in_prompt
 
+    def uncomputed_tokens(self) -> int:
+        if self.role is Role.DECODE:  # most prompts come with their KV
+            queued_tokens = sum([self.prompt_tokens_to_compute(request) for request in self._queue])
+        else:
+            queued_tokens = self._queued_tokens
+        return queued_tokens + self._partial_prompt_left
+
     def _drop_head(self) -> None:
         """Drops the head of the queue, whose client gave up."""
         request = self._queue.popleft()

@@ -1,10 +1,9 @@
 """The plant of an autoscaling run: the gateway, its pools, and faults.
 
-The gateway sends each request on arrival to the ready replica with the least load. The load is the
-tokens in flight, with uncomputed prompts twice, times the price of a prompt token. So pools
-with different engines share the load by speed. A scenario may route by shape instead, by the
-gateway's rule (``routing.by_shape``). Requests wait in the gateway only while no replica is ready.
-They leave in order of arrival; each replica receives as many as its batch takes.
+The gateway sends each request on arrival to the ready replica with the least load. The scenario's
+``LoadPolicy`` says what counts as load (``routing.load_balancing``). A scenario may route by shape
+instead, by the gateway's rule (``routing.by_shape``). Requests wait in the gateway only while no
+replica is ready. They leave in order of arrival; each replica receives as many as its batch takes.
 
 A client gives up without a first token after its patience. A crash cuts the answers in progress
 (those requests are lost); other requests are sent again.
@@ -14,7 +13,6 @@ With a prefill and a decode pool the scenario's ``PrefillPolicy`` chooses where 
 · per token`` seconds later, and the client's first token comes from there.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from heapq import heappop, heappush
@@ -27,6 +25,7 @@ from fairlead_sim.autoscaling.plant_engine import PlantEngine, StepTotals
 from fairlead_sim.autoscaling.pool import Pool, PoolSetup, Replica
 from fairlead_sim.autoscaling.request_table import ArrivalTrace, RequestTable
 from fairlead_sim.autoscaling.routing.by_shape import ShapeRouter
+from fairlead_sim.autoscaling.routing.load_balancing import LoadBalancer, LoadPolicy
 from fairlead_sim.autoscaling.routing.prefill_placement import PrefillPlacement, PrefillPolicy
 from fairlead_sim.autoscaling.token_engine import TokenEngine
 
@@ -77,6 +76,7 @@ class AutoscalingScenario:
     """A load, its pools, the SLO and the faults; a seed draws startup times and crashes.
 
     by_shape: the gateway routes requests by their shape if pools differ.
+    load_policy: what the gateway compares among replicas.
     """
 
     name: str
@@ -89,6 +89,7 @@ class AutoscalingScenario:
     transfer: KvTransferCost = field(default_factory=KvTransferCost)
     prefill_policy: PrefillPolicy = PrefillPolicy.APART
     by_shape: bool = False
+    load_policy: LoadPolicy = LoadPolicy.RESIDENT_KV
 
 
 class Plant:
@@ -126,6 +127,9 @@ class Plant:
         self._reported_arrivals = 0
         self._reported_abandoned = 0
         self._prefill_placement = PrefillPlacement(scenario.prefill_policy, scenario.model)
+        self._load_balancer = LoadBalancer(
+            scenario.load_policy, Random(f"{scenario.name} {scenario.seed} load balancing")
+        )
         self._shape_router = ShapeRouter(scenario.model) if scenario.by_shape else None
         self._unfinished_requests: list[
             int
@@ -217,12 +221,12 @@ class Plant:
         """Returns whether a decode engine computes the prompt itself."""
         scenario, decoder = self.scenario, None
         if scenario.prefill_policy is not PrefillPolicy.APART and not self._queued_decode:
-            decoder = self._least_loaded(self._decode_pools, now)
+            decoder = self._load_balancer.pick(self._decode_pools, now)
         if decoder is None:
             return False
         prompt, transfer = self.requests.prompt[request], scenario.transfer
         transfer_seconds = transfer.base_seconds + transfer.token_seconds * prompt
-        prefiller = self._least_loaded(self._entry_pools, now)
+        prefiller = self._load_balancer.pick(self._entry_pools, now)
         return self._prefill_placement.stays_at_decode(decoder, prefiller, prompt, transfer_seconds, now)
 
     def _send(self, request: int, pools: list[Pool], now: float) -> bool:
@@ -231,31 +235,16 @@ class Plant:
         Returns False if no replica is ready.
         """
         if self._shape_router is None:
-            best = self._least_loaded(pools, now)
+            best = self._load_balancer.pick(pools, now)
         else:
             best = self._shape_router.pick(
-                self.requests.prompt[request], pools, lambda some: self._least_loaded(some, now)
+                self.requests.prompt[request], pools, lambda some: self._load_balancer.pick(some, now)
             )
         if best is None:
             return False
         self.requests.sent[request] = now
         best[1].engine.add(request, now)
         return True
-
-    def _least_loaded(self, pools: Sequence[Pool], now: float) -> tuple[Pool, Replica] | None:
-        """Returns the least loaded ready replica and its pool; None if no replica is ready."""
-        least_loaded: tuple[Pool, Replica] | None = None
-        least_load = _FOREVER
-        for pool in pools:
-            price = pool.setup.profile.prefill_token_seconds
-            for replica in pool.ready:
-                engine = replica.engine
-                if engine.next_step_at < now:
-                    engine.advance(now)
-                load = engine.load_tokens() * price
-                if load < least_load:
-                    least_loaded, least_load = (pool, replica), load
-        return least_loaded
 
     def _release(self, queued: list[int], pools: list[Pool], now: float) -> list[int]:
         """Sends as many queued requests as the batches take, and drops abandoned ones.

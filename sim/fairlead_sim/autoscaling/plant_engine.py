@@ -109,6 +109,10 @@ class PlantEngine(ABC):
     def load_tokens(self) -> int:
         """Returns the tokens in flight; uncomputed prompt tokens count twice."""
 
+    @abstractmethod
+    def uncomputed_tokens(self) -> int:
+        """Returns the prompt tokens that this engine has yet to compute."""
+
     # Shared by both engine models --------------------------------------------------------------------------------------------
 
     def prompt_tokens_to_compute(self, request: int) -> int:

@@ -99,6 +99,13 @@ class TokenEngine(PlantEngine):
                 burden += sequence.prompt_tokens - sequence.computed
         return burden
 
+    def uncomputed_tokens(self) -> int:
+        tokens = 0
+        for sequence in self._core.sequences():
+            if not sequence.generated:
+                tokens += sequence.prompt_tokens - max(sequence.computed, sequence.pulled_tokens)
+        return tokens
+
     def drop_abandoned(self, now: float) -> None:
         for sequence in self._core.sequences():
             request = self._requests_by_name[sequence.id]

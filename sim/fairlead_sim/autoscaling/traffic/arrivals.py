@@ -1,21 +1,20 @@
-"""Seeded traffic for the autoscaler's scenarios: arrivals, and lengths of prompts and answers.
+"""Arrivals of the autoscaler's scenarios, and loads made of other loads.
 
 Source: the shape of a day is read off published plots (Azure, one week of 2024: conversation and
-code). Lengths and the noise between minutes are those of Azure's hour of conversations of 2023.
-The files are not in the repository, but their quantiles are.
+code). The noise between minutes is that of Azure's hour of conversations of 2023.
 """
 
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
 
 from fairlead_sim.autoscaling.request_table import ArrivalTrace
+from fairlead_sim.autoscaling.traffic.lengths import GRID_SIZE, SHORT_OUTPUT_LENGTHS, LengthDistribution
 from fairlead_sim.workload.traces import TraceRequest
 
 _MINUTE_SECONDS = 60.0
-_GRID_SIZE = 4096
 
 CHAT_DAY = (
     (0.0, 3.0),
@@ -46,71 +45,6 @@ CODE_DAY = (
     (24.0, 0.6),
 )
 """(hour, level): eleven times as much by day as by night, reached within three hours."""
-
-
-@dataclass(frozen=True, slots=True)
-class LengthDistribution:
-    """Quantiles (0..1 in equal steps) of prompt and answer tokens, which are drawn independently.
-
-    Source: their correlation in the hour of conversations is -0.11.
-    """
-
-    prompt: tuple[int, ...]
-    output: tuple[int, ...]
-
-    def sampling_grids(self, output_factor: float = 1.0) -> tuple[list[int], list[int]]:
-        """Returns prompt and answer tokens to draw from uniformly.
-
-        output_factor: factor on the answers.
-        """
-        outputs = [max(1, round(value * output_factor)) for value in _quantile_grid(self.output)]
-        return [max(1, round(value)) for value in _quantile_grid(self.prompt)], outputs
-
-
-CHAT_LENGTHS = LengthDistribution(
-    (2, 181, 207, 372, 387, 396, 403, 414, 703, 984, 1020, 1045, 1071, 1097, 1130, 1189, 1315, 1877, 2735, 4083, 4142),
-    (7, 41, 54, 67, 77, 85, 91, 96, 103, 113, 129, 151, 177, 217, 384, 395, 400, 411, 424, 451, 620),
-)
-"""The hour of conversations: 1,155 / 211 tokens on average."""
-SHORT_OUTPUT_LENGTHS = LengthDistribution(
-    (
-        20,
-        170,
-        330,
-        490,
-        650,
-        810,
-        970,
-        1130,
-        1290,
-        1450,
-        1620,
-        1800,
-        2000,
-        2220,
-        2470,
-        2760,
-        3110,
-        3560,
-        4200,
-        5300,
-        7400,
-    ),
-    (1, 5, 6, 7, 8, 8, 9, 10, 11, 12, 13, 15, 17, 19, 22, 26, 31, 40, 56, 100, 250),
-)
-"""Code completion: about 2,048 / 28 tokens on average."""
-
-
-SHORT_CHAT_LENGTHS = LengthDistribution(
-    (2, 20, 33, 45, 60, 80, 100, 120, 145, 175, 215, 265, 340, 450, 620, 950, 1_900),
-    (5, 25, 45, 65, 85, 110, 135, 160, 190, 230, 290, 380, 520, 800),
-)
-"""Questions without history: about 250 / 200 tokens on average, in round numbers."""
-DOCUMENT_LENGTHS = LengthDistribution(
-    (1_100, 1_900, 2_400, 2_900, 3_300, 3_700, 4_100, 4_600, 5_200, 6_100, 8_000),
-    (60, 110, 140, 170, 200, 240, 280, 330, 400, 520, 800),
-)
-"""Long prompts: about 3,900 / 270 tokens on average, in round numbers."""
 
 
 def daily_rates(shape: Sequence[tuple[float, float]], minutes: int, mean: float) -> list[float]:
@@ -163,8 +97,8 @@ def poisson_arrivals(
     factors = [1.0] * len(arrivals) if output_factor is None else [output_factor(at) for at in arrivals]
     return ArrivalTrace(
         arrivals,
-        [prompts[int(uniform() * _GRID_SIZE)] for _ in arrivals],
-        [max(1, round(outputs[int(uniform() * _GRID_SIZE)] * factor)) for factor in factors],
+        [prompts[int(uniform() * GRID_SIZE)] for _ in arrivals],
+        [max(1, round(outputs[int(uniform() * GRID_SIZE)] * factor)) for factor in factors],
     )
 
 
@@ -228,16 +162,6 @@ def bursty_load(random_: Random, *, minutes: int = 60, times: int = 3) -> Arriva
             arrivals += sorted([minute * _MINUTE_SECONDS + second + random_.random() for _ in range(count)])
     return ArrivalTrace(
         arrivals,
-        [prompts[int(random_.random() * _GRID_SIZE)] for _ in arrivals],
-        [outputs[int(random_.random() * _GRID_SIZE)] for _ in arrivals],
+        [prompts[int(random_.random() * GRID_SIZE)] for _ in arrivals],
+        [outputs[int(random_.random() * GRID_SIZE)] for _ in arrivals],
     )
-
-
-def _quantile_grid(quantiles: Sequence[int]) -> list[float]:
-    last = len(quantiles) - 1
-    values = []
-    for place in range(_GRID_SIZE):
-        position = (place + 0.5) / _GRID_SIZE * last
-        below = int(position)
-        values.append(quantiles[below] + (quantiles[below + 1] - quantiles[below]) * (position - below))
-    return values
