@@ -88,6 +88,14 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             trace_folder=True,
         ),
         Benchmark(
+            "autoscaler-capacity",
+            "fairlead_bench.autoscaler.believed_capacity",
+            "the capacity that the autoscaler believes, compared with that of fixed fleets",
+            20,
+            Code.COMPILED_SIMULATOR,
+            in_all=False,
+        ),
+        Benchmark(
             "sleep-tier",
             "fairlead_bench.autoscaler.sleep_tier",
             "the autoscaler with a tier of sleeping replicas, and without",
