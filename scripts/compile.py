@@ -65,6 +65,7 @@ SIMULATION = (
     "fairlead_sim/autoscaling/capacity/fixed_fleet.py",
     *(f"fairlead_sim/autoscaling/routing/{name}.py" for name in ("load_balancing", "prefill_placement")),
     "fairlead_sim/autoscaling/traffic/*.py",
+    "fairlead_sim/autoscaling/fleet_plant/*.py",
     *(f"fairlead_sim/engine/{name}.py" for name in ("block_pool", "scheduler", "sequence")),
     "fairlead_sim/fleet/*.py",
     *(f"fairlead_sim/gateways/{name}.py" for name in ("late_binding", "single_gateway")),

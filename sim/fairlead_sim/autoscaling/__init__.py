@@ -4,6 +4,7 @@
 - ``plant``: the gateway and the pools; ``pool`` has the lives of replicas
 - ``plant_engine``: the interface of one replica; ``aggregated_engine`` in closed form,
   ``token_engine`` token by token; both write into a ``request_table``
+- ``fleet_plant``: another plant, made of the fleet simulator; caches, and the gateway's own router
 - ``closed_loop``: a controller runs a plant
 - ``offline_optimum``, ``optimum_cache``: the cheapest schedule with knowledge of the future
 - ``routing``: the gateway's rules for prefill placement, accelerators and replicas

@@ -13,9 +13,43 @@ from typing import Protocol
 
 from fairlead_autoscaler.core.types import MixRequest, MixResult, Observation, PoolPlan, ScalingPlan
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, Plant
+from fairlead_sim.autoscaling.pool import Pool
 from fairlead_sim.autoscaling.request_table import RequestTable
 
 _HOUR = 3600.0
+
+
+class SimulatedPlant(Protocol):
+    """The interface of a plant: the aggregated and token-level ``Plant``, or the ``FleetPlant``.
+
+    A plant is made for one scenario and one run.
+    """
+
+    @property
+    def requests(self) -> RequestTable:
+        """Returns what happened to each request so far."""
+        ...
+
+    @property
+    def pools(self) -> Mapping[str, Pool]:
+        """Returns the pools by name, in the order of the scenario."""
+        ...
+
+    def run(self, until: float) -> None:
+        """Simulates all events before ``until``."""
+        ...
+
+    def observe(self) -> Observation:
+        """Returns the observation of this tick and resets the counters."""
+        ...
+
+    def scale(self, pool: str, desired: int, asleep: int = 0) -> None:
+        """Sets the desired awake and sleeping replicas of a pool, within its bounds."""
+        ...
+
+    def finish(self) -> None:
+        """Stops counting cost, and simulates until all requests have ended."""
+        ...
 
 
 class Controller(Protocol):
@@ -82,12 +116,17 @@ def is_within_slo(requests: RequestTable, request: int, ttft_seconds: float, itl
     return not gaps or end - first <= itl_seconds * gaps
 
 
-def run_schedule(scenario: AutoscalingScenario, steps: Sequence[tuple[float, Mapping[str, int]]]) -> ControllerOutcome:
+def run_schedule(
+    scenario: AutoscalingScenario,
+    steps: Sequence[tuple[float, Mapping[str, int]]],
+    plant: SimulatedPlant | None = None,
+) -> ControllerOutcome:
     """Runs the scenario with a schedule of ready replicas, as if the future were known.
 
-    steps: (time, ready replicas by pool). Those of time 0 are there from the start.
+    - steps: (time, ready replicas by pool). Those of time 0 are there from the start.
+    - plant: a new plant of this scenario with foresight; None: the aggregated one.
     """
-    plant = Plant(scenario, foresight=True)
+    plant = plant or Plant(scenario, foresight=True)
     names = list(plant.pools)
     samples: list[PlantSample] = []
     for at, counts in steps:
@@ -106,16 +145,18 @@ def run_controller(
     controller: Controller,
     *,
     engine_model: EngineModelKind = EngineModelKind.AGGREGATED,
+    plant: SimulatedPlant | None = None,
     solver: Callable[[MixRequest], MixResult] | None = None,
     hint_seconds: float | None = None,
 ) -> ControllerOutcome:
     """Runs the scenario under one controller.
 
+    - plant: a new plant of this scenario; None: a ``Plant`` of ``engine_model``.
     - solver: answers the plan's mix requests; None: they stay open.
     - hint_seconds: delay from a request without a replica to the tick of its wake hint; None:
       gateways send no hints.
     """
-    plant = Plant(scenario, engine_model=engine_model)
+    plant = plant or Plant(scenario, engine_model=engine_model)
     names = list(plant.pools)
     samples: list[PlantSample] = []
     now = 0.0
@@ -133,7 +174,7 @@ def run_controller(
     return _controller_outcome(scenario, plant, samples)
 
 
-def _hinted_tick(plant: Plant, now: float, hint_seconds: float | None) -> float:
+def _hinted_tick(plant: SimulatedPlant, now: float, hint_seconds: float | None) -> float:
     """Returns the time of the tick that the next wake hint causes; infinity if none will."""
     if hint_seconds is None or any(pool.desired for pool in plant.pools.values()):
         return math.inf
@@ -142,7 +183,9 @@ def _hinted_tick(plant: Plant, now: float, hint_seconds: float | None) -> float:
     return arrivals[at] + hint_seconds if at < len(arrivals) else math.inf
 
 
-def _controller_outcome(scenario: AutoscalingScenario, plant: Plant, samples: list[PlantSample]) -> ControllerOutcome:
+def _controller_outcome(
+    scenario: AutoscalingScenario, plant: SimulatedPlant, samples: list[PlantSample]
+) -> ControllerOutcome:
     table, model = plant.requests, scenario.model
     ttft = model.ttft_seconds or float("inf")
     itl = model.itl_seconds or float("inf")

@@ -14,12 +14,16 @@ class StepTotals:
     """The counters of an engine since the last observation.
 
     Histograms count per bucket; the last bucket is beyond all bounds.
+
+    - prompt_tokens: of prompts with a first token, the cached ones included.
+    - cached_tokens: prompt tokens found in the cache; None for an engine without one.
     """
 
     def __init__(self, ttft_bounds: tuple[float, ...], itl_bounds: tuple[float, ...]) -> None:
         self._ttft_bounds = ttft_bounds
         self._itl_bounds = itl_bounds
         self.prompt_tokens = 0
+        self.cached_tokens: int | None = None
         self.generated_tokens = 0
         self.gap_seconds = 0.0
         self.finished = 0
@@ -53,7 +57,9 @@ class StepTotals:
 
     def empty_copy(self) -> "StepTotals":
         """Returns new counters at zero, with the same bounds."""
-        return StepTotals(self._ttft_bounds, self._itl_bounds)
+        totals = StepTotals(self._ttft_bounds, self._itl_bounds)
+        totals.cached_tokens = None if self.cached_tokens is None else 0
+        return totals
 
 
 class PlantEngine(ABC):

@@ -326,6 +326,7 @@ def _replica_metrics(replica: Replica, now: float, state: ReplicaState, zeroed: 
         itl_seconds=totals.gap_seconds,
         finished=totals.finished,
         first_tokens=totals.first_tokens,
+        cached_tokens=totals.cached_tokens,
         ttft_seconds=totals.ttft_seconds,
         ttft_counts=tuple(totals.ttft_counts),
         itl_counts=tuple(totals.itl_counts),

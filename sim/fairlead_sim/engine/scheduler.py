@@ -70,9 +70,8 @@ class EngineCore:
         self._max_sequences = max(1, min(profile.max_sequences, profile.step_tokens))
         self._arrival_numbers = count()
         self._sequences: dict[str, EngineSequence] = {}
-        self._queue: list[
-            tuple[tuple[float, float, int], EngineSequence]
-        ] = []  # a heap; aborted ones stay until they surface
+        # A heap; aborted sequences stay until they surface.
+        self._queue: list[tuple[tuple[float, float, int], EngineSequence]] = []
         self._waiting = 0
         self._prefilling: list[EngineSequence] = []
         self._decoding: list[EngineSequence] = []
@@ -99,6 +98,11 @@ class EngineCore:
     def is_paused(self) -> bool:
         """Whether ``step`` returns None until ``resume``."""
         return self._paused
+
+    @property
+    def decoding_count(self) -> int:
+        """Returns the number of sequences that get a token in each step."""
+        return len(self._decoding)
 
     def sequences(self) -> list[EngineSequence]:
         """Returns all running and waiting sequences, oldest first."""
@@ -180,9 +184,7 @@ class EngineCore:
         )
 
     def step(self, now: float) -> EngineStep | None:
-        """Plans the step that begins at ``now``; returns None if there is nothing to do, or on
-        pause.
-        """
+        """Plans the step that begins at ``now``; None if there is nothing to do, or on pause."""
         if self._paused or not self._sequences:
             return None
         step = EngineStep()
@@ -221,9 +223,7 @@ class EngineCore:
         return step
 
     def steady_steps(self) -> int:
-        """Returns how many steps from now on only add a token to each decoding sequence;
-        often 0.
-        """
+        """Returns how many steps from now on only decode; often 0."""
         if self._paused or self._waiting or self._prefilling or self._block_full or not self._decoding:
             return 0
         return min([sequence.steps_to_block_end for sequence in self._decoding]) - 1

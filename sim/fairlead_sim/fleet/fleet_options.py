@@ -17,6 +17,7 @@ class FleetOptions:
     - reserve_tokens: output tokens that must fit at admission. None: all. 0: none, so that engines
       preempt.
     - is_pooled: one memory for all engines (``experiments.ideal_bound``).
+    - keeps_results: False forgets a request when it ends, for simulations of days.
     """
 
     engine_names: Sequence[str]
@@ -27,3 +28,4 @@ class FleetOptions:
     feedback_delay_seconds: float = 0.0
     reserve_tokens: int | None = None
     is_pooled: bool = False
+    keeps_results: bool = True

@@ -9,6 +9,9 @@ first step in which a sequence fills a block or ends, and takes them together. I
 before that (a request arrives, or the engine is lost), it takes the steps that have begun and
 continues from there. All times equal those of single steps to the last bit; a property test
 compares the two.
+
+``run`` and ``run_sessions`` run all requests to their ends. A caller with its own clock submits
+requests with ``arrive`` and advances the simulation with ``run_until``.
 """
 
 import heapq
@@ -26,6 +29,7 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput, FairleadError
 from fairlead_sim.engine.block_pool import BlockPool
 from fairlead_sim.engine.scheduler import EngineCore, EngineSequence, EngineStep
+from fairlead_sim.fleet.engine_observer import EngineObserver
 from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import InflightRequest, RequestResult
 from fairlead_sim.fleet.router_front import QUEUED, Action, RouterFront, SimulationContext
@@ -38,6 +42,7 @@ _ARRIVAL: Final = 2
 _MAX_FORESEEN_STEPS: Final = 64
 """The number of predicted steps. Most runs are shorter, because a request arrives."""
 ENGINE_LOST: Final = "the engine was lost during the answer"
+CLIENT_GONE: Final = "the client gave up before the first token"
 
 
 class _FleetEngine:
@@ -45,11 +50,22 @@ class _FleetEngine:
 
     - step_ends: the ends of all steps; the last ``foreseen`` of them have not been taken yet.
     - version: heap entries of an older version are void.
+    - stretch_began: when the first predicted step began.
     """
 
-    __slots__ = ("core", "foreseen", "index", "is_stepping", "name", "step_ends", "version")
+    __slots__ = (
+        "core",
+        "foreseen",
+        "index",
+        "is_stepping",
+        "name",
+        "observer",
+        "step_ends",
+        "stretch_began",
+        "version",
+    )
 
-    def __init__(self, name: str, index: int, core: EngineCore) -> None:
+    def __init__(self, name: str, index: int, core: EngineCore, observer: EngineObserver | None) -> None:
         self.name = name
         self.index = index
         self.core = core
@@ -57,6 +73,8 @@ class _FleetEngine:
         self.foreseen = 0
         self.is_stepping = False
         self.version = 0
+        self.observer = observer
+        self.stretch_began = 0.0
 
 
 class FleetSimulation(SimulationContext):
@@ -64,6 +82,7 @@ class FleetSimulation(SimulationContext):
 
     - prompts: block keys, which several simulations may share.
     - on_progress: called for each request at its first token, and at its end if that is an error.
+    - now: the time up to which ``run_until`` has simulated.
     """
 
     def __init__(
@@ -79,6 +98,7 @@ class FleetSimulation(SimulationContext):
         self._publishes_kv_events = options.publishes_kv_events
         self._feedback_delay_seconds = options.feedback_delay_seconds
         self._reserve_tokens = options.reserve_tokens
+        self._keeps_results = options.keeps_results
         self._prompts = prompts or TracePromptCache(options.block_tokens)
         self._on_progress = on_progress
         blocks = options.profile.kv_tokens // options.block_tokens * len(options.engine_names)
@@ -93,10 +113,16 @@ class FleetSimulation(SimulationContext):
         self._requests: dict[str, InflightRequest] = {}
         self._open_requests = 0
         self._on_ended: dict[str, Action] = {}
+        self.now = 0.0
 
     @property
     def engine_cores(self) -> Mapping[str, EngineCore]:
         return {name: engine.core for name, engine in self._engines.items()}
+
+    @property
+    def open_requests(self) -> int:
+        """Returns the number of requests that have not ended."""
+        return self._open_requests
 
     def schedule(self, at: float, act: Action) -> None:
         heapq.heappush(self._event_heap, (at, _NOTICE, next(self._order), 0, act))
@@ -140,6 +166,59 @@ class FleetSimulation(SimulationContext):
         self._run_events([])
         return [self._requests[request.id].result() for session in sessions for request in session]
 
+    # --- a caller with its own clock ---------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Starts the router, before the first ``arrive``."""
+        self._router.start(self)
+
+    def arrive(self, request: TraceRequest, now: float) -> None:
+        """Takes a request that arrives now; ``run_until`` has been called up to ``now``."""
+        self._open_requests += 1
+        self._arrive(request, now)
+
+    def arrive_at(self, request: TraceRequest, instance: str, now: float) -> None:
+        """Takes a request for one engine, past the router."""
+        self._open_requests += 1
+        inflight = self._requests[request.id] = InflightRequest(request)
+        inflight.instance = instance
+        self._submit(inflight, now)
+
+    def run_until(self, until: float) -> None:
+        """Simulates all events up to ``until``."""
+        heap = self._event_heap
+        while heap and heap[0][0] <= until:
+            now, _, _, _, act = heapq.heappop(heap)
+            act(now)
+        self.now = until
+
+    def settle(self, now: float) -> None:
+        """Takes all steps that have begun, so that observers have counted them."""
+        for engine in self._engines.values():
+            self._take_begun_steps(engine, now)
+
+    def abandon_request(self, request_id: str, now: float) -> bool:
+        """Ends a request whose client gave up before the first token.
+
+        Returns False if the request has a first token or has ended.
+        """
+        inflight = self._requests.get(request_id)
+        if inflight is None or inflight.is_ended or inflight.first_token_at is not None:
+            return False
+        self._router.on_lost(request_id, now)
+        self._abort_on_engine(inflight, now)
+        self._end(inflight, now, CLIENT_GONE)
+        return True
+
+    def engine_core(self, name: str) -> EngineCore | None:
+        """Returns a present engine; None if it is absent."""
+        engine = self._engines.get(name)
+        return None if engine is None else engine.core
+
+    def is_engine_busy(self, name: str) -> bool:
+        """Whether an engine has a step in progress; its last answers end with that step."""
+        return self._engines[name].is_stepping
+
     # --- what a front or a script does ------------------------------------------------------------------------------------
 
     def send_queued_request(self, request_id: str, instance: str, now: float) -> None:
@@ -152,10 +231,7 @@ class FleetSimulation(SimulationContext):
 
     def interrupt_request(self, request_id: str, now: float) -> None:
         inflight = self._requests[request_id]
-        engine = None if inflight.instance is None else self._engines.get(inflight.instance)
-        if engine is not None and inflight.sequence is not None:
-            self._take_begun_steps(engine, now)
-            engine.core.abort(request_id)
+        self._abort_on_engine(inflight, now)
         self._on_lost(inflight, now)
 
     def lose_engine(self, name: str, now: float) -> None:
@@ -164,6 +240,7 @@ class FleetSimulation(SimulationContext):
         Requests without a first token arrive again; answers in progress are cut.
         """
         engine = self._engines.pop(name)
+        self._draining.discard(name)
         self._take_begun_steps(engine, now)
         engine.version += 1
         self._publish_membership(now)
@@ -174,15 +251,27 @@ class FleetSimulation(SimulationContext):
             self._router.on_lost(inflight.request.id, now)
             self._on_lost(inflight, now)
 
-    def add_engine(self, name: str, now: float) -> None:
+    def add_engine(self, name: str, now: float, observer: EngineObserver | None = None) -> None:
         """Adds an engine with an empty cache."""
-        self._add_engine(name)
+        self._add_engine(name, observer)
         self._publish_membership(now)
 
     def cordon_engine(self, name: str, now: float) -> None:
         """Takes an engine out of routing; it finishes its requests."""
         self._draining.add(name)
         self._publish_membership(now)
+
+    def uncordon_engine(self, name: str, now: float) -> None:
+        """Returns a cordoned engine to routing, with its cache."""
+        self._draining.discard(name)
+        self._publish_membership(now)
+
+    def remove_engine(self, name: str) -> None:
+        """Removes a cordoned engine that has no request left."""
+        if name not in self._draining or self._engines[name].is_stepping:
+            raise BadInput(f"engine {name} has requests or takes new ones", field="name")
+        self._draining.discard(name)
+        del self._engines[name]
 
     def slow_engine(self, name: str, factor: float, now: float) -> None:
         """Makes further steps of the engine take ``factor`` times as long as by its profile."""
@@ -201,12 +290,19 @@ class FleetSimulation(SimulationContext):
     def _publish_membership(self, now: float) -> None:
         self._router.on_membership([name for name in self._engines if name not in self._draining], now)
 
-    def _add_engine(self, name: str) -> None:
+    def _abort_on_engine(self, inflight: InflightRequest, now: float) -> None:
+        """Drops a request from its engine, if it is on one."""
+        engine = None if inflight.instance is None else self._engines.get(inflight.instance)
+        if engine is not None and inflight.sequence is not None:
+            self._take_begun_steps(engine, now)
+            engine.core.abort(inflight.request.id)
+
+    def _add_engine(self, name: str, observer: EngineObserver | None = None) -> None:
         profile = self._profile_of(name)
         core = EngineCore(
             profile, block_tokens=self._options.block_tokens, events=self._publishes_kv_events, pool=self._pool
         )
-        self._engines[name] = _FleetEngine(name, next(self._engine_indexes), core)
+        self._engines[name] = _FleetEngine(name, next(self._engine_indexes), core, observer)
 
     def _profile_of(self, name: str) -> EngineProfile:
         return self._options.profiles.get(name, self._options.profile)
@@ -266,6 +362,9 @@ class FleetSimulation(SimulationContext):
 
     def _begin_step(self, engine: _FleetEngine, now: float) -> None:
         core = engine.core
+        if not self._keeps_results:
+            del engine.step_ends[:]
+        engine.stretch_began = now
         steps = core.steady_steps()
         if steps:
             steps = min(steps, _MAX_FORESEEN_STEPS)
@@ -290,7 +389,7 @@ class FleetSimulation(SimulationContext):
         if version != engine.version:
             return
         if engine.foreseen:
-            engine.core.advance(engine.foreseen)
+            self._advance(engine, engine.foreseen, len(engine.step_ends) - engine.foreseen)
             engine.foreseen = 0
         self._begin_step(engine, now)
 
@@ -304,36 +403,54 @@ class FleetSimulation(SimulationContext):
         ends = engine.step_ends
         first = len(ends) - engine.foreseen
         begun = min(bisect_right(ends, now, first) + 1, len(ends))
-        engine.core.advance(begun - first)
+        self._advance(engine, begun - first, first)
         engine.foreseen = 0
         del ends[begun:]
         self._schedule_step_end(engine, ends[-1], partial(self._end_stretch, engine))
 
+    def _advance(self, engine: _FleetEngine, steps: int, first: int) -> None:
+        """Takes predicted steps; the first of them ends at ``step_ends[first]``."""
+        observer = engine.observer
+        if observer is not None:
+            sequences, began = engine.core.decoding_count, engine.stretch_began
+            for ended in engine.step_ends[first : first + steps]:
+                observer.on_gaps(sequences, ended - began)
+                began = ended
+        engine.core.advance(steps)
+
     def _end_step(self, engine: _FleetEngine, step: EngineStep, version: int, now: float) -> None:
         if version != engine.version:
             return
-        requests, router = self._requests, self._router
+        requests, router, observer = self._requests, self._router, engine.observer
         index = len(engine.step_ends) - 1
         if self._publishes_kv_events and step.events:
             router.on_kv_events(engine.name, step.events, now)
+        if observer is not None:
+            observer.on_gaps(len(step.tokens) - len(step.decode_starts), step.seconds)
         for sequence in step.preempted:
-            requests[sequence.id].end_span(index)
+            inflight = requests.get(sequence.id)
+            if inflight is not None:
+                inflight.end_span(index)
         for sequence in step.decode_starts:
-            inflight = requests[sequence.id]
-            if inflight.is_current(sequence):
+            inflight = requests.get(sequence.id)
+            if inflight is not None and inflight.is_current(sequence):
                 inflight.begin_span(index)
         for sequence in step.first_tokens:
-            inflight = requests[sequence.id]
-            if inflight.is_current(sequence):
+            inflight = requests.get(sequence.id)
+            if inflight is not None and inflight.is_current(sequence):
                 inflight.first_token_at = now
+                if observer is not None:
+                    observer.on_first_token(sequence, now)
                 if self._on_progress is not None:
                     self._on_progress(inflight, now)
                 self._notify(partial(router.on_first_token, sequence.id), now)
         for sequence, _ in step.finished:
-            inflight = requests[sequence.id]
-            if not inflight.is_current(sequence):
+            inflight = requests.get(sequence.id)
+            if inflight is None or not inflight.is_current(sequence):
                 continue
             inflight.end_span(index + 1)
+            if observer is not None:
+                observer.on_finished(sequence, now)
             self._notify(partial(router.on_finished, sequence), now)
             self._end(inflight, now, None)
         self._begin_step(engine, now)
@@ -356,6 +473,8 @@ class FleetSimulation(SimulationContext):
         elif self._on_progress is not None:
             self._on_progress(inflight, now)
         self._open_requests -= 1
+        if not self._keeps_results:
+            del self._requests[inflight.request.id]
         after = self._on_ended.pop(inflight.request.id, None)
         if after is not None:
             after(now)

@@ -171,6 +171,10 @@ class Dispatcher:
         if self._queue is not None:
             self._queue.on_first_token(request, now)
 
+    def queued_count(self) -> int:
+        """Returns the number of assigned requests that wait for their engine."""
+        return 0 if self._queue is None else len(self._queue.queued())
+
     def retain(self, reached: Sequence[str], now: float) -> list[str]:
         """Drops and returns the requests queued for engines other than ``reached``."""
         dropped = [] if self._queue is None else self._queue.retain(reached)

@@ -76,15 +76,19 @@ def trace_chain(
     return PrefixChain(tuple(hashes), ends, xxh3_64_intdigest(rest, state))
 
 
-def trace_keys(blocks: Sequence[int], prompt_tokens: int, block_tokens: int) -> tuple[int, ...]:
+def trace_keys(
+    blocks: Sequence[int], prompt_tokens: int, block_tokens: int, *, trace_block_tokens: int = TRACE_BLOCK_TOKENS
+) -> tuple[int, ...]:
     """Returns the keys of the full engine blocks, equal where all ids up to there are equal.
+
+    trace_block_tokens: the tokens of a prompt that one id names.
 
     Raises BadInput if engine blocks cross the boundaries of trace blocks.
     """
-    each, rest = divmod(TRACE_BLOCK_TOKENS, block_tokens)
+    each, rest = divmod(trace_block_tokens, block_tokens)
     if rest:
         raise BadInput(
-            f"engine blocks of {block_tokens} tokens do not divide trace blocks of {TRACE_BLOCK_TOKENS}",
+            f"engine blocks of {block_tokens} tokens do not divide trace blocks of {trace_block_tokens}",
             field="block_tokens",
         )
     key, keys = 0, []

@@ -1,0 +1,292 @@
+"""The plant made of the fleet simulator: life cycles, caches, and what a controller sees."""
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from fairlead.errors import BadInput
+from fairlead.fleet.model import Role
+from fairlead_autoscaler.core.types import Observation, PoolPlan, ReplicaState, ScalingPlan
+from fairlead_sim.autoscaling import reference_pools
+from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, ScheduleController, run_controller
+from fairlead_sim.autoscaling.fleet_plant.conversations import ConversationOptions
+from fairlead_sim.autoscaling.fleet_plant.options import FleetPlantOptions
+from fairlead_sim.autoscaling.fleet_plant.plant import FleetPlant
+from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, PlantFaults
+from fairlead_sim.autoscaling.pool import StartupDistribution
+from fairlead_sim.autoscaling.request_table import ArrivalTrace
+from fairlead_sim.autoscaling.traffic import CHAT_LENGTHS, poisson_arrivals
+
+TEN_SECONDS = StartupDistribution(10.0, 0.0)
+NOTHING = ArrivalTrace([], [], [])
+NO_CACHE = FleetPlantOptions(ConversationOptions(cached_share=0.0))
+
+
+def scenario(
+    load: ArrivalTrace = NOTHING,
+    *,
+    initial: int = 1,
+    startup: StartupDistribution = TEN_SECONDS,
+    seconds: float = 100.0,
+    faults: PlantFaults | None = None,
+) -> AutoscalingScenario:
+    setups = [reference_pools.reference_pool(reference_pools.small_profile(), initial, startup=startup, minimum=0)]
+    model = reference_pools.reference_model(setups, 3.0, 0.15)
+    return AutoscalingScenario("made", 1, seconds, model, tuple(setups), load, faults or PlantFaults())
+
+
+def chat(rate: float, minutes: int, seed: int = 1) -> ArrivalTrace:
+    return poisson_arrivals([rate] * minutes, CHAT_LENGTHS, Random(seed))
+
+
+def steady(rate: float, seconds: float) -> ArrivalTrace:
+    count = int(rate * seconds)
+    return ArrivalTrace([one / rate for one in range(count)], [1_000] * count, [100] * count)
+
+
+def outcome_of(
+    made: AutoscalingScenario, *steps: tuple[float, int], options: FleetPlantOptions = NO_CACHE
+) -> ControllerOutcome:
+    controller = ScheduleController([(at, {"S": count}) for at, count in steps])
+    return run_controller(made, controller, plant=FleetPlant(made, options))
+
+
+def assert_each_ends_once(outcome: ControllerOutcome) -> None:
+    table = outcome.request_table
+    ended = sum(end >= 0.0 for end in table.end)
+    assert ended + outcome.abandoned + outcome.lost == outcome.requests
+    for at, sent, first, end in zip(table.arrival, table.sent, table.first, table.end, strict=True):
+        if end >= 0.0:
+            assert at <= sent < first <= end
+
+
+def test_a_replica_costs_from_its_order_to_its_end() -> None:
+    outcome = outcome_of(scenario(), (5.0, 3), (50.0, 1))
+    assert outcome.replica_hours["S"] * 3600.0 == pytest.approx(100.0 + 2 * 45.0)
+    ready = {sample.now: sample.ready[0] for sample in outcome.samples}
+    assert (ready[10.0], ready[15.0], ready[20.0]) == (1, 3, 3)
+
+
+def test_a_drained_replica_finishes_its_requests_and_costs_until_then() -> None:
+    outcome = outcome_of(scenario(steady(1.0, 45.0), initial=3), (45.0, 1))
+    assert outcome.lost == outcome.abandoned == 0
+    assert_each_ends_once(outcome)
+    drained = outcome.replica_hours["S"] * 3600.0 - 100.0 - 2 * 45.0
+    after = [end - 45.0 for end in outcome.request_table.end if end > 45.0]
+    assert after
+    assert 0.0 < drained <= 2 * max(after)
+
+
+def test_a_crash_cuts_answers_and_the_other_requests_are_sent_again() -> None:
+    load = chat(3.0, 1)
+    outcome = outcome_of(scenario(load, initial=2, faults=PlantFaults(crashes=(30.0,))))
+    assert outcome.lost > 0
+    assert outcome.abandoned == 0
+    assert_each_ends_once(outcome)
+    table = outcome.request_table
+    cut = [number for number, end in enumerate(table.end) if end < 0.0]
+    assert len(cut) == outcome.lost
+    assert all(table.sent[number] < 30.0 and 0.0 <= table.first[number] <= 30.0 for number in cut)
+    again = [number for number, at in enumerate(table.arrival) if table.sent[number] == 30.0 and at < 30.0]
+    assert again
+    assert all(table.end[number] > 30.0 for number in again)
+    ready = {sample.now: sample.ready[0] for sample in outcome.samples}
+    assert (ready[25.0], ready[35.0], ready[45.0]) == (2, 1, 2)
+    assert outcome.replica_hours["S"] * 3600.0 == pytest.approx(2 * 100.0)
+
+
+def test_requests_wait_at_the_gateway_for_the_first_replica() -> None:
+    class OnHeld:
+        def __init__(self) -> None:
+            self.held: list[float] = []
+
+        def step(self, observation: Observation) -> ScalingPlan:
+            assert observation.gateway is not None
+            self.held.append(observation.gateway.held)
+            return ScalingPlan({"S": PoolPlan(2, "held", "")} if observation.gateway.held else {})
+
+    controller, made = OnHeld(), scenario(steady(1.0, 60.0), initial=0)
+    outcome = run_controller(made, controller, plant=FleetPlant(made, NO_CACHE))
+    assert controller.held[:2] == [5.0, 10.0]
+    assert controller.held[-1] == 0
+    assert outcome.abandoned == outcome.lost == 0
+    assert_each_ends_once(outcome)
+    table = outcome.request_table
+    assert table.sent[0] == 15.0
+    assert table.sent[:15] == sorted(table.sent[:15])
+
+
+def test_clients_give_up_after_their_patience() -> None:
+    made = scenario(steady(1.0, 20.0), initial=0, seconds=120.0)
+    plant = FleetPlant(made, NO_CACHE)
+    plant.run(60.5)
+    assert plant.requests.abandoned == 1
+    plant.run(79.5)
+    assert plant.requests.abandoned == 20
+    observation = plant.observe()
+    assert observation.gateway is not None
+    assert (observation.gateway.abandoned, observation.gateway.held) == (20, 0)
+
+
+def test_overload_ends_each_request_once_and_leaves_none_behind() -> None:
+    load = chat(6.0, 3)
+    faults = PlantFaults(crashes=(40.0, 100.0), slow=((60.0, 1.5),))
+    outcome = outcome_of(scenario(load, initial=2, seconds=180.0, faults=faults), (70.0, 4), (150.0, 1))
+    assert outcome.abandoned > 0
+    assert outcome.lost > 0
+    assert_each_ends_once(outcome)
+
+
+def test_equal_seeds_give_equal_outcomes() -> None:
+    made = scenario(chat(4.0, 3), initial=3, seconds=180.0, faults=PlantFaults(crashes=(60.0,)))
+    options = FleetPlantOptions()
+    first, second = [outcome_of(made, (30.0, 5), (120.0, 3), options=options) for _ in range(2)]
+    assert first.request_table.end == second.request_table.end
+    assert first.samples == second.samples
+    assert first.cost == second.cost
+    other = outcome_of(replace(made, seed=2), (30.0, 5), (120.0, 3), options=options)
+    assert other.request_table.end != first.request_table.end
+
+
+def test_missing_and_zeroed_metrics_and_the_counters_of_a_tick() -> None:
+    load = steady(2.0, 100.0)
+    faults = PlantFaults(missing=((10.0, 15.0),), zeroed=((20.0, 25.0),))
+    plant = FleetPlant(scenario(load, faults=faults))
+    observations = []
+    for tick in range(5, 160, 5):
+        plant.run(float(tick))
+        observations.append(plant.observe())
+    true, missing, _, zeroed, _, _ = observations[:6]
+    assert true.gateway is not None
+    assert (true.gateway.arrivals, true.gateway.prompt_tokens) == (10, 10_000)
+    assert missing.gateway is None
+    assert missing.pools["S"].replicas is None
+    assert missing.pools["S"].ready == 1
+    [replica] = zeroed.pools["S"].replicas or ()
+    assert (replica.running, replica.generated_tokens, replica.cached_tokens) == (0, 0, 0)
+    assert replica.state is ReplicaState.READY
+    seen = [replica for one in observations for replica in one.pools["S"].replicas or ()]
+    lost_ticks = [one for one in observations if one is missing or one is zeroed]
+    assert len(lost_ticks) == 2
+    last = seen[-1]
+    assert (last.running, last.waiting, last.kv_share) == (0, 0, 0.0)
+    assert max(replica.kv_share or 0.0 for replica in seen) > 0.1
+    full = FleetPlant(scenario(load))
+    full.run(160.0)
+    [whole] = full.observe().pools["S"].replicas or ()
+    assert (whole.first_tokens, whole.finished) == (200, 200)
+    assert whole.generated_tokens == 200 * 100
+    assert sum(whole.itl_counts or ()) == 200 * 99
+    assert sum(whole.ttft_counts or ()) == 200
+    assert whole.prompt_tokens == 200 * 1_000
+    table = full.requests
+    between = sum(end - first for first, end in zip(table.first, table.end, strict=True))
+    assert whole.itl_seconds == pytest.approx(between)
+    waits = sum(first - sent for first, sent in zip(table.first, table.sent, strict=True))
+    assert whole.ttft_seconds == pytest.approx(waits)
+
+
+def test_one_conversation_on_one_replica_computes_only_what_is_new() -> None:
+    """1,000 + 2,000 prompt tokens; the second turn finds 62 full blocks of 16 tokens."""
+    load = ArrivalTrace([0.0, 60.0], [1_000, 2_000], [10, 10])
+    options = FleetPlantOptions(ConversationOptions(cached_share=0.5, system_tokens=0, pause_seconds=1.0))
+    plant = FleetPlant(scenario(load), options)
+    plant.run(100.0)
+    [replica] = plant.observe().pools["S"].replicas or ()
+    assert (replica.prompt_tokens, replica.cached_tokens) == (3_000, 62 * 16)
+    assert plant.cached_share == pytest.approx(62 * 16 / 3_000)
+    assert plant.ideal_cached_share == pytest.approx(62 * 16 / 3_000)
+    profile = reference_pools.small_profile()
+    cold, warm = [plant.requests.first[number] - plant.requests.arrival[number] for number in (0, 1)]
+    assert cold == pytest.approx(profile.prefill_time(1_000, 0) + 2 * profile.sequence_seconds, abs=1e-6)
+    assert warm == pytest.approx(profile.prefill_time(2_000, 992) + 2 * profile.sequence_seconds, abs=1e-6)
+
+
+def test_a_new_replica_has_an_empty_cache() -> None:
+    """The conversation's replica is replaced between its turns."""
+    load = ArrivalTrace([0.0, 60.0], [1_000, 2_000], [10, 10])
+    options = FleetPlantOptions(ConversationOptions(cached_share=0.5, system_tokens=0, pause_seconds=1.0))
+    made = scenario(load)
+    plant = FleetPlant(made, options)
+    run_controller(made, ScheduleController([(10.0, {"S": 0}), (40.0, {"S": 1})]), plant=plant)
+    assert plant.requests.end[1] > 60.0
+    assert plant.cached_share == 0.0
+
+
+def test_more_replicas_keep_more_of_the_same_conversations() -> None:
+    made, shares = scenario(chat(6.0, 6), initial=6, seconds=360.0), []
+    for replicas in (6, 24):
+        plant = FleetPlant(made, foresight=True)
+        plant.scale("S", replicas)
+        plant.run(360.0)
+        shares.append(plant.cached_share)
+    few, many = shares
+    assert few + 0.03 < many < plant.ideal_cached_share
+
+
+def test_a_shared_prefix_costs_less_than_none() -> None:
+    made = scenario(chat(5.0, 6), initial=4, seconds=360.0)
+    cold = outcome_of(made)
+    warm = outcome_of(made, options=FleetPlantOptions(ConversationOptions(cached_share=0.45, pause_seconds=5.0)))
+    assert warm.attainment > cold.attainment
+
+
+@pytest.mark.parametrize(("replicas", "within"), [(6, 0.01), (7, 0.005), (9, 0.005)])
+def test_without_caches_it_agrees_with_the_token_level_plant(replicas: int, within: float) -> None:
+    """Routing differs: prompts and memory in flight here, tokens in flight there."""
+    made = scenario(chat(6.5, 8), initial=replicas, seconds=480.0)
+    fleet = outcome_of(made, (200.0, replicas + 2), (300.0, replicas - 1))
+    controller = ScheduleController([(200.0, {"S": replicas + 2}), (300.0, {"S": replicas - 1})])
+    tokens = run_controller(made, controller, engine_model=EngineModelKind.TOKEN_LEVEL)
+    assert fleet.attainment == pytest.approx(tokens.attainment, abs=within)
+    assert fleet.cost == pytest.approx(tokens.cost, rel=0.005)
+    assert fleet.starts == tokens.starts
+
+
+def test_a_slow_engine_takes_longer_for_each_token_from_then_on() -> None:
+    load = steady(0.1, 200.0)
+    plant = FleetPlant(scenario(load, seconds=200.0, faults=PlantFaults(slow=((100.0, 2.0),))), NO_CACHE)
+    plant.run(100.0)
+    plant.observe()
+    plant.run(300.0)
+    table = plant.requests
+    paces = [(end - first) / 99.0 for first, end in zip(table.first, table.end, strict=True)]
+    before = [pace for pace, end in zip(paces, table.end, strict=True) if end < 100.0]
+    after = [pace for pace, at in zip(paces, load.arrivals, strict=True) if at > 100.0]
+    assert min(after) == pytest.approx(2.0 * min(before), rel=1e-6)
+
+
+def test_a_replica_that_starts_after_the_slowdown_is_slow_too() -> None:
+    load = ArrivalTrace([50.0], [100], [101])
+    made = scenario(load, initial=0, faults=PlantFaults(slow=((5.0, 3.0),)))
+    table = outcome_of(made, (20.0, 1)).request_table
+    gap = (table.end[0] - table.first[0]) / 100.0
+    profile = reference_pools.small_profile()
+    assert gap == pytest.approx(3.0 * profile.step_time(computed=1, sequences=1, resident=150), rel=0.01)
+
+
+def test_two_pools_share_the_load() -> None:
+    setups = (
+        reference_pools.reference_pool(reference_pools.small_profile(), 2),
+        reference_pools.reference_pool(reference_pools.large_profile(), 1, cost=3.7),
+    )
+    made = replace(scenario(chat(6.0, 2), seconds=120.0), pools=setups)
+    made = replace(made, model=reference_pools.reference_model(setups, 3.0, 0.15))
+    plant = FleetPlant(made)
+    plant.run(120.0)
+    observation = plant.observe()
+    for name in ("S", "L"):
+        assert sum(replica.first_tokens or 0.0 for replica in observation.pools[name].replicas or ()) > 20
+    assert observation.shapes
+    assert len(observation.shapes) == sum(0.0 <= end <= 120.0 for end in plant.requests.end)
+
+
+def test_prefill_and_decode_pools_are_refused() -> None:
+    setups = (
+        reference_pools.reference_pool(reference_pools.large_profile(), 1, role=Role.PREFILL, name="prefill"),
+        reference_pools.reference_pool(reference_pools.large_profile(), 1, role=Role.DECODE, name="decode"),
+    )
+    made = replace(scenario(), pools=setups, model=reference_pools.reference_model(setups, 2.0, 0.1))
+    with pytest.raises(BadInput, match="prefill or decode pools"):
+        FleetPlant(made)
