@@ -5,7 +5,7 @@ results: result rows with goals, the JSON file, the printed table
 measurement_cache: measurements kept in a file, so that a stopped run goes on
 gateway, gateway_instructions: cost of the data plane, timed and counted
 routing, sharing, scheduling: the fleet simulator
-autoscaler, mix: the autoscaler and the accelerator mix
+autoscaler, outside_plant, mix: the autoscaler in two plants, and the accelerator mix
 accuracy: the simulator compared with what it simulates
 operator, index: the other components
 """

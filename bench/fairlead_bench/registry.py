@@ -96,6 +96,12 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             in_all=False,
         ),
         Benchmark(
+            "autoscaler-outside",
+            "fairlead_bench.outside_plant.benchmark",
+            "the autoscaler in a second plant that shares no code with the simulator",
+            15,
+        ),
+        Benchmark(
             "sleep-tier",
             "fairlead_bench.autoscaler.sleep_tier",
             "the autoscaler with a tier of sleeping replicas, and without",

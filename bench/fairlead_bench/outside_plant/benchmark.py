@@ -1,0 +1,136 @@
+"""The autoscaler in the outside plant: one line a run, a table by family, and the result file.
+
+Tuning uses the seeds 1, 2 and 3; whole days use the first of them. ``--judging`` runs the 20 seeds
+of ``judging_seeds.json``, on which nothing was tuned.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fairlead_bench.outside_plant.families import FAMILIES
+from fairlead_bench.outside_plant.gateway_rules import GATEWAY_RULES
+from fairlead_bench.outside_plant.measurement import CoreMeasurement, measure
+from fairlead_bench.outside_plant.offline_optimum import OPTIMUM_FILE, OptimumFile
+from fairlead_bench.outside_plant.plant import PlantOptions
+from fairlead_bench.outside_plant.profiles import TUNING_SEEDS, judging_seeds
+from fairlead_bench.results import ResultRow, ratio_row, value_row, write_results
+
+NAME = "autoscaler-outside"
+ROOT = Path(__file__).resolve().parents[3]
+_ONE_SEED = frozenset({"chat-day"})
+"""Families that run with one seed unless seeds are named: a run takes minutes."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the families and prints one line a run; returns 0."""
+    options = _options(arguments)
+    optima = None if options.no_optimum else OptimumFile(options.optima)
+    settings = dict(options.set)
+    measurements = []
+    for rule in options.gateway:
+        for family in options.families:
+            for seed in _seeds(family, options):
+                plant = PlantOptions(rule, is_per_gap=options.per_gap)
+                measurement = measure(family, seed, plant, settings, optima)
+                print(measurement.describe(), flush=True)
+                measurements.append(measurement)
+    if options.curves:
+        _print_curves(measurements)
+    more = {"settings": settings, "runs": [asdict(measurement) for measurement in measurements]}
+    write_results(NAME, result_rows(measurements), seed=measurements[0].seed, file=options.file, more=more)
+    return 0
+
+
+def result_rows(measurements: Iterable[CoreMeasurement]) -> list[ResultRow]:
+    """Returns the rows by gateway rule and family: means over seeds, and the worst share."""
+    groups: dict[tuple[str, str], list[CoreMeasurement]] = defaultdict(list)
+    for measurement in measurements:
+        groups[measurement.gateway_rule, measurement.family].append(measurement)
+    rows = []
+    for (rule, family), runs in groups.items():
+        name = f"{family}, gateway by {rule}"
+        rows.append(value_row(f"{name}: share within both targets", "", fmean(run.share for run in runs), None))
+        rows.append(value_row(f"{name}: the same, worst servable", "", min(run.servable_share for run in runs), None))
+        optimum = fmean(run.optimum.replica_hours if run.optimum else float("nan") for run in runs)
+        cost = fmean(run.replica_hours for run in runs)
+        rows.append(
+            ratio_row(
+                f"{name}: cost ÷ offline optimum",
+                "replica-h",
+                cost,
+                "offline optimum",
+                None if optimum != optimum else optimum,
+                None,
+            )
+        )
+        rows.append(value_row(f"{name}: changes", "1/h", fmean(run.changes_per_hour for run in runs), None))
+        rows.append(value_row(f"{name}: unservable", "requests", fmean(run.unservable for run in runs), None))
+    return rows
+
+
+def _print_curves(measurements: Iterable[CoreMeasurement]) -> None:
+    for measurement in measurements:
+        if measurement.optimum is None:
+            continue
+        steady = measurement.optimum.steady_replicas()
+        for pool, curve in measurement.optimum.late_by_size.items():
+            points = " ".join(f"{size}:{late:.4f}" for size, late in curve.items())
+            print(f"{measurement.family} seed {measurement.seed} {pool}: 99 % with {steady[pool]}; late {points}")
+
+
+def _seeds(family: str, options: argparse.Namespace) -> Sequence[int]:
+    if options.judging:
+        return judging_seeds()
+    if options.seeds:
+        seeds: Sequence[int] = options.seeds
+        return seeds
+    return TUNING_SEEDS[:1] if family in _ONE_SEED else TUNING_SEEDS
+
+
+def _names(known: Mapping[str, Any], what: str) -> Any:
+    def parse(text: str) -> list[str]:
+        names = list(known) if text == "all" else text.split(",")
+        unknown = sorted(set(names) - set(known))
+        if unknown:
+            raise argparse.ArgumentTypeError(f"no {what} {', '.join(unknown)}; known are {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """Returns name and value of ``NAME=VALUE``; the value is JSON, or else text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m fairlead_bench.outside_plant", description="Run the autoscaler in the outside plant."
+    )
+    parser.add_argument("--families", type=_names(FAMILIES, "family"), default=list(FAMILIES), metavar="NAME,…")
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], metavar="N,…")
+    parser.add_argument("--judging", action="store_true", help="the 20 seeds of the judgement")
+    parser.add_argument(
+        "--gateway", type=_names(GATEWAY_RULES, "rule"), default=["work"], metavar="RULE,…", help="or all"
+    )
+    parser.add_argument("--per-gap", action="store_true", help="histograms of single gaps, not of answers' means")
+    parser.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--no-optimum", action="store_true", help="search for no offline optimum")
+    parser.add_argument(
+        "--optima", type=Path, default=OPTIMUM_FILE, metavar="FILE", help="known optima; new ones are added"
+    )
+    parser.add_argument("--curves", action="store_true", help="print the late share of fixed fleets")
+    parser.add_argument("--file", type=Path, default=ROOT / "out" / "bench" / f"{NAME}.json", metavar="FILE")
+    return parser.parse_args(arguments)

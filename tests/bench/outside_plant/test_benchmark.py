@@ -1,0 +1,110 @@
+"""The benchmark: its seeds, its lines and rows, and the offline optimum that it compares with."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fairlead.errors import BadInput
+from fairlead_bench.outside_plant import benchmark, measurement, profiles
+from fairlead_bench.outside_plant.families import FAMILIES, noisy_chat
+from fairlead_bench.outside_plant.offline_optimum import (
+    OfflineOptimum,
+    OptimumFile,
+    OptimumSearch,
+    cut,
+    fingerprint,
+)
+from fairlead_bench.outside_plant.plant import PlantOptions
+from fairlead_bench.outside_plant.scenario import Scenario
+
+JUDGING_FILE = Path(profiles.__file__).with_name("judging_seeds.json")
+
+
+def short_chat(seed: int) -> Scenario:
+    scenario = replace(cut(noisy_chat(seed), 0.0, 600.0), shocks=(0.0,), family="short-chat")
+    requests = scenario.requests
+    for values in (requests.arrivals, requests.prompts, requests.answers):
+        del values[::2]
+    requests.reset()
+    return scenario
+
+
+def test_judging_seeds_are_those_of_the_written_rule() -> None:
+    committed = json.loads(JUDGING_FILE.read_text(encoding="utf-8"))
+    assert committed["seeds"] == profiles.judging_seeds()
+    assert len(set(committed["seeds"])) == 20
+    assert not set(committed["seeds"]) & set(profiles.TUNING_SEEDS)
+
+
+def test_optimum_keeps_its_share_and_is_cheaper_than_any_fixed_fleet() -> None:
+    scenario = short_chat(1)
+    found = OptimumSearch(scenario, PlantOptions()).search()
+    steady = found.steady_replicas()["main"]
+    assert steady is not None
+    assert found.late_share <= 0.01 < found.late_by_size["main"][steady - 1]
+    assert found.replica_hours <= steady * scenario.seconds / 3600.0
+
+
+def test_known_optimum_is_searched_again_only_if_the_plant_changed(tmp_path: Path) -> None:
+    file = tmp_path / "optima.json"
+    scenario, options = short_chat(1), PlantOptions()
+    found = OptimumFile(file).find(scenario, options)
+    assert OptimumFile(file).find(scenario, options, may_search=False) == found
+    assert OptimumFile(file).find(scenario, PlantOptions("resident"), may_search=False) is None
+    assert OptimumFile(file).find(replace(scenario, ttft=2.0), options, may_search=False) is None
+    assert fingerprint(scenario, options) == fingerprint(scenario, PlantOptions(is_per_gap=True))
+
+
+def test_run_prints_a_line_and_writes_its_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(FAMILIES, "short-chat", short_chat)  # type: ignore[misc]
+    file = tmp_path / "outside.json"
+    arguments = ["--families", "short-chat", "--seeds", "1,2", "--file", str(file), "--no-optimum"]
+    assert benchmark.main(arguments) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("short-chat") and "seed" in line]
+    assert [line.split()[2] for line in lines] == ["1", "2"]
+    written = json.loads(file.read_text(encoding="utf-8"))
+    assert [run["seed"] for run in written["runs"]] == [1, 2]
+    assert 0.5 < written["rows"][0]["value"] <= 1.0
+
+
+def test_cost_ratio_is_that_to_the_optimum() -> None:
+    optimum = OfflineOptimum(2.0, 0.01, {"main": {3: 0.02, 4: 0.01}}, 1)
+    run = measurement.CoreMeasurement(
+        family="short-chat",
+        seed=1,
+        gateway_rule="work",
+        requests=1000,
+        share=0.95,
+        ttft_share=0.96,
+        gap_share=0.99,
+        unservable=50,
+        abandoned=0,
+        lost=0,
+        replica_hours=3.0,
+        changes_per_hour=4.0,
+        max_desired=5,
+        optimum=optimum,
+        wall_seconds=1.0,
+    )
+    assert run.cost_ratio == 1.5
+    assert run.servable_share == pytest.approx(1.0)
+    assert "3.00 ÷   2.00 = 1.500" in run.describe()
+    ratios = [row.ratio for row in benchmark.result_rows([run, run]) if row.ratio is not None]
+    assert ratios == [1.5]
+
+
+def test_setting_reaches_the_core(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(FAMILIES, "short-chat", short_chat)  # type: ignore[misc]
+    arguments = ["--families", "short-chat", "--seeds", "1", "--no-optimum", "--file", str(tmp_path / "x.json")]
+    with pytest.raises(BadInput, match="no_such_setting"):
+        benchmark.main([*arguments, "--set", "no_such_setting=1"])
+
+
+def test_unknown_family_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.main(["--families", "no-such-family"])
+    assert "known are long-prompts" in capsys.readouterr().err

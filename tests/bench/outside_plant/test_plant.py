@@ -1,0 +1,187 @@
+"""The plant: what a replica costs, and what becomes of requests when replicas come and go."""
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fairlead_bench.outside_plant.core_seam import GatewayCounters, RescuedReplay, core_controller
+from fairlead_bench.outside_plant.engine import Engine, Role
+from fairlead_bench.outside_plant.families import FAMILIES, noisy_chat, prefill_decode
+from fairlead_bench.outside_plant.gateway_rules import least_resident, least_work
+from fairlead_bench.outside_plant.offline_optimum import cut
+from fairlead_bench.outside_plant.plant import Plant, PlantOptions, ScheduledSize
+from fairlead_bench.outside_plant.profiles import SMALL, startup_times
+from fairlead_bench.outside_plant.requests import RequestList
+from fairlead_bench.outside_plant.scenario import (
+    Crash,
+    MetricFault,
+    MetricWindow,
+    PoolSetup,
+    Scenario,
+    Slowdown,
+)
+
+
+class ScriptedController:
+    """Wants the sizes of a script by time, and keeps its observations."""
+
+    def __init__(self, script: Mapping[float, int]) -> None:
+        self._script = script
+        self.observations: list[Mapping[str, Any]] = []
+
+    def step(self, observation: Mapping[str, Any]) -> Mapping[str, int]:
+        self.observations.append(observation)
+        size = self._script.get(observation["t"])
+        return {} if size is None else {"main": size}
+
+
+def small_scenario(requests: RequestList, initial: int, seconds: float = 600.0) -> Scenario:
+    pool = PoolSetup("main", Role.BOTH, SMALL, initial, minimum=0)
+    return Scenario("small", 1, seconds, requests, (pool,), 3.0, 0.15)
+
+
+def test_start_is_paid_from_the_order() -> None:
+    plant = Plant(small_scenario(RequestList([], [], []), 1), PlantOptions())
+    record = plant.run(ScriptedController({100.0: 2}))
+    assert record.replica_hours * 3600 == pytest.approx(600.0 + 500.0)
+    assert record.changes == 1
+
+
+def test_schedule_orders_ahead_and_pays_for_it() -> None:
+    plant = Plant(small_scenario(RequestList([], [], []), 1), PlantOptions())
+    record = plant.run(None, [ScheduledSize(300.0, "main", 2), ScheduledSize(400.0, "main", 1)])
+    assert record.replica_hours * 3600 == pytest.approx(600.0 + 100.0 + startup_times(1, "main", 1)[0])
+
+
+def test_cancelled_start_costs_until_it_is_cancelled() -> None:
+    plant = Plant(small_scenario(RequestList([], [], []), 1), PlantOptions())
+    record = plant.run(ScriptedController({100.0: 3, 120.0: 1}))
+    assert record.replica_hours * 3600 == pytest.approx(600.0 + 2 * 20.0)
+
+
+def test_draining_replica_ends_its_answer_and_is_paid_until_then() -> None:
+    requests = RequestList([1.0], [500], [300])
+    plant = Plant(small_scenario(requests, 1), PlantOptions())
+    record = plant.run(ScriptedController({5.0: 0}))
+    end = requests.first_at[0] + requests.gap[0] * 299
+    assert end > 6.0
+    assert record.replica_hours * 3600 == pytest.approx(end)
+
+
+def test_client_leaves_after_its_patience_and_later_ones_are_served() -> None:
+    requests = RequestList([1.0, 200.0], [500, 500], [10, 10])
+    plant = Plant(small_scenario(requests, 0), PlantOptions())
+    controller = ScriptedController({10.0: 1})
+    startup = startup_times(1, "main", 1)[0]
+    assert startup > 60.0
+    record = plant.run(controller)
+    assert record.abandoned == 1
+    assert requests.ttft[0] == math.inf
+    assert requests.ttft[1] < max(1.0, 10.0 + startup - 200.0 + 1.0)
+    assert sum(seen["gateway"]["d_abandoned"] for seen in controller.observations) == 1
+    assert max(seen["gateway"]["held"] for seen in controller.observations) == 1
+
+
+def test_crash_loses_answers_moves_prompts_and_starts_another_replica() -> None:
+    requests = RequestList([0.1, 10.0, 10.2], [500, 4000, 4000], [1000, 10, 10])
+    scenario = replace(small_scenario(requests, 2), crashes=(Crash(10.5, 0.0),))
+    controller = ScriptedController({})
+    record = Plant(scenario, PlantOptions("resident")).run(controller)
+    assert record.lost == 1
+    assert requests.gap[0] == math.inf
+    assert max(requests.ttft[1:]) < 10.0
+    at_fifteen = controller.observations[2]["pools"]["main"]
+    assert (at_fifteen["desired"], at_fifteen["ready"], at_fifteen["pending"]) == (2, 1, 1)
+
+
+def test_slow_replica_makes_answers_slower() -> None:
+    requests = RequestList([10.0 * number for number in range(50)], [500] * 50, [100] * 50)
+    scenario = replace(small_scenario(requests, 1), slowdowns=(Slowdown(200.0, 300.0, 2.5),))
+    Plant(scenario, PlantOptions()).run(None)
+    assert requests.gap[22] == pytest.approx(2.5 * requests.gap[5], rel=0.01)
+    assert requests.gap[40] == pytest.approx(requests.gap[5], rel=0.01)
+
+
+def test_metric_windows_hide_counters_and_gauges() -> None:
+    requests = RequestList([0.5 * number for number in range(200)], [500] * 200, [50] * 200)
+    windows = (
+        MetricWindow(20.0, 30.0, MetricFault.MISSING),
+        MetricWindow(40.0, 50.0, MetricFault.ZERO_COUNTERS),
+        MetricWindow(60.0, 70.0, MetricFault.ZERO_ALL),
+    )
+    controller = ScriptedController({})
+    Plant(replace(small_scenario(requests, 1), windows=windows), PlantOptions()).run(controller)
+    by_time = {seen["t"]: seen for seen in controller.observations}
+    assert by_time[20.0]["pools"]["main"]["replicas"][0]["d_prompt"] > 0
+    assert by_time[25.0]["gateway"] is None
+    assert by_time[25.0]["pools"]["main"]["replicas"] is None
+    assert by_time[25.0]["pools"]["main"]["ready"] == 1
+    for time, has_gauges in ((45.0, True), (65.0, False)):
+        replica = by_time[time]["pools"]["main"]["replicas"][0]
+        assert by_time[time]["gateway"]["d_arrivals"] == replica["d_prompt"] == sum(replica["itl_hist"]) == 0
+        assert (replica["running"] > 0) is has_gauges
+    assert by_time[35.0]["gateway"]["d_arrivals"] == 10
+
+
+def test_every_request_is_seen_and_ends_in_two_pools() -> None:
+    scenario = cut(prefill_decode(1), 0.0, 300.0)
+    plant = Plant(scenario, PlantOptions())
+    controller = ScriptedController({})
+    plant.run(controller)
+    requests = scenario.requests
+    assert len(requests) > 1000
+    assert max(requests.gap) < math.inf
+    looks = [seen["pools"] for seen in controller.observations]
+    handed = sum(replica["d_finished"] for look in looks for replica in look["prefill"]["replicas"])
+    answered = sum(replica["d_finished"] for look in looks for replica in look["decode"]["replicas"])
+    assert 0 < answered < handed <= len(requests)
+    assert all(replica["d_prompt"] == 0 for look in looks for replica in look["decode"]["replicas"])
+
+
+def test_rules_choose_by_prompt_work_or_by_memory() -> None:
+    log = RequestList([0.0] * 12, [3000] + [100] * 11, [10] + [900] * 11)
+    busy, full = (Engine(SMALL, Role.BOTH, log, ([1.0], [1.0])) for _ in range(2))
+    for request in range(1, 12):
+        full.enqueue(request, 0.0)
+    while full.backlog_tokens:
+        full.end_phase()
+        full.begin_phase(full.phase_end)
+    busy.enqueue(0, full.phase_start)
+    source = random.Random(1)
+    assert least_resident([busy, full], full.phase_start, source) is full
+    assert least_work([busy, full], full.phase_start, source) is full
+    assert least_work([busy, full], full.phase_start + 1.5, source) is busy
+
+
+def test_replay_orders_the_maximum_after_a_sudden_change_only() -> None:
+    scenario = replace(small_scenario(RequestList([], [], []), 1), shocks=(100.0,))
+    replay = RescuedReplay(scenario, [(2,)] * 200)
+    assert [replay.step({"t": time})["main"] for time in (100.0, 105.0, 430.0, 435.0)] == [2, 60, 60, 2]
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "chat-day"])
+def test_seed_decides_the_traffic_of_a_family(family: str) -> None:
+    first, again, other = (FAMILIES[family](seed).requests for seed in (4, 4, 5))
+    assert (first.arrivals, first.prompts, first.answers) == (again.arrivals, again.prompts, again.answers)
+    assert first.arrivals != other.arrivals
+    assert first.arrivals == sorted(first.arrivals)
+    assert 0 < min(first.prompts) <= max(first.prompts) <= 126_000
+
+
+def test_core_is_driven_through_the_seam_and_grows_with_its_traffic() -> None:
+    scenario = cut(noisy_chat(1), 0.0, 400.0)
+    pools = tuple(replace(setup, initial=4) for setup in scenario.pools)
+    scenario = replace(scenario, pools=pools)
+    record = Plant(scenario, PlantOptions()).run(core_controller(scenario, {}))
+    assert record.desired[-1][0] > 6
+
+
+def test_gateway_counts_anew_after_each_look() -> None:
+    counters = GatewayCounters()
+    counters.arrivals, counters.prompt_tokens = 3, 900
+    assert counters.observation(2, None) == {"d_arrivals": 3, "d_prompt": 900, "held": 2, "d_abandoned": 0}
+    assert counters.observation(0, None) == {"d_arrivals": 0, "d_prompt": 0, "held": 0, "d_abandoned": 0}
