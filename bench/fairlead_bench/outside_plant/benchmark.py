@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fairlead_bench.outside_plant.core_seam import ControllerFactory, WorkRule, core_controller
 from fairlead_bench.outside_plant.families import FAMILIES
 from fairlead_bench.outside_plant.gateway_rules import GATEWAY_RULES
 from fairlead_bench.outside_plant.measurement import CoreMeasurement, measure
@@ -32,12 +33,13 @@ def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     optima = None if options.no_optimum else OptimumFile(options.optima)
     settings = dict(options.set)
+    factory = _factory(settings, options.work_target)
     measurements = []
     for rule in options.gateway:
         for family in options.families:
             for seed in _seeds(family, options):
                 plant = PlantOptions(rule, is_per_gap=options.per_gap)
-                measurement = measure(family, seed, plant, settings, optima)
+                measurement = measure(family, seed, plant, factory, optima)
                 print(measurement.describe(), flush=True)
                 measurements.append(measurement)
     if options.curves:
@@ -84,6 +86,13 @@ def _print_curves(measurements: Iterable[CoreMeasurement]) -> None:
             print(f"{measurement.family} seed {measurement.seed} {pool}: 99 % with {steady[pool]}; late {points}")
 
 
+def _factory(settings: Mapping[str, Any], work_target: float | None) -> ControllerFactory:
+    """Returns what makes the core, or the plain rule if it has a target."""
+    if work_target is not None:
+        return lambda scenario: WorkRule(scenario, work_target)
+    return lambda scenario: core_controller(scenario, settings)
+
+
 def _seeds(family: str, options: argparse.Namespace) -> Sequence[int]:
     if options.judging:
         return judging_seeds()
@@ -127,6 +136,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--per-gap", action="store_true", help="histograms of single gaps, not of answers' means")
     parser.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--work-target", type=float, metavar="LOAD", help="a plain rule, not the core")
     parser.add_argument("--no-optimum", action="store_true", help="search for no offline optimum")
     parser.add_argument(
         "--optima", type=Path, default=OPTIMUM_FILE, metavar="FILE", help="known optima; new ones are added"

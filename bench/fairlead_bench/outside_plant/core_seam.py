@@ -1,9 +1,11 @@
 """The seam between plant and core: observations for a core, and what chooses the sizes of pools."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from fairlead_bench.outside_plant.engine import EngineCounters
+from fairlead_bench.outside_plant.engine import EngineCounters, Role
 from fairlead_bench.outside_plant.profiles import STARTUP_P50, STARTUP_P90
 from fairlead_bench.outside_plant.replica_pool import Replica, ReplicaPool
 from fairlead_bench.outside_plant.scenario import (
@@ -20,12 +22,20 @@ from fairlead_sim.seams import autoscaler
 RESCUE_SECONDS = 330.0
 """Length of the help after a sudden change: the longest start, and half a minute."""
 
+_SMOOTHING_SECONDS = 60.0
+_STABLE_LOOKS = 60
+_USUAL_BATCH = 16
+
 
 class Controller(Protocol):
     """Chooses the desired replicas of each pool."""
 
     def step(self, observation: Mapping[str, Any]) -> Mapping[str, int]:
         """Returns desired replicas by pool; a pool that is missing stays as it is."""
+
+
+ControllerFactory = Callable[[Scenario], Controller]
+"""Makes the controller of a run."""
 
 
 def core_info(scenario: Scenario) -> Mapping[str, Any]:
@@ -138,3 +148,43 @@ class RescuedReplay:
         is_rescue = any(shock < now <= shock + RESCUE_SECONDS for shock in self._scenario.shocks)
         names = [setup.name for setup in self._scenario.pools]
         return {name: MAX_REPLICAS if is_rescue else size for name, size in zip(names, sizes, strict=True)}
+
+
+class WorkRule:
+    """A plain rule for comparison: the work that arrives, divided by a target load of a replica.
+
+    Work is seconds of an engine: prompt tokens as they arrive, and generated tokens at a batch of
+    16. It is smoothed over a minute; the most of the last five minutes counts. Requests that the
+    gateway holds ask for a replica per 20. Without metrics a pool stays as it is.
+    """
+
+    def __init__(self, scenario: Scenario, target: float) -> None:
+        self._setups = scenario.pools
+        self._target = target
+        self._smoothed: dict[str, float] = {}
+        self._wanted: dict[str, deque[int]] = {setup.name: deque(maxlen=_STABLE_LOOKS) for setup in scenario.pools}
+
+    def step(self, observation: Mapping[str, Any]) -> Mapping[str, int]:
+        """Returns the sizes by the work that arrives."""
+        gateway = observation["gateway"]
+        if gateway is None:
+            return {}
+        desired = {}
+        generated = sum(
+            replica["d_gen"] for pool in observation["pools"].values() for replica in pool["replicas"] or ()
+        )
+        for setup in self._setups:
+            profile = setup.profile
+            work = 0.0
+            if setup.role is not Role.DECODE:
+                work += gateway["d_prompt"] * (profile.per_prompt_token + profile.base / profile.chunk)
+            if setup.role is not Role.PREFILL:
+                work += generated * (profile.base / _USUAL_BATCH + profile.per_seq)
+            load = work / INTERVAL_SECONDS
+            before = self._smoothed.get(setup.name, load)
+            smoothed = before + (load - before) * INTERVAL_SECONDS / _SMOOTHING_SECONDS
+            self._smoothed[setup.name] = smoothed
+            wanted = self._wanted[setup.name]
+            wanted.append(math.ceil(smoothed / self._target - 0.02) + math.ceil(gateway["held"] / 20))
+            desired[setup.name] = max(wanted)
+        return desired

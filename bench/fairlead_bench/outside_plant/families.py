@@ -84,6 +84,23 @@ def noisy_chat(seed: int) -> Scenario:
     return _chat_scenario("noisy-chat", seed, HOUR, _chat(name, rates, _chat_lengths(prompt_mean, answer_mean)), 15)
 
 
+def steady_chat(seed: int) -> Scenario:
+    """Returns an hour of 12 requests a second without noise or drift: Poisson, lengths alike."""
+    name = f"steady-chat/{seed}"
+    prompts, answers = _chat_lengths(_constant(_PROMPT_MEAN), _constant(_ANSWER_MEAN))
+    lengths = (replace(prompts, block_sigma=0.0), replace(answers, block_sigma=0.0))
+    return _chat_scenario("steady-chat", seed, HOUR, _chat(name, [12.0] * 60, lengths), 11)
+
+
+def long_tail(seed: int) -> Scenario:
+    """Returns an hour with 0.4 % of prompts so long that no fleet serves them within the target."""
+    name = f"long-tail/{seed}"
+    prompts, answers = _chat_lengths(_constant(_PROMPT_MEAN), _constant(_ANSWER_MEAN))
+    lengths = (replace(prompts, sigma=0.8, high=12_000), answers)
+    requests = _chat(name, _noisy_rates(name, HOUR, _constant(12.0), 0.1), lengths)
+    return _chat_scenario("long-tail", seed, HOUR, requests, 11)
+
+
 def chat_day(seed: int) -> Scenario:
     """Returns a day with a night: 8 requests a second on average."""
     name, seconds = f"chat-day/{seed}", 24 * HOUR
@@ -202,6 +219,8 @@ def prefill_decode(seed: int) -> Scenario:
 FAMILIES: Mapping[str, Callable[[int], Scenario]] = {
     "long-prompts": long_prompts,
     "noisy-chat": noisy_chat,
+    "steady-chat": steady_chat,
+    "long-tail": long_tail,
     "chat-day": chat_day,
     "metric-gaps": metric_gaps,
     "metric-zeros": metric_zeros,

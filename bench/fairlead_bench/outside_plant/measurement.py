@@ -1,11 +1,9 @@
 """One run of the core in one scenario, measured: latency targets, cost, changes."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
-from fairlead_bench.outside_plant.core_seam import RESCUE_SECONDS, RescuedReplay, core_controller
+from fairlead_bench.outside_plant.core_seam import RESCUE_SECONDS, ControllerFactory, RescuedReplay
 from fairlead_bench.outside_plant.families import FAMILIES
 from fairlead_bench.outside_plant.offline_optimum import OfflineOptimum, OptimumFile
 from fairlead_bench.outside_plant.plant import Plant, PlantOptions, PlantRecord
@@ -62,13 +60,13 @@ class CoreMeasurement:
 
 
 def measure(
-    family: str, seed: int, options: PlantOptions, settings: Mapping[str, Any], optima: OptimumFile | None
+    family: str, seed: int, options: PlantOptions, factory: ControllerFactory, optima: OptimumFile | None
 ) -> CoreMeasurement:
     """Returns the measurement of a run. ``optima`` is None where no optimum is wanted."""
     scenario = FAMILIES[family](seed)
     optimum = None if optima is None else optima.find(scenario, options)
     began = perf_counter()
-    record = Plant(scenario, options).run(core_controller(scenario, settings))
+    record = Plant(scenario, options).run(factory(scenario))
     wall_seconds = perf_counter() - began
     requests = scenario.requests
     late = requests.late(scenario.ttft, scenario.gap)

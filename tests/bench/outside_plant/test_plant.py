@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fairlead_bench.outside_plant.core_seam import GatewayCounters, RescuedReplay, core_controller
+from fairlead_bench.outside_plant.core_seam import GatewayCounters, RescuedReplay, WorkRule, core_controller
 from fairlead_bench.outside_plant.engine import Engine, Role
 from fairlead_bench.outside_plant.families import FAMILIES, noisy_chat, prefill_decode
 from fairlead_bench.outside_plant.gateway_rules import least_resident, least_work
@@ -185,3 +185,20 @@ def test_gateway_counts_anew_after_each_look() -> None:
     counters.arrivals, counters.prompt_tokens = 3, 900
     assert counters.observation(2, None) == {"d_arrivals": 3, "d_prompt": 900, "held": 2, "d_abandoned": 0}
     assert counters.observation(0, None) == {"d_arrivals": 0, "d_prompt": 0, "held": 0, "d_abandoned": 0}
+
+
+def test_work_rule_grows_with_work_and_holds_for_five_minutes() -> None:
+    rule = WorkRule(small_scenario(RequestList([], [], []), 1), 0.5)
+
+    def wanted(prompt_tokens: int, held: int = 0) -> int:
+        replicas = [{"d_gen": 0}]
+        gateway = {"d_prompt": prompt_tokens, "held": held}
+        return rule.step({"gateway": gateway, "pools": {"main": {"replicas": replicas}}})["main"]
+
+    work = SMALL.per_prompt_token + SMALL.base / SMALL.chunk
+    tokens = round(5.0 * 5.0 / work)
+    assert wanted(tokens) == 10
+    assert [wanted(0) for _ in range(59)] == [10] * 59
+    assert [wanted(0) for _ in range(120)][-1] == 0
+    assert wanted(0, held=41) == 3
+    assert rule.step({"gateway": None, "pools": {}}) == {}
