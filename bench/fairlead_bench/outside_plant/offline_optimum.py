@@ -14,6 +14,7 @@ entry counts as long as its fingerprint holds.
 
 import hashlib
 import json
+import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,6 +33,7 @@ AMPLE_REPLICAS = 40
 _MEAN_START_SECONDS = 140.0
 _MEAN_DRAIN_SECONDS = 15.0
 _PRICE_STEPS = 9
+_FLAT_SIZES = 6
 _LOWERED_BLOCKS = (8, 3, 1)
 _WARM_UP_SECONDS, _AFTERMATH_SECONDS = 180.0, 120.0
 _SEARCH_VERSION = 1
@@ -101,7 +103,9 @@ class OptimumSearch:
         size = max(setup.initial, 1)
         while size <= setup.maximum:
             found[size] = self._late_of_fixed(pool, size)
-            if sum(found[size]) <= _NEGLIGIBLE_SHARE * len(self._scenario.requests):
+            late = sum(found[size])
+            is_flat = late >= 0.97 * sum(found.get(size - _FLAT_SIZES, [math.inf]))
+            if late <= _NEGLIGIBLE_SHARE * len(self._scenario.requests) or is_flat:
                 break
             size += 1
         size = max(setup.initial, 1) - 1
@@ -302,7 +306,7 @@ class OptimumFile:
 
     def __init__(self, file: Path = OPTIMUM_FILE) -> None:
         self._file = file
-        self._entries: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        self._entries = self._read()
 
     def find(self, scenario: Scenario, options: PlantOptions, *, may_search: bool = True) -> OfflineOptimum | None:
         """Returns the optimum; None if it is not known and ``may_search`` is false."""
@@ -317,7 +321,12 @@ class OptimumFile:
         if not may_search:
             return None
         found = OptimumSearch(scenario, PlantOptions(options.gateway_rule)).search()
-        self._entries[name] = {"fingerprint": digest, **asdict(found)}
+        self._entries = {**self._read(), name: {"fingerprint": digest, **asdict(found)}}
         lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(self._entries.items())]
         self._file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
         return found
+
+    def _read(self) -> dict[str, Any]:
+        """Returns the entries; another process may have added some."""
+        entries: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}
+        return entries

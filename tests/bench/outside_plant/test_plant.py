@@ -2,8 +2,10 @@
 
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from statistics import fmean, pstdev
 from typing import Any
 
 import pytest
@@ -202,3 +204,16 @@ def test_work_rule_grows_with_work_and_holds_for_five_minutes() -> None:
     assert [wanted(0) for _ in range(120)][-1] == 0
     assert wanted(0, held=41) == 3
     assert rule.step({"gateway": None, "pools": {}}) == {}
+
+
+def test_noisy_hour_has_the_mix_and_the_scatter_of_its_source() -> None:
+    requests = noisy_chat(1).requests
+    blocks = [requests.prompts[start : start + 50] for start in range(0, len(requests) - 49, 50)]
+    means = [fmean(block) for block in blocks]
+    chance = pstdev(requests.prompts) / fmean(requests.prompts) / 50**0.5
+    scatter = pstdev(means) / fmean(means)
+    assert fmean(requests.prompts) == pytest.approx(1144, rel=0.05)
+    assert fmean(requests.answers) == pytest.approx(200, rel=0.1)
+    assert (scatter**2 - chance**2) ** 0.5 == pytest.approx(0.17, abs=0.03)
+    minutes = Counter(int(arrival / 60) for arrival in requests.arrivals)
+    assert 8 <= min(minutes.values()) / 60 <= max(minutes.values()) / 60 <= 27
