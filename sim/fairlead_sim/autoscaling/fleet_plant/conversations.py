@@ -21,8 +21,12 @@ from random import Random
 from fairlead.errors import BadInput
 from fairlead_sim.autoscaling.request_table import ArrivalTrace
 
-PREFIX_BLOCK_TOKENS = 16
-"""The granularity of common prefixes, in tokens."""
+PREFIX_BLOCK_TOKENS = 64
+"""The granularity of common prefixes and of the engines' memory, in tokens.
+
+Why not 16, vLLM's default: an hour takes half the time, and the attained share changes by less than
+0.1 points.
+"""
 NO_PARENT = -1
 _TOKEN_SECONDS = 0.05
 """The assumed pace of answers, before which no next turn arrives."""

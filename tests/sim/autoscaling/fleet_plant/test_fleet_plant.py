@@ -79,7 +79,7 @@ def test_a_drained_replica_finishes_its_requests_and_costs_until_then() -> None:
 
 
 def test_a_crash_cuts_answers_and_the_other_requests_are_sent_again() -> None:
-    load = chat(3.0, 1)
+    load = ArrivalTrace([20.0] * 8 + [29.9] * 8, [1_000] * 16, [600] * 16)
     outcome = outcome_of(scenario(load, initial=2, faults=PlantFaults(crashes=(30.0,))))
     assert outcome.lost > 0
     assert outcome.abandoned == 0
@@ -188,19 +188,19 @@ def test_missing_and_zeroed_metrics_and_the_counters_of_a_tick() -> None:
 
 
 def test_one_conversation_on_one_replica_computes_only_what_is_new() -> None:
-    """1,000 + 2,000 prompt tokens; the second turn finds 62 full blocks of 16 tokens."""
+    """1,000 + 2,000 prompt tokens; the second turn finds 15 full blocks of 64 tokens."""
     load = ArrivalTrace([0.0, 60.0], [1_000, 2_000], [10, 10])
     options = FleetPlantOptions(ConversationOptions(cached_share=0.5, system_tokens=0, pause_seconds=1.0))
     plant = FleetPlant(scenario(load), options)
     plant.run(100.0)
     [replica] = plant.observe().pools["S"].replicas or ()
-    assert (replica.prompt_tokens, replica.cached_tokens) == (3_000, 62 * 16)
-    assert plant.cached_share == pytest.approx(62 * 16 / 3_000)
-    assert plant.ideal_cached_share == pytest.approx(62 * 16 / 3_000)
+    assert (replica.prompt_tokens, replica.cached_tokens) == (3_000, 15 * 64)
+    assert plant.cached_share == pytest.approx(15 * 64 / 3_000)
+    assert plant.ideal_cached_share == pytest.approx(15 * 64 / 3_000)
     profile = reference_pools.small_profile()
     cold, warm = [plant.requests.first[number] - plant.requests.arrival[number] for number in (0, 1)]
     assert cold == pytest.approx(profile.prefill_time(1_000, 0) + 2 * profile.sequence_seconds, abs=1e-6)
-    assert warm == pytest.approx(profile.prefill_time(2_000, 992) + 2 * profile.sequence_seconds, abs=1e-6)
+    assert warm == pytest.approx(profile.prefill_time(2_000, 960) + 3 * profile.sequence_seconds, abs=1e-6)
 
 
 def test_a_new_replica_has_an_empty_cache() -> None:
