@@ -2,7 +2,7 @@
 
     python -m fairlead_sim.scaling [SCENARIO ...] [--set NAME=VALUE ...] [--seed N]
         [--preset NAME | --controller MODULE:NAME | --replicas N]
-        [--traces FOLDER] [--oracles FILE] [--series] [--preempting]
+        [--traces FOLDER] [--oracles FILE] [--series] [--preempting | --fleet]
 
 The default controller is the production core; ``--set`` changes one of its settings
 (``spread_sigmas=1.5``), or a parameter of a preset (``target=10``). ``MODULE:NAME`` is called with
@@ -22,9 +22,16 @@ from fairlead.errors import BadInput, FairleadError
 from fairlead_autoscaler.core import ModelSpec, ScalingCore, ScalingSettings
 from fairlead_autoscaler.history.replay import parse_changes
 from fairlead_autoscaler.presets import PRESETS, build
-from fairlead_sim.autoscaling.closed_loop import Controller, ControllerOutcome, ScheduleController, run_controller
+from fairlead_sim.autoscaling.closed_loop import (
+    Controller,
+    ControllerOutcome,
+    ScheduleController,
+    SimulatedPlant,
+    run_controller,
+)
+from fairlead_sim.autoscaling.fleet_plant.plant import FleetPlant
 from fairlead_sim.autoscaling.optimum_cache import OptimumCache
-from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind
+from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, Plant
 from fairlead_sim.autoscaling.scenarios import SCENARIOS
 from fairlead_sim.compiled import run_compiled
 
@@ -52,7 +59,13 @@ def main(arguments: Sequence[str]) -> int:
         dest="changes",
         help="a setting or parameter; may be repeated",
     )
-    parser.add_argument(
+    plants = parser.add_mutually_exclusive_group()
+    plants.add_argument(
+        "--fleet",
+        action="store_true",
+        help="the fleet simulator: conversations, prefix caches and the gateway's router; 5 to 10 times slower",
+    )
+    plants.add_argument(
         "--preempting",
         action="store_true",
         help="engines that admit prompts without reserving memory for the output, as vLLM does; slow",
@@ -70,17 +83,29 @@ def main(arguments: Sequence[str]) -> int:
         make_controller(SCENARIOS[EXAMPLE_SCENARIO](1, None).model)
     except (FairleadError, ImportError, AttributeError) as error:
         parser.error(str(error))
-    engines = EngineModelKind.PREEMPTING if options.preempting else EngineModelKind.AGGREGATED
     for name in options.scenarios or SCENARIOS:
         scenario = SCENARIOS[name](options.seed, options.traces)
         started = time.monotonic()
-        outcome = run_controller(scenario, _controller_for(options, scenario, make_controller), engine_model=engines)
+        try:
+            plant = _make_plant(options, scenario)
+        except FairleadError as error:
+            parser.error(str(error))
+        outcome = run_controller(scenario, _controller_for(options, scenario, make_controller), plant=plant)
         seconds = time.monotonic() - started
         oracle = None if options.oracles is None else OptimumCache(options.oracles).get(scenario)
         _print_outcome(outcome, None if oracle is None else oracle.cost, seconds)
+        if isinstance(plant, FleetPlant):
+            print(f"  cached {100 * plant.cached_share:.1f} % of the prompt tokens", flush=True)
         if options.series:
             _print_series(scenario, outcome)
     return 0
+
+
+def _make_plant(options: argparse.Namespace, scenario: AutoscalingScenario) -> SimulatedPlant:
+    if options.fleet:
+        return FleetPlant(scenario)
+    engines = EngineModelKind.PREEMPTING if options.preempting else EngineModelKind.AGGREGATED
+    return Plant(scenario, engine_model=engines)
 
 
 def _controller_for(
