@@ -26,9 +26,7 @@ from fairlead_sim.autoscaling.plant import AutoscalingScenario
 _LOW_FACTOR, _HIGH_FACTOR = 0.4, 2.5
 _SAME_FACTORS = 1.01
 _STRETCH_SECONDS = 600.0
-_FEWER = 0.7
-"""Factor on the stretches with lower counts after a mix that misses the target."""
-DEFAULT_RUNS = 10
+DEFAULT_RUNS = 12
 
 ScheduleSteps = Sequence[tuple[float, Mapping[str, int]]]
 _Steps = tuple[tuple[float, dict[str, int]], ...]
@@ -135,22 +133,25 @@ class _ScaledSearch:
         high, low = self._counts_by_stretch(enough.schedule.steps), self._counts_by_stretch(fewer.schedule.steps)
         saved = [self._cost(one) - self._cost(other) for one, other in zip(high, low, strict=True)]
         further = [max(0, other - one) for one, other in zip(enough.misses, fewer.misses, strict=True)]
-        order = sorted(range(self._stretches), key=lambda one: (further[one] + 1) / max(1e-9, saved[one]))
-        left, chosen = budget - sum(enough.misses), 0
+        worth = [stretch for stretch in range(self._stretches) if saved[stretch] > 0.0]
+        order = sorted(worth, key=lambda one: (further[one] + 1) / saved[one])
+        left, first_guess = budget - sum(enough.misses), 0
         for stretch in order:
             left -= further[stretch]
-            if left < 0 or saved[stretch] <= 0.0:
-                break
-            chosen += 1
-        while chosen and self._runs_left:
+            first_guess += left >= 0
+        attaining, missing = 0, len(order) + 1
+        chosen = max(1, first_guess)
+        while missing - attaining > 1 and self._runs_left:
             taken = frozenset(order[:chosen])
             mixed = [low[one] if one in taken else high[one] for one in range(self._stretches)]
             found = self._measure(tuple([step for part in mixed for step in part])).schedule
             if found.is_better_than(best, self._target):
                 best = found
             if found.attainment >= self._target:
-                break
-            chosen = int(chosen * _FEWER)
+                attaining = chosen
+            else:
+                missing = chosen
+            chosen = (attaining + missing) // 2
         return best
 
     def _counts_by_stretch(self, steps: ScheduleSteps) -> list[_Steps]:
