@@ -161,10 +161,11 @@ def test_nothing_is_lost_when_it_is_killed_or_blind_in_the_midst_of_a_ramp(
     here.apply(small_engine())
     here.apply(autoscaled_model("ramp", least=2))
     client, found = ClientPod(here, installation).start(), DeployedModel(here, "ramp")
-    client.first_token("ramp")
+    model_name = f"{here.namespace}/ramp"  # the namespace of another case may still be ending
+    client.first_token(model_name)
     until("it is decided on", found, lambda: condition_reason(found) == "Deciding", 60)
     killed = ("delete", "pods", "-l", "app.kubernetes.io/component=autoscaler", "--force", "--grace-period=0")
-    with StreamSession(client, "ramp", rate=5 * ONE, tokens=TOKENS) as streams:
+    with StreamSession(client, model_name, rate=5 * ONE, tokens=TOKENS) as streams:
         before = desired(here, "ramp")
         if what == "autoscaler":
             installation.here.run(*killed)  # both of them, before they have seen what comes

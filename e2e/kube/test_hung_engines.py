@@ -1,5 +1,7 @@
 """Engines whose core hangs, although their health check answers, are replaced once."""
 
+from typing import Any
+
 import pytest
 
 from e2e.kube.cluster_access.kubectl import Kubectl, eventually
@@ -48,7 +50,7 @@ def test_engine_whose_core_hangs_is_marked_and_replaced(here: Kubectl, installed
     after = found.pods()
     assert len(after) == 2
     assert set(before) - {uid} <= set(after), "the healthy engine stays"
-    assert streams.failures == []
+    assert _unexplained_failures(streams, before[uid]) == []
 
 
 @pytest.mark.load
@@ -70,7 +72,7 @@ def test_autoscaler_orders_one_engine_for_one_that_hangs(here: Kubectl, installe
         eventually("two engines serve", lambda: ready_replicas(found) == 2, seconds=_SECONDS, every=1.0)
     assert set(before) - {uid} <= set(found.pods()), "the healthy engine stays"
     assert numbers == {2, 3}
-    assert streams.failures == []
+    assert _unexplained_failures(streams, before[uid]) == []
 
 
 def _serve(here: Kubectl, release: HelmRelease, manifest: Manifest) -> tuple[DeployedModel, ClientPod]:
@@ -84,3 +86,13 @@ def _serve(here: Kubectl, release: HelmRelease, manifest: Manifest) -> tuple[Dep
 def _hang(here: Kubectl, pod: Manifest) -> None:
     """Stops the engine of a pod in its core, as the fault `core-hung`; its health check answers."""
     assert here.run("exec", pod["metadata"]["name"], "--", "python3", "-c", _HANG).strip() == "200"
+
+
+def _unexplained_failures(streams: StreamSession, hung: Manifest) -> list[dict[str, Any]]:
+    """Returns the failures that the hang does not explain.
+
+    An answer that had begun at the hung engine cannot move: it ends with the error event of an
+    engine that fell silent.
+    """
+    name = hung["metadata"]["name"]
+    return [one for one in streams.failures if name not in one["instance"] or '"stream_timeout"' not in one["outcome"]]

@@ -65,7 +65,10 @@ LONG = DrainScenario("drain_ten_minutes", "10m", (540, 585), 1, repeats=False)
 
 
 async def send_tokens(call: EngineCall) -> None:
-    """Answers a stream with a token a second."""
+    """Answers a stream with a token a second, and a probe with nothing."""
+    if not call.body:
+        await call.respond({})
+        return
     await call.start_stream()
     count = call.json["max_tokens"]
     for number in range(count):
@@ -110,9 +113,8 @@ class StreamClients:
     async def _stream(self, number: int, tokens: int) -> str:
         body = chat_body(number, stream=True, tokens=tokens, greedy=False)
         try:
-            async with asyncio.timeout(tokens * TOKEN_SECONDS + PATIENCE_SECONDS):
-                connection, _ = await self._addresses.connect()
-                return await _read_stream(connection, body, tokens)
+            connection, _ = await self._addresses.connect()
+            return await _read_stream(connection, body, tokens)
         except TimeoutError:
             return "hangs"
         except (OSError, asyncio.IncompleteReadError) as error:
@@ -123,7 +125,7 @@ async def _read_stream(connection: RawConnection, body: dict[str, object], token
     """Returns how the stream ended."""
     try:
         await connection.send(post_request(body, close=False))
-        answer = await connection.read_response()
+        answer = await connection.read_response(patience_seconds=tokens * TOKEN_SECONDS + PATIENCE_SECONDS)
         verdict, _ = check_answer(answer, tokens)
         if verdict != "ended with an error event":
             return verdict

@@ -27,6 +27,7 @@ from fairlead_testing.processes import descendants
 from fairlead_testing.waiting import wait_until
 
 _MODEL = "tiny"
+_CLASS = "this-machine"
 _CLIENTS = 3
 _PAUSE_SECONDS = 0.1
 _TOKENS = 48
@@ -93,7 +94,7 @@ class HungCore:
     def _engines(self) -> Iterator["_Engines"]:
         installed, folder = self._stage.installed, self._stage.folder
         programs = f"{installed.engine_python.parent}{os.pathsep}{os.environ['PATH']}"
-        manifest = json.dumps(_manifest(installed.model))
+        manifest = "\n---\n".join(json.dumps(one) for one in (_accelerator_class(), _manifest(installed.model)))
         arguments = ("--real", "--plain", "--logs", str(folder))
         with LocalStack(folder, *arguments, manifest=manifest, environment={"PATH": programs}) as stack:
             engines = _Engines(stack.wait_ready(START_SECONDS))
@@ -159,6 +160,16 @@ class _Traffic:
                 await asyncio.sleep(_PAUSE_SECONDS)
 
 
+def _accelerator_class() -> dict[str, Any]:
+    """Returns the class of the engines: the speed of the tiny model on a processor."""
+    return {
+        "apiVersion": "serving.fairlead.io/v1alpha1",
+        "kind": "AcceleratorClass",
+        "metadata": {"name": _CLASS},
+        "spec": {"profile": {"preset": "tiny-cpu"}},
+    }
+
+
 def _manifest(model: Path) -> dict[str, Any]:
     """Returns a ModelDeployment of two replicas, small and slow enough for two processors."""
     arguments = ["--dtype=bfloat16", "--enforce-eager", f"--max-model-len={CONTEXT_TOKENS}"]
@@ -181,7 +192,7 @@ def _manifest(model: Path) -> dict[str, Any]:
                 "args": [*arguments, "--block-size=32", "--num-gpu-blocks-override=1024"],
                 "env": [{"name": name, "value": value} for name, value in settings.items()],
             },
-            "pools": [{"acceleratorClassName": "tiny-cpu", "minReplicas": 2}],
+            "pools": [{"acceleratorClassName": _CLASS, "minReplicas": 2}],
         },
     }
 

@@ -71,9 +71,14 @@ class RawConnection:
         except ConnectionError:
             pass
 
-    async def read_response(self, *, head_only: bool = False) -> RawResponse:
-        """Reads one response. Raises IncompleteReadError if the connection ends before its head."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
+    async def read_response(
+        self, *, head_only: bool = False, patience_seconds: float = PATIENCE_SECONDS
+    ) -> RawResponse:
+        """Reads one response. Raises IncompleteReadError if the connection ends before its head.
+
+        Raises TimeoutError if the response is not complete within ``patience_seconds``.
+        """
+        async with asyncio.timeout(patience_seconds):
             lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
             status = int(lines[0].split(" ")[1])
             assert lines[0].startswith("HTTP/1.1 "), lines[0]
