@@ -70,11 +70,12 @@ async def send_tokens(call: EngineCall) -> None:
         await call.respond({})
         return
     await call.start_stream()
-    count = call.json["max_tokens"]
+    count, clock = call.json["max_tokens"], asyncio.get_running_loop().time
+    begun = clock()
     for number in range(count):
         await call.event(token("a", "length" if number == count - 1 else None))
-        if number < count - 1:
-            await asyncio.sleep(TOKEN_SECONDS)
+        if number < count - 1:  # by the clock, so that a late token does not delay all after it
+            await asyncio.sleep(begun + (number + 1) * TOKEN_SECONDS - clock())
     await call.finish()
 
 
