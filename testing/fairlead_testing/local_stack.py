@@ -86,7 +86,7 @@ class LocalStack:
             lambda: self._ready.is_set() or self.process.poll() is not None, "fairlead up is ready", patience_seconds
         )
         if not self._ready.is_set():
-            self._reader.join(PATIENCE_SECONDS)
+            self.__exit__(None, None, None)  # a caller that waits before its block would leave the pipe open
             raise AssertionError("fairlead up ended:\n" + "".join(self.lines))
         return self
 
