@@ -5,13 +5,13 @@ from pathlib import Path
 
 RESULT = Path(__file__).parents[3] / "bench" / "results" / "e2e.json"
 MOVES = {
-    "engines are replaced",
-    "gateways are replaced",
-    "the operator is replaced",
-    "six instances",
-    "half of them are evicted",
-    "two instances",
-    "fairlead is upgraded",
+    "replace engines",
+    "replace gateways",
+    "replace operator",
+    "scale to six",
+    "evict half",
+    "scale to two",
+    "upgrade fairlead",
 }
 
 
