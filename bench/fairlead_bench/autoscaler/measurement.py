@@ -17,7 +17,7 @@ from fairlead_bench.autoscaler.indicators import indicators
 from fairlead_bench.measurement_cache import Measured
 from fairlead_sim.autoscaling.closed_loop import Controller, ControllerOutcome, run_controller
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind
-from fairlead_sim.autoscaling.scenarios import SCENARIOS
+from fairlead_sim.autoscaling.scenarios import ALL_SCENARIOS
 
 FAIRLEAD = "fairlead"
 _HINT_SECONDS = 0.5
@@ -69,7 +69,7 @@ def run_scenario(cell: AutoscalerCell, scenario: AutoscalingScenario) -> Control
 @lru_cache(maxsize=1)
 def scenario_of(name: str, seed: int, traces: str) -> AutoscalingScenario:
     """Returns the scenario. The last one is kept: the next cell is often of the same."""
-    return SCENARIOS[name](seed, Path(traces) if traces else None)
+    return ALL_SCENARIOS[name](seed, Path(traces) if traces else None)
 
 
 def make_controller(cell: AutoscalerCell, scenario: AutoscalingScenario) -> Controller:

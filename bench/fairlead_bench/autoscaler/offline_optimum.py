@@ -22,16 +22,16 @@ def main(arguments: list[str]) -> int:
     """Searches, compares and stores."""
     from fairlead_sim.autoscaling.offline_optimum import replay_schedule, search_schedule
     from fairlead_sim.autoscaling.optimum_cache import OptimumCache
-    from fairlead_sim.autoscaling.scenarios import SCENARIOS
+    from fairlead_sim.autoscaling.scenarios import ALL_SCENARIOS, SCENARIOS
 
     parser = argparse.ArgumentParser(description="Schedules with knowledge of the future.")
-    parser.add_argument("scenarios", nargs="*", choices=[*SCENARIOS, []])
+    parser.add_argument("scenarios", nargs="*", choices=[*ALL_SCENARIOS, []])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--runs", type=int, default=300)
     parser.add_argument("--traces", type=Path)
     given = parser.parse_args(arguments)
     for name in given.scenarios or SCENARIOS:
-        scenario = SCENARIOS[name](given.seed, given.traces)
+        scenario = ALL_SCENARIOS[name](given.seed, given.traces)
         begun = time.monotonic()
         before = OptimumCache(FILE).get(scenario)
         if before is not None:

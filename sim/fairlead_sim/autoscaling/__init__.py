@@ -1,6 +1,6 @@
 """The autoscaler in a closed loop with a simulated plant.
 
-- ``scenarios``: each kind of load and fault, made of ``traffic`` and ``reference_pools``
+- ``scenarios``: each kind of load and fault, from ``traffic`` and ``reference_pools``
 - ``plant``: the gateway and the pools; ``pool`` has the lives of replicas
 - ``plant_engine``: the interface of one replica; ``aggregated_engine`` in closed form,
   ``token_engine`` token by token; both write into a ``request_table``

@@ -32,7 +32,7 @@ from fairlead_sim.autoscaling.closed_loop import (
 from fairlead_sim.autoscaling.fleet_plant.plant import FleetPlant
 from fairlead_sim.autoscaling.optimum_cache import OptimumCache
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, Plant
-from fairlead_sim.autoscaling.scenarios import SCENARIOS
+from fairlead_sim.autoscaling.scenarios import SCENARIOS, WIDER_SCENARIOS
 from fairlead_sim.compiled import run_compiled
 
 EXAMPLE_SCENARIO = "step-warm"
@@ -44,7 +44,13 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fairlead_sim.autoscaling", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"any of {', '.join(SCENARIOS)}; default: all")
+    known = {**SCENARIOS, **WIDER_SCENARIOS}
+    parser.add_argument(
+        "scenarios",
+        nargs="*",
+        metavar="SCENARIO",
+        help=f"any of {', '.join(known)}; default: all but the last {len(WIDER_SCENARIOS)}",
+    )
     controllers = parser.add_mutually_exclusive_group()
     controllers.add_argument(
         "--preset", metavar="NAME", help=f"a preset in place of the production core: {', '.join(PRESETS)}"
@@ -76,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--series", action="store_true", help="also print replicas and attainment every five minutes")
     options = parser.parse_args(arguments)
     for name in options.scenarios:
-        if name not in SCENARIOS:
+        if name not in known:
             parser.error(f"no scenario is called {name!r}")
     try:
         make_controller = _controller_factory(options)
@@ -84,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
     except (FairleadError, ImportError, AttributeError) as error:
         parser.error(str(error))
     for name in options.scenarios or SCENARIOS:
-        scenario = SCENARIOS[name](options.seed, options.traces)
+        scenario = known[name](options.seed, options.traces)
         started = time.monotonic()
         try:
             plant = _make_plant(options, scenario)

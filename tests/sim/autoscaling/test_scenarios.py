@@ -1,17 +1,25 @@
 """The scenarios: equal seeds give equal scenarios, and each has its difficulty."""
 
+from dataclasses import replace
 from itertools import pairwise
-from statistics import fmean
+from statistics import fmean, pvariance
 
 import pytest
 
 from fairlead.fleet.model import Role
-from fairlead_sim.autoscaling.closed_loop import ScheduleController, run_controller
+from fairlead_sim.autoscaling.closed_loop import ScheduleController, run_controller, run_schedule
 from fairlead_sim.autoscaling.plant import AutoscalingScenario
 from fairlead_sim.autoscaling.request_table import ArrivalTrace
-from fairlead_sim.autoscaling.scenarios import AZURE_CONVERSATIONS, MOONCAKE_CONVERSATIONS, SCENARIOS
+from fairlead_sim.autoscaling.scenarios import (
+    ALL_SCENARIOS,
+    AZURE_CONVERSATIONS,
+    MOONCAKE_CONVERSATIONS,
+    SCENARIOS,
+    WIDER_SCENARIOS,
+)
+from fairlead_sim.autoscaling.traffic import CONVERSATIONS_BY_BLOCK
 
-QUICK = [name for name in SCENARIOS if not name.startswith("smooth")]
+QUICK = [name for name in ALL_SCENARIOS if not name.startswith("smooth")]
 
 
 def per_minute(scenario: AutoscalingScenario) -> list[int]:
@@ -23,9 +31,9 @@ def per_minute(scenario: AutoscalingScenario) -> list[int]:
 
 @pytest.mark.parametrize("kind", QUICK)
 def test_a_seed_is_a_scenario(kind: str) -> None:
-    made = SCENARIOS[kind](3, None)
-    assert made == SCENARIOS[kind](3, None)
-    other = SCENARIOS[kind](4, None)
+    made = ALL_SCENARIOS[kind](3, None)
+    assert made == ALL_SCENARIOS[kind](3, None)
+    other = ALL_SCENARIOS[kind](4, None)
     assert other.load.arrivals != made.load.arrivals
     load = made.load
     assert len(load.arrivals) == len(load.prompts) == len(load.outputs) > 500
@@ -92,6 +100,68 @@ def test_prompts_move_from_prefill_to_decode_and_none_is_lost() -> None:
     assert wait > 0.02 + 12e-3  # the transfer and one step at least
 
 
+def test_wider_scenarios_are_hours_beside_the_reference_scenarios() -> None:
+    assert not set(SCENARIOS) & set(WIDER_SCENARIOS)
+    for name, make in WIDER_SCENARIOS.items():
+        scenario = make(1, None)
+        assert (scenario.name, scenario.seconds) == (name, 3_600.0)
+
+
+def test_lengths_drift_like_the_recorded_hour_with_like_neighbours() -> None:
+    load = WIDER_SCENARIOS["drifting-lengths"](1, None).load
+    blocks: dict[int, list[tuple[int, int]]] = {}
+    for arrival, prompt, output in zip(load.arrivals, load.prompts, load.outputs, strict=True):
+        blocks.setdefault(int(arrival / 300.0), []).append((prompt, output))
+    for number, recorded in enumerate(CONVERSATIONS_BY_BLOCK):
+        drawn = blocks[number]
+        assert len(drawn) / 300.0 == pytest.approx(recorded.rate, rel=0.2)
+        assert fmean(prompt for prompt, _ in drawn) == pytest.approx(recorded.prompt, rel=0.15)
+        assert fmean(output for _, output in drawn) == pytest.approx(recorded.answer, rel=0.15)
+    prompts = [prompt for prompt, _ in blocks[3]]
+    assert pvariance(prompts) / fmean(prompts) ** 2 == pytest.approx(0.9, abs=0.15)
+
+
+def test_very_long_prompts_start_with_half_the_fleet_that_they_need() -> None:
+    scenario = WIDER_SCENARIOS["very-long-prompts"](1, None)
+    assert 100_000 < max(scenario.load.prompts) <= 126_000
+    assert fmean(scenario.load.prompts) == pytest.approx(12_100, rel=0.05)
+    assert len(scenario.load) / 3_600.0 == pytest.approx(6.8, rel=0.05)
+    assert _fixed_fleet_share(scenario, {"L": scenario.pools[0].initial}) < 0.2
+    assert _fixed_fleet_share(scenario, {"L": 17}) > 0.985
+
+
+@pytest.mark.parametrize(
+    ("name", "too_few", "enough"),
+    [
+        ("drifting-lengths", {"S": 16}, {"S": 22}),
+        ("steady-prefill-decode", {"prefill": 8, "decode": 4}, {"prefill": 10, "decode": 6}),
+        ("l4-chat", {"l4-qwen8b": 10}, {"l4-qwen8b": 16}),
+        ("h100-chat", {"h100-llama8b": 9}, {"h100-llama8b": 13}),
+    ],
+)
+def test_start_fleets_fit_the_first_minutes_and_not_the_hour(
+    name: str, too_few: dict[str, int], enough: dict[str, int]
+) -> None:
+    scenario = WIDER_SCENARIOS[name](1, None)
+    start = {setup.facts.name: setup.initial for setup in scenario.pools}
+    first_minutes = replace(scenario, seconds=180.0, load=_first(scenario, 180.0))
+    assert _fixed_fleet_share(first_minutes, start) > 0.97
+    assert _fixed_fleet_share(scenario, too_few) < 0.97
+    assert _fixed_fleet_share(scenario, enough) > 0.99
+
+
+@pytest.mark.parametrize("name", WIDER_SCENARIOS)
+def test_one_request_alone_meets_the_slo_with_room(name: str) -> None:
+    scenario = WIDER_SCENARIOS[name](1, None)
+    load = scenario.load
+    longest = max(range(len(load)), key=lambda request: load.prompts[request])
+    alone = ArrivalTrace([0.0], [load.prompts[longest]], [load.outputs[longest]])
+    outcome = run_schedule(replace(scenario, load=alone), [])
+    table = outcome.request_table
+    assert table.first[0] < 0.75 * outcome.ttft_seconds
+    assert (table.end[0] - table.first[0]) / (alone.outputs[0] - 1) < 0.5 * outcome.itl_seconds
+
+
 def test_recorded_hours_are_read_where_they_are(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("traces")
     rows = [f"2023-11-16 18:15:{46 + second:02}.5000000,{300 + second},{40}" for second in range(10)]
@@ -105,6 +175,10 @@ def test_recorded_hours_are_read_where_they_are(tmp_path_factory: pytest.TempPat
     long = SCENARIOS["long-prompts"](1, folder)
     assert len(long.load) == 16
     assert set(long.load.prompts) == {20_000}
+
+
+def _fixed_fleet_share(scenario: AutoscalingScenario, replicas: dict[str, int]) -> float:
+    return run_schedule(scenario, [(0.0, replicas)]).attainment
 
 
 def _first(scenario: AutoscalingScenario, seconds: float) -> ArrivalTrace:

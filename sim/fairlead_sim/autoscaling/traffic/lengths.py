@@ -126,6 +126,12 @@ Source: Mooncake's published conversations without an upper limit, in rounded qu
 coefficient of variation of the prompts is 1.7. One answer in ten has at most 24 tokens.
 """
 
+LONG_CHAT_LENGTHS = LengthDistribution(
+    quantiles_between(((0.0, 300), (0.1, 1_500), (0.5, 5_000), (0.9, 12_000), (1.0, 24_000))),
+    quantiles_between(((0.0, 20), (0.1, 80), (0.5, 250), (0.9, 600), (1.0, 1_200))),
+)
+"""Conversations of many turns: about 6,000 / 300 tokens on average, in round numbers."""
+
 
 def _quantile_grid(quantiles: Sequence[int]) -> list[float]:
     last = len(quantiles) - 1

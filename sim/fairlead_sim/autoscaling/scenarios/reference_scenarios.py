@@ -1,4 +1,4 @@
-"""The scenarios of the autoscaler benchmark, each from a seed.
+"""The scenarios with goals, each from a seed.
 
 There are smooth days, a noisy hour, crashes, an engine slower than its profile, growing answers and
 long prompts. Others have a workload that moves between prefill and decode, missing or zeroed
@@ -13,36 +13,38 @@ from pathlib import Path
 from random import Random
 
 from fairlead.fleet.model import Role, SloTargets
-from fairlead_autoscaler.core.types import SleepTier
 from fairlead_sim.autoscaling import traffic as loads
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, PlantFaults
-from fairlead_sim.autoscaling.pool import PoolSetup, SleepTimings, StartupDistribution
+from fairlead_sim.autoscaling.pool import PoolSetup, StartupDistribution
 from fairlead_sim.autoscaling.reference_pools import (
     COLD_START,
     LARGE_COLD_START,
     LARGE_COST,
     WARM_START,
     large_profile,
-    reference_model,
     reference_pool,
     small_profile,
 )
-from fairlead_sim.autoscaling.request_table import ArrivalTrace
+from fairlead_sim.autoscaling.scenarios.construction import (
+    CHAT_SLO,
+    chat_scenario,
+    duration_hours,
+    make_scenario,
+    slo_targets,
+    with_minute_noise,
+)
 from fairlead_sim.workload.azure_traces import read_azure
 from fairlead_sim.workload.generators import conversation_traffic
 from fairlead_sim.workload.traces import read_mooncake, spread_ties
 
 AZURE_CONVERSATIONS = "AzureLLMInferenceTrace_conv.csv"
 MOONCAKE_CONVERSATIONS = "conversation_trace.jsonl"
-_CHAT_SLO = SloTargets(ttft_seconds=3.0, itl_seconds=0.15)
-_HOUR = 3600.0
-_MINUTE_NOISE, _MINUTE_MEMORY = 0.06, 0.3
 
 
 def smooth_chat(seed: int, traces: Path | None = None, *, mean: float = 8.0) -> AutoscalingScenario:
     """Returns a day of conversations with ``mean`` requests per second."""
     del traces
-    return _chat_scenario("smooth-chat", seed, 0.0, 24, mean)
+    return chat_scenario("smooth-chat", seed, 0.0, 24, mean)
 
 
 def smooth_short(seed: int, traces: Path | None = None) -> AutoscalingScenario:
@@ -51,10 +53,10 @@ def smooth_short(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     """
     del traces
     random_ = Random(f"smooth-short {seed}")
-    rates = _with_minute_noise(loads.daily_rates(loads.CODE_DAY, 24 * 60, 12.0), random_)
+    rates = with_minute_noise(loads.daily_rates(loads.CODE_DAY, 24 * 60, 12.0), random_)
     load = loads.poisson_arrivals(rates, loads.SHORT_OUTPUT_LENGTHS, random_)
-    return _scenario(
-        "smooth-short", seed, 24, load, [reference_pool(large_profile(), 2, cost=LARGE_COST)], _slo(2.0, 0.2)
+    return make_scenario(
+        "smooth-short", seed, 24, load, [reference_pool(large_profile(), 2, cost=LARGE_COST)], slo_targets(2.0, 0.2)
     )
 
 
@@ -62,18 +64,18 @@ def smooth_mixed(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     """Returns half a day of conversations on two accelerators."""
     del traces
     random_ = Random(f"smooth-mixed {seed}")
-    rates = _with_minute_noise(loads.daily_rates(loads.CHAT_DAY, 12 * 60, 12.0), random_)
+    rates = with_minute_noise(loads.daily_rates(loads.CHAT_DAY, 12 * 60, 12.0), random_)
     pools = [
         reference_pool(small_profile(), 9),
         reference_pool(large_profile(), 0, cost=LARGE_COST, startup=LARGE_COLD_START, minimum=0),
     ]
-    return _scenario(
+    return make_scenario(
         "smooth-mixed",
         seed,
         12,
         loads.poisson_arrivals(rates, loads.CHAT_LENGTHS, random_),
         pools,
-        _CHAT_SLO,
+        CHAT_SLO,
     )
 
 
@@ -83,13 +85,18 @@ def mixed_shapes(seed: int, pools: Sequence[PoolSetup]) -> AutoscalingScenario:
     ``bench/mix`` varies ``pools``.
     """
     random_ = Random(f"mixed-shapes {seed}")
-    rates = _with_minute_noise(loads.daily_rates(loads.CHAT_DAY, 24 * 60, 14.0)[8 * 60 : 10 * 60], random_)
+    rates = with_minute_noise(loads.daily_rates(loads.CHAT_DAY, 24 * 60, 14.0)[8 * 60 : 10 * 60], random_)
     chat, documents = (
         loads.poisson_arrivals(rates, lengths, random_)
         for lengths in (loads.SHORT_CHAT_LENGTHS, loads.DOCUMENT_LENGTHS)
     )
-    scenario = _scenario(
-        "mixed-shapes", seed, 2, loads.mix_loads(chat, documents, lambda at: 0.2, random_), list(pools), _slo(4.0, 0.12)
+    scenario = make_scenario(
+        "mixed-shapes",
+        seed,
+        2,
+        loads.mix_loads(chat, documents, lambda at: 0.2, random_),
+        list(pools),
+        slo_targets(4.0, 0.12),
     )
     return replace(scenario, by_shape=True)
 
@@ -105,7 +112,9 @@ def noisy_hour(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     else:
         rates = loads.add_noise([16.2] * 60, random_, sigma=0.22, memory=0.5)
         load = loads.poisson_arrivals([max(9.5, min(25.4, rate)) for rate in rates], loads.CHAT_LENGTHS, random_)
-    return _scenario("noisy-hour", seed, _duration_hours(load), load, [reference_pool(small_profile(), 14)], _CHAT_SLO)
+    return make_scenario(
+        "noisy-hour", seed, duration_hours(load), load, [reference_pool(small_profile(), 14)], CHAT_SLO
+    )
 
 
 def failures(seed: int, traces: Path | None = None) -> AutoscalingScenario:
@@ -113,14 +122,14 @@ def failures(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     starts fail.
     """
     del traces
-    scenario = _chat_scenario("failures", seed, 10.0, 4, 8.0, replace(COLD_START, failure_share=0.15))
+    scenario = chat_scenario("failures", seed, 10.0, 4, 8.0, replace(COLD_START, failure_share=0.15))
     return replace(scenario, faults=PlantFaults(crashes=tuple([1_200.0 * number for number in range(1, 12)])))
 
 
 def slow_engine(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     """Returns two hours of conversations; steps take 1.35 times as long after 50 minutes."""
     del traces
-    scenario = _chat_scenario("slow-engine", seed, 10.0, 2, 8.0)
+    scenario = chat_scenario("slow-engine", seed, 10.0, 2, 8.0)
     return replace(scenario, faults=PlantFaults(slow=((3_000.0, 1.35),)))
 
 
@@ -134,8 +143,8 @@ def drift(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     def stretch(at: float) -> float:
         return 1.0 + 1.5 * min(1.0, max(0.0, (at - 3_000.0) / 600.0))
 
-    load = loads.poisson_arrivals(_with_minute_noise([7.0] * 120, random_), loads.CHAT_LENGTHS, random_, stretch)
-    return _scenario("drift", seed, 2, load, [reference_pool(small_profile(), 7)], _CHAT_SLO)
+    load = loads.poisson_arrivals(with_minute_noise([7.0] * 120, random_), loads.CHAT_LENGTHS, random_, stretch)
+    return make_scenario("drift", seed, 2, load, [reference_pool(small_profile(), 7)], CHAT_SLO)
 
 
 def long_prompts(seed: int, traces: Path | None = None) -> AutoscalingScenario:
@@ -150,13 +159,13 @@ def long_prompts(seed: int, traces: Path | None = None) -> AutoscalingScenario:
         load = loads.densify(spread_ties(read_mooncake(trace)), 2, random_)
     else:
         load = loads.densify(conversation_traffic(10_000, seed=seed), 2, random_)
-    return _scenario(
+    return make_scenario(
         "long-prompts",
         seed,
-        _duration_hours(load),
+        duration_hours(load),
         load,
         [reference_pool(large_profile(), 7, cost=LARGE_COST)],
-        _slo(30.0, 0.1),
+        slo_targets(30.0, 0.1),
     )
 
 
@@ -164,7 +173,7 @@ def mix_move(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     """Returns prefill/decode pools; requests turn from conversation to code completion and back."""
     del traces
     random_ = Random(f"mix-move {seed}")
-    rates = _with_minute_noise(
+    rates = with_minute_noise(
         [24.0 * (1.0 + 0.25 * math.sin(2 * math.pi * minute / 60.0)) for minute in range(120)], random_
     )
 
@@ -181,20 +190,20 @@ def mix_move(seed: int, traces: Path | None = None) -> AutoscalingScenario:
         reference_pool(large_profile(), 5, cost=LARGE_COST, role=Role.PREFILL, name="prefill"),
         reference_pool(large_profile(), 3, cost=LARGE_COST, role=Role.DECODE, name="decode"),
     ]
-    return _scenario("mix-move", seed, 2, load, pools, _slo(2.0, 0.1))
+    return make_scenario("mix-move", seed, 2, load, pools, slo_targets(2.0, 0.1))
 
 
 def missing_metrics(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     """Returns four hours of conversations with two outages of all metrics, five minutes each."""
     del traces
-    scenario = _chat_scenario("blind", seed, 6.0, 4, 8.0)
+    scenario = chat_scenario("blind", seed, 6.0, 4, 8.0)
     return replace(scenario, faults=PlantFaults(missing=((5_400.0, 5_700.0), (10_800.0, 11_100.0))))
 
 
 def zeroed_metrics(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     """Returns four hours of conversations with metrics of 0, twice for five minutes."""
     del traces
-    scenario = _chat_scenario("lying", seed, 6.0, 4, 8.0)
+    scenario = chat_scenario("lying", seed, 6.0, 4, 8.0)
     return replace(scenario, faults=PlantFaults(zeroed=((5_400.0, 5_700.0), (10_800.0, 11_100.0))))
 
 
@@ -215,19 +224,21 @@ def on_off(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     del traces
     random_ = Random(f"on-off {seed}")
     load = loads.bursty_load(random_)
-    return _scenario("on-off", seed, 1, load, [reference_pool(large_profile(), 3, cost=LARGE_COST)], _slo(4.0, 0.2))
+    return make_scenario(
+        "on-off", seed, 1, load, [reference_pool(large_profile(), 3, cost=LARGE_COST)], slo_targets(4.0, 0.2)
+    )
 
 
 def zero_cold(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     """Returns six hours with silence and some minutes of few requests; replicas start cold."""
     del traces
-    return _scale_to_zero_scenario("zero-cold", seed, COLD_START, _CHAT_SLO)
+    return _scale_to_zero_scenario("zero-cold", seed, COLD_START, CHAT_SLO)
 
 
 def zero_warm(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     """Returns ``zero_cold`` with starts within 10 s and a TTFT target of 15 s."""
     del traces
-    return _scale_to_zero_scenario("zero-warm", seed, WARM_START, replace(_CHAT_SLO, ttft_seconds=15.0))
+    return _scale_to_zero_scenario("zero-warm", seed, WARM_START, replace(CHAT_SLO, ttft_seconds=15.0))
 
 
 SCENARIOS: Mapping[str, Callable[[int, Path | None], AutoscalingScenario]] = {
@@ -251,41 +262,9 @@ SCENARIOS: Mapping[str, Callable[[int, Path | None], AutoscalingScenario]] = {
 """Each makes a scenario from a seed and the folder of published traces, or None."""
 
 
-def _slo(ttft: float, itl: float) -> SloTargets:
-    return SloTargets(ttft_seconds=ttft, itl_seconds=itl)
-
-
-def _scenario(
-    name: str, seed: int, hours: float, load: ArrivalTrace, pools: list[PoolSetup], slo: SloTargets
-) -> AutoscalingScenario:
-    model = reference_model(pools, slo.ttft_seconds, slo.itl_seconds)
-    return AutoscalingScenario(name, seed, hours * _HOUR, model, tuple(pools), load)
-
-
-def _chat_scenario(
-    name: str, seed: int, begin: float, hours: int, mean: float, startup: StartupDistribution = COLD_START
-) -> AutoscalingScenario:
-    """Returns ``hours`` of the day of conversations, from hour ``begin``.
-
-    mean: requests per second over the whole day.
-    """
-    random_ = Random(f"{name} {seed}")
-    day = loads.daily_rates(loads.CHAT_DAY, 24 * 60, mean)
-    rates = _with_minute_noise(day[int(begin * 60) : int(begin * 60) + hours * 60], random_)
-    load = loads.poisson_arrivals(rates, loads.CHAT_LENGTHS, random_)
-    return _scenario(
-        name,
-        seed,
-        hours,
-        load,
-        [reference_pool(small_profile(), math.ceil(rates[0]), startup=startup)],
-        _CHAT_SLO,
-    )
-
-
 def _step_scenario(name: str, seed: int, startup: StartupDistribution) -> AutoscalingScenario:
     load = loads.poisson_arrivals([2.5] * 20 + [12.5] * 20 + [2.5] * 20, loads.CHAT_LENGTHS, Random(f"step {seed}"))
-    return _scenario(name, seed, 1, load, [reference_pool(small_profile(), 3, startup=startup)], _CHAT_SLO)
+    return make_scenario(name, seed, 1, load, [reference_pool(small_profile(), 3, startup=startup)], CHAT_SLO)
 
 
 def _scale_to_zero_scenario(name: str, seed: int, startup: StartupDistribution, slo: SloTargets) -> AutoscalingScenario:
@@ -296,25 +275,5 @@ def _scale_to_zero_scenario(name: str, seed: int, startup: StartupDistribution, 
         rates += [random_.choice((0.3, 1.0, 3.0))] * random_.randint(3, 12)
     load = loads.poisson_arrivals(rates[: hours * 60], loads.CHAT_LENGTHS, random_)
     pools = [reference_pool(small_profile(), 0, startup=startup, minimum=0)]
-    scenario = _scenario(name, seed, hours, load, pools, slo)
+    scenario = make_scenario(name, seed, hours, load, pools, slo)
     return replace(scenario, model=replace(scenario.model, patience_seconds=400.0))
-
-
-def _with_minute_noise(rates: list[float], random_: Random) -> list[float]:
-    return loads.add_noise(rates, random_, sigma=_MINUTE_NOISE, memory=_MINUTE_MEMORY)
-
-
-def _duration_hours(load: ArrivalTrace) -> float:
-    return math.ceil(load.arrivals[-1] / 60.0) / 60.0
-
-
-def with_sleep_tier(scenario: AutoscalingScenario, tier: SleepTier, sleep_timings: SleepTimings) -> AutoscalingScenario:
-    """Returns the scenario with pools whose replicas may sleep.
-
-    - tier: what the autoscaler may do.
-    - sleep_timings: how the replicas behave.
-    """
-    pools = tuple(
-        replace(setup, facts=replace(setup.facts, tier=tier), sleep_timings=sleep_timings) for setup in scenario.pools
-    )
-    return replace(scenario, pools=pools, model=replace(scenario.model, pools=tuple(setup.facts for setup in pools)))
