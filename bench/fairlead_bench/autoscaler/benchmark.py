@@ -20,6 +20,7 @@ from fairlead_bench.autoscaler.measurement import (
     run_scenario,
     scenario_of,
     source_digest,
+    unservable_of,
 )
 from fairlead_bench.autoscaler.result_rows import (
     ALL_SCENARIOS,
@@ -40,12 +41,13 @@ from fairlead_bench.autoscaler.result_rows import (
 from fairlead_bench.measurement_cache import Measured, MeasurementCache
 from fairlead_bench.results import ResultRow, write_results
 from fairlead_sim.autoscaling import traffic as loads
-from fairlead_sim.autoscaling.closed_loop import ScheduleController, run_controller
+from fairlead_sim.autoscaling.closed_loop import ScheduleController, run_controller, run_schedule
 from fairlead_sim.autoscaling.offline_optimum import OptimumSchedule as Oracle
 from fairlead_sim.autoscaling.offline_optimum import replay_schedule, search_schedule
 from fairlead_sim.autoscaling.optimum_cache import OptimumCache
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, PlantFaults
 from fairlead_sim.autoscaling.scenarios import smooth_chat, step_cold
+from fairlead_sim.autoscaling.unservable_requests import servable_share
 
 ORACLES = Path(__file__).with_name("offline_optima.json")
 SEARCHED = (*HARD, *METRICS_OUTAGES)
@@ -89,7 +91,7 @@ def main(arguments: list[str]) -> int:
     load_average.append(os.getloadavg()[0])
     more: dict[str, Any] = {
         "traces": bench.traces != "",
-        "oracles": {name: {"cost": one.cost, "attainment": one.attainment} for name, one in bench.oracles.items()},
+        "oracles": {name: bench.oracle_cell(name) for name in bench.oracles},
         "table": {
             name: {scenario: _cell(cell, bench.costs.get(scenario)) for scenario, cell in cells.items()}
             for name, cells in table.items()
@@ -129,6 +131,18 @@ class AutoscalerBenchmark:
             "fairlead_bench.autoscaler.offline_optimum searches longer"
         )
         return search_schedule(scenario, runs=60)
+
+    def oracle_cell(self, name: str) -> dict[str, float]:
+        """Returns the figures of an oracle, without the same requests as those of controllers."""
+        one, scenario = self.oracles[name], scenario_of(name, self._seed, self.traces)
+        unservable = unservable_of(name, self._seed, self.traces, False)
+        servable = servable_share(run_schedule(scenario, one.steps), unservable)
+        return {
+            "cost": one.cost,
+            "attainment": one.attainment,
+            "servable": round(servable.share, 5),
+            "unservable": servable.unservable,
+        }
 
     def cells(self, controllers: Sequence[TunedPreset], scenarios: Sequence[str]) -> list[Mapping[str, Measured]]:
         """Figures by scenario, of each controller. Cells of one scenario lie together: a process
@@ -220,6 +234,8 @@ def _compare_simulators() -> AutoscalingScenario:
 def _cell(cell: Measured, oracle: float | None) -> dict[str, float | None]:
     return {
         "attainment": round(cell["attainment"], 5),
+        "servable": round(cell["servable"], 5),
+        "unservable": cell["unservable"],
         "cost": round(cell["cost"], 3),
         "oracle": None if oracle is None else round(cell["cost"] / oracle, 3),
         "turns": round(cell["turns"], 1),

@@ -18,6 +18,7 @@ from fairlead_bench.measurement_cache import Measured
 from fairlead_sim.autoscaling.closed_loop import Controller, ControllerOutcome, run_controller
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind
 from fairlead_sim.autoscaling.scenarios import ALL_SCENARIOS
+from fairlead_sim.autoscaling.unservable_requests import find_unservable, servable_share
 
 FAIRLEAD = "fairlead"
 _HINT_SECONDS = 0.5
@@ -42,13 +43,23 @@ class AutoscalerCell:
 
 
 def measure(cell: AutoscalerCell) -> Measured:
-    """Returns the indicators of a cell and the processor seconds that it took."""
+    """Returns the indicators of a cell and the processor seconds that it took.
+
+    ``servable`` is the share within the SLO without the unservable requests.
+    """
     scenario = scenario_of(cell.scenario, cell.seed, cell.traces)
+    unservable = unservable_of(cell.scenario, cell.seed, cell.traces, cell.preempting)
     gc.freeze()  # the requests of a day are looked through again and again otherwise
     begun = time.process_time()
     outcome = run_scenario(cell, scenario)
     seconds = time.process_time() - begun
-    return {**indicators(scenario, outcome), "seconds": seconds}
+    servable = servable_share(outcome, unservable)
+    return {
+        **indicators(scenario, outcome),
+        "servable": servable.share,
+        "unservable": float(servable.unservable),
+        "seconds": seconds,
+    }
 
 
 def run_scenario(cell: AutoscalerCell, scenario: AutoscalingScenario) -> ControllerOutcome:
@@ -60,7 +71,7 @@ def run_scenario(cell: AutoscalerCell, scenario: AutoscalingScenario) -> Control
     return run_controller(
         scenario,
         make_controller(cell, scenario),
-        engine_model=EngineModelKind.PREEMPTING if cell.preempting else EngineModelKind.AGGREGATED,
+        engine_model=_engine_model(cell.preempting),
         solver=simulation_solver() if ours else None,
         hint_seconds=_HINT_SECONDS if ours else None,
     )
@@ -70,6 +81,16 @@ def run_scenario(cell: AutoscalerCell, scenario: AutoscalingScenario) -> Control
 def scenario_of(name: str, seed: int, traces: str) -> AutoscalingScenario:
     """Returns the scenario. The last one is kept: the next cell is often of the same."""
     return ALL_SCENARIOS[name](seed, Path(traces) if traces else None)
+
+
+@lru_cache(maxsize=1)
+def unservable_of(name: str, seed: int, traces: str, preempting: bool) -> frozenset[int]:
+    """Returns the requests of a scenario that no start could have served."""
+    return find_unservable(scenario_of(name, seed, traces), engine_model=_engine_model(preempting))
+
+
+def _engine_model(preempting: bool) -> EngineModelKind:
+    return EngineModelKind.PREEMPTING if preempting else EngineModelKind.AGGREGATED
 
 
 def make_controller(cell: AutoscalerCell, scenario: AutoscalingScenario) -> Controller:

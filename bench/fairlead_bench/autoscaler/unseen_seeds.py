@@ -75,6 +75,8 @@ def main(arguments: list[str]) -> int:
             FAIRLEAD if one.preset == FAIRLEAD else one.name: {
                 scenario: {
                     "attainment": round(found[cells[one, scenario]]["attainment"], 5),
+                    "servable": round(found[cells[one, scenario]]["servable"], 5),
+                    "unservable": found[cells[one, scenario]]["unservable"],
                     "cost": round(found[cells[one, scenario]]["cost"], 3),
                 }
                 for scenario in scenarios

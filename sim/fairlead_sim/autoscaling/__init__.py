@@ -7,6 +7,7 @@
 - ``fleet_plant``: another plant, made of the fleet simulator; caches, and the gateway's own router
 - ``closed_loop``: a controller runs a plant
 - ``offline_optimum``, ``optimum_cache``: the cheapest schedule with knowledge of the future
+- ``unservable_requests``: what no start could have served
 - ``routing``: the gateway's rules for prefill placement, accelerators and replicas
 - ``capacity``: fixed fleets at constant rates: the share that misses, and the largest rate
 """

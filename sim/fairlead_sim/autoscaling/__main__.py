@@ -13,7 +13,7 @@ compiled after ``scripts/compile.py --sim``.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +33,7 @@ from fairlead_sim.autoscaling.fleet_plant.plant import FleetPlant
 from fairlead_sim.autoscaling.optimum_cache import OptimumCache
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, Plant
 from fairlead_sim.autoscaling.scenarios import SCENARIOS, WIDER_SCENARIOS
+from fairlead_sim.autoscaling.unservable_requests import find_unservable, servable_share
 from fairlead_sim.compiled import run_compiled
 
 EXAMPLE_SCENARIO = "step-warm"
@@ -100,6 +101,8 @@ def main(arguments: Sequence[str]) -> int:
         seconds = time.monotonic() - started
         oracle = None if options.oracles is None else OptimumCache(options.oracles).get(scenario)
         _print_outcome(outcome, None if oracle is None else oracle.cost, seconds)
+        if not options.fleet:
+            _print_servable(outcome, find_unservable(scenario, engine_model=_engine_model(options)))
         if isinstance(plant, FleetPlant):
             print(f"  cached {100 * plant.cached_share:.1f} % of the prompt tokens", flush=True)
         if options.series:
@@ -110,8 +113,11 @@ def main(arguments: Sequence[str]) -> int:
 def _make_plant(options: argparse.Namespace, scenario: AutoscalingScenario) -> SimulatedPlant:
     if options.fleet:
         return FleetPlant(scenario)
-    engines = EngineModelKind.PREEMPTING if options.preempting else EngineModelKind.AGGREGATED
-    return Plant(scenario, engine_model=engines)
+    return Plant(scenario, engine_model=_engine_model(options))
+
+
+def _engine_model(options: argparse.Namespace) -> EngineModelKind:
+    return EngineModelKind.PREEMPTING if options.preempting else EngineModelKind.AGGREGATED
 
 
 def _controller_for(
@@ -159,6 +165,12 @@ def _print_outcome(outcome: ControllerOutcome, oracle: float | None, seconds: fl
         f"turns/h {outcome.reversals_per_hour:.1f}  {seconds:.1f} s",
         flush=True,
     )
+
+
+def _print_servable(outcome: ControllerOutcome, unservable: Collection[int]) -> None:
+    if unservable:
+        share = servable_share(outcome, unservable).share
+        print(f"  without {len(unservable)} requests that no start could have served: {100 * share:.2f} %", flush=True)
 
 
 def _print_series(scenario: AutoscalingScenario, outcome: ControllerOutcome) -> None:

@@ -77,6 +77,7 @@ class AutoscalingScenario:
 
     by_shape: the gateway routes requests by their shape if pools differ.
     load_policy: what the gateway compares among replicas.
+    sudden_changes: times at which much more load arrives than any tick before could show.
     """
 
     name: str
@@ -90,6 +91,7 @@ class AutoscalingScenario:
     prefill_policy: PrefillPolicy = PrefillPolicy.APART
     by_shape: bool = False
     load_policy: LoadPolicy = LoadPolicy.RESIDENT_KV
+    sudden_changes: tuple[float, ...] = ()
 
 
 class Plant:

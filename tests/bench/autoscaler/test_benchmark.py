@@ -9,6 +9,7 @@ import pytest
 
 from fairlead_autoscaler.presets import PRESETS
 from fairlead_bench.autoscaler.indicators import in_windows, indicators, recovery_seconds, wake_seconds
+from fairlead_bench.autoscaler.measurement import AutoscalerCell, measure
 from fairlead_bench.autoscaler.result_rows import (
     ALL_SCENARIOS,
     COMPARED_SCENARIOS,
@@ -161,6 +162,14 @@ def test_waking_is_measured_from_the_order_and_beyond_the_start() -> None:
         replace(made, pools=tuple([replace(one, initial=1) for one in made.pools])), ScheduleController([])
     )
     assert wake_seconds(there) < 1.0
+
+
+def test_all_controllers_have_the_same_unservable_requests() -> None:
+    one, other = (measure(AutoscalerCell("zero-cold", 1, preset)) for preset in ("hpa-concurrency", "keda-waiting"))
+    assert one["unservable"] == other["unservable"] > 100
+    assert one["servable"] > one["attainment"]
+    unserved = one["requests"] - one["unservable"]
+    assert one["servable"] * unserved <= one["attainment"] * one["requests"] + 1e-6
 
 
 def test_every_kind_of_scenario_is_measured() -> None:

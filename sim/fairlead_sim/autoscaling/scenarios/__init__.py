@@ -11,8 +11,8 @@ from fairlead_sim.autoscaling.scenarios.reference_scenarios import (
     MOONCAKE_CONVERSATIONS,
     SCENARIOS,
     mixed_shapes,
-    slow_engine,
     smooth_chat,
+    smooth_mixed,
     step_cold,
 )
 from fairlead_sim.autoscaling.scenarios.wider_scenarios import ALL_SCENARIOS, WIDER_SCENARIOS
@@ -24,8 +24,8 @@ __all__ = [
     "SCENARIOS",
     "WIDER_SCENARIOS",
     "mixed_shapes",
-    "slow_engine",
     "smooth_chat",
+    "smooth_mixed",
     "step_cold",
     "with_sleep_tier",
 ]

@@ -39,6 +39,8 @@ from fairlead_sim.workload.traces import read_mooncake, spread_ties
 
 AZURE_CONVERSATIONS = "AzureLLMInferenceTrace_conv.csv"
 MOONCAKE_CONVERSATIONS = "conversation_trace.jsonl"
+_SILENCE_SECONDS = 360.0
+"""The least time without a request after which the next one is a sudden change."""
 
 
 def smooth_chat(seed: int, traces: Path | None = None, *, mean: float = 8.0) -> AutoscalingScenario:
@@ -264,7 +266,8 @@ SCENARIOS: Mapping[str, Callable[[int, Path | None], AutoscalingScenario]] = {
 
 def _step_scenario(name: str, seed: int, startup: StartupDistribution) -> AutoscalingScenario:
     load = loads.poisson_arrivals([2.5] * 20 + [12.5] * 20 + [2.5] * 20, loads.CHAT_LENGTHS, Random(f"step {seed}"))
-    return make_scenario(name, seed, 1, load, [reference_pool(small_profile(), 3, startup=startup)], CHAT_SLO)
+    scenario = make_scenario(name, seed, 1, load, [reference_pool(small_profile(), 3, startup=startup)], CHAT_SLO)
+    return replace(scenario, sudden_changes=(20 * 60.0,))
 
 
 def _scale_to_zero_scenario(name: str, seed: int, startup: StartupDistribution, slo: SloTargets) -> AutoscalingScenario:
@@ -276,4 +279,7 @@ def _scale_to_zero_scenario(name: str, seed: int, startup: StartupDistribution, 
     load = loads.poisson_arrivals(rates[: hours * 60], loads.CHAT_LENGTHS, random_)
     pools = [reference_pool(small_profile(), 0, startup=startup, minimum=0)]
     scenario = make_scenario(name, seed, hours, load, pools, slo)
-    return replace(scenario, model=replace(scenario.model, patience_seconds=400.0))
+    before_each = zip([-math.inf, *load.arrivals], load.arrivals, strict=False)
+    ends_of_silence = tuple([at for before, at in before_each if at - before > _SILENCE_SECONDS])
+    model = replace(scenario.model, patience_seconds=400.0)
+    return replace(scenario, model=model, sudden_changes=ends_of_silence)
