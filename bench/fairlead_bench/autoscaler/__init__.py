@@ -6,5 +6,6 @@ indicators: figures of an outcome beyond share and cost
 result_rows: goals and comparisons
 plots: replicas over time, and all controllers
 offline_optimum: search for the cheapest schedules, kept in ``offline_optima.json``
+selected_scenarios: chosen scenarios and seeds, also those for judging
 sleep_tier: a benchmark of its own, of sleeping replicas
 """

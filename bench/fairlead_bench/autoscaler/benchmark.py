@@ -38,6 +38,7 @@ from fairlead_bench.autoscaler.result_rows import (
     simulator_rows,
     tune,
 )
+from fairlead_bench.autoscaler.selected_scenarios import run_selected, scenario_names
 from fairlead_bench.measurement_cache import Measured, MeasurementCache
 from fairlead_bench.results import ResultRow, write_results
 from fairlead_sim.autoscaling import traffic as loads
@@ -67,12 +68,31 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--traces", type=Path, help="a folder with the published traces; else traffic of their shape")
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 2))
     parser.add_argument("--presets", default=",".join(PRESETS), help="presets to compare with; empty for none")
-    parser.add_argument("--out", type=Path, default=Path(f"out/bench/{NAME}.json"))
+    parser.add_argument("--out", type=Path, help="default: a file in out/bench named after the run")
     parser.add_argument("--plots", type=Path, default=Path("out/bench"))
+    selection = parser.add_argument_group("selection", "with one of these, a table without goals and pictures")
+    selection.add_argument(
+        "--scenarios", type=scenario_names, metavar="NAME,…", help="names, or the groups reference, wider and all"
+    )
+    seeds = selection.add_mutually_exclusive_group()
+    seeds.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], metavar="N,…")
+    seeds.add_argument("--judging", action="store_true", help="the 20 seeds of judging_seeds.json, once at the end")
+    selection.add_argument(
+        "--search-optima", type=int, default=0, metavar="RUNS", help="search for unknown offline optima"
+    )
+    selection.add_argument(
+        "--optima", type=Path, default=ORACLES, metavar="FILE", help="known offline optima; new ones are added"
+    )
     given = parser.parse_args(arguments)
     names = [name for name in given.presets.split(",") if name]
     if unknown := set(names) - set(PRESETS):
         parser.error(f"--presets: there is none called {', '.join(sorted(unknown))}; there are {', '.join(PRESETS)}")
+    is_selected = bool(given.scenarios or given.seeds or given.judging)
+    suffix = "-judging" if given.judging else "-selected" if is_selected else ""
+    given.out = given.out or Path(f"out/bench/{NAME}{suffix}.json")
+    if is_selected:
+        run_selected(given, names)
+        return 0
     begun, load_average = time.monotonic(), [os.getloadavg()[0]]
     bench = AutoscalerBenchmark(given)
     found = bench.cells([TunedPreset(FAIRLEAD, 0.0, True)], ALL_SCENARIOS)[0]

@@ -13,13 +13,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fairlead_bench.judging_seeds import TUNING_SEEDS
 from fairlead_bench.outside_plant.core_seam import ControllerFactory, WorkRule, core_controller
 from fairlead_bench.outside_plant.families import FAMILIES
 from fairlead_bench.outside_plant.gateway_rules import GATEWAY_RULES
 from fairlead_bench.outside_plant.measurement import CoreMeasurement, measure
 from fairlead_bench.outside_plant.offline_optimum import OPTIMUM_FILE, OptimumFile
 from fairlead_bench.outside_plant.plant import PlantOptions
-from fairlead_bench.outside_plant.profiles import TUNING_SEEDS, judging_seeds
+from fairlead_bench.outside_plant.profiles import judging_seeds
 from fairlead_bench.results import ResultRow, ratio_row, value_row, write_results
 
 NAME = "autoscaler-outside"

@@ -1,12 +1,10 @@
 """Step costs of the engines, start-up times, and the seeds of the judgement."""
 
-import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-TUNING_SEEDS = (1, 2, 3)
-JUDGING_SEED_COUNT = 20
+from fairlead_bench.judging_seeds import judging_seeds_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +55,5 @@ def startup_times(seed: int, pool: str, count: int) -> Sequence[float]:
 
 
 def judging_seeds() -> list[int]:
-    """Returns the seeds of the judgement, on which nothing is tuned.
-
-    Seed number ``k`` is the first eight hexadecimal digits of the SHA-256 of
-    "outside plant, judging seed k", modulo one million.
-    """
-    return [
-        int(hashlib.sha256(f"outside plant, judging seed {number}".encode()).hexdigest()[:8], 16) % 1_000_000
-        for number in range(1, JUDGING_SEED_COUNT + 1)
-    ]
+    """Returns the seeds of the judgement, on which nothing is tuned."""
+    return judging_seeds_of("outside plant")

@@ -7,8 +7,9 @@ start. Replicas are ready when they are wanted, and cost from the beginning of t
 1. **Initial schedule.** The work of a segment in engine-seconds counts prompt tokens, generated
    tokens and the KV that these read, at the engines' true speed. Work ÷ (share of busy time ×
    segment) is the number of replicas. A replica that would be needed again within the duration of a
-   start stays. Bisection finds the highest share that attains the target. A more generous schedule
-   is lowered first, and then this one.
+   start stays. Bisection finds the highest share that attains the target; with a prefill and a
+   decode pool, then the highest of each. A more generous schedule is lowered first, and then this
+   one.
 2. **Lowering.** One replica less for some time saves its cost, perhaps also a start, and causes
    misses. Misses stay near their cause, so distant lowerings are measured in one run. Lowerings
    that save enough per miss are taken together, as many as the target allows, in long and short
@@ -31,6 +32,8 @@ from fairlead_sim.autoscaling.pool import PoolSetup
 
 _SEPARATION_SECONDS = 900.0
 _BISECTION_STEPS = 8
+_MAX_BUSY_SHARE = 1.5
+"""A share of busy time with which there are certainly too few replicas."""
 _GENEROUS_FACTOR = 0.85
 _STRETCHES_SECONDS = (1_800.0, 600.0, 120.0)
 _MIN_SAVINGS_PER_MISS = (1.0, 0.3, 0.1, 0.03, 0.0)
@@ -98,18 +101,32 @@ class _ScheduleSearch:
         self._best: OptimumSchedule | None = None
 
     def run(self) -> OptimumSchedule:
-        low, high = 0.05, 1.5  # share of busy time: certainly enough replicas, certainly too few
+        shares = dict.fromkeys(self._pools, 0.0)
+        shares = self._bisect(shares, list(self._pools), 0.05)
+        if any(setup.facts.role is not Role.SERVE for setup in self._pools.values()):
+            for name in sorted(self._pools, key=lambda name: sum(self._works[name])):
+                shares = self._bisect(shares, [name], shares[name])
+        half = self._runs_left // 2
+        self._lower_all(self._initial_counts({name: share * _GENEROUS_FACTOR for name, share in shares.items()}), half)
+        self._lower_all(self._initial_counts(shares), 0)
+        assert self._best is not None
+        return self._best
+
+    def _bisect(self, shares: Mapping[str, float], names: list[str], low: float) -> dict[str, float]:
+        """Returns the shares with the highest common share of the named pools that attains the
+        target.
+
+        low: a share with which there are certainly enough replicas.
+        """
+        high = _MAX_BUSY_SHARE
         for _ in range(_BISECTION_STEPS):
             middle = (low + high) / 2
-            if self._evaluate(self._initial_counts(middle))[0].attainment >= self._target:
+            counts = self._initial_counts({**shares, **dict.fromkeys(names, middle)})
+            if self._evaluate(counts)[0].attainment >= self._target:
                 low = middle
             else:
                 high = middle
-        half = self._runs_left // 2
-        self._lower_all(self._initial_counts(low * _GENEROUS_FACTOR), half)
-        self._lower_all(self._initial_counts(low), 0)
-        assert self._best is not None
-        return self._best
+        return {**shares, **dict.fromkeys(names, low)}
 
     # The first schedule --------------------------------------------------------------------------------------------------
 
@@ -133,11 +150,15 @@ class _ScheduleSearch:
                 work[segment] *= factor
         return [seconds / self._segment_seconds for seconds in work]
 
-    def _initial_counts(self, share: float) -> ReplicaCounts:
-        """Returns the replicas with which engines are busy for ``share`` of the time."""
+    def _initial_counts(self, shares: Mapping[str, float]) -> ReplicaCounts:
+        """Returns the replicas with which engines are busy for these shares of the time, by pool.
+
+        Two pools that serve have one share.
+        """
         serving = [name for name, setup in self._pools.items() if setup.facts.role is Role.SERVE]
         if len(serving) == 2:
             small, large = sorted(serving, key=lambda name: self._pools[name].facts.cost_per_hour)
+            share = shares[large]
             base = self._within_bounds(large, [floor(work / share) for work in self._steady_work(self._works[large])])
             rest = [
                 work * max(0.0, 1.0 - count * share / max(1e-9, big))
@@ -145,7 +166,7 @@ class _ScheduleSearch:
             ]
             return {large: base, small: self._within_bounds(small, [ceil(work / share) for work in rest])}
         return {
-            name: self._within_bounds(name, [ceil(work_seconds / share) for work_seconds in work])
+            name: self._within_bounds(name, [ceil(work_seconds / shares[name]) for work_seconds in work])
             for name, work in self._works.items()
         }
 

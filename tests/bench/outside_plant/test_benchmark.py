@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import BadInput
+from fairlead_bench.judging_seeds import TUNING_SEEDS
 from fairlead_bench.outside_plant import benchmark, measurement, profiles
 from fairlead_bench.outside_plant.families import FAMILIES, noisy_chat
 from fairlead_bench.outside_plant.offline_optimum import (
@@ -35,7 +36,7 @@ def test_judging_seeds_are_those_of_the_written_rule() -> None:
     committed = json.loads(JUDGING_FILE.read_text(encoding="utf-8"))
     assert committed["seeds"] == profiles.judging_seeds()
     assert len(set(committed["seeds"])) == 20
-    assert not set(committed["seeds"]) & set(profiles.TUNING_SEEDS)
+    assert not set(committed["seeds"]) & set(TUNING_SEEDS)
 
 
 def test_optimum_keeps_its_share_and_is_cheaper_than_any_fixed_fleet() -> None:
