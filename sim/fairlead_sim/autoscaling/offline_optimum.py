@@ -32,8 +32,8 @@ from fairlead_sim.autoscaling.pool import PoolSetup
 
 _SEPARATION_SECONDS = 900.0
 _BISECTION_STEPS = 8
-_MAX_BUSY_SHARE = 1.5
-"""A share of busy time with which there are certainly too few replicas."""
+_MIN_BUSY_SHARE, _MAX_BUSY_SHARE = 0.05, 1.5
+"""Shares of busy time with which there are certainly enough, and too few, replicas."""
 _GENEROUS_FACTOR = 0.85
 _STRETCHES_SECONDS = (1_800.0, 600.0, 120.0)
 _MIN_SAVINGS_PER_MISS = (1.0, 0.3, 0.1, 0.03, 0.0)
@@ -101,28 +101,31 @@ class _ScheduleSearch:
         self._best: OptimumSchedule | None = None
 
     def run(self) -> OptimumSchedule:
-        shares = dict.fromkeys(self._pools, 0.0)
-        shares = self._bisect(shares, list(self._pools), 0.05)
-        if any(setup.facts.role is not Role.SERVE for setup in self._pools.values()):
-            for name in sorted(self._pools, key=lambda name: sum(self._works[name])):
-                shares = self._bisect(shares, [name], shares[name])
+        names = list(self._pools)
+        shares = dict.fromkeys(names, _MIN_BUSY_SHARE)
+        if all(setup.facts.role is Role.SERVE for setup in self._pools.values()):
+            shares = self._bisect(shares, names, 1.0)
+        else:
+            groups = [names, *[[name] for name in names]]
+            for number, group in enumerate(groups, 1):  # each leaves misses to the next, and to the lowering
+                shares = self._bisect(shares, group, number / (len(groups) + 1))
         half = self._runs_left // 2
         self._lower_all(self._initial_counts({name: share * _GENEROUS_FACTOR for name, share in shares.items()}), half)
         self._lower_all(self._initial_counts(shares), 0)
         assert self._best is not None
         return self._best
 
-    def _bisect(self, shares: Mapping[str, float], names: list[str], low: float) -> dict[str, float]:
-        """Returns the shares with the highest common share of the named pools that attains the
-        target.
+    def _bisect(self, shares: Mapping[str, float], names: list[str], miss_share: float) -> dict[str, float]:
+        """Returns the shares with the highest common one of the named pools that keeps the misses.
 
-        low: a share with which there are certainly enough replicas.
+        miss_share: share of the misses that the target permits.
         """
-        high = _MAX_BUSY_SHARE
+        low, high = shares[names[0]], _MAX_BUSY_SHARE
+        target = 1.0 - (1.0 - self._target) * miss_share
         for _ in range(_BISECTION_STEPS):
             middle = (low + high) / 2
             counts = self._initial_counts({**shares, **dict.fromkeys(names, middle)})
-            if self._evaluate(counts)[0].attainment >= self._target:
+            if self._evaluate(counts)[0].attainment >= target:
                 low = middle
             else:
                 high = middle
