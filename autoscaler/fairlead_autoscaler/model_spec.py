@@ -71,4 +71,5 @@ def scaled_model(
         itl_bounds=() if itl is None else (itl,),
         ttft_per_kilo_token_seconds=targets.ttft_per_kilo_token_seconds,
         replicas_most=replicas_most,
+        period_seconds=targets.period_seconds,
     )

@@ -66,12 +66,14 @@ class SloTargets:
 
     target: share of requests (0..1) that should meet all latency targets.
     itl_seconds: the TPOT target, the mean gap between the tokens of one answer.
+    period_seconds: time over which the target holds. Only the autoscaler uses it.
     """
 
     target: float = 0.95
     ttft_seconds: float | None = None
     ttft_per_kilo_token_seconds: float = 0.0
     itl_seconds: float | None = None
+    period_seconds: float = 86_400.0
 
     def ttft_limit_seconds(self, prompt_tokens: float) -> float | None:
         """Returns the TTFT target for a prompt of this length; None if there is none."""

@@ -1,6 +1,6 @@
 """Settings of the scaling core, in one group for each stage.
 
-One set serves every model that was measured (docs/decisions/0038). Before you change a value,
+One set serves every model that was measured (docs/decisions/0057). Before you change a value,
 compare a replay with the old one (`fairlead replay-scaling`).
 
 Outside of the core a setting has its flat name: on the command line, in recordings, and where
@@ -24,7 +24,6 @@ class LoadSettings:
     short_bins: int = 3
     recent_seconds: float = 30.0
     past_seconds: float = 2_400.0
-    spread_sigmas: float = 1.0
     change_sigmas: float = 5.0
     change_share: float = 0.25
     change_odds: float = 6.0
@@ -35,7 +34,7 @@ class LoadSettings:
 
 @dataclass(frozen=True, slots=True)
 class BurstSettings:
-    """Settings of recurring bursts and of swings above the level."""
+    """Settings of recurring bursts, and of errors of the forecast."""
 
     recur_share: float = 3.0
     burst_room: float = 1.6
@@ -43,11 +42,9 @@ class BurstSettings:
     burst_spare: float = 0.03
     clump_seconds: float = 600.0
     clump_least: float = 6.0
-    swing_over: float = 0.25
-    swing_few: int = 4
-    swing_sigmas: float = 3.0
-    swing_guess: float = 0.08
-    swing_most: float = 0.5
+    deviation_guess: float = 0.08
+    deviation_few: float = 4.0
+    deviation_most: float = 0.5
     fall_sigmas: float = 3.0
 
 
@@ -67,13 +64,7 @@ class LengthSettings:
 class CapacitySettings:
     """Settings of the capacity of one replica at the SLO."""
 
-    itl_share: float = 0.7
-    itl_share_decoding: float = 0.9
-    hurt_share: float = 1.0
-    crowd_sigmas: float = 4.3
     busy_least: float = 0.2
-    prefill_busy_most: float = 0.96
-    prefill_pool_busy: float = 0.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,27 +79,21 @@ class SpeedSettings:
 
 @dataclass(frozen=True, slots=True)
 class BudgetSettings:
-    """Settings of the error budget and of the margin that follows it."""
+    """Settings of the error budget, and of what counted misses teach."""
 
-    margin: float = 1.0
-    margin_least: float = 0.85
-    margin_most: float = 1.4
-    margin_up_per_second: float = 1.5e-4
-    margin_down_per_second: float = 2.0e-5
-    margin_spend: float = 0.4
-    spare_most: float = 0.5
-    spare_margin: float = 0.93
+    budget_reserve: float = 0.9
+    goal_least: float = 0.25
+    goal_most: float = 5.0
+    budget_spend_seconds: float = 3_600.0
+    evidence_seconds: float = 1_800.0
+    evidence_prior: float = 10.0
     short_seconds: float = 60.0
-    budget_fast_seconds: float = 300.0
-    budget_slow_seconds: float = 3_600.0
 
 
 @dataclass(frozen=True, slots=True)
 class DemandSettings:
-    """Settings of demand: forecast horizon, backlog, and targets that are missed gradually."""
+    """Settings of demand: forecast horizon and backlog."""
 
-    gentle_room: float = 0.7
-    gentle_reserve: float = 1.3
     ahead_quantile: float = 0.5
     ready_extra_seconds: float = 10.0
     queue_usual: float = 2.0
@@ -145,8 +130,9 @@ class ScaleDownSettings:
 
     window_seconds: float = 300.0
     window_least_seconds: float = 60.0
-    window_startups: float = 3.0
-    what_if_share: float = 0.95
+    window_startups: float = 2.0
+    lasting_seconds: float = 60.0
+    down_room: float = 0.5
     down_every_seconds: float = 60.0
     down_least_seconds: float = 15.0
     down_share: float = 0.5

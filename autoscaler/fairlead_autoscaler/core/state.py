@@ -50,26 +50,31 @@ class PoolMemory:
 class GroupMemory:
     """The memory of a group of pools, in replicas of its first pool.
 
-    window: demand, for the stabilization window; backlog: the replicas for the backlog.
+    window: lasting demand, for the stabilization window; recent_needs: demand of the last seconds.
+    backlog: the replicas for the backlog.
     shared: demand by which groups share a limit.
     bursts: level of recurring bursts.
-    swing: share by which the load exceeds its level; past_at: the end of the bins that gave both.
-    short_at: when ready replicas last did not carry the load.
+    deviation: error of the forecast, as a share of it; past_at: the end of the bins that gave both.
+    short_at: when ready replicas last did not carry the load; is_excused: that began without any.
     need, trend: the last known demand, and its slope per second.
+    other_needs: demand at other targets, as multiples of it; only shown. As of the last closed bin.
     blend: the mix that is followed; kept: the allocation without a mix.
     worths: one replica of each pool, in those of the first.
     """
 
     budget: ErrorBudget = field(default_factory=ErrorBudget)
     window: NeedWindow = field(default_factory=NeedWindow)
+    recent_needs: tuple[tuple[float, float], ...] = ()
     backlog: NeedWindow = field(default_factory=NeedWindow)
     shared: NeedWindow = field(default_factory=NeedWindow)
     bursts: float = 0.0
-    swing: float | None = None
+    deviation: float | None = None
     past_at: float = 0.0
     short_at: float = 0.0
+    is_excused: bool = True
     need: float | None = None
     trend: float = 0.0
+    other_needs: Mapping[str, float] = field(default_factory=dict)
     blend: FollowedMix = field(default_factory=FollowedMix)
     kept: PreviousAllocation = field(default_factory=PreviousAllocation)
     worths: Mapping[str, float] = field(default_factory=dict)

@@ -102,6 +102,7 @@ class ModelSpec:
     ttft_bounds, itl_bounds: upper edges of the histogram buckets in seconds, without the last
         bucket.
     replicas_most: the most replicas of all pools together; None: only the pools' maxima hold.
+    period_seconds: time over which the target holds.
     """
 
     name: str
@@ -115,6 +116,7 @@ class ModelSpec:
     itl_bounds: tuple[float, ...] = ()
     ttft_per_kilo_token_seconds: float = 0.0
     replicas_most: int | None = None
+    period_seconds: float = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,9 @@ from fairlead_autoscaler.core import CoreState, MixRequest, MixResult, ModelSpec
 from fairlead_autoscaler.core.settings import DEFAULT_VALUES
 from fairlead_autoscaler.history.recorder import TickRecord
 
-_MODEL_FIELDS: Final = {"target": "target", "ttft": "ttft_seconds", "itl": "itl_seconds"}
+_MODEL_FIELDS: Final = {"target": "target", "ttft": "ttft_seconds", "itl": "itl_seconds", "period": "period_seconds"}
 """The model's targets that may be changed, by the names that people use."""
+_MIN_PERIOD_SECONDS: Final = 3_600.0
 _SHARE_HINT: Final = "write 0.99 for 99 %"
 ReplayVariant: TypeAlias = Literal["recorded", "again", "other"]
 
@@ -118,7 +119,7 @@ def parse_changes(texts: Iterable[str]) -> SettingChanges:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
-            raise BadInput(f"--set: {text!r} has no value", field="--set", hint="write it like spread_sigmas=1.5")
+            raise BadInput(f"--set: {text!r} has no value", field="--set", hint="write it like budget_reserve=0.8")
         if name in _MODEL_FIELDS:
             model[_MODEL_FIELDS[name]] = _parse_value(name, value, 0.0)
         elif name in DEFAULT_VALUES:
@@ -126,7 +127,7 @@ def parse_changes(texts: Iterable[str]) -> SettingChanges:
         else:
             close = closest_matches(name, [*_MODEL_FIELDS, *DEFAULT_VALUES], count=1)
             others = (
-                "the core's, such as spread_sigmas or window_seconds: see the documentation, "
+                "the core's, such as budget_reserve or window_seconds: see the documentation, "
                 f"{ADDRESSES.documentation_page('reference/autoscaler.html')}"
             )
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_MODEL_FIELDS)} and {others}"
@@ -149,6 +150,8 @@ def _parse_value(name: str, text: str, default: Any) -> Any:
         raise BadInput(f"--set: {name} is {kind}, not {text!r}", field="--set") from None
     if not 0.0 <= value < math.inf:
         raise BadInput(f"--set: {name} is {kind} that is finite and not negative, not {text!r}", field="--set")
+    if name == "period" and value < _MIN_PERIOD_SECONDS:
+        raise BadInput(f"--set: period is in seconds and at least an hour, not {text}", field="--set")
     if name == "target" and not 0.0 < value <= 1.0:
         raise BadInput(f"--set: target is a share above 0 and at most 1, not {text}", field="--set", hint=_SHARE_HINT)
     return value

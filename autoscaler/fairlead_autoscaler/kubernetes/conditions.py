@@ -24,7 +24,7 @@ REFRESH_SECONDS: Final = 60.0
 _SHOWN_INPUTS: Final = {
     "need_replicas": "need",
     "capacity_requests_per_second": "capacity, requests/s each",
-    "margin": "margin",
+    "allowed_miss_share": "share that may miss",
     "forecast_replicas": "forecast",
     "ready_replicas": "ready",
     "pending_replicas": "starting",

@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import SloTargets
-from fairlead_autoscaler.core.performance import replica_capacity
+from fairlead_autoscaler.core.performance.replica_capacity import ReplicaModel
+from fairlead_autoscaler.core.performance.step_model import LatencyTargets, MeanRequest, StepModel
 from fairlead_autoscaler.core.settings import CapacitySettings
 
 
@@ -36,8 +37,8 @@ def throughput(
     alone = profile.step_time(computed=1, sequences=1, resident=round(prompt + output / 2.0))
     if itl is not None and output >= 2.0 and alone > itl:
         return 0.0
-    latency_targets = replica_capacity.LatencyTargets(limit, itl, max(1e-4, 1.0 - targets.target))
-    shape = replica_capacity.MeanRequest(prompt, output, prompt_variability=0.0)
-    step = replica_capacity.StepModel.from_profile(profile)
+    latency_targets = LatencyTargets(limit, itl, max(1e-4, 1.0 - targets.target))
+    shape = MeanRequest(prompt, output, prompt_variability=0.0)
+    step = StepModel.from_profile(profile)
     strict = replace(settings or CapacitySettings(), busy_least=0.0)
-    return replica_capacity.knee_capacity(step, shape, latency_targets, 1.0, strict).requests_per_second
+    return ReplicaModel(step, shape, latency_targets, strict).capacity(1.0).requests_per_second

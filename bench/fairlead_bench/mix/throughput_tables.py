@@ -23,7 +23,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import astuple
+from dataclasses import astuple, fields
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -117,8 +117,12 @@ def measure_shape(profile: EngineProfile, shape: tuple[float, float], objectives
 
 
 def digest(profile: EngineProfile, objectives: SloTargets) -> str:
-    """Returns a short digest of the values that a row was measured with, without their names."""
-    values = [*astuple(profile), *astuple(objectives), *astuple(RequestShapeGrid())]
+    """Returns a short digest of the values that a row was measured with, without their names.
+
+    The period of the SLO is none of them: it changes no throughput.
+    """
+    targets = [getattr(objectives, one.name) for one in fields(objectives) if one.name != "period_seconds"]
+    values = [*astuple(profile), *targets, *astuple(RequestShapeGrid())]
     return sha256(repr([*values, REQUESTS, FILLING, PRECISION, BUSIEST]).encode()).hexdigest()[:16]
 
 

@@ -2,7 +2,6 @@
 Pure.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -10,12 +9,11 @@ from typing import Final
 
 from fairlead.decision import DecisionInput
 from fairlead.units import format_duration
-from fairlead_autoscaler.core import ScalingSettings
 from fairlead_cli import formatting
 
 LABEL_WIDTH: Final = 22
-_SUM_TOLERANCE: Final = 0.02
-"""Replicas by which the sum may differ, because some of its parts are not reported."""
+_OTHER_TARGETS: Final = ("need_at_95_replicas", "need_at_99_9_replicas")
+"""Inputs that show the demand at a target which is not the model's."""
 _DISPLAY_TOLERANCE: Final = 0.005
 """A difference that two decimals do not show."""
 
@@ -48,10 +46,19 @@ def _tokens(value: float) -> str:
     return formatting.pluralize(round(value), "token")
 
 
-def _margin(value: float) -> str:
-    if abs(value - 1.0) < _DISPLAY_TOLERANCE:
-        return "1.00 ×; less where the SLO is met with room to spare, more where it is missed"
-    return f"{value:.2f} ×, as the SLO was {'missed' if value > 1.0 else 'met with room to spare'}"
+def _exact_share(value: float) -> str:
+    """Returns a share in percent with up to two decimals, and never rounded to 100 %."""
+    return f"{100.0 * value if value == 1.0 else min(100.0 * value, 99.99):.2f}".rstrip("0").rstrip(".") + " %"
+
+
+def _misses_left(value: float) -> str:
+    if value < 0.0:
+        return f"{formatting.pluralize(round(-value), 'request')} more than may miss have missed"
+    return f"{formatting.pluralize(round(value), 'request')} more may miss"
+
+
+def _miss_factor(value: float) -> str:
+    return f"{value:.2f} × as often as predicted, by what was counted"
 
 
 INPUT_LABELS: Final[Mapping[str, InputLabel]] = MappingProxyType(
@@ -72,31 +79,32 @@ INPUT_LABELS: Final[Mapping[str, InputLabel]] = MappingProxyType(
         "kept_token_share": InputLabel(
             "prefilled by decode", lambda value: f"{formatting.format_share(value)} of prompt tokens"
         ),
+        "missed_share": InputLabel(
+            "attained", lambda value: f"{_exact_share(1.0 - value)} of the period's requests in time"
+        ),
+        "budget_left_requests": InputLabel("left of the budget", _misses_left),
+        "allowed_miss_share": InputLabel("goal", lambda value: f"{_exact_share(value)} of the next requests may miss"),
+        "first_token_miss_factor": InputLabel("late first tokens", _miss_factor, neutral_value=1.0),
+        "gap_miss_factor": InputLabel("slow answers", _miss_factor, neutral_value=1.0),
         "level_replicas": InputLabel("load now", _replicas),
         "spread_replicas": InputLabel("its spread", lambda value: f"± {_replicas(value)}"),
-        "swing_share": InputLabel(
-            "swings above it",
-            lambda value: f"by {formatting.format_share(value)} within such a time, as it did lately",
-            neutral_value=0.0,
+        "deviation_share": InputLabel(
+            "forecasts are off by", lambda value: f"{formatting.format_share(value)}, as a standard deviation"
         ),
         "trend_replicas_per_minute": InputLabel("trend", lambda value: f"{value:+.2f} replicas a minute"),
         "ahead_seconds": InputLabel(
             "looking ahead", lambda value: f"{format_duration(value)}, as long as a start takes"
         ),
         "forecast_replicas": InputLabel("forecast", _replicas),
+        "certain_replicas": InputLabel("enough for it", lambda value: f"{_replicas(value)}, if it were exact"),
         "recurring_burst_replicas": InputLabel("bursts come back to", _replicas, neutral_value=0.0),
-        "crowd_gain": InputLabel(
-            "sharing", lambda value: f"{value:.2f} × the capacity each, as so many share the load", neutral_value=1.0
-        ),
-        "margin": InputLabel("margin", _margin),
-        "spared_replicas": InputLabel(
-            "left out of it", lambda value: f"{_replicas(value)}, as hardly any request missed", neutral_value=0.0
-        ),
         "backlog_requests": InputLabel(
             "waiting", lambda value: formatting.pluralize(round(value), "request"), neutral_value=0.0
         ),
         "backlog_replicas": InputLabel("for those that wait", _replicas, neutral_value=0.0),
         "need_replicas": InputLabel("need", _replicas),
+        "need_at_95_replicas": InputLabel("at a target of 95 %", _replicas),
+        "need_at_99_9_replicas": InputLabel("at a target of 99.9 %", _replicas),
         "window_max_replicas": InputLabel("most of the window", _replicas),
         "mix_replicas": InputLabel("the mix has here", _replicas),
         "needed_here_replicas": InputLabel("needed of this pool", _replicas, same_as="window_max_replicas"),
@@ -138,11 +146,20 @@ INPUT_LABELS: Final[Mapping[str, InputLabel]] = MappingProxyType(
 """By the name that the autoscaler's core uses. Inputs without a label keep their names."""
 
 
-def render_inputs(inputs: Mapping[str, DecisionInput], settings: ScalingSettings) -> Iterator[tuple[str, str]]:
-    """Yields name and line of each relevant input, in the order of the computation."""
+def render_inputs(
+    inputs: Mapping[str, DecisionInput], usd_per_replica: float | None = None
+) -> Iterator[tuple[str, str]]:
+    """Yields name and line of each relevant input, in the order of the computation.
+
+    usd_per_replica: the hourly price of a replica that demand counts; None: it has no price.
+    """
     for name, value in inputs.items():
         if not _is_silent(name, value, inputs):
-            more = _sum(inputs, settings) if name == "need_replicas" else ""
+            more = ""
+            if name == "need_replicas":
+                more = _sum(inputs)
+            elif name in _OTHER_TARGETS:
+                more = _difference(value, inputs.get("need_replicas"), usd_per_replica)
             yield name, render_input(name, value) + more
 
 
@@ -167,33 +184,31 @@ def _is_silent(name: str, value: DecisionInput, inputs: Mapping[str, DecisionInp
     return label.same_as is not None and label.same_as in inputs and inputs[label.same_as].value == value.value
 
 
-def _sum(inputs: Mapping[str, DecisionInput], settings: ScalingSettings) -> str:
+def _sum(inputs: Mapping[str, DecisionInput]) -> str:
     """Returns the sum that gives the needed replicas, as text.
 
-    Empty when the inputs do not add up to it, for example while an earlier level holds.
+    Empty without its parts, for example while an earlier need holds.
     """
-    values = {name: input_value.value for name, input_value in inputs.items()}
-    need, level, forecast = (values.get(name) for name in ("need_replicas", "level_replicas", "forecast_replicas"))
-    if not need or level is None or forecast is None:
+    need, certain, bursts = (
+        inputs[name].value if name in inputs else None
+        for name in ("need_replicas", "certain_replicas", "recurring_burst_replicas")
+    )
+    if need is None or certain is None:
         return ""
-    spread = settings.load.spread_sigmas * (values.get("spread_replicas") or 0.0)
-    swing = (values.get("swing_share") or 0.0) * level
-    ahead, bursts = max(level, forecast), values.get("recurring_burst_replicas") or 0.0
-    upper, text = (
-        ahead + max(spread, swing),
-        f"{ahead:.2f} + {max(spread, swing):.2f} {'spread' if spread >= swing else 'swing'}",
-    )
-    if bursts > upper:
-        upper, text = bursts, f"{bursts:.2f} of bursts"
-    margin, gain = values.get("margin") or 1.0, values.get("crowd_gain") or 1.0
-    factors = [f" × {margin:.2f} margin"] * (abs(margin - 1.0) >= _DISPLAY_TOLERANCE) + [f" ÷ {gain:.2f} sharing"] * (
-        abs(gain - 1.0) >= _DISPLAY_TOLERANCE
-    )
-    text = (f"({text})" if factors else text) + "".join(factors)
-    shared = upper * margin / gain
-    lower, spared = min(shared, level * margin / gain), values.get("spared_replicas") or 0.0
-    if spared >= _DISPLAY_TOLERANCE:
-        text, shared = (
-            (f"{text} − {spared:.2f}", shared - spared) if shared - spared >= lower else (f"{level:.2f} now", lower)
-        )
-    return f" = {text}" if math.isclose(shared, need, rel_tol=0.005, abs_tol=_SUM_TOLERANCE) else ""
+    more = need - certain
+    if abs(more) < _DISPLAY_TOLERANCE:
+        return f" = {certain:.2f} forecast"
+    cause = "errors of the forecast or bursts" if bursts else "errors of the forecast"
+    return f" = {certain:.2f} forecast {'+' if more > 0.0 else '−'} {abs(more):.2f} for {cause}"
+
+
+def _difference(value: DecisionInput, need: DecisionInput | None, usd_per_replica: float | None) -> str:
+    """Returns how many replicas another target needs more or less, and their price, as text."""
+    if value.value is None or need is None or need.value is None:
+        return ""
+    more = value.value - need.value
+    if abs(more) < _DISPLAY_TOLERANCE:
+        return ", as now"
+    word = "more" if more > 0.0 else "less"
+    price = "" if usd_per_replica is None else f": ${abs(more) * usd_per_replica:,.2f} an hour {word}"
+    return f", {abs(more):.2f} {word}{price}"

@@ -8,13 +8,14 @@ from typing import Final
 
 from fairlead.decision import DecisionInput
 from fairlead.units import format_duration
-from fairlead_autoscaler.core import PoolObservation, PoolPlan, ScalingSettings
+from fairlead_autoscaler.core import PoolObservation, PoolPlan
 from fairlead_autoscaler.enforcer import EnforcedPlan, describe_replicas
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_autoscaler.kubernetes.slo_attainment import SLOAttainment
 from fairlead_autoscaler.kubernetes.slo_attainment import add_observation as attained
 from fairlead_cli import formatting
 from fairlead_cli.scaling.decision_inputs import render_input, render_inputs
+from fairlead_cli.scaling.decision_terms import render_terms, usd_per_demand_replica
 
 _BOUNDS: Final = ("minimum_replicas", "maximum_replicas")
 _JUDGED: Final = {"ttft": "first token", "itl": "answer"}
@@ -26,7 +27,7 @@ def render_look(look: TickRecord) -> list[str]:
     lines = [f"{look.model.name} at {when}, mode {look.mode}", *_objectives(look), *_arrivals(look), *_attained(look)]
     lines += [f"  note: {note}" for note in look.notes]
     for pool, seen in look.observation.pools.items():
-        lines += ["", *_pool(pool, seen, look.plan.pools.get(pool), look.rulings.get(pool), look.scaling_settings)]
+        lines += ["", *_pool(look, pool, seen)]
     return lines
 
 
@@ -38,7 +39,8 @@ def _objectives(look: TickRecord) -> Iterator[str]:
         if value
     ]
     if parts:
-        yield f"  {formatting.format_share(model.target)} of the requests within {' and '.join(parts)}"
+        share, period = formatting.format_share(model.target), format_duration(model.period_seconds)
+        yield f"  {share} of the requests within {' and '.join(parts)}, over {period}"
     else:
         yield "  it has no SLO: sized by what the memory and the batch of an engine hold"
 
@@ -66,9 +68,8 @@ def _attained(look: TickRecord) -> Iterator[str]:
         yield f"  of those that were judged since then: {', '.join(judged)}"
 
 
-def _pool(
-    pool: str, observed: PoolObservation, plan: PoolPlan | None, ruling: EnforcedPlan | None, settings: ScalingSettings
-) -> Iterator[str]:
+def _pool(look: TickRecord, pool: str, observed: PoolObservation) -> Iterator[str]:
+    plan, ruling = look.plan.pools.get(pool), look.rulings.get(pool)
     ages = ", ".join(format_duration(age) for age in observed.pending_ages_seconds)
     starting = f"{observed.pending} starting" + (f" (for {ages})" if ages else "")
     if observed.waking:
@@ -82,9 +83,10 @@ def _pool(
         yield "  nothing is known of its engines"
     if plan is not None:
         bounds = None if ruling is None else ruling.bounds
-        for name, text in render_inputs(plan.inputs, settings):
+        for name, text in render_inputs(plan.inputs, usd_per_demand_replica(look.model, pool)):
             yield text if bounds is None or name not in _BOUNDS else _bound(name, plan.inputs[name], bounds)
         yield f"  planned: {describe_replicas(plan.replicas, plan.asleep)}, by the rule {plan.rule}: {plan.reason}"
+        yield from render_terms(look.model, pool, plan)
     if ruling is not None:
         yield from _ruling(ruling, plan)
 

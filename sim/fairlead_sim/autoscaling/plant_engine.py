@@ -35,12 +35,18 @@ class StepTotals:
     def add_gaps(self, tokens: int, seconds: float) -> None:
         """Counts tokens, each ``seconds`` after the one before."""
         self.gap_seconds += tokens * seconds
+
+    def add_answer(self, seconds: float, gaps: int) -> None:
+        """Counts a finished answer by its mean gap, as gateways do: ``gaps`` in ``seconds``."""
+        self.finished += 1
+        if gaps < 1:
+            return
         bucket = 0
         for bound in self._itl_bounds:
-            if seconds <= bound:
+            if seconds <= bound * gaps:
                 break
             bucket += 1
-        self.itl_counts[bucket] += tokens
+        self.itl_counts[bucket] += 1
 
     def add_first_token(self, seconds: float, prompt_tokens: int) -> None:
         """Counts a first token ``seconds`` after its request."""
@@ -158,11 +164,13 @@ class PlantEngine(ABC):
     def on_finished(self, request: int, now: float) -> None:
         if self.role is not Role.SERVE:
             self.inflight_tokens -= self.requests.prompt[request] + DEFAULT_OUTPUT_TOKENS
-        self.totals.finished += 1
+        book = self.requests
         if self.role is Role.PREFILL:
-            self.requests.prefilled.append((now, request))
+            self.totals.finished += 1
+            book.prefilled.append((now, request))
         else:
-            self.requests.end[request] = now
+            book.end[request] = now
+            self.totals.add_answer(now - book.first[request], book.output[request] - 1)
 
     def _prefill_seconds(self, request: int) -> float:
         prompt = self.requests.prompt[request]

@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 
 from fairlead.engine_profile import EngineProfile
-from fairlead_autoscaler.core.performance.replica_capacity import LatencyTargets, MeanRequest
+from fairlead_autoscaler.core.performance.step_model import LatencyTargets, MeanRequest
 
 
 def _spread(least: float, most: float) -> st.SearchStrategy[float]:

@@ -38,9 +38,11 @@ class Fleet:
 
 @pytest.fixture
 def settled() -> Fleet:
-    """Returns a fleet after ten minutes, when the large pool carries the whole load."""
+    """Returns a fleet after an hour, when its forecasts are known to be good and the large pool
+    carries the whole load.
+    """
     fleet = Fleet(MODEL)
-    for _ in range(120):
+    for _ in range(720):
         fleet.step("large", "small")
     return fleet
 

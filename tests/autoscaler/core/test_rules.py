@@ -9,7 +9,6 @@ from fairlead_autoscaler.core import (
     PoolSpec,
     ScalingCore,
 )
-from fairlead_autoscaler.core.performance.error_budget import MissedRequests, count_missed
 
 
 def _planned(maximum: int, arrivals: float) -> PoolPlan:
@@ -64,8 +63,3 @@ def test_what_is_woken_says_that_a_request_came_not_how_little_it_needs() -> Non
     plan = core.step(Observation(20.0, GatewayTraffic(0.0, 0.0, 1.0), nothing)).pools["main"]
     assert (plan.replicas, plan.rule) == (1, "wake")
     assert "a request came" in plan.reason
-
-
-def test_of_an_objective_past_the_last_edge_an_empty_last_bucket_misses_nothing() -> None:
-    assert count_missed((4.0, 0.0), (10.0,), 30.0) == (MissedRequests(judged=4.0), 0.0)
-    assert count_missed((4.0, 2.0), (10.0,), 30.0) == (MissedRequests(2.0, 2.0, judged=6.0), 0.0)

@@ -169,27 +169,28 @@ def test_models_and_objectives_are_told_apart() -> None:
 
 
 def test_settings_are_read_by_their_kind() -> None:
-    changes = parse_changes(["spread_sigmas=1.5", "short_bins=4", "freeze=true", "target=0.95", "itl=0.1"])
+    changes = parse_changes(["budget_reserve=0.8", "short_bins=4", "freeze=true", "target=0.95", "itl=0.1"])
     assert changes == SettingChanges(
-        {"spread_sigmas": 1.5, "short_bins": 4, "freeze": True}, {"target": 0.95, "itl_seconds": 0.1}
+        {"budget_reserve": 0.8, "short_bins": 4, "freeze": True}, {"target": 0.95, "itl_seconds": 0.1}
     )
     model, settings = changes.apply_to(recorded(1)[0])
     assert (model.target, model.itl_seconds) == (0.95, 0.1)
-    assert settings == ScalingSettings().with_values({"spread_sigmas": 1.5, "short_bins": 4, "freeze": True})
+    assert settings == ScalingSettings().with_values({"budget_reserve": 0.8, "short_bins": 4, "freeze": True})
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "spread_sigmas",
-        "spread_sigmas=",
-        "spread_sigmas=much",
-        "spread_sigmas=nan",
-        "spread_sigmas=inf",
+        "budget_reserve",
+        "budget_reserve=",
+        "budget_reserve=much",
+        "budget_reserve=nan",
+        "budget_reserve=inf",
         "freeze=maybe",
-        "spread_sigma=1",
+        "budget_reserv=1",
         "short_bins=1.5",
         "window_seconds=-5",
+        "period=60",
     ],
 )
 def test_what_is_no_setting_or_no_value_of_it_is_refused(text: str) -> None:

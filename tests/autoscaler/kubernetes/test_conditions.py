@@ -33,7 +33,11 @@ from fairlead_autoscaler.kubernetes.slo_attainment import SLOAttainment, add_obs
 
 MODEL = ModelSpec("chat/qwen", 0.8, 0.04, (PoolSpec("main", maximum=8),), target=0.9)
 UP = EnforcedPlan(5, 3, "up", "4.61 are needed, by ttft", 5)
-NUMBERS = {"need_replicas": DecisionInput(4.61), "margin": DecisionInput(1.05, 4.0), "speed_factor": DecisionInput(1.0)}
+NUMBERS = {
+    "need_replicas": DecisionInput(4.61),
+    "allowed_miss_share": DecisionInput(0.02, 4.0),
+    "speed_factor": DecisionInput(1.0),
+}
 
 
 def record_of(
@@ -64,7 +68,7 @@ def test_what_is_wanted_costs_is_told_where_it_has_a_price() -> None:
 
 
 def test_a_decision_is_told_with_its_numbers_rule_and_reason() -> None:
-    message = "pool main 3 -> 5 by up: 4.61 are needed, by ttft (need 4.61, margin 1.05, 4 s old)"
+    message = "pool main 3 -> 5 by up: 4.61 are needed, by ttft (need 4.61, share that may miss 0.02, 4 s old)"
     assert said(record_of()) == ("True", "Deciding", message)
     plain = replace(UP, desired=5)
     assert said(record_of(rulings={"main": plain}))[2].startswith("pool main 5 by up: 4.61")

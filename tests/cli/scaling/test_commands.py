@@ -128,7 +128,10 @@ def test_differences_show_both_rules(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_invalid_replay_options_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
         (("--set", "target=99"), "--set: target is a share above 0 and at most 1, not 99 (write 0.99 for 99 %)"),
-        (("--set", "xyz=1"), "--set: 'xyz' is not a setting (there are target, ttft, itl and the core's, such as "),
+        (
+            ("--set", "xyz=1"),
+            "--set: 'xyz' is not a setting (there are target, ttft, itl, period and the core's, such as ",
+        ),
         (("--since", "yesterday"), "--since: 'yesterday' is not a time "),
     ):
         assert exit_code("replay-scaling", str(tmp_path), *words) == 2

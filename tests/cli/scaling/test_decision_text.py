@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from fairlead.decision import DecisionInput
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Role
@@ -10,23 +12,23 @@ from fairlead_autoscaler.core import (
     ModelSpec,
     Observation,
     PoolObservation,
+    PoolPlan,
     PoolSpec,
     ReplicaMetrics,
     ReplicaState,
     ScalingCore,
-    ScalingSettings,
     SleepTier,
 )
 from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_cli.scaling.decision_inputs import INPUT_LABELS, render_inputs
+from fairlead_cli.scaling.decision_terms import decision_terms, render_terms
 from fairlead_cli.scaling.decision_text import render_look
 
 MODEL = ModelSpec(
     "default/tiny", 2.0, 0.05, (PoolSpec("main", maximum=9, profile=builtin_profile("l4-qwen8b")),), target=0.99
 )
 
-SETTINGS = ScalingSettings()
 SEEN = GatewayTraffic(50.0, 60_000.0, 3.0, 1.0)
 
 
@@ -45,10 +47,10 @@ def test_tick_text_goes_from_observation_to_written_replicas() -> None:
     lines = render_look(tick_record())
     text = "\n".join(lines)
     assert lines[0].startswith("default/tiny at 2001-09-09 ")
-    assert "99 % of the requests within TTFT 2s and ITL 50ms" in text
+    assert "99 % of the requests within TTFT 2s and ITL 50ms, over 24h" in text
     assert "50 requests of 60,000 prompt tokens; 3 queued now, 1 gave up" in text
     assert "pool main: 2 desired; 1 ready, 1 starting (for 12s), 0 leaving" in text
-    for label in ("capacity", "load now", "forecast", "margin", "need", "planned: "):
+    for label in ("capacity", "load now", "forecast", "attained", "goal", "need", "planned: "):
         assert any(line.strip().startswith(label) for line in lines), label
     assert lines[-1] == "  written: 2 -> 7"
 
@@ -62,7 +64,7 @@ def test_inputs_come_in_order_of_the_computation() -> None:
     lines = [line.strip() for line in render_look(tick_record())]
     places = [
         next(n for n, line in enumerate(lines) if line.startswith(label))
-        for label in ("load now", "margin", "need", "target")
+        for label in ("goal", "load now", "need", "target", "of which")
     ]
     assert places == sorted(places)
 
@@ -87,7 +89,7 @@ def test_unknown_values_are_dashes_never_zeros() -> None:
         pool,
         inputs={
             "need_replicas": DecisionInput(None),
-            "margin": DecisionInput(1.0, 65.0),
+            "speed_factor": DecisionInput(1.0, 65.0),
             "strange": DecisionInput(3.5),
         },
     )
@@ -101,7 +103,7 @@ def test_unknown_values_are_dashes_never_zeros() -> None:
     assert "  note: gateway a is missing" in lines
     assert "  nothing is known of its engines" in lines
     assert any(line.split() == ["need", "–"] for line in lines)
-    assert any(line.split()[:2] == ["margin", "1.00"] and line.endswith(", 1m5s old") for line in lines)
+    assert any(line.split()[:3] == ["engine's", "step", "1.00"] and line.endswith(", 1m5s old") for line in lines)
     assert any(line.split() == ["strange", "3.5"] for line in lines)
 
 
@@ -162,46 +164,110 @@ def test_ejected_replicas_and_their_replacements_are_shown() -> None:
 def test_neutral_inputs_are_hidden_and_need_shows_its_sum() -> None:
     inputs = {
         "output_growth": 1.0,
-        "level_replicas": 1.47,
+        "first_token_miss_factor": 1.0,
+        "gap_miss_factor": 1.3,
+        "level_replicas": 6.2,
         "spread_replicas": 0.55,
-        "swing_share": 0.08,
-        "forecast_replicas": 1.47,
+        "deviation_share": 0.08,
+        "forecast_replicas": 6.9,
+        "certain_replicas": 6.91,
         "recurring_burst_replicas": 0.0,
-        "margin": 1.05,
-        "crowd_gain": 1.24,
-        "need_replicas": 1.71,
-        "window_max_replicas": 1.71,
-        "needed_here_replicas": 1.71,
+        "need_replicas": 7.53,
+        "window_max_replicas": 7.53,
+        "needed_here_replicas": 7.53,
     }
 
     def shown(**other: float) -> list[str]:
-        return [
-            line
-            for _, line in render_inputs(
-                {name: DecisionInput(value) for name, value in (inputs | other).items()}, SETTINGS
-            )
-        ]
+        values = {name: DecisionInput(value) for name, value in (inputs | other).items()}
+        return [line for _, line in render_inputs(values)]
+
+    def need(**other: float) -> str:
+        return next(line for line in shown(**other) if line.startswith("  need  "))
 
     assert [line.split("  ")[1] for line in shown()] == [
+        "slow answers",
         "load now",
         "its spread",
-        "swings above it",
+        "forecasts are off by",
         "forecast",
-        "margin",
-        "sharing",
+        "enough for it",
         "need",
         "most of the window",
     ]
-    assert "1.71 replicas = (1.47 + 0.55 spread) × 1.05 margin ÷ 1.24 sharing" in shown()[6]
+    assert need().endswith("7.53 replicas = 6.91 forecast + 0.62 for errors of the forecast")
+    assert need(need_replicas=6.91).endswith("6.91 replicas = 6.91 forecast")
+    assert need(recurring_burst_replicas=8.0, need_replicas=8.1).endswith("+ 1.19 for errors of the forecast or bursts")
     assert any("needed of this pool" in line for line in shown(needed_here_replicas=0.9))
-    assert "= (3.00 of bursts) × 1.05" in next(
-        line for line in shown(recurring_burst_replicas=3.0, need_replicas=2.54) if "  need  " in line
-    )
-    assert "swing" in next(line for line in shown(swing_share=0.5, need_replicas=1.87) if "  need  " in line)
-    assert "1.71 replicas = (1.47 + 0.55 spread) × 1.05 margin ÷ 1.24 sharing − 0.20" not in "".join(
-        shown(spared_replicas=0.2)
-    ), "what does not add up is not claimed to"
-    assert "− 0.20" in "".join(shown(spared_replicas=0.2, need_replicas=1.51))
+
+
+def test_target_attained_share_and_budget_are_shown() -> None:
+    inputs = {"missed_share": 0.0042, "budget_left_requests": 1234.4, "allowed_miss_share": 0.0131}
+
+    def shown(**other: float | None) -> list[str]:
+        values = {name: DecisionInput(value) for name, value in (inputs | other).items()}
+        return [line.split(maxsplit=1)[1] for _, line in render_inputs(values)]
+
+    assert shown() == [
+        "99.58 % of the period's requests in time",
+        "of the budget    1,234 requests more may miss",
+        "1.31 % of the next requests may miss",
+    ]
+    assert shown(missed_share=0.0)[0].startswith("100 %")
+    assert shown(missed_share=0.00001)[0].startswith("99.99 %")
+    assert shown(missed_share=None)[0] == "–"
+    assert shown(budget_left_requests=-12.0)[1].endswith("12 requests more than may miss have missed")
+
+
+def test_other_targets_show_what_they_would_change() -> None:
+    inputs = {
+        name: DecisionInput(value)
+        for name, value in {"need_replicas": 7.5, "need_at_95_replicas": 6.25, "need_at_99_9_replicas": 8.0}.items()
+    }
+    assert [line for _, line in render_inputs(inputs, 2.0)][1:] == [
+        "  at a target of 95 %   6.25 replicas, 1.25 less: $2.50 an hour less",
+        "  at a target of 99.9 % 8 replicas, 0.50 more: $1.00 an hour more",
+    ]
+    assert [line for _, line in render_inputs(inputs)][1].endswith("6.25 replicas, 1.25 less")
+
+
+def test_terms_add_up_to_the_plan() -> None:
+    model = replace(MODEL, pools=(replace(MODEL.pools[0], usd_per_hour=4.0),))
+    inputs = {
+        "level_replicas": 6.2,
+        "certain_replicas": 6.91,
+        "need_replicas": 7.53,
+        "backlog_replicas": 0.2,
+        "window_max_replicas": 7.8,
+        "target_replicas": 8.0,
+        "hedged_replicas": 1.0,
+    }
+    plan = PoolPlan(9, "hedged", "", {name: DecisionInput(value) for name, value in inputs.items()})
+    assert sum(term.replicas for term in decision_terms(plan)) == pytest.approx(plan.replicas)
+    assert [" ".join(line.split()) for line in render_terms(model, "main", plan)] == [
+        "of which",
+        "load now 6.20 $24.80 an hour",
+        "forecast +0.71 $2.84 an hour",
+        "errors of the forecast +0.62 $2.48 an hour",
+        "waiting requests +0.20 $0.80 an hour",
+        "window +0.07 $0.28 an hour",
+        "rounding +0.20 $0.80 an hour",
+        "hedged starts +1.00 $4.00 an hour",
+    ]
+    held = replace(plan, replicas=6, inputs={**plan.inputs, "hedged_replicas": DecisionInput(0.0)})
+    assert any("bounds and steps -2.00 −$8.00" in " ".join(line.split()) for line in render_terms(model, "main", held))
+    assert not any("$" in line for line in render_terms(MODEL, "main", plan)), "no price, no money"
+    assert list(render_terms(model, "main", replace(plan, inputs={}))) == []
+
+
+def test_terms_of_several_pools_end_at_their_demand() -> None:
+    priced = replace(MODEL.pools[0], usd_per_hour=4.0)
+    model = replace(MODEL, pools=(priced, replace(priced, name="other")))
+    names = ("level_replicas", "certain_replicas", "need_replicas", "window_max_replicas", "target_replicas")
+    plan = PoolPlan(2, "up", "", {name: DecisionInput(number) for number, name in enumerate(names, 1)})
+    lines = list(render_terms(model, "other", plan))
+    assert lines[0] == "  demand, in replicas of pool main"
+    assert [" ".join(line.split()[:1]) for line in lines[1:]] == ["load", "forecast", "errors", "window"]
+    assert not any("$" in line for line in lines), "a replica of another pool has another price"
 
 
 def test_requests_judged_since_last_tick_are_shown() -> None:

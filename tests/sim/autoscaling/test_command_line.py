@@ -26,7 +26,7 @@ def line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_a_preset_and_a_setting_make_another_controller(capsys: pytest.CaptureFixture[str]) -> None:
     core = line(capsys)
     assert core == line(capsys, "--controller", "fairlead_autoscaler.core:ScalingCore")
-    wary = line(capsys, "--set", "margin=3")
+    wary = line(capsys, "--set", "down_room=9")
     preset = line(capsys, "--preset", "hpa-concurrency")
     turned = line(capsys, "--preset", "hpa-concurrency", "--set", "target=1")
     assert len({core, wary, preset, turned}) == 4

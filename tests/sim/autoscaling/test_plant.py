@@ -9,6 +9,7 @@ from fairlead_autoscaler.core.types import Observation, PoolPlan, ReplicaState, 
 from fairlead_sim.autoscaling import reference_pools, scenarios
 from fairlead_sim.autoscaling.closed_loop import ScheduleController, run_controller
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, Plant, PlantFaults
+from fairlead_sim.autoscaling.plant_engine import StepTotals
 from fairlead_sim.autoscaling.pool import StartupDistribution
 from fairlead_sim.autoscaling.request_table import ArrivalTrace
 from fairlead_sim.autoscaling.traffic import CHAT_DAY, CHAT_LENGTHS, SHORT_OUTPUT_LENGTHS, daily_rates, poisson_arrivals
@@ -127,8 +128,22 @@ def test_counters_are_what_happened_between_two_looks() -> None:
         for name in totals:
             totals[name] += getattr(replica, name)
         assert sum(replica.ttft_counts or ()) == replica.first_tokens
-        assert sum(replica.itl_counts or ()) == (replica.generated_tokens or 0) - (replica.first_tokens or 0)
+        assert sum(replica.itl_counts or ()) == replica.finished
     assert totals == {"first_tokens": 60, "finished": 60, "generated_tokens": 6_000, "prompt_tokens": 60_000}
+
+
+def test_a_finished_answer_counts_once_by_its_mean_gap() -> None:
+    totals = StepTotals((1.0,), (0.05, 0.1))
+    totals.add_answer(4.9, 100)
+    totals.add_answer(5.1, 100)
+    totals.add_answer(10.0, 100)
+    totals.add_answer(10.1, 100)
+    assert (totals.finished, totals.itl_counts) == (4, [1, 2, 1])
+    totals.add_answer(0.0, 0)
+    assert (totals.finished, totals.itl_counts) == (5, [1, 2, 1]), "one token has no gap"
+    totals.add_gaps(50, 0.2)
+    assert totals.gap_seconds == 10.0
+    assert totals.itl_counts == [1, 2, 1], "gaps alone are no answer"
 
 
 def test_slow_steps_take_longer() -> None:

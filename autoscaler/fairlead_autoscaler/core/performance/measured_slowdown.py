@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fairlead_autoscaler.core.performance.replica_capacity import StepModel
+from fairlead_autoscaler.core.performance.step_model import StepModel
 from fairlead_autoscaler.core.settings import SpeedSettings
 from fairlead_autoscaler.core.signals.validation import TokenGapSample
 from fairlead_autoscaler.core.types import PoolSpec

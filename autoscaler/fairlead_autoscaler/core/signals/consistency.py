@@ -5,6 +5,8 @@
    requests, reports none now and finished none is inconsistent: a broken exporter, a proxy that
    returns zeros, or another scrape target.
 2. More first tokens at the engines than arrivals at the gateways mean that arrivals are incomplete.
+3. Engines that run requests generate tokens. If none of them does while nothing arrives, counters
+   stand still.
 
 An inconsistency ends when the counters of the engines move again, or after 15 minutes: then the
 traffic may really have ended. Requests of disconnected clients do not finish. Gateways report them,
@@ -29,7 +31,7 @@ class ConsistencyState:
     """The memory of the consistency checks.
 
     in_flight_of: requests in flight at the last tick, by pool and replica.
-    lying_since: since when engines are inconsistent.
+    lying_since: since when engines are inconsistent; kept until counters that stand still move.
     queued: requests that were queued when arrivals stopped; None: unknown.
     began: requests that engines began since then; began_at: when they last did.
     """
@@ -64,6 +66,8 @@ def check_consistency(
     known = [totals for totals in pools.values() if totals is not None]
     before, vanished = _vanished_requests(memory.in_flight_of, pools)
     abandoned = traffic.abandoned if traffic is not None else 0.0
+    is_recent = memory.lying_since is None or now - memory.lying_since < settings.lie_most_seconds
+    stalled = _stalled_requests(traffic, known)
     is_lost = before > _MAX_UNEXPLAINED and vanished - abandoned > max(_MAX_UNEXPLAINED, settings.lie_share * before)
     persists = (
         memory.lying_since is not None
@@ -75,17 +79,20 @@ def check_consistency(
         name: memory.in_flight_of.get(name, {}) if totals is None else totals.in_flight_by_replica
         for name, totals in pools.items()
     }
-    if is_lost or persists:
+    if is_lost or persists or (stalled and is_recent):
         since = now if memory.lying_since is None else memory.lying_since
         arrivals = traffic if traffic is not None and (traffic.arrivals > 0.0 or traffic.held > 0.0) else None
-        found = (
-            f"{vanished:.0f} requests in flight vanished without finishing" if is_lost else "engines still report zeros"
-        )
+        found = "engines still report zeros"
+        if is_lost:
+            found = f"{vanished:.0f} requests in flight vanished without finishing"
+        elif stalled:
+            found = f"engines run {stalled:.0f} requests and generate no token"
         return replace(memory, in_flight_of=in_flight, lying_since=since), TrustedSignals(
             arrivals, dict.fromkeys(pools), found
         )
     queued, began, began_at = _track_starts(memory, now, traffic, known, settings)
-    memory = ConsistencyState(in_flight, None, queued, began, began_at)
+    # Counters that still stand after that time must not begin another such time.
+    memory = ConsistencyState(in_flight, memory.lying_since if stalled else None, queued, began, began_at)
     if queued is not None and began > queued + _MAX_UNEXPLAINED:
         return memory, TrustedSignals(None, pools, f"engines began {began:.0f} requests that no gateway received")
     return memory, TrustedSignals(traffic, pools)
@@ -135,6 +142,15 @@ def _vanished_requests(
                 total += before
                 vanished += max(0.0, before - current - totals.finished_by_replica.get(replica, 0.0))
     return total, vanished
+
+
+def _stalled_requests(traffic: GatewayTraffic | None, known: list[PoolTotals]) -> float:
+    """Returns the requests that run although no counter moves; 0 if one does, or few run."""
+    running = sum(totals.running for totals in known)
+    if running <= _MAX_UNEXPLAINED or (traffic is not None and traffic.arrivals > 0.0):
+        return 0.0
+    counted = sum(totals.generated_tokens + totals.first_tokens + totals.finished for totals in known)
+    return 0.0 if counted > 0.0 else running
 
 
 def _has_activity(known: list[PoolTotals]) -> bool:

@@ -8,8 +8,13 @@ from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.signals.tick import Tick
 from fairlead_autoscaler.core.sizing.group_inputs import GroupInputs
 from fairlead_autoscaler.core.sizing.load_conditions import waiting_requests
-from fairlead_autoscaler.core.sizing.replicas_needed import Backlog, Demand, DemandInputs, estimate_demand
-from fairlead_autoscaler.core.sizing.stabilization_window import window_length
+from fairlead_autoscaler.core.sizing.replicas_needed import (
+    Backlog,
+    Demand,
+    DemandInputs,
+    estimate_demand,
+    relative_needs,
+)
 from fairlead_autoscaler.core.state import CoreState, GroupMemory
 from fairlead_autoscaler.core.workload.arrivals import ArrivalHistory, keep_last_ticks
 from fairlead_autoscaler.core.workload.load_forecast import (
@@ -17,8 +22,8 @@ from fairlead_autoscaler.core.workload.load_forecast import (
     LoadLevel,
     change_point_ticks,
     estimate_level,
+    forecast_deviation,
     recurring_burst_level,
-    upward_swing,
 )
 from fairlead_autoscaler.core.workload.mean_request import output_growth, prompt_growth
 
@@ -32,6 +37,7 @@ def estimate_group_demand(
     """
     settings = tick.settings
     price = inputs.bin_price(tick, has_settled_prompts=state.lengths.settled_prompt is not None)
+    bin_end = memory.past_at
     memory = _learn_bursts(state.load, memory, tick, inputs, price)
     load, level = _load_level(state.load, memory, tick, inputs, price)
     state = replace(state, load=load)
@@ -48,45 +54,42 @@ def estimate_group_demand(
         output_tokens=inputs.mean_request.output_tokens * outputs,
     )
     patience = math.inf if tick.model.patience_seconds is None else tick.model.patience_seconds
-    demand = estimate_demand(
-        DemandInputs(
-            level=level,
-            swing=memory.swing or 0.0,
-            bursts=memory.bursts,
-            capacity=inputs.capacity,
-            replica=replace(inputs.replica_model(inputs.first_pool, tick), request=expected),
-            margin=settings.budget.margin * memory.budget.margin,
-            spare_replicas=memory.budget.spare_replicas(settings.budget),
-            ahead_seconds=inputs.ahead_seconds,
-            backlog=Backlog(
-                waiting_requests(tick, inputs.group),
-                inputs.ready_replicas(tick),
-                inputs.desired_replicas(tick),
-                min(inputs.ahead_seconds, patience),
-            ),
+    demand_inputs = DemandInputs(
+        level=level,
+        deviation=settings.bursts.deviation_guess if memory.deviation is None else memory.deviation,
+        bursts=memory.bursts,
+        capacity=inputs.capacity,
+        replica=replace(inputs.replica_model(inputs.first_pool, tick), request=expected),
+        ahead_seconds=inputs.ahead_seconds,
+        backlog=Backlog(
+            waiting_requests(tick, inputs.group),
+            inputs.ready_replicas(tick),
+            inputs.desired_replicas(tick),
+            min(inputs.ahead_seconds, patience),
         ),
-        settings,
     )
+    demand = estimate_demand(demand_inputs, settings)
+    if demand.replicas > 0.0 and (memory.past_at > bin_end or not memory.other_needs):
+        others = relative_needs(demand_inputs, demand, inputs.other_goals, settings)
+        memory = replace(memory, other_needs=others)
+    shown = {name: DecisionInput(need * demand.replicas) for name, need in memory.other_needs.items()}
     growth = {"output_growth": DecisionInput(outputs), "prompt_growth": DecisionInput(prompts)}
-    return state, memory, replace(demand, inputs={**growth, **demand.inputs})
+    return state, memory, replace(demand, inputs={**growth, **demand.inputs, **shown})
 
 
 def _learn_bursts(
     load: ArrivalHistory, memory: GroupMemory, tick: Tick, inputs: GroupInputs, price: BinPrice
 ) -> GroupMemory:
-    """Returns the memory with bursts and swing of the past, which change when a bin closes."""
+    """Returns the memory with bursts and errors of the past, which change when a bin closes."""
     settings = tick.settings
-    if memory.swing is None:
-        memory = replace(memory, swing=settings.bursts.swing_guess)
     if not load.past or load.past[-1].at <= memory.past_at:
         return memory
-    window = window_length(inputs.startup_seconds, settings.scale_down)
-    within = settings.bursts.recur_share * (inputs.startup_seconds + window)
+    within = settings.bursts.recur_share * (inputs.startup_seconds + settings.scale_down.window_seconds)
     request_seconds = 1.0 / inputs.capacity.requests_per_second
     return replace(
         memory,
         bursts=recurring_burst_level(load, price, within, request_seconds, settings),
-        swing=upward_swing(load, price, inputs.ahead_seconds, request_seconds, settings),
+        deviation=forecast_deviation(load, price, inputs.ahead_seconds, request_seconds, settings),
         past_at=load.past[-1].at,
     )
 
@@ -105,6 +108,5 @@ def _load_level(
     load = keep_last_ticks(load, ticks)
     after = estimate_level(load, price, request_seconds, settings)
     if after is not None and after.current > level.current:
-        floor = level.upper_bound(settings.spread_sigmas, memory.swing or 0.0, inputs.ahead_seconds)
-        after = replace(after, floor=floor)
+        after = replace(after, floor=level.expected(inputs.ahead_seconds))
     return load, after

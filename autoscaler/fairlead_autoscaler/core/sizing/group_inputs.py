@@ -2,17 +2,25 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from fairlead.fleet.model import Role
-from fairlead_autoscaler.core.performance.replica_capacity import LatencyTargets, MeanRequest, ReplicaCapacity
+from fairlead_autoscaler.core.performance.error_budget import ErrorBudget
+from fairlead_autoscaler.core.performance.miss_corrections import MissCorrections
+from fairlead_autoscaler.core.performance.replica_capacity import ReplicaCapacity, ReplicaModel
 from fairlead_autoscaler.core.performance.startup_time import DEFAULT_STARTUP_SECONDS
+from fairlead_autoscaler.core.performance.step_model import LatencyTargets, MeanRequest
 from fairlead_autoscaler.core.settings import DemandSettings
 from fairlead_autoscaler.core.signals.tick import Tick
-from fairlead_autoscaler.core.sizing.pool_capacity import ReplicaModel, latency_targets, replica_model
+from fairlead_autoscaler.core.sizing.pool_capacity import (
+    GroupService,
+    allowed_miss_share,
+    latency_targets,
+    replica_model,
+)
 from fairlead_autoscaler.core.sizing.schedule_bounds import replica_bounds
 from fairlead_autoscaler.core.state import CoreState, GroupMemory
-from fairlead_autoscaler.core.types import PoolGroup, PoolObservation, PoolSpec
+from fairlead_autoscaler.core.types import ModelSpec, PoolGroup, PoolObservation, PoolSpec
 from fairlead_autoscaler.core.workload.arrivals import ArrivalBin
 from fairlead_autoscaler.core.workload.load_forecast import BinPrice
 from fairlead_autoscaler.core.workload.mean_request import (
@@ -21,6 +29,9 @@ from fairlead_autoscaler.core.workload.mean_request import (
     decode_prefill_share,
     mean_request,
 )
+
+_OTHER_TARGETS: Mapping[str, float] = {"need_at_95_replicas": 0.95, "need_at_99_9_replicas": 0.999}
+"""Targets whose demand is shown next to that at the model's own, by the name of the input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +42,21 @@ class GroupInputs:
     replica_equivalents: by pool, one replica in replicas of the first pool.
     startup_seconds: of slow starts.
     ahead_seconds: the forecast horizon.
+    other_goals: shares of requests that might miss next under other targets, by the name of the
+        input that shows the demand at this target.
     """
 
     group: PoolGroup
     mean_request: MeanRequest
     decode_prefill: DecodePrefillShare
     targets: LatencyTargets
+    corrections: MissCorrections
     slowdowns: Mapping[str, float]
     capacities: Mapping[str, ReplicaCapacity]
     replica_equivalents: Mapping[str, float]
     startup_seconds: float
     ahead_seconds: float
+    other_goals: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def first_pool(self) -> PoolSpec:
@@ -55,7 +70,8 @@ class GroupInputs:
 
     def replica_model(self, pool: PoolSpec, tick: Tick) -> ReplicaModel:
         """Returns the model of one replica of `pool` under the mean request."""
-        return replica_model(pool, self.mean_request, self.slowdowns[pool.name], self.targets, tick.settings.capacity)
+        service = GroupService(self.mean_request, self.targets, self.corrections)
+        return replica_model(pool, service, self.slowdowns[pool.name], tick.settings.capacity)
 
     def ready_replicas(self, tick: Tick) -> float:
         """Returns the number of ready replicas, counted in replicas of the first pool."""
@@ -128,14 +144,18 @@ def group_inputs(state: CoreState, tick: Tick, group: PoolGroup) -> GroupInputs:
     # With it, any division would seem right.
     decode_prefill = decode_prefill_share(state.lengths) if tick.model.replicas_most is None else NO_DECODE_PREFILL
     request = mean_request(state.lengths, group.role, decode_prefill)
-    targets = latency_targets(tick.model, group.role, request.prompt_tokens)
     slowdowns = {pool.name: state.pools[pool.name].speed.slowdown(settings.speed) for pool in group.pools}
     memory = state.groups.get(group.role.value)
+    budget = ErrorBudget() if memory is None else memory.budget
+    goal = budget.goal(allowed_miss_share(tick.model), settings.budget)
+    targets = replace(latency_targets(tick.model, group.role, request.prompt_tokens), allowed_miss_share=goal)
+    corrections = budget.corrections(settings.budget)
+    service = GroupService(request, targets, corrections)
     sharing = float(sum(tick.pools[pool.name].desired for pool in group.pools))
     if memory is not None and memory.need is not None:
         sharing = memory.need
     capacities = {
-        pool.name: replica_model(pool, request, slowdowns[pool.name], targets, settings.capacity).capacity(sharing)
+        pool.name: replica_model(pool, service, slowdowns[pool.name], settings.capacity).capacity(sharing)
         for pool in group.pools
     }
     return GroupInputs(
@@ -143,11 +163,25 @@ def group_inputs(state: CoreState, tick: Tick, group: PoolGroup) -> GroupInputs:
         request,
         decode_prefill,
         targets,
+        corrections,
         slowdowns,
         capacities,
         _replica_equivalents(memory, capacities, group, tick),
         *_startup_times(state, group, settings.demand),
+        _other_goals(tick.model, targets),
     )
+
+
+def _other_goals(model: ModelSpec, targets: LatencyTargets) -> Mapping[str, float]:
+    """Returns the goals under other targets, with the same part of the error budget left."""
+    if targets.ttft_seconds is None and targets.itl_seconds is None:
+        return {}
+    part = targets.allowed_miss_share / allowed_miss_share(model)
+    return {
+        name: (1.0 - target) * part
+        for name, target in _OTHER_TARGETS.items()
+        if not math.isclose(target, model.target, abs_tol=1e-9)
+    }
 
 
 def _replica_equivalents(

@@ -15,8 +15,10 @@ from dataclasses import dataclass, replace
 from fairlead.decision import DecisionInput
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.performance.error_budget import BudgetSample, ErrorBudget, update_error_budget
-from fairlead_autoscaler.core.performance.replica_capacity import MeanRequest
+from fairlead_autoscaler.core.performance.missed_share import MissedShares
+from fairlead_autoscaler.core.performance.replica_capacity import ExpectedLoad
 from fairlead_autoscaler.core.performance.startup_time import wake_seconds
+from fairlead_autoscaler.core.performance.step_model import MeanRequest
 from fairlead_autoscaler.core.signals.tick import Tick
 from fairlead_autoscaler.core.sizing import stabilization_window
 from fairlead_autoscaler.core.sizing.allocation_policy import Allocation, AllocationPolicy
@@ -24,14 +26,14 @@ from fairlead_autoscaler.core.sizing.group_demand import estimate_group_demand
 from fairlead_autoscaler.core.sizing.group_inputs import GroupInputs, group_inputs
 from fairlead_autoscaler.core.sizing.load_conditions import (
     can_scale_to_zero,
+    counted_misses,
     has_waiting_requests,
     is_overloaded,
     is_short_of_replicas,
-    missed_requests,
 )
 from fairlead_autoscaler.core.sizing.mix_requests import MixQuestion
 from fairlead_autoscaler.core.sizing.pool_allocation import PoolShare, demand_of_pool
-from fairlead_autoscaler.core.sizing.pool_capacity import latency_targets
+from fairlead_autoscaler.core.sizing.pool_capacity import allowed_miss_share, latency_targets
 from fairlead_autoscaler.core.sizing.pool_planner import PoolDemand, SignalDoubt, StatelessPoolPlanner
 from fairlead_autoscaler.core.sizing.replicas_needed import Demand
 from fairlead_autoscaler.core.sizing.schedule_bounds import replica_bounds
@@ -88,6 +90,7 @@ class _GroupSizer:
         held, after = _stabilize(before, tick, demand, inputs, present)
         if demand is not None and is_short_of_replicas(tick, inputs, demand):
             after = replace(after, short_at=tick.now)
+        after = replace(after, is_excused=self._is_excused(after))
         after = replace(after, budget=self._error_budget(after, demand))
         state, stable = self._stable_demand(state, after, held)
         shares = [self._pool_share(pool) for pool in self.group.pools]
@@ -100,6 +103,7 @@ class _GroupSizer:
         shown = self._shown_inputs(before, demand, stable)
         pools = dict(state.pools)
         plans: dict[str, PoolPlan] = {}
+        usual = max(1.0, inputs.ahead_seconds - tick.settings.demand.ready_extra_seconds)
         for pool in self.group.pools:
             name, bounds = pool.name, replica_bounds(pool, tick.wall)
             doubt = SignalDoubt(tick.missing_seconds, tick.signals.inconsistency, tick.warming_up)
@@ -111,12 +115,10 @@ class _GroupSizer:
                     needed=needed,
                     is_urgent=has_waiting_requests(tick, inputs, demand),
                     is_separate_role=self.group.role is not Role.SERVE,
+                    shares_limit=tick.model.replicas_most is not None,
                     is_overloaded=is_overloaded(tick, inputs, demand),
                     to_zero=stable.to_zero,
-                    startup_seconds=(
-                        max(1.0, inputs.ahead_seconds - tick.settings.demand.ready_extra_seconds),
-                        inputs.startup_seconds,
-                    ),
+                    startup_seconds=(usual, inputs.startup_seconds),
                     capacity_after=self._capacity_share_after_removal(pool),
                     inputs={**self._pool_inputs(pool), **shown, **_mix_input(allocation, name)},
                     bound=inputs.capacities[name].bound.value + allocation.explanation,
@@ -126,20 +128,32 @@ class _GroupSizer:
         state = replace(state, pools=pools, groups={**state.groups, role: after})
         return state, plans, allocation.mix_request
 
+    def _is_excused(self, memory: GroupMemory) -> bool:
+        """Whether late requests are those of a start from zero, or of the first minutes."""
+        tick = self.tick
+        if self.inputs.ready_replicas(tick) <= 0.0 or tick.warming_up:
+            return True
+        return memory.is_excused and tick.now - memory.short_at <= tick.settings.budget.short_seconds
+
     def _error_budget(self, memory: GroupMemory, demand: Demand | None) -> ErrorBudget:
         """Returns the error budget after the tick.
 
-        Its margin learns only while enough replicas are ready.
+        Misses teach something only while enough replicas are ready.
         """
-        tick = self.tick
+        tick, inputs = self.tick, self.inputs
         known = [totals for pool in self.group.pools if (totals := tick.signals.pools.get(pool.name)) is not None]
         if demand is None or not known or tick.seconds <= 0.0:
             return memory.budget
-        missed, position = missed_requests(tick, self.inputs, known)
-        is_representative = tick.now - memory.short_at > tick.settings.budget.short_seconds
-        allowed_share = max(1e-4, 1.0 - tick.model.target)
-        sample = BudgetSample(missed, position, tick.seconds, allowed_share, is_representative)
-        return update_error_budget(memory.budget, sample, tick.settings.budget)
+        ready = inputs.ready_replicas(tick)
+        predicted = MissedShares()
+        if ready > 0.0 and demand.current_level > 0.0:
+            load = ExpectedLoad(demand.current_level * inputs.capacity.requests_per_second, memory.deviation or 0.0)
+            predicted = inputs.replica_model(inputs.first_pool, tick).missed(load, ready)
+        is_representative = ready > 0.0 and tick.now - memory.short_at > tick.settings.budget.short_seconds
+        sample = BudgetSample(
+            counted_misses(tick, inputs, known), predicted, tick.seconds, is_representative, memory.is_excused
+        )
+        return update_error_budget(memory.budget, sample, tick.settings.budget, tick.model.period_seconds)
 
     def _stable_demand(self, state: CoreState, memory: GroupMemory, held: float) -> tuple[CoreState, _StableDemand]:
         """Returns the next state, and the demand `held` split into serving and sleeping
@@ -170,7 +184,7 @@ class _GroupSizer:
             # of a start.
             slow = inputs.startup_seconds
         ahead = usual + tick.settings.demand.ready_extra_seconds
-        quick = replace(inputs, startup_seconds=slow, ahead_seconds=ahead)
+        quick = replace(inputs, startup_seconds=slow, ahead_seconds=ahead, other_goals={})
         key = f"{self.group.role.value} awake"
         before = state.groups.get(key) or GroupMemory(window=memory.window, need=memory.need)
         before = replace(before, budget=memory.budget)
@@ -255,6 +269,11 @@ class _GroupSizer:
             "prompt_tokens": DecisionInput(request.prompt_tokens),
             "output_tokens": DecisionInput(request.output_tokens),
             "cached_share": DecisionInput(request.cached_share),
+            "missed_share": DecisionInput(before.budget.missed_share),
+            "budget_left_requests": DecisionInput(before.budget.left(allowed_miss_share(self.tick.model))),
+            "allowed_miss_share": DecisionInput(self.inputs.targets.allowed_miss_share),
+            "first_token_miss_factor": DecisionInput(self.inputs.corrections.first_tokens),
+            "gap_miss_factor": DecisionInput(self.inputs.corrections.gaps),
         }
         if self.group.role is not Role.SERVE:
             shown["kept_token_share"] = DecisionInput(self.inputs.decode_prefill.tokens)
@@ -307,12 +326,17 @@ def _stabilize(
         window = stabilization_window.add_need(known, tick.now, min(last, most), length)
         held = max(_window_need(window, inputs, present), last + before.backlog.largest)
         return held, replace(before, window=window)
-    window = stabilization_window.add_need(known, tick.now, min(demand.replicas, most), length)
+    recent = stabilization_window.keep_recent(
+        before.recent_needs, tick.now, min(demand.replicas, most), settings.scale_down
+    )
+    window = stabilization_window.add_need(known, tick.now, min(need for _, need in recent), length)
     backlog = stabilization_window.add_need(
         before.backlog, tick.now, min(demand.backlog, most), settings.demand.backlog_seconds
     )
     held = max(_window_need(window, inputs, present), demand.replicas + backlog.largest)
-    return held, replace(before, window=window, backlog=backlog, need=demand.replicas, trend=demand.trend)
+    return held, replace(
+        before, window=window, recent_needs=recent, backlog=backlog, need=demand.replicas, trend=demand.trend
+    )
 
 
 def _window_need(window: stabilization_window.NeedWindow, inputs: GroupInputs, present: float) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fairlead.fleet.model import Role
-from fairlead_autoscaler.core.performance.error_budget import MissedRequests, count_missed
+from fairlead_autoscaler.core.performance.counted_misses import CountedMisses, CountsAroundTarget, counts_around
 from fairlead_autoscaler.core.signals.tick import Tick
 from fairlead_autoscaler.core.signals.validation import PoolTotals
 from fairlead_autoscaler.core.sizing.group_inputs import GroupInputs
@@ -69,38 +69,33 @@ def can_scale_to_zero(state: CoreState, tick: Tick, return_seconds: float) -> bo
     return last is not None and not idle_gaps.is_worth_keeping(state.silence, tick.now - last, cost)
 
 
-def missed_requests(tick: Tick, inputs: GroupInputs, known: Sequence[PoolTotals]) -> tuple[MissedRequests, float]:
-    """Returns the requests of the tick that missed the group's targets, and the position of the
-    TTFT target between the edges of its buckets.
+def counted_misses(tick: Tick, inputs: GroupInputs, known: Sequence[PoolTotals]) -> CountedMisses:
+    """Returns the requests of the tick that missed the group's targets.
 
     known: the totals of the group's pools.
+
+    Where histograms count answers, they alone say which answers were slow. Those of engines count
+    single gaps: there are many more gaps than finished answers. Then engines whose mean gap is
+    beyond the target say it.
     """
     role, model = inputs.group.role, tick.model
-    missed, position = MissedRequests(), 0.0
-    if role is Role.DECODE:
-        missed = MissedRequests(judged=sum(totals.finished for totals in known))
-    else:
-        for totals in known:
-            counted, place = count_missed(totals.ttft_counts, model.ttft_bounds, inputs.targets.ttft_seconds)
-            missed, position = missed.plus(1.0, counted), max(position, place)
-        abandoned = tick.signals.gateway.abandoned if tick.signals.gateway is not None else 0.0
-        missed = missed.plus(1.0, MissedRequests(otherwise=abandoned, judged=abandoned))
-    generated = sum(totals.generated_tokens for totals in known)
-    if role is not Role.PREFILL and generated > 0.0:
-        slow_share = sum(totals.slow_tokens for totals in known) / generated
-        slow = missed.judged * max(slow_share, _late_answer_share(tick, known))
-        missed = missed.plus(1.0, MissedRequests(otherwise=slow))
-    return missed, position
-
-
-def _late_answer_share(tick: Tick, known: Sequence[PoolTotals]) -> float:
-    """Returns the share of answers whose mean gap missed the TPOT target.
-
-    It is 0 if the histograms count single gaps, as those of engines do: there are many more gaps
-    than finished answers.
-    """
-    late, position, finished = MissedRequests(), 0.0, 0.0
+    finished = sum(totals.finished for totals in known)
+    first_tokens = gaps = CountsAroundTarget()
     for totals in known:
-        counted, place = count_missed(totals.itl_counts, tick.model.itl_bounds, tick.model.itl_seconds)
-        late, position, finished = late.plus(1.0, counted), max(position, place), finished + totals.finished
-    return late.missed_count(position) / late.judged if 0.0 < late.judged <= 2.0 * finished else 0.0
+        first_tokens = first_tokens.plus(
+            1.0, counts_around(totals.ttft_counts, model.ttft_bounds, inputs.targets.ttft_seconds)
+        )
+        gaps = gaps.plus(1.0, counts_around(totals.itl_counts, model.itl_bounds, model.itl_seconds))
+    abandoned = tick.signals.gateway.abandoned if tick.signals.gateway is not None else 0.0
+    requests = finished if role is Role.DECODE else first_tokens.judged + abandoned
+    if role is Role.DECODE:
+        first_tokens, abandoned = CountsAroundTarget(), 0.0
+    slow = 0.0
+    generated = sum(totals.generated_tokens for totals in known)
+    if role is Role.PREFILL:
+        gaps = CountsAroundTarget()
+    elif not 0.0 < gaps.judged <= 2.0 * finished:
+        gaps = CountsAroundTarget()
+        if generated > 0.0:
+            slow = requests * sum(totals.slow_tokens for totals in known) / generated
+    return CountedMisses(requests, first_tokens, gaps, abandoned, slow)

@@ -23,13 +23,8 @@ request.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fairlead_autoscaler.core.performance.replica_capacity import (
-    LatencyTargets,
-    MeanRequest,
-    ReplicaCapacity,
-    StepModel,
-    find_unreachable_target,
-)
+from fairlead_autoscaler.core.performance.replica_capacity import ReplicaCapacity, find_unreachable_target
+from fairlead_autoscaler.core.performance.step_model import LatencyTargets, MeanRequest, StepModel
 from fairlead_autoscaler.core.settings import AllocationSettings
 from fairlead_autoscaler.core.signals.validation import valid_count
 from fairlead_autoscaler.core.types import MixRequest, MixResult, PoolCandidate

@@ -76,6 +76,7 @@ class PoolDemand:
     capacity_after: capacity of a replica when one fewer shares the caches, as a share of that of
         now.
     bound: what limits the capacity of a replica, for reasons.
+    shares_limit: groups have a maximum in common.
     """
 
     target: int
@@ -88,6 +89,7 @@ class PoolDemand:
     capacity_after: float
     inputs: Mapping[str, DecisionInput]
     bound: str
+    shares_limit: bool = False
 
     @property
     def needed_text(self) -> str:
@@ -220,10 +222,13 @@ class StatelessPoolPlanner:
         """Returns the replicas to which the pool may be lowered, with the rule and the reason."""
         settings, plain = self.settings.scale_down, self._plain
         floor = max(demand.target, 1 if demand.needed > 0.0 else 0)
-        while floor < plain and demand.needed > floor * demand.capacity_after * settings.what_if_share and floor > 1:
+        # A replica that is kept to have room is one that another group under the same limit lacks.
+        room = 0.0 if demand.shares_limit else settings.down_room
+        while floor < plain and demand.needed > floor * demand.capacity_after - room and floor > 1:
             floor += 1
         if floor >= plain:
-            reason = f"without the caches that go, {plain - 1} would only just carry {demand.needed_text}"
+            caches = "without the caches that go, " if demand.capacity_after < 1.0 else ""
+            reason = f"{caches}{plain - 1} would only just carry {demand.needed_text}, limited by {demand.bound}"
             return plain, Rule.WHAT_IF, reason
         pause = min(settings.down_every_seconds, max(settings.down_least_seconds, demand.startup_seconds[1]))
         lowered_at = self.memory.lowered_at

@@ -1,21 +1,20 @@
 """Demand: how many replicas the workload needs.
 
-    load   = max(level at now + startup time + sigmas · spread, recurring bursts)
-    demand = replicas for margin · load + backlog / (capacity · drain time)
+    load   = max(level at now + startup time, recurring bursts), with the error of past forecasts
+    demand = replicas with which the expected share of missed requests meets the goal
+             + backlog / (capacity · drain time)
 
 in replicas of the group's first pool. A level uses the capacity that a replica has when the number
 of replicas is the last demand. The number of replicas follows from the requests per second that the
 level stands for, since more replicas carry more each.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from fairlead.decision import DecisionInput
-from fairlead_autoscaler.core.performance.replica_capacity import ReplicaCapacity
-from fairlead_autoscaler.core.settings import DemandSettings, ScalingSettings
-from fairlead_autoscaler.core.sizing.pool_capacity import ReplicaModel
+from fairlead_autoscaler.core.performance.replica_capacity import ExpectedLoad, ReplicaCapacity, ReplicaModel
+from fairlead_autoscaler.core.settings import ScalingSettings
 from fairlead_autoscaler.core.workload.load_forecast import LoadLevel
 
 _USUAL_BACKLOG_REPLICAS = 0.5
@@ -27,7 +26,8 @@ class Demand:
     """The number of replicas that a group needs, counted in replicas of its first pool.
 
     backlog: replicas on top, to drain the queue.
-    current_level: the current level, without forecast, spread and margin.
+    current_level: the current level, without forecast and deviation.
+    recent_level: of the last seconds alone.
     trend: replicas per second.
     inputs: the numbers that led to `replicas`.
     """
@@ -35,6 +35,7 @@ class Demand:
     replicas: float
     backlog: float
     current_level: float
+    recent_level: float
     trend: float
     inputs: Mapping[str, DecisionInput]
 
@@ -56,42 +57,32 @@ class Backlog:
 class DemandInputs:
     """The inputs of a demand estimate.
 
-    swing: share by which the load has exceeded its level before.
+    deviation: standard deviation of the load that is expected, as a share of it.
     bursts: level of recurring bursts.
     capacity: of a replica, as the level counts it.
     replica: a replica under the expected mean request.
-    margin: the factor on capacity.
-    spare_replicas: the part of a replica that need not be rounded up.
     ahead_seconds: the forecast horizon.
     """
 
     level: LoadLevel
-    swing: float
+    deviation: float
     bursts: float
     capacity: ReplicaCapacity
     replica: ReplicaModel
-    margin: float
-    spare_replicas: float
     ahead_seconds: float
     backlog: Backlog
 
 
 def estimate_demand(inputs: DemandInputs, settings: ScalingSettings) -> Demand:
-    """Returns the demand of level, forecast, spread, bursts, margin and backlog.
+    """Returns the demand of level, forecast, its deviation, bursts and backlog.
 
     If more requests wait than usual, the last seconds count as the level.
     """
-    level, backlog, margin = inputs.level, inputs.backlog, inputs.margin
+    level, backlog = _level_with_queue(inputs, settings), inputs.backlog
     rate_per_replica, ahead = inputs.capacity.requests_per_second, inputs.ahead_seconds
-    if backlog.requests > settings.demand.queue_usual * max(1.0, backlog.ready_replicas):
-        level = replace(level, current=max(level.current, level.recent))
-    raised = max(level.upper_bound(settings.load.spread_sigmas, inputs.swing, ahead), inputs.bursts)
-    upper = raised * margin
-    replicas = inputs.replica.replicas_for(upper * rate_per_replica, upper)
-    steady = max(level.steady + settings.demand.gentle_room * (raised - level.steady), inputs.bursts) * margin
-    replicas = _cap_soft_overshoot(inputs, replicas, upper, steady, settings.demand)
-    gain = upper / replicas if replicas > 0.0 else 1.0
-    replicas = max(replicas - inputs.spare_replicas, min(replicas, level.current / gain * margin))
+    expected = level.expected(ahead)
+    certain = inputs.replica.replicas_for(ExpectedLoad(expected * rate_per_replica), expected)
+    replicas = _replicas_at_goal(inputs, expected, inputs.replica.targets.allowed_miss_share, certain)
     shortage = max(0.0, level.current - backlog.desired_replicas)
     growth = shortage * backlog.growth_seconds * settings.demand.backlog_ahead
     waiting = backlog.requests / rate_per_replica + growth
@@ -99,14 +90,12 @@ def estimate_demand(inputs: DemandInputs, settings: ScalingSettings) -> Demand:
     values = {
         "level_replicas": level.current,
         "spread_replicas": level.spread,
-        "swing_share": inputs.swing,
+        "deviation_share": inputs.deviation,
         "trend_replicas_per_minute": level.slope * 60.0,
         "ahead_seconds": ahead,
         "forecast_replicas": level.current + level.slope * ahead,
+        "certain_replicas": certain,
         "recurring_burst_replicas": inputs.bursts,
-        "margin": margin,
-        "spared_replicas": inputs.spare_replicas,
-        "crowd_gain": gain,
         "need_replicas": replicas,
         "backlog_requests": backlog.requests,
         "backlog_replicas": backlog_replicas,
@@ -115,26 +104,42 @@ def estimate_demand(inputs: DemandInputs, settings: ScalingSettings) -> Demand:
         replicas,
         backlog_replicas,
         level.current,
-        level.slope * margin,
+        level.recent,
+        level.slope,
         {name: DecisionInput(value) for name, value in values.items()},
     )
 
 
-def _cap_soft_overshoot(
-    inputs: DemandInputs, replicas: float, upper: float, steady: float, settings: DemandSettings
-) -> float:
-    """Returns `replicas`, or fewer if only a target that is missed gradually needs so many.
+def relative_needs(
+    inputs: DemandInputs, demand: Demand, goals: Mapping[str, float], settings: ScalingSettings
+) -> dict[str, float]:
+    """Returns the replicas needed at other goals, as multiples of those of `demand`, by name.
 
-    An example is the TPOT target of short answers between the chunks of long prompts.
+    demand: at least some replicas.
+    goals: shares (0..1) of requests that may miss, by name.
+    """
+    expected = _level_with_queue(inputs, settings).expected(inputs.ahead_seconds)
+    need = demand.replicas
+    return {name: _replicas_at_goal(inputs, expected, goal, need) / need for name, goal in goals.items()}
 
-    Why: about as many of these answers are late at a higher load as at the mean. So room above the
-    `steady` level saves few: 0.9 % of requests are late with ten replicas, 0.6 % with twelve, 0.4 %
-    with fifteen. If queues or memory would fail with `gentle_reserve` times fewer replicas, there
-    is no cap.
+
+def _level_with_queue(inputs: DemandInputs, settings: ScalingSettings) -> LoadLevel:
+    """Returns the level, or that of the last seconds if it is higher and many requests wait."""
+    level, backlog = inputs.level, inputs.backlog
+    if backlog.requests > settings.demand.queue_usual * max(1.0, backlog.ready_replicas):
+        return replace(level, current=max(level.current, level.recent))
+    return level
+
+
+def _replicas_at_goal(inputs: DemandInputs, expected: float, goal: float, near: float) -> float:
+    """Returns the replicas with which the share `goal` of the requests misses, without backlog.
+
+    expected: the forecast level.
+    near: a guess; it only makes the search shorter.
     """
     rate_per_replica = inputs.capacity.requests_per_second
-    hard = replace(inputs.replica, settings=replace(inputs.replica.settings, hurt_share=math.inf))
-    cliff = settings.gentle_reserve * hard.replicas_for(upper * rate_per_replica, upper)
-    if cliff >= replicas:
-        return replicas
-    return min(replicas, max(cliff, inputs.replica.replicas_for(steady * rate_per_replica, steady)))
+    replica = replace(inputs.replica, targets=replace(inputs.replica.targets, allowed_miss_share=goal))
+    replicas = replica.replicas_for(ExpectedLoad(expected * rate_per_replica, inputs.deviation), near)
+    if inputs.bursts > 0.0:
+        replicas = max(replicas, replica.replicas_for(ExpectedLoad(inputs.bursts * rate_per_replica), replicas))
+    return replicas

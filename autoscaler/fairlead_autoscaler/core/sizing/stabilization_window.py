@@ -45,3 +45,14 @@ def add_need(before: NeedWindow, now: float, need: float, seconds: float) -> Nee
     while needs and needs[-1][1] <= need:
         needs = needs[:-1]
     return NeedWindow((*needs, (now, need)))
+
+
+def keep_recent(
+    before: tuple[tuple[float, float], ...], now: float, need: float, settings: ScaleDownSettings
+) -> tuple[tuple[float, float], ...]:
+    """Returns the demands of the last seconds, with that of `now`.
+
+    The least of them has lasted, and is what a window remembers. The demand of a single tick acts
+    at once, but is noise to be forgotten.
+    """
+    return (*[entry for entry in before if entry[0] > now - settings.lasting_seconds], (now, need))

@@ -44,26 +44,20 @@ class LoadLevel:
     spread: of a bin around the level.
     slope: replicas per second; 0 without a significant trend.
     recent: of the recent seconds alone.
-    steady: the level without the random part of the last 90 seconds.
     is_recent_only: the level comes from the recent seconds.
-    floor: the former upper bound, which holds after a rise.
+    floor: what was expected before a rise, which holds after it.
     """
 
     current: float
     spread: float
     slope: float
     recent: float
-    steady: float
     is_recent_only: bool = False
     floor: float = 0.0
 
-    def upper_bound(self, sigmas: float, swing: float, ahead_seconds: float) -> float:
-        """Returns the load to expect `ahead_seconds` from now.
-
-        swing: share by which the load has exceeded its level before.
-        """
-        ahead = max(self.current + self.slope * ahead_seconds, self.current)
-        return max(ahead + max(sigmas * self.spread, swing * self.current), self.floor)
+    def expected(self, ahead_seconds: float) -> float:
+        """Returns the load to expect `ahead_seconds` from now."""
+        return max(self.current + self.slope * ahead_seconds, self.current, self.floor)
 
 
 def estimate_level(
@@ -81,23 +75,21 @@ def estimate_level(
         requests = sum(tick.requests for tick in history.recent)
         level = recent * max(0.0, requests - 1.0) / requests if requests > 0.0 else 0.0
         return LoadLevel(
-            level, _chance_spread(level, request_seconds, settings.bin_seconds), 0.0, recent, level, is_recent_only=True
+            level, _chance_spread(level, request_seconds, settings.bin_seconds), 0.0, recent, is_recent_only=True
         )
     values = [price(closed_bin) for closed_bin in closed]
     slope, fitted, residuals = fit_line(closed, values, settings)
-    steady = fitted
     if slope == 0.0:
         mean = sum(values) / len(values)
         residuals = [value - mean for value in values]
         newest = values[-settings.short_bins :]
         short_mean = sum(newest) / len(newest)
-        chance = _chance_spread(mean, request_seconds, settings.bin_seconds * len(newest))
-        fitted, steady = max(mean, short_mean), max(mean, short_mean - chance)
+        fitted = max(mean, short_mean)
     spread = max(
         _MAD_TO_SIGMA * _median([abs(residual) for residual in residuals]),
         _chance_spread(fitted, request_seconds, settings.bin_seconds),
     )
-    return LoadLevel(max(0.0, fitted), spread, max(0.0, slope), recent, max(0.0, steady))
+    return LoadLevel(max(0.0, fitted), spread, max(0.0, slope), recent)
 
 
 def change_point_ticks(
@@ -198,42 +190,43 @@ def _burst_level(values: Sequence[float], settings: BurstSettings) -> float:
     return level * (settings.burst_room + settings.burst_few / max(_MIN_BUSY_BINS, busy))
 
 
-def upward_swing(
+def forecast_deviation(
     history: ArrivalHistory,
     price: BinPrice,
     ahead_seconds: float,
     request_seconds: float,
     settings: ScalingSettings,
 ) -> float:
-    """Returns the share by which the load has exceeded its level of `ahead_seconds` before.
+    """Returns the standard deviation of the load of `ahead_seconds` from now, as a share of the
+    load that is expected.
 
-    Each stretch as long as the horizon contributes its largest share. The result is the share that
-    a quarter of the stretches exceed, two at least: what happened once is a change, not a habit.
-        Few stretches give the default, and the result is at most `swing_most`. A load below the
-        current one counts less, by as much as chance moves it more.
+    It follows from how far the load of the past exceeded what its level of `ahead_seconds` before
+    let expect: for errors around zero, half of the mean square lies above it. What exceeds
+    `change_share` is a change, not a habit, and does not count. Few stretches of the past count
+    less than a guess does. It is at least what chance makes of the present load.
     """
     load, bursts = settings.load, settings.bursts
     values = [price(closed) for closed in history.past]
     long, short = round(load.level_seconds / load.bin_seconds), load.short_bins
     lag = max(1, round(ahead_seconds / load.bin_seconds))
     sums = [0.0, *accumulate(values)]
-    seconds = short * load.bin_seconds
-    level_now = max(sum(values[-long:]) / long, sum(values[-short:]) / short)
-    chance_now = _chance_spread(level_now, request_seconds, seconds) / level_now if level_now > 0.0 else math.inf
-    errors: list[float] = []
+    squares = count = 0.0
     for end in range(long, len(values) - lag + 1):
         predicted = max((sums[end] - sums[end - long]) / long, (sums[end] - sums[end - short]) / short)
-        actual = (sums[end + lag] - sums[end + lag - short]) / short
-        if predicted <= 0.0:
-            errors.append(0.0)
-            continue
-        excess = max(0.0, _chance_spread(predicted, request_seconds, seconds) / predicted - chance_now)
-        errors.append(actual / predicted - 1.0 - bursts.swing_sigmas * excess)
-    stretch = lag + short
-    largest = sorted((max(errors[start : start + stretch]) for start in range(0, len(errors), stretch)), reverse=True)
-    if len(largest) < bursts.swing_few:
-        return bursts.swing_guess
-    return min(bursts.swing_most, max(0.0, largest[max(2, int(bursts.swing_over * len(largest)))]))
+        if predicted > 0.0:
+            actual = (sums[end + lag] - sums[end + lag - short]) / short
+            error = max(0.0, actual / predicted - 1.0)
+            if error <= load.change_share:
+                squares += error * error
+                count += 1.0
+    stretches = count / (lag + short)
+    known = 2.0 * squares / count if count else 0.0
+    variance = (bursts.deviation_guess**2 * bursts.deviation_few + known * stretches) / (
+        bursts.deviation_few + stretches
+    )
+    newest = sum(values[-long:]) / long
+    chance = _chance_spread(newest, request_seconds, short * load.bin_seconds) / newest if newest > 0.0 else 0.0
+    return min(bursts.deviation_most, max(math.sqrt(variance), chance))
 
 
 def fit_line(

@@ -8,7 +8,7 @@ are work of decode alone, so every token counts once.
 from dataclasses import dataclass, replace
 
 from fairlead.fleet.model import Role
-from fairlead_autoscaler.core.performance.replica_capacity import MeanRequest
+from fairlead_autoscaler.core.performance.step_model import MeanRequest
 from fairlead_autoscaler.core.settings import LengthSettings, ScalingSettings
 from fairlead_autoscaler.core.workload.arrivals import ArrivalHistory
 from fairlead_autoscaler.core.workload.length_shift import bins_for_growth, is_shifting, unfinished_share

@@ -84,6 +84,7 @@ class RequestLengths:
     began: answers that began; queued: those of them that wait at decode instances.
     settled: prompt lengths and their variance when the last bin closed.
     turned_at: when the lengths last shifted.
+    last_prompts: tokens and requests of the last tick that had any.
     """
 
     prompt: DecayingRatio = field(default_factory=DecayingRatio)
@@ -96,6 +97,7 @@ class RequestLengths:
     queued: float = 0.0
     settled: tuple[DecayingRatio, DecayingRatio] | None = None
     turned_at: float | None = None
+    last_prompts: tuple[float, float] | None = None
 
     @property
     def settled_prompt(self) -> tuple[DecayingRatio, DecayingRatio] | None:
@@ -122,14 +124,22 @@ def update_prompt_lengths(
 ) -> RequestLengths:
     """Returns the lengths with the prompts of a tick.
 
-    The variance of one prompt is the squared deviation of the tick's tokens, divided by its
-    requests.
+    The variance of one prompt follows from the squared difference of the means of two successive
+    ticks. It is divided by the variance of that difference if one prompt had a variance of 1.
+
+    Why: as lengths drift, all prompts of a tick leave the mean of minutes together. By the
+    deviation from that mean, a drift would count as unlike prompts.
     """
-    variance = before.prompt_variance
-    if before.prompt.slow_of >= 20.0:
-        deviation = tokens - requests * before.prompt.mean(0.0)
-        variance = variance.plus(deviation * deviation / requests, 1.0, seconds, settings)
-    return replace(before, prompt=before.prompt.plus(tokens, requests, seconds, settings), prompt_variance=variance)
+    variance, last = before.prompt_variance, before.last_prompts
+    if last is not None:
+        difference = tokens / requests - last[0] / last[1]
+        variance = variance.plus(difference * difference / (1.0 / requests + 1.0 / last[1]), 1.0, seconds, settings)
+    return replace(
+        before,
+        prompt=before.prompt.plus(tokens, requests, seconds, settings),
+        prompt_variance=variance,
+        last_prompts=(tokens, requests),
+    )
 
 
 def update_decode_prefill_share(

@@ -100,6 +100,7 @@ def local_model(model: Model, options: PlanOptions) -> Model:
         ttft_seconds=_shrink(model.objectives.ttft_seconds, options.speed),
         ttft_per_kilo_token_seconds=model.objectives.ttft_per_kilo_token_seconds / options.speed,
         itl_seconds=_shrink(model.objectives.itl_seconds, options.speed),
+        period_seconds=model.objectives.period_seconds,
     )
     return replace(model, objectives=objectives, preset=options.preset or model.preset)
 

@@ -112,6 +112,7 @@ class ReplicaObserver(EngineObserver):
 
     def on_finished(self, sequence: EngineSequence, now: float) -> None:
         engine = self._engine
-        engine.totals.finished += 1
-        engine.requests.end[int(sequence.id)] = now
+        book, request = engine.requests, int(sequence.id)
+        book.end[request] = now
+        engine.totals.add_answer(now - book.first[request], book.output[request] - 1)
         engine.next_step_at = now

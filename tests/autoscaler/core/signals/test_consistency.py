@@ -1,6 +1,8 @@
-"""Gateways are inconsistent where engines begin requests that no gateway received or queued."""
+"""Signals are inconsistent where requests begin that no gateway received, or run and do nothing."""
 
 from dataclasses import replace
+
+import pytest
 
 from fairlead.engine_profile import builtin_profile
 from fairlead_autoscaler.core import (
@@ -31,12 +33,22 @@ class ObservedCore:
         running: float = 0.0,
         begun: float = 0.0,
         done: float = 0.0,
+        tokens: float = 0.0,
         ready: int = 1,
     ) -> PoolPlan:
         """Returns the plan after one tick."""
         self.now += 5.0
         one = ReplicaMetrics(
-            "a", ReplicaState.READY, self.now, 1.0, running, 0.0, 0.0, finished=done, first_tokens=begun
+            "a",
+            ReplicaState.READY,
+            self.now,
+            1.0,
+            running,
+            0.0,
+            0.0,
+            generated_tokens=tokens,
+            finished=done,
+            first_tokens=begun,
         )
         seen = PoolObservation(ready, ready, replicas=(one,) * ready)
         return self.core.step(Observation(self.now, gateway, {"main": seen})).pools["main"]
@@ -103,3 +115,68 @@ def test_replicas_that_are_gone_are_forgotten_although_another_pool_is_unread() 
         )
         core.step(Observation(tick * 5.0, GatewayTraffic(1.0, 500.0), {"main": seen, "other": PoolObservation(1, 1)}))
     assert core.state.trust.in_flight_of == {"main": {"r59": 5.0}, "other": {}}
+
+
+def _busy(watched: ObservedCore, ticks: int = 3) -> None:
+    for _ in range(ticks):
+        watched.step(GatewayTraffic(5.0, 5_000.0), running=20.0, begun=5.0, done=5.0, tokens=800.0)
+
+
+def test_engines_that_run_requests_and_generate_no_token_are_inconsistent() -> None:
+    watched = ObservedCore()
+    _busy(watched)
+    assert watched.step(SILENT, running=20.0, tokens=800.0, ready=3).rule != "lying"
+    plans = [watched.step(SILENT, running=20.0, ready=3) for _ in range(20)]
+    assert {plan.rule for plan in plans} <= {"lying", "blind-up"}
+    assert plans[0].reason.endswith("engines run 60 requests and generate no token: no change")
+    assert min(plan.replicas for plan in plans) >= 3
+
+
+def test_without_gateways_frozen_counters_are_inconsistent_too() -> None:
+    watched = ObservedCore()
+    _busy(watched)
+    watched.step(None, running=20.0)
+    assert watched.core.state.trust.lying_since == watched.core.state.clock.now
+
+
+@pytest.mark.parametrize(
+    "moving",
+    [{"tokens": 1.0}, {"begun": 1.0}, {"done": 1.0}],
+)
+def test_one_counter_that_moves_is_enough(moving: dict[str, float]) -> None:
+    watched = ObservedCore()
+    _busy(watched)
+    watched.step(SILENT, running=20.0, **moving)
+    assert watched.core.state.trust.lying_since is None
+
+
+def test_a_few_requests_or_arrivals_prove_nothing() -> None:
+    watched = ObservedCore()
+    _busy(watched)
+    watched.step(GatewayTraffic(1.0, 1_000.0), running=20.0)
+    assert watched.core.state.trust.lying_since is None
+    few = ObservedCore()
+    for _ in range(3):
+        few.step(GatewayTraffic(1.0, 1_000.0), running=3.0, begun=1.0, done=1.0, tokens=100.0)
+    few.step(SILENT, running=3.0)
+    assert few.core.state.trust.lying_since is None
+
+
+def test_counters_that_move_again_end_it() -> None:
+    watched = ObservedCore()
+    _busy(watched)
+    for _ in range(5):
+        watched.step(SILENT, running=20.0)
+    assert watched.core.state.trust.lying_since is not None
+    watched.step(SILENT, running=18.0, done=2.0, tokens=700.0)
+    assert watched.core.state.trust.lying_since is None
+
+
+def test_after_15_minutes_frozen_counters_are_believed() -> None:
+    watched = ObservedCore()
+    _busy(watched)
+    rules = [watched.step(SILENT, running=20.0).rule for _ in range(200)]
+    assert rules[170] in {"lying", "blind-up"}
+    assert not {"lying", "blind-up", "blind"} & set(rules[185:])
+    _busy(watched, 1)
+    assert watched.core.state.trust.lying_since is None

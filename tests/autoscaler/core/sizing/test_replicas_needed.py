@@ -1,11 +1,13 @@
-"""The margin over the level, where SLOs are missed steeply and where gently."""
+"""Demand: replicas for an uncertain load, for bursts that come back, and for a backlog."""
+
+from dataclasses import replace
 
 import pytest
 
 from fairlead.engine_profile import EngineProfile
 from fairlead_autoscaler.core import PoolSpec, ScalingSettings
-from fairlead_autoscaler.core.performance.replica_capacity import LatencyTargets, MeanRequest
-from fairlead_autoscaler.core.sizing.pool_capacity import replica_model
+from fairlead_autoscaler.core.performance.step_model import LatencyTargets, MeanRequest
+from fairlead_autoscaler.core.sizing.pool_capacity import GroupService, replica_model
 from fairlead_autoscaler.core.sizing.replicas_needed import Backlog, Demand, DemandInputs, estimate_demand
 from fairlead_autoscaler.core.workload.load_forecast import LoadLevel
 
@@ -22,40 +24,91 @@ _LARGE = EngineProfile(
 )
 _LONG, _PATIENT = MeanRequest(7_000.0, 335.0), LatencyTargets(30.0, 0.1)
 _CHAT, _USUAL = MeanRequest(1_155.0, 211.0), LatencyTargets(2.0, 0.1)
+_LEVEL = LoadLevel(10.0, 0.0, 0.0, 10.0)
 
 
-def _need(mix: MeanRequest, objectives: LatencyTargets, level: LoadLevel, bursts: float = 0.0) -> Demand:
-    replica = replica_model(PoolSpec("main", profile=_LARGE), mix, 1.0, objectives, _SETTINGS.capacity)
-    inputs = DemandInputs(
-        level=level,
-        swing=0.0,
-        bursts=bursts,
-        capacity=replica.capacity(12.0),
+def _inputs(mix: MeanRequest = _CHAT, objectives: LatencyTargets = _USUAL) -> DemandInputs:
+    """Returns the inputs of a steady load of ten replicas that is known exactly."""
+    replica = replica_model(PoolSpec("main", profile=_LARGE), GroupService(mix, objectives), 1.0, _SETTINGS.capacity)
+    return DemandInputs(
+        level=_LEVEL,
+        deviation=0.0,
+        bursts=0.0,
+        capacity=replica.capacity(10.0),
         replica=replica,
-        margin=1.0,
-        spare_replicas=0.0,
         ahead_seconds=120.0,
         backlog=_NONE_WAITS,
     )
+
+
+def _need(inputs: DemandInputs) -> Demand:
     return estimate_demand(inputs, _SETTINGS)
 
 
-def test_margin_is_smaller_where_long_prompts_delay_short_answers() -> None:
-    room = _need(_LONG, _PATIENT, LoadLevel(10.0, 4.0, 0.0, 10.0, 9.5)).replicas
-    bare = _need(_LONG, _PATIENT, LoadLevel(10.0, 0.0, 0.0, 10.0, 10.0)).replicas
-    assert bare < room < bare + 0.7 * 4.0
+def _value(demand: Demand, name: str) -> float:
+    value = demand.inputs[name].value
+    assert value is not None
+    return value
 
 
-def test_what_lies_above_the_steady_level_by_chance_counts_for_less_there() -> None:
-    steady, lower = (_need(_LONG, _PATIENT, LoadLevel(10.0, 2.0, 0.0, 10.0, each)).replicas for each in (10.0, 9.0))
-    assert lower == pytest.approx(steady - (1.0 - _SETTINGS.demand.gentle_room), abs=0.05)
+@pytest.mark.parametrize(("mix", "targets"), [(_CHAT, _USUAL), (_LONG, _PATIENT)])
+def test_a_load_that_is_known_exactly_needs_what_it_fills(mix: MeanRequest, targets: LatencyTargets) -> None:
+    demand = _need(_inputs(mix, targets))
+    assert demand.replicas == pytest.approx(10.0, rel=1e-3)
+    assert (demand.backlog, demand.current_level, demand.recent_level) == (0.0, 10.0, 10.0)
 
 
-def test_where_queues_follow_on_more_load_the_whole_room_is_kept() -> None:
-    one, other = (_need(_CHAT, _USUAL, LoadLevel(10.0, 4.0, 0.0, 10.0, each)).replicas for each in (10.0, 9.0))
-    assert one == other == pytest.approx(14.0, rel=0.05)
+@pytest.mark.parametrize(("mix", "targets"), [(_CHAT, _USUAL), (_LONG, _PATIENT)])
+def test_an_uncertain_load_needs_more_by_less_than_three_deviations(mix: MeanRequest, targets: LatencyTargets) -> None:
+    needs = [_need(replace(_inputs(mix, targets), deviation=share)) for share in (0.0, 0.1, 0.2)]
+    assert 10.2 < needs[1].replicas < 13.0
+    assert needs[1].replicas < needs[2].replicas < 16.0
+    for share, demand in zip((0.0, 0.1, 0.2), needs, strict=True):
+        assert _value(demand, "certain_replicas") == needs[0].replicas
+        assert _value(demand, "deviation_share") == share
+        assert _value(demand, "need_replicas") == demand.replicas
+
+
+def test_the_more_may_miss_the_less_is_kept_for_the_same_requests() -> None:
+    inputs = replace(_inputs(), deviation=0.1)
+    needs = [
+        _need(
+            replace(inputs, replica=replace(inputs.replica, targets=replace(_USUAL, allowed_miss_share=share)))
+        ).replicas
+        for share in (0.001, 0.01, 0.05)
+    ]
+    assert needs[0] > 1.05 * needs[1] > 1.05**2 * needs[2]
+
+
+def test_the_spread_of_the_bins_is_shown_but_adds_nothing_by_itself() -> None:
+    quiet, loud = _need(_inputs()), _need(replace(_inputs(), level=replace(_LEVEL, spread=4.0)))
+    assert loud.replicas == quiet.replicas
+    assert _value(loud, "spread_replicas") == 4.0
+
+
+def test_a_trend_counts_until_a_start_is_ready_and_a_floor_holds() -> None:
+    rising = _need(replace(_inputs(), level=replace(_LEVEL, slope=0.02)))
+    assert rising.replicas == pytest.approx(12.4, rel=0.02)
+    assert _value(rising, "forecast_replicas") == pytest.approx(12.4)
+    held = _need(replace(_inputs(), level=replace(_LEVEL, floor=11.0)))
+    assert held.replicas == pytest.approx(11.0, rel=0.01)
 
 
 def test_a_burst_that_comes_back_is_a_need_in_any_case() -> None:
-    found = _need(_LONG, _PATIENT, LoadLevel(5.0, 1.0, 0.0, 5.0, 5.0), bursts=18.0)
-    assert found.replicas == pytest.approx(18.0, rel=0.05)
+    inputs = _inputs(_LONG, _PATIENT)
+    quiet = replace(inputs, level=LoadLevel(5.0, 1.0, 0.0, 5.0), deviation=0.3, capacity=inputs.replica.capacity(18.0))
+    assert _need(replace(quiet, bursts=18.0)).replicas == pytest.approx(18.0, rel=1e-3)
+    assert _need(replace(quiet, bursts=4.0)).replicas == _need(quiet).replicas
+
+
+def test_while_more_waits_than_usual_the_last_seconds_count_and_the_queue_is_drained() -> None:
+    level = replace(_LEVEL, recent=14.0)
+    rate = _inputs().capacity.requests_per_second
+    usual = _need(replace(_inputs(), level=level, backlog=replace(_NONE_WAITS, requests=40.0)))
+    assert usual.current_level == 10.0
+    requests = 60.0 * rate * 3.0
+    long = _need(replace(_inputs(), level=level, backlog=replace(_NONE_WAITS, requests=requests)))
+    assert long.current_level == 14.0
+    assert long.backlog == pytest.approx(3.0 - 0.5)
+    short = replace(_NONE_WAITS, requests=requests, desired_replicas=8.0)
+    assert _need(replace(_inputs(), level=level, backlog=short)).backlog == pytest.approx(2.5 + 6.0 * 120.0 / 60.0)

@@ -12,7 +12,8 @@ from fairlead_autoscaler.core import (
     PoolSpec,
     ScalingCore,
 )
-from fairlead_autoscaler.core.sizing.stabilization_window import NeedWindow, add_need, cap_newest_need
+from fairlead_autoscaler.core.settings import ScaleDownSettings
+from fairlead_autoscaler.core.sizing.stabilization_window import NeedWindow, add_need, cap_newest_need, keep_recent
 
 _PROFILE = EngineProfile("S", 3.3e-4, step_seconds=28e-3, kv_tokens=40_000, max_sequences=64, step_tokens=512)
 
@@ -82,3 +83,47 @@ def test_only_the_newest_need_is_cut() -> None:
     assert cap_newest_need(window, 2.0).needs == ((0.0, 5.0), (5.0, 2.0))
     assert cap_newest_need(window, 4.0) is window
     assert cap_newest_need(NeedWindow(), 0.0).needs == ()
+
+
+def test_only_needs_of_the_last_minute_are_recent() -> None:
+    recent: tuple[tuple[float, float], ...] = ()
+    for tick in range(30):
+        recent = keep_recent(recent, 5.0 * tick, float(tick), ScaleDownSettings())
+    assert recent == tuple((5.0 * tick, float(tick)) for tick in range(18, 30))
+
+
+def _kept_after(high_ticks: int) -> list[float]:
+    """Returns the remembered need at each tick of the minute after so many ticks of more load."""
+    pool = _FixedPool()
+    kept = []
+    for tick, arrivals in enumerate([20.0] * 200 + [40.0] * high_ticks + [20.0] * 12):
+        pool.step(arrivals, 20)
+        (group,) = pool.core.state.groups.values()
+        if tick >= 200 + high_ticks:
+            kept.append(group.window.largest)
+    return kept
+
+
+def test_a_need_of_less_than_a_minute_acts_at_once_but_is_not_remembered() -> None:
+    pool = _FixedPool()
+    usual = [pool.step(20.0, 6).replicas for _ in range(200)][-1]
+    rises = [pool.step(40.0, 6).replicas for _ in range(6)]
+    assert max(rises) > usual
+    (group,) = pool.core.state.groups.values()
+    assert group.need is not None
+    assert group.window.largest < 0.8 * group.need
+    assert max(_kept_after(6)) < 0.8 * min(_kept_after(40))
+
+
+def test_the_least_of_a_minute_has_lasted_and_is_remembered() -> None:
+    pool = _FixedPool()
+    for _ in range(200):
+        pool.step(20.0, 20)
+    needs = []
+    for _ in range(40):
+        pool.step(40.0, 20)
+        (group,) = pool.core.state.groups.values()
+        assert group.need is not None
+        needs.append(group.need)
+        assert group.window.needs[-1][1] == min(need for _, need in group.recent_needs)
+    assert group.window.largest >= min(needs[-12:])

@@ -1,0 +1,85 @@
+"""The deviation of forecasts: by how much the load exceeded what was expected of it."""
+
+import math
+from collections.abc import Sequence
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead_autoscaler.core.settings import ScalingSettings
+from fairlead_autoscaler.core.workload.arrivals import ArrivalBin, ArrivalHistory
+from fairlead_autoscaler.core.workload.load_forecast import forecast_deviation
+
+_SETTINGS = ScalingSettings()
+_GUESS, _MOST = _SETTINGS.bursts.deviation_guess, _SETTINGS.bursts.deviation_most
+_SMALL_REQUESTS = 1e-6
+"""Replica-seconds of requests that are so many that chance changes nothing."""
+
+
+def deviation(loads: Sequence[float], *, ahead: float = 120.0, request_seconds: float = _SMALL_REQUESTS) -> float:
+    """Returns the deviation after bins of half a minute with so many replicas of load."""
+    past = tuple(ArrivalBin(30.0 * place, 30.0, load, load, 100.0) for place, load in enumerate(loads, start=1))
+    return forecast_deviation(
+        ArrivalHistory(past=past), lambda arrivals: arrivals.requests, ahead, request_seconds, _SETTINGS
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1, 10, 13])
+def test_without_a_past_to_compare_with_it_is_the_guess(count: int) -> None:
+    assert deviation([10.0] * count) == pytest.approx(_GUESS)
+
+
+def test_a_steady_load_is_known_the_better_the_longer_it_was_watched() -> None:
+    found = [deviation([10.0] * count) for count in (13, 20, 40, 80)]
+    assert found == sorted(found, reverse=True)
+    assert found[0] == pytest.approx(_GUESS)
+    assert found[-1] < 0.6 * _GUESS
+
+
+def test_a_load_that_often_exceeded_its_forecast_may_do_so_again() -> None:
+    waves = {share: deviation(([10.0] * 12 + [10.0 * (1.0 + share)] * 12) * 4) for share in (0.12, 0.24)}
+    assert 1.2 * deviation([10.0] * 96) < waves[0.12] < waves[0.24] < 0.24
+    assert waves[0.24] > 1.3 * waves[0.12]
+
+
+def test_a_change_of_more_than_a_quarter_is_no_error_of_the_forecast() -> None:
+    waves = {share: deviation(([10.0] * 12 + [10.0 * (1.0 + share)] * 12) * 4) for share in (0.24, 1.0, 4.0)}
+    assert waves[4.0] <= waves[1.0] < waves[0.24]
+
+
+def test_a_load_that_only_falls_was_never_underestimated() -> None:
+    falling = [40.0 * 0.97**place for place in range(80)]
+    assert deviation(falling) == pytest.approx(deviation([10.0] * 80))
+
+
+def test_errors_are_those_of_the_time_that_a_start_takes() -> None:
+    ramp = [10.0 * 1.01**place for place in range(80)]
+    found = [deviation(ramp, ahead=ahead) for ahead in (30.0, 120.0, 300.0)]
+    assert found[0] < found[1] < found[2]
+
+
+def test_few_requests_vary_by_chance() -> None:
+    """Ninety seconds of one replica are 3 requests of 30 replica-seconds, of unlike work."""
+    assert deviation([9.0] * 80, request_seconds=30.0) == pytest.approx(math.sqrt(2.0 * 30.0 / 90.0 / 9.0))
+    assert deviation([1.0] * 80, request_seconds=30.0) == _MOST
+
+
+def test_one_outburst_counts_no_more_than_the_most() -> None:
+    assert deviation([1.0] * 40 + [1_000.0] * 3 + [1.0] * 37) < _MOST
+    assert deviation([1.0, 1.0, 100.0, 100.0] * 20) <= _MOST
+
+
+def test_no_load_has_the_guess() -> None:
+    assert deviation([0.0] * 80, request_seconds=30.0) == pytest.approx(_GUESS)
+
+
+@given(st.integers(0, 2**32), st.floats(0.02, 0.15))
+def test_errors_around_zero_are_known_by_their_larger_half(seed: int, share: float) -> None:
+    """The error of the forecast is that of three bins and of the highest of two means."""
+    draw = Random(seed)
+    loads = [10.0 * max(0.0, draw.gauss(1.0, share)) for _ in range(80)]
+    assert deviation(loads) < _GUESS + share
+    doubled = [10.0 + 2.0 * (load - 10.0) for load in loads]
+    assert deviation([max(0.0, load) for load in doubled]) >= deviation(loads) * 0.99
