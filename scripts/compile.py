@@ -29,6 +29,7 @@ DATA_PLANE = (
     "fairlead/decision.py",
     "fairlead/engine_profile.py",
     "fairlead/engines/credentials.py",
+    "fairlead_gateway/admission/*.py",
     "fairlead_gateway/http/*.py",
     "fairlead_gateway/routing/**/*.py",
     "fairlead_gateway/telemetry/counters.py",
