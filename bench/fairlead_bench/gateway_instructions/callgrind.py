@@ -1,11 +1,11 @@
-"""Programs under valgrind's callgrind, and the instructions that they execute between two moments.
+"""Programs under valgrind's callgrind, and what they execute between two moments: instructions,
+branches, and misses of simulated caches.
 
 A program starts without counting, which takes five times its time instead of fifty. Counting is
 switched on when it is ready.
 """
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -13,11 +13,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-_SUMMARY = re.compile(rb"^(?:summary|totals): (\d+)", re.MULTILINE)
+from fairlead_bench.gateway_instructions.cost_parts import Cost, cost_of
+
 _REST_SECONDS = 0.05
 """A program is at rest this long after its last answer: what it does behind the answer is counted
 with it."""
 _COMMAND_SECONDS = 60.0
+_SIMULATED = ("--cache-sim=yes", "--branch-sim=yes", "--I1=32768,8,64", "--D1=32768,8,64", "--LL=1048576,16,64")
+"""Caches of a fixed size, so that machines agree. The last level is what neighbours on a crowded
+machine leave to one core."""
+_CALLERS = ("--separate-callers=14", "--separate-recs=1")
+"""Costs are kept by chain of callers: so each belongs to the nearest compiled function."""
 
 
 class ValgrindMissing(Exception):
@@ -37,8 +43,8 @@ class Counter:
         """Begins to count."""
         self._command("instrumentation on")
 
-    def count(self, work: Callable[[], object]) -> int:
-        """Returns the instructions that the process executes during ``work``."""
+    def count(self, work: Callable[[], object]) -> Cost:
+        """Returns what the process executes during ``work``."""
         time.sleep(_REST_SECONDS)
         self._command("zero")
         work()
@@ -46,10 +52,11 @@ class Counter:
         self._command("dump")
         self._dumps += 1
         dump = self._folder / f"callgrind.out.{self._pid}.{self._dumps}"
-        instructions = total_of(dump.read_bytes())
+        with dump.open(encoding="utf-8", errors="replace") as lines:
+            cost = cost_of(lines)
         if not self._keep_dumps:
             dump.unlink()
-        return instructions
+        return cost
 
     def _command(self, command: str) -> None:
         subprocess.run(
@@ -68,18 +75,12 @@ def command(folder: Path) -> list[str]:
         "-q",
         "--tool=callgrind",
         "--instr-atstart=no",
+        *_SIMULATED,
+        *_CALLERS,
         f"--vgdb-prefix={folder / 'vgdb'}",
         f"--callgrind-out-file={folder / 'callgrind.out.%p'}",
         f"--log-file={folder / 'valgrind.log'}",
     ]
-
-
-def total_of(dump: bytes) -> int:
-    """Returns the instructions of one dump. Raises ValueError for anything else."""
-    found = _SUMMARY.search(dump)
-    if found is None:
-        raise ValueError("a callgrind dump without a summary")
-    return int(found.group(1))
 
 
 def ensure_installed() -> str:

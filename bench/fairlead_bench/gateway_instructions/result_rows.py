@@ -3,27 +3,52 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
-from fairlead_bench.results import ResultRow, load_goals, ratio_row
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fairlead_bench.gateway_instructions.cost_parts import EVENT_LOOP, METRICS, OTHER, PARTS
+from fairlead_bench.gateway_instructions.scenarios import PLAIN, WAITING
+from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row
 
 DECISION = "routing decision"
 Windows = Mapping[str, Sequence[float]]
-"""Unit → instructions of one such unit, in each window."""
+"""Unit → cost of one such unit, in each window."""
 
 
-def rows(new: Windows, base: Windows, revision: str) -> list[ResultRow]:
-    """Returns a row per unit: means of the windows, and the new one ÷ the base."""
+def rows(new: Mapping[str, Windows], base: Mapping[str, Windows], revision: str) -> list[ResultRow]:
+    """Returns a row per metric and unit: means of the windows, and the new one ÷ the base.
+
+    new, base: windows by metric.
+    """
     wanted = load_goals("gateway-instructions")
-    return [
-        ratio_row(
-            metric := f"instructions per {unit}",
-            "instructions",
-            statistics.fmean(counts),
-            revision,
-            statistics.fmean(base[unit]) if unit in base else None,
-            wanted.get(metric),
-        )
-        for unit, counts in new.items()
-    ]
+    found = []
+    for metric in METRICS:
+        for unit, counts in new.get(metric, {}).items():
+            before = base.get(metric, {}).get(unit)
+            name = f"{metric} per {unit}"
+            versus = None if before is None else statistics.fmean(before)
+            value = statistics.fmean(counts)
+            found.append(ratio_row(name, metric, value, revision, versus, wanted.get(name)))
+    instructions = new["instructions"]
+    if PLAIN in instructions and WAITING in instructions:
+        ratio = statistics.fmean(instructions[WAITING]) / statistics.fmean(instructions[PLAIN])
+        name = f"instructions of a {WAITING} ÷ {PLAIN}"
+        found.append(value_row(name, "", ratio, wanted.get(name)))
+    return found
+
+
+def print_parts(new: Mapping[str, Mapping[str, float]], base: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints the instructions of each part by unit, those of the base in brackets."""
+    units = list(new)
+    table = Table(title="instructions by part (base)", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("part")
+    for unit in units:
+        table.add_column(unit, justify="right")
+    for part in (*PARTS, OTHER, EVENT_LOOP):
+        cells = [f"{new[unit].get(part, 0):,.0f} ({base.get(unit, {}).get(part, 0):,.0f})" for unit in units]
+        table.add_row(part, *cells)
+    Console().print(table)
 
 
 def standard_errors(new: Windows, base: Windows) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """Counted scenarios. The script moves every request, event and answer: equal runs take equal steps.
 
-There are two models. ``bench-model`` has two engines and gets plain, streamed and retried requests.
-``full-model`` has one engine, whose KV cache takes one answer at a time. A second request waits in
-the gateway until the first one is answered.
+There are three models. ``bench-model`` has two engines and gets plain, streamed and retried
+requests. ``full-model`` has one engine, whose KV cache takes one answer at a time. A second request
+waits in the gateway until the first one is answered. ``split-model`` has one engine for prompts and
+one for answers.
 """
 
 import queue
@@ -15,14 +16,17 @@ from fairlead_bench.gateway_instructions.client import Client
 from fairlead_bench.gateway_instructions.scripted_engine import Call, ScriptedEngine, next_call
 
 KEY = "bench-key"
-MODEL, FULL_MODEL = "bench-model", "full-model"
+MODEL, FULL_MODEL, SPLIT_MODEL = "bench-model", "full-model", "split-model"
 SHORT_STREAM, LONG_STREAM = 4, 36
 """Events of the two streams whose difference is the cost of an event."""
 PLAIN_PER_RETRIED = 5
 """Plain requests with each retried one: a gateway retries at most a fifth of its requests."""
+PLAIN, WAITING = "plain request", "waiting request"
 _COMPLETION_TOKENS = 128
 _LONG_ANSWER_TOKENS = 20_000
 """Two such answers do not fit the KV cache of ``full-model``'s engine (28,672 tokens)."""
+_SPLIT_TOKENS = 2_048
+"""Prompts of that length, none of them cached, go to another engine."""
 _LEARN_SECONDS = 2.5
 """A gateway uses a forecast of answers for two seconds."""
 
@@ -37,8 +41,10 @@ class Script:
     def __init__(self, seed: int) -> None:
         self._calls: queue.Queue[Call] = queue.Queue()
         self._full_calls: queue.Queue[Call] = queue.Queue()
+        self._split_calls: queue.Queue[Call] = queue.Queue()
         self._engines = [ScriptedEngine(self._calls), ScriptedEngine(self._calls)]
         self._full_engine = ScriptedEngine(self._full_calls)
+        self._split_engines = [ScriptedEngine(self._split_calls), ScriptedEngine(self._split_calls)]
         self._plain = _bodies(seed, stream=False)
         self._streamed = _bodies(seed, stream=True)
         self._full = _bodies(seed, stream=False, model=FULL_MODEL, max_tokens=_LONG_ANSWER_TOKENS)
@@ -56,6 +62,11 @@ class Script:
             + f"  - name: {FULL_MODEL}\n    instances:\n"
             + f'      - {{id: engine-full, url: "http://127.0.0.1:{self._full_engine.port}", engine: vllm, '
             + "profile: l4-qwen8b}\n"
+            + f"  - name: {SPLIT_MODEL}\n    kvTransfer: nixl\n    instances:\n"
+            + "".join(
+                f'      - {{id: engine-{role}, url: "http://127.0.0.1:{engine.port}", engine: vllm, role: {role}}}\n'
+                for role, engine in zip(("Prefill", "Decode"), self._split_engines, strict=True)
+            )
         )
 
     def connect(self, port: int) -> None:
@@ -64,7 +75,7 @@ class Script:
 
     def close(self) -> None:
         """Ends all connections."""
-        for end in (*self._clients, *self._engines, self._full_engine):
+        for end in (*self._clients, *self._engines, self._full_engine, *self._split_engines):
             end.close()
 
     def plain(self, count: int) -> None:
@@ -130,6 +141,16 @@ class Script:
         running_call.answer(_LONG_ANSWER_TOKENS)
         running_client.read_answer()
 
+    def handed_off(self, count: int) -> None:
+        """Requests whose prompt one engine computes, and which the other one answers."""
+        client = self._clients[0]
+        for _ in range(count):
+            self._sent += 1
+            client.send(_split_body(self._sent))
+            next_call(self._split_calls).answer_prefill(_SPLIT_TOKENS)
+            next_call(self._split_calls).answer(_COMPLETION_TOKENS, _SPLIT_TOKENS)
+            client.read_answer()
+
     def _body(self, texts: list[str]) -> bytes:
         self._sent += 1
         return texts[self._sent % len(texts)].replace(UNIQUE, f"{self._sent:016x}").encode()
@@ -151,22 +172,46 @@ def scenarios(script: Script) -> dict[str, Scenario]:
         "long_streams": Scenario(lambda count: script.streamed(count, LONG_STREAM), 80),
         "retried": Scenario(script.retried, 32),
         "waiting": Scenario(script.waiting, 48),
+        "handed_off": Scenario(script.handed_off, 48),
     }
 
 
-def instructions_per_unit(counts: Mapping[str, float], turns: Mapping[str, int]) -> dict[str, float]:
-    """Instructions per request or chunk, of what the scripts' ``turns`` took."""
+def scenarios_without_keys(script: Script) -> dict[str, Scenario]:
+    """Returns the scripts that also run at a gateway without API keys."""
+    return {name: scenario for name, scenario in scenarios(script).items() if name in ("plain", "waiting")}
+
+
+def cost_per_unit(counts: Mapping[str, float], turns: Mapping[str, int]) -> dict[str, float]:
+    """Cost per request or chunk, of what the scripts' ``turns`` took."""
     plain = counts["plain"] / turns["plain"]
     short = counts["short_streams"] / turns["short_streams"]
     long = counts["long_streams"] / turns["long_streams"]
-    beside_waiting = turns["waiting"] + 1  # one plain request after each of them, and one before the first
     return {
-        "plain request": plain,
+        PLAIN: plain,
         f"streamed request of {SHORT_STREAM} chunks": short,
         "chunk of a stream": (long - short) / (LONG_STREAM - SHORT_STREAM),
-        "waiting request": (counts["waiting"] - beside_waiting * plain) / turns["waiting"],
+        WAITING: _waiting(counts, turns),
         "retried request": counts["retried"] / turns["retried"] - PLAIN_PER_RETRIED * plain,
+        "request with a hand-off": counts["handed_off"] / turns["handed_off"],
     }
+
+
+def cost_without_keys(counts: Mapping[str, float], turns: Mapping[str, int]) -> dict[str, float]:
+    """Like ``cost_per_unit``, of the scripts at a gateway without API keys."""
+    return {
+        f"{PLAIN}, no keys": counts["plain"] / turns["plain"],
+        f"{WAITING}, no keys": _waiting(counts, turns),
+    }
+
+
+def _waiting(counts: Mapping[str, float], turns: Mapping[str, int]) -> float:
+    beside_waiting = turns["waiting"] + 1  # one plain request after each of them, and one before the first
+    return (counts["waiting"] - beside_waiting * counts["plain"] / turns["plain"]) / turns["waiting"]
+
+
+def _split_body(number: int) -> bytes:
+    start = f'{{"model":"{SPLIT_MODEL}","max_tokens":{_COMPLETION_TOKENS},"messages":[{{"role":"user","content":"'
+    return f"{start}{number:016x} ".encode() + b"a word" * (_SPLIT_TOKENS * 4 // 6) + b'"}]}'
 
 
 def _bodies(seed: int, *, stream: bool, model: str = MODEL, max_tokens: int = _COMPLETION_TOKENS) -> list[str]:

@@ -8,6 +8,7 @@ import threading
 from typing import NamedTuple
 
 _CALL_SECONDS = 60.0
+_PROMPT_TOKENS = 512
 _PLAIN_TEXT = "word " * 140
 _EVENT = {"id": "chatcmpl-6f1d2c3b4a5968778695a4b3c2d1e0f1", "object": "chat.completion.chunk", "created": 1763600000}
 _STREAM_HEAD = (
@@ -25,12 +26,22 @@ class Call:
         self._model = model
         self._counts_usage = b'"include_usage":true' in body.replace(b" ", b"")
 
-    def answer(self, completion_tokens: int) -> None:
-        """Answers with about a kilobyte of JSON that reports ``completion_tokens``."""
+    def answer(self, completion_tokens: int, prompt_tokens: int = _PROMPT_TOKENS) -> None:
+        """Answers with about a kilobyte of JSON that reports so many tokens."""
         message = {"role": "assistant", "content": _PLAIN_TEXT}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
         body = {"id": _EVENT["id"], "object": "chat.completion", "created": _EVENT["created"], "model": self._model}
-        self._send_whole(200, "OK", body | {"choices": [choice], "usage": _usage(completion_tokens)})
+        self._send_whole(200, "OK", body | {"choices": [choice], "usage": _usage(completion_tokens, prompt_tokens)})
+
+    def answer_prefill(self, prompt_tokens: int) -> None:
+        """Answers as an engine that has computed a prompt for another one."""
+        params = {"do_remote_prefill": True, "do_remote_decode": False, "remote_block_ids": [[1, 2, 3]]}
+        params |= {"remote_engine_id": "engine-Prefill", "remote_request_id": "request", "tp_size": 1}
+        params |= {"remote_host": "127.0.0.1", "remote_port": 5_600}
+        choice = {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "length"}
+        body = {"id": _EVENT["id"], "object": "chat.completion", "created": _EVENT["created"], "model": self._model}
+        body |= {"choices": [choice], "usage": _usage(1, prompt_tokens), "kv_transfer_params": params}
+        self._send_whole(200, "OK", body)
 
     def refuse(self) -> None:
         """Answers 503, as an engine without room does."""
@@ -142,8 +153,9 @@ def content_length(head: str) -> int:
     return 0
 
 
-def _usage(completion_tokens: int) -> dict[str, int]:
-    return {"prompt_tokens": 512, "total_tokens": 512 + completion_tokens, "completion_tokens": completion_tokens}
+def _usage(completion_tokens: int, prompt_tokens: int = _PROMPT_TOKENS) -> dict[str, int]:
+    total = prompt_tokens + completion_tokens
+    return {"prompt_tokens": prompt_tokens, "total_tokens": total, "completion_tokens": completion_tokens}
 
 
 def _encoded(content: object) -> bytes:

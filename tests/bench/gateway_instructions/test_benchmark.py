@@ -1,24 +1,64 @@
-"""The instruction counter's pure parts: reading dumps, costs per unit, rows with goals, and the
-bytes of its scripted ends."""
+"""The instruction counter's pure parts: reading dumps, parts of the path, costs per unit, rows with
+goals, and the bytes of its scripted ends."""
 
 import socket
 
 import pytest
 
-from fairlead_bench.gateway_instructions.callgrind import total_of
+from fairlead_bench.gateway_instructions.cost_parts import METRICS, PartTable, cost_of
 from fairlead_bench.gateway_instructions.result_rows import DECISION, rows, standard_errors
-from fairlead_bench.gateway_instructions.scenarios import instructions_per_unit
+from fairlead_bench.gateway_instructions.scenarios import cost_per_unit, cost_without_keys
 from fairlead_bench.gateway_instructions.scripted_engine import Call, read_request
 from fairlead_bench.gateway_instructions.source_tree import is_source
 from fairlead_bench.results import load_goals, meets_goal
 
-TURNS = {"plain": 10, "short_streams": 10, "long_streams": 10, "retried": 10, "waiting": 10}
+TURNS = {"plain": 10, "short_streams": 10, "long_streams": 10, "retried": 10, "waiting": 10, "handed_off": 10}
 
 
-def test_a_dump_holds_its_total() -> None:
-    assert total_of(b"# callgrind format\nevents: Ir\nsummary: 70632778\n\nob=(1)\n") == 70_632_778
+DUMP = """# callgrind format
+events: Ir Dr Bc Bcm D1mr
+summary: 160 50 30 4 7
+
+fn=(1) dict_lookup'PyDict_GetItem'CPyDef_openai___request___parse'CPyDef_gateway___Gateway___handle
+12 30 10
+cfn=(2) PyLong_FromLong'dict_lookup'CPyDef_openai___request___parse
+calls=3 8
+13 900 1
++1 10
+fn=(2)
+8 20
+fn=(3) uv_run
+1 40
+fn=(4) CPyDef_routing___request___RouteRequest
+5 60
+"""
+
+
+def test_a_dump_holds_its_events_and_the_instructions_of_compiled_functions() -> None:
+    cost = cost_of(DUMP.splitlines(keepends=True))
+    assert {metric: cost[metric] for metric in METRICS} == {
+        "instructions": 160,
+        "branches": 30,
+        "mispredicted branches": 4,
+        "first-level cache misses": 7,
+        "last-level cache misses": 0,
+    }
+    assert cost["CPyDef_openai___request___parse"] == 30 + 10 + 20
+    assert cost["CPyDef_routing___request___RouteRequest"] == 60
+    assert cost["event loop"] == 40
     with pytest.raises(ValueError, match="without a summary"):
-        total_of(b"# callgrind format\n")
+        cost_of(["# callgrind format\n"])
+
+
+def test_each_compiled_function_belongs_to_a_part() -> None:
+    modules = ["fairlead_gateway.worker.openai.request", "fairlead_gateway.routing.request"]
+    modules += ["fairlead_gateway.worker.proxy.gateway"]
+    table = PartTable(modules)
+    assert table.part_of("CPyDef_openai___request___parse") == "parse"
+    assert table.part_of("CPyDef_routing___request___RouteRequest") == "route"
+    assert table.part_of("CPyDef_gateway___Gateway___handle") == "request life cycle"
+    cost = {"instructions": 5.0, "CPyDef_gateway___Gateway___handle": 3.0, "event loop": 2.0}
+    assert table.by_part(cost) == {"instructions": 5.0, "request life cycle": 3.0, "event loop": 2.0}
 
 
 def test_costs_per_unit_leave_out_the_plain_requests_beside_them() -> None:
@@ -28,24 +68,31 @@ def test_costs_per_unit_leave_out_the_plain_requests_beside_them() -> None:
         "long_streams": 10 * (200.0 + 36 * 7),
         "retried": 10 * (5 * 100.0 + 250.0),
         "waiting": 10 * (100.0 + 300.0) + 100.0,
+        "handed_off": 10 * 400.0,
     }
-    assert instructions_per_unit(counts, TURNS) == {
+    assert cost_per_unit(counts, TURNS) == {
         "plain request": 100.0,
         "streamed request of 4 chunks": 228.0,
         "chunk of a stream": 7.0,
         "waiting request": 300.0,
         "retried request": 250.0,
+        "request with a hand-off": 400.0,
     }
+    assert cost_without_keys(counts, TURNS) == {"plain request, no keys": 100.0, "waiting request, no keys": 300.0}
 
 
 def test_every_unit_has_a_row_with_its_goal() -> None:
-    units = [*instructions_per_unit(dict.fromkeys(TURNS, 1.0), TURNS), DECISION]
-    base = {unit: [100.0, 100.0] for unit in units}
-    assert {row.metric: row.goal for row in rows(base, base, "0123abc")} == load_goals("gateway-instructions")
-    assert all(row.holds and row.ratio == 1.0 for row in rows(base, base, "0123abc"))
-    slower = {unit: [104.0, 104.0] for unit in units}
-    assert not any(row.holds for row in rows(slower, base, "0123abc"))
-    assert not any(row.holds for row in rows(slower, {}, "0123abc")), "what the base cannot do is not compared"
+    turns = dict.fromkeys(TURNS, 1.0)
+    units = [*cost_per_unit(turns, TURNS), *cost_without_keys(turns, TURNS), DECISION]
+    windows = {metric: {unit: [100.0, 100.0] for unit in units} for metric in METRICS}
+    found = rows(windows, windows, "0123abc")
+    assert {row.metric: row.goal for row in found if row.goal is not None} == load_goals("gateway-instructions")
+    assert len(found) == len(METRICS) * len(units) + 1
+    slower = {metric: {unit: [104.0, 104.0] for unit in units} for metric in METRICS}
+    with_goals = [row for row in rows(slower, windows, "0123abc") if row.goal is not None and row.versus is not None]
+    assert not any(row.holds for row in with_goals)
+    uncompared = [row for row in rows(slower, {}, "0123abc") if row.goal is not None and row.versus is not None]
+    assert not any(row.holds for row in uncompared), "what the base cannot do is not compared"
 
 
 def test_the_standard_error_is_that_of_the_windows_quotients() -> None:
