@@ -96,6 +96,14 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             in_all=False,
         ),
         Benchmark(
+            "autoscaler-missed-share",
+            "fairlead_bench.autoscaler.missed_share.benchmark",
+            "the missed share that the autoscaler predicts, compared with that of fixed fleets of four plants",
+            10,
+            Code.COMPILED_SIMULATOR,
+            in_all=False,
+        ),
+        Benchmark(
             "autoscaler-outside",
             "fairlead_bench.outside_plant.benchmark",
             "the autoscaler in a second plant that shares no code with the simulator",

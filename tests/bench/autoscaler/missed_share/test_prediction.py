@@ -1,0 +1,95 @@
+"""The predicted missed share of fixed fleets, compared with what is counted.
+
+The bounds are those that hold. At the cliff of a large fleet, shares differ by several times where
+rates differ by a few percent. So large fleets are bounded by the rate.
+"""
+
+from dataclasses import replace
+
+import pytest
+
+from fairlead_bench.autoscaler.missed_share.benchmark import compare_fleet
+from fairlead_bench.autoscaler.missed_share.fixed_fleet_case import FixedFleetCase, FleetComparison, is_within
+from fairlead_bench.autoscaler.missed_share.outside_fleet import outside_fleet_scenario
+from fairlead_bench.autoscaler.missed_share.prediction import PredictingController
+from fairlead_sim.autoscaling.capacity.fixed_fleet import CASES, fixed_fleet_scenario
+from fairlead_sim.autoscaling.closed_loop import run_controller
+
+
+def compared(plant: str, traffic: str, replicas: int, rate: float, requests: int = 8_000) -> FleetComparison:
+    return compare_fleet(FixedFleetCase(plant, traffic, replicas, rate), requests=requests, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("plant", "traffic", "replicas", "rate", "factor"),
+    [
+        ("aggregated", "S chat", 4, 1.335, 3.0),
+        ("aggregated", "L chat", 8, 6.122, 2.0),
+        ("aggregated", "L chat", 16, 6.341, 2.0),
+        ("outside", "long-prompts", 32, 0.528, 2.0),
+        ("outside", "long-prompts", 64, 0.498, 2.0),
+    ],
+)
+def test_shares_of_some_percent_are_predicted_within_a_factor(
+    plant: str, traffic: str, replicas: int, rate: float, factor: float
+) -> None:
+    found = compared(plant, traffic, replicas, rate)
+    assert found.is_judged
+    assert is_within(found.predicted.derived, found.measured, factor), found
+
+
+def test_a_large_fleet_seems_to_miss_more_by_a_small_part_of_the_rate() -> None:
+    found = compared("aggregated", "S chat", 64, 1.449)
+    assert found.is_judged
+    assert found.predicted.derived > 2.0 * found.measured
+    assert 0.95 < found.rate_ratio < 1.0
+
+
+def test_factors_mend_a_small_fleet_that_is_predicted_to_miss_too_much() -> None:
+    found = compared("aggregated", "L chat", 4, 5.322, requests=20_000)
+    assert found.is_judged
+    assert found.predicted.learning > 0.8
+    assert found.predicted.derived > 2.0 * found.measured
+    assert is_within(found.predicted.corrected, found.measured), found
+
+
+def test_a_core_that_wants_more_replicas_learns_no_factor() -> None:
+    found = compared("aggregated", "S chat", 16, 1.40)
+    assert found.predicted.learning < 0.1
+    assert found.predicted.corrected == pytest.approx(found.predicted.derived)
+    assert found.predicted.sized > found.predicted.derived
+
+
+def test_token_by_token_the_same_is_predicted() -> None:
+    quick, exact = (compared(plant, "S chat", 4, 1.335, requests=1_200) for plant in ("aggregated", "token-level"))
+    assert exact.measured == pytest.approx(quick.measured, rel=0.3)
+    assert exact.predicted.derived == pytest.approx(quick.predicted.derived, rel=0.3)
+
+
+def test_a_controller_that_predicts_changes_nothing() -> None:
+    scenario = fixed_fleet_scenario(CASES["S chat"], 3, 2.0, requests=300)
+    pools = tuple([replace(one, facts=replace(one.facts, maximum=50)) for one in scenario.pools])
+    controller = PredictingController(scenario.model, 2.0, 300.0)
+    outcome = run_controller(replace(scenario, pools=pools), controller)
+    assert {sample.desired for sample in outcome.samples} == {(3,)}
+    assert controller.rate_of(0.5) > controller.rate_of(0.05) > controller.rate_of(0.005)
+
+
+def test_the_rate_of_the_predicted_share_is_the_known_one() -> None:
+    scenario = fixed_fleet_scenario(CASES["L chat"], 8, 48.0, requests=4_000)
+    controller = PredictingController(scenario.model, 48.0, 300.0)
+    run_controller(scenario, controller)
+    assert controller.rate_of(controller.predicted().derived) == pytest.approx(1.0, abs=0.02)
+
+
+def test_an_outside_fleet_is_fixed_and_has_the_lengths_of_its_family() -> None:
+    case = FixedFleetCase("outside", "steady-chat", 6, 1.0)
+    scenario = outside_fleet_scenario(case, requests=3_000, seed=1)
+    [pool] = scenario.pools
+    assert (pool.initial, pool.minimum, pool.maximum) == (6, 6, 6)
+    log = scenario.requests
+    assert sum(arrival >= 300.0 for arrival in log.arrivals) == pytest.approx(3_000, rel=0.15)
+    assert sum(log.prompts) / len(log) == pytest.approx(1_144, rel=0.05)
+    many = outside_fleet_scenario(case, requests=50_000, seed=1)
+    assert len(many.requests) > 50_000
+    assert many.requests.prompts[: len(log)] == log.prompts
