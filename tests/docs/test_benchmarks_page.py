@@ -41,6 +41,23 @@ def test_held_out_seeds_are_those_of_the_notes() -> None:
         assert all(share.startswith("**") == (float(share.strip("*%")) < 99) for share in shares), name
 
 
+def test_predicted_missed_share_of_fixed_fleets() -> None:
+    found = {row["metric"]: row["value"] for row in results("autoscaler-missed-share")["rows"]}
+    table = PAGE.partition("<!-- Table: predicted missed share. -->")[2].partition("<!-- End of the table. -->")[0]
+    shown = [cells(line) for line in table.strip().splitlines()[2:]]
+    assert [plant for plant, *_ in shown] == ["aggregated", "token-level", "outside", "fleet simulator"]
+    for plant, fleets, *within, error in shown:
+        count = found[f"{plant}: fleets judged"]
+        kinds = [(kind, factor) for factor in (2, 3) for kind in ("derived", "corrected")]
+        metric = "fleets whose missed share, {}, is within a factor of {}"
+        assert int(fleets) == count
+        assert [int(one) for one in within] == [
+            round(found[f"{plant}: {metric.format(kind, factor)}"] * count) for kind, factor in kinds
+        ]
+        metric = f"{plant}: error of the rate at which the measured share is predicted, median"
+        assert error == f"{found[metric]:.1%}"
+
+
 def test_missed_goal_and_delays_of_the_gateway() -> None:
     rows = {row["metric"]: row for row in results("gateway")["rows"]}
     goals = [row for row in rows.values() if row["goal"] is not None]

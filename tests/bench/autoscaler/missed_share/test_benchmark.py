@@ -1,6 +1,7 @@
 """The benchmark of the predicted missed share: cases, rows, goals and the committed result."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,27 @@ def test_the_benchmark_writes_every_case(
     assert "aggregated, L chat, 4 replicas at 6/s each" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         benchmark.main(["--plants", "unheard of", "--out", str(file)])
+
+
+def test_the_committed_result_has_all_cases_and_its_summary() -> None:
+    root = Path(__file__).resolve().parents[4]
+    written = json.loads((root / f"bench/results/{NAME}.json").read_text(encoding="utf-8"))
+    cases = [FixedFleetCase(**one["case"]) for one in written["cases"]]
+    assert cases == load_cases(PLANTS, REPLICAS, committed_rates())
+    fleets: Sequence[FleetComparison] = [
+        FleetComparison(
+            case,
+            one["requests"],
+            one["late"],
+            one["slow"],
+            PredictedShare(**one["predicted"]),
+            one["rate_ratio"],
+        )
+        for case, one in zip(cases, written["cases"], strict=True)
+    ]
+    assert all(fleet.requests >= 28_000 for fleet in fleets)
+    summary = {row.metric: (row.value, row.holds) for row in summary_rows(fleets)}
+    found = {row["metric"]: (row["value"], row["holds"]) for row in written["rows"]}
+    assert {metric: found[metric] for metric in summary} == {
+        metric: (pytest.approx(value), holds) for metric, (value, holds) in summary.items()
+    }
