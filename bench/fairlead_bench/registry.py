@@ -110,6 +110,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             15,
         ),
         Benchmark(
+            "autoscaler-outside-presets",
+            "fairlead_bench.outside_plant.presets",
+            "the autoscaler and presets of others in that second plant",
+            30,
+            in_all=False,
+        ),
+        Benchmark(
             "sleep-tier",
             "fairlead_bench.autoscaler.sleep_tier",
             "the autoscaler with a tier of sleeping replicas, and without",

@@ -16,6 +16,7 @@ from fairlead_bench.autoscaler.indicators import indicators
 from fairlead_bench.autoscaler.measurement import (
     FAIRLEAD,
     AutoscalerCell,
+    knob_values,
     measure,
     run_scenario,
     scenario_of,
@@ -53,7 +54,6 @@ from fairlead_sim.autoscaling.unservable_requests import servable_share
 ORACLES = Path(__file__).with_name("offline_optima.json")
 SEARCHED = (*HARD, *METRICS_OUTAGES)
 """Scenarios on which a preset's best knob is searched: all compared ones but the days."""
-KNOBS = 6
 MILLION_A_DAY = 11.6
 ByKnob = dict[float, Mapping[str, Measured]]
 TARGET = 0.99
@@ -189,7 +189,7 @@ class AutoscalerBenchmark:
 
         The figures of the search for the best value are part of the result.
         """
-        tried = [TunedPreset(name, knob, True) for name in names for knob in _grid(name)]
+        tried = [TunedPreset(name, knob, True) for name in names for knob in knob_values(name)]
         searched: dict[str, ByKnob] = {name: {} for name in names}
         for one, cells in zip(tried, self.cells(tried, SEARCHED), strict=True):
             searched[one.preset][one.knob] = cells
@@ -220,13 +220,6 @@ class AutoscalerBenchmark:
             if scenario in self.costs
         }
         plots.draw_controllers(points, FAIRLEAD, folder / f"{NAME}-field.png")
-
-
-def _grid(name: str) -> list[float]:
-    """Returns at most ``KNOBS`` evenly spread values of the grid, with its ends and its default."""
-    knob = PRESETS[name].parameters[0]
-    last = len(knob.grid) - 1
-    return sorted({knob.grid[round(place * last / (KNOBS - 1))] for place in range(KNOBS)} | {knob.default})
 
 
 def _plant_rows() -> Iterator[ResultRow]:

@@ -23,6 +23,7 @@ from fairlead_sim.autoscaling.unservable_requests import find_unservable, servab
 FAIRLEAD = "fairlead"
 _HINT_SECONDS = 0.5
 """Seconds from a queued request to the tick that it triggers: 0.2 s at most, and the tick."""
+KNOBS = 6
 MIXED_SCENARIOS = ("smooth-mixed",)
 """Scenarios with several pools of one role: there our core asks a solver, as it does in the
 autoscaler."""
@@ -123,3 +124,10 @@ def _digest(files: tuple[Path, ...], values: tuple[float, ...]) -> str:
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def knob_values(name: str) -> list[float]:
+    """Returns at most ``KNOBS`` evenly spread values of the grid, with its ends and its default."""
+    knob = PRESETS[name].parameters[0]
+    last = len(knob.grid) - 1
+    return sorted({knob.grid[round(place * last / (KNOBS - 1))] for place in range(KNOBS)} | {knob.default})

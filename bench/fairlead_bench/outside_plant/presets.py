@@ -1,0 +1,184 @@
+"""The core and presets of others in the outside plant.
+
+    python -m fairlead_bench.outside_plant.presets [--seeds N,…] [--presets NAME,…]
+
+One preset of each project, with the signal that keeps the SLO most often. Each runs with the values
+of its first parameter that the autoscaler's benchmark searches. The best value is the one that
+keeps the target in most runs, and then costs least.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fairlead_autoscaler
+import fairlead_sim
+from fairlead.runtime.compiled_build import sources_digest
+from fairlead_autoscaler.mix import simulation_solver
+from fairlead_autoscaler.presets import PRESETS, build
+from fairlead_bench.autoscaler.measurement import FAIRLEAD, knob_values
+from fairlead_bench.autoscaler.result_rows import TunedPreset, best_knob, geometric_mean, meets_slo, tune
+from fairlead_bench.autoscaler.unseen_seeds import COMPARED_PRESETS
+from fairlead_bench.measurement_cache import Measured, MeasurementCache
+from fairlead_bench.outside_plant.core_seam import Controller, core_controller, core_info
+from fairlead_bench.outside_plant.families import FAMILIES
+from fairlead_bench.outside_plant.measurement import measure
+from fairlead_bench.outside_plant.offline_optimum import OPTIMUM_FILE, OptimumFile
+from fairlead_bench.outside_plant.plant import PlantOptions
+from fairlead_bench.outside_plant.scenario import Scenario
+from fairlead_bench.results import ResultRow, ratio_row, value_row, write_results
+from fairlead_sim.adapters.autoscaler_adapter import AutoscalerAdapter
+from fairlead_sim.adapters.autoscaler_model_info import parse_model
+
+NAME = "autoscaler-outside-presets"
+COMPARED_FAMILIES = (
+    *("long-prompts", "noisy-chat", "steady-chat", "alike-neighbours", "failures"),
+    *("slow-engine", "answer-drift", "prefill-decode", "metric-gaps", "metric-zeros"),
+)
+"""Families on which presets are compared: without the steps and silences, of which no controller
+knows in advance, and without the day, which takes minutes."""
+ByRun = Mapping[str, Measured]
+"""Figures by family and seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PresetCell:
+    """One controller in one run.
+
+    value: of a preset's first parameter; the core has none.
+    """
+
+    family: str
+    seed: int
+    controller: str
+    value: float | None = None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the core and the presets, and returns 0."""
+    parser = argparse.ArgumentParser(description="The core and presets of others in the outside plant.")
+    parser.add_argument("--families", default=",".join(COMPARED_FAMILIES), metavar="NAME,…")
+    parser.add_argument("--seeds", default="1", metavar="N,…")
+    parser.add_argument("--presets", default=",".join(COMPARED_PRESETS), metavar="NAME,…")
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 2))
+    parser.add_argument("--file", type=Path, default=Path(f"out/bench/{NAME}.json"), metavar="FILE")
+    given = parser.parse_args(arguments)
+    families, names = given.families.split(","), given.presets.split(",")
+    for kind, wanted, known in (("family", families, FAMILIES), ("preset", names, PRESETS)):
+        if unknown := sorted(set(wanted) - set(known)):
+            parser.error(f"no {kind} {', '.join(unknown)}; known are {', '.join(known)}")
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    runs = [(family, seed) for family in families for seed in seeds]
+    cells = MeasurementCache(
+        given.file.with_name("autoscaler-outside-cells.jsonl"),
+        measure_cell,
+        source_digest,
+        jobs=given.jobs,
+        said=_print_progress,
+    )
+    ours, found = _run_controllers(cells, runs, names)
+    optima = {f"{family} {seed}": _optimum_hours(family, seed) for family, seed in runs}
+    tables = dict(_chosen_tables(found))
+    more: dict[str, Any] = {
+        "optima": optima,
+        "table": {FAIRLEAD: ours, **{one.name: table for one, table in tables.items()}},
+    }
+    write_results(NAME, list(preset_rows(ours, tables, found, optima)), seed=seeds[0], file=given.file, more=more)
+    return 0
+
+
+def measure_cell(cell: PresetCell) -> Measured:
+    """Returns the share within both targets, and the cost in replica-hours."""
+    found = measure(cell.family, cell.seed, PlantOptions(), lambda scenario: _controller(cell, scenario), None)
+    return {
+        "attainment": found.share,
+        "servable": found.servable_share,
+        "cost": found.replica_hours,
+        "changes": found.changes_per_hour,
+    }
+
+
+def source_digest(cell: PresetCell) -> str:
+    """Returns a digest of the sources of the plant and of all controllers."""
+    return _source_digest()
+
+
+@cache
+def _source_digest() -> str:
+    places = [Path(__file__).parent, *map(Path, fairlead_autoscaler.__path__)]
+    adapters = [Path(place) / "adapters" for place in fairlead_sim.__path__]
+    return sources_digest([*places, *adapters])
+
+
+def preset_rows(
+    ours: ByRun,
+    tables: Mapping[TunedPreset, ByRun],
+    found: Mapping[str, Mapping[float, ByRun]],
+    optima: Mapping[str, float | None],
+) -> Iterator[ResultRow]:
+    """Yields the rows of the core, and of each preset at its best, its fixed and any value."""
+    yield from _controller_rows(FAIRLEAD, ours, optima)
+    for one, table in tables.items():
+        yield from _controller_rows(one.name, table, optima)
+        both = [run for run in ours if meets_slo(ours[run]) and meets_slo(table[run])]
+        value, other = (geometric_mean([cells[run]["cost"] for run in both]) for cells in (ours, table))
+        metric = f"{one.name}: cost where both keep 99 % ({len(both)} runs), geometric mean: {FAIRLEAD} ÷ it"
+        yield ratio_row(metric, "replica-h", value, one.preset, other, None)
+    for name, by_value in found.items():
+        yield tune(name, ours, by_value)
+
+
+def _controller_rows(name: str, table: ByRun, optima: Mapping[str, float | None]) -> Iterator[ResultRow]:
+    kept = sum(map(meets_slo, table.values()))
+    yield value_row(f"{name}: of {len(table)} runs keeps 99 % in", "runs", kept, None)
+    ratios = [cell["cost"] / hours for run, cell in table.items() if (hours := optima[run])]
+    yield value_row(f"{name}: cost ÷ offline optimum, geometric mean", "ratio", geometric_mean(ratios), None)
+
+
+def _run_controllers(
+    cells: MeasurementCache[PresetCell], runs: Sequence[tuple[str, int]], names: Sequence[str]
+) -> tuple[ByRun, dict[str, dict[float, ByRun]]]:
+    """Returns the figures of the core, and those of each preset by value."""
+    values = {name: knob_values(name) for name in names}
+    all_values = [(FAIRLEAD, None), *((name, value) for name in names for value in values[name])]
+    measured = cells([PresetCell(*run, name, value) for run in runs for name, value in all_values])
+
+    def table(name: str, value: float | None) -> ByRun:
+        return {f"{family} {seed}": measured[PresetCell(family, seed, name, value)] for family, seed in runs}
+
+    return table(FAIRLEAD, None), {name: {value: table(name, value) for value in values[name]} for name in names}
+
+
+def _chosen_tables(found: Mapping[str, Mapping[float, ByRun]]) -> Iterator[tuple[TunedPreset, ByRun]]:
+    for name, by_value in found.items():
+        best, fixed = best_knob(by_value), PRESETS[name].parameters[0].default
+        yield TunedPreset(name, best, True), by_value[best]
+        yield TunedPreset(name, fixed, False), by_value[fixed]
+
+
+def _controller(cell: PresetCell, scenario: Scenario) -> Controller:
+    """Returns a new controller, behind the seam that outside tools use."""
+    if cell.controller == FAIRLEAD or cell.value is None:
+        return core_controller(scenario, {})
+    model = parse_model(core_info(scenario))
+    values = {PRESETS[cell.controller].parameters[0].name: cell.value}
+    return AutoscalerAdapter(build(cell.controller, model, **values), model, simulation_solver)
+
+
+def _optimum_hours(family: str, seed: int) -> float | None:
+    """Returns the replica-hours of the known offline optimum."""
+    optimum = OptimumFile(OPTIMUM_FILE).find(FAMILIES[family](seed), PlantOptions(), may_search=False)
+    return None if optimum is None else optimum.replica_hours
+
+
+def _print_progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
