@@ -14,7 +14,7 @@ from typing import Any
 
 from fairlead_bench.autoscaler.measurement import FAIRLEAD, AutoscalerCell, measure, source_digest
 from fairlead_bench.autoscaler.result_rows import ALL_SCENARIOS, TARGET, TunedPreset
-from fairlead_bench.measurement_cache import MeasurementCache
+from fairlead_bench.measurement_cache import Measured, MeasurementCache
 from fairlead_bench.results import write_results
 
 NAME = "autoscaler-seeds"
@@ -73,19 +73,21 @@ def main(arguments: list[str]) -> int:
         found = cache(cells.values())
         tables[str(seed)] = {
             FAIRLEAD if one.preset == FAIRLEAD else one.name: {
-                scenario: {
-                    "attainment": round(found[cells[one, scenario]]["attainment"], 5),
-                    "servable": round(found[cells[one, scenario]]["servable"], 5),
-                    "unservable": found[cells[one, scenario]]["unservable"],
-                    "cost": round(found[cells[one, scenario]]["cost"], 3),
-                }
-                for scenario in scenarios
+                scenario: _figures(found[cells[one, scenario]]) for scenario in scenarios
             }
             for one in controllers
         }
     more = {"traces": traces != "", "target": TARGET, "tables": tables}
     write_results(NAME, [], seed=int(given.seeds.split(",")[0]), file=given.out, more=more)
     return 0
+
+
+def _figures(cell: Measured) -> dict[str, float]:
+    """Returns the figures of the table. With windows without metrics, one is the least share in
+    one of them.
+    """
+    places = {"attainment": 5, "servable": 5, "unservable": 1, "cost": 3, "window_attainment": 5}
+    return {name: round(cell[name], digits) for name, digits in places.items() if name in cell}
 
 
 def _print_progress(text: str) -> None:
