@@ -6,6 +6,7 @@ change is taken for what is.
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -64,3 +65,8 @@ class MeasurementCache(Generic[C]):
     def _key(self, cell: C) -> tuple[str, str]:
         words: Any = cell
         return self._state(cell), json.dumps(asdict(words), sort_keys=True)
+
+
+def print_progress(text: str) -> None:
+    """Prints a line of progress to the standard error."""
+    print(text, file=sys.stderr, flush=True)

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -40,7 +39,7 @@ from fairlead_bench.autoscaler.result_rows import (
     tune,
 )
 from fairlead_bench.autoscaler.selected_scenarios import run_selected, scenario_names
-from fairlead_bench.measurement_cache import Measured, MeasurementCache
+from fairlead_bench.measurement_cache import Measured, MeasurementCache, print_progress
 from fairlead_bench.results import ResultRow, write_results
 from fairlead_sim.autoscaling import traffic as loads
 from fairlead_sim.autoscaling.closed_loop import ScheduleController, run_controller, run_schedule
@@ -130,7 +129,7 @@ class AutoscalerBenchmark:
         self._seed: int = given.seed
         self.traces = "" if given.traces is None or not given.traces.is_dir() else str(given.traces)
         self._lab = MeasurementCache(
-            given.out.with_name(f"{NAME}-cells.jsonl"), measure, source_digest, jobs=given.jobs, said=_print_progress
+            given.out.with_name(f"{NAME}-cells.jsonl"), measure, source_digest, jobs=given.jobs, said=print_progress
         )
         self.oracles = {name: self._oracle(name) for name in ALL_SCENARIOS if name not in METRICS_OUTAGES}
         self.costs = {name: one.cost for name, one in self.oracles.items()}
@@ -146,7 +145,7 @@ class AutoscalerBenchmark:
             known = replay_schedule(scenario, known.steps)
             if known.attainment >= TARGET:
                 return known
-        _print_progress(
+        print_progress(
             f"{name}: no offline optimum is kept for this load; "
             "fairlead_bench.autoscaler.offline_optimum searches longer"
         )
@@ -254,7 +253,3 @@ def _cell(cell: Measured, oracle: float | None) -> dict[str, float | None]:
         "turns": round(cell["turns"], 1),
         "changes": round(cell["changes"], 1),
     }
-
-
-def _print_progress(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

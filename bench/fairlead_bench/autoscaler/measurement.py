@@ -10,7 +10,7 @@ from pathlib import Path
 import fairlead_autoscaler
 import fairlead_sim
 from fairlead.runtime.compiled_build import sources_digest
-from fairlead_autoscaler.core import ScalingCore
+from fairlead_autoscaler.core import ModelSpec, ScalingCore
 from fairlead_autoscaler.mix import simulation_solver
 from fairlead_autoscaler.presets import PRESETS, build
 from fairlead_bench.autoscaler.indicators import indicators
@@ -98,9 +98,12 @@ def make_controller(cell: AutoscalerCell, scenario: AutoscalingScenario) -> Cont
     """Returns a new controller."""
     if cell.controller == FAIRLEAD:
         return ScalingCore(scenario.model)
-    preset = PRESETS[cell.controller]
-    values = {} if cell.knob is None else {preset.parameters[0].name: cell.knob}
-    return build(cell.controller, scenario.model, **values)
+    return preset_at(cell.controller, cell.knob, scenario.model)
+
+
+def preset_at(name: str, knob: float | None, model: ModelSpec) -> Controller:
+    """Returns a new controller of a preset; without a knob, at its default."""
+    return build(name, model, **({} if knob is None else {PRESETS[name].parameters[0].name: knob}))
 
 
 def source_digest(cell: AutoscalerCell) -> str:

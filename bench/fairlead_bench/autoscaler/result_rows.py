@@ -130,9 +130,8 @@ def comparison_rows(
             _share_meeting_slo(cells),
             None,
         )
-        both = [name for name in COMPARED_SCENARIOS if meets_slo(found[name]) and meets_slo(cells[name])]
-        value = geometric_mean([found[name]["cost"] for name in both])
-        other = geometric_mean([cells[name]["cost"] for name in both])
+        compared = {name: found[name] for name in COMPARED_SCENARIOS}
+        _, value, other = costs_where_both_meet(compared, cells)
         if not chosen.best:
             metric = f"{chosen.name}: cost where both keep 99 %, geometric mean: {FAIRLEAD} ÷ it"
             yield ratio_row(metric, "money", value, chosen.preset, other, None)
@@ -142,6 +141,15 @@ def comparison_rows(
         # Who keeps the target nowhere is beaten without a price.
         holds = ratio is None or meets_goal(wanted[metric], ratio)
         yield ResultRow(metric, value, "money", chosen.name, other, ratio, wanted[metric], holds)
+
+
+def costs_where_both_meet(
+    ours: Mapping[str, Measured], theirs: Mapping[str, Measured]
+) -> tuple[int, float | None, float | None]:
+    """Returns the number of cells in which both keep the target, and the mean costs there."""
+    both = [name for name in ours if meets_slo(ours[name]) and meets_slo(theirs[name])]
+    value, other = (geometric_mean([cells[name]["cost"] for name in both]) for cells in (ours, theirs))
+    return len(both), value, other
 
 
 def tune(preset: str, ours: Mapping[str, Measured], found: Mapping[float, Mapping[str, Measured]]) -> ResultRow:

@@ -6,7 +6,6 @@ only if asked, since a search takes minutes.
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -23,7 +22,7 @@ from fairlead_bench.autoscaler.measurement import (
 from fairlead_bench.autoscaler.result_rows import TARGET, TunedPreset, geometric_mean
 from fairlead_bench.autoscaler.unseen_seeds import TUNED, tuned_presets
 from fairlead_bench.judging_seeds import judging_seeds_of
-from fairlead_bench.measurement_cache import Measured, MeasurementCache
+from fairlead_bench.measurement_cache import Measured, MeasurementCache, print_progress
 from fairlead_bench.results import ResultRow, value_row, write_results
 from fairlead_sim.autoscaling.closed_loop import run_schedule
 from fairlead_sim.autoscaling.offline_optimum import replay_schedule, search_schedule
@@ -80,7 +79,7 @@ def run_selected(given: argparse.Namespace, presets: Sequence[str]) -> None:
     committed = json.loads(TUNED.read_text(encoding="utf-8"))["table"] if presets else {}
     controllers = [TunedPreset(FAIRLEAD, 0.0, True), *tuned_presets(committed, presets)]
     cache = MeasurementCache(
-        given.out.with_name("autoscaler-cells.jsonl"), measure, source_digest, jobs=given.jobs, said=_print_progress
+        given.out.with_name("autoscaler-cells.jsonl"), measure, source_digest, jobs=given.jobs, said=print_progress
     )
     cells = {
         (one, key): AutoscalerCell(*key, one.preset, None if one.preset == FAIRLEAD else one.knob, traces)
@@ -131,7 +130,7 @@ def _optimum_figures(key: RunKey, traces: str, given: argparse.Namespace) -> Mea
     if known is not None:
         known = replay_schedule(scenario, known.steps)
     if given.search_optima and (known is None or known.attainment < TARGET):
-        _print_progress(f"{key[0]}, seed {key[1]}: search for an offline optimum")
+        print_progress(f"{key[0]}, seed {key[1]}: search for an offline optimum")
         known = search_schedule(scenario, runs=given.search_optima)
         cache.put(scenario, known)
     if known is None:
@@ -147,7 +146,3 @@ def _by_scenario(table: Mapping[RunKey, Measured]) -> dict[str, dict[str, dict[s
     for (scenario, seed), cell in table.items():
         nested.setdefault(scenario, {})[str(seed)] = {figure: round(cell[figure], 5) for figure in _FIGURES}
     return nested
-
-
-def _print_progress(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

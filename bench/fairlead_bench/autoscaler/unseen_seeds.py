@@ -7,14 +7,13 @@ seed, in the form of ``autoscaler.json``.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fairlead_bench.autoscaler.measurement import FAIRLEAD, AutoscalerCell, measure, source_digest
 from fairlead_bench.autoscaler.result_rows import ALL_SCENARIOS, TARGET, TunedPreset
-from fairlead_bench.measurement_cache import Measured, MeasurementCache
+from fairlead_bench.measurement_cache import Measured, MeasurementCache, print_progress
 from fairlead_bench.results import write_results
 
 NAME = "autoscaler-seeds"
@@ -54,7 +53,7 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     traces = "" if given.traces is None or not given.traces.is_dir() else str(given.traces)
     cache = MeasurementCache(
-        given.out.with_name("autoscaler-cells.jsonl"), measure, source_digest, jobs=given.jobs, said=_print_progress
+        given.out.with_name("autoscaler-cells.jsonl"), measure, source_digest, jobs=given.jobs, said=print_progress
     )
     scenarios = given.scenarios.split(",")
     tables = {}
@@ -88,7 +87,3 @@ def _figures(cell: Measured) -> dict[str, float]:
     """
     places = {"attainment": 5, "servable": 5, "unservable": 1, "cost": 3, "window_attainment": 5}
     return {name: round(cell[name], digits) for name, digits in places.items() if name in cell}
-
-
-def _print_progress(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ of ``judging_seeds.json``, on which nothing was tuned.
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -103,7 +103,9 @@ def _seeds(family: str, options: argparse.Namespace) -> Sequence[int]:
     return TUNING_SEEDS[:1] if family in _ONE_SEED else TUNING_SEEDS
 
 
-def _names(known: Mapping[str, Any], what: str) -> Any:
+def known_names(known: Mapping[str, Any], what: str) -> Callable[[str], list[str]]:
+    """Returns the parser of an option that names some of ``known``, or all."""
+
     def parse(text: str) -> list[str]:
         names = list(known) if text == "all" else text.split(",")
         unknown = sorted(set(names) - set(known))
@@ -129,11 +131,11 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m fairlead_bench.outside_plant", description="Run the autoscaler in the outside plant."
     )
-    parser.add_argument("--families", type=_names(FAMILIES, "family"), default=list(FAMILIES), metavar="NAME,…")
+    parser.add_argument("--families", type=known_names(FAMILIES, "family"), default=list(FAMILIES), metavar="NAME,…")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], metavar="N,…")
     parser.add_argument("--judging", action="store_true", help="the 20 seeds of the judgement")
     parser.add_argument(
-        "--gateway", type=_names(GATEWAY_RULES, "rule"), default=["work"], metavar="RULE,…", help="or all"
+        "--gateway", type=known_names(GATEWAY_RULES, "rule"), default=["work"], metavar="RULE,…", help="or all"
     )
     parser.add_argument("--per-gap", action="store_true", help="histograms of single gaps, not of answers' means")
     parser.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE")

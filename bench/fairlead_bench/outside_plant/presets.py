@@ -20,11 +20,19 @@ import fairlead_autoscaler
 import fairlead_sim
 from fairlead.runtime.compiled_build import sources_digest
 from fairlead_autoscaler.mix import simulation_solver
-from fairlead_autoscaler.presets import PRESETS, build
-from fairlead_bench.autoscaler.measurement import FAIRLEAD, knob_values
-from fairlead_bench.autoscaler.result_rows import TunedPreset, best_knob, geometric_mean, meets_slo, tune
+from fairlead_autoscaler.presets import PRESETS
+from fairlead_bench.autoscaler.measurement import FAIRLEAD, knob_values, preset_at
+from fairlead_bench.autoscaler.result_rows import (
+    TunedPreset,
+    best_knob,
+    costs_where_both_meet,
+    geometric_mean,
+    meets_slo,
+    tune,
+)
 from fairlead_bench.autoscaler.unseen_seeds import COMPARED_PRESETS
-from fairlead_bench.measurement_cache import Measured, MeasurementCache
+from fairlead_bench.measurement_cache import Measured, MeasurementCache, print_progress
+from fairlead_bench.outside_plant.benchmark import known_names
 from fairlead_bench.outside_plant.core_seam import Controller, core_controller, core_info
 from fairlead_bench.outside_plant.families import FAMILIES
 from fairlead_bench.outside_plant.measurement import measure
@@ -62,33 +70,31 @@ class PresetCell:
 def main(arguments: Sequence[str]) -> int:
     """Runs the core and the presets, and returns 0."""
     parser = argparse.ArgumentParser(description="The core and presets of others in the outside plant.")
-    parser.add_argument("--families", default=",".join(COMPARED_FAMILIES), metavar="NAME,…")
-    parser.add_argument("--seeds", default="1", metavar="N,…")
-    parser.add_argument("--presets", default=",".join(COMPARED_PRESETS), metavar="NAME,…")
+    families, presets = known_names(FAMILIES, "family"), known_names(PRESETS, "preset")
+    parser.add_argument("--families", type=families, default=list(COMPARED_FAMILIES), metavar="NAME,…")
+    parser.add_argument(
+        "--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[1], metavar="N,…"
+    )
+    parser.add_argument("--presets", type=presets, default=list(COMPARED_PRESETS), metavar="NAME,…")
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 2))
     parser.add_argument("--file", type=Path, default=Path(f"out/bench/{NAME}.json"), metavar="FILE")
     given = parser.parse_args(arguments)
-    families, names = given.families.split(","), given.presets.split(",")
-    for kind, wanted, known in (("family", families, FAMILIES), ("preset", names, PRESETS)):
-        if unknown := sorted(set(wanted) - set(known)):
-            parser.error(f"no {kind} {', '.join(unknown)}; known are {', '.join(known)}")
-    seeds = [int(seed) for seed in given.seeds.split(",")]
-    runs = [(family, seed) for family in families for seed in seeds]
+    runs = [(family, seed) for family in given.families for seed in given.seeds]
     cells = MeasurementCache(
         given.file.with_name("autoscaler-outside-cells.jsonl"),
         measure_cell,
         source_digest,
         jobs=given.jobs,
-        said=_print_progress,
+        said=print_progress,
     )
-    ours, found = _run_controllers(cells, runs, names)
+    ours, found = _run_controllers(cells, runs, given.presets)
     optima = {f"{family} {seed}": _optimum_hours(family, seed) for family, seed in runs}
     tables = dict(_chosen_tables(found))
     more: dict[str, Any] = {
         "optima": optima,
         "table": {FAIRLEAD: ours, **{one.name: table for one, table in tables.items()}},
     }
-    write_results(NAME, list(preset_rows(ours, tables, found, optima)), seed=seeds[0], file=given.file, more=more)
+    write_results(NAME, list(preset_rows(ours, tables, found, optima)), seed=given.seeds[0], file=given.file, more=more)
     return 0
 
 
@@ -125,9 +131,8 @@ def preset_rows(
     yield from _controller_rows(FAIRLEAD, ours, optima)
     for one, table in tables.items():
         yield from _controller_rows(one.name, table, optima)
-        both = [run for run in ours if meets_slo(ours[run]) and meets_slo(table[run])]
-        value, other = (geometric_mean([cells[run]["cost"] for run in both]) for cells in (ours, table))
-        metric = f"{one.name}: cost where both keep 99 % ({len(both)} runs), geometric mean: {FAIRLEAD} ÷ it"
+        runs, value, other = costs_where_both_meet(ours, table)
+        metric = f"{one.name}: cost where both keep 99 % ({runs} runs), geometric mean: {FAIRLEAD} ÷ it"
         yield ratio_row(metric, "replica-h", value, one.preset, other, None)
     for name, by_value in found.items():
         yield tune(name, ours, by_value)
@@ -166,18 +171,13 @@ def _controller(cell: PresetCell, scenario: Scenario) -> Controller:
     if cell.controller == FAIRLEAD or cell.value is None:
         return core_controller(scenario, {})
     model = parse_model(core_info(scenario))
-    values = {PRESETS[cell.controller].parameters[0].name: cell.value}
-    return AutoscalerAdapter(build(cell.controller, model, **values), model, simulation_solver)
+    return AutoscalerAdapter(preset_at(cell.controller, cell.value, model), model, simulation_solver)
 
 
 def _optimum_hours(family: str, seed: int) -> float | None:
     """Returns the replica-hours of the known offline optimum."""
     optimum = OptimumFile(OPTIMUM_FILE).find(FAMILIES[family](seed), PlantOptions(), may_search=False)
     return None if optimum is None else optimum.replica_hours
-
-
-def _print_progress(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

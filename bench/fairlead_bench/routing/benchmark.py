@@ -3,10 +3,10 @@
 import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from fairlead_bench.measurement_cache import print_progress
 from fairlead_bench.results import ResultRow, write_results
 from fairlead_bench.routing import demo_rows
 from fairlead_bench.routing.grid_plot import GridTable, draw
@@ -61,12 +61,8 @@ def _rows(given: argparse.Namespace, seeds: list[int]) -> Iterator[ResultRow]:
             yield from demo_rows.live_rows(json.loads(given.live.read_text(encoding="utf-8")))
     if given.trace is None and ("bars" in parts or "grid" in parts):
         print("no --trace: rows of the recorded conversations are left out")
-    lab = RoutingMeasurements(given.out.with_name("routing-cells.jsonl"), given.trace, given.jobs, _print_progress)
+    lab = RoutingMeasurements(given.out.with_name("routing-cells.jsonl"), given.trace, given.jobs, print_progress)
     if "bars" in parts:
         yield from RoutingRows(lab, seeds).rows()
     if "grid" in parts:
         yield from grid_rows(lab, seeds[:1])
-
-
-def _print_progress(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

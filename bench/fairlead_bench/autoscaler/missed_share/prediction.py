@@ -5,7 +5,7 @@ number of replicas and the rate are known, so that errors of the forecast do not
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
 
@@ -15,7 +15,7 @@ from fairlead_autoscaler.core.performance.miss_corrections import MissCorrection
 from fairlead_autoscaler.core.performance.missed_share import MissedShares, missed_shares
 from fairlead_autoscaler.core.performance.replica_capacity import ExpectedLoad, ReplicaModel
 from fairlead_autoscaler.core.performance.step_model import LatencyTargets, MeanRequest, StepModel
-from fairlead_autoscaler.core.sizing.pool_capacity import GroupService, latency_targets, replica_model
+from fairlead_autoscaler.core.sizing.pool_capacity import GroupService, latency_targets, pool_profile, replica_model
 from fairlead_autoscaler.core.workload.mean_request import mean_request
 
 _RATE_FACTORS: Final = 0.25, 2.0
@@ -133,18 +133,9 @@ class PredictingController:
             fmean([one.cached_share for one in requests]),
             fmean([one.prompt_variability for one in requests]),
         )
-        last = self._ticks[-1]
-        factor = fmean([tick.slowdown for tick in self._ticks]) / last.slowdown
-        step = last.replica.step
-        scaled = replace(
-            step,
-            base_seconds=step.base_seconds * factor,
-            sequence_seconds=step.sequence_seconds * factor,
-            resident_token_seconds=step.resident_token_seconds * factor,
-            prompt_token_seconds=step.prompt_token_seconds * factor,
-            attention_seconds=step.attention_seconds * factor,
-        )
-        return scaled, request, last.replica.targets
+        slowdown = fmean([tick.slowdown for tick in self._ticks])
+        step = StepModel.from_profile(pool_profile(self._core.model.pools[0]), slowdown)
+        return step, request, self._ticks[-1].replica.targets
 
 
 def _corrected(missed: MissedShares, corrections: MissCorrections) -> float:
