@@ -22,6 +22,7 @@ pytestmark = pytest.mark.lane("models", position=20)
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIMULATED = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("*/simulated*.yaml"))
 _AT_ONCE = 6
+_TRIES = 10
 _STREAM = """
 import json, sys, urllib.request
 url, key, body = sys.argv[1:]
@@ -120,16 +121,33 @@ class AppliedExample:
         told = self.here.run("exec", self.client.name, "--", "python3", "-c", _TOGETHER, *words)
         return {instance.partition("/")[0] for instance in json.loads(told)}
 
-    def decision(self, answer: StreamedAnswer) -> dict[str, Any]:
-        """Why it went where it went, from whichever gateway it came through."""
-        for pod in self.release.pods("gateway").values():
-            words = ("exec", pod["metadata"]["name"], "--", "python3", "-c", _DECISION)
-            found: dict[str, Any] | None = json.loads(
-                self.release.here.run(*words, answer.fields["x-fairlead-decision"])
-            )
-            if found is not None:
-                return found
-        raise AssertionError("no gateway remembers it")
+    def explained_stream(self, prompt: str) -> tuple[StreamedAnswer, dict[str, Any]]:
+        """A chat, and why it went where it went.
+
+        A gateway remembers only its own decisions, and another test may replace gateways meanwhile:
+        then it asks again, with another beginning of the prompt.
+        """
+        for number in range(_TRIES):
+            answer = self.stream(f"{number} {prompt}")
+            for name in self._gateways():
+                if (found := self._decision(name, answer)) is not None:
+                    return answer, found
+        raise AssertionError(f"no gateway remembers any of {_TRIES} decisions")
+
+    def _decision(self, gateway: str, answer: StreamedAnswer) -> dict[str, Any] | None:
+        words = ("exec", gateway, "--", "python3", "-c", _DECISION, answer.fields["x-fairlead-decision"])
+        try:
+            found: dict[str, Any] | None = json.loads(self.release.here.run(*words))
+        except AssertionError:
+            if gateway in self._gateways():
+                raise
+            return None
+        return found
+
+    def _gateways(self) -> list[str]:
+        """The names of gateways that stay."""
+        pods = [pod["metadata"] for pod in self.release.pods("gateway").values()]
+        return [pod["name"] for pod in pods if "deletionTimestamp" not in pod]
 
     def roles(self, role: str) -> dict[str, Manifest]:
         """Its pods of one role."""
@@ -164,13 +182,13 @@ def test_a_long_prompt_is_computed_by_one_pool_and_answered_by_the_other(
     example = serving(here, installed, file)
     prefill, decode = example.roles("Prefill"), example.roles("Decode")
     assert example.stream().instance in decode  # a short prompt stays on one engine
-    answer = example.stream("a long story " * 1_000)
+    answer, decided = example.explained_stream("a long story " * 1_000)
     assert answer.instance in decode
-    told = example.decision(answer)["handoff"]
+    told = decided["handoff"]
     assert (told["outcome"], told["reason"]) == ("done", "step-full"), told
     assert [leg["instance"].partition("/")[0] in prefill for leg in told["legs"]] == [True]
     engine = decode[answer.instance]["metadata"]["name"]
-    assert json.loads(here.python(engine, _STATE))["kv_transfer"]["pulled_total"] == 1
+    assert json.loads(here.python(engine, _STATE))["kv_transfer"]["pulled_total"] >= 1
 
 
 @pytest.mark.parametrize("file", [one for one in SIMULATED if one.partition("/")[0] == "multi-node"])
