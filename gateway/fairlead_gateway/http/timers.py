@@ -1,8 +1,10 @@
-"""Cheap timers: one per connection for idle times, one for all requests of equal timeout."""
+"""Cheap timers: one per connection for idle times, one for all requests of equal timeout, and one
+for a task."""
 
 import asyncio
 from abc import abstractmethod
 from collections.abc import Callable
+from types import TracebackType
 
 
 class IdleTimer:
@@ -142,3 +144,46 @@ class TimeoutQueue:
                 return
             self.remove(entry)
             entry.on_timeout()
+
+
+class TaskDeadline:
+    """A context manager that cancels the current task after `seconds` and turns this into
+    TimeoutError.
+
+    Another cancellation of the task passes as it is.
+
+    Why not `asyncio.timeout`: it asks for the running loop three times, each of which is a system
+    call (`getpid`), and its own code is interpreted.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._is_over = False
+        self._cancelling = 0
+        self._task: asyncio.Task[object] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> None:
+        task = self._task = asyncio.current_task(self._loop)
+        if task is None:
+            raise RuntimeError("a deadline belongs to a task")
+        self._cancelling = task.cancelling()
+        self._timer = self._loop.call_later(max(0.0, self._seconds), self._on_time)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        task, timer = self._task, self._timer
+        self._task = self._timer = None
+        if timer is not None:
+            timer.cancel()
+        if self._is_over and task is not None:
+            is_last = task.uncancel() <= self._cancelling
+            if is_last and isinstance(error, asyncio.CancelledError):
+                raise TimeoutError from error
+
+    def _on_time(self) -> None:
+        if self._task is not None:
+            self._is_over = True
+            self._task.cancel()

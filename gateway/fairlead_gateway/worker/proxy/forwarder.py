@@ -8,9 +8,8 @@ After the first byte nothing is retried. A stream that breaks is resumed elsewhe
 allows that (`stream_resume`). Otherwise it ends with an error event and without `[DONE]`.
 """
 
-import asyncio
-
 from fairlead_gateway.errors import GatewayError, QuarantinedRequest
+from fairlead_gateway.http.timers import TaskDeadline
 from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.worker.disaggregation.prefill_coordinator import PrefillCoordinator
 from fairlead_gateway.worker.dispatch.router_registry import as_retry_decision
@@ -50,6 +49,7 @@ class Forwarder:
         self.retry_budget = retry_budget
         self._relay = relay
         self._now = dispatcher.now
+        self._loop = dispatcher.runtime.loop
         self._limits = dispatcher.runtime.limits
         self._routers = dispatcher.routers
         self._admission = dispatcher.admission
@@ -70,7 +70,7 @@ class Forwarder:
             return
         context.deadline = context.http_request.received_at + seconds
         try:
-            async with asyncio.timeout(context.deadline - self._now()):
+            with TaskDeadline(self._loop, context.deadline - self._now()):
                 await self._run_attempts(context, attempt)
         except TimeoutError:
             self._on_timeout(context, timeout_error(head, seconds))
