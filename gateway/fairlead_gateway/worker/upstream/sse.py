@@ -4,6 +4,9 @@ Events pass as the bytes that the engine sent. Only events with a usage, an erro
 end are parsed. Substring searches find them. Inside a JSON string a quote is escaped, so `"usage":`
 with plain quotes is always a key.
 
+Most events of a stream differ only in their text. An event that begins and ends as an earlier one,
+with a text without quotes and brackets between, is not searched again.
+
 Why substring searches: a stream has thousands of events.
 """
 
@@ -21,6 +24,14 @@ _ANY_EVENT: Final = re.compile(rb".*?(?:\n\n|\r\n\r\n)[\r\n]*", re.DOTALL)
 _LONG_EVENT_BYTES: Final = 16_384
 _MAX_TINY_EVENTS: Final = 64
 _MIN_MEAN_EVENT_BYTES: Final = 16  # of more events than that at once; the comments of a paused stream are few
+_TEXT_STARTS: Final = (b'"content":"', b'"text":"')
+_QUOTE: Final = ord('"')
+_LINE_FEED: Final = ord("\n")  # a number is found faster than a byte, which is first tried as one
+_CARRIAGE_RETURN: Final = ord("\r")
+_BRACKET: Final = ord("[")
+_WORDS: Final = (b"usage", b"error")
+_WORD_BYTES: Final = 5
+_MAX_TEMPLATE_BYTES: Final = 1_024
 _EVENT_STARTS: Final = (b"data:", b":", b"event:", b"id:", b"retry:")
 
 
@@ -32,10 +43,14 @@ class SseScanner:
     """
 
     __slots__ = (
+        "_head",
+        "_head_bytes",
         "_inspected_bytes",
         "_inspected_count",
         "_max_event_bytes",
         "_partial",
+        "_tail",
+        "_tail_bytes",
         "error",
         "event_count",
         "has_long_event",
@@ -49,6 +64,8 @@ class SseScanner:
         self._partial = bytearray()
         self._inspected_count = self._inspected_bytes = 0  # of one read, in however many chunks
         self._max_event_bytes = max_event_bytes
+        self._head = self._tail = b""  # around the text of an event that was searched
+        self._head_bytes = self._tail_bytes = 0
         self.has_long_event = False
         self.strip_usage = strip_usage
         self.usage: Usage | None = None
@@ -71,6 +88,10 @@ class SseScanner:
                     if self.error is not None:
                         break
                     continue
+            elif self._is_like_earlier(chunk):
+                self.event_count += 1
+                passed.append(chunk)
+                continue
             if (  # `find` and not `in`, which first tries to read the bytes as a number
                 chunk.find(b'"usage"') >= 0
                 or chunk.find(b'"error"') >= 0
@@ -81,11 +102,44 @@ class SseScanner:
                 chunk = self._inspect_events(chunk)
             else:
                 self.event_count += 1
+                self._remember_frame(chunk)
             if chunk:
                 passed.append(chunk)
             if self.error is not None or self.is_aborted or self.is_done:
                 break
         return passed
+
+    def _is_like_earlier(self, chunk: bytes) -> bool:
+        """Returns whether the chunk is an event that was searched, with another text.
+
+        Why this is enough: what is searched for holds a quote or a bracket, and the head ends with
+        the key of the text. So the only match across its edges is a text that is one of `_WORDS`.
+        """
+        head = self._head_bytes
+        if not head:
+            return False
+        end = len(chunk) - self._tail_bytes
+        return (
+            end >= head
+            and chunk.startswith(self._head)
+            and chunk.endswith(self._tail)
+            and chunk.find(_QUOTE, head, end) < 0
+            and chunk.find(_BRACKET, head, end) < 0
+            and (end - head != _WORD_BYTES or chunk[head:end] not in _WORDS)
+        )
+
+    def _remember_frame(self, chunk: bytes) -> None:
+        """Remembers the bytes around the text of an event in which nothing was found."""
+        if len(chunk) > _MAX_TEMPLATE_BYTES:
+            return
+        for start in _TEXT_STARTS:
+            at = chunk.find(start)
+            head = at + len(start)
+            end = chunk.find(b'"', head) if at >= 0 else -1
+            if end >= 0 and chunk.find(b"\n\n") == len(chunk) - 2:
+                self._head, self._tail = chunk[:head], chunk[end:]
+                self._head_bytes, self._tail_bytes = head, len(chunk) - end
+                return
 
     @property
     def partial_bytes(self) -> int:
@@ -108,7 +162,7 @@ class SseScanner:
         )  # no boundary is before it: the part would have been cut there
         partial += chunk
         complete = b""
-        if b"\n" in chunk:
+        if _LINE_FEED in chunk:
             complete_size = max(
                 at + len(end) if (at := partial.rfind(end, search_start)) >= 0 else 0 for end in _EVENT_ENDS
             )
@@ -163,7 +217,7 @@ class SseScanner:
             self.usage = parse_usage(fields.usage)
             if self.strip_usage and not fields.choices:
                 return False
-        if b'"finish_reason":"abort"' in data:
+        if data.find(b'"finish_reason":"abort"') >= 0:
             self.is_aborted = True
             return False
         self.event_count += 1
@@ -188,7 +242,7 @@ def filter_first_chunks(scanner: SseScanner, chunks: list[bytes]) -> list[bytes]
 
 def _split_events(events: bytes) -> list[bytes]:
     """Splits events, each with its empty lines."""
-    if b"\r" in events or b"\n\n\n" in events:
+    if _CARRIAGE_RETURN in events or events.find(b"\n\n\n") >= 0:
         return _ANY_EVENT.findall(events)
     return [part + b"\n\n" for part in events.split(b"\n\n") if part]
 

@@ -55,6 +55,28 @@ def test_however_the_stream_is_cut_the_same_bytes_come_out(
     assert (events.usage.prompt_tokens, events.usage.cached_tokens, events.usage.completion_tokens) == (9, 8, 7)
 
 
+FRAME = (b'data: {"id":"1","choices":[{"index":0,"delta":{"content":"', b'"},"finish_reason":null}]}\n\n')
+PARTS = st.sampled_from(
+    [b"usage", b"error", b'"usage":{"prompt_tokens":1}', b'"error":{}', b'"', b"\\", b"[DONE]", b"[", b"x", b"\n\n"]
+)
+
+
+@given(st.lists(st.lists(PARTS, max_size=3), min_size=1, max_size=6))
+def test_event_with_a_known_frame_ends_as_if_it_were_searched(texts: list[list[bytes]]) -> None:
+    known = SseScanner(strip_usage=True, max_event_bytes=LIMIT)
+    searched = SseScanner(strip_usage=True, max_event_bytes=LIMIT)
+    known.filter_chunks([b"first".join(FRAME)])
+    searched.filter_chunks([b"first".join(FRAME)])
+    assert known._head == FRAME[0]
+    for text in texts:
+        chunk = b"".join(text).join(FRAME)
+        searched._head_bytes = 0
+        assert known.filter_chunks([chunk]) == searched.filter_chunks([chunk])
+        for name in ("event_count", "is_done", "is_aborted", "error", "partial_bytes"):
+            assert getattr(known, name) == getattr(searched, name)
+        assert (known.usage is None) == (searched.usage is None)
+
+
 def test_event_in_tiny_pieces_is_joined_and_one_without_an_end_is_refused() -> None:
     shown = event(token("x" * 100_000))
     out, events = through([shown[n : n + 1] for n in range(len(shown))])
