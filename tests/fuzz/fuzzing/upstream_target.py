@@ -13,7 +13,7 @@ from fuzzing.target import Target, cuttings
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.limits import Limits
-from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
+from fairlead_gateway.worker.upstream.connection import EngineConnection, ResponseSink, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 
 _LIMITS = Limits(response_head_bytes=2_000)
@@ -50,7 +50,7 @@ class _Line(asyncio.Transport):
         return 0
 
 
-class _RecordingSink:
+class _RecordingSink(ResponseSink):
     """Records the response of a request."""
 
     def __init__(self) -> None:

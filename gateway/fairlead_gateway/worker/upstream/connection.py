@@ -15,15 +15,19 @@ refuses is `gone`.
 import asyncio
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 import httptools
 
 from fairlead.limits import Limits
 from fairlead_gateway.http.timers import IdleTimer
+from fairlead_gateway.worker.upstream.response_template import ResponseTemplate, create_template
 
 _YIELD_BYTES: Final = 16_384  # after one read of this size, other connections have their turn
 _MAX_CHUNKS: Final = 64  # of one read; more are joined, since each costs time and memory
+_HTTP_OK: Final = 200
+_MAX_TEMPLATE_MISSES: Final = 8
+"""After so many heads in a row that differ, a connection compares no more."""
 _CRASH_CAUSES: Final = ("reset", "cut")
 
 
@@ -65,24 +69,27 @@ class EndpointActivity:
         self.probing: list[EngineConnection] = []
 
 
-class ResponseSink(Protocol):
-    """The receiver of one response; called from the event loop, in order."""
+class ResponseSink:
+    """The receiver of one response; called from the event loop, in order.
 
+    Why a base class and not a Protocol: compiled, its methods are called directly.
+    """
+
+    @abstractmethod
     def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
         """Takes the head of the response."""
-        ...
 
+    @abstractmethod
     def on_body(self, chunks: list[bytes], complete: bool) -> None:
         """Takes parts of the body; `complete` comes with the last ones."""
-        ...
 
+    @abstractmethod
     def on_error(self, error: UpstreamError) -> None:
         """Takes the error that ended the response."""
-        ...
 
+    @abstractmethod
     def on_silence(self) -> float:
         """Returns how many more seconds to wait for the first part of the body; 0 to give up."""
-        ...
 
 
 class ConnectionOwner:
@@ -136,6 +143,8 @@ class EngineConnection:
         self.idle_since = 0.0
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._parser = httptools.HttpResponseParser(self)
+        self._template: ResponseTemplate | None = None
+        self._template_misses = 0
         self._silence_timer = IdleTimer(owner.loop, self._on_silence)
         self._sink: ResponseSink | None = None
         self._response_count = 0
@@ -238,6 +247,10 @@ class EngineConnection:
             self._transport.abort()
             return
         status_before = self._status
+        is_start = not self._received_any and len(data) < _YIELD_BYTES
+        if is_start and self._template is not None and self._template.match(data):
+            self._on_whole_response(sink, self._template, data)
+            return
         self._received_any = True
         try:
             self._parser.feed_data(data)
@@ -260,14 +273,9 @@ class EngineConnection:
                 self._fail("garbage")  # the parser holds an unfinished trailer, however long it is
                 return
         if self._complete:
-            self.activity.receive_count += self._shows_core
-            self._sink = None
-            self._release()
-            try:
-                sink.on_body(chunks, True)
-            except Exception:
-                sink.on_error(UpstreamError("garbage"))  # nothing else would end the request
-                raise
+            if is_start:
+                self._learn_template(data)
+            self._on_complete(sink, chunks)
         elif chunks and not self._is_ending:
             self.activity.receive_count += self._shows_core
             self._body_started = True
@@ -277,6 +285,37 @@ class EngineConnection:
         if len(data) >= _YIELD_BYTES and self._sink is not None and not self._transport.is_closing():
             self._transport.pause_reading()  # or one engine's flood would be read without end
             self._owner.resume_in_turn(self)
+
+    def _on_whole_response(self, sink: ResponseSink, template: ResponseTemplate, data: bytes) -> None:
+        """Takes a response that one read brought, with a head like an earlier one."""
+        self._received_any = self._complete = self._keep_alive = True
+        self._template_misses = 0
+        self._status = _HTTP_OK
+        self._fields = template.fields(data)
+        try:
+            sink.on_head(_HTTP_OK, self._fields)
+        except Exception:  # noqa: BLE001 - as from the parser's callback
+            self._fail("garbage")
+            return
+        self._on_complete(sink, [data[template.body_start :]])
+
+    def _on_complete(self, sink: ResponseSink, chunks: list[bytes]) -> None:
+        self.activity.receive_count += self._shows_core
+        self._sink = None
+        self._release()
+        try:
+            sink.on_body(chunks, True)
+        except Exception:
+            sink.on_error(UpstreamError("garbage"))  # nothing else would end the request
+            raise
+
+    def _learn_template(self, data: bytes) -> None:
+        """Remembers the head of a complete response, unless the heads of this engine all differ."""
+        if self._template_misses >= _MAX_TEMPLATE_MISSES:
+            return
+        self._template_misses += 1
+        if self._status == _HTTP_OK and self._keep_alive and not self._has_extra_message:
+            self._template = create_template(data, self._fields)
 
     def eof_received(self) -> bool:
         return False

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fairlead.errors import FairleadError
 from fairlead.fleet.model import Instance
 from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
-from fairlead_gateway.worker.upstream.connection import UpstreamError
+from fairlead_gateway.worker.upstream.connection import ResponseSink, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.response_memory import BufferedBytes
 
@@ -31,7 +31,7 @@ class EngineCallFailed(FairleadError):
         self.crashed = crashed
 
 
-class _BufferedResponse:
+class _BufferedResponse(ResponseSink):
     """A response that is collected; the sink of its connection.
 
     buffered: counts the bytes until the call ends.

@@ -12,14 +12,14 @@ from typing import Final
 
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.worker.runtime import WorkerRuntime
-from fairlead_gateway.worker.upstream.connection import UpstreamError
+from fairlead_gateway.worker.upstream.connection import ResponseSink, UpstreamError
 from fairlead_gateway.worker.upstream.response_memory import BufferedBytes, compact
 from fairlead_gateway.worker.upstream.sse import SseScanner, filter_first_chunks
 
 _OUT_OF_MEMORY: Final = "gateway-full"  # a local cause: the engine is not to blame
 
 
-class EngineResponse:
+class EngineResponse(ResponseSink):
     """The response of one engine to one request; the sink of its connection.
 
     stream_requested: the client asked for a stream.
@@ -47,7 +47,7 @@ class EngineResponse:
         self._now = runtime.now
         self._limits = runtime.limits
         self._loop = runtime.loop
-        self.on_silence = on_silence
+        self._seconds_left = on_silence
         self.rewrite_events: Callable[[list[bytes]], list[bytes]] | None = None
         self.rewrite_chunks: Callable[[list[bytes], bool], list[bytes]] | None = None
         self.on_relayed: Callable[[list[bytes]], None] | None = None
@@ -169,6 +169,10 @@ class EngineResponse:
             self._finish_verdict(error)
         else:
             self._finish(error.cause)
+
+    def on_silence(self) -> float:
+        """Returns how many more seconds the attempt waits."""
+        return self._seconds_left()
 
     # Relaying.
 

@@ -15,7 +15,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.resilience.retry import AttemptFailure, to_client_error
 from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES, connect_error, is_exhaustion
-from fairlead_gateway.worker.upstream.connection import UpstreamError
+from fairlead_gateway.worker.upstream.connection import ResponseSink, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine
 from fairlead_testing.gateway.running_gateway import (
@@ -91,7 +91,7 @@ def test_shortage_of_descriptors_ejects_no_engine_and_is_answered_503() -> None:
     run_async(with_engines([well] * 4, use))
 
 
-class RecordingSink:
+class RecordingSink(ResponseSink):
     """Records the causes with which a connection ends."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet, Instance
 from fairlead.limits import Limits
-from fairlead_gateway.worker.upstream.connection import UpstreamError
+from fairlead_gateway.worker.upstream.connection import ResponseSink, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_testing.engines.scripted import (
     EngineCall,
@@ -72,7 +72,7 @@ def test_an_engine_that_says_nothing_and_listens_no_more_is_left_for_another(bod
     run_async(main())
 
 
-class _RecordingSink:
+class _RecordingSink(ResponseSink):
     """Notes when the head and the end of a response have come."""
 
     def __init__(self) -> None:
@@ -204,7 +204,7 @@ def test_an_engine_that_says_nothing_and_listens_is_waited_for() -> None:
     run_async(main())
 
 
-class RecordingSink:
+class RecordingSink(ResponseSink):
     """Records what a connection reports."""
 
     def __init__(self) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import pytest
 
 from fairlead.limits import Limits
+from fairlead_gateway.worker.upstream.connection import ResponseSink
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token, well_behaved
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway, with_engines
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
@@ -152,7 +153,7 @@ def test_request_that_has_ended_closes_no_connection_of_a_later_one() -> None:
     run_async(main())
 
 
-class _Sink:
+class _Sink(ResponseSink):
     """Notes the end of a response."""
 
     def __init__(self) -> None:
