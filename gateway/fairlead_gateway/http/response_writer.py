@@ -104,8 +104,10 @@ class ResponseWriter:
         if self.finished or self.started:
             return
         self.started = True
-        framing = f"content-type: {content_type}\r\ncontent-length: " if body else "content-length: "
-        head = self._build_head(status, f"{framing}{len(body)}\r\n{header_text}")
+        framing = (
+            f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\n" if body else "content-length: 0\r\n"
+        )
+        head = self._build_head(status, framing, header_text)
         self._transport.write(head if self._head_only else head + body)
         self._complete()
 
@@ -120,7 +122,7 @@ class ResponseWriter:
             framing, self._keep_alive = "", False
         else:
             framing, self._chunked, self.accepts_comments = "transfer-encoding: chunked\r\n", True, True
-        self._transport.write(self._build_head(status, framing + header_text))
+        self._transport.write(self._build_head(status, framing, header_text))
 
     def write_chunks(self, chunks: Sequence[bytes], *, final: bool = False) -> None:
         """Sends each item as one chunk, or as plain bytes if the response has no chunks.
@@ -174,7 +176,7 @@ class ResponseWriter:
             if on_client_gone is not None:
                 on_client_gone()
 
-    def _build_head(self, status: int, header_text: str) -> bytes:
+    def _build_head(self, status: int, framing: str, header_text: str) -> bytes:
         keep_alive = self._keep_alive = self._keep_alive and not self._transport.is_draining
         connection = (
             "" if keep_alive and not self._is_http10 else f"connection: {'keep-alive' if keep_alive else 'close'}\r\n"
@@ -182,9 +184,8 @@ class ResponseWriter:
         status_line = _STATUS_LINES.get(status)
         if status_line is None:
             status_line = f"HTTP/1.1 {status} Unknown\r\ndate: "
-        text = (
-            f"{status_line}{self._transport.date()}\r\nx-request-id: {self.request_id}\r\n{connection}{header_text}\r\n"
-        )
+        date = self._transport.date()
+        text = f"{status_line}{date}\r\nx-request-id: {self.request_id}\r\n{connection}{framing}{header_text}\r\n"
         return text.encode("latin-1")
 
     def _detach(self) -> None:

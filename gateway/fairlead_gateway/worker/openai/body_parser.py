@@ -5,7 +5,7 @@ prompt. A chat whose messages hold only known fields is cut at their brackets in
 is parsed once. Everything else takes the general way, in particular every invalid body.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import xxhash
@@ -67,8 +67,6 @@ _DECODE_MEMBERS: Final = MEMBERS_DECODER.decode
 _DECODE_PLAIN_MESSAGES: Final = PLAIN_MESSAGES_DECODER.decode
 _PLAIN_MESSAGES_DEPTH: Final = PLAIN_MESSAGES_DEPTH
 _MESSAGES_KEY: Final = b'"messages"'
-_TEMPLATE_KEY: Final = b'"chat_template_kwargs"'  # the listed fields of a chat in `_CACHE_FIELDS`
-_EFFORT_KEY: Final = b'"reasoning_effort"'
 _ESCAPE: Final = ord("\\")
 _SPACE: Final = ord(" ")
 _OPENING: Final = ord("[")
@@ -84,6 +82,7 @@ class ParsedBody:
     cache_variant: digest of the fields in `_CACHE_FIELDS`; empty without one.
     members: the top-level fields if some are not listed as safe (`schemas`); None otherwise.
     is_passthrough: the gateway reads neither prompt nor response.
+    sequences: answers that an engine computes for the prompt.
     messages_start, messages_end: where the text between the brackets of the messages lies in the
         body; both 0 if `fields` holds the prompt. Of a large body, that of any prompt.
 
@@ -101,6 +100,7 @@ class ParsedBody:
         "messages_end",
         "messages_start",
         "model",
+        "sequences",
         "session",
         "stream",
     )
@@ -126,6 +126,7 @@ class ParsedBody:
         self.members = members
         self.is_passthrough = is_passthrough
         self.cache_variant = b""
+        self.sequences: int = 1
         self.messages_start: int = 0
         self.messages_end: int = 0
 
@@ -168,7 +169,7 @@ def parsed_body(fields: CommonFields, body: bytes) -> ParsedBody:
             is_passthrough=is_passthrough,
         )
     has_cache_variants = has_cache_variants or fields.response_format is not _UNSET or reads_no_cache(fields)
-    return ParsedBody(
+    parsed = ParsedBody(
         fields,
         fields.model,
         session,
@@ -177,6 +178,9 @@ def parsed_body(fields: CommonFields, body: bytes) -> ParsedBody:
         has_cache_variants=has_cache_variants,
         members=members,
     )
+    best_of = fields.best_of if isinstance(fields, CompletionRequest) else None
+    parsed.sequences = max(1, fields.n or 1, best_of or 1)
+    return parsed
 
 
 def parsed_checked_body(fields: CommonFields, members: dict[str, Raw] | None) -> ParsedBody:
@@ -255,9 +259,14 @@ def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
     check_depth(rest, limits)
     parsed = _parsed_chat(fields, members, limits)
     parsed.messages_start, parsed.messages_end = start + 1, end - 1
-    if members is not None or rest.find(_TEMPLATE_KEY) >= 0 or rest.find(_EFFORT_KEY) >= 0:
+    if members is not None or _has_listed_variant(fields):
         parsed.set_cache_variant(_cache_variant(parsed))
     return parsed
+
+
+def _has_listed_variant(listed: Any) -> bool:
+    """Whether a listed chat has one of the fields in `_CACHE_FIELDS`."""
+    return listed.chat_template_kwargs is not _UNSET or listed.reasoning_effort is not _UNSET
 
 
 def _parsed_chat(fields: CommonFields, members: dict[str, Raw] | None, limits: Limits | None) -> ParsedBody:
@@ -277,7 +286,9 @@ def _parsed_chat(fields: CommonFields, members: dict[str, Raw] | None, limits: L
     ):
         check_generation(fields, limits)
     has_cache_variants = bool(values[_SALT])
+    sequences = 1
     if has_rare_fields:
+        sequences = max(1, values[_RARE_START] or 1)  # the field `n`
         has_cache_variants = (
             has_cache_variants
             or values[_FORMAT] is not _UNSET
@@ -286,7 +297,7 @@ def _parsed_chat(fields: CommonFields, members: dict[str, Raw] | None, limits: L
         )
         max_completion_tokens: int | None = values[_MAX_COMPLETION_TOKENS]
         max_tokens = max_tokens if max_completion_tokens is None else max_completion_tokens
-    return ParsedBody(
+    parsed = ParsedBody(
         fields,
         values[_MODEL],
         values[_SESSION] or values[_USER],
@@ -295,3 +306,5 @@ def _parsed_chat(fields: CommonFields, members: dict[str, Raw] | None, limits: L
         has_cache_variants=has_cache_variants,
         members=members,
     )
+    parsed.sequences = sequences
+    return parsed

@@ -14,21 +14,23 @@ Why: encoding a body again would cost time, and change numbers, key order and es
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BytesIO
+from typing import Final
 
 import msgspec
 
 from fairlead.limits import Limits
 from fairlead_gateway.errors import BadRequest
 
-_STRING_PART = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
-_FLAT = re.compile(rb'(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
-_SLICE_BYTES = 1 << 18
+_STRING_PART: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+_FLAT: Final = re.compile(rb'(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
+_SLICE_BYTES: Final = 1 << 18
 _MAX_KEY_BYTES = 1_024  # no field of ours has a longer name, however it is escaped
 _MAX_FIELDS = Limits().json_fields
-_SCALAR = re.compile(rb"[^,}\s]+")
+_SCALAR: Final = re.compile(rb"[^,}\s]+")
 _SPACE_BYTES = b" \t\r\n"
-_COMMA = ord(",")
-_SPACE = re.compile(rb"[ \t\r\n]*")
+_LAST_SPACE: Final = ord(" ")
+_COMMA: Final = ord(",")
+_SPACE: Final = re.compile(rb"[ \t\r\n]*")
 
 
 def contains_any(body: bytes, patterns: Iterable[bytes]) -> bool:
@@ -43,7 +45,7 @@ def contains_any(body: bytes, patterns: Iterable[bytes]) -> bool:
 def prepend_members(body: bytes, fields: Mapping[str, bytes]) -> bytes:
     """Returns the body with `fields` (JSON texts) added in front; it must not have them yet."""
     opening = body.index(b"{") + 1
-    text = b",".join(msgspec.json.encode(key) + b":" + value for key, value in fields.items())
+    text = b",".join([msgspec.json.encode(key) + b":" + value for key, value in fields.items()])
     first = _after_space(body, opening)
     comma = b"" if body[first : first + 1] == b"}" else b","
     source = _source(body)
@@ -197,5 +199,7 @@ def _scalar_end(body: bytes, start: int) -> int:
 
 
 def _after_space(body: bytes, position: int) -> int:
+    if position < len(body) and body[position] > _LAST_SPACE:
+        return position
     match = _SPACE.match(body, position)
     return match.end() if match else position

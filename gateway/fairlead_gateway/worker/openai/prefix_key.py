@@ -47,8 +47,7 @@ def build_route_request(request: ModelRequest, head: RequestHead, request_id: st
     )
     tokens = (end - start) / BYTES_PER_TOKEN
     route_request = RouteRequest(request_id, chain, tokens, request.max_tokens, session, pinned_session)
-    if isinstance(request.fields, GenerationFields):
-        route_request.sequences = _sequence_count(request.fields)
+    route_request.sequences = request.sequences
     return route_request
 
 
@@ -59,12 +58,6 @@ def session_hash(session: str, key: str, secret: bytes) -> int:
     key: the model's.
     """
     return xxhash.xxh3_64_intdigest(session.encode(), xxhash.xxh3_64_intdigest(key.encode() + secret))
-
-
-def _sequence_count(fields: GenerationFields) -> int:
-    """Returns the number of answers that an engine computes for a prompt."""
-    best_of = fields.best_of if isinstance(fields, CompletionRequest) else None
-    return max(1, fields.n or 1, best_of or 1)
 
 
 def _prompt_text(fields: CommonFields) -> bytes:

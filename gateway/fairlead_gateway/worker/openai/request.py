@@ -8,7 +8,8 @@ on request only. `field_policy` removes fields, or refuses the request.
 from typing import Final
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Raw
+from msgspec.structs import astuple
 
 from fairlead.fleet.model import Fleet, Model, UnknownFields
 from fairlead.limits import Limits
@@ -23,10 +24,12 @@ from fairlead_gateway.worker.openai.schemas import (
     EmbeddingRequest,
     GenerationFields,
     GenericRequest,
+    raw_field_positions,
 )
 from fairlead_gateway.worker.openai.validation import decode_stream_options
 
 _PASS: Final = UnknownFields.PASS
+_NULL: Final = Raw(b"null")
 
 BODY_TYPES: dict[str, type[CommonFields]] = {
     "/v1/chat/completions": ChatRequest,
@@ -46,6 +49,7 @@ class ModelRequest:
     method, target: of the request to the engine; target None: the client's path.
     is_passthrough: the gateway reads neither prompt nor response.
     max_tokens: the client's limit of the response.
+    sequences: answers that an engine computes for the prompt.
     resumable: whether `can_resume`; None if that was not computed when the body was parsed.
 
     Why 8 parameters: body, model and what differs by path; the rest comes with `parsed`.
@@ -65,6 +69,7 @@ class ModelRequest:
         "model",
         "model_key",
         "resumable",
+        "sequences",
         "session",
         "stream",
         "strip_usage",
@@ -94,6 +99,7 @@ class ModelRequest:
         self.strip_usage = strip_usage
         self.max_tokens = parsed.max_tokens
         self.session = parsed.session
+        self.sequences: int = parsed.sequences
         self.has_cache_variants: bool = parsed.has_cache_variants
         self.cache_variant: bytes = parsed.cache_variant
         self.is_passthrough: bool = parsed.is_passthrough
@@ -110,7 +116,18 @@ class ModelRequest:
     def release_body(self) -> None:
         """Releases the body, once no other engine will need it."""
         self.body = self.client_body = b""
-        self.fields.release_body()
+        release_raw_fields(self.fields)
+
+
+def release_raw_fields(fields: CommonFields) -> None:
+    """Releases what refers to the bytes of the body.
+
+    Why all fields at once: an attribute of a struct is slow to read, and most are not set.
+    """
+    values = astuple(fields)
+    for name, position in raw_field_positions(type(fields)):
+        if values[position] is not UNSET:
+            setattr(fields, name, _NULL)
 
 
 def parse_request(path: str, body: bytes, fleet: Fleet, limits: Limits) -> ModelRequest:

@@ -4,6 +4,7 @@ Why a module of its own: mypyc cannot compile structs, and the modules that use 
 """
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Annotated, Any, ClassVar, get_args
 
 import msgspec
@@ -16,7 +17,6 @@ OptionalNumber = float | None
 OptionalInt = int | None
 TokenId = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 PromptInput = str | list[str | TokenId | list[TokenId]]
-_NULL = Raw(b"null")
 
 
 class StreamOptions(Struct):
@@ -112,7 +112,6 @@ class CommonFields(Struct, kw_only=True):
     """Fields of every request for a model.
 
     is_listed: the body has no other fields than those of the class.
-    raw_fields: the fields that may refer to the bytes of the body.
     """
 
     model: str
@@ -122,13 +121,6 @@ class CommonFields(Struct, kw_only=True):
     encoding_format: OptionalText = None
 
     is_listed: ClassVar[bool] = False
-    raw_fields: ClassVar[tuple[str, ...]] = ()
-
-    def release_body(self) -> None:
-        """Releases what refers to the bytes of the body."""
-        for name in self.raw_fields:
-            if getattr(self, name) is not UNSET:
-                setattr(self, name, _NULL)
 
 
 class GenerationFields(CommonFields, kw_only=True):
@@ -252,11 +244,13 @@ class ListedEmbeddingRequest(EmbeddingRequest, kw_only=True, forbid_unknown_fiel
     truncate_prompt_tokens: Raw | UnsetType = UNSET
 
 
-def _set_raw_fields(kinds: Iterable[type[CommonFields]]) -> None:
-    for kind in kinds:
-        kind.raw_fields = tuple(
-            field.name for field in msgspec.structs.fields(kind) if Raw in (field.type, *get_args(field.type))
-        )
+@cache
+def raw_field_positions(kind: type[CommonFields]) -> tuple[tuple[str, int], ...]:
+    """Returns the names and positions of the fields that may refer to the bytes of the body."""
+    fields = msgspec.structs.fields(kind)
+    return tuple(
+        (field.name, position) for position, field in enumerate(fields) if Raw in (field.type, *get_args(field.type))
+    )
 
 
 LISTED_KINDS: dict[type[CommonFields], type[CommonFields]] = {
@@ -264,7 +258,6 @@ LISTED_KINDS: dict[type[CommonFields], type[CommonFields]] = {
     CompletionRequest: ListedCompletionRequest,
     EmbeddingRequest: ListedEmbeddingRequest,
 }
-_set_raw_fields((*LISTED_KINDS, *LISTED_KINDS.values(), GenericRequest))
 
 PLAIN_MESSAGES_DEPTH = 6
 """Levels of a body whose messages are all `PlainMessage`; other fields may have more."""
