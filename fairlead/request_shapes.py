@@ -4,7 +4,6 @@ Gateways count requests by shape, and the autoscaler chooses accelerators from t
 """
 
 import math
-from bisect import bisect_right
 from dataclasses import dataclass
 
 from fairlead.errors import BadInput
@@ -53,4 +52,11 @@ class RequestShapeGrid:
 
 
 def _bucket(edges: tuple[float, ...], value: float) -> int:
-    return min(len(edges) - 2, max(0, bisect_right(edges, value) - 1))
+    low, high = 0, len(edges)
+    while low < high:  # compiled, this takes less than the library's search
+        middle = (low + high) // 2
+        if value < edges[middle]:
+            high = middle
+        else:
+            low = middle + 1
+    return min(len(edges) - 2, max(0, low - 1))

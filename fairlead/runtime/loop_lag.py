@@ -11,11 +11,12 @@ class LoopLag:
         self._interval = interval
         self._lags: deque[float] = deque(maxlen=max_samples)
         self._handle: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._due = 0.0
 
     def start(self) -> None:
         """Starts measuring on the running loop."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()  # kept, since asking is a system call
         self._due = loop.time() + self._interval
         self._handle = loop.call_at(self._due, self._wake)
 
@@ -39,7 +40,8 @@ class LoopLag:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
     def _wake(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        assert loop is not None
         now = loop.time()
         self._lags.append(max(0.0, now - self._due))
         self._due = now + self._interval

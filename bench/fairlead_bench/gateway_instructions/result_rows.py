@@ -29,7 +29,7 @@ def rows(new: Mapping[str, Windows], base: Mapping[str, Windows], revision: str)
             name = f"{metric} per {unit}"
             versus = None if before is None else statistics.fmean(before)
             value = statistics.fmean(counts)
-            found.append(ratio_row(name, metric, value, revision, versus, wanted.get(name)))
+            found.append(ratio_row(name, "", value, revision, versus, wanted.get(name)))
     instructions = new["instructions"]
     if PLAIN in instructions and WAITING in instructions:
         ratio = statistics.fmean(instructions[WAITING]) / statistics.fmean(instructions[PLAIN])

@@ -17,7 +17,6 @@ Source: Past-Future (arXiv 2507.10150), Llumnix (arXiv 2406.03243).
 """
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Final
 
 from fairlead_gateway.admission.kv_peak import USABLE_SHARE, SequenceForecast, peak_tokens
@@ -35,7 +34,6 @@ None: unknown.
 """
 
 
-@dataclass(slots=True)
 class EngineLoad:
     """The load of a ready instance.
 
@@ -45,11 +43,21 @@ class EngineLoad:
     - other_tokens: tokens there that belong to requests of other processes.
     """
 
-    id: str
-    backlog_seconds: float
-    step_seconds: float
-    kv_tokens: float | None = None
-    other_tokens: float = 0.0
+    __slots__ = ("backlog_seconds", "id", "kv_tokens", "other_tokens", "step_seconds")
+
+    def __init__(
+        self,
+        id: str,
+        backlog_seconds: float,
+        step_seconds: float,
+        kv_tokens: float | None = None,
+        other_tokens: float = 0.0,
+    ) -> None:
+        self.id = id
+        self.backlog_seconds = backlog_seconds
+        self.step_seconds = step_seconds
+        self.kv_tokens = kv_tokens
+        self.other_tokens = other_tokens
 
 
 class _Sequence:

@@ -18,27 +18,30 @@ was generated, instead of a sample of past lengths.
 """
 
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 USABLE_SHARE: Final = 0.99
 """Share of the memory that may be planned for: the last block of a sequence is partly empty."""
 
 
-class SequenceForecast(NamedTuple):
+class SequenceForecast:
     """The KV-cache tokens of one sequence: cached now (or once its prompt is computed), and still
     to be generated.
     """
 
-    now_tokens: float
-    remaining_tokens: float
+    __slots__ = ("now_tokens", "remaining_tokens")
+
+    def __init__(self, now_tokens: float, remaining_tokens: float) -> None:
+        self.now_tokens = now_tokens
+        self.remaining_tokens = remaining_tokens
 
 
 def peak_tokens(sequences: Iterable[SequenceForecast]) -> float:
     """Returns the tokens cached at the peak; 0 without sequences."""
     peak = total = 0.0
-    for count, (now, remaining) in enumerate(sorted(sequences, key=_remaining_tokens, reverse=True), 1):
-        total += now
-        peak = max(peak, total + count * remaining)
+    for count, sequence in enumerate(sorted(sequences, key=_remaining_tokens, reverse=True), 1):
+        total += sequence.now_tokens
+        peak = max(peak, total + count * sequence.remaining_tokens)
     return peak
 
 

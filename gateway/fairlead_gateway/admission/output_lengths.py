@@ -36,6 +36,7 @@ PLANNED_SHARE: Final = 0.6
 sum.
 """
 _CHECK_INTERVAL: Final = 32
+_MAX_POWER: Final = 32
 _MAX_WEIGHT: Final = 1e9
 _LOG_RATIO: Final = math.log(BIN_RATIO)
 
@@ -166,7 +167,7 @@ class OutputForecast:
         self, length_class: Hashable, prompt_tokens: float, generated: int, now: float
     ) -> float | None:
         """Returns the number of further tokens to plan for; None if no answer was counted."""
-        key = _class_keys(length_class, prompt_tokens)[0]
+        key = _narrow_class(length_class, prompt_tokens)
         known = self._tables.get(key)
         if known is None or not 0.0 <= now - known[0] < TABLE_SECONDS:
             if len(self._tables) > BINS:
@@ -244,4 +245,12 @@ def _after(counts: list[float], generated: int) -> tuple[int, float]:
 
 def _class_keys(length_class: Hashable, prompt_tokens: float) -> tuple[Hashable, Hashable]:
     """Returns the narrow and the wide class. Prompt sizes differ by powers of four."""
-    return (length_class, int(math.log(max(1.0, prompt_tokens), 4))), (length_class,)
+    return _narrow_class(length_class, prompt_tokens), (length_class,)
+
+
+def _narrow_class(length_class: Hashable, prompt_tokens: float) -> Hashable:
+    power, limit = 0, 4.0
+    while prompt_tokens >= limit and power < _MAX_POWER:  # costs less than a logarithm
+        power += 1
+        limit *= 4.0
+    return (length_class, power)

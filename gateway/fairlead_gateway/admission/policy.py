@@ -30,7 +30,6 @@ Pure: callers pass the time and the load, in gateway, simulator and tests.
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -71,7 +70,6 @@ class AdmissionAction(StrEnum):
     REFUSE = "refuse"
 
 
-@dataclass(slots=True)
 class AdmissionVerdict:
     """The decision on a request.
 
@@ -79,35 +77,49 @@ class AdmissionVerdict:
     - retry_after: seconds; None unless the request is refused.
     - is_shed: refused for its tier.
     - displaced: queued requests of another caller that are refused in place of this one.
+
+    Why no dataclass here: the constructor of one is not compiled.
     """
 
-    action: AdmissionAction
-    rule: str
-    reason: str
-    full_instances: frozenset[str] = NO_INSTANCES
-    retry_after: float | None = None
-    is_shed: bool = False
-    displaced: "Sequence[tuple[str, AdmissionVerdict]]" = ()
+    __slots__ = ("action", "displaced", "full_instances", "is_shed", "reason", "retry_after", "rule")
+
+    def __init__(
+        self,
+        action: AdmissionAction,
+        rule: str,
+        reason: str,
+        full_instances: frozenset[str] = NO_INSTANCES,
+        retry_after: float | None = None,
+        is_shed: bool = False,
+    ) -> None:
+        self.action = action
+        self.rule = rule
+        self.reason = reason
+        self.full_instances = full_instances
+        self.retry_after = retry_after
+        self.is_shed = is_shed
+        self.displaced: Sequence[tuple[str, AdmissionVerdict]] = ()
 
 
-@dataclass(slots=True)
 class Admitted:
     """A request released from the queue: the rule, instances to avoid, and how long it
     was queued.
     """
 
-    id: str
-    rule: str
-    reason: str
-    full_instances: frozenset[str]
-    waited_seconds: float
+    __slots__ = ("full_instances", "id", "reason", "rule", "waited_seconds")
+
+    def __init__(self, id: str, rule: str, reason: str, full_instances: frozenset[str], waited_seconds: float) -> None:
+        self.id = id
+        self.rule = rule
+        self.reason = reason
+        self.full_instances = full_instances
+        self.waited_seconds = waited_seconds
 
     def describe(self) -> str:
         """Returns the text for the decision's reason."""
         return f"queued for {self.waited_seconds:.3f} s ({self.rule}: {self.reason})"
 
 
-@dataclass(slots=True)
 class AdmissionRequest:
     """A request as admission sees it.
 
@@ -115,11 +127,21 @@ class AdmissionRequest:
     - sheddable: its tier may be refused early.
     """
 
-    queued: QueuedRequest
-    request: RouteRequest
-    prompt_tokens: float
-    length_class: Hashable = None
-    sheddable: bool = False
+    __slots__ = ("length_class", "prompt_tokens", "queued", "request", "sheddable")
+
+    def __init__(
+        self,
+        queued: QueuedRequest,
+        request: RouteRequest,
+        prompt_tokens: float,
+        length_class: Hashable = None,
+        sheddable: bool = False,
+    ) -> None:
+        self.queued = queued
+        self.request = request
+        self.prompt_tokens = prompt_tokens
+        self.length_class = length_class
+        self.sheddable = sheddable
 
 
 _ADMIT_OPEN: Final = AdmissionVerdict(
@@ -181,8 +203,27 @@ class AdmissionPolicy:
 
         To be called once per request: counts its prefill for its length class.
         """
-        queued = request.queued
-        queued.is_long = self._length_classes.classify(queued.objective_seconds, queued.prefill_seconds, now)
+        self._classify(request.queued, now)
+        return self.verdict_of_classified(request, engines, now)
+
+    def admits_at_once(self, request: AdmissionRequest, now: float) -> bool:
+        """Returns True if any instance may take the request: none is queued, and all are alike.
+
+        To be called once per request, in place of `verdict_without_queue`, where its memory fits
+        any instance. If the answer is False, `verdict_of_classified` goes on.
+
+        Why: the loads of the instances say nothing then, and reading them takes time.
+        """
+        self._classify(request.queued, now)
+        if self._requests:
+            return False
+        self._note_class(request.queued)
+        return not self.is_order_relevant()
+
+    def verdict_of_classified(
+        self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float
+    ) -> AdmissionVerdict | None:
+        """Returns the same as `verdict_without_queue`, for a request that was counted before."""
         return None if self._requests else self._admit_without_queue(request, engines, now)
 
     def enqueue(self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float) -> AdmissionVerdict:
@@ -201,7 +242,9 @@ class AdmissionPolicy:
         self._queue.add(queued)
         rule = "held-starting" if not engines else "held"
         reason = self._queue_reason(request, engines, now)
-        return AdmissionVerdict(AdmissionAction.QUEUE, rule, reason, displaced=refused)
+        verdict = AdmissionVerdict(AdmissionAction.QUEUE, rule, reason)
+        verdict.displaced = refused
+        return verdict
 
     def is_order_relevant(self) -> bool:
         """Returns True if requests differ in tenant, tier or TTFT target.
@@ -213,11 +256,7 @@ class AdmissionPolicy:
     def _admit_without_queue(
         self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float
     ) -> AdmissionVerdict | None:
-        request_class = (request.queued.tenant, request.queued.tier)
-        if self._first_class is None:
-            self._first_class = request_class
-        elif request_class != self._first_class:
-            self._has_several_classes = True
+        self._note_class(request.queued)
         if not engines:
             return None
         full = self._full_instances(request, engines, now)
@@ -228,6 +267,18 @@ class AdmissionPolicy:
                 AdmissionAction.ADMIT, "room", f"{len(engines) - len(full)} of {len(engines)} instances have room", full
             )
         return None
+
+    def _classify(self, queued: QueuedRequest, now: float) -> None:
+        queued.is_long = self._length_classes.classify(queued.objective_seconds, queued.prefill_seconds, now)
+
+    def _note_class(self, queued: QueuedRequest) -> None:
+        if self._has_several_classes:
+            return
+        request_class = (queued.tenant, queued.tier)
+        if self._first_class is None:
+            self._first_class = request_class
+        elif request_class != self._first_class:
+            self._has_several_classes = True
 
     def _full_instances(
         self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float, reserved: str | None = None

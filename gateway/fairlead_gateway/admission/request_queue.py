@@ -84,17 +84,49 @@ class QueuedRequest:
         return self.arrived_at + OVERDUE_OBJECTIVES * self.objective_seconds - self.prefill_seconds
 
 
-@dataclass(frozen=True, slots=True)
+class ArrivedRequest(QueuedRequest):
+    """A request of the first tier as it arrives; its other fields have their defaults.
+
+    Why: the constructor of a dataclass is not compiled, and each request makes one.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        id: str,
+        arrived_at: float,
+        objective_seconds: float,
+        prefill_seconds: float,
+        tenant: Hashable,
+        body_bytes: int,
+    ) -> None:
+        self.id = id
+        self.arrived_at = arrived_at
+        self.objective_seconds = objective_seconds
+        self.prefill_seconds = prefill_seconds
+        self.tier = 0
+        self.tenant = tenant
+        self.weight = 1.0
+        self.program_started_at = None
+        self.is_long = False
+        self.body_bytes = body_bytes
+        self.decode_seconds = 0.0
+
+
 class NextRequest:
     """The request to release next, and the rule: `overdue`, `deadline`, `rescue` or `late`.
 
     passes_over_late: late requests were passed over, which brings their turn nearer.
     """
 
-    request: QueuedRequest
-    rule: str
-    reason: str
-    passes_over_late: bool = False
+    __slots__ = ("passes_over_late", "reason", "request", "rule")
+
+    def __init__(self, request: QueuedRequest, rule: str, reason: str, passes_over_late: bool = False) -> None:
+        self.request = request
+        self.rule = rule
+        self.reason = reason
+        self.passes_over_late = passes_over_late
 
 
 _HeapEntry = tuple[float, int, QueuedRequest]

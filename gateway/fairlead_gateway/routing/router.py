@@ -45,7 +45,7 @@ class ModelRouter(RouterState):
         if not endpoints:
             reason = "no instance is ready" if not self._endpoints else "every ready instance was tried"
             return Decision(None, "none", DecisionText(reason))
-        self._cache.drop_match()
+        self._cache.begin_decision()
         retried = self._inflight.is_inflight(request.id)  # a retry counts a prompt only once
         chain, hot = request.chain, self._hot_prefixes
         key = hot.routing_key(chain) if retried else hot.observe(chain, len(self._endpoints))
@@ -129,7 +129,7 @@ class ModelRouter(RouterState):
         """
         if self._assigned is None or not self._endpoint_list:
             return []
-        objective = self._ttft_objective(0.0)
+        objective = self.ttft_objective(0.0)
         moves = self._assigned.plan_moves(
             queued, self._endpoint_list, self.homes, self._calibration.scale, objective_seconds=objective, now=now
         )
@@ -211,7 +211,7 @@ class ModelRouter(RouterState):
         decision = dual_hash.choose(
             candidates,
             mean_backlog_seconds=mean,
-            objective_seconds=self._ttft_objective(prompt),
+            objective_seconds=self.ttft_objective(prompt),
             hot_epoch=dual_hash.LOST_TABLE if self._hot_prefixes.has_lost_table else self._hot_prefixes.epoch,
             unforeseen_share=self._calibration.unforeseen_share,
         )
@@ -234,7 +234,7 @@ class ModelRouter(RouterState):
             candidates,
             homes=homes,
             prompt_tokens=prompt,
-            objective_seconds=self._ttft_objective(prompt),
+            objective_seconds=self.ttft_objective(prompt),
             decision_count=self._decision_count,
         )
 

@@ -151,12 +151,19 @@ class RouterState:
         self._accelerators.update(ready, self._endpoints, model.objectives)
 
     def on_dispatch(
-        self, request: RouteRequest, instance_id: str, now: float, *, prefilled_elsewhere: bool = False
+        self,
+        request: RouteRequest,
+        instance_id: str,
+        now: float,
+        *,
+        prefilled_elsewhere: bool = False,
+        is_waiting: bool = True,
     ) -> None:
         """Records that the request was sent. Its prefill is backlog, and its blocks count as
         cached.
 
         prefilled_elsewhere: another instance computed the prompt.
+        is_waiting: it may still wait for the instance, and then has a place in the order there.
         """
         if request.session_hash is not None:
             self._affinity.put(request.session_hash, instance_id, now)
@@ -200,8 +207,8 @@ class RouterState:
         )
         if self._siblings is not None:
             self._siblings.report_dispatch(self._model_key, request, instance_id)
-        if self._assigned is not None:
-            stay = AssignedRequest(request.id, now, matched, seconds, self._ttft_objective(prompt))
+        if self._assigned is not None and is_waiting:
+            stay = AssignedRequest(request.id, now, matched, seconds, self.ttft_objective(prompt))
             self._assigned.add(request, match.bytes_at(bit), stay)
         if self._inter_token is not None and not prefilled_elsewhere:
             self._inter_token.add_prefill(instance_id, seconds, now)
@@ -303,6 +310,15 @@ class RouterState:
         """Returns the ready endpoints with their loads, sibling workers included."""
         return [(endpoint, self._inflight.total_load(endpoint.load)) for endpoint in self._endpoint_list]
 
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """The ready endpoints; callers do not change the list."""
+        return self._endpoint_list
+
+    def total_load(self, local: EndpointLoad) -> EndpointLoad:
+        """Returns an endpoint's load with that of sibling workers, given this process's part."""
+        return self._inflight.total_load(local)
+
     def endpoint(self, instance_id: str) -> Endpoint | None:
         """Returns the endpoint of a ready instance; None if the instance is not ready."""
         return self._endpoints.get(instance_id)
@@ -372,7 +388,7 @@ class RouterState:
     def _mark_cached(self, endpoint: Endpoint, chain: PrefixChain) -> None:
         self._cache.add(endpoint, chain, self._text_bytes(endpoint.kv_tokens))
 
-    def _ttft_objective(self, prompt: float) -> float:
+    def ttft_objective(self, prompt: float) -> float:
         """Returns the TTFT objective in seconds for a prompt of `prompt` tokens, or the default."""
         limit = self._objectives.ttft_limit_seconds(prompt) if self._ttft_grows else self._ttft_limit
         return DEFAULT_TTFT_SECONDS if limit is None else limit

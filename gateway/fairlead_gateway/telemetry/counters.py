@@ -258,6 +258,11 @@ class ModelCounters(CounterSet):
         self._itl_sum += seconds
         _add_one(self._ints, ITL + bucket_index(SECONDS_BOUNDS, seconds))
 
+    def observe_first_token(self, seconds: float) -> None:
+        """Counts a first token that came `seconds` after the request."""
+        _add_one(self._ints, TTFT + bucket_index(SECONDS_BOUNDS, seconds))
+        self._sums[TTFT_SUM] += seconds
+
     def count_finished(self, outcome: RequestOutcome, limit: int) -> int:
         """Counts the outcome of a routed request; returns the prompt tokens that were computed."""
         self._has_pending = True
@@ -365,6 +370,16 @@ class InstanceCounters(CounterSet):
         self._has_pending = True
         self._gaps += 1
         self._itl_sum += seconds
+
+    def observe_first_token(self, seconds: float, limit_seconds: float | None) -> None:
+        """Counts a first token, and whether it came within its TTFT target, if there is one."""
+        ints = self._ints
+        _add_one(ints, I_FIRST)
+        self._sums[I_TTFT_SUM] += seconds
+        if limit_seconds is not None:
+            _add_one(ints, I_JUDGED_TTFT)
+            if seconds <= limit_seconds:
+                _add_one(ints, I_WITHIN_TTFT)
 
     def count_finished(self, computed: int, output: int) -> None:
         """Counts a finished request, with prompt tokens computed and tokens generated."""

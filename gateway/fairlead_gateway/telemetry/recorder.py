@@ -146,14 +146,8 @@ class MetricsRecorder:
         limit_seconds: its TTFT target; None if there is none.
         """
         series = self._model_counters(model_key)
-        series.ints[at.TTFT + bucket_index(SECONDS_BOUNDS, seconds)] += 1
-        series.sums[at.TTFT_SUM] += seconds
-        instance = self._instance_counters(series, instance_id)
-        instance.ints[at.I_FIRST] += 1
-        instance.sums[at.I_TTFT_SUM] += seconds
-        if limit_seconds is not None:
-            instance.ints[at.I_JUDGED_TTFT] += 1
-            instance.ints[at.I_WITHIN_TTFT] += seconds <= limit_seconds
+        series.observe_first_token(seconds)
+        self._instance_counters(series, instance_id).observe_first_token(seconds, limit_seconds)
 
     def record_inter_token(self, model_key: str, instance_id: str, seconds: float) -> None:
         """Counts one further chunk of a stream, `seconds` after the one before. The most frequent

@@ -115,6 +115,7 @@ class RequestContext:
     """The state of one client request in a worker.
 
     id: the gateway's own; unique, and unknown to other clients
+    caller: under which the request is counted
     http_request, request, route_request: the request as received, parsed, and as routing sees it
     admission: set by admission control
     choice: the instance of the current attempt; None before the first
@@ -127,6 +128,7 @@ class RequestContext:
 
     __slots__ = (
         "admission",
+        "caller",
         "choice",
         "deadline",
         "failures",
@@ -153,6 +155,7 @@ class RequestContext:
         self.http_request = http_request
         self.response = response
         self.id = id
+        self.caller: CallerKey = caller_key(http_request.caller)
         self.request = request
         self.route_request = route_request
         self.admission = AdmissionState()
@@ -164,11 +167,6 @@ class RequestContext:
         self.deadline: float | None = None
         self.trace: TraceRecord | None = None
         self.fingerprint: bytes | None = None
-
-    @property
-    def caller(self) -> CallerKey:
-        """The caller under which the request is counted."""
-        return caller_key(self.http_request.caller)
 
     @property
     def transfer(self) -> Handoff | None:

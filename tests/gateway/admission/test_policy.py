@@ -228,3 +228,25 @@ def test_expiry_costs_the_same_however_many_requests_wait() -> None:
     assert policy.take_expired(1, 50.0) == []
     assert CountingTime.count == 1
     assert [name for name, _ in policy.take_expired(1, 60.02)] == ["r0", "r1", "r2"]
+
+
+def test_loads_are_read_only_where_they_decide() -> None:
+    quick, full = AdmissionPolicy(Limits()), AdmissionPolicy(Limits())
+    loads = engines(0.0, 9.0)
+    for number in range(6):
+        tenant = "second" if number >= 3 else "first"
+        name, now = f"r{number}", float(number)
+        verdict = full.verdict_without_queue(make_request(name, now, tenant=tenant), loads, now)
+        request = make_request(name, now, tenant=tenant)
+        assert quick.admits_at_once(request, now) is (number < 3), "until there are several tenants"
+        assert verdict is not None
+        if number < 3:
+            assert not verdict.full_instances
+        else:
+            classified = quick.verdict_of_classified(request, loads, now)
+            assert classified is not None
+            assert classified.full_instances == verdict.full_instances == {"e1"}
+    blocked = engines(9.0, 9.0)
+    for gate in (quick, full):
+        assert gate.enqueue(make_request("held", 9.0), blocked, 9.0).action is AdmissionAction.QUEUE
+    assert not quick.admits_at_once(make_request("next", 9.0), 9.0)

@@ -7,7 +7,6 @@ which requests are still queued.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from fairlead_gateway.routing.endpoint import Endpoint
 from fairlead_gateway.routing.load.inflight import InflightTracker
@@ -54,7 +53,7 @@ class AssignedQueue:
         """Adds a request. One that is assigned again keeps the time of its first assignment."""
         former = self._entries.get(request.id)
         if former is not None:
-            assignment = replace(assignment, assigned_at=former.assignment.assigned_at)
+            assignment.assigned_at = former.assignment.assigned_at
         self._entries[request.id] = _QueueEntry(request, assignment, cached_bytes)
 
     def forget(self, request_id: str) -> None:

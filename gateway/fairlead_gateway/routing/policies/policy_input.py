@@ -7,7 +7,6 @@ at once.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import xxhash
 
@@ -80,17 +79,23 @@ QueueKey = tuple[float, float, str]
 """The smallest goes first."""
 
 
-@dataclass(frozen=True, slots=True)
 class AssignedRequest:
     """An assigned request that waits for its instance.
 
     - assigned_at: when it was first assigned, in monotonic seconds.
     - cached_tokens: prompt tokens that the instance has cached; `prefill_seconds` is for the
       others.
+
+    Why not a dataclass: its constructor is not compiled, and each request makes one.
     """
 
-    id: str
-    assigned_at: float
-    cached_tokens: float
-    prefill_seconds: float
-    objective_seconds: float
+    __slots__ = ("assigned_at", "cached_tokens", "id", "objective_seconds", "prefill_seconds")
+
+    def __init__(
+        self, id: str, assigned_at: float, cached_tokens: float, prefill_seconds: float, objective_seconds: float
+    ) -> None:
+        self.id = id
+        self.assigned_at = assigned_at
+        self.cached_tokens = cached_tokens
+        self.prefill_seconds = prefill_seconds
+        self.objective_seconds = objective_seconds

@@ -207,10 +207,14 @@ class _InstanceCache:
 
 
 class ApproximatePrefixIndex:
-    """The approximate prefix index of one model. Sizes and capacities are bytes of prompt text."""
+    """The approximate prefix index of one model. Sizes and capacities are bytes of prompt text.
+
+    version: grows with every change of a match.
+    """
 
     def __init__(self, max_blocks: int) -> None:
         self._max_blocks = max_blocks
+        self.version = 0
         self._masks: dict[Hashable, int] = {}
         self._instances: dict[str, _InstanceCache] = {}
         self._free_bits: list[int] = []
@@ -321,6 +325,7 @@ class ApproximatePrefixIndex:
     def _set_bit(self, hashes: tuple[Hashable, ...], known: int, bit: int) -> None:
         masks = self._masks
         index, count = known, len(hashes)
+        self.version += 1
         while index < count:
             digest = hashes[index]
             masks[digest] = (masks.get(digest) or 0) | bit
@@ -362,6 +367,7 @@ class ApproximatePrefixIndex:
         return removed
 
     def _clear_bit(self, digest: Hashable, bit: int) -> None:
+        self.version += 1
         mask = self._masks.get(digest) or 0
         remaining = mask & ~bit
         if remaining:

@@ -40,6 +40,7 @@ class CacheView:
         self._ready_bits = 0
         self._matched_request: RouteRequest | None = None  # whose match is in ``_found``
         self._match = PrefixMatch()
+        self._match_version = 0
 
     def __len__(self) -> int:
         return len(self._index)
@@ -77,8 +78,13 @@ class CacheView:
         return self._index.cached_bytes(endpoint.id)
 
     def drop_match(self) -> None:
-        """Drops the cached match, at the start of another decision."""
+        """Drops the cached match, when a decision has been carried out."""
         self._matched_request = None
+
+    def begin_decision(self) -> None:
+        """Drops the cached match if it may differ now, at the start of another decision."""
+        if self._cached_tokens is not None or self._match_version != self._index.version:
+            self._matched_request = None
 
     def match(self, request: RouteRequest) -> PrefixMatch:
         """Returns how much of the prompt each instance has cached, in bytes.
@@ -89,6 +95,7 @@ class CacheView:
             tokens = None if self._cached_tokens is None else self._cached_tokens(request)
             if tokens is None:
                 self._match = self._index.match(request.chain.hashes, request.chain.ends)
+                self._match_version = self._index.version
             else:
                 self._match = self._match_of_tokens(tokens)
             self._matched_request = request

@@ -33,7 +33,7 @@ _LARGE_BLOCK: Final = 4096
 _SMALL_BLOCKS: Final = _SMALL_UNTIL // _SMALL_BLOCK
 _MIDDLE_BLOCKS: Final = (_MIDDLE_UNTIL - _SMALL_UNTIL) // _MIDDLE_BLOCK
 _DEFAULT_BLOCKS: Final = Limits().prefix_blocks
-_HASH: Final[Callable[[Any, Any], Any]] = xxhash.xxh3_64_intdigest
+_HASH: Final[Callable[..., Any]] = xxhash.xxh3_64_intdigest
 """Typed `Any`, so that its results stay objects.
 
 Why: compiled code would convert 64-bit numbers to its own integers and back at every step.
@@ -69,7 +69,8 @@ class PrefixChain:
 
 def chain_seed(secret: bytes, seed: bytes) -> int:
     """Returns the 64-bit start of a chain from the secret and the seed."""
-    return xxhash.xxh3_64_intdigest(secret + b"\0" + seed)
+    start: int = _HASH(secret + b"\0" + seed)
+    return start
 
 
 def prefix_chain(

@@ -39,7 +39,7 @@ from fairlead_gateway.admission.policy import (
     AdmissionVerdict,
     Admitted,
 )
-from fairlead_gateway.admission.request_queue import QueuedRequest
+from fairlead_gateway.admission.request_queue import ArrivedRequest
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
 from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.telemetry import MetricsRecorder
@@ -235,11 +235,13 @@ class ModelAdmission:
         Sets `context.admission.request` if the policy decides, and on True `full_instances`.
         """
         policy = self._policy
-        if (
-            self._is_plain
+        has_headroom = (
+            self._has_ready
             and not self._queued
+            and not self._is_disaggregated
             and policy.kv_capacity.has_headroom(context.route_request, self._min_kv_tokens)
-        ):
+        )
+        if has_headroom and self._is_plain:
             return True
         if not self._expects_instance and not self._routers.ready_instances(self._key):
             return True  # routing reports the missing instance
@@ -247,7 +249,12 @@ class ModelAdmission:
             return True
         now = self._now()
         request = context.admission.request = self._admission_request(context)
-        verdict = policy.verdict_without_queue(request, self._engine_loads(now), now)
+        if has_headroom:
+            if policy.admits_at_once(request, now):
+                return True
+            verdict = policy.verdict_of_classified(request, self._engine_loads(now), now)
+        else:
+            verdict = policy.verdict_without_queue(request, self._engine_loads(now), now)
         if verdict is None:
             return False
         context.admission.full_instances = verdict.full_instances
@@ -351,23 +358,22 @@ class ModelAdmission:
             self._refuse(request_id, self._routers.no_ready_instance(self._key, self._now()))
 
     def _admission_request(self, context: RequestContext) -> AdmissionRequest:
-        route_request, model = context.route_request, self._model
+        route_request = context.route_request
         router = self._load_router()
         assert router is not None
-        assert model is not None
-        prompt, loads = router.prompt_tokens(route_request), router.endpoint_loads()
+        prompt, endpoints = router.prompt_tokens(route_request), router.endpoints
         # Only callers are a reason to queue before prefill instances, so all have one objective.
-        limit = None if self._is_disaggregated else model.objectives.ttft_limit_seconds(prompt)
+        limit = DEFAULT_TTFT_SECONDS if self._is_disaggregated else router.ttft_objective(prompt)
         cached = prompt - router.uncached_tokens(route_request)
-        prefill_seconds = loads[0][0].profile.prefill_time(prompt, cached) if loads else 0.0
+        prefill_seconds = endpoints[0].profile.prefill_time(prompt, cached) if endpoints else 0.0
         caller = context.caller
-        queued = QueuedRequest(
+        queued = ArrivedRequest(
             context.id,
             context.http_request.received_at,
-            DEFAULT_TTFT_SECONDS if limit is None else limit,
+            limit,
             prefill_seconds,
-            tenant=caller,
-            body_bytes=len(context.request.body),
+            caller,
+            len(context.request.body),
         )
         return AdmissionRequest(queued, route_request, prompt, caller)
 
@@ -386,17 +392,18 @@ class ModelAdmission:
         router = self._load_router()
         if router is None:
             return []
-        return [
-            self._policy.engine_load(
-                endpoint.id,
-                load.backlog_seconds,
-                endpoint.profile.prefill_time(endpoint.profile.step_tokens),
-                self._kv_tokens.get(endpoint.id),
-                max(0.0, load.inflight_tokens - endpoint.load.inflight_tokens),
-                now,
+        loads: list[EngineLoad] = []
+        for endpoint in router.endpoints:
+            local = endpoint.load
+            load = router.total_load(local)
+            other_tokens = 0.0 if load is local else max(0.0, load.inflight_tokens - local.inflight_tokens)
+            kv_tokens = self._kv_tokens.get(endpoint.id)
+            loads.append(
+                self._policy.engine_load(
+                    endpoint.id, load.backlog_seconds, endpoint.full_step_seconds, kv_tokens, other_tokens, now
+                )
             )
-            for endpoint, load in router.endpoint_loads()
-        ]
+        return loads
 
     def _schedule_release(self) -> None:
         """Schedules one check of the queue for all events of this iteration of the event loop.

@@ -21,6 +21,7 @@ from fairlead_gateway.worker.resilience.outlier_detection import MAX_REASONS, Ou
 from fairlead_gateway.worker.resilience.retry_after import StartupTimes, retry_after_for_backlog
 
 _NO_INSTANCES: Final[dict[str, Instance]] = {}
+_NONE_EJECTED: Final[Mapping[str, str]] = {}
 
 
 class RoleRouters:
@@ -106,14 +107,17 @@ class RoleRouters:
         other one is usable, the decision's `chosen` is None.
         """
         router = self._routers.get(key)
-        ejected: Mapping[str, str] = {}
+        ejected = _NONE_EJECTED
         if self._outlier_detector.has_unhealthy:
             candidates = [name for name in self.ready_instances(key) if name not in excluded]
             ejected = self._outlier_detector.ejected(candidates, now)
         decision: Decision | None = None
         if router is not None:
-            choose = router.preview if preview else router.choose_instance
-            decision = choose(request, now, excluded=excluded.union(ejected) if ejected else excluded)
+            rejected_ids = excluded.union(ejected) if ejected else excluded
+            if preview:
+                decision = router.preview(request, now, excluded=rejected_ids)
+            else:
+                decision = router.choose_instance(request, now, excluded=rejected_ids)
         if decision is not None and ejected:
             rejected = tuple([RejectedCandidate(name, reason) for name, reason in islice(ejected.items(), MAX_REASONS)])
             decision = decision.with_text(rejected=decision.rejected + rejected)

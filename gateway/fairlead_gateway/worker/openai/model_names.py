@@ -5,7 +5,7 @@ A client writes `namespace/name`, or the bare name if it is unique.
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import takewhile
 
 from fairlead.errors import BadInput
@@ -25,9 +25,28 @@ def resolve_model(name: str, fleet: Fleet) -> Model:
     return resolve_model_entry(name, fleet)[1]
 
 
-def resolve_model_entry(name: str, fleet: Fleet) -> tuple[str, Model]:
-    """Returns key and model that a client's name means. Raises as `resolve_model`."""
-    key = _resolve_key(name, fleet)
+def client_names(fleet: Fleet) -> dict[str, str]:
+    """Returns the keys of all models by the names that clients may write.
+
+    Why: a request looks its model up here, and does not look at every model of the fleet.
+    """
+    keys: dict[str, str | None] = {}
+    for key, model in fleet.models.items():
+        for name in dict.fromkeys((*model.served_names, *(() if model.shadowed else (model.name,)))):
+            keys[name] = None if name in keys else key
+    found = {name: key for name, key in keys.items() if key is not None}
+    found.update({key: key for key in fleet.models})
+    return found
+
+
+def resolve_model_entry(name: str, fleet: Fleet, names: Mapping[str, str] | None = None) -> tuple[str, Model]:
+    """Returns key and model that a client's name means. Raises as `resolve_model`.
+
+    names: the fleet's `client_names`, if they are known.
+    """
+    key = None if names is None else names.get(name)
+    if key is None:
+        key = _resolve_key(name, fleet)
     if key is None:
         try:
             key = _resolve_key(normalize_model_name(name), fleet)

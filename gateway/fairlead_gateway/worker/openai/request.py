@@ -5,6 +5,7 @@ only. Two more changes are made to a body. The usage of a stream is requested, s
 on request only. `field_policy` removes fields, or refuses the request.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -130,22 +131,27 @@ def release_raw_fields(fields: CommonFields) -> None:
             setattr(fields, name, _NULL)
 
 
-def parse_request(path: str, body: bytes, fleet: Fleet, limits: Limits) -> ModelRequest:
+def parse_request(
+    path: str, body: bytes, fleet: Fleet, limits: Limits, names: Mapping[str, str] | None = None
+) -> ModelRequest:
     """Parses a request for a model, and makes the body that its engine gets.
 
+    names: the fleet's `client_names`, if they are known.
     Raises BadRequest, which names the field, and UnknownModel, which names similar models.
     """
-    return build_model_request(path, parse_body(BODY_TYPES[path], body, limits), body, fleet, limits)
+    return build_model_request(path, parse_body(BODY_TYPES[path], body, limits), body, fleet, limits, names)
 
 
-def build_model_request(path: str, parsed: ParsedBody, body: bytes, fleet: Fleet, limits: Limits) -> ModelRequest:
+def build_model_request(
+    path: str, parsed: ParsedBody, body: bytes, fleet: Fleet, limits: Limits, names: Mapping[str, str] | None = None
+) -> ModelRequest:
     """Returns the request of a parsed body.
 
     Raises BadRequest for a field that clients may not set, and UnknownModel, which names similar
     models.
     """
     client_body = body
-    key, model = resolve_model_entry(parsed.model, fleet)
+    key, model = resolve_model_entry(parsed.model, fleet, names)
     if parsed.members is not None or model.requests.unknown_fields is not _PASS:
         body = apply_field_policy(body, parsed.members, path, model)
     name = model.name

@@ -161,7 +161,7 @@ def check_depth(body: bytes, limits: Limits) -> None:
         body, b"[", limits.json_depth // 2
     ):
         return
-    unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in body else body
+    unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"") if body.find(b"\\") >= 0 else body
     marks = _PLAIN_STRING.sub(b"", unescaped.translate(None, _NON_STRUCTURAL_BYTES))
     depth = deepest = count = 0
     is_in_string = False

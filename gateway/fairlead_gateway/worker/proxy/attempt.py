@@ -138,7 +138,7 @@ class Attempt:
         assert router is not None
         has_transfer = context.transfer is not None
         if context.admission.counted_at != self.instance_id:
-            router.on_dispatch(route_request, self.instance_id, now, prefilled_elsewhere=has_transfer)
+            router.on_dispatch(route_request, self.instance_id, now, prefilled_elsewhere=has_transfer, is_waiting=False)
         dispatcher.admission.on_dispatch(context, now)
         if dispatcher.prompt_samples is not None and router.is_indexed:
             dispatcher.prompt_samples.offer(context.request, route_request)

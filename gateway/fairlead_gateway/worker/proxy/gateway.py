@@ -29,6 +29,7 @@ from fairlead_gateway.worker.api_keys import ApiKeys
 from fairlead_gateway.worker.body_check.caller_limit import LargeBodyLimit, LargeBodyTurns
 from fairlead_gateway.worker.body_check.client import BodyChecker
 from fairlead_gateway.worker.memory_pressure import MemoryPressure, MemoryShare
+from fairlead_gateway.worker.openai.model_names import client_names
 from fairlead_gateway.worker.openai.passthrough import (
     PASSTHROUGH_METHODS,
     build_passthrough_request,
@@ -144,11 +145,13 @@ class Gateway(RequestLifecycle):
         self._large_bodies = LargeBodyLimit(limits.caller_large_bodies_bytes)
         self._large_body_turns = LargeBodyTurns()
         self._is_loaded = self._is_draining = self._has_drain_ended = False
+        self._client_names: dict[str, str] = {}
         self._inflight: dict[str, asyncio.Task[None] | FastPathExchange] = {}
 
     def update_fleet(self, fleet: Fleet) -> None:
         """Replaces the fleet; requests in flight stay where they are."""
         self.stack.update_fleet(fleet)
+        self._client_names = client_names(fleet)
         self._is_loaded = True
         self._limit_connections(sum(map(len, fleet.instances.values())))
 
@@ -321,7 +324,7 @@ class Gateway(RequestLifecycle):
     def _parse(self, http_request: HttpRequest, fleet: Fleet, request_id: str) -> tuple[ModelRequest, RouteRequest]:
         head, body, limits = http_request.head, http_request.body, self.runtime.limits
         if head.path in BODY_TYPES:
-            request = parse_request(head.path, body, fleet, limits)
+            request = parse_request(head.path, body, fleet, limits, self._client_names)
         else:
             request = parse_passthrough_request(head, body, fleet, limits)
         return request, build_route_request(request, head, request_id, self.stack.routers.secret)

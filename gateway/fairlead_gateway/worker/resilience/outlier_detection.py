@@ -167,7 +167,7 @@ class OutlierDetector:
             self.ejection_records.end(instance)
         if record.consecutive_failures:
             record.clear_failures()
-        if record.state is HealthState.PROBING and record.is_probed:
+        if record.is_probed and record.state is HealthState.PROBING:
             record.state, record.since, record.warm_up_credit, record.is_probed = HealthState.WARMING, now, 0.0, False
             self.ejection_records.cancel_probe(instance)
 

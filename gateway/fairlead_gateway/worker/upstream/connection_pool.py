@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.limits import Limits
+from fairlead_gateway.http.timers import TaskDeadline
 from fairlead_gateway.worker.upstream.connect_errors import connect_error, is_exhaustion
 from fairlead_gateway.worker.upstream.connection import (
     ConnectionOwner,
@@ -73,7 +74,7 @@ class ConnectionPool(ConnectionOwner):
             tls = name = None
             if url.scheme == "https":
                 tls, name = self.credentials.tls_context(self.credentials.auth_for(address)), host
-            async with asyncio.timeout(self.limits.connect_seconds):
+            with TaskDeadline(self.loop, self.limits.connect_seconds):
                 connection = EngineConnection(self, address)
                 protocol = cast(asyncio.Protocol, connection)
                 if resolve is not None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from fairlead.errors import FairleadError
 from fairlead.fleet.model import Instance
+from fairlead_gateway.http.timers import TaskDeadline
 from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
 from fairlead_gateway.worker.upstream.connection import ResponseSink, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
@@ -96,7 +97,7 @@ async def call_engine(
     rank, namespace = (None, "") if instance is None else (instance.dp_rank, instance.namespace)
     buffered = BufferedBytes(pool.response_memory, namespace)
     try:
-        async with asyncio.timeout(seconds):
+        with TaskDeadline(pool.loop, seconds):
             return await _exchange(pool, address, message, seconds, rank, buffered)
     except TimeoutError:
         raise EngineCallFailed(f"no answer within {seconds:g} s", cause="timeout", is_suspicious=True) from None

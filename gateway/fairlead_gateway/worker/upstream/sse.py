@@ -119,14 +119,10 @@ class SseScanner:
         if not head:
             return False
         end = len(chunk) - self._tail_bytes
-        return (
-            end >= head
-            and chunk.startswith(self._head)
-            and chunk.endswith(self._tail)
-            and chunk.find(_QUOTE, head, end) < 0
-            and chunk.find(_BRACKET, head, end) < 0
-            and (end - head != _WORD_BYTES or chunk[head:end] not in _WORDS)
-        )
+        if end < head or not chunk.startswith(self._head) or not chunk.endswith(self._tail):
+            return False
+        text = chunk[head:end]
+        return _QUOTE not in text and _BRACKET not in text and (end - head != _WORD_BYTES or text not in _WORDS)
 
     def _remember_frame(self, chunk: bytes) -> None:
         """Remembers the bytes around the text of an event in which nothing was found."""

@@ -1,0 +1,32 @@
+"""The table of names that clients may write: the same models as a look at the whole fleet."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead.fleet.model import Fleet, Model
+from fairlead_gateway.errors import GatewayError
+from fairlead_gateway.worker.openai.model_names import client_names, resolve_model_entry
+
+NAMES = st.sampled_from(["a", "b", "x/a", "y/a", "x/b"])
+MODELS = st.builds(
+    Model,
+    namespace=st.sampled_from(["x", "y"]),
+    name=st.sampled_from(["a", "b"]),
+    shadowed=st.booleans(),
+    served_names=st.lists(NAMES, max_size=3).map(tuple),
+)
+
+
+def resolve(name: str, fleet: Fleet, names: dict[str, str] | None) -> object:
+    try:
+        return resolve_model_entry(name, fleet, names)
+    except GatewayError as error:
+        return str(error)
+
+
+@given(st.lists(MODELS, max_size=4))
+def test_every_name_means_the_same_model_with_the_table_as_without(models: list[Model]) -> None:
+    fleet = Fleet(models={model.key: model for model in models})
+    names = client_names(fleet)
+    for name in ("a", "b", "x/a", "y/a", "x/b", "y/b", "c", "A", " a", ""):
+        assert resolve(name, fleet, names) == resolve(name, fleet, None)
