@@ -13,8 +13,11 @@ from fuzzing.target import Target, cuttings
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.limits import Limits
-from fairlead_gateway.worker.upstream.connection import EngineConnection, ResponseSink, UpstreamError
+from fairlead.runtime.clock import ManualClock
+from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
+from fairlead_gateway.worker.upstream.response import EngineResponse
 
 _LIMITS = Limits(response_head_bytes=2_000)
 _ADDRESS = "http://127.0.0.1:1"
@@ -50,58 +53,50 @@ class _Line(asyncio.Transport):
         return 0
 
 
-class _RecordingSink(ResponseSink):
-    """Records the response of a request."""
+class _RecordedResponse:
+    """The response to a request, and each of its ends.
 
-    def __init__(self) -> None:
-        self.status = 0
-        self.fields: dict[bytes, bytes] = {}
-        self.parts: list[bytes] = []
+    Why the gateway's own sink: where the gateway is compiled, no interpreted class can be one.
+    """
+
+    def __init__(self, runtime: WorkerRuntime) -> None:
         self.ends: list[str] = []
+        self.sink = EngineResponse(
+            runtime,
+            stream_requested=False,
+            strip_usage=False,
+            is_passthrough=False,
+            on_silence=lambda: 0.0,
+            on_verdict=self._on_verdict,
+        )
 
-    def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
-        """Records the head."""
-        assert not self.status
-        assert 200 <= status <= 999, status
-        self.status, self.fields = status, dict(fields)
-
-    def on_body(self, chunks: list[bytes], complete: bool) -> None:
-        """Records parts of the body."""
-        assert self.status
-        assert not self.ends, "something behind the end"
-        self.parts += chunks
-        if complete:
-            self.ends.append("complete")
-
-    def on_error(self, error: UpstreamError) -> None:
-        """Records the end."""
-        assert not self.ends, "broken off twice"
-        self.ends.append(error.cause)
-
-    def on_silence(self) -> float:
-        """Is not called."""
-        return 0.0
+    def _on_verdict(self, error: UpstreamError | None) -> None:
+        assert not self.ends, "ended twice"
+        assert self.sink.is_complete == (error is None)
+        assert error is not None or 200 <= self.sink.status <= 999, self.sink.status
+        self.ends.append("complete" if error is None else error.cause)
 
     def result(self) -> tuple[object, ...]:
         """Returns all that was recorded."""
-        return self.status, tuple(sorted(self.fields.items())), b"".join(self.parts), self.ends
+        return self.sink.status, tuple(sorted(self.sink.headers.items())), self.sink.buffered_body, self.ends
 
 
 class _Place:
-    """A connection pool on a loop that is replaced now and then."""
+    """A connection pool and its runtime, on a loop that is replaced now and then."""
 
     def __init__(self) -> None:
         self._left = 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def pool(self) -> ConnectionPool:
-        """Returns the current pool."""
+    def current(self) -> tuple[ConnectionPool, WorkerRuntime]:
+        """Returns the current pool and runtime."""
         self._left -= 1
         if self._left < 0:
             self.close()
             self._left, self._loop = _RENEWED, asyncio.new_event_loop()
             self._pool = ConnectionPool(_LIMITS, self._loop, EngineCredentials({}, self._loop.time))
-        return self._pool
+            self._runtime = WorkerRuntime(ManualClock(), _LIMITS, self._loop)
+        return self._pool, self._runtime
 
     def close(self) -> None:
         """Closes the loop."""
@@ -113,18 +108,19 @@ _place = _Place()
 atexit.register(_place.close)
 
 
-def answered(pieces: list[bytes]) -> _RecordingSink:
+def answered(pieces: list[bytes]) -> _RecordedResponse:
     """Returns the result of these bytes, after which the engine closes."""
-    connection, line, sink = EngineConnection(_place.pool(), _ADDRESS), _Line(), _RecordingSink()
+    pool, runtime = _place.current()
+    connection, line, response = EngineConnection(pool, _ADDRESS), _Line(), _RecordedResponse(runtime)
     connection.connection_made(line)
-    connection.send_request([b"GET / HTTP/1.1\r\n\r\n"], sink, 5.0)
+    connection.send_request([b"GET / HTTP/1.1\r\n\r\n"], response.sink, 5.0)
     for piece in pieces:
         if line.closed:
             break
         connection.data_received(piece)
     connection.connection_lost(None)
-    assert len(sink.ends) == 1, "a request that never ends"
-    return sink
+    assert len(response.ends) == 1, "a request that never ends"
+    return response
 
 
 def check(data: bytes) -> Hashable:
@@ -135,8 +131,9 @@ def check(data: bytes) -> Hashable:
         if whole.ends == again.ends == ["complete"]:
             assert again.result() == whole.result(), "cut otherwise, another answer"
         else:
-            assert again.status in (0, whole.status) or not whole.status, "cut otherwise, another head"
-    return whole.status, whole.ends[0], len(whole.parts), tuple(sorted(whole.fields))[:4]
+            first, second = whole.sink.status, again.sink.status
+            assert second in (0, first) or not first, "cut otherwise, another head"
+    return whole.sink.status, whole.ends[0], bool(whole.sink.buffered_body), tuple(sorted(whole.sink.headers))[:4]
 
 
 WORDS = [
