@@ -1,10 +1,10 @@
 """Learning: updates the state with one tick's engine speeds, lengths, load and idle gaps."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.performance.measured_slowdown import update_engine_speed
+from fairlead_autoscaler.core.performance.running_answers import update_running_answers
 from fairlead_autoscaler.core.performance.startup_time import update_startup_times, update_wake_times
 from fairlead_autoscaler.core.settings import LengthSettings
 from fairlead_autoscaler.core.signals.tick import Tick
@@ -24,7 +24,7 @@ from fairlead_autoscaler.core.workload.shape_histogram import ShapeHistogram
 
 def learn(state: CoreState, tick: Tick, observation: Observation) -> CoreState:
     """Returns the state with what a tick shows of idle gaps, pools, shapes, lengths and load."""
-    state = replace(state, silence=_learn_idle_gaps(state.silence, tick), pools=_learn_pools(state.pools, tick))
+    state = replace(state, silence=_learn_idle_gaps(state.silence, tick), pools=_learn_pools(state, tick))
     if observation.shapes is not None and tick.missing_seconds is None and has_pool_choice(tick.model):
         shapes = state.shapes or ShapeHistogram.empty(tick.now)
         state = replace(state, shapes=shapes.with_requests(tick.now, observation.shapes))
@@ -39,21 +39,27 @@ def _learn_idle_gaps(before: IdleGaps, tick: Tick) -> IdleGaps:
     return record_arrival(before, tick.now) if is_busy or before.last_arrival is None else before
 
 
-def _learn_pools(before: Mapping[str, PoolMemory], tick: Tick) -> dict[str, PoolMemory]:
+def _learn_pools(state: CoreState, tick: Tick) -> dict[str, PoolMemory]:
     """Returns the pools' memories with the tick's engine speeds, startup times and wake times."""
+    before = state.pools
     after = dict(before)
     for spec in tick.model.pools:
         if (pool := tick.pools.get(spec.name)) is None:
             continue
         memory = before.get(spec.name, PoolMemory())
-        speed = memory.speed
+        speed, answers = memory.speed, memory.answers
         totals = tick.signals.pools.get(spec.name)
         if totals is not None and spec.role is not Role.PREFILL:
             speed = update_engine_speed(speed, totals.gap_samples, spec, tick.seconds, tick.settings.speed)
+            request = mean_request(state.lengths, Role.SERVE)
+            answers = update_running_answers(
+                answers, totals.resident_tokens, totals.resident_sequences, request, tick.seconds
+            )
         after[spec.name] = replace(
             memory,
             seen_at=tick.now,
             speed=speed,
+            answers=answers,
             starts=update_startup_times(memory.starts, pool),
             wakes=update_wake_times(memory.wakes, pool),
         )

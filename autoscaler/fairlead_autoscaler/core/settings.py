@@ -81,9 +81,9 @@ class SpeedSettings:
 class BudgetSettings:
     """Settings of the error budget, and of what counted misses teach."""
 
-    budget_reserve: float = 0.9
     goal_least: float = 0.25
-    goal_most: float = 5.0
+    goal_usual: float = 1.3
+    goal_most: float = 2.5
     budget_spend_seconds: float = 3_600.0
     evidence_seconds: float = 1_800.0
     evidence_prior: float = 10.0
@@ -132,7 +132,7 @@ class ScaleDownSettings:
     window_least_seconds: float = 60.0
     window_startups: float = 2.0
     lasting_seconds: float = 60.0
-    down_room: float = 0.5
+    down_room: float = 0.6
     down_every_seconds: float = 60.0
     down_least_seconds: float = 15.0
     down_share: float = 0.5

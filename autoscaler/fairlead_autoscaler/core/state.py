@@ -12,6 +12,7 @@ import msgspec
 from fairlead.errors import BadInput
 from fairlead_autoscaler.core.performance.error_budget import ErrorBudget
 from fairlead_autoscaler.core.performance.measured_slowdown import EngineSpeed
+from fairlead_autoscaler.core.performance.running_answers import RunningAnswers
 from fairlead_autoscaler.core.performance.startup_time import StartupTimes
 from fairlead_autoscaler.core.signals.consistency import ConsistencyState
 from fairlead_autoscaler.core.signals.tick import TickClock
@@ -44,6 +45,7 @@ class PoolMemory:
     wakes: Mapping[str, StartupTimes] = field(default_factory=dict)
     rest: NeedWindow = field(default_factory=NeedWindow)
     replacing: int = 0
+    answers: RunningAnswers = field(default_factory=RunningAnswers)
 
 
 @dataclass(frozen=True, slots=True)

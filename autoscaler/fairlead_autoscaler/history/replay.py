@@ -119,7 +119,7 @@ def parse_changes(texts: Iterable[str]) -> SettingChanges:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
-            raise BadInput(f"--set: {text!r} has no value", field="--set", hint="write it like budget_reserve=0.8")
+            raise BadInput(f"--set: {text!r} has no value", field="--set", hint="write it like goal_usual=0.8")
         if name in _MODEL_FIELDS:
             model[_MODEL_FIELDS[name]] = _parse_value(name, value, 0.0)
         elif name in DEFAULT_VALUES:
@@ -127,7 +127,7 @@ def parse_changes(texts: Iterable[str]) -> SettingChanges:
         else:
             close = closest_matches(name, [*_MODEL_FIELDS, *DEFAULT_VALUES], count=1)
             others = (
-                "the core's, such as budget_reserve or window_seconds: see the documentation, "
+                "the core's, such as goal_usual or window_seconds: see the documentation, "
                 f"{ADDRESSES.documentation_page('reference/autoscaler.html')}"
             )
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_MODEL_FIELDS)} and {others}"

@@ -5,7 +5,7 @@
         [--traces FOLDER] [--oracles FILE] [--series] [--preempting | --fleet]
 
 The default controller is the production core; ``--set`` changes one of its settings
-(``budget_reserve=0.8``), or a parameter of a preset (``target=10``). ``MODULE:NAME`` is called with
+(``goal_usual=0.8``), or a parameter of a preset (``target=10``). ``MODULE:NAME`` is called with
 the scenario's ``ModelSpec`` and returns an object with ``step(observation)``. The command runs
 compiled after ``scripts/compile.py --sim``.
 """

@@ -169,23 +169,23 @@ def test_models_and_objectives_are_told_apart() -> None:
 
 
 def test_settings_are_read_by_their_kind() -> None:
-    changes = parse_changes(["budget_reserve=0.8", "short_bins=4", "freeze=true", "target=0.95", "itl=0.1"])
+    changes = parse_changes(["goal_usual=0.8", "short_bins=4", "freeze=true", "target=0.95", "itl=0.1"])
     assert changes == SettingChanges(
-        {"budget_reserve": 0.8, "short_bins": 4, "freeze": True}, {"target": 0.95, "itl_seconds": 0.1}
+        {"goal_usual": 0.8, "short_bins": 4, "freeze": True}, {"target": 0.95, "itl_seconds": 0.1}
     )
     model, settings = changes.apply_to(recorded(1)[0])
     assert (model.target, model.itl_seconds) == (0.95, 0.1)
-    assert settings == ScalingSettings().with_values({"budget_reserve": 0.8, "short_bins": 4, "freeze": True})
+    assert settings == ScalingSettings().with_values({"goal_usual": 0.8, "short_bins": 4, "freeze": True})
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "budget_reserve",
-        "budget_reserve=",
-        "budget_reserve=much",
-        "budget_reserve=nan",
-        "budget_reserve=inf",
+        "goal_usual",
+        "goal_usual=",
+        "goal_usual=much",
+        "goal_usual=nan",
+        "goal_usual=inf",
         "freeze=maybe",
         "budget_reserv=1",
         "short_bins=1.5",

@@ -3,10 +3,14 @@
 The SLO lets a share of the requests of a period miss. What is left of it is spent over the next
 hour:
 
-    goal = reserve · allowed + left / requests of an hour
+    goal = usual · allowed + left / requests of an hour
 
 within fixed multiples of the allowed share. So a day has more to spend after good hours, and less
 after a failure. What whole replicas save above the demand is spent by the next rounding.
+
+The usual goal is above the allowed share: predictions are rather too high, and replicas are whole.
+Where they are not too high, the budget is overspent until the goal has fallen to the allowed share.
+By then (usual - 1) times the misses of an hour are overspent, and it stays at that.
 """
 
 import math
@@ -52,7 +56,7 @@ class ErrorBudget:
 
         allowed: the share that may miss by the SLO.
         """
-        goal = settings.budget_reserve
+        goal = settings.goal_usual
         if self.hour_requests >= _MIN_REQUESTS:
             goal += self.left(allowed) / self.hour_requests / allowed
         return allowed * min(settings.goal_most, max(settings.goal_least, goal))

@@ -7,8 +7,8 @@
   exp(-s·(1 - p)·x/S), with S the seconds of a prompt. What waits beyond the TTFT target is late.
 - **Batch and memory** are queues of the same kind. Their servers are the sequences that fit, and
   the seconds of service those of an answer. A running sequence is size-biased: long answers run for
-  longer. So it holds the prompt and twice the mean answer, if lengths are exponential. Sizes that
-  are not equal leave gaps: as many servers count as sequences of equal size would have.
+  longer. How much longer than the mean is learned (`running_answers`). Sizes that are not equal
+  leave gaps: as many servers count as sequences of equal size would have.
 - **Short answers between chunks.** A step with a full chunk may take longer than the TPOT target,
   which is for the mean gap of an answer. An answer of o tokens misses if over `within`·o of its
   steps carry a chunk. Chunks come in prompts of θ chunks, size-biased. The odds are exp(-o·I), by
@@ -106,7 +106,7 @@ class _Fleet:
 
     def _without_memory(self) -> float:
         request = self._request
-        size = request.prompt_tokens + 2.0 * request.output_tokens
+        size = request.prompt_tokens + request.running_answer * request.output_tokens
         variance = request.prompt_variability * request.prompt_tokens**2 + request.output_tokens**2
         memory = max(float(self._step.kv_tokens), size)
         resident = (self._sequences + self._rate * self._prefill) * size

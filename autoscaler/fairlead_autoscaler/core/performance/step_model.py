@@ -23,12 +23,14 @@ class MeanRequest:
 
     cached_share: share of the prompt tokens that is cached, 0..1.
     prompt_variability: variance of prompt lengths, in squares of their mean.
+    running_answer: answer of a running sequence, in mean answers.
     """
 
     prompt_tokens: float
     output_tokens: float
     cached_share: float = 0.0
     prompt_variability: float = 1.0
+    running_answer: float = 2.0
 
     @property
     def computed_tokens(self) -> float:

@@ -93,6 +93,8 @@ class PoolTotals:
     prompt_tokens, cached_tokens: of replicas that report both.
     slow_tokens: generated tokens of replicas whose mean gap misses the target. A target is for the
         mean gap of a request, which no histogram of single gaps shows.
+    resident_tokens, resident_sequences: tokens in KV memory and running sequences, of replicas that
+        report both.
     in_flight_by_replica: running and queued requests of replicas that also report finished ones.
     """
 
@@ -110,6 +112,8 @@ class PoolTotals:
     ttft_counts: tuple[float, ...]
     itl_counts: tuple[float, ...]
     slow_tokens: float
+    resident_tokens: float
+    resident_sequences: float
     in_flight_by_replica: dict[str, float]
     finished_by_replica: dict[str, float]
 
@@ -130,6 +134,7 @@ def pool_totals(pool: PoolObservation, spec: PoolSpec, itl_seconds: float | None
     if serving and not reporting:
         return None
     running = waiting = prompt = cached = generated = finished = first = slow = 0.0
+    tokens_in_memory = sequences = 0.0
     in_flight: dict[str, float] = {}
     finished_by_replica: dict[str, float] = {}
     read_replicas = 0
@@ -145,6 +150,9 @@ def pool_totals(pool: PoolObservation, spec: PoolSpec, itl_seconds: float | None
         running += (runs or 0.0) - queued
         waiting += (waits or 0.0) + queued
         finished += ended or 0.0
+        if runs is not None and (share := valid_number(replica.kv_share)) is not None and spec.profile is not None:
+            tokens_in_memory += min(1.0, share) * spec.profile.kv_tokens
+            sequences += runs
         computed, hit = valid_number(replica.prompt_tokens), valid_number(replica.cached_tokens)
         if computed is not None and hit is not None:
             prompt, cached = prompt + computed, cached + hit
@@ -168,6 +176,8 @@ def pool_totals(pool: PoolObservation, spec: PoolSpec, itl_seconds: float | None
         ttft_counts=_sum_histograms(replica.ttft_counts for replica in reporting if valid_number(replica.first_tokens)),
         itl_counts=_sum_histograms(replica.itl_counts for replica in reporting if valid_number(replica.finished)),
         slow_tokens=slow,
+        resident_tokens=tokens_in_memory,
+        resident_sequences=sequences,
         in_flight_by_replica=in_flight,
         finished_by_replica=finished_by_replica,
     )

@@ -144,6 +144,8 @@ def group_inputs(state: CoreState, tick: Tick, group: PoolGroup) -> GroupInputs:
     # With it, any division would seem right.
     decode_prefill = decode_prefill_share(state.lengths) if tick.model.replicas_most is None else NO_DECODE_PREFILL
     request = mean_request(state.lengths, group.role, decode_prefill)
+    answers = state.pools[group.pools[0].name].answers.factor(request.output_tokens)
+    request = replace(request, running_answer=answers)
     slowdowns = {pool.name: state.pools[pool.name].speed.slowdown(settings.speed) for pool in group.pools}
     memory = state.groups.get(group.role.value)
     budget = ErrorBudget() if memory is None else memory.budget

@@ -147,7 +147,7 @@ class _GroupSizer:
         ready = inputs.ready_replicas(tick)
         predicted = MissedShares()
         if ready > 0.0 and demand.current_level > 0.0:
-            load = ExpectedLoad(demand.current_level * inputs.capacity.requests_per_second, memory.deviation or 0.0)
+            load = ExpectedLoad(demand.current_level * inputs.capacity.requests_per_second)
             predicted = inputs.replica_model(inputs.first_pool, tick).missed(load, ready)
         is_representative = ready > 0.0 and tick.now - memory.short_at > tick.settings.budget.short_seconds
         sample = BudgetSample(
@@ -321,14 +321,16 @@ def _stabilize(
         last = before.need or 0.0
         if tick.missing_seconds is not None and tick.missing_seconds >= settings.signals.blind_hold_seconds:
             known_until = tick.now - tick.missing_seconds
-            highest = max([last, *[need for at, need in known.needs if at <= known_until]])
+            kept = before.recent_needs[-1][1] if before.recent_needs else last
+            # The window lacks the error of forecasts, by which a known demand is larger.
+            allowance = last / kept if kept > 0.0 else 1.0
+            highest = max([last, *[need * allowance for at, need in known.needs if at <= known_until]])
             last = highest * settings.signals.blind_rise + max(0.0, before.trend) * tick.missing_seconds
         window = stabilization_window.add_need(known, tick.now, min(last, most), length)
         held = max(_window_need(window, inputs, present), last + before.backlog.largest)
         return held, replace(before, window=window)
-    recent = stabilization_window.keep_recent(
-        before.recent_needs, tick.now, min(demand.replicas, most), settings.scale_down
-    )
+    lasting = demand.certain if len(inputs.group.pools) == 1 else demand.replicas
+    recent = stabilization_window.keep_recent(before.recent_needs, tick.now, min(lasting, most), settings.scale_down)
     window = stabilization_window.add_need(known, tick.now, min(need for _, need in recent), length)
     backlog = stabilization_window.add_need(
         before.backlog, tick.now, min(demand.backlog, most), settings.demand.backlog_seconds

@@ -30,6 +30,7 @@ class Demand:
     recent_level: of the last seconds alone.
     trend: replicas per second.
     inputs: the numbers that led to `replicas`.
+    certain: `replicas` without the error of the forecast, but with bursts that come back.
     """
 
     replicas: float
@@ -38,6 +39,7 @@ class Demand:
     recent_level: float
     trend: float
     inputs: Mapping[str, DecisionInput]
+    certain: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ def estimate_demand(inputs: DemandInputs, settings: ScalingSettings) -> Demand:
         level.recent,
         level.slope,
         {name: DecisionInput(value) for name, value in values.items()},
+        replicas if inputs.bursts > 0.0 else certain,
     )
 
 

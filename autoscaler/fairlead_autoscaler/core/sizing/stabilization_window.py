@@ -6,6 +6,9 @@ longer raise the demand itself (`load_forecast.recurring_burst_level`).
 A demand counts only as far as it was met. If bounds or steps kept the number below the demand,
 nothing starts for that demand later.
 
+For one pool, the window keeps the demand without the error of the forecast. The present demand has
+that error in it, and both together would pay for it twice.
+
 Why a window: a replica is paid for from its order on, so it must stay unneeded for a while before
 its removal pays.
 """

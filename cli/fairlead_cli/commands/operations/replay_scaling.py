@@ -22,7 +22,7 @@ def replay_scaling(
         tuple[str, ...],
         Parameter(
             name="--set",
-            help="What to change, such as budget_reserve=0.8, window_seconds=120 or target=0.99. Can be given again.",
+            help="What to change, such as goal_usual=0.8, window_seconds=120 or target=0.99. Can be given again.",
         ),
     ] = (),
     model: ModelFlag = None,

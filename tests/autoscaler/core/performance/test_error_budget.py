@@ -22,24 +22,35 @@ def _budget(requests: float, missed: float, hour: float) -> ErrorBudget:
     return ErrorBudget(_counted(requests, missed), hour)
 
 
-def test_before_the_first_requests_the_goal_is_the_reserve() -> None:
-    assert ErrorBudget().goal(_ALLOWED, _SETTINGS) == _ALLOWED * _SETTINGS.budget_reserve
-    assert _budget(19.0, 19.0, 19.0).goal(_ALLOWED, _SETTINGS) == _ALLOWED * _SETTINGS.budget_reserve
+def test_before_the_first_requests_the_goal_is_the_usual_one() -> None:
+    assert ErrorBudget().goal(_ALLOWED, _SETTINGS) == _ALLOWED * _SETTINGS.goal_usual
+    assert _budget(19.0, 19.0, 19.0).goal(_ALLOWED, _SETTINGS) == _ALLOWED * _SETTINGS.goal_usual
 
 
 def test_what_is_left_is_spent_over_the_requests_of_an_hour() -> None:
     budget = _budget(10_000.0, 80.0, 5_000.0)
     assert budget.left(_ALLOWED) == pytest.approx(20.0)
-    assert budget.goal(_ALLOWED, _SETTINGS) == pytest.approx(0.9 * _ALLOWED + 20.0 / 5_000.0)
+    assert budget.goal(_ALLOWED, _SETTINGS) == pytest.approx(1.3 * _ALLOWED + 20.0 / 5_000.0)
 
 
 def test_a_surplus_raises_the_goal_and_what_was_overspent_lowers_it() -> None:
-    usual = _ALLOWED * _SETTINGS.budget_reserve
+    usual = _ALLOWED * _SETTINGS.goal_usual
     surplus, even, overspent = (
         _budget(10_000.0, missed, 5_000.0).goal(_ALLOWED, _SETTINGS) for missed in (50.0, 100.0, 125.0)
     )
     assert surplus > even > overspent
     assert even == pytest.approx(usual)
+
+
+def test_a_plan_that_comes_true_overspends_only_until_the_goal_is_the_allowed_share() -> None:
+    budget, seconds = ErrorBudget(), 5.0
+    for _ in range(5_000):
+        missed = 100.0 * budget.goal(_ALLOWED, _SETTINGS)
+        sample = BudgetSample(_counted(100.0, missed), MissedShares(prompts=0.01), seconds, True, False)
+        budget = update_error_budget(budget, sample, _SETTINGS)
+    spend_requests = 100.0 / seconds * _SETTINGS.budget_spend_seconds
+    assert budget.goal(_ALLOWED, _SETTINGS) == pytest.approx(_ALLOWED, rel=0.05)
+    assert -budget.left(_ALLOWED) <= (_SETTINGS.goal_usual - 1.0) * _ALLOWED * spend_requests
 
 
 def test_the_goal_stays_within_multiples_of_the_allowed_share() -> None:
@@ -92,7 +103,7 @@ def test_the_period_is_a_day_and_the_requests_are_those_of_an_hour() -> None:
         budget = update_error_budget(budget, _sample(1.0), _SETTINGS)
     assert 60_000.0 < budget.hour_requests < 73_000.0
     assert budget.period.requests > 0.9 * 4 * 72_000.0
-    assert budget.goal(_ALLOWED, _SETTINGS) == pytest.approx(_ALLOWED * _SETTINGS.budget_reserve)
+    assert budget.goal(_ALLOWED, _SETTINGS) == pytest.approx(_ALLOWED * _SETTINGS.goal_usual)
     assert budget.corrections(_SETTINGS).first_tokens == pytest.approx(1.0)
 
 
@@ -104,5 +115,5 @@ def test_after_good_hours_more_may_miss_and_after_bad_ones_less() -> None:
             budget = update_error_budget(budget, _sample(missed), _SETTINGS)
         goals.append(budget.goal(_ALLOWED, _SETTINGS))
     assert goals[0] > 1.5 * _ALLOWED
-    assert goals[1] == pytest.approx(0.9 * _ALLOWED)
+    assert goals[1] == pytest.approx(_ALLOWED * _SETTINGS.goal_usual)
     assert goals[2] == _ALLOWED * _SETTINGS.goal_least

@@ -27,14 +27,14 @@ def _planned(there: int, needed: float, capacity_after: float = 1.0) -> tuple[in
 @pytest.mark.parametrize(
     ("needed", "replicas", "rule"),
     [
-        (5.45, 6, Rule.DOWN),
-        (5.55, 7, Rule.DOWN),
-        (6.45, 7, Rule.DOWN),
-        (6.55, 8, Rule.WHAT_IF),
+        (5.35, 6, Rule.DOWN),
+        (5.45, 7, Rule.DOWN),
+        (6.35, 7, Rule.DOWN),
+        (6.45, 8, Rule.WHAT_IF),
         (7.2, 8, Rule.ENOUGH),
     ],
 )
-def test_half_a_replica_must_be_left_after_a_step_down(needed: float, replicas: int, rule: Rule) -> None:
+def test_six_tenths_of_a_replica_must_be_left_after_a_step_down(needed: float, replicas: int, rule: Rule) -> None:
     assert _planned(8, needed) == (replicas, rule)
 
 
