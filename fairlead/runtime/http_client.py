@@ -157,7 +157,7 @@ async def _exchange(parts: SplitResult, request: bytes, max_bytes: int, rules: C
             response.check_limits(max_bytes)
         status = parser.get_status_code() if response.started else 0
     finally:
-        writer.close()
+        writer.transport.abort()  # a TLS transport that is closed waits for the peer, longer than the loop may run
     if not status:
         raise Unavailable("closed without an answer")
     if not response.complete and response.framed:

@@ -1,9 +1,16 @@
 """The HTTP client for control traffic over real sockets: no response costs more than its limit."""
 
 import asyncio
+import gc
+import socket
+import ssl
+import sys
+import threading
 import tracemalloc
 import zlib
 from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +19,10 @@ from fairlead.engines.sleep_mode import send_request
 from fairlead.errors import Unavailable
 from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
-from fairlead.runtime.http_client import fetch
+from fairlead.runtime.http_client import ConnectionRules, HttpReply, fetch, send
 from fairlead_autoscaler.collector.gateway_scraper import HttpPageFetcher
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
+from fairlead_testing.http.certificates import CertificateAuthority
 from fairlead_testing.http.gzip_bomb import MEBIBYTE, nested_gzip_bomb, nested_gzip_response, one_response_server
 
 MAX_ALLOCATED_BYTES = 5 * MEBIBYTE
@@ -103,3 +111,32 @@ def test_a_body_of_exactly_the_limit_is_read() -> None:
     body = b"x" * MEBIBYTE
     with one_response_server(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)) as (url, _):
         assert asyncio.run(_awaited(_fetch_at_most_a_mebibyte(url))) == body
+
+
+def test_a_server_that_does_not_end_tls_leaves_no_connection_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = CertificateAuthority(tmp_path)
+    context, done = authority.issue("server").server_context(), threading.Event()
+
+    def answer(listener: socket.socket) -> None:
+        raw, _ = listener.accept()
+        with context.wrap_socket(raw, server_side=True) as connection:
+            connection.recv(65_536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+            done.wait()
+
+    rules = ConnectionRules(tls_context=partial(ssl.create_default_context, cafile=str(authority.ca_file)))
+    gc.collect()
+    found: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: found.append(str(report.exc_value)))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, args=(listener,))
+        thread.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/"
+        reply = asyncio.run(send("GET", url, timeout_seconds=20, max_bytes=MEBIBYTE, rules=rules))
+        gc.collect()
+        done.set()
+        thread.join()
+    assert reply == HttpReply(200, b"ok")
+    assert found == []
