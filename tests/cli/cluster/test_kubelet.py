@@ -3,11 +3,11 @@
 import gc
 import socket
 import ssl
-import sys
 from pathlib import Path
 
 import pytest
 
+from fairlead_testing.collected_errors import collected_errors
 from fairlead_testing.kube.kubelet import Kubelet
 
 REQUEST = (
@@ -27,14 +27,6 @@ def unverified_context() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def collected_errors(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Returns a list of what is reported when objects are collected from now on."""
-    gc.collect()
-    found: list[str] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda report: found.append(str(report.exc_value)))
-    return found
 
 
 def test_kubelet_that_ends_leaves_no_forwarded_connection_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import socket
 import ssl
-import sys
 import threading
 import tracemalloc
 import zlib
@@ -22,6 +21,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.http_client import ConnectionRules, HttpReply, fetch, send
 from fairlead_autoscaler.collector.gateway_scraper import HttpPageFetcher
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
+from fairlead_testing.collected_errors import collected_errors
 from fairlead_testing.http.certificates import CertificateAuthority
 from fairlead_testing.http.gzip_bomb import MEBIBYTE, nested_gzip_bomb, nested_gzip_response, one_response_server
 
@@ -127,9 +127,7 @@ def test_a_server_that_does_not_end_tls_leaves_no_connection_open(
             done.wait()
 
     rules = ConnectionRules(tls_context=partial(ssl.create_default_context, cafile=str(authority.ca_file)))
-    gc.collect()
-    found: list[str] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda report: found.append(str(report.exc_value)))
+    found = collected_errors(monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=answer, args=(listener,))
         thread.start()
