@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from fairlead_bench.gateway.load_cases import (
     MeasurementPlan,
 )
 from fairlead_bench.gateway.measurement import CaseRun, LoadGenerator, measure
+from fairlead_bench.gateway.memory_load import memory_load
 from fairlead_bench.gateway.mock_engine import MockEngine
 from fairlead_bench.gateway.native_programs import BuildError, NativePrograms, build
 from fairlead_bench.gateway.peer_installation import InstalledPeer, PeerUnavailable, install_peer
@@ -30,7 +31,7 @@ from fairlead_bench.gateway.report import RunConditions, print_report, write
 from fairlead_bench.gateway.request_bodies import write_bodies as write_bodies
 from fairlead_bench.gateway.result_rows import decision_rows, rows
 from fairlead_bench.gateway.routing_decision import decisions_seconds
-from fairlead_bench.gateway.tail_latency import measure_tail
+from fairlead_bench.gateway.tail_latency import DecisionTails, measure_tail
 from fairlead_bench.gateway.target_process import TargetDied, TargetProcess, start
 from fairlead_bench.gateway.targets import DIRECT, TARGETS, Target, gateway_help, gateway_options
 from fairlead_bench.results import write_results as write_alone
@@ -122,7 +123,8 @@ class BenchmarkSession:
             self.folder, case.size_bytes, seed=self.seed, max_tokens=case.events or 128, stream=bool(case.events)
         )
         load = LoadGenerator([*self.load_prefix, str(self.programs.load)], bodies, seconds, self.seed)
-        return measure(case, target, self.engine, load, number=number)
+        with memory_load(self.programs.memory_load, prefix=self.load_prefix) if case.crowded else nullcontext():
+            return measure(case, target, self.engine, load, number=number)
 
 
 def schedule(plan: MeasurementPlan, targets: Sequence[str]) -> Iterator[tuple[LoadCase, str, int]]:
@@ -146,8 +148,6 @@ def main(arguments: list[str]) -> int:
     The exit code does not depend on the goals.
     """
     given = _options(arguments)
-    if given.decisions:
-        return _decisions(given.out.with_name("decision.json"), given.seed)
     plan = _plan(given)
     targets = _targets(given, plan)
     try:
@@ -155,8 +155,9 @@ def main(arguments: list[str]) -> int:
     except BuildError as error:
         print(error, file=sys.stderr)
         return 2
-    decisions = decisions_seconds(_DECISION_KINDS, blocks=_INDEX_BLOCKS, seed=given.seed)
-    slow = measure_tail(blocks=_INDEX_BLOCKS, seed=given.seed)
+    if given.decisions:
+        return _decisions(given.out.with_name("decision.json"), programs, given.seed)
+    decisions, tails = _measure_decisions(programs, given.seed)
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fairlead-bench-")))
@@ -171,7 +172,7 @@ def main(arguments: list[str]) -> int:
         session.runs,
         idle_bytes=session.idle_bytes,
         decisions=decisions,
-        slow=slow,
+        tails=tails,
         absent=session.absent,
         cases=plan.cases,
     )
@@ -191,14 +192,21 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _decisions(out: Path, seed: int) -> int:
+def _decisions(out: Path, programs: NativePrograms, seed: int) -> int:
     """Measures routing decisions alone, into a file of their own."""
     loads = [os.getloadavg()[0]]
-    decisions = decisions_seconds(_DECISION_KINDS, blocks=_INDEX_BLOCKS, seed=seed)
-    slow = measure_tail(blocks=_INDEX_BLOCKS, seed=seed)
+    decisions, tails = _measure_decisions(programs, seed)
     loads.append(os.getloadavg()[0])
-    write_alone("gateway, the decision alone", decision_rows(decisions, slow), seed=seed, file=out, load_average=loads)
+    write_alone("gateway, the decision alone", decision_rows(decisions, tails), seed=seed, file=out, load_average=loads)
     return 0
+
+
+def _measure_decisions(programs: NativePrograms, seed: int) -> tuple[dict[str, float | None], DecisionTails]:
+    """Returns the seconds of decisions, and their tails on a calm and on a crowded machine."""
+    decisions = decisions_seconds(_DECISION_KINDS, blocks=_INDEX_BLOCKS, seed=seed)
+    calm = measure_tail(blocks=_INDEX_BLOCKS, seed=seed)
+    with memory_load(programs.memory_load):
+        return decisions, DecisionTails(calm, measure_tail(blocks=_INDEX_BLOCKS, seed=seed))
 
 
 def _run_schedule(session: BenchmarkSession, plan: MeasurementPlan, targets: Sequence[str], console: Console) -> None:

@@ -1,7 +1,7 @@
 """Load cases and the plan of their repetitions."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fairlead_bench.gateway.request_bodies import SIZES
 
@@ -31,6 +31,7 @@ class LoadCase:
     near: bool = False  # compared by a goal: longer, more often
     direct: bool = False  # also without anything in between
     fresh: bool = False  # on a target that has done nothing yet
+    crowded: bool = False  # with a noisy neighbour (`memory_load`)
 
     @property
     def size_bytes(self) -> int:
@@ -41,6 +42,10 @@ class LoadCase:
     def checked_events(self) -> int:
         """Events that every answer must hold; 0 where streams are not read to their end."""
         return 0 if self.events == _FOREVER else self.events
+
+
+def _crowded(case: LoadCase) -> LoadCase:
+    return replace(case, name=f"{case.name}-crowded", title=f"{case.title}, crowded", crowded=True)
 
 
 def _paced(streams: int, *, seconds_between: float, **more: bool) -> LoadCase:
@@ -60,6 +65,11 @@ def _paced(streams: int, *, seconds_between: float, **more: bool) -> LoadCase:
     )
 
 
+_REQUESTS = (
+    LoadCase("request-2k", "2 KB request", "closed", "request", "2k", 64, near=True),
+    LoadCase("request-32k", "32 KB request", "closed", "request", "32k", 32, near=True),
+    LoadCase("request-128k", "128 KB request", "closed", "request", "128k", 16, near=True),
+)
 DECISION_SIZES = ("2k", "32k")
 """Sizes of which the decision alone is measured."""
 WITH_KV_EVENTS = ", followed"
@@ -67,10 +77,10 @@ WITH_KV_EVENTS = ", followed"
 CASES: Mapping[str, LoadCase] = {
     case.name: case
     for case in (
-        LoadCase("request-2k", "2 KB request", "closed", "request", "2k", 64, near=True),
-        LoadCase("request-32k", "32 KB request", "closed", "request", "32k", 32, near=True),
-        LoadCase("request-128k", "128 KB request", "closed", "request", "128k", 16, near=True),
+        *_REQUESTS,
+        *map(_crowded, _REQUESTS),
         _paced(200, seconds_between=0.05),
+        _crowded(_paced(200, seconds_between=0.05)),
         _paced(1000, seconds_between=0.05),
         LoadCase("bulk", "chunk of streams without pauses", "closed", "chunk", "2k", 32, events=128),
         LoadCase(
@@ -137,7 +147,7 @@ class MeasurementPlan:
 
 
 QUICK = MeasurementPlan(
-    ("request-2k", "request-32k", "paced-200", "abort"),
+    ("request-2k", "request-2k-crowded", "request-32k", "paced-200", "abort"),
     ("fairlead", "sglang-router cache_aware", "Envoy"),
     rounds=2,
     seconds=3.0,

@@ -1,5 +1,5 @@
-"""Builds the mock engine and the load generator with the system's C compiler, once per version of
-their sources."""
+"""Builds the mock engine, the load generator and the memory load with the system's C compiler,
+once per version of their sources."""
 
 import os
 import shutil
@@ -14,15 +14,16 @@ _FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra")
 
 
 class BuildError(Exception):
-    """Raised when the two programs cannot be built; the text says why."""
+    """Raised when the programs cannot be built; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class NativePrograms:
-    """The two programs, ready to run."""
+    """The programs, ready to run."""
 
     engine: Path
     load: Path
+    memory_load: Path
 
 
 def build() -> NativePrograms:
@@ -33,10 +34,10 @@ def build() -> NativePrograms:
     sources = sorted(SOURCES.glob("*.[ch]"))
     folder = cache_path() / "bench" / content_digest([compiler.encode(), *(source.read_bytes() for source in sources)])
     with exclusive_lock(folder):
-        for name in ("engine", "load"):
+        for name in ("engine", "load", "memory_load"):
             if not (folder / name).exists():
                 _compile(compiler, SOURCES / f"{name}.c", folder / name)
-    return NativePrograms(folder / "engine", folder / "load")
+    return NativePrograms(folder / "engine", folder / "load", folder / "memory_load")
 
 
 def _compile(compiler: str, source: Path, program: Path) -> None:

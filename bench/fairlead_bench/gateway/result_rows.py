@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from fairlead_bench.gateway.load_cases import CASES, DECISION_SIZES, WITH_KV_EVENTS, LoadCase
 from fairlead_bench.gateway.measurement import CaseRun
-from fairlead_bench.gateway.tail_latency import DecisionTail
+from fairlead_bench.gateway.tail_latency import DecisionTails
 from fairlead_bench.gateway.targets import DIRECT, ENVOY, FAIRLEAD, SGLANG
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row
 
@@ -19,7 +19,7 @@ SEPARATOR = " | "
 UNCONDITIONAL_METRICS = "always"
 """Stands for the case of what is measured in every run."""
 
-CROWDED = "decision alone, 32 KB, 1M-block index, 64 busy engines"
+BUSY_DECISION = "decision alone, 32 KB, 1M-block index, 64 busy engines"
 
 Figure = Callable[[CaseRun], float | None]
 
@@ -89,7 +89,7 @@ def rows(
     *,
     idle_bytes: Mapping[str, float],
     decisions: Mapping[str, float | None],
-    slow: DecisionTail | None = None,
+    tails: DecisionTails | None = None,
     absent: Iterable[str] = (),
     cases: Iterable[str] = tuple(CASES),
 ) -> list[ResultRow]:
@@ -99,10 +99,10 @@ def rows(
     """
     table = RunTable(runs)
     asked = {UNCONDITIONAL_METRICS, *cases}
-    found = [row for case, row in goal_rows(table, idle_bytes, decisions, slow) if case in asked]
+    found = [row for case, row in goal_rows(table, idle_bytes, decisions, tails) if case in asked]
     for name in dict.fromkeys(run.case for run in runs):
         found += _case_rows(table, CASES[name], [*table.targets(name), *absent])
-    found += _decision_rows(decisions, slow)
+    found += _decision_rows(decisions, tails)
     found += [
         value_row(f"memory, idle{SEPARATOR}{target}", "MB", size / 1e6, None) for target, size in idle_bytes.items()
     ]
@@ -110,7 +110,10 @@ def rows(
 
 
 def goal_rows(
-    table: RunTable, idle_bytes: Mapping[str, float], decisions: Mapping[str, float | None], slow: DecisionTail | None
+    table: RunTable,
+    idle_bytes: Mapping[str, float],
+    decisions: Mapping[str, float | None],
+    tails: DecisionTails | None,
 ) -> Iterator[tuple[str, ResultRow]]:
     """Returns a row per goal in the order of goals.yaml, with the case that it needs."""
     wanted = load_goals("gateway")
@@ -124,10 +127,14 @@ def goal_rows(
         return case, value_row(metric, unit, value, wanted[metric])
 
     yield versus("2 KB request", "request-2k", SGLANG)
+    yield versus("2 KB request, crowded", "request-2k-crowded", SGLANG)
     yield versus("2 KB request", "request-2k", ENVOY)
-    yield versus("32 KB request", "request-32k", SGLANG)
-    yield versus("128 KB request", "request-128k", SGLANG)
+    yield versus("2 KB request, crowded", "request-2k-crowded", ENVOY)
+    for size in ("32", "128"):
+        yield versus(f"{size} KB request", f"request-{size}k", SGLANG)
+        yield versus(f"{size} KB request, crowded", f"request-{size}k-crowded", SGLANG)
     yield versus("paced chunk", "paced-200", ENVOY)
+    yield versus("paced chunk, crowded", "paced-200-crowded", ENVOY)
     yield versus("paced chunk", "paced-200", SGLANG)
     case, many = "paced-1000", "1,000 streams × 20 chunks/s"
     yield alone(case, f"{many}: share of a core", "core", table.median(case, FAIRLEAD, core))
@@ -136,7 +143,7 @@ def goal_rows(
     yield alone("memory", "memory per open stream", "KB", table.median("memory", FAIRLEAD, kilobytes_each))
     idle = idle_bytes.get(FAIRLEAD)
     yield alone(UNCONDITIONAL_METRICS, "memory, idle", "MB", None if idle is None else idle / 1e6)
-    for row in decision_goal_rows(decisions, slow):
+    for row in decision_goal_rows(decisions, tails):
         yield UNCONDITIONAL_METRICS, row
     yield alone("abort", "aborts that the engine saw", "%", aborts_seen(table.valid_runs("abort", FAIRLEAD)))
     left = [run.streams_left for run in table.valid_runs("abort", FAIRLEAD)]
@@ -148,21 +155,23 @@ def goal_rows(
     yield versus("220 KB request at 100/s", case, SGLANG)
 
 
-def decision_goal_rows(decisions: Mapping[str, float | None], slow: DecisionTail | None) -> list[ResultRow]:
+def decision_goal_rows(decisions: Mapping[str, float | None], tails: DecisionTails | None) -> list[ResultRow]:
     """Returns the goals of routing decisions."""
     wanted = load_goals("gateway")
     found = [(f"decision alone, {size[:-1]} KB, 1M-block index", decisions.get(size)) for size in DECISION_SIZES]
+    slow = None if tails is None else tails.calm
     found += [
-        (f"{CROWDED}: p99", None if slow is None else slow.p99_seconds),
-        (f"{CROWDED}: hash, match and pick: p99", None if slow is None else slow.routing_seconds),
-        (f"{CROWDED}: p99 of what is slow each time", None if slow is None else slow.same_seconds),
+        (f"{BUSY_DECISION}: p99", None if slow is None else slow.p99_seconds),
+        (f"{BUSY_DECISION}: p99, crowded", None if tails is None else tails.crowded.p99_seconds),
+        (f"{BUSY_DECISION}: hash, match and pick: p99", None if slow is None else slow.routing_seconds),
+        (f"{BUSY_DECISION}: p99 of what is slow each time", None if slow is None else slow.same_seconds),
     ]
     return [value_row(metric, "µs", _micro(seconds), wanted[metric]) for metric, seconds in found]
 
 
-def decision_rows(decisions: Mapping[str, float | None], slow: DecisionTail | None) -> list[ResultRow]:
+def decision_rows(decisions: Mapping[str, float | None], tails: DecisionTails | None) -> list[ResultRow]:
     """Returns all rows of routing decisions, as a run of nothing else has them."""
-    return [*decision_goal_rows(decisions, slow), *_decision_rows(decisions, slow)]
+    return [*decision_goal_rows(decisions, tails), *_decision_rows(decisions, tails)]
 
 
 def aborts_seen(runs: Sequence[CaseRun]) -> float | None:
@@ -171,15 +180,18 @@ def aborts_seen(runs: Sequence[CaseRun]) -> float | None:
     return 100.0 * sum(run.aborts_seen for run in runs) / made if made else None
 
 
-def _decision_rows(decisions: Mapping[str, float | None], slow: DecisionTail | None) -> Iterator[ResultRow]:
+def _decision_rows(decisions: Mapping[str, float | None], tails: DecisionTails | None) -> Iterator[ResultRow]:
     for size in DECISION_SIZES:
         metric = f"decision alone, {size[:-1]} KB, 1M-block index that engines confirm"
         with_it, without = (_micro(decisions.get(kind)) for kind in (size + WITH_KV_EVENTS, size))
         yield ratio_row(metric, "µs", with_it, "without engines' events", without, None)
-    if slow is not None:
-        yield value_row(f"{CROWDED}: median", "µs", _micro(slow.median_seconds), None)
-        counting = _micro(slow.counting_seconds)
-        yield ratio_row(f"{CROWDED}: p99", "µs", _micro(slow.p99_seconds), "counting as long", counting, None)
+    if tails is None:
+        return
+    for suffix, tail in (("", tails.calm), (", crowded", tails.crowded)):
+        yield value_row(f"{BUSY_DECISION}: median{suffix}", "µs", _micro(tail.median_seconds), None)
+        counting = _micro(tail.counting_seconds)
+        metric = f"{BUSY_DECISION}: p99{suffix}"
+        yield ratio_row(metric, "µs", _micro(tail.p99_seconds), "counting as long", counting, None)
 
 
 def _case_rows(table: RunTable, case: LoadCase, targets: Iterable[str]) -> Iterator[ResultRow]:

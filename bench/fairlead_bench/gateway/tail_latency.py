@@ -52,6 +52,14 @@ class DecisionTail:
     counting_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class DecisionTails:
+    """The tails of the same decisions. ``crowded``: with a noisy neighbour."""
+
+    calm: DecisionTail
+    crowded: DecisionTail
+
+
 def measure_tail(*, blocks: int, seed: int) -> DecisionTail:
     """Returns the figures of a process like a worker's."""
     return DecisionTail(**json.loads(run_like_worker("fairlead_bench.gateway.tail_latency", str(blocks), str(seed))))
