@@ -16,9 +16,11 @@ would wait for the other.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import count
+from types import MappingProxyType
 from typing import Final
 
 from fairlead_gateway.admission.backlog_decay import BacklogDecay
@@ -27,7 +29,7 @@ from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.admission.policy import MAX_WAITING_STEP_SHARE, POLL_SECONDS
 from fairlead_gateway.admission.request_queue import QUANTUM_SECONDS
 from fairlead_gateway.caller_key import CallerKey
-from fairlead_gateway.errors import Overloaded
+from fairlead_gateway.errors import GatewayError, Overloaded
 from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.request_context import RequestContext
@@ -37,23 +39,48 @@ _MIN_REMOVED: Final = 32
 _SortKey = tuple[float, float, str]
 
 
+OnRoom = Callable[[bool, GatewayError | None], None]
+"""Called once when a wait ends: whether the instance can start the request, and the error of a
+request that is refused. False without an error: the instance is no longer ready.
+"""
+
+
 class _QueuedDispatch:
     """A waiting request.
 
-    started: its result says whether the instance is still ready.
+    router: counts it as load of its instance.
+    on_end: called when its wait ends.
     prefill_seconds: the request's own share of the instance's backlog.
     decode_seconds: expected engine time of its answer.
     sort_key: its place in the preset's order; the smallest goes first.
     """
 
-    __slots__ = ("caller", "decode_seconds", "prefill_seconds", "sort_key", "started")
+    __slots__ = (
+        "caller",
+        "context",
+        "decode_seconds",
+        "on_end",
+        "prefill_seconds",
+        "queued_at",
+        "router",
+        "sort_key",
+    )
 
     def __init__(
-        self, started: "asyncio.Future[bool]", prefill_seconds: float, caller: CallerKey, sort_key: _SortKey
+        self,
+        context: RequestContext,
+        router: ModelRouter,
+        on_end: OnRoom,
+        queued_at: float,
+        prefill_seconds: float,
+        sort_key: _SortKey,
     ) -> None:
-        self.started = started
+        self.context = context
+        self.router = router
+        self.on_end = on_end
+        self.queued_at = queued_at
         self.prefill_seconds = prefill_seconds
-        self.caller = caller
+        self.caller: CallerKey = context.caller
         self.sort_key = sort_key
         self.decode_seconds = 0.0
 
@@ -142,6 +169,9 @@ class _WaitingCallers:
         self.bounds.add(request_id, caller, 0)
 
 
+_NO_QUEUES: Final[Mapping[str, _InstanceQueue]] = MappingProxyType({})
+
+
 class LateBindingQueue:
     """The waiting requests of all models, by model, instance and request id.
 
@@ -176,12 +206,13 @@ class LateBindingQueue:
         if router is None or not router.queues_assigned or context.choice is None or context.transfer is not None:
             return True
         name = context.choice.instance_id
-        return name not in self._waiting.get(key, {}) and self._has_room(router, name, None, self._now())
+        return name not in self._waiting.get(key, _NO_QUEUES) and self._has_room(router, name, None, self._now())
 
-    async def wait(self, context: RequestContext) -> bool:
-        """Waits until the chosen instance can start the request; False if it stops being ready.
+    def enqueue(self, context: RequestContext, on_end: OnRoom) -> bool:
+        """Queues the request for its chosen instance; False if that is not ready any more.
 
-        Until then the request counts as load of the instance. A cancelled wait leaves the queue.
+        Until its wait ends, the request counts as load of the instance. `on_end` is called once,
+        not before this returns, and never after `leave`.
         Raises Overloaded if the queue is full, and the caller has most in it.
         """
         choice, key, request_id = context.choice, context.request.model_key, context.route_request.id
@@ -194,33 +225,41 @@ class LateBindingQueue:
         backlog_before, queued_at = endpoint.load.backlog_seconds, self._now()
         router.on_dispatch(context.route_request, name, queued_at)
         prefill_seconds = endpoint.load.backlog_seconds - backlog_before
-        queued = _QueuedDispatch(
-            self._loop.create_future(), prefill_seconds, context.caller, router.queue_sort_key(request_id)
-        )
+        queued = _QueuedDispatch(context, router, on_end, queued_at, prefill_seconds, router.queue_sort_key(request_id))
         if context.admission.request is not None:
             queued.decode_seconds = context.admission.request.queued.decode_seconds
-        instances = self._waiting.setdefault(key, {})
+        instances = self._waiting.get(key)
+        if instances is None:
+            instances = self._waiting[key] = {}
         queue = instances.get(name)
         if queue is None:
             queue = instances[name] = _InstanceQueue()
         queue.add(request_id, queued)
         self._callers_of(key).add(request_id, context.caller)
         self._start_timer()
-        is_started, exit_cause = False, "left"
+        return True
+
+    def leave(self, context: RequestContext) -> None:
+        """Removes a request that is not served any more. Does nothing if it does not wait."""
+        self._end_wait(context, "left")
+
+    async def wait(self, context: RequestContext) -> bool:
+        """Waits until the chosen instance can start the request; False if it stops being ready.
+
+        A cancelled wait leaves the queue. Raises what `enqueue` does, also later.
+        """
+        ended: asyncio.Future[bool] = self._loop.create_future()
+        if not self.enqueue(context, partial(_resolve, ended)):
+            return False
+        router = self._routers.router(context.request.model_key)
         try:
-            is_started = await queued.started
-        except Overloaded:
-            exit_cause = "line-full"
+            return await ended
+        except asyncio.CancelledError:
+            self.leave(context)
+            if context.admission.counted_at and router is not None:  # the instance had room just now
+                context.admission.counted_at = ""
+                router.on_abandoned(context.route_request.id, self._now(), is_computed=False)
             raise
-        finally:
-            now = self._now()
-            context.admission.queued_seconds += now - queued_at
-            self._remove(key, name, request_id)
-            if not is_started:
-                router.on_abandoned(request_id, now, is_computed=False)
-            self._on_exit(key, "dispatch-queue" if is_started else exit_cause)
-        context.admission.counted_at = name if is_started else ""
-        return is_started
 
     def schedule_dispatch(self, key: str) -> None:
         """Schedules one check of the queue for all events of this iteration of the event loop."""
@@ -230,12 +269,13 @@ class LateBindingQueue:
 
     def on_fleet_update(self) -> None:
         """Ends the wait of the requests whose instances are no longer ready."""
-        for key, instances in self._waiting.items():
+        for key, instances in list(self._waiting.items()):
             ready = self._routers.ready_instances(key)
             lost = [queue for name, queue in instances.items() if name not in ready]
-            for queued in [queued for queue in lost for queued in queue.requests.values()]:
-                if not queued.started.done():
-                    queued.started.set_result(False)
+            for context in [queued.context for queue in lost for queued in queue.requests.values()]:
+                queued = self._end_wait(context, "left")
+                if queued is not None:
+                    self._loop.call_soon(queued.on_end, False, None)
 
     def _has_room(self, router: ModelRouter, name: str, queue: _InstanceQueue | None, now: float) -> bool:
         endpoint = router.endpoint(name)
@@ -247,29 +287,58 @@ class LateBindingQueue:
         return self._backlogs.remaining_seconds(name, sent_seconds, now) < MAX_WAITING_STEP_SHARE * step_seconds
 
     def _start_timer(self) -> None:
+        """Arms the timer of the next check, unless it is armed already.
+
+        Why it is never cancelled: one that fires early costs less than a new one for each event.
+        """
         if self._timer is None:
-            self._timer = self._loop.call_later(POLL_SECONDS, self._dispatch_ready)
+            self._timer = self._loop.call_later(POLL_SECONDS, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._dispatch_ready()
 
     def _dispatch_ready(self) -> None:
         """Starts the requests that can start, one at a time, since each counts for the next."""
         self._dispatch_scheduled = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if not self._waiting:
+            return
         now = self._now()
+        started: list[_QueuedDispatch] = []
         for key, instances in list(self._waiting.items()):
             router = self._routers.router(key)
             for name, queue in list(instances.items()):
                 while queue.requests and (router is None or self._has_room(router, name, queue, now)):
                     fair_share = self._callers_of(key).fair_share
-                    request_id = queue.first(fair_share)
-                    queued = queue.requests[request_id]
+                    queued = queue.requests[queue.first(fair_share)]
                     fair_share.charge(queued.caller, queued.prefill_seconds + queued.decode_seconds, 1.0)
-                    self._remove(key, name, request_id)
-                    if not queued.started.done():
-                        queued.started.set_result(True)
+                    self._remove(key, name, queued.context.route_request.id)
+                    context = queued.context
+                    context.admission.queued_seconds += now - queued.queued_at
+                    context.admission.counted_at = name
+                    self._on_exit(key, "dispatch-queue")
+                    started.append(queued)
         if self._waiting:
             self._start_timer()
+        for queued in started:  # last: each may send, answer and enqueue
+            queued.on_end(True, None)
+
+    def _end_wait(self, context: RequestContext, cause: str) -> _QueuedDispatch | None:
+        """Removes a request that will not start at its instance, and returns it; None if it does
+        not wait.
+        """
+        key, request_id = context.request.model_key, context.route_request.id
+        name = "" if context.choice is None else context.choice.instance_id
+        queue = self._waiting.get(key, _NO_QUEUES).get(name)
+        queued = None if queue is None else queue.requests.get(request_id)
+        if queued is None:
+            return None
+        now = self._now()
+        self._remove(key, name, request_id)
+        context.admission.queued_seconds += now - queued.queued_at
+        queued.router.on_abandoned(request_id, now, is_computed=False)
+        self._on_exit(key, cause)
+        return queued
 
     def _remove(self, key: str, name: str, request_id: str) -> None:
         instances = self._waiting.get(key, {})
@@ -303,12 +372,11 @@ class LateBindingQueue:
         if bounds.has_most(caller):
             raise self._full_error(key, caller)
         request_id = bounds.newest_of_largest()
-        name = next(name for name, queue in self._waiting[key].items() if request_id in queue.requests)
-        queued = self._waiting[key][name].requests[request_id]
+        queue = next(queue for queue in self._waiting[key].values() if request_id in queue.requests)
+        queued = queue.requests[request_id]
         error = self._full_error(key, queued.caller)
-        self._remove(key, name, request_id)
-        if not queued.started.done():
-            queued.started.set_exception(error)
+        self._end_wait(queued.context, "line-full")
+        self._loop.call_soon(queued.on_end, False, error)
 
     def _full_error(self, key: str, caller: CallerKey) -> Overloaded:
         bounds = self._callers_of(key).bounds
@@ -318,3 +386,13 @@ class LateBindingQueue:
             hint="try again later",
             headers=(("retry-after", str(self._routers.drain_seconds(key))),),
         )
+
+
+def _resolve(ended: "asyncio.Future[bool]", is_started: bool, error: GatewayError | None) -> None:
+    """Ends the wait of a task."""
+    if ended.done():
+        return
+    if error is None:
+        ended.set_result(is_started)
+    else:
+        ended.set_exception(error)

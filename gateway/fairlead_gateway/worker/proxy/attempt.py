@@ -74,6 +74,7 @@ class Attempt:
 
     connection, message: set before the message is sent
     engine_response: set when the message is sent
+    has_room: it has waited for the instance, which can start it now and counts it as load
     has_verdict: it is known whether the response can be relayed
     error: why it cannot be relayed; None if no connection error is known
     """
@@ -89,6 +90,7 @@ class Attempt:
         "dispatched_at",
         "engine_response",
         "error",
+        "has_room",
         "has_verdict",
         "instance",
         "instance_id",
@@ -110,6 +112,7 @@ class Attempt:
         self.connection: EngineConnection | None = None
         self.dispatched_at: float | None = None
         self.engine_response: EngineResponse | None = None
+        self.has_room = False
         self.has_verdict = False
         self.error: UpstreamError | None = None
 

@@ -7,15 +7,16 @@ A request is plain if it has:
 - no body that may have crashed an engine
 - no prefill instance in its model
 
-A plain request starts here if it is admitted without waiting. One iteration of the event loop sends
-the request, another relays the response.
+A plain request starts here. One iteration of the event loop sends it, another relays the response.
+If it must wait, before or after its instance is chosen, its callbacks wait in the queues of
+`dispatch`: no task does.
 
-All other requests start as a task in `forwarder`. A plain one continues there, with the attempt
-that has been started:
+All other requests start as a task in `forwarder`. A plain one continues there if an instance is
+chosen for it, but
 
-- without a connection: there was no idle one, or the instance has no room yet
-- with its verdict: the connection was stale, the engine failed, or the response is too long to
-  buffer
+- no idle connection is left to it,
+- the connection was stale, the engine failed, or the response is too long to buffer, or
+- its model has got prefill instances while it waited.
 
 Why: for a plain request, a task with its coroutines, futures and timers costs more than all other
 work of the gateway.
@@ -50,8 +51,15 @@ class RequestLifecycle:
         """Notes a request in flight; `exchange.cancel` ends it."""
 
     @abstractmethod
-    def continue_as_task(self, attempt: Attempt) -> None:
-        """Continues a request as a task, from the attempt's state."""
+    def continue_as_task(self, context: RequestContext, attempt: Attempt | None) -> None:
+        """Continues an admitted request as a task, from the attempt's state.
+
+        attempt: None if no instance is chosen yet.
+        """
+
+    @abstractmethod
+    def on_disconnected(self, context: RequestContext) -> None:
+        """Notes the end of a request whose client has disconnected."""
 
     @abstractmethod
     def on_finished(self, context: RequestContext, error: GatewayError | None = None) -> None:
@@ -81,16 +89,16 @@ class FastPath:
         self.response_seconds: float = dispatcher.runtime.limits.response_seconds
         self.now = dispatcher.now
         self.timeouts = TimeoutQueue(pool.loop, self.response_seconds, self.now)
-        self._forwarder = forwarder
-        self._pool = pool
+        self.forwarder = forwarder
+        self.pool = pool
+        self.admission = dispatcher.admission
         self._poison_guard = dispatcher.poison_guard
-        self._admission = dispatcher.admission
         self._prefill_routers = prefill_routers
 
     def is_eligible(self, context: RequestContext) -> bool:
-        """Whether the request is plain and admitted now. Calls admission control if it is plain."""
+        """Whether the request is plain."""
         request = context.request
-        is_plain = not (
+        return not (
             request.stream
             or request.is_passthrough
             or context.trace is not None
@@ -98,54 +106,135 @@ class FastPath:
             or context.http_request.head.get(TIMEOUT_HEADER) is not None
             or self._prefill_routers.has_instances(request.model_key)
         )
-        return is_plain and self._admission.try_admit(context)
+
+    def must_prefill_remotely(self, context: RequestContext) -> bool:
+        """Whether the model of a request that has waited has prefill instances now."""
+        return self._prefill_routers.has_instances(context.request.model_key)
 
     def start(self, context: RequestContext) -> None:
-        """Sends an eligible request, or continues it as a task if no idle connection can take it.
+        """Sends an eligible request, or queues it.
 
-        Raises GatewayError if no instance can take it.
+        Raises GatewayError if it is refused, or if no instance can take it.
         """
-        forwarder, now = self._forwarder, context.http_request.received_at
-        forwarder.retry_budget.on_request(context.caller, now)
-        attempt = forwarder.route_attempt(context, NO_INSTANCES, now)
-        connection = self._pool.take_idle(attempt.instance.url) if self._admission.can_start(context) else None
-        if connection is None:
-            self.lifecycle.continue_as_task(attempt)
-            return
+        now = context.http_request.received_at
+        self.forwarder.retry_budget.on_request(context.caller, now)
         context.deadline = now + self.response_seconds
-        attempt.connection = connection
-        forwarder.attach_engine_message(attempt)
-        attempt.on_dispatch(now)
-        exchange = FastPathExchange(self, attempt)
-        self.timeouts.add(exchange, now)
-        self.lifecycle.on_started(exchange)
-        attempt.send(exchange.on_verdict)
+        exchange = FastPathExchange(self, context)
+        if self.admission.try_admit(context):
+            exchange.dispatch(now)
+        else:
+            exchange.enqueue()
 
 
 class FastPathExchange(TimeoutEntry):
-    """One request of the fast path, from its dispatch to its end or to its task."""
+    """One request of the fast path, from its admission to its end or to its task."""
 
-    __slots__ = ("_attempt", "_fast_path", "_is_finished", "context")
+    __slots__ = ("_attempt", "_fast_path", "_is_finished", "_is_queued", "_is_started", "context")
 
-    def __init__(self, fast_path: FastPath, attempt: Attempt) -> None:
+    def __init__(self, fast_path: FastPath, context: RequestContext) -> None:
         super().__init__()
-        self.context = attempt.context
+        self.context = context
         self._fast_path = fast_path
-        self._attempt = attempt
+        self._attempt: Attempt | None = None
+        self._is_started = False
+        self._is_queued = False
         self._is_finished = False
+
+    def enqueue(self) -> None:
+        """Waits for admission. Raises GatewayError if the request is refused now."""
+        self._fast_path.admission.enqueue(self.context, self._on_admission)
+        self._is_queued = True
+        self._start()
+
+    def dispatch(self, now: float) -> None:
+        """Chooses an instance, and sends the request or waits for the instance.
+
+        Raises GatewayError if no instance can take it, or if it is refused.
+        """
+        fast_path, context = self._fast_path, self.context
+        attempt = self._attempt = fast_path.forwarder.route_attempt(context, NO_INSTANCES, now)
+        if fast_path.admission.can_start(context):
+            self._send(attempt, now)
+        elif fast_path.admission.enqueue_for_room(context, self._on_room):
+            self._is_queued = True
+            self._start()
+        else:
+            self._continue_as_task()
+
+    def _start(self) -> None:
+        """Makes the request one in flight, with its timeout."""
+        if not self._is_started:
+            self._is_started = True
+            self._fast_path.timeouts.add(self, self.context.http_request.received_at)
+            self._fast_path.lifecycle.on_started(self)
+
+    def _on_admission(self, error: GatewayError | None) -> None:
+        """Dispatches the request, or ends it if it is refused."""
+        if self._is_finished:
+            return
+        self._is_queued = False
+        fast_path = self._fast_path
+        try:
+            if error is not None:
+                self.fail(error)
+            elif fast_path.must_prefill_remotely(self.context):
+                self._continue_as_task()
+            else:
+                self.dispatch(fast_path.now())
+        except GatewayError as refusal:
+            self.fail(refusal)
+        except Exception as defect:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
+            self._fail_internally(defect)
+
+    def _on_room(self, has_room: bool, error: GatewayError | None) -> None:
+        """Sends the request, chooses another instance, or ends it if it is refused."""
+        attempt = self._attempt
+        if self._is_finished or attempt is None:
+            return
+        self._is_queued = False
+        try:
+            if error is not None:
+                self.fail(error)
+            elif has_room:
+                attempt.has_room = True
+                self._send(attempt, self._fast_path.now())
+            else:
+                self.dispatch(self._fast_path.now())
+        except GatewayError as refusal:
+            self.fail(refusal)
+        except Exception as defect:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
+            self._fail_internally(defect)
+
+    def _send(self, attempt: Attempt, now: float) -> None:
+        """Sends the request over an idle connection, or continues as a task if there is none."""
+        fast_path = self._fast_path
+        connection = fast_path.pool.take_idle(attempt.instance.url)
+        if connection is None:
+            self._continue_as_task()
+            return
+        attempt.connection = connection
+        fast_path.forwarder.attach_engine_message(attempt)
+        attempt.on_dispatch(now)
+        self._start()
+        attempt.send(self.on_verdict)
+
+    def _continue_as_task(self) -> None:
+        self._is_finished = True
+        self._fast_path.timeouts.remove(self)
+        self._fast_path.lifecycle.continue_as_task(self.context, self._attempt)
 
     def on_verdict(self, error: UpstreamError | None) -> None:
         """Relays the response, or continues as a task."""
         context, fast_path, attempt = self.context, self._fast_path, self._attempt
-        engine_response = attempt.engine_response
-        if self._is_finished or engine_response is None:
+        engine_response = None if attempt is None else attempt.engine_response
+        if self._is_finished or attempt is None or engine_response is None:
             return
         self._is_finished = True
         fast_path.timeouts.remove(self)
         try:
             if error is not None or not engine_response.is_complete or not self._is_relayable(engine_response):
                 attempt.has_verdict, attempt.error = True, error
-                fast_path.lifecycle.continue_as_task(attempt)
+                fast_path.lifecycle.continue_as_task(context, attempt)
                 return
             result = context.result
             result.status = engine_response.status
@@ -164,7 +253,7 @@ class FastPathExchange(TimeoutEntry):
         if not self._is_finished:
             self._abort()
             self.context.result.client_disconnected = True
-            self._fast_path.lifecycle.on_finished(self.context)
+            self._fast_path.lifecycle.on_disconnected(self.context)
 
     def on_timeout(self) -> None:
         """Ends the request; its time is over."""
@@ -186,9 +275,18 @@ class FastPathExchange(TimeoutEntry):
             return False  # the task checks again, and acts on it
         return True
 
+    def _fail_internally(self, defect: Exception) -> None:
+        if not self._is_finished:
+            self._abort()
+        self._fast_path.lifecycle.on_internal_error(self.context, defect)
+
     def _abort(self) -> None:
         self._is_finished = True
-        self._fast_path.timeouts.remove(self)
-        if self._attempt.connection is not None:
-            self._attempt.connection.abort()
-        self._attempt.finish(False, self._fast_path.now())
+        fast_path, attempt = self._fast_path, self._attempt
+        fast_path.timeouts.remove(self)
+        if self._is_queued:
+            fast_path.admission.leave(self.context)
+        if attempt is not None:
+            if attempt.connection is not None:
+                attempt.connection.abort()
+            attempt.finish(False, fast_path.now())

@@ -84,18 +84,19 @@ class Forwarder:
 
     async def _run_attempts(self, context: RequestContext, attempt: Attempt | None) -> None:
         excluded = NO_INSTANCES
-        if attempt is None:
+        if attempt is None and context.admission.admitted is None:
             blocked_seconds = self._poison_guard.seconds_left(context.request.body, self._now())
             if blocked_seconds is not None:
                 raise QuarantinedRequest(blocked_seconds)
             self.retry_budget.on_request(context.caller, self._now())
             await self._admission.ensure_admitted(context)
+        if attempt is None:
             await self._prefill_coordinator.prefill_remotely(context)
         while True:
             if attempt is None:
                 attempt = self.route_attempt(context, excluded, self._now())
             try:
-                if attempt.has_verdict or await self._admission.wait_for_instance_room(context):
+                if attempt.has_verdict or attempt.has_room or await self._admission.wait_for_instance_room(context):
                     await self._run(attempt)
                     return
             except _NoLongerReady:

@@ -360,7 +360,8 @@ class Gateway(RequestLifecycle):
     def _run_as_task(self, request_id: str, response: ResponseWriter, work: Coroutine[None, None, None]) -> None:
         task = self._inflight[request_id] = self.runtime.loop.create_task(work)
         task.add_done_callback(partial(self._inflight.pop, request_id))
-        response.on_client_gone = task.cancel
+        # Not at once: a task that is cancelled before its first step would release nothing.
+        response.on_client_gone = partial(self.runtime.loop.call_soon, task.cancel)
 
     async def _serve_large(self, http_request: HttpRequest, response: ResponseWriter, request_id: str) -> None:
         context: RequestContext | None = None
@@ -403,10 +404,16 @@ class Gateway(RequestLifecycle):
         self._inflight[context.id] = exchange
         context.response.on_client_gone = exchange.cancel
 
-    def continue_as_task(self, attempt: Attempt) -> None:
-        """Continues a request as a task, from the attempt's state."""
-        context = attempt.context
+    def continue_as_task(self, context: RequestContext, attempt: Attempt | None) -> None:
+        """Continues an admitted request as a task, from the attempt's state."""
         self._run_as_task(context.id, context.response, self._serve(context, attempt))
+
+    def on_disconnected(self, context: RequestContext) -> None:
+        """Records the end of a request whose client has disconnected."""
+        self._inflight.pop(context.id, None)
+        if context.choice is None:
+            self._on_early_disconnect(context.http_request, context.response, context)
+        self._recorder.record_outcome(context, self._now())
 
     def on_finished(self, context: RequestContext, error: GatewayError | None = None) -> None:
         """Records the end of a request; sends `error` to the client, if there is one."""

@@ -2,101 +2,50 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet, InstanceState, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.worker.reporting.reporters import Reporters
-from fairlead_testing.engines.scripted import EngineCall, PausedStream, ScriptedEngine, scripted_engine, well_behaved
+from fairlead_testing.engines.scripted import PausedStream, ScriptedEngine, scripted_engine
+from fairlead_testing.gateway.busy_engine import (
+    ALIKE,
+    GROWING,
+    SLOW,
+    SilentEngine,
+    chat,
+    count_queued,
+    queue_exits,
+    slow_fleet,
+    with_busy_engine,
+)
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
+from fairlead_testing.waiting import wait_until
 
 READY, STARTING = InstanceState.READY, InstanceState.STARTING
-SLOW = EngineProfile("slow", 1.0, kv_tokens=100_000, step_tokens=8)
-"""A second a token: nothing is worked off while a test runs."""
-ONE = SloTargets(ttft_seconds=10_000.0)
-GROWING = SloTargets(ttft_seconds=10.0, ttft_per_kilo_token_seconds=1_000.0)
-
-
-def chat(words: int, **more: Any) -> dict[str, Any]:
-    return {"model": "tiny", "messages": [{"role": "user", "content": "w " * words}], "stream": True, **more}
-
-
-SHORT, LONG = chat(2), chat(400)
-
-
-class Mute:
-    """Says nothing at all until ``go_on``: no first token either."""
-
-    def __init__(self) -> None:
-        self.go_on = asyncio.Event()
-
-    async def script(self, call: EngineCall) -> None:
-        await self.go_on.wait()
-        await well_behaved(call)
-
-
-def slow_fleet(urls: list[str], objectives: SloTargets = GROWING, **more: Any) -> Fleet:
-    fleet = fleet_of(urls, objectives=objectives, **more)
-    instances = tuple(replace(one, profile=SLOW) for one in fleet.instances[MODEL_KEY])
-    return replace(fleet, instances={MODEL_KEY: instances})
-
-
-async def until(seen: Callable[[], bool]) -> None:
-    async with asyncio.timeout(120):
-        while not seen():  # noqa: ASYNC110 - what is waited for happens in other tasks of this loop
-            await asyncio.sleep(0.001)
-
-
-def queued(running: RunningGateway) -> int:
-    return running.gateway.stack.admission.queued().get(MODEL_KEY, 0)
+SHORT = chat(2)
 
 
 def timings(fields: Mapping[str, str]) -> list[str]:
     return fields["server-timing"].split(", ")
 
 
-def counted(running: RunningGateway) -> dict[str, int]:
-    return dict(running.gateway.telemetry.models[MODEL_KEY].held)
-
-
-async def holding(
-    use: Callable[[RunningGateway, ScriptedEngine, Mute, "asyncio.Task[RawResponse]"], Awaitable[None]],
-    limits: Limits | None = None,
-    **more: Any,
-) -> None:
-    """One engine that is silent at its first prompt; the gateway has seen two objectives."""
-    mute = Mute()
-    async with (
-        scripted_engine(mute.script) as engine,
-        running_gateway(slow_fleet([engine.url], **more), limits) as running,
-    ):
-        async with asyncio.TaskGroup() as group:
-            first = group.create_task(request(running.url, LONG))
-            await until(lambda: len(engine.calls) == 1)
-            await use(running, engine, mute, first)
-            mute.go_on.set()
-        assert queued(running) == 0
-        assert {load.inflight for load in running.loads().values()} == {0}
-
-
 def test_while_the_engine_is_busy_the_tighter_objective_overtakes() -> None:
     async def use(
-        running: RunningGateway, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[RawResponse]"
+        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
         loop = asyncio.get_running_loop()
         later = loop.create_task(request(running.url, chat(150)))
-        await until(lambda: queued(running) == 1)
+        await wait_until(lambda: count_queued(running) == 1)
         sooner = loop.create_task(request(running.url, SHORT))
-        await until(lambda: queued(running) == 2)
+        await wait_until(lambda: count_queued(running) == 2)
         assert len(engine.calls) == 1
-        mute.go_on.set()
+        silent.go_on.set()
         answers = [await first, await later, await sooner]
         assert [answer.status for answer in answers] == [200] * 3
         order = [len(call.json["messages"][0]["content"]) for call in engine.calls]
@@ -105,86 +54,86 @@ def test_while_the_engine_is_busy_the_tighter_objective_overtakes() -> None:
         assert said is not None
         assert said.latest.decision.reason.startswith("queued for 0.")
         assert "(deadline: has the earliest deadline" in said.latest.decision.reason
-        assert counted(running) == {"deadline": 2}
+        assert queue_exits(running) == {"deadline": 2}
 
-    run_async(holding(use))
+    run_async(with_busy_engine(use))
 
 
 def test_plain_requests_wait_as_streams_do() -> None:
     async def use(
-        running: RunningGateway, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[RawResponse]"
+        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
         plain = asyncio.get_running_loop().create_task(request(running.url, SHORT | {"stream": False}))
-        await until(lambda: queued(running) == 1)
-        mute.go_on.set()
+        await wait_until(lambda: count_queued(running) == 1)
+        silent.go_on.set()
         assert (await first).status == (await plain).status == 200
         assert len(engine.calls) == 2
 
-    run_async(holding(use))
+    run_async(with_busy_engine(use))
 
 
 def test_a_client_that_goes_leaves_the_line() -> None:
     async def use(
-        running: RunningGateway, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[RawResponse]"
+        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request(SHORT))
-        await until(lambda: queued(running) == 1)
+        await wait_until(lambda: count_queued(running) == 1)
         await connection.close()
-        await until(lambda: queued(running) == 0)
-        mute.go_on.set()
+        await wait_until(lambda: count_queued(running) == 0)
+        silent.go_on.set()
         assert (await first).status == 200
         assert len(engine.calls) == 1
-        assert counted(running) == {"left": 1}
+        assert queue_exits(running) == {"left": 1}
         assert running.gateway.telemetry.models[MODEL_KEY].ints[at.ABANDONED] == 1
 
-    run_async(holding(use))
+    run_async(with_busy_engine(use))
 
 
 def test_what_is_held_goes_elsewhere_when_its_engine_is_lost() -> None:
     async def use(
-        running: RunningGateway, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[RawResponse]"
+        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
         async with scripted_engine() as other:
             waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-            await until(lambda: queued(running) == 1)
+            await wait_until(lambda: count_queued(running) == 1)
             running.gateway.update_fleet(
                 slow_fleet([engine.url, other.url], version=2, states=[InstanceState.DRAINING, READY])
             )
             assert (await waiting).fields["x-fairlead-instance"] == "e-1/1/0"
             assert len(engine.calls) == 1
-            mute.go_on.set()
+            silent.go_on.set()
             assert (await first).status == 200
 
-    run_async(holding(use))
+    run_async(with_busy_engine(use))
 
 
 def test_a_clients_deadline_ends_its_waiting() -> None:
     async def use(
-        running: RunningGateway, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[RawResponse]"
+        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
         answer = await request(running.url, SHORT, more="x-request-timeout: 0.2\r\n")
         assert answer.status == 504
-        assert queued(running) == 0
+        assert count_queued(running) == 0
         assert len(engine.calls) == 1
 
-    run_async(holding(use))
+    run_async(with_busy_engine(use))
 
 
 def test_a_full_line_refuses_with_a_time_to_come_back() -> None:
     async def use(
-        running: RunningGateway, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[RawResponse]"
+        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
         waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-        await until(lambda: queued(running) == 1)
+        await wait_until(lambda: count_queued(running) == 1)
         answer = await request(running.url, SHORT)
         assert (answer.status, answer.error["code"]) == (503, "overloaded")
         assert "queued already" in answer.error["message"]
         assert int(answer.fields["retry-after"]) >= 1
-        mute.go_on.set()
+        silent.go_on.set()
         assert (await waiting).status == 200
 
-    run_async(holding(use, replace(Limits(), queued_requests=1)))
+    run_async(with_busy_engine(use, replace(Limits(), queued_requests=1)))
 
 
 def test_a_request_waits_for_the_first_instance_that_is_starting() -> None:
@@ -194,7 +143,7 @@ def test_a_request_waits_for_the_first_instance_that_is_starting() -> None:
             running_gateway(fleet_of([engine.url], states=[STARTING])) as running,
         ):
             waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-            await until(lambda: queued(running) == 1)
+            await wait_until(lambda: count_queued(running) == 1)
             running.gateway.update_fleet(fleet_of([engine.url], version=2))
             assert (await waiting).status == 200
 
@@ -205,11 +154,11 @@ def test_when_nothing_is_starting_any_more_the_wait_is_over() -> None:
     async def main() -> None:
         async with running_gateway(fleet_of(["http://127.0.0.1:1"], states=[STARTING])) as running:
             waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-            await until(lambda: queued(running) == 1)
+            await wait_until(lambda: count_queued(running) == 1)
             running.gateway.update_fleet(replace(fleet_of([], version=2)))
             answer = await waiting
             assert (answer.status, answer.error["code"]) == (503, "no_ready_instance")
-            assert counted(running) == {"none-ready": 1}
+            assert queue_exits(running) == {"none-ready": 1}
 
     run_async(main())
 
@@ -227,8 +176,8 @@ def test_a_request_for_a_model_that_sleeps_wakes_it_and_waits() -> None:
         async with scripted_engine() as engine, running_gateway(waking_fleet([]), reporters=reporters) as running:
             loop = asyncio.get_running_loop()
             waiting = [loop.create_task(request(running.url, body)) for body in (SHORT, SHORT | {"stream": False})]
-            await until(lambda: queued(running) == 2)
-            await until(lambda: told == [MODEL_KEY])
+            await wait_until(lambda: count_queued(running) == 2)
+            await wait_until(lambda: told == [MODEL_KEY])
             running.gateway.update_fleet(waking_fleet([engine.url], 2))
             assert [(await one).status for one in waiting] == [200, 200]
             assert told == [MODEL_KEY]  # once for all that wait
@@ -242,7 +191,7 @@ def test_a_model_that_nobody_wakes_is_waited_for_as_long_as_the_limit_says() -> 
         async with running_gateway(waking_fleet([]), limits) as running:
             answer = await request(running.url, SHORT)
             assert (answer.status, answer.error["code"]) == (503, "no_ready_instance")
-            assert counted(running) == {"none-ready": 1}
+            assert queue_exits(running) == {"none-ready": 1}
 
     run_async(main())
 
@@ -252,9 +201,9 @@ def test_time_without_an_instance_is_not_held_against_those_who_waited() -> None
         limits = replace(Limits(), queue_seconds=0.2)
         async with scripted_engine() as engine, running_gateway(waking_fleet([]), limits) as running:
             waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-            await until(lambda: queued(running) == 1)
+            await wait_until(lambda: count_queued(running) == 1)
             began = running.gateway.runtime.clock.now()
-            await until(lambda: running.gateway.runtime.clock.now() > began + 2 * limits.queue_seconds)
+            await wait_until(lambda: running.gateway.runtime.clock.now() > began + 2 * limits.queue_seconds)
             running.gateway.update_fleet(waking_fleet([engine.url], 2))
             assert (await waiting).status == 200
 
@@ -273,9 +222,9 @@ def test_memory_that_would_overflow_is_waited_for() -> None:
             async with running_gateway(fleet) as running, asyncio.TaskGroup() as group:
                 body = chat(600, max_tokens=200)
                 first = group.create_task(request(running.url, body))
-                await until(lambda: len(engine.calls) == 1)
+                await wait_until(lambda: len(engine.calls) == 1)
                 second = group.create_task(request(running.url, body | {"user": json.dumps({})}))
-                await until(lambda: queued(running) == 1)
+                await wait_until(lambda: count_queued(running) == 1)
                 gate.go_on.set()
                 assert (await first).status == (await second).status == 200
                 assert len(engine.calls) == 2
@@ -285,35 +234,35 @@ def test_memory_that_would_overflow_is_waited_for() -> None:
 
 def test_at_a_busy_engine_the_shortest_goes_first_although_all_want_the_same() -> None:
     async def use(
-        running: RunningGateway, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[RawResponse]"
+        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
         loop = asyncio.get_running_loop()
         waiting = [loop.create_task(request(running.url, chat(150)))]
-        await until(lambda: queued(running) == 1)
+        await wait_until(lambda: count_queued(running) == 1)
         waiting.append(loop.create_task(request(running.url, SHORT | {"stream": False})))
-        await until(lambda: queued(running) == 2)
+        await wait_until(lambda: count_queued(running) == 2)
         assert len(engine.calls) == 1
         assert {load.waiting for load in running.loads().values()} == {3}  # the next choice sees them
-        mute.go_on.set()
+        silent.go_on.set()
         assert [answer.status for answer in [await first, *[await one for one in waiting]]] == [200] * 3
         assert [len(call.json["messages"][0]["content"]) for call in engine.calls] == [800, 4, 300]
-        assert counted(running) == {"dispatch-queue": 2}
+        assert queue_exits(running) == {"dispatch-queue": 2}
 
-    run_async(holding(use, objectives=ONE))
+    run_async(with_busy_engine(use, objectives=ALIKE))
 
 
-@pytest.mark.parametrize("objectives", [ONE, GROWING], ids=["late-binding", "admission"])
+@pytest.mark.parametrize("objectives", [ALIKE, GROWING], ids=["late-binding", "admission"])
 def test_a_wait_for_an_engine_is_not_the_gateways_own_time(objectives: SloTargets) -> None:
     async def use(
-        running: RunningGateway, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[RawResponse]"
+        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
         now = running.gateway.stack.admission._runtime.now
         waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-        await until(lambda: queued(running) == 1)
+        await wait_until(lambda: count_queued(running) == 1)
         queued_at = now()
-        await until(lambda: now() > queued_at + 0.05)
+        await wait_until(lambda: now() > queued_at + 0.05)
         released_at = now()
-        mute.go_on.set()
+        silent.go_on.set()
         fields = (await waiting).fields
         plain = (await first).fields
         outcome = running.gateway.decisions.get(fields["x-fairlead-decision"]).outcome  # type: ignore[union-attr]
@@ -329,55 +278,55 @@ def test_a_wait_for_an_engine_is_not_the_gateways_own_time(objectives: SloTarget
         assert straight.queued_seconds == 0.0
         assert "queue" not in plain["server-timing"]
 
-    run_async(holding(use, objectives=objectives))
+    run_async(with_busy_engine(use, objectives=objectives))
 
 
 def test_a_preset_that_binds_at_once_holds_nothing_for_a_busy_engine() -> None:
     async def use(
-        running: RunningGateway, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[RawResponse]"
+        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
         other = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-        await until(lambda: len(engine.calls) == 2)
-        mute.go_on.set()
+        await wait_until(lambda: len(engine.calls) == 2)
+        silent.go_on.set()
         assert (await other).status == 200
-        assert counted(running) == {}
+        assert queue_exits(running) == {}
 
-    run_async(holding(use, objectives=ONE, preset="min-ttft"))
+    run_async(with_busy_engine(use, objectives=ALIKE, preset="min-ttft"))
 
 
 def test_who_waits_for_an_engine_that_leaves_is_sent_to_another() -> None:
     async def use(
-        running: RunningGateway, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[RawResponse]"
+        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
         async with scripted_engine() as other:
             waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-            await until(lambda: queued(running) == 1)
+            await wait_until(lambda: count_queued(running) == 1)
             states = [InstanceState.DRAINING, READY]
-            running.gateway.update_fleet(slow_fleet([engine.url, other.url], ONE, version=2, states=states))
+            running.gateway.update_fleet(slow_fleet([engine.url, other.url], ALIKE, version=2, states=states))
             assert (await waiting).fields["x-fairlead-instance"] == "e-1/1/0"
             assert len(engine.calls) == 1
-            mute.go_on.set()
+            silent.go_on.set()
             assert (await first).status == 200
 
-    run_async(holding(use, objectives=ONE))
+    run_async(with_busy_engine(use, objectives=ALIKE))
 
 
 def test_a_client_that_goes_while_its_engine_is_busy_leaves_nothing_behind() -> None:
     async def use(
-        running: RunningGateway, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[RawResponse]"
+        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request(SHORT))
-        await until(lambda: queued(running) == 1)
+        await wait_until(lambda: count_queued(running) == 1)
         await connection.close()
-        await until(lambda: queued(running) == 0)
+        await wait_until(lambda: count_queued(running) == 0)
         assert {load.inflight for load in running.loads().values()} == {1}
-        mute.go_on.set()
+        silent.go_on.set()
         assert (await first).status == 200
         assert len(engine.calls) == 1
-        assert counted(running) == {"left": 1}
+        assert queue_exits(running) == {"left": 1}
 
-    run_async(holding(use, objectives=ONE))
+    run_async(with_busy_engine(use, objectives=ALIKE))
 
 
 def test_where_there_is_no_reason_to_hold_nobody_looks() -> None:
@@ -390,9 +339,9 @@ def test_where_there_is_no_reason_to_hold_nobody_looks() -> None:
         ):
             for number in range(20):
                 group.create_task(request(running.url, chat(200, user=f"{number}")))
-            await until(lambda: len(engine.calls) == 20)
-            assert queued(running) == 0
-            assert counted(running) == {}
+            await wait_until(lambda: len(engine.calls) == 20)
+            assert count_queued(running) == 0
+            assert queue_exits(running) == {}
             gate.go_on.set()
 
     run_async(main())
