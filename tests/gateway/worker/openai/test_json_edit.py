@@ -51,6 +51,14 @@ def test_values_longer_than_a_slice_are_passed_over_whole(long: bytes, shift: in
         assert set_members(text, {"model": b'"b"'}) == text.replace(b'"model":"a"', b'"model":"b"')
 
 
+@pytest.mark.parametrize("parts", [1, 20, 31, 32, 33, 63, 64, 65, 200])
+@pytest.mark.parametrize("part", [b'"a"', rb'"\"]}\\"', b'{"role":"user","content":"[{"}', b"[[],{}]", b"1"])
+def test_values_of_few_and_of_many_parts_are_passed_over_whole(part: bytes, parts: int) -> None:
+    value = b"[" + b", ".join([part] * parts) + b"]"
+    text = b'{"x":' + value + b',"model":"a","y":' + value + b"}"
+    assert set_members(text, {"model": b'"b"'}) == text.replace(b'"model":"a"', b'"model":"b"')
+
+
 def test_into_an_empty_object_and_before_others() -> None:
     assert set_members(b"{}", {"a": b"1"}) == b'{"a":1}'
     assert set_members(b" { } ", {"a": b"1"}) == b' {"a":1 } '
