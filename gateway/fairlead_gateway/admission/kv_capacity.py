@@ -9,6 +9,8 @@ within the memory.
 Unknown values refuse nothing. An instance of unknown memory has room. Before the first responses of
 a model, a request counts `DEFAULT_OUTPUT_TOKENS` of output. While an instance is planned at most
 half full, nothing is computed for it. Tokens of other processes count as the caller states them.
+What does not depend on the request that asks is computed once for all requests that ask at the same
+time: each instance's forecast. Its part without the time stays until the sequences there change.
 
 **Headroom** (Llumnix): a request of a lower tier leaves `HEADROOM_PER_TIER` of the memory free for
 each tier above it.
@@ -19,7 +21,7 @@ Source: Past-Future (arXiv 2507.10150), Llumnix (arXiv 2406.03243).
 from collections.abc import Callable, Hashable
 from typing import Final
 
-from fairlead_gateway.admission.kv_peak import USABLE_SHARE, SequenceForecast, peak_tokens
+from fairlead_gateway.admission.kv_peak import USABLE_SHARE, SequenceForecast, in_falling_order, peak_with
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
 from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS, RouteRequest
 
@@ -75,12 +77,31 @@ class _Sequence:
 
 
 class _EngineUsage:
-    __slots__ = ("planned_tokens", "sequences", "token_seconds")
+    """The sequences of one instance.
+
+    prompt_tokens: those of each prompt, without what earlier sequences share; None after a change.
+    blocks: all blocks of these prompts.
+    forecasts: of all sequences at `forecast_at`, in falling order; None after a change.
+    """
+
+    __slots__ = (
+        "blocks",
+        "forecast_at",
+        "forecasts",
+        "planned_tokens",
+        "prompt_tokens",
+        "sequences",
+        "token_seconds",
+    )
 
     def __init__(self) -> None:
         self.sequences: dict[str, _Sequence] = {}
         self.planned_tokens = 0.0
         self.token_seconds = DEFAULT_TOKEN_SECONDS
+        self.prompt_tokens: list[float] | None = None
+        self.blocks: set[int] = set()
+        self.forecasts: list[SequenceForecast] | None = None
+        self.forecast_at = 0.0
 
 
 class KvCapacityPlanner:
@@ -91,6 +112,8 @@ class KvCapacityPlanner:
         self._sequences: dict[str, _Sequence] = {}
         self._usage: dict[str, _EngineUsage] = {}
         self._planned_tokens = 0.0
+        self._asking: RouteRequest | None = None
+        self._asked_at = self._asked_remaining = 0.0
 
     def on_dispatch(
         self, request: RouteRequest, instance: str, prompt_tokens: float, length_class: Hashable, now: float
@@ -104,6 +127,7 @@ class KvCapacityPlanner:
         if usage is None:
             usage = self._usage[instance] = _EngineUsage()
         usage.sequences[request.id] = sequence
+        usage.prompt_tokens = usage.forecasts = None
         usage.planned_tokens += planned
         self._planned_tokens += planned
 
@@ -112,6 +136,7 @@ class KvCapacityPlanner:
         sequence = self._sequences.get(request_id)
         if sequence is not None and sequence.first_at is None:
             sequence.first_at = now
+            self._usage[sequence.instance].forecasts = None
 
     def on_finish(self, request_id: str, now: float | None = None, output_tokens: int | None = None) -> None:
         """Removes a sequence. A complete response updates the instance's time per token.
@@ -124,6 +149,7 @@ class KvCapacityPlanner:
         self._planned_tokens = self._planned_tokens - sequence.planned_tokens if self._sequences else 0.0
         usage = self._usage[sequence.instance]
         del usage.sequences[request_id]
+        usage.prompt_tokens = usage.forecasts = None
         usage.planned_tokens = usage.planned_tokens - sequence.planned_tokens if usage.sequences else 0.0
         if now is not None and output_tokens is not None and output_tokens > 1 and sequence.first_at is not None:
             usage.token_seconds += _TOKEN_SECONDS_SMOOTHING * (
@@ -175,40 +201,51 @@ class KvCapacityPlanner:
         """
         if engine.kv_tokens is None:
             return 0.0
-        instance, other_tokens = engine.id, engine.other_tokens
-        usage = self._usage.get(instance)
+        other_tokens, usage = engine.other_tokens, self._usage.get(engine.id)
         planned = other_tokens + (0.0 if usage is None else usage.planned_tokens)
-        needed = prompt_tokens + self._expected_remaining(request, prompt_tokens, length_class, 0, now)
+        remaining = self._remaining_of_asking(request, prompt_tokens, length_class, now)
+        needed = prompt_tokens + remaining
         usable = USABLE_SHARE * engine.kv_tokens * max(0.0, 1.0 - HEADROOM_PER_TIER * tier)
         if planned + needed <= UNCHECKED_SHARE * usable or (planned <= 0.0 and (usage is None or not usage.sequences)):
             return 0.0
-        return max(0.0, other_tokens + self._peak_tokens(instance, request, prompt_tokens, length_class, now) - usable)
+        peak = needed if usage is None else self._peak_with(usage, request, prompt_tokens, remaining, now)
+        return max(0.0, other_tokens + peak - usable)
 
-    def _peak_tokens(
-        self, instance: str, request: RouteRequest | None, prompt_tokens: float, length_class: Hashable, now: float
+    def _remaining_of_asking(
+        self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, now: float
     ) -> float:
-        usage = self._usage.get(instance)
+        """Returns the tokens to plan for the answers of a request; the same for all instances."""
+        if request is not self._asking or now != self._asked_at:
+            self._asking, self._asked_at = request, now
+            self._asked_remaining = self._expected_remaining(request, prompt_tokens, length_class, 0, now)
+        return self._asked_remaining
+
+    def _peak_with(
+        self, usage: _EngineUsage, request: RouteRequest, prompt_tokens: float, remaining: float, now: float
+    ) -> float:
+        forecasts = usage.forecasts
+        if forecasts is None or usage.forecast_at != now:
+            forecasts = usage.forecasts = self._forecasts(usage, now)
+            usage.forecast_at = now
+        own_tokens = _unshared_tokens(request, prompt_tokens, usage.blocks)
+        return peak_with(forecasts, SequenceForecast(own_tokens, remaining))
+
+    def _forecasts(self, usage: _EngineUsage, now: float) -> list[SequenceForecast]:
+        prompts = usage.prompt_tokens
+        if prompts is None:
+            prompts, usage.blocks = [], set()
+            for sequence in usage.sequences.values():
+                prompts.append(_unshared_tokens(sequence.request, sequence.prompt_tokens, usage.blocks))
+                usage.blocks.update(sequence.request.chain.hashes)
+            usage.prompt_tokens = prompts
         forecasts: list[SequenceForecast] = []
-        seen_blocks: set[int] = set()
-        for sequence in usage.sequences.values() if usage is not None else ():
-            generated = 0
-            if usage is not None and sequence.first_at is not None:
+        for sequence, own_tokens in zip(usage.sequences.values(), prompts, strict=True):
+            request, generated = sequence.request, 0
+            if sequence.first_at is not None:
                 generated = 1 + int((now - sequence.first_at) / max(1e-6, usage.token_seconds))
-            own_tokens = _unshared_tokens(sequence.request, sequence.prompt_tokens, seen_blocks)
-            forecasts.append(
-                SequenceForecast(
-                    own_tokens + generated * sequence.request.sequences,
-                    self._expected_remaining(
-                        sequence.request, sequence.prompt_tokens, sequence.length_class, generated, now
-                    ),
-                )
-            )
-        if request is not None:
-            own_tokens = _unshared_tokens(request, prompt_tokens, seen_blocks)
-            forecasts.append(
-                SequenceForecast(own_tokens, self._expected_remaining(request, prompt_tokens, length_class, 0, now))
-            )
-        return peak_tokens(forecasts)
+            remaining = self._expected_remaining(request, sequence.prompt_tokens, sequence.length_class, generated, now)
+            forecasts.append(SequenceForecast(own_tokens + generated * request.sequences, remaining))
+        return in_falling_order(forecasts)
 
     def _expected_remaining(
         self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, generated: int, now: float
@@ -223,16 +260,14 @@ class KvCapacityPlanner:
         return remaining if not request.max_tokens else max(0.0, min(remaining, request.max_tokens - generated))
 
 
-def _unshared_tokens(request: RouteRequest, prompt_tokens: float, seen_blocks: set[int]) -> float:
-    """Returns the prompt tokens after the leading blocks that are in `seen_blocks`.
-
-    seen_blocks: hashes of the blocks of earlier sequences; the others of this prompt are added.
+def _unshared_tokens(request: RouteRequest, prompt_tokens: float, blocks: set[int]) -> float:
+    """Returns the prompt tokens after the leading blocks that are in `blocks`: hashes of the blocks
+    of earlier sequences.
     """
     chain = request.chain
     hashes, shared = chain.hashes, 0
-    while shared < len(hashes) and hashes[shared] in seen_blocks:
+    while shared < len(hashes) and hashes[shared] in blocks:
         shared += 1
-    seen_blocks.update(hashes[shared:])
     if not shared or request.prompt_tokens <= 0.0:
         return prompt_tokens
     part = chain.ends[shared - 1] / max(1.0, request.prompt_tokens * BYTES_PER_TOKEN)

@@ -38,10 +38,32 @@ class SequenceForecast:
 
 def peak_tokens(sequences: Iterable[SequenceForecast]) -> float:
     """Returns the tokens cached at the peak; 0 without sequences."""
+    return peak_with(in_falling_order(sequences), None)
+
+
+def in_falling_order(sequences: Iterable[SequenceForecast]) -> list[SequenceForecast]:
+    """Returns the sequences in falling order of their remaining tokens, as `peak_with` wants it."""
+    return sorted(sequences, key=_remaining_tokens, reverse=True)
+
+
+def peak_with(ordered: Iterable[SequenceForecast], joined: SequenceForecast | None) -> float:
+    """Returns the tokens cached at the peak of ordered sequences and one more.
+
+    joined: None: no other one.
+    """
     peak = total = 0.0
-    for count, sequence in enumerate(sorted(sequences, key=_remaining_tokens, reverse=True), 1):
+    count = 0
+    for sequence in ordered:
+        if joined is not None and joined.remaining_tokens > sequence.remaining_tokens:
+            count += 1
+            total += joined.now_tokens
+            peak = max(peak, total + count * joined.remaining_tokens)
+            joined = None
+        count += 1
         total += sequence.now_tokens
         peak = max(peak, total + count * sequence.remaining_tokens)
+    if joined is not None:
+        peak = max(peak, total + joined.now_tokens + (count + 1) * joined.remaining_tokens)
     return peak
 
 
