@@ -7,7 +7,7 @@ Why: most decisions are never read. A decision can carry an `Explanation`, which
 and builds sentences and tables only on request.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
@@ -153,6 +153,22 @@ class Decision:
             self._inputs = self._explanation.inputs() if self._explanation is not None else _NO_INPUTS
         return self._inputs
 
+    def after(self, describe: Callable[[], str]) -> "Decision":
+        """Returns the same choice; its reason begins with the text that `describe` returns.
+
+        Why: both texts are built on request only.
+        """
+        return Decision(
+            self.chosen,
+            self.rule,
+            _ExplanationAfter(describe, self),
+            self.cost_seconds,
+            self.home,
+            self.matched_tokens,
+            self.ttft_seconds,
+            self.source,
+        )
+
     def with_text(
         self,
         *,
@@ -186,3 +202,25 @@ class Decision:
 
     def _comparison_key(self) -> tuple[object, ...]:
         return self.chosen, self.rule, self.reason, self.rejected, dict(self.inputs), self.cost_seconds
+
+
+class _ExplanationAfter:
+    """The explanation of a decision that was made after something else had happened."""
+
+    __slots__ = ("_decision", "_describe")
+
+    def __init__(self, describe: Callable[[], str], decision: Decision) -> None:
+        self._describe = describe
+        self._decision = decision
+
+    def reason(self) -> str:
+        """Returns the reason in one sentence."""
+        return f"{self._describe()}; then {self._decision.rule}: {self._decision.reason}"
+
+    def rejected(self) -> tuple[RejectedCandidate, ...]:
+        """Returns the candidates that were not chosen."""
+        return self._decision.rejected
+
+    def inputs(self) -> Mapping[str, DecisionInput]:
+        """Returns the numbers used, by name."""
+        return self._decision.inputs

@@ -46,16 +46,12 @@ from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
 
 MAX_WAITING_STEP_SHARE: Final = 0.3
 POLL_SECONDS: Final = 0.02
-"""Interval at which callers check the queue without an event: other processes' requests
-end unseen.
-"""
+"""Interval of checks without an event: requests of other processes end unseen."""
 OBJECTIVE_SPREAD_RATIO: Final = 1.5
 """TTFT targets that differ by this factor make order relevant."""
 ALL_LEARNED_ANSWERS: Final = 1_000
 LEARNED_ANSWER_INTERVAL: Final = 8
-"""The first `ALL_LEARNED_ANSWERS` answers are learned, then one of this number. That is enough for
-shares.
-"""
+"""The first `ALL_LEARNED_ANSWERS` answers are learned, then one of this number."""
 _MAX_LENGTH_CLASSES: Final = 256
 _LONG_CLOSED: Final = (True,)
 _MAX_PASSED_OVER: Final = 8
@@ -226,14 +222,19 @@ class AdmissionPolicy:
         """Returns the same as `verdict_without_queue`, for a request that was counted before."""
         return None if self._requests else self._admit_without_queue(request, engines, now)
 
-    def enqueue(self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float) -> AdmissionVerdict:
-        """Queues or refuses a request for which `verdict_without_queue` returned None."""
+    def enqueue(
+        self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float, *, explained: bool = True
+    ) -> AdmissionVerdict:
+        """Queues or refuses a request for which `verdict_without_queue` returned None.
+
+        explained: a verdict to queue it has a reason.
+        """
         queued = request.queued
         displaced = self._bounds.displaced_by(queued.tenant, queued.body_bytes)
         refusal = self._refusal(request, len(engines), now, is_full=displaced is None)
         if refusal is not None:
             return refusal
-        refused = [self._displace(request_id, len(engines), now) for request_id in displaced or ()]
+        refused = [self._displace(request_id, len(engines), now) for request_id in displaced] if displaced else ()
         if not self._requests:
             self._drain_rate.start(now)
         self._requests[queued.id] = request
@@ -241,7 +242,7 @@ class AdmissionPolicy:
         self._bounds.add(queued.id, queued.tenant, queued.body_bytes)
         self._queue.add(queued)
         rule = "held-starting" if not engines else "held"
-        reason = self._queue_reason(request, engines, now)
+        reason = self._queue_reason(request, engines, now) if explained else ""
         verdict = AdmissionVerdict(AdmissionAction.QUEUE, rule, reason)
         verdict.displaced = refused
         return verdict

@@ -230,6 +230,11 @@ class RequestQueue:
         closed: the values of `is_long` to skip.
         passed_over: the tenants to skip.
         """
+        if len(self._requests) == 1 and not self._removed_count:
+            request = next(iter(self._requests.values()))
+            is_skipped = request.is_long in closed or request.tenant in passed_over
+            if not is_skipped and request.latest_start >= now and request.overdue_at > now:
+                return NextRequest(request, "deadline", _EARLIEST)
         overdue = self._most_overdue(now, closed, passed_over)
         if overdue is not None:
             waited = (now - overdue.arrived_at) / overdue.objective_seconds
@@ -269,8 +274,7 @@ class RequestQueue:
         rescued = min(late, key=_first_late).late[0][2] if late else None
         if feasible and (rescued is None or self._rescue_seconds < rescued.prefill_seconds):
             request = min(feasible, key=_first_feasible).feasible[0][2]
-            reason = "has the earliest deadline of those that can still be met"
-            return NextRequest(request, "deadline", reason, passes_over_late=rescued is not None)
+            return NextRequest(request, "deadline", _EARLIEST, passes_over_late=rescued is not None)
         assert rescued is not None
         if not feasible:
             return NextRequest(rescued, "late", "no TTFT target can be met; the program of this request began first")
@@ -387,6 +391,7 @@ class RequestQueue:
         return self._requests.get(request.id) is request
 
 
+_EARLIEST: Final = "has the earliest deadline of those that can still be met"
 _MIN_REMOVED: Final = 32
 _MAX_COMPARED: Final = 64
 """So many overdue requests are compared, in the order in which they became overdue."""

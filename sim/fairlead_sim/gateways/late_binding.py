@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from fairlead.engine_profile import EngineProfile
+from fairlead_gateway.admission.backlog_decay import MIN_BACKLOG_SECONDS
 from fairlead_gateway.admission.policy import MAX_WAITING_STEP_SHARE
 from fairlead_gateway.routing import ModelRouter, RouteRequest
 from fairlead_sim.engine.scheduler import EngineSequence
@@ -135,7 +136,7 @@ class Dispatcher:
         self._router = router
         self._queue: LateBindingQueue | None = None
         if not never_queues and router.queues_assigned:
-            room = MAX_WAITING_STEP_SHARE * profile.prefill_time(profile.step_tokens)
+            room = max(MAX_WAITING_STEP_SHARE * profile.prefill_time(profile.step_tokens), MIN_BACKLOG_SECONDS)
             self._queue = LateBindingQueue(router, send, schedule, max_backlog_seconds=room, rebalances=rebalances)
 
     def dispatch(self, route_request: RouteRequest, chosen: str, now: float) -> str:

@@ -46,6 +46,19 @@ def test_the_earliest_deadline_goes_first() -> None:
     assert turns(line, 1.1) == [("b", "deadline"), ("a", "deadline"), ("c", "deadline")]
 
 
+@pytest.mark.parametrize(
+    ("now", "rule"), [(1.0, "deadline"), (3.9, "deadline"), (3.95, "late"), (11.85, "late"), (11.9, "overdue")]
+)
+def test_the_only_request_goes_by_the_rule_of_its_time(now: float, rule: str) -> None:
+    line = of(waiting("only", 0.0, 4.0))
+    assert turns(line, now) == [("only", rule)]
+    assert line.peek(now) is None
+    line.add(waiting("again", now, 4.0))
+    assert line.peek(now, closed=(False,)) is None
+    assert line.peek(now, passed_over=[None]) is None
+    assert turns(line, now) == [("again", "deadline")]
+
+
 def test_late_requests_go_behind_those_that_can_meet_the_objective() -> None:
     line = of(waiting("lost", 0.0, 1.0, own=0.5), waiting("fine", 0.5, 4.0))
     assert turns(line, 0.9) == [("fine", "deadline"), ("lost", "late")]

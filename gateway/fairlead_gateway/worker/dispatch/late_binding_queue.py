@@ -6,10 +6,11 @@ callers wait for an instance, the order holds among the requests of those with c
 served least here, within `QUANTUM_SECONDS` of engine time. Expected answers count. A dispatch looks
 at the first request of each caller, however many wait.
 
-An instance can start a request while the unanswered prefill that this process sent there fills less
-than `MAX_WAITING_STEP_SHARE` of one of its steps. The instance gets the next request
-before it has finished one, since an engine that waits for the network computes nothing. No event
-shows when the prefill of a plain response ends; it is estimated (`admission.backlog_decay`).
+An instance can start a request while the unanswered prefill that this process sent there is short:
+less than `MAX_WAITING_STEP_SHARE` of one of its steps, or than `MIN_BACKLOG_SECONDS`. The instance
+gets the next request before it has finished one, since an engine that waits for the network
+computes nothing. No event shows when the prefill of a plain response ends; it is estimated
+(`admission.backlog_decay`).
 
 Why only this process's requests count: if two processes counted what each of them queues, both
 would wait for the other.
@@ -23,7 +24,7 @@ from itertools import count
 from types import MappingProxyType
 from typing import Final
 
-from fairlead_gateway.admission.backlog_decay import BacklogDecay
+from fairlead_gateway.admission.backlog_decay import MIN_BACKLOG_SECONDS, BacklogDecay
 from fairlead_gateway.admission.caller_bounds import CallerBounds
 from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.admission.policy import MAX_WAITING_STEP_SHARE, POLL_SECONDS
@@ -283,8 +284,8 @@ class LateBindingQueue:
         if endpoint is None or endpoint.load.waiting <= waiting:
             return True
         sent_seconds = endpoint.load.backlog_seconds - seconds
-        step_seconds = endpoint.profile.prefill_time(endpoint.profile.step_tokens)
-        return self._backlogs.remaining_seconds(name, sent_seconds, now) < MAX_WAITING_STEP_SHARE * step_seconds
+        limit = max(MAX_WAITING_STEP_SHARE * endpoint.full_step_seconds, MIN_BACKLOG_SECONDS)
+        return self._backlogs.remaining_seconds(name, sent_seconds, now) < limit
 
     def _start_timer(self) -> None:
         """Arms the timer of the next check, unless it is armed already.

@@ -76,6 +76,7 @@ class ModelAdmission:
         self._is_plain = False
         self._has_ready = self._expects_instance = False
         self._queued: dict[str, _WaitingRequest] = {}
+        self._arrival: tuple[RequestContext, list[EngineLoad]] | None = None  # the request that `try_admit` saw last
         self._timer: asyncio.TimerHandle | None = None
         self._release_scheduled = False
 
@@ -129,10 +130,13 @@ class ModelAdmission:
         if has_headroom:
             if policy.admits_at_once(request, now):
                 return True
-            verdict = policy.verdict_of_classified(request, self._engine_loads(now), now)
+            engines = self._engine_loads(now)
+            verdict = policy.verdict_of_classified(request, engines, now)
         else:
-            verdict = policy.verdict_without_queue(request, self._engine_loads(now), now)
+            engines = self._engine_loads(now)
+            verdict = policy.verdict_without_queue(request, engines, now)
         if verdict is None:
+            self._arrival = (context, engines)
             return False
         context.admission.full_instances = verdict.full_instances
         return True
@@ -142,8 +146,10 @@ class ModelAdmission:
         request, now = context.admission.request, self._now()
         assert request is not None
         self.expect_answer(context)
-        engines = self._engine_loads(now)
-        verdict = self._policy.enqueue(request, engines, now)
+        arrival, self._arrival = self._arrival, None
+        is_just_checked = arrival is not None and arrival[0] is context
+        engines = arrival[1] if arrival is not None and is_just_checked else self._engine_loads(now)
+        verdict = self._policy.enqueue(request, engines, now, explained=False)
         if verdict.action is AdmissionAction.REFUSE:
             self._telemetry.record_queue_exit(self._key, verdict.rule)
             raise self._refusal_error(verdict)
@@ -235,11 +241,10 @@ class ModelAdmission:
 
     def _decode_seconds(self, context: RequestContext, output_tokens: float) -> float:
         router, request = self._routers.router(self._key), context.admission.request
-        loads = [] if router is None else router.endpoint_loads()
-        if not loads or request is None:
+        if router is None or not router.endpoints or request is None:
             return 0.0
         sequences = context.route_request.sequences
-        return decode_seconds(loads[0][0].profile, request.prompt_tokens, output_tokens, sequences)
+        return decode_seconds(router.endpoints[0].profile, request.prompt_tokens, output_tokens, sequences)
 
     def close(self) -> None:
         """Refuses all queued requests; the model has left the fleet."""

@@ -136,7 +136,7 @@ class Forwarder:
         decision = self._prefill_coordinator.choose_decode_instance(context, excluded, now)
         admitted = context.admission.admitted
         if admitted is not None and not failures:
-            decision = decision.with_text(reason=f"{admitted.describe()}; then {decision.rule}: {decision.reason}")
+            decision = decision.after(admitted.describe)
         if context.handoff is not None:
             decision = self._prefill_coordinator.annotate_decision(context, decision)
         if decision.chosen is None:

@@ -29,8 +29,7 @@ class OneEngine:
 
     def __init__(self) -> None:
         load = SimpleNamespace(backlog_seconds=0.0, waiting=0)
-        profile = SimpleNamespace(step_tokens=8, prefill_time=lambda tokens: 1.0)
-        self.instance = SimpleNamespace(load=load, profile=profile)
+        self.instance = SimpleNamespace(load=load, full_step_seconds=1.0)
         self.sort_count = 0
 
     def router(self, key: str) -> "OneEngine":
@@ -88,6 +87,13 @@ class Scene:
         if await self.queue.wait(context):
             self.started.append(context.route_request.id)
 
+    def can_start(self) -> bool:
+        """Whether a new request would not wait."""
+        context = SimpleNamespace(
+            choice=SimpleNamespace(instance_id="e"), request=SimpleNamespace(model_key=KEY), transfer=None
+        )
+        return self.queue.can_start(cast(RequestContext, context))
+
     async def finish_one(self) -> None:
         """Ends the request that the engine computes, and starts the next."""
         self.engine.on_abandoned("", 0.0)
@@ -110,6 +116,19 @@ def test_assigned_requests_go_by_credit_between_callers_and_by_order_within_one(
         assert order == expected
         await asyncio.gather(*tasks)
         assert scene.queue._callers == {}
+
+    run_async(main())
+
+
+@pytest.mark.parametrize(("backlog_seconds", "starts"), [(0.001, True), (0.004, True), (0.006, False), (1.0, False)])
+def test_engine_that_answers_at_once_is_not_waited_for(backlog_seconds: float, starts: bool) -> None:
+    """By its profile, a step takes a tenth of the prompts that it has got."""
+
+    async def main() -> None:
+        scene = Scene(Limits())
+        scene.engine.instance.full_step_seconds = backlog_seconds / 10
+        scene.engine.instance.load.backlog_seconds = backlog_seconds
+        assert scene.can_start() is starts
 
     run_async(main())
 
