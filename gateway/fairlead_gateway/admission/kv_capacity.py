@@ -29,6 +29,10 @@ HEADROOM_PER_TIER: Final = 0.05
 UNCHECKED_SHARE: Final = 0.5
 DEFAULT_TOKEN_SECONDS: Final = 0.02
 _TOKEN_SECONDS_SMOOTHING: Final = 0.1
+_ASKED_SECONDS: Final = 0.05
+"""So long the forecast for one request serves admission, its queue and its dispatch. The forecasts
+of `output_lengths` are older.
+"""
 
 RemainingTokens = Callable[[Hashable, float, int, float], float | None]
 """Tokens still to come: by length class, prompt tokens, generated tokens and time.
@@ -113,7 +117,7 @@ class KvCapacityPlanner:
         self._usage: dict[str, _EngineUsage] = {}
         self._planned_tokens = 0.0
         self._asking: RouteRequest | None = None
-        self._asked_at = self._asked_remaining = 0.0
+        self._asked_at = self._asked_remaining = 0.0  # of each of its answers
 
     def on_dispatch(
         self, request: RouteRequest, instance: str, prompt_tokens: float, length_class: Hashable, now: float
@@ -121,7 +125,7 @@ class KvCapacityPlanner:
         """Counts a dispatched request. A retry first ends its former attempt."""
         if request.id in self._sequences:
             self.on_finish(request.id)
-        planned = prompt_tokens + self._expected_remaining(request, prompt_tokens, length_class, 0, now)
+        planned = prompt_tokens + self._remaining_of_asking(request, prompt_tokens, length_class, now)
         sequence = self._sequences[request.id] = _Sequence(request, instance, prompt_tokens, length_class, planned)
         usage = self._usage.get(instance)
         if usage is None:
@@ -163,7 +167,8 @@ class KvCapacityPlanner:
 
     def expected_output(self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, now: float) -> float:
         """Returns the tokens to plan for each answer of a request that has not begun."""
-        return self._remaining_of_each(request, prompt_tokens, length_class, 0, now)
+        self._ask(request, prompt_tokens, length_class, now)
+        return self._asked_remaining
 
     def elapsed_output(self, request_id: str, dispatched_at: float, now: float) -> float:
         """Returns the tokens that each answer of a sequence in flight may have by now.
@@ -214,11 +219,15 @@ class KvCapacityPlanner:
     def _remaining_of_asking(
         self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, now: float
     ) -> float:
-        """Returns the tokens to plan for the answers of a request; the same for all instances."""
-        if request is not self._asking or now != self._asked_at:
+        """Returns the tokens to plan for all answers of a request that has not begun."""
+        self._ask(request, prompt_tokens, length_class, now)
+        return request.sequences * self._asked_remaining
+
+    def _ask(self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, now: float) -> None:
+        """Sets `_asked_remaining`, unless it was set for this request just now."""
+        if request is not self._asking or not 0.0 <= now - self._asked_at < _ASKED_SECONDS:
             self._asking, self._asked_at = request, now
-            self._asked_remaining = self._expected_remaining(request, prompt_tokens, length_class, 0, now)
-        return self._asked_remaining
+            self._asked_remaining = self._remaining_of_each(request, prompt_tokens, length_class, 0, now)
 
     def _peak_with(
         self, usage: _EngineUsage, request: RouteRequest, prompt_tokens: float, remaining: float, now: float

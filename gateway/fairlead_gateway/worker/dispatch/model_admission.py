@@ -241,10 +241,11 @@ class ModelAdmission:
 
     def _decode_seconds(self, context: RequestContext, output_tokens: float) -> float:
         router, request = self._routers.router(self._key), context.admission.request
-        if router is None or not router.endpoints or request is None:
+        endpoints = [] if router is None else router.endpoints
+        if not endpoints or request is None:
             return 0.0
         sequences = context.route_request.sequences
-        return decode_seconds(router.endpoints[0].profile, request.prompt_tokens, output_tokens, sequences)
+        return decode_seconds(endpoints[0].profile, request.prompt_tokens, output_tokens, sequences)
 
     def close(self) -> None:
         """Refuses all queued requests; the model has left the fleet."""
