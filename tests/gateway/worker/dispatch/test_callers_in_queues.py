@@ -90,13 +90,17 @@ async def with_scene(use: Callable[[Scene], Awaitable[None]], limits: Limits | N
         await use(Scene(running, engine, steps))
 
 
-def test_full_queue_refuses_the_newest_request_of_the_caller_that_has_most() -> None:
+BOTH_KINDS = pytest.mark.parametrize("stream", [True, False], ids=["streamed", "plain"])
+
+
+@BOTH_KINDS
+def test_full_queue_refuses_the_newest_request_of_the_caller_that_has_most(stream: bool) -> None:
     async def use(scene: Scene) -> None:
         first = scene.send("flood", "f0")
         await wait_until(lambda: len(scene.steps.order) == 1)
-        steady = [await scene.send_queued("steady", "s0")]
-        flood = [await scene.send_queued("flood", f"f{number}") for number in (1, 2, 3)]
-        steady.append(scene.send("steady", "s1"))
+        steady = [await scene.send_queued("steady", "s0", stream=stream)]
+        flood = [await scene.send_queued("flood", f"f{number}", stream=stream) for number in (1, 2, 3)]
+        steady.append(scene.send("steady", "s1", stream=stream))
         refused = await flood[2]
         assert (refused.status, refused.error["code"]) == (503, "overloaded")
         assert "3 of them of this caller" in refused.error["message"]
@@ -108,12 +112,29 @@ def test_full_queue_refuses_the_newest_request_of_the_caller_that_has_most() -> 
     run_async(with_scene(use, replace(Limits(), queued_requests=4)))
 
 
-def test_answers_are_charged_as_expected_and_then_as_they_were() -> None:
+@BOTH_KINDS
+def test_queued_requests_go_by_credit_between_callers(stream: bool) -> None:
     async def use(scene: Scene) -> None:
         tasks = [scene.send("flood", "f0")]
         await wait_until(lambda: len(scene.steps.order) == 1)
-        tasks.append(await scene.send_queued("steady", "s0", max_tokens=100))
-        tasks.append(await scene.send_queued("flood", "f1", max_tokens=100, n=4))
+        tasks.append(await scene.send_queued("steady", "s0", stream=stream))
+        tasks += [await scene.send_queued("flood", f"f{number}", stream=stream) for number in (1, 2, 3)]
+        tasks.append(await scene.send_queued("steady", "s1", stream=stream))
+        await scene.finish()
+        assert {(await task).status for task in tasks} == {200}
+        order = scene.steps.order
+        assert (order[:2], order[-1]) == (["f0", "s0"], "f3")  # in order of arrival, `s1` would be the last
+
+    run_async(with_scene(use))
+
+
+@BOTH_KINDS
+def test_answers_are_charged_as_expected_and_then_as_they_were(stream: bool) -> None:
+    async def use(scene: Scene) -> None:
+        tasks = [scene.send("flood", "f0")]
+        await wait_until(lambda: len(scene.steps.order) == 1)
+        tasks.append(await scene.send_queued("steady", "s0", max_tokens=100, stream=stream))
+        tasks.append(await scene.send_queued("flood", "f1", max_tokens=100, n=4, stream=stream))
         queue = scene.running.gateway.stack.admission._models[MODEL_KEY]._policy._queue
         single, fourfold = queue.requests()
         assert (single.decode_seconds, fourfold.decode_seconds) == (100.0, 400.0)

@@ -23,8 +23,10 @@ from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_gateway.worker.observability.observers import RequestObservers, create_observers
 from fairlead_gateway.worker.observability.settings import ObservabilitySettings, parse_observability_settings
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine
+from fairlead_testing.gateway.busy_engine import SilentEngine, chat, count_queued, slow_fleet
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
+from fairlead_testing.waiting import wait_until
 
 CANARY = "canary-7c1e"
 BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": f"tell me of {CANARY}"}]}
@@ -161,6 +163,38 @@ def test_clients_that_leave_have_a_line_whenever_they_did(tmp_path: Path) -> Non
     run_async(main())
     (line,) = lines(path)
     assert (line["status"], line["error"], line["client"]) == (499, "client-gone", "127.0.0.1")
+
+
+def test_plain_requests_that_waited_have_a_line_each(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+
+    async def main() -> None:
+        silent = SilentEngine()
+        limits = replace(Limits(), queued_requests=2)
+        async with (
+            scripted_engine(silent.script) as engine,
+            running_gateway(slow_fleet([engine.url]), limits, observers=logging(str(path))) as running,
+        ):
+            first = asyncio.create_task(request(running.url, chat(400)))
+            await wait_until(lambda: len(engine.calls) == 1)
+            waiting = asyncio.create_task(request(running.url, BODY))
+            await wait_until(lambda: count_queued(running) == 1)
+            connection = await RawConnection.connect(running.url)
+            await connection.send(post_request(BODY))
+            await wait_until(lambda: count_queued(running) == 2)
+            assert (await request(running.url, BODY)).status == 503
+            await connection.close()
+            await wait_until(lambda: count_queued(running) == 1)
+            silent.go_on.set()
+            assert (await first).status == (await waiting).status == 200
+
+    run_async(main())
+    by_id = {line["request_id"]: line for line in lines(path)}
+    served, left, refused = (by_id[f"req-{number}"] for number in (2, 3, 4))
+    assert (served["status"], served["instance"], served["error"]) == (200, "e-0/0/0", None)
+    assert 0.0 < served["queued_seconds"] < served["duration_seconds"]
+    assert (left["status"], left["instance"], left["error"]) == (499, None, "client-gone")
+    assert (refused["status"], refused["instance"], refused["error"]) == (503, None, "overloaded")
 
 
 def test_addresses_are_left_out_where_they_are_switched_off(tmp_path: Path) -> None:
