@@ -29,7 +29,7 @@ HEADROOM_PER_TIER: Final = 0.05
 UNCHECKED_SHARE: Final = 0.5
 DEFAULT_TOKEN_SECONDS: Final = 0.02
 _TOKEN_SECONDS_SMOOTHING: Final = 0.1
-_ASKED_SECONDS: Final = 0.05
+_CANDIDATE_SECONDS: Final = 0.05
 """So long the forecast for one request serves admission, its queue and its dispatch. The forecasts
 of `output_lengths` are older.
 """
@@ -116,8 +116,8 @@ class KvCapacityPlanner:
         self._sequences: dict[str, _Sequence] = {}
         self._usage: dict[str, _EngineUsage] = {}
         self._planned_tokens = 0.0
-        self._asking: RouteRequest | None = None
-        self._asked_at = self._asked_remaining = 0.0  # of each of its answers
+        self._candidate: RouteRequest | None = None
+        self._candidate_at = self._candidate_tokens = 0.0  # of each of its answers
 
     def on_dispatch(
         self, request: RouteRequest, instance: str, prompt_tokens: float, length_class: Hashable, now: float
@@ -125,7 +125,7 @@ class KvCapacityPlanner:
         """Counts a dispatched request. A retry first ends its former attempt."""
         if request.id in self._sequences:
             self.on_finish(request.id)
-        planned = prompt_tokens + self._remaining_of_asking(request, prompt_tokens, length_class, now)
+        planned = prompt_tokens + self._remaining_of_candidate(request, prompt_tokens, length_class, now)
         sequence = self._sequences[request.id] = _Sequence(request, instance, prompt_tokens, length_class, planned)
         usage = self._usage.get(instance)
         if usage is None:
@@ -167,8 +167,8 @@ class KvCapacityPlanner:
 
     def expected_output(self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, now: float) -> float:
         """Returns the tokens to plan for each answer of a request that has not begun."""
-        self._ask(request, prompt_tokens, length_class, now)
-        return self._asked_remaining
+        self._forecast_candidate(request, prompt_tokens, length_class, now)
+        return self._candidate_tokens
 
     def elapsed_output(self, request_id: str, dispatched_at: float, now: float) -> float:
         """Returns the tokens that each answer of a sequence in flight may have by now.
@@ -208,7 +208,7 @@ class KvCapacityPlanner:
             return 0.0
         other_tokens, usage = engine.other_tokens, self._usage.get(engine.id)
         planned = other_tokens + (0.0 if usage is None else usage.planned_tokens)
-        remaining = self._remaining_of_asking(request, prompt_tokens, length_class, now)
+        remaining = self._remaining_of_candidate(request, prompt_tokens, length_class, now)
         needed = prompt_tokens + remaining
         usable = USABLE_SHARE * engine.kv_tokens * max(0.0, 1.0 - HEADROOM_PER_TIER * tier)
         if planned + needed <= UNCHECKED_SHARE * usable or (planned <= 0.0 and (usage is None or not usage.sequences)):
@@ -216,18 +216,20 @@ class KvCapacityPlanner:
         peak = needed if usage is None else self._peak_with(usage, request, prompt_tokens, remaining, now)
         return max(0.0, other_tokens + peak - usable)
 
-    def _remaining_of_asking(
+    def _remaining_of_candidate(
         self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, now: float
     ) -> float:
         """Returns the tokens to plan for all answers of a request that has not begun."""
-        self._ask(request, prompt_tokens, length_class, now)
-        return request.sequences * self._asked_remaining
+        self._forecast_candidate(request, prompt_tokens, length_class, now)
+        return request.sequences * self._candidate_tokens
 
-    def _ask(self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, now: float) -> None:
-        """Sets `_asked_remaining`, unless it was set for this request just now."""
-        if request is not self._asking or not 0.0 <= now - self._asked_at < _ASKED_SECONDS:
-            self._asking, self._asked_at = request, now
-            self._asked_remaining = self._remaining_of_each(request, prompt_tokens, length_class, 0, now)
+    def _forecast_candidate(
+        self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, now: float
+    ) -> None:
+        """Sets `_candidate_tokens`, unless it was set for this request just now."""
+        if request is not self._candidate or not 0.0 <= now - self._candidate_at < _CANDIDATE_SECONDS:
+            self._candidate, self._candidate_at = request, now
+            self._candidate_tokens = self._remaining_of_each(request, prompt_tokens, length_class, 0, now)
 
     def _peak_with(
         self, usage: _EngineUsage, request: RouteRequest, prompt_tokens: float, remaining: float, now: float
