@@ -60,7 +60,7 @@ class CountedGateway:
                         run(turns)
                     time.sleep(_REST_SECONDS)
 
-                script.plain(1)  # opens the connections that a rest has closed
+                script.open_connections()
                 return counter.count(work)
 
             script.connect(gateway.port)

@@ -86,6 +86,14 @@ class Script:
             next_call(self._calls).answer(_COMPLETION_TOKENS)
             client.read_answer()
 
+    def open_connections(self) -> None:
+        """Sends one request to each model whose requests are counted: a rest closes connections."""
+        self.plain(1)
+        client = self._clients[1]
+        client.send(self._body(self._full))
+        next_call(self._full_calls).answer(_LONG_ANSWER_TOKENS)
+        client.read_answer()
+
     def streamed(self, count: int, events: int) -> None:
         """Streams of ``events`` events; each is sent when the client has the one before."""
         client = self._clients[0]

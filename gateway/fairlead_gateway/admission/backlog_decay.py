@@ -34,8 +34,10 @@ class BacklogDecay:
         if reported_seconds <= 0.0:
             self._known.pop(engine, None)
             return 0.0
-        reported, left, at = self._known.get(engine, (0.0, 0.0, now))
-        left = max(0.0, left - DECAY_RATE * (now - at)) + max(0.0, reported_seconds - reported)
-        left = min(left, reported_seconds)
+        known = self._known.get(engine)
+        left = reported_seconds
+        if known is not None:
+            reported, estimated, at = known
+            left = min(left, max(0.0, estimated - DECAY_RATE * (now - at)) + max(0.0, reported_seconds - reported))
         self._known[engine] = (reported_seconds, left, now)
         return left

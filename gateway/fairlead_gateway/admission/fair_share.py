@@ -6,7 +6,7 @@ while it is away, and none pays for having been served while no other waited.
 Source: the counter lift of VTC (arXiv 2401.00588).
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable
 from typing import Final
 
 _MIN_COMPACTED: Final = 64
@@ -23,16 +23,16 @@ class FairShare:
         """Returns the weighted engine seconds served to a tenant; 0 for an unknown one."""
         return self._seconds.get(tenant, 0.0)
 
-    def on_join(self, tenant: Hashable, present: Iterable[Hashable]) -> None:
+    def on_join(self, tenant: Hashable, present: Collection[Hashable]) -> None:
         """Called when a tenant begins to wait: raises its count to the least of the others.
 
         present: the other tenants that wait. If there are none, all other counts are dropped.
         """
-        present = list(present)
-        served_others = [self.served_seconds(other) for other in present]
-        if not served_others:
-            self._seconds = {tenant: self.served_seconds(tenant)}
+        if not present:
+            if len(self._seconds) != 1 or tenant not in self._seconds:
+                self._seconds = {tenant: self.served_seconds(tenant)}
             return
+        served_others = [self.served_seconds(other) for other in present]
         self._seconds[tenant] = max(self.served_seconds(tenant), min(served_others))
         if len(self._seconds) > self._compact_above:
             self._compact({tenant, *present}, min(served_others))

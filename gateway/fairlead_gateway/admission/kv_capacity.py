@@ -18,7 +18,7 @@ each tier above it.
 Source: Past-Future (arXiv 2507.10150), Llumnix (arXiv 2406.03243).
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from typing import Final
 
 from fairlead_gateway.admission.kv_peak import USABLE_SHARE, SequenceForecast, in_falling_order, peak_with
@@ -80,6 +80,49 @@ class _Sequence:
         self.first_at: float | None = None
 
 
+class _PromptBlocks:
+    """The blocks of the prompts of one instance.
+
+    Hashes are of whole prefixes, so prompts share blocks only if they share the first one. The
+    blocks of a prompt whose first one is unique are not looked at.
+    """
+
+    __slots__ = ("_blocks", "_first")
+
+    def __init__(self) -> None:
+        self._first: dict[int, tuple[int, ...]] = {}
+        self._blocks: dict[int, set[int]] = {}
+
+    def add(self, hashes: tuple[int, ...]) -> None:
+        """Adds the blocks of one prompt."""
+        if not hashes:
+            return
+        first = hashes[0]
+        earlier = self._first.get(first)
+        if earlier is None:
+            self._first[first] = hashes
+            return
+        blocks = self._blocks.get(first)
+        if blocks is None:
+            blocks = self._blocks[first] = set(earlier)
+        blocks.update(hashes)
+
+    def count_shared(self, hashes: tuple[int, ...]) -> int:
+        """Returns how many leading blocks of a prompt are among these."""
+        earlier = self._first.get(hashes[0]) if hashes else None
+        if earlier is None:
+            return 0
+        blocks: Collection[int] = self._blocks.get(hashes[0]) or earlier
+        shared = 1
+        if blocks is earlier:
+            while shared < len(hashes) and shared < len(earlier) and hashes[shared] == earlier[shared]:
+                shared += 1
+        else:
+            while shared < len(hashes) and hashes[shared] in blocks:
+                shared += 1
+        return shared
+
+
 class _EngineUsage:
     """The sequences of one instance.
 
@@ -103,7 +146,7 @@ class _EngineUsage:
         self.planned_tokens = 0.0
         self.token_seconds = DEFAULT_TOKEN_SECONDS
         self.prompt_tokens: list[float] | None = None
-        self.blocks: set[int] = set()
+        self.blocks = _PromptBlocks()
         self.forecasts: list[SequenceForecast] | None = None
         self.forecast_at = 0.0
 
@@ -244,18 +287,18 @@ class KvCapacityPlanner:
     def _forecasts(self, usage: _EngineUsage, now: float) -> list[SequenceForecast]:
         prompts = usage.prompt_tokens
         if prompts is None:
-            prompts, usage.blocks = [], set()
+            prompts, usage.blocks = [], _PromptBlocks()
             for sequence in usage.sequences.values():
                 prompts.append(_unshared_tokens(sequence.request, sequence.prompt_tokens, usage.blocks))
-                usage.blocks.update(sequence.request.chain.hashes)
+                usage.blocks.add(sequence.request.chain.hashes)
             usage.prompt_tokens = prompts
         forecasts: list[SequenceForecast] = []
-        for sequence, own_tokens in zip(usage.sequences.values(), prompts, strict=True):
+        for number, sequence in enumerate(usage.sequences.values()):
             request, generated = sequence.request, 0
             if sequence.first_at is not None:
                 generated = 1 + int((now - sequence.first_at) / max(1e-6, usage.token_seconds))
             remaining = self._expected_remaining(request, sequence.prompt_tokens, sequence.length_class, generated, now)
-            forecasts.append(SequenceForecast(own_tokens + generated * request.sequences, remaining))
+            forecasts.append(SequenceForecast(prompts[number] + generated * request.sequences, remaining))
         return in_falling_order(forecasts)
 
     def _expected_remaining(
@@ -271,14 +314,10 @@ class KvCapacityPlanner:
         return remaining if not request.max_tokens else max(0.0, min(remaining, request.max_tokens - generated))
 
 
-def _unshared_tokens(request: RouteRequest, prompt_tokens: float, blocks: set[int]) -> float:
-    """Returns the prompt tokens after the leading blocks that are in `blocks`: hashes of the blocks
-    of earlier sequences.
-    """
+def _unshared_tokens(request: RouteRequest, prompt_tokens: float, blocks: _PromptBlocks) -> float:
+    """Returns the prompt tokens after the leading blocks that earlier sequences have too."""
     chain = request.chain
-    hashes, shared = chain.hashes, 0
-    while shared < len(hashes) and hashes[shared] in blocks:
-        shared += 1
+    shared = blocks.count_shared(chain.hashes)
     if not shared or request.prompt_tokens <= 0.0:
         return prompt_tokens
     part = chain.ends[shared - 1] / max(1.0, request.prompt_tokens * BYTES_PER_TOKEN)

@@ -17,7 +17,6 @@ Source: Past-Future, the scheduler of LightLLM (arXiv 2507.10150). Changed: the 
 was generated, instead of a sample of past lengths.
 """
 
-from collections.abc import Iterable
 from typing import Final
 
 USABLE_SHARE: Final = 0.99
@@ -36,17 +35,19 @@ class SequenceForecast:
         self.remaining_tokens = remaining_tokens
 
 
-def peak_tokens(sequences: Iterable[SequenceForecast]) -> float:
+def peak_tokens(sequences: list[SequenceForecast]) -> float:
     """Returns the tokens cached at the peak; 0 without sequences."""
     return peak_with(in_falling_order(sequences), None)
 
 
-def in_falling_order(sequences: Iterable[SequenceForecast]) -> list[SequenceForecast]:
+def in_falling_order(sequences: list[SequenceForecast]) -> list[SequenceForecast]:
     """Returns the sequences in falling order of their remaining tokens, as `peak_with` wants it."""
+    if len(sequences) < 2:
+        return sequences
     return sorted(sequences, key=_remaining_tokens, reverse=True)
 
 
-def peak_with(ordered: Iterable[SequenceForecast], joined: SequenceForecast | None) -> float:
+def peak_with(ordered: list[SequenceForecast], joined: SequenceForecast | None) -> float:
     """Returns the tokens cached at the peak of ordered sequences and one more.
 
     joined: None: no other one.

@@ -133,11 +133,9 @@ class ResponseRelay:
         received_at, dispatched_at = context.http_request.received_at, context.result.dispatched_at
         queued_seconds = context.admission.queued_seconds
         if dispatched_at is None:
-            timing = server_timing(now - received_at - queued_seconds, -1.0)
+            timing = server_timing(now - received_at - queued_seconds, -1.0, queued_seconds)
         else:
-            timing = server_timing(dispatched_at - received_at - queued_seconds, now - dispatched_at)
-        if queued_seconds > 0.0:
-            timing = f"{timing}, queue;dur={queued_seconds * 1e3:.3f}"
+            timing = server_timing(dispatched_at - received_at - queued_seconds, now - dispatched_at, queued_seconds)
         trace = context.trace.response_header if context.trace is not None else ""
         return f"{route}{rule}\r\nx-fairlead-decision: {context.id}\r\nserver-timing: {timing}\r\n{trace}"
 

@@ -130,10 +130,11 @@ def route_header(where: str) -> str:
     return f"x-fairlead-instance: {where}\r\nx-fairlead-reason: "
 
 
-def server_timing(own_seconds: float, engine_seconds: float) -> str:
+def server_timing(own_seconds: float, engine_seconds: float, queued_seconds: float = 0.0) -> str:
     """Returns the value of `server-timing`: milliseconds with three decimals.
 
     engine_seconds: negative: not known.
+    queued_seconds: not part of the others; 0: not named.
 
     Why from whole microseconds: formatting a float takes ten times as long.
     """
@@ -141,10 +142,15 @@ def server_timing(own_seconds: float, engine_seconds: float) -> str:
     own_thousandths = _THOUSANDTHS[own % 1000]
     own_text = _number(own // 1000)
     if engine_seconds < 0.0:
-        return f"gateway;dur={own_text}.{own_thousandths}"
-    engine = int(engine_seconds * 1e6 + 0.5)
-    engine_text = _number(engine // 1000)
-    return f"gateway;dur={own_text}.{own_thousandths}, engine;dur={engine_text}.{_THOUSANDTHS[engine % 1000]}"
+        timing = f"gateway;dur={own_text}.{own_thousandths}"
+    else:
+        engine = int(engine_seconds * 1e6 + 0.5)
+        engine_text = _number(engine // 1000)
+        timing = f"gateway;dur={own_text}.{own_thousandths}, engine;dur={engine_text}.{_THOUSANDTHS[engine % 1000]}"
+    if queued_seconds <= 0.0:
+        return timing
+    queued = int(queued_seconds * 1e6 + 0.5)
+    return f"{timing}, queue;dur={_number(queued // 1000)}.{_THOUSANDTHS[queued % 1000]}"
 
 
 def _number(value: int) -> str:

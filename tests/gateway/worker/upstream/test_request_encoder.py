@@ -27,6 +27,8 @@ def test_times_of_no_engine_are_left_out() -> None:
     assert server_timing(0.0, -1.0) == "gateway;dur=0.000"
     assert server_timing(0.000042, -1.0) == "gateway;dur=0.042"
     assert server_timing(1.25, 0.0) == "gateway;dur=1250.000, engine;dur=0.000"
+    assert server_timing(0.001, -1.0, 2.0005) == "gateway;dur=1.000, queue;dur=2000.500"
+    assert server_timing(0.001, 0.5, 0.0105) == "gateway;dur=1.000, engine;dur=500.000, queue;dur=10.500"
 
 
 def test_the_beginning_of_a_request_is_the_same_whether_it_was_kept_or_not() -> None:
