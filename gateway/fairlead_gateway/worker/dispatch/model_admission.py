@@ -342,8 +342,13 @@ class ModelAdmission:
             self._timer = self._loop.call_later(POLL_SECONDS, self._on_timer)
 
     def _on_timer(self) -> None:
+        """Schedules a check.
+
+        Why not at once: one that is scheduled already would follow before a task that was admitted
+        has dispatched its request.
+        """
         self._timer = None
-        self._release_ready()
+        self._schedule_release()
 
     def _refuse_without_engines(self, now: float) -> None:
         """Refuses the requests that have waited too long for a first instance.
