@@ -241,8 +241,15 @@ class LateBindingQueue:
         return True
 
     def leave(self, context: RequestContext) -> None:
-        """Removes a request that is not served any more. Does nothing if it does not wait."""
-        self._end_wait(context, "left")
+        """Removes a request that is not served any more. Does nothing if it does not wait.
+
+        If its instance had room just now, and it was not sent yet, it is no load any more.
+        """
+        if self._end_wait(context, "left") is None and context.admission.counted_at:
+            context.admission.counted_at = ""
+            router = self._routers.router(context.request.model_key)
+            if router is not None:
+                router.on_abandoned(context.route_request.id, self._now(), is_computed=False)
 
     async def wait(self, context: RequestContext) -> bool:
         """Waits until the chosen instance can start the request; False if it stops being ready.
@@ -252,14 +259,10 @@ class LateBindingQueue:
         ended: asyncio.Future[bool] = self._loop.create_future()
         if not self.enqueue(context, partial(_resolve, ended)):
             return False
-        router = self._routers.router(context.request.model_key)
         try:
             return await ended
         except asyncio.CancelledError:
             self.leave(context)
-            if context.admission.counted_at and router is not None:  # the instance had room just now
-                context.admission.counted_at = ""
-                router.on_abandoned(context.route_request.id, self._now(), is_computed=False)
             raise
 
     def schedule_dispatch(self, key: str) -> None:
