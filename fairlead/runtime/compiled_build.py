@@ -1,10 +1,10 @@
 """Finds the compiled build of the data plane.
 
-`scripts/compile.py` compiles hot modules with mypyc. It stores a copy of the packages with the
-compiled modules in the cache, in a folder named after a digest of the sources. Gateway workers and
-indexers run from the copy if its digest matches their own sources, else from the sources. A
-compiled build is therefore never out of date, and edits take effect without a rebuild. In an image,
-the compiled modules lie inside the packages themselves.
+`scripts/compile.py` compiles hot modules with mypyc and Cython. It stores a copy of the packages
+with the compiled modules in the cache, in a folder named after a digest of the sources. Gateway
+workers and indexers run from the copy if its digest matches their own sources, else from the
+sources. A compiled build is therefore never out of date, and edits take effect without a rebuild.
+In an image, the compiled modules lie inside the packages themselves.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from pathlib import Path
 
 COMPILED_PACKAGES = ("fairlead", "fairlead_gateway", "fairlead_kvstore")
 COMPLETE_MARKER = "complete"
+SOURCE_SUFFIXES = (".py", ".pyx", ".pxd")
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
@@ -35,7 +36,7 @@ def sources_digest(folders: Iterable[Path]) -> str:
     """Returns a digest of the package sources and of the running interpreter."""
     digest = hashlib.sha256(sys.version.encode())
     for folder in folders:
-        for path in sorted(folder.rglob("*.py")):
+        for path in sorted(path for path in folder.rglob("*") if path.suffix in SOURCE_SUFFIXES):
             digest.update(f"\n{folder.name}/{path.relative_to(folder)}\n".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

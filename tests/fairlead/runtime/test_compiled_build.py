@@ -57,6 +57,9 @@ def test_any_source_change_makes_another_copy(tmp_path: Path) -> None:
     assert compiled_build.sources_digest([package]) != before
     (package / "one.py").rename(package / "two.py")
     assert len({before, compiled_build.sources_digest([package])}) == 2
+    before = compiled_build.sources_digest([package])
+    (package / "loops.pyx").write_text("cdef int A = 1\n")
+    assert compiled_build.sources_digest([package]) != before
 
 
 def test_no_home_means_no_copy(tmp_path: Path) -> None:

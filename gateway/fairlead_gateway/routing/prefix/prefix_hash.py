@@ -21,6 +21,7 @@ from typing import Any, Final
 import xxhash
 
 from fairlead.limits import Limits
+from fairlead_gateway.native import BLOCK_HASHES
 
 BYTES_PER_TOKEN: Final = 4
 """Typical for English text. The router corrects it by what engines report."""
@@ -38,6 +39,9 @@ _HASH: Final[Callable[..., Any]] = xxhash.xxh3_64_intdigest
 
 Why: compiled code would convert 64-bit numbers to its own integers and back at every step.
 """
+
+
+_BLOCK_HASHES: Final[Callable[..., Any] | None] = BLOCK_HASHES
 
 
 class PrefixChain:
@@ -83,6 +87,12 @@ def prefix_chain(
     end = len(text) if end < 0 else end
     ends = block_ends(min(full_block_count(end - start), blocks))
     state: Any = chain_seed(secret, seed)
+    if _BLOCK_HASHES is not None:
+        digests: tuple[int, ...] = _BLOCK_HASHES(text, start, ends, state)
+        tail_start = start
+        if ends:
+            state, tail_start = digests[-1], start + ends[-1]
+        return PrefixChain(digests, ends, _tail_hash(text, tail_start, end, state))
     hashes: list[Any] = []
     position = start
     view = None
@@ -95,8 +105,13 @@ def prefix_chain(
             state = _HASH(view[position:block_stop], state)
         hashes.append(state)
         position = block_stop
-    tail = _HASH(text[position:end] if end - position <= _MIDDLE_BLOCK else memoryview(text)[position:end], state)
-    return PrefixChain(tuple(hashes), ends, tail)
+    return PrefixChain(tuple(hashes), ends, _tail_hash(text, position, end, state))
+
+
+def _tail_hash(text: bytes, start: int, end: int, state: Any) -> int:
+    """Returns the hash of what follows the last block."""
+    tail: int = _HASH(text[start:end] if end - start <= _MIDDLE_BLOCK else memoryview(text)[start:end], state)
+    return tail
 
 
 def full_block_count(size: int) -> int:

@@ -73,7 +73,7 @@ def check_body(kind: str, body: bytes, limits: Limits) -> BodyReply:
 
 def _describe(parsed: ParsedBody, prompt_field: str | None, body: bytes, limits: Limits) -> BodyReply:
     """Returns what the worker needs of a valid body; its size does not grow with the body's."""
-    fields = parsed.fields
+    fields = parsed.fields(body)
     prompt_start = prompt_end = 0
     if parsed.messages_end:
         prompt_start, prompt_end = parsed.messages_start - 1, parsed.messages_end + 1

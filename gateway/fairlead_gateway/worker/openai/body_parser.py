@@ -3,6 +3,9 @@
 In general, a body is parsed twice (`validation`): once as a whole, without its prompt, and then the
 prompt. A chat whose messages hold only known fields is cut at their brackets instead, so each byte
 is parsed once. Everything else takes the general way, in particular every invalid body.
+
+Where the data plane is compiled, a scanner reads the most usual chats (`native`). Their other
+fields are decoded only if something reads them.
 """
 
 from typing import Any, Final
@@ -13,6 +16,7 @@ from msgspec import UNSET, Raw
 from msgspec.structs import astuple
 
 from fairlead.limits import Limits
+from fairlead_gateway.native import SCAN_CHAT, ChatScan
 from fairlead_gateway.worker.openai.field_policy import has_token_ids
 from fairlead_gateway.worker.openai.schemas import (
     BODY_DECODERS,
@@ -71,12 +75,14 @@ _ESCAPE: Final = ord("\\")
 _SPACE: Final = ord(" ")
 _OPENING: Final = ord("[")
 _MAX_COPIED_BYTES: Final = 4_096
+_SCAN_CHAT: Final = SCAN_CHAT
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class ParsedBody:
     """A parsed body, with copies of the fields that every request needs.
 
+    decoded_fields: all fields; None if nothing has read them yet. `chat_fields` decodes them.
     session: the client's name for the conversation.
     has_cache_variants: more than the model decides what an engine caches for the prompt.
     cache_variant: digest of the fields in `_CACHE_FIELDS`; empty without one.
@@ -84,7 +90,7 @@ class ParsedBody:
     is_passthrough: the gateway reads neither prompt nor response.
     sequences: answers that an engine computes for the prompt.
     messages_start, messages_end: where the text between the brackets of the messages lies in the
-        body; both 0 if `fields` holds the prompt. Of a large body, that of any prompt.
+        body; both 0 if the fields hold the prompt. Of a large body, that of any prompt.
 
     Why 8 parameters: they are the fields of one record. Attributes of a msgspec struct are slow to
     read, so those that every request needs are copied here.
@@ -92,7 +98,7 @@ class ParsedBody:
 
     __slots__ = (
         "cache_variant",
-        "fields",
+        "decoded_fields",
         "has_cache_variants",
         "is_passthrough",
         "max_tokens",
@@ -107,7 +113,7 @@ class ParsedBody:
 
     def __init__(
         self,
-        fields: CommonFields,
+        fields: CommonFields | None,
         model: str,
         session: str | None,
         max_tokens: int | None = None,
@@ -117,7 +123,7 @@ class ParsedBody:
         members: dict[str, Raw] | None = None,
         is_passthrough: bool = False,
     ) -> None:
-        self.fields = fields
+        self.decoded_fields = fields
         self.model = model
         self.session = session
         self.max_tokens = max_tokens
@@ -130,6 +136,13 @@ class ParsedBody:
         self.messages_start: int = 0
         self.messages_end: int = 0
 
+    def fields(self, body: bytes) -> CommonFields:
+        """Returns all fields. body: that was parsed."""
+        fields = self.decoded_fields
+        if fields is None:
+            fields = self.decoded_fields = chat_fields(body, self.messages_start, self.messages_end)
+        return fields
+
     def set_cache_variant(self, digest: bytes) -> None:
         """Sets the digest of the fields that change the tokens of the prompt."""
         self.cache_variant = digest
@@ -139,15 +152,42 @@ class ParsedBody:
 def parse_body(kind: type[CommonFields], body: bytes, limits: Limits) -> ParsedBody:
     """Parses a body as `kind`. Raises BadRequest, which names the field."""
     if kind is _CHAT:
-        parsed = _parse_chat_fast(body, limits)
+        parsed = None if _SCAN_CHAT is None else parse_scanned_chat(_SCAN_CHAT, body, limits)
+        if parsed is None:
+            parsed = _parse_chat_fast(body, limits)
         if parsed is not None:
             return parsed
         fields = decode_body(kind, body, limits)
         parsed = _parsed_chat(fields, None if fields.is_listed else _DECODE_MEMBERS(body), None)
     else:
-        parsed = parsed_body(decode_body(kind, body, limits), body)
-    parsed.set_cache_variant(_cache_variant(parsed))
+        fields = decode_body(kind, body, limits)
+        parsed = parsed_body(fields, body)
+    parsed.set_cache_variant(_cache_variant(parsed, fields))
     return parsed
+
+
+def parse_scanned_chat(scan: ChatScan, body: bytes, limits: Limits) -> ParsedBody | None:
+    """Parses a chat with a scanner; returns None if it must be parsed in another way.
+
+    The scanner accepts fields only that are listed as safe and change nothing of the prompt. It
+    bounds the depth of the messages, and the other fields are texts, numbers and the like.
+    """
+    size = len(body)
+    if size > limits.json_values or size > 2 * limits.json_containers or limits.json_depth < _PLAIN_MESSAGES_DEPTH:
+        return None
+    found = scan(body, limits.max_tokens)
+    if found is None:
+        return None
+    model, session_id, user, max_tokens, stream, messages_start, messages_end = found
+    parsed = ParsedBody(None, model, session_id or user, max_tokens, stream=stream)
+    parsed.messages_start, parsed.messages_end = messages_start, messages_end
+    return parsed
+
+
+def chat_fields(body: bytes, messages_start: int, messages_end: int) -> CommonFields:
+    """Returns the fields of a chat that a scanner accepted, without its messages."""
+    fields: CommonFields = _DECODE_LISTED_CHAT(body[: messages_start - 1] + b"0" + body[messages_end + 1 :])
+    return fields
 
 
 def parsed_body(fields: CommonFields, body: bytes) -> ParsedBody:
@@ -205,9 +245,9 @@ def reads_no_cache(fields: CommonFields) -> bool:
     return is_echoed or fields.prompt_logprobs is not None
 
 
-def _cache_variant(parsed: ParsedBody) -> bytes:
+def _cache_variant(parsed: ParsedBody, fields: CommonFields) -> bytes:
     """Returns the digest of the fields in `_CACHE_FIELDS`; empty without one."""
-    members, fields = parsed.members, parsed.fields
+    members = parsed.members
     found: list[bytes] = []
     for name in _CACHE_FIELDS if members is not None else _LISTED_CACHE_FIELDS.get(type(fields), ()):
         raw = getattr(fields, name, _UNSET) if members is None else members.get(name, _UNSET)
@@ -260,7 +300,7 @@ def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
     parsed = _parsed_chat(fields, members, limits)
     parsed.messages_start, parsed.messages_end = start + 1, end - 1
     if members is not None or _has_listed_variant(fields):
-        parsed.set_cache_variant(_cache_variant(parsed))
+        parsed.set_cache_variant(_cache_variant(parsed, fields))
     return parsed
 
 

@@ -14,7 +14,7 @@ from msgspec.structs import astuple
 
 from fairlead.fleet.model import Fleet, Model, UnknownFields
 from fairlead.limits import Limits
-from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body
+from fairlead_gateway.worker.openai.body_parser import ParsedBody, chat_fields, parse_body
 from fairlead_gateway.worker.openai.field_policy import apply_field_policy
 from fairlead_gateway.worker.openai.json_edit import prepend_members, set_members
 from fairlead_gateway.worker.openai.model_names import resolve_model_entry
@@ -46,6 +46,7 @@ class ModelRequest:
     """A parsed request for a model.
 
     body, client_body: as sent to the engine, and as received.
+    decoded_fields: as in `ParsedBody`.
     strip_usage: the client did not ask for the usage of the stream.
     method, target: of the request to the engine; target None: the client's path.
     is_passthrough: the gateway reads neither prompt nor response.
@@ -60,7 +61,7 @@ class ModelRequest:
         "body",
         "cache_variant",
         "client_body",
-        "fields",
+        "decoded_fields",
         "has_cache_variants",
         "is_passthrough",
         "max_tokens",
@@ -89,7 +90,7 @@ class ModelRequest:
         method: str = "POST",
         target: str | None = None,
     ) -> None:
-        self.fields = parsed.fields
+        self.decoded_fields = parsed.decoded_fields
         self.model_key = model_key
         self.model = model
         self.body = body
@@ -108,6 +109,14 @@ class ModelRequest:
         self.target = target
         self.resumable: bool | None = None
 
+    @property
+    def fields(self) -> CommonFields:
+        """All fields of the body. Most requests need none of them, so they may be decoded here."""
+        fields = self.decoded_fields
+        if fields is None:
+            fields = self.decoded_fields = chat_fields(self.client_body, self.messages_start, self.messages_end)
+        return fields
+
     def messages(self) -> bytes:
         """Returns the JSON text of a chat's messages; empty for other requests."""
         if self.messages_end:
@@ -116,8 +125,8 @@ class ModelRequest:
 
     def release_body(self) -> None:
         """Releases the body, once no other engine will need it."""
-        self.body = self.client_body = b""
         release_raw_fields(self.fields)
+        self.body = self.client_body = b""
 
 
 def release_raw_fields(fields: CommonFields) -> None:
@@ -161,7 +170,7 @@ def build_model_request(
     added: dict[str, bytes] = {}
     if parsed.model != name:
         changes["model"] = msgspec.json.encode(name)
-    fields = parsed.fields
+    fields = parsed.fields(client_body)
     strip_usage = False
     if parsed.stream and isinstance(fields, GenerationFields):
         options = decode_stream_options(fields, limits)

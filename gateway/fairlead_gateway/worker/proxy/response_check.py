@@ -6,17 +6,19 @@ from typing import Final
 import msgspec
 
 from fairlead_gateway.errors import error_body
+from fairlead_gateway.native import SCAN_USAGE
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.retry import AttemptFailure
 from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.response import EngineResponse
 from fairlead_gateway.worker.upstream.response_schemas import PLAIN_RESPONSE_DECODER, USAGE_DECODER
-from fairlead_gateway.worker.upstream.usage import InBandError, Usage, parse_in_band_error, parse_usage
+from fairlead_gateway.worker.upstream.usage import InBandError, Usage, parse_in_band_error, parse_usage, scanned_usage
 
 _MAX_PARSED_BYTES: Final = 65_536
 _TAIL_BYTES: Final = 4_096
 _OVERLOAD_STATUSES = frozenset({429, 503})
 _WRONG_MODEL = re.compile(rb'"param"\s*:\s*"model"|The model `[^`]{1,512}` does not exist')  # embeddings name no param
+_SCAN_USAGE: Final = SCAN_USAGE
 _DECODE_RESPONSE: Final = PLAIN_RESPONSE_DECODER.decode
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -76,6 +78,10 @@ def _parse_usage(body: bytes) -> tuple[Usage | None, bool]:
         except msgspec.DecodeError:
             usage = None
         return parse_usage(usage), body.lstrip()[:1] == b"{" and body.rstrip()[-1:] == b"}"
+    if _SCAN_USAGE is not None:
+        found = _SCAN_USAGE(body)
+        if found is not None:
+            return scanned_usage(found), True
     try:
         decoded = _DECODE_RESPONSE(body)
     except _DECODE_ERRORS:

@@ -5,6 +5,7 @@ from typing import Final
 
 import msgspec
 
+from fairlead_gateway.native import ScannedUsage
 from fairlead_gateway.worker.upstream.response_schemas import ERROR_DECODER, UsageFields
 
 _MAX_TOKENS: Final = 1 << 31  # more than the largest `n` times the largest `max_tokens`
@@ -42,6 +43,14 @@ def parse_usage(fields: UsageFields | None) -> Usage | None:
     details = fields.prompt_tokens_details
     cached = _valid_count(details.cached_tokens) if details is not None else None
     return Usage(_valid_count(fields.prompt_tokens), _valid_count(fields.completion_tokens), cached)
+
+
+def scanned_usage(found: ScannedUsage) -> Usage | None:
+    """Like `parse_usage`, for what a scanner found in a response."""
+    is_present, prompt_tokens, completion_tokens, cached_tokens = found
+    if not is_present:
+        return None
+    return Usage(_valid_count(prompt_tokens), _valid_count(completion_tokens), _valid_count(cached_tokens))
 
 
 def _valid_count(count: int | None) -> int | None:

@@ -1,0 +1,3 @@
+def scan_chat(
+    body: bytes, max_tokens: int
+) -> tuple[str, str | None, str | None, int | None, bool, int, int] | None: ...

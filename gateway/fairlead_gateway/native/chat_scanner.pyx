@@ -1,0 +1,310 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
+"""Reads the body of a usual chat in one pass over its bytes.
+
+Accepted is a chat whose fields are in `FIELDS`, each at most once, and whose messages hold text
+only. Keys are written without escapes. Every such body is valid for `body_parser`, with the same
+values. Other bodies are left to it, in particular each invalid one.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memchr
+
+from fairlead_gateway.native.json_text cimport (
+    MAX_DIGITS,
+    Scan,
+    Text,
+    integer_value,
+    is_named,
+    is_utf8,
+    skip_integer,
+    skip_key,
+    skip_literal,
+    skip_number,
+    skip_space,
+    skip_string,
+    skip_text_or_null,
+    value_after,
+)
+
+cdef enum:
+    MAX_SMALL_DIGITS = 9  # of integers that must fit 32 bits
+
+cdef enum Kind:
+    UNKNOWN
+    MODEL
+    MESSAGES
+    SESSION_ID
+    USER
+    STREAM
+    MAX_TOKENS
+    MAX_COMPLETION_TOKENS
+    SMALL_INTEGER
+    NUMBER
+    BOOLEAN
+    FREE_TEXT
+
+ctypedef struct Field:
+    const char *name
+    Py_ssize_t size
+    Kind kind
+
+cdef Field[24] FIELDS = [
+    Field(b"model", 5, MODEL),
+    Field(b"messages", 8, MESSAGES),
+    Field(b"max_tokens", 10, MAX_TOKENS),
+    Field(b"temperature", 11, NUMBER),
+    Field(b"stream", 6, STREAM),
+    Field(b"top_p", 5, NUMBER),
+    Field(b"user", 4, USER),
+    Field(b"session_id", 10, SESSION_ID),
+    Field(b"max_completion_tokens", 21, MAX_COMPLETION_TOKENS),
+    Field(b"presence_penalty", 16, NUMBER),
+    Field(b"frequency_penalty", 17, NUMBER),
+    Field(b"repetition_penalty", 18, NUMBER),
+    Field(b"min_p", 5, NUMBER),
+    Field(b"seed", 4, SMALL_INTEGER),
+    Field(b"top_k", 5, SMALL_INTEGER),
+    Field(b"logprobs", 8, BOOLEAN),
+    Field(b"ignore_eos", 10, BOOLEAN),
+    Field(b"store", 5, BOOLEAN),
+    Field(b"parallel_tool_calls", 19, BOOLEAN),
+    Field(b"skip_special_tokens", 19, BOOLEAN),
+    Field(b"include_reasoning", 17, BOOLEAN),
+    Field(b"service_tier", 12, FREE_TEXT),
+    Field(b"prompt_cache_key", 16, FREE_TEXT),
+    Field(b"safety_identifier", 17, FREE_TEXT),
+]
+"""The accepted fields: all of them are listed as safe (`schemas`), and none changes the tokens of a
+prompt or where it is cached."""
+
+ctypedef struct TextRange:
+    Text start
+    Text end
+
+ctypedef struct Chat:
+    TextRange model
+    TextRange session_id
+    TextRange user
+    TextRange messages
+    int64_t max_tokens
+    int64_t max_completion_tokens
+    int64_t limit
+    bint stream
+
+
+def scan_chat(bytes body not None, int64_t max_tokens):
+    """Returns what a body says; None if it is not accepted.
+
+    The result: model, `session_id`, `user`, the limit of the response's tokens, stream, and where
+    the text between the brackets of the messages begins and ends. An absent value is None.
+
+    max_tokens: the largest limit that is accepted.
+    """
+    cdef Text start = <Text>PyBytes_AS_STRING(body)
+    cdef Scan scan
+    cdef Chat chat
+    scan.end, scan.has_other_bytes = start + PyBytes_GET_SIZE(body), False
+    chat.model.start = chat.model.end = chat.messages.start = chat.messages.end = NULL
+    chat.session_id.start = chat.session_id.end = chat.user.start = chat.user.end = NULL
+    chat.max_tokens = chat.max_completion_tokens = 0
+    chat.limit, chat.stream = max_tokens, False
+    if not _read_chat(start, &scan, &chat) or not is_utf8(&scan, start):
+        return None
+    cdef int64_t limit = chat.max_completion_tokens if chat.max_completion_tokens else chat.max_tokens
+    return (
+        _decoded(&chat.model),
+        _decoded(&chat.session_id),
+        _decoded(&chat.user),
+        limit if limit else None,
+        True if chat.stream else False,
+        chat.messages.start - start,
+        chat.messages.end - start,
+    )
+
+
+cdef inline _decoded(const TextRange *text):
+    if text.start == NULL:
+        return None
+    return PyUnicode_DecodeUTF8(<const char *>text.start, text.end - text.start, NULL)
+
+
+cdef bint _read_chat(Text at, Scan *scan, Chat *chat) noexcept nogil:
+    cdef uint64_t seen = 0
+    cdef Text name
+    cdef int index
+    at = skip_space(at)
+    if at[0] != c"{":
+        return False
+    while True:
+        name = skip_space(at + 1) + 1
+        at = skip_key(name, scan)
+        if at == NULL:
+            return False
+        index = 0
+        while not is_named(name, at, FIELDS[index].name, FIELDS[index].size):
+            index += 1
+            if index == 24:
+                return False
+        if seen >> index & 1:
+            return False
+        seen |= <uint64_t>1 << index
+        at = _read_field(FIELDS[index].kind, value_after(at), scan, chat)
+        if at == NULL:
+            return False
+        at = skip_space(at)
+        if at[0] == c"}":
+            return chat.model.start != NULL and chat.messages.start != NULL and skip_space(at + 1) == scan.end
+        if at[0] != c",":
+            return False
+
+
+cdef Text _read_field(Kind kind, Text at, Scan *scan, Chat *chat) noexcept nogil:
+    """Reads a value into `chat` if it is needed there."""
+    if kind == MESSAGES:
+        return _read_messages(at, scan, &chat.messages)
+    if at[0] == c"n":
+        return skip_literal(at, scan) if kind != MODEL else NULL
+    if kind == STREAM or kind == BOOLEAN:
+        if kind == STREAM:
+            chat.stream = at[0] == c"t"
+        return skip_literal(at, scan)
+    if kind == NUMBER:
+        return skip_number(at, MAX_DIGITS, 0)
+    if kind == SMALL_INTEGER:
+        return skip_integer(at, MAX_SMALL_DIGITS)
+    if kind == MAX_TOKENS:
+        return _read_limit(at, chat.limit, &chat.max_tokens)
+    if kind == MAX_COMPLETION_TOKENS:
+        return _read_limit(at, chat.limit, &chat.max_completion_tokens)
+    if kind == MODEL:
+        return _read_plain_text(at, scan, &chat.model)
+    if kind == SESSION_ID:
+        return _read_plain_text(at, scan, &chat.session_id)
+    if kind == USER:
+        return _read_plain_text(at, scan, &chat.user)
+    return skip_text_or_null(at, scan)
+
+
+cdef Text _read_plain_text(Text at, Scan *scan, TextRange *text) noexcept nogil:
+    """Reads a text without escapes."""
+    cdef Text end
+    if at[0] != c'"':
+        return NULL
+    end = skip_string(at + 1, scan)
+    if end == NULL or memchr(at, c"\\", end - at) != NULL:
+        return NULL
+    text.start, text.end = at + 1, end - 1
+    return end
+
+
+cdef Text _read_limit(Text at, int64_t max_tokens, int64_t *limit) noexcept nogil:
+    """Reads a limit from 1 to `max_tokens`."""
+    cdef Text end
+    if at[0] == c"-":
+        return NULL
+    end = skip_integer(at, MAX_DIGITS)
+    if end != NULL:
+        limit[0] = integer_value(at, end)
+        if limit[0] < 1 or limit[0] > max_tokens:
+            return NULL
+    return end
+
+
+cdef Text _read_messages(Text at, Scan *scan, TextRange *text) noexcept nogil:
+    if at[0] != c"[":
+        return NULL
+    text.start = at + 1
+    while True:
+        at = _skip_message(skip_space(at + 1), scan)
+        if at == NULL:
+            return NULL
+        at = skip_space(at)
+        if at[0] == c"]":
+            text.end = at
+            return at + 1
+        if at[0] != c",":
+            return NULL
+
+
+cdef Text _skip_message(Text at, Scan *scan) noexcept nogil:
+    """Returns the end of a message whose content is a text, parts with text, or null."""
+    cdef Text name, end
+    cdef bint has_role = False
+    if at[0] != c"{":
+        return NULL
+    while True:
+        name = skip_space(at + 1) + 1
+        end = skip_key(name, scan)
+        if end == NULL:
+            return NULL
+        at = value_after(end)
+        if is_named(name, end, b"role", 4):
+            at = skip_string(at + 1, scan) if at[0] == c'"' else NULL
+            has_role = True
+        elif is_named(name, end, b"content", 7) and at[0] == c"[":
+            at = _skip_parts(at, scan)
+        elif _is_text_field(name, end) or (at[0] == c"n" and _is_null_field(name, end)):
+            at = skip_text_or_null(at, scan)
+        else:
+            return NULL
+        if at == NULL:
+            return NULL
+        at = skip_space(at)
+        if at[0] == c"}":
+            return at + 1 if has_role else NULL
+        if at[0] != c",":
+            return NULL
+
+
+cdef inline bint _is_text_field(Text name, Text end) noexcept nogil:
+    """Returns whether a field of a message holds a text or null."""
+    return (
+        is_named(name, end, b"content", 7)
+        or is_named(name, end, b"name", 4)
+        or is_named(name, end, b"tool_call_id", 12)
+        or is_named(name, end, b"reasoning_content", 17)
+        or is_named(name, end, b"refusal", 7)
+    )
+
+
+cdef inline bint _is_null_field(Text name, Text end) noexcept nogil:
+    """Returns whether a field of a message is accepted if it is null."""
+    return (
+        is_named(name, end, b"tool_calls", 10)
+        or is_named(name, end, b"function_call", 13)
+        or is_named(name, end, b"audio", 5)
+    )
+
+
+cdef Text _skip_parts(Text at, Scan *scan) noexcept nogil:
+    """Returns the end of an array of parts, each of them only text."""
+    while True:
+        at = _skip_part(skip_space(at + 1), scan)
+        if at == NULL:
+            return NULL
+        at = skip_space(at)
+        if at[0] == c"]":
+            return at + 1
+        if at[0] != c",":
+            return NULL
+
+
+cdef Text _skip_part(Text at, Scan *scan) noexcept nogil:
+    cdef Text name, end
+    if at[0] != c"{":
+        return NULL
+    while True:
+        name = skip_space(at + 1) + 1
+        end = skip_key(name, scan)
+        if end == NULL or not (is_named(name, end, b"type", 4) or is_named(name, end, b"text", 4)):
+            return NULL
+        at = skip_text_or_null(value_after(end), scan)
+        if at == NULL:
+            return NULL
+        at = skip_space(at)
+        if at[0] == c"}":
+            return at + 1
+        if at[0] != c",":
+            return NULL

@@ -1,0 +1,161 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
+"""Reads the token counts in a whole response of an engine, without objects for the rest.
+
+Every response that is accepted is valid for `response_check`, with the same counts. Others are left
+to it, in particular each invalid one.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t
+
+from fairlead_gateway.native.json_text cimport (
+    MAX_DEPTH,
+    MAX_DIGITS,
+    MAX_EXPONENT_DIGITS,
+    MAX_SKIPPED_DIGITS,
+    Scan,
+    Text,
+    integer_value,
+    is_named,
+    is_utf8,
+    skip_integer,
+    skip_key,
+    skip_literal,
+    skip_number,
+    skip_space,
+    skip_string,
+    value_after,
+)
+
+ctypedef struct Counts:
+    # `has_usage`: the response has the field, null or not.
+    bint has_usage
+    bint is_present
+    bint has_details
+    int64_t prompt_tokens
+    int64_t completion_tokens
+    int64_t cached_tokens
+
+cdef enum Level:
+    RESPONSE = 1
+    USAGE = 2
+    DETAILS = 3
+
+
+def scan_usage(bytes body not None):
+    """Returns the token counts of a response; None if it is not accepted.
+
+    The result: whether the response has a usage, and its tokens of prompt, completion and cache. An
+    absent count is -1.
+    """
+    cdef Text start = <Text>PyBytes_AS_STRING(body)
+    cdef Scan scan
+    cdef Counts counts
+    scan.end, scan.has_other_bytes = start + PyBytes_GET_SIZE(body), False
+    counts.has_usage = counts.is_present = counts.has_details = False
+    counts.prompt_tokens = counts.completion_tokens = counts.cached_tokens = -1
+    cdef Text at = _read_object(RESPONSE, skip_space(start), &scan, &counts)
+    if at == NULL or skip_space(at) != scan.end or not is_utf8(&scan, start):
+        return None
+    return (
+        True if counts.is_present else False,
+        counts.prompt_tokens,
+        counts.completion_tokens,
+        counts.cached_tokens,
+    )
+
+
+cdef Text _read_object(Level level, Text at, Scan *scan, Counts *counts) noexcept nogil:
+    """Reads the counts in one of the objects around them."""
+    cdef Text name, end
+    if at[0] != c"{":
+        return NULL
+    while True:
+        name = skip_space(at + 1) + 1
+        end = skip_key(name, scan)
+        if end == NULL:
+            return NULL
+        at = value_after(end)
+        if level == RESPONSE:
+            at = _read_response_field(name, end, at, scan, counts)
+        elif level == USAGE:
+            at = _read_usage_field(name, end, at, scan, counts)
+        elif is_named(name, end, b"cached_tokens", 13):
+            at = _read_count(at, scan, &counts.cached_tokens)
+        else:
+            at = _skip_value(at, DETAILS, scan)
+        if at == NULL:
+            return NULL
+        at = skip_space(at)
+        if at[0] == c"}":
+            return at + 1
+        if at[0] != c",":
+            return NULL
+
+
+cdef inline Text _read_response_field(Text name, Text end, Text at, Scan *scan, Counts *counts) noexcept nogil:
+    if not is_named(name, end, b"usage", 5):
+        return _skip_value(at, RESPONSE, scan)
+    if counts.has_usage:
+        return NULL
+    counts.has_usage = True
+    if at[0] == c"n":
+        return skip_literal(at, scan)
+    counts.is_present = True
+    return _read_object(USAGE, at, scan, counts)
+
+
+cdef inline Text _read_usage_field(Text name, Text end, Text at, Scan *scan, Counts *counts) noexcept nogil:
+    if is_named(name, end, b"prompt_tokens", 13):
+        return _read_count(at, scan, &counts.prompt_tokens)
+    if is_named(name, end, b"completion_tokens", 17):
+        return _read_count(at, scan, &counts.completion_tokens)
+    if not is_named(name, end, b"prompt_tokens_details", 21):
+        return _skip_value(at, USAGE, scan)
+    if counts.has_details:
+        return NULL
+    counts.has_details = True
+    return skip_literal(at, scan) if at[0] == c"n" else _read_object(DETAILS, at, scan, counts)
+
+
+cdef Text _read_count(Text at, const Scan *scan, int64_t *count) noexcept nogil:
+    """Reads a count, which is accepted once, or null."""
+    cdef Text end
+    if count[0] >= 0 or at[0] == c"-":
+        return NULL
+    if at[0] == c"n":
+        return skip_literal(at, scan)
+    end = skip_integer(at, MAX_DIGITS)
+    if end != NULL:
+        count[0] = integer_value(at, end)
+    return end
+
+
+cdef Text _skip_value(Text at, int depth, Scan *scan) noexcept nogil:
+    """Returns the end of any value that is not nested too deep."""
+    cdef unsigned char closing
+    if at[0] == c'"':
+        return skip_string(at + 1, scan)
+    if at[0] != c"{" and at[0] != c"[":
+        return skip_literal(at, scan) if at[0] > c"9" else skip_number(at, MAX_SKIPPED_DIGITS, MAX_EXPONENT_DIGITS)
+    closing = c"}" if at[0] == c"{" else c"]"
+    if depth == MAX_DEPTH:
+        return NULL
+    at = skip_space(at + 1)
+    if at[0] == closing:
+        return at + 1
+    while True:
+        if closing == c"}":
+            at = skip_key(at + 1, scan)
+            if at == NULL:
+                return NULL
+            at = value_after(at)
+        at = _skip_value(at, depth + 1, scan)
+        if at == NULL:
+            return NULL
+        at = skip_space(at)
+        if at[0] == closing:
+            return at + 1
+        if at[0] != c",":
+            return NULL
+        at = skip_space(at + 1)

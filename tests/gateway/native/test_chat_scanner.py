@@ -1,0 +1,155 @@
+"""A chat that the scanner accepts is valid, with the values that the way in Python reads."""
+
+import json
+from dataclasses import replace
+from types import ModuleType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead.limits import Limits
+from fairlead_gateway.worker.openai.body_parser import parse_scanned_chat
+from fairlead_gateway.worker.openai.schemas import ChatRequest, CommonFields
+from fairlead_gateway.worker.openai.validation import decode_body
+
+LIMITS = replace(Limits(), max_tokens=1_000)
+TEXTS = [
+    *(b'"hi"', b'""', b'"a\\nb"', b'"\\u00e9"', b'"\\ud83d\\ude00"', b'"\\ud83d"', b'"\\ude00\\ud83d"', b'"\\u12"'),
+    *(
+        b'"\xc3\xa9"',
+        b'"\xff"',
+        b'"\xed\xa0\x80"',
+        b'"a\tb"',
+        b'"a\x00b"',
+        b'"\x7f"',
+        b'"\\x"',
+        b'"unfinished',
+        b"null",
+    ),
+    *(b'"' + b"word " * 9 + b'"', b'"' + b"w" * 15 + b'\xe2\x82\xac\\""', b'"' + b"w" * 31 + b'\n"', b"5", b"true"),
+]
+NUMBERS = [
+    *(b"0", b"-0", b"1", b"7", b"-7", b"07", b"0.7", b"1.", b".5", b"1e3", b"1E400", b"-", b"1.5e-2", b"1000", b"1001"),
+    *(b"999999999", b"9999999999", b"123456789012345678901", b"0.1234567890123456789", b"+1", b"NaN", b"1_0"),
+]
+LITERALS = [b"true", b"false", b"null", b"tru", b"True", b"nul", b"[]", b"{}"]
+VALUES = [*TEXTS, *NUMBERS, *LITERALS]
+NAMES = [
+    *("model", "user", "session_id", "stream", "max_tokens", "max_completion_tokens", "temperature", "top_p", "min_p"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "top_k", "logprobs", "ignore_eos"),
+    *("store", "parallel_tool_calls", "skip_special_tokens", "include_reasoning", "service_tier", "prompt_cache_key"),
+    *("safety_identifier", "n", "stop", "tools", "mode\\u006c", "models", "cache_salt", "priority", "messages", ""),
+]
+MESSAGE_NAMES = [
+    *("role", "content", "name", "tool_call_id", "tool_calls", "reasoning_content", "refusal", "function_call"),
+    *("audio", "strange", "rol\\u0065"),
+]
+SPACES = st.sampled_from([b"", b"", b"", b" ", b"\n\t\r ", b"\x0b"])
+
+
+def _values(fields: CommonFields) -> dict[str, object]:
+    return {name: getattr(fields, name) for name in fields.__struct_fields__ if name != "messages"}
+
+
+def check_equal(modules: dict[str, ModuleType], body: bytes) -> bool:
+    """Compares both ways; returns whether the scanner accepts the body."""
+    found = parse_scanned_chat(modules["chat_scanner"].scan_chat, body, LIMITS)
+    if found is None:
+        return False
+    fields = decode_body(ChatRequest, body, LIMITS)  # raises for a body that must be refused
+    assert isinstance(fields, ChatRequest)
+    limit = fields.max_tokens if fields.max_completion_tokens is None else fields.max_completion_tokens
+    assert (found.model, found.session) == (fields.model, fields.session_id or fields.user)
+    assert (found.stream, found.max_tokens, found.sequences) == (bool(fields.stream), limit, fields.n or 1)
+    assert body[found.messages_start - 1 : found.messages_end + 1] == bytes(fields.messages)
+    assert fields.is_listed
+    assert found.members is None
+    assert not found.has_cache_variants
+    assert not (fields.cache_salt)
+    assert not (fields.tools)
+    assert not (fields.response_format)
+    assert not (fields.prompt_logprobs)
+    assert repr(_values(found.fields(body))) == repr(_values(fields))
+    return True
+
+
+@st.composite
+def objects(draw: st.DrawFn, names: list[str], required: dict[str, bytes]) -> bytes:
+    """An object with fields of these names and some values, valid or not."""
+    members = {name: value for name, value in required.items() if draw(st.integers(0, 9))}
+    pairs = [*members.items()]
+    for name in draw(st.lists(st.sampled_from(names), max_size=4)):
+        pairs.append((name, draw(st.sampled_from(VALUES))))
+    space = draw(SPACES)
+    joined = (b"," + space).join(b'"%s"%s:%s%s' % (name.encode(), space, space, value) for name, value in pairs)
+    return b"{" + space + joined + space + b"}"
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> bytes:
+    """A chat's body, valid or not."""
+    part = objects(["type", "text", "url"], {"type": b'"text"'})
+    parts = st.lists(part, max_size=2).map(lambda found: b"[" + b",".join(found) + b"]")
+    content = draw(st.one_of(st.sampled_from(TEXTS), parts))
+    message = objects(MESSAGE_NAMES, {"role": b'"user"', "content": content})
+    messages = b"[" + draw(SPACES) + b" ,".join(draw(st.lists(message, min_size=1, max_size=3))) + b"]"
+    body = draw(objects(NAMES, {"messages": messages, "model": b'"m"'}))
+    return body + draw(st.sampled_from([b"", b"", b"", b" \n", b"x", b"}", b"\x00"]))
+
+
+@given(body=bodies())
+def test_accepted_chats_are_valid_and_equal(native_modules: dict[str, ModuleType], body: bytes) -> None:
+    check_equal(native_modules, body)
+
+
+USUAL = json.dumps(
+    {
+        "model": "m",
+        "messages": [
+            {"role": "system", "content": 'a "word"\n' * 9},
+            {"role": "user", "content": [{"type": "text", "text": "é😀"}], "name": None},
+        ],
+        "max_tokens": 128,
+        "temperature": 0.7,
+        "stream": True,
+        "user": "somebody",
+        "seed": -7,
+    }
+).encode()
+
+
+@given(data=st.data())
+def test_changed_bytes_are_judged_alike(native_modules: dict[str, ModuleType], data: st.DataObject) -> None:
+    body = bytearray(USUAL)
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(body)))
+        removed = data.draw(st.integers(0, 3))
+        body[start : start + removed] = data.draw(
+            st.one_of(st.binary(max_size=3), st.text('"\\{}[]:, 0eE-+.ntu', max_size=3).map(str.encode))
+        )
+    check_equal(native_modules, bytes(body))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        USUAL,
+        json.dumps(json.loads(USUAL), indent=1).encode(),
+        json.dumps(json.loads(USUAL), ensure_ascii=False).encode(),
+        b'{"messages":[{"role":"user","content":null,"tool_calls":null}],"model":"m","max_completion_tokens":9}',
+    ],
+)
+def test_usual_chats_are_accepted(native_modules: dict[str, ModuleType], body: bytes) -> None:
+    assert check_equal(native_modules, body)
+
+
+def test_every_cut_of_a_chat_is_refused(native_modules: dict[str, ModuleType]) -> None:
+    assert not any(check_equal(native_modules, USUAL[:size]) for size in range(len(USUAL)))
+
+
+def test_small_limits_are_kept(native_modules: dict[str, ModuleType]) -> None:
+    scan = native_modules["chat_scanner"].scan_chat
+    for limits in (replace(LIMITS, json_depth=5), replace(LIMITS, json_values=9), replace(LIMITS, json_containers=9)):
+        assert parse_scanned_chat(scan, USUAL, limits) is None
+    assert parse_scanned_chat(scan, USUAL, replace(LIMITS, max_tokens=127)) is None

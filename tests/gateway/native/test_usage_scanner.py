@@ -1,0 +1,85 @@
+"""A response that the scanner accepts is valid, with the counts that the way in Python reads."""
+
+import json
+from types import ModuleType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead_gateway.worker.upstream.response_schemas import PLAIN_RESPONSE_DECODER
+from fairlead_gateway.worker.upstream.usage import Usage, parse_usage, scanned_usage
+
+USAGE = {"prompt_tokens": 512, "completion_tokens": 128, "total_tokens": 640}
+RESPONSE = {
+    "id": "chatcmpl-1",
+    "choices": [
+        {"index": 0, "message": {"role": "assistant", "content": 'é "x"\n', "tool_calls": []}, "logprobs": None}
+    ],
+    "usage": {**USAGE, "prompt_tokens_details": {"cached_tokens": 256, "audio_tokens": None}},
+    "numbers": [-0.5, 1e-05, 0, {}, True, False],
+}
+BODIES = [
+    json.dumps(RESPONSE).encode(),
+    json.dumps(RESPONSE, ensure_ascii=False, indent=1).encode(),
+    json.dumps({**RESPONSE, "usage": None}).encode(),
+    json.dumps({**RESPONSE, "usage": {**USAGE, "prompt_tokens_details": None, "completion_tokens": None}}).encode(),
+    b'{"usage":{"prompt_tokens":3}}',
+    b'{"choices":[]}',
+]
+TOKENS = [
+    *('{"', '":', "}", "[", "]", ",", '"usage":', '"usage":{', '"prompt_tokens":', '"completion_tokens":', "null", "5"),
+    *(
+        '"prompt_tokens_details":{',
+        '"cached_tokens":',
+        '"usag\\u0065":',
+        "-1",
+        "1.0",
+        "1e400",
+        '"x"',
+        '"x":',
+        "99999999999",
+    ),
+]
+
+
+def _counts(usage: Usage | None) -> tuple[int | None, ...] | None:
+    return None if usage is None else (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+
+
+def check_equal(modules: dict[str, ModuleType], body: bytes) -> bool:
+    """Compares both ways; returns whether the scanner accepts the body."""
+    found = modules["usage_scanner"].scan_usage(body)
+    if found is None:
+        return False
+    decoded = PLAIN_RESPONSE_DECODER.decode(body)  # raises for a body that must be refused
+    json.loads(body)
+    assert _counts(scanned_usage(found)) == _counts(parse_usage(decoded.usage))
+    return True
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_usual_responses_are_accepted(native_modules: dict[str, ModuleType], body: bytes) -> None:
+    assert check_equal(native_modules, body)
+    assert not any(check_equal(native_modules, body[:size]) for size in range(len(body)))
+
+
+@given(tokens=st.lists(st.sampled_from(TOKENS), max_size=14))
+def test_accepted_responses_are_valid_and_equal(native_modules: dict[str, ModuleType], tokens: list[str]) -> None:
+    check_equal(native_modules, ("{" + "".join(tokens) + "}").encode())
+
+
+@given(data=st.data())
+def test_changed_bytes_are_judged_alike(native_modules: dict[str, ModuleType], data: st.DataObject) -> None:
+    body = bytearray(data.draw(st.sampled_from(BODIES)))
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(body)))
+        body[start : start + data.draw(st.integers(0, 3))] = data.draw(
+            st.one_of(st.binary(max_size=3), st.sampled_from(TOKENS).map(str.encode))
+        )
+    check_equal(native_modules, bytes(body))
+
+
+def test_deep_responses_are_left_to_the_other_way(native_modules: dict[str, ModuleType]) -> None:
+    assert check_equal(native_modules, b'{"a":' + b"[" * 30 + b"]" * 30 + b"}")
+    assert not check_equal(native_modules, b'{"a":' + b"[" * 40 + b"]" * 40 + b"}")
