@@ -10,11 +10,42 @@ Source: the specification of xxHash, https://github.com/Cyan4973/xxHash/blob/v0.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.tuple cimport PyTuple_GET_SIZE, PyTuple_New, PyTuple_SET_ITEM
 from cpython.ref cimport Py_INCREF
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
 cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <string.h>
+    #ifdef __SSE2__
+    #include <emmintrin.h>
+    #endif
+
+    /* Adds a stripe of 64 bytes to eight lanes. */
+    static inline void accumulate(uint64_t *lanes, const unsigned char *text, const unsigned char *secret) {
+    #ifdef __SSE2__
+        for (int i = 0; i < 4; i++) {
+            __m128i value = _mm_loadu_si128((const __m128i *)text + i);
+            __m128i key = _mm_xor_si128(value, _mm_loadu_si128((const __m128i *)secret + i));
+            __m128i product = _mm_mul_epu32(key, _mm_srli_epi64(key, 32));
+            __m128i sum = _mm_add_epi64(product, _mm_shuffle_epi32(value, _MM_SHUFFLE(1, 0, 3, 2)));
+            __m128i lane = _mm_loadu_si128((const __m128i *)lanes + i);
+            _mm_storeu_si128((__m128i *)lanes + i, _mm_add_epi64(lane, sum));
+        }
+    #else
+        for (int i = 0; i < 8; i++) {
+            uint64_t value, key;
+            memcpy(&value, text + 8 * i, 8);
+            memcpy(&key, secret + 8 * i, 8);
+            key ^= value;
+            lanes[i ^ 1] += value;
+            lanes[i] += (key & 0xFFFFFFFF) * (key >> 32);
+        }
+    #endif
+    }
+    """
     ctypedef unsigned long long uint128_t "unsigned __int128"
+    void accumulate(uint64_t *lanes, const unsigned char *text, const unsigned char *secret) noexcept nogil
 
 cdef enum:
     MIN_BLOCK = 241
@@ -90,30 +121,16 @@ cdef uint64_t _long_hash(Text at, Py_ssize_t size, uint64_t seed, Text default_s
     lanes[0], lanes[1], lanes[2], lanes[3] = PRIME32_3, PRIME64_1, PRIME64_2, PRIME64_3
     lanes[4], lanes[5], lanes[6], lanes[7] = PRIME64_4, PRIME32_2, PRIME64_5, PRIME32_1
     for stripe in range(stripes):
-        _accumulate(lanes, at + STRIPE * stripe, secret + 8 * (stripe % STRIPES_PER_ROUND))
+        accumulate(lanes, at + STRIPE * stripe, secret + 8 * (stripe % STRIPES_PER_ROUND))
         if stripe % STRIPES_PER_ROUND == STRIPES_PER_ROUND - 1:
             for i in range(LANES):
                 lanes[i] = ((lanes[i] ^ lanes[i] >> 47) ^ _word(secret + SECRET - STRIPE + 8 * i)) * PRIME32_1
-    _accumulate(lanes, at + size - STRIPE, secret + SECRET - STRIPE - 7)
+    accumulate(lanes, at + size - STRIPE, secret + SECRET - STRIPE - 7)
     value = <uint64_t>size * PRIME64_1
     for i in range(0, LANES, 2):
         value += _folded(lanes[i] ^ _word(secret + 11 + 8 * i), lanes[i + 1] ^ _word(secret + 19 + 8 * i))
     value = (value ^ value >> 37) * PRIME_MX1
     return value ^ value >> 32
-
-
-cdef inline void _accumulate(uint64_t *lanes, Text at, Text secret) noexcept nogil:
-    """Adds a stripe. In loops of their own, both sums become vector instructions."""
-    cdef uint64_t[LANES] values
-    cdef uint64_t key
-    cdef Py_ssize_t i
-    memcpy(values, at, STRIPE)
-    for i in range(LANES):
-        key = values[i] ^ _word(secret + 8 * i)
-        lanes[i] += <uint64_t><uint32_t>key * <uint64_t><uint32_t>(key >> 32)
-    for i in range(LANES // 2):
-        lanes[2 * i] += values[2 * i + 1]
-        lanes[2 * i + 1] += values[2 * i]
 
 
 cdef inline uint64_t _folded(uint64_t first, uint64_t second) noexcept nogil:
