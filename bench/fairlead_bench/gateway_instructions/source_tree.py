@@ -18,7 +18,7 @@ from pathlib import Path
 from fairlead.runtime.compiled_build import cache_folder
 
 _COMPILERS = ("scripts/compile.py", "tools/compile.py")
-_COPIED = (".py", ".toml", ".yaml", ".json")
+_COPIED = (".py", ".pyx", ".pxd", ".toml", ".yaml", ".json")
 _SKIPPED = ("tests/", "docs/", "bench/", "e2e/", "charts/", "crds/", "examples/")
 
 
