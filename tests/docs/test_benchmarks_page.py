@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +58,30 @@ def test_predicted_missed_share_of_fixed_fleets() -> None:
         ]
         metric = f"{plant}: error of the rate at which the measured share is predicted, median"
         assert error == f"{found[metric]:.1%}"
+
+
+def test_outside_plant_figures() -> None:
+    table = PAGE.partition("<!-- Table: outside plant. -->")[2].partition("<!-- End of the table. -->")[0]
+    shown = {row[0]: row[1:] for row in map(cells, table.strip().splitlines()[2:])}
+    tuning, judging = (results(name)["runs"] for name in ("autoscaler-outside", "autoscaler-outside-judging"))
+    assert list(shown) == list(dict.fromkeys(run["family"] for run in tuning))
+    ratios = []
+    for family, (mean, least, cost, seeds, judged_mean, judged_least) in shown.items():
+        runs, judged = ([run for run in part if run["family"] == family] for part in (tuning, judging))
+        ratios.append(geometric_mean([run["replica_hours"] / run["optimum"]["replica_hours"] for run in runs]))
+        assert cost == f"{ratios[-1]:.2f} ×"
+        assert (mean, least) == share_cells(runs), family
+        assert seeds == (str(len(judged)) if judged else "–")
+        assert (judged_mean, judged_least) == (share_cells(judged) if judged else ("–", "–")), family
+    assert f"The geometric mean of the costs is {geometric_mean(ratios):.2f} ×" in PAGE
+
+
+def share_cells(runs: list[Any]) -> tuple[str, str]:
+    """Returns mean and least servable share as the page shows them; bold below 99 %."""
+    shares = [run["share"] * run["requests"] / max(run["requests"] - run["unservable"], 1) for run in runs]
+    texts = [(f"{share:.2%}", round(share, 4) < 0.99) for share in (fmean(shares), min(shares))]
+    mean, least = (f"**{text}**" if is_missed else text for text, is_missed in texts)
+    return mean, least
 
 
 def test_missed_goal_and_delays_of_the_gateway() -> None:
