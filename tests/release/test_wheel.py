@@ -61,7 +61,9 @@ def test_it_holds_the_packages_and_their_data_alone(wheel: Path) -> None:
         "fairlead_testing",
     }
     assert tops == packages | {"fairlead", info}
-    assert [name for name in names if name.endswith((".so", ".pyc", ".pyi"))] == []
+    stubs = {name for name in names if name.endswith(".pyi")}
+    assert stubs == {name.replace(".pyx", ".pyi") for name in names if name.endswith(".pyx")}
+    assert [name for name in names if name.endswith((".so", ".pyc"))] == []
     assert "fairlead/examples/eight-engines.yaml" in names
     assert {"mooncake-conversation-1000.jsonl.gz", "NOTICE"} <= {
         name.rpartition("/")[2] for name in names if name.startswith("fairlead_sim/workload/data/")

@@ -22,9 +22,8 @@ from fairlead_bench.gateway.load_cases import (
     MeasurementPlan,
 )
 from fairlead_bench.gateway.measurement import CaseRun, LoadGenerator, measure
-from fairlead_bench.gateway.memory_load import memory_load
 from fairlead_bench.gateway.mock_engine import MockEngine
-from fairlead_bench.gateway.native_programs import BuildError, NativePrograms, build
+from fairlead_bench.gateway.native_programs import BuildError, NativePrograms, build, memory_load
 from fairlead_bench.gateway.peer_installation import InstalledPeer, PeerUnavailable, install_peer
 from fairlead_bench.gateway.plot import draw
 from fairlead_bench.gateway.report import RunConditions, print_report, write

@@ -31,7 +31,7 @@ class LoadCase:
     near: bool = False  # compared by a goal: longer, more often
     direct: bool = False  # also without anything in between
     fresh: bool = False  # on a target that has done nothing yet
-    crowded: bool = False  # with a noisy neighbour (`memory_load`)
+    crowded: bool = False  # with a noisy neighbour (`native_programs.memory_load`)
 
     @property
     def size_bytes(self) -> int:

@@ -1,15 +1,21 @@
-"""Builds the mock engine, the load generator and the memory load with the system's C compiler,
-once per version of their sources."""
+"""Builds the bench's programs in C with the system's compiler, once per version of their sources.
 
+They are the mock engine, the load generator and the memory load, which runs here as well."""
+
+import contextlib
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fairlead_bench.gateway.build_cache import cache_path, content_digest, exclusive_lock
 
 SOURCES = Path(__file__).with_name("native")
+_MEGABYTES = 256
+"""More than the last level of any cache."""
+_MAX_SECONDS = 3_600
 _FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra")
 
 
@@ -48,3 +54,20 @@ def _compile(compiler: str, source: Path, program: Path) -> None:
     if done.returncode != 0:
         raise BuildError(f"{source.name} does not compile:\n{done.stderr}")
     made.rename(program)
+
+
+@contextlib.contextmanager
+def memory_load(program: Path, *, prefix: Sequence[str] = ()) -> Iterator[None]:
+    """Runs a noisy neighbour while the context is open: it keeps caches and memory busy.
+
+    ``prefix`` is put before its command. Raises RuntimeError if the program does not start.
+    """
+    command = [*prefix, str(program), str(_MEGABYTES), str(_MAX_SECONDS)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            if process.stdout.readline().strip() != "ready":
+                raise RuntimeError("the memory load does not start")
+            yield
+        finally:
+            process.kill()

@@ -17,9 +17,8 @@ from fairlead_bench.gateway import peer_installation, process_usage, report, rou
 from fairlead_bench.gateway.benchmark import schedule
 from fairlead_bench.gateway.load_cases import CASES, FULL, QUICK
 from fairlead_bench.gateway.measurement import CaseRun, LoadGenerator, RunObservations, measure, summarize
-from fairlead_bench.gateway.memory_load import memory_load
 from fairlead_bench.gateway.mock_engine import MockEngine
-from fairlead_bench.gateway.native_programs import NativePrograms, build
+from fairlead_bench.gateway.native_programs import NativePrograms, build, memory_load
 from fairlead_bench.gateway.process_usage import ProcessUsage
 from fairlead_bench.gateway.request_bodies import SIZES, UNIQUE, make_bodies
 from fairlead_bench.gateway.request_bodies import write_bodies as write_bodies
