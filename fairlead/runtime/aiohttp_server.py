@@ -10,6 +10,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.registry import Collector
 
+from fairlead.runtime.event_loop import close_server
 from fairlead.runtime.process_tuning import limit_kernel_unsent
 
 MAX_CONNECTIONS = 256
@@ -98,7 +99,7 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[str
             bound_host, bound_port = server.sockets[0].getsockname()[:2]
             yield f"[{bound_host}]:{bound_port}" if ":" in bound_host else f"{bound_host}:{bound_port}"
         finally:
-            server.close()
+            await close_server(server)
     finally:
         await runner.cleanup()
 

@@ -1,8 +1,11 @@
-"""Chooses the event loop implementation: uvloop if installed, else asyncio's own."""
+"""The event loop: uvloop if installed, else asyncio's own; and the end of a server on either."""
 
 import asyncio
 import importlib
 from collections.abc import Callable
+
+_TURNS_TO_CONNECT = 3
+"""Loop iterations from an accepted connection to its `connection_made`."""
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -15,3 +18,18 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     except ImportError:
         return asyncio.new_event_loop
     return factory
+
+
+async def close_server(server: asyncio.Server) -> None:
+    """Stops accepting, and closes a server once each accepted connection has its protocol.
+
+    Why: asyncio's own loop drops a connection that is accepted but has no protocol when its server
+    closes. Its client waits for an answer until the process ends.
+    """
+    loop = asyncio.get_running_loop()
+    if isinstance(loop, asyncio.SelectorEventLoop):
+        for bound in server.sockets:
+            loop.remove_reader(bound)
+        for _ in range(_TURNS_TO_CONNECT):
+            await asyncio.sleep(0)
+    server.close()

@@ -11,6 +11,7 @@ other a 503. Their connections close in order, as far as clients read within `dr
 import asyncio
 import socket
 
+from fairlead.runtime.event_loop import close_server
 from fairlead.runtime.process_tuning import limit_kernel_unsent
 from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.http.sockets import LISTEN_BACKLOG, refuse_new_connections
@@ -67,7 +68,7 @@ class PublicServer:
             self._acceptor.close()
         elif self._server is not None:
             self._accept_pending()
-            self._server.close()
+            await close_server(self._server)
         await asyncio.gather(*self._pending_accepts, return_exceptions=True)
         if not await self._wait_until_idle(end):
             self._gateway.end_drain()

@@ -13,6 +13,7 @@ import zmq
 from fairlead.errors import SettingsError
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
+from fairlead.runtime.event_loop import close_server
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead_sim.api import routes
 from fairlead_sim.api.app import EngineApp
@@ -66,7 +67,7 @@ class RunningEngine:
 
     async def close(self) -> None:
         """Closes listener and connections; written bytes get a second to leave."""
-        self._listening.close()
+        await close_server(self._listening)
         self.engine.stop()
         for connection in list(self.app.connections):
             connection.close_when_idle()
@@ -93,7 +94,7 @@ class RunningEngine:
         """Stops the core and leaves streams open without a byte: the worst outcome of the real
         engine.
         """
-        self._listening.close()
+        await close_server(self._listening)
         for driver in self.engine.drivers:
             driver.stop()
         for connection in list(self.app.connections):

@@ -5,6 +5,7 @@ or not at all. When it returns, the connection waits for its next request.
 """
 
 import asyncio
+import functools
 import json
 import socket
 import ssl
@@ -13,6 +14,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from fairlead_testing.http.tcp_server import tcp_server
 
 
 class HangUp(Exception):
@@ -155,24 +158,10 @@ async def scripted_engine(
 ) -> AsyncIterator[ScriptedEngine]:
     """Listens on a free loopback port and answers every request with `script`."""
     engine = ScriptedEngine()
-    handlers: set[asyncio.Task[None]] = set()
-
-    def _accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(_connection(engine, script, reader, writer))
-        handlers.add(task)
-        task.add_done_callback(handlers.discard)
-
-    engine.server = await asyncio.start_server(_accept, host, 0, ssl=tls)
-    shown = f"[{host}]" if ":" in host else host
-    engine.url = f"http{'s' if tls else ''}://{shown}:{engine.server.sockets[0].getsockname()[1]}"
-    try:
+    async with tcp_server(functools.partial(_connection, engine, script), host, tls=tls) as engine.server:
+        shown = f"[{host}]" if ":" in host else host
+        engine.url = f"http{'s' if tls else ''}://{shown}:{engine.server.sockets[0].getsockname()[1]}"
         yield engine
-    finally:
-        engine.server.close()
-        for task in list(handlers):
-            task.cancel()
-        await asyncio.gather(*handlers, return_exceptions=True)
-        await engine.server.wait_closed()
 
 
 async def _connection(

@@ -12,7 +12,7 @@ from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, RequestPolicy, SloTargets
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
-from fairlead.runtime.event_loop import loop_factory
+from fairlead.runtime.event_loop import close_server, loop_factory
 from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.http.sockets import socket_url
 from fairlead_gateway.routing import InstanceLoad
@@ -109,7 +109,7 @@ async def running_gateway(
     try:
         yield RunningGateway(socket_url(server.sockets[0], secure=tls is not None), gateway)
     finally:
-        server.close()
+        await close_server(server)
         gateway.close()
         while gateway.listener.connections or gateway.inflight_count():  # noqa: ASYNC110 - transports close a turn later
             await asyncio.sleep(0)

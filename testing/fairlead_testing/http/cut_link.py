@@ -7,6 +7,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from fairlead_testing.http.tcp_server import tcp_server
+
 
 class _Connection:
     """An open connection. `asked` says on which of several the client sent last."""
@@ -71,19 +73,6 @@ class CutLink:
 async def cut_link(host: str, port: int) -> AsyncIterator[CutLink]:
     """Runs a link to `host:port`."""
     gap = CutLink()
-    tasks: set[asyncio.Task[None]] = set()
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(gap.serve(reader, writer, host, port))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    gap.port = server.sockets[0].getsockname()[1]
-    try:
+    async with tcp_server(lambda reader, writer: gap.serve(reader, writer, host, port)) as server:
+        gap.port = server.sockets[0].getsockname()[1]
         yield gap
-    finally:
-        server.close()
-        for task in list(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -5,11 +5,14 @@ the connection stays open for the next request; raising `CloseConnection` closes
 """
 
 import asyncio
+import functools
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from fairlead_testing.http.tcp_server import tcp_server
 
 Script = Callable[[dict[str, Any]], AsyncIterator[bytes]]
 
@@ -87,20 +90,6 @@ async def _serve(
 async def scripted_server(script: Script) -> AsyncIterator[ScriptedServer]:
     """Listens on a free loopback port and answers every request with `script`."""
     seen = ScriptedServer()
-    handlers: set[asyncio.Task[None]] = set()
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(_serve(seen, script, reader, writer))
-        handlers.add(task)
-        task.add_done_callback(handlers.discard)
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    seen.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
+    async with tcp_server(functools.partial(_serve, seen, script)) as server:
+        seen.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         yield seen
-    finally:
-        server.close()
-        for task in handlers:
-            task.cancel()
-        await asyncio.gather(*handlers, return_exceptions=True)
-        await server.wait_closed()

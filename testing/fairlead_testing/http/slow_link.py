@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from fairlead_testing.http.tcp_server import tcp_server
+
 _Piece = tuple[float, bytes]
 
 
@@ -16,22 +18,8 @@ async def slow_link(server: Path, seconds: float) -> AsyncIterator[int]:
     """Returns a loopback port that leads to a server's unix socket with `seconds` of latency each
     way.
     """
-
-    open_ones: set[asyncio.Task[None]] = set()
-
-    def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(_forward_both(reader, writer, server, seconds))
-        open_ones.add(task)
-        task.add_done_callback(open_ones.discard)
-
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
+    async with tcp_server(lambda reader, writer: _forward_both(reader, writer, server, seconds)) as listening:
         yield listening.sockets[0].getsockname()[1]
-    finally:
-        listening.close()
-        for task in list(open_ones):
-            task.cancel()
-        await asyncio.gather(*open_ones, return_exceptions=True)
 
 
 async def _forward_both(

@@ -27,6 +27,7 @@ from fairlead.kube.watch_events import WatchEventType
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_testing.fake_time import InstantTime
+from fairlead_testing.http.tcp_server import tcp_server
 from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
 from fairlead_testing.waiting import wait_until
 
@@ -331,21 +332,15 @@ def test_silent_api_server_times_out() -> None:
         async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.read()
             writer.close()
-            await writer.wait_closed()
-            left.release()
 
-        left = asyncio.Semaphore(0)
-        server = await asyncio.start_server(mute, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        access, time = ClusterConfig(f"http://127.0.0.1:{port}", "a test"), InstantTime()
-        limits = replace(Limits(), kube_response_seconds=0.05, kube_attempts=2)
-        async with KubeApi(access, time, lambda: 0.0, limits=limits, pause=time.pause) as api:
-            with pytest.raises(Unreachable, match="Timeout"):
-                await api.get(PODS, "x", "p")
-        assert len(time.pauses) == 1
-        server.close()
-        for _ in range(2):
-            await left.acquire()
+        async with tcp_server(mute) as server:
+            port = server.sockets[0].getsockname()[1]
+            access, time = ClusterConfig(f"http://127.0.0.1:{port}", "a test"), InstantTime()
+            limits = replace(Limits(), kube_response_seconds=0.05, kube_attempts=2)
+            async with KubeApi(access, time, lambda: 0.0, limits=limits, pause=time.pause) as api:
+                with pytest.raises(Unreachable, match="Timeout"):
+                    await api.get(PODS, "x", "p")
+            assert len(time.pauses) == 1
 
     asyncio.run(main())
 

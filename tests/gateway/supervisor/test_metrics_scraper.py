@@ -15,6 +15,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead.runtime.http_client import fetch as get
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
+from fairlead_testing.http.tcp_server import tcp_server
 from fairlead_testing.waiting import wait_until
 
 PAGE = b'vllm:num_requests_running{engine="0",model_name="tiny"} 3.0\nvllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.5\n'
@@ -28,10 +29,8 @@ Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 async def _engine(answer: bytes | Answer):  # type: ignore[no-untyped-def]  # yields the URL
     """Runs a server that reads a request head and then does what `answer` says; yields its URL."""
     release = asyncio.Event()
-    handlers: set[asyncio.Task[None] | None] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        handlers.add(asyncio.current_task())
         await reader.readuntil(b"\r\n\r\n")
         if isinstance(answer, bytes):
             writer.write(answer)
@@ -45,14 +44,11 @@ async def _engine(answer: bytes | Answer):  # type: ignore[no-untyped-def]  # yi
         writer.close()
         await asyncio.gather(writer.wait_closed(), return_exceptions=True)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        release.set()
-        server.close()
-        await server.wait_closed()
-        await asyncio.gather(*(task for task in handlers if task), return_exceptions=True)
+    async with tcp_server(serve) as server:
+        try:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        finally:
+            release.set()
 
 
 async def _silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -13,6 +13,7 @@ from fairlead.errors import SettingsError
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.supervisor.scale_from_zero import ScaleUpNotifier, check_autoscaler_url
+from fairlead_testing.http.tcp_server import tcp_server
 
 KEY = "default/tiny"
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
@@ -33,8 +34,7 @@ def telling(use: Callable[[ScaleUpNotifier, ManualClock, list[bytes]], Awaitable
             writer.write(answer)
             writer.close()
 
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        async with asyncio.timeout(120), server:
+        async with asyncio.timeout(120), tcp_server(serve) as server:
             port = server.sockets[0].getsockname()[1]
             clock = ManualClock(100.0)
             waker = ScaleUpNotifier(f"http://127.0.0.1:{port}", "secret", clock, Limits())

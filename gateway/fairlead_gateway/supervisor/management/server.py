@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from fairlead.limits import Limits
 from fairlead.runtime import nonblocking_log
+from fairlead.runtime.event_loop import close_server
 from fairlead.runtime.process_tuning import limit_kernel_unsent
 from fairlead_gateway.errors import GatewayError, MethodNotAllowed
 from fairlead_gateway.http.connection import connection_factory
@@ -68,7 +69,7 @@ class ManagementServer:
         if self._server is None or self._listener is None:
             self._private.close()
             return
-        self._server.close()
+        await close_server(self._server)
         self._listener.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_SECONDS):

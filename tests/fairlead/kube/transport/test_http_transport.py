@@ -9,6 +9,7 @@ import pytest
 
 from fairlead.errors import BadInput
 from fairlead.kube.transport.http_transport import HttpRequest, HttpResponse, HttpTransport, NotSent
+from fairlead_testing.http.tcp_server import tcp_server
 from fairlead_testing.waiting import wait_until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -58,15 +59,13 @@ Check = Callable[[HttpTransport, ScriptedServer], Awaitable[None]]
 
 def run(scripted: ScriptedServer, check: Check, *, path: str = "") -> None:
     async def main() -> None:
-        server = await asyncio.start_server(scripted.serve, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        wire = HttpTransport(f"http://127.0.0.1:{port}{path}", lambda: True, None, 5.0)
-        try:
-            await check(wire, scripted)
-        finally:
-            await wire.close()
-            server.close()
-        await wait_until(lambda: not scripted.open)
+        async with tcp_server(scripted.serve) as server:
+            port = server.sockets[0].getsockname()[1]
+            wire = HttpTransport(f"http://127.0.0.1:{port}{path}", lambda: True, None, 5.0)
+            try:
+                await check(wire, scripted)
+            finally:
+                await wire.close()
 
     asyncio.run(main())
 

@@ -10,6 +10,7 @@ from fairlead_gateway.worker.upstream.connection import ResponseSink
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token, well_behaved
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway, with_engines
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
+from fairlead_testing.http.tcp_server import tcp_server
 from fairlead_testing.waiting import wait_until
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -118,15 +119,14 @@ def test_response_before_the_request_was_read_keeps_neither_body_nor_connection(
         writer.close()
 
     async def main() -> None:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=4_096)
-        port = server.sockets[0].getsockname()[1]
-        async with running_gateway(fleet_of([f"http://127.0.0.1:{port}"])) as running:
-            answer = await request(running.url, _with_text("x" * 14_000_000))
-            may_read.set()
-            assert answer.status == 200, answer.body
-            await wait_until(lambda: bool(sizes))
-            assert sizes[0] < 14_000_000
-        server.close()
+        async with tcp_server(serve, buffer_bytes=4_096) as server:
+            port = server.sockets[0].getsockname()[1]
+            async with running_gateway(fleet_of([f"http://127.0.0.1:{port}"])) as running:
+                answer = await request(running.url, _with_text("x" * 14_000_000))
+                may_read.set()
+                assert answer.status == 200, answer.body
+                await wait_until(lambda: bool(sizes))
+                assert sizes[0] < 14_000_000
 
     may_read = asyncio.Event()
     sizes: list[int] = []
