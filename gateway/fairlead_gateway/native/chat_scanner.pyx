@@ -9,12 +9,12 @@ values. Other bodies are left to it, in particular each invalid one.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memchr
 
 from fairlead_gateway.native.json_text cimport (
     MAX_DIGITS,
     Scan,
     Text,
+    delimiter_behind,
     integer_value,
     is_named,
     is_utf8,
@@ -22,6 +22,7 @@ from fairlead_gateway.native.json_text cimport (
     skip_key,
     skip_literal,
     skip_number,
+    skip_plain_string,
     skip_space,
     skip_string,
     skip_text_or_null,
@@ -150,14 +151,11 @@ cdef bint _read_chat(Text at, Scan *scan, Chat *chat) noexcept nogil:
         if seen >> index & 1:
             return False
         seen |= <uint64_t>1 << index
-        at = _read_field(FIELDS[index].kind, value_after(at), scan, chat)
+        at = delimiter_behind(_read_field(FIELDS[index].kind, value_after(at), scan, chat), c"}")
         if at == NULL:
             return False
-        at = skip_space(at)
         if at[0] == c"}":
             return chat.model.start != NULL and chat.messages.start != NULL and skip_space(at + 1) == scan.end
-        if at[0] != c",":
-            return False
 
 
 cdef Text _read_field(Kind kind, Text at, Scan *scan, Chat *chat) noexcept nogil:
@@ -192,10 +190,9 @@ cdef Text _read_plain_text(Text at, Scan *scan, TextRange *text) noexcept nogil:
     cdef Text end
     if at[0] != c'"':
         return NULL
-    end = skip_string(at + 1, scan)
-    if end == NULL or memchr(at, c"\\", end - at) != NULL:
-        return NULL
-    text.start, text.end = at + 1, end - 1
+    end = skip_plain_string(at + 1, scan)
+    if end != NULL:
+        text.start, text.end = at + 1, end - 1
     return end
 
 
@@ -217,15 +214,12 @@ cdef Text _read_messages(Text at, Scan *scan, TextRange *text) noexcept nogil:
         return NULL
     text.start = at + 1
     while True:
-        at = _skip_message(skip_space(at + 1), scan)
+        at = delimiter_behind(_skip_message(skip_space(at + 1), scan), c"]")
         if at == NULL:
             return NULL
-        at = skip_space(at)
         if at[0] == c"]":
             text.end = at
             return at + 1
-        if at[0] != c",":
-            return NULL
 
 
 cdef Text _skip_message(Text at, Scan *scan) noexcept nogil:
@@ -249,13 +243,11 @@ cdef Text _skip_message(Text at, Scan *scan) noexcept nogil:
             at = skip_text_or_null(at, scan)
         else:
             return NULL
+        at = delimiter_behind(at, c"}")
         if at == NULL:
             return NULL
-        at = skip_space(at)
         if at[0] == c"}":
             return at + 1 if has_role else NULL
-        if at[0] != c",":
-            return NULL
 
 
 cdef inline bint _is_text_field(Text name, Text end) noexcept nogil:
@@ -281,14 +273,11 @@ cdef inline bint _is_null_field(Text name, Text end) noexcept nogil:
 cdef Text _skip_parts(Text at, Scan *scan) noexcept nogil:
     """Returns the end of an array of parts, each of them only text."""
     while True:
-        at = _skip_part(skip_space(at + 1), scan)
+        at = delimiter_behind(_skip_part(skip_space(at + 1), scan), c"]")
         if at == NULL:
             return NULL
-        at = skip_space(at)
         if at[0] == c"]":
             return at + 1
-        if at[0] != c",":
-            return NULL
 
 
 cdef Text _skip_part(Text at, Scan *scan) noexcept nogil:
@@ -300,11 +289,8 @@ cdef Text _skip_part(Text at, Scan *scan) noexcept nogil:
         end = skip_key(name, scan)
         if end == NULL or not (is_named(name, end, b"type", 4) or is_named(name, end, b"text", 4)):
             return NULL
-        at = skip_text_or_null(value_after(end), scan)
+        at = delimiter_behind(skip_text_or_null(value_after(end), scan), c"}")
         if at == NULL:
             return NULL
-        at = skip_space(at)
         if at[0] == c"}":
             return at + 1
-        if at[0] != c",":
-            return NULL

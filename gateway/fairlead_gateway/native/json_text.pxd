@@ -80,12 +80,34 @@ cdef inline Text skip_key(Text name, Scan *scan) noexcept nogil:
 
     Keys with escapes are not accepted, since they may spell any name.
     """
+    cdef Text end
     if name[-1] != c'"':
         return NULL
-    cdef Text end = skip_string(name, scan)
-    if end == NULL or skip_space(end)[0] != c":" or memchr(name, c"\\", end - name) != NULL:
+    end = skip_plain_string(name, scan)
+    return end - 1 if end != NULL and skip_space(end)[0] == c":" else NULL
+
+
+cdef inline Text skip_plain_string(Text at, Scan *scan) noexcept nogil:
+    """Like `skip_string`, for a string without escapes only."""
+    cdef Text end
+    cdef int offset
+    if scan.end - at >= 16:  # most of them are short
+        offset = special_character(at)
+        if offset < 16 and at[offset] == c'"':
+            return at + offset + 1
+    end = skip_string(at, scan)
+    return NULL if end == NULL or memchr(at, c"\\", end - at) != NULL else end
+
+
+cdef inline Text delimiter_behind(Text at, unsigned char closing) noexcept nogil:
+    """Returns the comma or the closing bracket behind a member that ends at `at`.
+
+    NULL for anything else, and behind a member that is NULL itself.
+    """
+    if at == NULL:
         return NULL
-    return end - 1
+    at = skip_space(at)
+    return at if at[0] == c"," or at[0] == closing else NULL
 
 
 cdef inline Text value_after(Text key_end) noexcept nogil:

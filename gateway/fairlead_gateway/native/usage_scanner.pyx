@@ -15,6 +15,7 @@ from fairlead_gateway.native.json_text cimport (
     MAX_SKIPPED_DIGITS,
     Scan,
     Text,
+    delimiter_behind,
     integer_value,
     is_named,
     is_utf8,
@@ -84,13 +85,11 @@ cdef Text _read_object(Level level, Text at, Scan *scan, Counts *counts) noexcep
             at = _read_count(at, scan, &counts.cached_tokens)
         else:
             at = _skip_value(at, DETAILS, scan)
+        at = delimiter_behind(at, c"}")
         if at == NULL:
             return NULL
-        at = skip_space(at)
         if at[0] == c"}":
             return at + 1
-        if at[0] != c",":
-            return NULL
 
 
 cdef inline Text _read_response_field(Text name, Text end, Text at, Scan *scan, Counts *counts) noexcept nogil:
@@ -150,12 +149,9 @@ cdef Text _skip_value(Text at, int depth, Scan *scan) noexcept nogil:
             if at == NULL:
                 return NULL
             at = value_after(at)
-        at = _skip_value(at, depth + 1, scan)
+        at = delimiter_behind(_skip_value(at, depth + 1, scan), closing)
         if at == NULL:
             return NULL
-        at = skip_space(at)
         if at[0] == closing:
             return at + 1
-        if at[0] != c",":
-            return NULL
         at = skip_space(at + 1)
