@@ -14,7 +14,14 @@ from collections import deque
 from typing import Final
 
 from fairlead.request_shapes import RequestShapeGrid
-from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS, bucket_index
+from fairlead_gateway.telemetry.histogram import (
+    OVERHEAD_BOUNDS,
+    SECONDS_BOUNDS,
+    TOKEN_BOUNDS,
+    overhead_bucket,
+    seconds_bucket,
+    token_bucket,
+)
 from fairlead_gateway.telemetry.outcome import RequestOutcome, is_client_fault
 
 WINDOW_SECONDS: Final = 60
@@ -256,11 +263,11 @@ class ModelCounters(CounterSet):
         """Counts a chunk of a stream that came `seconds` after the one before."""
         self._has_pending = True
         self._itl_sum += seconds
-        _add_one(self._ints, ITL + bucket_index(SECONDS_BOUNDS, seconds))
+        _add_one(self._ints, ITL + seconds_bucket(seconds))
 
     def observe_first_token(self, seconds: float) -> None:
         """Counts a first token that came `seconds` after the request."""
-        _add_one(self._ints, TTFT + bucket_index(SECONDS_BOUNDS, seconds))
+        _add_one(self._ints, TTFT + seconds_bucket(seconds))
         self._sums[TTFT_SUM] += seconds
 
     def count_finished(self, outcome: RequestOutcome, limit: int) -> int:
@@ -281,15 +288,15 @@ class ModelCounters(CounterSet):
             self.count_status(status)
         seconds = outcome.duration_seconds
         self._duration_sum += seconds
-        _add_one(self._ints, DURATION + bucket_index(SECONDS_BOUNDS, seconds))
+        _add_one(self._ints, DURATION + seconds_bucket(seconds))
         tpot = outcome.itl_mean_seconds
         if tpot is not None:
-            _add_one(self._ints, TPOT + bucket_index(SECONDS_BOUNDS, tpot))
+            _add_one(self._ints, TPOT + seconds_bucket(tpot))
             self._sums[TPOT_SUM] += tpot
         overhead = outcome.overhead_seconds
         if overhead is not None:
             self._overhead_sum += overhead
-            _add_one(self._ints, OVERHEAD + bucket_index(OVERHEAD_BOUNDS, overhead))
+            _add_one(self._ints, OVERHEAD + overhead_bucket(overhead))
         if outcome.within_objective is not None:
             self._count_objective(JUDGED, WITHIN, outcome.within_objective)
         if outcome.within_ttft is not None:
@@ -309,7 +316,7 @@ class ModelCounters(CounterSet):
         prompt, cached, predicted = outcome.prompt_tokens, outcome.cached_tokens, outcome.predicted_cached_tokens
         if prompt is not None:
             self._prompt_tokens += prompt
-            _add_one(self._ints, INPUT_SIZE + bucket_index(TOKEN_BOUNDS, prompt))
+            _add_one(self._ints, INPUT_SIZE + token_bucket(prompt))
             computed = max(0, prompt - (cached or 0))
             self._computed_tokens += computed
             if cached is not None:
@@ -322,7 +329,7 @@ class ModelCounters(CounterSet):
         output = outcome.output_tokens
         if output is not None:
             self._output_tokens += output
-            _add_one(self._ints, OUTPUT_SIZE + bucket_index(TOKEN_BOUNDS, output))
+            _add_one(self._ints, OUTPUT_SIZE + token_bucket(output))
             if (
                 prompt is not None
                 and outcome.status == _HTTP_OK

@@ -21,7 +21,7 @@ from fairlead.runtime.clock import Clock
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.telemetry.counters import InstanceCounters, ModelCounters
-from fairlead_gateway.telemetry.histogram import SECONDS_BOUNDS, bucket_index
+from fairlead_gateway.telemetry.histogram import seconds_bucket
 from fairlead_gateway.telemetry.outcome import RequestOutcome, is_client_fault
 from fairlead_gateway.telemetry.status_types import IndexStatus, LoadView, PublishStats
 
@@ -135,7 +135,7 @@ class MetricsRecorder:
         if result != OK:
             instance.ints[at.I_ERRORS] += 1
             return
-        series.ints[at.PREFILL + bucket_index(SECONDS_BOUNDS, seconds)] += 1
+        series.ints[at.PREFILL + seconds_bucket(seconds)] += 1
         series.sums[at.PREFILL_SUM] += seconds
 
     def record_first_token(

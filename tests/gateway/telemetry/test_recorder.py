@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,15 @@ from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.supervisor.management.stats import model_stats
 from fairlead_gateway.telemetry import MetricsRecorder, assess_attainment
 from fairlead_gateway.telemetry import counters as at
-from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS, bucket_index, quantile
+from fairlead_gateway.telemetry.histogram import (
+    OVERHEAD_BOUNDS,
+    SECONDS_BOUNDS,
+    TOKEN_BOUNDS,
+    overhead_bucket,
+    quantile,
+    seconds_bucket,
+    token_bucket,
+)
 from fairlead_gateway.telemetry.prometheus_text import escape_label
 from fairlead_testing.gateway.outcomes import change_outcome, make_outcome
 
@@ -373,10 +382,18 @@ def test_attainment_without_objectives_is_not_known() -> None:
     assert (judged.ttft, judged.itl, judged.both) == (None, None, None)
 
 
-@given(st.floats(0.0, 100_000_000.0), st.sampled_from([SECONDS_BOUNDS, TOKEN_BOUNDS, OVERHEAD_BOUNDS]))
-def test_a_value_falls_into_the_bucket_that_the_library_would_find(value: float, bounds: tuple[float, ...]) -> None:
-    assert bucket_index(bounds, value) == bisect_left(bounds, value)
-    assert bucket_index(bounds, bounds[int(value) % len(bounds)]) == int(value) % len(bounds)
+BUCKETS = [(SECONDS_BOUNDS, seconds_bucket), (TOKEN_BOUNDS, token_bucket), (OVERHEAD_BOUNDS, overhead_bucket)]
+
+
+@given(st.floats(-1.0, 100_000_000.0), st.sampled_from(BUCKETS))
+def test_a_value_falls_into_the_bucket_that_the_library_would_find(
+    value: float, buckets: tuple[tuple[float, ...], Callable[[float], int]]
+) -> None:
+    bounds, bucket_of = buckets
+    assert bucket_of(value) == bisect_left(bounds, value)
+    position = int(value) % len(bounds)
+    for near in (bounds[position], math.nextafter(bounds[position], 0.0), math.nextafter(bounds[position], math.inf)):
+        assert bucket_of(near) == bisect_left(bounds, near)
 
 
 def test_pending_additions_are_visible_and_counted_once() -> None:
