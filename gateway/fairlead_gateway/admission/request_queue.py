@@ -174,6 +174,9 @@ class RequestQueue:
 
     The heaps skip removed requests when they reach them. Once more than half of the entries may be
     of removed requests, all heaps are compacted.
+
+    A request that is queued alone enters no heap until another one comes, or its turn depends on
+    more than itself. Why: most queues are that short, and the heaps cost more than the rest.
     """
 
     def __init__(self) -> None:
@@ -185,6 +188,8 @@ class RequestQueue:
         self._fair_share = FairShare()
         self._rescue_seconds = 0.0
         self._removed_count = 0
+        self._lone: QueuedRequest | None = None
+        self._lone_number = 0
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -197,19 +202,41 @@ class RequestQueue:
         return self._requests.values()
 
     def add(self, request: QueuedRequest) -> None:
+        is_alone = not self._requests
         self._requests[request.id] = request
+        number = next(self._arrival_numbers)
+        if is_alone:
+            self._fair_share.on_join(request.tenant, ())
+            self._lone, self._lone_number = request, number
+            return
+        self._sort_lone()
+        if request.tenant not in self._tenants:
+            self._fair_share.on_join(request.tenant, self._tenants)
+        self._sort(request, number)
+
+    def _sort_lone(self) -> None:
+        """Enters the request that was queued alone into the heaps."""
+        lone = self._lone
+        if lone is not None:
+            self._lone = None
+            self._sort(lone, self._lone_number)
+
+    def _sort(self, request: QueuedRequest, number: int) -> None:
+        """Enters a request into the heaps.
+
+        number: grows with each arrival.
+        """
         queues = self._tiers.setdefault(request.tier, {})
         key = (request.tenant, request.is_long)
         queue = queues.get(key)
         if queue is None:
             queue = queues[key] = _TenantQueue()
-        number = next(self._arrival_numbers)
         heapq.heappush(queue.feasible, (request.deadline, number, request))
         heapq.heappush(self._overdue.setdefault(request.tenant, []), (request.overdue_at, number, request))
-        if request.tenant not in self._tenants:
-            self._fair_share.on_join(request.tenant, self._tenants)
-            self._tenants[request.tenant] = _TenantCounts()
-        self._tenants[request.tenant].add(request, 1)
+        counts = self._tenants.get(request.tenant)
+        if counts is None:
+            counts = self._tenants[request.tenant] = _TenantCounts()
+        counts.add(request, 1)
 
     def remove(self, request_id: str) -> bool:
         """Removes a request that was not served. Returns False if it is not queued."""
@@ -230,11 +257,13 @@ class RequestQueue:
         closed: the values of `is_long` to skip.
         passed_over: the tenants to skip.
         """
-        if len(self._requests) == 1 and not self._removed_count:
-            request = next(iter(self._requests.values()))
-            is_skipped = request.is_long in closed or request.tenant in passed_over
-            if not is_skipped and request.latest_start >= now and request.overdue_at > now:
-                return NextRequest(request, "deadline", _EARLIEST)
+        lone = self._lone
+        if lone is not None:
+            if lone.is_long in closed or lone.tenant in passed_over:
+                return None
+            if lone.latest_start >= now and lone.overdue_at > now:
+                return NextRequest(lone, "deadline", _EARLIEST)
+            self._sort_lone()
         overdue = self._most_overdue(now, closed, passed_over)
         if overdue is not None:
             waited = (now - overdue.arrived_at) / overdue.objective_seconds
@@ -357,6 +386,9 @@ class RequestQueue:
     def _forget(self, request: QueuedRequest) -> None:
         """Removes a request; its heap entries stay until they surface."""
         del self._requests[request.id]
+        if request is self._lone:
+            self._lone = None
+            return
         counts = self._tenants[request.tenant]
         counts.add(request, -1)
         if not counts:
