@@ -18,7 +18,7 @@ change are ours.
 """
 
 import math
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Final
 
@@ -47,30 +47,34 @@ class LengthHistogram:
     Later answers weigh more instead of earlier ones decaying, so an answer costs one addition.
     """
 
-    __slots__ = ("_answers", "_recent", "_since", "counts", "total")
+    __slots__ = ("_answers", "_recent", "counts", "total")
 
     def __init__(self) -> None:
-        self._since: float | None = None
-        self._recent: deque[int] = deque(maxlen=RECENT_ANSWERS)
+        self._recent: list[int] = []  # once full, a ring
         self._answers = 0
         self.counts = [0.0] * BINS
         self.total = 0.0
 
-    def add(self, bin_: int, now: float) -> None:
-        weight = self._weight(now)
-        self.counts[bin_] += weight
+    def add(self, bin_: int, weight: float) -> None:
+        """Counts an answer. weight: that of an answer now."""
+        counts, recent = self.counts, self._recent
+        counts[bin_] = counts[bin_] + weight  # not `+=`, which mypyc adds as objects
         self.total += weight
-        self._recent.append(bin_)
+        if len(recent) < RECENT_ANSWERS:
+            recent.append(bin_)
+        else:
+            recent[self._answers % RECENT_ANSWERS] = bin_
         self._answers += 1
-        if self._answers % _CHECK_INTERVAL == 0 and len(self._recent) == RECENT_ANSWERS and self._has_changed():
-            self.counts = [0.0] * BINS
-            for bin_index in self._recent:
-                self.counts[bin_index] += weight
+        if self._answers % _CHECK_INTERVAL == 0 and len(recent) == RECENT_ANSWERS and self._has_changed():
+            counts = self.counts = [0.0] * BINS
+            for bin_index in recent:
+                counts[bin_index] += weight
             self.total = RECENT_ANSWERS * weight
 
-    def size(self, now: float) -> float:
-        """Returns the effective number of answers."""
-        return self.total / self._weight(now)
+    def rescale(self, weight: float) -> None:
+        """Divides all counts by a weight."""
+        self.counts = [count / weight for count in self.counts]
+        self.total /= weight
 
     def _has_changed(self) -> bool:
         counts = [0] * BINS
@@ -83,16 +87,6 @@ class LengthHistogram:
             farthest = max(farthest, abs(before - latest))
         return farthest * math.sqrt(RECENT_ANSWERS) > CHANGE_THRESHOLD
 
-    def _weight(self, now: float) -> float:
-        if self._since is None:
-            self._since = now
-        weight = math.exp2((now - self._since) / HALF_LIFE_SECONDS)
-        if weight > _MAX_WEIGHT:  # rescale before numbers get large
-            self.counts = [count / weight for count in self.counts]
-            self.total /= weight
-            self._since, weight = now, 1.0
-        return max(weight, 1.0 / _MAX_WEIGHT)
-
 
 class OutputLengths:
     """Length histograms of one model. Beyond `max_classes`, the classes without an answer for the
@@ -100,25 +94,48 @@ class OutputLengths:
     """
 
     def __init__(self, *, max_classes: int) -> None:
-        self._max_classes = max(1, max_classes)
+        self._max_classes = max(2, max_classes)  # each answer has two
         self._histograms: OrderedDict[Hashable, LengthHistogram] = OrderedDict()
         self._all = LengthHistogram()
+        self._since: float | None = None
+        self._last_class: Hashable = None  # the narrow class of the last answer, and its histograms
+        self._last_histograms: tuple[LengthHistogram, LengthHistogram] | None = None
 
     def learn(self, length_class: Hashable, prompt_tokens: float, output_tokens: int, now: float) -> None:
         """Counts a complete response. Callers must not pass responses that their client cut off."""
         if output_tokens < 1:
             return
-        bin_ = bin_of(output_tokens)
-        self._all.add(bin_, now)
-        for key in _class_keys(length_class, prompt_tokens):
-            histogram = self._histograms.get(key)
-            if histogram is None:
-                histogram = self._histograms[key] = LengthHistogram()
-                if len(self._histograms) > self._max_classes:
-                    self._histograms.popitem(last=False)
-            else:
-                self._histograms.move_to_end(key)
-            histogram.add(bin_, now)
+        bin_, weight = bin_of(output_tokens), self._weight(now)
+        self._all.add(bin_, weight)
+        narrow, wide = _class_keys(length_class, prompt_tokens)
+        histograms = self._last_histograms
+        if histograms is None or narrow != self._last_class:  # else both are the latest already
+            histograms = self._last_histograms = (self._latest(narrow), self._latest(wide))
+            self._last_class = narrow
+        histograms[0].add(bin_, weight)
+        histograms[1].add(bin_, weight)
+
+    def _latest(self, key: Hashable) -> LengthHistogram:
+        """Returns the histogram of a class, and makes it the one that is dropped last."""
+        histogram = self._histograms.get(key)
+        if histogram is None:
+            histogram = self._histograms[key] = LengthHistogram()
+            if len(self._histograms) > self._max_classes:
+                self._histograms.popitem(last=False)
+        else:
+            self._histograms.move_to_end(key)
+        return histogram
+
+    def _weight(self, now: float) -> float:
+        """Returns the weight of an answer now, in all histograms."""
+        if self._since is None:
+            self._since = now
+        weight = math.exp2((now - self._since) / HALF_LIFE_SECONDS)
+        if weight > _MAX_WEIGHT:  # rescale before numbers get large
+            for histogram in (self._all, *self._histograms.values()):
+                histogram.rescale(weight)
+            self._since, weight = now, 1.0
+        return max(weight, 1.0 / _MAX_WEIGHT)
 
     def quantile(
         self, share: float, length_class: Hashable, prompt_tokens: float, now: float, *, generated: int = 0
@@ -138,11 +155,12 @@ class OutputLengths:
         Classes with few answers are completed by wider ones.
         """
         shares: list[float] | None = None
+        weight = self._weight(now)
         narrow, wide = _class_keys(length_class, prompt_tokens)
         for histogram in (self._all, self._histograms.get(wide), self._histograms.get(narrow)):
             if histogram is None or histogram.total <= 0.0:
                 continue
-            size = histogram.size(now)
+            size = histogram.total / weight  # the effective number of answers
             own = [count / histogram.total for count in histogram.counts]
             if shares is None:
                 shares = own
@@ -162,18 +180,24 @@ class OutputForecast:
     def __init__(self, output_lengths: OutputLengths) -> None:
         self._output_lengths = output_lengths
         self._tables: dict[Hashable, tuple[float, list[float] | None]] = {}
+        self._last_class: Hashable = None  # of the last forecast, with its table
+        self._last_power = -1
+        self._last_table: tuple[float, list[float] | None] | None = None
 
     def expected_remaining(
         self, length_class: Hashable, prompt_tokens: float, generated: int, now: float
     ) -> float | None:
         """Returns the number of further tokens to plan for; None if no answer was counted."""
-        key = _narrow_class(length_class, prompt_tokens)
-        known = self._tables.get(key)
+        power = _prompt_power(prompt_tokens)
+        known = self._last_table
+        if known is None or power != self._last_power or length_class != self._last_class:
+            known = self._tables.get((length_class, power))
         if known is None or not 0.0 <= now - known[0] < TABLE_SECONDS:
             if len(self._tables) > BINS:
                 self._tables.clear()
             counts = self._output_lengths.shares(length_class, prompt_tokens, now)
-            known = self._tables[key] = (now, None if counts is None else forecast_table(counts))
+            known = self._tables[length_class, power] = (now, None if counts is None else forecast_table(counts))
+        self._last_class, self._last_power, self._last_table = length_class, power, known
         table = known[1]
         if table is None:
             return None
@@ -245,12 +269,13 @@ def _after(counts: list[float], generated: int) -> tuple[int, float]:
 
 def _class_keys(length_class: Hashable, prompt_tokens: float) -> tuple[Hashable, Hashable]:
     """Returns the narrow and the wide class. Prompt sizes differ by powers of four."""
-    return _narrow_class(length_class, prompt_tokens), (length_class,)
+    return (length_class, _prompt_power(prompt_tokens)), (length_class,)
 
 
-def _narrow_class(length_class: Hashable, prompt_tokens: float) -> Hashable:
+def _prompt_power(prompt_tokens: float) -> int:
+    """Returns the class of a prompt's size."""
     power, limit = 0, 4.0
     while prompt_tokens >= limit and power < _MAX_POWER:  # costs less than a logarithm
         power += 1
         limit *= 4.0
-    return (length_class, power)
+    return power

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fairlead_gateway.admission.output_lengths import (
     BINS,
+    HALF_LIFE_SECONDS,
     PLANNED_SHARE,
     OutputForecast,
     OutputLengths,
@@ -93,7 +94,7 @@ def test_without_a_change_chance_does_not_empty_the_hour() -> None:
     for number in range(20_000):
         lengths.learn("chat", 900.0, drawn(draw, "chat"), number * 0.5)
         if number % 1_000 == 999:
-            sizes.append(lengths._all.size(number * 0.5))
+            sizes.append(lengths._all.total / lengths._weight(number * 0.5))
     assert sizes[-1] > 3_000  # of five minutes alone it would be 860
 
 
@@ -103,6 +104,25 @@ def test_the_number_of_classes_is_bounded() -> None:
         lengths.learn(f"tenant-{number}", 900.0, 100, float(number))
     assert len(lengths._histograms) <= 8
     assert lengths.quantile(0.5, "tenant-0", 900.0, 100.0) is not None
+
+
+def test_the_classes_without_an_answer_for_longest_are_dropped_first() -> None:
+    lengths = OutputLengths(max_classes=4)
+    for tenant in "abbabc":
+        lengths.learn(tenant, 900.0, 100, 0.0)
+    assert list(lengths._histograms) == [("b", 4), ("b",), ("c", 4), ("c",)]
+    assert [histogram.total for histogram in lengths._histograms.values()] == [3.0, 3.0, 1.0, 1.0]
+
+
+def test_counts_stay_small_over_many_half_lives() -> None:
+    lengths = OutputLengths(max_classes=4)
+    for hours in range(0, 200, 10):
+        lengths.learn("a", 900.0, 100, hours * HALF_LIFE_SECONDS)
+    lengths.learn("a", 900.0, 1_000, 200 * HALF_LIFE_SECONDS)
+    assert lengths._all.total < 1e10
+    shares = lengths.shares("a", 900.0, 200 * HALF_LIFE_SECONDS)
+    assert shares is not None
+    assert shares[bin_of(1_000)] == pytest.approx(1.0, abs=0.01)
 
 
 @given(st.lists(st.integers(1, 200_000), min_size=1, max_size=60), st.integers(0, 250_000), st.floats(0.0, 1.0))
