@@ -7,7 +7,7 @@ caller, the newcomer is refused.
 Source: max-min fairness; longest queue drop (Suter et al., INFOCOM 1998).
 """
 
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Sequence
 
 
 class _CallerUsage:
@@ -74,12 +74,12 @@ class CallerBounds:
         usage = max(self._callers.values(), key=lambda usage: len(usage.requests))
         return next(reversed(usage.requests))
 
-    def displaced_by(self, caller: Hashable, body_bytes: int) -> list[str] | None:
+    def displaced_by(self, caller: Hashable, body_bytes: int) -> Sequence[str] | None:
         """Returns the requests that must leave for a new one; None if the new one is refused."""
         requests, total_bytes = self.requests + 1, self.body_bytes + body_bytes
-        displaced: list[str] = []
         if requests <= self._max_requests and total_bytes <= self._max_bytes:
-            return displaced
+            return ()
+        displaced: list[str] = []
         counts = {other: len(usage.requests) for other, usage in self._callers.items()}
         sizes = {other: usage.body_bytes for other, usage in self._callers.items()}
         counts[caller] = counts.get(caller, 0) + 1

@@ -56,6 +56,7 @@ _MAX_LENGTH_CLASSES: Final = 256
 _LONG_CLOSED: Final = (True,)
 _MAX_PASSED_OVER: Final = 8
 """Callers whose requests one check passes over, since each costs a look at all instances."""
+Refusals = Sequence[tuple[str, "AdmissionVerdict"]]  # by id of the request
 
 
 class AdmissionAction(StrEnum):
@@ -94,7 +95,7 @@ class AdmissionVerdict:
         self.full_instances = full_instances
         self.retry_after = retry_after
         self.is_shed = is_shed
-        self.displaced: Sequence[tuple[str, AdmissionVerdict]] = ()
+        self.displaced: Refusals = ()
 
 
 class Admitted:
@@ -153,9 +154,9 @@ class AdmissionPolicy:
     """
 
     def __init__(self, limits: Limits, queue: RequestQueue | None = None, *, separate_long: bool = True) -> None:
-        self._limits = limits
         self._queue = RequestQueue() if queue is None else queue
         self.separate_long = separate_long
+        self._queue_seconds: float = limits.queue_seconds
         self._requests: dict[str, AdmissionRequest] = {}
         self._bounds = CallerBounds(limits.queued_requests, limits.queued_bytes)
         self._memory_hold = MemoryHold()
@@ -264,9 +265,8 @@ class AdmissionPolicy:
         if not full:
             return _ADMIT_OPEN
         if len(full) < len(engines):
-            return AdmissionVerdict(
-                AdmissionAction.ADMIT, "room", f"{len(engines) - len(full)} of {len(engines)} instances have room", full
-            )
+            rooms = f"{len(engines) - len(full)} of {len(engines)} instances have room"
+            return AdmissionVerdict(AdmissionAction.ADMIT, "room", rooms, frozenset(full))
         return None
 
     def _classify(self, queued: QueuedRequest, now: float) -> None:
@@ -283,22 +283,24 @@ class AdmissionPolicy:
 
     def _full_instances(
         self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float, reserved: str | None = None
-    ) -> frozenset[str]:
+    ) -> Sequence[str]:
         """Returns the ids of the instances that have no room for the request.
 
         reserved: an instance that counts as full; None: none does.
         """
-        ordered, long, full = self.is_order_relevant(), self._has_own_engines(request.queued), []
+        ordered, long = self.is_order_relevant(), self._has_own_engines(request.queued)
         if long and self._is_closed_to_long(engines, now):
-            return frozenset(engine.id for engine in engines)
+            return [engine.id for engine in engines]
+        full: list[str] | None = None  # most requests find room everywhere
         for engine in engines:
             if (
                 (ordered and not _has_room(engine, long=long))
                 or engine.id == reserved
                 or self._lacks_memory(request, engine, now)
             ):
+                full = full or []
                 full.append(engine.id)
-        return frozenset(full) if full else NO_INSTANCES
+        return full or ()
 
     def _lacks_memory(self, request: AdmissionRequest, engine: EngineLoad, now: float) -> bool:
         missing = self.kv_capacity.missing_tokens(
@@ -373,7 +375,7 @@ class AdmissionPolicy:
         self.remove(request_id)
         return request_id, verdict
 
-    def take_expired(self, engines: int, now: float, since: float = -math.inf) -> list[tuple[str, AdmissionVerdict]]:
+    def take_expired(self, engines: int, now: float, since: float = -math.inf) -> Refusals:
         """Removes and returns the requests that must be refused now.
 
         - Those queued for longer than `limits.queue_seconds`.
@@ -383,28 +385,28 @@ class AdmissionPolicy:
 
         Why: an overdue request would go before those of higher tiers.
         """
-        before = now - self._limits.queue_seconds
-        expired = []
+        before = now - self._queue_seconds
+        expired: list[AdmissionRequest] | None = None
         for request in self._requests.values():
             if max(request.queued.arrived_at, since) <= before or (
                 request.sheddable and request.queued.overdue_at <= now
             ):
+                expired = expired or []
                 expired.append(request)
             elif not self._has_sheddable:
                 break  # the others came later; thousands may wait, and each event of an engine asks
+        if expired is None:
+            return ()
         refusals = []
         for request in expired:
             queued = request.queued
             self.remove(queued.id)
             wait = self.expected_wait(queued.tier, engines, now)
             reason = f"the request was queued for {now - queued.arrived_at:.1f} s and no instance had room for it"
-            rule = "shed-late" if request.sheddable else "held-too-long"
-            refusals.append(
-                (
-                    queued.id,
-                    AdmissionVerdict(AdmissionAction.REFUSE, rule, reason, retry_after=wait, is_shed=request.sheddable),
-                )
-            )
+            is_shed = request.sheddable
+            rule = "shed-late" if is_shed else "held-too-long"
+            verdict = AdmissionVerdict(AdmissionAction.REFUSE, rule, reason, retry_after=wait, is_shed=is_shed)
+            refusals.append((queued.id, verdict))
         return refusals
 
     def remove(self, request_id: str) -> bool:
@@ -440,7 +442,7 @@ class AdmissionPolicy:
                 return None
             full = self._full_instances(self._requests[candidate.request.id], engines, now, reserved)
             if len(full) < len(engines):
-                return self._take(candidate, full, now)
+                return self._take(candidate, frozenset(full) if full else NO_INSTANCES, now)
             caller = candidate.request.tenant
             if reserved is not None or not self._bounds.has_several_callers or self._memory_hold.may_hold(caller, now):
                 return None
@@ -467,8 +469,6 @@ class AdmissionPolicy:
         del self._requests[queued.id]
         self._bounds.remove(queued.id, queued.tenant)
         return Admitted(queued.id, candidate.rule, candidate.reason, full, now - queued.arrived_at)
-
-    # --- requests that have finished
 
     def settle(self, queued: QueuedRequest, decode_seconds: float) -> None:
         """Charges the caller of a request that was released for the answer that it got."""

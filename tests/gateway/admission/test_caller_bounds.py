@@ -24,7 +24,7 @@ def test_newest_request_of_the_largest_caller_makes_room() -> None:
 
 def test_bytes_make_room_as_numbers_do() -> None:
     bounds = filled(9, 100, ("a", 40), ("a", 30), ("b", 20))
-    assert bounds.displaced_by("b", 10) == []
+    assert bounds.displaced_by("b", 10) == ()
     assert bounds.displaced_by("b", 40) == ["a1"]
     assert bounds.displaced_by("b", 60) is None
     assert bounds.displaced_by("a", 11) is None

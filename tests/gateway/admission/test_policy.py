@@ -149,7 +149,7 @@ def test_the_queue_is_bounded_in_number_and_bytes() -> None:
 def test_no_request_is_queued_longer_than_the_limit() -> None:
     gate = mixed(replace(Limits(), queue_seconds=10.0))
     hold(gate, make_request("a", arrival=0.0), make_request("b", arrival=5.0))
-    assert gate.take_expired(2, 9.9) == []
+    assert gate.take_expired(2, 9.9) == ()
     ((name, verdict),) = gate.take_expired(2, 10.0)
     assert (name, verdict.rule, verdict.is_shed) == ("a", "held-too-long", False)
     assert len(gate) == 1
@@ -158,7 +158,7 @@ def test_no_request_is_queued_longer_than_the_limit() -> None:
 def test_a_sheddable_one_is_refused_where_another_would_go_before_all() -> None:
     gate = mixed()
     hold(gate, make_request("cheap", own=0.1, sheddable=True), make_request("dear", own=0.1))
-    assert gate.take_expired(2, 2.8) == []
+    assert gate.take_expired(2, 2.8) == ()
     ((name, verdict),) = gate.take_expired(2, 3.0)
     assert (name, verdict.rule, verdict.is_shed) == ("cheap", "shed-late", True)
 
@@ -225,7 +225,7 @@ def test_expiry_costs_the_same_however_many_requests_wait() -> None:
         request = AdmissionRequest(queued, RouteRequest(queued.id, PrefixChain((), (), 0), 10.0, None), 10.0)
         assert policy.admit(request, [], 10.0).action is AdmissionAction.QUEUE
     CountingTime.count = 0
-    assert policy.take_expired(1, 50.0) == []
+    assert policy.take_expired(1, 50.0) == ()
     assert CountingTime.count == 1
     assert [name for name, _ in policy.take_expired(1, 60.02)] == ["r0", "r1", "r2"]
 
