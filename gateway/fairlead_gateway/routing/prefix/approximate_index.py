@@ -66,9 +66,10 @@ class _Run:
         self.newer: _Run | None = None  # both are None outside of the LRU order
         self.older: _Run | None = None
 
-    def block_bytes(self, index: int) -> int:
-        """Returns the size in bytes of the chain's block `index`."""
-        return self.ends[index] - (self.ends[index - 1] if index else 0)
+    def bytes_before(self, index: int) -> int:
+        """Returns the end in bytes of what lies before the run's block `index`."""
+        end = self.first + index
+        return self.ends[end - 1] if end else 0
 
     def move_behind(self, older: "_Run | None") -> None:
         """Moves the run behind `older` in the LRU order."""
@@ -306,8 +307,9 @@ class ApproximatePrefixIndex:
         cache = self._instances.pop(instance, None)
         if cache is None:
             return
+        self.version += 1
         for digest in cache.runs:
-            self._clear_bit(digest, cache.bit)
+            _clear_bit(self._masks, digest, cache.bit)
         cache.runs.clear()
         cache.runs_after.clear()
         while (run := cache.lru.newer) is not None:
@@ -337,24 +339,35 @@ class ApproximatePrefixIndex:
             run = order.newer
             if run is None or run is order:
                 break
-            if run.count:
-                self._drop_last_block(cache, run)
-            else:
+            if not run.count:
                 cache.size -= run.extra_bytes
                 cache.blocks -= 1
                 run.unlink()
+                continue
+            count, excess_blocks = run.count, cache.blocks - max_blocks
+            max_size = capacity + run.bytes_before(count)
+            while count and (cache.size + run.bytes_before(count) > max_size or excess_blocks > 0):
+                count -= 1
+                excess_blocks -= 1
+            self._drop_blocks(cache, run, count)
 
-    def _drop_last_block(self, cache: _InstanceCache, run: _Run) -> None:
-        """Removes the run's last block, and the run with its only one."""
-        runs = cache.runs
-        run.count -= 1
-        digest = run.hashes[run.count]
-        cache.size -= run.block_bytes(run.first + run.count)
-        cache.blocks -= 1
-        if digest in runs:
-            del runs[digest]
-        self._clear_bit(digest, cache.bit)
-        if not run.count:
+    def _drop_blocks(self, cache: _InstanceCache, run: _Run, count: int) -> None:
+        """Removes the run's blocks from `count` on, and a run without blocks."""
+        runs, masks, hashes, bit = cache.runs, self._masks, run.hashes, cache.bit
+        index = run.count
+        cache.size -= run.bytes_before(index) - run.bytes_before(count)
+        cache.blocks -= index - count
+        self.version += 1
+        while index > count:
+            index -= 1
+            digest = hashes[index]
+            try:  # a lookup before it would cost as much
+                del runs[digest]
+            except KeyError:  # a collision of 64-bit hashes
+                pass
+            _clear_bit(masks, digest, bit)
+        run.count = count
+        if not count:
             run.unlink()
             if run.first:
                 cache.unlink_run(run)
@@ -362,15 +375,14 @@ class ApproximatePrefixIndex:
     def _truncate(self, cache: _InstanceCache, run: _Run, count: int) -> tuple[Hashable, ...]:
         """Shortens a run to `count` blocks and returns the removed ones."""
         removed = run.hashes[count : run.count]
-        while run.count > count:
-            self._drop_last_block(cache, run)
+        if removed:
+            self._drop_blocks(cache, run, count)
         return removed
 
-    def _clear_bit(self, digest: Hashable, bit: int) -> None:
-        self.version += 1
-        mask = self._masks.get(digest) or 0
-        remaining = mask & ~bit
-        if remaining:
-            self._masks[digest] = remaining
-        elif mask:
-            del self._masks[digest]
+
+def _clear_bit(masks: dict[Hashable, int], digest: Hashable, bit: int) -> None:
+    mask = masks.get(digest) or 0
+    if mask == bit:
+        del masks[digest]
+    elif mask & bit:
+        masks[digest] = mask & ~bit
