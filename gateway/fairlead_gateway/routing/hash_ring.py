@@ -63,6 +63,7 @@ class HomeRings:
         self._first = HashRing(weights, key=secret + b"|ring-1|")
         self._second = HashRing(weights, key=secret + b"|ring-2|")
         self._secret = secret
+        self._has_one_member = len(weights) == 1
         self._cached_pairs: dict[Hashable, tuple[str, ...]] = {}
 
     def pair(self, key: Hashable, *, excluded: frozenset[str] = NO_INSTANCES) -> tuple[str, ...]:
@@ -83,6 +84,8 @@ class HomeRings:
         first = self._first.home(xxhash.xxh3_64_intdigest(raw, 1), excluded=excluded)
         if first is None:
             return ()
+        if self._has_one_member:
+            return (first,)
         second_digest = xxhash.xxh3_64_intdigest(raw, 2)
         second = self._second.home(second_digest, excluded=excluded)
         if second == first:
