@@ -257,7 +257,7 @@ class LateBindingQueue:
         A cancelled wait leaves the queue. Raises what `enqueue` does, also later.
         """
         ended: asyncio.Future[bool] = self._loop.create_future()
-        if not self.enqueue(context, partial(_resolve, ended)):
+        if not self.enqueue(context, partial(end_wait, ended)):
             return False
         try:
             return await ended
@@ -392,11 +392,11 @@ class LateBindingQueue:
         )
 
 
-def _resolve(ended: "asyncio.Future[bool]", is_started: bool, error: GatewayError | None) -> None:
-    """Ends the wait of a task."""
+def end_wait(ended: "asyncio.Future[bool]", result: bool, error: GatewayError | None) -> None:
+    """Ends the wait of a task with a result or an error, unless it was cancelled."""
     if ended.done():
         return
     if error is None:
-        ended.set_result(is_started)
+        ended.set_result(result)
     else:
         ended.set_exception(error)

@@ -23,6 +23,7 @@ from fairlead_gateway.admission.request_queue import ArrivedRequest
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
 from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.worker.dispatch.late_binding_queue import end_wait
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.retry_after import retry_after_seconds
@@ -153,9 +154,8 @@ class ModelAdmission:
         if verdict.action is AdmissionAction.REFUSE:
             self._telemetry.record_queue_exit(self._key, verdict.rule)
             raise self._refusal_error(verdict)
-        for request_id, refused in verdict.displaced:
-            self._telemetry.record_queue_exit(self._key, refused.rule)
-            self._refuse(request_id, self._refusal_error(refused))
+        if verdict.displaced:
+            self._refuse_all(verdict.displaced)
         self._queued[context.id] = _WaitingRequest(context, on_end, now)
         if not engines or verdict.displaced or len(self._queued) > 1:
             self._schedule_release()
@@ -172,8 +172,8 @@ class ModelAdmission:
 
     async def wait(self, context: RequestContext) -> None:
         """Queues the request until it is admitted. Raises GatewayError if it is refused."""
-        ended: asyncio.Future[None] = self._loop.create_future()
-        self.enqueue(context, partial(_resolve, ended))
+        ended: asyncio.Future[bool] = self._loop.create_future()
+        self.enqueue(context, partial(end_wait, ended, True))
         try:
             await ended
         finally:
@@ -317,15 +317,17 @@ class ModelAdmission:
         engines = self._engine_loads(now)
         if not engines:
             self._refuse_without_engines(now)
-        for request_id, verdict in self._policy.take_expired(len(engines), now, self._ready_since) if engines else ():
-            self._telemetry.record_queue_exit(self._key, verdict.rule)
-            self._refuse(request_id, self._refusal_error(verdict))
+        else:
+            expired = self._policy.take_expired(len(engines), now, self._ready_since)
+            if expired:
+                self._refuse_all(expired)
         admitted = self._policy.release_next(engines, now)
         if admitted is None:
             self._start_timer()
             return
         self._telemetry.record_queue_exit(self._key, admitted.rule)
-        waiting = self._queued.pop(admitted.id)
+        waiting = self._queued[admitted.id]
+        del self._queued[admitted.id]
         admission = waiting.context.admission
         admission.queued_seconds += now - waiting.queued_at
         admission.full_instances, admission.admitted = admitted.full_instances, admitted
@@ -368,6 +370,12 @@ class ModelAdmission:
                 self._policy.remove(request_id)
                 self._refuse(request_id, self._routers.no_ready_instance(self._key, now))
 
+    def _refuse_all(self, refused: Sequence[tuple[str, AdmissionVerdict]]) -> None:
+        """Ends the wait of requests that the policy refuses."""
+        for request_id, verdict in refused:
+            self._telemetry.record_queue_exit(self._key, verdict.rule)
+            self._refuse(request_id, self._refusal_error(verdict))
+
     def _refuse(self, request_id: str, error: GatewayError) -> None:
         """Ends the wait of a request in the next iteration of the event loop: its answer may let
         the client's next request in.
@@ -381,16 +389,6 @@ class ModelAdmission:
         seconds = retry_after_seconds(verdict.retry_after or 1.0, self._limits.max_retry_after_seconds)
         error_class = RequestShed if verdict.is_shed else Overloaded
         return error_class(verdict.reason, hint="try again later", headers=(("retry-after", str(seconds)),))
-
-
-def _resolve(ended: "asyncio.Future[None]", error: GatewayError | None) -> None:
-    """Ends the wait of a task."""
-    if ended.done():
-        return
-    if error is None:
-        ended.set_result(None)
-    else:
-        ended.set_exception(error)
 
 
 def _of_each(output_tokens: int | None, sequences: int) -> int | None:
