@@ -112,7 +112,7 @@ class WorkerServices:
             case messages.IndexCorrections():
                 apply_corrections(stack.routers, message)
             case messages.ProfileUpdate(profiles):
-                stack.routers.set_learned_profiles(profiles, self._runtime.now())
+                stack.routers.set_learned_profiles(profiles)
             case messages.SampleRequest():
                 if self._index_reporter is not None:
                     self._index_reporter.send_samples(message)

@@ -59,27 +59,33 @@ class RoleRouters:
         for departed in self._routers.keys() - fleet.models.keys():
             del self._routers[departed]
         self._ready_instances, self._has_instances = {}, {}
-        for number, (key, model) in enumerate(fleet.models.items()):
-            instances = [
-                instance
-                for instance in fleet.instances.get(key, ())
-                if (instance.role is Role.PREFILL) is self._is_prefill
-            ]
-            self._has_instances[key] = bool(instances)
-            router = self._routers.get(key)
-            if router is None:
-                router = self._routers[key] = ModelRouter(
+        for number, key in enumerate(fleet.models):
+            if key not in self._routers:
+                self._routers[key] = ModelRouter(
                     secret=self.secret,
                     seed=number,
                     limits=self._limits,
                     siblings=self._reporters.siblings,
                     hooks=self._reporters.dispatch_hooks,
                 )
-            router.update(model, [_with_profile(instance, profiles) for instance in instances])
+            instances = self._update_router(fleet, key, profiles)
+            self._has_instances[key] = bool(instances)
             self._ready_instances[key] = {
                 instance.id: instance for instance in instances if instance.state is InstanceState.READY
             }
         self.fleet = fleet
+
+    def update_profiles(self, key: str, profiles: Mapping[str, EngineProfile]) -> None:
+        """Replaces the learned profiles of a model's instances."""
+        self._update_router(self.fleet, key, profiles)
+
+    def _update_router(self, fleet: Fleet, key: str, profiles: Mapping[str, EngineProfile]) -> list[Instance]:
+        """Updates the router of a model, and returns the instances of this role."""
+        instances = [
+            instance for instance in fleet.instances.get(key, ()) if (instance.role is Role.PREFILL) is self._is_prefill
+        ]
+        self._routers[key].update(fleet.models[key], [_with_profile(instance, profiles) for instance in instances])
+        return instances
 
     def router(self, key: str) -> ModelRouter | None:
         """Returns the router of a model; None if the model has left the fleet."""
@@ -184,12 +190,18 @@ class RouterRegistry:
             ready = [name for name, instance in instances.items() if instance.state is InstanceState.READY]
             self._outlier_detector.retain_ready(ready)
 
-    def set_learned_profiles(self, profiles: Mapping[str, EngineProfile], now: float) -> None:
-        """Adds learned engine profiles by instance; they take the place of those in the fleet."""
+    def set_learned_profiles(self, profiles: Mapping[str, EngineProfile]) -> None:
+        """Adds learned engine profiles by instance; they take the place of those in the fleet.
+
+        Only the routers of their models change.
+        """
         present = _instances(self.fleet)
         merged = self._learned_profiles | dict(profiles)
         self._learned_profiles = {name: profile for name, profile in merged.items() if name in present}
-        self.update_fleet(self.fleet, now)
+        for key, instances in self.fleet.instances.items():
+            if key in self.fleet.models and any(instance.id in profiles for instance in instances):
+                for routers in (self.serving, self.prefilling):
+                    routers.update_profiles(key, self._learned_profiles)
 
     def routers(self, key: str) -> Iterator[ModelRouter]:
         """Yields the routers of a model, of both roles."""
