@@ -15,18 +15,20 @@ from fairlead_gateway.worker.observability.trace_record import TraceRecord
 from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.resilience.retry import AttemptFailure
 from fairlead_gateway.worker.resilience.stall_timeout import StallTimeout
+from fairlead_gateway.worker.upstream.engine_address import EngineAddress
 from fairlead_gateway.worker.upstream.usage import Usage
 
 
 class RoutedChoice:
     """The instance of one attempt and the decision that chose it; `number` counts from 1."""
 
-    __slots__ = ("decision", "instance", "instance_id", "number")
+    __slots__ = ("address", "decision", "instance", "instance_id", "number")
 
-    def __init__(self, number: int, instance: Instance, decision: Decision) -> None:
+    def __init__(self, number: int, address: EngineAddress, decision: Decision) -> None:
         self.number = number
-        self.instance = instance
-        self.instance_id: str = instance.id
+        self.address = address
+        self.instance: Instance = address.instance
+        self.instance_id: str = address.id
         self.decision = decision
 
 

@@ -22,6 +22,7 @@ from fairlead_gateway.worker.resilience.failure_attribution import FailureAttrib
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
+from fairlead_gateway.worker.upstream.engine_address import EngineAddresses
 from fairlead_gateway.worker.upstream.hop_header import create_hop_id
 from fairlead_gateway.worker.upstream.request_encoder import RequestPrefixCache, encode_request
 from fairlead_gateway.worker.upstream.response import EngineResponse
@@ -54,6 +55,7 @@ class Dispatcher:
         self.recorder = recorder
         self.prompt_samples = reporters.prompt_samples
         self.timings = reporters.timings
+        self._addresses = EngineAddresses()
         self.request_prefixes = RequestPrefixCache(create_hop_id(routers.secret))
 
     def create_attempt(
@@ -63,7 +65,7 @@ class Dispatcher:
 
         sent: the text that the client has already, if this attempt resumes a stream.
         """
-        choice = RoutedChoice(number, instance, decision)
+        choice = RoutedChoice(number, self._addresses.of(instance), decision)
         tokens = self.routers.prompt_tokens(context.request.model_key, context.route_request)
         self.recorder.record_choice(context, choice, tokens)
         return Attempt(self, context, choice, sent)
@@ -85,6 +87,7 @@ class Attempt:
         "_is_timed",
         "_router",
         "_sent",
+        "address",
         "connection",
         "context",
         "dispatched_at",
@@ -106,6 +109,7 @@ class Attempt:
         self._is_timed = False
         self._is_finished = False
         self.context = context
+        self.address = choice.address
         self.instance = choice.instance
         self.instance_id: str = choice.instance_id
         self.message: list[bytes] = []
@@ -118,20 +122,20 @@ class Attempt:
 
     def attach_engine_message(self, body: bytes) -> None:
         """Builds the message: the request with `body` as this instance gets it."""
-        context, instance, dispatcher = self.context, self.instance, self._dispatcher
+        context, address, dispatcher = self.context, self.address, self._dispatcher
         head, request, choice = context.http_request.head, context.request, context.choice
         extra = ""
         if context.deadline is not None and head.get(TIMEOUT_HEADER) is not None:
             extra = remaining_timeout_header(head, context.deadline, dispatcher.now())
         if context.trace is not None and choice is not None:
             kind = ATTEMPT if self._sent is None else CONTINUATION
-            extra += context.trace.start_span(instance, kind, choice.decision.rule)
+            extra += context.trace.start_span(self.instance, kind, choice.decision.rule)
         target = request.target
-        if instance.served_name is not None:
-            body = body_with_model(instance.served_name, body)
-            target = None if target is None else target_with_model(instance.served_name, target)
-        prefix = dispatcher.request_prefixes.get(request.method, head.path if target is None else target, instance.url)
-        self.message = encode_request(prefix, head, body, context.id, dp_rank=instance.dp_rank, extra_headers=extra)
+        if address.served_name is not None:
+            body = body_with_model(address.served_name, body)
+            target = None if target is None else target_with_model(address.served_name, target)
+        prefix = dispatcher.request_prefixes.get(request.method, head.path if target is None else target, address.url)
+        self.message = encode_request(prefix, head, body, context.id, dp_rank=address.dp_rank, extra_headers=extra)
 
     def on_dispatch(self, now: float) -> None:
         """Records the attempt with router, admission, reports and outlier detection."""
@@ -159,8 +163,8 @@ class Attempt:
         context, dispatcher, connection = self.context, self._dispatcher, self.connection
         assert connection is not None
         request, failures = context.request, dispatcher.failures
-        if self.instance.dp_rank is not None:
-            connection.select_rank(self.instance.dp_rank)
+        if self.address.dp_rank is not None:
+            connection.select_rank(self.address.dp_rank)
         stall_timeout = context.stall_timeout = (
             failures.stall_timeout(context, connection.activity)
             if self._sent is None
@@ -174,7 +178,7 @@ class Attempt:
             on_silence=stall_timeout.on_silence,
             on_verdict=on_verdict,
         )
-        engine_response.namespace = self.instance.namespace
+        engine_response.namespace = self.address.namespace
         self.has_verdict, self.error = False, None
         now = self.dispatched_at = dispatcher.now()
         if self._sent is None:

@@ -208,7 +208,7 @@ class FastPathExchange(TimeoutEntry):
     def _send(self, attempt: Attempt, now: float) -> None:
         """Sends the request over an idle connection, or continues as a task if there is none."""
         fast_path = self._fast_path
-        connection = fast_path.pool.take_idle(attempt.instance.url)
+        connection = fast_path.pool.take_idle(attempt.address.url)
         if connection is None:
             self._continue_as_task()
             return

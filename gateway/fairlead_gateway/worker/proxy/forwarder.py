@@ -191,7 +191,7 @@ class Forwarder:
         is_stale = False
         if not attempt.has_verdict:
             self.attach_engine_message(attempt)
-            attempt.connection = self._pool.take_idle(attempt.instance.url)
+            attempt.connection = self._pool.take_idle(attempt.address.url)
         while True:
             if attempt.engine_response is None:
                 await self._send(attempt, is_stale)
@@ -227,7 +227,7 @@ class Forwarder:
 
     async def _connect(self, attempt: Attempt, is_stale: bool) -> EngineConnection:
         try:
-            return await self._pool.connect(attempt.instance.url)
+            return await self._pool.connect(attempt.address.url)
         except UpstreamError as error:
             # The engine went between two connections: the request may be what closed the first one.
             crashed = is_stale and error.cause not in LOCAL_CAUSES

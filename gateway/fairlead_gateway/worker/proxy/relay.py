@@ -218,7 +218,7 @@ def _served_name_rewriter(context: RequestContext, engine_response: EngineRespon
 
     None if the engine uses that name, or sends no JSON.
     """
-    name = None if context.choice is None else context.choice.instance.served_name
+    name = None if context.choice is None else context.choice.address.served_name
     if name is None or not (
         engine_response.is_stream or _JSON_OR_EVENTS.search(engine_response.headers.get(b"content-type", b""))
     ):

@@ -58,7 +58,7 @@ class StreamResume:
         attempt.on_dispatch(self._now())
         is_complete = False
         try:
-            url = attempt.instance.url
+            url = attempt.address.url
             attempt.connection = self._pool.take_idle(url) or await self._pool.connect(url)
             attempt.attach_engine_message(body)
             attempt.send()
