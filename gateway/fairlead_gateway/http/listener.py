@@ -140,6 +140,7 @@ class Listener:
         self.now = clock.now
         self.wall = clock.wall
         self.max_connections = limits.connections
+        self._caller_connections_share: float = limits.caller_connections_share
         self.max_pipelined = limits.pipelined_requests
         self.idle_seconds = limits.keepalive_idle_seconds
         self.connections: set[OpenConnection] = set()
@@ -205,7 +206,7 @@ class Listener:
 
     def check_caller_connections(self, caller: CallerKey) -> None:
         """Raises Overloaded if a caller has more connections than its share."""
-        if self._caller_connections.get(caller, 0) > self.limits.caller_connections_share * self.max_connections:
+        if self._caller_connections.get(caller, 0) > self._caller_connections_share * self.max_connections:
             hint = "send requests over fewer connections, or try again later"
             headers = (("retry-after", "1"),)
             raise Overloaded("this caller has too many connections", hint=hint, headers=headers)

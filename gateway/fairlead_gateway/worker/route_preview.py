@@ -13,6 +13,7 @@ from fairlead.runtime.clock import Clock
 from fairlead_gateway.errors import UnknownPath
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES
+from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import BYPASSED, HandoffRecord
@@ -52,7 +53,8 @@ class RoutePreviewer:
         fields = [] if session is None else [(b"x-session-id", session.encode("latin-1", "replace"))]
         head = RequestHead("POST", path, fields, 11, len(body), keep_alive=True, expects_continue=False)
         request = parse_request(path, body, routers.fleet, self._limits)
-        key, route_request = request.model_key, build_route_request(request, head, _PREVIEW_ID, routers.secret)
+        key = request.model_key
+        route_request = build_route_request(request, head, _PREVIEW_ID, ChainStarts(routers.secret))
         now = self._clock.now()
         decision = routers.choose(key, route_request, now, NO_INSTANCES, preview=True)
         choices = [(routers, decision)]

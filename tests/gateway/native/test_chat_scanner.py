@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.limits import Limits
-from fairlead_gateway.worker.openai.body_parser import parse_scanned_chat
+from fairlead_gateway.worker.openai.body_parser import ScanBounds, parse_scanned_chat
 from fairlead_gateway.worker.openai.schemas import ChatRequest, CommonFields
 from fairlead_gateway.worker.openai.validation import decode_body
 
@@ -54,13 +54,14 @@ def _values(fields: CommonFields) -> dict[str, object]:
 
 def check_equal(modules: dict[str, ModuleType], body: bytes) -> bool:
     """Compares both ways; returns whether the scanner accepts the body."""
-    found = parse_scanned_chat(modules["chat_scanner"].scan_chat, body, LIMITS)
+    found = parse_scanned_chat(modules["chat_scanner"].scan_chat, body, ScanBounds(LIMITS))
     if found is None:
         return False
     fields = decode_body(ChatRequest, body, LIMITS)  # raises for a body that must be refused
     assert isinstance(fields, ChatRequest)
     limit = fields.max_tokens if fields.max_completion_tokens is None else fields.max_completion_tokens
     assert (found.model, found.session) == (fields.model, fields.session_id or fields.user)
+    assert found.has_session_id is bool(fields.session_id)
     assert (found.stream, found.max_tokens, found.sequences) == (bool(fields.stream), limit, fields.n or 1)
     assert body[found.messages_start - 1 : found.messages_end + 1] == bytes(fields.messages)
     assert fields.is_listed
@@ -151,5 +152,5 @@ def test_every_cut_of_a_chat_is_refused(native_modules: dict[str, ModuleType]) -
 def test_small_limits_are_kept(native_modules: dict[str, ModuleType]) -> None:
     scan = native_modules["chat_scanner"].scan_chat
     for limits in (replace(LIMITS, json_depth=5), replace(LIMITS, json_values=9), replace(LIMITS, json_containers=9)):
-        assert parse_scanned_chat(scan, USUAL, limits) is None
-    assert parse_scanned_chat(scan, USUAL, replace(LIMITS, max_tokens=127)) is None
+        assert parse_scanned_chat(scan, USUAL, ScanBounds(limits)) is None
+    assert parse_scanned_chat(scan, USUAL, ScanBounds(replace(LIMITS, max_tokens=127))) is None

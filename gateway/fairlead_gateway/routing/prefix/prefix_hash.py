@@ -34,6 +34,9 @@ _LARGE_BLOCK: Final = 4096
 _SMALL_BLOCKS: Final = _SMALL_UNTIL // _SMALL_BLOCK
 _MIDDLE_BLOCKS: Final = (_MIDDLE_UNTIL - _SMALL_UNTIL) // _MIDDLE_BLOCK
 _DEFAULT_BLOCKS: Final = Limits().prefix_blocks
+_FEW_BLOCKS: Final = 64
+"""Fewer are found without a cache, whose lookup costs 500 instructions; that is up to 40 KiB."""
+_MAX_CACHED_STARTS: Final = 4_096
 _HASH: Final[Callable[..., Any]] = xxhash.xxh3_64_intdigest
 """Typed `Any`, so that its results stay objects.
 
@@ -77,6 +80,27 @@ def chain_seed(secret: bytes, seed: bytes) -> int:
     return start
 
 
+class ChainStarts:
+    """The starts of chains with one secret. Those of models are computed once."""
+
+    def __init__(self, secret: bytes) -> None:
+        self.secret = secret
+        self._by_model: dict[str, Any] = {}
+
+    def of_model(self, key: str) -> Any:
+        """Returns the start of chains that only the model decides."""
+        start = self._by_model.get(key)
+        if start is None:
+            if len(self._by_model) >= _MAX_CACHED_STARTS:
+                self._by_model.clear()
+            start = self._by_model[key] = self.of_seed(key.encode())
+        return start
+
+    def of_seed(self, seed: bytes) -> Any:
+        """Returns the start of chains with any seed."""
+        return chain_seed(self.secret, seed)
+
+
 def prefix_chain(
     text: bytes, *, secret: bytes, seed: bytes, blocks: int = _DEFAULT_BLOCKS, start: int = 0, end: int = -1
 ) -> PrefixChain:
@@ -84,9 +108,18 @@ def prefix_chain(
 
     blocks: the maximum number of blocks; the tail names the rest.
     """
+    return hash_blocks(text, chain_seed(secret, seed), blocks=blocks, start=start, end=end)
+
+
+def hash_blocks(
+    text: bytes, state: Any, *, blocks: int = _DEFAULT_BLOCKS, start: int = 0, end: int = -1
+) -> PrefixChain:
+    """Like `prefix_chain`, from the start of a chain.
+
+    state: that start, an integer of 64 bits.
+    """
     end = len(text) if end < 0 else end
     ends = block_ends(min(full_block_count(end - start), blocks))
-    state: Any = chain_seed(secret, seed)
     if _BLOCK_HASHES is not None:
         digests: tuple[int, ...] = _BLOCK_HASHES(text, start, ends, state)
         tail_start = start
@@ -123,9 +156,13 @@ def full_block_count(size: int) -> int:
     return _SMALL_BLOCKS + _MIDDLE_BLOCKS + (size - _MIDDLE_UNTIL) // _LARGE_BLOCK
 
 
-@cache
 def block_ends(count: int) -> tuple[int, ...]:
     """Returns the ends of the first `count` blocks in bytes; the same object for equal counts."""
+    return _FEW_ENDS[count] if count < _FEW_BLOCKS else _many_ends(count)
+
+
+@cache
+def _many_ends(count: int) -> tuple[int, ...]:
     return _all_ends(max(count, _DEFAULT_BLOCKS))[:count]
 
 
@@ -139,6 +176,11 @@ def _all_ends(count: int) -> tuple[int, ...]:
         )
         ends.append(position)
     return tuple(ends)
+
+
+_FEW_ENDS: Final[tuple[tuple[int, ...], ...]] = tuple(
+    _all_ends(max(count, _DEFAULT_BLOCKS))[:count] for count in range(_FEW_BLOCKS)
+)
 
 
 def shared_bytes(chain: PrefixChain, other: PrefixChain) -> int:

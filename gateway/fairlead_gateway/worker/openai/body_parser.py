@@ -84,6 +84,7 @@ class ParsedBody:
 
     decoded_fields: all fields; None if nothing has read them yet. `chat_fields` decodes them.
     session: the client's name for the conversation.
+    has_session_id: that name is the field `session_id`, not `user`.
     has_cache_variants: more than the model decides what an engine caches for the prompt.
     cache_variant: digest of the fields in `_CACHE_FIELDS`; empty without one.
     members: the top-level fields if some are not listed as safe (`schemas`); None otherwise.
@@ -100,6 +101,7 @@ class ParsedBody:
         "cache_variant",
         "decoded_fields",
         "has_cache_variants",
+        "has_session_id",
         "is_passthrough",
         "max_tokens",
         "members",
@@ -132,6 +134,7 @@ class ParsedBody:
         self.members = members
         self.is_passthrough = is_passthrough
         self.cache_variant = b""
+        self.has_session_id = False
         self.sequences: int = 1
         self.messages_start: int = 0
         self.messages_end: int = 0
@@ -149,10 +152,31 @@ class ParsedBody:
         self.has_cache_variants = self.has_cache_variants or bool(digest)
 
 
-def parse_body(kind: type[CommonFields], body: bytes, limits: Limits) -> ParsedBody:
-    """Parses a body as `kind`. Raises BadRequest, which names the field."""
+class ScanBounds:
+    """The limits of the chats that a scanner may read.
+
+    Why: the limits are not compiled, and each of them that is read costs 250 instructions.
+    """
+
+    __slots__ = ("max_bytes", "max_tokens")
+
+    def __init__(self, limits: Limits) -> None:
+        is_deep_enough = limits.json_depth >= _PLAIN_MESSAGES_DEPTH
+        self.max_bytes = min(limits.json_values, 2 * limits.json_containers) if is_deep_enough else -1
+        self.max_tokens = limits.max_tokens
+
+
+def parse_body(
+    kind: type[CommonFields], body: bytes, limits: Limits, scan_bounds: ScanBounds | None = None
+) -> ParsedBody:
+    """Parses a body as `kind`. Raises BadRequest, which names the field.
+
+    scan_bounds: those of the limits, if they are known.
+    """
     if kind is _CHAT:
-        parsed = None if _SCAN_CHAT is None else parse_scanned_chat(_SCAN_CHAT, body, limits)
+        parsed = None
+        if _SCAN_CHAT is not None:
+            parsed = parse_scanned_chat(_SCAN_CHAT, body, ScanBounds(limits) if scan_bounds is None else scan_bounds)
         if parsed is None:
             parsed = _parse_chat_fast(body, limits)
         if parsed is not None:
@@ -166,20 +190,20 @@ def parse_body(kind: type[CommonFields], body: bytes, limits: Limits) -> ParsedB
     return parsed
 
 
-def parse_scanned_chat(scan: ChatScan, body: bytes, limits: Limits) -> ParsedBody | None:
+def parse_scanned_chat(scan: ChatScan, body: bytes, bounds: ScanBounds) -> ParsedBody | None:
     """Parses a chat with a scanner; returns None if it must be parsed in another way.
 
     The scanner accepts fields only that are listed as safe and change nothing of the prompt. It
     bounds the depth of the messages, and the other fields are texts, numbers and the like.
     """
-    size = len(body)
-    if size > limits.json_values or size > 2 * limits.json_containers or limits.json_depth < _PLAIN_MESSAGES_DEPTH:
+    if len(body) > bounds.max_bytes:
         return None
-    found = scan(body, limits.max_tokens)
+    found = scan(body, bounds.max_tokens)
     if found is None:
         return None
     model, session_id, user, max_tokens, stream, messages_start, messages_end = found
     parsed = ParsedBody(None, model, session_id or user, max_tokens, stream=stream)
+    parsed.has_session_id = bool(session_id)
     parsed.messages_start, parsed.messages_end = messages_start, messages_end
     return parsed
 
@@ -200,7 +224,7 @@ def parsed_body(fields: CommonFields, body: bytes) -> ParsedBody:
     members = None if not body or (fields.is_listed and not _has_token_prompt(fields)) else _DECODE_MEMBERS(body)
     if not isinstance(fields, GenerationFields):
         is_passthrough = isinstance(fields, GenericRequest)
-        return ParsedBody(
+        parsed = ParsedBody(
             fields,
             fields.model,
             session,
@@ -208,6 +232,8 @@ def parsed_body(fields: CommonFields, body: bytes) -> ParsedBody:
             members=members,
             is_passthrough=is_passthrough,
         )
+        parsed.has_session_id = bool(fields.session_id)
+        return parsed
     has_cache_variants = has_cache_variants or fields.response_format is not _UNSET or reads_no_cache(fields)
     parsed = ParsedBody(
         fields,
@@ -218,6 +244,7 @@ def parsed_body(fields: CommonFields, body: bytes) -> ParsedBody:
         has_cache_variants=has_cache_variants,
         members=members,
     )
+    parsed.has_session_id = bool(fields.session_id)
     best_of = fields.best_of if isinstance(fields, CompletionRequest) else None
     parsed.sequences = max(1, fields.n or 1, best_of or 1)
     return parsed
@@ -346,5 +373,6 @@ def _parsed_chat(fields: CommonFields, members: dict[str, Raw] | None, limits: L
         has_cache_variants=has_cache_variants,
         members=members,
     )
+    parsed.has_session_id = bool(values[_SESSION])
     parsed.sequences = sequences
     return parsed

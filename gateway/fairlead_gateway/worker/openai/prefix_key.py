@@ -12,8 +12,8 @@ import msgspec
 import xxhash
 
 from fairlead_gateway.http.request_head import RequestHead
-from fairlead_gateway.routing import RouteRequest, prefix_chain
-from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
+from fairlead_gateway.routing import RouteRequest
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, ChainStarts, hash_blocks
 from fairlead_gateway.worker.openai.body_parser import reads_no_cache
 from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.openai.schemas import (
@@ -28,7 +28,9 @@ _MAX_SESSION_CHARACTERS: Final = 256
 _NO_TOOLS: Final = (b"null", b"[]")
 
 
-def build_route_request(request: ModelRequest, head: RequestHead, request_id: str, secret: bytes) -> RouteRequest:
+def build_route_request(
+    request: ModelRequest, head: RequestHead, request_id: str, chain_starts: ChainStarts
+) -> RouteRequest:
     """Returns what routing needs: the prefix hashes, the size and the session of a request."""
     text, start, end = request.client_body, request.messages_start, request.messages_end
     if end == 0:
@@ -38,12 +40,17 @@ def build_route_request(request: ModelRequest, head: RequestHead, request_id: st
             else request.body or (request.target or "").encode()
         )
         end = len(text)
-    chain = prefix_chain(text, secret=secret, seed=_chain_seed(request, request_id), start=start, end=end)
+    chain_start = (
+        chain_starts.of_seed(_chain_seed(request, request_id))
+        if request.has_cache_variants
+        else chain_starts.of_model(request.model_key)
+    )
+    chain = hash_blocks(text, chain_start, start=start, end=end)
     session = _session_id(request, head)
     pinned_session = (
         None
         if session is None or not _is_one_conversation(request, head)
-        else session_hash(session, request.model_key, secret)
+        else session_hash(session, request.model_key, chain_starts.secret)
     )
     tokens = (end - start) / BYTES_PER_TOKEN
     route_request = RouteRequest(request_id, chain, tokens, request.max_tokens, session, pinned_session)
@@ -72,13 +79,11 @@ def _prompt_text(fields: CommonFields) -> bytes:
 
 
 def _chain_seed(request: ModelRequest, request_id: str) -> bytes:
-    """Returns the start of the hash chain; equal seeds mean that equal prompts share cached blocks.
+    """Returns the seed of the hash chain; equal seeds mean that equal prompts share cached blocks.
 
     The parts are hashed one by one, so that no part can look like another.
     """
     key = request.model_key.encode()
-    if not request.has_cache_variants:
-        return key
     parts = [key]
     fields = request.fields
     if fields.cache_salt:
@@ -108,4 +113,4 @@ def _is_one_conversation(request: ModelRequest, head: RequestHead) -> bool:
 
     Why: a `user` has many conversations, and some clients send the same one with every request.
     """
-    return bool(head.get(b"x-session-id") or request.fields.session_id)
+    return request.has_session_id or bool(head.get(b"x-session-id"))

@@ -14,7 +14,7 @@ from msgspec.structs import astuple
 
 from fairlead.fleet.model import Fleet, Model, UnknownFields
 from fairlead.limits import Limits
-from fairlead_gateway.worker.openai.body_parser import ParsedBody, chat_fields, parse_body
+from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, chat_fields, parse_body
 from fairlead_gateway.worker.openai.field_policy import apply_field_policy
 from fairlead_gateway.worker.openai.json_edit import prepend_members, set_members
 from fairlead_gateway.worker.openai.model_names import resolve_model_entry
@@ -31,8 +31,9 @@ from fairlead_gateway.worker.openai.validation import decode_stream_options
 
 _PASS: Final = UnknownFields.PASS
 _NULL: Final = Raw(b"null")
+_WITH_USAGE: Final = set_members(b"{}", {"include_usage": b"true"})
 
-BODY_TYPES: dict[str, type[CommonFields]] = {
+BODY_TYPES: Final[dict[str, type[CommonFields]]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
     "/v1/embeddings": EmbeddingRequest,
@@ -46,7 +47,7 @@ class ModelRequest:
     """A parsed request for a model.
 
     body, client_body: as sent to the engine, and as received.
-    decoded_fields: as in `ParsedBody`.
+    decoded_fields, has_session_id: as in `ParsedBody`.
     strip_usage: the client did not ask for the usage of the stream.
     method, target: of the request to the engine; target None: the client's path.
     is_passthrough: the gateway reads neither prompt nor response.
@@ -63,6 +64,7 @@ class ModelRequest:
         "client_body",
         "decoded_fields",
         "has_cache_variants",
+        "has_session_id",
         "is_passthrough",
         "max_tokens",
         "messages_end",
@@ -101,6 +103,7 @@ class ModelRequest:
         self.strip_usage = strip_usage
         self.max_tokens = parsed.max_tokens
         self.session = parsed.session
+        self.has_session_id: bool = parsed.has_session_id
         self.sequences: int = parsed.sequences
         self.has_cache_variants: bool = parsed.has_cache_variants
         self.cache_variant: bytes = parsed.cache_variant
@@ -125,7 +128,8 @@ class ModelRequest:
 
     def release_body(self) -> None:
         """Releases the body, once no other engine will need it."""
-        release_raw_fields(self.fields)
+        if self.decoded_fields is not None:
+            release_raw_fields(self.decoded_fields)
         self.body = self.client_body = b""
 
 
@@ -141,14 +145,20 @@ def release_raw_fields(fields: CommonFields) -> None:
 
 
 def parse_request(
-    path: str, body: bytes, fleet: Fleet, limits: Limits, names: Mapping[str, str] | None = None
+    path: str,
+    body: bytes,
+    fleet: Fleet,
+    limits: Limits,
+    names: Mapping[str, str] | None = None,
+    scan_bounds: ScanBounds | None = None,
 ) -> ModelRequest:
     """Parses a request for a model, and makes the body that its engine gets.
 
-    names: the fleet's `client_names`, if they are known.
+    names, scan_bounds: the fleet's `client_names` and those of the limits, if they are known.
     Raises BadRequest, which names the field, and UnknownModel, which names similar models.
     """
-    return build_model_request(path, parse_body(BODY_TYPES[path], body, limits), body, fleet, limits, names)
+    parsed = parse_body(BODY_TYPES[path], body, limits, scan_bounds)
+    return build_model_request(path, parsed, body, fleet, limits, names)
 
 
 def build_model_request(
@@ -170,9 +180,13 @@ def build_model_request(
     added: dict[str, bytes] = {}
     if parsed.model != name:
         changes["model"] = msgspec.json.encode(name)
-    fields = parsed.fields(client_body)
     strip_usage = False
-    if parsed.stream and isinstance(fields, GenerationFields):
+    fields = parsed.decoded_fields
+    if fields is None:  # a scanned chat, which has no `stream_options`
+        strip_usage = parsed.stream
+        if strip_usage:
+            added["stream_options"] = _WITH_USAGE
+    elif parsed.stream and isinstance(fields, GenerationFields):
         options = decode_stream_options(fields, limits)
         # With continuous statistics, the client's own events have the usage already.
         strip_usage = options is None or not (options.include_usage or options.continuous_usage_stats)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet
@@ -23,12 +23,14 @@ from fairlead_gateway.http.listener import COUNTED_BYTES, HttpRequest, Listener,
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.routing import RouteRequest
+from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import DecisionLog
 from fairlead_gateway.worker.api_keys import ApiKeys
 from fairlead_gateway.worker.body_check.caller_limit import LargeBodyLimit, LargeBodyTurns
 from fairlead_gateway.worker.body_check.client import BodyChecker
 from fairlead_gateway.worker.memory_pressure import MemoryPressure, MemoryShare
+from fairlead_gateway.worker.openai.body_parser import ScanBounds
 from fairlead_gateway.worker.openai.model_names import client_names
 from fairlead_gateway.worker.openai.passthrough import (
     PASSTHROUGH_METHODS,
@@ -65,7 +67,8 @@ from fairlead_gateway.worker.upstream.hop_header import check_hops, create_hop_i
 if TYPE_CHECKING:  # most gateways observe nothing, and then load none of it
     from fairlead_gateway.worker.observability.observers import RequestObservers
 
-_MIN_CHECKED_BYTES = 256 * 1024
+_BODY_TYPES: Final = BODY_TYPES
+_MIN_CHECKED_BYTES: Final = 256 * 1024
 _MIN_CONNECTIONS_SHARE = 0.95
 """With fewer of the configured client connections, a gateway reports it."""
 _INTERNAL_ERROR_MESSAGE = "the gateway met a defect; it was logged with this id"
@@ -129,6 +132,8 @@ class Gateway(RequestLifecycle):
         self.memory_pressure.start(runtime.loop)
         self._api_keys = secrets.api_keys
         self._hop_id = create_hop_id(secrets.hash_secret)
+        self._chain_starts = ChainStarts(secrets.hash_secret)
+        self._scan_bounds = ScanBounds(limits)
         self.stack = ForwardingStack(
             runtime,
             secret=secrets.hash_secret,
@@ -265,7 +270,7 @@ class Gateway(RequestLifecycle):
             if len(http_request.body) > COUNTED_BYTES:
                 self.listener.check_complete_body(len(http_request.body), caller_key(http_request.caller))
             path, method = http_request.head.path, http_request.head.method
-            if path in BODY_TYPES:
+            if path in _BODY_TYPES:
                 if check_method(method, ("POST",), response):
                     self._start_request(http_request, response)
             elif is_local_path(path):
@@ -323,11 +328,11 @@ class Gateway(RequestLifecycle):
 
     def _parse(self, http_request: HttpRequest, fleet: Fleet, request_id: str) -> tuple[ModelRequest, RouteRequest]:
         head, body, limits = http_request.head, http_request.body, self.runtime.limits
-        if head.path in BODY_TYPES:
-            request = parse_request(head.path, body, fleet, limits, self._client_names)
+        if head.path in _BODY_TYPES:
+            request = parse_request(head.path, body, fleet, limits, self._client_names, self._scan_bounds)
         else:
             request = parse_passthrough_request(head, body, fleet, limits)
-        return request, build_route_request(request, head, request_id, self.stack.routers.secret)
+        return request, build_route_request(request, head, request_id, self._chain_starts)
 
     def _parse_large(
         self, http_request: HttpRequest, fleet: Fleet, request_id: str
@@ -340,7 +345,7 @@ class Gateway(RequestLifecycle):
         else:
             request = build_passthrough_request(head, body, fleet, checker.parse_body)
         request.resumable = can_resume(request)  # it searches the whole body
-        return request, build_route_request(request, head, request_id, self.stack.routers.secret)
+        return request, build_route_request(request, head, request_id, self._chain_starts)
 
     def _create_context(
         self,

@@ -3,6 +3,7 @@ models.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -13,8 +14,9 @@ from fairlead_gateway.worker.openai.model_names import public_model_names, resol
 from fairlead_gateway.worker.openai.passthrough import PASSTHROUGH_METHODS, is_passthrough_path
 from fairlead_gateway.worker.openai.request import BODY_TYPES
 
-READINESS_PATH = "/readyz"
-_MODELS_PATH = "/v1/models"
+_BODY_TYPES: Final = BODY_TYPES
+READINESS_PATH: Final = "/readyz"
+_MODELS_PATH: Final = "/v1/models"
 DRAINING = "draining"
 NO_FLEET_YET = "no fleet has been read yet"
 NO_KEYS_YET = "no API key is known, since the keys file cannot be used"
@@ -87,7 +89,7 @@ def check_method(method: str, allowed: Sequence[str], response: ResponseWriter) 
 
 def takes_body(path: str) -> bool:
     """Whether a POST to this path has a body that is read."""
-    return path in BODY_TYPES or (is_passthrough_path(path) and not is_local_path(path))
+    return path in _BODY_TYPES or (is_passthrough_path(path) and not is_local_path(path))
 
 
 def refuse_body(method: str, path: str) -> None:

@@ -11,11 +11,12 @@ from fairlead.limits import Limits
 from fairlead_gateway.ipc.batch_sender import BatchSender, MessageSender
 from fairlead_gateway.ipc.timing_events import TimingEvent, TimingEventKind, TimingEvents
 
-# Why numbers: compiled code looks up the members of an Enum each time.
+# Why: compiled code looks up the members of an Enum, and the names of other modules, each time.
 _DISPATCHED: Final = int(TimingEventKind.DISPATCHED)
 _FIRST_TOKEN: Final = int(TimingEventKind.FIRST_TOKEN)
 _FINISHED: Final = int(TimingEventKind.FINISHED)
 _ABANDONED: Final = int(TimingEventKind.ABANDONED)
+_EVENT: Final = TimingEvent
 
 
 class TimingReporter:
@@ -31,11 +32,11 @@ class TimingReporter:
 
         tokens, cached: tokens of the prompt, and those expected in the instance's cache.
         """
-        self._add(TimingEvent(_DISPATCHED, now, request_id, instance, tokens, cached))
+        self._add(_EVENT(_DISPATCHED, now, request_id, instance, tokens, cached))
 
     def on_first_token(self, request_id: str, now: float) -> None:
         """Reports the first token of a stream."""
-        self._add(TimingEvent(_FIRST_TOKEN, now, request_id))
+        self._add(_EVENT(_FIRST_TOKEN, now, request_id))
 
     def on_finish(self, request_id: str, now: float, cached: int | None, output: int | None) -> None:
         """Reports a complete response.
@@ -44,11 +45,11 @@ class TimingReporter:
         """
         cached_tokens = -1.0 if cached is None else float(cached)
         output_tokens = -1.0 if output is None else float(output)
-        self._add(TimingEvent(_FINISHED, now, request_id, "", 0.0, cached_tokens, output_tokens))
+        self._add(_EVENT(_FINISHED, now, request_id, "", 0.0, cached_tokens, output_tokens))
 
     def on_abandoned(self, request_id: str, now: float) -> None:
         """Reports a failed attempt, or a client that disconnected."""
-        self._add(TimingEvent(_ABANDONED, now, request_id))
+        self._add(_EVENT(_ABANDONED, now, request_id))
 
     def _add(self, event: TimingEvent) -> None:
         if len(self._events) >= self._max_events:

@@ -13,6 +13,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.errors import BadRequest, Overloaded, TooManyLargeBodies
 from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.worker.body_check.caller_limit import LargeBodyLimit, LargeBodyTurns
 from fairlead_gateway.worker.body_check.client import BodyChecker
 from fairlead_gateway.worker.body_check.process import check_body
@@ -84,9 +85,9 @@ def seen_by_gateway(path: str, parsed: ParsedBody, body: bytes) -> object:
     """Returns what later stages read of a body."""
     request = build_model_request(path, parsed, body, fleet_of([]), LIMITS)
     head = RequestHead("POST", path, [], 11, len(body), keep_alive=True, expects_continue=False)
-    route = build_route_request(request, head, "r", b"secret")
+    route = build_route_request(request, head, "r", ChainStarts(b"secret"))
     copied = (parsed.model, parsed.session, parsed.max_tokens, parsed.stream, parsed.has_cache_variants)
-    flags = (parsed.is_passthrough, request.strip_usage)
+    flags = (parsed.is_passthrough, parsed.has_session_id, request.strip_usage)
     return copied, flags, route.chain, route.prompt_tokens, request.body, path == CHATS and request.messages()
 
 

@@ -9,6 +9,7 @@ from fairlead.fleet.model import RequestPolicy
 from fairlead.limits import Limits
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.routing import PrefixChain, RouteRequest
+from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.worker.openai.prefix_key import build_route_request
 from fairlead_gateway.worker.openai.request import parse_request
 from fairlead_testing.gateway.running_gateway import fleet_of
@@ -23,7 +24,7 @@ def route_request_of(body: dict[str, Any], request_id: str = "r") -> RouteReques
     head = RequestHead("POST", path, [], 11, len(data), keep_alive=True, expects_continue=False)
     allowed = RequestPolicy(allowed_fields=frozenset({"input_ids", "lora_path", "prompt_embeds"}))
     request = parse_request(path, data, fleet_of([], requests=allowed), Limits())
-    return build_route_request(request, head, request_id, b"secret")
+    return build_route_request(request, head, request_id, ChainStarts(b"secret"))
 
 
 def chain_of(body: dict[str, Any], request_id: str = "r") -> PrefixChain:
