@@ -18,26 +18,36 @@ Why: a wait would cost more than the order of so little work gains.
 """
 
 
+class _Backlog:
+    """The backlog of one instance: the last report, the estimated rest, and the time of both."""
+
+    __slots__ = ("at", "estimated_seconds", "reported_seconds")
+
+    def __init__(self, seconds: float, now: float) -> None:
+        self.reported_seconds = self.estimated_seconds = seconds
+        self.at = now
+
+
 class BacklogDecay:
-    """The backlog of each instance: the last report, the estimated rest, and the time of the
-    report.
-    """
+    """The backlog of each instance that has any."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[float, float, float]] = {}
+        self._known: dict[str, _Backlog] = {}
 
     def remaining_seconds(self, engine: str, reported_seconds: float, now: float) -> float:
         """Returns the estimated seconds of prefill that wait at an instance.
 
         reported_seconds: prefill sent there that has had no first token.
         """
-        if reported_seconds <= 0.0:
-            self._known.pop(engine, None)
-            return 0.0
         known = self._known.get(engine)
-        left = reported_seconds
-        if known is not None:
-            reported, estimated, at = known
-            left = min(left, max(0.0, estimated - DECAY_RATE * (now - at)) + max(0.0, reported_seconds - reported))
-        self._known[engine] = (reported_seconds, left, now)
+        if reported_seconds <= 0.0:
+            if known is not None:
+                del self._known[engine]
+            return 0.0
+        if known is None:
+            self._known[engine] = _Backlog(reported_seconds, now)
+            return reported_seconds
+        decayed = max(0.0, known.estimated_seconds - DECAY_RATE * (now - known.at))
+        left = min(reported_seconds, decayed + max(0.0, reported_seconds - known.reported_seconds))
+        known.reported_seconds, known.estimated_seconds, known.at = reported_seconds, left, now
         return left

@@ -27,6 +27,8 @@ class CallerBounds:
         self._max_requests = max_requests
         self._max_bytes = max_bytes
         self._callers: dict[Hashable, _CallerUsage] = {}
+        self._spare = _CallerUsage()  # an empty one, for the next caller
+        self._has_spare = True
         self.requests = 0
         self.body_bytes = 0
 
@@ -48,7 +50,8 @@ class CallerBounds:
         """Adds a request. Its id is not in the queue yet."""
         usage = self._callers.get(caller)
         if usage is None:
-            usage = self._callers[caller] = _CallerUsage()
+            usage = self._callers[caller] = self._spare if self._has_spare else _CallerUsage()
+            self._has_spare = False
         usage.requests[request_id] = body_bytes
         usage.body_bytes += body_bytes
         self.requests += 1
@@ -57,12 +60,14 @@ class CallerBounds:
     def remove(self, request_id: str, caller: Hashable) -> None:
         """Removes a request that is in the queue."""
         usage = self._callers[caller]
-        body_bytes = usage.requests.pop(request_id)
+        body_bytes = usage.requests[request_id]
+        del usage.requests[request_id]
         usage.body_bytes -= body_bytes
         self.requests -= 1
         self.body_bytes -= body_bytes
         if not usage.requests:
             del self._callers[caller]
+            self._spare, self._has_spare = usage, True
 
     def has_most(self, caller: Hashable) -> bool:
         """Whether no caller would have more in the queue than this one with a new request."""

@@ -18,7 +18,8 @@ each tier above it.
 Source: Past-Future (arXiv 2507.10150), Llumnix (arXiv 2406.03243).
 """
 
-from collections.abc import Callable, Collection, Hashable
+from abc import abstractmethod
+from collections.abc import Collection, Hashable
 from typing import Final
 
 from fairlead_gateway.admission.kv_peak import USABLE_SHARE, SequenceForecast, in_falling_order, peak_with
@@ -34,10 +35,18 @@ _CANDIDATE_SECONDS: Final = 0.05
 of `output_lengths` are older.
 """
 
-RemainingTokens = Callable[[Hashable, float, int, float], float | None]
-"""Tokens still to come: by length class, prompt tokens, generated tokens and time.
-None: unknown.
-"""
+
+class LengthForecast:
+    """A forecast of output lengths.
+
+    Why a base class and not a Protocol: compiled, its methods are called directly.
+    """
+
+    @abstractmethod
+    def expected_remaining(
+        self, length_class: Hashable, prompt_tokens: float, generated: int, now: float
+    ) -> float | None:
+        """Returns the number of further tokens to plan for; None if no answer was counted."""
 
 
 class EngineLoad:
@@ -90,10 +99,10 @@ class _PromptBlocks:
     __slots__ = ("_blocks", "_first")
 
     def __init__(self) -> None:
-        self._first: dict[int, tuple[int, ...]] = {}
-        self._blocks: dict[int, set[int]] = {}
+        self._first: dict[Hashable, tuple[Hashable, ...]] = {}  # typed so that no hash is converted
+        self._blocks: dict[Hashable, set[Hashable]] = {}
 
-    def add(self, hashes: tuple[int, ...]) -> None:
+    def add(self, hashes: tuple[Hashable, ...]) -> None:
         """Adds the blocks of one prompt."""
         if not hashes:
             return
@@ -107,12 +116,12 @@ class _PromptBlocks:
             blocks = self._blocks[first] = set(earlier)
         blocks.update(hashes)
 
-    def count_shared(self, hashes: tuple[int, ...]) -> int:
+    def count_shared(self, hashes: tuple[Hashable, ...]) -> int:
         """Returns how many leading blocks of a prompt are among these."""
         earlier = self._first.get(hashes[0]) if hashes else None
         if earlier is None:
             return 0
-        blocks: Collection[int] = self._blocks.get(hashes[0]) or earlier
+        blocks: Collection[Hashable] = self._blocks.get(hashes[0]) or earlier
         shared = 1
         if blocks is earlier:
             while shared < len(hashes) and shared < len(earlier) and hashes[shared] == earlier[shared]:
@@ -154,8 +163,8 @@ class _EngineUsage:
 class KvCapacityPlanner:
     """The plan of the KV memory of one model's instances, made from its sequences in flight."""
 
-    def __init__(self, remaining_tokens: RemainingTokens) -> None:
-        self._remaining_tokens = remaining_tokens
+    def __init__(self, forecast: LengthForecast) -> None:
+        self._forecast = forecast
         self._sequences: dict[str, _Sequence] = {}
         self._usage: dict[str, _EngineUsage] = {}
         self._planned_tokens = 0.0
@@ -309,7 +318,7 @@ class KvCapacityPlanner:
     def _remaining_of_each(
         self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, generated: int, now: float
     ) -> float:
-        forecast = self._remaining_tokens(length_class, prompt_tokens, generated, now)
+        forecast = self._forecast.expected_remaining(length_class, prompt_tokens, generated, now)
         remaining = max(1.0, DEFAULT_OUTPUT_TOKENS - generated) if forecast is None else forecast
         return remaining if not request.max_tokens else max(0.0, min(remaining, request.max_tokens - generated))
 

@@ -22,6 +22,8 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Final
 
+from fairlead_gateway.admission.kv_capacity import LengthForecast
+
 BIN_RATIO: Final = 2.0 ** (1 / 8)
 BINS: Final = 140
 """Up to 2^17.5, some 185,000 tokens. Longer outputs count as that long."""
@@ -170,7 +172,7 @@ class OutputLengths:
         return shares
 
 
-class OutputForecast:
+class OutputForecast(LengthForecast):
     """The output length to plan for: a quantile (`PLANNED_SHARE`) of the answers that reached the
     current length.
 

@@ -163,11 +163,10 @@ class AdmissionPolicy:
         self._length_classes = LengthClasses()
         self._drain_rate = DrainRate()
         self._output_lengths = OutputLengths(max_classes=_MAX_LENGTH_CLASSES)
-        self._forecast = OutputForecast(self._output_lengths)
         self._answers = 0
         self._first_class: tuple[Hashable, int] | None = None
         self._has_several_classes = self._has_sheddable = False
-        self.kv_capacity = KvCapacityPlanner(self._forecast.expected_remaining)
+        self.kv_capacity = KvCapacityPlanner(OutputForecast(self._output_lengths))
         self._backlog_decay = BacklogDecay()
 
     def engine_load(

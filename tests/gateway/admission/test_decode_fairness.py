@@ -10,6 +10,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.admission.decode_work import decode_seconds
 from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.admission.kv_capacity import EngineLoad, KvCapacityPlanner
+from fairlead_gateway.admission.output_lengths import OutputForecast, OutputLengths
 from fairlead_gateway.admission.policy import AdmissionAction, AdmissionPolicy, AdmissionRequest
 from fairlead_gateway.admission.request_queue import QueuedRequest, RequestQueue
 from fairlead_gateway.routing import PrefixChain, RouteRequest
@@ -127,7 +128,7 @@ def test_settlement_gives_no_credit_below_none_and_none_to_a_forgotten_caller() 
 
 def test_each_sequence_of_a_request_counts_as_work_and_as_memory() -> None:
     assert decode_seconds(PROFILE, 10.0, 100.0, 128) == pytest.approx(128 * decode_seconds(PROFILE, 10.0, 100.0, 1))
-    planner = KvCapacityPlanner(lambda *_: None)
+    planner = KvCapacityPlanner(OutputForecast(OutputLengths(max_classes=2)))
     running, other = (RouteRequest(name, PrefixChain((), (), 0), 10.0, 100.0) for name in ("running", "other"))
     running.sequences = 128
     planner.on_dispatch(running, "e", 10.0, None, 0.0)
@@ -136,7 +137,7 @@ def test_each_sequence_of_a_request_counts_as_work_and_as_memory() -> None:
 
 
 def test_answer_in_flight_counts_by_the_time_since_its_first_token_up_to_its_limit() -> None:
-    planner = KvCapacityPlanner(lambda *_: None)
+    planner = KvCapacityPlanner(OutputForecast(OutputLengths(max_classes=2)))
     planner.on_dispatch(RouteRequest("r", PrefixChain((), (), 0), 10.0, 400.0), "e", 10.0, None, 0.0)
     assert planner.elapsed_output("r", 0.0, 2.0) == pytest.approx(101.0)
     planner.on_first_token("r", 1.0)

@@ -5,18 +5,18 @@ from collections.abc import Hashable
 
 import pytest
 
-from fairlead_gateway.admission.kv_capacity import EngineLoad, KvCapacityPlanner
+from fairlead_gateway.admission.kv_capacity import EngineLoad, KvCapacityPlanner, LengthForecast
 from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain
 from fairlead_gateway.routing.request import RouteRequest
 
 
-class Forecast:
+class Forecast(LengthForecast):
     """A forecast of 1,000 tokens for each answer, which counts how often it is used."""
 
     def __init__(self) -> None:
         self.count = 0
 
-    def remaining(self, length_class: Hashable, prompt_tokens: float, generated: int, now: float) -> float:
+    def expected_remaining(self, length_class: Hashable, prompt_tokens: float, generated: int, now: float) -> float:
         self.count += 1
         return max(1.0, 1_000.0 - generated)
 
@@ -31,7 +31,7 @@ def engine(kv_tokens: float = 8_000.0, name: str = "e", other_tokens: float = 0.
 
 
 def planned(forecast: Forecast, sequences: int) -> KvCapacityPlanner:
-    planner = KvCapacityPlanner(forecast.remaining)
+    planner = KvCapacityPlanner(forecast)
     for number in range(sequences):
         planner.on_dispatch(request_of(f"running-{number}"), "e", 500.0, None, 0.0)
     forecast.count = 0
@@ -77,7 +77,7 @@ def test_plan_follows_dispatches_first_tokens_ends_and_time() -> None:
 def test_plan_equals_a_fresh_one() -> None:
     draw = random.Random(7)
     forecast = Forecast()
-    planner = KvCapacityPlanner(forecast.remaining)
+    planner = KvCapacityPlanner(forecast)
     running: dict[str, tuple[RouteRequest, float | None]] = {}
     now = 0.0
     for number in range(400):
@@ -97,7 +97,7 @@ def test_plan_equals_a_fresh_one() -> None:
             name = draw.choice(sorted(running))
             planner.on_finish(name)
             del running[name]
-        fresh = KvCapacityPlanner(forecast.remaining)
+        fresh = KvCapacityPlanner(forecast)
         for request, first_at in running.values():
             fresh.on_dispatch(request, "e", 500.0, None, now)
             if first_at is not None:

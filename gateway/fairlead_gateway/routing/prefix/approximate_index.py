@@ -325,12 +325,12 @@ class ApproximatePrefixIndex:
         return cache
 
     def _set_bit(self, hashes: tuple[Hashable, ...], known: int, bit: int) -> None:
-        masks = self._masks
+        masks, is_only = self._masks, len(self._instances) == 1
         index, count = known, len(hashes)
         self.version += 1
         while index < count:
             digest = hashes[index]
-            masks[digest] = (masks.get(digest) or 0) | bit
+            masks[digest] = bit if is_only else (masks.get(digest) or 0) | bit
             index += 1
 
     def _evict(self, cache: _InstanceCache, capacity: int) -> None:
@@ -358,14 +358,18 @@ class ApproximatePrefixIndex:
         cache.size -= run.bytes_before(index) - run.bytes_before(count)
         cache.blocks -= index - count
         self.version += 1
+        is_only = len(self._instances) == 1
         while index > count:
             index -= 1
             digest = hashes[index]
             try:  # a lookup before it would cost as much
                 del runs[digest]
+                if is_only:
+                    del masks[digest]
             except KeyError:  # a collision of 64-bit hashes
                 pass
-            _clear_bit(masks, digest, bit)
+            if not is_only:
+                _clear_bit(masks, digest, bit)
         run.count = count
         if not count:
             run.unlink()

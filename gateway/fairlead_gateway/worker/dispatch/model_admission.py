@@ -64,6 +64,7 @@ class ModelAdmission:
         self._ready_since = -math.inf
         self._routers = routers.serving
         self._prefill_routers = routers.prefilling
+        self._router: ModelRouter | None = None  # of the instances that answer
         self._is_disaggregated = False
         self._telemetry = telemetry
         self._limits = runtime.limits
@@ -80,6 +81,7 @@ class ModelAdmission:
         self._arrival: tuple[RequestContext, list[EngineLoad]] | None = None  # the request that `try_admit` saw last
         self._timer: asyncio.TimerHandle | None = None
         self._release_scheduled = False
+        self._on_release = self._release_ready  # bound once, not for each check
 
     def __len__(self) -> int:
         return len(self._queued)
@@ -89,6 +91,7 @@ class ModelAdmission:
         instances = fleet.instances.get(self._key, ())
         ready = [instance for instance in instances if instance.state is InstanceState.READY]
         self._model = model
+        self._router = self._routers.router(self._key)
         self._is_disaggregated = is_disaggregated(instances)
         self._policy.separate_long = not self._is_disaggregated
         self._kv_tokens = {
@@ -196,7 +199,7 @@ class ModelAdmission:
         """Adds the request to the planned KV of its chosen instance."""
         route_request, choice = context.route_request, context.choice
         assert choice is not None
-        router = self._routers.router(self._key)
+        router = self._router
         tokens = route_request.prompt_tokens if router is None else router.prompt_tokens(route_request)
         self._policy.kv_capacity.on_dispatch(route_request, choice.instance_id, tokens, context.caller, now)
 
@@ -240,7 +243,7 @@ class ModelAdmission:
             self._policy.settle(queued, max(queued.decode_seconds, self._decode_seconds(context, tokens)))
 
     def _decode_seconds(self, context: RequestContext, output_tokens: float) -> float:
-        router, request = self._routers.router(self._key), context.admission.request
+        router, request = self._router, context.admission.request
         endpoints = [] if router is None else router.endpoints
         if not endpoints or request is None:
             return 0.0
@@ -276,7 +279,7 @@ class ModelAdmission:
         """Returns the router of the instances that prefill: the others without a ready one."""
         if self._is_disaggregated and self._prefill_routers.ready_instances(self._key):
             return self._prefill_routers.router(self._key)
-        return self._routers.router(self._key)
+        return self._router
 
     def _is_short(self, context: RequestContext) -> bool:
         """Whether too little of the prompt is uncached for a remote prefill."""
@@ -307,7 +310,7 @@ class ModelAdmission:
         """
         if not self._release_scheduled:
             self._release_scheduled = True
-            self._loop.call_soon(self._release_ready)
+            self._loop.call_soon(self._on_release)
 
     def _release_ready(self) -> None:
         self._release_scheduled = False
