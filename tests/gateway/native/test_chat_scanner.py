@@ -9,9 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.limits import Limits
-from fairlead_gateway.worker.openai.body_parser import ScanBounds, parse_scanned_chat
+from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
+from fairlead_gateway.worker.openai.body_parser import ScanBounds, parse_body, parse_scanned_chat
+from fairlead_gateway.worker.openai.prefix_key import build_route_request
+from fairlead_gateway.worker.openai.request import build_model_request
 from fairlead_gateway.worker.openai.schemas import ChatRequest, CommonFields
 from fairlead_gateway.worker.openai.validation import decode_body
+from fairlead_testing.gateway.running_gateway import fleet_of
 
 LIMITS = replace(Limits(), max_tokens=1_000)
 TEXTS = [
@@ -154,3 +159,22 @@ def test_small_limits_are_kept(native_modules: dict[str, ModuleType]) -> None:
     for limits in (replace(LIMITS, json_depth=5), replace(LIMITS, json_values=9), replace(LIMITS, json_containers=9)):
         assert parse_scanned_chat(scan, USUAL, ScanBounds(limits)) is None
     assert parse_scanned_chat(scan, USUAL, ScanBounds(replace(LIMITS, max_tokens=127))) is None
+
+
+@pytest.mark.parametrize("stream", [b"true", b"false", b"null"])
+def test_no_field_of_a_scanned_chat_is_decoded_on_its_way(native_modules: dict[str, ModuleType], stream: bytes) -> None:
+    body = b'{"messages":[{"role":"user","content":"hi"}],"model":"tiny","user":"u","stream":' + stream + b"}"
+    scanned = parse_scanned_chat(native_modules["chat_scanner"].scan_chat, body, ScanBounds(LIMITS))
+    assert scanned is not None
+    found, expected = (
+        build_model_request("/v1/chat/completions", parsed, body, fleet_of([]), LIMITS)
+        for parsed in (scanned, parse_body(ChatRequest, body, LIMITS))
+    )
+    assert (found.body, found.strip_usage) == (expected.body, expected.strip_usage)
+    head = RequestHead("POST", "/v1/chat/completions", [], 11, len(body), keep_alive=True, expects_continue=False)
+    starts = ChainStarts(b"secret")
+    routes = [build_route_request(request, head, "r", starts) for request in (found, expected)]
+    assert routes[0].chain == routes[1].chain
+    assert [route.session_hash for route in routes] == [None, None]
+    found.release_body()
+    assert (found.body, found.decoded_fields) == (b"", None)

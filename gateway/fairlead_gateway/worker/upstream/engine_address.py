@@ -1,4 +1,4 @@
-"""What each request to an instance reads of it, copied once per instance.
+"""The address of an instance: the fields that each request reads, copied once per instance.
 
 Why: the module of `Instance` is not compiled. Each attribute that is read there costs 140
 instructions, and a request reads seven.
@@ -12,7 +12,7 @@ _MAX_ADDRESSES: Final = 4_096
 
 
 class EngineAddress:
-    """Where and how an instance is reached; the fields are those of `Instance`."""
+    """The address of an instance. Its fields are those of `Instance`."""
 
     __slots__ = ("dp_rank", "id", "instance", "namespace", "served_name", "url")
 

@@ -5,8 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Fleet, InstanceState
 from fairlead.limits import Limits
+from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
+from fairlead_gateway.worker.reporting.reporters import Reporters
+from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.worker.upstream.connection import EngineConnection
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_testing.engines.scripted import PausedStream, scripted_engine, well_behaved
@@ -154,3 +158,24 @@ def test_while_draining_every_answer_is_the_last_of_its_connection() -> None:
             await connection.close()
 
     run_async(main())
+
+
+def test_a_learned_profile_replaces_that_of_its_instance_only() -> None:
+    fleet = fleet_of(["http://127.0.0.1:1", "http://127.0.0.1:2"])
+    limits = Limits()
+    routers = RouterRegistry(
+        secret=b"s", limits=limits, outlier_detector=OutlierDetector(limits, lambda: 0.5), reporters=Reporters()
+    )
+    routers.update_fleet(fleet, 0.0)
+    (key,) = fleet.models
+    router = routers.serving.router(key)
+    assert router is not None
+    before = [endpoint.profile for endpoint in router.endpoints]
+    learned = builtin_profile("l4-qwen8b")
+    routers.set_learned_profiles({"e-1/1/0": learned, "departed": learned})
+    assert [endpoint.profile for endpoint in router.endpoints] == [before[0], learned]
+    routers.update_fleet(fleet, 1.0)
+    assert [endpoint.profile for endpoint in router.endpoints] == [before[0], learned]
+    routers.update_fleet(Fleet(), 2.0)
+    routers.set_learned_profiles({"e-1/1/0": learned})
+    assert routers.serving.router(key) is None
