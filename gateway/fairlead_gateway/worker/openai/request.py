@@ -12,12 +12,12 @@ import msgspec
 from msgspec import UNSET, Raw
 from msgspec.structs import astuple
 
-from fairlead.fleet.model import Fleet, Model, UnknownFields
+from fairlead.fleet.model import Fleet, Model
 from fairlead.limits import Limits
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, chat_fields, parse_body
 from fairlead_gateway.worker.openai.field_policy import apply_field_policy
 from fairlead_gateway.worker.openai.json_edit import prepend_members, set_members
-from fairlead_gateway.worker.openai.model_names import resolve_model_entry
+from fairlead_gateway.worker.openai.model_names import ModelEntry, resolve_model_entry
 from fairlead_gateway.worker.openai.schemas import (
     ChatRequest,
     CommonFields,
@@ -29,7 +29,6 @@ from fairlead_gateway.worker.openai.schemas import (
 )
 from fairlead_gateway.worker.openai.validation import decode_stream_options
 
-_PASS: Final = UnknownFields.PASS
 _NULL: Final = Raw(b"null")
 _WITH_USAGE: Final = set_members(b"{}", {"include_usage": b"true"})
 
@@ -149,7 +148,7 @@ def parse_request(
     body: bytes,
     fleet: Fleet,
     limits: Limits,
-    names: Mapping[str, str] | None = None,
+    names: Mapping[str, ModelEntry] | None = None,
     scan_bounds: ScanBounds | None = None,
 ) -> ModelRequest:
     """Parses a request for a model, and makes the body that its engine gets.
@@ -162,7 +161,12 @@ def parse_request(
 
 
 def build_model_request(
-    path: str, parsed: ParsedBody, body: bytes, fleet: Fleet, limits: Limits, names: Mapping[str, str] | None = None
+    path: str,
+    parsed: ParsedBody,
+    body: bytes,
+    fleet: Fleet,
+    limits: Limits,
+    names: Mapping[str, ModelEntry] | None = None,
 ) -> ModelRequest:
     """Returns the request of a parsed body.
 
@@ -170,10 +174,10 @@ def build_model_request(
     models.
     """
     client_body = body
-    key, model = resolve_model_entry(parsed.model, fleet, names)
-    if parsed.members is not None or model.requests.unknown_fields is not _PASS:
+    entry = resolve_model_entry(parsed.model, fleet, names)
+    key, model, name = entry.key, entry.model, entry.name
+    if parsed.members is not None or not entry.passes_unknown_fields:
         body = apply_field_policy(body, parsed.members, path, model)
-    name = model.name
     if parsed.model == name and not parsed.stream:
         return ModelRequest(parsed, key, model, body, client_body=client_body)
     changes: dict[str, bytes] = {}

@@ -31,7 +31,7 @@ from fairlead_gateway.worker.body_check.caller_limit import LargeBodyLimit, Larg
 from fairlead_gateway.worker.body_check.client import BodyChecker
 from fairlead_gateway.worker.memory_pressure import MemoryPressure, MemoryShare
 from fairlead_gateway.worker.openai.body_parser import ScanBounds
-from fairlead_gateway.worker.openai.model_names import client_names
+from fairlead_gateway.worker.openai.model_names import ModelEntry, client_names
 from fairlead_gateway.worker.openai.passthrough import (
     PASSTHROUGH_METHODS,
     build_passthrough_request,
@@ -150,7 +150,7 @@ class Gateway(RequestLifecycle):
         self._large_bodies = LargeBodyLimit(limits.caller_large_bodies_bytes)
         self._large_body_turns = LargeBodyTurns()
         self._is_loaded = self._is_draining = self._has_drain_ended = False
-        self._client_names: dict[str, str] = {}
+        self._client_names: dict[str, ModelEntry] = {}
         self._inflight: dict[str, asyncio.Task[None] | FastPathExchange] = {}
 
     def update_fleet(self, fleet: Fleet) -> None:
@@ -248,7 +248,7 @@ class Gateway(RequestLifecycle):
         if head.length != 0 and not (head.method == "POST" and takes_body(head.path)):
             refuse_body(head.method, head.path)
         check_hops(head, self._hop_id, self.runtime.limits)
-        if self.memory_pressure.max_body_bytes is not None:
+        if self.listener.under_memory_pressure:
             self.memory_pressure.check_body(head.length or 0)
         return caller
 
@@ -265,7 +265,7 @@ class Gateway(RequestLifecycle):
             caller = http_request.caller = self.check_headers(http_request.head)
             if caller is not None:
                 self.listener.check_caller_connections(caller_key(caller))
-            if self.memory_pressure.max_body_bytes is not None:
+            if self.listener.under_memory_pressure:
                 self.memory_pressure.check_body(len(http_request.body))
             if len(http_request.body) > COUNTED_BYTES:
                 self.listener.check_complete_body(len(http_request.body), caller_key(http_request.caller))

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from fairlead.fleet.model import Fleet, Model
 from fairlead_gateway.errors import GatewayError
-from fairlead_gateway.worker.openai.model_names import client_names, resolve_model_entry
+from fairlead_gateway.worker.openai.model_names import ModelEntry, client_names, resolve_model_entry
 
 NAMES = st.sampled_from(["a", "b", "x/a", "y/a", "x/b"])
 MODELS = st.builds(
@@ -17,9 +17,10 @@ MODELS = st.builds(
 )
 
 
-def resolve(name: str, fleet: Fleet, names: dict[str, str] | None) -> object:
+def resolve(name: str, fleet: Fleet, names: dict[str, ModelEntry] | None) -> object:
     try:
-        return resolve_model_entry(name, fleet, names)
+        entry = resolve_model_entry(name, fleet, names)
+        return entry.key, entry.model
     except GatewayError as error:
         return str(error)
 
