@@ -27,6 +27,9 @@ _LONG_ANSWER_TOKENS = 20_000
 """Two such answers do not fit the KV cache of ``full-model``'s engine (28,672 tokens)."""
 _SPLIT_TOKENS = 2_048
 """Prompts of that length, none of them cached, go to another engine."""
+_LEARNED_ANSWERS = 1_100
+"""Answers of ``full-model`` before the first window, as many as ``bench-model`` gets: of the first
+thousand answers a gateway learns more than of later ones."""
 _LEARN_SECONDS = 2.5
 """A gateway uses a forecast of answers for two seconds."""
 
@@ -123,7 +126,7 @@ class Script:
         """Shows the gateway how long the answers of ``full-model`` are: until then none waits.
         Takes some seconds."""
         client = self._clients[1]
-        for _ in range(10):
+        for _ in range(_LEARNED_ANSWERS):
             client.send(self._body(self._full))
             next_call(self._full_calls).answer(_LONG_ANSWER_TOKENS)
             client.read_answer()
@@ -173,13 +176,17 @@ class Scenario:
 
 
 def scenarios(script: Script) -> dict[str, Scenario]:
-    """Returns the scripts by the names of ``instructions_per_unit``."""
+    """Returns the scripts by the names of ``instructions_per_unit``.
+
+    Why as many turns of waiting requests as of plain ones: a worker reports and refreshes by time.
+    The two are compared, so equal shares of that must fall on them.
+    """
     return {
         "plain": Scenario(script.plain, 256),
         "short_streams": Scenario(lambda count: script.streamed(count, SHORT_STREAM), 160),
         "long_streams": Scenario(lambda count: script.streamed(count, LONG_STREAM), 80),
         "retried": Scenario(script.retried, 32),
-        "waiting": Scenario(script.waiting, 48),
+        "waiting": Scenario(script.waiting, 256),
         "handed_off": Scenario(script.handed_off, 48),
     }
 
