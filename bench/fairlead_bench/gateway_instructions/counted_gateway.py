@@ -21,9 +21,10 @@ from fairlead_bench.gateway_instructions.scenarios import (
 from fairlead_bench.gateway_instructions.source_tree import SourceTree
 
 _PEPPER = "bench-pepper"
-_PLAIN_BEFORE = 1_100
+_PLAIN_BEFORE = 3_000
 """Plain requests before the first window. Of the first thousand answers a gateway learns more than
-of later ones."""
+of later ones. Its decision log gets full, too (4,096 requests): from then on, each request drops
+one, as in every gateway that has served for a while."""
 _REST_SECONDS = 2.2
 """Seconds of rest at the end of a window. A worker does within two seconds what it defers, so a
 window holds all that its requests caused. The cost of a rest without requests is subtracted."""

@@ -28,8 +28,8 @@ _LONG_ANSWER_TOKENS = 20_000
 _SPLIT_TOKENS = 2_048
 """Prompts of that length, none of them cached, go to another engine."""
 _LEARNED_ANSWERS = 1_100
-"""Answers of ``full-model`` before the first window, as many as ``bench-model`` gets: of the first
-thousand answers a gateway learns more than of later ones."""
+"""Answers of ``full-model`` before the first window: of the first thousand answers a gateway learns
+more than of later ones."""
 _LEARN_SECONDS = 2.5
 """A gateway uses a forecast of answers for two seconds."""
 
