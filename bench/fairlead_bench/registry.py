@@ -88,6 +88,14 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             trace_folder=True,
         ),
         Benchmark(
+            "autoscaler-targets",
+            "fairlead_bench.autoscaler.asked_targets",
+            "the smooth days at several targets: the attained share, and what it costs",
+            15,
+            Code.COMPILED_SIMULATOR,
+            in_all=False,
+        ),
+        Benchmark(
             "autoscaler-capacity",
             "fairlead_bench.autoscaler.believed_capacity",
             "the capacity that the autoscaler believes, compared with that of fixed fleets",

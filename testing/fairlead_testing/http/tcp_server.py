@@ -14,7 +14,7 @@ from fairlead.runtime.event_loop import close_server
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 _TURNS_TO_CLOSE = 3
-"""Loop iterations until the callbacks of cancelled tasks have run, and aborted connections are closed."""
+"""Loop iterations until cancelled tasks have had their callbacks, and connections are closed."""
 
 
 @asynccontextmanager
