@@ -1,7 +1,7 @@
 """The fleet: everything that gateways can route to, as immutable data, and the sources of it.
 
 - `model`: `Fleet`, `Model`, `Instance`.
-- `file/`: a fleet file, for local mode and gateways without a cluster.
+- `file/`: a fleet file, for local mode and gateways without a cluster. `file_source` watches it.
 - `kubernetes/`: a fleet watched in a cluster.
 - `labels`: labels and annotations that operator and gateways agree on.
 - `engine_url`, `signals`: parts of an instance. `endpoint_address`: which ones are allowed;

@@ -44,7 +44,7 @@ def open_fleet_source(
     report: called with the reason if an edited fleet file is rejected.
     """
     if options.kube is None:
-        from fairlead.fleet.file import FileFleetSource
+        from fairlead.fleet.file_source import FileFleetSource
 
         return FileFleetSource(Path(options.fleet), pacing.clock, limits=limits, report=report)
     from fairlead.fleet.kubernetes.options import open_kube_source

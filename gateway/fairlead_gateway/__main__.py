@@ -5,12 +5,13 @@ why most imports are inside functions.
 """
 
 import argparse
+import contextlib
 import ipaddress
 import os
 import secrets
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,10 @@ from fairlead_gateway.http.sockets import ListenAddress
 from fairlead_gateway.supervisor.worker_spawn import PreforkedWorkers
 
 if TYPE_CHECKING:
+    from fairlead.fleet.model import FleetSource
+    from fairlead.runtime.clock import Clock
     from fairlead_gateway.http.tls import TlsCertificate
+    from fairlead_gateway.supervisor.file_parsing.client import FileParser
     from fairlead_gateway.supervisor.key_file import KeyFile
 
 
@@ -70,54 +74,53 @@ def _run(
     management_socket: socket.socket,
     preforked: PreforkedWorkers,
 ) -> int:
-    import asyncio
-    import logging
-    import random
+    with _file_parser(options, limits) as parser:
+        import asyncio
+        import logging
 
-    from fairlead.engines.credentials import EngineCredentials
-    from fairlead.runtime import nonblocking_log, process_tuning
-    from fairlead.runtime.clock import Pacing, SystemClock
-    from fairlead_gateway.supervisor import scale_from_zero
-    from fairlead_gateway.supervisor.config import GatewayConfig
-    from fairlead_gateway.supervisor.kv_index.token_source import parse_token_source
-    from fairlead_gateway.supervisor.supervisor import Supervisor
+        from fairlead.engines.credentials import EngineCredentials
+        from fairlead.runtime import nonblocking_log, process_tuning
+        from fairlead.runtime.clock import SystemClock
+        from fairlead_gateway.supervisor import scale_from_zero
+        from fairlead_gateway.supervisor.config import GatewayConfig
+        from fairlead_gateway.supervisor.kv_index.token_source import parse_token_source
+        from fairlead_gateway.supervisor.supervisor import Supervisor
 
-    process_tuning.deny_inspection()  # the workers run as the same user, and parse what clients send
-    process_tuning.raise_open_file_limit()  # every engine that hangs in a scrape uses one
-    process_tuning.tune_malloc()
-    nonblocking_log.start_logging(settings.log_level)
-    for line in unknown_variables(os.environ):
-        logging.getLogger("fairlead.gateway").warning("%s", line)
-    _validate_worker_settings(settings)
-    clock = SystemClock()
-    plan = GatewayConfig(
-        public_socket=public_socket,
-        management_socket=management_socket,
-        fleet_source=cli_options.open_fleet_source(
-            options, os.environ, Pacing(clock, random.random), agent="fairlead-gateway", limits=limits
-        ),
-        gateway_id=f"{socket.gethostname()}-{os.getpid()}",
-        hash_secret=settings.hash_secret.encode() if settings.hash_secret else secrets.token_bytes(32),
-        key_pepper=settings.key_pepper.encode() if settings.key_pepper else None,
-        key_file=_key_file(options.keys, settings, limits),
-        certificate=_certificate_files(options.tls_cert, options.tls_key),
-        redis_url=options.redis or settings.redis_url,
-        credentials=EngineCredentials(os.environ, clock.now),
-        autoscaler_url=scale_from_zero.check_autoscaler_url(settings.autoscaler_url)
-        if settings.autoscaler_url
-        else None,
-        manage_token=settings.manage_token,
-        manage_hosts=options.manage_host,
-        token_source=parse_token_source(settings.links, settings.tokenizers),
-        tokenizer_folder=settings.tokenizers or "",
-        index_secret=(settings.hash_secret or "").encode(),
-        environ=os.environ,
-    )
+        process_tuning.deny_inspection()  # the workers run as the same user, and parse what clients send
+        process_tuning.raise_open_file_limit()  # every engine that hangs in a scrape uses one
+        process_tuning.tune_malloc()
+        nonblocking_log.start_logging(settings.log_level)
+        for line in unknown_variables(os.environ):
+            logging.getLogger("fairlead.gateway").warning("%s", line)
+        _validate_worker_settings(settings)
+        clock = SystemClock()
+        plan = GatewayConfig(
+            public_socket=public_socket,
+            management_socket=management_socket,
+            fleet_source=_fleet_source(options, clock, limits, parser),
+            gateway_id=f"{socket.gethostname()}-{os.getpid()}",
+            hash_secret=settings.hash_secret.encode() if settings.hash_secret else secrets.token_bytes(32),
+            key_pepper=settings.key_pepper.encode() if settings.key_pepper else None,
+            key_file=_key_file(options.keys, settings, limits, parser),
+            file_parser=parser,
+            certificate=_certificate_files(options.tls_cert, options.tls_key),
+            redis_url=options.redis or settings.redis_url,
+            credentials=EngineCredentials(os.environ, clock.now),
+            autoscaler_url=scale_from_zero.check_autoscaler_url(settings.autoscaler_url)
+            if settings.autoscaler_url
+            else None,
+            manage_token=settings.manage_token,
+            manage_hosts=options.manage_host,
+            token_source=parse_token_source(settings.links, settings.tokenizers),
+            tokenizer_folder=settings.tokenizers or "",
+            index_secret=(settings.hash_secret or "").encode(),
+            environ=os.environ,
+        )
 
-    async def serve() -> int:
-        return await Supervisor(plan, preforked, clock=clock, limits=limits, announce=_announce).run()
+        async def serve() -> int:
+            return await Supervisor(plan, preforked, clock=clock, limits=limits, announce=_announce).run()
 
-    return asyncio.run(serve())
+        return asyncio.run(serve())
 
 
 def _validate_worker_settings(settings: GatewaySettings) -> None:
@@ -210,7 +213,40 @@ def _parse_worker_count(text: str, limits: Limits) -> int:
     return number
 
 
-def _key_file(path: str | None, settings: GatewaySettings, limits: Limits) -> "KeyFile | None":
+def _fleet_source(
+    options: argparse.Namespace, clock: "Clock", limits: Limits, parser: "FileParser | None"
+) -> "FleetSource":
+    """Returns what follows the fleet, by `--fleet` or `--kube`."""
+    import random
+
+    from fairlead.fleet.file_source import FileFleetSource
+    from fairlead.runtime.clock import Pacing
+
+    if parser is not None:
+        return FileFleetSource(Path(options.fleet), clock, limits=limits, parse=parser.parse_fleet)
+    pacing = Pacing(clock, random.random)
+    return cli_options.open_fleet_source(options, os.environ, pacing, agent="fairlead-gateway", limits=limits)
+
+
+@contextlib.contextmanager
+def _file_parser(options: argparse.Namespace, limits: Limits) -> "Iterator[FileParser | None]":
+    """Starts the process that parses the files of fleet and keys, and ends it; None with a cluster.
+
+    Why none: what follows a cluster has the parsers in memory.
+    """
+    if options.fleet is None:
+        yield None
+        return
+    from fairlead_gateway.supervisor.file_parsing.client import FileParser
+
+    with contextlib.closing(FileParser(limits, os.environ)) as parser:
+        parser.start()
+        yield parser
+
+
+def _key_file(
+    path: str | None, settings: GatewaySettings, limits: Limits, parser: "FileParser | None"
+) -> "KeyFile | None":
     """Returns the file that `--keys` names; it is read when the gateway starts."""
     if path is None:
         return None
@@ -222,7 +258,7 @@ def _key_file(path: str | None, settings: GatewaySettings, limits: Limits) -> "K
             field="FAIRLEAD_KEY_PEPPER",
             hint="set it to the secret under which the digests were made",
         )
-    return KeyFile(Path(path), limits)
+    return KeyFile(Path(path), limits, None if parser is None else parser.parse_keys)
 
 
 def _certificate_files(certificate: str | None, key: str | None) -> "TlsCertificate | None":

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.limits import Limits
-from fairlead_gateway.supervisor.key_file import parse_key_file
+from fairlead_gateway.supervisor.file_parsing.key_list import parse_key_file
 from fairlead_testing.pages import parse_page, run_page
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -55,7 +55,16 @@ WORKER = {
     ),
 }
 HELPER = {
-    *("uvloop", "fairlead.api.v1alpha1", "fairlead.api.conditions", "fairlead.manifests.validation_messages"),
+    *(
+        "uvloop",
+        "pydantic",
+        "pydantic_core",
+        "yaml",
+        "email",
+        "fairlead.api",
+        "fairlead.fleet.file",
+        "fairlead.manifests",
+    ),
     *(
         "fairlead_gateway.worker.proxy.gateway",
         "fairlead_gateway.worker.proxy.forwarder",

@@ -10,7 +10,8 @@ from fairlead.fleet.model import FleetSource
 from fairlead_gateway.http.tls import TlsCertificate
 from fairlead_gateway.supervisor.kv_index.token_source import TokenSource
 
-if TYPE_CHECKING:  # without API keys, its parser is not loaded
+if TYPE_CHECKING:
+    from fairlead_gateway.supervisor.file_parsing.client import FileParser
     from fairlead_gateway.supervisor.key_file import KeyFile
 
 
@@ -21,6 +22,7 @@ class GatewayConfig:
     public_socket: bound, and not listening.
     management_socket: listening.
     key_file: None if no API key is required.
+    file_parser: parses the files of fleet and keys; None with a cluster.
     redis_url: None for a gateway without peers.
     manage_token: if None, the management API answers only this machine.
     autoscaler_url: where hints of `scale_from_zero` go.
@@ -36,6 +38,7 @@ class GatewayConfig:
     hash_secret: bytes
     key_pepper: bytes | None = None
     key_file: "KeyFile | None" = None
+    file_parser: "FileParser | None" = None
     certificate: TlsCertificate | None = None
     redis_url: str | None = None
     credentials: EngineCredentials | None = None

@@ -159,6 +159,8 @@ class Supervisor:
             await watch.start()
         snapshots = self._config.fleet_source.watch()
         self._fleet = await anext(snapshots)
+        if self._config.file_parser is not None:
+            self._config.file_parser.release_process()
         if self._config.credentials is not None:
             self._config.credentials.update_fleet(self._fleet)
         self.kv_index.update_fleet(self._fleet)

@@ -19,7 +19,8 @@ from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.errors import InvalidApiKey
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.request_parser import RequestParser
-from fairlead_gateway.supervisor.key_file import KeyFile, parse_key_file
+from fairlead_gateway.supervisor.file_parsing.key_list import parse_key_file
+from fairlead_gateway.supervisor.key_file import KeyFile
 from fairlead_gateway.telemetry.decision_log import LoggedRequest
 from fairlead_gateway.worker.api_keys import ApiKeys
 from fairlead_testing.engines.scripted import scripted_engine

@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from fairlead.errors import FairleadError, Unavailable
-from fairlead.fleet.file.loader import parse_fleet_file
 from fairlead.fleet.model import Fleet, next_fleet
 from fairlead.limits import Limits
-from fairlead.manifests.yaml_nodes import decode_file
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.file_watcher import file_signature
+
+FleetFileParser = Callable[[bytes, str], Fleet]
 
 
 class FileFleetSource:
@@ -19,6 +19,8 @@ class FileFleetSource:
     An edit in place is loaded once the file has not changed for one poll. A replaced file
     (`write_fleet_file`) is loaded at once.
 
+    parse: returns the fleet from the content and the name of the file, and raises FairleadError;
+        None: in this process.
     problem: the error of the last edit, or None.
     """
 
@@ -30,12 +32,14 @@ class FileFleetSource:
         *,
         limits: Limits | None = None,
         report: Callable[[FairleadError], None] | None = None,
+        parse: FleetFileParser | None = None,
     ) -> None:
         self._path = path
         self._clock = clock
         self._poll_seconds = poll_seconds
         self._limits = limits or Limits()
         self._report = report
+        self._parse = parse or self._parse_here
         self._fleet: Fleet | None = None
         self.problem: FairleadError | None = None
         self.loaded_at: float | None = None
@@ -96,5 +100,11 @@ class FileFleetSource:
         except OSError as error:
             message = f"cannot read the fleet file {self._path}: {error.strerror or error}"
             raise Unavailable(message, hint="the last good fleet stays in use") from error
-        text = decode_file(raw, file=str(self._path), limits=self._limits)
-        return parse_fleet_file(text, file=str(self._path), limits=self._limits)
+        return self._parse(raw, str(self._path))
+
+    def _parse_here(self, raw: bytes, file: str) -> Fleet:
+        from fairlead.fleet.file.loader import parse_fleet_file  # most memory of the process that needs it
+        from fairlead.manifests.yaml_nodes import decode_file
+
+        text = decode_file(raw, file=file, limits=self._limits)
+        return parse_fleet_file(text, file=file, limits=self._limits)
