@@ -21,7 +21,7 @@ from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.request_parser import AWAITING_BODY_END, AWAITING_HEAD_END, AWAITING_REQUEST, RequestParser
 from fairlead_gateway.http.response_writer import ResponseTransport, ResponseWriter
 from fairlead_gateway.http.send_rate import acknowledged_bytes, reset_transport
-from fairlead_gateway.http.timers import IdleTimer
+from fairlead_gateway.http.timers import IdleTimer, TimerQueue
 
 _LINGER_SECONDS: Final = 2.0
 _YIELD_BYTES: Final = 65_536  # after so many bytes in one read, other connections come first
@@ -60,7 +60,7 @@ class ClientConnection(ResponseTransport):
         self._listener = listener
         self._limits = listener.limits
         self._parser = RequestParser(listener.limits)
-        self._idle_timer = IdleTimer(listener.loop, self._on_timeout)
+        self._idle_timer = _ConnectionTimer(listener.timers, self)
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._write_bytes: Callable[[bytes], None] = _write_before_connect
         self._state = _READING
@@ -431,6 +431,26 @@ class ClientConnection(ResponseTransport):
         if self._disconnect_detector is not None:
             self._disconnect_detector.cancel()
             self._disconnect_detector = None
+
+
+class _ConnectionTimer(IdleTimer):
+    """The idle timer of a connection."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, queue: TimerQueue, connection: ClientConnection) -> None:
+        super().__init__(queue)
+        self._connection: ClientConnection | None = connection
+
+    def cancel(self) -> None:
+        """Stops the timer, and breaks the cycle of references with its connection."""
+        super().cancel()
+        self._connection = None
+
+    def on_expired(self) -> None:
+        """Ends the idle period of the connection."""
+        if self._connection is not None:
+            self._connection._on_timeout()
 
 
 def _unfinished_error() -> Overloaded:

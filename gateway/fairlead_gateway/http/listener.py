@@ -13,6 +13,7 @@ from fairlead_gateway.errors import GatewayError, Overloaded
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.http.send_rate import SendRateMonitor
+from fairlead_gateway.http.timers import TimerQueue
 
 _MAX_CLOSED_AT_ONCE: Final = 64
 _CLOSED_FRACTION: Final = 64  # of the connections, at most
@@ -136,6 +137,7 @@ class Listener:
         self.handler = handler
         self.limits = limits
         self.loop = loop
+        self.timers = TimerQueue(loop)
         self.create_request_id = create_request_id
         self.now = clock.now
         self.wall = clock.wall

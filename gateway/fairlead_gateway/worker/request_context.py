@@ -126,6 +126,7 @@ class RequestContext:
     result: the response
     deadline: monotonic seconds; None without one
     fingerprint: the body's fingerprint, set when the body itself is released
+    is_handed_over: a `RelayedStream` ends the request, not its task
     """
 
     __slots__ = (
@@ -138,6 +139,7 @@ class RequestContext:
         "handoff",
         "http_request",
         "id",
+        "is_handed_over",
         "request",
         "response",
         "result",
@@ -169,6 +171,7 @@ class RequestContext:
         self.deadline: float | None = None
         self.trace: TraceRecord | None = None
         self.fingerprint: bytes | None = None
+        self.is_handed_over = False
 
     @property
     def transfer(self) -> Handoff | None:

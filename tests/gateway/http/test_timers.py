@@ -1,4 +1,4 @@
-"""The timeout queue: entries time out oldest first, by one timer, and removed ones never."""
+"""Queues of timers: entries time out oldest first, and idle timers when they are due."""
 
 import asyncio
 import random
@@ -10,7 +10,7 @@ import pytest
 
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.http import timers
-from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
+from fairlead_gateway.http.timers import IdleTimer, TimeoutEntry, TimeoutQueue, TimerQueue
 
 pytestmark = pytest.mark.skipif(
     not (timers.__file__ or "").endswith(".py"), reason="no interpreted class can be derived from a compiled one"
@@ -89,3 +89,117 @@ def test_after_clear_no_entry_times_out() -> None:
     timer.fire_due()
     assert timer.fire is None
     assert not any(one.lates for one in ones)
+
+
+class Idle(IdleTimer):
+    """It counts its idle periods."""
+
+    def __init__(self, queue: TimerQueue) -> None:
+        super().__init__(queue)
+        self.expired = 0
+
+    def on_expired(self) -> None:
+        self.expired += 1
+
+
+class Loop:
+    """A loop with one timer, fired by hand; it fails if a second one is open."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock(1_000.0)
+        self.time = self.clock.now
+        self.due: float | None = None
+        self.fire: Callable[[], None] | None = None
+
+    def call_at(self, due: float, fire: Callable[[], None]) -> SimpleNamespace:
+        assert self.fire is None
+        self.due, self.fire = due, fire
+        return SimpleNamespace(cancel=self._cancel)
+
+    def _cancel(self) -> None:
+        self.due = self.fire = None
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and fire what is due."""
+        self.clock.advance(seconds)
+        while self.due is not None and self.due <= self.clock.now():
+            fire, self.due, self.fire = self.fire, None, None
+            assert fire is not None
+            fire()
+
+
+def test_idle_timers_expire_when_they_are_due_and_only_then() -> None:
+    draw = random.Random(11)
+    loop = Loop()
+    queue = TimerQueue(cast(asyncio.AbstractEventLoop, loop))
+    timers_of = [Idle(queue) for _ in range(40)]
+    due: dict[Idle, float] = {}
+    expired = dict.fromkeys(timers_of, 0)
+    for _ in range(4_000):
+        timer, action = draw.choice(timers_of), draw.random()
+        if action < 0.6:
+            seconds = draw.choice((0.0, 0.25, 1.0, 4.0, 60.0))
+            timer.restart(seconds)
+            due[timer] = loop.clock.now() + seconds
+        elif action < 0.8:
+            timer.pause()
+            due.pop(timer, None)
+        else:
+            timer.cancel()
+            due.pop(timer, None)
+        loop.advance(draw.choice((0.0, 0.0, 0.125, 1.0)))
+        for late in [late for late, at in due.items() if at <= loop.clock.now()]:
+            del due[late]
+            expired[late] += 1
+        assert {timer: timer.expired for timer in timers_of} == expired
+
+
+def test_idle_timers_share_one_timer_of_the_loop_which_goes_to_the_earliest() -> None:
+    loop = Loop()
+    queue = TimerQueue(cast(asyncio.AbstractEventLoop, loop))
+    for seconds in (9.0, 3.0, 6.0):
+        Idle(queue).restart(seconds)
+    assert loop.due == 1_003.0
+    loop.advance(20.0)
+    assert loop.due is None
+
+
+def test_error_of_one_idle_timer_leaves_the_others_their_time() -> None:
+    class Broken(Idle):
+        def on_expired(self) -> None:
+            raise ValueError("broken")
+
+    loop = Loop()
+    queue = TimerQueue(cast(asyncio.AbstractEventLoop, loop))
+    Broken(queue).restart(1.0)
+    sound = Idle(queue)
+    sound.restart(2.0)
+    with pytest.raises(ValueError, match="broken"):
+        loop.advance(1.0)
+    loop.advance(1.0)
+    assert sound.expired == 1
+
+
+class Again(TimeoutEntry):
+    """It joins its queue again whenever its time is over."""
+
+    def __init__(self, queue: TimeoutQueue) -> None:
+        super().__init__()
+        self._queue = queue
+        self.times = 0
+
+    def on_timeout(self) -> None:
+        self.times += 1
+        self._queue.add(self, self._queue.now())
+
+
+def test_entry_may_join_its_queue_again_with_no_second_timer() -> None:
+    overdue, clock, timer = made(2.0)
+    first, second = Again(overdue), Again(overdue)
+    overdue.add(first, clock.now())
+    clock.advance(0.5)
+    overdue.add(second, clock.now())
+    for _ in range(40):
+        clock.advance(0.5)
+        timer.fire_due()
+    assert (first.times, second.times) == (10, 10)

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import msgspec
-from msgspec import UNSET, Raw
-from msgspec.structs import astuple
+from msgspec import UNSET
 
 from fairlead.fleet.model import Fleet, Model
 from fairlead.limits import Limits
@@ -25,11 +24,9 @@ from fairlead_gateway.worker.openai.schemas import (
     EmbeddingRequest,
     GenerationFields,
     GenericRequest,
-    raw_field_positions,
 )
 from fairlead_gateway.worker.openai.validation import decode_stream_options
 
-_NULL: Final = Raw(b"null")
 _WITH_USAGE: Final = set_members(b"{}", {"include_usage": b"true"})
 
 BODY_TYPES: Final[dict[str, type[CommonFields]]] = {
@@ -126,21 +123,9 @@ class ModelRequest:
         return bytes(self.fields.messages) if isinstance(self.fields, ChatRequest) else b""
 
     def release_body(self) -> None:
-        """Releases the body, once no other engine will need it."""
-        if self.decoded_fields is not None:
-            release_raw_fields(self.decoded_fields)
+        """Releases the body and its fields, once no other engine will need them."""
+        self.decoded_fields = None
         self.body = self.client_body = b""
-
-
-def release_raw_fields(fields: CommonFields) -> None:
-    """Releases what refers to the bytes of the body.
-
-    Why all fields at once: an attribute of a struct is slow to read, and most are not set.
-    """
-    values = astuple(fields)
-    for name, position in raw_field_positions(type(fields)):
-        if values[position] is not UNSET:
-            setattr(fields, name, _NULL)
 
 
 def parse_request(

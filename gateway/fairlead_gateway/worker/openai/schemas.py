@@ -4,8 +4,7 @@ Why a module of its own: mypyc cannot compile structs, and the modules that use 
 """
 
 from collections.abc import Iterable
-from functools import cache
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -242,15 +241,6 @@ class ListedEmbeddingRequest(EmbeddingRequest, kw_only=True, forbid_unknown_fiel
 
     add_special_tokens: Raw | UnsetType = UNSET
     truncate_prompt_tokens: Raw | UnsetType = UNSET
-
-
-@cache
-def raw_field_positions(kind: type[CommonFields]) -> tuple[tuple[str, int], ...]:
-    """Returns the names and positions of the fields that may refer to the bytes of the body."""
-    fields = msgspec.structs.fields(kind)
-    return tuple(
-        (field.name, position) for position, field in enumerate(fields) if Raw in (field.type, *get_args(field.type))
-    )
 
 
 LISTED_KINDS: dict[type[CommonFields], type[CommonFields]] = {

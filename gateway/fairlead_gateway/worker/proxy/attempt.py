@@ -185,6 +185,10 @@ class Attempt:
             context.result.dispatched_at = now
         connection.send_request(self.message, engine_response, stall_timeout.start(now), needs_core=needs_core(context))
 
+    def now(self) -> float:
+        """Returns the clock's monotonic seconds."""
+        return self._dispatcher.now()
+
     def on_first_token(self, now: float) -> None:
         """Records that the prefill is over; only called for streams."""
         context, dispatcher, engine_response = self.context, self._dispatcher, self.engine_response

@@ -32,6 +32,7 @@ from fairlead_gateway.worker.openai.request_timeout import TIMEOUT_HEADER, timeo
 from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher
 from fairlead_gateway.worker.proxy.forwarder import Forwarder
 from fairlead_gateway.worker.proxy.relay import ResponseRelay
+from fairlead_gateway.worker.proxy.relayed_stream import StreamLifecycle
 from fairlead_gateway.worker.proxy.response_check import check_response
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.retry import AttemptFailure
@@ -40,11 +41,8 @@ from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.response import EngineResponse
 
 
-class RequestLifecycle:
-    """The owner of requests; its methods are called as a request proceeds.
-
-    Why a base class and not a Protocol: compiled, its methods are called directly.
-    """
+class RequestLifecycle(StreamLifecycle):
+    """The owner of requests; its methods are called as a request proceeds."""
 
     @abstractmethod
     def on_started(self, exchange: "FastPathExchange") -> None:
@@ -60,14 +58,6 @@ class RequestLifecycle:
     @abstractmethod
     def on_disconnected(self, context: RequestContext) -> None:
         """Notes the end of a request whose client has disconnected."""
-
-    @abstractmethod
-    def on_finished(self, context: RequestContext, error: GatewayError | None = None) -> None:
-        """Notes the end of a request; sends `error` to the client, if there is one."""
-
-    @abstractmethod
-    def on_internal_error(self, context: RequestContext, error: Exception) -> None:
-        """Ends a request after a defect of the gateway."""
 
 
 class FastPath:

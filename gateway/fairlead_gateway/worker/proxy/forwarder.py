@@ -180,7 +180,8 @@ class Forwarder:
         try:
             is_complete = await self._exchange(attempt)
         finally:
-            attempt.finish(is_complete, self._now())
+            if not attempt.context.is_handed_over:
+                attempt.finish(is_complete, self._now())
 
     async def _exchange(self, attempt: Attempt) -> bool:
         """Sends the request and relays the response; returns whether it was complete.
@@ -212,7 +213,7 @@ class Forwarder:
                     attempt.message = []  # a stream may take minutes
                     return await self._relay.relay(attempt)
             finally:
-                if not is_stale:
+                if not is_stale and not context.is_handed_over:
                     attempt.abort_unfinished()
             attempt.reset()
 

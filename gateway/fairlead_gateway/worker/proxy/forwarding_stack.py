@@ -114,7 +114,8 @@ class ForwardingStack:
         )
 
     def create_fast_path(self, lifecycle: RequestLifecycle) -> FastPath:
-        """Returns the fast path for the requests of `lifecycle`."""
+        """Returns the fast path for requests of `lifecycle`, which also gets relayed streams."""
+        self.relay.lifecycle = lifecycle
         return FastPath(
             lifecycle,
             self._dispatcher,

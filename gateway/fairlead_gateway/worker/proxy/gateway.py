@@ -16,7 +16,6 @@ from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet
 from fairlead.runtime import nonblocking_log
 from fairlead.runtime.loop_lag import LoopLag
-from fairlead.runtime.nonblocking_log import traceback_lines
 from fairlead_gateway.caller_key import caller_key
 from fairlead_gateway.errors import GatewayDraining, GatewayError
 from fairlead_gateway.http.listener import COUNTED_BYTES, HttpRequest, Listener, max_connections
@@ -53,11 +52,14 @@ from fairlead_gateway.worker.proxy.local_routes import (
     check_method,
     is_local_path,
     local_headers,
+    log_internal_error,
     refuse_body,
+    send_error,
     takes_body,
     unknown_path,
 )
 from fairlead_gateway.worker.proxy.relay import end_incomplete
+from fairlead_gateway.worker.proxy.relayed_stream import RelayedStream
 from fairlead_gateway.worker.proxy.request_recorder import CLIENT_CLOSED_STATUS, RequestRecorder
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.request_context import RequestContext
@@ -151,7 +153,7 @@ class Gateway(RequestLifecycle):
         self._large_body_turns = LargeBodyTurns()
         self._is_loaded = self._is_draining = self._has_drain_ended = False
         self._client_names: dict[str, ModelEntry] = {}
-        self._inflight: dict[str, asyncio.Task[None] | FastPathExchange] = {}
+        self._inflight: dict[str, asyncio.Task[None] | FastPathExchange | RelayedStream] = {}
 
     def update_fleet(self, fleet: Fleet) -> None:
         """Replaces the fleet; requests in flight stay where they are."""
@@ -303,7 +305,7 @@ class Gateway(RequestLifecycle):
         )
         if self._observers is not None:
             self._observers.on_answered_locally(http_request, response, error.status, error.code, context)
-        _send_error(error, response, local_headers(error.code))
+        send_error(error, response, local_headers(error.code))
 
     # One request.
 
@@ -364,7 +366,7 @@ class Gateway(RequestLifecycle):
 
     def _run_as_task(self, request_id: str, response: ResponseWriter, work: Coroutine[None, None, None]) -> None:
         task = self._inflight[request_id] = self.runtime.loop.create_task(work)
-        task.add_done_callback(partial(self._inflight.pop, request_id))
+        task.add_done_callback(partial(self._on_task_done, request_id))
         # Not at once: a task that is cancelled before its first step would release nothing.
         response.on_client_gone = partial(self.runtime.loop.call_soon, task.cancel)
 
@@ -396,12 +398,17 @@ class Gateway(RequestLifecycle):
         except asyncio.CancelledError:
             self._on_cancelled(http_request, response, context)
         except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
-            _log_internal_error(http_request.id, error)
+            log_internal_error(http_request.id, error)
             self._send_failure(context, GatewayError(_INTERNAL_ERROR_MESSAGE), response, http_request)
         finally:
-            self._recorder.record_outcome(context, self._now())
+            if not context.is_handed_over:
+                self._recorder.record_outcome(context, self._now())
 
-    # Callbacks of the fast path.
+    def _on_task_done(self, request_id: str, task: asyncio.Task[None]) -> None:
+        if self._inflight.get(request_id) is task:  # a relayed stream may have its place
+            del self._inflight[request_id]
+
+    # Callbacks of the fast path and of relayed streams.
 
     def on_started(self, exchange: FastPathExchange) -> None:
         """Registers a request in flight; its exchange is cancelled if the client disconnects."""
@@ -428,6 +435,18 @@ class Gateway(RequestLifecycle):
             self._send_failure(context, error, context.response, context.http_request)
         self._recorder.record_outcome(context, self._now())
 
+    def on_relayed(self, stream: RelayedStream) -> None:
+        """Registers a stream that its task has handed over."""
+        context = stream.context
+        self._inflight[context.id] = stream
+        context.response.on_client_gone = stream.cancel
+
+    def on_cancelled(self, context: RequestContext) -> None:
+        """Records the end of a relayed stream that was cancelled."""
+        self._on_cancelled(context.http_request, context.response, context)
+        self._recorder.record_outcome(context, self._now())
+        self._inflight.pop(context.id, None)
+
     def on_internal_error(self, context: RequestContext, error: Exception) -> None:
         """Ends a request after a defect of the gateway."""
         self._inflight.pop(context.id, None)
@@ -445,7 +464,7 @@ class Gateway(RequestLifecycle):
     def _fail_internally(
         self, context: RequestContext | None, error: Exception, response: ResponseWriter, http_request: HttpRequest
     ) -> None:
-        _log_internal_error(http_request.id, error)
+        log_internal_error(http_request.id, error)
         self._fail_request(context, GatewayError(_INTERNAL_ERROR_MESSAGE), response, http_request)
 
     def _on_cancelled(
@@ -483,17 +502,4 @@ class Gateway(RequestLifecycle):
         if response.started:
             response.abort()
         else:
-            _send_error(error, response, self.stack.relay.response_headers(context, self._now()))
-
-
-def _send_error(error: GatewayError, response: ResponseWriter, headers: str) -> None:
-    own_headers = "".join(f"{name}: {value}\r\n" for name, value in error.headers)
-    response.send(error.status, own_headers + headers, error.body(response.request_id))
-
-
-def _log_internal_error(request_id: str, error: Exception) -> None:
-    """Logs the type of an error and its lines of code, not its text.
-
-    Why: the text may hold a part of a prompt.
-    """
-    _log.error("request %s: %s\n%s", request_id, type(error).__name__, traceback_lines(error))
+            send_error(error, response, self.stack.relay.response_headers(context, self._now()))

@@ -1,13 +1,15 @@
 """The paths that the gateway answers itself, without an engine: readiness and the list of
-models.
+models. Its own errors are sent here, too.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 
-from fairlead_gateway.errors import BodyTooLarge, MethodNotAllowed, UnknownPath
+from fairlead.runtime.nonblocking_log import traceback_lines
+from fairlead_gateway.errors import BodyTooLarge, GatewayError, MethodNotAllowed, UnknownPath
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.openai.model_names import public_model_names, resolve_model
@@ -22,6 +24,7 @@ NO_FLEET_YET = "no fleet has been read yet"
 NO_KEYS_YET = "no API key is known, since the keys file cannot be used"
 _PUBLIC_NOTES = frozenset({DRAINING, NO_FLEET_YET, NO_KEYS_YET, "no Redis: limits and index stay local"})
 """Notes that every client may read. Others may name addresses, variables, models and instances."""
+_log = logging.getLogger("fairlead.gateway")
 _DEGRADED = "degraded: the management port says how, and so does this path to a client with an API key"
 
 
@@ -132,3 +135,17 @@ def local_headers(reason: str) -> str:
         f"x-fairlead-instance: gateway\r\nx-fairlead-reason: {reason}\r\n"
         "x-fairlead-decision: none\r\nserver-timing: gateway\r\n"
     )
+
+
+def send_error(error: GatewayError, response: ResponseWriter, headers: str) -> None:
+    """Sends an error of the gateway as the response."""
+    own_headers = "".join(f"{name}: {value}\r\n" for name, value in error.headers)
+    response.send(error.status, own_headers + headers, error.body(response.request_id))
+
+
+def log_internal_error(request_id: str, error: Exception) -> None:
+    """Logs the type of an error and its lines of code, not its text.
+
+    Why: the text may hold a part of a prompt.
+    """
+    _log.error("request %s: %s\n%s", request_id, type(error).__name__, traceback_lines(error))

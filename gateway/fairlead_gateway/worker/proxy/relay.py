@@ -4,14 +4,21 @@ import re
 from typing import Final
 
 from fairlead_gateway.errors import GatewayError, error_body, error_event
+from fairlead_gateway.http.timers import TimeoutQueue
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.outcome import ENGINE_REFUSED
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.openai.served_name import ServedNameRewriter
 from fairlead_gateway.worker.proxy.attempt import Attempt
 from fairlead_gateway.worker.proxy.continuation import SentText, SentTextMemory, can_resume
+from fairlead_gateway.worker.proxy.relayed_stream import (
+    GapRecorder,
+    RelayedStream,
+    SseKeepAlive,
+    StreamEnding,
+    StreamLifecycle,
+)
 from fairlead_gateway.worker.proxy.response_check import is_error_object, not_served_body
-from fairlead_gateway.worker.proxy.sse_keepalive import SseKeepAlive
 from fairlead_gateway.worker.proxy.stream_resume import StreamResume
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution
@@ -38,10 +45,12 @@ _STREAM_ERROR_TEXTS: Final = {
 _JSON_OR_EVENTS: Final = re.compile(rb"json|text/event-stream", re.IGNORECASE)
 
 
-class ResponseRelay:
+class ResponseRelay(StreamEnding):
     """The stage that relays responses, whole or as streams.
 
     One object serves all requests of a worker.
+
+    lifecycle: takes the streams that need no task; None: every stream has one.
     """
 
     def __init__(
@@ -55,8 +64,9 @@ class ResponseRelay:
         stream_resume: StreamResume,
     ) -> None:
         self._now = runtime.now
-        self._loop = runtime.loop
         self._limits = runtime.limits
+        self._comment_times = TimeoutQueue(runtime.loop, runtime.limits.keep_alive_seconds, runtime.now)
+        self.lifecycle: StreamLifecycle | None = None
         self._routers = routers
         self._telemetry = telemetry
         self._failures = failures
@@ -66,7 +76,10 @@ class ResponseRelay:
         self._route_headers = RouteHeaderCache()
 
     async def relay(self, attempt: Attempt) -> bool:
-        """Sends the response as it comes; returns whether it was complete."""
+        """Sends the response as it comes; returns whether it was complete.
+
+        Returns False, and sets `is_handed_over` of the request, if the stream needs no task.
+        """
         context, engine_response = attempt.context, attempt.engine_response
         assert engine_response is not None
         response, result = context.response, context.result
@@ -92,7 +105,19 @@ class ResponseRelay:
         headers = relayed_headers(engine_response.headers) + self.response_headers(context, self._now())
         response.start_stream(engine_response.status, headers, length=length)
         response.accepts_comments = response.accepts_comments and engine_response.is_stream
-        cause = await self._relay_to_end(attempt, engine_response)
+        if self._hand_over(attempt, engine_response):
+            return False
+        return self._end(context, engine_response, await self._relay_to_end(attempt, engine_response))
+
+    def end_response(self, attempt: Attempt, engine_response: EngineResponse) -> bool:
+        """Ends the response of a stream that was handed over."""
+        cause = engine_response.error
+        self._record_end(attempt, engine_response, cause)
+        return self._end(attempt.context, engine_response, cause)
+
+    def _end(self, context: RequestContext, engine_response: EngineResponse, cause: str | None) -> bool:
+        """Ends a response that has started; returns whether it was complete."""
+        response, result = context.response, context.result
         if cause is None:
             return True
         if cause == "timeout" and engine_response.is_paused:
@@ -158,46 +183,78 @@ class ResponseRelay:
         ttft_seconds = first_at - context.http_request.received_at
         self._telemetry.record_first_token(key, attempt.instance_id, ttft_seconds, limit)
 
+    def _hand_over(self, attempt: Attempt, engine_response: EngineResponse) -> bool:
+        """Relays a stream without its task, if neither a timeout nor another instance may end it.
+
+        Returns whether it does.
+        """
+        context, lifecycle = attempt.context, self.lifecycle
+        # Of a client that has disconnected, the task is about to be cancelled.
+        if lifecycle is None or not engine_response.is_stream or context.response.finished:
+            return False
+        if context.deadline is not None or can_resume(context.request):
+            return False
+        context.is_handed_over = True
+        self._release_request(context)
+        context.stall_timeout = None
+        engine_response.release_head()
+        if attempt.connection is not None:
+            attempt.connection.release_head(engine_response)
+        keep_alive = SseKeepAlive(context.response, self._comment_times)
+        stream = RelayedStream(self._telemetry, attempt, engine_response, keep_alive, lifecycle=lifecycle, ending=self)
+        lifecycle.on_relayed(stream)
+        engine_response.relay_to(context.response, stream)
+        keep_alive.start(engine_response)
+        return True
+
+    def _release_request(self, context: RequestContext) -> None:
+        """Releases the body: no attempt follows, and thousands of streams need not keep it."""
+        context.fingerprint = context.body_fingerprint(self._poison_guard.fingerprint)
+        context.http_request.body = b""
+        context.request.release_body()
+        context.response.on_request_released()
+
     async def _relay_to_end(self, attempt: Attempt, engine_response: EngineResponse) -> str | None:
         """Relays the response to its end, and resumes a stream that breaks.
 
         Returns the cause of a failure, in one word; None if the response is complete.
         """
         context = attempt.context
-        key, name, telemetry = context.request.model_key, attempt.instance_id, self._telemetry
         sent_text = None
         if engine_response.is_stream:
             if can_resume(context.request):
                 sent_text = SentText(self._limits.resumable_bytes, self._sent_text_memory)
                 engine_response.on_relayed = sent_text.add
-            else:  # no attempt follows, and thousands of streams need not keep their prompts
-                context.fingerprint = context.body_fingerprint(self._poison_guard.fingerprint)
-                context.http_request.body = b""
-                context.request.release_body()
-                context.response.on_request_released()
-        engine_response.relay_to(context.response, lambda seconds: telemetry.record_inter_token(key, name, seconds))
-        keep_alive = SseKeepAlive(context.response, self._limits.keep_alive_seconds, self._loop)
+            else:
+                self._release_request(context)
+        observer = GapRecorder(self._telemetry, context.request.model_key, attempt.instance_id)
+        engine_response.relay_to(context.response, observer)
+        keep_alive = SseKeepAlive(context.response, self._comment_times)
         try:
             if engine_response.is_stream:
                 keep_alive.start(engine_response)
             cause = await engine_response.finished
-            result = context.result
-            result.last_at, result.event_count = engine_response.last_at, engine_response.scanner.event_count
-            result.record_usage(engine_response.scanner.usage)
-            if cause is None or (cause == "timeout" and engine_response.is_paused):
-                return cause
-            self._failures.on_stream_failed(context, name, cause)
-            is_blocked = cause == "cut" and attempt.on_crash()
-            if sent_text is None or is_blocked:
+            is_final = self._record_end(attempt, engine_response, cause)
+            if sent_text is None or is_final:
                 return cause
             if not engine_response.is_complete and attempt.connection is not None:
                 attempt.connection.abandon(engine_response)
-            return await self._stream_resume.resume(attempt, sent_text, cause, keep_alive)
+            return await self._stream_resume.resume(attempt, sent_text, cause or "", keep_alive)
         finally:
             keep_alive.stop()
             context.response.on_backpressure = None
             if sent_text is not None:
                 sent_text.release()
+
+    def _record_end(self, attempt: Attempt, engine_response: EngineResponse, cause: str | None) -> bool:
+        """Records how the relay ended; returns whether the rest must not be resumed."""
+        result = attempt.context.result
+        result.last_at, result.event_count = engine_response.last_at, engine_response.scanner.event_count
+        result.record_usage(engine_response.scanner.usage)
+        if cause is None or (cause == "timeout" and engine_response.is_paused):
+            return True
+        self._failures.on_stream_failed(attempt.context, attempt.instance_id, cause)
+        return cause == "cut" and attempt.on_crash()
 
 
 def end_incomplete(context: RequestContext, error: GatewayError) -> None:

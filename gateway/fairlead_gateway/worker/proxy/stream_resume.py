@@ -16,7 +16,7 @@ from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE
 from fairlead_gateway.worker.observability.trace_record import ATTEMPT
 from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher
 from fairlead_gateway.worker.proxy.continuation import SentText, resume_body, splice_events, total_usage
-from fairlead_gateway.worker.proxy.sse_keepalive import SseKeepAlive
+from fairlead_gateway.worker.proxy.relayed_stream import GapRecorder, SseKeepAlive
 from fairlead_gateway.worker.resilience.retry import RetryBudget
 from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
@@ -123,7 +123,7 @@ class StreamResume:
             telemetry.record_inter_token(key, name, now - result.last_at)
         context.response.on_backpressure = attempt.set_paused
         keep_alive.start(engine_response)
-        engine_response.relay_to(context.response, lambda seconds: telemetry.record_inter_token(key, name, seconds))
+        engine_response.relay_to(context.response, GapRecorder(telemetry, key, name))
         cause = await engine_response.finished
         result.last_at, result.event_count = (
             engine_response.last_at,

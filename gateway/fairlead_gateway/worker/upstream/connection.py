@@ -20,7 +20,7 @@ from typing import Final, cast
 import httptools
 
 from fairlead.limits import Limits
-from fairlead_gateway.http.timers import IdleTimer
+from fairlead_gateway.http.timers import IdleTimer, TimerQueue
 from fairlead_gateway.worker.upstream.response_template import ResponseTemplate, create_template
 
 _YIELD_BYTES: Final = 16_384  # after one read of this size, other connections have their turn
@@ -28,6 +28,8 @@ _MAX_CHUNKS: Final = 64  # of one read; more are joined, since each costs time a
 _HTTP_OK: Final = 200
 _MAX_TEMPLATE_MISSES: Final = 8
 """After so many heads in a row that differ, a connection compares no more."""
+_NO_FIELDS: Final[dict[bytes, bytes]] = {}
+_LENGTH_ONLY: Final = {b"content-length": b""}
 _CRASH_CAUSES: Final = ("reset", "cut")
 
 
@@ -100,6 +102,7 @@ class ConnectionOwner:
 
     loop: asyncio.AbstractEventLoop
     limits: Limits
+    timers: TimerQueue
 
     @abstractmethod
     def activity(self, address: str) -> EndpointActivity:
@@ -145,7 +148,7 @@ class EngineConnection:
         self._parser = httptools.HttpResponseParser(self)
         self._template: ResponseTemplate | None = None
         self._template_misses = 0
-        self._silence_timer = IdleTimer(owner.loop, self._on_silence)
+        self._silence_timer = _SilenceTimer(owner.timers, self)
         self._sink: ResponseSink | None = None
         self._response_count = 0
         self._silence_left_seconds = 0.0
@@ -199,6 +202,14 @@ class EngineConnection:
                 self._transport.pause_reading()
             else:
                 self._transport.resume_reading()
+
+    def release_head(self, sink: ResponseSink) -> None:
+        """Releases the head of the response to `sink`, which has taken it.
+
+        Why: an open stream keeps its connection for minutes.
+        """
+        if self._sink is sink:
+            self._fields = _LENGTH_ONLY if self._has_length() else _NO_FIELDS
 
     def abandon(self, sink: ResponseSink, *, has_ended: bool = False) -> None:
         """Closes the connection at once, unless its response to `sink` is complete.
@@ -333,12 +344,14 @@ class EngineConnection:
         sink, self._sink = self._sink, None
         if sink is None:
             return
-        has_length = b"content-length" in self._fields or b"transfer-encoding" in self._fields
-        if self._status and not has_length and exc is None:
+        if self._status and not self._has_length() and exc is None:
             sink.on_body([], True)  # a body without length ends with its connection
             return
         is_stale = self._response_count > 0 and not self._received_any
         sink.on_error(UpstreamError("cut" if self._received_any else "reset", is_stale=is_stale))
+
+    def _has_length(self) -> bool:
+        return b"content-length" in self._fields or b"transfer-encoding" in self._fields
 
     # Callbacks of llhttp.
 
@@ -423,6 +436,26 @@ class EngineConnection:
         self._transport.abort()
         if sink is not None:
             sink.on_error(UpstreamError(cause))
+
+
+class _SilenceTimer(IdleTimer):
+    """The timer of a connection to a silent engine."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, queue: TimerQueue, connection: EngineConnection) -> None:
+        super().__init__(queue)
+        self._connection: EngineConnection | None = connection
+
+    def cancel(self) -> None:
+        """Stops the timer, and breaks the cycle of references with its connection."""
+        super().cancel()
+        self._connection = None
+
+    def on_expired(self) -> None:
+        """Ends the patience of the connection with its engine."""
+        if self._connection is not None:
+            self._connection._on_silence()
 
 
 def activity_key(address: str, rank: int | None) -> str:

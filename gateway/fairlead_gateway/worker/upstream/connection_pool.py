@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.limits import Limits
-from fairlead_gateway.http.timers import TaskDeadline
+from fairlead_gateway.http.timers import TaskDeadline, TimerQueue
 from fairlead_gateway.worker.upstream.connect_errors import connect_error, is_exhaustion
 from fairlead_gateway.worker.upstream.connection import (
     ConnectionOwner,
@@ -42,6 +42,7 @@ class ConnectionPool(ConnectionOwner):
         self.response_memory = response_memory or ResponseMemory(limits.buffered_responses_bytes)
         self.limits = limits
         self.loop = loop
+        self.timers = TimerQueue(loop)
         self._now = loop.time
         self._max_idle = limits.upstream_idle_per_instance
         self._idle_seconds = limits.upstream_idle_seconds

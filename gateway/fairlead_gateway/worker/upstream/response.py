@@ -7,6 +7,7 @@ instance. From then on, chunks pass from connection to connection, and `finished
 """
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Final
 
@@ -17,6 +18,28 @@ from fairlead_gateway.worker.upstream.response_memory import BufferedBytes, comp
 from fairlead_gateway.worker.upstream.sse import SseScanner, filter_first_chunks
 
 _OUT_OF_MEMORY: Final = "gateway-full"  # a local cause: the engine is not to blame
+_NO_HEADERS: Final[dict[bytes, bytes]] = {}
+
+
+class StreamObserver:
+    """The observer of a response that is relayed.
+
+    reports_end: whether `on_end` is called.
+
+    Why a base class and not a Protocol: compiled, its methods are called directly.
+    """
+
+    __slots__ = ("reports_end",)
+
+    def __init__(self) -> None:
+        self.reports_end = False
+
+    @abstractmethod
+    def on_gap(self, seconds: float) -> None:
+        """Called with the seconds between two chunks of a stream."""
+
+    def on_end(self) -> None:
+        """Called once when the response has been relayed or has failed, by the event loop."""
 
 
 class EngineResponse(ResponseSink):
@@ -57,7 +80,7 @@ class EngineResponse(ResponseSink):
         self.namespace = ""
         self._buffered: BufferedBytes | None = None
         self._response: ResponseWriter | None = None
-        self._on_gap: Callable[[float], None] | None = None
+        self._observer: StreamObserver | None = None
         self.is_complete = False
         self.is_paused = False
         self.status = 0
@@ -111,16 +134,18 @@ class EngineResponse(ResponseSink):
         """The buffered part of a plain response."""
         return b"".join(self._buffer)
 
-    def relay_to(self, response: ResponseWriter, on_gap: Callable[[float], None]) -> None:
-        """Sends what is buffered, and everything that follows.
+    @property
+    def error(self) -> str | None:
+        """The cause of the failure, once the response has ended; None if it is complete."""
+        return self._error
 
-        on_gap: called with the seconds between the chunks of a stream.
-        """
+    def relay_to(self, response: ResponseWriter, observer: StreamObserver) -> None:
+        """Sends what is buffered, and everything that follows."""
         buffer, self._buffer = self._buffer, []
         if not self.is_stream:
             self.release_buffer()
         self._response = response
-        self._on_gap = on_gap
+        self._observer = observer
         if self.is_stream:
             self._send_events(buffer)
         else:
@@ -130,6 +155,21 @@ class EngineResponse(ResponseSink):
         """Counts nothing of the response as buffered any more. May be called twice."""
         if self._buffered is not None:
             self._buffered.set_size(0)
+
+    def release_head(self) -> None:
+        """Releases what is needed only until the verdict: thousands of streams need not keep it."""
+        self.headers = _NO_HEADERS
+        self._verdict = None
+        self._seconds_left = _give_up
+
+    def end_relay(self) -> None:
+        """Ignores what follows: the request has ended.
+
+        Why the observer goes: it refers to the response, and such a cycle would wait for the
+        garbage collector.
+        """
+        self._is_finished = True
+        self._observer = None
 
     # Callbacks of the connection.
 
@@ -152,8 +192,8 @@ class EngineResponse(ResponseSink):
             self._on_plain_chunks(chunks, now)
         elif self._response is not None:
             events = self._filter_events(chunks)
-            if events and self._on_gap is not None and self.last_at is not None:
-                self._on_gap(now - self.last_at)
+            if events and self._observer is not None and self.last_at is not None:
+                self._observer.on_gap(now - self.last_at)
                 self.last_at = now
             self._send_events(events)
         else:
@@ -267,3 +307,10 @@ class EngineResponse(ResponseSink):
             self._error = error
             if self._finished is not None and not self._finished.done():
                 self._finished.set_result(error)
+            if self._observer is not None and self._observer.reports_end:
+                self._loop.call_soon(self._observer.on_end)
+
+
+def _give_up() -> float:
+    """Returns 0: a stream that has begun has no time left when its engine is silent."""
+    return 0.0

@@ -7,6 +7,7 @@ from typing import cast
 import pytest
 
 from fairlead.limits import Limits
+from fairlead_gateway.http.timers import TimerQueue
 from fairlead_gateway.worker.upstream.connection import (
     ConnectionOwner,
     EndpointActivity,
@@ -84,6 +85,7 @@ class _Owner(ConnectionOwner):
     def __init__(self, events: list[object]) -> None:
         self.loop = asyncio.get_running_loop()
         self.limits = Limits()
+        self.timers = TimerQueue(self.loop)
         self.events = events
         self.counted = EndpointActivity()
 

@@ -1,0 +1,181 @@
+"""Streams from their first event to their end: comments, times, and relays without a task.
+
+A stream waits for its engine for minutes. Its task has nothing to do until then, if
+
+- the request has no timeout of its own, and
+- no other instance can resume the stream.
+
+`forwarder` then hands the stream over to a `RelayedStream` and ends its task.
+
+Why: a waiting task, with its coroutines and futures, takes 2.5 KB of memory for each open stream.
+"""
+
+from abc import abstractmethod
+from typing import Final
+
+from fairlead_gateway.errors import GatewayError
+from fairlead_gateway.http.response_writer import ResponseWriter
+from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
+from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.worker.proxy.attempt import Attempt
+from fairlead_gateway.worker.request_context import RequestContext
+from fairlead_gateway.worker.upstream.response import EngineResponse, StreamObserver
+
+COMMENT: Final = b": keep-alive\n\n"
+
+
+class SseKeepAlive(TimeoutEntry):
+    """The sender of comments into one silent stream, from `start` to `stop`.
+
+    Then no proxy or client in between closes the stream. A comment goes out only after the head and
+    between two whole events. A client that does not read gets none.
+
+    timeouts: a queue whose timeout is the time between two comments.
+    """
+
+    __slots__ = ("_engine_response", "_is_queued", "_last", "_response", "_timeouts")
+
+    def __init__(self, response: ResponseWriter, timeouts: TimeoutQueue) -> None:
+        super().__init__()
+        self._response = response
+        self._timeouts = timeouts
+        self._engine_response: EngineResponse | None = None
+        self._last: float | None = None
+        self._is_queued = False
+
+    def start(self, engine_response: EngineResponse) -> None:
+        """Starts the comments of a stream, or continues them with another engine's response."""
+        self._engine_response = engine_response
+        self._last = engine_response.last_at
+        if not self._is_queued:
+            self._is_queued = True
+            self._timeouts.add(self, self._timeouts.now())
+
+    def stop(self) -> None:
+        """Ends the comments."""
+        self._engine_response = None
+        self._is_queued = False
+        self._timeouts.remove(self)
+
+    def on_timeout(self) -> None:
+        """Sends a comment if the stream was silent, and waits again."""
+        engine_response, self._is_queued = self._engine_response, False
+        if engine_response is None or self._response.finished:
+            return
+        if engine_response.last_at == self._last and not engine_response.is_paused:
+            self._response.write_chunks([COMMENT])
+        self._last = engine_response.last_at
+        self._is_queued = True
+        self._timeouts.add(self, self._timeouts.now())
+
+
+class StreamLifecycle:
+    """The owner of relayed streams; its methods are called as a stream proceeds.
+
+    Why a base class and not a Protocol: compiled, its methods are called directly.
+    """
+
+    @abstractmethod
+    def on_relayed(self, stream: "RelayedStream") -> None:
+        """Notes a stream that its task has handed over; `stream.cancel` ends it."""
+
+    @abstractmethod
+    def on_cancelled(self, context: RequestContext) -> None:
+        """Notes the end of a stream whose client has disconnected, or that outlasts the drain."""
+
+    @abstractmethod
+    def on_finished(self, context: RequestContext, error: GatewayError | None = None) -> None:
+        """Notes the end of a request; sends `error` to the client, if there is one."""
+
+    @abstractmethod
+    def on_internal_error(self, context: RequestContext, error: Exception) -> None:
+        """Ends a request after a defect of the gateway."""
+
+
+class StreamEnding:
+    """The stage that ends a relayed response towards its client and the records."""
+
+    @abstractmethod
+    def end_response(self, attempt: Attempt, engine_response: EngineResponse) -> bool:
+        """Ends the response after the last byte of the engine; returns whether it was complete."""
+
+
+class GapRecorder(StreamObserver):
+    """The observer of a stream that records the times between its chunks."""
+
+    __slots__ = ("_instance_id", "_model_key", "_telemetry")
+
+    def __init__(self, telemetry: MetricsRecorder, model_key: str, instance_id: str) -> None:
+        super().__init__()
+        self._telemetry = telemetry
+        self._model_key = model_key
+        self._instance_id = instance_id
+
+    def on_gap(self, seconds: float) -> None:
+        """Records the seconds between two chunks."""
+        self._telemetry.record_inter_token(self._model_key, self._instance_id, seconds)
+
+
+class RelayedStream(GapRecorder):
+    """One stream without a task."""
+
+    __slots__ = ("_attempt", "_ending", "_engine_response", "_has_ended", "_keep_alive", "_lifecycle")
+
+    def __init__(
+        self,
+        telemetry: MetricsRecorder,
+        attempt: Attempt,
+        engine_response: EngineResponse,
+        keep_alive: SseKeepAlive,
+        *,
+        lifecycle: StreamLifecycle,
+        ending: StreamEnding,
+    ) -> None:
+        super().__init__(telemetry, attempt.context.request.model_key, attempt.instance_id)
+        self.reports_end = True
+        self._attempt = attempt
+        self._engine_response = engine_response
+        self._keep_alive = keep_alive
+        self._lifecycle = lifecycle
+        self._ending = ending
+        self._has_ended = False
+
+    @property
+    def context(self) -> RequestContext:
+        """The request."""
+        return self._attempt.context
+
+    def on_end(self) -> None:
+        """Ends the response: the engine has sent all, or has failed."""
+        if self._has_ended:
+            return
+        attempt = self._attempt
+        is_complete = False
+        try:
+            try:
+                self._stop()
+                is_complete = self._ending.end_response(attempt, self._engine_response)
+            finally:
+                self._finish_attempt(is_complete)
+            self._lifecycle.on_finished(attempt.context)
+        except Exception as defect:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
+            self._lifecycle.on_internal_error(attempt.context, defect)
+
+    def cancel(self) -> None:
+        """Ends the stream at once: its client has disconnected, or the drain is over."""
+        if self._has_ended:
+            return
+        self._stop()
+        self._finish_attempt(False)
+        self._lifecycle.on_cancelled(self._attempt.context)
+
+    def _stop(self) -> None:
+        self._has_ended = True
+        self._engine_response.end_relay()
+        self._keep_alive.stop()
+        self._attempt.context.response.on_backpressure = None
+
+    def _finish_attempt(self, is_complete: bool) -> None:
+        attempt = self._attempt
+        attempt.abort_unfinished()
+        attempt.finish(is_complete, attempt.now())
