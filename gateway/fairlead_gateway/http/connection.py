@@ -59,7 +59,7 @@ class ClientConnection(ResponseTransport):
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._limits = listener.limits
-        self._parser = RequestParser(listener.limits)
+        self._parser = RequestParser(listener.limits, listener.templates)
         self._idle_timer = _ConnectionTimer(listener.timers, self)
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._write_bytes: Callable[[bytes], None] = _write_before_connect
@@ -364,7 +364,7 @@ class ClientConnection(ResponseTransport):
 
     def _discard_unread(self) -> None:
         """Drops buffered bytes that will not be used."""
-        self._parser = RequestParser(self._limits)
+        self._parser = RequestParser(self._limits, self._listener.templates)
 
     # --- closing
 

@@ -10,7 +10,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.errors import GatewayError, Overloaded
-from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.request_head import RequestHead, SharedTemplates
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.http.send_rate import SendRateMonitor
 from fairlead_gateway.http.timers import TimerQueue
@@ -138,6 +138,7 @@ class Listener:
         self.limits = limits
         self.loop = loop
         self.timers = TimerQueue(loop)
+        self.templates = SharedTemplates()
         self.create_request_id = create_request_id
         self.now = clock.now
         self.wall = clock.wall

@@ -15,6 +15,7 @@ from fairlead_gateway.http.chunked_body import ChunkedBody
 from fairlead_gateway.http.request_head import (
     HeadTemplate,
     RequestHead,
+    SharedTemplates,
     check_partial_head,
     create_template,
     parse_head,
@@ -30,7 +31,10 @@ AWAITING_BODY_END: Final = 3
 
 
 class RequestParser:
-    """The parser of one connection: `feed` takes bytes, `next_request` returns requests."""
+    """The parser of one connection: `feed` takes bytes, `next_request` returns requests.
+
+    templates: those of all connections of the port.
+    """
 
     __slots__ = (
         "_body_parts",
@@ -43,10 +47,11 @@ class RequestParser:
         "_limits",
         "_missing_bytes",
         "_template",
+        "_templates",
         "head_bytes",
     )
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, templates: SharedTemplates) -> None:
         self._limits = limits
         self._buffer: bytes | bytearray = b""
         self._body_start = 0  # in `_buffer`, where the body of the head just parsed begins
@@ -57,6 +62,7 @@ class RequestParser:
         self._body_parts: BytesIO | None = None
         self._missing_bytes = 0
         self._template: HeadTemplate | None = None
+        self._templates = templates
         self.head_bytes = 0
         """Bytes of the last parsed head."""
 
@@ -159,8 +165,16 @@ class RequestParser:
             self._checked_bytes = len(buffered)
             return None
         raw = bytes(buffered[:end])
+        shared = self._templates.find(raw)
+        if shared is not None:
+            matched = shared.match(bytes(buffered[: end + 4]))
+            if matched is not None:
+                self._template = shared
+                return self._start_body(matched, end + 4)
         head = parse_head(raw, self._limits)
-        self._template = create_template(raw, head, self._limits)
+        template = self._template = create_template(raw, head, self._limits)
+        if template is not None:
+            self._templates.add(raw, template)
         return self._start_body(head, end + 4)
 
     def _start_body(self, head: RequestHead, body_start: int) -> RequestHead:

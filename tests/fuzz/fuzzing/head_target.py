@@ -17,7 +17,7 @@ from fuzzing.target import CANARY, Target, cuttings, refused
 
 from fairlead.limits import Limits
 from fairlead_gateway.errors import GatewayError
-from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.request_head import RequestHead, SharedTemplates
 from fairlead_gateway.http.request_parser import RequestParser
 from fairlead_gateway.worker.openai.passthrough import is_passthrough_path, parse_passthrough_request
 from fairlead_gateway.worker.openai.request_timeout import total_timeout
@@ -40,7 +40,7 @@ Requests = list[tuple[RequestHead, bytes]]
 
 def judged(pieces: list[bytes], limits: Limits) -> tuple[Requests, GatewayError | None]:
     """Returns the requests in these pieces, and the refusal after them."""
-    reader = RequestParser(limits)
+    reader = RequestParser(limits, SharedTemplates())
     found: Requests = []
     try:
         for piece in pieces:

@@ -4,12 +4,13 @@ or an error.
 
 import itertools
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fairlead.limits import Limits
 from fairlead_gateway.errors import GatewayError
-from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.request_head import RequestHead, SharedTemplates
 from fairlead_gateway.http.request_parser import RequestParser
 
 LIMITS = Limits()
@@ -39,7 +40,7 @@ def take(reader: RequestParser, found: Requests) -> None:
 
 @given(st.lists(st.integers(0, len(_WHOLE)), max_size=30))
 def test_however_the_bytes_are_cut_the_requests_are_the_same(cuts: list[int]) -> None:
-    reader = RequestParser(LIMITS)
+    reader = RequestParser(LIMITS, SharedTemplates())
     found: Requests = []
     edges = [0, *sorted(cuts), len(_WHOLE)]
     for start, stop in itertools.pairwise(edges):
@@ -50,7 +51,7 @@ def test_however_the_bytes_are_cut_the_requests_are_the_same(cuts: list[int]) ->
 
 
 def test_one_byte_at_a_time() -> None:
-    reader = RequestParser(LIMITS)
+    reader = RequestParser(LIMITS, SharedTemplates())
     found: Requests = []
     for number in range(len(_WHOLE)):
         reader.feed(_WHOLE[number : number + 1])
@@ -78,9 +79,9 @@ FRAGMENTS = st.sampled_from(
 )  # fmt: skip
 
 
-def judged(data: bytes, size: int) -> tuple[Requests, int]:
+def judged(data: bytes, size: int, templates: SharedTemplates | None = None) -> tuple[Requests, int]:
     """Returns the requests in ``data``, read in pieces of ``size``, and the refusal's status."""
-    reader = RequestParser(LIMITS)
+    reader = RequestParser(LIMITS, templates or SharedTemplates())
     found: Requests = []
     try:
         for start in range(0, len(data), size):
@@ -92,6 +93,53 @@ def judged(data: bytes, size: int) -> tuple[Requests, int]:
             raise
         return found, error.status
     return found, 200
+
+
+@given(st.lists(FRAGMENTS | st.binary(max_size=3), max_size=12))
+def test_heads_of_other_connections_change_no_verdict(parts: list[bytes]) -> None:
+    templates = SharedTemplates()
+    for head in (b"Host: x\r\nContent-Length: 3", b"Content-Length: 3\r\nHost: x"):
+        assert judged(b"POST /v1 HTTP/1.1\r\n%b\r\n\r\nabc" % head, 1_000, templates)[1] == 200
+    data = b"".join(parts)
+    assert judged(data, 1_000, templates) == judged(data, 1_000)
+
+
+@pytest.mark.parametrize("length", [b"4", b"17", b"017", b"999999999999999", b"1000000000000000", b"-1", b"", b"0"])
+def test_connection_takes_the_parsed_head_of_another_with_its_own_length(length: bytes) -> None:
+    start = b"POST /v1?a=b HTTP/1.1\r\nhost: x\r\nauthorization: Bearer k\r\ncontent-length: "
+    end = b"\r\nconnection: close\r\n\r\n"
+    templates = SharedTemplates()
+    first = RequestParser(LIMITS, templates)
+    first.feed(start + b"3" + end + b"abc")
+    parsed = first.next_request()
+    assert parsed is not None
+    data = start + length + end + b"abcdefghijklmnopqrstuvwxyz"
+    assert judged(data, 1_000, templates) == judged(data, 1_000)
+    if length in (b"4", b"17"):
+        second = RequestParser(LIMITS, templates)
+        second.feed(data)
+        found = second.next_request()
+        assert found is not None
+        head, body = found
+        assert (head.length, len(body)) == (int(length), int(length))
+        assert head.fields is parsed[0].fields, "both connections hold one copy"
+        assert (head.method, head.path, head.query, head.keep_alive) == ("POST", "/v1", b"a=b", False)
+
+
+def test_shared_heads_are_bounded_and_long_ones_are_not_shared() -> None:
+    templates = SharedTemplates()
+
+    def shares(head: bytes) -> bool:
+        raw = b"POST /v1 HTTP/1.1\r\nhost: x\r\nx-a: %b\r\ncontent-length: 3" % head
+        reader = RequestParser(LIMITS, templates)
+        reader.feed(raw + b"\r\n\r\nabc")
+        assert reader.next_request() is not None
+        return templates.find(raw) is not None
+
+    assert shares(b"first")
+    assert all(shares(b"%d" % number) for number in range(64))
+    assert templates.find(b"POST /v1 HTTP/1.1\r\nhost: x\r\nx-a: first\r\ncontent-length: 3") is None
+    assert not shares(b"a" * 4_096)
 
 
 @example([b"!x / HTTP/1.1", b"\r\n", b"Host: x", b"\r\n\r\n"])

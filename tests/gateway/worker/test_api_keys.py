@@ -17,7 +17,7 @@ from fairlead.fleet.file import write_fleet_file
 from fairlead.limits import Limits
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.errors import InvalidApiKey
-from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.request_head import RequestHead, SharedTemplates
 from fairlead_gateway.http.request_parser import RequestParser
 from fairlead_gateway.supervisor.file_parsing.key_list import parse_key_file
 from fairlead_gateway.supervisor.key_file import KeyFile
@@ -337,7 +337,7 @@ def test_keys_without_a_pepper_or_a_file_do_not_start(
 def test_key_of_a_connection_is_checked_again_after_a_change_of_keys() -> None:
     limits = Limits()
     keys = ApiKeys(PEPPER, {bytes.fromhex(digest("secret")): "team-a"})
-    reader = RequestParser(limits)
+    reader = RequestParser(limits, SharedTemplates())
 
     def head(key: str, length: int) -> RequestHead:
         body = b"x" * length
