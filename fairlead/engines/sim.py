@@ -1,6 +1,5 @@
 """The adapter for the simulated engine: an HTTP server with vLLM's API and times from a profile."""
 
-import json
 import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
@@ -63,6 +62,8 @@ class SimulatedEngine:
 
 def profile_argument(profile: EngineProfile) -> str:
     """Returns the name of a built-in profile, or the coefficients as JSON."""
+    import json  # gateways need this module without it
+
     return profile.name if builtin_profiles().get(profile.name) == profile else json.dumps(asdict(profile))
 
 
