@@ -437,9 +437,9 @@ class Gateway(RequestLifecycle):
 
     def on_relayed(self, stream: RelayedStream) -> None:
         """Registers a stream that its task has handed over."""
-        context = stream.context
-        self._inflight[context.id] = stream
-        context.response.on_client_gone = stream.cancel
+        self._inflight[stream.context.id] = stream
+        if not stream.context.response.finished:
+            stream.context.response.on_client_gone = stream.cancel
 
     def on_cancelled(self, context: RequestContext) -> None:
         """Records the end of a relayed stream that was cancelled."""

@@ -194,7 +194,6 @@ class ResponseRelay(StreamEnding):
             return False
         if context.deadline is not None or can_resume(context.request):
             return False
-        context.is_handed_over = True
         self._release_request(context)
         context.stall_timeout = None
         engine_response.release_head()
@@ -202,9 +201,10 @@ class ResponseRelay(StreamEnding):
             attempt.connection.release_head(engine_response)
         keep_alive = SseKeepAlive(context.response, self._comment_times)
         stream = RelayedStream(self._telemetry, attempt, engine_response, keep_alive, lifecycle=lifecycle, ending=self)
-        lifecycle.on_relayed(stream)
         engine_response.relay_to(context.response, stream)
         keep_alive.start(engine_response)
+        lifecycle.on_relayed(stream)
+        context.is_handed_over = True  # last: after an error before, the task ends the request
         return True
 
     def _release_request(self, context: RequestContext) -> None:

@@ -1,0 +1,110 @@
+"""Streams without a task: which ones, what they keep, and what frees them."""
+
+import asyncio
+import gc
+
+import pytest
+
+from fairlead_gateway.worker.proxy.relayed_stream import RelayedStream
+from fairlead_gateway.worker.request_context import RequestContext
+from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, post_request
+from fairlead_testing.waiting import wait_until
+
+STREAM = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+RESUMABLE = STREAM | {"temperature": 0}
+
+
+class _Engine:
+    """It sends one token, and ends the stream when it may."""
+
+    def __init__(self) -> None:
+        self.may_end = asyncio.Event()
+        self.breaks = False
+
+    async def __call__(self, call: EngineCall) -> None:
+        await call.start_stream()
+        await call.event(token("a"))
+        await self.may_end.wait()
+        if self.breaks:
+            raise HangUp
+        await call.event(token("b", "stop"))
+        await call.finish()
+
+
+def _requests(running: RunningGateway) -> list[object]:
+    return list(running.gateway._inflight.values())
+
+
+@pytest.mark.parametrize(
+    ("body", "more", "has_task"),
+    [
+        (STREAM, "", False),
+        (STREAM, "x-request-timeout: 60\r\n", True),
+        (RESUMABLE, "", True),
+    ],
+    ids=["plain", "client-timeout", "resumable"],
+)
+@pytest.mark.parametrize("end", ["whole", "broken", "client-leaves"])
+def test_stream_has_a_task_only_if_it_needs_one(body: dict[str, object], more: str, has_task: bool, end: str) -> None:
+    async def main() -> None:
+        script = _Engine()
+        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+            connection = await RawConnection.connect(running.url)
+            await connection.send(post_request(body, more=more))
+            await connection.reader.readuntil(b'"content":"a"')
+            (inflight,) = _requests(running)
+            assert isinstance(inflight, RelayedStream) is not has_task
+            assert isinstance(inflight, asyncio.Task) is has_task
+            del inflight
+            if end == "client-leaves":
+                await connection.close()
+            else:
+                script.breaks = end == "broken"
+                script.may_end.set()
+                rest = await connection.reader.read()
+                assert (b"[DONE]" in rest) is (end == "whole")
+                assert (b"stream_cut" in rest) is (end == "broken")
+            await wait_until(lambda: not running.gateway.inflight_count())
+            script.may_end.set()
+            assert {load.inflight for load in running.loads().values()} == {0}
+            outcome = running.gateway.decisions.latest(1)[0].outcome
+            assert outcome is not None
+            expected = {"whole": None, "broken": "cut", "client-leaves": "client-gone"}[end]
+            assert (outcome.error, outcome.client_disconnected) == (expected, end == "client-leaves")
+            await connection.close()
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("end", ["whole", "broken", "client-leaves"])
+def test_nothing_of_a_stream_waits_for_the_garbage_collector(end: str) -> None:
+    async def main() -> None:
+        script = _Engine()
+        script.breaks = end == "broken"
+        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+            connection = await RawConnection.connect(running.url)
+            await connection.send(post_request(STREAM))
+            await connection.reader.readuntil(b'"content":"a"')
+            assert _living() == 2
+            if end == "client-leaves":
+                await connection.close()
+                await wait_until(lambda: not running.gateway.inflight_count())
+            script.may_end.set()
+            await connection.reader.read()
+            await wait_until(lambda: not running.gateway.listener.connections)
+            await asyncio.sleep(0)
+            assert _living() == 0
+            await connection.close()
+
+    gc.collect()
+    gc.disable()
+    try:
+        run_async(main())
+    finally:
+        gc.enable()
+
+
+def _living() -> int:
+    return sum(isinstance(found, RelayedStream | RequestContext) for found in gc.get_objects())
