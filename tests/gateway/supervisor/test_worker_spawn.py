@@ -43,6 +43,7 @@ def test_a_worker_cannot_take_the_shared_memory_from_its_siblings(size: int) -> 
 @pytest.mark.parametrize("module", ["fairlead_gateway.__main__", "fairlead_gateway.worker.__main__"])
 def test_processes_of_the_same_user_cannot_read_a_gateway_process(module: str) -> None:
     code = f"""
+import argparse
 import sys
 from unittest import mock
 import {module} as process
@@ -59,7 +60,7 @@ assert process_tuning.is_inspectable()
 with mock.patch.object(process_tuning, "raise_open_file_limit", check):
     try:
         if module == "fairlead_gateway.__main__":
-            process._run(None, None, None, None, None, None)
+            process._run(argparse.Namespace(fleet=None), None, None, None, None, None)
         else:
             process.main(["--channel", "0"])
     except Reached:
