@@ -31,6 +31,7 @@ from fairlead_bench.gateway.load_cases import WITH_KV_EVENTS
 from fairlead_bench.gateway.request_bodies import SIZES, UNIQUE, make_bodies
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
+from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.worker.openai.prefix_key import build_route_request
 from fairlead_gateway.worker.openai.request import parse_request
 from fairlead_gateway.worker.reporting.index_reporter import IndexReporter
@@ -99,6 +100,7 @@ class DecisionBench:
         self.later = DeferredCalls()
         teller = IndexReporter(self.later, cast(asyncio.AbstractEventLoop, cast(Any, self.later)), limits)
         self.router = ModelRouter(secret=_SECRET, limits=limits, hooks=teller.hooks)
+        self._chain_starts = ChainStarts(_SECRET)
         self.router.update(self._fleet.models[key], self._fleet.instances[key])
         _fill(self.router, blocks, instances, random.Random(seed), followed=followed)
         self._texts = make_bodies(SIZES[size], count=64, seed=seed, max_tokens=128, stream=False)
@@ -116,7 +118,7 @@ class DecisionBench:
             start = time.perf_counter()
             ask = parse_request(_PATH, body, self._fleet, self._limits)
             understood = time.perf_counter()
-            request = build_route_request(ask, self._head, f"turn-{turn}-{number}", _SECRET)
+            request = build_route_request(ask, self._head, f"turn-{turn}-{number}", self._chain_starts)
             decision = router.choose_instance(request, start)
             decided = time.perf_counter()
             assert decision.chosen is not None
