@@ -89,7 +89,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         ),
         Benchmark(
             "autoscaler-targets",
-            "fairlead_bench.autoscaler.asked_targets",
+            "fairlead_bench.autoscaler.several_targets",
             "the smooth days at several targets: the attained share, and what it costs",
             15,
             Code.COMPILED_SIMULATOR,

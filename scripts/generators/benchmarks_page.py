@@ -54,7 +54,9 @@ def benchmarks_page(root: Path) -> str:
     tables: Mapping[str, Callable[[Path], str]] = {
         "routing": _routing_table,
         "gateway": _gateway_table,
+        "crowded": _crowded_table,
         "scenarios": _scenario_table,
+        "targets": _target_table,
         "controllers": _controller_table,
     }
     page = (root / BENCHMARKS_PAGE).read_text(encoding="utf-8")
@@ -99,6 +101,23 @@ def _gateway_table(results: Path) -> str:
     return _table(f"| CPU µs per | Fairlead | {' | '.join(_TARGETS[1:])} |", rows)
 
 
+def _crowded_table(results: Path) -> str:
+    """Returns Fairlead's CPU on a calm and on a crowded machine, and its multiple of two others."""
+    value = {row["metric"]: row["value"] for row in _load(results / "gateway-crowded.json")["rows"]}
+    rows = []
+    for load in _LOADS[:4]:
+        cells = [load]
+        for suffix in ("", ", crowded"):
+            cpu = value[f"CPU per {load}{suffix} | fairlead"]
+            others = [value[f"CPU per {load}{suffix} | {other}"] for other in ("sglang-router cache_aware", "Envoy")]
+            cells += [f"{cpu:.0f}", *(f"{cpu / other:.2f} ×" for other in others)]
+        rows.append(f"| {' | '.join(cells)} |\n")
+    return _table(
+        "| CPU µs per | calm | ÷ sglang-router | ÷ Envoy | crowded | ÷ sglang-router | ÷ Envoy |",
+        rows,
+    )
+
+
 def _scenario_table(results: Path) -> str:
     rows = []
     for name, found in _load(results / "autoscaler.json")["table"]["fairlead"].items():
@@ -106,6 +125,21 @@ def _scenario_table(results: Path) -> str:
         share = f"{found['attainment']:.2%}"
         rows.append(f"| {name} | {share if found['attainment'] >= _GOOD else f'**{share}**'} | {ratio} |\n")
     return _table("| scenario | requests within the SLO | cost ÷ offline optimum |", rows)
+
+
+def _target_table(results: Path) -> str:
+    """Returns the attained share and the cost by day and target; a missed goal is bold."""
+    rows: dict[str, list[str]] = {}
+    found = iter(_load(results / "autoscaler-targets.json")["rows"])
+    for share, cost in zip(found, found, strict=True):
+        day, target = share["metric"].partition(":")[0].split(", target ")
+        attained = f"{share['value'] + float(target.removesuffix(' %')):.2f}%"
+        cell = f"{attained if share['holds'] else f'**{attained}**'}, {cost['value']:.0f}"
+        rows.setdefault(day, []).append(f"{cell} |")
+    return _table(
+        "| scenario | target 95% | target 99% | target 99.9% |",
+        [f"| {day} | {' '.join(cells)}\n" for day, cells in rows.items()],
+    )
 
 
 def _controller_table(results: Path) -> str:

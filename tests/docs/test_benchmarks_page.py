@@ -43,20 +43,6 @@ def test_held_out_seeds_are_those_of_the_record() -> None:
         assert [share.startswith("**") for share in shares] == [fmean(found) < 0.99, min(found) < 0.99], name
 
 
-def test_attained_shares_at_other_targets() -> None:
-    rows = results("autoscaler-targets")["rows"]
-    found = {row["metric"]: row["value"] for row in rows}
-    table = PAGE.partition("<!-- Table: targets. -->")[2].partition("<!-- End of the table. -->")[0]
-    shown = [cells(line) for line in table.strip().splitlines()[2:]]
-    assert [day for day, *_ in shown] == list(dict.fromkeys(row["metric"].partition(",")[0] for row in rows))
-    for day, *quoted in shown:
-        for target, cell in zip((95, 99, 99.9), quoted, strict=True):
-            difference = f"{day}, target {target} %: attained minus asked"
-            goal = next(row for row in rows if row["metric"] == difference)["holds"]
-            share = f"{found[difference] + target:.2f}%"
-            assert cell == f"{share if goal else f'**{share}**'}, {found[f'{day}, target {target} %: cost']:.0f}"
-
-
 def test_predicted_missed_share_of_fixed_fleets() -> None:
     found = {row["metric"]: row["value"] for row in results("autoscaler-missed-share")["rows"]}
     table = PAGE.partition("<!-- Table: predicted missed share. -->")[2].partition("<!-- End of the table. -->")[0]

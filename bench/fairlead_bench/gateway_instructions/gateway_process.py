@@ -1,7 +1,7 @@
 """A gateway with one worker that runs under callgrind.
 
 The gateway starts its worker with ``sys.executable``. Here that is a script that puts valgrind in
-front. The supervisor runs natively, and the script needs no name of a module of the gateway.
+front. The supervisor and the process that parses its files run natively.
 """
 
 import os
@@ -54,7 +54,8 @@ class GatewayProcess:
         python = folder / "python"
         counted = [*callgrind.command(folder), sys.executable]
         python.write_text(
-            f"#!/bin/sh\necho $$ >{folder}/worker.pid\n"
+            f'#!/bin/sh\ncase "$*" in *.file_parsing.*) exec {sys.executable} "$@";; esac\n'
+            f"echo $$ >{folder}/worker.pid\n"
             f'LD_PRELOAD={folder}/slow_clock.so exec {shlex.join(counted)} "$@"\n',
             encoding="utf-8",
         )

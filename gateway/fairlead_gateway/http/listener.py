@@ -21,6 +21,8 @@ COUNTED_BYTES: Final = 16_384
 """Larger requests are counted by caller; smaller ones of all connections do not fill the limit."""
 _LARGE_BODY_BYTES: Final = 65_536  # above the first threshold, only larger requests are refused
 _FULL_SHARE: Final = 1.125  # of `bodies_bytes`; above it, small ones are refused too
+_MIN_CONNECTIONS_SHARE: Final = 0.95
+"""With fewer of the configured client connections, a gateway reports it."""
 
 
 class HttpRequest:
@@ -307,6 +309,17 @@ def max_connections(limits: Limits, max_open_files: int | None, instances: int) 
         return limits.connections
     left = max_open_files - limits.reserved_descriptors - instances * limits.instance_descriptors
     return min(limits.connections, max(limits.min_connections, left))
+
+
+def connection_warnings(taken: int, limits: Limits, max_open_files: int | None) -> list[str]:
+    """Returns a text if a worker takes clearly fewer client connections than are configured."""
+    if taken >= _MIN_CONNECTIONS_SHARE * limits.connections:
+        return []
+    return [
+        f"connections: a worker takes {taken} client connections, not {limits.connections}, since it may have only "
+        f"{max_open_files} open files; raise that limit: in a cluster that of the nodes' container runtime (such as "
+        "`LimitNOFILE` of containerd's systemd unit), elsewhere `ulimit -n`"
+    ]
 
 
 _DAY_NAMES: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")

@@ -11,11 +11,11 @@ from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_gateway.worker.disaggregation.kv_connectors import Handoff
+from fairlead_gateway.worker.dispatch.engine_address import EngineAddress
 from fairlead_gateway.worker.observability.trace_record import TraceRecord
 from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.resilience.retry import AttemptFailure
 from fairlead_gateway.worker.resilience.stall_timeout import StallTimeout
-from fairlead_gateway.worker.upstream.engine_address import EngineAddress
 from fairlead_gateway.worker.upstream.usage import Usage
 
 

@@ -10,6 +10,7 @@ from fairlead.decision import Decision
 from fairlead.fleet.model import Instance
 from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.worker.dispatch.admission_queue import AdmissionController
+from fairlead_gateway.worker.dispatch.engine_address import EngineAddresses
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.observability.trace_record import ATTEMPT, CONTINUATION
 from fairlead_gateway.worker.openai.request_timeout import TIMEOUT_HEADER, remaining_timeout_header
@@ -22,7 +23,6 @@ from fairlead_gateway.worker.resilience.failure_attribution import FailureAttrib
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
-from fairlead_gateway.worker.upstream.engine_address import EngineAddresses
 from fairlead_gateway.worker.upstream.hop_header import create_hop_id
 from fairlead_gateway.worker.upstream.request_encoder import RequestPrefixCache, encode_request
 from fairlead_gateway.worker.upstream.response import EngineResponse

@@ -18,7 +18,7 @@ from fairlead.runtime import nonblocking_log
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead_gateway.caller_key import caller_key
 from fairlead_gateway.errors import GatewayDraining, GatewayError
-from fairlead_gateway.http.listener import COUNTED_BYTES, HttpRequest, Listener, max_connections
+from fairlead_gateway.http.listener import COUNTED_BYTES, HttpRequest, Listener, connection_warnings, max_connections
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.routing import RouteRequest
@@ -71,8 +71,6 @@ if TYPE_CHECKING:  # most gateways observe nothing, and then load none of it
 
 _BODY_TYPES: Final = BODY_TYPES
 _MIN_CHECKED_BYTES: Final = 256 * 1024
-_MIN_CONNECTIONS_SHARE = 0.95
-"""With fewer of the configured client connections, a gateway reports it."""
 _INTERNAL_ERROR_MESSAGE = "the gateway met a defect; it was logged with this id"
 _log = logging.getLogger("fairlead.gateway")
 
@@ -191,14 +189,8 @@ class Gateway(RequestLifecycle):
                 _log.warning("%s", warning)
 
     def _connection_warnings(self) -> list[str]:
-        limit = self.listener.max_connections
-        if limit >= _MIN_CONNECTIONS_SHARE * self.runtime.limits.connections:
-            return []
-        return [
-            f"connections: a worker takes {limit} client connections, not {self.runtime.limits.connections}, since it "
-            f"may have only {self.runtime.max_open_files} open files; raise that limit: in a cluster that of the nodes' "
-            "container runtime (such as `LimitNOFILE` of containerd's systemd unit), elsewhere `ulimit -n`"
-        ]
+        runtime = self.runtime
+        return connection_warnings(self.listener.max_connections, runtime.limits, runtime.max_open_files)
 
     def inflight_count(self) -> int:
         """Returns the number of requests in flight."""

@@ -34,6 +34,6 @@ def _rows(day: str, target: float, seed: int) -> Iterator[ResultRow]:
     scenario = scenario_of(day, seed, "")
     scenario = replace(scenario, model=replace(scenario.model, target=target))
     found = indicators(scenario, run_scenario(AutoscalerCell(day, seed, FAIRLEAD), scenario))
-    metric = f"{day}, target {100 * target:g} %: attained minus asked"
+    metric = f"{day}, target {100 * target:g} %: attained minus target"
     yield value_row(metric, "points", round(100 * (found["attainment"] - target), 4), load_goals(NAME)[metric])
     yield value_row(f"{day}, target {100 * target:g} %: cost", "replica-hours", round(found["cost"], 2), None)
