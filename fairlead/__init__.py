@@ -2,6 +2,7 @@
 
 Start with `api` (the custom resources) and `fleet` (what is routable). Then:
 
+- `tenants`: who may call which models, and how much.
 - `manifests`: reads, checks and lints YAML files.
 - `engines`: one adapter per engine, and the containers that run engines in pods.
 - `kube`: a client of the Kubernetes API.

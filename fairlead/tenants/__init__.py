@@ -1,0 +1,4 @@
+"""Tenants: who may call which models, how much, and with what share of the engines.
+
+- `model`: `Tenant`, its limits and its keys, as immutable data that gateways work from.
+"""
