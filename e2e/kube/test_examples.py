@@ -145,13 +145,19 @@ class AppliedExample:
         return found
 
     def _gateways(self) -> list[str]:
-        """The names of gateways that stay."""
-        pods = [pod["metadata"] for pod in self.release.pods("gateway").values()]
-        return [pod["name"] for pod in pods if "deletionTimestamp" not in pod]
+        """The names of gateways that serve and stay."""
+        pods = [pod for pod in self.release.pods("gateway").values() if "deletionTimestamp" not in pod["metadata"]]
+        return [pod["metadata"]["name"] for pod in pods if _is_ready(pod)]
 
     def roles(self, role: str) -> dict[str, Manifest]:
         """Its pods of one role."""
         return {uid: pod for uid, pod in self.pods.items() if pod["metadata"]["labels"].get("fairlead.io/role") == role}
+
+
+def _is_ready(pod: Manifest) -> bool:
+    """Whether all containers of the pod run and answer."""
+    conditions = pod.get("status", {}).get("conditions", [])
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
 
 def serving(here: Kubectl, installed: HelmRelease, file: str) -> AppliedExample:

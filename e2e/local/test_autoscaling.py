@@ -16,6 +16,8 @@ from pathlib import Path
 
 import httpx
 
+from fairlead.fleet.file import parse_fleet_file
+from fairlead.fleet.model import InstanceState
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.local_stack import LocalStack
 from fairlead_testing.processes import PATIENCE_SECONDS, find_process, is_alive, wait_until
@@ -24,6 +26,8 @@ SPEED = 10
 PER_SECOND = 0.5
 """Simulated requests a simulated second: what one engine carries."""
 MANY = 5
+"""Engines that only the full load needs."""
+FEW = 3
 """Engines that the load of one does not need."""
 MANIFEST = """
 apiVersion: serving.fairlead.io/v1alpha1
@@ -84,6 +88,14 @@ def ready(up: LocalStack) -> int:
     return sum(one["state"] == "Ready" for model in fleet["models"] for one in model["instances"])
 
 
+def served(up: LocalStack) -> int:
+    """Engines that stay, as the local supervisor has them; also while the gateway is stopped."""
+    file = Path(up.state()["fleet_file"])
+    fleet = parse_fleet_file(file.read_text(), file=str(file))
+    states = [one.state for instances in fleet.instances.values() for one in instances]
+    return len(states) - states.count(InstanceState.DRAINING)
+
+
 async def until(seen: Callable[[], bool], what: str) -> None:
     """Waits for a condition during the load."""
     await asyncio.to_thread(wait_until, seen, what)
@@ -121,7 +133,7 @@ async def _story(up: LocalStack) -> None:
     load.rate = PER_SECOND * SPEED
     await until(lambda: load.sent > 20, "one engine's load is served")
     load.rate *= 5
-    await until(lambda: ready(up) >= 3, "the pool grows")
+    await until(lambda: ready(up) >= FEW, "the pool grows")
     gone = find_process(up.process.pid, "fairlead_autoscaler")
     os.kill(gone, signal.SIGKILL)
     await until(lambda: ready(up) >= MANY, "the pool carries five times the load")
@@ -129,11 +141,13 @@ async def _story(up: LocalStack) -> None:
     helper = find_process(up.process.pid, "fairlead_gateway")
     os.kill(helper, signal.SIGSTOP)  # its workers serve on, but arrivals are not reported
     await until(lambda: "is missing" in notes(up), "the autoscaler misses the gateway")
+    before, sent = served(up), load.sent
+    await until(lambda: load.sent >= sent + 20, "requests are sent while the metrics are missing")
+    assert served(up) >= before  # no engine is removed on missing metrics
     os.kill(helper, signal.SIGCONT)
     await until(lambda: "is missing" not in notes(up), "the gateway is heard again")
-    assert ready(up) >= MANY
     load.rate /= 5
-    await until(lambda: ready(up) < MANY, "the pool shrinks again")
+    await until(lambda: ready(up) < FEW, "the pool shrinks again")
     running.cancel()
     await load.finished()
     assert load.failed == []
