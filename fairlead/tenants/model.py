@@ -29,7 +29,7 @@ class CacheSharing(StrEnum):
 
 
 class Enforcement(StrEnum):
-    """How a request is counted before its length is known.
+    """The way in which a request is counted before its length is known.
 
     STRICT: with the most that it can use, so that no limit is ever exceeded.
     ESTIMATED: with what it will probably use. The rest is carried over as debt.
@@ -40,14 +40,14 @@ class Enforcement(StrEnum):
 
 
 class WithoutRedis(StrEnum):
-    """What becomes of requests that need more of a limit while Redis is away."""
+    """The answer to requests that need more of a limit while Redis is away."""
 
     ADMIT = "Admit"
     REFUSE = "Refuse"
 
 
 class LimitUnit(StrEnum):
-    """What a limit counts."""
+    """The thing that a limit counts."""
 
     REQUESTS = "requests"
     INPUT_TOKENS = "inputTokens"

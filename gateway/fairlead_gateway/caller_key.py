@@ -1,10 +1,13 @@
-"""The key under which anything is counted per caller: queued requests, service, faults, retries.
+"""The caller of a request, and the key under which anything is counted per caller: queued requests,
+service, faults, retries.
 
-Today a caller is the name of an API key. Callers of a gateway without keys cannot be distinguished,
-and count as one. Every count takes its key from here, so that another identity changes one module.
+Each caller is a tenant. Requests to a gateway without keys cannot be distinguished, and count as
+one caller. Every count takes its key from here.
 """
 
-from typing import Final, NewType, cast
+from typing import Final, NewType, cast, final
+
+from fairlead.tenants.model import Tenant
 
 CallerKey = NewType("CallerKey", str)
 """One caller. Why no class: the key is looked up for each request, and costs nothing this way."""
@@ -13,9 +16,30 @@ ANONYMOUS: Final = CallerKey("")
 """All callers of a gateway that asks for no API key."""
 
 
-def caller_key(api_key_name: str | None) -> CallerKey:
+@final
+class Caller:
+    """The tenant of a request and the API key that was used; immutable.
+
+    key: name of the API key.
+    name: the tenant's, under which the request is counted.
+    """
+
+    __slots__ = ("key", "name", "tenant")
+
+    def __init__(self, tenant: Tenant, key: str) -> None:
+        self.tenant: Final[Tenant] = tenant
+        self.key: Final[str] = key
+        self.name: Final[CallerKey] = cast(CallerKey, tenant.name)
+
+
+def caller_key(caller: Caller | None) -> CallerKey:
     """Returns the key of a caller.
 
-    api_key_name: None if the gateway asks for no API key.
+    caller: None if the gateway asks for no API key.
     """
-    return ANONYMOUS if api_key_name is None else cast(CallerKey, api_key_name)  # without a call at run time
+    return ANONYMOUS if caller is None else caller.name
+
+
+def caller_name(caller: Caller | None) -> str | None:
+    """Returns the tenant's name for logs and traces; None if the gateway asks for no API key."""
+    return None if caller is None else caller.name

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
+from fairlead_gateway.caller_key import ANONYMOUS, Caller, CallerKey
 from fairlead_gateway.errors import GatewayError, Overloaded
 from fairlead_gateway.http.request_head import RequestHead, SharedTemplates
 from fairlead_gateway.http.response_writer import ResponseWriter
@@ -32,7 +32,7 @@ class HttpRequest:
     internal_id: the gateway's own; engines and the decision log know the request by it.
     received_at: monotonic seconds at which its last byte arrived.
     received_wall: the same as Unix time.
-    caller: name of the client's API key; None without one.
+    caller: the tenant and its API key; None if no key is required.
     client_address: address of the client, set only if a log or a trace needs it.
     """
 
@@ -45,7 +45,7 @@ class HttpRequest:
         id: str,
         received_at: float,
         received_wall: float,
-        caller: str | None = None,
+        caller: Caller | None = None,
         client_address: str | None = None,
     ) -> None:
         self.head = head
@@ -61,8 +61,8 @@ class HttpRequest:
 class RequestHandler(Protocol):
     """The application behind a listener: it checks heads, and answers requests and errors."""
 
-    def admit_body(self, head: RequestHead, client_address: str | None) -> str | None:
-        """Returns the name of the request's API key; None without one.
+    def admit_body(self, head: RequestHead, client_address: str | None) -> Caller | None:
+        """Returns whose request it is; None if no API key is required.
 
         Raises GatewayError if the body behind this head is not worth waiting for.
         """

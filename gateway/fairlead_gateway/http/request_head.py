@@ -15,6 +15,7 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from fairlead.limits import Limits
+from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.errors import (
     BadRequest,
     BodyTooLarge,
@@ -51,7 +52,7 @@ class RequestHead:
     length: None for a chunked body.
     fields: names in lower case, without Content-Length.
     forwarded_fields: cache of the request encoder; the fields that engines get.
-    caller_cache: cache of `api_keys`; the API key's name, and the set of keys in which it was
+    caller_cache: cache of `api_keys`; the caller, and the set of keys in which its key was
         found.
     """
 
@@ -89,7 +90,7 @@ class RequestHead:
         self.expects_continue = expects_continue
         self.query = query
         self.forwarded_fields: bytes | None = None
-        self.caller_cache: tuple[object, str] | None = None
+        self.caller_cache: tuple[object, Caller] | None = None
         self._fields_by_name: dict[bytes, bytes] | None = None
 
     def get(self, name: bytes) -> bytes | None:

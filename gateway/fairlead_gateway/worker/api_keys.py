@@ -10,6 +10,8 @@ The key is read from `Authorization: Bearer KEY`, else from `x-api-key`.
 import hmac
 from collections.abc import Mapping
 
+from fairlead.tenants.model import CacheSharing, Tenant
+from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.errors import ApiKeysUnavailable, InvalidApiKey
 from fairlead_gateway.http.request_head import RequestHead
 
@@ -30,26 +32,31 @@ def api_key_of(head: RequestHead) -> bytes | None:
     return head.get(b"x-api-key")
 
 
+def implicit_tenant(key: str) -> Tenant:
+    """Returns the tenant of a key that no tenant lists: no limits, all models, a shared cache."""
+    return Tenant(key, cache_sharing=CacheSharing.CLUSTER)
+
+
 class ApiKeys:
     """The accepted API keys.
 
-    names: the name of each key, by its digest.
+    names: the name of each key, by its digest. Each is a tenant of its own.
     is_loaded: False until the keys file has been valid once; every request is refused until then.
     """
 
     def __init__(self, pepper: bytes, names: Mapping[bytes, str], *, is_loaded: bool = True) -> None:
         self._pepper = pepper
-        self._known: Mapping[bytes, tuple[bytes, str]] = {}
+        self._known: Mapping[bytes, tuple[bytes, Caller]] = {}
         self.replace(names)
         self.is_loaded = is_loaded
 
     def replace(self, names: Mapping[bytes, str]) -> None:
         """Replaces all accepted keys."""
-        self._known = {digest: (digest, name) for digest, name in names.items()}
+        self._known = {digest: (digest, Caller(implicit_tenant(name), name)) for digest, name in names.items()}
         self.is_loaded = True
 
-    def caller(self, head: RequestHead) -> str:
-        """Returns the name of a request's key.
+    def caller(self, head: RequestHead) -> Caller:
+        """Returns the caller that a request's key identifies.
 
         Raises InvalidApiKey without a known key, and ApiKeysUnavailable while none was loaded.
         The result is cached on the connection for as long as the accepted keys stay the same.
@@ -63,11 +70,11 @@ class ApiKeys:
         if not key:
             raise InvalidApiKey("no API key was given", hint="send the header Authorization: Bearer KEY, or x-api-key")
         digest = key_digest(key, self._pepper)
-        known, name = self._known.get(digest, (b"", ""))
-        if not hmac.compare_digest(known, digest):
+        known = self._known.get(digest)
+        if known is None or not hmac.compare_digest(known[0], digest):
             raise InvalidApiKey("this API key is unknown")
-        head.caller_cache = (self._known, name)
-        return name
+        head.caller_cache = (self._known, known[1])
+        return known[1]
 
     def is_known(self, head: RequestHead) -> bool:
         """Returns whether a request has a known key."""

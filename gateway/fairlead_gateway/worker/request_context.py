@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from fairlead.decision import Decision
 from fairlead.fleet.model import Instance
+from fairlead.tenants.model import Tenant
 from fairlead_gateway.admission.policy import AdmissionRequest, Admitted
-from fairlead_gateway.caller_key import CallerKey, caller_key
+from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
@@ -117,7 +118,8 @@ class RequestContext:
     """The state of one client request in a worker.
 
     id: the gateway's own; unique, and unknown to other clients
-    caller: under which the request is counted
+    caller: the tenant's name, under which the request is counted
+    tenant, key_name: whose request it is, and the API key; None if no key is required
     http_request, request, route_request: the request as received, parsed, and as routing sees it
     admission: set by admission control
     choice: the instance of the current attempt; None before the first
@@ -140,11 +142,13 @@ class RequestContext:
         "http_request",
         "id",
         "is_handed_over",
+        "key_name",
         "request",
         "response",
         "result",
         "route_request",
         "stall_timeout",
+        "tenant",
         "trace",
     )
 
@@ -159,7 +163,10 @@ class RequestContext:
         self.http_request = http_request
         self.response = response
         self.id = id
-        self.caller: CallerKey = caller_key(http_request.caller)
+        caller = http_request.caller
+        self.caller: CallerKey = ANONYMOUS if caller is None else caller.name
+        self.tenant: Tenant | None = None if caller is None else caller.tenant
+        self.key_name: str | None = None if caller is None else caller.key
         self.request = request
         self.route_request = route_request
         self.admission = AdmissionState()

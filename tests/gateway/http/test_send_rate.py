@@ -15,6 +15,8 @@ import pytest
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead.runtime.process_tuning import limit_kernel_unsent
+from fairlead.tenants.model import Tenant
+from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.connection import ClientConnection
 from fairlead_gateway.http.listener import HttpRequest, Listener
@@ -148,7 +150,7 @@ class Handler:
 
     def __init__(self) -> None:
         self.open: list[ResponseWriter] = []
-        self.callers: dict[str, str] = {}
+        self.callers: dict[str, Caller] = {}
 
     def admit_body(self, head: RequestHead, client_address: str | None) -> None:
         pass
@@ -386,7 +388,7 @@ def test_connection_that_has_just_closed_ends_no_check_of_the_others(error: Exce
 
 def test_callers_with_little_unsent_keep_their_connections_before_one_with_much() -> None:
     listener, loop, handler = listener_of(Limits(unsent_bytes=400_000))
-    handler.callers = {"/bulk": "steady", "/ping": "greedy"}
+    handler.callers = {"/bulk": Caller(Tenant("steady"), "prod"), "/ping": Caller(Tenant("greedy"), "prod")}
     greedy = [Wire(loop, listener) for _ in range(100)]
     for wire in greedy:
         for _ in range(7):  # some 3 kB each

@@ -15,6 +15,7 @@ import pytest
 from fairlead.errors import ManifestError
 from fairlead.fleet.file import write_fleet_file
 from fairlead.limits import Limits
+from fairlead.tenants.model import CacheSharing, Tenant
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.errors import InvalidApiKey
 from fairlead_gateway.http.request_head import RequestHead, SharedTemplates
@@ -349,10 +350,15 @@ def test_key_of_a_connection_is_checked_again_after_a_change_of_keys() -> None:
         assert found is not None
         return found[0]
 
-    assert keys.caller(head("secret", 1)) == "team-a"
+    caller = keys.caller(head("secret", 1))
+    assert (caller.name, caller.key, caller.tenant) == (
+        "team-a",
+        "team-a",
+        Tenant("team-a", cache_sharing=CacheSharing.CLUSTER),
+    ), "a key is a tenant of its own without limits"
     assert head("secret", 12).caller_cache is not None, "known again by its bytes"
     assert head("secre7", 12).caller_cache is None, "other bytes, another key"
-    assert keys.caller(head("secret", 3)) == "team-a"
+    assert keys.caller(head("secret", 3)).name == "team-a"
     keys.replace({})
     with pytest.raises(InvalidApiKey):
         keys.caller(head("secret", 3))

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from fairlead.limits import Limits
+from fairlead_gateway.caller_key import caller_name
 from fairlead_gateway.http import trace_context
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.response_writer import ResponseWriter
@@ -114,7 +115,7 @@ class AccessLog:
             outcome.cached_tokens,
             outcome.predicted_cached_tokens,
             outcome.output_tokens,
-            http_request.caller,
+            caller_name(http_request.caller),
             self._client_address(http_request),
             _trace_id(context),
             context.id,
@@ -142,7 +143,7 @@ class AccessLog:
             status,
             error,
             model=model_key,
-            caller=http_request.caller if http_request is not None else None,
+            caller=caller_name(http_request.caller) if http_request is not None else None,
             client=self._client_address(http_request, response),
         )
         self._writer.offer((http_request.received_wall if http_request is not None else self._wall(), record))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from fairlead_gateway.caller_key import caller_name
 from fairlead_gateway.http import trace_context
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.telemetry import RequestOutcome
@@ -126,7 +127,7 @@ def _request_attributes(
     optional: dict[str, AttributeValue | None] = {
         "error.type": error,
         "gen_ai.request.max_tokens": context.request.max_tokens,
-        "fairlead.caller": context.http_request.caller,
+        "fairlead.caller": caller_name(context.http_request.caller),
         "fairlead.instance": choice.instance_id if choice is not None else None,
         "fairlead.rule": choice.decision.rule if choice is not None else None,
     }

@@ -16,7 +16,7 @@ from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet
 from fairlead.runtime import nonblocking_log
 from fairlead.runtime.loop_lag import LoopLag
-from fairlead_gateway.caller_key import caller_key
+from fairlead_gateway.caller_key import Caller, caller_key
 from fairlead_gateway.errors import GatewayDraining, GatewayError
 from fairlead_gateway.http.listener import COUNTED_BYTES, HttpRequest, Listener, connection_warnings, max_connections
 from fairlead_gateway.http.request_head import RequestHead
@@ -228,12 +228,12 @@ class Gateway(RequestLifecycle):
 
     # Requests, from the listener.
 
-    def admit_body(self, head: RequestHead, client_address: str | None) -> str | None:
+    def admit_body(self, head: RequestHead, client_address: str | None) -> Caller | None:
         """Returns and raises what `check_headers` does, before the body is read."""
         return self.check_headers(head)
 
-    def check_headers(self, head: RequestHead) -> str | None:
-        """Returns the name of the request's API key; None if the path or this gateway needs none.
+    def check_headers(self, head: RequestHead) -> Caller | None:
+        """Returns whose request it is; None if the path or this gateway needs no API key.
 
         Raises InvalidApiKey, BodyTooLarge for a body where none belongs, UnknownPath,
         MethodNotAllowed, GatewayLoop, and Overloaded if memory is short.

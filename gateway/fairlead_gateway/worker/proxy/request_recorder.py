@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
+from fairlead_gateway.caller_key import caller_name
 from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome, assess_attainment
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.telemetry.handoff_record import FAILED
@@ -39,7 +40,7 @@ class RequestRecorder:
             choice.decision,
             choice.number,
             _round_half_even(prompt_tokens),
-            http_request.caller,
+            caller_name(http_request.caller),
             context.handoff_record,
         )
         if http_request.id != context.id:
