@@ -1,4 +1,4 @@
-"""Parses and formats durations, sizes, quantities and percentages.
+"""Parses and formats durations, sizes, quantities, percentages and amounts of money.
 
 Files, the API and messages use strings; all other code uses numbers.
 """
@@ -6,6 +6,7 @@ Files, the API and messages use strings; all other code uses numbers.
 import math
 import re
 from decimal import Decimal
+from typing import Final
 
 from fairlead.errors import BadInput
 
@@ -61,6 +62,54 @@ def parse_size(text: str, *, field: str = "size") -> int:
     if not re.fullmatch(SIZE_PATTERN.strip("^$"), text):
         raise BadInput(f"{text!r} is not a size", field=field, hint="write it like 512Mi, 64Gi or 2Ti")
     return int(Decimal(text[:-2]) * _SIZE_UNITS[text[-2:]])
+
+
+NANO_USD_PER_USD: Final = 1_000_000_000
+_NANO_USD_PER_TOKEN: Final = 1_000
+"""The price of a token at one dollar per million tokens, in billionths of a dollar."""
+USD_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,6})?$"
+"""Amounts of US dollars."""
+TOKEN_PRICE_PATTERN = r"^[0-9]{1,6}(\.[0-9]{1,3}0*)?$"
+"""US dollars per million tokens, in steps of 0.001: a token costs whole billionths of a dollar."""
+
+
+def parse_usd(text: str, *, field: str = "amount") -> int:
+    """Returns an amount in billionths of a US dollar: `"2.50"` → `2500000000`. Raises BadInput
+    naming `field`.
+    """
+    if not re.fullmatch(USD_PATTERN.strip("^$"), text):
+        raise BadInput(f"{text!r} is not an amount", field=field, hint='write it as text without a sign, like "2.50"')
+    return int(Decimal(text) * NANO_USD_PER_USD)
+
+
+def format_usd(nano_usd: int, decimals: int = 2) -> str:
+    """Returns billionths of a US dollar as rounded dollars: `2500000000` → `"2.50"`."""
+    return f"{Decimal(nano_usd) / NANO_USD_PER_USD:.{decimals}f}"
+
+
+def format_exact_usd(nano_usd: int) -> str:
+    """Returns billionths of a US dollar as dollars, without rounding: `400` → `"0.0000004"`."""
+    return f"{(Decimal(nano_usd) / NANO_USD_PER_USD).normalize():f}"
+
+
+def parse_token_price(text: str, *, field: str = "price") -> int:
+    """Returns the price of a token in billionths of a US dollar: `"0.40"` per million → `400`.
+
+    Raises BadInput naming `field`, also for a price finer than 0.001 per million tokens.
+    """
+    if re.fullmatch(TOKEN_PRICE_PATTERN.strip("^$"), text):
+        return int(Decimal(text) * _NANO_USD_PER_TOKEN)
+    if re.fullmatch(r"[0-9]{1,6}\.[0-9]+", text):
+        raise BadInput(
+            f"{text!r} is finer than 0.001 US dollars per million tokens", field=field, hint="round it to 0.001"
+        )
+    hint = 'write US dollars per million tokens as text, like "0.40"; at most 999999'
+    raise BadInput(f"{text!r} is not a price", field=field, hint=hint)
+
+
+def format_token_price(nano_usd: int) -> str:
+    """Returns the price of a token as US dollars per million tokens: `400` → `"0.4"`."""
+    return f"{(Decimal(nano_usd) / _NANO_USD_PER_TOKEN).normalize():f}"
 
 
 _QUANTITY_SUFFIXES = {"n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"), "": Decimal(1)}

@@ -3,7 +3,7 @@
 - `v1alpha1`: the kinds ModelDeployment and AcceleratorClass; `kinds` describes them to Kubernetes.
 - `spec/`: one module per section of a spec.
 - `status`, `conditions`: what the operator reports.
-- `metadata`, `value_types`, `strict_model`: what the types are built from.
+- `metadata`, `price`, `value_types`, `strict_model`: what the types are built from.
 - `builtin_accelerators`: the accelerator classes that need no manifest.
 - `crd`: the CustomResourceDefinitions, generated from the types.
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from fairlead.api.metadata import Metadata
+from fairlead.api.price import Price
 from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
 from fairlead.api.spec.adapters import Adapters
 from fairlead.api.spec.autoscaling import Autoscaling, ScalingMode
@@ -30,6 +31,7 @@ from fairlead.api.spec.routing import Routing
 from fairlead.api.spec.slo import Slo
 from fairlead.api.strict_model import FieldPath, Rule, StrictModel, field_error
 from fairlead.api.value_types import MAX_LABEL_VALUE_LENGTH, check_unique, list_map_schema
+from fairlead.fleet.model import TokenPrice
 
 GROUP = "serving.fairlead.io"
 VERSION = "v1alpha1"
@@ -91,7 +93,6 @@ _NO_SLEEP_CEL = "!has(self.autoscaling.sleep)"
 class ModelDeploymentSpec(StrictModel):
     """The desired state of a model: what to serve, on what hardware, and how fast."""
 
-    planned: ClassVar[frozenset[str]] = frozenset({"price"})
     renamed: ClassVar[Mapping[str, str]] = {"objectives": "slo"}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -287,6 +288,7 @@ class ModelDeploymentSpec(StrictModel):
     routing: Annotated[Routing, Field(examples=["{preset: dual-hash}"])] = Routing()
     autoscaling: Annotated[Autoscaling, Field(examples=["{mode: Auto}"])] = Autoscaling()
     rollout: Annotated[Rollout, Field(examples=["{maxSurge: 2, drainTimeout: 10m}"])] = Rollout()
+    price: Annotated[Price | None, Field(examples=['{input: "0.40", cachedInput: "0.10", output: "1.20"}'])] = None
 
     @model_validator(mode="after")
     def _check_unique_names(self) -> Self:
@@ -310,6 +312,11 @@ class ModelDeploymentSpec(StrictModel):
     def has_opaque_engine(self) -> bool:
         """True if Fairlead does not know the engine's command line (custom, external)."""
         return self.engine.type in (EngineType.CUSTOM, EngineType.EXTERNAL)
+
+    @property
+    def token_price(self) -> TokenPrice | None:
+        """The price of a token of each kind; None if the model has no price."""
+        return None if self.price is None else self.price.to_token_price()
 
     @property
     def peers(self) -> PeerTransfer | None:

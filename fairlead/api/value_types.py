@@ -101,7 +101,7 @@ ResourceName = Annotated[
     Field(json_schema_extra={"pattern": _RESOURCE_PATTERN, "minLength": 3, "maxLength": 253}),
 ]
 
-_COST_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,6})?$"
+_COST_PATTERN = units.USD_PATTERN
 Cost = Annotated[
     str,
     AfterValidator(
@@ -110,6 +110,29 @@ Cost = Annotated[
     Field(json_schema_extra={"pattern": _COST_PATTERN, "maxLength": 16}),
 ]
 """US dollars as text, so that no digit is lost."""
+
+
+def _require_price_text(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise field_error(f"must be text, not the number {value:g}", f'write "{value:g}"')
+    return value
+
+
+def _check_token_price(text: str) -> str:
+    try:
+        units.parse_token_price(text)
+    except BadInput as error:
+        raise field_error(error.message, error.hint or "") from error
+    return text
+
+
+UsdPerMillionTokens = Annotated[
+    str,
+    BeforeValidator(_require_price_text),
+    AfterValidator(_check_token_price),
+    Field(json_schema_extra={"pattern": units.TOKEN_PRICE_PATTERN, "maxLength": 16}),
+]
+"""US dollars per million tokens as text, in steps of 0.001."""
 
 
 def _check_size(text: str) -> str:

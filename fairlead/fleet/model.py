@@ -186,12 +186,34 @@ class RequestPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenPrice:
+    """The price of one token of a model, in billionths of a US dollar.
+
+    cached_input: of a prompt's tokens that the engine had in its KV cache.
+    """
+
+    input: int
+    cached_input: int
+    output: int
+
+    def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> int:
+        """Returns the cost of a request. `cached_tokens` are a part of `input_tokens`."""
+        uncached = (input_tokens - cached_tokens) * self.input
+        return uncached + cached_tokens * self.cached_input + output_tokens * self.output
+
+    def saved(self, cached_tokens: int) -> int:
+        """Returns how much more the request would have cost without its cached tokens."""
+        return cached_tokens * (self.input - self.cached_input)
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A model that clients can request: its SLO and routing.
 
     shadowed: a model in another namespace has the bare name; clients must use `namespace/name`.
     wakes: the model may have no instance, and gets one when a request is queued.
     served_names: further names by which clients reach the model.
+    price: None if the model has no price. Its use is recorded then without a cost.
     """
 
     namespace: str
@@ -202,6 +224,7 @@ class Model:
     wakes: bool = False
     served_names: tuple[str, ...] = ()
     requests: RequestPolicy = RequestPolicy()
+    price: TokenPrice | None = None
 
     @property
     def key(self) -> str:

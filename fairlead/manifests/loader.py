@@ -89,6 +89,7 @@ def to_fleet_model(deployment: ModelDeployment) -> Model:
         served_names=tuple(deployment.spec.model.served_names),
         wakes=deployment.spec.scales_from_zero,
         requests=deployment.spec.engine.to_request_policy(),
+        price=deployment.spec.token_price,
     )
 
 

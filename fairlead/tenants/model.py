@@ -7,9 +7,6 @@ applies to it. Amounts are whole numbers: requests, tokens, bytes, or billionths
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
-
-NANO_USD_PER_USD: Final = 1_000_000_000
 
 
 class Tier(StrEnum):

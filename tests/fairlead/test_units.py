@@ -2,7 +2,15 @@
 
 import pytest
 
-from fairlead.units import format_duration
+from fairlead.errors import BadInput
+from fairlead.units import (
+    format_duration,
+    format_exact_usd,
+    format_token_price,
+    format_usd,
+    parse_token_price,
+    parse_usd,
+)
 
 
 @pytest.mark.parametrize(
@@ -24,3 +32,46 @@ from fairlead.units import format_duration
 )
 def test_duration_has_three_digits_and_the_next_unit_from_a_thousand_on(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "nano_usd", "written"),
+    [
+        ("0.40", 400, "0.4"),
+        ("0", 0, "0"),
+        ("0.001", 1, "0.001"),
+        ("0.0120", 12, "0.012"),
+        ("999999", 999_999_000, "999999"),
+    ],
+)
+def test_price_per_million_tokens_is_a_whole_number_per_token(text: str, nano_usd: int, written: str) -> None:
+    assert parse_token_price(text) == nano_usd
+    assert format_token_price(nano_usd) == written
+    assert parse_token_price(written) == nano_usd
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("0.0005", "'0.0005' is finer than 0.001 US dollars per million tokens", "round it to 0.001"),
+        ("-1", "'-1' is not a price", 'write US dollars per million tokens as text, like "0.40"; at most 999999'),
+        (
+            "1000000",
+            "'1000000' is not a price",
+            'write US dollars per million tokens as text, like "0.40"; at most 999999',
+        ),
+        ("1e3", "'1e3' is not a price", 'write US dollars per million tokens as text, like "0.40"; at most 999999'),
+    ],
+)
+def test_price_that_a_token_cannot_have_is_refused(text: str, message: str, hint: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        parse_token_price(text, field="input")
+    assert (caught.value.message, caught.value.field, caught.value.hint) == (message, "input", hint)
+
+
+def test_dollars_are_exact_in_billionths() -> None:
+    assert parse_usd("2.50") == 2_500_000_000
+    assert parse_usd("0.000001") == 1_000
+    assert (format_usd(2_499_999_999), format_usd(1, 9), format_exact_usd(400)) == ("2.50", "0.000000001", "0.0000004")
+    with pytest.raises(BadInput, match="is not an amount"):
+        parse_usd("1,000")

@@ -59,6 +59,7 @@ def _to_model(item: FileModel, names: GrantedNames) -> Model:
         wakes=item.wakes,
         served_names=names.served_names,
         requests=item.to_request_policy(),
+        price=item.price.to_token_price() if item.price is not None else None,
     )
 
 

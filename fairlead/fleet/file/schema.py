@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fairlead import units
+from fairlead.api.price import Price
 from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.profile import Profile
@@ -248,6 +249,7 @@ class FileModel(StrictModel):
     unknown_fields: Annotated[UnknownFields, Field(strict=False, examples=["Refuse"])] = UnknownFields.PASS
     allowed_fields: list[RequestField] = Field(default_factory=list, max_length=64, examples=["[priority]"])
     allowed_paths: list[RequestPath] = Field(default_factory=list, max_length=64, examples=["[/v1/files]"])
+    price: Annotated[Price | None, Field(examples=['{input: "0.40", output: "1.20"}'])] = None
     instances: list[FileInstance] = Field(default_factory=list, examples=['[{url: "http://127.0.0.1:9001"}]'])
 
     @model_validator(mode="after")

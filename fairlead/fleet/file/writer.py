@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 
 from fairlead import units
 from fairlead.engine_profile import EngineProfile, builtin_profiles
-from fairlead.fleet.model import Fleet, Instance, KvPullSource, Model, RequestPolicy, UnknownFields
+from fairlead.fleet.model import Fleet, Instance, KvPullSource, Model, RequestPolicy, TokenPrice, UnknownFields
 from fairlead.manifests.yaml_nodes import resolve_scalar
 from fairlead.runtime.atomic_write import write_atomic
 
@@ -30,6 +30,8 @@ def format_fleet_file(fleet: Fleet) -> str:
             lines.append("    wakes: true")
         lines += [f"    {name}: {_format_flow(value)}" for name, value in _policy_fields(model.requests).items()]
         instances = fleet.instances.get(key, ())
+        if model.price is not None:
+            lines.append(f"    price: {_format_flow(_price_fields(model.price))}")
         lines.append("    instances:" if instances else "    instances: []")
         lines += [f"      - {_format_flow(_instance_fields(one))}" for one in instances]
     return "\n".join(lines) + "\n"
@@ -75,6 +77,10 @@ def _slo_fields(model: Model) -> dict[str, Any]:
     if values.itl_seconds is not None:
         entry["tpot"] = units.format_exact_duration(values.itl_seconds)
     return entry
+
+
+def _price_fields(price: TokenPrice) -> dict[str, str]:
+    return {to_camel(item.name): units.format_token_price(getattr(price, item.name)) for item in fields(TokenPrice)}
 
 
 def _instance_fields(one: Instance) -> dict[str, Any]:

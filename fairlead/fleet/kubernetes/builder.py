@@ -184,6 +184,7 @@ class _FleetBuilder:
                     spec.routing.preset.value,
                     wakes=spec.scales_from_zero,
                     requests=spec.engine.to_request_policy(),
+                    price=spec.token_price,
                 )
             else:
                 model = before or Model(one.namespace, one.name)

@@ -22,6 +22,7 @@ from fairlead.fleet.model import (
     Role,
     RoutingPreset,
     SloTargets,
+    TokenPrice,
     UnknownFields,
 )
 from fairlead.limits import Limits
@@ -245,6 +246,20 @@ def test_more_models_or_instances_than_the_limits_are_refused() -> None:
     assert problem.message == "there are 2 models; at most 1 are served"
 
 
+def test_price_is_exact_and_cached_tokens_cost_as_much_as_others_by_default() -> None:
+    prices = ['{input: "0.40", output: "1.2"}', '{input: "0.40", cachedInput: "0", output: "0.001"}', ""]
+    text = "models:\n" + "".join(f"  - {{name: m{at}, price: {price}}}\n" for at, price in enumerate(prices))
+    models = parse_fleet_file(text, file="f").models
+    found = [models[f"default/m{at}"].price for at in range(len(prices))]
+    assert found == [TokenPrice(400, 400, 1200), TokenPrice(400, 0, 1), None]
+
+
+def test_cost_of_a_request_is_the_sum_of_its_tokens() -> None:
+    price = TokenPrice(400, 100, 1200)
+    assert (price.cost(1000, 600, 50), price.saved(600)) == (160_000 + 60_000 + 60_000, 180_000)
+    assert price.cost(1000, 600, 50) + price.saved(600) == price.cost(1000, 0, 50)
+
+
 NAMES = st.text("abcdefgmnop-.:/ #&*!éß日\u2028\ufeff0123456789", min_size=1, max_size=12).map(lambda text: f"m{text}")
 SECONDS = st.floats(1e-6, 1e5)
 COSTS = st.floats(0, 10)
@@ -289,7 +304,8 @@ def fleets(draw: st.DrawFn) -> Fleet:
             allowed_fields=draw(st.frozensets(st.sampled_from(["priority", "lora_path", "x.y-z"]))),
             allowed_paths=draw(st.frozensets(st.sampled_from(["/v1/files", "/v1/files/*"]))),
         )
-        models[model.key] = replace(model, requests=policy)
+        price = draw(st.none() | st.builds(TokenPrice, st.integers(5, 10**6), st.integers(0, 5), st.integers(0, 10**6)))
+        models[model.key] = replace(model, requests=policy, price=price)
         instances[model.key] = tuple(
             Instance(
                 id=f"pod-{number}/{port}/0",
