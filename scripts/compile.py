@@ -53,6 +53,7 @@ DATA_PLANE = (
     "fairlead_gateway/worker/proxy/*.py",
     "fairlead_gateway/worker/reporting/*.py",
     "fairlead_gateway/worker/resilience/*.py",
+    "fairlead_gateway/worker/tenancy/*.py",
     "fairlead_gateway/worker/upstream/*.py",
     "fairlead_kvstore/blockstore/*.py",
     "fairlead_kvstore/events/*.py",

@@ -17,6 +17,7 @@ from fairlead_gateway.worker.observability.trace_record import TraceRecord
 from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.resilience.retry import AttemptFailure
 from fairlead_gateway.worker.resilience.stall_timeout import StallTimeout
+from fairlead_gateway.worker.tenancy.tenant_policy import NO_TENANT, TenantPolicy
 from fairlead_gateway.worker.upstream.usage import Usage
 
 
@@ -120,6 +121,7 @@ class RequestContext:
     id: the gateway's own; unique, and unknown to other clients
     caller: the tenant's name, under which the request is counted
     tenant, key_name: whose request it is, and the API key; None if no key is required
+    policy: of the tenant; set by the gateway
     http_request, request, route_request: the request as received, parsed, and as routing sees it
     admission: set by admission control
     choice: the instance of the current attempt; None before the first
@@ -143,6 +145,7 @@ class RequestContext:
         "id",
         "is_handed_over",
         "key_name",
+        "policy",
         "request",
         "response",
         "result",
@@ -167,6 +170,7 @@ class RequestContext:
         self.caller: CallerKey = ANONYMOUS if caller is None else caller.name
         self.tenant: Tenant | None = None if caller is None else caller.tenant
         self.key_name: str | None = None if caller is None else caller.key
+        self.policy: TenantPolicy = NO_TENANT
         self.request = request
         self.route_request = route_request
         self.admission = AdmissionState()

@@ -6,7 +6,7 @@ tools, response format, template and truncation. A prompt for whose log probabil
 computes all of it has a chain of its own.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import xxhash
@@ -26,12 +26,42 @@ from fairlead_gateway.worker.openai.schemas import (
 
 _MAX_SESSION_CHARACTERS: Final = 256
 _NO_TOOLS: Final = (b"null", b"[]")
+_MAX_CACHED_STARTS: Final = 1_024
+
+
+class CacheScope:
+    """The requests that share cached blocks with one another, and with no others.
+
+    salt: the cache salt that all of them have.
+    """
+
+    __slots__ = ("_starts", "salt")
+
+    def __init__(self, salt: str) -> None:
+        self.salt = salt
+        self._starts: dict[str, Any] = {}
+
+    def chain_start(self, model_key: str, chain_starts: ChainStarts) -> Any:
+        """Returns the start of the scope's prefix hashes that only the model decides."""
+        start = self._starts.get(model_key)
+        if start is None:
+            if len(self._starts) >= _MAX_CACHED_STARTS:
+                self._starts.clear()
+            start = self._starts[model_key] = chain_starts.of_seed(_joined([model_key.encode(), _salt_part(self.salt)]))
+        return start
 
 
 def build_route_request(
-    request: ModelRequest, head: RequestHead, request_id: str, chain_starts: ChainStarts
+    request: ModelRequest,
+    head: RequestHead,
+    request_id: str,
+    chain_starts: ChainStarts,
+    scope: CacheScope | None = None,
 ) -> RouteRequest:
-    """Returns what routing needs: the prefix hashes, the size and the session of a request."""
+    """Returns what routing needs: the prefix hashes, the size and the session of a request.
+
+    scope: of the request's tenant; None if it shares caches with all others.
+    """
     text, start, end = request.client_body, request.messages_start, request.messages_end
     if end == 0:
         text = (
@@ -40,17 +70,18 @@ def build_route_request(
             else request.body or (request.target or "").encode()
         )
         end = len(text)
-    chain_start = (
-        chain_starts.of_seed(_chain_seed(request, request_id))
-        if request.has_cache_variants
-        else chain_starts.of_model(request.model_key)
-    )
+    if request.has_cache_variants:
+        chain_start = chain_starts.of_seed(_chain_seed(request, request_id))
+    elif scope is not None:
+        chain_start = scope.chain_start(request.model_key, chain_starts)
+    else:
+        chain_start = chain_starts.of_model(request.model_key)
     chain = hash_blocks(text, chain_start, start=start, end=end)
     session = _session_id(request, head)
     pinned_session = (
         None
         if session is None or not _is_one_conversation(request, head)
-        else session_hash(session, request.model_key, chain_starts.secret)
+        else session_hash(session, request.model_key, chain_starts.secret, "" if scope is None else scope.salt)
     )
     tokens = (end - start) / BYTES_PER_TOKEN
     route_request = RouteRequest(request_id, chain, tokens, request.max_tokens, session, pinned_session)
@@ -58,13 +89,14 @@ def build_route_request(
     return route_request
 
 
-def session_hash(session: str, key: str, secret: bytes) -> int:
+def session_hash(session: str, key: str, secret: bytes, salt: str = "") -> int:
     """Returns the hash of a conversation that gateways exchange; it reveals nothing without the
     secret.
 
     key: the model's.
+    salt: of the cache scope.
     """
-    return xxhash.xxh3_64_intdigest(session.encode(), xxhash.xxh3_64_intdigest(key.encode() + secret))
+    return xxhash.xxh3_64_intdigest(session.encode(), xxhash.xxh3_64_intdigest(key.encode() + secret + salt.encode()))
 
 
 def _prompt_text(fields: CommonFields) -> bytes:
@@ -86,8 +118,9 @@ def _chain_seed(request: ModelRequest, request_id: str) -> bytes:
     key = request.model_key.encode()
     parts = [key]
     fields = request.fields
-    if fields.cache_salt:
-        parts.append(b"salt" + fields.cache_salt.encode())
+    salt = request.cache_salt or fields.cache_salt
+    if salt:
+        parts.append(_salt_part(salt))
     if isinstance(fields, ChatRequest) and fields.tools is not msgspec.UNSET and bytes(fields.tools) not in _NO_TOOLS:
         parts.append(b"tools" + bytes(fields.tools))
     if isinstance(fields, GenerationFields) and fields.response_format is not msgspec.UNSET:
@@ -96,9 +129,15 @@ def _chain_seed(request: ModelRequest, request_id: str) -> bytes:
         parts.append(b"fields" + request.cache_variant)
     if reads_no_cache(fields):
         parts.append(b"id" + request_id.encode())
-    if len(parts) == 1:
-        return key
-    return b"".join(xxhash.xxh3_64_digest(part) for part in parts)
+    return key if len(parts) == 1 else _joined(parts)
+
+
+def _salt_part(salt: str) -> bytes:
+    return b"salt" + salt.encode()
+
+
+def _joined(parts: list[bytes]) -> bytes:
+    return b"".join([xxhash.xxh3_64_digest(part) for part in parts])
 
 
 def _session_id(request: ModelRequest, head: RequestHead) -> str | None:

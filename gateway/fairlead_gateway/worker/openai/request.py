@@ -50,12 +50,14 @@ class ModelRequest:
     max_tokens: the client's limit of the response.
     sequences: answers that an engine computes for the prompt.
     resumable: whether `can_resume`; None if that was not computed when the body was parsed.
+    cache_salt: the salt of the tenant's cache scope; None without one.
 
     Why 8 parameters: body, model and what differs by path; the rest comes with `parsed`.
     """
 
     __slots__ = (
         "body",
+        "cache_salt",
         "cache_variant",
         "client_body",
         "decoded_fields",
@@ -107,6 +109,7 @@ class ModelRequest:
         self.method = method
         self.target = target
         self.resumable: bool | None = None
+        self.cache_salt: str | None = None
 
     @property
     def fields(self) -> CommonFields:

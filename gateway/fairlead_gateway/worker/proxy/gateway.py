@@ -22,7 +22,6 @@ from fairlead_gateway.http.listener import COUNTED_BYTES, HttpRequest, Listener,
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.routing import RouteRequest
-from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import DecisionLog
 from fairlead_gateway.worker.api_keys import ApiKeys
@@ -37,7 +36,6 @@ from fairlead_gateway.worker.openai.passthrough import (
     is_passthrough_path,
     parse_passthrough_request,
 )
-from fairlead_gateway.worker.openai.prefix_key import build_route_request
 from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest, build_model_request, parse_request
 from fairlead_gateway.worker.proxy.attempt import Attempt
 from fairlead_gateway.worker.proxy.continuation import can_resume
@@ -64,6 +62,7 @@ from fairlead_gateway.worker.proxy.request_recorder import CLIENT_CLOSED_STATUS,
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies
 from fairlead_gateway.worker.upstream.hop_header import check_hops, create_hop_id
 
 if TYPE_CHECKING:  # most gateways observe nothing, and then load none of it
@@ -132,7 +131,7 @@ class Gateway(RequestLifecycle):
         self.memory_pressure.start(runtime.loop)
         self._api_keys = secrets.api_keys
         self._hop_id = create_hop_id(secrets.hash_secret)
-        self._chain_starts = ChainStarts(secrets.hash_secret)
+        self._policies = TenantPolicies(secrets.hash_secret)
         self._scan_bounds = ScanBounds(limits)
         self.stack = ForwardingStack(
             runtime,
@@ -326,7 +325,7 @@ class Gateway(RequestLifecycle):
             request = parse_request(head.path, body, fleet, limits, self._client_names, self._scan_bounds)
         else:
             request = parse_passthrough_request(head, body, fleet, limits)
-        return request, build_route_request(request, head, request_id, self._chain_starts)
+        return request, self._policies.build_route_request(request, http_request, request_id)
 
     def _parse_large(
         self, http_request: HttpRequest, fleet: Fleet, request_id: str
@@ -339,7 +338,7 @@ class Gateway(RequestLifecycle):
         else:
             request = build_passthrough_request(head, body, fleet, checker.parse_body)
         request.resumable = can_resume(request)  # it searches the whole body
-        return request, build_route_request(request, head, request_id, self._chain_starts)
+        return request, self._policies.build_route_request(request, http_request, request_id)
 
     def _create_context(
         self,
@@ -352,6 +351,7 @@ class Gateway(RequestLifecycle):
         prompt_tokens = self.stack.routers.serving.prompt_tokens(request.model_key, route_request)
         self.telemetry.record_received(request.model_key, prompt_tokens)
         context = RequestContext(http_request, response, request_id, request, route_request)
+        context.policy = self._policies.of(http_request.caller)
         if self._tracer is not None:
             context.trace = self._tracer.start_trace(http_request)
         return context

@@ -24,6 +24,7 @@ from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.worker.tenancy.placement_privacy import BodyRewriter, CachedTokensFilter, shown_headers
 from fairlead_gateway.worker.upstream.request_encoder import (
     JSON_TYPE,
     RouteHeaderCache,
@@ -92,7 +93,7 @@ class ResponseRelay(StreamEnding):
         elif engine_response.scanner.error is not None:
             self._refuse_stream(context, engine_response)
             return True
-        rewriter = _served_name_rewriter(context, engine_response)
+        rewriter = _body_rewriter(context, engine_response)
         if rewriter is not None:
             engine_response.rewrite_events = rewriter.rewrite_events
             engine_response.rewrite_chunks = rewriter.rewrite_chunks
@@ -102,7 +103,8 @@ class ResponseRelay(StreamEnding):
         elif rewriter is None:
             length = _content_length(engine_response.headers)
         response.on_backpressure = attempt.set_paused
-        headers = relayed_headers(engine_response.headers) + self.response_headers(context, self._now())
+        headers = relayed_headers(_shown_headers(context, engine_response))
+        headers += self.response_headers(context, self._now())
         response.start_stream(engine_response.status, headers, length=length)
         response.accepts_comments = response.accepts_comments and engine_response.is_stream
         if self._hand_over(attempt, engine_response):
@@ -136,7 +138,7 @@ class ResponseRelay(StreamEnding):
     def relay_buffered(self, context: RequestContext, engine_response: EngineResponse, now: float) -> None:
         """Sends a whole plain response."""
         body, content_type = engine_response.buffered_body, JSON_TYPE
-        headers = relayed_headers(engine_response.headers, exclude=b"content-type")
+        headers = relayed_headers(_shown_headers(context, engine_response), exclude=b"content-type")
         headers += self.response_headers(context, now)
         if context.request.is_passthrough and b"content-type" in engine_response.headers:
             content_type = engine_response.headers[b"content-type"].decode("latin-1")
@@ -144,13 +146,19 @@ class ResponseRelay(StreamEnding):
             context.result.error = ENGINE_REFUSED
             if not is_error_object(body):
                 content_type, body = JSON_TYPE, not_served_body(engine_response.status, context.http_request.id)
-        rewriter = _served_name_rewriter(context, engine_response)
+        rewriter = _body_rewriter(context, engine_response)
         body = body if rewriter is None else rewriter.rewrite(body)
         context.response.send(engine_response.status, headers, body, content_type=content_type)
 
     def response_headers(self, context: RequestContext, now: float) -> str:
-        """Returns the headers that say where a request went, why, and how long that took."""
+        """Returns the headers that say where a request went, why, and how long that took.
+
+        A tenant that is not shown them gets the id of the decision only.
+        """
         choice = context.choice
+        trace = context.trace.response_header if context.trace is not None else ""
+        if not context.policy.shows_placement:
+            return f"x-fairlead-decision: {context.id}\r\n{trace}"
         if choice is None:
             route, rule = route_header("gateway"), "none"
         else:
@@ -161,7 +169,6 @@ class ResponseRelay(StreamEnding):
             timing = server_timing(now - received_at - queued_seconds, -1.0, queued_seconds)
         else:
             timing = server_timing(dispatched_at - received_at - queued_seconds, now - dispatched_at, queued_seconds)
-        trace = context.trace.response_header if context.trace is not None else ""
         return f"{route}{rule}\r\nx-fairlead-decision: {context.id}\r\nserver-timing: {timing}\r\n{trace}"
 
     def _refuse_stream(self, context: RequestContext, engine_response: EngineResponse) -> None:
@@ -268,6 +275,17 @@ def end_incomplete(context: RequestContext, error: GatewayError) -> None:
         context.response.end_with_error(error_event(text, error.code, context.http_request.id))
     else:
         context.response.abort()
+
+
+def _shown_headers(context: RequestContext, engine_response: EngineResponse) -> dict[bytes, bytes]:
+    headers = engine_response.headers
+    return headers if context.policy.shows_placement else shown_headers(headers)
+
+
+def _body_rewriter(context: RequestContext, engine_response: EngineResponse) -> BodyRewriter | None:
+    """Returns the rewriter of a response's body; None if it goes to the client as it is."""
+    rewriter = _served_name_rewriter(context, engine_response)
+    return rewriter if context.policy.shows_placement else CachedTokensFilter(rewriter)
 
 
 def _served_name_rewriter(context: RequestContext, engine_response: EngineResponse) -> ServedNameRewriter | None:

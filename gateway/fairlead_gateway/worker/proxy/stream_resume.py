@@ -18,6 +18,7 @@ from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher
 from fairlead_gateway.worker.proxy.continuation import SentText, resume_body, splice_events, total_usage
 from fairlead_gateway.worker.proxy.relayed_stream import GapRecorder, SseKeepAlive
 from fairlead_gateway.worker.resilience.retry import RetryBudget
+from fairlead_gateway.worker.tenancy.placement_privacy import hide_in_events
 from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.response import EngineResponse
@@ -64,7 +65,10 @@ class StreamResume:
             attempt.send()
             engine_response = attempt.engine_response
             assert engine_response is not None
-            engine_response.rewrite_events = partial(splice_events, sent=sent)
+            splice = partial(splice_events, sent=sent)
+            engine_response.rewrite_events = (
+                splice if context.policy.shows_placement else partial(hide_in_events, splice)
+            )
             error = await engine_response.verdict
             if error is not None and not error.is_stale:
                 self._failures.on_stream_failed(context, attempt.instance_id, error.cause)

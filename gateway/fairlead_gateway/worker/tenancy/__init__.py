@@ -1,0 +1,6 @@
+"""The effects of a tenant on its requests: cache isolation, service class, what it is shown.
+
+- `cache_salt`: keeps the KV cache of a tenant, or of a group of tenants, apart from others.
+- `tenant_policy`: a tenant as requests read it, and the stage that isolates a parsed request.
+- `placement_privacy`: removes from responses what the caches of other tenants could show through.
+"""
