@@ -256,6 +256,10 @@ class CliSettings:
         "API key that `fairlead chat` and `fairlead replay` send to the gateway", secret=True
     )
     manage_token: str | None = _setting("bearer token for the gateway's management API", secret=True)
+    key_pepper: str | None = _setting(
+        "the secret under which `fairlead keys` makes digests, as gateways have it; in a cluster it is read from them",
+        secret=True,
+    )
 
     def __repr__(self) -> str:
         return masked_repr(self)

@@ -14,10 +14,11 @@ def main() -> None:
         from pathlib import Path
 
         from fairlead.errors import FairleadError, plain_text
-        from fairlead_cli.app import build_app
+        from fairlead_cli.app import build_app, with_default_verb
 
         try:
-            build_app(Path(sys.argv[0]).name, sys.argv[1:])()
+            arguments = with_default_verb(sys.argv[1:])
+            build_app(Path(sys.argv[0]).name, arguments)(arguments)
         except FairleadError as error:
             print(plain_text(f"fairlead: {error}"), file=sys.stderr)
             sys.exit(2)

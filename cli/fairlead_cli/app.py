@@ -76,6 +76,16 @@ VERBS: Final = {
     "rollout undo": Verb(
         OPERATE, "operations.rollout:rollout_undo", "Run an earlier revision of a model. Its spec stays."
     ),
+    "tenants list": Verb(
+        OPERATE, "access.tenants:tenants_list", "Show the tenants: tier, weight, models, keys and limits."
+    ),
+    "tenants show": Verb(
+        OPERATE, "access.tenants:tenants_show", "Show one tenant with its keys, limits and when they were last used."
+    ),
+    "keys create": Verb(OPERATE, "access.keys:keys_create", "Create an API key of a tenant, and print it once."),
+    "keys list": Verb(OPERATE, "access.keys:keys_list", "Show API keys: expiry and last use."),
+    "keys rotate": Verb(OPERATE, "access.keys:keys_rotate", "Replace an API key: the old one stays valid for a while."),
+    "keys revoke": Verb(OPERATE, "access.keys:keys_revoke", "Revoke an API key of a tenant."),
     "chat": Verb(
         OPERATE, "operations.chat:chat", "Talk to a model in the terminal; /why explains where the answer came from."
     ),
@@ -119,10 +129,23 @@ NOUNS: Final = {
     "local": "Look at what runs on this machine.",
     "explain": "Explain a request's route, where a prompt would go, and a model's replicas.",
     "index": "Look into the index: cached prefixes of instances, consistency, and changes.",
+    "tenants": "Look at the tenants that may call models. Without a verb: list them.",
+    "keys": "Create, list, rotate and revoke the API keys of tenants.",
     "airgap": "Carry a release to a cluster without internet.",
     "rollout": "Follow, pause, resume and undo the rollout of a model in a cluster.",
 }
 """Nouns with verbs of their own → one sentence for the help."""
+_DEFAULT_VERBS: Final = {"tenants": "list"}
+"""Noun → the verb that it means alone, or before an option."""
+
+
+def with_default_verb(arguments: Sequence[str]) -> list[str]:
+    """Returns the command line with the verb that its noun means, if it has none."""
+    verb = _DEFAULT_VERBS.get(arguments[0]) if arguments else None
+    is_missing = len(arguments) == 1 or (len(arguments) > 1 and arguments[1].startswith("-"))
+    if verb is None or not is_missing or any(word in ("--help", "-h") for word in arguments[1:2]):
+        return list(arguments)
+    return [arguments[0], verb, *arguments[1:]]
 
 
 def build_app(program: str = "fairlead", arguments: Sequence[str] = ()) -> App:

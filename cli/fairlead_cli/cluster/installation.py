@@ -93,6 +93,13 @@ class Installation:
         """Returns the secret of the prefix hashes. Raises BadInput without the right to read it."""
         return self._variable(self._gateway(), "FAIRLEAD_HASH_SECRET") or ""
 
+    def key_pepper(self) -> str | None:
+        """Returns the secret under which digests of API keys are made.
+
+        It is None when gateways require no key. Raises BadInput without the right to read it.
+        """
+        return self._variable(self._gateway(), "FAIRLEAD_KEY_PEPPER")
+
     def api_key(self) -> str | None:
         """Returns the first API key of the installation; None when gateways require none.
 

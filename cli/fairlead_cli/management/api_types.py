@@ -244,3 +244,29 @@ def short_instance_name(instance_id: str) -> str:
     if port and (name == "localhost" or "." in name or ":" in name):
         name = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
     return name if rank in ("", "0") else f"{name}/{rank}"
+
+
+class KeyUse(Struct, frozen=True):
+    """The use of an API key, as one gateway counted it.
+
+    digest: the beginning of the key's digest.
+
+    last_used_at: in Unix time, to the minute; None if the gateway has not seen it since it started.
+    """
+
+    digest: str
+    last_used_at: float | None = None
+
+
+class TenantUse(Struct, frozen=True):
+    """The keys of a tenant that one gateway accepts."""
+
+    name: str
+    keys: list[KeyUse] = field(default_factory=list)
+
+
+class TenantList(Struct, frozen=True):
+    """The tenants of one gateway. ``started_at``: of the gateway, in Unix time."""
+
+    started_at: float
+    tenants: list[TenantUse] = field(default_factory=list)

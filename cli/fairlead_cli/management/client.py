@@ -61,6 +61,10 @@ class ManagementClient:
         """Returns the last minute and the totals."""
         return await self._get("/api/stats", api_types.GatewayStats)
 
+    async def tenants(self) -> api_types.TenantList:
+        """Returns the tenants, and when their keys were used last."""
+        return await self._get("/api/tenants", api_types.TenantList)
+
     async def decisions(self, limit: int, model: str | None = None) -> api_types.DecisionList:
         """Returns the last decisions, newest first."""
         filter_ = {"model": model} if model else {}

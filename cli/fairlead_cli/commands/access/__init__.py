@@ -1,0 +1,1 @@
+"""Verbs that show tenants, and create and revoke their API keys."""

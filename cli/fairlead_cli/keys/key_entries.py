@@ -1,0 +1,115 @@
+"""Changes of a tenant's list of keys. Pure: each function returns a new list.
+
+Two entries may have the same name: the key that is replaced, and the one that replaces it. So
+limits of this name hold for both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fairlead.errors import BadInput
+from fairlead.names import closest_matches
+from fairlead_cli.cluster.timestamps import parse_time
+from fairlead_cli.keys.api_key import format_time
+from fairlead_cli.tenants.store import Entry
+
+SHORT_DIGEST: Final = 12
+_MIN_PREFIX: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class KeyOwner:
+    """The tenant whose list is changed, and the program's name in hints."""
+
+    tenant: str
+    program: str = "fairlead"
+
+
+def is_expired(entry: Entry, now: float) -> bool:
+    """Returns whether the key of an entry is no longer accepted."""
+    expires_at = parse_time(entry["expiresAt"]) if entry.get("expiresAt") else None
+    return expires_at is not None and expires_at <= now
+
+
+def add_key(entries: Sequence[Entry], new: Entry, now: float, owner: KeyOwner) -> list[Entry]:
+    """Returns the list with a new key, without expired ones of its name.
+
+    Raises BadInput if a valid key has the name.
+    """
+    name = new["name"]
+    if any(entry.get("name") == name and not is_expired(entry, now) for entry in entries):
+        raise BadInput(
+            f"the tenant {owner.tenant} has a key {name}",
+            field="NAME",
+            hint=f"choose another name, or replace the key: {owner.program} keys rotate {owner.tenant} {name}",
+        )
+    return [*(entry for entry in entries if entry.get("name") != name), new]
+
+
+def rotate_key(
+    entries: Sequence[Entry], new: Entry, now: float, overlap_seconds: float, owner: KeyOwner
+) -> list[Entry]:
+    """Returns the list with a new key and the one that it replaces.
+
+    The old key expires after the overlap, unless it expires earlier. Without an overlap it is
+    removed. Expired keys of the name are removed.
+
+    Raises BadInput if no valid key has the name.
+    """
+    name = new["name"]
+    if not any(entry.get("name") == name and not is_expired(entry, now) for entry in entries):
+        raise _unknown_key(entries, name, owner)
+    changed: list[Entry] = []
+    for entry in entries:
+        if entry.get("name") != name:
+            changed.append(entry)
+        elif overlap_seconds > 0 and not is_expired(entry, now):
+            changed.append(_expiring_by(entry, now + overlap_seconds))
+    return [*changed, new]
+
+
+def revoke_key(
+    entries: Sequence[Entry], name: str, digest_prefix: str | None, owner: KeyOwner
+) -> tuple[list[Entry], list[Entry]]:
+    """Returns the list without the keys of a name, and the removed entries.
+
+    digest_prefix: only the key whose digest begins with it; None for all of the name.
+
+    Raises BadInput if there is no such key.
+    """
+    if digest_prefix is not None and len(digest_prefix) < _MIN_PREFIX:
+        raise BadInput(
+            f"--digest: {digest_prefix!r} is too short",
+            field="--digest",
+            hint=f"give at least {_MIN_PREFIX} characters; `{owner.program} keys list {owner.tenant}` shows them",
+        )
+    prefix = (digest_prefix or "").lower()
+    removed = [
+        entry
+        for entry in entries
+        if entry.get("name") == name and str(entry.get("digest", "")).lower().startswith(prefix)
+    ]
+    if not removed:
+        if prefix and any(entry.get("name") == name for entry in entries):
+            hint = f"`{owner.program} keys list {owner.tenant}` shows the digests"
+            raise BadInput(f"no key {name} has a digest that begins with {prefix}", field="--digest", hint=hint)
+        raise _unknown_key(entries, name, owner)
+    return [entry for entry in entries if entry not in removed], removed
+
+
+def short_digest(entry: Entry) -> str:
+    """Returns the beginning of a digest, which identifies a key to people."""
+    return str(entry.get("digest", ""))[:SHORT_DIGEST]
+
+
+def _expiring_by(entry: Entry, end: float) -> Entry:
+    known = parse_time(entry["expiresAt"]) if entry.get("expiresAt") else None
+    return entry if known is not None and known <= end else {**entry, "expiresAt": format_time(end)}
+
+
+def _unknown_key(entries: Sequence[Entry], name: str, owner: KeyOwner) -> BadInput:
+    names = sorted({str(entry.get("name")) for entry in entries})
+    near = closest_matches(name, names) or names
+    hint = f"keys of {owner.tenant}: {', '.join(near[:5])}" if near else f"{owner.tenant} has no key"
+    return BadInput(f"the tenant {owner.tenant} has no valid key {name}", field="NAME", hint=hint)

@@ -1,0 +1,120 @@
+"""The ModelTenants of a cluster.
+
+A change is written only if the object is the one that was read. Otherwise it is read
+and changed again, so that two administrators never lose each other's keys.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
+
+from fairlead.errors import BadInput
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import Conflict, Forbidden, NotFound
+from fairlead.kube.resources import MODEL_TENANTS, Manifest, metadata_of, name_of
+from fairlead_cli.cluster.access.connection import connect
+from fairlead_cli.cluster.installation import Installation
+from fairlead_cli.cluster.missing_value import MissingValue, value_or_missing
+from fairlead_cli.tenants.store import PEPPER_VARIABLE, Entry, KeyEdit, keys_of, unknown_tenant
+
+_FIELD_MANAGER: Final = "fairlead-cli"
+_ATTEMPTS: Final = 10
+_T = TypeVar("_T")
+
+
+class ClusterTenantStore:
+    """The ModelTenants of the cluster in which an installation is."""
+
+    place = "the cluster"
+
+    def __init__(self, installation: Installation) -> None:
+        self._installation = installation
+
+    def pepper(self) -> str:
+        """Returns the pepper of the gateways, or that of the environment.
+
+        Raises BadInput without the right to read its Secret, and if gateways require no key.
+        """
+        pepper = os.environ.get(PEPPER_VARIABLE) or self._installation.key_pepper()
+        if not pepper:
+            raise BadInput(
+                f"the gateways in {self._installation.namespace} have no {PEPPER_VARIABLE}, and require no API key",
+                hint="set auth.enabled in the chart's values",
+            )
+        return pepper
+
+    def tenants(self) -> Sequence[Manifest]:
+        """Returns all ModelTenants, by name."""
+        return self._run(_list)
+
+    def tenant(self, name: str) -> Manifest:
+        """Returns one ModelTenant. Raises BadInput if there is none of this name."""
+        return self._run(lambda api: _get(api, name))
+
+    def edit_keys(self, name: str, edit: KeyEdit) -> None:
+        """Changes the keys of a tenant; after a conflict, those that it has by then."""
+        self._run(lambda api: edit_keys(api, name, edit))
+
+    def add_revoked(self, entries: Sequence[Entry]) -> str | None:
+        """Returns None: in a cluster, a key is revoked with the ModelTenant alone."""
+        return None
+
+    def _run(self, request: Callable[[KubeApi], Awaitable[_T]]) -> _T:
+        async def run() -> _T:
+            async with connect(self._installation.access) as (api, _):
+                return await request(api)
+
+        return asyncio.run(run())
+
+
+async def edit_keys(api: KubeApi, name: str, edit: KeyEdit) -> None:
+    """Changes the keys of a tenant. Raises Conflict after ten changes by others meanwhile."""
+    for attempt in range(_ATTEMPTS):
+        tenant = await _get(api, name)
+        patch = {
+            "metadata": {"resourceVersion": metadata_of(tenant)["resourceVersion"]},
+            "spec": {"keys": edit(keys_of(tenant))},
+        }
+        try:
+            await api.patch_merge(MODEL_TENANTS, None, name, patch, _FIELD_MANAGER)
+        except Conflict:
+            if attempt == _ATTEMPTS - 1:
+                raise
+        except Forbidden as error:
+            missing = await value_or_missing(_raise(error))
+            raise _forbidden(f"the ModelTenant {name} cannot be changed", missing, "patch") from None
+        else:
+            return
+
+
+async def _get(api: KubeApi, name: str) -> Manifest:
+    try:
+        return await api.get(MODEL_TENANTS, None, name)
+    except NotFound:
+        names = [name_of(tenant) for tenant in await _list(api)]
+        raise unknown_tenant(name, names, ClusterTenantStore.place) from None
+    except Forbidden as error:
+        missing = await value_or_missing(_raise(error))
+        raise _forbidden(f"the ModelTenant {name} cannot be read", missing, "get") from None
+
+
+async def _list(api: KubeApi) -> Sequence[Manifest]:
+    found = await value_or_missing(api.list(MODEL_TENANTS))
+    if not isinstance(found, MissingValue):
+        return sorted(found.items, key=name_of)
+    if found.is_forbidden:
+        raise _forbidden("the ModelTenants cannot be listed", found, "list")
+    hint = "install the CRDs of this release; `fairlead check` says what is missing"
+    raise BadInput(f"the ModelTenants cannot be listed: {found.reason}", hint=hint)
+
+
+async def _raise(error: Exception) -> object:
+    raise error
+
+
+def _forbidden(what: str, missing: object, verb: str) -> BadInput:
+    reason = missing.reason if isinstance(missing, MissingValue) else str(missing)
+    right = f"{verb} {MODEL_TENANTS.plural}.{MODEL_TENANTS.group}"
+    hint = f"ask for the right to `{right}` in the whole cluster; the chart's role fairlead-tenant-admin has it"
+    return BadInput(f"{what}: {reason}", hint=hint)

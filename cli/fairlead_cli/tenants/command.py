@@ -1,0 +1,52 @@
+"""``fairlead tenants``: from the options to the exit code."""
+
+import sys
+
+from fairlead.errors import plain_text
+from fairlead.kube.resources import Manifest, metadata_of
+from fairlead.runtime.clock import SystemClock
+from fairlead_cli.console import terminal_text
+from fairlead_cli.errors import ClusterUnreachable
+from fairlead_cli.exit_codes import OK, UNREACHABLE, report_failure
+from fairlead_cli.keys.text_output import ListedKey
+from fairlead_cli.output import OutputFormat, format_document, is_document
+from fairlead_cli.tenants.key_use import read_key_uses
+from fairlead_cli.tenants.selection import TenantsOptions, open_tenants
+from fairlead_cli.tenants.store import keys_of
+from fairlead_cli.tenants.text_output import render_tenant, render_tenants
+
+
+def run_list(where: TenantsOptions, output: OutputFormat) -> int:
+    """Prints all tenants and returns the exit code. Raises BadInput and KubeError."""
+    try:
+        with open_tenants(where) as place:
+            tenants = place.store.tenants()
+    except ClusterUnreachable as error:
+        return report_failure("tenants", error, UNREACHABLE)
+    if is_document(output):
+        print(format_document({"tenants": [_to_plain(tenant) for tenant in tenants]}, output))
+    else:
+        print(terminal_text(render_tenants(tenants, is_wide=output == "wide")))
+    return OK
+
+
+def run_show(where: TenantsOptions, name: str, output: OutputFormat) -> int:
+    """Prints one tenant and returns the exit code. Raises BadInput and KubeError."""
+    try:
+        with open_tenants(where) as place:
+            tenant = place.store.tenant(name)
+            uses = read_key_uses(place)
+    except ClusterUnreachable as error:
+        return report_failure("tenants", error, UNREACHABLE)
+    for problem in uses.problems:
+        print(plain_text(f"last use unknown: {problem}"), file=sys.stderr)
+    if is_document(output):
+        keys = [ListedKey(name, entry).to_plain(uses) for entry in keys_of(tenant)]
+        print(format_document({**_to_plain(tenant), "keys": keys}, output))
+    else:
+        print(terminal_text(render_tenant(tenant, uses, SystemClock().wall())))
+    return OK
+
+
+def _to_plain(tenant: Manifest) -> Manifest:
+    return {"name": metadata_of(tenant)["name"], "spec": tenant.get("spec") or {}}

@@ -1,0 +1,81 @@
+"""Chooses where the ModelTenants are: in a file, or in a cluster."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairlead.errors import BadInput
+from fairlead.settings import CliSettings, read_settings
+from fairlead_cli.addresses import service_url
+from fairlead_cli.management.endpoints import ManagementEndpoint, gateway_endpoints
+from fairlead_cli.target import ClusterOptions, is_cluster_target
+from fairlead_cli.tenants.file_store import FileTenantStore
+from fairlead_cli.tenants.store import TenantStore
+
+
+@dataclass(frozen=True, slots=True)
+class TenantsOptions:
+    """Options that name a file of ModelTenants, or a cluster.
+
+    file, revoked: the files of tenants and of revoked keys; None for a cluster.
+    manage: management address of a gateway that reads the file.
+    """
+
+    cluster: ClusterOptions
+    file: Path | None = None
+    revoked: Path | None = None
+    manage: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantsPlace:
+    """A store of ModelTenants, and the gateways that use them.
+
+    endpoints: raises FairleadError when no gateway can be reached.
+    """
+
+    store: TenantStore
+    _options: TenantsOptions
+    _installation: "object | None" = None
+
+    def endpoints(self) -> Sequence[ManagementEndpoint]:
+        """Returns the management APIs of the gateways. Raises FairleadError without any."""
+        token = read_settings(CliSettings, os.environ).manage_token
+        if self._options.manage is not None:
+            url = service_url(self._options.manage, flag="--manage")
+            return [ManagementEndpoint(url, lambda: url, token)]
+        from fairlead_cli.cluster.installation import Installation
+
+        if isinstance(self._installation, Installation):
+            return gateway_endpoints(self._installation, token)
+        return []
+
+
+@contextmanager
+def open_tenants(options: TenantsOptions) -> Iterator[TenantsPlace]:
+    """Yields the tenants of a file, or of a cluster.
+
+    Raises BadInput for options that exclude each other and without any, ClusterUnreachable.
+    """
+    if options.file is not None:
+        if options.cluster.names_cluster:
+            raise BadInput(
+                "--file names a file, and other options name a cluster", field="--file", hint="give one of the two"
+            )
+        yield TenantsPlace(FileTenantStore(options.file, options.revoked, os.environ), options)
+        return
+    if options.revoked is not None:
+        raise BadInput("--revoked belongs to a file of tenants", field="--revoked", hint="give it together with --file")
+    if not is_cluster_target(options.cluster, None):
+        raise BadInput(
+            "neither a file nor a cluster was named",
+            field="--file",
+            hint="name the file of ModelTenants with --file, or a cluster with --kubeconfig or --context",
+        )
+    from fairlead_cli.cluster.installation import open_installation
+    from fairlead_cli.tenants.cluster_store import ClusterTenantStore
+
+    with open_installation(options.cluster) as installation:
+        yield TenantsPlace(ClusterTenantStore(installation), options, installation)

@@ -1,0 +1,187 @@
+"""``fairlead keys`` and ``fairlead tenants`` on a file."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fairlead_cli.keys.api_key import key_digest
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+
+PEPPER = "p" * 64
+FILE = """\
+# All teams of the platform.
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelTenant
+metadata: {name: acme}
+spec:
+  tier: Interactive   # a product with users
+  weight: 4
+  models: [chat/llama-70b, "search/*"]
+  limits:
+    - {per: Minute, requests: 600, tokens: 400000}
+    - {concurrency: 64}
+  budget: {usd: "500", per: Month}
+---
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelTenant
+metadata: {name: research}
+spec: {}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "tenants.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def fairlead(*words: str, code: int = 0, pepper: str = PEPPER) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "fairlead_cli", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**environment, "FAIRLEAD_KEY_PEPPER": pepper},
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def keys_in(file: Path) -> list[dict[str, str]]:
+    documents = [document for document in yaml.safe_load_all(file.read_text()) if document]
+    return list(documents[0]["spec"].get("keys") or [])
+
+
+def test_a_key_is_printed_once_and_only_its_digest_is_stored(file: Path) -> None:
+    done = fairlead("keys", "create", "acme", "prod", "--file", str(file), "--expires", "2030-01-31")
+    assert re.fullmatch(r"fl_[0-9a-f]{64}\n", done.stdout)
+    key = done.stdout.strip()
+    assert keys_in(file) == [{"name": "prod", "digest": key_digest(key, PEPPER), "expiresAt": "2030-01-31T00:00:00Z"}]
+    assert key not in file.read_text()
+    assert key not in done.stderr
+    listed = fairlead("keys", "list", "acme", "--file", str(file), "-o", "json").stdout
+    assert key not in listed
+
+
+def test_comments_and_other_documents_stay(file: Path) -> None:
+    fairlead("keys", "create", "acme", "prod", "-f", str(file))
+    lines = file.read_text().splitlines()
+    assert [
+        line for line in lines if "fl_" in line or ("digest" not in line and line != "  keys:")
+    ] == FILE.splitlines()
+
+
+def test_a_rotation_keeps_the_old_key_for_the_overlap(file: Path) -> None:
+    old = fairlead("keys", "create", "acme", "prod", "-f", str(file)).stdout.strip()
+    done = fairlead("keys", "rotate", "acme", "prod", "-f", str(file), "--overlap", "1h", "-o", "json")
+    new = json.loads(done.stdout)
+    first, second = keys_in(file)
+    assert (first["name"], first["digest"]) == ("prod", key_digest(old, PEPPER))
+    assert "expiresAt" in first
+    assert second == {"name": "prod", "digest": key_digest(new["key"], PEPPER)}
+    assert "the old key prod is valid until" in done.stderr
+
+
+def test_a_revoked_key_leaves_the_file_and_enters_the_list_of_revoked_keys(file: Path, tmp_path: Path) -> None:
+    key = fairlead("keys", "create", "acme", "prod", "-f", str(file)).stdout.strip()
+    revoked = tmp_path / "revoked.txt"
+    for _ in range(2):
+        fairlead("keys", "revoke", "acme", "prod", "-f", str(file), "--revoked", str(revoked))
+        assert keys_in(file) == []
+        assert revoked.read_text() == key_digest(key, PEPPER) + "\n"
+        file.write_text(
+            FILE.replace("  weight: 4\n", f'  keys: [{{name: prod, digest: "{key_digest(key, PEPPER)}"}}]\n')
+        )
+
+
+def test_commands_at_the_same_time_lose_no_key(file: Path) -> None:
+    names = [f"key-{number}" for number in range(6)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda name: fairlead("keys", "create", "acme", name, "-f", str(file)), names))
+    assert sorted(key["name"] for key in keys_in(file)) == names
+
+
+def test_the_mode_of_the_file_stays(file: Path) -> None:
+    file.chmod(0o640)
+    fairlead("keys", "create", "acme", "prod", "-f", str(file))
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["keys", "create", "acm", "prod"], "has no ModelTenant acm (tenants there: acme)"),
+        (["keys", "create", "acme", "Prod!"], "'Prod!' cannot be the name of a key"),
+        (["keys", "create", "acme", "prod", "--expires", "soon"], "--expires: 'soon' is no duration"),
+        (["keys", "rotate", "acme", "prod"], "has no valid key prod (acme has no key)"),
+        (["keys", "revoke", "acme", "prod"], "has no valid key prod"),
+        (["tenants", "show", "nobody"], "has no ModelTenant nobody"),
+        (["keys", "list", "--context", "c"], "--file names a file, and other options name a cluster"),
+    ],
+)
+def test_wrong_usage_names_the_field_and_the_fix(words: list[str], message: str, file: Path) -> None:
+    done = fairlead(*words, "--file", str(file), code=2)
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert file.read_text() == FILE
+
+
+def test_without_a_pepper_nothing_is_written(file: Path) -> None:
+    done = fairlead("keys", "create", "acme", "prod", "-f", str(file), code=2, pepper="")
+    assert "FAIRLEAD_KEY_PEPPER is not set" in done.stderr
+    assert file.read_text() == FILE
+
+
+def test_tenants_are_listed_with_and_without_a_verb(file: Path) -> None:
+    fairlead("keys", "create", "acme", "prod", "-f", str(file))
+    table = fairlead("tenants", "-f", str(file)).stdout
+    assert table == fairlead("tenants", "list", "-f", str(file)).stdout
+    header, acme, research = table.splitlines()
+    assert header.split() == ["NAME", "TIER", "WEIGHT", "MODELS", "KEYS", "LIMITS"]
+    assert acme.split("   ")[0] == "acme"
+    assert "3 limits" in acme
+    assert research.split() == ["research", "Standard", "1", "all", "0", "–"]
+    plain = json.loads(fairlead("tenants", "-f", str(file), "-o", "json").stdout)
+    assert [tenant["name"] for tenant in plain["tenants"]] == ["acme", "research"]
+
+
+def test_one_tenant_is_shown_with_limits_budget_and_keys(file: Path) -> None:
+    fairlead("keys", "create", "acme", "prod", "-f", str(file), "--expires", "90d")
+    text = fairlead("tenants", "show", "acme", "-f", str(file)).stdout
+    for part in (
+        "chat/llama-70b, search/*",
+        "600 requests, 400000 tokens per minute",
+        "64 concurrency",
+        "500 USD per month",
+    ):
+        assert part in text
+    assert re.search(r"acme +prod +[0-9a-f]{12} +in 89d", text)
+
+
+def test_the_last_use_is_that_of_a_gateway(file: Path) -> None:
+    key = fairlead("keys", "create", "acme", "prod", "-f", str(file)).stdout.strip()
+    fairlead("keys", "create", "acme", "unused", "-f", str(file))
+    use = {"digest": key_digest(key, PEPPER)[:12], "last_used_at": 1_795_000_020.0}
+    body = {"started_at": 1_790_000_000.0, "tenants": [{"name": "acme", "keys": [use]}]}
+    with CannedServer({"/api/tenants": CannedResponse([json.dumps(body).encode()])}) as gateway:
+        manage = ["--manage", gateway.url]
+        plain = json.loads(fairlead("keys", "list", "-f", str(file), *manage, "-o", "json").stdout)
+        table = fairlead("keys", "list", "-f", str(file), *manage).stdout
+    assert [row["lastUsedAt"] for row in plain["keys"]] == ["2026-11-18T11:07:00Z", None]
+    assert "never seen by these gateways since 2026-09-21T14:13:20Z" in table
+
+
+def test_without_a_gateway_the_last_use_is_unknown(file: Path) -> None:
+    fairlead("keys", "create", "acme", "prod", "-f", str(file))
+    done = fairlead("keys", "list", "-f", str(file), "--manage", "127.0.0.1:1")
+    assert "last use unknown" in done.stderr
+    assert done.stdout.splitlines()[1].endswith("–")

@@ -1,0 +1,87 @@
+"""Changes of a ModelTenant that others change at the same time."""
+
+import asyncio
+import copy
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+
+from fairlead.errors import BadInput
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import Conflict, Forbidden, NotFound
+from fairlead.kube.json_decoding import ObjectList
+from fairlead.kube.resources import Manifest, Resource
+from fairlead_cli.tenants.cluster_store import edit_keys
+from fairlead_cli.tenants.store import Entry, keys_of
+
+A, B = {"name": "a", "digest": "a" * 64}, {"name": "b", "digest": "b" * 64}
+DENIED = (
+    'PATCH /apis/x: modeltenants.serving.fairlead.io "acme" is forbidden: User "u" cannot patch resource '
+    '"modeltenants" in API group "serving.fairlead.io" at the cluster scope'
+)
+
+
+class Tenants:
+    """One ModelTenant of an API server, which refuses changes of an old version.
+
+    rivals: changes that another administrator makes between a read and the write after it.
+    """
+
+    def __init__(self, rivals: int = 0, error: Exception | None = None) -> None:
+        self.rivals = rivals
+        self.error = error
+        self.version = 1
+        self.object: Manifest = {"metadata": {"name": "acme", "resourceVersion": "1"}, "spec": {"keys": []}}
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
+        if name != "acme":
+            raise NotFound("none", status=404)
+        found = copy.deepcopy(self.object)
+        if self.rivals:
+            self.rivals -= 1
+            self._write([*keys_of(self.object), {"name": f"rival-{self.rivals}", "digest": "r" * 64}])
+        return found
+
+    async def list(self, resource: Resource, namespace: str | None = None, labels: str | None = None) -> ObjectList:
+        return ObjectList([self.object], "1")
+
+    async def patch_merge(self, resource: Resource, namespace: str | None, name: str, patch: Any, manager: str) -> None:
+        if self.error is not None:
+            raise self.error
+        if patch["metadata"]["resourceVersion"] != self.object["metadata"]["resourceVersion"]:
+            raise Conflict("the object has been modified", status=409)
+        self._write(patch["spec"]["keys"])
+
+    def _write(self, keys: Sequence[Entry]) -> None:
+        self.version += 1
+        self.object = {"metadata": {"name": "acme", "resourceVersion": str(self.version)}, "spec": {"keys": list(keys)}}
+
+
+def run(tenants: Tenants, name: str = "acme", entry: Entry = A) -> None:
+    asyncio.run(edit_keys(cast(KubeApi, tenants), name, lambda entries: [*entries, entry]))
+
+
+def test_two_administrators_lose_no_key() -> None:
+    tenants = Tenants(rivals=3)
+    run(tenants)
+    run(tenants, entry=B)
+    assert [entry["name"] for entry in keys_of(tenants.object)] == ["rival-2", "rival-1", "rival-0", "a", "b"]
+
+
+def test_after_ten_conflicts_the_command_gives_up() -> None:
+    tenants = Tenants(rivals=10)
+    with pytest.raises(Conflict):
+        run(tenants)
+    assert all(entry["name"].startswith("rival") for entry in keys_of(tenants.object))
+
+
+def test_an_unknown_tenant_is_named_with_those_that_exist() -> None:
+    with pytest.raises(BadInput, match=r"has no ModelTenant acne.*tenants there: acme"):
+        run(Tenants(), "acne")
+
+
+def test_a_missing_right_is_named() -> None:
+    with pytest.raises(BadInput, match="you may not patch modeltenants in the whole cluster") as refused:
+        run(Tenants(error=Forbidden(DENIED, status=403)))
+    assert "patch modeltenants.serving.fairlead.io" in str(refused.value.hint)
