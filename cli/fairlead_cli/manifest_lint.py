@@ -44,9 +44,16 @@ def lint_paths(paths: Iterable[str]) -> tuple[list[FileProblem], list[str]]:
     remarks += map(str, found.notes)
     if objects:
         names = objects[0][0] if len(objects) == 1 else _count(len(objects), "file")
-        remarks.append(f"{names}: ok, {_count(len(found.models), 'ModelDeployment')}")
+        remarks.append(f"{names}: ok, {_objects(found)}")
     order = {name: position for position, (name, _) in enumerate(texts)}
     return sorted(problems + more, key=lambda problem: order.get(problem.file, -1)), remarks
+
+
+def _objects(manifests: loader.Manifests) -> str:
+    counts = [_count(len(manifests.models), "ModelDeployment")]
+    if manifests.tenants:
+        counts.append(_count(len(manifests.tenants), "ModelTenant"))
+    return ", ".join(counts)
 
 
 def _is_fleet_file(name: str, text: str, limits: Limits) -> bool:

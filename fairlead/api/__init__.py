@@ -1,6 +1,7 @@
 """The API of Fairlead: the types of what users write in manifests.
 
-- `v1alpha1`: the kinds ModelDeployment and AcceleratorClass; `kinds` describes them to Kubernetes.
+- `v1alpha1`: the kinds ModelDeployment, AcceleratorClass and ModelTenant.
+- `kinds`: their names, scope and columns for Kubernetes.
 - `spec/`: one module per section of a spec.
 - `status`, `conditions`: what the operator reports.
 - `metadata`, `price`, `value_types`, `strict_model`: what the types are built from.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fairlead.api.status import ModelDeploymentStatus
 from fairlead.api.strict_model import StrictModel
-from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeployment
+from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeployment, ModelTenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +85,26 @@ def served_kinds() -> tuple[CustomResourceKind, ...]:
                 PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
             ),
         ),
+        CustomResourceKind(
+            ModelTenant,
+            plural="modeltenants",
+            short_name="mtenant",
+            namespaced=False,
+            description="A team or an application that calls models: its keys, models, limits and shares.",
+            columns=(
+                PrinterColumn("Tier", ".spec.tier"),
+                PrinterColumn("Weight", ".spec.weight", "integer"),
+                PrinterColumn("Budget-USD", ".spec.budget.usd"),
+                PrinterColumn("Suspended", ".spec.suspended", "boolean"),
+                PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+                PrinterColumn("Enforcement", ".spec.enforcement", wide=True),
+                PrinterColumn("Cache-Sharing", ".spec.cacheSharing", wide=True),
+            ),
+        ),
     )
 
 
-PLANNED_KINDS = ("ModelAdapter", "ModelRoute", "ModelTenant")
+PLANNED_KINDS = ("ModelAdapter", "ModelRoute")
 """Kinds of the design that this release does not honour. Manifests of these kinds get a clear
 error.
 """

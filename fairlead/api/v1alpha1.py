@@ -29,9 +29,11 @@ from fairlead.api.spec.pools import (
 from fairlead.api.spec.rollout import Rollout
 from fairlead.api.spec.routing import Routing
 from fairlead.api.spec.slo import Slo
+from fairlead.api.spec.tenant.spec import ModelTenantSpec
 from fairlead.api.strict_model import FieldPath, Rule, StrictModel, field_error
 from fairlead.api.value_types import MAX_LABEL_VALUE_LENGTH, check_unique, list_map_schema
 from fairlead.fleet.model import TokenPrice
+from fairlead.tenants.model import Tenant
 
 GROUP = "serving.fairlead.io"
 VERSION = "v1alpha1"
@@ -401,7 +403,32 @@ class AcceleratorClass(StrictModel):
     @field_validator("metadata")
     @classmethod
     def _check_cluster_scoped(cls, metadata: Metadata) -> Metadata:
-        if metadata.namespace is not None:
-            message = "an AcceleratorClass belongs to the cluster, not to a namespace"
-            raise field_error(message, "remove it", at=("namespace",))
-        return metadata
+        return _without_namespace(metadata, "an AcceleratorClass")
+
+
+class ModelTenant(StrictModel):
+    """A team or an application that calls models. Cluster-scoped."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (_NAME_RULE,)
+
+    api_version: Literal["serving.fairlead.io/v1alpha1"]
+    kind: Literal["ModelTenant"]
+    metadata: Annotated[Metadata, Field(examples=["{name: acme}"])]
+    spec: Annotated[ModelTenantSpec, Field(examples=["{keys: [...], limits: [...]}"])]
+    status: Any = Field(default=None, exclude=True)
+
+    @field_validator("metadata")
+    @classmethod
+    def _check_cluster_scoped(cls, metadata: Metadata) -> Metadata:
+        return _without_namespace(metadata, "a ModelTenant")
+
+    def to_tenant(self) -> Tenant:
+        """Returns the tenant as gateways use it."""
+        return self.spec.to_tenant(self.metadata.name)
+
+
+def _without_namespace(metadata: Metadata, kind: str) -> Metadata:
+    if metadata.namespace is not None:
+        message = f"{kind} belongs to the cluster, not to a namespace"
+        raise field_error(message, "remove it", at=("namespace",))
+    return metadata

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fairlead.api.spec.autoscaling import ScalingMode
 from fairlead.api.spec.pools import Pool, PoolRole
-from fairlead.api.v1alpha1 import ModelDeploymentSpec
+from fairlead.api.v1alpha1 import ModelDeploymentSpec, ModelTenant
 from fairlead.engine_profile import EngineProfile
 from fairlead.manifests.engine_arguments import lint_engine_arguments
 from fairlead.units import format_duration
@@ -60,6 +60,23 @@ def lint_spec(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile
         )
     yield from _lint_unused_tiers(spec)
     yield from _lint_slo(spec, profile)
+
+
+def lint_tenant(tenant: ModelTenant) -> Iterator[LintNote]:
+    """Yields notes on a tenant that nothing identifies, and on limits of models that it may not
+    use.
+    """
+    spec = tenant.spec
+    if not spec.keys and not spec.subjects:
+        yield LintNote(("spec",), "it has neither keys nor subjects, so no request is this tenant's", "add one of them")
+    converted = tenant.to_tenant()
+    for index, limit in enumerate(spec.limits):
+        if limit.model is not None and not converted.may_use(limit.model):
+            yield LintNote(
+                ("spec", "limits", index, "model"),
+                "the tenant may not use this model, so the limit changes nothing",
+                "add the model to `models`, or remove the limit",
+            )
 
 
 def _lint_disabled_mode(spec: ModelDeploymentSpec) -> Iterator[LintNote]:

@@ -1,4 +1,4 @@
-"""Loads manifests: files of ModelDeployments and AcceleratorClasses, checked without a cluster.
+"""Loads manifests: files of Fairlead's objects, checked without a cluster.
 
 `load_manifests` reads all files and raises one ManifestError with the problems of all files. It
 also checks across documents: names must be unique, and the accelerator of every pool must exist.
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from pydantic import ValidationError
 
@@ -17,13 +17,13 @@ from fairlead.api.kinds import PLANNED_KINDS, served_kinds
 from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.pools import Pool
 from fairlead.api.strict_model import StrictModel
-from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, ModelDeployment
+from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, ModelDeployment, ModelTenant
 from fairlead.engine_profile import EngineProfile, builtin_profiles
 from fairlead.errors import BadInput, FileProblem, ManifestError
 from fairlead.fleet.client_names import NameClaim, NameHistory, grant_names, name_owners
 from fairlead.fleet.model import Model
 from fairlead.limits import Limits
-from fairlead.manifests.lint import lint_spec
+from fairlead.manifests.lint import lint_spec, lint_tenant
 from fairlead.manifests.skipped_files import API_GROUP, known_kinds, skip_files
 from fairlead.manifests.validation_messages import validation_problems
 from fairlead.manifests.yaml_nodes import (
@@ -41,18 +41,23 @@ _ENGINES_WITH_PROFILE_NAMES = (EngineType.SIM, EngineType.EXTERNAL)
 """Engines whose pools may name a built-in profile instead of a class: no pod gets a device."""
 
 
+ManifestObject: TypeAlias = ModelDeployment | AcceleratorClass | ModelTenant
+
+
 @dataclass(frozen=True, slots=True)
 class Manifests:
     """Checked manifests.
 
     models: in the order of the files.
     accelerators: by name, including the built-in classes.
+    tenants: in the order of the files.
     notes: lint notes.
     skipped: files of folders that hold no object, with the reason.
     """
 
     models: tuple[ModelDeployment, ...]
     accelerators: Mapping[str, AcceleratorClass]
+    tenants: tuple[ModelTenant, ...] = ()
     notes: tuple[FileProblem, ...] = ()
     skipped: tuple[FileProblem, ...] = ()
 
@@ -76,7 +81,7 @@ class _Document:
 
     file: str
     node: YamlNode
-    value: ModelDeployment | AcceleratorClass
+    value: ManifestObject
 
 
 def to_fleet_model(deployment: ModelDeployment) -> Model:
@@ -116,7 +121,7 @@ def load_manifests(
     return replace(manifests, skipped=tuple(skipped))
 
 
-def read_object(manifest: Mapping[str, Any]) -> ModelDeployment | AcceleratorClass:
+def read_object(manifest: Mapping[str, Any]) -> ManifestObject:
     """Returns an object of the API server as an API type.
 
     Raises BadInput with all problems, and with the field of the first one.
@@ -169,7 +174,8 @@ def combine_texts(
     if complete and not problems:  # a broken file may be the one that defines the accelerator
         problems += _unknown_accelerators(documents, accelerators)
     models = tuple(document.value for document in documents if isinstance(document.value, ModelDeployment))
-    manifests = Manifests(models, accelerators)
+    tenants = tuple(document.value for document in documents if isinstance(document.value, ModelTenant))
+    manifests = Manifests(models, accelerators, tenants)
     if problems:
         return manifests, problems
     return replace(manifests, notes=(*skipped, *_lint_problems(documents, manifests))), problems
@@ -204,7 +210,7 @@ def read_text(file: str, *, limits: Limits, stdin: BinaryIO | None = None) -> st
 
 
 def parse_manifests(text: str, *, file: str, limits: Limits | None = None) -> list[_Document]:
-    """Returns every ModelDeployment and AcceleratorClass of one file, each checked by itself.
+    """Returns every object of one file, each checked by itself.
 
     Objects of other API groups are left out. Raises ManifestError with all problems.
     """
@@ -266,7 +272,7 @@ def _to_document(node: YamlNode, file: str) -> _Document:
         value = model.model_validate(node.to_python(), by_alias=True, by_name=False)
     except ValidationError as error:
         raise ManifestError(tuple(validation_problems(error, model, node, file))) from error
-    assert isinstance(value, ModelDeployment | AcceleratorClass)
+    assert isinstance(value, ManifestObject)
     return _Document(file, node, value)
 
 
@@ -326,6 +332,10 @@ def _lint_problems(documents: Sequence[_Document], manifests: Manifests) -> Iter
     for document in documents:
         if isinstance(document.value, ModelDeployment):
             for note in lint_spec(document.value.spec, manifests.engine_profile):
+                line = document.node.locate(note.path).line
+                yield FileProblem(document.file, line, format_path(note.path), f"note: {note.message}", note.fix)
+        elif isinstance(document.value, ModelTenant):
+            for note in lint_tenant(document.value):
                 line = document.node.locate(note.path).line
                 yield FileProblem(document.file, line, format_path(note.path), f"note: {note.message}", note.fix)
     yield from _lint_served_names([document for document in documents if isinstance(document.value, ModelDeployment)])

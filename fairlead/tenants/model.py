@@ -127,6 +127,8 @@ class Tenant:
     models: `namespace/name` or `namespace/*`; None for all models.
     cache_group: name of the group of tenants for CacheSharing.GROUP.
     may_leave_cluster: requests may go to endpoints outside of the cluster as a fallback.
+    is_suspended: every request is refused.
+    may_use_other_paths: requests may use paths that are forwarded without being understood.
     shows_placement: responses name the instance, the reason and the cached tokens.
     """
 
@@ -141,6 +143,8 @@ class Tenant:
     without_redis: WithoutRedis = WithoutRedis.REFUSE
     cache_sharing: CacheSharing = CacheSharing.TENANT
     cache_group: str | None = None
+    is_suspended: bool = False
+    may_use_other_paths: bool = True
     shows_placement: bool = True
     may_leave_cluster: bool = True
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fairlead.api.kinds import served_kinds
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Invalid, KubeError
 from fairlead.kube.resources import ACCELERATOR_CLASSES, DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest, Resource
@@ -129,7 +130,7 @@ def test_objects_are_converted_and_survive_the_upgrade(server: ApiServer, progra
             await asyncio.to_thread(upgrade_as_documented, helm, tmp_path / "values.yaml")
 
             said = await asyncio.to_thread(kubectl, server, *command())
-            assert said.count("serverside-applied") == len(list(OLDER.iterdir()))
+            assert said.count("serverside-applied") == len(served_kinds())
             await wait_until_async(lambda: is_refused(api, WRONG))
             await api.apply(NEWER, "kubectl")
             assert await uids(api) == known

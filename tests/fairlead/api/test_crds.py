@@ -27,7 +27,7 @@ KEYWORDS = {
 }  # fmt: skip
 OFF_WHEN_LEFT_OUT = {
     "cache", "configMapKeyRef", "secretKeyRef", "valueFrom", "template", "selector", "offload", "peers",
-    "adapters", "sleep",
+    "adapters", "sleep", "budget",
 }  # fmt: skip
 """Objects that mean something by being there; their defaults are for when they are."""
 TYPES: dict[str, Any] = {
@@ -147,8 +147,10 @@ def test_names_scope_and_columns_match_the_design(kind: Any) -> None:
     spec = CRDS[kind.name]["spec"]
     assert CRDS[kind.name]["metadata"]["name"] == f"{kind.plural}.serving.fairlead.io"
     assert spec["names"]["categories"] == ["fairlead"]
-    assert spec["names"]["shortNames"] == [{"ModelDeployment": "mdep", "AcceleratorClass": "accel"}[kind.name]]
-    assert spec["scope"] == {"ModelDeployment": "Namespaced", "AcceleratorClass": "Cluster"}[kind.name]
+    assert spec["names"]["shortNames"] == [
+        {"ModelDeployment": "mdep", "AcceleratorClass": "accel", "ModelTenant": "mtenant"}[kind.name]
+    ]
+    assert spec["scope"] == ("Namespaced" if kind.name == "ModelDeployment" else "Cluster")
     for column in spec["versions"][0]["additionalPrinterColumns"]:
         path = re.sub(r"\[\?\(@\.type==\"\w+\"\)\]", "", column["jsonPath"])
         steps = path.removeprefix(".").split(".")

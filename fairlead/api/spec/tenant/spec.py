@@ -1,0 +1,211 @@
+"""`spec` of a ModelTenant: keys, models, limits and shares of a team or an application."""
+
+from enum import StrEnum
+from typing import Annotated, ClassVar, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from fairlead.api.spec.tenant.credentials import TenantKey, TenantSubject, check_keys
+from fairlead.api.spec.tenant.limits import TenantBudget, TenantLimit
+from fairlead.api.spec.tenant.model_names import ModelsEntry
+from fairlead.api.strict_model import FieldPath, Rule, StrictModel, field_error
+from fairlead.api.value_types import Label, check_unique, list_map_schema
+from fairlead.tenants.model import (
+    CacheSharing,
+    Enforcement,
+    LimitUnit,
+    Tenant,
+    Tier,
+    TokenSubject,
+    WithoutRedis,
+)
+
+
+class OtherPaths(StrEnum):
+    """The answer to requests on paths that are forwarded without being understood."""
+
+    ADMIT = "Admit"
+    REFUSE = "Refuse"
+
+
+def _unknown_limit_key(spec: "ModelTenantSpec") -> FieldPath | bool:
+    known = {key.name for key in spec.keys}
+    unknown = [index for index, limit in enumerate(spec.limits) if limit.key is not None and limit.key not in known]
+    return ("limits", unknown[0], "key") if unknown else False
+
+
+def _repeated_scope(spec: "ModelTenantSpec") -> FieldPath | bool:
+    scopes = [limit.scope for limit in spec.limits]
+    repeated = [index for index, scope in enumerate(scopes) if scope in scopes[:index]]
+    return ("limits", repeated[0]) if repeated else False
+
+
+def _repeated_budget(spec: "ModelTenantSpec") -> bool:
+    if spec.budget is None:
+        return False
+    return any(limit.usd is not None and limit.scope == (spec.budget.per, None, None) for limit in spec.limits)
+
+
+_SAME_SCOPE_CEL = " && ".join(
+    f"(has(b.{field}) ? b.{field} : '') == (has(a.{field}) ? a.{field} : '')" for field in ("per", "key", "model")
+)
+
+
+class ModelTenantSpec(StrictModel):
+    """The keys, models, limits and shares of a tenant."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="(self.cacheSharing == 'Group') == has(self.cacheGroup)",
+            message="cacheGroup names the group of `cacheSharing: Group`, and they need each other",
+            fix="give both, or neither",
+            at=("cacheSharing",),
+            violation=lambda spec: (spec.cache_sharing is CacheSharing.GROUP) != (spec.cache_group is not None),
+        ),
+        Rule(
+            cel="!has(self.limits) || self.limits.all(l, !has(l.key) || has(self.keys) && self.keys.exists(k, k.name == l.key))",
+            message="a limit names a key that the tenant does not have",
+            fix="write the name of one of its keys, or leave it out for all keys",
+            at=("limits",),
+            violation=_unknown_limit_key,
+        ),
+        Rule(
+            cel=f"!has(self.limits) || self.limits.all(a, self.limits.exists_one(b, {_SAME_SCOPE_CEL}))",
+            message="two limits have the same per, key and model",
+            fix="put their amounts into one entry",
+            at=("limits",),
+            violation=_repeated_scope,
+        ),
+        Rule(
+            cel="!has(self.budget) || !has(self.limits) || !self.limits.exists(l, has(l.usd) && !has(l.key) && "
+            "!has(l.model) && has(l.per) && l.per == self.budget.per)",
+            message="a limit of dollars repeats the budget: both are for all keys and models, in the same window",
+            fix="remove one of them",
+            at=("budget",),
+            violation=_repeated_budget,
+        ),
+    )
+
+    suspended: Annotated[bool, Field(description="refuses every request of the tenant with 403", examples=["true"])] = (
+        False
+    )
+    tier: Annotated[
+        Tier,
+        Field(
+            strict=False,
+            description="class of service: Interactive goes first, Batch waits when engines are busy",
+            examples=["Interactive"],
+        ),
+    ] = Tier.STANDARD
+    weight: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1000,
+            description="share of engine time against other tenants of the same tier",
+            examples=["4"],
+            json_schema_extra={"format": "int32"},
+        ),
+    ] = 1
+    models: Annotated[
+        list[ModelsEntry] | None,
+        Field(
+            min_length=1,
+            max_length=256,
+            description="models that the tenant may use, as `namespace/name` or `namespace/*`; left out = all models",
+            examples=['[chat/llama-70b, "search/*"]'],
+            json_schema_extra={"x-kubernetes-list-type": "set"},
+        ),
+    ] = None
+    other_paths: Annotated[
+        OtherPaths | None,
+        Field(
+            strict=False,
+            description="whether the tenant may use paths that are forwarded without being understood, so that their "
+            "tokens are not counted; left out = Refuse if it has limits of tokens or dollars, else Admit",
+            examples=["Admit"],
+        ),
+    ] = None
+    keys: Annotated[list[TenantKey], BeforeValidator(check_keys)] = Field(
+        default_factory=list,
+        max_length=64,
+        description="API keys; several are for different applications, or for a change from one to the next",
+        json_schema_extra=list_map_schema("name"),
+    )
+    subjects: list[TenantSubject] = Field(
+        default_factory=list, max_length=64, description="bearer tokens (JWT) that identify the tenant"
+    )
+    limits: list[TenantLimit] = Field(
+        default_factory=list,
+        max_length=64,
+        description="bounds; each that applies to a request must have room for it",
+        examples=["[{per: Minute, requests: 600}]"],
+    )
+    budget: Annotated[
+        TenantBudget | None, Field(description="cost that the tenant may cause", examples=['{usd: "500", per: Month}'])
+    ] = None
+    enforcement: Annotated[
+        Enforcement,
+        Field(
+            strict=False,
+            description="Estimated: a request counts with its probable length, and the rest is carried over as debt. "
+            "Strict: with the most that it can use, so that no limit is ever exceeded; requests must set max_tokens",
+            examples=["Strict"],
+        ),
+    ] = Enforcement.ESTIMATED
+    without_redis: Annotated[
+        WithoutRedis,
+        Field(
+            strict=False,
+            description="answer to requests that need more of a limit than a gateway has at hand while Redis is away",
+            examples=["Admit"],
+        ),
+    ] = WithoutRedis.REFUSE
+    cache_sharing: Annotated[
+        CacheSharing,
+        Field(
+            strict=False,
+            description="with whom the tenant shares the KV cache of equal prompts: with itself, its cacheGroup, or all "
+            "that say Cluster",
+            examples=["Group"],
+        ),
+    ] = CacheSharing.TENANT
+    cache_group: Annotated[
+        Label | None, Field(description="group of tenants that share their cache", examples=["research"])
+    ] = None
+
+    @model_validator(mode="after")
+    def _check_unique_keys(self) -> Self:
+        check_unique("keys", [key.name for key in self.keys])
+        digests = [key.digest.lower() for key in self.keys]
+        for index, digest in enumerate(digests):
+            if digest in digests[:index]:
+                message = f"this digest is already given in keys[{digests.index(digest)}]"
+                raise field_error(message, "keep one of the two", at=("keys", index, "digest"))
+        return self
+
+    def to_tenant(self, name: str) -> Tenant:
+        """Returns the tenant as gateways use it."""
+        limits = [limit for entry in self.limits for limit in entry.to_limits()]
+        if self.budget is not None:
+            limits.append(self.budget.to_limit())
+        is_metered = any(limit.unit not in _UNMETERED_UNITS for limit in limits)
+        return Tenant(
+            name=name,
+            tier=self.tier,
+            weight=self.weight,
+            models=None if self.models is None else frozenset(self.models),
+            keys=tuple(key.to_api_key() for key in self.keys),
+            subjects=tuple(TokenSubject(subject.issuer, subject.claim, subject.value) for subject in self.subjects),
+            limits=tuple(limits),
+            enforcement=self.enforcement,
+            without_redis=self.without_redis,
+            cache_sharing=self.cache_sharing,
+            cache_group=self.cache_group,
+            is_suspended=self.suspended,
+            may_use_other_paths=(not is_metered if self.other_paths is None else self.other_paths is OtherPaths.ADMIT),
+        )
+
+
+_UNMETERED_UNITS = frozenset({LimitUnit.REQUESTS, LimitUnit.CONCURRENCY, LimitUnit.BYTES_IN_FLIGHT})
+"""Units that are counted without understanding a request."""
