@@ -3,42 +3,73 @@
 A tenant that begins to wait starts at the least of the waiting tenants. So no tenant gains credit
 while it is away, and none pays for having been served while no other waited.
 
+All queues of a model in one process share one count. Requests that never wait count as well, and so
+does the service that other processes report. What is served here is collected for their reports.
+
 Source: the counter lift of VTC (arXiv 2401.00588).
 """
 
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Mapping
 from typing import Final
 
 _MIN_COMPACTED: Final = 64
 
 
 class FairShare:
-    """Seconds of engine time by tenant, divided by the tenant's weight."""
+    """Seconds of engine time by tenant, divided by the tenant's weight.
 
-    def __init__(self) -> None:
+    reports: service is collected for `take_unreported`.
+    """
+
+    def __init__(self, *, reports: bool = False) -> None:
         self._seconds: dict[Hashable, float] = {}
+        self._present: dict[Hashable, int] = {}
         self._compact_above = _MIN_COMPACTED
+        self._reports = reports
+        self._unreported: dict[Hashable, float] = {}
 
     def served_seconds(self, tenant: Hashable) -> float:
         """Returns the weighted engine seconds served to a tenant; 0 for an unknown one."""
         return self._seconds.get(tenant, 0.0)
 
-    def on_join(self, tenant: Hashable, present: Collection[Hashable]) -> None:
-        """Called when a tenant begins to wait: raises its count to the least of the others.
+    def present(self) -> Collection[Hashable]:
+        """Returns the tenants that wait in a queue."""
+        return self._present.keys()
 
-        present: the other tenants that wait. If there are none, all other counts are dropped.
+    def on_join(self, tenant: Hashable) -> None:
+        """Called when a tenant begins to wait in a queue.
+
+        If it waits in no other one, its count rises to the least of the tenants that wait. If there
+        are none, all other counts are dropped.
         """
+        present = self._present
+        if tenant in present:
+            present[tenant] += 1
+            return
         if not present:
             if len(self._seconds) != 1 or tenant not in self._seconds:
                 self._seconds = {tenant: self.served_seconds(tenant)}
+            present[tenant] = 1
             return
-        served_others = [self.served_seconds(other) for other in present]
-        self._seconds[tenant] = max(self.served_seconds(tenant), min(served_others))
-        if len(self._seconds) > self._compact_above:
-            self._compact({tenant, *present}, min(served_others))
+        least = min([self.served_seconds(other) for other in present])
+        self._seconds[tenant] = max(self.served_seconds(tenant), least)
+        present[tenant] = 1
+        self._compact()
 
-    def _compact(self, present: set[Hashable], least: float) -> None:
-        """Drops the absent tenants that would start at the least count anyway."""
+    def on_leave(self, tenant: Hashable) -> None:
+        """Called when none of a tenant's requests waits in a queue any more."""
+        count = self._present.get(tenant, 0)
+        if count > 1:
+            self._present[tenant] = count - 1
+        elif count:
+            del self._present[tenant]
+
+    def _compact(self) -> None:
+        """Drops absent tenants that would start at the least count anyway, if there are many."""
+        if len(self._seconds) <= self._compact_above:
+            return
+        present = self._present
+        least = min([self.served_seconds(tenant) for tenant in present], default=float("inf"))
         self._seconds = {
             tenant: seconds for tenant, seconds in self._seconds.items() if seconds > least or tenant in present
         }
@@ -50,6 +81,10 @@ class FairShare:
         weight: share of the tenant against others, above 0.
         """
         self._seconds[tenant] = self.served_seconds(tenant) + seconds / weight
+        if len(self._seconds) > self._compact_above:
+            self._compact()
+        if self._reports:
+            self._unreported[tenant] = self._unreported.get(tenant, 0.0) + seconds / weight
 
     def settle(self, tenant: Hashable, seconds: float, weight: float) -> None:
         """Corrects the charge for a request that has ended, by `seconds` more or less.
@@ -58,3 +93,18 @@ class FairShare:
         """
         if tenant in self._seconds:
             self._seconds[tenant] = max(0.0, self._seconds[tenant] + seconds / weight)
+        if self._reports:
+            self._unreported[tenant] = self._unreported.get(tenant, 0.0) + seconds / weight
+
+    def add_reported(self, served: Mapping[str, float]) -> None:
+        """Adds what other processes served, in seconds divided by weights, by tenant."""
+        for tenant, seconds in served.items():
+            self._seconds[tenant] = max(0.0, self.served_seconds(tenant) + seconds)
+        self._compact()
+
+    def take_unreported(self) -> dict[Hashable, float]:
+        """Returns what was served here since the last call, in seconds divided by weights."""
+        unreported = self._unreported
+        if unreported:
+            self._unreported = {}
+        return unreported

@@ -16,7 +16,7 @@ Other callers wait for that a few seconds only (`memory_hold`).
 **Refused** with a `Retry-After` from the drain rate, and with 429 if sheddable, else 503:
 
 - a sheddable request that cannot meet its objective at the drain rate (429),
-- the newest request of the caller that has most, if the queue is at its limits (`caller_bounds`),
+- the newest request of the lowest tier's caller with most, if the queue is full (`caller_bounds`),
 - a request that waited too long (503); for a sheddable one, that is three times its objective.
 
 Why: queueing has a price, since an engine that has finished waits for the next request to arrive.
@@ -35,7 +35,7 @@ from typing import Final
 
 from fairlead.limits import Limits
 from fairlead_gateway.admission.backlog_decay import BacklogDecay
-from fairlead_gateway.admission.caller_bounds import CallerBounds
+from fairlead_gateway.admission.caller_bounds import CallerBounds, CallerClass
 from fairlead_gateway.admission.drain_rate import DrainRate
 from fairlead_gateway.admission.kv_capacity import EngineLoad, KvCapacityPlanner
 from fairlead_gateway.admission.length_classes import LengthClasses
@@ -54,6 +54,7 @@ LEARNED_ANSWER_INTERVAL: Final = 8
 """The first `ALL_LEARNED_ANSWERS` answers are learned, then one of this number."""
 _MAX_LENGTH_CLASSES: Final = 256
 _LONG_CLOSED: Final = (True,)
+_LOWEST_TIER: Final = 1 << 30
 _MAX_PASSED_OVER: Final = 8
 """Callers whose requests one check passes over, since each costs a look at all instances."""
 Refusals = Sequence[tuple[str, "AdmissionVerdict"]]  # by id of the request
@@ -165,6 +166,7 @@ class AdmissionPolicy:
         self._output_lengths = OutputLengths(max_classes=_MAX_LENGTH_CLASSES)
         self._answers = 0
         self._first_class: tuple[Hashable, int] | None = None
+        self._highest_tier = _LOWEST_TIER
         self._has_several_classes = self._has_sheddable = False
         self.kv_capacity = KvCapacityPlanner(OutputForecast(self._output_lengths))
         self._backlog_decay = BacklogDecay()
@@ -230,7 +232,8 @@ class AdmissionPolicy:
         explained: a verdict to queue it has a reason.
         """
         queued = request.queued
-        displaced = self._bounds.displaced_by(queued.tenant, queued.body_bytes)
+        caller_class = CallerClass(queued.tier, queued.weight)
+        displaced = self._bounds.displaced_by(queued.tenant, queued.body_bytes, caller_class)
         refusal = self._refusal(request, len(engines), now, is_full=displaced is None)
         if refusal is not None:
             return refusal
@@ -239,7 +242,7 @@ class AdmissionPolicy:
             self._drain_rate.start(now)
         self._requests[queued.id] = request
         self._has_sheddable = self._has_sheddable or request.sheddable
-        self._bounds.add(queued.id, queued.tenant, queued.body_bytes)
+        self._bounds.add(queued.id, queued.tenant, queued.body_bytes, caller_class)
         self._queue.add(queued)
         rule = "held-starting" if not engines else "held"
         reason = self._queue_reason(request, engines, now) if explained else ""
@@ -269,6 +272,8 @@ class AdmissionPolicy:
         return None
 
     def _classify(self, queued: QueuedRequest, now: float) -> None:
+        if queued.tier < self._highest_tier:
+            self._highest_tier = queued.tier
         queued.is_long = self._length_classes.classify(queued.objective_seconds, queued.prefill_seconds, now)
 
     def _note_class(self, queued: QueuedRequest) -> None:
@@ -302,10 +307,10 @@ class AdmissionPolicy:
         return full or ()
 
     def _lacks_memory(self, request: AdmissionRequest, engine: EngineLoad, now: float) -> bool:
-        missing = self.kv_capacity.missing_tokens(
-            engine, request.request, request.prompt_tokens, request.length_class, now, tier=request.queued.tier
+        tokens, tier = request.prompt_tokens, request.queued.tier - self._highest_tier
+        return (
+            self.kv_capacity.missing_tokens(engine, request.request, tokens, request.length_class, now, tier=tier) > 0.0
         )
-        return missing > 0.0
 
     def _has_own_engines(self, queued: QueuedRequest) -> bool:
         """Returns True for a long prompt, if the number of instances for those is bounded."""
@@ -468,10 +473,6 @@ class AdmissionPolicy:
         del self._requests[queued.id]
         self._bounds.remove(queued.id, queued.tenant)
         return Admitted(queued.id, candidate.rule, candidate.reason, full, now - queued.arrived_at)
-
-    def settle(self, queued: QueuedRequest, decode_seconds: float) -> None:
-        """Charges the caller of a request that was released for the answer that it got."""
-        self._queue.settle(queued, decode_seconds)
 
     def on_finish(
         self, request_id: str, length_class: Hashable, prompt_tokens: float, output_tokens: int | None, now: float

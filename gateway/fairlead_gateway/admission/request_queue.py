@@ -5,8 +5,9 @@
 2. Then the highest **tier** with a queued request.
 3. In it, the tenants with **credit**: those served least for their weight, by the engine time of
    prompts and answers (`decode_work`). An answer counts as expected, and from its end on as it was.
-   All within
-   `QUANTUM_SECONDS` of the least count, so that deadlines are compared among several tenants.
+   A tenant has credit until it got `QUANTUM_SECONDS` more than the least served one. So deadlines
+   are compared among several tenants. A tier's weight is ten times that of the next
+   (`TIER_WEIGHTS`). So credit decides between tiers under overload, and none starves.
 4. Among their requests, those that can still meet the target if started now (slack ≥ 0), by
    **deadline**.
 5. For a twentieth of the work (`RESCUE_SHARE`), and if no target can be met, a late request: the
@@ -41,6 +42,8 @@ from fairlead_gateway.admission.fair_share import FairShare
 OVERDUE_OBJECTIVES: Final = 3.0
 RESCUE_SHARE: Final = 0.05
 QUANTUM_SECONDS: Final = 0.5
+TIER_WEIGHTS: Final = (10.0, 1.0, 0.1)
+"""The weight of a tenant, by tier, besides its own weight."""
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +54,7 @@ class QueuedRequest:
     - objective_seconds: TTFT target.
     - prefill_seconds: engine time of its prefill.
     - decode_seconds: expected engine time of its answer.
+    - charged: its tenant was charged for it.
     - program_started_at: start of its conversation; None: its own arrival.
     - is_long: its length class.
     - body_bytes: memory used while it waits.
@@ -67,6 +71,7 @@ class QueuedRequest:
     is_long: bool = False
     body_bytes: int = 0
     decode_seconds: float = 0.0
+    charged: bool = False
 
     @property
     def deadline(self) -> float:
@@ -85,7 +90,7 @@ class QueuedRequest:
 
 
 class ArrivedRequest(QueuedRequest):
-    """A request of the first tier as it arrives; its other fields have their defaults.
+    """A request as it arrives; fields that are not given have their defaults.
 
     Why: the constructor of a dataclass is not compiled, and each request makes one.
     """
@@ -112,6 +117,7 @@ class ArrivedRequest(QueuedRequest):
         self.is_long = False
         self.body_bytes = body_bytes
         self.decode_seconds = 0.0
+        self.charged = False
 
 
 class NextRequest:
@@ -148,12 +154,13 @@ class _TenantQueue:
 
 
 class _TenantCounts:
-    """The number of a tenant's queued requests, by length class."""
+    """The number of a tenant's queued requests, by length class, and its weight."""
 
-    __slots__ = ("_long", "_short")
+    __slots__ = ("_long", "_short", "weight")
 
-    def __init__(self) -> None:
+    def __init__(self, weight: float) -> None:
         self._long = self._short = 0
+        self.weight = weight
 
     def add(self, request: QueuedRequest, number: int) -> None:
         if request.is_long:
@@ -177,15 +184,17 @@ class RequestQueue:
 
     A request that is queued alone enters no heap until another one comes, or its turn depends on
     more than itself. Why: most queues are that short, and the heaps cost more than the rest.
+
+    fair_share: the service of its tenants, which other queues may share.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fair_share: FairShare | None = None) -> None:
         self._requests: dict[str, QueuedRequest] = {}
         self._arrival_numbers = count()
         self._tiers: dict[int, dict[_TenantKey, _TenantQueue]] = {}
         self._overdue: dict[Hashable, list[_HeapEntry]] = {}
         self._tenants: dict[Hashable, _TenantCounts] = {}
-        self._fair_share = FairShare()
+        self._fair_share = FairShare() if fair_share is None else fair_share
         self._rescue_seconds = 0.0
         self._removed_count = 0
         self._lone: QueuedRequest | None = None
@@ -206,12 +215,12 @@ class RequestQueue:
         self._requests[request.id] = request
         number = next(self._arrival_numbers)
         if is_alone:
-            self._fair_share.on_join(request.tenant, ())
+            self._fair_share.on_join(request.tenant)
             self._lone, self._lone_number = request, number
             return
         self._sort_lone()
         if request.tenant not in self._tenants:
-            self._fair_share.on_join(request.tenant, self._tenants)
+            self._fair_share.on_join(request.tenant)
         self._sort(request, number)
 
     def _sort_lone(self) -> None:
@@ -235,7 +244,7 @@ class RequestQueue:
         heapq.heappush(self._overdue.setdefault(request.tenant, []), (request.overdue_at, number, request))
         counts = self._tenants.get(request.tenant)
         if counts is None:
-            counts = self._tenants[request.tenant] = _TenantCounts()
+            counts = self._tenants[request.tenant] = _TenantCounts(request.weight)
         counts.add(request, 1)
 
     def remove(self, request_id: str) -> bool:
@@ -277,26 +286,33 @@ class RequestQueue:
     def take(self, candidate: NextRequest) -> None:
         """Removes a request and charges its tenant for prompt and expected answer."""
         request = candidate.request
-        seconds = request.prefill_seconds + request.decode_seconds
-        self._fair_share.charge(request.tenant, seconds, request.weight)
+        self.charge(request)
         if candidate.rule == "rescue":
             self._rescue_seconds -= request.prefill_seconds
         elif candidate.passes_over_late:
             self._rescue_seconds += RESCUE_SHARE / (1.0 - RESCUE_SHARE) * request.prefill_seconds
         self._forget(request)
 
+    def charge(self, request: QueuedRequest) -> None:
+        """Charges the tenant for prompt and expected answer, once for each request."""
+        if not request.charged:
+            request.charged = True
+            seconds = request.prefill_seconds + request.decode_seconds
+            self._fair_share.charge(request.tenant, seconds, request.weight)
+
     def settle(self, request: QueuedRequest, decode_seconds: float) -> None:
-        """Charges the tenant of a taken request for its answer so far, instead of the expected."""
+        """Charges the tenant of a charged request for the answer so far, not the expected one."""
         self._fair_share.settle(request.tenant, decode_seconds - request.decode_seconds, request.weight)
         request.decode_seconds = decode_seconds
 
     def _next_of(self, queues: dict[_TenantKey, _TenantQueue]) -> NextRequest:
         """Chooses by credit, then by deadline or rescue. No queue is empty."""
-        least = min(self._fair_share.served_seconds(tenant) for tenant, _ in queues)
+        served = self._fair_share.served_seconds
+        least = min(served(tenant) for tenant, _ in queues)
         near = [
             lane
             for (tenant, _), lane in queues.items()
-            if self._fair_share.served_seconds(tenant) <= least + QUANTUM_SECONDS
+            if has_credit(served(tenant), least, self._tenants[tenant].weight)
         ]
         feasible = [lane for lane in near if lane.feasible]
         late = [lane for lane in near if lane.late]
@@ -381,18 +397,22 @@ class RequestQueue:
             if counts.has_open(closed) and tenant not in passed_over
         }
         least = min(served.values(), default=0.0)
-        return [tenant for tenant, seconds in served.items() if seconds <= least + QUANTUM_SECONDS]
+        return [
+            tenant for tenant, seconds in served.items() if has_credit(seconds, least, self._tenants[tenant].weight)
+        ]
 
     def _forget(self, request: QueuedRequest) -> None:
         """Removes a request; its heap entries stay until they surface."""
         del self._requests[request.id]
         if request is self._lone:
             self._lone = None
+            self._fair_share.on_leave(request.tenant)
             return
         counts = self._tenants[request.tenant]
         counts.add(request, -1)
         if not counts:
             del self._tenants[request.tenant], self._overdue[request.tenant]
+            self._fair_share.on_leave(request.tenant)
         self._removed_count += 1
         if not self._requests:
             self._tiers.clear()
@@ -427,6 +447,14 @@ _EARLIEST: Final = "has the earliest deadline of those that can still be met"
 _MIN_REMOVED: Final = 32
 _MAX_COMPARED: Final = 64
 """So many overdue requests are compared, in the order in which they became overdue."""
+
+
+def has_credit(served_seconds: float, least_seconds: float, weight: float) -> bool:
+    """Returns whether a tenant may go before the one that was served least.
+
+    It may be ahead by a quantum of engine time, of its own. Both counts are divided by weights.
+    """
+    return served_seconds <= least_seconds + QUANTUM_SECONDS / weight
 
 
 def _wait_ratio(request: QueuedRequest, now: float) -> float:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.admission.caller_bounds import CallerBounds
+from fairlead_gateway.admission.caller_bounds import CallerBounds, CallerClass
 
 
 def filled(max_requests: int, max_bytes: int, *requests: tuple[str, int]) -> CallerBounds:
@@ -33,6 +33,21 @@ def test_bytes_make_room_as_numbers_do() -> None:
 def test_only_caller_is_refused_at_the_bounds() -> None:
     assert filled(2, 100, ("a", 1), ("a", 1)).displaced_by("a", 1) is None
     assert filled(9, 100).displaced_by("a", 101) is None
+
+
+def test_lowest_tier_makes_room_first_and_weight_counts_within_a_tier() -> None:
+    bounds = CallerBounds(6, 100)
+    standard, heavy, batch = CallerClass(1), CallerClass(1, 4.0), CallerClass(2)
+    for number, (caller, its) in enumerate([("b", batch), ("s", standard), *[("h", heavy)] * 4]):
+        bounds.add(f"{caller}{number}", caller, 1, its)
+    assert bounds.displaced_by("b", 1, batch) is None
+    assert bounds.displaced_by("new", 1, CallerClass(2)) is None
+    assert bounds.displaced_by("s", 1, standard) == ["b0"]
+    assert bounds.displaced_by("h", 1, heavy) == ["b0"]
+    bounds.remove("b0", "b")
+    bounds.add("s9", "s", 1, standard)
+    assert bounds.displaced_by("h", 1, heavy) == ["s9"]
+    assert bounds.displaced_by("s", 1, standard) is None
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 40)), max_size=80), st.integers(1, 12))

@@ -1,5 +1,8 @@
 """Callers under overload: one below its share loses nothing to a flood."""
 
+import random
+from collections import Counter
+from collections.abc import Hashable
 from dataclasses import replace
 
 import pytest
@@ -9,7 +12,7 @@ from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.admission.memory_hold import HOLD_SECONDS, PAUSE_SECONDS
 from fairlead_gateway.admission.policy import AdmissionAction, AdmissionPolicy, AdmissionRequest
-from fairlead_gateway.admission.request_queue import QUANTUM_SECONDS, QueuedRequest, RequestQueue
+from fairlead_gateway.admission.request_queue import QUANTUM_SECONDS, TIER_WEIGHTS, QueuedRequest, RequestQueue
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_testing.gateway.caller_overload import CallerOverload
 
@@ -52,8 +55,7 @@ def test_overdue_request_of_a_served_caller_waits_for_the_one_with_credit() -> N
 
 def test_request_that_joins_others_of_its_caller_costs_it_no_credit() -> None:
     share = FairShare()
-    queue = RequestQueue()
-    queue._fair_share = share
+    queue = RequestQueue(share)
     queue.add(QueuedRequest("f", 0.0, 100.0, 1.0, tenant="flood"))
     queue.add(QueuedRequest("s0", 0.0, 100.0, 1.0, tenant="steady"))
     share.charge("flood", 10.0, 1.0)
@@ -89,21 +91,25 @@ def test_requests_that_left_the_queue_are_not_kept_until_their_deadline(served: 
 
 def test_credits_of_callers_that_left_are_not_kept() -> None:
     share = FairShare()
+    share.on_join("steady")
     for number in range(5_000):
-        share.on_join(f"caller{number}", ["steady"])
+        share.on_join(f"caller{number}")
         share.charge(f"caller{number}", 0.1, 1.0)
         share.charge("steady", 0.1, 1.0)
+        share.on_leave(f"caller{number}")
     assert len(share._seconds) <= 130
-    share.on_join("back", ["steady"])
+    share.on_join("back")
     assert share.served_seconds("back") == share.served_seconds("steady")
 
 
 def test_credit_that_a_caller_has_used_up_is_kept_while_it_is_away() -> None:
     share = FairShare()
+    share.on_join("steady")
     share.charge("flood", 1_000.0, 1.0)
     for number in range(5_000):
-        share.on_join(f"caller{number}", ["steady"])
+        share.on_join(f"caller{number}")
         share.charge("steady", 0.1, 1.0)
+        share.on_leave(f"caller{number}")
     assert share.served_seconds("flood") == 1_000.0
 
 
@@ -130,3 +136,68 @@ def test_prompts_as_large_as_a_cache_stop_other_callers_for_seconds_only() -> No
     assert len(waits) == 240
     assert max(waits) <= HOLD_SECONDS
     assert sum(wait > 0.0 for wait in waits) <= 240 * HOLD_SECONDS / PAUSE_SECONDS
+
+
+def served_under_overload(classes: dict[str, tuple[int, float]], turns: int) -> Counter[Hashable]:
+    """Serves one-second requests of callers that always wait, by tier and weight."""
+    queue, served = RequestQueue(), Counter[Hashable]()
+    for number in range(turns):
+        for caller, (tier, weight) in classes.items():
+            weight *= TIER_WEIGHTS[tier]
+            queue.add(QueuedRequest(f"{caller}{number}", float(number), 5.0, 1.0, tier, caller, weight))
+        found = queue.peek(float(number))
+        assert found is not None
+        queue.take(found)
+        served[found.request.tenant] += 1
+    return served
+
+
+def test_under_overload_weights_hold_and_no_tier_starves() -> None:
+    classes = {"live": (0, 1.0), "heavy": (1, 3.0), "light": (1, 1.0), "batch": (2, 1.0)}
+    served = served_under_overload(classes, 1_410)
+    assert served["live"] == pytest.approx(1_000, rel=0.05)
+    assert served["heavy"] == pytest.approx(300, rel=0.05)
+    assert served["light"] == pytest.approx(100, rel=0.05)
+    assert served["batch"] == pytest.approx(10, abs=2)
+
+
+def test_service_gap_of_backlogged_callers_stays_within_the_bound() -> None:
+    draw, queue, served = random.Random(4), RequestQueue(), {"flood": 0.0, "steady": 0.0}
+    largest = 3.0
+    for number in range(400):
+        for caller, most in (("flood", largest), ("steady", 0.1)):
+            queue.add(QueuedRequest(f"{caller}{number}", 0.0, 5.0, draw.uniform(0.01, most), tenant=caller))
+    while len(queue._tenants) == 2:
+        found = queue.peek(100.0)
+        assert found is not None
+        queue.take(found)
+        served[str(found.request.tenant)] += found.request.prefill_seconds
+        assert abs(served["flood"] - served["steady"]) <= largest + QUANTUM_SECONDS
+
+
+def test_service_that_is_not_queued_here_counts_against_its_caller() -> None:
+    share, alone = FairShare(reports=True), FairShare()
+    for counted in (share, alone):
+        counted.on_join("flood")
+        counted.on_join("steady")
+    share.charge("flood", 4.0, 2.0)
+    share.settle("flood", -1.0, 2.0)
+    assert share.take_unreported() == {"flood": 1.5}
+    assert share.take_unreported() == {}
+    alone.add_reported({"flood": 1.5, "steady": -9.0})
+    assert (alone.served_seconds("flood"), alone.served_seconds("steady")) == (1.5, 0.0)
+    assert alone.take_unreported() == {}
+
+
+def test_caller_that_waits_in_two_queues_is_present_until_it_left_both() -> None:
+    share = FairShare()
+    share.on_join("steady")
+    share.charge("steady", 5.0, 1.0)
+    for name in ("flood", "flood"):
+        share.on_join(name)
+    share.on_leave("flood")
+    assert set(share.present()) == {"steady", "flood"}
+    share.on_leave("flood")
+    share.on_leave("flood")
+    assert set(share.present()) == {"steady"}
+    assert share.served_seconds("flood") == 5.0

@@ -74,7 +74,7 @@ class AnswerOverload:
         while self._running and self._running[0][0] <= now:
             at, name = heapq.heappop(self._running)
             request = self._requests.pop(name)
-            self.policy.settle(request.queued, decode_seconds(PROFILE, 10.0, ANSWER_TOKENS, 1))
+            self.policy._queue.settle(request.queued, decode_seconds(PROFILE, 10.0, ANSWER_TOKENS, 1))
             self.policy.on_finish(name, request.length_class, 10.0, ANSWER_TOKENS, at)
             self._release(at)
 

@@ -26,6 +26,7 @@ An admitted request gets an instance. It may wait once more until the instance c
 from collections.abc import Callable
 
 from fairlead.fleet.model import Fleet, InstanceState, Model
+from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.worker.dispatch.late_binding_queue import LateBindingQueue, OnRoom
 from fairlead_gateway.worker.dispatch.model_admission import ModelAdmission, OnAdmission, is_disaggregated
@@ -56,7 +57,10 @@ class AdmissionController:
         self._has_api_keys = has_api_keys
         self._on_needs_instance = on_needs_instance
         self._models: dict[str, ModelAdmission] = {}
-        self._late_binding_queue = LateBindingQueue(runtime, routers.serving, telemetry.record_queue_exit)
+        self._fair_shares: dict[str, FairShare] = {}
+        self._late_binding_queue = LateBindingQueue(
+            runtime, routers.serving, telemetry.record_queue_exit, self._fair_shares
+        )
         self.can_start = self._late_binding_queue.can_start
 
     def update_fleet(self, fleet: Fleet) -> None:
@@ -64,6 +68,7 @@ class AdmissionController:
         self._late_binding_queue.on_fleet_update()
         for key in self._models.keys() - fleet.models.keys():
             self._models.pop(key).close()
+            self._fair_shares.pop(key, None)
         for key, model in fleet.models.items():
             admission = self._models.get(key)
             if admission is None:
@@ -77,6 +82,7 @@ class AdmissionController:
                     self._has_api_keys,
                     self._on_needs_instance,
                 )
+                self._fair_shares[key] = admission.fair_share
             admission.update_fleet(model, fleet)
 
     def _needs_queue(self, key: str, model: Model, fleet: Fleet) -> bool:

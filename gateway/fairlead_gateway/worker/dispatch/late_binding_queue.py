@@ -2,9 +2,9 @@
 
 Presets with late binding use it. A waiting request counts at its instance, so that later choices
 see it. It leaves in the preset's order; if its instance is lost, another one is chosen. If several
-callers wait for an instance, the order holds among the requests of those with credit: the callers
-served least here, within `QUANTUM_SECONDS` of engine time. Expected answers count. A dispatch looks
-at the first request of each caller, however many wait.
+callers wait for an instance, the order holds among the requests of those with credit. These are
+the callers served least for their weight, within `QUANTUM_SECONDS` of engine time. Expected answers
+count. A dispatch looks at the first request of each caller, however many wait.
 
 An instance can start a request while the unanswered prefill that this process sent there is short:
 less than `MAX_WAITING_STEP_SHARE` of one of its steps, or than `MIN_BACKLOG_SECONDS`. The instance
@@ -25,10 +25,10 @@ from types import MappingProxyType
 from typing import Final
 
 from fairlead_gateway.admission.backlog_decay import MIN_BACKLOG_SECONDS, BacklogDecay
-from fairlead_gateway.admission.caller_bounds import CallerBounds
+from fairlead_gateway.admission.caller_bounds import CallerBounds, CallerClass
 from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.admission.policy import MAX_WAITING_STEP_SHARE, POLL_SECONDS
-from fairlead_gateway.admission.request_queue import QUANTUM_SECONDS
+from fairlead_gateway.admission.request_queue import has_credit
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import GatewayError, Overloaded
 from fairlead_gateway.routing import ModelRouter
@@ -108,7 +108,7 @@ class _InstanceQueue:
         self.prefill_seconds += queued.prefill_seconds
         heap = self._heaps.get(queued.caller)
         if heap is None:
-            heap = self._heaps[queued.caller] = _CallerHeap()
+            heap = self._heaps[queued.caller] = _CallerHeap(queued.context.policy.weight)
         heap.live_count += 1
         heappush(heap.entries, (queued.sort_key, next(self._numbers), request_id, queued))
 
@@ -132,8 +132,8 @@ class _InstanceQueue:
         callers: Iterable[CallerKey] = self._heaps
         if len(self._heaps) > 1:
             served = fair_share.served_seconds
-            limit = min(map(served, callers)) + QUANTUM_SECONDS
-            callers = [caller for caller in callers if served(caller) <= limit]
+            least = min(map(served, callers))
+            callers = [caller for caller, heap in self._heaps.items() if has_credit(served(caller), least, heap.weight)]
         return min([self._first_of(caller) for caller in callers])[2]
 
     def _first_of(self, caller: CallerKey) -> tuple[_SortKey, int, str]:
@@ -146,9 +146,10 @@ class _InstanceQueue:
 class _CallerHeap:
     """The requests of one caller that wait for one instance, and how many still do."""
 
-    __slots__ = ("entries", "live_count")
+    __slots__ = ("entries", "live_count", "weight")
 
-    def __init__(self) -> None:
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
         self.entries: list[tuple[_SortKey, int, str, _QueuedDispatch]] = []
         self.live_count = 0
 
@@ -160,14 +161,32 @@ class _WaitingCallers:
 
     __slots__ = ("bounds", "fair_share")
 
-    def __init__(self, max_requests: int) -> None:
+    def __init__(self, max_requests: int, fair_share: FairShare) -> None:
         self.bounds = CallerBounds(max_requests, 0)
-        self.fair_share = FairShare()
+        self.fair_share = fair_share
 
-    def add(self, request_id: str, caller: CallerKey) -> None:
+    def add(self, request_id: str, caller: CallerKey, caller_class: CallerClass) -> None:
         if not self.bounds.requests_of(caller):
-            self.fair_share.on_join(caller, self.bounds.callers())
-        self.bounds.add(request_id, caller, 0)
+            self.fair_share.on_join(caller)
+        self.bounds.add(request_id, caller, 0, caller_class)
+
+    def remove(self, request_id: str, caller: CallerKey) -> None:
+        self.bounds.remove(request_id, caller)
+        if not self.bounds.requests_of(caller):
+            self.fair_share.on_leave(caller)
+
+    def charge(self, queued: "_QueuedDispatch") -> None:
+        """Charges the caller for prompt and expected answer, unless admission has charged it."""
+        request = queued.context.admission.request
+        if request is None:
+            self.fair_share.charge(
+                queued.caller, queued.prefill_seconds + queued.decode_seconds, queued.context.policy.weight
+            )
+        elif not request.queued.charged:
+            request.queued.charged = True
+            self.fair_share.charge(
+                queued.caller, queued.prefill_seconds + request.queued.decode_seconds, request.queued.weight
+            )
 
 
 _NO_QUEUES: Final[Mapping[str, _InstanceQueue]] = MappingProxyType({})
@@ -177,9 +196,17 @@ class LateBindingQueue:
     """The waiting requests of all models, by model, instance and request id.
 
     on_exit: called with the model and the cause when a request leaves the queue.
+    fair_shares: the service of callers by model, shared with admission.
     """
 
-    def __init__(self, runtime: WorkerRuntime, routers: RoleRouters, on_exit: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        runtime: WorkerRuntime,
+        routers: RoleRouters,
+        on_exit: Callable[[str, str], None],
+        fair_shares: Mapping[str, FairShare] | None = None,
+    ) -> None:
+        self._fair_shares: Mapping[str, FairShare] = {} if fair_shares is None else fair_shares
         self._on_exit = on_exit
         self._routers = routers
         self._now = runtime.now
@@ -222,7 +249,7 @@ class LateBindingQueue:
         endpoint = None if router is None else router.endpoint(name)
         if router is None or endpoint is None:
             return False
-        self._make_room(key, context.caller)
+        self._make_room(key, context.caller, context.policy.caller_class)
         backlog_before, queued_at = endpoint.load.backlog_seconds, self._now()
         router.on_dispatch(context.route_request, name, queued_at)
         prefill_seconds = endpoint.load.backlog_seconds - backlog_before
@@ -236,7 +263,7 @@ class LateBindingQueue:
         if queue is None:
             queue = instances[name] = _InstanceQueue()
         queue.add(request_id, queued)
-        self._callers_of(key).add(request_id, context.caller)
+        self._callers_of(key).add(request_id, context.caller, context.policy.caller_class)
         self._start_timer()
         return True
 
@@ -313,9 +340,9 @@ class LateBindingQueue:
             router = self._routers.router(key)
             for name, queue in list(instances.items()):
                 while queue.requests and (router is None or self._has_room(router, name, queue, now)):
-                    fair_share = self._callers_of(key).fair_share
-                    queued = queue.requests[queue.first(fair_share)]
-                    fair_share.charge(queued.caller, queued.prefill_seconds + queued.decode_seconds, 1.0)
+                    callers = self._callers_of(key)
+                    queued = queue.requests[queue.first(callers.fair_share)]
+                    callers.charge(queued)
                     self._remove(key, name, queued.context.route_request.id)
                     context = queued.context
                     context.admission.queued_seconds += now - queued.queued_at
@@ -351,7 +378,7 @@ class LateBindingQueue:
             return
         queued = queue.pop(request_id)
         if queued is not None:
-            self._callers[key].bounds.remove(request_id, queued.caller)
+            self._callers[key].remove(request_id, queued.caller)
         if not queue.requests:
             del instances[name]
         if not instances:
@@ -360,11 +387,13 @@ class LateBindingQueue:
     def _callers_of(self, key: str) -> _WaitingCallers:
         callers = self._callers.get(key)
         if callers is None:
-            callers = self._callers[key] = _WaitingCallers(self._max_requests)
+            fair_share = self._fair_shares.get(key)
+            fair_share = FairShare() if fair_share is None else fair_share
+            callers = self._callers[key] = _WaitingCallers(self._max_requests, fair_share)
         return callers
 
-    def _make_room(self, key: str, caller: CallerKey) -> None:
-        """Refuses the newest request of the caller that has most waiting, if the queue is full.
+    def _make_room(self, key: str, caller: CallerKey, caller_class: CallerClass) -> None:
+        """Refuses the newest request of the lowest tier's caller with most, if the queue is full.
 
         Raises Overloaded if that is the new one. A single caller is not bounded here: its requests
         take no place from others.
@@ -373,7 +402,7 @@ class LateBindingQueue:
         has_others = bounds.has_several_callers or not bounds.requests_of(caller)
         if bounds.requests < self._max_requests or not has_others:
             return
-        if bounds.has_most(caller):
+        if bounds.has_most(caller, caller_class):
             raise self._full_error(key, caller)
         request_id = bounds.newest_of_largest()
         queue = next(queue for queue in self._waiting[key].values() if request_id in queue.requests)

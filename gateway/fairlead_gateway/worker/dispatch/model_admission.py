@@ -11,6 +11,7 @@ from typing import Final
 
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, Role
 from fairlead_gateway.admission.decode_work import decode_seconds
+from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.admission.policy import (
     POLL_SECONDS,
@@ -19,7 +20,7 @@ from fairlead_gateway.admission.policy import (
     AdmissionRequest,
     AdmissionVerdict,
 )
-from fairlead_gateway.admission.request_queue import ArrivedRequest
+from fairlead_gateway.admission.request_queue import ArrivedRequest, RequestQueue
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
 from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.telemetry import MetricsRecorder
@@ -71,7 +72,9 @@ class ModelAdmission:
         self._now = runtime.now
         self._loop = runtime.loop
         self._has_api_keys = has_api_keys
-        self._policy = AdmissionPolicy(runtime.limits)
+        self.fair_share = FairShare(reports=has_api_keys)
+        self._queue = RequestQueue(self.fair_share)
+        self._policy = AdmissionPolicy(runtime.limits, self._queue)
         self._model: Model | None = None
         self._kv_tokens: dict[str, float] = {}
         self._min_kv_tokens = 0.0
@@ -202,6 +205,8 @@ class ModelAdmission:
         router = self._router
         tokens = route_request.prompt_tokens if router is None else router.prompt_tokens(route_request)
         self._policy.kv_capacity.on_dispatch(route_request, choice.instance_id, tokens, context.caller, now)
+        if context.admission.request is not None:
+            self._queue.charge(context.admission.request.queued)
 
     def on_first_token(self, context: RequestContext, now: float) -> None:
         """Records that the KV of the request grows with its response from now on."""
@@ -218,7 +223,7 @@ class ModelAdmission:
                 output, output_tokens = _of_each(output, request.sequences), _of_each(output_tokens, request.sequences)
             if output is not None and request.max_tokens:
                 output = min(output, int(request.max_tokens))
-        if context.admission.admitted is not None and not self._is_disaggregated:
+        if context.admission.request is not None and not self._is_disaggregated:
             self._settle(context, is_complete, output, now)
         if is_complete and output_tokens != output:  # resumed: another engine made the beginning
             self._policy.kv_capacity.on_finish(request.id, now, output_tokens)
@@ -234,13 +239,15 @@ class ModelAdmission:
         request, dispatched_at = context.admission.request, context.result.dispatched_at
         assert request is not None
         queued = request.queued
+        if not queued.charged:
+            return
         if is_complete and output_tokens is not None:
             # No answer takes longer than its request was in flight, whatever the engine reports.
             longest = math.inf if dispatched_at is None else max(queued.decode_seconds, now - dispatched_at)
-            self._policy.settle(queued, min(longest, self._decode_seconds(context, output_tokens)))
+            self._queue.settle(queued, min(longest, self._decode_seconds(context, output_tokens)))
         elif dispatched_at is not None:
             tokens = self._policy.kv_capacity.elapsed_output(context.route_request.id, dispatched_at, now)
-            self._policy.settle(queued, max(queued.decode_seconds, self._decode_seconds(context, tokens)))
+            self._queue.settle(queued, max(queued.decode_seconds, self._decode_seconds(context, tokens)))
 
     def _decode_seconds(self, context: RequestContext, output_tokens: float) -> float:
         router, request = self._router, context.admission.request
@@ -264,7 +271,7 @@ class ModelAdmission:
         limit = DEFAULT_TTFT_SECONDS if self._is_disaggregated else router.ttft_objective(prompt)
         cached = prompt - router.uncached_tokens(route_request)
         prefill_seconds = endpoints[0].profile.prefill_time(prompt, cached) if endpoints else 0.0
-        caller = context.caller
+        caller, policy = context.caller, context.policy
         queued = ArrivedRequest(
             context.id,
             context.http_request.received_at,
@@ -273,7 +280,8 @@ class ModelAdmission:
             caller,
             len(context.request.body),
         )
-        return AdmissionRequest(queued, route_request, prompt, caller)
+        queued.tier, queued.weight = policy.tier, policy.weight
+        return AdmissionRequest(queued, route_request, prompt, caller, policy.is_sheddable)
 
     def _load_router(self) -> ModelRouter | None:
         """Returns the router of the instances that prefill: the others without a ready one."""

@@ -7,6 +7,8 @@ instructions. A policy is computed once per tenant and version of the table.
 from typing import Final
 
 from fairlead.tenants.model import CacheSharing, Tenant, Tier
+from fairlead_gateway.admission.caller_bounds import CallerClass
+from fairlead_gateway.admission.request_queue import TIER_WEIGHTS
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.routing import RouteRequest
@@ -23,18 +25,20 @@ class TenantPolicy:
     """The treatment of the requests of one tenant.
 
     tier: 0 goes before 1.
-    weight: share against other tenants of the tier.
+    weight: share against other tenants, of any tier.
+    caller_class: tier and weight for the bounds of queues.
     scope: the requests that share cached blocks with it; None: all of the cluster.
     is_sheddable: its requests are refused early if they cannot be served in time.
     shows_placement: responses name the instance, the reason, times and cached tokens.
     """
 
-    __slots__ = ("is_sheddable", "scope", "shows_placement", "tenant", "tier", "weight")
+    __slots__ = ("caller_class", "is_sheddable", "scope", "shows_placement", "tenant", "tier", "weight")
 
     def __init__(self, tenant: Tenant, scope: CacheScope | None) -> None:
         self.tenant = tenant
         self.tier: int = _TIER_NUMBERS[tenant.tier]
-        self.weight = float(tenant.weight)
+        self.weight: float = tenant.weight * TIER_WEIGHTS[self.tier]
+        self.caller_class = CallerClass(self.tier, self.weight)
         self.scope = scope
         self.is_sheddable: bool = tenant.tier is Tier.BATCH
         self.shows_placement: bool = tenant.shows_placement

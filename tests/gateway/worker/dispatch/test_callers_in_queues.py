@@ -204,7 +204,7 @@ def test_callers_share_prefill_instances_by_credit() -> None:
         tasks.append(await scene.send_queued("steady", "s1"))
         await scene.finish()
         assert {(await task).status for task in tasks} == {200}
-        assert scene.steps.order == ["f0", "s0", "f1", "f2", "s1", "f3"]
+        assert scene.steps.order == ["f0", "s0", "f1", "s1", "f2", "f3"]
 
     run_async(before_prefill(use))
 

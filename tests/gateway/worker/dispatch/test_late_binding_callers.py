@@ -1,6 +1,7 @@
 """Assigned requests of several callers: credit decides between them, and each has its bound."""
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,11 +10,13 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
+from fairlead.tenants.model import Tenant, Tier
 from fairlead_gateway.errors import Overloaded
 from fairlead_gateway.worker.dispatch.late_binding_queue import LateBindingQueue
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.worker.tenancy.tenant_policy import NO_TENANT, TenantPolicy
 from fairlead_testing.gateway.running_gateway import run_async
 
 KEY = "default/tiny"
@@ -58,7 +61,8 @@ class OneEngine:
 
 
 class Scene:
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *tenants: Tenant) -> None:
+        self.policies = {tenant.name: TenantPolicy(tenant, None) for tenant in tenants}
         self.engine = OneEngine()
         self.exits: list[str] = []
         self.started: list[str] = []
@@ -78,6 +82,7 @@ class Scene:
             route_request=SimpleNamespace(id=f"{caller}/{number}"),
             caller=caller,
             admission=SimpleNamespace(counted_at="", request=None, queued_seconds=0.0),
+            policy=self.policies.get(caller, NO_TENANT),
         )
         task = asyncio.get_running_loop().create_task(self._wait(cast(RequestContext, context)))
         await asyncio.sleep(0)
@@ -116,6 +121,46 @@ def test_assigned_requests_go_by_credit_between_callers_and_by_order_within_one(
         assert order == expected
         await asyncio.gather(*tasks)
         assert scene.queue._callers == {}
+
+    run_async(main())
+
+
+@pytest.mark.parametrize(
+    ("heavy", "light", "shares"),
+    [
+        (Tenant("heavy", weight=4), Tenant("light"), (4, 1)),
+        (Tenant("heavy", tier=Tier.INTERACTIVE), Tenant("light"), (10, 1)),
+        (Tenant("heavy", weight=2), Tenant("light", tier=Tier.BATCH, weight=5), (4, 1)),
+    ],
+)
+def test_assigned_requests_share_by_weight_and_tier(heavy: Tenant, light: Tenant, shares: tuple[int, int]) -> None:
+    async def main() -> None:
+        scene = Scene(Limits(), heavy, light)
+        tasks = [await scene.add(name, number) for number in range(60) for name in ("light", "heavy")]
+        for _ in range(44):
+            await scene.finish_one()
+        served = Counter(name.partition("/")[0] for name in scene.started)
+        assert served["heavy"] / served["light"] == pytest.approx(shares[0] / shares[1], rel=0.25)
+        for _ in tasks:
+            await scene.finish_one()
+        await asyncio.gather(*tasks)
+
+    run_async(main())
+
+
+def test_full_queue_of_assigned_requests_refuses_batch_first() -> None:
+    async def main() -> None:
+        scene = Scene(replace(Limits(), queued_requests=4), Tenant("batch", tier=Tier.BATCH), Tenant("steady"))
+        batch = [await scene.add("batch", 0)]
+        tasks = [await scene.add("steady", number) for number in range(4)]
+        with pytest.raises(Overloaded):
+            await batch[0]
+        batch = [await scene.add("batch", 1)]
+        with pytest.raises(Overloaded):
+            await batch[0]
+        for _ in tasks:
+            await scene.finish_one()
+        await asyncio.gather(*tasks)
 
     run_async(main())
 
