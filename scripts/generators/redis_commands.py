@@ -9,7 +9,7 @@ _PACKAGES = ("kvstore/fairlead_kvstore/index", "kvstore/fairlead_kvstore/redis",
 _IN_LUA = re.compile(r"redis\.p?call\('([A-Z]+)'")
 _BY_METHOD = {"scan_iter": "SCAN"}
 _KNOWN = re.compile(
-    r"^(?:X[A-Z]+|H(?:GET|SET|DEL|KEYS|MGET|LEN|GETALL)|GET|SET|DEL|TYPE|INFO|SCAN|P?EXPIRE|EVAL|UNLINK|PING)$"
+    r"^(?:X[A-Z]+|H(?:GET|SET|DEL|KEYS|MGET|LEN|GETALL)|GET|SET|DEL|TYPE|INFO|SCAN|P?EXPIRE|EVAL(?:SHA)?|UNLINK|PING)$"
 )
 _BY_CLIENT = ("AUTH", "CLIENT SETINFO", "HELLO", "SELECT")
 """Commands of the client library when it connects."""

@@ -5,6 +5,8 @@
     fl1:{<namespace>/<model>}:hot          hash: hot-prefix table and its writer; expires, a lease
     fl1:{<namespace>/<model>}:want         string: replication hints for hot prefixes; expires
     fl1:{<namespace>/<model>}:lnk          stream: links of text blocks and token blocks, as hashes
+    fl1:{<tenant>}:lim                     hash: epoch of a tenant's limits
+    fl1:{<tenant>}:lim|<limit>|<start>     hash: use of a limit in one window; expires
     fl1:{<namespace>/<model>/<shard>}:own  string: the indexer that writes the index; expires
     fl1:{<namespace>/<model>/<shard>}:ev   stream: changes of the index since its oldest snapshot
     fl1:{<namespace>/<model>/<shard>}:idx  hash: the index itself, see ``index/format.py``
@@ -48,6 +50,11 @@ def replication_hints(model_key: str) -> str:
 def prompt_alignments(model_key: str) -> str:
     """Returns the key of the stream of links from blocks of text to blocks of tokens."""
     return f"{_tag(model_key)}:lnk"
+
+
+def tenant_limits(tenant: str) -> str:
+    """Returns the key of a tenant's limits; those of its windows begin with it."""
+    return f"{PREFIX}:{{{_escaped(tenant, 'tenant')}}}:lim"
 
 
 def index_keys(model_key: str) -> tuple[str, str, str]:
