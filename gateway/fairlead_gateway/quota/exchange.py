@@ -1,4 +1,4 @@
-"""What a gateway and the store send each other: one exchange for one tenant.
+"""The messages between a gateway and the store, each about one tenant.
 
 All counters only grow, and are merged by the maximum. A message that arrives twice, or late,
 changes nothing that was not true before. Times are milliseconds of the store's clock.
@@ -39,17 +39,17 @@ class Row(msgspec.Struct, array_like=True, frozen=True):
 
     @property
     def idle(self) -> int:
-        """What is granted and neither spent nor reserved."""
+        """The part of the grant that is neither spent nor reserved."""
         return max(0, self.granted - self.returned - self.spent - self.busy)
 
     @property
     def outstanding(self) -> int:
-        """What is granted and not spent."""
+        """The part of the grant that is not spent."""
         return max(0, self.granted - self.returned - self.spent)
 
 
 class Need(msgspec.Struct, array_like=True, frozen=True):
-    """What a holder needs more of a limit: `least` for the next request, `wish` for a while."""
+    """A holder's need of more of a limit: `least` for the next request, `wish` for a while."""
 
     holder: str
     least: int
@@ -64,7 +64,7 @@ class Base(msgspec.Struct, array_like=True, frozen=True):
 
 
 class LimitReport(msgspec.Struct, array_like=True):
-    """What a gateway reports and needs of one limit.
+    """The report and the needs of a gateway for one limit.
 
     - own: rows of its workers, whose leases are renewed.
     - seen: rows of others, which the gateway has seen before: a store that lost them merges them.
@@ -100,7 +100,7 @@ class Exchange(msgspec.Struct, array_like=True):
 
 
 class Grant(msgspec.Struct, array_like=True, frozen=True):
-    """What a holder has now: the absolute counter `granted`, the end of its lease, and a status.
+    """The state of a holder: the absolute counter `granted`, the end of its lease, and a status.
 
     expires: -1 if the holder's row was folded; it must go on under another name.
     """

@@ -1,4 +1,4 @@
-"""What a gateway knows about the limits of one tenant, between its workers and the store.
+"""The limits of one tenant in one gateway, between its workers and the store.
 
 It collects the workers' reports and needs, makes one exchange of them, and turns the reply into
 grants. It remembers the rows of all gateways that it has seen. If the store has lost its state, the
@@ -44,7 +44,7 @@ class LimitTerms:
 
 @dataclass(frozen=True, slots=True)
 class HolderUpdate:
-    """What changes for one holder: absolute amounts, and times in monotonic seconds.
+    """The change for one holder: absolute amounts, and times in monotonic seconds.
 
     is_folded: the holder must go on under another name.
     """

@@ -35,7 +35,7 @@ class Slice:
 
     @property
     def free(self) -> int:
-        """What is left for further requests; negative after an overrun."""
+        """The amount left for further requests; negative after an overrun."""
         return self.granted - self.returned - self.spent - self.busy
 
 
@@ -172,7 +172,7 @@ class LeasedLimit:
         return slices
 
     def restart(self) -> None:
-        """Begins anew under another holder's name; requests in flight end with the old slices."""
+        """Starts again under another holder's name; requests in flight end with the old slices."""
         self.current = Slice(0)
         self.closing = []
         self._changed = False

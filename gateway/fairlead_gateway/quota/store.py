@@ -2,9 +2,9 @@
 
 This is the store of a gateway without Redis, and the reference of the script in `redis_script`.
 
-What is left of a limit is its amount, less the debt of the last window, less what each holder has
-used or may still use. A grant is at most half of a fair share of what is left: slices shrink to
-single requests near the limit, so that a refusal is exact.
+The rest of a limit is its amount, less the debt of the last window, less what each holder has used
+or may still use. A grant is at most half of a fair share of the rest. So slices shrink to single
+requests near the limit, and a refusal is exact.
 
 The store begins an epoch when it has no state, or when its server's run id has changed. Whatever
 was granted before may then be unknown. In strict mode, a window in which that happened grants

@@ -6,7 +6,7 @@ MINUTE: Final = "Minute"
 DAY: Final = "Day"
 MONTH: Final = "Month"
 NO_WINDOW: Final = ""
-"""Of units that requests give back."""
+"""The window of units that requests give back."""
 _MINUTE_MS: Final = 60_000
 _DAY_MS: Final = 86_400_000
 _ERA_DAYS: Final = 146_097

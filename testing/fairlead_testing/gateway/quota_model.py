@@ -1,7 +1,7 @@
 """A simulated fleet of gateways that share limits, with every fault of a real one.
 
-Time is simulated. Requests really take from slices, so the truth is known: the sum of what the
-slices of all holders ever spent, also of gateways that have died.
+Time is simulated. Requests take from slices as in a worker. So the truth is known: it is the sum of
+what all slices ever spent, also those of gateways that have died.
 """
 
 import copy
