@@ -63,9 +63,7 @@ def lint_spec(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile
 
 
 def lint_tenant(tenant: ModelTenant) -> Iterator[LintNote]:
-    """Yields notes on a tenant that nothing identifies, and on limits of models that it may not
-    use.
-    """
+    """Yields notes on a tenant that nothing identifies, and on limits that apply to no request."""
     spec = tenant.spec
     if not spec.keys and not spec.subjects:
         yield LintNote(("spec",), "it has neither keys nor subjects, so no request is this tenant's", "add one of them")
@@ -76,6 +74,12 @@ def lint_tenant(tenant: ModelTenant) -> Iterator[LintNote]:
                 ("spec", "limits", index, "model"),
                 "the tenant may not use this model, so the limit changes nothing",
                 "add the model to `models`, or remove the limit",
+            )
+        if limit.key is not None and all(key.name != limit.key for key in spec.keys):
+            yield LintNote(
+                ("spec", "limits", index, "key"),
+                "the tenant has no key of this name, so the limit changes nothing",
+                "write the name of one of its keys, or remove the limit",
             )
 
 

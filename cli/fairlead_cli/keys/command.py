@@ -3,14 +3,14 @@
 A new key goes to standard output, alone and once. All else goes to standard error.
 """
 
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from fairlead.errors import BadInput, plain_text
 from fairlead.kube.resources import name_of
+from fairlead.names import DNS_LABEL_PATTERN
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.console import program_name, terminal_text
 from fairlead_cli.errors import ClusterUnreachable
@@ -22,8 +22,6 @@ from fairlead_cli.output import OutputFormat, format_document, is_document
 from fairlead_cli.tenants.key_use import read_key_uses
 from fairlead_cli.tenants.selection import TenantsOptions, TenantsPlace, open_tenants
 from fairlead_cli.tenants.store import Entry, KeyEdit, keys_of
-
-_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +137,11 @@ def _run(verb: str, where: TenantsOptions, run: Callable[[TenantsPlace], int]) -
 
 
 def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
+    if not DNS_LABEL_PATTERN.fullmatch(name):
         raise BadInput(
             f"{name!r} cannot be the name of a key",
             field="NAME",
-            hint="use at most 63 lower-case letters, digits, dots and hyphens",
+            hint="use at most 63 lower-case letters, digits and hyphens",
         )
 
 

@@ -16,6 +16,7 @@ from fairlead_cli.tenants.store import Entry
 
 SHORT_DIGEST: Final = 12
 _MIN_PREFIX: Final = 6
+_MAX_KEYS: Final = 64  # as in the schema of a ModelTenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ def add_key(entries: Sequence[Entry], new: Entry, now: float, owner: KeyOwner) -
             field="NAME",
             hint=f"choose another name, or replace the key: {owner.program} keys rotate {owner.tenant} {name}",
         )
-    return [*(entry for entry in entries if entry.get("name") != name), new]
+    return _bounded([*(entry for entry in entries if entry.get("name") != name), new], owner)
 
 
 def rotate_key(
@@ -66,7 +67,7 @@ def rotate_key(
             changed.append(entry)
         elif overlap_seconds > 0 and not is_expired(entry, now):
             changed.append(_expiring_by(entry, now + overlap_seconds))
-    return [*changed, new]
+    return _bounded([*changed, new], owner)
 
 
 def revoke_key(
@@ -101,6 +102,16 @@ def revoke_key(
 def short_digest(entry: Entry) -> str:
     """Returns the beginning of a digest, which identifies a key to people."""
     return str(entry.get("digest", ""))[:SHORT_DIGEST]
+
+
+def _bounded(entries: list[Entry], owner: KeyOwner) -> list[Entry]:
+    if len(entries) > _MAX_KEYS:
+        raise BadInput(
+            f"the tenant {owner.tenant} has {_MAX_KEYS} keys, which is the most",
+            field="NAME",
+            hint=f"first revoke one that is not in use: {owner.program} keys list {owner.tenant}",
+        )
+    return entries
 
 
 def _expiring_by(entry: Entry, end: float) -> Entry:

@@ -57,6 +57,15 @@ def test_a_name_is_revoked_with_all_its_keys_or_one_by_its_digest() -> None:
     assert revoke_key(both, "prod", "AAAAAA", ACME) == ([CI, NEW], [OLD])
 
 
+def test_a_tenant_has_at_most_64_keys() -> None:
+    many = [{"name": f"key-{number}", "digest": f"{number:064}"} for number in range(64)]
+    with pytest.raises(BadInput, match="64 keys"):
+        add_key(many, NEW, NOW, ACME)
+    with pytest.raises(BadInput, match="64 keys"):
+        rotate_key(many, {"name": "key-1", "digest": "f" * 64}, NOW, 60.0, ACME)
+    assert len(rotate_key(many, {"name": "key-1", "digest": "f" * 64}, NOW, 0.0, ACME)) == 64
+
+
 @pytest.mark.parametrize(
     ("name", "digest", "message", "field"),
     [

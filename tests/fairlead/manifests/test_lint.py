@@ -331,3 +331,14 @@ def test_a_misspelled_group_or_kind_is_not_another_system(head: str, tmp_path: P
     path = tmp_path / "model.yaml"
     path.write_text(GOOD.partition("metadata")[0] and f"{head}\nmetadata{GOOD.partition('metadata')[2]}")
     assert lint(str(path)) == 1
+
+
+def test_a_limit_of_a_revoked_key_is_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tenant = "apiVersion: serving.fairlead.io/v1alpha1\nkind: ModelTenant\nmetadata: {name: acme}\n"
+    path = tmp_path / "tenant.yaml"
+    path.write_text(
+        f"{GOOD}---\n{tenant}spec:\n  subjects: [{{issuer: 'https://a.example', value: b}}]\n"
+        "  limits: [{per: Minute, requests: 6, key: ci}]\n"
+    )
+    assert lint(str(path)) == 0
+    assert "spec.limits[0].key: note: the tenant has no key of this name" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from fairlead.api.spec.tenant.credentials import TenantKey, TenantSubject, check
 from fairlead.api.spec.tenant.limits import TenantBudget, TenantLimit
 from fairlead.api.spec.tenant.model_names import ModelsEntry
 from fairlead.api.strict_model import FieldPath, Rule, StrictModel, field_error
-from fairlead.api.value_types import Label, check_unique, list_map_schema
+from fairlead.api.value_types import Label, list_map_schema
 from fairlead.tenants.model import (
     CacheSharing,
     Enforcement,
@@ -26,12 +26,6 @@ class OtherPaths(StrEnum):
 
     ADMIT = "Admit"
     REFUSE = "Refuse"
-
-
-def _unknown_limit_key(spec: "ModelTenantSpec") -> FieldPath | bool:
-    known = {key.name for key in spec.keys}
-    unknown = [index for index, limit in enumerate(spec.limits) if limit.key is not None and limit.key not in known]
-    return ("limits", unknown[0], "key") if unknown else False
 
 
 def _repeated_scope(spec: "ModelTenantSpec") -> FieldPath | bool:
@@ -61,13 +55,6 @@ class ModelTenantSpec(StrictModel):
             fix="give both, or neither",
             at=("cacheSharing",),
             violation=lambda spec: (spec.cache_sharing is CacheSharing.GROUP) != (spec.cache_group is not None),
-        ),
-        Rule(
-            cel="!has(self.limits) || self.limits.all(l, !has(l.key) || has(self.keys) && self.keys.exists(k, k.name == l.key))",
-            message="a limit names a key that the tenant does not have",
-            fix="write the name of one of its keys, or leave it out for all keys",
-            at=("limits",),
-            violation=_unknown_limit_key,
         ),
         Rule(
             cel=f"!has(self.limits) || self.limits.all(a, self.limits.exists_one(b, {_SAME_SCOPE_CEL}))",
@@ -129,8 +116,8 @@ class ModelTenantSpec(StrictModel):
     keys: Annotated[list[TenantKey], BeforeValidator(check_keys)] = Field(
         default_factory=list,
         max_length=64,
-        description="API keys; several are for different applications, or for a change from one to the next",
-        json_schema_extra=list_map_schema("name"),
+        description="API keys; two have one name while one replaces the other",
+        json_schema_extra=list_map_schema("digest"),
     )
     subjects: list[TenantSubject] = Field(
         default_factory=list, max_length=64, description="bearer tokens (JWT) that identify the tenant"
@@ -176,12 +163,11 @@ class ModelTenantSpec(StrictModel):
 
     @model_validator(mode="after")
     def _check_unique_keys(self) -> Self:
-        check_unique("keys", [key.name for key in self.keys])
         digests = [key.digest.lower() for key in self.keys]
         for index, digest in enumerate(digests):
             if digest in digests[:index]:
                 message = f"this digest is already given in keys[{digests.index(digest)}]"
-                raise field_error(message, "keep one of the two", at=("keys", index, "digest"))
+                raise field_error(message, "keep one of the two", at=("keys", index))
         return self
 
     def to_tenant(self, name: str) -> Tenant:
