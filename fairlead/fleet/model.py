@@ -177,12 +177,14 @@ class RequestPolicy:
         policies that differ only here are equal.
     allowed_fields: body fields that clients may set although engines treat them specially.
     allowed_paths: further paths under `/v1`; a final `/*` stands for all paths below.
+    sets_priority: the engines start requests by their field `priority`, so gateways set it.
     """
 
     engines: frozenset[str] = field(default=frozenset(), compare=False)
     unknown_fields: UnknownFields = UnknownFields.PASS
     allowed_fields: frozenset[str] = frozenset()
     allowed_paths: frozenset[str] = frozenset()
+    sets_priority: bool = False
 
 
 @dataclass(frozen=True, slots=True)

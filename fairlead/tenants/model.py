@@ -130,6 +130,7 @@ class Tenant:
     is_suspended: every request is refused.
     may_use_other_paths: requests may use paths that are forwarded without being understood.
     shows_placement: responses name the instance, the reason and the cached tokens.
+    may_wake_models: requests start a model that has no instance.
     """
 
     name: str
@@ -146,6 +147,7 @@ class Tenant:
     is_suspended: bool = False
     may_use_other_paths: bool = True
     shows_placement: bool = True
+    may_wake_models: bool = True
     may_leave_cluster: bool = True
 
     def may_use(self, model_key: str) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
+from itertools import pairwise
 from typing import Annotated, ClassVar, Final, Self
 
 from pydantic import Field, model_validator
@@ -56,6 +57,15 @@ def _custom_only_rule(field: str, attribute: str, known_part: str) -> Rule:
             getattr(engine, attribute) not in (None, []) and engine.type not in (EngineType.CUSTOM, EngineType.EXTERNAL)
         ),
     )
+
+
+_PRIORITY_OPTIONS = ("--scheduling-policy=priority", "--enable-priority-scheduling")
+
+
+def _orders_by_priority(args: list[str]) -> bool:
+    """Returns whether a command line makes vLLM or SGLang start requests by `priority`."""
+    options = [*args, *[f"{name}={value}" for name, value in pairwise(args)]]
+    return any(option in options for option in _PRIORITY_OPTIONS)
 
 
 class Engine(StrictModel):
@@ -208,6 +218,7 @@ class Engine(StrictModel):
             unknown_fields,
             frozenset(self.allowed_fields),
             frozenset(self.allowed_paths),
+            sets_priority=_orders_by_priority(self.args),
         )
 
     @model_validator(mode="after")

@@ -249,6 +249,7 @@ class FileModel(StrictModel):
     unknown_fields: Annotated[UnknownFields, Field(strict=False, examples=["Refuse"])] = UnknownFields.PASS
     allowed_fields: list[RequestField] = Field(default_factory=list, max_length=64, examples=["[priority]"])
     allowed_paths: list[RequestPath] = Field(default_factory=list, max_length=64, examples=["[/v1/files]"])
+    sets_priority: bool = False
     price: Annotated[Price | None, Field(examples=['{input: "0.40", output: "1.20"}'])] = None
     instances: list[FileInstance] = Field(default_factory=list, examples=['[{url: "http://127.0.0.1:9001"}]'])
 
@@ -262,7 +263,11 @@ class FileModel(StrictModel):
         """Returns the policy on what of a client's request may reach the engines."""
         engines = frozenset(instance.engine for instance in self.instances)
         return RequestPolicy(
-            engines, self.unknown_fields, frozenset(self.allowed_fields), frozenset(self.allowed_paths)
+            engines,
+            self.unknown_fields,
+            frozenset(self.allowed_fields),
+            frozenset(self.allowed_paths),
+            self.sets_priority,
         )
 
     @property

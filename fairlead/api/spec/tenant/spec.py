@@ -161,6 +161,22 @@ class ModelTenantSpec(StrictModel):
         Label | None, Field(description="group of tenants that share their cache", examples=["research"])
     ] = None
 
+    wakes_models: Annotated[
+        bool | None,
+        Field(
+            description="whether its requests start a model that has no instance; left out = true, except for Batch",
+            examples=["true"],
+        ),
+    ] = None
+    show_placement: Annotated[
+        bool | None,
+        Field(
+            description="whether responses name the instance, the reason, times and cached tokens; left out = true if "
+            "the tenant shares its cache with itself only",
+            examples=["true"],
+        ),
+    ] = None
+
     @model_validator(mode="after")
     def _check_unique_keys(self) -> Self:
         digests = [key.digest.lower() for key in self.keys]
@@ -188,6 +204,10 @@ class ModelTenantSpec(StrictModel):
             without_redis=self.without_redis,
             cache_sharing=self.cache_sharing,
             cache_group=self.cache_group,
+            shows_placement=(
+                self.cache_sharing is CacheSharing.TENANT if self.show_placement is None else self.show_placement
+            ),
+            may_wake_models=self.tier is not Tier.BATCH if self.wakes_models is None else self.wakes_models,
             is_suspended=self.suspended,
             may_use_other_paths=(not is_metered if self.other_paths is None else self.other_paths is OtherPaths.ADMIT),
         )

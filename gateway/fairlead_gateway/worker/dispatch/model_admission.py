@@ -79,7 +79,7 @@ class ModelAdmission:
         self._kv_tokens: dict[str, float] = {}
         self._min_kv_tokens = 0.0
         self._is_plain = False
-        self._has_ready = self._expects_instance = False
+        self._has_ready = self._expects_instance = self._is_starting = False
         self._queued: dict[str, _WaitingRequest] = {}
         self._arrival: tuple[RequestContext, list[EngineLoad]] | None = None  # the request that `try_admit` saw last
         self._timer: asyncio.TimerHandle | None = None
@@ -108,8 +108,8 @@ class ModelAdmission:
         if ready and not self._has_ready:
             self._ready_since = self._now()
         self._has_ready = bool(ready)
-        is_starting = any(instance.state is InstanceState.STARTING for instance in instances)
-        self._expects_instance = not ready and (model.wakes or is_starting) and not self._is_disaggregated
+        self._is_starting = any(instance.state is InstanceState.STARTING for instance in instances)
+        self._expects_instance = not ready and (model.wakes or self._is_starting) and not self._is_disaggregated
         self._policy.kv_capacity.retain(frozenset(instance.id for instance in ready))
         if self._queued:
             self._schedule_release()
@@ -366,11 +366,12 @@ class ModelAdmission:
     def _refuse_without_engines(self, now: float) -> None:
         """Refuses the requests that have waited too long for a first instance.
 
-        If the model can wake, first reports the need, at most once per `wake_hint_seconds`.
+        If the model can wake, and a tenant that may wake it waits, first reports the need, at most
+        once per `wake_hint_seconds`.
         """
         limits, wakes = self._limits, self._model is not None and self._model.wakes
-        max_seconds = limits.queue_starting_seconds if self._expects_instance else 0.0
-        if wakes:
+        max_seconds = limits.queue_starting_seconds if self._is_starting and self._expects_instance else 0.0
+        if wakes and any(waiting.context.policy.may_wake for waiting in self._queued.values()):
             max_seconds = limits.queue_waking_seconds
             if now - self._notified_at >= limits.wake_hint_seconds:
                 self._notified_at = now

@@ -18,7 +18,6 @@ from typing import Final
 from fairlead.fleet.model import RequestPolicy
 from fairlead.tenants.model import CacheSharing, Tenant
 from fairlead_gateway.worker.openai.field_policy import known_fields
-from fairlead_gateway.worker.openai.json_edit import contains_any, prepend_members, set_members
 from fairlead_gateway.worker.openai.prefix_key import CacheScope
 from fairlead_gateway.worker.openai.request import ModelRequest
 
@@ -27,8 +26,6 @@ _SALT_CHARACTERS: Final = 32
 _DIGEST: Final = "sha256"
 _SALTED_ENGINES: Final = frozenset({"vllm", "sglang", "sim"})
 _UNKNOWN_ENGINES: Final = frozenset({"vllm"})
-_OWN_SALT_SIGNS: Final = (FIELD.encode(), b"\\u")
-"""A body with neither has no field of that name, however it is spelled."""
 
 
 def scope_of(tenant: Tenant, secret: bytes) -> CacheScope | None:
@@ -40,19 +37,13 @@ def scope_of(tenant: Tenant, secret: bytes) -> CacheScope | None:
     return CacheScope(_keyed_salt(secret, f"tenant\0{tenant.name}"))
 
 
-def apply_scope(request: ModelRequest, scope: CacheScope, path: str) -> None:
-    """Gives the request the salt of its scope, in its body and for its prefix hash."""
+def apply_scope(request: ModelRequest, scope: CacheScope) -> str:
+    """Gives the request the salt of its scope for its prefix hash, and returns it."""
     fields = request.decoded_fields  # None: a scanned chat, which has no salt
     client_salt = None if fields is None else fields.cache_salt
     salt = _keyed_salt(scope.salt.encode(), client_salt) if client_salt else scope.salt
     request.cache_salt = salt
-    if not request.body or not takes_cache_salt(request.model.requests, path):
-        return
-    body_field = {FIELD: b'"%b"' % salt.encode()}
-    if fields is None or not contains_any(request.body, _OWN_SALT_SIGNS):
-        request.body = prepend_members(request.body, body_field)
-    else:
-        request.body = set_members(request.body, body_field)
+    return salt
 
 
 def takes_cache_salt(policy: RequestPolicy, path: str) -> bool:

@@ -48,6 +48,8 @@ def test_every_field_of_the_spec_reaches_the_tenant() -> None:
         withoutRedis="Admit",
         cacheSharing="Group",
         cacheGroup="research",
+        showPlacement=True,
+        wakesModels=False,
     )
     assert found == Tenant(
         "acme",
@@ -62,7 +64,36 @@ def test_every_field_of_the_spec_reaches_the_tenant() -> None:
         CacheSharing.GROUP,
         "research",
         is_suspended=True,
+        shows_placement=True,
+        may_wake_models=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("spec", "shows"),
+    [
+        ({}, True),
+        ({"cacheSharing": "Cluster"}, False),
+        ({"cacheSharing": "Group", "cacheGroup": "research"}, False),
+        ({"cacheSharing": "Cluster", "showPlacement": True}, True),
+        ({"showPlacement": False}, False),
+    ],
+)
+def test_placement_is_shown_where_all_of_it_is_the_tenants_own(spec: dict[str, Any], shows: bool) -> None:
+    assert tenant_of(**spec).shows_placement is shows
+
+
+@pytest.mark.parametrize(
+    ("spec", "may_wake"),
+    [
+        ({}, True),
+        ({"tier": "Batch"}, False),
+        ({"tier": "Batch", "wakesModels": True}, True),
+        ({"wakesModels": False}, False),
+    ],
+)
+def test_batch_tenants_wake_models_only_where_they_may(spec: dict[str, Any], may_wake: bool) -> None:
+    assert tenant_of(**spec).may_wake_models is may_wake
 
 
 def test_an_entry_becomes_one_limit_for_each_amount() -> None:

@@ -303,6 +303,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
             unknown_fields=draw(st.sampled_from(UnknownFields)),
             allowed_fields=draw(st.frozensets(st.sampled_from(["priority", "lora_path", "x.y-z"]))),
             allowed_paths=draw(st.frozensets(st.sampled_from(["/v1/files", "/v1/files/*"]))),
+            sets_priority=draw(st.booleans()),
         )
         price = draw(st.none() | st.builds(TokenPrice, st.integers(5, 10**6), st.integers(0, 5), st.integers(0, 10**6)))
         models[model.key] = replace(model, requests=policy, price=price)

@@ -9,6 +9,7 @@ import pytest
 
 from fairlead.fleet.model import Fleet, InstanceState, SloTargets
 from fairlead.limits import Limits
+from fairlead.tenants.model import Tenant
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_testing.engines.scripted import PausedStream, ScriptedEngine, scripted_engine
@@ -24,6 +25,7 @@ from fairlead_testing.gateway.busy_engine import (
     with_busy_engine,
 )
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 from fairlead_testing.waiting import wait_until
 
@@ -181,6 +183,31 @@ def test_a_request_for_a_model_that_sleeps_wakes_it_and_waits() -> None:
             running.gateway.update_fleet(waking_fleet([engine.url], 2))
             assert [(await one).status for one in waiting] == [200, 200]
             assert told == [MODEL_KEY]  # once for all that wait
+
+    run_async(main())
+
+
+def test_batch_tenant_does_not_wake_a_model_and_waits_only_while_one_starts() -> None:
+    async def main() -> None:
+        woken: list[str] = []
+        reporters, keys = (
+            Reporters(on_needs_instance=woken.append),
+            keys_of(Tenant("batch", may_wake_models=False), Tenant("live")),
+        )
+        async with (
+            scripted_engine() as engine,
+            running_gateway(waking_fleet([]), reporters=reporters, api_keys=keys) as running,
+        ):
+            refused = await request(running.url, SHORT, more=authorization("batch"))
+            assert (refused.status, refused.error["code"], woken) == (503, "no_ready_instance", [])
+            loop = asyncio.get_running_loop()
+            live = loop.create_task(request(running.url, SHORT, more=authorization("live")))
+            await wait_until(lambda: count_queued(running) == 1)
+            batch = loop.create_task(request(running.url, SHORT, more=authorization("batch")))
+            await wait_until(lambda: count_queued(running) == 2)
+            assert woken == [MODEL_KEY]
+            running.gateway.update_fleet(waking_fleet([engine.url], 2))
+            assert [(await live).status, (await batch).status] == [200, 200]
 
     run_async(main())
 
