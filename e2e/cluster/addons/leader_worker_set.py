@@ -1,11 +1,23 @@
 """The controller of LeaderWorkerSets, in groups of which an engine spans several nodes. It makes
 its webhook's certificate itself."""
 
+import json
+import time
+
 from e2e.cluster.artifacts import image_set, pinned_versions
+from e2e.cluster.progress import ClusterError
 from e2e.cluster.running_cluster import RunningCluster
 from scripts.release.images.components import USER
 
 READY_SECONDS = 180
+_PROBE = {
+    "apiVersion": "leaderworkerset.x-k8s.io/v1",
+    "kind": "LeaderWorkerSet",
+    "metadata": {"name": "probe", "namespace": "default"},
+    "spec": {
+        "leaderWorkerTemplate": {"workerTemplate": {"spec": {"containers": [{"name": "probe", "image": "probe"}]}}}
+    },
+}
 
 
 def install(cluster: RunningCluster) -> None:
@@ -24,3 +36,17 @@ def install(cluster: RunningCluster) -> None:
     chart = str(pinned_versions.binaries("lws") / pinned_versions.LWS_CHART)
     place = ("-n", "lws-system", "--create-namespace", "--wait", "--timeout", f"{READY_SECONDS}s")
     cluster.command("helm", "install", "lws", chart, *place, *given)
+    _wait_for_webhook(cluster)
+
+
+def _wait_for_webhook(cluster: RunningCluster) -> None:
+    """Waits until the API server reaches the webhook: the pod is ready before its webhook listens."""
+    end = time.monotonic() + READY_SECONDS
+    while True:
+        try:
+            cluster.command("kubectl", "create", "--dry-run=server", "-f", "-", given=json.dumps(_PROBE))
+            return
+        except ClusterError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
