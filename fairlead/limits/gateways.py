@@ -118,6 +118,9 @@ class PeerLimits:
     peer_loads: int = limit(
         4_096, "instances whose load one message of another gateway states; a message with more is dropped"
     )
+    peer_tenants: int = limit(
+        4_096, "tenants of a model whose service gateways tell one another; that of more counts in one gateway only"
+    )
     peer_load_rows: int = limit(
         20_000, "loads of instances that one other gateway may report per second; a report beyond is passed over"
     )

@@ -26,7 +26,7 @@ class FairShare:
         self._present: dict[Hashable, int] = {}
         self._compact_above = _MIN_COMPACTED
         self._reports = reports
-        self._unreported: dict[Hashable, float] = {}
+        self._unreported: dict[str, float] = {}
 
     def served_seconds(self, tenant: Hashable) -> float:
         """Returns the weighted engine seconds served to a tenant; 0 for an unknown one."""
@@ -83,8 +83,7 @@ class FairShare:
         self._seconds[tenant] = self.served_seconds(tenant) + seconds / weight
         if len(self._seconds) > self._compact_above:
             self._compact()
-        if self._reports:
-            self._unreported[tenant] = self._unreported.get(tenant, 0.0) + seconds / weight
+        self._collect(tenant, seconds / weight)
 
     def settle(self, tenant: Hashable, seconds: float, weight: float) -> None:
         """Corrects the charge for a request that has ended, by `seconds` more or less.
@@ -93,8 +92,11 @@ class FairShare:
         """
         if tenant in self._seconds:
             self._seconds[tenant] = max(0.0, self._seconds[tenant] + seconds / weight)
-        if self._reports:
-            self._unreported[tenant] = self._unreported.get(tenant, 0.0) + seconds / weight
+        self._collect(tenant, seconds / weight)
+
+    def _collect(self, tenant: Hashable, seconds: float) -> None:
+        if self._reports and isinstance(tenant, str):
+            self._unreported[tenant] = self._unreported.get(tenant, 0.0) + seconds
 
     def add_reported(self, served: Mapping[str, float]) -> None:
         """Adds what other processes served, in seconds divided by weights, by tenant."""
@@ -102,7 +104,7 @@ class FairShare:
             self._seconds[tenant] = max(0.0, self.served_seconds(tenant) + seconds)
         self._compact()
 
-    def take_unreported(self) -> dict[Hashable, float]:
+    def take_unreported(self) -> dict[str, float]:
         """Returns what was served here since the last call, in seconds divided by weights."""
         unreported = self._unreported
         if unreported:

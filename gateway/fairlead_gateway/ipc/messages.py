@@ -79,11 +79,13 @@ class PeerUpdates(msgspec.Struct, tag=True):
     - dispatches: an encoded list of `Dispatch`.
     - crashes: (fingerprint, instance, sent at, crashed at).
     - cleared: bodies that were answered after all, as (fingerprint, answered at).
+    - service: engine seconds divided by weight, by model and tenant.
     """
 
     dispatches: bytes | None
-    crashes: list[tuple[bytes, str, float, float]]
+    crashes: list[tuple[bytes, str, float, float]] = []
     cleared: list[tuple[bytes, float]] = []
+    service: dict[str, dict[str, float]] = {}
 
 
 class HotPrefixUpdate(msgspec.Struct, tag=True):
@@ -233,8 +235,8 @@ class FinalCounters(msgspec.Struct, tag=True):
 class WorkerReport(msgspec.Struct, tag=True):
     """Worker → supervisor: what happened since the last report.
 
-    - dispatches, crashes, cleared: as in `PeerUpdates`, for sibling workers.
-    - dispatches, decisions, loads: for Redis. `loads` is None if unchanged.
+    - dispatches, crashes, cleared, service: as in `PeerUpdates`, for sibling workers.
+    - dispatches, decisions, loads, service: for Redis. `loads` is None if unchanged.
     """
 
     dispatches: bytes | None
@@ -243,6 +245,7 @@ class WorkerReport(msgspec.Struct, tag=True):
     loads: dict[str, "EncodedLoad"] | None
     dropped: int
     cleared: list[tuple[bytes, float]] = []
+    service: dict[str, dict[str, float]] = {}
 
 
 class IndexReport(msgspec.Struct, tag=True):

@@ -363,17 +363,18 @@ class WorkerPool:
             worker.needs_resync |= not worker.send_encoded(data)
 
     def _on_report(self, worker: WorkerHandle, report: say.WorkerReport) -> None:
-        if (report.dispatches is not None or report.crashes or report.cleared) and len(self.workers) > 1:
-            data = encode_message(say.PeerUpdates(report.dispatches, report.crashes, report.cleared))
+        has_updates = report.dispatches is not None or report.crashes or report.cleared or report.service
+        if has_updates and len(self.workers) > 1:
+            data = encode_message(say.PeerUpdates(report.dispatches, report.crashes, report.cleared, report.service))
             max_unsent_bytes = self._limits.channel_pending_bytes // 4  # the rest is for what must arrive
             for sibling in self.workers:
                 if sibling is not worker and sibling.is_ready and sibling.unsent_bytes < max_unsent_bytes:
                     sibling.send_encoded(data)
         self._hooks.on_report(report)
 
-    def broadcast_peer_dispatches(self, dispatches: bytes) -> None:
-        """Sends the dispatches of peers to all workers, except those that read too slowly."""
-        data = encode_message(say.PeerUpdates(dispatches, []))
+    def broadcast_peer_updates(self, updates: say.PeerUpdates) -> None:
+        """Sends what peers did to all workers, except those that read too slowly."""
+        data = encode_message(updates)
         max_unsent_bytes = self._limits.channel_pending_bytes // 4
         for worker in self.workers:
             if worker.is_ready and worker.unsent_bytes < max_unsent_bytes:

@@ -77,7 +77,12 @@ class WorkerServices:
         self._dispatch_reporter: DispatchReporter | None = None
         if shared_memory is not None or configuration.has_redis:
             self._dispatch_reporter = DispatchReporter(
-                channel, loop, limits, publish=configuration.has_redis, loads=self._loads
+                channel,
+                loop,
+                limits,
+                publish=configuration.has_redis,
+                loads=self._loads,
+                take_service=self._take_service,
             )
         self._index_reporter = IndexReporter(channel, loop, limits) if configuration.has_index else None
         self.gateway = Gateway(
@@ -97,7 +102,8 @@ class WorkerServices:
         """Applies a message of the supervisor, or begins to answer its query."""
         stack = self.gateway.stack
         match message:
-            case messages.PeerUpdates(dispatches, crashes, cleared):
+            case messages.PeerUpdates(dispatches, crashes, cleared, service):
+                stack.admission.add_peer_service(service)
                 if dispatches is not None:
                     self._peer_updates.enqueue(dispatches)
                 for crash in crashes:
@@ -164,6 +170,9 @@ class WorkerServices:
 
     def _loads(self) -> Mapping[str, InstanceLoad]:
         return self.gateway.stack.routers.loads()
+
+    def _take_service(self) -> dict[str, dict[str, float]]:
+        return self.gateway.stack.admission.take_service()
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._runtime.loop.create_task(work)

@@ -87,7 +87,7 @@ class InProcessWorkers:
     def applied_fleet(self) -> Fleet:
         return self._routers.fleet
 
-    def broadcast_peer_dispatches(self, dispatches: bytes) -> None:
+    def broadcast_peer_updates(self, updates: object) -> None:
         """Does nothing."""
 
     def set_peer_loads(self, loads: object) -> None:

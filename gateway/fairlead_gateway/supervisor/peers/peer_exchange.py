@@ -64,6 +64,9 @@ class _Cursor:
     is_caught_up: bool = False
 
 
+def _ignore_service(model: str, service: Mapping[str, float]) -> None: ...
+
+
 @dataclass(slots=True)
 class ExchangeHooks:
     """The callbacks of the exchange.
@@ -72,12 +75,14 @@ class ExchangeHooks:
     - loads: returns this gateway's loads, by model with requests in flight and by instance.
     - on_dispatches: called with model and prompts that other gateways sent.
     - on_loads_changed: called with the expected loads of other gateways, by instance.
+    - on_service: called with model and service by tenant, as another gateway reports it.
     """
 
     models: Callable[[], Mapping[str, InstanceGroups]]
     loads: Callable[[], Mapping[str, Mapping[str, PeerLoad]]]
     on_dispatches: Callable[[str, Sequence[SentPrompt]], None]
     on_loads_changed: Callable[[Mapping[str, PeerLoad]], None]
+    on_service: Callable[[str, Mapping[str, float]], None] = _ignore_service
 
 
 @dataclass(slots=True)
@@ -378,6 +383,8 @@ class PeerExchange:
                 self.stats.undecodable += 1
                 continue
             self._rotation.on_activity(model, now)
+            if is_live and batch.service:
+                self._hooks.on_service(model, batch.service)
             if is_live and batch.loads is not None:
                 batch = self._with_known_loads(batch, name, instances, now)
             items = self.peer_state.apply_batch(model, name.decode(errors="replace"), batch, now, is_live=is_live)

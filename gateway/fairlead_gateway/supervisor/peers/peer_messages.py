@@ -34,6 +34,9 @@ PeerLoad: TypeAlias = tuple[_Count, _Count, _Seconds, _Tokens]
 tokens.
 """
 _Loads = Annotated[dict[_Name, PeerLoad], msgspec.Meta(max_length=Limits().peer_loads)]
+_Service = Annotated[
+    dict[_Name, Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]], msgspec.Meta(max_length=Limits().peer_tenants)
+]
 SentPrompt: TypeAlias = tuple[_Name, bytes, _Hash, _Hash]
 """A dispatch: the instance's id, hashes of the prompt's blocks, of its end, and of the session (0:
 none).
@@ -48,6 +51,8 @@ class PeerBatch(msgspec.Struct, frozen=True, omit_defaults=True):
     - secret: fingerprint; hashes under another secret are not comparable.
     - loads: all that it has in flight, of `peer_loads` instances at most; None: unchanged.
     - leaves: the gateway exits and has nothing in flight.
+    - service: what it served of each tenant since the batch before, in engine seconds divided by
+      weight.
     """
 
     number: _Count
@@ -56,6 +61,7 @@ class PeerBatch(msgspec.Struct, frozen=True, omit_defaults=True):
     sent: tuple[SentPrompt, ...] = ()
     loads: _Loads | None = None
     leaves: bool = False
+    service: _Service = {}
 
 
 class HotPrefixTable(msgspec.Struct, frozen=True, omit_defaults=True):

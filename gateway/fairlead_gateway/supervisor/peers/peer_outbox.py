@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from fairlead.limits import Limits
 from fairlead_gateway.supervisor.peers.peer_messages import (
     ENTRY_OVERHEAD_BYTES,
@@ -37,6 +39,7 @@ class PeerOutbox:
         self._pending_count = 0
         self._last_batches: dict[str, _LastBatch] = {}
         self._busy_models: set[str] = set()
+        self._service: dict[str, dict[str, float]] = {}
         self.dropped = 0
 
     def add(self, model: str, instance: str, hashes: bytes, tail: int, session_hash: int = 0) -> None:
@@ -54,6 +57,13 @@ class PeerOutbox:
         pending.append((instance, hashes[: self._limits.dispatch_blocks * HASH_BYTES], tail, session_hash))
         self._pending_count += 1
 
+    def add_service(self, model: str, service: Mapping[str, float]) -> None:
+        """Adds what was served of each tenant; it goes with the model's next batch."""
+        total = self._service.setdefault(model, {})
+        for tenant, seconds in service.items():
+            if tenant in total or len(total) < self._limits.peer_tenants:
+                total[tenant] = total.get(tenant, 0.0) + seconds
+
     def __len__(self) -> int:
         return self._pending_count
 
@@ -70,7 +80,9 @@ class PeerOutbox:
         quiet_seconds = max(limits.idle_heartbeat_seconds, len(models) / limits.idle_heartbeats)
         busy_seconds = max(limits.heartbeat_seconds, len(loads) / limits.busy_heartbeats)
         considered = (
-            models if is_beat else [model for model in {*self._pending, *loads, *self._busy_models} if model in models]
+            models
+            if is_beat
+            else [model for model in {*self._pending, *loads, *self._busy_models, *self._service} if model in models]
         )
         due_batches: list[tuple[str, PeerBatch]] = []
         for model in considered:
@@ -80,10 +92,14 @@ class PeerOutbox:
             changed = present != (last.loads if last is not None else {})
             within = busy_seconds if present else quiet_seconds
             due = last is None or now - last.sent_at >= within
-            if pending or due or changed:
+            service = self._service.pop(model, {})
+            if pending or due or changed or service:
                 number = last.number if last is not None else 0
                 reported = dict(present) if due or changed else None
-                due_batches += self._number_batches(model, number, pending, within, reported)
+                batches = self._number_batches(model, number, pending, within, reported)
+                if service:
+                    batches[0] = model, structs.replace(batches[0][1], service=service)
+                due_batches += batches
         return due_batches
 
     def _number_batches(
@@ -134,6 +150,7 @@ class PeerOutbox:
     def requeue(self, batches: Sequence[tuple[str, PeerBatch]]) -> None:
         """Queues batches again because Redis was away; the newest prompts are kept."""
         for model, batch in reversed(batches):
+            self.add_service(model, batch.service)
             free = max(0, self._limits.dispatches_pending - self._pending_count)
             kept = batch.sent[max(0, len(batch.sent) - free) :]
             self.dropped += len(batch.sent) - len(kept)
@@ -145,6 +162,7 @@ class PeerOutbox:
         """Forgets models that left the fleet."""
         for gone in [model for model in self._pending if model not in models]:
             self._pending_count -= len(self._pending.pop(gone))
+        self._service = {model: service for model, service in self._service.items() if model in models}
         for gone in [model for model in self._last_batches if model not in models]:
             del self._last_batches[gone]
             self._busy_models.discard(gone)

@@ -1,9 +1,10 @@
 """The exchange between this gateway's workers and other gateways, in the supervisor.
 
-Three things are exchanged in both directions:
+Four things are exchanged in both directions:
 
 - dispatches, which workers apply to their approximate prefix indexes like those of siblings,
 - loads, in a row of the shared memory that workers read for a decision,
+- the service of each tenant, which counts in the queues of all gateways,
 - the table of hot prefixes.
 
 No request waits for it: workers read memory and messages, and only the supervisor talks to Redis.
@@ -47,8 +48,8 @@ class GatewayWorkers(Protocol):
         """Returns the in-flight load by instance."""
         ...
 
-    def broadcast_peer_dispatches(self, dispatches: bytes) -> None:
-        """Sends an encoded list of `Dispatch` to all workers; a full channel drops it."""
+    def broadcast_peer_updates(self, updates: say.PeerUpdates) -> None:
+        """Sends what other gateways did to all workers; a full channel drops it."""
         ...
 
     def set_peer_loads(self, loads: Mapping[str, Shared]) -> None:
@@ -89,7 +90,9 @@ class PeerSync:
         self._ready_groups: dict[str, InstanceGroups] = {}
         self._hot_prefix_counter = HotPrefixCounter(limits)
         name = f"{gateway_id}/{secrets.token_hex(4)}"  # another run of the same gateway is another peer
-        hooks = ExchangeHooks(self._models, self._own_loads, self._on_peer_dispatches, workers.set_peer_loads)
+        hooks = ExchangeHooks(
+            self._models, self._own_loads, self._on_peer_dispatches, workers.set_peer_loads, self._on_peer_service
+        )
         self.exchange = PeerExchange(
             link, name, clock, hooks, secret_fingerprint=secret_fingerprint(secret), limits=limits
         )
@@ -122,7 +125,9 @@ class PeerSync:
     # --- reports of local workers
 
     def on_worker_report(self, message: say.WorkerReport) -> None:
-        """Called with a report of a worker; publishes its dispatches and loads."""
+        """Called with a report of a worker; publishes its dispatches, loads and service."""
+        for model, service in message.service.items():
+            self.exchange.outbox.add_service(model, service)
         if message.dispatches is not None:
             now = self._clock.now()
             self._update_fleet()
@@ -170,7 +175,11 @@ class PeerSync:
             )
             if self.on_peer_dispatch is not None:
                 self.on_peer_dispatch(model, instance, tail, hashes)
-        self._workers.broadcast_peer_dispatches(_encode([say.Dispatch(model, *item) for item in items]))
+        dispatches = _encode([say.Dispatch(model, *item) for item in items])
+        self._workers.broadcast_peer_updates(say.PeerUpdates(dispatches))
+
+    def _on_peer_service(self, model: str, service: Mapping[str, float]) -> None:
+        self._workers.broadcast_peer_updates(say.PeerUpdates(None, service={model: dict(service)}))
 
     # --- hot prefixes
 

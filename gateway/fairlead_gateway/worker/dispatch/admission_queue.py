@@ -23,7 +23,7 @@ An admitted request gets an instance. It may wait once more until the instance c
 (`late_binding_queue`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fairlead.fleet.model import Fleet, InstanceState, Model
 from fairlead_gateway.admission.fair_share import FairShare
@@ -158,6 +158,20 @@ class AdmissionController:
         assigned = self._late_binding_queue.queued()
         queued = {key: len(admission) for key, admission in self._models.items() if len(admission)}
         return {key: queued.get(key, 0) + assigned.get(key, 0) for key in queued.keys() | assigned.keys()}
+
+    def take_service(self) -> dict[str, dict[str, float]]:
+        """Returns what was served since the last call, in engine seconds divided by weight, by
+        model and caller.
+        """
+        shares = self._fair_shares
+        return {key: service for key, share in shares.items() if (service := share.take_unreported())}
+
+    def add_peer_service(self, service: Mapping[str, Mapping[str, float]]) -> None:
+        """Counts what sibling workers and other gateways served."""
+        for key, served in service.items():
+            share = self._fair_shares.get(key)
+            if share is not None:
+                share.add_reported(served)
 
     def on_dispatch(self, context: RequestContext, now: float) -> None:
         """Records that the request was dispatched to its chosen instance."""

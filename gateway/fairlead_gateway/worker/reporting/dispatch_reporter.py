@@ -27,6 +27,7 @@ class DispatchReporter:
 
     publish: decisions and loads go to Redis.
     loads: returns the worker's own load by instance.
+    take_service: returns what was served since its last call, by model and tenant.
     """
 
     def __init__(
@@ -37,7 +38,9 @@ class DispatchReporter:
         *,
         publish: bool,
         loads: Callable[[], Mapping[str, InstanceLoad]],
+        take_service: Callable[[], dict[str, dict[str, float]]] = dict,
     ) -> None:
+        self._take_service = take_service
         self._limits = limits
         self._publish = publish
         self._loads = loads
@@ -100,9 +103,11 @@ class DispatchReporter:
         loads = self._changed_loads() if self._publish else None
         if self._reported_loads:  # requests are in flight, and their end is to be reported too
             self._batch.schedule()
-        if dispatches is None and not crashes and not cleared and not decisions and loads is None:
+        service = self._take_service()
+        is_empty = dispatches is None and not crashes and not cleared and not decisions and loads is None
+        if is_empty and not service:
             return None, 0
-        return WorkerReport(dispatches, crashes, decisions, loads, dropped, cleared), len(decisions)
+        return WorkerReport(dispatches, crashes, decisions, loads, dropped, cleared, service), len(decisions)
 
     def _changed_loads(self) -> dict[str, EncodedLoad] | None:
         loads = {

@@ -34,6 +34,7 @@ class Side:
     loads: dict[str, dict[str, PeerLoad]]
     models: list[str]
     sent: list[tuple[str, SentPrompt]] = field(default_factory=list)
+    service: list[tuple[str, dict[str, float]]] = field(default_factory=list)
     shown: Mapping[str, PeerLoad] = field(default_factory=dict)
 
     def show(self, loads: Mapping[str, PeerLoad]) -> None:
@@ -58,6 +59,7 @@ def side(url: str, name: str, clock: ManualClock, *, models: Sequence[str] = (KE
         lambda: made[0].loads,
         lambda model, items: made[0].hear(model, items),
         lambda loads: made[0].show(loads),
+        lambda model, service: made[0].service.append((model, dict(service))),
     )
     exchange = PeerExchange(link, name, clock, hooks, secret_fingerprint=b"s", limits=limits)
     made.append(Side(link, exchange, {}, list(models)))
@@ -97,6 +99,35 @@ def test_what_one_sends_the_others_hear_and_it_does_not_hear_itself(server: Valk
         assert (one.exchange.stats.sent, two.exchange.stats.received) == (1, 1)
 
     check(server.url, work)
+
+
+def test_service_of_tenants_arrives_once_and_survives_a_lost_connection(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        one.exchange.outbox.add_service(KEY, {"acme": 2.0, "zeta": 1.0})
+        one.exchange.outbox.add_service(KEY, {"acme": 0.5})
+        one.exchange.outbox.requeue(one.exchange.outbox.take_due([KEY], {}, 0.0, is_beat=False))
+        one.exchange.outbox.add_service(KEY, {"zeta": -0.25})
+        for _ in range(2):
+            await one.exchange.flush()
+            await two.exchange.read_once()
+        assert two.service == [(KEY, {"acme": 2.5, "zeta": 0.75})]
+        assert one.service == []
+
+    check(server.url, work)
+
+
+def test_service_from_before_a_gateway_began_does_not_count(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side) -> None:
+        one.exchange.outbox.add_service(KEY, {"acme": 2.0})
+        await one.exchange.flush()
+        late = side(server.url, "late", clock)
+        late.link.start()
+        await late.link.wait_connected()
+        await late.caught_up()
+        assert late.service == []
+        await late.link.stop()
+
+    check(server.url, work, names="a")
 
 
 def test_flood_of_dispatches_is_not_applied_and_the_loads_of_its_sender_are(server: Valkey) -> None:

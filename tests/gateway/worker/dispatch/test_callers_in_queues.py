@@ -128,6 +128,25 @@ def test_queued_requests_go_by_credit_between_callers(stream: bool) -> None:
     run_async(with_scene(use))
 
 
+def test_service_elsewhere_counts_here_and_service_here_is_reported() -> None:
+    async def use(scene: Scene) -> None:
+        admission = scene.running.gateway.stack.admission
+        tasks = [scene.send("steady", "s0")]
+        await wait_until(lambda: len(scene.steps.order) == 1)
+        for number in (1, 2, 3):
+            tasks.append(await scene.send_queued("flood", f"f{number}"))
+            tasks.append(await scene.send_queued("steady", f"s{number}"))
+        admission.add_peer_service({MODEL_KEY: {"flood": 1_000_000.0}, "default/unknown": {"flood": 1.0}})
+        await scene.finish()
+        assert {(await task).status for task in tasks} == {200}
+        assert scene.steps.order == ["s0", "s1", "s2", "s3", "f1", "f2", "f3"]
+        served = admission.take_service()[MODEL_KEY]
+        assert served["steady"] > served["flood"] > 0.0
+        assert admission.take_service() == {}
+
+    run_async(with_scene(use))
+
+
 @BOTH_KINDS
 def test_answers_are_charged_as_expected_and_then_as_they_were(stream: bool) -> None:
     async def use(scene: Scene) -> None:
