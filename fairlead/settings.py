@@ -57,6 +57,10 @@ class GatewaySettings:
     manage_token: str | None = _setting(
         "bearer token of the management API; without it, only loopback is answered", secret=True
     )
+    manage_tokens_file: str | None = _setting(
+        "a file of management tokens that see the data of some tenants only; its digests are under `FAIRLEAD_KEY_PEPPER`. Edits "
+        "apply at once"
+    )
     autoscaler_url: str | None = _setting(
         "address of the autoscaler, such as `http://fairlead-autoscaler:8080`. The gateway reports to it at once when a request is "
         "queued because its model has no engine. Without it, the autoscaler sees the request when it next reads the metrics"
@@ -82,6 +86,13 @@ class GatewaySettings:
     access_log: str | None = _setting(
         "where every request is written down as one line of JSON: a path, `-` (standard output) or `1` (standard error). Without it "
         "there is no access log",
+    )
+    audit_log: str | None = _setting(
+        "the stream that gets an audit record of every change and every privileged request, one line of JSON each: `-` (standard "
+        "output) or `1` (standard error)"
+    )
+    audit_dir: str | None = _setting(
+        "a folder for audit files, which are synced to the disk, rotated, and never written again"
     )
     access_log_clients: str | None = _setting("`0` leaves the addresses of clients out of the access log", default="1")
     trace_endpoint: str | None = _setting(
@@ -184,6 +195,13 @@ class OperatorSettings:
     hung_restart: str | None = _setting(
         "how long a pod has that condition before it is deleted. Without it no pod is deleted"
     )
+    audit_log: str | None = _setting(
+        "the stream that gets an audit record of every change and every privileged request, one line of JSON each: `-` (standard "
+        "output) or `1` (standard error)"
+    )
+    audit_dir: str | None = _setting(
+        "a folder for audit files, which are synced to the disk, rotated, and never written again"
+    )
     log_level: str | None = _setting(
         "`debug`, `info`, `warning` or `error`; lines go to the standard error stream", default="info"
     )
@@ -203,6 +221,13 @@ class AutoscalerSettings:
     )
     scaling_freeze: str | None = _setting(
         "`1` stops every change of replica counts; decisions are still reported", default="0"
+    )
+    audit_log: str | None = _setting(
+        "the stream that gets an audit record of every change and every privileged request, one line of JSON each: `-` (standard "
+        "output) or `1` (standard error)"
+    )
+    audit_dir: str | None = _setting(
+        "a folder for audit files, which are synced to the disk, rotated, and never written again"
     )
     log_level: str | None = _setting(
         "`debug`, `info`, `warning` or `error`; lines go to the standard error stream", default="info"

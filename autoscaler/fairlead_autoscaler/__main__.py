@@ -9,11 +9,14 @@ import logging
 import os
 import random
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fairlead.audit import AuditLog
+from fairlead.audit.log import parse_audit_options
 from fairlead.errors import FairleadError, SettingsError
 from fairlead.limits import Limits
 from fairlead.runtime.cli_options import configure_stderr_logging, parse_address
@@ -62,6 +65,8 @@ def _create_process(
     Both belong to the current event loop. Raises BadInput for a bad address or setting.
     """
     host, port = parse_address(options.listen, "--listen", "127.0.0.1:9092")
+    audit_options = parse_audit_options(settings.audit_log, settings.audit_dir)
+    audit = AuditLog("autoscaler", f"{socket.gethostname()}-{os.getpid()}", clock, limits, audit_options)
 
     def config(target: ScaleTarget, scaler: ReplicaScaler) -> ServiceConfig:
         return ServiceConfig(
@@ -75,6 +80,7 @@ def _create_process(
             record=options.record,
             is_frozen=_parse_flag(settings.scaling_freeze),
             speed=options.speed,
+            audit=audit,
         )
 
     if options.kube is None:

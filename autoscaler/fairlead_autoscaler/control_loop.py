@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from fairlead.api.spec.autoscaling import Autoscaling, ScalingMode
+from fairlead.audit import Action, AuditEvent
 from fairlead.errors import FairleadError
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
@@ -104,6 +105,7 @@ class LoopParts:
     make_core: returns the core of a new model.
     on_record: called with the record of every tick.
     mix_solver: None: queries of cores get no reply.
+    audit: called with every change of replicas that was written.
     """
 
     target: ScaleTarget
@@ -112,6 +114,7 @@ class LoopParts:
     make_core: Callable[[ModelSpec, ScalingSettings], ModelCore]
     on_record: Callable[[TickRecord], None]
     mix_solver: MixSolver | None = None
+    audit: Callable[[AuditEvent], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +421,19 @@ class ControlLoop:
                 self.counters.writes[key, pool, "asleep"] += 1
                 change += f", asleep {ruling.asleep_desired} -> {ruling.asleep}"
             _log.info("%s/%s: %s (%s: %s)", key, pool, change, ruling.rule, ruling.reason)
+            self._parts.audit(_scaling_event(key, pool, ruling))
+
+
+def _scaling_event(key: str, pool: str, ruling: EnforcedPlan) -> AuditEvent:
+    """Returns the audit event of a change of replicas that was written."""
+    return AuditEvent(
+        Action.SCALED,
+        f"ModelDeployment/{key}",
+        "fairlead-autoscaler",
+        before={"pool": pool, "replicas": ruling.desired, "asleep": ruling.asleep_desired},
+        after={"pool": pool, "replicas": ruling.replicas, "asleep": ruling.asleep},
+        reason=f"{ruling.rule}: {ruling.reason}",
+    )
 
 
 def _drop_entries(counted: dict[_Entry, Any], models: Collection[str]) -> None:

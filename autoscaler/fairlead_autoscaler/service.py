@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from fairlead.audit import AuditLog
 from fairlead.limits import Limits
 from fairlead.runtime import process_tuning
 from fairlead.runtime.aiohttp_server import serve
@@ -36,6 +37,7 @@ class ServiceConfig:
     is_leader: whether this process writes.
     notes: returns further problems, in words.
     on_tick: called with every record.
+    audit: gets the changes that were written.
     """
 
     target: ScaleTarget
@@ -51,6 +53,7 @@ class ServiceConfig:
     is_leader: Callable[[], bool] = lambda: True
     notes: Callable[[], list[str]] = list
     on_tick: Callable[[TickRecord], None] = lambda _: None
+    audit: AuditLog | None = None
 
 
 class AutoscalerService:
@@ -75,7 +78,15 @@ class AutoscalerService:
             speed=config.speed,
         )
         self.control_loop = ControlLoop(
-            LoopParts(config.target, config.scaler, gateways, ScalingCore, self._record, self._solver),
+            LoopParts(
+                config.target,
+                config.scaler,
+                gateways,
+                ScalingCore,
+                self._record,
+                self._solver,
+                (lambda _: None) if config.audit is None else config.audit.add,
+            ),
             LoopOptions(is_frozen=config.is_frozen, is_leader=config.is_leader, speed=config.speed),
             clock,
             limits,
@@ -91,7 +102,8 @@ class AutoscalerService:
     def problems(self) -> list[str]:
         """Returns all current problems, in words."""
         problem = None if self._files is None else self._files.problem
-        return [*self.control_loop.notes(), *self._config.notes(), *([] if problem is None else [problem])]
+        audit = [] if self._config.audit is None else self._config.audit.warnings()
+        return [*self.control_loop.notes(), *self._config.notes(), *([] if problem is None else [problem]), *audit]
 
     async def run(self) -> None:
         """Runs until `stop`. Raises OSError if the port is in use, and the error of a defect in the
@@ -112,6 +124,8 @@ class AutoscalerService:
             await cancel_and_wait(stopped)
             await cancel_and_wait(ticking)
             self._solver.close()
+            if self._config.audit is not None:
+                await asyncio.to_thread(self._config.audit.close)
 
     def _record(self, record: TickRecord) -> None:
         line = encode_record(record)

@@ -6,12 +6,12 @@ source, and a wait that is too long ends. `Limits` combines the groups:
 - `requests`: client HTTP, request content, queues, upstream connections, KV transfers.
 - `gateways`: fleet, telemetry, worker processes, Redis and peers.
 - `index`: KV events, the KV-cache index, the prefix map.
-- `control_plane`: Kubernetes client, sleeping and hung engines, autoscaler.
+- `control_plane`: Kubernetes client, sleeping and hung engines, audit logs, autoscaler.
 """
 
 from dataclasses import dataclass, fields
 
-from fairlead.limits.control_plane import AutoscalerLimits, HungEngineLimits, KubeLimits, SleepLimits
+from fairlead.limits.control_plane import AuditLimits, AutoscalerLimits, HungEngineLimits, KubeLimits, SleepLimits
 from fairlead.limits.gateways import FleetLimits, PeerLimits, ProcessLimits, TelemetryLimits
 from fairlead.limits.index import IndexLimits, KvEventLimits, PrefixMapLimits
 from fairlead.limits.requests import HandoffLimits, HttpLimits, QueueLimits, RequestLimits, UpstreamLimits
@@ -22,7 +22,7 @@ GROUPS = (
     *(HttpLimits, RequestLimits, QueueLimits, UpstreamLimits, HandoffLimits),
     *(FleetLimits, TelemetryLimits, ProcessLimits, PeerLimits),
     *(KvEventLimits, IndexLimits, PrefixMapLimits),
-    *(KubeLimits, SleepLimits, HungEngineLimits, AutoscalerLimits),
+    *(KubeLimits, SleepLimits, AuditLimits, HungEngineLimits, AutoscalerLimits),
 )
 
 
@@ -42,6 +42,7 @@ class Limits(
     PrefixMapLimits,
     KubeLimits,
     SleepLimits,
+    AuditLimits,
     HungEngineLimits,
     AutoscalerLimits,
 ):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fairlead_gateway.http.tls import TlsCertificate
     from fairlead_gateway.supervisor.file_parsing.client import FileParser
     from fairlead_gateway.supervisor.key_file import KeyFile
+    from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse_arguments(arguments)
     try:
         settings = read_settings(GatewaySettings, os.environ)
-        has_keys, has_manage_token = options.keys is not None, settings.manage_token is not None
+        has_keys = options.keys is not None
+        has_manage_token = settings.manage_token is not None or settings.manage_tokens_file is not None
         listen = _parse_address(
             options.listen, "--listen", open_to_all=not has_keys and not options.insecure, fix="--keys FILE"
         )
@@ -77,6 +79,7 @@ def _run(
         import asyncio
         import logging
 
+        from fairlead.audit.log import AuditLog, parse_audit_options
         from fairlead.engines.credentials import EngineCredentials
         from fairlead.runtime import nonblocking_log, process_tuning
         from fairlead.runtime.clock import SystemClock
@@ -92,12 +95,13 @@ def _run(
         for line in unknown_variables(os.environ):
             logging.getLogger("fairlead.gateway").warning("%s", line)
         _validate_worker_settings(settings)
-        clock = SystemClock()
+        clock, gateway_id = SystemClock(), f"{socket.gethostname()}-{os.getpid()}"
+        audit_options = parse_audit_options(settings.audit_log, settings.audit_dir)
         plan = GatewayConfig(
             public_socket=public_socket,
             management_socket=management_socket,
             fleet_source=_fleet_source(options, clock, limits, parser),
-            gateway_id=f"{socket.gethostname()}-{os.getpid()}",
+            gateway_id=gateway_id,
             hash_secret=settings.hash_secret.encode() if settings.hash_secret else os.urandom(32),
             key_pepper=settings.key_pepper.encode() if settings.key_pepper else None,
             key_file=_key_file(options.keys, settings, limits, parser),
@@ -109,6 +113,9 @@ def _run(
             if settings.autoscaler_url
             else None,
             manage_token=settings.manage_token,
+            manage_tokens=_manage_tokens(settings),
+            manage_token_file=Path(settings.manage_tokens_file) if settings.manage_tokens_file else None,
+            audit_log=AuditLog("gateway", gateway_id, clock, limits, audit_options),
             manage_hosts=options.manage_host,
             token_source=parse_token_source(settings.links, settings.tokenizers),
             tokenizer_folder=settings.tokenizers or "",
@@ -275,6 +282,21 @@ def _key_file(
             hint="set it to the secret under which the digests were made",
         )
     return KeyFile(Path(path), limits, None if parser is None else parser.parse_keys)
+
+
+def _manage_tokens(settings: GatewaySettings) -> "ManageTokens":
+    """Returns the accepted management tokens, without those of the file."""
+    from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
+
+    if settings.manage_tokens_file is None:
+        return ManageTokens(settings.manage_token)
+    if settings.key_pepper is None:
+        raise SettingsError(
+            "FAIRLEAD_MANAGE_TOKENS_FILE: FAIRLEAD_KEY_PEPPER is not set",
+            field="FAIRLEAD_KEY_PEPPER",
+            hint="set it to the secret under which the digests were made",
+        )
+    return ManageTokens(settings.manage_token, settings.key_pepper.encode())
 
 
 def _certificate_files(certificate: str | None, key: str | None) -> "TlsCertificate | None":

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from fairlead.audit import AuditLog
 from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.events.event import EventDraft
@@ -16,7 +17,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.aiohttp_server import serve
 from fairlead.runtime.clock import Clock, Pacing
 from fairlead.runtime.tasks import cancel_and_wait
-from fairlead_operator import health, http_server
+from fairlead_operator import action_audit, health, http_server
 from fairlead_operator.controller.reconciler import Reconciler
 from fairlead_operator.controller.workqueue import WorkQueue
 from fairlead_operator.hung_engines.engine_restarter import EngineRestarter, RestartCounts, RestartOptions
@@ -53,6 +54,7 @@ class Manager:
         self._options = options
         self._clock = clock
         self._identity = identity
+        self._audit = AuditLog("operator", identity, clock, Limits(), options.audit)
         pacing = Pacing(clock, chance)
         self._api = LeaderKubeApi(access, clock, chance, agent="fairlead-operator")
         self._lease_api = KubeApi(access, clock, chance, agent="fairlead-operator")
@@ -112,7 +114,10 @@ class Manager:
         return health.stale_cache_reason(self._health())
 
     def record_event(self, model: Manifest, event: EventDraft) -> None:
-        """Records an event about a model."""
+        """Records an event about a model; an action goes to the audit log as well."""
+        audited = action_audit.audit_event(model, event)
+        if audited is not None:
+            self._audit.add(audited)
         self._recorder.record(model, event.type, event.reason, event.action, event.note)
 
     def ignore_self_event(self, key: str) -> None:
@@ -137,6 +142,7 @@ class Manager:
         finally:
             await self._api.close()
             await self._lease_api.close()
+            await asyncio.to_thread(self._audit.close)
 
     async def _lead(self) -> None:
         """Does the leader's work until it fails, the cluster is restored, or it is cancelled."""
@@ -220,6 +226,7 @@ class Manager:
                 "pruned": ("children deleted", float(counts.pruned)),
                 "statuses": ("statuses written", float(counts.statuses)),
                 "engine_restarts": ("pods that were deleted because their engine hung", float(engines.restarts)),
+                "audit_records_lost": ("audit records that were not written", float(self._audit.lost)),
                 "events_dropped": ("events that were not written", float(self._recorder.dropped)),
             },
             models=tuple(self._cache.models.values()),

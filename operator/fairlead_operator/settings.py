@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from fairlead import units
 from fairlead.api.spec.engine import EngineType
+from fairlead.audit.log import AuditOptions, parse_audit_options
 from fairlead.errors import BadInput, SettingsError
 from fairlead.fleet.client_names import parse_client_names
 from fairlead.fleet.endpoint_address import parse_endpoint_namespaces
@@ -51,6 +52,7 @@ class OperatorOptions:
     installation: InstallationDefaults
     client_names: Mapping[str, str] = field(default_factory=dict)
     hung_engines: HungEngineOptions | None = None
+    audit: AuditOptions = field(default_factory=AuditOptions)
 
 
 def parse_options(settings: OperatorSettings) -> OperatorOptions:
@@ -78,6 +80,7 @@ def parse_options(settings: OperatorSettings) -> OperatorOptions:
         ),
         client_names=parse_client_names(settings.client_names or ""),
         hung_engines=_parse_hung_engines(settings),
+        audit=parse_audit_options(settings.audit_log, settings.audit_dir),
     )
 
 

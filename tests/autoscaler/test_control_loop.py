@@ -23,6 +23,20 @@ def test_what_is_planned_is_written_once_and_what_fits_is_not(made: Any) -> None
     assert loop.counters.writes == {(KEY, "main", "up"): 1}
 
 
+def test_what_is_written_is_audited_with_its_reason_and_what_is_refused_is_not(made: Any) -> None:
+    loop = made.loop()
+    made.wants["main"], made.refuses = 4, "the API server is away"
+    made.tick(loop)
+    assert made.audited == []
+    made.refuses = None
+    made.tick(loop)
+    event = made.audited[0]
+    assert (event.action, event.object, event.actor) == ("Scaled", f"ModelDeployment/{KEY}", "fairlead-autoscaler")
+    assert event.before == {"pool": "main", "replicas": 2, "asleep": 0}
+    assert event.after == {"pool": "main", "replicas": 4, "asleep": 0}
+    assert event.reason.partition(": ")[0] in {rule for _, _, rule in loop.counters.decisions}
+
+
 def test_of_pools_that_trade_engines_the_one_that_shrinks_is_written_first(made: Any) -> None:
     one = made.models[KEY]
     pools = tuple(PoolSpec(name, maximum=9) for name in ("decode", "prefill"))

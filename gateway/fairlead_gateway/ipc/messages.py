@@ -150,18 +150,26 @@ class GetCounters(msgspec.Struct, tag=True):
 
 
 class GetDecisions(msgspec.Struct, tag=True):
-    """Query for the last requests. The reply is lists of `EncodedLoggedRequest`, newest first."""
+    """Query for the last requests. The reply is lists of `EncodedLoggedRequest`, newest first.
+
+    callers: only requests of these tenants; None: of all.
+    """
 
     query_id: int
     limit: int
     model: str | None
+    callers: frozenset[str] | None = None
 
 
 class GetDecision(msgspec.Struct, tag=True):
-    """Query for one request. The reply is a list of at most one `EncodedLoggedRequest`."""
+    """Query for one request. The reply is a list of at most one `EncodedLoggedRequest` a tenant.
+
+    callers: only requests of these tenants; None: of all.
+    """
 
     query_id: int
     request_id: str
+    callers: frozenset[str] | None = None
 
 
 class PreviewRoute(msgspec.Struct, tag=True):

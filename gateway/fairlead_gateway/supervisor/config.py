@@ -3,12 +3,15 @@
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fairlead.audit import AuditLog
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import FleetSource
 from fairlead_gateway.http.tls import TlsCertificate
 from fairlead_gateway.supervisor.kv_index.token_source import TokenSource
+from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
 
 if TYPE_CHECKING:
     from fairlead_gateway.supervisor.file_parsing.client import FileParser
@@ -24,7 +27,10 @@ class GatewayConfig:
     key_file: None if no API key is required.
     file_parser: parses the files of fleet and keys; None with a cluster.
     redis_url: None for a gateway without peers.
-    manage_token: if None, the management API answers only this machine.
+    manage_token: goes to the autoscaler with hints.
+    manage_tokens: who may use the management API.
+    manage_token_file: further ones; None: there is none.
+    audit_log: None: changes are not recorded.
     autoscaler_url: where hints of `scale_from_zero` go.
     tokenizer_folder: holds the tokenizers of models, where they are local files.
     index_secret: keys the hashes of a KV-cache index in Redis; the indexer has the same.
@@ -44,6 +50,9 @@ class GatewayConfig:
     credentials: EngineCredentials | None = None
     autoscaler_url: str | None = None
     manage_token: str | None = None
+    manage_tokens: ManageTokens = field(default_factory=lambda: ManageTokens(None))
+    manage_token_file: Path | None = None
+    audit_log: AuditLog | None = None
     manage_hosts: Sequence[str] = ()
     token_source: TokenSource = TokenSource.ENGINE
     tokenizer_folder: str = ""

@@ -14,6 +14,8 @@ import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
 
+from fairlead.audit import AuditLog, AuditRecord
+from fairlead.audit.reader import AuditQuery
 from fairlead.errors import ManifestError
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
@@ -26,6 +28,8 @@ from fairlead_gateway.http.sockets import socket_url
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.decision_codec import decode_logged_request, decode_record
 from fairlead_gateway.ipc.timing_events import TimingEvents
+from fairlead_gateway.supervisor.audit.audit_service import AuditService
+from fairlead_gateway.supervisor.audit.token_watcher import manage_token_watcher
 from fairlead_gateway.supervisor.background_services import BackgroundServices, PeerMembership
 from fairlead_gateway.supervisor.config import GatewayConfig
 from fairlead_gateway.supervisor.kv_index.index_service import KvIndexService
@@ -82,6 +86,9 @@ class Supervisor:
         self._limits = limits
         self._announce = announce
         self._sent_warnings: list[str] = []
+        log = config.audit_log or AuditLog("gateway", config.gateway_id, clock, limits)
+        log.hold_stream()
+        self.audit = AuditService(log, clock, limits)
         self._watchers = self._create_watchers(config)
         self._draining = False
         self._has_failed = False
@@ -152,6 +159,7 @@ class Supervisor:
             await self.workers.kill_and_wait()
             for watch in self._watchers:
                 await watch.stop()
+            await asyncio.to_thread(self.audit.log.close)
         return int(self._stop_now.is_set() or self._has_failed)
 
     async def _start(self) -> AsyncIterator[Fleet]:
@@ -161,10 +169,7 @@ class Supervisor:
         self._fleet = await anext(snapshots)
         if self._config.file_parser is not None:
             self._config.file_parser.release_process()
-        if self._config.credentials is not None:
-            self._config.credentials.update_fleet(self._fleet)
-        self.kv_index.update_fleet(self._fleet)
-        self.profiling.update_fleet(self._fleet)
+        self._use_fleet(self._fleet)
         self._sent_warnings = self._current_warnings()
         await self.workers.activate_and_wait(self._fleet)
         return snapshots
@@ -172,7 +177,12 @@ class Supervisor:
     async def _serve(self, snapshots: AsyncIterator[Fleet], stopped: "asyncio.Task[bool]") -> None:
         config, loop = self._config, asyncio.get_running_loop()
         management = ManagementServer(
-            self, config.management_socket, limits=self._limits, token=config.manage_token, hosts=config.manage_hosts
+            self,
+            config.management_socket,
+            limits=self._limits,
+            tokens=config.manage_tokens,
+            hosts=config.manage_hosts,
+            on_access=self.audit.access.on_request,
         )
         await management.start()
         self.background.start()
@@ -180,7 +190,7 @@ class Supervisor:
         self.profiling.start()
         tasks = [
             loop.create_task(job)
-            for job in (self._follow_fleet(snapshots), self._send_warnings(), self._poll_counters())
+            for job in (self._follow_fleet(snapshots), self._send_warnings(), self._poll_counters(), self.audit.run())
         ]
         try:
             process_tuning.freeze_heap()
@@ -188,6 +198,7 @@ class Supervisor:
             self._announce(
                 f"ready {socket_url(config.public_socket, secure=secure)} manage {socket_url(config.management_socket)}"
             )
+            self.audit.log.release_stream()
             defect = await first_failure(tasks, stopped)
             if defect is not None:  # a restart is better than to serve with an old fleet
                 self._has_failed = True
@@ -229,16 +240,25 @@ class Supervisor:
                 self.workers.broadcast(say.ReloadCertificate())
 
             watchers.append(FileWatcher("the certificate", certificate.files, renew))
+        if config.manage_token_file is not None:
+            watchers.append(
+                manage_token_watcher(config.manage_token_file, config.manage_tokens, self.audit, self._limits)
+            )
         return watchers
 
     async def _follow_fleet(self, snapshots: AsyncIterator[Fleet]) -> None:
         async for fleet in snapshots:
             self._fleet = fleet
-            if self._config.credentials is not None:
-                self._config.credentials.update_fleet(fleet)
-            self.kv_index.update_fleet(fleet)
-            self.profiling.update_fleet(fleet)
+            self._use_fleet(fleet)
             self.workers.update_fleet(fleet)
+
+    def _use_fleet(self, fleet: Fleet) -> None:
+        """Gives a fleet to the parts of this process."""
+        if self._config.credentials is not None:
+            self._config.credentials.update_fleet(fleet)
+        self.kv_index.update_fleet(fleet)
+        self.profiling.update_fleet(fleet)
+        self.audit.on_models(fleet.models)
 
     def _configuration(self, number: int, row: int, siblings: list[int], slots: dict[str, int]) -> say.Configure:
         config = self._config
@@ -292,6 +312,7 @@ class Supervisor:
             *nonblocking_log.log_warnings(),
             *self.background.warnings(),
             *self.kv_index.warnings(),
+            *self.audit.log.warnings(),
         ]
 
     def _on_report(self, report: say.WorkerReport) -> None:
@@ -408,29 +429,33 @@ class Supervisor:
             telemetry.non_model_counters["fleet_age_seconds"] = int(age)
         return telemetry
 
-    async def decisions(self, limit: int, model_key: str | None) -> list[LoggedRequest]:
-        """Returns the last `limit` requests of all workers, newest first."""
+    async def decisions(
+        self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None
+    ) -> list[LoggedRequest]:
+        """Returns the last `limit` requests of all workers, newest first, of these tenants."""
         answers = await self.workers.query(
-            lambda number: say.GetDecisions(number, limit, model_key), list[say.EncodedLoggedRequest]
+            lambda number: say.GetDecisions(number, limit, model_key, tenants), list[say.EncodedLoggedRequest]
         )
         entries = [entry for _, pieces in answers for piece in pieces for entry in piece]
         entries.sort(key=lambda entry: entry.records[0].wall, reverse=True)
         return [decode_logged_request(entry) for entry in entries[:limit]]
 
-    async def decision(self, request_id: str) -> LoggedRequest | None:
-        """Returns a request from the decision log; the newest if several have this id.
-
-        request_id: the gateway's own id, or the client's.
-        """
+    async def decision(self, request_id: str, tenants: frozenset[str] | None = None) -> list[LoggedRequest]:
+        """Returns the request with this id; else the newest of each tenant that chose this id."""
         answers = await self.workers.query(
-            lambda number: say.GetDecision(number, request_id), list[say.EncodedLoggedRequest]
+            lambda number: say.GetDecision(number, request_id, tenants), list[say.EncodedLoggedRequest]
         )
         entries = [entry for _, pieces in answers for piece in pieces for entry in piece]
-        if not entries:
-            return None
-        # The gateway's own id goes before one that a client chose.
-        newest = max(entries, key=lambda entry: (entry.records[0].request_id == request_id, entry.records[-1].wall))
-        return decode_logged_request(newest)
+        newest: dict[str | None, say.EncodedLoggedRequest] = {}
+        for entry in sorted(entries, key=lambda entry: entry.records[-1].wall):
+            if entry.records[0].request_id == request_id:  # an id of our own is unique
+                return [decode_logged_request(entry)]
+            newest[entry.records[0].caller] = entry
+        return [decode_logged_request(entry) for entry in newest.values()]
+
+    def audit_records(self, query: AuditQuery, limit: int) -> list[AuditRecord]:
+        """Returns the newest audit records in memory, the newest first."""
+        return self.audit.log.recent(query, limit)
 
     async def preview_route(self, path: str, body: bytes, session: str | None) -> list[LoggedRequest]:
         """Returns each worker's routing decision for the request, without sending it.

@@ -1,13 +1,13 @@
 """The decision log: the last decisions, in memory, for `explain` and the status page.
 
 Each request has an entry under the gateway's own id, which is unique. An id that a client chose
-finds the newest request with it.
+finds the newest request of the same tenant with it. No tenant finds requests of another.
 
 It is bounded by number. It never holds a prompt: only ids, counts, seconds and the texts of the
 rules.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -25,7 +25,7 @@ class DecisionRecord:
 
     - attempt: counts from 1.
     - prompt_tokens: the estimate with which it was made.
-    - caller: name of the API key.
+    - caller: name of the tenant; None if the gateway asks for no API key.
     - client_id: the id that the client chose; None if it sent none.
     - handoff: the record of disaggregated prefill, if any.
     """
@@ -100,7 +100,7 @@ class DecisionLog:
         self._max_requests = max(1, max_requests)
         self.on_record = on_record
         self._entries: dict[str, _LogEntry] = {}
-        self._by_client_id: dict[str, _LogEntry] = {}
+        self._by_client_id: dict[tuple[str | None, str], _LogEntry] = {}
         self._oldest: _LogEntry | None = None
         self._newest: _LogEntry | None = None
 
@@ -121,7 +121,7 @@ class DecisionLog:
         before = self._newest
         entry = requests[name] = self._newest = _LogEntry(record, before)
         if record.client_id is not None:
-            self._by_client_id[record.client_id] = entry
+            self._by_client_id[record.caller, record.client_id] = entry
         if before is None:
             self._oldest = entry
         else:
@@ -135,23 +135,35 @@ class DecisionLog:
         if known is not None:
             known.outcome = outcome
 
-    def latest(self, count: int, model_key: str | None = None) -> list[LoggedRequest]:
-        """Returns the newest `count` requests, newest first, of one model or of all."""
-        return list(islice(self._newest_first(model_key), max(0, count)))
+    def latest(
+        self, count: int, model_key: str | None = None, callers: Collection[str] | None = None
+    ) -> list[LoggedRequest]:
+        """Returns the newest `count` requests, newest first.
 
-    def get(self, request_id: str) -> LoggedRequest | None:
-        """Returns the decisions of one request; None if it is not in the log.
+        model_key: only of this model.
+        callers: only of these tenants.
+        """
+        return list(islice(self._newest_first(model_key, callers), max(0, count)))
 
-        request_id: the gateway's own id, or the client's for the newest request that has it.
+    def find(self, request_id: str, callers: Collection[str] | None = None) -> list[LoggedRequest]:
+        """Returns the request with this id, or the newest one of each tenant that chose this id.
+
+        request_id: the gateway's own id, or a client's.
+        callers: only requests of these tenants.
         """
         entry = self._entries.get(request_id)
-        return self._by_client_id.get(request_id) if entry is None else entry
+        if entry is not None and (callers is None or entry.records[0].caller in callers):
+            return [entry]
+        if callers is not None:
+            named = (self._by_client_id.get((caller, request_id)) for caller in callers)
+            return [found for found in named if found is not None]
+        return [found for (_, client_id), found in self._by_client_id.items() if client_id == request_id]
 
     def _remove(self, entry: _LogEntry) -> None:
         first = entry.records[0]
         del self._entries[first.request_id]
-        if first.client_id is not None and self._by_client_id.get(first.client_id) is entry:
-            del self._by_client_id[first.client_id]
+        if first.client_id is not None and self._by_client_id.get((first.caller, first.client_id)) is entry:
+            del self._by_client_id[first.caller, first.client_id]
         older, newer = entry.older, entry.newer
         entry.older = entry.newer = None
         if older is None:
@@ -163,9 +175,10 @@ class DecisionLog:
         else:
             newer.older = older
 
-    def _newest_first(self, model_key: str | None) -> Iterator[LoggedRequest]:
+    def _newest_first(self, model_key: str | None, callers: Collection[str] | None) -> Iterator[LoggedRequest]:
         entry = self._newest
         while entry is not None:
-            if model_key is None or entry.latest.model_key == model_key:
+            is_of_model = model_key is None or entry.latest.model_key == model_key
+            if is_of_model and (callers is None or entry.records[0].caller in callers):
                 yield entry
             entry = entry.older

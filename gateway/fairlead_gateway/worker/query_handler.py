@@ -43,8 +43,8 @@ class QueryHandler:
         elif isinstance(query, messages.PreviewRoute):
             self._send_chunk(query.query_id, self._preview(query), is_last=True)
         else:
-            logged = self._gateway.decisions.get(query.request_id)
-            self._send_chunk(query.query_id, [] if logged is None else [encode_logged_request(logged)], is_last=True)
+            found = self._gateway.decisions.find(query.request_id, query.callers)[:_DECISIONS_PER_CHUNK]
+            self._send_chunk(query.query_id, [encode_logged_request(logged) for logged in found], is_last=True)
 
     def final_counters(self) -> messages.FinalCounters:
         """Returns the counters of a worker that ends."""
@@ -76,7 +76,7 @@ class QueryHandler:
         self._send_end(query.query_id)
 
     async def _send_decisions(self, query: messages.GetDecisions) -> None:
-        requests = self._gateway.decisions.latest(query.limit, query.model)
+        requests = self._gateway.decisions.latest(query.limit, query.model, query.callers)
         for begin in range(0, len(requests), _DECISIONS_PER_CHUNK):
             chunk = [encode_logged_request(logged) for logged in requests[begin : begin + _DECISIONS_PER_CHUNK]]
             self._send_chunk(query.query_id, chunk, is_last=False)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fairlead.api.spec.autoscaling import Autoscaling
+from fairlead.audit import AuditEvent
 from fairlead.errors import Unavailable
 from fairlead.fleet.model import SloTargets
 from fairlead.limits import Limits
@@ -64,6 +65,7 @@ class ControlLoopHarness:
     cores: list[StubCore] = field(default_factory=list)
     wants: dict[str, int] = field(default_factory=dict)
     records: list[TickRecord] = field(default_factory=list)
+    audited: list[AuditEvent] = field(default_factory=list)
     leading: bool = True
 
     async def observe(self) -> Mapping[str, ModelState]:
@@ -86,7 +88,7 @@ class ControlLoopHarness:
 
     def loop(self, *, limits: Limits | None = None, mix_solver: MixSolver | None = None) -> ControlLoop:
         return ControlLoop(
-            LoopParts(self, self, self, self.core, self.records.append, mix_solver),
+            LoopParts(self, self, self, self.core, self.records.append, mix_solver, self.audited.append),
             LoopOptions(is_leader=lambda: self.leading),
             self.clock,
             limits or Limits(),

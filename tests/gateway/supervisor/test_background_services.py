@@ -70,11 +70,16 @@ class SingleProcessView:
         self.gateway.telemetry.publish_stats = self.beside.decision_stream
         return self.gateway.telemetry
 
-    async def decisions(self, limit: int, model_key: str | None) -> list[LoggedRequest]:
-        return self.gateway.decisions.latest(limit, model_key)
+    async def decisions(
+        self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None
+    ) -> list[LoggedRequest]:
+        return self.gateway.decisions.latest(limit, model_key, tenants)
 
-    async def decision(self, request_id: str) -> LoggedRequest | None:
-        return self.gateway.decisions.get(request_id)
+    async def decision(self, request_id: str, tenants: frozenset[str] | None = None) -> list[LoggedRequest]:
+        return self.gateway.decisions.find(request_id, tenants)
+
+    def audit_records(self, query: object, limit: int) -> list[Any]:
+        return []
 
 
 class InProcessWorkers:

@@ -9,10 +9,14 @@ from fairlead_testing.gateway.outcomes import make_outcome
 
 
 def _record(
-    request_id: str, attempt: int = 1, model: str = "default/tiny", client_id: str | None = None
+    request_id: str,
+    attempt: int = 1,
+    model: str = "default/tiny",
+    client_id: str | None = None,
+    caller: str | None = None,
 ) -> DecisionRecord:
     decision = Decision("a/1/0", "affinity", DecisionText("home"))
-    record = DecisionRecord(request_id, 1.0, model, decision, attempt, 100.0)
+    record = DecisionRecord(request_id, 1.0, model, decision, attempt, 100.0, caller)
     record.client_id = client_id
     return record
 
@@ -21,7 +25,7 @@ def test_the_oldest_request_leaves_when_the_log_is_full() -> None:
     log = DecisionLog(2)
     for name in ("r1", "r2", "r3"):
         log.append(_record(name))
-    assert log.get("r1") is None
+    assert log.find("r1") == []
     assert [logged.latest.request_id for logged in log.latest(10)] == ["r3", "r2"]
 
 
@@ -46,8 +50,7 @@ def test_an_outcome_is_added_to_its_request_and_one_without_a_request_is_ignored
     log.append(_record("r1"))
     log.complete(make_outcome("r1", "default/tiny", "a/1/0", 200, None, 1.0, 2.0))
     log.complete(make_outcome("long-gone", "default/tiny", None, 503, "no-engine", 1.0, 2.0))
-    found = log.get("r1")
-    assert found is not None
+    [found] = log.find("r1")
     assert found.outcome is not None
     assert found.outcome.status == 200
 
@@ -80,8 +83,7 @@ def test_a_client_cannot_replace_the_entry_of_another_request_by_its_id() -> Non
     log.append(_record("r3", client_id="r1"))
     assert [logged.latest.request_id for logged in log.latest(9)] == ["r3", "r2", "r1"]
     for asked, expected in (("r1", "r1"), ("r2", "r2"), ("mine", "r2")):
-        found = log.get(asked)
-        assert found is not None
+        [found] = log.find(asked)
         assert found.latest.request_id == expected
 
 
@@ -90,5 +92,31 @@ def test_the_ids_of_clients_leave_the_log_with_their_requests() -> None:
     log.append(_record("r1", client_id="a"))
     log.append(_record("r2", client_id="b"))
     log.append(_record("r3"))
-    assert log.get("a") is log.get("b") is None
+    assert log.find("a") == log.find("b") == []
     assert log._by_client_id == {}
+
+
+def _ids(log: DecisionLog, request_id: str, *tenants: str) -> list[str]:
+    return [found.latest.request_id for found in log.find(request_id, frozenset(tenants) if tenants else None)]
+
+
+def test_a_tenant_finds_its_own_requests_only_whatever_ids_others_choose() -> None:
+    log = DecisionLog(9)
+    log.append(_record("r1", client_id="job-7", caller="acme"))
+    log.append(_record("r2", client_id="job-7", caller="evil"))
+    log.append(_record("r3", client_id="r1", caller="evil"))
+    assert _ids(log, "job-7", "acme") == ["r1"]
+    assert _ids(log, "job-7", "evil") == ["r2"]
+    assert _ids(log, "job-7") == ["r1", "r2"]
+    assert _ids(log, "r1", "acme") == ["r1"]
+    assert _ids(log, "r1", "evil") == ["r3"]  # its own, by the id that it chose
+    assert _ids(log, "r1") == ["r1"]
+    assert _ids(log, "r2", "acme") == []
+    assert [found.latest.request_id for found in log.latest(9, None, {"acme"})] == ["r1"]
+
+
+def test_requests_without_an_api_key_belong_to_no_tenant() -> None:
+    log = DecisionLog(9)
+    log.append(_record("r1", client_id="mine"))
+    assert _ids(log, "r1", "acme") == _ids(log, "mine", "acme") == []
+    assert _ids(log, "mine") == ["r1"]

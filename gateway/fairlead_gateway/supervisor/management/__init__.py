@@ -3,7 +3,7 @@
 It only reads. Nothing here serves a prompt. In reading order:
 
 - `server`, `asgi_bridge`: the listening socket, and its requests as ASGI calls.
-- `access_guard`: hosts, origins and the management token.
+- `access/`: hosts, origins, and the scopes of management tokens.
 - `app`, `probes`: the open paths; `app` loads the API at its first request.
 - `api`, `schemas`: the JSON routes and their types.
 - `view`: the interface to the gateway that all of them read.

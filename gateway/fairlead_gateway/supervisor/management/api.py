@@ -5,24 +5,65 @@ each model. `app` loads this module, and the framework with it, at the first req
 """
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 import fairlead
+from fairlead.audit.reader import AuditQuery
+from fairlead.audit.record import to_builtins
 from fairlead.names import closest_matches
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.supervisor.management import schemas
-from fairlead_gateway.supervisor.management.access_guard import ROUTE_PREVIEW_PATH
+from fairlead_gateway.supervisor.management.access.access_scope import (
+    ROUTE_PREVIEW_PATH,
+    SCOPE_KEY,
+    AccessScope,
+    Permission,
+)
 from fairlead_gateway.supervisor.management.probes import ProbeResponse, Probes
 from fairlead_gateway.supervisor.management.serializers import decision_out, fleet_out
 from fairlead_gateway.supervisor.management.stats import model_stats, unknown_model_requests
 from fairlead_gateway.supervisor.management.view import GatewayView
 
-_ERRORS: dict[int | str, dict[str, Any]] = {404: {"model": schemas.ErrorOut}, 400: {"model": schemas.ErrorOut}}
+_REASONS: Final = {
+    400: "A parameter, the body, or the request itself is wrong.",
+    401: "The management token is missing or wrong.",
+    403: "The token, the host name or the origin may not ask for this.",
+    404: "There is no such path, model or request.",
+    405: "The path is not asked by this method.",
+    409: "Several requests have this id.",
+    413: "The body is too large.",
+    429: "The gateway would refuse the request of the body for now.",
+    502: "No worker would route the request of the body.",
+    503: "Too many requests, or no worker answered.",
+}
+
+
+def _errors(*more: int) -> dict[int | str, dict[str, Any]]:
+    """Returns the descriptions of the errors that each route can answer, and of more."""
+    return {status: _error(_REASONS[status]) for status in (400, 401, 403, 404, 405, *more)}
+
+
+def _error(reason: str) -> dict[str, Any]:
+    return {"model": schemas.ErrorOut, "description": reason}
+
+
+def _access_of(request: Request) -> AccessScope:
+    """Returns what the token of a request may see; the guard has found it."""
+    found = request.scope[SCOPE_KEY]
+    assert isinstance(found, AccessScope)
+    return found
+
+
+_Access = Annotated[AccessScope, Depends(_access_of)]
+_Tenant = Annotated[str | None, Query(description="Only of this tenant.", max_length=253)]
+_ModelName = Annotated[
+    str | None, Query(description="Only this model (namespace/name, or a unique name).", max_length=600)
+]
 
 
 def create_api(view: GatewayView, probes: Probes) -> FastAPI:
@@ -41,6 +82,8 @@ def create_api(view: GatewayView, probes: Probes) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _parameter_error)
     _add_probes(app, probes)
     _add_routes(app, view)
+    _add_tenant_routes(app, view)
+    _add_route_preview(app, view)
     return app
 
 
@@ -62,15 +105,13 @@ def _add_probes(app: FastAPI, probes: Probes) -> None:
 
 
 def _add_routes(app: FastAPI, view: GatewayView) -> None:
-    @app.get("/api/fleet", summary="Models and instances with their load", responses=_ERRORS)
+    @app.get("/api/fleet", summary="Models and instances with their load", responses=_errors())
     async def fleet() -> schemas.FleetOut:
         look = await view.status()
         return fleet_out(view.fleet(), look, view.clock.now())
 
-    @app.get("/api/stats", summary="The last minute and the totals, per model", responses=_ERRORS)
-    async def stats(
-        model: Annotated[str | None, Query(description="Only this model (namespace/name, or a unique name).")] = None,
-    ) -> schemas.StatsOut:
+    @app.get("/api/stats", summary="The last minute and the totals, per model", responses=_errors())
+    async def stats(model: _ModelName = None) -> schemas.StatsOut:
         look, telemetry = await view.status(), await view.counters(windows=True)
         snapshot, now = view.fleet(), view.clock.now()
         keys = list(snapshot.models) if model is None else [_resolve_key(view, model)]
@@ -92,24 +133,56 @@ def _add_routes(app: FastAPI, view: GatewayView) -> None:
             models=found,
         )
 
-    @app.get("/api/decisions", summary="The last decisions, newest first", responses=_ERRORS)
+
+def _add_tenant_routes(app: FastAPI, view: GatewayView) -> None:
+    """Adds the routes whose answers depend on the tenants that the token may see."""
+
+    @app.get("/api/decisions", summary="The last decisions, newest first", responses=_errors())
     async def decisions(
+        access: _Access,
         limit: Annotated[int, Query(ge=1, le=500)] = 50,
-        model: Annotated[str | None, Query(description="Only this model.")] = None,
+        model: _ModelName = None,
+        tenant: _Tenant = None,
     ) -> schemas.DecisionsOut:
-        key = None if model is None else _resolve_key(view, model)
-        found = await view.decisions(limit, key)
+        key = None
+        if model is not None:
+            # A token that may not see the fleet does not learn either which models there are.
+            key = _resolve_key(view, model) if Permission.FLEET in access.may else view.fleet().resolve_model(model)
+            if key is None:
+                return schemas.DecisionsOut(decisions=[])
+        found = await view.decisions(limit, key, access.narrowed(tenant))
         return schemas.DecisionsOut(decisions=[decision_out(logged) for logged in found])
 
-    @app.get("/api/decisions/{request_id:path}", summary="Everything about one request", responses=_ERRORS)
-    async def decision(request_id: str) -> schemas.DecisionOut:
-        logged = await view.decision(request_id)
-        if logged is None:
+    @app.get("/api/decisions/{request_id:path}", summary="Everything about one request", responses=_errors(409))
+    async def decision(access: _Access, request_id: str, tenant: _Tenant = None) -> schemas.DecisionOut:
+        """Finds it by the id of its `x-fairlead-decision` header. The id that a client chose finds
+        the newest request of its tenant.
+        """
+        found = await view.decision(request_id, access.narrowed(tenant))
+        if not found:
             raise HTTPException(404, f"request {request_id!r} is not in the log of the last few thousand requests")
-        return decision_out(logged)
+        if len(found) > 1:
+            text = "several tenants have sent this id; ask with ?tenant=NAME, or by the id of x-fairlead-decision"
+            raise HTTPException(409, text)
+        return decision_out(found[0])
 
+    @app.get("/api/audit", summary="Who changed or read what, newest first", responses=_errors())
+    async def audit(
+        access: _Access,
+        limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+        since: Annotated[float, Query(ge=0, allow_inf_nan=False, description="Unix seconds of the oldest.")] = 0.0,
+        tenant: _Tenant = None,
+    ) -> schemas.AuditOut:
+        """Returns the records in the memory of this gateway; each gateway has its own."""
+        records = view.audit_records(AuditQuery(since, access.narrowed(tenant)), limit)
+        return schemas.AuditOut(records=[schemas.AuditRecordOut(**to_builtins(record)) for record in records])
+
+
+def _add_route_preview(app: FastAPI, view: GatewayView) -> None:
     @app.post(
-        ROUTE_PREVIEW_PATH, summary="Where would this request go now, and why? Nothing is sent", responses=_ERRORS
+        ROUTE_PREVIEW_PATH,
+        summary="Where would this request go now, and why? Nothing is sent",
+        responses=_errors(413, 429, 502, 503),
     )
     async def where(
         request: Request,

@@ -9,18 +9,33 @@ Why: FastAPI and its dependencies take a third of the supervisor's memory.
 import asyncio
 from collections.abc import Iterable
 
-from fairlead_gateway.supervisor.management.access_guard import AccessGuard, App, Receive, Scope, Send
+from fairlead_gateway.supervisor.management.access.access_guard import (
+    AccessGuard,
+    App,
+    OnAccess,
+    Receive,
+    Scope,
+    Send,
+)
+from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
 from fairlead_gateway.supervisor.management.probes import ProbeResponse, Probes
 from fairlead_gateway.supervisor.management.view import GatewayView
 
 
-def create_management_app(view: GatewayView, *, hosts: Iterable[str] = (), token: str | None = None) -> AccessGuard:
+def create_management_app(
+    view: GatewayView,
+    *,
+    tokens: ManageTokens | None = None,
+    hosts: Iterable[str] = (),
+    on_access: OnAccess | None = None,
+) -> AccessGuard:
     """Returns the ASGI app, behind its guard.
 
+    tokens: guard everything but the open paths. Without any, only this machine is answered.
     hosts: DNS names under which clients reach it.
-    token: guards everything but the open paths. If it is None, only this machine is answered.
+    on_access: called after each request that needed a token.
     """
-    return AccessGuard(_PathDispatcher(view), hosts=tuple(hosts), token=token)
+    return AccessGuard(_PathDispatcher(view), hosts=tuple(hosts), tokens=tokens, on_access=on_access)
 
 
 class _PathDispatcher:

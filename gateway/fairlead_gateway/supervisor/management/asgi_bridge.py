@@ -8,7 +8,7 @@ import asyncio
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
-from fairlead_gateway.supervisor.management.access_guard import App, Message, Scope
+from fairlead_gateway.supervisor.management.access.access_guard import App, Message, Scope
 
 _UNKNOWN_ADDRESS = "0.0.0.0"
 """Replaces an unreadable address, which must not count as this machine's."""

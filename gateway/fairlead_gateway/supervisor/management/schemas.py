@@ -381,6 +381,29 @@ class DecisionsOut(_ResponseModel):
     decisions: list[DecisionOut]
 
 
+class AuditRecordOut(_ResponseModel):
+    """One change or one privileged request: who, when, what, and why."""
+
+    time: str = Field(description="RFC 3339 in UTC.")
+    component: str = Field(description="gateway, operator or autoscaler.")
+    instance: str = Field(description="The process that wrote it.")
+    sequence: int = Field(description="Counts the records of the process from 1; a gap is a loss.")
+    action: str = Field(description="A word of a closed list, such as KeyRevoked.")
+    object: str = Field(description="What was changed or read, such as ModelTenant/acme.")
+    actor: str = Field(description="Who did it: a management token, a field manager of Kubernetes, or a component.")
+    tenant: str | None = Field(None, description="Whose object it is; null for objects of the cluster.")
+    before: dict[str, str | int | float | bool | None] = Field({}, description="Values that changed, before.")
+    after: dict[str, str | int | float | bool | None] = Field({}, description="The same, after.")
+    reason: str = ""
+    request_id: str | None = None
+
+
+class AuditOut(_ResponseModel):
+    """Audit records of this gateway, newest first."""
+
+    records: list[AuditRecordOut]
+
+
 class ErrorBodyOut(_ResponseModel):
     """An error in the format of OpenAI, with a hint what to do."""
 

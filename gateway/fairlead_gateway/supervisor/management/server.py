@@ -23,7 +23,9 @@ from fairlead_gateway.http.listener import HttpRequest, Listener
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.http.sockets import LISTEN_BACKLOG
-from fairlead_gateway.supervisor.management.access_guard import ROUTE_PREVIEW_PATH, AccessGuard, refusal_headers
+from fairlead_gateway.supervisor.management.access.access_guard import AccessGuard, OnAccess, refusal_headers
+from fairlead_gateway.supervisor.management.access.access_scope import ROUTE_PREVIEW_PATH
+from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
 from fairlead_gateway.supervisor.management.app import create_management_app
 from fairlead_gateway.supervisor.management.asgi_bridge import request_scope, serve_request
 from fairlead_gateway.supervisor.management.view import GatewayView
@@ -37,13 +39,20 @@ class ManagementServer:
     """The server of the management app; `private` is its listening socket."""
 
     def __init__(
-        self, view: GatewayView, private: socket.socket, *, limits: Limits, token: str | None, hosts: Sequence[str] = ()
+        self,
+        view: GatewayView,
+        private: socket.socket,
+        *,
+        limits: Limits,
+        tokens: ManageTokens,
+        hosts: Sequence[str] = (),
+        on_access: OnAccess | None = None,
     ) -> None:
-        self._app = create_management_app(view, token=token, hosts=hosts)
+        self._app = create_management_app(view, tokens=tokens, hosts=hosts, on_access=on_access)
         self._clock = view.clock
         self._limits = dataclasses.replace(
             limits,
-            body_bytes=limits.body_bytes if token else limits.manage_body_bytes,
+            body_bytes=limits.body_bytes if tokens.are_required else limits.manage_body_bytes,
             bodies_bytes=limits.manage_bodies_bytes,
             unparsed_bytes=limits.manage_bodies_bytes,
         )

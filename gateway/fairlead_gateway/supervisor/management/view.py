@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from fairlead.audit.reader import AuditQuery
+from fairlead.audit.record import AuditRecord
 from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.fleet.model import Fleet
 from fairlead.runtime.clock import Clock
@@ -70,12 +72,24 @@ class GatewayView(Protocol):
         """Returns the workers' summed counters; `windows` includes those of the last minute."""
         ...
 
-    async def decisions(self, limit: int, model_key: str | None) -> list[LoggedRequest]:
-        """Returns the last `limit` requests, newest first."""
+    async def decisions(
+        self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None
+    ) -> list[LoggedRequest]:
+        """Returns the last `limit` requests, newest first.
+
+        tenants: only their requests; None: those of all.
+        """
         ...
 
-    async def decision(self, request_id: str) -> LoggedRequest | None:
-        """Returns the decisions and the outcome of one request; None if it is not in the log."""
+    async def decision(self, request_id: str, tenants: frozenset[str] | None = None) -> list[LoggedRequest]:
+        """Returns the request with this id; else the newest of each tenant that chose this id.
+
+        tenants: only their requests; None: those of all.
+        """
+        ...
+
+    def audit_records(self, query: AuditQuery, limit: int) -> list[AuditRecord]:
+        """Returns the newest audit records of this process, the newest first."""
         ...
 
     async def preview_route(self, path: str, body: bytes, session: str | None) -> list[LoggedRequest]:

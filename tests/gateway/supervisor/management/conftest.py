@@ -14,6 +14,8 @@ from dataclasses import replace
 
 import pytest
 
+from fairlead.audit import AuditLog, AuditRecord
+from fairlead.audit.reader import AuditQuery
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
@@ -38,6 +40,7 @@ class SimulatedGateway:
         self.lag = LoopLag()
         self.telemetry = MetricsRecorder(clock, Limits(), self.lag)
         self.log = DecisionLog(Limits().decision_log)
+        self.audit = AuditLog("gateway", "gw-1", clock, Limits())
         self.snapshot = Fleet()
         self.ledger: dict[str, InstanceLoad] = {}
         self.notes: list[str] = []
@@ -72,11 +75,16 @@ class SimulatedGateway:
     async def counters(self, *, windows: bool) -> MetricsRecorder:
         return self.telemetry
 
-    async def decisions(self, limit: int, model_key: str | None) -> list[LoggedRequest]:
-        return self.log.latest(limit, model_key)
+    async def decisions(
+        self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None
+    ) -> list[LoggedRequest]:
+        return self.log.latest(limit, model_key, tenants)
 
-    async def decision(self, request_id: str) -> LoggedRequest | None:
-        return self.log.get(request_id)
+    async def decision(self, request_id: str, tenants: frozenset[str] | None = None) -> list[LoggedRequest]:
+        return self.log.find(request_id, tenants)
+
+    def audit_records(self, query: AuditQuery, limit: int) -> list[AuditRecord]:
+        return self.audit.recent(query, limit)
 
     async def preview_route(self, path: str, body: bytes, session: str | None) -> list[LoggedRequest]:
         return self.log.latest(1)
@@ -173,6 +181,13 @@ class SimulatedGateway:
         self.telemetry.record_finished(outcome)
         self.log.complete(outcome)
 
+    def serve_tenant(self, tenant: str, request_id: str, *, client_id: str | None = None, key: str = KEY) -> None:
+        """Invents a request of a tenant that still runs."""
+        _, decision = self._decide(key, 1_000)
+        record = DecisionRecord(request_id, self.clock.wall(), key, decision, 1, 1_000.0, tenant)
+        record.client_id = client_id
+        self.log.append(record)
+
     def _decide(self, key: str, prompt: int) -> tuple[str, Decision]:
         ready = [item.id for item in self.snapshot.instances[key] if item.state is InstanceState.READY]
         picked = self.random.sample(ready, min(3, len(ready)))
@@ -224,6 +239,7 @@ def made_up(clock: ManualClock) -> SimulatedGateway:
 
 
 async def _serve(state: str, port: int) -> None:
+    from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
     from fairlead_gateway.supervisor.management.server import ManagementServer
 
     view = SimulatedGateway(SystemClock())
@@ -240,7 +256,9 @@ async def _serve(state: str, port: int) -> None:
         )
     elif state == "idle":
         view.populate(ready=2)
-    await ManagementServer(view, socket.create_server(("127.0.0.1", port)), limits=Limits(), token=None).start()
+    await ManagementServer(
+        view, socket.create_server(("127.0.0.1", port)), limits=Limits(), tokens=ManageTokens(None)
+    ).start()
     while True:
         if state == "busy":
             view.populate(ready=8, starting=1)

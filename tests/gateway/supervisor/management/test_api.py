@@ -189,6 +189,7 @@ def test_openapi_describes_every_route(made_up: Any) -> None:
         "/api/stats",
         "/api/decisions",
         "/api/decisions/{request_id}",
+        "/api/audit",
         "/api/route",
     }
     assert all(way["summary"] for path in schema["paths"].values() for way in path.values())

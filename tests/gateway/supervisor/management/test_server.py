@@ -14,7 +14,8 @@ from fairlead_gateway.http.connection import ClientConnection
 from fairlead_gateway.http.listener import HttpRequest, Listener
 from fairlead_gateway.http.request_head import parse_head
 from fairlead_gateway.http.response_writer import ResponseWriter
-from fairlead_gateway.supervisor.management.access_guard import AccessGuard
+from fairlead_gateway.supervisor.management.access.access_guard import AccessGuard
+from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
 from fairlead_gateway.supervisor.management.asgi_bridge import serve_request
 from fairlead_gateway.supervisor.management.server import ManagementServer
 from fairlead_testing.gateway.running_gateway import run_async
@@ -25,7 +26,7 @@ from fairlead_testing.waiting import wait_until
 @asynccontextmanager
 async def managed(view: Any, token: str | None = None) -> AsyncIterator[str]:
     private = socket.create_server(("127.0.0.1", 0))
-    management = ManagementServer(view, private, limits=Limits(), token=token)
+    management = ManagementServer(view, private, limits=Limits(), tokens=ManageTokens(token))
     await management.start()
     try:
         yield f"http://127.0.0.1:{private.getsockname()[1]}"
@@ -59,7 +60,7 @@ def test_one_connection_asks_for_everything_in_turn(made_up: Any) -> None:
 def test_kernel_takes_few_bytes_for_a_client_that_never_reads(made_up: Any) -> None:
     async def main() -> None:
         private = socket.create_server(("127.0.0.1", 0))
-        management = ManagementServer(made_up, private, limits=Limits(), token=None)
+        management = ManagementServer(made_up, private, limits=Limits(), tokens=ManageTokens(None))
         await management.start()
         bound = private.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
         await management.stop()
@@ -201,7 +202,7 @@ def test_the_end_waits_for_an_answer_under_way(made_up: Any) -> None:
 
         made_up.status = slow
         private = socket.create_server(("127.0.0.1", 0))
-        management = ManagementServer(made_up, private, limits=Limits(), token=None)
+        management = ManagementServer(made_up, private, limits=Limits(), tokens=ManageTokens(None))
         await management.start()
         connection = await RawConnection.connect(f"http://127.0.0.1:{private.getsockname()[1]}")
         await connection.send(get_request("/readyz", close=False))

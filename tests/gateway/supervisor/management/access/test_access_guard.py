@@ -7,14 +7,15 @@ import httpx
 import pytest
 
 from fairlead_gateway.supervisor.management import create_management_app
-from fairlead_gateway.supervisor.management.access_guard import AccessGuard
+from fairlead_gateway.supervisor.management.access.access_guard import AccessGuard
+from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
 
 
 def _get(
     view: Any, path: str, *, method: str = "GET", token: str | None = None, hosts: tuple[str, ...] = (), **headers: str
 ) -> httpx.Response:
     async def get() -> httpx.Response:
-        transport = httpx.ASGITransport(app=create_management_app(view, token=token, hosts=hosts))
+        transport = httpx.ASGITransport(app=create_management_app(view, tokens=ManageTokens(token), hosts=hosts))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:9000") as client:
             return await client.request(method, path, headers={k.replace("_", "-"): v for k, v in headers.items()})
 

@@ -7,7 +7,8 @@ resolves to our address) it can even read the answers. Therefore:
 - A foreign Origin is refused, and there are no CORS headers.
 - Only GET is answered. The one exception, the route preview, has a body and changes nothing.
 - Readiness, metrics and the status page (without data) are open.
-- Everything else needs the management token. Without a token, only this machine is answered.
+- Everything else needs a management token whose scope allows the path. Without any token, only
+  this machine is answered.
 
 The rules need the head alone. So the server applies them before it reads a body, and the wrapper
 applies them to every request.
@@ -19,15 +20,23 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final
 
 from fairlead import http_access
+from fairlead_gateway.supervisor.management.access.access_scope import (
+    ROUTE_PREVIEW_PATH,
+    SCOPE_KEY,
+    AccessScope,
+    route_of,
+    scope_refusal,
+)
+from fairlead_gateway.supervisor.management.access.manage_tokens import LOCAL_NAME, ManageTokens
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+OnAccess = Callable[[AccessScope, str, str, int, str], None]
+"""Called after a request with its scope, method, route, status, and the reason of a refusal."""
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-ROUTE_PREVIEW_PATH: Final = "/api/route"
-"""Path of the route preview, the only one with POST."""
 _OPEN_PATHS: Final = frozenset({"/", "/readyz", "/metrics"})
 _SECURITY_HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
@@ -41,13 +50,23 @@ _SECURITY_HEADERS: Final = (
 class AccessGuard:
     """An ASGI wrapper that enforces the access rules.
 
+    tokens: None: only this machine is answered.
     hosts: further names under which clients reach this port.
+    on_access: called after each request to a path that is not open.
     """
 
-    def __init__(self, app: App, *, hosts: Iterable[str] = (), token: str | None = None) -> None:
+    def __init__(
+        self,
+        app: App,
+        *,
+        tokens: ManageTokens | None = None,
+        hosts: Iterable[str] = (),
+        on_access: OnAccess | None = None,
+    ) -> None:
         self._app = app
         self._hosts = http_access.normalize_host_names(hosts)
-        self._token = token.encode() if token else None
+        self._tokens = tokens or ManageTokens(None)
+        self._on_access = on_access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or refuses it with a reason."""
@@ -58,10 +77,27 @@ class AccessGuard:
             await self._app(scope, receive, send)
             return
         refusal = self.refusal(scope)
-        if refusal is None:
-            await self._app(scope, receive, _with_security_headers(send))
-        else:
+        if refusal is not None:
             await _send_refusal(_with_security_headers(send), *refusal)
+            return
+        respond = _with_security_headers(send)
+        if scope["path"] not in _OPEN_PATHS:
+            respond = self._with_report(scope, respond)
+        await self._app(scope, receive, respond)
+
+    def _with_report(self, scope: Scope, send: Send) -> Send:
+        """Returns `send`, which reports the status of the response as well."""
+
+        async def reporting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._report(scope[SCOPE_KEY], scope, message["status"], "")
+            await send(message)
+
+        return reporting
+
+    def _report(self, access: AccessScope, scope: Scope, status: int, reason: str) -> None:
+        if self._on_access is not None:
+            self._on_access(access, scope["method"], route_of(scope["path"]), status, reason)
 
     def refusal(self, scope: Scope) -> tuple[int, str, str] | None:
         """Returns status, message and hint of a request that is refused by its head; else None."""
@@ -86,11 +122,21 @@ class AccessGuard:
         return self._token_refusal(scope, dict(headers).get(b"authorization", b""))
 
     def _token_refusal(self, scope: Scope, authorization: bytes) -> tuple[int, str, str] | None:
-        if self._token is None:
-            return None if _is_local(scope) else (403, "only local clients are answered", "set a management token")
-        if http_access.is_authorized(authorization, self._token):
+        if not self._tokens.are_required:
+            if not _is_local(scope):
+                return 403, "only local clients are answered", "set a management token"
+            scope[SCOPE_KEY] = AccessScope(LOCAL_NAME)
             return None
-        return 401, "the management token is missing or wrong", "send it as Authorization: Bearer"
+        access = self._tokens.scope_of(authorization)
+        if access is None:
+            self._report(_UNKNOWN, scope, 401, "the token is missing or wrong")
+            return 401, "the management token is missing or wrong", "send it as Authorization: Bearer"
+        reason = scope_refusal(access, scope["path"])
+        if reason is not None:
+            self._report(access, scope, 403, reason)
+            return 403, reason, "ask an administrator for a token with more permissions"
+        scope[SCOPE_KEY] = access
+        return None
 
 
 def refusal_headers(status: int, hint: str) -> tuple[tuple[str, str], ...]:
@@ -106,6 +152,7 @@ def _is_local(scope: Scope) -> bool:
     return not client or ipaddress.ip_address(client[0].partition("%")[0]).is_loopback
 
 
+_UNKNOWN: Final = AccessScope("without a known token", frozenset(), frozenset())
 _BROWSER_HEADERS: Final = frozenset({b"origin", b"sec-fetch-site", b"sec-fetch-mode"})
 
 

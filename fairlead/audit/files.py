@@ -1,0 +1,113 @@
+"""The audit files of one process: append-only, synced to the disk, and rotated.
+
+Each process begins files of its own, so that a torn last line stays the last one of its file. A
+file is named after the moment of its beginning and its process:
+`audit-20270101T120000.000000Z-gateway-NAME.jsonl`.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from fairlead.limits import Limits
+
+_FILE_NAME: Final = re.compile(r"audit-(\d{8}T\d{6}\.\d{6}Z)-([A-Za-z0-9_.-]+)\.jsonl")
+_NAME_TIME: Final = "%Y%m%dT%H%M%S.%fZ"
+_MODE: Final = 0o640
+
+
+class AuditFiles:
+    """The files of one process in a folder.
+
+    name: of the process; it is a part of the names of its files.
+    """
+
+    def __init__(self, folder: Path, name: str, limits: Limits) -> None:
+        self._folder = folder
+        self._name = re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:128]
+        self._limits = limits
+        self._descriptor = -1
+        self._began = 0.0
+        self._bytes = 0
+
+    def append(self, lines: Sequence[bytes], wall: float) -> None:
+        """Writes lines and syncs them to the disk. Raises OSError; all of them are then unwritten.
+
+        wall: Unix seconds, by which the files are rotated and removed.
+        """
+        data = b"".join(line + b"\n" for line in lines)
+        self._prepare_file(len(data), wall)
+        before, left = self._bytes, memoryview(data)
+        try:
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+            os.fdatasync(self._descriptor)
+        except OSError:
+            self._drop_tail(before)
+            raise
+        self._bytes = before + len(data)
+
+    def close(self) -> None:
+        """Closes the file."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _drop_tail(self, size: int) -> None:
+        """Removes an incomplete line. If that fails, the next lines go to a new file."""
+        try:
+            os.ftruncate(self._descriptor, size)
+        except OSError:
+            self.close()
+
+    def _prepare_file(self, size: int, wall: float) -> None:
+        limits = self._limits
+        is_full = self._bytes > 0 and self._bytes + size > limits.audit_file_bytes
+        is_old = not 0.0 <= wall - self._began < limits.audit_file_seconds
+        if self._descriptor >= 0 and not is_full and not is_old:
+            return
+        self.close()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        moment = datetime.fromtimestamp(wall, UTC).strftime(_NAME_TIME)
+        path = self._folder / f"audit-{moment}-{self._name}.jsonl"
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, _MODE)
+        self._began, self._bytes = wall, os.fstat(self._descriptor).st_size
+        _sync_folder(self._folder)
+        self._remove_old(path, wall)
+
+    def _remove_old(self, current: Path, wall: float) -> None:
+        """Removes files that are too old, and the oldest of this process if it has too many."""
+        limits = self._limits
+        own = []
+        for began, name, path in named_files(self._folder):
+            if path == current:
+                continue
+            if wall - began > limits.audit_keep_seconds + limits.audit_file_seconds:
+                path.unlink(missing_ok=True)
+            elif name == self._name:
+                own.append(path)
+        for path in own[: max(0, len(own) + 1 - limits.audit_files)]:
+            path.unlink(missing_ok=True)
+
+
+def named_files(folder: Path) -> list[tuple[float, str, Path]]:
+    """Returns the audit files of a folder, the oldest first: beginning, process and path."""
+    found = []
+    for path in folder.iterdir():
+        match = _FILE_NAME.fullmatch(path.name)
+        if match is not None:
+            began = datetime.strptime(match[1], _NAME_TIME).replace(tzinfo=UTC).timestamp()
+            found.append((began, match[2], path))
+    return sorted(found)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Syncs the name of a new file to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

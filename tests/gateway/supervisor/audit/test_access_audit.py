@@ -1,0 +1,47 @@
+"""Requests to the management API are recorded; a page that reads all day is not a flood."""
+
+from fairlead.audit import Action, AuditEvent
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
+from fairlead_gateway.supervisor.audit.access_audit import Access, AccessAudit
+
+
+def _read(actor: str = "admin", route: str = "/api/decisions", status: int = 200) -> Access:
+    return Access(actor, "GET", route, status, "acme")
+
+
+def test_equal_reads_are_one_record_in_five_minutes_with_their_number() -> None:
+    found: list[AuditEvent] = []
+    clock = ManualClock()
+    audit = AccessAudit(found.append, clock.now, Limits())
+    for _ in range(31):
+        audit.on_access(_read())
+        clock.advance(10.0)
+    assert [(event.object, event.actor, dict(event.after)) for event in found] == [
+        ("GET /api/decisions", "admin", {"status": 200}),
+        ("GET /api/decisions", "admin", {"status": 200, "alsoBefore": 29}),
+    ]
+
+
+def test_other_tokens_routes_and_refusals_are_recorded_apart() -> None:
+    found: list[AuditEvent] = []
+    audit = AccessAudit(found.append, ManualClock().now, Limits())
+    for access in (_read(), _read("acme-team"), _read(route="/api/audit"), _read(status=403)):
+        audit.on_access(access)
+    assert [event.action for event in found] == [Action.MANAGEMENT_READ] * 3 + [Action.ACCESS_DENIED]
+
+
+def test_what_is_counted_is_bounded_and_loses_no_count() -> None:
+    found: list[AuditEvent] = []
+    clock = ManualClock()
+    audit = AccessAudit(found.append, clock.now, Limits(audit_repeats=2))
+    for number in range(10):
+        audit.on_access(_read(f"token-{number}"))
+    audit.on_access(_read("token-0"))
+    assert len(found) == 10
+    clock.advance(301.0)
+    audit.on_access(_read("token-10"))
+    assert [(event.actor, event.after.get("alsoBefore")) for event in found[10:]] == [
+        ("token-10", None),
+        ("token-0", 1),
+    ]

@@ -1,0 +1,171 @@
+"""Scoped management tokens: each sees the data of its tenants, by its permissions, and no more."""
+
+import asyncio
+import hmac
+from typing import Any
+
+import httpx
+import pytest
+
+from fairlead.audit import Action, AuditEvent
+from fairlead_gateway.supervisor.management import create_management_app
+from fairlead_gateway.supervisor.management.access.access_scope import AccessScope, Permission
+from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
+
+PEPPER = b"pepper"
+READ, AUDIT, FLEET, PREVIEW = Permission
+ACME = AccessScope("acme-team", frozenset({"acme"}), frozenset({READ}))
+SCOPES = {
+    "t-acme": ACME,
+    "t-both": AccessScope("support", frozenset({"acme", "beta"}), frozenset({READ, AUDIT})),
+    "t-all": AccessScope("auditors", None, frozenset({READ, AUDIT})),
+    "t-fleet": AccessScope("dashboards", frozenset({"acme"}), frozenset({FLEET})),
+}
+TENANT_PATHS = ("/api/decisions", "/api/decisions/req_1", "/api/audit")
+
+
+def _tokens() -> ManageTokens:
+    tokens = ManageTokens("t-installation", PEPPER)
+    tokens.replace({hmac.digest(PEPPER, name.encode(), "sha256"): scope for name, scope in SCOPES.items()})
+    return tokens
+
+
+def _get(view: Any, path: str, token: str | None, *, seen: list[Any] | None = None) -> httpx.Response:
+    def on_access(*request: Any) -> None:
+        if seen is not None:
+            seen.append(request)
+
+    async def get() -> httpx.Response:
+        app = create_management_app(view, tokens=_tokens(), on_access=on_access)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1") as client:
+            return await client.get(path, headers={} if token is None else {"authorization": f"Bearer {token}"})
+
+    return asyncio.run(get())
+
+
+@pytest.fixture
+def shared(made_up: Any) -> Any:
+    """Returns a gateway that two tenants and a client without a key have used."""
+    made_up.serve_tenant("acme", "req_1", client_id="job-7")
+    made_up.serve_tenant("beta", "req_2", client_id="job-7")
+    made_up.serve(1)
+    for tenant in ("acme", "beta", None):
+        made_up.audit.add(AuditEvent(Action.KEY_CREATED, f"ApiKey/{tenant}/prod", "kubectl", tenant))
+    return made_up
+
+
+def _ids(response: httpx.Response) -> list[str]:
+    return [decision["request_id"] for decision in response.json()["decisions"]]
+
+
+def test_a_token_sees_the_decisions_of_its_tenants_only(shared: Any) -> None:
+    assert _ids(_get(shared, "/api/decisions", "t-acme")) == ["req_1"]
+    assert _ids(_get(shared, "/api/decisions", "t-both")) == ["req_2", "req_1"]
+    assert len(_ids(_get(shared, "/api/decisions", "t-all"))) == 3
+    assert len(_ids(_get(shared, "/api/decisions", "t-installation"))) == 3
+    assert _ids(_get(shared, "/api/decisions?tenant=beta", "t-acme")) == []
+    assert _ids(_get(shared, "/api/decisions?tenant=beta", "t-both")) == ["req_2"]
+
+
+def test_a_decision_of_another_tenant_is_not_found_by_any_id(shared: Any) -> None:
+    shared.serve_tenant("acme", "req_3", client_id="req_2")
+    assert _get(shared, "/api/decisions/req_2", "t-acme").json()["request_id"] == "req_3"
+    assert _get(shared, "/api/decisions/req_2", "t-installation").json()["request_id"] == "req_2"
+    assert _get(shared, "/api/decisions/job-7", "t-acme").json()["request_id"] == "req_1"
+    assert _get(shared, "/api/decisions/req_2?tenant=beta", "t-acme").status_code == 404
+    unknown = _get(shared, "/api/decisions/req_9", "t-acme")
+    other = _get(shared, "/api/decisions/req_2?tenant=beta", "t-acme")
+    assert unknown.json()["error"]["message"].replace("req_9", "") == other.json()["error"]["message"].replace(
+        "req_2", ""
+    )
+
+
+def test_an_id_that_several_tenants_chose_is_asked_with_the_tenant(shared: Any) -> None:
+    answer = _get(shared, "/api/decisions/job-7", "t-installation")
+    assert answer.status_code == 409
+    assert "?tenant=NAME" in answer.json()["error"]["message"]
+    assert _get(shared, "/api/decisions/job-7?tenant=beta", "t-installation").json()["request_id"] == "req_2"
+
+
+def test_audit_records_are_of_the_tenants_of_the_token(shared: Any) -> None:
+    def tenants(token: str, query: str = "") -> list[str | None]:
+        return [record["tenant"] for record in _get(shared, f"/api/audit{query}", token).json()["records"]]
+
+    assert tenants("t-both") == ["beta", "acme"]
+    assert tenants("t-all") == tenants("t-installation") == [None, "beta", "acme"]
+    assert tenants("t-installation", "?tenant=acme") == ["acme"]
+    assert tenants("t-both", "?limit=1") == ["beta"]
+    assert tenants("t-both", f"?since={shared.clock.wall() + 1}") == []
+
+
+@pytest.mark.parametrize(
+    ("token", "path", "permission"),
+    [
+        ("t-acme", "/api/audit", "Audit"),
+        ("t-acme", "/api/fleet", "Fleet"),
+        ("t-acme", "/api/stats", "Fleet"),
+        ("t-fleet", "/api/decisions", "Read"),
+        ("t-fleet", "/api/decisions/req_1", "Read"),
+        ("t-all", "/api/fleet", "Fleet"),
+    ],
+)
+def test_a_missing_permission_is_403_that_names_it(shared: Any, token: str, path: str, permission: str) -> None:
+    answer = _get(shared, path, token)
+    assert answer.status_code == 403
+    error = answer.json()["error"]
+    assert error["message"] == f"the token {SCOPES[token].name} may not do this: it needs the permission {permission}"
+    assert "administrator" in error["hint"]
+
+
+@pytest.mark.parametrize("path", ["/api/new-route", "/api/fleet/", "/docs", "/api/decisionsX", "/api/usage/"])
+def test_a_route_that_nobody_decided_about_is_closed_to_limited_tokens(shared: Any, path: str) -> None:
+    assert _get(shared, path, "t-all").status_code == 403
+    assert _get(shared, path, "t-installation").status_code in (307, 404)
+
+
+def test_who_may_not_see_the_fleet_learns_no_name_of_a_model(shared: Any) -> None:
+    there, not_there = (_get(shared, f"/api/decisions?model={name}", "t-both") for name in ("qwen3-8b", "qwen3-9b"))
+    assert there.content == not_there.content
+    assert there.json() == {"decisions": []}
+    assert "qwen3-8b" in _get(shared, "/api/decisions?model=qwen3-9b", "t-installation").text
+
+
+@pytest.mark.parametrize("token", [None, "", "t-acm", "t-acme ", "t-acme\tx", "x" * 5_000])
+def test_an_unknown_token_is_401(shared: Any, token: str | None) -> None:
+    expected = 200 if token == "t-acme " else 401
+    assert _get(shared, "/api/decisions", token).status_code == expected
+
+
+def test_open_paths_and_the_description_need_no_permission(shared: Any) -> None:
+    assert _get(shared, "/readyz", None).status_code == 200
+    assert _get(shared, "/openapi.json", "t-acme").status_code == 200
+
+
+def test_each_request_is_reported_with_the_name_of_its_token_and_its_route(shared: Any) -> None:
+    seen: list[Any] = []
+    for path, token in (("/api/decisions/req_1", "t-acme"), ("/api/audit", "t-acme"), ("/api/stats", None)):
+        _get(shared, path, token, seen=seen)
+    _get(shared, "/readyz", None, seen=seen)
+    assert [(scope.name, method, route, status) for scope, method, route, status, _ in seen] == [
+        ("acme-team", "GET", "/api/decisions/{request_id}", 200),
+        ("acme-team", "GET", "/api/audit", 403),
+        ("without a known token", "GET", "/api/stats", 401),
+    ]
+
+
+def test_without_any_token_this_machine_sees_everything(shared: Any) -> None:
+    async def get() -> httpx.Response:
+        transport = httpx.ASGITransport(app=create_management_app(shared))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.get("/api/decisions")
+
+    assert len(_ids(asyncio.run(get()))) == 3
+
+
+def test_a_file_of_tokens_closes_the_port_to_this_machine_too(made_up: Any) -> None:
+    async def get() -> httpx.Response:
+        app = create_management_app(made_up, tokens=ManageTokens(None, PEPPER))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1") as client:
+            return await client.get("/api/decisions")
+
+    assert asyncio.run(get()).status_code == 401
