@@ -36,20 +36,32 @@ _REASONS: Final = {
     404: "There is no such path, model or request.",
     405: "The path is not asked by this method.",
     409: "Several requests have this id.",
-    413: "The body is too large.",
-    429: "The gateway would refuse the request of the body for now.",
-    502: "No worker would route the request of the body.",
-    503: "Too many requests, or no worker answered.",
+    500: "A defect of the management port; the gateway's log has it.",
+    503: "Too many requests at once, or no worker answered.",
 }
+_FRAMEWORK_ERROR: Final = "HTTPValidationError"
+_ALWAYS: Final = (400, 403, 405, 500, 503)
+"""Errors of every path: of the request itself, its host, its origin and its method."""
+_PREVIEW_STATUSES: Final = (413, 415, 422, 429, 500, 501, 502, 503, 504, 508)
+"""Statuses with which a gateway refuses requests of clients."""
 
 
 def _errors(*more: int) -> dict[int | str, dict[str, Any]]:
-    """Returns the descriptions of the errors that each route can answer, and of more."""
-    return {status: _error(_REASONS[status]) for status in (400, 401, 403, 404, 405, *more)}
+    """Returns the descriptions of the errors that a route with a token can answer, and of more."""
+    return {status: _error(_REASONS[status]) for status in sorted({*_ALWAYS, 401, 404, *more})}
 
 
 def _error(reason: str) -> dict[str, Any]:
     return {"model": schemas.ErrorOut, "description": reason}
+
+
+def _probe_errors() -> dict[int | str, dict[str, Any]]:
+    return {status: _error(_REASONS[status]) for status in _ALWAYS}
+
+
+def _preview_errors() -> dict[int | str, dict[str, Any]]:
+    text = "The gateway would answer the request of the body with this status now."
+    return _errors() | {status: _error(text) for status in _PREVIEW_STATUSES}
 
 
 def _access_of(request: Request) -> AccessScope:
@@ -84,7 +96,20 @@ def create_api(view: GatewayView, probes: Probes) -> FastAPI:
     _add_routes(app, view)
     _add_tenant_routes(app, view)
     _add_route_preview(app, view)
+    describe = app.openapi
+    app.openapi = lambda: _without_validation_errors(describe())  # type: ignore[method-assign]
     return app
+
+
+def _without_validation_errors(description: dict[str, Any]) -> dict[str, Any]:
+    """Returns the description without the framework's 422, in place of which 400 is answered."""
+    for operations in description["paths"].values():
+        for operation in operations.values():
+            if _FRAMEWORK_ERROR in str(operation["responses"].get("422", "")):
+                del operation["responses"]["422"]
+    for name in (_FRAMEWORK_ERROR, "ValidationError"):
+        description["components"]["schemas"].pop(name, None)
+    return description
 
 
 def _add_probes(app: FastAPI, probes: Probes) -> None:
@@ -94,12 +119,17 @@ def _add_probes(app: FastAPI, probes: Probes) -> None:
         "/readyz",
         summary="Is this gateway answering requests?",
         response_model=schemas.ReadyOut,
-        responses={503: {"model": schemas.ReadyOut}},
+        responses=_probe_errors() | {503: {"model": schemas.ReadyOut, "description": "No request is answered now."}},
     )
     async def readyz() -> Response:
         return _to_response(await probes.readyz())
 
-    @app.get("/metrics", summary="Prometheus text", response_class=Response)
+    @app.get(
+        "/metrics",
+        summary="Prometheus text",
+        response_class=Response,
+        responses=_probe_errors() | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
     async def metrics() -> Response:
         return _to_response(await probes.metrics())
 
@@ -182,7 +212,7 @@ def _add_route_preview(app: FastAPI, view: GatewayView) -> None:
     @app.post(
         ROUTE_PREVIEW_PATH,
         summary="Where would this request go now, and why? Nothing is sent",
-        responses=_errors(413, 429, 502, 503),
+        responses=_preview_errors(),
     )
     async def where(
         request: Request,

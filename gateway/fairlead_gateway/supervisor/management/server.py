@@ -13,6 +13,8 @@ import logging
 import socket
 from collections.abc import Sequence
 
+import msgspec
+
 from fairlead.limits import Limits
 from fairlead.runtime import nonblocking_log
 from fairlead.runtime.event_loop import close_server
@@ -98,6 +100,21 @@ class AccessRefused(GatewayError):
         self.status = status
 
 
+def _error_body(error: GatewayError) -> bytes:
+    """Returns the body of an error, in the shape that the API describes."""
+    return msgspec.json.encode(
+        {
+            "error": {
+                "message": str(error),
+                "type": error.error_type,
+                "param": error.param,
+                "code": error.code,
+                "hint": error.hint,
+            }
+        }
+    )
+
+
 class _AsgiHandler:
     """A request handler that calls the app in one task per request; a disconnect cancels it."""
 
@@ -126,7 +143,7 @@ class _AsgiHandler:
     def on_rejected(self, error: GatewayError, response: ResponseWriter) -> None:
         """Sends the error response to input that is not a valid request."""
         fields = "".join(f"{name}: {value}\r\n" for name, value in error.headers)
-        response.send(error.status, fields, error.body(response.request_id))
+        response.send(error.status, fields, _error_body(error))
 
     async def _respond(self, request: HttpRequest, response: ResponseWriter) -> None:
         try:

@@ -74,7 +74,7 @@ def test_what_is_not_http_is_refused_and_so_is_a_host_given_twice(made_up: Any) 
         async with managed(made_up) as url:
             for wrong in (b"GET / HTTP/1.1\nhost: x\n\n", b"GET / HTTP/1.1\r\nhost: x\r\nhost: x\r\n\r\n"):
                 found = (await send(url, wrong))[0]
-                assert (found.status, found.error["code"]) == (400, "malformed_http")
+                assert (found.status, found.json["error"]["code"]) == (400, "malformed_http")
 
     run_async(main())
 
@@ -160,7 +160,7 @@ def test_a_defect_is_answered_and_logged_without_its_text(made_up: Any, caplog: 
         async with managed(made_up) as url:
             found = (await send(url, get_request("/readyz")))[0]
             assert found.status == 500
-            assert words not in found.error["message"]
+            assert words not in found.json["error"]["message"]
 
     run_async(main())
     assert "RuntimeError on the management port" in caplog.text
