@@ -66,7 +66,9 @@ class GatewaySettings:
         "queued because its model has no engine. Without it, the autoscaler sees the request when it next reads the metrics"
     )
     key_pepper: str | None = _setting(
-        "the secret under which `--keys` holds the digests of API keys; without it `--keys` does not start", secret=True
+        "the secret under which `--keys` and tenants hold the digests of API keys; without it the gateway does not start with "
+        "them",
+        secret=True,
     )
 
     links: str | None = _setting(

@@ -84,6 +84,7 @@ class HttpLimits:
         5.0, "from the end of a drain, when the rest is answered with an error, until connections are reset"
     )
     keys: int = limit(100_000, "API keys in a keys file")
+    tenants: int = limit(20_000, "tenants of a gateway; 10,000 with 50,000 keys take 20 MB of each worker")
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from fairlead.runtime.clock import Clock
     from fairlead_gateway.http.tls import TlsCertificate
     from fairlead_gateway.supervisor.file_parsing.client import FileParser
-    from fairlead_gateway.supervisor.key_file import KeyFile
     from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
+    from fairlead_gateway.supervisor.tenancy.access_service import AccessSources, TenantSource
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,10 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse_arguments(arguments)
     try:
         settings = read_settings(GatewaySettings, os.environ)
-        has_keys = options.keys is not None
+        has_keys = options.keys is not None or options.tenants is not None or options.kube_tenants
         has_manage_token = settings.manage_token is not None or settings.manage_tokens_file is not None
         listen = _parse_address(
-            options.listen, "--listen", open_to_all=not has_keys and not options.insecure, fix="--keys FILE"
+            options.listen,
+            "--listen",
+            open_to_all=not has_keys and not options.insecure,
+            fix="--keys FILE or --tenants FILE",
         )
         manage = _parse_address(
             options.manage,
@@ -104,7 +107,7 @@ def _run(
             gateway_id=gateway_id,
             hash_secret=settings.hash_secret.encode() if settings.hash_secret else os.urandom(32),
             key_pepper=settings.key_pepper.encode() if settings.key_pepper else None,
-            key_file=_key_file(options.keys, settings, limits, parser),
+            access=_access_sources(options, settings, clock, limits, parser),
             file_parser=parser,
             certificate=_certificate_files(options.tls_cert, options.tls_key),
             redis_url=options.redis or settings.redis_url,
@@ -169,6 +172,19 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--keys",
         metavar="FILE",
         help="who may call: digests of API keys, under FAIRLEAD_KEY_PEPPER; edits apply at once",
+    )
+    parser.add_argument(
+        "--tenants",
+        metavar="FILE",
+        help="teams and applications that may call, as ModelTenant documents with digests of their keys; edits apply at once",
+    )
+    parser.add_argument(
+        "--kube-tenants", action="store_true", help="the ModelTenants of the cluster may call; with --kube"
+    )
+    parser.add_argument(
+        "--revoked",
+        metavar="FILE",
+        help="digests of keys that are refused although another source lists them, one on each line; edits apply at once",
     )
     parser.add_argument(
         "--workers", default="1", metavar="N", help="processes that carry requests; one more looks after them (1)"
@@ -267,21 +283,60 @@ def _file_parser(options: argparse.Namespace, limits: Limits) -> "Iterator[FileP
         yield parser
 
 
-def _key_file(
-    path: str | None, settings: GatewaySettings, limits: Limits, parser: "FileParser | None"
-) -> "KeyFile | None":
-    """Returns the file that `--keys` names; it is read when the gateway starts."""
-    if path is None:
+def _access_sources(
+    options: argparse.Namespace,
+    settings: GatewaySettings,
+    clock: "Clock",
+    limits: Limits,
+    parser: "FileParser | None",
+) -> "AccessSources | None":
+    """Returns the sources of API keys and tenants; files are read when the gateway starts."""
+    given = {"--keys": options.keys, "--tenants": options.tenants, "--kube-tenants": options.kube_tenants or None}
+    first = next((option for option, value in given.items() if value is not None), None)
+    if first is None:
+        if options.revoked is not None:
+            raise SettingsError(
+                "--revoked: this gateway asks for no API key", field="--revoked", hint="give --keys or --tenants, too"
+            )
         return None
-    from fairlead_gateway.supervisor.key_file import KeyFile
-
     if settings.key_pepper is None:
         raise SettingsError(
-            "--keys: FAIRLEAD_KEY_PEPPER is not set",
+            f"{first}: FAIRLEAD_KEY_PEPPER is not set",
             field="FAIRLEAD_KEY_PEPPER",
             hint="set it to the secret under which the digests were made",
         )
-    return KeyFile(Path(path), limits, None if parser is None else parser.parse_keys)
+    from fairlead_gateway.supervisor.tenancy.access_service import AccessSources
+    from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
+    from fairlead_gateway.supervisor.tenancy.revocation_file import RevocationFile
+
+    key_parser = None if parser is None else parser.parse_keys
+    return AccessSources(
+        None if options.keys is None else KeyFile(Path(options.keys), limits, key_parser),
+        _tenant_sources(options, clock, limits, parser),
+        None if options.revoked is None else RevocationFile(Path(options.revoked)),
+    )
+
+
+def _tenant_sources(
+    options: argparse.Namespace, clock: "Clock", limits: Limits, parser: "FileParser | None"
+) -> "list[TenantSource]":
+    sources: list[TenantSource] = []
+    if options.tenants is not None:
+        from fairlead_gateway.supervisor.tenancy.tenant_file import TenantFile
+
+        sources.append(TenantFile(Path(options.tenants), limits, None if parser is None else parser.parse_tenants))
+    if options.kube_tenants:
+        if options.kube is None:
+            raise SettingsError(
+                "--kube-tenants: there is no cluster", field="--kube-tenants", hint="give --kube, or --tenants FILE"
+            )
+        import random
+
+        from fairlead.runtime.clock import Pacing
+        from fairlead_gateway.supervisor.tenancy.tenant_watch import open_tenant_watch
+
+        sources.append(open_tenant_watch(os.environ, Pacing(clock, random.random), limits))
+    return sources
 
 
 def _manage_tokens(settings: GatewaySettings) -> "ManageTokens":

@@ -16,20 +16,33 @@ ANONYMOUS: Final = CallerKey("")
 """All callers of a gateway that asks for no API key."""
 
 
+NEVER: Final = float("inf")
+"""The expiry of a key that does not expire."""
+
+
 @final
 class Caller:
     """The tenant of a request and the API key that was used; immutable.
 
     key: name of the API key.
     name: the tenant's, under which the request is counted.
+    models: those that the tenant may use, as in `Tenant`; None for all.
+    may_use_other_paths: as in `Tenant`.
+    expires_at: Unix seconds from which the key is refused; `NEVER` without an expiry.
+
+    Why copies: the module of `Tenant` is not compiled. Each attribute that is read there costs 140
+    instructions.
     """
 
-    __slots__ = ("key", "name", "tenant")
+    __slots__ = ("expires_at", "key", "may_use_other_paths", "models", "name", "tenant")
 
-    def __init__(self, tenant: Tenant, key: str) -> None:
+    def __init__(self, tenant: Tenant, key: str, expires_at: float | None = None) -> None:
         self.tenant: Final[Tenant] = tenant
         self.key: Final[str] = key
         self.name: Final[CallerKey] = cast(CallerKey, tenant.name)
+        self.models: Final[frozenset[str] | None] = tenant.models
+        self.may_use_other_paths: Final[bool] = tenant.may_use_other_paths
+        self.expires_at: Final[float] = NEVER if expires_at is None else expires_at
 
 
 def caller_key(caller: Caller | None) -> CallerKey:

@@ -8,6 +8,7 @@ and a hint.
     │   ├── UnsupportedHttpVersion 400
     │   ├── RequestTimeout     408  a head or a body did not arrive in time
     │   ├── InvalidApiKey      401  no API key, or an unknown one
+    │   ├── NotPermitted       403  the tenant may not do this
     │   ├── UnknownPath        404      UnknownModel            404      MethodNotAllowed 405
     │   └── QuarantinedRequest 422  instances crashed on this request before
     ├── RelayedError                an error of another process of the gateway, with its status
@@ -122,13 +123,24 @@ class RequestTimeout(BadRequest):
 
 
 class InvalidApiKey(BadRequest):
-    """Raised if the API key is missing or unknown."""
+    """Raised if the API key is missing or unknown, or has expired."""
 
     status = 401
     code = "invalid_api_key"
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint, headers=(("www-authenticate", 'Bearer realm="fairlead"'),))
+
+
+class NotPermitted(BadRequest):
+    """Raised if a known tenant may not do what a request asks for.
+
+    Why not for models: a model that a tenant may not use is unknown to it, since even its name may
+    be a secret.
+    """
+
+    status = 403
+    code = "not_permitted"
 
 
 class UnknownPath(BadRequest):

@@ -259,7 +259,10 @@ class Autoscaler(Placement):
 
 class Auth(ValuesPart):
     enabled: bool = _value("require an API key; when false, every client that reaches the gateway is served", True)
-    keys_secret: Name = _value("your own Secret with `keys.yaml` and `pepper`; when empty, a first key is created", "")
+    keys_secret: Name = _value(
+        "your own Secret with `keys.yaml`, `pepper` and, if keys were revoked, `revoked`; when empty, a first key is created",
+        "",
+    )
 
 
 class Redis(ValuesPart):

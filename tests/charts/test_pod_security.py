@@ -13,7 +13,7 @@ from fairlead_testing.kube.helm import pod_specs, render_chart
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 NAMES = [case.stem for case in CASES]
-VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
+VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
 """Volume types that the chart uses; the level allows more."""
 
 

@@ -14,6 +14,7 @@ from fairlead.kube.resources import (
     EVENTS,
     LEADER_WORKER_SETS,
     MODEL_DEPLOYMENTS,
+    MODEL_TENANTS,
     PODS,
     RESOURCES_BY_KIND,
     SERVICES,
@@ -150,6 +151,24 @@ def test_each_privilege_escalation_is_detected(program: Path, changed: dict[str,
         assert found in too_wide(rule | changed)
 
 
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_only_gateways_read_tenants_and_nothing_writes_them(program: Path, case: Path) -> None:
+    """A right to write tenants gives access to models."""
+    found = render_chart(program, f"--values={case}")
+    holders = {
+        (one["metadata"]["name"].rpartition("-")[2], verb)
+        for one in found
+        if one["kind"] in ROLES
+        for rule in one["rules"]
+        if MODEL_TENANTS.plural in rule.get("resources", ())
+        for verb in rule["verbs"]
+    }
+    assert holders <= {("gateway", "list"), ("gateway", "watch")}
+    (spec,) = (spec for name, spec in pod_specs(found).items() if name.startswith("Deployment") and "-gateway" in name)
+    watches = "--kube-tenants" in spec["containers"][0]["args"]
+    assert watches == bool(holders)
+
+
 def test_operator_has_exactly_the_permissions_of_its_code(program: Path) -> None:
     assert rights(render_chart(program), "fairlead-operator") == used() | wanted(ACCELERATOR_CLASSES, "list", "watch")
 
@@ -235,6 +254,8 @@ def test_only_the_guarded_operator_deletes_pods_and_writes_their_status(program:
 def test_gateways_and_indexers_only_read_models_pods_accelerators(program: Path, component: str) -> None:
     models = wanted(MODEL_DEPLOYMENTS, "list", "watch") | wanted(PODS, "list", "watch")
     classes = wanted(ACCELERATOR_CLASSES, "list", "watch")
+    if component == "gateway":  # tenants belong to the cluster, too
+        classes |= wanted(MODEL_TENANTS, "list", "watch")
     assert rights(render_chart(program), f"fairlead-{component}") == models | classes
     found = render_chart(program, "--set=watchNamespaces={a,b}")
     assert (rights(found, f"fairlead-{component}"), rights(found, f"{component}-fleet")) == (classes, models)

@@ -59,8 +59,9 @@ def test_gateway_gets_the_redis_password(program: Path) -> None:
 
 def test_gateway_does_not_see_the_first_key(program: Path) -> None:
     volumes = pod_specs(render_chart(program))["Deployment fairlead-gateway"]["volumes"]
-    keys = next(one["secret"] for one in volumes if one["name"] == "keys")
-    assert [item["key"] for item in keys["items"]] == ["keys.yaml"]
+    keys = next(one["projected"]["sources"] for one in volumes if one["name"] == "keys")
+    shown = [(item["key"], one["secret"].get("optional", False)) for one in keys for item in one["secret"]["items"]]
+    assert shown == [("keys.yaml", False), ("revoked", True)]
 
 
 def test_own_keys_and_redis_leave_nothing_to_generate(program: Path) -> None:

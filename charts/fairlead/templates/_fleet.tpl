@@ -94,7 +94,7 @@ metadata:
     {{- include "fairlead.labels" . | nindent 4 }}
 rules:
   - apiGroups: [serving.fairlead.io]
-    resources: [acceleratorclasses]
+    resources: [acceleratorclasses{{ if and $root.Values.auth.enabled (eq (index . 1) "gateway") }}, modeltenants{{ end }}]
     verbs: [list, watch]
   {{- if not $places }}
   {{- include "fairlead.fleetRules" . | nindent 2 }}

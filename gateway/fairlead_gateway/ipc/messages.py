@@ -9,6 +9,7 @@ import msgspec
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet
+from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.timing_events import TimingEvents
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
@@ -19,8 +20,9 @@ from fairlead_gateway.telemetry.snapshot import ModelSnapshot
 class Configure(msgspec.Struct, tag=True):
     """Supervisor → worker: the first message, with what the worker serves.
 
-    - keys: names by digest; None if no API key is required.
-    - are_keys_loaded: False while the keys file has not been valid once; requests are refused.
+    - keys: those of the keys file, names by digest; None if no API key is required.
+    - tenants, revoked: as `TenantUpdate` and `RevocationUpdate` send them later.
+    - are_keys_loaded: False while a source of keys has not been valid once.
     - row, active_rows: rows of the shared load table: its own, and the others in use.
     - has_redis: decisions and loads go to Redis.
     - has_index: there is a KV-cache index of the instances that send KV events.
@@ -33,6 +35,8 @@ class Configure(msgspec.Struct, tag=True):
     secret: bytes
     pepper: bytes | None
     keys: dict[bytes, str] | None
+    tenants: list[Tenant]
+    revoked: list[bytes]
     are_keys_loaded: bool
     certificate: tuple[str, str] | None
     fleet: Fleet
@@ -52,9 +56,30 @@ class FleetUpdate(msgspec.Struct, tag=True):
 
 
 class KeyUpdate(msgspec.Struct, tag=True):
-    """Supervisor → worker: the key file was read again."""
+    """Supervisor → worker: the keys of the keys file."""
 
     keys: dict[bytes, str]
+    are_keys_loaded: bool = True
+
+
+class TenantUpdate(msgspec.Struct, tag=True):
+    """Supervisor → worker: tenants that are new or changed, and names of those that are gone.
+
+    - is_whole: there are no other tenants.
+
+    Why not always the whole table: 10,000 tenants take a worker half a second, in which no request
+    moves on.
+    """
+
+    changed: list[Tenant]
+    removed: list[str] = []
+    is_whole: bool = False
+
+
+class RevocationUpdate(msgspec.Struct, tag=True):
+    """Supervisor → worker: the digests of all keys that are refused although they are listed."""
+
+    digests: list[bytes]
 
 
 class ReloadCertificate(msgspec.Struct, tag=True):
@@ -185,6 +210,8 @@ ToWorker: TypeAlias = (
     Configure
     | FleetUpdate
     | KeyUpdate
+    | TenantUpdate
+    | RevocationUpdate
     | ReloadCertificate
     | ActiveRows
     | WarningsUpdate

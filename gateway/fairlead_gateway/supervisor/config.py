@@ -15,7 +15,7 @@ from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTo
 
 if TYPE_CHECKING:
     from fairlead_gateway.supervisor.file_parsing.client import FileParser
-    from fairlead_gateway.supervisor.key_file import KeyFile
+    from fairlead_gateway.supervisor.tenancy.access_service import AccessSources
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class GatewayConfig:
 
     public_socket: bound, and not listening.
     management_socket: listening.
-    key_file: None if no API key is required.
+    access: the sources of API keys and tenants; None if no API key is required.
     file_parser: parses the files of fleet and keys; None with a cluster.
     redis_url: None for a gateway without peers.
     manage_token: goes to the autoscaler with hints.
@@ -43,7 +43,7 @@ class GatewayConfig:
     gateway_id: str
     hash_secret: bytes
     key_pepper: bytes | None = None
-    key_file: "KeyFile | None" = None
+    access: "AccessSources | None" = None
     file_parser: "FileParser | None" = None
     certificate: TlsCertificate | None = None
     redis_url: str | None = None

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 
 from fairlead.audit import AuditLog, AuditRecord
 from fairlead.audit.reader import AuditQuery
-from fairlead.errors import ManifestError
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead.runtime import nonblocking_log, process_tuning
 from fairlead.runtime.clock import Clock
-from fairlead.runtime.file_watcher import FileWatcher, ToleratedErrors
+from fairlead.runtime.file_watcher import FileWatcher
 from fairlead.runtime.tasks import cancel_and_wait, first_failure
 from fairlead_gateway.errors import RelayedError
 from fairlead_gateway.http.sockets import socket_url
@@ -60,6 +59,7 @@ if TYPE_CHECKING:  # loaded only when an engine reports KV events
     from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment
     from fairlead_gateway.supervisor.kv_index.alignment_store import AlignmentStore
     from fairlead_gateway.supervisor.kv_index.index_source import IndexSource
+    from fairlead_gateway.supervisor.tenancy.access_service import AccessService
 
 _log = logging.getLogger("fairlead.gateway")
 _WARNINGS_SECONDS = 0.2
@@ -107,8 +107,10 @@ class Supervisor:
             on_timings=self._on_timings,
             on_needs_instance=self._on_needs_instance,
             on_worker_ready=self._on_worker_ready,
+            access_messages=lambda: [] if self.access is None else self.access.state_messages(),
         )
         self.workers = WorkerPool(preforked, hooks, clock, limits)
+        self.access = self._create_access(config)
         self._tokenizer = (
             TokenizerClient(clock, limits, config.environ) if config.token_source is TokenSource.PROCESS else None
         )
@@ -159,12 +161,16 @@ class Supervisor:
             await self.workers.kill_and_wait()
             for watch in self._watchers:
                 await watch.stop()
+            if self.access is not None:
+                await self.access.stop()
             await asyncio.to_thread(self.audit.log.close)
         return int(self._stop_now.is_set() or self._has_failed)
 
     async def _start(self) -> AsyncIterator[Fleet]:
         for watch in self._watchers:
             await watch.start()
+        if self.access is not None:
+            await self.access.start()
         snapshots = self._config.fleet_source.watch()
         self._fleet = await anext(snapshots)
         if self._config.file_parser is not None:
@@ -222,16 +228,6 @@ class Supervisor:
 
     def _create_watchers(self, config: GatewayConfig) -> list[FileWatcher]:
         watchers = []
-        if config.key_file is not None:
-            keys = config.key_file
-
-            async def read() -> None:
-                await keys.load()
-                self.workers.broadcast(say.KeyUpdate(dict(keys.names_by_digest)))
-
-            # Why: if new gateways ended instead, a drained node could leave none that serves.
-            tolerated = ToleratedErrors((ManifestError,), "no API key is known")
-            watchers.append(FileWatcher("the keys file", [keys.path], read, tolerated=tolerated))
         if config.certificate is not None:
             certificate = config.certificate
 
@@ -245,6 +241,13 @@ class Supervisor:
                 manage_token_watcher(config.manage_token_file, config.manage_tokens, self.audit, self._limits)
             )
         return watchers
+
+    def _create_access(self, config: GatewayConfig) -> "AccessService | None":
+        if config.access is None:
+            return None
+        from fairlead_gateway.supervisor.tenancy.access_service import AccessService
+
+        return AccessService(config.access, self.workers.broadcast)
 
     async def _follow_fleet(self, snapshots: AsyncIterator[Fleet]) -> None:
         async for fleet in snapshots:
@@ -271,8 +274,10 @@ class Supervisor:
             port=port,
             secret=config.hash_secret,
             pepper=config.key_pepper,
-            keys=dict(config.key_file.names_by_digest) if config.key_file is not None else None,
-            are_keys_loaded=config.key_file is None or config.key_file.is_loaded,
+            keys=None if self.access is None else self.access.keys,
+            tenants=[] if self.access is None else list(self.access.tenants.values()),
+            revoked=[] if self.access is None else self.access.revoked,
+            are_keys_loaded=self.access is None or self.access.are_keys_loaded,
             certificate=(str(files[0]), str(files[1])) if files is not None else None,
             fleet=self._fleet,
             slots=slots,
@@ -304,6 +309,8 @@ class Supervisor:
     def _current_warnings(self) -> list[str]:
         warnings = self._config.fleet_source.warnings()
         warnings += [watch.problem for watch in self._watchers if watch.problem]
+        if self.access is not None:
+            warnings += self.access.warnings()
         if self._scale_up_notifier is not None:
             warnings += self._scale_up_notifier.warnings()
         return [
@@ -421,9 +428,8 @@ class Supervisor:
         telemetry.index_status = self.kv_index.status()
         telemetry.non_model_counters["workers"] = self.workers.serving_count
         telemetry.non_model_counters["worker_deaths_total"] = self.workers.crash_count
-        if self._config.key_file is not None:
-            telemetry.non_model_counters["keys_file_broken"] = int(not self._config.key_file.is_valid)
-            telemetry.non_model_counters["keys"] = len(self._config.key_file.names_by_digest)
+        if self.access is not None:
+            telemetry.non_model_counters.update(self.access.counters())
         age = self._config.fleet_source.age_seconds()
         if age is not None:
             telemetry.non_model_counters["fleet_age_seconds"] = int(age)

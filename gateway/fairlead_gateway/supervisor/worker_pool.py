@@ -64,6 +64,7 @@ class WorkerPoolHooks:
         and the slots by instance.
     on_needs_instance: called with a model whose requests wait for a first instance.
     on_worker_ready: called when a new worker serves, which has no index and no profiles yet.
+    access_messages: returns the messages with all API keys and tenants.
     """
 
     configure: Callable[[int, int, list[int], dict[str, int]], say.Configure]
@@ -72,6 +73,7 @@ class WorkerPoolHooks:
     on_timings: Callable[[TimingEvents], None]
     on_needs_instance: Callable[[str], None]
     on_worker_ready: Callable[[], None]
+    access_messages: Callable[[], Sequence[msgspec.Struct]] = tuple
 
 
 class WorkerPool:
@@ -323,8 +325,7 @@ class WorkerPool:
         now = self._hooks.configure(worker.number, worker.row, self._rows_of_others(worker), self._slot_of)
         messages: list[msgspec.Struct] = [say.FleetUpdate(self._fleet, self._slot_of), say.ActiveRows(now.active_rows)]
         messages.append(say.WarningsUpdate(now.warnings))
-        if now.keys is not None:
-            messages.append(say.KeyUpdate(now.keys))
+        messages += self._hooks.access_messages()
         if now.certificate is not None:
             messages.append(say.ReloadCertificate())
         messages += self._hot_tables.values()

@@ -1,26 +1,34 @@
 """Checks API keys, of which the worker knows only digests.
 
-Each key has a name, and an HMAC-SHA-256 under the installation's pepper (`supervisor.key_file`). A
-request's key is digested before it is compared, so the lookup sees digests only and its time
-reveals nothing about keys. The final comparison takes constant time as well.
+A key is known by its HMAC-SHA-256 under the installation's pepper. A request's key is digested
+before it is looked up, so the time of the lookup reveals nothing about keys.
+
+Keys are those of tenants, and those of the keys file. One of the keys file belongs to the tenant of
+its name. If there is none, it is a tenant of its own, without limits.
 
 The key is read from `Authorization: Bearer KEY`, else from `x-api-key`.
 """
 
 import hmac
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Final, TypeVar, cast
 
 from fairlead.tenants.model import CacheSharing, Tenant
-from fairlead_gateway.caller_key import Caller
-from fairlead_gateway.errors import ApiKeysUnavailable, InvalidApiKey
+from fairlead_gateway.caller_key import NEVER, Caller
+from fairlead_gateway.errors import ApiKeysUnavailable, InvalidApiKey, NotPermitted
 from fairlead_gateway.http.request_head import RequestHead
 
-_DIGEST_NAME = "sha256"
-_BEARER = b"bearer "
+_DIGEST_NAME: Final = "sha256"
+_BEARER: Final = b"bearer "
+_MAX_UNUSED_PARTS: Final = 4_096
+_PARTS_PER_TENANT: Final = 8
+_T = TypeVar("_T")
 
 
 def key_digest(key: bytes, pepper: bytes) -> bytes:
-    """Returns the HMAC-SHA-256 of a key; the key file holds it in hexadecimal."""
+    """Returns the HMAC-SHA-256 of a key; files and objects hold it in hexadecimal."""
     return hmac.digest(pepper, key, _DIGEST_NAME)
 
 
@@ -37,49 +45,147 @@ def implicit_tenant(key: str) -> Tenant:
     return Tenant(key, cache_sharing=CacheSharing.CLUSTER)
 
 
+def check_tenant(tenant: Tenant) -> None:
+    """Raises NotPermitted for a suspended tenant."""
+    if tenant.is_suspended:
+        raise NotPermitted("this tenant is suspended", code="tenant_suspended", hint="ask the operator of the gateway")
+
+
 class ApiKeys:
     """The accepted API keys.
 
-    names: the name of each key, by its digest. Each is a tenant of its own.
-    is_loaded: False until the keys file has been valid once; every request is refused until then.
+    names: the names of the keys of the keys file, by digest.
+    is_loaded: False until every source of keys has been valid once. Until then an unknown key may
+        be a good one.
+    wall: returns Unix seconds.
     """
 
-    def __init__(self, pepper: bytes, names: Mapping[bytes, str], *, is_loaded: bool = True) -> None:
+    def __init__(
+        self,
+        pepper: bytes,
+        names: Mapping[bytes, str],
+        *,
+        is_loaded: bool = True,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self._pepper = pepper
-        self._known: Mapping[bytes, tuple[bytes, Caller]] = {}
-        self.replace(names)
+        self._wall = wall
+        self._names: Mapping[bytes, str] = names
+        self._tenants: dict[str, Tenant] = {}
+        self._callers: dict[bytes, Caller] = {}
+        self._revoked: frozenset[bytes] = frozenset()
+        self._named_callers: dict[str, Caller] = {}
+        self._shared: dict[object, object] = {}
+        self._generation = object()
         self.is_loaded = is_loaded
 
     def replace(self, names: Mapping[bytes, str]) -> None:
-        """Replaces all accepted keys."""
-        self._known = {digest: (digest, Caller(implicit_tenant(name), name)) for digest, name in names.items()}
-        self.is_loaded = True
+        """Replaces the keys of the keys file."""
+        self._names = names
+        self._on_changed()
+
+    def update_tenants(self, changed: Iterable[Tenant], removed: Collection[str] = ()) -> None:
+        """Adds or replaces tenants with their keys, and removes those of the given names.
+
+        Equal parts of tenants are kept once, and their keys only here.
+
+        Why: the tables of 10,000 tenants with 50,000 keys then take less than 20 MB.
+        """
+        changed = list(changed)
+        former = {tenant.name for tenant in changed if tenant.name in self._tenants}.union(removed)
+        if former:
+            for digest in [digest for digest, caller in self._callers.items() if caller.name in former]:
+                del self._callers[digest]
+        for name in removed:
+            self._tenants.pop(name, None)
+        if len(self._shared) > _MAX_UNUSED_PARTS + _PARTS_PER_TENANT * len(self._tenants):
+            self._shared.clear()
+        for tenant in changed:
+            kept = replace(
+                tenant,
+                keys=(),
+                models=self._share(tenant.models),
+                limits=self._share(tuple([self._share(limit) for limit in tenant.limits])),
+                subjects=self._share(tenant.subjects),
+            )
+            self._tenants[tenant.name] = kept
+            for key in tenant.keys:
+                self._callers[key.digest] = Caller(kept, self._share(key.name), key.expires_at)
+        self._on_changed()
+
+    def revoke(self, digests: Collection[bytes]) -> None:
+        """Replaces the digests of keys that are refused although they are listed."""
+        self._revoked = frozenset(digests)
+        self._on_changed()
+
+    def tenant(self, name: str) -> Tenant | None:
+        """Returns a tenant; None for an unknown one, and for those of the keys file."""
+        return self._tenants.get(name)
+
+    def tenants(self) -> Iterable[Tenant]:
+        """Returns the tenants, but not those of the keys file."""
+        return self._tenants.values()
 
     def caller(self, head: RequestHead) -> Caller:
         """Returns the caller that a request's key identifies.
 
-        Raises InvalidApiKey without a known key, and ApiKeysUnavailable while none was loaded.
-        The result is cached on the connection for as long as the accepted keys stay the same.
+        Raises InvalidApiKey without a known key, NotPermitted for a suspended tenant, and
+        ApiKeysUnavailable for an unknown key while a source of keys is missing. The result is
+        cached on the connection for as long as the accepted keys stay the same.
         """
         cached = head.caller_cache
-        if cached is not None and cached[0] is self._known:
-            return cached[1]
-        if not self.is_loaded:
-            raise ApiKeysUnavailable
-        key = api_key_of(head)
-        if not key:
-            raise InvalidApiKey("no API key was given", hint="send the header Authorization: Bearer KEY, or x-api-key")
-        digest = key_digest(key, self._pepper)
-        known = self._known.get(digest)
-        if known is None or not hmac.compare_digest(known[0], digest):
-            raise InvalidApiKey("this API key is unknown")
-        head.caller_cache = (self._known, known[1])
-        return known[1]
+        if cached is not None and cached[0] is self._generation:
+            caller = cached[1]
+            if caller.expires_at < NEVER and caller.expires_at <= self._wall():
+                raise _expired()
+            return caller
+        caller = self._find(head)
+        head.caller_cache = (self._generation, caller)
+        return caller
 
     def is_known(self, head: RequestHead) -> bool:
         """Returns whether a request has a known key."""
         try:
             self.caller(head)
-        except (InvalidApiKey, ApiKeysUnavailable):
+        except (InvalidApiKey, NotPermitted, ApiKeysUnavailable):
             return False
         return True
+
+    def _find(self, head: RequestHead) -> Caller:
+        key = api_key_of(head)
+        if not key:
+            if not self.is_loaded:
+                raise ApiKeysUnavailable
+            raise InvalidApiKey("no API key was given", hint="send the header Authorization: Bearer KEY, or x-api-key")
+        digest = key_digest(key, self._pepper)
+        caller = None if digest in self._revoked else self._callers.get(digest) or self._caller_of_file(digest)
+        if caller is None:
+            if not self.is_loaded:
+                raise ApiKeysUnavailable
+            raise InvalidApiKey("this API key is unknown")
+        if caller.expires_at < NEVER and caller.expires_at <= self._wall():
+            raise _expired()
+        check_tenant(caller.tenant)
+        return caller
+
+    def _share(self, part: _T) -> _T:
+        return cast(_T, self._shared.setdefault(part, part))
+
+    def _caller_of_file(self, digest: bytes) -> Caller | None:
+        name = self._names.get(digest)
+        if name is None:
+            return None
+        caller = self._named_callers.get(name)
+        if caller is None:
+            tenant = self._tenants.get(name)
+            caller = Caller(implicit_tenant(name) if tenant is None else tenant, name)
+            self._named_callers[name] = caller
+        return caller
+
+    def _on_changed(self) -> None:
+        self._named_callers = {}
+        self._generation = object()
+
+
+def _expired() -> InvalidApiKey:
+    return InvalidApiKey("this API key has expired", hint="ask the operator of the gateway for a new one")

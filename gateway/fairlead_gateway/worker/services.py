@@ -67,7 +67,14 @@ class WorkerServices:
             self.certificate = TlsCertificate(*map(Path, configuration.certificate))
         self._api_keys: ApiKeys | None = None
         if configuration.keys is not None and configuration.pepper is not None:
-            self._api_keys = ApiKeys(configuration.pepper, configuration.keys, is_loaded=configuration.are_keys_loaded)
+            self._api_keys = ApiKeys(
+                configuration.pepper,
+                configuration.keys,
+                is_loaded=configuration.are_keys_loaded,
+                wall=runtime.clock.wall,
+            )
+            self._api_keys.update_tenants(configuration.tenants)
+            self._api_keys.revoke(configuration.revoked)
         loop, limits = runtime.loop, runtime.limits
         self._shared_loads: SharedLoadTable | None = None
         if shared_memory is not None:
@@ -125,9 +132,8 @@ class WorkerServices:
             case messages.FleetUpdate(fleet, slots):
                 self._assign_slots(slots)
                 self._update_fleet(fleet)
-            case messages.KeyUpdate(keys):
-                if self._api_keys is not None:
-                    self._api_keys.replace(keys)
+            case messages.KeyUpdate() | messages.TenantUpdate() | messages.RevocationUpdate():
+                self._update_keys(message)
             case messages.ActiveRows(rows):
                 if self._shared_loads is not None:
                     self._shared_loads.set_active_rows(rows)
@@ -145,6 +151,22 @@ class WorkerServices:
                 self._start_task(self._query_handler.handle(message))
             case _:
                 pass
+
+    def _update_keys(self, message: messages.KeyUpdate | messages.TenantUpdate | messages.RevocationUpdate) -> None:
+        keys = self._api_keys
+        if keys is None:
+            return
+        match message:
+            case messages.KeyUpdate(names, are_keys_loaded):
+                keys.replace(names)
+                keys.is_loaded = are_keys_loaded
+            case messages.TenantUpdate(changed, removed, is_whole):
+                if is_whole:
+                    whole = {tenant.name for tenant in changed}
+                    removed = [tenant.name for tenant in keys.tenants() if tenant.name not in whole]
+                keys.update_tenants(changed, removed)
+            case messages.RevocationUpdate(digests):
+                keys.revoke(digests)
 
     def send_final_counters(self) -> None:
         """Sends the remaining reports and the counters, at the end of the worker."""

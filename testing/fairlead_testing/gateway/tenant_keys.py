@@ -1,7 +1,8 @@
 """API keys of tenants that a test makes: the key of a tenant is its name."""
 
-from fairlead.tenants.model import Tenant
-from fairlead_gateway.caller_key import Caller
+from dataclasses import replace
+
+from fairlead.tenants.model import ApiKey, Tenant
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 
 _PEPPER = b"pepper"
@@ -10,8 +11,9 @@ _PEPPER = b"pepper"
 def keys_of(*tenants: Tenant) -> ApiKeys:
     """Returns accepted keys, one per tenant."""
     keys = ApiKeys(_PEPPER, {})
-    digests = {key_digest(tenant.name.encode(), _PEPPER): tenant for tenant in tenants}
-    keys._known = {digest: (digest, Caller(tenant, tenant.name)) for digest, tenant in digests.items()}
+    keys.update_tenants(
+        replace(tenant, keys=(ApiKey(tenant.name, key_digest(tenant.name.encode(), _PEPPER)),)) for tenant in tenants
+    )
     return keys
 
 

@@ -21,8 +21,7 @@ from fairlead_gateway.errors import InvalidApiKey
 from fairlead_gateway.http.request_head import RequestHead, SharedTemplates
 from fairlead_gateway.http.request_parser import RequestParser
 from fairlead_gateway.supervisor.file_parsing.key_list import parse_key_file
-from fairlead_gateway.supervisor.key_file import KeyFile
-from fairlead_gateway.telemetry.decision_log import LoggedRequest
+from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
 from fairlead_gateway.worker.api_keys import ApiKeys
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
@@ -63,8 +62,7 @@ def test_a_known_key_is_let_in_and_goes_no_further(more: str, tmp_path: Path) ->
             assert answer.status == 200
             assert not {"authorization", "x-api-key"} & {name for name, _ in engine.calls[0].fields}
             assert (await send(running.url, get_request("/v1/models", more=more)))[0].status == 200
-            logged: LoggedRequest | None = running.gateway.decisions.get(answer.fields["x-fairlead-decision"])
-            assert logged is not None
+            (logged,) = running.gateway.decisions.find(answer.fields["x-fairlead-decision"])
             assert logged.latest.caller == "of-1"
 
     run_async(main())

@@ -17,8 +17,12 @@ import msgspec
 from fairlead.errors import ManifestError, Unavailable
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
+from fairlead.tenants.documents import TenantDocument
 from fairlead_gateway.supervisor.file_parsing.protocol import (
+    FLEET,
+    KEYS,
     LENGTH_BYTES,
+    TENANTS,
     FileQuery,
     FileReply,
     create_query,
@@ -52,15 +56,21 @@ class FileParser:
 
     def parse_fleet(self, content: bytes, file: str) -> Fleet:
         """Returns the fleet that a file describes. Raises ManifestError with every problem."""
-        fleet = self._parse(create_query(content, file, self._limits, is_fleet=True)).fleet
+        fleet = self._parse(create_query(content, file, self._limits, subject=FLEET)).fleet
         assert fleet is not None
         return fleet
 
     def parse_keys(self, content: bytes, file: str) -> Mapping[bytes, str]:
         """Returns the names of API keys by digest. Raises ManifestError with every problem."""
-        names = self._parse(create_query(content, file, self._limits, is_fleet=False)).names_by_digest
+        names = self._parse(create_query(content, file, self._limits, subject=KEYS)).names_by_digest
         assert names is not None
         return names
+
+    def parse_tenants(self, content: bytes, file: str) -> Sequence[TenantDocument]:
+        """Returns the documents of a tenants file. Raises ManifestError if it has too many."""
+        documents = self._parse(create_query(content, file, self._limits, subject=TENANTS)).tenants
+        assert documents is not None
+        return documents
 
     def release_process(self) -> None:
         """Ends the process, and from now on each one after its file."""

@@ -18,7 +18,14 @@ from fairlead.limits import Limits
 from fairlead.manifests.yaml_nodes import decode_file
 from fairlead.runtime import process_tuning
 from fairlead_gateway.supervisor.file_parsing.key_list import parse_key_file
-from fairlead_gateway.supervisor.file_parsing.protocol import LENGTH_BYTES, FileQuery, FileReply, encode_frame
+from fairlead_gateway.supervisor.file_parsing.protocol import (
+    FLEET,
+    LENGTH_BYTES,
+    TENANTS,
+    FileQuery,
+    FileReply,
+    encode_frame,
+)
 
 
 def parse(query: FileQuery) -> FileReply:
@@ -26,8 +33,12 @@ def parse(query: FileQuery) -> FileReply:
     limits = replace(Limits(), **query.limits)
     try:
         text = decode_file(query.content, file=query.file, limits=limits)
-        if query.is_fleet:
+        if query.subject == FLEET:
             return FileReply(fleet=parse_fleet_file(text, file=query.file, limits=limits))
+        if query.subject == TENANTS:
+            from fairlead_gateway.supervisor.file_parsing.tenant_list import parse_tenant_file
+
+            return FileReply(tenants=parse_tenant_file(text, file=query.file, limits=limits))
         return FileReply(names_by_digest=dict(parse_key_file(text, file=query.file, limits=limits)))
     except ManifestError as error:
         return FileReply(problems=error.problems)

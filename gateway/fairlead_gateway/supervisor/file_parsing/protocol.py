@@ -7,41 +7,46 @@ import msgspec
 from fairlead.errors import FileProblem
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
+from fairlead.tenants.documents import TenantDocument
 
 LENGTH_BYTES: Final = 4
 """Bytes of the length in front of a message."""
-LIMITS: Final = ("fleet_file_bytes", "instances", "json_depth", "keys", "models", "yaml_nodes")
+LIMITS: Final = ("fleet_file_bytes", "instances", "json_depth", "keys", "models", "tenants", "yaml_nodes")
 """The limits that the parsers read."""
+FLEET: Final = "fleet"
+KEYS: Final = "keys"
+TENANTS: Final = "tenants"
 
 
 class FileQuery(msgspec.Struct, array_like=True):
     """A query: what does this file describe?
 
-    - is_fleet: a fleet file; else a keys file.
+    - subject: `FLEET`, `KEYS` or `TENANTS`.
     - file: its name, for messages.
     - limits: the values of `LIMITS`.
     """
 
-    is_fleet: bool
+    subject: str
     file: str
     content: bytes
     limits: dict[str, int]
 
 
 class FileReply(msgspec.Struct, array_like=True):
-    """The reply to a query: the fleet or the keys, or the problems of the file.
+    """The reply to a query: the fleet, the keys or the tenants, or the problems of the file.
 
-    - names_by_digest: the keys; None unless they were queried.
+    - names_by_digest, tenants: None unless they were queried.
     """
 
     fleet: Fleet | None = None
     names_by_digest: dict[bytes, str] | None = None
+    tenants: list[TenantDocument] | None = None
     problems: tuple[FileProblem, ...] = ()
 
 
-def create_query(content: bytes, file: str, limits: Limits, *, is_fleet: bool) -> FileQuery:
+def create_query(content: bytes, file: str, limits: Limits, *, subject: str) -> FileQuery:
     """Returns the query for a file."""
-    return FileQuery(is_fleet, file, content, {name: getattr(limits, name) for name in LIMITS})
+    return FileQuery(subject, file, content, {name: getattr(limits, name) for name in LIMITS})
 
 
 def encode_frame(message: FileQuery | FileReply) -> bytes:

@@ -105,7 +105,7 @@ def public_model_names(fleet: Fleet) -> dict[str, Model]:
 
 def _unknown_model(name: str, fleet: Fleet) -> UnknownModel:
     clashing = sorted(key for key, model in fleet.models.items() if name == model.name or name in model.served_names)
-    if clashing:
+    if len(clashing) > 1:
         hint = f"several namespaces have it; write one of: {', '.join(clashing[:5])}"
         return UnknownModel("model: the name is not unique", param="model", hint=hint)
     similar = _similar_names(name, [*public_model_names(fleet), *fleet.models])

@@ -29,7 +29,6 @@ from fairlead_gateway.worker.body_check.caller_limit import LargeBodyLimit, Larg
 from fairlead_gateway.worker.body_check.client import BodyChecker
 from fairlead_gateway.worker.memory_pressure import MemoryPressure, MemoryShare
 from fairlead_gateway.worker.openai.body_parser import ScanBounds
-from fairlead_gateway.worker.openai.model_names import ModelEntry, client_names
 from fairlead_gateway.worker.openai.passthrough import (
     PASSTHROUGH_METHODS,
     build_passthrough_request,
@@ -47,6 +46,7 @@ from fairlead_gateway.worker.proxy.local_routes import (
     NO_KEYS_YET,
     READINESS_PATH,
     LocalRoutes,
+    check_counted_path,
     check_method,
     is_local_path,
     local_headers,
@@ -63,6 +63,7 @@ from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies
+from fairlead_gateway.worker.tenancy.visible_models import ModelVisibility
 from fairlead_gateway.worker.upstream.hop_header import check_hops, create_hop_id
 
 if TYPE_CHECKING:  # most gateways observe nothing, and then load none of it
@@ -142,20 +143,20 @@ class Gateway(RequestLifecycle):
             has_api_keys=secrets.api_keys is not None,
         )
         self._fast_path = self.stack.create_fast_path(self)
-        self._local_routes = LocalRoutes(self.stack.routers, self.readiness, int(runtime.clock.wall()))
+        self._local_routes = LocalRoutes(self.readiness, int(runtime.clock.wall()))
         # One thread: it waits for the checking process, which takes one body at a time.
         self._parser_thread = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
         self._body_checker = BodyChecker(limits)
         self._large_bodies = LargeBodyLimit(limits.caller_large_bodies_bytes)
         self._large_body_turns = LargeBodyTurns()
         self._is_loaded = self._is_draining = self._has_drain_ended = False
-        self._client_names: dict[str, ModelEntry] = {}
+        self._visible_models = ModelVisibility()
         self._inflight: dict[str, asyncio.Task[None] | FastPathExchange | RelayedStream] = {}
 
     def update_fleet(self, fleet: Fleet) -> None:
         """Replaces the fleet; requests in flight stay where they are."""
         self.stack.update_fleet(fleet)
-        self._client_names = client_names(fleet)
+        self._visible_models.update_fleet(fleet)
         self._is_loaded = True
         self._limit_connections(sum(map(len, fleet.instances.values())))
 
@@ -170,13 +171,10 @@ class Gateway(RequestLifecycle):
         ]
         if self._observers is not None:
             warnings += self._observers.warnings()
-        if self._is_draining:
-            return False, [DRAINING, *warnings]
-        if not self._is_loaded:
-            return False, [NO_FLEET_YET, *warnings]
-        if self._api_keys is not None and not self._api_keys.is_loaded:
-            return False, [NO_KEYS_YET, *warnings]
-        return True, warnings
+        cause = DRAINING if self._is_draining else "" if self._is_loaded else NO_FLEET_YET
+        if not cause and self._api_keys is not None and not self._api_keys.is_loaded:
+            cause = NO_KEYS_YET
+        return not cause, [cause, *warnings] if cause else warnings
 
     def _limit_connections(self, instances: int) -> None:
         """Lowers the number of client connections to what the limit of open files allows."""
@@ -234,10 +232,12 @@ class Gateway(RequestLifecycle):
     def check_headers(self, head: RequestHead) -> Caller | None:
         """Returns whose request it is; None if the path or this gateway needs no API key.
 
-        Raises InvalidApiKey, BodyTooLarge for a body where none belongs, UnknownPath,
+        Raises InvalidApiKey, NotPermitted, BodyTooLarge for a body where none belongs, UnknownPath,
         MethodNotAllowed, GatewayLoop, and Overloaded if memory is short.
         """
         caller = None if self._api_keys is None or head.path == READINESS_PATH else self._api_keys.caller(head)
+        if caller is not None and not caller.may_use_other_paths:
+            check_counted_path(head.path)
         if head.length != 0 and not (head.method == "POST" and takes_body(head.path)):
             refuse_body(head.method, head.path)
         check_hops(head, self._hop_id, self.runtime.limits)
@@ -268,7 +268,8 @@ class Gateway(RequestLifecycle):
                     self._start_request(http_request, response)
             elif is_local_path(path):
                 if check_method(method, ("GET", "HEAD"), response):
-                    self._local_routes.answer(path, response, shows_key=self._shows_key(http_request.head))
+                    fleet = self._visible_models.of(caller).fleet
+                    self._local_routes.answer(path, response, fleet, shows_key=self._shows_key(http_request.head))
                     if observers is not None and path != READINESS_PATH:
                         observers.on_answered_locally(http_request, response, 200, None)
             elif is_passthrough_path(path):
@@ -308,7 +309,7 @@ class Gateway(RequestLifecycle):
             return
         context: RequestContext | None = None
         try:
-            request, route_request = self._parse(http_request, self.stack.routers.serving.fleet, request_id)
+            request, route_request = self._parse(http_request, request_id)
             context = self._create_context(http_request, response, request_id, request, route_request)
             if self._fast_path.is_eligible(context):
                 self._fast_path.start(context)
@@ -319,12 +320,13 @@ class Gateway(RequestLifecycle):
         except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
             self._fail_internally(context, error, response, http_request)
 
-    def _parse(self, http_request: HttpRequest, fleet: Fleet, request_id: str) -> tuple[ModelRequest, RouteRequest]:
+    def _parse(self, http_request: HttpRequest, request_id: str) -> tuple[ModelRequest, RouteRequest]:
         head, body, limits = http_request.head, http_request.body, self.runtime.limits
+        models = self._visible_models.of(http_request.caller)
         if head.path in _BODY_TYPES:
-            request = parse_request(head.path, body, fleet, limits, self._client_names, self._scan_bounds)
+            request = parse_request(head.path, body, models.fleet, limits, models.names, self._scan_bounds)
         else:
-            request = parse_passthrough_request(head, body, fleet, limits)
+            request = parse_passthrough_request(head, body, models.fleet, limits)
         return request, self._policies.build_route_request(request, http_request, request_id)
 
     def _parse_large(
@@ -365,11 +367,11 @@ class Gateway(RequestLifecycle):
     async def _serve_large(self, http_request: HttpRequest, response: ResponseWriter, request_id: str) -> None:
         context: RequestContext | None = None
         try:
-            caller = caller_key(http_request.caller)
+            caller, models = caller_key(http_request.caller), self._visible_models.of(http_request.caller)
             with self._large_bodies.reserve(caller, len(http_request.body)):
                 async with self._large_body_turns.turn(caller):
                     request, route_request = await self.runtime.loop.run_in_executor(
-                        self._parser_thread, self._parse_large, http_request, self.stack.routers.fleet, request_id
+                        self._parser_thread, self._parse_large, http_request, models.fleet, request_id
                     )
             context = self._create_context(http_request, response, request_id, request, route_request)
         except GatewayError as error:

@@ -8,13 +8,14 @@ from typing import Final
 
 import msgspec
 
+from fairlead.fleet.model import Fleet
 from fairlead.runtime.nonblocking_log import traceback_lines
-from fairlead_gateway.errors import BodyTooLarge, GatewayError, MethodNotAllowed, UnknownPath
+from fairlead_gateway.errors import BodyTooLarge, GatewayError, MethodNotAllowed, NotPermitted, UnknownPath
 from fairlead_gateway.http.response_writer import ResponseWriter
-from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.openai.model_names import public_model_names, resolve_model
 from fairlead_gateway.worker.openai.passthrough import PASSTHROUGH_METHODS, is_passthrough_path
 from fairlead_gateway.worker.openai.request import BODY_TYPES
+from fairlead_gateway.worker.openai.schemas import GenericRequest
 
 _BODY_TYPES: Final = BODY_TYPES
 READINESS_PATH: Final = "/readyz"
@@ -35,16 +36,14 @@ class LocalRoutes:
     started_wall: Unix seconds, shown as the time at which every model was created.
     """
 
-    def __init__(
-        self, routers: RouterRegistry, readiness: Callable[[], tuple[bool, list[str]]], started_wall: int
-    ) -> None:
-        self._routers = routers
+    def __init__(self, readiness: Callable[[], tuple[bool, list[str]]], started_wall: int) -> None:
         self._readiness = readiness
         self._started_wall = started_wall
 
-    def answer(self, path: str, response: ResponseWriter, *, shows_key: bool) -> None:
+    def answer(self, path: str, response: ResponseWriter, fleet: Fleet, *, shows_key: bool) -> None:
         """Sends the response of a local path. Raises UnknownModel.
 
+        fleet: with the models that the client may use.
         shows_key: whether the client has shown a known API key; without one, no details are sent.
         """
         if path == READINESS_PATH:
@@ -53,7 +52,6 @@ class LocalRoutes:
             body = msgspec.json.encode({"ready": is_ready, "notes": notes})
             response.send(200 if is_ready else 503, local_headers("readyz"), body)
             return
-        fleet = self._routers.fleet
         if path in (_MODELS_PATH, _MODELS_PATH + "/"):
             models = [self._model_object(name, model.namespace) for name, model in public_model_names(fleet).items()]
             content: dict[str, object] = {"object": "list", "data": models}
@@ -93,6 +91,16 @@ def check_method(method: str, allowed: Sequence[str], response: ResponseWriter) 
 def takes_body(path: str) -> bool:
     """Whether a POST to this path has a body that is read."""
     return path in _BODY_TYPES or (is_passthrough_path(path) and not is_local_path(path))
+
+
+def check_counted_path(path: str) -> None:
+    """Raises NotPermitted for a path whose tokens the gateway does not count."""
+    if BODY_TYPES.get(path) is GenericRequest or (
+        path not in BODY_TYPES and not is_local_path(path) and is_passthrough_path(path)
+    ):
+        hint = "use chat completions, completions or embeddings, or ask the operator of the gateway for `otherPaths: Admit`"
+        message = "this tenant may not use this path, since the gateway does not count its tokens"
+        raise NotPermitted(message, code="path_not_permitted", hint=hint)
 
 
 def refuse_body(method: str, path: str) -> None:

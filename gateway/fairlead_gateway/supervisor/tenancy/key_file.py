@@ -12,6 +12,14 @@ KeyFileParser = Callable[[bytes, str], Mapping[bytes, str]]
 _log = logging.getLogger("fairlead.gateway")
 
 
+def read_file(path: Path) -> bytes:
+    """Returns the content of a file. Raises Unavailable."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Unavailable(f"cannot read {path}: {error.strerror or error}") from error
+
+
 class KeyFile:
     """A keys file; `names_by_digest` is its content when it was last valid.
 
@@ -36,17 +44,11 @@ class KeyFile:
         Why: a list that loses its only key must stop that key, which may have leaked.
         """
         self.is_valid = False
-        self.names_by_digest = await asyncio.to_thread(self._read)
+        raw = await asyncio.to_thread(read_file, self.path)
+        self.names_by_digest = await asyncio.to_thread(self._parse, raw, str(self.path))
         self.is_loaded = self.is_valid = True
         if not self.names_by_digest:
             _log.warning("%s lists no API key: every request is refused with 401 until it lists one", self.path)
-
-    def _read(self) -> Mapping[bytes, str]:
-        try:
-            raw = self.path.read_bytes()
-        except OSError as error:
-            raise Unavailable(f"cannot read {self.path}: {error.strerror or error}") from error
-        return self._parse(raw, str(self.path))
 
     def _parse_here(self, raw: bytes, file: str) -> Mapping[bytes, str]:
         from fairlead.manifests.yaml_nodes import decode_file

@@ -1,0 +1,115 @@
+"""Documents about tenants, and the tenants that they define together.
+
+A document that cannot be used changes nothing for other tenants, and its own tenant stays as it was
+last. But a key whose digest is no longer in the document is revoked at once.
+
+Why: the edit that breaks a document may be the one that removes a key, which may have leaked.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from fairlead.tenants.model import Tenant
+
+_DIGEST: Final = re.compile(r"(?<![0-9A-Fa-f])[0-9A-Fa-f]{64}(?![0-9A-Fa-f])")
+
+
+@dataclass(frozen=True, slots=True)
+class TenantDocument:
+    """One document as its source has it now.
+
+    names: tenants that it may be about. It is exactly one if the document could be read.
+    digests: all digests in it, in any place.
+    tenant: None if the document cannot be used.
+    problem: why it cannot; empty if it can.
+    """
+
+    names: frozenset[str]
+    digests: frozenset[bytes]
+    tenant: Tenant | None = None
+    problem: str = ""
+
+
+def digests_in(text: str) -> frozenset[bytes]:
+    """Returns everything in a text that has the form of a digest."""
+    return frozenset(bytes.fromhex(found) for found in _DIGEST.findall(text))
+
+
+def with_keys_in(tenant: Tenant, digests: frozenset[bytes]) -> Tenant:
+    """Returns the tenant with those of its keys that have one of the digests."""
+    if all(key.digest in digests for key in tenant.keys):
+        return tenant
+    return replace(tenant, keys=tuple(key for key in tenant.keys if key.digest in digests))
+
+
+def retain_keys(tenants: Mapping[str, Tenant], digests: frozenset[bytes]) -> dict[str, Tenant]:
+    """Returns all tenants with those of their keys that have one of the digests."""
+    return {name: with_keys_in(tenant, digests) for name, tenant in tenants.items()}
+
+
+def merge_documents(
+    documents: Iterable[TenantDocument], former: Mapping[str, Tenant]
+) -> tuple[dict[str, Tenant], list[str]]:
+    """Returns the tenants that documents of one source define, and problems.
+
+    former: the tenants of this source until now. They stay where a document cannot be used.
+    """
+    tenants: dict[str, Tenant] = {}
+    problems: list[str] = []
+    unusable: list[TenantDocument] = []
+    for document in documents:
+        if document.tenant is None:
+            unusable.append(document)
+            problems.append(document.problem)
+        elif document.tenant.name in tenants:
+            problems.append(f"the tenant {document.tenant.name} is given twice; the first one counts")
+        else:
+            tenants[document.tenant.name] = document.tenant
+    for document in unusable:
+        for name in sorted(document.names & former.keys() - tenants.keys()):
+            tenants[name] = with_keys_in(former[name], document.digests)
+    return tenants, problems
+
+
+def merge_sources(sources: Iterable[Mapping[str, Tenant]]) -> tuple[dict[str, Tenant], list[str]]:
+    """Returns the tenants of several sources, and problems.
+
+    The first source that has a tenant counts. A digest that two tenants give is of the first one.
+    """
+    tenants: dict[str, Tenant] = {}
+    problems: list[str] = []
+    owners: dict[bytes, str] = {}
+    for source in sources:
+        for name in sorted(source):
+            if name in tenants:
+                problems.append(f"the tenant {name} is given by two sources; the first one counts")
+                continue
+            tenant = source[name]
+            repeated = [key for key in tenant.keys if key.digest in owners]
+            for key in repeated:
+                problems.append(f"{name}: the key {key.name} is already one of {owners[key.digest]}, and stays there")
+            if repeated:
+                tenant = replace(tenant, keys=tuple(key for key in tenant.keys if key.digest not in owners))
+            owners.update((key.digest, name) for key in tenant.keys)
+            tenants[name] = tenant
+    return tenants, problems
+
+
+def parse_revocations(text: str) -> tuple[frozenset[bytes], list[int]]:
+    """Returns the digests of a list of revoked keys, and the numbers of lines that are none.
+
+    Each line has one digest in hexadecimal. What follows `#` is a comment.
+    """
+    digests: set[bytes] = set()
+    wrong: list[int] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        entry = line.partition("#")[0].strip()
+        if not entry:
+            continue
+        if _DIGEST.fullmatch(entry):
+            digests.add(bytes.fromhex(entry))
+        else:
+            wrong.append(number)
+    return frozenset(digests), wrong

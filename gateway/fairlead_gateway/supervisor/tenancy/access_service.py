@@ -1,0 +1,190 @@
+"""Follows the sources of API keys and tenants, and sends workers what changed.
+
+Sources are independent: one that is broken keeps its last good state and does not hold others up.
+The revocation list counts above all of them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import msgspec
+
+from fairlead.errors import ManifestError
+from fairlead.runtime.file_watcher import FileWatcher, ToleratedErrors
+from fairlead.tenants.documents import merge_sources
+from fairlead.tenants.model import Tenant
+from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
+from fairlead_gateway.supervisor.tenancy.revocation_file import RevocationFile
+
+_BATCH: Final = 64
+"""Tenants of one message. A worker applies them in a few milliseconds."""
+_MAX_WARNINGS: Final = 5
+
+
+class TenantSource(Protocol):
+    """A source of tenants.
+
+    is_loaded: False while the source may still have tenants that are not known.
+    """
+
+    tenants: Mapping[str, Tenant]
+
+    @property
+    def is_loaded(self) -> bool: ...
+
+    async def start(self, on_change: Callable[[], None]) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def warnings(self) -> list[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AccessSources:
+    """The sources of API keys and tenants.
+
+    key_file, revocation_file: None without one.
+    tenant_sources: the first one that has a tenant counts.
+    """
+
+    key_file: KeyFile | None = None
+    tenant_sources: Sequence[TenantSource] = ()
+    revocation_file: RevocationFile | None = None
+
+    @property
+    def asks_for_keys(self) -> bool:
+        """Whether requests need an API key."""
+        return self.key_file is not None or bool(self.tenant_sources)
+
+
+class AccessService:
+    """The API keys and tenants of a gateway.
+
+    broadcast: sends a message to all workers.
+    tenants: by name, of all sources.
+    """
+
+    def __init__(self, sources: AccessSources, broadcast: Callable[[msgspec.Struct], None]) -> None:
+        self._sources = sources
+        self._broadcast = broadcast
+        self._problems: list[str] = []
+        self._were_keys_loaded = False
+        self._watchers = self._create_watchers()
+        self.tenants: Mapping[str, Tenant] = {}
+
+    async def start(self) -> None:
+        """Reads all files and starts to follow all sources. Raises FairleadError for a file that
+        cannot be read.
+        """
+        for watcher in self._watchers:
+            await watcher.start()
+        for source in self._sources.tenant_sources:
+            await source.start(self._on_tenants)
+        self._merge()
+
+    async def stop(self) -> None:
+        """Stops following."""
+        for watcher in self._watchers:
+            await watcher.stop()
+        for source in self._sources.tenant_sources:
+            await source.stop()
+
+    @property
+    def keys(self) -> dict[bytes, str] | None:
+        """The keys of the keys file, as names by digest; None if requests need no key."""
+        if not self._sources.asks_for_keys:
+            return None
+        return {} if self._sources.key_file is None else dict(self._sources.key_file.names_by_digest)
+
+    @property
+    def revoked(self) -> list[bytes]:
+        """The digests of keys that are refused whatever other sources say."""
+        file = self._sources.revocation_file
+        return [] if file is None else sorted(file.digests)
+
+    @property
+    def are_keys_loaded(self) -> bool:
+        """False while a source may have keys that are not known yet."""
+        key_file = self._sources.key_file
+        are_files_loaded = key_file is None or key_file.is_loaded
+        return are_files_loaded and all(source.is_loaded for source in self._sources.tenant_sources)
+
+    def state_messages(self) -> list[msgspec.Struct]:
+        """Returns the messages that bring a worker up to date, whatever it has."""
+        keys = self.keys
+        if keys is None:
+            return []
+        return [
+            say.KeyUpdate(keys, self.are_keys_loaded),
+            say.TenantUpdate(list(self.tenants.values()), is_whole=True),
+            say.RevocationUpdate(self.revoked),
+        ]
+
+    def warnings(self) -> list[str]:
+        """Returns the problems of all sources, of each kind the first few."""
+        found = [watcher.problem for watcher in self._watchers if watcher.problem is not None]
+        revocations = self._sources.revocation_file
+        if revocations is not None and revocations.problem is not None:
+            found.append(revocations.problem)
+        of_tenants = [text for source in self._sources.tenant_sources for text in source.warnings()] + self._problems
+        more = len(of_tenants) - _MAX_WARNINGS
+        return [
+            *found,
+            *of_tenants[:_MAX_WARNINGS],
+            *([f"and {more} more problems of tenants"] if more > 0 else []),
+        ]
+
+    def counters(self) -> dict[str, int]:
+        """Returns the counts of keys and tenants for metrics; empty if requests need no key."""
+        if not self._sources.asks_for_keys:
+            return {}
+        key_file = self._sources.key_file
+        found = {} if key_file is None else {"keys_file_broken": int(not key_file.is_valid)}
+        of_tenants = sum(len(tenant.keys) for tenant in self.tenants.values())
+        of_file = 0 if key_file is None else len(key_file.names_by_digest)
+        return {**found, "keys": of_file + of_tenants}
+
+    def _create_watchers(self) -> list[FileWatcher]:
+        watchers = []
+        keys, revocations = self._sources.key_file, self._sources.revocation_file
+        if keys is not None:
+
+            async def read_keys() -> None:
+                await keys.load()
+                self._send_keys()
+
+            # Why: if new gateways ended instead, a drained node could leave none that serves.
+            tolerated = ToleratedErrors((ManifestError,), "no API key is known")
+            watchers.append(FileWatcher("the keys file", [keys.path], read_keys, tolerated=tolerated))
+        if revocations is not None:
+
+            async def read_revocations() -> None:
+                await revocations.load()
+                self._broadcast(say.RevocationUpdate(self.revoked))
+
+            watchers.append(FileWatcher("the revocation list", [revocations.path], read_revocations))
+        return watchers
+
+    def _send_keys(self) -> None:
+        keys = self.keys
+        if keys is not None:
+            self._broadcast(say.KeyUpdate(keys, self.are_keys_loaded))
+
+    def _on_tenants(self) -> None:
+        former = self.tenants
+        self._merge()
+        removed = [name for name in former if name not in self.tenants]
+        changed = [tenant for name, tenant in self.tenants.items() if former.get(name) != tenant]
+        for start in range(0, max(len(changed), 1), _BATCH):
+            batch = changed[start : start + _BATCH]
+            if batch or removed:
+                self._broadcast(say.TenantUpdate(batch, removed))
+            removed = []
+        if self.are_keys_loaded != self._were_keys_loaded:
+            self._were_keys_loaded = self.are_keys_loaded
+            self._send_keys()
+
+    def _merge(self) -> None:
+        self.tenants, self._problems = merge_sources(source.tenants for source in self._sources.tenant_sources)

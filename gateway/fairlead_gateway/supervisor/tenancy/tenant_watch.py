@@ -1,0 +1,118 @@
+"""The tenants of a cluster: its ModelTenants, followed by an informer."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from fairlead.api.v1alpha1 import ModelTenant
+from fairlead.errors import BadInput
+from fairlead.kube.client import KubeApi
+from fairlead.kube.informer import Informer, log_failures_once
+from fairlead.kube.resources import MODEL_TENANTS, Manifest, ObjectSelection, name_of
+from fairlead.kube.store import ObjectStore
+from fairlead.kube.transport.kubeconfig import load_config
+from fairlead.kube.watch_events import WatchEvent, WatchEventType
+from fairlead.limits import Limits
+from fairlead.manifests.loader import read_object
+from fairlead.runtime.clock import Pacing
+from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.tenants.documents import TenantDocument, digests_in, merge_documents
+from fairlead.tenants.model import Tenant
+
+_log = logging.getLogger("fairlead.gateway")
+
+
+class TenantWatch:
+    """The tenants of a cluster. It closes `api` when it ends.
+
+    An object that cannot be used, such as one of a newer release, leaves its tenant as it was last.
+    is_loaded: whether the objects were listed once, or cannot be listed. Without the kind or the
+        right to read it, a gateway serves the keys of its files.
+    """
+
+    def __init__(self, api: KubeApi, pacing: Pacing) -> None:
+        self._api = api
+        self._on_change: Callable[[], None] = lambda: None
+        self._documents: dict[str, TenantDocument] = {}
+        self._problems: Sequence[str] = ()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._batch: asyncio.Handle | None = None
+        self.tenants: Mapping[str, Tenant] = {}
+        self._informer = Informer(
+            api,
+            ObjectSelection(MODEL_TENANTS),
+            pacing,
+            store=ObjectStore(_trim),
+            on_change=self._on_event,
+            report=log_failures_once(_log, MODEL_TENANTS, lambda: self._informer.problem),
+        )
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._informer.is_synced or self._informer.problem is not None
+
+    async def start(self, on_change: Callable[[], None]) -> None:
+        """Starts following the cluster."""
+        self._on_change = on_change
+        self._tasks = [asyncio.create_task(self._informer.run()), asyncio.create_task(self._report_sync())]
+
+    async def stop(self) -> None:
+        """Stops, and closes the client."""
+        if self._batch is not None:
+            self._batch.cancel()
+        for task in self._tasks:
+            await cancel_and_wait(task)
+        await self._api.close()
+
+    def warnings(self) -> list[str]:
+        """Returns the problems with the cluster and with its objects."""
+        problem = self._informer.problem
+        away = [] if problem is None else [f"cannot watch the tenants of the cluster; the last ones stay: {problem}"]
+        return [*away, *self._problems]
+
+    async def _report_sync(self) -> None:
+        await self._informer.wait_synced()
+        self._publish()
+
+    def _on_event(self, event: WatchEvent) -> None:
+        name = name_of(event.object)
+        if event.type is WatchEventType.DELETED:
+            self._documents.pop(name, None)
+        else:
+            self._documents[name] = _document_of(name, event.object)
+        if self._batch is None and self._informer.is_synced:  # a list has many events
+            self._batch = asyncio.get_running_loop().call_soon(self._publish)
+
+    def _publish(self) -> None:
+        self._batch = None
+        self.tenants, self._problems = merge_documents(self._documents.values(), self.tenants)
+        self._on_change()
+
+
+def open_tenant_watch(environ: Mapping[str, str], pacing: Pacing, limits: Limits) -> TenantWatch:
+    """Returns the tenants of the cluster that the environment configures. Raises BadInput without
+    one.
+    """
+    access = load_config(environ, Path(environ.get("HOME", "/")))
+    api = KubeApi(access, pacing.clock, pacing.chance, agent="fairlead-gateway", limits=limits)
+    return TenantWatch(api, pacing)
+
+
+def _document_of(name: str, manifest: Manifest) -> TenantDocument:
+    digests = digests_in(json.dumps(manifest.get("spec")))
+    try:
+        found = read_object(manifest)
+    except BadInput as error:
+        return TenantDocument(frozenset({name}), digests, problem=f"the ModelTenant {name} cannot be used: {error}")
+    assert isinstance(found, ModelTenant)
+    return TenantDocument(frozenset({name}), digests, found.to_tenant())
+
+
+def _trim(manifest: Manifest) -> Manifest:
+    """Keeps what identifies the object and its spec."""
+    metadata = {
+        key: value for key, value in manifest.get("metadata", {}).items() if key in ("name", "uid", "resourceVersion")
+    }
+    return {**{key: manifest[key] for key in ("apiVersion", "kind", "spec") if key in manifest}, "metadata": metadata}

@@ -1,0 +1,57 @@
+"""The models that a tenant may use, as a fleet of their own.
+
+A request of a tenant is resolved in this fleet. So a model that it may not use is unknown to it in
+every respect: by its name, in hints about similar names, in the list of models, and where two
+models have the same bare name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from fairlead.fleet.model import Fleet
+from fairlead_gateway.caller_key import Caller
+from fairlead_gateway.worker.openai.model_names import ModelEntry, client_names
+
+_MAX_CACHED: Final = 1_024
+
+
+class VisibleModels:
+    """Models that requests may name.
+
+    fleet: with these models only.
+    names: its `client_names`.
+    """
+
+    __slots__ = ("fleet", "names")
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet: Final[Fleet] = fleet
+        self.names: Final[Mapping[str, ModelEntry]] = client_names(fleet)
+
+
+class ModelVisibility:
+    """The models that each tenant may use. Tenants with the same models share one view."""
+
+    def __init__(self) -> None:
+        self._every = VisibleModels(Fleet())
+        self._views: dict[frozenset[str], VisibleModels] = {}
+
+    def update_fleet(self, fleet: Fleet) -> None:
+        """Replaces the fleet."""
+        self._every = VisibleModels(fleet)
+        self._views = {}
+
+    def of(self, caller: Caller | None) -> VisibleModels:
+        """Returns the models that a caller may use."""
+        if caller is None or caller.models is None:
+            return self._every
+        view = self._views.get(caller.models)
+        if view is None:
+            if len(self._views) >= _MAX_CACHED:
+                self._views.clear()
+            fleet = self._every.fleet
+            may_use = caller.tenant.may_use
+            models = {key: model for key, model in fleet.models.items() if may_use(key)}
+            view = self._views[caller.models] = VisibleModels(replace(fleet, models=models, instances={}))
+        return view

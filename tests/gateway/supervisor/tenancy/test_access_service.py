@@ -1,0 +1,158 @@
+"""API keys and tenants on their way from files to workers."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fairlead.limits import Limits
+from fairlead.tenants.model import Tenant
+from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.supervisor.tenancy.access_service import AccessService, AccessSources
+from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
+from fairlead_gateway.supervisor.tenancy.revocation_file import RevocationFile
+from fairlead_gateway.supervisor.tenancy.tenant_file import TenantFile
+from fairlead_testing.gateway.running_gateway import run_async
+from fairlead_testing.waiting import wait_until
+
+OLD, NEW = "0a" * 32, "0b" * 32
+
+
+def document(name: str, *digests: str, more: str = "") -> str:
+    keys = ", ".join(f"{{name: key-{number}, digest: '{digest}'}}" for number, digest in enumerate(digests))
+    head = f"---\napiVersion: serving.fairlead.io/v1alpha1\nkind: ModelTenant\nmetadata: {{name: {name}}}\n"
+    return f"{head}spec:\n  keys: [{keys}]\n{more}"
+
+
+class Received:
+    """The messages that workers would get, applied as workers do."""
+
+    def __init__(self) -> None:
+        self.tenants: dict[str, Tenant] = {}
+        self.names: dict[bytes, str] = {}
+        self.revoked: set[bytes] = set()
+        self.updates: list[say.TenantUpdate] = []
+
+    def apply(self, message: Any) -> None:
+        message = msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=say.ToWorker)
+        if isinstance(message, say.TenantUpdate):
+            self.updates.append(message)
+            for name in message.removed:
+                del self.tenants[name]
+            self.tenants |= {tenant.name: tenant for tenant in message.changed}
+        elif isinstance(message, say.KeyUpdate):
+            self.names = message.keys
+        elif isinstance(message, say.RevocationUpdate):
+            self.revoked = set(message.digests)
+
+    def digests(self) -> set[str]:
+        return {key.digest.hex() for tenant in self.tenants.values() for key in tenant.keys}
+
+
+def test_workers_get_what_changed_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "tenants.yaml"
+    path.write_text("".join(document(f"t-{number}", f"{number:064x}") for number in range(200)))
+
+    async def main() -> None:
+        received = Received()
+        service = AccessService(AccessSources(tenant_sources=[TenantFile(path, Limits())]), received.apply)
+        await service.start()
+        try:
+            received.tenants = dict(service.tenants)
+            assert len(received.tenants) == 200
+            text = "".join(
+                document(f"t-{number}", f"{number:064x}", more="  weight: 2\n" if number == 7 else "")
+                for number in range(199)
+            )
+            path.write_text(text)
+            await wait_until(lambda: "t-199" not in received.tenants)
+            assert received.updates == [
+                say.TenantUpdate([Tenant("t-199")]),  # its key, before the file is parsed
+                say.TenantUpdate([service.tenants["t-7"]], ["t-199"]),
+            ]
+            assert received.tenants == service.tenants
+            path.write_text(
+                "".join(document(f"t-{number}", f"{number:064x}", more="  weight: 3\n") for number in range(199))
+            )
+            await wait_until(lambda: received.tenants["t-198"].weight == 3)
+            assert max(len(update.changed) for update in received.updates) <= 64
+            assert received.tenants == service.tenants
+        finally:
+            await service.stop()
+
+    run_async(main())
+
+
+def test_broken_document_revokes_only_what_it_lost(tmp_path: Path) -> None:
+    path = tmp_path / "tenants.yaml"
+    path.write_text(document("acme", OLD, NEW) + document("zeta", "0c" * 32))
+
+    async def main() -> None:
+        received = Received()
+        service = AccessService(AccessSources(tenant_sources=[TenantFile(path, Limits())]), received.apply)
+        await service.start()
+        try:
+            received.tenants = dict(service.tenants)
+            assert received.digests() == {OLD, NEW, "0c" * 32}
+            path.write_text(
+                document("acme", NEW, more="  weight: [\n") + document("zeta", "0c" * 32, more="  weight: 5\n")
+            )
+            await wait_until(lambda: received.tenants["zeta"].weight == 5)
+            assert received.digests() == {NEW, "0c" * 32}
+            assert any("not YAML" in warning for warning in service.warnings())
+            path.unlink()
+            await wait_until(lambda: any("cannot read" in warning for warning in service.warnings()))
+            assert received.digests() == {NEW, "0c" * 32}, "an unreadable file says nothing about keys"
+        finally:
+            await service.stop()
+
+    run_async(main())
+
+
+def test_revocation_list_counts_while_everything_else_is_broken(tmp_path: Path) -> None:
+    keys, tenants, revoked = tmp_path / "keys.yaml", tmp_path / "tenants.yaml", tmp_path / "revoked"
+    keys.write_text(f"keys: [{{name: one, digest: '{OLD}'}}]")
+    tenants.write_text(document("acme", NEW))
+
+    async def main() -> None:
+        received = Received()
+        sources = AccessSources(KeyFile(keys, Limits()), [TenantFile(tenants, Limits())], RevocationFile(revoked))
+        service = AccessService(sources, received.apply)
+        await service.start()
+        try:
+            assert received.names == {bytes.fromhex(OLD): "one"}
+            assert service.warnings() == []
+            keys.write_text("keys: [")
+            tenants.write_text("{" + NEW)
+            revoked.write_text(f"{OLD}\nno digest\n{NEW}\n")
+            await wait_until(lambda: len(received.revoked) == 2)
+            await wait_until(lambda: len(service.warnings()) == 3)
+            assert any(f"{revoked}: no digest on line 2" in warning for warning in service.warnings())
+            assert received.names == {bytes.fromhex(OLD): "one"}
+            revoked.unlink()
+            await wait_until(lambda: any("the last list of revoked keys stays" in one for one in service.warnings()))
+            assert service.revoked == [bytes.fromhex(OLD), bytes.fromhex(NEW)]
+        finally:
+            await service.stop()
+
+    run_async(main())
+
+
+def test_worker_that_missed_messages_gets_the_whole_state(tmp_path: Path) -> None:
+    tenants, revoked = tmp_path / "tenants.yaml", tmp_path / "revoked"
+    tenants.write_text(document("acme", NEW))
+    revoked.write_text(OLD)
+
+    async def main() -> None:
+        sources = AccessSources(None, [TenantFile(tenants, Limits())], RevocationFile(revoked))
+        service = AccessService(sources, lambda _: None)
+        await service.start()
+        await service.stop()
+        assert service.state_messages() == [
+            say.KeyUpdate({}, True),
+            say.TenantUpdate(list(service.tenants.values()), is_whole=True),
+            say.RevocationUpdate([bytes.fromhex(OLD)]),
+        ]
+        assert service.counters() == {"keys": 1}
+
+    run_async(main())

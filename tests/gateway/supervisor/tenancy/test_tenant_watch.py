@@ -1,0 +1,67 @@
+"""ModelTenants of a cluster, with an API server that changes and fails."""
+
+from random import Random
+from typing import Any
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.resources import MODEL_TENANTS
+from fairlead.runtime.clock import Pacing, SystemClock
+from fairlead_gateway.supervisor.tenancy.tenant_watch import TenantWatch
+from fairlead_testing.gateway.running_gateway import run_async
+from fairlead_testing.kube.fake_server import FakeApiServer, fake_api_server
+from fairlead_testing.waiting import wait_until
+
+OLD, NEW = "0a" * 32, "0b" * 32
+
+
+def put(fake: FakeApiServer, name: str, *digests: str, **spec: Any) -> None:
+    keys = [{"name": f"key-{number}", "digest": digest} for number, digest in enumerate(digests)]
+    fake.put(MODEL_TENANTS, None, name, spec={"keys": keys, **spec})
+
+
+def watch_of(fake: FakeApiServer) -> TenantWatch:
+    clock, chance = SystemClock(), Random(1).random
+    return TenantWatch(KubeApi(fake.config(), clock, chance), Pacing(clock, chance))
+
+
+def digests_of(watch: TenantWatch) -> set[str]:
+    return {key.digest.hex() for tenant in watch.tenants.values() for key in tenant.keys}
+
+
+def test_tenants_follow_the_cluster() -> None:
+    async def main() -> None:
+        async with fake_api_server() as fake:
+            put(fake, "acme", OLD, NEW)
+            watch, changes = watch_of(fake), [0]
+            await watch.start(lambda: changes.append(1))
+            try:
+                await wait_until(lambda: watch.is_loaded)
+                await wait_until(lambda: set(watch.tenants) == {"acme"})
+                put(fake, "zeta", "0c" * 32, weight=3)
+                await wait_until(lambda: set(watch.tenants) == {"acme", "zeta"})
+                put(fake, "acme", NEW, weight="a field of a newer release")
+                await wait_until(lambda: digests_of(watch) == {NEW, "0c" * 32})
+                assert "the ModelTenant acme cannot be used: spec.weight" in watch.warnings()[0]
+                put(fake, "acme", NEW)
+                await wait_until(lambda: watch.warnings() == [])
+                fake.remove(MODEL_TENANTS, None, "zeta")
+                await wait_until(lambda: set(watch.tenants) == {"acme"})
+                assert len(changes) > 1
+            finally:
+                await watch.stop()
+
+    run_async(main())
+
+
+def test_empty_cluster_is_loaded_and_tells_so() -> None:
+    async def main() -> None:
+        async with fake_api_server() as fake:
+            watch, changes = watch_of(fake), [0]
+            await watch.start(lambda: changes.append(1))
+            try:
+                await wait_until(lambda: len(changes) > 1)
+                assert (watch.is_loaded, dict(watch.tenants), watch.warnings()) == (True, {}, [])
+            finally:
+                await watch.stop()
+
+    run_async(main())
