@@ -86,6 +86,9 @@ VERBS: Final = {
     "keys list": Verb(OPERATE, "access.keys:keys_list", "Show API keys: expiry and last use."),
     "keys rotate": Verb(OPERATE, "access.keys:keys_rotate", "Replace an API key: the old one stays valid for a while."),
     "keys revoke": Verb(OPERATE, "access.keys:keys_revoke", "Revoke an API key of a tenant."),
+    "audit": Verb(
+        OPERATE, "access.audit:audit", "Show who changed or read what: keys, limits, scaling, data of tenants."
+    ),
     "chat": Verb(
         OPERATE, "operations.chat:chat", "Talk to a model in the terminal; /why explains where the answer came from."
     ),

@@ -4,6 +4,7 @@ field is unknown.
 
 from msgspec import Struct, field
 
+from fairlead.audit.record import AuditRecord
 from fairlead.fleet.hung_engines import EjectionReport
 
 
@@ -270,3 +271,9 @@ class TenantList(Struct, frozen=True):
 
     started_at: float
     tenants: list[TenantUse] = field(default_factory=list)
+
+
+class AuditList(Struct, frozen=True):
+    """Answer of ``/api/audit``, the newest first."""
+
+    records: list[AuditRecord] = field(default_factory=list)

@@ -8,6 +8,8 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from fairlead.audit.record import AuditRecord
+from fairlead.errors import BadInput
 from fairlead_cli.errors import StackUnreachable
 from fairlead_cli.management import api_types
 
@@ -65,6 +67,12 @@ class ManagementClient:
         """Returns the tenants, and when their keys were used last."""
         return await self._get("/api/tenants", api_types.TenantList)
 
+    async def audit(self, since: float, tenant: str | None, limit: int) -> list[AuditRecord]:
+        """Returns the last audit records of the gateway."""
+        filter_ = {"tenant": tenant} if tenant else {}
+        query = {"since": str(since), "limit": str(limit), **filter_}
+        return (await self._get("/api/audit", api_types.AuditList, query)).records
+
     async def decisions(self, limit: int, model: str | None = None) -> api_types.DecisionList:
         """Returns the last decisions, newest first."""
         filter_ = {"model": model} if model else {}
@@ -84,6 +92,9 @@ class ManagementClient:
         answer = await self._send(f"/api/decisions/{quote(request_id, safe='')}")
         if answer.status_code == 404 and b'"error"' in answer.content:
             raise LookupError(request_id)
+        if answer.status_code == 409:
+            hint = "take the id from the answer's header x-fairlead-decision: no client chose that one"
+            raise BadInput(_error_message(answer.content), field="ID", hint=hint)
         self._read(answer, api_types.Decision)
         return answer.content
 
@@ -145,6 +156,9 @@ class ManagementClient:
             raise StackUnreachable(f"{self.url} does not answer ({type(error).__name__})", hint=_HINT) from error
 
     def _read(self, answer: httpx.Response, kind: type[_AnswerT]) -> _AnswerT:
+        if answer.status_code == 403 and b'"error"' in answer.content:
+            hint = "set FAIRLEAD_MANAGE_TOKEN to a management token that may do this"
+            raise StackUnreachable(f"{self.url} refuses access: {_error_message(answer.content)}", hint=hint)
         if answer.status_code in (401, 403):
             raise StackUnreachable(
                 f"{self.url} refuses access ({answer.status_code})",
