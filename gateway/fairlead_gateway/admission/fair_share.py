@@ -1,7 +1,11 @@
 """Engine time served per tenant and weight: the tenant that was served least goes first.
 
-A tenant that begins to wait starts at the least of the waiting tenants. So no tenant gains credit
-while it is away, and none pays for having been served while no other waited.
+A tenant that begins to wait starts `SAVED_SECONDS` below the least of the waiting tenants, or at its
+own count if that is higher. So no tenant saves more than that while it is away, and none pays for
+having been served while no other waited.
+
+Why it saves some: a tenant that sends less than its share waits for single requests, and joins anew
+with each. Without savings, a flood would be as near to its turn as the tenant, each time.
 
 All queues of a model in one process share one count. Requests that never wait count as well, and so
 does the service that other processes report. What is served here is collected for their reports.
@@ -12,6 +16,8 @@ Source: the counter lift of VTC (arXiv 2401.00588).
 from collections.abc import Collection, Hashable, Mapping
 from typing import Final
 
+SAVED_SECONDS: Final = 1.0
+"""Engine time that a tenant may save: twice the quantum by which others may be ahead."""
 _MIN_COMPACTED: Final = 64
 
 
@@ -36,11 +42,11 @@ class FairShare:
         """Returns the tenants that wait in a queue."""
         return self._present.keys()
 
-    def on_join(self, tenant: Hashable) -> None:
+    def on_join(self, tenant: Hashable, weight: float = 1.0) -> None:
         """Called when a tenant begins to wait in a queue.
 
-        If it waits in no other one, its count rises to the least of the tenants that wait. If there
-        are none, all other counts are dropped.
+        If it waits in no other one, its count rises to nearly the least of the tenants that wait.
+        If there are none, all other counts are dropped.
         """
         present = self._present
         if tenant in present:
@@ -52,7 +58,7 @@ class FairShare:
             present[tenant] = 1
             return
         least = min([self.served_seconds(other) for other in present])
-        self._seconds[tenant] = max(self.served_seconds(tenant), least)
+        self._seconds[tenant] = max(self.served_seconds(tenant), least - SAVED_SECONDS / weight)
         present[tenant] = 1
         self._compact()
 
@@ -71,7 +77,9 @@ class FairShare:
         present = self._present
         least = min([self.served_seconds(tenant) for tenant in present], default=float("inf"))
         self._seconds = {
-            tenant: seconds for tenant, seconds in self._seconds.items() if seconds > least or tenant in present
+            tenant: seconds
+            for tenant, seconds in self._seconds.items()
+            if seconds > least - SAVED_SECONDS or tenant in present
         }
         self._compact_above = max(_MIN_COMPACTED, 2 * len(self._seconds))
 

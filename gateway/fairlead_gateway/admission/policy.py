@@ -54,7 +54,6 @@ LEARNED_ANSWER_INTERVAL: Final = 8
 """The first `ALL_LEARNED_ANSWERS` answers are learned, then one of this number."""
 _MAX_LENGTH_CLASSES: Final = 256
 _LONG_CLOSED: Final = (True,)
-_LOWEST_TIER: Final = 1 << 30
 _MAX_PASSED_OVER: Final = 8
 """Callers whose requests one check passes over, since each costs a look at all instances."""
 Refusals = Sequence[tuple[str, "AdmissionVerdict"]]  # by id of the request
@@ -152,11 +151,12 @@ class AdmissionPolicy:
 
     - queue: a queue with another order, for comparisons.
     - separate_long: False treats long prompts like short ones.
+    - separate_tenants: False: other tenants and tiers alone are no reason to queue.
     """
 
     def __init__(self, limits: Limits, queue: RequestQueue | None = None, *, separate_long: bool = True) -> None:
         self._queue = RequestQueue() if queue is None else queue
-        self.separate_long = separate_long
+        self.separate_long, self.separate_tenants = separate_long, True
         self._queue_seconds: float = limits.queue_seconds
         self._requests: dict[str, AdmissionRequest] = {}
         self._bounds = CallerBounds(limits.queued_requests, limits.queued_bytes)
@@ -166,7 +166,7 @@ class AdmissionPolicy:
         self._output_lengths = OutputLengths(max_classes=_MAX_LENGTH_CLASSES)
         self._answers = 0
         self._first_class: tuple[Hashable, int] | None = None
-        self._highest_tier = _LOWEST_TIER
+        self._highest_tier = 1 << 30  # that was seen
         self._has_several_classes = self._has_sheddable = False
         self.kv_capacity = KvCapacityPlanner(OutputForecast(self._output_lengths))
         self._backlog_decay = BacklogDecay()
@@ -255,7 +255,8 @@ class AdmissionPolicy:
 
         Targets differ if the loosest is at least `OBJECTIVE_SPREAD_RATIO` times the tightest.
         """
-        return self._has_several_classes or self._length_classes.objective_spread >= OBJECTIVE_SPREAD_RATIO
+        is_mixed = self._has_several_classes and self.separate_tenants
+        return is_mixed or self._length_classes.objective_spread >= OBJECTIVE_SPREAD_RATIO
 
     def _admit_without_queue(
         self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float
@@ -352,8 +353,7 @@ class AdmissionPolicy:
         if not request.sheddable or not engines:
             return None
         wait = self.expected_wait(queued.tier, engines, now)
-        spare = queued.objective_seconds - queued.prefill_seconds
-        if wait <= spare:
+        if wait <= (spare := queued.objective_seconds - queued.prefill_seconds):
             return None
         reason = (
             f"{wait:.1f} s of work is queued before the request, and its first token is due "

@@ -215,12 +215,12 @@ class RequestQueue:
         self._requests[request.id] = request
         number = next(self._arrival_numbers)
         if is_alone:
-            self._fair_share.on_join(request.tenant)
+            self._fair_share.on_join(request.tenant, request.weight)
             self._lone, self._lone_number = request, number
             return
         self._sort_lone()
         if request.tenant not in self._tenants:
-            self._fair_share.on_join(request.tenant)
+            self._fair_share.on_join(request.tenant, request.weight)
         self._sort(request, number)
 
     def _sort_lone(self) -> None:
@@ -360,10 +360,10 @@ class RequestQueue:
     ) -> QueuedRequest | None:
         """Returns the overdue request that waited longest relative to its objective, if any.
 
-        Only tenants with credit are considered.
+        Only the tenants that were served least are considered.
         """
         latest: QueuedRequest | None = None
-        for tenant in self._tenants_with_credit(closed, passed_over):
+        for tenant in self._least_served(closed, passed_over):
             found = self._most_overdue_of(self._overdue[tenant], now, closed)
             if found is not None and (latest is None or _wait_ratio(found, now) > _wait_ratio(latest, now)):
                 latest = found
@@ -387,8 +387,8 @@ class RequestQueue:
             heapq.heappush(heap, entry)
         return latest
 
-    def _tenants_with_credit(self, closed: Collection[bool], passed_over: Collection[Hashable]) -> list[Hashable]:
-        """Returns the tenants with an open request that were served least, within the quantum."""
+    def _least_served(self, closed: Collection[bool], passed_over: Collection[Hashable]) -> list[Hashable]:
+        """Returns the tenants with an open request that were served least."""
         if len(self._tenants) == 1 and not passed_over:
             return list(self._tenants)
         served = {
@@ -397,9 +397,7 @@ class RequestQueue:
             if counts.has_open(closed) and tenant not in passed_over
         }
         least = min(served.values(), default=0.0)
-        return [
-            tenant for tenant, seconds in served.items() if has_credit(seconds, least, self._tenants[tenant].weight)
-        ]
+        return [tenant for tenant, seconds in served.items() if seconds <= least]
 
     def _forget(self, request: QueuedRequest) -> None:
         """Removes a request; its heap entries stay until they surface."""

@@ -30,7 +30,7 @@ from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.admission.policy import MAX_WAITING_STEP_SHARE, POLL_SECONDS
 from fairlead_gateway.admission.request_queue import has_credit
 from fairlead_gateway.caller_key import CallerKey
-from fairlead_gateway.errors import GatewayError, Overloaded
+from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
 from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.request_context import RequestContext
@@ -167,7 +167,7 @@ class _WaitingCallers:
 
     def add(self, request_id: str, caller: CallerKey, caller_class: CallerClass) -> None:
         if not self.bounds.requests_of(caller):
-            self.fair_share.on_join(caller)
+            self.fair_share.on_join(caller, caller_class.weight)
         self.bounds.add(request_id, caller, 0, caller_class)
 
     def remove(self, request_id: str, caller: CallerKey) -> None:
@@ -213,6 +213,7 @@ class LateBindingQueue:
         self._loop = runtime.loop
         self._backlogs = BacklogDecay()
         self._max_requests = runtime.limits.queued_requests
+        self._max_shed_seconds: float = runtime.limits.queue_seconds
         self._waiting: dict[str, dict[str, _InstanceQueue]] = {}
         self._callers: dict[str, _WaitingCallers] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -241,7 +242,8 @@ class LateBindingQueue:
 
         Until its wait ends, the request counts as load of the instance. `on_end` is called once,
         not before this returns, and never after `leave`.
-        Raises Overloaded if the queue is full, and the caller has most in it.
+        Raises Overloaded if the queue is full, and the caller has most in it. Raises RequestShed
+        for a sheddable request that would wait too long.
         """
         choice, key, request_id = context.choice, context.request.model_key, context.route_request.id
         assert choice is not None
@@ -249,6 +251,8 @@ class LateBindingQueue:
         endpoint = None if router is None else router.endpoint(name)
         if router is None or endpoint is None:
             return False
+        if context.policy.is_sheddable and endpoint.load.backlog_seconds > self._max_shed_seconds:
+            raise self._shed_error(key, endpoint.load.backlog_seconds)
         self._make_room(key, context.caller, context.policy.caller_class)
         backlog_before, queued_at = endpoint.load.backlog_seconds, self._now()
         router.on_dispatch(context.route_request, name, queued_at)
@@ -410,6 +414,14 @@ class LateBindingQueue:
         error = self._full_error(key, queued.caller)
         self._end_wait(queued.context, "line-full")
         self._loop.call_soon(queued.on_end, False, error)
+
+    def _shed_error(self, key: str, seconds: float) -> RequestShed:
+        self._on_exit(key, "shed")
+        return RequestShed(
+            f"{seconds:.0f} s of work wait at the instance, more than requests of this tier wait for",
+            hint="try again later",
+            headers=(("retry-after", str(self._routers.drain_seconds(key))),),
+        )
 
     def _full_error(self, key: str, caller: CallerKey) -> Overloaded:
         bounds = self._callers_of(key).bounds

@@ -97,6 +97,8 @@ class ModelAdmission:
         self._router = self._routers.router(self._key)
         self._is_disaggregated = is_disaggregated(instances)
         self._policy.separate_long = not self._is_disaggregated
+        binds_late = self._router is not None and self._router.queues_assigned and not self._is_disaggregated
+        self._policy.separate_tenants = not binds_late
         self._kv_tokens = {
             instance.id: float(instance.profile.kv_tokens)
             for instance in ready

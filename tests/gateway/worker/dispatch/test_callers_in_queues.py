@@ -163,7 +163,7 @@ def test_answers_are_charged_as_expected_and_then_as_they_were(stream: bool) -> 
         assert 0.0 < single.decode_seconds < 100.0
         assert fourfold.decode_seconds % 4.0 == 0.0
 
-    run_async(with_scene(use))
+    run_async(with_scene(use, preset="least-request"))
 
 
 @pytest.mark.parametrize("tokens", [2**31, 2**31 + 1, 10**30])
@@ -178,7 +178,7 @@ def test_engine_that_reports_billions_of_tokens_ruins_no_caller(tokens: int) -> 
     async def main() -> None:
         async with (
             scripted_engine(script) as engine,
-            running_gateway(slow_fleet([engine.url]), api_keys=accepted_keys()) as running,
+            running_gateway(slow_fleet([engine.url], preset="least-request"), api_keys=accepted_keys()) as running,
         ):
             scene = Scene(running, engine, steps)
             tasks = [scene.send("flood", "f0"), await scene.send_queued("steady", "s0", max_tokens=100)]

@@ -11,7 +11,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead.tenants.model import Tenant, Tier
-from fairlead_gateway.errors import Overloaded
+from fairlead_gateway.errors import Overloaded, RequestShed
 from fairlead_gateway.worker.dispatch.late_binding_queue import LateBindingQueue
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.request_context import RequestContext
@@ -135,12 +135,28 @@ def test_assigned_requests_go_by_credit_between_callers_and_by_order_within_one(
 )
 def test_assigned_requests_share_by_weight_and_tier(heavy: Tenant, light: Tenant, shares: tuple[int, int]) -> None:
     async def main() -> None:
-        scene = Scene(Limits(), heavy, light)
+        scene = Scene(replace(Limits(), queue_seconds=1e6), heavy, light)
         tasks = [await scene.add(name, number) for number in range(60) for name in ("light", "heavy")]
         for _ in range(44):
             await scene.finish_one()
         served = Counter(name.partition("/")[0] for name in scene.started)
         assert served["heavy"] / served["light"] == pytest.approx(shares[0] / shares[1], rel=0.25)
+        for _ in tasks:
+            await scene.finish_one()
+        await asyncio.gather(*tasks)
+
+    run_async(main())
+
+
+def test_batch_is_shed_early_where_more_work_waits_than_it_waits_for() -> None:
+    async def main() -> None:
+        scene = Scene(replace(Limits(), queue_seconds=3.0), Tenant("batch", tier=Tier.BATCH))
+        tasks = [await scene.add("batch", number) for number in range(3)]
+        refused = await scene.add("batch", 3)
+        with pytest.raises(RequestShed, match="4 s of work"):
+            await refused
+        tasks.append(await scene.add("steady", 4))
+        assert scene.exits == ["shed"]
         for _ in tasks:
             await scene.finish_one()
         await asyncio.gather(*tasks)
