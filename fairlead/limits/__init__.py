@@ -6,6 +6,7 @@ source, and a wait that is too long ends. `Limits` combines the groups:
 - `requests`: client HTTP, request content, queues, upstream connections, KV transfers.
 - `gateways`: fleet, telemetry, worker processes, Redis and peers.
 - `index`: KV events, the KV-cache index, the prefix map.
+- `tenants`: slices of tenants' limits.
 - `control_plane`: Kubernetes client, sleeping and hung engines, audit logs, autoscaler.
 """
 
@@ -15,6 +16,7 @@ from fairlead.limits.control_plane import AuditLimits, AutoscalerLimits, HungEng
 from fairlead.limits.gateways import FleetLimits, PeerLimits, ProcessLimits, TelemetryLimits
 from fairlead.limits.index import IndexLimits, KvEventLimits, PrefixMapLimits
 from fairlead.limits.requests import HandoffLimits, HttpLimits, QueueLimits, RequestLimits, UpstreamLimits
+from fairlead.limits.tenants import QuotaLimits
 
 __all__ = ["Limits", "limits_table"]
 
@@ -22,6 +24,7 @@ GROUPS = (
     *(HttpLimits, RequestLimits, QueueLimits, UpstreamLimits, HandoffLimits),
     *(FleetLimits, TelemetryLimits, ProcessLimits, PeerLimits),
     *(KvEventLimits, IndexLimits, PrefixMapLimits),
+    QuotaLimits,
     *(KubeLimits, SleepLimits, AuditLimits, HungEngineLimits, AutoscalerLimits),
 )
 
@@ -40,6 +43,7 @@ class Limits(
     KvEventLimits,
     IndexLimits,
     PrefixMapLimits,
+    QuotaLimits,
     KubeLimits,
     SleepLimits,
     AuditLimits,

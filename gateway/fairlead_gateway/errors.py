@@ -9,11 +9,16 @@ and a hint.
     │   ├── RequestTimeout     408  a head or a body did not arrive in time
     │   ├── InvalidApiKey      401  no API key, or an unknown one
     │   ├── NotPermitted       403  the tenant may not do this
+    │   ├── UncountablePath    403  a path whose tokens cannot be counted, for a tenant with limits
     │   ├── UnknownPath        404      UnknownModel            404      MethodNotAllowed 405
     │   └── QuarantinedRequest 422  instances crashed on this request before
     ├── RelayedError                an error of another process of the gateway, with its status
     ├── RequestShed            429  a sheddable request would miss its TTFT target
     ├── TooManyLargeBodies     429  large bodies of the caller wait to be checked
+    ├── LimitReached           429  a limit of the tenant is used up
+    │   ├── BudgetSpent        429      its budget is
+    │   └── ConcurrencyReached 429      as many of its requests are in flight as may be
+    ├── LimitsUnavailable      503  what is left of the tenant's limits is not known
     ├── NoReadyInstance        503  no instance of the model is ready
     ├── ApiKeysUnavailable     503  the gateway cannot read its API keys
     ├── GatewayDraining        503  this gateway stops, and its drain is over
@@ -143,6 +148,13 @@ class NotPermitted(BadRequest):
     code = "not_permitted"
 
 
+class UncountablePath(BadRequest):
+    """Raised if a tenant with limits of tokens or cost uses a path that the gateway cannot read."""
+
+    status = 403
+    code = "uncountable_path"
+
+
 class UnknownPath(BadRequest):
     """Raised if no resource has this path."""
 
@@ -199,6 +211,34 @@ class TooManyLargeBodies(GatewayError):
             hint="send fewer at a time, or shorter ones",
             headers=(("retry-after", "1"),),
         )
+
+
+class LimitReached(GatewayError):
+    """Raised if a limit of the tenant is used up."""
+
+    status = 429
+    error_type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class BudgetSpent(LimitReached):
+    """Raised if the budget of the tenant is used up."""
+
+    error_type = "insufficient_quota"
+    code = "insufficient_quota"
+
+
+class ConcurrencyReached(LimitReached):
+    """Raised if the tenant has as many requests, or bytes, in flight as it may."""
+
+    code = "concurrency_limit_exceeded"
+
+
+class LimitsUnavailable(GatewayError):
+    """Raised if the rest of a tenant's limits is not known, since Redis is away or has lost it."""
+
+    status = 503
+    code = "limits_unavailable"
 
 
 class NoReadyInstance(GatewayError):

@@ -10,6 +10,7 @@ import msgspec
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet
 from fairlead.tenants.model import Tenant
+from fairlead_gateway.ipc.quota_messages import QuotaReport, QuotaUpdates
 from fairlead_gateway.ipc.timing_events import TimingEvents
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
@@ -220,6 +221,7 @@ ToWorker: TypeAlias = (
     | IndexCorrections
     | SampleRequest
     | ProfileUpdate
+    | QuotaUpdates
     | StartDrain
     | EndDrain
     | GetState
@@ -326,6 +328,7 @@ FromWorker: TypeAlias = (
     | IndexReport
     | PromptSamples
     | TimingEvents
+    | QuotaReport
     | NeedsInstance
     | ReplyChunk
 )

@@ -19,6 +19,11 @@ NOT_YET: Final = 3
 CLOSED: Final = 4
 """The store lost its state, and the rest of the window cannot be known."""
 
+UNAVAILABLE: Final = 5
+"""The store does not answer, and the tenant's requests are refused meanwhile."""
+OPEN: Final = 6
+"""The store does not answer, and the tenant's requests are admitted meanwhile."""
+
 
 class Row(msgspec.Struct, array_like=True, frozen=True):
     """The counters of one holder for one limit in one window.

@@ -76,7 +76,7 @@ class TenantLedger:
         self._own: dict[tuple[str, str, int], Row] = {}
         self._ended: set[str] = set()
         self._needs: dict[tuple[str, str], Need] = {}
-        self._has_news = False
+        self._has_news = is_strict  # the store begins its epoch before the first request
         self._seen: dict[tuple[str, str, int], Row] = {}
         self._bases: dict[tuple[str, int], Base] = {}
         self.epoch = ""
@@ -84,6 +84,8 @@ class TenantLedger:
         self._merged_epoch = ""
         self.needs_checkpoints = False
         """The store waits for all checkpoints, which are to be read now."""
+        self.is_open = True
+        """False while the store refuses grants, since it has lost what was used before."""
         self.last_reply: dict[str, LimitReply] = {}
 
     def set_limits(self, limits: Sequence[LimitTerms], *, is_strict: bool) -> None:
@@ -109,6 +111,10 @@ class TenantLedger:
         """Records what a worker needs; the last one counts."""
         if limit in self._limits and need.holder not in self._ended:
             self._needs[limit, need.holder] = need
+
+    def forget_need(self, limit: str, holder: str) -> None:
+        """Drops a need that cannot be answered now."""
+        self._needs.pop((limit, holder), None)
 
     def end_holder(self, holder: str) -> None:
         """Settles the rows of a worker that has ended.
@@ -187,6 +193,7 @@ class TenantLedger:
             self.epoch = reply.epoch
         elif sent.epoch == reply.epoch:
             self._must_merge = False
+        self.is_open = reply.is_open or not self.is_strict
         self.needs_checkpoints = (
             self._is_durable
             and self.is_strict

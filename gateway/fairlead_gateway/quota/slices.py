@@ -7,7 +7,7 @@ slice when it ends. What it used beyond is charged to the current window.
 import math
 from typing import Final
 
-from fairlead_gateway.quota.exchange import CLOSED, EXHAUSTED, GRANTED
+from fairlead_gateway.quota.exchange import CLOSED, EXHAUSTED, GRANTED, OPEN
 
 DEMAND_SECONDS: Final = 1.0
 """A slice is wished for so many seconds of demand, as it was lately."""
@@ -15,6 +15,8 @@ IDLE_SECONDS: Final = 5.0
 """A slice that no request has used for so long is given back."""
 REFUSED_SECONDS: Final = 0.1
 """A limit that is used up is not asked for again before."""
+OPEN_SECONDS: Final = 1.0
+"""Requests of a tenant that is admitted without Redis need no slice for so long."""
 
 
 class Slice:
@@ -43,7 +45,7 @@ class LeasedLimit:
     """One limit of a tenant in one worker.
 
     has_window: False for units that requests give back when they end.
-    is_open: requests are admitted without a slice. Soft limits always are.
+    open_until: monotonic seconds until which requests need no slice.
     available, used, ends_at: the limit over all gateways, as last known; the end of the window in
         monotonic seconds.
     """
@@ -58,16 +60,16 @@ class LeasedLimit:
         "ends_at",
         "has_window",
         "is_contended",
-        "is_open",
         "last_taken_at",
+        "open_until",
         "status",
         "status_at",
         "used",
     )
 
-    def __init__(self, *, has_window: bool) -> None:
+    def __init__(self, *, has_window: bool, is_soft: bool = False) -> None:
         self.has_window = has_window
-        self.is_open = False
+        self.open_until = math.inf if is_soft else 0.0
         self.current = Slice(0)
         self.closing: list[Slice] = []
         self.status = GRANTED
@@ -84,7 +86,7 @@ class LeasedLimit:
     def has(self, amount: int, now: float) -> bool:
         """Returns whether a request that needs an amount can start now."""
         slice_ = self.current
-        return self.is_open or (
+        return now < self.open_until or (
             now < slice_.valid_until and slice_.granted - slice_.returned - slice_.spent - slice_.busy >= amount
         )
 
@@ -123,13 +125,21 @@ class LeasedLimit:
         return least, least + math.ceil(self._recent_demand(now))
 
     def is_low(self, now: float) -> bool:
-        """Returns whether a further slice should be asked for before requests must wait."""
-        demand = self._recent_demand(now)
-        return not self.is_open and now < self.current.valid_until and self.current.free < demand / 4
+        """Returns whether the store should be asked before requests must wait for it.
+
+        To be called after `take`.
+        """
+        if now < self.open_until:
+            return now >= self.ends_at
+        slice_ = self.current
+        left = slice_.granted - slice_.returned - slice_.spent - slice_.busy
+        return 4 * left < self._demand and now - self.status_at >= REFUSED_SECONDS / 10
 
     def on_grant(self, start: int, granted: int, valid_until: float) -> None:
         """Applies a grant for the window that starts at `start`."""
         slice_ = self.current
+        if slice_.start == 0:  # used before the store said which window it is
+            slice_.start = start
         if start != slice_.start:
             if start < slice_.start:
                 return
@@ -143,6 +153,9 @@ class LeasedLimit:
     def on_status(self, status: int, available: int, used: int, ends_at: float, now: float) -> None:
         """Records what the store said about the limit."""
         self.status, self.status_at = status, now
+        if status == OPEN:
+            self.open_until = max(self.open_until, now + OPEN_SECONDS)
+            return
         self.available, self.used, self.ends_at = available, used, ends_at
 
     def give_back(self, now: float, *, waiting: int = 0, all_of_it: bool = False) -> None:
@@ -170,6 +183,12 @@ class LeasedLimit:
         slices = [*self.closing, self.current]
         self.closing = [slice_ for slice_ in self.closing if slice_.busy > 0]
         return slices
+
+    @property
+    def has_grant(self) -> bool:
+        """Whether a grant is out, or a change was not reported."""
+        slice_ = self.current
+        return self._changed or slice_.granted > slice_.returned + slice_.spent or bool(self.closing)
 
     def restart(self) -> None:
         """Starts again under another holder's name; requests in flight end with the old slices."""

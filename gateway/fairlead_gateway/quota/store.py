@@ -55,10 +55,12 @@ class QuotaStore:
     """The accounts of all tenants.
 
     run: identifies the process that holds the state.
+    has_peers: False if only one gateway uses the store; then no other one can know more.
     """
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, *, has_peers: bool = True) -> None:
         self.run = run
+        self._has_peers = has_peers
         self.tenants: dict[str, TenantState] = {}
 
     def apply(self, tenant: str, exchange: Exchange, now_ms: int) -> ExchangeReply:
@@ -78,7 +80,8 @@ class QuotaStore:
     def _state(self, tenant: str, exchange: Exchange, now_ms: int) -> TenantState:
         state = self.tenants.get(tenant)
         if state is None:
-            state = self.tenants[tenant] = TenantState(self.run, now_ms, is_lost=exchange.epoch != "")
+            begins = now_ms if self._has_peers else 0
+            state = self.tenants[tenant] = TenantState(self.run, begins, is_lost=exchange.epoch != "")
         elif state.run != self.run:
             before = state
             state = self.tenants[tenant] = TenantState(self.run, now_ms, is_lost=True)

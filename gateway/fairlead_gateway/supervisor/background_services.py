@@ -1,17 +1,23 @@
 """The services for which no request waits: engine metrics, and what goes through Redis."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet, InstanceState
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
+from fairlead.tenants.model import Tenant
+from fairlead_gateway.ipc.quota_messages import QuotaReport
+from fairlead_gateway.supervisor.config import GatewayConfig
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
 
 if TYPE_CHECKING:  # without Redis, its client is not loaded
     from fairlead_gateway.supervisor.decision_stream import DecisionStream
     from fairlead_gateway.supervisor.peers.peer_sync import GatewayWorkers, PeerSync
+    from fairlead_gateway.supervisor.quota.quota_service import QuotaService, QuotaWorker
     from fairlead_kvstore.redis.link import RedisLink
 
 
@@ -27,10 +33,22 @@ class PeerMembership:
     secret: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class LimitSharing:
+    """The identity of a gateway among those that share limits of tenants.
+
+    checkpoint_folder: holds what was granted, beyond Redis; None: nothing does.
+    """
+
+    gateway_id: str
+    checkpoint_folder: Path | None = None
+
+
 class BackgroundServices:
     """The metrics scraper and, with Redis, the decision stream and the exchange with peers.
 
     membership: None for a gateway without peers.
+    limit_sharing: how limits of tenants are shared with other gateways.
     """
 
     def __init__(
@@ -41,9 +59,15 @@ class BackgroundServices:
         limits: Limits,
         membership: PeerMembership | None,
         credentials: EngineCredentials | None = None,
+        limit_sharing: LimitSharing = LimitSharing("gateway"),
     ) -> None:
         self._fleet = workers.applied_fleet
+        self._clock = clock
+        self._limits = limits
         self.scraper = MetricsScraper(self._fleet, clock, limits, credentials)
+        self.quota: QuotaService | None = None
+        self._limit_sharing = limit_sharing
+        self._is_running = False
         self.redis_link: RedisLink | None = None
         self.decision_stream: DecisionStream | None = None
         self.peers: PeerSync | None = None
@@ -61,6 +85,40 @@ class BackgroundServices:
                 link, workers, gateway_id=name, secret=membership.secret, clock=clock, limits=limits
             )
 
+    def update_tenants(self, tenants: Collection[Tenant]) -> None:
+        """Replaces the tenants whose limits count. Without any limit, no module is loaded."""
+        if self.quota is None:
+            if not any(tenant.limits for tenant in tenants):
+                return
+            self.quota = self._create_quota()
+        self.quota.set_tenants(tenants)
+
+    def _create_quota(self) -> "QuotaService":
+        from fairlead_gateway.supervisor.quota.limit_stores import create_limit_store
+        from fairlead_gateway.supervisor.quota.quota_service import QuotaService
+
+        store, sharing = create_limit_store(self.redis_link, self._clock), self._limit_sharing
+        quota = QuotaService(
+            store,
+            sharing.gateway_id,
+            clock=self._clock,
+            limits=self._limits,
+            checkpoint_folder=sharing.checkpoint_folder,
+        )
+        if self._is_running:
+            quota.start()
+        return quota
+
+    def on_quota_report(self, worker: "QuotaWorker", report: QuotaReport) -> None:
+        """Takes what a worker's requests used and need of tenants' limits."""
+        if self.quota is not None:
+            self.quota.on_report(worker, report)
+
+    def on_worker_exit(self, worker: "QuotaWorker") -> None:
+        """Settles what a worker that has ended was granted."""
+        if self.quota is not None:
+            self.quota.on_worker_exit(worker)
+
     def start(self) -> None:
         """Starts all services on the running loop. Waits neither for engines nor for Redis."""
         self.scraper.start()
@@ -70,10 +128,16 @@ class BackgroundServices:
             self.decision_stream.start()
         if self.peers is not None:
             self.peers.start()
+        self._is_running = True
+        if self.quota is not None:
+            self.quota.start()
 
     async def stop(self) -> None:
         """Stops all services. Publishes the last decisions, and that this gateway leaves."""
         await self.scraper.stop()
+        self._is_running = False
+        if self.quota is not None:
+            await self.quota.stop()
         if self.peers is not None:
             await self.peers.stop()
         if self.decision_stream is not None:
@@ -110,3 +174,20 @@ class BackgroundServices:
         first = silent[0].id
         error = self.scraper.errors[first]
         return f"no metrics from {len(silent)} of {len(ready)} ready instances: {first}: {error}"
+
+
+def create_background_services(
+    config: GatewayConfig, workers: "GatewayWorkers", clock: Clock, limits: Limits
+) -> BackgroundServices:
+    """Returns the services of a gateway with this configuration."""
+    membership = None
+    if config.redis_url is not None:
+        membership = PeerMembership(config.redis_url, config.gateway_id, config.hash_secret)
+    return BackgroundServices(
+        workers,
+        clock=clock,
+        limits=limits,
+        membership=membership,
+        credentials=config.credentials,
+        limit_sharing=LimitSharing(config.gateway_id),
+    )

@@ -26,10 +26,11 @@ from fairlead_gateway.errors import RelayedError
 from fairlead_gateway.http.sockets import socket_url
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.decision_codec import decode_logged_request, decode_record
+from fairlead_gateway.ipc.quota_messages import QuotaReport
 from fairlead_gateway.ipc.timing_events import TimingEvents
 from fairlead_gateway.supervisor.audit.audit_service import AuditService
 from fairlead_gateway.supervisor.audit.token_watcher import manage_token_watcher
-from fairlead_gateway.supervisor.background_services import BackgroundServices, PeerMembership
+from fairlead_gateway.supervisor.background_services import create_background_services
 from fairlead_gateway.supervisor.config import GatewayConfig
 from fairlead_gateway.supervisor.kv_index.index_service import KvIndexService
 from fairlead_gateway.supervisor.kv_index.local_tokenizer import Tokenization
@@ -103,11 +104,12 @@ class Supervisor:
         hooks = WorkerPoolHooks(
             configure=self._configuration,
             on_report=self._on_report,
-            on_index_report=self._on_index_report,
+            on_message=self._on_worker_message,
             on_timings=self._on_timings,
             on_needs_instance=self._on_needs_instance,
             on_worker_ready=self._on_worker_ready,
             access_messages=lambda: [] if self.access is None else self.access.state_messages(),
+            on_worker_exit=lambda worker: self.background.on_worker_exit(worker),
         )
         self.workers = WorkerPool(preforked, hooks, clock, limits)
         self.access = self._create_access(config)
@@ -124,14 +126,7 @@ class Supervisor:
             credentials=config.credentials,
             create_store=self._create_alignment_store if config.redis_url is not None and config.index_secret else None,
         )
-        membership = (
-            None
-            if config.redis_url is None
-            else PeerMembership(config.redis_url, config.gateway_id, config.hash_secret)
-        )
-        self.background = BackgroundServices(
-            self.workers, clock=clock, limits=limits, membership=membership, credentials=config.credentials
-        )
+        self.background = create_background_services(config, self.workers, clock, limits)
         self.profiling = ProfilingService(broadcast=self.workers.broadcast, clock=clock, limits=limits)
         if self.background.peers is not None:
             self.background.peers.on_peer_dispatch = self._on_peer_dispatch
@@ -247,7 +242,9 @@ class Supervisor:
             return None
         from fairlead_gateway.supervisor.tenancy.access_service import AccessService
 
-        return AccessService(config.access, self.workers.broadcast)
+        return AccessService(
+            config.access, self.workers.broadcast, lambda tenants: self.background.update_tenants(tenants)
+        )
 
     async def _follow_fleet(self, snapshots: AsyncIterator[Fleet]) -> None:
         async for fleet in snapshots:
@@ -331,8 +328,13 @@ class Supervisor:
         if others is not None:
             others.on_worker_report(report)
 
-    def _on_index_report(self, worker: WorkerHandle, message: say.IndexReport | say.PromptSamples) -> None:
-        self.kv_index.on_report(worker, message)
+    def _on_worker_message(
+        self, worker: WorkerHandle, message: say.IndexReport | say.PromptSamples | QuotaReport
+    ) -> None:
+        if isinstance(message, QuotaReport):
+            self.background.on_quota_report(worker, message)
+        else:
+            self.kv_index.on_report(worker, message)
 
     def _on_timings(self, rows: TimingEvents) -> None:
         self.profiling.on_timings(rows)

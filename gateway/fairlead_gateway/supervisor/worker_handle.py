@@ -18,6 +18,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import Channel
+from fairlead_gateway.ipc.quota_messages import QuotaReport
 from fairlead_gateway.ipc.timing_events import TimingEvents
 from fairlead_gateway.supervisor.worker_spawn import SpawnedWorker
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
@@ -34,7 +35,7 @@ class WorkerListener:
     on_fleet_applied: Callable[["WorkerHandle"], None]
     on_leaving: Callable[["WorkerHandle"], None]
     on_report: Callable[["WorkerHandle", say.WorkerReport], None]
-    on_index_report: Callable[["WorkerHandle", say.IndexReport | say.PromptSamples], None]
+    on_message: Callable[["WorkerHandle", say.IndexReport | say.PromptSamples | QuotaReport], None]
     on_timings: Callable[[TimingEvents], None]
     on_needs_instance: Callable[[str], None]
     on_exit: Callable[["WorkerHandle"], None]
@@ -172,8 +173,8 @@ class WorkerHandle:
                 if message.loads is not None:
                     self.loads = message.loads
                 self._listener.on_report(self, message)
-            case say.IndexReport() | say.PromptSamples():
-                self._listener.on_index_report(self, message)
+            case say.IndexReport() | say.PromptSamples() | QuotaReport():
+                self._listener.on_message(self, message)
             case TimingEvents():
                 self._listener.on_timings(message)
             case say.NeedsInstance(model):

@@ -25,6 +25,7 @@ from fairlead.runtime.clock import Clock
 from fairlead.units import format_duration
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import encode_message
+from fairlead_gateway.ipc.quota_messages import QuotaReport
 from fairlead_gateway.ipc.timing_events import TimingEvents
 from fairlead_gateway.routing.load import shared_memory
 from fairlead_gateway.supervisor.peers.peer_load_row import PeerLoadRow
@@ -69,10 +70,11 @@ class WorkerPoolHooks:
 
     configure: Callable[[int, int, list[int], dict[str, int]], say.Configure]
     on_report: Callable[[say.WorkerReport], None]
-    on_index_report: Callable[[WorkerHandle, say.IndexReport | say.PromptSamples], None]
+    on_message: Callable[[WorkerHandle, say.IndexReport | say.PromptSamples | QuotaReport], None]
     on_timings: Callable[[TimingEvents], None]
     on_needs_instance: Callable[[str], None]
     on_worker_ready: Callable[[], None]
+    on_worker_exit: Callable[[WorkerHandle], None]
     access_messages: Callable[[], Sequence[msgspec.Struct]] = tuple
 
 
@@ -198,7 +200,7 @@ class WorkerPool:
             self._on_fleet_applied,
             self._on_leaving,
             self._on_report,
-            self._hooks.on_index_report,
+            self._hooks.on_message,
             self._hooks.on_timings,
             self._hooks.on_needs_instance,
             self._on_exit,
@@ -260,6 +262,7 @@ class WorkerPool:
         if self._load_cells is not None:
             shared_memory.clear_row(self._load_cells, self._limits.shared_slots, worker.row)
         self._free_rows.append(worker.row)
+        self._hooks.on_worker_exit(worker)
         self._exited_counters = sum_snapshots([self._exited_counters, _without_windows(worker.model_counters)])
         self._exited_non_model_counters = merge_counts([self._exited_non_model_counters, worker.non_model_counters])
         self._broadcast_active_rows()

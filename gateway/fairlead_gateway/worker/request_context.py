@@ -15,6 +15,7 @@ from fairlead_gateway.worker.disaggregation.kv_connectors import Handoff
 from fairlead_gateway.worker.dispatch.engine_address import EngineAddress
 from fairlead_gateway.worker.observability.trace_record import TraceRecord
 from fairlead_gateway.worker.openai.request import ModelRequest
+from fairlead_gateway.worker.quota.reservation import Reservation
 from fairlead_gateway.worker.resilience.retry import AttemptFailure
 from fairlead_gateway.worker.resilience.stall_timeout import StallTimeout
 from fairlead_gateway.worker.tenancy.tenant_policy import NO_TENANT, TenantPolicy
@@ -127,6 +128,7 @@ class RequestContext:
     choice: the instance of the current attempt; None before the first
     failures: the attempts that failed before the first byte
     handoff: set if the model has prefill instances
+    reservation: of the tenant's limits; None if none applies, or until the request may start
     result: the response
     deadline: monotonic seconds; None without one
     fingerprint: the body's fingerprint, set when the body itself is released
@@ -147,6 +149,7 @@ class RequestContext:
         "key_name",
         "policy",
         "request",
+        "reservation",
         "response",
         "result",
         "route_request",
@@ -178,6 +181,7 @@ class RequestContext:
         self.failures: list[AttemptFailure] = []
         self.stall_timeout: StallTimeout | None = None
         self.handoff: HandoffState | None = None
+        self.reservation: Reservation | None = None
         self.result = RequestResult()
         self.deadline: float | None = None
         self.trace: TraceRecord | None = None

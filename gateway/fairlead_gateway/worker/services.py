@@ -17,6 +17,7 @@ from fairlead.settings import GatewaySettings
 from fairlead_gateway.http.tls import TlsCertificate
 from fairlead_gateway.ipc import messages
 from fairlead_gateway.ipc.channel import Channel
+from fairlead_gateway.ipc.quota_messages import QuotaUpdates
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.routing.hooks import SiblingWorkers
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
@@ -25,6 +26,7 @@ from fairlead_gateway.worker import memory_pressure
 from fairlead_gateway.worker.api_keys import ApiKeys
 from fairlead_gateway.worker.proxy.gateway import Gateway, GatewaySecrets
 from fairlead_gateway.worker.query_handler import QueryHandler
+from fairlead_gateway.worker.quota.quota_reporter import QuotaReporter
 from fairlead_gateway.worker.reporting.dispatch_reporter import DispatchReporter
 from fairlead_gateway.worker.reporting.index_reporter import IndexReporter, apply_corrections
 from fairlead_gateway.worker.reporting.peer_updates import PeerUpdateApplier
@@ -92,6 +94,7 @@ class WorkerServices:
                 take_service=self._take_service,
             )
         self._index_reporter = IndexReporter(channel, loop, limits) if configuration.has_index else None
+        self._quota_reporter = QuotaReporter(channel, loop, runtime.clock, limits)
         self.gateway = Gateway(
             runtime,
             GatewaySecrets(configuration.secret, EngineCredentials(os.environ, runtime.now), self._api_keys),
@@ -101,6 +104,7 @@ class WorkerServices:
             reporters=self._create_reporters(configuration),
             warnings=self._warnings,
         )
+        self._quota_reporter.tenants = self.gateway.stack.limit_gate.tenants
         self._peer_updates = PeerUpdateApplier(runtime.clock, limits, loop, self.gateway.stack.routers)
         self._query_handler = QueryHandler(self.gateway, channel.send)
         self._assign_slots(configuration.slots)
@@ -134,6 +138,9 @@ class WorkerServices:
                 self._update_fleet(fleet)
             case messages.KeyUpdate() | messages.TenantUpdate() | messages.RevocationUpdate():
                 self._update_keys(message)
+            case QuotaUpdates():
+                for limits in self._quota_reporter.apply(message):
+                    stack.limit_gate.serve_waiting(limits)
             case messages.ActiveRows(rows):
                 if self._shared_loads is not None:
                     self._shared_loads.set_active_rows(rows)
@@ -172,6 +179,7 @@ class WorkerServices:
         """Sends the remaining reports and the counters, at the end of the worker."""
         if self._dispatch_reporter is not None:
             self._dispatch_reporter.flush()
+        self._quota_reporter.close()
         self._channel.send(self._query_handler.final_counters())
 
     def _create_reporters(self, configuration: messages.Configure) -> Reporters:
@@ -185,6 +193,7 @@ class WorkerServices:
             timings=TimingReporter(self._channel, self._runtime.loop, self._runtime.limits),
             on_decision=dispatch.on_decision if configuration.has_redis and dispatch is not None else None,
             on_needs_instance=self._report_needs_instance,
+            limits=self._quota_reporter,
         )
 
     def _report_needs_instance(self, key: str) -> None:

@@ -4,7 +4,7 @@ Sources are independent: one that is broken keeps its last good state and does n
 The revocation list counts above all of them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -59,15 +59,25 @@ class AccessSources:
         return self.key_file is not None or bool(self.tenant_sources)
 
 
+def _ignore(tenants: Collection[Tenant]) -> None: ...
+
+
 class AccessService:
     """The API keys and tenants of a gateway.
 
     broadcast: sends a message to all workers.
+    on_tenants: called with all tenants after each change.
     tenants: by name, of all sources.
     """
 
-    def __init__(self, sources: AccessSources, broadcast: Callable[[msgspec.Struct], None]) -> None:
+    def __init__(
+        self,
+        sources: AccessSources,
+        broadcast: Callable[[msgspec.Struct], None],
+        on_tenants: Callable[[Collection[Tenant]], None] = _ignore,
+    ) -> None:
         self._sources = sources
+        self._notify = on_tenants
         self._broadcast = broadcast
         self._problems: list[str] = []
         self._were_keys_loaded = False
@@ -188,3 +198,4 @@ class AccessService:
 
     def _merge(self) -> None:
         self.tenants, self._problems = merge_sources(source.tenants for source in self._sources.tenant_sources)
+        self._notify(self.tenants.values())

@@ -227,12 +227,20 @@ class Attempt:
                 dispatcher.timings.on_finish(request_id, now, result.cached_tokens, output)
         else:
             engine_response = self.engine_response
+            if engine_response is not None:
+                self._count_events(engine_response)
             is_computed = not is_complete and engine_response is not None and engine_response.first_at is not None
             router.on_abandoned(request_id, now, is_computed=is_computed)
             if self._is_timed and dispatcher.timings is not None:
                 dispatcher.timings.on_abandoned(request_id, now)
         dispatcher.outlier_detector.on_inconclusive(self.instance_id)
         dispatcher.admission.on_finish(context, is_complete, output, now)
+
+    def _count_events(self, engine_response: EngineResponse) -> None:
+        """Records the events of a stream that was not relayed to its end."""
+        earlier = 0 if self._sent is None else self._sent.tokens
+        result = self.context.result
+        result.event_count = max(result.event_count, earlier + engine_response.scanner.event_count)
 
     def on_crash(self) -> bool:
         """Records that the engine broke off on the body; returns whether the body is

@@ -18,6 +18,7 @@ from fairlead_gateway.worker.openai.request_timeout import timeout_error, total_
 from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher
 from fairlead_gateway.worker.proxy.relay import ResponseRelay, end_incomplete
 from fairlead_gateway.worker.proxy.response_check import check_response
+from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget, should_retry, to_client_error
 from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
@@ -42,12 +43,14 @@ class Forwarder:
         prefill_coordinator: PrefillCoordinator,
         retry_budget: RetryBudget,
         relay: ResponseRelay,
+        limit_gate: LimitGate,
     ) -> None:
         self._dispatcher = dispatcher
         self._pool = pool
         self._prefill_coordinator = prefill_coordinator
         self.retry_budget = retry_budget
         self._relay = relay
+        self._limit_gate = limit_gate
         self._now = dispatcher.now
         self._loop = dispatcher.runtime.loop
         self._limits = dispatcher.runtime.limits
@@ -84,6 +87,8 @@ class Forwarder:
 
     async def _run_attempts(self, context: RequestContext, attempt: Attempt | None) -> None:
         excluded = NO_INSTANCES
+        if context.reservation is None and context.tenant is not None and context.tenant.limits:
+            await self._limit_gate.ensure_reserved(context)
         if attempt is None and context.admission.admitted is None:
             blocked_seconds = self._poison_guard.seconds_left(context.request.body, self._now())
             if blocked_seconds is not None:

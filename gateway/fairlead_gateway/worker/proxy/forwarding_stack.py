@@ -9,6 +9,7 @@ import random
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet
+from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.worker.disaggregation.prefill_coordinator import PrefillCoordinator
 from fairlead_gateway.worker.dispatch.admission_queue import AdmissionController
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
@@ -18,6 +19,7 @@ from fairlead_gateway.worker.proxy.forwarder import Forwarder
 from fairlead_gateway.worker.proxy.relay import ResponseRelay
 from fairlead_gateway.worker.proxy.request_recorder import RequestRecorder
 from fairlead_gateway.worker.proxy.stream_resume import StreamResume
+from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.resilience.ejection_prober import EjectionProber
 from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution
@@ -77,6 +79,7 @@ class ForwardingStack:
             has_api_keys=has_api_keys,
             on_needs_instance=reporters.on_needs_instance,
         )
+        self.limit_gate = recorder.limit_gate = LimitGate(runtime, serving, reporters.limits)
         self._dispatcher = Dispatcher(
             runtime,
             routers=serving,
@@ -86,22 +89,31 @@ class ForwardingStack:
             recorder=recorder,
             reporters=reporters,
         )
-        stream_resume = StreamResume(self._dispatcher, pool=pool, telemetry=telemetry, retry_budget=retry_budget)
-        self.relay = ResponseRelay(
-            runtime,
-            routers=serving,
-            telemetry=telemetry,
-            failures=self.failures,
-            poison_guard=self.poison_guard,
-            stream_resume=stream_resume,
-        )
+        self.relay = self._create_relay(runtime, telemetry, retry_budget)
         self.forwarder = Forwarder(
             self._dispatcher,
             pool=pool,
             prefill_coordinator=self.prefill_coordinator,
             retry_budget=retry_budget,
             relay=self.relay,
+            limit_gate=self.limit_gate,
         )
+
+    def _create_relay(
+        self, runtime: WorkerRuntime, telemetry: MetricsRecorder, retry_budget: RetryBudget
+    ) -> ResponseRelay:
+        relay = ResponseRelay(
+            runtime,
+            routers=self.routers.serving,
+            telemetry=telemetry,
+            failures=self.failures,
+            poison_guard=self.poison_guard,
+            stream_resume=StreamResume(
+                self._dispatcher, pool=self.pool, telemetry=telemetry, retry_budget=retry_budget
+            ),
+        )
+        relay.limit_gate = self.limit_gate
+        return relay
 
     def _create_ejection_prober(self, runtime: WorkerRuntime, secret: bytes) -> EjectionProber:
         return EjectionProber(
@@ -136,5 +148,6 @@ class ForwardingStack:
     def close(self) -> None:
         """Cancels probes and concurrent prefills, and closes idle connections."""
         self.ejection_prober.close()
+        self.limit_gate.close()
         self.prefill_coordinator.close()
         self.pool.close()

@@ -297,7 +297,7 @@ class Gateway(RequestLifecycle):
         )
         if self._observers is not None:
             self._observers.on_answered_locally(http_request, response, error.status, error.code, context)
-        send_error(error, response, local_headers(error.code))
+        send_error(error, response, local_headers(error.code) + self.stack.limit_gate.headers(context))
 
     # One request.
 
@@ -311,7 +311,7 @@ class Gateway(RequestLifecycle):
         try:
             request, route_request = self._parse(http_request, request_id)
             context = self._create_context(http_request, response, request_id, request, route_request)
-            if self._fast_path.is_eligible(context):
+            if self.stack.limit_gate.reserve(context) and self._fast_path.is_eligible(context):
                 self._fast_path.start(context)
             else:
                 self._run_as_task(request_id, response, self._serve(context, None))

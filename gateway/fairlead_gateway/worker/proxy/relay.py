@@ -20,6 +20,7 @@ from fairlead_gateway.worker.proxy.relayed_stream import (
 )
 from fairlead_gateway.worker.proxy.response_check import is_error_object, not_served_body
 from fairlead_gateway.worker.proxy.stream_resume import StreamResume
+from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
@@ -68,6 +69,7 @@ class ResponseRelay(StreamEnding):
         self._limits = runtime.limits
         self._comment_times = TimeoutQueue(runtime.loop, runtime.limits.keep_alive_seconds, runtime.now)
         self.lifecycle: StreamLifecycle | None = None
+        self.limit_gate: LimitGate | None = None
         self._routers = routers
         self._telemetry = telemetry
         self._failures = failures
@@ -157,6 +159,8 @@ class ResponseRelay(StreamEnding):
         """
         choice = context.choice
         trace = context.trace.response_header if context.trace is not None else ""
+        if context.reservation is not None and self.limit_gate is not None:
+            trace += self.limit_gate.headers(context)
         if not context.policy.shows_placement:
             return f"x-fairlead-decision: {context.id}\r\n{trace}"
         if choice is None:

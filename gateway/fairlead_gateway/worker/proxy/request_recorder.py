@@ -7,6 +7,7 @@ from fairlead_gateway.caller_key import caller_name
 from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome, assess_attainment
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.telemetry.handoff_record import FAILED
+from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.request_context import RequestContext, RoutedChoice
 
 CLIENT_CLOSED_STATUS: Final = 499
@@ -26,6 +27,7 @@ class RequestRecorder:
         self.telemetry = telemetry
         self.decisions = decisions
         self._on_finished = on_finished
+        self.limit_gate: LimitGate | None = None
 
     def record_choice(self, context: RequestContext, choice: RoutedChoice, prompt_tokens: float) -> None:
         """Makes `choice` the request's current one; counts and logs it."""
@@ -48,7 +50,12 @@ class RequestRecorder:
         self.decisions.append(record)
 
     def record_outcome(self, context: RequestContext, now: float) -> None:
-        """Records how a request ended; nothing if no instance was ever chosen for it."""
+        """Settles a request with its tenant's limits, and records how it ended.
+
+        Records nothing if no instance was ever chosen for it.
+        """
+        if context.reservation is not None and self.limit_gate is not None:
+            self.limit_gate.settle(context)
         choice, result = context.choice, context.result
         if choice is None:
             return

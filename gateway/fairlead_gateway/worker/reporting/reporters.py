@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from fairlead_gateway.routing.hooks import DispatchHooks, SiblingWorkers
 from fairlead_gateway.telemetry.decision_log import DecisionRecord
+from fairlead_gateway.worker.quota.tenant_limits import QuotaLink
 from fairlead_gateway.worker.reporting.prompt_samples import PromptSampleBuffer
 from fairlead_gateway.worker.reporting.timing_reporter import TimingReporter
 
@@ -21,6 +22,7 @@ class Reporters:
     prompt_samples: prompts that the index may request.
     timings: the times of requests, from which the supervisor learns engine profiles.
     on_decision: called with each decision, to publish it.
+    limits: gets slices of tenants' limits.
     on_needs_instance: called repeatedly with each model whose requests wait for an instance.
     """
 
@@ -30,3 +32,4 @@ class Reporters:
     timings: TimingReporter | None = None
     on_decision: Callable[[DecisionRecord], None] | None = None
     on_needs_instance: Callable[[str], None] = _ignore
+    limits: QuotaLink | None = None

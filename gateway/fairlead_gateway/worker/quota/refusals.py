@@ -1,0 +1,105 @@
+"""Errors and headers about limits, for clients.
+
+The headers are those of OpenAI: `x-ratelimit-limit-requests`, `-remaining-requests`,
+`-reset-requests`, and the same for tokens.
+"""
+
+import math
+from typing import Final
+
+from fairlead.tenants.model import Limit, LimitUnit, Tenant
+from fairlead.units import format_usd
+from fairlead_gateway.errors import BudgetSpent, ConcurrencyReached, GatewayError, LimitReached, LimitsUnavailable
+from fairlead_gateway.quota.exchange import CLOSED
+from fairlead_gateway.worker.quota.tenant_limits import LimitPlan, PlannedLimit
+
+_UNIT_NAMES: Final = {
+    LimitUnit.REQUESTS: "requests",
+    LimitUnit.INPUT_TOKENS: "input tokens",
+    LimitUnit.OUTPUT_TOKENS: "output tokens",
+    LimitUnit.TOKENS: "tokens",
+    LimitUnit.CONCURRENCY: "requests at the same time",
+    LimitUnit.BYTES_IN_FLIGHT: "bytes in flight",
+}
+_RETURNED_RETRY_SECONDS: Final = 1
+
+
+def describe_limit(limit: Limit, tenant: str) -> str:
+    """Returns a limit as text: `600 requests per minute of tenant acme, key ci`."""
+    text = (
+        f"{format_usd(limit.amount)} US dollars"
+        if limit.unit is LimitUnit.COST
+        else f"{limit.amount} {_UNIT_NAMES[limit.unit]}"
+    )
+    if limit.window is not None:
+        text += f" per {limit.window.value.lower()}"
+    text += f" of tenant {tenant}"
+    if limit.key is not None:
+        text += f", key {limit.key}"
+    if limit.model is not None:
+        text += f", model {limit.model}"
+    return text
+
+
+def limit_reached(planned: PlannedLimit, amount: int, tenant: Tenant, now: float) -> GatewayError:
+    """Returns the error for a request that needs `amount` of a limit that has less left."""
+    limit, leased = planned.limit, planned.leased
+    if leased.status == CLOSED:
+        return limits_unavailable("Redis lost what was used in this window, which is strict", leased.ends_at - now)
+    kind, hint = LimitReached, "send it again after retry-after"
+    if limit.unit is LimitUnit.COST:
+        kind, hint = BudgetSpent, "the operator of the gateway can raise the budget"
+    elif limit.window is None:
+        kind, hint = ConcurrencyReached, "wait until earlier requests have ended"
+    if amount > limit.amount:
+        needs = f"; this request may need {amount} of them"
+        hint = "send a shorter request, or a smaller max_tokens"
+    else:
+        needs = ""
+    seconds = leased.ends_at - now if limit.window is not None else _RETURNED_RETRY_SECONDS
+    retry_after = str(max(1, math.ceil(min(seconds, 40 * 86_400.0))))
+    return kind(
+        f"the limit of {describe_limit(limit, tenant.name)} is reached{needs}",
+        hint=hint,
+        headers=(("retry-after", retry_after),),
+    )
+
+
+def limits_unavailable(reason: str, seconds: float = 1.0) -> LimitsUnavailable:
+    """Returns the error for a request whose limits are not known."""
+    retry_after = str(max(1, math.ceil(min(seconds, 40 * 86_400.0))))
+    return LimitsUnavailable(
+        f"the limits of this tenant cannot be read: {reason}",
+        hint="the operator of the gateway sees the cause on its management port",
+        headers=(("retry-after", retry_after),),
+    )
+
+
+def rate_limit_headers(plan: LimitPlan, now: float) -> str:
+    """Returns the `x-ratelimit` headers as lines; empty without a limit of requests or tokens."""
+    text = "" if plan.request_limit is None else _header_lines(plan.request_limit, "requests", now)
+    return text if plan.token_limit is None else text + _header_lines(plan.token_limit, "tokens", now)
+
+
+def _header_lines(planned: PlannedLimit, unit: str, now: float) -> str:
+    amount, leased = planned.limit.amount, planned.leased
+    left = amount
+    if leased.available is not None and now < leased.ends_at:
+        left = max(0, min(amount, leased.available + leased.current.free))
+    reset = duration(max(0.0, leased.ends_at - now))
+    return (
+        f"x-ratelimit-limit-{unit}: {amount}\r\nx-ratelimit-remaining-{unit}: {left}\r\n"
+        f"x-ratelimit-reset-{unit}: {reset}\r\n"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds as `1h2m3s`, rounded up."""
+    whole = math.ceil(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}m{rest}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes}m{rest}s"

@@ -1,0 +1,129 @@
+"""A gateway inside a test whose tenants have limits, with a service of limits on the same loop."""
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import httpx
+import msgspec
+
+from fairlead.fleet.model import Model, TokenPrice
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
+from fairlead.tenants.model import Tenant
+from fairlead_gateway.ipc.quota_messages import QuotaReport, QuotaUpdates
+from fairlead_gateway.supervisor.quota.limit_stores import MemoryLimitStore
+from fairlead_gateway.supervisor.quota.quota_service import QuotaService
+from fairlead_gateway.worker.quota.quota_reporter import QuotaReporter
+from fairlead_gateway.worker.reporting.reporters import Reporters
+from fairlead_testing.engines.scripted import EngineCall, Script, scripted_engine, usage
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
+from fairlead_testing.gateway.tenant_keys import keys_of
+
+
+class LoopbackWorker:
+    """A worker whose messages to the supervisor arrive at once."""
+
+    number = 0
+
+    def __init__(self) -> None:
+        self.service: QuotaService | None = None
+        self.reporter: QuotaReporter | None = None
+        self.running: RunningGateway | None = None
+        self.reports: list[QuotaReport] = []
+
+    def send_to_supervisor(self, message: msgspec.Struct) -> bool:
+        """Sends a message of the worker."""
+        assert isinstance(message, QuotaReport)
+        assert self.service is not None
+        self.reports.append(message)
+        self.service.on_report(self, message)
+        return True
+
+    def send(self, message: msgspec.Struct) -> bool:
+        """Sends a message of the supervisor."""
+        assert isinstance(message, QuotaUpdates)
+        assert self.reporter is not None
+        assert self.running is not None
+        for limits in self.reporter.apply(message):
+            self.running.gateway.stack.limit_gate.serve_waiting(limits)
+        return True
+
+
+class _Sender:
+    def __init__(self, worker: LoopbackWorker) -> None:
+        self._worker = worker
+
+    def send(self, message: msgspec.Struct) -> bool:
+        return self._worker.send_to_supervisor(message)
+
+
+@dataclass(slots=True)
+class LimitedGateway:
+    """A running gateway with limits. `calls` are the requests that its engine got."""
+
+    running: RunningGateway
+    service: QuotaService
+    client: httpx.AsyncClient
+    calls: list[EngineCall] = field(default_factory=list)
+
+    async def chat(self, tenant: str, **fields: object) -> httpx.Response:
+        """Sends a chat with the key of a tenant."""
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], **fields}
+        headers = {"authorization": f"Bearer {tenant}"}
+        return await self.client.post(f"{self.running.url}/v1/chat/completions", json=body, headers=headers)
+
+    def used(self, tenant: str, limit: str) -> int:
+        """Returns what the worker has spent of a limit."""
+        leased = self.running.gateway.stack.limit_gate.tenants[tenant].leased[limit]
+        return leased.current.spent
+
+    def busy(self, tenant: str, limit: str) -> int:
+        """Returns what requests in flight have reserved of a limit."""
+        return self.running.gateway.stack.limit_gate.tenants[tenant].leased[limit].current.busy
+
+
+def answer(prompt: int = 7, output: int = 5, cached: int = 0) -> dict[str, object]:
+    """Returns a complete chat answer with usage."""
+    message = {"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}
+    return {**usage(prompt, cached, output), "id": "x", "object": "chat.completion", "choices": [message]}
+
+
+@asynccontextmanager
+async def limited_gateway(
+    script: Script,
+    tenants: Sequence[Tenant],
+    limits: Limits | None = None,
+    *,
+    price: TokenPrice | None = None,
+    service: QuotaService | None = None,
+) -> AsyncIterator[LimitedGateway]:
+    """Runs a gateway before an engine.
+
+    service: not started; None for one with a store in memory.
+    """
+    clock, found = SystemClock(), limits or Limits()
+    worker = LoopbackWorker()
+    if service is None:
+        service = QuotaService(MemoryLimitStore(clock), "gw", clock=clock, limits=found)
+    service.set_tenants(tenants)
+    worker.service = service
+    async with scripted_engine(script) as engine, httpx.AsyncClient(timeout=20) as client:
+        reporter = worker.reporter = QuotaReporter(_Sender(worker), asyncio.get_running_loop(), clock, found)
+        fleet = fleet_of([engine.url])
+        model = dataclasses.replace(fleet.models[MODEL_KEY], price=price)
+        fleet = dataclasses.replace(fleet, models={MODEL_KEY: model})
+        assert isinstance(model, Model)
+        async with running_gateway(
+            fleet, found, api_keys=keys_of(*tenants), reporters=Reporters(limits=reporter)
+        ) as running:
+            worker.running = running
+            reporter.tenants = running.gateway.stack.limit_gate.tenants
+            service.start()
+            try:
+                yield LimitedGateway(running, service, client, engine.calls)
+            finally:
+                reporter.close()
+                await service.stop()

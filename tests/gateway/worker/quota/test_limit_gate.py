@@ -1,0 +1,289 @@
+"""Requests reserve of their tenant's limits, and settle with what they used on every path."""
+
+import asyncio
+import dataclasses
+
+import httpx
+import pytest
+
+from fairlead.fleet.model import TokenPrice
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
+from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
+from fairlead_gateway.supervisor.quota.quota_service import QuotaService
+from fairlead_testing.engines.scripted import EngineCall, HangUp, token, usage
+from fairlead_testing.gateway.limited_gateway import LimitedGateway, answer, limited_gateway
+from fairlead_testing.gateway.running_gateway import run_async
+from fairlead_testing.waiting import wait_until
+
+_REQUESTS = Limit(LimitUnit.REQUESTS, 3, Window.DAY)
+_TOKENS = Limit(LimitUnit.TOKENS, 100_000, Window.DAY)
+_COST = Limit(LimitUnit.COST, 1_000_000, Window.MONTH)
+_CONCURRENCY = Limit(LimitUnit.CONCURRENCY, 1)
+_QUICK = dataclasses.replace(Limits(), quota_report_seconds=0.02, quota_renew_seconds=0.05)
+
+
+async def _answer(call: EngineCall) -> None:
+    await call.respond(answer())
+
+
+def test_a_request_beyond_the_limit_gets_429_with_the_headers_of_openai() -> None:
+    async def main() -> None:
+        async with limited_gateway(_answer, [Tenant("acme", limits=(_REQUESTS,))]) as gateway:
+            answers = [await gateway.chat("acme") for _ in range(4)]
+            assert [one.status_code for one in answers] == [200, 200, 200, 429]
+            remaining = [one.headers["x-ratelimit-remaining-requests"] for one in answers]
+            assert remaining == ["2", "1", "0", "0"]
+            refused = answers[-1]
+            error = refused.json()["error"]
+            assert error["code"] == "rate_limit_exceeded"
+            assert "3 requests per day of tenant acme" in error["message"]
+            assert 0 < int(refused.headers["retry-after"]) <= 86_400
+            assert refused.headers["x-ratelimit-limit-requests"] == "3"
+
+    run_async(main())
+
+
+def test_tokens_are_settled_with_what_the_engine_reported() -> None:
+    async def main() -> None:
+        async with limited_gateway(_answer, [Tenant("acme", limits=(_TOKENS,))]) as gateway:
+            await gateway.chat("acme")
+            assert gateway.used("acme", _TOKENS.id) == 12
+            assert gateway.busy("acme", _TOKENS.id) == 0
+
+    run_async(main())
+
+
+def test_cached_tokens_cost_less() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.respond(answer(prompt=100, cached=60, output=10))
+
+    async def main() -> None:
+        tenants = [Tenant("acme", limits=(_COST,))]
+        async with limited_gateway(script, tenants, price=TokenPrice(10, 1, 20)) as gateway:
+            await gateway.chat("acme", max_tokens=10)
+            assert gateway.used("acme", _COST.id) == 40 * 10 + 60 * 1 + 10 * 20
+
+    run_async(main())
+
+
+def test_a_budget_that_is_used_up_is_insufficient_quota() -> None:
+    async def main() -> None:
+        tenants = [Tenant("acme", limits=(dataclasses.replace(_COST, amount=100),))]
+        async with limited_gateway(_answer, tenants, price=TokenPrice(10, 1, 20)) as gateway:
+            refused = await gateway.chat("acme", max_tokens=10)
+            assert refused.status_code == 429
+            assert refused.json()["error"]["code"] == "insufficient_quota"
+            assert not gateway.calls
+
+    run_async(main())
+
+
+def test_a_soft_budget_refuses_nothing_and_is_counted() -> None:
+    async def main() -> None:
+        soft = dataclasses.replace(_COST, amount=100, is_soft=True)
+        tenants = [Tenant("acme", limits=(soft,))]
+        async with limited_gateway(_answer, tenants, _QUICK, price=TokenPrice(10, 1, 20)) as gateway:
+            answers = [await gateway.chat("acme", max_tokens=10) for _ in range(3)]
+            assert [one.status_code for one in answers] == [200] * 3
+            ledger = gateway.service.ledgers["acme"]
+            await wait_until(
+                lambda: soft.id in ledger.last_reply and ledger.last_reply[soft.id].used == 3 * (7 * 10 + 5 * 20)
+            )
+
+    run_async(main())
+
+
+def test_a_failed_request_costs_nothing() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.respond({"error": {"message": "no"}}, "400 Bad Request")
+
+    async def main() -> None:
+        async with limited_gateway(script, [Tenant("acme", limits=(_REQUESTS, _TOKENS))]) as gateway:
+            assert (await gateway.chat("acme")).status_code == 400
+            assert gateway.used("acme", _REQUESTS.id) == 0
+            assert gateway.used("acme", _TOKENS.id) == 0
+            assert gateway.busy("acme", _TOKENS.id) == 0
+
+    run_async(main())
+
+
+def test_a_retried_request_is_counted_once() -> None:
+    calls = []
+
+    async def script(call: EngineCall) -> None:
+        calls.append(call)
+        if len(calls) == 1:
+            raise HangUp
+        await call.respond(answer())
+
+    async def main() -> None:
+        async with limited_gateway(script, [Tenant("acme", limits=(_REQUESTS, _TOKENS))]) as gateway:
+            await gateway.chat("acme")
+            await gateway.chat("acme")
+            assert gateway.used("acme", _REQUESTS.id) <= 2
+            assert gateway.used("acme", _TOKENS.id) == 12 * gateway.used("acme", _REQUESTS.id)
+            assert gateway.busy("acme", _REQUESTS.id) == 0
+
+    run_async(main())
+
+
+def test_a_stream_is_settled_at_its_end() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        for text in "abc":
+            await call.event(token(text))
+        await call.event(usage(9, 0, 3))
+        await call.finish()
+
+    async def main() -> None:
+        async with limited_gateway(script, [Tenant("acme", limits=(_TOKENS,))]) as gateway:
+            answered = await gateway.chat("acme", stream=True)
+            assert answered.headers["x-ratelimit-limit-tokens"] == "100000"
+            await wait_until(lambda: gateway.busy("acme", _TOKENS.id) == 0)
+            assert gateway.used("acme", _TOKENS.id) == 12
+
+    run_async(main())
+
+
+def test_a_client_that_disconnects_pays_the_prompt_and_the_tokens_until_then() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        await call.event(token("a"))
+        await call.event(token("b"))
+        await call.wait_closed()
+
+    async def main() -> None:
+        limits = (Limit(LimitUnit.OUTPUT_TOKENS, 10_000, Window.DAY), Limit(LimitUnit.INPUT_TOKENS, 10_000, Window.DAY))
+        async with limited_gateway(script, [Tenant("acme", limits=limits)]) as gateway:
+            body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+            url = f"{gateway.running.url}/v1/chat/completions"
+            async with gateway.client.stream("POST", url, json=body, headers={"authorization": "Bearer acme"}) as got:
+                seen = b""
+                async for part in got.aiter_bytes():
+                    seen += part
+                    if b'"b"' in seen:
+                        break
+            await wait_until(lambda: gateway.busy("acme", limits[0].id) == 0)
+            assert gateway.used("acme", limits[0].id) == 2
+            assert gateway.used("acme", limits[1].id) > 0
+
+    run_async(main())
+
+
+def test_concurrency_is_free_again_when_a_request_ends() -> None:
+    release = asyncio.Event()
+
+    async def script(call: EngineCall) -> None:
+        await release.wait()
+        await call.respond(answer())
+
+    async def main() -> None:
+        async with limited_gateway(script, [Tenant("acme", limits=(_CONCURRENCY,))]) as gateway:
+            first = asyncio.create_task(gateway.chat("acme"))
+            await wait_until(lambda: len(gateway.calls) == 1)
+            refused = await gateway.chat("acme")
+            assert refused.status_code == 429
+            assert refused.json()["error"]["code"] == "concurrency_limit_exceeded"
+            release.set()
+            assert (await first).status_code == 200
+            assert (await gateway.chat("acme")).status_code == 200
+
+    run_async(main())
+
+
+def test_strict_limits_of_tokens_need_max_tokens() -> None:
+    async def main() -> None:
+        tenants = [Tenant("acme", limits=(_TOKENS,), enforcement=Enforcement.STRICT)]
+        async with limited_gateway(_answer, tenants) as gateway:
+            refused = await gateway.chat("acme")
+            assert refused.status_code == 400
+            assert refused.json()["error"]["param"] == "max_tokens"
+            assert (await gateway.chat("acme", max_tokens=20)).status_code == 200
+
+    run_async(main())
+
+
+def test_strict_limits_count_every_answer_before_it_starts() -> None:
+    async def main() -> None:
+        limit = Limit(LimitUnit.OUTPUT_TOKENS, 100, Window.DAY)
+        tenants = [Tenant("acme", limits=(limit,), enforcement=Enforcement.STRICT)]
+        async with limited_gateway(_answer, tenants) as gateway:
+            assert (await gateway.chat("acme", max_tokens=26, n=4)).status_code == 429
+            assert (await gateway.chat("acme", max_tokens=25, n=4)).status_code == 200
+
+    run_async(main())
+
+
+def test_a_tenant_with_limits_of_tokens_may_not_use_paths_without_counts() -> None:
+    async def main() -> None:
+        tenants = [Tenant("acme", limits=(_TOKENS,)), Tenant("free", limits=(_REQUESTS,))]
+        async with limited_gateway(_answer, tenants) as gateway:
+            url = f"{gateway.running.url}/v1/audio/speech"
+            body = {"model": "tiny", "input": "hi"}
+            refused = await gateway.client.post(url, json=body, headers={"authorization": "Bearer acme"})
+            assert refused.status_code == 403
+            assert refused.json()["error"]["code"] == "uncountable_path"
+            taken = await gateway.client.post(url, json=body, headers={"authorization": "Bearer free"})
+            assert taken.status_code == 200
+            assert gateway.used("free", _REQUESTS.id) == 1
+
+    run_async(main())
+
+
+def test_other_tenants_and_keys_are_not_limited() -> None:
+    async def main() -> None:
+        only_ci = Limit(LimitUnit.REQUESTS, 1, Window.DAY, key="ci")
+        tenants = [Tenant("acme", limits=(only_ci,)), Tenant("free")]
+        async with limited_gateway(_answer, tenants) as gateway:
+            for tenant in ("acme", "free"):
+                answers = [await gateway.chat(tenant) for _ in range(3)]
+                assert [one.status_code for one in answers] == [200] * 3
+                assert not any(name.startswith("x-ratelimit") for name in answers[0].headers)
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("admits", [True, False])
+def test_without_redis_requests_are_refused_or_admitted_as_the_tenant_says(admits: bool) -> None:
+    from fairlead.tenants.model import WithoutRedis
+
+    class _Away:
+        problem: str | None = "away"
+
+        async def apply(self, exchanges: object) -> list[None]:
+            return [None for _ in exchanges]  # type: ignore[attr-defined]
+
+    async def main() -> None:
+        policy = WithoutRedis.ADMIT if admits else WithoutRedis.REFUSE
+        tenants = [Tenant("acme", limits=(_REQUESTS,), without_redis=policy)]
+        service = QuotaService(_Away(), "gw", clock=SystemClock(), limits=Limits())  # type: ignore[arg-type]
+        async with limited_gateway(_answer, tenants, service=service) as gateway:
+            answered = await gateway.chat("acme")
+            assert answered.status_code == (200 if admits else 503)
+            if not admits:
+                assert answered.json()["error"]["code"] == "limits_unavailable"
+
+    run_async(main())
+
+
+def test_many_requests_at_once_use_a_limit_up_and_no_more() -> None:
+    async def main() -> None:
+        limit = Limit(LimitUnit.REQUESTS, 50, Window.DAY)
+        async with limited_gateway(_answer, [Tenant("acme", limits=(limit,))]) as gateway:
+            answers: list[httpx.Response] = await asyncio.gather(*(gateway.chat("acme") for _ in range(80)))
+            codes = [one.status_code for one in answers]
+            assert (codes.count(200), codes.count(429)) == (50, 30)
+
+    run_async(main())
+
+
+def test_slices_are_given_back_when_the_worker_ends() -> None:
+    async def main() -> None:
+        gateway: LimitedGateway
+        async with limited_gateway(_answer, [Tenant("acme", limits=(_TOKENS,))], _QUICK) as gateway:
+            await gateway.chat("acme", max_tokens=30)
+        row = next(row for _, row in gateway.service.ledgers["acme"].rows())
+        assert row.granted - row.returned == row.spent == 12
+
+    run_async(main())
