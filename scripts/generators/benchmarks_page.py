@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Final
 
+from fairlead_bench.autoscaler.page_tables import goal_rows, preset_table
+
 BENCHMARKS_PAGE: Final = "docs/benchmarks.md"
 _MARKER: Final = re.compile(r"(<!-- Table: ([a-z-]+)\. -->\n).*?(<!-- End of the table\. -->\n)", re.S)
 
@@ -58,6 +60,11 @@ def benchmarks_page(root: Path) -> str:
         "scenarios": _scenario_table,
         "targets": _target_table,
         "controllers": _controller_table,
+        "usual-settings": lambda folder: _every_controller_table(folder, "fixed"),
+        "best-settings": lambda folder: _every_controller_table(folder, "best"),
+        "outside-usual-settings": lambda folder: _outside_controller_table(folder, "fixed"),
+        "outside-best-settings": lambda folder: _outside_controller_table(folder, "best"),
+        "goals": _goal_table,
     }
     page = (root / BENCHMARKS_PAGE).read_text(encoding="utf-8")
     return _MARKER.sub(lambda found: f"{found[1]}{tables[found[2]](results)}{found[3]}", page)
@@ -157,6 +164,20 @@ def _controller_table(results: Path) -> str:
         "| controller | usual setting | keeps 99% in | cost | best setting | keeps 99% in | cost |",
         rows,
     )
+
+
+def _every_controller_table(results: Path, kind: str) -> str:
+    return preset_table(_load(results / "autoscaler.json")["table"], dict(_CONTROLLERS), kind)
+
+
+def _outside_controller_table(results: Path, kind: str) -> str:
+    table = _load(results / "autoscaler-outside-presets.json")["table"]
+    return preset_table(table, dict(_CONTROLLERS), kind, digits=2)
+
+
+def _goal_table(results: Path) -> str:
+    lines = "".join(row.line() for row in goal_rows(results))
+    return f"| goal | measured | holds |\n|---|---|---|\n{lines}"
 
 
 def _kept_scenarios(scenarios: Mapping[str, Any]) -> str:

@@ -76,6 +76,14 @@ def test_outside_plant_figures() -> None:
     assert f"The geometric mean of the costs is {geometric_mean(ratios):.2f} ×" in PAGE
 
 
+def test_shares_on_generated_traffic() -> None:
+    found = results("autoscaler-generated")["table"]["fairlead"]
+    noisy, long = ([run["attainment"] for run in found[name].values()] for name in ("noisy-hour", "long-prompts"))
+    text = " ".join(PAGE.split())
+    assert f"the noisy hour keeps {min(noisy):.2%} to {max(noisy):.2%}" in text
+    assert f"the long prompts {min(long):.2%} to {max(long):.2%}" in text
+
+
 def share_cells(runs: list[Any]) -> tuple[str, str]:
     """Returns mean and least servable share as the page shows them; bold below 99 %."""
     shares = [run["share"] * run["requests"] / max(run["requests"] - run["unservable"], 1) for run in runs]

@@ -7,5 +7,6 @@ result_rows: goals and comparisons
 plots: replicas over time, and all controllers
 offline_optimum: search for the cheapest schedules, kept in ``offline_optima.json``
 selected_scenarios: chosen scenarios and seeds, also those for judging
+page_tables: goals, and every controller by scenario, for the documentation
 sleep_tier: a benchmark of its own, of sleeping replicas
 """

@@ -9,6 +9,8 @@ from fairlead_bench.outside_plant.offline_optimum import OfflineOptimum, Optimum
 from fairlead_bench.outside_plant.plant import Plant, PlantOptions, PlantRecord
 from fairlead_bench.outside_plant.scenario import Scenario
 
+WINDOW_AFTERMATH_SECONDS = 300.0
+
 
 @dataclass(frozen=True, slots=True)
 class CoreMeasurement:
@@ -17,6 +19,7 @@ class CoreMeasurement:
     share: of requests with TTFT and mean gap within the targets
     ttft_share, gap_share: of requests within each target
     unservable: late requests that no start ordered at the first look could have served
+    window_share: the least share in a window of faulty metrics and five minutes after it
     optimum: None if it is not known
     """
 
@@ -35,6 +38,7 @@ class CoreMeasurement:
     max_desired: int
     optimum: OfflineOptimum | None
     wall_seconds: float
+    window_share: float | None = None
 
     @property
     def servable_share(self) -> float:
@@ -89,7 +93,25 @@ def measure(
         max_desired=max(max(sizes) for sizes in record.desired),
         optimum=optimum,
         wall_seconds=wall_seconds,
+        window_share=_window_share(scenario, late),
     )
+
+
+def _window_share(scenario: Scenario, late: list[bool]) -> float | None:
+    """Returns the least share of requests in time, of those of a window and five minutes after it.
+
+    None if all metrics were right.
+    """
+    shares = []
+    for window in scenario.windows:
+        end = window.end + WINDOW_AFTERMATH_SECONDS
+        found = [
+            is_late
+            for arrival, is_late in zip(scenario.requests.arrivals, late, strict=True)
+            if window.start <= arrival < end
+        ]
+        shares.append(1.0 - sum(found) / max(len(found), 1))
+    return min(shares, default=None)
 
 
 def _unservable(scenario: Scenario, options: PlantOptions, record: PlantRecord, late: list[bool]) -> int:

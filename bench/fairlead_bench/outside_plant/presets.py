@@ -1,13 +1,16 @@
 """The core and presets of others in the outside plant.
 
-    python -m fairlead_bench.outside_plant.presets [--seeds N,…] [--presets NAME,…]
+    python -m fairlead_bench.outside_plant.presets [--seeds N,…] [--values all|two|usual]
 
 One preset of each project, with the signal that keeps the SLO most often. Each runs with the values
-of its first parameter that the autoscaler's benchmark searches. The best value is the one that
-keeps the target in most runs, and then costs least.
+of its first parameter that the autoscaler's benchmark searches. ``--values two`` leaves the usual
+value and the best one of that benchmark, ``usual`` the first of them. The best value is the one
+that keeps the target in most runs, and then costs least. Requests that no start could have served
+do not count.
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +33,7 @@ from fairlead_bench.autoscaler.result_rows import (
     meets_slo,
     tune,
 )
-from fairlead_bench.autoscaler.unseen_seeds import COMPARED_PRESETS
+from fairlead_bench.autoscaler.unseen_seeds import COMPARED_PRESETS, TUNED, tuned_presets
 from fairlead_bench.measurement_cache import Measured, MeasurementCache, print_progress
 from fairlead_bench.outside_plant.benchmark import known_names
 from fairlead_bench.outside_plant.core_seam import Controller, core_controller, core_info
@@ -76,6 +79,7 @@ def main(arguments: Sequence[str]) -> int:
         "--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[1], metavar="N,…"
     )
     parser.add_argument("--presets", type=presets, default=list(COMPARED_PRESETS), metavar="NAME,…")
+    parser.add_argument("--values", choices=("all", "two", "usual"), default="all", help="of each parameter")
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 2))
     parser.add_argument("--file", type=Path, default=Path(f"out/bench/{NAME}.json"), metavar="FILE")
     given = parser.parse_args(arguments)
@@ -87,7 +91,8 @@ def main(arguments: Sequence[str]) -> int:
         jobs=given.jobs,
         said=print_progress,
     )
-    ours, found = _run_controllers(cells, runs, given.presets)
+    values = _values(given.presets, given.values)
+    ours, found = _run_controllers(cells, runs, values)
     optima = {f"{family} {seed}": _optimum_hours(family, seed) for family, seed in runs}
     tables = dict(_chosen_tables(found))
     more: dict[str, Any] = {
@@ -145,24 +150,39 @@ def _controller_rows(name: str, table: ByRun, optima: Mapping[str, float | None]
     yield value_row(f"{name}: cost ÷ offline optimum, geometric mean", "ratio", geometric_mean(ratios), None)
 
 
+def _values(names: Sequence[str], kind: str) -> dict[str, list[float]]:
+    """Returns the values of the first parameter of each preset."""
+    if kind == "all":
+        return {name: knob_values(name) for name in names}
+    values = {name: {PRESETS[name].parameters[0].default} for name in names}
+    if kind == "two":
+        for one in tuned_presets(json.loads(TUNED.read_text(encoding="utf-8"))["table"], names):
+            values[one.preset].add(one.knob)
+    return {name: sorted(chosen) for name, chosen in values.items()}
+
+
 def _run_controllers(
-    cells: MeasurementCache[PresetCell], runs: Sequence[tuple[str, int]], names: Sequence[str]
+    cells: MeasurementCache[PresetCell], runs: Sequence[tuple[str, int]], values: Mapping[str, Sequence[float]]
 ) -> tuple[ByRun, dict[str, dict[float, ByRun]]]:
-    """Returns the figures of the core, and those of each preset by value."""
-    values = {name: knob_values(name) for name in names}
-    all_values = [(FAIRLEAD, None), *((name, value) for name in names for value in values[name])]
+    """Returns the figures of the core, and those of each preset by value.
+
+    Their share is that of the requests that a start could have served.
+    """
+    all_values = [(FAIRLEAD, None), *((name, value) for name in values for value in values[name])]
     measured = cells([PresetCell(*run, name, value) for run in runs for name, value in all_values])
 
     def table(name: str, value: float | None) -> ByRun:
-        return {f"{family} {seed}": measured[PresetCell(family, seed, name, value)] for family, seed in runs}
+        found = {f"{family} {seed}": measured[PresetCell(family, seed, name, value)] for family, seed in runs}
+        return {run: {**cell, "attainment": cell["servable"]} for run, cell in found.items()}
 
-    return table(FAIRLEAD, None), {name: {value: table(name, value) for value in values[name]} for name in names}
+    return table(FAIRLEAD, None), {name: {value: table(name, value) for value in values[name]} for name in values}
 
 
 def _chosen_tables(found: Mapping[str, Mapping[float, ByRun]]) -> Iterator[tuple[TunedPreset, ByRun]]:
     for name, by_value in found.items():
         best, fixed = best_knob(by_value), PRESETS[name].parameters[0].default
-        yield TunedPreset(name, best, True), by_value[best]
+        if len(by_value) > 1:
+            yield TunedPreset(name, best, True), by_value[best]
         yield TunedPreset(name, fixed, False), by_value[fixed]
 
 

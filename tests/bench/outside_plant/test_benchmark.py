@@ -18,7 +18,7 @@ from fairlead_bench.outside_plant.offline_optimum import (
     fingerprint,
 )
 from fairlead_bench.outside_plant.plant import PlantOptions
-from fairlead_bench.outside_plant.scenario import Scenario
+from fairlead_bench.outside_plant.scenario import MetricFault, MetricWindow, Scenario
 
 JUDGING_FILE = Path(profiles.__file__).with_name("judging_seeds.json")
 
@@ -109,3 +109,13 @@ def test_unknown_family_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         benchmark.main(["--families", "no-such-family"])
     assert "known are long-prompts" in capsys.readouterr().err
+
+
+def test_window_of_faulty_metrics_has_a_share_of_its_own() -> None:
+    scenario = replace(short_chat(1), windows=(MetricWindow(120.0, 180.0, MetricFault.MISSING),))
+    arrivals = scenario.requests.arrivals
+    late = [arrival < 120.0 or (arrival >= 480.0 and index % 2 == 0) for index, arrival in enumerate(arrivals)]
+    assert measurement._window_share(scenario, late) == 1.0
+    late = [120.0 <= arrival < 480.0 for arrival in arrivals]
+    assert measurement._window_share(scenario, late) == 0.0
+    assert measurement._window_share(short_chat(1), late) is None

@@ -46,6 +46,24 @@ def test_run_measures_every_value_of_a_preset(monkeypatch: pytest.MonkeyPatch, t
     assert len(cells) == 1 + len(knob_values("hpa-concurrency"))
 
 
+def test_only_the_usual_value_may_be_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(FAMILIES, "short-chat", short_chat)  # type: ignore[misc]
+    file = tmp_path / "presets.json"
+    arguments = ["--families", "short-chat", "--presets", "hpa-concurrency", "--values", "usual"]
+    assert presets.main([*arguments, "--jobs", "1", "--file", str(file)]) == 0
+    table = json.loads(file.read_text(encoding="utf-8"))["table"]
+    assert list(table) == [FAIRLEAD, "hpa-concurrency at 14 (fixed)"]
+
+
+def test_requests_that_no_start_could_have_served_do_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = {"attainment": 0.98, "servable": 0.995, "cost": 2.0, "changes": 1.0}
+    monkeypatch.setattr(presets, "MeasurementCache", lambda *_, **__: lambda cells: dict.fromkeys(cells, found))
+    file = tmp_path / "presets.json"
+    assert presets.main(["--families", "steady-chat", "--presets", "wva-saturation", "--file", str(file)]) == 0
+    rows = {row["metric"]: row["value"] for row in json.loads(file.read_text(encoding="utf-8"))["rows"]}
+    assert rows[f"{FAIRLEAD}: of 1 runs keeps 99 % in"] == 1
+
+
 def test_unknown_preset_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         presets.main(["--presets", "hpa-nothing"])
