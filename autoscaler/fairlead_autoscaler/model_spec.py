@@ -7,7 +7,7 @@ from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
 from fairlead.api.spec.pools import Pool
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.fleet.model import SloTargets
-from fairlead.units import parse_duration
+from fairlead.units import NANO_USD_PER_USD, parse_duration
 from fairlead_autoscaler.core import (
     ModelSpec,
     PoolSpec,
@@ -32,9 +32,8 @@ def replica_usd(accelerator: AcceleratorClassSpec | None, pool: Pool) -> float |
     """Returns the price of one replica of `pool` in dollars per hour; None if its accelerator has
     none.
     """
-    if accelerator is None or accelerator.cost_per_hour is None:
-        return None
-    return float(accelerator.cost_per_hour) * max(1, accelerator.devices(pool.parallelism) * pool.parallelism.nodes)
+    price = None if accelerator is None else accelerator.replica_nano_usd_per_hour(pool.parallelism)
+    return None if price is None else price / NANO_USD_PER_USD
 
 
 def sleep_tier(spec: ModelDeploymentSpec) -> SleepTier | None:

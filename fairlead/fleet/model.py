@@ -129,6 +129,8 @@ class Instance:
     served_name: the engine's name for the model. None if it is the model's own name.
     pull: how other instances copy KV from this one. The instance itself copies from others, too.
     checks_address: a Kubernetes object names the endpoint, so each connection checks its address.
+    replica_nano_usd_per_hour: price of its whole replica, which may have other ranks; None if the
+        price is not known.
     """
 
     id: str
@@ -153,6 +155,12 @@ class Instance:
     served_name: str | None = None
     pull: KvPullSource | None = None
     checks_address: bool = False
+    replica_nano_usd_per_hour: int | None = None
+
+    @property
+    def replica_id(self) -> str:
+        """Identifies the replica: all data-parallel ranks of one engine belong to it."""
+        return self.id if self.dp_rank is None else self.id.rpartition("/")[0] or self.id
 
 
 def served_name_override(name: str | None, model: str) -> str | None:

@@ -156,14 +156,14 @@ class KubernetesTarget:
         """
         if reason := self.sync_blocked_reason():
             raise Unavailable(reason)
-        profiles, _ = self._specs.profiles(self._items(ACCELERATOR_CLASSES))
+        accelerators, _ = self._specs.accelerators(self._items(ACCELERATOR_CLASSES))
         return model_states(
             ClusterSnapshot(
                 models=self._read_models(),
                 workloads=self._workload_index.by_model(),
                 pods=self._pod_index.by_model(),
                 classes=self._accelerator_classes(),
-                profiles=profiles,
+                profiles={name: known.profile for name, known in accelerators.items()},
                 wall=self._clock.wall(),
                 interval_seconds=self._interval_seconds,
                 sleep_status=self._sleep_status(),

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from fairlead import units
 from fairlead.api.spec.pools import Parallelism
 from fairlead.api.spec.profile import Profile
 from fairlead.api.strict_model import Rule, StrictModel
@@ -138,6 +139,14 @@ class AcceleratorClassSpec(StrictModel):
             examples=["{preset: 910b4}"],
         ),
     ]
+
+    def replica_nano_usd_per_hour(self, parallelism: Parallelism) -> int | None:
+        """Returns the price of one instance in billionths of a US dollar per hour; None without
+        costPerHour.
+        """
+        if self.cost_per_hour is None:
+            return None
+        return units.parse_usd(self.cost_per_hour) * max(1, self.devices(parallelism) * parallelism.nodes)
 
     def devices(self, parallelism: Parallelism) -> int:
         """Returns the number of devices that one pod of an instance requests."""

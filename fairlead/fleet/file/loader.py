@@ -2,6 +2,7 @@
 
 from pydantic import ValidationError
 
+from fairlead import units
 from fairlead.errors import FileProblem, ManifestError
 from fairlead.fleet.client_names import GrantedNames, NameClaim, grant_names
 from fairlead.fleet.file.schema import FileFleet, FileInstance, FileModel
@@ -86,6 +87,7 @@ def _to_instances(item: FileModel) -> tuple[Instance, ...]:
             bootstrap=one.bootstrap,
             pull=one.kv_pull.to_kv_pull() if one.kv_pull is not None else None,
             access=_engine_auth(item, one),
+            replica_nano_usd_per_hour=None if one.cost_per_hour is None else units.parse_usd(one.cost_per_hour),
             served_name=served_name_override(one.served_model_name or item.served_model_name, item.name),
         )
         for one in item.instances

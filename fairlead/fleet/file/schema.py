@@ -13,7 +13,15 @@ from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.profile import Profile
 from fairlead.api.spec.routing import Routing
 from fairlead.api.strict_model import StrictModel, field_error
-from fairlead.api.value_types import Duration, PositiveDuration, RequestField, RequestPath, ServedName, check_percentage
+from fairlead.api.value_types import (
+    Cost,
+    Duration,
+    PositiveDuration,
+    RequestField,
+    RequestPath,
+    ServedName,
+    check_percentage,
+)
 from fairlead.engines.registry import engine_kinds
 from fairlead.errors import BadInput
 from fairlead.fleet.engine_url import normalize_engine_url
@@ -189,6 +197,7 @@ class FileInstance(StrictModel):
     ] = None
     tls: FileTls | None = None
     auth: FileAuth | None = None
+    cost_per_hour: Annotated[Cost | None, Field(examples=['"2.50"'])] = None
     profile: Annotated[FileProfile | None, BeforeValidator(_expand_preset), Field(examples=["910b4"])] = None
 
 

@@ -109,6 +109,8 @@ def _instance_fields(one: Instance) -> dict[str, Any]:
     auth = {"tokenEnv": one.access.token_env, "tokenFile": one.access.token_file}
     if any(auth.values()):
         entry["auth"] = {name: value for name, value in auth.items() if value is not None}
+    if one.replica_nano_usd_per_hour is not None:
+        entry["costPerHour"] = units.format_exact_usd(one.replica_nano_usd_per_hour)
     if one.profile is not None:
         entry["profile"] = _profile_value(one.profile)
     return entry

@@ -29,7 +29,7 @@ from fairlead.fleet.kubernetes.pod_instances import (
     managed_instances,
     pod_address,
 )
-from fairlead.fleet.kubernetes.spec_cache import ParsedModel
+from fairlead.fleet.kubernetes.spec_cache import KnownAccelerator, ParsedModel
 from fairlead.fleet.labels import MODEL_LABEL, POOL_LABEL
 from fairlead.fleet.model import Fleet, Instance, Model, Role, next_fleet, served_name_override
 from fairlead.kube.resources import Manifest, key_of, label_selector, labels_of, metadata_of, namespace_of, uid_of
@@ -56,7 +56,7 @@ class ClusterObjects:
     """
 
     models: Sequence[ParsedModel] = ()
-    profiles: Mapping[str, EngineProfile] = field(default_factory=dict)
+    accelerators: Mapping[str, KnownAccelerator] = field(default_factory=dict)
     pods: Mapping[str, Manifest] = field(default_factory=dict)
     selected_pods: Mapping[PodSelection, Mapping[str, Manifest]] = field(default_factory=dict)
     name_history: NameHistory = field(default_factory=NameHistory)
@@ -271,9 +271,10 @@ class _FleetBuilder:
             if not self._has_room(model.namespace):
                 self.excluded[key_of(pod)] = _BEYOND_SHARE
                 continue
-            profile = self._engine_profile(model, str(labels.get(POOL_LABEL, "")))
+            pool = str(labels.get(POOL_LABEL, ""))
+            profile, price = self._engine_profile(model, pool), self._replica_price(model, pool)
             peers = None if model.spec is None else model.spec.peers
-            instances = self._record_exclusion(pod, managed_instances(pod, profile, spans, peers))
+            instances = self._record_exclusion(pod, managed_instances(pod, profile, spans, peers, price))
             self._listed[model.namespace] += len(instances)
             found.setdefault(key, []).extend(instances)
         return found
@@ -388,7 +389,8 @@ class _FleetBuilder:
         name = next((one.accelerator_class_name for one in model.spec.pools if one.name == pool), None)
         if name is None:
             return None  # an external pool, or a pool that was removed
-        found = self._objects.profiles.get(name)
+        known = self._objects.accelerators.get(name)
+        found = None if known is None else known.profile
         if found is None and model.spec.engine.type is EngineType.SIM:
             found = builtin_profiles().get(name)
         if found is None:
@@ -396,3 +398,15 @@ class _FleetBuilder:
                 f"{model.key}: there is no AcceleratorClass {name!r}; routing uses the default profile for the pool {pool}"
             )
         return found
+
+    def _replica_price(self, model: ParsedModel, pool: str) -> int | None:
+        """Returns the price of a replica of the pool per hour; None if its accelerator has none.
+
+        Instances of a pool that was removed keep their price while they drain.
+        """
+        spec = None if model.spec is None else next((one for one in model.spec.pools if one.name == pool), None)
+        if spec is None or spec.accelerator_class_name is None:
+            before = self._previous.instances.get(model.key, ())
+            return next((one.replica_nano_usd_per_hour for one in before if one.pool == pool), None)
+        known = self._objects.accelerators.get(spec.accelerator_class_name)
+        return None if known is None else known.spec.replica_nano_usd_per_hour(spec.parallelism)

@@ -100,11 +100,13 @@ def managed_instances(
     profile: EngineProfile | None,
     group_hosts: Mapping[GroupKey, Mapping[int, str]],
     peers: PeerTransfer | None = None,
+    replica_price: int | None = None,
 ) -> PodInstances:
     """Returns the instances of a pod that Fairlead runs, one per data-parallel rank.
 
     group_hosts: addresses of multi-node instances, by group and pod index.
     peers: how instances copy KV. Pods that were created without peer transfer take no part.
+    replica_price: in billionths of a US dollar per hour; None if it is not known.
     """
     labels = labels_of(pod)
     if labels.get(ENDPOINT_LABEL) != "true":
@@ -144,6 +146,7 @@ def managed_instances(
                 bootstrap=f"http://{host}:{notes.bootstrap_port}" if notes.bootstrap_port else None,
                 served_name=served_name_override(notes.served_name, labels[MODEL_LABEL]),
                 pull=_kv_pull(nodes[rank], notes.kv_peers_port, rank, peers),
+                replica_nano_usd_per_hour=replica_price,
             )
             for rank in range(notes.data_parallel)
         )

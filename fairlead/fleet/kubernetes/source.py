@@ -241,10 +241,10 @@ class KubeFleetSource:
 
     def _build(self, models: Sequence[ParsedModel]) -> FleetResult:
         classes = self._informers[ACCELERATOR_CLASSES, None].informer
-        profiles, broken = self._specs.profiles(classes.items.values())
+        accelerators, broken = self._specs.accelerators(classes.items.values())
         objects = ClusterObjects(
             models=models,
-            profiles=profiles,
+            accelerators=accelerators,
             pods=self._objects_of(PODS),
             selected_pods={
                 where: kept.informer.items

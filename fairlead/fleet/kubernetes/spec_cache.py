@@ -62,6 +62,14 @@ class ParsedModel:
         return f"{self.namespace}/{self.name}"
 
 
+@dataclass(frozen=True, slots=True)
+class KnownAccelerator:
+    """An accelerator class, with the expected profile of engines on it."""
+
+    profile: EngineProfile
+    spec: AcceleratorClassSpec
+
+
 class SpecCache:
     """A cache of the parsed specs of models and accelerator classes.
 
@@ -70,8 +78,8 @@ class SpecCache:
 
     def __init__(self) -> None:
         self._models: dict[str, tuple[Any, ParsedModel]] = {}
-        self._classes: dict[str, tuple[Any, EngineProfile | str]] = {}
-        self._builtin = {name: one.spec.profile.to_engine_profile(name) for name, one in builtin_accelerators().items()}
+        self._classes: dict[str, tuple[Any, KnownAccelerator | str]] = {}
+        self._builtin = {name: _known_accelerator(name, one.spec) for name, one in builtin_accelerators().items()}
 
     def models(self, items: Mapping[str, Manifest]) -> tuple[ParsedModel, ...]:
         """Returns all models, oldest first."""
@@ -82,8 +90,8 @@ class SpecCache:
         """Returns one model, parsed now if it has changed since `models`."""
         return self._parse_model(key, item)[1]
 
-    def profiles(self, items: Iterable[Manifest]) -> tuple[dict[str, EngineProfile], tuple[str, ...]]:
-        """Returns the profile of every accelerator, and the problems of unreadable classes.
+    def accelerators(self, items: Iterable[Manifest]) -> tuple[dict[str, KnownAccelerator], tuple[str, ...]]:
+        """Returns every accelerator by name, and the problems of unreadable classes.
 
         The cluster's classes take precedence over the built-in ones.
         """
@@ -114,17 +122,21 @@ class SpecCache:
         namespace = str(metadata.get("namespace") or "default")
         return written, ParsedModel(namespace, name_of(item), created, spec, problem, recorded, releases)
 
-    def _parse_class(self, name: str, item: Manifest) -> tuple[Any, EngineProfile | str]:
+    def _parse_class(self, name: str, item: Manifest) -> tuple[Any, KnownAccelerator | str]:
         written, known = item.get("spec"), self._classes.get(name)
         if known is not None and known[0] == written:
             return known
         try:
-            return written, AcceleratorClassSpec.model_validate(written or {}).profile.to_engine_profile(name)
+            return written, _known_accelerator(name, AcceleratorClassSpec.model_validate(written or {}))
         except ValidationError as error:
             return (
                 written,
                 f"the AcceleratorClass {name} cannot be read: {describe_error(error, AcceleratorClassSpec, written)}",
             )
+
+
+def _known_accelerator(name: str, spec: AcceleratorClassSpec) -> KnownAccelerator:
+    return KnownAccelerator(spec.profile.to_engine_profile(name), spec)
 
 
 def _with_names(model: ParsedModel, recorded: frozenset[str] | None, releases: bool) -> ParsedModel:

@@ -75,10 +75,10 @@ def build(
 ) -> FleetResult:
     """Returns the fleet of these manifests. `objects` are further fields of `ClusterObjects`."""
     specs = SpecCache()
-    profiles, broken = specs.profiles(classes or [])
+    accelerators, broken = specs.accelerators(classes or [])
     known = ClusterObjects(
         specs.models(keyed(*models)),
-        profiles,
+        accelerators,
         keyed(*pods),
         **{"endpoint_namespaces": {"x", "a", "b"}, **objects},
     )

@@ -170,6 +170,7 @@ def _plan_pool(
         engine=engine_type,
         profile=profile.sped_up(options.speed) if options.speed != 1.0 else profile,
         transfer=transfer if transfer_arguments else None,
+        replica_nano_usd_per_hour=_replica_price(manifests, pool),
     )
     engines_per_process = options.engines_per_process if engine_type == SIMULATED_ENGINE else 1
     replicas = spec.desired_instances(pool)
@@ -178,6 +179,12 @@ def _plan_pool(
         model, pool.name, replicas, template, command, pool.name, first_launch.prints_ready_line, engines_per_process
     )
     return replace(pool_spec, sleep_level=None if sleep is None else sleep.level), first_launch.ignored_args
+
+
+def _replica_price(manifests: Manifests, pool: Pool) -> int | None:
+    """Returns the price of an instance per hour; None if its accelerator has none."""
+    accelerator = manifests.accelerators.get(pool.accelerator_class_name or "")
+    return None if accelerator is None else accelerator.spec.replica_nano_usd_per_hour(pool.parallelism)
 
 
 def _transfer_name(engine_type: EngineType, transfer: Transfer) -> str:
