@@ -97,6 +97,10 @@ class GatewaySettings:
         "a folder for audit files, which are synced to the disk, rotated, and never written again"
     )
     access_log_clients: str | None = _setting("`0` leaves the addresses of clients out of the access log", default="1")
+    usage_dir: str | None = _setting(
+        "the folder of the usage ledger: what each request used, by tenant, and when replicas existed. Gateways may share it. "
+        "Without it, no use is recorded"
+    )
     trace_endpoint: str | None = _setting(
         "an OpenTelemetry collector that takes OTLP over HTTP, such as `http://otel-collector:4318`; `/v1/traces` is added. "
         "Without it no span is made, and trace contexts are only passed on",

@@ -13,7 +13,7 @@ source, and a wait that is too long ends. `Limits` combines the groups:
 from dataclasses import dataclass, fields
 
 from fairlead.limits.control_plane import AuditLimits, AutoscalerLimits, HungEngineLimits, KubeLimits, SleepLimits
-from fairlead.limits.gateways import FleetLimits, PeerLimits, ProcessLimits, TelemetryLimits
+from fairlead.limits.gateways import FleetLimits, LedgerLimits, PeerLimits, ProcessLimits, TelemetryLimits
 from fairlead.limits.index import IndexLimits, KvEventLimits, PrefixMapLimits
 from fairlead.limits.requests import HandoffLimits, HttpLimits, QueueLimits, RequestLimits, UpstreamLimits
 from fairlead.limits.tenants import QuotaLimits
@@ -22,7 +22,7 @@ __all__ = ["Limits", "limits_table"]
 
 GROUPS = (
     *(HttpLimits, RequestLimits, QueueLimits, UpstreamLimits, HandoffLimits),
-    *(FleetLimits, TelemetryLimits, ProcessLimits, PeerLimits),
+    *(FleetLimits, TelemetryLimits, ProcessLimits, LedgerLimits, PeerLimits),
     *(KvEventLimits, IndexLimits, PrefixMapLimits),
     QuotaLimits,
     *(KubeLimits, SleepLimits, AuditLimits, HungEngineLimits, AutoscalerLimits),
@@ -39,6 +39,7 @@ class Limits(
     FleetLimits,
     TelemetryLimits,
     ProcessLimits,
+    LedgerLimits,
     PeerLimits,
     KvEventLimits,
     IndexLimits,

@@ -28,6 +28,7 @@ class TelemetryLimits:
     metric_models: int = limit(1_000, "models with metrics of their own; the rest are counted as `other`")
     metric_instances: int = limit(4_096, "instances of one model with metrics of their own; then the oldest is dropped")
     metric_label_values: int = limit(64, "values of a label such as `kind` or `rule`; the rest are counted as `other`")
+    metric_tenants: int = limit(100, "tenants with metrics of their own, those that use most; the rest are `other`")
     metric_retention_seconds: float = limit(300.0, "an instance's counters stay this long after it left the fleet")
     scrape_seconds: float = limit(2.0, "interval of scrapes of each engine's metrics page")
     scrape_timeout_seconds: float = limit(1.5, "an engine that takes longer is scraped again in the next round")
@@ -70,6 +71,28 @@ class ProcessLimits:
     timing_rows_pending: int = limit(131_072, "timings of all workers that wait to be sorted")
     timing_settle_seconds: float = limit(2.5, "the wait before sorting: a worker may be late")
     timing_inflight: int = limit(65_536, "requests in flight that are timed; beyond, the oldest is not measured")
+
+
+@dataclass(frozen=True)
+class LedgerLimits:
+    """Limits of usage records and of the ledger's files."""
+
+    usage_rows: int = limit(
+        16_384, "requests whose use a worker buffers for the supervisor; the next are lost and counted"
+    )
+    usage_report_seconds: float = limit(0.5, "interval of these reports; a worker that crashes loses one")
+    usage_records_pending: int = limit(
+        200_000, "usage records that wait for a ledger that cannot be written; the next are lost and counted"
+    )
+    usage_flush_seconds: float = limit(1.0, "interval at which records are written and forced to the disk")
+    usage_heartbeat_seconds: float = limit(10.0, "interval at which the replica log says that replicas still exist")
+    usage_gap_seconds: float = limit(60.0, "replicas do not count for a longer pause of a gateway than this")
+    usage_maintenance_seconds: float = limit(3_600.0, "interval at which checkpoints are written and old lines removed")
+    usage_lines_days: int = limit(31, "full days for which single usage records are kept; their totals stay")
+    usage_lines_bytes: int = limit(
+        8 * 1024 * 1024 * 1024, "records of past days in a ledger; of more, the oldest become totals earlier"
+    )
+    usage_query_days: int = limit(400, "days that one report may span")
 
 
 @dataclass(frozen=True)

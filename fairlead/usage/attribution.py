@@ -6,7 +6,7 @@
 - With more engine time than seconds, users share the seconds by engine time, and nothing is idle.
 - Starting and sleeping replicas serve no requests; their cost is shown by state.
 
-Whole numbers throughout. What rounding leaves goes to the parts with the largest remainders, so the
+Whole numbers throughout. What rounding leaves goes to the parts with the largest remainders. So the
 sum of all parts is the bill, to the billionth of a dollar.
 """
 

@@ -36,7 +36,7 @@ class Checkpoint(msgspec.Struct, omit_defaults=True):
 
 @dataclass(slots=True)
 class FileContent:
-    """What a file holds: usage or replica spans."""
+    """The content of a file: usage or replica spans."""
 
     offset: int = 0
     broken: int = 0
@@ -81,7 +81,7 @@ def write_checkpoint(file: LedgerFile) -> FileContent:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long a ledger keeps lines.
+    """The bounds on the lines that a ledger keeps.
 
     lines_days: full days after which lines are removed; their totals stay.
     lines_bytes: most bytes of lines of past days; beyond, the oldest are removed earlier.

@@ -60,7 +60,7 @@ def usage_rows(rows: Iterable[UsageTotals]) -> list[dict[str, str]]:
 
 
 def cost_rows(content: LedgerContent) -> list[dict[str, str]]:
-    """Returns the charges of replicas: what each tenant used, and what nobody used.
+    """Returns the charges of replicas: what each tenant used, and what was unused.
 
     The sum of `BilledCost` is replica-seconds × price.
     """

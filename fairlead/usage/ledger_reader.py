@@ -14,7 +14,7 @@ from fairlead.usage.replica_log import ReplicaSpan
 
 
 class LedgerContent(msgspec.Struct, rename="camel"):
-    """What a ledger holds about some days.
+    """The content of a ledger about some days.
 
     - ledger: id of the folder; equal for gateways that share one.
     - broken: lines that could not be read.

@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 DIMENSIONS: Final = ("tenant", "key", "model", "adapter", "day")
-"""What usage can be grouped by."""
+"""The dimensions by which usage can be grouped."""
 
 
 class UsageRecord(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -85,7 +85,7 @@ class UsageTotals(msgspec.Struct, rename="camel"):
 
     @property
     def identity(self) -> UsageKey:
-        """What the totals are of."""
+        """The day, tenant, key, model, adapter and pool of the totals."""
         return self.day, self.tenant, self.key, self.model, self.adapter, self.pool
 
     def add(self, other: "UsageTotals") -> None:

@@ -4,8 +4,8 @@ Each gateway keeps a log of its own: a line whenever its fleet changes, and a he
 A line says that everything stayed as it was since the line before. The first line of a process, and
 the one after a gap, says nothing about the time before.
 
-Several gateways see the same replicas. Their logs are merged by second: a second of a replica counts
-once, however many gateways saw it.
+Several gateways see the same replicas. Their logs are merged by second: a second of a replica
+counts once, however many gateways saw it.
 """
 
 from collections import defaultdict
@@ -96,7 +96,8 @@ class ReplicaLog:
         if last is not None and at < last:
             return []  # the clock was set back: wait until it has caught up
         lines: list[ReplicaLine] = []
-        if last is not None and at - last <= self._max_gap_seconds:
+        is_day_begin = at == last and at % _DAY_SECONDS == 0  # a further line would be about the day before
+        if last is not None and at - last <= self._max_gap_seconds and not is_day_begin:
             midnight = (last // _DAY_SECONDS + 1) * _DAY_SECONDS
             if at >= midnight:
                 first = views if at == midnight else self._views

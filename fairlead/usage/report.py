@@ -18,10 +18,10 @@ UserKey: TypeAlias = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class CostRow:
-    """The cost of a group of requests, or of replicas that nobody used.
+    """The cost of a group of requests, or of unused replicas.
 
     group: values of the dimensions; None where the cost belongs to no value.
-    state: empty for requests; else why nobody used the replicas: `Idle`, `Starting`, `Sleeping`.
+    state: empty for requests; else why the replicas were unused: `Idle`, `Starting`, `Sleeping`.
     """
 
     group: tuple[str | None, ...]
@@ -84,7 +84,7 @@ def attribute_ledger(content: LedgerContent) -> CostAttribution[UserKey]:
 
 
 def cost_report(content: LedgerContent, dimensions: Sequence[str]) -> CostReport:
-    """Returns the cost of a ledger's replicas, by group. What nobody used has rows of its own."""
+    """Returns the cost of a ledger's replicas, by group. Unused replicas have rows of their own."""
     attribution = attribute_ledger(content)
     costs: dict[tuple[tuple[str | None, ...], str], int] = defaultdict(int)
     for share in attribution.shares:

@@ -123,6 +123,7 @@ def _run(
             token_source=parse_token_source(settings.links, settings.tokenizers),
             tokenizer_folder=settings.tokenizers or "",
             index_secret=(settings.hash_secret or "").encode(),
+            usage_folder=Path(settings.usage_dir) if settings.usage_dir else None,
             environ=os.environ,
         )
 

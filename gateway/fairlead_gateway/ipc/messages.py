@@ -12,6 +12,7 @@ from fairlead.fleet.model import Fleet
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.quota_messages import QuotaReport, QuotaUpdates
 from fairlead_gateway.ipc.timing_events import TimingEvents
+from fairlead_gateway.ipc.usage_rows import UsageRows
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
 
@@ -26,6 +27,7 @@ class Configure(msgspec.Struct, tag=True):
     - are_keys_loaded: False while a source of keys has not been valid once.
     - row, active_rows: rows of the shared load table: its own, and the others in use.
     - has_redis: decisions and loads go to Redis.
+    - has_ledger: the use of requests is reported.
     - has_index: there is a KV-cache index of the instances that send KV events.
     """
 
@@ -46,6 +48,7 @@ class Configure(msgspec.Struct, tag=True):
     active_rows: list[int]
     has_redis: bool
     has_index: bool
+    has_ledger: bool
     warnings: list[str]
 
 
@@ -329,6 +332,7 @@ FromWorker: TypeAlias = (
     | PromptSamples
     | TimingEvents
     | QuotaReport
+    | UsageRows
     | NeedsInstance
     | ReplyChunk
 )

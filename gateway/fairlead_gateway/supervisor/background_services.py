@@ -1,6 +1,6 @@
-"""The services for which no request waits: engine metrics, and what goes through Redis."""
+"""The services for which no request waits: engine metrics, the ledger, and the use of Redis."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +11,18 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.quota_messages import QuotaReport
+from fairlead_gateway.ipc.usage_rows import UsageRows
 from fairlead_gateway.supervisor.config import GatewayConfig
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
+from fairlead_gateway.telemetry import MetricsRecorder
 
-if TYPE_CHECKING:  # without Redis, its client is not loaded
+if TYPE_CHECKING:  # without Redis, its client is not loaded; without a ledger, nor is what keeps it
+    from fairlead.engine_profile import EngineProfile
     from fairlead_gateway.supervisor.decision_stream import DecisionStream
     from fairlead_gateway.supervisor.peers.peer_sync import GatewayWorkers, PeerSync
+    from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile
     from fairlead_gateway.supervisor.quota.quota_service import QuotaService, QuotaWorker
+    from fairlead_gateway.supervisor.usage.usage_service import UsageService
     from fairlead_kvstore.redis.link import RedisLink
 
 
@@ -45,7 +50,8 @@ class LimitSharing:
 
 
 class BackgroundServices:
-    """The metrics scraper and, with Redis, the decision stream and the exchange with peers.
+    """The metrics scraper, the ledger and, with Redis, the decision stream and the exchange with
+    peers.
 
     membership: None for a gateway without peers.
     limit_sharing: how limits of tenants are shared with other gateways.
@@ -68,6 +74,7 @@ class BackgroundServices:
         self.quota: QuotaService | None = None
         self._limit_sharing = limit_sharing
         self._is_running = False
+        self.usage: UsageService | None = None
         self.redis_link: RedisLink | None = None
         self.decision_stream: DecisionStream | None = None
         self.peers: PeerSync | None = None
@@ -119,9 +126,44 @@ class BackgroundServices:
         if self.quota is not None:
             self.quota.on_worker_exit(worker)
 
+    def open_ledger(
+        self, folder: Path, gateway_id: str, learned_profile: Callable[[str], "LearnedProfile | None"]
+    ) -> None:
+        """Keeps a ledger from now on. To be called before `start`.
+
+        Why here: without a ledger, its modules are not loaded.
+        """
+        from fairlead_gateway.supervisor.usage.pricing import EngineReadings
+        from fairlead_gateway.supervisor.usage.usage_service import UsageService
+
+        def profile(instance: str) -> "EngineProfile | None":
+            learned = learned_profile(instance)
+            return None if learned is None else learned.profile
+
+        readings = EngineReadings(profile, self._running_requests)
+        self.usage = UsageService(folder, gateway_id, readings, clock=self._clock, limits=self._limits)
+
+    def update_fleet(self, fleet: Fleet) -> None:
+        """Replaces the fleet that the ledger counts."""
+        if self.usage is not None:
+            self.usage.update_fleet(fleet)
+
+    def on_usage(self, rows: UsageRows) -> None:
+        """Adds what requests used to the ledger."""
+        if self.usage is not None:
+            self.usage.on_rows(rows)
+
+    def add_metrics(self, telemetry: MetricsRecorder) -> None:
+        """Adds the values of the ledger."""
+        if self.usage is not None:
+            telemetry.tenant_values = self.usage.tenants.metric_values()
+            telemetry.non_model_counters.update(self.usage.metrics())
+
     def start(self) -> None:
         """Starts all services on the running loop. Waits neither for engines nor for Redis."""
         self.scraper.start()
+        if self.usage is not None:
+            self.usage.start()
         if self.redis_link is not None:
             self.redis_link.start()
         if self.decision_stream is not None:
@@ -138,6 +180,8 @@ class BackgroundServices:
         self._is_running = False
         if self.quota is not None:
             await self.quota.stop()
+        if self.usage is not None:
+            await self.usage.stop()
         if self.peers is not None:
             await self.peers.stop()
         if self.decision_stream is not None:
@@ -154,6 +198,8 @@ class BackgroundServices:
         warnings = [self._redis_warning(), self._signals_warning()]
         if self.peers is not None:
             warnings += self.peers.warnings()
+        if self.usage is not None:
+            warnings += self.usage.warnings()
         return [warning for warning in warnings if warning]
 
     def _redis_warning(self) -> str | None:
@@ -174,6 +220,11 @@ class BackgroundServices:
         first = silent[0].id
         error = self.scraper.errors[first]
         return f"no metrics from {len(silent)} of {len(ready)} ready instances: {first}: {error}"
+
+    def _running_requests(self, instance: str) -> float | None:
+        """Returns how many requests an instance ran at its last report; None if it has not said."""
+        reading = self.scraper.readings.get(instance)
+        return None if reading is None else reading.signals.running
 
 
 def create_background_services(

@@ -34,6 +34,7 @@ class GatewayConfig:
     autoscaler_url: where hints of `scale_from_zero` go.
     tokenizer_folder: holds the tokenizers of models, where they are local files.
     index_secret: keys the hashes of a KV-cache index in Redis; the indexer has the same.
+    usage_folder: where the ledger is; None for a gateway without one.
     environ: environment variables, from which the API keys of engines are read.
     """
 
@@ -57,4 +58,5 @@ class GatewayConfig:
     token_source: TokenSource = TokenSource.ENGINE
     tokenizer_folder: str = ""
     index_secret: bytes = b""
+    usage_folder: Path | None = None
     environ: Mapping[str, str] = field(default_factory=dict)

@@ -57,6 +57,7 @@ from fairlead_gateway.telemetry.snapshot import restore_counters
 from fairlead_kvstore.blockstore.changes import Change
 
 if TYPE_CHECKING:  # loaded only when an engine reports KV events
+    from fairlead.usage.ledger_reader import LedgerContent
     from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment
     from fairlead_gateway.supervisor.kv_index.alignment_store import AlignmentStore
     from fairlead_gateway.supervisor.kv_index.index_source import IndexSource
@@ -106,6 +107,7 @@ class Supervisor:
             on_report=self._on_report,
             on_message=self._on_worker_message,
             on_timings=self._on_timings,
+            on_usage=lambda rows: self.background.on_usage(rows),
             on_needs_instance=self._on_needs_instance,
             on_worker_ready=self._on_worker_ready,
             access_messages=lambda: [] if self.access is None else self.access.state_messages(),
@@ -128,6 +130,8 @@ class Supervisor:
         )
         self.background = create_background_services(config, self.workers, clock, limits)
         self.profiling = ProfilingService(broadcast=self.workers.broadcast, clock=clock, limits=limits)
+        if config.usage_folder is not None:
+            self.background.open_ledger(config.usage_folder, config.gateway_id, self.profiling.learned_profile)
         if self.background.peers is not None:
             self.background.peers.on_peer_dispatch = self._on_peer_dispatch
             self.background.peers.hints_of = self.kv_index.hints
@@ -259,6 +263,7 @@ class Supervisor:
         self.kv_index.update_fleet(fleet)
         self.profiling.update_fleet(fleet)
         self.audit.on_models(fleet.models)
+        self.background.update_fleet(fleet)
 
     def _configuration(self, number: int, row: int, siblings: list[int], slots: dict[str, int]) -> say.Configure:
         config = self._config
@@ -282,6 +287,7 @@ class Supervisor:
             active_rows=siblings,
             has_redis=config.redis_url is not None,
             has_index=config.token_source is not TokenSource.OFF,
+            has_ledger=config.usage_folder is not None,
             warnings=self._sent_warnings,
         )
 
@@ -428,6 +434,7 @@ class Supervisor:
         if self.background.peers is not None:
             telemetry.peer_values = self.background.peers.counters()
         telemetry.index_status = self.kv_index.status()
+        self.background.add_metrics(telemetry)
         telemetry.non_model_counters["workers"] = self.workers.serving_count
         telemetry.non_model_counters["worker_deaths_total"] = self.workers.crash_count
         if self.access is not None:
@@ -436,6 +443,11 @@ class Supervisor:
         if age is not None:
             telemetry.non_model_counters["fleet_age_seconds"] = int(age)
         return telemetry
+
+    async def usage_content(self, first_day: str, last_day: str) -> "LedgerContent | None":
+        """Returns what the ledger holds about these days; None without a ledger."""
+        usage = self.background.usage
+        return None if usage is None else await usage.read(first_day, last_day)
 
     async def decisions(
         self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None

@@ -20,6 +20,7 @@ from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import Channel
 from fairlead_gateway.ipc.quota_messages import QuotaReport
 from fairlead_gateway.ipc.timing_events import TimingEvents
+from fairlead_gateway.ipc.usage_rows import UsageRows
 from fairlead_gateway.supervisor.worker_spawn import SpawnedWorker
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
 
@@ -37,6 +38,7 @@ class WorkerListener:
     on_report: Callable[["WorkerHandle", say.WorkerReport], None]
     on_message: Callable[["WorkerHandle", say.IndexReport | say.PromptSamples | QuotaReport], None]
     on_timings: Callable[[TimingEvents], None]
+    on_usage: Callable[[UsageRows], None]
     on_needs_instance: Callable[[str], None]
     on_exit: Callable[["WorkerHandle"], None]
 
@@ -177,6 +179,8 @@ class WorkerHandle:
                 self._listener.on_message(self, message)
             case TimingEvents():
                 self._listener.on_timings(message)
+            case UsageRows():
+                self._listener.on_usage(message)
             case say.NeedsInstance(model):
                 self._listener.on_needs_instance(model)
             case say.ReplyChunk(number, data, last):

@@ -27,6 +27,7 @@ from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import encode_message
 from fairlead_gateway.ipc.quota_messages import QuotaReport
 from fairlead_gateway.ipc.timing_events import TimingEvents
+from fairlead_gateway.ipc.usage_rows import UsageRows
 from fairlead_gateway.routing.load import shared_memory
 from fairlead_gateway.supervisor.peers.peer_load_row import PeerLoadRow
 from fairlead_gateway.supervisor.slot_allocator import SlotAllocator
@@ -72,6 +73,7 @@ class WorkerPoolHooks:
     on_report: Callable[[say.WorkerReport], None]
     on_message: Callable[[WorkerHandle, say.IndexReport | say.PromptSamples | QuotaReport], None]
     on_timings: Callable[[TimingEvents], None]
+    on_usage: Callable[[UsageRows], None]
     on_needs_instance: Callable[[str], None]
     on_worker_ready: Callable[[], None]
     on_worker_exit: Callable[[WorkerHandle], None]
@@ -202,6 +204,7 @@ class WorkerPool:
             self._on_report,
             self._hooks.on_message,
             self._hooks.on_timings,
+            self._hooks.on_usage,
             self._hooks.on_needs_instance,
             self._on_exit,
         )

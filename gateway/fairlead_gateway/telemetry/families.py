@@ -176,6 +176,28 @@ FAMILIES: Final = (
     _counter("access_log_dropped_total", (), "Lines that the access log dropped; absent while it is off."),
     _counter("spans_exported_total", (), "Spans that the collector accepted; absent while tracing is off."),
     _counter("spans_dropped_total", (), "Spans that the collector did not accept, or not in time."),
+    _counter(
+        "tenant_requests_total",
+        ("tenant",),
+        "Requests of a tenant for which an instance was chosen; absent without a ledger.",
+    ),
+    _counter("tenant_input_tokens_total", ("tenant",), "Prompt tokens of a tenant, cached ones included."),
+    _counter(
+        "tenant_cached_tokens_total", ("tenant",), "Prompt tokens of a tenant that engines had in their KV caches."
+    ),
+    _counter("tenant_output_tokens_total", ("tenant",), "Generated tokens of a tenant."),
+    _counter(
+        "tenant_cost_usd_total", ("tenant",), "What a tenant's tokens cost, by the prices of the models, in US dollars."
+    ),
+    _counter(
+        "tenant_saved_usd_total", ("tenant",), "What a tenant's cached tokens cost less than others, in US dollars."
+    ),
+    _counter("tenant_engine_seconds_total", ("tenant",), "Time of engines that a tenant used, by their profiles."),
+    _counter("usage_records_written_total", (), "Lines that are safe in the usage ledger; absent without one."),
+    _counter(
+        "usage_records_lost_total", (), "Usage records that were lost: too many waited, or a worker could not report."
+    ),
+    _gauge("usage_records_pending", (), "Lines that wait to be written to the usage ledger."),
     _gauge("redis_connected", (), "1 while Redis answers; absent when none is configured."),
     _counter("redis_published_total", (), "Decisions published to Redis."),
     _counter("redis_dropped_total", (), "Decisions dropped because too many waited for Redis."),

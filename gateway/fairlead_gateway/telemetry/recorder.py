@@ -23,7 +23,7 @@ from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.telemetry.counters import InstanceCounters, ModelCounters
 from fairlead_gateway.telemetry.histogram import seconds_bucket
 from fairlead_gateway.telemetry.outcome import RequestOutcome, is_client_fault
-from fairlead_gateway.telemetry.status_types import IndexStatus, LoadView, PublishStats
+from fairlead_gateway.telemetry.status_types import IndexStatus, LoadView, PublishStats, TenantValues
 
 if TYPE_CHECKING:
     from fairlead_gateway.telemetry import exposition
@@ -54,6 +54,7 @@ class MetricsRecorder:
         self.queued: Mapping[str, int] = {}  # queued requests by model
         self.ejection_seconds: Mapping[str, float] = {}  # since the ejection of instances that do not answer
         self.index_status: IndexStatus = {}
+        self.tenant_values: TenantValues = {}
         self.peer_values: dict[str, float] = {}  # values of other gateways; only the supervisor knows them
 
     def record_received(self, model_key: str, prompt_tokens: float = 0.0) -> None:
@@ -205,6 +206,7 @@ class MetricsRecorder:
                 queued=self.queued,
                 ejection_seconds=self.ejection_seconds,
                 index_status=self.index_status,
+                tenant_values=self.tenant_values,
             )
         )
 

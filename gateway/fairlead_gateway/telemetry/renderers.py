@@ -22,6 +22,7 @@ from fairlead_gateway.telemetry.status_types import (
     LoadView,
     ModelIndexStatus,
     PublishStats,
+    TenantValues,
 )
 
 _MODEL: Final = 'model="{}"'
@@ -51,6 +52,7 @@ class Scrape:
     queued: Mapping[str, int]
     ejection_seconds: Mapping[str, float]
     index_status: IndexStatus
+    tenant_values: TenantValues
 
     def instances(self) -> Iterator[tuple[str, Instance]]:
         for key, instances in self.fleet.instances.items():
@@ -171,6 +173,14 @@ def quarantined(name: str, scrape: Scrape) -> Iterator[str]:
 
 def process_value(key: str) -> Renderer:
     return lambda name, scrape: [f"{name} {scrape.process_values[key]}\n"] if key in scrape.process_values else []
+
+
+def tenant_value(key: str) -> Renderer:
+    def lines(name: str, scrape: Scrape) -> Iterator[str]:
+        for tenant, value in scrape.tenant_values.get(key, ()):
+            yield f'{name}{{tenant="{escape_label(tenant)}"}} {value:.15g}\n'
+
+    return lines
 
 
 def by_label(label: str, table: Callable[[ModelCounters], Mapping[str, int]]) -> Renderer:

@@ -1,9 +1,9 @@
 """Values that metrics and management API read from other parts of the gateway."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from fairlead_kvstore.analysis.block_counts import BlockCounts
 from fairlead_kvstore.analysis.removal_ranking import RemovalRank
@@ -124,3 +124,7 @@ class HealthState(StrEnum):
     EJECTED = "Ejected"
     PROBING = "Probing"
     WARMING = "WarmingUp"
+
+
+TenantValues: TypeAlias = Mapping[str, Sequence[tuple[str, float]]]
+"""By metric name without prefix: the tenants that have a series of their own, with their values."""

@@ -32,6 +32,7 @@ from fairlead_gateway.worker.reporting.index_reporter import IndexReporter, appl
 from fairlead_gateway.worker.reporting.peer_updates import PeerUpdateApplier
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.reporting.timing_reporter import TimingReporter
+from fairlead_gateway.worker.reporting.usage_reporter import UsageReporter
 from fairlead_gateway.worker.request_ids import RequestIds
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
@@ -95,6 +96,7 @@ class WorkerServices:
             )
         self._index_reporter = IndexReporter(channel, loop, limits) if configuration.has_index else None
         self._quota_reporter = QuotaReporter(channel, loop, runtime.clock, limits)
+        self._usage_reporter = UsageReporter(channel, loop, limits) if configuration.has_ledger else None
         self.gateway = Gateway(
             runtime,
             GatewaySecrets(configuration.secret, EngineCredentials(os.environ, runtime.now), self._api_keys),
@@ -180,6 +182,8 @@ class WorkerServices:
         if self._dispatch_reporter is not None:
             self._dispatch_reporter.flush()
         self._quota_reporter.close()
+        if self._usage_reporter is not None:
+            self._usage_reporter.flush()
         self._channel.send(self._query_handler.final_counters())
 
     def _create_reporters(self, configuration: messages.Configure) -> Reporters:
@@ -191,6 +195,7 @@ class WorkerServices:
             dispatch_hooks=index.hooks if index is not None else None,
             prompt_samples=index.samples if index is not None else None,
             timings=TimingReporter(self._channel, self._runtime.loop, self._runtime.limits),
+            usage=self._usage_reporter,
             on_decision=dispatch.on_decision if configuration.has_redis and dispatch is not None else None,
             on_needs_instance=self._report_needs_instance,
             limits=self._quota_reporter,

@@ -5,7 +5,7 @@ Its data comes from the supervisor, and from the workers by a query for each req
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fairlead.audit.reader import AuditQuery
 from fairlead.audit.record import AuditRecord
@@ -17,6 +17,9 @@ from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfi
 from fairlead_gateway.telemetry import LoadView, MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import LoggedRequest
 from fairlead_gateway.telemetry.status_types import IndexStatus
+
+if TYPE_CHECKING:  # only gateways with a ledger load its modules
+    from fairlead.usage.ledger_reader import LedgerContent
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,10 @@ class GatewayView(Protocol):
 
     async def counters(self, *, windows: bool) -> MetricsRecorder:
         """Returns the workers' summed counters; `windows` includes those of the last minute."""
+        ...
+
+    async def usage_content(self, first_day: str, last_day: str) -> "LedgerContent | None":
+        """Returns what the ledger holds about these days; None if there is no ledger."""
         ...
 
     async def decisions(

@@ -122,7 +122,7 @@ class Gateway(RequestLifecycle):
         self._tracer = observers.tracer if observers is not None else None
         if observers is not None:
             observers.attach_counters(self.telemetry)
-        on_finished = tuple(observers.finish_callbacks) if observers is not None else ()
+        on_finished = (*(observers.finish_callbacks if observers is not None else ()), *reporters.finish_callbacks())
         self._recorder = RequestRecorder(self.telemetry, self.decisions, on_finished)
         self.listener = Listener(
             self, clock=runtime.clock, limits=limits, loop=runtime.loop, create_request_id=create_request_id

@@ -1,5 +1,6 @@
 """Relays the response of an attempt to the client, and resumes a stream that broke."""
 
+import asyncio
 import re
 from typing import Final
 
@@ -17,6 +18,7 @@ from fairlead_gateway.worker.proxy.relayed_stream import (
     SseKeepAlive,
     StreamEnding,
     StreamLifecycle,
+    record_relayed,
 )
 from fairlead_gateway.worker.proxy.response_check import is_error_object, not_served_body
 from fairlead_gateway.worker.proxy.stream_resume import StreamResume
@@ -251,6 +253,10 @@ class ResponseRelay(StreamEnding):
             if not engine_response.is_complete and attempt.connection is not None:
                 attempt.connection.abandon(engine_response)
             return await self._stream_resume.resume(attempt, sent_text, cause or "", keep_alive)
+        except asyncio.CancelledError:
+            if engine_response.finished.cancelled():  # the client has disconnected
+                record_relayed(context, engine_response)
+            raise
         finally:
             keep_alive.stop()
             context.response.on_backpressure = None

@@ -166,6 +166,7 @@ class RelayedStream(GapRecorder):
         if self._has_ended:
             return
         self._stop()
+        record_relayed(self._attempt.context, self._engine_response)
         self._finish_attempt(False)
         self._lifecycle.on_cancelled(self._attempt.context)
 
@@ -179,3 +180,9 @@ class RelayedStream(GapRecorder):
         attempt = self._attempt
         attempt.abort_unfinished()
         attempt.finish(is_complete, attempt.now())
+
+
+def record_relayed(context: RequestContext, engine_response: EngineResponse) -> None:
+    """Records what was relayed of a response by now: its events, and the engine's token counts."""
+    context.result.event_count = engine_response.scanner.event_count
+    context.result.record_usage(engine_response.scanner.usage)

@@ -23,6 +23,7 @@ from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock, ManualClock, SystemClock
 from fairlead.runtime.loop_lag import LoopLag
+from fairlead.usage.ledger_reader import LedgerContent
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.supervisor.management.view import GatewayStatus
 from fairlead_gateway.telemetry import MetricsRecorder, assess_attainment
@@ -48,6 +49,7 @@ class SimulatedGateway:
         self.random = random.Random(seed)
         self.served = 0
         self.health_state: Callable[[str], tuple[str, str]] | None = None
+        self.usage_ledger: Callable[[str, str], LedgerContent] | None = None
         self.ejections: dict[str, EjectionReport] = {}
         self.answer_times: dict[str, float] = {}
 
@@ -74,6 +76,9 @@ class SimulatedGateway:
 
     async def counters(self, *, windows: bool) -> MetricsRecorder:
         return self.telemetry
+
+    async def usage_content(self, first_day: str, last_day: str) -> LedgerContent | None:
+        return self.usage_ledger and self.usage_ledger(first_day, last_day)
 
     async def decisions(
         self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None

@@ -191,6 +191,7 @@ def test_openapi_describes_every_route(made_up: Any) -> None:
         "/api/decisions/{request_id}",
         "/api/audit",
         "/api/route",
+        "/api/usage",
     }
     assert all(way["summary"] for path in schema["paths"].values() for way in path.values())
 

@@ -41,6 +41,14 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
     made_up.telemetry.non_model_counters.update(
         workers=2, worker_deaths_total=1, fleet_age_seconds=3, keys=2, keys_file_broken=0
     )
+    made_up.telemetry.non_model_counters.update(
+        usage_records_written_total=5, usage_records_lost_total=0, usage_records_pending=0
+    )
+    made_up.telemetry.tenant_values = {
+        family.name.removeprefix("fairlead_gateway_"): [("acme", 1.0)]
+        for family in FAMILIES
+        if family.labels == ("tenant",)
+    }
     rest = ("peer_sent_total", "peer_heard_total", "peer_limited_total", "peer_dropped_total")
     rest += ("peer_missed_total", "peer_poisoned_total")
     made_up.telemetry.peer_values = dict.fromkeys(rest, 1.0) | {

@@ -1,0 +1,150 @@
+"""`GET /api/usage`: what the ledger of this gateway holds, as JSON."""
+
+from collections.abc import Callable
+from datetime import date
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from fairlead.errors import BadInput
+from fairlead.limits import Limits
+from fairlead.usage.ledger_reader import LedgerContent, days_until, parse_day
+from fairlead.usage.record import UsageTotals, day_of
+from fairlead.usage.replica_log import ReplicaSpan
+from fairlead.usage.report import group_usage, parse_dimensions
+from fairlead_gateway.supervisor.management.access.access_scope import AccessScope, Permission
+from fairlead_gateway.supervisor.management.view import GatewayView
+
+
+class _ResponseModel(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class UsageTotalsOut(_ResponseModel):
+    """The use of the requests of one group. Fields that are not grouped by are empty."""
+
+    day: str = Field(description="UTC day on which the requests ended.")
+    tenant: str
+    key: str = Field(description="Name of the API key.")
+    model: str
+    adapter: str
+    pool: str
+    requests: int
+    failed: int = Field(description="Requests with a status of 400 or more; disconnected clients count.")
+    estimated: int = Field(description="Requests whose tokens the engine did not report.")
+    unpriced: int = Field(description="Requests for models without a price; they are not in cost_nano_usd.")
+    input_tokens: int
+    cached_tokens: int = Field(description="The part of input_tokens that engines had in their KV caches.")
+    output_tokens: int
+    cost_nano_usd: int = Field(description="By the prices of the models, in billionths of a US dollar.")
+    saved_nano_usd: int = Field(description="How much more the cached tokens would have cost otherwise.")
+    engine_microseconds: int
+
+
+class ReplicaSpanOut(_ResponseModel):
+    """A replica from second `start` until before second `end`, as a gateway saw it."""
+
+    replica: str
+    start: int
+    end: int
+    model: str
+    pool: str
+    state: str
+    nano_usd_per_hour: int | None = Field(description="Null if its accelerator class has no costPerHour.")
+
+
+class UsageOut(_ResponseModel):
+    """Usage by group. Gateways that share a ledger answer the same, and name the same ledger."""
+
+    ledger: str = Field(description="Id of the folder. Count answers with the same id once.")
+    first_day: str
+    last_day: str
+    usage: list[UsageTotalsOut]
+    replicas: list[ReplicaSpanOut] = Field(description="Empty unless asked for.")
+    broken: int = Field(description="Lines that could not be read, such as the last one before a crash.")
+    lost: int = Field(description="Records that this gateway could not write since it started.")
+
+
+def add_usage_route(
+    app: FastAPI,
+    view: GatewayView,
+    *,
+    access_of: Callable[[Request], AccessScope],
+    errors: dict[int | str, dict[str, Any]],
+) -> None:
+    """Adds the route to the management API.
+
+    access_of: returns what the token of a request may see.
+    """
+
+    @app.get("/api/usage", summary="What tenants used, from the ledger", responses=errors)
+    async def usage(
+        access: Annotated[AccessScope, Depends(access_of)],
+        first: Annotated[str | None, Query(alias="from", description="First UTC day, such as 2026-11-24.")] = None,
+        last: Annotated[str | None, Query(alias="to", description="Last UTC day, included; by default today.")] = None,
+        by: Annotated[
+            str, Query(description="What to group by: tenant, key, model, adapter, day. Empty: not grouped.")
+        ] = "tenant",
+        replicas: Annotated[
+            bool,
+            Query(description="Include when replicas existed, for a token that may see the fleet and all tenants."),
+        ] = False,
+        tenant: Annotated[str | None, Query(description="Only of this tenant.", max_length=253)] = None,
+    ) -> UsageOut:
+        if replicas and (access.tenants is not None or Permission.FLEET not in access.may):
+            raise HTTPException(403, "replicas: the token may not see the whole fleet")
+        today = date.fromisoformat(day_of(view.clock.wall()))
+        try:
+            last_day = today if last is None else parse_day(last, "to")
+            first_day = days_until(last_day, 1)[0] if first is None else parse_day(first, "from")
+            dimensions = parse_dimensions(by, field="by") if by else ()
+            _check_range(first_day, last_day)
+            content = await view.usage_content(first_day.isoformat(), last_day.isoformat())
+        except BadInput as error:
+            raise HTTPException(400, f"{error.field}: {error.message}; {error.hint}") from error
+        if content is None:
+            raise HTTPException(404, "this gateway keeps no ledger: set FAIRLEAD_USAGE_DIR")
+        tenants = access.narrowed(tenant)
+        if tenants is not None:
+            content.usage = [row for row in content.usage if row.tenant in tenants]
+        return _usage_out(content, (first_day, last_day), dimensions, with_replicas=replicas)
+
+
+def _check_range(first: date, last: date) -> None:
+    most = Limits().usage_query_days
+    if not 0 <= (last - first).days < most:
+        raise BadInput(f"{first} to {last} is not a span of 1 to {most} days", field="from", hint="give days in order")
+
+
+def _usage_out(
+    content: LedgerContent, days: tuple[date, date], dimensions: tuple[str, ...], *, with_replicas: bool
+) -> UsageOut:
+    rows = group_usage(content.usage, dimensions) if dimensions else content.usage
+    return UsageOut(
+        ledger=content.ledger,
+        first_day=days[0].isoformat(),
+        last_day=days[1].isoformat(),
+        usage=[_totals_out(row) for row in rows],
+        replicas=[_span_out(span) for span in content.replicas] if with_replicas else [],
+        broken=content.broken,
+        lost=content.lost,
+    )
+
+
+def _totals_out(row: UsageTotals) -> UsageTotalsOut:
+    return UsageTotalsOut(**{name: getattr(row, name) for name in UsageTotalsOut.model_fields})
+
+
+def _span_out(span: ReplicaSpan) -> ReplicaSpanOut:
+    view = span.view
+    return ReplicaSpanOut(
+        replica=span.replica,
+        start=span.start,
+        end=span.end,
+        model=view.model,
+        pool=view.pool,
+        state=view.state,
+        nano_usd_per_hour=view.nano_usd_per_hour,
+    )

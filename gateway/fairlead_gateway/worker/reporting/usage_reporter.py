@@ -1,0 +1,89 @@
+"""Reports what each request used, from which the supervisor keeps the ledger.
+
+- Tokens are the engine's. Where it reported none, they are estimated: those of the prompt as
+  routing does, and one for each event of the answer.
+- A failed request used nothing: its tokens are 0.
+- A client that disconnects has used its prompt and what was sent by then.
+"""
+
+import asyncio
+from typing import Final
+
+from fairlead.limits import Limits
+from fairlead_gateway.ipc.batch_sender import BatchSender, MessageSender
+from fairlead_gateway.ipc.usage_rows import UsageRow, UsageRows
+from fairlead_gateway.telemetry.handoff_record import OK
+from fairlead_gateway.telemetry.outcome import RequestOutcome
+from fairlead_gateway.worker.request_context import RequestContext
+
+# Why: compiled code looks up the names of other modules each time.
+_ROW: Final = UsageRow
+_OK: Final = OK
+_BAD_GATEWAY: Final = 502
+
+
+class UsageReporter:
+    """The collector of the use of one worker's requests; drops new rows if too many wait."""
+
+    def __init__(self, sender: MessageSender, loop: asyncio.AbstractEventLoop, limits: Limits) -> None:
+        self._max_rows = limits.usage_rows
+        self._rows: list[UsageRow] = []
+        self._batch = BatchSender(sender, loop, limits.usage_report_seconds, self._take)
+
+    def on_finished(self, context: RequestContext, outcome: RequestOutcome) -> None:
+        """Adds a request that has ended."""
+        rows = self._rows
+        if len(rows) >= self._max_rows:
+            self._batch.dropped += 1
+            return
+        if not rows:
+            self._batch.schedule()
+        tenant, choice, status = context.tenant, context.choice, outcome.status
+        output, prompt = outcome.output_tokens, outcome.prompt_tokens
+        is_estimated = False
+        if not outcome.client_disconnected and (status >= 400 or outcome.error is not None):
+            prompt = output = 0
+            if status < 400:
+                status = _BAD_GATEWAY  # the response had begun
+        elif prompt is None:
+            prompt = output = 0
+            if context.result.dispatched_at is not None and not context.request.is_passthrough:
+                is_estimated = True
+                prompt, output = int(context.route_request.prompt_tokens), context.result.event_count
+        rows.append(
+            _ROW(
+                outcome.request_id,
+                outcome.started_wall + outcome.duration_seconds,
+                "" if tenant is None else tenant.name,
+                context.key_name or "",
+                "" if tenant is None else tenant.tier.value,
+                outcome.model_key,
+                outcome.instance_id or "",
+                "" if choice is None else choice.instance.pool,
+                _prefill_instance(context),
+                status,
+                prompt,
+                min(outcome.cached_tokens or 0, prompt),
+                output or 0,
+                is_estimated,
+            )
+        )
+
+    def flush(self) -> None:
+        """Sends all rows now, at the end of the worker."""
+        self._batch.flush()
+
+    def _take(self, dropped: int) -> tuple[UsageRows | None, int]:
+        rows, self._rows = self._rows, []
+        return (UsageRows(rows, dropped), len(rows)) if rows or dropped else (None, 0)
+
+
+def _prefill_instance(context: RequestContext) -> str:
+    """Returns the instance that computed the prompt for the one that answered; empty if none."""
+    record = context.handoff_record
+    if record is None:
+        return ""
+    for attempt in record.attempts:
+        if attempt.result == _OK:
+            return attempt.instance_id
+    return ""

@@ -1,0 +1,187 @@
+"""A worker reports the use of each request."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairlead.limits import Limits
+from fairlead.tenants.model import Tenant, Tier
+from fairlead_gateway.ipc.usage_rows import UsageRow, UsageRows
+from fairlead_gateway.worker.reporting.reporters import Reporters
+from fairlead_gateway.worker.reporting.usage_reporter import UsageReporter
+from fairlead_sim.runtime.settings import EngineSettings
+from fairlead_testing.engines.scripted import EngineCall, Script, scripted_engine
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.tenant_keys import authorization, keys_of
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
+from fairlead_testing.sim.engines import running_engine
+from fairlead_testing.waiting import wait_until_async
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello there"}], "max_tokens": 9}
+USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 3}}
+ANSWER = {"id": "x", "choices": [{"index": 0, "message": {"content": "hi"}}], "usage": USAGE}
+ACME = Tenant("acme", tier=Tier.INTERACTIVE)
+
+
+class Sent:
+    """The supervisor's end: what was reported."""
+
+    def __init__(self) -> None:
+        self.rows: list[UsageRow] = []
+        self.dropped = 0
+
+    def send(self, message: msgspec.Struct) -> bool:
+        assert isinstance(message, UsageRows)
+        self.rows += message.rows
+        self.dropped += message.dropped
+        return True
+
+
+@asynccontextmanager
+async def gateway_before(script: Script, reporter: UsageReporter) -> AsyncIterator[RunningGateway]:
+    """Runs a gateway with a key of `acme` before one scripted engine."""
+    async with (
+        scripted_engine(script) as engine,
+        running_gateway(fleet_of([engine.url]), api_keys=keys_of(ACME), reporters=Reporters(usage=reporter)) as running,
+    ):
+        yield running
+
+
+async def rows_of(
+    use: Callable[[RunningGateway], Awaitable[object]], script: Script, *, expected: int = 1
+) -> list[UsageRow]:
+    """Returns the rows after `use` of a gateway before one scripted engine."""
+    sent = Sent()
+    reporter = UsageReporter(sent, asyncio.get_running_loop(), Limits(usage_report_seconds=0.0))
+    async with gateway_before(script, reporter) as running:
+        await use(running)
+
+        async def is_reported() -> bool:
+            reporter.flush()
+            return len(sent.rows) >= expected
+
+        await wait_until_async(is_reported)
+    return sent.rows
+
+
+async def post(running: RunningGateway, body: object = CHAT) -> RawResponse:
+    return await request(running.url, body, more=authorization("acme"))
+
+
+def test_row_has_the_engines_tokens_and_the_caller() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.respond(ANSWER)
+
+    (row,) = run_async(rows_of(post, script))
+    assert (row.tenant, row.key, row.tier, row.model) == ("acme", "acme", "Interactive", "default/tiny")
+    assert (row.instance, row.pool, row.status) == ("e-0/0/0", "main", 200)
+    assert (row.input_tokens, row.cached_tokens, row.output_tokens, row.is_estimated) == (9, 3, 4, False)
+
+
+def test_failed_request_used_nothing() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.respond({"error": {"message": "no", "code": 400}, "usage": USAGE}, "400 Bad Request")
+
+    (row,) = run_async(rows_of(post, script))
+    assert (row.status, row.input_tokens, row.output_tokens, row.is_estimated) == (400, 0, 0, False)
+
+
+def test_stream_that_breaks_is_a_failure_that_used_nothing() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        await call.event({"choices": [{"index": 0, "delta": {"content": "a"}}]})
+        call.writer.close()
+
+    (row,) = run_async(rows_of(lambda running: post(running, {**CHAT, "stream": True, "n": 2}), script))
+    assert row.status >= 400
+    assert (row.input_tokens, row.output_tokens) == (0, 0)
+
+
+def test_answer_without_usage_is_an_estimate() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.respond({"id": "x", "choices": [{"index": 0, "message": {"content": "hi"}}]})
+
+    (row,) = run_async(rows_of(post, script))
+    assert (row.status, row.is_estimated) == (200, True)
+    assert row.input_tokens > 0
+
+
+def test_client_that_disconnects_has_used_what_it_was_sent() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        for _ in range(3):
+            await call.event({"choices": [{"index": 0, "delta": {"content": "a"}}]})
+        await call.wait_closed()
+
+    async def use(running: RunningGateway) -> None:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request({**CHAT, "stream": True}, more=authorization("acme")))
+        data = b""
+        while data.count(b'"delta"') < 3:
+            data += await connection.reader.read(65_536)
+        await connection.close()
+
+    (row,) = run_async(rows_of(use, script))
+    assert (row.status, row.output_tokens, row.is_estimated) == (499, 3, True)
+    assert row.input_tokens > 0
+
+
+def test_rows_beyond_the_bound_are_counted() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.respond(ANSWER)
+
+    async def use(running: RunningGateway) -> None:
+        for _ in range(3):
+            await post(running)
+
+    async def main() -> None:
+        sent = Sent()
+        limits = Limits(usage_report_seconds=60.0, usage_rows=2)
+        reporter = UsageReporter(sent, asyncio.get_running_loop(), limits)
+        async with gateway_before(script, reporter) as running:
+            await use(running)
+        reporter.flush()
+        assert (len(sent.rows), sent.dropped) == (2, 1)
+
+    run_async(main())
+
+
+REQUESTS = st.tuples(st.sampled_from(["acme", "zeta"]), st.booleans(), st.integers(1, 20), st.integers(1, 60))
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(REQUESTS, min_size=1, max_size=8))
+def test_rows_are_exactly_what_simulated_engines_reported(wanted: list[tuple[str, bool, int, int]]) -> None:
+    async def main() -> None:
+        sent = Sent()
+        reporter = UsageReporter(sent, asyncio.get_running_loop(), Limits(usage_report_seconds=0.0))
+        keys = keys_of(ACME, Tenant("zeta"))
+        reported: dict[str, tuple[int, int]] = {"acme": (0, 0), "zeta": (0, 0)}
+        async with (
+            running_engine(EngineSettings("tiny", ("tiny",), speed=50.0)) as engine,
+            running_gateway(fleet_of([engine.url]), api_keys=keys, reporters=Reporters(usage=reporter)) as running,
+        ):
+            for tenant, is_stream, tokens, words in wanted:
+                body = {"model": "tiny", "prompt": "word " * words, "max_tokens": tokens, "stream": is_stream}
+                if is_stream:
+                    body["stream_options"] = {"include_usage": True}
+                answer = await request(running.url, body, path="/v1/completions", more=authorization(tenant))
+                assert answer.status == 200, answer.body
+                found = msgspec.json.decode(answer.events[-2] if is_stream else answer.body)["usage"]
+                before = reported[tenant]
+                reported[tenant] = (before[0] + found["prompt_tokens"], before[1] + found["completion_tokens"])
+
+            async def is_reported() -> bool:
+                reporter.flush()
+                return len(sent.rows) == len(wanted)
+
+            await wait_until_async(is_reported)
+        for tenant, tokens_by_kind in reported.items():
+            rows = [row for row in sent.rows if row.tenant == tenant]
+            assert (sum(row.input_tokens for row in rows), sum(row.output_tokens for row in rows)) == tokens_by_kind
+
+    run_async(main())
