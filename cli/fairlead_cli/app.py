@@ -89,6 +89,10 @@ VERBS: Final = {
     "audit": Verb(
         OPERATE, "access.audit:audit", "Show who changed or read what: keys, limits, scaling, data of tenants."
     ),
+    "usage": Verb(
+        OPERATE, "access.usage:usage", "Show what tenants used: requests, tokens, and cost by the prices of models."
+    ),
+    "cost": Verb(OPERATE, "access.usage:cost", "Show what replicas cost, divided among tenants. The sum is the bill."),
     "chat": Verb(
         OPERATE, "operations.chat:chat", "Talk to a model in the terminal; /why explains where the answer came from."
     ),

@@ -89,8 +89,9 @@ class LedgerLimits:
     usage_gap_seconds: float = limit(60.0, "replicas do not count for a longer pause of a gateway than this")
     usage_maintenance_seconds: float = limit(3_600.0, "interval at which checkpoints are written and old lines removed")
     usage_lines_days: int = limit(31, "full days for which single usage records are kept; their totals stay")
+    usage_file_bytes: int = limit(256 * 1024 * 1024, "a file of a ledger; a longer one is continued in the next")
     usage_lines_bytes: int = limit(
-        8 * 1024 * 1024 * 1024, "records of past days in a ledger; of more, the oldest become totals earlier"
+        2 * 1024 * 1024 * 1024, "records in complete files of a ledger; of more, the oldest become totals earlier"
     )
     usage_query_days: int = limit(400, "days that one report may span")
 

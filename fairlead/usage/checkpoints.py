@@ -84,7 +84,7 @@ class Retention:
     """The bounds on the lines that a ledger keeps.
 
     lines_days: full days after which lines are removed; their totals stay.
-    lines_bytes: most bytes of lines of past days; beyond, the oldest are removed earlier.
+    lines_bytes: most bytes of lines in closed files; beyond, the oldest are removed earlier.
     """
 
     lines_days: int
@@ -92,19 +92,21 @@ class Retention:
 
 
 def maintain(folder: Path, today: str, keep_from: str, retention: Retention) -> list[LedgerFile]:
-    """Writes checkpoints of all past days, and removes lines that are not to be kept.
+    """Writes checkpoints of all closed files, and removes lines that are not to be kept.
 
     Any gateway may do this for all files: the result is the same. Returns the files whose lines
     were removed. Raises OSError.
 
-    today: files of this day, and of later ones, are left alone.
+    today: of this day, and of later ones, only files with a next segment are closed.
     keep_from: lines of earlier days are removed.
     """
-    past = [file for file in list_files(folder) if file.day < today and file.lines.exists()]
-    sizes = {file: file.lines.stat().st_size for file in past}
+    files = list_files(folder)
+    known = set(files)
+    closed = [file for file in files if file.day < today or file.next_segment() in known]
+    sizes = {file: file.lines.stat().st_size for file in closed if file.lines.exists()}
     excess = sum(sizes.values()) - retention.lines_bytes
     removed: list[LedgerFile] = []
-    for file in past:
+    for file in sizes:
         checkpoint = _read_checkpoint(file.checkpoint)
         covered = checkpoint.offset
         if covered < sizes[file]:

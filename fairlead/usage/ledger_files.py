@@ -6,14 +6,15 @@
     usage-2026-11-24-GATEWAY.total.json  totals of the first bytes of a file: a checkpoint
 
 Each gateway appends to files of its own, whole lines only. A crash can leave an incomplete last
-line, which readers skip.
+line, which readers skip. A file that is long enough is continued in the next segment, whose GATEWAY
+ends with `~2`, `~3` and so on.
 """
 
 import os
 import re
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +23,7 @@ from fairlead.runtime.atomic_write import write_atomic
 
 USAGE: Final = "usage"
 REPLICAS: Final = "replicas"
-_NAME: Final = re.compile(r"(usage|replicas)-(\d{4}-\d{2}-\d{2})-([A-Za-z0-9._-]{1,200})\.(jsonl|total\.json)")
+_NAME: Final = re.compile(r"(usage|replicas)-(\d{4}-\d{2}-\d{2})-([A-Za-z0-9._~-]{1,210})\.(jsonl|total\.json)")
 _ID_FILE: Final = "ledger.json"
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
 
@@ -48,6 +49,15 @@ class LedgerFile:
     def checkpoint(self) -> Path:
         """The path of the checkpoint, which need not exist."""
         return self.folder / f"{self.kind}-{self.day}-{self.gateway}.total.json"
+
+    def segment(self, number: int) -> "LedgerFile":
+        """Returns a segment of this file; 1 is the first."""
+        first = self.gateway.partition("~")[0]
+        return replace(self, gateway=first if number == 1 else f"{first}~{number}")
+
+    def next_segment(self) -> "LedgerFile":
+        """Returns the segment that continues this one."""
+        return self.segment(int(self.gateway.partition("~")[2] or "1") + 1)
 
 
 def file_gateway_name(gateway_id: str) -> str:

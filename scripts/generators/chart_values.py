@@ -206,6 +206,15 @@ class Fleet(ValuesPart):
     )
 
 
+class Usage(ValuesPart):
+    enabled: bool = _value("record what each request used, by tenant, for `fairlead usage` and `fairlead cost`", True)
+    claim: Name = _value(
+        "a PersistentVolumeClaim for these records, with the access mode ReadWriteMany for several replicas. When empty, each pod "
+        "has them in an emptyDir, and they are lost with the pod",
+        "",
+    )
+
+
 class Gateway(Placement):
     replicas: Count = _value("number of replicas; without effect when `autoscaling` is enabled", 2)
     workers: Annotated[int, Field(ge=1, le=64)] = _value("worker processes of each replica; one per CPU core", 1)
@@ -231,6 +240,7 @@ class Gateway(Placement):
     access_log_clients: bool = _value("include the addresses of clients in the access log", True)
     trace: Trace = _value("traces", Trace)
     tokenizers: Tokenizers = _value("tokenizers of models", Tokenizers)
+    usage: Usage = _value("the usage ledger", Usage)
 
 
 class Indexer(Placement):

@@ -277,3 +277,46 @@ class AuditList(Struct, frozen=True):
     """Answer of ``/api/audit``, the newest first."""
 
     records: list[AuditRecord] = field(default_factory=list)
+
+
+class UsageRow(Struct, frozen=True):
+    """The use of one day, tenant, key, model, adapter and pool."""
+
+    day: str
+    tenant: str
+    key: str
+    model: str
+    adapter: str
+    pool: str
+    requests: int
+    failed: int
+    estimated: int
+    unpriced: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    cost_nano_usd: int
+    saved_nano_usd: int
+    engine_microseconds: int
+
+
+class ReplicaTime(Struct, frozen=True):
+    """A replica from second ``start`` until before second ``end``."""
+
+    replica: str
+    start: int
+    end: int
+    model: str
+    pool: str
+    state: str
+    nano_usd_per_hour: int | None = None
+
+
+class UsageReply(Struct, frozen=True):
+    """The content of a gateway's ledger. Gateways that share one name the same ``ledger``."""
+
+    ledger: str
+    usage: list[UsageRow] = field(default_factory=list)
+    replicas: list[ReplicaTime] = field(default_factory=list)
+    broken: int = 0
+    lost: int = 0

@@ -73,6 +73,11 @@ class ManagementClient:
         query = {"since": str(since), "limit": str(limit), **filter_}
         return (await self._get("/api/audit", api_types.AuditList, query)).records
 
+    async def usage(self, first_day: str, last_day: str) -> api_types.UsageReply:
+        """Returns what the gateway's ledger holds about these days, not grouped."""
+        days = {"from": first_day, "to": last_day}
+        return await self._get("/api/usage", api_types.UsageReply, {**days, "by": "", "replicas": "true"})
+
     async def decisions(self, limit: int, model: str | None = None) -> api_types.DecisionList:
         """Returns the last decisions, newest first."""
         filter_ = {"model": model} if model else {}

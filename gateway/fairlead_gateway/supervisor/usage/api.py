@@ -18,11 +18,11 @@ from fairlead_gateway.supervisor.management.access.access_scope import AccessSco
 from fairlead_gateway.supervisor.management.view import GatewayView
 
 
-class _ResponseModel(BaseModel):
+class _UsageModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class UsageTotalsOut(_ResponseModel):
+class UsageTotalsOut(_UsageModel):
     """The use of the requests of one group. Fields that are not grouped by are empty."""
 
     day: str = Field(description="UTC day on which the requests ended.")
@@ -43,7 +43,7 @@ class UsageTotalsOut(_ResponseModel):
     engine_microseconds: int
 
 
-class ReplicaSpanOut(_ResponseModel):
+class ReplicaSpanOut(_UsageModel):
     """A replica from second `start` until before second `end`, as a gateway saw it."""
 
     replica: str
@@ -55,7 +55,7 @@ class ReplicaSpanOut(_ResponseModel):
     nano_usd_per_hour: int | None = Field(description="Null if its accelerator class has no costPerHour.")
 
 
-class UsageOut(_ResponseModel):
+class UsageOut(_UsageModel):
     """Usage by group. Gateways that share a ledger answer the same, and name the same ledger."""
 
     ledger: str = Field(description="Id of the folder. Count answers with the same id once.")

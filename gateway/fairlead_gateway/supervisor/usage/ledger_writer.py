@@ -11,11 +11,13 @@ class LedgerWriter:
     """The writer of one gateway's files.
 
     gateway: its name in file names.
+    segment_bytes: a file that is longer is continued in its next segment.
     """
 
-    def __init__(self, folder: Path, gateway: str) -> None:
+    def __init__(self, folder: Path, gateway: str, segment_bytes: int) -> None:
         self._folder = folder
         self._gateway = gateway
+        self._segment_bytes = segment_bytes
         self._descriptors: dict[tuple[str, str], int] = {}
 
     def append(self, kind: str, day: str, lines: Sequence[bytes]) -> None:
@@ -33,6 +35,8 @@ class LedgerWriter:
         except OSError:
             os.ftruncate(descriptor, before)
             raise
+        if os.fstat(descriptor).st_size >= self._segment_bytes:
+            os.close(self._descriptors.pop((kind, day)))
 
     def close(self) -> None:
         """Closes all files."""
@@ -45,8 +49,10 @@ class LedgerWriter:
         if known is not None:
             return known
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = LedgerFile(day, kind, self._gateway, self._folder).lines
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        file = LedgerFile(day, kind, self._gateway, self._folder)
+        while not self._can_append(file):
+            file = file.next_segment()
+        descriptor = os.open(file.lines, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             os.write(descriptor, b"\n")  # a crash left an incomplete line
@@ -55,6 +61,15 @@ class LedgerWriter:
             os.close(self._descriptors.pop(other))
         self._descriptors[kind, day] = descriptor
         return descriptor
+
+    def _can_append(self, file: LedgerFile) -> bool:
+        """Whether the file has room.
+
+        Lines in place of those that a checkpoint replaced would not count.
+        """
+        if not file.lines.exists():
+            return not file.checkpoint.exists()
+        return file.lines.stat().st_size < self._segment_bytes
 
 
 def _sync_folder(folder: Path) -> None:

@@ -49,7 +49,7 @@ class UsageService:
         self, folder: Path, gateway_id: str, readings: EngineReadings, *, clock: Clock, limits: Limits
     ) -> None:
         self._folder = folder
-        self._writer = LedgerWriter(folder, file_gateway_name(gateway_id))
+        self._writer = LedgerWriter(folder, file_gateway_name(gateway_id), limits.usage_file_bytes)
         self._pricing = RequestPricing(readings)
         self._replicas = ReplicaLog(math.ceil(limits.usage_gap_seconds))
         self._clock = clock

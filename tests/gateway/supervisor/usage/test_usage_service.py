@@ -5,12 +5,14 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, TokenPrice
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
+from fairlead.usage.checkpoints import Retention, maintain
 from fairlead.usage.ledger_files import USAGE, list_files
 from fairlead.usage.ledger_reader import read_ledger
 from fairlead_gateway.ipc.usage_rows import UsageRow, UsageRows
@@ -142,7 +144,7 @@ def test_records_beyond_the_bound_are_lost_and_shown(tmp_path: Path) -> None:
 
 
 def test_failed_write_leaves_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = LedgerWriter(tmp_path, "gw")
+    writer = LedgerWriter(tmp_path, "gw", 10**6)
     writer.append(USAGE, DAY, [b'{"whole": 1}'])
     real_write = os.write
 
@@ -158,6 +160,34 @@ def test_failed_write_leaves_no_part_of_it(tmp_path: Path, monkeypatch: pytest.M
     writer.append(USAGE, DAY, [b'{"third": 3}'])
     (file,) = list_files(tmp_path)
     assert file.lines.read_bytes() == b'{"whole": 1}\n{"third": 3}\n'
+
+
+def test_long_file_is_continued_and_the_oldest_part_becomes_totals(tmp_path: Path) -> None:
+    writer = LedgerWriter(tmp_path, "gw", 1_000)
+    pricing = RequestPricing(READINGS)
+    pricing.update_fleet(fleet())
+    for at in range(20):
+        writer.append(USAGE, DAY, [msgspec.json.encode(pricing.record(row(str(at))))])
+    writer.close()
+    files = list_files(tmp_path)
+    assert len(files) > 3
+    assert {file.gateway.partition("~")[0] for file in files} == {"gw"}
+    removed = maintain(tmp_path, DAY, "2026-01-01", Retention(30, 2_500))
+    assert 0 < len(removed) < len(files) - 1
+    assert sum(one.requests for one in read_ledger(tmp_path, DAY, DAY).usage) == 20
+    again = LedgerWriter(tmp_path, "gw", 1_000)  # lines before what a checkpoint covers would not count
+    again.append(USAGE, DAY, [msgspec.json.encode(pricing.record(row("last")))])
+    assert sum(one.requests for one in read_ledger(tmp_path, DAY, DAY).usage) == 21
+
+
+def test_late_record_of_a_day_whose_lines_are_gone_counts(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for at in (1, 2):
+        ledger.add(row(f"late-{at}", ended_wall=NOON - 3 * 86_400.0))
+        asyncio.run(ledger.service.flush())
+        maintain(tmp_path, DAY, DAY, Retention(0, 0))
+        ledger.service._writer.close()
+    assert [one.requests for one in read_ledger(tmp_path, "2026-11-21", "2026-11-21").usage] == [2]
 
 
 def test_incomplete_line_of_a_crash_is_ended_before_the_next(tmp_path: Path) -> None:
