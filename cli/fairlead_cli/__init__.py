@@ -2,6 +2,6 @@
 
 Reading order: `app` (table of verbs) → `commands` (arguments of each verb) → the package of the
 subject: `local` (a stack on this machine), `cluster` (checks, status, bundle), `chat`, `explain`,
-`index`, `rollouts`, `scaling`, `usage`, `replay`, `simulation`, `management` (client of the
-gateway's management API).
+`index`, `rollouts`, `scaling`, `replay`, `simulation`, `management` (client of the gateway's
+management API). `keys`, `tenants` and `usage` are about tenants.
 """
