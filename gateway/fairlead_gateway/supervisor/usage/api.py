@@ -1,21 +1,34 @@
 """`GET /api/usage`: what the ledger of this gateway holds, as JSON."""
 
+import re
 from collections.abc import Callable
 from datetime import date
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead.usage.ledger_reader import LedgerContent, days_until, parse_day
-from fairlead.usage.record import UsageTotals, day_of
+from fairlead.usage.ledger_reader import LedgerContent, days_until
+from fairlead.usage.record import DIMENSIONS, UsageTotals, day_of
 from fairlead.usage.replica_log import ReplicaSpan
 from fairlead.usage.report import group_usage, parse_dimensions
 from fairlead_gateway.supervisor.management.access.access_scope import AccessScope, Permission
 from fairlead_gateway.supervisor.management.view import GatewayView
+
+_DIMENSION = f"({'|'.join(DIMENSIONS)})"
+_DIMENSION_LIST = f"^({_DIMENSION}(,{_DIMENSION}){{0,4}})?$"
+
+
+def _check_day(text: object) -> object:
+    """Returns a day of the form `2026-11-24`; other forms of dates are refused."""
+    if not isinstance(text, str) or re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text) is None:
+        raise ValueError("write a day like 2026-11-24")
+    return text
+
+
+_Day = Annotated[date, BeforeValidator(_check_day)]
 
 
 class _UsageModel(BaseModel):
@@ -59,7 +72,7 @@ class UsageOut(_UsageModel):
     """Usage by group. Gateways that share a ledger answer the same, and name the same ledger."""
 
     ledger: str = Field(description="Id of the folder. Count answers with the same id once.")
-    first_day: str
+    first_day: str = Field(description="At most 400 days before last_day, whatever was asked for.")
     last_day: str
     usage: list[UsageTotalsOut]
     replicas: list[ReplicaSpanOut] = Field(description="Empty unless asked for.")
@@ -82,10 +95,13 @@ def add_usage_route(
     @app.get("/api/usage", summary="What tenants used, from the ledger", responses=errors)
     async def usage(
         access: Annotated[AccessScope, Depends(access_of)],
-        first: Annotated[str | None, Query(alias="from", description="First UTC day, such as 2026-11-24.")] = None,
-        last: Annotated[str | None, Query(alias="to", description="Last UTC day, included; by default today.")] = None,
+        first: Annotated[_Day | None, Query(alias="from", description="First UTC day; by default the last.")] = None,
+        last: Annotated[_Day | None, Query(alias="to", description="Last UTC day, included; by default today.")] = None,
         by: Annotated[
-            str, Query(description="What to group by: tenant, key, model, adapter, day. Empty: not grouped.")
+            str,
+            Query(
+                description="What to group by, with commas. Empty: not grouped.", pattern=_DIMENSION_LIST, max_length=64
+            ),
         ] = "tenant",
         replicas: Annotated[
             bool,
@@ -95,27 +111,17 @@ def add_usage_route(
     ) -> UsageOut:
         if replicas and (access.tenants is not None or Permission.FLEET not in access.may):
             raise HTTPException(403, "replicas: the token may not see the whole fleet")
-        today = date.fromisoformat(day_of(view.clock.wall()))
-        try:
-            last_day = today if last is None else parse_day(last, "to")
-            first_day = days_until(last_day, 1)[0] if first is None else parse_day(first, "from")
-            dimensions = parse_dimensions(by, field="by") if by else ()
-            _check_range(first_day, last_day)
-            content = await view.usage_content(first_day.isoformat(), last_day.isoformat())
-        except BadInput as error:
-            raise HTTPException(400, f"{error.field}: {error.message}; {error.hint}") from error
+        last_day = last or date.fromisoformat(day_of(view.clock.wall()))
+        earliest = days_until(last_day, Limits().usage_query_days)[0]
+        first_day = max(first or last_day, earliest)
+        dimensions = parse_dimensions(by, field="by") if by else ()
+        content = await view.usage_content(first_day.isoformat(), last_day.isoformat())
         if content is None:
             raise HTTPException(404, "this gateway keeps no ledger: set FAIRLEAD_USAGE_DIR")
         tenants = access.narrowed(tenant)
         if tenants is not None:
             content.usage = [row for row in content.usage if row.tenant in tenants]
         return _usage_out(content, (first_day, last_day), dimensions, with_replicas=replicas)
-
-
-def _check_range(first: date, last: date) -> None:
-    most = Limits().usage_query_days
-    if not 0 <= (last - first).days < most:
-        raise BadInput(f"{first} to {last} is not a span of 1 to {most} days", field="from", hint="give days in order")
 
 
 def _usage_out(
