@@ -9,7 +9,6 @@ and a hint.
     │   ├── RequestTimeout     408  a head or a body did not arrive in time
     │   ├── InvalidApiKey      401  no API key, or an unknown one
     │   ├── NotPermitted       403  the tenant may not do this
-    │   ├── UncountablePath    403  a path whose tokens cannot be counted, for a tenant with limits
     │   ├── UnknownPath        404      UnknownModel            404      MethodNotAllowed 405
     │   └── QuarantinedRequest 422  instances crashed on this request before
     ├── RelayedError                an error of another process of the gateway, with its status
@@ -146,13 +145,6 @@ class NotPermitted(BadRequest):
 
     status = 403
     code = "not_permitted"
-
-
-class UncountablePath(BadRequest):
-    """Raised if a tenant with limits of tokens or cost uses a path that the gateway cannot read."""
-
-    status = 403
-    code = "uncountable_path"
 
 
 class UnknownPath(BadRequest):

@@ -4,6 +4,7 @@ Sources are independent: one that is broken keeps its last good state and does n
 The revocation list counts above all of them.
 """
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -18,6 +19,7 @@ from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
 from fairlead_gateway.supervisor.tenancy.revocation_file import RevocationFile
 
+_log = logging.getLogger("fairlead.gateway")
 _BATCH: Final = 64
 """Tenants of one message. A worker applies them in a few milliseconds."""
 _MAX_WARNINGS: Final = 5
@@ -26,10 +28,12 @@ _MAX_WARNINGS: Final = 5
 class TenantSource(Protocol):
     """A source of tenants.
 
+    problems: of single documents.
     is_loaded: False while the source may still have tenants that are not known.
     """
 
     tenants: Mapping[str, Tenant]
+    problems: Sequence[str]
 
     @property
     def is_loaded(self) -> bool: ...
@@ -80,6 +84,7 @@ class AccessService:
         self._notify = on_tenants
         self._broadcast = broadcast
         self._problems: list[str] = []
+        self._logged: frozenset[str] = frozenset()
         self._were_keys_loaded = False
         self._watchers = self._create_watchers()
         self.tenants: Mapping[str, Tenant] = {}
@@ -93,6 +98,7 @@ class AccessService:
         for source in self._sources.tenant_sources:
             await source.start(self._on_tenants)
         self._merge()
+        self._log_problems()
 
     async def stop(self) -> None:
         """Stops following."""
@@ -135,9 +141,7 @@ class AccessService:
     def warnings(self) -> list[str]:
         """Returns the problems of all sources, of each kind the first few."""
         found = [watcher.problem for watcher in self._watchers if watcher.problem is not None]
-        revocations = self._sources.revocation_file
-        if revocations is not None and revocations.problem is not None:
-            found.append(revocations.problem)
+        found += self._revocation_problems()
         of_tenants = [text for source in self._sources.tenant_sources for text in source.warnings()] + self._problems
         more = len(of_tenants) - _MAX_WARNINGS
         return [
@@ -173,9 +177,25 @@ class AccessService:
             async def read_revocations() -> None:
                 await revocations.load()
                 self._broadcast(say.RevocationUpdate(self.revoked))
+                self._log_problems()
 
             watchers.append(FileWatcher("the revocation list", [revocations.path], read_revocations))
         return watchers
+
+    def _revocation_problems(self) -> list[str]:
+        file = self._sources.revocation_file
+        return [] if file is None or file.problem is None else [file.problem]
+
+    def _log_problems(self) -> None:
+        """Logs each problem once, of documents and lines that the watcher of their file does not
+        log.
+        """
+        found = [*self._revocation_problems(), *self._problems]
+        for source in self._sources.tenant_sources:
+            found += source.problems
+        for problem in [problem for problem in found if problem not in self._logged][:_MAX_WARNINGS]:
+            _log.warning("%s", problem)
+        self._logged = frozenset(found)
 
     def _send_keys(self) -> None:
         keys = self.keys
@@ -185,6 +205,7 @@ class AccessService:
     def _on_tenants(self) -> None:
         former = self.tenants
         self._merge()
+        self._log_problems()
         removed = [name for name in former if name not in self.tenants]
         changed = [tenant for name, tenant in self.tenants.items() if former.get(name) != tenant]
         for start in range(0, max(len(changed), 1), _BATCH):

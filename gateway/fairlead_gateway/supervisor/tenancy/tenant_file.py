@@ -25,7 +25,7 @@ class TenantFile:
         self.path = path
         self._limits = limits
         self._parse = parse or self._parse_here
-        self._problems: Sequence[str] = ()
+        self.problems: Sequence[str] = ()
         self._on_change: Callable[[], None] = lambda: None
         tolerated = ToleratedErrors((ManifestError,), "none of its tenants is known")
         self._watcher = FileWatcher("the tenants file", [path], self.load, tolerated=tolerated)
@@ -53,14 +53,14 @@ class TenantFile:
                 self.tenants = kept
                 self._on_change()
         documents = await asyncio.to_thread(self._parse, raw, str(self.path))
-        self.tenants, self._problems = merge_documents(documents, self.tenants)
+        self.tenants, self.problems = merge_documents(documents, self.tenants)
         self.is_loaded = True
         self._on_change()
 
     def warnings(self) -> list[str]:
         """Returns the problems of the file as it was last read."""
         found = [] if self._watcher.problem is None else [self._watcher.problem]
-        return [*found, *self._problems]
+        return [*found, *self.problems]
 
     def _parse_here(self, raw: bytes, file: str) -> Sequence[TenantDocument]:
         from fairlead.manifests.yaml_nodes import decode_file

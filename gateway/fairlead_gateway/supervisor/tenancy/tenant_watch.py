@@ -36,7 +36,7 @@ class TenantWatch:
         self._api = api
         self._on_change: Callable[[], None] = lambda: None
         self._documents: dict[str, TenantDocument] = {}
-        self._problems: Sequence[str] = ()
+        self.problems: Sequence[str] = ()
         self._tasks: list[asyncio.Task[None]] = []
         self._batch: asyncio.Handle | None = None
         self.tenants: Mapping[str, Tenant] = {}
@@ -70,7 +70,7 @@ class TenantWatch:
         """Returns the problems with the cluster and with its objects."""
         problem = self._informer.problem
         away = [] if problem is None else [f"cannot watch the tenants of the cluster; the last ones stay: {problem}"]
-        return [*away, *self._problems]
+        return [*away, *self.problems]
 
     async def _report_sync(self) -> None:
         await self._informer.wait_synced()
@@ -87,7 +87,7 @@ class TenantWatch:
 
     def _publish(self) -> None:
         self._batch = None
-        self.tenants, self._problems = merge_documents(self._documents.values(), self.tenants)
+        self.tenants, self.problems = merge_documents(self._documents.values(), self.tenants)
         self._on_change()
 
 

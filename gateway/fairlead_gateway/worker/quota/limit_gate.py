@@ -7,7 +7,7 @@ a further slice, and is refused only if the store says that the limit is used up
 from typing import Final
 
 from fairlead.tenants.model import Tenant
-from fairlead_gateway.errors import GatewayError, UncountablePath
+from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.timers import TaskDeadline
 from fairlead_gateway.quota.exchange import CLOSED, CONTENDED, EXHAUSTED, NOT_YET, UNAVAILABLE
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
@@ -197,16 +197,13 @@ class LimitGate:
 
     def _estimate(self, context: RequestContext, limits: TenantLimits, plan: LimitPlan, now: float) -> Amounts:
         request = context.request
-        if request.is_passthrough and plan.counts_tokens:
-            raise UncountablePath(
-                "the tokens of this path cannot be counted, and this tenant has limits of tokens or cost",
-                hint="use a path that the gateway knows, such as /v1/chat/completions",
-            )
+        # Of a path that is only passed on, the output is unknown; `otherPaths` admits it.
+        counts_output = plan.counts_output and not request.is_passthrough
         if limits.is_strict:
-            return most_amounts(context, self._limits.quota_prompt_margin, needs_output=plan.counts_output)
+            return most_amounts(context, self._limits.quota_prompt_margin, needs_output=counts_output)
         prompt = int(self._routers.prompt_tokens(request.model_key, context.route_request)) + 1
         output = 0
-        if plan.counts_output:
+        if counts_output:
             output = self._estimator.estimate(request.model_key, limits.tenant.name, prompt, now)
         return expected_amounts(context, prompt, output)
 

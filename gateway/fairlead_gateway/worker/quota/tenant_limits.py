@@ -12,7 +12,6 @@ from fairlead_gateway.worker.quota.reservation import Amounts, Reservation, Rese
 from fairlead_gateway.worker.request_context import RequestContext
 
 _MAX_PLANS: Final = 1_024
-_TOKEN_UNITS: Final = (INPUT_TOKENS, OUTPUT_TOKENS, TOKENS, COST)
 
 
 class PlannedLimit:
@@ -29,17 +28,15 @@ class PlannedLimit:
 class LimitPlan:
     """The limits that apply to requests with one key for one model.
 
-    counts_tokens: a limit that can refuse counts tokens or cost.
     counts_output: one of them counts output.
     request_limit, token_limit: those that the `x-ratelimit` headers show; None without.
     """
 
-    __slots__ = ("counts_output", "counts_tokens", "limits", "request_limit", "token_limit")
+    __slots__ = ("counts_output", "limits", "request_limit", "token_limit")
 
     def __init__(self, limits: list[PlannedLimit]) -> None:
         self.limits = limits
         hard = [planned for planned in limits if not planned.limit.is_soft]
-        self.counts_tokens = any(planned.unit in _TOKEN_UNITS for planned in hard)
         self.counts_output = any(planned.unit in (OUTPUT_TOKENS, TOKENS, COST) for planned in limits)
         self.request_limit = _shown(hard, (REQUESTS,))
         self.token_limit = _shown(hard, (TOKENS,)) or _shown(hard, (INPUT_TOKENS, OUTPUT_TOKENS))

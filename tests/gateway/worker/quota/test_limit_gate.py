@@ -217,13 +217,13 @@ def test_strict_limits_count_every_answer_before_it_starts() -> None:
 
 def test_a_tenant_with_limits_of_tokens_may_not_use_paths_without_counts() -> None:
     async def main() -> None:
-        tenants = [Tenant("acme", limits=(_TOKENS,)), Tenant("free", limits=(_REQUESTS,))]
+        tenants = [Tenant("acme", limits=(_TOKENS,), may_use_other_paths=False), Tenant("free", limits=(_REQUESTS,))]
         async with limited_gateway(_answer, tenants) as gateway:
             url = f"{gateway.running.url}/v1/audio/speech"
             body = {"model": "tiny", "input": "hi"}
             refused = await gateway.client.post(url, json=body, headers={"authorization": "Bearer acme"})
             assert refused.status_code == 403
-            assert refused.json()["error"]["code"] == "uncountable_path"
+            assert refused.json()["error"]["code"] == "path_not_permitted"
             taken = await gateway.client.post(url, json=body, headers={"authorization": "Bearer free"})
             assert taken.status_code == 200
             assert gateway.used("free", _REQUESTS.id) == 1
