@@ -140,11 +140,11 @@ def _outside_preset_row(results: Path) -> GoalRow:
     ratios = {metric: ratio for metric, ratio in (best or rows).items() if ratio is not None}
     nearest = max(ratios, key=lambda metric: ratios[metric])
     name, _, rest = nearest.partition(" at ")
-    runs = rest.partition("99 % (")[2].partition(")")[0]
+    runs = int(rest.partition("99 % (")[2].partition(" ")[0])
     setting = "best" if best else "usual"
     return GoalRow(
         f"second plant, seed 1: cheaper than each of {len(best or rows)} presets at its {setting} setting",
-        f"up to {ratios[nearest]:.2f} × the cost, of `{name}` ({runs})",
+        f"up to {ratios[nearest]:.2f} × the cost, of `{name}`, in {runs} run{'s' * (runs > 1)}",
         max(ratios.values()) < 1.0,
     )
 
