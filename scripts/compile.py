@@ -55,8 +55,9 @@ DATA_PLANE = (
     "fairlead_gateway/worker/resilience/*.py",
     "fairlead_gateway/worker/tenancy/*.py",
     "fairlead_gateway/worker/upstream/*.py",
-    "fairlead_kvstore/blockstore/*.py",
+    "fairlead_kvstore/blockstore/**/*.py",
     "fairlead_kvstore/events/*.py",
+    "fairlead_kvstore/native/dict_mask_table.py",
     "fairlead_kvstore/index/replica.py",
     "fairlead_kvstore/index/writer_state.py",
     "fairlead_kvstore/reader/*.py",
@@ -83,7 +84,7 @@ SIMULATION = (
 )
 """The modules that a simulated request passes through."""
 
-CYTHON_MODULES = "fairlead_gateway/native/*.pyx"
+CYTHON_MODULES = "fairlead_*/native/*.pyx"
 """Loops over bytes, which stay slow in compiled Python; both copies hold them."""
 
 _SETUP = """

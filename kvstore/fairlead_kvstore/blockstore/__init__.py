@@ -6,7 +6,8 @@ No I/O and no clock. In reading order:
 - `store`: `BlockStore`, all instances of one indexer; `changes`: the values that its methods return
 - `instance_blocks`: the rules for the events of one instance; `block_table`: its rows in typed
   arrays
-- `orphan_blocks`: blocks whose parent is unknown; `lora_generations`: blocks of reloaded adapters
+- `event_runs`: the blocks of one event, and those whose parent is unknown
+- `lora_generations`: blocks of reloaded adapters
 - `shared_store_hints`: blocks in a store that several instances share
 - `completeness`: how complete an instance is known; `types`: counters, states and snapshots
 - `snapshot`: an instance as bytes, for the next indexer

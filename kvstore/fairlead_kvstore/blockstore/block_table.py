@@ -36,7 +36,9 @@ import sys
 from array import array
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
+
+from fairlead_kvstore.native import FIND_ROW
 
 TICK_SECONDS: Final = 16.0
 _TICK_ZERO: Final = 1 << 24
@@ -47,6 +49,8 @@ COLUMNS: Final[Mapping[str, str]] = MappingProxyType(
     {"handles": "Q", "owns": "Q", "parents": "Q", "counts": "I", "ticks": "I", "depths": "I", "adapters": "H"}
 )
 """The type codes of ``array``; I has four bytes wherever CPython runs."""
+ArrayParts = tuple[Any, ...]
+"""Arrays and lists of arrays, for ``fairlead_kvstore.native``."""
 _IS_LITTLE_ENDIAN: Final = sys.byteorder == "little"
 _MIN_CELLS: Final = 13
 _SEGMENT_CELLS: Final = 509
@@ -59,7 +63,9 @@ _PLACE_SHIFT: Final = 32
 _PLACE_MASK: Final = 0xFFFF_FFFF
 _HASH_BITS: Final = 64
 _HASH_MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
-_FACTOR: Final = secrets.randbits(64) | 1 << 63 | 1
+_AT_BITS: Final = 40
+"""The 64 bits of the hash from this one on lead to the first cell in a segment."""
+HASH_FACTOR: Final = secrets.randbits(64) | 1 << 63 | 1
 """The factor of the hash of keys. It decides where rows lie, and nothing else."""
 _ROWS_PER_STEP: Final = 1_024
 """The rows that one step of ``load_steps`` enters: some 3 ms."""
@@ -94,7 +100,7 @@ class RowIndex:
     needs both maps meanwhile.
     """
 
-    __slots__ = ("_depths", "_directory", "_keys", "_segments", "_shift", "_used", "_used_cells")
+    __slots__ = ("_depths", "_directory", "_keys", "_parts", "_segments", "_shift", "_used", "_used_cells")
 
     def __init__(self, keys: "array[int]") -> None:
         self._keys = keys
@@ -104,9 +110,26 @@ class RowIndex:
         self._depths = array("B", [0])  # the bits of the hash that all keys of a segment share
         self._directory = array("I", [0])
         self._shift = _HASH_BITS  # the bits of the hash that do not lead through the directory
+        self._parts: ArrayParts = (self._segments, self._used_cells, self._directory)
 
     def __len__(self) -> int:
         return self._used
+
+    @property
+    def parts(self) -> ArrayParts:
+        """The segments, the used cells of each, and the directory: the same objects as long as the
+        index exists.
+        """
+        return self._parts
+
+    def on_entered(self, rows: int, full_segment: int) -> None:
+        """Counts rows that were entered directly in ``parts``.
+
+        full_segment: the segment that must grow now; -1: none.
+        """
+        self._used += rows
+        if full_segment >= 0:
+            self._grow(full_segment)
 
     def __iter__(self) -> Iterator[int]:
         """Yields every row; the index must not change meanwhile."""
@@ -120,10 +143,12 @@ class RowIndex:
 
     def find(self, key: int) -> int:
         """Returns the row of a key; 0 if there is none."""
-        mixed, keys = key * _FACTOR, self._keys
+        if FIND_ROW is not None:
+            return FIND_ROW(self._parts, self._keys, HASH_FACTOR, key)
+        mixed, keys = key * HASH_FACTOR, self._keys
         cells = self._segments[self._directory[(mixed & _HASH_MASK) >> self._shift]]
         size = len(cells)
-        at = (mixed >> 40) % size
+        at = (mixed >> _AT_BITS & _HASH_MASK) % size
         while row := cells[at]:
             if keys[row] == key:
                 break
@@ -134,11 +159,11 @@ class RowIndex:
 
     def seek(self, key: int) -> int:
         """Returns the place of the cell with the key's row, or of the empty cell for a new row."""
-        mixed, keys = key * _FACTOR, self._keys
+        mixed, keys = key * HASH_FACTOR, self._keys
         number = self._directory[(mixed & _HASH_MASK) >> self._shift]
         cells = self._segments[number]
         size = len(cells)
-        at = (mixed >> 40) % size
+        at = (mixed >> _AT_BITS & _HASH_MASK) % size
         while row := cells[at]:
             if keys[row] == key:
                 break
@@ -192,7 +217,7 @@ class RowIndex:
             other = cells[at]
             if not other:
                 break
-            if (at - (keys[other] * _FACTOR >> 40)) % size >= (
+            if (at - (keys[other] * HASH_FACTOR >> _AT_BITS & _HASH_MASK)) % size >= (
                 at - hole
             ) % size:  # it is behind the hole only because that was full
                 cells[hole] = other
@@ -214,7 +239,7 @@ class RowIndex:
             self._refill(number, min(most, self._used_cells[number] * 3 | 1), filter(None, cells))
             return
         if depth + self._shift == _HASH_BITS:
-            self._directory = array("I", [number for number in self._directory for _ in range(2)])
+            self._directory[:] = array("I", [number for number in self._directory for _ in range(2)])
             self._shift -= 1
         second, depth = len(self._segments), depth + 1
         self._segments.append(cells)
@@ -223,13 +248,13 @@ class RowIndex:
         self._depths.append(depth)
         span = 1 << _HASH_BITS - self._shift - depth
         first = next(row for row in cells if row)
-        start = ((self._keys[first] * _FACTOR & _HASH_MASK) >> self._shift) // (2 * span) * 2 * span
+        start = ((self._keys[first] * HASH_FACTOR & _HASH_MASK) >> self._shift) // (2 * span) * 2 * span
         for entry in range(start + span, start + 2 * span):
             self._directory[entry] = second
         bit, keys, rows = _HASH_BITS - depth, self._keys, (list[int](), list[int]())
         for row in cells:
             if row:
-                rows[keys[row] * _FACTOR >> bit & 1].append(row)
+                rows[keys[row] * HASH_FACTOR >> bit & 1].append(row)
         for place, found in zip((number, second), rows, strict=True):
             self._refill(place, _SEGMENT_CELLS, found)
 
@@ -239,7 +264,7 @@ class RowIndex:
         size = max(size, len(found) * 3 // 2 | 1)
         cells = array("I", bytes(4 * size))
         for row in found:
-            at = (keys[row] * _FACTOR >> 40) % size
+            at = (keys[row] * HASH_FACTOR >> _AT_BITS & _HASH_MASK) % size
             while cells[at]:
                 at += 1
                 if at == size:
@@ -256,6 +281,7 @@ class BlockTable:
     """
 
     __slots__ = (
+        "_columns",
         "_free",
         "_scanned_to",
         "adapters",
@@ -285,6 +311,7 @@ class BlockTable:
         self.by_own = RowIndex(self.owns)
         self.twins: dict[int, list[int]] = {}
         self._free = array("I")
+        self._columns: ArrayParts | None = None
         self._scanned_to = 1
 
     def twin_leads(self) -> list[int]:
@@ -299,6 +326,7 @@ class BlockTable:
         """
         for name in COLUMNS:
             setattr(self, name, columns[name])
+        self._columns = None
         self.by_handle, self.by_own = RowIndex(self.handles), RowIndex(self.owns)
         counts, rows, twice = self.counts, len(self.counts), 0
         counts[0] = 0
@@ -324,19 +352,18 @@ class BlockTable:
         return len(self.by_handle)
 
     @property
+    def columns(self) -> ArrayParts:
+        """The columns, in the order of ``COLUMNS``, and the free rows."""
+        if self._columns is None:
+            numbers = (self.handles, self.owns, self.parents, self.counts, self.ticks, self.depths)
+            self._columns = (*numbers, self.adapters, self._free)
+        return self._columns
+
+    @property
     def bytes(self) -> int:
         """Memory of columns and indexes in bytes, to within a few percent."""
-        columns = (
-            self.handles,
-            self.owns,
-            self.parents,
-            self.counts,
-            self.ticks,
-            self.depths,
-            self.adapters,
-            self._free,
-        )
-        return sum(item.__sizeof__() for item in columns) + self.by_handle.bytes + self.by_own.bytes
+        size: int = sum(item.__sizeof__() for item in self.columns)
+        return size + self.by_handle.bytes + self.by_own.bytes
 
     def add(self, handle: int, own: int, parent: int, depth: int, adapter: int, count: int, tick: int) -> bool:
         """Adds a row for a new handle. Returns whether no other row has this block hash."""

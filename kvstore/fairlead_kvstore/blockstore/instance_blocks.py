@@ -28,19 +28,19 @@ from typing import Final
 
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore import changes
-from fairlead_kvstore.blockstore.block_hash import chain_root, engine_hash
+from fairlead_kvstore.blockstore.block_hash import engine_hash
 from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TICK_SECONDS, TIER_SHIFT, BlockTable, tick_of
 from fairlead_kvstore.blockstore.changes import Change, InstanceCleared
 from fairlead_kvstore.blockstore.completeness import Completeness
+from fairlead_kvstore.blockstore.event_runs.orphan_blocks import FollowUps, OrphanBlocks
+from fairlead_kvstore.blockstore.event_runs.pending_run import PendingRun, pending_run
+from fairlead_kvstore.blockstore.event_runs.scanned_events import ScannedEvents
 from fairlead_kvstore.blockstore.lora_generations import MAX_SCANNED_ROWS, LoraGenerations
-from fairlead_kvstore.blockstore.orphan_blocks import FollowUps, OrphanBlocks, PendingRun, pending_run
 from fairlead_kvstore.blockstore.shared_store_hints import SharedStoreHints
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, MediumTiers, StorageTier, storage_tier
 from fairlead_kvstore.blockstore.types import EventCounters
 from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, EventSlice, RemovedEvent, StoredEvent
 
-FULL_ATTENTION_KINDS: Final = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
-_UNKNOWN_KINDS: Final = frozenset({None, "unknown"})
 _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 _SMOOTHING: Final = 0.05
 _TOO_MANY_SCANS: Final = "its events clear tiers or reload adapters too often"
@@ -51,7 +51,7 @@ _FOLLOW_UP_BYTES: Final = 8_192
 _ROWS_PER_STEP: Final = 512
 
 
-class InstanceBlocks:
+class InstanceBlocks(ScannedEvents):
     """The blocks of one instance. Changes go to ``out``; ``now`` is monotonic seconds."""
 
     def __init__(
@@ -471,25 +471,3 @@ class InstanceBlocks:
             if copies := table.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES:
                 self._remove_copies(table, row, tier, copies, out)
         return _FOLLOW_UP_BYTES
-
-    def _is_counted_group(self, group_idx: int | None, kind: str | None, *, learn: bool) -> bool:
-        """Returns whether events of this attention group count (only the first full-attention one).
-
-        learn: the event may decide which group that is.
-        """
-        group = group_idx or 0
-        if self.group is None:
-            if not learn:
-                return True  # the event is about unknown blocks
-            if kind in FULL_ATTENTION_KINDS or (kind in _UNKNOWN_KINDS and not group):
-                self.group = group
-        if group != self.group:
-            self.hybrid = True
-            return False
-        return True
-
-    def _chain_root(self, adapter: str | None) -> int:
-        known = self._roots.get(adapter)
-        if known is None:
-            known = self._roots[adapter] = chain_root(self.model_key, adapter, secret=self._secret)
-        return known

@@ -37,6 +37,7 @@ from fairlead_kvstore.blockstore.snapshot import RowParts
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
 from fairlead_kvstore.blockstore.types import InstanceSnapshot, InstanceState
 from fairlead_kvstore.events.payloads import EventBatch
+from fairlead_kvstore.native import ScannedBatch
 
 _LIMITS: Final = Limits()
 _EVICTED_FRACTION: Final = 8
@@ -229,6 +230,18 @@ class BlockStore:
             yield cost
         while self._evict_above_limits(item, now, out):
             yield _EVICTION_BYTES
+
+    def apply_scanned(self, instance: str, batch: ScannedBatch, now: float, out: list[Change]) -> int:
+        """Applies the events of a usual batch in one step, and returns how many. ``apply_steps``
+        must apply the rest; all of them where blocks might have to give way.
+        """
+        item, (_, _, blocks, _) = self._instances[instance], batch
+        before = len(item)
+        if before + blocks > self._limits.kv_blocks_per_instance or self._block_count + blocks > self._max_blocks:
+            return 0
+        done = item.apply_scanned(batch, now, out)
+        self._block_count += len(item) - before
+        return done
 
     def _counted(self, item: InstanceBlocks, steps: Iterator[int]) -> Iterator[int]:
         """Yields the costs of steps that change one instance, and counts its blocks after each."""

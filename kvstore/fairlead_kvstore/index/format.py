@@ -37,6 +37,7 @@ from fairlead_kvstore.blockstore.types import InstanceSnapshot
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.events.types import StreamPosition
 from fairlead_kvstore.index.instance_status import InstanceStatuses
+from fairlead_kvstore.native import ENCODE_CHANGES
 
 SCHEMA: Final = b"\x01"
 POSITION_FIELD: Final = b"at"
@@ -137,6 +138,7 @@ class _Entry(msgspec.Struct, array_like=True, gc=False):
     changes: list[_WireChange]
 
 
+_ENTRY_HEAD: Final = b"\x93"  # an array of three: time, instances, changes
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _ENTRY: Final = msgspec.msgpack.Decoder(_Entry)
 
@@ -173,26 +175,33 @@ def encode_entry(offered: Sequence[Change], wall: float, wall_offset: float) -> 
     wall_offset: Unix time minus monotonic time of this process.
     """
     places: dict[str, int] = {}
-    wired: list[_WireChange] = []
-    for change in offered:
-        if isinstance(change, changes.HintsAdded):
-            wired.append(_Hinted(change.hashes, change.until + wall_offset))
-            continue
-        if isinstance(change, changes.HintsExpired):
-            wired.append(_Expired(change.hashes))
-            continue
-        place = places.setdefault(change.instance, len(places))
-        if isinstance(change, changes.BlocksStored):
-            wired.append(_Stored(place, change.tier, change.parent, change.hashes))
-        elif isinstance(change, changes.BlocksRemoved):
-            wired.append(_Removed(place, change.tier, change.hashes))
-        elif isinstance(change, changes.CompletenessChanged):
-            wired.append(_Marked(place, change.complete, change.reason, change.since + wall_offset))
-        elif isinstance(change, changes.InstanceCleared):
-            wired.append(_Cleared(place, change.epoch, change.reason))
-        else:
-            wired.append(_Gone(place))
-    return SCHEMA + _ENCODER.encode(_Entry(wall, list(places), wired))
+    if ENCODE_CHANGES is None:
+        wired = [_encode_change(change, places, wall_offset) for change in offered]
+        return SCHEMA + _ENCODER.encode(_Entry(wall, list(places), wired))
+
+    def encode_other(change: Change) -> bytes:
+        return _ENCODER.encode(_encode_change(change, places, wall_offset))
+
+    found = ENCODE_CHANGES(list(offered), changes.BlocksStored, changes.BlocksRemoved, places, encode_other)
+    return b"".join([SCHEMA, _ENTRY_HEAD, _ENCODER.encode(wall), _ENCODER.encode(list(places)), found])
+
+
+def _encode_change(change: Change, places: dict[str, int], wall_offset: float) -> _WireChange:
+    """Returns a change as it is written. ``places`` gets the number of its instance."""
+    if isinstance(change, changes.HintsAdded):
+        return _Hinted(change.hashes, change.until + wall_offset)
+    if isinstance(change, changes.HintsExpired):
+        return _Expired(change.hashes)
+    place = places.setdefault(change.instance, len(places))
+    if isinstance(change, changes.BlocksStored):
+        return _Stored(place, change.tier, change.parent, change.hashes)
+    if isinstance(change, changes.BlocksRemoved):
+        return _Removed(place, change.tier, change.hashes)
+    if isinstance(change, changes.CompletenessChanged):
+        return _Marked(place, change.complete, change.reason, change.since + wall_offset)
+    if isinstance(change, changes.InstanceCleared):
+        return _Cleared(place, change.epoch, change.reason)
+    return _Gone(place)
 
 
 def decode_entry(data: bytes, model_key: str, wall_offset: float) -> list[Change]:

@@ -1,10 +1,9 @@
 """A queryable replica of the index of one model: which instances have a chain of blocks, how far,
 and in which tier.
 
-A dict maps a block hash to a bit mask with three bits for each instance (GPU, CPU, disk). There are
-few distinct sets of instances and many blocks, so equal masks are shared (*interned*). A block then
-costs its entry and its key, some ninety bytes; with a set of its own, up to 1.7 kB more. A walk
-along a chain mostly meets the same mask object again, which needs no arithmetic.
+A table maps a block hash to a bit mask with three bits for each instance (GPU, CPU, disk). Equal
+masks are one object (``native/dict_mask_table.py``), so a walk along a chain mostly meets the same
+one again, which needs no arithmetic.
 
 **The walk is exact.** A gateway's approximate prefix index may bisect, since it drops only the ends
 of chains. Engines may lose a block in the middle (it moved to another tier, or only a neighbour was
@@ -29,6 +28,7 @@ Why: an engine may clear its cache with each event. To sweep all blocks at once 
 """
 
 import sys
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
@@ -47,10 +47,10 @@ from fairlead_kvstore.blockstore.changes import (
 )
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
 from fairlead_kvstore.index.match_result import InstanceMatch, KnownCompleteness
+from fairlead_kvstore.native.dict_mask_table import new_mask_table
 
 _LIMITS: Final = Limits()
 _TIERS: Final = len(INSTANCE_TIERS)
-_MAX_INTERNED: Final = 65_536
 _MAX_DEPTH_RESULTS: Final = 4_096
 _MAX_CHAIN_RESULTS: Final = 256
 _MAX_CHAIN_BLOCKS: Final = 4_096
@@ -77,8 +77,7 @@ class IndexReplica:
         self._max_instances = limits.instances
         self._hints_most = limits.kv_shared_blocks
         self._hint_seconds = limits.kv_shared_seconds
-        self._masks: dict[int, int] = {}
-        self._interned: dict[int, int] = {}
+        self._masks = new_mask_table()
         self._slots: dict[str, int] = {}
         self._names: list[str] = []
         self._by_bit: dict[int, str] = {}
@@ -87,7 +86,7 @@ class IndexReplica:
         self._free: list[int] = []
         self._retired: list[int] = []
         self._sweeping: list[int] = []
-        self._queue: list[int] = []
+        self._is_sweeping = False
         self._retired_bits = 0
         self._gpu_bits = 0  # the GPU bits of all slots
         self._has_slow_tiers = False  # a block was in a slower tier at some time
@@ -125,7 +124,7 @@ class IndexReplica:
 
     def holders(self, own: int) -> dict[str, tuple[StorageTier, ...]]:
         """Returns the instances and tiers of one block."""
-        return self._holders_of(self._masks.get(own, 0) & ~self._retired_bits)
+        return self._holders_of((self._masks.get(own) or 0) & ~self._retired_bits)
 
     def holder_sets(self) -> Iterator[tuple[Mapping[str, tuple[StorageTier, ...]], int]]:
         """Yields sets of instances and tiers, each with the number of blocks that exactly these
@@ -133,8 +132,8 @@ class IndexReplica:
 
         A set may come more than once until removed instances are swept.
         """
-        for mask, blocks in Counter(self._masks.values()).items():
-            if alive := mask & ~self._retired_bits:
+        for mask, blocks in Counter(map(self._masks.get, self._masks)).items():
+            if mask is not None and (alive := mask & ~self._retired_bits):
                 yield self._holders_of(alive), blocks
 
     def count_unique(self, hashes: Iterable[int]) -> dict[str, int]:
@@ -156,8 +155,8 @@ class IndexReplica:
         place = self._slots.get(instance)
         if place is None:
             return
-        for own, mask in self._masks.items():
-            bits = mask >> place * _TIERS
+        for own in self._masks:
+            bits = (self._masks.get(own) or 0) >> place * _TIERS
             for tier in INSTANCE_TIERS:
                 if bits >> tier & 1:
                     yield own, tier
@@ -189,13 +188,14 @@ class IndexReplica:
             if isinstance(change, BlocksStored):
                 work += len(change.hashes)
                 if self._has_slot_for(change.instance):
-                    self._add_blocks(change.hashes, self._bit(change.instance, change.tier))
+                    bit = self._bit(change.instance, change.tier)
+                    self.dropped += self._masks.add(change.hashes, bit, self._max_blocks)
                 else:
                     self.dropped += len(change.hashes)
             elif isinstance(change, BlocksRemoved):
                 work += len(change.hashes)
                 if change.instance in self._slots:
-                    self._remove_blocks(change.hashes, self._bit(change.instance, change.tier))
+                    self._masks.remove(change.hashes, self._bit(change.instance, change.tier))
             elif isinstance(change, HintsAdded):
                 self._add_hints(change.hashes, change.until)
             elif isinstance(change, HintsExpired):
@@ -213,7 +213,7 @@ class IndexReplica:
         if self._retired_bits:
             self.sweep(_MIN_SWEEP + work * _SWEEP_PER_BLOCK)
 
-    def load_rows(self, instance: str, owns: Sequence[int], counts: Sequence[int]) -> None:
+    def load_rows(self, instance: str, owns: "array[int]", counts: "array[int]") -> None:
         """Adds the rows of a snapshot: block hashes, and copies by tier (``TIER_SHIFT``); rows of 0
         copies are empty.
         """
@@ -222,22 +222,11 @@ class IndexReplica:
             return
         place = self._slot(instance)
         bits: dict[int, int] = {}
-        masks, get, interned = self._masks, self._masks.get, self._interned
-        for own, count in zip(owns, counts, strict=True):
-            if not count:
-                continue
-            bit = bits.get(count)
-            if bit is None:
-                bit = bits[count] = _tier_bits(count) << place * _TIERS
+        for count in set(counts):
+            if count:
+                bits[count] = _tier_bits(count) << place * _TIERS
                 self._has_slow_tiers |= _tier_bits(count) > 1
-            old = get(own, 0)
-            if not old and len(masks) >= self._max_blocks:
-                self.dropped += 1
-                continue
-            new = old | bit
-            if new != old:
-                masks[own] = interned.setdefault(new, new)
-        self._limit_interned()
+        self.dropped += self._masks.load(owns, counts, bits, self._max_blocks)
 
     def expire(self, now: float) -> list[int]:
         """Removes hints that have expired at ``now`` (monotonic seconds) and returns their block
@@ -256,22 +245,12 @@ class IndexReplica:
         """Clears retired bits from up to ``most`` blocks; returns whether more remain."""
         if not self._retired_bits:
             return False
-        if not self._queue:
+        if not self._is_sweeping:
             self._sweeping, self._retired = self._retired, []
-            self._queue = list(self._masks)
-        masks, queue, interned, dead = self._masks, self._queue, self._interned, self._retired_bits
-        stop = max(0, len(queue) - most)
-        for own in queue[stop:]:
-            old = masks.get(own, 0)
-            if old & dead:
-                left = old & ~dead
-                if left:
-                    masks[own] = interned.setdefault(left, left)
-                else:
-                    del masks[own]
-        del queue[stop:]
-        self._limit_interned()
-        if not queue:
+            self._is_sweeping = True
+            self._masks.begin_sweep()
+        if self._masks.sweep(self._retired_bits, most):
+            self._is_sweeping = False
             self._finish_sweep()
         return bool(self._retired_bits)
 
@@ -307,7 +286,7 @@ class IndexReplica:
         """Returns the matches of a chain, cached under the masks of its blocks. Must not be used
         while there are hints, which are not in the masks.
         """
-        masks: list[int | None] = list(map(self._masks.get, hashes))
+        masks: list[int | None] = list(self._masks.masks_of(hashes))
         if masks[-1] is None:
             del masks[masks.index(None) :]
         if self._gpu_bits.bit_length() > _MAX_CHAIN_BITS or len(masks) > _MAX_CHAIN_BLOCKS:
@@ -335,7 +314,7 @@ class IndexReplica:
             return found
         last: int | None = -1
         depth = -1
-        for mask in map(self._masks.get, hashes):
+        for mask in self._masks.masks_of(hashes):
             depth += 1
             if mask is last:
                 continue
@@ -406,41 +385,10 @@ class IndexReplica:
             place = self._slots.get(name)
             mine = 0 if place is None else (1 << _TIERS) - 1 << place * _TIERS
             depth = reached.get(name, 0)
-            while depth < len(hashes) and (hashes[depth] in hints or masks.get(hashes[depth], 0) & mine):
+            while depth < len(hashes) and (hashes[depth] in hints or (masks.get(hashes[depth]) or 0) & mine):
                 depth += 1
             found[name] = depth
         return found
-
-    def _add_blocks(self, hashes: list[int], bit: int) -> None:
-        masks, get, interned = self._masks, self._masks.get, self._interned
-        last = -1
-        shared = 0
-        room = self._max_blocks - len(masks)
-        for own in hashes:
-            old = get(own, 0)
-            if not old:
-                if room <= 0:
-                    self.dropped += 1
-                    continue
-                room -= 1
-            if old is not last:
-                last = old
-                new = old | bit
-                shared = interned.setdefault(new, new)
-            masks[own] = shared
-        self._limit_interned()
-
-    def _remove_blocks(self, hashes: list[int], bit: int) -> None:
-        masks, get, interned = self._masks, self._masks.get, self._interned
-        for own in hashes:
-            old = get(own, 0)
-            if old & bit:
-                left = old ^ bit
-                if left:
-                    masks[own] = interned.setdefault(left, left)
-                else:
-                    del masks[own]
-        self._limit_interned()
 
     def _add_hints(self, hashes: list[int], until: float) -> None:
         hints = self._hints
@@ -485,11 +433,6 @@ class IndexReplica:
             self._retired_bits &= ~((1 << _TIERS) - 1 << place * _TIERS)
         self._free += self._sweeping
         self._sweeping = []
-
-    def _limit_interned(self) -> None:
-        """Clears the table of shared masks when it has more than ``_MAX_INTERNED`` entries."""
-        if len(self._interned) > _MAX_INTERNED:
-            self._interned.clear()
 
 
 def _order(match: InstanceMatch) -> tuple[int, int, int, int]:

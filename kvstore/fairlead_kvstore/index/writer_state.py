@@ -100,7 +100,7 @@ class ModelWriteState:
         self.written_blocks = 0
         self.epochs = 0
         self._fields = 0
-        self._waiting: deque[Sequence[Change]] = deque()
+        self._waiting: deque[tuple[Sequence[Change], int]] = deque()  # and their blocks
         self.waiting_blocks = 0
         self._waiting_changes = 0
         self._stream: deque[tuple[int, int]] = deque()
@@ -115,18 +115,20 @@ class ModelWriteState:
         """
         if self.needs_new_epoch or not changes:
             return
-        self._waiting.append(changes)
-        self._waiting_changes += len(changes)
         touched: dict[str, int] = {}
+        total = 0
         for change in changes:
             blocks = _block_count(change)
+            total += blocks
             if isinstance(change, InstanceDetached):
                 touched.pop(change.instance, None)
                 self._forget(change.instance)
-            else:
-                name = HINTS_ITEM if isinstance(change, _MODEL_CHANGES) else change.instance
-                touched[name] = touched.get(name, 0) + blocks
-            self.waiting_blocks += blocks
+                continue
+            name = HINTS_ITEM if isinstance(change, _MODEL_CHANGES) else change.instance
+            touched[name] = touched.get(name, 0) + blocks
+        self._waiting.append((changes, total))
+        self._waiting_changes += len(changes)
+        self.waiting_blocks += total
         for name, blocks in touched.items():
             item = self.items.get(name)
             if item is None:
@@ -172,12 +174,14 @@ class ModelWriteState:
         found: list[Change] = []
         blocks, most = 0, self._limits.index_entry_blocks
         while self._waiting and blocks < most and len(found) < MAX_CHANGES_PER_ENTRY:
-            offered, room = self._waiting.popleft(), MAX_CHANGES_PER_ENTRY - len(found)
+            (offered, size), room = self._waiting.popleft(), MAX_CHANGES_PER_ENTRY - len(found)
             if len(offered) > room:
-                self._waiting.appendleft(offered[room:])
-                offered = offered[:room]
+                kept, offered = offered[room:], offered[:room]
+                rest = sum(map(_block_count, kept))
+                self._waiting.appendleft((kept, rest))
+                size -= rest
             found += offered
-            blocks += sum(map(_block_count, offered))
+            blocks += size
         self.waiting_blocks = max(0, self.waiting_blocks - blocks) if self._waiting else 0
         self._waiting_changes -= len(found)
         self.written_blocks += blocks
@@ -288,4 +292,6 @@ class ModelWriteState:
 
 
 def _block_count(change: Change) -> int:
+    if isinstance(change, BlocksStored):  # the usual case, on the hot path
+        return len(change.hashes)
     return len(change.hashes) if isinstance(change, _BLOCK_CHANGES) else 1

@@ -25,7 +25,9 @@ from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import EventsError
-from fairlead_kvstore.events.event_slices import event_slices
+from fairlead_kvstore.events.decoder import decode_events
+from fairlead_kvstore.events.event_slices import BLOCK_BYTES, event_slices
+from fairlead_kvstore.events.payloads import EventBatch
 from fairlead_kvstore.events.types import (
     AcceptBatch,
     BatchesLost,
@@ -36,6 +38,7 @@ from fairlead_kvstore.events.types import (
     StreamOutcome,
     StreamSuspended,
 )
+from fairlead_kvstore.native import SCAN_EVENTS, ScannedBatch
 
 _LIMITS: Final = Limits()
 _OUTCOME_BYTES: Final = 16
@@ -113,7 +116,16 @@ class EventApplication:
             if self._steps is None:
                 if not self._waiting:
                     break
-                self._steps = self._outcome_steps(self._waiting.popleft(), now)
+                outcome = self._waiting.popleft()
+                if SCAN_EVENTS is not None and isinstance(outcome, AcceptBatch):
+                    scanned = self._scan(outcome.payload)
+                    if scanned is not None:
+                        self._steps = self._apply_scanned(outcome.payload, scanned, now)
+                        spent += len(outcome.payload)
+                        if self._steps is None:
+                            spent += _OUTCOME_BYTES
+                        continue
+                self._steps = self._outcome_steps(outcome, now)
             cost = next(self._steps, None)
             if cost is None:
                 self._steps = None
@@ -123,6 +135,27 @@ class EventApplication:
         self._changes.clear()
         found.cost = spent
         return found
+
+    def _scan(self, payload: bytes) -> ScannedBatch | None:
+        """Returns the events of a usual batch that is small; None for any other."""
+        limits = self._limits
+        if SCAN_EVENTS is None or len(payload) > limits.kv_slice_bytes // BLOCK_BYTES:
+            return None
+        return SCAN_EVENTS(payload, limits.kv_events_in_batch, limits.kv_event_blocks, limits.kv_event_block_tokens)
+
+    def _apply_scanned(self, payload: bytes, scanned: ScannedBatch, now: float) -> Iterator[int] | None:
+        """Applies a usual batch at once. Returns the steps of its events that have further effects;
+        None when there are none.
+        """
+        self.waiting_bytes -= len(payload)
+        done = self._store.apply_scanned(self._instance, scanned, now, self._changes)
+        self._found.wall = scanned[0]
+        self._found.batches += 1
+        if done == len(scanned[3]):
+            return None
+        batch = decode_events(payload, self._limits)
+        rest = EventBatch(batch.wall, batch.events[done:], batch.rank)
+        return self._store.apply_steps(self._instance, rest, now, self._changes)
 
     def clear(self) -> None:
         """Drops what waits."""

@@ -63,7 +63,7 @@ class EventConnection:
         if self._connection is None:
             return 0, False
         found: list[list[bytes]] = []
-        turn = self._connection.read(most, lambda: self._listener.is_busy, found.append)
+        turn = (0, False) if self._listener.is_busy else self._connection.read_list(most, found)
         if found and self._connection.is_open:
             self._listener.on_messages(found)
         return turn

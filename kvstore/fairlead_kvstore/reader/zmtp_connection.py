@@ -136,7 +136,10 @@ async def _shake_hands(connection: socket.socket, kind: str, limits: Limits) -> 
 
 def message_size(parts: list[bytes]) -> int:
     """Returns the size of all parts in bytes."""
-    return sum(map(len, parts))
+    size = 0
+    for part in parts:
+        size += len(part)
+    return size
 
 
 def describe(error: Exception) -> str:
@@ -195,6 +198,12 @@ class ZmtpConnection:
         if self.is_open:
             self._report(self._stream.held_bytes)
         return used, self.is_open and used >= most
+
+    def read_list(self, most: int, found: list[list[bytes]]) -> tuple[int, bool]:
+        """Appends messages of one turn to ``found``, see ``ReadSource``."""
+        used = self._stream.read_messages(MESSAGE_OVERHEAD_BYTES, most, found) if self.is_open else 0
+        read, more = self.read(most - used, _is_never_busy, found.append)
+        return used + read, more
 
     def send(self, data: bytes) -> None:
         """Sends some bytes. A peer that does not read them is disconnected."""
@@ -296,6 +305,10 @@ class ZmtpConnection:
         if unread != self._reported:
             self._unread.add(self._namespace, unread - self._reported)
             self._reported = unread
+
+
+def _is_never_busy() -> bool:
+    return False
 
 
 async def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:

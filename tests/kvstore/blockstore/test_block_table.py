@@ -137,7 +137,7 @@ def test_index_that_grows_moves_a_few_rows_at_a_time(step: int) -> None:
 
 
 def test_keys_with_one_hash_in_the_directory_share_a_larger_segment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fairlead_kvstore.blockstore.block_table._FACTOR", 1)
+    monkeypatch.setattr("fairlead_kvstore.blockstore.block_table.HASH_FACTOR", 1)
     keys: Any = [0]
     index = RowIndex(keys)
     for number in range(1, 5_000):

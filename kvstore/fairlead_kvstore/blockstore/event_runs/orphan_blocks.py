@@ -1,0 +1,141 @@
+"""The blocks of one instance that wait for their parent, and what an event causes.
+
+A reader that joins late, or loses a batch, receives blocks that follow one it has never seen. Their
+content depends on all blocks before them, so they cannot be named yet. Other indexes drop them, and
+every block that follows them stays invisible until the engine stores it again. Here they wait with
+their tokens, by the handle of the parent. When a replay or a later request reports the parent, they
+are linked, and then the blocks that wait for them. They are bounded: the oldest are dropped first
+and counted.
+
+A waiting block may be removed before its parent arrives. The removal is noted and applied when the
+block is linked.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+
+from fairlead_kvstore.blockstore.block_table import BlockTable
+from fairlead_kvstore.blockstore.event_runs.pending_run import PendingRun
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+
+
+class FollowUps:
+    """The effects of an instance's last event that are to be applied before the next event.
+
+    steps: of an adapter's blocks that are being added.
+    to_add: runs of adapters' blocks that are to be added, and whether they were orphans.
+    to_clear: tables and a tier, of which all copies are to be removed from a row on.
+    to_touch: blocks whose predecessors are to be marked as used, with the tick.
+    to_link: runs whose followers are to be added, the first of their handles to look at, and how
+        many followers of that one are left; -1: they were not counted yet.
+    linked: runs that were orphans, whose noted removals are to be applied after all are linked.
+    """
+
+    def __init__(self) -> None:
+        self.steps: Iterator[int] | None = None
+        self.to_add: deque[tuple[PendingRun, bool]] = deque()
+        self.to_clear: deque[tuple[BlockTable, int, StorageTier]] = deque()
+        self.to_touch: deque[tuple[int, int]] = deque()
+        self.to_link: deque[tuple[PendingRun, int, int]] = deque()
+        self.linked: deque[PendingRun] = deque()
+
+    def __len__(self) -> int:
+        waiting = len(self.to_add) + len(self.to_clear) + len(self.to_touch) + len(self.to_link)
+        return waiting + len(self.linked) + (self.steps is not None)
+
+
+class OrphanBlocks:
+    """The orphans of one instance, bounded in blocks and in bytes of tokens and extra keys.
+
+    noted: number of removals to apply when their blocks are linked.
+    dropped: number of blocks evicted for lack of room.
+    """
+
+    __slots__ = ("_copies", "_most", "_most_bytes", "_order", "_waiting", "blocks", "bytes", "dropped", "noted")
+
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self._most = most
+        self._most_bytes = most_bytes
+        self._waiting: dict[int, dict[int, PendingRun]] = {}  # by parent, then by id()
+        self._order: dict[int, PendingRun] = {}  # by id(), oldest first
+        self._copies: dict[tuple[int, StorageTier], list[int]] = {}  # waiting, and removed while they waited
+        self.blocks = 0
+        self.bytes = 0
+        self.dropped = 0
+        self.noted = 0
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[PendingRun]:
+        return iter(self._order.values())
+
+    def add(self, item: PendingRun) -> None:
+        """Adds the blocks of an event. Beyond the bounds, the oldest orphans are dropped."""
+        self._waiting.setdefault(item.parent, {})[id(item)] = item
+        self._order[id(item)] = item
+        self.blocks += len(item.handles)
+        self.bytes += item.content.size
+        for handle in item.handles:
+            self._copies.setdefault((handle, item.tier), [0, 0])[0] += 1
+        while self._order and (self.blocks > self._most or self.bytes > self._most_bytes):
+            oldest = next(iter(self._order.values()))
+            self.dropped += len(oldest.handles)
+            self._forget(oldest)
+
+    def child_count(self, parent: int) -> int:
+        """Returns the number of runs that wait for this handle."""
+        return len(self._waiting.get(parent, ()))
+
+    def take_children(self, parent: int, runs: int, most: int) -> list[PendingRun]:
+        """Removes and returns up to ``runs`` runs that wait for this handle, with about ``most``
+        blocks: the oldest first, and at least one if any waits.
+        """
+        found, blocks = list[PendingRun](), 0
+        for item in self._waiting.get(parent, {}).values():
+            if blocks >= most or len(found) >= runs:
+                break
+            found.append(item)
+            blocks += len(item.handles) + 1
+        for item in found:
+            self._forget(item, linked=True)
+        return found
+
+    def note_removed(self, handle: int, tier: StorageTier) -> bool:
+        """Notes that a copy of a waiting block was removed. Returns False when none waits."""
+        known = self._copies.get((handle, tier))
+        if known is None or known[1] >= known[0]:
+            return False
+        known[1] += 1
+        self.noted += 1
+        return True
+
+    def take_removal(self, handle: int, tier: StorageTier) -> bool:
+        """Takes back one noted removal of a block that was just linked. Returns whether there was
+        one.
+        """
+        known = self._copies.get((handle, tier))
+        if known is None or not known[1]:
+            return False
+        known[1] -= 1
+        self.noted -= 1
+        if known == [0, 0]:
+            del self._copies[handle, tier]
+        return True
+
+    def _forget(self, item: PendingRun, *, linked: bool = False) -> None:
+        del self._order[id(item)]
+        others = self._waiting[item.parent]
+        del others[id(item)]
+        if not others:
+            del self._waiting[item.parent]
+        self.blocks -= len(item.handles)
+        self.bytes -= item.content.size
+        for handle in item.handles:
+            known = self._copies[handle, item.tier]
+            known[0] -= 1
+            if not linked and known[1] > known[0]:
+                self.noted -= known[1] - known[0]
+                known[1] = known[0]
+            if not known[0] and not known[1]:
+                del self._copies[handle, item.tier]
