@@ -9,10 +9,15 @@ at once.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from math import fsum  # the same sum in any order
+from math import fsum, nan  # `fsum`: the same sum in any order
+from typing import Final
 
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_gateway.routing.request import RouteRequest
+
+_IS_COMPILED: Final = not __file__.endswith(".py")
+_ERROR_SHARE: Final = 2.0**-104
+"""The most that the sum of n errors is off, as a share of n² times the sum: four times u²."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +233,10 @@ def least_busy(loads: list[EndpointLoad]) -> EndpointLoad:
 
 def total_backlog_seconds(loads: list[EndpointLoad]) -> float:
     """Returns the sum of the backlogs in seconds, the same for any order of `loads`."""
+    if _IS_COMPILED:
+        found = compensated_backlog_seconds(loads)
+        if found == found:  # not for a NaN
+            return found
     first = second = 0.0
     for load in loads:
         seconds = load.backlog_seconds
@@ -240,6 +249,30 @@ def total_backlog_seconds(loads: list[EndpointLoad]) -> float:
         else:
             return fsum([load.backlog_seconds for load in loads])
     return first + second  # for two, the sum is as exact as fsum's at a tenth of its cost
+
+
+def compensated_backlog_seconds(loads: list[EndpointLoad]) -> float:
+    """Returns the sum that `fsum` returns, or a NaN where it may be another.
+
+    The rounding errors of the additions are added up, too (Neumaier, 1974). Their sum is off by
+    less than `bound`. Unless that could change the result's last bit, the result is exact.
+
+    Why: `fsum` takes an object for each number, which is a third of a decision among 64 instances.
+    Interpreted, `fsum` is the faster of both.
+    """
+    total = error = size = 0.0
+    for load in loads:
+        seconds = load.backlog_seconds
+        after = total + seconds
+        part = after - total
+        error += (total - (after - part)) + (seconds - part)
+        total = after
+        size += seconds if seconds > 0.0 else -seconds
+    count = float(len(loads))
+    found, bound = total + error, size * count * count * _ERROR_SHARE
+    part = found - total
+    rest = (total - (found - part)) + (error - part)
+    return found if found + (rest + bound) == found and found + (rest - bound) == found else nan
 
 
 def _add_load(local: EndpointLoad, other: tuple[int, int, float, float] | None) -> EndpointLoad:

@@ -1,8 +1,8 @@
 """The in-flight load: sums equal the requests in flight, in whatever order they finish."""
 
-from math import fsum
+from math import fsum, isnan
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fairlead_gateway.routing import PrefixChain, RouteRequest
@@ -10,6 +10,7 @@ from fairlead_gateway.routing.load.inflight import (
     EndpointLoad,
     InflightTracker,
     InstanceLoad,
+    compensated_backlog_seconds,
     least_busy,
     total_backlog_seconds,
 )
@@ -101,3 +102,29 @@ def test_sums_are_those_of_the_requests_in_flight(actions: list[tuple[str, int, 
         assert abs(load.backlog_seconds - backlog) < 1e-6
         assert load.backlog_seconds >= 0
         assert load.inflight_tokens >= 0
+
+
+SECONDS = st.one_of(
+    st.floats(0.0, 100.0),
+    st.floats(-1e-9, 1e9),
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.sampled_from([0.1, 2.0**-53, 2.0**-54, 1.0, 1.0 + 2.0**-52, -1.0, 1e16, 1e-300, 5e-324]),
+)
+
+
+@given(st.lists(SECONDS, max_size=80))
+@example([1.0, 2.0**-53])  # half of the last bit
+@example([1.0, 2.0**-53, 2.0**-106])
+@example([1e308, 1e308])
+def test_compensated_sum_is_the_exact_one_or_none(seconds: list[float]) -> None:
+    found = compensated_backlog_seconds([EndpointLoad("a", 1, 1, value) for value in seconds])
+    assert isnan(found) or found == fsum(seconds)
+
+
+@given(st.lists(st.floats(0.001, 100.0), min_size=1, max_size=80))
+def test_compensated_sum_of_usual_backlogs_is_almost_always_known(seconds: list[float]) -> None:
+    doubtful = sum(
+        isnan(compensated_backlog_seconds([EndpointLoad("a", 1, 1, value * factor) for value in seconds]))
+        for factor in (1.0, 1.1, 1.7)
+    )
+    assert doubtful < 3
