@@ -150,7 +150,7 @@ local function apply(report)
   local before = windowed and span(window, start - 1) or 0
   local accounts, touched, gone = {}, {}, {}
   local function account_of(at)
-    if at ~= start and at ~= before then return nil end
+    if at ~= start and at ~= before and at ~= ends then return nil end
     if not accounts[at] then accounts[at] = load_account(limit, at, window, amount) end
     return accounts[at]
   end
@@ -201,7 +201,7 @@ local function apply(report)
 
   local refusal = 0
   if not may_grant then refusal = 3
-  elseif strict and start <= since then
+  elseif strict and start <= since + lease then
     if start > 0 and lost and not is_merged then refusal = 4
     elseif young then refusal = 3 end
   end
@@ -266,6 +266,7 @@ local function apply(report)
   end
   save(account)
   if windowed and touched[before] then save(accounts[before]) end
+  if windowed and touched[ends] then save(accounts[ends]) end
 
   local rows, kept = {}, {}
   if wants then

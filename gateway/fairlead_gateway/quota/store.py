@@ -8,7 +8,8 @@ requests near the limit, and a refusal is exact.
 
 The store begins an epoch when it has no state, or when its server's run id has changed. Whatever
 was granted before may then be unknown. In strict mode, a window in which that happened grants
-nothing more, unless all checkpoints were merged after the leases from before were over.
+nothing more, unless all checkpoints were merged after the leases from before were over. The same
+holds for a window that begins within one lease: the clock of the former server may have been ahead.
 """
 
 from typing import Final
@@ -105,7 +106,8 @@ class _Step:
         start, end = window_span(report.window, now)
         has_window = end > 0
         starts = (start, previous_start(report.window, start)) if has_window else (0,)
-        gone = self._merge(report, starts, has_window)
+        # A former server, whose clock was ahead, may have begun the next window.
+        gone = self._merge(report, (*starts, end), has_window)
         account = self._account(report, start)
         account.amount = max(account.amount, report.amount)
         before = self._known(report.limit, starts[-1]) if has_window else None
@@ -174,7 +176,7 @@ class _Step:
         state, exchange = self._state, self._exchange
         if not self._may_grant:
             return NOT_YET
-        if not exchange.is_strict or start > state.since:
+        if not exchange.is_strict or start > state.since + exchange.lease_ms:
             return GRANTED
         if start > 0 and state.is_lost and not state.is_merged:
             return CLOSED

@@ -321,7 +321,7 @@ class ModelFleet:
     def _apply(self, message: Message, *, has_reply: bool) -> None:
         now_ms = self.server.now(self.time)
         before = self._granted()
-        reply = self.server.store.apply(TENANT, copy.deepcopy(message.sent), now_ms)
+        reply = self.server.store.apply(TENANT, message.sent, now_ms)
         granted = self._granted() - before
         self.largest_slice = max(self.largest_slice, self._largest_slice())
         if reply.is_lost and now_ms < reply.since + TIMES.lease_ms:
