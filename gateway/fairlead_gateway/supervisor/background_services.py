@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # without Redis, its client is not loaded; without a ledger, 
     from fairlead_gateway.supervisor.peers.peer_sync import GatewayWorkers, PeerSync
     from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile
     from fairlead_gateway.supervisor.quota.quota_service import QuotaService, QuotaWorker
+    from fairlead_gateway.supervisor.quota.quota_status import LimitState
     from fairlead_gateway.supervisor.usage.usage_service import UsageService
     from fairlead_kvstore.redis.link import RedisLink
 
@@ -73,6 +74,7 @@ class BackgroundServices:
         self.scraper = MetricsScraper(self._fleet, clock, limits, credentials)
         self.quota: QuotaService | None = None
         self._limit_sharing = limit_sharing
+        self._limited_tenants: list[Tenant] = []
         self._is_running = False
         self.usage: UsageService | None = None
         self.redis_link: RedisLink | None = None
@@ -98,6 +100,7 @@ class BackgroundServices:
             if not any(tenant.limits for tenant in tenants):
                 return
             self.quota = self._create_quota()
+        self._limited_tenants = [tenant for tenant in tenants if tenant.limits]
         self.quota.set_tenants(tenants)
 
     def _create_quota(self) -> "QuotaService":
@@ -115,6 +118,17 @@ class BackgroundServices:
         if self._is_running:
             quota.start()
         return quota
+
+    async def limit_states(self, tenants: frozenset[str] | None, limit: int) -> "list[LimitState]":
+        """Returns the state of limits; tenants: None for all."""
+        return [] if self.quota is None else await self.quota.states(tenants, limit)
+
+    def _limit_warnings(self) -> list[str]:
+        if self.quota is None:
+            return []
+        from fairlead_gateway.supervisor.quota.quota_status import unpriced_budgets
+
+        return self.quota.warnings() + unpriced_budgets(self._limited_tenants, self._fleet().models)
 
     def on_quota_report(self, worker: "QuotaWorker", report: QuotaReport) -> None:
         """Takes what a worker's requests used and need of tenants' limits."""
@@ -154,7 +168,9 @@ class BackgroundServices:
             self.usage.on_rows(rows)
 
     def add_metrics(self, telemetry: MetricsRecorder) -> None:
-        """Adds the values of the ledger."""
+        """Adds the values of the ledger and of peers."""
+        if self.peers is not None:
+            telemetry.peer_values = self.peers.counters()
         if self.usage is not None:
             telemetry.tenant_values = self.usage.tenants.metric_values()
             telemetry.non_model_counters.update(self.usage.metrics())
@@ -198,6 +214,7 @@ class BackgroundServices:
         warnings = [self._redis_warning(), self._signals_warning()]
         if self.peers is not None:
             warnings += self.peers.warnings()
+        warnings += self._limit_warnings()
         if self.usage is not None:
             warnings += self.usage.warnings()
         return [warning for warning in warnings if warning]
@@ -240,5 +257,5 @@ def create_background_services(
         limits=limits,
         membership=membership,
         credentials=config.credentials,
-        limit_sharing=LimitSharing(config.gateway_id),
+        limit_sharing=LimitSharing(config.gateway_id, config.usage_folder),
     )

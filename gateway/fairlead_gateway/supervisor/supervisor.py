@@ -129,6 +129,7 @@ class Supervisor:
             create_store=self._create_alignment_store if config.redis_url is not None and config.index_secret else None,
         )
         self.background = create_background_services(config, self.workers, clock, limits)
+        self.limit_states = self.background.limit_states
         self.profiling = ProfilingService(broadcast=self.workers.broadcast, clock=clock, limits=limits)
         if config.usage_folder is not None:
             self.background.open_ledger(config.usage_folder, config.gateway_id, self.profiling.learned_profile)
@@ -431,8 +432,6 @@ class Supervisor:
             telemetry.models[key] = restore_counters(part, now)
             await asyncio.sleep(0)
         telemetry.non_model_counters.update(self.workers.non_model_counters())
-        if self.background.peers is not None:
-            telemetry.peer_values = self.background.peers.counters()
         telemetry.index_status = self.kv_index.status()
         self.background.add_metrics(telemetry)
         telemetry.non_model_counters["workers"] = self.workers.serving_count

@@ -18,8 +18,9 @@ from fairlead_gateway.telemetry import LoadView, MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import LoggedRequest
 from fairlead_gateway.telemetry.status_types import IndexStatus
 
-if TYPE_CHECKING:  # only gateways with a ledger load its modules
+if TYPE_CHECKING:  # only gateways with a ledger or with limits load their modules
     from fairlead.usage.ledger_reader import LedgerContent
+    from fairlead_gateway.supervisor.quota.quota_status import LimitState
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,13 @@ class GatewayView(Protocol):
         """Returns the request with this id; else the newest of each tenant that chose this id.
 
         tenants: only their requests; None: those of all.
+        """
+        ...
+
+    async def limit_states(self, tenants: frozenset[str] | None, limit: int) -> "list[LimitState]":
+        """Returns the limits of tenants and what is left of them, of at most `limit` tenants.
+
+        tenants: None for all.
         """
         ...
 

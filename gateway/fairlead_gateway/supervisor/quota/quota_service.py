@@ -11,7 +11,7 @@ requests are refused or admitted, as the tenant says.
 import asyncio
 import logging
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -26,11 +26,13 @@ from fairlead_gateway.quota.exchange import OPEN, UNAVAILABLE, Exchange, Exchang
 from fairlead_gateway.quota.ledger import HolderUpdate, LeaseTimes, LimitTerms, TenantLedger
 from fairlead_gateway.supervisor.quota.checkpoint_files import CheckpointFiles
 from fairlead_gateway.supervisor.quota.limit_stores import LimitStore
+from fairlead_gateway.supervisor.quota.quota_status import LimitState, closed_limits, limit_states
 
 _log = logging.getLogger("fairlead.gateway")
 _CONTENDED_SECONDS: Final = 0.1
 _CHECKPOINT_SECONDS: Final = 5.0
 _FINAL_SECONDS: Final = 2.0
+_REFRESH_SECONDS: Final = 1.0
 
 
 class QuotaWorker(Protocol):
@@ -76,21 +78,13 @@ class QuotaService:
         self._checkpoint_at = 0.0
         self._has_unwritten = False
         self._is_restored = False
+        self._refresh: set[str] = set()
+        self._refreshed: asyncio.Future[None] | None = None
         self._restored: dict[str, list[tuple[str, Row]]] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.checkpoint_problem: str | None = None
         self.exchange_count = 0
-
-    @property
-    def store_problem(self) -> str | None:
-        """Why the store does not answer; None if it does."""
-        return self._store.problem
-
-    @property
-    def tenants(self) -> Mapping[str, Tenant]:
-        """The tenants with limits, by name."""
-        return self._tenants
 
     def set_tenants(self, tenants: Iterable[Tenant]) -> None:
         """Replaces all tenants; counters of limits that stay are kept."""
@@ -117,6 +111,34 @@ class QuotaService:
         """Starts on the running loop. No exchange is made before all checkpoints were read."""
         if self._task is None:
             self._task = asyncio.create_task(run_despite_defects(self._run, _log, "the limits of tenants"))
+
+    def warnings(self) -> list[str]:
+        """Returns texts about limits that cannot be counted."""
+        found = closed_limits(self.ledgers)
+        if self._store.problem is not None:
+            found.append(f"limits of tenants cannot be read: {self._store.problem}")
+        if self.checkpoint_problem is not None:
+            found.append(self.checkpoint_problem)
+        return found
+
+    async def states(self, tenants: frozenset[str] | None, limit: int) -> list[LimitState]:
+        """Returns the state of limits, after an exchange with the store.
+
+        tenants: None for all.
+        limit: the most tenants to return.
+        """
+        names = sorted(name for name in self._tenants if tenants is None or name in tenants)[:limit]
+        self._refresh.update(names)
+        self._wake.set()
+        refreshed = self._refreshed = self._refreshed or asyncio.get_running_loop().create_future()
+        await asyncio.wait({refreshed}, timeout=_REFRESH_SECONDS)
+        now_ms = self._clock.wall() * 1000
+        found: list[LimitState] = []
+        for name in names:
+            tenant, ledger = self._tenants.get(name), self.ledgers.get(name)
+            if tenant is not None and ledger is not None:
+                found += limit_states(tenant, ledger.last_reply, now_ms)
+        return found
 
     async def stop(self) -> None:
         """Reports what workers have spent and given back at their end."""
@@ -196,9 +218,17 @@ class QuotaService:
             is_due = now >= self._due_at
             if is_due:
                 self._due_at = now + self._limits.quota_renew_seconds
-            names = [name for name, ledger in self.ledgers.items() if ledger.has_needs or (is_due and ledger.has_news)]
+            refresh, self._refresh = self._refresh, set()
+            names = [
+                name
+                for name, ledger in self.ledgers.items()
+                if ledger.has_needs or name in refresh or (is_due and ledger.has_news)
+            ]
             if names:
                 await self._exchange(names, is_due=is_due)
+            if self._refreshed is not None and not self._refresh:
+                self._refreshed.set_result(None)
+                self._refreshed = None
             if self._has_unwritten and now >= self._checkpoint_at:
                 self._checkpoint_at = now + _CHECKPOINT_SECONDS
                 await self._write_checkpoint()

@@ -26,6 +26,7 @@ from fairlead.runtime.loop_lag import LoopLag
 from fairlead.usage.ledger_reader import LedgerContent
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.supervisor.management.view import GatewayStatus
+from fairlead_gateway.supervisor.quota.quota_status import LimitState
 from fairlead_gateway.telemetry import MetricsRecorder, assess_attainment
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord, LoggedRequest
 from fairlead_testing.gateway.outcomes import make_outcome
@@ -50,6 +51,7 @@ class SimulatedGateway:
         self.served = 0
         self.health_state: Callable[[str], tuple[str, str]] | None = None
         self.usage_ledger: Callable[[str, str], LedgerContent] | None = None
+        self.limits: list[LimitState] = []
         self.ejections: dict[str, EjectionReport] = {}
         self.answer_times: dict[str, float] = {}
 
@@ -79,6 +81,9 @@ class SimulatedGateway:
 
     async def usage_content(self, first_day: str, last_day: str) -> LedgerContent | None:
         return self.usage_ledger and self.usage_ledger(first_day, last_day)
+
+    async def limit_states(self, tenants: frozenset[str] | None, limit: int) -> list[LimitState]:
+        return [state for state in self.limits if tenants is None or state.tenant in tenants][:limit]
 
     async def decisions(
         self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None

@@ -192,6 +192,7 @@ def test_openapi_describes_every_route(made_up: Any) -> None:
         "/api/audit",
         "/api/route",
         "/api/usage",
+        "/api/limits",
     }
     assert all(way["summary"] for path in schema["paths"].values() for way in path.values())
 

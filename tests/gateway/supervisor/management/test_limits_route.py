@@ -1,0 +1,54 @@
+"""`/api/limits` answers by the rights of the token."""
+
+import asyncio
+import hmac
+from typing import Any
+
+import httpx
+
+from fairlead.tenants.model import Limit, LimitUnit, Window
+from fairlead_gateway.supervisor.management import create_management_app
+from fairlead_gateway.supervisor.management.access.access_scope import AccessScope, Permission
+from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
+from fairlead_gateway.supervisor.quota.quota_status import LimitState
+
+_PEPPER = b"pepper"
+_LIMIT = Limit(LimitUnit.REQUESTS, 60, Window.MINUTE, key="ci")
+
+
+def _get(view: Any, token: str, query: str = "") -> httpx.Response:
+    view.limits = [LimitState(name, _LIMIT, 12, 48, 60.0) for name in ("acme", "zeta")]
+    tokens = ManageTokens("full", _PEPPER)
+    scope = AccessScope("acme", frozenset({"acme"}), frozenset({Permission.READ}))
+    tokens.replace({hmac.digest(_PEPPER, b"acme", "sha256"): scope})
+
+    async def main() -> httpx.Response:
+        transport = httpx.ASGITransport(app=create_management_app(view, tokens=tokens))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.get(f"/api/limits?{query}", headers={"authorization": f"Bearer {token}"})
+
+    return asyncio.run(main())
+
+
+def test_a_limit_is_shown_with_its_use_and_reset(made_up: Any) -> None:
+    shown = _get(made_up, "full", "tenant=acme").json()["limits"]
+    assert shown == [
+        {
+            "tenant": "acme",
+            "unit": "requests",
+            "per": "Minute",
+            "key": "ci",
+            "model": None,
+            "amount": 60,
+            "soft": False,
+            "used": 12,
+            "available": 48,
+            "resets_at": 60.0,
+        }
+    ]
+
+
+def test_a_token_sees_the_limits_of_its_tenants_alone(made_up: Any) -> None:
+    assert [one["tenant"] for one in _get(made_up, "full").json()["limits"]] == ["acme", "zeta"]
+    assert [one["tenant"] for one in _get(made_up, "acme").json()["limits"]] == ["acme"]
+    assert _get(made_up, "acme", "tenant=zeta").json()["limits"] == []
