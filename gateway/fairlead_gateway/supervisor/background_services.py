@@ -1,6 +1,6 @@
 """The services for which no request waits: engine metrics, the ledger, and the use of Redis."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +18,11 @@ from fairlead_gateway.telemetry import MetricsRecorder
 
 if TYPE_CHECKING:  # without Redis, its client is not loaded; without a ledger, nor is what keeps it
     from fairlead.engine_profile import EngineProfile
+    from fairlead.usage.ledger_reader import LedgerContent
     from fairlead_gateway.supervisor.decision_stream import DecisionStream
     from fairlead_gateway.supervisor.peers.peer_sync import GatewayWorkers, PeerSync
     from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile
+    from fairlead_gateway.supervisor.quota.budget_watch import BudgetState
     from fairlead_gateway.supervisor.quota.quota_service import QuotaService, QuotaWorker
     from fairlead_gateway.supervisor.quota.quota_status import LimitState
     from fairlead_gateway.supervisor.usage.usage_service import UsageService
@@ -167,13 +169,26 @@ class BackgroundServices:
         if self.usage is not None:
             self.usage.on_rows(rows)
 
+    async def usage_content(self, first_day: str, last_day: str) -> "LedgerContent | None":
+        """Returns what the ledger holds about these days; None without a ledger."""
+        return None if self.usage is None else await self.usage.read(first_day, last_day)
+
+    def budgets(self) -> "Sequence[BudgetState]":
+        """Returns the budgets of tenants, the most used first."""
+        return () if self.quota is None else self.quota.budgets.states()
+
     def add_metrics(self, telemetry: MetricsRecorder) -> None:
-        """Adds the values of the ledger and of peers."""
+        """Adds the values of the ledger, of peers, and of the budgets that are used most."""
         if self.peers is not None:
             telemetry.peer_values = self.peers.counters()
+        values: dict[str, list[tuple[str, float]]] = {}
         if self.usage is not None:
-            telemetry.tenant_values = self.usage.tenants.metric_values()
+            values = self.usage.tenants.metric_values()
             telemetry.non_model_counters.update(self.usage.metrics())
+        shares: dict[str, float] = {}
+        for state in self.budgets()[: self._limits.metric_tenants]:
+            shares.setdefault(state.tenant, state.used_share)
+        telemetry.tenant_values = {**values, "budget_used_ratio": list(shares.items())}
 
     def start(self) -> None:
         """Starts all services on the running loop. Waits neither for engines nor for Redis."""

@@ -27,10 +27,10 @@ from fairlead_gateway.http.sockets import socket_url
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.decision_codec import decode_logged_request, decode_record
 from fairlead_gateway.ipc.quota_messages import QuotaReport
-from fairlead_gateway.ipc.timing_events import TimingEvents
+from fairlead_gateway.ipc.usage_rows import UsageRows
 from fairlead_gateway.supervisor.audit.audit_service import AuditService
 from fairlead_gateway.supervisor.audit.token_watcher import manage_token_watcher
-from fairlead_gateway.supervisor.background_services import create_background_services
+from fairlead_gateway.supervisor.background_services import BackgroundServices, create_background_services
 from fairlead_gateway.supervisor.config import GatewayConfig
 from fairlead_gateway.supervisor.kv_index.index_service import KvIndexService
 from fairlead_gateway.supervisor.kv_index.local_tokenizer import Tokenization
@@ -57,7 +57,6 @@ from fairlead_gateway.telemetry.snapshot import restore_counters
 from fairlead_kvstore.blockstore.changes import Change
 
 if TYPE_CHECKING:  # loaded only when an engine reports KV events
-    from fairlead.usage.ledger_reader import LedgerContent
     from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment
     from fairlead_gateway.supervisor.kv_index.alignment_store import AlignmentStore
     from fairlead_gateway.supervisor.kv_index.index_source import IndexSource
@@ -106,8 +105,7 @@ class Supervisor:
             configure=self._configuration,
             on_report=self._on_report,
             on_message=self._on_worker_message,
-            on_timings=self._on_timings,
-            on_usage=lambda rows: self.background.on_usage(rows),
+            on_timings=lambda rows: self.profiling.on_timings(rows),
             on_needs_instance=self._on_needs_instance,
             on_worker_ready=self._on_worker_ready,
             access_messages=lambda: [] if self.access is None else self.access.state_messages(),
@@ -336,15 +334,14 @@ class Supervisor:
             others.on_worker_report(report)
 
     def _on_worker_message(
-        self, worker: WorkerHandle, message: say.IndexReport | say.PromptSamples | QuotaReport
+        self, worker: WorkerHandle, message: say.IndexReport | say.PromptSamples | QuotaReport | UsageRows
     ) -> None:
         if isinstance(message, QuotaReport):
             self.background.on_quota_report(worker, message)
+        elif isinstance(message, UsageRows):
+            self.background.on_usage(message)
         else:
             self.kv_index.on_report(worker, message)
-
-    def _on_timings(self, rows: TimingEvents) -> None:
-        self.profiling.on_timings(rows)
 
     def _on_needs_instance(self, model: str) -> None:
         if self._scale_up_notifier is not None:
@@ -443,10 +440,10 @@ class Supervisor:
             telemetry.non_model_counters["fleet_age_seconds"] = int(age)
         return telemetry
 
-    async def usage_content(self, first_day: str, last_day: str) -> "LedgerContent | None":
-        """Returns what the ledger holds about these days; None without a ledger."""
-        usage = self.background.usage
-        return None if usage is None else await usage.read(first_day, last_day)
+    @property
+    def tenant_reports(self) -> BackgroundServices:
+        """The reports about tenants."""
+        return self.background
 
     async def decisions(
         self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None

@@ -36,9 +36,8 @@ class WorkerListener:
     on_fleet_applied: Callable[["WorkerHandle"], None]
     on_leaving: Callable[["WorkerHandle"], None]
     on_report: Callable[["WorkerHandle", say.WorkerReport], None]
-    on_message: Callable[["WorkerHandle", say.IndexReport | say.PromptSamples | QuotaReport], None]
+    on_message: Callable[["WorkerHandle", say.IndexReport | say.PromptSamples | QuotaReport | UsageRows], None]
     on_timings: Callable[[TimingEvents], None]
-    on_usage: Callable[[UsageRows], None]
     on_needs_instance: Callable[[str], None]
     on_exit: Callable[["WorkerHandle"], None]
 
@@ -175,12 +174,10 @@ class WorkerHandle:
                 if message.loads is not None:
                     self.loads = message.loads
                 self._listener.on_report(self, message)
-            case say.IndexReport() | say.PromptSamples() | QuotaReport():
+            case say.IndexReport() | say.PromptSamples() | QuotaReport() | UsageRows():
                 self._listener.on_message(self, message)
             case TimingEvents():
                 self._listener.on_timings(message)
-            case UsageRows():
-                self._listener.on_usage(message)
             case say.NeedsInstance(model):
                 self._listener.on_needs_instance(model)
             case say.ReplyChunk(number, data, last):

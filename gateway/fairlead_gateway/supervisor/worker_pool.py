@@ -71,9 +71,8 @@ class WorkerPoolHooks:
 
     configure: Callable[[int, int, list[int], dict[str, int]], say.Configure]
     on_report: Callable[[say.WorkerReport], None]
-    on_message: Callable[[WorkerHandle, say.IndexReport | say.PromptSamples | QuotaReport], None]
+    on_message: Callable[[WorkerHandle, say.IndexReport | say.PromptSamples | QuotaReport | UsageRows], None]
     on_timings: Callable[[TimingEvents], None]
-    on_usage: Callable[[UsageRows], None]
     on_needs_instance: Callable[[str], None]
     on_worker_ready: Callable[[], None]
     on_worker_exit: Callable[[WorkerHandle], None]
@@ -204,7 +203,6 @@ class WorkerPool:
             self._on_report,
             self._hooks.on_message,
             self._hooks.on_timings,
-            self._hooks.on_usage,
             self._hooks.on_needs_instance,
             self._on_exit,
         )

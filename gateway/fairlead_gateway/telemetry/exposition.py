@@ -112,6 +112,7 @@ _RENDERERS: Final[Mapping[str, Renderer]] = {
     _PREFIX + "tenant_cost_usd_total": render.tenant_value("tenant_cost_usd_total"),
     _PREFIX + "tenant_saved_usd_total": render.tenant_value("tenant_saved_usd_total"),
     _PREFIX + "tenant_engine_seconds_total": render.tenant_value("tenant_engine_seconds_total"),
+    _PREFIX + "budget_used_ratio": render.tenant_value("budget_used_ratio"),
     _PREFIX + "usage_records_written_total": render.process_value("usage_records_written_total"),
     _PREFIX + "usage_records_lost_total": render.process_value("usage_records_lost_total"),
     _PREFIX + "usage_records_pending": render.process_value("usage_records_pending"),

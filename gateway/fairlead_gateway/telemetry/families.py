@@ -193,6 +193,11 @@ FAMILIES: Final = (
         "tenant_saved_usd_total", ("tenant",), "What a tenant's cached tokens cost less than others, in US dollars."
     ),
     _counter("tenant_engine_seconds_total", ("tenant",), "Time of engines that a tenant used, by their profiles."),
+    _gauge(
+        "budget_used_ratio",
+        ("tenant",),
+        "Used share of the budget of a tenant, over all gateways; above 1 after an overrun.",
+    ),
     _counter("usage_records_written_total", (), "Lines that are safe in the usage ledger; absent without one."),
     _counter(
         "usage_records_lost_total", (), "Usage records that were lost: too many waited, or a worker could not report."

@@ -29,7 +29,7 @@ from fairlead_gateway.supervisor.management.serializers import decision_out, fle
 from fairlead_gateway.supervisor.management.stats import model_stats, unknown_model_requests
 from fairlead_gateway.supervisor.management.view import GatewayView
 from fairlead_gateway.supervisor.quota.api import add_limits_route
-from fairlead_gateway.supervisor.usage.api import add_usage_route
+from fairlead_gateway.supervisor.usage.api import add_budget_route, add_usage_route
 
 _REASONS: Final = {
     400: "A parameter, the body, or the request itself is wrong.",
@@ -100,6 +100,7 @@ def create_api(view: GatewayView, probes: Probes) -> FastAPI:
     _add_route_preview(app, view)
     add_usage_route(app, view, access_of=_access_of, errors=_errors())
     add_limits_route(app, view, access_of=_access_of, errors=_errors())
+    add_budget_route(app, view, access_of=_access_of, errors=_errors())
     describe = app.openapi
     app.openapi = lambda: _without_validation_errors(describe())  # type: ignore[method-assign]
     return app

@@ -20,6 +20,7 @@ from fairlead_gateway.telemetry.status_types import IndexStatus
 
 if TYPE_CHECKING:  # only gateways with a ledger or with limits load their modules
     from fairlead.usage.ledger_reader import LedgerContent
+    from fairlead_gateway.supervisor.quota.budget_watch import BudgetState
     from fairlead_gateway.supervisor.quota.quota_status import LimitState
 
 
@@ -51,6 +52,18 @@ class GatewayStatus:
     answer_times: Mapping[str, float] = field(default_factory=dict)
 
 
+class TenantReports(Protocol):
+    """The use of tenants, for reports."""
+
+    async def usage_content(self, first_day: str, last_day: str) -> "LedgerContent | None":
+        """Returns what the ledger holds about these days; None if there is no ledger."""
+        ...
+
+    def budgets(self) -> "Sequence[BudgetState]":
+        """Returns the budgets of tenants, the most used first."""
+        ...
+
+
 class GatewayView(Protocol):
     """The state of one gateway. Workers that do not answer in time are named in the warnings."""
 
@@ -76,8 +89,9 @@ class GatewayView(Protocol):
         """Returns the workers' summed counters; `windows` includes those of the last minute."""
         ...
 
-    async def usage_content(self, first_day: str, last_day: str) -> "LedgerContent | None":
-        """Returns what the ledger holds about these days; None if there is no ledger."""
+    @property
+    def tenant_reports(self) -> TenantReports:
+        """The reports about tenants."""
         ...
 
     async def decisions(

@@ -24,6 +24,7 @@ from fairlead.tenants.model import Enforcement, Tenant, WithoutRedis
 from fairlead_gateway.ipc.quota_messages import QuotaReport, QuotaUpdate, QuotaUpdates
 from fairlead_gateway.quota.exchange import OPEN, UNAVAILABLE, Exchange, ExchangeReply, Need, Row
 from fairlead_gateway.quota.ledger import HolderUpdate, LeaseTimes, LimitTerms, TenantLedger
+from fairlead_gateway.supervisor.quota.budget_watch import BudgetWatch
 from fairlead_gateway.supervisor.quota.checkpoint_files import CheckpointFiles
 from fairlead_gateway.supervisor.quota.limit_stores import LimitStore
 from fairlead_gateway.supervisor.quota.quota_status import LimitState, closed_limits, limit_states
@@ -70,6 +71,7 @@ class QuotaService:
             if checkpoint_folder is None
             else CheckpointFiles(checkpoint_folder, gateway_id, limits.quota_checkpoint_bytes)
         )
+        self.budgets = BudgetWatch(gateway_id)
         self._tenants: dict[str, Tenant] = {}
         self.ledgers: dict[str, TenantLedger] = {}
         self._names: dict[tuple[str, QuotaWorker], str] = {}
@@ -89,6 +91,7 @@ class QuotaService:
     def set_tenants(self, tenants: Iterable[Tenant]) -> None:
         """Replaces all tenants; counters of limits that stay are kept."""
         self._tenants = {tenant.name: tenant for tenant in tenants if tenant.limits}
+        self.budgets.retain(self._tenants.values())
         for name in self.ledgers.keys() - self._tenants.keys():
             del self.ledgers[name]
         for key in [key for key in self._names if key[0] not in self._tenants]:
@@ -267,6 +270,9 @@ class QuotaService:
     ) -> bool:
         """Adds the updates of one tenant; returns whether they must be durable before their use."""
         found = ledger.apply(*answered)
+        if name in self._tenants:
+            for event in self.budgets.observe(self._tenants[name], answered[1].limits):
+                _log.warning("%s", event.describe())
         for update in found:
             worker = self._workers.get(update.holder)
             if worker is None:

@@ -68,6 +68,24 @@ class ReplicaSpanOut(_UsageModel):
     nano_usd_per_hour: int | None = Field(description="Null if its accelerator class has no costPerHour.")
 
 
+class BudgetOut(_UsageModel):
+    """A budget of a tenant in its present window."""
+
+    tenant: str
+    start: float = Field(description="Begin of the window in Unix seconds.")
+    end: float
+    used_nano_usd: int = Field(description="Spent over all gateways, with what the last window overspent.")
+    amount_nano_usd: int
+    used_share: float = Field(description="Above 1 after an overrun.")
+    soft: bool = Field(description="Requests go on when it is used up.")
+
+
+class BudgetsOut(_UsageModel):
+    """The budgets that this gateway knows, the most used first."""
+
+    budgets: list[BudgetOut]
+
+
 class UsageOut(_UsageModel):
     """Usage by group. Gateways that share a ledger answer the same, and name the same ledger."""
 
@@ -115,13 +133,45 @@ def add_usage_route(
         earliest = days_until(last_day, Limits().usage_query_days)[0]
         first_day = max(first or last_day, earliest)
         dimensions = parse_dimensions(by, field="by") if by else ()
-        content = await view.usage_content(first_day.isoformat(), last_day.isoformat())
+        content = await view.tenant_reports.usage_content(first_day.isoformat(), last_day.isoformat())
         if content is None:
             raise HTTPException(404, "this gateway keeps no ledger: set FAIRLEAD_USAGE_DIR")
         tenants = access.narrowed(tenant)
         if tenants is not None:
             content.usage = [row for row in content.usage if row.tenant in tenants]
         return _usage_out(content, (first_day, last_day), dimensions, with_replicas=replicas)
+
+
+def add_budget_route(
+    app: FastAPI,
+    view: GatewayView,
+    *,
+    access_of: Callable[[Request], AccessScope],
+    errors: dict[int | str, dict[str, Any]],
+) -> None:
+    """Adds the route of budgets to the management API, with the same parameters."""
+
+    @app.get("/api/budgets", summary="How much of each budget is used, over all gateways", responses=errors)
+    async def budgets(
+        access: Annotated[AccessScope, Depends(access_of)],
+        tenant: Annotated[str | None, Query(description="Only of this tenant.", max_length=253)] = None,
+    ) -> BudgetsOut:
+        tenants = access.narrowed(tenant)
+        return BudgetsOut(
+            budgets=[
+                BudgetOut(
+                    tenant=state.tenant,
+                    start=state.start,
+                    end=state.end,
+                    used_nano_usd=state.used,
+                    amount_nano_usd=state.amount,
+                    used_share=state.used_share,
+                    soft=state.is_soft,
+                )
+                for state in view.tenant_reports.budgets()
+                if tenants is None or state.tenant in tenants
+            ]
+        )
 
 
 def _usage_out(

@@ -26,6 +26,7 @@ from fairlead.runtime.loop_lag import LoopLag
 from fairlead.usage.ledger_reader import LedgerContent
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.supervisor.management.view import GatewayStatus
+from fairlead_gateway.supervisor.quota.budget_watch import BudgetState
 from fairlead_gateway.supervisor.quota.quota_status import LimitState
 from fairlead_gateway.telemetry import MetricsRecorder, assess_attainment
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord, LoggedRequest
@@ -50,6 +51,7 @@ class SimulatedGateway:
         self.random = random.Random(seed)
         self.served = 0
         self.health_state: Callable[[str], tuple[str, str]] | None = None
+        self.budget_states: list[BudgetState] = []
         self.usage_ledger: Callable[[str, str], LedgerContent] | None = None
         self.limits: list[LimitState] = []
         self.ejections: dict[str, EjectionReport] = {}
@@ -78,6 +80,13 @@ class SimulatedGateway:
 
     async def counters(self, *, windows: bool) -> MetricsRecorder:
         return self.telemetry
+
+    @property
+    def tenant_reports(self) -> "SimulatedGateway":
+        return self
+
+    def budgets(self) -> list[BudgetState]:
+        return self.budget_states
 
     async def usage_content(self, first_day: str, last_day: str) -> LedgerContent | None:
         return self.usage_ledger and self.usage_ledger(first_day, last_day)

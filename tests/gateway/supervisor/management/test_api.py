@@ -193,6 +193,7 @@ def test_openapi_describes_every_route(made_up: Any) -> None:
         "/api/route",
         "/api/usage",
         "/api/limits",
+        "/api/budgets",
     }
     assert all(way["summary"] for path in schema["paths"].values() for way in path.values())
 
