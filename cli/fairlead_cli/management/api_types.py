@@ -320,3 +320,20 @@ class UsageReply(Struct, frozen=True):
     replicas: list[ReplicaTime] = field(default_factory=list)
     broken: int = 0
     lost: int = 0
+
+
+class BudgetUse(Struct, frozen=True):
+    """The state of a tenant's budget in a window that ends at ``end``, in Unix time."""
+
+    tenant: str
+    end: float
+    used_nano_usd: int
+    amount_nano_usd: int
+    used_share: float
+    soft: bool
+
+
+class BudgetList(Struct, frozen=True):
+    """Answer of ``/api/budgets``."""
+
+    budgets: list[BudgetUse] = field(default_factory=list)

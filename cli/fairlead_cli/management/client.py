@@ -78,6 +78,10 @@ class ManagementClient:
         days = {"from": first_day, "to": last_day}
         return await self._get("/api/usage", api_types.UsageReply, {**days, "by": "", "replicas": "true"})
 
+    async def budgets(self, tenant: str) -> list[api_types.BudgetUse]:
+        """Returns the budgets of a tenant."""
+        return (await self._get("/api/budgets", api_types.BudgetList, {"tenant": tenant})).budgets
+
     async def decisions(self, limit: int, model: str | None = None) -> api_types.DecisionList:
         """Returns the last decisions, newest first."""
         filter_ = {"model": model} if model else {}

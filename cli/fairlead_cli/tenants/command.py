@@ -10,6 +10,7 @@ from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.exit_codes import OK, UNREACHABLE, report_failure
 from fairlead_cli.keys.text_output import ListedKey
 from fairlead_cli.output import OutputFormat, format_document, is_document
+from fairlead_cli.tenants.budget_use import read_budget
 from fairlead_cli.tenants.key_use import read_key_uses
 from fairlead_cli.tenants.selection import TenantsOptions, open_tenants
 from fairlead_cli.tenants.store import keys_of
@@ -36,6 +37,7 @@ def run_show(where: TenantsOptions, name: str, output: OutputFormat) -> int:
         with open_tenants(where) as place:
             tenant = place.store.tenant(name)
             uses = read_key_uses(place)
+            budget = read_budget(place, name) if (tenant.get("spec") or {}).get("budget") else None
     except ClusterUnreachable as error:
         return report_failure("tenants", error, UNREACHABLE)
     for problem in uses.problems:
@@ -44,7 +46,7 @@ def run_show(where: TenantsOptions, name: str, output: OutputFormat) -> int:
         keys = [ListedKey(name, entry).to_plain(uses) for entry in keys_of(tenant)]
         print(format_document({**_to_plain(tenant), "keys": keys}, output))
     else:
-        print(terminal_text(render_tenant(tenant, uses, SystemClock().wall())))
+        print(terminal_text(render_tenant(tenant, uses, SystemClock().wall(), budget)))
     return OK
 
 

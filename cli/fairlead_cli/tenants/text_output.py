@@ -6,6 +6,8 @@ from typing import Any
 from fairlead.kube.resources import Manifest, name_of
 from fairlead_cli.formatting import UNKNOWN, align_columns, pluralize
 from fairlead_cli.keys.text_output import ListedKey, render_keys
+from fairlead_cli.management.api_types import BudgetUse
+from fairlead_cli.tenants.budget_use import describe_budget
 from fairlead_cli.tenants.key_use import KeyUses
 from fairlead_cli.tenants.store import keys_of
 
@@ -35,8 +37,11 @@ def render_tenants(tenants: Sequence[Manifest], *, is_wide: bool) -> str:
     return align_columns(rows)
 
 
-def render_tenant(tenant: Manifest, uses: KeyUses, now: float) -> str:
-    """Returns one tenant in full."""
+def render_tenant(tenant: Manifest, uses: KeyUses, now: float, budget: BudgetUse | None = None) -> str:
+    """Returns one tenant in full.
+
+    budget: None if no gateway knows its state.
+    """
     spec = _spec(tenant)
     fields = [
         ("Tenant:", name_of(tenant)),
@@ -49,6 +54,8 @@ def render_tenant(tenant: Manifest, uses: KeyUses, now: float) -> str:
         ("Cache:", _describe_cache(spec)),
     ]
     fields += [("Limit:", text) for text in describe_limits(spec) or ["none"]]
+    if spec.get("budget"):
+        fields.append(("Budget:", describe_budget(budget)))
     fields += [
         ("Subject:", f"{subject.get('claim')} = {subject.get('value')} of {subject.get('issuer')}")
         for subject in spec.get("subjects") or []
