@@ -5,20 +5,22 @@ and changed again, so that two administrators never lose each other's keys.
 """
 
 import asyncio
+import getpass
 import os
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 from fairlead.errors import BadInput
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Conflict, Forbidden, NotFound
+from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION, CLI_FIELD_MANAGER
 from fairlead.kube.resources import MODEL_TENANTS, Manifest, metadata_of, name_of
 from fairlead_cli.cluster.access.connection import connect
 from fairlead_cli.cluster.installation import Installation
 from fairlead_cli.cluster.missing_value import MissingValue, value_or_missing
 from fairlead_cli.tenants.store import PEPPER_VARIABLE, Entry, KeyEdit, keys_of, unknown_tenant
 
-_FIELD_MANAGER: Final = "fairlead-cli"
 _ATTEMPTS: Final = 10
 _T = TypeVar("_T")
 
@@ -73,11 +75,14 @@ async def edit_keys(api: KubeApi, name: str, edit: KeyEdit) -> None:
     for attempt in range(_ATTEMPTS):
         tenant = await _get(api, name)
         patch = {
-            "metadata": {"resourceVersion": metadata_of(tenant)["resourceVersion"]},
+            "metadata": {
+                "resourceVersion": metadata_of(tenant)["resourceVersion"],
+                "annotations": {CHANGED_BY_ANNOTATION: _local_user()},
+            },
             "spec": {"keys": edit(keys_of(tenant))},
         }
         try:
-            await api.patch_merge(MODEL_TENANTS, None, name, patch, _FIELD_MANAGER)
+            await api.patch_merge(MODEL_TENANTS, None, name, patch, CLI_FIELD_MANAGER)
         except Conflict:
             if attempt == _ATTEMPTS - 1:
                 raise
@@ -86,6 +91,15 @@ async def edit_keys(api: KubeApi, name: str, edit: KeyEdit) -> None:
             raise _forbidden(f"the ModelTenant {name} cannot be changed", missing, "patch") from None
         else:
             return
+
+
+def _local_user() -> str:
+    """Returns who runs this program, for audit records: `USER@HOST`."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
 
 
 async def _get(api: KubeApi, name: str) -> Manifest:

@@ -14,8 +14,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from fairlead.audit import AuditLog, AuditRecord
-from fairlead.audit.reader import AuditQuery
+from fairlead.audit import AuditLog
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead.runtime import nonblocking_log, process_tuning
@@ -29,7 +28,7 @@ from fairlead_gateway.ipc.decision_codec import decode_logged_request, decode_re
 from fairlead_gateway.ipc.quota_messages import QuotaReport
 from fairlead_gateway.ipc.usage_rows import UsageRows
 from fairlead_gateway.supervisor.audit.audit_service import AuditService
-from fairlead_gateway.supervisor.audit.token_watcher import manage_token_watcher
+from fairlead_gateway.supervisor.audit.token_watcher import manage_token_watchers
 from fairlead_gateway.supervisor.background_services import BackgroundServices, create_background_services
 from fairlead_gateway.supervisor.config import GatewayConfig
 from fairlead_gateway.supervisor.kv_index.index_service import KvIndexService
@@ -87,9 +86,11 @@ class Supervisor:
         self._limits = limits
         self._announce = announce
         self._sent_warnings: list[str] = []
-        log = config.audit_log or AuditLog("gateway", config.gateway_id, clock, limits)
-        log.hold_stream()
-        self.audit = AuditService(log, clock, limits)
+        self.audit = AuditService(
+            config.audit_log or AuditLog("gateway", config.gateway_id, clock, limits), clock, limits
+        )
+        self.audit.log.hold_stream()
+        self.audit_records = self.audit.log.recent
         self._watchers = self._create_watchers(config)
         self._draining = False
         self._has_failed = False
@@ -234,11 +235,9 @@ class Supervisor:
                 self.workers.broadcast(say.ReloadCertificate())
 
             watchers.append(FileWatcher("the certificate", certificate.files, renew))
-        if config.manage_token_file is not None:
-            watchers.append(
-                manage_token_watcher(config.manage_token_file, config.manage_tokens, self.audit, self._limits)
-            )
-        return watchers
+        return watchers + manage_token_watchers(
+            config.manage_token_file, config.manage_tokens, self.audit, self._limits
+        )
 
     def _create_access(self, config: GatewayConfig) -> "AccessService | None":
         if config.access is None:
@@ -246,7 +245,10 @@ class Supervisor:
         from fairlead_gateway.supervisor.tenancy.access_service import AccessService
 
         return AccessService(
-            config.access, self.workers.broadcast, lambda tenants: self.background.update_tenants(tenants)
+            config.access,
+            self.workers.broadcast,
+            lambda tenants: self.background.update_tenants(tenants),
+            self.audit.on_access,
         )
 
     async def _follow_fleet(self, snapshots: AsyncIterator[Fleet]) -> None:
@@ -468,10 +470,6 @@ class Supervisor:
                 return [decode_logged_request(entry)]
             newest[entry.records[0].caller] = entry
         return [decode_logged_request(entry) for entry in newest.values()]
-
-    def audit_records(self, query: AuditQuery, limit: int) -> list[AuditRecord]:
-        """Returns the newest audit records in memory, the newest first."""
-        return self.audit.log.recent(query, limit)
 
     async def preview_route(self, path: str, body: bytes, session: str | None) -> list[LoggedRequest]:
         """Returns each worker's routing decision for the request, without sending it.

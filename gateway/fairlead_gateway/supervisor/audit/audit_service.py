@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Protocol
 
 from fairlead.audit import AuditLog
 from fairlead.fleet.model import Model
@@ -14,6 +14,16 @@ from fairlead_gateway.supervisor.audit.model_changes import model_changes, model
 from fairlead_gateway.supervisor.audit.tenant_changes import AuthorOf, key_expired, tenant_changes, tenants_loaded
 
 EXPIRY_SECONDS: Final = 1.0
+_MAX_FIRST_TENANTS: Final = 16
+"""More tenants than this after none are a source that was read late, and are one record."""
+
+
+class AccessTables(Protocol):
+    """The tenants of all sources, and who changed them last."""
+
+    def table(self) -> TenantTable: ...
+
+    def author_of(self, name: str) -> str: ...
 
 
 class AuditService:
@@ -41,11 +51,15 @@ class AuditService:
             return
         self.check_expiry()
         self._find_expiring(table)
-        if before is None:
+        if before is None or (not before.tenants and len(table.tenants) > _MAX_FIRST_TENANTS):
             self.log.add(tenants_loaded(table, "fairlead-gateway"))
             return
         for event in tenant_changes(before, table, author_of):
             self.log.add(event)
+
+    def on_access(self, access: AccessTables) -> None:
+        """Records what changed in the tenants of all sources."""
+        self.on_tenants(access.table(), access.author_of)
 
     def on_models(self, models: Mapping[str, Model]) -> None:
         """Records what changed in the models."""

@@ -4,6 +4,7 @@ Keys appear with the first digits of their digests.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Final
@@ -15,6 +16,7 @@ from fairlead.tenants.model import ApiKey, Limit, Tenant, TenantTable, TokenSubj
 AuthorOf = Callable[[str], str]
 """Returns who changed a tenant last, by its name."""
 _MAX_MODELS: Final = 16
+_RECORDED_APART: Final = frozenset({"name", "keys", "subjects", "limits", "models"})
 
 
 def tenants_loaded(table: TenantTable, actor: str) -> AuditEvent:
@@ -148,17 +150,12 @@ def _policy_values(tenant: Tenant) -> dict[str, Value]:
     shown = "all" if models is None else ", ".join(models[:_MAX_MODELS])
     if models is not None and len(models) > _MAX_MODELS:
         shown += f" and {len(models) - _MAX_MODELS} more ({sha256(repr(models).encode()).hexdigest()[:8]})"
-    return {
-        "tier": tenant.tier.value,
-        "weight": tenant.weight,
-        "models": shown,
-        "enforcement": tenant.enforcement.value,
-        "withoutRedis": tenant.without_redis.value,
-        "cacheSharing": tenant.cache_sharing.value,
-        "cacheGroup": tenant.cache_group,
-        "showsPlacement": tenant.shows_placement,
-        "mayLeaveCluster": tenant.may_leave_cluster,
-    }
+    values: dict[str, Value] = {"models": shown}
+    for field in fields(tenant):  # so that no new field is forgotten
+        if field.name not in _RECORDED_APART:
+            value = getattr(tenant, field.name)
+            values[field.name] = value if value is None or isinstance(value, (int, float)) else str(value)
+    return values
 
 
 def _limit_values(limits: Iterable[Limit]) -> dict[str, Value]:

@@ -16,12 +16,16 @@ ACTOR = "token file"
 """The actor of every change; the gateway sees only that the file changed."""
 
 
-def manage_token_watcher(path: Path, tokens: ManageTokens, audit: AuditService, limits: Limits) -> FileWatcher:
-    """Returns the watcher of the file, which replaces the scoped tokens after each edit.
+def manage_token_watchers(
+    path: Path | None, tokens: ManageTokens, audit: AuditService, limits: Limits
+) -> list[FileWatcher]:
+    """Returns the watcher of the file, if there is one. It replaces the scoped tokens after edits.
 
     A file that cannot be read keeps the last good tokens. At the start, it leaves none but that of
     the installation.
     """
+    if path is None:
+        return []
     known: dict[bytes, AccessScope] = {}
 
     async def load() -> None:
@@ -36,7 +40,7 @@ def manage_token_watcher(path: Path, tokens: ManageTokens, audit: AuditService, 
         tokens.replace(scopes)
 
     tolerated = ToleratedErrors((ManifestError,), "no scoped management token is known")
-    return FileWatcher("the file of management tokens", [path], load, tolerated=tolerated)
+    return [FileWatcher("the file of management tokens", [path], load, tolerated=tolerated)]
 
 
 def token_changes(before: Mapping[bytes, AccessScope], after: Mapping[bytes, AccessScope]) -> list[AuditEvent]:

@@ -6,7 +6,7 @@ The revocation list counts above all of them.
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import msgspec
@@ -14,7 +14,7 @@ import msgspec
 from fairlead.errors import ManifestError
 from fairlead.runtime.file_watcher import FileWatcher, ToleratedErrors
 from fairlead.tenants.documents import merge_sources
-from fairlead.tenants.model import Tenant
+from fairlead.tenants.model import ApiKey, Tenant, TenantTable
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
 from fairlead_gateway.supervisor.tenancy.revocation_file import RevocationFile
@@ -41,6 +41,8 @@ class TenantSource(Protocol):
     async def start(self, on_change: Callable[[], None]) -> None: ...
 
     async def stop(self) -> None: ...
+
+    def author_of(self, name: str) -> str: ...
 
     def warnings(self) -> list[str]: ...
 
@@ -71,6 +73,7 @@ class AccessService:
 
     broadcast: sends a message to all workers.
     on_tenants: called with all tenants after each change.
+    on_change: called after each change, once all sources were read.
     tenants: by name, of all sources.
     """
 
@@ -79,10 +82,13 @@ class AccessService:
         sources: AccessSources,
         broadcast: Callable[[msgspec.Struct], None],
         on_tenants: Callable[[Collection[Tenant]], None] = _ignore,
+        on_change: "Callable[[AccessService], None]" = lambda _: None,
     ) -> None:
         self._sources = sources
         self._notify = on_tenants
         self._broadcast = broadcast
+        self._on_change = on_change
+        self._is_started = False
         self._problems: list[str] = []
         self._logged: frozenset[str] = frozenset()
         self._were_keys_loaded = False
@@ -99,6 +105,8 @@ class AccessService:
             await source.start(self._on_tenants)
         self._merge()
         self._log_problems()
+        self._is_started = True
+        self._report_change()
 
     async def stop(self) -> None:
         """Stops following."""
@@ -126,6 +134,21 @@ class AccessService:
         key_file = self._sources.key_file
         are_files_loaded = key_file is None or key_file.is_loaded
         return are_files_loaded and all(source.is_loaded for source in self._sources.tenant_sources)
+
+    def table(self) -> TenantTable:
+        """Returns all tenants, with those of the keys file, and the revoked keys."""
+        tenants = dict(self.tenants)
+        for digest, name in (self.keys or {}).items():
+            known = tenants.get(name) or Tenant(name)
+            tenants[name] = replace(known, keys=(*known.keys, ApiKey(name, digest)))
+        return TenantTable(tenants=tenants, revoked=frozenset(self.revoked))
+
+    def author_of(self, name: str) -> str:
+        """Returns who changed a tenant last, as its source knows."""
+        for source in self._sources.tenant_sources:
+            if name in source.tenants:
+                return source.author_of(name)
+        return "keys file" if name in (self.keys or {}).values() else "unknown"
 
     def state_messages(self) -> list[msgspec.Struct]:
         """Returns the messages that bring a worker up to date, whatever it has."""
@@ -178,6 +201,7 @@ class AccessService:
                 await revocations.load()
                 self._broadcast(say.RevocationUpdate(self.revoked))
                 self._log_problems()
+                self._report_change()
 
             watchers.append(FileWatcher("the revocation list", [revocations.path], read_revocations))
         return watchers
@@ -201,6 +225,11 @@ class AccessService:
         keys = self.keys
         if keys is not None:
             self._broadcast(say.KeyUpdate(keys, self.are_keys_loaded))
+        self._report_change()
+
+    def _report_change(self) -> None:
+        if self._is_started and self.are_keys_loaded:
+            self._on_change(self)
 
     def _on_tenants(self) -> None:
         former = self.tenants
@@ -216,6 +245,8 @@ class AccessService:
         if self.are_keys_loaded != self._were_keys_loaded:
             self._were_keys_loaded = self.are_keys_loaded
             self._send_keys()
+        else:
+            self._report_change()
 
     def _merge(self) -> None:
         self.tenants, self._problems = merge_sources(source.tenants for source in self._sources.tenant_sources)

@@ -9,8 +9,9 @@ from pathlib import Path
 from fairlead.api.v1alpha1 import ModelTenant
 from fairlead.errors import BadInput
 from fairlead.kube.client import KubeApi
+from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION, last_author
 from fairlead.kube.informer import Informer, log_failures_once
-from fairlead.kube.resources import MODEL_TENANTS, Manifest, ObjectSelection, name_of
+from fairlead.kube.resources import MODEL_TENANTS, Manifest, ObjectSelection, metadata_of, name_of
 from fairlead.kube.store import ObjectStore
 from fairlead.kube.transport.kubeconfig import load_config
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
@@ -37,6 +38,7 @@ class TenantWatch:
         self._on_change: Callable[[], None] = lambda: None
         self._documents: dict[str, TenantDocument] = {}
         self.problems: Sequence[str] = ()
+        self._authors: dict[str, str] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._batch: asyncio.Handle | None = None
         self.tenants: Mapping[str, Tenant] = {}
@@ -66,6 +68,10 @@ class TenantWatch:
             await cancel_and_wait(task)
         await self._api.close()
 
+    def author_of(self, name: str) -> str:
+        """Returns who changed a tenant last; of a deleted one, nothing says who deleted it."""
+        return self._authors.get(name, "the cluster")
+
     def warnings(self) -> list[str]:
         """Returns the problems with the cluster and with its objects."""
         problem = self._informer.problem
@@ -80,7 +86,9 @@ class TenantWatch:
         name = name_of(event.object)
         if event.type is WatchEventType.DELETED:
             self._documents.pop(name, None)
+            self._authors.pop(name, None)
         else:
+            self._authors[name] = metadata_of(event.object)["annotations"][CHANGED_BY_ANNOTATION]
             self._documents[name] = _document_of(name, event.object)
         if self._batch is None and self._informer.is_synced:  # a list has many events
             self._batch = asyncio.get_running_loop().call_soon(self._publish)
@@ -111,8 +119,9 @@ def _document_of(name: str, manifest: Manifest) -> TenantDocument:
 
 
 def _trim(manifest: Manifest) -> Manifest:
-    """Keeps what identifies the object and its spec."""
+    """Keeps what identifies the object, its spec, and who changed it last."""
     metadata = {
         key: value for key, value in manifest.get("metadata", {}).items() if key in ("name", "uid", "resourceVersion")
     }
+    metadata["annotations"] = {CHANGED_BY_ANNOTATION: last_author(manifest)}
     return {**{key: manifest[key] for key in ("apiVersion", "kind", "spec") if key in manifest}, "metadata": metadata}

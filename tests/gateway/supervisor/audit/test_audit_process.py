@@ -65,8 +65,15 @@ async def _use(gateway: GatewayProcess, files: Path) -> None:
         return (await _manage(gateway, "/api/decisions", team)).status_code == 401
 
     await wait_until_async(is_refused)
+    await asyncio.to_thread((files / "revoked").write_text, _digest(KEYS["beta"]) + "\n")
+
+    async def is_revoked() -> bool:
+        audit = (await _manage(gateway, "/api/audit?tenant=beta", support)).json()["records"]
+        return [(record["action"], record["object"]) for record in audit] == [("KeyRevoked", "ApiKey/beta/beta")]
+
+    await wait_until_async(is_revoked)
     records = (await _manage(gateway, "/api/audit", support)).json()["records"]
-    assert {"TokensChanged", "AccessDenied", "ManagementRead", "ModelsLoaded"} <= {
+    assert {"TenantsLoaded", "TokensChanged", "AccessDenied", "ManagementRead", "ModelsLoaded"} <= {
         record["action"] for record in records
     }
 
@@ -91,7 +98,9 @@ def test_scopes_hold_over_http_and_what_happened_is_on_the_stream_and_on_the_dis
         async with scripted_engine(well_behaved) as engine:
             fleet = files / "fleet.yaml"
             fleet.write_text(f"models: [{{name: tiny, instances: [{{url: '{engine.url}'}}]}}]\n")
-            async with gateway_process(fleet, "--keys", str(files / "keys.yaml")) as gateway:
+            async with gateway_process(
+                fleet, "--keys", str(files / "keys.yaml"), "--revoked", str(files / "revoked")
+            ) as gateway:
                 await _use(gateway, files)
                 gateway.process.terminate()
                 assert await gateway.wait() == 0

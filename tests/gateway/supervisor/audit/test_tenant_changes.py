@@ -60,8 +60,8 @@ def test_only_what_differs_is_recorded() -> None:
         (
             Action.TENANT_CHANGED,
             "ModelTenant/acme",
-            {"tier": "Standard", "models": "chat/llama-70b"},
-            {"tier": "Batch", "models": "all"},
+            {"models": "chat/llama-70b", "tier": "Standard"},
+            {"models": "all", "tier": "Batch"},
         ),
         (
             Action.LIMITS_CHANGED,

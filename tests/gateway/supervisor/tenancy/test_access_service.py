@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from fairlead.limits import Limits
-from fairlead.tenants.model import Tenant
+from fairlead.tenants.model import Tenant, TenantTable
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.supervisor.tenancy.access_service import AccessService, AccessSources
 from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
@@ -154,5 +154,37 @@ def test_worker_that_missed_messages_gets_the_whole_state(tmp_path: Path) -> Non
             say.RevocationUpdate([bytes.fromhex(OLD)]),
         ]
         assert service.counters() == {"keys": 1}
+
+    run_async(main())
+
+
+def test_changes_are_reported_with_the_keys_of_all_sources_and_their_authors(tmp_path: Path) -> None:
+    tenants, keys, revoked = tmp_path / "tenants.yaml", tmp_path / "keys.yaml", tmp_path / "revoked"
+    tenants.write_text(document("acme", OLD))
+    keys.write_text(f"keys: [{{name: ci, digest: '{NEW}'}}]")
+    tables: list[TenantTable] = []
+    authors: list[str] = []
+
+    def on_change(service: AccessService) -> None:
+        tables.append(service.table())
+        authors[:] = [service.author_of(name) for name in ("acme", "ci", "none")]
+
+    async def main() -> None:
+        sources = AccessSources(KeyFile(keys, Limits()), [TenantFile(tenants, Limits())], RevocationFile(revoked))
+        service = AccessService(sources, Received().apply, on_change=on_change)
+        await service.start()
+        try:
+            assert len(tables) == 1  # once all sources were read
+            assert {name: [key.digest.hex() for key in one.keys] for name, one in tables[0].tenants.items()} == {
+                "acme": [OLD],
+                "ci": [NEW],
+            }
+            assert authors == ["tenants file", "keys file", "unknown"]
+            revoked.write_text(OLD)
+            await wait_until(lambda: tables[-1].revoked == {bytes.fromhex(OLD)})
+            keys.write_text("keys: []")
+            await wait_until(lambda: set(tables[-1].tenants) == {"acme"})
+        finally:
+            await service.stop()
 
     run_async(main())

@@ -53,6 +53,27 @@ def test_tenants_follow_the_cluster() -> None:
     run_async(main())
 
 
+def test_the_writer_of_an_object_is_the_author_of_its_change() -> None:
+    async def main() -> None:
+        async with fake_api_server() as fake:
+            put(fake, "acme", OLD)
+            watch = watch_of(fake)
+            await watch.start(lambda: None)
+            try:
+                await wait_until(lambda: watch.is_loaded and bool(watch.tenants))
+                fields = [{"manager": "argocd", "time": "2027-01-15T08:00:00Z"}]
+                keys = [{"name": "prod", "digest": NEW}]
+                metadata = {"name": "acme", "managedFields": fields}
+                fake.put(MODEL_TENANTS, None, "acme", metadata=metadata, spec={"keys": keys})
+                await wait_until(lambda: digests_of(watch) == {NEW})
+                assert watch.author_of("acme") == "argocd"
+                assert watch.author_of("gone") == "the cluster"
+            finally:
+                await watch.stop()
+
+    run_async(main())
+
+
 def test_empty_cluster_is_loaded_and_tells_so() -> None:
     async def main() -> None:
         async with fake_api_server() as fake:

@@ -11,7 +11,7 @@ from fairlead.errors import ManifestError
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.supervisor.audit.audit_service import AuditService
-from fairlead_gateway.supervisor.audit.token_watcher import manage_token_watcher, token_changes
+from fairlead_gateway.supervisor.audit.token_watcher import manage_token_watchers, token_changes
 from fairlead_gateway.supervisor.management.access.access_scope import AccessScope, Permission
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
 from fairlead_gateway.supervisor.management.access.token_file import parse_token_file
@@ -74,7 +74,7 @@ def test_an_edit_replaces_the_tokens_and_a_broken_one_keeps_them(tmp_path: Path)
     path, clock = tmp_path / "tokens.yaml", ManualClock()
     audit = AuditService(AuditLog("gateway", "gw-1", clock, Limits()), clock, Limits())
     tokens = ManageTokens(None, b"pepper")
-    watcher = manage_token_watcher(path, tokens, audit, Limits())
+    [watcher] = manage_token_watchers(path, tokens, audit, Limits())
 
     async def edit(text: str) -> None:
         path.write_text(text)
