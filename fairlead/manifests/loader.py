@@ -51,6 +51,7 @@ class Manifests:
     models: in the order of the files.
     accelerators: by name, including the built-in classes.
     tenants: in the order of the files.
+    tenant_files: the files that they are in.
     notes: lint notes.
     skipped: files of folders that hold no object, with the reason.
     """
@@ -58,6 +59,7 @@ class Manifests:
     models: tuple[ModelDeployment, ...]
     accelerators: Mapping[str, AcceleratorClass]
     tenants: tuple[ModelTenant, ...] = ()
+    tenant_files: tuple[str, ...] = ()
     notes: tuple[FileProblem, ...] = ()
     skipped: tuple[FileProblem, ...] = ()
 
@@ -175,7 +177,8 @@ def combine_texts(
         problems += _unknown_accelerators(documents, accelerators)
     models = tuple(document.value for document in documents if isinstance(document.value, ModelDeployment))
     tenants = tuple(document.value for document in documents if isinstance(document.value, ModelTenant))
-    manifests = Manifests(models, accelerators, tenants)
+    tenant_files = dict.fromkeys(document.file for document in documents if isinstance(document.value, ModelTenant))
+    manifests = Manifests(models, accelerators, tenants, tuple(tenant_files))
     if problems:
         return manifests, problems
     return replace(manifests, notes=(*skipped, *_lint_problems(documents, manifests))), problems

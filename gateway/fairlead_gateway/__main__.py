@@ -176,8 +176,10 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--tenants",
+        action="append",
         metavar="FILE",
-        help="teams and applications that may call, as ModelTenant documents with digests of their keys; edits apply at once",
+        help="teams and applications that may call, as ModelTenant documents with digests of their keys; edits apply at "
+        "once; can be given again",
     )
     parser.add_argument(
         "--kube-tenants", action="store_true", help="the ModelTenants of the cluster may call; with --kube"
@@ -325,7 +327,8 @@ def _tenant_sources(
     if options.tenants is not None:
         from fairlead_gateway.supervisor.tenancy.tenant_file import TenantFile
 
-        sources.append(TenantFile(Path(options.tenants), limits, None if parser is None else parser.parse_tenants))
+        parse = None if parser is None else parser.parse_tenants
+        sources += [TenantFile(Path(file), limits, parse) for file in options.tenants]
     if options.kube_tenants:
         if options.kube is None:
             raise SettingsError(

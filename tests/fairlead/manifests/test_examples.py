@@ -22,7 +22,9 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, resource_of
 from fairlead.manifests.loader import load_manifests
 from fairlead.runtime.clock import SystemClock
+from fairlead_cli.local.stack.config import LOCAL_PEPPER
 from fairlead_cli.manifest_lint import lint_paths
+from fairlead_gateway.worker.api_keys import key_digest
 from fairlead_operator.render import render_model
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.render_cases import default_context
@@ -33,6 +35,7 @@ EXAMPLES = ROOT / "examples"
 FILES = sorted(EXAMPLES.glob("*.yaml"))
 INTENTS = ("single-model", "prefill-decode", "multi-node", "heterogeneous-pools", "external-engines")
 THEIRS = EXAMPLES / "external-engines" / "their-engines.yaml"
+TENANTS = EXAMPLES / "tenants" / "two-teams.yaml"
 ON_GPUS = sorted(EXAMPLES.glob("*/gpu*.yaml"))
 SIMULATED = sorted(EXAMPLES.glob("*/simulated*.yaml"))
 
@@ -86,10 +89,20 @@ def test_first_example_is_the_smallest_manifest() -> None:
 def test_every_intent_has_a_pair_and_a_readme_link() -> None:
     assert {path.parent.name for path in [*ON_GPUS, *SIMULATED]} == set(INTENTS)
     every = sorted(EXAMPLES.glob("*/*.yaml"))
-    assert every == sorted([*ON_GPUS, *SIMULATED, THEIRS])
+    assert every == sorted([*ON_GPUS, *SIMULATED, THEIRS, TENANTS])
     linked = re.findall(r"\]\(([a-z-]+/[a-z-]+\.yaml)\)", (EXAMPLES / "README.md").read_text())
     assert sorted(linked) == [relative_path(path) for path in every]
-    assert list(dict.fromkeys(link.partition("/")[0] for link in linked)) == list(INTENTS)
+    assert list(dict.fromkeys(link.partition("/")[0] for link in linked)) == [*INTENTS, TENANTS.parent.name]
+
+
+def test_tenants_of_the_example_have_the_keys_of_its_first_lines() -> None:
+    """`fairlead up` accepts them, and `fairlead lint` has nothing to say."""
+    keys = re.findall(r"\bfl_example\w*", TENANTS.read_text())
+    assert len(keys) == 3
+    digests = {key_digest(key.encode(), LOCAL_PEPPER.encode()).hex() for key in keys}
+    tenants = load_manifests([TENANTS]).tenants
+    assert {key.digest for tenant in tenants for key in tenant.spec.keys} == digests
+    assert lint_paths([str(TENANTS)]) == ([], [f"{TENANTS}: ok, 2 ModelDeployments, 2 ModelTenants"])
 
 
 @pytest.mark.parametrize("path", [*ON_GPUS, *SIMULATED], ids=relative_path)

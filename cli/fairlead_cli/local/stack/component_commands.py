@@ -23,6 +23,9 @@ AUTOSCALER_VARIABLE = "FAIRLEAD_AUTOSCALER_URL"
 DRAIN_VARIABLE = "FAIRLEAD_DRAIN_TIMEOUT"
 
 
+PEPPER_VARIABLE = "FAIRLEAD_KEY_PEPPER"
+
+
 GATEWAY_DRAIN_SECONDS = 5.0
 """Time for requests in flight when the stack is stopped."""
 
@@ -36,7 +39,11 @@ def gateway_command(
     argv += ["--workers", str(config.workers)]
     if config.insecure:
         argv.append("--insecure")
+    for file in config.tenant_files:
+        argv += ["--tenants", str(file)]
     environment = {SECRET_VARIABLE: config.secret, DRAIN_VARIABLE: format_duration(GATEWAY_DRAIN_SECONDS)}
+    if config.tenant_files:
+        environment[PEPPER_VARIABLE] = config.key_pepper
     if redis is not None:
         environment[REDIS_VARIABLE] = redis.url
     if autoscaler is not None:

@@ -67,6 +67,8 @@ def plan_engines(
     _check_options(options, find_program)
     pools: list[EnginePoolSpec] = []
     notes: dict[str, None] = {f"{skipped.file}: {skipped.message}": None for skipped in manifests.skipped}
+    if manifests.tenants:
+        notes["clients need the API key of a tenant, as `Authorization: Bearer KEY`"] = None
     seed = options.seed
     for deployment in manifests.models:
         reject_unsupported(deployment, real=options.real)

@@ -9,14 +9,14 @@ from pathlib import Path
 import fairlead
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead.manifests.loader import load_manifests
+from fairlead.manifests.loader import STDIN_PATH, Manifests, load_manifests
 from fairlead.runtime.clock import SystemClock
 from fairlead.settings import CliSettings, read_settings
 from fairlead_cli.addresses import Address, claim_port, parse_address
 from fairlead_cli.console import program_name
 from fairlead_cli.errors import PortInUse
 from fairlead_cli.local.run_directory import running_stacks
-from fairlead_cli.local.stack.config import StackConfig
+from fairlead_cli.local.stack.config import LOCAL_PEPPER, StackConfig
 from fairlead_cli.local.stack.engine_plan import PlanOptions, plan_engines
 from fairlead_cli.local.stack.options import UpOptions
 from fairlead_cli.local.stack.stack_run import run
@@ -41,7 +41,8 @@ def build_config(options: UpOptions) -> StackConfig:
     plan_options = PlanOptions(
         options.speed, options.seed or 0, options.preset, options.engines_per_process, options.real
     )
-    plan = plan_engines(load_manifests(options.files or (bundled_example(),)), plan_options, find_program=shutil.which)
+    manifests = load_manifests(options.files or (bundled_example(),))
+    plan = plan_engines(manifests, plan_options, find_program=shutil.which)
     if options.logs is not None:
         options.logs.mkdir(parents=True, exist_ok=True)
     settings = read_settings(CliSettings, os.environ)
@@ -58,7 +59,22 @@ def build_config(options: UpOptions) -> StackConfig:
         speed=options.speed,
         logs=options.logs,
         program=program_name(),
+        tenant_files=find_tenant_files(manifests),
+        key_pepper=settings.key_pepper or LOCAL_PEPPER,
     )
+
+
+def find_tenant_files(manifests: Manifests) -> tuple[Path, ...]:
+    """Returns the files with tenants, which the gateway follows itself. Raises BadInput for
+    standard input.
+    """
+    if STDIN_PATH in manifests.tenant_files:
+        raise BadInput(
+            "a ModelTenant cannot come from standard input: the gateway follows its file",
+            field="FILE",
+            hint="write it to a file, and give that",
+        )
+    return tuple(Path(file).absolute() for file in manifests.tenant_files)
 
 
 def check_workers(number: int) -> int:
