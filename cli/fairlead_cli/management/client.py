@@ -76,7 +76,10 @@ class ManagementClient:
     async def usage(self, first_day: str, last_day: str) -> api_types.UsageReply:
         """Returns what the gateway's ledger holds about these days, not grouped."""
         days = {"from": first_day, "to": last_day}
-        return await self._get("/api/usage", api_types.UsageReply, {**days, "by": "", "replicas": "true"})
+        answer = await self._send("/api/usage", {**days, "by": "", "replicas": "true"})
+        if answer.status_code == 404 and b'"error"' in answer.content:
+            raise StackUnreachable(f"{self.url}: {_error_message(answer.content)}", hint="or read a folder with --dir")
+        return self._read(answer, api_types.UsageReply)
 
     async def budgets(self, tenant: str) -> list[api_types.BudgetUse]:
         """Returns the budgets of a tenant."""

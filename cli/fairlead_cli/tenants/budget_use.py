@@ -1,4 +1,4 @@
-"""How much of a tenant's budget is used, as gateways report it."""
+"""The used part of a tenant's budget, as gateways report it."""
 
 import asyncio
 from datetime import UTC, datetime

@@ -2,6 +2,7 @@
 users cannot read.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -26,6 +27,9 @@ DRAIN_VARIABLE = "FAIRLEAD_DRAIN_TIMEOUT"
 PEPPER_VARIABLE = "FAIRLEAD_KEY_PEPPER"
 
 
+USAGE_VARIABLE = "FAIRLEAD_USAGE_DIR"
+
+
 GATEWAY_DRAIN_SECONDS = 5.0
 """Time for requests in flight when the stack is stopped."""
 
@@ -44,6 +48,7 @@ def gateway_command(
     environment = {SECRET_VARIABLE: config.secret, DRAIN_VARIABLE: format_duration(GATEWAY_DRAIN_SECONDS)}
     if config.tenant_files:
         environment[PEPPER_VARIABLE] = config.key_pepper
+    environment[USAGE_VARIABLE] = os.environ.get(USAGE_VARIABLE) or str(fleet_file.parent / "usage")
     if redis is not None:
         environment[REDIS_VARIABLE] = redis.url
     if autoscaler is not None:
