@@ -118,6 +118,14 @@ class ApiKeys:
         self._revoked = frozenset(digests)
         self._on_changed()
 
+    def shows_details(self, head: RequestHead) -> bool:
+        """Returns whether a request may read details of the gateway: it has a known key that no
+        tenant owns.
+
+        Why: details name models, engines and tenants of others.
+        """
+        return self.is_known(head) and self.caller(head).name not in self._tenants
+
     def tenant(self, name: str) -> Tenant | None:
         """Returns a tenant; None for an unknown one, and for those of the keys file."""
         return self._tenants.get(name)
@@ -178,6 +186,8 @@ class ApiKeys:
         caller = self._named_callers.get(name)
         if caller is None:
             tenant = self._tenants.get(name)
+            if tenant is None and not self.is_loaded:
+                return None  # a tenant of this name, with its limits, may not have been read yet
             caller = Caller(implicit_tenant(name) if tenant is None else tenant, name)
             self._named_callers[name] = caller
         return caller

@@ -57,6 +57,25 @@ def test_key_of_the_file_belongs_to_the_tenant_of_its_name() -> None:
     assert keys.caller(head("file")).tenant.weight == 1
 
 
+def test_key_of_the_file_is_refused_while_the_tenant_of_its_name_may_be_unread() -> None:
+    keys = ApiKeys(PEPPER, {digest("file"): "acme"}, is_loaded=False)
+    with pytest.raises(ApiKeysUnavailable):
+        keys.caller(head("file"))
+    keys.update_tenants([replace(tenant("acme", "one"), weight=7)])
+    assert keys.caller(head("file")).tenant.weight == 7
+
+
+def test_details_of_the_gateway_are_for_keys_that_no_tenant_owns() -> None:
+    keys = ApiKeys(PEPPER, {digest("operator"): "operator", digest("file"): "acme"})
+    keys.update_tenants([tenant("acme", "one")])
+    assert [keys.shows_details(head(key)) for key in ("operator", "one", "file", "unknown")] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+
+
 def test_changes_replace_exactly_the_keys_of_their_tenants() -> None:
     keys = ApiKeys(PEPPER, {})
     keys.update_tenants([tenant("acme", "one", "two"), tenant("zeta", "three")])
@@ -108,10 +127,10 @@ def test_suspended_tenant_is_refused_also_on_open_connections() -> None:
 
 def test_unknown_key_may_be_good_until_all_sources_are_loaded() -> None:
     keys = ApiKeys(PEPPER, {digest("file"): "file"}, is_loaded=False)
-    assert keys.caller(head("file")).name == "file"
     with pytest.raises(ApiKeysUnavailable):
         keys.caller(head("one"))
     keys.is_loaded = True
+    assert keys.caller(head("file")).name == "file"
     with pytest.raises(InvalidApiKey):
         keys.caller(head("one"))
 

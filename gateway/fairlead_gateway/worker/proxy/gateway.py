@@ -246,8 +246,8 @@ class Gateway(RequestLifecycle):
         return caller
 
     def _shows_key(self, head: RequestHead) -> bool:
-        """Returns whether the request has a known API key; False without keys."""
-        return self._api_keys is not None and self._api_keys.is_known(head)
+        """Returns whether the request may read details of the gateway; False without keys."""
+        return self._api_keys is not None and self._api_keys.shows_details(head)
 
     def handle(self, http_request: HttpRequest, response: ResponseWriter) -> None:
         """Answers the request, or starts to forward it."""

@@ -1,5 +1,6 @@
 """The use of a request in each unit of limits: as expected before it starts, and as it was."""
 
+import re
 from typing import Final
 
 import msgspec
@@ -27,6 +28,8 @@ UNITS: Final = (
     LimitUnit.CONCURRENCY,
     LimitUnit.BYTES_IN_FLIGHT,
 )
+_SEVERAL_PROMPTS: Final = re.compile(rb'\[[ \t\r\n]*["\[]')
+"""The beginning of a list of texts, or of lists of token ids."""
 _GENERATING_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 
@@ -57,11 +60,10 @@ def answer_count(context: RequestContext) -> int:
         return request.sequences
     fields = request.fields
     prompt = bytes(fields.prompt) if isinstance(fields, CompletionRequest) else b""
-    if prompt[:1] != b"[":
+    if _SEVERAL_PROMPTS.match(prompt) is None:  # one text, or millions of token ids of one prompt
         return request.sequences
     prompts = msgspec.json.decode(prompt, type=list[msgspec.Raw])
-    is_text = len(prompts) > 0 and bytes(prompts[0])[:1] in (b'"', b"[")
-    return request.sequences * max(1, len(prompts) if is_text else 1)
+    return request.sequences * max(1, len(prompts))
 
 
 def most_amounts(context: RequestContext, margin: int, *, needs_output: bool) -> Amounts:
