@@ -70,6 +70,12 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             10,
         ),
         Benchmark(
+            "fairness",
+            "fairlead_bench.fairness.benchmark",
+            "a flooding tenant and steady ones before three gateways, and attacks on the caches of tenants",
+            6,
+        ),
+        Benchmark(
             "autoscaler",
             "fairlead_bench.autoscaler.benchmark",
             "the autoscaler and the presets of other autoscalers, compared with an offline optimum",

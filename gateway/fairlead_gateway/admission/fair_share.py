@@ -1,11 +1,11 @@
 """Engine time served per tenant and weight: the tenant that was served least goes first.
 
-A tenant that begins to wait starts `SAVED_SECONDS` below the least of the waiting tenants, or at its
-own count if that is higher. So no tenant saves more than that while it is away, and none pays for
-having been served while no other waited.
+A tenant that begins to wait starts `SAVED_SECONDS` below the least of the waiting tenants. If its
+own count is higher, it starts there. So no tenant saves more than that while it is away, and none
+pays for having been served while no other waited.
 
-Why it saves some: a tenant that sends less than its share waits for single requests, and joins anew
-with each. Without savings, a flood would be as near to its turn as the tenant, each time.
+Why it saves some: a tenant that sends less than its share joins with each request. Without savings,
+a flood would be as near to its turn as the tenant, each time.
 
 All queues of a model in one process share one count. Requests that never wait count as well, and so
 does the service that other processes report. What is served here is collected for their reports.

@@ -1,0 +1,207 @@
+"""Gateways of a simulated cluster that serve tenants fairly, and share what they served.
+
+Each gateway runs the cores of a live one: router, count of service, bounds of a queue, and exchange
+with peers. A request waits for its chosen engine. There, the
+tenants with credit go first, and of their requests the first in the preset's order.
+"""
+
+import heapq
+from collections.abc import Mapping
+from itertools import count
+
+from fairlead.limits import Limits
+from fairlead_gateway.admission.backlog_decay import MIN_BACKLOG_SECONDS
+from fairlead_gateway.admission.caller_bounds import CallerBounds, CallerClass
+from fairlead_gateway.admission.decode_work import decode_seconds
+from fairlead_gateway.admission.fair_share import FairShare
+from fairlead_gateway.admission.policy import MAX_WAITING_STEP_SHARE
+from fairlead_gateway.admission.request_queue import TIER_WEIGHTS, has_credit
+from fairlead_gateway.routing import PrefixChain, RouteRequest
+from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch
+from fairlead_sim.engine.scheduler import EngineSequence
+from fairlead_sim.fleet.fleet_options import FleetOptions
+from fairlead_sim.fleet.router_front import QUEUED
+from fairlead_sim.gateways.admission_gate import TenantClass
+from fairlead_sim.gateways.cluster_options import ClusterOptions
+from fairlead_sim.gateways.gateway_cluster import GatewayCluster
+from fairlead_sim.gateways.late_binding import Dispatcher
+from fairlead_sim.gateways.simulated_gateway import SimulatedGateway
+from fairlead_sim.gateways.single_gateway import MODEL, RoutingOptions
+from fairlead_sim.workload.traces import TraceRequest
+
+TTFT_SECONDS = 5.0
+_LIMITS = Limits()
+_Entry = tuple[tuple[float, float, str], int, str]
+
+
+class FairCluster(GatewayCluster):
+    """Several gateways that serve tenants fairly.
+
+    classes: tier and weight by tenant.
+    shares: they tell one another what they served.
+    waits: time, tenant and change of the number of its requests that wait.
+    dispatches: time, tenant and request.
+    """
+
+    def __init__(
+        self,
+        fleet: FleetOptions,
+        routing: RoutingOptions,
+        options: ClusterOptions,
+        *,
+        classes: Mapping[str, TenantClass],
+        shares: bool = True,
+    ) -> None:
+        self.classes = classes
+        self.shares = shares
+        self.waits: list[tuple[float, str, int]] = []
+        self.dispatches: list[tuple[float, str, str]] = []
+        super().__init__(fleet, routing, options)
+
+    def _start_gateway(self) -> SimulatedGateway:
+        self._started += 1
+        return FairGateway(self, f"gateway {self._started}")
+
+    def refuse(self, request: str, now: float) -> None:
+        """Ends a request that made room for another one."""
+        self._gateway_of.pop(request, None)
+        self._simulation().refuse(request, "the queue is full", now)
+
+
+class _Assigned:
+    """A request that waits for its engine, or that was sent without a first token."""
+
+    __slots__ = ("decode_seconds", "instance", "prefill_seconds", "request", "tenant", "weight")
+
+    def __init__(self, request: TraceRequest, instance: str, prefill_seconds: float, weight: float) -> None:
+        self.request = request
+        self.tenant = request.tenant or ""
+        self.instance = instance
+        self.prefill_seconds = prefill_seconds
+        self.weight = weight
+        self.decode_seconds = 0.0
+
+
+class FairGateway(SimulatedGateway):
+    """One gateway of the cluster."""
+
+    def __init__(self, cluster: FairCluster, name: str) -> None:
+        super().__init__(cluster, name)
+        self._fair_cluster = cluster
+        profile = self._profile = cluster.fleet.profile
+        self._dispatcher = Dispatcher(
+            self.router, profile, cluster.send_queued_request, cluster.schedule, never_queues=True
+        )
+        self._room_seconds = max(
+            MAX_WAITING_STEP_SHARE * profile.prefill_time(profile.step_tokens), MIN_BACKLOG_SECONDS
+        )
+        self._fair_share = FairShare(reports=True)
+        self._bounds = CallerBounds(_LIMITS.queued_requests, 0)
+        self._requests: dict[str, _Assigned] = {}
+        self._queues: dict[str, dict[str, list[_Entry]]] = {engine: {} for engine in cluster.fleet.engine_names}
+        self._sent_seconds = dict.fromkeys(cluster.fleet.engine_names, 0.0)
+        self._waiting: set[str] = set()
+        self._numbers = count()
+
+    def route(self, request: TraceRequest, chain: PrefixChain, now: float) -> tuple[str | None, str]:
+        """Chooses an engine, and sends the request or queues it for the engine."""
+        tenant = request.tenant or ""
+        its = self._fair_cluster.classes.get(tenant, TenantClass())
+        weight = its.weight * TIER_WEIGHTS[its.tier]
+        caller_class = CallerClass(its.tier, weight)
+        if self._bounds.requests >= _LIMITS.queued_requests:
+            if self._bounds.has_most(tenant, caller_class):
+                return None, "the queue is full"
+            self._displace(self._bounds.newest_of_largest(), now)
+        route_request = RouteRequest(request.id, chain, request.prompt_tokens, request.output_tokens, request.session)
+        decision = self.router.choose_instance(route_request, now)
+        chosen = decision.chosen
+        if chosen is None:
+            return None, decision.reason
+        endpoint = self.router.endpoint(chosen)
+        before = 0.0 if endpoint is None else endpoint.load.backlog_seconds
+        self._dispatcher.dispatch(route_request, chosen, now)
+        prefill_seconds = 0.0 if endpoint is None else endpoint.load.backlog_seconds - before
+        assigned = self._requests[request.id] = _Assigned(request, chosen, prefill_seconds, weight)
+        assigned.decode_seconds = decode_seconds(self._profile, request.prompt_tokens, request.output_tokens, 1)
+        if not self._queues[chosen] and self._has_room(chosen):
+            self._on_sent(assigned, now)
+            return chosen, ""
+        if not self._bounds.requests_of(tenant):
+            self._fair_share.on_join(tenant, weight)
+        self._bounds.add(request.id, tenant, 0, caller_class)
+        self._waiting.add(request.id)
+        heap = self._queues[chosen].setdefault(tenant, [])
+        heapq.heappush(heap, (self.router.queue_sort_key(request.id), next(self._numbers), request.id))
+        self._fair_cluster.waits.append((now, tenant, 1))
+        return QUEUED, ""
+
+    def on_first_token(self, request: str, now: float) -> None:
+        super().on_first_token(request, now)
+        assigned = self._requests[request]
+        self._sent_seconds[assigned.instance] -= assigned.prefill_seconds
+        self._release(assigned.instance, now)
+
+    def on_finished(self, sequence: EngineSequence, now: float) -> None:
+        super().on_finished(sequence, now)
+        assigned = self._requests.pop(sequence.id)
+        seconds = decode_seconds(self._profile, sequence.prompt_tokens, sequence.generated, 1)
+        self._fair_share.settle(assigned.tenant, seconds - assigned.decode_seconds, assigned.weight)
+
+    def _publish(self, now: float) -> None:
+        if self._fair_cluster.shares:
+            self.outbox.add_service(MODEL, self._fair_share.take_unreported())
+        super()._publish(now)
+
+    def receive(self, name: str, batch: PeerBatch, now: float, *, live: bool) -> None:
+        super().receive(name, batch, now, live=live)
+        if live and batch.service:
+            self._fair_share.add_reported(batch.service)
+
+    def _has_room(self, instance: str) -> bool:
+        return self._sent_seconds[instance] <= 0.0 or self._sent_seconds[instance] < self._room_seconds
+
+    def _release(self, instance: str, now: float) -> None:
+        queues = self._queues[instance]
+        while queues and self._has_room(instance):
+            name = self._next(queues)
+            if name is None:
+                continue
+            assigned = self._requests[name]
+            self._leave(name, assigned, now)
+            self._on_sent(assigned, now)
+            self._cluster.send_queued_request(name, instance, now)
+
+    def _next(self, queues: dict[str, list[_Entry]]) -> str | None:
+        """Removes and returns the next request of an engine; None if a tenant's was displaced."""
+        served = self._fair_share.served_seconds
+        classes = self._fair_cluster.classes
+        least = min(map(served, queues))
+        near = []
+        for tenant in queues:
+            its = classes.get(tenant, TenantClass())
+            if has_credit(served(tenant), least, its.weight * TIER_WEIGHTS[its.tier]):
+                near.append(tenant)
+        tenant = min(near, key=lambda name: queues[name][0])
+        entry = heapq.heappop(queues[tenant])
+        if not queues[tenant]:
+            del queues[tenant]
+        return entry[2] if entry[2] in self._waiting else None
+
+    def _leave(self, name: str, assigned: _Assigned, now: float) -> None:
+        self._waiting.discard(name)
+        self._bounds.remove(name, assigned.tenant)
+        if not self._bounds.requests_of(assigned.tenant):
+            self._fair_share.on_leave(assigned.tenant)
+        self._fair_cluster.waits.append((now, assigned.tenant, -1))
+
+    def _on_sent(self, assigned: _Assigned, now: float) -> None:
+        self._sent_seconds[assigned.instance] += assigned.prefill_seconds
+        self._fair_share.charge(assigned.tenant, assigned.prefill_seconds + assigned.decode_seconds, assigned.weight)
+        self._fair_cluster.dispatches.append((now, assigned.tenant, assigned.request.id))
+
+    def _displace(self, name: str, now: float) -> None:
+        assigned = self._requests.pop(name)
+        self._leave(name, assigned, now)
+        self._dispatcher.on_abandoned(name, now)
+        self._fair_cluster.refuse(name, now)
