@@ -6,7 +6,7 @@ is logged; metrics and the management API of every gateway show the state nevert
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from fairlead.tenants.model import Limit, LimitUnit, Tenant
@@ -16,6 +16,8 @@ from fairlead_gateway.quota.exchange import LimitReply, Row
 
 THRESHOLDS: Final = (80, 100)
 """In percent of a budget, ascending."""
+_NEARLY_ALL: Final = 99
+"""From this percentage on, a budget is used up once a request needs more than is left of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class BudgetState:
     used: spent by all gateways, with what the last window overspent; in billionths of a dollar.
     amount: of the budget, in the same unit.
     is_soft: requests go on when it is used up.
+    is_used_up: all is used, or requests were refused because too little is left.
     """
 
     tenant: str
@@ -35,11 +38,13 @@ class BudgetState:
     used: int
     amount: int
     is_soft: bool
+    is_used_up: bool = False
 
     @property
     def used_share(self) -> float:
-        """The used share, above 1 after an overrun."""
-        return self.used / self.amount if self.amount > 0 else 1.0
+        """The used share: at least 1 if the budget is used up, above 1 after an overrun."""
+        share = self.used / self.amount if self.amount > 0 else 1.0
+        return max(1.0, share) if self.is_used_up else share
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,22 +94,28 @@ class BudgetWatch:
             state = BudgetState(
                 tenant.name, limit.id, reply.start / 1000, reply.end / 1000, used, limit.amount, limit.is_soft
             )
-            events += self._update(state, rows)
+            events += self._update(state, rows, is_contended=reply.is_contended)
         return events
 
     def states(self) -> list[BudgetState]:
         """Returns all budgets, the most used first."""
         return sorted(self._states.values(), key=lambda state: (-state.used_share, state.tenant, state.limit_id))
 
-    def _update(self, state: BudgetState, rows: Sequence[Row]) -> list[BudgetEvent]:
+    def _update(self, state: BudgetState, rows: Sequence[Row], *, is_contended: bool) -> list[BudgetEvent]:
+        """Stores a state and returns its event, if there is one.
+
+        is_contended: a request needed more than is left.
+        """
         key = (state.tenant, state.limit_id)
         before = self._states.get(key)
-        if before is None or before.start != state.start:
+        if before is None or (before.start, before.amount) != (state.start, state.amount):
             self._reached[key] = 0
-        self._states[key] = state
         reached = max((level for level in THRESHOLDS if 100 * state.used >= level * state.amount), default=0)
+        if is_contended and 100 * state.used >= _NEARLY_ALL * state.amount:
+            reached = THRESHOLDS[-1]
         is_news = reached > self._reached[key]
         self._reached[key] = max(reached, self._reached[key])
+        state = self._states[key] = replace(state, is_used_up=self._reached[key] == THRESHOLDS[-1])
         return [BudgetEvent(reached, state)] if is_news and self._speaks(rows) else []
 
     def _speaks(self, rows: Sequence[Row]) -> bool:

@@ -40,6 +40,25 @@ def test_what_gateways_hold_without_having_spent_it_does_not_count() -> None:
     assert (state.used, state.used_share) == (300 * USD, 0.6)
 
 
+def test_budget_is_used_up_when_too_little_is_left_for_a_request() -> None:
+    watch = BudgetWatch("gw-1")
+    contended = [reply(400), reply(497)]
+    for one in contended:
+        one.is_contended = True
+    assert [thresholds(watch.observe(ACME, [one])) for one in contended] == [[80], [100]]
+    assert thresholds(watch.observe(ACME, [reply(497)])) == []
+    (state,) = watch.states()
+    assert (state.is_used_up, state.used_share) == (True, 1.0)
+
+
+def test_larger_budget_has_its_events_anew() -> None:
+    watch = BudgetWatch("gw-1")
+    watch.observe(ACME, [reply(500)])
+    larger = Tenant("acme", limits=(Limit(LimitUnit.COST, 600 * USD, Window.MONTH),))
+    assert thresholds(watch.observe(larger, [reply(510)])) == [80]
+    assert not watch.states()[0].is_used_up
+
+
 def test_one_of_all_gateways_logs() -> None:
     gateways = ("gw-2", "gw-1", "gw-3")
     found = {name: BudgetWatch(name).observe(ACME, [reply(450, gateways=gateways)]) for name in gateways}
