@@ -82,7 +82,7 @@ def event_slices(payload: bytes, limits: Limits) -> Iterator[tuple[int, EventBat
     batch = decode_events(payload, limits)
     blocks = _block_count(batch.events) if len(payload) > limits.kv_slice_bytes // BLOCK_BYTES else 0
     if blocks * BLOCK_BYTES <= limits.kv_slice_bytes:
-        yield len(payload) + blocks * BLOCK_BYTES, batch
+        yield batch_cost(payload, blocks, limits), batch
         return
     yield 0, EventBatch(batch.wall, (), batch.rank, batch.unknown, batch.refused)
     clears = _CLEARED in payload
@@ -90,6 +90,13 @@ def event_slices(payload: bytes, limits: Limits) -> Iterator[tuple[int, EventBat
         for part in _parts(event, limits):
             cost = EVENT_BYTES + _block_count((part,)) * BLOCK_BYTES
             yield cost, EventSlice(batch.wall, (part,), batch.rank, clears_later=clears)
+
+
+def batch_cost(payload: bytes, blocks: int, limits: Limits) -> int:
+    """Returns the cost in bytes of a payload that is one slice. A small one has few blocks, which
+    are not counted.
+    """
+    return len(payload) + (blocks * BLOCK_BYTES if len(payload) > limits.kv_slice_bytes // BLOCK_BYTES else 0)
 
 
 def _large_payload_slices(payload: bytes, limits: Limits) -> Iterator[tuple[int, EventBatch]]:

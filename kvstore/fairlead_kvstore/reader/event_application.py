@@ -26,7 +26,7 @@ from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import EventsError
 from fairlead_kvstore.events.decoder import decode_events
-from fairlead_kvstore.events.event_slices import BLOCK_BYTES, event_slices
+from fairlead_kvstore.events.event_slices import BLOCK_BYTES, batch_cost, event_slices
 from fairlead_kvstore.events.payloads import EventBatch
 from fairlead_kvstore.events.types import (
     AcceptBatch,
@@ -121,7 +121,7 @@ class EventApplication:
                     scanned = self._scan(outcome.payload)
                     if scanned is not None:
                         self._steps = self._apply_scanned(outcome.payload, scanned, now)
-                        spent += len(outcome.payload)
+                        spent += batch_cost(outcome.payload, scanned[2], self._limits)
                         if self._steps is None:
                             spent += _OUTCOME_BYTES
                         continue
@@ -137,11 +137,12 @@ class EventApplication:
         return found
 
     def _scan(self, payload: bytes) -> ScannedBatch | None:
-        """Returns the events of a usual batch that is small; None for any other."""
+        """Returns the events of a usual batch of one slice; None for any other."""
         limits = self._limits
-        if SCAN_EVENTS is None or len(payload) > limits.kv_slice_bytes // BLOCK_BYTES:
+        if SCAN_EVENTS is None or len(payload) > limits.kv_slice_bytes:
             return None
-        return SCAN_EVENTS(payload, limits.kv_events_in_batch, limits.kv_event_blocks, limits.kv_event_block_tokens)
+        found = SCAN_EVENTS(payload, limits.kv_events_in_batch, limits.kv_event_blocks, limits.kv_event_block_tokens)
+        return found if found is not None and found[2] * BLOCK_BYTES <= limits.kv_slice_bytes else None
 
     def _apply_scanned(self, payload: bytes, scanned: ScannedBatch, now: float) -> Iterator[int] | None:
         """Applies a usual batch at once. Returns the steps of its events that have further effects;

@@ -169,9 +169,10 @@ def _apply(batches: list[list[Any]], seconds: list[float], limits: Limits) -> tu
 @given(
     st.lists(st.tuples(st.lists(EVENTS, max_size=4), st.floats(0.0, 20.0)), max_size=25),
     st.sampled_from([1_000_000, 6]),
+    st.sampled_from([100, 600, 65_536]),
 )
-def test_stores_are_alike(native_modules: dict[str, ModuleType], steps: list[Any], most: int) -> None:
-    batches, limits = [events for events, _ in steps], Limits(kv_blocks_per_instance=most)
+def test_stores_are_alike(native_modules: dict[str, ModuleType], steps: list[Any], most: int, size: int) -> None:
+    batches, limits = [events for events, _ in steps], Limits(kv_blocks_per_instance=most, kv_slice_bytes=size)
     seconds = [sum(pause for _, pause in steps[: number + 1]) for number in range(len(steps))]
     expected, store = _apply(batches, seconds, limits)
     with _compiled(native_modules, scan=True):
