@@ -5,6 +5,7 @@ source, and a wait that is too long ends. `Limits` combines the groups:
 
 - `requests`: client HTTP, request content, queues, upstream connections, KV transfers.
 - `gateways`: fleet, telemetry, worker processes, Redis and peers.
+- `credentials`: bearer tokens and their issuers.
 - `index`: KV events, the KV-cache index, the prefix map.
 - `tenants`: slices of tenants' limits.
 - `control_plane`: Kubernetes client, sleeping and hung engines, audit logs, autoscaler.
@@ -13,6 +14,7 @@ source, and a wait that is too long ends. `Limits` combines the groups:
 from dataclasses import dataclass, fields
 
 from fairlead.limits.control_plane import AuditLimits, AutoscalerLimits, HungEngineLimits, KubeLimits, SleepLimits
+from fairlead.limits.credentials import BearerTokenLimits
 from fairlead.limits.gateways import FleetLimits, LedgerLimits, PeerLimits, ProcessLimits, TelemetryLimits
 from fairlead.limits.index import IndexLimits, KvEventLimits, PrefixMapLimits
 from fairlead.limits.requests import HandoffLimits, HttpLimits, QueueLimits, RequestLimits, UpstreamLimits
@@ -23,6 +25,7 @@ __all__ = ["Limits", "limits_table"]
 GROUPS = (
     *(HttpLimits, RequestLimits, QueueLimits, UpstreamLimits, HandoffLimits),
     *(FleetLimits, TelemetryLimits, ProcessLimits, LedgerLimits, PeerLimits),
+    *(BearerTokenLimits,),
     *(KvEventLimits, IndexLimits, PrefixMapLimits),
     QuotaLimits,
     *(KubeLimits, SleepLimits, AuditLimits, HungEngineLimits, AutoscalerLimits),
@@ -41,6 +44,7 @@ class Limits(
     ProcessLimits,
     LedgerLimits,
     PeerLimits,
+    BearerTokenLimits,
     KvEventLimits,
     IndexLimits,
     PrefixMapLimits,

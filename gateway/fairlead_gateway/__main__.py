@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fairlead_gateway.supervisor.file_parsing.client import FileParser
     from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
     from fairlead_gateway.supervisor.tenancy.access_service import AccessSources, TenantSource
+    from fairlead_gateway.supervisor.token_issuers.key_service import IssuerKeyService
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -190,6 +191,11 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="digests of keys that are refused although another source lists them, one on each line; edits apply at once",
     )
     parser.add_argument(
+        "--token-issuers",
+        metavar="FILE",
+        help="issuers whose bearer tokens (JWT) are accepted in place of API keys; edits apply at once",
+    )
+    parser.add_argument(
         "--workers", default="1", metavar="N", help="processes that carry requests; one more looks after them (1)"
     )
     parser.add_argument(
@@ -297,10 +303,11 @@ def _access_sources(
     given = {"--keys": options.keys, "--tenants": options.tenants, "--kube-tenants": options.kube_tenants or None}
     first = next((option for option, value in given.items() if value is not None), None)
     if first is None:
-        if options.revoked is not None:
-            raise SettingsError(
-                "--revoked: this gateway asks for no API key", field="--revoked", hint="give --keys or --tenants, too"
-            )
+        for option, value in (("--revoked", options.revoked), ("--token-issuers", options.token_issuers)):
+            if value is not None:
+                raise SettingsError(
+                    f"{option}: this gateway asks for no API key", field=option, hint="give --keys or --tenants, too"
+                )
         return None
     if settings.key_pepper is None:
         raise SettingsError(
@@ -317,7 +324,25 @@ def _access_sources(
         None if options.keys is None else KeyFile(Path(options.keys), limits, key_parser),
         _tenant_sources(options, clock, limits, parser),
         None if options.revoked is None else RevocationFile(Path(options.revoked)),
+        _token_issuers(options.token_issuers, clock, limits),
     )
+
+
+def _token_issuers(path: str | None, clock: "Clock", limits: Limits) -> "IssuerKeyService | None":
+    """Returns what follows the key sets of the issuers in a file."""
+    if path is None:
+        return None
+    import importlib.util
+
+    from fairlead_gateway.supervisor.token_issuers.key_service import IssuerKeyService
+
+    if importlib.util.find_spec("cryptography") is None:
+        raise SettingsError(
+            "--token-issuers: the package cryptography is not installed",
+            field="--token-issuers",
+            hint='install the extra: pip install "fairlead-serving[tokens]"',
+        )
+    return IssuerKeyService(Path(path), clock, limits)
 
 
 def _tenant_sources(

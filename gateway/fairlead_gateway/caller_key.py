@@ -22,27 +22,31 @@ NEVER: Final = float("inf")
 
 @final
 class Caller:
-    """The tenant of a request and the API key that was used; immutable.
+    """The tenant of a request and the API key that was used; immutable but for `was_used`.
 
     key: name of the API key.
     name: the tenant's, under which the request is counted.
     models: those that the tenant may use, as in `Tenant`; None for all.
     may_use_other_paths: as in `Tenant`.
     expires_at: Unix seconds from which the key is refused; `NEVER` without an expiry.
+    digest: of an API key of a tenant; None for other callers.
+    was_used: whether the use of the key waits to be reported.
 
     Why copies: the module of `Tenant` is not compiled. Each attribute that is read there costs 140
     instructions.
     """
 
-    __slots__ = ("expires_at", "key", "may_use_other_paths", "models", "name", "tenant")
+    __slots__ = ("digest", "expires_at", "key", "may_use_other_paths", "models", "name", "tenant", "was_used")
 
-    def __init__(self, tenant: Tenant, key: str, expires_at: float | None = None) -> None:
+    def __init__(self, tenant: Tenant, key: str, expires_at: float | None = None, digest: bytes | None = None) -> None:
         self.tenant: Final[Tenant] = tenant
         self.key: Final[str] = key
         self.name: Final[CallerKey] = cast(CallerKey, tenant.name)
         self.models: Final[frozenset[str] | None] = tenant.models
         self.may_use_other_paths: Final[bool] = tenant.may_use_other_paths
         self.expires_at: Final[float] = NEVER if expires_at is None else expires_at
+        self.digest: Final[bytes | None] = digest
+        self.was_used = digest is None  # nothing to report
 
 
 def caller_key(caller: Caller | None) -> CallerKey:

@@ -273,6 +273,11 @@ class Auth(ValuesPart):
         "your own Secret with `keys.yaml`, `pepper` and, if keys were revoked, `revoked`; when empty, a first key is created",
         "",
     )
+    token_issuers: list[FreeForm] = _value(
+        "issuers of bearer tokens (JWT) that identify tenants: issuer, audiences, jwksUrl, and optionally algorithms, caFile and "
+        "tokenFile of each",
+        [],
+    )
 
 
 class Redis(ValuesPart):

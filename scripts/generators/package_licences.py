@@ -16,7 +16,19 @@ from scripts.generators.image_locks import lock_part
 
 FILE = "THIRD_PARTY_LICENSES"
 ALLOWED = frozenset(
-    ("0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "MIT", "MIT-CMU", "MPL-2.0", "PSF-2.0", "Zlib")
+    (
+        "0BSD",
+        "Apache-2.0",
+        "BSD-2-Clause",
+        "BSD-3-Clause",
+        "CC0-1.0",
+        "MIT",
+        "MIT-0",
+        "MIT-CMU",
+        "MPL-2.0",
+        "PSF-2.0",
+        "Zlib",
+    )
 )
 """SPDX ids of licences that packages of images and of the wheel may have. MPL-2.0 asks for the
 sources of changed files alone, and none is changed.

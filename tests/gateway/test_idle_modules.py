@@ -36,12 +36,15 @@ NOBODY = {
         "opentelemetry",
         "aiohttp",
         "kopf",
+        "cryptography",
     ),
     *("multiprocessing", "statistics", "difflib", "http.client", "urllib.request"),
     *(
         "fairlead_gateway.worker.observability.observers",
         "fairlead_gateway.worker.observability.otlp_exporter",
         "fairlead_kvstore.redis.link",
+        "fairlead_gateway.supervisor.token_issuers",
+        "fairlead_gateway.worker.bearer_tokens",
     ),
 }
 """With the default features, neither process imports these, in traffic, probes or scrapes."""

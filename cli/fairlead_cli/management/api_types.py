@@ -267,9 +267,12 @@ class TenantUse(Struct, frozen=True):
 
 
 class TenantList(Struct, frozen=True):
-    """The tenants of one gateway. ``started_at``: of the gateway, in Unix time."""
+    """The tenants of one gateway.
 
-    started_at: float
+    started_at: since when it counts uses, in Unix time; None if it has no tenants.
+    """
+
+    started_at: float | None = None
     tenants: list[TenantUse] = field(default_factory=list)
 
 

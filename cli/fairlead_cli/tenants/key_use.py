@@ -68,7 +68,11 @@ def merge_key_uses(lists: Sequence[TenantList], problems: Sequence[str] = ()) ->
             for key in tenant.keys:
                 if key.last_used_at is not None:
                     merged[key.digest] = max(key.last_used_at, merged.get(key.digest, key.last_used_at))
-    return KeyUses(max((gateway.started_at for gateway in lists), default=None), merged, tuple(problems))
+    return KeyUses(
+        max((started for gateway in lists if (started := gateway.started_at) is not None), default=None),
+        merged,
+        tuple(problems),
+    )
 
 
 async def _read(endpoint: ManagementEndpoint, url: str) -> TenantList:

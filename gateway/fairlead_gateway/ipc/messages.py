@@ -10,6 +10,7 @@ import msgspec
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet
 from fairlead.tenants.model import Tenant
+from fairlead_gateway.ipc.access_messages import AccessReport, TokenIssuer, TokenIssuerUpdate
 from fairlead_gateway.ipc.quota_messages import QuotaReport, QuotaUpdates
 from fairlead_gateway.ipc.timing_events import TimingEvents
 from fairlead_gateway.ipc.usage_rows import UsageRows
@@ -24,6 +25,7 @@ class Configure(msgspec.Struct, tag=True):
 
     - keys: those of the keys file, names by digest; None if no API key is required.
     - tenants, revoked: as `TenantUpdate` and `RevocationUpdate` send them later.
+    - token_issuers: None if no bearer tokens are accepted.
     - are_keys_loaded: False while a source of keys has not been valid once.
     - row, active_rows: rows of the shared load table: its own, and the others in use.
     - has_redis: decisions and loads go to Redis.
@@ -40,6 +42,7 @@ class Configure(msgspec.Struct, tag=True):
     keys: dict[bytes, str] | None
     tenants: list[Tenant]
     revoked: list[bytes]
+    token_issuers: list[TokenIssuer] | None
     are_keys_loaded: bool
     certificate: tuple[str, str] | None
     fleet: Fleet
@@ -216,6 +219,7 @@ ToWorker: TypeAlias = (
     | KeyUpdate
     | TenantUpdate
     | RevocationUpdate
+    | TokenIssuerUpdate
     | ReloadCertificate
     | ActiveRows
     | WarningsUpdate
@@ -334,6 +338,7 @@ FromWorker: TypeAlias = (
     | QuotaReport
     | UsageRows
     | NeedsInstance
+    | AccessReport
     | ReplyChunk
 )
 
@@ -492,6 +497,4 @@ class EncodedLoggedRequest(msgspec.Struct, array_like=True):
 
 
 CHAT_SAMPLE: Final = "chat"
-
-
 COMPLETION_SAMPLE: Final = "completion"

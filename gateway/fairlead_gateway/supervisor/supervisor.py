@@ -1,8 +1,7 @@
 """The supervisor process: everything of a gateway that is slow.
 
-It follows files or the cluster, queries engines and Redis, and serves the management port. It also
-starts, configures and stops the workers, which carry the bytes. No request waits for the
-supervisor: while it is busy, only what it shows is late.
+It follows files or the cluster, queries engines and Redis, and serves the management port. It runs
+the workers, which carry the bytes. No request waits for it: what it shows may be late.
 
 Why: the supervisor follows files, not each worker. Files are read and checked once, all workers
 change at the same moment, and none of them loads a YAML parser.
@@ -34,12 +33,12 @@ from fairlead_gateway.supervisor.config import GatewayConfig
 from fairlead_gateway.supervisor.kv_index.index_service import KvIndexService
 from fairlead_gateway.supervisor.kv_index.local_tokenizer import Tokenization
 from fairlead_gateway.supervisor.kv_index.token_source import TokenSource
-from fairlead_gateway.supervisor.management import GatewayStatus
+from fairlead_gateway.supervisor.management import GatewayStatus, TenantsSnapshot
 from fairlead_gateway.supervisor.management.server import ManagementServer
 from fairlead_gateway.supervisor.profiling.profiling_service import ProfilingService
 from fairlead_gateway.supervisor.scale_from_zero import ScaleUpNotifier
 from fairlead_gateway.supervisor.tokenizer.client import TokenizerClient
-from fairlead_gateway.supervisor.worker_handle import WorkerHandle
+from fairlead_gateway.supervisor.worker_handle import RoutedMessage, WorkerHandle
 from fairlead_gateway.supervisor.worker_pool import WorkerPool, WorkerPoolHooks
 from fairlead_gateway.supervisor.worker_reports import (
     MaxLoopLag,
@@ -242,14 +241,8 @@ class Supervisor:
     def _create_access(self, config: GatewayConfig) -> "AccessService | None":
         if config.access is None:
             return None
-        from fairlead_gateway.supervisor.tenancy.access_service import AccessService
-
-        return AccessService(
-            config.access,
-            self.workers.broadcast,
-            lambda tenants: self.background.update_tenants(tenants),
-            self.audit.on_access,
-        )
+        update, wall = (lambda tenants: self.background.update_tenants(tenants)), self._clock.wall
+        return config.access.create_service(self.workers.broadcast, wall, update, self.audit.on_access)
 
     async def _follow_fleet(self, snapshots: AsyncIterator[Fleet]) -> None:
         async for fleet in snapshots:
@@ -280,6 +273,7 @@ class Supervisor:
             keys=None if self.access is None else self.access.keys,
             tenants=[] if self.access is None else list(self.access.tenants.values()),
             revoked=[] if self.access is None else self.access.revoked,
+            token_issuers=None if self.access is None else self.access.token_issuers,
             are_keys_loaded=self.access is None or self.access.are_keys_loaded,
             certificate=(str(files[0]), str(files[1])) if files is not None else None,
             fleet=self._fleet,
@@ -335,15 +329,15 @@ class Supervisor:
         if others is not None:
             others.on_worker_report(report)
 
-    def _on_worker_message(
-        self, worker: WorkerHandle, message: say.IndexReport | say.PromptSamples | QuotaReport | UsageRows
-    ) -> None:
+    def _on_worker_message(self, worker: WorkerHandle, message: RoutedMessage) -> None:
         if isinstance(message, QuotaReport):
             self.background.on_quota_report(worker, message)
         elif isinstance(message, UsageRows):
             self.background.on_usage(message)
-        else:
+        elif isinstance(message, say.IndexReport | say.PromptSamples):
             self.kv_index.on_report(worker, message)
+        elif self.access is not None:
+            self.access.on_report(message)
 
     def _on_needs_instance(self, model: str) -> None:
         if self._scale_up_notifier is not None:
@@ -446,6 +440,10 @@ class Supervisor:
     def tenant_reports(self) -> BackgroundServices:
         """The reports about tenants."""
         return self.background
+
+    def tenants(self) -> TenantsSnapshot:
+        """Returns the tenants, and when their keys were used last."""
+        return TenantsSnapshot() if self.access is None else self.access.snapshot()
 
     async def decisions(
         self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None

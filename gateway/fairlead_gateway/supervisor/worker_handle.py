@@ -10,13 +10,14 @@ import logging
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.ipc.access_messages import AccessReport
 from fairlead_gateway.ipc.channel import Channel
 from fairlead_gateway.ipc.quota_messages import QuotaReport
 from fairlead_gateway.ipc.timing_events import TimingEvents
@@ -28,6 +29,10 @@ T = TypeVar("T")
 _log = logging.getLogger("fairlead.gateway")
 
 
+RoutedMessage: TypeAlias = say.IndexReport | say.PromptSamples | QuotaReport | UsageRows | AccessReport
+"""The messages that a worker's handle only passes on."""
+
+
 @dataclass(slots=True)
 class WorkerListener:
     """The callbacks of a worker's handle."""
@@ -36,7 +41,7 @@ class WorkerListener:
     on_fleet_applied: Callable[["WorkerHandle"], None]
     on_leaving: Callable[["WorkerHandle"], None]
     on_report: Callable[["WorkerHandle", say.WorkerReport], None]
-    on_message: Callable[["WorkerHandle", say.IndexReport | say.PromptSamples | QuotaReport | UsageRows], None]
+    on_message: Callable[["WorkerHandle", RoutedMessage], None]
     on_timings: Callable[[TimingEvents], None]
     on_needs_instance: Callable[[str], None]
     on_exit: Callable[["WorkerHandle"], None]
@@ -174,7 +179,7 @@ class WorkerHandle:
                 if message.loads is not None:
                     self.loads = message.loads
                 self._listener.on_report(self, message)
-            case say.IndexReport() | say.PromptSamples() | QuotaReport() | UsageRows():
+            case say.IndexReport() | say.PromptSamples() | QuotaReport() | UsageRows() | AccessReport():
                 self._listener.on_message(self, message)
             case TimingEvents():
                 self._listener.on_timings(message)

@@ -25,13 +25,11 @@ from fairlead.runtime.clock import Clock
 from fairlead.units import format_duration
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import encode_message
-from fairlead_gateway.ipc.quota_messages import QuotaReport
 from fairlead_gateway.ipc.timing_events import TimingEvents
-from fairlead_gateway.ipc.usage_rows import UsageRows
 from fairlead_gateway.routing.load import shared_memory
 from fairlead_gateway.supervisor.peers.peer_load_row import PeerLoadRow
 from fairlead_gateway.supervisor.slot_allocator import SlotAllocator
-from fairlead_gateway.supervisor.worker_handle import WorkerHandle, WorkerListener
+from fairlead_gateway.supervisor.worker_handle import RoutedMessage, WorkerHandle, WorkerListener
 from fairlead_gateway.supervisor.worker_reports import _without_windows, merge_counts, merge_loads
 from fairlead_gateway.supervisor.worker_spawn import (
     ROWS_PER_WORKER,
@@ -62,8 +60,7 @@ class CrashRecord:
 class WorkerPoolHooks:
     """The callbacks of a pool.
 
-    configure: returns a worker's first message, from its number, its row, the rows of its siblings
-        and the slots by instance.
+    configure: returns a worker's first message, from number, row, its siblings' rows, and slots.
     on_needs_instance: called with a model whose requests wait for a first instance.
     on_worker_ready: called when a new worker serves, which has no index and no profiles yet.
     access_messages: returns the messages with all API keys and tenants.
@@ -71,7 +68,7 @@ class WorkerPoolHooks:
 
     configure: Callable[[int, int, list[int], dict[str, int]], say.Configure]
     on_report: Callable[[say.WorkerReport], None]
-    on_message: Callable[[WorkerHandle, say.IndexReport | say.PromptSamples | QuotaReport | UsageRows], None]
+    on_message: Callable[[WorkerHandle, RoutedMessage], None]
     on_timings: Callable[[TimingEvents], None]
     on_needs_instance: Callable[[str], None]
     on_worker_ready: Callable[[], None]

@@ -4,7 +4,8 @@ A key is known by its HMAC-SHA-256 under the installation's pepper. A request's 
 before it is looked up, so the time of the lookup reveals nothing about keys.
 
 Keys are those of tenants, and those of the keys file. One of the keys file belongs to the tenant of
-its name. If there is none, it is a tenant of its own, without limits.
+its name. If there is none, it is a tenant of its own, without limits. With issuers of bearer
+tokens, a token (JWT) identifies a tenant in place of a key.
 
 The key is read from `Authorization: Bearer KEY`, else from `x-api-key`.
 """
@@ -13,15 +14,20 @@ import hmac
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from fairlead.tenants.model import CacheSharing, Tenant
 from fairlead_gateway.caller_key import NEVER, Caller
 from fairlead_gateway.errors import ApiKeysUnavailable, InvalidApiKey, NotPermitted
 from fairlead_gateway.http.request_head import RequestHead
 
+if TYPE_CHECKING:  # loaded only with issuers of bearer tokens
+    from fairlead_gateway.worker.bearer_tokens.token_callers import TokenCallers
+
 _DIGEST_NAME: Final = "sha256"
 _BEARER: Final = b"bearer "
+_TOKEN_BEGINNING: Final = b"eyJ"
+"""The beginning of each bearer token (JWT): that of a JSON object in base64."""
 _MAX_UNUSED_PARTS: Final = 4_096
 _PARTS_PER_TENANT: Final = 8
 _T = TypeVar("_T")
@@ -58,6 +64,8 @@ class ApiKeys:
     is_loaded: False until every source of keys has been valid once. Until then an unknown key may
         be a good one.
     wall: returns Unix seconds.
+    tokens: identifies the callers of bearer tokens; None if none are accepted.
+    on_first_use: called when the use of a key is to be reported, and none was before.
     """
 
     def __init__(
@@ -77,7 +85,10 @@ class ApiKeys:
         self._named_callers: dict[str, Caller] = {}
         self._shared: dict[object, object] = {}
         self._generation = object()
+        self._used: list[Caller] = []
         self.is_loaded = is_loaded
+        self.tokens: TokenCallers | None = None
+        self.on_first_use: Callable[[], None] | None = None
 
     def replace(self, names: Mapping[bytes, str]) -> None:
         """Replaces the keys of the keys file."""
@@ -110,7 +121,7 @@ class ApiKeys:
             )
             self._tenants[tenant.name] = kept
             for key in tenant.keys:
-                self._callers[key.digest] = Caller(kept, self._share(key.name), key.expires_at)
+                self._callers[key.digest] = Caller(kept, self._share(key.name), key.expires_at, key.digest)
         self._on_changed()
 
     def revoke(self, digests: Collection[bytes]) -> None:
@@ -134,6 +145,18 @@ class ApiKeys:
         """Returns the tenants, but not those of the keys file."""
         return self._tenants.values()
 
+    def on_issuers_changed(self) -> None:
+        """Has every token verified again."""
+        self._on_changed()
+
+    def take_used_keys(self) -> list[bytes]:
+        """Returns the digests of keys that were used since the last call."""
+        digests = [caller.digest for caller in self._used if caller.digest is not None]
+        for caller in self._used:
+            caller.was_used = False
+        self._used = []
+        return digests
+
     def caller(self, head: RequestHead) -> Caller:
         """Returns the caller that a request's key identifies.
 
@@ -146,9 +169,11 @@ class ApiKeys:
             caller = cached[1]
             if caller.expires_at < NEVER and caller.expires_at <= self._wall():
                 raise _expired()
-            return caller
-        caller = self._find(head)
-        head.caller_cache = (self._generation, caller)
+        else:
+            caller = self._find(head)
+            head.caller_cache = (self._generation, caller)
+        if not caller.was_used:
+            self._note_use(caller)
         return caller
 
     def is_known(self, head: RequestHead) -> bool:
@@ -167,6 +192,8 @@ class ApiKeys:
             raise InvalidApiKey("no API key was given", hint="send the header Authorization: Bearer KEY, or x-api-key")
         digest = key_digest(key, self._pepper)
         caller = None if digest in self._revoked else self._callers.get(digest) or self._caller_of_file(digest)
+        if caller is None and self.tokens is not None and key.startswith(_TOKEN_BEGINNING):
+            caller = self._token_caller(self.tokens, key)
         if caller is None:
             if not self.is_loaded:
                 raise ApiKeysUnavailable
@@ -175,6 +202,20 @@ class ApiKeys:
             raise _expired()
         check_tenant(caller.tenant)
         return caller
+
+    def _token_caller(self, tokens: "TokenCallers", token: bytes) -> Caller:
+        try:
+            return tokens.caller(token)
+        except InvalidApiKey:
+            if not self.is_loaded:
+                raise ApiKeysUnavailable from None
+            raise
+
+    def _note_use(self, caller: Caller) -> None:
+        caller.was_used = True
+        self._used.append(caller)
+        if self.on_first_use is not None and len(self._used) == 1:
+            self.on_first_use()
 
     def _share(self, part: _T) -> _T:
         return cast(_T, self._shared.setdefault(part, part))
@@ -195,6 +236,8 @@ class ApiKeys:
     def _on_changed(self) -> None:
         self._named_callers = {}
         self._generation = object()
+        if self.tokens is not None:
+            self.tokens.on_tenants_changed()
 
 
 def _expired() -> InvalidApiKey:

@@ -16,6 +16,7 @@ from fairlead.fleet.model import Fleet
 from fairlead.settings import GatewaySettings
 from fairlead_gateway.http.tls import TlsCertificate
 from fairlead_gateway.ipc import messages
+from fairlead_gateway.ipc.access_messages import TokenIssuer, TokenIssuerUpdate
 from fairlead_gateway.ipc.channel import Channel
 from fairlead_gateway.ipc.quota_messages import QuotaUpdates
 from fairlead_gateway.routing import InstanceLoad
@@ -27,6 +28,7 @@ from fairlead_gateway.worker.api_keys import ApiKeys
 from fairlead_gateway.worker.proxy.gateway import Gateway, GatewaySecrets
 from fairlead_gateway.worker.query_handler import QueryHandler
 from fairlead_gateway.worker.quota.quota_reporter import QuotaReporter
+from fairlead_gateway.worker.reporting.access_reporter import AccessReporter
 from fairlead_gateway.worker.reporting.dispatch_reporter import DispatchReporter
 from fairlead_gateway.worker.reporting.index_reporter import IndexReporter, apply_corrections
 from fairlead_gateway.worker.reporting.peer_updates import PeerUpdateApplier
@@ -69,6 +71,7 @@ class WorkerServices:
         if configuration.certificate is not None:
             self.certificate = TlsCertificate(*map(Path, configuration.certificate))
         self._api_keys: ApiKeys | None = None
+        self._access_reporter: AccessReporter | None = None
         if configuration.keys is not None and configuration.pepper is not None:
             self._api_keys = ApiKeys(
                 configuration.pepper,
@@ -78,6 +81,9 @@ class WorkerServices:
             )
             self._api_keys.update_tenants(configuration.tenants)
             self._api_keys.revoke(configuration.revoked)
+            self._access_reporter = AccessReporter(self._api_keys, channel, runtime.loop, runtime.limits)
+            if configuration.token_issuers is not None:
+                self._accept_tokens(self._api_keys, self._access_reporter, configuration.token_issuers)
         loop, limits = runtime.loop, runtime.limits
         self._shared_loads: SharedLoadTable | None = None
         if shared_memory is not None:
@@ -138,6 +144,10 @@ class WorkerServices:
             case messages.FleetUpdate(fleet, slots):
                 self._assign_slots(slots)
                 self._update_fleet(fleet)
+            case TokenIssuerUpdate(issuers):
+                if self._api_keys is not None and self._api_keys.tokens is not None:
+                    self._api_keys.tokens.update_issuers(issuers)
+                    self._api_keys.on_issuers_changed()
             case messages.KeyUpdate() | messages.TenantUpdate() | messages.RevocationUpdate():
                 self._update_keys(message)
             case QuotaUpdates():
@@ -160,6 +170,13 @@ class WorkerServices:
                 self._start_task(self._query_handler.handle(message))
             case _:
                 pass
+
+    def _accept_tokens(self, keys: ApiKeys, reporter: AccessReporter, issuers: list[TokenIssuer]) -> None:
+        from fairlead_gateway.worker.bearer_tokens.token_callers import TokenCallers
+
+        wall, limits = self._runtime.clock.wall, self._runtime.limits
+        keys.tokens = TokenCallers(keys.tenants, wall, reporter.report_unknown_key, limits)
+        keys.tokens.update_issuers(issuers)
 
     def _update_keys(self, message: messages.KeyUpdate | messages.TenantUpdate | messages.RevocationUpdate) -> None:
         keys = self._api_keys
@@ -184,6 +201,8 @@ class WorkerServices:
         self._quota_reporter.close()
         if self._usage_reporter is not None:
             self._usage_reporter.flush()
+        if self._access_reporter is not None:
+            self._access_reporter.flush()
         self._channel.send(self._query_handler.final_counters())
 
     def _create_reporters(self, configuration: messages.Configure) -> Reporters:

@@ -25,7 +25,7 @@ from fairlead_gateway.supervisor.management.access.access_scope import (
     Permission,
 )
 from fairlead_gateway.supervisor.management.probes import ProbeResponse, Probes
-from fairlead_gateway.supervisor.management.serializers import decision_out, fleet_out
+from fairlead_gateway.supervisor.management.serializers import decision_out, fleet_out, tenant_out
 from fairlead_gateway.supervisor.management.stats import model_stats, unknown_model_requests
 from fairlead_gateway.supervisor.management.view import GatewayView
 from fairlead_gateway.supervisor.quota.api import add_limits_route
@@ -200,6 +200,14 @@ def _add_tenant_routes(app: FastAPI, view: GatewayView) -> None:
             text = "several tenants have sent this id; ask with ?tenant=NAME, or by the id of x-fairlead-decision"
             raise HTTPException(409, text)
         return decision_out(found[0])
+
+    @app.get("/api/tenants", summary="Tenants with their keys and when these were used last", responses=_errors())
+    async def tenants(access: _Access, tenant: _Tenant = None) -> schemas.TenantsOut:
+        visible, snapshot = access.narrowed(tenant), view.tenants()
+        shown = [found for name, found in sorted(snapshot.tenants.items()) if visible is None or name in visible]
+        return schemas.TenantsOut(
+            started_at=snapshot.counted_since, tenants=[tenant_out(found, snapshot.used_at) for found in shown]
+        )
 
     @app.get("/api/audit", summary="Who changed or read what, newest first", responses=_errors())
     async def audit(

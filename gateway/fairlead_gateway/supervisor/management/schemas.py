@@ -381,6 +381,36 @@ class DecisionsOut(_ResponseModel):
     decisions: list[DecisionOut]
 
 
+class KeyUseOut(_ResponseModel):
+    """An API key of a tenant."""
+
+    name: str
+    digest: str = Field(description="The first 12 digits of the key's digest.")
+    expires_at: float | None = Field(description="Unix seconds; null if it does not expire.")
+    last_used_at: float | None = Field(
+        description="Unix seconds, to the minute; null if it was not used since this gateway started."
+    )
+
+
+class TenantOut(_ResponseModel):
+    """A tenant with its keys."""
+
+    name: str
+    tier: str
+    weight: int
+    is_suspended: bool
+    keys: list[KeyUseOut]
+
+
+class TenantsOut(_ResponseModel):
+    """The tenants that the token may see, by name."""
+
+    started_at: float | None = Field(
+        description="Since when this gateway counts uses, in Unix seconds; null if it has no tenants."
+    )
+    tenants: list[TenantOut]
+
+
 class AuditRecordOut(_ResponseModel):
     """One change or one privileged request: who, when, what, and why."""
 

@@ -1,6 +1,7 @@
 """Pure functions from the gateway's values to the JSON of the API."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import msgspec
 
@@ -8,12 +9,15 @@ from fairlead import decision
 from fairlead.fleet import model as fleet
 from fairlead.fleet.file import profile_fields
 from fairlead.fleet.hung_engines import EjectionReport
+from fairlead.tenants.model import Tenant
 from fairlead_gateway.supervisor.management import schemas
 from fairlead_gateway.supervisor.management.view import GatewayStatus
 from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
 from fairlead_gateway.telemetry.status_types import InstanceIndexStatus, ModelIndexStatus
+
+_SHORT_DIGEST: Final = 12
 
 
 def fleet_out(snapshot: fleet.Fleet, status: GatewayStatus, now: float) -> schemas.FleetOut:
@@ -272,4 +276,27 @@ def _outcome_out(logged: LoggedRequest) -> schemas.OutcomeOut:
         queued_seconds=ended.queued_seconds,
         failures=[schemas.FailureOut(instance=instance, why=why) for instance, why in ended.failures],
         continued=any(record.decision.rule == CONTINUATION_RULE for record in logged.records),
+    )
+
+
+def tenant_out(tenant: Tenant, used_at: Callable[[bytes], float | None]) -> schemas.TenantOut:
+    """Returns a tenant with its keys.
+
+    used_at: returns when a key was used last, from its digest.
+    """
+    keys = [
+        schemas.KeyUseOut(
+            name=key.name,
+            digest=key.digest.hex()[:_SHORT_DIGEST],
+            expires_at=key.expires_at,
+            last_used_at=used_at(key.digest),
+        )
+        for key in tenant.keys
+    ]
+    return schemas.TenantOut(
+        name=tenant.name,
+        tier=tenant.tier.value,
+        weight=tenant.weight,
+        is_suspended=tenant.is_suspended,
+        keys=keys,
     )

@@ -13,6 +13,7 @@ from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.fleet.model import Fleet
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.loop_lag import LoopLag
+from fairlead.tenants.model import Tenant
 from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile
 from fairlead_gateway.telemetry import LoadView, MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import LoggedRequest
@@ -50,6 +51,19 @@ class GatewayStatus:
     queued: Mapping[str, int] = field(default_factory=dict)
     ejections: Mapping[str, EjectionReport] = field(default_factory=dict)
     answer_times: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TenantsSnapshot:
+    """The tenants of a gateway, and the uses of their keys.
+
+    counted_since: since when uses are counted, in Unix seconds; None without tenants.
+    used_at: returns the minute of a key's last use in Unix seconds, from its digest.
+    """
+
+    tenants: Mapping[str, Tenant] = field(default_factory=dict)
+    counted_since: float | None = None
+    used_at: Callable[[bytes], float | None] = lambda _: None
 
 
 class TenantReports(Protocol):
@@ -92,6 +106,10 @@ class GatewayView(Protocol):
     @property
     def tenant_reports(self) -> TenantReports:
         """The reports about tenants."""
+        ...
+
+    def tenants(self) -> TenantsSnapshot:
+        """Returns the tenants, and when their keys were used last."""
         ...
 
     async def decisions(

@@ -7,7 +7,7 @@ The revocation list counts above all of them.
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
@@ -16,8 +16,14 @@ from fairlead.runtime.file_watcher import FileWatcher, ToleratedErrors
 from fairlead.tenants.documents import merge_sources
 from fairlead.tenants.model import ApiKey, Tenant, TenantTable
 from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.ipc.access_messages import AccessReport, TokenIssuer, TokenIssuerUpdate
+from fairlead_gateway.supervisor.management.view import TenantsSnapshot
 from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
+from fairlead_gateway.supervisor.tenancy.key_use import KeyUseLog
 from fairlead_gateway.supervisor.tenancy.revocation_file import RevocationFile
+
+if TYPE_CHECKING:  # loaded only with issuers of bearer tokens
+    from fairlead_gateway.supervisor.token_issuers.key_service import IssuerKeyService
 
 _log = logging.getLogger("fairlead.gateway")
 _BATCH: Final = 64
@@ -51,13 +57,24 @@ class TenantSource(Protocol):
 class AccessSources:
     """The sources of API keys and tenants.
 
-    key_file, revocation_file: None without one.
+    key_file, revocation_file, token_issuers: None without one.
     tenant_sources: the first one that has a tenant counts.
     """
 
     key_file: KeyFile | None = None
     tenant_sources: Sequence[TenantSource] = ()
     revocation_file: RevocationFile | None = None
+    token_issuers: "IssuerKeyService | None" = None
+
+    def create_service(
+        self,
+        broadcast: Callable[[msgspec.Struct], None],
+        wall: Callable[[], float],
+        on_tenants: Callable[[Collection[Tenant]], None],
+        on_change: "Callable[[AccessService], None]",
+    ) -> "AccessService":
+        """Returns the service that follows these sources."""
+        return AccessService(self, broadcast, wall, on_tenants, on_change)
 
     @property
     def asks_for_keys(self) -> bool:
@@ -75,12 +92,14 @@ class AccessService:
     on_tenants: called with all tenants after each change.
     on_change: called after each change, once all sources were read.
     tenants: by name, of all sources.
+    key_uses: when API keys were used last.
     """
 
     def __init__(
         self,
         sources: AccessSources,
         broadcast: Callable[[msgspec.Struct], None],
+        wall: Callable[[], float],
         on_tenants: Callable[[Collection[Tenant]], None] = _ignore,
         on_change: "Callable[[AccessService], None]" = lambda _: None,
     ) -> None:
@@ -94,6 +113,9 @@ class AccessService:
         self._were_keys_loaded = False
         self._watchers = self._create_watchers()
         self.tenants: Mapping[str, Tenant] = {}
+        self.key_uses = KeyUseLog(wall)
+        if sources.token_issuers is not None:
+            sources.token_issuers.on_changed = self._send_issuers
 
     async def start(self) -> None:
         """Reads all files and starts to follow all sources. Raises FairleadError for a file that
@@ -101,6 +123,8 @@ class AccessService:
         """
         for watcher in self._watchers:
             await watcher.start()
+        if self._sources.token_issuers is not None:
+            self._sources.token_issuers.start()
         for source in self._sources.tenant_sources:
             await source.start(self._on_tenants)
         self._merge()
@@ -112,8 +136,17 @@ class AccessService:
         """Stops following."""
         for watcher in self._watchers:
             await watcher.stop()
+        if self._sources.token_issuers is not None:
+            await self._sources.token_issuers.stop()
         for source in self._sources.tenant_sources:
             await source.stop()
+
+    def on_report(self, report: AccessReport) -> None:
+        """Notes which keys callers have used, and which issuers may have new keys."""
+        self.key_uses.add(report.used_keys)
+        if self._sources.token_issuers is not None:
+            for issuer in report.unknown_key_issuers:
+                self._sources.token_issuers.on_unknown_key(issuer)
 
     @property
     def keys(self) -> dict[bytes, str] | None:
@@ -127,6 +160,12 @@ class AccessService:
         """The digests of keys that are refused whatever other sources say."""
         file = self._sources.revocation_file
         return [] if file is None else sorted(file.digests)
+
+    @property
+    def token_issuers(self) -> list[TokenIssuer] | None:
+        """The issuers of bearer tokens; None if no bearer tokens are accepted."""
+        issuers = self._sources.token_issuers
+        return None if issuers is None else issuers.issuers()
 
     @property
     def are_keys_loaded(self) -> bool:
@@ -155,16 +194,24 @@ class AccessService:
         keys = self.keys
         if keys is None:
             return []
+        issuers = self.token_issuers
         return [
             say.KeyUpdate(keys, self.are_keys_loaded),
             say.TenantUpdate(list(self.tenants.values()), is_whole=True),
             say.RevocationUpdate(self.revoked),
+            *([] if issuers is None else [TokenIssuerUpdate(issuers)]),
         ]
+
+    def snapshot(self) -> TenantsSnapshot:
+        """Returns the tenants, and when their keys were used last."""
+        return TenantsSnapshot(self.tenants, self.key_uses.started_at, self.key_uses.used_at)
 
     def warnings(self) -> list[str]:
         """Returns the problems of all sources, of each kind the first few."""
         found = [watcher.problem for watcher in self._watchers if watcher.problem is not None]
         found += self._revocation_problems()
+        if self._sources.token_issuers is not None:
+            found += self._sources.token_issuers.warnings()
         of_tenants = [text for source in self._sources.tenant_sources for text in source.warnings()] + self._problems
         more = len(of_tenants) - _MAX_WARNINGS
         return [
@@ -204,6 +251,10 @@ class AccessService:
                 self._report_change()
 
             watchers.append(FileWatcher("the revocation list", [revocations.path], read_revocations))
+        issuers = self._sources.token_issuers
+        if issuers is not None:
+            tolerated = ToleratedErrors((ManifestError,), "no bearer token is accepted")
+            watchers.append(FileWatcher("the file of token issuers", [issuers.path], issuers.load, tolerated=tolerated))
         return watchers
 
     def _revocation_problems(self) -> list[str]:
@@ -230,6 +281,9 @@ class AccessService:
     def _report_change(self) -> None:
         if self._is_started and self.are_keys_loaded:
             self._on_change(self)
+
+    def _send_issuers(self, issuers: Sequence[TokenIssuer]) -> None:
+        self._broadcast(TokenIssuerUpdate(list(issuers)))
 
     def _on_tenants(self) -> None:
         former = self.tenants

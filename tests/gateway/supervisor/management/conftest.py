@@ -23,9 +23,10 @@ from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock, ManualClock, SystemClock
 from fairlead.runtime.loop_lag import LoopLag
+from fairlead.tenants.model import Tenant
 from fairlead.usage.ledger_reader import LedgerContent
 from fairlead_gateway.routing import InstanceLoad
-from fairlead_gateway.supervisor.management.view import GatewayStatus
+from fairlead_gateway.supervisor.management.view import GatewayStatus, TenantsSnapshot
 from fairlead_gateway.supervisor.quota.budget_watch import BudgetState
 from fairlead_gateway.supervisor.quota.quota_status import LimitState
 from fairlead_gateway.telemetry import MetricsRecorder, assess_attainment
@@ -56,6 +57,8 @@ class SimulatedGateway:
         self.limits: list[LimitState] = []
         self.ejections: dict[str, EjectionReport] = {}
         self.answer_times: dict[str, float] = {}
+        self.tenant_table: dict[str, Tenant] = {}
+        self.key_uses: dict[bytes, float] = {}
 
     def fleet(self) -> Fleet:
         return self.snapshot
@@ -93,6 +96,9 @@ class SimulatedGateway:
 
     async def limit_states(self, tenants: frozenset[str] | None, limit: int) -> list[LimitState]:
         return [state for state in self.limits if tenants is None or state.tenant in tenants][:limit]
+
+    def tenants(self) -> TenantsSnapshot:
+        return TenantsSnapshot(self.tenant_table, 1_000.0, self.key_uses.get)
 
     async def decisions(
         self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None

@@ -190,6 +190,7 @@ def test_openapi_describes_every_route(made_up: Any) -> None:
         "/api/decisions",
         "/api/decisions/{request_id}",
         "/api/audit",
+        "/api/tenants",
         "/api/route",
         "/api/usage",
         "/api/limits",

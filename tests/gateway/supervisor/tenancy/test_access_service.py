@@ -55,7 +55,9 @@ def test_workers_get_what_changed_and_nothing_else(tmp_path: Path) -> None:
 
     async def main() -> None:
         received = Received()
-        service = AccessService(AccessSources(tenant_sources=[TenantFile(path, Limits())]), received.apply)
+        service = AccessService(
+            AccessSources(tenant_sources=[TenantFile(path, Limits())]), received.apply, lambda: 1_000.0
+        )
         await service.start()
         try:
             received.tenants = dict(service.tenants)
@@ -89,7 +91,9 @@ def test_broken_document_revokes_only_what_it_lost(tmp_path: Path) -> None:
 
     async def main() -> None:
         received = Received()
-        service = AccessService(AccessSources(tenant_sources=[TenantFile(path, Limits())]), received.apply)
+        service = AccessService(
+            AccessSources(tenant_sources=[TenantFile(path, Limits())]), received.apply, lambda: 1_000.0
+        )
         await service.start()
         try:
             received.tenants = dict(service.tenants)
@@ -117,7 +121,7 @@ def test_revocation_list_counts_while_everything_else_is_broken(tmp_path: Path) 
     async def main() -> None:
         received = Received()
         sources = AccessSources(KeyFile(keys, Limits()), [TenantFile(tenants, Limits())], RevocationFile(revoked))
-        service = AccessService(sources, received.apply)
+        service = AccessService(sources, received.apply, lambda: 1_000.0)
         await service.start()
         try:
             assert received.names == {bytes.fromhex(OLD): "one"}
@@ -145,7 +149,7 @@ def test_worker_that_missed_messages_gets_the_whole_state(tmp_path: Path) -> Non
 
     async def main() -> None:
         sources = AccessSources(None, [TenantFile(tenants, Limits())], RevocationFile(revoked))
-        service = AccessService(sources, lambda _: None)
+        service = AccessService(sources, lambda _: None, lambda: 1_000.0)
         await service.start()
         await service.stop()
         assert service.state_messages() == [
@@ -171,7 +175,7 @@ def test_changes_are_reported_with_the_keys_of_all_sources_and_their_authors(tmp
 
     async def main() -> None:
         sources = AccessSources(KeyFile(keys, Limits()), [TenantFile(tenants, Limits())], RevocationFile(revoked))
-        service = AccessService(sources, Received().apply, on_change=on_change)
+        service = AccessService(sources, Received().apply, lambda: 1_000.0, on_change=on_change)
         await service.start()
         try:
             assert len(tables) == 1  # once all sources were read

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from fairlead.audit import Action, AuditEvent
+from fairlead.tenants.model import ApiKey, Tenant
 from fairlead_gateway.supervisor.management import create_management_app
 from fairlead_gateway.supervisor.management.access.access_scope import AccessScope, Permission
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
@@ -121,6 +122,27 @@ def test_a_missing_permission_is_403_that_names_it(shared: Any, token: str, path
 def test_a_route_that_nobody_decided_about_is_closed_to_limited_tokens(shared: Any, path: str) -> None:
     assert _get(shared, path, "t-all").status_code == 403
     assert _get(shared, path, "t-installation").status_code in (307, 404)
+
+
+def test_tenants_are_shown_with_the_last_use_of_their_keys(shared: Any) -> None:
+    digests = [bytes([number]) * 32 for number in range(3)]
+    keys = (ApiKey("prod", digests[0]), ApiKey("ci", digests[1], 2_000.0))
+    shared.tenant_table = {
+        "beta": Tenant("beta", keys=(ApiKey("prod", digests[2]),)),
+        "acme": Tenant("acme", keys=keys),
+    }
+    shared.key_uses = {digests[0]: 1_020.0}
+    shown = _get(shared, "/api/tenants", "t-all").json()
+    assert shown["started_at"] == 1_000.0
+    assert [tenant["name"] for tenant in shown["tenants"]] == ["acme", "beta"]
+    assert shown["tenants"][0]["keys"] == [
+        {"name": "prod", "digest": "000000000000", "expires_at": None, "last_used_at": 1_020.0},
+        {"name": "ci", "digest": "010101010101", "expires_at": 2_000.0, "last_used_at": None},
+    ]
+    own = _get(shared, "/api/tenants", "t-acme").json()
+    assert [tenant["name"] for tenant in own["tenants"]] == ["acme"]
+    assert _get(shared, "/api/tenants?tenant=beta", "t-acme").json()["tenants"] == []
+    assert _get(shared, "/api/tenants", "t-fleet").status_code == 403
 
 
 def test_who_may_not_see_the_fleet_learns_no_name_of_a_model(shared: Any) -> None:

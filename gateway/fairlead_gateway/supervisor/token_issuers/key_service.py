@@ -1,0 +1,197 @@
+"""Keeps the key sets of all issuers up to date, and sends them to the workers.
+
+A key set is read at the start and then at an interval. It is also read when a token names a key
+that is not in it, at most every ten seconds: anyone can send such tokens. If a key set cannot
+be read, the last one stays in use. Its age is in the warnings.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from fairlead.errors import FairleadError, Unavailable, first_line
+from fairlead.limits import Limits
+from fairlead.runtime import http_client
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.units import format_duration
+from fairlead_gateway.ipc.access_messages import SigningKey, TokenIssuer
+from fairlead_gateway.supervisor.token_issuers.issuer_file import IssuerConfig, parse_issuer_file
+from fairlead_gateway.supervisor.token_issuers.key_set import parse_key_set
+
+KeySetReader = Callable[[IssuerConfig, Limits], Awaitable[bytes]]
+_FILE_SECONDS: Final = 2.0
+_log = logging.getLogger("fairlead.gateway")
+
+
+@dataclass(slots=True)
+class _IssuerState:
+    """The last key set of an issuer, and when and why it could not be read.
+
+    read_at, tried_at: monotonic seconds of the last success and of the last try.
+    """
+
+    config: IssuerConfig
+    keys: tuple[SigningKey, ...] = ()
+    read_at: float | None = None
+    tried_at: float | None = None
+    problem: str | None = None
+    has_unknown_key: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class IssuerKeyService:
+    """The key sets of the issuers in a file.
+
+    read_key_set: returns the content of an issuer's key set; raises FairleadError or OSError.
+    on_changed: called with all issuers after each change.
+    """
+
+    def __init__(self, path: Path, clock: Clock, limits: Limits, read_key_set: KeySetReader | None = None) -> None:
+        self.path = path
+        self.on_changed: Callable[[Sequence[TokenIssuer]], None] = _ignore
+        self._clock = clock
+        self._limits = limits
+        self._read_key_set = read_key_set or fetch_key_set
+        self._states: dict[str, _IssuerState] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_running = False
+
+    async def load(self) -> None:
+        """Reads the file again and follows its issuers. Raises FairleadError if it is not valid.
+
+        The key set of an issuer that stays the same stays in use.
+        """
+        configs = await asyncio.to_thread(self._read_file)
+        states = {config.issuer: self._states.get(config.issuer) for config in configs}
+        self._states = {
+            config.issuer: state
+            if (state := states[config.issuer]) is not None and state.config == config
+            else _IssuerState(config)
+            for config in configs
+        }
+        new = [state for state in self._states.values() if state.tried_at is None]
+        await asyncio.gather(*[self._refresh(state) for state in new])
+        self.on_changed(self.issuers())
+        if self._is_running:
+            await self._restart()
+
+    def start(self) -> None:
+        """Starts to follow the key sets."""
+        self._is_running = True
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._follow(state)) for state in self._states.values()]
+
+    async def stop(self) -> None:
+        """Ends all tasks."""
+        self._is_running = False
+        for task in self._tasks:
+            await cancel_and_wait(task)
+        self._tasks = []
+
+    def issuers(self) -> list[TokenIssuer]:
+        """Returns all issuers with the keys that are known, for the workers."""
+        return [TokenIssuer(state.config.issuer, state.config.audiences, state.keys) for state in self._states.values()]
+
+    def on_unknown_key(self, issuer: str) -> None:
+        """Reads the key set of an issuer soon: a token named a key that is not in it."""
+        state = self._states.get(issuer)
+        if state is not None:
+            state.has_unknown_key.set()
+
+    def warnings(self) -> list[str]:
+        """Returns a text for each key set that is missing or old."""
+        now = self._clock.now()
+        texts = []
+        for state in self._states.values():
+            name = f"the key set of the token issuer {state.config.issuer}"
+            if state.read_at is None and state.tried_at is not None:
+                texts.append(f"{name} could not be read, its tokens are refused: {state.problem}")
+            elif state.read_at is not None and now - state.read_at > self._limits.jwks_stale_seconds:
+                age = format_duration(now - state.read_at)
+                texts.append(f"{name} is {age} old and stays in use: {state.problem or 'it is not read again'}")
+        return texts
+
+    async def _restart(self) -> None:
+        await self.stop()
+        self.start()
+
+    def _read_file(self) -> tuple[IssuerConfig, ...]:
+        try:
+            raw = self.path.read_bytes()
+        except OSError as error:
+            raise Unavailable(f"cannot read {self.path}: {error.strerror or error}") from error
+        return parse_issuer_file(raw, self.path, self._limits)
+
+    async def _follow(self, state: _IssuerState) -> None:
+        is_file = state.config.jwks_file is not None
+        interval = _FILE_SECONDS if is_file else self._limits.jwks_refresh_seconds
+        while True:
+            await self._wait(state, interval)
+            if await self._refresh(state):
+                self.on_changed(self.issuers())
+
+    async def _wait(self, state: _IssuerState, interval: float) -> None:
+        """Waits for the next reading: an interval, or a shorter one after an unknown key."""
+        try:
+            async with asyncio.timeout(interval):
+                await state.has_unknown_key.wait()
+        except TimeoutError:
+            return
+        tried_at = state.tried_at if state.tried_at is not None else -self._limits.jwks_unknown_key_seconds
+        await asyncio.sleep(max(0.0, tried_at + self._limits.jwks_unknown_key_seconds - self._clock.now()))
+
+    async def _refresh(self, state: _IssuerState) -> bool:
+        """Reads a key set, and returns whether it has changed. On an error, the last one stays."""
+        state.has_unknown_key.clear()
+        state.tried_at = self._clock.now()
+        try:
+            content = await self._read_key_set(state.config, self._limits)
+            keys = parse_key_set(content, state.config.algorithms, self._limits)
+        except (FairleadError, OSError, ValueError) as error:
+            problem = f"{state.config.source}: {first_line(error)}"
+            if problem != state.problem:
+                _log.warning("the key set of the token issuer %s was not read: %s", state.config.issuer, problem)
+            state.problem = problem
+            return False
+        state.problem, state.read_at = None, self._clock.now()
+        has_changed, state.keys = keys != state.keys, keys
+        return has_changed
+
+
+async def fetch_key_set(config: IssuerConfig, limits: Limits) -> bytes:
+    """Returns the content of an issuer's key set: of a file, or the response of a server.
+
+    Raises OSError if a file cannot be read, Unavailable without a complete response.
+    """
+    if config.jwks_file is not None:
+        return await asyncio.to_thread(_read_bounded, config.jwks_file, limits.jwks_bytes)
+    assert config.jwks_url is not None
+    headers = {"accept": "application/json"}
+    if config.token_file is not None:
+        token = await asyncio.to_thread(_read_bounded, config.token_file, limits.bearer_token_bytes)
+        headers["authorization"] = f"Bearer {token.decode('ascii').strip()}"
+    context = partial(ssl.create_default_context, cafile=None if config.ca_file is None else str(config.ca_file))
+    return await http_client.fetch(
+        config.jwks_url,
+        timeout_seconds=limits.jwks_timeout_seconds,
+        max_bytes=limits.jwks_bytes,
+        headers=headers,
+        rules=http_client.ConnectionRules(tls_context=context),
+    )
+
+
+def _ignore(issuers: Sequence[TokenIssuer]) -> None:
+    del issuers
+
+
+def _read_bounded(path: Path, max_bytes: int) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise Unavailable(f"{path} has more than {max_bytes:,} bytes")
+    return content
