@@ -163,8 +163,12 @@ class AdmissionController:
         """Returns what was served since the last call, in engine seconds divided by weight, by
         model and caller.
         """
-        shares = self._fair_shares
-        return {key: service for key, share in shares.items() if (service := share.take_unreported())}
+        taken: dict[str, dict[str, float]] = {}
+        for key, share in self._fair_shares.items():
+            service = share.take_unreported()
+            if service:
+                taken[key] = service
+        return taken
 
     def add_peer_service(self, service: Mapping[str, Mapping[str, float]]) -> None:
         """Counts what sibling workers and other gateways served."""
