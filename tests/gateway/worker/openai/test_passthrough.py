@@ -40,7 +40,7 @@ def test_a_path_is_answered_by_an_engine_of_the_model_that_the_body_names(path: 
             assert answer.status == 200
             assert answer.fields["x-fairlead-instance"] == "e-0/0/0"
             assert answer.json == {"path": path, "got": asked | {"model": "tiny"}}
-            assert running.gateway.decisions.get(answer.fields["x-fairlead-decision"]) is not None
+            assert running.gateway.decisions.find(answer.fields["x-fairlead-decision"])
 
     run_async(main())
 
