@@ -213,6 +213,10 @@ class Usage(ValuesPart):
         "has them in an emptyDir, and they are lost with the pod",
         "",
     )
+    fs_group: Annotated[int, Field(ge=0, le=2**31 - 1)] = _value(
+        "group that gets the claim's files, such as 65532, the group of the images; needed where volumes belong to root. 0: none",
+        0,
+    )
 
 
 class Gateway(Placement):
