@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fairlead.fleet.file import parse_fleet_file
 from fairlead.limits import Limits
 from fairlead.settings import GatewaySettings, OperatorSettings, read_settings, variable_name
 from fairlead_gateway.__main__ import _parse_arguments as gateway_options
+from fairlead_gateway.supervisor.token_issuers.issuer_file import parse_issuer_file
 from fairlead_kvstore.redis.address import parse_redis_url
 from fairlead_operator.__main__ import _flags as operator_options
 from fairlead_operator.settings import parse_options
@@ -181,3 +183,20 @@ def test_keys_that_no_process_finds_are_refused(
 def test_secrets_of_engines_need_models_of_a_fleet_file(program: Path) -> None:
     with pytest.raises(HelmError, match="has no effect without"):
         render_chart(program, "--set=gateway.fleet.secrets={mine}")
+
+
+def test_token_issuers_are_a_file_of_the_gateway(program: Path) -> None:
+    entry = {
+        "issuer": "https://login.example.com",
+        "audiences": ["fairlead"],
+        "jwksUrl": "https://login.example.com/keys",
+    }
+    found = render_chart(program, f"--set-json=auth.tokenIssuers={json.dumps([entry])}")
+    (config,) = (one for one in found if one["metadata"]["name"] == "fairlead-gateway-token-issuers")
+    text = config["data"]["issuers.yaml"]
+    (issuer,) = parse_issuer_file(text.encode(), Path("issuers.yaml"), Limits())
+    assert (issuer.issuer, issuer.audiences, issuer.jwks_url) == (entry["issuer"], ("fairlead",), entry["jwksUrl"])
+    pod = pod_specs(found)["Deployment fairlead-gateway"]
+    (mount,) = (one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "token-issuers")
+    assert f"--token-issuers={mount['mountPath']}/issuers.yaml" in pod["containers"][0]["args"]
+    assert any(volume.get("configMap", {}).get("name") == config["metadata"]["name"] for volume in pod["volumes"])
