@@ -64,6 +64,12 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             10,
         ),
         Benchmark(
+            "quota",
+            "fairlead_bench.quota.gateway_faults",
+            "limits of two tenants over three gateways, while a gateway dies and Redis loses its state",
+            3,
+        ),
+        Benchmark(
             "scheduling",
             "fairlead_bench.scheduling.benchmark",
             "admission before simulated engines: two SLOs, long prompts among short ones, memory",

@@ -186,9 +186,10 @@ class LeasedLimit:
 
     @property
     def has_grant(self) -> bool:
-        """Whether a grant is out, or a change was not reported."""
+        """Whether a grant is out, a request is in flight, or a change was not reported."""
         slice_ = self.current
-        return self._changed or slice_.granted > slice_.returned + slice_.spent or bool(self.closing)
+        is_out = slice_.busy > 0 or slice_.granted > slice_.returned + slice_.spent
+        return self._changed or is_out or bool(self.closing)
 
     def restart(self) -> None:
         """Starts again under another holder's name; requests in flight end with the old slices."""

@@ -110,6 +110,7 @@ class ModelGateway:
         self.is_alive = True
         self.last_periodic = -1.0
         self.cut_off_until = 0.0
+        self.witness_until = 0.0
 
     def _worker(self, name: str) -> ModelWorker:
         return ModelWorker(name, bool(self.terms.window))
@@ -211,6 +212,8 @@ class ModelFleet:
     def kill_gateway(self) -> None:
         """Kills a gateway with all its workers."""
         gateway = self.draw.choice(self.gateways)
+        if gateway.witness_until > self.time:
+            return
         self.gateways.remove(gateway)
         gateway.is_alive = False
         for worker in gateway.workers:
@@ -228,8 +231,16 @@ class ModelFleet:
     def cut_off(self) -> None:
         """Cuts a gateway off from the server for some seconds."""
         gateway = self.draw.choice(self.gateways)
+        if gateway.witness_until > self.time:
+            return
         gateway.cut_off_until = self.time + self.draw.choice([2.0, 8.0, 20.0])
         self.ended_leases += len(gateway.workers)
+
+    def pause(self) -> None:
+        """Lets time pass without a request or an exchange, so that leases end."""
+        if all(gateway.witness_until <= self.time for gateway in self.gateways):
+            self.time += self.draw.choice([0.5, 6.0])
+            self.ended_leases += sum(len(gateway.workers) for gateway in self.gateways)
 
     def play(self, steps: int, faults: list[str]) -> None:
         """Makes steps, of which one in seven is a fault or a pause in which leases end."""
@@ -238,8 +249,7 @@ class ModelFleet:
             if event == "step":
                 self.step(loses_messages=True)
             elif event == "pause":
-                self.time += self.draw.choice([0.5, 6.0])
-                self.ended_leases += sum(len(gateway.workers) for gateway in self.gateways)
+                self.pause()
             elif event == "kill worker":
                 self.kill_worker()
             elif event == "kill gateway":
@@ -256,7 +266,16 @@ class ModelFleet:
                 self.lose(kind=event)
 
     def lose(self, *, kind: str) -> None:
-        """Loses state of the server."""
+        """Loses state of the server.
+
+        Without checkpoints, a gateway that knows of the state stays for two leases. If all are gone
+        or cut off, a new gateway cannot know that there was any.
+        """
+        if not self.is_durable:
+            witnesses = [one for one in self.gateways if one.ledger.epoch and one.cut_off_until <= self.time]
+            if not witnesses:
+                return
+            witnesses[0].witness_until = self.time + 10.0
         self.losses += 1
         self.forgotten += self._unremembered()
         if kind == "flush":

@@ -2,7 +2,8 @@
 
 The truth is a sequential count of what all slices ever spent. Bounds:
 
-- Strict: a window never uses more than its limit.
+- Strict: a window never uses more than its limit. Without checkpoints, one gateway that knows the
+  state of the store survives its loss.
 - Estimated: more only by what requests used beyond their estimates, and by one slice for each
   holder that died or could not renew its lease. After a loss of the store's state, it is also
   what no living gateway remembers, and what is granted within one lease from then on.

@@ -142,6 +142,8 @@ class Forwarder:
         admitted = context.admission.admitted
         if admitted is not None and not failures:
             decision = decision.after(admitted.describe)
+        if context.reservation is not None and context.reservation.waited_for and not failures:
+            decision = decision.after(context.reservation.describe_wait)
         if context.handoff is not None:
             decision = self._prefill_coordinator.annotate_decision(context, decision)
         if decision.chosen is None:

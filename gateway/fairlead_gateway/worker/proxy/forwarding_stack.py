@@ -79,7 +79,7 @@ class ForwardingStack:
             has_api_keys=has_api_keys,
             on_needs_instance=reporters.on_needs_instance,
         )
-        self.limit_gate = recorder.limit_gate = LimitGate(runtime, serving, reporters.limits)
+        self.limit_gate = recorder.limit_gate = LimitGate(runtime, serving, reporters.limits, recorder.record_refusal)
         self._dispatcher = Dispatcher(
             runtime,
             routers=serving,

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Final
 
+from fairlead.decision import Decision, DecisionText
 from fairlead_gateway.caller_key import caller_name
+from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome, assess_attainment
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.telemetry.handoff_record import FAILED
@@ -48,6 +50,29 @@ class RequestRecorder:
         if http_request.id != context.id:
             record.client_id = http_request.id
         self.decisions.append(record)
+
+    def record_refusal(self, context: RequestContext, error: GatewayError) -> None:
+        """Logs a request that a limit of its tenant has refused, without an instance."""
+        http_request, key = context.http_request, context.request.model_key
+        tokens = _round_half_even(context.route_request.prompt_tokens)
+        decision = Decision(None, "limit", DecisionText(str(error)))
+        record = DecisionRecord(
+            context.id, http_request.received_wall, key, decision, 1, tokens, caller_name(http_request.caller)
+        )
+        if http_request.id != context.id:
+            record.client_id = http_request.id
+        self.decisions.append(record)
+        self.decisions.complete(
+            RequestOutcome(
+                request_id=context.id,
+                model_key=key,
+                instance_id=None,
+                status=error.status,
+                error=error.code,
+                started_wall=http_request.received_wall,
+                duration_seconds=0.0,
+            )
+        )
 
     def record_outcome(self, context: RequestContext, now: float) -> None:
         """Settles a request with its tenant's limits, and records how it ended.

@@ -4,6 +4,7 @@ A request with room in all of its slices passes at once. Else it waits until the
 a further slice, and is refused only if the store says that the limit is used up.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from fairlead.tenants.model import Tenant
@@ -37,21 +38,29 @@ _UNAVAILABLE_REASON: Final = "Redis does not answer"
 _NOT_YET_REASON: Final = "the gateways restore what Redis has lost"
 
 
+_OnRefused = Callable[[RequestContext, GatewayError], None]
+_LOG_SECONDS: Final = 0.1
+
+
 class LimitGate:
     """The limits of all tenants in one worker.
 
     link: None in a worker without a supervisor, whose limits grant nothing.
+    on_refused: called with refused requests, at most ten times a second.
     """
 
-    def __init__(self, runtime: WorkerRuntime, routers: RoleRouters, link: QuotaLink | None) -> None:
+    def __init__(
+        self, runtime: WorkerRuntime, routers: RoleRouters, link: QuotaLink | None, on_refused: _OnRefused
+    ) -> None:
         self._limits = runtime.limits
         self._loop = runtime.loop
         self._now = runtime.now
         self._routers = routers
         self._link = link
+        self._on_refused = on_refused
+        self._logged_at = 0.0
         self._estimator = OutputEstimator(runtime.limits.quota_output_tokens)
         self.tenants: dict[str, TenantLimits] = {}
-        self.refused: dict[tuple[str, str], int] = {}
 
     def limits_of(self, tenant: Tenant) -> TenantLimits:
         """Returns the leased limits of a tenant, as its latest document says."""
@@ -82,7 +91,7 @@ class LimitGate:
         if short is not None:
             amount = amount_of(amounts, short.unit)
             if amount > short.limit.amount or short.leased.is_used_up(amount, now):
-                raise self._refusal(limits, short, amount, now)
+                raise self._refusal(context, short, amount, now)
             return False
         context.reservation = take(plan, amounts, now)
         if not limits.is_active and self._link is not None:
@@ -107,7 +116,7 @@ class LimitGate:
         amounts = self._estimate(context, limits, plan, now)
         short = missing_limit(plan, amounts, now) or limits.waiting[0].short_of
         if len(limits.waiting) >= self._limits.quota_waiting:
-            raise self._refusal(limits, short, amount_of(amounts, short.unit), now)
+            raise self._refusal(context, short, amount_of(amounts, short.unit), now)
         waiter = Waiter(context, plan, amounts, self._loop.create_future(), short)
         limits.waiting.append(waiter)
         self._request_slices(limits)
@@ -115,7 +124,7 @@ class LimitGate:
             with TaskDeadline(self._loop, self._limits.quota_wait_seconds):
                 await waiter.granted
         except TimeoutError:
-            raise self._late(limits, waiter) from None
+            raise self._late(waiter) from None
         finally:
             if waiter in limits.waiting:
                 limits.waiting.remove(waiter)
@@ -170,7 +179,7 @@ class LimitGate:
             amount = amount_of(waiter.estimate, short.unit)
             leased = short.leased
             if leased.status == UNAVAILABLE or leased.is_used_up(amount, now):
-                waiter.granted.set_exception(self._refusal(limits, short, amount, now))
+                waiter.granted.set_exception(self._refusal(waiter.context, short, amount, now))
                 limits.waiting.remove(waiter)
             else:
                 blocked.append(short)
@@ -207,19 +216,23 @@ class LimitGate:
             output = self._estimator.estimate(request.model_key, limits.tenant.name, prompt, now)
         return expected_amounts(context, prompt, output)
 
-    def _refusal(self, limits: TenantLimits, short: PlannedLimit, amount: int, now: float) -> GatewayError:
-        """Counts a refusal and returns its error."""
+    def _refusal(self, context: RequestContext, short: PlannedLimit, amount: int, now: float) -> GatewayError:
+        """Returns the error of a request that needs more of a limit than is left."""
+        tenant = context.tenant
+        assert tenant is not None
         if short.leased.status == UNAVAILABLE:
             return limits_unavailable(_UNAVAILABLE_REASON)
-        key = (limits.tenant.name, short.limit.id)
-        self.refused[key] = self.refused.get(key, 0) + 1
-        return limit_reached(short, amount, limits.tenant, now)
+        error = limit_reached(short, amount, tenant, now)
+        if now - self._logged_at >= _LOG_SECONDS:  # a flood of refusals must not fill the log
+            self._logged_at = now
+            self._on_refused(context, error)
+        return error
 
-    def _late(self, limits: TenantLimits, waiter: Waiter) -> GatewayError:
+    def _late(self, waiter: Waiter) -> GatewayError:
         """Returns the error of a request that has waited too long for a slice."""
         short, now = waiter.short_of, self._now()
         if short.leased.status in (CONTENDED, EXHAUSTED, CLOSED):
-            return self._refusal(limits, short, amount_of(waiter.estimate, short.unit), now)
+            return self._refusal(waiter.context, short, amount_of(waiter.estimate, short.unit), now)
         return limits_unavailable(_NOT_YET_REASON if short.leased.status == NOT_YET else _UNAVAILABLE_REASON)
 
     def _is_behind(self, plan: LimitPlan, first: Waiter) -> bool:

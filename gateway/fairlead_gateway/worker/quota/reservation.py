@@ -1,5 +1,6 @@
 """The reservation of one request: its parts of the limits of its tenant."""
 
+from fairlead.units import format_duration
 from fairlead_gateway.quota.slices import LeasedLimit, Slice
 
 
@@ -45,3 +46,7 @@ class Reservation:
         self.is_settled = False
         self.waited_seconds = 0.0
         self.waited_for = ""
+
+    def describe_wait(self) -> str:
+        """Returns how long the request waited for a slice, and of which limit."""
+        return f"waited {format_duration(self.waited_seconds)} for a slice of the limit of {self.waited_for}"

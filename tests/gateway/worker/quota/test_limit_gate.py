@@ -44,6 +44,31 @@ def test_a_request_beyond_the_limit_gets_429_with_the_headers_of_openai() -> Non
     run_async(main())
 
 
+def test_the_decision_log_says_which_limit_refused() -> None:
+    async def main() -> None:
+        limit = dataclasses.replace(_REQUESTS, amount=1)
+        async with limited_gateway(_answer, [Tenant("acme", limits=(limit,))]) as gateway:
+            await gateway.chat("acme")
+            refused = await gateway.chat("acme")
+            (logged,) = gateway.running.gateway.decisions.find(refused.headers["x-request-id"])
+            assert logged.latest.decision.rule == "limit"
+            assert "1 requests per day of tenant acme" in logged.latest.decision.reason
+            assert logged.outcome is not None
+            assert logged.outcome.status == 429
+
+    run_async(main())
+
+
+def test_a_request_that_waited_for_a_slice_says_so() -> None:
+    async def main() -> None:
+        async with limited_gateway(_answer, [Tenant("acme", limits=(_REQUESTS,))]) as gateway:
+            answered = await gateway.chat("acme")
+            (logged,) = gateway.running.gateway.decisions.find(answered.headers["x-fairlead-decision"])
+            assert "for a slice of the limit of 3 requests per day of tenant acme" in logged.latest.decision.reason
+
+    run_async(main())
+
+
 def test_tokens_are_settled_with_what_the_engine_reported() -> None:
     async def main() -> None:
         async with limited_gateway(_answer, [Tenant("acme", limits=(_TOKENS,))]) as gateway:

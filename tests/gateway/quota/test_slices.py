@@ -1,0 +1,31 @@
+"""A worker's slices report what is in flight until it is settled."""
+
+from fairlead_gateway.quota.slices import LeasedLimit
+
+
+def test_a_limit_without_a_slice_is_reported_until_its_requests_end() -> None:
+    limit = LeasedLimit(has_window=True, is_soft=True)
+    taken = limit.take(10, 1.0)
+    assert limit.take_report(is_due=True)
+    assert limit.has_grant  # a request is in flight
+    limit.settle(taken, 10, 7)
+    assert [slice_.spent for slice_ in limit.take_report(is_due=False)] == [7]
+    assert not limit.has_grant
+
+
+def test_use_beyond_the_reservation_counts_in_the_current_window() -> None:
+    limit = LeasedLimit(has_window=True)
+    limit.on_grant(60_000, 10, 9.0)
+    first = limit.take(4, 1.0)
+    limit.on_grant(120_000, 10, 19.0)
+    limit.settle(first, 4, 9)
+    assert (first.spent, limit.current.spent) == (4, 5)
+
+
+def test_a_slice_that_others_wait_for_is_given_back() -> None:
+    limit = LeasedLimit(has_window=True)
+    limit.on_grant(60_000, 10, 99.0)
+    limit.settle(limit.take(4, 1.0), 4, 4)
+    limit.is_contended = True
+    limit.give_back(2.0)
+    assert (limit.current.returned, limit.current.free) == (6, 0)
