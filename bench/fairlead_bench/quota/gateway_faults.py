@@ -35,7 +35,7 @@ from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.redis.valkey import Valkey
 
 CLIENTS = 100
-"""Of each tenant; 200 streams at once."""
+"""Clients of each tenant; 200 streams at once."""
 REQUESTS = 2_000
 TOKENS = 60_000
 _PEPPER = "the pepper of this benchmark"
@@ -46,7 +46,7 @@ _AFTER_SECONDS = 6.0
 
 @dataclass(slots=True)
 class TenantCount:
-    """What clients of one tenant got."""
+    """The answers that clients of one tenant got."""
 
     answered: int = 0
     tokens: int = 0
@@ -176,12 +176,12 @@ def _rows(counts: dict[str, TenantCount], goals: dict[str, str]) -> list[ResultR
     counted, metered = counts["counted"], counts["metered"]
     values = {
         "requests answered beyond the limit": ("requests", float(max(0, counted.answered - REQUESTS))),
-        "requests of the limit that nobody could use": (
+        "requests of the limit that stayed unused": (
             "requests",
             float(max(0, REQUESTS - counted.answered - counted.cut)),
         ),
         "tokens beyond the limit, %": ("%", 100.0 * max(0, metered.tokens - TOKENS) / TOKENS),
-        "tokens of the limit that nobody could use, %": ("%", 100.0 * max(0, TOKENS - metered.tokens) / TOKENS),
+        "tokens of the limit that stayed unused, %": ("%", 100.0 * max(0, TOKENS - metered.tokens) / TOKENS),
         "answers with 503": ("answers", float(sum(c.statuses.get(503, 0) for c in counts.values()))),
         "answers that the killed gateway cut off": ("answers", float(counted.cut + metered.cut)),
         "answers with 429": ("answers", float(counted.refused + metered.refused)),
