@@ -364,6 +364,15 @@ class Test(ValuesPart):
     )
 
 
+class Audit(ValuesPart):
+    stdout: bool = _value(
+        "write audit records of gateways, operator and autoscaler to the standard output, as lines of JSON", True
+    )
+    manage_tokens: Name = _value(
+        "a Secret whose key `tokens.yaml` lists management tokens that see some tenants only; needs `auth.enabled`", ""
+    )
+
+
 class Values(ValuesPart):
     """All values in the order of output."""
 
@@ -393,6 +402,7 @@ class Values(ValuesPart):
     indexer: Indexer = _value("the indexer, which reads the caches of engines", Indexer)
     autoscaler: Autoscaler = _value("the autoscaler, which sets replica counts", Autoscaler)
     auth: Auth = _value("authentication of clients", Auth)
+    audit: Audit = _value("audit records, and who may read data of tenants", Audit)
     redis: Redis = _value("the Redis that gateways share", Redis)
     rbac: Rbac = _value("rights of users", Rbac)
     network_policies: NetworkPolicies = _value("NetworkPolicies", NetworkPolicies)

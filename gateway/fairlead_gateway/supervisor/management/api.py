@@ -25,11 +25,17 @@ from fairlead_gateway.supervisor.management.access.access_scope import (
     Permission,
 )
 from fairlead_gateway.supervisor.management.probes import ProbeResponse, Probes
-from fairlead_gateway.supervisor.management.serializers import decision_out, fleet_out, tenant_out
+from fairlead_gateway.supervisor.management.serializers import (
+    decision_out,
+    fleet_out,
+    tenant_out,
+    without_placement,
+)
 from fairlead_gateway.supervisor.management.stats import model_stats, unknown_model_requests
 from fairlead_gateway.supervisor.management.view import GatewayView
 from fairlead_gateway.supervisor.quota.api import add_limits_route
 from fairlead_gateway.supervisor.usage.api import add_budget_route, add_usage_route
+from fairlead_gateway.telemetry.decision_log import LoggedRequest
 
 _REASONS: Final = {
     400: "A parameter, the body, or the request itself is wrong.",
@@ -186,7 +192,7 @@ def _add_tenant_routes(app: FastAPI, view: GatewayView) -> None:
             if key is None:
                 return schemas.DecisionsOut(decisions=[])
         found = await view.decisions(limit, key, access.narrowed(tenant))
-        return schemas.DecisionsOut(decisions=[decision_out(logged) for logged in found])
+        return schemas.DecisionsOut(decisions=[_shown(logged, access) for logged in found])
 
     @app.get("/api/decisions/{request_id:path}", summary="Everything about one request", responses=_errors(409))
     async def decision(access: _Access, request_id: str, tenant: _Tenant = None) -> schemas.DecisionOut:
@@ -199,7 +205,7 @@ def _add_tenant_routes(app: FastAPI, view: GatewayView) -> None:
         if len(found) > 1:
             text = "several tenants have sent this id; ask with ?tenant=NAME, or by the id of x-fairlead-decision"
             raise HTTPException(409, text)
-        return decision_out(found[0])
+        return _shown(found[0], access)
 
     @app.get("/api/tenants", summary="Tenants with their keys and when these were used last", responses=_errors())
     async def tenants(access: _Access, tenant: _Tenant = None) -> schemas.TenantsOut:
@@ -242,6 +248,12 @@ def _add_route_preview(app: FastAPI, view: GatewayView) -> None:
         return schemas.RoutePreviewOut(
             decision=decision_out(found[0]), workers=len(found), agreeing=sum(one == chosen[0] for one in chosen)
         )
+
+
+def _shown(logged: LoggedRequest, access: AccessScope) -> schemas.DecisionOut:
+    """Returns a decision, without placement for a token that may not see the fleet."""
+    decision = decision_out(logged)
+    return decision if Permission.FLEET in access.may else without_placement(decision)
 
 
 def _resolve_key(view: GatewayView, name: str) -> str:

@@ -175,6 +175,20 @@ def decision_out(logged: LoggedRequest) -> schemas.DecisionOut:
     )
 
 
+def without_placement(decision: schemas.DecisionOut) -> schemas.DecisionOut:
+    """Returns a decision without instances, reasons, cached tokens and inputs.
+
+    Why: they show the load of engines that others use, and what is cached where.
+    """
+    hidden: dict[str, object] = {"instance": None, "reason": "", "cost_seconds": None, "candidates": [], "inputs": {}}
+    choices = [choice.model_copy(update=hidden) for choice in decision.choices]
+    outcome = decision.outcome
+    if outcome is not None:
+        unknown: dict[str, object] = {"cached_tokens": None, "predicted_cached_tokens": None, "failures": []}
+        outcome = outcome.model_copy(update=unknown)
+    return decision.model_copy(update={"choices": choices, "outcome": outcome, "handoff": None})
+
+
 def _choice_out(record: DecisionRecord) -> schemas.ChoiceOut:
     made = record.decision
     candidates, inputs = _candidates_out(made)

@@ -81,6 +81,21 @@ def test_a_decision_of_another_tenant_is_not_found_by_any_id(shared: Any) -> Non
     )
 
 
+def test_who_may_not_see_the_fleet_sees_no_instance_no_load_and_no_cached_tokens(shared: Any) -> None:
+    shared.serve(30)
+    everything = _get(shared, "/api/decisions?limit=40", "t-installation")
+    instances = [instance.id for instances in shared.snapshot.instances.values() for instance in instances]
+    assert any(name in everything.text for name in instances)
+    for token, path in (("t-all", "/api/decisions?limit=40"), ("t-acme", "/api/decisions/req_1")):
+        shown = _get(shared, path, token)
+        assert shown.status_code == 200
+        assert not any(name in shown.text for name in instances)
+        assert "matched_tokens" not in shown.text
+    outcomes = [one["outcome"] for one in _get(shared, "/api/decisions?limit=40", "t-all").json()["decisions"]]
+    assert {one["cached_tokens"] for one in outcomes if one} == {None}
+    assert {one["prompt_tokens"] for one in outcomes if one} != {None}
+
+
 def test_an_id_that_several_tenants_chose_is_asked_with_the_tenant(shared: Any) -> None:
     answer = _get(shared, "/api/decisions/job-7", "t-installation")
     assert answer.status_code == 409
