@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from fairlead_testing.collected_errors import label_transports
 from fairlead_testing.kube import api_server as kube
 from fairlead_testing.kube import helm
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
@@ -33,6 +34,7 @@ settings.register_profile(
     database=None,
 )
 settings.load_profile("fairlead")
+label_transports()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

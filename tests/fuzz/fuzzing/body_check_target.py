@@ -17,6 +17,7 @@ from fuzzing.target import Target, refused
 
 from fairlead.limits import Limits
 from fairlead_gateway.errors import BadRequest, GatewayError
+from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.worker.body_check.client import BodyChecker
 from fairlead_gateway.worker.body_check.process import serve
 from fairlead_gateway.worker.body_check.protocol import LENGTH_BYTES, BodyQuery, BodyReply, encode_frame
@@ -85,7 +86,7 @@ def request_of(path: str, parsed: ParsedBody, body: bytes) -> object:
     except GatewayError as error:
         refused(error)
         return error.code, error.param
-    route = build_route_request(request, HEAD, "r", b"secret")
+    route = build_route_request(request, HEAD, "r", ChainStarts(b"secret"))
     flags = parsed.model, parsed.session, parsed.max_tokens, parsed.stream, parsed.has_cache_variants
     return (
         *flags,

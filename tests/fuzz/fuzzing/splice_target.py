@@ -20,6 +20,7 @@ from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTarge
 from fairlead.limits import Limits
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.worker.disaggregation.kv_connectors import ineligible_reason, nixl_prefill_fields, prefill_body
 from fairlead_gateway.worker.openai.field_policy import REMOVED_FIELDS, remove_fields
 from fairlead_gateway.worker.openai.json_edit import set_members
@@ -115,7 +116,7 @@ def check(body: bytes) -> Hashable:
         assert was is None or was == now, "bytes that should stay have changed"
     if plain(before) == plain(after):
         assert ask.body == body, "nothing was to be changed"
-    build_route_request(ask, HEAD, "r", b"secret")
+    build_route_request(ask, HEAD, "r", ChainStarts(b"secret"))
     legs(ask, after)
     return path, len(before), ask.stream, ask.strip_usage, tuple(sorted({name for name, _, _ in before}))[:6]
 
