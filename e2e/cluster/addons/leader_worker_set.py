@@ -40,7 +40,7 @@ def install(cluster: RunningCluster) -> None:
 
 
 def _wait_for_webhook(cluster: RunningCluster) -> None:
-    """Waits until the API server reaches the webhook: the pod is ready before its webhook listens."""
+    """Waits until the API server reaches the webhook, which listens after its pod is ready."""
     end = time.monotonic() + READY_SECONDS
     while True:
         try:
