@@ -343,7 +343,8 @@ def test_engine_faults_and_stream_end_codes_are_documented() -> None:
 
 def test_every_path_of_the_management_port_is_documented() -> None:
     management = ROOT / "gateway" / "fairlead_gateway" / "supervisor" / "management"
-    described = re.findall(r'@app\.get\(\s*"([^"]+)"', text_of(management / "api.py"))
+    modules = [management / "api.py", *management.parent.glob("*/*api.py")]
+    described = [path for file in modules for path in re.findall(r'@app\.get\(\s*"([^"]+)"', text_of(file))]
     plain = re.findall(r'"(/[^"]*)": self\.', text_of(management / "probes.py"))
     assert plain
     served = {path.replace(":path}", "}") for path in (*described, *plain)}
