@@ -30,6 +30,10 @@ UNITS: Final = (
 )
 _SEVERAL_PROMPTS: Final = re.compile(rb'\[[ \t\r\n]*["\[]')
 """The beginning of a list of texts, or of lists of token ids."""
+_MEDIA: Final = re.compile(rb'"(?:input_|prompt_)?(?:image|audio|video|file)[a-z_]*"[ \t\r\n]*:')
+"""A key of a part of a message that is not text."""
+_ESCAPED_KEY: Final = re.compile(rb'"[^"\\]*\\u[^"]*"[ \t\r\n]*:')
+"""A key with an escaped letter, which could be one of `_MEDIA`."""
 _GENERATING_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 
@@ -66,18 +70,25 @@ def answer_count(context: RequestContext) -> int:
     return request.sequences * max(1, len(prompts))
 
 
-def most_amounts(context: RequestContext, margin: int, *, needs_output: bool) -> Amounts:
+def most_amounts(context: RequestContext, margin: int, *, needs_input: bool, needs_output: bool) -> Amounts:
     """Returns the most that a request can use.
 
-    A token has at least one byte, so the bytes of the body bound those of the prompt.
+    A token of text has at least one byte, so the bytes of the body bound those of the prompt.
 
     margin: tokens that a chat template may add.
-    needs_output: a limit counts output tokens, so they must have a bound.
+    needs_input, needs_output: a limit counts these tokens, so they must have a bound.
 
-    Raises BadRequest if the request does not bound its output.
+    Raises BadRequest if the request does not bound its output, or has more than text.
     """
     request = context.request
     body_bytes = len(request.client_body)
+    if needs_input and _has_media(request.client_body):
+        raise BadRequest(
+            "messages: images, audio, video and files have no bound in tokens, and the limits of this tenant are strict",
+            param="messages",
+            code="unsupported_content",
+            hint="send text only, with keys that have no escapes",
+        )
     output = 0
     if needs_output and is_generating(context):
         if request.max_tokens is None:
@@ -90,6 +101,11 @@ def most_amounts(context: RequestContext, margin: int, *, needs_output: bool) ->
         output = request.max_tokens * answer_count(context)
     tokens = body_bytes + margin
     return Amounts(1, tokens, output, cost(request.model.price, tokens, 0, output), body_bytes)
+
+
+def _has_media(body: bytes) -> bool:
+    """Returns whether a body may have parts that are not text."""
+    return _MEDIA.search(body) is not None or (b"\\u" in body and _ESCAPED_KEY.search(body) is not None)
 
 
 def expected_amounts(context: RequestContext, prompt_tokens: int, output_tokens: int) -> Amounts:
@@ -106,12 +122,30 @@ def expected_amounts(context: RequestContext, prompt_tokens: int, output_tokens:
     return Amounts(1, prompt_tokens, output, cost(price, prompt_tokens, 0, output), len(request.client_body))
 
 
-def used_amounts(context: RequestContext, estimate: Amounts) -> Amounts:
+def tokens_until_disconnect(context: RequestContext, most: int, now: float, tokens_per_second: int) -> int:
+    """Returns the output tokens that were probably computed until the client disconnected.
+
+    The events of a stream are counted. Another response comes when it is complete. How much of it
+    was computed follows from the time since its dispatch.
+
+    most: the tokens of the whole response.
+    """
+    result = context.result
+    if context.request.stream:
+        return result.event_count
+    if result.dispatched_at is None or not is_generating(context):
+        return 0
+    return min(most, int((now - result.dispatched_at) * tokens_per_second) * answer_count(context))
+
+
+def used_amounts(context: RequestContext, estimate: Amounts, until_disconnect: int) -> Amounts:
     """Returns what a request has used, after its end.
 
     - Nothing if it failed, or was never sent.
     - The prompt and the tokens until then if its client disconnected.
     - What the engine reported, else what was expected: a missing count is not zero.
+
+    until_disconnect: of `tokens_until_disconnect`.
     """
     result = context.result
     if result.dispatched_at is None:
@@ -119,7 +153,7 @@ def used_amounts(context: RequestContext, estimate: Amounts) -> Amounts:
     prompt, output = result.prompt_tokens, result.output_tokens
     if result.client_disconnected:
         prompt = estimate.input_tokens if prompt is None else prompt
-        output = result.event_count if output is None else output
+        output = until_disconnect if output is None else output
     elif result.error is not None or result.status >= 400 or result.status == 0:
         return Amounts(0, 0, 0, 0, 0)
     elif context.request.is_passthrough and prompt is None:

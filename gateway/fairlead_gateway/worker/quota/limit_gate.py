@@ -17,6 +17,7 @@ from fairlead_gateway.worker.quota.amounts import (
     expected_amounts,
     is_generating,
     most_amounts,
+    tokens_until_disconnect,
     used_amounts,
 )
 from fairlead_gateway.worker.quota.output_estimate import OutputEstimator
@@ -138,7 +139,9 @@ class LimitGate:
         if reservation is None or reservation.is_settled:
             return
         reservation.is_settled = True
-        used = used_amounts(context, reservation.estimate)
+        most, rate = reservation.estimate.output_tokens, self._limits.disconnected_tokens_per_second
+        until = tokens_until_disconnect(context, most, self._now(), rate) if context.result.client_disconnected else 0
+        used = used_amounts(context, reservation.estimate, until)
         for part in reservation.parts:
             part.leased.settle(part.slice, part.taken, amount_of(used, part.unit))
         tenant, result = context.tenant, context.result
@@ -209,7 +212,8 @@ class LimitGate:
         # Of a path that is only passed on, the output is unknown; `otherPaths` admits it.
         counts_output = plan.counts_output and not request.is_passthrough
         if limits.is_strict:
-            return most_amounts(context, self._limits.quota_prompt_margin, needs_output=counts_output)
+            margin = self._limits.quota_prompt_margin
+            return most_amounts(context, margin, needs_input=plan.counts_input, needs_output=counts_output)
         prompt = int(self._routers.prompt_tokens(request.model_key, context.route_request)) + 1
         output = 0
         if counts_output:

@@ -28,15 +28,16 @@ class PlannedLimit:
 class LimitPlan:
     """The limits that apply to requests with one key for one model.
 
-    counts_output: one of them counts output.
+    counts_input, counts_output: one of them counts tokens of the prompt, or of the answer.
     request_limit, token_limit: those that the `x-ratelimit` headers show; None without.
     """
 
-    __slots__ = ("counts_output", "limits", "request_limit", "token_limit")
+    __slots__ = ("counts_input", "counts_output", "limits", "request_limit", "token_limit")
 
     def __init__(self, limits: list[PlannedLimit]) -> None:
         self.limits = limits
         hard = [planned for planned in limits if not planned.limit.is_soft]
+        self.counts_input = any(planned.unit in (INPUT_TOKENS, TOKENS, COST) for planned in limits)
         self.counts_output = any(planned.unit in (OUTPUT_TOKENS, TOKENS, COST) for planned in limits)
         self.request_limit = _shown(hard, (REQUESTS,))
         self.token_limit = _shown(hard, (TOKENS,)) or _shown(hard, (INPUT_TOKENS, OUTPUT_TOKENS))

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 
 import httpx
 import pytest
@@ -20,6 +21,7 @@ _REQUESTS = Limit(LimitUnit.REQUESTS, 3, Window.DAY)
 _TOKENS = Limit(LimitUnit.TOKENS, 100_000, Window.DAY)
 _COST = Limit(LimitUnit.COST, 1_000_000, Window.MONTH)
 _CONCURRENCY = Limit(LimitUnit.CONCURRENCY, 1)
+_BY_ENFORCEMENT = {"strict": Enforcement.STRICT, "estimated": Enforcement.ESTIMATED}
 _QUICK = dataclasses.replace(Limits(), quota_report_seconds=0.02, quota_renew_seconds=0.05)
 
 
@@ -225,6 +227,37 @@ def test_strict_limits_of_tokens_need_max_tokens() -> None:
             assert refused.status_code == 400
             assert refused.json()["error"]["param"] == "max_tokens"
             assert (await gateway.chat("acme", max_tokens=20)).status_code == 200
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("key", ["image_url", "input_audio", "video_url", "image\\u005furl"])
+def test_strict_limits_of_tokens_take_text_only(key: str) -> None:
+    async def main() -> None:
+        tenants = [Tenant(name, limits=(_TOKENS,), enforcement=kind) for name, kind in _BY_ENFORCEMENT.items()]
+        part = json.loads(f'{{"type": "text", "{key}": {{"url": "https://example.com/a.png"}}}}')
+        async with limited_gateway(_answer, tenants) as gateway:
+            body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": [part]}], "max_tokens": 5})
+            body = body.replace('"image_url"', f'"{key}"')
+            url = f"{gateway.running.url}/v1/chat/completions"
+            headers = {"content-type": "application/json"}
+            refused, passed = [
+                await gateway.client.post(url, content=body, headers=headers | {"authorization": f"Bearer {name}"})
+                for name in _BY_ENFORCEMENT
+            ]
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
+            assert passed.status_code == 200
+
+    run_async(main())
+
+
+def test_strict_limits_of_requests_take_images() -> None:
+    async def main() -> None:
+        part = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+        tenants = [Tenant("acme", limits=(_REQUESTS,), enforcement=Enforcement.STRICT)]
+        async with limited_gateway(_answer, tenants) as gateway:
+            answered = await gateway.chat("acme", messages=[{"role": "user", "content": [part]}])
+            assert answered.status_code == 200
 
     run_async(main())
 
