@@ -111,7 +111,7 @@ def test_a_tenant_is_created_used_limited_rotated_and_revoked(here: Kubectl, ins
         fairlead("keys", "revoke", name, "prod")
         revoked = gateways.wait_for(401, new) - began
         gateways.wait_for(401, key)
-        line = ReportLine("from the revocation to the last gateway's 401", "2 s", f"{revoked:.2f} s", revoked <= 2.0)
+        line = ReportLine("the last gateway refuses a revoked key within 2 s", f"{revoked:.2f} s", revoked <= 2.0)
         record_result("tenants", [line], created_seconds=round(created, 3), revoked_seconds=round(revoked, 3))
     finally:
         here.run("delete", "modeltenant", name, "--ignore-not-found")

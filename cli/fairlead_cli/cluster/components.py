@@ -10,6 +10,7 @@ from fairlead_cli.cluster.object_fields import (
     containers_of,
     environment_of,
     label_of,
+    mounted_secrets,
     namespace_name,
     pod_spec_of,
     spec_of,
@@ -85,12 +86,8 @@ def secret_references(deployment: Manifest) -> list[SecretReference]:
                 key = (str(reference["name"]), bool(reference.get("optional")))
                 entries.setdefault(key, set()).add(str(reference.get("key", "")))
     for volume in pods.get("volumes") or []:
-        reference = volume.get("secret")
-        if reference and reference.get("secretName"):
-            key = (str(reference["secretName"]), bool(reference.get("optional")))
-            entries.setdefault(key, set()).update(
-                str(variable.get("key", "")) for variable in reference.get("items") or []
-            )
+        for secret in mounted_secrets(volume):
+            entries.setdefault((secret.name, secret.is_optional), set()).update(secret.entries)
     return [
         SecretReference(namespace_name(deployment), name, frozenset(names), optional)
         for (name, optional), names in entries.items()

@@ -36,6 +36,7 @@ from fairlead_cli.cluster.missing_value import MissingValue, value_or_missing
 from fairlead_cli.cluster.object_fields import (
     arguments_of,
     containers_of,
+    mounted_secrets,
     namespace_name,
     pod_spec_of,
     spec_of,
@@ -106,8 +107,9 @@ class Installation:
         Raises BadInput when it cannot be read.
         """
         for volume in pod_spec_of(self._gateway()).get("volumes") or []:
-            if volume.get("name") == _KEYS_VOLUME and volume.get("secret"):
-                name = str(volume["secret"].get("secretName"))
+            secrets = mounted_secrets(volume)
+            if volume.get("name") == _KEYS_VOLUME and secrets:
+                name = secrets[0].name
                 if key := self._secret(name).get(_FIRST_KEY):
                     return key
                 raise BadInput(f"the Secret {self.namespace}/{name} has no API key", hint="set FAIRLEAD_API_KEY to one")

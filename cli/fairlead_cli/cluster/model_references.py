@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairlead.kube.resources import SECRETS, VOLUME_CLAIMS, Manifest, Resource, key_of
-from fairlead_cli.cluster.object_fields import containers_of, namespace_name, spec_of
+from fairlead_cli.cluster.object_fields import containers_of, mounted_secrets, namespace_name, spec_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,9 @@ def _pod_references(pod_spec: Mapping[str, Any]) -> Iterator[tuple[Resource, str
             if reference.get("name") and not reference.get("optional"):
                 yield SECRETS, str(reference["name"]), str(reference.get("key") or "")
     for volume in pod_spec.get("volumes") or []:
-        secret, claim = volume.get("secret") or {}, volume.get("persistentVolumeClaim") or {}
-        if secret.get("secretName") and not secret.get("optional"):
-            yield SECRETS, str(secret["secretName"]), ""
+        for secret in mounted_secrets(volume):
+            if not secret.is_optional:
+                yield SECRETS, secret.name, ""
+        claim = volume.get("persistentVolumeClaim") or {}
         if claim.get("claimName"):
             yield VOLUME_CLAIMS, str(claim["claimName"]), ""

@@ -4,6 +4,7 @@ An absent field is empty or None.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from fairlead.kube.resources import Manifest, is_deleting, is_ready, labels_of, namespace_of
@@ -45,6 +46,31 @@ def is_condition_true(manifest: Manifest, type: str) -> bool:
     """Whether the condition exists and is True."""
     found = condition_of(manifest, type)
     return found is not None and found.get("status") == "True"
+
+
+@dataclass(frozen=True, slots=True)
+class MountedSecret:
+    """A Secret in a volume of a pod; `entries` are those that it names, empty for all of them."""
+
+    name: str
+    is_optional: bool
+    entries: frozenset[str]
+
+
+def mounted_secrets(volume: Mapping[str, Any]) -> Sequence[MountedSecret]:
+    """Returns the Secrets of a volume: of a Secret, or a projected one."""
+    own = volume.get("secret") or {}
+    projected = [source.get("secret") or {} for source in (volume.get("projected") or {}).get("sources") or []]
+    named = [(own.get("secretName"), own), *((source.get("name"), source) for source in projected)]
+    return [
+        MountedSecret(
+            str(name),
+            bool(source.get("optional")),
+            frozenset(str(item.get("key", "")) for item in source.get("items") or []),
+        )
+        for name, source in named
+        if name
+    ]
 
 
 def pod_spec_of(workload: Manifest) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ from fairlead.kube.resources import (
     LEADER_WORKER_SETS,
     LEASES,
     MODEL_DEPLOYMENTS,
+    MODEL_TENANTS,
     NAMESPACES,
     NETWORK_POLICIES,
     NODES,
@@ -59,7 +60,8 @@ def component_permissions(
     namespaces: of its models; empty means all.
     restarts_engines: the operator reads from gateways which engines hang.
     """
-    permissions = [_permission(ACCELERATOR_CLASSES, verb, None) for verb in ("list", "watch")]
+    kinds = (ACCELERATOR_CLASSES, MODEL_TENANTS) if component == GATEWAY else (ACCELERATOR_CLASSES,)
+    permissions = [_permission(kind, verb, None) for kind in kinds for verb in ("list", "watch")]
     for namespace in namespaces or (None,):
         if component == OPERATOR:
             permissions += _operator_permissions(namespace)

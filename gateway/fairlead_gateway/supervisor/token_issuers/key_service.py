@@ -171,7 +171,7 @@ async def fetch_key_set(config: IssuerConfig, limits: Limits) -> bytes:
     if config.jwks_file is not None:
         return await asyncio.to_thread(_read_bounded, config.jwks_file, limits.jwks_bytes)
     assert config.jwks_url is not None
-    headers = {"accept": "application/json"}
+    headers = {"accept": "application/jwk-set+json, application/json"}  # a Kubernetes API server knows the first only
     if config.token_file is not None:
         token = await asyncio.to_thread(_read_bounded, config.token_file, limits.bearer_token_bytes)
         headers["authorization"] = f"Bearer {token.decode('ascii').strip()}"

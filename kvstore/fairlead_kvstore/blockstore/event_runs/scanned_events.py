@@ -4,6 +4,7 @@ Why: while an engine decodes, a batch is a block or two. Steps, and an object fo
 event, then cost more than the blocks.
 """
 
+from abc import abstractmethod
 from typing import Final
 
 from fairlead_kvstore.blockstore.block_hash import TOKEN_BYTES, chain_root
@@ -103,9 +104,9 @@ class ScannedEvents:
             if not self._remove_copy(key, StorageTier.GPU, tick, out):
                 self.counters.unknown += 1
 
+    @abstractmethod
     def _remove_copy(self, key: int, tier: StorageTier, tick: int, out: list[Change]) -> bool:
         """Removes one copy of the block with the handle ``key``; returns False if it has none."""
-        raise NotImplementedError
 
     def _is_counted_group(self, group_idx: int | None, kind: str | None, *, learn: bool) -> bool:
         """Returns whether events of this attention group count (only the first full-attention one).
