@@ -11,6 +11,8 @@ Source: ``portforward/websocket.go`` of the kubelet.
 """
 
 import asyncio
+import contextlib
+import socket as socketlib
 import sys
 import threading
 from collections.abc import Coroutine
@@ -36,6 +38,7 @@ _DATA, _ERROR = 0, 1
 _PORT_BYTES: Final = 2
 _CHUNK_BYTES: Final = 32 * 1024
 _CLOSE_SECONDS: Final = 5.0
+_TURNS_TO_CLOSE: Final = 5  # of the event loop, in which ended connections are closed
 _Result = TypeVar("_Result")
 _WebSocket = aiohttp.ClientWebSocketResponse
 
@@ -115,6 +118,8 @@ class PortForwarder:
         await asyncio.gather(*others, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
+        for _ in range(_TURNS_TO_CLOSE):
+            await asyncio.sleep(0)
 
     async def _connect(self, target: PodPort) -> _WebSocket:
         path = f"{PODS.path(target.namespace, target.pod, 'portforward')}?ports={target.port}"
@@ -155,6 +160,7 @@ async def _relay(
     """Copies both directions until one side ends. Raises ClusterUnreachable with an error of the
     node.
     """
+    connected = socket.get_extra_info("socket")
     sending = asyncio.ensure_future(_send(reader, socket))
     try:
         await _receive(socket, writer, target)
@@ -162,7 +168,19 @@ async def _relay(
         pass  # the local side left
     finally:
         sending.cancel()
-        await socket.close()
+        try:
+            await socket.close()
+        finally:
+            _end_connection(connected)
+
+
+def _end_connection(connected: Any) -> None:
+    """Ends a connection of a WebSocket that is closed.
+
+    Why: a TLS transport that is closed waits for the peer, longer than the loop may run.
+    """
+    with contextlib.suppress(OSError):  # it has ended already
+        connected.shutdown(socketlib.SHUT_RDWR)
 
 
 async def _send(reader: asyncio.StreamReader, socket: _WebSocket) -> None:
