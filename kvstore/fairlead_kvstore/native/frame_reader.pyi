@@ -1,3 +1,0 @@
-def read_messages(
-    buffer: bytearray, at: int, max_bytes: int, overhead: int, most: int, found: list[list[bytes]]
-) -> tuple[int, int]: ...
