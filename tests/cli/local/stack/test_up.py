@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM, Signals
+from typing import Any
 
 import httpx
 import openai
@@ -203,9 +204,15 @@ def test_engines_can_share_a_process(tmp_path: Path) -> None:
     ).wait_ready() as up:
         engines = [line for line in up.children().values() if "fairlead_sim engine" in line]
         assert len(engines) == 2
-        model = httpx.get(f"{up.manage}/api/fleet", trust_env=False).json()["models"][0]
-        assert model["preset"] == "round-robin"
-        assert [instance["state"] for instance in model["instances"]] == ["Ready"] * 8
+
+        def fleet_model() -> Any:
+            return httpx.get(f"{up.manage}/api/fleet", trust_env=False).json()["models"][0]
+
+        assert fleet_model()["preset"] == "round-robin"
+        wait_until(
+            lambda: [instance["state"] for instance in fleet_model()["instances"]] == ["Ready"] * 8,
+            "the gateway knows that all engines are ready",
+        )
         used = {
             httpx.post(
                 f"{up.url}/v1/chat/completions",
