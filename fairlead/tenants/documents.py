@@ -7,12 +7,15 @@ Why: the edit that breaks a document may be the one that removes a key, which ma
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from fairlead.tenants.model import Tenant
 
+REVOKED_ENTRY: Final = "revoked"
+"""The entry of a Secret or ConfigMap that is a list of revoked keys."""
+_MAX_NAMED_LINES: Final = 5
 _DIGEST: Final = re.compile(r"(?<![0-9A-Fa-f])[0-9A-Fa-f]{64}(?![0-9A-Fa-f])")
 
 
@@ -113,3 +116,18 @@ def parse_revocations(text: str) -> tuple[frozenset[bytes], list[int]]:
         else:
             wrong.append(number)
     return frozenset(digests), wrong
+
+
+def describe_wrong_lines(place: str, lines: Sequence[int]) -> str | None:
+    """Returns the problem of a list of revoked keys with these wrong lines; None without any."""
+    if not lines:
+        return None
+    named = ", ".join(map(str, lines[:_MAX_NAMED_LINES])) + (", …" if len(lines) > _MAX_NAMED_LINES else "")
+    return f"{place}: no digest on line {named}; the other lines count"
+
+
+def add_revocations(text: str, digests: Iterable[str]) -> str:
+    """Returns a list of revoked keys with those digests that it does not have yet."""
+    known = {digest.hex() for digest in parse_revocations(text)[0]}
+    new = [digest for digest in dict.fromkeys(one.lower() for one in digests) if digest not in known]
+    return text + ("\n" if text and not text.endswith("\n") else "") + "".join(f"{digest}\n" for digest in new)

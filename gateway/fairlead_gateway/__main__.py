@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fairlead_gateway.supervisor.file_parsing.client import FileParser
     from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
     from fairlead_gateway.supervisor.tenancy.access_service import AccessSources, TenantSource
+    from fairlead_gateway.supervisor.tenancy.revocation_watch import RevocationWatch
     from fairlead_gateway.supervisor.token_issuers.key_service import IssuerKeyService
 
 
@@ -191,6 +192,11 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="digests of keys that are refused although another source lists them, one on each line; edits apply at once",
     )
     parser.add_argument(
+        "--kube-revoked",
+        metavar="NAME",
+        help="a ConfigMap of the gateway's namespace with such a list, in its entry revoked; with --kube",
+    )
+    parser.add_argument(
         "--token-issuers",
         metavar="FILE",
         help="issuers whose bearer tokens (JWT) are accepted in place of API keys; edits apply at once",
@@ -303,7 +309,11 @@ def _access_sources(
     given = {"--keys": options.keys, "--tenants": options.tenants, "--kube-tenants": options.kube_tenants or None}
     first = next((option for option, value in given.items() if value is not None), None)
     if first is None:
-        for option, value in (("--revoked", options.revoked), ("--token-issuers", options.token_issuers)):
+        for option, value in (
+            ("--revoked", options.revoked),
+            ("--kube-revoked", options.kube_revoked),
+            ("--token-issuers", options.token_issuers),
+        ):
             if value is not None:
                 raise SettingsError(
                     f"{option}: this gateway asks for no API key", field=option, hint="give --keys or --tenants, too"
@@ -325,7 +335,25 @@ def _access_sources(
         _tenant_sources(options, clock, limits, parser),
         None if options.revoked is None else RevocationFile(Path(options.revoked)),
         _token_issuers(options.token_issuers, clock, limits),
+        _revocation_watch(options, clock, limits),
     )
+
+
+def _revocation_watch(options: argparse.Namespace, clock: "Clock", limits: Limits) -> "RevocationWatch | None":
+    if options.kube_revoked is None:
+        return None
+    _require_cluster(options, "--kube-revoked", "give --kube, or --revoked FILE")
+    import random
+
+    from fairlead.runtime.clock import Pacing
+    from fairlead_gateway.supervisor.tenancy.revocation_watch import open_revocation_watch
+
+    return open_revocation_watch(os.environ, options.kube_revoked, Pacing(clock, random.random), limits)
+
+
+def _require_cluster(options: argparse.Namespace, option: str, hint: str) -> None:
+    if options.kube is None:
+        raise SettingsError(f"{option}: there is no cluster", field=option, hint=hint)
 
 
 def _token_issuers(path: str | None, clock: "Clock", limits: Limits) -> "IssuerKeyService | None":
@@ -355,10 +383,7 @@ def _tenant_sources(
         parse = None if parser is None else parser.parse_tenants
         sources += [TenantFile(Path(file), limits, parse) for file in options.tenants]
     if options.kube_tenants:
-        if options.kube is None:
-            raise SettingsError(
-                "--kube-tenants: there is no cluster", field="--kube-tenants", hint="give --kube, or --tenants FILE"
-            )
+        _require_cluster(options, "--kube-tenants", "give --kube, or --tenants FILE")
         import random
 
         from fairlead.runtime.clock import Pacing

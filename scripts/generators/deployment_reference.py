@@ -17,6 +17,7 @@ _INLINE_IF = re.compile(r"\{\{ if ([^}]*) \}\}(.*?)\{\{ end \}\}")
 _RULE_FILES = {
     "operator": ("operator/_rules.tpl", "operator/rbac.yaml"),
     "gateway, indexer": ("_fleet.tpl",),
+    "gateway": ("gateway/rbac.yaml",),
     "autoscaler": ("autoscaler/_rules.tpl", "autoscaler/rbac.yaml"),
 }
 _ENGINE_PORTS = (
@@ -89,7 +90,7 @@ def _rule_rows(root: Path, component: str) -> Iterator[str]:
 
 
 def _shown(text: str) -> str:
-    return re.sub(r"\{\{[^}]*\}\}", "its own", text)
+    return re.sub(r"\{\{[^}]*\}\}", "its own", text.replace('{{ include "fairlead.name" . }}', "fairlead"))
 
 
 def _without_inline(text: str) -> tuple[str, list[str]]:

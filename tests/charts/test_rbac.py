@@ -169,6 +169,18 @@ def test_only_gateways_read_tenants_and_nothing_writes_them(program: Path, case:
     assert watches == bool(holders)
 
 
+def test_gateways_read_one_config_map_and_no_other(program: Path) -> None:
+    found = render_chart(program)
+    (rule,) = rules(found, "gateway-revoked-keys")
+    assert rule == {
+        "apiGroups": [""],
+        "resources": ["configmaps"],
+        "resourceNames": ["fairlead-revoked-keys"],
+        "verbs": ["list", "watch"],
+    }
+    assert [one for one in rules(found) if "configmaps" in one["resources"]] == [rule]
+
+
 def test_operator_has_exactly_the_permissions_of_its_code(program: Path) -> None:
     assert rights(render_chart(program), "fairlead-operator") == used() | wanted(ACCELERATOR_CLASSES, "list", "watch")
 

@@ -66,6 +66,18 @@ def test_gateway_does_not_see_the_first_key(program: Path) -> None:
     assert shown == [("keys.yaml", False), ("revoked", True)]
 
 
+def test_the_list_of_revoked_keys_is_followed_apart_and_kept(program: Path) -> None:
+    found = render_chart(program)
+    (revoked,) = (one for one in found if one["metadata"]["name"] == "fairlead-revoked-keys")
+    assert "data" not in revoked, "an upgrade would bring revoked keys back"
+    assert revoked["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    (container,) = pod_specs(found)["Deployment fairlead-gateway"]["containers"]
+    assert gateway_options(container["args"]).kube_revoked == revoked["metadata"]["name"]
+    for value in ("auth.enabled=false", "gateway.fleet.models[0].name=tiny"):
+        others = render_chart(program, f"--set={value}")
+        assert not any("revoked-keys" in one["metadata"]["name"] for one in others)
+
+
 def test_own_keys_and_redis_leave_nothing_to_generate(program: Path) -> None:
     own = ("--set=auth.keysSecret=ours", "--set=redis.enabled=false", "--set=redis.urlSecret=theirs")
     found = render_chart(program, *own)

@@ -106,3 +106,9 @@ def has_redis(deployment: Manifest) -> bool:
 def service_account(deployment: Manifest) -> str:
     """Returns the service account of the pods."""
     return str(pod_spec_of(deployment).get("serviceAccountName") or "default")
+
+
+def revocation_list(gateway: Manifest) -> str | None:
+    """Returns the name of the ConfigMap with revoked keys that a gateway watches, or None."""
+    option = "--kube-revoked="
+    return next((word.removeprefix(option) for word in arguments_of(gateway) if word.startswith(option)), None)

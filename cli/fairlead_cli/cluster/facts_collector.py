@@ -48,6 +48,7 @@ from fairlead_cli.cluster.components import (
     OPERATOR,
     OWN_OBJECTS,
     restarts_engines,
+    revocation_list,
     secret_references,
     service_account,
     watched_namespaces,
@@ -315,6 +316,7 @@ async def _account_rights(
                 namespace_name(deployment),
                 watched_namespaces(deployment),
                 restarts_engines=restarts_engines(deployment),
+                revocation_list=revocation_list(deployment),
             )
             first = await review_account_access(api, namespace_name(deployment), service_account(deployment), needed[0])
             if isinstance(first, MissingValue):

@@ -30,7 +30,7 @@ from fairlead.kube.resources import (
 from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead_cli.cluster.access.connection import connect, resolve_access
 from fairlead_cli.cluster.access.port_forward import PodPort, PortForwarder
-from fairlead_cli.cluster.components import AUTOSCALER, GATEWAY, INDEXER, with_component
+from fairlead_cli.cluster.components import AUTOSCALER, GATEWAY, INDEXER, revocation_list, with_component
 from fairlead_cli.cluster.facts_collector import list_objects, list_own_objects
 from fairlead_cli.cluster.missing_value import MissingValue, value_or_missing
 from fairlead_cli.cluster.object_fields import (
@@ -100,6 +100,10 @@ class Installation:
         It is None when gateways require no key. Raises BadInput without the right to read it.
         """
         return self._variable(self._gateway(), "FAIRLEAD_KEY_PEPPER")
+
+    def revocation_list(self) -> str | None:
+        """Returns the name of the ConfigMap with revoked keys; None if gateways watch none."""
+        return revocation_list(self._gateway())
 
     def api_key(self) -> str | None:
         """Returns the first API key of the installation; None when gateways require none.

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fairlead.errors import BadInput, plain_text
+from fairlead.errors import BadInput, FairleadError, plain_text
+from fairlead.kube.errors import KubeError
 from fairlead.kube.resources import name_of
 from fairlead.names import DNS_LABEL_PATTERN
 from fairlead.runtime.clock import SystemClock
+from fairlead.tenants.documents import parse_revocations
 from fairlead_cli.console import program_name, terminal_text
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.exit_codes import OK, UNREACHABLE, report_failure
@@ -21,7 +23,7 @@ from fairlead_cli.keys.text_output import ListedKey, render_keys
 from fairlead_cli.output import OutputFormat, format_document, is_document
 from fairlead_cli.tenants.key_use import read_key_uses
 from fairlead_cli.tenants.selection import TenantsOptions, TenantsPlace, open_tenants
-from fairlead_cli.tenants.store import Entry, KeyEdit, keys_of
+from fairlead_cli.tenants.store import Entry, KeyEdit, TenantStore, keys_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +74,42 @@ def run_revoke(where: TenantsOptions, asked: KeyOptions) -> int:
 
     def run(place: TenantsPlace) -> int:
         # First the list of revoked keys: it is effective even if the tenants cannot be written.
-        _, listed = revoke_key(keys_of(place.store.tenant(asked.tenant)), asked.name, asked.digest, owner)
-        revoked_in = place.store.add_revoked(listed)
-        place.store.edit_keys(asked.tenant, edit)
+        revoked_in = _add_to_revocation_list(place.store, asked, owner)
+        try:
+            place.store.edit_keys(asked.tenant, edit)
+        except FairleadError:
+            if revoked_in is not None:
+                _note(f"gateways refuse the key by {revoked_in}; the ModelTenant {asked.tenant} was not changed")
+            raise
         for entry in removed:
             _note(f"revoked the key {asked.name} ({short_digest(entry)}) of {asked.tenant}")
         if revoked_in is not None:
-            _note(f"added to {revoked_in}, which gateways read even if the file of tenants is broken")
+            _note(f"added to {revoked_in}, which gateways follow even if the tenants are broken")
         if is_document(asked.output):
             value = {"tenant": asked.tenant, "name": asked.name, "revoked": [entry["digest"] for entry in removed]}
             print(format_document(value, asked.output))
         return OK
 
     return _run("keys revoke", where, run)
+
+
+def _add_to_revocation_list(store: TenantStore, asked: KeyOptions, owner: KeyOwner) -> str | None:
+    """Adds the digests of a tenant's keys to the list of revoked keys, and returns where it is.
+
+    A whole digest is added without a look at the tenant, which may be unreadable. In a cluster, a
+    list that cannot be written is a note: the ModelTenant is changed nevertheless.
+    """
+    try:
+        _, listed = revoke_key(keys_of(store.tenant(asked.tenant)), asked.name, asked.digest, owner)
+    except FairleadError:
+        if not parse_revocations(asked.digest or "")[0]:
+            raise
+        listed = [{"name": asked.name, "digest": asked.digest}]
+    try:
+        return store.add_revoked(listed)
+    except KubeError as error:
+        _note(f"the list of revoked keys was not changed: {error.message}")
+        return None
 
 
 def run_list(where: TenantsOptions, tenant: str | None, output: OutputFormat) -> int:

@@ -19,6 +19,7 @@ from fairlead.kube.resources import MODEL_TENANTS, Manifest, metadata_of, name_o
 from fairlead_cli.cluster.access.connection import connect
 from fairlead_cli.cluster.installation import Installation
 from fairlead_cli.cluster.missing_value import MissingValue, value_or_missing
+from fairlead_cli.tenants.revocation_list import add_to_revocation_list
 from fairlead_cli.tenants.store import PEPPER_VARIABLE, Entry, KeyEdit, keys_of, unknown_tenant
 
 _ATTEMPTS: Final = 10
@@ -59,8 +60,16 @@ class ClusterTenantStore:
         self._run(lambda api: edit_keys(api, name, edit))
 
     def add_revoked(self, entries: Sequence[Entry]) -> str | None:
-        """Returns None: in a cluster, a key is revoked with the ModelTenant alone."""
-        return None
+        """Adds the digests to the ConfigMap that the gateways watch.
+
+        Returns None if they watch none. Raises KubeError if it cannot be written.
+        """
+        name, namespace = self._installation.revocation_list(), self._installation.namespace
+        if name is None:
+            return None
+        digests = [str(entry["digest"]) for entry in entries]
+        self._run(lambda api: add_to_revocation_list(api, namespace, name, digests))
+        return f"the ConfigMap {namespace}/{name}"
 
     def _run(self, request: Callable[[KubeApi], Awaitable[_T]]) -> _T:
         async def run() -> _T:
@@ -130,5 +139,5 @@ async def _raise(error: Exception) -> object:
 def _forbidden(what: str, missing: object, verb: str) -> BadInput:
     reason = missing.reason if isinstance(missing, MissingValue) else str(missing)
     right = f"{verb} {MODEL_TENANTS.plural}.{MODEL_TENANTS.group}"
-    hint = f"ask for the right to `{right}` in the whole cluster; the chart's role fairlead-tenant-admin has it"
+    hint = f"ask for the right to `{right}` in the whole cluster: no role of the chart has it"
     return BadInput(f"{what}: {reason}", hint=hint)

@@ -15,6 +15,7 @@ from fairlead.errors import BadInput
 from fairlead.kube.resources import Manifest, name_of
 from fairlead.limits import Limits
 from fairlead.manifests.yaml_nodes import decode_file, parse_documents
+from fairlead.tenants.documents import add_revocations
 from fairlead_cli.tenants.store import PEPPER_VARIABLE, Entry, KeyEdit, find_tenant, keys_of
 from fairlead_cli.tenants.yaml_edit import KIND, is_tenant, replace_keys
 
@@ -62,10 +63,7 @@ class FileTenantStore:
         path = self._revoked.resolve()
         with _locked(path.parent):
             text = _read_text(path, self._revoked) if path.exists() else ""
-            known = {line.strip().lower() for line in text.splitlines()}
-            new = [digest for entry in entries if (digest := str(entry["digest"]).lower()) not in known]
-            lines = "".join(f"{digest}\n" for digest in new)
-            _replace_file(path, text + ("\n" if text and not text.endswith("\n") else "") + lines)
+            _replace_file(path, add_revocations(text, [str(entry["digest"]) for entry in entries]))
         return str(self._revoked)
 
     def _read(self) -> str:

@@ -185,3 +185,15 @@ def test_without_a_gateway_the_last_use_is_unknown(file: Path) -> None:
     done = fairlead("keys", "list", "-f", str(file), "--manage", "127.0.0.1:1")
     assert "last use unknown" in done.stderr
     assert done.stdout.splitlines()[1].endswith("–")
+
+
+def test_a_whole_digest_is_revoked_although_the_tenants_are_broken(file: Path, tmp_path: Path) -> None:
+    key = fairlead("keys", "create", "acme", "prod", "-f", str(file)).stdout.strip()
+    digest, revoked = key_digest(key, PEPPER), tmp_path / "revoked.txt"
+    file.write_text(file.read_text() + "  weight: [\n")
+    words = ("keys", "revoke", "acme", "prod", "-f", str(file), "--revoked", str(revoked))
+    fairlead(*words, code=2)
+    assert not revoked.exists(), "the name alone says no digest"
+    done = fairlead(*words, "--digest", digest, code=2)
+    assert revoked.read_text() == f"{digest}\n"
+    assert f"gateways refuse the key by {revoked}; the ModelTenant acme was not changed" in done.stderr

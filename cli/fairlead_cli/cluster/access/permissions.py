@@ -11,6 +11,7 @@ from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
     CLUSTER_ROLE_BINDINGS,
     CLUSTER_ROLES,
+    CONFIG_MAPS,
     CONTROLLER_REVISIONS,
     CUSTOM_RESOURCE_DEFINITIONS,
     DEPLOYMENTS,
@@ -52,16 +53,27 @@ _MANAGED_RESOURCES: Final = (
 
 
 def component_permissions(
-    component: str, install_namespace: str, namespaces: Sequence[str], *, restarts_engines: bool = True
+    component: str,
+    install_namespace: str,
+    namespaces: Sequence[str],
+    *,
+    restarts_engines: bool = True,
+    revocation_list: str | None = None,
 ) -> list[Permission]:
     """Returns the permissions that a component's service account needs.
 
     install_namespace: where the component runs.
     namespaces: of its models; empty means all.
     restarts_engines: the operator reads from gateways which engines hang.
+    revocation_list: the ConfigMap with revoked keys that gateways watch; None: they watch none.
     """
     kinds = (ACCELERATOR_CLASSES, MODEL_TENANTS) if component == GATEWAY else (ACCELERATOR_CLASSES,)
     permissions = [_permission(kind, verb, None) for kind in kinds for verb in ("list", "watch")]
+    if revocation_list is not None:
+        permissions += [
+            Permission(CONFIG_MAPS.group, CONFIG_MAPS.plural, verb, install_namespace, revocation_list)
+            for verb in ("list", "watch")
+        ]
     for namespace in namespaces or (None,):
         if component == OPERATOR:
             permissions += _operator_permissions(namespace)
@@ -134,6 +146,7 @@ def permissions_to_install(namespace: str, exists: bool) -> list[Permission]:
     ]
     permissions += [Permission(_ADMISSION_GROUP, plural, "create") for plural in _ADMISSION_POLICIES]
     namespaced = (
+        CONFIG_MAPS,
         DEPLOYMENTS,
         SERVICES,
         SECRETS,

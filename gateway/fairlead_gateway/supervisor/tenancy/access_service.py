@@ -22,7 +22,8 @@ from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
 from fairlead_gateway.supervisor.tenancy.key_use import KeyUseLog
 from fairlead_gateway.supervisor.tenancy.revocation_file import RevocationFile
 
-if TYPE_CHECKING:  # loaded only with issuers of bearer tokens
+if TYPE_CHECKING:  # loaded only with a cluster, and with issuers of bearer tokens
+    from fairlead_gateway.supervisor.tenancy.revocation_watch import RevocationWatch
     from fairlead_gateway.supervisor.token_issuers.key_service import IssuerKeyService
 
 _log = logging.getLogger("fairlead.gateway")
@@ -57,7 +58,7 @@ class TenantSource(Protocol):
 class AccessSources:
     """The sources of API keys and tenants.
 
-    key_file, revocation_file, token_issuers: None without one.
+    key_file, revocation_file, token_issuers, revocation_watch: None without one.
     tenant_sources: the first one that has a tenant counts.
     """
 
@@ -65,6 +66,7 @@ class AccessSources:
     tenant_sources: Sequence[TenantSource] = ()
     revocation_file: RevocationFile | None = None
     token_issuers: "IssuerKeyService | None" = None
+    revocation_watch: "RevocationWatch | None" = None
 
     def create_service(
         self,
@@ -125,6 +127,8 @@ class AccessService:
             await watcher.start()
         if self._sources.token_issuers is not None:
             self._sources.token_issuers.start()
+        if self._sources.revocation_watch is not None:
+            await self._sources.revocation_watch.start(self._on_revocations)
         for source in self._sources.tenant_sources:
             await source.start(self._on_tenants)
         self._merge()
@@ -138,6 +142,8 @@ class AccessService:
             await watcher.stop()
         if self._sources.token_issuers is not None:
             await self._sources.token_issuers.stop()
+        if self._sources.revocation_watch is not None:
+            await self._sources.revocation_watch.stop()
         for source in self._sources.tenant_sources:
             await source.stop()
 
@@ -158,8 +164,8 @@ class AccessService:
     @property
     def revoked(self) -> list[bytes]:
         """The digests of keys that are refused whatever other sources say."""
-        file = self._sources.revocation_file
-        return [] if file is None else sorted(file.digests)
+        lists = (self._sources.revocation_file, self._sources.revocation_watch)
+        return sorted(frozenset().union(*(revocations.digests for revocations in lists if revocations is not None)))
 
     @property
     def token_issuers(self) -> list[TokenIssuer] | None:
@@ -169,10 +175,9 @@ class AccessService:
 
     @property
     def are_keys_loaded(self) -> bool:
-        """False while a source may have keys that are not known yet."""
-        key_file = self._sources.key_file
-        are_files_loaded = key_file is None or key_file.is_loaded
-        return are_files_loaded and all(source.is_loaded for source in self._sources.tenant_sources)
+        """False while a source may have keys that are not known yet, or revoked ones."""
+        sources = (self._sources.key_file, self._sources.revocation_watch, *self._sources.tenant_sources)
+        return all(source.is_loaded for source in sources if source is not None)
 
     def table(self) -> TenantTable:
         """Returns all tenants, with those of the keys file, and the revoked keys."""
@@ -246,9 +251,7 @@ class AccessService:
 
             async def read_revocations() -> None:
                 await revocations.load()
-                self._broadcast(say.RevocationUpdate(self.revoked))
-                self._log_problems()
-                self._report_change()
+                self._on_revocations()
 
             watchers.append(FileWatcher("the revocation list", [revocations.path], read_revocations))
         issuers = self._sources.token_issuers
@@ -258,8 +261,8 @@ class AccessService:
         return watchers
 
     def _revocation_problems(self) -> list[str]:
-        file = self._sources.revocation_file
-        return [] if file is None or file.problem is None else [file.problem]
+        lists = (self._sources.revocation_file, self._sources.revocation_watch)
+        return [problem for revocations in lists if revocations is not None and (problem := revocations.problem)]
 
     def _log_problems(self) -> None:
         """Logs each problem once, of documents and lines that the watcher of their file does not
@@ -296,6 +299,15 @@ class AccessService:
             if batch or removed:
                 self._broadcast(say.TenantUpdate(batch, removed))
             removed = []
+        self._report_load()
+
+    def _on_revocations(self) -> None:
+        self._broadcast(say.RevocationUpdate(self.revoked))
+        self._log_problems()
+        self._report_load()
+
+    def _report_load(self) -> None:
+        """Reports a change, and sends workers the keys if all sources are loaded now."""
         if self.are_keys_loaded != self._were_keys_loaded:
             self._were_keys_loaded = self.are_keys_loaded
             self._send_keys()

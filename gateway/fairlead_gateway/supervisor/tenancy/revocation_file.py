@@ -3,9 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from fairlead.tenants.documents import parse_revocations
-
-_MAX_NAMED_LINES = 5
+from fairlead.tenants.documents import describe_wrong_lines, parse_revocations
 
 
 class RevocationFile:
@@ -35,5 +33,4 @@ class RevocationFile:
             return
         self._was_read = True
         self.digests, wrong = parse_revocations(text)
-        lines = ", ".join(map(str, wrong[:_MAX_NAMED_LINES])) + (", …" if len(wrong) > _MAX_NAMED_LINES else "")
-        self.problem = f"{self.path}: no digest on line {lines}; the other lines count" if wrong else None
+        self.problem = describe_wrong_lines(str(self.path), wrong)

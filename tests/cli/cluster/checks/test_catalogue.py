@@ -16,7 +16,7 @@ from fairlead_cli.cluster.checks.check import OLDEST_KUBERNETES, Check
 from fairlead_cli.cluster.checks.seeded_faults import SEEDED_FAULTS
 from fairlead_cli.cluster.checks.text_output import render_lines
 from fairlead_cli.cluster.checks.verdict import MAX_LINES, CheckOutcome, CheckResult, Verdict
-from fairlead_cli.cluster.components import OPERATOR
+from fairlead_cli.cluster.components import GATEWAY, OPERATOR
 from fairlead_cli.cluster.facts_collector import dry_run_pod
 from fairlead_operator.kube.leader_election import LEASE_NAME
 
@@ -65,7 +65,8 @@ def granted(build: Build, component: str) -> set[tuple[str, str, str]]:
 
 @pytest.mark.parametrize("component", COMPONENTS_WITH_PERMISSIONS)
 def test_checked_permissions_are_those_of_the_chart(builders: Build, component: str) -> None:
-    asked = component_permissions(component, "fairlead", [])
+    revoked = "fairlead-revoked-keys" if component == GATEWAY else None
+    asked = component_permissions(component, "fairlead", [], revocation_list=revoked)
     assert {(one.group, one.resource, one.verb) for one in asked} == granted(builders, component)
 
 

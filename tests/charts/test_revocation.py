@@ -1,0 +1,136 @@
+"""A revocation on a real API server, while its tenant cannot be changed."""
+
+import asyncio
+import hashlib
+import hmac
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.resources import CONFIG_MAPS, MODEL_TENANTS, Manifest
+from fairlead.runtime.clock import SystemClock
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
+from fairlead_testing.http.raw_client import get_request, send
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.helm import pod_specs, render_chart
+from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account
+from fairlead_testing.waiting import wait_until_async
+
+pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
+PLACE, PEPPER = "revoking", "a pepper of the test"
+KEY, STOLEN = "fl_kept", "fl_stolen"
+
+
+def digest(key: str) -> str:
+    return hmac.new(PEPPER.encode(), key.encode(), hashlib.sha256).hexdigest()
+
+
+TENANT: Manifest = {
+    "apiVersion": MODEL_TENANTS.api_version,
+    "kind": "ModelTenant",
+    "metadata": {"name": "acme-revoking"},
+    "spec": {"keys": [{"name": "prod", "digest": digest(STOLEN)}, {"name": "ci", "digest": digest(KEY)}]},
+}
+RULES: tuple[dict[str, Any], ...] = (
+    {"apiGroups": ["serving.fairlead.io"], "resources": ["modeltenants"], "verbs": ["get", "list"]},
+    {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["list"]},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+)
+LIST_RULE = {
+    "apiGroups": [""],
+    "resources": ["configmaps"],
+    "resourceNames": ["fairlead-revoked-keys"],
+    "verbs": ["get", "patch"],
+}
+
+
+async def apply_reader_of_tenants(api: KubeApi) -> None:
+    """Creates an account that may read tenants and write the list of revoked keys."""
+    metadata = {"name": "revoker", "namespace": PLACE}
+    subjects = [{"kind": "ServiceAccount", **metadata}]
+    await api.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}, "test")
+    group = "rbac.authorization.k8s.io"
+    for kind, rules in (("ClusterRole", RULES), ("Role", (LIST_RULE,))):
+        named = {"name": "revoker"} if kind == "ClusterRole" else metadata
+        head = {"apiVersion": f"{group}/v1", "metadata": named}
+        reference = {"apiGroup": group, "kind": kind, "name": "revoker"}
+        await api.apply({**head, "kind": kind, "rules": list(rules)}, "test")
+        await api.apply({**head, "kind": f"{kind}Binding", "roleRef": reference, "subjects": subjects}, "test")
+
+
+async def is_answered(gateway: GatewayProcess, key: str, status: int) -> bool:
+    more = f"authorization: Bearer {key}\r\n"
+    return (await send(gateway.url, get_request("/v1/models", more=more)))[0].status == status
+
+
+async def revoke(kubeconfig: Path, *words: str) -> tuple[int, str]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "fairlead_cli", "keys", "revoke", *words, f"--install-namespace={PLACE}"),
+        env={**os.environ, "KUBECONFIG": str(kubeconfig)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 100)
+    assert process.returncode is not None
+    return process.returncode, out.decode()
+
+
+def test_a_key_is_revoked_although_its_tenant_cannot_be_written(
+    api_server: ApiServer, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = render_chart(program, f"--namespace={PLACE}")
+    (container,) = pod_specs(found)["Deployment fairlead-gateway"]["containers"]
+    options = [word for word in container["args"] if word.startswith("--kube-")]
+
+    async def main() -> None:
+        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
+            await apply_rights(api, found, PLACE)
+            for one in found:
+                if one["metadata"]["name"] in ("fairlead-gateway", "fairlead-revoked-keys") and one["kind"] in (
+                    "Deployment",
+                    "ConfigMap",
+                ):
+                    await api.apply(one, "helm")
+            await apply_reader_of_tenants(api)
+            await api.apply(TENANT, "kubectl")
+            for account in ("fairlead-gateway", "revoker"):
+                (tmp_path / account).write_text(await kubeconfig_for_account(api_server, PLACE, account))
+            monkeypatch.setenv("KUBECONFIG", str(tmp_path / "fairlead-gateway"))
+            monkeypatch.setenv("FAIRLEAD_KEY_PEPPER", PEPPER)
+            async with gateway_process(None, "--kube", *options) as gateway:
+                await wait_until_async(lambda: is_answered(gateway, STOLEN, 200))
+                code, said = await revoke(tmp_path / "revoker", "acme-revoking", "prod")
+                assert code == 2, said
+                assert f"gateways refuse the key by the ConfigMap {PLACE}/fairlead-revoked-keys" in said
+                assert "you may not patch modeltenants" in said
+                await wait_until_async(lambda: is_answered(gateway, STOLEN, 401))
+                assert await is_answered(gateway, KEY, 200)
+                assert "forbidden" not in (await gateway.warnings()).lower()
+
+                code, said = await revoke(api_server.kubeconfig, "acme-revoking", "ci")
+                assert code == 0, said
+                await wait_until_async(lambda: is_answered(gateway, KEY, 401))
+                await api.apply(TENANT, "kubectl")  # a repository brings the keys back
+                weight = {"spec": {"weight": 7}}
+                await api.patch_merge(MODEL_TENANTS, None, "acme-revoking", weight, "kubectl")
+                await wait_until_async(lambda: has_weight(gateway, 7))
+                assert [await is_answered(gateway, key, 401) for key in (KEY, STOLEN)] == [True, True]
+            listed = (await api.get(CONFIG_MAPS, PLACE, "fairlead-revoked-keys"))["data"]["revoked"]
+            assert listed.split() == [digest(STOLEN), digest(KEY)]
+            await api.apply(found_list(found), "helm")  # as an upgrade does
+            assert (await api.get(CONFIG_MAPS, PLACE, "fairlead-revoked-keys"))["data"]["revoked"] == listed
+
+    asyncio.run(main())
+
+
+def found_list(found: list[Manifest]) -> Manifest:
+    return next(one for one in found if one["metadata"]["name"] == "fairlead-revoked-keys")
+
+
+async def has_weight(gateway: GatewayProcess, weight: int) -> bool:
+    tenants = (await gateway.get_json("/api/tenants"))["tenants"]
+    return any(tenant["name"] == "acme-revoking" and tenant["weight"] == weight for tenant in tenants)
