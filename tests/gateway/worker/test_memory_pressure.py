@@ -212,7 +212,7 @@ def test_a_process_near_its_limit_refuses_large_bodies_and_comes_back(tmp_path: 
 
 
 async def _send_slowly(connection: RawConnection, data: bytes) -> None:
-    """Sends `data`, then a byte each 20 ms, so that bytes also come after the memory was looked at."""
+    """Sends `data`, then a byte each 20 ms, so that some come after the memory was read."""
     await connection.send(data)
     while True:
         await connection.send(b" ")
