@@ -10,6 +10,7 @@ from fairlead.errors import BadInput
 from fairlead.fleet.labels import FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import KubeError, NotFound
+from fairlead.kube.field_managers import CLI_FIELD_MANAGER
 from fairlead.kube.resources import (
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
@@ -23,7 +24,7 @@ from fairlead.kube.resources import (
 from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.names import closest_matches
 from fairlead.runtime.clock import Clock, SystemClock
-from fairlead_cli.cluster.access.connection import connect, resolve_access
+from fairlead_cli.cluster.access.connection import connect, local_user, resolve_access
 from fairlead_cli.console import terminal_text
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
@@ -35,13 +36,12 @@ from fairlead_cli.rollouts.revisions import (
     resume_patch,
     rollout_status,
     undo_patch,
+    with_author,
 )
 from fairlead_cli.rollouts.text_output import render_status, to_plain
 from fairlead_cli.target import ClusterOptions
 from fairlead_operator.object_metadata import controller_uid
 
-CLI_FIELD_MANAGER: Final = "fairlead-cli"
-"""Field manager of the writes of this command."""
 _POLL_SECONDS: Final = 1.0
 
 
@@ -94,10 +94,12 @@ async def _run(asked: RolloutOptions, access: ClusterConfig, seconds: float | No
 
 def _patch(asked: RolloutOptions, status: RolloutStatus) -> Manifest | None:
     if asked.action == "pause":
-        return pause_patch()
+        return with_author(pause_patch(), local_user())
     if asked.action == "resume":
-        return resume_patch()
-    return undo_patch(status, choose_undo_revision(status, asked.to)) if asked.action == "undo" else None
+        return with_author(resume_patch(), local_user())
+    if asked.action == "undo":
+        return with_author(undo_patch(status, choose_undo_revision(status, asked.to)), local_user())
+    return None
 
 
 async def wait_until_settled(

@@ -10,6 +10,7 @@ from typing import Any
 
 from fairlead.errors import BadInput
 from fairlead.fleet.labels import SURGE_ANNOTATION
+from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION
 from fairlead.kube.resources import LEADER_WORKER_SETS, Manifest, key_of, metadata_of
 from fairlead.manifests.convert import convert_spec
 from fairlead_operator.controller.revisions import (
@@ -114,6 +115,13 @@ def resume_patch() -> Manifest:
 def undo_patch(status: RolloutStatus, revision: ModelRevision) -> Manifest:
     """Returns the patch that runs ``revision`` until the spec changes again."""
     return {"metadata": {"annotations": {UNDO_ANNOTATION: f"{revision.number}/{status.choice.current.number}"}}}
+
+
+def with_author(patch: Manifest, author: str) -> Manifest:
+    """Returns a patch that also says who made it, for the audit records of the operator."""
+    metadata = patch.get("metadata") or {}
+    annotations = {**(metadata.get("annotations") or {}), CHANGED_BY_ANNOTATION: author}
+    return {**patch, "metadata": {**metadata, "annotations": annotations}}
 
 
 def changed_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:

@@ -5,9 +5,7 @@ and changed again, so that two administrators never lose each other's keys.
 """
 
 import asyncio
-import getpass
 import os
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
@@ -16,7 +14,7 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Conflict, Forbidden, NotFound
 from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION, CLI_FIELD_MANAGER
 from fairlead.kube.resources import MODEL_TENANTS, Manifest, metadata_of, name_of
-from fairlead_cli.cluster.access.connection import connect
+from fairlead_cli.cluster.access.connection import connect, local_user
 from fairlead_cli.cluster.installation import Installation
 from fairlead_cli.cluster.missing_value import MissingValue, value_or_missing
 from fairlead_cli.tenants.revocation_list import add_to_revocation_list
@@ -86,7 +84,7 @@ async def edit_keys(api: KubeApi, name: str, edit: KeyEdit) -> None:
         patch = {
             "metadata": {
                 "resourceVersion": metadata_of(tenant)["resourceVersion"],
-                "annotations": {CHANGED_BY_ANNOTATION: _local_user()},
+                "annotations": {CHANGED_BY_ANNOTATION: local_user()},
             },
             "spec": {"keys": edit(keys_of(tenant))},
         }
@@ -100,15 +98,6 @@ async def edit_keys(api: KubeApi, name: str, edit: KeyEdit) -> None:
             raise _forbidden(f"the ModelTenant {name} cannot be changed", missing, "patch") from None
         else:
             return
-
-
-def _local_user() -> str:
-    """Returns who runs this program, for audit records: `USER@HOST`."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
 
 
 async def _get(api: KubeApi, name: str) -> Manifest:

@@ -23,7 +23,7 @@ from fairlead.fleet.labels import (
     SURGE_ANNOTATION,
     used_pod_annotations,
 )
-from fairlead.kube.field_managers import replicas_managers
+from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION, last_author, replicas_managers
 from fairlead.kube.resources import (
     CONTROLLER_REVISIONS,
     Manifest,
@@ -46,7 +46,8 @@ adds."""
 _MAX_CHILD_DEPTH: Final = 80
 _OVERSIZED: Final = {"spec": {"oversized": [None] * MAX_TEMPLATE_VALUES}}
 """A template that is as invalid as one that is too large."""
-_MODEL_ANNOTATIONS: Final = frozenset({RELEASE_NAMES_ANNOTATION, UNDO_ANNOTATION})
+_MODEL_ANNOTATIONS: Final = frozenset({RELEASE_NAMES_ANNOTATION, UNDO_ANNOTATION, CHANGED_BY_ANNOTATION})
+_MAX_AUTHOR_CHARS: Final = 200
 _LABELS: Final = frozenset(
     {
         MANAGED_BY_LABEL,
@@ -86,13 +87,16 @@ class PackedJson:
 
 def trim_model(model: Manifest) -> Manifest:
     """Returns a model with bounded templates, and without labels, `managedFields` and annotations
-    that are not used.
+    that are not used. The annotation of its last author is by `managedFields`.
 
     Why: these have any size, and take many times their bytes when they are decoded.
     """
     metadata, annotations = metadata_of(model), annotations_of(model)
     kept = {name: value for name, value in metadata.items() if name not in ("labels", "managedFields", "annotations")}
-    if used := {name: annotations[name] for name in _MODEL_ANNOTATIONS & annotations.keys()}:
+    used = {name: annotations[name] for name in _MODEL_ANNOTATIONS & annotations.keys()}
+    if metadata.get("managedFields"):
+        used[CHANGED_BY_ANNOTATION] = last_author(model)[:_MAX_AUTHOR_CHARS]
+    if used:
         kept["annotations"] = used
     return bound_templates({**model, "metadata": kept})
 

@@ -1,6 +1,7 @@
 """``fairlead rollout`` on a real API server with the real operator: pause, resume and undo."""
 
 import asyncio
+import json
 import os
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import yaml
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest
 from fairlead.runtime.clock import SystemClock
+from fairlead_cli.cluster.access.connection import local_user
 from fairlead_operator.object_metadata import UNDO_ANNOTATION
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.waiting import wait_until_async
@@ -25,8 +27,8 @@ SPACE = "rollouts"
 
 
 @pytest.fixture
-def operator(api_server: ApiServer, tmp_path: Path) -> Iterator[None]:
-    """One process of it, for the namespace of this test."""
+def operator(api_server: ApiServer, tmp_path: Path) -> Iterator[Path]:
+    """One process of it, for the namespace of this test. Returns its log with its audit records."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -35,13 +37,14 @@ def operator(api_server: ApiServer, tmp_path: Path) -> Iterator[None]:
         "KUBECONFIG": str(api_server.kubeconfig),
         "FAIRLEAD_ENGINE_IMAGES": "sim=fairlead.io/sim:1",
         "FAIRLEAD_WATCH_NAMESPACES": SPACE,
+        "FAIRLEAD_AUDIT_LOG": "-",
     }
     asyncio.run(_prepared(api_server))
     command = [sys.executable, "-m", "fairlead_operator", "--host", "127.0.0.1", "--port", port]
     with (tmp_path / "operator.log").open("wb") as log:
         process = subprocess.Popen([*command, "--lease-namespace", SPACE], env=known | own, stdout=log, stderr=log)
     try:
-        yield
+        yield tmp_path / "operator.log"
     finally:
         process.terminate()
         process.wait(60.0)
@@ -122,8 +125,14 @@ async def reason(api: KubeApi, type: str) -> str:
     return next((str(one["reason"]) for one in told if one["type"] == type), "")
 
 
-@pytest.mark.usefixtures("operator")
-def test_rollout_pause_resume_and_undo_on_an_api_server(api_server: ApiServer) -> None:
+def authors(log: Path) -> list[str]:
+    """Returns who caused each rollout, by the operator's audit records."""
+    lines = (line for line in log.read_text().splitlines() if line.startswith('{"log":"fairlead.audit"'))
+    after = [json.loads(line)["after"] for line in lines]
+    return [values["changedBy"] for values in after if values["event"] == "RolloutStarted"]
+
+
+def test_rollout_pause_resume_and_undo_on_an_api_server(api_server: ApiServer, operator: Path) -> None:
     async def main() -> None:
         async with _api(api_server) as api:
             await api.apply(model([]), "kubectl")
@@ -163,6 +172,8 @@ def test_rollout_pause_resume_and_undo_on_an_api_server(api_server: ApiServer) -
             await become(api, "--max-num-seqs=3")
 
     asyncio.run(main())
+    person = f"{local_user()} (fairlead-cli)"
+    assert authors(operator)[:2] == [person, person]  # resume, and undo
 
 
 def test_unknown_model_error_lists_existing_models(api_server: ApiServer) -> None:

@@ -97,6 +97,17 @@ def test_templates_of_many_pools_of_a_model_have_a_bound_together() -> None:
     assert trim_model(few)["spec"]["pools"] == pools[:2]
 
 
+def test_a_model_keeps_its_last_author_by_its_field_managers() -> None:
+    claimed = {"fairlead.io/changed-by": "ann@laptop", "other": "x"}
+    metadata = {"name": "qwen", "annotations": claimed}
+    entries = [("kubectl", "2027-01-15T08:00:00Z"), ("fairlead-cli", "2027-01-15T08:01:00Z")]
+    for count, author in ((1, "kubectl"), (2, "ann@laptop (fairlead-cli)")):
+        fields = [{"manager": name, "time": time} for name, time in entries[:count]]
+        trimmed = trim_model({"metadata": {**metadata, "managedFields": fields}})
+        assert trimmed["metadata"]["annotations"] == {"fairlead.io/changed-by": author}
+        assert trim_model(trimmed) == trimmed
+
+
 def test_pod_with_thousands_of_labels_takes_little_memory() -> None:
     labels = {f"l{number}": "" for number in range(30_000)}
     metadata = {

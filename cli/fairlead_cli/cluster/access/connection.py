@@ -1,7 +1,9 @@
 """The connection to a cluster: kubeconfig, context and errors that name both."""
 
+import getpass
 import os
 import random
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -79,3 +81,12 @@ def unreachable_error(error: KubeError, access: ClusterConfig) -> ClusterUnreach
         hint=f"the address is from {access.source}; is the cluster up, and reachable from here? "
         "Choose another cluster with --context or --kubeconfig",
     )
+
+
+def local_user() -> str:
+    """Returns who runs this program, for audit records: `USER@HOST`."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from fairlead.audit import Action, AuditEvent
 from fairlead.limits import Limits
+from fairlead_gateway.supervisor.management.access.access_guard import AnsweredRequest
 from fairlead_gateway.supervisor.management.access.access_scope import AccessScope, Permission, needed_permission
 
 _RECORDED: Final = (Permission.READ, Permission.AUDIT)
@@ -23,6 +24,7 @@ class Access(NamedTuple):
     actor: name of the management token.
     route: path, with placeholders for names.
     tenant: whose data were read; None: of no single tenant.
+    request_id: None for a request that was counted, and one that was refused by its head.
     """
 
     actor: str
@@ -31,6 +33,7 @@ class Access(NamedTuple):
     status: int
     tenant: str | None = None
     reason: str = ""
+    request_id: str | None = None
 
 
 class _Repeats:
@@ -54,13 +57,14 @@ class AccessAudit:
         self._limits = limits
         self._repeats: dict[tuple[str, str, str, int, str | None], _Repeats] = {}
 
-    def on_request(self, scope: AccessScope, method: str, route: str, status: int, reason: str) -> None:
+    def on_request(self, scope: AccessScope, request: AnsweredRequest) -> None:
         """Records a request that the guard of the port has passed or refused."""
-        if not _is_denied(status) and needed_permission(route) not in _RECORDED:
+        if not _is_denied(request.status) and needed_permission(request.route) not in _RECORDED:
             return
         tenants = scope.tenants or frozenset()
         tenant = next(iter(tenants)) if len(tenants) == 1 else None
-        self.on_access(Access(scope.name, method, route, status, tenant, reason))
+        method, route, status, reason, request_id = request
+        self.on_access(Access(scope.name, method, route, status, tenant, reason, request_id))
 
     def on_access(self, access: Access) -> None:
         """Records an access, or counts it if an equal one was recorded a moment ago."""
@@ -97,6 +101,7 @@ def _event(access: Access, repeats: int) -> AuditEvent:
         access.tenant,
         after=after,
         reason=access.reason,
+        request_id=access.request_id,
     )
 
 

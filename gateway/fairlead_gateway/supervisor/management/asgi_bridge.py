@@ -8,7 +8,7 @@ import asyncio
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
-from fairlead_gateway.supervisor.management.access.access_guard import App, Message, Scope
+from fairlead_gateway.supervisor.management.access.access_guard import REQUEST_ID_KEY, App, Message, Scope
 
 _UNKNOWN_ADDRESS = "0.0.0.0"
 """Replaces an unreadable address, which must not count as this machine's."""
@@ -39,7 +39,9 @@ async def serve_request(app: App, request: HttpRequest, response: ResponseWriter
         else:
             body.extend(message.get("body", b""))
 
-    await app(request_scope(request.head, response.client_address(), server), receive, send)
+    scope = request_scope(request.head, response.client_address(), server)
+    scope[REQUEST_ID_KEY] = response.request_id
+    await app(scope, receive, send)
     kind = next((value for name, value in fields if name == b"content-type"), b"application/octet-stream")
     lines = b"".join(b"%b: %b\r\n" % (name, value) for name, value in fields if name not in _FRAMING_HEADERS)
     response.send(status, lines.decode("latin-1"), bytes(body), content_type=kind.decode("latin-1"))

@@ -4,6 +4,8 @@ from fairlead.audit import Action, AuditEvent
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.supervisor.audit.access_audit import Access, AccessAudit
+from fairlead_gateway.supervisor.management.access.access_guard import AnsweredRequest
+from fairlead_gateway.supervisor.management.access.access_scope import AccessScope
 
 
 def _read(actor: str = "admin", route: str = "/api/decisions", status: int = 200) -> Access:
@@ -44,4 +46,17 @@ def test_what_is_counted_is_bounded_and_loses_no_count() -> None:
     assert [(event.actor, event.after.get("alsoBefore")) for event in found[10:]] == [
         ("token-10", None),
         ("token-0", 1),
+    ]
+
+
+def test_a_record_names_the_request_that_caused_it() -> None:
+    found: list[AuditEvent] = []
+    audit = AccessAudit(found.append, ManualClock().now, Limits())
+    scope = AccessScope("acme-team", frozenset({"acme"}))
+    for number in range(2):
+        audit.on_request(scope, AnsweredRequest("GET", "/api/usage", 200, "", f"manage-{number}"))
+    audit.on_request(scope, AnsweredRequest("GET", "/api/fleet", 403, "it needs the permission Fleet", None))
+    assert [(event.request_id, event.tenant, event.reason) for event in found] == [
+        ("manage-0", "acme", ""),
+        (None, "acme", "it needs the permission Fleet"),
     ]

@@ -58,6 +58,9 @@ async def _use(gateway: GatewayProcess, files: Path) -> None:
     assert await found("/api/decisions/job-7", support) == 409
     assert await found("/api/decisions/job-7?tenant=beta", support) == other
     assert await found("/api/fleet", team) == 403
+    denied = await _manage(gateway, "/api/stats", team)
+    (record,) = (await _manage(gateway, "/api/audit?limit=1", support)).json()["records"]
+    assert (record["action"], record["request_id"]) == ("AccessDenied", denied.headers["x-request-id"])
     assert await found("/api/stats", "installation-token") == 200
     await asyncio.to_thread((files / "tokens.yaml").write_text, _token_file(support="tenants: all, may: [Read, Audit]"))
 

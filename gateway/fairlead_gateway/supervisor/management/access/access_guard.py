@@ -17,7 +17,7 @@ applies them to every request.
 import ipaddress
 import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from fairlead import http_access
 from fairlead_gateway.supervisor.management.access.access_scope import (
@@ -33,8 +33,27 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-OnAccess = Callable[[AccessScope, str, str, int, str], None]
-"""Called after a request with its scope, method, route, status, and the reason of a refusal."""
+REQUEST_ID_KEY: Final = "fairlead.request_id"
+"""The key of a request's id in an ASGI scope."""
+
+
+class AnsweredRequest(NamedTuple):
+    """A request to the management API that was answered or refused.
+
+    route: path, with placeholders for names.
+    reason: of a refusal; else empty.
+    request_id: the `x-request-id` of the answer; None if the request was refused by its head.
+    """
+
+    method: str
+    route: str
+    status: int
+    reason: str
+    request_id: str | None
+
+
+OnAccess = Callable[[AccessScope, AnsweredRequest], None]
+"""Called with the scope of a request's token after the request."""
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _OPEN_PATHS: Final = frozenset({"/", "/readyz", "/metrics"})
@@ -97,7 +116,8 @@ class AccessGuard:
 
     def _report(self, access: AccessScope, scope: Scope, status: int, reason: str) -> None:
         if self._on_access is not None:
-            self._on_access(access, scope["method"], route_of(scope["path"]), status, reason)
+            route, request_id = route_of(scope["path"]), scope.get(REQUEST_ID_KEY)
+            self._on_access(access, AnsweredRequest(scope["method"], route, status, reason, request_id))
 
     def refusal(self, scope: Scope) -> tuple[int, str, str] | None:
         """Returns status, message and hint of a request that is refused by its head; else None."""

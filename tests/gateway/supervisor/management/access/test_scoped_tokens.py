@@ -183,7 +183,7 @@ def test_each_request_is_reported_with_the_name_of_its_token_and_its_route(share
     for path, token in (("/api/decisions/req_1", "t-acme"), ("/api/audit", "t-acme"), ("/api/stats", None)):
         _get(shared, path, token, seen=seen)
     _get(shared, "/readyz", None, seen=seen)
-    assert [(scope.name, method, route, status) for scope, method, route, status, _ in seen] == [
+    assert [(scope.name, request.method, request.route, request.status) for scope, request in seen] == [
         ("acme-team", "GET", "/api/decisions/{request_id}", 200),
         ("acme-team", "GET", "/api/audit", 403),
         ("without a known token", "GET", "/api/stats", 401),
