@@ -16,7 +16,7 @@ class RouteRequest:
     """A request as routing sees it. It is never changed.
 
     - prompt_tokens: may be an estimate.
-    - session: the client's conversation id.
+    - session: the client's conversation id, after the salt of its cache scope.
     - sequences: answers that an engine computes for it; `max_tokens` is of each.
     - session_hash: a keyed 64-bit hash of `session`, by which gateways share session affinity.
     """

@@ -18,7 +18,7 @@ from fairlead_gateway.routing.kv_pull import offer_pulls
 from fairlead_gateway.routing.policies import dual_hash
 from fairlead_gateway.routing.policies.policy_input import PolicyInput
 from fairlead_gateway.routing.prefill_placement import PrefillEstimate, estimate_prefill
-from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain, chain_seed
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
 from fairlead_gateway.routing.router_state import RouterState
 
@@ -84,12 +84,19 @@ class ModelRouter(RouterState):
             )
         is_session_key = self._preset == "session" and request.session is not None
         if is_session_key:
-            key = xxhash.xxh3_64_intdigest((request.session or "").encode(), 7)
+            key = self._session_key(request.session or "")
         policy_input = self._policy_input(request, self._homes.pair(key, excluded=excluded), endpoints, now)
         policy_input.is_session_key = is_session_key
         policy_input.first_on_ring = lambda full: self._first_on_ring(chain, excluded | full)
         self._decision_count += 1
         return policy(policy_input)
+
+    def _session_key(self, session: str) -> int:
+        """Returns the routing key of a session, for the preset `session`.
+
+        Why with the secret: clients could else compute many sessions that have one home.
+        """
+        return xxhash.xxh3_64_intdigest(session.encode(), chain_seed(self._secret, b"session"))
 
     def _decide_by_kind(
         self, key: Hashable, request: RouteRequest, endpoints: list[Endpoint], now: float, excluded: frozenset[str]

@@ -308,7 +308,7 @@ class Supervisor:
         warnings = self._config.fleet_source.warnings()
         warnings += [watch.problem for watch in self._watchers if watch.problem]
         if self.access is not None:
-            warnings += self.access.warnings()
+            warnings += self.access.warnings(self._fleet.models)
         if self._scale_up_notifier is not None:
             warnings += self._scale_up_notifier.warnings()
         return [

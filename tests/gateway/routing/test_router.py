@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from random import Random
+from unittest.mock import Mock
 
 import pytest
 
@@ -235,6 +236,20 @@ def test_a_session_stays_where_it_is_whatever_its_prompts() -> None:
     assert len(chosen) == 1
     others = {made.choose_instance(prompt(f"q{n}", 1, session_id=f"talk-{n}"), 0.0).chosen for n in range(60)}
     assert len(others) == 8
+
+
+def test_routing_keys_of_sessions_follow_from_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = []
+    for secret in (b"one", b"two"):
+        made = ModelRouter(secret=secret)
+        made.update(Model("default", "m", preset="session"), instances(8))
+        pair = Mock(wraps=made._homes.pair)
+        monkeypatch.setattr(made._homes, "pair", pair)
+        for number in range(20):
+            made.choose_instance(prompt(f"r{number}", number, session_id=f"talk-{number % 10}"), 0.0)
+        keys.append({call.args[0] for call in pair.call_args_list})
+    assert [len(found) for found in keys] == [10, 10]
+    assert not keys[0] & keys[1]
 
 
 def test_an_unknown_preset_is_refused_by_name() -> None:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 
 from fairlead.errors import ManifestError
+from fairlead.fleet.model import Model
 from fairlead.runtime.file_watcher import FileWatcher, ToleratedErrors
+from fairlead.tenants.cache_isolation import shared_caches
 from fairlead.tenants.documents import merge_sources
 from fairlead.tenants.model import ApiKey, Tenant, TenantTable
 from fairlead_gateway.ipc import messages as say
@@ -84,6 +86,18 @@ class AccessSources:
         return self.key_file is not None or bool(self.tenant_sources)
 
 
+@dataclass(frozen=True, slots=True)
+class _SharedCaches:
+    """Warnings about caches that tenants share, and what they were computed from.
+
+    Why kept: with 10,000 tenants they take milliseconds, and are asked for five times a second.
+    """
+
+    tenants: Mapping[str, Tenant]
+    models: Mapping[str, Model]
+    warnings: Sequence[str]
+
+
 def _ignore(tenants: Collection[Tenant]) -> None: ...
 
 
@@ -113,6 +127,7 @@ class AccessService:
         self._problems: list[str] = []
         self._logged: frozenset[str] = frozenset()
         self._were_keys_loaded = False
+        self._shared_caches = _SharedCaches({}, {}, [])
         self._watchers = self._create_watchers()
         self.tenants: Mapping[str, Tenant] = {}
         self.key_uses = KeyUseLog(wall)
@@ -211,8 +226,10 @@ class AccessService:
         """Returns the tenants, and when their keys were used last."""
         return TenantsSnapshot(self.tenants, self.key_uses.started_at, self.key_uses.used_at)
 
-    def warnings(self) -> list[str]:
-        """Returns the problems of all sources, of each kind the first few."""
+    def warnings(self, models: Mapping[str, Model]) -> list[str]:
+        """Returns the problems of all sources, of each kind the first few, and models that cannot
+        keep caches of tenants apart.
+        """
         found = [watcher.problem for watcher in self._watchers if watcher.problem is not None]
         found += self._revocation_problems()
         if self._sources.token_issuers is not None:
@@ -223,6 +240,7 @@ class AccessService:
             *found,
             *of_tenants[:_MAX_WARNINGS],
             *([f"and {more} more problems of tenants"] if more > 0 else []),
+            *self._cache_warnings(models),
         ]
 
     def counters(self) -> dict[str, int]:
@@ -234,6 +252,13 @@ class AccessService:
         of_tenants = sum(len(tenant.keys) for tenant in self.tenants.values())
         of_file = 0 if key_file is None else len(key_file.names_by_digest)
         return {**found, "keys": of_file + of_tenants}
+
+    def _cache_warnings(self, models: Mapping[str, Model]) -> Sequence[str]:
+        last = self._shared_caches
+        if last.tenants is not self.tenants or last.models is not models:
+            last = _SharedCaches(self.tenants, models, shared_caches(self.tenants, models))
+            self._shared_caches = last
+        return last.warnings
 
     def _create_watchers(self) -> list[FileWatcher]:
         watchers = []

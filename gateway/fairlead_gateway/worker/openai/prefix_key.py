@@ -78,11 +78,12 @@ def build_route_request(
         chain_start = chain_starts.of_model(request.model_key)
     chain = hash_blocks(text, chain_start, start=start, end=end)
     session = _session_id(request, head)
-    pinned_session = (
-        None
-        if session is None or not _is_one_conversation(request, head)
-        else session_hash(session, request.model_key, chain_starts.secret, "" if scope is None else scope.salt)
-    )
+    pinned_session = None
+    if session is not None:
+        salt = "" if scope is None else scope.salt
+        if _is_one_conversation(request, head):
+            pinned_session = session_hash(session, request.model_key, chain_starts.secret, salt)
+        session = salt + session
     tokens = (end - start) / BYTES_PER_TOKEN
     route_request = RouteRequest(request_id, chain, tokens, request.max_tokens, session, pinned_session)
     route_request.sequences = request.sequences

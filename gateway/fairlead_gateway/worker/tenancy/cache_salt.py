@@ -8,7 +8,8 @@ in, and divides the cache of the scope further.
 The same salt is part of the prefix hash (`openai.prefix_key`) and of the session's hash. So scopes
 also differ in routing, in the hints of other gateways and in the links to the KV-cache index.
 
-Engines without this field share their cache between all clients (`takes_cache_salt`).
+Engines without this field share their cache between all clients (`takes_cache_salt`). A gateway
+warns of them (`fairlead.tenants.cache_isolation`).
 """
 
 import hmac
@@ -16,15 +17,15 @@ from functools import cache
 from typing import Final
 
 from fairlead.fleet.model import RequestPolicy
+from fairlead.tenants.cache_isolation import SALT_FIELD, SALTED_ENGINES
 from fairlead.tenants.model import CacheSharing, Tenant
 from fairlead_gateway.worker.openai.field_policy import known_fields
 from fairlead_gateway.worker.openai.prefix_key import CacheScope
 from fairlead_gateway.worker.openai.request import ModelRequest
 
-FIELD: Final = "cache_salt"
+FIELD: Final = SALT_FIELD
 _SALT_CHARACTERS: Final = 32
 _DIGEST: Final = "sha256"
-_SALTED_ENGINES: Final = frozenset({"vllm", "sglang", "sim"})
 _UNKNOWN_ENGINES: Final = frozenset({"vllm"})
 
 
@@ -57,7 +58,7 @@ def takes_cache_salt(policy: RequestPolicy, path: str) -> bool:
 
 @cache
 def _all_take_salt(engines: frozenset[str], path: str) -> bool:
-    return engines <= _SALTED_ENGINES and all(FIELD in (known_fields(engine, path) or ()) for engine in engines)
+    return engines <= SALTED_ENGINES and all(FIELD in (known_fields(engine, path) or ()) for engine in engines)
 
 
 def _keyed_salt(key: bytes, text: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from fairlead.fleet.model import Model, RequestPolicy
 from fairlead.limits import Limits
 from fairlead.tenants.model import Tenant, TenantTable
 from fairlead_gateway.ipc import messages as say
@@ -103,10 +104,34 @@ def test_broken_document_revokes_only_what_it_lost(tmp_path: Path) -> None:
             )
             await wait_until(lambda: received.tenants["zeta"].weight == 5)
             assert received.digests() == {NEW, "0c" * 32}
-            assert any("not YAML" in warning for warning in service.warnings())
+            assert any("not YAML" in warning for warning in service.warnings({}))
             path.unlink()
-            await wait_until(lambda: any("cannot read" in warning for warning in service.warnings()))
+            await wait_until(lambda: any("cannot read" in warning for warning in service.warnings({})))
             assert received.digests() == {NEW, "0c" * 32}, "an unreadable file says nothing about keys"
+        finally:
+            await service.stop()
+
+    run_async(main())
+
+
+def test_models_that_cannot_isolate_tenants_are_a_warning_while_tenants_want_it(tmp_path: Path) -> None:
+    path = tmp_path / "tenants.yaml"
+    path.write_text(document("acme", NEW))
+    theirs = Model("chat", "theirs", requests=RequestPolicy(frozenset({"external"})))
+    models = {theirs.key: theirs}
+
+    async def main() -> None:
+        service = AccessService(
+            AccessSources(tenant_sources=[TenantFile(path, Limits())]), Received().apply, lambda: 1.0
+        )
+        await service.start()
+        try:
+            (warning,) = service.warnings(models)
+            assert warning.startswith("engines of chat/theirs share cached prompts")
+            assert service.warnings({}) == []
+            assert service.warnings(models) == [warning]
+            path.write_text(document("acme", NEW, more="  cacheSharing: Cluster\n"))
+            await wait_until(lambda: service.warnings(models) == [])
         finally:
             await service.stop()
 
@@ -125,16 +150,16 @@ def test_revocation_list_counts_while_everything_else_is_broken(tmp_path: Path) 
         await service.start()
         try:
             assert received.names == {bytes.fromhex(OLD): "one"}
-            assert service.warnings() == []
+            assert service.warnings({}) == []
             keys.write_text("keys: [")
             tenants.write_text("{" + NEW)
             revoked.write_text(f"{OLD}\nno digest\n{NEW}\n")
             await wait_until(lambda: len(received.revoked) == 2)
-            await wait_until(lambda: len(service.warnings()) == 3)
-            assert any(f"{revoked}: no digest on line 2" in warning for warning in service.warnings())
+            await wait_until(lambda: len(service.warnings({})) == 3)
+            assert any(f"{revoked}: no digest on line 2" in warning for warning in service.warnings({}))
             assert received.names == {bytes.fromhex(OLD): "one"}
             revoked.unlink()
-            await wait_until(lambda: any("the last list of revoked keys stays" in one for one in service.warnings()))
+            await wait_until(lambda: any("the last list of revoked keys stays" in one for one in service.warnings({})))
             assert service.revoked == [bytes.fromhex(OLD), bytes.fromhex(NEW)]
         finally:
             await service.stop()

@@ -138,7 +138,7 @@ def test_a_list_that_may_not_be_read_stops_nobody() -> None:
             await service.start()
             try:
                 await wait_until(lambda: received.is_loaded[-1:] == [True])
-                assert any("cannot watch the ConfigMap" in warning for warning in service.warnings())
+                assert any("cannot watch the ConfigMap" in warning for warning in service.warnings({}))
             finally:
                 await service.stop()
 

@@ -155,10 +155,11 @@ def test_changed_sharing_of_a_tenant_counts_at_once() -> None:
 
 
 def test_same_session_name_of_two_tenants_is_two_sessions() -> None:
-    pins = [isolated(tenant, CHAT, header="chat-1")[1].session_hash for tenant in (None, OPEN, ACME, ZETA, *GROUPED)]
-    assert pins[0] == pins[1]
-    assert len(set(pins[1:4])) == 3
-    assert pins[4] == pins[5]
+    routes = [isolated(tenant, CHAT, header="chat-1")[1] for tenant in (None, OPEN, ACME, ZETA, *GROUPED)]
+    for sessions in ([route.session_hash for route in routes], [route.session for route in routes]):
+        assert sessions[0] == sessions[1]
+        assert len(set(sessions[1:4])) == 3
+        assert sessions[4] == sessions[5]
 
 
 @pytest.mark.parametrize(
