@@ -124,11 +124,14 @@ async def _decision(endpoint: ManagementEndpoint, request_id: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class RouteQuery:
-    """Query of ``explain route``: model, file of the prompt (``-``: standard input) and session."""
+    """Query of ``explain route``: model, file of the prompt (``-``: standard input), session and
+    tenant.
+    """
 
     model: str | None
     file: str
     session: str | None
+    tenant: str | None = None
 
 
 def run_route(query: RouteQuery, manage: str | None, cluster: ClusterOptions, output: OutputFormat) -> int:
@@ -198,4 +201,4 @@ def _name_pods(content: bytes, endpoint: ManagementEndpoint) -> bytes:
 
 async def _preview(endpoint: ManagementEndpoint, path: str, body: bytes, route: RouteQuery) -> bytes:
     async with ManagementClient(endpoint.url(), endpoint.token) as management:
-        return await management.preview_route(path, body, route.session)
+        return await management.preview_route(path, body, route.session, route.tenant)

@@ -110,13 +110,14 @@ class ManagementClient:
         self._read(answer, api_types.Decision)
         return answer.content
 
-    async def preview_route(self, path: str, body: bytes, session: str | None) -> bytes:
+    async def preview_route(self, path: str, body: bytes, session: str | None, tenant: str | None = None) -> bytes:
         """Returns where a request would go, as raw JSON, validated.
 
         Raises LookupError with the gateway's message when it would reject the request.
         """
         headers = {"content-type": "application/json"} | ({} if session is None else {"x-session-id": session})
-        answer = await self._send("/api/route", {"path": path}, body, headers)
+        query = {"path": path} | ({} if tenant is None else {"tenant": tenant})
+        answer = await self._send("/api/route", query, body, headers)
         if answer.status_code != 200 and b'"error"' in answer.content and answer.status_code not in (401, 403):
             raise LookupError(
                 f"the gateway would reject this request ({answer.status_code}): {_error_message(answer.content)}"

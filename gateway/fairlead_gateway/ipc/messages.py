@@ -142,9 +142,7 @@ class IndexCorrections(msgspec.Struct, tag=True):
 
 
 class SampleRequest(msgspec.Struct, tag=True):
-    """Supervisor → worker: a request for prompts, by the hashes of their ends. The reply is
-    `PromptSamples`.
-    """
+    """Supervisor → worker: a query for prompts, by hashes of their ends. Reply: `PromptSamples`."""
 
     model: str
     tails: list[int]
@@ -194,10 +192,7 @@ class GetDecisions(msgspec.Struct, tag=True):
 
 
 class GetDecision(msgspec.Struct, tag=True):
-    """Query for one request. The reply is a list of at most one `EncodedLoggedRequest` a tenant.
-
-    callers: only requests of these tenants; None: of all.
-    """
+    """Query for one request of `callers`. The reply lists one `EncodedLoggedRequest` a tenant."""
 
     query_id: int
     request_id: str
@@ -205,12 +200,16 @@ class GetDecision(msgspec.Struct, tag=True):
 
 
 class PreviewRoute(msgspec.Struct, tag=True):
-    """Query for the instance that a request would be sent to. The reply is one `RoutePreview`."""
+    """Query for the instance that a request would be sent to. The reply is one `RoutePreview`.
+
+    tenant: the caller; None for one that belongs to no tenant.
+    """
 
     query_id: int
     path: str
     body: bytes
     session: str | None
+    tenant: str | None = None
 
 
 ToWorker: TypeAlias = (

@@ -141,6 +141,19 @@ class ApiKeys:
         """Returns a tenant; None for an unknown one, and for those of the keys file."""
         return self._tenants.get(name)
 
+    def caller_of(self, tenant: str) -> Caller | None:
+        """Returns a caller of a tenant, or of a name in the keys file; None for an unknown one.
+
+        Raises NotPermitted for a suspended tenant.
+        """
+        known = self._tenants.get(tenant)
+        if known is None and tenant in self._names.values():
+            known = implicit_tenant(tenant)
+        if known is None:
+            return None
+        check_tenant(known)
+        return Caller(known, "")
+
     def tenants(self) -> Iterable[Tenant]:
         """Returns the tenants, but not those of the keys file."""
         return self._tenants.values()

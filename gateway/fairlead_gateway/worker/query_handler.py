@@ -28,8 +28,7 @@ class QueryHandler:
 
     def __init__(self, gateway: Gateway, send: Callable[[msgspec.Struct], bool]) -> None:
         self._gateway = gateway
-        runtime, stack = gateway.runtime, gateway.stack
-        self._previewer = RoutePreviewer(runtime.clock, runtime.limits, stack.routers, stack.prefill_coordinator)
+        self._previewer = RoutePreviewer(gateway)
         self._send = send
 
     async def handle(self, query: messages.Query) -> None:
@@ -60,7 +59,7 @@ class QueryHandler:
 
     def _preview(self, query: messages.PreviewRoute) -> messages.RoutePreview:
         try:
-            logged = self._previewer.preview(query.path, query.body, query.session)
+            logged = self._previewer.preview(query)
             return messages.RoutePreview(encode_logged_request(logged))
         except GatewayError as error:
             return messages.RoutePreview(None, (error.status, str(error), error.param, error.code))

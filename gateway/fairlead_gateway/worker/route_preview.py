@@ -2,26 +2,24 @@
 
 The management port requests it. Nothing is sent, counted or remembered, so a preview changes no
 later route. Admission is left out: where requests queue, this one would too, and
-its route would depend on what is known when it leaves the queue. Between equal instances the
-request's id decides, so another request with this prompt may go elsewhere.
+its route would depend on what is known when it leaves the queue. So are limits. Between equal
+instances the request's id decides, so another request with this prompt may go elsewhere.
 """
 
 from typing import Final
 
-from fairlead.limits import Limits
-from fairlead.runtime.clock import Clock
-from fairlead_gateway.errors import UnknownPath
+from fairlead_gateway.caller_key import Caller
+from fairlead_gateway.errors import BadRequest, UnknownPath
+from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.ipc.messages import PreviewRoute
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES
-from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import BYPASSED, HandoffRecord
 from fairlead_gateway.worker.disaggregation import kv_connectors
-from fairlead_gateway.worker.disaggregation.prefill_coordinator import PrefillCoordinator
-from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
-from fairlead_gateway.worker.openai.prefix_key import build_route_request
-from fairlead_gateway.worker.openai.request import BODY_TYPES, parse_request
+from fairlead_gateway.worker.openai.request import BODY_TYPES
+from fairlead_gateway.worker.proxy.gateway import Gateway
 
 _PREVIEW_ID: Final = "asked"
 
@@ -29,32 +27,22 @@ _PREVIEW_ID: Final = "asked"
 class RoutePreviewer:
     """The previewer of routes: it decides where a request would go, without sending it."""
 
-    def __init__(
-        self, clock: Clock, limits: Limits, routers: RouterRegistry, prefill_coordinator: PrefillCoordinator
-    ) -> None:
-        self._clock = clock
-        self._limits = limits
-        self._routers = routers
-        self._prefill_coordinator = prefill_coordinator
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._clock = gateway.runtime.clock
+        self._routers = gateway.stack.routers
+        self._prefill_coordinator = gateway.stack.prefill_coordinator
 
-    def preview(self, path: str, body: bytes, session: str | None) -> LoggedRequest:
+    def preview(self, query: PreviewRoute) -> LoggedRequest:
         """Returns the choices that a request would get: the prefill instance, if any, then
         the instance that answers.
 
-        body: as a client would send it to `path`.
-        session: as in the header x-session-id.
-        Raises GatewayError as for a request of a client.
+        Raises GatewayError as for a request of a client, and for an unknown tenant.
         """
-        if path not in BODY_TYPES:
-            raise UnknownPath(
-                f"requests for {path} are not routed by their prompt", hint=f"use one of {', '.join(BODY_TYPES)}"
-            )
         routers, prefilling = self._routers.serving, self._routers.prefilling
-        fields = [] if session is None else [(b"x-session-id", session.encode("latin-1", "replace"))]
-        head = RequestHead("POST", path, fields, 11, len(body), keep_alive=True, expects_continue=False)
-        request = parse_request(path, body, routers.fleet, self._limits)
+        http_request = self._http_request(query)
+        request, route_request = self._gateway.parse(http_request, _PREVIEW_ID)
         key = request.model_key
-        route_request = build_route_request(request, head, _PREVIEW_ID, ChainStarts(routers.secret))
         now = self._clock.now()
         decision = routers.choose(key, route_request, now, NO_INSTANCES, preview=True)
         choices = [(routers, decision)]
@@ -81,3 +69,22 @@ class RoutePreviewer:
                 for role, choice in choices
             ]
         )
+
+    def _http_request(self, query: PreviewRoute) -> HttpRequest:
+        """Returns the request as if a client had sent it with a key of the tenant."""
+        path, body, session = query.path, query.body, query.session
+        if path not in BODY_TYPES:
+            raise UnknownPath(
+                f"requests for {path} are not routed by their prompt", hint=f"use one of {', '.join(BODY_TYPES)}"
+            )
+        fields = [] if session is None else [(b"x-session-id", session.encode("latin-1", "replace"))]
+        head = RequestHead("POST", path, fields, 11, len(body), keep_alive=True, expects_continue=False)
+        caller = None if query.tenant is None else self._caller_of(query.tenant)
+        return HttpRequest(head, body, _PREVIEW_ID, self._clock.now(), self._clock.wall(), caller)
+
+    def _caller_of(self, tenant: str) -> Caller:
+        api_keys = self._gateway.api_keys
+        caller = None if api_keys is None else api_keys.caller_of(tenant)
+        if caller is None:
+            raise BadRequest(f"tenant: no tenant is called {tenant!r}", param="tenant")
+        return caller

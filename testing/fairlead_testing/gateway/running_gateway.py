@@ -15,6 +15,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.event_loop import close_server, loop_factory
 from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.http.sockets import socket_url
+from fairlead_gateway.ipc.messages import PreviewRoute
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.telemetry.decision_log import LoggedRequest
 from fairlead_gateway.worker.api_keys import ApiKeys
@@ -47,11 +48,9 @@ class RunningGateway:
         """Returns the load by instance."""
         return self.gateway.stack.routers.loads()
 
-    def preview_route(self, path: str, body: bytes, session: str | None) -> LoggedRequest:
+    def preview_route(self, path: str, body: bytes, session: str | None, tenant: str | None = None) -> LoggedRequest:
         """Returns where a request would go."""
-        runtime, stack = self.gateway.runtime, self.gateway.stack
-        previewer = RoutePreviewer(runtime.clock, runtime.limits, stack.routers, stack.prefill_coordinator)
-        return previewer.preview(path, body, session)
+        return RoutePreviewer(self.gateway).preview(PreviewRoute(0, path, body, session, tenant))
 
 
 def fleet_of(

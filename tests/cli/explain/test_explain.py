@@ -324,6 +324,15 @@ def test_route_preview_shows_the_agreement_of_workers(tmp_path: Path) -> None:
     }
 
 
+def test_route_preview_names_the_tenant_that_would_send_it(tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("what is a fairlead?")
+    done, server = would(prompt, "-m", "llama", "--tenant", "acme")
+    assert done.returncode == 0
+    (asked,) = server.requests
+    assert asked.path == "/api/route?path=%2Fv1%2Fchat%2Fcompletions&tenant=acme"
+
+
 def test_file_with_a_json_request_is_sent_unchanged(tmp_path: Path) -> None:
     prompt = tmp_path / "request.json"
     prompt.write_text('{"model": "llama", "prompt": "once", "max_tokens": 5}')

@@ -9,7 +9,9 @@ import pytest
 
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import InstanceState, RoutingPreset
-from fairlead_gateway.errors import BadRequest, NoReadyInstance, UnknownModel, UnknownPath
+from fairlead.tenants.model import ApiKey, Tenant
+from fairlead_gateway.errors import BadRequest, NoReadyInstance, NotPermitted, UnknownModel, UnknownPath
+from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
@@ -63,6 +65,53 @@ def test_what_would_be_refused_is_refused() -> None:
             async with running_gateway(starting) as running:
                 with pytest.raises(NoReadyInstance, match="1 starting"):
                     said(running, "x")
+
+    run_async(main())
+
+
+def test_preview_for_a_tenant_has_its_models_and_its_cached_prompts() -> None:
+    async def main() -> None:
+        keys = ApiKeys(b"pepper", {b"d" * 32: "of-the-file"})
+        held = (ApiKey("k", key_digest(b"key", b"pepper")),)
+        keys.update_tenants(
+            [
+                Tenant("acme", keys=held),
+                Tenant("zeta", models=frozenset({"default/other"})),
+                Tenant("stopped", is_suspended=True),
+            ]
+        )
+        async with (
+            scripted_engine() as one,
+            scripted_engine() as two,
+            running_gateway(fleet_of([one.url, two.url]), api_keys=keys) as running,
+        ):
+            content = json.dumps(body("a long prompt " * 400), separators=(",", ":")).encode()
+
+            def matched(tenant: str | None) -> float:
+                decision = running.preview_route(CHAT, content, None, tenant).latest.decision
+                return max(found.value or 0.0 for name, found in decision.inputs.items() if "matched" in name)
+
+            assert (matched(None), matched("acme"), matched("of-the-file")) == (0.0, 0.0, 0.0)
+            answer = await request(running.url, json.loads(content), more="authorization: Bearer key\r\n")
+            assert answer.status == 200
+            await wait_until(lambda: not running.gateway.inflight_count())
+            assert matched("acme") > 500
+            assert (matched(None), matched("of-the-file")) == (0.0, 0.0)
+            with pytest.raises(UnknownModel):
+                matched("zeta")
+            with pytest.raises(NotPermitted, match="suspended"):
+                matched("stopped")
+            with pytest.raises(BadRequest, match="no tenant is called 'nobody'"):
+                matched("nobody")
+
+    run_async(main())
+
+
+def test_preview_for_a_tenant_is_refused_where_no_key_is_asked_for() -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+            with pytest.raises(BadRequest, match="no tenant is called 'acme'"):
+                running.preview_route(CHAT, json.dumps(body("x")).encode(), None, "acme")
 
     run_async(main())
 

@@ -86,6 +86,10 @@ def explain_route(
         ),
     ],
     session: Annotated[str | None, Parameter(help="The conversation, as in the header x-session-id.")] = None,
+    tenant: Annotated[
+        str | None,
+        Parameter(help="The tenant that would send it: with its models and its cached prompts. Default: no tenant."),
+    ] = None,
     source: Annotated[GatewaySource, Parameter(name="*")] = _GATEWAY,
     output: OutputFlag = "table",
 ) -> int:
@@ -100,7 +104,7 @@ def explain_route(
     """
     from fairlead_cli.explain.command import RouteQuery, run_route
 
-    query = RouteQuery(qualified_name(model, source.cluster.namespace), file, session)
+    query = RouteQuery(qualified_name(model, source.cluster.namespace), file, session, tenant)
     return run_route(query, source.manage, source.cluster, output)
 
 

@@ -235,11 +235,16 @@ def _add_route_preview(app: FastAPI, view: GatewayView) -> None:
     )
     async def where(
         request: Request,
+        access: _Access,
         path: Annotated[str, Query(description="The path to which a client would send it.")] = "/v1/chat/completions",
+        tenant: Annotated[str | None, Query(description="The tenant that would send it.", max_length=253)] = None,
     ) -> schemas.RoutePreviewOut:
         """Routes the request in the body; the header `x-session-id` names its session."""
+        if access.tenants is not None and tenant not in access.tenants:
+            raise HTTPException(403, f"the token {access.name} may preview requests of its tenants: name one as tenant")
+        session = request.headers.get("x-session-id")
         try:
-            found = await view.preview_route(path, await request.body(), request.headers.get("x-session-id"))
+            found = await view.preview_route(path, await request.body(), session, tenant)
         except GatewayError as error:
             raise HTTPException(error.status, str(error)) from None
         if not found:

@@ -139,8 +139,12 @@ class GatewayView(Protocol):
         """Returns the newest audit records of this process, the newest first."""
         ...
 
-    async def preview_route(self, path: str, body: bytes, session: str | None) -> list[LoggedRequest]:
+    async def preview_route(
+        self, path: str, body: bytes, session: str | None, tenant: str | None = None
+    ) -> list[LoggedRequest]:
         """Returns the decision of each worker that answers, for this request.
+
+        tenant: whose request it is; None for a caller that belongs to no tenant.
 
         Raises the GatewayError with which a gateway would answer the request.
         """

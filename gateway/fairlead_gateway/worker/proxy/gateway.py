@@ -130,7 +130,7 @@ class Gateway(RequestLifecycle):
         self.listener.has_api_keys = secrets.api_keys is not None
         self.memory_pressure = MemoryPressure(limits, memory_share, self.listener.set_memory_pressure)
         self.memory_pressure.start(runtime.loop)
-        self._api_keys = secrets.api_keys
+        self.api_keys = secrets.api_keys
         self._hop_id = create_hop_id(secrets.hash_secret)
         self._policies = TenantPolicies(secrets.hash_secret)
         self._scan_bounds = ScanBounds(limits)
@@ -172,7 +172,7 @@ class Gateway(RequestLifecycle):
         if self._observers is not None:
             warnings += self._observers.warnings()
         cause = DRAINING if self._is_draining else "" if self._is_loaded else NO_FLEET_YET
-        if not cause and self._api_keys is not None and not self._api_keys.is_loaded:
+        if not cause and self.api_keys is not None and not self.api_keys.is_loaded:
             cause = NO_KEYS_YET
         return not cause, [cause, *warnings] if cause else warnings
 
@@ -235,7 +235,7 @@ class Gateway(RequestLifecycle):
         Raises InvalidApiKey, NotPermitted, BodyTooLarge for a body where none belongs, UnknownPath,
         MethodNotAllowed, GatewayLoop, and Overloaded if memory is short.
         """
-        caller = None if self._api_keys is None or head.path == READINESS_PATH else self._api_keys.caller(head)
+        caller = None if self.api_keys is None or head.path == READINESS_PATH else self.api_keys.caller(head)
         if caller is not None and not caller.may_use_other_paths:
             check_counted_path(head.path)
         if head.length != 0 and not (head.method == "POST" and takes_body(head.path)):
@@ -247,7 +247,7 @@ class Gateway(RequestLifecycle):
 
     def _shows_key(self, head: RequestHead) -> bool:
         """Returns whether the request may read details of the gateway; False without keys."""
-        return self._api_keys is not None and self._api_keys.shows_details(head)
+        return self.api_keys is not None and self.api_keys.shows_details(head)
 
     def handle(self, http_request: HttpRequest, response: ResponseWriter) -> None:
         """Answers the request, or starts to forward it."""
@@ -309,7 +309,7 @@ class Gateway(RequestLifecycle):
             return
         context: RequestContext | None = None
         try:
-            request, route_request = self._parse(http_request, request_id)
+            request, route_request = self.parse(http_request, request_id)
             context = self._create_context(http_request, response, request_id, request, route_request)
             if self.stack.limit_gate.reserve(context) and self._fast_path.is_eligible(context):
                 self._fast_path.start(context)
@@ -320,7 +320,8 @@ class Gateway(RequestLifecycle):
         except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
             self._fail_internally(context, error, response, http_request)
 
-    def _parse(self, http_request: HttpRequest, request_id: str) -> tuple[ModelRequest, RouteRequest]:
+    def parse(self, http_request: HttpRequest, request_id: str) -> tuple[ModelRequest, RouteRequest]:
+        """Returns a request as engines get it, and as routing sees it. Raises GatewayError."""
         head, body, limits = http_request.head, http_request.body, self.runtime.limits
         models = self._visible_models.of(http_request.caller)
         if head.path in _BODY_TYPES:
@@ -332,7 +333,7 @@ class Gateway(RequestLifecycle):
     def _parse_large(
         self, http_request: HttpRequest, fleet: Fleet, request_id: str
     ) -> tuple[ModelRequest, RouteRequest]:
-        """Like `_parse`, for a thread: the body is checked in a process, and edited in slices."""
+        """Like `parse`, for a thread: the body is checked in a process, and edited in slices."""
         head, body, limits, checker = http_request.head, http_request.body, self.runtime.limits, self._body_checker
         if head.path in BODY_TYPES:
             parsed = checker.parse_body(BODY_TYPES[head.path], body)

@@ -59,6 +59,7 @@ class SimulatedGateway:
         self.answer_times: dict[str, float] = {}
         self.tenant_table: dict[str, Tenant] = {}
         self.key_uses: dict[bytes, float] = {}
+        self.previewed: list[str | None] = []
 
     def fleet(self) -> Fleet:
         return self.snapshot
@@ -111,7 +112,10 @@ class SimulatedGateway:
     def audit_records(self, query: AuditQuery, limit: int) -> list[AuditRecord]:
         return self.audit.recent(query, limit)
 
-    async def preview_route(self, path: str, body: bytes, session: str | None) -> list[LoggedRequest]:
+    async def preview_route(
+        self, path: str, body: bytes, session: str | None, tenant: str | None = None
+    ) -> list[LoggedRequest]:
+        self.previewed.append(tenant)
         return self.log.latest(1)
 
     def populate(self, *, ready: int = 8, starting: int = 0) -> None:

@@ -20,6 +20,7 @@ SCOPES = {
     "t-acme": ACME,
     "t-both": AccessScope("support", frozenset({"acme", "beta"}), frozenset({READ, AUDIT})),
     "t-all": AccessScope("auditors", None, frozenset({READ, AUDIT})),
+    "t-preview": AccessScope("testers", frozenset({"acme"}), frozenset({PREVIEW})),
     "t-fleet": AccessScope("dashboards", frozenset({"acme"}), frozenset({FLEET})),
 }
 TENANT_PATHS = ("/api/decisions", "/api/decisions/req_1", "/api/audit")
@@ -206,3 +207,19 @@ def test_a_file_of_tokens_closes_the_port_to_this_machine_too(made_up: Any) -> N
             return await client.get("/api/decisions")
 
     assert asyncio.run(get()).status_code == 401
+
+
+def test_a_token_of_some_tenants_previews_their_requests_only(shared: Any) -> None:
+    async def preview(query: str, token: str) -> httpx.Response:
+        app = create_management_app(shared, tokens=_tokens())
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1") as client:
+            head = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+            return await client.post(f"/api/route{query}", content=b"{}", headers=head)
+
+    async def statuses(token: str) -> list[int]:
+        return [(await preview(query, token)).status_code for query in ("?tenant=acme", "?tenant=beta", "")]
+
+    assert asyncio.run(statuses("t-preview")) == [200, 403, 403]
+    assert shared.previewed == ["acme"]
+    assert asyncio.run(statuses("t-installation")) == [200, 200, 200]
+    assert shared.previewed[1:] == ["acme", "beta", None]
