@@ -137,9 +137,9 @@ class _Fleet:
     def _short_answers(self, itl: float) -> float:
         """Returns the share of answers that see too many steps with a chunk."""
         busy = self._prompt_busy
-        within = (itl - self._plain_step) / (self._full_step - self._plain_step)
-        if busy >= 1.0 or within <= 0.0:
+        if busy >= 1.0 or itl <= self._plain_step:  # first: near saturation both steps may be equal
             return 1.0
+        within = (itl - self._plain_step) / (self._full_step - self._plain_step)
         chunk_steps, plain_steps = busy / self._full_step, (1.0 - busy) / self._plain_step
         share = chunk_steps / (chunk_steps + plain_steps)
         if within <= share:

@@ -44,6 +44,23 @@ def test_shares_are_between_none_and_all(
         assert found.total == 1.0
 
 
+@pytest.mark.parametrize("busy", [1.0, 1.0 - 1e-16, 1.0 - 1e-12])
+def test_all_answers_are_slow_on_an_engine_without_a_free_moment(busy: float) -> None:
+    """Found by 10,000 examples: steps with and without a chunk were equal, but for rounding."""
+    profile = EngineProfile(
+        "one sequence",
+        prefill_token_seconds=1e-6,
+        step_seconds=1e-3,
+        sequence_seconds=1e-6,
+        resident_token_seconds=1e-9,
+        kv_tokens=2_000,
+        max_sequences=1,
+        step_tokens=16,
+    )
+    mix, targets = MeanRequest(3.627773439663084, 24.38449420228684), LatencyTargets(None, 1e-3)
+    assert at_busy(StepModel.from_profile(profile), mix, targets, busy, 1.0).gaps == 1.0
+
+
 @given(PROFILES, MIXES, OBJECTIVES, BUSY, st.floats(1.0, 3.0), REPLICAS)
 def test_with_more_requests_on_each_replica_no_share_is_smaller(
     profile: EngineProfile, mix: MeanRequest, targets: LatencyTargets, busy: float, times: float, replicas: float

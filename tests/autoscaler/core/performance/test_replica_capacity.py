@@ -6,7 +6,7 @@ from dataclasses import replace
 from statistics import NormalDist
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fairlead.engine_profile import EngineProfile
@@ -82,6 +82,8 @@ def test_more_requests_never_take_fewer_replicas_wherever_one_begins_to_look(
 def test_longer_prompts_never_take_fewer_replicas(
     profile: EngineProfile, mix: MeanRequest, objectives: LatencyTargets, rate: float, times: float
 ) -> None:
+    """A request that exceeds the memory of an engine is no case: no number of replicas serves it."""
+    assume(mix.prompt_tokens + mix.output_tokens <= profile.kv_tokens)
     longer = MeanRequest(mix.prompt_tokens * times, mix.output_tokens, mix.cached_share, mix.prompt_variability)
     step = StepModel.from_profile(profile)
     assert needed(step, mix, objectives, rate) <= needed(step, longer, objectives, rate) * (1.0 + 1e-9)
