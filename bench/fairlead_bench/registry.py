@@ -124,6 +124,23 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             in_all=False,
         ),
         Benchmark(
+            "autoscaler-fleet",
+            "fairlead_bench.autoscaler.fleet_simulator",
+            "the autoscaler and presets of others in the fleet simulator: caches and the gateway's router",
+            90,
+            Code.COMPILED_SIMULATOR,
+            trace_option="--traces",
+            trace_folder=True,
+            in_all=False,
+        ),
+        Benchmark(
+            "autoscaler-properties",
+            "fairlead_bench.autoscaler.property_tests",
+            "the autoscaler's property tests with 10,000 examples each",
+            120,
+            in_all=False,
+        ),
+        Benchmark(
             "autoscaler-outside",
             "fairlead_bench.outside_plant.benchmark",
             "the autoscaler in a second plant that shares no code with the simulator",

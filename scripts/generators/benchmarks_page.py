@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Final
 
-from fairlead_bench.autoscaler.page_tables import goal_rows, preset_table
+from fairlead_bench.autoscaler.page_tables import fleet_table, goal_rows, preset_table
 
 BENCHMARKS_PAGE: Final = "docs/benchmarks.md"
 _MARKER: Final = re.compile(r"(<!-- Table: ([a-z-]+)\. -->\n).*?(<!-- End of the table\. -->\n)", re.S)
@@ -64,6 +64,7 @@ def benchmarks_page(root: Path) -> str:
         "best-settings": lambda folder: _every_controller_table(folder, "best"),
         "outside-usual-settings": lambda folder: _outside_controller_table(folder, "fixed"),
         "outside-best-settings": lambda folder: _outside_controller_table(folder, "best"),
+        "fleet-simulator": lambda folder: fleet_table(_load(folder / "autoscaler-fleet.json")),
         "goals": _goal_table,
     }
     page = (root / BENCHMARKS_PAGE).read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from fairlead_autoscaler.mix import simulation_solver
 from fairlead_autoscaler.presets import PRESETS, build
 from fairlead_bench.autoscaler.indicators import indicators
 from fairlead_bench.measurement_cache import Measured
-from fairlead_sim.autoscaling.closed_loop import Controller, ControllerOutcome, run_controller
+from fairlead_sim.autoscaling.closed_loop import Controller, ControllerOutcome, SimulatedPlant, run_controller
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind
 from fairlead_sim.autoscaling.scenarios import ALL_SCENARIOS
 from fairlead_sim.autoscaling.unservable_requests import find_unservable, servable_share
@@ -63,16 +63,21 @@ def measure(cell: AutoscalerCell) -> Measured:
     }
 
 
-def run_scenario(cell: AutoscalerCell, scenario: AutoscalingScenario) -> ControllerOutcome:
+def run_scenario(
+    cell: AutoscalerCell, scenario: AutoscalingScenario, plant: SimulatedPlant | None = None
+) -> ControllerOutcome:
     """Runs the cell's scenario under its controller.
 
     Fairlead's core has a solver and wake hints, as in a cluster.
+
+    plant: a new plant of this scenario; None: one with the cell's engines.
     """
     ours = cell.controller == FAIRLEAD
     return run_controller(
         scenario,
         make_controller(cell, scenario),
         engine_model=_engine_model(cell.preempting),
+        plant=plant,
         solver=simulation_solver() if ours else None,
         hint_seconds=_HINT_SECONDS if ours else None,
     )

@@ -44,11 +44,13 @@ def goal_rows(results: Path) -> list[GoalRow]:
     return [
         *_simulator_rows(ours),
         *_outside_rows(results),
+        *_fleet_rows(_load(results, "autoscaler-fleet")),
         *_outage_rows(results, value),
         *_preset_rows(results, report),
         *_target_rows(results),
         *_sudden_load_rows(results, ours, value),
         *_prediction_rows(results),
+        _property_row(_load(results, "autoscaler-properties")),
         _cluster_row(results),
     ]
 
@@ -90,7 +92,6 @@ def _outside_rows(results: Path) -> Iterator[GoalRow]:
     )
     yield _least_share_row("second plant, judging seeds: at least 98.8% in each run", judging, _LEAST_SHARE)
     yield _least_share_row("second plant, judging seeds, to excel: at least 98.5% in each run", judging, 0.985)
-    yield GoalRow("fleet simulator as a third plant: the same shares and costs", "–", None)
 
 
 def _least_share_row(goal: str, runs: Sequence[OutsideRun], limit: float) -> GoalRow:
@@ -98,6 +99,41 @@ def _least_share_row(goal: str, runs: Sequence[OutsideRun], limit: float) -> Goa
     below = sum(servable_share(run) < limit for run in runs)
     figure = f"least {servable_share(worst):.2%}, `{worst['family']}`; {below} of {len(runs)} below"
     return GoalRow(goal, figure, below == 0)
+
+
+def _fleet_rows(report: Mapping[str, Any]) -> Iterator[GoalRow]:
+    ours, bounds = report["table"][FAIRLEAD], report["bounds"]
+    judged = [name for name in _JUDGED if name in ours]
+    least = min(judged, key=lambda name: float(ours[name]["attainment"]))
+    yield GoalRow(
+        f"fleet simulator, {len(judged)} scenarios: at least 98.8% in each",
+        f"least {ours[least]['attainment']:.2%}, `{least}`",
+        ours[least]["attainment"] >= _LEAST_SHARE,
+    )
+    costs = {name: ours[name]["cost"] / bounds[name]["cost"] for name in ours if name in bounds}
+    compared = [name for name in judged if name in costs]
+    dearest = max(compared, key=lambda name: costs[name])
+    average = _geometric_mean([costs[name] for name in compared])
+    yield GoalRow(
+        f"fleet simulator, {len(compared)} scenarios: cost at most 1.20 × a bound of the optimum on average, "
+        "1.40 × in each",
+        f"{average:.2f} ×; {costs[dearest]:.2f} ×, `{dearest}`",
+        average <= 1.20 and costs[dearest] <= 1.40,
+    )
+    windows = [ours[name] for name in _OUTAGES if name in ours]
+    share, removed = min(cell["window_attainment"] for cell in windows), sum(cell["window_away"] for cell in windows)
+    yield GoalRow(
+        "fleet simulator, metrics missing or inconsistent: at least 99.5% until five minutes after, no replica removed",
+        f"least {share:.2%}; {removed:.0f} removed",
+        share >= 0.995 and removed == 0.0,
+    )
+    if outages := [name for name in _OUTAGES if name in costs]:
+        dearest = max(outages, key=lambda name: costs[name])
+        yield GoalRow(
+            "the same: the whole run at most 1.25 × a bound of the optimum",
+            f"{costs[dearest]:.2f} ×, `{dearest}`",
+            costs[dearest] <= 1.25,
+        )
 
 
 def _outage_rows(results: Path, value: Mapping[str, float]) -> Iterator[GoalRow]:
@@ -224,6 +260,16 @@ def _prediction_rows(results: Path) -> Iterator[GoalRow]:
     )
 
 
+def _property_row(report: Mapping[str, Any]) -> GoalRow:
+    tests = report["tests"].values()
+    done, failed = sum(test["is_done"] for test in tests), sum(not test["passed"] for test in tests)
+    return GoalRow(
+        "each property test passes with 10,000 examples",
+        f"{done} of {len(tests)} pass, {failed} fail, {len(tests) - done - failed} not finished",
+        done == len(tests),
+    )
+
+
 def _cluster_row(results: Path) -> GoalRow:
     parts = _load(results, "e2e-autoscaling")["parts"].values()
     lines = [line for part in parts for line in part["verdict"] if "failed streams" in line["line"]]
@@ -259,6 +305,20 @@ def _controller_row(name: str, found: ControllerFigures, ours: ControllerFigures
         cost = figures["cost"] / ours[scenario]["cost"]
         cells.append(f"{text if is_kept else f'**{text}**'}, {cost:.{digits}f}")
     return f"| {name} | {' | '.join(cells)} |\n"
+
+
+def fleet_table(report: Mapping[str, Any]) -> str:
+    """Returns Fairlead's figures in the fleet simulator by scenario."""
+    lines = [
+        "| scenario | within the SLO | cost ÷ bound of the optimum | prompt tokens cached | changes of direction an hour |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, cell in report["table"][FAIRLEAD].items():
+        share, bound = f"{cell['attainment']:.2%}", report["bounds"].get(name)
+        share = share if cell["attainment"] >= KEPT_SHARE else f"**{share}**"
+        cost = "–" if bound is None else f"{cell['cost'] / bound['cost']:.2f} ×"
+        lines.append(f"| `{name}` | {share} | {cost} | {cell['cached_share']:.0%} | {cell['turns']:.1f} |")
+    return "\n".join(lines) + "\n"
 
 
 def servable_share(run: OutsideRun) -> float:

@@ -82,7 +82,7 @@ def test_more_requests_never_take_fewer_replicas_wherever_one_begins_to_look(
 def test_longer_prompts_never_take_fewer_replicas(
     profile: EngineProfile, mix: MeanRequest, objectives: LatencyTargets, rate: float, times: float
 ) -> None:
-    """A request that exceeds the memory of an engine is no case: no number of replicas serves it."""
+    """Requests fit into the memory of an engine: else no number of replicas serves them."""
     assume(mix.prompt_tokens + mix.output_tokens <= profile.kv_tokens)
     longer = MeanRequest(mix.prompt_tokens * times, mix.output_tokens, mix.cached_share, mix.prompt_variability)
     step = StepModel.from_profile(profile)
