@@ -1,7 +1,11 @@
 """Tenants on a cluster: a team gets access, uses it, changes its key, and loses it."""
 
+import base64
+import hmac
 import json
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -43,6 +47,15 @@ for _ in range(int(times)):
         found.append([error.code, error.headers["retry-after"], json.loads(error.read())["error"]["code"]])
 print(json.dumps(found))
 """
+_STATUS = """
+import sys, urllib.error, urllib.request
+url, token = sys.argv[1:]
+try:
+    request = urllib.request.Request(url, headers={"authorization": f"Bearer {token}"})
+    print(urllib.request.urlopen(request, timeout=30).status)
+except urllib.error.HTTPError as error:
+    print(error.code)
+"""
 
 
 def tenant(name: str, **spec: object) -> Manifest:
@@ -81,8 +94,12 @@ def test_a_tenant_is_created_used_limited_rotated_and_revoked(here: Kubectl, ins
     def fairlead(*words: str) -> str:
         return run_fairlead(here, *words)[1].strip()
 
-    here.apply(paced_engine())
-    here.apply(model("one"), model("other"))
+    priced = paced_engine()
+    priced["metadata"]["name"] = name
+    priced["spec"]["costPerHour"] = "0.70"
+    here.apply(paced_engine(), priced)
+    pools = [{"acceleratorClassName": name, "minReplicas": 1}]
+    here.apply(model("one", pools=pools, price={"input": "1000", "output": "2000"}), model("other"))
     client = ClientPod(here, installed).start()
     client.first_token(f"{here.namespace}/one")
     gateways = Gateways(client, installed)
@@ -107,14 +124,73 @@ def test_a_tenant_is_created_used_limited_rotated_and_revoked(here: Kubectl, ins
         gateways.wait_for(200, new)
         gateways.wait_for(200, key)
 
+        _check_reports(fairlead, name)
         began = time.time()
         fairlead("keys", "revoke", name, "prod")
         revoked = gateways.wait_for(401, new) - began
         gateways.wait_for(401, key)
+        _check_audit(fairlead, name)
         line = ReportLine("the last gateway refuses a revoked key within 2 s", f"{revoked:.2f} s", revoked <= 2.0)
         record_result("tenants", [line], created_seconds=round(created, 3), revoked_seconds=round(revoked, 3))
     finally:
         here.run("delete", "modeltenant", name, "--ignore-not-found")
+        here.run("delete", "modeldeployment", "one", "--ignore-not-found")
+        here.run("delete", "acceleratorclass", name, "--ignore-not-found")
+
+
+def _check_reports(fairlead: Callable[..., str], name: str) -> None:
+    """Checks that usage and cost of a tenant are those of its three answered requests."""
+
+    def used() -> dict[str, Any]:
+        rows = json.loads(fairlead("usage", "--last", "2d", "--by", "tenant,key", "-o", "json"))["usage"]
+        return next((row for row in rows if row["tenant"] == name), {})
+
+    eventually("the ledger has the requests", lambda: used().get("requests", 0) - used().get("failed", 0) == 3)
+    row = used()
+    assert (row["key"], row["outputTokens"]) == ("prod", 12), row
+    cost = (row["inputTokens"] * 1000 + row["outputTokens"] * 2000) / 1e6
+    assert float(row["costUsd"]) == pytest.approx(cost), row
+    found = json.loads(fairlead("cost", "--last", "2d", "-o", "json"))
+    (charged,) = (row for row in found["cost"] if (row.get("tenant"), row["state"]) == (name, "Used"))
+    assert float(charged["costUsd"]) > 0.0, charged
+    assert sum(float(row["costUsd"]) for row in found["cost"]) == pytest.approx(found["billNanoUsd"] / 1e9)
+
+
+def _check_audit(fairlead: Callable[..., str], name: str) -> None:
+    """Checks that the audit records have what was done to a tenant, and who did it."""
+    records = json.loads(fairlead("audit", "--since", "1h", "--tenant", name, "-o", "json"))["records"]
+    assert {"TenantAdded", "KeyCreated", "KeyChanged", "KeyRevoked"} <= {record["action"] for record in records}
+    revoked = [record for record in records if record["action"] == "KeyRevoked"]
+    assert all(record["actor"].endswith("(fairlead-cli)") for record in revoked), revoked
+
+
+@pytest.mark.lane("installation", position=76)
+def test_a_team_reads_with_its_management_token(here: Kubectl, empty: HelmRelease) -> None:
+    empty.install()
+    try:
+        pepper = base64.b64decode(empty.here.get("secret", "fairlead-keys")["data"]["pepper"])
+        digest = hmac.digest(pepper, b"token of the team", "sha256").hex()
+        text = f"tokens: [{{name: acme-team, digest: '{digest}', tenants: [acme], may: [Audit]}}]\n"
+        metadata = {"name": "manage-tokens"}
+        empty.here.apply(
+            {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {"tokens.yaml": text}}
+        )
+        empty.upgrade(audit={"manageTokens": "manage-tokens"})
+        client = ClientPod(here, empty).start()
+        url = f"http://{GATEWAY}-manage.{empty.here.namespace}.svc:8081"
+        for token, path, status in (
+            ("token of the team", "/api/audit", 200),
+            ("token of the team", "/api/fleet", 403),
+            ("another token", "/api/audit", 401),
+        ):
+            words = ("exec", "client", "--", "python3", "-c", _STATUS, url + path, token)
+            assert (client.here.run(*words).strip(), path) == (str(status), path)
+        log = empty.here.run("logs", "-l", "app.kubernetes.io/component=gateway", "--tail=-1")
+        records = [json.loads(line) for line in log.splitlines() if line.startswith('{"log":"fairlead.audit"')]
+        denied = [(record["actor"], record["object"]) for record in records if record["action"] == "AccessDenied"]
+        assert ("acme-team", "GET /api/fleet") in denied, denied
+    finally:
+        empty.remove()
 
 
 @pytest.mark.lane("installation", position=75)

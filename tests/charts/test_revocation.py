@@ -13,6 +13,7 @@ import pytest
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import CONFIG_MAPS, MODEL_TENANTS, Manifest
 from fairlead.runtime.clock import SystemClock
+from fairlead_cli.cluster.access.connection import local_user
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.http.raw_client import get_request, send
 from fairlead_testing.kube.api_server import ApiServer
@@ -110,6 +111,9 @@ def test_a_key_is_revoked_although_its_tenant_cannot_be_written(
                 await wait_until_async(lambda: is_answered(gateway, STOLEN, 401))
                 assert await is_answered(gateway, KEY, 200)
                 assert "forbidden" not in (await gateway.warnings()).lower()
+                (record,) = [one for one in await audited(gateway) if one["action"] == "KeyRevoked"]
+                person = f"{local_user()} (fairlead-cli)"
+                assert (record["object"], record["actor"]) == ("ApiKey/acme-revoking/prod", person)
 
                 code, said = await revoke(api_server.kubeconfig, "acme-revoking", "ci")
                 assert code == 0, said
@@ -125,6 +129,11 @@ def test_a_key_is_revoked_although_its_tenant_cannot_be_written(
             assert (await api.get(CONFIG_MAPS, PLACE, "fairlead-revoked-keys"))["data"]["revoked"] == listed
 
     asyncio.run(main())
+
+
+async def audited(gateway: GatewayProcess) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = (await gateway.get_json("/api/audit"))["records"]
+    return records
 
 
 def found_list(found: list[Manifest]) -> Manifest:

@@ -9,9 +9,10 @@ from typing import Final
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Conflict, NotFound
-from fairlead.kube.field_managers import CLI_FIELD_MANAGER
+from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION, CLI_FIELD_MANAGER
 from fairlead.kube.resources import CONFIG_MAPS, metadata_of
 from fairlead.tenants.documents import REVOKED_ENTRY, add_revocations
+from fairlead_cli.cluster.access.connection import local_user
 
 _ATTEMPTS: Final = 10
 
@@ -32,7 +33,8 @@ async def add_to_revocation_list(api: KubeApi, namespace: str, name: str, digest
 
 
 async def _try_to_add(api: KubeApi, namespace: str, name: str, digests: Sequence[str]) -> None:
-    metadata = {"name": name, "namespace": namespace}
+    annotations = {CHANGED_BY_ANNOTATION: local_user()}
+    metadata = {"name": name, "namespace": namespace, "annotations": annotations}
     try:
         found = await api.get(CONFIG_MAPS, namespace, name)
     except NotFound:
@@ -43,7 +45,7 @@ async def _try_to_add(api: KubeApi, namespace: str, name: str, digests: Sequence
         return
     text = str((found.get("data") or {}).get(REVOKED_ENTRY) or "")
     patch = {
-        "metadata": {"resourceVersion": metadata_of(found)["resourceVersion"]},
+        "metadata": {"resourceVersion": metadata_of(found)["resourceVersion"], "annotations": annotations},
         "data": {REVOKED_ENTRY: add_revocations(text, digests)},
     }
     await api.patch_merge(CONFIG_MAPS, namespace, name, patch, CLI_FIELD_MANAGER)

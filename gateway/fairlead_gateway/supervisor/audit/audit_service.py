@@ -11,7 +11,14 @@ from fairlead.runtime.clock import Clock
 from fairlead.tenants.model import ApiKey, TenantTable
 from fairlead_gateway.supervisor.audit.access_audit import AccessAudit
 from fairlead_gateway.supervisor.audit.model_changes import model_changes, models_loaded
-from fairlead_gateway.supervisor.audit.tenant_changes import AuthorOf, key_expired, tenant_changes, tenants_loaded
+from fairlead_gateway.supervisor.audit.tenant_changes import (
+    LIST_ACTOR,
+    AuthorOf,
+    RevokedBy,
+    key_expired,
+    tenant_changes,
+    tenants_loaded,
+)
 
 EXPIRY_SECONDS: Final = 1.0
 _MAX_FIRST_TENANTS: Final = 16
@@ -24,6 +31,8 @@ class AccessTables(Protocol):
     def table(self) -> TenantTable: ...
 
     def author_of(self, name: str) -> str: ...
+
+    def revoked_by(self, digest: bytes) -> str: ...
 
 
 class AuditService:
@@ -41,10 +50,11 @@ class AuditService:
         self._models: Mapping[str, Model] | None = None
         self._expiring: list[tuple[float, str, ApiKey]] = []
 
-    def on_tenants(self, table: TenantTable, author_of: AuthorOf) -> None:
+    def on_tenants(self, table: TenantTable, author_of: AuthorOf, revoked_by: RevokedBy = lambda _: LIST_ACTOR) -> None:
         """Records what changed in the tenants.
 
         author_of: returns who changed a tenant last.
+        revoked_by: returns who put a digest on a revocation list.
         """
         before, self._tenants = self._tenants, table
         if before is table:
@@ -54,12 +64,12 @@ class AuditService:
         if before is None or (not before.tenants and len(table.tenants) > _MAX_FIRST_TENANTS):
             self.log.add(tenants_loaded(table, "fairlead-gateway"))
             return
-        for event in tenant_changes(before, table, author_of):
+        for event in tenant_changes(before, table, author_of, revoked_by):
             self.log.add(event)
 
     def on_access(self, access: AccessTables) -> None:
         """Records what changed in the tenants of all sources."""
-        self.on_tenants(access.table(), access.author_of)
+        self.on_tenants(access.table(), access.author_of, access.revoked_by)
 
     def on_models(self, models: Mapping[str, Model]) -> None:
         """Records what changed in the models."""

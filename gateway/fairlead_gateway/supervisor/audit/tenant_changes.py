@@ -15,6 +15,10 @@ from fairlead.tenants.model import ApiKey, Limit, Tenant, TenantTable, TokenSubj
 
 AuthorOf = Callable[[str], str]
 """Returns who changed a tenant last, by its name."""
+RevokedBy = Callable[[bytes], str]
+"""Returns who put the digest of a key on a revocation list."""
+LIST_ACTOR: Final = "revocation list"
+"""The actor where a list does not know who wrote it."""
 _MAX_MODELS: Final = 16
 _RECORDED_APART: Final = frozenset({"name", "keys", "subjects", "limits", "models"})
 
@@ -34,7 +38,9 @@ def tenants_loaded(table: TenantTable, actor: str) -> AuditEvent:
     return AuditEvent(Action.TENANTS_LOADED, "TenantTable/all", actor, after=values, reason="the gateway started")
 
 
-def tenant_changes(before: TenantTable, after: TenantTable, author_of: AuthorOf) -> list[AuditEvent]:
+def tenant_changes(
+    before: TenantTable, after: TenantTable, author_of: AuthorOf, revoked_by: RevokedBy = lambda _: LIST_ACTOR
+) -> list[AuditEvent]:
     """Returns what changed between two states, tenant by tenant."""
     events: list[AuditEvent] = []
     for name in sorted(before.tenants.keys() | after.tenants.keys()):
@@ -54,7 +60,7 @@ def tenant_changes(before: TenantTable, after: TenantTable, author_of: AuthorOf)
         events += _limit_changes(old, new, actor)
         events += _key_changes(old, new, actor)
         events += _subject_changes(old, new, actor)
-    return events + _revocations(before, after, author_of)
+    return events + _revocations(before, after, revoked_by)
 
 
 def key_expired(tenant: str, key: ApiKey) -> AuditEvent:
@@ -114,7 +120,7 @@ def _subject_changes(old: Tenant, new: Tenant, actor: str) -> Iterable[AuditEven
             yield AuditEvent(Action.SUBJECT_REMOVED, _tenant(new.name), actor, new.name, _subject_values(subject))
 
 
-def _revocations(before: TenantTable, after: TenantTable, author_of: AuthorOf) -> list[AuditEvent]:
+def _revocations(before: TenantTable, after: TenantTable, revoked_by: RevokedBy) -> list[AuditEvent]:
     """Returns the events of keys that the revocation list refuses now."""
     added = after.revoked - before.revoked
     if not added:
@@ -130,11 +136,9 @@ def _revocations(before: TenantTable, after: TenantTable, author_of: AuthorOf) -
     for digest in sorted(added):
         tenant, key = owners.get(digest, (None, None))
         name = "ApiKey/unknown" if tenant is None or key is None else _key(tenant, key.name)
-        actor = "revocation list" if tenant is None else author_of(tenant)
         values: dict[str, Value] = {"digest": short_digest(digest)}
-        events.append(
-            AuditEvent(Action.KEY_REVOKED, name, actor, tenant, values, reason="it is on the revocation list")
-        )
+        reason = "it is on the revocation list"
+        events.append(AuditEvent(Action.KEY_REVOKED, name, revoked_by(digest), tenant, values, reason=reason))
     return events
 
 

@@ -19,6 +19,7 @@ from fairlead.tenants.documents import merge_sources
 from fairlead.tenants.model import ApiKey, Tenant, TenantTable
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.access_messages import AccessReport, TokenIssuer, TokenIssuerUpdate
+from fairlead_gateway.supervisor.audit.tenant_changes import LIST_ACTOR
 from fairlead_gateway.supervisor.management.view import TenantsSnapshot
 from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
 from fairlead_gateway.supervisor.tenancy.key_use import KeyUseLog
@@ -208,6 +209,11 @@ class AccessService:
             if name in source.tenants:
                 return source.author_of(name)
         return "keys file" if name in (self.keys or {}).values() else "unknown"
+
+    def revoked_by(self, digest: bytes) -> str:
+        """Returns who revoked a key by a list, as the list knows."""
+        watch = self._sources.revocation_watch
+        return watch.author if watch is not None and digest in watch.digests else LIST_ACTOR
 
     def state_messages(self) -> list[msgspec.Struct]:
         """Returns the messages that bring a worker up to date, whatever it has."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from fairlead.kube.client import KubeApi
+from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION, last_author
 from fairlead.kube.informer import Informer, InformerStep, log_failures_once
 from fairlead.kube.resources import CONFIG_MAPS, Manifest, ObjectSelection, metadata_of
 from fairlead.kube.store import ObjectStore
@@ -30,6 +31,7 @@ class RevocationWatch:
 
     digests: those of all good lines. A list that is deleted or cannot be read changes nothing, and
         one that does not exist yet is an empty one.
+    author: who changed the list last.
     is_loaded: whether the list was read once, or cannot be read.
     """
 
@@ -42,6 +44,7 @@ class RevocationWatch:
         self._has_failed = False
         self._log_failure = log_failures_once(_log, CONFIG_MAPS, lambda: self._informer.problem)
         self.digests: frozenset[bytes] = frozenset()
+        self.author = "the cluster"
         self._informer = Informer(
             api,
             ObjectSelection(CONFIG_MAPS, namespace, fields=f"metadata.name={name}"),
@@ -91,6 +94,7 @@ class RevocationWatch:
         else:
             self.digests, wrong = parse_revocations(str((event.object.get("data") or {}).get(REVOKED_ENTRY) or ""))
             self._content_problem = describe_wrong_lines(self._place, wrong)
+            self.author = metadata_of(event.object)["annotations"][CHANGED_BY_ANNOTATION]
         if self._informer.is_synced:
             self._on_change()
 
@@ -103,9 +107,10 @@ def open_revocation_watch(environ: Mapping[str, str], name: str, pacing: Pacing,
 
 
 def _trim(manifest: Manifest) -> Manifest:
-    """Keeps what identifies the object, and the list."""
+    """Keeps what identifies the object, the list, and who changed it last."""
     kept = ("name", "namespace", "uid", "resourceVersion")
     metadata = {key: value for key, value in metadata_of(manifest).items() if key in kept}
+    metadata["annotations"] = {CHANGED_BY_ANNOTATION: last_author(manifest)}
     data = {key: value for key, value in (manifest.get("data") or {}).items() if key == REVOKED_ENTRY}
     return {
         **{key: manifest[key] for key in ("apiVersion", "kind") if key in manifest},

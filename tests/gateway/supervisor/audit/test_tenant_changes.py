@@ -10,7 +10,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead.tenants.model import ApiKey, Limit, LimitUnit, Tenant, TenantTable, Tier, TokenSubject, Window
 from fairlead_gateway.supervisor.audit.audit_service import AuditService
-from fairlead_gateway.supervisor.audit.tenant_changes import tenant_changes, tenants_loaded
+from fairlead_gateway.supervisor.audit.tenant_changes import LIST_ACTOR, tenant_changes, tenants_loaded
 
 PROD, CI, NEW = (bytes([number]) * 32 for number in (1, 2, 3))
 ACME = Tenant(
@@ -26,7 +26,7 @@ def _changes(before: Tenant | None, after: Tenant | None, **revoked: Any) -> lis
         return TenantTable(version, {} if tenant is None else {tenant.name: tenant}, **(revoked if version else {}))
 
     found = tenant_changes(table(before, 0), table(after, 1), lambda name: f"kubectl for {name}")
-    assert {event.actor for event in found} <= {"kubectl for acme"}
+    assert {event.actor for event in found} <= {"kubectl for acme", LIST_ACTOR}
     assert {event.tenant for event in found} <= {"acme"}
     return [(event.action, event.object, dict(event.before), dict(event.after)) for event in found]
 
@@ -96,6 +96,9 @@ def test_the_revocation_list_is_recorded_with_the_owner_of_the_key() -> None:
     assert [(event.object, event.actor, event.tenant) for event in unknown] == [
         ("ApiKey/unknown", "revocation list", None)
     ]
+    tables = (TenantTable(0, {"acme": ACME}), TenantTable(1, {"acme": ACME}, revoked=frozenset({CI})))
+    (event,) = tenant_changes(*tables, lambda _: "argocd", lambda digest: f"ann, {digest[:1].hex()}")
+    assert (event.actor, event.tenant) == ("ann, 02", "acme")
 
 
 def test_subjects_are_recorded() -> None:
