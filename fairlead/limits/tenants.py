@@ -27,7 +27,7 @@ class QuotaLimits:
         256, "tokens that a chat template may add to a prompt, in strict mode; its bytes bound the rest"
     )
     disconnected_tokens_per_second: int = limit(
-        50, "output tokens a second to charge for an answer that is not streamed and whose client disconnects"
+        50, "output tokens a second to charge for an answer that is not streamed and does not come in time"
     )
     quota_checkpoint_bytes: int = limit(
         16 * 1024 * 1024, "a checkpoint of granted amounts; one larger was not written by a gateway"

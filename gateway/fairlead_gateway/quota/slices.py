@@ -17,6 +17,8 @@ REFUSED_SECONDS: Final = 0.1
 """A limit that is used up is not asked for again before."""
 OPEN_SECONDS: Final = 1.0
 """Requests of a tenant that is admitted without Redis need no slice for so long."""
+_DECAY_SECONDS: Final = 0.02
+"""Demand decays in steps of at least so long. Why: an exponential costs as much as all the rest."""
 
 
 class Slice:
@@ -46,6 +48,7 @@ class LeasedLimit:
 
     has_window: False for units that requests give back when they end.
     open_until: monotonic seconds until which requests need no slice.
+    is_known: the store has said how much is left.
     available, used, ends_at: the limit over all gateways, as last known; the end of the window in
         monotonic seconds.
     """
@@ -60,6 +63,7 @@ class LeasedLimit:
         "ends_at",
         "has_window",
         "is_contended",
+        "is_known",
         "last_taken_at",
         "open_until",
         "status",
@@ -74,7 +78,8 @@ class LeasedLimit:
         self.closing: list[Slice] = []
         self.status = GRANTED
         self.status_at = 0.0
-        self.available: int | None = None
+        self.is_known = False
+        self.available = 0
         self.used = 0
         self.ends_at = 0.0
         self.is_contended = False
@@ -94,15 +99,17 @@ class LeasedLimit:
         """Returns whether the store has just said that less than an amount is left."""
         if self.status not in (EXHAUSTED, CLOSED) or now - self.status_at >= REFUSED_SECONDS or now >= self.ends_at > 0:
             return False
-        return amount > max(0, self.available or 0) + max(0, self.current.free)
+        return amount > max(0, self.available) + max(0, self.current.free)
 
     def take(self, amount: int, now: float) -> Slice:
         """Reserves an amount for a request, and returns the slice to settle with."""
         slice_ = self.current
         slice_.busy += amount
         self.last_taken_at = now
-        self._demand = self._recent_demand(now) + amount
-        self._demand_at = now
+        if now - self._demand_at >= _DECAY_SECONDS:
+            self._demand = self._recent_demand(now)
+            self._demand_at = now
+        self._demand = self._demand + amount  # not `+=`, which mypyc adds as objects
         self._changed = True
         return slice_
 
@@ -156,6 +163,7 @@ class LeasedLimit:
         if status == OPEN:
             self.open_until = max(self.open_until, now + OPEN_SECONDS)
             return
+        self.is_known = True
         self.available, self.used, self.ends_at = available, used, ends_at
 
     def give_back(self, now: float, *, waiting: int = 0, all_of_it: bool = False) -> None:

@@ -77,6 +77,8 @@ class RequestResult:
 
     dispatched_at: monotonic seconds at which the request was last sent before its first byte.
     Token counts are the engine's; None if it did not report them.
+    estimated_tokens: of the output, at the end of a request whose engine reported none.
+    is_charged: the request failed because of itself, so what was computed is charged.
     """
 
     __slots__ = (
@@ -84,8 +86,10 @@ class RequestResult:
         "client_disconnected",
         "dispatched_at",
         "error",
+        "estimated_tokens",
         "event_count",
         "first_at",
+        "is_charged",
         "last_at",
         "output_tokens",
         "prompt_tokens",
@@ -103,6 +107,18 @@ class RequestResult:
         self.output_tokens: int | None = None
         self.cached_tokens: int | None = None
         self.client_disconnected = False
+        self.is_charged = False
+        self.estimated_tokens: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the client got a whole response that is no error."""
+        return self.error is None and 0 < self.status < 400 and not self.client_disconnected
+
+    @property
+    def is_refunded(self) -> bool:
+        """Whether nothing is charged: an engine or the gateway has failed, or has refused it."""
+        return not (self.client_disconnected or self.is_charged or self.is_complete)
 
     def record_usage(self, usage: Usage | None) -> None:
         """Stores the engine's token counts.

@@ -36,6 +36,7 @@ _LAST_SPACE: Final = ord(" ")
 _COMMA: Final = ord(",")
 _QUOTE: Final = ord('"')
 _OPENING: Final = b"[{"
+_BRACE: Final = ord("{")
 _SPACE: Final = re.compile(rb"[ \t\r\n]*")
 
 
@@ -50,12 +51,27 @@ def contains_any(body: bytes, patterns: Iterable[bytes]) -> bool:
 
 def prepend_members(body: bytes, fields: Mapping[str, bytes]) -> bytes:
     """Returns the body with `fields` (JSON texts) added in front; it must not have them yet."""
+    return prepend_text(body, members_text(fields))
+
+
+def members_text(fields: Mapping[str, bytes]) -> bytes:
+    """Returns fields (JSON texts) as they stand in an object."""
+    return b",".join([msgspec.json.encode(key) + b":" + value for key, value in fields.items()])
+
+
+def prepend_text(body: bytes, text: bytes) -> bytes:
+    """Returns the body with members added in front.
+
+    text: of `members_text`, for one field at least.
+    """
+    size = len(body)
+    if 2 < size <= _SLICE_BYTES and body[0] == _BRACE and body[1] == _QUOTE:  # as most clients write it
+        return b"".join((b"{", text, b",", body[1:]))
     opening = body.index(b"{") + 1
-    text = b",".join([msgspec.json.encode(key) + b":" + value for key, value in fields.items()])
     first = _after_space(body, opening)
     comma = b"" if body[first : first + 1] == b"}" else b","
     source = _source(body)
-    return _join([source[:opening], text, comma, source[opening:]], len(body))
+    return _join([source[:opening], text, comma, source[opening:]], size)
 
 
 def set_members(body: bytes, changes: Mapping[str, bytes]) -> bytes:

@@ -249,7 +249,7 @@ class FastPathExchange(TimeoutEntry):
         """Ends the request; its time is over."""
         if not self._is_finished:
             fast_path = self._fast_path
-            fast_path.failures.on_timeout(self.context)
+            self.context.result.is_charged = not fast_path.failures.on_timeout(self.context)
             self.fail(timeout_error(self.context.http_request.head, fast_path.response_seconds))
 
     def fail(self, error: GatewayError) -> None:

@@ -80,14 +80,14 @@ class Forwarder:
 
     def _on_timeout(self, context: RequestContext, error: GatewayError) -> None:
         """Raises the error, or ends the response that has started with it."""
-        self._failures.on_timeout(context)
+        context.result.is_charged = not self._failures.on_timeout(context)
         if not context.response.started:
             raise error
         end_incomplete(context, error)
 
     async def _run_attempts(self, context: RequestContext, attempt: Attempt | None) -> None:
         excluded = NO_INSTANCES
-        if context.reservation is None and context.tenant is not None and context.tenant.limits:
+        if context.reservation is None and context.policy.has_limits:
             await self._limit_gate.ensure_reserved(context)
         if attempt is None and context.admission.admitted is None:
             blocked_seconds = self._poison_guard.seconds_left(context.request.body, self._now())

@@ -123,7 +123,7 @@ class Gateway(RequestLifecycle):
         if observers is not None:
             observers.attach_counters(self.telemetry)
         on_finished = (*(observers.finish_callbacks if observers is not None else ()), *reporters.finish_callbacks())
-        self._recorder = RequestRecorder(self.telemetry, self.decisions, on_finished)
+        self._recorder = RequestRecorder(self.telemetry, self.decisions, limits, on_finished)
         self.listener = Listener(
             self, clock=runtime.clock, limits=limits, loop=runtime.loop, create_request_id=create_request_id
         )
@@ -297,7 +297,7 @@ class Gateway(RequestLifecycle):
         )
         if self._observers is not None:
             self._observers.on_answered_locally(http_request, response, error.status, error.code, context)
-        send_error(error, response, local_headers(error.code) + self.stack.limit_gate.headers(context))
+        send_error(error, response, local_headers(error.code) + self.stack.limit_gate.headers(context, self._now()))
 
     # One request.
 

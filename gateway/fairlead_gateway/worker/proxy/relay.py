@@ -132,6 +132,8 @@ class ResponseRelay(StreamEnding):
             response.abort()
             return False
         result.error = cause
+        error = engine_response.scanner.error if engine_response.is_stream else None
+        result.is_charged = error is not None and error.status < 500  # the request is at fault, says its engine
         if engine_response.is_stream:
             text = f"{_STREAM_ERROR_TEXTS.get(cause, 'the engine failed')}; the answer is incomplete"
             response.end_with_error(error_event(text, f"stream_{cause.replace('-', '_')}", context.http_request.id))
@@ -162,7 +164,7 @@ class ResponseRelay(StreamEnding):
         choice = context.choice
         trace = context.trace.response_header if context.trace is not None else ""
         if context.reservation is not None and self.limit_gate is not None:
-            trace += self.limit_gate.headers(context)
+            trace += self.limit_gate.headers(context, now)
         if not context.policy.shows_placement:
             return f"x-fairlead-decision: {context.id}\r\n{trace}"
         if choice is None:

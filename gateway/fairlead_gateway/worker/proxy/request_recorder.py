@@ -4,11 +4,13 @@ from collections.abc import Callable
 from typing import Final
 
 from fairlead.decision import Decision, DecisionText
+from fairlead.limits import Limits
 from fairlead_gateway.caller_key import caller_name
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome, assess_attainment
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.telemetry.handoff_record import FAILED
+from fairlead_gateway.worker.quota.generated_tokens import GeneratedTokens
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.request_context import RequestContext, RoutedChoice
 
@@ -24,10 +26,15 @@ class RequestRecorder:
     """
 
     def __init__(
-        self, telemetry: MetricsRecorder, decisions: DecisionLog, on_finished: tuple[OnFinished, ...] = ()
+        self,
+        telemetry: MetricsRecorder,
+        decisions: DecisionLog,
+        limits: Limits,
+        on_finished: tuple[OnFinished, ...] = (),
     ) -> None:
         self.telemetry = telemetry
         self.decisions = decisions
+        self._generated_tokens = GeneratedTokens(limits)
         self._on_finished = on_finished
         self.limit_gate: LimitGate | None = None
 
@@ -79,9 +86,13 @@ class RequestRecorder:
 
         Records nothing if no instance was ever chosen for it.
         """
+        choice, result = context.choice, context.result
+        if result.output_tokens is None:
+            result.estimated_tokens = self._generated_tokens.estimate(context, now)
+        elif context.request.stream:
+            self._generated_tokens.learn(context)
         if context.reservation is not None and self.limit_gate is not None:
             self.limit_gate.settle(context)
-        choice, result = context.choice, context.result
         if choice is None:
             return
         prompt, output = result.prompt_tokens, result.output_tokens

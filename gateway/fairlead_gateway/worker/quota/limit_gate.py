@@ -8,30 +8,17 @@ from collections.abc import Callable
 from typing import Final
 
 from fairlead.tenants.model import Tenant
+from fairlead_gateway.admission.policy import ALL_LEARNED_ANSWERS, LEARNED_ANSWER_INTERVAL
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.timers import TaskDeadline
 from fairlead_gateway.quota.exchange import CLOSED, CONTENDED, EXHAUSTED, NOT_YET, UNAVAILABLE
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
-from fairlead_gateway.worker.quota.amounts import (
-    amount_of,
-    expected_amounts,
-    is_generating,
-    most_amounts,
-    tokens_until_disconnect,
-    used_amounts,
-)
-from fairlead_gateway.worker.quota.output_estimate import OutputEstimator
-from fairlead_gateway.worker.quota.refusals import describe_limit, limit_reached, limits_unavailable, rate_limit_headers
-from fairlead_gateway.worker.quota.reservation import Amounts
-from fairlead_gateway.worker.quota.tenant_limits import (
-    LimitPlan,
-    PlannedLimit,
-    QuotaLink,
-    TenantLimits,
-    Waiter,
-    missing_limit,
-    take,
-)
+from fairlead_gateway.worker.quota.amounts import expected_amounts, is_generating, most_amounts, used_amounts
+from fairlead_gateway.worker.quota.limit_plan import LimitPlan, PlannedLimit
+from fairlead_gateway.worker.quota.output_estimate import TABLE_SECONDS, OutputEstimator, prompt_class
+from fairlead_gateway.worker.quota.refusals import describe_limit, limit_reached, limits_unavailable
+from fairlead_gateway.worker.quota.reservation import Amounts, missing_limit, take
+from fairlead_gateway.worker.quota.tenant_limits import QuotaLink, TenantLimits, Waiter
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
@@ -41,6 +28,9 @@ _NOT_YET_REASON: Final = "the gateways restore what Redis has lost"
 
 _OnRefused = Callable[[RequestContext, GatewayError], None]
 _LOG_SECONDS: Final = 0.1
+# Why: compiled code looks up the names of other modules each time.
+_ALL_LEARNED: Final = ALL_LEARNED_ANSWERS
+_LEARNED_INTERVAL: Final = LEARNED_ANSWER_INTERVAL
 
 
 class LimitGate:
@@ -54,6 +44,7 @@ class LimitGate:
         self, runtime: WorkerRuntime, routers: RoleRouters, link: QuotaLink | None, on_refused: _OnRefused
     ) -> None:
         self._limits = runtime.limits
+        self._prompt_margin: int = runtime.limits.quota_prompt_margin
         self._loop = runtime.loop
         self._now = runtime.now
         self._routers = routers
@@ -77,21 +68,23 @@ class LimitGate:
 
         Raises GatewayError if a limit is used up, or if the tenant may not use the path.
         """
-        tenant = context.tenant
-        if tenant is None or not tenant.limits:
+        policy = context.policy
+        if not policy.has_limits:
             return True
-        limits = self.limits_of(tenant)
+        limits = self.tenants.get(context.caller)
+        if limits is None or limits.tenant is not policy.tenant:
+            limits = self.limits_of(policy.tenant)
         plan = limits.plan(context.key_name or "", context.request.model_key)
         if not plan.limits:
             return True
         now = self._now()
-        amounts = self._estimate(context, limits, plan, now)
+        amounts = self._estimate(context, plan, now)
         if limits.waiting and self._is_behind(plan, limits.waiting[0]):
             return False
         short = missing_limit(plan, amounts, now)
         if short is not None:
-            amount = amount_of(amounts, short.unit)
-            if amount > short.limit.amount or short.leased.is_used_up(amount, now):
+            amount = amounts.of(short.unit)
+            if amount > short.amount or short.leased.is_used_up(amount, now):
                 raise self._refusal(context, short, amount, now)
             return False
         context.reservation = take(plan, amounts, now)
@@ -109,15 +102,15 @@ class LimitGate:
         Raises GatewayError if the request is refused.
         """
         tenant = context.tenant
-        if context.reservation is not None or tenant is None or not tenant.limits or self.reserve(context):
+        if context.reservation is not None or tenant is None or self.reserve(context):
             return
         now = self._now()
         limits = self.limits_of(tenant)
         plan = limits.plan(context.key_name or "", context.request.model_key)
-        amounts = self._estimate(context, limits, plan, now)
+        amounts = self._estimate(context, plan, now)
         short = missing_limit(plan, amounts, now) or limits.waiting[0].short_of
         if len(limits.waiting) >= self._limits.quota_waiting:
-            raise self._refusal(context, short, amount_of(amounts, short.unit), now)
+            raise self._refusal(context, short, amounts.of(short.unit), now)
         waiter = Waiter(context, plan, amounts, self._loop.create_future(), short)
         limits.waiting.append(waiter)
         self._request_slices(limits)
@@ -127,43 +120,44 @@ class LimitGate:
         except TimeoutError:
             raise self._late(waiter) from None
         finally:
-            if waiter in limits.waiting:
-                limits.waiting.remove(waiter)
-            if context.reservation is not None:
-                context.reservation.waited_seconds = self._now() - now
-                context.reservation.waited_for = describe_limit(waiter.short_of.limit, tenant.name)
+            self._end_wait(limits, waiter, now)
+
+    def _end_wait(self, limits: TenantLimits, waiter: Waiter, since: float) -> None:
+        """Records how long a request has waited.
+
+        Why a method: behind `await`, compiled code still takes a reservation for None that was None
+        before.
+        """
+        if waiter in limits.waiting:
+            limits.waiting.remove(waiter)
+        reservation = waiter.context.reservation
+        if reservation is not None:
+            reservation.waited_seconds = self._now() - since
+            reservation.waited_for = describe_limit(waiter.short_of.limit, limits.tenant.name)
 
     def settle(self, context: RequestContext) -> None:
         """Settles the reservation of a request that has ended. Later calls do nothing."""
         reservation = context.reservation
         if reservation is None or reservation.is_settled:
             return
-        reservation.is_settled = True
-        most, rate = reservation.estimate.output_tokens, self._limits.disconnected_tokens_per_second
-        until = tokens_until_disconnect(context, most, self._now(), rate) if context.result.client_disconnected else 0
-        used = used_amounts(context, reservation.estimate, until)
-        for part in reservation.parts:
-            part.leased.settle(part.slice, part.taken, amount_of(used, part.unit))
-        tenant, result = context.tenant, context.result
-        assert tenant is not None
-        if result.output_tokens and not result.client_disconnected and result.error is None and is_generating(context):
-            count = max(1, context.request.sequences)
-            length = max(1, result.output_tokens // count)
-            prompt = result.prompt_tokens or reservation.estimate.input_tokens
-            self._estimator.learn(context.request.model_key, tenant.name, prompt, length, self._now())
-        limits = self.tenants.get(tenant.name)
+        plan, result = reservation.plan, context.result
+        reservation.settle(used_amounts(context, plan, reservation.estimate))
+        if result.output_tokens and result.is_complete and is_generating(context):
+            plan.answers += 1
+            if plan.answers <= _ALL_LEARNED or plan.answers % _LEARNED_INTERVAL == 0:
+                self._learn(context, reservation.estimate.input_tokens, result.output_tokens)
+        limits = self.tenants.get(context.caller)
         if limits is not None and limits.waiting:
             self.serve_waiting(limits)
 
-    def headers(self, context: RequestContext | None) -> str:
+    def headers(self, context: RequestContext | None, now: float) -> str:
         """Returns the `x-ratelimit` headers of a request's tenant, as lines."""
-        tenant = None if context is None else context.tenant
-        if context is None or tenant is None or not tenant.limits:
+        if context is None or not context.policy.has_limits:
             return ""
-        limits = self.tenants.get(tenant.name)
-        if limits is None:
-            return ""
-        return rate_limit_headers(limits.plan(context.key_name or "", context.request.model_key), self._now())
+        if context.reservation is not None:
+            return context.reservation.plan.headers(now)
+        limits = self.tenants.get(context.caller)
+        return "" if limits is None else limits.plan(context.key_name or "", context.request.model_key).headers(now)
 
     def serve_waiting(self, limits: TenantLimits) -> None:
         """Starts or refuses waiting requests, in order; requests again what is still missing."""
@@ -179,7 +173,7 @@ class LimitGate:
                 limits.waiting.remove(waiter)
                 continue
             waiter.short_of = short
-            amount = amount_of(waiter.estimate, short.unit)
+            amount = waiter.estimate.of(short.unit)
             leased = short.leased
             if leased.status == UNAVAILABLE or leased.is_used_up(amount, now):
                 waiter.granted.set_exception(self._refusal(waiter.context, short, amount, now))
@@ -207,18 +201,28 @@ class LimitGate:
         if limits.waiting:
             self._request_slices(limits)
 
-    def _estimate(self, context: RequestContext, limits: TenantLimits, plan: LimitPlan, now: float) -> Amounts:
+    def _estimate(self, context: RequestContext, plan: LimitPlan, now: float) -> Amounts:
+        if plan.is_strict:
+            return most_amounts(context, plan, self._prompt_margin)
         request = context.request
-        # Of a path that is only passed on, the output is unknown; `otherPaths` admits it.
-        counts_output = plan.counts_output and not request.is_passthrough
-        if limits.is_strict:
-            margin = self._limits.quota_prompt_margin
-            return most_amounts(context, margin, needs_input=plan.counts_input, needs_output=counts_output)
         prompt = int(self._routers.prompt_tokens(request.model_key, context.route_request)) + 1
-        output = 0
-        if counts_output:
-            output = self._estimator.estimate(request.model_key, limits.tenant.name, prompt, now)
-        return expected_amounts(context, prompt, output)
+        # Of a path that is only passed on, the output is unknown; `otherPaths` admits it.
+        if not plan.counts_output or request.is_passthrough:
+            return expected_amounts(context, plan, prompt, 0)
+        size = prompt_class(prompt)
+        if size != plan.expected_class or now - plan.expected_at >= TABLE_SECONDS:
+            plan.expected_tokens = self._estimator.estimate(request.model_key, context.caller, prompt, now)
+            plan.expected_class, plan.expected_at = size, now
+        return expected_amounts(context, plan, prompt, plan.expected_tokens)
+
+    def _learn(self, context: RequestContext, prompt_tokens: int, output_tokens: int) -> None:
+        """Counts a complete answer.
+
+        prompt_tokens: as estimated.
+        """
+        length = max(1, output_tokens // max(1, context.request.sequences))
+        prompt = context.result.prompt_tokens or prompt_tokens
+        self._estimator.learn(context.request.model_key, context.caller, prompt, length, self._now())
 
     def _refusal(self, context: RequestContext, short: PlannedLimit, amount: int, now: float) -> GatewayError:
         """Returns the error of a request that needs more of a limit than is left."""
@@ -236,7 +240,7 @@ class LimitGate:
         """Returns the error of a request that has waited too long for a slice."""
         short, now = waiter.short_of, self._now()
         if short.leased.status in (CONTENDED, EXHAUSTED, CLOSED):
-            return self._refusal(waiter.context, short, amount_of(waiter.estimate, short.unit), now)
+            return self._refusal(waiter.context, short, waiter.estimate.of(short.unit), now)
         return limits_unavailable(_NOT_YET_REASON if short.leased.status == NOT_YET else _UNAVAILABLE_REASON)
 
     def _is_behind(self, plan: LimitPlan, first: Waiter) -> bool:

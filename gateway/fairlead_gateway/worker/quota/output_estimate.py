@@ -8,7 +8,8 @@ from typing import Final
 from fairlead_gateway.admission.output_lengths import OutputLengths, conditional_quantile
 
 SHARE: Final = 0.9
-_TABLE_SECONDS: Final = 2.0
+TABLE_SECONDS: Final = 2.0
+"""An estimate is used for so long."""
 _MAX_CLASSES: Final = 256
 
 
@@ -25,9 +26,9 @@ class OutputEstimator:
 
     def estimate(self, model_key: str, tenant: str, prompt_tokens: int, now: float) -> int:
         """Returns the 90 % quantile of the lengths of similar answers."""
-        key = (model_key, tenant, prompt_tokens.bit_length())
+        key = (model_key, tenant, prompt_class(prompt_tokens))
         known = self._estimates.get(key)
-        if known is not None and now - known[0] < _TABLE_SECONDS:
+        if known is not None and now - known[0] < TABLE_SECONDS:
             return known[1]
         lengths = self._lengths.get(model_key)
         counts = None if lengths is None else lengths.shares(tenant, float(prompt_tokens), now)
@@ -47,3 +48,14 @@ class OutputEstimator:
     def retain(self, model_keys: set[str]) -> None:
         """Forgets all other models."""
         self._lengths = {key: lengths for key, lengths in self._lengths.items() if key in model_keys}
+
+
+def prompt_class(prompt_tokens: int) -> int:
+    """Returns the class of a prompt's size, as `admission.output_lengths` has it: powers of
+    four.
+    """
+    power = 0
+    while prompt_tokens >= 4:
+        power += 1
+        prompt_tokens >>= 2
+    return power

@@ -8,7 +8,6 @@ from fairlead.runtime.clock import Clock
 from fairlead_gateway.ipc.batch_sender import MessageSender
 from fairlead_gateway.ipc.quota_messages import QuotaNeed, QuotaReport, QuotaRow, QuotaUpdates, TenantQuotaReport
 from fairlead_gateway.quota.slices import LeasedLimit
-from fairlead_gateway.worker.quota.amounts import amount_of
 from fairlead_gateway.worker.quota.tenant_limits import QuotaLink, TenantLimits
 
 _WAITERS_PER_NEED = 64
@@ -136,7 +135,7 @@ def _wanted(limits: TenantLimits) -> dict[LeasedLimit, tuple[int, int]]:
         if index == _WAITERS_PER_NEED:
             break
         for planned in waiter.plan.limits:
-            amount = amount_of(waiter.estimate, planned.unit)
+            amount = waiter.estimate.of(planned.unit)
             known = wanted.get(planned.leased)
             wanted[planned.leased] = (amount, amount) if known is None else (known[0], known[1] + amount)
     return wanted

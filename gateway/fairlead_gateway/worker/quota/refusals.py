@@ -1,8 +1,4 @@
-"""Errors and headers about limits, for clients.
-
-The headers are those of OpenAI: `x-ratelimit-limit-requests`, `-remaining-requests`,
-`-reset-requests`, and the same for tokens.
-"""
+"""Errors about limits, for clients."""
 
 import math
 from typing import Final
@@ -11,7 +7,7 @@ from fairlead.tenants.model import Limit, LimitUnit, Tenant
 from fairlead.units import format_usd
 from fairlead_gateway.errors import BudgetSpent, ConcurrencyReached, GatewayError, LimitReached, LimitsUnavailable
 from fairlead_gateway.quota.exchange import CLOSED
-from fairlead_gateway.worker.quota.tenant_limits import LimitPlan, PlannedLimit
+from fairlead_gateway.worker.quota.limit_plan import PlannedLimit
 
 _UNIT_NAMES: Final = {
     LimitUnit.REQUESTS: "requests",
@@ -73,33 +69,3 @@ def limits_unavailable(reason: str, seconds: float = 1.0) -> LimitsUnavailable:
         hint="the operator of the gateway sees the cause on its management port",
         headers=(("retry-after", retry_after),),
     )
-
-
-def rate_limit_headers(plan: LimitPlan, now: float) -> str:
-    """Returns the `x-ratelimit` headers as lines; empty without a limit of requests or tokens."""
-    text = "" if plan.request_limit is None else _header_lines(plan.request_limit, "requests", now)
-    return text if plan.token_limit is None else text + _header_lines(plan.token_limit, "tokens", now)
-
-
-def _header_lines(planned: PlannedLimit, unit: str, now: float) -> str:
-    amount, leased = planned.limit.amount, planned.leased
-    left = amount
-    if leased.available is not None and now < leased.ends_at:
-        left = max(0, min(amount, leased.available + leased.current.free))
-    reset = duration(max(0.0, leased.ends_at - now))
-    return (
-        f"x-ratelimit-limit-{unit}: {amount}\r\nx-ratelimit-remaining-{unit}: {left}\r\n"
-        f"x-ratelimit-reset-{unit}: {reset}\r\n"
-    )
-
-
-def duration(seconds: float) -> str:
-    """Returns seconds as `1h2m3s`, rounded up."""
-    whole = math.ceil(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes}m{rest}s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes}m{rest}s"

@@ -1,10 +1,10 @@
 """Reports what each request used, from which the supervisor keeps the ledger.
 
 - Tokens are the engine's. Where it reported none, they are estimated: those of the prompt as
-  routing does, and one for each event of the answer.
-- A failed request used nothing: its tokens are 0.
-- A client that disconnects has used its prompt and what was sent by then. Of a response that is not
-  streamed, what was computed by then follows from the time.
+  routing does, those of the answer by `quota.generated_tokens`.
+- A request that failed by its engine or the gateway used nothing: its tokens are 0.
+- A client that disconnects has used its prompt and what was computed by then. So has a request that
+  takes too long, or that its engine refuses after the first token.
 """
 
 import asyncio
@@ -15,7 +15,6 @@ from fairlead_gateway.ipc.batch_sender import BatchSender, MessageSender
 from fairlead_gateway.ipc.usage_rows import UsageRow, UsageRows
 from fairlead_gateway.telemetry.handoff_record import OK
 from fairlead_gateway.telemetry.outcome import RequestOutcome
-from fairlead_gateway.worker.quota.amounts import answer_count, tokens_until_disconnect
 from fairlead_gateway.worker.request_context import RequestContext
 
 # Why: compiled code looks up the names of other modules each time.
@@ -29,8 +28,6 @@ class UsageReporter:
 
     def __init__(self, sender: MessageSender, loop: asyncio.AbstractEventLoop, limits: Limits) -> None:
         self._max_rows = limits.usage_rows
-        self._expected_tokens = limits.quota_output_tokens
-        self._disconnected_rate = limits.disconnected_tokens_per_second
         self._rows: list[UsageRow] = []
         self._batch = BatchSender(sender, loop, limits.usage_report_seconds, self._take)
 
@@ -42,21 +39,18 @@ class UsageReporter:
             return
         if not rows:
             self._batch.schedule()
-        tenant, choice, status = context.tenant, context.choice, outcome.status
+        tenant, choice, result, status = context.tenant, context.choice, context.result, outcome.status
         output, prompt = outcome.output_tokens, outcome.prompt_tokens
         is_estimated = False
-        if not outcome.client_disconnected and (status >= 400 or outcome.error is not None):
+        if outcome.error is not None and status < 400:
+            status = _BAD_GATEWAY  # the response had begun
+        if result.is_refunded:
             prompt = output = 0
-            if status < 400:
-                status = _BAD_GATEWAY  # the response had begun
         elif prompt is None:
             prompt = output = 0
-            if context.result.dispatched_at is not None and not context.request.is_passthrough:
+            if result.dispatched_at is not None and not context.request.is_passthrough:
                 is_estimated = True
-                prompt, output = int(context.route_request.prompt_tokens), context.result.event_count
-                if outcome.client_disconnected:
-                    ended_at = context.http_request.received_at + outcome.duration_seconds
-                    output = self._tokens_until_disconnect(context, ended_at)
+                prompt, output = int(context.route_request.prompt_tokens), result.estimated_tokens
         rows.append(
             _ROW(
                 outcome.request_id,
@@ -75,10 +69,6 @@ class UsageReporter:
                 is_estimated,
             )
         )
-
-    def _tokens_until_disconnect(self, context: RequestContext, ended_at: float) -> int:
-        most = context.request.max_tokens or self._expected_tokens
-        return tokens_until_disconnect(context, most * answer_count(context), ended_at, self._disconnected_rate)
 
     def flush(self) -> None:
         """Sends all rows now, at the end of the worker."""

@@ -111,15 +111,18 @@ class FailureAttribution:
         elif not _is_stall_counted(context, cause):
             self._count_failure_of(context, instance, cause)
 
-    def on_timeout(self, context: RequestContext) -> None:
-        """Records that the request's time is over; counted if the instance has stalled."""
+    def on_timeout(self, context: RequestContext) -> bool:
+        """Records that the request's time is over; returns whether its instance has stalled, which
+        is counted.
+        """
         timeout = context.stall_timeout
-        if (
-            timeout is not None
-            and not timeout.is_counted
-            and timeout.silence_seconds() > self._stall_limit_seconds(context)
-        ):
+        if timeout is None:
+            return False
+        if timeout.silence_seconds() <= self._stall_limit_seconds(context):
+            return timeout.is_counted
+        if not timeout.is_counted:
             self._count_failure_of(context, timeout.instance_id, "timeout")
+        return True
 
     def on_probe_failed(self, model_key: str, instance: str, cause: str) -> None:
         """Records a failed probe of the worker itself, which depends on no client's request."""

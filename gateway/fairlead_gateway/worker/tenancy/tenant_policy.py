@@ -6,6 +6,7 @@ instructions. A policy is computed once per tenant and version of the table.
 
 from typing import Final
 
+from fairlead.fleet.model import RequestPolicy
 from fairlead.tenants.model import CacheSharing, Tenant, Tier
 from fairlead_gateway.admission.caller_bounds import CallerClass
 from fairlead_gateway.admission.request_queue import TIER_WEIGHTS
@@ -14,7 +15,12 @@ from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.worker.openai.field_policy import remove_fields
-from fairlead_gateway.worker.openai.json_edit import contains_any, prepend_members, set_members
+from fairlead_gateway.worker.openai.json_edit import (
+    contains_any,
+    members_text,
+    prepend_text,
+    set_members,
+)
 from fairlead_gateway.worker.openai.prefix_key import CacheScope, build_route_request
 from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.tenancy import cache_salt, engine_priority
@@ -36,9 +42,23 @@ class TenantPolicy:
     is_sheddable: its requests are refused early if they cannot be served in time.
     shows_placement: responses name the instance, the reason, times and cached tokens.
     may_wake: its requests start a model that has no instance.
+    has_limits: what it uses is limited.
     """
 
-    __slots__ = ("caller_class", "is_sheddable", "may_wake", "scope", "shows_placement", "tenant", "tier", "weight")
+    __slots__ = (
+        "_members",
+        "_path",
+        "_rules",
+        "caller_class",
+        "has_limits",
+        "is_sheddable",
+        "may_wake",
+        "scope",
+        "shows_placement",
+        "tenant",
+        "tier",
+        "weight",
+    )
 
     def __init__(self, tenant: Tenant, scope: CacheScope | None) -> None:
         self.tenant = tenant
@@ -49,6 +69,19 @@ class TenantPolicy:
         self.is_sheddable: bool = tenant.tier is Tier.BATCH
         self.shows_placement: bool = tenant.shows_placement
         self.may_wake: bool = tenant.may_wake_models
+        self.has_limits: bool = bool(tenant.limits)
+        self._rules: RequestPolicy | None = None
+        self._path = ""
+        self._members = b""
+
+    def members(self, rules: RequestPolicy, path: str) -> bytes:
+        """Returns the salt and the priority of the tenant, as members of a body; empty if engines
+        take neither.
+        """
+        if rules is not self._rules or path != self._path:
+            self._members = members_text(_changes(self, rules, path, "" if self.scope is None else self.scope.salt))
+            self._rules, self._path = rules, path
+        return self._members
 
 
 NO_TENANT: Final = TenantPolicy(Tenant("", cache_sharing=CacheSharing.CLUSTER), None)
@@ -89,23 +122,38 @@ class TenantPolicies:
 
 def _set_fields(request: ModelRequest, policy: TenantPolicy, path: str) -> None:
     """Sets salt and priority of the tenant in a request, and removes the client's own priority."""
-    changes: dict[str, bytes] = {}
     rules, scope = request.model.requests, policy.scope
-    if scope is not None:
-        salt = apply_scope(request, scope)
-        if takes_cache_salt(rules, path):
-            changes[cache_salt.FIELD] = b'"%b"' % salt.encode()
-    priority = engine_priority.engine_priority(policy.tier, rules, path)
-    if priority is not None:
-        changes[engine_priority.FIELD] = priority
+    if request.decoded_fields is None and request.body:  # a scanned chat, which has neither field
+        if scope is not None:
+            request.cache_salt = scope.salt
+        members = policy.members(rules, path)
+        if members:
+            request.body = prepend_text(request.body, members)
+        return
+    salt = "" if scope is None else apply_scope(request, scope)
     if not request.body:
         return
-    if engine_priority.FIELD in rules.allowed_fields and priority is None:
+    changes = _changes(policy, rules, path, salt)
+    if engine_priority.FIELD in rules.allowed_fields and engine_priority.FIELD not in changes:
         request.body = remove_fields(request.body, _PRIORITY)
     if not changes:
         return
-    # A scanned chat has neither field. A body without these signs has none, however it is spelled.
-    if request.decoded_fields is None or not contains_any(request.body, _FIELD_SIGNS):
-        request.body = prepend_members(request.body, changes)
-    else:
+    # A body without these signs has neither field, however it is spelled.
+    if contains_any(request.body, _FIELD_SIGNS):
         request.body = set_members(request.body, changes)
+    else:
+        request.body = prepend_text(request.body, members_text(changes))
+
+
+def _changes(policy: TenantPolicy, rules: RequestPolicy, path: str, salt: str) -> dict[str, bytes]:
+    """Returns the fields that the tenant sets in a body, as JSON texts.
+
+    salt: empty if the tenant shares the cache with the whole cluster.
+    """
+    changes: dict[str, bytes] = {}
+    if salt and takes_cache_salt(rules, path):
+        changes[cache_salt.FIELD] = b'"%b"' % salt.encode()
+    priority = engine_priority.engine_priority(policy.tier, rules, path)
+    if priority is not None:
+        changes[engine_priority.FIELD] = priority
+    return changes

@@ -1,0 +1,79 @@
+"""The output of requests whose engine has reported none."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fairlead.limits import Limits
+from fairlead_gateway.worker.quota.generated_tokens import GeneratedTokens
+
+LIMITS = Limits(disconnected_tokens_per_second=50, quota_output_tokens=100)
+
+
+def context(
+    *,
+    stream: bool,
+    dispatched_at: float | None = 10.0,
+    sequences: int = 1,
+    events: int = 0,
+    max_tokens: int | None = None,
+    output: int | None = None,
+) -> Any:
+    """Returns the parts of a chat that has ended."""
+    head = SimpleNamespace(path="/v1/chat/completions")
+    return SimpleNamespace(
+        http_request=SimpleNamespace(head=head),
+        request=SimpleNamespace(model_key="default/tiny", stream=stream, sequences=sequences, max_tokens=max_tokens),
+        result=SimpleNamespace(dispatched_at=dispatched_at, event_count=events, output_tokens=output, error=None),
+    )
+
+
+def test_each_event_of_a_stream_is_a_token_until_streams_have_shown_more() -> None:
+    generated = GeneratedTokens(LIMITS)
+    assert generated.estimate(context(stream=True, events=7), 99.0) == 7
+    generated.learn(context(stream=True, events=10, output=4))  # as where a first and a last event hold none
+    assert generated.estimate(context(stream=True, events=7), 99.0) == 7
+
+
+def test_events_of_speculative_decoding_hold_as_many_tokens_as_earlier_ones() -> None:
+    generated = GeneratedTokens(LIMITS)
+    for events, output in ((10, 32), (30, 88)):
+        generated.learn(context(stream=True, events=events, output=output))
+    assert generated.estimate(context(stream=True, events=20), 99.0) == 60
+    assert generated.of_events("default/other", 20) == 20
+
+
+def test_a_stream_is_no_longer_than_it_may_be() -> None:
+    generated = GeneratedTokens(LIMITS)
+    generated.learn(context(stream=True, events=10, output=30))
+    assert generated.estimate(context(stream=True, events=20, max_tokens=25, sequences=2), 99.0) == 50
+
+
+def test_later_streams_weigh_more() -> None:
+    generated = GeneratedTokens(LIMITS)
+    for _ in range(100):
+        generated.learn(context(stream=True, events=10_000, output=10_000))
+    for _ in range(100):
+        generated.learn(context(stream=True, events=10_000, output=30_000))
+    assert generated.of_events("default/tiny", 100) >= 290
+
+
+def test_what_is_learned_of_models_is_bounded() -> None:
+    generated = GeneratedTokens(LIMITS)
+    for number in range(3_000):
+        stream = context(stream=True, events=1, output=2)
+        stream.request.model_key = f"default/{number}"
+        generated.learn(stream)
+    assert len(generated._streams) <= 1_024
+    assert generated.of_events("default/2999", 1) == 2
+
+
+@pytest.mark.parametrize(("seconds", "sequences", "tokens"), [(0.0, 1, 0), (0.5, 1, 25), (0.5, 2, 50), (60.0, 1, 100)])
+def test_another_response_follows_from_its_time_up_to_the_whole(seconds: float, sequences: int, tokens: int) -> None:
+    request = context(stream=False, sequences=sequences)
+    assert GeneratedTokens(LIMITS).estimate(request, 10.0 + seconds) == tokens
+
+
+def test_a_request_that_was_never_sent_has_computed_nothing() -> None:
+    assert GeneratedTokens(LIMITS).estimate(context(stream=False, dispatched_at=None), 99.0) == 0
