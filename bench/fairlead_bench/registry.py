@@ -43,6 +43,12 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             10,
         ),
         Benchmark(
+            "tenant-instructions",
+            "fairlead_bench.gateway_instructions.tenant_requests",
+            "instructions of a plain request by its caller, up to a tenant with limits and a budget",
+            5,
+        ),
+        Benchmark(
             "routing",
             "fairlead_bench.routing.benchmark",
             "capacity of routing presets in the fleet simulator, and a grid of them",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fairlead_bench.gateway_instructions import callgrind
 from fairlead_bench.gateway_instructions.cost_parts import METRICS, PartTable, compiled_module_names
-from fairlead_bench.gateway_instructions.counted_gateway import CountedGateway
+from fairlead_bench.gateway_instructions.counted_gateway import WITH_KEYS, WITHOUT_KEYS, CountedGateway
 from fairlead_bench.gateway_instructions.gateway_process import GatewayFailed
 from fairlead_bench.gateway_instructions.result_rows import DECISION, print_parts, rows, standard_errors
 from fairlead_bench.gateway_instructions.source_tree import SourceTree, export_commit, export_working_tree
@@ -80,12 +80,12 @@ def _count(tree: SourceTree, options: argparse.Namespace) -> Counts:
     print(f"{tree.revision}: compiling, unless it is compiled already ...", file=sys.stderr)
     copy, simulator = tree.compile(), tree.compile(with_simulator=True)
     counts = Counts(tree.revision)
-    with tempfile.TemporaryDirectory(prefix="fairlead-instructions-") as name:
-        folder = Path(name) if options.keep is None else options.keep / tree.folder.name
+    with tempfile.TemporaryDirectory(prefix="fairlead-instructions-") as temporary:
+        folder = Path(temporary) if options.keep is None else options.keep / tree.folder.name
         print(f"{tree.revision}: counting requests ...", file=sys.stderr)
         table = PartTable(compiled_module_names(copy))
-        for keys in (True, False):
-            gateway = CountedGateway(tree, copy, folder / ("keys" if keys else "open"), keys=keys, options=options)
+        for name, callers in (("keys", WITH_KEYS), ("open", WITHOUT_KEYS)):
+            gateway = CountedGateway(tree, copy, folder / name, callers=callers, options=options)
             for units in gateway.windows():
                 for unit, cost in units.items():
                     for metric, value in table.by_part(cost).items():

@@ -30,6 +30,7 @@ _SPLIT_TOKENS = 2_048
 _LEARNED_ANSWERS = 1_100
 """Answers of ``full-model`` before the first window: of the first thousand answers a gateway learns
 more than of later ones."""
+_ADMISSION_TRIES, _ADMISSION_SECONDS = 10, 5.0
 _LEARN_SECONDS = 2.5
 """A gateway uses a forecast of answers for two seconds."""
 
@@ -54,10 +55,14 @@ class Script:
         self._clients: list[Client] = []
         self._sent = 0
 
-    def fleet(self) -> str:
-        """Returns the fleet file of the scripted engines."""
+    def fleet(self, *, is_priced: bool = False) -> str:
+        """Returns the fleet file of the scripted engines.
+
+        is_priced: the model of plain requests has a price.
+        """
+        price = '    price: {input: "0.40", cachedInput: "0.10", output: "1.20"}\n' if is_priced else ""
         return (
-            f"models:\n  - name: {MODEL}\n    instances:\n"
+            f"models:\n  - name: {MODEL}\n{price}    instances:\n"
             + "".join(
                 f'      - {{id: engine-{number}, url: "http://127.0.0.1:{engine.port}", engine: vllm}}\n'
                 for number, engine in enumerate(self._engines)
@@ -75,6 +80,25 @@ class Script:
     def connect(self, port: int) -> None:
         """Opens the clients' connections."""
         self._clients = [Client(port, KEY) for _ in range(3)]
+
+    def await_admission(self, port: int) -> None:
+        """Sends plain requests until one reaches an engine: new limits refuse the first ones.
+
+        Raises queue.Empty if none does.
+        """
+        for tries_left in range(_ADMISSION_TRIES, 0, -1):
+            client = Client(port, KEY)
+            client.send(self._body(self._plain))
+            try:
+                self._calls.get(timeout=_ADMISSION_SECONDS).answer(_COMPLETION_TOKENS)
+            except queue.Empty:
+                if tries_left == 1:
+                    raise
+            else:
+                client.read_answer()
+                return
+            finally:
+                client.close()
 
     def close(self) -> None:
         """Ends all connections."""
@@ -194,6 +218,11 @@ def scenarios(script: Script) -> dict[str, Scenario]:
 def scenarios_without_keys(script: Script) -> dict[str, Scenario]:
     """Returns the scripts that also run at a gateway without API keys."""
     return {name: scenario for name, scenario in scenarios(script).items() if name in ("plain", "waiting")}
+
+
+def plain_scenario(script: Script) -> dict[str, Scenario]:
+    """Returns the script of plain requests alone."""
+    return {"plain": scenarios(script)["plain"]}
 
 
 def cost_per_unit(counts: Mapping[str, float], turns: Mapping[str, int]) -> dict[str, float]:

@@ -1,0 +1,142 @@
+"""Instructions of a plain request by its caller: without a key, with one, of a tenant, and of a
+tenant with limits and a budget.
+
+    python -m fairlead_bench tenant-instructions [--new HEAD]
+
+Each kind of caller has a gateway of its own, of the same compiled sources. No limit is ever
+reached. Limits are those of requests and of tokens per minute, of tokens per day, and a monthly
+budget.
+
+Of the working tree, the processor time of limits is measured, too (`quota.request_cost`).
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from fairlead_bench.gateway_instructions import callgrind
+from fairlead_bench.gateway_instructions.cost_parts import METRICS, PartTable, compiled_module_names
+from fairlead_bench.gateway_instructions.counted_gateway import KEY_DIGEST, Callers, CountedGateway
+from fairlead_bench.gateway_instructions.gateway_process import GatewayFailed
+from fairlead_bench.gateway_instructions.result_rows import print_parts
+from fairlead_bench.gateway_instructions.scenarios import PLAIN, plain_scenario
+from fairlead_bench.gateway_instructions.source_tree import SourceTree, export_commit, export_working_tree
+from fairlead_bench.quota.request_cost import cost_rows, request_cost
+from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
+
+ROOT = Path(__file__).resolve().parents[3]
+NAME = "tenant-instructions"
+NO_KEYS, WITH_KEY = f"{PLAIN}, no keys", f"{PLAIN}, a key"
+TENANT = f"{PLAIN}, a tenant"
+LIMITED = f"{PLAIN}, a tenant with limits and a budget"
+STRICT = f"{PLAIN}, a tenant with strict limits and a budget"
+_LIMITS = (
+    "  limits:\n    - {per: Minute, requests: 10000000, tokens: 1000000000}\n    - {per: Day, tokens: 1000000000000}\n"
+    '  budget: {usd: "10000000", per: Month}\n'
+)
+_LEASE_SECONDS = 7.0
+"""The first strict limit of a tenant grants nothing for one lease."""
+Windows = Mapping[str, Mapping[str, Sequence[float]]]
+"""Metric or part → unit → cost of one such unit, in each window."""
+
+
+def callers_by_unit() -> dict[str, Callers]:
+    """Returns the kinds of callers by the unit that is counted with them."""
+    key = f'keys:\n  - {{name: bench, digest: "{KEY_DIGEST}"}}\n'
+    found = {
+        NO_KEYS: Callers("", "", plain_scenario, partial(_cost, NO_KEYS)),
+        WITH_KEY: Callers("--keys", key, plain_scenario, partial(_cost, WITH_KEY)),
+        TENANT: Callers("--tenants", _tenant(""), plain_scenario, partial(_cost, TENANT)),
+    }
+    for unit, spec in ((LIMITED, _LIMITS), (STRICT, f"  enforcement: Strict\n{_LIMITS}")):
+        cost = partial(_cost, unit)
+        found[unit] = Callers(
+            "--tenants", _tenant(spec), plain_scenario, cost, is_priced=True, warm_up_seconds=_LEASE_SECONDS
+        )
+    return found
+
+
+def rows(windows: Windows) -> list[ResultRow]:
+    """Returns a row for each unit, and the ratios that have a goal."""
+    wanted, found = load_goals(NAME), []
+    counted = {unit: statistics.fmean(counts) for unit, counts in windows["instructions"].items()}
+    for unit, value in counted.items():
+        found.append(value_row(f"instructions per {unit}", "", value, wanted.get(f"instructions per {unit}")))
+    for unit in (LIMITED, STRICT):
+        for other in (WITH_KEY, TENANT, NO_KEYS):
+            name = f"instructions of a {unit} ÷ {other}"
+            found.append(ratio_row(name, "", counted[unit], other, counted[other], wanted.get(name)))
+    return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Counts, writes, prints; 0 when every goal holds, 2 when counting was impossible."""
+    options = _options(arguments)
+    try:
+        valgrind = callgrind.ensure_installed()
+        tree = export_commit(ROOT, options.new, NAME) if options.new else export_working_tree(ROOT, NAME)
+        windows = _count(tree, options)
+    except (callgrind.ValgrindMissing, GatewayFailed) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:
+        print(error, file=sys.stderr)
+        return 2
+    made = rows(windows)
+    if not options.new:
+        made += cost_rows(request_cost(options.seed))
+    parts: dict[str, dict[str, float]] = {}
+    for part, units in windows.items():
+        if part not in METRICS:
+            for unit, costs in units.items():
+                parts.setdefault(unit, {})[part] = round(statistics.fmean(costs))
+    more: dict[str, object] = {"valgrind": valgrind, "revision": tree.revision, "parts": parts}
+    more["windows"] = {"instructions": windows["instructions"]}
+    write_results(NAME, made, seed=options.seed, file=options.out, more=more)
+    print_parts(parts, dict.fromkeys(parts, parts[WITH_KEY]))
+    return 0 if all(row.holds for row in made) else 1
+
+
+def _count(tree: SourceTree, options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    print(f"{tree.revision}: compiling, unless it is compiled already ...", file=sys.stderr)
+    copy = tree.compile()
+    table = PartTable(compiled_module_names(copy))
+    windows: dict[str, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory(prefix="fairlead-instructions-") as temporary:
+        folder = Path(temporary) if options.keep is None else options.keep
+        for number, (unit, callers) in enumerate(callers_by_unit().items()):
+            print(f"{tree.revision}: counting {unit} ...", file=sys.stderr)
+            gateway = CountedGateway(tree, copy, folder / str(number), callers=callers, options=options)
+            for units in gateway.windows():
+                for name, value in table.by_part(units[unit]).items():
+                    windows.setdefault(name, {}).setdefault(unit, []).append(round(value, 1))
+    return windows
+
+
+def _tenant(spec: str) -> str:
+    return (
+        "apiVersion: serving.fairlead.io/v1alpha1\nkind: ModelTenant\nmetadata: {name: bench}\nspec:\n"
+        f'  keys: [{{name: bench, digest: "{KEY_DIGEST}"}}]\n{spec}'
+    )
+
+
+def _cost(unit: str, counts: Mapping[str, float], turns: Mapping[str, int]) -> dict[str, float]:
+    return {unit: counts["plain"] / turns["plain"]}
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m fairlead_bench {NAME}",
+        description="Instructions of a plain request by its caller, up to a tenant with limits and a budget.",
+    )
+    parser.add_argument("--new", metavar="REV", help="the commit to count; without it the working tree")
+    parser.add_argument("--windows", type=int, default=3, help="how often each script is counted; means are compared")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep logs and callgrind's dumps there")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench" / f"{NAME}.json")
+    parser.add_argument("--seed", type=int, default=1)
+    return parser.parse_args(arguments)
