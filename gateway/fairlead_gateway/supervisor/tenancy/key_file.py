@@ -2,22 +2,31 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fairlead.errors import Unavailable
+from fairlead.errors import FileProblem, ManifestError, Unavailable
 from fairlead.limits import Limits
 
 KeyFileParser = Callable[[bytes, str], Mapping[bytes, str]]
 _log = logging.getLogger("fairlead.gateway")
 
 
-def read_file(path: Path) -> bytes:
-    """Returns the content of a file. Raises Unavailable."""
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """Returns the content of a file. Raises Unavailable, and ManifestError for a file that is too
+    long, of which it reads no more than `max_bytes`.
+    """
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(max_bytes + 1)
+            size = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise Unavailable(f"cannot read {path}: {error.strerror or error}") from error
+    if len(raw) > max_bytes:
+        message = f"the file has {max(size, len(raw)):,} bytes, more than {max_bytes:,}"
+        raise ManifestError((FileProblem(str(path), 1, "(file)", message, "split it"),))
+    return raw
 
 
 class KeyFile:
@@ -44,7 +53,7 @@ class KeyFile:
         Why: a list that loses its only key must stop that key, which may have leaked.
         """
         self.is_valid = False
-        raw = await asyncio.to_thread(read_file, self.path)
+        raw = await asyncio.to_thread(read_file, self.path, self._limits.fleet_file_bytes)
         self.names_by_digest = await asyncio.to_thread(self._parse, raw, str(self.path))
         self.is_loaded = self.is_valid = True
         if not self.names_by_digest:

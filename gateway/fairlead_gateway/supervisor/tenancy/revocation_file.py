@@ -3,7 +3,10 @@
 import asyncio
 from pathlib import Path
 
+from fairlead.errors import FairleadError
+from fairlead.limits import Limits
 from fairlead.tenants.documents import describe_wrong_lines, parse_revocations
+from fairlead_gateway.supervisor.tenancy.key_file import read_file
 
 
 class RevocationFile:
@@ -16,8 +19,9 @@ class RevocationFile:
     Why by line: a key must stop even if everything around it is wrong.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_bytes: int = Limits().fleet_file_bytes) -> None:
         self.path = path
+        self._max_bytes = max_bytes
         self.digests: frozenset[bytes] = frozenset()
         self.problem: str | None = None
         self._was_read = False
@@ -25,12 +29,12 @@ class RevocationFile:
     async def load(self) -> None:
         """Reads the file; never raises."""
         try:
-            text = await asyncio.to_thread(self.path.read_text, encoding="utf-8", errors="replace")
-        except OSError as error:
-            is_missing = isinstance(error, FileNotFoundError) and not self._was_read
-            what = f"cannot read {self.path}: {error.strerror or error}; the last list of revoked keys stays"
-            self.problem = None if is_missing else what
+            raw = await asyncio.to_thread(read_file, self.path, self._max_bytes)
+        except FairleadError as error:
+            is_missing = isinstance(error.__cause__, FileNotFoundError) and not self._was_read
+            self.problem = None if is_missing else f"{error.message}; the last list of revoked keys stays"
             return
+        text = raw.decode("utf-8", "replace")
         self._was_read = True
         self.digests, wrong = parse_revocations(text)
         self.problem = describe_wrong_lines(str(self.path), wrong)

@@ -46,7 +46,7 @@ class TenantFile:
 
         Keys whose digests are no longer in the file are dropped before the file is parsed.
         """
-        raw = await asyncio.to_thread(read_file, self.path)
+        raw = await asyncio.to_thread(read_file, self.path, self._limits.fleet_file_bytes)
         if self.tenants:
             kept = retain_keys(self.tenants, digests_in(raw.decode("utf-8", "replace")))
             if kept != self.tenants:

@@ -1,10 +1,13 @@
 """API keys and tenants on their way from files to workers."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
+from fairlead.errors import ManifestError
 from fairlead.fleet.model import Model, RequestPolicy
 from fairlead.limits import Limits
 from fairlead.tenants.model import Tenant, TenantTable
@@ -217,3 +220,25 @@ def test_changes_are_reported_with_the_keys_of_all_sources_and_their_authors(tmp
             await service.stop()
 
     run_async(main())
+
+
+def test_files_that_are_too_long_change_nothing_and_say_so(tmp_path: Path) -> None:
+    keys, revoked, limits = tmp_path / "keys.yaml", tmp_path / "revoked", Limits(fleet_file_bytes=200)
+    key_file, list_file = KeyFile(keys, limits), RevocationFile(revoked, limits.fleet_file_bytes)
+    keys.write_text(f"keys: [{{name: a, digest: '{OLD}'}}]\n")
+    revoked.write_text(f"{NEW}\n")
+
+    async def main() -> None:
+        await key_file.load()
+        await list_file.load()
+        for path in (keys, revoked):
+            with path.open("a") as file:
+                file.write("#" + "x" * 300)
+        with pytest.raises(ManifestError, match="more than 200"):
+            await key_file.load()
+        await list_file.load()
+        assert "more than 200" in str(list_file.problem)
+        assert "the last list of revoked keys stays" in str(list_file.problem)
+        assert (set(key_file.names_by_digest), list_file.digests) == ({bytes.fromhex(OLD)}, {bytes.fromhex(NEW)})
+
+    asyncio.run(main())

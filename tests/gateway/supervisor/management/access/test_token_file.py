@@ -48,6 +48,7 @@ def test_a_token_has_tenants_and_permissions() -> None:
         (GOOD.replace("[Read, Audit]", "[Write]"), "write one or more of Read, Audit, Fleet, Preview"),
         (GOOD.replace("[Read, Audit]", "[]"), "tokens[0].may"),
         (GOOD.replace("acme-team", "a b"), "this cannot name a token"),
+        (GOOD.replace("[acme, beta]", "['\u0430cme']"), "this cannot name a tenant"),  # a Cyrillic letter
         (GOOD.replace("acme-team", "installation"), "choose another name"),
         (GOOD.replace("may:", "can:"), "tokens[0]"),
         (GOOD + "\n---\n" + GOOD, "2 YAML documents"),
