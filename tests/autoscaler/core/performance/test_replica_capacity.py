@@ -82,8 +82,8 @@ def test_more_requests_never_take_fewer_replicas_wherever_one_begins_to_look(
 def test_longer_prompts_never_take_fewer_replicas(
     profile: EngineProfile, mix: MeanRequest, objectives: LatencyTargets, rate: float, times: float
 ) -> None:
-    """Requests fit into the memory of an engine: else no number of replicas serves them."""
-    assume(mix.prompt_tokens + mix.output_tokens <= profile.kv_tokens)
+    """A running request, which is longer than the mean, fits into the memory of an engine."""
+    assume(mix.prompt_tokens + mix.running_answer * mix.output_tokens <= profile.kv_tokens)
     longer = MeanRequest(mix.prompt_tokens * times, mix.output_tokens, mix.cached_share, mix.prompt_variability)
     step = StepModel.from_profile(profile)
     assert needed(step, mix, objectives, rate) <= needed(step, longer, objectives, rate) * (1.0 + 1e-9)
