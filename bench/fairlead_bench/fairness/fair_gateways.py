@@ -6,7 +6,7 @@ tenants with credit go first, and of their requests the first in the preset's or
 """
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
 
 from fairlead.limits import Limits
@@ -15,7 +15,7 @@ from fairlead_gateway.admission.caller_bounds import CallerBounds, CallerClass
 from fairlead_gateway.admission.decode_work import decode_seconds
 from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.admission.policy import MAX_WAITING_STEP_SHARE
-from fairlead_gateway.admission.request_queue import TIER_WEIGHTS, has_credit
+from fairlead_gateway.admission.request_queue import TIER_WEIGHTS, has_credit, waits_behind
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch
 from fairlead_sim.engine.scheduler import EngineSequence
@@ -114,7 +114,7 @@ class FairGateway(SimulatedGateway):
                 return None, "the queue is full"
             self._displace(self._bounds.newest_of_largest(), now)
         route_request = RouteRequest(request.id, chain, request.prompt_tokens, request.output_tokens, request.session)
-        decision = self.router.choose_instance(route_request, now)
+        decision = self.router.choose_instance(route_request, now, deferred=self._deferred(tenant, weight))
         chosen = decision.chosen
         if chosen is None:
             return None, decision.reason
@@ -199,6 +199,22 @@ class FairGateway(SimulatedGateway):
         self._sent_seconds[assigned.instance] += assigned.prefill_seconds
         self._fair_share.charge(assigned.tenant, assigned.prefill_seconds + assigned.decode_seconds, assigned.weight)
         self._fair_cluster.dispatches.append((now, assigned.tenant, assigned.request.id))
+
+    def _deferred(self, tenant: str, weight: float) -> dict[str, float]:
+        """Returns the prefill that waits behind a tenant's next request, by engine."""
+        share, classes = self._fair_share, self._fair_cluster.classes
+        least = share.seconds_at_join(tenant, weight)
+        behind: list[str] = []
+        for other in {name for queues in self._queues.values() for name in queues} - {tenant}:
+            its = classes.get(other, TenantClass())
+            if waits_behind(share.served_seconds(other), least, its.weight * TIER_WEIGHTS[its.tier]):
+                behind.append(other)
+        return {engine: self._queued_seconds(engine, behind) for engine in self._queues} if behind else {}
+
+    def _queued_seconds(self, engine: str, tenants: Sequence[str]) -> float:
+        queues = self._queues[engine]
+        waiting = [name for tenant in tenants for _, _, name in queues.get(tenant, ()) if name in self._waiting]
+        return sum(self._requests[name].prefill_seconds for name in waiting)
 
     def _displace(self, name: str, now: float) -> None:
         assigned = self._requests.pop(name)

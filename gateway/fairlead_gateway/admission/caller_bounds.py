@@ -63,6 +63,10 @@ class CallerBounds:
         """Returns the callers with queued requests."""
         return self._callers.keys()
 
+    def classes(self) -> list[tuple[Hashable, CallerClass]]:
+        """Returns the callers with queued requests, and their classes."""
+        return [(caller, usage.caller_class) for caller, usage in self._callers.items()]
+
     @property
     def has_several_callers(self) -> bool:
         """Whether requests of more than one caller are queued."""

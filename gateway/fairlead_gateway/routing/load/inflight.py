@@ -7,14 +7,16 @@ Why: engines report their load late, and slowest when it matters. The gateway kn
 at once.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum, nan  # `fsum`: the same sum in any order
+from types import MappingProxyType
 from typing import Final
 
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_gateway.routing.request import RouteRequest
 
+NOTHING_DEFERRED: Final[Mapping[str, float]] = MappingProxyType({})
 _IS_COMPILED: Final = not __file__.endswith(".py")
 _ERROR_SHARE: Final = 2.0**-104
 """The most that the sum of n errors is off, as a share of n² times the sum: four times u²."""
@@ -106,6 +108,8 @@ class InflightTracker:
         self._requests: dict[str, InflightRequest] = {}
         self._loads: dict[str, EndpointLoad] = {}
         self._retained: Collection[str] = ()
+        self._deferred: Mapping[str, float] = NOTHING_DEFERRED
+        self._defers = False
 
     def retain(self, instances: Collection[str]) -> None:
         """Keeps the sums of these instances. Others are dropped when their last request
@@ -185,8 +189,33 @@ class InflightTracker:
             self._publish(load)
         return inflight
 
+    def defer(self, seconds: Mapping[str, float]) -> None:
+        """Leaves prefill by instance out of total loads, and the loads of other processes with it.
+
+        seconds: prefill that waits behind the request that is placed next; empty ends it.
+
+        Why not those of other processes: they include what waits there behind the request, too, and
+        do not say how much.
+        """
+        self._deferred = seconds
+        self._defers = bool(seconds)
+
+    @property
+    def defers(self) -> bool:
+        """Whether total loads leave something out."""
+        return self._defers
+
+    def _undeferred(self, local: EndpointLoad) -> EndpointLoad:
+        seconds = self._deferred.get(local.instance)
+        if seconds is None:
+            return local
+        backlog = max(0.0, local.backlog_seconds - seconds)
+        return EndpointLoad(local.instance, local.inflight, local.waiting, backlog, local.inflight_tokens)
+
     def total_load(self, local: EndpointLoad) -> EndpointLoad:
         """Returns the current load of an endpoint: with that of sibling workers, or overridden."""
+        if self._defers:
+            return self._undeferred(local)
         if self._shared_loads is None:
             return local if self._load_override is None else self._load_override(local)
         return _add_load(local, self._shared_loads.sum_other_rows(local.instance))
@@ -195,7 +224,7 @@ class InflightTracker:
         """Returns the total load of each endpoint, in their order."""
         return (
             local
-            if self._shared_loads is None and self._load_override is None
+            if self._shared_loads is None and self._load_override is None and not self._defers
             else [self.total_load(load) for load in local]
         )
 

@@ -36,7 +36,7 @@ class SampledLoads:
         """Starts a decision among `instances` instances, which sets whether the fleet counts as
         large.
         """
-        self._is_large = instances > MAX_FULL_SCAN
+        self._is_large = instances > MAX_FULL_SCAN and not self._inflight.defers
         self._samples = 0
 
     def measure(self, local: EndpointLoad) -> EndpointLoad:

@@ -32,6 +32,7 @@ from fairlead_gateway.worker.disaggregation.concurrent_prefills import Concurren
 from fairlead_gateway.worker.disaggregation.kv_connectors import Handoff
 from fairlead_gateway.worker.disaggregation.pair_health import PairHealth
 from fairlead_gateway.worker.disaggregation.transfer_estimator import TransferEstimator
+from fairlead_gateway.worker.dispatch.admission_queue import AdmissionController
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.observability.trace_record import PREFILL
 from fairlead_gateway.worker.openai.json_edit import prepend_members, set_members
@@ -68,6 +69,7 @@ class PrefillCoordinator:
         runtime: WorkerRuntime,
         *,
         routers: RouterRegistry,
+        admission: AdmissionController,
         pool: ConnectionPool,
         telemetry: MetricsRecorder,
         poison_guard: PoisonRequestGuard,
@@ -75,6 +77,7 @@ class PrefillCoordinator:
     ) -> None:
         self._decode_routers = routers.serving
         self._prefill_routers = routers.prefilling
+        self._admission = admission
         self._pool = pool
         self._telemetry = telemetry
         self._now = runtime.now
@@ -115,9 +118,10 @@ class PrefillCoordinator:
             is_placed = handoff.record.placement is not None
         key, request = context.request.model_key, context.route_request
         full = context.admission.full_instances if not context.failures else NO_INSTANCES
-        decision = self._decode_routers.choose(key, request, now, excluded | full, preview=is_placed)
+        deferred = self._admission.deferred_seconds(context)
+        decision = self._decode_routers.choose(key, request, now, excluded | full, preview=is_placed, deferred=deferred)
         if full and decision.chosen is None:
-            decision = self._decode_routers.choose(key, request, now, excluded, preview=is_placed)
+            decision = self._decode_routers.choose(key, request, now, excluded, preview=is_placed, deferred=deferred)
         return decision
 
     async def prefill_remotely(self, context: RequestContext) -> None:

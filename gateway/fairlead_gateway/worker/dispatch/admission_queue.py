@@ -123,6 +123,10 @@ class AdmissionController:
             admission.expect_answer(context)
         return self._late_binding_queue.enqueue(context, on_end)
 
+    def deferred_seconds(self, context: RequestContext) -> Mapping[str, float]:
+        """Returns the prefill that waits behind this request if it is placed now, by instance."""
+        return self._late_binding_queue.deferred_seconds(context)
+
     def leave(self, context: RequestContext) -> None:
         """Removes a request from the queues: its client has gone, or its time is over."""
         admission = self._models.get(context.request.model_key)

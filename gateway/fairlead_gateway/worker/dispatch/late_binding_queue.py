@@ -6,6 +6,10 @@ callers wait for an instance, the order holds among the requests of those with c
 the callers served least for their weight, within `QUANTUM_SECONDS` of engine time. Expected answers
 count. A dispatch looks at the first request of each caller, however many wait.
 
+A request that is placed while others wait does not count those of callers that were served more: it
+goes before them (`waits_behind`). Otherwise the queue of a flood, which is equally long everywhere,
+would hide how many requests wait before this one.
+
 An instance can start a request while the unanswered prefill that this process sent there is short:
 less than `MAX_WAITING_STEP_SHARE` of one of its steps, or than `MIN_BACKLOG_SECONDS`. The instance
 gets the next request before it has finished one, since an engine that waits for the network
@@ -17,7 +21,7 @@ would wait for the other.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import count
@@ -28,15 +32,18 @@ from fairlead_gateway.admission.backlog_decay import MIN_BACKLOG_SECONDS, Backlo
 from fairlead_gateway.admission.caller_bounds import CallerBounds, CallerClass
 from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.admission.policy import MAX_WAITING_STEP_SHARE, POLL_SECONDS
-from fairlead_gateway.admission.request_queue import has_credit
+from fairlead_gateway.admission.request_queue import has_credit, waits_behind
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
 from fairlead_gateway.routing import ModelRouter
+from fairlead_gateway.routing.load.inflight import NOTHING_DEFERRED
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
 _MIN_REMOVED: Final = 32
+_MAX_COMPARED: Final = 32
+_NOBODY: Final[frozenset[Hashable]] = frozenset()
 _SortKey = tuple[float, float, str]
 
 
@@ -110,6 +117,7 @@ class _InstanceQueue:
         if heap is None:
             heap = self._heaps[queued.caller] = _CallerHeap(queued.context.policy.weight)
         heap.live_count += 1
+        heap.prefill_seconds += queued.prefill_seconds
         heappush(heap.entries, (queued.sort_key, next(self._numbers), request_id, queued))
 
     def pop(self, request_id: str) -> _QueuedDispatch | None:
@@ -120,6 +128,7 @@ class _InstanceQueue:
         self.prefill_seconds = self.prefill_seconds - queued.prefill_seconds if self.requests else 0.0
         heap = self._heaps[queued.caller]
         heap.live_count -= 1
+        heap.prefill_seconds -= queued.prefill_seconds
         if not heap.live_count:
             del self._heaps[queued.caller]
         elif len(heap.entries) > 2 * heap.live_count + _MIN_REMOVED:
@@ -136,6 +145,10 @@ class _InstanceQueue:
             callers = [caller for caller, heap in self._heaps.items() if has_credit(served(caller), least, heap.weight)]
         return min([self._first_of(caller) for caller in callers])[2]
 
+    def seconds_of(self, callers: Collection[Hashable]) -> float:
+        """Returns the prefill of the requests of some callers."""
+        return sum([heap.prefill_seconds for caller, heap in self._heaps.items() if caller in callers])
+
     def _first_of(self, caller: CallerKey) -> tuple[_SortKey, int, str]:
         entries = self._heaps[caller].entries
         while self.requests.get(entries[0][2]) is not entries[0][3]:
@@ -144,14 +157,15 @@ class _InstanceQueue:
 
 
 class _CallerHeap:
-    """The requests of one caller that wait for one instance, and how many still do."""
+    """The requests of one caller that wait for one instance: how many do, and their prefill."""
 
-    __slots__ = ("entries", "live_count", "weight")
+    __slots__ = ("entries", "live_count", "prefill_seconds", "weight")
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
         self.entries: list[tuple[_SortKey, int, str, _QueuedDispatch]] = []
         self.live_count = 0
+        self.prefill_seconds = 0.0
 
 
 class _WaitingCallers:
@@ -174,6 +188,25 @@ class _WaitingCallers:
         self.bounds.remove(request_id, caller)
         if not self.bounds.requests_of(caller):
             self.fair_share.on_leave(caller)
+
+    def is_alone(self, caller: CallerKey) -> bool:
+        """Returns whether all requests that wait are this caller's; some do."""
+        return not self.bounds.has_several_callers and self.bounds.requests_of(caller) > 0
+
+    def behind(self, caller: CallerKey, weight: float) -> frozenset[Hashable]:
+        """Returns the callers whose requests surely wait behind one of this caller's.
+
+        Empty with more than `_MAX_COMPARED` callers: then a decision would take too long.
+        """
+        if len(self.bounds.callers()) > _MAX_COMPARED:
+            return _NOBODY
+        share = self.fair_share
+        least = share.seconds_at_join(caller, weight)
+        found: list[Hashable] = []
+        for other, its in self.bounds.classes():
+            if other != caller and waits_behind(share.served_seconds(other), least, its.weight):
+                found.append(other)
+        return frozenset(found) if found else _NOBODY
 
     def charge(self, queued: "_QueuedDispatch") -> None:
         """Charges the caller for prompt and expected answer, unless admission has charged it."""
@@ -224,6 +257,17 @@ class LateBindingQueue:
         return {
             key: sum([len(queue.requests) for queue in instances.values()]) for key, instances in self._waiting.items()
         }
+
+    def deferred_seconds(self, context: RequestContext) -> Mapping[str, float]:
+        """Returns the prefill that waits behind this request if it is placed now, by instance."""
+        key = context.request.model_key
+        callers = self._callers.get(key)
+        if callers is None or callers.is_alone(context.caller):
+            return NOTHING_DEFERRED
+        behind = callers.behind(context.caller, context.policy.weight)
+        if not behind:
+            return NOTHING_DEFERRED
+        return {name: queue.seconds_of(behind) for name, queue in self._waiting[key].items()}
 
     def can_start(self, context: RequestContext) -> bool:
         """Whether the request need not wait for its chosen instance.

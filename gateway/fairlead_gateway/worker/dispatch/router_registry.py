@@ -16,6 +16,7 @@ from fairlead.fleet.model import Fleet, Instance, InstanceState, Role
 from fairlead.limits import Limits
 from fairlead_gateway.errors import NoReadyInstance
 from fairlead_gateway.routing import InstanceLoad, ModelRouter, RouteRequest
+from fairlead_gateway.routing.load.inflight import NOTHING_DEFERRED
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.resilience.outlier_detection import MAX_REASONS, OutlierDetector
 from fairlead_gateway.worker.resilience.retry_after import StartupTimes, retry_after_for_backlog
@@ -104,11 +105,19 @@ class RoleRouters:
         return self._has_instances.get(key, False)
 
     def choose(
-        self, key: str, request: RouteRequest, now: float, excluded: frozenset[str], *, preview: bool = False
+        self,
+        key: str,
+        request: RouteRequest,
+        now: float,
+        excluded: frozenset[str],
+        *,
+        preview: bool = False,
+        deferred: Mapping[str, float] = NOTHING_DEFERRED,
     ) -> Decision:
         """Returns the router's decision among the instances that are not ejected.
 
         preview: the router remembers nothing.
+        deferred: prefill in seconds by instance that waits behind this request.
         Raises NoReadyInstance if the model has no usable instance. If some are `excluded` and no
         other one is usable, the decision's `chosen` is None.
         """
@@ -123,7 +132,7 @@ class RoleRouters:
             if preview:
                 decision = router.preview(request, now, excluded=rejected_ids)
             else:
-                decision = router.choose_instance(request, now, excluded=rejected_ids)
+                decision = router.choose_instance(request, now, excluded=rejected_ids, deferred=deferred)
         if decision is not None and ejected:
             rejected = tuple([RejectedCandidate(name, reason) for name, reason in islice(ejected.items(), MAX_REASONS)])
             decision = decision.with_text(rejected=decision.rejected + rejected)

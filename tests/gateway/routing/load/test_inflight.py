@@ -2,11 +2,13 @@
 
 from math import fsum, isnan
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_gateway.routing.load.inflight import (
+    NOTHING_DEFERRED,
     EndpointLoad,
     InflightTracker,
     InstanceLoad,
@@ -30,6 +32,18 @@ def test_a_request_is_backlog_until_its_first_token_and_load_until_its_end() -> 
     assert flight is not None
     assert flight.load.instance == "a"
     assert ledger.instance_load("a") == InstanceLoad()
+
+
+def test_deferred_prefill_is_no_load_and_hides_that_of_other_processes() -> None:
+    whole = EndpointLoad("a", 9, 9, 9.0, 900)
+    ledger = InflightTracker(load_override=lambda local: whole)
+    ledger.on_dispatch(make_request("r"), "a", prefill_seconds=0.5, tokens=100)
+    ledger.on_dispatch(make_request("s"), "b", prefill_seconds=0.5, tokens=100)
+    loads = [ledger.local_load("a"), ledger.local_load("b")]
+    ledger.defer({"a": 0.4})
+    assert [load.backlog_seconds for load in ledger.total_loads(loads)] == [pytest.approx(0.1), 0.5]
+    ledger.defer(NOTHING_DEFERRED)
+    assert ledger.total_loads(loads) == [whole, whole]
 
 
 def test_a_retry_moves_the_request() -> None:

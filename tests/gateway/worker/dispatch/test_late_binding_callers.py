@@ -92,6 +92,12 @@ class Scene:
         if await self.queue.wait(context):
             self.started.append(context.route_request.id)
 
+    def deferred(self, caller: str) -> dict[str, float]:
+        context = SimpleNamespace(
+            request=SimpleNamespace(model_key=KEY), caller=caller, policy=self.policies.get(caller, NO_TENANT)
+        )
+        return dict(self.queue.deferred_seconds(cast(RequestContext, context)))
+
     def can_start(self) -> bool:
         """Whether a new request would not wait."""
         context = SimpleNamespace(
@@ -121,6 +127,38 @@ def test_assigned_requests_go_by_credit_between_callers_and_by_order_within_one(
         assert order == expected
         await asyncio.gather(*tasks)
         assert scene.queue._callers == {}
+
+    run_async(main())
+
+
+def test_work_of_callers_without_credit_waits_behind_a_request_that_is_placed() -> None:
+    async def main() -> None:
+        scene = Scene(Limits())
+        assert scene.deferred("steady") == {}
+        tasks = [await scene.add("flood", number) for number in range(4)]
+        assert scene.deferred("flood") == {}, "all of it goes before its own next request"
+        assert scene.deferred("steady") == {}, "nothing was served yet, so both have credit"
+        await scene.finish_one()
+        assert scene.deferred("steady") == {"e": 3.0}
+        tasks.append(await scene.add("steady", 10))
+        assert scene.deferred("steady") == {"e": 3.0}, "its own goes before its next"
+        assert scene.deferred("flood") == {}, "the other one goes first"
+        for _ in tasks:
+            await scene.finish_one()
+        await asyncio.gather(*tasks)
+        assert scene.deferred("steady") == {}
+
+    run_async(main())
+
+
+def test_with_very_many_callers_all_work_counts_as_before_a_request() -> None:
+    async def main() -> None:
+        scene = Scene(Limits())
+        tasks = [await scene.add(f"caller-{number}", number) for number in range(33)]
+        assert scene.deferred("steady") == {}
+        for _ in tasks:
+            await scene.finish_one()
+        await asyncio.gather(*tasks)
 
     run_async(main())
 
