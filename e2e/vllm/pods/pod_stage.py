@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +110,11 @@ class ModelStage:
         code = f"import os, signal; os.kill({process}, signal.{signal})"
         self.here.run("exec", pod["metadata"]["name"], "-c", "engine", "--", "python3", "-c", code)
 
-    def wait_until_ready(self, pods: int, seconds: float) -> dict[str, Manifest]:
+    def wait_until_ready(self, pods: int, seconds: float, replaced: Collection[str] = ()) -> dict[str, Manifest]:
         """Waits until the model has so many pods, all ready, and says so; returns them by uid.
+
+        replaced: uids of pods that must be gone. Why: for a moment after a change, the only pod is
+            the one of before, and ready.
 
         Why not until it is settled: a model of this name in another namespace adds a condition.
         """
@@ -122,7 +125,7 @@ class ModelStage:
             found.clear()
             found.update(self.model.pods(going=True))
             is_seen = model.get("status", {}).get("observedGeneration") == model["metadata"]["generation"]
-            is_whole = len(found) == pods and all(map(is_ready, found.values()))
+            is_whole = len(found) == pods and all(map(is_ready, found.values())) and not found.keys() & set(replaced)
             return is_seen and is_whole and self.model.condition("Ready").get("status") == "True"
 
         eventually(f"{pods} pods are ready", is_so, seconds=seconds, told=lambda: str(self.model.get().get("status")))
