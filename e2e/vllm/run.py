@@ -10,6 +10,8 @@ processor cores, and no test run collects it. Exits 1 when a check did not hold.
   own.
 - ``nixl`` and ``mooncake``: prefill and decode on two engines.
 - ``hung``: local mode, and an engine whose core is stopped.
+- ``cache-timing``: tenants who guess what another one has sent. Its results are a file of its own,
+  bench/results/cache-timing.json.
 - ``pods-lifecycle``, ``pods-hung``, ``pods-handoff``: engines in pods of a real cluster. Their
   record is a file of its own, bench/results/vllm-pods.json.
 
@@ -36,7 +38,9 @@ from e2e.vllm.engine.kv_connectors import mooncake, nixl  # noqa: E402
 from e2e.vllm.pods import engine_code, pod_environment  # noqa: E402
 from e2e.vllm.pods.pod_stage import PodStage, pod_stage  # noqa: E402
 from e2e.vllm.report import VllmReport  # noqa: E402
+from e2e.vllm.scenarios import cache_timing  # noqa: E402
 from e2e.vllm.scenarios.api_surface import ApiSurface  # noqa: E402
+from e2e.vllm.scenarios.cache_timing import CacheTiming  # noqa: E402
 from e2e.vllm.scenarios.hung_core import HungCore  # noqa: E402
 from e2e.vllm.scenarios.index_scenarios import INDEXES, IndexScenarios  # noqa: E402
 from e2e.vllm.scenarios.pods_handoff import PodsHandoff  # noqa: E402
@@ -90,13 +94,22 @@ def _scenario(part: str, stage: EngineStage, report: VllmReport) -> Scenario:
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when everything held."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    known = (*PARTS, *POD_PARTS)
+    known = (*PARTS, cache_timing.NAME, *POD_PARTS)
     parser.add_argument("--only", default=",".join(known), help="parts, with commas between them")
     parser.add_argument(
         "--report",
         type=Path,
         default=ROOT / "bench" / "results" / "vllm.json",
         help="where the report of the parts without a cluster goes",
+    )
+    parser.add_argument(
+        "--timing-report",
+        type=Path,
+        default=ROOT / "bench" / "results" / "cache-timing.json",
+        help="where the results of cache-timing go",
+    )
+    parser.add_argument(
+        "--timing-minutes", type=float, default=60.0, help="end cache-timing after so long, with fewer probes"
     )
     parser.add_argument("--pods-report", type=Path, default=engine_code.RECORD, help="where that of the others goes")
     options = parser.parse_args(arguments)
@@ -110,6 +123,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     in_pods = [part for part in parts if part in POD_PARTS]
     installed = install(clients=bool(local))
     held = [_run_local(installed, local, options.report)] if local else []
+    held += (
+        [_run_timing(installed, options.timing_report, options.timing_minutes * 60)]
+        if cache_timing.NAME in parts
+        else []
+    )
     held += [_run_in_pods(installed, in_pods, options.pods_report)] if in_pods else []
     return 0 if all(held) else 1
 
@@ -127,6 +145,20 @@ def _run_local(installed: Installation, parts: Sequence[str], path: Path) -> boo
                     _keep_logs(Path(folder))
     finally:
         _write(report, path)
+    return report.all_passed
+
+
+def _run_timing(installed: Installation, path: Path, seconds: float) -> bool:
+    """Runs the attack on caches, which writes its own results. Returns whether everything held."""
+    report = VllmReport(installed.versions())
+    with TemporaryDirectory(prefix="fairlead-vllm-") as folder:
+        try:
+            with EngineStage(installed, Path(folder)) as stage:
+                attack = CacheTiming(stage, report, path, seconds)
+                asyncio.run(_run_part(cache_timing.NAME, lambda: attack, report))
+        finally:
+            if not report.all_passed:
+                _keep_logs(Path(folder))
     return report.all_passed
 
 

@@ -66,7 +66,7 @@ def timing_attack(sharing: CacheSharing, seed: int, probes: int = PROBES) -> Att
     shown = [found[f"{_ATTACKER}/{index}"] for index in range(probes)]
     times = [-(result.ttft_seconds or 0.0) for result in shown]
     cached = [float(result.cached_tokens) for result in shown]
-    return AttackResult(_auc(times, sent), _auc(cached, sent))
+    return AttackResult(area_under_curve(times, sent), area_under_curve(cached, sent))
 
 
 def _request(tenant: str, number: int, at: float, blocks: tuple[int, ...]) -> TraceRequest:
@@ -97,7 +97,7 @@ def _arrival(request: TraceRequest) -> float:
     return request.arrival
 
 
-def _auc(scores: Sequence[float], positive: set[int]) -> float:
+def area_under_curve(scores: Sequence[float], positive: set[int]) -> float:
     """Returns the chance that a positive scores higher than another; ties count half."""
     below: Counter[float] = Counter(score for index, score in enumerate(scores) if index not in positive)
     others = sum(below.values())
