@@ -10,7 +10,7 @@ from fairlead.api.v1alpha1 import ModelTenant
 from fairlead.errors import BadInput
 from fairlead.kube.client import KubeApi
 from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION, last_author
-from fairlead.kube.informer import Informer, log_failures_once
+from fairlead.kube.informer import Informer, InformerStep, log_failures_once
 from fairlead.kube.resources import MODEL_TENANTS, Manifest, ObjectSelection, metadata_of, name_of
 from fairlead.kube.store import ObjectStore
 from fairlead.kube.transport.kubeconfig import load_config
@@ -41,6 +41,8 @@ class TenantWatch:
         self._authors: dict[str, str] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._batch: asyncio.Handle | None = None
+        self._has_failed = False
+        self._log_failure = log_failures_once(_log, MODEL_TENANTS, lambda: self._informer.problem)
         self.tenants: Mapping[str, Tenant] = {}
         self._informer = Informer(
             api,
@@ -48,7 +50,7 @@ class TenantWatch:
             pacing,
             store=ObjectStore(_trim),
             on_change=self._on_event,
-            report=log_failures_once(_log, MODEL_TENANTS, lambda: self._informer.problem),
+            report=self._on_step,
         )
 
     @property
@@ -81,6 +83,13 @@ class TenantWatch:
     async def _report_sync(self) -> None:
         await self._informer.wait_synced()
         self._publish()
+
+    def _on_step(self, step: InformerStep) -> None:
+        """Logs a failure. The gateway no longer waits for tenants after the first one."""
+        self._log_failure(step)
+        if self._informer.problem is not None and not self._has_failed:
+            self._has_failed = True
+            self._on_change()
 
     def _on_event(self, event: WatchEvent) -> None:
         name = name_of(event.object)

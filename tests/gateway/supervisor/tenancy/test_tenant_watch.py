@@ -74,6 +74,22 @@ def test_the_writer_of_an_object_is_the_author_of_its_change() -> None:
     run_async(main())
 
 
+def test_tenants_that_may_not_be_listed_are_not_waited_for() -> None:
+    async def main() -> None:
+        async with fake_api_server() as fake:
+            fake.refused_paths.add(MODEL_TENANTS.path())
+            watch, loaded = watch_of(fake), list[bool]()
+            await watch.start(lambda: loaded.append(watch.is_loaded))
+            try:
+                await wait_until(lambda: bool(loaded))
+                assert loaded == [True]
+                assert "cannot watch the tenants of the cluster" in watch.warnings()[0]
+            finally:
+                await watch.stop()
+
+    run_async(main())
+
+
 def test_empty_cluster_is_loaded_and_tells_so() -> None:
     async def main() -> None:
         async with fake_api_server() as fake:
