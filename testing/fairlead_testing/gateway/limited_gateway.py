@@ -3,8 +3,9 @@
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import msgspec
@@ -16,11 +17,22 @@ from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.quota_messages import QuotaReport, QuotaUpdates
 from fairlead_gateway.supervisor.quota.limit_stores import MemoryLimitStore
 from fairlead_gateway.supervisor.quota.quota_service import QuotaService
+from fairlead_gateway.supervisor.quota.redis_limit_store import RedisLimitStore
 from fairlead_gateway.worker.quota.quota_reporter import QuotaReporter
 from fairlead_gateway.worker.reporting.reporters import Reporters
+from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.engines.scripted import EngineCall, Script, scripted_engine, usage
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import keys_of
+
+QUICK_LIMITS = dataclasses.replace(
+    Limits(),
+    quota_report_seconds=0.02,
+    quota_renew_seconds=0.05,
+    quota_lease_seconds=1.0,
+    redis_pause_seconds=0.1,
+    redis_ping_seconds=0.05,
+)
 
 
 class LoopbackWorker:
@@ -127,3 +139,41 @@ async def limited_gateway(
             finally:
                 reporter.close()
                 await service.stop()
+
+
+async def _answer(call: EngineCall) -> None:
+    await call.respond(answer())
+
+
+@asynccontextmanager
+async def limited_gateways(
+    url: str, tenants: Sequence[Tenant], count: int, folder: Path | None = None
+) -> AsyncIterator[list[LimitedGateway]]:
+    """Runs gateways that share a Redis, each with its own link and engine.
+
+    folder: of checkpoints; None: without.
+    """
+    async with AsyncExitStack() as stack:
+        found = []
+        for number in range(count):
+            link = RedisLink(url, SystemClock(), limits=QUICK_LIMITS)
+            link.start()
+            stack.push_async_callback(link.stop)
+            await link.wait_connected()
+            service = QuotaService(
+                RedisLimitStore(link), f"gw{number}", clock=SystemClock(), limits=QUICK_LIMITS, checkpoint_folder=folder
+            )
+            running = limited_gateway(_answer, tenants, QUICK_LIMITS, service=service)
+            found.append(await stack.enter_async_context(running))
+        yield found
+
+
+async def send_chats(gateways: Sequence[LimitedGateway], count: int, tenant: str = "acme") -> list[int]:
+    """Sends chats to the gateways in turn, all at once; returns the status codes."""
+    answers = await asyncio.gather(*(gateways[number % len(gateways)].chat(tenant) for number in range(count)))
+    return [one.status_code for one in answers]
+
+
+def known_use(gateways: Sequence[LimitedGateway], tenant: str = "acme") -> set[int]:
+    """Returns what each gateway knows to be used of a tenant's limits."""
+    return {sum(row.spent for _, row in gateway.service.ledgers[tenant].rows()) for gateway in gateways}

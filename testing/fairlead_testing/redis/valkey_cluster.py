@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +48,7 @@ class ValkeyNode:
     port: int
     process: "subprocess.Popen[bytes]"
     password: str | None = None
+    command: tuple[str, ...] = ()
 
     def execute(self, *words: str) -> Any:
         """Returns the reply to one command."""
@@ -60,6 +61,11 @@ class ValkeyNode:
         self.process.kill()
         self.process.wait(30)
 
+    def restart(self) -> None:
+        """Starts it again after `kill`: on the same port, without data. Waits until it listens."""
+        self.process = _start(self.command)
+        wait_until(lambda: is_listening(self.port), "a server listens again")
+
     def freeze(self) -> None:
         """Sends SIGSTOP: it accepts connections and responds to nothing."""
         os.kill(self.process.pid, signal.SIGSTOP)
@@ -68,6 +74,10 @@ class ValkeyNode:
         """Sends SIGCONT."""
         if self.process.poll() is None:
             os.kill(self.process.pid, signal.SIGCONT)
+
+
+def _start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 @dataclass(slots=True)
@@ -99,8 +109,7 @@ class ValkeyGroup:
         if sentinel:
             (place / "sentinel.conf").write_text(f"port {port}\nbind {HOST}\ndir {place}\n{sentinel}")
             command = [str(server_program()), str(place / "sentinel.conf"), "--sentinel"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        node = ValkeyNode(port, process, password)
+        node = ValkeyNode(port, _start(command), password, tuple(command))
         (self.sentinels if sentinel else self.nodes).append(node)
         wait_until(lambda: is_listening(port), "a server listens")
         return node

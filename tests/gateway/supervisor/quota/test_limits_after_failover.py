@@ -1,0 +1,168 @@
+"""Limits of tenants on a Redis Cluster, and after failovers to a replica that lags."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from redis.crc import key_slot
+
+from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
+from fairlead_kvstore.index import redis_keys
+from fairlead_testing.gateway.limited_gateway import LimitedGateway, limited_gateways, send_chats
+from fairlead_testing.gateway.running_gateway import run_async
+from fairlead_testing.processes import wait_until
+from fairlead_testing.redis.valkey_cluster import HOST, ValkeyGroup, ValkeyNode, sentinel_pair, valkey_cluster
+from fairlead_testing.waiting import wait_until as until
+
+pytestmark = pytest.mark.timeout(300)
+_LIMIT = Limit(LimitUnit.REQUESTS, 40, Window.DAY)
+_TENANTS = [Tenant(f"team-{number}", limits=(_LIMIT,)) for number in range(6)]
+_SLOTS_OF_A_MASTER = 16_384 // 3
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[ValkeyGroup]:
+    with sentinel_pair(tmp_path) as group:
+        yield group
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> Iterator[ValkeyGroup]:
+    with valkey_cluster(tmp_path) as group:
+        yield group
+
+
+def _slot(tenant: str) -> int:
+    return int(key_slot(redis_keys.tenant_limits(tenant).encode()))
+
+
+async def _get_answers(gateways: list[LimitedGateway], count: int, tenant: str = "acme") -> None:
+    """Sends until so many requests were answered; while the store is away, they get 503."""
+    while count > 0:
+        codes = await send_chats(gateways, count, tenant)
+        assert 429 not in codes
+        count -= codes.count(200)
+
+
+async def _send_until_refused(gateways: list[LimitedGateway], tenant: str = "acme") -> int:
+    """Returns how many requests are still answered; while the store is away, they get 503."""
+    answered = 0
+    while True:
+        codes = await send_chats(gateways, 4, tenant)
+        answered += codes.count(200)
+        if 429 in codes:
+            return answered
+
+
+def _reported(gateways: list[LimitedGateway], tenant: str = "acme") -> int:
+    """Returns what workers have reported to their gateways as used of a tenant's limits."""
+    spent: dict[str, int] = {}
+    for gateway in gateways:
+        for _, row in gateway.service.ledgers[tenant].rows():
+            spent[row.holder] = max(spent.get(row.holder, 0), row.spent)
+    return sum(spent.values())
+
+
+def _copies(node: ValkeyNode) -> list[tuple[bytes, bytes]]:
+    with Redis(host=HOST, port=node.port, password=node.password, protocol=2) as redis:
+        return [(key, redis.dump(key)) for key in redis.scan_iter("fl1:{acme}:lim*")]
+
+
+def _go_back(node: ValkeyNode, copies: list[tuple[bytes, bytes]]) -> None:
+    with Redis(host=HOST, port=node.port, password=node.password, protocol=2) as redis:
+        for key, value in copies:
+            redis.restore(key, 600_000, value, replace=True)
+
+
+@pytest.mark.parametrize("enforcement", [Enforcement.ESTIMATED, Enforcement.STRICT])
+def test_a_replica_that_lags_becomes_master_and_no_request_counts_twice_or_never(
+    pair: ValkeyGroup, tmp_path: Path, enforcement: Enforcement
+) -> None:
+    folder = tmp_path / "checkpoints" if enforcement is Enforcement.STRICT else None
+
+    async def main() -> None:
+        master, replica = pair.nodes
+        tenants = [Tenant("acme", limits=(_LIMIT,), enforcement=enforcement)]
+        async with limited_gateways(pair.url, tenants, 2, folder) as gateways:
+            await _get_answers(gateways, 8)
+            await until(lambda: _reported(gateways) == 8)
+            await asyncio.to_thread(wait_until, lambda: len(_copies(replica)) == 2, "the replica has the limits")
+            old = await asyncio.to_thread(_copies, replica)
+            await _get_answers(gateways, 12)
+            await until(lambda: _reported(gateways) == 20)
+            await asyncio.to_thread(replica.execute, "CONFIG", "SET", "replica-read-only", "no")
+            before = gateways[0].service.ledgers["acme"].epoch
+            master.kill()
+            await asyncio.to_thread(_go_back, replica, old)
+            ledgers = [gateway.service.ledgers["acme"] for gateway in gateways]
+
+            async def answered() -> int:
+                found = 0
+                while any(not ledger.is_open or ledger.epoch == before for ledger in ledgers):
+                    found += (await send_chats(gateways, 1)).count(200)
+                    await asyncio.sleep(0.05)
+                return found + await _send_until_refused(gateways)
+
+            assert await answered() == 20
+            assert replica.execute("ROLE")[0] == "master"
+
+    run_async(main())
+
+
+def test_tenants_on_all_masters_of_a_cluster_share_their_limits_exactly(ring: ValkeyGroup) -> None:
+    async def main() -> None:
+        assert {_slot(tenant.name) // _SLOTS_OF_A_MASTER for tenant in _TENANTS} == {0, 1, 2}
+        async with limited_gateways(ring.url, _TENANTS, 2) as gateways:
+            found = await asyncio.gather(*(_send_until_refused(gateways, tenant.name) for tenant in _TENANTS))
+            assert found == [40] * len(_TENANTS)
+        for tenant in _TENANTS:
+            node = ring.nodes[_slot(tenant.name) // _SLOTS_OF_A_MASTER]
+            keys = await asyncio.to_thread(node.execute, "KEYS", f"{redis_keys.tenant_limits(tenant.name)}*")
+            assert len(keys) == 2, "the tenant and its window, in one slot"
+
+    run_async(main())
+
+
+def test_a_master_of_a_cluster_dies_and_its_tenants_keep_their_limits(ring: ValkeyGroup) -> None:
+    (first, *_) = (tenant for tenant in _TENANTS if _slot(tenant.name) < _SLOTS_OF_A_MASTER)
+
+    async def main() -> None:
+        async with limited_gateways(ring.url, [first], 2) as gateways:
+            await _get_answers(gateways, 20, first.name)
+            await until(lambda: _reported(gateways, first.name) == 20)
+            ring.nodes[0].kill()
+            await asyncio.to_thread(
+                wait_until, lambda: ring.nodes[3].execute("ROLE")[0] == "master", "the replica took over"
+            )
+            assert await _send_until_refused(gateways, first.name) == 20
+
+    run_async(main())
+
+
+def test_a_slot_that_moves_takes_its_limits_along(ring: ValkeyGroup) -> None:
+    tenant = next(one for one in _TENANTS if _slot(one.name) // _SLOTS_OF_A_MASTER == 1)
+
+    async def main() -> None:
+        async with limited_gateways(ring.url, [tenant], 2) as gateways:
+            await _get_answers(gateways, 20, tenant.name)
+            await until(lambda: _reported(gateways, tenant.name) == 20)
+            await asyncio.to_thread(_move_slot, _slot(tenant.name), ring.nodes[1], ring.nodes[2])
+            assert await _send_until_refused(gateways, tenant.name) == 20
+            keys = await asyncio.to_thread(ring.nodes[2].execute, "KEYS", f"{redis_keys.tenant_limits(tenant.name)}*")
+            assert len(keys) == 2
+
+    run_async(main())
+
+
+def _move_slot(slot: int, source: ValkeyNode, target: ValkeyNode) -> None:
+    """Moves a slot with its keys, as a resharding does."""
+    source_id, target_id = (str(node.execute("CLUSTER", "MYID")) for node in (source, target))
+    target.execute("CLUSTER", "SETSLOT", str(slot), "IMPORTING", source_id)
+    source.execute("CLUSTER", "SETSLOT", str(slot), "MIGRATING", target_id)
+    with Redis(host=HOST, port=source.port, protocol=2) as redis:
+        while keys := redis.execute_command("CLUSTER GETKEYSINSLOT", slot, 100):
+            redis.execute_command("MIGRATE", HOST, target.port, "", 0, 5_000, "KEYS", *keys)
+    for node in (target, source):
+        node.execute("CLUSTER", "SETSLOT", str(slot), "NODE", target_id)
