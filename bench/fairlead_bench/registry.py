@@ -71,9 +71,10 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         ),
         Benchmark(
             "quota",
-            "fairlead_bench.quota.gateway_faults",
-            "limits of two tenants over three gateways, while a gateway dies and Redis loses its state",
-            3,
+            "fairlead_bench.quota.benchmark",
+            "limits of tenants: while gateways die and Redis loses its state, and compared with others",
+            30,
+            Code.COMPILED_PROCESSES,
         ),
         Benchmark(
             "scheduling",

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from e2e.soak import engine_kills, gateway_drains, gateway_restarts, malformed_requests, request_volume
+from e2e.soak import (
+    engine_kills,
+    gateway_drains,
+    gateway_restarts,
+    malformed_requests,
+    request_volume,
+    tenant_limits,
+)
 from e2e.soak.report import FULL
 
 pytestmark = [pytest.mark.timeout(2_400), pytest.mark.alone]
@@ -36,3 +43,8 @@ def test_malformed_requests_make_no_5xx_no_stall_and_no_growth(tmp_path: Path) -
 
 def test_many_requests_are_answered_whole_and_leave_memory_as_it_was(tmp_path: Path) -> None:
     assert asyncio.run(request_volume.run(tmp_path)) == []
+
+
+@pytest.mark.skipif(not FULL, reason="seven minutes")
+def test_limits_of_tenants_hold_in_each_minute_whatever_dies(tmp_path: Path) -> None:
+    assert asyncio.run(tenant_limits.run(tmp_path)) == []

@@ -30,6 +30,15 @@ _LOADS: Final = (
     "220 KB streamed request, 100/s",
 )
 _GOOD: Final = 0.99
+_LIMIT_ERRORS: Final = ("over-run", "under-use")
+_LIMITERS: Final = (
+    "fairlead estimated",
+    "fairlead strict",
+    "litellm (preset)",
+    "aibrix (preset)",
+    "envoy ai gateway (preset)",
+)
+_LOOPBACK_LIMITERS: Final = ("fairlead estimated", "fairlead strict", "litellm", "", "")
 _CONTROLLERS: Final = (
     ("hpa-concurrency", "HPA, concurrency"),
     ("hpa-request-rate", "HPA, request rate"),
@@ -66,6 +75,7 @@ def benchmarks_page(root: Path) -> str:
         "outside-best-settings": lambda folder: _outside_controller_table(folder, "best"),
         "fleet-simulator": lambda folder: fleet_table(_load(folder / "autoscaler-fleet.json")),
         "goals": _goal_table,
+        "limits": _limit_table,
     }
     page = (root / BENCHMARKS_PAGE).read_text(encoding="utf-8")
     return _MARKER.sub(lambda found: f"{found[1]}{tables[found[2]](results)}{found[3]}", page)
@@ -179,6 +189,23 @@ def _outside_controller_table(results: Path, kind: str) -> str:
 def _goal_table(results: Path) -> str:
     lines = "".join(row.line() for row in goal_rows(results))
     return f"| goal | measured | holds |\n|---|---|---|\n{lines}"
+
+
+def _limit_table(results: Path) -> str:
+    """Returns over-run and under-use by case and product; a dash where none was measured."""
+    value = {row["metric"]: row["value"] for row in _load(results / "quota.json")["rows"]}
+    rows = []
+    for part, names in (("simulated", _LIMITERS), ("over loopback", _LOOPBACK_LIMITERS)):
+        cases = dict.fromkeys(
+            found[1] for metric in value if (found := re.fullmatch(rf"{part}, (.+): over-run, %: .+", metric))
+        )
+        for case in cases:
+            found = [[value.get(f"{part}, {case}: {kind}, %: {name}") for kind in _LIMIT_ERRORS] for name in names]
+            cells = [" / ".join("–" if one is None else f"{one:.1f}" for one in pair) for pair in found]
+            rows.append(f"| {part}: {case} | {' | '.join(cells)} |\n")
+    return _table(
+        "| over-run / under-use in % | Fairlead | Fairlead, strict | LiteLLM | AIBrix | Envoy AI Gateway |", rows
+    )
 
 
 def _kept_scenarios(scenarios: Mapping[str, Any]) -> str:

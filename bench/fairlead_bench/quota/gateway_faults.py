@@ -1,60 +1,93 @@
-"""Limits of two tenants over three gateways, while a gateway dies and Redis loses its state.
+"""Limits of two tenants over three gateways, minute by minute, while parts of the system die.
 
-    python -m fairlead_bench quota [--seconds 60] [--out out/bench/quota.json]
+Gateways and engines are processes; Redis is a master with a replica and two sentinels. 200 clients
+stream from simulated engines through random gateways, and always want more than the limits. One
+tenant has a limit of requests a minute, the other of tokens. Each minute has one event:
 
-Gateways and engines are processes, Redis is real. 200 clients stream from simulated engines through
-random gateways. One tenant has a limit of requests, the other of tokens, both per day. They are
-reached while the faults happen: a gateway is killed and replaced, Redis is killed and starts empty,
-and later gets FLUSHALL.
+1. Nothing happens.
+2. A gateway is killed and replaced.
+3. The Redis master is killed, and its replica promoted.
+4. Redis gets FLUSHALL.
+5. The new master is killed and starts empty.
 
 The truth is what clients got: answers with status 200, and the tokens that engines reported in
-them. Answers that a killed gateway cut off are counted apart.
+them. Each counts in the minute of its first byte. Answers that a killed gateway cut off are counted
+apart. The ledger must have the same tokens, request by request.
 """
 
-import argparse
 import asyncio
 import json
 import os
 import random
-import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-from redis import Redis
 
 from fairlead.fleet.file import write_fleet_file
-from fairlead_bench.results import ResultRow, load_goals, value_row, write_results
+from fairlead_bench.results import ResultRow, value_row
 from fairlead_gateway.worker.api_keys import key_digest
 from fairlead_testing.engines.simulated_process import engine_processes
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
-from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.redis.valkey_cluster import ValkeyGroup, ValkeyNode, sentinel_pair
 
 CLIENTS = 100
 """Clients of each tenant; 200 streams at once."""
-REQUESTS = 2_000
-TOKENS = 60_000
+REQUESTS = 300
+TOKENS = 8_000
+MINUTE_SECONDS = 60.0
+FAULTS = ("none", "gateway", "failover", "flush", "restart")
+METRICS = ("requests answered", "requests of the limit", "tokens beyond", "tokens of the limit", "ledger", "answers")
+"""The beginnings of its metrics."""
 _PEPPER = "the pepper of this benchmark"
-_PAUSE_SECONDS = 0.2
-_AFTER_SECONDS = 6.0
-"""For answers beyond the limit, after it was reached: longer than a lease."""
+_REFUSED_SECONDS = 1.0
+_FAULT_AFTER_SECONDS = 6.0
+"""After the beginning of a minute: its limits are partly used, and slices are out."""
+_LEDGER_SECONDS = 4.0
+"""Until the last records are on the disk."""
+_UNWRITTEN_SECONDS = 2.5
+"""Records of so long before its death are lost with a gateway: they were not on the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A complete answer. Times are Unix seconds; gateway: the number of its process."""
+
+    id: str
+    gateway: int
+    begun_at: float
+    ended_at: float
+    tokens: int
 
 
 @dataclass(slots=True)
 class TenantCount:
-    """The answers that clients of one tenant got."""
+    """The answers that clients of one tenant got. cut: when an answer broke off."""
 
-    answered: int = 0
-    tokens: int = 0
-    refused: int = 0
-    unavailable: int = 0
-    cut: int = 0
-    other: int = 0
+    answers: list[Answer] = field(default_factory=list)
+    cut: list[float] = field(default_factory=list)
     statuses: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class FaultRun:
+    """One run.
+
+    first: the first judged minute; minutes: their number.
+    killed: when which gateway was killed.
+    ledger: the tokens of each record by request id.
+    """
+
+    first: int
+    minutes: int
+    counts: Mapping[str, TenantCount]
+    killed: Mapping[int, float]
+    ledger: Mapping[str, int]
 
 
 class _Traffic:
@@ -62,15 +95,15 @@ class _Traffic:
 
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(seed)
-        self.gateways: list[GatewayProcess] = []
+        self.gateways: dict[int, GatewayProcess] = {}
+        self.killed: dict[int, float] = {}
         self.counts = {"counted": TenantCount(), "metered": TenantCount()}
         self.has_ended = False
 
     async def run_client(self, client: httpx.AsyncClient, tenant: str) -> None:
         """Streams one answer after the other."""
-        count = self.counts[tenant]
         while not self.has_ended:
-            gateway = self.draw.choice(self.gateways)
+            number, gateway = self.draw.choice(list(self.gateways.items()))
             body = {
                 "model": "tiny",
                 "messages": [{"role": "user", "content": "hello " * self.draw.randrange(1, 20)}],
@@ -79,28 +112,31 @@ class _Traffic:
                 "stream_options": {"include_usage": True},
             }
             try:
-                await self._stream(client, gateway.url, tenant, body)
+                if not await self._stream(client, (number, gateway.url), tenant, body):
+                    await asyncio.sleep(_REFUSED_SECONDS * self.draw.uniform(0.5, 1.5))
             except (httpx.HTTPError, OSError):
-                count.cut += 1
-                await asyncio.sleep(_PAUSE_SECONDS)
+                self.counts[tenant].cut.append(time.time())
+                await asyncio.sleep(_REFUSED_SECONDS)
 
-    async def _stream(self, client: httpx.AsyncClient, url: str, tenant: str, body: dict[str, object]) -> None:
+    async def _stream(
+        self, client: httpx.AsyncClient, gateway: tuple[int, str], tenant: str, body: dict[str, object]
+    ) -> bool:
+        """Returns whether the answer has status 200."""
         count = self.counts[tenant]
         headers = {"authorization": f"Bearer {tenant}"}
-        async with client.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers) as answer:
+        async with client.stream("POST", f"{gateway[1]}/v1/chat/completions", json=body, headers=headers) as answer:
+            begun_at = time.time()
             count.statuses[answer.status_code] = count.statuses.get(answer.status_code, 0) + 1
-            if answer.status_code == 429:
-                count.refused += 1
-            elif answer.status_code != 200:
-                count.other += 1
-            else:
-                async for line in answer.aiter_lines():
-                    if '"usage":{' in line or '"usage": {' in line:
-                        usage = json.loads(line.removeprefix("data: "))["usage"]
-                        count.tokens += usage["prompt_tokens"] + usage["completion_tokens"]
-                count.answered += 1
-                return
-        await asyncio.sleep(_PAUSE_SECONDS)
+            if answer.status_code != 200:
+                return False
+            tokens = 0
+            async for line in answer.aiter_lines():
+                if '"usage":{' in line or '"usage": {' in line:
+                    usage = json.loads(line.removeprefix("data: "))["usage"]
+                    tokens = usage["prompt_tokens"] + usage["completion_tokens"]
+            id_ = answer.headers["x-fairlead-decision"]
+            count.answers.append(Answer(id_, gateway[0], begun_at, time.time(), tokens))
+            return True
 
 
 def _write_tenants(path: Path) -> None:
@@ -110,102 +146,148 @@ def _write_tenants(path: Path) -> None:
         documents.append(
             "apiVersion: serving.fairlead.io/v1alpha1\nkind: ModelTenant\n"
             f"metadata: {{name: {tenant}}}\n"
-            f'spec: {{keys: [{{name: k, digest: "{digest}"}}], limits: [{{per: Day, {limit}}}]}}\n'
+            f'spec: {{keys: [{{name: k, digest: "{digest}"}}], limits: [{{per: Minute, {limit}}}]}}\n'
         )
-    path.write_text("---\n".join(documents))
+    path.write_text("---\n".join(documents), encoding="utf-8")
 
 
-async def _measure(folder: Path, seconds: float, seed: int) -> dict[str, TenantCount]:
-    """Runs traffic and faults; returns what clients got."""
-    traffic = _Traffic(seed)
-    server = Valkey(folder)
-    server.start()
-    try:
-        async with AsyncExitStack() as stack:
-            engines = await stack.enter_async_context(engine_processes(2, "--profile", "tiny-cpu", "--speed", "4"))
-            write_fleet_file(folder / "fleet.yaml", fleet_of([engine.url for engine in engines]))
-            _write_tenants(folder / "tenants.yaml")
-
-            async def start_gateway() -> GatewayProcess:
-                tenants = ("--tenants", str(folder / "tenants.yaml"), "--redis", server.url)
-                return await stack.enter_async_context(gateway_process(folder / "fleet.yaml", *tenants))
-
-            traffic.gateways = [await start_gateway() for _ in range(3)]
-            limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-            client = await stack.enter_async_context(httpx.AsyncClient(timeout=60, limits=limits))
-            tasks = [
-                asyncio.create_task(traffic.run_client(client, tenant))
-                for tenant in traffic.counts
-                for _ in range(CLIENTS)
-            ]
-            await _make_faults(traffic, server, start_gateway, seconds)
-            traffic.has_ended = True
-            await asyncio.gather(*tasks)
-    finally:
-        server.kill()
-    return traffic.counts
-
-
-async def _make_faults(traffic: _Traffic, server: Valkey, start_gateway: object, seconds: float) -> None:
-    """Makes the faults at equal distances, then waits until both limits are reached."""
-    assert callable(start_gateway)
-    pause = seconds / 6
-    await asyncio.sleep(pause)
-    dead = traffic.gateways.pop()
-    dead.process.kill()
-    traffic.gateways.append(await start_gateway())
-    await asyncio.sleep(pause)
-    server.kill()
-    await asyncio.sleep(1.0)
-    server.start()
-    await asyncio.sleep(pause)
-    with Redis(unix_socket_path=str(server.path)) as redis:
-        redis.flushall()
-    loop = asyncio.get_running_loop()
-    end = loop.time() + 4 * seconds
-    while loop.time() < end and not all(_is_reached(name, count) for name, count in traffic.counts.items()):  # noqa: ASYNC110
-        await asyncio.sleep(_PAUSE_SECONDS)
-    await asyncio.sleep(_AFTER_SECONDS)
-
-
-def _is_reached(tenant: str, count: TenantCount) -> bool:
-    return count.answered >= REQUESTS - 1 if tenant == "counted" else count.tokens >= TOKENS * 0.98
-
-
-def _rows(counts: dict[str, TenantCount], goals: dict[str, str]) -> list[ResultRow]:
-    counted, metered = counts["counted"], counts["metered"]
-    values = {
-        "requests answered beyond the limit": ("requests", float(max(0, counted.answered - REQUESTS))),
-        "requests of the limit that stayed unused": (
-            "requests",
-            float(max(0, REQUESTS - counted.answered - counted.cut)),
-        ),
-        "tokens beyond the limit, %": ("%", 100.0 * max(0, metered.tokens - TOKENS) / TOKENS),
-        "tokens of the limit that stayed unused, %": ("%", 100.0 * max(0, TOKENS - metered.tokens) / TOKENS),
-        "answers with 503": ("answers", float(sum(c.statuses.get(503, 0) for c in counts.values()))),
-        "answers that the killed gateway cut off": ("answers", float(counted.cut + metered.cut)),
-        "answers with 429": ("answers", float(counted.refused + metered.refused)),
-    }
-    return [value_row(metric, unit, value, goals.get(metric)) for metric, (unit, value) in values.items()]
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Runs the benchmark, prints the table and writes it; returns 1 if a goal is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--out", type=Path, default=Path("out/bench/quota.json"))
-    given = parser.parse_args(arguments)
+async def measure(folder: Path, seed: int) -> FaultRun:
+    """Runs traffic and faults for as many minutes as there are faults; returns what clients got."""
     os.environ["FAIRLEAD_KEY_PEPPER"] = _PEPPER
+    os.environ["FAIRLEAD_USAGE_DIR"] = str(folder / "usage")
     os.environ.setdefault("FAIRLEAD_HASH_SECRET", "the secret of this benchmark")
-    loads = [os.getloadavg()[0]]
+    traffic = _Traffic(seed)
+    async with AsyncExitStack() as stack:
+        redis = stack.enter_context(sentinel_pair(folder))
+        engines = await stack.enter_async_context(engine_processes(2, "--profile", "tiny-cpu", "--speed", "4"))
+        write_fleet_file(folder / "fleet.yaml", fleet_of([engine.url for engine in engines]))
+        _write_tenants(folder / "tenants.yaml")
+
+        async def start_gateway() -> None:
+            tenants = ("--tenants", str(folder / "tenants.yaml"), "--redis", redis.url, "--workers", "1")
+            started = await stack.enter_async_context(gateway_process(folder / "fleet.yaml", *tenants))
+            traffic.gateways[len(traffic.gateways) + len(traffic.killed)] = started
+
+        for _ in range(3):
+            await start_gateway()
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        client = await stack.enter_async_context(httpx.AsyncClient(timeout=60, limits=limits))
+        tasks = [
+            asyncio.create_task(traffic.run_client(client, tenant)) for tenant in traffic.counts for _ in range(CLIENTS)
+        ]
+        first = int(time.time() // MINUTE_SECONDS) + 1
+        await _make_faults(first, traffic, redis, start_gateway)
+        traffic.has_ended = True
+        await asyncio.gather(*tasks)
+        await asyncio.sleep(_LEDGER_SECONDS)
+    return FaultRun(first, len(FAULTS), traffic.counts, traffic.killed, read_ledger_tokens(folder / "usage"))
+
+
+async def _make_faults(
+    first: int, traffic: _Traffic, redis: ValkeyGroup, start_gateway: Callable[[], Awaitable[None]]
+) -> None:
+    """Makes one fault in each minute, and waits for the end of the last one."""
+    master, replica = redis.nodes
+    for number, fault in enumerate(FAULTS):
+        await _sleep_until((first + number) * MINUTE_SECONDS + _FAULT_AFTER_SECONDS)
+        if fault == "gateway":
+            name, dead = next(iter(traffic.gateways.items()))
+            del traffic.gateways[name]
+            traffic.killed[name] = time.time()
+            dead.process.kill()
+            await start_gateway()
+        elif fault == "failover":
+            master.kill()
+        elif fault == "flush":
+            await asyncio.to_thread(replica.execute, "FLUSHALL")
+        elif fault == "restart":
+            await asyncio.to_thread(_restart, replica)
+    await _sleep_until((first + len(FAULTS)) * MINUTE_SECONDS)
+
+
+def _restart(node: ValkeyNode) -> None:
+    node.kill()
+    node.restart()
+
+
+async def _sleep_until(at: float) -> None:
+    await asyncio.sleep(max(0.0, at - time.time()))
+
+
+def read_ledger_tokens(folder: Path) -> dict[str, int]:
+    """Returns the tokens of each record of a ledger, by the id of its request."""
+    found = {}
+    for path in sorted(folder.rglob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            if "inputTokens" in record or "outputTokens" in record:
+                found[record["id"]] = record.get("inputTokens", 0) + record.get("outputTokens", 0)
+    return found
+
+
+def per_minute(run: FaultRun, tenant: str) -> list[tuple[int, int, int]]:
+    """Returns complete answers, their tokens, and cut answers of each judged minute."""
+    found = []
+    for minute in range(run.first, run.first + run.minutes):
+        count = run.counts[tenant]
+        inside = [one for one in count.answers if int(one.begun_at // MINUTE_SECONDS) == minute]
+        cut = sum(int(at // MINUTE_SECONDS) == minute for at in count.cut)
+        found.append((len(inside), sum(one.tokens for one in inside), cut))
+    return found
+
+
+def ledger_difference(run: FaultRun, *, with_unwritten: bool) -> float:
+    """Returns what the ledger has more or less than engines reported, as a share.
+
+    with_unwritten: answers count too whose record a killed gateway could not write any more.
+    """
+    reported = recorded = 0
+    for count in run.counts.values():
+        for one in count.answers:
+            killed_at = run.killed.get(one.gateway)
+            if with_unwritten or killed_at is None or one.ended_at < killed_at - _UNWRITTEN_SECONDS:
+                reported += one.tokens
+                recorded += run.ledger.get(one.id, 0)
+    return recorded / reported - 1.0
+
+
+def result_rows(run: FaultRun, goals: Mapping[str, str]) -> list[ResultRow]:
+    """Returns the rows of a run: of its worst minute, except the numbers of answers."""
+    requests = [(answers, cut) for answers, _, cut in per_minute(run, "counted")]
+    tokens = [used for _, used, _ in per_minute(run, "metered")]
+    statuses = [count.statuses for count in run.counts.values()]
+    worst = ", the worst minute"
+    values = {
+        f"requests answered beyond the limit{worst}": ("requests", max(max(0, one - REQUESTS) for one, _ in requests)),
+        f"requests of the limit that stayed unused{worst}": (
+            "requests",
+            max(max(0, REQUESTS - one - cut) for one, cut in requests),
+        ),
+        f"tokens beyond the limit{worst}, %": ("%", max(100.0 * max(0, used / TOKENS - 1.0) for used in tokens)),
+        f"tokens of the limit that stayed unused{worst}, %": (
+            "%",
+            max(100.0 * max(0, 1.0 - used / TOKENS) for used in tokens),
+        ),
+        "ledger: tokens apart from engines' usage, %": (
+            "%",
+            100.0 * abs(ledger_difference(run, with_unwritten=False)),
+        ),
+        "ledger: the same with the last seconds of the killed gateway, %": (
+            "%",
+            100.0 * abs(ledger_difference(run, with_unwritten=True)),
+        ),
+        "answers with 503": ("answers", sum(found.get(503, 0) for found in statuses)),
+        "answers that the killed gateway cut off": ("answers", sum(len(count.cut) for count in run.counts.values())),
+        "answers with 429": ("answers", sum(found.get(429, 0) for found in statuses)),
+        "answers with 200": ("answers", sum(found.get(200, 0) for found in statuses)),
+    }
+    return [value_row(metric, unit, float(value), goals.get(metric)) for metric, (unit, value) in values.items()]
+
+
+def rows(seed: int, goals: Mapping[str, str]) -> list[ResultRow]:
+    """Runs it once and returns the rows."""
     with tempfile.TemporaryDirectory() as folder:
-        counts = asyncio.run(_measure(Path(folder), given.seconds, given.seed))
-    loads.append(os.getloadavg()[0])
-    rows = _rows(counts, load_goals("quota"))
-    write_results("quota", rows, seed=given.seed, file=given.out, load_average=loads)
-    return 0 if all(row.holds for row in rows) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+        try:
+            return result_rows(asyncio.run(measure(Path(folder), seed)), goals)
+        finally:
+            os.environ.pop("FAIRLEAD_USAGE_DIR", None)  # of the folder that is gone
