@@ -23,6 +23,7 @@ from fairlead.decision import Decision
 from fairlead.fleet.model import Fleet, Instance
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.errors import NoReadyInstance, QuarantinedRequest
+from fairlead_gateway.routing.load.inflight import NOTHING_DEFERRED
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES, place_prefill
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
 from fairlead_gateway.telemetry import OK, MetricsRecorder
@@ -32,7 +33,6 @@ from fairlead_gateway.worker.disaggregation.concurrent_prefills import Concurren
 from fairlead_gateway.worker.disaggregation.kv_connectors import Handoff
 from fairlead_gateway.worker.disaggregation.pair_health import PairHealth
 from fairlead_gateway.worker.disaggregation.transfer_estimator import TransferEstimator
-from fairlead_gateway.worker.dispatch.admission_queue import AdmissionController
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.observability.trace_record import PREFILL
 from fairlead_gateway.worker.openai.json_edit import prepend_members, set_members
@@ -69,7 +69,6 @@ class PrefillCoordinator:
         runtime: WorkerRuntime,
         *,
         routers: RouterRegistry,
-        admission: AdmissionController,
         pool: ConnectionPool,
         telemetry: MetricsRecorder,
         poison_guard: PoisonRequestGuard,
@@ -77,7 +76,6 @@ class PrefillCoordinator:
     ) -> None:
         self._decode_routers = routers.serving
         self._prefill_routers = routers.prefilling
-        self._admission = admission
         self._pool = pool
         self._telemetry = telemetry
         self._now = runtime.now
@@ -101,8 +99,16 @@ class PrefillCoordinator:
             present = {instance.id for instances in fleet.instances.values() for instance in instances}
             self._engine_ids = {name: engine_id for name, engine_id in self._engine_ids.items() if name in present}
 
-    def choose_decode_instance(self, context: RequestContext, excluded: frozenset[str], now: float) -> Decision:
+    def choose_decode_instance(
+        self,
+        context: RequestContext,
+        excluded: frozenset[str],
+        now: float,
+        deferred: Mapping[str, float] = NOTHING_DEFERRED,
+    ) -> Decision:
         """Returns the decision on the instance that answers.
+
+        deferred: prefill in seconds by instance that waits behind this request.
 
         Raises NoReadyInstance if none is ready.
         """
@@ -118,7 +124,6 @@ class PrefillCoordinator:
             is_placed = handoff.record.placement is not None
         key, request = context.request.model_key, context.route_request
         full = context.admission.full_instances if not context.failures else NO_INSTANCES
-        deferred = self._admission.deferred_seconds(context)
         decision = self._decode_routers.choose(key, request, now, excluded | full, preview=is_placed, deferred=deferred)
         if full and decision.chosen is None:
             decision = self._decode_routers.choose(key, request, now, excluded, preview=is_placed, deferred=deferred)

@@ -138,7 +138,8 @@ class Forwarder:
         Raises GatewayError if no instance is left, or if the retry budget is used up.
         """
         key, failures = context.request.model_key, context.failures
-        decision = self._prefill_coordinator.choose_decode_instance(context, excluded, now)
+        deferred = self._admission.deferred_seconds(context)
+        decision = self._prefill_coordinator.choose_decode_instance(context, excluded, now, deferred)
         admitted = context.admission.admitted
         if admitted is not None and not failures:
             decision = decision.after(admitted.describe)

@@ -69,21 +69,15 @@ class ForwardingStack:
             fingerprint=self.poison_guard.fingerprint,
         )
         self.ejection_prober = self._create_ejection_prober(runtime, secret)
+        self.prefill_coordinator = PrefillCoordinator(
+            runtime, routers=self.routers, pool=pool, telemetry=telemetry, poison_guard=self.poison_guard, random=draw
+        )
         self.admission = AdmissionController(
             runtime,
             routers=self.routers,
             telemetry=telemetry,
             has_api_keys=has_api_keys,
             on_needs_instance=reporters.on_needs_instance,
-        )
-        self.prefill_coordinator = PrefillCoordinator(
-            runtime,
-            routers=self.routers,
-            admission=self.admission,
-            pool=pool,
-            telemetry=telemetry,
-            poison_guard=self.poison_guard,
-            random=draw,
         )
         self.limit_gate = recorder.limit_gate = LimitGate(runtime, serving, reporters.limits, recorder.record_refusal)
         self._dispatcher = Dispatcher(
