@@ -1,6 +1,7 @@
 """Loops over the bytes of KV events and over the rows of a block table, in Cython: where compiled
 Python is slow.
 
+- `frame_reader.pyx`: the messages of a publisher
 - `event_scanner.pyx`: the events of a usual batch
 - `block_rows.pyx`: rows of a `BlockTable`
 - `entry_encoder.pyx`: the changes of an entry of the index's stream
@@ -21,6 +22,7 @@ from typing import Any, Final, NamedTuple
 ScannedEvent = tuple[Any, ...]
 ScannedBatch = tuple[float, str | None, int, list[ScannedEvent]]
 EventScan = Callable[[bytes, int, int, int], ScannedBatch | None]
+MessageRead = Callable[[bytearray, int, int, int, int, list[list[bytes]]], tuple[int, int]]
 RowAdd = Callable[..., tuple[int, int, int, int, int, bool]]
 RowFind = Callable[[tuple[Any, ...], "array[int]", int, int], int]
 EntryEncode = Callable[[list[Any], type, type, dict[str, int], Callable[[Any], bytes]], bytes]
@@ -30,6 +32,7 @@ class _Loaded(NamedTuple):
     """The compiled functions; each is None where it is not compiled."""
 
     scan_events: EventScan | None = None
+    read_messages: MessageRead | None = None
     add_run: RowAdd | None = None
     find_row: RowFind | None = None
     encode_changes: EntryEncode | None = None
@@ -44,14 +47,16 @@ def _load() -> _Loaded:
         from fairlead_kvstore.native.block_rows import add_run, find_row
         from fairlead_kvstore.native.entry_encoder import encode_changes
         from fairlead_kvstore.native.event_scanner import scan_events
+        from fairlead_kvstore.native.frame_reader import read_messages
         from fairlead_kvstore.native.mask_table import NativeMaskTable
     except ImportError:
         return _Loaded()
-    return _Loaded(scan_events, add_run, find_row, encode_changes, NativeMaskTable)
+    return _Loaded(scan_events, read_messages, add_run, find_row, encode_changes, NativeMaskTable)
 
 
 _LOADED: Final = _load()
 SCAN_EVENTS: Final = _LOADED.scan_events
+READ_MESSAGES: Final = _LOADED.read_messages
 ADD_RUN: Final = _LOADED.add_run
 FIND_ROW: Final = _LOADED.find_row
 ENCODE_CHANGES: Final = _LOADED.encode_changes

@@ -201,7 +201,9 @@ class ZmtpConnection:
 
     def read_list(self, most: int, found: list[list[bytes]]) -> tuple[int, bool]:
         """Appends messages of one turn to ``found``, see ``ReadSource``."""
-        return self.read(most, _is_never_busy, found.append)
+        used = self._stream.read_messages(MESSAGE_OVERHEAD_BYTES, most, found) if self.is_open else 0
+        read, more = self.read(most - used, _is_never_busy, found.append)
+        return used + read, more
 
     def send(self, data: bytes) -> None:
         """Sends some bytes. A peer that does not read them is disconnected."""

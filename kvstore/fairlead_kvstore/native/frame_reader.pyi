@@ -1,0 +1,3 @@
+def read_messages(
+    buffer: bytearray, at: int, max_bytes: int, overhead: int, most: int, found: list[list[bytes]]
+) -> tuple[int, int]: ...
