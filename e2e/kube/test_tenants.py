@@ -120,7 +120,7 @@ def test_a_tenant_is_created_used_limited_rotated_and_revoked(here: Kubectl, ins
             return listed["lastUsedAt"] is not None
 
         eventually("the use of the key is known", is_counted)
-        new = fairlead("keys", "rotate", name, "prod", "--overlap", "1h")
+        new = fairlead("keys", "rotate", name, "prod", "--overlap", "30m")
         gateways.wait_for(200, new)
         gateways.wait_for(200, key)
 
