@@ -175,7 +175,9 @@ def test_a_team_reads_with_its_management_token(here: Kubectl, empty: HelmReleas
         empty.here.apply(
             {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {"tokens.yaml": text}}
         )
+        before = set(empty.pods("gateway"))
         empty.upgrade(audit={"manageTokens": "manage-tokens"})
+        empty.wait_until_replaced("gateway", before)
         client = ClientPod(here, empty).start()
         url = f"http://{GATEWAY}-manage.{empty.here.namespace}.svc:8081"
         for token, path, status in (
