@@ -14,6 +14,7 @@ from fairlead.kube.client_protocol import KubeClient
 from fairlead.kube.conditions import format_time
 from fairlead.kube.errors import NotFound
 from fairlead.kube.events.event import EventDraft
+from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION
 from fairlead.kube.resources import (
     MODEL_DEPLOYMENTS,
     PODS,
@@ -225,8 +226,12 @@ def _status_inputs(
 
 
 def _request_state(model: Manifest) -> tuple[int, Mapping[str, str], bool]:
-    """Returns a model's generation and annotations, and whether it is being deleted."""
-    return generation_of(model), annotations_of(model), is_deleting(model)
+    """Returns a model's generation and annotations, and whether it is being deleted.
+
+    The author of the last change is left out: it may be this operator.
+    """
+    kept = {name: value for name, value in annotations_of(model).items() if name != CHANGED_BY_ANNOTATION}
+    return generation_of(model), kept, is_deleting(model)
 
 
 def _requeue_after(written: PassResult, pending: PendingCapacity | None, *, has_external: bool) -> float | None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
+from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION
 from fairlead.kube.resources import CUSTOM_RESOURCE_DEFINITIONS, MODEL_DEPLOYMENTS, NAMESPACES, Manifest, name_of
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_operator.kube.kopf_session import MODELS_PER_PAGE
@@ -92,7 +93,8 @@ def put_large_model(fake: FakeApiServer, name: str) -> None:
 
 
 def assert_small(model: Manifest) -> None:
-    assert set(model["metadata"]) == {"name", "namespace", "uid", "resourceVersion"}
+    assert set(model["metadata"]) == {"name", "namespace", "uid", "resourceVersion", "annotations"}
+    assert model["metadata"]["annotations"].keys() == {CHANGED_BY_ANNOTATION}
     assert model["spec"]["pools"][0]["template"]["spec"].keys() == {"oversized"}
 
 

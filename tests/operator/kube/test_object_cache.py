@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from fairlead.api.spec.pools import PodTemplate
 from fairlead.fleet.client_names import NameClaim, RefusedName, name_owners
+from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead_operator.kube import object_cache
 from fairlead_operator.kube.object_cache import ObjectCache
@@ -275,7 +276,8 @@ def test_metadata_of_models_that_is_not_used_takes_no_memory() -> None:
     used = {"fairlead.io/run-revision": "1/2", "fairlead.io/release-names": "true"}
     given["metadata"] |= {"labels": {"team": "a"}, "managedFields": [{}], "annotations": {**used, "x": "y" * 1_000}}
     take(shelf, given)
-    assert shelf.models["chat/qwen"]["metadata"] == {**model()["metadata"], "annotations": used}
+    kept = {**used, CHANGED_BY_ANNOTATION: "an unknown writer"}
+    assert shelf.models["chat/qwen"]["metadata"] == {**model()["metadata"], "annotations": kept}
 
 
 @pytest.mark.parametrize("size", [1, 100_000])
