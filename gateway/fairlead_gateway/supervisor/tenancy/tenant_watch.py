@@ -2,27 +2,20 @@
 
 import asyncio
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from fairlead.api.v1alpha1 import ModelTenant
 from fairlead.errors import BadInput
 from fairlead.kube.client import KubeApi
 from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION, last_author
-from fairlead.kube.informer import Informer, InformerStep, log_failures_once
 from fairlead.kube.resources import MODEL_TENANTS, Manifest, ObjectSelection, metadata_of, name_of
-from fairlead.kube.store import ObjectStore
-from fairlead.kube.transport.kubeconfig import load_config
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead.limits import Limits
 from fairlead.manifests.loader import read_object
 from fairlead.runtime.clock import Pacing
-from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.tenants.documents import TenantDocument, digests_in, merge_documents
 from fairlead.tenants.model import Tenant
-
-_log = logging.getLogger("fairlead.gateway")
+from fairlead_gateway.supervisor.tenancy.followed_objects import FollowedObjects, open_cluster
 
 
 class TenantWatch:
@@ -34,41 +27,28 @@ class TenantWatch:
     """
 
     def __init__(self, api: KubeApi, pacing: Pacing) -> None:
-        self._api = api
         self._on_change: Callable[[], None] = lambda: None
         self._documents: dict[str, TenantDocument] = {}
         self.problems: Sequence[str] = ()
         self._authors: dict[str, str] = {}
-        self._tasks: list[asyncio.Task[None]] = []
         self._batch: asyncio.Handle | None = None
-        self._has_failed = False
-        self._log_failure = log_failures_once(_log, MODEL_TENANTS, lambda: self._informer.problem)
         self.tenants: Mapping[str, Tenant] = {}
-        self._informer = Informer(
-            api,
-            ObjectSelection(MODEL_TENANTS),
-            pacing,
-            store=ObjectStore(_trim),
-            on_change=self._on_event,
-            report=self._on_step,
-        )
+        self._objects = FollowedObjects(api, ObjectSelection(MODEL_TENANTS), pacing, _trim, self._on_event)
 
     @property
     def is_loaded(self) -> bool:
-        return self._informer.is_synced or self._informer.problem is not None
+        return self._objects.is_loaded
 
     async def start(self, on_change: Callable[[], None]) -> None:
         """Starts following the cluster."""
         self._on_change = on_change
-        self._tasks = [asyncio.create_task(self._informer.run()), asyncio.create_task(self._report_sync())]
+        await self._objects.start(self._publish, on_change)
 
     async def stop(self) -> None:
         """Stops, and closes the client."""
         if self._batch is not None:
             self._batch.cancel()
-        for task in self._tasks:
-            await cancel_and_wait(task)
-        await self._api.close()
+        await self._objects.stop()
 
     def author_of(self, name: str) -> str:
         """Returns who changed a tenant last; of a deleted one, nothing says who deleted it."""
@@ -76,20 +56,9 @@ class TenantWatch:
 
     def warnings(self) -> list[str]:
         """Returns the problems with the cluster and with its objects."""
-        problem = self._informer.problem
+        problem = self._objects.problem
         away = [] if problem is None else [f"cannot watch the tenants of the cluster; the last ones stay: {problem}"]
         return [*away, *self.problems]
-
-    async def _report_sync(self) -> None:
-        await self._informer.wait_synced()
-        self._publish()
-
-    def _on_step(self, step: InformerStep) -> None:
-        """Logs a failure. The gateway no longer waits for tenants after the first one."""
-        self._log_failure(step)
-        if self._informer.problem is not None and not self._has_failed:
-            self._has_failed = True
-            self._on_change()
 
     def _on_event(self, event: WatchEvent) -> None:
         name = name_of(event.object)
@@ -99,7 +68,7 @@ class TenantWatch:
         else:
             self._authors[name] = metadata_of(event.object)["annotations"][CHANGED_BY_ANNOTATION]
             self._documents[name] = _document_of(name, event.object)
-        if self._batch is None and self._informer.is_synced:  # a list has many events
+        if self._batch is None and self._objects.is_synced:  # a list has many events
             self._batch = asyncio.get_running_loop().call_soon(self._publish)
 
     def _publish(self) -> None:
@@ -112,9 +81,7 @@ def open_tenant_watch(environ: Mapping[str, str], pacing: Pacing, limits: Limits
     """Returns the tenants of the cluster that the environment configures. Raises BadInput without
     one.
     """
-    access = load_config(environ, Path(environ.get("HOME", "/")))
-    api = KubeApi(access, pacing.clock, pacing.chance, agent="fairlead-gateway", limits=limits)
-    return TenantWatch(api, pacing)
+    return TenantWatch(open_cluster(environ, pacing, limits)[0], pacing)
 
 
 def _document_of(name: str, manifest: Manifest) -> TenantDocument:

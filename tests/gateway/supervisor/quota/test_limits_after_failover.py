@@ -1,7 +1,6 @@
 """Limits of tenants on a Redis Cluster, and after failovers to a replica that lags."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,25 +12,13 @@ from fairlead_kvstore.index import redis_keys
 from fairlead_testing.gateway.limited_gateway import LimitedGateway, limited_gateways, send_chats
 from fairlead_testing.gateway.running_gateway import run_async
 from fairlead_testing.processes import wait_until
-from fairlead_testing.redis.valkey_cluster import HOST, ValkeyGroup, ValkeyNode, sentinel_pair, valkey_cluster
+from fairlead_testing.redis.valkey_cluster import HOST, ValkeyGroup, ValkeyNode
 from fairlead_testing.waiting import wait_until as until
 
 pytestmark = pytest.mark.timeout(300)
 _LIMIT = Limit(LimitUnit.REQUESTS, 40, Window.DAY)
 _TENANTS = [Tenant(f"team-{number}", limits=(_LIMIT,)) for number in range(6)]
 _SLOTS_OF_A_MASTER = 16_384 // 3
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[ValkeyGroup]:
-    with sentinel_pair(tmp_path) as group:
-        yield group
-
-
-@pytest.fixture
-def ring(tmp_path: Path) -> Iterator[ValkeyGroup]:
-    with valkey_cluster(tmp_path) as group:
-        yield group
 
 
 def _slot(tenant: str) -> int:

@@ -1,4 +1,4 @@
-"""Groups of Valkey servers, shared with the tests of the index."""
+"""Groups of Valkey servers for the tests of what gateways share."""
 
 from collections.abc import Iterator
 from pathlib import Path
