@@ -180,10 +180,10 @@ class LimitGate:
                 limits.waiting.remove(waiter)
             else:
                 blocked.append(short)
-        if blocked and limits.retry_at <= now:
+        if blocked and not limits.retries:
             status = blocked[0].leased.status
             pause = self._limits.quota_retry_seconds if status in (CONTENDED, NOT_YET, EXHAUSTED, CLOSED) else 0.0
-            limits.retry_at = now + pause
+            limits.retries = True
             self._loop.call_later(pause, self._retry, limits)
 
     def close(self) -> None:
@@ -198,6 +198,7 @@ class LimitGate:
             self._link.request_slices(limits)
 
     def _retry(self, limits: TenantLimits) -> None:
+        limits.retries = False
         if limits.waiting:
             self._request_slices(limits)
 

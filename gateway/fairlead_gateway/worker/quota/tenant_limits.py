@@ -41,6 +41,7 @@ class TenantLimits:
     """The leased limits of one tenant, and the requests that wait for them.
 
     is_active: the tenant's use is reported; see `QuotaLink`.
+    retries: slices will be requested again, by a timer that has not fired yet.
     """
 
     def __init__(self, tenant: Tenant) -> None:
@@ -48,7 +49,7 @@ class TenantLimits:
         self.is_strict = tenant.enforcement is Enforcement.STRICT
         self.leased: dict[str, LeasedLimit] = {}
         self.waiting: deque[Waiter] = deque()
-        self.retry_at = 0.0
+        self.retries = False
         self.is_active = False
         self._plans: dict[tuple[str, str], LimitPlan] = {}
         self._last_key = self._last_model = ""

@@ -3,15 +3,21 @@
 import asyncio
 import dataclasses
 import json
+from typing import Any, cast
 
 import httpx
 import pytest
 
 from fairlead.fleet.model import TokenPrice
 from fairlead.limits import Limits
-from fairlead.runtime.clock import SystemClock
+from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
+from fairlead_gateway.quota.exchange import NOT_YET
 from fairlead_gateway.supervisor.quota.quota_service import QuotaService
+from fairlead_gateway.worker.quota.limit_gate import LimitGate
+from fairlead_gateway.worker.quota.reservation import Amounts
+from fairlead_gateway.worker.quota.tenant_limits import QuotaLink, TenantLimits, Waiter
+from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_testing.engines.scripted import EngineCall, HangUp, token, usage
 from fairlead_testing.gateway.limited_gateway import LimitedGateway, answer, limited_gateway
 from fairlead_testing.gateway.running_gateway import run_async
@@ -344,4 +350,33 @@ def test_slices_are_given_back_when_the_worker_ends() -> None:
         row = next(row for _, row in gateway.service.ledgers["acme"].rows())
         assert row.granted - row.returned == row.spent == 12
 
+    run_async(main())
+
+
+def test_a_waiting_request_asks_again_however_early_the_timer_fires() -> None:
+    """The loop's timer and the clock differ by a millisecond. Here the clock stands still."""
+
+    class Link:
+        requests = 0
+
+        def request_slices(self, limits: TenantLimits) -> None:
+            self.requests += 1
+            gate.serve_waiting(limits)  # the store answers: not yet
+
+    async def main() -> None:
+        nonlocal gate
+        link, loop = Link(), asyncio.get_running_loop()
+        runtime = WorkerRuntime(ManualClock(), dataclasses.replace(Limits(), quota_retry_seconds=0.001), loop)
+        gate = LimitGate(runtime, cast(Any, None), cast(QuotaLink, link), lambda *_: None)
+        limits = gate.limits_of(Tenant("acme", limits=(_REQUESTS,)))
+        plan = limits.plan("prod", "default/tiny")
+        (planned,) = plan.limits
+        planned.leased.on_status(NOT_YET, 3, 0, 60.0, runtime.now())
+        waiter = Waiter(cast(Any, None), plan, Amounts(1, 0, 0, 0, 0), loop.create_future(), planned)
+        limits.waiting.append(waiter)
+        gate.serve_waiting(limits)
+        await wait_until(lambda: link.requests >= 3)
+        limits.waiting.clear()
+
+    gate: LimitGate
     run_async(main())
