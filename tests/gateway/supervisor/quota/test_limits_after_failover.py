@@ -57,6 +57,12 @@ def _copies(node: ValkeyNode) -> list[tuple[bytes, bytes]]:
         return [(key, redis.dump(key)) for key in redis.scan_iter("fl1:{acme}:lim*")]
 
 
+def _is_copied(master: ValkeyNode, replica: ValkeyNode) -> bool:
+    """Returns whether a replica has every write of its master."""
+    written, copied = (int(node.execute("INFO", "replication")["master_repl_offset"]) for node in (master, replica))
+    return written == copied
+
+
 def _go_back(node: ValkeyNode, copies: list[tuple[bytes, bytes]]) -> None:
     with Redis(host=HOST, port=node.port, password=node.password, protocol=2) as redis:
         for key, value in copies:
@@ -119,6 +125,7 @@ def test_a_master_of_a_cluster_dies_and_its_tenants_keep_their_limits(ring: Valk
         async with limited_gateways(ring.url, [first], 2) as gateways:
             await _get_answers(gateways, 20, first.name)
             await until(lambda: _reported(gateways, first.name) == 20)
+            await asyncio.to_thread(wait_until, lambda: _is_copied(*ring.nodes[0:4:3]), "the replica has all of it")
             ring.nodes[0].kill()
             await asyncio.to_thread(
                 wait_until, lambda: ring.nodes[3].execute("ROLE")[0] == "master", "the replica took over"
