@@ -2,7 +2,8 @@
 of gateways.
 
 `/healthz`, `/readyz` and `/metrics` are open. All other paths need the management token if there is
-one. Web pages of other sites are refused, as at the gateway's management port.
+one. Web pages of other sites are refused, as at the gateway's management port. All errors have one
+shape, `{"error": {"message": …}}`.
 
 A hint makes the next tick come sooner and starts one replica of a model that has none, nothing
 else. It must be JSON, so that no page of another site can make a browser send one.
@@ -29,6 +30,12 @@ _PUBLIC_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _HINT_BYTES: Final = 4_096
 _MAX_ECHOED_CHARS: Final = 70
 """Characters of a wrong value that an error repeats."""
+_FRAMEWORK_ERRORS: Final = {
+    404: "nothing is served under this path",
+    405: "this path does not answer this method",
+    413: f"a hint has at most {_HINT_BYTES:,} bytes",
+}
+"""Messages for the errors that aiohttp raises itself, as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +108,18 @@ def _guard(token: str | None, hosts: Iterable[str]) -> Callable[..., Awaitable[w
             # The bytes, since text that was not UTF-8 cannot be encoded again.
             raw = {name.lower(): value for name, value in request.raw_headers}
             if not http_access.is_authorized(raw.get(b"authorization", b""), wanted):
-                return _error_response(401, "the management token is missing or wrong")
-        return await handler(request)
+                response = _error_response(401, "the management token is missing or wrong")
+                response.headers["www-authenticate"] = "Bearer"
+                return response
+        try:
+            return await handler(request)
+        except web.HTTPException as error:
+            if error.content_type == _JSON:
+                raise
+            response = _error_response(error.status, _FRAMEWORK_ERRORS.get(error.status, error.reason))
+            if "allow" in error.headers:
+                response.headers["allow"] = error.headers["allow"]
+            return response
 
     return guard
 
