@@ -29,7 +29,6 @@ QUICK_LIMITS = dataclasses.replace(
     Limits(),
     quota_report_seconds=0.02,
     quota_renew_seconds=0.05,
-    quota_lease_seconds=1.0,
     redis_pause_seconds=0.1,
     redis_ping_seconds=0.05,
 )
@@ -147,23 +146,25 @@ async def _answer(call: EngineCall) -> None:
 
 @asynccontextmanager
 async def limited_gateways(
-    url: str, tenants: Sequence[Tenant], count: int, folder: Path | None = None
+    url: str, tenants: Sequence[Tenant], count: int, folder: Path | None = None, *, lease_seconds: float = 1.0
 ) -> AsyncIterator[list[LimitedGateway]]:
     """Runs gateways that share a Redis, each with its own link and engine.
 
     folder: of checkpoints; None: without.
+    lease_seconds: long where no lease may end, however busy the machine is.
     """
+    limits = dataclasses.replace(QUICK_LIMITS, quota_lease_seconds=lease_seconds)
     async with AsyncExitStack() as stack:
         found = []
         for number in range(count):
-            link = RedisLink(url, SystemClock(), limits=QUICK_LIMITS)
+            link = RedisLink(url, SystemClock(), limits=limits)
             link.start()
             stack.push_async_callback(link.stop)
             await link.wait_connected()
             service = QuotaService(
-                RedisLimitStore(link), f"gw{number}", clock=SystemClock(), limits=QUICK_LIMITS, checkpoint_folder=folder
+                RedisLimitStore(link), f"gw{number}", clock=SystemClock(), limits=limits, checkpoint_folder=folder
             )
-            running = limited_gateway(_answer, tenants, QUICK_LIMITS, service=service)
+            running = limited_gateway(_answer, tenants, limits, service=service)
             found.append(await stack.enter_async_context(running))
         yield found
 
@@ -172,6 +173,18 @@ async def send_chats(gateways: Sequence[LimitedGateway], count: int, tenant: str
     """Sends chats to the gateways in turn, all at once; returns the status codes."""
     answers = await asyncio.gather(*(gateways[number % len(gateways)].chat(tenant) for number in range(count)))
     return [one.status_code for one in answers]
+
+
+async def send_until_spent(gateways: Sequence[LimitedGateway], amount: int, tenant: str = "acme") -> int:
+    """Sends until all gateways know that so much of a tenant's limit was used, and refuse.
+
+    Returns how many requests were answered. While the store is away, they get 503.
+    """
+    answered = 0
+    while min(known_use(gateways, tenant)) < amount:
+        answered += (await send_chats(gateways, 2 * len(gateways), tenant)).count(200)
+    assert set(await send_chats(gateways, 2 * len(gateways), tenant)) == {429}
+    return answered
 
 
 def known_use(gateways: Sequence[LimitedGateway], tenant: str = "acme") -> set[int]:

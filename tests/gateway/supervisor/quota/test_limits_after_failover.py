@@ -9,7 +9,7 @@ from redis.crc import key_slot
 
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_kvstore.index import redis_keys
-from fairlead_testing.gateway.limited_gateway import LimitedGateway, limited_gateways, send_chats
+from fairlead_testing.gateway.limited_gateway import LimitedGateway, limited_gateways, send_chats, send_until_spent
 from fairlead_testing.gateway.running_gateway import run_async
 from fairlead_testing.processes import wait_until
 from fairlead_testing.redis.valkey_cluster import HOST, ValkeyGroup, ValkeyNode
@@ -31,16 +31,6 @@ async def _get_answers(gateways: list[LimitedGateway], count: int, tenant: str =
         codes = await send_chats(gateways, count, tenant)
         assert 429 not in codes
         count -= codes.count(200)
-
-
-async def _send_until_refused(gateways: list[LimitedGateway], tenant: str = "acme") -> int:
-    """Returns how many requests are still answered; while the store is away, they get 503."""
-    answered = 0
-    while True:
-        codes = await send_chats(gateways, 4, tenant)
-        answered += codes.count(200)
-        if 429 in codes:
-            return answered
 
 
 def _reported(gateways: list[LimitedGateway], tenant: str = "acme") -> int:
@@ -96,7 +86,7 @@ def test_a_replica_that_lags_becomes_master_and_no_request_counts_twice_or_never
                 while any(not ledger.is_open or ledger.epoch == before for ledger in ledgers):
                     found += (await send_chats(gateways, 1)).count(200)
                     await asyncio.sleep(0.05)
-                return found + await _send_until_refused(gateways)
+                return found + await send_until_spent(gateways, 40)
 
             assert await answered() == 20
             assert replica.execute("ROLE")[0] == "master"
@@ -107,8 +97,8 @@ def test_a_replica_that_lags_becomes_master_and_no_request_counts_twice_or_never
 def test_tenants_on_all_masters_of_a_cluster_share_their_limits_exactly(ring: ValkeyGroup) -> None:
     async def main() -> None:
         assert {_slot(tenant.name) // _SLOTS_OF_A_MASTER for tenant in _TENANTS} == {0, 1, 2}
-        async with limited_gateways(ring.url, _TENANTS, 2) as gateways:
-            found = await asyncio.gather(*(_send_until_refused(gateways, tenant.name) for tenant in _TENANTS))
+        async with limited_gateways(ring.url, _TENANTS, 2, lease_seconds=60) as gateways:
+            found = await asyncio.gather(*(send_until_spent(gateways, 40, tenant.name) for tenant in _TENANTS))
             assert found == [40] * len(_TENANTS)
         for tenant in _TENANTS:
             node = ring.nodes[_slot(tenant.name) // _SLOTS_OF_A_MASTER]
@@ -122,7 +112,7 @@ def test_a_master_of_a_cluster_dies_and_its_tenants_keep_their_limits(ring: Valk
     (first, *_) = (tenant for tenant in _TENANTS if _slot(tenant.name) < _SLOTS_OF_A_MASTER)
 
     async def main() -> None:
-        async with limited_gateways(ring.url, [first], 2) as gateways:
+        async with limited_gateways(ring.url, [first], 2, lease_seconds=60) as gateways:
             await _get_answers(gateways, 20, first.name)
             await until(lambda: _reported(gateways, first.name) == 20)
             await asyncio.to_thread(wait_until, lambda: _is_copied(*ring.nodes[0:4:3]), "the replica has all of it")
@@ -130,7 +120,7 @@ def test_a_master_of_a_cluster_dies_and_its_tenants_keep_their_limits(ring: Valk
             await asyncio.to_thread(
                 wait_until, lambda: ring.nodes[3].execute("ROLE")[0] == "master", "the replica took over"
             )
-            assert await _send_until_refused(gateways, first.name) == 20
+            assert await send_until_spent(gateways, 40, first.name) == 20
 
     run_async(main())
 
@@ -139,11 +129,11 @@ def test_a_slot_that_moves_takes_its_limits_along(ring: ValkeyGroup) -> None:
     tenant = next(one for one in _TENANTS if _slot(one.name) // _SLOTS_OF_A_MASTER == 1)
 
     async def main() -> None:
-        async with limited_gateways(ring.url, [tenant], 2) as gateways:
+        async with limited_gateways(ring.url, [tenant], 2, lease_seconds=60) as gateways:
             await _get_answers(gateways, 20, tenant.name)
             await until(lambda: _reported(gateways, tenant.name) == 20)
             await asyncio.to_thread(_move_slot, _slot(tenant.name), ring.nodes[1], ring.nodes[2])
-            assert await _send_until_refused(gateways, tenant.name) == 20
+            assert await send_until_spent(gateways, 40, tenant.name) == 20
             keys = await asyncio.to_thread(ring.nodes[2].execute, "KEYS", f"{redis_keys.tenant_limits(tenant.name)}*")
             assert len(keys) == 2
 

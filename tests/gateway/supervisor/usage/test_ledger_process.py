@@ -38,6 +38,9 @@ def test_ledger_of_two_gateways_is_what_engines_reported(tmp_path: Path, monkeyp
             fleet.write_text(text.replace("pool: main", 'pool: main, costPerHour: "3.60"'))
             async with gateway_process(fleet, "--workers", "2") as one, gateway_process(fleet) as two:
                 used = await asyncio.gather(*[post(one if at % 2 else two, at) for at in range(REQUESTS)])
+                await one.get_json("/api/usage?by=model")
+                while not read_ledger(ledger, "2020-01-01", "2099-01-01").replicas:  # it counts whole seconds
+                    await one.get_json("/api/usage?by=model")
                 for gateway in (one, two):
                     gateway.process.send_signal(signal.SIGTERM)
                     assert await gateway.wait() == 0
