@@ -26,7 +26,7 @@ AT_ONCE = ("--repl-diskless-sync-delay", "0")
 """A replica need not wait for other replicas."""
 
 ANY_AGE = ("--cluster-replica-validity-factor", "0")
-"""A replica takes over however long ago it heard of its master: a busy machine delays both."""
+"""A replica takes over however old its data are: a busy machine delays both."""
 
 
 def server_program() -> Path:
