@@ -5,7 +5,7 @@ It only reads. Nothing here serves a prompt. In reading order:
 - `server`, `asgi_bridge`: the listening socket, and its requests as ASGI calls.
 - `access/`: hosts, origins, and the scopes of management tokens.
 - `app`, `probes`: the open paths; `app` loads the API at its first request.
-- `api`, `schemas`: the JSON routes and their types.
+- `api`, `route_parts`, `schemas`: the JSON routes, what they share, and their types.
 - `view`: the interface to the gateway that all of them read.
 - `serializers`, `stats`: the JSON values.
 - `status_page`, `static/`: the HTML page.

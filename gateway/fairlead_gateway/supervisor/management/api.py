@@ -7,7 +7,7 @@ each model. `app` loads this module, and the framework with it, at the first req
 import asyncio
 from typing import Annotated, Any, Final
 
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -20,11 +20,18 @@ from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.supervisor.management import schemas
 from fairlead_gateway.supervisor.management.access.access_scope import (
     ROUTE_PREVIEW_PATH,
-    SCOPE_KEY,
     AccessScope,
     Permission,
 )
 from fairlead_gateway.supervisor.management.probes import ProbeResponse, Probes
+from fairlead_gateway.supervisor.management.route_parts import (
+    Access,
+    RouteErrors,
+    VisibleTenants,
+    error_response,
+    open_route_errors,
+    route_errors,
+)
 from fairlead_gateway.supervisor.management.serializers import (
     decision_out,
     fleet_out,
@@ -37,50 +44,16 @@ from fairlead_gateway.supervisor.quota.api import add_limits_route
 from fairlead_gateway.supervisor.usage.api import add_budget_route, add_usage_route
 from fairlead_gateway.telemetry.decision_log import LoggedRequest
 
-_REASONS: Final = {
-    400: "A parameter, the body, or the request itself is wrong.",
-    401: "The management token is missing or wrong.",
-    403: "The token, the host name or the origin may not ask for this.",
-    404: "There is no such path, model or request.",
-    405: "The path is not asked by this method.",
-    409: "Several requests have this id.",
-    500: "A defect of the management port; the gateway's log has it.",
-    503: "Too many requests at once, or no worker answered.",
-}
 _FRAMEWORK_ERROR: Final = "HTTPValidationError"
-_ALWAYS: Final = (400, 403, 405, 500, 503)
-"""Errors of every path: of the request itself, its host, its origin and its method."""
 _PREVIEW_STATUSES: Final = (413, 415, 422, 429, 500, 501, 502, 503, 504, 508)
 """Statuses with which a gateway refuses requests of clients."""
 
 
-def _errors(*more: int) -> dict[int | str, dict[str, Any]]:
-    """Returns the descriptions of the errors that a route with a token can answer, and of more."""
-    return {status: _error(_REASONS[status]) for status in sorted({*_ALWAYS, 401, 404, *more})}
-
-
-def _error(reason: str) -> dict[str, Any]:
-    return {"model": schemas.ErrorOut, "description": reason}
-
-
-def _probe_errors() -> dict[int | str, dict[str, Any]]:
-    return {status: _error(_REASONS[status]) for status in _ALWAYS}
-
-
-def _preview_errors() -> dict[int | str, dict[str, Any]]:
+def _preview_errors() -> RouteErrors:
     text = "The gateway would answer the request of the body with this status now."
-    return _errors() | {status: _error(text) for status in _PREVIEW_STATUSES}
+    return route_errors() | {status: error_response(text) for status in _PREVIEW_STATUSES}
 
 
-def _access_of(request: Request) -> AccessScope:
-    """Returns what the token of a request may see; the guard has found it."""
-    found = request.scope[SCOPE_KEY]
-    assert isinstance(found, AccessScope)
-    return found
-
-
-_Access = Annotated[AccessScope, Depends(_access_of)]
-_Tenant = Annotated[str | None, Query(description="Only of this tenant.", max_length=253)]
 _ModelName = Annotated[
     str | None, Query(description="Only this model (namespace/name, or a unique name).", max_length=600)
 ]
@@ -104,9 +77,9 @@ def create_api(view: GatewayView, probes: Probes) -> FastAPI:
     _add_routes(app, view)
     _add_tenant_routes(app, view)
     _add_route_preview(app, view)
-    add_usage_route(app, view, access_of=_access_of, errors=_errors())
-    add_limits_route(app, view, access_of=_access_of, errors=_errors())
-    add_budget_route(app, view, access_of=_access_of, errors=_errors())
+    add_usage_route(app, view)
+    add_limits_route(app, view)
+    add_budget_route(app, view)
     describe = app.openapi
     app.openapi = lambda: _without_validation_errors(describe())  # type: ignore[method-assign]
     return app
@@ -130,7 +103,8 @@ def _add_probes(app: FastAPI, probes: Probes) -> None:
         "/readyz",
         summary="Is this gateway answering requests?",
         response_model=schemas.ReadyOut,
-        responses=_probe_errors() | {503: {"model": schemas.ReadyOut, "description": "No request is answered now."}},
+        responses=open_route_errors()
+        | {503: {"model": schemas.ReadyOut, "description": "No request is answered now."}},
     )
     async def readyz() -> Response:
         return _to_response(await probes.readyz())
@@ -139,19 +113,19 @@ def _add_probes(app: FastAPI, probes: Probes) -> None:
         "/metrics",
         summary="Prometheus text",
         response_class=Response,
-        responses=_probe_errors() | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        responses=open_route_errors() | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     async def metrics() -> Response:
         return _to_response(await probes.metrics())
 
 
 def _add_routes(app: FastAPI, view: GatewayView) -> None:
-    @app.get("/api/fleet", summary="Models and instances with their load", responses=_errors())
+    @app.get("/api/fleet", summary="Models and instances with their load", responses=route_errors())
     async def fleet() -> schemas.FleetOut:
         look = await view.status()
         return fleet_out(view.fleet(), look, view.clock.now())
 
-    @app.get("/api/stats", summary="The last minute and the totals, per model", responses=_errors())
+    @app.get("/api/stats", summary="The last minute and the totals, per model", responses=route_errors())
     async def stats(model: _ModelName = None) -> schemas.StatsOut:
         look, telemetry = await view.status(), await view.counters(windows=True)
         snapshot, now = view.fleet(), view.clock.now()
@@ -178,12 +152,12 @@ def _add_routes(app: FastAPI, view: GatewayView) -> None:
 def _add_tenant_routes(app: FastAPI, view: GatewayView) -> None:
     """Adds the routes whose answers depend on the tenants that the token may see."""
 
-    @app.get("/api/decisions", summary="The last decisions, newest first", responses=_errors())
+    @app.get("/api/decisions", summary="The last decisions, newest first", responses=route_errors())
     async def decisions(
-        access: _Access,
+        access: Access,
+        tenants: VisibleTenants,
         limit: Annotated[int, Query(ge=1, le=500)] = 50,
         model: _ModelName = None,
-        tenant: _Tenant = None,
     ) -> schemas.DecisionsOut:
         key = None
         if model is not None:
@@ -191,15 +165,15 @@ def _add_tenant_routes(app: FastAPI, view: GatewayView) -> None:
             key = _resolve_key(view, model) if Permission.FLEET in access.may else view.fleet().resolve_model(model)
             if key is None:
                 return schemas.DecisionsOut(decisions=[])
-        found = await view.decisions(limit, key, access.narrowed(tenant))
+        found = await view.decisions(limit, key, tenants)
         return schemas.DecisionsOut(decisions=[_shown(logged, access) for logged in found])
 
-    @app.get("/api/decisions/{request_id:path}", summary="Everything about one request", responses=_errors(409))
-    async def decision(access: _Access, request_id: str, tenant: _Tenant = None) -> schemas.DecisionOut:
+    @app.get("/api/decisions/{request_id:path}", summary="Everything about one request", responses=route_errors(409))
+    async def decision(access: Access, tenants: VisibleTenants, request_id: str) -> schemas.DecisionOut:
         """Finds it by the id of its `x-fairlead-decision` header. The id that a client chose finds
         the newest request of its tenant.
         """
-        found = await view.decision(request_id, access.narrowed(tenant))
+        found = await view.decision(request_id, tenants)
         if not found:
             raise HTTPException(404, f"request {request_id!r} is not in the log of the last few thousand requests")
         if len(found) > 1:
@@ -207,23 +181,22 @@ def _add_tenant_routes(app: FastAPI, view: GatewayView) -> None:
             raise HTTPException(409, text)
         return _shown(found[0], access)
 
-    @app.get("/api/tenants", summary="Tenants with their keys and when these were used last", responses=_errors())
-    async def tenants(access: _Access, tenant: _Tenant = None) -> schemas.TenantsOut:
-        visible, snapshot = access.narrowed(tenant), view.tenants()
+    @app.get("/api/tenants", summary="Tenants with their keys and when these were used last", responses=route_errors())
+    async def tenants(visible: VisibleTenants) -> schemas.TenantsOut:
+        snapshot = view.tenants()
         shown = [found for name, found in sorted(snapshot.tenants.items()) if visible is None or name in visible]
         return schemas.TenantsOut(
             started_at=snapshot.counted_since, tenants=[tenant_out(found, snapshot.used_at) for found in shown]
         )
 
-    @app.get("/api/audit", summary="Who changed or read what, newest first", responses=_errors())
+    @app.get("/api/audit", summary="Who changed or read what, newest first", responses=route_errors())
     async def audit(
-        access: _Access,
+        tenants: VisibleTenants,
         limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
         since: Annotated[float, Query(ge=0, allow_inf_nan=False, description="Unix seconds of the oldest.")] = 0.0,
-        tenant: _Tenant = None,
     ) -> schemas.AuditOut:
         """Returns the records in the memory of this gateway; each gateway has its own."""
-        records = view.audit_records(AuditQuery(since, access.narrowed(tenant)), limit)
+        records = view.audit_records(AuditQuery(since, tenants), limit)
         return schemas.AuditOut(records=[schemas.AuditRecordOut(**to_builtins(record)) for record in records])
 
 
@@ -235,7 +208,7 @@ def _add_route_preview(app: FastAPI, view: GatewayView) -> None:
     )
     async def where(
         request: Request,
-        access: _Access,
+        access: Access,
         path: Annotated[str, Query(description="The path to which a client would send it.")] = "/v1/chat/completions",
         tenant: Annotated[str | None, Query(description="The tenant that would send it.", max_length=253)] = None,
     ) -> schemas.RoutePreviewOut:

@@ -6,18 +6,20 @@ Null means unknown, not zero.
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class _ResponseModel(BaseModel):
+class ResponseModel(BaseModel):
+    """Base of all types of answers."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ReadyOut(_ResponseModel):
+class ReadyOut(ResponseModel):
     """The readiness of this gateway."""
 
     ready: bool
     notes: list[str] = Field(description="Texts about what is wrong or degraded; a ready gateway can have some.")
 
 
-class ObjectivesOut(_ResponseModel):
+class ObjectivesOut(ResponseModel):
     """The latency targets of a model's requests."""
 
     target: float = Field(description="Share of requests that must meet the latency targets, 0 to 1.")
@@ -26,7 +28,7 @@ class ObjectivesOut(_ResponseModel):
     itl_seconds: float | None
 
 
-class SignalsOut(_ResponseModel):
+class SignalsOut(ResponseModel):
     """The last metrics of the engine."""
 
     age_seconds: float | None
@@ -38,7 +40,7 @@ class SignalsOut(_ResponseModel):
     sleeping: bool | None
 
 
-class ScaleDownOut(_ResponseModel):
+class ScaleDownOut(ResponseModel):
     """The cached content that the removal of an instance would lose."""
 
     rank: int | None = Field(
@@ -50,7 +52,7 @@ class ScaleDownOut(_ResponseModel):
     reason: str
 
 
-class IndexOut(_ResponseModel):
+class IndexOut(ResponseModel):
     """The router's knowledge of an instance's cache, and its accuracy.
 
     Token counts are sums since this gateway started.
@@ -75,7 +77,7 @@ class IndexOut(_ResponseModel):
     scale_down: ScaleDownOut | None = Field(description="Null if the instance sends no KV events.")
 
 
-class LinksOut(_ResponseModel):
+class LinksOut(ResponseModel):
     """The prefix map: links from prompt text to the token blocks of KV events."""
 
     blocks: int = Field(description="Blocks of prompt text that are linked to token blocks.")
@@ -84,7 +86,7 @@ class LinksOut(_ResponseModel):
     how: str = Field(description="The source of the prompts' tokens, as text.")
 
 
-class WantedOut(_ResponseModel):
+class WantedOut(ResponseModel):
     """A hot prefix that too few instances have cached for its share of the prompts."""
 
     prefix: str = Field(description="The prefix hash.")
@@ -97,7 +99,7 @@ class WantedOut(_ResponseModel):
     reason: str
 
 
-class ProfileOut(_ResponseModel):
+class ProfileOut(ResponseModel):
     """The engine profile with which the gateway routes requests to an instance."""
 
     learned: bool = Field(description="True if learned from requests; false while it is the assumed profile.")
@@ -112,7 +114,7 @@ class ProfileOut(_ResponseModel):
     error: float | None = Field(description="Mean relative error of the last single predictions.")
 
 
-class EjectionOut(_ResponseModel):
+class EjectionOut(ResponseModel):
     """An ejection by failures with which an engine may hang; load is none of them."""
 
     seconds: float = Field(description="Seconds since the ejection, without any answer since then.")
@@ -123,7 +125,7 @@ class EjectionOut(_ResponseModel):
     workers: int = Field(description="Number of workers that have ejected it.")
 
 
-class InstanceOut(_ResponseModel):
+class InstanceOut(ResponseModel):
     """One instance: its state, its in-flight load from this gateway, and its signals."""
 
     id: str
@@ -151,7 +153,7 @@ class InstanceOut(_ResponseModel):
     profile: ProfileOut | None = Field(description="Null if nothing is learned, as with prefill instances.")
 
 
-class ModelOut(_ResponseModel):
+class ModelOut(ResponseModel):
     """One model with its instances."""
 
     key: str = Field(description="namespace/name")
@@ -165,7 +167,7 @@ class ModelOut(_ResponseModel):
     instances: list[InstanceOut]
 
 
-class FleetOut(_ResponseModel):
+class FleetOut(ResponseModel):
     """The fleet that requests are routed over."""
 
     version: int
@@ -173,7 +175,7 @@ class FleetOut(_ResponseModel):
     models: list[ModelOut]
 
 
-class QuantilesOut(_ResponseModel):
+class QuantilesOut(ResponseModel):
     """Quantiles in seconds, null without an observation.
 
     They come from a histogram and are accurate to about 10 %.
@@ -185,7 +187,7 @@ class QuantilesOut(_ResponseModel):
     mean: float | None
 
 
-class SliceOut(_ResponseModel):
+class SliceOut(ResponseModel):
     """Counts and latencies of one time window."""
 
     seconds: float
@@ -215,7 +217,7 @@ class SliceOut(_ResponseModel):
     )
 
 
-class InstanceStatsOut(_ResponseModel):
+class InstanceStatsOut(ResponseModel):
     """The last minute of one instance."""
 
     requests: int
@@ -227,7 +229,7 @@ class InstanceStatsOut(_ResponseModel):
     share_of_work: float | None = Field(description="Share of the model's computed prompt and generated tokens.")
 
 
-class ModelStatsOut(_ResponseModel):
+class ModelStatsOut(ResponseModel):
     """The numbers of one model: now, in the last minute, and since the gateway started."""
 
     in_flight: int
@@ -238,14 +240,14 @@ class ModelStatsOut(_ResponseModel):
     instances: dict[str, InstanceStatsOut]
 
 
-class OtherGatewayOut(_ResponseModel):
+class OtherGatewayOut(ResponseModel):
     """A peer: another gateway that this one receives messages from through Redis."""
 
     name: str
     age_seconds: float = Field(description="Seconds since its last message.")
 
 
-class StatsOut(_ResponseModel):
+class StatsOut(ResponseModel):
     """The numbers of the whole gateway."""
 
     version: str
@@ -259,14 +261,14 @@ class StatsOut(_ResponseModel):
     models: dict[str, ModelStatsOut]
 
 
-class NumberOut(_ResponseModel):
+class NumberOut(ResponseModel):
     """An input of a decision and its age; the age is null if it was computed for the decision."""
 
     value: float | None
     age_seconds: float | None
 
 
-class CandidateOut(_ResponseModel):
+class CandidateOut(ResponseModel):
     """One candidate of a decision."""
 
     id: str
@@ -275,7 +277,7 @@ class CandidateOut(_ResponseModel):
     inputs: dict[str, NumberOut]
 
 
-class ChoiceOut(_ResponseModel):
+class ChoiceOut(ResponseModel):
     """One decision with its rule, reason and candidates."""
 
     attempt: int
@@ -288,14 +290,14 @@ class ChoiceOut(_ResponseModel):
     inputs: dict[str, NumberOut] = Field(description="Inputs that belong to no single candidate.")
 
 
-class FailureOut(_ResponseModel):
+class FailureOut(ResponseModel):
     """An attempt that failed before the client received a byte."""
 
     instance: str
     why: str = Field(description="Cause of the failure, such as refused, timeout or status-503.")
 
 
-class OutcomeOut(_ResponseModel):
+class OutcomeOut(ResponseModel):
     """The outcome of a request."""
 
     status: int
@@ -320,7 +322,7 @@ class OutcomeOut(_ResponseModel):
     continued: bool = Field(description="True if the rest of a broken stream was requested from another instance.")
 
 
-class PrefillLegOut(_ResponseModel):
+class PrefillLegOut(ResponseModel):
     """One attempt at a prefill instance."""
 
     instance: str
@@ -333,7 +335,7 @@ class PrefillLegOut(_ResponseModel):
     result: str = Field(description="pending, ok, or one word for the failure.")
 
 
-class WhereOut(_ResponseModel):
+class WhereOut(ResponseModel):
     """The decision where to prefill: on the decode instance or on a prefill instance."""
 
     instance: str | None = Field(description="Null if no prefill instance is ready.")
@@ -343,7 +345,7 @@ class WhereOut(_ResponseModel):
     inputs: dict[str, NumberOut] = Field(description="Inputs that belong to no single candidate.")
 
 
-class HandoffOut(_ResponseModel):
+class HandoffOut(ResponseModel):
     """The hand-off of a request from prefill to decode."""
 
     outcome: str = Field(description="pending, done, bypassed or failed; with the latter two, one instance serves all.")
@@ -354,7 +356,7 @@ class HandoffOut(_ResponseModel):
     legs: list[PrefillLegOut] = Field(description="Attempts at prefill instances, oldest first.")
 
 
-class DecisionOut(_ResponseModel):
+class DecisionOut(ResponseModel):
     """The choices of one request, oldest first, and its outcome, null while it runs."""
 
     request_id: str
@@ -367,7 +369,7 @@ class DecisionOut(_ResponseModel):
     outcome: OutcomeOut | None
 
 
-class RoutePreviewOut(_ResponseModel):
+class RoutePreviewOut(ResponseModel):
     """The decision that a request would get now; nothing was sent."""
 
     decision: DecisionOut = Field(description="The same as of a real request, without an outcome.")
@@ -375,13 +377,13 @@ class RoutePreviewOut(_ResponseModel):
     agreeing: int = Field(description="Number of these workers that choose the same instance.")
 
 
-class DecisionsOut(_ResponseModel):
+class DecisionsOut(ResponseModel):
     """Decisions, newest first."""
 
     decisions: list[DecisionOut]
 
 
-class KeyUseOut(_ResponseModel):
+class KeyUseOut(ResponseModel):
     """An API key of a tenant."""
 
     name: str
@@ -392,7 +394,7 @@ class KeyUseOut(_ResponseModel):
     )
 
 
-class TenantOut(_ResponseModel):
+class TenantOut(ResponseModel):
     """A tenant with its keys."""
 
     name: str
@@ -402,7 +404,7 @@ class TenantOut(_ResponseModel):
     keys: list[KeyUseOut]
 
 
-class TenantsOut(_ResponseModel):
+class TenantsOut(ResponseModel):
     """The tenants that the token may see, by name."""
 
     started_at: float | None = Field(
@@ -411,7 +413,7 @@ class TenantsOut(_ResponseModel):
     tenants: list[TenantOut]
 
 
-class AuditRecordOut(_ResponseModel):
+class AuditRecordOut(ResponseModel):
     """One change or one privileged request: who, when, what, and why."""
 
     time: str = Field(description="RFC 3339 in UTC.")
@@ -428,13 +430,13 @@ class AuditRecordOut(_ResponseModel):
     request_id: str | None = None
 
 
-class AuditOut(_ResponseModel):
+class AuditOut(ResponseModel):
     """Audit records of this gateway, newest first."""
 
     records: list[AuditRecordOut]
 
 
-class ErrorBodyOut(_ResponseModel):
+class ErrorBodyOut(ResponseModel):
     """An error in the format of OpenAI, with a hint what to do."""
 
     message: str
@@ -444,7 +446,7 @@ class ErrorBodyOut(_ResponseModel):
     hint: str | None = None
 
 
-class ErrorOut(_ResponseModel):
+class ErrorOut(ResponseModel):
     """The body of every answer but 200; `/readyz` has its own body with 503."""
 
     error: ErrorBodyOut

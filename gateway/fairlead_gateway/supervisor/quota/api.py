@@ -1,21 +1,17 @@
 """`GET /api/limits`: the limits of tenants, what is used of them, and when they reset."""
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import Depends, FastAPI, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import FastAPI, Query
+from pydantic import Field
 
-from fairlead_gateway.supervisor.management.access.access_scope import AccessScope
+from fairlead_gateway.supervisor.management.route_parts import VisibleTenants, route_errors
+from fairlead_gateway.supervisor.management.schemas import ResponseModel
 from fairlead_gateway.supervisor.management.view import GatewayView
 from fairlead_gateway.supervisor.quota.quota_status import LimitState
 
 
-class _LimitModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LimitOut(_LimitModel):
+class LimitOut(ResponseModel):
     """One limit over all gateways. Null means that the store has not answered about it."""
 
     tenant: str
@@ -30,32 +26,21 @@ class LimitOut(_LimitModel):
     resets_at: float | None = Field(description="Unix seconds of the end of the window.")
 
 
-class LimitsOut(_LimitModel):
+class LimitsOut(ResponseModel):
     """Limits by tenant."""
 
     limits: list[LimitOut]
 
 
-def add_limits_route(
-    app: FastAPI,
-    view: GatewayView,
-    *,
-    access_of: Callable[[Request], AccessScope],
-    errors: dict[int | str, dict[str, Any]],
-) -> None:
-    """Adds the route to the management API.
+def add_limits_route(app: FastAPI, view: GatewayView) -> None:
+    """Adds the route to the management API."""
 
-    access_of: returns what the token of a request may see.
-    """
-
-    @app.get("/api/limits", summary="What is left of the limits of tenants", responses=errors)
+    @app.get("/api/limits", summary="What is left of the limits of tenants", responses=route_errors())
     async def limits(
-        access: Annotated[AccessScope, Depends(access_of)],
+        tenants: VisibleTenants,
         limit: Annotated[int, Query(ge=1, le=500, description="The most tenants to return.")] = 100,
-        tenant: Annotated[str | None, Query(description="Only of this tenant.", max_length=253)] = None,
     ) -> LimitsOut:
-        states = await view.limit_states(access.narrowed(tenant), limit)
-        return LimitsOut(limits=[_limit_out(state) for state in states])
+        return LimitsOut(limits=[_limit_out(state) for state in await view.limit_states(tenants, limit)])
 
 
 def _limit_out(state: LimitState) -> LimitOut:

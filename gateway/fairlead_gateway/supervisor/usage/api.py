@@ -1,12 +1,11 @@
 """`GET /api/usage`: what the ledger of this gateway holds, as JSON."""
 
 import re
-from collections.abc import Callable
 from datetime import date
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import Depends, FastAPI, Query, Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from fastapi import FastAPI, Query
+from pydantic import BeforeValidator, Field
 from starlette.exceptions import HTTPException
 
 from fairlead.limits import Limits
@@ -14,7 +13,9 @@ from fairlead.usage.ledger_reader import LedgerContent, days_until
 from fairlead.usage.record import DIMENSIONS, UsageTotals, day_of
 from fairlead.usage.replica_log import ReplicaSpan
 from fairlead.usage.report import group_usage, parse_dimensions
-from fairlead_gateway.supervisor.management.access.access_scope import AccessScope, Permission
+from fairlead_gateway.supervisor.management.access.access_scope import Permission
+from fairlead_gateway.supervisor.management.route_parts import Access, VisibleTenants, route_errors
+from fairlead_gateway.supervisor.management.schemas import ResponseModel
 from fairlead_gateway.supervisor.management.view import GatewayView
 
 _DIMENSION = f"({'|'.join(DIMENSIONS)})"
@@ -31,11 +32,7 @@ def _check_day(text: object) -> object:
 _Day = Annotated[date, BeforeValidator(_check_day)]
 
 
-class _UsageModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class UsageTotalsOut(_UsageModel):
+class UsageTotalsOut(ResponseModel):
     """The use of the requests of one group. Fields that are not grouped by are empty."""
 
     day: str = Field(description="UTC day on which the requests ended.")
@@ -56,7 +53,7 @@ class UsageTotalsOut(_UsageModel):
     engine_microseconds: int
 
 
-class ReplicaSpanOut(_UsageModel):
+class ReplicaSpanOut(ResponseModel):
     """A replica from second `start` until before second `end`, as a gateway saw it."""
 
     replica: str
@@ -68,7 +65,7 @@ class ReplicaSpanOut(_UsageModel):
     nano_usd_per_hour: int | None = Field(description="Null if its accelerator class has no costPerHour.")
 
 
-class BudgetOut(_UsageModel):
+class BudgetOut(ResponseModel):
     """A budget of a tenant in its present window."""
 
     tenant: str
@@ -80,13 +77,13 @@ class BudgetOut(_UsageModel):
     soft: bool = Field(description="Requests go on when it is used up.")
 
 
-class BudgetsOut(_UsageModel):
+class BudgetsOut(ResponseModel):
     """The budgets that this gateway knows, the most used first."""
 
     budgets: list[BudgetOut]
 
 
-class UsageOut(_UsageModel):
+class UsageOut(ResponseModel):
     """Usage by group. Gateways that share a ledger answer the same, and name the same ledger."""
 
     ledger: str = Field(description="Id of the folder. Count answers with the same id once.")
@@ -98,21 +95,13 @@ class UsageOut(_UsageModel):
     lost: int = Field(description="Records that this gateway could not write since it started.")
 
 
-def add_usage_route(
-    app: FastAPI,
-    view: GatewayView,
-    *,
-    access_of: Callable[[Request], AccessScope],
-    errors: dict[int | str, dict[str, Any]],
-) -> None:
-    """Adds the route to the management API.
+def add_usage_route(app: FastAPI, view: GatewayView) -> None:
+    """Adds the route to the management API."""
 
-    access_of: returns what the token of a request may see.
-    """
-
-    @app.get("/api/usage", summary="What tenants used, from the ledger", responses=errors)
+    @app.get("/api/usage", summary="What tenants used, from the ledger", responses=route_errors())
     async def usage(
-        access: Annotated[AccessScope, Depends(access_of)],
+        access: Access,
+        tenants: VisibleTenants,
         first: Annotated[_Day | None, Query(alias="from", description="First UTC day; by default the last.")] = None,
         last: Annotated[_Day | None, Query(alias="to", description="Last UTC day, included; by default today.")] = None,
         by: Annotated[
@@ -125,7 +114,6 @@ def add_usage_route(
             bool,
             Query(description="Include when replicas existed, for a token that may see the fleet and all tenants."),
         ] = False,
-        tenant: Annotated[str | None, Query(description="Only of this tenant.", max_length=253)] = None,
     ) -> UsageOut:
         if replicas and (access.tenants is not None or Permission.FLEET not in access.may):
             raise HTTPException(403, "replicas: the token may not see the whole fleet")
@@ -136,27 +124,16 @@ def add_usage_route(
         content = await view.tenant_reports.usage_content(first_day.isoformat(), last_day.isoformat())
         if content is None:
             raise HTTPException(404, "this gateway keeps no ledger: set FAIRLEAD_USAGE_DIR")
-        tenants = access.narrowed(tenant)
         if tenants is not None:
             content.usage = [row for row in content.usage if row.tenant in tenants]
         return _usage_out(content, (first_day, last_day), dimensions, with_replicas=replicas)
 
 
-def add_budget_route(
-    app: FastAPI,
-    view: GatewayView,
-    *,
-    access_of: Callable[[Request], AccessScope],
-    errors: dict[int | str, dict[str, Any]],
-) -> None:
-    """Adds the route of budgets to the management API, with the same parameters."""
+def add_budget_route(app: FastAPI, view: GatewayView) -> None:
+    """Adds the route of budgets to the management API."""
 
-    @app.get("/api/budgets", summary="How much of each budget is used, over all gateways", responses=errors)
-    async def budgets(
-        access: Annotated[AccessScope, Depends(access_of)],
-        tenant: Annotated[str | None, Query(description="Only of this tenant.", max_length=253)] = None,
-    ) -> BudgetsOut:
-        tenants = access.narrowed(tenant)
+    @app.get("/api/budgets", summary="How much of each budget is used, over all gateways", responses=route_errors())
+    async def budgets(tenants: VisibleTenants) -> BudgetsOut:
         return BudgetsOut(
             budgets=[
                 BudgetOut(
