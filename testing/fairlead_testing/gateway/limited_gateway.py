@@ -31,6 +31,7 @@ QUICK_LIMITS = dataclasses.replace(
     quota_renew_seconds=0.05,
     redis_pause_seconds=0.1,
     redis_ping_seconds=0.05,
+    redis_timeout_seconds=20.0,
 )
 
 

@@ -23,7 +23,7 @@ from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.waiting import wait_until
 
 KEY = "chat/llama-70b"
-FAST = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redis_timeout_seconds=2.0)
+FAST = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redis_timeout_seconds=20.0)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from fairlead_testing.waiting import wait_until
 KEY = "ns/a"
 SECRET = b"a secret of the test"
 PRINT = b"12345678"
-LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, redis_timeout_seconds=2.0)
+LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, redis_timeout_seconds=20.0)
 NUMBER = st.integers(1, 2**64 - 1)
 
 

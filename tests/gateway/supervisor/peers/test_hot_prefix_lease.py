@@ -18,7 +18,7 @@ from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
 
 KEY = "ns/a"
-LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, redis_timeout_seconds=2.0)
+LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, redis_timeout_seconds=20.0)
 FIRST, SECOND = HotPrefixTable(b"firsttab"), HotPrefixTable(b"secondta")
 
 

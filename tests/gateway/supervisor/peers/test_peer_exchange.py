@@ -22,7 +22,7 @@ from fairlead_testing.waiting import wait_until, wait_until_async
 KEY = "ns/a"
 READY = ("e-0", "e-1")
 ONE: PeerLoad = (1, 1, 0.5, 10.0)
-LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, redis_timeout_seconds=2.0)
+LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, redis_timeout_seconds=20.0)
 
 
 @dataclass(slots=True)
