@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fairlead.fleet.model import Role
+from fairlead_autoscaler.core.float_sum import float_sum
 from fairlead_autoscaler.core.learning import learn
 from fairlead_autoscaler.core.limits.ejected_replicas import hide_ejected, order_replacements
 from fairlead_autoscaler.core.limits.shared_replica_limit import (
@@ -44,7 +45,9 @@ def decide(
     """
     state, observation = hide_ejected(state, observation, model)
     known = state.load.bins or state.load.recent
-    usual = CountedArrivals(sum(arrivals.seconds for arrivals in known), sum(arrivals.requests for arrivals in known))
+    usual = CountedArrivals(
+        float_sum([arrivals.seconds for arrivals in known]), float_sum([arrivals.requests for arrivals in known])
+    )
     clock, trust, tick = take_sample(state.clock, state.trust, usual, observation, model, settings)
     state = learn(replace(state, clock=clock, trust=trust), tick, observation)
     plans: dict[str, PoolPlan] = {}

@@ -21,6 +21,9 @@
 Routing decides how many replicas share a queue. For prompts it is nearly all of them if the gateway
 sends to the least prompt work. For memory it is about the root of their number.
 
+Why two classes: a search for a capacity tries dozens of rates and of numbers of replicas.
+`MissPredictor` computes once what depends on neither, `FleetMisses` what the rate does not change.
+
 Source: Sakasegawa's approximation of Erlang's C for the odds of waiting; the rate function is
 Cramér's for the compound Poisson process. What is ours: that answers are hurt with the odds of a
 *shared* queue, and the servers of unequal sizes.
@@ -39,6 +42,7 @@ _LATER_PROMPTS = 0.5
 """Prompts that arrive at an engine that just computed one, as a share of those at a free engine."""
 _GAP_SPREAD, _GAP_SPREAD_DECODING = 0.13, 0.043
 """Standard deviation of the mean gap of an answer, in TPOT targets; without prompts it is less."""
+_ROOT_OF_TWO = math.sqrt(2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,114 +61,121 @@ class MissedShares:
         return min(1.0, self.prompts + self.batch + self.memory + self.gaps)
 
 
-_ALL = MissedShares(1.0, 1.0, 1.0, 1.0, 1.0)
-
-
 def missed_shares(
     step: StepModel, request: MeanRequest, targets: LatencyTargets, rate: float, replicas: float
 ) -> MissedShares:
     """Returns the missed shares where each of ``replicas`` gets ``rate`` requests per second."""
-    busy = rate * step.engine_seconds(request)
-    if busy >= 1.0:
-        return _ALL
-    return _Fleet(step, request, targets, rate, max(1.0, replicas)).missed()
+    return MissedShares(*MissPredictor(step, request, targets).on_fleet(replicas).shares(rate))
 
 
-class _Fleet:
-    """One load on one fleet: the steps of its engines, and what waits."""
+class MissPredictor:
+    """The missed shares of one workload on replicas of one kind, for any rate and number of them.
 
-    def __init__(
-        self, step: StepModel, request: MeanRequest, targets: LatencyTargets, rate: float, replicas: float
-    ) -> None:
-        self._step, self._request, self._targets = step, request, targets
-        self._rate, self._replicas = rate, replicas
-        self._mean_step = step.base_seconds / (1.0 - rate * step.engine_seconds(request))
-        self._sequences = rate * request.output_tokens * self._mean_step
-        self._plain_step = step.base_seconds + self._sequences * step.token_seconds(request.context_tokens)
-        chunks = request.computed_tokens / step.chunk_tokens
-        self._chunks = max(1.0, chunks)
-        self._full_step = self._plain_step + step.prompt_seconds(request) / self._chunks
-        self._prefill = self._chunks * self._full_step
-        self._prompt_busy = rate * chunks * self._full_step
-        self._prompt_engines = replicas**_PROMPT_SHARING
+    engine_seconds: of one request.
+    """
 
-    def missed(self) -> MissedShares:
-        """Returns the missed shares."""
-        return MissedShares(
-            self._late_prompts(), self._without_slot(), self._without_memory(), self._slow_answers(), self._prompt_busy
-        )
-
-    def _late_prompts(self) -> float:
-        if self._targets.ttft_seconds is None:
-            return 0.0
-        service = self._prefill * (1.0 + self._request.prompt_variability) / 2
-        return _late_share(self._prompt_busy, self._prompt_engines, self._slack(), service)
-
-    def _without_slot(self) -> float:
-        servers = self._replicas**_MEMORY_SHARING * self._step.max_sequences
-        return _late_share(self._sequences / self._step.max_sequences, servers, self._slack(), self._answer_seconds())
-
-    def _without_memory(self) -> float:
-        request = self._request
-        size = request.prompt_tokens + request.running_answer * request.output_tokens
+    def __init__(self, step: StepModel, request: MeanRequest, targets: LatencyTargets) -> None:
+        self.step, self.request, self.targets = step, request, targets
+        self.engine_seconds = step.engine_seconds(request)
+        self.token_seconds = step.token_seconds(request.context_tokens)
+        self.chunks = request.computed_tokens / step.chunk_tokens
+        self.chunk_steps = max(1.0, self.chunks)
+        self.chunk_seconds = step.prompt_seconds(request) / self.chunk_steps
+        self.chunk_run = max(1.0, self.chunks * (1.0 + request.prompt_variability))
+        # In KV memory: the tokens of a running sequence, and the gaps that unequal sizes leave.
+        self.resident_tokens = request.prompt_tokens + request.running_answer * request.output_tokens
+        self.memory_tokens = max(float(step.kv_tokens), self.resident_tokens)
         variance = request.prompt_variability * request.prompt_tokens**2 + request.output_tokens**2
-        memory = max(float(self._step.kv_tokens), size)
-        resident = (self._sequences + self._rate * self._prefill) * size
-        servers = self._replicas**_MEMORY_SHARING * memory / size / (1.0 + variance / size**2)
-        return _late_share(resident / memory, servers, self._slack(), self._answer_seconds())
+        self.unevenness = 1.0 + variance / self.resident_tokens**2
 
-    def _slack(self) -> float:
-        """Returns the seconds for which a request may wait."""
-        ttft, itl, output = self._targets.ttft_seconds, self._targets.itl_seconds, self._request.output_tokens
+    def on_fleet(self, replicas: float) -> "FleetMisses":
+        """Returns the missed shares on so many replicas."""
+        return FleetMisses(self, max(1.0, replicas))
+
+
+class FleetMisses:
+    """The missed shares of one workload on one fleet, for any rate of requests."""
+
+    def __init__(self, predictor: MissPredictor, replicas: float) -> None:
+        step, sharing = predictor.step, replicas**_MEMORY_SHARING
+        self._predictor = predictor
+        self._prompts = _Queue(replicas**_PROMPT_SHARING)
+        self._batch = _Queue(sharing * step.max_sequences)
+        self._memory = _Queue(sharing * predictor.memory_tokens / predictor.resident_tokens / predictor.unevenness)
+
+    def shares(self, rate: float) -> tuple[float, float, float, float, float]:
+        """Returns the fields of `MissedShares` where each replica gets ``rate`` requests per
+        second.
+        """
+        predictor = self._predictor
+        busy = rate * predictor.engine_seconds
+        if busy >= 1.0:
+            return 1.0, 1.0, 1.0, 1.0, 1.0
+        step, request = predictor.step, predictor.request
+        ttft, itl, output = predictor.targets.ttft_seconds, predictor.targets.itl_seconds, request.output_tokens
+        mean_step = step.base_seconds / (1.0 - busy)
+        sequences = rate * output * mean_step
+        plain_step = step.base_seconds + sequences * predictor.token_seconds
+        full_step = plain_step + predictor.chunk_seconds
+        prefill = predictor.chunk_steps * full_step
+        prompt_busy = rate * predictor.chunks * full_step
+        prompts = gaps = 0.0
+        # The seconds for which a request may wait. Without a target for it, the first token may be
+        # late; on a decode engine gaps would be.
+        slack = math.inf
         if ttft is not None:
-            return max(0.0, ttft - self._prefill)
-        # Without a target for it, the first token may be late; on a decode engine gaps would be.
-        return math.inf if itl is None else max(0.0, itl - self._mean_step) * output
+            slack = max(0.0, ttft - prefill)
+            prompts = self._prompts.late_share(prompt_busy, slack, prefill * (1.0 + request.prompt_variability) / 2)
+        elif itl is not None:
+            slack = max(0.0, itl - mean_step) * output
+        answer = output * mean_step
+        batch = self._batch.late_share(sequences / step.max_sequences, slack, answer)
+        resident = (sequences + rate * prefill) * predictor.resident_tokens
+        memory = self._memory.late_share(resident / predictor.memory_tokens, slack, answer)
+        if itl is not None and output >= 2.0:
+            spread = itl * (_GAP_SPREAD if request.computed_tokens > 0.0 else _GAP_SPREAD_DECODING)
+            gaps = 0.5 * math.erfc((itl - mean_step) / spread / _ROOT_OF_TWO)
+            if full_step > itl and prompt_busy > 0.0:
+                gaps = min(1.0, gaps + self._short_answers(rate, prompt_busy, plain_step, full_step, itl))
+        return prompts, batch, memory, gaps, prompt_busy
 
-    def _answer_seconds(self) -> float:
-        return self._request.output_tokens * self._mean_step
-
-    def _slow_answers(self) -> float:
-        itl, request = self._targets.itl_seconds, self._request
-        if itl is None or request.output_tokens < 2.0:
-            return 0.0
-        spread = itl * (_GAP_SPREAD if request.computed_tokens > 0.0 else _GAP_SPREAD_DECODING)
-        late = 0.5 * math.erfc((itl - self._mean_step) / spread / math.sqrt(2.0))
-        if self._full_step <= itl or self._prompt_busy <= 0.0:
-            return late
-        return min(1.0, late + self._short_answers(itl))
-
-    def _short_answers(self, itl: float) -> float:
+    def _short_answers(self, rate: float, busy: float, plain_step: float, full_step: float, itl: float) -> float:
         """Returns the share of answers that see too many steps with a chunk."""
-        busy = self._prompt_busy
-        if busy >= 1.0 or itl <= self._plain_step:  # first: near saturation both steps may be equal
+        if busy >= 1.0 or itl <= plain_step:  # first: near saturation both steps may be equal
             return 1.0
-        within = (itl - self._plain_step) / (self._full_step - self._plain_step)
-        chunk_steps, plain_steps = busy / self._full_step, (1.0 - busy) / self._plain_step
+        within = (itl - plain_step) / (full_step - plain_step)
+        chunk_steps, plain_steps = busy / full_step, (1.0 - busy) / plain_step
         share = chunk_steps / (chunk_steps + plain_steps)
         if within <= share:
             return 1.0
-        output = self._request.output_tokens
-        run = max(
-            1.0, self._request.computed_tokens / self._step.chunk_tokens * (1.0 + self._request.prompt_variability)
-        )
+        output, run = self._predictor.request.output_tokens, self._predictor.chunk_run
         rate_function = (math.sqrt(within) - math.sqrt(share)) ** 2 / run
-        behind = _none_free(busy, self._prompt_engines) / (1.0 + output * rate_function)
+        behind = self._prompts.none_free(busy) / (1.0 + output * rate_function)
         # A prompt that arrives within the first (1 - within) of an answer, and is long enough.
-        exposed = self._plain_step * (1.0 - within) / output / (1.0 / output + within / run) ** 2
-        later = _LATER_PROMPTS * self._rate / (1.0 - busy) * exposed
+        exposed = plain_step * (1.0 - within) / output / (1.0 / output + within / run) ** 2
+        later = _LATER_PROMPTS * rate / (1.0 - busy) * exposed
         return min(1.0, _SHORT_ANSWERS * (behind + later))
 
 
-def _none_free(busy: float, servers: float) -> float:
-    """Returns the odds that none of ``servers``, each ``busy`` (0..1), is free."""
-    return math.pow(busy, max(1.0, math.sqrt(2.0 * (servers + 1.0)) - 1.0))
+class _Queue:
+    """A queue in front of so many servers."""
 
+    __slots__ = ("_exponent", "_servers")
 
-def _late_share(busy: float, servers: float, slack: float, service: float) -> float:
-    """Returns the share that waits for longer than ``slack`` seconds; ``service`` is in seconds."""
-    if busy >= 1.0:
-        return 1.0
-    if busy <= 0.0 or slack == math.inf:
-        return 0.0
-    return _none_free(busy, servers) * math.exp(-servers * (1.0 - busy) * slack / service)
+    def __init__(self, servers: float) -> None:
+        self._servers = servers
+        self._exponent = max(1.0, math.sqrt(2.0 * (servers + 1.0)) - 1.0)
+
+    def none_free(self, busy: float) -> float:
+        """Returns the odds that none of the servers, each ``busy`` (0..1), is free."""
+        return math.pow(busy, self._exponent)
+
+    def late_share(self, busy: float, slack: float, service: float) -> float:
+        """Returns the share that waits for longer than ``slack`` seconds; ``service`` is in
+        seconds.
+        """
+        if busy >= 1.0:
+            return 1.0
+        if busy <= 0.0 or slack == math.inf:
+            return 0.0
+        return math.pow(busy, self._exponent) * math.exp(-self._servers * (1.0 - busy) * slack / service)

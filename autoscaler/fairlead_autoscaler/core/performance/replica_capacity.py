@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from fairlead_autoscaler.core.performance.miss_corrections import NO_CORRECTIONS, MissCorrections, scale_odds
-from fairlead_autoscaler.core.performance.missed_share import MissedShares, missed_shares
+from fairlead_autoscaler.core.performance.missed_share import FleetMisses, MissedShares, MissPredictor
 from fairlead_autoscaler.core.performance.step_model import LatencyTargets, MeanRequest, StepModel
 from fairlead_autoscaler.core.settings import CapacitySettings
 
@@ -123,13 +123,14 @@ class ReplicaModel:
 
     def missed(self, load: ExpectedLoad, replicas: float) -> MissedShares:
         """Returns the missed shares of `load` on `replicas`, as predicted, without corrections."""
+        fleet = MissPredictor(self.step, self.request, self.targets).on_fleet(replicas)
         prompts = batch = memory = gaps = busy = 0.0
         for rate, weight in _load_points(load.requests_per_second, load.deviation):
-            part = missed_shares(self.step, self.request, self.targets, rate / replicas, replicas)
+            part = fleet.shares(rate / replicas)
             share = weight * rate / load.requests_per_second
-            prompts, batch = prompts + share * part.prompts, batch + share * part.batch
-            memory, gaps = memory + share * part.memory, gaps + share * part.gaps
-            busy += share * part.prompt_busy
+            prompts, batch = prompts + share * part[0], batch + share * part[1]
+            memory, gaps = memory + share * part[2], gaps + share * part[3]
+            busy += share * part[4]
         return MissedShares(prompts, batch, memory, gaps, busy)
 
     def capacity(self, replicas: float) -> ReplicaCapacity:
@@ -137,16 +138,18 @@ class ReplicaModel:
 
         It is the largest rate within the targets, or as near to them as possible.
         """
-        engine_seconds = self.step.engine_seconds(self.request)
+        predictor, allowed = MissPredictor(self.step, self.request, self.targets), self.targets.allowed_miss_share
+        fleet, engine_seconds = predictor.on_fleet(replicas), predictor.engine_seconds
 
         def rate(index: int) -> float:
             return _MIN_RATE * math.exp(_SEARCH_STEP * index)
 
         def is_too_much(index: int) -> bool:
-            return rate(index) * engine_seconds >= 1.0 or self._missed_share(rate(index), replicas) > self._allowed
+            tried = rate(index)
+            return tried * engine_seconds >= 1.0 or self._missed_share(fleet, tried, engine_seconds) > allowed
 
         first = _first_true(0, 2 << _SEARCH_BITS, is_too_much)
-        return ReplicaCapacity(rate(first - 1), engine_seconds, self._largest_bound(rate(first), replicas))
+        return ReplicaCapacity(rate(first - 1), engine_seconds, self._largest_bound(fleet, rate(first), engine_seconds))
 
     def replicas_for(self, load: ExpectedLoad, near: float) -> float:
         """Returns the replicas with which the expected share of missed requests is the allowed one,
@@ -158,17 +161,20 @@ class ReplicaModel:
             return 0.0
         # Several computations lead to one load; their rounding must not count.
         mean = float(f"{load.requests_per_second:.9g}")
-        points = _load_points(mean, load.deviation)
+        points, allowed = _load_points(mean, load.deviation), self.targets.allowed_miss_share
+        predictor = MissPredictor(self.step, self.request, self.targets)
+        engine_seconds = predictor.engine_seconds
 
         def count(index: int) -> float:
             return _MIN_REPLICAS * math.exp(_SEARCH_STEP * index)
 
         def is_enough(index: int) -> bool:
             replicas = count(index)
+            fleet = predictor.on_fleet(replicas)
             missed = 0.0
             for rate, weight in points:
-                missed += weight * self._missed_share(rate / replicas, replicas) * rate / mean
-                if missed > self._allowed:
+                missed += weight * self._missed_share(fleet, rate / replicas, engine_seconds) * rate / mean
+                if missed > allowed:
                     return False
             return True
 
@@ -188,30 +194,31 @@ class ReplicaModel:
         """Returns the target that no number of replicas can meet; None: there is none."""
         return find_unreachable_target(self.step, self.request, self.targets)
 
-    @property
-    def _allowed(self) -> float:
-        return self.targets.allowed_miss_share
-
-    def _missed_share(self, rate: float, replicas: float) -> float:
+    def _missed_share(self, fleet: FleetMisses, rate: float, engine_seconds: float) -> float:
         """Returns the share (0..1) of requests that miss, of those at `rate` on each replica."""
-        return min(1.0, sum(self._missed_by_bound(rate, replicas).values()))
+        first_tokens, gaps, batch, memory = self._corrected_shares(fleet, rate, engine_seconds)
+        return min(1.0, first_tokens + gaps + batch + memory)
 
-    def _largest_bound(self, rate: float, replicas: float) -> Bound:
-        missed = self._missed_by_bound(rate, replicas)
-        return max(missed, key=lambda bound: missed[bound])
+    def _largest_bound(self, fleet: FleetMisses, rate: float, engine_seconds: float) -> Bound:
+        shares = self._corrected_shares(fleet, rate, engine_seconds)
+        return _BOUNDS[shares.index(max(shares))]
 
-    def _missed_by_bound(self, rate: float, replicas: float) -> dict[Bound, float]:
-        missed = missed_shares(self.step, self.request, self.targets, rate, replicas)
+    def _corrected_shares(
+        self, fleet: FleetMisses, rate: float, engine_seconds: float
+    ) -> tuple[float, float, float, float]:
+        """Returns the shares that miss by each bound, in the order of `_BOUNDS`."""
+        prompts, batch, memory, slow, _ = fleet.shares(rate)
         first_tokens, gaps = self.corrections.first_tokens, self.corrections.gaps
-        is_busy = rate * self.step.engine_seconds(self.request) > self.settings.busy_least
-        return {
-            Bound.TTFT: scale_odds(missed.prompts, first_tokens),
-            Bound.ITL: scale_odds(missed.gaps, gaps) if is_busy else 0.0,
-            Bound.BATCH: scale_odds(missed.batch, first_tokens),
-            Bound.KV: scale_odds(missed.memory, first_tokens),
-        }
+        is_busy = rate * engine_seconds > self.settings.busy_least
+        return (
+            scale_odds(prompts, first_tokens),
+            scale_odds(slow, gaps) if is_busy else 0.0,
+            scale_odds(batch, first_tokens),
+            scale_odds(memory, first_tokens),
+        )
 
 
+_BOUNDS = (Bound.TTFT, Bound.ITL, Bound.BATCH, Bound.KV)
 _NORMAL_POINTS = (
     (3.05, 0.00298),
     (2.5, 0.00924),

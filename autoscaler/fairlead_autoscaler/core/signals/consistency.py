@@ -18,6 +18,7 @@ Why one sample is enough: a moving average needs minutes and still accepts short
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from fairlead_autoscaler.core.float_sum import float_sum
 from fairlead_autoscaler.core.settings import SignalSettings
 from fairlead_autoscaler.core.signals.validation import PoolTotals
 from fairlead_autoscaler.core.types import GatewayTraffic
@@ -113,12 +114,12 @@ def _track_starts(
     all requests that are there count as queued.
     """
     entries = [totals for totals in known if totals.is_entry]
-    present = sum(totals.waiting + totals.running for totals in entries)
+    present = float_sum([totals.waiting + totals.running for totals in entries])
     if traffic is None:
         return max(memory.queued or 0.0, present) if known else None, 0.0, now
     if traffic.arrivals > 0.0 or traffic.held > 0.0 or now - memory.began_at > settings.lie_most_seconds:
         return present + traffic.held, 0.0, now
-    begins = sum(totals.first_tokens for totals in entries)
+    begins = float_sum([totals.first_tokens for totals in entries])
     if memory.queued is None:
         return present + begins if known else None, 0.0, now
     return memory.queued, memory.began + begins, now if begins > 0.0 else memory.began_at
@@ -146,10 +147,10 @@ def _vanished_requests(
 
 def _stalled_requests(traffic: GatewayTraffic | None, known: list[PoolTotals]) -> float:
     """Returns the requests that run although no counter moves; 0 if one does, or few run."""
-    running = sum(totals.running for totals in known)
+    running = float_sum([totals.running for totals in known])
     if running <= _MAX_UNEXPLAINED or (traffic is not None and traffic.arrivals > 0.0):
         return 0.0
-    counted = sum(totals.generated_tokens + totals.first_tokens + totals.finished for totals in known)
+    counted = float_sum([totals.generated_tokens + totals.first_tokens + totals.finished for totals in known])
     return 0.0 if counted > 0.0 else running
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from fairlead.fleet.model import Role
+from fairlead_autoscaler.core.float_sum import float_sum
 from fairlead_autoscaler.core.performance.error_budget import ErrorBudget
 from fairlead_autoscaler.core.performance.miss_corrections import MissCorrections
 from fairlead_autoscaler.core.performance.replica_capacity import ReplicaCapacity, ReplicaModel
@@ -96,7 +97,7 @@ class GroupInputs:
     def max_replicas(self, tick: Tick) -> float:
         """Returns the maximum of all pools together, in replicas of the first pool."""
         maxima = ((replica_bounds(pool, tick.wall)[1], pool.name) for pool in self.group.pools)
-        return sum(maximum * self.replica_equivalents[name] for maximum, name in maxima)
+        return float_sum([maximum * self.replica_equivalents[name] for maximum, name in maxima])
 
     def bin_price(self, tick: Tick, *, has_settled_prompts: bool) -> BinPrice:
         """Returns the function that prices a bin of arrivals in replicas of the first pool.
@@ -134,7 +135,9 @@ class GroupInputs:
         return price
 
     def _sum(self, tick: Tick, count: Callable[[PoolObservation], int]) -> float:
-        return sum(count(tick.pools[pool.name]) * self.replica_equivalents[pool.name] for pool in self.group.pools)
+        return float_sum(
+            [count(tick.pools[pool.name]) * self.replica_equivalents[pool.name] for pool in self.group.pools]
+        )
 
 
 def group_inputs(state: CoreState, tick: Tick, group: PoolGroup) -> GroupInputs:
@@ -153,7 +156,7 @@ def group_inputs(state: CoreState, tick: Tick, group: PoolGroup) -> GroupInputs:
     targets = replace(latency_targets(tick.model, group.role, request.prompt_tokens), allowed_miss_share=goal)
     corrections = budget.corrections(settings.budget)
     service = GroupService(request, targets, corrections)
-    sharing = float(sum(tick.pools[pool.name].desired for pool in group.pools))
+    sharing = float(sum([tick.pools[pool.name].desired for pool in group.pools]))
     if memory is not None and memory.need is not None:
         sharing = memory.need
     capacities = {

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from fairlead.fleet.model import Role
+from fairlead_autoscaler.core.float_sum import float_sum
 from fairlead_autoscaler.core.performance.counted_misses import CountedMisses, CountsAroundTarget, counts_around
 from fairlead_autoscaler.core.signals.tick import Tick
 from fairlead_autoscaler.core.signals.validation import PoolTotals
@@ -17,7 +18,7 @@ def waiting_requests(tick: Tick, group: PoolGroup) -> float:
     """Returns the number of requests that wait at gateways and at the engines of the group."""
     held = tick.signals.gateway.held if tick.signals.gateway is not None else 0.0
     waiting = (tick.signals.pools.get(pool.name) for pool in group.pools)
-    return held + sum(totals.waiting for totals in waiting if totals is not None)
+    return held + float_sum([totals.waiting for totals in waiting if totals is not None])
 
 
 def has_long_queue(tick: Tick, inputs: GroupInputs) -> bool:
@@ -79,7 +80,7 @@ def counted_misses(tick: Tick, inputs: GroupInputs, known: Sequence[PoolTotals])
     beyond the target say it.
     """
     role, model = inputs.group.role, tick.model
-    finished = sum(totals.finished for totals in known)
+    finished = float_sum([totals.finished for totals in known])
     first_tokens = gaps = CountsAroundTarget()
     for totals in known:
         first_tokens = first_tokens.plus(
@@ -91,11 +92,11 @@ def counted_misses(tick: Tick, inputs: GroupInputs, known: Sequence[PoolTotals])
     if role is Role.DECODE:
         first_tokens, abandoned = CountsAroundTarget(), 0.0
     slow = 0.0
-    generated = sum(totals.generated_tokens for totals in known)
+    generated = float_sum([totals.generated_tokens for totals in known])
     if role is Role.PREFILL:
         gaps = CountsAroundTarget()
     elif not 0.0 < gaps.judged <= 2.0 * finished:
         gaps = CountsAroundTarget()
         if generated > 0.0:
-            slow = requests * sum(totals.slow_tokens for totals in known) / generated
+            slow = requests * float_sum([totals.slow_tokens for totals in known]) / generated
     return CountedMisses(requests, first_tokens, gaps, abandoned, slow)

@@ -23,6 +23,7 @@ request.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from fairlead_autoscaler.core.float_sum import float_sum
 from fairlead_autoscaler.core.performance.replica_capacity import ReplicaCapacity, find_unreachable_target
 from fairlead_autoscaler.core.performance.step_model import LatencyTargets, MeanRequest, StepModel
 from fairlead_autoscaler.core.settings import AllocationSettings
@@ -118,7 +119,7 @@ def _rates_and_candidates(question: MixQuestion) -> tuple[list[float], list[Pool
     """
     counts = question.shapes.requests
     indices = [index for index, count in enumerate(counts) if count > 0.0]
-    total = sum(counts[index] for index in indices)
+    total = float_sum([counts[index] for index in indices])
     if total < 1.0:
         return [], []
     shapes = [question.shapes.shape(index) for index in indices]
@@ -143,9 +144,11 @@ def _throughput_by_shape(
         find_unreachable_target(step, question.request_of_shape(*shape), question.targets_of_prompt(shape[0])) is None
         for shape in shapes
     ]
-    served = sum(share for share, can in zip(shares, servable, strict=True) if can)
+    served = float_sum([share for share, can in zip(shares, servable, strict=True) if can])
     if served <= 0.0:
         return (0.0,) * len(shapes)
-    mean = sum(share * seconds for share, seconds, can in zip(shares, work, servable, strict=True) if can) / served
+    mean = (
+        float_sum([share * seconds for share, seconds, can in zip(shares, work, servable, strict=True) if can]) / served
+    )
     busy = question.capacities[pool].requests_per_second * mean
     return tuple(busy / seconds if can else 0.0 for seconds, can in zip(work, servable, strict=True))

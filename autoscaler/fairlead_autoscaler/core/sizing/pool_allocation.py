@@ -14,6 +14,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fairlead_autoscaler.core.float_sum import float_sum
+
 _UNMET_COST = 1e6
 """The cost of a replica's worth of demand that no pool carries."""
 _MAX_ALLOCATIONS = 4_000
@@ -85,7 +87,7 @@ def allocation_options(demand: float, pools: Sequence[PoolShare], base: Mapping[
     if staying is None:
         return AllocationOptions(best, None)
     best_starts, staying_starts = (
-        sum(_start_cost(pool, counts[pool.name]) for pool in ordered) for counts in (best, staying)
+        float_sum([_start_cost(pool, counts[pool.name]) for pool in ordered]) for counts in (best, staying)
     )
     best_cost = _total_cost(demand, ordered, best) - best_starts
     staying_cost = _total_cost(demand, ordered, staying) - staying_starts
@@ -112,7 +114,7 @@ def mix_cost(demand: float, pools: Sequence[PoolShare], base: Mapping[str, int])
 
 def demand_of_pool(demand: float, pools: Sequence[PoolShare], counts: Mapping[str, int], name: str) -> float:
     """Returns the demand that the other pools leave to the pool `name`, in its own replicas."""
-    others = sum(pool.capacity * counts[pool.name] for pool in pools if pool.name != name)
+    others = float_sum([pool.capacity * counts[pool.name] for pool in pools if pool.name != name])
     own = next(pool for pool in pools if pool.name == name)
     return max(0.0, demand - others) / own.capacity
 
@@ -142,8 +144,8 @@ def _fill_from_mix(demand: float, pools: Sequence[PoolShare], base: Mapping[str,
 
 def _total_cost(demand: float, pools: Sequence[PoolShare], counts: Mapping[str, int]) -> float:
     """Returns the cost per hour of `counts`, with starts, and far more for unmet demand."""
-    carried = sum(pool.capacity * counts[pool.name] for pool in pools)
-    return sum(_pool_cost(pool, counts[pool.name]) for pool in pools) + _UNMET_COST * max(0.0, demand - carried)
+    carried = float_sum([pool.capacity * counts[pool.name] for pool in pools])
+    return float_sum([_pool_cost(pool, counts[pool.name]) for pool in pools]) + _UNMET_COST * max(0.0, demand - carried)
 
 
 def _pool_cost(pool: PoolShare, count: int) -> float:
@@ -171,7 +173,7 @@ def _fill_greedily(demand: float, pools: Sequence[PoolShare]) -> dict[str, int]:
     the cheapest one.
     """
     counts = {pool.name: pool.minimum for pool in pools}
-    left = demand - sum(pool.capacity * pool.minimum for pool in pools)
+    left = demand - float_sum([pool.capacity * pool.minimum for pool in pools])
     steps: list[tuple[float, PoolShare, int]] = []
     for pool in pools:
         present = min(pool.maximum, max(pool.minimum, pool.desired))
@@ -244,7 +246,7 @@ def _allocations(demand: float, pools: Sequence[PoolShare]) -> Iterator[dict[str
 
 def _make_before_break(demand: float, pools: Sequence[PoolShare], counts: dict[str, int]) -> dict[str, int]:
     """Raises `counts` for pools that others are not ready to replace yet, and returns them."""
-    carried = sum(min(pool.ready, counts[pool.name]) * pool.capacity for pool in pools)
+    carried = float_sum([min(pool.ready, counts[pool.name]) * pool.capacity for pool in pools])
     is_raised = any(counts[pool.name] > pool.ready for pool in pools)
     for pool in sorted(pools, key=lambda pool: pool.capacity):
         spare = min(pool.ready, pool.desired) - counts[pool.name]

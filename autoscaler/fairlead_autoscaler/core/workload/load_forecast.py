@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from fairlead_autoscaler.core.float_sum import float_sum
 from fairlead_autoscaler.core.settings import BurstSettings, LoadSettings, ScalingSettings
 from fairlead_autoscaler.core.workload.arrivals import ArrivalBin, ArrivalHistory
 
@@ -72,7 +73,7 @@ def estimate_level(
     recent = _mean_price(history.recent, price)
     closed = history.bins
     if not closed:
-        requests = sum(tick.requests for tick in history.recent)
+        requests = float_sum([tick.requests for tick in history.recent])
         level = recent * max(0.0, requests - 1.0) / requests if requests > 0.0 else 0.0
         return LoadLevel(
             level, _chance_spread(level, request_seconds, settings.bin_seconds), 0.0, recent, is_recent_only=True
@@ -109,7 +110,7 @@ def change_point_ticks(
         return 0
     seconds = replica_seconds = highest = 0.0
     found = 0
-    watched = sum(closed.seconds for closed in history.bins)
+    watched = float_sum([closed.seconds for closed in history.bins])
     for count, tick in enumerate(reversed(history.recent), start=1):
         seconds += tick.seconds
         replica_seconds += price(tick) * tick.seconds
@@ -186,7 +187,7 @@ def _burst_level(values: Sequence[float], settings: BurstSettings) -> float:
             break
         above += count * (level - lower)
         level = lower
-    busy = sum(value > _BUSY_SHARE * ordered[0] for value in ordered)
+    busy = sum([value > _BUSY_SHARE * ordered[0] for value in ordered])
     return level * (settings.burst_room + settings.burst_few / max(_MIN_BUSY_BINS, busy))
 
 
@@ -244,18 +245,20 @@ def fit_line(
     if count < settings.trend_bins:
         return 0.0, 0.0, []
     mean_time, mean = sum(times) / count, sum(chosen) / count
-    variation = sum((time - mean_time) ** 2 for time in times)
-    slope = sum((time - mean_time) * (value - mean) for time, value in zip(times, chosen, strict=True)) / variation
+    variation = float_sum([(time - mean_time) ** 2 for time in times])
+    slope = (
+        float_sum([(time - mean_time) * (value - mean) for time, value in zip(times, chosen, strict=True)]) / variation
+    )
     residuals = [value - mean - slope * (time - mean_time) for time, value in zip(times, chosen, strict=True)]
-    error = math.sqrt(sum(residual * residual for residual in residuals) / (count - 2) / variation)
+    error = math.sqrt(float_sum([residual * residual for residual in residuals]) / (count - 2) / variation)
     if slope <= settings.trend_t * error:
         return 0.0, 0.0, []
     return slope, mean - slope * mean_time, residuals
 
 
 def _mean_price(bins: Sequence[ArrivalBin], price: BinPrice) -> float:
-    seconds = sum(arrivals.seconds for arrivals in bins)
-    return sum(price(arrivals) * arrivals.seconds for arrivals in bins) / seconds if seconds > 0.0 else 0.0
+    seconds = float_sum([arrivals.seconds for arrivals in bins])
+    return float_sum([price(arrivals) * arrivals.seconds for arrivals in bins]) / seconds if seconds > 0.0 else 0.0
 
 
 def _chance_spread(value: float, request_seconds: float, seconds: float) -> float:

@@ -8,6 +8,7 @@ are work of decode alone, so every token counts once.
 from dataclasses import dataclass, replace
 
 from fairlead.fleet.model import Role
+from fairlead_autoscaler.core.float_sum import float_sum
 from fairlead_autoscaler.core.performance.step_model import MeanRequest
 from fairlead_autoscaler.core.settings import LengthSettings, ScalingSettings
 from fairlead_autoscaler.core.workload.arrivals import ArrivalHistory
@@ -85,7 +86,7 @@ def prompt_growth(history: ArrivalHistory, ahead_seconds: float, settings: Scali
     if len(bins) < settings.load.trend_bins:
         return 1.0
     slope, fitted, _ = fit_line(bins, [closed.prompt / closed.requests for closed in bins], settings.load)
-    mean = sum(closed.prompt for closed in bins) / sum(closed.requests for closed in bins)
+    mean = float_sum([closed.prompt for closed in bins]) / float_sum([closed.requests for closed in bins])
     if slope <= 0.0:
         return 1.0
     return min(settings.lengths.drift_most, max(1.0, (fitted + slope * ahead_seconds) / mean))
