@@ -8,6 +8,8 @@
 4. the oldest model with this name of its own;
 5. the oldest model with this served name.
 
+A route claims names like a model: its own, and those that it serves.
+
 A deleted owner keeps its names while a process remembers it: a model that waits for a name does not
 inherit it. A model whose status records that it did not get its own name gets it by no age, either.
 An owner releases its names by the annotation `fairlead.io/release-names`, or a served name by
@@ -20,11 +22,13 @@ A served name that begins with a namespace that has models is refused, because i
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from fairlead.errors import SettingsError
 from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN, SERVED_NAME_PATTERN
+from fairlead.routes.model import Route
 
+_ROUTE_PREFIX: Final = "route:"
 MAX_NAMES_OF_DELETED_MODELS = 256
 """Names of deleted models that are remembered, per namespace. Beyond it, the oldest is released."""
 
@@ -51,6 +55,17 @@ class NameClaim:
     def has_claim(self, name: str) -> bool:
         """Returns True if the model claims `name`."""
         return name == self.name or name in self.served_names
+
+
+def route_claim(route: Route) -> NameClaim:
+    """Returns the names that a route claims; its key differs from that of a model of its name."""
+    served = tuple(name for name in route.names if name != route.name)
+    return NameClaim(f"{_ROUTE_PREFIX}{route.namespace}", route.name, served)
+
+
+def describe_owner(key: str) -> str:
+    """Returns the owner of a name as text, from the key of its claim."""
+    return f"the route {key.removeprefix(_ROUTE_PREFIX)}" if key.startswith(_ROUTE_PREFIX) else f"the model {key}"
 
 
 @dataclass(frozen=True, slots=True)

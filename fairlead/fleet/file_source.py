@@ -91,7 +91,8 @@ class FileFleetSource:
             return None
         self.problem = None
         self.loaded_at = self._clock.now()
-        last, self._fleet = self._fleet, next_fleet(self._fleet, edited.models, edited.instances)
+        last = self._fleet
+        self._fleet = next_fleet(last, edited.models, edited.instances, routes=edited.routes)
         return None if self._fleet is last else self._fleet
 
     def _load(self) -> Fleet:

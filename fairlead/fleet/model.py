@@ -15,6 +15,7 @@ from typing import Protocol
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.signals import EngineSignals
+from fairlead.routes.model import Route
 
 
 class Role(StrEnum):
@@ -254,6 +255,7 @@ class Fleet:
     instances: by the same key, sorted by id.
     service_addresses: of Services that lead to pods of models. No endpoint may have one; empty if
         there are no endpoints whose address is checked.
+    routes: by `namespace/name`.
     """
 
     version: int = 0
@@ -261,6 +263,7 @@ class Fleet:
     models: Mapping[str, Model] = field(default_factory=dict)
     instances: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
     service_addresses: frozenset[str] = frozenset()
+    routes: Mapping[str, Route] = field(default_factory=dict)
 
     def resolve_model(self, name: str) -> str | None:
         """Returns the key of the model that a client requests by `name`; None if there is none.
@@ -278,14 +281,16 @@ def next_fleet(
     models: Mapping[str, Model],
     instances: Mapping[str, tuple[Instance, ...]],
     service_addresses: frozenset[str] = frozenset(),
+    routes: Mapping[str, Route] | None = None,
 ) -> Fleet:
     """Returns the snapshot after `previous`; `previous` itself if nothing changed."""
+    routes = routes or {}
     if previous is None:
-        return Fleet(1, 1, models, instances, service_addresses)
-    before = previous.models, previous.instances, previous.service_addresses
-    if (models, instances, service_addresses) == before:
+        return Fleet(1, 1, models, instances, service_addresses, routes)
+    before = previous.models, previous.instances, previous.service_addresses, previous.routes
+    if (models, instances, service_addresses, routes) == before:
         return previous
-    fleet = Fleet(previous.version + 1, previous.membership_epoch, models, instances, service_addresses)
+    fleet = Fleet(previous.version + 1, previous.membership_epoch, models, instances, service_addresses, routes)
     if _member_ids(fleet) != _member_ids(previous):
         fleet = replace(fleet, membership_epoch=previous.membership_epoch + 1)
     return fleet

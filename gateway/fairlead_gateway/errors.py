@@ -19,6 +19,7 @@ and a hint.
     │   └── ConcurrencyReached 429      as many of its requests are in flight as may be
     ├── LimitsUnavailable      503  what is left of the tenant's limits is not known
     ├── NoReadyInstance        503  no instance of the model is ready
+    ├── RouteWithoutTarget     503  the route leads to no model that is served
     ├── ApiKeysUnavailable     503  the gateway cannot read its API keys
     ├── GatewayDraining        503  this gateway stops, and its drain is over
     ├── Overloaded             503  the instances, or this gateway, are full
@@ -238,6 +239,13 @@ class NoReadyInstance(GatewayError):
 
     status = 503
     code = "no_ready_instance"
+
+
+class RouteWithoutTarget(GatewayError):
+    """Raised if a route leads to no model that is served."""
+
+    status = 503
+    code = "route_without_target"
 
 
 class ApiKeysUnavailable(GatewayError):

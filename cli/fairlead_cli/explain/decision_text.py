@@ -32,6 +32,7 @@ def render_preview(preview: api_types.RoutePreview, *, wide: bool = False) -> li
     """
     decision = preview.decision
     lines = [f"a request to {decision.model} · about {decision.prompt_tokens:,.0f} prompt tokens · nothing was sent"]
+    lines += _route(decision)
     for choice in decision.choices:
         lines += [
             "",
@@ -56,12 +57,16 @@ def render_decision(
         head.append(f"key {decision.caller}")
     if decision.wall:
         head.append(datetime.fromtimestamp(decision.wall, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"))
-    lines = ["request " + " · ".join(head)]
+    lines = ["request " + " · ".join(head), *_route(decision)]
     if decision.handoff is not None:
         lines += _handoff(decision.handoff, wide)
     lines += _attempts(decision, wide)
     lines += ["", *_outcome(decision, objectives)]
     return lines
+
+
+def _route(decision: api_types.Decision) -> list[str]:
+    return [] if decision.route is None else [f"route: {decision.route.reason}"]
 
 
 def _handoff(handoff: api_types.Handoff, wide: bool) -> Iterator[str]:

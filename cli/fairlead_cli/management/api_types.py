@@ -205,6 +205,14 @@ class RequestOutcome(Struct, frozen=True):
         return self.status < 400 and self.error is not None
 
 
+class Route(Struct, frozen=True):
+    """The choice of a model by a route."""
+
+    name: str
+    route: str = ""
+    reason: str = ""
+
+
 class Decision(Struct, frozen=True):
     """All choices of a request, oldest first, and its outcome (None while it runs)."""
 
@@ -216,6 +224,7 @@ class Decision(Struct, frozen=True):
     outcome: RequestOutcome | None = None
     caller: str | None = None
     handoff: Handoff | None = None
+    route: Route | None = None
 
 
 class RoutePreview(Struct, frozen=True):

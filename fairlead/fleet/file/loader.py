@@ -4,7 +4,8 @@ from pydantic import ValidationError
 
 from fairlead import units
 from fairlead.errors import FileProblem, ManifestError
-from fairlead.fleet.client_names import GrantedNames, NameClaim, grant_names
+from fairlead.fleet.client_names import GrantedNames, NameClaim, grant_names, route_claim
+from fairlead.fleet.file.route_problems import route_problems
 from fairlead.fleet.file.schema import FileFleet, FileInstance, FileModel
 from fairlead.fleet.model import KV_TRANSFERS, EngineAuth, Fleet, Instance, Model, Role, served_name_override
 from fairlead.limits import Limits
@@ -36,8 +37,13 @@ def parse_fleet_file(text: str, *, file: str, limits: Limits | None = None) -> F
     )
     if problems:
         raise ManifestError(tuple(problems))
+    routes = [item.to_route(item.namespace, item.name) for item in content.routes]
     claims = [NameClaim(item.namespace, item.name, tuple(item.served_names)) for item in content.models]
-    granted = grant_names(claims, {claim.namespace for claim in claims})
+    route_claims = [route_claim(route) for route in routes]
+    granted = grant_names([*claims, *route_claims], {claim.namespace for claim in claims})
+    problems = route_problems(routes, granted, {claim.key for claim in claims}, node, file)
+    if problems:
+        raise ManifestError(tuple(problems))
     models = sorted(
         (_to_model(item, granted[claim.key]) for item, claim in zip(content.models, claims, strict=True)),
         key=lambda model: model.key,
@@ -48,6 +54,7 @@ def parse_fleet_file(text: str, *, file: str, limits: Limits | None = None) -> F
         membership_epoch=1,
         models={model.key: model for model in models},
         instances={model.key: instances[model.key] for model in models},
+        routes={route.key: route for route in sorted(routes, key=lambda route: route.key)},
     )
 
 
@@ -160,7 +167,11 @@ def _missing_transfer_problems(content: FileFleet, node: YamlNode, file: str) ->
 def _limit_problems(content: FileFleet, node: YamlNode, file: str, limits: Limits) -> list[FileProblem]:
     line = node.locate(("models",)).line
     total = sum(len(model.instances) for model in content.models)
-    counts = (("models", len(content.models), limits.models), ("instances", total, limits.instances))
+    counts = (
+        ("models", len(content.models), limits.models),
+        ("instances", total, limits.instances),
+        ("routes", len(content.routes), limits.routes),
+    )
     return [
         FileProblem(
             file, line, "models", f"there are {count:,} {what}; at most {limit:,} are served", "split the fleet"

@@ -11,6 +11,7 @@ from fairlead.api.price import Price
 from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.profile import Profile
+from fairlead.api.spec.route.spec import ModelRouteSpec
 from fairlead.api.spec.routing import Routing
 from fairlead.api.strict_model import StrictModel, field_error
 from fairlead.api.value_types import (
@@ -285,7 +286,17 @@ class FileModel(StrictModel):
         return (self.slo or self.objectives or FileSlo()).to_targets()
 
 
+class FileRoute(ModelRouteSpec):
+    """A name for clients that stands for models, with the fields of a ModelRoute."""
+
+    name: Annotated[str, AfterValidator(_check_name), Field(examples=["assistant"])]
+    namespace: Annotated[str, AfterValidator(_check_namespace), Field(examples=["default"])] = "default"
+
+
 class FileFleet(StrictModel):
-    """The content of a fleet file: its models."""
+    """The content of a fleet file: its models and routes."""
 
     models: Annotated[list[FileModel], Field(examples=["[{name: tiny, instances: [...]}]"])]
+    routes: Annotated[list[FileRoute], Field(examples=["[{name: assistant, targets: [{model: tiny}]}]"])] = Field(
+        default_factory=list
+    )

@@ -11,6 +11,7 @@ from fairlead import units
 from fairlead.engine_profile import EngineProfile, builtin_profiles
 from fairlead.fleet.model import Fleet, Instance, KvPullSource, Model, RequestPolicy, TokenPrice, UnknownFields
 from fairlead.manifests.yaml_nodes import resolve_scalar
+from fairlead.routes.model import Route, RouteRule, RouteTarget
 from fairlead.runtime.atomic_write import write_atomic
 
 _BARE_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9.-]*")
@@ -34,6 +35,9 @@ def format_fleet_file(fleet: Fleet) -> str:
             lines.append(f"    price: {_format_flow(_price_fields(model.price))}")
         lines.append("    instances:" if instances else "    instances: []")
         lines += [f"      - {_format_flow(_instance_fields(one))}" for one in instances]
+    if fleet.routes:
+        lines.append("routes:")
+        lines += [f"  - {_format_flow(_route_fields(route))}" for route in fleet.routes.values()]
     return "\n".join(lines) + "\n"
 
 
@@ -79,6 +83,30 @@ def _slo_fields(model: Model) -> dict[str, Any]:
     if values.itl_seconds is not None:
         entry["tpot"] = units.format_exact_duration(values.itl_seconds)
     return entry
+
+
+def _route_fields(route: Route) -> dict[str, Any]:
+    served = [name for name in route.names if name != route.name]
+    entry: dict[str, Any] = {"name": route.name, "namespace": route.namespace}
+    if served:
+        entry["servedNames"] = served
+    entry["targets"] = _target_fields(route.targets)
+    if route.overrides:
+        entry["overrides"] = [_override_fields(override) for override in route.overrides]
+    return entry
+
+
+def _override_fields(override: RouteRule) -> dict[str, Any]:
+    entry: dict[str, Any] = {}
+    if override.headers:
+        entry["headers"] = {_format_flow(name): value for name, value in override.headers}
+    if override.tenants:
+        entry["tenants"] = sorted(override.tenants)
+    return {**entry, "targets": _target_fields(override.targets)}
+
+
+def _target_fields(targets: tuple[RouteTarget, ...]) -> list[dict[str, Any]]:
+    return [{"model": target.model, "weight": target.weight} for target in targets]
 
 
 def _price_fields(price: TokenPrice) -> dict[str, str]:

@@ -7,12 +7,14 @@ from dataclasses import fields
 from typing import Any
 
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
-from fairlead_gateway.ipc.messages import (
+from fairlead.routes.resolution import RouteDecision
+from fairlead_gateway.ipc.decision_messages import (
     EncodedDecision,
     EncodedDecisionRecord,
     EncodedHandoff,
     EncodedLoggedRequest,
     EncodedPrefillAttempt,
+    EncodedRoute,
 )
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, LoggedRequest
@@ -38,6 +40,7 @@ def encode_record(record: DecisionRecord) -> EncodedDecisionRecord:
         record.prompt_tokens,
         record.caller,
         None if record.handoff is None else _encode_handoff(record.handoff),
+        None if record.route is None else _encode_route(record.route),
     )
 
 
@@ -48,7 +51,7 @@ def decode_logged_request(encoded: EncodedLoggedRequest) -> LoggedRequest:
 
 
 def decode_record(encoded: EncodedDecisionRecord) -> DecisionRecord:
-    return DecisionRecord(
+    record = DecisionRecord(
         encoded.request_id,
         encoded.wall,
         encoded.model_key,
@@ -58,6 +61,19 @@ def decode_record(encoded: EncodedDecisionRecord) -> DecisionRecord:
         encoded.caller,
         None if encoded.handoff is None else _decode_handoff(encoded.handoff),
     )
+    record.route = None if encoded.route is None else _decode_route(encoded.route)
+    return record
+
+
+def _encode_route(route: RouteDecision) -> EncodedRoute:
+    weights = route.weight, route.total_weight
+    return EncodedRoute(route.name, route.route, route.target, route.basis, route.override, weights)
+
+
+def _decode_route(encoded: EncodedRoute) -> RouteDecision:
+    # Compiled, the constructor refuses a list, which is what a tuple becomes on its way.
+    weight, total = encoded.weights
+    return RouteDecision(encoded.name, encoded.route, encoded.target, encoded.basis, encoded.override, (weight, total))
 
 
 def _encode_decision(decision: Decision) -> EncodedDecision:

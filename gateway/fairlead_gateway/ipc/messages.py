@@ -11,6 +11,7 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.access_messages import AccessReport, TokenIssuer, TokenIssuerUpdate
+from fairlead_gateway.ipc.decision_messages import EncodedDecisionRecord, EncodedLoggedRequest
 from fairlead_gateway.ipc.quota_messages import QuotaReport, QuotaUpdates
 from fairlead_gateway.ipc.timing_events import TimingEvents
 from fairlead_gateway.ipc.usage_rows import UsageRows
@@ -284,7 +285,7 @@ class WorkerReport(msgspec.Struct, tag=True):
 
     dispatches: bytes | None
     crashes: list[tuple[bytes, str, float, float]]
-    decisions: list["EncodedDecisionRecord"]
+    decisions: list[EncodedDecisionRecord]
     loads: dict[str, "EncodedLoad"] | None
     dropped: int
     cleared: list[tuple[bytes, float]] = []
@@ -433,66 +434,14 @@ class WorkerState(msgspec.Struct, array_like=True):
     answer_times: dict[str, float]
 
 
-class EncodedDecision(msgspec.Struct, array_like=True):
-    """An encoded `Decision`."""
-
-    chosen: str | None
-    rule: str
-    reason: str
-    rejected: list[tuple[str, str]]
-    inputs: dict[str, tuple[float | None, float | None]]
-    cost_seconds: float | None
-
-
-class EncodedPrefillAttempt(msgspec.Struct, array_like=True):
-    """An encoded `PrefillAttempt`."""
-
-    instance_id: str
-    decision: EncodedDecision
-    started_at: float
-    seconds: float | None
-    result: str
-
-
-class EncodedHandoff(msgspec.Struct, array_like=True):
-    """An encoded `HandoffRecord`."""
-
-    outcome: str
-    reason: str
-    message: str
-    waited_seconds: float
-    attempts: list[EncodedPrefillAttempt]
-    placement: EncodedDecision | None
-
-
-class EncodedDecisionRecord(msgspec.Struct, array_like=True):
-    """An encoded `DecisionRecord`."""
-
-    request_id: str
-    wall: float
-    model_key: str
-    decision: EncodedDecision
-    attempt: int
-    prompt_tokens: float
-    caller: str | None
-    handoff: EncodedHandoff | None
-
-
 class RoutePreview(msgspec.Struct):
     """The reply to `PreviewRoute`.
 
     rejection: (status, message, param, code) of the response that the request would get instead.
     """
 
-    preview: "EncodedLoggedRequest | None"
+    preview: EncodedLoggedRequest | None
     rejection: tuple[int, str, str | None, str | None] | None = None
-
-
-class EncodedLoggedRequest(msgspec.Struct, array_like=True):
-    """An encoded `LoggedRequest`; `outcome` has the outcome's fields by name."""
-
-    records: list[EncodedDecisionRecord]
-    outcome: dict[str, object] | None
 
 
 CHAT_SAMPLE: Final = "chat"

@@ -24,6 +24,7 @@ from fairlead_gateway.errors import RelayedError
 from fairlead_gateway.http.sockets import socket_url
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.decision_codec import decode_logged_request, decode_record
+from fairlead_gateway.ipc.decision_messages import EncodedLoggedRequest
 from fairlead_gateway.ipc.quota_messages import QuotaReport
 from fairlead_gateway.ipc.usage_rows import UsageRows
 from fairlead_gateway.supervisor.audit.audit_service import AuditService
@@ -450,7 +451,7 @@ class Supervisor:
     ) -> list[LoggedRequest]:
         """Returns the last `limit` requests of all workers, newest first, of these tenants."""
         answers = await self.workers.query(
-            lambda number: say.GetDecisions(number, limit, model_key, tenants), list[say.EncodedLoggedRequest]
+            lambda number: say.GetDecisions(number, limit, model_key, tenants), list[EncodedLoggedRequest]
         )
         entries = [entry for _, pieces in answers for piece in pieces for entry in piece]
         entries.sort(key=lambda entry: entry.records[0].wall, reverse=True)
@@ -459,10 +460,10 @@ class Supervisor:
     async def decision(self, request_id: str, tenants: frozenset[str] | None = None) -> list[LoggedRequest]:
         """Returns the request with this id; else the newest of each tenant that chose this id."""
         answers = await self.workers.query(
-            lambda number: say.GetDecision(number, request_id, tenants), list[say.EncodedLoggedRequest]
+            lambda number: say.GetDecision(number, request_id, tenants), list[EncodedLoggedRequest]
         )
         entries = [entry for _, pieces in answers for piece in pieces for entry in piece]
-        newest: dict[str | None, say.EncodedLoggedRequest] = {}
+        newest: dict[str | None, EncodedLoggedRequest] = {}
         for entry in sorted(entries, key=lambda entry: entry.records[-1].wall):
             if entry.records[0].request_id == request_id:  # an id of our own is unique
                 return [decode_logged_request(entry)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from fairlead.decision import Decision
+from fairlead.routes.resolution import RouteDecision
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 
@@ -28,6 +29,7 @@ class DecisionRecord:
     - caller: name of the tenant; None if the gateway asks for no API key.
     - client_id: the id that the client chose; None if it sent none.
     - handoff: the record of disaggregated prefill, if any.
+    - route: how a route chose the model; None if the client named the model itself.
     """
 
     request_id: str
@@ -39,6 +41,7 @@ class DecisionRecord:
     caller: str | None
     handoff: HandoffRecord | None
     client_id: str | None
+    route: RouteDecision | None
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class DecisionRecord:
         self.caller = caller
         self.handoff = handoff
         self.client_id = None
+        self.route = None
 
 
 @dataclass(slots=True)

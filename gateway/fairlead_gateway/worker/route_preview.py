@@ -63,12 +63,13 @@ class RoutePreviewer:
                 prefill = prefilling.choose(key, route_request, now, NO_INSTANCES, preview=True)
                 choices.insert(0, (prefilling, prefill.with_text(reason=f"to prefill it: {prefill.reason}")))
         wall = self._clock.wall()
-        return LoggedRequest(
-            [
-                DecisionRecord(_PREVIEW_ID, wall, key, choice, 1, role.prompt_tokens(key, route_request), None, record)
-                for role, choice in choices
-            ]
-        )
+        records = [
+            DecisionRecord(_PREVIEW_ID, wall, key, choice, 1, role.prompt_tokens(key, route_request), None, record)
+            for role, choice in choices
+        ]
+        for found in records:
+            found.route = request.route
+        return LoggedRequest(records)
 
     def _http_request(self, query: PreviewRoute) -> HttpRequest:
         """Returns the request as if a client had sent it with a key of the tenant."""

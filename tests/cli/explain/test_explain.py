@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
+from fairlead.routes.resolution import RouteDecision
 from fairlead_cli.explain.decision_text import render_decision
 from fairlead_cli.management import api_types
 from fairlead_gateway.supervisor.management.serializers import decision_out
@@ -52,6 +53,13 @@ def text(*records: DecisionRecord, outcome: RequestOutcome | None) -> list[str]:
     """As the command prints what the management API answers."""
     shown = decision_out(LoggedRequest(list(records), outcome)).model_dump_json().encode()
     return render_decision(msgspec.json.decode(shown, type=api_types.Decision))
+
+
+def test_route_is_shown_with_its_reason() -> None:
+    routed = record(1, decided(HOME, "affinity", "a home"))
+    routed.route = RouteDecision("assistant", "chat/assistant", "chat/llama", "session", None, (9, 10))
+    expected = "route: assistant is the route chat/assistant → chat/llama, which gets 9 of 10, by session"
+    assert text(routed, outcome=ended())[1] == expected
 
 
 def test_attempt_shows_candidates_inputs_and_outcome() -> None:

@@ -16,6 +16,7 @@ from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCan
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import EngineAuth, Fleet, Instance, InstanceState, Model, Role, SloTargets
 from fairlead.limits import Limits
+from fairlead.routes.resolution import RouteDecision
 from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import Channel, encode_message
@@ -182,6 +183,7 @@ def test_a_logged_request_comes_out_as_it_went_in() -> None:
         DecisionRecord("r", 5.0, "d/m", made, 1, 12.5),
         DecisionRecord("r", 6.0, "d/m", made, 2, 12.5, "team", story),
     ]
+    records[1].route = RouteDecision("alias", "d/r", "d/m", "session", 2, (9, 10))
     outcome = make_outcome("r", "d/m", "a", 200, None, 4.0, 1.0, output_tokens=3, failures=(("b", "cut"),))
     for logged in (LoggedRequest(records, outcome), LoggedRequest(records[:1])):
         again = decode_logged_request(encode_logged_request(logged))

@@ -356,6 +356,14 @@ class HandoffOut(ResponseModel):
     legs: list[PrefillLegOut] = Field(description="Attempts at prefill instances, oldest first.")
 
 
+class RouteOut(ResponseModel):
+    """The choice of a model by a route."""
+
+    name: str = Field(description="The name that the client wrote.")
+    route: str = Field(description="The route, as namespace/name.")
+    reason: str
+
+
 class DecisionOut(ResponseModel):
     """The choices of one request, oldest first, and its outcome, null while it runs."""
 
@@ -364,6 +372,7 @@ class DecisionOut(ResponseModel):
     wall: float
     prompt_tokens: float = Field(description="The estimate at the time of the choice.")
     caller: str | None = Field(description="The name of the client's API key; null if none is required.")
+    route: RouteOut | None = Field(default=None, description="Null if the client named the model itself.")
     handoff: HandoffOut | None = Field(description="Null unless the model has prefill engines.")
     choices: list[ChoiceOut]
     outcome: OutcomeOut | None

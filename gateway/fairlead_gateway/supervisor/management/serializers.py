@@ -9,6 +9,7 @@ from fairlead import decision
 from fairlead.fleet import model as fleet
 from fairlead.fleet.file import profile_fields
 from fairlead.fleet.hung_engines import EjectionReport
+from fairlead.routes.resolution import RouteDecision
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.supervisor.management import schemas
 from fairlead_gateway.supervisor.management.view import GatewayStatus
@@ -169,10 +170,15 @@ def decision_out(logged: LoggedRequest) -> schemas.DecisionOut:
         wall=first.wall,
         prompt_tokens=first.prompt_tokens,
         caller=first.caller,
+        route=None if first.route is None else _route_out(first.route),
         handoff=None if first.handoff is None else _handoff_out(first.handoff),
         choices=[_choice_out(record) for record in logged.records],
         outcome=None if logged.outcome is None else _outcome_out(logged),
     )
+
+
+def _route_out(route: RouteDecision) -> schemas.RouteOut:
+    return schemas.RouteOut(name=route.name, route=route.route, reason=route.describe())
 
 
 def without_placement(decision: schemas.DecisionOut) -> schemas.DecisionOut:

@@ -103,12 +103,20 @@ def public_model_names(fleet: Fleet) -> dict[str, Model]:
     return found
 
 
+def public_names(fleet: Fleet) -> dict[str, str]:
+    """Returns the namespaces of models and routes by the names for clients."""
+    found = {name: model.namespace for name, model in public_model_names(fleet).items()}
+    for key, route in fleet.routes.items():
+        found.update((name, route.namespace) for name in route.names or (key,) if name not in found)
+    return found
+
+
 def _unknown_model(name: str, fleet: Fleet) -> UnknownModel:
     clashing = sorted(key for key, model in fleet.models.items() if name == model.name or name in model.served_names)
     if len(clashing) > 1:
         hint = f"several namespaces have it; write one of: {', '.join(clashing[:5])}"
         return UnknownModel("model: the name is not unique", param="model", hint=hint)
-    similar = _similar_names(name, [*public_model_names(fleet), *fleet.models])
+    similar = _similar_names(name, [*public_names(fleet), *fleet.models])
     hint = f"did you mean: {', '.join(similar)}?" if similar else "GET /v1/models lists what is served"
     return UnknownModel("model: no model of this name is served here", param="model", hint=hint)
 

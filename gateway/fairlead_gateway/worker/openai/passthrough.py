@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 
-from fairlead.fleet.model import Fleet, RequestPolicy
+from fairlead.fleet.model import Fleet, Model, RequestPolicy
 from fairlead.limits import Limits
 from fairlead_gateway.errors import BadRequest, UnknownPath, UnsupportedBodyType
 from fairlead_gateway.http.request_head import RequestHead
@@ -82,15 +82,30 @@ def parse_passthrough_request(head: RequestHead, body: bytes, fleet: Fleet, limi
 
 def build_passthrough_request(head: RequestHead, body: bytes, fleet: Fleet, parse: BodyParser) -> ModelRequest:
     """Like `parse_passthrough_request`; `parse` parses the body with the same limits."""
+    parsed, body = parse_passthrough(head, body, parse)
+    return build_entry_passthrough(head, parsed, body, resolve_model(parsed.model, fleet))
+
+
+def parse_passthrough(head: RequestHead, body: bytes, parse: BodyParser) -> tuple[ParsedBody, bytes]:
+    """Returns what a request names, and its body, which is empty with GET.
+
+    Raises UnknownPath if the request names no model.
+    """
     query = _parse_query(head.query)
     if head.method == "GET" or not body:
         model_name = next((value for name, value in query if name == "model"), None)
         if model_name is None:
             raise UnknownPath("nothing is served under this path", hint=_HINT)
-        parsed, body = parsed_body(GenericRequest(model=model_name), b""), b""
-    else:
-        parsed = _parse_json_body(head, body, parse)
-    model = resolve_model(parsed.model, fleet)
+        return parsed_body(GenericRequest(model=model_name), b""), b""
+    return _parse_json_body(head, body, parse), body
+
+
+def build_entry_passthrough(head: RequestHead, parsed: ParsedBody, body: bytes, model: Model) -> ModelRequest:
+    """Returns the request for a model as its engine gets it.
+
+    Raises UnknownPath for a path that is not open to clients of the model.
+    """
+    query = _parse_query(head.query)
     _check_path(head, model.requests)
     body = apply_field_policy(body, parsed.members, head.path, model)
     if body and parsed.model != model.name:

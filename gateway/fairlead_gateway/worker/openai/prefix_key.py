@@ -65,7 +65,7 @@ def build_route_request(
     text, start, end = request.client_body, request.messages_start, request.messages_end
     if end == 0:
         text = (
-            _prompt_text(request.fields)
+            prompt_text(request.fields)
             if not request.is_passthrough
             else request.body or (request.target or "").encode()
         )
@@ -100,7 +100,7 @@ def session_hash(session: str, key: str, secret: bytes, salt: str = "") -> int:
     return xxhash.xxh3_64_intdigest(session.encode(), xxhash.xxh3_64_intdigest(key.encode() + secret + salt.encode()))
 
 
-def _prompt_text(fields: CommonFields) -> bytes:
+def prompt_text(fields: CommonFields) -> bytes:
     """Returns the text between the outermost brackets or quotes of the prompt."""
     if isinstance(fields, ChatRequest):
         return bytes(memoryview(fields.messages)[1:-1])

@@ -13,6 +13,7 @@ from msgspec import UNSET
 
 from fairlead.fleet.model import Fleet, Model
 from fairlead.limits import Limits
+from fairlead.routes.resolution import RouteDecision
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, chat_fields, parse_body
 from fairlead_gateway.worker.openai.field_policy import apply_field_policy
 from fairlead_gateway.worker.openai.json_edit import prepend_members, set_members
@@ -51,6 +52,7 @@ class ModelRequest:
     sequences: answers that an engine computes for the prompt.
     resumable: whether `can_resume`; None if that was not computed when the body was parsed.
     cache_salt: the salt of the tenant's cache scope; None without one.
+    route: how a route chose the model; None if the client named the model itself.
 
     Why 8 parameters: body, model and what differs by path; the rest comes with `parsed`.
     """
@@ -71,6 +73,7 @@ class ModelRequest:
         "model",
         "model_key",
         "resumable",
+        "route",
         "sequences",
         "session",
         "stream",
@@ -110,6 +113,7 @@ class ModelRequest:
         self.target = target
         self.resumable: bool | None = None
         self.cache_salt: str | None = None
+        self.route: RouteDecision | None = None
 
     @property
     def fields(self) -> CommonFields:
@@ -161,8 +165,15 @@ def build_model_request(
     Raises BadRequest for a field that clients may not set, and UnknownModel, which names similar
     models.
     """
+    return build_entry_request(path, parsed, body, resolve_model_entry(parsed.model, fleet, names), limits)
+
+
+def build_entry_request(path: str, parsed: ParsedBody, body: bytes, entry: ModelEntry, limits: Limits) -> ModelRequest:
+    """Returns the request of a parsed body for a model.
+
+    Raises BadRequest for a field that clients may not set.
+    """
     client_body = body
-    entry = resolve_model_entry(parsed.model, fleet, names)
     key, model, name = entry.key, entry.model, entry.name
     if parsed.members is not None or not entry.passes_unknown_fields:
         body = apply_field_policy(body, parsed.members, path, model)

@@ -28,16 +28,10 @@ from fairlead_gateway.worker.api_keys import ApiKeys
 from fairlead_gateway.worker.body_check.caller_limit import LargeBodyLimit, LargeBodyTurns
 from fairlead_gateway.worker.body_check.client import BodyChecker
 from fairlead_gateway.worker.memory_pressure import MemoryPressure, MemoryShare
-from fairlead_gateway.worker.openai.body_parser import ScanBounds
-from fairlead_gateway.worker.openai.passthrough import (
-    PASSTHROUGH_METHODS,
-    build_passthrough_request,
-    is_passthrough_path,
-    parse_passthrough_request,
-)
-from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest, build_model_request, parse_request
+from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
+from fairlead_gateway.worker.openai.passthrough import PASSTHROUGH_METHODS, is_passthrough_path
+from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest
 from fairlead_gateway.worker.proxy.attempt import Attempt
-from fairlead_gateway.worker.proxy.continuation import can_resume
 from fairlead_gateway.worker.proxy.fast_path import FastPathExchange, RequestLifecycle
 from fairlead_gateway.worker.proxy.forwarding_stack import ForwardingStack
 from fairlead_gateway.worker.proxy.local_routes import (
@@ -133,7 +127,6 @@ class Gateway(RequestLifecycle):
         self.api_keys = secrets.api_keys
         self._hop_id = create_hop_id(secrets.hash_secret)
         self._policies = TenantPolicies(secrets.hash_secret)
-        self._scan_bounds = ScanBounds(limits)
         self.stack = ForwardingStack(
             runtime,
             secret=secrets.hash_secret,
@@ -147,6 +140,7 @@ class Gateway(RequestLifecycle):
         # One thread: it waits for the checking process, which takes one body at a time.
         self._parser_thread = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
         self._body_checker = BodyChecker(limits)
+        self._request_parser = ModelRequestParser(limits, self._policies, self._body_checker)
         self._large_bodies = LargeBodyLimit(limits.caller_large_bodies_bytes)
         self._large_body_turns = LargeBodyTurns()
         self._is_loaded = self._is_draining = self._has_drain_ended = False
@@ -309,7 +303,8 @@ class Gateway(RequestLifecycle):
             return
         context: RequestContext | None = None
         try:
-            request, route_request = self.parse(http_request, request_id)
+            models = self._visible_models.of(http_request.caller)
+            request, route_request = self._request_parser.parse(http_request, models, request_id)
             context = self._create_context(http_request, response, request_id, request, route_request)
             if self.stack.limit_gate.reserve(context) and self._fast_path.is_eligible(context):
                 self._fast_path.start(context)
@@ -322,26 +317,13 @@ class Gateway(RequestLifecycle):
 
     def parse(self, http_request: HttpRequest, request_id: str) -> tuple[ModelRequest, RouteRequest]:
         """Returns a request as engines get it, and as routing sees it. Raises GatewayError."""
-        head, body, limits = http_request.head, http_request.body, self.runtime.limits
-        models = self._visible_models.of(http_request.caller)
-        if head.path in _BODY_TYPES:
-            request = parse_request(head.path, body, models.fleet, limits, models.names, self._scan_bounds)
-        else:
-            request = parse_passthrough_request(head, body, models.fleet, limits)
-        return request, self._policies.build_route_request(request, http_request, request_id)
+        return self._request_parser.parse(http_request, self._visible_models.of(http_request.caller), request_id)
 
     def _parse_large(
         self, http_request: HttpRequest, fleet: Fleet, request_id: str
     ) -> tuple[ModelRequest, RouteRequest]:
         """Like `parse`, for a thread: the body is checked in a process, and edited in slices."""
-        head, body, limits, checker = http_request.head, http_request.body, self.runtime.limits, self._body_checker
-        if head.path in BODY_TYPES:
-            parsed = checker.parse_body(BODY_TYPES[head.path], body)
-            request = build_model_request(head.path, parsed, body, fleet, limits)
-        else:
-            request = build_passthrough_request(head, body, fleet, checker.parse_body)
-        request.resumable = can_resume(request)  # it searches the whole body
-        return request, self._policies.build_route_request(request, http_request, request_id)
+        return self._request_parser.parse_large(http_request, fleet, request_id)
 
     def _create_context(
         self,

@@ -12,7 +12,7 @@ from fairlead.fleet.model import Fleet
 from fairlead.runtime.nonblocking_log import traceback_lines
 from fairlead_gateway.errors import BodyTooLarge, GatewayError, MethodNotAllowed, NotPermitted, UnknownPath
 from fairlead_gateway.http.response_writer import ResponseWriter
-from fairlead_gateway.worker.openai.model_names import public_model_names, resolve_model
+from fairlead_gateway.worker.openai.model_names import public_names, resolve_model
 from fairlead_gateway.worker.openai.passthrough import PASSTHROUGH_METHODS, is_passthrough_path
 from fairlead_gateway.worker.openai.request import BODY_TYPES
 from fairlead_gateway.worker.openai.schemas import GenericRequest
@@ -53,15 +53,24 @@ class LocalRoutes:
             response.send(200 if is_ready else 503, local_headers("readyz"), body)
             return
         if path in (_MODELS_PATH, _MODELS_PATH + "/"):
-            models = [self._model_object(name, model.namespace) for name, model in public_model_names(fleet).items()]
+            models = [self._model_object(name, namespace) for name, namespace in public_names(fleet).items()]
             content: dict[str, object] = {"object": "list", "data": models}
         else:
             name = path[len(_MODELS_PATH) + 1 :]
-            content = self._model_object(name, resolve_model(name, fleet).namespace)
+            namespace = _route_namespace(name, fleet)
+            content = self._model_object(name, namespace or resolve_model(name, fleet).namespace)
         response.send(200, local_headers("models"), msgspec.json.encode(content))
 
     def _model_object(self, name: str, namespace: str) -> dict[str, object]:
         return {"id": name, "object": "model", "created": self._started_wall, "owned_by": namespace}
+
+
+def _route_namespace(name: str, fleet: Fleet) -> str | None:
+    """Returns the namespace of the route with this name; None without one."""
+    if name in fleet.models:
+        return None
+    found = [route.namespace for key, route in fleet.routes.items() if name == key or name in route.names]
+    return found[0] if found else None
 
 
 def _public_notes(warnings: Sequence[str]) -> list[str]:

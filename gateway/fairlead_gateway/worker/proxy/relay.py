@@ -33,6 +33,7 @@ from fairlead_gateway.worker.upstream.request_encoder import (
     RouteHeaderCache,
     relayed_headers,
     route_header,
+    sanitize_header_value,
     server_timing,
 )
 from fairlead_gateway.worker.upstream.response import EngineResponse
@@ -177,6 +178,8 @@ class ResponseRelay(StreamEnding):
             timing = server_timing(now - received_at - queued_seconds, -1.0, queued_seconds)
         else:
             timing = server_timing(dispatched_at - received_at - queued_seconds, now - dispatched_at, queued_seconds)
+        if context.request.route is not None:
+            trace += f"x-fairlead-model: {sanitize_header_value(context.request.model_key)}\r\n"
         return f"{route}{rule}\r\nx-fairlead-decision: {context.id}\r\nserver-timing: {timing}\r\n{trace}"
 
     def _refuse_stream(self, context: RequestContext, engine_response: EngineResponse) -> None:
@@ -306,11 +309,14 @@ def _served_name_rewriter(context: RequestContext, engine_response: EngineRespon
     None if the engine uses that name, or sends no JSON.
     """
     name = None if context.choice is None else context.choice.address.served_name
+    route = context.request.route
+    if name is None and route is not None:
+        name = context.request.model.name
     if name is None or not (
         engine_response.is_stream or _JSON_OR_EVENTS.search(engine_response.headers.get(b"content-type", b""))
     ):
         return None
-    return ServedNameRewriter(name, context.request.fields.model)
+    return ServedNameRewriter(name, context.request.fields.model if route is None else route.name)
 
 
 def _content_length(headers: dict[bytes, bytes]) -> int | None:

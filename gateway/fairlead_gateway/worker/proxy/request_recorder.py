@@ -54,6 +54,7 @@ class RequestRecorder:
             caller_name(http_request.caller),
             context.handoff_record,
         )
+        record.route = context.request.route
         if http_request.id != context.id:
             record.client_id = http_request.id
         self.decisions.append(record)
@@ -66,6 +67,7 @@ class RequestRecorder:
         record = DecisionRecord(
             context.id, http_request.received_wall, key, decision, 1, tokens, caller_name(http_request.caller)
         )
+        record.route = context.request.route
         if http_request.id != context.id:
             record.client_id = http_request.id
         self.decisions.append(record)

@@ -10,10 +10,17 @@ from dataclasses import replace
 from typing import Final
 
 from fairlead.fleet.model import Fleet
+from fairlead.routes.model import visible_route
+from fairlead.routes.resolution import RouteTable
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.worker.openai.model_names import ModelEntry, client_names
 
 _MAX_CACHED: Final = 1_024
+
+
+def route_table(fleet: Fleet) -> RouteTable | None:
+    """Returns the routes of a fleet by the names for clients; None without any."""
+    return RouteTable(fleet.routes.values(), fleet.models) if fleet.routes else None
 
 
 class VisibleModels:
@@ -21,13 +28,15 @@ class VisibleModels:
 
     fleet: with these models only.
     names: its `client_names`.
+    routes: its routes; None without any.
     """
 
-    __slots__ = ("fleet", "names")
+    __slots__ = ("fleet", "names", "routes")
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet: Final[Fleet] = fleet
         self.names: Final[Mapping[str, ModelEntry]] = client_names(fleet)
+        self.routes: Final[RouteTable | None] = route_table(fleet)
 
 
 class ModelVisibility:
@@ -53,5 +62,8 @@ class ModelVisibility:
             fleet = self._every.fleet
             may_use = caller.tenant.may_use
             models = {key: model for key, model in fleet.models.items() if may_use(key)}
-            view = self._views[caller.models] = VisibleModels(replace(fleet, models=models, instances={}))
+            visible = {key: visible_route(route, may_use) for key, route in fleet.routes.items()}
+            routes = {key: route for key, route in visible.items() if route is not None}
+            view = VisibleModels(replace(fleet, models=models, instances={}, routes=routes))
+            self._views[caller.models] = view
         return view

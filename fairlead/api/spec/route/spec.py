@@ -1,0 +1,153 @@
+"""`spec` of a ModelRoute: names for clients, and the models that they stand for."""
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Final, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from fairlead.api.strict_model import FieldPath, Rule, StrictModel, field_error
+from fairlead.api.value_types import ServedName, ShortName, list_map_schema
+from fairlead.routes.model import Route, RouteRule, RouteTarget
+
+MAX_WEIGHT: Final = 1_000_000
+_HEADER_PATTERN: Final = r"^[A-Za-z0-9-]{1,64}$"
+_HEADER: Final = re.compile(_HEADER_PATTERN.strip("^$"))
+_VALUE: Final = re.compile(r"[!-~]([ -~]{0,254}[!-~])?")
+_SECRET_HEADERS: Final = ("authorization", "x-api-key", "cookie", "proxy-authorization")
+
+
+def _check_headers(headers: dict[str, str]) -> dict[str, str]:
+    seen: set[str] = set()
+    for name, value in headers.items():
+        if not _HEADER.fullmatch(name):
+            raise field_error(f'"{name:.70}" is not the name of a header', "write it like x-canary", at=(name,))
+        if name.lower() in _SECRET_HEADERS:
+            raise field_error("this header holds a key", "match `tenants` instead", at=(name,))
+        if name.lower() in seen:
+            raise field_error(f"the header {name.lower()} is given twice", "remove one", at=(name,))
+        if not _VALUE.fullmatch(value):
+            fix = "use 1 to 256 printable ASCII characters without spaces at the ends"
+            raise field_error("is not the value of a header", fix, at=(name,))
+        seen.add(name.lower())
+    return headers
+
+
+class ModelRouteTarget(StrictModel):
+    """A model that requests go to."""
+
+    model: Annotated[
+        ServedName,
+        Field(
+            description="`namespace/name` of a model, or the name of one in the route's namespace",
+            examples=["chat/llama-70b"],
+        ),
+    ]
+    weight: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=MAX_WEIGHT,
+            description="share of the conversations, against the other targets; 0: none",
+            examples=["90"],
+            json_schema_extra={"format": "int32"},
+        ),
+    ] = 1
+
+
+_Targets = Annotated[
+    list[ModelRouteTarget],
+    Field(min_length=1, max_length=16, json_schema_extra=list_map_schema("model")),
+]
+
+
+class ModelRouteOverride(StrictModel):
+    """Other targets for the requests that meet all conditions."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="has(self.headers) && self.headers.size() > 0 || has(self.tenants) && self.tenants.size() > 0",
+            message="an override without conditions takes every request",
+            fix="add `headers` or `tenants`, or move its targets to spec.targets",
+            violation=lambda one: not one.headers and not one.tenants,
+        ),
+    )
+
+    headers: Annotated[
+        dict[str, Annotated[str, Field(json_schema_extra={"maxLength": 256})]],
+        AfterValidator(_check_headers),
+        Field(
+            max_length=8,
+            description="headers with the exact values that a request must have; case of names does not count",
+            examples=['{x-canary: "yes"}'],
+        ),
+    ] = Field(default_factory=dict)
+    tenants: Annotated[
+        list[ShortName],
+        Field(max_length=64, description="tenants, one of which must have sent the request", examples=["[acme]"]),
+    ] = Field(default_factory=list)
+    targets: Annotated[
+        _Targets, Field(description="models that these requests go to", examples=["[{model: llama-8b}]"])
+    ]
+
+
+def _repeated_target(spec: "ModelRouteSpec") -> FieldPath | None:
+    lists: list[tuple[FieldPath, Sequence[ModelRouteTarget]]] = [(("targets",), spec.targets)]
+    lists += [(("overrides", number, "targets"), item.targets) for number, item in enumerate(spec.overrides)]
+    for path, targets in lists:
+        models = [target.model for target in targets]
+        repeated = [index for index, model in enumerate(models) if model in models[:index]]
+        if repeated:
+            return (*path, repeated[0], "model")
+    return None
+
+
+class ModelRouteSpec(StrictModel):
+    """Names for clients, and the models that they stand for."""
+
+    served_names: list[ServedName] = Field(
+        default_factory=list,
+        max_length=16,
+        description="more names by which clients reach the route; `/` is allowed",
+        examples=["[acme/assistant]"],
+    )
+    targets: Annotated[
+        _Targets,
+        Field(
+            description="models that requests go to, unless an override takes them",
+            examples=["[{model: llama-70b, weight: 9}, {model: llama-8b, weight: 1}]"],
+        ),
+    ]
+    overrides: list[ModelRouteOverride] = Field(
+        default_factory=list,
+        max_length=16,
+        description="other targets for some requests; the first one whose conditions a request meets takes it",
+        examples=['[{headers: {x-canary: "yes"}, targets: [{model: llama-8b}]}]'],
+    )
+
+    @model_validator(mode="after")
+    def _check_unique_targets(self) -> Self:
+        repeated = _repeated_target(self)
+        if repeated is not None:
+            raise field_error("the model is already a target here", "give it once, with one weight", at=repeated)
+        return self
+
+    def to_route(self, namespace: str, name: str) -> Route:
+        """Returns the route as gateways use it, with all names that it claims."""
+        overrides = tuple(
+            RouteRule(
+                _to_targets(override.targets, namespace),
+                tuple(sorted((header.lower(), value) for header, value in override.headers.items())),
+                frozenset(override.tenants),
+            )
+            for override in self.overrides
+        )
+        names = tuple(dict.fromkeys((name, *self.served_names)))
+        return Route(namespace, name, _to_targets(self.targets, namespace), overrides, names)
+
+
+def _to_targets(targets: Sequence[ModelRouteTarget], namespace: str) -> tuple[RouteTarget, ...]:
+    return tuple(
+        RouteTarget(target.model if "/" in target.model else f"{namespace}/{target.model}", target.weight)
+        for target in targets
+    )

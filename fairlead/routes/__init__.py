@@ -1,0 +1,5 @@
+"""Routes: names for clients that stand for one model, or for several with weights.
+
+- `model`: `Route`, its rules and targets, as immutable data in a fleet.
+- `resolution`: from a client's name to the target of a request. Pure.
+"""

@@ -1,0 +1,75 @@
+"""Routes as gateways see them: immutable data in a fleet, replaced as a whole on every change."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTarget:
+    """A model that requests of a route may go to.
+
+    model: its key, `namespace/name`.
+    weight: its share against the other targets of the same rule; 0: no requests.
+    """
+
+    model: str
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRule:
+    """The targets of the requests that meet all conditions of a rule.
+
+    headers: names in lower case, and the exact values that a request must have.
+    tenants: names of tenants, one of which must have sent it; empty: any client.
+    """
+
+    targets: tuple[RouteTarget, ...]
+    headers: tuple[tuple[str, str], ...] = ()
+    tenants: frozenset[str] = frozenset()
+
+    def models(self) -> list[str]:
+        """Returns the keys of the targets that get requests."""
+        return [target.model for target in self.targets if target.weight > 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A name for clients, with the targets that it stands for.
+
+    names: the names by which clients reach it, besides its key.
+    targets: of requests that no override takes.
+    overrides: the first one whose conditions a request meets takes it.
+    """
+
+    namespace: str
+    name: str
+    targets: tuple[RouteTarget, ...]
+    overrides: tuple[RouteRule, ...] = ()
+    names: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`, by which clients reach it too, unless a model has this key."""
+        return f"{self.namespace}/{self.name}"
+
+    def all_rules(self) -> tuple[RouteRule, ...]:
+        """Returns the overrides, and last the rule for all other requests."""
+        return (*self.overrides, RouteRule(self.targets))
+
+    def models(self) -> list[str]:
+        """Returns the keys of all targets that get requests, each once."""
+        return list(dict.fromkeys(key for rule in self.all_rules() for key in rule.models()))
+
+
+def visible_route(route: Route, may_use: Callable[[str], bool]) -> Route | None:
+    """Returns the route as a tenant may use it; None if the route is unknown to the tenant.
+
+    An override that leads to a model that the tenant may not use does not take its requests.
+
+    may_use: returns whether the tenant may use a model, given by its key.
+    """
+    if not all(map(may_use, RouteRule(route.targets).models())):
+        return None
+    overrides = tuple(rule for rule in route.overrides if all(map(may_use, rule.models())))
+    return route if len(overrides) == len(route.overrides) else replace(route, overrides=overrides)

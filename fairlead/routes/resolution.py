@@ -1,0 +1,165 @@
+"""From a client's name to the target of a request.
+
+The target is a pure function of the route, the conversation and the weights: a conversation stays
+with its model as long as these stay. Targets are chosen by weighted rendezvous hashing: each target
+draws a number from the conversation, and the highest one wins. After a change of a weight, only the
+conversations move that must: to a target that got more, or away from one that got less.
+
+Source: Schindelhauer and Schomaker, "Weighted Distributed Hash Tables", SPAA 2005 (logarithmic
+method).
+"""
+
+from collections.abc import Container, Iterable
+from math import log
+from typing import Final, Protocol
+
+import xxhash
+
+from fairlead.routes.model import Route, RouteRule
+
+_STEP: Final = 2.0**-52
+ONLY_TARGET: Final = "only-target"
+"""The rule has one target with a weight above 0."""
+NO_TARGET: Final = "no-target"
+"""All weights of the rule are 0."""
+
+
+class RequestFacts(Protocol):
+    """The facts about a request that decide. Each method is called only if a route needs it."""
+
+    def header(self, name: str) -> str | None:
+        """Returns the value of a header, named in lower case; None without it."""
+        ...
+
+    def tenant(self) -> str | None:
+        """Returns the name of the tenant; None without one."""
+        ...
+
+    def conversation(self) -> tuple[bytes, str]:
+        """Returns what identifies the conversation, in few bytes, and the name of its source."""
+        ...
+
+
+class RouteDecision:
+    """The target of a request, and why. Treat it as immutable.
+
+    name: the name that the client wrote.
+    route: key of the route.
+    target: key of the model; None if all weights are 0.
+    basis: what the choice hangs on: the source of the conversation, or `ONLY_TARGET` or
+        `NO_TARGET`.
+    override: number of the override that took the request, from 0; None if none did.
+    weight, total_weight: of the target, and of all targets.
+    """
+
+    __slots__ = ("basis", "name", "override", "route", "target", "total_weight", "weight")
+
+    def __init__(
+        self, name: str, route: str, target: str | None, basis: str, override: int | None, weights: tuple[int, int]
+    ) -> None:
+        self.name = name
+        self.route = route
+        self.target = target
+        self.basis = basis
+        self.override = override
+        self.weight, self.total_weight = weights
+
+    def describe(self) -> str:
+        """Returns the decision as a sentence."""
+        taken = "" if self.override is None else f", overrides[{self.override}]"
+        where = f"{self.name} is the route {self.route}{taken}"
+        if self.target is None:
+            return f"{where}: no target has a weight above 0"
+        if self.basis == ONLY_TARGET:
+            return f"{where} → {self.target}, its only target"
+        return f"{where} → {self.target}, which gets {self.weight} of {self.total_weight}, by {self.basis}"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RouteDecision):
+            return NotImplemented
+        return self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        return f"RouteDecision({self.describe()!r})"
+
+    def _values(self) -> tuple[object, ...]:
+        return self.name, self.route, self.target, self.basis, self.override, self.weight, self.total_weight
+
+
+class RuleResolver:
+    """A rule, with what each request reads of it.
+
+    Why: the module of `Route` is not compiled, and each attribute that is read there costs 140
+    instructions.
+    """
+
+    __slots__ = ("_headers", "_models", "_only", "_route", "_seeds", "_tenants", "_weights", "number")
+
+    def __init__(self, route: Route, rule: RouteRule, number: int | None) -> None:
+        targets = [target for target in rule.targets if target.weight > 0]
+        self.number = number
+        self._route: str = route.key
+        self._headers: list[tuple[str, str]] = list(rule.headers)
+        self._tenants: frozenset[str] = rule.tenants
+        self._models: list[str] = [target.model for target in targets]
+        self._weights: list[int] = [target.weight for target in targets]
+        self._seeds: list[int] = [
+            xxhash.xxh3_64_intdigest(f"{route.key}\0{target.model}".encode()) for target in targets
+        ]
+        self._only: bool = len(targets) == 1
+
+    def matches(self, facts: RequestFacts) -> bool:
+        """Returns whether a request meets all conditions."""
+        if self._tenants and facts.tenant() not in self._tenants:
+            return False
+        return all(facts.header(name) == value for name, value in self._headers)
+
+    def resolve(self, name: str, facts: RequestFacts) -> RouteDecision:
+        """Returns the target of a request that this rule takes."""
+        if not self._models:
+            return RouteDecision(name, self._route, None, NO_TARGET, self.number, (0, 0))
+        if self._only:
+            weight = self._weights[0]
+            return RouteDecision(name, self._route, self._models[0], ONLY_TARGET, self.number, (weight, weight))
+        conversation, source = facts.conversation()
+        chosen, highest = 0, 0.0
+        for index in range(len(self._models)):
+            drawn = xxhash.xxh3_64_intdigest(conversation, self._seeds[index])
+            score = -self._weights[index] / log(((drawn >> 12) + 0.5) * _STEP)
+            if score > highest:
+                chosen, highest = index, score
+        weights = (self._weights[chosen], sum(self._weights))
+        return RouteDecision(name, self._route, self._models[chosen], source, self.number, weights)
+
+
+class RouteTable:
+    """The routes that clients may name.
+
+    taken: names that belong to models; a route has none of them.
+    """
+
+    def __init__(self, routes: Iterable[Route], taken: Container[str] = frozenset()) -> None:
+        self._rules: dict[str, list[RuleResolver]] = {}
+        for route in routes:
+            rules = [RuleResolver(route, rule, number) for number, rule in enumerate(route.overrides)]
+            rules.append(RuleResolver(route, RouteRule(route.targets), None))
+            for name in (route.key, *route.names):
+                if name not in taken:
+                    self._rules.setdefault(name, rules)
+
+    def __len__(self) -> int:
+        return len(self._rules)
+
+    def resolve(self, name: str, facts: RequestFacts) -> RouteDecision | None:
+        """Returns the target of a request for a name; None if the name is not one of a route."""
+        rules = self._rules.get(name)
+        if rules is None:
+            return None
+        last = len(rules) - 1
+        for index in range(last):
+            if rules[index].matches(facts):
+                return rules[index].resolve(name, facts)
+        return rules[last].resolve(name, facts)

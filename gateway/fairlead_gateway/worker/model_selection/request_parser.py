@@ -1,0 +1,109 @@
+"""Parses a request, finds its model, and isolates it as its tenant demands."""
+
+from functools import partial
+from typing import Final
+
+from fairlead.fleet.model import Fleet
+from fairlead.limits import Limits
+from fairlead.routes.resolution import RouteDecision, RouteTable
+from fairlead_gateway.http.listener import HttpRequest
+from fairlead_gateway.routing import RouteRequest
+from fairlead_gateway.worker.body_check.client import BodyChecker
+from fairlead_gateway.worker.model_selection.route_choice import choose_entry
+from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, parse_body
+from fairlead_gateway.worker.openai.model_names import ModelEntry
+from fairlead_gateway.worker.openai.passthrough import (
+    BodyParser,
+    build_entry_passthrough,
+    build_passthrough_request,
+    parse_passthrough,
+    parse_passthrough_request,
+)
+from fairlead_gateway.worker.openai.request import (
+    BODY_TYPES,
+    ModelRequest,
+    build_entry_request,
+    build_model_request,
+    parse_request,
+)
+from fairlead_gateway.worker.proxy.continuation import can_resume
+from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies
+from fairlead_gateway.worker.tenancy.visible_models import VisibleModels, route_table
+
+_BODY_TYPES: Final = BODY_TYPES
+
+
+class ModelRequestParser:
+    """The parser of requests for models."""
+
+    def __init__(self, limits: Limits, policies: TenantPolicies, body_checker: BodyChecker) -> None:
+        self._limits = limits
+        self._policies = policies
+        self._body_checker = body_checker
+        self._scan_bounds = ScanBounds(limits)
+
+    def parse(
+        self, http_request: HttpRequest, models: VisibleModels, request_id: str
+    ) -> tuple[ModelRequest, RouteRequest]:
+        """Returns a request as engines get it, and as routing sees it. Raises GatewayError.
+
+        models: that the client may use.
+        """
+        head, body, limits = http_request.head, http_request.body, self._limits
+        if models.routes is not None:
+            request = self._parse_routed(http_request, models, models.routes)
+        elif head.path in _BODY_TYPES:
+            request = parse_request(head.path, body, models.fleet, limits, models.names, self._scan_bounds)
+        else:
+            request = parse_passthrough_request(head, body, models.fleet, limits)
+        return request, self._policies.build_route_request(request, http_request, request_id)
+
+    def parse_large(
+        self, http_request: HttpRequest, fleet: Fleet, request_id: str
+    ) -> tuple[ModelRequest, RouteRequest]:
+        """Like `parse`, for a thread: the body is checked in a process, and edited in slices."""
+        head, body, limits, checker = http_request.head, http_request.body, self._limits, self._body_checker
+        routes = route_table(fleet)
+        if head.path in _BODY_TYPES:
+            parsed = checker.parse_body(_BODY_TYPES[head.path], body)
+            chosen = None if routes is None else choose_entry(routes, http_request, parsed, fleet)
+            routed = self._build(http_request, parsed, chosen)
+            request = routed or build_model_request(head.path, parsed, body, fleet, limits)
+        elif routes is not None:
+            request = self._parse_routed_passthrough(http_request, routes, fleet, checker.parse_body)
+        else:
+            request = build_passthrough_request(head, body, fleet, checker.parse_body)
+        request.resumable = can_resume(request)  # it searches the whole body
+        return request, self._policies.build_route_request(request, http_request, request_id)
+
+    def _parse_routed(self, http_request: HttpRequest, models: VisibleModels, routes: RouteTable) -> ModelRequest:
+        """Like `parse`, where clients may name routes."""
+        path, body, limits, fleet = http_request.head.path, http_request.body, self._limits, models.fleet
+        if path not in _BODY_TYPES:
+            return self._parse_routed_passthrough(http_request, routes, fleet, partial(parse_body, limits=limits))
+        parsed = parse_body(_BODY_TYPES[path], body, limits, self._scan_bounds)
+        chosen = choose_entry(routes, http_request, parsed, fleet, models.names)
+        routed = self._build(http_request, parsed, chosen)
+        return routed or build_model_request(path, parsed, body, fleet, limits, models.names)
+
+    def _build(
+        self, http_request: HttpRequest, parsed: ParsedBody, chosen: tuple[ModelEntry, RouteDecision] | None
+    ) -> ModelRequest | None:
+        """Returns the request for the model behind a route; None without one."""
+        if chosen is None:
+            return None
+        request = build_entry_request(http_request.head.path, parsed, http_request.body, chosen[0], self._limits)
+        request.route = chosen[1]
+        return request
+
+    def _parse_routed_passthrough(
+        self, http_request: HttpRequest, routes: RouteTable, fleet: Fleet, parse: BodyParser
+    ) -> ModelRequest:
+        """Returns a request for a path that the gateway does not know."""
+        parsed, body = parse_passthrough(http_request.head, http_request.body, parse)
+        chosen = choose_entry(routes, http_request, parsed, fleet)
+        if chosen is None:
+            return build_passthrough_request(http_request.head, http_request.body, fleet, lambda *_: parsed)
+        request = build_entry_passthrough(http_request.head, parsed, body, chosen[0].model)
+        request.route = chosen[1]
+        return request

@@ -1,0 +1,95 @@
+"""Routes of a fleet file: what they become, and the messages about mistakes in them."""
+
+import pytest
+
+from fairlead.errors import ManifestError
+from fairlead.fleet.file.loader import parse_fleet_file
+from fairlead.fleet.file.writer import format_fleet_file
+from fairlead.fleet.model import next_fleet
+from fairlead.routes.model import Route, RouteRule, RouteTarget
+
+TEXT = """\
+models:
+  - {name: tiny, servedNames: [org/tiny], instances: [{url: "http://127.0.0.1:9001"}]}
+  - {name: big, namespace: chat, instances: []}
+routes:
+  - name: assistant
+    servedNames: [acme/assistant]
+    targets: [{model: tiny, weight: 9}, {model: chat/big}]
+    overrides:
+      - {headers: {X-Canary: "yes"}, tenants: [acme], targets: [{model: chat/big, weight: 0}]}
+"""
+
+
+def test_a_route_is_read_and_written() -> None:
+    fleet = parse_fleet_file(TEXT, file="f")
+    override = RouteRule((RouteTarget("chat/big", 0),), (("x-canary", "yes"),), frozenset({"acme"}))
+    targets = (RouteTarget("default/tiny", 9), RouteTarget("chat/big", 1))
+    route = Route("default", "assistant", targets, (override,), ("assistant", "acme/assistant"))
+    assert fleet.routes == {"default/assistant": route}
+    assert parse_fleet_file(format_fleet_file(fleet), file="f") == fleet
+
+
+def test_headers_that_yaml_takes_for_other_values_are_written_as_text() -> None:
+    fleet = parse_fleet_file(TEXT.replace("X-Canary", '"on"'), file="f")
+    assert parse_fleet_file(format_fleet_file(fleet), file="f") == fleet
+
+
+def test_a_changed_route_is_a_new_fleet_with_the_same_members() -> None:
+    fleet = parse_fleet_file(TEXT, file="f")
+    edited = parse_fleet_file(TEXT.replace("weight: 9", "weight: 8"), file="f")
+    found = next_fleet(fleet, edited.models, edited.instances, routes=edited.routes)
+    assert (found.version, found.membership_epoch, found.routes) == (2, 1, edited.routes)
+    assert next_fleet(fleet, fleet.models, fleet.instances, routes=fleet.routes) is fleet
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "field", "message", "fix"),
+    [
+        ("acme/assistant", "tiny", 6, "routes[0].servedNames",
+         'clients cannot reach the route by "tiny": the model default/tiny has it', "use another name"),
+        ("acme/assistant", "org/tiny", 6, "routes[0].servedNames",
+         'clients cannot reach the route by "org/tiny": the model default/tiny has it', "use another name"),
+        ("name: assistant", "name: big", 5, "routes[0].name",
+         'clients cannot reach the route by "big": the model chat/big has it', "use another name"),
+        ("acme/assistant", "chat/assistant", 6, "routes[0].servedNames",
+         'clients cannot reach the route by "chat/assistant": it begins with a namespace that holds models',
+         "use another name"),
+        ("chat/big}]\n", "chat/bigg}]\n", 7, "routes[0].targets[1].model",
+         'no model of this file is "chat/bigg"', "did you mean chat/big?"),
+        ("[{model: tiny, weight: 9}, {model: chat/big}]", "[]", 7, "routes[0].targets", "must not be empty", "fill it"),
+        ("{model: chat/big}]", "{model: tiny}]", 7, "routes[0].targets[1].model",
+         "the model is already a target here", "give it once, with one weight"),
+        ("weight: 9", "weight: -1", 7, "routes[0].targets[0].weight", "", ""),
+        ("weight: 9", "wieght: 9", 7, "routes[0].targets[0].wieght", "unknown field", "did you mean weight?"),
+        ('headers: {X-Canary: "yes"}, tenants: [acme], ', "", 9, "routes[0].overrides[0]",
+         "an override without conditions takes every request", "add `headers` or `tenants`"),
+        ("X-Canary", "Authorization", 9, "routes[0].overrides[0].headers.Authorization",
+         "this header holds a key", "match `tenants` instead"),
+        ("X-Canary", "X Canary", 9, "routes[0].overrides[0].headers.X Canary",
+         '"X Canary" is not the name of a header', "write it like x-canary"),
+    ],
+)  # fmt: skip
+def test_a_mistake_names_line_field_and_fix(old: str, new: str, line: int, field: str, message: str, fix: str) -> None:
+    assert old in TEXT
+    with pytest.raises(ManifestError) as refused:
+        parse_fleet_file(TEXT.replace(old, new), file="f")
+    problem = refused.value.problems[0]
+    assert (problem.line, problem.field) == (line, field)
+    assert message in problem.message
+    assert fix in problem.fix
+
+
+def test_a_route_given_twice_is_refused() -> None:
+    second = "  - {name: assistant, targets: [{model: tiny}]}\n"
+    with pytest.raises(ManifestError) as refused:
+        parse_fleet_file(TEXT + second, file="f")
+    assert [problem.message for problem in refused.value.problems] == ["the route default/assistant is already given"]
+
+
+def test_two_routes_do_not_share_a_name() -> None:
+    second = "  - {name: other, servedNames: [acme/assistant], targets: [{model: tiny}]}\n"
+    with pytest.raises(ManifestError) as refused:
+        parse_fleet_file(TEXT + second, file="f")
+    (problem,) = refused.value.problems
+    assert "the route default/assistant has it" in problem.message

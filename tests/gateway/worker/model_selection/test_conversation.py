@@ -1,0 +1,61 @@
+"""The identity of a conversation: all of its turns have it, and other conversations do not."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead_gateway.worker.model_selection.conversation import prompt_digest, session_digest
+
+SYSTEM = {"role": "system", "content": 'You are {"role":"user"} helpful.'}
+TEXTS = st.text(max_size=30)
+MESSAGES = st.lists(
+    st.builds(
+        lambda role, content: {"role": role, "content": content},
+        st.sampled_from(("system", "user", "assistant", "tool")),
+        TEXTS | TEXTS.map(lambda text: [{"type": "text", "text": text}]),
+    ),
+    max_size=3,
+)
+
+
+def identity(messages: list[dict[str, Any]], **style: Any) -> bytes:
+    text = json.dumps(messages, **style).encode()
+    return prompt_digest(text, 1, len(text) - 1)
+
+
+def last_first(message: dict[str, Any]) -> dict[str, Any]:
+    return dict(reversed(message.items()))
+
+
+@pytest.mark.parametrize("style", [{}, {"separators": (",", ":")}, {"indent": 2}, {"ensure_ascii": False}])
+@pytest.mark.parametrize("order", [dict, last_first])
+@given(first=TEXTS, later=MESSAGES, has_system=st.booleans())
+def test_later_turns_keep_the_identity(order: Any, style: Any, first: str, later: Any, has_system: bool) -> None:
+    opening = [*([SYSTEM] if has_system else []), {"role": "user", "content": first}]
+    turns = [order(message) for message in (*opening, *later)]
+    expected = identity(turns[: len(opening)], **style)
+    assert all(identity(turns[:count], **style) == expected for count in range(len(opening), len(turns) + 1))
+
+
+@pytest.mark.parametrize("order", [dict, last_first])
+def test_first_question_distinguishes_conversations(order: Any) -> None:
+    found = {identity([order(SYSTEM), order({"role": "user", "content": f"{number}"})]) for number in range(100)}
+    assert len(found) == 100
+
+
+def test_system_prompt_distinguishes_conversations() -> None:
+    question = {"role": "user", "content": "Why?"}
+    assert identity([SYSTEM, question]) != identity([question])
+
+
+@given(st.binary(max_size=200))
+def test_any_text_has_an_identity(text: bytes) -> None:
+    assert len(prompt_digest(text, 0, len(text))) == 8
+
+
+def test_tenants_do_not_share_names_of_sessions() -> None:
+    assert len({session_digest(b"1", None), session_digest(b"1", "acme"), session_digest(b"1", "beta")}) == 3
+    assert session_digest(b"1", "acme") == session_digest(b"1", "acme")

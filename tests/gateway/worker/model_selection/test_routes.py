@@ -1,0 +1,225 @@
+"""Routes at a gateway: the engine that a client's name leads to, and what the client sees of it."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fairlead.fleet.model import Fleet, Model
+from fairlead.routes.model import Route, RouteRule, RouteTarget
+from fairlead.tenants.model import Tenant
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.tenant_keys import authorization, keys_of
+from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
+
+STABLE, CANARY = RouteTarget("chat/stable", 1), RouteTarget("chat/canary", 1)
+SPLIT = Route("chat", "assistant", (STABLE, CANARY), names=("assistant", "acme/assistant"))
+
+
+async def answer(call: EngineCall) -> None:
+    name = call.json["model"]
+    if call.json.get("stream"):
+        await call.start_stream()
+        await call.event({"model": name, **token("hi", "stop")})
+        await call.finish()
+        return
+    await call.respond({"model": name, "choices": [{"message": {"content": "hi"}}]})
+
+
+def fleet_with(url: str, routes: Sequence[Route]) -> Fleet:
+    base = fleet_of([url])
+    (instances,) = base.instances.values()
+    models, placed = {}, {}
+    for name in ("stable", "canary"):
+        models[f"chat/{name}"] = Model("chat", name)
+        placed[f"chat/{name}"] = tuple(
+            replace(one, namespace="chat", model=name, id=f"{name}/{number}") for number, one in enumerate(instances)
+        )
+    return replace(base, models=models, instances=placed, routes={route.key: route for route in routes})
+
+
+@asynccontextmanager
+async def routed(*routes: Route, tenants: Sequence[Tenant] = ()) -> AsyncIterator[RunningGateway]:
+    async with scripted_engine(answer) as engine:
+        keys = keys_of(*tenants) if tenants else None
+        async with running_gateway(fleet_with(engine.url, routes), api_keys=keys) as running:
+            yield running
+
+
+def chat(name: str = "assistant", text: str = "Why?", **more: Any) -> dict[str, Any]:
+    return {"model": name, "messages": [{"role": "user", "content": text}], **more}
+
+
+def model_of(found: RawResponse) -> str | None:
+    assert found.status == 200, found.body
+    return found.fields.get("x-fairlead-model")
+
+
+@pytest.mark.parametrize("name", ["assistant", "acme/assistant", "chat/assistant"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_alias_leads_to_its_target_and_stays_in_the_answer(name: str, stream: bool) -> None:
+    async def main() -> None:
+        async with routed(replace(SPLIT, targets=(CANARY,))) as running:
+            found = await request(running.url, chat(name, stream=stream))
+            assert model_of(found) == "chat/canary"
+            assert f'"model":"{name}"'.encode() in found.body
+            assert b"canary" not in found.body
+
+    run_async(main())
+
+
+def test_model_named_by_its_client_is_served_as_without_routes() -> None:
+    async def main() -> None:
+        async with routed(SPLIT) as running:
+            for name in ("stable", "chat/stable"):
+                found = await request(running.url, chat(name))
+                assert (found.json["model"], model_of(found)) == ("stable", None)
+            missing = await request(running.url, chat("asistant"))
+            assert missing.status == 404
+            assert "did you mean: assistant" in missing.error["message"]
+
+    run_async(main())
+
+
+def test_conversation_stays_with_its_target() -> None:
+    async def main() -> None:
+        async with routed(SPLIT) as running:
+            targets = set()
+            for number in range(12):
+                first = chat(text=f"{number}")
+                model = model_of(await request(running.url, first))
+                targets.add(model)
+                reply = {"role": "assistant", "content": "hi"}
+                later = {**first, "messages": [*first["messages"], reply, {"role": "user", "content": "And?"}]}
+                assert model_of(await request(running.url, later)) == model
+                large = {**first, "messages": [*first["messages"], reply, {"role": "user", "content": "x" * 300_000}]}
+                assert model_of(await request(running.url, large)) == model
+            assert targets == {"chat/stable", "chat/canary"}
+
+    run_async(main())
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "TEXT"}]}),
+        ("/v1/completions", {"prompt": "TEXT"}),
+        ("/v1/embeddings", {"input": "TEXT"}),
+        ("/v1/rerank", {"query": "TEXT", "documents": ["b"]}),
+        ("/v1/audio/speech", {"input": "TEXT", "voice": "a"}),
+    ],
+)
+def test_session_decides_whatever_the_prompt_is(path: str, body: dict[str, Any]) -> None:
+    async def main() -> None:
+        async with routed(SPLIT) as running:
+            targets = set()
+            for number in range(10):
+                found = set()
+                for text in ("one", "two", "three"):
+                    text_body = {
+                        key: value if key != "messages" else [{"role": "user", "content": text}]
+                        for key, value in body.items()
+                    }
+                    text_body |= {key: text for key, value in body.items() if value == "TEXT"}
+                    more = f"x-session-id: {number}\r\n"
+                    answered = await request(running.url, {"model": "assistant", **text_body}, path=path, more=more)
+                    found.add(model_of(answered))
+                assert len(found) == 1
+                targets |= found
+            assert len(targets) == 2
+
+    run_async(main())
+
+
+def test_override_takes_requests_with_its_header() -> None:
+    canary = RouteRule((CANARY,), headers=(("x-canary", "yes"),))
+    route = replace(SPLIT, targets=(STABLE,), overrides=(canary,))
+
+    async def main() -> None:
+        async with routed(route) as running:
+            assert model_of(await request(running.url, chat(), more="X-Canary: yes\r\n")) == "chat/canary"
+            assert model_of(await request(running.url, chat(), more="X-Canary: no\r\n")) == "chat/stable"
+            preview = running.preview_route(
+                "/v1/chat/completions", b'{"model":"assistant","messages":[{"role":"user","content":"a"}]}', None
+            )
+            assert preview.records[0].route is not None
+            assert preview.records[0].route.target == preview.records[0].model_key == "chat/stable"
+
+    run_async(main())
+
+
+def test_decision_log_has_the_route() -> None:
+    async def main() -> None:
+        async with routed(replace(SPLIT, targets=(CANARY,))) as running:
+            found = await request(running.url, chat())
+            (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+            (record,) = logged.records
+            assert record.model_key == "chat/canary"
+            assert record.route is not None
+            assert record.route.describe() == "assistant is the route chat/assistant → chat/canary, its only target"
+            plain = await request(running.url, chat("stable"))
+            (logged,) = running.gateway.decisions.find(plain.fields["x-fairlead-decision"])
+            assert logged.records[0].route is None
+
+    run_async(main())
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ((replace(STABLE, weight=0),), "no target of this route has a weight above 0"),
+        ((RouteTarget("chat/gone"),), "the target that this route has chosen is not served"),
+    ],
+)
+def test_route_without_target_is_refused(targets: tuple[RouteTarget, ...], message: str) -> None:
+    async def main() -> None:
+        async with routed(replace(SPLIT, targets=targets)) as running:
+            for text in ("Why?", "x" * 300_000):
+                found = await request(running.url, chat(text=text))
+                assert (found.status, found.error["code"]) == (503, "route_without_target")
+                assert message in found.error["message"]
+
+    run_async(main())
+
+
+def test_tenant_sees_and_uses_only_routes_to_models_that_it_may_use() -> None:
+    other = Route("chat", "steady", (STABLE,), (RouteRule((CANARY,), tenants=frozenset({"acme"})),), ("steady",))
+    acme = Tenant("acme", models=frozenset({"chat/stable"}))
+    every = Tenant("zeta", shows_placement=False)
+
+    async def main() -> None:
+        async with routed(SPLIT, other, tenants=(acme, every)) as running:
+
+            async def listed(tenant: str) -> set[str]:
+                answers = await send(running.url, get_request("/v1/models", more=authorization(tenant)))
+                return {model["id"] for model in answers[0].json["data"]}
+
+            assert await listed("acme") == {"stable", "steady"}
+            assert await listed("zeta") == {"stable", "canary", "steady", "assistant", "acme/assistant"}
+            more = authorization("acme")
+            assert model_of(await request(running.url, chat("steady"), more=more)) == "chat/stable"
+            assert (await request(running.url, chat(), more=more)).status == 404
+            one = await send(running.url, get_request("/v1/models/assistant", more=more))
+            assert one[0].status == 404
+            hidden = await request(running.url, chat(), more=authorization("zeta"))
+            assert model_of(hidden) is None
+
+    run_async(main())
+
+
+def test_routes_follow_the_fleet() -> None:
+    async def main() -> None:
+        async with scripted_engine(answer) as engine:
+            fleet = fleet_with(engine.url, [replace(SPLIT, targets=(STABLE,))])
+            async with running_gateway(fleet) as running:
+                assert model_of(await request(running.url, chat())) == "chat/stable"
+                changed = replace(SPLIT, targets=(CANARY,))
+                running.gateway.update_fleet(replace(fleet, version=2, routes={changed.key: changed}))
+                assert model_of(await request(running.url, chat())) == "chat/canary"
+                running.gateway.update_fleet(replace(fleet, version=3, routes={}))
+                assert (await request(running.url, chat())).status == 404
+
+    run_async(main())
