@@ -20,6 +20,7 @@ from fairlead_gateway.quota.exchange import (
     Need,
     Row,
 )
+from fairlead_gateway.quota.slices import report_step
 from fairlead_gateway.quota.window import previous_start, window_span
 
 _MAX_SEEN: Final = 4_096
@@ -76,6 +77,7 @@ class TenantLedger:
         self._own: dict[tuple[str, str, int], Row] = {}
         self._ended: set[str] = set()
         self._needs: dict[tuple[str, str], Need] = {}
+        self._unsent: dict[str, int] = {}
         self._has_news = is_strict  # the store begins its epoch before the first request
         self._seen: dict[tuple[str, str, int], Row] = {}
         self._bases: dict[tuple[str, int], Base] = {}
@@ -94,6 +96,7 @@ class TenantLedger:
         self.is_strict = is_strict
         self._own = {key: row for key, row in self._own.items() if key[0] in self._limits}
         self._needs = {key: need for key, need in self._needs.items() if key[0] in self._limits}
+        self._unsent = {limit: unsent for limit, unsent in self._unsent.items() if limit in self._limits}
         self.last_reply = {name: reply for name, reply in self.last_reply.items() if name in self._limits}
 
     # Workers.
@@ -104,6 +107,8 @@ class TenantLedger:
             return
         key = (limit, row.holder, row.start)
         known = self._own.get(key)
+        spent = row.spent - (0 if known is None else known.spent)
+        self._unsent[limit] = self._unsent.get(limit, 0) + max(0, spent)
         self._own[key] = row if known is None else _merge(known, row, busy=row.busy)
         self._has_news = True
 
@@ -144,6 +149,11 @@ class TenantLedger:
         return bool(self._needs)
 
     @property
+    def is_behind(self) -> bool:
+        """Whether the store lacks so much that it should have it now: `report_step` of a limit."""
+        return any(unsent >= report_step(self._limits[limit].amount) for limit, unsent in self._unsent.items())
+
+    @property
     def has_news(self) -> bool:
         """Whether the store lacks counters, or a lease must be renewed."""
         return self._has_news or self._must_merge or any(row.outstanding > 0 for row in self._own.values())
@@ -153,6 +163,7 @@ class TenantLedger:
     def exchange(self, *, wants_rows: bool) -> Exchange:
         """Returns the next message to the store."""
         self._has_news = False
+        self._unsent = {}
         own: dict[str, list[Row]] = {}
         for (limit, _, _), row in self._own.items():
             own.setdefault(limit, []).append(row)

@@ -19,6 +19,16 @@ OPEN_SECONDS: Final = 1.0
 """Requests of a tenant that is admitted without Redis need no slice for so long."""
 _DECAY_SECONDS: Final = 0.02
 """Demand decays in steps of at least so long. Why: an exponential costs as much as all the rest."""
+_STEPS_OF_A_LIMIT: Final = 256
+
+
+def report_step(amount: int) -> int:
+    """Returns the part of a limit whose use is reported at once, not at the next interval.
+
+    A gateway that is killed takes what it has not reported along: others use that again. So this is
+    one request of small limits, and the reports of large ones are no more than those of a timer.
+    """
+    return max(1, amount // _STEPS_OF_A_LIMIT)
 
 
 class Slice:
@@ -51,6 +61,7 @@ class LeasedLimit:
     is_known: the store has said how much is left.
     available, used, ends_at: the limit over all gateways, as last known; the end of the window in
         monotonic seconds.
+    unreported: what requests have used since the last report.
     """
 
     __slots__ = (
@@ -68,6 +79,7 @@ class LeasedLimit:
         "open_until",
         "status",
         "status_at",
+        "unreported",
         "used",
     )
 
@@ -84,6 +96,7 @@ class LeasedLimit:
         self.ends_at = 0.0
         self.is_contended = False
         self.last_taken_at = 0.0
+        self.unreported = 0
         self._demand = 0.0
         self._demand_at = 0.0
         self._changed = False
@@ -119,6 +132,7 @@ class LeasedLimit:
         self._changed = True
         if not self.has_window:
             return
+        self.unreported = self.unreported + used
         if slice_ is self.current or used <= taken:
             slice_.spent += used
         else:  # the window of the request is over
@@ -188,6 +202,7 @@ class LeasedLimit:
         if not self._changed and not (is_due and self.current.granted > self.current.returned):
             return []
         self._changed = False
+        self.unreported = 0
         slices = [*self.closing, self.current]
         self.closing = [slice_ for slice_ in self.closing if slice_.busy > 0]
         return slices

@@ -225,7 +225,7 @@ class QuotaService:
             names = [
                 name
                 for name, ledger in self.ledgers.items()
-                if ledger.has_needs or name in refresh or (is_due and ledger.has_news)
+                if ledger.has_needs or ledger.is_behind or name in refresh or (is_due and ledger.has_news)
             ]
             if names:
                 await self._exchange(names, is_due=is_due)

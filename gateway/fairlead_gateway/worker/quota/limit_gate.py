@@ -141,13 +141,17 @@ class LimitGate:
         if reservation is None or reservation.is_settled:
             return
         plan, result = reservation.plan, context.result
-        reservation.settle(used_amounts(context, plan, reservation.estimate))
+        is_behind = reservation.settle(used_amounts(context, plan, reservation.estimate))
         if result.output_tokens and result.is_complete and is_generating(context):
             plan.answers += 1
             if plan.answers <= _ALL_LEARNED or plan.answers % _LEARNED_INTERVAL == 0:
                 self._learn(context, reservation.estimate.input_tokens, result.output_tokens)
         limits = self.tenants.get(context.caller)
-        if limits is not None and limits.waiting:
+        if limits is None:
+            return
+        if is_behind and self._link is not None:
+            self._link.report_soon(limits)
+        if limits.waiting:
             self.serve_waiting(limits)
 
     def headers(self, context: RequestContext | None, now: float) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 
 from fairlead.fleet.model import Model, TokenPrice
 from fairlead.tenants.model import Limit, LimitUnit
-from fairlead_gateway.quota.slices import LeasedLimit
+from fairlead_gateway.quota.slices import LeasedLimit, report_step
 
 REQUESTS: Final = 0
 INPUT_TOKENS: Final = 1
@@ -30,15 +30,19 @@ UNITS: Final = (
 
 
 class PlannedLimit:
-    """A limit that applies to a request, with its slices."""
+    """A limit that applies to a request, with its slices.
 
-    __slots__ = ("amount", "leased", "limit", "unit")
+    report_step: what may stay unreported until the next interval of reports.
+    """
+
+    __slots__ = ("amount", "leased", "limit", "report_step", "unit")
 
     def __init__(self, limit: Limit, leased: LeasedLimit) -> None:
         self.limit = limit
         self.leased = leased
         self.unit: int = UNITS.index(limit.unit)
         self.amount: int = limit.amount
+        self.report_step: int = report_step(limit.amount)
 
 
 class LimitHeaders:

@@ -27,6 +27,7 @@ class QuotaReporter(QuotaLink):
         self.tenants: Mapping[str, TenantLimits] = {}
         self._active: dict[str, TenantLimits] = {}
         self._requesting: dict[str, TenantLimits] = {}
+        self._behind: dict[str, TenantLimits] = {}
         self._soon: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._renew_at = 0.0
@@ -37,6 +38,12 @@ class QuotaReporter(QuotaLink):
         if self._soon is None:
             self._soon = self._loop.call_soon(self._send_needs)
         self.activate(limits)
+
+    def report_soon(self, limits: TenantLimits) -> None:
+        """Reports what the tenant has used, in the next iteration of the event loop."""
+        self._behind[limits.tenant.name] = limits
+        if self._soon is None:
+            self._soon = self._loop.call_soon(self._send_needs)
 
     def activate(self, limits: TenantLimits) -> None:
         """Reports what the tenant uses from now on, until no slice is out."""
@@ -80,7 +87,11 @@ class QuotaReporter(QuotaLink):
     def _send_needs(self) -> None:
         self._soon = None
         requesting, self._requesting = self._requesting, {}
-        self._send(requesting, has_needs=True, is_due=True)
+        behind, self._behind = self._behind, {}
+        if requesting:
+            self._send(requesting, has_needs=True, is_due=True)
+        if behind:
+            self._send(behind, has_needs=False, is_due=False)
 
     def _report(self) -> None:
         """Gives back what is spare, and reports what has changed."""

@@ -61,12 +61,20 @@ class Reservation:
         self.waited_seconds = 0.0
         self.waited_for = ""
 
-    def settle(self, used: Amounts) -> None:
-        """Ends the reservation with what the request has used."""
+    def settle(self, used: Amounts) -> bool:
+        """Ends the reservation with what the request has used.
+
+        Returns whether so much is not reported yet that it should be now.
+        """
         self.is_settled = True
         estimate, slices = self.estimate, self.slices
+        is_behind = False
         for index, planned in enumerate(self.plan.limits):
-            planned.leased.settle(slices[index], estimate.of(planned.unit), used.of(planned.unit))
+            leased = planned.leased
+            leased.settle(slices[index], estimate.of(planned.unit), used.of(planned.unit))
+            if leased.unreported >= planned.report_step:
+                is_behind = True
+        return is_behind
 
     def describe_wait(self) -> str:
         """Returns how long the request waited for a slice, and of which limit."""

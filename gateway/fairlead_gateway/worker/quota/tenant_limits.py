@@ -100,5 +100,9 @@ class QuotaLink:
         """Requests what the tenant's requests need."""
 
     @abstractmethod
+    def report_soon(self, limits: TenantLimits) -> None:
+        """Reports what the tenant has used without waiting for the interval."""
+
+    @abstractmethod
     def activate(self, limits: TenantLimits) -> None:
         """Reports what the tenant uses from now on, and sets `is_active` until that ends."""

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any, cast
 
 import httpx
@@ -12,7 +13,8 @@ from fairlead.fleet.model import TokenPrice
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
-from fairlead_gateway.quota.exchange import NOT_YET
+from fairlead_gateway.quota.exchange import NOT_YET, Exchange, ExchangeReply
+from fairlead_gateway.supervisor.quota.limit_stores import MemoryLimitStore
 from fairlead_gateway.supervisor.quota.quota_service import QuotaService
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.quota.reservation import Amounts
@@ -28,7 +30,22 @@ _TOKENS = Limit(LimitUnit.TOKENS, 100_000, Window.DAY)
 _COST = Limit(LimitUnit.COST, 1_000_000, Window.MONTH)
 _CONCURRENCY = Limit(LimitUnit.CONCURRENCY, 1)
 _BY_ENFORCEMENT = {"strict": Enforcement.STRICT, "estimated": Enforcement.ESTIMATED}
+_SLOW = dataclasses.replace(Limits(), quota_report_seconds=3_600.0, quota_renew_seconds=3_600.0)
 _QUICK = dataclasses.replace(Limits(), quota_report_seconds=0.02, quota_renew_seconds=0.05)
+
+
+class _RecordingStore(MemoryLimitStore):
+    """A store in memory. `spent`: the use of each limit in the last report."""
+
+    def __init__(self) -> None:
+        super().__init__(SystemClock())
+        self.spent: dict[str, int] = {}
+
+    async def apply(self, exchanges: Sequence[tuple[str, Exchange]]) -> list[ExchangeReply | None]:
+        for _, exchange in exchanges:
+            for report in exchange.limits:
+                self.spent[report.limit] = sum(row.spent for row in report.own)
+        return await super().apply(exchanges)
 
 
 async def _answer(call: EngineCall) -> None:
@@ -48,6 +65,23 @@ def test_a_request_beyond_the_limit_gets_429_with_the_headers_of_openai() -> Non
             assert "3 requests per day of tenant acme" in error["message"]
             assert 0 < int(refused.headers["retry-after"]) <= 86_400
             assert refused.headers["x-ratelimit-limit-requests"] == "3"
+
+    run_async(main())
+
+
+@pytest.mark.parametrize(
+    ("limit", "used_by_each", "most_unknown"),
+    [(Limit(LimitUnit.REQUESTS, 256, Window.DAY), 1, 0), (Limit(LimitUnit.TOKENS, 3 * 12 * 256, Window.DAY), 12, 60)],
+    ids=["small", "large"],
+)
+def test_use_reaches_the_store_before_any_interval(limit: Limit, used_by_each: int, most_unknown: int) -> None:
+    async def main() -> None:
+        store = _RecordingStore()
+        service = QuotaService(store, "gw", clock=SystemClock(), limits=_SLOW)
+        async with limited_gateway(_answer, [Tenant("acme", limits=(limit,))], _SLOW, service=service) as gateway:
+            for count in range(1, 13):
+                await gateway.chat("acme")
+                await wait_until(lambda: count * used_by_each - store.spent[limit.id] <= most_unknown)  # noqa: B023
 
     run_async(main())
 
