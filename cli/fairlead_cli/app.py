@@ -121,6 +121,12 @@ VERBS: Final = {
         "manifests.convert:convert",
         "Convert manifests of earlier releases and of other systems.",
     ),
+    "catalog list": Verb(
+        TOOLS, "manifests.catalog:catalog_list", "Show the models of the catalogue: parameters, weights and context."
+    ),
+    "catalog show": Verb(
+        TOOLS, "manifests.catalog:catalog_show", "Write the manifest of a model, with a checked sum of its memory."
+    ),
     "replay": Verb(
         TOOLS, "traffic.replay:replay", "Send a trace's requests to a running gateway and report the results."
     ),
@@ -139,10 +145,11 @@ NOUNS: Final = {
     "tenants": "Look at the tenants that may call models. Without a verb: list them.",
     "keys": "Create, list, rotate and revoke the API keys of tenants.",
     "airgap": "Carry a release to a cluster without internet.",
+    "catalog": "Write manifests of widely used models. Without a verb: list them.",
     "rollout": "Follow, pause, resume and undo the rollout of a model in a cluster.",
 }
 """Nouns with verbs of their own → one sentence for the help."""
-_DEFAULT_VERBS: Final = {"tenants": "list"}
+_DEFAULT_VERBS: Final = {"tenants": "list", "catalog": "list"}
 """Noun → the verb that it means alone, or before an option."""
 
 

@@ -4,6 +4,9 @@
 ``engine_flags.json``: vLLM's from ``vllm serve --help=all``, SGLang's from its wheel, which is
 parsed and not run. An engine that is not given keeps its entry. Tests hold every generated command
 line to that file, and ``docs/reference/engines.md`` shows it.
+
+Names of parsers come from the tables of the engines' sources. Tests hold the catalogue of models to
+them.
 """
 
 import argparse
@@ -21,11 +24,22 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).with_name("engine_flags.json")
 _HELP_SECONDS = 300
+_VLLM_PARSERS = {
+    "tool_parsers": ("tool_parsers/__init__.py", "_TOOL_PARSERS_TO_REGISTER"),
+    "reasoning_parsers": ("reasoning/__init__.py", "_REASONING_PARSERS_TO_REGISTER"),
+}
+_SGLANG_PARSERS = {
+    "tool_parsers": ("sglang/srt/function_call/function_call_parser.py", "ToolCallParserEnum"),
+    "reasoning_parsers": ("sglang/srt/parser/reasoning_parser.py", "DetectorMap"),
+}
+"""List of names → the file and the dictionary whose keys they are."""
 _SGLANG_FILES = re.compile(r"sglang/srt/(server_args|arg_groups/fields/\w+)\.py")
 
 
 def known() -> dict[str, dict[str, Any]]:
-    """Returns the stored entries: ``{"vllm": {"version": …, "flags": […]}, "sglang": …}``."""
+    """Returns the stored entries: ``{"vllm": {"version": …, "flags": […], "tool_parsers": […],
+    "reasoning_parsers": […]}, "sglang": …}``.
+    """
     entries: dict[str, dict[str, Any]] = json.loads(DATA.read_text(encoding="utf-8"))
     return entries
 
@@ -63,6 +77,34 @@ def sglang_flags(wheel: str) -> tuple[str, list[str]]:
             if _SGLANG_FILES.fullmatch(name):
                 flags.update(declared(ast.parse(archive.read(name))))
     return version, sorted(flags)
+
+
+def vllm_parsers(binary: str) -> dict[str, list[str]]:
+    """Returns the names of the parsers of an installed vLLM."""
+    (package,) = Path(binary).parents[1].glob("lib/python*/site-packages/vllm")
+    return {
+        name: keys_of(ast.parse((package / file).read_text(encoding="utf-8")), table)
+        for name, (file, table) in _VLLM_PARSERS.items()
+    }
+
+
+def sglang_parsers(wheel: str) -> dict[str, list[str]]:
+    """Returns the names of the parsers of an SGLang wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: keys_of(ast.parse(archive.read(file)), table) for name, (file, table) in _SGLANG_PARSERS.items()}
+
+
+def keys_of(tree: ast.Module, table: str) -> list[str]:
+    """Returns the keys of the dictionary that a module or a class of it assigns to ``table``."""
+    for node in ast.walk(tree):
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        is_table = any(isinstance(target, ast.Name) and target.id == table for target in targets)
+        if is_table and isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
+            keys = [key.value for key in node.value.keys if isinstance(key, ast.Constant)]
+            return sorted(key for key in keys if isinstance(key, str))
+    raise ValueError(f"no dictionary is called {table}")
 
 
 def declared(tree: ast.Module) -> Iterator[str]:
@@ -111,10 +153,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     entries = known() if DATA.exists() else {}
-    for engine, read_flags in (("vllm", vllm_flags), ("sglang", sglang_flags)):
+    readers = {"vllm": (vllm_flags, vllm_parsers), "sglang": (sglang_flags, sglang_parsers)}
+    for engine, (read_flags, read_parsers) in readers.items():
         if (path := getattr(given, engine)) is not None:
             version, flags = read_flags(path)
-            entries[engine] = {"version": version, "flags": flags}
+            entries[engine] = {"version": version, "flags": flags, **read_parsers(path)}
             print(f"{engine} {version}: {len(flags)} switches")
     DATA.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return 0

@@ -1,5 +1,5 @@
 """docs/reference/engines.md: engines, versions and command line switches, from golden files and the
-engines' own lists.
+engines' own lists. docs/reference/catalog.md: the models of the catalogue, and accelerators.
 """
 
 from collections.abc import Iterator
@@ -9,10 +9,15 @@ from typing import Any, Final
 import yaml
 from generators.engine_flags import known
 
+from fairlead.roofline import BANDWIDTH_SHARE, COMPUTE_SHARE, AcceleratorFigures, accelerator_figures
+from fairlead_cli.catalog.architecture import count_parameters, kv_bytes_per_device, weight_bytes
+from fairlead_cli.catalog.entry import CatalogEntry, read_entries
+from fairlead_cli.catalog.memory_plan import MEMORY_SHARE, WORKSPACE_BYTES, gib
 from fairlead_operator.render import CURRENT_VERSION
 
 CASES: Final = Path(__file__).resolve().parents[2] / "tests" / "operator" / "render" / "cases"
 GOLDEN: Final = CASES.parent / "golden" / f"v{CURRENT_VERSION}"
+_TOKENS: Final = 10_000
 _HEAD: Final = """# Engines
 
 What runs in the pods of a `ModelDeployment`, by `spec.engine.type`. Every switch below is checked against the engine itself, in the
@@ -133,3 +138,68 @@ def _engines(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for template in (spec.get("template"), group.get("leaderTemplate"), group.get("workerTemplate")):
         if template is not None:
             yield template["spec"]["containers"][0]
+
+
+def catalog_page(note: str) -> str:
+    """Returns docs/reference/catalog.md."""
+    entries = read_entries().values()
+    models = "".join(_model(entry) for entry in entries)
+    sources = "".join(_sources(entry) for entry in entries)
+    accelerators = "".join(_accelerator(name, figures) for name, figures in accelerator_figures().items())
+    return (
+        f"{note}# Catalogue of models\n\n"
+        "What `fairlead catalog` knows ([how to use it](../how-to/catalog.md)). Parameters, weights and KV are\n"
+        "computed from the figures of each model's `config.json`.\n\n"
+        "| Name | Repository | Parameters | Weights | Longest context "
+        f"| KV of {_TOKENS:,} tokens | Tool calls | Reasoning |\n|---|---|---|---|---|---|---|---|\n{models}\n"
+        "Parsers are those of vLLM / SGLang; a dash stands for none. KV is that of one device.\n\n"
+        "## Memory\n\n"
+        f"An engine takes {MEMORY_SHARE:.0%} of a device. {gib(WORKSPACE_BYTES)} of it are workspace: activations, "
+        "graphs and buffers of\ncommunication. The rest holds weights and KV. A plan fits if there is room for the "
+        "weights and for one\nrequest of the whole context.\n\n"
+        "- KV has 16 bits a value. A KV cache of 8 bits (`--kv-cache-dtype=fp8`) holds twice as much.\n"
+        "- Heads of K and V are divided among devices. A device has at least one head, and compressed KV\n"
+        "  (MLA) is whole on each.\n"
+        "- vLLM keeps only the window of layers that have one, and the tokens of one step. SGLang, and\n"
+        "  vLLM with chunked attention (Llama 4), keep all.\n"
+        "- FP8 halves the layers, and MXFP4 shrinks the experts. Embeddings have 16 bits. Layers for\n"
+        "  multi-token prediction are not loaded. The vision part of Llama 4 is not counted.\n"
+        "- Layers quantized in blocks are split only where each device gets whole blocks.\n\n"
+        "## Accelerators\n\n"
+        "Memory is what drivers report. Bandwidth and operations are those of data sheets, dense. A\n"
+        f"roofline takes {COMPUTE_SHARE:.0%} of the operations and {BANDWIDTH_SHARE:.0%} of the bandwidth.\n\n"
+        "| Class | Memory | Bandwidth | bf16 | fp8 | fp4 | Node label | Source |\n|---|---|---|---|---|---|---|---|\n"
+        f"{accelerators}\n"
+        f"## Sources\n\n{sources}"
+    )
+
+
+def _model(entry: CatalogEntry) -> str:
+    config = entry.config
+    kv = kv_bytes_per_device(config, _TOKENS, 1, has_windows=False)
+    tools = _pair(entry.vllm.tool_call_parser, entry.sglang.tool_call_parser)
+    reasoning = _pair(entry.vllm.reasoning_parser, entry.sglang.reasoning_parser)
+    return (
+        f"| `{entry.name}` | {entry.repository} | {count_parameters(config).total / 1e9:,.1f} B "
+        f"| {gib(weight_bytes(config))} | {config.max_position_embeddings:,} | {gib(kv)} | {tools} | {reasoning} |\n"
+    )
+
+
+def _pair(vllm: str | None, sglang: str | None) -> str:
+    return " / ".join(f"`{name}`" if name else "–" for name in (vllm, sglang))
+
+
+def _sources(entry: CatalogEntry) -> str:
+    lines = "".join(f"- {source}\n" for source in (*entry.config_sources, *entry.parser_sources))
+    return f"### {entry.name}\n\n{lines}\n"
+
+
+def _accelerator(name: str, figures: AcceleratorFigures) -> str:
+    flops = " | ".join(
+        f"{figures.flops[kind] / 1e12:,.0f} T" if kind in figures.flops else "–" for kind in ("bf16", "fp8", "fp4")
+    )
+    label = f"`{figures.node_label}`" if figures.node_label else "–"
+    return (
+        f"| `{name}` | {gib(figures.memory_bytes)} | {figures.bytes_per_second / 1e12:,.2f} TB/s | {flops} | {label} "
+        f"| {figures.source} |\n"
+    )

@@ -1,0 +1,121 @@
+"""An entry of the catalogue: a model, the figures of its config.json, and its parsers."""
+
+from importlib.resources import files
+from typing import Any, Final
+
+import msgspec
+import yaml
+
+from fairlead.errors import BadInput
+from fairlead.names import closest_matches
+
+ENGINES: Final = {"vllm": "VLLM", "sglang": "SGLang"}
+"""Name on the command line → `engine.type`."""
+IMAGES: Final = {"vllm": "vllm/vllm-openai:v0.32.0", "sglang": "lmsysorg/sglang:v0.5.23"}
+"""The images whose parsers the entries name, for NVIDIA's GPUs."""
+
+
+class Quantization(msgspec.Struct, frozen=True):
+    """`quantization_config` of a config.json."""
+
+    quant_method: str
+    weight_block_size: list[int] = []
+
+
+class VisionConfig(msgspec.Struct, frozen=True):
+    """`vision_config` of a config.json: the part of the model that reads images."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+
+
+class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The figures of a config.json that decide about memory, under their own names.
+
+    full_attention_layers: layers whose attention has no window; all without `sliding_window`.
+    """
+
+    model_type: str
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    max_position_embeddings: int
+    tie_word_embeddings: bool = False
+    torch_dtype: str = "bfloat16"
+    head_dim: int | None = None
+    intermediate_size_mlp: int | None = None
+    q_lora_rank: int | None = None
+    kv_lora_rank: int | None = None
+    qk_nope_head_dim: int = 0
+    qk_rope_head_dim: int = 0
+    v_head_dim: int = 0
+    num_experts: int = 0
+    num_local_experts: int = 0
+    n_routed_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int | None = None
+    n_shared_experts: int = 0
+    first_k_dense_replace: int = 0
+    interleave_moe_layer_step: int = 1
+    sliding_window: int | None = None
+    attention_chunk_size: int | None = None
+    full_attention_layers: int | None = None
+    quantization_config: Quantization | None = None
+    vision_config: VisionConfig | None = None
+
+
+class Parsers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The parsers of one engine for a model; None where it has none for it."""
+
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+    chat_template: str | None = None
+
+
+class CatalogEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A model of the catalogue.
+
+    repository: on Hugging Face.
+    config_sources, parser_sources: `FILE in REPOSITORY at REVISION`.
+    trust_remote_code: its repository has Python code that engines must run.
+    """
+
+    name: str
+    repository: str
+    config: ModelConfig
+    config_sources: list[str]
+    vllm: Parsers = Parsers()
+    sglang: Parsers = Parsers()
+    parser_sources: list[str] = []
+    trust_remote_code: bool = False
+
+    def parsers(self, engine: str) -> Parsers:
+        """Returns the parsers of an engine of `ENGINES`."""
+        return self.vllm if engine == "vllm" else self.sglang
+
+
+def read_entries() -> dict[str, CatalogEntry]:
+    """Returns all entries by name, in the order of their families' files."""
+    folder = files("fairlead_cli.catalog") / "models"
+    entries: list[CatalogEntry] = []
+    for path in sorted(folder.iterdir(), key=lambda found: found.name):
+        if path.name.endswith(".yaml"):
+            content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+            entries += msgspec.convert(content, list[CatalogEntry])
+    return {entry.name: entry for entry in entries}
+
+
+def find_entry(name: str) -> CatalogEntry:
+    """Returns an entry by its name or repository. Raises BadInput with similar names."""
+    entries = read_entries()
+    wanted = name.lower()
+    for entry in entries.values():
+        if wanted in (entry.name, entry.repository.lower()):
+            return entry
+    similar = closest_matches(wanted, list(entries), count=3)
+    hint = f"did you mean {', '.join(similar)}?" if similar else "fairlead catalog list shows all"
+    raise BadInput(f"the catalogue has no model {name!r}", field="MODEL", hint=hint)

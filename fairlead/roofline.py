@@ -1,0 +1,113 @@
+"""Rooflines: the speed of a model on accelerators, from the figures of data sheets.
+
+A step takes as long as its arithmetic or its reads from memory, whichever is longer. Neither
+reaches the figures of a data sheet: `COMPUTE_SHARE` and `BANDWIDTH_SHARE` say how much of them an
+engine gets. The built-in profiles of NVIDIA's L4, A100 and H100 were made with the same shares.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from fairlead.engine_profile import EngineProfile
+
+COMPUTE_SHARE: Final = 0.45
+BANDWIDTH_SHARE: Final = 0.85
+STEP_SECONDS: Final = 1.5e-3
+"""The fixed overhead of a step, as in the built-in profile of an H100."""
+GIB: Final = 2**30
+_MIB: Final = 2**20
+_TERA: Final = 1e12
+
+
+@dataclass(frozen=True, slots=True)
+class AcceleratorFigures:
+    """The figures of one device in its vendor's data sheet.
+
+    memory_bytes: memory that the device's driver reports, which is less than the data sheet says.
+    bytes_per_second: bandwidth of that memory.
+    flops: dense operations per second by data type, such as `bf16` and `fp8`.
+    devices_per_node: devices in one server or host machine of the vendor's reference design.
+    node_label: a label that nodes with this device have, as `name: value`; "" if it differs.
+    source: the document with these figures.
+    """
+
+    memory_bytes: int
+    bytes_per_second: float
+    flops: dict[str, float]
+    devices_per_node: int
+    node_label: str
+    source: str
+
+    def flops_of(self, data_type: str) -> float:
+        """Returns the operations per second in a data type; in bf16 where the device lacks it."""
+        return self.flops.get(data_type, self.flops["bf16"])
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCost:
+    """The work and the reads of a model on one instance.
+
+    weight_bytes: of all weights.
+    active_parameters: parameters that one token is multiplied with.
+    attention_flops: operations for one token's attention to one earlier token.
+    kv_bytes: of one token, on all devices together.
+    data_type: of the arithmetic, such as `bf16`.
+    """
+
+    weight_bytes: float
+    active_parameters: float
+    attention_flops: float
+    kv_bytes: float
+    data_type: str = "bf16"
+
+
+def roofline_profile(
+    name: str, model: ModelCost, accelerator: AcceleratorFigures, *, devices: int, kv_tokens: int
+) -> EngineProfile:
+    """Returns the profile of one instance of a model, split over devices.
+
+    Communication between the devices is not counted.
+
+    kv_tokens: tokens that the KV cache of the instance holds.
+    """
+    flops = accelerator.flops_of(model.data_type) * COMPUTE_SHARE * devices
+    bandwidth = accelerator.bytes_per_second * BANDWIDTH_SHARE * devices
+    return EngineProfile(
+        name,
+        prefill_token_seconds=2 * model.active_parameters / flops,
+        attention_seconds=model.attention_flops / flops,
+        weights_seconds=model.weight_bytes / bandwidth,
+        step_seconds=STEP_SECONDS,
+        resident_token_seconds=model.kv_bytes / bandwidth,
+        kv_tokens=kv_tokens,
+    )
+
+
+def accelerator_figures() -> dict[str, AcceleratorFigures]:
+    """Returns the figures by name of the built-in AcceleratorClass."""
+    return {
+        "nvidia-l4": AcceleratorFigures(
+            23_034 * _MIB,
+            300e9,
+            {"bf16": 121 * _TERA, "fp8": 242 * _TERA},
+            8,
+            "nvidia.com/gpu.product: NVIDIA-L4",
+            "NVIDIA L4 Tensor Core GPU data sheet",
+        ),
+        "nvidia-a100": AcceleratorFigures(
+            81_920 * _MIB,
+            2.039e12,
+            {"bf16": 312 * _TERA},
+            8,
+            "nvidia.com/gpu.product: NVIDIA-A100-SXM4-80GB",
+            "NVIDIA A100 Tensor Core GPU data sheet (SXM, 80 GB)",
+        ),
+        "nvidia-h100": AcceleratorFigures(
+            81_559 * _MIB,
+            3.35e12,
+            {"bf16": 989 * _TERA, "fp8": 1978 * _TERA},
+            8,
+            "nvidia.com/gpu.product: NVIDIA-H100-80GB-HBM3",
+            "NVIDIA H100 Tensor Core GPU data sheet (SXM)",
+        ),
+    }

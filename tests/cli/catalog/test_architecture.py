@@ -1,0 +1,109 @@
+"""Parameters and bytes of the catalogue's models, against published figures."""
+
+import dataclasses
+
+import msgspec
+import pytest
+
+from fairlead_cli.catalog.architecture import (
+    count_parameters,
+    is_valid_split,
+    kv_bytes_per_device,
+    model_cost,
+    weight_bytes,
+)
+from fairlead_cli.catalog.entry import CatalogEntry, Quantization, find_entry, read_entries
+
+PUBLISHED_BILLIONS = {
+    "qwen3-8b": 8.2,
+    "qwen3-30b-a3b": 30.5,
+    "qwen3-235b-a22b": 235.0,
+    "qwen3-coder-480b-a35b": 480.0,
+    "llama-3.1-8b": 8.03,
+    "llama-3.3-70b": 70.6,
+    "llama-4-scout": 109.0,
+    "gpt-oss-120b": 117.0,
+    "gpt-oss-20b": 20.9,
+    "deepseek-v3": 671.0,
+    "kimi-k2": 1026.0,
+    "glm-4.5": 355.0,
+    "glm-4.5-air": 106.0,
+    "mistral-small-3.1-24b": 24.0,
+    "phi-4-mini": 3.84,
+}
+"""Parameters by the models' own pages and by the recipes of vLLM."""
+ACTIVE_BILLIONS = {"qwen3-30b-a3b": 3.3, "qwen3-235b-a22b": 22.0, "deepseek-v3": 37.0, "kimi-k2": 32.0}
+
+
+def entry(name: str) -> CatalogEntry:
+    return read_entries()[name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED_BILLIONS)
+def test_parameters_are_those_that_are_published(name: str) -> None:
+    assert count_parameters(entry(name).config).total / 1e9 == pytest.approx(PUBLISHED_BILLIONS[name], rel=0.015)
+
+
+@pytest.mark.parametrize(("name", "count"), [("gemma-3-4b", 3_880_099_328), ("gemma-3-12b", 11_765_788_416)])
+def test_text_parameters_of_gemma_are_exact_up_to_norms(name: str, count: int) -> None:
+    # Source: keras_hub/src/models/gemma3/gemma3_presets.py in keras-team/keras-hub.
+    counts = count_parameters(entry(name).config)
+    assert counts.vision > 0
+    assert counts.total - counts.vision == pytest.approx(count, rel=0.001)
+
+
+@pytest.mark.parametrize("name", ACTIVE_BILLIONS)
+def test_active_parameters_are_those_that_are_published(name: str) -> None:
+    # Published numbers count the table of tokens, too, which is looked up and not multiplied.
+    config = entry(name).config
+    table = config.vocab_size * config.hidden_size
+    active = (model_cost(config, 8).active_parameters + table) / 1e9
+    assert active == pytest.approx(ACTIVE_BILLIONS[name], rel=0.03)
+
+
+def test_quantization_shrinks_what_it_quantizes() -> None:
+    plain, quantized = weight_bytes(entry("qwen3-32b").config), weight_bytes(entry("qwen3-32b-fp8").config)
+    embeddings = 2 * count_parameters(entry("qwen3-32b").config).embeddings
+    assert plain - embeddings == 2 * (quantized - embeddings)
+    # Source: the checkpoint of openai/gpt-oss-120b has 65.2 GB.
+    assert weight_bytes(entry("gpt-oss-120b").config) == pytest.approx(65.2e9, rel=0.01)
+
+
+def test_kv_of_a_dense_model_is_divided_up_to_the_number_of_its_heads() -> None:
+    config = entry("qwen3-32b").config
+    whole = kv_bytes_per_device(config, 1_000, 1, has_windows=True)
+    assert whole == 1_000 * 64 * 2 * 8 * 128 * 2
+    assert kv_bytes_per_device(config, 1_000, 8, has_windows=True) == whole // 8
+    assert kv_bytes_per_device(config, 1_000, 16, has_windows=True) == whole // 8
+
+
+def test_compressed_kv_is_whole_on_each_device() -> None:
+    config = entry("deepseek-v3").config
+    assert kv_bytes_per_device(config, 1, 1, has_windows=True) == 61 * (512 + 64) * 2
+    assert kv_bytes_per_device(config, 1, 8, has_windows=True) == 61 * (512 + 64) * 2
+
+
+def test_layers_with_a_window_keep_no_more_than_it() -> None:
+    config = entry("gpt-oss-20b").config
+    short, long = (kv_bytes_per_device(config, tokens, 1, has_windows=True) for tokens in (1_000, 101_000))
+    everything = kv_bytes_per_device(config, 101_000, 1, has_windows=False)
+    assert short == kv_bytes_per_device(config, 1_000, 1, has_windows=False)
+    assert 0.5 * everything < long < 0.6 * everything
+
+
+def test_a_split_divides_heads_and_blocks_of_quantization() -> None:
+    assert [n for n in (1, 2, 4, 8, 16) if is_valid_split(entry("qwen3-14b").config, n)] == [1, 2, 4, 8]
+    # Source: the recipe of Qwen3-235B-A22B allows FP8 on at most four devices.
+    assert [n for n in (1, 2, 4, 8) if is_valid_split(entry("qwen3-235b-a22b-fp8").config, n)] == [1, 2, 4]
+    assert is_valid_split(entry("qwen3-235b-a22b").config, 8)
+    plain = msgspec.structs.replace(entry("qwen3-235b-a22b-fp8").config, quantization_config=Quantization("fp8"))
+    assert is_valid_split(plain, 8)
+
+
+def test_a_model_is_found_by_its_repository() -> None:
+    assert find_entry("Qwen/Qwen3-32B").name == find_entry("QWEN3-32B").name == "qwen3-32b"
+
+
+def test_cost_grows_with_what_devices_repeat() -> None:
+    one, eight = (model_cost(entry("deepseek-v3").config, devices) for devices in (1, 8))
+    assert eight == dataclasses.replace(one, kv_bytes=8 * one.kv_bytes)
