@@ -1,10 +1,11 @@
 """Compiles the data plane with mypyc and Cython, once per state of the sources.
 
-    .venv/bin/python scripts/compile.py [--sim] [--into FOLDER]
+    .venv/bin/python scripts/compile.py [--sim | --autoscaler] [--into FOLDER]
 
 Compiles the modules below in a copy of the packages. The copy lies in the cache, where gateways
 find it (``fairlead.runtime.compiled_build``), or with ``--into`` elsewhere, for an image. ``--sim``
-makes another copy, of the fleet simulator and its router (``fairlead_sim.compiled``).
+makes another copy, of the fleet simulator and its router (``fairlead_sim.compiled``), and
+``--autoscaler`` one of the autoscaler's core, for its property tests.
 
 The modules in Cython (``.pyx``) are compiled in the same step. Sources that are not compiled do the
 same in Python.
@@ -88,6 +89,9 @@ SIMULATION = (
 )
 """The modules that a simulated request passes through."""
 
+AUTOSCALER = ("fairlead/engine_profile.py", "fairlead_autoscaler/core/**/*.py")
+"""The modules that make a plan. Only the property tests run from this copy."""
+
 CYTHON_MODULES = "fairlead_*/native/*.pyx"
 """Loops over bytes, which stay slow in compiled Python; both copies hold them."""
 
@@ -138,16 +142,23 @@ ignore_missing_imports = True
 follow_imports = silent
 """
 NO_COMPILER = 3
+_AUTOSCALER_FOLDER = Path(__file__).resolve().parents[1] / "autoscaler" / "fairlead_autoscaler"
 
 
 def main() -> int:
     """Returns 0 when the copy exists afterwards."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--into", type=Path, help="put the copy here instead of into the cache")
-    parser.add_argument("--sim", action="store_true", help="the fleet simulator too, for benchmarks and nightly runs")
+    copies = parser.add_mutually_exclusive_group()
+    copies.add_argument("--sim", action="store_true", help="the fleet simulator too, for benchmarks and nightly runs")
+    copies.add_argument("--autoscaler", action="store_true", help="the autoscaler's core, for its property tests")
     parser.add_argument("--print", action="store_true", help="only say where the copy lies, if it is there")
     options = parser.parse_args()
-    folders = compiled_sim.package_folders() if options.sim else compiled_build.package_folders()
+    folders, patterns = compiled_build.package_folders(), DATA_PLANE
+    if options.sim:
+        folders, patterns = compiled_sim.package_folders(), SIMULATION
+    elif options.autoscaler:
+        folders, patterns = [*compiled_sim.package_folders(), _AUTOSCALER_FOLDER], AUTOSCALER
     target = options.into or compiled_build.compiled_copy_path(folders, compiled_build.cache_folder(os.environ))
     if options.print:
         if (target / compiled_build.COMPLETE_MARKER).is_file():
@@ -160,8 +171,8 @@ def main() -> int:
             "no C compiler is installed: gateways run interpreted, at about twice the processor time", file=sys.stderr
         )
         return NO_COMPILER
-    print("compiling the data plane (once per state of its sources, a few minutes) ...", file=sys.stderr)
-    return _build(folders, target, SIMULATION if options.sim else DATA_PLANE)
+    print("compiling (once per state of its sources, a few minutes) ...", file=sys.stderr)
+    return _build(folders, target, patterns)
 
 
 def compiled_modules(root: Path, patterns: Iterable[str]) -> list[str]:

@@ -39,16 +39,17 @@ def main(arguments: Sequence[str]) -> int:
 def _run(benchmark: Benchmark, arguments: Sequence[str]) -> int:
     """Runs a benchmark in this process, which may restart from a compiled copy."""
     if benchmark.code is not Code.SOURCES and not any(word in ("-h", "--help") for word in arguments):
-        _compile(with_simulator=benchmark.code is Code.COMPILED_SIMULATOR)
+        _compile(benchmark.code)
         _restart_compiled(benchmark.code)
     status: int = import_module(benchmark.module).main(list(arguments))
     return status
 
 
-def _compile(*, with_simulator: bool) -> None:
+def _compile(code: Code) -> None:
     """Makes the compiled copy, once for each state of the sources. Raises SystemExit where that
     fails."""
-    command = [sys.executable, str(ROOT / "scripts" / "compile.py"), *(["--sim"] if with_simulator else [])]
+    option = {Code.COMPILED_SIMULATOR: ["--sim"], Code.COMPILED_AUTOSCALER: ["--autoscaler"]}.get(code, [])
+    command = [sys.executable, str(ROOT / "scripts" / "compile.py"), *option]
     status = subprocess.run(command, check=False).returncode
     if status not in (0, _NO_COMPILER):
         sys.exit(status)
@@ -59,6 +60,10 @@ def _restart_compiled(code: Code) -> None:
     where none is wanted."""
     if code is Code.COMPILED_SIMULATOR:
         from fairlead_sim.compiled import run_compiled
+
+        run_compiled()
+    elif code is Code.COMPILED_AUTOSCALER:
+        from fairlead_bench.autoscaler.compiled_core import run_compiled
 
         run_compiled()
     elif code is Code.COMPILED_WORKER:

@@ -12,6 +12,7 @@ class Code(Enum):
     COMPILED_PROCESSES = "processes that find the compiled data plane themselves"
     COMPILED_WORKER = "the compiled data plane, in this process"
     COMPILED_SIMULATOR = "the compiled simulator, in this process"
+    COMPILED_AUTOSCALER = "the autoscaler's compiled core, in this process"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             "fairlead_bench.autoscaler.property_tests",
             "the autoscaler's property tests with 10,000 examples each",
             120,
+            Code.COMPILED_AUTOSCALER,
             in_all=False,
         ),
         Benchmark(

@@ -9,7 +9,7 @@ it is never stale. Without a copy everything runs from the sources.
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import fairlead_sim
@@ -27,10 +27,18 @@ def simulator_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
     The environment is unchanged if there is no copy, or if ``FAIRLEAD_COMPILED`` is 0.
     """
+    return copy_environment(environ, package_folders())
+
+
+def copy_environment(environ: Mapping[str, str], folders: Iterable[Path]) -> dict[str, str]:
+    """Returns the environment with the compiled copy of ``folders`` first on its path.
+
+    The environment is unchanged if there is no copy, or if ``FAIRLEAD_COMPILED`` is 0.
+    """
     environment = dict(environ)
     if environ.get("FAIRLEAD_COMPILED") == "0":
         return environment
-    copy = compiled_build.compiled_copy_path(package_folders(), compiled_build.cache_folder(environ))
+    copy = compiled_build.compiled_copy_path(folders, compiled_build.cache_folder(environ))
     if not (copy / compiled_build.COMPLETE_MARKER).is_file():
         return environment
     environment["PYTHONSAFEPATH"] = "1"

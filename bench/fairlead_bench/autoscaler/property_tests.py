@@ -4,7 +4,8 @@
 
 Each test runs in a process of its own, in parts with a seed each. Results are stored at once in
 ``out/bench/autoscaler-properties-runs.jsonl``, under a digest of the sources, so that a later call
-goes on. Tests that took least in earlier calls with fewer examples run first.
+goes on. Tests that took least in earlier calls with fewer examples run first. The core is compiled,
+unless ``FAIRLEAD_COMPILED`` is 0 or there is no C compiler.
 """
 
 import argparse

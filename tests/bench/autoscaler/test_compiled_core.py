@@ -1,0 +1,41 @@
+"""The compiled copy of the core: its place, and the restart from it."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from fairlead.runtime.compiled_build import COMPLETE_MARKER, compiled_copy_path
+from fairlead_bench.autoscaler import compiled_core
+from scripts import compile as script
+
+
+def test_the_program_restarts_from_a_complete_copy_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    restarts: list[Mapping[str, str]] = []
+    monkeypatch.setattr(os, "execve", lambda program, arguments, environ: restarts.append(environ))
+    monkeypatch.setenv("FAIRLEAD_CACHE", str(tmp_path))
+    compiled_core.run_compiled()
+    copy = compiled_copy_path(compiled_core.package_folders(), tmp_path)
+    copy.mkdir()
+    compiled_core.run_compiled()
+    assert not restarts
+    (copy / COMPLETE_MARKER).touch()
+    compiled_core.run_compiled()
+    monkeypatch.setenv("FAIRLEAD_COMPILED", "0")
+    compiled_core.run_compiled()
+    (environ,) = restarts
+    assert environ["PYTHONPATH"].split(os.pathsep)[0] == str(copy)
+
+
+def test_the_script_puts_the_copy_where_it_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = compiled_copy_path(compiled_core.package_folders(), tmp_path)
+    copy.mkdir()
+    (copy / COMPLETE_MARKER).touch()
+    monkeypatch.setenv("FAIRLEAD_CACHE", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["compile.py", "--autoscaler", "--print"])
+    assert script.main() == 0
+    assert capsys.readouterr().out.split() == [str(copy)]
