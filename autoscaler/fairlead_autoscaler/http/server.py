@@ -106,8 +106,8 @@ def _guard(token: str | None, hosts: Iterable[str]) -> Callable[..., Awaitable[w
             return _error_response(403, "requests from other sites are refused")
         if wanted is not None and request.path not in _PUBLIC_PATHS:
             # The bytes, since text that was not UTF-8 cannot be encoded again.
-            raw = {name.lower(): value for name, value in request.raw_headers}
-            if not http_access.is_authorized(raw.get(b"authorization", b""), wanted):
+            sent = [value for name, value in request.raw_headers if name.lower() == b"authorization"]
+            if len(sent) != 1 or not http_access.is_authorized(sent[0], wanted):
                 response = _error_response(401, "the management token is missing or wrong")
                 response.headers["www-authenticate"] = "Bearer"
                 return response

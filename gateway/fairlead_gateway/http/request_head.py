@@ -4,7 +4,8 @@ Why: two parsers that disagree about the end of a request allow request smugglin
 accepts nothing doubtful. A head must have CRLF line ends, no folded lines and exactly one Host. At
 most one of Content-Length and Transfer-Encoding may appear, and only once. `chunked` is the only
 coding, never on HTTP/1.0. Requests to engines have their own framing; nothing of the received one
-is forwarded.
+is forwarded. Headers with a key may appear once, so that a proxy and the gateway cannot take two
+callers for the one who asks.
 
 Clients send nearly the same head with every request of a connection; only Content-Length differs.
 `HeadTemplate` recognizes such a head without parsing it again.
@@ -39,6 +40,10 @@ _MAX_SHARED_TEMPLATES: Final = 64
 _MAX_SHARED_BYTES: Final = 4_096
 _DIGIT_ZERO: Final = 0x30  # the digit
 _LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)(?=[ \t]*(?:\r\n|\Z))", re.IGNORECASE)
+_SINGLE_FIELDS: Final = (
+    *(b"host", b"content-length", b"transfer-encoding", b"expect", b"content-encoding"),
+    *(b"authorization", b"x-api-key"),
+)
 _STRAY_CONTROL: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
 _STRAY_CONTROL_PARTIAL: Final = re.compile(rb"(?<!\r)\n|\r[^\n]|\x00")
 
@@ -278,7 +283,7 @@ def _parse_framing(method: str, target: bytes, version: int, fields: HeaderField
 
 def _reject_repeats(fields: HeaderFields) -> None:
     names = [name for name, _ in fields]
-    for name in (b"host", b"content-length", b"transfer-encoding", b"expect", b"content-encoding"):
+    for name in _SINGLE_FIELDS:
         if names.count(name) > 1:
             word = name.decode("ascii")
             raise BadRequest(f"the header {word} is given more than once", code="malformed_http", param=word)

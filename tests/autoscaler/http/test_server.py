@@ -164,6 +164,15 @@ def test_names_of_services_and_listed_names_are_served(made: Any) -> None:
     with_client(made, use, hosts=("Scaler.example.org",))
 
 
+def test_two_tokens_are_none(made: Any) -> None:
+    async def use(client: httpx.AsyncClient, _: AutoscalerService) -> None:
+        for tokens in (("right", "wrong"), ("wrong", "right"), ("right", "right")):
+            sent = [("authorization", f"Bearer {token}") for token in tokens]
+            assert (await client.get("/autoscaling", headers=sent)).status_code == 401
+
+    with_client(made, use, token="right")
+
+
 def test_an_authorization_that_is_not_utf8_is_refused(made: Any) -> None:
     async def use(client: httpx.AsyncClient, _: AutoscalerService) -> None:
         sent = [(b"authorization", b"Bearer \xff\xfe")]

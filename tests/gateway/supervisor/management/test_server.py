@@ -79,6 +79,19 @@ def test_what_is_not_http_is_refused_and_so_is_a_host_given_twice(made_up: Any) 
     run_async(main())
 
 
+def test_two_tokens_are_refused_also_if_they_are_equal(made_up: Any) -> None:
+    async def main() -> None:
+        async with managed(made_up, "right") as url:
+            for tokens in (("right", "wrong"), ("wrong", "right"), ("right", "right")):
+                more = "".join(f"authorization: Bearer {token}\r\n" for token in tokens)
+                (answer,) = await send(
+                    url, get_request("/api/fleet", more=more).replace(b"host: x", b"host: localhost")
+                )
+                assert answer.status == 400
+
+    run_async(main())
+
+
 def test_nobody_waits_for_a_body(made_up: Any) -> None:
     async def main() -> None:
         async with managed(made_up) as url:
