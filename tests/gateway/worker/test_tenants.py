@@ -238,6 +238,30 @@ def test_unknown_model_and_one_of_another_tenant_get_the_same_answer() -> None:
     run_async(main())
 
 
+def test_a_bare_name_is_a_tenants_own_though_an_older_model_of_others_has_it() -> None:
+    tenants = [Tenant("acme", models=frozenset({"chat/*"})), Tenant("both", models=frozenset({"chat/*", "secret/*"}))]
+
+    async def main() -> None:
+        async with (
+            scripted_engine() as engine,
+            running_gateway(fleet_of([engine.url]), api_keys=keys_of(*tenants)) as running,
+        ):
+            fleet = fleet_of_models(engine.url)
+            younger = replace(fleet.models["chat/llama"], shadowed=True)
+            running.gateway.update_fleet(replace(fleet, version=2, models={**fleet.models, "chat/llama": younger}))
+            found = {}
+            for name in ("acme", "both"):
+                more = authorization(name)
+                listed = (await send(running.url, get_request("/v1/models", more=more)))[0].json
+                answer = await request(running.url, {"model": "llama", **CHAT}, more=more)
+                (logged,) = running.gateway.decisions.find(answer.fields["x-fairlead-decision"])
+                found[name] = ([model["id"] for model in listed["data"]], logged.latest.model_key)
+            assert found["acme"] == (["llama", "qwen"], "chat/llama")
+            assert found["both"] == (["chat/llama", "qwen", "falcon-9b", "llama"], "secret/llama")
+
+    run_async(main())
+
+
 def test_visible_models_follow_fleet_and_tenant() -> None:
     own = Tenant("acme", models=frozenset({"chat/qwen"}))
 

@@ -5,12 +5,13 @@ every respect: by its name, in hints about similar names, in the list of models,
 models have the same bare name.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from fairlead.fleet.model import Fleet
-from fairlead.routes.model import visible_route
+from fairlead.fleet.model import Fleet, Model
+from fairlead.routes.model import Route, visible_route
 from fairlead.routes.resolution import RouteTable
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.worker.openai.model_names import ModelEntry, client_names
@@ -61,9 +62,25 @@ class ModelVisibility:
                 self._views.clear()
             fleet = self._every.fleet
             may_use = caller.tenant.may_use
-            models = {key: model for key, model in fleet.models.items() if may_use(key)}
             visible = {key: visible_route(route, may_use) for key, route in fleet.routes.items()}
             routes = {key: route for key, route in visible.items() if route is not None}
+            models = {key: model for key, model in fleet.models.items() if may_use(key)}
+            models = _with_bare_names(models, routes.values())
             view = VisibleModels(replace(fleet, models=models, instances={}, routes=routes))
             self._views[caller.models] = view
         return view
+
+
+def _with_bare_names(models: Mapping[str, Model], routes: Iterable[Route]) -> dict[str, Model]:
+    """Returns models, each with its bare name unless another of them or a route has that name.
+
+    Why: in a cluster, the oldest model of a name owns it. Else a tenant could tell by its own model
+    that others have one of that name.
+    """
+    names = Counter(model.name for model in models.values())
+    names.update(name for model in models.values() for name in model.served_names)
+    names.update(name for route in routes for name in route.names)
+    return {
+        key: replace(model, shadowed=False) if model.shadowed and names[model.name] == 1 else model
+        for key, model in models.items()
+    }
