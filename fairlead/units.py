@@ -65,6 +65,8 @@ def parse_size(text: str, *, field: str = "size") -> int:
 
 
 NANO_USD_PER_USD: Final = 1_000_000_000
+_NANO_USD_PER_CENT: Final = 10_000_000
+_NANO_USD_PER_MICRO_USD: Final = 1_000
 _NANO_USD_PER_TOKEN: Final = 1_000
 """The price of a token at one dollar per million tokens, in billionths of a dollar."""
 USD_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,6})?$"
@@ -82,9 +84,18 @@ def parse_usd(text: str, *, field: str = "amount") -> int:
     return int(Decimal(text) * NANO_USD_PER_USD)
 
 
-def format_usd(nano_usd: int, decimals: int = 2) -> str:
-    """Returns billionths of a US dollar as rounded dollars: `2500000000` → `"2.50"`."""
-    return f"{Decimal(nano_usd) / NANO_USD_PER_USD:.{decimals}f}"
+def format_usd(nano_usd: int) -> str:
+    """Returns billionths of a US dollar as rounded dollars: `2500000000` → `"2.50"`.
+
+    Below ten cents, what is no whole cent has six decimals. Below a millionth of a dollar, it has
+    as many as it takes.
+    """
+    amount = abs(nano_usd)
+    if amount >= NANO_USD_PER_USD // 10 or amount % _NANO_USD_PER_CENT == 0:
+        return f"{Decimal(nano_usd) / NANO_USD_PER_USD:.2f}"
+    if amount < _NANO_USD_PER_MICRO_USD:
+        return format_exact_usd(nano_usd)
+    return f"{Decimal(nano_usd) / NANO_USD_PER_USD:.6f}"
 
 
 def format_exact_usd(nano_usd: int) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fairlead.units import NANO_USD_PER_USD, format_duration, format_usd
+from fairlead.units import format_duration, format_usd
 from fairlead.usage.record import UsageTotals
 from fairlead.usage.report import CostReport, CostRow
 from fairlead_cli.formatting import UNKNOWN, align_columns, format_count, format_share
@@ -55,10 +55,8 @@ def cost_notes(report: CostReport) -> list[str]:
 
 
 def format_money(nano_usd: int) -> str:
-    """Returns dollars with two decimals, and small amounts with more."""
-    if nano_usd == 0 or abs(nano_usd) >= NANO_USD_PER_USD // 10:
-        return f"${format_usd(nano_usd)}"
-    return f"${format_usd(nano_usd, 6)}"
+    """Returns dollars as text."""
+    return f"${format_usd(nano_usd)}"
 
 
 def _usage_cells(row: UsageTotals, is_wide: bool) -> list[str]:

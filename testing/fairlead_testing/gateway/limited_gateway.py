@@ -147,7 +147,13 @@ async def _answer(call: EngineCall) -> None:
 
 @asynccontextmanager
 async def limited_gateways(
-    url: str, tenants: Sequence[Tenant], count: int, folder: Path | None = None, *, lease_seconds: float = 1.0
+    url: str,
+    tenants: Sequence[Tenant],
+    count: int,
+    folder: Path | None = None,
+    *,
+    lease_seconds: float = 1.0,
+    price: TokenPrice | None = None,
 ) -> AsyncIterator[list[LimitedGateway]]:
     """Runs gateways that share a Redis, each with its own link and engine.
 
@@ -165,7 +171,7 @@ async def limited_gateways(
             service = QuotaService(
                 RedisLimitStore(link), f"gw{number}", clock=SystemClock(), limits=limits, checkpoint_folder=folder
             )
-            running = limited_gateway(_answer, tenants, limits, service=service)
+            running = limited_gateway(_answer, tenants, limits, price=price, service=service)
             found.append(await stack.enter_async_context(running))
         yield found
 

@@ -61,11 +61,11 @@ def test_usage_by_tenant_is_a_table_with_a_total(ledger: Path, capsys: pytest.Ca
 def test_cost_adds_up_to_the_bill(ledger: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fairlead("cost", "--dir", str(ledger), *FROM) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "TENANT   STATE   COST        SHARE   ENGINE   SAVED",
-        "acme     used    $0.25       25 %    4m10s    $0.000180",
-        "zeta     used    $0.050000   5 %     50s      $0.000180",
-        "–        idle    $0.70       70 %",
-        "total            $1.00       100 %",
+        "TENANT   STATE   COST    SHARE   ENGINE   SAVED",
+        "acme     used    $0.25   25 %    4m10s    $0.000180",
+        "zeta     used    $0.05   5 %     50s      $0.000180",
+        "–        idle    $0.70   70 %",
+        "total            $1.00   100 %",
     ]
     fairlead("cost", "--dir", str(ledger), *FROM, "-o", "json", "--by", "tenant,key")
     document = json.loads(capsys.readouterr().out)

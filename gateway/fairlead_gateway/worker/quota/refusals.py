@@ -4,7 +4,7 @@ import math
 from typing import Final
 
 from fairlead.tenants.model import Limit, LimitUnit, Tenant
-from fairlead.units import format_usd
+from fairlead.units import format_exact_usd, format_usd
 from fairlead_gateway.errors import BudgetSpent, ConcurrencyReached, GatewayError, LimitReached, LimitsUnavailable
 from fairlead_gateway.quota.exchange import CLOSED
 from fairlead_gateway.worker.quota.limit_plan import PlannedLimit
@@ -23,7 +23,7 @@ _RETURNED_RETRY_SECONDS: Final = 1
 def describe_limit(limit: Limit, tenant: str) -> str:
     """Returns a limit as text: `600 requests per minute of tenant acme, key ci`."""
     text = (
-        f"{format_usd(limit.amount)} US dollars"
+        f"{format_exact_usd(limit.amount)} US dollars"
         if limit.unit is LimitUnit.COST
         else f"{limit.amount} {_UNIT_NAMES[limit.unit]}"
     )
@@ -48,7 +48,8 @@ def limit_reached(planned: PlannedLimit, amount: int, tenant: Tenant, now: float
     elif limit.window is None:
         kind, hint = ConcurrencyReached, "wait until earlier requests have ended"
     if amount > limit.amount:
-        needs = f"; this request may need {amount} of them"
+        is_cost = limit.unit is LimitUnit.COST
+        needs = f"; this request may {f'cost {format_usd(amount)}' if is_cost else f'need {amount} of them'}"
         hint = "send a shorter request, or a smaller max_tokens"
     else:
         needs = ""
