@@ -89,10 +89,20 @@ class EngineProfile:
 def builtin_profiles() -> dict[str, EngineProfile]:
     """Returns the built-in profiles by name.
 
-    Source: `tiny-cpu` was fitted to a real two-layer model on a CPU engine.
+    Source: `tiny-cpu` was fitted to a real two-layer model on a CPU engine. The others are
+    rooflines of data sheets (`fairlead/roofline.py`).
     """
     known = (
         EngineProfile("h100-llama8b", 3.6e-5, 1.2e-9, 5.5e-3, 1.5e-3, 0.0, 4.9e-8, 0.0, 840 * 512, 256, 8_192),
+        EngineProfile("h200-llama8b", 3.4e-5, 1.2e-9, 3.9e-3, 1.5e-3, 0.0, 3.2e-8, 0.0, 1_771 * 512, 256, 8_192),
+        EngineProfile("b200-llama8b", 1.5e-5, 5.2e-10, 2.5e-3, 1.5e-3, 0.0, 2.0e-8, 0.0, 2_340 * 512, 256, 16_384),
+        EngineProfile("mi300x-llama8b", 2.6e-5, 8.9e-10, 3.6e-3, 1.5e-3, 0.0, 2.9e-8, 0.0, 2_530 * 512, 256, 16_384),
+        EngineProfile("mi325x-llama8b", 2.6e-5, 8.9e-10, 3.1e-3, 1.5e-3, 0.0, 2.6e-8, 0.0, 3_473 * 512, 256, 16_384),
+        EngineProfile("mi355x-llama8b", 1.3e-5, 4.6e-10, 2.4e-3, 1.5e-3, 0.0, 1.9e-8, 0.0, 3_944 * 512, 256, 16_384),
+        EngineProfile("tpuv5e-llama3b", 7.2e-5, 3.9e-9, 9.4e-3, 1.5e-3, 0.0, 1.7e-7, 0.0, 77 * 512, 256, 512),
+        EngineProfile("tpuv6e-llama8b", 3.6e-5, 1.3e-9, 12e-3, 1.5e-3, 0.0, 9.6e-8, 0.0, 143 * 512, 256, 1_024),
+        EngineProfile("gaudi2-llama8b", 7.7e-5, 2.7e-9, 7.7e-3, 1.5e-3, 0.0, 6.3e-8, 0.0, 1_020 * 512, 256, 8_192),
+        EngineProfile("gaudi3-llama8b", 1.8e-5, 6.3e-10, 5.1e-3, 1.5e-3, 0.0, 4.2e-8, 0.0, 1_459 * 512, 256, 8_192),
         EngineProfile("a100-qwen7b", 8.9e-5, 2.9e-9, 9e-3, 2e-3, 0.0, 3.6e-8, 0.0, 1_750 * 512, 256, 2_048),
         EngineProfile("910b4", 1.45e-4, 4e-9, 22e-3, 3e-3, 0.0, 9e-8, 2.3e-6, 2_340 * 512, 256, 20_480),
         EngineProfile("l4-qwen8b", 3.0e-4, 1.1e-8, 64e-3, 2e-3, 0.0, 5.8e-7, 0.0, 56 * 512, 256, 2_048),

@@ -24,6 +24,7 @@ class AcceleratorFigures:
     """The figures of one device in its vendor's data sheet.
 
     memory_bytes: memory that the device's driver reports, which is less than the data sheet says.
+        Where that is not known, the data sheet's gigabytes of 10^9 bytes.
     bytes_per_second: bandwidth of that memory.
     flops: dense operations per second by data type, such as `bf16` and `fp8`.
     devices_per_node: devices in one server or host machine of the vendor's reference design.
@@ -109,5 +110,60 @@ def accelerator_figures() -> dict[str, AcceleratorFigures]:
             8,
             "nvidia.com/gpu.product: NVIDIA-H100-80GB-HBM3",
             "NVIDIA H100 Tensor Core GPU data sheet (SXM)",
+        ),
+        "nvidia-h200": AcceleratorFigures(
+            143_771 * _MIB,
+            4.8e12,
+            {"bf16": 989 * _TERA, "fp8": 1978 * _TERA},
+            8,
+            "nvidia.com/gpu.product: NVIDIA-H200",
+            "NVIDIA H200 Tensor Core GPU data sheet (SXM)",
+        ),
+        "nvidia-b200": AcceleratorFigures(
+            183_359 * _MIB,
+            7.7e12,
+            {"bf16": 2250 * _TERA, "fp8": 4500 * _TERA, "fp4": 9000 * _TERA},
+            8,
+            "nvidia.com/gpu.product: NVIDIA-B200",
+            "NVIDIA Blackwell data sheet (HGX B200, an eighth of it)",
+        ),
+        **_amd_figures(),
+        **_google_figures(),
+        **_intel_figures(),
+    }
+
+
+def _amd_figures() -> dict[str, AcceleratorFigures]:
+    cdna3 = {"bf16": 1307.4 * _TERA, "fp8": 2614.9 * _TERA}
+    # 256 compute units of 8,192 operations in FP8 a clock, 2.4 GHz; BF16 has half of them.
+    cdna4 = {"bf16": 2516.6 * _TERA, "fp8": 5033.2 * _TERA}
+    memory = "memory: AMD GPU specifications of ROCm"
+    return {
+        "amd-mi300x": AcceleratorFigures(
+            192 * GIB, 5.3e12, cdna3, 8, "amd.com/gpu.family: MI300X", f"AMD Instinct MI300X data sheet; {memory}"
+        ),
+        "amd-mi325x": AcceleratorFigures(256 * GIB, 6e12, cdna3, 8, "", f"AMD Instinct MI325X data sheet; {memory}"),
+        "amd-mi355x": AcceleratorFigures(288 * GIB, 8e12, cdna4, 8, "", f"AMD Instinct MI355X at ISSCC 2026; {memory}"),
+    }
+
+
+def _google_figures() -> dict[str, AcceleratorFigures]:
+    label, source = "cloud.google.com/gke-tpu-accelerator", "Google Cloud TPU documentation, page TPU v6e"
+    return {
+        "google-tpu-v5e": AcceleratorFigures(
+            int(16e9), 0.8e12, {"bf16": 197 * _TERA}, 8, f"{label}: tpu-v5-lite-podslice", source
+        ),
+        "google-tpu-v6e": AcceleratorFigures(
+            int(32e9), 1.6e12, {"bf16": 918 * _TERA}, 8, f"{label}: tpu-v6e-slice", source
+        ),
+    }
+
+
+def _intel_figures() -> dict[str, AcceleratorFigures]:
+    source = "Intel Gaudi 3 AI Accelerator, Hot Chips 2024"
+    return {
+        "intel-gaudi2": AcceleratorFigures(int(96e9), 2.46e12, {"bf16": 432 * _TERA}, 8, "", source),
+        "intel-gaudi3": AcceleratorFigures(
+            int(128e9), 3.67e12, {"bf16": 1835 * _TERA, "fp8": 1835 * _TERA}, 8, "", source
         ),
     }

@@ -14,11 +14,21 @@ from fairlead.api.spec.accelerator_class import AcceleratorClassSpec, TaintEffec
 from fairlead.api.spec.profile import Profile
 from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass
 
-_NVIDIA_GPU = "nvidia.com/gpu"
+_NVIDIA_GPU, _AMD_GPU = "nvidia.com/gpu", "amd.com/gpu"
+_GOOGLE_TPU, _INTEL_GAUDI = "google.com/tpu", "habana.ai/gaudi"
 _BUILTIN: dict[str, tuple[str, str | None]] = {
     "nvidia-l4": ("l4-qwen8b", _NVIDIA_GPU),
     "nvidia-a100": ("a100-qwen7b", _NVIDIA_GPU),
     "nvidia-h100": ("h100-llama8b", _NVIDIA_GPU),
+    "nvidia-h200": ("h200-llama8b", _NVIDIA_GPU),
+    "nvidia-b200": ("b200-llama8b", _NVIDIA_GPU),
+    "amd-mi300x": ("mi300x-llama8b", _AMD_GPU),
+    "amd-mi325x": ("mi325x-llama8b", _AMD_GPU),
+    "amd-mi355x": ("mi355x-llama8b", _AMD_GPU),
+    "google-tpu-v5e": ("tpuv5e-llama3b", _GOOGLE_TPU),
+    "google-tpu-v6e": ("tpuv6e-llama8b", _GOOGLE_TPU),
+    "intel-gaudi2": ("gaudi2-llama8b", _INTEL_GAUDI),
+    "intel-gaudi3": ("gaudi3-llama8b", _INTEL_GAUDI),
     "npu-910b4": ("910b4", "huawei.com/Ascend910"),
     "cpu": ("tiny-cpu", None),
 }

@@ -24,6 +24,7 @@ DEFAULT_CONTEXT: Final = 131_072
 """The longest context that is taken without `--context`."""
 _CONTEXT_STEP: Final = 1_024
 _SPLITS: Final = (1, 2, 4, 8)
+_MAX_PROPOSALS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +180,7 @@ def _other_accelerators(request: PlanRequest, figures: Mapping[str, AcceleratorF
         other = PlanRequest(request.entry, device, request.engine, request.context)
         if name != request.device.name and choose_plan(other) is not None:
             fitting.append(name)
-    return f"--on {' or '.join(fitting)}" if fitting else ""
+    return f"--on {' or '.join(fitting[:_MAX_PROPOSALS])}" if fitting else ""
 
 
 def _shorter_context(request: PlanRequest, plan: MemoryPlan) -> str:

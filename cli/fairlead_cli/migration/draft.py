@@ -16,6 +16,15 @@ from fairlead_cli.migration.field_reader import FieldReader, Outcome
 
 _ACCELERATORS: Final = (
     (re.compile(r"h100", re.IGNORECASE), "nvidia-h100"),
+    (re.compile(r"(^|[^a-z])h200", re.IGNORECASE), "nvidia-h200"),
+    (re.compile(r"(^|[^a-z])b200", re.IGNORECASE), "nvidia-b200"),
+    (re.compile(r"mi300x", re.IGNORECASE), "amd-mi300x"),
+    (re.compile(r"mi325x", re.IGNORECASE), "amd-mi325x"),
+    (re.compile(r"mi355x", re.IGNORECASE), "amd-mi355x"),
+    (re.compile(r"tpu-v5-lite"), "google-tpu-v5e"),
+    (re.compile(r"tpu-v6e"), "google-tpu-v6e"),
+    (re.compile(r"gaudi ?2", re.IGNORECASE), "intel-gaudi2"),
+    (re.compile(r"gaudi ?3", re.IGNORECASE), "intel-gaudi3"),
     (re.compile(r"a100", re.IGNORECASE), "nvidia-a100"),
     (re.compile(r"(^|[^a-z0-9])l4($|[^0-9a-z])", re.IGNORECASE), "nvidia-l4"),
     (re.compile(r"910b", re.IGNORECASE), "npu-910b4"),

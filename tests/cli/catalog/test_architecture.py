@@ -5,6 +5,8 @@ import dataclasses
 import msgspec
 import pytest
 
+from fairlead.api.builtin_accelerators import builtin_accelerators
+from fairlead.roofline import accelerator_figures, roofline_profile
 from fairlead_cli.catalog.architecture import (
     count_parameters,
     is_valid_split,
@@ -13,6 +15,7 @@ from fairlead_cli.catalog.architecture import (
     weight_bytes,
 )
 from fairlead_cli.catalog.entry import CatalogEntry, Quantization, find_entry, read_entries
+from fairlead_cli.catalog.memory_plan import known_device
 
 PUBLISHED_BILLIONS = {
     "qwen3-8b": 8.2,
@@ -107,3 +110,24 @@ def test_a_model_is_found_by_its_repository() -> None:
 def test_cost_grows_with_what_devices_repeat() -> None:
     one, eight = (model_cost(entry("deepseek-v3").config, devices) for devices in (1, 8))
     assert eight == dataclasses.replace(one, kv_bytes=8 * one.kv_bytes)
+
+
+PROFILED_MODELS = {"nvidia-l4": "qwen3-8b", "google-tpu-v5e": "llama-3.2-3b"}
+"""Accelerator → the model of its built-in profile, where that is not Llama 3.1 8B."""
+
+
+@pytest.mark.parametrize("accelerator", sorted({*accelerator_figures()} - {"nvidia-a100"}))
+def test_built_in_profiles_are_rooflines(accelerator: str) -> None:
+    # The profile of the A100 is of a model that the catalogue lacks.
+    known = builtin_accelerators()[accelerator].spec.profile.to_engine_profile("any")
+    config = entry(PROFILED_MODELS.get(accelerator, "llama-3.1-8b")).config
+    device = known_device(accelerator, accelerator_figures(), None)
+    cost = model_cost(config, 1)
+    room = int((device.usable_bytes - weight_bytes(config)) / cost.kv_bytes)
+    made = roofline_profile("made", cost, accelerator_figures()[accelerator], devices=1, kv_tokens=room)
+    # Those of L4 and H100 are older, and were written down with other roundings.
+    tolerance = 0.15 if accelerator in ("nvidia-l4", "nvidia-h100") else 0.035
+    for field in ("prefill_token_seconds", "attention_seconds", "weights_seconds", "resident_token_seconds"):
+        assert getattr(made, field) == pytest.approx(getattr(known, field), rel=tolerance), field
+    if accelerator != "nvidia-l4":
+        assert known.kv_tokens == pytest.approx(room, rel=0.05)

@@ -142,12 +142,31 @@ def test_options_of_the_deployment_are_written(capsys: pytest.CaptureFixture[str
         (("show", "qwen3-8b", "--on=tin-foil"), "memory of tin-foil is not known"),
         (("show", "qwen3-8b", "--on=own", "--memory=much"), "'much' is not a size"),
         (("show", "qwen3-8b", "--on=own", "--memory=80Gi", "--with-class"), "speed of own is not known"),
+        (("show", "qwen3-8b", "--on=amd-mi300x"), "knows no image of vllm for amd-mi300x"),
         (("list", "--on=own"), "memory of own is not known"),
     ],
 )
 def test_wrong_usage_is_refused(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BadInput, match=message):
         run(capsys, *words)
+
+
+@pytest.mark.parametrize("accelerator", sorted({*accelerator_figures()} - {"google-tpu-v5e"}))
+def test_a_class_is_valid_on_every_accelerator(accelerator: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (f"--on={accelerator}", "--image=registry/engine:1", "--context=8192", "--with-class")
+    code, text, _ = run(capsys, "show", "qwen3-8b", *words)
+    assert code == 0
+    written, model = documents(text)
+    jsonschema.validate(written, crd_schema("acceleratorclasses"))
+    AcceleratorClass.model_validate(written)
+    known = builtin_accelerators()[accelerator].spec
+    assert written["spec"]["resource"] == known.resource
+    assert model["spec"]["pools"][0].get("parallelism", {"tensor": 1}) == {"tensor": 1}
+
+
+def test_a_small_device_needs_several(capsys: pytest.CaptureFixture[str]) -> None:
+    _, text, _ = run(capsys, "show", "qwen3-8b", "--on=google-tpu-v5e", "--image=registry/engine:1")
+    assert documents(text)[0]["spec"]["pools"][0]["parallelism"] == {"tensor": 4}
 
 
 def test_the_list_shows_devices_where_they_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

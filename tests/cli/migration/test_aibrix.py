@@ -104,11 +104,25 @@ def test_accelerator_comes_from_node_affinity() -> None:
     assert manifest["spec"]["pools"][0]["acceleratorClassName"] == "nvidia-a100"
 
 
+@pytest.mark.parametrize(
+    ("product", "name"),
+    [("NVIDIA-H200", "nvidia-h200"), ("NVIDIA-B200", "nvidia-b200"), ("MI300X", "amd-mi300x")],
+)
+def test_products_name_their_built_in_accelerator(product: str, name: str) -> None:
+    [manifest] = convert(deployment(product=product)).manifests
+    assert manifest["spec"]["pools"][0]["acceleratorClassName"] == name
+
+
+def test_an_accelerator_of_a_larger_module_is_not_taken_for_it() -> None:
+    with pytest.raises(BadInput, match="no built-in AcceleratorClass is for NVIDIA-GB200"):
+        convert(deployment(product="NVIDIA-GB200"))
+
+
 def test_unknown_accelerator_is_refused_with_the_known_ones() -> None:
     with pytest.raises(BadInput, match="no built-in AcceleratorClass is for NVIDIA-L40S") as caught:
         convert(deployment(product="NVIDIA-L40S"))
     assert caught.value.hint is not None
-    assert "cpu, npu-910b4, nvidia-a100, nvidia-h100, nvidia-l4" in caught.value.hint
+    assert "npu-910b4, nvidia-a100, nvidia-b200, nvidia-h100, nvidia-h200, nvidia-l4" in caught.value.hint
     assert "Describe your GPU" in caught.value.hint
 
 

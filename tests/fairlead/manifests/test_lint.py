@@ -57,11 +57,13 @@ FILE:7: spec.pools[0].acceleratorClassName: no AcceleratorClass and no built-in 
 """),
     ("nearly a profile", GOOD.replace("nvidia-l4", "h100-tp4-llama70b"), """\
 FILE:7: spec.pools[0].acceleratorClassName: no AcceleratorClass and no built-in one is called "h100-tp4-llama70b"
-    fix: add an AcceleratorClass, give its file too, or use cpu, npu-910b4, nvidia-a100, nvidia-h100, nvidia-l4
+    fix: add an AcceleratorClass, give its file too, or use amd-mi300x, amd-mi325x, amd-mi355x, \
+cpu, google-tpu-v5e, google-tpu-v6e, intel-gaudi2, intel-gaudi3, \
+npu-910b4, nvidia-a100, nvidia-b200, nvidia-h100, nvidia-h200, nvidia-l4
 """),
     ("unknown accelerator", GOOD.replace("nvidia-l4", "nvidia-b300"), """\
 FILE:7: spec.pools[0].acceleratorClassName: no AcceleratorClass and no built-in one is called "nvidia-b300"
-    fix: did you mean nvidia-h100?
+    fix: did you mean nvidia-b200?
 """),
     ("tabs", GOOD.replace("  model:", "\tmodel:"), """\
 FILE:6: (file): the indentation contains a tab; YAML is indented with spaces
