@@ -11,13 +11,11 @@ Times are those of the fastest of several batches: on a busy machine, others onl
 """
 
 import asyncio
-import hashlib
 import json
 import math
 import random
 import sys
 import time
-import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -29,7 +27,7 @@ from fairlead.limits import Limits
 from fairlead.runtime import process_tuning
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.compiled_build import is_compiled
-from fairlead.tenants.model import ApiKey, Enforcement, Limit, LimitUnit, Tenant, Window
+from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_bench.gateway.request_bodies import SIZES, UNIQUE, make_bodies
 from fairlead_bench.gateway.routing_decision import frozen_heap, run_like_worker
 from fairlead_bench.results import ResultRow, load_goals, value_row
@@ -50,9 +48,8 @@ from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies
+from fairlead_testing.gateway.tenant_keys import TABLE_KEYS, TABLE_TENANTS, measure_key_table, table_key
 
-TENANTS, KEYS = 10_000, 5
-"""Tenants of the table of keys, and keys of each."""
 _SECRET = b"bench"
 _PATH = "/v1/chat/completions"
 _BATCHES, _BATCH = 15, 1_000
@@ -93,7 +90,7 @@ def request_cost(seed: int = 1) -> RequestCost:
 def cost_rows(cost: RequestCost) -> list[ResultRow]:
     """Returns the rows of a cost, with their goals."""
     wanted = load_goals("tenant-instructions")
-    keys = f"{TENANTS:,} tenants × {KEYS} keys"
+    keys = f"{TABLE_TENANTS:,} tenants × {TABLE_KEYS} keys"
     values = (
         ("limits of a request", "µs", cost.limits),
         ("limits of a request, strict", "µs", cost.strict_limits),
@@ -230,35 +227,10 @@ def _microseconds(call: Callable[..., object], batches: Sequence[Sequence[tuple[
 
 
 def _table(seed: int) -> tuple[ApiKeys, list[bytes], float]:
-    """Returns the table of all keys, some of the keys in a random order, and its megabytes.
-
-    Tenants come in batches, decoded as a worker decodes them.
-    """
-    keys = ApiKeys(_SECRET, {})
-    decoder = msgspec.msgpack.Decoder(list[Tenant])
-    batches = [
-        msgspec.msgpack.encode([_tenant(number) for number in range(at, min(at + 64, TENANTS))])
-        for at in range(0, TENANTS, 64)
-    ]
-    tracemalloc.start()
-    try:
-        for batch in batches:
-            keys.update_tenants(decoder.decode(batch))
-        used, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    drawn = random.Random(seed).sample(range(TENANTS * KEYS), _BATCHES * _BATCH)
-    return keys, [_key(number // KEYS, number % KEYS) for number in drawn], used / 1e6
-
-
-def _tenant(number: int) -> Tenant:
-    own = tuple(ApiKey(f"key-{key}", key_digest(_key(number, key), _SECRET)) for key in range(KEYS))
-    models = frozenset({f"team-{number % 100}/*", "search/embeddings"})
-    return Tenant(f"tenant-{number}", models=models, keys=own, limits=_LIMITS)
-
-
-def _key(tenant: int, key: int) -> bytes:
-    return b"fl_" + hashlib.sha256(b"%d-%d" % (tenant, key)).hexdigest()[:43].encode()
+    """Returns the table of all keys, some of the keys in a random order, and its megabytes."""
+    keys, used = measure_key_table(_SECRET, lambda _: _LIMITS)
+    drawn = random.Random(seed).sample(range(TABLE_TENANTS * TABLE_KEYS), _BATCHES * _BATCH)
+    return keys, [table_key(number // TABLE_KEYS, number % TABLE_KEYS) for number in drawn], used / 1e6
 
 
 def _head(key: bytes) -> RequestHead:

@@ -1,10 +1,7 @@
 """Tenants at a worker: whose key it is, until when, and what its requests may name."""
 
-import hashlib
-import tracemalloc
 from dataclasses import replace
 
-import msgspec
 import pytest
 
 from fairlead.fleet.model import Fleet, Model
@@ -16,7 +13,7 @@ from fairlead_gateway.http.request_head import RequestHead, parse_head
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
-from fairlead_testing.gateway.tenant_keys import authorization, keys_of
+from fairlead_testing.gateway.tenant_keys import authorization, keys_of, measure_key_table
 from fairlead_testing.http.raw_client import get_request, request, send
 
 PEPPER = b"pepper"
@@ -136,31 +133,16 @@ def test_unknown_key_may_be_good_until_all_sources_are_loaded() -> None:
 
 
 def test_ten_thousand_tenants_fit_into_twenty_megabytes() -> None:
-    batches = [msgspec.msgpack.encode([_large(number) for number in range(at, at + 64)]) for at in range(0, 10_000, 64)]
-    decoder = msgspec.msgpack.Decoder(list[Tenant])
-    keys = ApiKeys(PEPPER, {})
-    tracemalloc.start()
-    try:
-        for batch in batches:
-            keys.update_tenants(decoder.decode(batch))
-        used, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    keys, used = measure_key_table(PEPPER, _own_limits)
     assert len(keys._callers) >= 50_000
     assert used <= 20_000_000
 
 
-def _large(number: int) -> Tenant:
-    digests = [hashlib.sha256(b"%d-%d" % (number, key)).digest() for key in range(5)]
-    return Tenant(
-        f"tenant-{number}",
-        models=frozenset({f"team-{number % 100}/*", "search/embeddings"}),
-        keys=tuple(ApiKey(f"key-{key}", found) for key, found in enumerate(digests)),
-        limits=(
-            Limit(LimitUnit.REQUESTS, 600, Window.MINUTE),
-            Limit(LimitUnit.TOKENS, 400_000 + number, Window.MINUTE),
-            Limit(LimitUnit.COST, 500_000_000_000, Window.MONTH),
-        ),
+def _own_limits(number: int) -> tuple[Limit, ...]:
+    return (
+        Limit(LimitUnit.REQUESTS, 600, Window.MINUTE),
+        Limit(LimitUnit.TOKENS, 400_000 + number, Window.MINUTE),
+        Limit(LimitUnit.COST, 500_000_000_000, Window.MONTH),
     )
 
 
