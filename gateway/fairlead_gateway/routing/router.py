@@ -19,7 +19,7 @@ from fairlead_gateway.routing.load.inflight import NOTHING_DEFERRED
 from fairlead_gateway.routing.policies import dual_hash
 from fairlead_gateway.routing.policies.policy_input import PolicyInput
 from fairlead_gateway.routing.prefill_placement import PrefillEstimate, estimate_prefill
-from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain, chain_seed
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
 from fairlead_gateway.routing.router_state import RouterState
 
@@ -109,7 +109,7 @@ class ModelRouter(RouterState):
 
         Why with the secret: clients could else compute many sessions that have one home.
         """
-        return xxhash.xxh3_64_intdigest(session.encode(), chain_seed(self._secret, b"session"))
+        return xxhash.xxh3_64_intdigest(session.encode(), self._session_seed)
 
     def _decide_by_kind(
         self, key: Hashable, request: RouteRequest, endpoints: list[Endpoint], now: float, excluded: frozenset[str]

@@ -29,7 +29,7 @@ from fairlead_gateway.routing.policies.registry import (
 )
 from fairlead_gateway.routing.prefix.cache_view import CachedTokens, CacheView
 from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes
-from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain, shared_bytes
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain, chain_seed, shared_bytes
 from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS, DEFAULT_TTFT_SECONDS, RouteRequest
 from fairlead_gateway.routing.session_affinity import SessionAffinity
 
@@ -57,6 +57,7 @@ class RouterState:
         cached_tokens: CachedTokens | None = None,
     ) -> None:
         self._secret = secret
+        self._session_seed = chain_seed(secret, b"session")
         self._limits = limits or Limits()
         self._decision_count = seed
         self._siblings = siblings

@@ -265,6 +265,11 @@ def test_routing_keys_of_sessions_follow_from_the_secret(monkeypatch: pytest.Mon
     assert not keys[0] & keys[1]
 
 
+def test_homes_of_sessions_stay_the_same_over_releases() -> None:
+    made = ModelRouter(secret=b"secret")
+    assert [made._session_key(f"talk-{number}") for number in range(2)] == [0xE4B0AC9AAB5E84A1, 0x941462EB92688C56]
+
+
 def test_an_unknown_preset_is_refused_by_name() -> None:
     with pytest.raises(BadInput, match="no routing preset is called 'fastest'"):
         ModelRouter(secret=b"s").update(Model("default", "m", preset="fastest"), instances(1))
