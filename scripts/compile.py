@@ -2,10 +2,11 @@
 
     .venv/bin/python scripts/compile.py [--sim | --autoscaler] [--into FOLDER]
 
-Compiles the modules below in a copy of the packages. The copy lies in the cache, where gateways
-find it (``fairlead.runtime.compiled_build``), or with ``--into`` elsewhere, for an image. ``--sim``
-makes another copy, of the fleet simulator and its router (``fairlead_sim.compiled``), and
-``--autoscaler`` one of the autoscaler's core, for its property tests.
+Compiles the modules that ``fairlead.runtime.compiled_build`` lists, in a copy of the packages. The
+copy lies in the cache, where gateways find it, or with ``--into`` elsewhere, for an image.
+``--sim`` makes another copy, of the fleet simulator and its router. ``--autoscaler`` makes one of
+the autoscaler's core, for its property tests. ``fairlead_sim.compiled`` has their lists. A folder
+is named after all sources, these lists among them, so a changed list makes another copy.
 
 The modules in Cython (``.pyx``) are compiled in the same step. Sources that are not compiled do the
 same in Python.
@@ -28,72 +29,6 @@ from pathlib import Path
 
 from fairlead.runtime import compiled_build
 from fairlead_sim import compiled as compiled_sim
-
-DATA_PLANE = (
-    "fairlead/decision.py",
-    "fairlead/engine_profile.py",
-    "fairlead/engines/credentials.py",
-    "fairlead/request_shapes.py",
-    "fairlead/routes/resolution.py",
-    "fairlead_gateway/admission/*.py",
-    "fairlead_gateway/caller_key.py",
-    "fairlead_gateway/http/*.py",
-    "fairlead_gateway/ipc/batch_sender.py",
-    "fairlead_gateway/quota/slices.py",
-    "fairlead_gateway/routing/**/*.py",
-    "fairlead_gateway/telemetry/counters.py",
-    "fairlead_gateway/telemetry/decision_log.py",
-    "fairlead_gateway/telemetry/histogram.py",
-    "fairlead_gateway/telemetry/outcome.py",
-    "fairlead_gateway/telemetry/recorder.py",
-    "fairlead_gateway/worker/api_keys.py",
-    "fairlead_gateway/worker/request_context.py",
-    "fairlead_gateway/worker/request_ids.py",
-    "fairlead_gateway/worker/runtime.py",
-    "fairlead_gateway/worker/disaggregation/*.py",
-    "fairlead_gateway/worker/dispatch/*.py",
-    "fairlead_gateway/worker/model_selection/*.py",
-    "fairlead_gateway/worker/openai/*.py",
-    "fairlead_gateway/worker/proxy/*.py",
-    "fairlead_gateway/worker/quota/*.py",
-    "fairlead_gateway/worker/reporting/*.py",
-    "fairlead_gateway/worker/resilience/*.py",
-    "fairlead_gateway/worker/tenancy/*.py",
-    "fairlead_gateway/worker/upstream/*.py",
-    "fairlead_kvstore/blockstore/**/*.py",
-    "fairlead_kvstore/events/*.py",
-    "fairlead_kvstore/native/dict_mask_table.py",
-    "fairlead_kvstore/index/replica.py",
-    "fairlead_kvstore/index/writer_state.py",
-    "fairlead_kvstore/reader/*.py",
-)
-"""The modules that requests and KV events pass through. Modules that define msgspec structs are
-left out, since mypyc cannot compile them."""
-SIMULATION = (
-    "fairlead/decision.py",
-    "fairlead/engine_profile.py",
-    "fairlead_gateway/routing/**/*.py",
-    *(f"fairlead_sim/adapters/{name}.py" for name in ("endpoint_view", "external_router", "field_parsing")),
-    *(f"fairlead_sim/adapters/{name}.py" for name in ("missing_feedback", "router_adapter")),
-    *(f"fairlead_sim/autoscaling/{name}.py" for name in ("aggregated_engine", "closed_loop", "offline_optimum")),
-    *(f"fairlead_sim/autoscaling/{name}.py" for name in ("plant", "plant_engine", "pool", "request_table")),
-    "fairlead_sim/autoscaling/token_engine.py",
-    "fairlead_sim/autoscaling/capacity/fixed_fleet.py",
-    *(f"fairlead_sim/autoscaling/routing/{name}.py" for name in ("load_balancing", "prefill_placement")),
-    "fairlead_sim/autoscaling/traffic/*.py",
-    "fairlead_sim/autoscaling/fleet_plant/*.py",
-    *(f"fairlead_sim/engine/{name}.py" for name in ("block_pool", "scheduler", "sequence")),
-    "fairlead_sim/fleet/*.py",
-    *(f"fairlead_sim/gateways/{name}.py" for name in ("late_binding", "single_gateway")),
-    "fairlead_sim/workload/trace_prompts.py",
-)
-"""The modules that a simulated request passes through."""
-
-AUTOSCALER = ("fairlead/engine_profile.py", "fairlead_autoscaler/core/**/*.py")
-"""The modules that make a plan. Only the property tests run from this copy."""
-
-CYTHON_MODULES = "fairlead_*/native/*.pyx"
-"""Loops over bytes, which stay slow in compiled Python; both copies hold them."""
 
 _SETUP = """
 import os
@@ -154,11 +89,12 @@ def main() -> int:
     copies.add_argument("--autoscaler", action="store_true", help="the autoscaler's core, for its property tests")
     parser.add_argument("--print", action="store_true", help="only say where the copy lies, if it is there")
     options = parser.parse_args()
-    folders, patterns = compiled_build.package_folders(), DATA_PLANE
+    folders, patterns = compiled_build.package_folders(), compiled_build.COMPILED_MODULES
     if options.sim:
-        folders, patterns = compiled_sim.package_folders(), SIMULATION
+        folders, patterns = compiled_sim.package_folders(), compiled_sim.COMPILED_MODULES
     elif options.autoscaler:
-        folders, patterns = [*compiled_sim.package_folders(), _AUTOSCALER_FOLDER], AUTOSCALER
+        folders = [*compiled_sim.package_folders(), _AUTOSCALER_FOLDER]
+        patterns = compiled_sim.AUTOSCALER_MODULES
     target = options.into or compiled_build.compiled_copy_path(folders, compiled_build.cache_folder(os.environ))
     if options.print:
         if (target / compiled_build.COMPLETE_MARKER).is_file():
@@ -201,7 +137,7 @@ def _build(folders: list[Path], target: Path, patterns: Iterable[str]) -> int:
             "setup.py",
             ",".join(compiled_modules(work, patterns)),
             " ".join(_known_flags(Path(name))),
-            CYTHON_MODULES,
+            compiled_build.CYTHON_MODULES,
             "build_ext",
             "--inplace",
         ]
@@ -213,7 +149,7 @@ def _build(folders: list[Path], target: Path, patterns: Iterable[str]) -> int:
         for leftover in ("build", ".mypy_cache", "setup.py", "mypy.ini"):
             path = work / leftover
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        for generated in work.glob(CYTHON_MODULES):
+        for generated in work.glob(compiled_build.CYTHON_MODULES):
             generated.with_suffix(".c").unlink()
         (work / compiled_build.COMPLETE_MARKER).touch()
         shutil.rmtree(target, ignore_errors=True)

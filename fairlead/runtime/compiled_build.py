@@ -16,6 +16,52 @@ from importlib.util import find_spec
 from pathlib import Path
 
 COMPILED_PACKAGES = ("fairlead", "fairlead_gateway", "fairlead_kvstore")
+COMPILED_MODULES = (
+    "fairlead/decision.py",
+    "fairlead/engine_profile.py",
+    "fairlead/engines/credentials.py",
+    "fairlead/request_shapes.py",
+    "fairlead/routes/resolution.py",
+    "fairlead_gateway/admission/*.py",
+    "fairlead_gateway/caller_key.py",
+    "fairlead_gateway/http/*.py",
+    "fairlead_gateway/ipc/batch_sender.py",
+    "fairlead_gateway/quota/slices.py",
+    "fairlead_gateway/routing/**/*.py",
+    "fairlead_gateway/telemetry/counters.py",
+    "fairlead_gateway/telemetry/decision_log.py",
+    "fairlead_gateway/telemetry/histogram.py",
+    "fairlead_gateway/telemetry/outcome.py",
+    "fairlead_gateway/telemetry/recorder.py",
+    "fairlead_gateway/worker/api_keys.py",
+    "fairlead_gateway/worker/request_context.py",
+    "fairlead_gateway/worker/request_ids.py",
+    "fairlead_gateway/worker/runtime.py",
+    "fairlead_gateway/worker/disaggregation/*.py",
+    "fairlead_gateway/worker/dispatch/*.py",
+    "fairlead_gateway/worker/model_selection/*.py",
+    "fairlead_gateway/worker/openai/*.py",
+    "fairlead_gateway/worker/proxy/*.py",
+    "fairlead_gateway/worker/quota/*.py",
+    "fairlead_gateway/worker/reporting/*.py",
+    "fairlead_gateway/worker/resilience/*.py",
+    "fairlead_gateway/worker/tenancy/*.py",
+    "fairlead_gateway/worker/upstream/*.py",
+    "fairlead_kvstore/blockstore/**/*.py",
+    "fairlead_kvstore/events/*.py",
+    "fairlead_kvstore/native/dict_mask_table.py",
+    "fairlead_kvstore/index/replica.py",
+    "fairlead_kvstore/index/writer_state.py",
+    "fairlead_kvstore/reader/*.py",
+)
+"""Patterns of the modules that requests and KV events pass through.
+
+Modules that define msgspec structs are left out, since mypyc cannot compile them.
+
+Why here: the digest of the sources holds the list, so a changed list makes another copy.
+"""
+CYTHON_MODULES = "fairlead_*/native/*.pyx"
+"""Loops over bytes, which stay slow in compiled Python; every copy holds them."""
 COMPLETE_MARKER = "complete"
 SOURCE_SUFFIXES = (".py", ".pyx", ".pxd")
 

@@ -16,6 +16,28 @@ import fairlead_sim
 from fairlead.runtime import compiled_build
 from fairlead_sim.engine import scheduler
 
+COMPILED_MODULES = (
+    "fairlead/decision.py",
+    "fairlead/engine_profile.py",
+    "fairlead_gateway/routing/**/*.py",
+    *(f"fairlead_sim/adapters/{name}.py" for name in ("endpoint_view", "external_router", "field_parsing")),
+    *(f"fairlead_sim/adapters/{name}.py" for name in ("missing_feedback", "router_adapter")),
+    *(f"fairlead_sim/autoscaling/{name}.py" for name in ("aggregated_engine", "closed_loop", "offline_optimum")),
+    *(f"fairlead_sim/autoscaling/{name}.py" for name in ("plant", "plant_engine", "pool", "request_table")),
+    "fairlead_sim/autoscaling/token_engine.py",
+    "fairlead_sim/autoscaling/capacity/fixed_fleet.py",
+    *(f"fairlead_sim/autoscaling/routing/{name}.py" for name in ("load_balancing", "prefill_placement")),
+    "fairlead_sim/autoscaling/traffic/*.py",
+    "fairlead_sim/autoscaling/fleet_plant/*.py",
+    *(f"fairlead_sim/engine/{name}.py" for name in ("block_pool", "scheduler", "sequence")),
+    "fairlead_sim/fleet/*.py",
+    *(f"fairlead_sim/gateways/{name}.py" for name in ("late_binding", "single_gateway")),
+    "fairlead_sim/workload/trace_prompts.py",
+)
+"""Patterns of the modules that a simulated request passes through."""
+AUTOSCALER_MODULES = ("fairlead/engine_profile.py", "fairlead_autoscaler/core/**/*.py")
+"""Patterns of the modules that make a plan. Only the property tests run from this copy."""
+
 
 def package_folders() -> list[Path]:
     """Returns the folders of all packages that may be compiled."""

@@ -5,9 +5,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 from fairlead.runtime import compiled_build
+from fairlead_bench.autoscaler import compiled_core
 from fairlead_gateway.worker.proxy import forwarder
+from fairlead_sim import compiled as compiled_sim
+from scripts import compile as script
 
 
 def test_complete_copy_of_these_sources_comes_first(tmp_path: Path) -> None:
@@ -60,6 +66,38 @@ def test_any_source_change_makes_another_copy(tmp_path: Path) -> None:
     before = compiled_build.sources_digest([package])
     (package / "loops.pyx").write_text("cdef int A = 1\n")
     assert compiled_build.sources_digest([package]) != before
+
+
+@pytest.mark.parametrize(
+    ("option", "module", "name", "folders"),
+    [
+        ("", compiled_build, "COMPILED_MODULES", compiled_build.package_folders()),
+        ("--sim", compiled_sim, "COMPILED_MODULES", compiled_sim.package_folders()),
+        ("--autoscaler", compiled_sim, "AUTOSCALER_MODULES", compiled_core.package_folders()),
+    ],
+)
+def test_a_changed_list_of_modules_makes_another_copy(
+    option: str, module: ModuleType, name: str, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[tuple[Path, tuple[str, ...]]] = []
+    monkeypatch.setenv("FAIRLEAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(shutil, "which", lambda _: "a compiler")
+    monkeypatch.setattr(script, "_build", lambda _, target, patterns: built.append((target, patterns)) or 0)
+    monkeypatch.setattr(sys, "argv", ["compile.py", *option.split()])
+    assert script.main() == 0
+    (target, patterns) = built[0]
+    assert patterns == getattr(module, name)
+    assert target == compiled_build.compiled_copy_path(folders, tmp_path / "cache")
+
+    own = next(folder for folder in folders if Path(module.__file__ or "").is_relative_to(folder))
+    copied = shutil.copytree(own, tmp_path / own.name, ignore=shutil.ignore_patterns("__pycache__"))
+    same = [copied if folder == own else folder for folder in folders]
+    assert compiled_build.compiled_copy_path(same, tmp_path / "cache") == target
+    source = copied / Path(module.__file__ or "").relative_to(own)
+    with_one_less = source.read_text().replace(f"{name} = (", f"{name} = () and (")
+    assert with_one_less != source.read_text()
+    source.write_text(with_one_less)
+    assert compiled_build.compiled_copy_path(same, tmp_path / "cache") != target
 
 
 def test_no_home_means_no_copy(tmp_path: Path) -> None:
