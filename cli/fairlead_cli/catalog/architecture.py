@@ -12,8 +12,8 @@ from fairlead_cli.catalog.entry import ModelConfig
 
 KV_VALUE_BYTES: Final = 2
 """Bytes of a value in the KV cache: engines keep it in the model's 16-bit type by default."""
-_TYPE_BYTES: Final = {"bfloat16": 2, "float16": 2, "float32": 4}
-_QUANTIZED_BYTES: Final = {"fp8": 1.0, "mxfp4": 4.25 / 8}
+TYPE_BYTES: Final = {"bfloat16": 2, "float16": 2, "float32": 4}
+QUANTIZED_BYTES: Final = {"fp8": 1.0, "mxfp4": 4.25 / 8}
 """Bytes of a quantized parameter. MXFP4 has 4 bits, and 8 bits of scale for each 32 of them."""
 _WINDOW_SLACK_TOKENS: Final = 16_384
 """Tokens beyond its window that a layer keeps during prefill: those of one step.
@@ -99,11 +99,11 @@ def weight_bytes(config: ModelConfig) -> int:
 
     FP8 quantizes the layers; MXFP4, as gpt-oss has it, the experts alone.
     """
-    counts, plain = count_parameters(config), _TYPE_BYTES[config.torch_dtype]
+    counts, plain = count_parameters(config), TYPE_BYTES[config.torch_dtype]
     quantization = config.quantization_config
     if quantization is None:
         return counts.total * plain
-    small = _QUANTIZED_BYTES[quantization.quant_method]
+    small = QUANTIZED_BYTES[quantization.quant_method]
     layer_bytes = plain if quantization.quant_method == "mxfp4" else small
     return int(
         counts.layers * layer_bytes + counts.experts * small + (counts.embeddings + counts.vision) * plain,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from fairlead import units
 from fairlead.errors import BadInput
 from fairlead.roofline import accelerator_figures
+from fairlead_cli.catalog.config_file import read_config_entry
 from fairlead_cli.catalog.entry import ENGINES, find_entry, read_entries
 from fairlead_cli.catalog.manifest import ManifestOptions, accelerator_class, render_class, render_manifest
 from fairlead_cli.catalog.memory_plan import MemoryPlan, PlanRequest, choose_plan, describe_misfit, known_device
@@ -22,6 +23,7 @@ class ShowOptions:
 
     memory: of one device, as text such as `80Gi`; None for a device that is known.
     with_class: the AcceleratorClass is written, too.
+    config: path of the model's config.json; None for a model of the catalogue.
     """
 
     model: str
@@ -30,6 +32,7 @@ class ShowOptions:
     context: int | None = None
     tensor: int | None = None
     with_class: bool = False
+    config: str | None = None
     manifest: ManifestOptions = field(default_factory=ManifestOptions)
 
 
@@ -59,7 +62,7 @@ def run_show(options: ShowOptions) -> int:
     """
     engine, figures = options.manifest.engine, accelerator_figures()
     _check_engine(engine)
-    entry = find_entry(options.model)
+    entry = find_entry(options.model) if options.config is None else read_config_entry(options.config, options.model)
     memory = None if options.memory is None else units.parse_size(options.memory, field="--memory")
     device = known_device(options.accelerator, figures, memory)
     if options.manifest.image is None and device.name in figures and not device.name.startswith(_NVIDIA_PREFIX):

@@ -32,6 +32,10 @@ class DeviceOptions:
         bool,
         Parameter(negative=(), help="Write an AcceleratorClass, too, with the speed of this model on the devices."),
     ] = False
+    config: Annotated[
+        str | None,
+        Parameter(help="File config.json of a model that the catalogue lacks. MODEL is then its repository."),
+    ] = None
 
 
 @Parameter(name="*")
@@ -100,6 +104,7 @@ def catalog_show(
             context=devices.context,
             tensor=devices.tensor,
             with_class=devices.with_class,
+            config=devices.config,
             manifest=ManifestOptions(
                 deployment.engine, deployment.name, deployment.image, deployment.replicas, deployment.secret
             ),
