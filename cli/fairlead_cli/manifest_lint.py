@@ -53,6 +53,8 @@ def _objects(manifests: loader.Manifests) -> str:
     counts = [_count(len(manifests.models), "ModelDeployment")]
     if manifests.tenants:
         counts.append(_count(len(manifests.tenants), "ModelTenant"))
+    if manifests.routes:
+        counts.append(_count(len(manifests.routes), "ModelRoute"))
     return ", ".join(counts)
 
 

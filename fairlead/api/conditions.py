@@ -19,6 +19,8 @@ class ConditionType(StrEnum):
     NAME_TAKEN = "NameTaken"
     SLO_MET = "SLOMet"
     AUTOSCALING = "Autoscaling"
+    ACCEPTED = "Accepted"
+    RESOLVED_REFS = "ResolvedRefs"
 
 
 class ConditionOwner(StrEnum):
@@ -75,6 +77,12 @@ class Reason(StrEnum):
     WITHIN_TARGET = "WithinTarget"
     BELOW_TARGET = "BelowTarget"
     TOO_FEW_REQUESTS = "TooFewRequests"
+    VALID = "Valid"
+    INVALID_ROUTE = "InvalidRoute"
+    NAMES_TAKEN = "NamesTaken"
+    RESOLVED = "Resolved"
+    MODEL_NOT_FOUND = "ModelNotFound"
+    NO_WEIGHT = "NoWeight"
 
 
 class ServingReason(StrEnum):
@@ -151,11 +159,21 @@ def condition_types() -> tuple[ConditionTypeInfo, ...]:
         ConditionTypeInfo(
             ConditionType.AUTOSCALING, autoscaler, _WHILE_AUTOSCALED, "the autoscaler sets the replica counts"
         ),
+        ConditionTypeInfo(
+            ConditionType.ACCEPTED, operator, _OF_ROUTES, "gateways serve the route under all names that it claims"
+        ),
+        ConditionTypeInfo(
+            ConditionType.RESOLVED_REFS,
+            operator,
+            _OF_ROUTES,
+            "every target exists, and each rule has one with a weight",
+        ),
     )
 
 
 _WHILE_TRUE = "only while True"
 _WHILE_AUTOSCALED = "while the model is autoscaled"
+_OF_ROUTES = "always, on a ModelRoute"
 _READY = (
     (Reason.ALL_READY, "Every pool has its desired number of ready instances.", "Nothing."),
     (
@@ -362,6 +380,35 @@ _SLO_MET = (
 )
 
 
+_ACCEPTED = (
+    (Reason.VALID, "The spec is valid, and the route has all names that it claims.", "Nothing."),
+    (
+        Reason.NAMES_TAKEN,
+        "A model or an older route has a name that the route claims, or the name begins with a namespace that holds models. "
+        "The route's other names work, and `namespace/name` does unless a model has it.",
+        "Use another name, or remove the one that the message gives.",
+    ),
+    (
+        Reason.INVALID_ROUTE,
+        "The spec passes the API server's schema, but this release cannot read it. Gateways serve the route as it was last.",
+        "Correct the field that the message names. `fairlead lint` reports the same without a cluster.",
+    ),
+)
+_RESOLVED_REFS = (
+    (Reason.RESOLVED, "Every target exists.", "Nothing."),
+    (
+        Reason.MODEL_NOT_FOUND,
+        "A target is no model that this installation serves. Conversations that fall to it get 503.",
+        "Create the model, correct the name, or give the target `weight: 0`.",
+    ),
+    (
+        Reason.NO_WEIGHT,
+        "All targets of the route, or of an override, have `weight: 0`. Their requests get 503.",
+        "Give one of them a weight, or remove the override.",
+    ),
+)
+
+
 def serving_reasons() -> tuple[ServingReasonInfo, ...]:
     """Returns the documentation of every reason of the condition `fairlead.io/Serving`."""
     return (
@@ -391,5 +438,7 @@ def reasons() -> tuple[ReasonInfo, ...]:
         (ConditionType.NAME_TAKEN, _NAME_TAKEN),
         (ConditionType.AUTOSCALING, _AUTOSCALING),
         (ConditionType.SLO_MET, _SLO_MET),
+        (ConditionType.ACCEPTED, _ACCEPTED),
+        (ConditionType.RESOLVED_REFS, _RESOLVED_REFS),
     )
     return tuple(ReasonInfo(reason, kind, when, advice) for kind, rows in listed for reason, when, advice in rows)

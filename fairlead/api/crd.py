@@ -164,6 +164,8 @@ def _nested_defaults(fields: Mapping[str, Schema]) -> Schema:
 def _copy_keywords(schema: Schema) -> Schema:
     """Returns the keywords that both schema languages share, with adapted spelling."""
     result = {key: schema[key] for key in _KEPT_KEYWORDS if key in schema}
+    if "required" in result:
+        result["required"] = list(result["required"])  # its own, else YAML writes a reference to the first one
     if "description" in result:
         result["description"] = " ".join(result["description"].split())
     if "const" in schema:

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from fairlead.api.status import ModelDeploymentStatus
+from fairlead.api.status import ModelDeploymentStatus, ModelRouteStatus
 from fairlead.api.strict_model import StrictModel
-from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeployment, ModelTenant
+from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeployment, ModelRoute, ModelTenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +101,30 @@ def served_kinds() -> tuple[CustomResourceKind, ...]:
                 PrinterColumn("Cache-Sharing", ".spec.cacheSharing", wide=True),
             ),
         ),
+        _route_kind(),
     )
 
 
-PLANNED_KINDS = ("ModelAdapter", "ModelRoute")
+def _route_kind() -> CustomResourceKind:
+    return CustomResourceKind(
+        ModelRoute,
+        plural="modelroutes",
+        short_name="mroute",
+        namespaced=True,
+        description="A name for clients that stands for one model, or for several with weights.",
+        columns=(
+            PrinterColumn("Client-Name", ".status.clientName"),
+            PrinterColumn("Accepted", _condition_path("Accepted", "status")),
+            PrinterColumn("Resolved", _condition_path("ResolvedRefs", "status")),
+            PrinterColumn("Targets", ".status.targets"),
+            PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+            PrinterColumn("Message", _condition_path("ResolvedRefs", "message"), wide=True),
+        ),
+        status=ModelRouteStatus,
+    )
+
+
+PLANNED_KINDS = ("ModelAdapter",)
 """Kinds of the design that this release does not honour. Manifests of these kinds get a clear
 error.
 """

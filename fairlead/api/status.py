@@ -1,4 +1,4 @@
-"""`status`: the observed state of a model, written by the operator and the autoscaler.
+"""`status`: the observed state of a model or a route, written by the operator and the autoscaler.
 
 Both write with server-side apply: each owns its condition types and never removes the other's.
 """
@@ -81,6 +81,27 @@ class ModelDeploymentStatus(StrictModel):
     pools: list[PoolStatus] = Field(
         default_factory=list, max_length=32, description="every pool", json_schema_extra=list_map_schema("name")
     )
+    conditions: list[Condition] = Field(
+        default_factory=list, max_length=16, description="how it stands", json_schema_extra=list_map_schema("type")
+    )
+
+
+class ModelRouteStatus(StrictModel):
+    """The observed state of a route."""
+
+    observed_generation: Annotated[
+        int | None,
+        Field(ge=0, description="the generation of the spec that all below is about", json_schema_extra=_INT64),
+    ] = None
+    client_name: Annotated[
+        str | None, Field(max_length=317, description="what clients call the route: its name, or namespace/name")
+    ] = None
+    served_names: list[Annotated[str, Field(max_length=253)]] = Field(
+        default_factory=list, max_length=16, description="further names by which clients reach it"
+    )
+    targets: Annotated[
+        str | None, Field(max_length=8192, description="the models with their weights: `chat/llama-70b 9, chat/new 1`")
+    ] = None
     conditions: list[Condition] = Field(
         default_factory=list, max_length=16, description="how it stands", json_schema_extra=list_map_schema("type")
     )

@@ -27,12 +27,14 @@ from fairlead.api.spec.pools import (
     is_oversized,
 )
 from fairlead.api.spec.rollout import Rollout
+from fairlead.api.spec.route.spec import ModelRouteSpec
 from fairlead.api.spec.routing import Routing
 from fairlead.api.spec.slo import Slo
 from fairlead.api.spec.tenant.spec import ModelTenantSpec
 from fairlead.api.strict_model import FieldPath, Rule, StrictModel, field_error
 from fairlead.api.value_types import MAX_LABEL_VALUE_LENGTH, check_unique, list_map_schema
 from fairlead.fleet.model import TokenPrice
+from fairlead.routes.model import Route
 from fairlead.tenants.model import Tenant
 
 GROUP = "serving.fairlead.io"
@@ -425,6 +427,27 @@ class ModelTenant(StrictModel):
     def to_tenant(self) -> Tenant:
         """Returns the tenant as gateways use it."""
         return self.spec.to_tenant(self.metadata.name)
+
+
+class ModelRoute(StrictModel):
+    """A name for clients that stands for one model, or for several with weights."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (_NAME_RULE,)
+
+    api_version: Literal["serving.fairlead.io/v1alpha1"]
+    kind: Literal["ModelRoute"]
+    metadata: Annotated[Metadata, Field(examples=["{name: assistant}"])]
+    spec: Annotated[ModelRouteSpec, Field(examples=["{targets: [{model: llama-70b}]}"])]
+    status: Any = Field(default=None, exclude=True)
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`, with the namespace `default` if none is given."""
+        return f"{self.metadata.namespace or 'default'}/{self.metadata.name}"
+
+    def to_route(self) -> Route:
+        """Returns the route as gateways use it, with all names that it claims."""
+        return self.spec.to_route(self.metadata.namespace or "default", self.metadata.name)
 
 
 def _without_namespace(metadata: Metadata, kind: str) -> Metadata:

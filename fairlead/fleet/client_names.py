@@ -26,7 +26,6 @@ from typing import Any, Final
 
 from fairlead.errors import SettingsError
 from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN, SERVED_NAME_PATTERN
-from fairlead.routes.model import Route
 
 _ROUTE_PREFIX: Final = "route:"
 MAX_NAMES_OF_DELETED_MODELS = 256
@@ -57,15 +56,27 @@ class NameClaim:
         return name == self.name or name in self.served_names
 
 
-def route_claim(route: Route) -> NameClaim:
+def route_claim(
+    namespace: str,
+    name: str,
+    served_names: tuple[str, ...],
+    recorded: frozenset[str] | None = None,
+    *,
+    is_releasing: bool = False,
+) -> NameClaim:
     """Returns the names that a route claims; its key differs from that of a model of its name."""
-    served = tuple(name for name in route.names if name != route.name)
-    return NameClaim(f"{_ROUTE_PREFIX}{route.namespace}", route.name, served)
+    return NameClaim(f"{_ROUTE_PREFIX}{namespace}", name, served_names, recorded, is_releasing)
 
 
-def describe_owner(key: str) -> str:
+def route_key(claim_key: str) -> str | None:
+    """Returns `namespace/name` of the route whose claim has this key; None for one of a model."""
+    return claim_key.removeprefix(_ROUTE_PREFIX) if claim_key.startswith(_ROUTE_PREFIX) else None
+
+
+def describe_owner(claim_key: str) -> str:
     """Returns the owner of a name as text, from the key of its claim."""
-    return f"the route {key.removeprefix(_ROUTE_PREFIX)}" if key.startswith(_ROUTE_PREFIX) else f"the model {key}"
+    route = route_key(claim_key)
+    return claim_key if route is None else f"the route {route}"
 
 
 @dataclass(frozen=True, slots=True)

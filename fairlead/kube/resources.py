@@ -109,6 +109,7 @@ MODEL_DEPLOYMENTS = Resource("serving.fairlead.io", "v1alpha1", "modeldeployment
 ACCELERATOR_CLASSES = Resource(
     "serving.fairlead.io", "v1alpha1", "acceleratorclasses", "AcceleratorClass", namespaced=False
 )
+MODEL_ROUTES = Resource("serving.fairlead.io", "v1alpha1", "modelroutes", "ModelRoute")
 MODEL_TENANTS = Resource("serving.fairlead.io", "v1alpha1", "modeltenants", "ModelTenant", namespaced=False)
 
 RESOURCES_BY_KIND: Mapping[tuple[str, str], Resource] = {

@@ -5,7 +5,7 @@ also checks across documents: names must be unique, and the accelerator of every
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -17,10 +17,18 @@ from fairlead.api.kinds import PLANNED_KINDS, served_kinds
 from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.pools import Pool
 from fairlead.api.strict_model import StrictModel
-from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, ModelDeployment, ModelTenant
+from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, ModelDeployment, ModelRoute, ModelTenant
 from fairlead.engine_profile import EngineProfile, builtin_profiles
 from fairlead.errors import BadInput, FileProblem, ManifestError
-from fairlead.fleet.client_names import NameClaim, NameHistory, grant_names, name_owners
+from fairlead.fleet.client_names import (
+    NameClaim,
+    NameHistory,
+    describe_owner,
+    grant_names,
+    name_owners,
+    route_claim,
+    route_key,
+)
 from fairlead.fleet.model import Model
 from fairlead.limits import Limits
 from fairlead.manifests.lint import lint_spec, lint_tenant
@@ -41,7 +49,7 @@ _ENGINES_WITH_PROFILE_NAMES = (EngineType.SIM, EngineType.EXTERNAL)
 """Engines whose pools may name a built-in profile instead of a class: no pod gets a device."""
 
 
-ManifestObject: TypeAlias = ModelDeployment | AcceleratorClass | ModelTenant
+ManifestObject: TypeAlias = ModelDeployment | AcceleratorClass | ModelTenant | ModelRoute
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,7 @@ class Manifests:
     accelerators: by name, including the built-in classes.
     tenants: in the order of the files.
     tenant_files: the files that they are in.
+    routes: in the order of the files.
     notes: lint notes.
     skipped: files of folders that hold no object, with the reason.
     """
@@ -62,6 +71,7 @@ class Manifests:
     tenant_files: tuple[str, ...] = ()
     notes: tuple[FileProblem, ...] = ()
     skipped: tuple[FileProblem, ...] = ()
+    routes: tuple[ModelRoute, ...] = ()
 
     def engine_profile(self, pool: Pool) -> EngineProfile | None:
         """Returns the profile of a pool's accelerator class, or the built-in profile of that name.
@@ -178,7 +188,8 @@ def combine_texts(
     models = tuple(document.value for document in documents if isinstance(document.value, ModelDeployment))
     tenants = tuple(document.value for document in documents if isinstance(document.value, ModelTenant))
     tenant_files = dict.fromkeys(document.file for document in documents if isinstance(document.value, ModelTenant))
-    manifests = Manifests(models, accelerators, tenants, tuple(tenant_files))
+    routes = tuple(document.value for document in documents if isinstance(document.value, ModelRoute))
+    manifests = Manifests(models, accelerators, tenants, tuple(tenant_files), routes=routes)
     if problems:
         return manifests, problems
     return replace(manifests, notes=(*skipped, *_lint_problems(documents, manifests))), problems
@@ -315,7 +326,8 @@ def _duplicate_names(documents: Iterable[_Document]) -> list[FileProblem]:
     seen: dict[tuple[str, str], _Document] = {}
     for document in documents:
         value = document.value
-        key = (value.kind, value.key if isinstance(value, ModelDeployment) else value.metadata.name)
+        name = value.key if isinstance(value, ModelDeployment | ModelRoute) else value.metadata.name
+        key = (value.kind, name)
         first = seen.setdefault(key, document)
         if first is not document:
             where = f"{first.file}:{first.node.locate(('metadata', 'name')).line}"
@@ -341,17 +353,26 @@ def _lint_problems(documents: Sequence[_Document], manifests: Manifests) -> Iter
             for note in lint_tenant(document.value):
                 line = document.node.locate(note.path).line
                 yield FileProblem(document.file, line, format_path(note.path), f"note: {note.message}", note.fix)
-    yield from _lint_served_names([document for document in documents if isinstance(document.value, ModelDeployment)])
+    yield from _lint_served_names(documents)
+    yield from _lint_targets(documents, {model.key for model in manifests.models})
 
 
 def _lint_served_names(documents: Sequence[_Document]) -> Iterator[FileProblem]:
-    """Yields a note for each served name by which clients would not reach the model."""
+    """Yields a note for each name by which clients would not reach the model or the route."""
     claims = {}
-    for document in documents:
-        assert isinstance(document.value, ModelDeployment)
-        metadata, names = document.value.metadata, document.value.spec.model.served_names
-        claims[document.value.key] = NameClaim(metadata.namespace or "default", metadata.name, tuple(names)), document
-    listed, namespaces = [claim for claim, _ in claims.values()], {claim.namespace for claim, _ in claims.values()}
+    models_first = sorted(documents, key=lambda document: isinstance(document.value, ModelRoute))
+    for document in models_first:
+        if isinstance(document.value, ModelDeployment):
+            metadata, names = document.value.metadata, document.value.spec.model.served_names
+            claim = NameClaim(metadata.namespace or "default", metadata.name, tuple(names))
+        elif isinstance(document.value, ModelRoute):
+            metadata, names = document.value.metadata, document.value.spec.served_names
+            claim = route_claim(metadata.namespace or "default", metadata.name, tuple(names))
+        else:
+            continue
+        claims[claim.key] = claim, document
+    listed = [claim for claim, _ in claims.values()]
+    namespaces = {claim.namespace for claim in listed if route_key(claim.key) is None}
     replaced = [claim for claim in listed if claim.key.removesuffix(EXTERNAL_SUFFIX) in claims.keys() - {claim.key}]
     history = NameHistory(
         remembered={name: claim.key for claim in replaced for name in (claim.name, *claim.served_names)}
@@ -359,20 +380,38 @@ def _lint_served_names(documents: Sequence[_Document]) -> Iterator[FileProblem]:
     granted = grant_names(listed, namespaces, name_owners(listed, namespaces, history))
     for key, grant in granted.items():
         claim, document = claims[key]
+        is_route = route_key(key) is not None
         for refused in grant.refused:
-            if refused.name not in claim.served_names:
+            if refused.name not in claim.served_names and not is_route:
                 continue
             why = (
-                f"{refused.owner} has it"
+                f"{describe_owner(refused.owner)} has it"
                 if refused.owner is not None
                 else "it begins with a namespace that holds models"
             )
-            path = ("spec", "model", "servedNames")
-            message = f"note: clients do not reach the model by {refused.name}: {why}"
+            path = ("spec", "servedNames") if is_route else ("spec", "model", "servedNames")
+            if refused.name not in claim.served_names:
+                path = ("metadata", "name")
+            what = "route" if is_route else "model"
+            message = f"note: clients do not reach the {what} by {refused.name}: {why}"
             fix = "remove it, or rename one"
             if refused.owner == f"{key}{EXTERNAL_SUFFIX}":
                 fix = "leave it: a cut-over gives the name over later, with the annotation fairlead.io/release-names"
             yield FileProblem(document.file, document.node.locate(path).line, format_path(path), message, fix)
+
+
+def _lint_targets(documents: Sequence[_Document], models: Collection[str]) -> Iterator[FileProblem]:
+    """Yields a note for each target of a route that is no model of the files."""
+    for document in documents:
+        if not isinstance(document.value, ModelRoute):
+            continue
+        for path, model in document.value.to_route().target_paths():
+            if model not in models:
+                matches = closest_matches(model, models, count=1)
+                fix = f"did you mean {matches[0]}?" if matches else "leave it if the model is in another file"
+                line = document.node.locate(("spec", *path)).line
+                message = f"note: no model of these files is {format_value(model)}"
+                yield FileProblem(document.file, line, format_path(("spec", *path)), message, fix)
 
 
 def _unknown_accelerators(

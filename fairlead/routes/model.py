@@ -1,6 +1,6 @@
 """Routes as gateways see them: immutable data in a fleet, replaced as a whole on every change."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 
@@ -56,6 +56,14 @@ class Route:
     def all_rules(self) -> tuple[RouteRule, ...]:
         """Returns the overrides, and last the rule for all other requests."""
         return (*self.overrides, RouteRule(self.targets))
+
+    def target_paths(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Yields where each target stands in the spec, and the key of its model."""
+        for index, target in enumerate(self.targets):
+            yield ("targets", index, "model"), target.model
+        for number, override in enumerate(self.overrides):
+            for index, target in enumerate(override.targets):
+                yield ("overrides", number, "targets", index, "model"), target.model
 
     def models(self) -> list[str]:
         """Returns the keys of all targets that get requests, each once."""

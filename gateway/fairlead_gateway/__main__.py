@@ -279,7 +279,11 @@ def _fleet_source(
     if parser is not None:
         return FileFleetSource(Path(options.fleet), clock, limits=limits, parse=parser.parse_fleet)
     pacing = Pacing(clock, random.random)
-    return cli_options.open_fleet_source(options, os.environ, pacing, agent="fairlead-gateway", limits=limits)
+    from fairlead.fleet.kubernetes.options import open_kube_source
+
+    source = open_kube_source(options.kube, os.environ, pacing, agent="fairlead-gateway", limits=limits)
+    source.follows_routes = True
+    return source
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from fairlead.audit import AuditLog
 from fairlead.errors import FairleadError
+from fairlead.fleet.client_names import route_key
 from fairlead.kube.client import KubeApi
 from fairlead.kube.events.event import EventDraft
 from fairlead.kube.events.recorder import EventRecorder
@@ -19,6 +20,7 @@ from fairlead.runtime.clock import Clock, Pacing
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_operator import action_audit, health, http_server
 from fairlead_operator.controller.reconciler import Reconciler
+from fairlead_operator.controller.route_reconciler import RouteReconciler
 from fairlead_operator.controller.workqueue import WorkQueue
 from fairlead_operator.hung_engines.engine_restarter import EngineRestarter, RestartCounts, RestartOptions
 from fairlead_operator.hung_engines.gateway_reports import GatewayReader
@@ -80,6 +82,7 @@ class Manager:
             options.installation,
             capacity_grace_seconds=options.capacity_grace_seconds,
         )
+        self._route_reconciler = RouteReconciler(self._api, self._cache, clock, self._reconciler.counts)
         self._restarter = self._make_restarter(options.hung_engines, pacing)
         candidate = LeaseCandidate(lease_namespace or access.namespace, LEASE_NAME, identity)
         self._elector = LeaderElector(self._lease_api, candidate, pacing, options.lease_timing)
@@ -173,7 +176,7 @@ class Manager:
         Why: before the lists, every child would seem to be missing.
         """
         await self._watcher.wait_synced()
-        for key in self._cache.models:
+        for key in (*self._cache.models, *self._cache.routes):
             self._queue.add(key)
         await self._queue.process(self._reconcile, self._options.workers, self._on_failure)
 
@@ -188,8 +191,12 @@ class Manager:
     async def _reconcile(self, key: str) -> float | None:
         if not self._elector.is_leading:
             return 1.0  # the lease has expired
-        if key.partition("/")[0] in self._watcher.refused_namespaces():
+        route = route_key(key)
+        if (route or key).partition("/")[0] in self._watcher.refused_namespaces():
             return _REFUSED_SECONDS  # its children may be unknown
+        if route is not None:
+            await self._route_reconciler.reconcile(key)
+            return None
         return await self._reconciler.reconcile(key)
 
     def _on_failure(self, key: str, error: Exception, pause: float) -> None:

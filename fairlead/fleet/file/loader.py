@@ -39,7 +39,7 @@ def parse_fleet_file(text: str, *, file: str, limits: Limits | None = None) -> F
         raise ManifestError(tuple(problems))
     routes = [item.to_route(item.namespace, item.name) for item in content.routes]
     claims = [NameClaim(item.namespace, item.name, tuple(item.served_names)) for item in content.models]
-    route_claims = [route_claim(route) for route in routes]
+    route_claims = [route_claim(item.namespace, item.name, tuple(item.served_names)) for item in content.routes]
     granted = grant_names([*claims, *route_claims], {claim.namespace for claim in claims})
     problems = route_problems(routes, granted, {claim.key for claim in claims}, node, file)
     if problems:

@@ -1,6 +1,6 @@
 """Problems of the routes of a fleet file, each with line, field and fix."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from fairlead.errors import FileProblem
 from fairlead.fleet.client_names import GrantedNames, describe_owner, route_claim
@@ -31,25 +31,16 @@ def route_problems(
             add(("routes", number, "name"), f"the route {route.key} is already given", "remove one or rename it")
             continue
         seen.add(route.key)
-        for refused in granted[route_claim(route).key].refused:
+        for refused in granted[route_claim(route.namespace, route.name, ()).key].refused:
             why = "it begins with a namespace that holds models"
             if refused.owner is not None:
                 why = f"{describe_owner(refused.owner)} has it"
             field = "name" if refused.name == route.name else "servedNames"
             message = f"clients cannot reach the route by {format_value(refused.name)}: {why}"
             add(("routes", number, field), message, "use another name")
-        for path, model in _targets(route):
+        for path, model in route.target_paths():
             if model not in models:
                 matches = closest_matches(model, models, count=1)
                 fix = f"did you mean {matches[0]}?" if matches else "name a model of this file as namespace/name"
                 add(("routes", number, *path), f"no model of this file is {format_value(model)}", fix)
     return problems
-
-
-def _targets(route: Route) -> Iterator[tuple[_Path, str]]:
-    """Yields where each target stands in its route, and its model."""
-    for index, target in enumerate(route.targets):
-        yield ("targets", index, "model"), target.model
-    for number, override in enumerate(route.overrides):
-        for index, target in enumerate(override.targets):
-            yield ("overrides", number, "targets", index, "model"), target.model

@@ -29,11 +29,13 @@ from fairlead.fleet.kubernetes.pod_instances import (
     managed_instances,
     pod_address,
 )
+from fairlead.fleet.kubernetes.route_objects import ParsedRoute, granted_routes
 from fairlead.fleet.kubernetes.spec_cache import KnownAccelerator, ParsedModel
 from fairlead.fleet.labels import MODEL_LABEL, POOL_LABEL
 from fairlead.fleet.model import Fleet, Instance, Model, Role, next_fleet, served_name_override
 from fairlead.kube.resources import Manifest, key_of, label_selector, labels_of, metadata_of, namespace_of, uid_of
 from fairlead.limits import Limits
+from fairlead.routes.model import Route
 
 _UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _BEYOND_SHARE = "its namespace has more instances than its share"
@@ -53,6 +55,7 @@ class ClusterObjects:
     name_history: the owners of client names so far.
     endpoint_namespaces: namespaces whose models may name endpoints.
     services: Services that lead to pods of models.
+    routes: oldest first.
     """
 
     models: Sequence[ParsedModel] = ()
@@ -62,6 +65,7 @@ class ClusterObjects:
     name_history: NameHistory = field(default_factory=NameHistory)
     endpoint_namespaces: Container[str] = frozenset()
     services: Mapping[str, Manifest] = field(default_factory=dict)
+    routes: Sequence[ParsedRoute] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,8 @@ def build_fleet(objects: ClusterObjects, previous: Fleet | None, limits: Limits)
     models, instances = builder.build_models(), builder.build_instances()
     is_checked = any(one.checks_address for group in instances.values() for one in group)
     addresses = builder.service_addresses if is_checked else frozenset()
-    fleet = next_fleet(previous, models, {key: instances.get(key, ()) for key in models}, addresses)
+    placed = {key: instances.get(key, ()) for key in models}
+    fleet = next_fleet(previous, models, placed, addresses, builder.routes)
     return FleetResult(fleet, tuple(dict.fromkeys(builder.problems)), builder.excluded, builder.name_owners)
 
 
@@ -146,6 +151,7 @@ class _FleetBuilder:
         self._previous = previous
         self._limits = limits
         self._served = self._limit_models()
+        self.routes: dict[str, Route] = {}
         self.service_addresses = frozenset(
             address for service in objects.services.values() for address in cluster_addresses(service)
         )
@@ -200,8 +206,23 @@ class _FleetBuilder:
             served = kept if one.spec is None else tuple(one.spec.model.served_names)
             claims.append(NameClaim(one.namespace, one.name, served, one.recorded_names, one.releases_names))
         namespaces = {claim.namespace for claim in claims}
+        routes = self._limit_routes()
+        if routes:
+            aged = [(one.created, claim.key, claim) for one, claim in zip(self._served, claims, strict=True)]
+            aged += [(one.created, one.claim.key, one.claim) for one in routes]
+            claims = [claim for _, _, claim in sorted(aged, key=lambda one: one[:2])]
         self.name_owners = name_owners(claims, namespaces, self._objects.name_history)
-        return grant_names(claims, namespaces, self.name_owners)
+        granted = grant_names(claims, namespaces, self.name_owners)
+        self.routes = granted_routes(routes, granted, self._previous.routes)
+        return granted
+
+    def _limit_routes(self) -> Sequence[ParsedRoute]:
+        """Returns at most the allowed number of routes, the oldest ones."""
+        routes, most = self._objects.routes, self._limits.routes
+        self.problems += [one.problem for one in routes if one.problem]
+        if len(routes) > most:
+            self.problems.append(f"there are {len(routes):,} routes: only the oldest {most:,} are served")
+        return routes[:most]
 
     def build_instances(self) -> dict[str, tuple[Instance, ...]]:
         """Returns the instances by the key of their model.

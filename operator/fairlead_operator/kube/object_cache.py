@@ -19,6 +19,8 @@ from fairlead.fleet.client_names import (
     name_owners,
     names_to_remember,
     recorded_names,
+    route_claim,
+    route_key,
 )
 from fairlead.fleet.labels import RELEASE_NAMES_ANNOTATION
 from fairlead.kube.resources import (
@@ -28,6 +30,7 @@ from fairlead.kube.resources import (
     DISRUPTION_BUDGETS,
     LEADER_WORKER_SETS,
     MODEL_DEPLOYMENTS,
+    MODEL_ROUTES,
     NETWORK_POLICIES,
     PODS,
     SERVICE_ACCOUNTS,
@@ -43,6 +46,7 @@ from fairlead.kube.resources import (
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead_operator.kube.object_trimming import trim_child, trim_model
 from fairlead_operator.object_metadata import ChildKey, child_key, owner_model_key
+from fairlead_operator.status.route_status import target_keys
 
 STANDARD_CHILD_KINDS = (
     DEPLOYMENTS,
@@ -78,6 +82,18 @@ class ModelSnapshot:
     stale: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class RouteSnapshot:
+    """A route at one moment.
+
+    models: the keys of all models.
+    """
+
+    route: Manifest
+    names: GrantedNames
+    models: frozenset[str]
+
+
 class ObjectCache:
     """All observed objects. Readers must not modify them.
 
@@ -86,6 +102,8 @@ class ObjectCache:
 
     def __init__(self, client_names: Mapping[str, str] | None = None) -> None:
         self.models: dict[str, Manifest] = {}
+        self.routes: dict[str, Manifest] = {}
+        """By the key of the claim, which differs from that of a model."""
         self._accelerators: dict[str, Manifest] = {}
         self._children: dict[str, dict[ChildKey, Manifest]] = {}
         self._pods: dict[str, dict[str, Manifest]] = {}
@@ -102,14 +120,14 @@ class ObjectCache:
         self._tombstones: OrderedDict[str, int] = OrderedDict()
 
     def apply(self, event: WatchEvent) -> list[str]:
-        """Applies a watch event of any kind, and returns the keys of the models for which it is
-        new.
+        """Applies a watch event of any kind, and returns the keys of the models and routes for
+        which it is new.
 
         The event of our own write is not new.
         """
         kind, deleted = str(event.object.get("kind", "")), event.type is WatchEventType.DELETED
-        if kind == MODEL_DEPLOYMENTS.kind:
-            return self._update_model(event.object, deleted)
+        if kind in (MODEL_DEPLOYMENTS.kind, MODEL_ROUTES.kind):
+            return self._update_claimant(event.object, deleted)
         if kind == ACCELERATOR_CLASSES.kind:
             is_new = self._update(self._accelerators, name_of(event.object), event.object, deleted)
             return list(self.models) if is_new else []
@@ -164,7 +182,7 @@ class ObjectCache:
         changed: dict[str, None] = {}
         names: set[str] = set()
         for key in [key for key in self.models if key not in listed_models]:
-            names |= self._store_model(self.models[key], True) or set()
+            names |= self._store_claimant(self.models[key], True) or set()
             changed[key] = None
         for key, model in listed_models.items():
             known = self.models.get(key)
@@ -173,11 +191,12 @@ class ObjectCache:
                 or resource_version_of(known) < resource_version_of(model)
                 or uid_of(known) != uid_of(model)
             ):
-                affected = self._store_model(model, False)
+                affected = self._store_claimant(model, False)
                 if affected is not None:
                     names |= affected
                     changed[key] = None
-        return [*changed, *sorted(self._claimants(names) - changed.keys())]
+        affected_keys = self._claimants(names) | self._routes_to(changed)
+        return [*changed, *sorted(affected_keys - changed.keys())]
 
     def snapshot(self, key: str, stale: str = "") -> ModelSnapshot | None:
         """Returns the model `key` with its objects; None if it does not exist.
@@ -197,6 +216,14 @@ class ObjectCache:
             served_names=granted.served_names,
             stale=stale,
         )
+
+    def route_snapshot(self, key: str) -> RouteSnapshot | None:
+        """Returns the route with this key of its claim; None if it does not exist.
+
+        The owners of its names are decided now, and remembered.
+        """
+        route = self.routes.get(key)
+        return None if route is None else RouteSnapshot(route, self._decide_names(key), frozenset(self.models))
 
     def _update(self, objects: dict[_Key, Manifest], key: _Key, item: Manifest, deleted: bool) -> bool:
         """Stores or removes an object unless a newer version is known. Returns True if something
@@ -220,32 +247,44 @@ class ObjectCache:
         objects[key] = item
         return True
 
-    def _update_model(self, model: Manifest, deleted: bool) -> list[str]:
-        """Stores or removes a model, and returns the keys of the affected models.
+    def _update_claimant(self, manifest: Manifest, deleted: bool) -> list[str]:
+        """Stores or removes a model or a route, and returns the affected keys.
 
-        These are the model itself, and those that claim a name that it adds or drops.
+        These are its own, those that claim a name that it adds or drops, and routes to it.
         """
-        names = self._store_model(model, deleted)
+        key = _claim_key(manifest)
+        was_known = key in self.models
+        names = self._store_claimant(manifest, deleted)
         if names is None:
             return []
-        key = key_of(model)
-        return [key, *sorted(self._claimants(names) - {key})]
+        affected = self._claimants(names)
+        if was_known != (key in self.models):
+            affected |= self._routes_to([key])
+        return [key, *sorted(affected - {key})]
+
+    def _routes_to(self, models: Iterable[str]) -> set[str]:
+        """Returns the keys of the routes that lead to any of these models."""
+        wanted = set(models)
+        return {key for key, route in self.routes.items() if not wanted.isdisjoint(target_keys(route))}
 
     def _claimants(self, names: Iterable[str]) -> set[str]:
-        """Returns the keys of the models that claim any of these names."""
+        """Returns the keys of the models and routes that claim any of these names."""
         return set().union(*(self._keys_by_name.get(name, ()) for name in names))
 
-    def _store_model(self, model: Manifest, deleted: bool) -> set[str] | None:
-        """Stores or removes a model. Returns the names whose other claimants are affected; None if
-        nothing changed.
+    def _store_claimant(self, manifest: Manifest, deleted: bool) -> set[str] | None:
+        """Stores or removes a model or a route. Returns the names whose other claimants are
+        affected; None if nothing changed.
 
         Why names: any number of models may claim one, and each of them may be stored in turn.
         """
-        key, before, model = key_of(model), self.models.get(key_of(model)), trim_model(model)
+        key = _claim_key(manifest)
+        is_model = route_key(key) is None
+        objects, trimmed = self.models if is_model else self.routes, trim_model(manifest)
+        before = objects.get(key)
         claim_before = _claim(before) if before is not None else _NO_CLAIM
-        if not self._update(self.models, key, model, deleted):
+        if not self._update(objects, key, trimmed, deleted):
             return None
-        after = self.models.get(key)
+        after = objects.get(key)
         claim_after = _claim(after) if after is not None else _NO_CLAIM
         claimed, claims = claim_before.names, claim_after.names
         affected: set[str] = set()
@@ -271,7 +310,7 @@ class ObjectCache:
                 self._deleted_owners[key] = owned
         elif before is None and key in self._deleted_owners:
             affected |= self._release_names(key, claims)
-        if (before is None) != (after is None):
+        if is_model and (before is None) != (after is None):
             affected |= self._count_namespace(key.partition("/")[0], 1 if before is None else -1)
         return affected
 
@@ -298,7 +337,13 @@ class ObjectCache:
             return True
         if owner is None:
             return name.partition("/")[0] not in self._namespaces  # else no model gets it
-        return owner in self.models and _claim(self.models[owner]).claim.is_releasing
+        found = self._claimant(owner)
+        return found is not None and _claim(found).claim.is_releasing
+
+    def _claimant(self, key: str) -> Manifest | None:
+        """Returns the model or the route with this key of its claim."""
+        found = self.models.get(key)
+        return self.routes.get(key) if found is None else found
 
     def _count_namespace(self, namespace: str, change: int) -> set[str]:
         """Adds `change` (1 or -1) to the number of models in a namespace.
@@ -327,11 +372,14 @@ class ObjectCache:
             _drop_empty(self._served_names, first)
 
     def _decide_names(self, key: str) -> GrantedNames:
-        """Returns the names of this model, and remembers who owns the names that it claims.
+        """Returns the names of this model or route, and remembers who owns the names that it
+        claims.
 
         The namespace decides between models of the same age.
         """
-        own = _claim(self.models[key])
+        claimant = self._claimant(key)
+        assert claimant is not None
+        own = _claim(claimant)
         if not own.names <= self._settled_names:
             self._settle_names(own.names - self._settled_names)
         owners = {name: self._name_owners[name] for name in own.names if name in self._name_owners}
@@ -339,10 +387,11 @@ class ObjectCache:
         return granted_names(own.claim, owners, live, self._namespaces)
 
     def _settle_names(self, names: frozenset[str]) -> None:
-        """Decides and remembers who owns names, by the claims of all models."""
-        claimants = set().union(*(self._keys_by_name[name] for name in names))
-        oldest_first = sorted(claimants, key=lambda one: (_created_at(self.models[one]), one))
-        claims = [_claim(self.models[one]).claim for one in oldest_first]
+        """Decides and remembers who owns names, by the claims of all models and routes."""
+        keys = set().union(*(self._keys_by_name[name] for name in names))
+        claimants = {key: self._claimant(key) for key in keys}
+        oldest_first = sorted(keys, key=lambda key: (_created_at(claimants[key]), key))
+        claims = [_claim(found).claim for key in oldest_first if (found := claimants[key]) is not None]
         history = NameHistory(
             {name: self._assigned_names[name] for name in names if name in self._assigned_names},
             {name: self._name_owners[name] for name in names if name in self._name_owners},
@@ -357,7 +406,7 @@ class ObjectCache:
         """Remembers the owners of names, and forgets the oldest names of deleted models."""
         self._name_owners.update(owners)
         if len(self._name_owners) > len(self._keys_by_name) + MAX_NAMES_OF_DELETED_MODELS:
-            self._name_owners = names_to_remember(self._name_owners, self.models)
+            self._name_owners = names_to_remember(self._name_owners, self.models.keys() | self.routes.keys())
             self._settled_names &= self._name_owners.keys()
             remembered = set(self._name_owners.values())
             self._deleted_owners = {key: names for key, names in self._deleted_owners.items() if key in remembered}
@@ -365,19 +414,33 @@ class ObjectCache:
 
 @dataclass(frozen=True, slots=True)
 class _ModelClaim:
-    """The names that a model claims: as `grant_names` takes them, and as a set."""
+    """The names that a model or a route claims: as `grant_names` takes them, and as a set."""
 
     claim: NameClaim
     names: frozenset[str]
 
 
-def _claim(model: Manifest) -> _ModelClaim:
-    namespace, _, name = key_of(model).partition("/")
-    given = ((model.get("spec") or {}).get("model") or {}).get("servedNames")
+def _claim(manifest: Manifest) -> _ModelClaim:
+    namespace, _, name = key_of(manifest).partition("/")
+    is_route = manifest.get("kind") == MODEL_ROUTES.kind
+    spec = manifest.get("spec") or {}
+    given = (spec if is_route else spec.get("model") or {}).get("servedNames")
     served = tuple(str(one) for one in given) if isinstance(given, list) else ()
-    releasing = annotations_of(model).get(RELEASE_NAMES_ANNOTATION) == "true"
-    claim = NameClaim(namespace, name, served, recorded_names(model.get("status") or {}), releasing)
+    releasing = annotations_of(manifest).get(RELEASE_NAMES_ANNOTATION) == "true"
+    recorded = recorded_names(manifest.get("status") or {})
+    if is_route:
+        claim = route_claim(namespace, name, served, recorded, is_releasing=releasing)
+    else:
+        claim = NameClaim(namespace, name, served, recorded, releasing)
     return _ModelClaim(claim, frozenset((name, *served)))
+
+
+def _claim_key(manifest: Manifest) -> str:
+    """Returns the key of the claim of a model or a route."""
+    if manifest.get("kind") != MODEL_ROUTES.kind:
+        return key_of(manifest)
+    namespace, _, name = key_of(manifest).partition("/")
+    return route_claim(namespace, name, ()).key
 
 
 _NO_CLAIM: Final = _ModelClaim(NameClaim("", ""), frozenset())

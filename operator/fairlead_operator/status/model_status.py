@@ -11,7 +11,7 @@ from typing import Any
 
 from fairlead.api.conditions import ConditionType, Reason
 from fairlead.api.status import ConditionStatus
-from fairlead.fleet.client_names import RefusedName
+from fairlead.fleet.client_names import RefusedName, describe_owner
 from fairlead.fleet.labels import MODEL_LABEL, POOL_LABEL
 from fairlead.kube.conditions import ConditionValue, conditions_for, find_condition
 from fairlead.kube.resources import Manifest, key_of, name_of
@@ -224,14 +224,15 @@ def _name_taken_condition(inputs: StatusInputs, name: str) -> ConditionValue | N
     if not refused:
         return None
     reason = Reason.BARE_NAME_TAKEN if any(one.name == name for one in refused) else Reason.SERVED_NAME_TAKEN
-    return _true(ConditionType.NAME_TAKEN, reason, "; ".join(map(_describe_refused, refused)))
+    return _true(ConditionType.NAME_TAKEN, reason, "; ".join(map(describe_refused, refused)))
 
 
-def _describe_refused(refused: RefusedName) -> str:
+def describe_refused(refused: RefusedName) -> str:
+    """Returns why a model or a route does not have a name."""
     if refused.owner is not None and refused.is_owner_gone:
-        return f"{refused.name} belongs to {refused.owner}, which is deleted and has not released its names"
+        return f"{refused.name} belongs to {describe_owner(refused.owner)}, which is deleted and has not released its names"
     if refused.owner is not None:
-        return f"clients that request {refused.name} get {refused.owner}"
+        return f"clients that request {refused.name} get {describe_owner(refused.owner)}"
     namespace, slash, _ = refused.name.partition("/")
     if not slash:  # a model's own name: its status says that another model had it
         return f"{refused.name} belonged to a model that is deleted and has not released its names"

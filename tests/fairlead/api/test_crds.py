@@ -148,9 +148,11 @@ def test_names_scope_and_columns_match_the_design(kind: Any) -> None:
     assert CRDS[kind.name]["metadata"]["name"] == f"{kind.plural}.serving.fairlead.io"
     assert spec["names"]["categories"] == ["fairlead"]
     assert spec["names"]["shortNames"] == [
-        {"ModelDeployment": "mdep", "AcceleratorClass": "accel", "ModelTenant": "mtenant"}[kind.name]
+        {"ModelDeployment": "mdep", "AcceleratorClass": "accel", "ModelTenant": "mtenant", "ModelRoute": "mroute"}[
+            kind.name
+        ]
     ]
-    assert spec["scope"] == ("Namespaced" if kind.name == "ModelDeployment" else "Cluster")
+    assert spec["scope"] == ("Namespaced" if kind.name in ("ModelDeployment", "ModelRoute") else "Cluster")
     for column in spec["versions"][0]["additionalPrinterColumns"]:
         path = re.sub(r"\[\?\(@\.type==\"\w+\"\)\]", "", column["jsonPath"])
         steps = path.removeprefix(".").split(".")

@@ -35,6 +35,7 @@ EXAMPLES = ROOT / "examples"
 FILES = sorted(EXAMPLES.glob("*.yaml"))
 INTENTS = ("single-model", "prefill-decode", "multi-node", "heterogeneous-pools", "external-engines")
 THEIRS = EXAMPLES / "external-engines" / "their-engines.yaml"
+ROUTES = EXAMPLES / "routes" / "assistant.yaml"
 TENANTS = EXAMPLES / "tenants" / "two-teams.yaml"
 ON_GPUS = sorted(EXAMPLES.glob("*/gpu*.yaml"))
 SIMULATED = sorted(EXAMPLES.glob("*/simulated*.yaml"))
@@ -89,10 +90,11 @@ def test_first_example_is_the_smallest_manifest() -> None:
 def test_every_intent_has_a_pair_and_a_readme_link() -> None:
     assert {path.parent.name for path in [*ON_GPUS, *SIMULATED]} == set(INTENTS)
     every = sorted(EXAMPLES.glob("*/*.yaml"))
-    assert every == sorted([*ON_GPUS, *SIMULATED, THEIRS, TENANTS])
+    assert every == sorted([*ON_GPUS, *SIMULATED, THEIRS, ROUTES, TENANTS])
     linked = re.findall(r"\]\(([a-z-]+/[a-z-]+\.yaml)\)", (EXAMPLES / "README.md").read_text())
     assert sorted(linked) == [relative_path(path) for path in every]
-    assert list(dict.fromkeys(link.partition("/")[0] for link in linked)) == [*INTENTS, TENANTS.parent.name]
+    folders = list(dict.fromkeys(link.partition("/")[0] for link in linked))
+    assert folders == [*INTENTS, ROUTES.parent.name, TENANTS.parent.name]
 
 
 def test_tenants_of_the_example_have_the_keys_of_its_first_lines() -> None:

@@ -20,6 +20,7 @@ from fairlead.kube.resources import (
     LEADER_WORKER_SETS,
     LEASES,
     MODEL_DEPLOYMENTS,
+    MODEL_ROUTES,
     MODEL_TENANTS,
     NAMESPACES,
     NETWORK_POLICIES,
@@ -81,6 +82,8 @@ def component_permissions(
             permissions += _autoscaler_permissions(namespace)
         else:
             permissions += _fleet_permissions(namespace)
+        if component == GATEWAY:
+            permissions += [_permission(MODEL_ROUTES, verb, namespace) for verb in ("list", "watch")]
     if component == OPERATOR and restarts_engines:
         permissions += _restart_permissions(install_namespace, namespaces)
     if lease_name := {OPERATOR: LEASE_NAME, AUTOSCALER: AUTOSCALER_LEASE_NAME}.get(component):
@@ -94,7 +97,10 @@ def component_permissions(
 def _operator_permissions(namespace: str | None) -> Iterator[Permission]:
     for verb in ("get", "list", "watch"):
         yield _permission(MODEL_DEPLOYMENTS, verb, namespace)
-    yield _permission(MODEL_DEPLOYMENTS, "patch", namespace, "/status")
+    for verb in ("list", "watch"):
+        yield _permission(MODEL_ROUTES, verb, namespace)
+    for resource in (MODEL_DEPLOYMENTS, MODEL_ROUTES):
+        yield _permission(resource, "patch", namespace, "/status")
     yield _permission(MODEL_DEPLOYMENTS, "update", namespace, "/finalizers")
     for resource in _MANAGED_RESOURCES:
         for verb in ("get", "list", "watch", "create", "patch", "delete"):

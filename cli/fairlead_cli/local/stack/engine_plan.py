@@ -19,6 +19,8 @@ from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance, Model, Role, RoutingPreset, SloTargets, served_name_override
 from fairlead.limits import Limits
 from fairlead.manifests.loader import Manifests, to_fleet_model
+from fairlead.manifests.routes import plan_routes
+from fairlead.routes.model import Route
 from fairlead_cli.local.processes.child_process import ProcessCommand
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec
 from fairlead_cli.local.stack.scaled_models import ScaledModelSpec, plan_scaling
@@ -48,11 +50,14 @@ class PlanOptions:
 
 @dataclass(frozen=True, slots=True)
 class EnginePlan:
-    """Pools to run, notes on fields without effect, and the models that an autoscaler scales."""
+    """Pools to run, notes on fields without effect, the models that an autoscaler scales, and the
+    routes.
+    """
 
     pools: tuple[EnginePoolSpec, ...]
     notes: tuple[str, ...] = ()
     scaled_models: tuple[ScaledModelSpec, ...] = ()
+    routes: tuple[Route, ...] = ()
 
     @property
     def engines(self) -> int:
@@ -92,7 +97,7 @@ def plan_engines(
     labelled = (
         replace(pool, label=f"{pool.model.name}/{pool.name}" if has_several_models else pool.name) for pool in pools
     )
-    return EnginePlan(tuple(labelled), (*notes, *scaling.notes), scaling.models)
+    return EnginePlan(tuple(labelled), (*notes, *scaling.notes), scaling.models, plan_routes(manifests))
 
 
 def local_model(model: Model, options: PlanOptions) -> Model:

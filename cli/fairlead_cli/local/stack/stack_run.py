@@ -98,6 +98,7 @@ class StackRun:
             indexer=indexer_command(directory / "fleet.yaml", config, redis),
             autoscaler=autoscaler_command(directory, config, self._autoscaler),
             logs=config.logs,
+            routes=config.plan.routes,
         )
         started = sum(pool.replicas for pool in config.plan.pools)
         engines = ", ".join(f"{pool.replicas} × {pool.label}" for pool in config.plan.pools if not pool.adopted)

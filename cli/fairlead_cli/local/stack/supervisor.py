@@ -20,6 +20,7 @@ from typing import Protocol
 from fairlead.errors import BadInput
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import Fleet, Instance, Model
+from fairlead.routes.model import Route
 from fairlead.runtime.clock import Clock
 from fairlead.units import format_duration
 from fairlead_cli.addresses import find_free_ports
@@ -70,6 +71,7 @@ class StackSpec:
     autoscaler: ProcessCommand | None = None
     logs: Path | None = None
     drain_seconds: float = 60.0
+    routes: tuple[Route, ...] = ()
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -231,6 +233,7 @@ class StackSupervisor:
             instances={
                 key: tuple(sorted(instances, key=lambda instance: instance.id)) for key, instances in by_model.items()
             },
+            routes={route.key: route for route in self.spec.routes},
         )
 
     def _write_fleet(self) -> None:

@@ -75,12 +75,12 @@ class ModelRouteOverride(StrictModel):
 
     headers: Annotated[
         dict[str, Annotated[str, Field(json_schema_extra={"maxLength": 256})]],
-        AfterValidator(_check_headers),
         Field(
             max_length=8,
             description="headers with the exact values that a request must have; case of names does not count",
             examples=['{x-canary: "yes"}'],
         ),
+        AfterValidator(_check_headers),
     ] = Field(default_factory=dict)
     tenants: Annotated[
         list[ShortName],

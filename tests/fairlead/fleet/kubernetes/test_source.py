@@ -16,7 +16,7 @@ from fairlead.fleet.kubernetes.pod_instances import trim_pod
 from fairlead.fleet.kubernetes.source import KubeFleetSource
 from fairlead.fleet.model import Fleet, FleetSource, InstanceState
 from fairlead.kube.client import KubeApi
-from fairlead.kube.resources import ACCELERATOR_CLASSES, CONFIG_MAPS, MODEL_DEPLOYMENTS, PODS, SERVICES
+from fairlead.kube.resources import ACCELERATOR_CLASSES, CONFIG_MAPS, MODEL_DEPLOYMENTS, MODEL_ROUTES, PODS, SERVICES
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Pacing
 from fairlead.runtime.tasks import cancel_and_wait
@@ -419,3 +419,34 @@ def test_internal_error_about_one_object_ends_nothing(monkeypatch: pytest.Monkey
         assert lab.source.warnings() == []
 
     run(check, before=lambda lab: lab.model())
+
+
+def test_routes_are_followed_where_they_are_wanted() -> None:
+    def before(lab: SourceHarness) -> None:
+        one_engine(lab)
+        lab.source.follows_routes = True
+
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: lab.states() == ["Ready"])
+        assert (lab.fleets[-1].routes, lab.source.warnings()) == ({}, [])
+        lab.fake.put(MODEL_ROUTES, "x", "assistant", spec={"targets": [{"model": "tiny"}]})
+        await lab.passing(lambda: set(lab.fleets[-1].routes) == {"x/assistant"})
+        lab.fake.remove(MODEL_ROUTES, "x", "assistant")
+        await lab.passing(lambda: lab.fleets[-1].routes == {})
+
+    run(check, before=before)
+
+
+def test_fleet_is_served_where_routes_cannot_be_watched() -> None:
+    def before(lab: SourceHarness) -> None:
+        one_engine(lab)
+        lab.source.follows_routes = True
+        lab.fake.refused_paths = {MODEL_ROUTES.path()}
+
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: lab.states() == ["Ready"])
+        assert lab.source.age_seconds() is not None
+        (warning,) = lab.source.warnings()
+        assert warning.startswith("cannot watch the routes of the cluster; the last ones stay: ")
+
+    run(check, before=before)

@@ -1,0 +1,101 @@
+"""The status of a ModelRoute, from its spec, its names and the models. Pure."""
+
+from collections.abc import Container, Iterator, Mapping
+from typing import Any, Final
+
+from fairlead.api.conditions import ConditionType, Reason
+from fairlead.api.v1alpha1 import ModelRoute
+from fairlead.errors import BadInput
+from fairlead.fleet.client_names import GrantedNames
+from fairlead.kube.conditions import ConditionValue, conditions_for
+from fairlead.kube.resources import Manifest, key_of, metadata_of, name_of, namespace_of
+from fairlead.manifests.loader import read_object
+from fairlead.routes.model import Route, RouteRule
+from fairlead_operator.status.model_status import describe_refused
+
+_MAX_NAMED: Final = 5
+
+
+def target_keys(route: Manifest) -> frozenset[str]:
+    """Returns the keys of all models that a route names, of whatever release its spec is."""
+    namespace = namespace_of(route) or "default"
+    return frozenset(name if "/" in name else f"{namespace}/{name}" for name in _target_names(route.get("spec")))
+
+
+def route_status(
+    route: Manifest, names: GrantedNames, models: Container[str], generation: int, now: str
+) -> dict[str, Any]:
+    """Returns the status of a route.
+
+    models: the keys of all models.
+    generation: of the spec that it describes.
+    now: current time as the API server writes it.
+    """
+    status: dict[str, Any] = {"observedGeneration": generation}
+    name = name_of(route)
+    status["clientName"] = name if names.has_own_name else key_of(route)
+    status["servedNames"] = list(names.served_names)
+    try:
+        parsed = read_object(route)
+        assert isinstance(parsed, ModelRoute)
+    except BadInput as error:
+        values = [ConditionValue(ConditionType.ACCEPTED, "False", Reason.INVALID_ROUTE, str(error))]
+    else:
+        found = parsed.to_route()
+        status["targets"] = ", ".join(f"{target.model} {target.weight}" for target in found.targets)
+        values = [_accepted(names), _resolved(found, models)]
+    status["conditions"] = conditions_for(values, route.get("status") or {}, generation, now)
+    return status
+
+
+def has_changed(route: Manifest, status: Mapping[str, Any]) -> bool:
+    """Returns True if writing `status` would change something."""
+    previous = route.get("status") or {}
+    names = status.keys() | previous.keys()
+    return any((previous.get(name) or None) != (status.get(name) or None) for name in names)
+
+
+def status_manifest(route: Manifest, status: Mapping[str, Any]) -> Manifest:
+    """Returns what is applied to write the status."""
+    metadata = {name: metadata_of(route)[name] for name in ("name", "namespace", "uid") if name in metadata_of(route)}
+    return {"apiVersion": route["apiVersion"], "kind": route["kind"], "metadata": metadata, "status": dict(status)}
+
+
+def _target_names(spec: Any) -> Iterator[str]:
+    if not isinstance(spec, dict):
+        return
+    overrides = spec.get("overrides")
+    for rule in (spec, *(overrides if isinstance(overrides, list) else ())):
+        targets = rule.get("targets") if isinstance(rule, dict) else None
+        for target in targets if isinstance(targets, list) else ():
+            if isinstance(target, dict) and isinstance(target.get("model"), str):
+                yield target["model"]
+
+
+def _accepted(names: GrantedNames) -> ConditionValue:
+    if not names.refused:
+        return ConditionValue(ConditionType.ACCEPTED, "True", Reason.VALID, "gateways serve the route")
+    message = "; ".join(map(describe_refused, names.refused))
+    return ConditionValue(ConditionType.ACCEPTED, "False", Reason.NAMES_TAKEN, message)
+
+
+def _resolved(route: Route, models: Container[str]) -> ConditionValue:
+    missing = [key for key in route.models() if key not in models]
+    if missing:
+        more = f" and {len(missing) - _MAX_NAMED} more" if len(missing) > _MAX_NAMED else ""
+        message = f"no model is called {', '.join(missing[:_MAX_NAMED])}{more}: its conversations get 503"
+        return ConditionValue(ConditionType.RESOLVED_REFS, "False", Reason.MODEL_NOT_FOUND, message)
+    without = [place for place, rule in _places(route) if not rule.models()]
+    if without:
+        message = f"no target of {', '.join(without)} has a weight above 0: its requests get 503"
+        return ConditionValue(ConditionType.RESOLVED_REFS, "False", Reason.NO_WEIGHT, message)
+    count = len(route.models())
+    message = "the target exists" if count == 1 else f"all {count} targets exist"
+    return ConditionValue(ConditionType.RESOLVED_REFS, "True", Reason.RESOLVED, message)
+
+
+def _places(route: Route) -> Iterator[tuple[str, RouteRule]]:
+    """Yields each rule of a route with its place in the spec."""
+    yield "spec", RouteRule(route.targets)
+    for number, override in enumerate(route.overrides):
+        yield f"spec.overrides[{number}]", override

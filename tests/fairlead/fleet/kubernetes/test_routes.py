@@ -1,0 +1,85 @@
+"""Routes of a cluster: what they become in the fleet, and which names they get."""
+
+from dataclasses import replace
+from typing import Any
+
+from fairlead.fleet.client_names import NameHistory
+from fairlead.fleet.kubernetes.builder import FleetResult
+from fairlead.fleet.kubernetes.route_objects import RouteCache
+from fairlead.kube.resources import Manifest
+from fairlead.limits import Limits
+from fairlead.routes.model import RouteTarget
+from fairlead_testing.kube.fleet_objects import build, keyed, named
+
+
+def route(name: str, *served: str, born: str = "5", namespace: str = "x", **spec: Any) -> Manifest:
+    return {
+        "apiVersion": "serving.fairlead.io/v1alpha1",
+        "kind": "ModelRoute",
+        "metadata": {"name": name, "namespace": namespace, "creationTimestamp": born},
+        "spec": {"servedNames": list(served), "targets": [{"model": "tiny"}], **spec},
+    }
+
+
+def built(models: list[Manifest], routes: list[Manifest], **more: Any) -> FleetResult:
+    return build(models, routes=RouteCache().routes(keyed(*routes)), **more)
+
+
+def names_of(found: FleetResult) -> dict[str, tuple[str, ...]]:
+    return {key: one.names for key, one in found.fleet.routes.items()}
+
+
+def test_a_route_has_its_name_and_those_that_it_serves() -> None:
+    found = built([named("tiny")], [route("a", "org/a", targets=[{"model": "tiny", "weight": 3}, {"model": "y/b"}])])
+    assert names_of(found) == {"x/a": ("a", "org/a")}
+    assert found.fleet.routes["x/a"].targets == (RouteTarget("x/tiny", 3), RouteTarget("y/b", 1))
+    assert found.problems == ()
+
+
+def test_an_older_model_keeps_its_names_and_a_younger_one_takes_none() -> None:
+    models = [named("tiny", "org/a", born="1"), named("a", "b", born="9")]
+    found = built(models, [route("a", "b", "org/a", "x/new")])
+    assert names_of(found) == {"x/a": ("a", "b")}
+    assert [found.fleet.models[key].shadowed for key in ("x/tiny", "x/a")] == [False, True]
+    assert found.fleet.resolve_model("b") is None
+
+
+def test_a_name_belongs_to_the_route_whose_status_has_it() -> None:
+    recorded = {**route("b", born="7"), "status": {"clientName": "b", "servedNames": ["shared"]}}
+    recorded["spec"]["servedNames"] = ["shared"]
+    found = built([named("tiny")], [route("a", "shared"), recorded])
+    assert names_of(found) == {"x/a": ("a",), "x/b": ("b", "shared")}
+
+
+def test_a_deleted_route_keeps_its_names_until_it_releases_them() -> None:
+    before = built([named("tiny")], [route("a", "shared")])
+    history = NameHistory(remembered=before.name_owners)
+    waiting = [named("tiny"), named("shared", born="9")]
+    assert built(waiting, [], name_history=history).fleet.resolve_model("shared") is None
+    releasing = route("a", "shared")
+    releasing["metadata"]["annotations"] = {"fairlead.io/release-names": "true"}
+    assert built(waiting, [releasing], name_history=history).fleet.resolve_model("shared") == "x/shared"
+
+
+def test_a_route_that_cannot_be_read_stays_as_it_was() -> None:
+    before = built([named("tiny")], [route("a", targets=[{"model": "tiny", "weight": 2}])])
+    broken = route("a", targets=[{"model": "tiny", "share": 2}])
+    found = built([named("tiny")], [broken], previous=before.fleet)
+    assert found.fleet.routes == before.fleet.routes
+    (problem,) = found.problems
+    assert "the route x/a cannot be used: spec.targets[0].share: unknown field" in problem
+    assert built([named("tiny")], [broken]).fleet.routes == {}
+
+
+def test_only_the_oldest_routes_are_served_beyond_the_limit() -> None:
+    routes = [route("c", born="3"), route("a", born="1"), route("b", born="2")]
+    found = built([named("tiny")], routes, limits=replace(Limits(), routes=2))
+    assert set(found.fleet.routes) == {"x/a", "x/b"}
+    assert found.problems == ("there are 3 routes: only the oldest 2 are served",)
+
+
+def test_a_changed_route_is_a_new_fleet() -> None:
+    before = built([named("tiny")], [route("a")]).fleet
+    assert built([named("tiny")], [route("a")], previous=before).fleet is before
+    after = built([named("tiny")], [route("a", targets=[{"model": "y/b"}])], previous=before).fleet
+    assert (after.version, after.membership_epoch) == (2, 1)

@@ -1,0 +1,86 @@
+"""ModelRoutes in manifests: what lint notes about them, and what local mode refuses."""
+
+from pathlib import Path
+
+import pytest
+
+from fairlead.errors import BadInput, ManifestError
+from fairlead.limits import Limits
+from fairlead.manifests.loader import Manifests, combine_texts, load_manifests
+from fairlead.manifests.routes import plan_routes
+from fairlead.routes.model import RouteTarget
+
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "routes" / "assistant.yaml"
+MODEL = """\
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelDeployment
+metadata: {name: tiny}
+spec:
+  model: {uri: "hf://a/b", servedNames: [org/tiny]}
+  pools: [{acceleratorClassName: nvidia-l4}]
+"""
+ROUTE = """\
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelRoute
+metadata: {name: assistant}
+spec:
+  servedNames: [acme/assistant]
+  targets: [{model: tiny}]
+"""
+
+
+def loaded(*texts: str) -> Manifests:
+    found, problems = combine_texts([("f", "---\n".join(texts))], limits=Limits())
+    assert problems == []
+    return found
+
+
+def test_example_is_a_route_between_two_models() -> None:
+    (route,) = plan_routes(load_manifests([EXAMPLE]))
+    assert route.key == "chat/assistant"
+    assert route.targets == (RouteTarget("chat/qwen3-8b", 9), RouteTarget("chat/qwen3-14b", 1))
+    assert load_manifests([EXAMPLE]).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field", "note", "refusal"),
+    [
+        ("model: tiny", "model: tny", "spec.targets[0].model", 'no model of these files is "default/tny"',
+         "the route default/assistant leads to default/tny, which is no model of these files"),
+        ("acme/assistant", "org/tiny", "spec.servedNames", "clients do not reach the route by org/tiny: default/tiny has it",
+         "clients cannot reach the route default/assistant by org/tiny: it belongs to default/tiny"),
+        ("acme/assistant", "default/a", "spec.servedNames",
+         "clients do not reach the route by default/a: it begins with a namespace that holds models",
+         "clients cannot reach the route default/assistant by default/a: it belongs to a namespace of models"),
+        ("name: assistant", "name: tiny", "metadata.name", "clients do not reach the route by tiny: default/tiny has it",
+         "clients cannot reach the route default/tiny by tiny: it belongs to default/tiny"),
+    ],
+)  # fmt: skip
+def test_what_a_cluster_would_show_is_a_note_of_lint_and_an_error_of_local_mode(
+    old: str, new: str, field: str, note: str, refusal: str
+) -> None:
+    found = loaded(MODEL, ROUTE.replace(old, new))
+    (problem,) = found.notes
+    assert (problem.field, problem.message) == (field, f"note: {note}")
+    with pytest.raises(BadInput) as refused:
+        plan_routes(found)
+    assert (refused.value.field, refused.value.message) == (field, refusal)
+
+
+def test_routes_of_two_namespaces_may_have_one_name_but_clients_reach_the_first() -> None:
+    second = ROUTE.replace("{name: assistant}", "{name: assistant, namespace: b}").replace("acme/assistant", "b-name")
+    found = loaded(MODEL, ROUTE, second.replace("model: tiny", "model: default/tiny"))
+    (problem,) = found.notes
+    assert problem.message == "note: clients do not reach the route by assistant: the route default/assistant has it"
+
+
+def test_a_route_given_twice_is_refused() -> None:
+    _, problems = combine_texts([("f", f"{MODEL}---\n{ROUTE}---\n{ROUTE}")], limits=Limits())
+    assert [one.message for one in problems] == ["the ModelRoute default/assistant is already given in f:10"]
+
+
+def test_files_need_a_model_beside_a_route(tmp_path: Path) -> None:
+    file = tmp_path / "route.yaml"
+    file.write_text(ROUTE)
+    with pytest.raises(ManifestError, match="there is no ModelDeployment"):
+        load_manifests([file])

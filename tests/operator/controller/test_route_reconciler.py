@@ -1,0 +1,127 @@
+"""The status of routes: names, targets, and what changes of others do to them."""
+
+import asyncio
+from typing import Any
+
+from fairlead.kube.watch_events import WatchEvent
+from fairlead.runtime.clock import ManualClock
+from fairlead_operator.controller.route_reconciler import RouteReconciler
+from fairlead_operator.kube.object_cache import ObjectCache
+from fairlead_operator.kube.writer import WriteCounts
+from fairlead_testing.kube.in_memory import InMemoryKube
+
+API = "serving.fairlead.io/v1alpha1"
+
+
+class Cluster:
+    """A cluster with a reconciler of routes; `queued` has the keys of the last change."""
+
+    def __init__(self) -> None:
+        self.kube = InMemoryKube()
+        self.cache = ObjectCache()
+        self.queued: set[str] = set()
+        self.kube.listeners.append(self._on_change)
+        self.counts = WriteCounts()
+        self.reconciler = RouteReconciler(self.kube, self.cache, ManualClock(wall=1_800_000_000.0), self.counts)
+
+    def put(self, kind: str, name: str, namespace: str = "chat", **parts: Any) -> None:
+        self.queued = set()
+        metadata = {"name": name, "namespace": namespace, **parts.pop("metadata", {})}
+        self.kube.put({"apiVersion": API, "kind": kind, "metadata": metadata, **parts})
+
+    def route(self, name: str, *served: str, **spec: Any) -> None:
+        whole = {"servedNames": list(served), "targets": [{"model": "tiny"}], **spec}
+        self.put("ModelRoute", name, spec=whole)
+
+    def model(self, name: str, *served: str) -> None:
+        self.put("ModelDeployment", name, spec={"model": {"uri": "hf://a/b", "servedNames": list(served)}})
+
+    def reconcile(self, name: str) -> None:
+        asyncio.run(self.reconciler.reconcile(f"route:chat/{name}"))
+
+    def status(self, name: str) -> dict[str, Any]:
+        self.reconcile(name)
+        (found,) = [one for one in self.kube.objects_of("ModelRoute") if one["metadata"]["name"] == name]
+        status: dict[str, Any] = found["status"]
+        return status
+
+    def conditions(self, name: str) -> dict[str, tuple[str, str, str]]:
+        listed = self.status(name)["conditions"]
+        return {one["type"]: (one["status"], one["reason"], one["message"]) for one in listed}
+
+    def _on_change(self, event: WatchEvent) -> None:
+        self.queued |= set(self.cache.apply(event))
+
+
+def test_status_says_names_targets_and_that_they_exist() -> None:
+    cluster = Cluster()
+    cluster.model("tiny")
+    cluster.route("assistant", "acme/assistant", targets=[{"model": "tiny", "weight": 9}, {"model": "other/big"}])
+    status = cluster.status("assistant")
+    assert (status["clientName"], status["servedNames"]) == ("assistant", ["acme/assistant"])
+    assert status["targets"] == "chat/tiny 9, other/big 1"
+    assert cluster.conditions("assistant") == {
+        "Accepted": ("True", "Valid", "gateways serve the route"),
+        "ResolvedRefs": ("False", "ModelNotFound", "no model is called other/big: its conversations get 503"),
+    }
+    cluster.put("ModelDeployment", "big", "other", spec={"model": {"uri": "hf://a/b"}})
+    assert cluster.queued == {"other/big", "route:chat/assistant"}
+    assert cluster.conditions("assistant")["ResolvedRefs"] == ("True", "Resolved", "all 2 targets exist")
+
+
+def test_unchanged_status_is_not_written_again() -> None:
+    cluster = Cluster()
+    cluster.model("tiny")
+    cluster.route("assistant")
+    for _ in range(3):
+        cluster.reconcile("assistant")
+    assert cluster.counts.statuses == 1
+
+
+def test_names_of_a_model_are_refused_and_follow_it() -> None:
+    cluster = Cluster()
+    cluster.model("tiny", "acme/assistant")
+    cluster.route("tiny", "acme/assistant", "chat/new")
+    status = cluster.status("tiny")
+    assert (status["clientName"], status["servedNames"]) == ("chat/tiny", [])
+    accepted = cluster.conditions("tiny")["Accepted"]
+    assert accepted[:2] == ("False", "NamesTaken")
+    assert "clients that request acme/assistant get chat/tiny" in accepted[2]
+    assert "the served name chat/new is refused: the namespace chat holds models" in accepted[2]
+    cluster.model("tiny")
+    assert "route:chat/tiny" in cluster.queued
+    assert cluster.status("tiny")["servedNames"] == ["acme/assistant"]
+
+
+def test_a_younger_model_does_not_take_the_name_of_a_route() -> None:
+    cluster = Cluster()
+    cluster.model("tiny")
+    cluster.route("assistant")
+    assert cluster.status("assistant")["clientName"] == "assistant"
+    cluster.put("ModelDeployment", "assistant", "other", metadata={"creationTimestamp": "9999"}, spec={"model": {}})
+    snapshot = cluster.cache.snapshot("other/assistant")
+    assert snapshot is not None
+    assert [(one.name, one.owner) for one in snapshot.refused_names] == [("assistant", "route:chat/assistant")]
+    assert cluster.conditions("assistant")["Accepted"][0] == "True"
+
+
+def test_rules_without_weight_and_unreadable_specs_are_told() -> None:
+    cluster = Cluster()
+    cluster.model("tiny")
+    override = {"tenants": ["acme"], "targets": [{"model": "tiny", "weight": 0}]}
+    cluster.route("a", targets=[{"model": "tiny", "weight": 1}], overrides=[override])
+    message = "no target of spec.overrides[0] has a weight above 0: its requests get 503"
+    assert cluster.conditions("a")["ResolvedRefs"] == ("False", "NoWeight", message)
+    cluster.route("a", overrides=[{"headers": {"Authorization": "x"}, "targets": [{"model": "tiny"}]}])
+    found = cluster.conditions("a")
+    assert set(found) == {"Accepted"}
+    assert found["Accepted"][:2] == ("False", "InvalidRoute")
+    assert "this header holds a key" in found["Accepted"][2]
+
+
+def test_deleted_route_is_left_alone() -> None:
+    cluster = Cluster()
+    cluster.route("a")
+    cluster.kube.remove("ModelRoute", "chat", "a")
+    cluster.reconcile("a")
+    assert (cluster.counts.statuses, cluster.cache.routes) == (0, {})

@@ -1,0 +1,106 @@
+"""Routes on a real API server: the operator's status, and the fleet that gateways make of them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from fairlead.fleet.kubernetes.source import KubeFleetSource
+from fairlead.fleet.model import Fleet
+from fairlead.kube.client import KubeApi
+from fairlead.kube.resources import MODEL_DEPLOYMENTS, MODEL_ROUTES, Manifest
+from fairlead.limits import Limits
+from fairlead.runtime.clock import Pacing, SystemClock
+from fairlead.runtime.tasks import cancel_and_wait
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.operators import OperatorProcesses, apply_crds_and_namespaces
+from fairlead_testing.waiting import wait_until, wait_until_async
+
+pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
+NAMESPACE = "routes"
+ALIAS = "acme/assistant"
+
+
+def model(name: str, *served: str) -> Manifest:
+    return {
+        "apiVersion": MODEL_DEPLOYMENTS.api_version,
+        "kind": "ModelDeployment",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {
+            "model": {"uri": "hf://Qwen/Qwen3-8B", "servedNames": list(served)},
+            "engine": {"type": "Sim"},
+            "pools": [{"name": "main", "acceleratorClassName": "cpu"}],
+        },
+    }
+
+
+def route(*targets: str) -> Manifest:
+    return {
+        "apiVersion": MODEL_ROUTES.api_version,
+        "kind": "ModelRoute",
+        "metadata": {"name": "assistant", "namespace": NAMESPACE},
+        "spec": {"servedNames": [ALIAS], "targets": [{"model": name} for name in targets]},
+    }
+
+
+@asynccontextmanager
+async def followed(server: ApiServer) -> AsyncIterator[list[Fleet]]:
+    """The fleets of a gateway of this namespace, the newest one last."""
+    pacing = Pacing(SystemClock(), lambda: 0.5)
+    api = KubeApi(server.config(), pacing.clock, pacing.chance)
+    source, fleets = KubeFleetSource(api, pacing, namespaces=[NAMESPACE]), list[Fleet]()
+    source.follows_routes = True
+
+    async def follow() -> None:
+        async for fleet in source.watch():
+            fleets.append(fleet)
+
+    task = asyncio.create_task(follow())
+    try:
+        yield fleets
+    finally:
+        await cancel_and_wait(task)
+
+
+def test_operator_and_gateway_agree_on_names_and_targets(api_server: ApiServer, tmp_path: Path) -> None:
+    operators = OperatorProcesses(api_server.kubeconfig, NAMESPACE, tmp_path)
+
+    async def main() -> None:
+        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5, limits=Limits(kube_attempts=2)) as api:
+            await apply_crds_and_namespaces(api, NAMESPACE)
+            first = operators.start()
+            await wait_until_async(lambda: asyncio.to_thread(operators.is_leading, first))
+            async with followed(api_server) as fleets:
+
+                async def has_conditions(accepted: str, resolved: str) -> bool:
+                    status = (await api.get(MODEL_ROUTES, NAMESPACE, "assistant")).get("status") or {}
+                    found = {one["type"]: one["reason"] for one in status.get("conditions") or []}
+                    return found == {"Accepted": accepted, "ResolvedRefs": resolved}
+
+                await api.apply(route("one"), "kubectl")
+                await wait_until_async(lambda: has_conditions("Valid", "ModelNotFound"))
+                await api.apply(model("one"), "kubectl")
+                await wait_until_async(lambda: has_conditions("Valid", "Resolved"))
+                await wait_until(lambda: bool(fleets) and "routes/one" in fleets[-1].models)
+                assert fleets[-1].routes["routes/assistant"].names == ("assistant", ALIAS)
+
+                await api.apply(model("two", ALIAS), "kubectl")
+                await wait_until(lambda: "routes/two" in fleets[-1].models)
+                assert fleets[-1].models["routes/two"].served_names == ()
+                assert fleets[-1].routes["routes/assistant"].names == ("assistant", ALIAS)
+
+                async def is_refused() -> bool:
+                    status = (await api.get(MODEL_DEPLOYMENTS, NAMESPACE, "two")).get("status") or {}
+                    taken = [one for one in status.get("conditions") or [] if one["type"] == "NameTaken"]
+                    return bool(taken) and "the route routes/assistant" in taken[0]["message"]
+
+                await wait_until_async(is_refused)
+                await api.delete(MODEL_ROUTES, NAMESPACE, "assistant")
+                await wait_until(lambda: fleets[-1].routes == {})
+
+    try:
+        asyncio.run(main())
+    finally:
+        operators.close()
