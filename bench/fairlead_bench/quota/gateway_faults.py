@@ -206,7 +206,13 @@ async def _make_faults(
 
 
 def _restart(node: ValkeyNode) -> None:
+    """Restarts a replica that was promoted.
+
+    Why without the option: Sentinel would have removed it from the server's file.
+    """
     node.kill()
+    at = node.command.index("--replicaof")
+    node.command = node.command[:at] + node.command[at + 3 :]
     node.restart()
 
 
