@@ -16,7 +16,7 @@ from generators.chart_files import CHART, chart_files
 from generators.checks_reference import checks_page
 from generators.cli_reference import cli_pages
 from generators.deployment_reference import deployment_pages
-from generators.engines_reference import catalog_page, engines_page
+from generators.engines_reference import catalog_example, catalog_page, engines_page
 from generators.image_locks import image_requirements
 from generators.page_lists import ALERTS_PAGE, alerts_page, decisions_page
 from generators.project_addresses import address_files
@@ -37,6 +37,7 @@ def outputs() -> dict[str, str]:
         ALERTS_PAGE: alerts_page(ROOT),
         BENCHMARKS_PAGE: benchmarks_page(ROOT),
         "docs/reference/api.md": api_page(),
+        "examples/catalog/qwen3-32b.yaml": catalog_example(),
         "docs/reference/catalog.md": catalog_page(NOTE),
         "docs/reference/checks.md": checks_page(NOTE),
         "docs/reference/conditions.md": conditions_page(),

@@ -11,8 +11,9 @@ from generators.engine_flags import known
 
 from fairlead.roofline import BANDWIDTH_SHARE, COMPUTE_SHARE, AcceleratorFigures, accelerator_figures
 from fairlead_cli.catalog.architecture import count_parameters, kv_bytes_per_device, weight_bytes
-from fairlead_cli.catalog.entry import CatalogEntry, read_entries
-from fairlead_cli.catalog.memory_plan import MEMORY_SHARE, WORKSPACE_BYTES, gib
+from fairlead_cli.catalog.entry import CatalogEntry, find_entry, read_entries
+from fairlead_cli.catalog.manifest import ManifestOptions, render_with_class
+from fairlead_cli.catalog.memory_plan import MEMORY_SHARE, WORKSPACE_BYTES, PlanRequest, choose_plan, gib, known_device
 from fairlead_operator.render import CURRENT_VERSION
 
 CASES: Final = Path(__file__).resolve().parents[2] / "tests" / "operator" / "render" / "cases"
@@ -138,6 +139,17 @@ def _engines(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for template in (spec.get("template"), group.get("leaderTemplate"), group.get("workerTemplate")):
         if template is not None:
             yield template["spec"]["containers"][0]
+
+
+def catalog_example() -> str:
+    """Returns examples/catalog/qwen3-32b.yaml."""
+    figures, entry = accelerator_figures(), find_entry("qwen3-32b")
+    device = known_device("nvidia-h100", figures, None)
+    plan = choose_plan(PlanRequest(entry, device))
+    if plan is None:
+        raise ValueError("the example does not fit")
+    note = "# Written by `fairlead catalog show qwen3-32b --on nvidia-h100 --with-class`.\n"
+    return note + render_with_class(entry, plan, ManifestOptions(), figures[device.name])
 
 
 def catalog_page(note: str) -> str:

@@ -8,7 +8,7 @@ from fairlead.errors import BadInput
 from fairlead.roofline import accelerator_figures
 from fairlead_cli.catalog.config_file import read_config_entry
 from fairlead_cli.catalog.entry import ENGINES, find_entry, read_entries
-from fairlead_cli.catalog.manifest import ManifestOptions, accelerator_class, render_class, render_manifest
+from fairlead_cli.catalog.manifest import ManifestOptions, render_manifest, render_with_class
 from fairlead_cli.catalog.memory_plan import MemoryPlan, PlanRequest, choose_plan, describe_misfit, known_device
 from fairlead_cli.catalog.text_output import entry_values, render_list
 from fairlead_cli.exit_codes import OK, PROBLEM, report_failure
@@ -74,14 +74,10 @@ def run_show(options: ShowOptions) -> int:
     plan = choose_plan(request)
     if plan is None:
         return report_failure("catalog show", describe_misfit(request, figures), PROBLEM)
-    document = render_manifest(entry, plan, options.manifest)
     if options.with_class:
-        name = f"{device.name}-{entry.name}"
-        comments, written = accelerator_class(entry, plan, figures[device.name], name)
-        document = render_class(comments, written) + document.replace(
-            f"acceleratorClassName: {device.name}\n", f"acceleratorClassName: {name}\n"
-        )
-    sys.stdout.write(document)
+        sys.stdout.write(render_with_class(entry, plan, options.manifest, figures[device.name]))
+    else:
+        sys.stdout.write(render_manifest(entry, plan, options.manifest))
     return OK
 
 

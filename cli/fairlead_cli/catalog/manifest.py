@@ -1,6 +1,6 @@
 """The manifest of an entry of the catalogue, with its memory as comments."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import yaml
@@ -22,6 +22,7 @@ class ManifestOptions:
     name: of the ModelDeployment; None for that of the entry.
     image: of the engine; None for the image whose parsers the entry names.
     secret: name of a Secret with HF_TOKEN; None for a public repository.
+    class_name: AcceleratorClass of the pool; None for that of the plan's device.
     """
 
     engine: str = "vllm"
@@ -29,6 +30,19 @@ class ManifestOptions:
     image: str | None = None
     replicas: int = 1
     secret: str | None = None
+    class_name: str | None = None
+
+
+def render_with_class(
+    entry: CatalogEntry, plan: MemoryPlan, options: ManifestOptions, figures: AcceleratorFigures
+) -> str:
+    """Returns an AcceleratorClass with the speed of the entry, and a ModelDeployment on it."""
+    name = f"{plan.device.name}-{entry.name}"
+    comments = f"# A roofline, not a measurement. Source: {figures.source}.\n"
+    if figures.node_label:
+        comments += f"# In a cluster with several kinds: nodeSelector: {{{figures.node_label}}}\n"
+    written = _yaml(accelerator_class(entry, plan, figures, name))
+    return f"{comments}{written}---\n{render_manifest(entry, plan, replace(options, class_name=name))}"
 
 
 def render_manifest(entry: CatalogEntry, plan: MemoryPlan, options: ManifestOptions) -> str:
@@ -42,7 +56,10 @@ def model_deployment(entry: CatalogEntry, plan: MemoryPlan, options: ManifestOpt
     model: dict[str, Any] = {"uri": f"hf://{entry.repository}", "servedNames": [entry.repository]}
     if options.secret is not None:
         model["credentials"] = {"secretRef": {"name": options.secret}}
-    pool: dict[str, Any] = {"acceleratorClassName": plan.device.name, "minReplicas": options.replicas}
+    pool: dict[str, Any] = {
+        "acceleratorClassName": options.class_name or plan.device.name,
+        "minReplicas": options.replicas,
+    }
     if plan.devices > 1:
         pool["parallelism"] = {"tensor": plan.devices}
     return {
@@ -81,10 +98,8 @@ def engine_arguments(entry: CatalogEntry, plan: MemoryPlan, options: ManifestOpt
     return [*arguments, *(["--trust-remote-code"] if entry.trust_remote_code else [])]
 
 
-def accelerator_class(
-    entry: CatalogEntry, plan: MemoryPlan, figures: AcceleratorFigures, name: str
-) -> tuple[str, dict[str, Any]]:
-    """Returns comments and an AcceleratorClass with the speed of the entry on a plan's devices."""
+def accelerator_class(entry: CatalogEntry, plan: MemoryPlan, figures: AcceleratorFigures, name: str) -> dict[str, Any]:
+    """Returns an AcceleratorClass with the speed of the entry on a plan's devices."""
     known = builtin_accelerators()[plan.device.name].spec
     profile = roofline_profile(
         name, model_cost(entry.config, plan.devices), figures, devices=plan.devices, kv_tokens=plan.kv_tokens
@@ -98,20 +113,7 @@ def accelerator_class(
         "residentTokenSeconds": _quantity(profile.resident_token_seconds),
         "kvTokens": profile.kv_tokens,
     }
-    comments = f"# A roofline, not a measurement. Source: {figures.source}.\n"
-    if figures.node_label:
-        comments += f"# In a cluster with several kinds: nodeSelector: {{{figures.node_label}}}\n"
-    return comments, {
-        "apiVersion": API_VERSION,
-        "kind": "AcceleratorClass",
-        "metadata": {"name": name},
-        "spec": written,
-    }
-
-
-def render_class(comments: str, document: dict[str, Any]) -> str:
-    """Returns an AcceleratorClass as YAML, ended by a separator."""
-    return f"{comments}{_yaml(document)}---\n"
+    return {"apiVersion": API_VERSION, "kind": "AcceleratorClass", "metadata": {"name": name}, "spec": written}
 
 
 def _quantity(seconds: float) -> str:

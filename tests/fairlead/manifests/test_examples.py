@@ -37,6 +37,7 @@ INTENTS = ("single-model", "prefill-decode", "multi-node", "heterogeneous-pools"
 THEIRS = EXAMPLES / "external-engines" / "their-engines.yaml"
 ROUTES = EXAMPLES / "routes" / "assistant.yaml"
 TENANTS = EXAMPLES / "tenants" / "two-teams.yaml"
+CATALOG = EXAMPLES / "catalog" / "qwen3-32b.yaml"
 ON_GPUS = sorted(EXAMPLES.glob("*/gpu*.yaml"))
 SIMULATED = sorted(EXAMPLES.glob("*/simulated*.yaml"))
 
@@ -90,11 +91,24 @@ def test_first_example_is_the_smallest_manifest() -> None:
 def test_every_intent_has_a_pair_and_a_readme_link() -> None:
     assert {path.parent.name for path in [*ON_GPUS, *SIMULATED]} == set(INTENTS)
     every = sorted(EXAMPLES.glob("*/*.yaml"))
-    assert every == sorted([*ON_GPUS, *SIMULATED, THEIRS, ROUTES, TENANTS])
-    linked = re.findall(r"\]\(([a-z-]+/[a-z-]+\.yaml)\)", (EXAMPLES / "README.md").read_text())
+    assert every == sorted([*ON_GPUS, *SIMULATED, THEIRS, ROUTES, TENANTS, CATALOG])
+    linked = re.findall(r"\]\(([a-z-]+/[a-z0-9-]+\.yaml)\)", (EXAMPLES / "README.md").read_text())
     assert sorted(linked) == [relative_path(path) for path in every]
-    folders = list(dict.fromkeys(link.partition("/")[0] for link in linked))
-    assert folders == [*INTENTS, ROUTES.parent.name, TENANTS.parent.name]
+    folders = [*INTENTS, ROUTES.parent.name, TENANTS.parent.name, CATALOG.parent.name]
+    assert list(dict.fromkeys(link.partition("/")[0] for link in linked)) == folders
+
+
+def test_the_example_of_the_catalogue_is_a_model_on_its_own_class() -> None:
+    manifests = load_manifests([CATALOG])
+    (model,) = manifests.models
+    rendered = render_model(model, manifests.accelerators, default_context())
+    assert rendered.problems == ()
+    profile = manifests.engine_profile(model.spec.pools[0])
+    assert profile is not None
+    assert profile.weights_seconds == pytest.approx(65.5e9 / (2 * 3.35e12 * 0.85), rel=0.01)
+    problems, remarks = lint_paths([str(CATALOG)])
+    assert problems == []
+    assert len(remarks) == 1
 
 
 def test_tenants_of_the_example_have_the_keys_of_its_first_lines() -> None:
