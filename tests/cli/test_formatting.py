@@ -45,6 +45,13 @@ def test_exactly_one_plain_line_begins_with_ready_and_names_both_addresses() -> 
     assert any("a note" in line for line in lines)
 
 
+def test_examples_of_the_banner_have_a_key_where_clients_need_one() -> None:
+    without, with_key = "\n".join(plain_lines(FACTS)), "\n".join(plain_lines(replace(FACTS, needs_key=True)))
+    assert "authorization" not in without
+    assert '-H "authorization: Bearer $FAIRLEAD_API_KEY" \\' in with_key
+    assert 'api_key=os.environ["FAIRLEAD_API_KEY"])' in with_key
+
+
 def test_headline_names_models_and_engines() -> None:
     assert headline(FACTS) == "Fairlead serves tiny on 8 simulated engines, 1.23s after its start"
 

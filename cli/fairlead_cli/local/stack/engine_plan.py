@@ -73,7 +73,7 @@ def plan_engines(
     pools: list[EnginePoolSpec] = []
     notes: dict[str, None] = {f"{skipped.file}: {skipped.message}": None for skipped in manifests.skipped}
     if manifests.tenants:
-        notes["clients need the API key of a tenant, as `Authorization: Bearer KEY`"] = None
+        notes["clients need the API key of a tenant (fairlead keys create): export it as FAIRLEAD_API_KEY"] = None
     seed = options.seed
     for deployment in manifests.models:
         reject_unsupported(deployment, real=options.real)

@@ -185,6 +185,7 @@ class StackRun:
             notes=self._config.plan.notes,
             program=self._config.program,
             autoscaler=self._autoscaler.url if self._autoscaler else "",
+            needs_key=bool(self._config.tenant_files),
         )
         self._show_safely(lambda: self._screen.show_ready(summary))
 

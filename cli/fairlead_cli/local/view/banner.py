@@ -5,13 +5,18 @@ from dataclasses import dataclass
 
 from fairlead_cli.formatting import format_seconds, pluralize
 
+KEY_VARIABLE = "FAIRLEAD_API_KEY"
+"""The variable that hints and other commands take the API key from."""
 SAMPLE_QUESTION = "Why is the sky blue?"
 
 
 @dataclass(frozen=True, slots=True)
 class StackSummary:
-    """Constant facts about a running stack. ``program``: name of this command in hints;
-    ``autoscaler``: its URL, or empty.
+    """Constant facts about a running stack.
+
+    program: name of this command in hints.
+    autoscaler: its URL, or empty.
+    needs_key: clients need an API key.
     """
 
     url: str
@@ -23,6 +28,7 @@ class StackSummary:
     notes: tuple[str, ...] = ()
     program: str = "fairlead"
     autoscaler: str = ""
+    needs_key: bool = False
 
 
 def headline(stack: StackSummary) -> str:
@@ -44,8 +50,10 @@ def autoscaler_lines(stack: StackSummary) -> list[str]:
 def curl_lines(stack: StackSummary) -> list[str]:
     """Returns a streaming request for a shell."""
     body = {"model": stack.models[0], "messages": [{"role": "user", "content": SAMPLE_QUESTION}], "stream": True}
+    key = [f'  -H "authorization: Bearer ${KEY_VARIABLE}" \\'] if stack.needs_key else []
     return [
         f"curl -sN {stack.url}/v1/chat/completions -H 'content-type: application/json' \\",
+        *key,
         f"  -d '{json.dumps(body)}'",
     ]
 
@@ -53,9 +61,12 @@ def curl_lines(stack: StackSummary) -> list[str]:
 def sdk_lines(stack: StackSummary) -> list[str]:
     """Returns the same request with the OpenAI SDK."""
     messages = json.dumps([{"role": "user", "content": SAMPLE_QUESTION}])
+    imported = ["import os", ""] if stack.needs_key else []
+    key = f'os.environ["{KEY_VARIABLE}"]' if stack.needs_key else '"none"'
     return [
+        *imported,
         "from openai import OpenAI",
-        f'client = OpenAI(base_url="{stack.url}/v1", api_key="none")',
+        f'client = OpenAI(base_url="{stack.url}/v1", api_key={key})',
         f'answer = client.chat.completions.create(model="{stack.models[0]}", messages={messages})',
         "print(answer.choices[0].message.content)",
     ]
