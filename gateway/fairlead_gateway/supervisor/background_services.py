@@ -174,8 +174,8 @@ class BackgroundServices:
         return None if self.usage is None else await self.usage.read(first_day, last_day)
 
     def budgets(self) -> "Sequence[BudgetState]":
-        """Returns the budgets of tenants, the most used first."""
-        return () if self.quota is None else self.quota.budgets.states()
+        """Returns the budgets of tenants in their present windows, the most used first."""
+        return () if self.quota is None else self.quota.budgets.states(self._clock.wall())
 
     def add_metrics(self, telemetry: MetricsRecorder) -> None:
         """Adds the values of the ledger, of peers, and of the budgets that are used most."""

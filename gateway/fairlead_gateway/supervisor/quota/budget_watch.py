@@ -97,9 +97,16 @@ class BudgetWatch:
             events += self._update(state, rows, is_contended=reply.is_contended)
         return events
 
-    def states(self) -> list[BudgetState]:
-        """Returns all budgets, the most used first."""
-        return sorted(self._states.values(), key=lambda state: (-state.used_share, state.tenant, state.limit_id))
+    def states(self, wall: float) -> list[BudgetState]:
+        """Returns the budgets whose window has not ended, the most used first.
+
+        Why: a gateway that gets no more requests of a tenant hears nothing of the next window. An
+        alert about the last one would never end.
+
+        wall: the time in Unix seconds.
+        """
+        known = [state for state in self._states.values() if wall < state.end]
+        return sorted(known, key=lambda state: (-state.used_share, state.tenant, state.limit_id))
 
     def _update(self, state: BudgetState, rows: Sequence[Row], *, is_contended: bool) -> list[BudgetEvent]:
         """Stores a state and returns its event, if there is one.

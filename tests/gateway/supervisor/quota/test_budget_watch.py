@@ -1,5 +1,6 @@
 """Events of budgets: once in a window, by one of all gateways."""
 
+import msgspec
 import pytest
 
 from fairlead.tenants.model import Limit, LimitUnit, Tenant, Window
@@ -11,6 +12,7 @@ USD = NANO_USD_PER_USD
 BUDGET = Limit(LimitUnit.COST, 500 * USD, Window.MONTH)
 ACME = Tenant("acme", limits=(BUDGET, Limit(LimitUnit.TOKENS, 10, Window.DAY)))
 START, END = 1_793_491_200_000, 1_796_083_200_000
+NOW = END / 1000 - 1
 
 
 def reply(spent: int, outstanding: int = 0, *, start: int = START, gateways: tuple[str, ...] = ("gw-1",)) -> LimitReply:
@@ -36,7 +38,7 @@ def test_each_threshold_is_an_event_once_in_a_window() -> None:
 def test_what_gateways_hold_without_having_spent_it_does_not_count() -> None:
     watch = BudgetWatch("gw-1")
     assert watch.observe(ACME, [reply(300, outstanding=200)]) == []
-    (state,) = watch.states()
+    (state,) = watch.states(NOW)
     assert (state.used, state.used_share) == (300 * USD, 0.6)
 
 
@@ -47,8 +49,17 @@ def test_budget_is_used_up_when_too_little_is_left_for_a_request() -> None:
         one.is_contended = True
     assert [thresholds(watch.observe(ACME, [one])) for one in contended] == [[80], [100]]
     assert thresholds(watch.observe(ACME, [reply(497)])) == []
-    (state,) = watch.states()
+    (state,) = watch.states(NOW)
     assert (state.is_used_up, state.used_share) == (True, 1.0)
+
+
+def test_a_budget_of_a_window_that_has_ended_is_not_shown() -> None:
+    watch = BudgetWatch("gw-1")
+    watch.observe(ACME, [reply(500)])
+    end = END / 1000
+    assert [len(watch.states(wall)) for wall in (end - 0.001, end, end + 86_400)] == [1, 0, 0]
+    watch.observe(ACME, [msgspec.structs.replace(reply(1, start=END), end=END + 2_678_400_000)])
+    assert [state.used for state in watch.states(end)] == [USD]
 
 
 def test_larger_budget_has_its_events_anew() -> None:
@@ -56,7 +67,7 @@ def test_larger_budget_has_its_events_anew() -> None:
     watch.observe(ACME, [reply(500)])
     larger = Tenant("acme", limits=(Limit(LimitUnit.COST, 600 * USD, Window.MONTH),))
     assert thresholds(watch.observe(larger, [reply(510)])) == [80]
-    assert not watch.states()[0].is_used_up
+    assert not watch.states(NOW)[0].is_used_up
 
 
 def test_one_of_all_gateways_logs() -> None:
@@ -71,14 +82,14 @@ def test_replies_without_rows_and_other_limits_say_nothing() -> None:
     silent.rows = []
     tokens = LimitReply(ACME.limits[1].id, START, END, 0, 10, False, [], reply(450).rows, [])
     assert watch.observe(ACME, [silent, tokens]) == []
-    assert watch.states() == []
+    assert watch.states(NOW) == []
 
 
 def test_budget_that_is_gone_is_forgotten() -> None:
     watch = BudgetWatch("gw-1")
     watch.observe(ACME, [reply(450)])
     watch.retain([Tenant("acme")])
-    assert watch.states() == []
+    assert watch.states(NOW) == []
     assert thresholds(watch.observe(ACME, [reply(450)])) == [80]
 
 
