@@ -11,12 +11,17 @@ from fairlead.tenants.model import Tenant
 from fairlead_gateway.admission.policy import ALL_LEARNED_ANSWERS, LEARNED_ANSWER_INTERVAL
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.timers import TaskDeadline
-from fairlead_gateway.quota.exchange import CLOSED, CONTENDED, EXHAUSTED, NOT_YET, UNAVAILABLE
+from fairlead_gateway.quota.exchange import CLOSED, CONTENDED, EXHAUSTED, GRANTED, NOT_YET, UNAVAILABLE
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.quota.amounts import expected_amounts, is_generating, most_amounts, used_amounts
 from fairlead_gateway.worker.quota.limit_plan import LimitPlan, PlannedLimit
 from fairlead_gateway.worker.quota.output_estimate import TABLE_SECONDS, OutputEstimator, prompt_class
-from fairlead_gateway.worker.quota.refusals import describe_limit, limit_reached, limits_unavailable
+from fairlead_gateway.worker.quota.refusals import (
+    describe_limit,
+    limit_contended,
+    limit_reached,
+    limits_unavailable,
+)
 from fairlead_gateway.worker.quota.reservation import Amounts, missing_limit, take
 from fairlead_gateway.worker.quota.tenant_limits import QuotaLink, TenantLimits, Waiter
 from fairlead_gateway.worker.request_context import RequestContext
@@ -118,7 +123,7 @@ class LimitGate:
             with TaskDeadline(self._loop, self._limits.quota_wait_seconds):
                 await waiter.granted
         except TimeoutError:
-            raise self._late(waiter) from None
+            raise self._late(waiter, now) from None
         finally:
             self._end_wait(limits, waiter, now)
 
@@ -241,9 +246,11 @@ class LimitGate:
             self._on_refused(context, error)
         return error
 
-    def _late(self, waiter: Waiter) -> GatewayError:
+    def _late(self, waiter: Waiter, since: float) -> GatewayError:
         """Returns the error of a request that has waited too long for a slice."""
-        short, now = waiter.short_of, self._now()
+        short, now, tenant = waiter.short_of, self._now(), waiter.context.tenant
+        if short.leased.status == GRANTED and short.leased.status_at >= since and tenant is not None:
+            return limit_contended(short, tenant)  # the store answers, and others were first
         if short.leased.status in (CONTENDED, EXHAUSTED, CLOSED):
             return self._refusal(waiter.context, short, waiter.estimate.of(short.unit), now)
         return limits_unavailable(_NOT_YET_REASON if short.leased.status == NOT_YET else _UNAVAILABLE_REASON)

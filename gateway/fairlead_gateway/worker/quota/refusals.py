@@ -62,6 +62,17 @@ def limit_reached(planned: PlannedLimit, amount: int, tenant: Tenant, now: float
     )
 
 
+def limit_contended(planned: PlannedLimit, tenant: Tenant) -> GatewayError:
+    """Returns the error for a request that has waited too long behind others for what is left of a
+    limit.
+    """
+    return LimitReached(
+        f"too many requests wait for what is left of the limit of {describe_limit(planned.limit, tenant.name)}",
+        hint="send fewer requests at the same time",
+        headers=(("retry-after", str(_RETURNED_RETRY_SECONDS)),),
+    )
+
+
 def limits_unavailable(reason: str, seconds: float = 1.0) -> LimitsUnavailable:
     """Returns the error for a request whose limits are not known."""
     retry_after = str(max(1, math.ceil(min(seconds, 40 * 86_400.0))))

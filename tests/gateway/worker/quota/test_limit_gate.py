@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
@@ -13,7 +14,7 @@ from fairlead.fleet.model import TokenPrice
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
-from fairlead_gateway.quota.exchange import NOT_YET, Exchange, ExchangeReply
+from fairlead_gateway.quota.exchange import CONTENDED, GRANTED, NOT_YET, Exchange, ExchangeReply
 from fairlead_gateway.supervisor.quota.limit_stores import MemoryLimitStore
 from fairlead_gateway.supervisor.quota.quota_service import QuotaService
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
@@ -413,4 +414,41 @@ def test_a_waiting_request_asks_again_however_early_the_timer_fires() -> None:
         limits.waiting.clear()
 
     gate: LimitGate
+    run_async(main())
+
+
+@pytest.mark.parametrize(
+    ("status", "answered_at", "code", "retry_after"),
+    [
+        (GRANTED, 11.0, "rate_limit_exceeded", "1"),
+        (GRANTED, 9.0, "limits_unavailable", "1"),
+        (CONTENDED, 11.0, "rate_limit_exceeded", "48"),
+        (NOT_YET, 11.0, "limits_unavailable", "1"),
+    ],
+)
+def test_a_request_that_waited_too_long_says_for_what(
+    status: int, answered_at: float, code: str, retry_after: str
+) -> None:
+    """It began to wait at second 10. The store answered then, or did not."""
+
+    async def main() -> None:
+        clock = ManualClock(10.0)
+        runtime = WorkerRuntime(clock, Limits(), asyncio.get_running_loop())
+        gate = LimitGate(runtime, cast(Any, None), None, lambda *_: None)
+        tenant = Tenant("acme", limits=(_REQUESTS,))
+        (planned,) = gate.limits_of(tenant).plan("prod", "default/tiny").limits
+        planned.leased.on_status(status, 2, 1, 60.0, answered_at)
+        clock.advance(2.0)
+        context = cast(Any, SimpleNamespace(tenant=tenant))
+        waiter = Waiter(
+            context,
+            gate.limits_of(tenant).plan("prod", "default/tiny"),
+            Amounts(1, 0, 0, 0, 0),
+            cast(Any, None),
+            planned,
+        )
+        error = gate._late(waiter, 10.0)
+        assert (error.code, dict(error.headers)["retry-after"]) == (code, retry_after)
+        assert ("Redis does not answer" in str(error)) == (status == GRANTED and answered_at < 10.0)
+
     run_async(main())
