@@ -5,20 +5,20 @@ up to the end of the first message of a user: later turns begin with the same by
 request, the whole prompt counts.
 """
 
-import re
 from typing import Final
 
 import xxhash
 
-_ROLE_FIRST: Final = (b'{"role":"', b'{"role": "')
-_USER_FIRST: Final = (b'{"role":"user"', b'{"role": "user"')
-_USER: Final = re.compile(rb'"role"[ \t\r\n]*:[ \t\r\n]*"user"')
-_OBJECT_PART: Final = re.compile(rb'[^"{}]*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"[^"{}]*+)*+', re.DOTALL)
+from fairlead_gateway.worker.openai.json_edit import string_end
+
+_QUOTE: Final = ord('"')
 _OPENING: Final = ord("{")
 _CLOSING: Final = ord("}")
+_ROLE: Final = b'"role"'
+_USER: Final = b'"user"'
 _MAX_MESSAGES: Final = 64
-_MAX_TEXT: Final = 1 << 20
-"""Bytes of a prompt that are searched; of a longer one without an end in them, these count."""
+_MAX_MESSAGE_BYTES: Final = 16_384
+"""Bytes of the first message of a user that count; more would only cost time."""
 
 
 def session_digest(session: bytes, tenant: str | None) -> bytes:
@@ -31,63 +31,50 @@ def prompt_digest(text: bytes, start: int, end: int) -> bytes:
 
     start, end: where the prompt lies; of a chat, the text between the brackets of its messages.
     """
-    end = min(end, start + _MAX_TEXT)
     return xxhash.xxh3_64_digest(memoryview(text)[start : conversation_end(text, start, end)])
 
 
 def conversation_end(text: bytes, start: int, end: int) -> int:
-    """Returns the end of the first message of a user; `end` if there is none.
-
-    Why a search for the next role: most clients write the role of each message first. Inside a
-    JSON string quotes are escaped, so these bytes never are a part of what a user wrote.
+    """Returns the end of the first message of a user, or of the part of it that counts; `end` if
+    there is none.
     """
-    if not text.startswith(_ROLE_FIRST, start):
-        return _first_user_end(text, start, end)
-    user = _first(text, _USER_FIRST, start, end)
-    if user < 0:
-        return _first_user_end(text, start, end)
-    following = _first(text, _ROLE_FIRST, user + 1, end)
-    return text.rfind(b"}", user, end if following < 0 else following) + 1 or end
-
-
-def _first(text: bytes, patterns: tuple[bytes, ...], start: int, end: int) -> int:
-    """Returns where the first of the patterns is; -1 without any."""
-    found = -1
-    for pattern in patterns:
-        position = text.find(pattern, start, end if found < 0 else found + len(pattern))
-        if position >= 0 and (found < 0 or position < found):
-            found = position
-    return found
-
-
-def _first_user_end(text: bytes, start: int, end: int) -> int:
-    """Returns the same for messages whose fields stand in any order."""
     position = start
     for _ in range(_MAX_MESSAGES):
         begin = text.find(b"{", position, end)
         if begin < 0:
             return end
-        position = _object_end(text, begin, end)
-        if _USER.search(text, begin, position):
-            return position
+        position, is_user = _read_object(text, begin, end)
+        if is_user:
+            return min(position, begin + _MAX_MESSAGE_BYTES)
     return end
 
 
-def _object_end(text: bytes, start: int, end: int) -> int:
-    """Returns the end of the object that starts at `start`."""
-    depth, position = 0, start
+def _read_object(text: bytes, start: int, end: int) -> tuple[int, bool]:
+    """Returns the end of the object that starts at `start`, and whether it is of a user.
+
+    Of a long message of a user, any end beyond the part that counts.
+    """
+    depth = 0
+    position = start
+    is_role = is_user = False
     while position < end:
-        match = _OBJECT_PART.match(text, position, end)
-        position = match.end() if match is not None else position
-        if position >= end:
-            return end
-        if text[position] == _OPENING:
-            depth += 1
-        elif text[position] == _CLOSING:
-            depth -= 1
-        else:
-            return end
+        char = text[position]
+        if char == _QUOTE:
+            behind = string_end(text, position)
+            if is_role:
+                is_user = text[position:behind] == _USER
+                is_role = False
+            elif depth == 1 and behind - position == 6:
+                is_role = text[position:behind] == _ROLE
+            position = behind
+            if is_user and position - start > _MAX_MESSAGE_BYTES:
+                return position, True
+            continue
         position += 1
-        if depth == 0:
-            return position
-    return end
+        if char == _OPENING:
+            depth += 1
+        elif char == _CLOSING:
+            depth -= 1
+            if depth == 0:
+                return position, is_user
+    return end, is_user

@@ -92,6 +92,28 @@ def set_members(body: bytes, changes: Mapping[str, bytes]) -> bytes:
     return prepend_members(edited, missing) if missing else edited
 
 
+def replace_first_member(
+    body: bytes, starts: tuple[bytes, ...], value: bytes, *, is_unique: bool = False
+) -> bytes | None:
+    """Returns the body with another value of its first member, which is a text; None if the general
+    way is needed.
+
+    starts: the member's key as clients write it, up to the quote of its value.
+    is_unique: each key is known to be there once.
+
+    Why: most clients write the model first. To look at all members takes ten times as long.
+    """
+    for start in starts if len(body) <= _SLICE_BYTES else ():
+        if body.startswith(start):
+            key = start[1 : start.index(b":")]
+            end = string_end(body, len(start) - 1)
+            # Its key may be there again, in whatever spelling; inside a text quotes are escaped.
+            if not is_unique and (body.find(key, end) >= 0 or body.find(b"\\u00", end) >= 0):
+                return None
+            return b"".join((start[:-1], value, body[end:]))
+    return None
+
+
 def rewrite_members(body: bytes, change: Callable[[str, bytes], bytes | None]) -> bytes:
     """Returns the body with every top-level value replaced by `change(key, value)`; None removes
     it.
@@ -161,7 +183,7 @@ def _members(body: bytes) -> Iterator[tuple[str, int, int, int]]:
         name = _after_space(body, position)
         if body[name : name + 1] != b'"':
             return
-        name_end = _string_end(body, name)
+        name_end = string_end(body, name)
         colon = _after_space(body, name_end)
         start = _after_space(body, colon + 1)
         end = _value_end(body, start)
@@ -177,7 +199,7 @@ def _members(body: bytes) -> Iterator[tuple[str, int, int, int]]:
 def _value_end(body: bytes, start: int) -> int:
     char = body[start : start + 1]
     if char == b'"':
-        return _string_end(body, start)
+        return string_end(body, start)
     if char not in (b"{", b"["):
         return _scalar_end(body, start)
     depth = 0
@@ -190,7 +212,7 @@ def _value_end(body: bytes, start: int) -> int:
             position = match.start()
             found = body[position]
             if found == _QUOTE:
-                position = _string_end(body, position)
+                position = string_end(body, position)
                 continue
             position += 1
             depth += 1 if found in _OPENING else -1
@@ -201,7 +223,7 @@ def _value_end(body: bytes, start: int) -> int:
         position = match.end() if match else position
         char = body[position : position + 1]
         if char == b'"':  # a string longer than the slice
-            position = _string_end(body, position)
+            position = string_end(body, position)
         elif char in (b"[", b"{"):
             depth += 1
             position += 1
@@ -213,7 +235,7 @@ def _value_end(body: bytes, start: int) -> int:
     return len(body)
 
 
-def _string_end(body: bytes, start: int) -> int:
+def string_end(body: bytes, start: int) -> int:
     """Returns the position behind the string that starts at `start`."""
     position = start + 1
     if len(body) <= _SLICE_BYTES:

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import takewhile
 
+import msgspec
+
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Fleet, Model, UnknownFields
 from fairlead.names import closest_matches, normalize_model_name
@@ -32,12 +34,13 @@ class ModelEntry:
     instructions.
     """
 
-    __slots__ = ("key", "model", "name", "passes_unknown_fields")
+    __slots__ = ("key", "model", "name", "name_text", "passes_unknown_fields")
 
     def __init__(self, key: str, model: Model) -> None:
         self.key = key
         self.model = model
         self.name: str = model.name
+        self.name_text: bytes = msgspec.json.encode(model.name)
         self.passes_unknown_fields: bool = model.requests.unknown_fields is UnknownFields.PASS
 
 

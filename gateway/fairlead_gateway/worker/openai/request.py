@@ -8,7 +8,6 @@ on request only. `field_policy` removes fields, or refuses the request.
 from collections.abc import Mapping
 from typing import Final
 
-import msgspec
 from msgspec import UNSET
 
 from fairlead.fleet.model import Fleet, Model
@@ -16,7 +15,7 @@ from fairlead.limits import Limits
 from fairlead.routes.resolution import RouteDecision
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, chat_fields, parse_body
 from fairlead_gateway.worker.openai.field_policy import apply_field_policy
-from fairlead_gateway.worker.openai.json_edit import prepend_members, set_members
+from fairlead_gateway.worker.openai.json_edit import prepend_members, replace_first_member, set_members
 from fairlead_gateway.worker.openai.model_names import ModelEntry, resolve_model_entry
 from fairlead_gateway.worker.openai.schemas import (
     ChatRequest,
@@ -28,6 +27,7 @@ from fairlead_gateway.worker.openai.schemas import (
 )
 from fairlead_gateway.worker.openai.validation import decode_stream_options
 
+_MODEL_STARTS: Final = (b'{"model":"', b'{"model": "')
 _WITH_USAGE: Final = set_members(b"{}", {"include_usage": b"true"})
 
 BODY_TYPES: Final[dict[str, type[CommonFields]]] = {
@@ -182,7 +182,14 @@ def build_entry_request(path: str, parsed: ParsedBody, body: bytes, entry: Model
     changes: dict[str, bytes] = {}
     added: dict[str, bytes] = {}
     if parsed.model != name:
-        changes["model"] = msgspec.json.encode(name)
+        is_scanned = parsed.decoded_fields is None  # then each field is there once
+        renamed = replace_first_member(body, _MODEL_STARTS, entry.name_text, is_unique=is_scanned)
+        if renamed is None:
+            changes["model"] = entry.name_text
+        else:
+            body = renamed
+            if not parsed.stream:
+                return ModelRequest(parsed, key, model, body, client_body=client_body)
     strip_usage = False
     fields = parsed.decoded_fields
     if fields is None:  # a scanned chat, which has no `stream_options`

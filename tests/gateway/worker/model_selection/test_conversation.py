@@ -40,6 +40,25 @@ def test_later_turns_keep_the_identity(order: Any, style: Any, first: str, later
     assert all(identity(turns[:count], **style) == expected for count in range(len(opening), len(turns) + 1))
 
 
+@given(first=TEXTS, later=MESSAGES, reversed_ones=st.lists(st.booleans(), min_size=5, max_size=5))
+def test_order_of_fields_may_change_from_message_to_message(first: str, later: Any, reversed_ones: list[bool]) -> None:
+    opening = [SYSTEM, {"role": "user", "content": first}]
+    messages = [
+        last_first(message) if is_reversed else message
+        for message, is_reversed in zip((*opening, *later), reversed_ones, strict=False)
+    ]
+    expected = identity(messages[:2])
+    assert all(identity(messages[:count]) == expected for count in range(2, len(messages) + 1))
+
+
+def test_of_a_long_question_the_first_part_counts() -> None:
+    question = {"role": "user", "content": "x\n" * 20_000}
+    reply = {"role": "assistant", "content": "hi"}
+    assert identity([question]) == identity([question, reply])
+    other = {"role": "user", "content": "y" + "x\n" * 20_000}
+    assert identity([question]) != identity([other])
+
+
 @pytest.mark.parametrize("order", [dict, last_first])
 def test_first_question_distinguishes_conversations(order: Any) -> None:
     found = {identity([order(SYSTEM), order({"role": "user", "content": f"{number}"})]) for number in range(100)}

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead_gateway.worker.openai import json_edit
-from fairlead_gateway.worker.openai.json_edit import contains_any, prepend_members, rewrite_members, set_members
+from fairlead_gateway.worker.openai.json_edit import (
+    contains_any,
+    prepend_members,
+    replace_first_member,
+    rewrite_members,
+    set_members,
+)
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
@@ -86,3 +92,29 @@ def test_pattern_across_two_slices_is_found(at: int, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(json_edit, "_SLICE_BYTES", 8)
     assert contains_any(b"." * at + b"needle" + b"." * 9, (b"other", b"needle"))
     assert not contains_any(b"." * at + b"needl" + b"." * 9, (b"other", b"needle"))
+
+
+MODEL = (b'{"model":"', b'{"model": "')
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"model":"a","x":1}', b'{"model":"new","x":1}'),
+        (b'{"model": "a\\"b"}', b'{"model": "new"}'),
+        (b'{"model":"a","messages":"say \\"model\\": x"}', b'{"model":"new","messages":"say \\"model\\": x"}'),
+        (b'{"x":1,"model":"a"}', None),
+        (b' {"model":"a"}', None),
+        (b'{"model":"a","model":"b"}', None),
+        (b'{"model":"a","\\u006dodel":"b"}', None),
+        (b'{"model":1}', None),
+    ],
+)
+def test_first_member_is_replaced_only_where_it_is_the_only_one(body: bytes, expected: bytes | None) -> None:
+    assert replace_first_member(body, MODEL, b'"new"') == expected
+    if expected is not None:
+        assert expected == set_members(body, {"model": b'"new"'})
+
+
+def test_first_member_of_a_large_body_is_left_to_the_general_way() -> None:
+    assert replace_first_member(b'{"model":"a","x":"' + b"y" * (1 << 18) + b'"}', MODEL, b'"new"') is None
