@@ -172,10 +172,11 @@ def test_what_makes_no_sense_or_is_missing_for_less_than_a_minute_moves_nothing(
 
 
 @NIGHTS
-@given(MINUTES, st.integers(0, 60), st.integers(0, 60), st.integers(0, 50), st.integers(0, 50))
+@given(MINUTES, st.integers(1, 60), st.integers(1, 60), st.integers(0, 50), st.integers(0, 50))
 def test_more_arrivals_or_more_held_never_make_for_fewer_replicas(
     minutes: list[Minute], less: int, more: int, held: int, held_more: int
 ) -> None:
+    # At least one arrives: it shows how long prompts are now, and held requests count by that.
     model = model_of(0, 60)
     cluster, core = driven(model, minutes)
     seen = cluster.observe(Minute(1, 10, "there", 0.0, 0.0), False)
