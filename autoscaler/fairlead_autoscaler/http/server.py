@@ -180,8 +180,9 @@ class _Handlers:
         lines: Iterator[bytes] = self._buffer.lines(request.query.get("model"), _parse_time(request, "since") or 0.0)
         response = web.StreamResponse(headers={"Content-Type": "application/jsonl"})
         await response.prepare(request)
-        for line in lines:
-            await response.write(line + b"\n")
+        if request.method != "HEAD":  # what is written goes out also where no body may follow
+            for line in lines:
+                await response.write(line + b"\n")
         await response.write_eof()
         return response
 

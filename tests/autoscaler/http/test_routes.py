@@ -102,7 +102,7 @@ def test_every_request_gets_an_answer_of_the_reference(made: Any) -> None:
     async def use(client: httpx.AsyncClient, _: AutoscalerService) -> None:
         await asyncio.to_thread(draw, str(client.base_url))
 
-    with_client(made, use, token="right")
+    with_client(made, use, token="right", seconds=3_600.0)
     assert statuses >= {200, 401, 404, 405}
 
 
@@ -118,6 +118,17 @@ def test_status_and_records_have_the_fields_of_the_reference(made: Any) -> None:
         assert recording.headers["content-type"] == "application/jsonl"
         assert [set(msgspec.json.decode(line)) for line in recording.content.splitlines()] == [set(record)]
         assert (await client.post("/wake", json={"model": KEY})).json() == {}
+
+    with_client(made, use)
+
+
+def test_the_recording_has_no_body_for_head(made: Any) -> None:
+    async def use(client: httpx.AsyncClient, service: AutoscalerService) -> None:
+        assert (await client.get("/autoscaling/recording")).content
+        for _ in range(2):  # the second answer on the connection shows what follows the first
+            answer = await client.head("/autoscaling/recording")
+            assert (answer.status_code, answer.content) == (200, b"")
+        assert (await client.get("/autoscaling")).status_code == 200
 
     with_client(made, use)
 

@@ -24,6 +24,7 @@ def with_client(
     *,
     token: str | None = None,
     hosts: tuple[str, ...] = (),
+    seconds: float = 60.0,
 ) -> None:
     """Runs a process around a simulated world and passes a client of its port."""
 
@@ -35,7 +36,10 @@ def with_client(
             plan = ServiceConfig(made, made, [gateway], "127.0.0.1", 0, token, hosts)
             process = AutoscalerService(plan, made.clock, announce=ready.set_result, limits=Limits())
             running = asyncio.create_task(process.run())
-            async with asyncio.timeout(60), httpx.AsyncClient(base_url=(await ready).removeprefix("ready ")) as client:
+            async with (
+                asyncio.timeout(seconds),
+                httpx.AsyncClient(base_url=(await ready).removeprefix("ready ")) as client,
+            ):
                 while process.control_loop.counters.ticks + process.control_loop.counters.skipped == 0:  # noqa: ASYNC110 - another task's doing
                     await asyncio.sleep(0.001)
                 await use(client, process)
