@@ -10,6 +10,8 @@ cache=${FAIRLEAD_CACHE:-$HOME/.cache/fairlead}
   echo "fairlead needs Python >= 3.11; $python is $("$python" --version). Set PYTHON=/path/to/python3.11." >&2
   exit 1
 }
+# The interpreter below any active environment: from .venv itself too, a call finds what is installed.
+python=$("$python" -c 'import os, sys; print(os.path.realpath(sys._base_executable))')
 # One environment per lock file and interpreter, shared by every checkout on this machine.
 stamp=$("$python" - <<'PY'
 import hashlib, pathlib, sys

@@ -44,6 +44,16 @@ def test_make_demo_replays_the_trace_and_reports() -> None:
     assert (ROOT / "out" / "demo").is_dir()
 
 
+def test_make_keeps_the_environment_that_it_is_called_from() -> None:
+    stamp = ROOT / ".venv" / "fairlead-stamp"
+    made = stamp.stat()
+    path = f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"
+
+    subprocess.run(["make", "env"], cwd=ROOT, env={**os.environ, "PATH": path}, check=True)
+
+    assert (stamp.stat().st_ino, stamp.stat().st_mtime_ns) == (made.st_ino, made.st_mtime_ns)
+
+
 def _nothing_left(session: int) -> None:
     deadline = time.monotonic() + 30
     while True:
