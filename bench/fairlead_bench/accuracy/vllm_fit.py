@@ -121,7 +121,7 @@ def profile_from_report(told: Mapping[str, Any]) -> EngineProfile:
     profiles = [FileProfile.model_validate(one["coefficients"]).to_engine_profile("learned") for one in known]
     first = profiles[0]
     costs = [name for name in EngineProfile.__slots__ if name.endswith("_seconds")]
-    mean = {name: statistics.fmean([getattr(one, name) for one in profiles]) for name in costs}
+    mean: dict[str, Any] = {name: statistics.fmean([getattr(one, name) for one in profiles]) for name in costs}
     return replace(first, name="learned", **mean)
 
 

@@ -25,8 +25,15 @@ def scale_from_zero_scenario(seed: int, traces: Path | None = None) -> Autoscali
     """Returns a scenario of silence and cold starts, with 15 s for a first token, which a sleeping
     replica can meet."""
     found = SCENARIOS["zero-warm"](seed, traces)
-    known = {"startup_p50_seconds": COLD_START.quantile(0.5), "startup_p90_seconds": COLD_START.quantile(0.9)}
-    pools = tuple(replace(one, startup=COLD_START, facts=replace(one.facts, **known)) for one in found.pools)
+    median, ninth_decile = COLD_START.quantile(0.5), COLD_START.quantile(0.9)
+    pools = tuple(
+        replace(
+            one,
+            startup=COLD_START,
+            facts=replace(one.facts, startup_p50_seconds=median, startup_p90_seconds=ninth_decile),
+        )
+        for one in found.pools
+    )
     return replace(found, pools=pools, model=replace(found.model, pools=tuple(one.facts for one in pools)))
 
 

@@ -76,7 +76,7 @@ def draw(rows: Sequence[ScenarioRow], path: Path) -> None:
     mpl.use("svg")
     from matplotlib import pyplot as plt
 
-    style: dict[str, Any] = {"svg.hashsalt": "fairlead", "svg.fonttype": "path", "font.size": 10}
+    style: Any = {"svg.hashsalt": "fairlead", "svg.fonttype": "path", "font.size": 10}
     with mpl.rc_context(style):
         figure, (shares, costs) = plt.subplots(1, 2, figsize=(9.6, 5.6), sharey=True, width_ratios=(3, 2))
         for place, row in enumerate(rows):

@@ -75,7 +75,8 @@ def _request(tenant: str, number: int, at: float, blocks: tuple[int, ...]) -> Tr
 
 
 def _background(draw: random.Random, seconds: float) -> list[TraceRequest]:
-    at, made = draw.expovariate(_BACKGROUND_RATE), []
+    made: list[TraceRequest] = []
+    at = draw.expovariate(_BACKGROUND_RATE)
     while at < seconds:
         blocks = tuple(draw.getrandbits(63) for _ in range(draw.randint(1, 4)))
         made.append(_request(_OTHERS, len(made), at, blocks))

@@ -202,7 +202,7 @@ def _decisions(out: Path, programs: NativePrograms, seed: int) -> int:
 
 def _measure_decisions(programs: NativePrograms, seed: int) -> tuple[dict[str, float | None], DecisionTails]:
     """Returns the seconds of decisions, and their tails on a calm and on a crowded machine."""
-    decisions = decisions_seconds(_DECISION_KINDS, blocks=_INDEX_BLOCKS, seed=seed)
+    decisions: dict[str, float | None] = {**decisions_seconds(_DECISION_KINDS, blocks=_INDEX_BLOCKS, seed=seed)}
     calm = measure_tail(blocks=_INDEX_BLOCKS, seed=seed)
     with memory_load(programs.memory_load):
         return decisions, DecisionTails(calm, measure_tail(blocks=_INDEX_BLOCKS, seed=seed))

@@ -106,9 +106,11 @@ def _count_decisions(tree: SourceTree, copy: Path, folder: Path, counts: Counts,
         assert program.stdin is not None
         assert program.stdout is not None
 
+        requests, replies = program.stdin, program.stdout
+
         def say(line: str, expected: str) -> None:
-            program.stdin.write(f"{line}\n")
-            if (answer := program.stdout.readline().strip()) != expected:
+            requests.write(f"{line}\n")
+            if (answer := replies.readline().strip()) != expected:
                 raise GatewayFailed(f"the routing program of {tree.revision} said {answer!r}, not {expected!r}")
 
         if program.stdout.readline().strip() != "ready":

@@ -6,7 +6,7 @@ module that looks up.
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -113,7 +113,7 @@ class PartTable:
 
     def by_part(self, cost: Cost) -> Cost:
         """Returns a cost with its functions added up by part."""
-        added: Counter[str] = Counter()
+        added: defaultdict[str, float] = defaultdict(float)
         for name, value in cost.items():
             added[name if name in METRICS else self.part_of(name)] += value
         return dict(added)

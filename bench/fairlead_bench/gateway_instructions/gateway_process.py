@@ -60,7 +60,7 @@ class GatewayProcess:
             encoding="utf-8",
         )
         python.chmod(0o755)
-        environ = self._tree.environment(os.environ) | self._environ
+        environ = {**self._tree.environment(os.environ), **self._environ}
         self._clock_switch.write_bytes(b"\0")
         environ |= {"COUNTED_PYTHON": str(python), "SLOW_CLOCK": str(self._clock_switch)}
         environ["PYTHONPATH"] += f"{os.pathsep}{folder / 'site'}"

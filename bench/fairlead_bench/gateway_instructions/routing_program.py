@@ -31,7 +31,7 @@ class Hints:
 
 def endpoints() -> list[Hints]:
     """Returns endpoints with equal load."""
-    fields = {"inflight": 2, "waiting": 0, "running": 2, "held": 0, "pending_prefill_tokens": 0}
+    fields: dict[str, float] = {"inflight": 2, "waiting": 0, "running": 2, "held": 0, "pending_prefill_tokens": 0}
     fields |= {"inflight_tokens": 8_192, "kv_util": 0.25, "matched_tokens": 0}
     return [Hints(id=f"engine-{number}", up=True, **fields) for number in range(_ENDPOINTS)]
 

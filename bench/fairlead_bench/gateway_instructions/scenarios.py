@@ -102,8 +102,10 @@ class Script:
 
     def close(self) -> None:
         """Ends all connections."""
-        for end in (*self._clients, *self._engines, self._full_engine, *self._split_engines):
-            end.close()
+        for client in self._clients:
+            client.close()
+        for engine in (*self._engines, self._full_engine, *self._split_engines):
+            engine.close()
 
     def plain(self, count: int) -> None:
         """Sends plain requests, one after another."""

@@ -50,7 +50,7 @@ def _fill(store: BlockStore, **more: Any) -> None:
     """Stores one chain of ``BLOCKS`` blocks, less a few."""
     step = 20_000
     for start in range(0, BLOCKS - step, step):
-        hashes = list(range(start + 1, start + step + 1))
+        hashes: list[int | bytes] = list(range(start + 1, start + step + 1))
         store.apply("i", EventBatch(0.0, [StoredEvent(hashes, start or None, [start] * step, 1, **more)]), 0.0)
 
 

@@ -75,7 +75,7 @@ class ChildProcess:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.process.args} ended with {self.process.wait()}")
+            raise RuntimeError(f"{self.process.args!r} ended with {self.process.wait()}")
         return json.loads(line)
 
     def query(self, line: str) -> Any:
@@ -262,7 +262,7 @@ def _used(url: str) -> int:
     from redis import Redis
 
     with Redis.from_url(url) as client:
-        return int(client.info("memory")["used_memory"])  # type: ignore[index]
+        return int(client.info("memory")["used_memory"])
 
 
 def _empty(url: str) -> None:
@@ -276,4 +276,4 @@ def _pid(server: Valkey) -> int:
     from redis import Redis
 
     with Redis.from_url(server.url) as client:
-        return int(client.info("server")["process_id"])  # type: ignore[index]
+        return int(client.info("server")["process_id"])

@@ -117,7 +117,7 @@ def _rate(some: Sequence[Mapping[str, Any]]) -> float | None:
 
 def _memory_per_block(one: Mapping[str, Any], name: str) -> float:
     """Bytes a block are megabytes a million."""
-    return float(one[name]["grew"]) / one["held"]
+    return float(one[name]["grew"] / one["held"])
 
 
 def _cold_million(one: Mapping[str, Any]) -> float | None:

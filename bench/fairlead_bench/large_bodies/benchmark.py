@@ -27,6 +27,7 @@ from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.worker.proxy.gateway import Gateway, GatewaySecrets
 from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.worker.tenancy.visible_models import VisibleModels
 
 CHAT_PATH, COMPLETION_PATH = "/v1/chat/completions", "/v1/completions"
 IDLE = "nothing"
@@ -118,11 +119,16 @@ async def least_idle_stall(gateway: Gateway, repeats: int, probe: StallProbe) ->
 async def measure(seed: int, repeats: int) -> dict[str, tuple[float, float]]:
     """Returns the seconds of stall by body: with the process, and in a thread."""
     gateway, probe = create_gateway(), StallProbe()
+    models = VisibleModels(gateway.stack.routers.fleet)
+
+    def parse_in_thread(request: HttpRequest, fleet: Fleet, request_id: str) -> object:
+        return gateway._request_parser.parse(request, models, request_id)
+
     idle_seconds = await least_idle_stall(gateway, repeats, probe)
     found = {IDLE: (idle_seconds, idle_seconds)}
     for name, (path, body) in make_bodies(seed).items():
         in_process = await least_stall(gateway, gateway._parse_large, path, body, repeats, probe)
-        found[name] = in_process, await least_stall(gateway, gateway._parse, path, body, repeats, probe)
+        found[name] = in_process, await least_stall(gateway, parse_in_thread, path, body, repeats, probe)
     probe.close()
     gateway.close()
     return found

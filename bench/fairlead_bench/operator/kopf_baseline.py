@@ -7,7 +7,6 @@ deleted while it is away, and two writers.
 
 import os
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -89,6 +89,7 @@ class ObjectWatch:
 
     async def follow(self) -> None:
         """Follows the watch until cancelled."""
+        version = ""
 
         async def listed() -> bool:
             """Lists, with retries: a new kind is known before it is served."""
@@ -100,7 +101,6 @@ class ObjectWatch:
             self.items, version = {name_of(one): one for one in found.items}, found.resource_version
             return True
 
-        version = ""
         await wait_until_async(listed)
         while True:
             async for change in self._api.watch(ObjectSelection(self._kind, NAMESPACE), resource_version=version):

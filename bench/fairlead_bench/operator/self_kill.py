@@ -34,7 +34,7 @@ def arm_kill(when: str, number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return answer
 
-    client.KubeApi._request_once = counted  # type: ignore[method-assign]
+    client.KubeApi._request_once = counted  # type: ignore[method-assign,assignment]
 
 
 if __name__ == "__main__":

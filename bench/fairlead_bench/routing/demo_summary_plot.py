@@ -59,7 +59,7 @@ def draw(found: list[Panel], path: Path) -> None:
     mpl.use("svg")
     from matplotlib import pyplot as plt
 
-    style: dict[str, Any] = {"svg.hashsalt": "fairlead", "svg.fonttype": "path", "font.size": 11}
+    style: Any = {"svg.hashsalt": "fairlead", "svg.fonttype": "path", "font.size": 11}
     with mpl.rc_context(style):
         figure, columns = plt.subplots(1, len(found), figsize=(9.6, 3.1), sharey=True)
         places = range(len(PRESETS))

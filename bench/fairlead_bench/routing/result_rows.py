@@ -67,7 +67,7 @@ class RoutingRows:
                 self._capacity(RoutingCell(DUALMAP, family, 0)),
             )
             others = {name: self._capacity(RoutingCell(name, family, 0)) for name in PUBLISHED}
-            winner = max(others, key=lambda name, others=others: others[name])
+            winner = max(others, key=others.__getitem__)
             ratios.append(mine / theirs if theirs else 0.0)
             best.append(mine / others[winner] if others[winner] else 0.0)
             yield self._ratio(f"capacity, {family}: default ÷ dualmap", mine, DUALMAP, theirs)

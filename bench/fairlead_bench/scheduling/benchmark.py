@@ -71,7 +71,10 @@ class SingleStepGate(AdmissionControlledGateway):
     """Before whom an engine has room when nothing waits there."""
 
     def _engines(self, now: float) -> list[EngineLoad]:
-        return [replace(one, step_seconds=_NO_SECONDS) for one in super()._engines(now)]
+        engines = super()._engines(now)
+        for engine in engines:
+            engine.step_seconds = _NO_SECONDS
+        return engines
 
 
 QUEUE_ORDERS: Mapping[str, Callable[[QueuedRequest], float]] = {

@@ -169,7 +169,8 @@ async def drive(
                     await between()
 
     await asyncio.gather(*[one(session, way) for session, way in zip(traffic.sessions, ways, strict=True)])
-    return SharingFigures(*totals, own_seconds=tuple(own), whole_seconds=tuple(whole))
+    prompt, cached, requests, failures = totals
+    return SharingFigures(prompt, cached, requests, failures, own_seconds=tuple(own), whole_seconds=tuple(whole))
 
 
 def _gateway_seconds(timing: str) -> float:

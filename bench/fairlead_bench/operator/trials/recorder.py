@@ -89,7 +89,7 @@ async def owners(api: KubeApi, namespace: str) -> dict[str, Any]:
 
 async def state(api: KubeApi, namespace: str) -> list[Any]:
     """Returns the state of all objects, equal for two namespaces with equal histories."""
-    found = []
+    found: list[tuple[Any, ...]] = []
     for one in await own_objects(api, namespace):
         labels, notes = metadata_of(one).get("labels"), dict(metadata_of(one).get("annotations") or {})
         notes.pop("fairlead.io/applied", None)  # of the whole manifest, with the owner's uid

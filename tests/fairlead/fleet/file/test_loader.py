@@ -322,7 +322,9 @@ def fleets(draw: st.DrawFn) -> Fleet:
                 dp_rank=draw(st.none() | st.integers(0, 9)),
                 kv_events=draw(st.none() | st.just("tcp://10.0.0.1:5557")),
                 role=draw(st.sampled_from(Role)),
-                replica_nano_usd_per_hour=draw(st.none() | st.integers(0, 10**15).map(lambda micros: micros * 1000)),
+                replica_nano_usd_per_hour=draw(
+                    st.none() | st.integers(0, 10**15 - 1).map(lambda micros: micros * 1000)
+                ),
                 transfer=draw(st.sampled_from(KV_TRANSFERS)),
                 bootstrap=draw(st.none() | st.just("http://10.0.0.1:8998")),
                 access=draw(ACCESS),
