@@ -5,7 +5,7 @@
   always wanted more.
 
 Each product has its own windows, and it may count a request in the window in which it was admitted,
-or in which it ended. The better of both counts.
+or in which it ended. The better of both counts. A budget has one window, the whole run.
 """
 
 import asyncio
@@ -14,7 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fairlead_bench.quota.leased_limiter import LeasedLimiter
-from fairlead_bench.quota.published_limiters import AibrixLimiter, EnvoyLimiter, Limiter, LitellmLimiter
+from fairlead_bench.quota.published_limiters import (
+    AibrixLimiter,
+    EnvoyLimiter,
+    Limiter,
+    LitellmBudget,
+    LitellmLimiter,
+)
 from fairlead_bench.quota.tenant_traffic import (
     WINDOW_SECONDS,
     TenantLimits,
@@ -28,21 +34,31 @@ REPLICAS = 3
 _WARM_UP_WINDOWS = 1
 """Not judged: the store is empty, and no answer was measured."""
 
+ESTIMATED = "fairlead estimated"
 STRICT = "fairlead strict"
+LITELLM_PRESET = "litellm (preset)"
 LimiterFactory = Callable[[TenantLimits, SimulatedLoop], Limiter]
 
 PRODUCTS: dict[str, LimiterFactory] = {
-    "fairlead estimated": lambda limits, loop: LeasedLimiter(limits, loop, REPLICAS, is_strict=False),
+    ESTIMATED: lambda limits, loop: LeasedLimiter(limits, loop, REPLICAS, is_strict=False),
     STRICT: lambda limits, loop: LeasedLimiter(limits, loop, REPLICAS, is_strict=True),
     "aibrix (preset)": lambda limits, loop: AibrixLimiter(limits, loop.wall),
     "envoy ai gateway (preset)": lambda limits, loop: EnvoyLimiter(limits, loop.wall),
-    "litellm (preset)": lambda limits, loop: LitellmLimiter(limits, loop.wall),
+    LITELLM_PRESET: lambda limits, loop: (LitellmLimiter if limits.budget is None else LitellmBudget)(
+        limits, loop.wall
+    ),
 }
 
 
 def can_serve(product: str, case: TrafficCase) -> bool:
-    """Returns whether a product serves a case: strict limits of tokens need `max_tokens`."""
-    return product != STRICT or case.limits.tokens is None or case.max_tokens is not None
+    """Returns whether a product serves a case.
+
+    Strict limits of tokens and strict budgets need `max_tokens`. Budgets are compared with those of
+    LiteLLM.
+    """
+    if product == STRICT and case.max_tokens is None:
+        return case.limits.tokens is None and case.limits.budget is None
+    return case.limits.budget is None or product in (ESTIMATED, STRICT, LITELLM_PRESET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +75,13 @@ class Accuracy:
 
 @dataclass(slots=True)
 class AdmittedRequests:
-    """Times and tokens of admitted requests, and the windows of the limiter; in Unix seconds."""
+    """Times and tokens of admitted requests, and the windows of the limiter; in Unix seconds.
+
+    nano_usd: what all admitted requests cost, in billionths of a US dollar.
+    """
 
     admitted: list[tuple[float, float, int]] = field(default_factory=list)
+    nano_usd: int = 0
     starts: Sequence[float] = ()
     refused: int = 0
     failed: int = 0
@@ -89,6 +109,7 @@ async def _play(loop: SimulatedLoop, product: str, case: TrafficCase, windows: i
         await asyncio.sleep(request.seconds)
         await limiter.settle(request, ticket)
         found.admitted.append((admitted_at, loop.wall(), request.tokens))
+        found.nano_usd += request.nano_usd
 
     first = (loop.wall() // WINDOW_SECONDS + 1) * WINDOW_SECONDS - loop.wall() + loop.time()
     tasks = []
@@ -106,6 +127,8 @@ def accuracy(found: AdmittedRequests, limits: TenantLimits, windows: int) -> Acc
 
     With two limits, a window's use is that of the limit that is used more.
     """
+    if limits.budget is not None:
+        return _accuracy([found.nano_usd / limits.budget], windows=1)
     starts = list(found.starts)[_WARM_UP_WINDOWS:]
     begin = starts[0]
     end = begin + windows * WINDOW_SECONDS

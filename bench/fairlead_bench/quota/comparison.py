@@ -15,6 +15,7 @@ from statistics import fmean
 
 from fairlead_bench.gateway.peer_installation import PeerUnavailable
 from fairlead_bench.quota.accuracy import (
+    ESTIMATED,
     PRODUCTS,
     STRICT,
     Accuracy,
@@ -36,7 +37,7 @@ from fairlead_bench.quota.tenant_traffic import WINDOW_SECONDS, TenantLimits, Tr
 from fairlead_bench.results import MapFunction, ResultRow, ratio_row, value_row
 from fairlead_testing.redis.valkey_cluster import ValkeyNode
 
-FAIRLEAD, LITELLM = "fairlead estimated", "litellm"
+FAIRLEAD, LITELLM = ESTIMATED, "litellm"
 SIMULATED_WINDOWS = 8
 CASES = (
     TrafficCase("requests", TenantLimits(requests=600), 1_200),
@@ -44,6 +45,9 @@ CASES = (
     TrafficCase("tokens, max_tokens 1,000", TenantLimits(tokens=200_000), 1_000, max_tokens=1_000),
     TrafficCase("tokens, a small tenant", TenantLimits(tokens=30_000), 150),
     TrafficCase("requests and tokens", TenantLimits(requests=600, tokens=200_000), 1_000),
+    TrafficCase("budget", TenantLimits(budget=1_800_000_000), 1_000),
+    TrafficCase("budget, max_tokens 1,000", TenantLimits(budget=1_800_000_000), 1_000, max_tokens=1_000),
+    TrafficCase("budget, a small tenant", TenantLimits(budget=270_000_000), 150),
 )
 """Each tenant wants about twice what its limits allow."""
 LOOPBACK_CASES = (

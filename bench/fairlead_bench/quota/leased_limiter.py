@@ -11,11 +11,18 @@ from typing import Any, cast
 
 import msgspec
 
+from fairlead.fleet.model import TokenPrice
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_bench.quota.published_limiters import ROUND_TRIP_SECONDS, Limiter
-from fairlead_bench.quota.tenant_traffic import BYTES_PER_TOKEN, TenantLimits, TenantRequest
+from fairlead_bench.quota.tenant_traffic import (
+    BYTES_PER_TOKEN,
+    INPUT_TOKEN_NANO_USD,
+    OUTPUT_TOKEN_NANO_USD,
+    TenantLimits,
+    TenantRequest,
+)
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.ipc.quota_messages import QuotaReport, QuotaUpdates
 from fairlead_gateway.quota.exchange import Exchange, ExchangeReply
@@ -27,6 +34,7 @@ from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
 _MODEL = "bench"
+_PRICE = TokenPrice(INPUT_TOKEN_NANO_USD, INPUT_TOKEN_NANO_USD, OUTPUT_TOKEN_NANO_USD)
 _ROUTERS = SimpleNamespace(prompt_tokens=lambda model_key, request: request.prompt_tokens)
 
 
@@ -80,10 +88,14 @@ class LeasedLimiter(Limiter):
 
     def __init__(self, limits: TenantLimits, clock: Clock, replicas: int, *, is_strict: bool) -> None:
         super().__init__(limits, clock.wall)
-        units = ((LimitUnit.REQUESTS, limits.requests), (LimitUnit.TOKENS, limits.tokens))
+        units = (
+            (LimitUnit.REQUESTS, limits.requests, Window.MINUTE),
+            (LimitUnit.TOKENS, limits.tokens, Window.MINUTE),
+            (LimitUnit.COST, limits.budget, Window.DAY),
+        )
         self._tenant = Tenant(
             "acme",
-            limits=tuple(Limit(unit, amount, Window.MINUTE) for unit, amount in units if amount is not None),
+            limits=tuple(Limit(unit, amount, window) for unit, amount, window in units if amount is not None),
             enforcement=Enforcement.STRICT if is_strict else Enforcement.ESTIMATED,
         )
         self._clock = clock
@@ -136,7 +148,7 @@ class LeasedLimiter(Limiter):
                 stream=True,
                 fields=None,
                 decoded_fields={},
-                model=SimpleNamespace(price=None),
+                model=SimpleNamespace(price=_PRICE),
             ),
             result=SimpleNamespace(
                 dispatched_at=self._clock.now(),

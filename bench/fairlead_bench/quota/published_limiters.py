@@ -9,7 +9,8 @@ Source:
 - Envoy's rate limit service (f2fb1577): `src/redis/fixed_cache_impl.go`,
   `src/limiter/base_limiter.go`. Costs are those of the documentation of Envoy AI Gateway
   (c217da8a): nothing for a request, the reported tokens at its end.
-- LiteLLM 1.106.2: `proxy/hooks/parallel_request_limiter_v3.py`.
+- LiteLLM 1.106.2: `proxy/hooks/parallel_request_limiter_v3.py`; budgets, which need its database,
+  `proxy/spend_tracking/budget_reservation.py` with the default policy.
 """
 
 import asyncio
@@ -18,12 +19,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final
 
-from fairlead_bench.quota.tenant_traffic import BYTES_PER_TOKEN, WINDOW_SECONDS, TenantLimits, TenantRequest
+from fairlead_bench.quota.tenant_traffic import (
+    BYTES_PER_TOKEN,
+    INPUT_TOKEN_NANO_USD,
+    OUTPUT_TOKEN_NANO_USD,
+    WINDOW_SECONDS,
+    TenantLimits,
+    TenantRequest,
+)
 
 ROUND_TRIP_SECONDS: Final = 0.0005
 _UNLIMITED: Final = 1 << 60
 _NO_MAX_TOKENS: Final = 1_024
 """LiteLLM's output estimate for a request without `max_tokens`, if the limit is above 4,096."""
+_NO_MAX_TOKENS_IN_BUDGETS: Final = 16_384
+"""LiteLLM's output estimate for budgets, for a model without `max_output_tokens`."""
 
 
 class Limiter(ABC):
@@ -208,3 +218,40 @@ class LitellmLimiter(Limiter):
         self.redis.set("window", now, WINDOW_SECONDS)
         self.starts.append(self.wall())
         return True
+
+
+class LitellmBudget(Limiter):
+    """LiteLLM's budget: adds an estimated cost to a counter, and settles the difference.
+
+    An estimate that exceeds what is left becomes what is left. So one request may hold it all, and
+    may cost more.
+    """
+
+    def __init__(self, limits: TenantLimits, wall: Callable[[], float]) -> None:
+        super().__init__(limits, wall)
+        assert limits.budget is not None
+        self._budget = limits.budget
+        self.spent = 0
+
+    async def admit(self, request: TenantRequest) -> object | None:
+        """Reads the counter, adds the estimate, then takes back what exceeds the budget."""
+        await asyncio.sleep(ROUND_TRIP_SECONDS)
+        if self.spent >= self._budget:
+            return None
+        output = _NO_MAX_TOKENS_IN_BUDGETS if request.max_tokens is None else request.max_tokens
+        estimate = request.prompt_tokens * INPUT_TOKEN_NANO_USD + output * OUTPUT_TOKEN_NANO_USD
+        await asyncio.sleep(ROUND_TRIP_SECONDS)
+        self.spent += estimate
+        before = self.spent - estimate
+        if self.spent <= self._budget:
+            return estimate
+        reserved = max(0, self._budget - before)
+        await asyncio.sleep(ROUND_TRIP_SECONDS)
+        self.spent -= estimate - reserved
+        return reserved or None
+
+    async def settle(self, request: TenantRequest, ticket: object) -> None:
+        """Replaces the reservation by the cost."""
+        assert isinstance(ticket, int)
+        await asyncio.sleep(ROUND_TRIP_SECONDS)
+        self.spent += request.nano_usd - ticket

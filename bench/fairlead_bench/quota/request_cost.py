@@ -102,6 +102,13 @@ def cost_rows(cost: RequestCost) -> list[ResultRow]:
     return [value_row(name, unit, value, wanted.get(name)) for name, unit, value in values]
 
 
+def _limits_cost(enforcement: Enforcement, seed: int) -> float:
+    requests = LimitedRequests(enforcement, seed)
+    microseconds = requests.microseconds()
+    requests.close()
+    return microseconds
+
+
 def measure(seed: int) -> RequestCost:
     """Returns the cost in this process."""
     keys, shown, megabytes = _table(seed)
@@ -111,13 +118,10 @@ def measure(seed: int) -> RequestCost:
         first_lookup = _microseconds(_find_caller, heads)
         lookup = _microseconds(_find_caller, heads)  # each head has its caller now
         digest = _microseconds(key_digest, [[(key, _SECRET) for key in part] for part in parts])
-    limits = []
-    for enforcement in (Enforcement.ESTIMATED, Enforcement.STRICT):
-        requests = LimitedRequests(enforcement, seed)
-        limits.append(requests.microseconds())
-        requests.close()
+    estimated, strict = (_limits_cost(enforcement, seed) for enforcement in (Enforcement.ESTIMATED, Enforcement.STRICT))
     return RequestCost(
-        *limits,
+        estimated,
+        strict,
         lookup,
         first_lookup,
         digest,

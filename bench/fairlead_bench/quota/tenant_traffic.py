@@ -13,6 +13,9 @@ _PROMPT_TOKENS = (5.0, 0.7)
 _OUTPUT_TOKENS = (5.0, 0.8)
 """Mean and deviation of the logarithm: a median of 148 tokens."""
 _MAX_OUTPUT_TOKENS = 4_000
+INPUT_TOKEN_NANO_USD = 500
+OUTPUT_TOKEN_NANO_USD = 1_500
+"""Prices of a token, in billionths of a US dollar."""
 _MAX_FAN_OUT = 8
 
 
@@ -38,6 +41,11 @@ class TenantRequest:
         return self.prompt_tokens + self.output_tokens
 
     @property
+    def nano_usd(self) -> int:
+        """The cost of the tokens that the engine will report, in billionths of a US dollar."""
+        return self.prompt_tokens * INPUT_TOKEN_NANO_USD + self.output_tokens * OUTPUT_TOKEN_NANO_USD
+
+    @property
     def seconds(self) -> float:
         """The duration of its answer."""
         return TTFT_SECONDS + TPOT_SECONDS * self.output_tokens
@@ -45,10 +53,14 @@ class TenantRequest:
 
 @dataclass(frozen=True, slots=True)
 class TenantLimits:
-    """The limits of a tenant in one minute; None: not limited."""
+    """The limits of a tenant in one minute, or the budget of a day; None: not limited.
+
+    budget: in billionths of a US dollar.
+    """
 
     requests: int | None = None
     tokens: int | None = None
+    budget: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

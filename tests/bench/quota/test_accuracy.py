@@ -47,6 +47,17 @@ def test_fairlead_never_exceeds_a_strict_limit_of_tokens_in_simulated_time() -> 
     assert not can_serve(STRICT, TrafficCase("tokens", TenantLimits(tokens=30_000), 150))
 
 
+def test_a_budget_has_one_window() -> None:
+    found = AdmittedRequests([(0.0, 61.0, 10)], nano_usd=150, starts=(0.0, 60.0))
+    one = accuracy(found, TenantLimits(budget=200), windows=8)
+    assert (one.overrun, one.underuse, one.total) == (0.0, 0.25, 0.75)
+
+
+def test_fairlead_never_exceeds_a_strict_budget_in_simulated_time() -> None:
+    case = TrafficCase("budget", TenantLimits(budget=20_000_000), 150, max_tokens=1_000)
+    assert accuracy(play(STRICT, case, 2, 1), case.limits, 2).overrun == 0.0
+
+
 def test_the_results_have_a_row_for_each_goal() -> None:
     rows = json.loads((_BENCH / "results" / "quota.json").read_text(encoding="utf-8"))["rows"]
     assert {row["metric"]: row["goal"] for row in rows if row["goal"] is not None} == load_goals("quota")

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from fairlead_bench.quota.published_limiters import AibrixLimiter, EnvoyLimiter, Limiter, LitellmLimiter
+from fairlead_bench.quota.published_limiters import AibrixLimiter, EnvoyLimiter, Limiter, LitellmBudget, LitellmLimiter
 from fairlead_bench.quota.tenant_traffic import TenantLimits, TenantRequest
 from fairlead_testing.simulated.event_loop import SimulatedLoop
 
@@ -85,5 +85,31 @@ def test_a_refund_of_litellm_goes_to_the_window_in_which_the_answer_ends() -> No
             await limiter.settle(TenantRequest(0.0, 0, 400, 50, 50, 1_000), 1_100)
         assert await _admitted(limiter, 4) == 2  # 3,300 tokens of a limit of 2,200
         assert len(limiter.starts) == 2
+
+    _run(work)
+
+
+def test_one_request_without_max_tokens_may_hold_all_of_a_budget_of_litellm() -> None:
+    async def work(loop: SimulatedLoop) -> None:
+        limiter = LitellmBudget(TenantLimits(budget=3_000_000), loop.wall)
+        request = TenantRequest(0.0, 0, 400, 100, 900, None)
+        ticket = await limiter.admit(request)
+        assert ticket == 3_000_000
+        assert await _admitted(limiter, 3, request) == 0
+        assert limiter.spent == 3_000_000
+        await limiter.settle(request, ticket)
+        assert limiter.spent == request.nano_usd
+        assert await _admitted(limiter, 1, request) == 1
+
+    _run(work)
+
+
+def test_a_budget_of_litellm_is_exceeded_by_what_does_not_fit() -> None:
+    async def work(loop: SimulatedLoop) -> None:
+        limiter = LitellmBudget(TenantLimits(budget=1_000_000), loop.wall)
+        ticket = await limiter.admit(_LARGE)
+        assert ticket == 1_000_000
+        await limiter.settle(_LARGE, ticket)
+        assert limiter.spent == _LARGE.nano_usd == 1_400_000
 
     _run(work)
