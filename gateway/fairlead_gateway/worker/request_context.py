@@ -15,6 +15,7 @@ from fairlead_gateway.worker.disaggregation.kv_connectors import Handoff
 from fairlead_gateway.worker.dispatch.engine_address import EngineAddress
 from fairlead_gateway.worker.observability.trace_record import TraceRecord
 from fairlead_gateway.worker.openai.request import ModelRequest
+from fairlead_gateway.worker.quota.limit_plan import PlannedLimit
 from fairlead_gateway.worker.quota.reservation import Reservation
 from fairlead_gateway.worker.resilience.retry import AttemptFailure
 from fairlead_gateway.worker.resilience.stall_timeout import StallTimeout
@@ -145,6 +146,7 @@ class RequestContext:
     failures: the attempts that failed before the first byte
     handoff: set if the model has prefill instances
     reservation: of the tenant's limits; None if none applies, or until the request may start
+    refused_by: the limit that refused the request
     result: the response
     deadline: monotonic seconds; None without one
     fingerprint: the body's fingerprint, set when the body itself is released
@@ -164,6 +166,7 @@ class RequestContext:
         "is_handed_over",
         "key_name",
         "policy",
+        "refused_by",
         "request",
         "reservation",
         "response",
@@ -198,6 +201,7 @@ class RequestContext:
         self.stall_timeout: StallTimeout | None = None
         self.handoff: HandoffState | None = None
         self.reservation: Reservation | None = None
+        self.refused_by: PlannedLimit | None = None
         self.result = RequestResult()
         self.deadline: float | None = None
         self.trace: TraceRecord | None = None

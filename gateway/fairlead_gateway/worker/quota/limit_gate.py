@@ -166,7 +166,10 @@ class LimitGate:
         if context.reservation is not None:
             return context.reservation.plan.headers(now)
         limits = self.tenants.get(context.caller)
-        return "" if limits is None else limits.plan(context.key_name or "", context.request.model_key).headers(now)
+        if limits is None:
+            return ""
+        plan = limits.plan(context.key_name or "", context.request.model_key)
+        return plan.refusal_headers(context.refused_by, now)
 
     def serve_waiting(self, limits: TenantLimits) -> None:
         """Starts or refuses waiting requests, in order; requests again what is still missing."""
@@ -236,6 +239,7 @@ class LimitGate:
 
     def _refusal(self, context: RequestContext, short: PlannedLimit, amount: int, now: float) -> GatewayError:
         """Returns the error of a request that needs more of a limit than is left."""
+        context.refused_by = short
         tenant = context.tenant
         assert tenant is not None
         if short.leased.status == UNAVAILABLE:
@@ -250,6 +254,7 @@ class LimitGate:
         """Returns the error of a request that has waited too long for a slice."""
         short, now, tenant = waiter.short_of, self._now(), waiter.context.tenant
         if short.leased.status == GRANTED and short.leased.status_at >= since and tenant is not None:
+            waiter.context.refused_by = short
             return limit_contended(short, tenant)  # the store answers, and others were first
         if short.leased.status in (CONTENDED, EXHAUSTED, CLOSED):
             return self._refusal(waiter.context, short, waiter.estimate.of(short.unit), now)

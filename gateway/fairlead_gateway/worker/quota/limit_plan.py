@@ -144,10 +144,17 @@ class LimitPlan:
         """Returns the `x-ratelimit` headers as lines; empty without a limit of requests or
         tokens.
         """
+        return _lines(self.request_headers, self.token_headers, now)
+
+    def refusal_headers(self, refused_by: PlannedLimit | None, now: float) -> str:
+        """Returns the same for a refused request: with the limit that refused it."""
         requests, tokens = self.request_headers, self.token_headers
-        if requests is None:
-            return "" if tokens is None else tokens.lines(now)
-        return requests.lines(now) if tokens is None else requests.lines(now) + tokens.lines(now)
+        if refused_by is not None and refused_by.limit.window is not None:
+            if refused_by.unit == REQUESTS:
+                requests = LimitHeaders(refused_by, "requests")
+            elif refused_by.unit in (TOKENS, INPUT_TOKENS, OUTPUT_TOKENS):
+                tokens = LimitHeaders(refused_by, "tokens")
+        return _lines(requests, tokens, now)
 
 
 def duration(seconds: int) -> str:
@@ -159,6 +166,12 @@ def duration(seconds: int) -> str:
         return f"{minutes}m{rest}s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes}m{rest}s"
+
+
+def _lines(requests: LimitHeaders | None, tokens: LimitHeaders | None, now: float) -> str:
+    if requests is None:
+        return "" if tokens is None else tokens.lines(now)
+    return requests.lines(now) if tokens is None else requests.lines(now) + tokens.lines(now)
 
 
 def _headers(planned: PlannedLimit | None, unit: str) -> LimitHeaders | None:

@@ -71,6 +71,26 @@ def test_a_request_beyond_the_limit_gets_429_with_the_headers_of_openai() -> Non
 
 
 @pytest.mark.parametrize(
+    "largest", [Limit(LimitUnit.REQUESTS, 2, Window.DAY), Limit(LimitUnit.REQUESTS, 600, Window.DAY)]
+)
+def test_the_headers_of_a_refusal_are_those_of_the_limit_that_refused(largest: Limit) -> None:
+    """Answers show the shortest window, of a minute, also if the day's limit is the smaller one."""
+
+    async def main() -> None:
+        minute = Limit(LimitUnit.REQUESTS, 3, Window.MINUTE)
+        async with limited_gateway(_answer, [Tenant("acme", limits=(minute, largest))]) as gateway:
+            answers = [await gateway.chat("acme") for _ in range(4)]
+            shown = [one.headers["x-ratelimit-limit-requests"] for one in answers if one.status_code == 200]
+            assert set(shown) == {"3"}
+            refused = answers[-1].headers
+            assert refused["x-ratelimit-limit-requests"] == str(min(3, largest.amount))
+            assert refused["x-ratelimit-remaining-requests"] == "0"
+            assert refused["x-ratelimit-reset-requests"].endswith("s")
+
+    run_async(main())
+
+
+@pytest.mark.parametrize(
     ("limit", "used_by_each", "most_unknown"),
     [(Limit(LimitUnit.REQUESTS, 256, Window.DAY), 1, 0), (Limit(LimitUnit.TOKENS, 3 * 12 * 256, Window.DAY), 12, 60)],
     ids=["small", "large"],
