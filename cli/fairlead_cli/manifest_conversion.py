@@ -142,8 +142,8 @@ def _migrate(result: _Converted, options: ConversionOptions) -> None:
     result.manifests += migration.manifests
     result.notes += migration.notes
     for manifest in migration.manifests:
-        name = manifest["metadata"]["name"]
-        result.problems += [f"ModelDeployment {name}: {problem}" for problem in object_problems(manifest)]
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        result.problems += [f"{kind} {name}: {problem}" for problem in object_problems(manifest)]
 
 
 def _check_accelerator(result: _Converted, accelerator: str | None) -> None:

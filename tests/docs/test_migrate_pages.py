@@ -18,6 +18,7 @@ def test_each_system_has_a_page_with_manifests() -> None:
         "aibrix.md",
         "from-0.1.md",
         "kserve.md",
+        "kthena.md",
         "kubeai.md",
         "litellm.md",
         "llm-d.md",

@@ -130,10 +130,10 @@ class ModelDraft:
 def assemble(draft: ModelDraft, options: MigrationOptions) -> dict[str, Any]:
     """Returns the ModelDeployment. Raises BadInput for what a manifest leaves open."""
     external = options.external or any(pool.endpoints for pool in draft.pools)
-    label = re.sub(r"[^a-z0-9]+", "-", draft.name.lower()).strip("-")
+    label = dns_label(draft.name)
     if label != draft.name:
         draft.reader.note("", f"the model {draft.name!r} is called {label}, since names are DNS labels")
-    name = shorten_name(f"{label}{EXTERNAL_SUFFIX}" if options.external else label)
+    name = manifest_name(draft.name, options)
     metadata = _without_empty(
         {"name": name, "namespace": draft.namespace, "labels": draft.labels, "annotations": draft.annotations}
     )
@@ -141,6 +141,17 @@ def assemble(draft: ModelDraft, options: MigrationOptions) -> dict[str, Any]:
     manifest = {"apiVersion": API_VERSION, "kind": "ModelDeployment", "metadata": metadata, "spec": spec}
     copied: dict[str, Any] = json.loads(json.dumps(manifest))  # pools share no objects, which YAML writes as aliases
     return copied
+
+
+def dns_label(name: str) -> str:
+    """Returns a name of another system as a DNS label."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def manifest_name(name: str, options: MigrationOptions) -> str:
+    """Returns the name of the ModelDeployment for a model of another system."""
+    label = dns_label(name)
+    return shorten_name(f"{label}{EXTERNAL_SUFFIX}" if options.external else label)
 
 
 def model_uri(text: str, reader: FieldReader, field_name: str) -> tuple[str, str]:

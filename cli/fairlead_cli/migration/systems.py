@@ -6,19 +6,25 @@ from typing import Any, Final
 
 from fairlead.errors import BadInput
 from fairlead.manifests.yaml_nodes import format_path
-from fairlead_cli.migration import (
+from fairlead_cli.migration.draft import MigrationOptions
+from fairlead_cli.migration.field_reader import WHOLE_OBJECT, FieldReader, Note, Outcome
+from fairlead_cli.migration.formats import (
     aibrix,
     kserve,
     kserve_predictor,
+    kthena,
     kubeai,
     litellm,
     llm_d,
     production_stack,
 )
-from fairlead_cli.migration.draft import MigrationOptions
-from fairlead_cli.migration.field_reader import WHOLE_OBJECT, FieldReader, Note, Outcome
 
-_OTHER_GROUPS: Final = (".aibrix.ai", "inference.networking.k8s.io", "inference.networking.x-k8s.io")
+_OTHER_GROUPS: Final = (
+    ".aibrix.ai",
+    ".serving.volcano.sh",
+    "inference.networking.k8s.io",
+    "inference.networking.x-k8s.io",
+)
 _NO_FIELD: Final = "Fairlead has no such field"
 
 
@@ -68,6 +74,13 @@ SYSTEMS: Final = (
         ),
     ),
     System("KubeAI", kubeai.convert_models, kubeai.REASONS, frozenset({("kubeai.org", "Model")})),
+    System(
+        "kthena",
+        kthena.convert_models,
+        kthena.REASONS,
+        frozenset((kthena.GROUP, kind) for kind in ("ModelServer", "ModelRoute")),
+        converts_engines=False,
+    ),
     System("llm-d modelservice", llm_d.convert_models, llm_d.REASONS, key="modelArtifacts"),
     System("LiteLLM", litellm.convert_models, litellm.REASONS, key="model_list", converts_engines=False),
     System("vLLM production-stack", production_stack.convert_models, production_stack.REASONS, key="servingEngineSpec"),

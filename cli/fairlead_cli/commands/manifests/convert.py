@@ -74,9 +74,10 @@ def convert(
     --cluster, the objects of the cluster are written as well: convert, replace the CRDs, then
     upgrade the chart, in this order.
 
-    Manifests of KServe, AIBrix, KubeAI, llm-d, LiteLLM and vLLM's production-stack become
-    ModelDeployments. Standard error names each field that was not carried over, with the reason.
-    Give all files of a model together: autoscalers and runtimes are separate objects.
+    Manifests of KServe, AIBrix, KubeAI, kthena, llm-d, LiteLLM and vLLM's production-stack become
+    ModelDeployments. Splits by weight and rules by header become ModelRoutes. Standard error names
+    each field that was not carried over, with the reason. Give all files of a model together:
+    autoscalers and runtimes are separate objects.
 
     Exits 0 when all is converted, and 1 when a manifest cannot be: nothing is written then. Prefer
     --out FILE to a redirection of the shell, which empties its file in any case.

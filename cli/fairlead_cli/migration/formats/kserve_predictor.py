@@ -1,6 +1,7 @@
 """KServe: `InferenceService` with the Hugging Face runtime, and its `ServingRuntime`s."""
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, Final
 
 from fairlead_cli.migration.command_line import read_flags
@@ -9,14 +10,16 @@ from fairlead_cli.migration.draft import (
     ModelDraft,
     PoolDraft,
     assemble,
+    manifest_name,
     metadata_of,
     model_uri,
     read_helper,
     scaling_spec,
 )
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
-from fairlead_cli.migration.kserve import OWN_PREFIXES
+from fairlead_cli.migration.formats.kserve import OWN_PREFIXES
 from fairlead_cli.migration.pod_spec import read_pod
+from fairlead_cli.migration.routes import BY_CONVERSATION, RouteDraft, assemble_route, whole_weights
 
 _RUNTIME_KINDS: Final = ("ServingRuntime", "ClusterServingRuntime")
 _CONTAINER: Final = "kserve-container"
@@ -40,6 +43,13 @@ _SCALED_BY_REQUESTS: Final = (
     "Knative, if it scales this service, sees no requests that reach pods directly, and removes busy pods: set minReplicas to "
     "the number of pods that you need, or use deploymentMode Standard"
 )
+_CANARY: Final = "canaryTrafficPercent"
+_WHOLE: Final = 100
+_IS_MISSING: Final = "is not among the files: give its manifest too, before this one, for a ModelRoute between both"
+_CANARY_PODS: Final = (
+    "canaryTrafficPercent: gateways call the pods of both revisions, by their load: convert the two without "
+    "--external for a ModelRoute"
+)
 REASONS: Final = {
     "spec.predictor.model.modelFormat": "the engine is vLLM",
     "spec.predictor.model.protocolVersion": "Fairlead speaks the OpenAI API alone",
@@ -48,7 +58,6 @@ REASONS: Final = {
     "spec.predictor.scaleMetricType": "Fairlead scales for latency targets: set spec.slo",
     "spec.predictor.autoScaling": "Fairlead scales for latency targets: set spec.slo",
     "spec.predictor.containerConcurrency": "Fairlead queues by latency target, not by a number of requests",
-    "spec.predictor.canaryTrafficPercent": "Fairlead replaces instances one after the other: spec.rollout",
     "spec.predictor.timeout": "the gateway's limits are in its settings",
     "spec.predictor.deploymentStrategy": "set spec.rollout",
     "spec.supportedModelFormats": "the engine is vLLM",
@@ -61,17 +70,24 @@ REASONS: Final = {
 
 
 def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
-    """Returns a ModelDeployment for each InferenceService."""
+    """Returns a ModelDeployment for each InferenceService.
+
+    Two of one name, the second with a canary percent, also give a ModelRoute between them.
+    """
     runtimes = {str((d.peek("metadata") or {}).get("name")): d for d in documents if d.peek("kind") in _RUNTIME_KINDS}
     services = [document for document in documents if document.peek("kind") not in _RUNTIME_KINDS]
-    converted = [_convert(document, runtimes, options) for document in services]
+    drafts = [_read_service(document, runtimes, options) for document in services]
+    routes = [] if options.external else _split_canaries(drafts)
+    drafts = _join_canaries(drafts) if options.external else drafts
+    converted = [assemble(draft, options) for draft in drafts]
+    converted += [assemble_route(route) for route in routes]
     named = {str(s.section("spec").section("predictor").section("model").peek("runtime")) for s in services}
     for name, runtime in runtimes.items():
         read_helper(runtime, is_used=name in named)
     return converted
 
 
-def _convert(document: FieldReader, runtimes: Mapping[str, FieldReader], options: MigrationOptions) -> dict[str, Any]:
+def _read_service(document: FieldReader, runtimes: Mapping[str, FieldReader], options: MigrationOptions) -> ModelDraft:
     predictor = document.section("spec").section("predictor")
     draft = ModelDraft(document, **metadata_of(document, own_prefixes=OWN_PREFIXES))
     pool = PoolDraft(predictor, port=8080)
@@ -92,7 +108,51 @@ def _convert(document: FieldReader, runtimes: Mapping[str, FieldReader], options
     _read_scaling(predictor, pool, draft)
     if options.external:
         _note_external(document, wrapped=bool(model))
-    return assemble(draft, options)
+    return draft
+
+
+def _join_canaries(drafts: Sequence[ModelDraft]) -> list[ModelDraft]:
+    """Returns one draft for each service: pods of both revisions have its labels."""
+    services: dict[tuple[str, str], ModelDraft] = {}
+    for draft in drafts:
+        percent = draft.reader.section("spec").section("predictor").integer(_CANARY)
+        if percent is not None and percent < _WHOLE:
+            draft.reader.note("", _CANARY_PODS)
+            services.setdefault((draft.namespace, draft.name), draft)
+        else:
+            services[draft.namespace, draft.name] = draft
+    return list(services.values())
+
+
+def _split_canaries(drafts: Sequence[ModelDraft]) -> list[RouteDraft]:
+    """Returns a route for each canary with its stable revision, and renames the two models."""
+    stable: dict[tuple[str, str], ModelDraft] = {}
+    routes = []
+    for draft in drafts:
+        predictor = draft.reader.section("spec").section("predictor")
+        percent = predictor.integer(_CANARY)
+        key = (draft.namespace, draft.name)
+        if percent is None or percent >= _WHOLE:
+            stable[key] = draft
+        elif key not in stable:
+            predictor.note(
+                _CANARY, f"the revision with the other {_WHOLE - percent} percent {_IS_MISSING}", Outcome.DROPPED
+            )
+        else:
+            predictor.note(_CANARY, f"it is the weight of {draft.name}-canary in a route: {BY_CONVERSATION}")
+            routes.append(_canary_route(stable.pop(key), draft, percent))
+    return routes
+
+
+def _canary_route(stable: ModelDraft, canary: ModelDraft, percent: int) -> RouteDraft:
+    names = dict.fromkeys((stable.name, *stable.served_names, *canary.served_names))
+    route = RouteDraft(stable.name, {}, stable.namespace, served_names=list(names))
+    weights = whole_weights([Fraction(_WHOLE - percent), Fraction(percent)])
+    for draft, suffix, weight in zip((stable, canary), ("stable", "canary"), weights, strict=True):
+        draft.name = manifest_name(f"{draft.name}-{suffix}", MigrationOptions())
+        draft.served_names = [draft.name]
+        route.targets[draft.name] = weight
+    return route
 
 
 def _note_external(document: FieldReader, *, wrapped: bool) -> None:

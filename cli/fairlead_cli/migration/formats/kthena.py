@@ -1,0 +1,180 @@
+"""kthena: `ModelServer`s become external models, and `ModelRoute`s become routes to them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from fairlead_cli.migration.draft import (
+    MigrationOptions,
+    ModelDraft,
+    PoolDraft,
+    assemble,
+    manifest_name,
+    metadata_of,
+)
+from fairlead_cli.migration.field_reader import FieldReader, Outcome
+from fairlead_cli.migration.routes import BY_CONVERSATION, RouteDraft, assemble_route
+
+GROUP: Final = "networking.serving.volcano.sh"
+_DEFAULT_WEIGHT: Final = 100
+_EXTERNAL: Final = MigrationOptions(external=True)
+_NO_ADAPTERS: Final = "load adapters through the engine's own API, and call them by their names"
+REASONS: Final = {
+    "spec.parentRefs": "clients call Fairlead's gateway, without a Gateway of Kubernetes",
+    "spec.rateLimit": "limits belong to tenants: set spec.limits of a ModelTenant",
+    "spec.loraAdapters": _NO_ADAPTERS,
+    "spec.kvConnector": "an external model hands no KV over between pods",
+    "spec.trafficPolicy": "Fairlead's gateway has its own retries and deadlines",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """A ModelServer and the model that it becomes.
+
+    engine_name: what its engines call the model; empty if the ModelServer does not say it.
+    """
+
+    document: FieldReader
+    engine_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """A rule of a route. headers: empty if it takes all requests."""
+
+    headers: dict[str, str]
+    targets: dict[str, int]
+
+
+def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
+    """Returns an external ModelDeployment for each ModelServer, and a ModelRoute for each route."""
+    servers = {_key(document): document for document in documents if document.peek("kind") == "ModelServer"}
+    routes = [document for document in documents if document.peek("kind") == "ModelRoute"]
+    known = {key: _Server(document, document.section("spec").text("model")) for key, document in servers.items()}
+    drafts = [(document, draft) for document in routes if (draft := _read_route(document, known))]
+    for key, server in known.items():
+        if not server.engine_name:
+            known[key] = replace(server, engine_name=_name_in_requests(key, drafts) or key[1])
+    manifests = [_convert_server(server, options) for server in known.values()]
+    taken = {manifest["metadata"]["name"] for manifest in manifests}
+    return manifests + [
+        assemble_route(draft, taken=taken) for document, draft in drafts if _needs_route(document, draft, known)
+    ]
+
+
+def _key(document: FieldReader) -> tuple[str, str]:
+    metadata = document.peek("metadata") or {}
+    return str(metadata.get("namespace") or ""), str(metadata.get("name") or "")
+
+
+def _model_name(server: str) -> str:
+    return manifest_name(server, _EXTERNAL)
+
+
+def _name_in_requests(key: tuple[str, str], drafts: Sequence[tuple[FieldReader, RouteDraft]]) -> str:
+    """Returns the name in the requests to a ModelServer without `spec.model`; kthena keeps it."""
+    for _, draft in drafts:
+        lists = [draft.targets, *(targets for _, targets in draft.overrides)]
+        if draft.namespace == key[0] and any(_model_name(key[1]) in targets for targets in lists):
+            return draft.served_names[0]
+    return ""
+
+
+def _convert_server(server: _Server, options: MigrationOptions) -> dict[str, Any]:
+    spec = server.document.section("spec")
+    draft = ModelDraft(server.document, **metadata_of(server.document))
+    spec.skip("inferenceEngine")
+    draft.uri, draft.served_names = f"hf://{server.engine_name}", [server.engine_name]
+    pool = PoolDraft(spec)
+    selector = spec.section("workloadSelector")
+    pool.selector = {name: str(value) for name, value in selector.mapping("matchLabels").items()}
+    groups = selector.section("pdGroup")
+    if groups:
+        pool.selector |= {name: str(value) for name, value in groups.mapping("decodeLabels").items()}
+        groups.skip("groupKey")
+        groups.drop("prefillLabels", "requests go to the decode pods alone; these pods get none")
+    port = spec.section("workloadPort")
+    pool.port = port.integer("port") or pool.port
+    if port.text("protocol") == "https":
+        port.note("protocol", "gateways call pods by HTTP: let the engines serve it", Outcome.REQUIRED)
+    draft.pools = [pool]
+    return assemble(draft, replace(options, external=True))
+
+
+def _read_route(document: FieldReader, servers: Mapping[tuple[str, str], _Server]) -> RouteDraft | None:
+    """Returns the route; None, with a note, where a ModelRoute cannot stand for it."""
+    spec = document.section("spec")
+    fields = metadata_of(document)
+    model_name = spec.text("modelName")
+    rules = [rule for entry in spec.entries("rules") if (rule := _read_rule(entry, document, model_name, servers))]
+    if not model_name:
+        spec.note("modelName", f"a route needs it: {_NO_ADAPTERS}", Outcome.DROPPED)
+        return None
+    last = next((number for number, rule in enumerate(rules) if not rule.headers), None)
+    if last is None:
+        reason = "no rule takes the requests without these headers: add one without modelMatch to convert the route"
+        spec.note("rules", reason, Outcome.DROPPED)
+        return None
+    if last + 1 < len(rules):
+        spec.note("rules", f"rules[{last}] takes every request: no rule after it is reached", Outcome.DROPPED)
+    overrides = [(rule.headers, rule.targets) for rule in rules[:last]]
+    return RouteDraft(targets=rules[last].targets, served_names=[model_name], overrides=overrides, **fields)
+
+
+def _read_rule(
+    entry: FieldReader, document: FieldReader, model_name: str, servers: Mapping[tuple[str, str], _Server]
+) -> _Rule | None:
+    """Returns the rule; None, with a note, if its conditions are none of a ModelRoute."""
+    entry.skip("name")
+    targets: dict[str, int] = {}
+    for target in entry.entries("targetModels"):
+        server = target.text("modelServerName")
+        weight = target.integer("weight")
+        if (_key(document)[0], server) not in servers:
+            target.note("modelServerName", f"{server} is not among the files: give it too, with -f", Outcome.REQUIRED)
+        name = _model_name(server)
+        targets[name] = targets.get(name, 0) + (_DEFAULT_WEIGHT if weight is None else weight)
+    if len(targets) > 1:
+        entry.note("targetModels", BY_CONVERSATION)
+    headers = _read_conditions(entry.section("modelMatch"), entry, model_name)
+    return None if headers is None else _Rule(headers, targets)
+
+
+def _read_conditions(match: FieldReader, entry: FieldReader, model_name: str) -> dict[str, str] | None:
+    """Returns the headers of a rule; None, with a note, for other conditions."""
+    headers: dict[str, str] = {}
+    reasons = []
+    for name, condition in match.mapping("headers").items():
+        if isinstance(condition, dict) and list(condition) == ["exact"]:
+            headers[name] = str(condition["exact"])
+        else:
+            reasons.append(f"modelMatch.headers.{name}: a route compares whole values of headers")
+    if match.mapping("uri") not in ({}, {"prefix": "/"}):
+        reasons.append("modelMatch.uri: a route takes all paths of the API")
+    wanted = match.section("body").text("model")
+    if wanted and wanted != model_name:
+        reasons.append(f"modelMatch.body.model: {wanted} is another name than modelName: {_NO_ADAPTERS}")
+    if not reasons:
+        return headers
+    reasons.append("its requests go to the next rule that takes them")
+    entry.note("", "; ".join(reasons), Outcome.DROPPED)
+    return None
+
+
+def _needs_route(document: FieldReader, draft: RouteDraft, servers: Mapping[tuple[str, str], _Server]) -> bool:
+    """Returns False, with a note, for a name that the engines themselves have."""
+    name = draft.served_names[0]
+    owners = [key[1] for key, server in servers.items() if server.engine_name == name]
+    if not owners:
+        return True
+    spec = document.section("spec")
+    if not draft.overrides and list(draft.targets) == [_model_name(owners[0])]:
+        spec.note("modelName", f"{_model_name(owners[0])} has the name itself, without a route")
+        return False
+    reason = (
+        f"{name} is what the engines of {', '.join(owners)} call the model, and a route cannot share the name: "
+        "start them with another --served-model-name"
+    )
+    spec.note("modelName", reason, Outcome.DROPPED)
+    return False

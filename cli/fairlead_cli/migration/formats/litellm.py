@@ -1,0 +1,271 @@
+"""LiteLLM: `config.yaml` of its proxy. Its models become external ones."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from fairlead.names import shorten_name
+from fairlead_cli.migration.draft import (
+    MigrationOptions,
+    ModelDraft,
+    PoolDraft,
+    assemble,
+    dns_label,
+    manifest_name,
+)
+from fairlead_cli.migration.field_reader import FieldReader, Outcome
+from fairlead_cli.migration.routes import BY_CONVERSATION, RouteDraft, assemble_route, whole_weights
+
+_ENGINES: Final = ("hosted_vllm", "openai", "openai_like", "custom_openai", "text-completion-openai")
+_ENVIRONMENT: Final = "os.environ/"
+_PRESETS: Final = {"least-busy": "least-request"}
+_SHARES: Final = ("weight", "rpm", "tpm")
+_NO_LIMITS: Final = "a server has no limit of its own: set spec.limits of a ModelTenant"
+_NO_RETRIES: Final = "Fairlead's gateway has its own retries and deadlines"
+_NO_FALLBACKS: Final = "Fairlead has no fallback from one model to another; LiteLLM in front of Fairlead keeps its own"
+_NO_BUDGETS: Final = "budgets belong to tenants: set spec.budget of a ModelTenant"
+_NO_KEYS: Final = ("none", "empty", "no-key", "not-needed", "dummy", "fake", "anything")
+"""Usual values of `api_key` for servers that ask for none."""
+_NEEDS_KEY: Final = (
+    "a ModelDeployment holds no key for engines: remove it from the servers if they ask for it, or write a fleet file"
+)
+REASONS: Final = {
+    "litellm_settings": "they are settings of LiteLLM's library; keep LiteLLM in front for callbacks and caching",
+    "general_settings": "API keys and limits are objects of Fairlead's gateway; keep LiteLLM in front for its user database",
+    "environment_variables": "the gateway needs no keys of providers",
+    "router_settings.fallbacks": _NO_FALLBACKS,
+    "router_settings.context_window_fallbacks": _NO_FALLBACKS,
+    "router_settings.num_retries": _NO_RETRIES,
+    "router_settings.timeout": _NO_RETRIES,
+    "router_settings.allowed_fails": _NO_RETRIES,
+    "router_settings.cooldown_time": _NO_RETRIES,
+    "router_settings.redis_host": "gateways share state in the Redis of the chart's values",
+    "router_settings.redis_port": "gateways share state in the Redis of the chart's values",
+    "router_settings.redis_password": "gateways share state in the Redis of the chart's values",
+}
+_LIBRARY: Final = {
+    "fallbacks": _NO_FALLBACKS,
+    "default_fallbacks": _NO_FALLBACKS,
+    "context_window_fallbacks": _NO_FALLBACKS,
+    "content_policy_fallbacks": _NO_FALLBACKS,
+    "max_budget": _NO_BUDGETS,
+    "budget_duration": _NO_BUDGETS,
+    "max_user_budget": _NO_BUDGETS,
+    "max_internal_user_budget": _NO_BUDGETS,
+    "num_retries": _NO_RETRIES,
+    "request_timeout": _NO_RETRIES,
+}
+_PARAMETERS: Final = {
+    "max_budget": _NO_BUDGETS,
+    "budget_duration": _NO_BUDGETS,
+    "rpm": _NO_LIMITS,
+    "tpm": _NO_LIMITS,
+    "max_parallel_requests": _NO_LIMITS,
+    "timeout": _NO_RETRIES,
+    "stream_timeout": _NO_RETRIES,
+    "max_retries": _NO_RETRIES,
+    "weight": "routing follows load and cached prefixes",
+    "order": "routing follows load and cached prefixes",
+}
+
+
+def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
+    """Returns an external ModelDeployment for each model of `model_list` that engines serve.
+
+    A name that stands for several models becomes a ModelRoute. Raises BadInput where only some back
+    ends of a name can be carried over.
+    """
+    return [manifest for document in documents for manifest in _convert(document, options)]
+
+
+@dataclass(slots=True)
+class _Group:
+    """The entries of one `model_name`: the drafts of their models by the engines' names."""
+
+    name: str
+    drafts: dict[str, ModelDraft] = field(default_factory=dict)
+    entries: list[tuple[str, FieldReader]] = field(default_factory=list)
+
+    @property
+    def is_split(self) -> bool:
+        """True if the name stands for several models."""
+        return len(self.drafts) > 1
+
+
+def _convert(config: FieldReader, options: MigrationOptions) -> list[dict[str, Any]]:
+    groups: dict[str, _Group] = {}
+    left_out = [entry for entry in config.entries("model_list") if not _read_entry(config, entry, groups)]
+    for group in groups.values():
+        _drop_parameters(group)
+    for entry in left_out:
+        name, reason = entry.text("model_name"), _why_left_out(entry)
+        if name in groups:
+            raise entry.error(
+                "litellm_params",
+                f"{reason}: the model would lose this back end",
+                hint="correct the entry, or remove it from the file to convert the model without it",
+            )
+        entry.skip("litellm_params", "model_info")
+        entry.note("", reason, Outcome.DROPPED)
+    library = config.section("litellm_settings")
+    for name, reason in _LIBRARY.items():
+        library.drop(name, reason)
+    router = config.section("router_settings")
+    strategy = router.text("routing_strategy")
+    preset = _PRESETS.get(strategy)
+    if strategy and preset is None:
+        router.note(
+            "routing_strategy",
+            f"{strategy}: the default preset, dual-hash, routes by prefixes and load",
+            Outcome.CHANGED,
+        )
+    routes = {group.name: _plan_split(group, groups, options) for group in groups.values() if group.is_split}
+    for name in routes:
+        config.note("model_list", f"{name}: {BY_CONVERSATION}")
+    _read_aliases(router, groups, routes)
+    manifests = []
+    for group in groups.values():
+        for draft in group.drafts.values():
+            if preset:
+                draft.spec["routing"] = {"preset": preset}
+            manifests.append(assemble(draft, options))
+    taken = {manifest["metadata"]["name"] for manifest in manifests}
+    return manifests + [assemble_route(route, taken=taken) for route in routes.values()]
+
+
+def _drop_parameters(group: _Group) -> None:
+    for _, entry in group.entries:
+        parameters = entry.section("litellm_params")
+        if group.is_split:
+            parameters.skip("weight")
+        for parameter, reason in _PARAMETERS.items():
+            if parameter != "weight" or not group.is_split:
+                parameters.drop(parameter, reason)
+
+
+def _read_aliases(router: FieldReader, groups: Mapping[str, _Group], routes: Mapping[str, RouteDraft]) -> None:
+    """Adds each alias to the names of its model or its route."""
+    aliases = router.section("model_group_alias")
+    for alias in aliases.names():
+        is_mapping = isinstance(aliases.peek(alias), dict)
+        name = aliases.section(alias).text("model") if is_mapping else aliases.text(alias)
+        if is_mapping and aliases.section(alias).flag("hidden"):
+            router.note("model_group_alias", f"{alias}: /v1/models lists it, although it is hidden")
+        if name in routes:
+            routes[name].served_names.append(alias)
+        elif name in groups:
+            next(iter(groups[name].drafts.values())).served_names.append(alias)
+        else:
+            router.note("model_group_alias", f"{alias}: {name} is not served by engines", Outcome.DROPPED)
+
+
+def _plan_split(group: _Group, groups: Mapping[str, _Group], options: MigrationOptions) -> RouteDraft:
+    """Returns the route of a name that stands for several models. Names the models after it.
+
+    Raises BadInput if the engines of one of them have the name for it.
+    """
+    if group.name in group.drafts:
+        entry = next(entry for engine_name, entry in group.entries if engine_name == group.name)
+        raise entry.error(
+            "model_name",
+            f"{group.name} stands for several models, and is what the engines of one of them call it",
+            hint="start these engines with another --served-model-name, and name that in litellm_params.model",
+        )
+    shares = dict.fromkeys(group.drafts, Fraction(0))
+    for (engine_name, _), share in zip(group.entries, _shares(group.entries), strict=True):
+        shares[engine_name] += share
+    taken = {dns_label(name) for name in groups}
+    for engine_name, draft in group.drafts.items():
+        draft.name = shorten_name(dns_label(f"{group.name}-{engine_name.rpartition('/')[2]}"), taken=taken)
+        draft.served_names = [engine_name]
+        taken.add(draft.name)
+    names = [manifest_name(draft.name, options) for draft in group.drafts.values()]
+    weights = dict(zip(names, whole_weights(list(shares.values())), strict=True))
+    return RouteDraft(group.name, weights, served_names=[group.name])
+
+
+def _shares(entries: Sequence[tuple[str, FieldReader]]) -> list[Fraction]:
+    """Returns the share of each entry, as LiteLLM's `simple-shuffle` counts it.
+
+    It is the first of `weight`, `rpm` and `tpm` that the first entry has, unless its sum is 0.
+    Without them, all entries are alike.
+
+    Source: `simple_shuffle.py` of LiteLLM.
+    """
+    for name in _SHARES:
+        parameters = [entry.section("litellm_params") for _, entry in entries]
+        if name not in parameters[0]:
+            continue
+        shares = [_share(one, name) for one in parameters]
+        if sum(shares) > 0:
+            return shares
+    return [Fraction(1)] * len(entries)
+
+
+def _share(parameters: FieldReader, name: str) -> Fraction:
+    text = parameters.text(name) or "0"
+    try:
+        share = Fraction(text)
+    except ValueError as error:
+        raise parameters.error(name, f"{text!r} is not a number") from error
+    if share < 0:
+        raise parameters.error(name, "is below 0")
+    return share
+
+
+def _why_left_out(entry: FieldReader) -> str:
+    """Returns the reason that an entry is no back end of an external model."""
+    group, parameters = entry.text("model_name"), entry.section("litellm_params")
+    provider, _, _ = parameters.text("model").partition("/")
+    base = parameters.text("api_base")
+    if provider not in _ENGINES:
+        return f"{group}: {provider} is a provider: keep LiteLLM for it"
+    if not base:
+        return f"{group}: without api_base, {provider} is a provider: keep LiteLLM for it"
+    return f"{group}: its api_base {base} is not the address of an engine"
+
+
+def _read_entry(config: FieldReader, entry: FieldReader, groups: dict[str, _Group]) -> bool:
+    """Adds the back end of an entry to the draft of its model. Returns whether it is an engine."""
+    name, parameters = entry.text("model_name"), entry.section("litellm_params")
+    provider, _, engine_name = parameters.text("model").partition("/")
+    base = parameters.text("api_base")
+    url = _endpoint(base)
+    if provider in _ENGINES and base.startswith(_ENVIRONMENT):
+        raise parameters.error(
+            "api_base",
+            f"{name}: the address is in the variable {base.removeprefix(_ENVIRONMENT)}, which LiteLLM reads",
+            hint="write the address, such as http://engine.example:8000/v1; of a provider, remove the entry",
+        )
+    if provider not in _ENGINES or not url:
+        return False
+    key = parameters.text("api_key")
+    if key.lower() in _NO_KEYS:
+        parameters.drop("api_key", "it is no key: the server asks for none")
+    elif key:
+        parameters.note("api_key", _NEEDS_KEY, Outcome.REQUIRED)
+    entry.drop("model_info", "the gateway learns lengths and prices from engines and AcceleratorClasses")
+    group = groups.setdefault(name, _Group(name))
+    group.entries.append((engine_name, entry))
+    draft = group.drafts.get(engine_name)
+    if draft is None:
+        draft = ModelDraft(config, name, uri=f"hf://{engine_name}", served_names=[engine_name])
+        if name != engine_name:
+            draft.served_names.append(name)
+        draft.pools = [PoolDraft(entry)]
+        group.drafts[engine_name] = draft
+    if url not in draft.pools[0].endpoints:
+        draft.pools[0].endpoints.append(url)
+    return True
+
+
+def _endpoint(base: str) -> str:
+    """Returns scheme, host and port of `api_base`; empty for an address with another path."""
+    parts = urlsplit(base)
+    if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
+        return ""
+    if parts.path.rstrip("/") not in ("", "/v1"):
+        return ""
+    return f"{parts.scheme}://{parts.netloc}"
