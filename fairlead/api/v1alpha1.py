@@ -89,7 +89,7 @@ def _unknown_schedule_pool(spec: "ModelDeploymentSpec") -> FieldPath | bool:
 
 
 _HAS_PREFILL_CEL = "self.pools.exists(pool, pool.role == 'Prefill')"
-_OPAQUE_ENGINE_CEL = "self.engine.type in ['Custom', 'External']"
+_OPAQUE_ENGINE_CEL = "self.engine.type in ['Custom', 'External', 'LlamaCpp']"
 _SERVED_NAME_FLAG = "--served-model-name"
 _NO_SLEEP_CEL = "!has(self.autoscaling.sleep)"
 
@@ -314,8 +314,8 @@ class ModelDeploymentSpec(StrictModel):
 
     @property
     def has_opaque_engine(self) -> bool:
-        """True if Fairlead does not know the engine's command line (custom, external)."""
-        return self.engine.type in (EngineType.CUSTOM, EngineType.EXTERNAL)
+        """True if Fairlead knows no flags of the engine for adapters and offloading."""
+        return self.engine.type in (EngineType.CUSTOM, EngineType.EXTERNAL, EngineType.LLAMA_CPP)
 
     @property
     def token_price(self) -> TokenPrice | None:

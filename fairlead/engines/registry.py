@@ -1,6 +1,7 @@
 """The adapters of all kinds of engines."""
 
 from fairlead.engines.adapter_protocol import EngineAdapter
+from fairlead.engines.llama_cpp import LlamaCpp
 from fairlead.engines.sglang import Sglang
 from fairlead.engines.sim import SimulatedEngine
 from fairlead.engines.vllm import Vllm
@@ -8,7 +9,7 @@ from fairlead.errors import BadInput
 
 
 def _adapters() -> dict[str, EngineAdapter]:
-    return {found.kind: found for found in (Vllm(), Sglang(), SimulatedEngine())}
+    return {found.kind: found for found in (Vllm(), Sglang(), LlamaCpp(), SimulatedEngine())}
 
 
 def engine_kinds() -> tuple[str, ...]:

@@ -73,6 +73,13 @@ _API_KEY: Final = _Conflict(
 )
 _PREFIX_CACHE: Final = _Conflict("without its prefix cache, routing by prefix gains nothing", _REMOVE)
 _NODES: Final = _Conflict("`parallelism.nodes` of a pool sets it", _REMOVE)
+_FETCH: Final = _Conflict(
+    "the engine then fetches any URL that a request names, also inside the cluster",
+    "remove it, or restrict the pods' egress by a NetworkPolicy",
+)
+_SPLIT: Final = _Conflict(
+    "`parallelism` of a pool sets it", "remove it, and write `parallelism: {tensor: NUMBER}` or `{pipeline: NUMBER}`"
+)
 _MODEL: Final = _Conflict("`spec.model` names the weights", "remove it, and write the source in `model.uri`")
 _REVISION: Final = _Conflict(
     "`model.revision` says something else",
@@ -143,6 +150,32 @@ _CONFLICTS: Final[Mapping[EngineType, Mapping[str, _Conflict]]] = {
         "--max-loras-per-batch": _ADAPTERS,
         "--disable-radix-cache": _PREFIX_CACHE,
     },
+    EngineType.LLAMA_CPP: {
+        "--host": _ADDRESS,
+        "--port": _ADDRESS,
+        "--api-prefix": _ADDRESS,
+        "--ssl-key-file": _TLS,
+        "--ssl-cert-file": _TLS,
+        "--api-key": _API_KEY,
+        "--api-key-file": _API_KEY,
+        "-m": _MODEL,
+        "--model": _MODEL,
+        "--model-url": _MODEL,
+        "-hf": _MODEL,
+        "--hf-repo": _MODEL,
+        "--models-dir": _MODEL,
+        "-sm": _SPLIT,
+        "--split-mode": _SPLIT,
+        "--no-cache-prompt": _PREFIX_CACHE,
+        "-mm": _FETCH,
+        "--mmproj": _FETCH,
+        "--mmproj-url": _FETCH,
+        "--mmproj-auto": _FETCH,
+        "--slots": _Conflict("/slots shows the prompts of all clients", _REMOVE),
+        "--log-prompts-dir": _Conflict("it writes the prompts of all clients to files", _REMOVE),
+        "--tools": _Conflict("the tools run commands and write files in the engine's container", _REMOVE),
+        "--agent": _Conflict("the tools run commands and write files in the engine's container", _REMOVE),
+    },
 }
 
 
@@ -153,6 +186,11 @@ def lint_engine_arguments(spec: ModelDeploymentSpec) -> Iterator[ArgumentNote]:
         conflict = conflicts.get(argument.name)
         if conflict is not None and conflict.is_wrong(spec, argument.value):
             yield ArgumentNote(argument.position, f"{argument.name}: {conflict.message}", conflict.fix)
+
+
+def conflicting_arguments(engine: EngineType) -> tuple[str, ...]:
+    """Returns the arguments that are noted for a type of engine."""
+    return tuple(_CONFLICTS.get(engine, {}))
 
 
 def parse_arguments(args: Sequence[str]) -> Iterator[Argument]:

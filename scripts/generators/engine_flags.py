@@ -1,9 +1,10 @@
 """Command line switches of the supported engines, taken from the engines themselves once a release.
 
-``python scripts/generators/engine_flags.py --vllm BIN/vllm --sglang sglang-….whl`` writes
-``engine_flags.json``: vLLM's from ``vllm serve --help=all``, SGLang's from its wheel, which is
-parsed and not run. An engine that is not given keeps its entry. Tests hold every generated command
-line to that file, and ``docs/reference/engines.md`` shows it.
+``python scripts/generators/engine_flags.py --vllm BIN/vllm --sglang sglang-….whl --llama-cpp
+llama_cpp_python-….tar.gz`` writes ``engine_flags.json``: vLLM's from ``vllm serve --help=all``,
+SGLang's from its wheel, and llama.cpp's from the sources in the package of its Python binding.
+Neither is run. An engine that is not given keeps its entry. Tests hold every generated command line
+to that file, and ``docs/reference/engines.md`` shows it.
 
 Names of parsers come from the tables of the engines' sources. Tests hold the catalogue of models to
 them.
@@ -16,8 +17,9 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,13 @@ _SGLANG_PARSERS = {
     "reasoning_parsers": ("sglang/srt/parser/reasoning_parser.py", "DetectorMap"),
 }
 """List of names → the file and the dictionary whose keys they are."""
+_LLAMA_CPP_FILE = "/vendor/llama.cpp/common/arg.cpp"
+_LLAMA_CPP_NAMES = re.compile(r'\{\s*((?:"-[-\w]+",?\s*)+)\}')
 _SGLANG_FILES = re.compile(r"sglang/srt/(server_args|arg_groups/fields/\w+)\.py")
+
+
+FlagReader = Callable[[str], tuple[str, list[str]]]
+ParserReader = Callable[[str], dict[str, list[str]]]
 
 
 def known() -> dict[str, dict[str, Any]]:
@@ -77,6 +85,28 @@ def sglang_flags(wheel: str) -> tuple[str, list[str]]:
             if _SGLANG_FILES.fullmatch(name):
                 flags.update(declared(ast.parse(archive.read(name))))
     return version, sorted(flags)
+
+
+def llama_cpp_flags(package: str) -> tuple[str, list[str]]:
+    """Returns (version, flags) of the llama.cpp in a source distribution of llama-cpp-python."""
+    version = Path(package).name.removesuffix(".tar.gz").rpartition("-")[2]
+    with tarfile.open(package) as archive:
+        member = next(member for member in archive if member.name.endswith(_LLAMA_CPP_FILE))
+        source = archive.extractfile(member)
+        assert source is not None
+        text = source.read().decode()
+    return f"of llama-cpp-python {version}", sorted(llama_cpp_declared(text))
+
+
+def llama_cpp_declared(text: str) -> Iterator[str]:
+    """Yields the server's switches of ``common_arg({"-a", "--alias"}, …).set_examples({…})``, also
+    the short ones. All programs have those without examples.
+    """
+    for option in text.split("add_opt(common_arg(")[1:]:
+        programs = re.search(r"\.set_examples\(\{([^}]*)\}\)", option)
+        if programs is None or re.search(r"LLAMA_EXAMPLE_(COMMON|SERVER)\b", programs[1]):
+            for names in _LLAMA_CPP_NAMES.findall(option)[:2]:
+                yield from re.findall(r'"(-[-\w]+)"', names)
 
 
 def vllm_parsers(binary: str) -> dict[str, list[str]]:
@@ -151,11 +181,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--sglang", metavar="WHEEL", help="a wheel of sglang, as `pip download sglang --no-deps` gets it"
     )
+    parser.add_argument(
+        "--llama-cpp", metavar="PACKAGE", help="a source distribution of llama-cpp-python, as `pip download` gets it"
+    )
     given = parser.parse_args(arguments)
     entries = known() if DATA.exists() else {}
-    readers = {"vllm": (vllm_flags, vllm_parsers), "sglang": (sglang_flags, sglang_parsers)}
-    for engine, (read_flags, read_parsers) in readers.items():
-        if (path := getattr(given, engine)) is not None:
+    readers: dict[str, tuple[str | None, FlagReader, ParserReader]] = {
+        "vllm": (given.vllm, vllm_flags, vllm_parsers),
+        "sglang": (given.sglang, sglang_flags, sglang_parsers),
+        "llamacpp": (given.llama_cpp, llama_cpp_flags, lambda path: {}),
+    }
+    for engine, (path, read_flags, read_parsers) in readers.items():
+        if path is not None:
             version, flags = read_flags(path)
             entries[engine] = {"version": version, "flags": flags, **read_parsers(path)}
             print(f"{engine} {version}: {len(flags)} switches")

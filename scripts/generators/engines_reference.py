@@ -35,6 +35,7 @@ version of the table; other releases work as far as they know the same switches.
 |---|---|---|---|---|
 | `vllm` | {vllm} | `vllm serve` | every source | NIXL, Mooncake |
 | `sglang` | {sglang} | `python3 -m sglang.launch_server` | every source | NIXL, Mooncake, between Prefill and Decode only |
+| `llamacpp` | {llamacpp} | `/app/llama-server` | `hf://`, `pvc:` and `file://` | none |
 | `sim` | this release | `python3 -m fairlead_sim engine` | none | simulated |
 | `custom` | yours | yours | every source, as `$(MODEL_PATH)` | yours |
 | `external` | yours | none: nothing is created | | yours |
@@ -50,6 +51,7 @@ version of the table; other releases work as far as they know the same switches.
 | `file://` | a path in the image |
 
 `model.credentials` becomes environment variables of the engine. Images need `python3`, which the hook below runs.
+Those of llama.cpp need a shell and curl.
 
 ## A pod's life
 

@@ -21,6 +21,7 @@ class EngineType(StrEnum):
 
     VLLM = "VLLM"
     SGLANG = "SGLang"
+    LLAMA_CPP = "LlamaCpp"
     SIM = "Sim"
     CUSTOM = "Custom"
     EXTERNAL = "External"
@@ -87,6 +88,12 @@ class Engine(StrictModel):
             fix="add `image:`, and `command:` unless the image has the right one",
             violation=lambda engine: engine.type is EngineType.CUSTOM and engine.image is None,
         ),
+        Rule(
+            cel="self.type != 'LlamaCpp' || has(self.image)",
+            message="an engine of type LlamaCpp needs an image: builds differ by accelerator",
+            fix="add `image:` with a server image of llama.cpp",
+            violation=lambda engine: engine.type is EngineType.LLAMA_CPP and engine.image is None,
+        ),
         _custom_only_rule("command", "command", "the command"),
         _custom_only_rule("port", "port", "the port"),
         _custom_only_rule("healthPath", "health_path", "the health path"),
@@ -114,9 +121,9 @@ class Engine(StrictModel):
         EngineType,
         Field(
             strict=False,
-            description="VLLM; SGLang; Sim, the simulated engine; Custom, your own image and command with OpenAI's "
-            "protocol; or External: engines that already run, found by address or label. Local mode simulates all kinds but "
-            "External by default",
+            description="VLLM; SGLang; LlamaCpp, which loads GGUF files; Sim, the simulated engine; Custom, your own image "
+            "and command with OpenAI's protocol; or External: engines that already run, found by address or label. Local mode "
+            "simulates all kinds but External by default",
             examples=["VLLM"],
         ),
     ] = EngineType.VLLM

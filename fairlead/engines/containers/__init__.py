@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from fairlead.api.spec.engine import EngineType
 from fairlead.engines.containers.base import ContainerBuilder, EngineContainer, InstancePod, NodeRole
 from fairlead.engines.containers.custom import custom_container
+from fairlead.engines.containers.llama_cpp import llama_cpp_container
 from fairlead.engines.containers.sglang import sglang_container
 from fairlead.engines.containers.sim import sim_container
 from fairlead.engines.containers.vllm import vllm_container
@@ -22,6 +23,7 @@ def container_builders() -> Mapping[EngineType, ContainerBuilder]:
     return {
         EngineType.VLLM: vllm_container,
         EngineType.SGLANG: sglang_container,
+        EngineType.LLAMA_CPP: llama_cpp_container,
         EngineType.SIM: sim_container,
         EngineType.CUSTOM: custom_container,
     }

@@ -26,7 +26,7 @@ from fairlead.kube.resources import Manifest, annotations_of, is_deleting, is_re
 _LWS_PREFIX: Final = "leaderworkerset.sigs.k8s.io/"
 DEFAULT_ENGINE_KIND: Final = "vllm"
 """The engine kind assumed for unknown engines, as in local mode: compatible APIs copy vLLM's."""
-_KNOWN_KINDS: Final = ("vllm", "sglang", "sim")
+_KNOWN_KINDS: Final = ("vllm", "sglang", "llamacpp", "sim")
 _METADATA_FIELDS: Final = (
     *("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp"),
     "labels",

@@ -26,8 +26,8 @@ def flag_value(launch: LocalEngineCommand, name: str) -> str:
 
 
 def test_every_kind_has_an_adapter_and_unknown_kinds_list_them() -> None:
-    assert [engine_adapter(kind).kind for kind in engine_kinds()] == ["vllm", "sglang", "sim"]
-    with pytest.raises(BadInput, match="known: vllm, sglang, sim"):
+    assert [engine_adapter(kind).kind for kind in engine_kinds()] == ["vllm", "sglang", "llamacpp", "sim"]
+    with pytest.raises(BadInput, match="known: vllm, sglang, llamacpp, sim"):
         engine_adapter("tgi")
 
 
@@ -60,9 +60,28 @@ sglang:generation_tokens_total{is_streaming="true",model_name="a"} 70.0
     assert (second.running, second.waiting, second.kv_usage, second.prompt_tokens_total) == (1.0, None, 0.1, None)
 
 
-def test_local_mode_starts_no_real_sglang() -> None:
-    with pytest.raises(BadInput, match="local mode cannot start a real sglang"):
-        engine_adapter("sglang").local_launch_command(REPLICA, (1,))
+def test_llama_cpp_signals_count_cached_prompt_tokens_as_other_engines_do() -> None:
+    page = b"""# HELP llamacpp:prompt_tokens_total Number of prompt tokens processed, excluding cached tokens
+# TYPE llamacpp:prompt_tokens_total counter
+llamacpp:prompt_tokens_total 700
+llamacpp:prompt_tokens_cached_total 300
+llamacpp:tokens_predicted_total 70
+llamacpp:requests_processing 3
+llamacpp:requests_deferred 2
+"""
+    found = engine_adapter("llamacpp").parse_signals(page)
+    assert (found.running, found.waiting, found.kv_usage) == (3.0, 2.0, None)
+    assert (found.prompt_tokens_total, found.prefix_queries_total, found.prefix_hits_total) == (1000.0, 1000.0, 300.0)
+    assert found.generation_tokens_total == 70.0
+    assert engine_adapter("llamacpp").parse_rank_signals(page, (0,)) == {0: found}
+    earlier = engine_adapter("llamacpp").parse_signals(page.replace(b"llamacpp:prompt_tokens_cached_total 300\n", b""))
+    assert (earlier.prompt_tokens_total, earlier.prefix_queries_total) == (700.0, None)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("sglang", "sglang"), ("llamacpp", "llama.cpp")])
+def test_local_mode_starts_no_other_real_engine(kind: str, name: str) -> None:
+    with pytest.raises(BadInput, match=f"local mode cannot start a real {name}"):
+        engine_adapter(kind).local_launch_command(REPLICA, (1,))
 
 
 def test_signals_sum_over_ranks_and_missing_values_stay_none() -> None:

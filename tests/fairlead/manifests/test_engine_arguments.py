@@ -10,7 +10,11 @@ def noted(*args: str, engine: str = "VLLM", **fields: object) -> list[str]:
     """Returns the names of the arguments that notes are about, by position."""
     spec = {
         "model": {"uri": "hf://a/b"},
-        "engine": {"type": engine, "args": list(args), **({"image": "a/b:1"} if engine == "Custom" else {})},
+        "engine": {
+            "type": engine,
+            "args": list(args),
+            **({"image": "a/b:1"} if engine in ("Custom", "LlamaCpp") else {}),
+        },
         "pools": [{"acceleratorClassName": "nvidia-h100", "parallelism": {"tensor": 4}}],
         **fields,
     }
@@ -58,6 +62,22 @@ def test_arguments_that_break_routing_of_vllm_are_noted(argument: str) -> None:
 )
 def test_arguments_that_break_routing_of_sglang_are_noted(argument: str) -> None:
     assert noted(argument, engine="SGLang") == [argument]
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--port=9000",
+        "--hf-repo=a/b",
+        "-m=/m.gguf",
+        "--split-mode=row",
+        "--no-cache-prompt",
+        "--slots",
+        "--mmproj=/p.gguf",
+    ],
+)
+def test_arguments_that_break_llama_cpp_or_show_prompts_are_noted(argument: str) -> None:
+    assert noted("--ctx-size=8192", "--parallel=4", argument, engine="LlamaCpp") == [argument]
 
 
 def test_a_value_may_be_the_next_argument() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from fairlead.api.spec.engine import EngineType
+from fairlead.manifests.engine_arguments import conflicting_arguments
 from fairlead_operator.render import CURRENT_VERSION
 from fairlead_sim.server import command_line
 
@@ -41,14 +43,18 @@ def containers(kind: str) -> list[tuple[str, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["vllm", "sglang"])
-def test_every_flag_exists_in_the_engine(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "least"), [("vllm", 16), ("sglang", 16), ("llamacpp", 8)])
+def test_every_flag_exists_in_the_engine(kind: str, least: int) -> None:
     flags, seen = set(KNOWN[kind]["flags"]), set()
     for case, arguments in containers(kind):
         used = {one.partition("=")[0] for one in arguments if one.startswith("--")}
         assert used <= flags, case
         seen |= used
-    assert len(seen) > 15  # the cases cover most of what an adapter writes
+    assert len(seen) >= least  # the cases cover most of what an adapter writes
+
+
+def test_every_llama_cpp_argument_that_is_noted_exists() -> None:
+    assert set(conflicting_arguments(EngineType.LLAMA_CPP)) <= set(KNOWN["llamacpp"]["flags"])
 
 
 def test_simulated_engine_parses_its_command_lines() -> None:
@@ -72,6 +78,17 @@ options:
   -h, --help            show this help message and exit
 """
     assert script().flags_of_help(text) == ["--enable-lora", "--headless", "--help", "--nnodes", "--no-enable-lora"]
+
+
+def test_flags_are_read_from_the_sources_of_llama_cpp() -> None:
+    source = """
+    add_opt(common_arg(
+        {"-a", "--alias"}, "STRING", "help {a}", [](common_params & params) {}
+    ).set_examples({LLAMA_EXAMPLE_SERVER}));
+    add_opt(common_arg({"--color"}, "help").set_examples({LLAMA_EXAMPLE_COMPLETION}));
+    add_opt(common_arg({"--slots"}, {"--no-slots"}, "help", [](common_params & params, bool value) {}));
+"""
+    assert sorted(script().llama_cpp_declared(source)) == ["--alias", "--no-slots", "--slots", "-a"]
 
 
 def test_flags_are_read_from_declarations() -> None:

@@ -113,7 +113,7 @@ def test_grace_exceeds_drain_and_start_may_take_half_an_hour(case: Path) -> None
         assert spec["terminationGracePeriodSeconds"] > model.spec.rollout.drain_seconds
         (engine,) = (one for one in spec["containers"] if one["name"] == "engine")
         hook = engine["lifecycle"]["preStop"]
-        assert hook.get("sleep") or float(hook["exec"]["command"][4]) == model.spec.rollout.drain_seconds
+        assert hook.get("sleep") or float(hook["exec"]["command"][-4]) == model.spec.rollout.drain_seconds
         probe = engine.get("startupProbe")
         if probe is not None:
             assert probe["periodSeconds"] * probe["failureThreshold"] >= 1800

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
 
@@ -11,6 +11,7 @@ import pytest
 from fairlead.engines.containers.prestop_drain import DRAIN_SCRIPT, PreStopDrain
 
 GAUGE = "vllm:num_requests_running"
+HookRunner = Callable[..., "subprocess.Popen[bytes]"]
 
 
 class GaugeServer:
@@ -48,19 +49,27 @@ def engine() -> Iterator[GaugeServer]:
     thread.join()
 
 
+def run_shell_hook(url: str, *, most: float, quiet: str) -> "subprocess.Popen[bytes]":
+    command = PreStopDrain(url, (GAUGE,), uses_shell=True).prestop_hook(most)["exec"]["command"]
+    command[6] = quiet
+    return subprocess.Popen(command)
+
+
 def run_hook(url: str, *, most: float, quiet: str, env: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
     command = PreStopDrain(url, (GAUGE,)).prestop_hook(most)["exec"]["command"]
     command[0], command[5] = sys.executable, quiet
     return subprocess.Popen(command, env=env or {})
 
 
-def test_idle_engine_may_stop(engine: GaugeServer) -> None:
-    assert run_hook(engine.url, most=60, quiet="0").wait(30) == 0
+@pytest.mark.parametrize("run", [run_hook, run_shell_hook])
+def test_idle_engine_may_stop(engine: GaugeServer, run: HookRunner) -> None:
+    assert run(engine.url, most=60, quiet="0").wait(30) == 0
 
 
-def test_busy_engine_is_waited_for(engine: GaugeServer) -> None:
+@pytest.mark.parametrize("run", [run_hook, run_shell_hook])
+def test_busy_engine_is_waited_for(engine: GaugeServer, run: HookRunner) -> None:
     engine.running = 2
-    process = run_hook(engine.url, most=60, quiet="0")
+    process = run(engine.url, most=60, quiet="0")
     assert engine.asked.wait(30)
     engine.asked.clear()
     assert engine.asked.wait(30)  # it looked again, since requests run
@@ -69,14 +78,16 @@ def test_busy_engine_is_waited_for(engine: GaugeServer) -> None:
     assert process.wait(30) == 0
 
 
-def test_wait_is_bounded(engine: GaugeServer) -> None:
+@pytest.mark.parametrize("run", [run_hook, run_shell_hook])
+def test_wait_is_bounded(engine: GaugeServer, run: HookRunner) -> None:
     engine.running = 2
-    assert run_hook(engine.url, most=1, quiet="0").wait(30) == 0
+    assert run(engine.url, most=1, quiet="0").wait(30) == 0
 
 
-def test_stopped_engine_is_not_waited_for(engine: GaugeServer) -> None:
+@pytest.mark.parametrize("run", [run_hook, run_shell_hook])
+def test_stopped_engine_is_not_waited_for(engine: GaugeServer, run: HookRunner) -> None:
     engine.server.server_close()
-    assert run_hook(engine.url, most=60, quiet="5").wait(30) == 0
+    assert run(engine.url, most=60, quiet="5").wait(30) == 0
 
 
 def test_worker_polls_its_leader_without_proxy(engine: GaugeServer) -> None:

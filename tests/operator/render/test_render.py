@@ -28,6 +28,7 @@ from fairlead_operator.render import (
 from fairlead_testing.kube.render_cases import default_context, read_case
 
 CASES = Path(__file__).parent / "cases"
+_POOL: dict[str, Any] = {"acceleratorClassName": "nvidia-l4"}
 
 
 def model_of(**spec: Any) -> ModelDeployment:
@@ -337,3 +338,32 @@ def test_engine_annotations_parse_back_and_survive_edits() -> None:
     assert parse_engine_info(PodEngineInfo().annotations()) == PodEngineInfo()
     broken = {"fairlead.io/port": "-1", "fairlead.io/data-parallel": "many", "fairlead.io/kv-events-port": "99999"}
     assert parse_engine_info(broken) == PodEngineInfo()
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "message"),
+    [
+        ({"model": {"uri": "s3://bucket/a.gguf"}}, "spec.model.uri", "cannot load s3:// weights"),
+        ({"model": {"uri": "pvc:models/folder"}}, "spec.model.uri", "loads one GGUF file"),
+        ({"model": {"uri": "hf://a/b-GGUF", "revision": "main"}}, "spec.model.revision", "no revision"),
+        ({"pools": [_POOL | {"parallelism": {"data": 2}}]}, "spec.pools[main].parallelism", "on one node"),
+        (
+            {"pools": [_POOL | {"parallelism": {"tensor": 2, "pipeline": 2}}]},
+            "spec.pools[main].parallelism",
+            "by rows or by layers",
+        ),
+    ],
+)
+def test_what_llama_cpp_cannot_do_is_named(changes: dict[str, Any], field: str, message: str) -> None:
+    spec = {"model": {"uri": "hf://a/b-GGUF"}, "engine": {"type": "LlamaCpp", "image": "llama.cpp:server"}} | changes
+    problem = only_problem(model_of(**spec))
+    assert problem.field == field
+    assert message in problem.message
+    assert problem.fix
+
+
+def test_llama_cpp_offers_no_slots_no_page_and_fetches_nothing() -> None:
+    model = model_of(model={"uri": "hf://a/b-GGUF:Q4_K_M"}, engine={"type": "LlamaCpp", "image": "llama.cpp:server"})
+    arguments = arguments_of(workload(model))
+    assert arguments[0] == "--hf-repo=a/b-GGUF:Q4_K_M"
+    assert {"--no-slots", "--no-ui", "--no-mmproj", "--metrics"} <= set(arguments)
