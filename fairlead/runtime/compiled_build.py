@@ -22,6 +22,7 @@ COMPILED_MODULES = (
     "fairlead/engines/credentials.py",
     "fairlead/request_shapes.py",
     "fairlead/routes/resolution.py",
+    "fairlead/routes/rewriting.py",
     "fairlead_gateway/admission/*.py",
     "fairlead_gateway/caller_key.py",
     "fairlead_gateway/http/*.py",

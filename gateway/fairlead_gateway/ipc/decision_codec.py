@@ -67,13 +67,18 @@ def decode_record(encoded: EncodedDecisionRecord) -> DecisionRecord:
 
 def _encode_route(route: RouteDecision) -> EncodedRoute:
     weights = route.weight, route.total_weight
-    return EncodedRoute(route.name, route.route, route.target, route.basis, route.override, weights)
+    return EncodedRoute(
+        route.name, route.route, route.target, route.basis, route.override, weights, list(route.changes)
+    )
 
 
 def _decode_route(encoded: EncodedRoute) -> RouteDecision:
     # Compiled, the constructor refuses a list, which is what a tuple becomes on its way.
     weight, total = encoded.weights
-    return RouteDecision(encoded.name, encoded.route, encoded.target, encoded.basis, encoded.override, (weight, total))
+    weights = (weight, total)
+    route = RouteDecision(encoded.name, encoded.route, encoded.target, encoded.basis, encoded.override, weights)
+    route.changes = tuple(encoded.changes)
+    return route
 
 
 def _encode_decision(decision: Decision) -> EncodedDecision:

@@ -9,6 +9,7 @@ from fairlead.routes.resolution import RouteDecision, RouteTable
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.worker.body_check.client import BodyChecker
+from fairlead_gateway.worker.model_selection.request_rewrite import apply_rewrite
 from fairlead_gateway.worker.model_selection.route_choice import choose_entry
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, parse_body
 from fairlead_gateway.worker.openai.model_names import ModelEntry
@@ -92,8 +93,11 @@ class ModelRequestParser:
         """Returns the request for the model behind a route; None without one."""
         if chosen is None:
             return None
-        request = build_entry_request(http_request.head.path, parsed, http_request.body, chosen[0], self._limits)
+        path = http_request.head.path
+        request = build_entry_request(path, parsed, http_request.body, chosen[0], self._limits)
         request.route = chosen[1]
+        if chosen[1].rewrite is not None:
+            apply_rewrite(request, chosen[1], path)
         return request
 
     def _parse_routed_passthrough(
@@ -106,4 +110,6 @@ class ModelRequestParser:
             return build_passthrough_request(http_request.head, http_request.body, fleet, lambda *_: parsed)
         request = build_entry_passthrough(http_request.head, parsed, body, chosen[0].model)
         request.route = chosen[1]
+        if chosen[1].rewrite is not None:
+            apply_rewrite(request, chosen[1], http_request.head.path)
         return request
