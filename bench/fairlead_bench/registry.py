@@ -172,6 +172,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             trace_folder=True,
         ),
         Benchmark(
+            "fallbacks",
+            "fairlead_bench.routing.fallback_search",
+            "the search for the next model of a request that one has not answered",
+            1,
+            Code.COMPILED_WORKER,
+        ),
+        Benchmark(
             "mix",
             "fairlead_bench.mix.benchmark",
             "accelerator mixes compared with one kind; prefill and decode after traffic shifts",

@@ -27,6 +27,7 @@ from fairlead.api.spec.pools import (
     is_oversized,
 )
 from fairlead.api.spec.rollout import Rollout
+from fairlead.api.spec.route.fallbacks import check_fallbacks
 from fairlead.api.spec.route.spec import ModelRouteSpec
 from fairlead.api.spec.routing import Routing
 from fairlead.api.spec.slo import Slo
@@ -439,6 +440,11 @@ class ModelRoute(StrictModel):
     metadata: Annotated[Metadata, Field(examples=["{name: assistant}"])]
     spec: Annotated[ModelRouteSpec, Field(examples=["{targets: [{model: llama-70b}]}"])]
     status: Any = Field(default=None, exclude=True)
+
+    @model_validator(mode="after")
+    def _check_fallbacks(self) -> Self:
+        check_fallbacks(self.to_route(), at=("spec",))
+        return self
 
     @property
     def key(self) -> str:

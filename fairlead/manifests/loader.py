@@ -405,7 +405,8 @@ def _lint_targets(documents: Sequence[_Document], models: Collection[str]) -> It
     for document in documents:
         if not isinstance(document.value, ModelRoute):
             continue
-        for path, model in document.value.to_route().target_paths():
+        route = document.value.to_route()
+        for path, model in (*route.target_paths(), *route.fallback_paths()):
             if model not in models:
                 matches = closest_matches(model, models, count=1)
                 fix = f"did you mean {matches[0]}?" if matches else "leave it if the model is in another file"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,34 +18,44 @@ class RouteTarget:
 
 
 @dataclass(frozen=True, slots=True)
-class RequestRewrite:
-    """Parameters that a route sets in the bodies of requests, by their names there.
-
-    defaults: of requests that do not set them.
-    caps: the greatest values.
-    """
-
-    defaults: tuple[tuple[str, int | float], ...] = ()
-    caps: tuple[tuple[str, int | float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class RouteRule:
     """The targets of the requests that meet all conditions of a rule.
 
     headers: names in lower case, and the exact values that a request must have.
     tenants: names of tenants, one of which must have sent it; empty: any client.
-    rewrite: parameters that it sets; None: none.
     """
 
     targets: tuple[RouteTarget, ...]
     headers: tuple[tuple[str, str], ...] = ()
     tenants: frozenset[str] = frozenset()
-    rewrite: RequestRewrite | None = None
 
     def models(self) -> list[str]:
         """Returns the keys of the targets that get requests."""
         return [target.model for target in self.targets if target.weight > 0]
+
+
+class FailureKind(StrEnum):
+    """Why a model has not answered a request."""
+
+    NO_CAPACITY = "NoCapacity"
+    UNAVAILABLE = "Unavailable"
+    CONTEXT_TOO_LONG = "ContextTooLong"
+    DEADLINE_UNATTAINABLE = "DeadlineUnattainable"
+    REFUSED = "Refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """A model that answers where another one has not.
+
+    to: key of the model.
+    when: the failures after which it may answer.
+    after: key of the model that must have failed; None: any target, or a fallback above this one.
+    """
+
+    to: str
+    when: frozenset[FailureKind]
+    after: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +65,7 @@ class Route:
     names: the names by which clients reach it, besides its key.
     targets: of requests that no override takes.
     overrides: the first one whose conditions a request meets takes it.
-    rewrite: parameters that it sets in requests that no override takes; None: none.
+    fallbacks: the models that answer where a target has not.
     """
 
     namespace: str
@@ -62,7 +73,7 @@ class Route:
     targets: tuple[RouteTarget, ...]
     overrides: tuple[RouteRule, ...] = ()
     names: tuple[str, ...] = ()
-    rewrite: RequestRewrite | None = None
+    fallbacks: tuple[Fallback, ...] = ()
 
     @property
     def key(self) -> str:
@@ -71,7 +82,7 @@ class Route:
 
     def all_rules(self) -> tuple[RouteRule, ...]:
         """Returns the overrides, and last the rule for all other requests."""
-        return (*self.overrides, RouteRule(self.targets, rewrite=self.rewrite))
+        return (*self.overrides, RouteRule(self.targets))
 
     def target_paths(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Yields where each target stands in the spec, and the key of its model."""
@@ -81,6 +92,13 @@ class Route:
             for index, target in enumerate(override.targets):
                 yield ("overrides", number, "targets", index, "model"), target.model
 
+    def fallback_paths(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Yields where each fallback names a model in the spec, and the key of that model."""
+        for index, fallback in enumerate(self.fallbacks):
+            yield ("onFailure", index, "to"), fallback.to
+            if fallback.after is not None:
+                yield ("onFailure", index, "after"), fallback.after
+
     def models(self) -> list[str]:
         """Returns the keys of all targets that get requests, each once."""
         return list(dict.fromkeys(key for rule in self.all_rules() for key in rule.models()))
@@ -89,11 +107,15 @@ class Route:
 def visible_route(route: Route, may_use: Callable[[str], bool]) -> Route | None:
     """Returns the route as a tenant may use it; None if the route is unknown to the tenant.
 
-    An override that leads to a model that the tenant may not use does not take its requests.
+    An override that leads to a model that the tenant may not use does not take its requests. Nor is
+    such a model a fallback for them.
 
     may_use: returns whether the tenant may use a model, given by its key.
     """
     if not all(map(may_use, RouteRule(route.targets).models())):
         return None
     overrides = tuple(rule for rule in route.overrides if all(map(may_use, rule.models())))
-    return route if len(overrides) == len(route.overrides) else replace(route, overrides=overrides)
+    fallbacks = tuple(fallback for fallback in route.fallbacks if may_use(fallback.to))
+    if len(overrides) == len(route.overrides) and len(fallbacks) == len(route.fallbacks):
+        return route
+    return replace(route, overrides=overrides, fallbacks=fallbacks)

@@ -34,10 +34,15 @@ from collections.abc import Sequence
 import msgspec
 
 from fairlead.errors import FairleadError
+from fairlead.routes.resolution import RouteDecision
 
 
 class GatewayError(FairleadError):
-    """An error that becomes the response to a request. `headers` are added to that response."""
+    """An error that becomes the response to a request. `headers` are added to that response.
+
+    route: how a route chose the model, if the error came before the request had one.
+    next_route: the same with a further fallback, which takes the request instead of the error.
+    """
 
     status = 500
     error_type = "server_error"
@@ -55,6 +60,8 @@ class GatewayError(FairleadError):
         super().__init__(message, hint=hint)
         self.param = param
         self.headers = tuple(headers)
+        self.route: RouteDecision | None = None
+        self.next_route: RouteDecision | None = None
         if code is not None:
             self.code = code
 

@@ -64,7 +64,7 @@ async def _measure(bodies: Mapping[str, tuple[str, bytes]], repeats: int) -> dic
 
     def read(*request: Any) -> None:
         with contextlib.suppress(BadRequest):
-            gateway._parse_large(*request)
+            gateway._request_parser.parse_large(*request)
 
     for name, (path, body) in bodies.items():
         found[name] = await least_stall(gateway, read, path, body, repeats, probe)

@@ -25,7 +25,8 @@ from fairlead.runtime.event_loop import loop_factory
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_head import RequestHead
-from fairlead_gateway.worker.proxy.gateway import Gateway, GatewaySecrets
+from fairlead_gateway.worker.api_keys import GatewaySecrets
+from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.tenancy.visible_models import VisibleModels
 
@@ -127,7 +128,7 @@ async def measure(seed: int, repeats: int) -> dict[str, tuple[float, float]]:
     idle_seconds = await least_idle_stall(gateway, repeats, probe)
     found = {IDLE: (idle_seconds, idle_seconds)}
     for name, (path, body) in make_bodies(seed).items():
-        in_process = await least_stall(gateway, gateway._parse_large, path, body, repeats, probe)
+        in_process = await least_stall(gateway, gateway._request_parser.parse_large, path, body, repeats, probe)
         found[name] = in_process, await least_stall(gateway, parse_in_thread, path, body, repeats, probe)
     probe.close()
     gateway.close()

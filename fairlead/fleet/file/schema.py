@@ -11,6 +11,7 @@ from fairlead.api.price import Price
 from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.profile import Profile
+from fairlead.api.spec.route.fallbacks import check_fallbacks
 from fairlead.api.spec.route.spec import ModelRouteSpec
 from fairlead.api.spec.routing import Routing
 from fairlead.api.strict_model import StrictModel, field_error
@@ -291,6 +292,11 @@ class FileRoute(ModelRouteSpec):
 
     name: Annotated[str, AfterValidator(_check_name), Field(examples=["assistant"])]
     namespace: Annotated[str, AfterValidator(_check_namespace), Field(examples=["default"])] = "default"
+
+    @model_validator(mode="after")
+    def _check_fallbacks(self) -> Self:
+        check_fallbacks(self.to_route(self.namespace, self.name))
+        return self
 
 
 class FileFleet(StrictModel):

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
-from fairlead.routes.resolution import RouteDecision
+from fairlead.routes.resolution import FallbackStep, RouteDecision
 from fairlead_gateway.ipc.decision_messages import (
     EncodedDecision,
     EncodedDecisionRecord,
@@ -67,9 +67,8 @@ def decode_record(encoded: EncodedDecisionRecord) -> DecisionRecord:
 
 def _encode_route(route: RouteDecision) -> EncodedRoute:
     weights = route.weight, route.total_weight
-    return EncodedRoute(
-        route.name, route.route, route.target, route.basis, route.override, weights, list(route.changes)
-    )
+    steps = [(step.failed, step.kind, step.model, step.reason) for step in route.steps]
+    return EncodedRoute(route.name, route.route, route.target, route.basis, route.override, weights, steps)
 
 
 def _decode_route(encoded: EncodedRoute) -> RouteDecision:
@@ -77,7 +76,7 @@ def _decode_route(encoded: EncodedRoute) -> RouteDecision:
     weight, total = encoded.weights
     weights = (weight, total)
     route = RouteDecision(encoded.name, encoded.route, encoded.target, encoded.basis, encoded.override, weights)
-    route.changes = tuple(encoded.changes)
+    route.steps = tuple(FallbackStep(failed, kind, model, why) for failed, kind, model, why in encoded.steps)
     return route
 
 

@@ -181,6 +181,7 @@ class ModelCounters(CounterSet):
         "continued",
         "ejections_by_reason",
         "failed",
+        "fallbacks",
         "handoffs",
         "held",
         "instances",
@@ -198,6 +199,7 @@ class ModelCounters(CounterSet):
         self.ejections_by_reason: dict[str, int] = {}
         self.continued: dict[str, int] = {}
         self.failed: dict[str, int] = {}
+        self.fallbacks: dict[tuple[str, str], int] = {}
         self.handoffs: dict[tuple[str, str], int] = {}
         self.prefill_legs: dict[str, int] = {}
         self.held: dict[str, int] = {}

@@ -67,6 +67,11 @@ FAMILIES: Final = (
     _counter("failed_total", ("model", "error"), "Those of errors_total that reached an engine, by error."),
     _counter("quarantine_refused_total", _MODEL, "Requests refused because two instances crashed on them before."),
     _counter(
+        "fallbacks_total",
+        ("model", "reason", "to"),
+        "Requests of a route that another model got, since this one has not answered, by the kind of its failure.",
+    ),
+    _counter(
         "handoffs_total",
         ("model", "outcome", "reason"),
         "Requests of a model with prefill engines: done, bypassed (one engine did it all), or failed and went on as plain ones.",

@@ -113,6 +113,10 @@ class MetricsRecorder:
         """
         at.increment(self._model_counters(model_key).held, rule, self._max_label_values)
 
+    def record_fallback(self, model_key: str, kind: str, to: str) -> None:
+        """Counts a request that the model has not answered, and that goes to the model `to`."""
+        at.increment_pair(self._model_counters(model_key).fallbacks, kind, to, self._max_label_values)
+
     def record_handoff(
         self, model_key: str, outcome: str, reason: str, local_prefill_tokens: float | None = None
     ) -> None:

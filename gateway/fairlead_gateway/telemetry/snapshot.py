@@ -22,6 +22,7 @@ TABLES = (
     "continued",
     "ejections_by_reason",
     "failed",
+    "fallbacks",
     "handoffs",
     "held",
     "prefill_legs",

@@ -13,9 +13,10 @@ The key is read from `Authorization: Bearer KEY`, else from `x-api-key`.
 import hmac
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
+from fairlead.engines.credentials import EngineCredentials
 from fairlead.tenants.model import CacheSharing, Tenant
 from fairlead_gateway.caller_key import NEVER, Caller
 from fairlead_gateway.errors import ApiKeysUnavailable, InvalidApiKey, NotPermitted
@@ -255,3 +256,17 @@ class ApiKeys:
 
 def _expired() -> InvalidApiKey:
     return InvalidApiKey("this API key has expired", hint="ask the operator of the gateway for a new one")
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySecrets:
+    """The secrets of one worker.
+
+    hash_secret: keys all prompt hashes.
+    credentials: CAs and tokens of engines.
+    api_keys: the accepted keys; None if clients need no key.
+    """
+
+    hash_secret: bytes
+    credentials: EngineCredentials
+    api_keys: ApiKeys | None = None

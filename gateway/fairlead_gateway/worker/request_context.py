@@ -144,6 +144,7 @@ class RequestContext:
     admission: set by admission control
     choice: the instance of the current attempt; None before the first
     failures: the attempts that failed before the first byte
+    earlier_attempts, earlier_failures: of the models whose fallback this one is
     handoff: set if the model has prefill instances
     reservation: of the tenant's limits; None if none applies, or until the request may start
     refused_by: the limit that refused the request
@@ -158,6 +159,8 @@ class RequestContext:
         "caller",
         "choice",
         "deadline",
+        "earlier_attempts",
+        "earlier_failures",
         "failures",
         "fingerprint",
         "handoff",
@@ -198,6 +201,8 @@ class RequestContext:
         self.admission = AdmissionState()
         self.choice: RoutedChoice | None = None
         self.failures: list[AttemptFailure] = []
+        self.earlier_attempts: int = 0
+        self.earlier_failures: list[AttemptFailure] = []
         self.stall_timeout: StallTimeout | None = None
         self.handoff: HandoffState | None = None
         self.reservation: Reservation | None = None
@@ -207,6 +212,12 @@ class RequestContext:
         self.trace: TraceRecord | None = None
         self.fingerprint: bytes | None = None
         self.is_handed_over = False
+
+    def follow(self, previous: "RequestContext") -> None:
+        """Continues the records of the request at the model before, which has not answered it."""
+        self.earlier_attempts = previous.earlier_attempts if previous.choice is None else previous.choice.number
+        self.earlier_failures = [*previous.earlier_failures, *previous.failures]
+        self.trace = previous.trace
 
     @property
     def transfer(self) -> Handoff | None:

@@ -24,8 +24,8 @@ from fairlead_gateway.routing.hooks import SiblingWorkers
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_gateway.routing.prefix.prefix_hash import unpack_hashes
 from fairlead_gateway.worker import memory_pressure
-from fairlead_gateway.worker.api_keys import ApiKeys
-from fairlead_gateway.worker.proxy.gateway import Gateway, GatewaySecrets
+from fairlead_gateway.worker.api_keys import ApiKeys, GatewaySecrets
+from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.query_handler import QueryHandler
 from fairlead_gateway.worker.quota.quota_reporter import QuotaReporter
 from fairlead_gateway.worker.reporting.access_reporter import AccessReporter

@@ -70,6 +70,10 @@ def _target_names(spec: Any) -> Iterator[str]:
         for target in targets if isinstance(targets, list) else ():
             if isinstance(target, dict) and isinstance(target.get("model"), str):
                 yield target["model"]
+    fallbacks = spec.get("onFailure")
+    for fallback in fallbacks if isinstance(fallbacks, list) else ():
+        if isinstance(fallback, dict) and isinstance(fallback.get("to"), str):
+            yield fallback["to"]
 
 
 def _accepted(names: GrantedNames) -> ConditionValue:
@@ -84,6 +88,10 @@ def _resolved(route: Route, models: Container[str]) -> ConditionValue:
     if missing:
         more = f" and {len(missing) - _MAX_NAMED} more" if len(missing) > _MAX_NAMED else ""
         message = f"no model is called {', '.join(missing[:_MAX_NAMED])}{more}: its conversations get 503"
+        return ConditionValue(ConditionType.RESOLVED_REFS, "False", Reason.MODEL_NOT_FOUND, message)
+    absent = list(dict.fromkeys(item.to for item in route.fallbacks if item.to not in models))
+    if absent:
+        message = f"no model is called {', '.join(absent[:_MAX_NAMED])}: it answers for no other model"
         return ConditionValue(ConditionType.RESOLVED_REFS, "False", Reason.MODEL_NOT_FOUND, message)
     without = [place for place, rule in _places(route) if not rule.models()]
     if without:

@@ -18,10 +18,10 @@ from fairlead_gateway.http.sockets import socket_url
 from fairlead_gateway.ipc.messages import PreviewRoute
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.telemetry.decision_log import LoggedRequest
-from fairlead_gateway.worker.api_keys import ApiKeys
+from fairlead_gateway.worker.api_keys import ApiKeys, GatewaySecrets
 from fairlead_gateway.worker.memory_pressure import MemoryShare
 from fairlead_gateway.worker.observability.observers import RequestObservers
-from fairlead_gateway.worker.proxy.gateway import Gateway, GatewaySecrets
+from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.route_preview import RoutePreviewer
 from fairlead_gateway.worker.runtime import WorkerRuntime

@@ -84,3 +84,21 @@ def test_files_need_a_model_beside_a_route(tmp_path: Path) -> None:
     file.write_text(ROUTE)
     with pytest.raises(ManifestError, match="there is no ModelDeployment"):
         load_manifests([file])
+
+
+def test_fallback_is_checked_like_a_target_and_forms_no_loop() -> None:
+    fallback = "  onFailure: [{when: [Unavailable], to: tny}]\n"
+    found = loaded(MODEL, ROUTE + fallback)
+    (problem,) = found.notes
+    assert (problem.field, problem.message) == (
+        "spec.onFailure[0].to",
+        'note: no model of these files is "default/tny"',
+    )
+    with pytest.raises(BadInput) as refused:
+        plan_routes(found)
+    assert refused.value.field == "spec.onFailure[0].to"
+    loop = "  onFailure: [{when: [Unavailable], to: b}, {when: [Refused], after: b, to: default/tiny}]\n"
+    _, problems = combine_texts([("f", f"{MODEL}---\n{ROUTE}{loop}")], limits=Limits())
+    assert [(one.field, one.message) for one in problems] == [
+        ("spec.onFailure[1].to", "the fallbacks form a loop: default/tiny → default/b → default/tiny")
+    ]

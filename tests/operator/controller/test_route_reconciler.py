@@ -69,6 +69,23 @@ def test_status_says_names_targets_and_that_they_exist() -> None:
     assert cluster.conditions("assistant")["ResolvedRefs"] == ("True", "Resolved", "all 2 targets exist")
 
 
+def test_status_says_that_a_fallback_is_missing_and_refuses_a_loop() -> None:
+    cluster = Cluster()
+    cluster.model("tiny")
+    cluster.route("a", targets=[{"model": "tiny"}], onFailure=[{"when": ["Unavailable"], "to": "big"}])
+    message = "no model is called chat/big: it answers for no other model"
+    assert cluster.conditions("a")["ResolvedRefs"] == ("False", "ModelNotFound", message)
+    cluster.model("big")
+    assert "route:chat/a" in cluster.queued
+    assert cluster.conditions("a")["ResolvedRefs"][0] == "True"
+    back = {"when": ["Unavailable"], "after": "big", "to": "chat/tiny"}
+    cluster.route("a", targets=[{"model": "tiny"}], onFailure=[{"when": ["Unavailable"], "to": "big"}, back])
+    accepted = cluster.conditions("a")["Accepted"]
+    assert accepted[:2] == ("False", "InvalidRoute")
+    loop = "chat/tiny → chat/big → chat/tiny"
+    assert f"spec.onFailure[1].to: the fallbacks form a loop: {loop}" in accepted[2]
+
+
 def test_unchanged_status_is_not_written_again() -> None:
     cluster = Cluster()
     cluster.model("tiny")

@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar, Final, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fairlead.api.spec.route.rewrite import ModelRouteRewrite
+from fairlead.api.spec.route.fallbacks import ModelRouteFallback
 from fairlead.api.strict_model import FieldPath, Rule, StrictModel, field_error
 from fairlead.api.value_types import ServedName, ShortName, list_map_schema
-from fairlead.routes.model import Route, RouteRule, RouteTarget
+from fairlead.routes.model import Fallback, Route, RouteRule, RouteTarget
 
 MAX_WEIGHT: Final = 1_000_000
 _HEADER_PATTERN: Final = r"^[A-Za-z0-9-]{1,64}$"
@@ -90,13 +90,6 @@ class ModelRouteOverride(StrictModel):
     targets: Annotated[
         _Targets, Field(description="models that these requests go to", examples=["[{model: llama-8b}]"])
     ]
-    rewrite: Annotated[
-        ModelRouteRewrite | None,
-        Field(
-            description="parameters of these requests, in place of spec.rewrite; `{}`: they are not changed",
-            examples=["{caps: {max_tokens: 4096}}"],
-        ),
-    ] = None
 
 
 def _repeated_target(spec: "ModelRouteSpec") -> FieldPath | None:
@@ -132,13 +125,14 @@ class ModelRouteSpec(StrictModel):
         description="other targets for some requests; the first one whose conditions a request meets takes it",
         examples=['[{headers: {x-canary: "yes"}, targets: [{model: llama-8b}]}]'],
     )
-    rewrite: Annotated[
-        ModelRouteRewrite | None,
-        Field(
-            description="parameters that the gateway sets in requests of this route",
-            examples=["{defaults: {temperature: 0.2}, caps: {max_tokens: 1024}}"],
-        ),
-    ] = None
+
+    on_failure: list[ModelRouteFallback] = Field(
+        default_factory=list,
+        max_length=32,
+        description="models that answer where a target has not; of several, the one with the least health × price × "
+        "predicted latency. No loops",
+        examples=["[{when: [Unavailable, NoCapacity], to: llama-8b}]"],
+    )
 
     @model_validator(mode="after")
     def _check_unique_targets(self) -> Self:
@@ -149,22 +143,29 @@ class ModelRouteSpec(StrictModel):
 
     def to_route(self, namespace: str, name: str) -> Route:
         """Returns the route as gateways use it, with all names that it claims."""
-        rewrite = None if self.rewrite is None else self.rewrite.to_rewrite()
         overrides = tuple(
             RouteRule(
                 _to_targets(override.targets, namespace),
                 tuple(sorted((header.lower(), value) for header, value in override.headers.items())),
                 frozenset(override.tenants),
-                rewrite if override.rewrite is None else override.rewrite.to_rewrite(),
             )
             for override in self.overrides
         )
         names = tuple(dict.fromkeys((name, *self.served_names)))
-        return Route(namespace, name, _to_targets(self.targets, namespace), overrides, names, rewrite)
+        fallbacks = tuple(
+            Fallback(
+                _to_key(item.to, namespace),
+                frozenset(item.when),
+                None if item.after is None else _to_key(item.after, namespace),
+            )
+            for item in self.on_failure
+        )
+        return Route(namespace, name, _to_targets(self.targets, namespace), overrides, names, fallbacks)
 
 
 def _to_targets(targets: Sequence[ModelRouteTarget], namespace: str) -> tuple[RouteTarget, ...]:
-    return tuple(
-        RouteTarget(target.model if "/" in target.model else f"{namespace}/{target.model}", target.weight)
-        for target in targets
-    )
+    return tuple(RouteTarget(_to_key(target.model, namespace), target.weight) for target in targets)
+
+
+def _to_key(model: str, namespace: str) -> str:
+    return model if "/" in model else f"{namespace}/{model}"

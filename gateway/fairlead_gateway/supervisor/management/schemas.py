@@ -356,12 +356,22 @@ class HandoffOut(ResponseModel):
     legs: list[PrefillLegOut] = Field(description="Attempts at prefill instances, oldest first.")
 
 
+class FallbackOut(ResponseModel):
+    """A model that has not answered, and the one that got the request instead."""
+
+    failed: str
+    kind: str = Field(description="The kind of the failure, as in `onFailure[].when`.")
+    model: str
+    reason: str
+
+
 class RouteOut(ResponseModel):
     """The choice of a model by a route."""
 
     name: str = Field(description="The name that the client wrote.")
     route: str = Field(description="The route, as namespace/name.")
     reason: str
+    fallbacks: list[FallbackOut] = Field(default_factory=list, description="Models that answered for others, in order.")
 
 
 class DecisionOut(ResponseModel):

@@ -163,14 +163,14 @@ def _signals_out(instance: fleet.Instance, now: float) -> schemas.SignalsOut | N
 
 def decision_out(logged: LoggedRequest) -> schemas.DecisionOut:
     """Returns the choices and the outcome of one request."""
-    first = logged.records[0]
+    first, latest = logged.records[0], logged.latest
     return schemas.DecisionOut(
         request_id=first.request_id,
-        model=first.model_key,
+        model=latest.model_key,
         wall=first.wall,
         prompt_tokens=first.prompt_tokens,
         caller=first.caller,
-        route=None if first.route is None else _route_out(first.route),
+        route=None if latest.route is None else _route_out(latest.route),
         handoff=None if first.handoff is None else _handoff_out(first.handoff),
         choices=[_choice_out(record) for record in logged.records],
         outcome=None if logged.outcome is None else _outcome_out(logged),
@@ -178,7 +178,11 @@ def decision_out(logged: LoggedRequest) -> schemas.DecisionOut:
 
 
 def _route_out(route: RouteDecision) -> schemas.RouteOut:
-    return schemas.RouteOut(name=route.name, route=route.route, reason=route.describe())
+    fallbacks = [
+        schemas.FallbackOut(failed=step.failed, kind=step.kind, model=step.model, reason=step.reason)
+        for step in route.steps
+    ]
+    return schemas.RouteOut(name=route.name, route=route.route, reason=route.describe(), fallbacks=fallbacks)
 
 
 def without_placement(decision: schemas.DecisionOut) -> schemas.DecisionOut:

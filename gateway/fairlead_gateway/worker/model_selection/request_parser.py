@@ -6,11 +6,12 @@ from typing import Final
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead.routes.resolution import RouteDecision, RouteTable
+from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.worker.body_check.client import BodyChecker
-from fairlead_gateway.worker.model_selection.request_rewrite import apply_rewrite
-from fairlead_gateway.worker.model_selection.route_choice import choose_entry
+from fairlead_gateway.worker.model_selection.fallbacks import TakenFallback
+from fairlead_gateway.worker.model_selection.route_choice import choose_entry, fallback_entry
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, parse_body
 from fairlead_gateway.worker.openai.model_names import ModelEntry
 from fairlead_gateway.worker.openai.passthrough import (
@@ -44,14 +45,17 @@ class ModelRequestParser:
         self._scan_bounds = ScanBounds(limits)
 
     def parse(
-        self, http_request: HttpRequest, models: VisibleModels, request_id: str
+        self, http_request: HttpRequest, models: VisibleModels, request_id: str, fallback: TakenFallback | None = None
     ) -> tuple[ModelRequest, RouteRequest]:
         """Returns a request as engines get it, and as routing sees it. Raises GatewayError.
 
         models: that the client may use.
+        fallback: gives the request another model than the one before.
         """
         head, body, limits = http_request.head, http_request.body, self._limits
-        if models.routes is not None:
+        if fallback is not None:
+            request = self._parse_fallback(http_request, fallback, models.fleet, partial(parse_body, limits=limits))
+        elif models.routes is not None:
             request = self._parse_routed(http_request, models, models.routes)
         elif head.path in _BODY_TYPES:
             request = parse_request(head.path, body, models.fleet, limits, models.names, self._scan_bounds)
@@ -60,12 +64,14 @@ class ModelRequestParser:
         return request, self._policies.build_route_request(request, http_request, request_id)
 
     def parse_large(
-        self, http_request: HttpRequest, fleet: Fleet, request_id: str
+        self, http_request: HttpRequest, fleet: Fleet, request_id: str, fallback: TakenFallback | None = None
     ) -> tuple[ModelRequest, RouteRequest]:
         """Like `parse`, for a thread: the body is checked in a process, and edited in slices."""
         head, body, limits, checker = http_request.head, http_request.body, self._limits, self._body_checker
         routes = route_table(fleet)
-        if head.path in _BODY_TYPES:
+        if fallback is not None:
+            request = self._parse_fallback(http_request, fallback, fleet, checker.parse_body)
+        elif head.path in _BODY_TYPES:
             parsed = checker.parse_body(_BODY_TYPES[head.path], body)
             chosen = None if routes is None else choose_entry(routes, http_request, parsed, fleet)
             routed = self._build(http_request, parsed, chosen)
@@ -76,6 +82,25 @@ class ModelRequestParser:
             request = build_passthrough_request(head, body, fleet, checker.parse_body)
         request.resumable = can_resume(request)  # it searches the whole body
         return request, self._policies.build_route_request(request, http_request, request_id)
+
+    def _parse_fallback(
+        self, http_request: HttpRequest, fallback: TakenFallback, fleet: Fleet, parse: BodyParser
+    ) -> ModelRequest:
+        """Returns the request for the model of a fallback."""
+        head, body = http_request.head, http_request.body
+        try:
+            entry = fallback_entry(fallback.decision, fleet)
+            if head.path in _BODY_TYPES:
+                parsed = parse(_BODY_TYPES[head.path], body)
+                request = build_entry_request(head.path, parsed, body, entry, self._limits)
+            else:
+                parsed, body = parse_passthrough(head, body, parse)
+                request = build_entry_passthrough(head, parsed, body, entry.model)
+        except GatewayError as error:
+            error.route = fallback.decision
+            raise
+        request.route = fallback.decision
+        return request
 
     def _parse_routed(self, http_request: HttpRequest, models: VisibleModels, routes: RouteTable) -> ModelRequest:
         """Like `parse`, where clients may name routes."""
@@ -93,11 +118,8 @@ class ModelRequestParser:
         """Returns the request for the model behind a route; None without one."""
         if chosen is None:
             return None
-        path = http_request.head.path
-        request = build_entry_request(path, parsed, http_request.body, chosen[0], self._limits)
+        request = build_entry_request(http_request.head.path, parsed, http_request.body, chosen[0], self._limits)
         request.route = chosen[1]
-        if chosen[1].rewrite is not None:
-            apply_rewrite(request, chosen[1], path)
         return request
 
     def _parse_routed_passthrough(
@@ -110,6 +132,4 @@ class ModelRequestParser:
             return build_passthrough_request(http_request.head, http_request.body, fleet, lambda *_: parsed)
         request = build_entry_passthrough(http_request.head, parsed, body, chosen[0].model)
         request.route = chosen[1]
-        if chosen[1].rewrite is not None:
-            apply_rewrite(request, chosen[1], http_request.head.path)
         return request

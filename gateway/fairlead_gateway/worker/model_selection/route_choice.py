@@ -49,6 +49,18 @@ class HttpRequestFacts(RequestFacts):
         return prompt_digest(text, 0, len(text)), BY_PROMPT
 
 
+def fallback_entry(decision: RouteDecision, fleet: Fleet) -> ModelEntry:
+    """Returns the model of a request's last fallback.
+
+    Raises RouteWithoutTarget if the model has left the fleet.
+    """
+    key = decision.steps[-1].model
+    model = fleet.models.get(key)
+    if model is None:
+        raise RouteWithoutTarget("model: the fallback that this route has chosen is not served", param="model")
+    return ModelEntry(key, model)
+
+
 def choose_entry(
     routes: RouteTable,
     http_request: HttpRequest,
@@ -71,5 +83,7 @@ def choose_entry(
         return entry, decision
     model = fleet.models.get(decision.target)
     if model is None:
-        raise RouteWithoutTarget("model: the target that this route has chosen is not served", param="model")
+        error = RouteWithoutTarget("model: the target that this route has chosen is not served", param="model")
+        error.route = decision
+        raise error
     return ModelEntry(decision.target, model), decision

@@ -222,7 +222,12 @@ class FastPathExchange(TimeoutEntry):
         self._is_finished = True
         fast_path.timeouts.remove(self)
         try:
-            if error is not None or not engine_response.is_complete or not self._is_relayable(engine_response):
+            if (
+                error is not None
+                or not engine_response.is_complete
+                or not self._is_relayable(engine_response)
+                or (engine_response.status >= 400 and context.request.route is not None)  # it may have a fallback
+            ):
                 attempt.has_verdict, attempt.error = True, error
                 fast_path.lifecycle.continue_as_task(context, attempt)
                 return

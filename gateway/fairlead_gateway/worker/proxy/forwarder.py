@@ -13,6 +13,7 @@ from fairlead_gateway.http.timers import TaskDeadline
 from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.worker.disaggregation.prefill_coordinator import PrefillCoordinator
 from fairlead_gateway.worker.dispatch.router_registry import as_retry_decision
+from fairlead_gateway.worker.model_selection.fallbacks import Fallbacks
 from fairlead_gateway.worker.observability.trace_record import ATTEMPT
 from fairlead_gateway.worker.openai.request_timeout import timeout_error, total_timeout
 from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher
@@ -33,6 +34,8 @@ class _NoLongerReady(Exception):
 class Forwarder:
     """The stage that chooses instances and runs attempts. One object serves all requests of a
     worker.
+
+    fallbacks: of routes; set by the gateway.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Forwarder:
         self.retry_budget = retry_budget
         self._relay = relay
         self._limit_gate = limit_gate
+        self.fallbacks: Fallbacks | None = None
         self._now = dispatcher.now
         self._loop = dispatcher.runtime.loop
         self._limits = dispatcher.runtime.limits
@@ -160,7 +164,8 @@ class Forwarder:
         instance = None if chosen is None else self._routers.ready_instance(key, chosen)
         if instance is None:
             raise self._routers.no_ready_instance(key, now)
-        return self._dispatcher.create_attempt(context, instance, decision, len(failures) + 1)
+        number = context.earlier_attempts + len(failures) + 1
+        return self._dispatcher.create_attempt(context, instance, decision, number)
 
     def attach_engine_message(self, attempt: Attempt) -> None:
         """Builds the attempt's message from the request, with transfer fields if it has a
@@ -217,6 +222,8 @@ class Forwarder:
                     is_final = stall_timeout is not None and stall_timeout.is_exhausted
                     check_response(context, engine_response, attempt.error, is_final)
                     self._failures.on_answered(context, engine_response.status, self._now())
+                    if context.request.route is not None and self.fallbacks is not None:
+                        self.fallbacks.check_refusal(context, engine_response, self._now())
                     self._prefill_coordinator.on_decode_accepted(context)
                     attempt.message = []  # a stream may take minutes
                     return await self._relay.relay(attempt)

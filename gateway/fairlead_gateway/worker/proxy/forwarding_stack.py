@@ -13,6 +13,7 @@ from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.worker.disaggregation.prefill_coordinator import PrefillCoordinator
 from fairlead_gateway.worker.dispatch.admission_queue import AdmissionController
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
+from fairlead_gateway.worker.model_selection.fallbacks import Fallbacks
 from fairlead_gateway.worker.proxy.attempt import Dispatcher
 from fairlead_gateway.worker.proxy.fast_path import FastPath, RequestLifecycle
 from fairlead_gateway.worker.proxy.forwarder import Forwarder
@@ -27,6 +28,7 @@ from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.worker.resilience.retry import RetryBudget
 from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.worker.tenancy.visible_models import ModelVisibility
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.hop_header import create_hop_id
 
@@ -136,6 +138,18 @@ class ForwardingStack:
             pool=self.pool,
             prefill_routers=self.routers.prefilling,
         )
+
+    def create_fallbacks(self, visible_models: ModelVisibility) -> Fallbacks:
+        """Returns the fallbacks of routes, which the forwarder uses too."""
+        fallbacks = Fallbacks(
+            self.routers.serving,
+            self.failures.outlier_detector,
+            self._dispatcher.recorder.telemetry,
+            visible_models,
+            self.limit_gate,
+        )
+        self.forwarder.fallbacks = fallbacks
+        return fallbacks
 
     def update_fleet(self, fleet: Fleet) -> None:
         """Replaces the fleet; requests in flight stay where they are."""

@@ -8,11 +8,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet
 from fairlead.runtime import nonblocking_log
 from fairlead.runtime.loop_lag import LoopLag
@@ -24,10 +22,11 @@ from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import DecisionLog
-from fairlead_gateway.worker.api_keys import ApiKeys
+from fairlead_gateway.worker.api_keys import GatewaySecrets
 from fairlead_gateway.worker.body_check.caller_limit import LargeBodyLimit, LargeBodyTurns
 from fairlead_gateway.worker.body_check.client import BodyChecker
 from fairlead_gateway.worker.memory_pressure import MemoryPressure, MemoryShare
+from fairlead_gateway.worker.model_selection.fallbacks import TakenFallback, fallback_header
 from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
 from fairlead_gateway.worker.openai.passthrough import PASSTHROUGH_METHODS, is_passthrough_path
 from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest
@@ -67,20 +66,6 @@ _BODY_TYPES: Final = BODY_TYPES
 _MIN_CHECKED_BYTES: Final = 256 * 1024
 _INTERNAL_ERROR_MESSAGE = "the gateway met a defect; it was logged with this id"
 _log = logging.getLogger("fairlead.gateway")
-
-
-@dataclass(frozen=True, slots=True)
-class GatewaySecrets:
-    """The secrets of one worker.
-
-    hash_secret: keys all prompt hashes.
-    credentials: CAs and tokens of engines.
-    api_keys: the accepted keys; None if clients need no key.
-    """
-
-    hash_secret: bytes
-    credentials: EngineCredentials
-    api_keys: ApiKeys | None = None
 
 
 class Gateway(RequestLifecycle):
@@ -145,6 +130,7 @@ class Gateway(RequestLifecycle):
         self._large_body_turns = LargeBodyTurns()
         self._is_loaded = self._is_draining = self._has_drain_ended = False
         self._visible_models = ModelVisibility()
+        self._fallbacks = self.stack.create_fallbacks(self._visible_models)
         self._inflight: dict[str, asyncio.Task[None] | FastPathExchange | RelayedStream] = {}
 
     def update_fleet(self, fleet: Fleet) -> None:
@@ -239,10 +225,6 @@ class Gateway(RequestLifecycle):
             self.memory_pressure.check_body(head.length or 0)
         return caller
 
-    def _shows_key(self, head: RequestHead) -> bool:
-        """Returns whether the request may read details of the gateway; False without keys."""
-        return self.api_keys is not None and self.api_keys.shows_details(head)
-
     def handle(self, http_request: HttpRequest, response: ResponseWriter) -> None:
         """Answers the request, or starts to forward it."""
         observers = self._observers
@@ -263,7 +245,8 @@ class Gateway(RequestLifecycle):
             elif is_local_path(path):
                 if check_method(method, ("GET", "HEAD"), response):
                     fleet = self._visible_models.of(caller).fleet
-                    self._local_routes.answer(path, response, fleet, shows_key=self._shows_key(http_request.head))
+                    shows_key = self.api_keys is not None and self.api_keys.shows_details(http_request.head)
+                    self._local_routes.answer(path, response, fleet, shows_key=shows_key)
                     if observers is not None and path != READINESS_PATH:
                         observers.on_answered_locally(http_request, response, 200, None)
             elif is_passthrough_path(path):
@@ -291,53 +274,68 @@ class Gateway(RequestLifecycle):
         )
         if self._observers is not None:
             self._observers.on_answered_locally(http_request, response, error.status, error.code, context)
-        send_error(error, response, local_headers(error.code) + self.stack.limit_gate.headers(context, self._now()))
+        headers = local_headers(error.code) + self.stack.limit_gate.headers(context, self._now())
+        route = error.route if context is None else context.request.route
+        if route is not None and http_request is not None and self._policies.of(http_request.caller).shows_placement:
+            headers += fallback_header(route)
+        send_error(error, response, headers)
 
     # One request.
 
-    def _start_request(self, http_request: HttpRequest, response: ResponseWriter) -> None:
-        """Parses the request and starts to forward it; a large body is checked in a process."""
+    def _start_request(
+        self, http_request: HttpRequest, response: ResponseWriter, fallback: TakenFallback | None = None
+    ) -> None:
+        """Parses the request and starts to forward it; a large body is checked in a process.
+
+        fallback: gives it another model than the one before.
+        """
         request_id = http_request.internal_id
         if len(http_request.body) > _MIN_CHECKED_BYTES:
-            self._run_as_task(request_id, response, self._serve_large(http_request, response, request_id))
+            self._run_as_task(request_id, response, self._serve_large(http_request, response, fallback))
             return
         context: RequestContext | None = None
         try:
             models = self._visible_models.of(http_request.caller)
-            request, route_request = self._request_parser.parse(http_request, models, request_id)
-            context = self._create_context(http_request, response, request_id, request, route_request)
+            request, route_request = self._request_parser.parse(http_request, models, request_id, fallback)
+            context = self._create_context(http_request, response, request, route_request, fallback)
             if self.stack.limit_gate.reserve(context) and self._fast_path.is_eligible(context):
                 self._fast_path.start(context)
             else:
                 self._run_as_task(request_id, response, self._serve(context, None))
         except GatewayError as error:
-            self._fail_request(context, error, response, http_request)
+            if not self._fall_back(context, error, response, http_request):
+                self._fail_request(context, error, response, http_request)
         except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
             self._fail_internally(context, error, response, http_request)
+
+    def _fall_back(
+        self, context: RequestContext | None, error: GatewayError, response: ResponseWriter, http_request: HttpRequest
+    ) -> bool:
+        """Gives the request to another model of its route; returns False if there is none."""
+        fallback = self._fallbacks.take(context, error, http_request.caller, self._now())
+        if fallback is not None:
+            self._start_request(http_request, response, fallback)
+        return fallback is not None
 
     def parse(self, http_request: HttpRequest, request_id: str) -> tuple[ModelRequest, RouteRequest]:
         """Returns a request as engines get it, and as routing sees it. Raises GatewayError."""
         return self._request_parser.parse(http_request, self._visible_models.of(http_request.caller), request_id)
 
-    def _parse_large(
-        self, http_request: HttpRequest, fleet: Fleet, request_id: str
-    ) -> tuple[ModelRequest, RouteRequest]:
-        """Like `parse`, for a thread: the body is checked in a process, and edited in slices."""
-        return self._request_parser.parse_large(http_request, fleet, request_id)
-
     def _create_context(
         self,
         http_request: HttpRequest,
         response: ResponseWriter,
-        request_id: str,
         request: ModelRequest,
         route_request: RouteRequest,
+        fallback: TakenFallback | None,
     ) -> RequestContext:
         prompt_tokens = self.stack.routers.serving.prompt_tokens(request.model_key, route_request)
         self.telemetry.record_received(request.model_key, prompt_tokens)
-        context = RequestContext(http_request, response, request_id, request, route_request)
+        context = RequestContext(http_request, response, http_request.internal_id, request, route_request)
         context.policy = self._policies.of(http_request.caller)
-        if self._tracer is not None:
+        if fallback is not None and fallback.previous is not None:
+            context.follow(fallback.previous)
+        elif self._tracer is not None:
             context.trace = self._tracer.start_trace(http_request)
         return context
 
@@ -347,18 +345,22 @@ class Gateway(RequestLifecycle):
         # Not at once: a task that is cancelled before its first step would release nothing.
         response.on_client_gone = partial(self.runtime.loop.call_soon, task.cancel)
 
-    async def _serve_large(self, http_request: HttpRequest, response: ResponseWriter, request_id: str) -> None:
+    async def _serve_large(
+        self, http_request: HttpRequest, response: ResponseWriter, fallback: TakenFallback | None
+    ) -> None:
         context: RequestContext | None = None
         try:
             caller, models = caller_key(http_request.caller), self._visible_models.of(http_request.caller)
             with self._large_bodies.reserve(caller, len(http_request.body)):
                 async with self._large_body_turns.turn(caller):
+                    parse, fleet, request_id = self._request_parser.parse_large, models.fleet, http_request.internal_id
                     request, route_request = await self.runtime.loop.run_in_executor(
-                        self._parser_thread, self._parse_large, http_request, models.fleet, request_id
+                        self._parser_thread, parse, http_request, fleet, request_id, fallback
                     )
-            context = self._create_context(http_request, response, request_id, request, route_request)
+            context = self._create_context(http_request, response, request, route_request, fallback)
         except GatewayError as error:
-            self._send_failure(None, error, response, http_request)
+            if not self._fall_back(None, error, response, http_request):
+                self._send_failure(None, error, response, http_request)
         except asyncio.CancelledError:
             self._on_cancelled(http_request, response, None)
         except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
@@ -371,7 +373,8 @@ class Gateway(RequestLifecycle):
         try:
             await self.stack.forwarder.forward(context, attempt)
         except GatewayError as error:
-            self._send_failure(context, error, response, http_request)
+            if not self._fall_back(context, error, response, http_request):
+                self._send_failure(context, error, response, http_request)
         except asyncio.CancelledError:
             self._on_cancelled(http_request, response, context)
         except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
@@ -409,6 +412,8 @@ class Gateway(RequestLifecycle):
         if context.id in self._inflight:
             del self._inflight[context.id]
         if error is not None:
+            if self._fall_back(context, error, context.response, context.http_request):
+                return
             self._send_failure(context, error, context.response, context.http_request)
         self._recorder.record_outcome(context, self._now())
 
@@ -473,6 +478,7 @@ class Gateway(RequestLifecycle):
         self, context: RequestContext | None, error: GatewayError, response: ResponseWriter, http_request: HttpRequest
     ) -> None:
         if context is None or context.choice is None:
+            self._recorder.record_last_fallback(context, error)
             self.on_rejected(error, response, http_request, context)
             return
         context.result.status, context.result.error = error.status, error.code

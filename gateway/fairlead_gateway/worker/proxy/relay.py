@@ -9,6 +9,7 @@ from fairlead_gateway.http.timers import TimeoutQueue
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.outcome import ENGINE_REFUSED
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
+from fairlead_gateway.worker.model_selection.fallbacks import fallback_header
 from fairlead_gateway.worker.openai.served_name import ServedNameRewriter
 from fairlead_gateway.worker.proxy.attempt import Attempt
 from fairlead_gateway.worker.proxy.continuation import SentText, SentTextMemory, can_resume
@@ -180,6 +181,7 @@ class ResponseRelay(StreamEnding):
             timing = server_timing(dispatched_at - received_at - queued_seconds, now - dispatched_at, queued_seconds)
         if context.request.route is not None:
             trace += f"x-fairlead-model: {sanitize_header_value(context.request.model_key)}\r\n"
+            trace += fallback_header(context.request.route)
         return f"{route}{rule}\r\nx-fairlead-decision: {context.id}\r\nserver-timing: {timing}\r\n{trace}"
 
     def _refuse_stream(self, context: RequestContext, engine_response: EngineResponse) -> None:

@@ -61,11 +61,20 @@ class RequestRecorder:
 
     def record_refusal(self, context: RequestContext, error: GatewayError) -> None:
         """Logs a request that a limit of its tenant has refused, without an instance."""
+        self._log_refused(context, error, Decision(None, "limit", DecisionText(str(error))))
+
+    def record_last_fallback(self, context: RequestContext | None, error: GatewayError) -> None:
+        """Logs a request that its last fallback has refused without an instance."""
+        route = None if context is None else context.request.route
+        if context is not None and route is not None and route.steps:
+            self._log_refused(context, error, Decision(None, "fallback", DecisionText(str(error))))
+
+    def _log_refused(self, context: RequestContext, error: GatewayError, decision: Decision) -> None:
         http_request, key = context.http_request, context.request.model_key
         tokens = _round_half_even(context.route_request.prompt_tokens)
-        decision = Decision(None, "limit", DecisionText(str(error)))
+        number = context.earlier_attempts + 1
         record = DecisionRecord(
-            context.id, http_request.received_wall, key, decision, 1, tokens, caller_name(http_request.caller)
+            context.id, http_request.received_wall, key, decision, number, tokens, caller_name(http_request.caller)
         )
         record.route = context.request.route
         if http_request.id != context.id:
@@ -134,8 +143,9 @@ class RequestRecorder:
         if attainment is not None:
             outcome.within_objective = attainment.both
             outcome.within_ttft, outcome.within_itl = attainment.ttft, attainment.itl
-        if context.failures:
-            outcome.failures = tuple([(failure.instance_id, failure.cause) for failure in context.failures])
+        if context.failures or context.earlier_failures:
+            failures = [*context.earlier_failures, *context.failures]
+            outcome.failures = tuple([(failure.instance_id, failure.cause) for failure in failures])
         self.telemetry.record_finished(outcome)
         self.decisions.complete(outcome)
         for on_finished in self._on_finished:

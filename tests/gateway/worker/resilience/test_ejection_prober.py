@@ -12,7 +12,8 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.telemetry.status_types import HealthState
-from fairlead_gateway.worker.proxy.gateway import Gateway, GatewaySecrets
+from fairlead_gateway.worker.api_keys import GatewaySecrets
+from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.resilience.ejection_records import EjectionRecord
 from fairlead_gateway.worker.resilience.fault_evidence import FaultSource
 from fairlead_gateway.worker.runtime import WorkerRuntime

@@ -1,0 +1,70 @@
+"""A model's only engine is killed: the next model of the route answers, and header and log say so.
+
+Gateway and engines are processes, as users run them.
+"""
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from fairlead_testing.engines.simulated_process import engine_process
+from fairlead_testing.gateway.gateway_process import gateway_process
+from fairlead_testing.gateway.running_gateway import run_async
+from fairlead_testing.http.raw_client import request
+
+FLEET = """\
+models:
+  - {{name: big, instances: [{{url: "{big}"}}]}}
+  - {{name: middle, instances: []}}
+  - {{name: small, instances: [{{url: "{small}"}}]}}
+routes:
+  - name: assistant
+    targets: [{{model: big}}]
+    onFailure:
+      - {{when: [Unavailable], to: middle}}
+      - {{when: [Unavailable, NoCapacity], to: small}}
+"""
+
+
+def chat(**more: Any) -> dict[str, Any]:
+    return {"model": "assistant", "max_tokens": 4, "messages": [{"role": "user", "content": "Why?"}], **more}
+
+
+async def explain(request_id: str, manage: str) -> str:
+    command = (sys.executable, "-m", "fairlead_cli", "explain", "request", request_id, "--manage", manage)
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    text = (await process.stdout.read()).decode()
+    assert await process.wait() == 0, text
+    return text
+
+
+def test_killed_engine_is_answered_for_by_the_next_model(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with engine_process(model="big") as big, engine_process(model="small") as small:
+            path = tmp_path / "fleet.yaml"
+            path.write_text(FLEET.format(big=big.url, small=small.url))
+            async with gateway_process(path, "--workers", "1") as gateway:
+                first = await request(gateway.url, chat())
+                assert (first.status, first.fields["x-fairlead-model"]) == (200, "default/big")
+                assert "x-fairlead-fallback" not in first.fields
+                big.send(signal.SIGKILL)
+                await big.process.wait()
+                found = [await request(gateway.url, chat(stream=number % 2 == 1)) for number in range(8)]
+                for answer in found:
+                    assert (answer.status, answer.complete) == (200, True)
+                    assert answer.fields["x-fairlead-model"] == "default/small"
+                    assert answer.fields["x-fairlead-fallback"] == "default/big Unavailable"
+                assert await gateway.metric("fairlead_gateway_fallbacks_total") == len(found)
+                decision = found[-1].fields["x-fairlead-decision"]
+                logged = await gateway.get_json(f"/api/decisions/{decision}")
+                assert logged["model"] == "default/small"
+                (step,) = logged["route"]["fallbacks"]
+                assert (step["failed"], step["kind"], step["model"]) == ("default/big", "Unavailable", "default/small")
+                told = await explain(decision, gateway.manage)
+                assert "assistant is the route default/assistant → default/big, its only target" in told
+                assert "; default/big Unavailable → default/small, of the least weight" in told
+
+    run_async(main())
