@@ -18,16 +18,30 @@ class RouteTarget:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestRewrite:
+    """Parameters that a route sets in the bodies of requests, by their names there.
+
+    defaults: of requests that do not set them.
+    caps: the greatest values.
+    """
+
+    defaults: tuple[tuple[str, int | float], ...] = ()
+    caps: tuple[tuple[str, int | float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class RouteRule:
     """The targets of the requests that meet all conditions of a rule.
 
     headers: names in lower case, and the exact values that a request must have.
     tenants: names of tenants, one of which must have sent it; empty: any client.
+    rewrite: parameters that it sets; None: none.
     """
 
     targets: tuple[RouteTarget, ...]
     headers: tuple[tuple[str, str], ...] = ()
     tenants: frozenset[str] = frozenset()
+    rewrite: RequestRewrite | None = None
 
     def models(self) -> list[str]:
         """Returns the keys of the targets that get requests."""
@@ -65,6 +79,7 @@ class Route:
     names: the names by which clients reach it, besides its key.
     targets: of requests that no override takes.
     overrides: the first one whose conditions a request meets takes it.
+    rewrite: parameters that it sets in requests that no override takes; None: none.
     fallbacks: the models that answer where a target has not.
     """
 
@@ -73,6 +88,7 @@ class Route:
     targets: tuple[RouteTarget, ...]
     overrides: tuple[RouteRule, ...] = ()
     names: tuple[str, ...] = ()
+    rewrite: RequestRewrite | None = None
     fallbacks: tuple[Fallback, ...] = ()
 
     @property
@@ -82,7 +98,7 @@ class Route:
 
     def all_rules(self) -> tuple[RouteRule, ...]:
         """Returns the overrides, and last the rule for all other requests."""
-        return (*self.overrides, RouteRule(self.targets))
+        return (*self.overrides, RouteRule(self.targets, rewrite=self.rewrite))
 
     def target_paths(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Yields where each target stands in the spec, and the key of its model."""

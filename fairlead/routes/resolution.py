@@ -16,6 +16,7 @@ from typing import Final, NamedTuple, Protocol
 import xxhash
 
 from fairlead.routes.model import Route, RouteRule
+from fairlead.routes.rewriting import RewritePlan
 
 _STEP: Final = 2.0**-52
 ONLY_TARGET: Final = "only-target"
@@ -63,10 +64,23 @@ class RouteDecision:
         `NO_TARGET`.
     override: number of the override that took the request, from 0; None if none did.
     weight, total_weight: of the target, and of all targets.
+    rewrite: the plan of the parameters that the route sets; None if it sets none.
+    changes: the parameters that were set, as `name=value`.
     steps: the fallbacks that the request has taken, in order.
     """
 
-    __slots__ = ("basis", "name", "override", "route", "steps", "target", "total_weight", "weight")
+    __slots__ = (
+        "basis",
+        "changes",
+        "name",
+        "override",
+        "rewrite",
+        "route",
+        "steps",
+        "target",
+        "total_weight",
+        "weight",
+    )
 
     def __init__(
         self, name: str, route: str, target: str | None, basis: str, override: int | None, weights: tuple[int, int]
@@ -77,19 +91,25 @@ class RouteDecision:
         self.basis = basis
         self.override = override
         self.weight, self.total_weight = weights
+        self.rewrite: RewritePlan | None = None
+        self.changes: tuple[str, ...] = ()
         self.steps: tuple[FallbackStep, ...] = ()
 
     def with_step(self, step: FallbackStep) -> "RouteDecision":
         """Returns the decision after one more fallback."""
         weights = (self.weight, self.total_weight)
         decision = RouteDecision(self.name, self.route, self.target, self.basis, self.override, weights)
+        decision.rewrite, decision.changes = self.rewrite, self.changes
         decision.steps = (*self.steps, step)
         return decision
 
     def describe(self) -> str:
-        """Returns the decision as a sentence, with a further part for each fallback."""
+        """Returns the decision as a sentence, with the parameters that the route has set, and a
+        further part for each fallback.
+        """
+        changed = f"; sets {', '.join(self.changes)}" if self.changes else ""
         parts = [f"; {step.failed} {step.kind} → {step.model}, {step.reason}" for step in self.steps]
-        return self._describe_target() + "".join(parts)
+        return self._describe_target() + changed + "".join(parts)
 
     def _describe_target(self) -> str:
         taken = "" if self.override is None else f", overrides[{self.override}]"
@@ -113,7 +133,7 @@ class RouteDecision:
 
     def _values(self) -> tuple[object, ...]:
         weights = self.weight, self.total_weight
-        return self.name, self.route, self.target, self.basis, self.override, weights, self.steps
+        return self.name, self.route, self.target, self.basis, self.override, weights, self.changes, self.steps
 
 
 class RuleResolver:
@@ -123,7 +143,7 @@ class RuleResolver:
     instructions.
     """
 
-    __slots__ = ("_headers", "_models", "_only", "_route", "_seeds", "_tenants", "_weights", "number")
+    __slots__ = ("_headers", "_models", "_only", "_plan", "_route", "_seeds", "_tenants", "_weights", "number")
 
     def __init__(self, route: Route, rule: RouteRule, number: int | None) -> None:
         targets = [target for target in rule.targets if target.weight > 0]
@@ -137,6 +157,9 @@ class RuleResolver:
             xxhash.xxh3_64_intdigest(f"{route.key}\0{target.model}".encode()) for target in targets
         ]
         self._only: bool = len(targets) == 1
+        rewrite = rule.rewrite
+        has_changes = rewrite is not None and bool(rewrite.defaults or rewrite.caps)
+        self._plan: RewritePlan | None = RewritePlan(rewrite) if has_changes and rewrite is not None else None
 
     def matches(self, facts: RequestFacts) -> bool:
         """Returns whether a request meets all conditions."""
@@ -146,6 +169,12 @@ class RuleResolver:
 
     def resolve(self, name: str, facts: RequestFacts) -> RouteDecision:
         """Returns the target of a request that this rule takes."""
+        decision = self._choose(name, facts)
+        if self._plan is not None:
+            decision.rewrite = self._plan
+        return decision
+
+    def _choose(self, name: str, facts: RequestFacts) -> RouteDecision:
         if not self._models:
             return RouteDecision(name, self._route, None, NO_TARGET, self.number, (0, 0))
         if self._only:
@@ -172,7 +201,7 @@ class RouteTable:
         self._rules: dict[str, list[RuleResolver]] = {}
         for route in routes:
             rules = [RuleResolver(route, rule, number) for number, rule in enumerate(route.overrides)]
-            rules.append(RuleResolver(route, RouteRule(route.targets), None))
+            rules.append(RuleResolver(route, route.all_rules()[-1], None))
             for name in (route.key, *route.names):
                 if name not in taken:
                     self._rules.setdefault(name, rules)

@@ -23,6 +23,7 @@ COMPILED_MODULES = (
     "fairlead/request_shapes.py",
     "fairlead/routes/fallback_graph.py",
     "fairlead/routes/resolution.py",
+    "fairlead/routes/rewriting.py",
     "fairlead_gateway/admission/*.py",
     "fairlead_gateway/caller_key.py",
     "fairlead_gateway/http/*.py",

@@ -11,7 +11,7 @@ from fairlead import units
 from fairlead.engine_profile import EngineProfile, builtin_profiles
 from fairlead.fleet.model import Fleet, Instance, KvPullSource, Model, RequestPolicy, TokenPrice, UnknownFields
 from fairlead.manifests.yaml_nodes import resolve_scalar
-from fairlead.routes.model import Fallback, Route, RouteRule, RouteTarget
+from fairlead.routes.model import Fallback, RequestRewrite, Route, RouteRule, RouteTarget
 from fairlead.runtime.atomic_write import write_atomic
 
 _BARE_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9.-]*")
@@ -93,6 +93,8 @@ def _route_fields(route: Route) -> dict[str, Any]:
     entry["targets"] = _target_fields(route.targets)
     if route.overrides:
         entry["overrides"] = [_override_fields(override) for override in route.overrides]
+    if route.rewrite is not None:
+        entry["rewrite"] = _rewrite_fields(route.rewrite)
     if route.fallbacks:
         entry["onFailure"] = [_fallback_fields(fallback) for fallback in route.fallbacks]
     return entry
@@ -104,7 +106,14 @@ def _override_fields(override: RouteRule) -> dict[str, Any]:
         entry["headers"] = {_format_flow(name): value for name, value in override.headers}
     if override.tenants:
         entry["tenants"] = sorted(override.tenants)
-    return {**entry, "targets": _target_fields(override.targets)}
+    entry["targets"] = _target_fields(override.targets)
+    if override.rewrite is not None:
+        entry["rewrite"] = _rewrite_fields(override.rewrite)
+    return entry
+
+
+def _rewrite_fields(rewrite: RequestRewrite) -> dict[str, Any]:
+    return {"defaults": dict(rewrite.defaults), "caps": dict(rewrite.caps)}
 
 
 def _fallback_fields(fallback: Fallback) -> dict[str, Any]:

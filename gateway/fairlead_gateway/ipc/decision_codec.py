@@ -68,7 +68,9 @@ def decode_record(encoded: EncodedDecisionRecord) -> DecisionRecord:
 def _encode_route(route: RouteDecision) -> EncodedRoute:
     weights = route.weight, route.total_weight
     steps = [(step.failed, step.kind, step.model, step.reason) for step in route.steps]
-    return EncodedRoute(route.name, route.route, route.target, route.basis, route.override, weights, steps)
+    return EncodedRoute(
+        route.name, route.route, route.target, route.basis, route.override, weights, list(route.changes), steps
+    )
 
 
 def _decode_route(encoded: EncodedRoute) -> RouteDecision:
@@ -76,6 +78,7 @@ def _decode_route(encoded: EncodedRoute) -> RouteDecision:
     weight, total = encoded.weights
     weights = (weight, total)
     route = RouteDecision(encoded.name, encoded.route, encoded.target, encoded.basis, encoded.override, weights)
+    route.changes = tuple(encoded.changes)
     route.steps = tuple(FallbackStep(failed, kind, model, why) for failed, kind, model, why in encoded.steps)
     return route
 

@@ -44,6 +44,7 @@ class EncodedRoute(msgspec.Struct, array_like=True):
     basis: str
     override: int | None
     weights: tuple[int, int]
+    changes: list[str] = []
     steps: list[tuple[str, str, str, str]] = []
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from fairlead.fleet.model import Model, TokenPrice
 from fairlead.limits import Limits
+from fairlead.routes.model import Route
 from fairlead.runtime.clock import SystemClock
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.quota_messages import QuotaReport, QuotaUpdates
@@ -111,10 +112,12 @@ async def limited_gateway(
     *,
     price: TokenPrice | None = None,
     service: QuotaService | None = None,
+    routes: Sequence[Route] = (),
 ) -> AsyncIterator[LimitedGateway]:
     """Runs a gateway before an engine.
 
     service: not started; None for one with a store in memory.
+    routes: to the model `tiny` of the namespace `default`.
     """
     clock, found = SystemClock(), limits or Limits()
     worker = LoopbackWorker()
@@ -126,7 +129,7 @@ async def limited_gateway(
         reporter = worker.reporter = QuotaReporter(_Sender(worker), asyncio.get_running_loop(), clock, found)
         fleet = fleet_of([engine.url])
         model = dataclasses.replace(fleet.models[MODEL_KEY], price=price)
-        fleet = dataclasses.replace(fleet, models={MODEL_KEY: model})
+        fleet = dataclasses.replace(fleet, models={MODEL_KEY: model}, routes={route.key: route for route in routes})
         assert isinstance(model, Model)
         async with running_gateway(
             fleet, found, api_keys=keys_of(*tenants), reporters=Reporters(limits=reporter)

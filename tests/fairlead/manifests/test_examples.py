@@ -36,7 +36,7 @@ FILES = sorted(EXAMPLES.glob("*.yaml"))
 INTENTS = ("single-model", "prefill-decode", "multi-node", "heterogeneous-pools", "external-engines")
 THEIRS = EXAMPLES / "external-engines" / "their-engines.yaml"
 ROUTES = EXAMPLES / "routes" / "assistant.yaml"
-FALLBACKS = ROUTES.with_name("fallbacks.yaml")
+CAPPED, FALLBACKS = ROUTES.with_name("capped.yaml"), ROUTES.with_name("fallbacks.yaml")
 TENANTS = EXAMPLES / "tenants" / "two-teams.yaml"
 CATALOG = EXAMPLES / "catalog" / "qwen3-32b.yaml"
 ON_GPUS = sorted(EXAMPLES.glob("*/gpu*.yaml"))
@@ -92,7 +92,7 @@ def test_first_example_is_the_smallest_manifest() -> None:
 def test_every_intent_has_a_pair_and_a_readme_link() -> None:
     assert {path.parent.name for path in [*ON_GPUS, *SIMULATED]} == set(INTENTS)
     every = sorted(EXAMPLES.glob("*/*.yaml"))
-    assert every == sorted([*ON_GPUS, *SIMULATED, THEIRS, ROUTES, FALLBACKS, TENANTS, CATALOG])
+    assert every == sorted([*ON_GPUS, *SIMULATED, THEIRS, ROUTES, CAPPED, FALLBACKS, TENANTS, CATALOG])
     linked = re.findall(r"\]\(([a-z-]+/[a-z0-9-]+\.yaml)\)", (EXAMPLES / "README.md").read_text())
     assert sorted(linked) == [relative_path(path) for path in every]
     folders = [*INTENTS, ROUTES.parent.name, TENANTS.parent.name, CATALOG.parent.name]

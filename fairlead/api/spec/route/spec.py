@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Final, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from fairlead.api.spec.route.fallbacks import ModelRouteFallback
+from fairlead.api.spec.route.rewrite import ModelRouteRewrite
 from fairlead.api.strict_model import FieldPath, Rule, StrictModel, field_error
 from fairlead.api.value_types import ServedName, ShortName, list_map_schema
 from fairlead.routes.model import Fallback, Route, RouteRule, RouteTarget
@@ -90,6 +91,13 @@ class ModelRouteOverride(StrictModel):
     targets: Annotated[
         _Targets, Field(description="models that these requests go to", examples=["[{model: llama-8b}]"])
     ]
+    rewrite: Annotated[
+        ModelRouteRewrite | None,
+        Field(
+            description="parameters of these requests, in place of spec.rewrite; `{}`: they are not changed",
+            examples=["{caps: {max_tokens: 4096}}"],
+        ),
+    ] = None
 
 
 def _repeated_target(spec: "ModelRouteSpec") -> FieldPath | None:
@@ -125,6 +133,13 @@ class ModelRouteSpec(StrictModel):
         description="other targets for some requests; the first one whose conditions a request meets takes it",
         examples=['[{headers: {x-canary: "yes"}, targets: [{model: llama-8b}]}]'],
     )
+    rewrite: Annotated[
+        ModelRouteRewrite | None,
+        Field(
+            description="parameters that the gateway sets in requests of this route",
+            examples=["{defaults: {temperature: 0.2}, caps: {max_tokens: 1024}}"],
+        ),
+    ] = None
 
     on_failure: list[ModelRouteFallback] = Field(
         default_factory=list,
@@ -143,11 +158,13 @@ class ModelRouteSpec(StrictModel):
 
     def to_route(self, namespace: str, name: str) -> Route:
         """Returns the route as gateways use it, with all names that it claims."""
+        rewrite = None if self.rewrite is None else self.rewrite.to_rewrite()
         overrides = tuple(
             RouteRule(
                 _to_targets(override.targets, namespace),
                 tuple(sorted((header.lower(), value) for header, value in override.headers.items())),
                 frozenset(override.tenants),
+                rewrite if override.rewrite is None else override.rewrite.to_rewrite(),
             )
             for override in self.overrides
         )
@@ -160,7 +177,7 @@ class ModelRouteSpec(StrictModel):
             )
             for item in self.on_failure
         )
-        return Route(namespace, name, _to_targets(self.targets, namespace), overrides, names, fallbacks)
+        return Route(namespace, name, _to_targets(self.targets, namespace), overrides, names, rewrite, fallbacks)
 
 
 def _to_targets(targets: Sequence[ModelRouteTarget], namespace: str) -> tuple[RouteTarget, ...]:

@@ -2,5 +2,6 @@
 
 - `request_parser`: parses a request and finds its model.
 - `route_choice`: the model behind a route's name.
+- `request_rewrite`: the parameters that a route sets in a body.
 - `conversation`: what identifies a conversation, so that it stays with one model.
 """

@@ -11,6 +11,7 @@ from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.worker.body_check.client import BodyChecker
 from fairlead_gateway.worker.model_selection.fallbacks import TakenFallback
+from fairlead_gateway.worker.model_selection.request_rewrite import apply_rewrite
 from fairlead_gateway.worker.model_selection.route_choice import choose_entry, fallback_entry
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, parse_body
 from fairlead_gateway.worker.openai.model_names import ModelEntry
@@ -87,9 +88,9 @@ class ModelRequestParser:
         self, http_request: HttpRequest, fallback: TakenFallback, fleet: Fleet, parse: BodyParser
     ) -> ModelRequest:
         """Returns the request for the model of a fallback."""
-        head, body = http_request.head, http_request.body
+        head, body, decision = http_request.head, http_request.body, fallback.decision
         try:
-            entry = fallback_entry(fallback.decision, fleet)
+            entry = fallback_entry(decision, fleet)
             if head.path in _BODY_TYPES:
                 parsed = parse(_BODY_TYPES[head.path], body)
                 request = build_entry_request(head.path, parsed, body, entry, self._limits)
@@ -97,9 +98,11 @@ class ModelRequestParser:
                 parsed, body = parse_passthrough(head, body, parse)
                 request = build_entry_passthrough(head, parsed, body, entry.model)
         except GatewayError as error:
-            error.route = fallback.decision
+            error.route = decision
             raise
-        request.route = fallback.decision
+        request.route = decision
+        if decision.rewrite is not None:
+            apply_rewrite(request, decision, head.path)
         return request
 
     def _parse_routed(self, http_request: HttpRequest, models: VisibleModels, routes: RouteTable) -> ModelRequest:
@@ -118,8 +121,11 @@ class ModelRequestParser:
         """Returns the request for the model behind a route; None without one."""
         if chosen is None:
             return None
-        request = build_entry_request(http_request.head.path, parsed, http_request.body, chosen[0], self._limits)
+        path = http_request.head.path
+        request = build_entry_request(path, parsed, http_request.body, chosen[0], self._limits)
         request.route = chosen[1]
+        if chosen[1].rewrite is not None:
+            apply_rewrite(request, chosen[1], path)
         return request
 
     def _parse_routed_passthrough(
@@ -132,4 +138,6 @@ class ModelRequestParser:
             return build_passthrough_request(http_request.head, http_request.body, fleet, lambda *_: parsed)
         request = build_entry_passthrough(http_request.head, parsed, body, chosen[0].model)
         request.route = chosen[1]
+        if chosen[1].rewrite is not None:
+            apply_rewrite(request, chosen[1], http_request.head.path)
         return request

@@ -52,6 +52,7 @@ class ModelRequest:
     sequences: answers that an engine computes for the prompt.
     resumable: whether `can_resume`; None if that was not computed when the body was parsed.
     cache_salt: the salt of the tenant's cache scope; None without one.
+    parameters: the fields that a route has set in the body; None if it has set none.
     route: how a route chose the model; None if the client named the model itself.
 
     Why 8 parameters: body, model and what differs by path; the rest comes with `parsed`.
@@ -72,6 +73,7 @@ class ModelRequest:
         "method",
         "model",
         "model_key",
+        "parameters",
         "resumable",
         "route",
         "sequences",
@@ -113,6 +115,7 @@ class ModelRequest:
         self.target = target
         self.resumable: bool | None = None
         self.cache_salt: str | None = None
+        self.parameters: dict[str, int | float] | None = None
         self.route: RouteDecision | None = None
 
     @property
@@ -121,7 +124,15 @@ class ModelRequest:
         fields = self.decoded_fields
         if fields is None:
             fields = self.decoded_fields = chat_fields(self.client_body, self.messages_start, self.messages_end)
+            if self.parameters is not None:
+                _set_fields(fields, self.parameters)
         return fields
+
+    def set_parameters(self, parameters: dict[str, int | float]) -> None:
+        """Records the fields that a route has set in the body."""
+        self.parameters = parameters
+        if self.decoded_fields is not None:
+            _set_fields(self.decoded_fields, parameters)
 
     def messages(self) -> bytes:
         """Returns the JSON text of a chat's messages; empty for other requests."""
@@ -133,6 +144,11 @@ class ModelRequest:
         """Releases the body and its fields, once no other engine will need them."""
         self.decoded_fields = None
         self.body = self.client_body = b""
+
+
+def _set_fields(fields: CommonFields, parameters: Mapping[str, int | float]) -> None:
+    for name, value in parameters.items():
+        setattr(fields, name, value)
 
 
 def parse_request(

@@ -6,7 +6,7 @@ from fairlead.errors import ManifestError
 from fairlead.fleet.file.loader import parse_fleet_file
 from fairlead.fleet.file.writer import format_fleet_file
 from fairlead.fleet.model import next_fleet
-from fairlead.routes.model import Route, RouteRule, RouteTarget
+from fairlead.routes.model import RequestRewrite, Route, RouteRule, RouteTarget
 
 TEXT = """\
 models:
@@ -18,14 +18,18 @@ routes:
     targets: [{model: tiny, weight: 9}, {model: chat/big}]
     overrides:
       - {headers: {X-Canary: "yes"}, tenants: [acme], targets: [{model: chat/big, weight: 0}]}
+      - {tenants: [beta], targets: [{model: tiny}], rewrite: {caps: {n: 1}}}
+    rewrite: {defaults: {temperature: 0.2, top_k: 20}, caps: {max_tokens: 1024}}
 """
+REWRITE = RequestRewrite((("temperature", 0.2), ("top_k", 20)), (("max_tokens", 1024),))
 
 
 def test_a_route_is_read_and_written() -> None:
     fleet = parse_fleet_file(TEXT, file="f")
-    override = RouteRule((RouteTarget("chat/big", 0),), (("x-canary", "yes"),), frozenset({"acme"}))
+    override = RouteRule((RouteTarget("chat/big", 0),), (("x-canary", "yes"),), frozenset({"acme"}), REWRITE)
+    other = RouteRule((RouteTarget("default/tiny"),), (), frozenset({"beta"}), RequestRewrite((), (("n", 1),)))
     targets = (RouteTarget("default/tiny", 9), RouteTarget("chat/big", 1))
-    route = Route("default", "assistant", targets, (override,), ("assistant", "acme/assistant"))
+    route = Route("default", "assistant", targets, (override, other), ("assistant", "acme/assistant"), REWRITE)
     assert fleet.routes == {"default/assistant": route}
     assert parse_fleet_file(format_fleet_file(fleet), file="f") == fleet
 

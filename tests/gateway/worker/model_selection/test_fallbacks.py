@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fairlead.fleet.model import InstanceState, Model, RequestPolicy, TokenPrice, UnknownFields
-from fairlead.routes.model import FailureKind, Fallback, Route, RouteTarget
+from fairlead.routes.model import FailureKind, Fallback, RequestRewrite, Route, RouteTarget
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.decision_codec import decode_logged_request, encode_logged_request
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token
@@ -296,6 +296,27 @@ def test_last_fallback_without_an_instance_ends_in_the_log() -> None:
             ]
             assert logged.outcome is not None
             assert (logged.outcome.status, logged.outcome.error) == (503, "no_ready_instance")
+
+    run_async(main())
+
+
+def test_fallback_gets_the_parameters_of_the_route_too() -> None:
+    rewrite = RequestRewrite(caps=(("max_tokens", 4),))
+
+    async def main() -> None:
+        sent: list[Any] = []
+
+        async def record(call: EngineCall) -> None:
+            sent.append(call.json["max_tokens"])
+            await answer(call)
+
+        async with served(replace(CHAIN, rewrite=rewrite), big=fail, middle=record) as running:
+            found = await request(running.url, chat(max_tokens=100))
+            assert answered(found) == (200, "chat/middle", "chat/big Unavailable")
+            (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+            assert logged.latest.route is not None
+            assert "; sets max_tokens=4; chat/big Unavailable → chat/middle" in logged.latest.route.describe()
+        assert sent == [4]
 
     run_async(main())
 

@@ -1,5 +1,6 @@
 """Routes at a gateway: the engine that a client's name leads to, and what the client sees of it."""
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from fairlead.fleet.model import Fleet, Model
-from fairlead.routes.model import Route, RouteRule, RouteTarget
+from fairlead.routes.model import RequestRewrite, Route, RouteRule, RouteTarget
 from fairlead.tenants.model import Tenant
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
@@ -206,6 +207,59 @@ def test_tenant_sees_and_uses_only_routes_to_models_that_it_may_use() -> None:
             assert one[0].status == 404
             hidden = await request(running.url, chat(), more=authorization("zeta"))
             assert model_of(hidden) is None
+
+    run_async(main())
+
+
+async def echo(call: EngineCall) -> None:
+    body = {name: value for name, value in call.json.items() if name not in ("messages", "prompt", "input")}
+    await call.respond({"model": call.json["model"], "choices": [{"message": {"content": json.dumps(body)}}]})
+
+
+def body_of(found: RawResponse) -> dict[str, Any]:
+    assert found.status == 200, found.body
+    body: dict[str, Any] = json.loads(found.json["choices"][0]["message"]["content"])
+    return body
+
+
+CAPPED = RequestRewrite((("temperature", 0.2),), (("max_tokens", 10),))
+
+
+def test_engines_get_the_parameters_that_a_route_sets() -> None:
+    premium = RouteRule((STABLE,), headers=(("x-premium", "1"),), rewrite=RequestRewrite((), (("max_tokens", 100),)))
+    route = replace(SPLIT, targets=(STABLE,), overrides=(premium,), rewrite=CAPPED)
+
+    async def main() -> None:
+        async with scripted_engine(echo) as engine, running_gateway(fleet_with(engine.url, [route])) as running:
+            plain = {"model": "stable", "max_tokens": 10, "temperature": 0.2}
+            assert body_of(await request(running.url, chat())) == plain
+            asked = chat(max_completion_tokens=500, temperature=1)
+            assert body_of(await request(running.url, asked)) == {
+                "model": "stable",
+                "max_completion_tokens": 10,
+                "temperature": 1,
+            }
+            large = chat(text="x" * 300_000, max_tokens=500)
+            assert body_of(await request(running.url, large)) == plain
+            raised = body_of(await request(running.url, chat(max_tokens=500), more="x-premium: 1\r\n"))
+            assert raised == {"model": "stable", "max_tokens": 100}
+            own = body_of(await request(running.url, chat("stable", max_tokens=500)))
+            assert own == {"model": "stable", "max_tokens": 500}
+            passed = {"model": "assistant", "input": "a", "max_output_tokens": 500}
+            found = body_of(await request(running.url, passed, path="/v1/responses"))
+            assert found == {"model": "stable", "max_output_tokens": 10, "temperature": 0.2}
+
+    run_async(main())
+
+
+def test_decision_log_has_the_parameters_that_were_set() -> None:
+    async def main() -> None:
+        async with routed(replace(SPLIT, targets=(CANARY,), rewrite=CAPPED)) as running:
+            found = await request(running.url, chat())
+            (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+            route = logged.records[0].route
+            assert route is not None
+            assert route.describe().endswith("its only target; sets max_tokens=10, temperature=0.2")
 
     run_async(main())
 

@@ -1,0 +1,115 @@
+"""The parameters that a route sets in a body: defaults for absent ones, and caps. Pure.
+
+A parameter that is null counts as absent. The limit of an answer has several names, and a path its
+own: a cap bounds each of them, and is the limit of a request without one.
+"""
+
+from collections.abc import Callable
+from math import inf
+from typing import Final
+
+from fairlead.routes.model import RequestRewrite
+
+MAX_TOKENS: Final = "max_tokens"
+_MIN_TOKENS: Final = "min_tokens"
+_SAMPLING: Final = ("temperature", "top_p", "top_k")
+_ALL_SAMPLING: Final = (*_SAMPLING, "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+Number = int | float
+ValueReader = Callable[[str], Number | None]
+
+
+class BodyForm:
+    """The names of parameters in the bodies of a path.
+
+    limits: the names of the limit of an answer; an engine uses the first one that is set.
+    limit: the name that a limit gets which a route sets.
+    absent_limit: the limit of engines without one; None: the context of the model.
+    sampling: parameters that may have defaults.
+    counts: parameters that count answers.
+    """
+
+    __slots__ = ("absent_limit", "counts", "has_min_tokens", "limit", "limits", "sampling")
+
+    def __init__(
+        self,
+        limits: tuple[str, ...],
+        sampling: tuple[str, ...],
+        counts: tuple[str, ...] = (),
+        *,
+        absent_limit: int | None = None,
+        has_min_tokens: bool = False,
+    ) -> None:
+        self.limits = limits
+        self.limit: str = limits[-1]
+        self.sampling = sampling
+        self.counts = counts
+        self.absent_limit = absent_limit
+        self.has_min_tokens = has_min_tokens
+
+
+_CHAT: Final = BodyForm(("max_completion_tokens", MAX_TOKENS), _ALL_SAMPLING, ("n",), has_min_tokens=True)
+BODY_FORMS: Final[dict[str, BodyForm]] = {
+    "/v1/chat/completions": _CHAT,
+    "/v1/chat/completions/batch": _CHAT,
+    # Engines answer a completion without a limit with 16 tokens, as OpenAI does.
+    "/v1/completions": BodyForm((MAX_TOKENS,), _ALL_SAMPLING, ("n", "best_of"), absent_limit=16, has_min_tokens=True),
+    "/v1/responses": BodyForm(("max_output_tokens",), ("temperature", "top_p")),
+    "/v1/messages": BodyForm((MAX_TOKENS,), _SAMPLING),
+}
+"""The paths whose bodies are rewritten. Others do not generate text."""
+
+
+class RewritePlan:
+    """A rewrite, with what each request reads of it.
+
+    Why: the module of `RequestRewrite` is not compiled.
+    """
+
+    __slots__ = ("_default_limit", "_defaults", "_max_answers", "_max_limit")
+
+    def __init__(self, rewrite: RequestRewrite) -> None:
+        defaults, caps = dict(rewrite.defaults), dict(rewrite.caps)
+        limit, max_limit, max_answers = defaults.pop(MAX_TOKENS, None), caps.get(MAX_TOKENS), caps.get("n")
+        self._default_limit: int | None = None if limit is None else int(limit)
+        self._max_limit: int | None = None if max_limit is None else int(max_limit)
+        self._max_answers: int | None = None if max_answers is None else int(max_answers)
+        self._defaults: list[tuple[str, Number]] = list(defaults.items())
+
+    def changes(self, form: BodyForm, value: ValueReader) -> dict[str, Number]:
+        """Returns the parameters that change, with their new values.
+
+        value: returns a parameter of the body; None if it is absent or null.
+        """
+        found = self._limit_changes(form, value)
+        for name, default in self._defaults:
+            if name in form.sampling and value(name) is None:
+                found[name] = default
+        if self._max_answers is not None:
+            for name in form.counts:
+                answers = value(name)
+                if answers is not None and answers > self._max_answers:
+                    found[name] = self._max_answers
+        return found
+
+    def _limit_changes(self, form: BodyForm, value: ValueReader) -> dict[str, Number]:
+        found: dict[str, Number] = {}
+        max_limit, is_limited = self._max_limit, False
+        for name in form.limits:
+            limit = value(name)
+            if limit is not None:
+                is_limited = True
+                if max_limit is not None and limit > max_limit:
+                    found[name] = max_limit
+        minimum = value(_MIN_TOKENS) if form.has_min_tokens else None
+        if not is_limited:
+            new_limit: Number | None = self._default_limit
+            if new_limit is None and max_limit is not None:
+                absent = form.absent_limit
+                new_limit = max_limit if absent is None or absent > max_limit else absent
+            if new_limit is not None:
+                if minimum is not None and new_limit < minimum < inf:
+                    new_limit = minimum
+                found[form.limit] = new_limit if max_limit is None or new_limit < max_limit else max_limit
+        if minimum is not None and max_limit is not None and minimum > max_limit:
+            found[_MIN_TOKENS] = max_limit
+        return found
