@@ -24,7 +24,9 @@ _PRESETS: Final = {"least-busy": "least-request"}
 _SHARES: Final = ("weight", "rpm", "tpm")
 _NO_LIMITS: Final = "a server has no limit of its own: set spec.limits of a ModelTenant"
 _NO_RETRIES: Final = "Fairlead's gateway has its own retries and deadlines"
-_NO_FALLBACKS: Final = "Fairlead has no fallback from one model to another; LiteLLM in front of Fairlead keeps its own"
+_NO_FALLBACKS: Final = (
+    "write them as onFailure of a ModelRoute; those to models of providers stay in LiteLLM, in front of Fairlead"
+)
 _NO_BUDGETS: Final = "budgets belong to tenants: set spec.budget of a ModelTenant"
 _NO_KEYS: Final = ("none", "empty", "no-key", "not-needed", "dummy", "fake", "anything")
 """Usual values of `api_key` for servers that ask for none."""
