@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
+from fairlead.adapters.model import DEFAULT_ADAPTER_SLOTS, LoraAdapter
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.signals import EngineSignals
 from fairlead.routes.model import Route
@@ -225,6 +226,8 @@ class Model:
     wakes: the model may have no instance, and gets one when a request is queued.
     served_names: further names by which clients reach the model.
     price: None if the model has no price. Its use is recorded then without a cost.
+    adapters: LoRA adapters that clients can request by their own names.
+    adapter_slots: adapters that each of its engines holds at a time.
     """
 
     namespace: str
@@ -236,6 +239,8 @@ class Model:
     served_names: tuple[str, ...] = ()
     requests: RequestPolicy = RequestPolicy()
     price: TokenPrice | None = None
+    adapters: tuple[LoraAdapter, ...] = ()
+    adapter_slots: int = DEFAULT_ADAPTER_SLOTS
 
     @property
     def key(self) -> str:

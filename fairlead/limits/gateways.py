@@ -11,6 +11,7 @@ class FleetLimits:
 
     models: int = limit(1_000, "models in a fleet; namespaces of a cluster share them max-min")
     instances: int = limit(4_096, "instances in a fleet; namespaces of a cluster share them max-min")
+    adapters: int = limit(20_000, "LoRA adapters in a fleet")
     routes: int = limit(1_000, "routes in a fleet; the oldest ones of a cluster count")
     fleet_file_bytes: int = limit(16 * 1024 * 1024, "a fleet or manifest file")
     yaml_nodes: int = limit(500_000, "values in a YAML file with aliases expanded; stops alias bombs")

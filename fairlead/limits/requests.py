@@ -171,6 +171,12 @@ class UpstreamLimits:
         128 * 1024 * 1024, "the same of all streams of a worker; a stream that grows beyond cannot be continued"
     )
     keep_alive_seconds: float = limit(15.0, "a stream silent for this long gets a comment, so that no proxy closes it")
+    adapter_list_seconds: float = limit(2.0, "an engine's list of its LoRA adapters; then another engine is tried")
+    adapter_load_seconds: float = limit(60.0, "a load of a LoRA adapter; then another engine is tried")
+    adapter_wait_seconds: float = limit(
+        10.0, "the wait for a slot, while all adapters of an engine have requests; then another engine is tried"
+    )
+    adapter_pause_seconds: float = limit(10.0, "an adapter that an engine refused to load is not loaded there again")
     max_attempts: int = limit(3, "engines tried for one request before the first byte")
     max_refusals: int = limit(
         64, "attempts of one request, with those that are refused: each costs a decision, and a fleet has thousands"

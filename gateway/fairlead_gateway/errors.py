@@ -20,6 +20,7 @@ and a hint.
     ├── LimitsUnavailable      503  what is left of the tenant's limits is not known
     ├── NoReadyInstance        503  no instance of the model is ready
     ├── RouteWithoutTarget     503  the route leads to no model that is served
+    ├── AdapterNotLoaded       503  no instance of its base could load the LoRA adapter
     ├── ApiKeysUnavailable     503  the gateway cannot read its API keys
     ├── GatewayDraining        503  this gateway stops, and its drain is over
     ├── Overloaded             503  the instances, or this gateway, are full
@@ -253,6 +254,13 @@ class RouteWithoutTarget(GatewayError):
 
     status = 503
     code = "route_without_target"
+
+
+class AdapterNotLoaded(GatewayError):
+    """Raised if no instance of its base could load the LoRA adapter of a request."""
+
+    status = 503
+    code = "adapter_not_loaded"
 
 
 class ApiKeysUnavailable(GatewayError):

@@ -5,6 +5,7 @@ from pydantic import ValidationError
 from fairlead import units
 from fairlead.errors import FileProblem, ManifestError
 from fairlead.fleet.client_names import GrantedNames, NameClaim, grant_names, route_claim
+from fairlead.fleet.file.adapter_problems import adapter_problems
 from fairlead.fleet.file.route_problems import route_problems
 from fairlead.fleet.file.schema import FileFleet, FileInstance, FileModel
 from fairlead.fleet.model import KV_TRANSFERS, EngineAuth, Fleet, Instance, Model, Role, served_name_override
@@ -42,6 +43,7 @@ def parse_fleet_file(text: str, *, file: str, limits: Limits | None = None) -> F
     route_claims = [route_claim(item.namespace, item.name, tuple(item.served_names)) for item in content.routes]
     granted = grant_names([*claims, *route_claims], {claim.namespace for claim in claims})
     problems = route_problems(routes, granted, {claim.key for claim in claims}, node, file)
+    problems += adapter_problems(content, node, file)
     if problems:
         raise ManifestError(tuple(problems))
     models = sorted(
@@ -68,6 +70,8 @@ def _to_model(item: FileModel, names: GrantedNames) -> Model:
         served_names=names.served_names,
         requests=item.to_request_policy(),
         price=item.price.to_token_price() if item.price is not None else None,
+        adapters=tuple(adapter.to_adapter() for adapter in item.adapters),
+        adapter_slots=item.adapter_slots,
     )
 
 
@@ -171,6 +175,7 @@ def _limit_problems(content: FileFleet, node: YamlNode, file: str, limits: Limit
         ("models", len(content.models), limits.models),
         ("instances", total, limits.instances),
         ("routes", len(content.routes), limits.routes),
+        ("adapters", sum(len(model.adapters) for model in content.models), limits.adapters),
     )
     return [
         FileProblem(

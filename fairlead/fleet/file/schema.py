@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fairlead import units
+from fairlead.adapters.model import DEFAULT_ADAPTER_SLOTS, LoraAdapter
 from fairlead.api.price import Price
 from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.kv_cache import Transfer
@@ -241,6 +242,17 @@ class FileSlo(StrictModel):
         )
 
 
+class FileAdapter(StrictModel):
+    """A LoRA adapter of a model."""
+
+    name: Annotated[ServedName, Field(examples=["sql"])]
+    source: Annotated[str, Field(min_length=1, max_length=1024, examples=["/adapters/sql"])]
+
+    def to_adapter(self) -> LoraAdapter:
+        """Returns the adapter as gateways use it."""
+        return LoraAdapter(self.name, self.source)
+
+
 class FileModel(StrictModel):
     """A model that clients can request, and its engines."""
 
@@ -262,6 +274,10 @@ class FileModel(StrictModel):
     allowed_paths: list[RequestPath] = Field(default_factory=list, max_length=64, examples=["[/v1/files]"])
     sets_priority: bool = False
     price: Annotated[Price | None, Field(examples=['{input: "0.40", output: "1.20"}'])] = None
+    adapters: list[FileAdapter] = Field(
+        default_factory=list, max_length=10_000, examples=["[{name: sql, source: /adapters/sql}]"]
+    )
+    adapter_slots: Annotated[int, Field(ge=1, le=10_000, examples=["8"])] = DEFAULT_ADAPTER_SLOTS
     instances: list[FileInstance] = Field(default_factory=list, examples=['[{url: "http://127.0.0.1:9001"}]'])
 
     @model_validator(mode="after")

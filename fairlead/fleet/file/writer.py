@@ -30,6 +30,10 @@ def format_fleet_file(fleet: Fleet) -> str:
         if model.wakes:
             lines.append("    wakes: true")
         lines += [f"    {name}: {_format_flow(value)}" for name, value in _policy_fields(model.requests).items()]
+        if model.adapters:
+            lines.append(f"    adapterSlots: {model.adapter_slots}")
+            lines.append("    adapters:")
+            lines += [f"      - {_format_flow({'name': one.name, 'source': one.source})}" for one in model.adapters]
         instances = fleet.instances.get(key, ())
         if model.price is not None:
             lines.append(f"    price: {_format_flow(_price_fields(model.price))}")

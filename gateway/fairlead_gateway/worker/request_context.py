@@ -11,6 +11,7 @@ from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
+from fairlead_gateway.worker.adapters.adapter_use import AdapterUse
 from fairlead_gateway.worker.disaggregation.kv_connectors import Handoff
 from fairlead_gateway.worker.dispatch.engine_address import EngineAddress
 from fairlead_gateway.worker.observability.trace_record import TraceRecord
@@ -152,9 +153,11 @@ class RequestContext:
     deadline: monotonic seconds; None without one
     fingerprint: the body's fingerprint, set when the body itself is released
     is_handed_over: a `RelayedStream` ends the request, not its task
+    adapter_use: where the request's adapter is; None for a request without one
     """
 
     __slots__ = (
+        "adapter_use",
         "admission",
         "caller",
         "choice",
@@ -212,6 +215,7 @@ class RequestContext:
         self.trace: TraceRecord | None = None
         self.fingerprint: bytes | None = None
         self.is_handed_over = False
+        self.adapter_use: AdapterUse | None = None
 
     def follow(self, previous: "RequestContext") -> None:
         """Continues the records of the request at the model before, which has not answered it."""

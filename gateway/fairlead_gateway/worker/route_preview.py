@@ -17,6 +17,7 @@ from fairlead_gateway.routing.prefill_placement import LOCAL_RULES
 from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import BYPASSED, HandoffRecord
+from fairlead_gateway.worker.adapters.adapter_use import AdapterUse
 from fairlead_gateway.worker.disaggregation import kv_connectors
 from fairlead_gateway.worker.openai.request import BODY_TYPES
 from fairlead_gateway.worker.proxy.gateway import Gateway
@@ -44,7 +45,14 @@ class RoutePreviewer:
         request, route_request = self._gateway.parse(http_request, _PREVIEW_ID)
         key = request.model_key
         now = self._clock.now()
-        decision = routers.choose(key, route_request, now, NO_INSTANCES, preview=True)
+        excluded, loader = NO_INSTANCES, self._gateway.stack.adapter_loader
+        use: AdapterUse | None = None
+        if request.adapter is not None:
+            use = AdapterUse(request.adapter.name, loader.place(key, request.adapter, NO_INSTANCES))
+            excluded = loader.restrict(key, use.placement)
+        decision = routers.choose(key, route_request, now, excluded, preview=True)
+        if use is not None:
+            decision = decision.after(use.describe)
         choices = [(routers, decision)]
         record = None
         if prefilling.has_instances(key) and decision.chosen is not None:

@@ -89,7 +89,14 @@ def collective_rpc(context: RequestContext) -> None:
 
 
 def load_adapter(context: RequestContext) -> None:
-    context.writer.send(200, context.engine.models.load(RequestFields(json_body(context.request))).encode(), None)
+    """Loads an adapter; answers when that has taken its time, and requests may name it then."""
+    engine = context.engine
+    name = engine.models.begin_load(RequestFields(json_body(context.request)))
+
+    def loaded() -> None:
+        context.writer.send(200, engine.models.end_load(name).encode(), None)
+
+    engine.call_after(engine.settings.adapter_load_seconds, loaded)
 
 
 def unload_adapter(context: RequestContext) -> None:

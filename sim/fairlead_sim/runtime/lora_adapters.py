@@ -21,6 +21,8 @@ class ServedModels:
         self._max_model_len = settings.max_model_len
         self._missing = settings.missing_adapters
         self._adapters: dict[str, LoraAdapter] = {}
+        self._max_loaded = settings.max_loaded_adapters
+        self._loading: dict[str, str] = {}
         self._loads = 0
         for name, path in settings.adapters:
             self._add(name, path)
@@ -53,8 +55,8 @@ class ServedModels:
             )
         request.adapter = adapter
 
-    def load(self, fields: RequestFields) -> str:
-        """Loads an adapter and returns the engine's message.
+    def begin_load(self, fields: RequestFields) -> str:
+        """Begins to load an adapter and returns its name; requests may use it after `end_load`.
 
         Raises MalformedRequest, InvalidAdapterRequest or ResourceNotFound.
         """
@@ -67,7 +69,17 @@ class ServedModels:
             )
         if path in self._missing:
             raise ResourceNotFound(f"Loading lora {name} failed: No adapter found for <path>")
-        self._add(name, path)
+        kept = self._adapters.keys() | self._loading.keys()
+        if self._max_loaded is not None and name not in kept and len(kept) >= self._max_loaded:
+            raise InvalidAdapterRequest(f"Loading lora {name} failed: {self._max_loaded} adapters are loaded already.")
+        self._loading[name] = path
+        return name
+
+    def end_load(self, name: str) -> str:
+        """Ends the load of an adapter and returns the engine's message."""
+        path = self._loading.pop(name, None)
+        if path is not None:
+            self._add(name, path)
         return f"Success: LoRA adapter '{name}' added successfully."
 
     def unload(self, fields: RequestFields) -> str:

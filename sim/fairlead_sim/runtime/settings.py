@@ -30,6 +30,8 @@ class EngineSettings:
 
     - served_names: responses carry the first.
     - wake_seconds: load time of weights from host memory (sleep level 1).
+    - max_loaded_adapters: more are refused; None: any number, as in vLLM.
+    - adapter_load_seconds: time until a load of an adapter is answered.
     - reload_seconds: load time by ``reload_weights`` (level 2). Both at the profile's speed.
     """
 
@@ -49,6 +51,8 @@ class EngineSettings:
     adapters: tuple[tuple[str, str], ...] = ()
     missing_adapters: frozenset[str] = frozenset()
     max_adapters: int = 8
+    max_loaded_adapters: int | None = None
+    adapter_load_seconds: float = 0.0
     kv_events: KvEventsSettings = field(default_factory=KvEventsSettings)
     kv_transfer: KvTransferSettings = field(default_factory=KvTransferSettings)
     surface: ApiSurface = ApiSurface()

@@ -110,6 +110,13 @@ class SimulatedEngine:
         for publisher in self.publishers:
             publisher.start()
 
+    def call_after(self, seconds: float, call: Callable[[], None]) -> None:
+        """Calls `call` after so many seconds at speed 1; at once if they are 0."""
+        if seconds > 0.0:
+            asyncio.get_running_loop().call_later(seconds / self.settings.speed, call)
+        else:
+            call()
+
     # Generating ----------------------------------------------------------------------------------------------------------
 
     @property

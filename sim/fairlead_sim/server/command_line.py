@@ -71,6 +71,10 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--missing-lora", action="append", default=[], metavar="PATH", help="path of an adapter that fails to load"
     )
     parser.add_argument("--max-loras", type=int, default=8)
+    parser.add_argument("--max-loaded-loras", type=int, help="refuse to load more adapters, as SGLang does")
+    parser.add_argument(
+        "--lora-load-seconds", type=float, default=0.0, help="how long a load of an adapter takes, at speed 1"
+    )
     parser.add_argument("--kv-events", metavar="ENDPOINT", help="tcp://HOST:PORT, or 0 for a free port")
     parser.add_argument("--kv-replay", metavar="ENDPOINT")
     parser.add_argument("--kv-topic")
@@ -112,7 +116,7 @@ def parse_engine_options(arguments: argparse.Namespace) -> EngineProcessOptions:
     for flag in ("count", "speed", "block_tokens", "max_model_len", "data_parallel_size", "embedding_dimensions"):
         if getattr(arguments, flag) <= 0:
             raise SettingsError("must be positive", field=f"--{flag.replace('_', '-')}")
-    for flag in ("wake_seconds", "reload_seconds"):
+    for flag in ("wake_seconds", "reload_seconds", "lora_load_seconds"):
         if not 0.0 <= getattr(arguments, flag) < 86_400.0:
             raise SettingsError("must be from 0 to less than 86400 seconds", field=f"--{flag.replace('_', '-')}")
     profile = _with_capacities(parse_profile(arguments.profile), arguments)
@@ -141,6 +145,8 @@ def parse_engine_options(arguments: argparse.Namespace) -> EngineProcessOptions:
         adapters=adapters,
         missing_adapters=frozenset(arguments.missing_lora),
         max_adapters=arguments.max_loras,
+        max_loaded_adapters=arguments.max_loaded_loras,
+        adapter_load_seconds=arguments.lora_load_seconds,
         kv_events=KvEventsSettings(
             _expand_endpoint(arguments.kv_events),
             _expand_endpoint(arguments.kv_replay),

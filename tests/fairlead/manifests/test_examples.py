@@ -18,6 +18,7 @@ import yaml
 from fairlead import __version__
 from fairlead.api.spec.engine import EngineType
 from fairlead.api.v1alpha1 import ModelDeployment
+from fairlead.fleet.file.loader import parse_fleet_file
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, resource_of
 from fairlead.manifests.loader import load_manifests
@@ -39,6 +40,7 @@ ROUTES = EXAMPLES / "routes" / "assistant.yaml"
 CAPPED, FALLBACKS = ROUTES.with_name("capped.yaml"), ROUTES.with_name("fallbacks.yaml")
 TENANTS = EXAMPLES / "tenants" / "two-teams.yaml"
 CATALOG = EXAMPLES / "catalog" / "qwen3-32b.yaml"
+ADAPTERS = EXAMPLES / "adapters" / "fleet.yaml"
 ON_GPUS = sorted(EXAMPLES.glob("*/gpu*.yaml"))
 SIMULATED = sorted(EXAMPLES.glob("*/simulated*.yaml"))
 
@@ -92,11 +94,17 @@ def test_first_example_is_the_smallest_manifest() -> None:
 def test_every_intent_has_a_pair_and_a_readme_link() -> None:
     assert {path.parent.name for path in [*ON_GPUS, *SIMULATED]} == set(INTENTS)
     every = sorted(EXAMPLES.glob("*/*.yaml"))
-    assert every == sorted([*ON_GPUS, *SIMULATED, THEIRS, ROUTES, CAPPED, FALLBACKS, TENANTS, CATALOG])
+    assert every == sorted([*ON_GPUS, *SIMULATED, THEIRS, ROUTES, CAPPED, FALLBACKS, ADAPTERS, TENANTS, CATALOG])
     linked = re.findall(r"\]\(([a-z-]+/[a-z0-9-]+\.yaml)\)", (EXAMPLES / "README.md").read_text())
     assert sorted(linked) == [relative_path(path) for path in every]
-    folders = [*INTENTS, ROUTES.parent.name, TENANTS.parent.name, CATALOG.parent.name]
+    folders = [*INTENTS, ROUTES.parent.name, ADAPTERS.parent.name, TENANTS.parent.name, CATALOG.parent.name]
     assert list(dict.fromkeys(link.partition("/")[0] for link in linked)) == folders
+
+
+def test_the_fleet_file_with_adapters_is_valid() -> None:
+    fleet = parse_fleet_file(ADAPTERS.read_text(), file="fleet.yaml")
+    (model,) = fleet.models.values()
+    assert len(model.adapters) > model.adapter_slots
 
 
 def test_the_example_of_the_catalogue_is_a_model_on_its_own_class() -> None:

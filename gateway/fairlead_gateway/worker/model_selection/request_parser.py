@@ -96,7 +96,7 @@ class ModelRequestParser:
                 request = build_entry_request(head.path, parsed, body, entry, self._limits)
             else:
                 parsed, body = parse_passthrough(head, body, parse)
-                request = build_entry_passthrough(head, parsed, body, entry.model)
+                request = build_entry_passthrough(head, parsed, body, entry)
         except GatewayError as error:
             error.route = decision
             raise
@@ -136,7 +136,7 @@ class ModelRequestParser:
         chosen = choose_entry(routes, http_request, parsed, fleet)
         if chosen is None:
             return build_passthrough_request(http_request.head, http_request.body, fleet, lambda *_: parsed)
-        request = build_entry_passthrough(http_request.head, parsed, body, chosen[0].model)
+        request = build_entry_passthrough(http_request.head, parsed, body, chosen[0])
         request.route = chosen[1]
         if chosen[1].rewrite is not None:
             apply_rewrite(request, chosen[1], http_request.head.path)

@@ -10,6 +10,7 @@ from itertools import takewhile
 
 import msgspec
 
+from fairlead.adapters.model import LoraAdapter
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Fleet, Model, UnknownFields
 from fairlead.names import closest_matches, normalize_model_name
@@ -28,24 +29,29 @@ def resolve_model(name: str, fleet: Fleet) -> Model:
 
 
 class ModelEntry:
-    """A model, with copies of what each request reads of it.
+    """A model or one of its adapters, with copies of what each request reads of it.
+
+    key, model: of an adapter, those of its base.
+    name: by which engines know it.
+    adapter: None for the model itself.
 
     Why: the module of `Model` is not compiled. Each attribute that is read there costs 140
     instructions.
     """
 
-    __slots__ = ("key", "model", "name", "name_text", "passes_unknown_fields")
+    __slots__ = ("adapter", "key", "model", "name", "name_text", "passes_unknown_fields")
 
-    def __init__(self, key: str, model: Model) -> None:
+    def __init__(self, key: str, model: Model, adapter: LoraAdapter | None = None) -> None:
         self.key = key
         self.model = model
-        self.name: str = model.name
-        self.name_text: bytes = msgspec.json.encode(model.name)
+        self.adapter = adapter
+        self.name: str = model.name if adapter is None else adapter.name
+        self.name_text: bytes = msgspec.json.encode(self.name)
         self.passes_unknown_fields: bool = model.requests.unknown_fields is UnknownFields.PASS
 
 
 def client_names(fleet: Fleet) -> dict[str, ModelEntry]:
-    """Returns all models by the names that clients may write.
+    """Returns all models and adapters by the names that clients may write.
 
     Why: a request looks its model up here, and does not look at every model of the fleet.
     """
@@ -54,7 +60,45 @@ def client_names(fleet: Fleet) -> dict[str, ModelEntry]:
         for name in dict.fromkeys((*model.served_names, *(() if model.shadowed else (model.name,)))):
             keys[name] = None if name in keys else key
     entries = {key: ModelEntry(key, model) for key, model in fleet.models.items()}
-    return {name: entries[key] for name, key in keys.items() if key is not None} | entries
+    named = {name: entries[key] for name, key in keys.items() if key is not None} | entries
+    return _adapter_entries(fleet) | named
+
+
+def adapter_names(fleet: Fleet) -> dict[str, tuple[Model, LoraAdapter]]:
+    """Returns all adapters by their bare names, with their bases; a name that several have, or a
+    model has, means none of them.
+    """
+    counts = Counter(adapter.name for model in fleet.models.values() for adapter in model.adapters)
+    models = public_model_names(fleet) if counts else {}
+    return {
+        adapter.name: (model, adapter)
+        for model in fleet.models.values()
+        for adapter in model.adapters
+        if counts[adapter.name] == 1 and adapter.name not in models
+    }
+
+
+def _adapter_entries(fleet: Fleet) -> dict[str, ModelEntry]:
+    """Returns all adapters by the names that clients may write, `namespace/name` among them."""
+    found: dict[str, ModelEntry] = {}
+    bare = adapter_names(fleet)
+    for key, model in fleet.models.items():
+        for adapter in model.adapters:
+            entry = found[f"{model.namespace}/{adapter.name}"] = ModelEntry(key, model, adapter)
+            if adapter.name in bare:
+                found[adapter.name] = entry
+    return found
+
+
+def _find_adapter(name: str, fleet: Fleet) -> ModelEntry | None:
+    """Returns the adapter with this name, as `_adapter_entries` does; None if there is none."""
+    entries = [
+        ModelEntry(key, model, adapter)
+        for key, model in fleet.models.items()
+        for adapter in model.adapters
+        if name in (adapter.name, f"{model.namespace}/{adapter.name}")
+    ]
+    return entries[0] if len(entries) == 1 else None
 
 
 def resolve_model_entry(name: str, fleet: Fleet, names: Mapping[str, ModelEntry] | None = None) -> ModelEntry:
@@ -67,6 +111,9 @@ def resolve_model_entry(name: str, fleet: Fleet, names: Mapping[str, ModelEntry]
         return entry
     key = _resolve_key(name, fleet)
     if key is None:
+        adapter = _find_adapter(name, fleet)
+        if adapter is not None:
+            return adapter
         try:
             key = _resolve_key(normalize_model_name(name), fleet)
         except BadInput as error:

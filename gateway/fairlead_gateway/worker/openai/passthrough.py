@@ -20,16 +20,14 @@ from collections.abc import Callable
 from functools import cache, partial
 from urllib.parse import parse_qsl, urlencode
 
-import msgspec
-
-from fairlead.fleet.model import Fleet, Model, RequestPolicy
+from fairlead.fleet.model import Fleet, RequestPolicy
 from fairlead.limits import Limits
 from fairlead_gateway.errors import BadRequest, UnknownPath, UnsupportedBodyType
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body, parsed_body
 from fairlead_gateway.worker.openai.field_policy import REMOVED_FIELDS, apply_field_policy, engine_tables
 from fairlead_gateway.worker.openai.json_edit import set_members
-from fairlead_gateway.worker.openai.model_names import resolve_model
+from fairlead_gateway.worker.openai.model_names import ModelEntry, resolve_model_entry
 from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.openai.schemas import CommonFields, GenericRequest
 
@@ -83,7 +81,7 @@ def parse_passthrough_request(head: RequestHead, body: bytes, fleet: Fleet, limi
 def build_passthrough_request(head: RequestHead, body: bytes, fleet: Fleet, parse: BodyParser) -> ModelRequest:
     """Like `parse_passthrough_request`; `parse` parses the body with the same limits."""
     parsed, body = parse_passthrough(head, body, parse)
-    return build_entry_passthrough(head, parsed, body, resolve_model(parsed.model, fleet))
+    return build_entry_passthrough(head, parsed, body, resolve_model_entry(parsed.model, fleet))
 
 
 def parse_passthrough(head: RequestHead, body: bytes, parse: BodyParser) -> tuple[ParsedBody, bytes]:
@@ -100,21 +98,24 @@ def parse_passthrough(head: RequestHead, body: bytes, parse: BodyParser) -> tupl
     return _parse_json_body(head, body, parse), body
 
 
-def build_entry_passthrough(head: RequestHead, parsed: ParsedBody, body: bytes, model: Model) -> ModelRequest:
-    """Returns the request for a model as its engine gets it.
+def build_entry_passthrough(head: RequestHead, parsed: ParsedBody, body: bytes, entry: ModelEntry) -> ModelRequest:
+    """Returns the request for a model or an adapter as its engine gets it.
 
     Raises UnknownPath for a path that is not open to clients of the model.
     """
-    query = _parse_query(head.query)
+    query, model = _parse_query(head.query), entry.model
     _check_path(head, model.requests)
     body = apply_field_policy(body, parsed.members, head.path, model)
-    if body and parsed.model != model.name:
-        body = set_members(body, {"model": msgspec.json.encode(model.name)})
+    if body and parsed.model != entry.name:
+        body = set_members(body, {"model": entry.name_text})
     passed_query = [
-        (name, model.name if name == "model" else value) for name, value in query if name not in REMOVED_FIELDS
+        (name, entry.name if name == "model" else value) for name, value in query if name not in REMOVED_FIELDS
     ]
     target = f"{head.path}?{urlencode(passed_query)}" if passed_query else head.path
-    return ModelRequest(parsed, model.key, model, body, method=head.method, target=target)
+    request = ModelRequest(parsed, entry.key, model, body, method=head.method, target=target)
+    if entry.adapter is not None:
+        request.set_adapter(entry.adapter)
+    return request
 
 
 def _parse_json_body(head: RequestHead, body: bytes, parse: BodyParser) -> ParsedBody:

@@ -73,16 +73,16 @@ def build_route_request(
     if request.has_cache_variants:
         chain_start = chain_starts.of_seed(_chain_seed(request, request_id))
     elif scope is not None:
-        chain_start = scope.chain_start(request.model_key, chain_starts)
+        chain_start = scope.chain_start(request.cache_key, chain_starts)
     else:
-        chain_start = chain_starts.of_model(request.model_key)
+        chain_start = chain_starts.of_model(request.cache_key)
     chain = hash_blocks(text, chain_start, start=start, end=end)
     session = _session_id(request, head)
     pinned_session = None
     if session is not None:
         salt = "" if scope is None else scope.salt
         if _is_one_conversation(request, head):
-            pinned_session = session_hash(session, request.model_key, chain_starts.secret, salt)
+            pinned_session = session_hash(session, request.cache_key, chain_starts.secret, salt)
         session = salt + session
     tokens = (end - start) / BYTES_PER_TOKEN
     route_request = RouteRequest(request_id, chain, tokens, request.max_tokens, session, pinned_session)
@@ -116,7 +116,7 @@ def _chain_seed(request: ModelRequest, request_id: str) -> bytes:
 
     The parts are hashed one by one, so that no part can look like another.
     """
-    key = request.model_key.encode()
+    key = request.cache_key.encode()
     parts = [key]
     fields = request.fields
     salt = request.cache_salt or fields.cache_salt

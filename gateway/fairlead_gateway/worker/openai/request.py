@@ -10,6 +10,7 @@ from typing import Final
 
 from msgspec import UNSET
 
+from fairlead.adapters.model import LoraAdapter
 from fairlead.fleet.model import Fleet, Model
 from fairlead.limits import Limits
 from fairlead.routes.resolution import RouteDecision
@@ -44,6 +45,7 @@ class ModelRequest:
     """A parsed request for a model.
 
     body, client_body: as sent to the engine, and as received.
+    cache_key: what engines cache under: the model, and the adapter if there is one.
     decoded_fields, has_session_id: as in `ParsedBody`.
     strip_usage: the client did not ask for the usage of the stream.
     method, target: of the request to the engine; target None: the client's path.
@@ -54,12 +56,15 @@ class ModelRequest:
     cache_salt: the salt of the tenant's cache scope; None without one.
     parameters: the fields that a route has set in the body; None if it has set none.
     route: how a route chose the model; None if the client named the model itself.
+    adapter: the LoRA adapter that the client named; `model` is its base then.
 
     Why 8 parameters: body, model and what differs by path; the rest comes with `parsed`.
     """
 
     __slots__ = (
+        "adapter",
         "body",
+        "cache_key",
         "cache_salt",
         "cache_variant",
         "client_body",
@@ -117,6 +122,13 @@ class ModelRequest:
         self.cache_salt: str | None = None
         self.parameters: dict[str, int | float] | None = None
         self.route: RouteDecision | None = None
+        self.adapter: LoraAdapter | None = None
+        self.cache_key = model_key
+
+    def set_adapter(self, adapter: LoraAdapter) -> None:
+        """Makes this a request for an adapter, which shares no cached block with its base."""
+        self.adapter = adapter
+        self.cache_key = f"{self.model_key}\0{adapter.name}\0{adapter.source}"
 
     @property
     def fields(self) -> CommonFields:
@@ -181,7 +193,11 @@ def build_model_request(
     Raises BadRequest for a field that clients may not set, and UnknownModel, which names similar
     models.
     """
-    return build_entry_request(path, parsed, body, resolve_model_entry(parsed.model, fleet, names), limits)
+    entry = resolve_model_entry(parsed.model, fleet, names)
+    request = build_entry_request(path, parsed, body, entry, limits)
+    if entry.adapter is not None:
+        request.set_adapter(entry.adapter)
+    return request
 
 
 def build_entry_request(path: str, parsed: ParsedBody, body: bytes, entry: ModelEntry, limits: Limits) -> ModelRequest:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from fairlead.decision import Decision
 from fairlead.fleet.model import Instance
 from fairlead_gateway.routing import ModelRouter
+from fairlead_gateway.worker.adapters.adapter_loader import AdapterLoader
+from fairlead_gateway.worker.adapters.instance_adapters import AdapterLease
 from fairlead_gateway.worker.dispatch.admission_queue import AdmissionController
 from fairlead_gateway.worker.dispatch.engine_address import EngineAddresses
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
@@ -55,6 +57,7 @@ class Dispatcher:
         self.recorder = recorder
         self.prompt_samples = reporters.prompt_samples
         self.timings = reporters.timings
+        self.adapter_loader: AdapterLoader | None = None
         self._addresses = EngineAddresses()
         self.request_prefixes = RequestPrefixCache(create_hop_id(routers.secret))
 
@@ -74,6 +77,7 @@ class Dispatcher:
 class Attempt:
     """One try of a request at one instance.
 
+    adapter_lease: the use of the request's adapter, until the attempt is finished
     connection, message: set before the message is sent
     engine_response: set when the message is sent
     has_room: it has waited for the instance, which can start it now and counts it as load
@@ -87,6 +91,7 @@ class Attempt:
         "_is_timed",
         "_router",
         "_sent",
+        "adapter_lease",
         "address",
         "connection",
         "context",
@@ -116,6 +121,7 @@ class Attempt:
         self.connection: EngineConnection | None = None
         self.dispatched_at: float | None = None
         self.engine_response: EngineResponse | None = None
+        self.adapter_lease: AdapterLease | None = None
         self.has_room = False
         self.has_verdict = False
         self.error: UpstreamError | None = None
@@ -131,7 +137,7 @@ class Attempt:
             kind = ATTEMPT if self._sent is None else CONTINUATION
             extra += context.trace.start_span(self.instance, kind, choice.decision.rule)
         target = request.target
-        if address.served_name is not None:
+        if address.served_name is not None and request.adapter is None:
             body = body_with_model(address.served_name, body)
             target = None if target is None else target_with_model(address.served_name, target)
         prefix = dispatcher.request_prefixes.get(request.method, head.path if target is None else target, address.url)
@@ -147,7 +153,7 @@ class Attempt:
         if context.admission.counted_at != self.instance_id:
             router.on_dispatch(route_request, self.instance_id, now, prefilled_elsewhere=has_transfer, is_waiting=False)
         dispatcher.admission.on_dispatch(context, now)
-        if dispatcher.prompt_samples is not None and router.is_indexed:
+        if dispatcher.prompt_samples is not None and router.is_indexed and context.request.adapter is None:
             dispatcher.prompt_samples.offer(context.request, route_request)
         timings = dispatcher.timings
         if timings is not None and not has_transfer and context.choice is not None:
@@ -157,6 +163,24 @@ class Attempt:
             tokens = router.prompt_tokens(route_request) + (0 if self._sent is None else self._sent.tokens)
             timings.on_dispatch(route_request.id, self.instance_id, now, tokens, 0.0 if matched is None else matched)
         dispatcher.outlier_detector.on_dispatch(self.instance_id)
+
+    async def acquire_adapter(self) -> None:
+        """Waits until the instance has the request's adapter. Raises AttemptFailure."""
+        dispatcher, context = self._dispatcher, self.context
+        loader, adapter, use = dispatcher.adapter_loader, context.request.adapter, context.adapter_use
+        assert loader is not None
+        assert adapter is not None
+        assert use is not None
+        started_at = dispatcher.now()
+        try:
+            self.adapter_lease = await loader.acquire(context.request.model_key, adapter, self.instance, use)
+        finally:
+            if use.load_seconds is not None:
+                now = dispatcher.now()
+                context.admission.queued_seconds += now - started_at
+                if self._is_timed and dispatcher.timings is not None:  # else the load counts as prefill
+                    self._is_timed = False
+                    dispatcher.timings.on_abandoned(context.route_request.id, now)
 
     def send(self, on_verdict: Callable[[UpstreamError | None], None] | None = None) -> None:
         """Sends the message; the verdict is awaited from the response, or given to `on_verdict`."""
@@ -205,6 +229,8 @@ class Attempt:
         Records the tokens if the response is complete.
         """
         router = self._router
+        if self.adapter_lease is not None:
+            self.adapter_lease.release()
         if self.engine_response is not None:
             self.engine_response.release_buffer()
         if self._is_finished or router is None:

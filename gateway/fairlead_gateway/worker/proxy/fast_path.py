@@ -2,7 +2,7 @@
 
 A request is plain if it has:
 
-- no stream, no unknown path and no trace
+- no stream, no unknown path, no LoRA adapter and no trace
 - no client timeout
 - no body that may have crashed an engine
 - no prefill instance in its model
@@ -91,6 +91,7 @@ class FastPath:
         return not (
             request.stream
             or request.is_passthrough
+            or request.adapter is not None
             or context.trace is not None
             or self._poison_guard.may_contain(request.body)
             or context.http_request.head.get(TIMEOUT_HEADER) is not None

@@ -8,9 +8,13 @@ After the first byte nothing is retried. A stream that breaks is resumed elsewhe
 allows that (`stream_resume`). Otherwise it ends with an error event and without `[DONE]`.
 """
 
+from collections.abc import Mapping
+
+from fairlead.decision import Decision
 from fairlead_gateway.errors import GatewayError, QuarantinedRequest
 from fairlead_gateway.http.timers import TaskDeadline
 from fairlead_gateway.routing.request import NO_INSTANCES
+from fairlead_gateway.worker.adapters.adapter_use import AdapterUse
 from fairlead_gateway.worker.disaggregation.prefill_coordinator import PrefillCoordinator
 from fairlead_gateway.worker.dispatch.router_registry import as_retry_decision
 from fairlead_gateway.worker.model_selection.fallbacks import Fallbacks
@@ -21,7 +25,13 @@ from fairlead_gateway.worker.proxy.relay import ResponseRelay, end_incomplete
 from fairlead_gateway.worker.proxy.response_check import check_response
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget, should_retry, to_client_error
+from fairlead_gateway.worker.resilience.retry import (
+    ADAPTER_MISSING,
+    AttemptFailure,
+    RetryBudget,
+    should_retry,
+    to_client_error,
+)
 from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
 from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
@@ -116,9 +126,19 @@ class Forwarder:
                 if context.trace is not None:
                     context.trace.finish_span(ATTEMPT, failure.cause)
                 if not self._prefill_coordinator.retry_without_transfer(context, failure):
-                    excluded |= {attempt.instance_id}
+                    if not self._is_adapter_to_reload(attempt, failure):
+                        excluded |= {attempt.instance_id}
                     self._check_retry(attempt, failure)
             attempt = None
+
+    def _is_adapter_to_reload(self, attempt: Attempt, failure: AttemptFailure) -> bool:
+        """Records an engine that has lost its adapters; returns whether it may load them again."""
+        loader = self._dispatcher.adapter_loader
+        if loader is None or attempt.context.request.adapter is None:
+            return False
+        if failure.cause == ADAPTER_MISSING or failure.crashed or not failure.was_sent:
+            loader.on_missing(attempt.instance_id, attempt.adapter_lease)
+        return failure.cause == ADAPTER_MISSING
 
     def _check_retry(self, attempt: Attempt, failure: AttemptFailure) -> None:
         """Records the failure. Raises GatewayError unless another instance may be tried."""
@@ -143,7 +163,10 @@ class Forwarder:
         """
         key, failures = context.request.model_key, context.failures
         deferred = self._admission.deferred_seconds(context)
-        decision = self._prefill_coordinator.choose_decode_instance(context, excluded, now, deferred)
+        if context.request.adapter is None:
+            decision = self._prefill_coordinator.choose_decode_instance(context, excluded, now, deferred)
+        else:
+            decision = self._choose_with_adapter(context, excluded, now, deferred)
         admitted = context.admission.admitted
         if admitted is not None and not failures:
             decision = decision.after(admitted.describe)
@@ -160,12 +183,35 @@ class Forwarder:
             if context.choice is not None:
                 self._telemetry.record_retry(key, context.choice.instance_id, last.cause)
             decision = as_retry_decision(decision, len(failures), last.cause)
+        if context.adapter_use is not None:
+            decision = decision.after(context.adapter_use.describe)
         chosen = decision.chosen
         instance = None if chosen is None else self._routers.ready_instance(key, chosen)
         if instance is None:
             raise self._routers.no_ready_instance(key, now)
         number = context.earlier_attempts + len(failures) + 1
         return self._dispatcher.create_attempt(context, instance, decision, number)
+
+    def _choose_with_adapter(
+        self, context: RequestContext, excluded: frozenset[str], now: float, deferred: Mapping[str, float]
+    ) -> Decision:
+        """Returns the decision among the instances that may serve the request's adapter.
+
+        If none of these can take the request, others are asked for.
+        """
+        loader, request, key = self._dispatcher.adapter_loader, context.request, context.request.model_key
+        assert loader is not None
+        assert request.adapter is not None
+        tried = excluded
+        while True:
+            counts = not context.failures and tried is excluded
+            placement = loader.place(key, request.adapter, tried, counts=counts)
+            context.adapter_use = AdapterUse(request.adapter.name, placement)
+            left_out = loader.restrict(key, placement) if placement.instances else tried
+            decision = self._prefill_coordinator.choose_decode_instance(context, excluded | left_out, now, deferred)
+            if decision.chosen is not None or not placement.instances:
+                return decision
+            tried = tried.union(placement.instances)
 
     def attach_engine_message(self, attempt: Attempt) -> None:
         """Builds the attempt's message from the request, with transfer fields if it has a
@@ -191,6 +237,8 @@ class Forwarder:
             attempt.on_dispatch(self._now())
         is_complete = False
         try:
+            if attempt.context.request.adapter is not None and not attempt.has_verdict:
+                await attempt.acquire_adapter()
             is_complete = await self._exchange(attempt)
         finally:
             if not attempt.context.is_handed_over:

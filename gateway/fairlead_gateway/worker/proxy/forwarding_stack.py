@@ -10,6 +10,7 @@ import random
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet
 from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.worker.adapters.adapter_loader import AdapterLoader
 from fairlead_gateway.worker.disaggregation.prefill_coordinator import PrefillCoordinator
 from fairlead_gateway.worker.dispatch.admission_queue import AdmissionController
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
@@ -91,6 +92,8 @@ class ForwardingStack:
             recorder=recorder,
             reporters=reporters,
         )
+        self.adapter_loader = AdapterLoader(runtime, serving, pool, create_hop_id(secret))
+        self._dispatcher.adapter_loader = self.adapter_loader
         self.relay = self._create_relay(runtime, telemetry, retry_budget)
         self.forwarder = Forwarder(
             self._dispatcher,
@@ -154,14 +157,16 @@ class ForwardingStack:
     def update_fleet(self, fleet: Fleet) -> None:
         """Replaces the fleet; requests in flight stay where they are."""
         self.routers.update_fleet(fleet, self._now())
+        self.adapter_loader.update_fleet(fleet)
         self.credentials.update_fleet(fleet)
         self.prefill_coordinator.update_fleet(fleet)
         self.pool.retain(self.routers.addresses())
         self.admission.update_fleet(fleet)
 
     def close(self) -> None:
-        """Cancels probes and concurrent prefills, and closes idle connections."""
+        """Cancels probes, loads and concurrent prefills, and closes idle connections."""
         self.ejection_prober.close()
+        self.adapter_loader.close()
         self.limit_gate.close()
         self.prefill_coordinator.close()
         self.pool.close()

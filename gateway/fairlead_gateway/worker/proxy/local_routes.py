@@ -8,11 +8,11 @@ from typing import Final
 
 import msgspec
 
-from fairlead.fleet.model import Fleet
+from fairlead.fleet.model import Fleet, Model
 from fairlead.runtime.nonblocking_log import traceback_lines
 from fairlead_gateway.errors import BodyTooLarge, GatewayError, MethodNotAllowed, NotPermitted, UnknownPath
 from fairlead_gateway.http.response_writer import ResponseWriter
-from fairlead_gateway.worker.openai.model_names import public_names, resolve_model
+from fairlead_gateway.worker.openai.model_names import adapter_names, public_names, resolve_model_entry
 from fairlead_gateway.worker.openai.passthrough import PASSTHROUGH_METHODS, is_passthrough_path
 from fairlead_gateway.worker.openai.request import BODY_TYPES
 from fairlead_gateway.worker.openai.schemas import GenericRequest
@@ -54,12 +54,26 @@ class LocalRoutes:
             return
         if path in (_MODELS_PATH, _MODELS_PATH + "/"):
             models = [self._model_object(name, namespace) for name, namespace in public_names(fleet).items()]
+            models += [self._adapter_object(name, model) for name, (model, _) in adapter_names(fleet).items()]
             content: dict[str, object] = {"object": "list", "data": models}
         else:
             name = path[len(_MODELS_PATH) + 1 :]
-            namespace = _route_namespace(name, fleet)
-            content = self._model_object(name, namespace or resolve_model(name, fleet).namespace)
+            content = self._named_object(name, fleet)
         response.send(200, local_headers("models"), msgspec.json.encode(content))
+
+    def _named_object(self, name: str, fleet: Fleet) -> dict[str, object]:
+        """Returns the object of a model, an adapter or a route. Raises UnknownModel."""
+        namespace = _route_namespace(name, fleet)
+        if namespace is not None:
+            return self._model_object(name, namespace)
+        entry = resolve_model_entry(name, fleet)
+        if entry.adapter is not None:
+            return self._adapter_object(name, entry.model)
+        return self._model_object(name, entry.model.namespace)
+
+    def _adapter_object(self, name: str, base: Model) -> dict[str, object]:
+        parent = base.key if base.shadowed else base.name
+        return {**self._model_object(name, base.namespace), "parent": parent}
 
     def _model_object(self, name: str, namespace: str) -> dict[str, object]:
         return {"id": name, "object": "model", "created": self._started_wall, "owned_by": namespace}

@@ -310,6 +310,8 @@ def _served_name_rewriter(context: RequestContext, engine_response: EngineRespon
 
     None if the engine uses that name, or sends no JSON.
     """
+    if context.request.adapter is not None:
+        return None  # engines answer with the adapter's name
     name = None if context.choice is None else context.choice.address.served_name
     route = context.request.route
     if name is None and route is not None:

@@ -8,7 +8,7 @@ import msgspec
 from fairlead_gateway.errors import error_body
 from fairlead_gateway.native import SCAN_USAGE
 from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.resilience.retry import AttemptFailure
+from fairlead_gateway.worker.resilience.retry import ADAPTER_MISSING, AttemptFailure
 from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.response import EngineResponse
 from fairlead_gateway.worker.upstream.response_schemas import PLAIN_RESPONSE_DECODER, USAGE_DECODER
@@ -34,7 +34,8 @@ def check_response(
     if error is not None:
         raise AttemptFailure(error.cause, crashed=error.is_crash, is_final=is_final)
     if engine_response.status == 404 and engine_response.is_complete and _is_wrong_model(engine_response.buffered_body):
-        raise AttemptFailure("wrong-model")  # another server has taken over the address
+        # Without an adapter, another server has taken over the address.
+        raise AttemptFailure("wrong-model" if context.request.adapter is None else ADAPTER_MISSING)
     response_error = _response_error(context, engine_response)
     if response_error is None:
         return

@@ -13,11 +13,12 @@ from functools import partial
 from fairlead_gateway.errors import NoReadyInstance
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE
+from fairlead_gateway.worker.adapters.adapter_use import AdapterUse
 from fairlead_gateway.worker.observability.trace_record import ATTEMPT
 from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher
 from fairlead_gateway.worker.proxy.continuation import SentText, resume_body, splice_events, total_usage
 from fairlead_gateway.worker.proxy.relayed_stream import GapRecorder, SseKeepAlive
-from fairlead_gateway.worker.resilience.retry import RetryBudget
+from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget
 from fairlead_gateway.worker.tenancy.placement_privacy import hide_in_events
 from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
@@ -59,6 +60,8 @@ class StreamResume:
         attempt.on_dispatch(self._now())
         is_complete = False
         try:
+            if context.request.adapter is not None:
+                await attempt.acquire_adapter()
             url = attempt.address.url
             attempt.connection = self._pool.take_idle(url) or await self._pool.connect(url)
             attempt.attach_engine_message(body)
@@ -86,6 +89,8 @@ class StreamResume:
         except UpstreamError as error:
             self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
             return cause
+        except AttemptFailure:
+            return cause
         finally:
             attempt.abort_unfinished()
             attempt.finish(is_complete, self._now())
@@ -107,7 +112,8 @@ class StreamResume:
         if cause not in _FREE_CAUSES and not self._retry_budget.take(context.caller, now):
             return None
         try:
-            decision = self._routers.choose(key, context.route_request, now, frozenset({broken.instance_id}))
+            excluded = self._excluded(broken)
+            decision = self._routers.choose(key, context.route_request, now, excluded)
         except NoReadyInstance:
             return None
         instance = self._routers.ready_instance(key, decision.chosen) if decision.chosen is not None else None
@@ -116,6 +122,16 @@ class StreamResume:
         reason = f"continued after {cause}; {decision.rule}: {decision.reason}"
         decision = decision.with_text(rule=CONTINUATION_RULE, reason=reason)
         return self._dispatcher.create_attempt(context, instance, decision, choice.number + 1, sent)
+
+    def _excluded(self, broken: Attempt) -> frozenset[str]:
+        """Returns the instances that may not resume the stream."""
+        context, excluded = broken.context, frozenset({broken.instance_id})
+        loader, adapter = self._dispatcher.adapter_loader, context.request.adapter
+        if loader is None or adapter is None:
+            return excluded
+        placement = loader.place(context.request.model_key, adapter, excluded)
+        context.adapter_use = AdapterUse(adapter.name, placement)
+        return excluded | loader.restrict(context.request.model_key, placement)
 
     async def _relay(
         self, attempt: Attempt, engine_response: EngineResponse, sent: SentText, keep_alive: SseKeepAlive

@@ -17,12 +17,20 @@ from typing import Final
 
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import CallerKey
-from fairlead_gateway.errors import EngineFailed, EngineTimeout, GatewayError, Overloaded
+from fairlead_gateway.errors import AdapterNotLoaded, EngineFailed, EngineTimeout, GatewayError, Overloaded
 from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
 
 _WINDOW_SECONDS: Final = 10
 _MIN_RETRIES: Final = 3
 _MAX_CRASHES: Final = 2
+ADAPTER_LOAD: Final = "adapter-load"
+"""The instance did not load the request's adapter."""
+ADAPTER_SLOTS: Final = "adapter-slots"
+"""All slots of the instance hold adapters with requests in flight."""
+ADAPTER_MISSING: Final = "adapter-missing"
+"""The instance had the adapter no longer when the request came."""
+_QUICK_CAUSES: Final = ("refused", ADAPTER_MISSING)
+_ADAPTER_CAUSES: Final = frozenset({ADAPTER_LOAD, ADAPTER_SLOTS, ADAPTER_MISSING})
 
 
 class AttemptFailure(Exception):
@@ -58,9 +66,14 @@ class AttemptFailure(Exception):
         return self.cause in LOCAL_CAUSES
 
     @property
+    def is_of_adapter(self) -> bool:
+        """Whether the instance lacks the request's adapter, which is no fault of it."""
+        return self.cause in _ADAPTER_CAUSES
+
+    @property
     def is_exempt_from_budget(self) -> bool:
         """Whether a retry is not charged to the budget."""
-        return self.crashed or not self.was_sent or self.cause == "gone"
+        return self.crashed or not self.was_sent or self.cause == "gone" or self.is_of_adapter
 
 
 class _RetryCounts:
@@ -148,8 +161,8 @@ def should_retry(failures: list[AttemptFailure], limits: Limits) -> bool:
     """Whether the failures of a request allow another attempt."""
     if len(failures) >= limits.max_refusals:
         return False
-    # Refusals take little time; attempts that take more are counted.
-    if failures[-1].is_final or sum(failure.cause != "refused" for failure in failures) >= limits.max_attempts:
+    # Refusals take little time, as do answers of engines that lack an adapter; others are counted.
+    if failures[-1].is_final or sum(failure.cause not in _QUICK_CAUSES for failure in failures) >= limits.max_attempts:
         return False
     return sum(failure.crashed for failure in failures) < _MAX_CRASHES
 
@@ -166,6 +179,12 @@ def to_client_error(failures: list[AttemptFailure], retry_after_seconds: int = 1
             code="engines_broke_off",
             hint="do not send the request again unchanged",
             headers=(("x-should-retry", "false"),),
+        )
+    if failures[-1].is_of_adapter:
+        return AdapterNotLoaded(
+            f"no engine could load the adapter ({attempts})",
+            hint="try again later",
+            headers=(("retry-after", str(retry_after_seconds)),),
         )
     if failures[-1].is_local:
         return Overloaded(

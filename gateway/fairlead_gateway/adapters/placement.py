@@ -1,0 +1,176 @@
+"""Chooses the instances that may take a request for a LoRA adapter, and what an engine evicts.
+
+An adapter has homes among the instances of its base: the first m of an order that its name and the
+instances give. All gateways compute the same order and need not agree on anything else. At least
+two homes leave a choice; an adapter with more requests has more.
+
+Each candidate has a cost in seconds, and the cheapest counts:
+
+- an instance that has the adapter: the work that waits there;
+- a home that has not: that work, the time to load the adapter, and the price of a slot.
+
+The price of a slot is the time of loads that go before, and that of what is evicted.
+
+The price of an evicted adapter is its load time, times the chance that it is needed again soon. An
+engine evicts the adapter with the lowest rate × load time. With equal slots, that keeps the set of
+the highest value: the greedy choice solves this knapsack.
+
+Source: weighted rendezvous hashing (Schindelhauer and Schomaker, SPAA 2005); two homes as in
+DualMap (arXiv 2602.06502); adapters on demand as in S-LoRA (arXiv 2311.03285).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, inf, log
+from typing import Final
+
+import xxhash
+
+from fairlead.units import format_duration
+
+MIN_HOMES: Final = 2
+HOMES_PER_FAIR_SHARE: Final = 2.0
+"""An adapter with the requests of one instance's fair share has so many homes."""
+EVICTION_HORIZON_SECONDS: Final = 10.0
+"""An evicted adapter that is needed within this time is a loss."""
+_STEP: Final = 2.0**-52
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterCandidate:
+    """An instance that may serve an adapter.
+
+    is_warm: it has the adapter.
+    backlog_seconds: the prefill that waits there.
+    slot_seconds: price of a slot for the adapter: loads that go before, and what is evicted.
+    """
+
+    instance_id: str
+    is_warm: bool
+    backlog_seconds: float
+    slot_seconds: float = 0.0
+
+    def cost_seconds(self, load_seconds: float) -> float:
+        """Returns the cost of a request here, in seconds."""
+        if self.is_warm:
+            return self.backlog_seconds
+        return self.backlog_seconds + load_seconds + self.slot_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPlacement:
+    """The instances that may take a request for an adapter. Routing chooses among them.
+
+    rule: `warm`, `cold` (no candidate has it), `spill` (those that have it are too busy) or `none`.
+    """
+
+    instances: tuple[str, ...]
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentValue:
+    """An adapter in an engine's slot, and what it is worth.
+
+    is_busy: requests for it are in flight.
+    is_declared: the model still has it.
+    """
+
+    name: str
+    rate: float
+    load_seconds: float
+    is_busy: bool = False
+    is_declared: bool = True
+
+    @property
+    def value(self) -> float:
+        """Seconds of loading that it saves per second; below 0 if the model has it no longer."""
+        return self.rate * self.load_seconds if self.is_declared else -1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """The adapter to unload.
+
+    name: None if none can be.
+    must_wait: requests for it are in flight, so its slot is free when they have ended.
+    """
+
+    name: str | None
+    must_wait: bool
+    reason: str
+
+
+def home_count(share: float, instances: int) -> int:
+    """Returns how many homes an adapter has.
+
+    share: of the model's adapter requests, from 0 to 1.
+    """
+    return min(instances, max(MIN_HOMES, ceil(HOMES_PER_FAIR_SHARE * share * instances)))
+
+
+def rank_homes(key: str, weights: Mapping[str, float], secret: bytes) -> tuple[str, ...]:
+    """Returns the instances in the order in which they are homes of an adapter.
+
+    key: of the adapter, with that of its base.
+    weights: of the ready instances, by id.
+    """
+    seed = xxhash.xxh3_64_intdigest(secret + b"|adapter|" + key.encode())
+
+    def score(instance_id: str) -> float:
+        drawn = xxhash.xxh3_64_intdigest(instance_id.encode(), seed)
+        return -weights[instance_id] / log(((drawn >> 12) + 0.5) * _STEP)
+
+    return tuple(sorted(sorted(weights), key=score, reverse=True))
+
+
+def place_adapter(candidates: Sequence[AdapterCandidate], load_seconds: float) -> AdapterPlacement:
+    """Returns the instances that may take a request for an adapter.
+
+    candidates: its homes in their order, and others that have it.
+    load_seconds: the expected time to load it.
+    """
+    warm = [candidate for candidate in candidates if candidate.is_warm]
+    cold = [candidate for candidate in candidates if not candidate.is_warm]
+    cheapest = min(cold, key=lambda candidate: candidate.cost_seconds(load_seconds), default=None)
+    cold_seconds = inf if cheapest is None else cheapest.cost_seconds(load_seconds)
+    near = [candidate.instance_id for candidate in warm if candidate.backlog_seconds <= cold_seconds]
+    if near:
+        return AdapterPlacement(tuple(near), "warm", f"loaded at {len(near)} of {len(candidates)}")
+    if cheapest is None:
+        return AdapterPlacement((), "none", "no instance is left for the adapter")
+    took = format_duration(load_seconds)
+    if warm:
+        waited = format_duration(min(candidate.backlog_seconds for candidate in warm))
+        reason = f"where it is loaded, {waited} of work wait; loading takes about {took}"
+        return AdapterPlacement((cheapest.instance_id,), "spill", reason)
+    return AdapterPlacement((cheapest.instance_id,), "cold", f"loading takes about {took}")
+
+
+def choose_eviction(residents: Iterable[ResidentValue]) -> Eviction:
+    """Returns the resident with the lowest value; an idle one before those with requests."""
+    ordered = sorted(residents, key=lambda resident: (resident.is_busy, resident.value, resident.name))
+    if not ordered:
+        return Eviction(None, False, "no slot holds an adapter")
+    victim = ordered[0]
+    if not victim.is_declared:
+        return Eviction(victim.name, victim.is_busy, "the model has it no longer")
+    why = f"{victim.rate:.3g} requests/s × {format_duration(victim.load_seconds)} to load it again is least"
+    return Eviction(victim.name, victim.is_busy, why)
+
+
+def eviction_seconds(residents: Iterable[ResidentValue], slots: int) -> float:
+    """Returns the price of a slot for one more adapter: the expected loss by an eviction."""
+    listed = list(residents)
+    if len(listed) < slots:
+        return 0.0
+    victim = choose_eviction(listed)
+    found = next((resident for resident in listed if resident.name == victim.name), None)
+    if found is None:
+        return inf
+    if not found.is_declared:
+        return 0.0
+    again = min(1.0, found.rate * EVICTION_HORIZON_SECONDS)
+    wait = EVICTION_HORIZON_SECONDS if found.is_busy else 0.0
+    return found.load_seconds * again + wait

@@ -1,0 +1,6 @@
+"""LoRA adapters of engines: which are loaded where, and requests that wait until theirs is.
+
+- `adapter_loader`: places requests and loads adapters while requests wait.
+- `instance_adapters`: the adapters of one engine, as this worker knows them.
+- `engine_commands`: the calls that list, load and unload adapters.
+"""

@@ -1,0 +1,303 @@
+"""Places requests for LoRA adapters, and loads adapters while their requests wait.
+
+The gateway itself loads them, through the engine's own API. What an engine has loaded is what it
+lists; this worker keeps a copy. Other workers and gateways load and unload there, too. So a copy
+may be wrong, and then the engine answers 404: the list is read again, and the request is repeated.
+
+One load at a time runs in an engine. It goes on if the client that it was started for disconnects,
+since others may wait for it.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+from typing import Final
+
+from fairlead.adapters.model import LoraAdapter
+from fairlead.fleet.model import Fleet, Instance, Model
+from fairlead_gateway.adapters.demand import AdapterDemand
+from fairlead_gateway.adapters.placement import (
+    AdapterCandidate,
+    AdapterPlacement,
+    ResidentValue,
+    choose_eviction,
+    eviction_seconds,
+    home_count,
+    place_adapter,
+    rank_homes,
+)
+from fairlead_gateway.worker.adapters.adapter_use import AdapterUse
+from fairlead_gateway.worker.adapters.engine_commands import EngineCommands
+from fairlead_gateway.worker.adapters.instance_adapters import AdapterLease, InstanceAdapters, ResidentAdapter
+from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
+from fairlead_gateway.worker.resilience.retry import ADAPTER_LOAD, ADAPTER_SLOTS, AttemptFailure
+from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
+from fairlead_gateway.worker.upstream.engine_call import EngineCallFailed
+
+_MAX_TRIES: Final = 4
+"""Other workers may take a slot that was just freed; so often it is tried again."""
+_MAX_CACHED_ORDERS: Final = 16_384
+_NO_ADAPTERS: Final[Mapping[str, LoraAdapter]] = {}
+_NOT_FOUND: Final = "status-404"
+"""The engine does not find the source of the adapter."""
+_MAX_PAUSE_SECONDS: Final = 0.25
+_UNREACHABLE: Final = frozenset({"refused", "connect-timeout", "reset", "cut"})
+
+
+class _ModelAdapters:
+    """The adapters of one model, with their homes and what they are worth."""
+
+    __slots__ = ("adapters", "demand", "homes", "slots", "weights")
+
+    def __init__(self) -> None:
+        self.demand = AdapterDemand()
+        self.adapters: Mapping[str, LoraAdapter] = _NO_ADAPTERS
+        self.slots = 0
+        self.weights: dict[str, float] = {}
+        self.homes: dict[str, tuple[str, ...]] = {}
+
+    def update(self, model: Model, ready: Mapping[str, Instance]) -> None:
+        """Takes over the model's adapters and ready instances."""
+        self.adapters = {adapter.name: adapter for adapter in model.adapters}
+        self.slots = model.adapter_slots
+        self.demand.retain(frozenset(self.adapters))
+        weights = {name: instance.weight for name, instance in ready.items()}
+        if weights != self.weights:
+            self.weights, self.homes = weights, {}
+
+
+class AdapterLoader:
+    """The stage that finds a place for each adapter, and loads it there."""
+
+    def __init__(self, runtime: WorkerRuntime, routers: RoleRouters, pool: ConnectionPool, hop_id: str) -> None:
+        limits = runtime.limits
+        self._loop = runtime.loop
+        self._now = runtime.now
+        self._routers = routers
+        self._max_wait_seconds: float = limits.adapter_wait_seconds
+        self._pause_seconds: float = limits.adapter_pause_seconds
+        self._commands = EngineCommands(
+            pool, hop_id, list_seconds=limits.adapter_list_seconds, load_seconds=limits.adapter_load_seconds
+        )
+        self._models: dict[str, _ModelAdapters] = {}
+        self._instances: dict[str, InstanceAdapters] = {}
+
+    def update_fleet(self, fleet: Fleet) -> None:
+        """Takes over the adapters of a fleet; engines that are not ready are forgotten."""
+        ready: set[str] = set()
+        models: dict[str, _ModelAdapters] = {}
+        for key, model in fleet.models.items():
+            if model.adapters or key in self._models:
+                instances = self._routers.ready_instances(key)
+                found = models[key] = self._models.get(key) or _ModelAdapters()
+                found.update(model, instances)
+                ready.update(instances)
+        self._models = models
+        for name in self._instances.keys() - ready:
+            for task in self._instances.pop(name).loads.values():
+                task.cancel()
+
+    def close(self) -> None:
+        """Cancels all loads."""
+        for instance in self._instances.values():
+            for task in instance.loads.values():
+                task.cancel()
+
+    # Placement.
+
+    def place(
+        self, key: str, adapter: LoraAdapter, excluded: frozenset[str], *, counts: bool = False
+    ) -> AdapterPlacement:
+        """Returns the instances that may take a request for an adapter.
+
+        key: of its base.
+        counts: the request counts for the adapter's rate.
+        """
+        model, router = self._models.get(key), self._routers.router(key)
+        if model is None or router is None:
+            return AdapterPlacement((), "none", "the model has left the fleet")
+        now = self._now()
+        if counts:
+            model.demand.on_request(adapter.name, now)
+        order = model.homes.get(adapter.name)
+        if order is None:
+            if len(model.homes) >= _MAX_CACHED_ORDERS:
+                model.homes.clear()
+            order = rank_homes(f"{key}\0{adapter.name}", model.weights, self._routers.secret)
+            model.homes[adapter.name] = order
+        count = home_count(model.demand.share(adapter.name, now), len(order))
+        candidates: list[AdapterCandidate] = []
+        homes = 0
+        for instance_id in order:
+            endpoint = router.endpoint(instance_id)
+            if instance_id in excluded or endpoint is None:
+                continue
+            is_warm = self._instance(instance_id).is_warm(adapter)
+            if homes >= count and not is_warm:
+                continue
+            homes += 1
+            backlog = router.total_load(endpoint.load).backlog_seconds
+            slot = 0.0 if is_warm else self._slot_seconds(model, adapter, instance_id, now)
+            candidates.append(AdapterCandidate(instance_id, is_warm, backlog, slot))
+        return place_adapter(candidates, model.demand.load_seconds(adapter.name))
+
+    def restrict(self, key: str, placement: AdapterPlacement) -> frozenset[str]:
+        """Returns the ready instances that a placement leaves out."""
+        return frozenset(self._routers.ready_instances(key)).difference(placement.instances)
+
+    def _instance(self, instance_id: str) -> InstanceAdapters:
+        found = self._instances.get(instance_id)
+        if found is None:
+            found = self._instances[instance_id] = InstanceAdapters()
+        return found
+
+    def _slot_seconds(self, model: _ModelAdapters, adapter: LoraAdapter, instance_id: str, now: float) -> float:
+        """Returns the price of a slot: the loads before this one, and what is evicted for it."""
+        found, demand = self._instance(instance_id), model.demand
+        if adapter.name in found.loads:
+            return 0.0
+        queued = sum(demand.load_seconds(name) for name in found.loads)
+        if len(found.residents) + len(found.loads) < model.slots:
+            return queued
+        return queued + eviction_seconds(self._values(model, found, now), model.slots - len(found.loads))
+
+    def _values(self, model: _ModelAdapters, found: InstanceAdapters, now: float) -> list[ResidentValue]:
+        demand = model.demand
+        return [
+            ResidentValue(
+                name,
+                demand.rate(name, now),
+                demand.load_seconds(name),
+                found.is_busy(resident),
+                name in model.adapters,
+            )
+            for name, resident in found.residents.items()
+        ]
+
+    # Loads.
+
+    async def acquire(self, key: str, adapter: LoraAdapter, instance: Instance, use: AdapterUse) -> AdapterLease:
+        """Returns the use of an adapter at an instance, which loads it if it must.
+
+        Raises AttemptFailure if the instance cannot.
+        """
+        found, started_at = self._instance(instance.id), self._now()
+        for _ in range(_MAX_TRIES):
+            lease = found.acquire(adapter.name) if found.is_warm(adapter) else None
+            if lease is not None:
+                return lease
+            if found.refused_until.get(adapter.name, 0.0) > self._now():
+                raise AttemptFailure(ADAPTER_LOAD, was_sent=False)
+            load = found.loads.get(adapter.name)
+            if load is None:
+                load = found.loads[adapter.name] = self._loop.create_task(self._load(key, adapter, instance, found))
+                load.add_done_callback(partial(_end_load, found, adapter.name))
+            found.add_waiting(adapter.name, 1)
+            try:
+                await self._wait_for_load(load, found)
+                use.load_seconds = self._now() - started_at
+                lease = found.acquire(adapter.name) if found.is_warm(adapter) else None
+            finally:
+                found.add_waiting(adapter.name, -1)
+            if lease is not None:
+                return lease
+        raise AttemptFailure(ADAPTER_SLOTS, was_sent=False)
+
+    def on_missing(self, instance_id: str, lease: AdapterLease | None) -> None:
+        """Records that an engine lacks an adapter that it was believed to have.
+
+        lease: of the request that met this; one from before the last list says nothing.
+        """
+        if lease is not None and lease.is_current():
+            self._instance(instance_id).forget()
+
+    async def _wait_for_load(self, load: "asyncio.Task[None]", found: InstanceAdapters) -> None:
+        """Waits for a load, which goes on if the wait is cancelled. Raises AttemptFailure."""
+        try:
+            await asyncio.shield(load)
+        except EngineCallFailed as failure:
+            if not failure.is_final:
+                found.forget()
+            cause = failure.cause if failure.cause in _UNREACHABLE else ADAPTER_LOAD
+            raise AttemptFailure(cause, was_sent=False) from None
+        except asyncio.CancelledError:
+            if load.cancelled():  # the instance has left the fleet, not the client
+                raise AttemptFailure(ADAPTER_LOAD, was_sent=False) from None
+            raise
+
+    async def _load(self, key: str, adapter: LoraAdapter, instance: Instance, found: InstanceAdapters) -> None:
+        """Loads an adapter, in a task of its own. Raises EngineCallFailed and AttemptFailure."""
+        async with found.lock:
+            model = self._models.get(key)
+            deadline = self._now() + self._max_wait_seconds
+            pause = 0.0 if model is None else model.demand.load_seconds(adapter.name)
+            while model is not None:
+                if not found.is_listed:
+                    found.set_listed(await self._commands.list_loaded(instance))
+                if found.is_warm(adapter):
+                    return
+                await self._free_slot(model, adapter, instance, found)
+                started_at = self._now()
+                try:
+                    await self._commands.load(instance, adapter)
+                except EngineCallFailed as failure:
+                    if not failure.is_final:
+                        raise
+                    found.is_listed = False
+                    if failure.cause == _NOT_FOUND or started_at >= deadline:
+                        break
+                    # Others load there now, or have loaded this very adapter.
+                    await asyncio.sleep(min(_MAX_PAUSE_SECONDS, pause))
+                    pause *= 2.0
+                    continue
+                found.residents[adapter.name] = ResidentAdapter(adapter.name, adapter.source)
+                model.demand.on_loaded(adapter.name, self._now() - started_at)
+                return
+            found.refused_until[adapter.name] = self._now() + self._pause_seconds
+            raise AttemptFailure(ADAPTER_LOAD, was_sent=False)
+
+    async def _free_slot(
+        self, model: _ModelAdapters, adapter: LoraAdapter, instance: Instance, found: InstanceAdapters
+    ) -> None:
+        """Unloads an adapter if no slot is free, and one of the same name with another source.
+
+        Raises AttemptFailure if no slot gets free in time.
+        """
+        deadline = self._now() + self._max_wait_seconds
+        while adapter.name in found.residents or len(found.residents) >= model.slots:
+            name = adapter.name
+            if name not in found.residents:
+                name = choose_eviction(self._values(model, found, self._now())).name or ""
+            resident = found.residents[name]
+            # Those that wait for this load do not keep an older source of the adapter.
+            if resident.inflight if name == adapter.name else found.is_busy(resident):
+                await _wait_for_release(found, resident, deadline - self._now())
+                continue
+            try:
+                await self._commands.unload(instance, name)
+            except EngineCallFailed as failure:
+                if not failure.is_final:  # else another worker has unloaded it
+                    raise
+            found.residents.pop(name, None)
+
+
+async def _wait_for_release(found: InstanceAdapters, resident: ResidentAdapter, seconds: float) -> None:
+    """Waits until requests for some adapter have ended. No further ones get `resident` meanwhile.
+
+    Raises AttemptFailure after `seconds`.
+    """
+    resident.is_retiring = True
+    try:
+        async with asyncio.timeout(seconds):
+            await found.wait_for_release()
+    except TimeoutError:
+        raise AttemptFailure(ADAPTER_SLOTS, was_sent=False) from None
+    finally:
+        resident.is_retiring = False
+
+
+def _end_load(found: InstanceAdapters, name: str, load: "asyncio.Task[None]") -> None:
+    found.loads.pop(name, None)
+    if not load.cancelled():
+        load.exception()  # all that waited for it may have left

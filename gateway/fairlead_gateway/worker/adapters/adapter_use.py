@@ -1,0 +1,26 @@
+"""The use of a LoRA adapter by a request, as `explain` shows it."""
+
+from fairlead.units import format_duration
+from fairlead_gateway.adapters.placement import AdapterPlacement
+
+
+class AdapterUse:
+    """The adapter of a request: where it may be served, and how long it was waited for.
+
+    load_seconds: how long the request waited for the load; None if it is not loaded yet, or was.
+    """
+
+    __slots__ = ("load_seconds", "name", "placement")
+
+    def __init__(self, name: str, placement: AdapterPlacement) -> None:
+        self.name = name
+        self.placement = placement
+        self.load_seconds: float | None = None
+
+    def describe(self) -> str:
+        """Returns it as the beginning of a sentence."""
+        if self.load_seconds is not None:
+            return f"adapter {self.name} cold, loaded in {format_duration(self.load_seconds)}"
+        if self.placement.rule == "warm":
+            return f"adapter {self.name} {self.placement.reason}"
+        return f"adapter {self.name} cold: {self.placement.reason}"

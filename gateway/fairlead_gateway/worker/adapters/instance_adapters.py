@@ -1,0 +1,122 @@
+"""The LoRA adapters of one engine, as this worker knows them."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+
+from fairlead.adapters.model import LoraAdapter
+
+
+class ResidentAdapter:
+    """An adapter in a slot of an engine.
+
+    source: from which it was loaded.
+    inflight: requests of this worker that need it.
+    is_retiring: its slot is wanted, so no further request gets it.
+    """
+
+    __slots__ = ("inflight", "is_retiring", "name", "source")
+
+    def __init__(self, name: str, source: str) -> None:
+        self.name = name
+        self.source = source
+        self.inflight = 0
+        self.is_retiring = False
+
+
+class InstanceAdapters:
+    """The adapters of one engine.
+
+    residents: by name, those of other workers included; the engine's list decides.
+    is_listed: the list was read since the engine was last known to have changed by itself.
+    lock: held while the engine loads or unloads.
+    loads: the loads that requests wait for, by name.
+    waiting: how many requests wait for each of them, or have not used it yet.
+    refused_until: when adapters that the engine refused may be loaded again, in monotonic seconds.
+    """
+
+    __slots__ = ("_room", "is_listed", "loads", "lock", "refused_until", "residents", "waiting")
+
+    def __init__(self) -> None:
+        self.residents: dict[str, ResidentAdapter] = {}
+        self.is_listed = False
+        self.lock = asyncio.Lock()
+        self.loads: dict[str, asyncio.Task[None]] = {}
+        self.waiting: Counter[str] = Counter()
+        self.refused_until: dict[str, float] = {}
+        self._room: asyncio.Future[None] | None = None
+
+    def is_warm(self, adapter: LoraAdapter) -> bool:
+        """Returns whether requests may use the adapter here."""
+        resident = self.residents.get(adapter.name)
+        return resident is not None and resident.source == adapter.source and not resident.is_retiring
+
+    def set_listed(self, sources: Mapping[str, str]) -> None:
+        """Takes over the engine's list. Adapters that stay keep their requests."""
+        known = self.residents
+        self.residents = {}
+        for name, source in sources.items():
+            resident = known.get(name)
+            if resident is None or resident.source != source:
+                resident = ResidentAdapter(name, source)
+            self.residents[name] = resident
+        self.is_listed = True
+
+    def forget(self) -> None:
+        """Forgets what the engine has: it has started again, or others have changed it."""
+        self.residents = {}
+        self.is_listed = False
+
+    def is_busy(self, resident: ResidentAdapter) -> bool:
+        """Returns whether requests need the adapter now."""
+        return resident.inflight > 0 or self.waiting[resident.name] > 0
+
+    def add_waiting(self, name: str, count: int) -> None:
+        """Counts requests that wait for an adapter; a negative count ends their wait."""
+        self.waiting[name] += count
+        if self.waiting[name] <= 0:
+            del self.waiting[name]
+            self.on_release()
+
+    def acquire(self, name: str) -> "AdapterLease | None":
+        """Returns the use of an adapter by one request; None if the engine has it no longer."""
+        resident = self.residents.get(name)
+        return None if resident is None else AdapterLease(self, resident)
+
+    async def wait_for_release(self) -> None:
+        """Waits until a request ends. Only the holder of the lock waits."""
+        self._room = asyncio.get_running_loop().create_future()
+        try:
+            await self._room
+        finally:
+            self._room = None
+
+    def on_release(self) -> None:
+        """Wakes the one that waits for a slot."""
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+
+class AdapterLease:
+    """The use of an adapter by one request. While it lasts, the adapter is not unloaded."""
+
+    __slots__ = ("_instance", "_is_released", "_resident")
+
+    def __init__(self, instance: InstanceAdapters, resident: ResidentAdapter) -> None:
+        self._instance = instance
+        self._resident = resident
+        self._is_released = False
+        resident.inflight += 1
+
+    def is_current(self) -> bool:
+        """Returns whether the engine is still believed to have what was acquired."""
+        return self._instance.residents.get(self._resident.name) is self._resident
+
+    def release(self) -> None:
+        """Ends the use. Later calls do nothing."""
+        if self._is_released:
+            return
+        self._is_released = True
+        self._resident.inflight -= 1
+        if not self._resident.inflight:
+            self._instance.on_release()

@@ -1,0 +1,289 @@
+"""Adapters at a gateway before simulated engines: what is loaded, where, and what clients see."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from fairlead.adapters.model import LoraAdapter
+from fairlead.fleet.model import Fleet
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
+from fairlead_sim.engine.tokenizer import Tokenizer
+from fairlead_sim.runtime.engine_factory import EngineResources
+from fairlead_sim.runtime.settings import EngineSettings
+from fairlead_sim.server.process import RunningEngine, start_engine
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
+from fairlead_testing.waiting import wait_until
+
+FAST = EngineSettings(model="tiny", served_names=("tiny",), speed=50.0, max_loaded_adapters=8)
+
+
+@dataclass
+class Setting:
+    """A gateway and its engines."""
+
+    running: RunningGateway
+    engines: list[RunningEngine]
+
+    def loaded(self) -> list[set[str]]:
+        """Returns the names of the adapters of each engine."""
+        return [{one.name for one in engine.engine.models.adapters} for engine in self.engines]
+
+    async def restart(self, number: int, settings: EngineSettings) -> None:
+        """Starts a stopped engine again, at its port and without adapters."""
+        port = int(self.engines[number].url.rpartition(":")[2])
+        self.engines[number] = await start_engine(settings, resources(number), host="127.0.0.1", port=port)
+
+
+def resources(number: int) -> EngineResources:
+    return EngineResources(SystemClock(), random.Random(number), Tokenizer())
+
+
+def with_adapters(fleet: Fleet, names: Sequence[str], slots: int) -> Fleet:
+    adapters = tuple(LoraAdapter(name, f"/adapters/{name}") for name in names)
+    model = replace(fleet.models[MODEL_KEY], adapters=adapters, adapter_slots=slots)
+    return replace(fleet, models={MODEL_KEY: model})
+
+
+@asynccontextmanager
+async def adapted(
+    names: Sequence[str],
+    *,
+    engines: int = 1,
+    slots: int = 8,
+    settings: EngineSettings = FAST,
+    limits: Limits | None = None,
+) -> AsyncIterator[Setting]:
+    started = [await start_engine(settings, resources(number), host="127.0.0.1", port=0) for number in range(engines)]
+    fleet = with_adapters(fleet_of([engine.url for engine in started]), names, slots)
+    try:
+        async with running_gateway(fleet, limits) as running:
+            setting = Setting(running, started)
+            yield setting
+            assert {load.inflight for load in running.loads().values()} == {0}
+    finally:
+        for engine in started:
+            await engine.close()
+
+
+def chat(name: str, text: str = "Why?", **more: Any) -> dict[str, Any]:
+    return {"model": name, "messages": [{"role": "user", "content": text}], "max_tokens": 4, **more}
+
+
+def reason_of(setting: Setting, found: RawResponse) -> str:
+    (logged,) = setting.running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+    return logged.latest.decision.reason
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_adapter_is_loaded_while_its_request_waits(stream: bool) -> None:
+    async def main() -> None:
+        async with adapted(["sql", "legal"], settings=replace(FAST, adapter_load_seconds=0.5)) as setting:
+            first = await request(setting.running.url, chat("sql", stream=stream))
+            assert first.status == 200, first.body
+            assert b'"model":"sql"' in first.body.replace(b" ", b"")
+            assert setting.loaded() == [{"sql"}]
+            assert reason_of(setting, first).startswith("adapter sql cold, loaded in ")
+            second = await request(setting.running.url, chat("sql", stream=stream))
+            assert reason_of(setting, second).startswith("adapter sql loaded at 1 of 1; then only-one")
+
+    run_async(main())
+
+
+def test_clients_see_adapters_with_their_base() -> None:
+    async def main() -> None:
+        async with adapted(["sql"]) as setting:
+            (listed,) = await send(setting.running.url, get_request("/v1/models"))
+            models = {model["id"]: model.get("parent") for model in listed.json["data"]}
+            assert models == {"tiny": None, "sql": "tiny"}
+            (one,) = await send(setting.running.url, get_request("/v1/models/sql"))
+            assert one.json["parent"] == "tiny"
+            for name in ("sql", "default/sql"):
+                assert (await request(setting.running.url, chat(name))).json["model"] == "sql"
+            base = await request(setting.running.url, chat("tiny"))
+            assert base.json["model"] == "tiny"
+            assert (await request(setting.running.url, chat("sq"))).status == 404
+
+    run_async(main())
+
+
+def test_large_and_unknown_paths_reach_the_adapter() -> None:
+    async def main() -> None:
+        async with adapted(["sql"], settings=replace(FAST, max_model_len=30_000)) as setting:
+            large = await request(setting.running.url, chat("sql", "x" * 300_000))
+            assert large.status == 400  # the engine's own error: it is longer than the context
+            tokens = await request(setting.running.url, {"model": "sql", "prompt": "a b c"}, path="/tokenize")
+            assert tokens.status == 200
+            answered = await request(setting.running.url, {"model": "sql", "input": "Why?"}, path="/v1/responses")
+            assert answered.json["model"] == "sql"
+
+    run_async(main())
+
+
+def test_base_and_adapters_share_no_prefix() -> None:
+    async def main() -> None:
+        async with adapted(["sql", "legal"]) as setting:
+            chains = []
+            for name in ("tiny", "sql", "legal"):
+                body = chat(name, "x" * 2_000)
+                found = await request(setting.running.url, body)
+                assert found.json["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+                again = await request(setting.running.url, body)
+                assert again.json["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+                (logged,) = setting.running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+                assert logged.latest.decision.matched_tokens == 0
+                chains.append(found.json["choices"][0]["message"]["content"])
+            assert len(set(chains)) == 3  # each adapter answers in its own way
+
+    run_async(main())
+
+
+def test_least_wanted_adapter_is_evicted() -> None:
+    async def main() -> None:
+        settings = replace(FAST, adapter_load_seconds=5.0)
+        async with adapted(["a", "b", "c"], slots=2, settings=settings) as setting:
+            for name in (*["a"] * 10, "b", "c"):
+                assert (await request(setting.running.url, chat(name))).status == 200
+            assert setting.loaded() == [{"a", "c"}]
+
+    run_async(main())
+
+
+def test_adapter_with_requests_is_not_evicted() -> None:
+    settings = replace(FAST, speed=1.0)
+
+    async def main() -> None:
+        async with adapted(["a", "b"], slots=1, settings=settings) as setting:
+            long = asyncio.create_task(request(setting.running.url, chat("a", stream=True, max_tokens=40)))
+            await wait_until(lambda: bool(setting.loaded()[0]))
+            second = await request(setting.running.url, chat("b"))
+            assert second.status == 200
+            assert setting.loaded() == [{"b"}]
+            assert (await long).body.endswith(b"data: [DONE]\n\n")
+
+    run_async(main())
+
+
+def test_adapter_that_cannot_be_loaded_is_503_with_retry_after() -> None:
+    settings = replace(FAST, missing_adapters=frozenset({"/adapters/gone"}))
+
+    async def main() -> None:
+        async with adapted(["gone", "sql"], engines=2, settings=settings) as setting:
+            for _ in range(2):
+                found = await request(setting.running.url, chat("gone"))
+                assert (found.status, found.error["code"]) == (503, "adapter_not_loaded")
+                assert int(found.fields["retry-after"]) >= 1
+            assert (await request(setting.running.url, chat("sql"))).status == 200
+            assert (await request(setting.running.url, chat("tiny"))).status == 200
+
+    run_async(main())
+
+
+def test_full_slots_are_503_after_the_wait() -> None:
+    settings = replace(FAST, speed=1.0)
+
+    async def main() -> None:
+        limits = Limits(adapter_wait_seconds=0.05)
+        async with adapted(["a", "b"], slots=1, settings=settings, limits=limits) as setting:
+            long = asyncio.create_task(request(setting.running.url, chat("a", stream=True, max_tokens=100)))
+            await wait_until(lambda: bool(setting.loaded()[0]))
+            found = await request(setting.running.url, chat("b"))
+            assert (found.status, found.error["code"]) == (503, "adapter_not_loaded")
+            assert (await long).status == 200
+
+    run_async(main())
+
+
+def test_adapter_that_others_unloaded_is_loaded_again() -> None:
+    async def main() -> None:
+        async with adapted(["sql"]) as setting:
+            assert (await request(setting.running.url, chat("sql"))).status == 200
+            more = "content-type: application/json\r\n"
+            body, path = {"lora_name": "sql"}, "/v1/unload_lora_adapter"
+            assert (await request(setting.engines[0].url, body, path=path, more=more)).status == 200
+            found = await request(setting.running.url, chat("sql"))
+            assert found.json["model"] == "sql"
+            assert "adapter-missing" in reason_of(setting, found)
+
+    run_async(main())
+
+
+def test_changed_source_is_loaded_anew() -> None:
+    async def main() -> None:
+        async with adapted(["sql"]) as setting:
+            fleet = setting.running.gateway.stack.routers.fleet
+            assert (await request(setting.running.url, chat("sql"))).status == 200
+            model = replace(fleet.models[MODEL_KEY], adapters=(LoraAdapter("sql", "/adapters/sql-2"),))
+            setting.running.gateway.update_fleet(replace(fleet, version=2, models={MODEL_KEY: model}))
+            assert (await request(setting.running.url, chat("sql"))).status == 200
+            assert [one.path for one in setting.engines[0].engine.models.adapters] == ["/adapters/sql-2"]
+
+    run_async(main())
+
+
+def test_zipf_traffic_survives_a_killed_and_a_restarted_engine() -> None:
+    names = [f"lora-{number}" for number in range(200)]
+    weights = [1.0 / (number + 1) for number in range(200)]
+    settings = replace(FAST, adapter_load_seconds=0.2)
+    drawn = random.Random(7).choices(names, weights, k=900)
+
+    async def main() -> None:
+        async with adapted(names, engines=3, slots=8, settings=settings) as setting:
+            todo, answers = iter(drawn), Counter[int]()
+
+            async def client(number: int) -> None:
+                for name in todo:
+                    # A stream that breaks is continued elsewhere if its answer is determined.
+                    body = chat(name, f"question {number}", stream=number % 2 == 0, temperature=0)
+                    found = await request(setting.running.url, body)
+                    assert found.status == 200, (name, found.body)
+                    assert f'"model":"{name}"'.encode() in found.body.replace(b" ", b""), found.body
+                    if number % 2 == 0:
+                        assert found.body.endswith(b"data: [DONE]\n\n"), found.body[-600:]
+                    answers[0] += 1
+
+            async def faults() -> None:
+                await wait_until(lambda: answers[0] >= 300)
+                setting.engines[1].kill()
+                await wait_until(lambda: answers[0] >= 600)
+                await setting.restart(1, settings)
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(faults())
+                for number in range(16):
+                    group.create_task(client(number))
+            assert answers[0] == len(drawn)
+            assert all(len(loaded) <= 8 for loaded in setting.loaded())
+
+    run_async(main())
+
+
+def test_two_gateways_share_the_slots_of_engines() -> None:
+    names = [f"lora-{number}" for number in range(40)]
+    drawn = random.Random(3).choices(names, [1.0 / (number + 1) for number in range(40)], k=400)
+    settings = replace(FAST, adapter_load_seconds=0.2, max_loaded_adapters=4)
+
+    async def main() -> None:
+        async with adapted(names, engines=2, slots=4, settings=settings) as setting:
+            fleet = setting.running.gateway.stack.routers.fleet
+            async with running_gateway(fleet) as other:
+                urls, todo = (setting.running.url, other.url), iter(drawn)
+
+                async def client(number: int) -> None:
+                    for name in todo:
+                        found = await request(urls[number % 2], chat(name))
+                        assert (found.status, found.json.get("model")) == (200, name), found.body
+
+                async with asyncio.TaskGroup() as group:
+                    for number in range(8):
+                        group.create_task(client(number))
+                assert all(len(loaded) <= 4 for loaded in setting.loaded())
+
+    run_async(main())
