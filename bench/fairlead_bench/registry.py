@@ -90,6 +90,12 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             6,
         ),
         Benchmark(
+            "adapters",
+            "fairlead_bench.adapters.benchmark",
+            "placement of LoRA adapters by the gateway's rule and by published ones, on a virtual clock",
+            2,
+        ),
+        Benchmark(
             "autoscaler",
             "fairlead_bench.autoscaler.benchmark",
             "the autoscaler and the presets of other autoscalers, compared with an offline optimum",
