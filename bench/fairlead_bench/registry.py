@@ -178,6 +178,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             trace_folder=True,
         ),
         Benchmark(
+            "routes",
+            "fairlead_bench.routes.request_cost",
+            "processor time that a route adds to a request: alias, split, tenant check, parameters",
+            1,
+            Code.COMPILED_PROCESSES,
+        ),
+        Benchmark(
             "fallbacks",
             "fairlead_bench.routing.fallback_search",
             "the search for the next model of a request that one has not answered",

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.worker.model_selection.conversation import prompt_digest, session_digest
+from fairlead_gateway.worker.model_selection.conversation import conversation_end, prompt_digest, session_digest
 
 SYSTEM = {"role": "system", "content": 'You are {"role":"user"} helpful.'}
 TEXTS = st.text(max_size=30)
@@ -78,3 +78,25 @@ def test_any_text_has_an_identity(text: bytes) -> None:
 def test_tenants_do_not_share_names_of_sessions() -> None:
     assert len({session_digest(b"1", None), session_digest(b"1", "acme"), session_digest(b"1", "beta")}) == 3
     assert session_digest(b"1", "acme") == session_digest(b"1", "acme")
+
+
+@given(first=TEXTS, later=MESSAGES, opening=MESSAGES, compact=st.booleans())
+def test_usual_messages_have_the_identity_that_all_messages_read_would_give(
+    first: str, later: Any, opening: Any, compact: bool
+) -> None:
+    """A first question in parts, or with its fields in another order, stays the first one."""
+    messages = [*opening, {"role": "user", "content": first}, *later]
+    text = json.dumps(messages, separators=(",", ":") if compact else None).encode()
+    spaced = json.dumps([last_first(message) for message in messages], separators=(",", ":")).encode()
+    number = next(index for index, message in enumerate(messages) if message["role"] == "user")
+    for written, order in ((text, dict), (spaced, last_first)):
+        whole = [order(message) for message in messages[: number + 1]]
+        head = json.dumps(whole, separators=None if written is text and not compact else (",", ":")).encode()
+        assert conversation_end(written, 1, len(written) - 1) == len(head) - 1
+
+
+@pytest.mark.parametrize(
+    "text", [b'{"role":"user","content":"', b'{"role":"user","content":"a"', b'x{"role":"user","content":"a"}']
+)
+def test_a_prompt_that_looks_like_the_start_of_a_message_has_an_identity(text: bytes) -> None:
+    assert len(prompt_digest(text, 0, len(text))) == 8
