@@ -84,6 +84,12 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             10,
         ),
         Benchmark(
+            "canary",
+            "fairlead_bench.canary.benchmark",
+            "the judge of canaries: false rollbacks, and the time until a regression is found",
+            4,
+        ),
+        Benchmark(
             "fairness",
             "fairlead_bench.fairness.benchmark",
             "a flooding tenant and steady ones before three gateways, and attacks on the caches of tenants",

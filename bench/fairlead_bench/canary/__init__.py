@@ -1,0 +1,1 @@
+"""Benchmark of the judge of canaries, in simulated traffic."""

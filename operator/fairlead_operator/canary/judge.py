@@ -1,0 +1,340 @@
+"""The judge of a canary: from what two revisions did in the same time to a verdict. Pure.
+
+The judge may look after every interval: the chance that it ever rolls back a revision within the
+tolerances stays below `Rules.false_rollback`.
+
+An interval compares both revisions under the same traffic. What affects both, such as a peak of
+load, cancels out. Requests of one interval may depend on each other, as the turns of a conversation
+do: intervals count, not requests.
+
+TTFT, TPOT and answer length have an *excess* in each interval: what the canary used beyond the
+running revision's mean times the tolerance. A t-test that holds at any time says whether the mean
+excess is above 0. It mixes over effects of all sizes and needs no variance in advance. Of errors,
+each request counts: a mixture of likelihood ratios compares the canary's share with that of the
+running revision.
+
+TTFT is judged twice. Once prompt tokens that had to be computed explain a part of it: a canary whose
+cache is still cold is not slower. And once as it is, with a wider tolerance, since a revision may
+have broken the cache.
+
+Source: Lindon, Ham, Tingley and Bojinov, "Anytime-Valid Linear Models and Regression Adjusted
+Causal Inference in Randomized Experiments", 2022 (the t-test). Johari, Koomen, Pekelis and Walsh,
+"Always Valid Inference: Continuous Monitoring of A/B Tests", Operations Research 70(3), 2022 (the
+mixture sequential probability ratio test). Ramdas, Grünwald, Vovk and Shafer, "Game-Theoretic
+Statistics and Safe Anytime-Valid Inference", 2023 (evidence that multiplies).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from math import exp, log, sqrt
+from typing import Final
+
+_EFFECT_VARIANCE: Final = 1.0
+"""Variance of the effects that are mixed over, in those of an interval."""
+_MIN_INTERVALS: Final = 4
+_ERROR_RISES: Final = (0.01, 0.02, 0.05, 0.1, 0.3, 0.9)
+"""Rises of the error share that are mixed over, as parts of what is left to 1."""
+_TESTS: Final = 6
+"""Tests that may each cause a rollback; they share the chance of a false one."""
+_INCIDENT_ERRORS: Final = 3
+"""Errors of the running revision in one interval that count as an incident, which affects both."""
+_PRIOR_REQUESTS: Final = 100.0
+"""Requests without an error that the running revision is assumed to have had."""
+
+
+class Measure(StrEnum):
+    """What is compared between the two revisions."""
+
+    TTFT = "TTFT"
+    TPOT = "TPOT"
+    ERRORS = "errors"
+    ANSWER_LENGTH = "answer length"
+
+
+class Verdict(StrEnum):
+    """What should become of a canary."""
+
+    CONTINUE = "Continue"
+    PROMOTE = "Promote"
+    ROLLBACK = "Rollback"
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionSums:
+    """What the instances of one revision did in an interval.
+
+    attempts: requests that were sent there, also those that another instance answered then.
+    gaps: between the tokens of streams.
+    log_tokens: the sum of the logarithms of the tokens of each answer. Why: lengths differ by orders
+        of magnitude, and a few long answers would hide the others.
+    computed_tokens: of prompts, without those that were cached.
+    """
+
+    attempts: int = 0
+    errors: int = 0
+    first_tokens: int = 0
+    ttft_seconds: float = 0.0
+    gaps: int = 0
+    gap_seconds: float = 0.0
+    answers: int = 0
+    log_tokens: float = 0.0
+    computed_tokens: int = 0
+
+    def __add__(self, other: "RevisionSums") -> "RevisionSums":
+        return RevisionSums(
+            self.attempts + other.attempts,
+            self.errors + other.errors,
+            self.first_tokens + other.first_tokens,
+            self.ttft_seconds + other.ttft_seconds,
+            self.gaps + other.gaps,
+            self.gap_seconds + other.gap_seconds,
+            self.answers + other.answers,
+            self.log_tokens + other.log_tokens,
+            self.computed_tokens + other.computed_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """What both revisions did in the same time."""
+
+    running: RevisionSums
+    canary: RevisionSums
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The tolerances of the judge. A canary within all of them is not rolled back.
+
+    slower: rise of the mean TTFT, for prompts of the same tokens to compute, and TPOT, as a ratio.
+    ttft: rise of the mean TTFT as it is, as a ratio.
+    length: change of the mean answer length in both directions, as a ratio.
+    errors: rise of the error share.
+    false_rollback: chance that a canary within the tolerances is ever rolled back.
+    min_requests: requests of the canary without which it is not promoted.
+    """
+
+    slower: float = 1.05
+    ttft: float = 1.5
+    length: float = 1.15
+    errors: float = 0.003
+    false_rollback: float = 0.01
+    min_requests: int = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The state of one measure.
+
+    change: of the canary against the running revision: a ratio, or a difference of error shares.
+    p_value: always valid; at most the chance of such data if the canary is within the tolerance.
+    """
+
+    measure: Measure
+    running: float
+    canary: float
+    p_value: float
+
+    def describe(self) -> str:
+        """Returns the two numbers as text."""
+        if self.measure is Measure.ERRORS:
+            return f"errors {self.canary:.1%} instead of {self.running:.1%} of the requests"
+        if self.measure is Measure.ANSWER_LENGTH:
+            return f"answers of {self.canary:.0f} instead of {self.running:.0f} tokens at the geometric mean"
+        times = f"{_format_seconds(self.canary)} instead of {_format_seconds(self.running)} on average"
+        return f"{self.measure} {times} ({self.canary / self.running - 1.0:+.0%})"
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A verdict and its reason.
+
+    missed: the measure that causes a rollback.
+    requests: of the canary so far.
+    """
+
+    verdict: Verdict
+    reason: str
+    missed: Measure | None = None
+    requests: int = 0
+    findings: tuple[Finding, ...] = ()
+
+
+def judge(intervals: Sequence[Interval], *, is_complete: bool, rules: Rules | None = None) -> Judgement:
+    """Returns what should become of a canary after these intervals.
+
+    is_complete: it was observed as long as was asked for.
+    """
+    rules = rules or Rules()
+    running, canary = RevisionSums(), RevisionSums()
+    for interval in intervals:
+        running, canary = running + interval.running, canary + interval.canary
+    findings = tuple(_findings(intervals, running, canary, rules))
+    requests = canary.attempts
+    limit = rules.false_rollback / _TESTS
+    missed = min((found for found in findings if found.p_value <= limit), key=lambda found: found.p_value, default=None)
+    if missed is not None:
+        reason = f"{missed.describe()}, in {requests} requests (p = {missed.p_value:.2g})"
+        return Judgement(Verdict.ROLLBACK, reason, missed.measure, requests, findings)
+    if not is_complete:
+        return Judgement(Verdict.CONTINUE, f"no difference found in {requests} requests", None, requests, findings)
+    if requests < rules.min_requests:
+        reason = f"only {requests} requests so far, and {rules.min_requests} are needed"
+        return Judgement(Verdict.CONTINUE, reason, None, requests, findings)
+    return Judgement(Verdict.PROMOTE, f"no difference found in {requests} requests", None, requests, findings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Test:
+    """A measure with the ratio of means that is still tolerated.
+
+    is_adjusted: for the same tokens to compute.
+    """
+
+    measure: Measure
+    ratio: float
+    is_adjusted: bool = False
+
+
+def _findings(
+    intervals: Sequence[Interval], running: RevisionSums, canary: RevisionSums, rules: Rules
+) -> list[Finding]:
+    tests = (
+        _Test(Measure.TTFT, rules.slower, is_adjusted=True),
+        _Test(Measure.TTFT, rules.ttft),
+        _Test(Measure.TPOT, rules.slower),
+        _Test(Measure.ANSWER_LENGTH, rules.length),
+        _Test(Measure.ANSWER_LENGTH, 1.0 / rules.length),
+    )
+    findings = []
+    for test in tests:
+        means = _shown_mean(running, test.measure), _shown_mean(canary, test.measure)
+        if means[0] is not None and means[1] is not None:
+            findings.append(Finding(test.measure, means[0], means[1], _excess_test(intervals, test)))
+    if running.attempts and canary.attempts:
+        shares = running.errors / running.attempts, canary.errors / canary.attempts
+        findings.append(Finding(Measure.ERRORS, *shares, _error_test(intervals, rules.errors)))
+    return findings
+
+
+def _parts(sums: RevisionSums, measure: Measure) -> tuple[float, int]:
+    """Returns the total of a measure and the number of what it is the total of."""
+    if measure is Measure.TTFT:
+        return sums.ttft_seconds, sums.first_tokens
+    if measure is Measure.TPOT:
+        return sums.gap_seconds, sums.gaps
+    return sums.log_tokens, sums.answers
+
+
+def _shown_mean(sums: RevisionSums, measure: Measure) -> float | None:
+    total, count = _parts(sums, measure)
+    if not count or total <= 0.0:
+        return None
+    return exp(total / count) if measure is Measure.ANSWER_LENGTH else total / count
+
+
+def _excess(interval: Interval, test: _Test) -> tuple[int, float, float] | None:
+    """Returns the weight of an interval, the canary's excess, and its excess of tokens to compute;
+    None without requests of both revisions.
+    """
+    total, count = _parts(interval.running, test.measure)
+    used, number = _parts(interval.canary, test.measure)
+    if not count or not number:
+        return None
+    if test.measure is Measure.ANSWER_LENGTH:
+        return number, used - (total / count + log(test.ratio)) * number, 0.0
+    excess = used - test.ratio * total / count * number
+    if not test.is_adjusted:
+        return number, excess, 0.0
+    usual = interval.running.computed_tokens / count
+    return number, excess, interval.canary.computed_tokens - usual * number
+
+
+def _excess_test(intervals: Sequence[Interval], test: _Test) -> float:
+    """Returns an always-valid p-value of the canary being within the ratio of a test.
+
+    It is the inverse of the largest Bayes factor so far: evidence that was once there does not go
+    away. A ratio below 1 is a lower bound.
+    """
+    regression = _Regression(-1.0 if test.ratio < 1.0 else 1.0)
+    best = 1.0
+    for interval in intervals:
+        found = _excess(interval, test)
+        if found is not None:
+            regression.add(*found)
+            best = max(best, regression.evidence())
+    return 1.0 / best
+
+
+class _Regression:
+    """The regression of an excess on the number of requests, and on what else explains it.
+
+    Intervals of more requests have more weight: the variance grows with their number.
+
+    sign: of an excess that counts as a miss.
+    """
+
+    def __init__(self, sign: float) -> None:
+        self._sign = sign
+        self._count = 0
+        self._unit = 0.0
+        self._xx = self._xy = self._yy = self._xz = self._yz = self._zz = 0.0
+
+    def add(self, number: int, excess: float, other: float) -> None:
+        """Adds an interval."""
+        if self._count < _MIN_INTERVALS:
+            self._unit += number / _MIN_INTERVALS
+        self._count += 1
+        self._xx += number
+        self._xy += excess
+        self._yy += excess * excess / number
+        self._xz += other
+        self._yz += excess * other / number
+        self._zz += other * other / number
+
+    def evidence(self) -> float:
+        """Returns the Bayes factor of an excess against none; 1 without one, or too early."""
+        if self._count < _MIN_INTERVALS:
+            return 1.0
+        freedom, xx, xy, yy = self._count - 1, self._xx, self._xy, self._yy
+        if self._zz > 0.0:
+            freedom -= 1
+            xx -= self._xz * self._xz / self._zz
+            xy -= self._xz * self._yz / self._zz
+            yy -= self._yz * self._yz / self._zz
+        if xx <= 1e-6 * self._xx or xy * self._sign <= 0.0:
+            return 1.0
+        explained = xy * xy / xx
+        t_squared = freedom * explained / max(yy - explained, 1e-9 * yy)
+        growth = 1.0 + xx / self._unit * _EFFECT_VARIANCE
+        ratio = (1.0 + t_squared / freedom) / (1.0 + t_squared / (freedom * growth))
+        return exp(min(700.0, 0.5 * (freedom + 1) * log(ratio))) / sqrt(growth)
+
+
+def _error_test(intervals: Sequence[Interval], tolerance: float) -> float:
+    """Returns an always-valid p-value of the canary's error share being within the tolerance.
+
+    Each interval is compared with the running revision's share up to then, or in an incident with
+    that of the interval.
+    """
+    evidence = [0.0] * len(_ERROR_RISES)
+    best, attempts, errors = 1.0, _PRIOR_REQUESTS, 0.0
+    for interval in intervals:
+        attempts, errors = attempts + interval.running.attempts, errors + interval.running.errors
+        usual = errors / attempts
+        if interval.running.errors >= _INCIDENT_ERRORS:
+            usual = max(usual, interval.running.errors / interval.running.attempts)
+        usual = min(0.99, usual + tolerance)
+        failed = interval.canary.errors
+        served = max(0, interval.canary.attempts - failed)
+        for number, rise in enumerate(_ERROR_RISES):
+            share = usual + (1.0 - usual) * rise
+            evidence[number] += failed * log(share / usual) + served * log((1.0 - share) / (1.0 - usual))
+        mixture = sum(exp(min(700.0, part)) for part in evidence) / len(evidence)
+        best = max(best, mixture)
+    return 1.0 / best
+
+
+def _format_seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1.0 else f"{1000.0 * seconds:.3g} ms"
