@@ -15,6 +15,7 @@ from typing import Protocol
 
 from fairlead.adapters.model import DEFAULT_ADAPTER_SLOTS, LoraAdapter
 from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.labels import CANARY_POOL_SUFFIX
 from fairlead.fleet.signals import EngineSignals
 from fairlead.routes.model import Route
 
@@ -160,6 +161,11 @@ class Instance:
     replica_nano_usd_per_hour: int | None = None
 
     @property
+    def is_canary(self) -> bool:
+        """True if it belongs to the canary of a rollout."""
+        return self.pool.endswith(CANARY_POOL_SUFFIX)
+
+    @property
     def replica_id(self) -> str:
         """Identifies the replica: all data-parallel ranks of one engine belong to it."""
         return self.id if self.dp_rank is None else self.id.rpartition("/")[0] or self.id
@@ -228,6 +234,7 @@ class Model:
     price: None if the model has no price. Its use is recorded then without a cost.
     adapters: LoRA adapters that clients can request by their own names.
     adapter_slots: adapters that each of its engines holds at a time.
+    canary_weight: percentage of the conversations that canary instances get.
     """
 
     namespace: str
@@ -241,6 +248,7 @@ class Model:
     price: TokenPrice | None = None
     adapters: tuple[LoraAdapter, ...] = ()
     adapter_slots: int = DEFAULT_ADAPTER_SLOTS
+    canary_weight: int = 0
 
     @property
     def key(self) -> str:

@@ -31,7 +31,7 @@ from fairlead.fleet.kubernetes.pod_instances import (
 )
 from fairlead.fleet.kubernetes.route_objects import ParsedRoute, granted_routes
 from fairlead.fleet.kubernetes.spec_cache import KnownAccelerator, ParsedModel
-from fairlead.fleet.labels import MODEL_LABEL, POOL_LABEL
+from fairlead.fleet.labels import CANARY_POOL_SUFFIX, MODEL_LABEL, POOL_LABEL
 from fairlead.fleet.model import Fleet, Instance, Model, Role, next_fleet, served_name_override
 from fairlead.kube.resources import Manifest, key_of, label_selector, labels_of, metadata_of, namespace_of, uid_of
 from fairlead.limits import Limits
@@ -195,7 +195,12 @@ class _FleetBuilder:
             else:
                 model = before or Model(one.namespace, one.name)
             granted = names[one.key]
-            found[one.key] = replace(model, shadowed=not granted.has_own_name, served_names=granted.served_names)
+            found[one.key] = replace(
+                model,
+                shadowed=not granted.has_own_name,
+                served_names=granted.served_names,
+                canary_weight=one.canary_weight,
+            )
         return dict(sorted(found.items()))
 
     def _granted_names(self) -> dict[str, GrantedNames]:
@@ -292,7 +297,7 @@ class _FleetBuilder:
             if not self._has_room(model.namespace):
                 self.excluded[key_of(pod)] = _BEYOND_SHARE
                 continue
-            pool = str(labels.get(POOL_LABEL, ""))
+            pool = str(labels.get(POOL_LABEL, "")).removesuffix(CANARY_POOL_SUFFIX)
             profile, price = self._engine_profile(model, pool), self._replica_price(model, pool)
             peers = None if model.spec is None else model.spec.peers
             instances = self._record_exclusion(pod, managed_instances(pod, profile, spans, peers, price))

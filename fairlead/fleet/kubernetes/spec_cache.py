@@ -46,6 +46,7 @@ class ParsedModel:
 
     recorded_names: the names that its status says it has; None if the status says nothing yet.
     releases_names: it gives its names to others that claim them.
+    canary_weight: percentage of the conversations that its canary gets.
     """
 
     namespace: str
@@ -55,6 +56,7 @@ class ParsedModel:
     problem: str = ""
     recorded_names: frozenset[str] | None = None
     releases_names: bool = False
+    canary_weight: int = 0
 
     @property
     def key(self) -> str:
@@ -108,10 +110,11 @@ class SpecCache:
         written, known = item.get("spec"), self._models.get(key)
         metadata = metadata_of(item)
         created = str(metadata.get("creationTimestamp") or "")
-        recorded = recorded_names(item.get("status") or {})
+        status = item.get("status") or {}
+        recorded, weight = recorded_names(status), recorded_canary_weight(status)
         releases = annotations_of(item).get(RELEASE_NAMES_ANNOTATION) == "true"
         if known is not None and known[0] == written and known[1].created == created:
-            return written, _with_names(known[1], recorded, releases)
+            return written, _with_status(known[1], recorded, releases, weight)
         spec, problem = None, ""
         try:
             spec = ModelDeploymentSpec.model_validate(written or {})
@@ -120,7 +123,7 @@ class SpecCache:
                 f"the spec of the model {key} cannot be read: {describe_error(error, ModelDeploymentSpec, written)}"
             )
         namespace = str(metadata.get("namespace") or "default")
-        return written, ParsedModel(namespace, name_of(item), created, spec, problem, recorded, releases)
+        return written, ParsedModel(namespace, name_of(item), created, spec, problem, recorded, releases, weight)
 
     def _parse_class(self, name: str, item: Manifest) -> tuple[Any, KnownAccelerator | str]:
         written, known = item.get("spec"), self._classes.get(name)
@@ -139,11 +142,18 @@ def _known_accelerator(name: str, spec: AcceleratorClassSpec) -> KnownAccelerato
     return KnownAccelerator(spec.profile.to_engine_profile(name), spec)
 
 
-def _with_names(model: ParsedModel, recorded: frozenset[str] | None, releases: bool) -> ParsedModel:
+def recorded_canary_weight(status: Mapping[str, Any]) -> int:
+    """Returns the percentage of the conversations that the status of a model gives to its canary."""
+    canary = status.get("canary")
+    weight = canary.get("weight") if isinstance(canary, dict) else None
+    return weight if isinstance(weight, int) and 0 <= weight <= 100 else 0
+
+
+def _with_status(model: ParsedModel, recorded: frozenset[str] | None, releases: bool, weight: int) -> ParsedModel:
     """Returns `model` itself if nothing changed."""
-    if (model.recorded_names, model.releases_names) == (recorded, releases):
+    if (model.recorded_names, model.releases_names, model.canary_weight) == (recorded, releases, weight):
         return model
-    return replace(model, recorded_names=recorded, releases_names=releases)
+    return replace(model, recorded_names=recorded, releases_names=releases, canary_weight=weight)
 
 
 def describe_error(error: ValidationError, model: type[StrictModel], value: Any) -> str:

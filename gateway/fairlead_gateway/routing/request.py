@@ -18,10 +18,11 @@ class RouteRequest:
     - prompt_tokens: may be an estimate.
     - session: the client's conversation id, after the salt of its cache scope.
     - sequences: answers that an engine computes for it; `max_tokens` is of each.
+    - takes_canary: it belongs to the conversations that a canary gets; set before it is routed.
     - session_hash: a keyed 64-bit hash of `session`, by which gateways share session affinity.
     """
 
-    __slots__ = ("chain", "id", "max_tokens", "prompt_tokens", "sequences", "session", "session_hash")
+    __slots__ = ("chain", "id", "max_tokens", "prompt_tokens", "sequences", "session", "session_hash", "takes_canary")
 
     def __init__(
         self,
@@ -39,3 +40,4 @@ class RouteRequest:
         self.max_tokens = max_tokens
         self.session = session
         self.sequences = 1
+        self.takes_canary = False

@@ -11,6 +11,7 @@ Why: compiled, an addition to a field costs a few instructions, one to a list 15
 """
 
 from collections import deque
+from math import log
 from typing import Final
 
 from fairlead.request_shapes import RequestShapeGrid
@@ -90,10 +91,12 @@ I_JUDGED_TTFT: Final = 9
 I_WITHIN_TTFT: Final = 10
 I_JUDGED_ITL: Final = 11
 I_WITHIN_ITL: Final = 12
-I_INTS: Final = 13
+I_ANSWERS: Final = 13
+I_INTS: Final = 14
 I_TTFT_SUM: Final = 0
 I_ITL_SUM: Final = 1
-I_SUMS: Final = 2
+I_LOG_TOKENS_SUM: Final = 2
+I_SUMS: Final = 3
 
 REQUEST_SHAPES: Final = RequestShapeGrid()
 """The request shapes that are counted separately: a hundred of them."""
@@ -396,6 +399,11 @@ class InstanceCounters(CounterSet):
         self._finished += 1
         self._computed_tokens += computed
         self._output_tokens += output
+
+    def count_answer(self, output: int) -> None:
+        """Counts a complete answer of `output` tokens."""
+        _add_one(self._ints, I_ANSWERS)
+        self._sums[I_LOG_TOKENS_SUM] += log(output)
 
 
 def _add_one(ints: list[int], position: int) -> None:

@@ -173,7 +173,10 @@ class MetricsRecorder:
         computed = series.count_finished(outcome, self._max_label_values)
         if outcome.instance_id is not None:
             instance = self._instance_counters(series, outcome.instance_id)
-            instance.count_finished(computed, outcome.output_tokens or 0)
+            output = outcome.output_tokens or 0
+            instance.count_finished(computed, output)
+            if output > 0 and outcome.status == 200 and outcome.error is None and not outcome.client_disconnected:
+                instance.count_answer(output)
             if outcome.within_itl is not None:
                 instance.ints[at.I_JUDGED_ITL] += 1
                 instance.ints[at.I_WITHIN_ITL] += outcome.within_itl

@@ -217,6 +217,20 @@ class SliceOut(ResponseModel):
     )
 
 
+class InstanceTotalsOut(ResponseModel):
+    """What one instance did since the gateway started."""
+
+    attempts: int
+    errors: int
+    first_tokens: int
+    ttft_seconds: float = Field(description="Sum over all first tokens.")
+    gaps: int = Field(description="Gaps between the tokens of streams.")
+    gap_seconds: float = Field(description="Sum over all gaps.")
+    answers: int = Field(description="Complete answers whose length is known.")
+    log_tokens: float = Field(description="Sum of the natural logarithms of their lengths in tokens.")
+    computed_tokens: int = Field(description="Tokens of prompts that were not cached.")
+
+
 class InstanceStatsOut(ResponseModel):
     """The last minute of one instance."""
 
@@ -227,6 +241,7 @@ class InstanceStatsOut(ResponseModel):
     computed_tokens: int
     output_tokens: int
     share_of_work: float | None = Field(description="Share of the model's computed prompt and generated tokens.")
+    totals: InstanceTotalsOut
 
 
 class ModelStatsOut(ResponseModel):

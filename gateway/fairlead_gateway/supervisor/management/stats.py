@@ -32,7 +32,7 @@ def model_stats(
         window=_slice_out(ints, sums, window_seconds, _load_variation(minute, routable)),
         totals=_slice_out(series.ints, series.sums, uptime, _load_variation(_instance_totals(series, ids), routable)),
         decisions=dict(sorted(series.by_rule.items())),
-        instances=_instances_out(minute),
+        instances=_instances_out(minute, _instance_totals(series, ids)),
     )
 
 
@@ -104,7 +104,7 @@ def _load_variation(counts: Mapping[str, _Counts], routable: set[str]) -> float 
     return pstdev(computed) / fmean(computed) if any(computed) else None
 
 
-def _instances_out(counts: Mapping[str, _Counts]) -> dict[str, schemas.InstanceStatsOut]:
+def _instances_out(counts: Mapping[str, _Counts], totals: Mapping[str, _Counts]) -> dict[str, schemas.InstanceStatsOut]:
     work = {item: ints[at.I_COMPUTED_TOKENS] + ints[at.I_OUTPUT_TOKENS] for item, (ints, _) in counts.items()}
     total = sum(work.values())
     return {
@@ -116,6 +116,22 @@ def _instances_out(counts: Mapping[str, _Counts]) -> dict[str, schemas.InstanceS
             computed_tokens=ints[at.I_COMPUTED_TOKENS],
             output_tokens=ints[at.I_OUTPUT_TOKENS],
             share_of_work=_share(work[item], total),
+            totals=_totals_out(totals.get(item)),
         )
         for item, (ints, sums) in counts.items()
     }
+
+
+def _totals_out(counts: _Counts | None) -> schemas.InstanceTotalsOut:
+    ints, sums = counts or ([0] * at.I_INTS, [0.0] * at.I_SUMS)
+    return schemas.InstanceTotalsOut(
+        attempts=ints[at.I_ROUTED],
+        errors=ints[at.I_ERRORS] + ints[at.I_RETRIED_AWAY],
+        first_tokens=ints[at.I_FIRST],
+        ttft_seconds=sums[at.I_TTFT_SUM],
+        gaps=ints[at.I_GAPS],
+        gap_seconds=sums[at.I_ITL_SUM],
+        answers=ints[at.I_ANSWERS],
+        log_tokens=sums[at.I_LOG_TOKENS_SUM],
+        computed_tokens=ints[at.I_COMPUTED_TOKENS],
+    )

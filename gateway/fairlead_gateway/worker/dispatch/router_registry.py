@@ -5,7 +5,7 @@ Routing itself is the pure core in `routing`; this module gives it the current f
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Final
@@ -23,6 +23,35 @@ from fairlead_gateway.worker.resilience.retry_after import StartupTimes, retry_a
 
 _NO_INSTANCES: Final[dict[str, Instance]] = {}
 _NONE_EJECTED: Final[Mapping[str, str]] = {}
+_CANARY_REASON: Final = "of the canary"
+
+
+class RevisionSplit:
+    """The ready instances of a model by revision, while a rollout has a canary."""
+
+    __slots__ = ("canary", "running")
+
+    def __init__(self, running: frozenset[str], canary: frozenset[str]) -> None:
+        self.running = running
+        self.canary = canary
+
+    def rejected_for(self, request: RouteRequest, rejected: frozenset[str]) -> frozenset[str]:
+        """Returns the instances that may not serve a request: `rejected` and those of the other
+        revision.
+
+        If none of its own revision is left, the other one serves it.
+        """
+        own, others = (self.canary, self.running) if request.takes_canary else (self.running, self.canary)
+        return rejected if own <= rejected else rejected | others
+
+
+def split_revisions(ready: Iterable[Instance]) -> RevisionSplit | None:
+    """Returns the instances by revision; None without a canary."""
+    instances = list(ready)
+    canary = frozenset([instance.id for instance in instances if instance.is_canary])
+    if not canary:
+        return None
+    return RevisionSplit(frozenset([instance.id for instance in instances if not instance.is_canary]), canary)
 
 
 class RoleRouters:
@@ -51,6 +80,7 @@ class RoleRouters:
         self._routers: dict[str, ModelRouter] = {}
         self._ready_instances: dict[str, dict[str, Instance]] = {}
         self._has_instances: dict[str, bool] = {}
+        self._canaries: dict[str, RevisionSplit] = {}
 
     def update_fleet(self, fleet: Fleet, profiles: Mapping[str, EngineProfile]) -> None:
         """Replaces the fleet.
@@ -59,7 +89,7 @@ class RoleRouters:
         """
         for departed in self._routers.keys() - fleet.models.keys():
             del self._routers[departed]
-        self._ready_instances, self._has_instances = {}, {}
+        self._ready_instances, self._has_instances, self._canaries = {}, {}, {}
         for number, key in enumerate(fleet.models):
             if key not in self._routers:
                 self._routers[key] = ModelRouter(
@@ -74,6 +104,9 @@ class RoleRouters:
             self._ready_instances[key] = {
                 instance.id: instance for instance in instances if instance.state is InstanceState.READY
             }
+            split = split_revisions(self._ready_instances[key].values())
+            if split is not None:
+                self._canaries[key] = split
         self.fleet = fleet
 
     def update_profiles(self, key: str, profiles: Mapping[str, EngineProfile]) -> None:
@@ -129,6 +162,9 @@ class RoleRouters:
         decision: Decision | None = None
         if router is not None:
             rejected_ids = excluded.union(ejected) if ejected else excluded
+            split = self._canaries.get(key)
+            if split is not None:
+                rejected_ids = split.rejected_for(request, rejected_ids)
             if preview:
                 decision = router.preview(request, now, excluded=rejected_ids)
             else:
@@ -136,9 +172,16 @@ class RoleRouters:
         if decision is not None and ejected:
             rejected = tuple([RejectedCandidate(name, reason) for name, reason in islice(ejected.items(), MAX_REASONS)])
             decision = decision.with_text(rejected=decision.rejected + rejected)
+        if decision is not None and request.takes_canary and self._is_canary(key, decision.chosen):
+            decision = decision.with_text(reason=f"{_CANARY_REASON}: {decision.reason}")
         if decision is None or (decision.chosen is None and not excluded):
             raise self.no_ready_instance(key, now)
         return decision
+
+    def _is_canary(self, key: str, instance_id: str | None) -> bool:
+        """Whether an instance belongs to the canary of a rollout."""
+        split = self._canaries.get(key)
+        return split is not None and instance_id in split.canary
 
     def prompt_tokens(self, key: str, request: RouteRequest) -> float:
         """Returns the estimated prompt length in the tokens of the model's engines."""

@@ -10,6 +10,7 @@ from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.worker.body_check.client import BodyChecker
+from fairlead_gateway.worker.model_selection.canary_choice import takes_canary
 from fairlead_gateway.worker.model_selection.fallbacks import TakenFallback
 from fairlead_gateway.worker.model_selection.request_rewrite import apply_rewrite
 from fairlead_gateway.worker.model_selection.route_choice import choose_entry, fallback_entry
@@ -62,7 +63,7 @@ class ModelRequestParser:
             request = parse_request(head.path, body, models.fleet, limits, models.names, self._scan_bounds)
         else:
             request = parse_passthrough_request(head, body, models.fleet, limits)
-        return request, self._policies.build_route_request(request, http_request, request_id)
+        return request, self._build_route_request(request, http_request, request_id)
 
     def parse_large(
         self, http_request: HttpRequest, fleet: Fleet, request_id: str, fallback: TakenFallback | None = None
@@ -82,7 +83,14 @@ class ModelRequestParser:
         else:
             request = build_passthrough_request(head, body, fleet, checker.parse_body)
         request.resumable = can_resume(request)  # it searches the whole body
-        return request, self._policies.build_route_request(request, http_request, request_id)
+        return request, self._build_route_request(request, http_request, request_id)
+
+    def _build_route_request(self, request: ModelRequest, http_request: HttpRequest, request_id: str) -> RouteRequest:
+        routed = self._policies.build_route_request(request, http_request, request_id)
+        weight = request.model.canary_weight
+        if weight:
+            routed.takes_canary = takes_canary(request, routed, weight)
+        return routed
 
     def _parse_fallback(
         self, http_request: HttpRequest, fallback: TakenFallback, fleet: Fleet, parse: BodyParser

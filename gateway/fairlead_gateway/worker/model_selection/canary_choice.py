@@ -1,0 +1,37 @@
+"""The revision that serves a conversation while a rollout has a canary.
+
+The choice is a pure function of the model, the conversation and the weight, so all gateways agree,
+and nothing is stored. A weight that grows moves conversations to the canary only.
+"""
+
+from typing import Final
+
+import xxhash
+
+from fairlead_gateway.routing import RouteRequest
+from fairlead_gateway.worker.model_selection.conversation import prompt_digest
+from fairlead_gateway.worker.openai.prefix_key import prompt_text
+from fairlead_gateway.worker.openai.request import ModelRequest
+
+_SEED: Final = xxhash.xxh3_64_intdigest(b"canary")
+_PARTS_PER_PERCENT: Final = 10_000
+
+
+def takes_canary(request: ModelRequest, routed: RouteRequest, weight: int) -> bool:
+    """Returns whether the canary serves the conversation of a request.
+
+    weight: percentage of the conversations that it serves.
+    """
+    seed = xxhash.xxh3_64_intdigest(request.model_key.encode(), _SEED)
+    drawn = xxhash.xxh3_64_intdigest(_conversation(request, routed), seed)
+    return drawn % (100 * _PARTS_PER_PERCENT) < weight * _PARTS_PER_PERCENT
+
+
+def _conversation(request: ModelRequest, routed: RouteRequest) -> bytes:
+    if routed.session_hash is not None:
+        return b"%d" % routed.session_hash
+    if request.messages_end:
+        return prompt_digest(request.client_body, request.messages_start, request.messages_end)
+    text = b"" if request.is_passthrough else prompt_text(request.fields)
+    text = text or request.body
+    return prompt_digest(text, 0, len(text))
