@@ -17,6 +17,7 @@ class ConditionType(StrEnum):
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
     NAME_TAKEN = "NameTaken"
+    CANARY_HEALTHY = "CanaryHealthy"
     SLO_MET = "SLOMet"
     AUTOSCALING = "Autoscaling"
     ACCEPTED = "Accepted"
@@ -68,6 +69,14 @@ class Reason(StrEnum):
     START_TIMEOUT = "StartTimeout"
     BARE_NAME_TAKEN = "BareNameTaken"
     SERVED_NAME_TAKEN = "ServedNameTaken"
+    CANARY_STARTING = "CanaryStarting"
+    OBSERVING = "Observing"
+    PROMOTED = "Promoted"
+    TTFT_MISSED = "TTFTMissed"
+    TPOT_MISSED = "TPOTMissed"
+    ERRORS_MISSED = "ErrorsMissed"
+    ANSWER_LENGTH_MISSED = "AnswerLengthMissed"
+    ENDED_BY_HAND = "EndedByHand"
     DECIDING = "Deciding"
     AT_MAXIMUM = "AtMaximum"
     BLIND = "Blind"
@@ -149,6 +158,12 @@ def condition_types() -> tuple[ConditionTypeInfo, ...]:
             operator,
             _WHILE_TRUE,
             "clients do not reach the model by one of its names, which another model has; `namespace/name` works",
+        ),
+        ConditionTypeInfo(
+            ConditionType.CANARY_HEALTHY,
+            operator,
+            "once a change had a canary (`rollout.canary`)",
+            "the latest canary was promoted; Unknown: it is observed; False: it was worse, or ended by hand",
         ),
         ConditionTypeInfo(
             ConditionType.SLO_MET,
@@ -327,6 +342,36 @@ _NAME_TAKEN = (
         "Let clients say `namespace/name`, or remove the name that the message gives.",
     ),
 )
+_CANARY_HEALTHY = (
+    (Reason.CANARY_STARTING, "The instances of the canary are starting.", "Wait."),
+    (
+        Reason.OBSERVING,
+        "The canary gets its share of the conversations and is compared with the running revision.",
+        "Wait, or decide with `fairlead rollout promote` or `fairlead rollout undo`.",
+    ),
+    (Reason.PROMOTED, "No difference was found in all steps; the revision replaced the earlier one.", "Nothing."),
+    (
+        Reason.TTFT_MISSED,
+        "The canary's first tokens come later than those of the running revision.",
+        "Compare engine, arguments and image of both revisions; change the spec, or run `fairlead rollout promote`.",
+    ),
+    (
+        Reason.TPOT_MISSED,
+        "The canary's tokens come more slowly than those of the running revision.",
+        "Compare engine, arguments and image of both revisions; change the spec, or run `fairlead rollout promote`.",
+    ),
+    (
+        Reason.ERRORS_MISSED,
+        "More requests fail at the canary than at the running revision.",
+        "Read the log of its engines, and change the spec.",
+    ),
+    (
+        Reason.ANSWER_LENGTH_MISSED,
+        "The canary's answers have another length than those of the running revision.",
+        "Compare chat template, parsers and weights of both revisions; if it is intended, run `fairlead rollout promote`.",
+    ),
+    (Reason.ENDED_BY_HAND, "`fairlead rollout undo`, or another change, ended the canary.", "Nothing."),
+)
 _AUTOSCALING = (
     (
         Reason.DECIDING,
@@ -436,6 +481,7 @@ def reasons() -> tuple[ReasonInfo, ...]:
         (ConditionType.RECONCILING, _RECONCILING),
         (ConditionType.STALLED, _STALLED),
         (ConditionType.NAME_TAKEN, _NAME_TAKEN),
+        (ConditionType.CANARY_HEALTHY, _CANARY_HEALTHY),
         (ConditionType.AUTOSCALING, _AUTOSCALING),
         (ConditionType.SLO_MET, _SLO_MET),
         (ConditionType.ACCEPTED, _ACCEPTED),

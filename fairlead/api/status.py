@@ -55,6 +55,31 @@ class PoolStatus(StrictModel):
     updated: Annotated[_Count, Field(description="instances made of the present spec, ready or not")]
 
 
+class CanaryPhase(StrEnum):
+    """How far a canary is."""
+
+    STARTING = "Starting"
+    OBSERVING = "Observing"
+    PAUSED = "Paused"
+    PROMOTED = "Promoted"
+    ROLLED_BACK = "RolledBack"
+
+
+class CanaryStatus(StrictModel):
+    """The latest canary of a model."""
+
+    revision: Annotated[int, Field(ge=1, description="number of its revision", json_schema_extra=_INT64)]
+    hash: Annotated[str, Field(max_length=64, description="hash of its revision")]
+    phase: Annotated[CanaryPhase, Field(strict=False, description="how far it is")]
+    step: Annotated[_Count, Field(description="its step, from 0")]
+    weight: Annotated[_Count, Field(le=100, description="percentage of the conversations that it gets")]
+    since: Annotated[
+        str, Field(max_length=64, description="when the step began", json_schema_extra={"format": "date-time"})
+    ]
+    reason: Annotated[str, Field(max_length=64, description="as in the condition CanaryHealthy")]
+    message: Annotated[str, Field(max_length=1024, description="why, for people")] = ""
+
+
 class ModelDeploymentStatus(StrictModel):
     """The observed state of a model."""
 
@@ -81,6 +106,9 @@ class ModelDeploymentStatus(StrictModel):
     pools: list[PoolStatus] = Field(
         default_factory=list, max_length=32, description="every pool", json_schema_extra=list_map_schema("name")
     )
+    canary: Annotated[
+        CanaryStatus | None, Field(description="the latest canary; absent without `rollout.canary`")
+    ] = None
     conditions: list[Condition] = Field(
         default_factory=list, max_length=16, description="how it stands", json_schema_extra=list_map_schema("type")
     )

@@ -265,6 +265,20 @@ class ModelDeploymentSpec(StrictModel):
             at=("autoscaling", "sleep", "level"),
             violation=lambda spec: spec.can_sleep and spec.autoscaling.sleep.level > 1 and spec.adapters is not None,
         ),
+        Rule(
+            cel="!has(self.rollout.canary) || self.engine.type != 'External' && self.pools.all(pool, "
+            "pool.role == 'Serve' && pool.parallelism.nodes == 1)",
+            message="a canary needs pools of role Serve on one node each, which Fairlead runs",
+            fix="remove canary",
+            at=("rollout", "canary"),
+            violation=lambda spec: (
+                spec.rollout.canary is not None
+                and (
+                    spec.is_external
+                    or any(pool.role is not PoolRole.SERVE or pool.parallelism.nodes > 1 for pool in spec.pools)
+                )
+            ),
+        ),
     )
 
     model: Annotated[ModelSource, Field(examples=['{uri: "hf://Qwen/Qwen3-8B"}'])]

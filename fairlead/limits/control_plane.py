@@ -83,6 +83,7 @@ class HungEngineLimits:
     )
     hung_engine_poll_seconds: float = limit(5.0, "interval at which local mode asks its gateway about such engines")
     hung_poll_seconds: float = limit(15.0, "interval at which the operator reads what gateways report of engines")
+    canary_poll_seconds: float = limit(15.0, "interval at which the operator compares a canary with what runs")
     hung_read_seconds: float = limit(5.0, "a gateway whose report takes longer is missing, and does not vote")
     hung_fleet_bytes: int = limit(16 * 1024 * 1024, "a gateway's report; one with 4,096 engines has about 6 MB")
     hung_gateways: int = limit(256, "gateways that are read; the first ones by name")

@@ -19,6 +19,9 @@ from fairlead.runtime.aiohttp_server import serve
 from fairlead.runtime.clock import Clock, Pacing
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_operator import action_audit, health, http_server
+from fairlead_operator.canary.judge import Judgement
+from fairlead_operator.canary.observer import CanaryObserver
+from fairlead_operator.canary.progress import CanaryState
 from fairlead_operator.controller.reconciler import Reconciler
 from fairlead_operator.controller.route_reconciler import RouteReconciler
 from fairlead_operator.controller.workqueue import WorkQueue
@@ -84,6 +87,7 @@ class Manager:
         )
         self._route_reconciler = RouteReconciler(self._api, self._cache, clock, self._reconciler.counts)
         self._restarter = self._make_restarter(options.hung_engines, pacing)
+        self._canaries = self._make_observer(options.hung_engines, pacing)
         candidate = LeaseCandidate(lease_namespace or access.namespace, LEASE_NAME, identity)
         self._elector = LeaderElector(self._lease_api, candidate, pacing, options.lease_timing)
         self._api.restrict_writes(lambda: self._elector.is_leading)
@@ -101,6 +105,14 @@ class Manager:
             pacing,
             RestartOptions(options.grace_seconds, options.restart_seconds, limits),
         )
+
+    def _make_observer(self, options: HungEngineOptions | None, pacing: Pacing) -> CanaryObserver | None:
+        """Returns the observer of canaries; None if no gateways are configured."""
+        if options is None:
+            return None
+        limits = Limits()
+        reader = GatewayReader(self._api, options.gateways, options.token, limits)
+        return CanaryObserver(self._cache, reader, pacing, limits, self._queue.add)
 
     @property
     def is_leading(self) -> bool:
@@ -126,6 +138,10 @@ class Manager:
     def ignore_self_event(self, key: str) -> None:
         """Ignores the watch event of our own write."""
         self._queue.ignore_self_event(key)
+
+    def judgement(self, key: str, state: CanaryState | None) -> Judgement | None:
+        """Returns the latest judgement on the step of a model's canary; None if there is none."""
+        return None if self._canaries is None else self._canaries.judgement(key, state)
 
     def stop(self) -> None:
         """Makes `run` end the work, give the lease back and return."""
@@ -155,8 +171,9 @@ class Manager:
         watching_models = asyncio.ensure_future(self._kopf.run())
         reconciling = asyncio.ensure_future(self._process_queue())
         restarting = asyncio.ensure_future(self._restart_hung_engines())
+        observing = asyncio.ensure_future(self._observe_canaries())
         restored = asyncio.ensure_future(self._watcher.wait_restored())
-        parts = {watching, recording, watching_models, reconciling, restarting, restored}
+        parts = {watching, recording, watching_models, reconciling, restarting, observing, restored}
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -164,6 +181,7 @@ class Manager:
         finally:
             await cancel_and_wait(reconciling)
             await cancel_and_wait(restarting)  # no writes after this
+            await cancel_and_wait(observing)
             await cancel_and_wait(restored)
             await cancel_and_wait(recording)
             await self._recorder.flush()
@@ -187,6 +205,14 @@ class Manager:
             await asyncio.Event().wait()
         else:
             await self._restarter.run()
+
+    async def _observe_canaries(self) -> None:
+        """Judges canaries until it is cancelled, if gateways are configured."""
+        await self._watcher.wait_synced()
+        if self._canaries is None:
+            await asyncio.Event().wait()
+        else:
+            await self._canaries.run()
 
     async def _reconcile(self, key: str) -> float | None:
         if not self._elector.is_leading:

@@ -11,7 +11,14 @@ from typing import Any
 import msgspec
 
 from fairlead.api.v1alpha1 import API_VERSION
-from fairlead.fleet.labels import FIELD_MANAGER, INSTALLATION_LABEL, MANAGED_BY_LABEL, MODEL_LABEL
+from fairlead.fleet.labels import (
+    CANARY_POOL_SUFFIX,
+    FIELD_MANAGER,
+    INSTALLATION_LABEL,
+    MANAGED_BY_LABEL,
+    MODEL_LABEL,
+    POOL_LABEL,
+)
 from fairlead.kube.resources import (
     MODEL_DEPLOYMENTS,
     Manifest,
@@ -116,6 +123,11 @@ def with_revision(manifest: Manifest, revision: str) -> Manifest:
     """Returns the manifest with the hash of the spec that it was made from."""
     notes = {**annotations_of(manifest), MODEL_REVISION_ANNOTATION: revision}
     return {**manifest, "metadata": {**metadata_of(manifest), "annotations": notes}}
+
+
+def is_of_canary(manifest: Manifest) -> bool:
+    """Returns True for a workload or a pod of a canary."""
+    return label(manifest, POOL_LABEL).endswith(CANARY_POOL_SUFFIX)
 
 
 ChildKey = tuple[str, str]

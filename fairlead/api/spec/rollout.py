@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -11,6 +12,64 @@ from fairlead.api.strict_model import Rule, StrictModel
 from fairlead.api.value_types import CountOrPercent, PositiveDuration
 
 MAX_DRAIN_SECONDS = 24 * 3600.0
+MAX_OBSERVE_SECONDS = 24 * 3600.0
+
+
+class OnMiss(StrEnum):
+    """What happens to a canary that is worse than the running revision."""
+
+    ROLLBACK = "Rollback"
+    PAUSE = "Pause"
+
+
+class Canary(StrictModel):
+    """A new revision on instances of its own, judged before it replaces the running one."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.steps.isSorted() && self.steps.all(step, self.steps.exists_one(other, other == step))",
+            message="each step is above the one before",
+            fix="write them like [10, 50]",
+            at=("steps",),
+            violation=lambda canary: sorted(set(canary.steps)) != canary.steps,
+        ),
+        Rule(
+            cel="!self.observe.contains('d') && duration(self.observe) <= duration('24h')",
+            message="observe is at most 24h, without days",
+            fix="write it like 10m or 2h30m",
+            at=("observe",),
+            violation=lambda canary: (
+                "d" in canary.observe or units.parse_duration(canary.observe) > MAX_OBSERVE_SECONDS
+            ),
+        ),
+    )
+
+    steps: Annotated[
+        list[Annotated[int, Field(ge=1, le=99, json_schema_extra={"format": "int32"})]],
+        Field(
+            min_length=1,
+            max_length=5,
+            description="percentages of the conversations that the canary gets, one after another",
+            examples=["[10, 50]"],
+        ),
+    ] = [10, 50]
+    observe: Annotated[
+        PositiveDuration, Field(description="time of each step, from its first request on", examples=["10m"])
+    ] = "10m"
+    on_miss: Annotated[
+        OnMiss,
+        Field(
+            strict=False,
+            description="what happens when it is worse. Rollback: the running revision gets all conversations. "
+            "Pause: the canary stays at its step until you decide",
+            examples=["Rollback"],
+        ),
+    ] = OnMiss.ROLLBACK
+
+    @property
+    def observe_seconds(self) -> float:
+        """Time of each step."""
+        return units.parse_duration(self.observe)
 
 
 class Rollout(StrictModel):
@@ -19,7 +78,6 @@ class Rollout(StrictModel):
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"surge": "maxSurge", "drain": "drainTimeout"}
-    planned: ClassVar[frozenset[str]] = frozenset({"canary"})
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             # Durations in CEL have no days.
@@ -50,6 +108,13 @@ class Rollout(StrictModel):
     paused: Annotated[bool, Field(description="changes wait; replica counts are still applied", examples=["true"])] = (
         False
     )
+    canary: Annotated[
+        Canary | None,
+        Field(
+            description="try a new revision on some conversations first; left out = replace instances at once",
+            examples=["{steps: [10, 50], observe: 10m}"],
+        ),
+    ] = None
 
     def surge_for(self, instances: int) -> int:
         """Returns how many instances above `instances` may run during a rollout; at least one."""

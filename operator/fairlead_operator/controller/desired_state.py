@@ -1,6 +1,6 @@
 """Computes the children that a model should have: its revision, parsed and rendered. Pure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,8 @@ from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, ModelDeployment
 from fairlead.errors import FairleadError
 from fairlead.kube.resources import MODEL_DEPLOYMENTS, Manifest, metadata_of
 from fairlead.manifests.validation_messages import describe_problems
+from fairlead_operator.canary.instances import canary_model, is_replaced
+from fairlead_operator.canary.progress import parse_state
 from fairlead_operator.controller.group_rollout import apply_surge
 from fairlead_operator.controller.revisions import (
     RevisionChoice,
@@ -34,11 +36,15 @@ Render = Callable[[ModelDeployment, Mapping[str, AcceleratorClass], RenderContex
 
 @dataclass(frozen=True, slots=True)
 class ChosenSpec:
-    """The revision to run. `model` is None if this release cannot read it."""
+    """The revision to run. `model` is None if this release cannot read it.
+
+    canary: the model as its canary has it; None without a canary.
+    """
 
     choice: RevisionChoice
     model: ModelDeployment | None
     failure: Failure | None = None
+    canary: ModelDeployment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,31 +67,55 @@ def choose_spec(snapshot: ModelSnapshot) -> ChosenSpec:
     choice = choose_revision(snapshot.model, stored_revisions(children), running_hashes(children))
     failure = Failure(Reason.INVALID_SPEC, choice.problem) if choice.problem else None
     try:
-        return ChosenSpec(choice, parse_model(snapshot.model, choice.spec), failure)
+        return ChosenSpec(choice, parse_model(snapshot.model, choice.spec), failure, _canary(snapshot, choice))
     except ValidationError as error:
         return ChosenSpec(choice, None, Failure(Reason.INVALID_SPEC, describe_error(error, choice.spec)))
 
 
-def desired_state(
-    snapshot: ModelSnapshot, model: ModelDeployment, choice: RevisionChoice, context: RenderContext, render: Render
-) -> DesiredState:
-    """Returns the desired children of `model`, the chosen spec, and the failure if some cannot be
-    rendered.
+def _canary(snapshot: ModelSnapshot, choice: RevisionChoice) -> ModelDeployment | None:
+    """Returns the model as its canary has it; None without a canary, or once it has replaced the
+    earlier revision. Raises ValidationError.
     """
+    children = snapshot.children.values()
+    if choice.canary is None or (not choice.is_pending and is_replaced(children, choice.canary.hash)):
+        return None
+    model = parse_model(snapshot.model, dict(snapshot.model.get("spec") or {}))
+    settings, state = model.spec.rollout.canary, parse_state(snapshot.model.get("status") or {})
+    weight = 0 if state is None or state.hash != choice.canary.hash else state.weight
+    if settings is not None:
+        weight = max(weight, settings.steps[0])  # they start before they get conversations
+    workloads = [child for child in children if child["kind"] in WORKLOAD_KINDS]
+    return canary_model(model, workloads, weight)
+
+
+def desired_state(
+    snapshot: ModelSnapshot, chosen: ChosenSpec, context: RenderContext, render: Render
+) -> DesiredState:
+    """Returns the desired children of the chosen spec and of its canary, and the failure if some
+    cannot be rendered.
+    """
+    choice, model = chosen.choice, chosen.model
+    if model is None:
+        return DesiredState(failure=chosen.failure)
+    classes = _accelerator_classes(snapshot.accelerators)
     try:
-        rendered = render(model, _accelerator_classes(snapshot.accelerators), context)
+        rendered = render(model, classes, context)
+        tried = RenderedModel(()) if chosen.canary is None else render(chosen.canary, classes, context)
     except FairleadError as error:
         return DesiredState(failure=Failure(Reason.INVALID_SPEC, str(error)))
     children, messages = apply_surge(rendered.manifests, snapshot.children, snapshot.pods, model.spec.rollout)
-    marked = [
-        with_revision(child, choice.revision.hash) if child["kind"] in WORKLOAD_KINDS else child for child in children
-    ]
-    if problems := rendered.problems:
+    marked = _with_revision(children, choice.revision.hash)
+    marked += _with_revision(tried.manifests, choice.current.hash)
+    if problems := (*rendered.problems, *tried.problems):
         text = "; ".join(problem.message_with_fix for problem in problems[:_MAX_REPORTED_PROBLEMS])
         return DesiredState(tuple(marked), messages, Failure(problems[0].reason, text))
     kept = revisions_to_keep(stored_revisions(snapshot.children.values()), choice)
     records = [controller_revision(snapshot.model, revision) for revision in kept]
     return DesiredState((*records, *marked), messages, is_complete=True)
+
+
+def _with_revision(children: Iterable[Manifest], hash: str) -> list[Manifest]:
+    return [with_revision(child, hash) if child["kind"] in WORKLOAD_KINDS else child for child in children]
 
 
 def parse_model(model: Manifest, spec: Mapping[str, Any]) -> ModelDeployment:

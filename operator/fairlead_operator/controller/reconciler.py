@@ -121,7 +121,7 @@ class Reconciler:
         for _ in range(_MAX_REPLANS):
             snapshot = self._refresh(key, snapshot)
             self._check_installation(snapshot)
-            desired = self._desired_state(snapshot, chosen, chosen.model, foreign_names)
+            desired = self._desired_state(snapshot, chosen, foreign_names)
             guard = PruneGuard(snapshot.stale, not desired.is_complete, paused=chosen.model.spec.rollout.paused)
             plan = make_plan(
                 snapshot.model,
@@ -189,14 +189,14 @@ class Reconciler:
         return current
 
     def _desired_state(
-        self, snapshot: ModelSnapshot, chosen: ChosenSpec, model: ModelDeployment, foreign_names: set[ChildKey]
+        self, snapshot: ModelSnapshot, chosen: ChosenSpec, foreign_names: set[ChildKey]
     ) -> DesiredState:
         workloads = [
             child for child in snapshot.children.values() if child["kind"] in WORKLOAD_KINDS and not is_deleting(child)
         ]
         names = frozenset(name for _, name in foreign_names)
         context = render_context(self._installation, workloads, names, self._cluster.capabilities)
-        return desired_state(snapshot, model, chosen.choice, context, self._render)
+        return desired_state(snapshot, chosen, context, self._render)
 
 
 def _foreign_names_failure(foreign_names: set[ChildKey]) -> Failure:

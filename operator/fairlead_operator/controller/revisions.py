@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairlead.api.spec.rollout import Rollout
+from fairlead.api.status import CanaryPhase
 from fairlead.kube.resources import CONTROLLER_REVISIONS, Manifest, name_of
 from fairlead.manifests.convert import convert_spec
 from fairlead.names import shorten_name
+from fairlead_operator.canary.progress import CanaryState, parse_state
 from fairlead_operator.hash_spelling import with_first_words
 from fairlead_operator.kube.object_trimming import revision_data
 from fairlead_operator.object_metadata import (
@@ -22,6 +24,7 @@ from fairlead_operator.object_metadata import (
     UNDO_ANNOTATION,
     WORKLOAD_KINDS,
     annotation,
+    is_of_canary,
     json_digest,
 )
 
@@ -48,6 +51,7 @@ class RevisionChoice:
     current: the revision of the model's own spec, which is stored even while another one runs.
     held_by_pause: `revision` runs because the rollout is paused.
     problem: why a requested revision cannot run.
+    canary: `current`, if it has instances of its own: it is tried, or has just been promoted.
     """
 
     revision: ModelRevision
@@ -56,6 +60,7 @@ class RevisionChoice:
     reason: str
     problem: str = ""
     held_by_pause: bool = False
+    canary: ModelRevision | None = None
 
     @property
     def is_pending(self) -> bool:
@@ -100,26 +105,65 @@ def choose_revision(model: Manifest, stored: Sequence[ModelRevision], running: f
     spec = dict(model.get("spec") or {})
     current = _current_revision(spec, stored)
     requested = annotation(model, UNDO_ANNOTATION)
+    state = parse_state(model.get("status") or {})
+    state = state if state is not None and state.hash == current.hash else None
     if requested:
         revision, problem = _requested_revision(requested, current, stored)
         if revision is not None and revision.hash != current.hash:
             reason = f"the annotation {UNDO_ANNOTATION} asks for revision {revision.number}"
             return RevisionChoice(revision, current, with_current_numbers(revision.spec, spec), reason)
+        is_promoted = revision is not None
     else:
-        problem = ""
+        problem, is_promoted = "", False
+    before = next((candidate for candidate in reversed(stored) if candidate.hash in running), None)
+    if not is_promoted and _tries(spec, state) and before is not None and current.hash not in running:
+        return _choose_canary(before, current, state, spec, problem)
     if (spec.get("rollout") or {}).get("paused") and running and current.hash not in running:
-        running_revision = next((candidate for candidate in reversed(stored) if candidate.hash in running), None)
-        if running_revision is not None:
-            reason = f"the rollout is paused; revision {running_revision.number} runs on"
+        if before is not None:
+            reason = f"the rollout is paused; revision {before.number} runs on"
             return RevisionChoice(
-                running_revision,
+                before,
                 current,
-                with_current_numbers(running_revision.spec, spec),
+                with_current_numbers(before.spec, spec),
                 reason,
                 problem,
                 held_by_pause=True,
             )
-    return RevisionChoice(current, current, spec, "it is the model's spec", problem)
+    return RevisionChoice(
+        current, current, spec, "it is the model's spec", problem, canary=_until_replaced(state, current)
+    )
+
+
+def _tries(spec: dict[str, Any], state: CanaryState | None) -> bool:
+    """Returns True if the spec is to be tried as a canary, or was rolled back as one.
+
+    A pause holds a canary where it is, and starts none.
+    """
+    rollout = spec.get("rollout") or {}
+    if not rollout.get("canary") or (state is not None and state.phase is CanaryPhase.PROMOTED):
+        return False
+    return state is not None or not rollout.get("paused")
+
+
+def _choose_canary(
+    before: ModelRevision, current: ModelRevision, state: CanaryState | None, spec: dict[str, Any], problem: str
+) -> RevisionChoice:
+    """Returns the choice while `current` is tried, or after it was rolled back."""
+    is_rolled_back = state is not None and state.phase is CanaryPhase.ROLLED_BACK
+    if state is not None and is_rolled_back:
+        reason = f"revision {before.number} runs on; {state.message}"
+    else:
+        reason = f"revision {before.number} runs on while revision {current.number} is a canary"
+    canary = None if is_rolled_back else current
+    return RevisionChoice(before, current, with_current_numbers(before.spec, spec), reason, problem, canary=canary)
+
+
+def _until_replaced(state: CanaryState | None, current: ModelRevision) -> ModelRevision | None:
+    """Returns the revision whose canary serves on until it has replaced the earlier one.
+
+    Why: else its conversations would go back to the earlier revision for a while.
+    """
+    return None if state is None or state.phase is CanaryPhase.ROLLED_BACK else current
 
 
 def _current_revision(spec: dict[str, Any], stored: Sequence[ModelRevision]) -> ModelRevision:
@@ -200,7 +244,9 @@ def revisions_to_keep(stored: Sequence[ModelRevision], choice: RevisionChoice) -
 
 
 def running_hashes(children: Iterable[Manifest]) -> frozenset[str]:
-    """Returns the revision hashes of the workloads."""
+    """Returns the revision hashes of the workloads, without those of canaries."""
     return frozenset(
-        annotation(child, MODEL_REVISION_ANNOTATION) for child in children if child.get("kind") in WORKLOAD_KINDS
+        annotation(child, MODEL_REVISION_ANNOTATION)
+        for child in children
+        if child.get("kind") in WORKLOAD_KINDS and not is_of_canary(child)
     ) - {""}

@@ -5,7 +5,7 @@ It also records the Events of the change, and returns the seconds until the mode
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from fairlead.api.v1alpha1 import API_VERSION, ModelDeployment
@@ -27,6 +27,9 @@ from fairlead.kube.resources import (
     uid_of,
 )
 from fairlead.runtime.clock import Clock
+from fairlead_operator.canary.instances import is_canary_ready
+from fairlead_operator.canary.judge import Judgement
+from fairlead_operator.canary.progress import CanaryInputs, CanaryState, next_state, parse_state
 from fairlead_operator.controller.apply_plan import ApplyPlan, ApplyStep
 from fairlead_operator.controller.desired_state import ChosenSpec, DesiredState
 from fairlead_operator.kube.object_cache import ModelSnapshot, ObjectCache
@@ -69,6 +72,10 @@ class PassListener(Protocol):
 
     def ignore_self_event(self, key: str) -> None:
         """Ignores the event of our own write, which came before the API server's response."""
+        ...
+
+    def judgement(self, key: str, state: CanaryState | None) -> Judgement | None:
+        """Returns the latest judgement on the step of a model's canary; None if there is none."""
         ...
 
 
@@ -131,6 +138,7 @@ class StatusWriter:
         diagnosis = diagnose(snapshot.pods, workloads, wall=wall, grace_seconds=grace, requirements=requirements)
         pools = await self._pool_states(snapshot, children, chosen, written)
         inputs = _status_inputs(snapshot, chosen, written, pools, (written.failure or diagnosis, pending))
+        inputs = replace(inputs, canary=self._canary_state(key, snapshot, chosen, wall))
         status = model_status.model_status(snapshot.model, inputs, generation_of(observed), format_time(wall))
         if model_status.has_changed(snapshot.model, status):
             body = {"apiVersion": API_VERSION, "kind": MODEL_DEPLOYMENTS.kind, "status": status}
@@ -145,9 +153,31 @@ class StatusWriter:
             self._counts.statuses += 1
             for event in events.events_of_status(snapshot.model.get("status") or {}, status):
                 self._listener.record_event(snapshot.model, event)
+            has_news |= _acts_on_canary(snapshot.model, inputs.canary)
         if has_news:
             return 0.0
         return _requeue_after(written, pending, has_external=any(pool.is_external for pool in inputs.pools))
+
+    def _canary_state(
+        self, key: str, snapshot: ModelSnapshot, chosen: ChosenSpec, wall: float
+    ) -> CanaryState | None:
+        """Returns the next state of the model's canary; None without one so far."""
+        choice, model = chosen.choice, chosen.model
+        state = parse_state(snapshot.model.get("status") or {})
+        if model is None:
+            return state
+        tried = choice.canary if choice.is_pending else None
+        children = list(snapshot.children.values())
+        inputs = CanaryInputs(
+            canary=model.spec.rollout.canary,
+            wanted=None if tried is None else (tried.number, tried.hash),
+            running=choice.revision.hash,
+            is_ready=tried is not None and is_canary_ready(children, tried.hash),
+            is_paused=model.spec.rollout.paused,
+            judgement=self._listener.judgement(key, state),
+            wall=wall,
+        )
+        return next_state(state, inputs)
 
     async def _pool_states(
         self, snapshot: ModelSnapshot, children: Mapping[ChildKey, Manifest], chosen: ChosenSpec, written: PassResult
@@ -184,6 +214,13 @@ class StatusWriter:
             now = self._clock.now()
             self._lists_from[namespace] = now + (now - began) * (1.0 / LISTING_SHARE - 1.0)
         return counts
+
+
+def _acts_on_canary(before: Manifest, state: CanaryState | None) -> bool:
+    """Returns True if the next pass has to act on a new state of the canary."""
+    previous = parse_state(before.get("status") or {})
+    known = (None, 0) if previous is None else (previous.phase, previous.weight)
+    return state is not None and (state.phase, state.weight) != known
 
 
 def _own_children(snapshot: ModelSnapshot) -> dict[ChildKey, Manifest]:

@@ -114,20 +114,35 @@ class GatewayReader:
         """Returns the report of every ready gateway, by name. Raises KubeError if the pods cannot
         be listed.
         """
+        return [_report(name, body) for name, body in (await self.fetch_all("/api/fleet")).items()]
+
+    async def fetch_all(self, path: str) -> dict[str, bytes | FairleadError]:
+        """Returns the answer of every ready gateway, by name, or why there is none. Raises
+        KubeError if the pods cannot be listed.
+        """
         listed = await self._api.list(PODS, self._gateways.namespace, label_selector(self._gateways.labels))
         urls = {name_of(pod): url for pod in listed.items if (url := management_url(pod)) is not None}
         chosen = sorted(urls.items())[: self._limits.hung_gateways]
-        return list(await asyncio.gather(*(self._read_gateway(name, url) for name, url in chosen)))
+        bodies = await asyncio.gather(*(self._fetch(f"{url}{path}") for _, url in chosen))
+        return {name: body for (name, _), body in zip(chosen, bodies, strict=True)}
 
-    async def _read_gateway(self, name: str, url: str) -> GatewayReport:
+    async def _fetch(self, url: str) -> bytes | FairleadError:
         try:
             async with self._free_reads:
-                body = await fetch(
-                    f"{url}/api/fleet",
+                return await fetch(
+                    url,
                     timeout_seconds=self._limits.hung_read_seconds,
                     max_bytes=self._limits.hung_fleet_bytes,
                     headers=self._headers,
                 )
-            return GatewayReport(name, parse_fleet(body))
         except FairleadError as error:
-            return GatewayReport(name, error=error.message)
+            return error
+
+
+def _report(name: str, body: bytes | FairleadError) -> GatewayReport:
+    try:
+        if isinstance(body, FairleadError):
+            raise body
+        return GatewayReport(name, parse_fleet(body))
+    except FairleadError as error:
+        return GatewayReport(name, error=error.message)

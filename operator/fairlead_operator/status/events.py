@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fairlead.api.conditions import ConditionType, Reason
+from fairlead.api.status import CanaryPhase
 from fairlead.fleet.labels import INSTALLATION_LABEL
 from fairlead.kube.conditions import find_condition
 from fairlead.kube.events.event import EventDraft, EventType
@@ -64,7 +65,19 @@ def events_of_status(before: Mapping[str, Any], after: Mapping[str, Any]) -> lis
     if stalled is None and stalled_before is not None:
         events.append(_normal("Recovered", "Reconcile", f"No longer stalled by {stalled_before.get('reason')}"))
     events += _progress_events(before, after)
+    events += _canary_events(before.get("canary") or {}, after.get("canary") or {})
     return events
+
+
+def _canary_events(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[EventDraft]:
+    """Returns the event of a canary's new phase or step."""
+    names = ("hash", "phase", "weight")
+    if not after or [before.get(name) for name in names] == [after.get(name) for name in names]:
+        return []
+    note = _capitalize(str(after["message"]))
+    if after["phase"] in (CanaryPhase.ROLLED_BACK, CanaryPhase.PAUSED) and after["reason"] != Reason.ENDED_BY_HAND:
+        return [_warning(f"Canary{after['phase']}", "Rollout", note)]
+    return [_normal(f"Canary{after['phase']}", "Rollout", note)]
 
 
 def other_installation(installation: str, own: str) -> EventDraft:

@@ -15,9 +15,16 @@ from fairlead.fleet.client_names import RefusedName, describe_owner
 from fairlead.fleet.labels import MODEL_LABEL, POOL_LABEL
 from fairlead.kube.conditions import ConditionValue, conditions_for, find_condition
 from fairlead.kube.resources import Manifest, key_of, name_of
+from fairlead_operator.canary.progress import CanaryState
 from fairlead_operator.status.diagnosis import Failure
 
-_OPERATOR_CONDITIONS = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED, ConditionType.NAME_TAKEN)
+_OPERATOR_CONDITIONS = (
+    ConditionType.READY,
+    ConditionType.RECONCILING,
+    ConditionType.STALLED,
+    ConditionType.NAME_TAKEN,
+    ConditionType.CANARY_HEALTHY,
+)
 _REASONS_AFTER_START = (
     Reason.ALL_READY,
     Reason.SCALED_TO_ZERO,
@@ -64,6 +71,7 @@ class StatusInputs:
     pending_capacity: pods that wait for a node.
     served_names: further names that the model has.
     paused: nothing is replaced now.
+    canary: the latest canary; None without one so far.
     """
 
     pools: tuple[PoolState, ...]
@@ -76,6 +84,7 @@ class StatusInputs:
     served_names: tuple[str, ...] = ()
     deleting_pods: int = 0
     paused: bool = False
+    canary: CanaryState | None = None
 
 
 def model_status(model: Manifest, inputs: StatusInputs, generation: int, now: str) -> dict[str, Any]:
@@ -92,12 +101,14 @@ def model_status(model: Manifest, inputs: StatusInputs, generation: int, now: st
         _reconciling_condition(inputs, has_served),
         _stalled_condition(inputs),
         _name_taken_condition(inputs, name),
+        inputs.canary.condition() if inputs.canary is not None else None,
     ]
     selector = f"{MODEL_LABEL}={name}" + (f",{POOL_LABEL}={pools[0].name}" if len(pools) == 1 else "")
     return {
         "observedGeneration": generation,
         "clientName": key_of(model) if any(one.name == name for one in inputs.refused_names) else name,
         **({"servedNames": list(inputs.served_names)} if inputs.served_names or previous.get("servedNames") else {}),
+        **({"canary": inputs.canary.to_status()} if inputs.canary is not None else {}),
         "ready": format_ready(pools),
         "replicas": sum(pool.existing for pool in pools),
         "selector": selector,
@@ -186,6 +197,8 @@ def _progress(inputs: StatusInputs, has_served: bool) -> tuple[Reason, str] | No
         return Reason.CREATING, f"pool {', '.join(missing)} is being made"
     if inputs.waiting:
         return Reason.PAUSED, inputs.waiting
+    if inputs.canary is not None and inputs.canary.is_under_way:
+        return Reason.ROLLING_OUT, inputs.canary.message
     if outdated := [pool for pool in pools if not pool.is_settled or pool.updated < min(pool.existing, pool.desired)]:
         if not has_served:
             return Reason.CREATING, ", ".join(

@@ -1,0 +1,185 @@
+"""The progress of a canary: from its last state and a judgement to the next state. Pure.
+
+The state is stored in `status.canary` of the model. An operator that starts anew continues from it.
+A decision is first written there and then carried out, so it is never taken twice.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from fairlead.api.conditions import ConditionType, Reason
+from fairlead.api.spec.rollout import Canary, OnMiss
+from fairlead.api.status import CanaryPhase, ConditionStatus
+from fairlead.kube.conditions import ConditionValue, format_time
+from fairlead_operator.canary.judge import Judgement, Measure, Verdict
+
+_REASONS: Final[Mapping[Measure, Reason]] = {
+    Measure.TTFT: Reason.TTFT_MISSED,
+    Measure.TPOT: Reason.TPOT_MISSED,
+    Measure.ERRORS: Reason.ERRORS_MISSED,
+    Measure.ANSWER_LENGTH: Reason.ANSWER_LENGTH_MISSED,
+}
+_UNDER_WAY: Final = (CanaryPhase.STARTING, CanaryPhase.OBSERVING, CanaryPhase.PAUSED)
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryState:
+    """The latest canary of a model.
+
+    since: when its step began, as the API server writes times.
+    reason: of the condition `CanaryHealthy`.
+    """
+
+    revision: int
+    hash: str
+    phase: CanaryPhase
+    step: int
+    weight: int
+    since: str
+    reason: str
+    message: str
+
+    @property
+    def is_under_way(self) -> bool:
+        """True while it is neither promoted nor rolled back."""
+        return self.phase in _UNDER_WAY
+
+    @property
+    def is_observed(self) -> bool:
+        """True while requests decide about it."""
+        return self.phase is CanaryPhase.OBSERVING
+
+    def to_status(self) -> dict[str, Any]:
+        """Returns the value of `status.canary`."""
+        return {
+            "revision": self.revision,
+            "hash": self.hash,
+            "phase": self.phase.value,
+            "step": self.step,
+            "weight": self.weight,
+            "since": self.since,
+            "reason": self.reason,
+            "message": self.message,
+        }
+
+    def condition(self) -> ConditionValue:
+        """Returns the condition of the model."""
+        if self.phase is CanaryPhase.PROMOTED:
+            status = ConditionStatus.TRUE
+        elif self.phase in (CanaryPhase.ROLLED_BACK, CanaryPhase.PAUSED):
+            status = ConditionStatus.FALSE
+        else:
+            status = ConditionStatus.UNKNOWN
+        return ConditionValue(ConditionType.CANARY_HEALTHY, status, Reason(self.reason), self.message)
+
+
+def parse_state(status: Mapping[str, Any]) -> CanaryState | None:
+    """Returns the state from the status of a model; None without one, or if it is unreadable."""
+    found = status.get("canary")
+    if not isinstance(found, dict):
+        return None
+    try:
+        return CanaryState(
+            int(found["revision"]),
+            str(found["hash"]),
+            CanaryPhase(found["phase"]),
+            int(found["step"]),
+            int(found["weight"]),
+            str(found["since"]),
+            Reason(found["reason"]).value,
+            str(found.get("message", "")),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryInputs:
+    """What the next state depends on.
+
+    canary: settings of the spec; None without.
+    wanted: number and hash of the revision that is to be tried; None if none is.
+    running: hash of the revision that runs.
+    is_ready: all of the canary's instances are ready.
+    is_paused: the rollout is paused.
+    judgement: on the present step; None if there is none.
+    """
+
+    canary: Canary | None
+    wanted: tuple[int, str] | None
+    running: str
+    is_ready: bool
+    is_paused: bool
+    judgement: Judgement | None
+    wall: float
+
+
+def next_state(state: CanaryState | None, inputs: CanaryInputs) -> CanaryState | None:
+    """Returns the next state of a model's canary; None without one so far."""
+    if inputs.wanted is None or inputs.canary is None:
+        return _ended(state, inputs)
+    number, hash = inputs.wanted
+    now = format_time(inputs.wall)
+    if state is None or state.hash != hash:
+        return _starting(number, hash, now)
+    if inputs.is_paused or state.phase in (CanaryPhase.PROMOTED, CanaryPhase.ROLLED_BACK, CanaryPhase.PAUSED):
+        return replace(state, revision=number)
+    if state.phase is CanaryPhase.STARTING:
+        return _observing(state, 0, inputs.canary, now) if inputs.is_ready else replace(state, revision=number)
+    return _judged(state, inputs.canary, inputs.judgement, now)
+
+
+def _ended(state: CanaryState | None, inputs: CanaryInputs) -> CanaryState | None:
+    """Returns the state after no canary is wanted any more."""
+    if state is None or not state.is_under_way:
+        return state
+    now = format_time(inputs.wall)
+    if state.hash == inputs.running:
+        message = f"revision {state.revision} was promoted by hand"
+        return replace(state, phase=CanaryPhase.PROMOTED, reason=Reason.PROMOTED.value, message=message, since=now)
+    message = f"the canary of revision {state.revision} was ended by hand"
+    return _rolled_back(state, Reason.ENDED_BY_HAND, message, now)
+
+
+def _starting(number: int, hash: str, now: str) -> CanaryState:
+    message = f"instances of revision {number} are starting"
+    return CanaryState(number, hash, CanaryPhase.STARTING, 0, 0, now, Reason.CANARY_STARTING.value, message)
+
+
+def _observing(state: CanaryState, step: int, canary: Canary, now: str) -> CanaryState:
+    weight = canary.steps[min(step, len(canary.steps) - 1)]
+    message = f"revision {state.revision} gets {weight} % of the conversations"
+    return replace(
+        state,
+        phase=CanaryPhase.OBSERVING,
+        step=step,
+        weight=weight,
+        since=now,
+        reason=Reason.OBSERVING.value,
+        message=message,
+    )
+
+
+def _rolled_back(state: CanaryState, reason: Reason, message: str, now: str) -> CanaryState:
+    return replace(
+        state, phase=CanaryPhase.ROLLED_BACK, weight=0, reason=reason.value, message=message, since=now
+    )
+
+
+def _judged(state: CanaryState, canary: Canary, judgement: Judgement | None, now: str) -> CanaryState:
+    if judgement is None:
+        return state
+    if judgement.verdict is Verdict.ROLLBACK:
+        reason = _REASONS[judgement.missed or Measure.ERRORS]
+        message = f"revision {state.revision} has {judgement.reason}"
+        if canary.on_miss is OnMiss.PAUSE:
+            return replace(state, phase=CanaryPhase.PAUSED, reason=reason.value, message=message, since=now)
+        return _rolled_back(state, reason, message, now)
+    if judgement.verdict is Verdict.PROMOTE:
+        if state.step + 1 < len(canary.steps):
+            return _observing(state, state.step + 1, canary, now)
+        message = f"revision {state.revision} is promoted: {judgement.reason}"
+        return replace(state, phase=CanaryPhase.PROMOTED, reason=Reason.PROMOTED.value, message=message, since=now)
+    message = f"revision {state.revision} gets {state.weight} % of the conversations: {judgement.reason}"
+    return replace(state, message=message)
