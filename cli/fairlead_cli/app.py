@@ -76,6 +76,9 @@ VERBS: Final = {
     "rollout undo": Verb(
         OPERATE, "operations.rollout:rollout_undo", "Run an earlier revision of a model. Its spec stays."
     ),
+    "rollout promote": Verb(
+        OPERATE, "operations.rollout:rollout_promote", "Run what the spec says, without or in spite of a canary."
+    ),
     "tenants list": Verb(
         OPERATE, "access.tenants:tenants_list", "Show the tenants: tier, weight, models, keys and limits."
     ),
@@ -146,7 +149,7 @@ NOUNS: Final = {
     "keys": "Create, list, rotate and revoke the API keys of tenants.",
     "airgap": "Carry a release to a cluster without internet.",
     "catalog": "Write manifests of widely used models. Without a verb: list them.",
-    "rollout": "Follow, pause, resume and undo the rollout of a model in a cluster.",
+    "rollout": "Follow, pause, resume, undo and promote the rollout of a model in a cluster.",
 }
 """Nouns with verbs of their own → one sentence for the help."""
 _DEFAULT_VERBS: Final = {"tenants": "list", "catalog": "list"}

@@ -33,6 +33,7 @@ from fairlead_cli.rollouts.revisions import (
     RolloutStatus,
     choose_undo_revision,
     pause_patch,
+    promote_patch,
     resume_patch,
     rollout_status,
     undo_patch,
@@ -97,6 +98,8 @@ def _patch(asked: RolloutOptions, status: RolloutStatus) -> Manifest | None:
         return with_author(pause_patch(), local_user())
     if asked.action == "resume":
         return with_author(resume_patch(), local_user())
+    if asked.action == "promote":
+        return with_author(promote_patch(status), local_user())
     if asked.action == "undo":
         return with_author(undo_patch(status, choose_undo_revision(status, asked.to)), local_user())
     return None

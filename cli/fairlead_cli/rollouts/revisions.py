@@ -74,6 +74,8 @@ def rollout_status(model: Manifest, records: Sequence[Manifest], workloads: Sequ
 def choose_undo_revision(status: RolloutStatus, to: int | None) -> ModelRevision:
     """Returns the revision that an undo selects: ``to``, or the one before the running revision.
 
+    While a canary is under way, that is the running one: the canary ends.
+
     Raises BadInput when the rollout is paused, no such revision is stored, or an undo would have no
     effect.
     """
@@ -84,6 +86,8 @@ def choose_undo_revision(status: RolloutStatus, to: int | None) -> ModelRevision
             field="pause",
             hint="run `fairlead rollout resume` first",
         )
+    if is_canary_under_way(status) and to in (None, running.number):
+        return running  # the canary ends
     stored = {entry.revision.number: entry.revision for entry in status.revisions}
     earlier = sorted(number for number in stored if number < running.number)
     if to is None and not earlier:
@@ -100,6 +104,29 @@ def choose_undo_revision(status: RolloutStatus, to: int | None) -> ModelRevision
             hint="`fairlead rollout resume` runs it",
         )
     return stored[number]
+
+
+def is_canary_under_way(status: RolloutStatus) -> bool:
+    """Whether the spec of a model is tried on instances of its own."""
+    return status.choice.canary is not None and status.choice.is_pending
+
+
+def promote_patch(status: RolloutStatus) -> Manifest:
+    """Returns the patch that runs the spec without a canary, until the spec changes again.
+
+    Raises BadInput when the spec runs already, or waits for something else.
+    """
+    name, choice = key_of(status.model), status.choice
+    if not choice.is_pending:
+        raise BadInput(f"revision {choice.current.number}, the spec of {name}, runs already", field="promote")
+    if status.is_paused:
+        raise BadInput(
+            f"the rollout of {name} is paused, and a promotion would wait as well",
+            field="promote",
+            hint="run `fairlead rollout resume` first",
+        )
+    number = choice.current.number
+    return {"metadata": {"annotations": {UNDO_ANNOTATION: f"{number}/{number}"}}}
 
 
 def pause_patch() -> Manifest:

@@ -50,6 +50,11 @@ class CanaryState:
         """True while requests decide about it."""
         return self.phase is CanaryPhase.OBSERVING
 
+    @property
+    def is_refused(self) -> bool:
+        """True if the revision was worse; it is not tried again."""
+        return self.phase is CanaryPhase.ROLLED_BACK and self.reason != Reason.ENDED_BY_HAND
+
     def to_status(self) -> dict[str, Any]:
         """Returns the value of `status.canary`."""
         return {
@@ -121,9 +126,9 @@ def next_state(state: CanaryState | None, inputs: CanaryInputs) -> CanaryState |
         return _ended(state, inputs)
     number, hash = inputs.wanted
     now = format_time(inputs.wall)
-    if state is None or state.hash != hash:
+    if state is None or state.hash != hash or state.phase is CanaryPhase.ROLLED_BACK:
         return _starting(number, hash, now)
-    if inputs.is_paused or state.phase in (CanaryPhase.PROMOTED, CanaryPhase.ROLLED_BACK, CanaryPhase.PAUSED):
+    if inputs.is_paused or state.phase in (CanaryPhase.PROMOTED, CanaryPhase.PAUSED):
         return replace(state, revision=number)
     if state.phase is CanaryPhase.STARTING:
         return _observing(state, 0, inputs.canary, now) if inputs.is_ready else replace(state, revision=number)
@@ -132,12 +137,14 @@ def next_state(state: CanaryState | None, inputs: CanaryInputs) -> CanaryState |
 
 def _ended(state: CanaryState | None, inputs: CanaryInputs) -> CanaryState | None:
     """Returns the state after no canary is wanted any more."""
-    if state is None or not state.is_under_way:
+    if state is None or state.phase is CanaryPhase.PROMOTED:
         return state
     now = format_time(inputs.wall)
     if state.hash == inputs.running:
         message = f"revision {state.revision} was promoted by hand"
         return replace(state, phase=CanaryPhase.PROMOTED, reason=Reason.PROMOTED.value, message=message, since=now)
+    if not state.is_under_way:
+        return state
     message = f"the canary of revision {state.revision} was ended by hand"
     return _rolled_back(state, Reason.ENDED_BY_HAND, message, now)
 

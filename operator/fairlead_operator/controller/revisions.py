@@ -149,12 +149,10 @@ def _choose_canary(
     before: ModelRevision, current: ModelRevision, state: CanaryState | None, spec: dict[str, Any], problem: str
 ) -> RevisionChoice:
     """Returns the choice while `current` is tried, or after it was rolled back."""
-    is_rolled_back = state is not None and state.phase is CanaryPhase.ROLLED_BACK
-    if state is not None and is_rolled_back:
-        reason = f"revision {before.number} runs on; {state.message}"
+    if state is not None and state.is_refused:
+        reason, canary = f"revision {before.number} runs on; {state.message}", None
     else:
-        reason = f"revision {before.number} runs on while revision {current.number} is a canary"
-    canary = None if is_rolled_back else current
+        reason, canary = f"revision {before.number} runs on while revision {current.number} is a canary", current
     return RevisionChoice(before, current, with_current_numbers(before.spec, spec), reason, problem, canary=canary)
 
 

@@ -15,6 +15,8 @@ from fairlead.kube.resources import MODEL_DEPLOYMENTS, Manifest, metadata_of, na
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead.names import shorten_name
 from fairlead.runtime.clock import ManualClock
+from fairlead_operator.canary.judge import Judgement
+from fairlead_operator.canary.progress import CanaryState
 from fairlead_operator.controller.desired_state import Render
 from fairlead_operator.controller.reconciler import Reconciler
 from fairlead_operator.kube.object_cache import OPTIONAL_CHILD_KINDS, STANDARD_CHILD_KINDS, ObjectCache
@@ -87,6 +89,7 @@ class OperatorHarness:
     keys: models with unprocessed events.
     drops_events: the watches deliver nothing.
     stale: why the cache counts as out of date.
+    canary_judgement: on every canary.
     """
 
     kube: InMemoryKube = field(default_factory=InMemoryKube)
@@ -97,6 +100,7 @@ class OperatorHarness:
     installation: InstallationDefaults = field(default_factory=lambda: InstallationDefaults({}))
     drops_events: bool = False
     stale: str = ""
+    canary_judgement: Judgement | None = None
     capacity_grace_seconds: float = 0.0
     served_kinds: frozenset[tuple[str, str]] = frozenset()
     cache: ObjectCache = field(init=False)
@@ -140,6 +144,10 @@ class OperatorHarness:
 
     def ignore_self_event(self, key: str) -> None:
         """Ignores the call."""
+
+    def judgement(self, key: str, state: CanaryState | None) -> Judgement | None:
+        """Returns the judgement that a test has set."""
+        return self.canary_judgement
 
     def _on_change(self, change: WatchEvent) -> None:
         if not self.drops_events:

@@ -1,4 +1,4 @@
-"""``fairlead rollout``: follows, pauses, resumes and undoes the rollout of a model.
+"""``fairlead rollout``: follows, pauses, resumes, undoes and promotes the rollout of a model.
 
 The verbs write one field and one annotation of the ModelDeployment. kubectl can write them too, as
 the operator's guide shows.
@@ -64,12 +64,21 @@ def rollout_undo(
     to: Annotated[int | None, Parameter(help="The revision to run. Default: the one before what runs.")] = None,
     flags: _Flags = _DEFAULTS,
 ) -> int:
-    """Run an earlier revision of a model. The spec stays as it is.
+    """Run an earlier revision of a model, or end its canary. The spec stays as it is.
 
     Exits 0 when done, 1 when --wait ended first, 2 on wrong usage, 3 when no API server can be
     reached.
     """
     return _run("undo", model, flags, to)
+
+
+def rollout_promote(model: ModelFlag = None, *, flags: _Flags = _DEFAULTS) -> int:
+    """Run what the spec of a model says on all instances, without a canary or in spite of one.
+
+    Exits 0 when done, 1 when --wait ended first, 2 on wrong usage, 3 when no API server can be
+    reached.
+    """
+    return _run("promote", model, flags)
 
 
 def _run(action: str, model: str | None, flags: RolloutFlags, to: int | None = None) -> int:
