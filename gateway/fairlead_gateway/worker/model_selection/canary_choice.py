@@ -29,7 +29,7 @@ def takes_canary(request: ModelRequest, routed: RouteRequest, weight: int) -> bo
 
 def _conversation(request: ModelRequest, routed: RouteRequest) -> bytes:
     if routed.session_hash is not None:
-        return b"%d" % routed.session_hash
+        return str(routed.session_hash).encode()
     if request.messages_end:
         return prompt_digest(request.client_body, request.messages_start, request.messages_end)
     text = b"" if request.is_passthrough else prompt_text(request.fields)

@@ -1,0 +1,95 @@
+"""The judge of canaries, on traffic whose difference is known."""
+
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+
+from fairlead_bench.canary.traffic import Revision, simulate
+from fairlead_operator.canary.judge import Interval, Judgement, Measure, RevisionSums, Rules, Verdict, judge
+
+
+def judged(revision: Revision, minutes: float = 10.0, seed: int = 7, *, is_complete: bool = True) -> Judgement:
+    return judge(list(islice(simulate(seed, revision), int(4 * minutes))), is_complete=is_complete)
+
+
+def test_without_requests_it_continues() -> None:
+    assert judge([], is_complete=False).verdict is Verdict.CONTINUE
+    late = judge([], is_complete=True)
+    assert (late.verdict, late.reason) == (Verdict.CONTINUE, "only 0 requests so far, and 30 are needed")
+
+
+def test_the_same_revision_is_promoted_once_it_was_observed() -> None:
+    assert judged(Revision(), is_complete=False).verdict is Verdict.CONTINUE
+    found = judged(Revision())
+    assert (found.verdict, found.missed) == (Verdict.PROMOTE, None)
+    assert found.reason == f"no difference found in {found.requests} requests"
+
+
+@pytest.mark.parametrize(
+    ("revision", "missed", "words"),
+    [
+        (Revision(tpot=1.3), Measure.TPOT, "on average (+"),
+        (Revision(ttft=1.3), Measure.TTFT, "on average (+"),
+        (Revision(ttft=3.0), Measure.TTFT, "on average (+"),
+        (Revision(length=2.0), Measure.ANSWER_LENGTH, "tokens at the geometric mean"),
+        (Revision(length=0.4), Measure.ANSWER_LENGTH, "tokens at the geometric mean"),
+        (Revision(errors=0.05), Measure.ERRORS, "of the requests"),
+    ],
+)
+def test_a_worse_revision_is_rolled_back_with_the_reason(revision: Revision, missed: Measure, words: str) -> None:
+    found = judged(revision, is_complete=False)
+    assert (found.verdict, found.missed) == (Verdict.ROLLBACK, missed)
+    assert words in found.reason
+
+
+def test_a_faster_revision_without_errors_is_promoted() -> None:
+    assert judged(Revision(ttft=0.5, tpot=0.5, errors=0.0)).verdict is Verdict.PROMOTE
+
+
+def test_a_cold_cache_is_not_a_slow_engine() -> None:
+    cold = [
+        replace(
+            one,
+            canary=replace(
+                one.canary,
+                computed_tokens=one.canary.computed_tokens + 200 * one.canary.first_tokens,
+                ttft_seconds=one.canary.ttft_seconds + 0.02 * one.canary.first_tokens,
+            ),
+        )
+        for one in islice(simulate(3, Revision()), 40)
+    ]
+    assert judge(cold, is_complete=True).verdict is Verdict.PROMOTE
+
+
+def test_errors_of_both_revisions_are_an_incident() -> None:
+    incident = Interval(RevisionSums(attempts=100, errors=40), RevisionSums(attempts=10, errors=4))
+    calm = Interval(RevisionSums(attempts=100), RevisionSums(attempts=10))
+    assert judge([*[calm] * 10, *[incident] * 4], is_complete=True).verdict is Verdict.PROMOTE
+    alone = Interval(RevisionSums(attempts=100), RevisionSums(attempts=10, errors=4))
+    assert judge([*[calm] * 10, *[alone] * 2], is_complete=True).missed is Measure.ERRORS
+
+
+def test_evidence_does_not_go_away() -> None:
+    slow, healthy = (list(islice(simulate(5, revision), 40)) for revision in (Revision(tpot=1.5), Revision()))
+    assert judge([*slow, *healthy, *healthy], is_complete=True).missed is Measure.TPOT
+
+
+def test_a_difference_within_the_tolerance_is_none() -> None:
+    assert judged(Revision(length=1.1)).verdict is Verdict.PROMOTE
+    wide = Rules(slower=1.5, ttft=3.0)
+    intervals = list(islice(simulate(7, Revision(ttft=1.3, tpot=1.3)), 40))
+    assert judge(intervals, is_complete=True, rules=wide).verdict is Verdict.PROMOTE
+
+
+def test_engines_that_stream_nothing_are_judged_by_the_rest() -> None:
+    def without_streams(sums: RevisionSums) -> RevisionSums:
+        return replace(sums, gaps=0, gap_seconds=0.0, first_tokens=0, ttft_seconds=0.0)
+
+    intervals = [
+        Interval(without_streams(one.running), without_streams(one.canary))
+        for one in islice(simulate(7, Revision(length=3.0)), 40)
+    ]
+    found = judge(intervals, is_complete=True)
+    assert found.missed is Measure.ANSWER_LENGTH
+    assert {finding.measure for finding in found.findings} == {Measure.ANSWER_LENGTH, Measure.ERRORS}
