@@ -1,0 +1,119 @@
+"""A canary on a real API server: its objects, its status, and its end by hand."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairlead.kube.errors import Invalid
+from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, SERVICES, labels_of
+from fairlead_bench.operator.trials.cluster_setup import TrialCluster, open_cluster
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.operators import run_deployments
+
+pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
+ROLLOUT = {"canary": {"steps": [10, 50], "observe": "10m"}}
+SPEC: dict[str, Any] = {"replicas": 4, "rollout": ROLLOUT}
+
+
+def run_with_canary(
+    server: ApiServer, namespace: str, logs: Path, check: Callable[[TrialCluster], Awaitable[None]]
+) -> None:
+    """Runs `check` with a model of four instances, and a change that has a canary."""
+
+    async def main() -> None:
+        async with open_cluster(server, namespace, logs) as here:
+            here.operators.start()
+            await here.model("qwen", **SPEC)
+            await here.until_settled()
+            await here.model("qwen", "--speed=2", **SPEC)
+            await wait_phase(here, "Observing")
+            await check(here)
+
+    asyncio.run(main())
+
+
+async def status(here: TrialCluster) -> dict[str, Any]:
+    return dict((await here.api.get(MODEL_DEPLOYMENTS, here.namespace, "qwen")).get("status") or {})
+
+
+async def wait_phase(here: TrialCluster, phase: str) -> None:
+    async def reached() -> bool:
+        await run_deployments(here.api, here.namespace)
+        return bool((await status(here)).get("canary", {}).get("phase") == phase)
+
+    await here.until(reached, f"the canary is {phase}")
+
+
+async def speeds(here: TrialCluster) -> dict[str, tuple[int, bool]]:
+    """Returns the replicas of each pool, and whether it has the change."""
+    found = (await here.api.list(DEPLOYMENTS, here.namespace)).items
+    return {
+        labels_of(one)["fairlead.io/pool"]: (
+            one["spec"]["replicas"],
+            "--speed=2" in one["spec"]["template"]["spec"]["containers"][0]["args"],
+        )
+        for one in found
+    }
+
+
+async def wait_speeds(here: TrialCluster, expected: dict[str, tuple[int, bool]]) -> None:
+    async def reached() -> bool:
+        await run_deployments(here.api, here.namespace)
+        return await speeds(here) == expected
+
+    await here.until(reached, f"the pools are {expected}")
+
+
+async def annotate(here: TrialCluster, value: str) -> None:
+    patch = {"metadata": {"annotations": {"fairlead.io/run-revision": value}}}
+    await here.api.patch_merge(MODEL_DEPLOYMENTS, here.namespace, "qwen", patch, "kubectl")
+
+
+def test_canary_has_objects_of_its_own_and_is_promoted_by_hand(api_server: ApiServer, tmp_path: Path) -> None:
+    async def check(here: TrialCluster) -> None:
+        assert await speeds(here) == {"main": (4, False), "main.canary": (1, True)}
+        services = {labels_of(one)["fairlead.io/pool"] for one in (await here.api.list(SERVICES, here.namespace)).items}
+        assert services == {"main", "main.canary"}
+        now = await status(here)
+        assert (now["canary"]["revision"], now["canary"]["weight"], now["ready"]) == (2, 10, "4/4")
+        await annotate(here, "2/2")
+        await wait_speeds(here, {"main": (4, True)})
+        await wait_phase(here, "Promoted")
+        remaining = (await here.api.list(SERVICES, here.namespace)).items
+        assert {labels_of(one)["fairlead.io/pool"] for one in remaining} == {"main"}
+
+    run_with_canary(api_server, "canary-promoted", tmp_path, check)
+
+
+def test_canary_outlives_its_operator_and_is_ended_by_hand(api_server: ApiServer, tmp_path: Path) -> None:
+    async def check(here: TrialCluster) -> None:
+        before = await status(here)
+        here.operators.stop(0)
+        here.operators.start()
+        await here.until_rest(1)
+        assert (await status(here))["canary"] == before["canary"]
+        await annotate(here, "1/2")
+        await wait_speeds(here, {"main": (4, False)})
+        await wait_phase(here, "RolledBack")
+        conditions = {one["type"]: one["reason"] for one in (await status(here))["conditions"]}
+        assert conditions["CanaryHealthy"] == "EndedByHand"
+
+    run_with_canary(api_server, "canary-ended", tmp_path, check)
+
+
+def test_api_server_refuses_settings_that_cannot_work(api_server: ApiServer, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with open_cluster(api_server, "canary-refused", tmp_path) as here:
+            for canary, words in (
+                ({"steps": [50, 10]}, "each step is above the one before"),
+                ({"steps": [10, 10]}, "each step is above the one before"),
+                ({"observe": "48h"}, "observe is at most 24h"),
+            ):
+                with pytest.raises(Invalid) as refused:
+                    await here.model("qwen", rollout={"canary": canary})
+                assert words in refused.value.message
+
+    asyncio.run(main())
