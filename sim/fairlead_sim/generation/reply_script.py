@@ -25,12 +25,14 @@ class ReplyLimits:
     """The bounds of a reply and what ends it.
 
     - may_end_naturally: it may end before ``max_tokens``.
+    - length_factor: of its natural length.
     - greedy_decoder: yields the tokens in place of a seed (``GreedyDecoder.decode``).
     """
 
     max_tokens: int
     min_tokens: int = 0
     may_end_naturally: bool = False
+    length_factor: float = 1.0
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     include_stop: bool = False
@@ -73,9 +75,11 @@ class ReplyScript:
         return generated_bytes if tokens >= len(self.ids) else max(0, generated_bytes - self.held_back)
 
 
-def natural_length(seed: str) -> int:
-    """Returns the natural length of an answer: log-normal, 2 to 2,000 tokens, median 120."""
-    tokens = round(MEDIAN_NATURAL_TOKENS * math.exp2(Random(seed).gauss(0.0, 1.0)))
+def natural_length(seed: str, factor: float = 1.0) -> int:
+    """Returns the natural length of an answer: log-normal, 2 to 2,000 tokens, median 120 times
+    ``factor``.
+    """
+    tokens = round(factor * MEDIAN_NATURAL_TOKENS * math.exp2(Random(seed).gauss(0.0, 1.0)))
     return max(2, min(MAX_NATURAL_TOKENS, tokens))
 
 
@@ -110,7 +114,9 @@ def _unstopped_reply(tokenizer: Tokenizer, seed: str, limits: ReplyLimits) -> tu
             limits.max_tokens, limits.min_tokens if limits.may_end_naturally else None
         )
         return ids, tokenizer.decode(ids), ends_itself
-    natural = max(natural_length(seed), limits.min_tokens + 1) if limits.may_end_naturally else limits.max_tokens
+    natural = limits.max_tokens
+    if limits.may_end_naturally:
+        natural = max(natural_length(seed, limits.length_factor), limits.min_tokens + 1)
     ends_itself = natural < limits.max_tokens
     spoken = natural - 1 if ends_itself else limits.max_tokens
     return tokenizer.random_tokens(spoken, seed), tokenizer.random_text(spoken, seed), ends_itself

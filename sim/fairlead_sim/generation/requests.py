@@ -74,15 +74,20 @@ class GenerationRequest:
     kv_transfer_params: dict[str, Any] | None = None  # KV from or for another engine
     reported_cached_tokens: int | None = None  # reported in place of the true number
 
-    def reply_limits(self, prompt: TokenizedPrompt, max_model_len: int) -> ReplyLimits:
+    def reply_limits(
+        self, prompt: TokenizedPrompt, max_model_len: int, length_factor: float = 1.0
+    ) -> ReplyLimits:
         """Returns the limits of the answer to one prompt: as requested, else by the model's
         length.
+
+        length_factor: of answers that end naturally.
         """
         room = max_model_len - len(prompt.tokens)
         return ReplyLimits(
             max_tokens=room if self.max_tokens is None else self.max_tokens,
             min_tokens=self.min_tokens,
             may_end_naturally=self.max_tokens is None and not self.ignore_eos,
+            length_factor=length_factor,
             stop=self.stop,
             stop_token_ids=self.stop_token_ids,
             include_stop=self.include_stop,

@@ -29,6 +29,7 @@ class EngineSettings:
     """The settings of one engine without its port.
 
     - served_names: responses carry the first.
+    - answer_length: factor on the length of answers that end naturally.
     - wake_seconds: load time of weights from host memory (sleep level 1).
     - max_loaded_adapters: more are refused; None: any number, as in vLLM.
     - adapter_load_seconds: time until a load of an adapter is answered.
@@ -42,6 +43,7 @@ class EngineSettings:
     block_tokens: int = 16
     max_model_len: int = 32_768
     seed: int = 0
+    answer_length: float = 1.0
     task: str = "both"
     scheduling: str = "fcfs"
     reserve_output: bool = True

@@ -209,7 +209,7 @@ class SimulatedEngine:
         keys = self.block_keys(request, prompt)
         rest = prompt.tokens[len(keys) * self.block_tokens :]
         seed = f"{self.settings.seed if request.seed is None else request.seed}/{keys[-1] if keys else name}/{rest}/{index}"
-        wish = request.reply_limits(prompt, self.settings.max_model_len)
+        wish = request.reply_limits(prompt, self.settings.max_model_len, self.settings.answer_length)
         if (
             wrong
             or self.sleep_mode.weights_missing

@@ -45,6 +45,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--served-model-name", nargs="+", help="names that requests may use; responses show the first")
     parser.add_argument("--profile", default="tiny-cpu", help="a known profile, or its fields as JSON")
     parser.add_argument("--speed", type=float, default=1.0, help="factor on the speed of the profile")
+    parser.add_argument("--answer-length", type=float, default=1.0, help="factor on the length of natural answers")
     parser.add_argument("--block-tokens", "--block-size", type=int, default=16)
     parser.add_argument("--max-model-len", type=int, default=32_768)
     parser.add_argument("--seed", type=int, default=0)
@@ -113,7 +114,7 @@ def parse_engine_options(arguments: argparse.Namespace) -> EngineProcessOptions:
     host, colon, port = arguments.listen.rpartition(":")
     if not colon or not port.isdecimal() or int(port) + arguments.count - 1 > 65_535:
         raise SettingsError(f"{arguments.listen!r} is not HOST:PORT, or the last port is above 65535", field="--listen")
-    for flag in ("count", "speed", "block_tokens", "max_model_len", "data_parallel_size", "embedding_dimensions"):
+    for flag in ("count", "speed", "answer_length", "block_tokens", "max_model_len", "data_parallel_size", "embedding_dimensions"):
         if getattr(arguments, flag) <= 0:
             raise SettingsError("must be positive", field=f"--{flag.replace('_', '-')}")
     for flag in ("wake_seconds", "reload_seconds", "lora_load_seconds"):
@@ -137,6 +138,7 @@ def parse_engine_options(arguments: argparse.Namespace) -> EngineProcessOptions:
         block_tokens=arguments.block_tokens,
         max_model_len=arguments.max_model_len,
         seed=arguments.seed,
+        answer_length=arguments.answer_length,
         task=arguments.task,
         scheduling=arguments.scheduling_policy,
         data_parallel=arguments.data_parallel_size,

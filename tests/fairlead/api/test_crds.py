@@ -25,7 +25,7 @@ KEYWORDS = {
     "minProperties", "maxProperties", "x-kubernetes-validations", "x-kubernetes-list-type", "x-kubernetes-list-map-keys",
     "x-kubernetes-preserve-unknown-fields", "x-kubernetes-int-or-string",
 }  # fmt: skip
-OFF_WHEN_LEFT_OUT = {
+OFF_WHEN_LEFT_OUT = {"canary", 
     "cache", "configMapKeyRef", "secretKeyRef", "valueFrom", "template", "selector", "offload", "peers",
     "adapters", "sleep", "budget",
 }  # fmt: skip

@@ -53,6 +53,7 @@ def test_a_requested_text_is_complete_or_cut_between_characters(text: str, token
 
 
 def test_natural_lengths_spread_around_their_median() -> None:
+    assert natural_length("7", 2.0) == pytest.approx(2 * natural_length("7"), abs=1)
     lengths = sorted(natural_length(str(seed)) for seed in range(2_000))
     assert 100 < lengths[1_000] < 140
     assert lengths[100] < 60
