@@ -106,9 +106,9 @@ class ModelDeploymentStatus(StrictModel):
     pools: list[PoolStatus] = Field(
         default_factory=list, max_length=32, description="every pool", json_schema_extra=list_map_schema("name")
     )
-    canary: Annotated[
-        CanaryStatus | None, Field(description="the latest canary; absent without `rollout.canary`")
-    ] = None
+    canary: Annotated[CanaryStatus | None, Field(description="the latest canary; absent without `rollout.canary`")] = (
+        None
+    )
     conditions: list[Condition] = Field(
         default_factory=list, max_length=16, description="how it stands", json_schema_extra=list_map_schema("type")
     )

@@ -44,15 +44,13 @@ class Canary(StrictModel):
         ),
     )
 
-    steps: Annotated[
-        list[Annotated[int, Field(ge=1, le=99, json_schema_extra={"format": "int32"})]],
-        Field(
-            min_length=1,
-            max_length=5,
-            description="percentages of the conversations that the canary gets, one after another",
-            examples=["[10, 50]"],
-        ),
-    ] = [10, 50]
+    steps: list[Annotated[int, Field(ge=1, le=99, json_schema_extra={"format": "int32"})]] = Field(
+        default=[10, 50],
+        min_length=1,
+        max_length=5,
+        description="percentages of the conversations that the canary gets, one after another",
+        examples=["[10, 50]"],
+    )
     observe: Annotated[
         PositiveDuration, Field(description="time of each step, from its first request on", examples=["10m"])
     ] = "10m"

@@ -73,8 +73,8 @@ class CanaryRecord:
     settled: float = 0.0
     intervals: list[Interval] = field(default_factory=list)
     _seen: _Seen = field(default_factory=dict)
-    _running: RevisionSums = RevisionSums()
-    _canary: RevisionSums = RevisionSums()
+    _running: RevisionSums = field(default_factory=RevisionSums)
+    _canary: RevisionSums = field(default_factory=RevisionSums)
 
     def begin_step(self, since: str, wall: float, settle_seconds: float) -> None:
         """Begins a step; what is under way of the one before is dropped."""

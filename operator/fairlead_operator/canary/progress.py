@@ -169,9 +169,7 @@ def _observing(state: CanaryState, step: int, canary: Canary, now: str) -> Canar
 
 
 def _rolled_back(state: CanaryState, reason: Reason, message: str, now: str) -> CanaryState:
-    return replace(
-        state, phase=CanaryPhase.ROLLED_BACK, weight=0, reason=reason.value, message=message, since=now
-    )
+    return replace(state, phase=CanaryPhase.ROLLED_BACK, weight=0, reason=reason.value, message=message, since=now)
 
 
 def _judged(state: CanaryState, canary: Canary, judgement: Judgement | None, now: str) -> CanaryState:

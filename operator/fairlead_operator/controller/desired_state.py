@@ -88,9 +88,7 @@ def _canary(snapshot: ModelSnapshot, choice: RevisionChoice) -> ModelDeployment 
     return canary_model(model, workloads, weight)
 
 
-def desired_state(
-    snapshot: ModelSnapshot, chosen: ChosenSpec, context: RenderContext, render: Render
-) -> DesiredState:
+def desired_state(snapshot: ModelSnapshot, chosen: ChosenSpec, context: RenderContext, render: Render) -> DesiredState:
     """Returns the desired children of the chosen spec and of its canary, and the failure if some
     cannot be rendered.
     """

@@ -188,9 +188,7 @@ class Reconciler:
             raise ModelMoved
         return current
 
-    def _desired_state(
-        self, snapshot: ModelSnapshot, chosen: ChosenSpec, foreign_names: set[ChildKey]
-    ) -> DesiredState:
+    def _desired_state(self, snapshot: ModelSnapshot, chosen: ChosenSpec, foreign_names: set[ChildKey]) -> DesiredState:
         workloads = [
             child for child in snapshot.children.values() if child["kind"] in WORKLOAD_KINDS and not is_deleting(child)
         ]

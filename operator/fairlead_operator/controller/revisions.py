@@ -118,17 +118,15 @@ def choose_revision(model: Manifest, stored: Sequence[ModelRevision], running: f
     before = next((candidate for candidate in reversed(stored) if candidate.hash in running), None)
     if not is_promoted and _tries(spec, state) and before is not None and current.hash not in running:
         return _choose_canary(before, current, state, spec, problem)
-    if (spec.get("rollout") or {}).get("paused") and running and current.hash not in running:
-        if before is not None:
-            reason = f"the rollout is paused; revision {before.number} runs on"
-            return RevisionChoice(
-                before,
-                current,
-                with_current_numbers(before.spec, spec),
-                reason,
-                problem,
-                held_by_pause=True,
-            )
+    if (spec.get("rollout") or {}).get("paused") and before is not None and current.hash not in running:
+        return RevisionChoice(
+            before,
+            current,
+            with_current_numbers(before.spec, spec),
+            f"the rollout is paused; revision {before.number} runs on",
+            problem,
+            held_by_pause=True,
+        )
     return RevisionChoice(
         current, current, spec, "it is the model's spec", problem, canary=_until_replaced(state, current)
     )

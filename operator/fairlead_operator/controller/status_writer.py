@@ -158,9 +158,7 @@ class StatusWriter:
             return 0.0
         return _requeue_after(written, pending, has_external=any(pool.is_external for pool in inputs.pools))
 
-    def _canary_state(
-        self, key: str, snapshot: ModelSnapshot, chosen: ChosenSpec, wall: float
-    ) -> CanaryState | None:
+    def _canary_state(self, key: str, snapshot: ModelSnapshot, chosen: ChosenSpec, wall: float) -> CanaryState | None:
         """Returns the next state of the model's canary; None without one so far."""
         choice, model = chosen.choice, chosen.model
         state = parse_state(snapshot.model.get("status") or {})

@@ -74,9 +74,7 @@ class GenerationRequest:
     kv_transfer_params: dict[str, Any] | None = None  # KV from or for another engine
     reported_cached_tokens: int | None = None  # reported in place of the true number
 
-    def reply_limits(
-        self, prompt: TokenizedPrompt, max_model_len: int, length_factor: float = 1.0
-    ) -> ReplyLimits:
+    def reply_limits(self, prompt: TokenizedPrompt, max_model_len: int, length_factor: float = 1.0) -> ReplyLimits:
         """Returns the limits of the answer to one prompt: as requested, else by the model's
         length.
 

@@ -114,7 +114,15 @@ def parse_engine_options(arguments: argparse.Namespace) -> EngineProcessOptions:
     host, colon, port = arguments.listen.rpartition(":")
     if not colon or not port.isdecimal() or int(port) + arguments.count - 1 > 65_535:
         raise SettingsError(f"{arguments.listen!r} is not HOST:PORT, or the last port is above 65535", field="--listen")
-    for flag in ("count", "speed", "answer_length", "block_tokens", "max_model_len", "data_parallel_size", "embedding_dimensions"):
+    for flag in (
+        "count",
+        "speed",
+        "answer_length",
+        "block_tokens",
+        "max_model_len",
+        "data_parallel_size",
+        "embedding_dimensions",
+    ):
         if getattr(arguments, flag) <= 0:
             raise SettingsError("must be positive", field=f"--{flag.replace('_', '-')}")
     for flag in ("wake_seconds", "reload_seconds", "lora_load_seconds"):

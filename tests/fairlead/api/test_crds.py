@@ -25,9 +25,9 @@ KEYWORDS = {
     "minProperties", "maxProperties", "x-kubernetes-validations", "x-kubernetes-list-type", "x-kubernetes-list-map-keys",
     "x-kubernetes-preserve-unknown-fields", "x-kubernetes-int-or-string",
 }  # fmt: skip
-OFF_WHEN_LEFT_OUT = {"canary", 
+OFF_WHEN_LEFT_OUT = {
     "cache", "configMapKeyRef", "secretKeyRef", "valueFrom", "template", "selector", "offload", "peers",
-    "adapters", "sleep", "budget",
+    "adapters", "sleep", "budget", "canary",
 }  # fmt: skip
 """Objects that mean something by being there; their defaults are for when they are."""
 TYPES: dict[str, Any] = {

@@ -145,7 +145,6 @@ def test_ended_by_hand() -> None:
     assert canary(here) == ("RolledBack", 0)
     assert here.conditions()["CanaryHealthy"] == ("False", "EndedByHand")
 
-
     annotate(here, None)
     assert canary(here) == ("Observing", 10)
 

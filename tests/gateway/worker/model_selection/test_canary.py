@@ -39,9 +39,12 @@ def fleet_with(urls: Sequence[str], weight: int, *, state: InstanceState = Insta
 
 @asynccontextmanager
 async def split(weight: int, **more: Any) -> AsyncIterator[RunningGateway]:
-    async with scripted_engine(answering(RUNNING)) as running, scripted_engine(answering(CANARY)) as canary:
-        async with running_gateway(fleet_with([running.url, canary.url], weight, **more)) as gateway:
-            yield gateway
+    async with (
+        scripted_engine(answering(RUNNING)) as running,
+        scripted_engine(answering(CANARY)) as canary,
+        running_gateway(fleet_with([running.url, canary.url], weight, **more)) as gateway,
+    ):
+        yield gateway
 
 
 async def revision(gateway: RunningGateway, text: str, *turns: str) -> str:
