@@ -1,5 +1,7 @@
-"""Canaries on real nodes, under traffic: a slow build and one with long answers are rolled back with
-the reason, and a healthy one is promoted."""
+"""Canaries on real nodes, under traffic.
+
+A slow build and one with long answers are rolled back with the reason. A healthy one is promoted.
+"""
 
 import json
 import subprocess

@@ -56,7 +56,7 @@ class PoolStatus(StrictModel):
 
 
 class CanaryPhase(StrEnum):
-    """How far a canary is."""
+    """The phase of a canary."""
 
     STARTING = "Starting"
     OBSERVING = "Observing"

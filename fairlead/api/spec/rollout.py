@@ -16,7 +16,7 @@ MAX_OBSERVE_SECONDS = 24 * 3600.0
 
 
 class OnMiss(StrEnum):
-    """What happens to a canary that is worse than the running revision."""
+    """The treatment of a canary that is worse than the running revision."""
 
     ROLLBACK = "Rollback"
     PAUSE = "Pause"

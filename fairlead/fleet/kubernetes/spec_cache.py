@@ -143,7 +143,7 @@ def _known_accelerator(name: str, spec: AcceleratorClassSpec) -> KnownAccelerato
 
 
 def recorded_canary_weight(status: Mapping[str, Any]) -> int:
-    """Returns the percentage of the conversations that the status of a model gives to its canary."""
+    """Returns the percentage of the conversations that a model's status gives to its canary."""
     canary = status.get("canary")
     weight = canary.get("weight") if isinstance(canary, dict) else None
     return weight if isinstance(weight, int) and 0 <= weight <= 100 else 0

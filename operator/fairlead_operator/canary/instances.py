@@ -1,4 +1,4 @@
-"""The instances of a canary: pools beside those of the model, with the new revision. Pure."""
+"""The instances of a canary: further pools of the model, with the new revision. Pure."""
 
 from collections.abc import Iterable, Mapping
 from math import ceil

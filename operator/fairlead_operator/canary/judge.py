@@ -13,8 +13,8 @@ excess is above 0. It mixes over effects of all sizes and needs no variance in a
 each request counts: a mixture of likelihood ratios compares the canary's share with that of the
 running revision.
 
-TTFT is judged twice. Once prompt tokens that had to be computed explain a part of it: a canary whose
-cache is still cold is not slower. And once as it is, with a wider tolerance, since a revision may
+TTFT is judged twice. Once the prompt tokens that had to be computed explain a part of it: a canary
+with a cold cache is not slower. And once as it is, with a wider tolerance, since a revision may
 have broken the cache.
 
 Source: Lindon, Ham, Tingley and Bojinov, "Anytime-Valid Linear Models and Regression Adjusted
@@ -44,7 +44,7 @@ _PRIOR_REQUESTS: Final = 100.0
 
 
 class Measure(StrEnum):
-    """What is compared between the two revisions."""
+    """A property that is compared between the two revisions."""
 
     TTFT = "TTFT"
     TPOT = "TPOT"
@@ -53,7 +53,7 @@ class Measure(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What should become of a canary."""
+    """The fate of a canary."""
 
     CONTINUE = "Continue"
     PROMOTE = "Promote"
@@ -62,12 +62,12 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RevisionSums:
-    """What the instances of one revision did in an interval.
+    """The requests to the instances of one revision in an interval.
 
     attempts: requests that were sent there, also those that another instance answered then.
     gaps: between the tokens of streams.
-    log_tokens: the sum of the logarithms of the tokens of each answer. Why: lengths differ by orders
-        of magnitude, and a few long answers would hide the others.
+    log_tokens: the sum of the logarithms of the tokens of each answer. Why: lengths differ by
+        orders of magnitude, and a few long answers would hide the others.
     computed_tokens: of prompts, without those that were cached.
     """
 
@@ -97,7 +97,7 @@ class RevisionSums:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """What both revisions did in the same time."""
+    """The requests to both revisions in the same time."""
 
     running: RevisionSums
     canary: RevisionSums

@@ -1,4 +1,4 @@
-"""What both revisions of a model did, interval by interval, from the counters of all gateways."""
+"""Measurement of both revisions, interval by interval, from the counters of all gateways."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ _MIN_ATTEMPTS = 10
 
 
 class InstanceTotals(msgspec.Struct, frozen=True):
-    """What an instance did since a gateway started, as the gateway reports it."""
+    """The totals of an instance since a gateway started, as the gateway reports them."""
 
     attempts: int = 0
     errors: int = 0
@@ -60,7 +60,7 @@ _Seen = dict[tuple[str, str], InstanceTotals]
 
 @dataclass(slots=True)
 class CanaryRecord:
-    """What was observed of one canary.
+    """The observations of one canary.
 
     since: of the state that it belongs to: a new step begins with a pause.
     started: wall time of the first observation of the step.
@@ -96,7 +96,7 @@ class CanaryRecord:
                 seen[gateway, instance] = found.totals
                 before = self._seen.get((gateway, instance))
                 if before is None or found.totals.attempts < before.attempts or wall < self.settled:
-                    continue  # the first report, or the gateway has started anew
+                    continue  # the first report, or the gateway has restarted
                 if is_canary:
                     self._canary += found.totals.since(before)
                 else:

@@ -1,7 +1,7 @@
 """Canary observer: reads all gateways at each interval, and judges the canaries under way.
 
-It runs in the leader only and writes nothing. A judgement is an input of the model's next pass. An
-operator that starts anew has observed nothing yet: it observes the present step from its start.
+It runs in the leader only and writes nothing. A judgement is an input of the model's next pass.
+After a restart nothing has been observed yet: the present step is observed from its start.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """The progress of a canary: from its last state and a judgement to the next state. Pure.
 
-The state is stored in `status.canary` of the model. An operator that starts anew continues from it.
-A decision is first written there and then carried out, so it is never taken twice.
+The state is stored in `status.canary` of the model, and a restarted operator continues from it. A
+decision is first written there and then carried out, so it is never taken twice.
 """
 
 from collections.abc import Mapping
@@ -101,7 +101,7 @@ def parse_state(status: Mapping[str, Any]) -> CanaryState | None:
 
 @dataclass(frozen=True, slots=True)
 class CanaryInputs:
-    """What the next state depends on.
+    """The facts that decide about the next state.
 
     canary: settings of the spec; None without.
     wanted: number and hash of the revision that is to be tried; None if none is.

@@ -1,4 +1,4 @@
-"""What gateways report of both revisions, and the judgements made of it."""
+"""Reports of gateways on both revisions, and the judgements made of them."""
 
 import asyncio
 from typing import Any

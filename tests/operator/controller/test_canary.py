@@ -1,4 +1,4 @@
-"""A change with `rollout.canary`: tried beside the running revision, then promoted or taken back."""
+"""A change with `rollout.canary`: it is tried, then promoted or taken back."""
 
 import pytest
 

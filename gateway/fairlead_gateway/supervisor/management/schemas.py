@@ -218,7 +218,7 @@ class SliceOut(ResponseModel):
 
 
 class InstanceTotalsOut(ResponseModel):
-    """What one instance did since the gateway started."""
+    """The totals of one instance since the gateway started."""
 
     attempts: int
     errors: int
