@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import httpx
+import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from fairlead.decision import Decision, DecisionText
@@ -14,6 +15,7 @@ from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler.collector import metrics_parser
 from fairlead_gateway.supervisor.management import GatewayView, create_management_app
 from fairlead_gateway.telemetry.decision_log import DecisionRecord
+from fairlead_operator.canary.measurement import GatewayStats
 from fairlead_operator.hung_engines.gateway_reports import InstanceReport, parse_fleet
 
 
@@ -109,6 +111,10 @@ def test_stats_show_the_minute_and_the_totals(clock: ManualClock, made_up: Any) 
     assert model["in_flight"] == sum(load.inflight for key, load in made_up.ledger.items() if "/90" in key)
     shares = [item["share_of_work"] for item in model["instances"].values()]
     assert abs(sum(shares) - 1) < 1e-9
+    stats = msgspec.json.decode(_get(made_up, "/api/stats").content, type=GatewayStats)  # as the operator reads it
+    totals = [item.totals for item in stats.models["chat/llama-70b"].instances.values()]
+    assert sum(item.first_tokens for item in totals) > 90  # some fail before
+    assert sum(item.attempts for item in totals) >= sum(item.answers for item in totals) > 0
 
 
 def test_stats_of_a_model_without_traffic_are_zeros_and_nulls(made_up: Any) -> None:
