@@ -35,6 +35,9 @@ _SPACE_BYTES = b" \t\r\n"
 _LAST_SPACE: Final = ord(" ")
 _COMMA: Final = ord(",")
 _QUOTE: Final = ord('"')
+_BACKSLASH: Final = ord("\\")
+_MAX_QUOTES: Final = 16
+"""Escaped quotes in one text that are searched; after them, a pattern goes on."""
 _OPENING: Final = b"[{"
 _BRACE: Final = ord("{")
 _SPACE: Final = re.compile(rb"[ \t\r\n]*")
@@ -112,6 +115,26 @@ def replace_first_member(
                 return None
             return b"".join((start[:-1], value, body[end:]))
     return None
+
+
+def replace_scanned_text(body: bytes, key: bytes, value: bytes, behind: int) -> bytes | None:
+    """Returns the body of a scanned chat with another value of a member behind its messages; None
+    if it is not there.
+
+    Why exact: keys of such a body have no escapes and are there once, and a text is no key: a colon
+    never follows it.
+
+    key: with its quotes; its value is a text.
+    behind: where the messages end.
+    """
+    at = body.find(key, behind)
+    if at < 0:
+        return None
+    start = _after_space(body, at + len(key))
+    if body[start : start + 1] != b":":
+        return None
+    start = _after_space(body, start + 1)
+    return b"".join((body[:start], value, body[string_end(body, start) :]))
 
 
 def rewrite_members(body: bytes, change: Callable[[str, bytes], bytes | None]) -> bytes:
@@ -242,10 +265,16 @@ def string_end(body: bytes, start: int) -> int:
         quote = body.find(b'"', position)
         if quote < 0:
             return len(body)
-        escape = body.find(b"\\", position, quote)
-        if escape < 0:
-            return quote + 1
-        position = escape
+        for _ in range(_MAX_QUOTES):
+            escapes = quote - 1
+            while escapes >= position and body[escapes] == _BACKSLASH:
+                escapes -= 1
+            if (quote - escapes) % 2 == 1:
+                return quote + 1
+            position = quote + 1
+            quote = body.find(b'"', position)
+            if quote < 0:
+                return len(body)
     while position < len(body):
         match = _STRING_PART.match(body, position, position + _SLICE_BYTES)
         position = match.end() if match else position

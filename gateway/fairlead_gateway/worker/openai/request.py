@@ -16,7 +16,12 @@ from fairlead.limits import Limits
 from fairlead.routes.resolution import RouteDecision
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, chat_fields, parse_body
 from fairlead_gateway.worker.openai.field_policy import apply_field_policy
-from fairlead_gateway.worker.openai.json_edit import prepend_members, replace_first_member, set_members
+from fairlead_gateway.worker.openai.json_edit import (
+    prepend_members,
+    replace_first_member,
+    replace_scanned_text,
+    set_members,
+)
 from fairlead_gateway.worker.openai.model_names import ModelEntry, resolve_model_entry
 from fairlead_gateway.worker.openai.schemas import (
     ChatRequest,
@@ -29,6 +34,7 @@ from fairlead_gateway.worker.openai.schemas import (
 from fairlead_gateway.worker.openai.validation import decode_stream_options
 
 _MODEL_STARTS: Final = (b'{"model":"', b'{"model": "')
+_MODEL_KEY: Final = b'"model"'
 _WITH_USAGE: Final = set_members(b"{}", {"include_usage": b"true"})
 
 BODY_TYPES: Final[dict[str, type[CommonFields]]] = {
@@ -216,6 +222,8 @@ def build_entry_request(path: str, parsed: ParsedBody, body: bytes, entry: Model
     if parsed.model != name:
         is_scanned = parsed.decoded_fields is None  # then each field is there once
         renamed = replace_first_member(body, _MODEL_STARTS, entry.name_text, is_unique=is_scanned)
+        if renamed is None and is_scanned and body is client_body:
+            renamed = replace_scanned_text(body, _MODEL_KEY, entry.name_text, parsed.messages_end)
         if renamed is None:
             changes["model"] = entry.name_text
         else:

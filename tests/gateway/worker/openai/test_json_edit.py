@@ -11,8 +11,10 @@ from fairlead_gateway.worker.openai.json_edit import (
     contains_any,
     prepend_members,
     replace_first_member,
+    replace_scanned_text,
     rewrite_members,
     set_members,
+    string_end,
 )
 
 VALUES = st.recursive(
@@ -118,3 +120,23 @@ def test_first_member_is_replaced_only_where_it_is_the_only_one(body: bytes, exp
 
 def test_first_member_of_a_large_body_is_left_to_the_general_way() -> None:
     assert replace_first_member(b'{"model":"a","x":"' + b"y" * (1 << 18) + b'"}', MODEL, b'"new"') is None
+
+
+@given(text=st.text(alphabet='"\\ab\n', max_size=40), tail=st.text(alphabet='"\\x', max_size=8))
+def test_a_text_ends_at_its_own_quote(text: str, tail: str) -> None:
+    written = json.dumps(text).encode()
+    body = b"[" + written + tail.encode()
+    assert string_end(body, 1) == 1 + len(written)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"messages":[],"model":"a","n":1}', b'{"messages":[],"model":"b","n":1}'),
+        (b'{"messages":[],"user":"model","model" : "a"}', None),
+        (b'{"messages":[], "model" : "a"}', b'{"messages":[], "model" : "b"}'),
+        (b'{"model":"a","messages":[]}', None),
+    ],
+)
+def test_a_text_behind_the_messages_is_replaced(body: bytes, expected: bytes | None) -> None:
+    assert replace_scanned_text(body, b'"model"', b'"b"', body.index(b"]")) == expected
