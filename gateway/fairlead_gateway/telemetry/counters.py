@@ -102,6 +102,8 @@ REQUEST_SHAPES: Final = RequestShapeGrid()
 """The request shapes that are counted separately: a hundred of them."""
 
 _HTTP_OK: Final = 200
+_LOG_STEPS: Final = 1_048_576.0
+"""Logarithms are cut to parts of a power of two, so that sums of several processes are exact."""
 
 
 class CounterSet:
@@ -403,7 +405,7 @@ class InstanceCounters(CounterSet):
     def count_answer(self, output: int) -> None:
         """Counts a complete answer of `output` tokens."""
         _add_one(self._ints, I_ANSWERS)
-        self._sums[I_LOG_TOKENS_SUM] += log(output)
+        self._sums[I_LOG_TOKENS_SUM] += int(log(output) * _LOG_STEPS) / _LOG_STEPS
 
 
 def _add_one(ints: list[int], position: int) -> None:
