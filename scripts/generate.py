@@ -30,6 +30,19 @@ ROOT = Path(__file__).resolve().parent.parent
 CRDS = ("crds", f"{CHART}/crds")
 
 
+class CrdDumper(yaml.SafeDumper):
+    """Writes YAML that parsers of version 1.1 read in the same way: for kubectl and helm, the key
+    `n` is a boolean unless it is quoted.
+    """
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if text in ("n", "y", "N", "Y") else None)
+
+
+CrdDumper.add_representer(str, _represent_text)
+
+
 def outputs() -> dict[str, str]:
     """Returns path below the root → expected content."""
     pages = {
@@ -47,7 +60,7 @@ def outputs() -> dict[str, str]:
         "docs/reference/settings.md": settings_page(),
     }
     for kind in served_kinds():
-        text = yaml.safe_dump(crd_manifest(kind), sort_keys=False, width=116, allow_unicode=True)
+        text = yaml.dump(crd_manifest(kind), Dumper=CrdDumper, sort_keys=False, width=116, allow_unicode=True)
         for folder in CRDS:
             pages[f"{folder}/{kind.plural}.yaml"] = (
                 f"# Generated from fairlead/api by `make generate`. Do not edit.\n{text}"

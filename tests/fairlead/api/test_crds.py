@@ -235,3 +235,9 @@ def test_remaining_json_schema_features_are_translated() -> None:
     assert fields["size"] == {"type": "number", "maximum": 3, "exclusiveMaximum": True, "default": 1.0}
     assert fields["anything"] == {"x-kubernetes-preserve-unknown-fields": True}
     assert fields["inner"]["default"] == {"size": 3}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "crds").glob("*.yaml")), ids=lambda path: path.name)
+def test_no_key_is_a_boolean_for_kubectl(path: Path) -> None:
+    """YAML 1.1, which kubectl and helm read, takes a bare `n` or `y` for a boolean."""
+    assert re.findall(r"(?m)^[ -]*[nNyY]:", path.read_text(encoding="utf-8")) == []
