@@ -31,9 +31,7 @@ CRDS = ("crds", f"{CHART}/crds")
 
 
 class CrdDumper(yaml.SafeDumper):
-    """Writes YAML that parsers of version 1.1 read in the same way: for kubectl and helm, the key
-    `n` is a boolean unless it is quoted.
-    """
+    """Quotes the key `n`, which kubectl and helm take for a boolean otherwise."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
