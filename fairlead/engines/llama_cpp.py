@@ -2,11 +2,25 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Final
 
 from fairlead.engines.adapter_protocol import LocalEngineCommand, LocalEngineReplica
-from fairlead.engines.metric_names import LLAMA_CPP_METRICS, read_signals
+from fairlead.engines.metric_names import MetricNames, read_signals
 from fairlead.errors import BadInput
 from fairlead.fleet.signals import EngineSignals
+
+LLAMA_CPP_METRICS: Final = MetricNames(
+    rank_label=b"rank",
+    running=(b"llamacpp:requests_processing",),
+    waiting=(b"llamacpp:requests_deferred",),
+    kv_usage=(b"llamacpp:kv_cache_usage_ratio",),
+    prompt_tokens=(b"llamacpp:prompt_tokens_total",),
+    generation_tokens=(b"llamacpp:tokens_predicted_total",),
+    prefix_queries=(),
+    prefix_hits=(b"llamacpp:prompt_tokens_cached_total",),
+    preemptions=(),
+)
+"""Releases since 2025 have no `kv_cache_usage_ratio`. `LlamaCpp` computes queries of the cache."""
 
 
 class LlamaCpp:

@@ -69,19 +69,6 @@ SGLANG_METRICS: Final = MetricNames(
 Its hits are one series for each cache tier; `read_signals` adds them up.
 """
 
-LLAMA_CPP_METRICS: Final = MetricNames(
-    rank_label=b"rank",
-    running=(b"llamacpp:requests_processing",),
-    waiting=(b"llamacpp:requests_deferred",),
-    kv_usage=(b"llamacpp:kv_cache_usage_ratio",),
-    prompt_tokens=(b"llamacpp:prompt_tokens_total",),
-    generation_tokens=(b"llamacpp:tokens_predicted_total",),
-    prefix_queries=(),
-    prefix_hits=(b"llamacpp:prompt_tokens_cached_total",),
-    preemptions=(),
-)
-"""Releases since 2025 have no `kv_cache_usage_ratio`. `LlamaCpp` computes queries of the cache."""
-
 
 def read_signals(names: MetricNames, metrics: bytes, rank: int | None) -> EngineSignals:
     """Returns the values of a metrics page: sums over all series, and the mean for `kv_usage`.

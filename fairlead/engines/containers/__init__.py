@@ -1,8 +1,8 @@
 """Engine containers: what a container of each kind runs, needs and serves.
 
 The code is pure; the operator's renderer makes pods of its results. Each kind has one module;
-`weights`, `kv_offload`, `prestop_drain` and `request_limits` are shared parts. `fairlead.engines`
-does not import this package, so that gateways do not load the API types.
+`weights`, `kv_offload`, `prestop_drain`, `shell_drain` and `request_limits` are shared.
+`fairlead.engines` does not import this package, so that gateways do not load the API types.
 """
 
 from collections.abc import Mapping

@@ -8,7 +8,7 @@ from typing import Final
 
 from fairlead.api.spec.pools import PoolRole
 from fairlead.engines.containers.base import HTTP_PORT, EngineContainer, HealthProbe, InstancePod, host_resources
-from fairlead.engines.containers.prestop_drain import PreStopDrain
+from fairlead.engines.containers.shell_drain import ShellDrain
 from fairlead.engines.containers.weights import model_weights
 from fairlead.errors import BadInput
 from fairlead.fleet.labels import PodEngineInfo
@@ -34,7 +34,7 @@ def llama_cpp_container(pod: InstancePod) -> EngineContainer:
         ports={"http": HTTP_PORT},
         pod_info=PodEngineInfo(port=HTTP_PORT, served_name=source.engine_name),
         health=HealthProbe(),
-        drain=PreStopDrain(f"http://127.0.0.1:{HTTP_PORT}/metrics", LOAD_GAUGES, uses_shell=True),
+        drain=ShellDrain(f"http://127.0.0.1:{HTTP_PORT}/metrics", LOAD_GAUGES),
         weights=weights,
         cpu_millis=cpu,
         memory_bytes=memory,

@@ -61,29 +61,6 @@ while time.monotonic() < end:
 gauges.
 """
 
-SHELL_DRAIN_SCRIPT: Final = """\
-url=$1 end=$(($(date +%s) + $2)) quiet=$3 idle_since=
-shift 3
-while [ "$(date +%s)" -lt "$end" ]; do
-  page=$(curl -sf --noproxy '*' -m 5 "$url"); result=$?
-  [ "$result" -ne 7 ] || break
-  busy=$result
-  for name; do
-    case $(printf '%s\\n' "$page" | sed -n "s/^$name[^ ]* //p") in
-      '' | 0 | 0.0) ;;
-      *) busy=1 ;;
-    esac
-  done
-  now=$(date +%s)
-  if [ "$busy" -ne 0 ]; then idle_since=; else idle_since=${idle_since:-$now}; fi
-  if [ -n "$idle_since" ] && [ $((now - idle_since)) -ge "$quiet" ]; then break; fi
-  sleep 0.5
-done
-"""
-"""The same for images without Python, with curl. It is for instances of one pod: it knows no
-leader.
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class PreStopDrain:
@@ -91,12 +68,10 @@ class PreStopDrain:
 
     url: the engine's metrics page. If None, the hook waits for a fixed time.
     gauges: metrics with the number of running and waiting requests.
-    uses_shell: the image has no Python, but a shell and curl.
     """
 
     url: str | None = None
     gauges: tuple[str, ...] = ()
-    uses_shell: bool = False
 
     def prestop_hook(self, max_seconds: float) -> dict[str, Any]:
         """Returns the container's preStop hook.
@@ -106,6 +81,4 @@ class PreStopDrain:
         if self.url is None:
             return {"sleep": {"seconds": FIXED_DELAY_SECONDS}}
         arguments = [self.url, f"{max_seconds:g}", str(IDLE_SECONDS), *self.gauges]
-        if self.uses_shell:
-            return {"exec": {"command": ["sh", "-c", SHELL_DRAIN_SCRIPT, "drain", *arguments]}}
         return {"exec": {"command": ["python3", "-c", DRAIN_SCRIPT, *arguments]}}

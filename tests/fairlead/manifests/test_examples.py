@@ -41,6 +41,7 @@ CAPPED, FALLBACKS = ROUTES.with_name("capped.yaml"), ROUTES.with_name("fallbacks
 TENANTS = EXAMPLES / "tenants" / "two-teams.yaml"
 CATALOG = EXAMPLES / "catalog" / "qwen3-32b.yaml"
 ADAPTERS = EXAMPLES / "adapters" / "fleet.yaml"
+CANARY = EXAMPLES / "rollouts" / "canary.yaml"
 ON_GPUS = sorted(EXAMPLES.glob("*/gpu*.yaml"))
 SIMULATED = sorted(EXAMPLES.glob("*/simulated*.yaml"))
 
@@ -94,10 +95,11 @@ def test_first_example_is_the_smallest_manifest() -> None:
 def test_every_intent_has_a_pair_and_a_readme_link() -> None:
     assert {path.parent.name for path in [*ON_GPUS, *SIMULATED]} == set(INTENTS)
     every = sorted(EXAMPLES.glob("*/*.yaml"))
-    assert every == sorted([*ON_GPUS, *SIMULATED, THEIRS, ROUTES, CAPPED, FALLBACKS, ADAPTERS, TENANTS, CATALOG])
+    others = (THEIRS, ROUTES, CAPPED, FALLBACKS, ADAPTERS, CANARY, TENANTS, CATALOG)
+    assert every == sorted([*ON_GPUS, *SIMULATED, *others])
     linked = re.findall(r"\]\(([a-z-]+/[a-z0-9-]+\.yaml)\)", (EXAMPLES / "README.md").read_text())
     assert sorted(linked) == [relative_path(path) for path in every]
-    folders = [*INTENTS, ROUTES.parent.name, ADAPTERS.parent.name, TENANTS.parent.name, CATALOG.parent.name]
+    folders = [*INTENTS, *(path.parent.name for path in (ROUTES, ADAPTERS, CANARY, TENANTS, CATALOG))]
     assert list(dict.fromkeys(link.partition("/")[0] for link in linked)) == folders
 
 

@@ -9,6 +9,7 @@ from threading import Event, Thread
 import pytest
 
 from fairlead.engines.containers.prestop_drain import DRAIN_SCRIPT, PreStopDrain
+from fairlead.engines.containers.shell_drain import ShellDrain
 
 GAUGE = "vllm:num_requests_running"
 HookRunner = Callable[..., "subprocess.Popen[bytes]"]
@@ -50,7 +51,7 @@ def engine() -> Iterator[GaugeServer]:
 
 
 def run_shell_hook(url: str, *, most: float, quiet: str) -> "subprocess.Popen[bytes]":
-    command = PreStopDrain(url, (GAUGE,), uses_shell=True).prestop_hook(most)["exec"]["command"]
+    command = ShellDrain(url, (GAUGE,)).prestop_hook(most)["exec"]["command"]
     command[6] = quiet
     return subprocess.Popen(command)
 
