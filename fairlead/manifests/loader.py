@@ -405,8 +405,7 @@ def _lint_targets(documents: Sequence[_Document], models: Collection[str]) -> It
     for document in documents:
         if not isinstance(document.value, ModelRoute):
             continue
-        route = document.value.to_route()
-        for path, model in (*route.target_paths(), *route.fallback_paths()):
+        for path, model in document.value.to_route().model_paths():
             if model not in models:
                 matches = closest_matches(model, models, count=1)
                 fix = f"did you mean {matches[0]}?" if matches else "leave it if the model is in another file"

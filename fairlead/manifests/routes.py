@@ -19,7 +19,7 @@ def plan_routes(manifests: Manifests) -> tuple[Route, ...]:
     routes = [document.to_route() for document in manifests.routes]
     models = {model.key: model for model in manifests.models}
     for route in routes:
-        for path, model in (*route.target_paths(), *route.fallback_paths()):
+        for path, model in route.model_paths():
             if model not in models:
                 message = f"the route {route.key} leads to {model}, which is no model of these files"
                 raise BadInput(message, field=format_path(("spec", *path)), hint="give its file too, or correct it")

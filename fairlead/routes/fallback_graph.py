@@ -116,7 +116,7 @@ class FallbackGraph:
         self._names: list[str] = names
         self._index: dict[str, int] = index
         self._following: list[list[tuple[int, int]]] = following
-        self._order: list[int] = _successors_first(following)
+        self._order: list[int] = _reverse_topological_order(following)
 
     def models(self) -> list[str]:
         """Returns the models of the graph."""
@@ -171,16 +171,16 @@ class FallbackGraph:
 
 
 def fallback_weight(ready_share: float, price: float, seconds: float) -> float:
-    """Returns the weight of a model: health × price × predicted latency, in seconds.
+    """Returns the weight of a model: price × predicted latency ÷ ready share, in seconds.
 
-    ready_share: of its instances, those that can answer; 0: infinitely heavy.
+    ready_share: of its instances, those that can answer, from 0 to 1; 0 gives an infinite weight.
     price: against the cheapest model of the graph; 1 if prices are not known.
     seconds: predicted until the first token.
     """
     return inf if ready_share <= 0.0 else price * seconds / ready_share
 
 
-def _successors_first(following: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
+def _reverse_topological_order(following: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
     """Returns the nodes in an order in which each comes after all nodes that it leads to."""
     missing = [len(targets) for targets in following]
     sources: list[list[int]] = [[] for _ in following]

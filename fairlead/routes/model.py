@@ -108,6 +108,11 @@ class Route:
             for index, target in enumerate(override.targets):
                 yield ("overrides", number, "targets", index, "model"), target.model
 
+    def model_paths(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Yields where the spec names a model, and the key of that model."""
+        yield from self.target_paths()
+        yield from self.fallback_paths()
+
     def fallback_paths(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Yields where each fallback names a model in the spec, and the key of that model."""
         for index, fallback in enumerate(self.fallbacks):

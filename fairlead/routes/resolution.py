@@ -200,8 +200,9 @@ class RouteTable:
     def __init__(self, routes: Iterable[Route], taken: Container[str] = frozenset()) -> None:
         self._rules: dict[str, list[RuleResolver]] = {}
         for route in routes:
-            rules = [RuleResolver(route, rule, number) for number, rule in enumerate(route.overrides)]
-            rules.append(RuleResolver(route, route.all_rules()[-1], None))
+            *overrides, rest = route.all_rules()
+            rules = [RuleResolver(route, rule, number) for number, rule in enumerate(overrides)]
+            rules.append(RuleResolver(route, rest, None))
             for name in (route.key, *route.names):
                 if name not in taken:
                     self._rules.setdefault(name, rules)

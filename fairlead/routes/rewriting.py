@@ -1,7 +1,7 @@
 """The parameters that a route sets in a body: defaults for absent ones, and caps. Pure.
 
-A parameter that is null counts as absent. The limit of an answer has several names, and a path its
-own: a cap bounds each of them, and is the limit of a request without one.
+A parameter that is null counts as absent. The limit of an answer has several names, which differ by
+path. A cap bounds each of them, and is the limit of a request without one.
 """
 
 from collections.abc import Callable
@@ -22,10 +22,11 @@ class BodyForm:
     """The names of parameters in the bodies of a path.
 
     limits: the names of the limit of an answer; an engine uses the first one that is set.
-    limit: the name that a limit gets which a route sets.
-    absent_limit: the limit of engines without one; None: the context of the model.
-    sampling: parameters that may have defaults.
-    counts: parameters that count answers.
+    limit: the name that is used where the route adds a limit.
+    absent_limit: the number of tokens that engines apply without a limit; None: the context of the
+        model.
+    sampling: the names of parameters that may have defaults.
+    counts: the names of the number of answers.
     """
 
     __slots__ = ("absent_limit", "counts", "has_min_tokens", "limit", "limits", "sampling")
@@ -60,7 +61,7 @@ BODY_FORMS: Final[dict[str, BodyForm]] = {
 
 
 class RewritePlan:
-    """A rewrite, with what each request reads of it.
+    """A rewrite, prepared for reading it with each request.
 
     Why: the module of `RequestRewrite` is not compiled.
     """

@@ -86,33 +86,27 @@ class Manager:
             capacity_grace_seconds=options.capacity_grace_seconds,
         )
         self._route_reconciler = RouteReconciler(self._api, self._cache, clock, self._reconciler.counts)
-        self._restarter = self._make_restarter(options.hung_engines, pacing)
-        self._canaries = self._make_observer(options.hung_engines, pacing)
+        self._restarter, self._canaries = self._make_gateway_followers(options.hung_engines, pacing)
         candidate = LeaseCandidate(lease_namespace or access.namespace, LEASE_NAME, identity)
         self._elector = LeaderElector(self._lease_api, candidate, pacing, options.lease_timing)
         self._api.restrict_writes(lambda: self._elector.is_leading)
 
-    def _make_restarter(self, options: HungEngineOptions | None, pacing: Pacing) -> EngineRestarter | None:
-        """Returns the restarter of engines that hang; None if no gateways are configured."""
-        if options is None:
-            return None
-        limits = Limits()
-        return EngineRestarter(
-            self._api,
-            self._cache,
-            GatewayReader(self._api, options.gateways, options.token, limits),
-            self,
-            pacing,
-            RestartOptions(options.grace_seconds, options.restart_seconds, limits),
-        )
+    def _make_gateway_followers(
+        self, options: HungEngineOptions | None, pacing: Pacing
+    ) -> tuple[EngineRestarter | None, CanaryObserver | None]:
+        """Returns the restarter of engines that hang, and the observer of canaries.
 
-    def _make_observer(self, options: HungEngineOptions | None, pacing: Pacing) -> CanaryObserver | None:
-        """Returns the observer of canaries; None if no gateways are configured."""
+        Both read the gateways; without configured gateways there are none.
+        """
         if options is None:
-            return None
+            return None, None
         limits = Limits()
-        reader = GatewayReader(self._api, options.gateways, options.token, limits)
-        return CanaryObserver(self._cache, reader, pacing, limits, self._queue.add)
+        gateways = GatewayReader(self._api, options.gateways, options.token, limits)
+        times = RestartOptions(options.grace_seconds, options.restart_seconds, limits)
+        return (
+            EngineRestarter(self._api, self._cache, gateways, self, pacing, times),
+            CanaryObserver(self._cache, gateways, pacing, limits, self._queue.add),
+        )
 
     @property
     def is_leading(self) -> bool:
@@ -170,8 +164,8 @@ class Manager:
         recording = asyncio.ensure_future(self._recorder.run())
         watching_models = asyncio.ensure_future(self._kopf.run())
         reconciling = asyncio.ensure_future(self._process_queue())
-        restarting = asyncio.ensure_future(self._restart_hung_engines())
-        observing = asyncio.ensure_future(self._observe_canaries())
+        restarting = asyncio.ensure_future(self._follow_gateways(self._restarter))
+        observing = asyncio.ensure_future(self._follow_gateways(self._canaries))
         restored = asyncio.ensure_future(self._watcher.wait_restored())
         parts = {watching, recording, watching_models, reconciling, restarting, observing, restored}
         try:
@@ -198,21 +192,13 @@ class Manager:
             self._queue.add(key)
         await self._queue.process(self._reconcile, self._options.workers, self._on_failure)
 
-    async def _restart_hung_engines(self) -> None:
-        """Marks and restarts engines that hang until it is cancelled, if that is configured."""
+    async def _follow_gateways(self, follower: EngineRestarter | CanaryObserver | None) -> None:
+        """Runs a part that reads the gateways until it is cancelled, if they are configured."""
         await self._watcher.wait_synced()
-        if self._restarter is None:
+        if follower is None:
             await asyncio.Event().wait()
         else:
-            await self._restarter.run()
-
-    async def _observe_canaries(self) -> None:
-        """Judges canaries until it is cancelled, if gateways are configured."""
-        await self._watcher.wait_synced()
-        if self._canaries is None:
-            await asyncio.Event().wait()
-        else:
-            await self._canaries.run()
+            await follower.run()
 
     async def _reconcile(self, key: str) -> float | None:
         if not self._elector.is_leading:

@@ -118,7 +118,7 @@ class AdapterFleet:
             now, _, happen = heapq.heappop(self._events)
             happen(now)
 
-    def _at(self, at: float, happen: Callable[[float], None]) -> None:
+    def _schedule(self, at: float, happen: Callable[[float], None]) -> None:
         heapq.heappush(self._events, (at, next(self._number), happen))
 
     def _arrive(self, request: AdapterRequest, now: float) -> None:
@@ -143,7 +143,7 @@ class AdapterFleet:
             if not slot.inflight:
                 self._load_next(engine, at)
 
-        self._at(engine.busy_until + request.decode_seconds, end)
+        self._schedule(engine.busy_until + request.decode_seconds, end)
 
     def _load_next(self, engine: SlottedEngine, now: float) -> None:
         if engine.loading is not None or not engine.waiting:
@@ -163,4 +163,4 @@ class AdapterFleet:
                 self._start(engine, request, at)
             self._load_next(engine, at)
 
-        self._at(now + self._loads[adapter], loaded)
+        self._schedule(now + self._loads[adapter], loaded)

@@ -17,10 +17,10 @@ from fairlead_gateway.adapters.placement import (
     AdapterCandidate,
     ResidentValue,
     choose_eviction,
-    eviction_seconds,
     home_count,
     place_adapter,
     rank_homes,
+    slot_seconds,
 )
 
 _SECRET = b"bench"
@@ -119,10 +119,8 @@ class GatewayPlacement:
     def _slot_seconds(self, engine: SlottedEngine, adapter: int, now: float) -> float:
         if adapter in engine.waiting:
             return 0.0
-        queued = sum(self._demand.load_seconds(f"{waiting}") for waiting in engine.waiting)
-        if len(engine.slots) + len(engine.waiting) < self._slots:
-            return queued
-        return queued + eviction_seconds(self._values(engine, now), self._slots - len(engine.waiting))
+        queued = [self._demand.load_seconds(f"{waiting}") for waiting in engine.waiting]
+        return slot_seconds(self._values(engine, now), queued, self._slots)
 
     def _values(self, engine: SlottedEngine, now: float) -> list[ResidentValue]:
         demand = self._demand

@@ -18,8 +18,8 @@ from statistics import median
 from fairlead_bench.canary.traffic import INTERVAL_SECONDS, Revision, simulate
 from fairlead_bench.results import ResultRow, load_goals, value_row, write_results
 from fairlead_operator.canary.judge import Verdict, judge
+from fairlead_operator.canary.observer import SETTLE_SECONDS
 
-SETTLE_SECONDS = 60.0
 _FIRST_SEED = 10_000
 _PERCENT = 100.0
 

@@ -52,13 +52,15 @@ class Canary(StrictModel):
         examples=["[10, 50]"],
     )
     observe: Annotated[
-        PositiveDuration, Field(description="time of each step, from its first request on", examples=["10m"])
+        PositiveDuration,
+        Field(description="least time of each step, from its first reading of the gateways on", examples=["10m"]),
     ] = "10m"
     on_miss: Annotated[
         OnMiss,
         Field(
             strict=False,
-            description="what happens when it is worse. Rollback: the running revision gets all conversations. "
+            description="what happens when the canary misses what the running revision does: it is slower, fails more or "
+            "answers otherwise. Rollback: the running revision gets all conversations. "
             "Pause: the canary stays at its step until you decide",
             examples=["Rollback"],
         ),

@@ -38,7 +38,7 @@ def route_problems(
             field = "name" if refused.name == route.name else "servedNames"
             message = f"clients cannot reach the route by {format_value(refused.name)}: {why}"
             add(("routes", number, field), message, "use another name")
-        for path, model in (*route.target_paths(), *route.fallback_paths()):
+        for path, model in route.model_paths():
             if model not in models:
                 matches = closest_matches(model, models, count=1)
                 fix = f"did you mean {matches[0]}?" if matches else "name a model of this file as namespace/name"

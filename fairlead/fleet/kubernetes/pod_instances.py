@@ -7,6 +7,7 @@ from typing import Final
 from fairlead import units
 from fairlead.api.spec.kv_cache import PeerTransfer
 from fairlead.engine_profile import EngineProfile
+from fairlead.engines.registry import engine_kinds
 from fairlead.fleet.labels import (
     ENDPOINT_LABEL,
     ENGINE_LABEL,
@@ -26,7 +27,6 @@ from fairlead.kube.resources import Manifest, annotations_of, is_deleting, is_re
 _LWS_PREFIX: Final = "leaderworkerset.sigs.k8s.io/"
 DEFAULT_ENGINE_KIND: Final = "vllm"
 """The engine kind assumed for unknown engines, as in local mode: compatible APIs copy vLLM's."""
-_KNOWN_KINDS: Final = ("vllm", "sglang", "llamacpp", "sim")
 _METADATA_FIELDS: Final = (
     *("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp"),
     "labels",
@@ -126,6 +126,8 @@ def managed_instances(
     if transfer is None and role == Role.PREFILL:
         return PodInstances(exclusion_reason="its role is Prefill, and it has no known KV transfer protocol")
     engine = labels.get(ENGINE_LABEL, DEFAULT_ENGINE_KIND)
+    if engine not in engine_kinds():
+        engine = DEFAULT_ENGINE_KIND
     nodes = _rank_hosts(pod, host, notes, group_hosts)
     return PodInstances(
         tuple(
@@ -135,7 +137,7 @@ def managed_instances(
                 model=labels[MODEL_LABEL],
                 pool=labels[POOL_LABEL],
                 url=f"http://{host}:{notes.port}",
-                engine=engine if engine in _KNOWN_KINDS else DEFAULT_ENGINE_KIND,
+                engine=engine,
                 role=Role(role),
                 state=_instance_state(pod),
                 profile=profile,

@@ -1,15 +1,15 @@
 """Chooses the instances that may take a request for a LoRA adapter, and what an engine evicts.
 
-An adapter has homes among the instances of its base: the first m of an order that its name and the
-instances give. All gateways compute the same order and need not agree on anything else. At least
+An adapter has homes among the instances of its base: the first m in the rendezvous order of its
+name. All gateways compute the same order and need not agree on anything else. At least
 two homes leave a choice; an adapter with more requests has more.
 
-Each candidate has a cost in seconds, and the cheapest counts:
+Each candidate has a cost in seconds, and the one with the lowest cost is chosen:
 
 - an instance that has the adapter: the work that waits there;
-- a home that has not: that work, the time to load the adapter, and the price of a slot.
+- a home that has not loaded it: that work, the time to load the adapter, and the price of a slot.
 
-The price of a slot is the time of loads that go before, and that of what is evicted.
+The price of a slot is the time of the loads before this one, and the price of what is evicted.
 
 The price of an evicted adapter is its load time, times the chance that it is needed again soon. An
 engine evicts the adapter with the lowest rate × load time. With equal slots, that keeps the set of
@@ -150,10 +150,9 @@ def place_adapter(candidates: Sequence[AdapterCandidate], load_seconds: float) -
 
 def choose_eviction(residents: Iterable[ResidentValue]) -> Eviction:
     """Returns the resident with the lowest value; an idle one before those with requests."""
-    ordered = sorted(residents, key=lambda resident: (resident.is_busy, resident.value, resident.name))
-    if not ordered:
+    victim = _next_to_evict(residents)
+    if victim is None:
         return Eviction(None, False, "no slot holds an adapter")
-    victim = ordered[0]
     if not victim.is_declared:
         return Eviction(victim.name, victim.is_busy, "the model has it no longer")
     why = f"{victim.rate:.3g} requests/s × {format_duration(victim.load_seconds)} to load it again is least"
@@ -161,16 +160,28 @@ def choose_eviction(residents: Iterable[ResidentValue]) -> Eviction:
 
 
 def eviction_seconds(residents: Iterable[ResidentValue], slots: int) -> float:
-    """Returns the price of a slot for one more adapter: the expected loss by an eviction."""
+    """Returns the reload time that one more adapter is expected to cost, by an eviction."""
     listed = list(residents)
     if len(listed) < slots:
         return 0.0
-    victim = choose_eviction(listed)
-    found = next((resident for resident in listed if resident.name == victim.name), None)
-    if found is None:
+    victim = _next_to_evict(listed)
+    if victim is None:
         return inf
-    if not found.is_declared:
+    if not victim.is_declared:
         return 0.0
-    again = min(1.0, found.rate * EVICTION_HORIZON_SECONDS)
-    wait = EVICTION_HORIZON_SECONDS if found.is_busy else 0.0
-    return found.load_seconds * again + wait
+    again = min(1.0, victim.rate * EVICTION_HORIZON_SECONDS)
+    wait = EVICTION_HORIZON_SECONDS if victim.is_busy else 0.0
+    return victim.load_seconds * again + wait
+
+
+def slot_seconds(residents: Iterable[ResidentValue], queued: Sequence[float], slots: int) -> float:
+    """Returns the price of a slot: the loads before this one, and what is evicted for it.
+
+    queued: load times of the adapters that the engine loads first.
+    """
+    return sum(queued) + eviction_seconds(residents, slots - len(queued))
+
+
+def _next_to_evict(residents: Iterable[ResidentValue]) -> ResidentValue | None:
+    """Returns the resident that is evicted next; None without any."""
+    return min(residents, key=lambda resident: (resident.is_busy, resident.value, resident.name), default=None)

@@ -48,8 +48,8 @@ class RoutePreviewer:
         excluded, loader = NO_INSTANCES, self._gateway.stack.adapter_loader
         use: AdapterUse | None = None
         if request.adapter is not None:
-            use = AdapterUse(request.adapter.name, loader.place(key, request.adapter, NO_INSTANCES))
-            excluded = loader.restrict(key, use.placement)
+            use = loader.place(key, request.adapter, NO_INSTANCES)
+            excluded = loader.restrict(key, use)
         decision = routers.choose(key, route_request, now, excluded, preview=True)
         if use is not None:
             decision = decision.after(use.describe)

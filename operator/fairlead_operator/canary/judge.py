@@ -1,7 +1,7 @@
 """The judge of a canary: from what two revisions did in the same time to a verdict. Pure.
 
-The judge may look after every interval: the chance that it ever rolls back a revision within the
-tolerances stays below `Rules.false_rollback`.
+A verdict may be computed after every interval. The chance that any of them rolls back a revision
+within the tolerances stays below `Tolerances.false_rollback`.
 
 An interval compares both revisions under the same traffic. What affects both, such as a peak of
 load, cancels out. Requests of one interval may depend on each other, as the turns of a conversation
@@ -53,7 +53,7 @@ class Measure(StrEnum):
 
 
 class Verdict(StrEnum):
-    """The fate of a canary."""
+    """The decision about a canary."""
 
     CONTINUE = "Continue"
     PROMOTE = "Promote"
@@ -62,7 +62,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RevisionSums:
-    """The requests to the instances of one revision in an interval.
+    """The requests to instances of one revision: in an interval, or since a gateway started.
 
     attempts: requests that were sent there, also those that another instance answered then.
     gaps: between the tokens of streams.
@@ -94,6 +94,19 @@ class RevisionSums:
             self.computed_tokens + other.computed_tokens,
         )
 
+    def __sub__(self, earlier: "RevisionSums") -> "RevisionSums":
+        return RevisionSums(
+            self.attempts - earlier.attempts,
+            self.errors - earlier.errors,
+            self.first_tokens - earlier.first_tokens,
+            self.ttft_seconds - earlier.ttft_seconds,
+            self.gaps - earlier.gaps,
+            self.gap_seconds - earlier.gap_seconds,
+            self.answers - earlier.answers,
+            self.log_tokens - earlier.log_tokens,
+            self.computed_tokens - earlier.computed_tokens,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:
@@ -104,13 +117,14 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class Tolerances:
     """The tolerances of the judge. A canary within all of them is not rolled back.
 
-    slower: rise of the mean TTFT, for prompts of the same tokens to compute, and TPOT, as a ratio.
-    ttft: rise of the mean TTFT as it is, as a ratio.
-    length: change of the mean answer length in both directions, as a ratio.
-    errors: rise of the error share.
+    slower: greatest ratio of the canary's mean to the running revision's, of TPOT, and of TTFT for
+        the same number of computed prompt tokens. 1.05: up to 5 % slower.
+    ttft: the same of TTFT, whatever was computed.
+    length: the same of the answer length; its inverse is the least ratio.
+    errors: greatest rise of the error share.
     false_rollback: chance that a canary within the tolerances is ever rolled back.
     min_requests: requests of the canary without which it is not promoted.
     """
@@ -161,16 +175,16 @@ class Judgement:
     findings: tuple[Finding, ...] = ()
 
 
-def judge(intervals: Sequence[Interval], *, is_complete: bool, rules: Rules | None = None) -> Judgement:
-    """Returns what should become of a canary after these intervals.
+def judge(intervals: Sequence[Interval], *, is_complete: bool, rules: Tolerances | None = None) -> Judgement:
+    """Returns the decision about a canary after these intervals.
 
-    is_complete: it was observed as long as was asked for.
+    is_complete: the step has lasted as long as the spec asks.
     """
-    rules = rules or Rules()
+    rules = rules or Tolerances()
     running, canary = RevisionSums(), RevisionSums()
     for interval in intervals:
         running, canary = running + interval.running, canary + interval.canary
-    findings = tuple(_findings(intervals, running, canary, rules))
+    findings = tuple(_compare_measures(intervals, running, canary, rules))
     requests = canary.attempts
     limit = rules.false_rollback / _TESTS
     missed = min((found for found in findings if found.p_value <= limit), key=lambda found: found.p_value, default=None)
@@ -197,8 +211,8 @@ class _Test:
     is_adjusted: bool = False
 
 
-def _findings(
-    intervals: Sequence[Interval], running: RevisionSums, canary: RevisionSums, rules: Rules
+def _compare_measures(
+    intervals: Sequence[Interval], running: RevisionSums, canary: RevisionSums, rules: Tolerances
 ) -> list[Finding]:
     tests = (
         _Test(Measure.TTFT, rules.slower, is_adjusted=True),
@@ -211,14 +225,14 @@ def _findings(
     for test in tests:
         means = _shown_mean(running, test.measure), _shown_mean(canary, test.measure)
         if means[0] is not None and means[1] is not None:
-            findings.append(Finding(test.measure, means[0], means[1], _excess_test(intervals, test)))
+            findings.append(Finding(test.measure, means[0], means[1], _excess_p_value(intervals, test)))
     if running.attempts and canary.attempts:
         shares = running.errors / running.attempts, canary.errors / canary.attempts
-        findings.append(Finding(Measure.ERRORS, *shares, _error_test(intervals, rules.errors)))
+        findings.append(Finding(Measure.ERRORS, *shares, _error_p_value(intervals, rules.errors)))
     return findings
 
 
-def _parts(sums: RevisionSums, measure: Measure) -> tuple[float, int]:
+def _total_and_count(sums: RevisionSums, measure: Measure) -> tuple[float, int]:
     """Returns the total of a measure and the number of what it is the total of."""
     if measure is Measure.TTFT:
         return sums.ttft_seconds, sums.first_tokens
@@ -228,7 +242,7 @@ def _parts(sums: RevisionSums, measure: Measure) -> tuple[float, int]:
 
 
 def _shown_mean(sums: RevisionSums, measure: Measure) -> float | None:
-    total, count = _parts(sums, measure)
+    total, count = _total_and_count(sums, measure)
     if not count or total <= 0.0:
         return None
     return exp(total / count) if measure is Measure.ANSWER_LENGTH else total / count
@@ -238,8 +252,8 @@ def _excess(interval: Interval, test: _Test) -> tuple[int, float, float] | None:
     """Returns the weight of an interval, the canary's excess, and its excess of tokens to compute;
     None without requests of both revisions.
     """
-    total, count = _parts(interval.running, test.measure)
-    used, number = _parts(interval.canary, test.measure)
+    total, count = _total_and_count(interval.running, test.measure)
+    used, number = _total_and_count(interval.canary, test.measure)
     if not count or not number:
         return None
     if test.measure is Measure.ANSWER_LENGTH:
@@ -251,13 +265,13 @@ def _excess(interval: Interval, test: _Test) -> tuple[int, float, float] | None:
     return number, excess, interval.canary.computed_tokens - usual * number
 
 
-def _excess_test(intervals: Sequence[Interval], test: _Test) -> float:
+def _excess_p_value(intervals: Sequence[Interval], test: _Test) -> float:
     """Returns an always-valid p-value of the canary being within the ratio of a test.
 
     It is the inverse of the largest Bayes factor so far: evidence that was once there does not go
     away. A ratio below 1 is a lower bound.
     """
-    regression = _Regression(-1.0 if test.ratio < 1.0 else 1.0)
+    regression = _ExcessRegression(-1.0 if test.ratio < 1.0 else 1.0)
     best = 1.0
     for interval in intervals:
         found = _excess(interval, test)
@@ -267,12 +281,13 @@ def _excess_test(intervals: Sequence[Interval], test: _Test) -> float:
     return 1.0 / best
 
 
-class _Regression:
-    """The regression of an excess on the number of requests, and on what else explains it.
+class _ExcessRegression:
+    """The weighted regression of an excess on the number of requests and the excess of computed
+    prompt tokens.
 
     Intervals of more requests have more weight: the variance grows with their number.
 
-    sign: of an excess that counts as a miss.
+    sign: 1 tests for an increase, -1 for a decrease.
     """
 
     def __init__(self, sign: float) -> None:
@@ -281,7 +296,7 @@ class _Regression:
         self._unit = 0.0
         self._xx = self._xy = self._yy = self._xz = self._yz = self._zz = 0.0
 
-    def add(self, number: int, excess: float, other: float) -> None:
+    def add(self, number: int, excess: float, computed: float) -> None:
         """Adds an interval."""
         if self._count < _MIN_INTERVALS:
             self._unit += number / _MIN_INTERVALS
@@ -289,9 +304,9 @@ class _Regression:
         self._xx += number
         self._xy += excess
         self._yy += excess * excess / number
-        self._xz += other
-        self._yz += excess * other / number
-        self._zz += other * other / number
+        self._xz += computed
+        self._yz += excess * computed / number
+        self._zz += computed * computed / number
 
     def evidence(self) -> float:
         """Returns the Bayes factor of an excess against none; 1 without one, or too early."""
@@ -312,7 +327,7 @@ class _Regression:
         return exp(min(700.0, 0.5 * (freedom + 1) * log(ratio))) / sqrt(growth)
 
 
-def _error_test(intervals: Sequence[Interval], tolerance: float) -> float:
+def _error_p_value(intervals: Sequence[Interval], tolerance: float) -> float:
     """Returns an always-valid p-value of the canary's error share being within the tolerance.
 
     Each interval is compared with the running revision's share up to then, or in an incident with

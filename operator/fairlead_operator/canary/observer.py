@@ -29,7 +29,7 @@ _DECODER: Final = msgspec.json.Decoder(GatewayStats)
 
 
 class StatsReader(Protocol):
-    """A reader of a path of all gateways' management ports."""
+    """A client that reads one path of every gateway's management port."""
 
     async def fetch_all(self, path: str) -> dict[str, bytes | FairleadError]:
         """Returns the answer of every ready gateway, or why there is none. Raises KubeError."""
@@ -37,7 +37,7 @@ class StatsReader(Protocol):
 
 
 class JudgementListener(Protocol):
-    """The receiver of keys of models with a new judgement."""
+    """The callback for models with a new judgement."""
 
     def __call__(self, key: str) -> None:
         """Adds a model to the queue."""
@@ -45,7 +45,7 @@ class JudgementListener(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
+class _StepJudgement:
     """A judgement, and the state that it is about."""
 
     hash: str
@@ -65,7 +65,7 @@ class CanaryObserver:
         self._limits = limits
         self._on_judgement = on_judgement
         self._records: dict[str, CanaryRecord] = {}
-        self._judgements: dict[str, _Judged] = {}
+        self._judgements: dict[str, _StepJudgement] = {}
 
     def judgement(self, key: str, state: CanaryState | None) -> Judgement | None:
         """Returns the latest judgement on the step of a canary; None if there is none."""
@@ -87,7 +87,9 @@ class CanaryObserver:
         """Reads all gateways and judges every canary under way. Raises KubeError if the gateways
         cannot be listed.
         """
-        under_way = {key: found for key in list(self._cache.models) if (found := self._under_way(key)) is not None}
+        under_way = {
+            key: found for key in list(self._cache.models) if (found := self._find_active_canary(key)) is not None
+        }
         self._records = {key: record for key, record in self._records.items() if key in under_way}
         self._judgements = {key: judged for key, judged in self._judgements.items() if key in under_way}
         if not under_way:
@@ -102,11 +104,13 @@ class CanaryObserver:
                 record.begin_step(state.since, wall, SETTLE_SECONDS)
             revisions = {uid_of(pod): is_of_canary(pod) for pod in snapshot.pods}
             record.observe(key, reports, revisions, wall)
-            self._judgements[key] = _Judged(state.hash, state.since, record.judge(canary.observe_seconds, wall))
+            self._judgements[key] = _StepJudgement(state.hash, state.since, record.judge(canary.observe_seconds, wall))
             self._on_judgement(key)
 
-    def _under_way(self, key: str) -> tuple[ModelSnapshot, CanaryState, Canary] | None:
-        """Returns a model whose canary gets requests, its state and its settings; None without."""
+    def _find_active_canary(self, key: str) -> tuple[ModelSnapshot, CanaryState, Canary] | None:
+        """Returns a model whose canary gets requests, its state and its settings; None if it has no
+        such canary.
+        """
         model = self._cache.models.get(key)
         if model is None or is_deleting(model):
             return None

@@ -47,7 +47,7 @@ class CanaryState:
 
     @property
     def is_observed(self) -> bool:
-        """True while requests decide about it."""
+        """True in the phase Observing: its requests decide about the next step."""
         return self.phase is CanaryPhase.OBSERVING
 
     @property
@@ -104,7 +104,7 @@ class CanaryInputs:
     """The facts that decide about the next state.
 
     canary: settings of the spec; None without.
-    wanted: number and hash of the revision that is to be tried; None if none is.
+    wanted: number and hash of the revision to try; None if there is none.
     running: hash of the revision that runs.
     is_ready: all of the canary's instances are ready.
     is_paused: the rollout is paused.
@@ -121,22 +121,22 @@ class CanaryInputs:
 
 
 def next_state(state: CanaryState | None, inputs: CanaryInputs) -> CanaryState | None:
-    """Returns the next state of a model's canary; None without one so far."""
+    """Returns the next state of a model's canary; None if the model never had one."""
     if inputs.wanted is None or inputs.canary is None:
-        return _ended(state, inputs)
+        return _end_canary(state, inputs)
     number, hash = inputs.wanted
     now = format_time(inputs.wall)
     if state is None or state.hash != hash or state.phase is CanaryPhase.ROLLED_BACK:
-        return _starting(number, hash, now)
+        return _starting_state(number, hash, now)
     if inputs.is_paused or state.phase in (CanaryPhase.PROMOTED, CanaryPhase.PAUSED):
         return replace(state, revision=number)
     if state.phase is CanaryPhase.STARTING:
-        return _observing(state, 0, inputs.canary, now) if inputs.is_ready else replace(state, revision=number)
-    return _judged(state, inputs.canary, inputs.judgement, now)
+        return _observing_state(state, 0, inputs.canary, now) if inputs.is_ready else replace(state, revision=number)
+    return _apply_judgement(state, inputs.canary, inputs.judgement, now)
 
 
-def _ended(state: CanaryState | None, inputs: CanaryInputs) -> CanaryState | None:
-    """Returns the state after no canary is wanted any more."""
+def _end_canary(state: CanaryState | None, inputs: CanaryInputs) -> CanaryState | None:
+    """Returns the state once the spec asks for no canary: promoted or ended by hand."""
     if state is None or state.phase is CanaryPhase.PROMOTED:
         return state
     now = format_time(inputs.wall)
@@ -146,15 +146,15 @@ def _ended(state: CanaryState | None, inputs: CanaryInputs) -> CanaryState | Non
     if not state.is_under_way:
         return state
     message = f"the canary of revision {state.revision} was ended by hand"
-    return _rolled_back(state, Reason.ENDED_BY_HAND, message, now)
+    return _rolled_back_state(state, Reason.ENDED_BY_HAND, message, now)
 
 
-def _starting(number: int, hash: str, now: str) -> CanaryState:
+def _starting_state(number: int, hash: str, now: str) -> CanaryState:
     message = f"instances of revision {number} are starting"
     return CanaryState(number, hash, CanaryPhase.STARTING, 0, 0, now, Reason.CANARY_STARTING.value, message)
 
 
-def _observing(state: CanaryState, step: int, canary: Canary, now: str) -> CanaryState:
+def _observing_state(state: CanaryState, step: int, canary: Canary, now: str) -> CanaryState:
     weight = canary.steps[min(step, len(canary.steps) - 1)]
     message = f"revision {state.revision} gets {weight} % of the conversations"
     return replace(
@@ -168,11 +168,11 @@ def _observing(state: CanaryState, step: int, canary: Canary, now: str) -> Canar
     )
 
 
-def _rolled_back(state: CanaryState, reason: Reason, message: str, now: str) -> CanaryState:
+def _rolled_back_state(state: CanaryState, reason: Reason, message: str, now: str) -> CanaryState:
     return replace(state, phase=CanaryPhase.ROLLED_BACK, weight=0, reason=reason.value, message=message, since=now)
 
 
-def _judged(state: CanaryState, canary: Canary, judgement: Judgement | None, now: str) -> CanaryState:
+def _apply_judgement(state: CanaryState, canary: Canary, judgement: Judgement | None, now: str) -> CanaryState:
     if judgement is None:
         return state
     if judgement.verdict is Verdict.ROLLBACK:
@@ -180,10 +180,10 @@ def _judged(state: CanaryState, canary: Canary, judgement: Judgement | None, now
         message = f"revision {state.revision} has {judgement.reason}"
         if canary.on_miss is OnMiss.PAUSE:
             return replace(state, phase=CanaryPhase.PAUSED, reason=reason.value, message=message, since=now)
-        return _rolled_back(state, reason, message, now)
+        return _rolled_back_state(state, reason, message, now)
     if judgement.verdict is Verdict.PROMOTE:
         if state.step + 1 < len(canary.steps):
-            return _observing(state, state.step + 1, canary, now)
+            return _observing_state(state, state.step + 1, canary, now)
         message = f"revision {state.revision} is promoted: {judgement.reason}"
         return replace(state, phase=CanaryPhase.PROMOTED, reason=Reason.PROMOTED.value, message=message, since=now)
     message = f"revision {state.revision} gets {state.weight} % of the conversations: {judgement.reason}"

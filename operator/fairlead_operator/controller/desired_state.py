@@ -67,12 +67,12 @@ def choose_spec(snapshot: ModelSnapshot) -> ChosenSpec:
     choice = choose_revision(snapshot.model, stored_revisions(children), running_hashes(children))
     failure = Failure(Reason.INVALID_SPEC, choice.problem) if choice.problem else None
     try:
-        return ChosenSpec(choice, parse_model(snapshot.model, choice.spec), failure, _canary(snapshot, choice))
+        return ChosenSpec(choice, parse_model(snapshot.model, choice.spec), failure, _canary_of(snapshot, choice))
     except ValidationError as error:
         return ChosenSpec(choice, None, Failure(Reason.INVALID_SPEC, describe_error(error, choice.spec)))
 
 
-def _canary(snapshot: ModelSnapshot, choice: RevisionChoice) -> ModelDeployment | None:
+def _canary_of(snapshot: ModelSnapshot, choice: RevisionChoice) -> ModelDeployment | None:
     """Returns the model as its canary has it; None without a canary, or once it has replaced the
     earlier revision. Raises ValidationError.
     """

@@ -116,7 +116,7 @@ def choose_revision(model: Manifest, stored: Sequence[ModelRevision], running: f
     else:
         problem, is_promoted = "", False
     before = next((candidate for candidate in reversed(stored) if candidate.hash in running), None)
-    if not is_promoted and _tries(spec, state) and before is not None and current.hash not in running:
+    if not is_promoted and _is_tried(spec, state) and before is not None and current.hash not in running:
         return _choose_canary(before, current, state, spec, problem)
     if (spec.get("rollout") or {}).get("paused") and before is not None and current.hash not in running:
         return RevisionChoice(
@@ -128,11 +128,11 @@ def choose_revision(model: Manifest, stored: Sequence[ModelRevision], running: f
             held_by_pause=True,
         )
     return RevisionChoice(
-        current, current, spec, "it is the model's spec", problem, canary=_until_replaced(state, current)
+        current, current, spec, "it is the model's spec", problem, canary=_canary_being_promoted(state, current)
     )
 
 
-def _tries(spec: dict[str, Any], state: CanaryState | None) -> bool:
+def _is_tried(spec: dict[str, Any], state: CanaryState | None) -> bool:
     """Returns True if the spec is to be tried as a canary, or was rolled back as one.
 
     A pause holds a canary where it is, and starts none.
@@ -154,7 +154,7 @@ def _choose_canary(
     return RevisionChoice(before, current, with_current_numbers(before.spec, spec), reason, problem, canary=canary)
 
 
-def _until_replaced(state: CanaryState | None, current: ModelRevision) -> ModelRevision | None:
+def _canary_being_promoted(state: CanaryState | None, current: ModelRevision) -> ModelRevision | None:
     """Returns the revision whose canary serves on until it has replaced the earlier one.
 
     Why: else its conversations would go back to the earlier revision for a while.

@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 
 from fairlead_bench.canary.traffic import Revision, simulate
-from fairlead_operator.canary.judge import Interval, Judgement, Measure, RevisionSums, Rules, Verdict, judge
+from fairlead_operator.canary.judge import Interval, Judgement, Measure, RevisionSums, Tolerances, Verdict, judge
 
 
 def judged(revision: Revision, minutes: float = 10.0, seed: int = 7, *, is_complete: bool = True) -> Judgement:
@@ -77,7 +77,7 @@ def test_evidence_does_not_go_away() -> None:
 
 def test_a_difference_within_the_tolerance_is_none() -> None:
     assert judged(Revision(length=1.1)).verdict is Verdict.PROMOTE
-    wide = Rules(slower=1.5, ttft=3.0)
+    wide = Tolerances(slower=1.5, ttft=3.0)
     intervals = list(islice(simulate(7, Revision(ttft=1.3, tpot=1.3)), 40))
     assert judge(intervals, is_complete=True, rules=wide).verdict is Verdict.PROMOTE
 

@@ -17,7 +17,9 @@ class RequestDefaults(StrictModel):
 
     max_tokens: Annotated[
         _Tokens | None,
-        Field(alias="max_tokens", description="most tokens of an answer; not above the cap", examples=["512"]),
+        Field(
+            alias="max_tokens", description="maximum number of tokens in an answer; not above the cap", examples=["512"]
+        ),
     ] = None
     temperature: Annotated[
         float | None, Field(alias="temperature", ge=0, le=2, description="sampling temperature", examples=["0.2"])
@@ -32,22 +34,36 @@ class RequestDefaults(StrictModel):
             alias="top_k",
             ge=-1,
             le=1_000_000,
-            description="number of tokens that one is chosen from; -1: all",
+            description="number of most likely tokens to sample from; -1: all",
             examples=["20"],
             json_schema_extra={"format": "int32"},
         ),
     ] = None
     min_p: Annotated[
         float | None,
-        Field(alias="min_p", ge=0, le=1, description="least probability, against the likeliest", examples=["0.05"]),
+        Field(
+            alias="min_p",
+            ge=0,
+            le=1,
+            description="minimum probability of a token, as a share of that of the likeliest",
+            examples=["0.05"],
+        ),
     ] = None
     presence_penalty: Annotated[
         _Penalty | None,
-        Field(alias="presence_penalty", description="penalty on tokens of the answer", examples=["0.5"]),
+        Field(
+            alias="presence_penalty",
+            description="penalty on each token that is in the answer already",
+            examples=["0.5"],
+        ),
     ] = None
     frequency_penalty: Annotated[
         _Penalty | None,
-        Field(alias="frequency_penalty", description="penalty on tokens by their number", examples=["0.5"]),
+        Field(
+            alias="frequency_penalty",
+            description="penalty on each token, times how often it is in the answer",
+            examples=["0.5"],
+        ),
     ] = None
     repetition_penalty: Annotated[
         float | None,
@@ -56,13 +72,13 @@ class RequestDefaults(StrictModel):
 
 
 class RequestCaps(StrictModel):
-    """The greatest values of parameters, by the names of the OpenAI API."""
+    """Upper bounds of parameters, by the names of the OpenAI API."""
 
     max_tokens: Annotated[
         _Tokens | None,
         Field(
             alias="max_tokens",
-            description="most tokens of an answer, by any name; also the limit of a request without one",
+            description="maximum number of tokens in an answer, by any name; also the limit of a request without one",
             examples=["1024"],
         ),
     ] = None
@@ -72,7 +88,7 @@ class RequestCaps(StrictModel):
             alias="n",
             ge=1,
             le=128,
-            description="most answers to a request; `best_of` is bounded too",
+            description="maximum number of answers to a request; also bounds `best_of`",
             examples=["1"],
             json_schema_extra={"format": "int32"},
         ),
@@ -89,10 +105,10 @@ class ModelRouteRewrite(StrictModel):
             message="the default of max_tokens is above its cap",
             fix="lower the default, or raise the cap",
             at=("defaults", "max_tokens"),
-            violation=lambda one: (
-                one.defaults.max_tokens is not None
-                and one.caps.max_tokens is not None
-                and one.defaults.max_tokens > one.caps.max_tokens
+            violation=lambda rewrite: (
+                rewrite.defaults.max_tokens is not None
+                and rewrite.caps.max_tokens is not None
+                and rewrite.defaults.max_tokens > rewrite.caps.max_tokens
             ),
         ),
     )
@@ -104,7 +120,7 @@ class ModelRouteRewrite(StrictModel):
     )
     caps: RequestCaps = Field(
         default_factory=RequestCaps,
-        description="greatest values; a request with more gets these",
+        description="upper bounds; greater values of a request are lowered to them",
         examples=["{max_tokens: 1024}"],
     )
 

@@ -25,14 +25,15 @@ def model_stats(
     routable = {item.id for item in fleet.instances.get(key, ()) if item.state is InstanceState.READY}
     minute = {item: _instance_window(series.instances.get(item), now) for item in ids}
     own = [loads[item] for item in ids if item in loads]
+    totals = _instance_totals(series, ids)
     ints, sums = series.last_minute(now)
     return schemas.ModelStatsOut(
         in_flight=sum(load.inflight for load in own),
         queue=sum(load.waiting for load in own),
         window=_slice_out(ints, sums, window_seconds, _load_variation(minute, routable)),
-        totals=_slice_out(series.ints, series.sums, uptime, _load_variation(_instance_totals(series, ids), routable)),
+        totals=_slice_out(series.ints, series.sums, uptime, _load_variation(totals, routable)),
         decisions=dict(sorted(series.by_rule.items())),
-        instances=_instances_out(minute, _instance_totals(series, ids)),
+        instances=_instances_out(minute, totals),
     )
 
 

@@ -21,10 +21,10 @@ from fairlead_gateway.adapters.placement import (
     AdapterPlacement,
     ResidentValue,
     choose_eviction,
-    eviction_seconds,
     home_count,
     place_adapter,
     rank_homes,
+    slot_seconds,
 )
 from fairlead_gateway.worker.adapters.adapter_use import AdapterUse
 from fairlead_gateway.worker.adapters.engine_commands import EngineCommands
@@ -106,17 +106,15 @@ class AdapterLoader:
 
     # Placement.
 
-    def place(
-        self, key: str, adapter: LoraAdapter, excluded: frozenset[str], *, counts: bool = False
-    ) -> AdapterPlacement:
-        """Returns the instances that may take a request for an adapter.
+    def place(self, key: str, adapter: LoraAdapter, excluded: frozenset[str], *, counts: bool = False) -> AdapterUse:
+        """Returns the use of an adapter by a request, with the instances that may take it.
 
         key: of its base.
         counts: the request counts for the adapter's rate.
         """
         model, router = self._models.get(key), self._routers.router(key)
         if model is None or router is None:
-            return AdapterPlacement((), "none", "the model has left the fleet")
+            return AdapterUse(adapter.name, AdapterPlacement((), "none", "the model has left the fleet"))
         now = self._now()
         if counts:
             model.demand.on_request(adapter.name, now)
@@ -128,23 +126,21 @@ class AdapterLoader:
             model.homes[adapter.name] = order
         count = home_count(model.demand.share(adapter.name, now), len(order))
         candidates: list[AdapterCandidate] = []
-        homes = 0
         for instance_id in order:
             endpoint = router.endpoint(instance_id)
             if instance_id in excluded or endpoint is None:
                 continue
             is_warm = self._instance(instance_id).is_warm(adapter)
-            if homes >= count and not is_warm:
+            if len(candidates) >= count and not is_warm:
                 continue
-            homes += 1
             backlog = router.total_load(endpoint.load).backlog_seconds
             slot = 0.0 if is_warm else self._slot_seconds(model, adapter, instance_id, now)
             candidates.append(AdapterCandidate(instance_id, is_warm, backlog, slot))
-        return place_adapter(candidates, model.demand.load_seconds(adapter.name))
+        return AdapterUse(adapter.name, place_adapter(candidates, model.demand.load_seconds(adapter.name)))
 
-    def restrict(self, key: str, placement: AdapterPlacement) -> frozenset[str]:
-        """Returns the ready instances that a placement leaves out."""
-        return frozenset(self._routers.ready_instances(key)).difference(placement.instances)
+    def restrict(self, key: str, use: AdapterUse) -> frozenset[str]:
+        """Returns the ready instances that may not take the request."""
+        return frozenset(self._routers.ready_instances(key)).difference(use.placement.instances)
 
     def _instance(self, instance_id: str) -> InstanceAdapters:
         found = self._instances.get(instance_id)
@@ -157,10 +153,8 @@ class AdapterLoader:
         found, demand = self._instance(instance_id), model.demand
         if adapter.name in found.loads:
             return 0.0
-        queued = sum(demand.load_seconds(name) for name in found.loads)
-        if len(found.residents) + len(found.loads) < model.slots:
-            return queued
-        return queued + eviction_seconds(self._values(model, found, now), model.slots - len(found.loads))
+        queued = [demand.load_seconds(name) for name in found.loads]
+        return slot_seconds(self._values(model, found, now), queued, model.slots)
 
     def _values(self, model: _ModelAdapters, found: InstanceAdapters, now: float) -> list[ResidentValue]:
         demand = model.demand
@@ -178,7 +172,7 @@ class AdapterLoader:
     # Loads.
 
     async def acquire(self, key: str, adapter: LoraAdapter, instance: Instance, use: AdapterUse) -> AdapterLease:
-        """Returns the use of an adapter at an instance, which loads it if it must.
+        """Returns a lease on an adapter at an instance; loads the adapter first if necessary.
 
         Raises AttemptFailure if the instance cannot.
         """
@@ -207,7 +201,7 @@ class AdapterLoader:
     def on_missing(self, instance_id: str, lease: AdapterLease | None) -> None:
         """Records that an engine lacks an adapter that it was believed to have.
 
-        lease: of the request that met this; one from before the last list says nothing.
+        lease: of the request that got 404; a lease from before the last list is ignored.
         """
         if lease is not None and lease.is_current():
             self._instance(instance_id).forget()
@@ -260,7 +254,7 @@ class AdapterLoader:
     async def _free_slot(
         self, model: _ModelAdapters, adapter: LoraAdapter, instance: Instance, found: InstanceAdapters
     ) -> None:
-        """Unloads an adapter if no slot is free, and one of the same name with another source.
+        """Unloads an adapter if no slot is free, or if it has the same name and another source.
 
         Raises AttemptFailure if no slot gets free in time.
         """
@@ -283,7 +277,7 @@ class AdapterLoader:
 
 
 async def _wait_for_release(found: InstanceAdapters, resident: ResidentAdapter, seconds: float) -> None:
-    """Waits until requests for some adapter have ended. No further ones get `resident` meanwhile.
+    """Waits until an adapter has no requests in flight. New requests do not get `resident`.
 
     Raises AttemptFailure after `seconds`.
     """

@@ -5,9 +5,10 @@ from fairlead_gateway.adapters.placement import AdapterPlacement
 
 
 class AdapterUse:
-    """The adapter of a request: where it may be served, and how long it was waited for.
+    """The adapter of a request: where it may be served, and how long the request waited for it.
 
-    load_seconds: how long the request waited for the load; None if it is not loaded yet, or was.
+    load_seconds: how long the request waited for a load; None until that has ended, and if the
+        adapter was loaded already.
     """
 
     __slots__ = ("load_seconds", "name", "placement")

@@ -28,14 +28,14 @@ class InstanceAdapters:
     """The adapters of one engine.
 
     residents: by name, those of other workers included; the engine's list decides.
-    is_listed: the list was read since the engine was last known to have changed by itself.
+    is_listed: False after `forget`: the list must be read again.
     lock: held while the engine loads or unloads.
     loads: the loads that requests wait for, by name.
-    waiting: how many requests wait for each of them, or have not used it yet.
+    waiting: by name, requests that wait for a load or have no lease yet.
     refused_until: when adapters that the engine refused may be loaded again, in monotonic seconds.
     """
 
-    __slots__ = ("_room", "is_listed", "loads", "lock", "refused_until", "residents", "waiting")
+    __slots__ = ("_slot_released", "is_listed", "loads", "lock", "refused_until", "residents", "waiting")
 
     def __init__(self) -> None:
         self.residents: dict[str, ResidentAdapter] = {}
@@ -44,7 +44,7 @@ class InstanceAdapters:
         self.loads: dict[str, asyncio.Task[None]] = {}
         self.waiting: Counter[str] = Counter()
         self.refused_until: dict[str, float] = {}
-        self._room: asyncio.Future[None] | None = None
+        self._slot_released: asyncio.Future[None] | None = None
 
     def is_warm(self, adapter: LoraAdapter) -> bool:
         """Returns whether requests may use the adapter here."""
@@ -79,26 +79,26 @@ class InstanceAdapters:
             self.on_release()
 
     def acquire(self, name: str) -> "AdapterLease | None":
-        """Returns the use of an adapter by one request; None if the engine has it no longer."""
+        """Returns a lease on an adapter; None if the engine has it no longer."""
         resident = self.residents.get(name)
         return None if resident is None else AdapterLease(self, resident)
 
     async def wait_for_release(self) -> None:
         """Waits until a request ends. Only the holder of the lock waits."""
-        self._room = asyncio.get_running_loop().create_future()
+        self._slot_released = asyncio.get_running_loop().create_future()
         try:
-            await self._room
+            await self._slot_released
         finally:
-            self._room = None
+            self._slot_released = None
 
     def on_release(self) -> None:
-        """Wakes the one that waits for a slot."""
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        """Wakes the load that waits for a slot."""
+        if self._slot_released is not None and not self._slot_released.done():
+            self._slot_released.set_result(None)
 
 
 class AdapterLease:
-    """The use of an adapter by one request. While it lasts, the adapter is not unloaded."""
+    """The lease of one request on an adapter. While it lasts, the adapter is not unloaded."""
 
     __slots__ = ("_instance", "_is_released", "_resident")
 
@@ -109,7 +109,7 @@ class AdapterLease:
         resident.inflight += 1
 
     def is_current(self) -> bool:
-        """Returns whether the engine is still believed to have what was acquired."""
+        """Returns whether the adapter is still listed here as loaded."""
         return self._instance.residents.get(self._resident.name) is self._resident
 
     def release(self) -> None:

@@ -9,8 +9,7 @@ from typing import Final
 import xxhash
 
 from fairlead_gateway.routing import RouteRequest
-from fairlead_gateway.worker.model_selection.conversation import prompt_digest
-from fairlead_gateway.worker.openai.prefix_key import prompt_text
+from fairlead_gateway.worker.model_selection.conversation import prompt_digest, text_digest
 from fairlead_gateway.worker.openai.request import ModelRequest
 
 _SEED: Final = xxhash.xxh3_64_intdigest(b"canary")
@@ -32,6 +31,4 @@ def _conversation(request: ModelRequest, routed: RouteRequest) -> bytes:
         return str(routed.session_hash).encode()
     if request.messages_end:
         return prompt_digest(request.client_body, request.messages_start, request.messages_end)
-    text = b"" if request.is_passthrough else prompt_text(request.fields)
-    text = text or request.body
-    return prompt_digest(text, 0, len(text))
+    return text_digest(None if request.is_passthrough else request.fields, request.body)

@@ -10,6 +10,8 @@ from typing import Final
 import xxhash
 
 from fairlead_gateway.worker.openai.json_edit import string_end
+from fairlead_gateway.worker.openai.prefix_key import prompt_text
+from fairlead_gateway.worker.openai.schemas import CommonFields
 
 _QUOTE: Final = ord('"')
 _OPENING: Final = ord("{")
@@ -34,6 +36,16 @@ def prompt_digest(text: bytes, start: int, end: int) -> bytes:
     start, end: where the prompt lies; of a chat, the text between the brackets of its messages.
     """
     return xxhash.xxh3_64_digest(text[start : conversation_end(text, start, end)])
+
+
+def text_digest(fields: CommonFields | None, body: bytes) -> bytes:
+    """Returns what identifies the conversation of a request that is no chat.
+
+    fields: of its body; None if they are not known. Without a prompt in them, the body counts.
+    """
+    text = b"" if fields is None else prompt_text(fields)
+    text = text or body
+    return prompt_digest(text, 0, len(text))
 
 
 def conversation_end(text: bytes, start: int, end: int) -> int:

@@ -32,6 +32,7 @@ from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
+from fairlead_gateway.worker.resilience.retry import MAX_CRASHES
 from fairlead_gateway.worker.tenancy.visible_models import ModelVisibility
 from fairlead_gateway.worker.upstream.request_encoder import sanitize_header_value
 from fairlead_gateway.worker.upstream.response import EngineResponse
@@ -45,7 +46,6 @@ WAKING_SECONDS: Final = 60.0
 """Predicted latency of a model that has no instance, but gets one for the request."""
 _PROMPT_TOKEN_SECONDS: Final = 1e-3
 """Prefill of a token where no profile of the engine is known."""
-_MAX_CRASHES: Final = 2
 _NO_ATTEMPT: Final = "fallback"
 _MAX_GRAPHS: Final = 1_024
 _SCANNED_BYTES: Final = 4_096
@@ -55,10 +55,10 @@ _TOO_LONG: Final = re.compile(
 
 
 class TakenFallback:
-    """A further fallback of a request.
+    """The fallback that a request takes next.
 
-    decision: its route, whose last step names the model that gets it.
-    previous: the request at the model before; None if it was not started there.
+    decision: its last step names the model of the fallback.
+    previous: the request at the model that failed; None if it never started.
     """
 
     __slots__ = ("decision", "previous")
@@ -94,7 +94,7 @@ class Fallbacks:
         The request at the model before is over then: its limits are settled, and nothing charged.
         context: None if the error came before the model of the request was known.
         """
-        decision = self._after_error(context, error, caller, now)
+        decision = self._choose_after_error(context, error, caller, now)
         if decision is None:
             return None
         step = decision.steps[-1]
@@ -107,7 +107,7 @@ class Fallbacks:
             self._limit_gate.settle(context)
         return TakenFallback(decision, context)
 
-    def _after_error(
+    def _choose_after_error(
         self, context: RequestContext | None, error: GatewayError, caller: Caller | None, now: float
     ) -> RouteDecision | None:
         if error.next_route is not None:
@@ -116,7 +116,7 @@ class Fallbacks:
         if decision is None or decision.target is None:
             return None
         kind = _unserved_kind(error, decision) if context is None else _failure_kind(context, error, now)
-        return None if kind is None else self._next(decision, kind, caller, context, now)
+        return None if kind is None else self._choose_next(decision, kind, caller, context, now)
 
     def check_refusal(self, context: RequestContext, engine_response: EngineResponse, now: float) -> None:
         """Raises the error of an engine's refusal if another model may answer instead."""
@@ -126,13 +126,13 @@ class Fallbacks:
         kind = _refusal_kind(engine_response)
         if kind is None:
             return
-        following = self._next(decision, kind, context.http_request.caller, context, now)
+        following = self._choose_next(decision, kind, context.http_request.caller, context, now)
         if following is not None:
             error = BadRequest("the engine has refused the request", code="engine_refused")
             error.next_route = following
             raise error
 
-    def _next(
+    def _choose_next(
         self, decision: RouteDecision, kind: str, caller: Caller | None, context: RequestContext | None, now: float
     ) -> RouteDecision | None:
         route = self._visible_models.of(caller).fleet.routes.get(decision.route)
@@ -178,13 +178,15 @@ class Fallbacks:
         cheapest = min((price for price in prices.values() if price > 0.0), default=1.0)
         weights: dict[str, float] = {}
         for key, model in models.items():
-            share, seconds = self._health(fleet, model, key, prompt_tokens, now)
+            share, seconds = self._ready_share_and_latency(fleet, model, key, prompt_tokens, now)
             weight = fallback_weight(share, max(1.0, prices.get(key, cheapest) / cheapest), seconds)
             if isfinite(weight):
                 weights[key] = weight
         return weights
 
-    def _health(self, fleet: Fleet, model: Model, key: str, prompt_tokens: float, now: float) -> tuple[float, float]:
+    def _ready_share_and_latency(
+        self, fleet: Fleet, model: Model, key: str, prompt_tokens: float, now: float
+    ) -> tuple[float, float]:
         """Returns the share of a model's instances that can answer, and its predicted latency."""
         ready, detector = self._routers.ready_instances(key), self._outlier_detector
         usable = [name for name in ready if detector.health(name, now)[0] is not HealthState.EJECTED]
@@ -218,14 +220,14 @@ def _unserved_kind(error: GatewayError, decision: RouteDecision) -> str | None:
 def _failure_kind(context: RequestContext, error: GatewayError, now: float) -> str | None:
     """Returns the kind of a failure; None if the request ends with it.
 
-    It ends once its time is over, after the first byte, and if two engines broke off on it.
+    None: the deadline has passed, the first byte was sent, or two engines broke off on the request.
     """
     failures = context.failures
     if context.response.started or context.response.finished or isinstance(error, QuarantinedRequest):
         return None
     if context.deadline is not None and now >= context.deadline:
         return None
-    if sum(failure.crashed for failure in (*context.earlier_failures, *failures)) >= _MAX_CRASHES:
+    if sum(failure.crashed for failure in (*context.earlier_failures, *failures)) >= MAX_CRASHES:
         return None
     if isinstance(error, RequestShed):
         return DEADLINE_UNATTAINABLE

@@ -108,10 +108,7 @@ class ModelRequestParser:
         except GatewayError as error:
             error.route = decision
             raise
-        request.route = decision
-        if decision.rewrite is not None:
-            apply_rewrite(request, decision, head.path)
-        return request
+        return _routed(request, decision, head.path)
 
     def _parse_routed(self, http_request: HttpRequest, models: VisibleModels, routes: RouteTable) -> ModelRequest:
         """Like `parse`, where clients may name routes."""
@@ -130,11 +127,7 @@ class ModelRequestParser:
         if chosen is None:
             return None
         path = http_request.head.path
-        request = build_entry_request(path, parsed, http_request.body, chosen[0], self._limits)
-        request.route = chosen[1]
-        if chosen[1].rewrite is not None:
-            apply_rewrite(request, chosen[1], path)
-        return request
+        return _routed(build_entry_request(path, parsed, http_request.body, chosen[0], self._limits), chosen[1], path)
 
     def _parse_routed_passthrough(
         self, http_request: HttpRequest, routes: RouteTable, fleet: Fleet, parse: BodyParser
@@ -145,7 +138,12 @@ class ModelRequestParser:
         if chosen is None:
             return build_passthrough_request(http_request.head, http_request.body, fleet, lambda *_: parsed)
         request = build_entry_passthrough(http_request.head, parsed, body, chosen[0])
-        request.route = chosen[1]
-        if chosen[1].rewrite is not None:
-            apply_rewrite(request, chosen[1], http_request.head.path)
-        return request
+        return _routed(request, chosen[1], http_request.head.path)
+
+
+def _routed(request: ModelRequest, decision: RouteDecision, path: str) -> ModelRequest:
+    """Returns the request with the route that chose its model, and the parameters that it sets."""
+    request.route = decision
+    if decision.rewrite is not None:
+        apply_rewrite(request, decision, path)
+    return request

@@ -7,10 +7,9 @@ from fairlead.fleet.model import Fleet
 from fairlead.routes.resolution import RequestFacts, RouteDecision, RouteTable
 from fairlead_gateway.errors import RouteWithoutTarget
 from fairlead_gateway.http.listener import HttpRequest
-from fairlead_gateway.worker.model_selection.conversation import prompt_digest, session_digest
+from fairlead_gateway.worker.model_selection.conversation import prompt_digest, session_digest, text_digest
 from fairlead_gateway.worker.openai.body_parser import ParsedBody
 from fairlead_gateway.worker.openai.model_names import ModelEntry
-from fairlead_gateway.worker.openai.prefix_key import prompt_text
 
 _SESSION_HEADER: Final = b"x-session-id"
 BY_SESSION: Final = "session"
@@ -44,9 +43,8 @@ class HttpRequestFacts(RequestFacts):
             return session_digest(session, self.tenant()), BY_SESSION
         if parsed.messages_end:
             return prompt_digest(http_request.body, parsed.messages_start, parsed.messages_end), BY_PROMPT
-        text = b"" if parsed.is_passthrough else prompt_text(parsed.fields(http_request.body))
-        text = text or http_request.body
-        return prompt_digest(text, 0, len(text)), BY_PROMPT
+        fields = None if parsed.is_passthrough else parsed.fields(http_request.body)
+        return text_digest(fields, http_request.body), BY_PROMPT
 
 
 def fallback_entry(decision: RouteDecision, fleet: Fleet) -> ModelEntry:

@@ -14,7 +14,6 @@ from fairlead.decision import Decision
 from fairlead_gateway.errors import GatewayError, QuarantinedRequest
 from fairlead_gateway.http.timers import TaskDeadline
 from fairlead_gateway.routing.request import NO_INSTANCES
-from fairlead_gateway.worker.adapters.adapter_use import AdapterUse
 from fairlead_gateway.worker.disaggregation.prefill_coordinator import PrefillCoordinator
 from fairlead_gateway.worker.dispatch.router_registry import as_retry_decision
 from fairlead_gateway.worker.model_selection.fallbacks import Fallbacks
@@ -205,13 +204,13 @@ class Forwarder:
         tried = excluded
         while True:
             counts = not context.failures and tried is excluded
-            placement = loader.place(key, request.adapter, tried, counts=counts)
-            context.adapter_use = AdapterUse(request.adapter.name, placement)
-            left_out = loader.restrict(key, placement) if placement.instances else tried
+            use = context.adapter_use = loader.place(key, request.adapter, tried, counts=counts)
+            instances = use.placement.instances
+            left_out = loader.restrict(key, use) if instances else tried
             decision = self._prefill_coordinator.choose_decode_instance(context, excluded | left_out, now, deferred)
-            if decision.chosen is not None or not placement.instances:
+            if decision.chosen is not None or not instances:
                 return decision
-            tried = tried.union(placement.instances)
+            tried = tried.union(instances)
 
     def attach_engine_message(self, attempt: Attempt) -> None:
         """Builds the attempt's message from the request, with transfer fields if it has a

@@ -61,15 +61,15 @@ class RequestRecorder:
 
     def record_refusal(self, context: RequestContext, error: GatewayError) -> None:
         """Logs a request that a limit of its tenant has refused, without an instance."""
-        self._log_refused(context, error, Decision(None, "limit", DecisionText(str(error))))
+        self._log_refusal(context, error, Decision(None, "limit", DecisionText(str(error))))
 
     def record_last_fallback(self, context: RequestContext | None, error: GatewayError) -> None:
         """Logs a request that its last fallback has refused without an instance."""
         route = None if context is None else context.request.route
         if context is not None and route is not None and route.steps:
-            self._log_refused(context, error, Decision(None, "fallback", DecisionText(str(error))))
+            self._log_refusal(context, error, Decision(None, "fallback", DecisionText(str(error))))
 
-    def _log_refused(self, context: RequestContext, error: GatewayError, decision: Decision) -> None:
+    def _log_refusal(self, context: RequestContext, error: GatewayError, decision: Decision) -> None:
         http_request, key = context.http_request, context.request.model_key
         tokens = _round_half_even(context.route_request.prompt_tokens)
         number = context.earlier_attempts + 1

@@ -13,7 +13,6 @@ from functools import partial
 from fairlead_gateway.errors import NoReadyInstance
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE
-from fairlead_gateway.worker.adapters.adapter_use import AdapterUse
 from fairlead_gateway.worker.observability.trace_record import ATTEMPT
 from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher
 from fairlead_gateway.worker.proxy.continuation import SentText, resume_body, splice_events, total_usage
@@ -112,7 +111,7 @@ class StreamResume:
         if cause not in _FREE_CAUSES and not self._retry_budget.take(context.caller, now):
             return None
         try:
-            excluded = self._excluded(broken)
+            excluded = self._excluded_instances(broken)
             decision = self._routers.choose(key, context.route_request, now, excluded)
         except NoReadyInstance:
             return None
@@ -123,15 +122,14 @@ class StreamResume:
         decision = decision.with_text(rule=CONTINUATION_RULE, reason=reason)
         return self._dispatcher.create_attempt(context, instance, decision, choice.number + 1, sent)
 
-    def _excluded(self, broken: Attempt) -> frozenset[str]:
+    def _excluded_instances(self, broken: Attempt) -> frozenset[str]:
         """Returns the instances that may not resume the stream."""
         context, excluded = broken.context, frozenset({broken.instance_id})
         loader, adapter = self._dispatcher.adapter_loader, context.request.adapter
         if loader is None or adapter is None:
             return excluded
-        placement = loader.place(context.request.model_key, adapter, excluded)
-        context.adapter_use = AdapterUse(adapter.name, placement)
-        return excluded | loader.restrict(context.request.model_key, placement)
+        use = context.adapter_use = loader.place(context.request.model_key, adapter, excluded)
+        return excluded | loader.restrict(context.request.model_key, use)
 
     async def _relay(
         self, attempt: Attempt, engine_response: EngineResponse, sent: SentText, keep_alive: SseKeepAlive

@@ -144,7 +144,7 @@ class LimitPlan:
         """Returns the `x-ratelimit` headers as lines; empty without a limit of requests or
         tokens.
         """
-        return _lines(self.request_headers, self.token_headers, now)
+        return _header_lines(self.request_headers, self.token_headers, now)
 
     def refusal_headers(self, refused_by: PlannedLimit | None, now: float) -> str:
         """Returns the same for a refused request: with the limit that refused it."""
@@ -154,7 +154,7 @@ class LimitPlan:
                 requests = LimitHeaders(refused_by, "requests")
             elif refused_by.unit in (TOKENS, INPUT_TOKENS, OUTPUT_TOKENS):
                 tokens = LimitHeaders(refused_by, "tokens")
-        return _lines(requests, tokens, now)
+        return _header_lines(requests, tokens, now)
 
 
 def duration(seconds: int) -> str:
@@ -168,7 +168,7 @@ def duration(seconds: int) -> str:
     return f"{hours}h{minutes}m{rest}s"
 
 
-def _lines(requests: LimitHeaders | None, tokens: LimitHeaders | None, now: float) -> str:
+def _header_lines(requests: LimitHeaders | None, tokens: LimitHeaders | None, now: float) -> str:
     if requests is None:
         return "" if tokens is None else tokens.lines(now)
     return requests.lines(now) if tokens is None else requests.lines(now) + tokens.lines(now)

@@ -22,7 +22,8 @@ from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
 
 _WINDOW_SECONDS: Final = 10
 _MIN_RETRIES: Final = 3
-_MAX_CRASHES: Final = 2
+MAX_CRASHES: Final = 2
+"""Instances that may break off on a request before it ends."""
 ADAPTER_LOAD: Final = "adapter-load"
 """The instance did not load the request's adapter."""
 ADAPTER_SLOTS: Final = "adapter-slots"
@@ -164,7 +165,7 @@ def should_retry(failures: list[AttemptFailure], limits: Limits) -> bool:
     # Refusals take little time, as do answers of engines that lack an adapter; others are counted.
     if failures[-1].is_final or sum(failure.cause not in _QUICK_CAUSES for failure in failures) >= limits.max_attempts:
         return False
-    return sum(failure.crashed for failure in failures) < _MAX_CRASHES
+    return sum(failure.crashed for failure in failures) < MAX_CRASHES
 
 
 def to_client_error(failures: list[AttemptFailure], retry_after_seconds: int = 1) -> GatewayError:
@@ -173,7 +174,7 @@ def to_client_error(failures: list[AttemptFailure], retry_after_seconds: int = 1
     retry_after_seconds: until a full engine should have room.
     """
     attempts = f"{len(failures)} engine{'s' if len(failures) > 1 else ''} tried, last: {failures[-1].cause}"
-    if sum(failure.crashed for failure in failures) >= _MAX_CRASHES:
+    if sum(failure.crashed for failure in failures) >= MAX_CRASHES:
         return EngineFailed(
             f"two engines broke off on this request ({attempts})",
             code="engines_broke_off",

@@ -1,8 +1,10 @@
 """Routes of a fleet file: what they become, and the messages about mistakes in them."""
 
+from collections.abc import Callable
+
 import pytest
 
-from fairlead.errors import ManifestError
+from fairlead.errors import FileProblem, ManifestError
 from fairlead.fleet.file.loader import parse_fleet_file
 from fairlead.fleet.file.writer import format_fleet_file
 from fairlead.fleet.model import next_fleet
@@ -74,11 +76,11 @@ def test_a_changed_route_is_a_new_fleet_with_the_same_members() -> None:
          '"X Canary" is not the name of a header', "write it like x-canary"),
     ],
 )  # fmt: skip
-def test_a_mistake_names_line_field_and_fix(old: str, new: str, line: int, field: str, message: str, fix: str) -> None:
+def test_a_mistake_names_line_field_and_fix(
+    old: str, new: str, line: int, field: str, message: str, fix: str, first_problem: Callable[[str], FileProblem]
+) -> None:
     assert old in TEXT
-    with pytest.raises(ManifestError) as refused:
-        parse_fleet_file(TEXT.replace(old, new), file="f")
-    problem = refused.value.problems[0]
+    problem = first_problem(TEXT.replace(old, new))
     assert (problem.line, problem.field) == (line, field)
     assert message in problem.message
     assert fix in problem.fix
