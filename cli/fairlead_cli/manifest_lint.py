@@ -55,6 +55,8 @@ def _objects(manifests: loader.Manifests) -> str:
         counts.append(_count(len(manifests.tenants), "ModelTenant"))
     if manifests.routes:
         counts.append(_count(len(manifests.routes), "ModelRoute"))
+    if manifests.adapters:
+        counts.append(_count(len(manifests.adapters), "ModelAdapter"))
     return ", ".join(counts)
 
 

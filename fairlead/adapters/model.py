@@ -10,9 +10,18 @@ DEFAULT_ADAPTER_SLOTS = 8
 class LoraAdapter:
     """A LoRA adapter of a model, which is its base.
 
-    name: what clients and engines call it.
+    name: what engines call it, and clients together with its namespace.
     source: path or name from which an engine loads it, as the engine knows it.
+    client_names: what clients call it without its namespace; None: its name.
+    replicas: engines that keep it loaded; 0: it is loaded only when a request names it.
     """
 
     name: str
     source: str
+    client_names: tuple[str, ...] | None = None
+    replicas: int = 0
+
+    @property
+    def bare_names(self) -> tuple[str, ...]:
+        """The names by which clients reach it, without `namespace/name`."""
+        return (self.name,) if self.client_names is None else self.client_names

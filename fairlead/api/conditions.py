@@ -92,23 +92,13 @@ class Reason(StrEnum):
     RESOLVED = "Resolved"
     MODEL_NOT_FOUND = "ModelNotFound"
     NO_WEIGHT = "NoWeight"
-
-
-class ServingReason(StrEnum):
-    """The `reason` of the condition `fairlead.io/Serving`, which the operator writes on pods."""
-
-    ENGINE_HUNG = "EngineHung"
-    ENGINE_ANSWERS = "EngineAnswers"
-
-
-@dataclass(frozen=True, slots=True)
-class ServingReasonInfo:
-    """Documentation of a reason of the condition `fairlead.io/Serving`."""
-
-    reason: ServingReason
-    status: str
-    when: str
-    advice: str
+    LOADABLE = "Loadable"
+    INVALID_ADAPTER = "InvalidAdapter"
+    BASE_NOT_FOUND = "BaseNotFound"
+    BASE_WITHOUT_SLOTS = "BaseWithoutSlots"
+    BASE_UNSUITABLE = "BaseUnsuitable"
+    BASE_INVALID = "BaseInvalid"
+    CLAIM_NOT_MOUNTED = "ClaimNotMounted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +137,8 @@ def condition_types() -> tuple[ConditionTypeInfo, ...]:
             ConditionType.READY,
             operator,
             "always",
-            "every pool has its desired number of ready instances; requests are served",
+            "every pool has its desired number of ready instances; requests are served. Of a ModelAdapter: gateways load "
+            "it when a request names it",
         ),
         ConditionTypeInfo(
             ConditionType.RECONCILING, operator, _WHILE_TRUE, "the engines are being brought to the spec"
@@ -157,7 +148,7 @@ def condition_types() -> tuple[ConditionTypeInfo, ...]:
             ConditionType.NAME_TAKEN,
             operator,
             _WHILE_TRUE,
-            "clients do not reach the model by one of its names, which another model has; `namespace/name` works",
+            "clients do not reach the model or adapter by one of its names, which another has; `namespace/name` works",
         ),
         ConditionTypeInfo(
             ConditionType.CANARY_HEALTHY,
@@ -215,6 +206,43 @@ _READY = (
         Reason.NO_ENDPOINT,
         "A pool of an external engine has no endpoint: no ready pod has the labels of its selector.",
         "Compare `kubectl get pods --show-labels` with the pool's `selector`, and its `port` with that of the pods.",
+    ),
+)
+_READY_ADAPTER = (
+    (
+        Reason.LOADABLE,
+        "The base is there, and its engines can load the adapter. A gateway loads it when a request names it.",
+        "Nothing. A wrong path shows with the first request: 503 `adapter_not_loaded`.",
+    ),
+    (
+        Reason.BASE_NOT_FOUND,
+        "No ModelDeployment in the adapter's namespace has the name in `base`. Gateways do not list the adapter.",
+        "Create it, or correct `base`.",
+    ),
+    (
+        Reason.BASE_WITHOUT_SLOTS,
+        "The base has no `spec.adapters`, so its engines load no adapters. Gateways do not list the adapter.",
+        "Write `adapters: {slots: 8, maxRank: 64}` in its spec. That replaces its engines.",
+    ),
+    (
+        Reason.BASE_UNSUITABLE,
+        "Engines of the base's type load no adapters at run time, or its pools have the roles Prefill and Decode.",
+        "Give the adapter to a model with vLLM or SGLang whose pools have the role Serve.",
+    ),
+    (
+        Reason.BASE_INVALID,
+        "This release cannot read the spec of the base. Gateways serve the adapter as it was last.",
+        "Correct the base: its condition `Stalled` names the field.",
+    ),
+    (
+        Reason.CLAIM_NOT_MOUNTED,
+        "The engines of the base do not mount the claim in `source`.",
+        "Add the claim to `adapters.claimNames` of the base. That replaces its engines.",
+    ),
+    (
+        Reason.INVALID_ADAPTER,
+        "The spec passes the API server's schema, but this release cannot read it. Gateways serve the adapter as it was last.",
+        "Correct the field that the message names. `fairlead lint` reports the same without a cluster.",
     ),
 )
 _RECONCILING = (
@@ -454,30 +482,11 @@ _RESOLVED_REFS = (
 )
 
 
-def serving_reasons() -> tuple[ServingReasonInfo, ...]:
-    """Returns the documentation of every reason of the condition `fairlead.io/Serving`."""
-    return (
-        ServingReasonInfo(
-            ServingReason.ENGINE_HUNG,
-            "False",
-            "The engine takes connections and answers no request, by two gateways, or by one and its own probes. "
-            "The message names the gateways.",
-            "Nothing, if restarts are on: the operator deletes the pod after `operator.hungEngines.restartAfter`. "
-            "Otherwise delete it. Read the engine's log first, if it is needed.",
-        ),
-        ServingReasonInfo(
-            ServingReason.ENGINE_ANSWERS,
-            "True",
-            "The engine hung, and answers again.",
-            "Nothing.",
-        ),
-    )
-
-
 def reasons() -> tuple[ReasonInfo, ...]:
     """Returns the documentation of every reason, grouped by condition type."""
     listed = (
         (ConditionType.READY, _READY),
+        (ConditionType.READY, _READY_ADAPTER),
         (ConditionType.RECONCILING, _RECONCILING),
         (ConditionType.STALLED, _STALLED),
         (ConditionType.NAME_TAKEN, _NAME_TAKEN),

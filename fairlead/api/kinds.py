@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from fairlead.api.status import ModelDeploymentStatus, ModelRouteStatus
+from fairlead.api.status import ModelAdapterStatus, ModelDeploymentStatus, ModelRouteStatus
 from fairlead.api.strict_model import StrictModel
-from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeployment, ModelRoute, ModelTenant
+from fairlead.api.v1alpha1 import AcceleratorClass, ModelAdapter, ModelDeployment, ModelRoute, ModelTenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,7 @@ def served_kinds() -> tuple[CustomResourceKind, ...]:
             ),
         ),
         _route_kind(),
+        _adapter_kind(),
     )
 
 
@@ -124,7 +125,22 @@ def _route_kind() -> CustomResourceKind:
     )
 
 
-PLANNED_KINDS = ("ModelAdapter",)
-"""Kinds of the design that this release does not honour. Manifests of these kinds get a clear
-error.
-"""
+def _adapter_kind() -> CustomResourceKind:
+    return CustomResourceKind(
+        ModelAdapter,
+        plural="modeladapters",
+        short_name="madp",
+        namespaced=True,
+        description="A LoRA adapter of a model, which gateways load when a request names it.",
+        columns=(
+            PrinterColumn("Client-Name", ".status.clientName"),
+            PrinterColumn("Base", ".spec.base"),
+            PrinterColumn("Ready", _condition_path("Ready", "status")),
+            PrinterColumn("Reason", _condition_path("Ready", "reason")),
+            PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+            PrinterColumn("Source", ".spec.source", wide=True),
+            PrinterColumn("Replicas", ".spec.replicas", "integer", wide=True),
+            PrinterColumn("Message", _condition_path("Ready", "message"), wide=True),
+        ),
+        status=ModelAdapterStatus,
+    )

@@ -1,4 +1,4 @@
-"""`status`: the observed state of a model or a route, written by the operator and the autoscaler.
+"""`status`: the observed state of an object, written by the operator and the autoscaler.
 
 Both write with server-side apply: each owns its condition types and never removes the other's.
 """
@@ -129,6 +129,28 @@ class ModelRouteStatus(StrictModel):
     )
     targets: Annotated[
         str | None, Field(max_length=8192, description="the models with their weights: `chat/llama-70b 9, chat/new 1`")
+    ] = None
+    conditions: list[Condition] = Field(
+        default_factory=list, max_length=16, description="how it stands", json_schema_extra=list_map_schema("type")
+    )
+
+
+class ModelAdapterStatus(StrictModel):
+    """The observed state of an adapter."""
+
+    observed_generation: Annotated[
+        int | None,
+        Field(ge=0, description="the generation of the spec that all below is about", json_schema_extra=_INT64),
+    ] = None
+    client_name: Annotated[
+        str | None, Field(max_length=317, description="what clients call the adapter: its name, or namespace/name")
+    ] = None
+    served_names: list[Annotated[str, Field(max_length=253)]] = Field(
+        default_factory=list, max_length=16, description="further names by which clients reach it"
+    )
+    engine_source: Annotated[
+        str | None,
+        Field(max_length=1280, description="what gateways give to engines to load it: a path or a repository"),
     ] = None
     conditions: list[Condition] = Field(
         default_factory=list, max_length=16, description="how it stands", json_schema_extra=list_map_schema("type")

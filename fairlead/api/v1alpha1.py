@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from fairlead.api.metadata import Metadata
 from fairlead.api.price import Price
 from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
+from fairlead.api.spec.adapter.spec import ModelAdapterSpec
 from fairlead.api.spec.adapters import Adapters
 from fairlead.api.spec.autoscaling import Autoscaling, ScalingMode
 from fairlead.api.spec.engine import Engine, EngineType
@@ -468,6 +469,23 @@ class ModelRoute(StrictModel):
     def to_route(self) -> Route:
         """Returns the route as gateways use it, with all names that it claims."""
         return self.spec.to_route(self.metadata.namespace or "default", self.metadata.name)
+
+
+class ModelAdapter(StrictModel):
+    """A LoRA adapter of a model, which clients request by names of its own."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (_NAME_RULE,)
+
+    api_version: Literal["serving.fairlead.io/v1alpha1"]
+    kind: Literal["ModelAdapter"]
+    metadata: Annotated[Metadata, Field(examples=["{name: sql}"])]
+    spec: Annotated[ModelAdapterSpec, Field(examples=['{base: qwen3-8b, source: "pvc:adapters/sql-2"}'])]
+    status: Any = Field(default=None, exclude=True)
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`, with the namespace `default` if none is given."""
+        return f"{self.metadata.namespace or 'default'}/{self.metadata.name}"
 
 
 def _without_namespace(metadata: Metadata, kind: str) -> Metadata:

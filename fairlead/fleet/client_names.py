@@ -8,7 +8,7 @@
 4. the oldest model with this name of its own;
 5. the oldest model with this served name.
 
-A route claims names like a model: its own, and those that it serves.
+A route or a LoRA adapter claims names like a model: its own, and those that it serves.
 
 A deleted owner keeps its names while a process remembers it: a model that waits for a name does not
 inherit it. A model whose status records that it did not get its own name gets it by no age, either.
@@ -28,6 +28,7 @@ from fairlead.errors import SettingsError
 from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN, SERVED_NAME_PATTERN
 
 _ROUTE_PREFIX: Final = "route:"
+_ADAPTER_PREFIX: Final = "adapter:"
 MAX_NAMES_OF_DELETED_MODELS = 256
 """Names of deleted models that are remembered, per namespace. Beyond it, the oldest is released."""
 
@@ -68,15 +69,37 @@ def route_claim(
     return NameClaim(f"{_ROUTE_PREFIX}{namespace}", name, served_names, recorded, is_releasing)
 
 
-def route_key(claim_key: str) -> str | None:
-    """Returns `namespace/name` of the route whose claim has this key; None for one of a model."""
-    return claim_key.removeprefix(_ROUTE_PREFIX) if claim_key.startswith(_ROUTE_PREFIX) else None
+def adapter_claim(
+    namespace: str,
+    name: str,
+    served_names: tuple[str, ...],
+    recorded: frozenset[str] | None = None,
+    *,
+    is_releasing: bool = False,
+) -> NameClaim:
+    """Returns the names that a LoRA adapter claims; its key differs from those of other kinds."""
+    return NameClaim(f"{_ADAPTER_PREFIX}{namespace}", name, served_names, recorded, is_releasing)
+
+
+def adapter_key(claim_key: str) -> str | None:
+    """Returns `namespace/name` of the adapter whose claim has this key; None for other claims."""
+    return claim_key.removeprefix(_ADAPTER_PREFIX) if claim_key.startswith(_ADAPTER_PREFIX) else None
+
+
+def is_model_claim(claim_key: str) -> bool:
+    """Returns True for the key of a model's claim, which is the model's own."""
+    return ":" not in claim_key
+
+
+def object_key(claim_key: str) -> str:
+    """Returns `namespace/name` of the model, route or adapter whose claim has this key."""
+    return claim_key.rpartition(":")[2]
 
 
 def describe_owner(claim_key: str) -> str:
     """Returns the owner of a name as text, from the key of its claim."""
-    route = route_key(claim_key)
-    return claim_key if route is None else f"the route {route}"
+    kind = claim_key.rpartition(":")[0]
+    return f"the {kind} {object_key(claim_key)}" if kind else claim_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +137,10 @@ class GrantedNames:
     has_own_name: bool
     served_names: tuple[str, ...]
     refused: tuple[RefusedName, ...] = ()
+
+    def all_names(self, name: str) -> tuple[str, ...]:
+        """Returns all of them; `name` is the one in the metadata."""
+        return (*((name,) if self.has_own_name else ()), *self.served_names)
 
 
 def name_owners(claims: Iterable[NameClaim], namespaces: Container[str], history: NameHistory) -> dict[str, str]:

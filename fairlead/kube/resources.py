@@ -110,6 +110,7 @@ ACCELERATOR_CLASSES = Resource(
     "serving.fairlead.io", "v1alpha1", "acceleratorclasses", "AcceleratorClass", namespaced=False
 )
 MODEL_ROUTES = Resource("serving.fairlead.io", "v1alpha1", "modelroutes", "ModelRoute")
+MODEL_ADAPTERS = Resource("serving.fairlead.io", "v1alpha1", "modeladapters", "ModelAdapter")
 MODEL_TENANTS = Resource("serving.fairlead.io", "v1alpha1", "modeltenants", "ModelTenant", namespaced=False)
 
 RESOURCES_BY_KIND: Mapping[tuple[str, str], Resource] = {

@@ -12,22 +12,32 @@ from typing import Any, BinaryIO, TypeAlias
 
 from pydantic import ValidationError
 
+from fairlead.adapters.resolution import resolve_adapter
 from fairlead.api.builtin_accelerators import builtin_accelerators
-from fairlead.api.kinds import PLANNED_KINDS, served_kinds
+from fairlead.api.conditions import Reason
+from fairlead.api.kinds import served_kinds
 from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.pools import Pool
 from fairlead.api.strict_model import StrictModel
-from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, ModelDeployment, ModelRoute, ModelTenant
+from fairlead.api.v1alpha1 import (
+    API_VERSION,
+    AcceleratorClass,
+    ModelAdapter,
+    ModelDeployment,
+    ModelRoute,
+    ModelTenant,
+)
 from fairlead.engine_profile import EngineProfile, builtin_profiles
 from fairlead.errors import BadInput, FileProblem, ManifestError
 from fairlead.fleet.client_names import (
     NameClaim,
     NameHistory,
+    adapter_claim,
     describe_owner,
     grant_names,
+    is_model_claim,
     name_owners,
     route_claim,
-    route_key,
 )
 from fairlead.fleet.model import Model
 from fairlead.limits import Limits
@@ -49,7 +59,7 @@ _ENGINES_WITH_PROFILE_NAMES = (EngineType.SIM, EngineType.EXTERNAL)
 """Engines whose pools may name a built-in profile instead of a class: no pod gets a device."""
 
 
-ManifestObject: TypeAlias = ModelDeployment | AcceleratorClass | ModelTenant | ModelRoute
+ManifestObject: TypeAlias = ModelDeployment | AcceleratorClass | ModelTenant | ModelRoute | ModelAdapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +70,7 @@ class Manifests:
     accelerators: by name, including the built-in classes.
     tenants: in the order of the files.
     tenant_files: the files that they are in.
-    routes: in the order of the files.
+    routes, adapters: in the order of the files.
     notes: lint notes.
     skipped: files of folders that hold no object, with the reason.
     """
@@ -72,6 +82,7 @@ class Manifests:
     notes: tuple[FileProblem, ...] = ()
     skipped: tuple[FileProblem, ...] = ()
     routes: tuple[ModelRoute, ...] = ()
+    adapters: tuple[ModelAdapter, ...] = ()
 
     def engine_profile(self, pool: Pool) -> EngineProfile | None:
         """Returns the profile of a pool's accelerator class, or the built-in profile of that name.
@@ -189,7 +200,8 @@ def combine_texts(
     tenants = tuple(document.value for document in documents if isinstance(document.value, ModelTenant))
     tenant_files = dict.fromkeys(document.file for document in documents if isinstance(document.value, ModelTenant))
     routes = tuple(document.value for document in documents if isinstance(document.value, ModelRoute))
-    manifests = Manifests(models, accelerators, tenants, tuple(tenant_files), routes=routes)
+    adapters = tuple(document.value for document in documents if isinstance(document.value, ModelAdapter))
+    manifests = Manifests(models, accelerators, tenants, tuple(tenant_files), routes=routes, adapters=adapters)
     if problems:
         return manifests, problems
     return replace(manifests, notes=(*skipped, *_lint_problems(documents, manifests))), problems
@@ -313,8 +325,6 @@ def _model_type(node: YamlNode, file: str) -> type[StrictModel]:
 def _unknown_kind(kind: object, known: Iterable[str]) -> tuple[str, str]:
     if kind is None:
         return "is missing", "write `kind: ModelDeployment`"
-    if kind in PLANNED_KINDS:
-        return f"the kind {kind} is planned, but nothing in this release honours it", "remove the document for now"
     matches = closest_matches(kind, known, count=1) if isinstance(kind, str) else []
     fix = f"did you mean {matches[0]}?" if matches else "put objects of other kinds into other files"
     return f"must be one of {', '.join(known)}, not {format_value(kind)}", fix
@@ -326,7 +336,7 @@ def _duplicate_names(documents: Iterable[_Document]) -> list[FileProblem]:
     seen: dict[tuple[str, str], _Document] = {}
     for document in documents:
         value = document.value
-        name = value.key if isinstance(value, ModelDeployment | ModelRoute) else value.metadata.name
+        name = value.key if isinstance(value, ModelDeployment | ModelRoute | ModelAdapter) else value.metadata.name
         key = (value.kind, name)
         first = seen.setdefault(key, document)
         if first is not document:
@@ -355,24 +365,19 @@ def _lint_problems(documents: Sequence[_Document], manifests: Manifests) -> Iter
                 yield FileProblem(document.file, line, format_path(note.path), f"note: {note.message}", note.fix)
     yield from _lint_served_names(documents)
     yield from _lint_targets(documents, {model.key for model in manifests.models})
+    yield from _lint_bases(documents, {model.key: model for model in manifests.models})
 
 
 def _lint_served_names(documents: Sequence[_Document]) -> Iterator[FileProblem]:
-    """Yields a note for each name by which clients would not reach the model or the route."""
+    """Yields a note for each name by which clients would not reach a model, route or adapter."""
     claims = {}
-    models_first = sorted(documents, key=lambda document: isinstance(document.value, ModelRoute))
+    models_first = sorted(documents, key=lambda document: not isinstance(document.value, ModelDeployment))
     for document in models_first:
-        if isinstance(document.value, ModelDeployment):
-            metadata, names = document.value.metadata, document.value.spec.model.served_names
-            claim = NameClaim(metadata.namespace or "default", metadata.name, tuple(names))
-        elif isinstance(document.value, ModelRoute):
-            metadata, names = document.value.metadata, document.value.spec.served_names
-            claim = route_claim(metadata.namespace or "default", metadata.name, tuple(names))
-        else:
-            continue
-        claims[claim.key] = claim, document
+        claim = _name_claim(document.value)
+        if claim is not None:
+            claims[claim.key] = claim, document
     listed = [claim for claim, _ in claims.values()]
-    namespaces = {claim.namespace for claim in listed if route_key(claim.key) is None}
+    namespaces = {claim.namespace for claim in listed if is_model_claim(claim.key)}
     replaced = [claim for claim in listed if claim.key.removesuffix(EXTERNAL_SUFFIX) in claims.keys() - {claim.key}]
     history = NameHistory(
         remembered={name: claim.key for claim in replaced for name in (claim.name, *claim.served_names)}
@@ -380,24 +385,52 @@ def _lint_served_names(documents: Sequence[_Document]) -> Iterator[FileProblem]:
     granted = grant_names(listed, namespaces, name_owners(listed, namespaces, history))
     for key, grant in granted.items():
         claim, document = claims[key]
-        is_route = route_key(key) is not None
+        is_model = is_model_claim(key)
         for refused in grant.refused:
-            if refused.name not in claim.served_names and not is_route:
+            if refused.name not in claim.served_names and is_model:
                 continue
             why = (
                 f"{describe_owner(refused.owner)} has it"
                 if refused.owner is not None
                 else "it begins with a namespace that holds models"
             )
-            path = ("spec", "servedNames") if is_route else ("spec", "model", "servedNames")
+            path = ("spec", "model", "servedNames") if is_model else ("spec", "servedNames")
             if refused.name not in claim.served_names:
                 path = ("metadata", "name")
-            what = "route" if is_route else "model"
+            what = document.value.kind.removeprefix("Model").lower() if not is_model else "model"
             message = f"note: clients do not reach the {what} by {refused.name}: {why}"
             fix = "remove it, or rename one"
             if refused.owner == f"{key}{EXTERNAL_SUFFIX}":
                 fix = "leave it: a cut-over gives the name over later, with the annotation fairlead.io/release-names"
             yield FileProblem(document.file, document.node.locate(path).line, format_path(path), message, fix)
+
+
+def _name_claim(value: ManifestObject) -> NameClaim | None:
+    """Returns the names that an object claims; None for kinds without names for clients."""
+    namespace, name = value.metadata.namespace or "default", value.metadata.name
+    if isinstance(value, ModelDeployment):
+        return NameClaim(namespace, name, tuple(value.spec.model.served_names))
+    if isinstance(value, ModelRoute):
+        return route_claim(namespace, name, tuple(value.spec.served_names))
+    if isinstance(value, ModelAdapter):
+        return adapter_claim(namespace, name, tuple(value.spec.served_names))
+    return None
+
+
+def _lint_bases(documents: Sequence[_Document], models: Mapping[str, ModelDeployment]) -> Iterator[FileProblem]:
+    """Yields a note for each adapter that the engines of its base would not load."""
+    for document in documents:
+        if not isinstance(document.value, ModelAdapter):
+            continue
+        spec, namespace = document.value.spec, document.value.key.partition("/")[0]
+        base = models.get(f"{namespace}/{spec.base}")
+        found = resolve_adapter(spec, document.value.metadata.name, None if base is None else base.spec)
+        if found.source is not None:
+            continue
+        fix = "correct the adapter or its base" if base is not None else "leave it if the base is in another file"
+        path = ("spec", "source") if found.reason is Reason.CLAIM_NOT_MOUNTED else ("spec", "base")
+        line = document.node.locate(path).line
+        yield FileProblem(document.file, line, format_path(path), f"note: {found.message}", fix)
 
 
 def _lint_targets(documents: Sequence[_Document], models: Collection[str]) -> Iterator[FileProblem]:

@@ -10,7 +10,7 @@ meant as a manifest, so it keeps its errors. A call without any object has check
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from fairlead.api.kinds import PLANNED_KINDS, served_kinds
+from fairlead.api.kinds import served_kinds
 from fairlead.api.v1alpha1 import API_VERSION
 from fairlead.errors import FileProblem, ManifestError
 from fairlead.limits import Limits
@@ -49,7 +49,7 @@ def is_fleet_document(node: YamlNode) -> bool:
 
 def known_kinds() -> set[str]:
     """Returns the names of all kinds of Fairlead."""
-    return {kind.name for kind in served_kinds()} | set(PLANNED_KINDS)
+    return {kind.name for kind in served_kinds()}
 
 
 def _reason_to_skip(file: str, text: str, limits: Limits) -> FileProblem | None:

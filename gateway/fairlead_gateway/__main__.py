@@ -282,7 +282,7 @@ def _fleet_source(
     from fairlead.fleet.kubernetes.options import open_kube_source
 
     source = open_kube_source(options.kube, os.environ, pacing, agent="fairlead-gateway", limits=limits)
-    source.follows_routes = True
+    source.follows_claimants = True
     return source
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fairlead.audit import AuditLog
 from fairlead.errors import FairleadError
-from fairlead.fleet.client_names import route_key
+from fairlead.fleet.client_names import is_model_claim, object_key
 from fairlead.kube.client import KubeApi
 from fairlead.kube.events.event import EventDraft
 from fairlead.kube.events.recorder import EventRecorder
@@ -22,8 +22,8 @@ from fairlead_operator import action_audit, health, http_server
 from fairlead_operator.canary.judge import Judgement
 from fairlead_operator.canary.observer import CanaryObserver
 from fairlead_operator.canary.progress import CanaryState
+from fairlead_operator.controller.name_status_writer import NameStatusWriter
 from fairlead_operator.controller.reconciler import Reconciler
-from fairlead_operator.controller.route_reconciler import RouteReconciler
 from fairlead_operator.controller.workqueue import WorkQueue
 from fairlead_operator.hung_engines.engine_restarter import EngineRestarter, RestartCounts, RestartOptions
 from fairlead_operator.hung_engines.gateway_reports import GatewayReader
@@ -85,7 +85,7 @@ class Manager:
             options.installation,
             capacity_grace_seconds=options.capacity_grace_seconds,
         )
-        self._route_reconciler = RouteReconciler(self._api, self._cache, clock, self._reconciler.counts)
+        self._name_writer = NameStatusWriter(self._api, self._cache, clock, self._reconciler.counts)
         self._restarter, self._canaries = self._make_gateway_followers(options.hung_engines, pacing)
         candidate = LeaseCandidate(lease_namespace or access.namespace, LEASE_NAME, identity)
         self._elector = LeaderElector(self._lease_api, candidate, pacing, options.lease_timing)
@@ -188,7 +188,7 @@ class Manager:
         Why: before the lists, every child would seem to be missing.
         """
         await self._watcher.wait_synced()
-        for key in (*self._cache.models, *self._cache.routes):
+        for key in (*self._cache.models, *self._cache.routes, *self._cache.adapters):
             self._queue.add(key)
         await self._queue.process(self._reconcile, self._options.workers, self._on_failure)
 
@@ -203,11 +203,10 @@ class Manager:
     async def _reconcile(self, key: str) -> float | None:
         if not self._elector.is_leading:
             return 1.0  # the lease has expired
-        route = route_key(key)
-        if (route or key).partition("/")[0] in self._watcher.refused_namespaces():
+        if object_key(key).partition("/")[0] in self._watcher.refused_namespaces():
             return _REFUSED_SECONDS  # its children may be unknown
-        if route is not None:
-            await self._route_reconciler.reconcile(key)
+        if not is_model_claim(key):
+            await self._name_writer.reconcile(key)
             return None
         return await self._reconciler.reconcile(key)
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 from fairlead.api.builtin_accelerators import builtin_accelerators
-from fairlead.api.conditions import condition_types, reasons, serving_reasons
+from fairlead.api.conditions import condition_types, reasons
 from fairlead.api.crd import Schema, structural_schema
 from fairlead.api.kinds import CustomResourceKind, served_kinds
+from fairlead.api.serving_conditions import serving_reasons
 from fairlead.api.v1alpha1 import API_VERSION
 from fairlead.engine_profile import EngineProfile, builtin_profiles
 from fairlead.limits import limits_table
@@ -115,8 +116,9 @@ def conditions_page() -> str:
         f"### {item.reason}\n\nOf `{item.type}`. {item.when}\n\nWhat to do: {item.advice}\n" for item in reasons()
     )
     return (
-        f"{NOTE}# Conditions\n\nWhat `status.conditions` of a ModelDeployment may say. The lists are closed: a type or reason "
-        "that is not here\nis not written. `Ready`, `Reconciling` and `Stalled` are what kubectl, Argo CD and Flux wait by.\n\n"
+        f"{NOTE}# Conditions\n\nWhat `status.conditions` of a ModelDeployment, ModelRoute or ModelAdapter may say. The lists "
+        "are closed: a\ntype or reason that is not here is not written. `Ready`, `Reconciling` and `Stalled` are what kubectl, "
+        "Argo CD and Flux\nwait by.\n\n"
         "```sh\nkubectl wait modeldeployment/qwen3-8b --for=condition=Ready --timeout=10m\n```\n\n"
         f"## Types\n\n| Type | Written by | There | True means |\n|---|---|---|---|\n{types}\n\n"
         "A condition of the autoscaler may also be False or Unknown, and is absent where no autoscaler runs.\n"

@@ -13,6 +13,7 @@ from fairlead.kube.resources import (
     DEPLOYMENTS,
     EVENTS,
     LEADER_WORKER_SETS,
+    MODEL_ADAPTERS,
     MODEL_DEPLOYMENTS,
     MODEL_ROUTES,
     MODEL_TENANTS,
@@ -69,7 +70,8 @@ def used() -> set[Right]:
     """Returns the rights that the operator uses in the namespaces of models."""
     found = wanted(MODEL_DEPLOYMENTS, "get", "list", "watch") | wanted(MODEL_DEPLOYMENTS, "patch", sub="/status")
     found |= wanted(MODEL_DEPLOYMENTS, "update", sub="/finalizers")  # asked for by blockOwnerDeletion
-    found |= wanted(MODEL_ROUTES, "list", "watch") | wanted(MODEL_ROUTES, "patch", sub="/status")
+    for kind in (MODEL_ROUTES, MODEL_ADAPTERS):
+        found |= wanted(kind, "list", "watch") | wanted(kind, "patch", sub="/status")
     found |= wanted(EVENTS, "create", "patch")
     found |= wanted(PODS, "delete") | wanted(PODS, "patch", sub="/status")  # of engines that hang
     for kind in (*STANDARD_CHILD_KINDS, *OPTIONAL_CHILD_KINDS, PODS):
@@ -270,7 +272,7 @@ def test_gateways_and_indexers_only_read_models_pods_accelerators(program: Path,
     classes = wanted(ACCELERATOR_CLASSES, "list", "watch")
     if component == "gateway":  # tenants belong to the cluster, too
         classes |= wanted(MODEL_TENANTS, "list", "watch")
-        models |= wanted(MODEL_ROUTES, "list", "watch")
+        models |= wanted(MODEL_ROUTES, "list", "watch") | wanted(MODEL_ADAPTERS, "list", "watch")
     assert rights(render_chart(program), f"fairlead-{component}") == models | classes
     found = render_chart(program, "--set=watchNamespaces={a,b}")
     assert (rights(found, f"fairlead-{component}"), rights(found, f"{component}-fleet")) == (classes, models)

@@ -59,7 +59,7 @@ Takes a list: root, component.
 */}}
 {{- define "fairlead.fleetRules" -}}
 - apiGroups: [serving.fairlead.io]
-  resources: [modeldeployments{{ if eq (index . 1) "gateway" }}, modelroutes{{ end }}]
+  resources: [modeldeployments{{ if eq (index . 1) "gateway" }}, modelroutes, modeladapters{{ end }}]
   verbs: [list, watch]
 - apiGroups: [""]
   resources: [pods{{ if (index . 0).Values.externalEngines.namespaces }}, services{{ end }}]

@@ -57,7 +57,7 @@ _DROPPED: Final = {
     "--enable-cache-report": _SET_BY_FAIRLEAD,
     "--disaggregation-bootstrap-port": _SET_BY_FAIRLEAD,
     KEY_FLAG: "the gateway checks keys, and a NetworkPolicy protects the engines",
-    "--lora-modules": "load adapters through the engine's own API, or mount them and name them in engine.args",
+    "--lora-modules": "write a ModelAdapter for each, or mount them and name them in engine.args",
     "--enable-sleep-mode": "Fairlead sets it when spec.autoscaling.sleep is there",
     "--distributed-executor-backend": "Fairlead starts engines on several nodes without Ray",
     "--ssl-certfile": "Fairlead calls its engines without TLS",

@@ -15,7 +15,7 @@ NAME = "fairlead"
 NAMESPACE = "fairlead"
 GATEWAY = "fairlead-gateway"
 OPERATOR = "fairlead-operator"
-KINDS = ("modeldeployments", "acceleratorclasses", "modeltenants", "modelroutes")
+KINDS = ("modeldeployments", "acceleratorclasses", "modeltenants", "modelroutes", "modeladapters")
 VALUES: dict[str, Any] = {
     # A node of two processors has everything on it: what is asked for is what is used there.
     "gateway": {"resources": {"requests": {"cpu": "100m", "memory": "128Mi"}}},

@@ -5,5 +5,6 @@
 - `routing`, `kv_cache`, `adapters`: how requests are served.
 - `autoscaling`, `rollout`: how replicas come and go.
 - `accelerator_class`, `profile`: the hardware, and the speed of an engine on it.
-- `tenant/`: the teams and applications that call models.
+- `tenant/`: the teams and applications that call models. `route/`, `adapter/`: further names that
+  clients call.
 """

@@ -11,8 +11,10 @@ import re
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 from urllib.parse import urlsplit
 
+from fairlead.adapters.model import DEFAULT_ADAPTER_SLOTS, LoraAdapter
 from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.pools import Pool
@@ -20,6 +22,8 @@ from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.engine_profile import EngineProfile, builtin_profiles
 from fairlead.fleet.client_names import GrantedNames, NameClaim, NameHistory, grant_names, name_owners
 from fairlead.fleet.endpoint_address import address_refusal, canonical_address
+from fairlead.fleet.kubernetes.adapter_objects import ParsedAdapter, granted_adapters
+from fairlead.fleet.kubernetes.claimant_objects import ParsedClaimant
 from fairlead.fleet.kubernetes.instance_shares import take_fair_shares
 from fairlead.fleet.kubernetes.pod_instances import (
     ExternalPool,
@@ -37,6 +41,7 @@ from fairlead.kube.resources import Manifest, key_of, label_selector, labels_of,
 from fairlead.limits import Limits
 from fairlead.routes.model import Route
 
+_Value = TypeVar("_Value")
 _UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _BEYOND_SHARE = "its namespace has more instances than its share"
 PodSelection = tuple[str, str | None]
@@ -55,7 +60,7 @@ class ClusterObjects:
     name_history: the owners of client names so far.
     endpoint_namespaces: namespaces whose models may name endpoints.
     services: Services that lead to pods of models.
-    routes: oldest first.
+    routes, adapters: oldest first.
     """
 
     models: Sequence[ParsedModel] = ()
@@ -66,6 +71,7 @@ class ClusterObjects:
     endpoint_namespaces: Container[str] = frozenset()
     services: Mapping[str, Manifest] = field(default_factory=dict)
     routes: Sequence[ParsedRoute] = ()
+    adapters: Sequence[ParsedAdapter] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,13 @@ def build_fleet(objects: ClusterObjects, previous: Fleet | None, limits: Limits)
     placed = {key: instances.get(key, ()) for key in models}
     fleet = next_fleet(previous, models, placed, addresses, builder.routes)
     return FleetResult(fleet, tuple(dict.fromkeys(builder.problems)), builder.excluded, builder.name_owners)
+
+
+def _adapter_slots(spec: ModelDeploymentSpec | None, before: Model | None) -> int:
+    """Returns the slots of each engine of a model; as before if its spec cannot be read."""
+    if spec is None:
+        return DEFAULT_ADAPTER_SLOTS if before is None else before.adapter_slots
+    return DEFAULT_ADAPTER_SLOTS if spec.adapters is None else spec.adapters.slots
 
 
 def endpoint_id(url: str, namespace: str = "") -> str:
@@ -152,6 +165,7 @@ class _FleetBuilder:
         self._limits = limits
         self._served = self._limit_models()
         self.routes: dict[str, Route] = {}
+        self._adapters: dict[str, tuple[LoraAdapter, ...]] = {}
         self.service_addresses = frozenset(
             address for service in objects.services.values() for address in cluster_addresses(service)
         )
@@ -200,6 +214,8 @@ class _FleetBuilder:
                 shadowed=not granted.has_own_name,
                 served_names=granted.served_names,
                 canary_weight=one.canary_weight,
+                adapters=self._adapters.get(one.key, ()),
+                adapter_slots=_adapter_slots(one.spec, before),
             )
         return dict(sorted(found.items()))
 
@@ -211,23 +227,28 @@ class _FleetBuilder:
             served = kept if one.spec is None else tuple(one.spec.model.served_names)
             claims.append(NameClaim(one.namespace, one.name, served, one.recorded_names, one.releases_names))
         namespaces = {claim.namespace for claim in claims}
-        routes = self._limit_routes()
-        if routes:
+        routes = self._limit_claimants(self._objects.routes, self._limits.routes, "routes")
+        adapters = self._limit_claimants(self._objects.adapters, self._limits.adapters, "adapters")
+        if routes or adapters:
             aged = [(one.created, claim.key, claim) for one, claim in zip(self._served, claims, strict=True)]
             aged += [(one.created, one.claim.key, one.claim) for one in routes]
+            aged += [(one.created, one.claim.key, one.claim) for one in adapters]
             claims = [claim for _, _, claim in sorted(aged, key=lambda one: one[:2])]
         self.name_owners = name_owners(claims, namespaces, self._objects.name_history)
         granted = grant_names(claims, namespaces, self.name_owners)
         self.routes = granted_routes(routes, granted, self._previous.routes)
+        bases = {one.key: one for one in self._served}
+        self._adapters = granted_adapters(adapters, bases, granted, self._previous.models)
         return granted
 
-    def _limit_routes(self) -> Sequence[ParsedRoute]:
-        """Returns at most the allowed number of routes, the oldest ones."""
-        routes, most = self._objects.routes, self._limits.routes
-        self.problems += [one.problem for one in routes if one.problem]
-        if len(routes) > most:
-            self.problems.append(f"there are {len(routes):,} routes: only the oldest {most:,} are served")
-        return routes[:most]
+    def _limit_claimants(
+        self, items: Sequence[ParsedClaimant[_Value]], most: int, noun: str
+    ) -> Sequence[ParsedClaimant[_Value]]:
+        """Returns at most the allowed number of routes or adapters, the oldest ones."""
+        self.problems += [one.problem for one in items if one.problem]
+        if len(items) > most:
+            self.problems.append(f"there are {len(items):,} {noun}: only the oldest {most:,} are served")
+        return items[:most]
 
     def build_instances(self) -> dict[str, tuple[Instance, ...]]:
         """Returns the instances by the key of their model.

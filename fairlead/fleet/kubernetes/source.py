@@ -9,7 +9,9 @@ import logging
 from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from dataclasses import replace
 
+from fairlead.errors import FairleadError
 from fairlead.fleet.client_names import NameHistory
+from fairlead.fleet.kubernetes.adapter_objects import adapter_cache
 from fairlead.fleet.kubernetes.builder import (
     ClusterObjects,
     FleetResult,
@@ -19,7 +21,7 @@ from fairlead.fleet.kubernetes.builder import (
     trim_service,
 )
 from fairlead.fleet.kubernetes.pod_instances import trim_pod
-from fairlead.fleet.kubernetes.route_objects import RouteCache, trim_route
+from fairlead.fleet.kubernetes.route_objects import route_cache
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache, trim_model
 from fairlead.fleet.labels import MODEL_LABEL
 from fairlead.fleet.model import Fleet
@@ -27,6 +29,7 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.informer import Informer, InformerStep
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
+    MODEL_ADAPTERS,
     MODEL_DEPLOYMENTS,
     MODEL_ROUTES,
     PODS,
@@ -45,7 +48,14 @@ _MAX_SHOWN_PROBLEMS = 5
 _AGE_STEP_SECONDS = 10
 _NEEDED = frozenset({MODEL_DEPLOYMENTS, PODS})
 """Kinds without which there is no fleet."""
-_TRIMS = {MODEL_DEPLOYMENTS: trim_model, MODEL_ROUTES: trim_route, PODS: trim_pod, SERVICES: trim_service}
+_CLAIMANTS = {MODEL_ROUTES: "routes", MODEL_ADAPTERS: "adapters"}
+"""Kinds that clusters of an earlier release lack, with their name in messages."""
+_TRIMS = {
+    MODEL_DEPLOYMENTS: trim_model,
+    **dict.fromkeys(_CLAIMANTS, trim_model),
+    PODS: trim_pod,
+    SERVICES: trim_service,
+}
 
 
 class _RunningInformer:
@@ -73,7 +83,7 @@ class KubeFleetSource:
     namespaces: namespaces whose models are served; all if empty.
     client_names: owners of client names that an administrator assigned.
     endpoint_namespaces: namespaces whose models may name endpoints.
-    follows_routes: the fleet has the cluster's routes; set before `watch`.
+    follows_claimants: the fleet has the cluster's routes and adapters; set before `watch`.
     """
 
     def __init__(
@@ -91,8 +101,9 @@ class KubeFleetSource:
         self._limits = limits or Limits()
         self._changed = asyncio.Event()
         self._specs = SpecCache()
-        self._routes = RouteCache()
-        self.follows_routes = False
+        self._routes = route_cache()
+        self._adapters = adapter_cache()
+        self.follows_claimants = False
         self._namespaces: tuple[str | None, ...] = tuple(dict.fromkeys(namespaces)) or (None,)
         self._informers: dict[tuple[Resource, str | None], _RunningInformer] = {}
         self._selection_informers: dict[PodSelection, _RunningInformer] = {}
@@ -111,8 +122,8 @@ class KubeFleetSource:
             for namespace in self._namespaces:
                 self._informers[MODEL_DEPLOYMENTS, namespace] = self._start_informer(MODEL_DEPLOYMENTS, namespace)
                 self._informers[PODS, namespace] = self._start_informer(PODS, namespace, MODEL_LABEL)
-                if self.follows_routes:
-                    self._informers[MODEL_ROUTES, namespace] = self._start_informer(MODEL_ROUTES, namespace)
+                for kind in _CLAIMANTS if self.follows_claimants else ():
+                    self._informers[kind, namespace] = self._start_informer(kind, namespace)
                 if self._judges_services:
                     self._informers[SERVICES, namespace] = self._start_informer(SERVICES, namespace, MODEL_LABEL)
             self._informers[ACCELERATOR_CLASSES, None] = self._start_informer(ACCELERATOR_CLASSES, None)
@@ -138,7 +149,7 @@ class KubeFleetSource:
             *([f"and {more} more problems in the cluster"] if more > 0 else []),
         ]
         away = self._staleness()
-        lost = [] if away else self._lost_routes()
+        lost = [] if away else self._lost_claimants()
         return [away, *shown] if away else [*lost, *shown]
 
     def age_seconds(self) -> float | None:
@@ -146,22 +157,27 @@ class KubeFleetSource:
 
         None until every informer had contact. Informers of refused namespaces do not count.
         """
-        informers = [one.informer for one in self._all_informers() if one.informer.resource is not MODEL_ROUTES]
+        informers = [one.informer for one in self._all_informers() if one.informer.resource not in _CLAIMANTS]
         ages = [informer.age_seconds() for informer in informers if not informer.is_refused]
         heard = [age for age in ages if age is not None]
         return max(heard) if heard and len(heard) == len(ages) else None
 
-    def _lost_routes(self) -> list[str]:
-        """Returns a warning if routes cannot be watched: the kind or the right may be missing."""
-        kept = [kept.informer for (resource, _), kept in self._informers.items() if resource is MODEL_ROUTES]
-        problem = next((informer.problem for informer in kept if informer.problem is not None), None)
-        return [] if problem is None else [f"cannot watch the routes of the cluster; the last ones stay: {problem}"]
+    def _lost_claimants(self) -> list[str]:
+        """Returns warnings if routes or adapters cannot be watched: the kind may be missing."""
+        problems: dict[Resource, FairleadError] = {}
+        for (resource, _), kept in self._informers.items():
+            if resource in _CLAIMANTS and kept.informer.problem is not None:
+                problems.setdefault(resource, kept.informer.problem)
+        return [
+            f"cannot watch the {_CLAIMANTS[resource]} of the cluster; the last ones stay: {problem}"
+            for resource, problem in problems.items()
+        ]
 
     def _staleness(self) -> str | None:
         """Returns the reason why the fleet may be out of date; None if it is fresh."""
         for kept in self._all_informers():
             informer = kept.informer
-            if informer.resource is MODEL_ROUTES:
+            if informer.resource in _CLAIMANTS:
                 continue
             age, problem = informer.age_seconds(), informer.problem
             stale = age is not None and age > 2 * self._limits.kube_watch_silence_seconds
@@ -271,7 +287,8 @@ class KubeFleetSource:
             name_history=self._name_history,
             endpoint_namespaces=self._endpoint_namespaces,
             services=self._objects_of(SERVICES),
-            routes=self._routes.routes(self._objects_of(MODEL_ROUTES)),
+            routes=self._routes.parse(self._objects_of(MODEL_ROUTES)),
+            adapters=self._adapters.parse(self._objects_of(MODEL_ADAPTERS)),
         )
         found = build_fleet(objects, self._fleet, self._limits)
         self._name_history = replace(self._name_history, remembered=found.name_owners)

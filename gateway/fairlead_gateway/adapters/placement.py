@@ -75,6 +75,7 @@ class ResidentValue:
 
     is_busy: requests for it are in flight.
     is_declared: the model still has it.
+    is_kept: the engine keeps it loaded, so it is not evicted.
     """
 
     name: str
@@ -82,6 +83,7 @@ class ResidentValue:
     load_seconds: float
     is_busy: bool = False
     is_declared: bool = True
+    is_kept: bool = False
 
     @property
     def value(self) -> float:
@@ -152,7 +154,7 @@ def choose_eviction(residents: Iterable[ResidentValue]) -> Eviction:
     """Returns the resident with the lowest value; an idle one before those with requests."""
     victim = _next_to_evict(residents)
     if victim is None:
-        return Eviction(None, False, "no slot holds an adapter")
+        return Eviction(None, False, "no slot holds an adapter that may go")
     if not victim.is_declared:
         return Eviction(victim.name, victim.is_busy, "the model has it no longer")
     why = f"{victim.rate:.3g} requests/s × {format_duration(victim.load_seconds)} to load it again is least"
@@ -184,4 +186,5 @@ def slot_seconds(residents: Iterable[ResidentValue], queued: Sequence[float], sl
 
 def _next_to_evict(residents: Iterable[ResidentValue]) -> ResidentValue | None:
     """Returns the resident that is evicted next; None without any."""
-    return min(residents, key=lambda resident: (resident.is_busy, resident.value, resident.name), default=None)
+    others = (resident for resident in residents if not resident.is_kept)
+    return min(others, key=lambda resident: (resident.is_busy, resident.value, resident.name), default=None)

@@ -7,28 +7,26 @@ sees them. Events older than a stored object (a watch behind our own writes) are
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from fairlead.fleet.client_names import (
     MAX_NAMES_OF_DELETED_MODELS,
     GrantedNames,
-    NameClaim,
     NameHistory,
     RefusedName,
+    adapter_key,
     granted_names,
+    is_model_claim,
     name_owners,
     names_to_remember,
-    recorded_names,
-    route_claim,
-    route_key,
 )
-from fairlead.fleet.labels import RELEASE_NAMES_ANNOTATION
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,
     LEADER_WORKER_SETS,
+    MODEL_ADAPTERS,
     MODEL_DEPLOYMENTS,
     MODEL_ROUTES,
     NETWORK_POLICIES,
@@ -36,16 +34,16 @@ from fairlead.kube.resources import (
     SERVICE_ACCOUNTS,
     SERVICES,
     Manifest,
-    annotations_of,
     key_of,
-    metadata_of,
     name_of,
     resource_version_of,
     uid_of,
 )
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
+from fairlead_operator.kube.name_claims import NO_CLAIM, ObjectClaim, claim_key, claim_of, created_at
 from fairlead_operator.kube.object_trimming import trim_child, trim_model
 from fairlead_operator.object_metadata import ChildKey, child_key, owner_model_key
+from fairlead_operator.status.adapter_status import base_key
 from fairlead_operator.status.route_status import target_keys
 
 STANDARD_CHILD_KINDS = (
@@ -94,6 +92,18 @@ class RouteSnapshot:
     models: frozenset[str]
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterSnapshot:
+    """An adapter at one moment.
+
+    base: the model that it belongs to; None if there is none.
+    """
+
+    adapter: Manifest
+    names: GrantedNames
+    base: Manifest | None
+
+
 class ObjectCache:
     """All observed objects. Readers must not modify them.
 
@@ -104,6 +114,8 @@ class ObjectCache:
         self.models: dict[str, Manifest] = {}
         self.routes: dict[str, Manifest] = {}
         """By the key of the claim, which differs from that of a model."""
+        self.adapters: dict[str, Manifest] = {}
+        """By the key of the claim, too."""
         self._accelerators: dict[str, Manifest] = {}
         self._children: dict[str, dict[ChildKey, Manifest]] = {}
         self._pods: dict[str, dict[str, Manifest]] = {}
@@ -120,13 +132,13 @@ class ObjectCache:
         self._tombstones: OrderedDict[str, int] = OrderedDict()
 
     def apply(self, event: WatchEvent) -> list[str]:
-        """Applies a watch event of any kind, and returns the keys of the models and routes for
-        which it is new.
+        """Applies a watch event of any kind, and returns the keys of the models, routes and
+        adapters for which it is new.
 
         The event of our own write is not new.
         """
         kind, deleted = str(event.object.get("kind", "")), event.type is WatchEventType.DELETED
-        if kind in (MODEL_DEPLOYMENTS.kind, MODEL_ROUTES.kind):
+        if kind in (MODEL_DEPLOYMENTS.kind, MODEL_ROUTES.kind, MODEL_ADAPTERS.kind):
             return self._update_claimant(event.object, deleted)
         if kind == ACCELERATOR_CLASSES.kind:
             is_new = self._update(self._accelerators, name_of(event.object), event.object, deleted)
@@ -195,7 +207,7 @@ class ObjectCache:
                 if affected is not None:
                     names |= affected
                     changed[key] = None
-        affected_keys = self._claimants(names) | self._routes_to(changed)
+        affected_keys = self._claimants(names) | self._routes_to(changed) | self._adapters_of(changed)
         return [*changed, *sorted(affected_keys - changed.keys())]
 
     def snapshot(self, key: str, stale: str = "") -> ModelSnapshot | None:
@@ -225,6 +237,16 @@ class ObjectCache:
         route = self.routes.get(key)
         return None if route is None else RouteSnapshot(route, self._decide_names(key), frozenset(self.models))
 
+    def adapter_snapshot(self, key: str) -> AdapterSnapshot | None:
+        """Returns the adapter with this key of its claim; None if it does not exist.
+
+        The owners of its names are decided now, and remembered.
+        """
+        adapter = self.adapters.get(key)
+        if adapter is None:
+            return None
+        return AdapterSnapshot(adapter, self._decide_names(key), self.models.get(base_key(adapter) or ""))
+
     def _update(self, objects: dict[_Key, Manifest], key: _Key, item: Manifest, deleted: bool) -> bool:
         """Stores or removes an object unless a newer version is known. Returns True if something
         changed.
@@ -248,24 +270,33 @@ class ObjectCache:
         return True
 
     def _update_claimant(self, manifest: Manifest, deleted: bool) -> list[str]:
-        """Stores or removes a model or a route, and returns the affected keys.
+        """Stores or removes a model, a route or an adapter, and returns the affected keys.
 
-        These are its own, those that claim a name that it adds or drops, and routes to it.
+        These are its own, those that claim a name that it adds or drops, routes to it, and its
+        adapters.
         """
-        key = _claim_key(manifest)
-        was_known = key in self.models
+        key = claim_key(manifest)
+        before = self.models.get(key)
         names = self._store_claimant(manifest, deleted)
         if names is None:
             return []
         affected = self._claimants(names)
-        if was_known != (key in self.models):
+        after = self.models.get(key)
+        if (before is None) != (after is None):
             affected |= self._routes_to([key])
+        if before is None or after is None or before.get("spec") != after.get("spec"):
+            affected |= self._adapters_of([key])
         return [key, *sorted(affected - {key})]
 
     def _routes_to(self, models: Iterable[str]) -> set[str]:
         """Returns the keys of the routes that lead to any of these models."""
         wanted = set(models)
         return {key for key, route in self.routes.items() if not wanted.isdisjoint(target_keys(route))}
+
+    def _adapters_of(self, models: Iterable[str]) -> set[str]:
+        """Returns the keys of the adapters whose base is one of these models."""
+        wanted = set(models)
+        return {key for key, adapter in self.adapters.items() if base_key(adapter) in wanted}
 
     def _claimants(self, names: Iterable[str]) -> set[str]:
         """Returns the keys of the models and routes that claim any of these names."""
@@ -277,18 +308,18 @@ class ObjectCache:
 
         Why names: any number of models may claim one, and each of them may be stored in turn.
         """
-        key = _claim_key(manifest)
-        is_model = route_key(key) is None
-        objects, trimmed = self.models if is_model else self.routes, trim_model(manifest)
+        key = claim_key(manifest)
+        is_model, trimmed = is_model_claim(key), trim_model(manifest)
+        objects = self._objects_with(key)
         before = objects.get(key)
-        claim_before = _claim(before) if before is not None else _NO_CLAIM
+        claim_before = claim_of(before) if before is not None else NO_CLAIM
         if not self._update(objects, key, trimmed, deleted):
             return None
         after = objects.get(key)
-        claim_after = _claim(after) if after is not None else _NO_CLAIM
+        claim_after = claim_of(after) if after is not None else NO_CLAIM
         claimed, claims = claim_before.names, claim_after.names
         affected: set[str] = set()
-        if claim_before != claim_after or _created_at(before) != _created_at(after):
+        if claim_before != claim_after or created_at(before) != created_at(after):
             contested = {name for name in claimed | claims if self._is_contested(name, key, claim_before, claim_after)}
             self._settled_names -= contested
             is_released = after is not None and claim_after.claim.is_releasing != claim_before.claim.is_releasing
@@ -325,7 +356,7 @@ class ObjectCache:
         self._settled_names -= names
         return names
 
-    def _is_contested(self, name: str, key: str, before: "_ModelClaim", after: "_ModelClaim") -> bool:
+    def _is_contested(self, name: str, key: str, before: "ObjectClaim", after: "ObjectClaim") -> bool:
         """Returns True if a change of one model's claims may give a name to another model.
 
         Why: any number of models may claim a name that another one has. They do not change its
@@ -338,12 +369,17 @@ class ObjectCache:
         if owner is None:
             return name.partition("/")[0] not in self._namespaces  # else no model gets it
         found = self._claimant(owner)
-        return found is not None and _claim(found).claim.is_releasing
+        return found is not None and claim_of(found).claim.is_releasing
 
     def _claimant(self, key: str) -> Manifest | None:
-        """Returns the model or the route with this key of its claim."""
-        found = self.models.get(key)
-        return self.routes.get(key) if found is None else found
+        """Returns the model, the route or the adapter with this key of its claim."""
+        return self._objects_with(key).get(key)
+
+    def _objects_with(self, key: str) -> dict[str, Manifest]:
+        """Returns the objects of the kind that has this key of a claim."""
+        if is_model_claim(key):
+            return self.models
+        return self.routes if adapter_key(key) is None else self.adapters
 
     def _count_namespace(self, namespace: str, change: int) -> set[str]:
         """Adds `change` (1 or -1) to the number of models in a namespace.
@@ -379,7 +415,7 @@ class ObjectCache:
         """
         claimant = self._claimant(key)
         assert claimant is not None
-        own = _claim(claimant)
+        own = claim_of(claimant)
         if not own.names <= self._settled_names:
             self._settle_names(own.names - self._settled_names)
         owners = {name: self._name_owners[name] for name in own.names if name in self._name_owners}
@@ -390,8 +426,8 @@ class ObjectCache:
         """Decides and remembers who owns names, by the claims of all models and routes."""
         keys = set().union(*(self._keys_by_name[name] for name in names))
         claimants = {key: self._claimant(key) for key in keys}
-        oldest_first = sorted(keys, key=lambda key: (_created_at(claimants[key]), key))
-        claims = [_claim(found).claim for key in oldest_first if (found := claimants[key]) is not None]
+        oldest_first = sorted(keys, key=lambda key: (created_at(claimants[key]), key))
+        claims = [claim_of(found).claim for key in oldest_first if (found := claimants[key]) is not None]
         history = NameHistory(
             {name: self._assigned_names[name] for name in names if name in self._assigned_names},
             {name: self._name_owners[name] for name in names if name in self._name_owners},
@@ -406,49 +442,11 @@ class ObjectCache:
         """Remembers the owners of names, and forgets the oldest names of deleted models."""
         self._name_owners.update(owners)
         if len(self._name_owners) > len(self._keys_by_name) + MAX_NAMES_OF_DELETED_MODELS:
-            self._name_owners = names_to_remember(self._name_owners, self.models.keys() | self.routes.keys())
+            live = self.models.keys() | self.routes.keys() | self.adapters.keys()
+            self._name_owners = names_to_remember(self._name_owners, live)
             self._settled_names &= self._name_owners.keys()
             remembered = set(self._name_owners.values())
             self._deleted_owners = {key: names for key, names in self._deleted_owners.items() if key in remembered}
-
-
-@dataclass(frozen=True, slots=True)
-class _ModelClaim:
-    """The names that a model or a route claims: as `grant_names` takes them, and as a set."""
-
-    claim: NameClaim
-    names: frozenset[str]
-
-
-def _claim(manifest: Manifest) -> _ModelClaim:
-    namespace, _, name = key_of(manifest).partition("/")
-    is_route = manifest.get("kind") == MODEL_ROUTES.kind
-    spec = manifest.get("spec") or {}
-    given = (spec if is_route else spec.get("model") or {}).get("servedNames")
-    served = tuple(str(one) for one in given) if isinstance(given, list) else ()
-    releasing = annotations_of(manifest).get(RELEASE_NAMES_ANNOTATION) == "true"
-    recorded = recorded_names(manifest.get("status") or {})
-    if is_route:
-        claim = route_claim(namespace, name, served, recorded, is_releasing=releasing)
-    else:
-        claim = NameClaim(namespace, name, served, recorded, releasing)
-    return _ModelClaim(claim, frozenset((name, *served)))
-
-
-def _claim_key(manifest: Manifest) -> str:
-    """Returns the key of the claim of a model or a route."""
-    if manifest.get("kind") != MODEL_ROUTES.kind:
-        return key_of(manifest)
-    namespace, _, name = key_of(manifest).partition("/")
-    return route_claim(namespace, name, ()).key
-
-
-_NO_CLAIM: Final = _ModelClaim(NameClaim("", ""), frozenset())
-
-
-def _created_at(model: Manifest | None) -> str:
-    """Returns `metadata.creationTimestamp`; empty if there is none."""
-    return "" if model is None else str(metadata_of(model).get("creationTimestamp", ""))
 
 
 def _drop_empty(objects: dict[str, Any], key: str) -> None:

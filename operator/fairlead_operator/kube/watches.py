@@ -18,6 +18,7 @@ from fairlead.kube.errors import Forbidden, NotFound, Unauthenticated
 from fairlead.kube.informer import Informer, log_failures_once
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
+    MODEL_ADAPTERS,
     MODEL_DEPLOYMENTS,
     MODEL_ROUTES,
     PODS,
@@ -42,6 +43,8 @@ from fairlead_operator.kube.object_trimming import trim_child, trim_model, trim_
 from fairlead_operator.object_metadata import CHILDREN_SELECTOR
 from fairlead_operator.render.context import ClusterCapabilities
 
+_CLAIMANTS = (MODEL_ROUTES, MODEL_ADAPTERS)
+"""Kinds that clusters of an earlier release lack. They are watched if they are served."""
 _LOG = logging.getLogger("fairlead.operator")
 
 
@@ -170,7 +173,7 @@ class ClusterWatcher:
 
     async def _discover_kinds(self) -> None:
         optional = [kind for kind in OPTIONAL_CHILD_KINDS if await self._api.has_resource(kind)]
-        has_routes = await self._api.has_resource(MODEL_ROUTES)
+        claimants = [kind for kind in _CLAIMANTS if await self._api.has_resource(kind)]
         served = frozenset((kind.api_version, kind.kind) for kind in optional)
         self.capabilities = ClusterCapabilities(
             served, is_ipv6_first(await self._api_server_service(), self._api.config.server)
@@ -182,8 +185,9 @@ class ClusterWatcher:
             self._make_informer(kind, labels, namespace) for kind, labels in kinds for namespace in self._namespaces
         ]
         self._informers.append(self._make_informer(ACCELERATOR_CLASSES, None, None))
-        if has_routes:
-            self._informers += [self._make_informer(MODEL_ROUTES, None, namespace) for namespace in self._namespaces]
+        self._informers += [
+            self._make_informer(kind, None, namespace) for kind in claimants for namespace in self._namespaces
+        ]
 
     async def _api_server_service(self) -> Manifest | None:
         """Returns the API server's own Service; None without permission."""
@@ -195,7 +199,7 @@ class ClusterWatcher:
     def _make_informer(self, kind: Resource, labels: str | None, namespace: str | None) -> Informer:
         if kind is PODS:
             store = ObjectStore(trim_pod)
-        elif kind is MODEL_ROUTES:
+        elif kind in _CLAIMANTS:
             store = ObjectStore(trim_model)
         else:
             known = self._cache.find_same_version if labels == CHILDREN_SELECTOR else None

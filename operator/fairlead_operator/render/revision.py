@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
+from fairlead.api.spec.adapters import Adapters
 from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.pools import Pool
 from fairlead.api.v1alpha1 import ModelDeployment
@@ -94,13 +95,19 @@ def pool_revision(model: ModelDeployment, pool: Pool, accelerator: AcceleratorCl
         "name": model.metadata.name,
         **{name: words[name] for name in parts},
         # With defaults: no adapters differ from the default number of adapters.
-        "adapters": spec.adapters.model_dump(mode="json", by_alias=True) if spec.adapters is not None else None,
+        "adapters": None if spec.adapters is None else _adapters(spec.adapters),
         "drain": spec.rollout.drain_seconds,
         "pool": words["pools"][0],
         "accelerator": {key: value for key, value in device.items() if key not in ignored_fields},
     }
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_HEX_DIGITS]
+
+
+def _adapters(adapters: Adapters) -> dict[str, Any]:
+    """Returns the slots of adapters, with defaults for the fields of the first release only."""
+    fields: dict[str, Any] = adapters.model_dump(mode="json", by_alias=True)
+    return fields if adapters.claim_names else {name: fields[name] for name in fields if name != "claimNames"}
 
 
 def _without_defaults(part: Any) -> dict[str, Any]:

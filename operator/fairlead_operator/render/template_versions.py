@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from fairlead.engines.containers import EngineContainer, InstancePod, container_builders
+from fairlead.engines.containers.adapter_claims import with_adapter_claims
 from fairlead.engines.containers.request_limits import with_request_limits
 from fairlead.kube.resources import Manifest
 from fairlead_operator.render import pod_template as pod
@@ -34,5 +35,5 @@ def render_template(pod: InstancePod, pin: RenderPin, service_account: str) -> M
     """Returns the pod template. Raises BadInput for features that the engine lacks, or a failed
     merge.
     """
-    container = container_builders()[pod.spec.engine.type](pod)
+    container = with_adapter_claims(pod, container_builders()[pod.spec.engine.type](pod))
     return _VERSIONS[pin.version](pod, container, pin, service_account)

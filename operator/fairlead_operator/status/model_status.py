@@ -100,7 +100,7 @@ def model_status(model: Manifest, inputs: StatusInputs, generation: int, now: st
         _ready_condition(inputs, has_served),
         _reconciling_condition(inputs, has_served),
         _stalled_condition(inputs),
-        _name_taken_condition(inputs, name),
+        name_taken_condition(inputs.refused_names, name),
         inputs.canary.condition() if inputs.canary is not None else None,
     ]
     selector = f"{MODEL_LABEL}={name}" + (f",{POOL_LABEL}={pools[0].name}" if len(pools) == 1 else "")
@@ -232,8 +232,11 @@ def _stalled_condition(inputs: StatusInputs) -> ConditionValue | None:
     return None if failure is None else _true(ConditionType.STALLED, failure.reason, failure.message_with_advice)
 
 
-def _name_taken_condition(inputs: StatusInputs, name: str) -> ConditionValue | None:
-    refused = inputs.refused_names
+def name_taken_condition(refused: Sequence[RefusedName], name: str) -> ConditionValue | None:
+    """Returns the condition NameTaken of a model or an adapter; None if it has all its names.
+
+    name: its own.
+    """
     if not refused:
         return None
     reason = Reason.BARE_NAME_TAKEN if any(one.name == name for one in refused) else Reason.SERVED_NAME_TAKEN
@@ -241,7 +244,7 @@ def _name_taken_condition(inputs: StatusInputs, name: str) -> ConditionValue | N
 
 
 def describe_refused(refused: RefusedName) -> str:
-    """Returns why a model or a route does not have a name."""
+    """Returns why a model, a route or an adapter does not have a name."""
     if refused.owner is not None and refused.is_owner_gone:
         return f"{refused.name} belongs to {describe_owner(refused.owner)}, which is deleted and has not released its names"
     if refused.owner is not None:

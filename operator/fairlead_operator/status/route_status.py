@@ -1,6 +1,6 @@
 """The status of a ModelRoute, from its spec, its names and the models. Pure."""
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator
 from typing import Any, Final
 
 from fairlead.api.conditions import ConditionType, Reason
@@ -8,9 +8,10 @@ from fairlead.api.v1alpha1 import ModelRoute
 from fairlead.errors import BadInput
 from fairlead.fleet.client_names import GrantedNames
 from fairlead.kube.conditions import ConditionValue, conditions_for
-from fairlead.kube.resources import Manifest, key_of, metadata_of, name_of, namespace_of
+from fairlead.kube.resources import Manifest, namespace_of
 from fairlead.manifests.loader import read_object
 from fairlead.routes.model import Route, RouteRule
+from fairlead_operator.status.applied_status import name_fields
 from fairlead_operator.status.model_status import describe_refused
 
 _MAX_NAMED: Final = 5
@@ -31,10 +32,7 @@ def route_status(
     generation: of the spec that it describes.
     now: current time as the API server writes it.
     """
-    status: dict[str, Any] = {"observedGeneration": generation}
-    name = name_of(route)
-    status["clientName"] = name if names.has_own_name else key_of(route)
-    status["servedNames"] = list(names.served_names)
+    status = name_fields(route, names, generation)
     try:
         parsed = read_object(route)
         assert isinstance(parsed, ModelRoute)
@@ -46,19 +44,6 @@ def route_status(
         values = [_accepted(names), _resolved(found, models)]
     status["conditions"] = conditions_for(values, route.get("status") or {}, generation, now)
     return status
-
-
-def has_changed(route: Manifest, status: Mapping[str, Any]) -> bool:
-    """Returns True if writing `status` would change something."""
-    previous = route.get("status") or {}
-    names = status.keys() | previous.keys()
-    return any((previous.get(name) or None) != (status.get(name) or None) for name in names)
-
-
-def status_manifest(route: Manifest, status: Mapping[str, Any]) -> Manifest:
-    """Returns what is applied to write the status."""
-    metadata = {name: metadata_of(route)[name] for name in ("name", "namespace", "uid") if name in metadata_of(route)}
-    return {"apiVersion": route["apiVersion"], "kind": route["kind"], "metadata": metadata, "status": dict(status)}
 
 
 def _target_names(spec: Any) -> Iterator[str]:

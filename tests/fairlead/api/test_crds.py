@@ -148,11 +148,16 @@ def test_names_scope_and_columns_match_the_design(kind: Any) -> None:
     assert CRDS[kind.name]["metadata"]["name"] == f"{kind.plural}.serving.fairlead.io"
     assert spec["names"]["categories"] == ["fairlead"]
     assert spec["names"]["shortNames"] == [
-        {"ModelDeployment": "mdep", "AcceleratorClass": "accel", "ModelTenant": "mtenant", "ModelRoute": "mroute"}[
-            kind.name
-        ]
+        {
+            "ModelDeployment": "mdep",
+            "AcceleratorClass": "accel",
+            "ModelTenant": "mtenant",
+            "ModelRoute": "mroute",
+            "ModelAdapter": "madp",
+        }[kind.name]
     ]
-    assert spec["scope"] == ("Namespaced" if kind.name in ("ModelDeployment", "ModelRoute") else "Cluster")
+    namespaced = ("ModelDeployment", "ModelRoute", "ModelAdapter")
+    assert spec["scope"] == ("Namespaced" if kind.name in namespaced else "Cluster")
     for column in spec["versions"][0]["additionalPrinterColumns"]:
         path = re.sub(r"\[\?\(@\.type==\"\w+\"\)\]", "", column["jsonPath"])
         steps = path.removeprefix(".").split(".")

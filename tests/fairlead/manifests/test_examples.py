@@ -20,7 +20,7 @@ from fairlead.api.spec.engine import EngineType
 from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.fleet.file.loader import parse_fleet_file
 from fairlead.kube.client import KubeApi
-from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, resource_of
+from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_ADAPTERS, MODEL_DEPLOYMENTS, resource_of
 from fairlead.manifests.loader import load_manifests
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.local.stack.config import LOCAL_PEPPER
@@ -41,6 +41,7 @@ CAPPED, FALLBACKS = ROUTES.with_name("capped.yaml"), ROUTES.with_name("fallbacks
 TENANTS = EXAMPLES / "tenants" / "two-teams.yaml"
 CATALOG = EXAMPLES / "catalog" / "qwen3-32b.yaml"
 ADAPTERS = EXAMPLES / "adapters" / "fleet.yaml"
+CLUSTER_ADAPTERS = ADAPTERS.with_name("cluster.yaml")
 CANARY = EXAMPLES / "rollouts" / "canary.yaml"
 ON_GPUS = sorted(EXAMPLES.glob("*/gpu*.yaml"))
 SIMULATED = sorted(EXAMPLES.glob("*/simulated*.yaml"))
@@ -95,7 +96,7 @@ def test_first_example_is_the_smallest_manifest() -> None:
 def test_every_intent_has_a_pair_and_a_readme_link() -> None:
     assert {path.parent.name for path in [*ON_GPUS, *SIMULATED]} == set(INTENTS)
     every = sorted(EXAMPLES.glob("*/*.yaml"))
-    others = (THEIRS, ROUTES, CAPPED, FALLBACKS, ADAPTERS, CANARY, TENANTS, CATALOG)
+    others = (THEIRS, ROUTES, CAPPED, FALLBACKS, ADAPTERS, CLUSTER_ADAPTERS, CANARY, TENANTS, CATALOG)
     assert every == sorted([*ON_GPUS, *SIMULATED, *others])
     linked = re.findall(r"\]\(([a-z-]+/[a-z0-9-]+\.yaml)\)", (EXAMPLES / "README.md").read_text())
     assert sorted(linked) == [relative_path(path) for path in every]
@@ -195,9 +196,9 @@ def test_api_server_accepts_every_example(api_server: ApiServer) -> None:
         async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
             for crd in sorted((ROOT / "crds").glob("*.yaml")):
                 await api.apply(yaml.safe_load(crd.read_text()), "test")
-            for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
+            for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES, MODEL_ADAPTERS):
                 await wait_until_async(partial(api.has_resource, resource))
-            for path in [*FILES, *ON_GPUS, *SIMULATED, THEIRS]:
+            for path in [*FILES, *ON_GPUS, *SIMULATED, THEIRS, CLUSTER_ADAPTERS]:
                 for one in yaml.safe_load_all(path.read_text()):
                     if resource_of(one).namespaced:
                         one["metadata"]["namespace"] = "default"

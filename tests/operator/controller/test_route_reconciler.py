@@ -5,7 +5,7 @@ from typing import Any
 
 from fairlead.kube.watch_events import WatchEvent
 from fairlead.runtime.clock import ManualClock
-from fairlead_operator.controller.route_reconciler import RouteReconciler
+from fairlead_operator.controller.name_status_writer import NameStatusWriter
 from fairlead_operator.kube.object_cache import ObjectCache
 from fairlead_operator.kube.writer import WriteCounts
 from fairlead_testing.kube.in_memory import InMemoryKube
@@ -22,7 +22,7 @@ class Cluster:
         self.queued: set[str] = set()
         self.kube.listeners.append(self._on_change)
         self.counts = WriteCounts()
-        self.reconciler = RouteReconciler(self.kube, self.cache, ManualClock(wall=1_800_000_000.0), self.counts)
+        self.reconciler = NameStatusWriter(self.kube, self.cache, ManualClock(wall=1_800_000_000.0), self.counts)
 
     def put(self, kind: str, name: str, namespace: str = "chat", **parts: Any) -> None:
         self.queued = set()

@@ -4,10 +4,10 @@
   resources: [modeldeployments]
   verbs: [get, list, watch]
 - apiGroups: [serving.fairlead.io]
-  resources: [modelroutes]
+  resources: [modelroutes, modeladapters]
   verbs: [list, watch]
 - apiGroups: [serving.fairlead.io]
-  resources: [modeldeployments/status, modelroutes/status]
+  resources: [modeldeployments/status, modelroutes/status, modeladapters/status]
   verbs: [patch]
 # Some clusters require this right for owner references that block a foreground deletion.
 - apiGroups: [serving.fairlead.io]

@@ -19,6 +19,7 @@ from fairlead.kube.resources import (
     EVENTS,
     LEADER_WORKER_SETS,
     LEASES,
+    MODEL_ADAPTERS,
     MODEL_DEPLOYMENTS,
     MODEL_ROUTES,
     MODEL_TENANTS,
@@ -40,6 +41,8 @@ from fairlead_operator.kube.leader_election import LEASE_NAME
 
 AUTOSCALER_LEASE_NAME: Final = "fairlead-autoscaler"
 """As in the autoscaler; a test holds the two equal."""
+_CLAIMANTS: Final = (MODEL_ROUTES, MODEL_ADAPTERS)
+"""Kinds besides models that have names for clients."""
 _MANAGED_RESOURCES: Final = (
     *(
         DEPLOYMENTS,
@@ -83,7 +86,7 @@ def component_permissions(
         else:
             permissions += _fleet_permissions(namespace)
         if component == GATEWAY:
-            permissions += [_permission(MODEL_ROUTES, verb, namespace) for verb in ("list", "watch")]
+            permissions += [_permission(kind, verb, namespace) for kind in _CLAIMANTS for verb in ("list", "watch")]
     if component == OPERATOR and restarts_engines:
         permissions += _restart_permissions(install_namespace, namespaces)
     if lease_name := {OPERATOR: LEASE_NAME, AUTOSCALER: AUTOSCALER_LEASE_NAME}.get(component):
@@ -97,9 +100,10 @@ def component_permissions(
 def _operator_permissions(namespace: str | None) -> Iterator[Permission]:
     for verb in ("get", "list", "watch"):
         yield _permission(MODEL_DEPLOYMENTS, verb, namespace)
-    for verb in ("list", "watch"):
-        yield _permission(MODEL_ROUTES, verb, namespace)
-    for resource in (MODEL_DEPLOYMENTS, MODEL_ROUTES):
+    for resource in _CLAIMANTS:
+        for verb in ("list", "watch"):
+            yield _permission(resource, verb, namespace)
+    for resource in (MODEL_DEPLOYMENTS, *_CLAIMANTS):
         yield _permission(resource, "patch", namespace, "/status")
     yield _permission(MODEL_DEPLOYMENTS, "update", namespace, "/finalizers")
     for resource in _MANAGED_RESOURCES:

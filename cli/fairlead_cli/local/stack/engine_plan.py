@@ -74,6 +74,8 @@ def plan_engines(
     notes: dict[str, None] = {f"{skipped.file}: {skipped.message}": None for skipped in manifests.skipped}
     if manifests.tenants:
         notes["clients need the API key of a tenant (fairlead keys create): export it as FAIRLEAD_API_KEY"] = None
+    for adapter in manifests.adapters:
+        notes[f"{adapter.metadata.name}: no effect in local mode: ModelAdapter; declare it in a fleet file"] = None
     seed = options.seed
     for deployment in manifests.models:
         reject_unsupported(deployment, real=options.real)

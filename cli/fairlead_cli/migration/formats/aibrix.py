@@ -259,5 +259,5 @@ def _read_adapter(adapter: FieldReader) -> str:
     spec = adapter.section("spec")
     base = spec.text("baseModel")
     spec.skip(*spec.names())
-    adapter.note("spec", "load the adapter through the engine's own API; spec.adapters sets the slots", Outcome.DROPPED)
+    adapter.note("spec", "write a ModelAdapter; spec.adapters sets the slots", Outcome.DROPPED)
     return base

@@ -32,7 +32,7 @@ REASONS: Final = {
     "spec.storageInitializer": "vLLM loads the weights itself",
     "spec.tracing": "set tracing for the gateway in the chart's values",
     "spec.model.confidential": "Fairlead does not decrypt weights",
-    "spec.model.lora.adapters": "load adapters through the engine's own API; spec.adapters sets the slots",
+    "spec.model.lora.adapters": "write a ModelAdapter for each; spec.adapters sets the slots",
 }
 
 

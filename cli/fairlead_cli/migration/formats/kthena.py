@@ -18,7 +18,7 @@ from fairlead_cli.migration.routes import BY_CONVERSATION, RouteDraft, assemble_
 GROUP: Final = "networking.serving.volcano.sh"
 _DEFAULT_WEIGHT: Final = 100
 _EXTERNAL: Final = MigrationOptions(external=True)
-_NO_ADAPTERS: Final = "load adapters through the engine's own API, and call them by their names"
+_NO_ADAPTERS: Final = "write a ModelAdapter for each, and call them by their names"
 REASONS: Final = {
     "spec.parentRefs": "clients call Fairlead's gateway, without a Gateway of Kubernetes",
     "spec.rateLimit": "limits belong to tenants: set spec.limits of a ModelTenant",

@@ -22,7 +22,7 @@ REASONS: Final = {
     "spec.owner": "/v1/models names Fairlead as the owner",
     "spec.cacheProfile": "set spec.model.cache: a claim that all pods share, or a volume for each pod",
     "spec.files": "put them into a ConfigMap, and mount it in pools[].template",
-    "spec.adapters": "load adapters through the engine's own API; spec.adapters sets the slots",
+    "spec.adapters": "write a ModelAdapter for each; spec.adapters sets the slots",
 }
 
 

@@ -27,7 +27,7 @@ _FLAGS: Final = {
 _ROLES: Final = {"kv_producer": "Prefill", "kv_consumer": "Decode"}
 _MOUNT: Final = "/data/"
 """The folder of a model's claim in the chart's pods."""
-_ADAPTERS: Final = "load adapters through the engine's own API; spec.adapters sets the slots"
+_ADAPTERS: Final = "write a ModelAdapter for each; spec.adapters sets the slots"
 _TEMPLATE: Final = "write it into pools[].template"
 _MODEL_REASONS: Final = {
     "labels": "Fairlead labels its objects itself",

@@ -15,6 +15,7 @@ from typing import Final
 
 from fairlead.adapters.model import LoraAdapter
 from fairlead.fleet.model import Fleet, Instance, Model
+from fairlead_gateway.adapters.adapter_replicas import KeptAdapter, choose_keepers
 from fairlead_gateway.adapters.demand import AdapterDemand
 from fairlead_gateway.adapters.placement import (
     AdapterCandidate,
@@ -39,6 +40,8 @@ _MAX_TRIES: Final = 4
 """Other workers may take a slot that was just freed; so often it is tried again."""
 _MAX_CACHED_ORDERS: Final = 16_384
 _NO_ADAPTERS: Final[Mapping[str, LoraAdapter]] = {}
+_NO_INSTANCES: Final[Mapping[str, Instance]] = {}
+_NOTHING_KEPT: Final[frozenset[str]] = frozenset()
 _NOT_FOUND: Final = "status-404"
 """The engine does not find the source of the adapter."""
 _MAX_PAUSE_SECONDS: Final = 0.25
@@ -48,7 +51,7 @@ _UNREACHABLE: Final = frozenset({"refused", "connect-timeout", "reset", "cut"})
 class _ModelAdapters:
     """The adapters of one model, with their homes and what they are worth."""
 
-    __slots__ = ("adapters", "demand", "homes", "slots", "weights")
+    __slots__ = ("adapters", "demand", "homes", "kept", "slots", "weights")
 
     def __init__(self) -> None:
         self.demand = AdapterDemand()
@@ -56,8 +59,9 @@ class _ModelAdapters:
         self.slots = 0
         self.weights: dict[str, float] = {}
         self.homes: dict[str, tuple[str, ...]] = {}
+        self.kept: Mapping[str, frozenset[str]] = {}
 
-    def update(self, model: Model, ready: Mapping[str, Instance]) -> None:
+    def update(self, model: Model, ready: Mapping[str, Instance], secret: bytes) -> None:
         """Takes over the model's adapters and ready instances."""
         self.adapters = {adapter.name: adapter for adapter in model.adapters}
         self.slots = model.adapter_slots
@@ -65,6 +69,23 @@ class _ModelAdapters:
         weights = {name: instance.weight for name, instance in ready.items()}
         if weights != self.weights:
             self.weights, self.homes = weights, {}
+        kept = [adapter for adapter in model.adapters if adapter.replicas]
+        homes = {adapter.name: self.ranked_homes(model.key, adapter.name, secret) for adapter in kept}
+        self.kept = choose_keepers(
+            (KeptAdapter(adapter.name, adapter.replicas, homes[adapter.name]) for adapter in kept), self.slots
+        )
+
+    def ranked_homes(self, key: str, name: str, secret: bytes) -> tuple[str, ...]:
+        """Returns the instances in the order in which they are homes of an adapter.
+
+        key: of the base.
+        """
+        order = self.homes.get(name)
+        if order is None:
+            if len(self.homes) >= _MAX_CACHED_ORDERS:
+                self.homes.clear()
+            order = self.homes[name] = rank_homes(f"{key}\0{name}", self.weights, secret)
+        return order
 
 
 class AdapterLoader:
@@ -91,9 +112,11 @@ class AdapterLoader:
             if model.adapters or key in self._models:
                 instances = self._routers.ready_instances(key)
                 found = models[key] = self._models.get(key) or _ModelAdapters()
-                found.update(model, instances)
+                found.update(model, instances, self._routers.secret)
                 ready.update(instances)
         self._models = models
+        for key, found in models.items():
+            self._load_kept(key, found)
         for name in self._instances.keys() - ready:
             for task in self._instances.pop(name).loads.values():
                 task.cancel()
@@ -118,12 +141,7 @@ class AdapterLoader:
         now = self._now()
         if counts:
             model.demand.on_request(adapter.name, now)
-        order = model.homes.get(adapter.name)
-        if order is None:
-            if len(model.homes) >= _MAX_CACHED_ORDERS:
-                model.homes.clear()
-            order = rank_homes(f"{key}\0{adapter.name}", model.weights, self._routers.secret)
-            model.homes[adapter.name] = order
+        order = model.ranked_homes(key, adapter.name, self._routers.secret)
         count = home_count(model.demand.share(adapter.name, now), len(order))
         candidates: list[AdapterCandidate] = []
         for instance_id in order:
@@ -154,10 +172,12 @@ class AdapterLoader:
         if adapter.name in found.loads:
             return 0.0
         queued = [demand.load_seconds(name) for name in found.loads]
-        return slot_seconds(self._values(model, found, now), queued, model.slots)
+        return slot_seconds(self._values(model, instance_id, found, now), queued, model.slots)
 
-    def _values(self, model: _ModelAdapters, found: InstanceAdapters, now: float) -> list[ResidentValue]:
-        demand = model.demand
+    def _values(
+        self, model: _ModelAdapters, instance_id: str, found: InstanceAdapters, now: float
+    ) -> list[ResidentValue]:
+        demand, kept = model.demand, model.kept.get(instance_id, _NOTHING_KEPT)
         return [
             ResidentValue(
                 name,
@@ -165,6 +185,7 @@ class AdapterLoader:
                 demand.load_seconds(name),
                 found.is_busy(resident),
                 name in model.adapters,
+                name in kept,
             )
             for name, resident in found.residents.items()
         ]
@@ -183,10 +204,7 @@ class AdapterLoader:
                 return lease
             if found.refused_until.get(adapter.name, 0.0) > self._now():
                 raise AttemptFailure(ADAPTER_LOAD, was_sent=False)
-            load = found.loads.get(adapter.name)
-            if load is None:
-                load = found.loads[adapter.name] = self._loop.create_task(self._load(key, adapter, instance, found))
-                load.add_done_callback(partial(_end_load, found, adapter.name))
+            load = self._start_load(key, adapter, instance, found)
             found.add_waiting(adapter.name, 1)
             try:
                 await self._wait_for_load(load, found)
@@ -205,6 +223,29 @@ class AdapterLoader:
         """
         if lease is not None and lease.is_current():
             self._instance(instance_id).forget()
+
+    def _load_kept(self, key: str, model: _ModelAdapters) -> None:
+        """Starts to load the adapters that instances keep and are not known to have.
+
+        A load that fails is started again by the next change of the fleet, or by a request.
+        """
+        instances = self._routers.ready_instances(key) if model.kept else _NO_INSTANCES
+        for instance_id, names in model.kept.items():
+            instance, found = instances.get(instance_id), self._instance(instance_id)
+            for name in sorted(names):
+                adapter = model.adapters[name]
+                if instance is not None and not found.is_warm(adapter):
+                    self._start_load(key, adapter, instance, found)
+
+    def _start_load(
+        self, key: str, adapter: LoraAdapter, instance: Instance, found: InstanceAdapters
+    ) -> "asyncio.Task[None]":
+        """Returns the running load of an adapter at an instance; starts it if there is none."""
+        load = found.loads.get(adapter.name)
+        if load is None:
+            load = found.loads[adapter.name] = self._loop.create_task(self._load(key, adapter, instance, found))
+            load.add_done_callback(partial(_end_load, found, adapter.name))
+        return load
 
     async def _wait_for_load(self, load: "asyncio.Task[None]", found: InstanceAdapters) -> None:
         """Waits for a load, which goes on if the wait is cancelled. Raises AttemptFailure."""
@@ -262,7 +303,10 @@ class AdapterLoader:
         while adapter.name in found.residents or len(found.residents) >= model.slots:
             name = adapter.name
             if name not in found.residents:
-                name = choose_eviction(self._values(model, found, self._now())).name or ""
+                victim = choose_eviction(self._values(model, instance.id, found, self._now())).name
+                if victim is None:
+                    raise AttemptFailure(ADAPTER_SLOTS, was_sent=False)  # the engine keeps all of them
+                name = victim
             resident = found.residents[name]
             # Those that wait for this load do not keep an older source of the adapter.
             if resident.inflight if name == adapter.name else found.is_busy(resident):

@@ -65,16 +65,17 @@ def client_names(fleet: Fleet) -> dict[str, ModelEntry]:
 
 
 def adapter_names(fleet: Fleet) -> dict[str, tuple[Model, LoraAdapter]]:
-    """Returns all adapters by their bare names, with their bases; a name that several have, or a
-    model has, means none of them.
+    """Returns all adapters by their names without a namespace, with their bases; a name that
+    several have, or a model has, means none of them.
     """
-    counts = Counter(adapter.name for model in fleet.models.values() for adapter in model.adapters)
+    counts = Counter(name for model in fleet.models.values() for one in model.adapters for name in one.bare_names)
     models = public_model_names(fleet) if counts else {}
     return {
-        adapter.name: (model, adapter)
+        name: (model, adapter)
         for model in fleet.models.values()
         for adapter in model.adapters
-        if counts[adapter.name] == 1 and adapter.name not in models
+        for name in adapter.bare_names
+        if counts[name] == 1 and name not in models
     }
 
 
@@ -85,8 +86,9 @@ def _adapter_entries(fleet: Fleet) -> dict[str, ModelEntry]:
     for key, model in fleet.models.items():
         for adapter in model.adapters:
             entry = found[f"{model.namespace}/{adapter.name}"] = ModelEntry(key, model, adapter)
-            if adapter.name in bare:
-                found[adapter.name] = entry
+            for name in adapter.bare_names:
+                if name in bare:
+                    found[name] = entry
     return found
 
 
@@ -96,7 +98,7 @@ def _find_adapter(name: str, fleet: Fleet) -> ModelEntry | None:
         ModelEntry(key, model, adapter)
         for key, model in fleet.models.items()
         for adapter in model.adapters
-        if name in (adapter.name, f"{model.namespace}/{adapter.name}")
+        if name in adapter.bare_names or name == f"{model.namespace}/{adapter.name}"
     ]
     return entries[0] if len(entries) == 1 else None
 

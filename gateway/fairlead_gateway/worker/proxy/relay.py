@@ -310,11 +310,11 @@ def _served_name_rewriter(context: RequestContext, engine_response: EngineRespon
 
     None if the engine uses that name, or sends no JSON.
     """
-    if context.request.adapter is not None:
-        return None  # engines answer with the adapter's name
+    adapter, route = context.request.adapter, context.request.route
     name = None if context.choice is None else context.choice.address.served_name
-    route = context.request.route
-    if name is None and route is not None:
+    if adapter is not None:
+        name = None if context.request.fields.model == adapter.name else adapter.name
+    elif name is None and route is not None:
         name = context.request.model.name
     if name is None or not (
         engine_response.is_stream or _JSON_OR_EVENTS.search(engine_response.headers.get(b"content-type", b""))

@@ -72,7 +72,7 @@ class ModelVisibility:
 
 
 def _with_bare_names(models: Mapping[str, Model], routes: Iterable[Route]) -> dict[str, Model]:
-    """Returns models, each with its bare name unless another of them or a route has that name.
+    """Returns models and adapters, each with its bare name unless another or a route has it.
 
     Why: in a cluster, the oldest model of a name owns it. Else a tenant could tell by its own model
     that others have one of that name.
@@ -80,7 +80,20 @@ def _with_bare_names(models: Mapping[str, Model], routes: Iterable[Route]) -> di
     names = Counter(model.name for model in models.values())
     names.update(name for model in models.values() for name in model.served_names)
     names.update(name for route in routes for name in route.names)
+    adapters = [adapter for model in models.values() for adapter in model.adapters]
+    names.update(name for adapter in adapters for name in {adapter.name, *adapter.bare_names})
     return {
-        key: replace(model, shadowed=False) if model.shadowed and names[model.name] == 1 else model
+        key: _with_adapter_names(
+            replace(model, shadowed=False) if model.shadowed and names[model.name] == 1 else model, names
+        )
         for key, model in models.items()
     }
+
+
+def _with_adapter_names(model: Model, names: Mapping[str, int]) -> Model:
+    """Returns a model whose adapters have their bare names, too, if nothing else has them."""
+    hidden = [one for one in model.adapters if one.name not in one.bare_names and names[one.name] == 1]
+    if not hidden:
+        return model
+    shown = {one.name: replace(one, client_names=(one.name, *one.bare_names)) for one in hidden}
+    return replace(model, adapters=tuple(shown.get(one.name, one) for one in model.adapters))

@@ -5,7 +5,7 @@ from typing import Any
 
 from fairlead.fleet.client_names import NameHistory
 from fairlead.fleet.kubernetes.builder import FleetResult
-from fairlead.fleet.kubernetes.route_objects import RouteCache
+from fairlead.fleet.kubernetes.route_objects import route_cache
 from fairlead.kube.resources import Manifest
 from fairlead.limits import Limits
 from fairlead.routes.model import RouteTarget
@@ -22,7 +22,7 @@ def route(name: str, *served: str, born: str = "5", namespace: str = "x", **spec
 
 
 def built(models: list[Manifest], routes: list[Manifest], **more: Any) -> FleetResult:
-    return build(models, routes=RouteCache().routes(keyed(*routes)), **more)
+    return build(models, routes=route_cache().parse(keyed(*routes)), **more)
 
 
 def names_of(found: FleetResult) -> dict[str, tuple[str, ...]]:

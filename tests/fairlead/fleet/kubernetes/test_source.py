@@ -16,7 +16,16 @@ from fairlead.fleet.kubernetes.pod_instances import trim_pod
 from fairlead.fleet.kubernetes.source import KubeFleetSource
 from fairlead.fleet.model import Fleet, FleetSource, InstanceState
 from fairlead.kube.client import KubeApi
-from fairlead.kube.resources import ACCELERATOR_CLASSES, CONFIG_MAPS, MODEL_DEPLOYMENTS, MODEL_ROUTES, PODS, SERVICES
+from fairlead.kube.resources import (
+    ACCELERATOR_CLASSES,
+    CONFIG_MAPS,
+    MODEL_ADAPTERS,
+    MODEL_DEPLOYMENTS,
+    MODEL_ROUTES,
+    PODS,
+    SERVICES,
+    Resource,
+)
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Pacing
 from fairlead.runtime.tasks import cancel_and_wait
@@ -424,7 +433,7 @@ def test_internal_error_about_one_object_ends_nothing(monkeypatch: pytest.Monkey
 def test_routes_are_followed_where_they_are_wanted() -> None:
     def before(lab: SourceHarness) -> None:
         one_engine(lab)
-        lab.source.follows_routes = True
+        lab.source.follows_claimants = True
 
     async def check(lab: SourceHarness) -> None:
         await lab.passing(lambda: lab.states() == ["Ready"])
@@ -437,16 +446,36 @@ def test_routes_are_followed_where_they_are_wanted() -> None:
     run(check, before=before)
 
 
-def test_fleet_is_served_where_routes_cannot_be_watched() -> None:
+def test_adapters_are_followed_with_routes() -> None:
     def before(lab: SourceHarness) -> None:
         one_engine(lab)
-        lab.source.follows_routes = True
-        lab.fake.refused_paths = {MODEL_ROUTES.path()}
+        lab.source.follows_claimants = True
+
+    def names(lab: SourceHarness) -> list[str]:
+        return [one.name for one in lab.fleets[-1].models["x/tiny"].adapters]
+
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: lab.states() == ["Ready"])
+        lab.fake.put(MODEL_ADAPTERS, "x", "sql", spec={"base": "tiny", "source": "hf://acme/sql"})
+        lab.model(adapters={"slots": 2})
+        await lab.passing(lambda: names(lab) == ["sql"])
+        lab.fake.remove(MODEL_ADAPTERS, "x", "sql")
+        await lab.passing(lambda: names(lab) == [])
+
+    run(check, before=before)
+
+
+@pytest.mark.parametrize(("kind", "noun"), [(MODEL_ROUTES, "routes"), (MODEL_ADAPTERS, "adapters")])
+def test_fleet_is_served_where_routes_or_adapters_cannot_be_watched(kind: Resource, noun: str) -> None:
+    def before(lab: SourceHarness) -> None:
+        one_engine(lab)
+        lab.source.follows_claimants = True
+        lab.fake.refused_paths = {kind.path()}
 
     async def check(lab: SourceHarness) -> None:
         await lab.passing(lambda: lab.states() == ["Ready"])
         assert lab.source.age_seconds() is not None
         (warning,) = lab.source.warnings()
-        assert warning.startswith("cannot watch the routes of the cluster; the last ones stay: ")
+        assert warning.startswith(f"cannot watch the {noun} of the cluster; the last ones stay: ")
 
     run(check, before=before)

@@ -106,10 +106,29 @@ def test_clients_see_adapters_with_their_base() -> None:
             (one,) = await send(setting.running.url, get_request("/v1/models/sql"))
             assert one.json["parent"] == "tiny"
             for name in ("sql", "default/sql"):
-                assert (await request(setting.running.url, chat(name))).json["model"] == "sql"
+                assert (await request(setting.running.url, chat(name))).json["model"] == name
             base = await request(setting.running.url, chat("tiny"))
             assert base.json["model"] == "tiny"
             assert (await request(setting.running.url, chat("sq"))).status == 404
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_carry_the_name_that_the_client_wrote(stream: bool) -> None:
+    async def main() -> None:
+        async with adapted(["sql", "law"]) as setting:
+            fleet = setting.running.gateway.stack.routers.fleet
+            adapters = (LoraAdapter("sql", "/sql", ("sql", "acme/sql")), LoraAdapter("law", "/law", ()))
+            model = replace(fleet.models[MODEL_KEY], adapters=adapters)
+            setting.running.gateway.update_fleet(replace(fleet, version=2, models={MODEL_KEY: model}))
+            (listed,) = await send(setting.running.url, get_request("/v1/models"))
+            assert [one["id"] for one in listed.json["data"]] == ["tiny", "sql", "acme/sql"]
+            for name in ("sql", "acme/sql", "default/law"):
+                found = await request(setting.running.url, chat(name, stream=stream))
+                assert f'"model":"{name}"' in found.body.decode().replace(" ", ""), name
+            assert (await request(setting.running.url, chat("law"))).status == 404
+            assert setting.loaded() == [{"sql", "law"}]
 
     run_async(main())
 
@@ -224,6 +243,45 @@ def test_changed_source_is_loaded_anew() -> None:
             setting.running.gateway.update_fleet(replace(fleet, version=2, models={MODEL_KEY: model}))
             assert (await request(setting.running.url, chat("sql"))).status == 200
             assert [one.path for one in setting.engines[0].engine.models.adapters] == ["/adapters/sql-2"]
+
+    run_async(main())
+
+
+def with_replicas(setting: Setting, version: int, **replicas: int) -> None:
+    """Gives the gateway a fleet in which these adapters have so many replicas."""
+    fleet = setting.running.gateway.stack.routers.fleet
+    model = fleet.models[MODEL_KEY]
+    adapters = tuple(replace(one, replicas=replicas.get(one.name, 0)) for one in model.adapters)
+    changed = {MODEL_KEY: replace(model, adapters=adapters)}
+    setting.running.gateway.update_fleet(replace(fleet, version=version, models=changed))
+
+
+def test_adapters_with_replicas_are_loaded_before_a_request_and_stay() -> None:
+    async def main() -> None:
+        async with adapted(["sql", "a", "b", "c"], engines=3, slots=2) as setting:
+            with_replicas(setting, 2, sql=2)
+            await wait_until(lambda: sum("sql" in names for names in setting.loaded()) == 2)
+            keepers = [number for number, names in enumerate(setting.loaded()) if "sql" in names]
+            first = await request(setting.running.url, chat("sql"))
+            assert reason_of(setting, first).startswith("adapter sql loaded at 2 of 3")
+            for _ in range(4):
+                for name in ("a", "b", "c"):
+                    assert (await request(setting.running.url, chat(name))).status == 200
+            assert all("sql" in setting.loaded()[number] for number in keepers)
+            with_replicas(setting, 3, a=3)
+            await wait_until(lambda: all("a" in names for names in setting.loaded()))
+
+    run_async(main())
+
+
+def test_an_engine_whose_slots_are_all_kept_loads_no_others() -> None:
+    async def main() -> None:
+        async with adapted(["sql", "law"], slots=1) as setting:
+            with_replicas(setting, 2, sql=1)
+            await wait_until(lambda: setting.loaded() == [{"sql"}])
+            found = await request(setting.running.url, chat("law"))
+            assert (found.status, found.error["code"]) == (503, "adapter_not_loaded")
+            assert (await request(setting.running.url, chat("sql"))).status == 200
 
     run_async(main())
 

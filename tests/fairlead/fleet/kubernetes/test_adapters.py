@@ -1,0 +1,95 @@
+"""Adapters of a cluster: what they become in the fleet, and which names they get."""
+
+from dataclasses import replace
+from typing import Any
+
+from fairlead.adapters.model import LoraAdapter
+from fairlead.fleet.kubernetes.adapter_objects import adapter_cache
+from fairlead.fleet.kubernetes.builder import FleetResult
+from fairlead.fleet.kubernetes.route_objects import route_cache
+from fairlead.kube.resources import Manifest
+from fairlead.limits import Limits
+from fairlead_testing.kube.fleet_objects import build, keyed, model
+
+SLOTS = {"slots": 3}
+
+
+def adapter(name: str, *served: str, born: str = "5", namespace: str = "x", **spec: Any) -> Manifest:
+    return {
+        "apiVersion": "serving.fairlead.io/v1alpha1",
+        "kind": "ModelAdapter",
+        "metadata": {"name": name, "namespace": namespace, "creationTimestamp": born},
+        "spec": {"base": "tiny", "source": f"hf://acme/{name}", "servedNames": list(served), **spec},
+    }
+
+
+def built(models: list[Manifest], adapters: list[Manifest], **more: Any) -> FleetResult:
+    return build(models, adapters=adapter_cache().parse(keyed(*adapters)), **more)
+
+
+def test_a_base_has_its_adapters_and_slots() -> None:
+    found = built([model(adapters=SLOTS)], [adapter("sql", "acme/sql"), adapter("legal")])
+    tiny = found.fleet.models["x/tiny"]
+    assert tiny.adapters == (
+        LoraAdapter("legal", "acme/legal", ("legal",)),
+        LoraAdapter("sql", "acme/sql", ("sql", "acme/sql")),
+    )
+    assert (tiny.adapter_slots, found.problems) == (3, ())
+
+
+def test_replicas_reach_the_gateways() -> None:
+    found = built([model(adapters=SLOTS)], [adapter("sql", replicas=2)])
+    assert found.fleet.models["x/tiny"].adapters == (LoraAdapter("sql", "acme/sql", ("sql",), 2),)
+
+
+def test_an_adapter_whose_base_cannot_load_it_is_not_served() -> None:
+    models = [model(), model("y", adapters=SLOTS)]
+    found = built(models, [adapter("a"), adapter("b", base="gone"), adapter("c", base="y", source="pvc:claim/c")])
+    assert [one.adapters for one in found.fleet.models.values()] == [(), ()]
+
+
+def test_a_base_of_another_namespace_is_none() -> None:
+    found = built([model(adapters=SLOTS)], [adapter("sql", namespace="other")])
+    assert found.fleet.models["x/tiny"].adapters == ()
+
+
+def test_names_belong_to_models_routes_and_adapters_by_age() -> None:
+    route = {
+        "apiVersion": "serving.fairlead.io/v1alpha1",
+        "kind": "ModelRoute",
+        "metadata": {"name": "legal", "namespace": "x", "creationTimestamp": "4"},
+        "spec": {"targets": [{"model": "tiny"}]},
+    }
+    models = [model(adapters=SLOTS, created="1"), model("sql", created="9")]
+    adapters = [adapter("sql", "tiny", "x/sub"), adapter("legal", "law")]
+    found = built(models, adapters, routes=route_cache().parse(keyed(route)))
+    legal, sql = found.fleet.models["x/tiny"].adapters
+    assert (legal.client_names, sql.client_names) == (("law",), ("sql",))
+    assert found.fleet.models["x/sql"].shadowed
+    assert found.fleet.routes["x/legal"].names == ("legal",)
+
+
+def test_an_adapter_and_a_base_that_cannot_be_read_stay_as_they_were() -> None:
+    models, adapters = [model(adapters=SLOTS)], [adapter("sql"), adapter("legal")]
+    before = built(models, adapters).fleet
+    broken = built(models, [adapter("sql", rank=8), adapter("legal")], previous=before)
+    assert broken.fleet is before
+    assert "the adapter x/sql cannot be used: spec.rank: unknown field" in broken.problems[0]
+    unreadable = built([model(adapters={"slots": "many"})], adapters, previous=before)
+    assert unreadable.fleet.models["x/tiny"].adapters == before.models["x/tiny"].adapters
+    assert unreadable.fleet.models["x/tiny"].adapter_slots == 3
+
+
+def test_a_changed_source_is_a_new_fleet_with_the_same_members() -> None:
+    before = built([model(adapters=SLOTS)], [adapter("sql")]).fleet
+    assert built([model(adapters=SLOTS)], [adapter("sql")], previous=before).fleet is before
+    after = built([model(adapters=SLOTS)], [adapter("sql", source="file:///opt/sql")], previous=before).fleet
+    assert after.models["x/tiny"].adapters == (LoraAdapter("sql", "/opt/sql", ("sql",)),)
+    assert (after.version, after.membership_epoch) == (2, 1)
+
+
+def test_only_the_oldest_adapters_are_served_beyond_the_limit() -> None:
+    adapters = [adapter("c", born="3"), adapter("a", born="1"), adapter("b", born="2")]
+    found = built([model(adapters=SLOTS)], adapters, limits=replace(Limits(), adapters=2))
+    assert [one.name for one in found.fleet.models["x/tiny"].adapters] == ["a", "b"]
+    assert found.problems == ("there are 3 adapters: only the oldest 2 are served",)
