@@ -123,6 +123,11 @@ class GatewaySettings:
         "namespaces of a cluster whose models may name `endpoints`, with commas between them; `*` for all. Without it none: an "
         "endpoint makes gateways and indexers connect to any address that they reach"
     )
+    endpoint_secrets: str | None = _setting(
+        "a folder with the Secrets that `endpoints` of models name, as `NAMESPACE/SECRET/KEY`: the first part is the namespace "
+        "of the models that may use it. Only in a cluster",
+        default="/etc/fairlead/endpoint-secrets",
+    )
     memory_limit: str | None = _setting(
         "memory that one gateway process may use, such as `2GiB`; near it, large bodies are answered 503. Without it "
         "the container's limit counts (cgroup version 2 or 1), for all its processes together; where there is none, nothing "

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from fairlead.api.external_rules import EXTERNAL_API_RULES
 from fairlead.api.metadata import Metadata
 from fairlead.api.price import Price
 from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
@@ -91,7 +92,8 @@ def _unknown_schedule_pool(spec: "ModelDeploymentSpec") -> FieldPath | bool:
 
 
 _HAS_PREFILL_CEL = "self.pools.exists(pool, pool.role == 'Prefill')"
-_OPAQUE_ENGINE_CEL = "self.engine.type in ['Custom', 'External', 'LlamaCpp']"
+_EXTERNAL_CEL = "self.engine.type in ['External', 'OpenAI']"
+_OPAQUE_ENGINE_CEL = "self.engine.type in ['Custom', 'External', 'LlamaCpp', 'OpenAI']"
 _SERVED_NAME_FLAG = "--served-model-name"
 _NO_SLEEP_CEL = "!has(self.autoscaling.sleep)"
 
@@ -116,14 +118,14 @@ class ModelDeploymentSpec(StrictModel):
             ),
         ),
         Rule(
-            cel="self.engine.type == 'External' || self.pools.all(pool, has(pool.acceleratorClassName))",
+            cel=f"{_EXTERNAL_CEL} || self.pools.all(pool, has(pool.acceleratorClassName))",
             message="a pool needs an accelerator class",
             fix="add it, for example `acceleratorClassName: nvidia-l4`",
             at=("pools",),
             violation=_missing_accelerator,
         ),
         Rule(
-            cel="self.engine.type != 'External' || self.pools.all(pool, has(pool.selector) || has(pool.endpoints) && "
+            cel=f"!({_EXTERNAL_CEL}) || self.pools.all(pool, has(pool.selector) || has(pool.endpoints) && "
             "pool.endpoints.size() > 0)",
             message="a pool of an external engine needs the location of its engines",
             fix="add `endpoints: [{url: ...}]` or `selector: {matchLabels: {...}}`",
@@ -131,7 +133,7 @@ class ModelDeploymentSpec(StrictModel):
             violation=_missing_endpoints,
         ),
         Rule(
-            cel="self.engine.type == 'External' || self.pools.all(pool, !has(pool.selector) && (!has(pool.endpoints) || "
+            cel=f"{_EXTERNAL_CEL} || self.pools.all(pool, !has(pool.selector) && (!has(pool.endpoints) || "
             "pool.endpoints.size() == 0))",
             message="endpoints and selector are for external engines",
             fix="write `engine: {type: External}`, or remove endpoints and selector",
@@ -139,7 +141,7 @@ class ModelDeploymentSpec(StrictModel):
             violation=_unexpected_endpoints,
         ),
         Rule(
-            cel="self.engine.type != 'External' || self.pools.all(pool, !has(pool.template) && pool.minReplicas == 1 && "
+            cel=f"!({_EXTERNAL_CEL}) || self.pools.all(pool, !has(pool.template) && pool.minReplicas == 1 && "
             "!has(pool.maxReplicas) && pool.parallelism.tensor == 1 && pool.parallelism.pipeline == 1 && "
             "pool.parallelism.data == 1 && pool.parallelism.nodes == 1)",
             message="Fairlead does not run an external engine and cannot set its replicas, parallelism or template",
@@ -204,14 +206,14 @@ class ModelDeploymentSpec(StrictModel):
             violation=lambda spec: spec.replicas is not None and len(spec.pools) > 1,
         ),
         Rule(
-            cel="!has(self.replicas) || self.engine.type != 'External'",
+            cel=f"!has(self.replicas) || !({_EXTERNAL_CEL})",
             message="Fairlead does not run an external engine and cannot set its replicas",
             fix="remove replicas",
             at=("replicas",),
             violation=lambda spec: spec.replicas is not None and spec.is_external,
         ),
         Rule(
-            cel="self.autoscaling.mode == 'Disabled' || self.engine.type == 'External' || self.pools.exists(pool, "
+            cel=f"self.autoscaling.mode == 'Disabled' || {_EXTERNAL_CEL} || self.pools.exists(pool, "
             "has(pool.maxReplicas) && pool.maxReplicas > pool.minReplicas) || has(self.autoscaling.schedules)",
             message="there is nothing to scale: no pool has a max above its minReplicas",
             fix="give a pool a maxReplicas above its minReplicas, for example `maxReplicas: 8`",
@@ -224,7 +226,7 @@ class ModelDeploymentSpec(StrictModel):
             ),
         ),
         Rule(
-            cel="self.autoscaling.mode == 'Disabled' || self.engine.type != 'External'",
+            cel=f"self.autoscaling.mode == 'Disabled' || !({_EXTERNAL_CEL})",
             message="Fairlead does not run an external engine and cannot set its replicas",
             fix="write `mode: Disabled`",
             at=("autoscaling", "mode"),
@@ -267,7 +269,7 @@ class ModelDeploymentSpec(StrictModel):
             violation=lambda spec: spec.can_sleep and spec.autoscaling.sleep.level > 1 and spec.adapters is not None,
         ),
         Rule(
-            cel="!has(self.rollout.canary) || self.engine.type != 'External' && self.pools.all(pool, "
+            cel=f"!has(self.rollout.canary) || !({_EXTERNAL_CEL}) && self.pools.all(pool, "
             "pool.role == 'Serve' && pool.parallelism.nodes == 1)",
             message="a canary needs pools of role Serve on one node each, which Fairlead runs",
             fix="remove canary",
@@ -280,6 +282,7 @@ class ModelDeploymentSpec(StrictModel):
                 )
             ),
         ),
+        *EXTERNAL_API_RULES,
     )
 
     model: Annotated[ModelSource, Field(examples=['{uri: "hf://Qwen/Qwen3-8B"}'])]
@@ -326,12 +329,12 @@ class ModelDeploymentSpec(StrictModel):
     @property
     def is_external(self) -> bool:
         """True if the engines already run and Fairlead only routes to them."""
-        return self.engine.type is EngineType.EXTERNAL
+        return self.engine.type in (EngineType.EXTERNAL, EngineType.OPENAI)
 
     @property
     def has_opaque_engine(self) -> bool:
         """True if Fairlead knows no flags of the engine for adapters and offloading."""
-        return self.engine.type in (EngineType.CUSTOM, EngineType.EXTERNAL, EngineType.LLAMA_CPP)
+        return self.engine.type in (EngineType.CUSTOM, EngineType.EXTERNAL, EngineType.LLAMA_CPP, EngineType.OPENAI)
 
     @property
     def token_price(self) -> TokenPrice | None:

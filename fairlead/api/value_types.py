@@ -14,7 +14,7 @@ from pydantic import (
 from fairlead import units
 from fairlead.api.strict_model import field_error
 from fairlead.errors import BadInput
-from fairlead.fleet.engine_url import normalize_engine_url
+from fairlead.fleet.engine_url import normalize_endpoint_url
 from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN, SERVED_NAME_PATTERN
 
 _LABEL_PATTERN = f"^{DNS_LABEL_PATTERN.pattern}$"
@@ -203,15 +203,21 @@ Labels = Annotated[dict[str, _LabelValue], AfterValidator(_check_labels)]
 
 def _check_url(text: str) -> str:
     try:
-        return normalize_engine_url(text)
+        return normalize_endpoint_url(text)
     except BadInput as error:
         raise field_error(error.message, error.hint or "") from error
 
 
-EngineUrl = Annotated[
+EndpointUrl = Annotated[
     str,
     AfterValidator(_check_url),
-    Field(json_schema_extra={"pattern": r"^https?://[^\s/?#@]+/?$", "minLength": 8, "maxLength": 512}),
+    Field(
+        json_schema_extra={
+            "pattern": r"^https?://[^\s/?#@]+(/[A-Za-z0-9._~-]+)*/?$",
+            "minLength": 8,
+            "maxLength": 512,
+        }
+    ),
 ]
 
 

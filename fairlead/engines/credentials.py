@@ -24,7 +24,7 @@ _NO_AUTH: Final = EngineAuth()
 
 
 class EngineCredentials:
-    """The credentials of every engine of the current fleet, by URL.
+    """The credentials of every engine of the current fleet, by `Instance.address`.
 
     environ: environment with the tokens that are named by variable.
     """
@@ -32,7 +32,7 @@ class EngineCredentials:
     def __init__(self, environ: Mapping[str, str], now: Callable[[], float]) -> None:
         self._environ = environ
         self._now = now
-        self._auth_by_url: dict[str, EngineAuth] = {}
+        self._auth_by_address: dict[str, EngineAuth] = {}
         self._endpoints = EndpointResolver()
         self._contexts: dict[str | None, tuple[Signature, ssl.SSLContext]] = {}
         self._tokens: dict[str, tuple[float, str]] = {}
@@ -40,13 +40,15 @@ class EngineCredentials:
     def update_fleet(self, fleet: Fleet) -> None:
         """Uses the credentials of a new fleet snapshot from now on."""
         instances = [instance for group in fleet.instances.values() for instance in group]
-        self._auth_by_url = {instance.url: instance.access for instance in instances if instance.access != _NO_AUTH}
+        self._auth_by_address = {
+            instance.address: instance.access for instance in instances if instance.access != _NO_AUTH
+        }
         self._endpoints.update_fleet(fleet)
 
     def warnings(self) -> list[str]:
         """Returns a warning for each missing CA file or token. Warnings contain no secrets."""
         messages: dict[str, None] = {}
-        for access in self._auth_by_url.values():
+        for access in self._auth_by_address.values():
             if access.ca_file is not None and not Path(access.ca_file).is_file():
                 messages[f"engines cannot be verified: there is no CA file {access.ca_file}"] = None
             if access.has_token and not self.token(access):
@@ -63,13 +65,13 @@ class EngineCredentials:
         """Returns the rules of connections to an instance."""
         return ConnectionRules(partial(self.tls_context, instance.access), self.resolver(_host(instance.url)))
 
-    def auth_for(self, url: str) -> EngineAuth:
-        """Returns the secret locations of the engine at `url`."""
-        return self._auth_by_url.get(url, _NO_AUTH)
+    def auth_for(self, address: str) -> EngineAuth:
+        """Returns the secret locations of the engine with this address."""
+        return self._auth_by_address.get(address, _NO_AUTH)
 
-    def authorization_for(self, url: str) -> bytes:
-        """Returns the Authorization header line for the engine at `url`; empty without a token."""
-        access = self._auth_by_url.get(url)
+    def authorization_for(self, address: str) -> bytes:
+        """Returns the Authorization header line for the engine; empty without a token."""
+        access = self._auth_by_address.get(address)
         token = self.token(access) if access is not None else ""
         return f"authorization: Bearer {token}\r\n".encode("ascii") if token else b""
 

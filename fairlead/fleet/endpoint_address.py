@@ -16,6 +16,8 @@ from fairlead.names import DNS_LABEL_PATTERN
 Resolver = Callable[[str, int], Awaitable[str]]
 """Returns the address to connect to, for a host and a port. Raises OSError."""
 
+ENDPOINT_SECRETS_FOLDER: Final = "/etc/fairlead/endpoint-secrets"
+"""The folder of the Secrets of endpoints in gateways of the chart: `NAMESPACE/SECRET/KEY`."""
 _METADATA_SERVICES: Final = frozenset(
     {"100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254"}
 )

@@ -1,11 +1,30 @@
 """Parses engine URLs of files into one canonical form, and checks other base URLs."""
 
+import re
 from urllib.parse import urlsplit
 
 from fairlead.errors import BadInput
 
 _HINT = "write it like http://127.0.0.1:8000, http://[::1]:8000 or https://engine.example:8443"
+_PATH_HINT = "write it like https://api.example.com/v1 or https://api.example.com/openai/v1"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+_BASE_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)*")
+
+
+def normalize_endpoint_url(text: str, *, field: str = "url") -> str:
+    """Returns an endpoint's URL with explicit port, and the path before `/v1`. Raises BadInput.
+
+    Why: API clients are given a base URL that ends with `/v1`, the gateway adds paths with it.
+    """
+    head, mark, rest = text.partition("://")
+    authority, slash, path = rest.partition("/")
+    path = f"{slash}{path}".rstrip("/")
+    path = path.removesuffix("/v1").rstrip("/")
+    if path and not _BASE_PATH.fullmatch(path):
+        raise BadInput("not an endpoint's URL: its path cannot be used", field=field, hint=_PATH_HINT)
+    return normalize_engine_url(f"{head}{mark}{authority}", field=field) + path
 
 
 def normalize_engine_url(text: str, *, field: str = "url") -> str:
@@ -14,6 +33,17 @@ def normalize_engine_url(text: str, *, field: str = "url") -> str:
     if reason:
         raise BadInput(f"not an engine's URL: {reason}", field=field, hint=_HINT)
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def endpoint_id(url: str, owner: str = "", rank: int = 0) -> str:
+    """Returns the id of the instance at an endpoint.
+
+    owner: namespace of its model, if an older model of another namespace names the endpoint too;
+        key of the model at an API that others run, which may serve several.
+    """
+    parts = urlsplit(url)
+    words = (parts.hostname or "", f"{parts.port}", parts.path.strip("/"), owner, f"{rank}")
+    return "/".join(word for word in words if word)
 
 
 def is_http_url(text: str) -> bool:

@@ -59,6 +59,9 @@ class RoutingPreset(StrEnum):
     PREBLE = "preble"
 
 
+EXTERNAL_API = "openai"
+"""The kind of engine of an OpenAI-compatible API that others run."""
+
 KV_TRANSFERS = ("nixl", "mooncake", "sglang")
 """The KV transfer protocols that the gateway supports."""
 
@@ -161,6 +164,21 @@ class Instance:
     replica_nano_usd_per_hour: int | None = None
 
     @property
+    def leaves_cluster(self) -> bool:
+        """True if it is an OpenAI-compatible API that others run."""
+        return self.engine == EXTERNAL_API
+
+    @property
+    def address(self) -> str:
+        """The key of its connections: the URL, for endpoints followed by the model.
+
+        Why: models of several tenants may have one URL, and different tokens.
+        """
+        if self.checks_address or self.leaves_cluster:
+            return f"{self.url}#{self.namespace}/{self.model}"
+        return self.url
+
+    @property
     def is_canary(self) -> bool:
         """True if it belongs to the canary of a rollout."""
         return self.pool.endswith(CANARY_POOL_SUFFIX)
@@ -254,6 +272,11 @@ class Model:
     def key(self) -> str:
         """`namespace/name`: the key in every map, metric and Redis key."""
         return f"{self.namespace}/{self.name}"
+
+    @property
+    def leaves_cluster(self) -> bool:
+        """True if its requests may go to an OpenAI-compatible API that others run."""
+        return EXTERNAL_API in self.requests.engines
 
     def has_client_name(self, name: str) -> bool:
         """Returns True if clients reach the model by this name. The key does not count."""

@@ -55,7 +55,7 @@ from fairlead.manifests.yaml_nodes import (
 from fairlead.names import EXTERNAL_SUFFIX, closest_matches
 
 STDIN_PATH = "-"
-_ENGINES_WITH_PROFILE_NAMES = (EngineType.SIM, EngineType.EXTERNAL)
+_ENGINES_WITH_PROFILE_NAMES = (EngineType.SIM, EngineType.EXTERNAL, EngineType.OPENAI)
 """Engines whose pools may name a built-in profile instead of a class: no pod gets a device."""
 
 

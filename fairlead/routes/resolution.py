@@ -67,6 +67,7 @@ class RouteDecision:
     rewrite: the plan of the parameters that the route sets; None if it sets none.
     changes: the parameters that were set, as `name=value`.
     steps: the fallbacks that the request has taken, in order.
+    withheld: models outside the cluster that the request's tenant refuses, in order.
     """
 
     __slots__ = (
@@ -80,6 +81,7 @@ class RouteDecision:
         "target",
         "total_weight",
         "weight",
+        "withheld",
     )
 
     def __init__(
@@ -94,13 +96,14 @@ class RouteDecision:
         self.rewrite: RewritePlan | None = None
         self.changes: tuple[str, ...] = ()
         self.steps: tuple[FallbackStep, ...] = ()
+        self.withheld: tuple[str, ...] = ()
 
     def with_step(self, step: FallbackStep) -> "RouteDecision":
         """Returns the decision after one more fallback."""
         weights = (self.weight, self.total_weight)
         decision = RouteDecision(self.name, self.route, self.target, self.basis, self.override, weights)
         decision.rewrite, decision.changes = self.rewrite, self.changes
-        decision.steps = (*self.steps, step)
+        decision.steps, decision.withheld = (*self.steps, step), self.withheld
         return decision
 
     def describe(self) -> str:
@@ -109,6 +112,8 @@ class RouteDecision:
         """
         changed = f"; sets {', '.join(self.changes)}" if self.changes else ""
         parts = [f"; {step.failed} {step.kind} → {step.model}, {step.reason}" for step in self.steps]
+        if self.withheld:
+            parts.append(f"; withheld: {', '.join(self.withheld)}, since the tenant refuses external endpoints")
         return self._describe_target() + changed + "".join(parts)
 
     def _describe_target(self) -> str:
@@ -133,7 +138,8 @@ class RouteDecision:
 
     def _values(self) -> tuple[object, ...]:
         weights = self.weight, self.total_weight
-        return self.name, self.route, self.target, self.basis, self.override, weights, self.changes, self.steps
+        chosen = self.name, self.route, self.target, self.basis, self.override, weights
+        return *chosen, self.changes, self.steps, self.withheld
 
 
 class RuleResolver:

@@ -3,21 +3,23 @@
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from fairlead.fleet.model import Model, RequestPolicy
+from fairlead.fleet.model import EXTERNAL_API, Model, RequestPolicy
 from fairlead.tenants.model import CacheSharing, Tenant
 
 SALT_FIELD: Final = "cache_salt"
 SALTED_ENGINES: Final = frozenset({"vllm", "sglang", "sim"})
 """The types of engines with the field `cache_salt`. Of others that is not known."""
+_ISOLATED_ENGINES: Final = SALTED_ENGINES | {EXTERNAL_API}
 _MAX_WARNINGS: Final = 3
 
 
 def has_cache_salt(policy: RequestPolicy) -> bool:
     """Returns whether all engines of a model take a cache salt.
 
-    A model whose engines are not known yet counts as one that does.
+    A model whose engines are not known yet counts as one that does. So does an API that others run:
+    its cache is no part of the cluster.
     """
-    return SALT_FIELD in policy.allowed_fields or policy.engines <= SALTED_ENGINES
+    return SALT_FIELD in policy.allowed_fields or policy.engines <= _ISOLATED_ENGINES
 
 
 def shared_caches(tenants: Mapping[str, Tenant], models: Mapping[str, Model]) -> list[str]:
@@ -32,7 +34,7 @@ def shared_caches(tenants: Mapping[str, Tenant], models: Mapping[str, Model]) ->
         if isolated:
             others = len(isolated) - 1
             more = f" and {others} more tenant{'s' * (others > 1)}" if others else ""
-            kinds = ", ".join(sorted(model.requests.engines - SALTED_ENGINES))
+            kinds = ", ".join(sorted(model.requests.engines - _ISOLATED_ENGINES))
             found.append(
                 f"engines of {key} share cached prompts among all clients, though tenant {isolated[0]}{more}"
                 f" should be isolated: no {SALT_FIELD} is known of type {kinds}"

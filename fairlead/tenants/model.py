@@ -126,7 +126,7 @@ class Tenant:
     weight: share of engine time against other tenants of the same tier.
     models: `namespace/name` or `namespace/*`; None for all models.
     cache_group: name of the group of tenants for CacheSharing.GROUP.
-    may_leave_cluster: requests may go to endpoints outside of the cluster as a fallback.
+    may_leave_cluster: requests may go to OpenAI-compatible APIs that others run.
     is_suspended: every request is refused.
     may_use_other_paths: requests may use paths that are forwarded without being understood.
     shows_placement: responses name the instance, the reason and the cached tokens.

@@ -23,6 +23,7 @@ class UsageRecord(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
     - status: of the response; 499 if the client disconnected.
     - cached_tokens: the part of input_tokens that the engine had in its KV cache.
     - is_estimated: tokens are the gateway's estimate, since the engine reported none.
+    - is_external: an API that others run has answered, whose engine time is not known.
     - cost_nano_usd, saved_nano_usd: None if the model has no price.
     - engine_microseconds: time of the engines in `pool`, by their profile.
     - prefill_pool, prefill_microseconds: where another pool computed the prompt.
@@ -47,6 +48,7 @@ class UsageRecord(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
     engine_microseconds: int = 0
     prefill_pool: str = ""
     prefill_microseconds: int = 0
+    is_external: bool = False
 
     @property
     def day(self) -> str:

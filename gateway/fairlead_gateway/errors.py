@@ -9,6 +9,7 @@ and a hint.
     │   ├── RequestTimeout     408  a head or a body did not arrive in time
     │   ├── InvalidApiKey      401  no API key, or an unknown one
     │   ├── NotPermitted       403  the tenant may not do this
+    │   │   └── ExternalRefused 403  its requests may not leave the cluster
     │   ├── UnknownPath        404      UnknownModel            404      MethodNotAllowed 405
     │   └── QuarantinedRequest 422  instances crashed on this request before
     ├── RelayedError                an error of another process of the gateway, with its status
@@ -154,6 +155,12 @@ class NotPermitted(BadRequest):
 
     status = 403
     code = "not_permitted"
+
+
+class ExternalRefused(NotPermitted):
+    """Raised if a request would leave the cluster, and its tenant refuses that."""
+
+    code = "external_endpoint_refused"
 
 
 class UnknownPath(BadRequest):

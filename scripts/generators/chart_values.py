@@ -25,6 +25,7 @@ Seconds = Annotated[int, Field(ge=1, le=3600)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Duration = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(ms|s|m|h)$")]
 LogLevel = Annotated[str, Field(pattern="^(debug|info|warning|error)$")]
+_NAMESPACE = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 _NAMESPACE_OR_ALL = r"^(\*|[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)$"
 FreeForm = dict[str, Any]
 """A part of a Kubernetes object that is passed on unchanged."""
@@ -154,6 +155,14 @@ class ExternalEngines(ValuesPart):
         "namespaces whose models may name `endpoints`; `*` for all. Gateways and indexers connect to any endpoint that they reach, "
         "except loopback, link-local and the pods and Services of other models",
         [],
+    )
+    secrets: Annotated[
+        dict[str, Names],
+        Field(json_schema_extra={"propertyNames": {"pattern": _NAMESPACE}}),
+    ] = _value(
+        "Secrets of the installation's namespace with tokens and authorities of endpoints, by the namespace whose models may name "
+        "them: `NAMESPACE: [SECRET]`. Who may write models there can send the token to any address",
+        {},
     )
 
 

@@ -39,6 +39,7 @@ version of the table; other releases work as far as they know the same switches.
 | `sim` | this release | `python3 -m fairlead_sim engine` | none | simulated |
 | `custom` | yours | yours | every source, as `$(MODEL_PATH)` | yours |
 | `external` | yours | none: nothing is created | | yours |
+| `openai` | others' | none: [an API outside](../how-to/external-engines.md#apis-that-others-run) | `openai://NAME` | none |
 
 ## Weights
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fairlead.fleet.endpoint_address import ENDPOINT_SECRETS_FOLDER
 from fairlead.fleet.file import parse_fleet_file
 from fairlead.limits import Limits
 from fairlead.settings import GatewaySettings, OperatorSettings, read_settings, variable_name
@@ -212,3 +213,37 @@ def test_token_issuers_are_a_file_of_the_gateway(program: Path) -> None:
     (mount,) = (one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "token-issuers")
     assert f"--token-issuers={mount['mountPath']}/issuers.yaml" in pod["containers"][0]["args"]
     assert any(volume.get("configMap", {}).get("name") == config["metadata"]["name"] for volume in pod["volumes"])
+
+
+ENDPOINTS = "externalEngines.namespaces={chat,search}"
+
+
+def test_gateways_alone_have_the_secrets_of_endpoints_by_namespace(program: Path) -> None:
+    values = (f"--set={ENDPOINTS}", "--set=externalEngines.secrets.chat={provider,provider}")
+    found = render_chart(program, *values, "--set=externalEngines.secrets.search={provider}")
+    mounted = {}
+    for name, spec in pod_specs(found).items():
+        named = {one["name"]: one["secret"] for one in spec.get("volumes", []) if one["name"].startswith("endpoint-")}
+        for container in spec["containers"]:
+            for mount in container.get("volumeMounts", []):
+                if mount["name"] in named:
+                    assert mount["readOnly"]
+                    mounted[name, mount["mountPath"]] = named[mount["name"]]
+    secret = {"secretName": "provider", "optional": True}
+    gateway = next(name for name in pod_specs(found) if "gateway" in str(name))
+    assert mounted == {
+        (gateway, f"{ENDPOINT_SECRETS_FOLDER}/{namespace}/provider"): secret for namespace in ("chat", "search")
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("externalEngines.secrets.other={provider}",), "models of the namespace other may not name endpoints"),
+        (("gateway.fleet.models[0].name=a", "externalEngines.secrets.chat={provider}"), "has no effect with"),
+        (("externalEngines.secrets.chat={a b}",), "does not match pattern"),
+    ],
+)
+def test_secrets_that_no_endpoint_could_name_are_refused(program: Path, values: tuple[str, ...], message: str) -> None:
+    with pytest.raises(HelmError, match=message):
+        render_chart(program, f"--set={ENDPOINTS}", *(f"--set={value}" for value in values))

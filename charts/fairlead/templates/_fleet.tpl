@@ -31,6 +31,47 @@
 {{- end }}
 {{- end -}}
 
+{{/*
+Mounts of the Secrets that endpoints of ModelDeployments name, each below the namespace of the models that may.
+Only gateways send tokens. Takes the root.
+*/}}
+{{- define "fairlead.endpointSecretMounts" -}}
+{{- include "fairlead.checkEndpointSecrets" . -}}
+{{- range $namespace, $names := .Values.externalEngines.secrets }}
+{{- range $name := uniq $names }}
+- {name: {{ include "fairlead.endpointSecretVolume" (list $namespace $name) }}, mountPath: /etc/fairlead/endpoint-secrets/{{ $namespace }}/{{ $name }}, readOnly: true}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Volumes of these mounts. A Secret that does not exist yet does not keep gateways from starting. Takes the root. */}}
+{{- define "fairlead.endpointSecretVolumes" -}}
+{{- range $namespace, $names := .Values.externalEngines.secrets }}
+{{- range $name := uniq $names }}
+- name: {{ include "fairlead.endpointSecretVolume" (list $namespace $name) }}
+  secret: {secretName: {{ $name }}, optional: true}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Name of such a volume. Takes a list: namespace, Secret. */}}
+{{- define "fairlead.endpointSecretVolume" -}}
+endpoint-{{ printf "%s/%s" (index . 0) (index . 1) | sha256sum | trunc 12 }}
+{{- end -}}
+
+{{/* Fails if no model can name a Secret of endpoints. Takes the root. */}}
+{{- define "fairlead.checkEndpointSecrets" -}}
+{{- if and .Values.externalEngines.secrets .Values.gateway.fleet.models -}}
+{{- fail "externalEngines.secrets has no effect with gateway.fleet.models: name the Secrets in gateway.fleet.secrets" -}}
+{{- end -}}
+{{- $allowed := .Values.externalEngines.namespaces -}}
+{{- range $namespace, $names := .Values.externalEngines.secrets -}}
+{{- if not (or (has $namespace $allowed) (has "*" $allowed)) -}}
+{{- fail (printf "externalEngines.secrets: models of the namespace %s may not name endpoints: add it to externalEngines.namespaces" $namespace) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Fails if a model names a key that no process would find. Takes the root. */}}
 {{- define "fairlead.checkEngineSecrets" -}}
 {{- $fleet := .Values.gateway.fleet -}}

@@ -25,6 +25,7 @@ class EngineType(StrEnum):
     SIM = "Sim"
     CUSTOM = "Custom"
     EXTERNAL = "External"
+    OPENAI = "OpenAI"
 
     @property
     def label(self) -> str:
@@ -38,11 +39,15 @@ class PullSecret(StrictModel):
     name: Annotated[Subdomain, Field(description="name of the Secret", examples=["registry"])]
 
 
+_NOT_RUN: Final = (EngineType.EXTERNAL, EngineType.OPENAI)
+"""Engines that Fairlead does not run."""
+
+
 def _external_violation(engine: "Engine") -> tuple[str, ...] | bool:
     """Returns the path of the first field that an external engine must not have, or False."""
     fields = ("image", "command", "args", "env", "image_pull_secrets", "port", "health_path")
     name = next((name for name in fields if getattr(engine, name)), None)
-    return (Engine.model_fields[name].alias or name,) if engine.type is EngineType.EXTERNAL and name else False
+    return (Engine.model_fields[name].alias or name,) if engine.type in _NOT_RUN and name else False
 
 
 _CUSTOM_ONLY_MESSAGE = "{} is for engines of type Custom; Fairlead sets {} of the others"
@@ -50,12 +55,12 @@ _CUSTOM_ONLY_MESSAGE = "{} is for engines of type Custom; Fairlead sets {} of th
 
 def _custom_only_rule(field: str, attribute: str, known_part: str) -> Rule:
     return Rule(
-        cel=f"!has(self.{field}) || self.type in ['Custom', 'External']",  # `External` has its own rule
+        cel=f"!has(self.{field}) || self.type in ['Custom', 'External', 'OpenAI']",  # the last two have their own rule
         message=_CUSTOM_ONLY_MESSAGE.format(field, known_part),
         fix=f"remove {field}, or write `type: Custom`",
         at=(field,),
         violation=lambda engine: (
-            getattr(engine, attribute) not in (None, []) and engine.type not in (EngineType.CUSTOM, EngineType.EXTERNAL)
+            getattr(engine, attribute) not in (None, []) and engine.type not in (EngineType.CUSTOM, *_NOT_RUN)
         ),
     )
 
@@ -75,8 +80,8 @@ class Engine(StrictModel):
     renamed: ClassVar[Mapping[str, str]] = {"kind": "type", "servedModelName": "model.servedNames"}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel="self.type != 'External' || !(has(self.image) || has(self.command) && self.command.size() > 0 || has(self.args) "
-            "&& self.args.size() > 0 || has(self.env) && self.env.size() > 0 || has(self.imagePullSecrets) && "
+            cel="!(self.type in ['External', 'OpenAI']) || !(has(self.image) || has(self.command) && self.command.size() > 0 || "
+            "has(self.args) && self.args.size() > 0 || has(self.env) && self.env.size() > 0 || has(self.imagePullSecrets) && "
             "self.imagePullSecrets.size() > 0 || has(self.port) || has(self.healthPath))",
             message="Fairlead does not run an external engine and cannot change how it runs",
             fix="leave only type, and give pools endpoints or a selector",
@@ -122,8 +127,9 @@ class Engine(StrictModel):
         Field(
             strict=False,
             description="VLLM; SGLang; LlamaCpp, which loads GGUF files; Sim, the simulated engine; Custom, your own image "
-            "and command with OpenAI's protocol; or External: engines that already run, found by address or label. Local mode "
-            "simulates all kinds but External by default",
+            "and command with OpenAI's protocol; External: engines that already run, found by address or label; or OpenAI: an "
+            "OpenAI-compatible API that others run outside the cluster. Local mode simulates all kinds but the last two by "
+            "default",
             examples=["VLLM"],
         ),
     ] = EngineType.VLLM

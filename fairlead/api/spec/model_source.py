@@ -1,22 +1,25 @@
 """`spec.model`: the weights to serve, the credentials to read them, and their cache."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Final, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from fairlead.api.strict_model import Rule, StrictModel, field_error
 from fairlead.api.value_types import ServedName, Size, Subdomain, check_unique
+from fairlead.names import SERVED_NAME_PATTERN
 
-_URI_PATTERN = r"^((hf|s3|gs|oci|file)://|pvc:).+$"
+_URI_PATTERN = r"^((hf|s3|gs|oci|file|openai)://|pvc:).+$"
+API_SCHEME: Final = "openai"
+"""The scheme of a model at an OpenAI-compatible API, which has no weights here."""
 _REVISION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
 
 
 def _check_uri(text: str) -> str:
     scheme = text.partition(":")[0]
-    if scheme not in ("hf", "s3", "gs", "oci", "pvc", "file"):
+    if scheme not in ("hf", "s3", "gs", "oci", "pvc", "file", "openai"):
         message = f'"{text:.70}" is not a model source'
-        fix = "begin with hf://, s3://, gs://, oci://, pvc: or file://, such as hf://Qwen/Qwen3-8B"
+        fix = "begin with hf://, s3://, gs://, oci://, pvc:, file:// or openai://, such as hf://Qwen/Qwen3-8B"
         raise field_error(message, fix)
     prefix = "pvc:" if scheme == "pvc" else f"{scheme}://"
     if not (text.startswith(prefix) and text.removeprefix(prefix).strip("/")):
@@ -24,6 +27,9 @@ def _check_uri(text: str) -> str:
             f'"{text:.70}" is not {prefix} followed by a location',
             "write it like hf://Qwen/Qwen3-8B, s3://BUCKET/PATH, file:///PATH or pvc:CLAIM/PATH",
         )
+    if scheme == API_SCHEME and not SERVED_NAME_PATTERN.fullmatch(text.removeprefix(prefix)):
+        message = f'"{text:.70}" does not end with the name of a model'
+        raise field_error(message, "write the name that the API gives the model, like openai://gpt-4o-mini")
     return text
 
 
@@ -97,14 +103,16 @@ class ModelSource(StrictModel):
             violation=lambda source: source.revision is not None and source.scheme != "hf",
         ),
         Rule(
-            cel="!has(self.credentials) || !(self.uri.startsWith('pvc:') || self.uri.startsWith('file://'))",
+            cel="!has(self.credentials) || !(self.uri.startsWith('pvc:') || self.uri.startsWith('file://') || "
+            "self.uri.startsWith('openai://'))",
             message="weights that are not downloaded need no credentials",
             fix="remove credentials",
             at=("credentials",),
             violation=lambda source: source.credentials is not None and not source.is_downloaded,
         ),
         Rule(
-            cel="!has(self.cache) || !(self.uri.startsWith('pvc:') || self.uri.startsWith('file://'))",
+            cel="!has(self.cache) || !(self.uri.startsWith('pvc:') || self.uri.startsWith('file://') || "
+            "self.uri.startsWith('openai://'))",
             message="weights that are not downloaded need no cache",
             fix="remove cache",
             at=("cache",),
@@ -119,8 +127,8 @@ class ModelSource(StrictModel):
             min_length=1,
             max_length=1024,
             description="location of the weights: hf://REPOSITORY, s3://, gs:// or oci:// (downloaded), pvc:CLAIM/PATH "
-            "(mounted), file://PATH (in the image). Real engines in local mode load hf:// and file://; simulated ones "
-            "only report it",
+            "(mounted), file://PATH (in the image); openai://NAME for engines of type OpenAI. Real engines in local mode "
+            "load hf:// and file://; simulated ones only report it",
             examples=['"hf://Qwen/Qwen3-8B"'],
             json_schema_extra={"pattern": _URI_PATTERN},
         ),
@@ -141,8 +149,8 @@ class ModelSource(StrictModel):
         default_factory=list,
         max_length=16,
         description="further names under which clients reach the model; / is allowed. The engine calls the model by the "
-        "first of them; left out = by the ModelDeployment's name. If an external engine has several names, put the "
-        "one that its answers carry first",
+        "first of them, or by the name in an openai:// uri; left out = by the ModelDeployment's name. If an external "
+        "engine has several names, put the one that its answers carry first",
         examples=["[Qwen/Qwen3-8B]"],
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
@@ -155,11 +163,13 @@ class ModelSource(StrictModel):
     @property
     def engine_name(self) -> str | None:
         """The name of the model in the engine. None: the ModelDeployment's name."""
+        if self.scheme == API_SCHEME:
+            return self.location
         return self.served_names[0] if self.served_names else None
 
     @property
     def scheme(self) -> str:
-        """`hf`, `s3`, `gs`, `oci`, `pvc` or `file`."""
+        """`hf`, `s3`, `gs`, `oci`, `pvc`, `file` or `openai`."""
         return self.uri.partition(":")[0]
 
     @property
@@ -171,4 +181,4 @@ class ModelSource(StrictModel):
     @property
     def is_downloaded(self) -> bool:
         """True if the weights come over the network, and may need credentials and a cache."""
-        return self.scheme not in ("pvc", "file")
+        return self.scheme not in ("pvc", "file", API_SCHEME)

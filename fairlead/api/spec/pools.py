@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from fairlead.api.strict_model import Rule, StrictModel, field_error
-from fairlead.api.value_types import EngineUrl, Label, Labels, ShortName, check_unique, list_map_schema
+from fairlead.api.value_types import EndpointUrl, Label, Labels, ShortName, Subdomain, check_unique, list_map_schema
 
 _INT32 = {"format": "int32"}
 
@@ -158,10 +158,52 @@ class PodTemplate(StrictModel):
     )
 
 
-class ExternalEndpoint(StrictModel):
-    """An engine that already runs."""
+class EndpointSecretKey(StrictModel):
+    """An entry of a Secret that the installation gives to the model's namespace."""
 
-    url: Annotated[EngineUrl, Field(description="scheme, host and port, no path", examples=["http://10.0.0.5:8000"])]
+    name: Annotated[
+        Subdomain,
+        Field(
+            description="a Secret of the installation's namespace that the chart value externalEngines.secrets lists",
+            examples=["provider"],
+        ),
+    ]
+    key: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=253,
+            pattern=r"^[-_a-zA-Z0-9][-._a-zA-Z0-9]*$",
+            description="key of the entry",
+            examples=["token"],
+        ),
+    ]
+
+
+class ExternalEndpoint(StrictModel):
+    """An engine that already runs, or an API that others run."""
+
+    url: Annotated[
+        EndpointUrl,
+        Field(
+            description="scheme, host and port; and the path before /v1, if the API has one. A final /v1 is left out",
+            examples=["http://10.0.0.5:8000"],
+        ),
+    ]
+    token_secret_key_ref: Annotated[
+        EndpointSecretKey | None,
+        Field(
+            description="the bearer token that the endpoint expects",
+            examples=["{name: provider, key: token}"],
+        ),
+    ] = None
+    ca_secret_key_ref: Annotated[
+        EndpointSecretKey | None,
+        Field(
+            description="the authority that its certificate is verified against; left out = those of the gateway's image",
+            examples=["{name: provider, key: ca.crt}"],
+        ),
+    ] = None
 
 
 class PodSelector(StrictModel):

@@ -5,10 +5,20 @@ from pydantic import ValidationError
 from fairlead import units
 from fairlead.errors import FileProblem, ManifestError
 from fairlead.fleet.client_names import GrantedNames, NameClaim, grant_names, route_claim
+from fairlead.fleet.engine_url import endpoint_id
 from fairlead.fleet.file.adapter_problems import adapter_problems
 from fairlead.fleet.file.route_problems import route_problems
 from fairlead.fleet.file.schema import FileFleet, FileInstance, FileModel
-from fairlead.fleet.model import KV_TRANSFERS, EngineAuth, Fleet, Instance, Model, Role, served_name_override
+from fairlead.fleet.model import (
+    EXTERNAL_API,
+    KV_TRANSFERS,
+    EngineAuth,
+    Fleet,
+    Instance,
+    Model,
+    Role,
+    served_name_override,
+)
 from fairlead.limits import Limits
 from fairlead.manifests.yaml_nodes import YamlNode, format_path, parse_documents
 
@@ -78,7 +88,7 @@ def _to_model(item: FileModel, names: GrantedNames) -> Model:
 def _to_instances(item: FileModel) -> tuple[Instance, ...]:
     values = [
         Instance(
-            id=_instance_id(one),
+            id=_instance_id(item, one),
             namespace=item.namespace,
             model=item.name,
             pool=one.pool,
@@ -116,14 +126,16 @@ def _engine_auth(item: FileModel, one: FileInstance) -> EngineAuth:
     )
 
 
-def _instance_id(one: FileInstance) -> str:
+def _instance_id(item: FileModel, one: FileInstance) -> str:
     """Returns the given id, else `<host>/<port>/<rank>`, which other lines of the file do not
     affect.
+
+    An API that others run may serve several models, so its id has the model too.
     """
     if one.id is not None:
         return one.id
-    host, port = one.url.partition("://")[2].rsplit(":", 1)
-    return f"{host.strip('[]')}/{port}/{one.dp_rank or 0}"
+    owner = f"{item.namespace}/{item.name}" if one.engine == EXTERNAL_API else ""
+    return endpoint_id(one.url, owner, one.dp_rank or 0)
 
 
 def _duplicate_problems(content: FileFleet, node: YamlNode, file: str) -> list[FileProblem]:
@@ -147,11 +159,12 @@ def _duplicate_problems(content: FileFleet, node: YamlNode, file: str) -> list[F
         for i, one in enumerate(model.instances):
             path = ("models", m, "instances", i)
             line = node.locate(path).line
-            if _instance_id(one) in taken:
-                message = f"the instance {_instance_id(one)} is already given on line {taken[_instance_id(one)]}"
+            instance_id = _instance_id(model, one)
+            if instance_id in taken:
+                message = f"the instance {instance_id} is already given on line {taken[instance_id]}"
                 fix = "remove one, or give each a different `id:`"
                 problems.append(FileProblem(file, line, format_path(path), message, fix))
-            taken.setdefault(_instance_id(one), line)
+            taken.setdefault(instance_id, line)
     return problems
 
 

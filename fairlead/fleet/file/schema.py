@@ -27,8 +27,9 @@ from fairlead.api.value_types import (
 )
 from fairlead.engines.registry import engine_kinds
 from fairlead.errors import BadInput
-from fairlead.fleet.engine_url import normalize_engine_url
+from fairlead.fleet.engine_url import normalize_endpoint_url, normalize_engine_url
 from fairlead.fleet.model import (
+    EXTERNAL_API,
     KV_TRANSFERS,
     InstanceState,
     KvPullSource,
@@ -71,7 +72,7 @@ def _check_id(text: str) -> str:
 
 
 def _check_engine(text: str) -> str:
-    kinds = engine_kinds()
+    kinds = (*engine_kinds(), EXTERNAL_API)
     text = next((engine.label for engine in EngineType if engine.value == text), text)
     if text not in kinds:
         raise field_error(
@@ -91,8 +92,16 @@ def _check_transfer(text: str) -> str:
 
 
 def _check_url(text: str) -> str:
+    return _normalized(normalize_engine_url, text)
+
+
+def _check_endpoint(text: str) -> str:
+    return _normalized(normalize_endpoint_url, text)
+
+
+def _normalized(normalize: Callable[[str], str], text: str) -> str:
     try:
-        return normalize_engine_url(text)
+        return normalize(text)
     except BadInput as error:
         raise field_error(error.message, error.hint or "") from error
 
@@ -176,7 +185,7 @@ def _is_seconds(name: str, value: Any) -> bool:
 class FileInstance(StrictModel):
     """An engine endpoint."""
 
-    url: Annotated[str, AfterValidator(_check_url), Field(examples=["http://127.0.0.1:9001"])]
+    url: Annotated[str, AfterValidator(_check_endpoint), Field(examples=["http://127.0.0.1:9001"])]
     id: Annotated[str, AfterValidator(_check_id)] | None = None
     pool: Annotated[str, AfterValidator(_check_id)] = "main"
     engine: Annotated[str, AfterValidator(_check_engine), Field(examples=["vllm"])] = "vllm"
@@ -284,6 +293,15 @@ class FileModel(StrictModel):
     def _check_one_slo(self) -> Self:
         if self.slo is not None and self.objectives is not None:
             raise field_error("objectives is the earlier name of slo", "remove objectives", at=("objectives",))
+        return self
+
+    @model_validator(mode="after")
+    def _check_one_kind(self) -> Self:
+        external = [instance.engine == EXTERNAL_API for instance in self.instances]
+        if any(external) and not all(external):
+            message = "a model has engines of its own, or an API that others run"
+            fix = "make two models, and name one in onFailure of a route"
+            raise field_error(message, fix, at=("instances", external.index(True), "engine"))
         return self
 
     def to_request_policy(self) -> RequestPolicy:

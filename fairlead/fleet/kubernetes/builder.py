@@ -17,11 +17,12 @@ from urllib.parse import urlsplit
 from fairlead.adapters.model import DEFAULT_ADAPTER_SLOTS, LoraAdapter
 from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.kv_cache import Transfer
-from fairlead.api.spec.pools import Pool
+from fairlead.api.spec.pools import EndpointSecretKey, ExternalEndpoint, Pool
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.engine_profile import EngineProfile, builtin_profiles
 from fairlead.fleet.client_names import GrantedNames, NameClaim, NameHistory, grant_names, name_owners
-from fairlead.fleet.endpoint_address import address_refusal, canonical_address
+from fairlead.fleet.endpoint_address import ENDPOINT_SECRETS_FOLDER, address_refusal, canonical_address
+from fairlead.fleet.engine_url import endpoint_id
 from fairlead.fleet.kubernetes.adapter_objects import ParsedAdapter, granted_adapters
 from fairlead.fleet.kubernetes.claimant_objects import ParsedClaimant
 from fairlead.fleet.kubernetes.instance_shares import take_fair_shares
@@ -36,7 +37,16 @@ from fairlead.fleet.kubernetes.pod_instances import (
 from fairlead.fleet.kubernetes.route_objects import ParsedRoute, granted_routes
 from fairlead.fleet.kubernetes.spec_cache import KnownAccelerator, ParsedModel
 from fairlead.fleet.labels import CANARY_POOL_SUFFIX, MODEL_LABEL, POOL_LABEL
-from fairlead.fleet.model import Fleet, Instance, Model, Role, next_fleet, served_name_override
+from fairlead.fleet.model import (
+    EXTERNAL_API,
+    EngineAuth,
+    Fleet,
+    Instance,
+    Model,
+    Role,
+    next_fleet,
+    served_name_override,
+)
 from fairlead.kube.resources import Manifest, key_of, label_selector, labels_of, metadata_of, namespace_of, uid_of
 from fairlead.limits import Limits
 from fairlead.routes.model import Route
@@ -59,6 +69,7 @@ class ClusterObjects:
     selected_pods: pods of each selection that has been listed.
     name_history: the owners of client names so far.
     endpoint_namespaces: namespaces whose models may name endpoints.
+    endpoint_secrets: folder of the Secrets of endpoints, `NAMESPACE/SECRET/KEY`.
     services: Services that lead to pods of models.
     routes, adapters: oldest first.
     """
@@ -69,6 +80,7 @@ class ClusterObjects:
     selected_pods: Mapping[PodSelection, Mapping[str, Manifest]] = field(default_factory=dict)
     name_history: NameHistory = field(default_factory=NameHistory)
     endpoint_namespaces: Container[str] = frozenset()
+    endpoint_secrets: str = ENDPOINT_SECRETS_FOLDER
     services: Mapping[str, Manifest] = field(default_factory=dict)
     routes: Sequence[ParsedRoute] = ()
     adapters: Sequence[ParsedAdapter] = ()
@@ -108,15 +120,6 @@ def _adapter_slots(spec: ModelDeploymentSpec | None, before: Model | None) -> in
     if spec is None:
         return DEFAULT_ADAPTER_SLOTS if before is None else before.adapter_slots
     return DEFAULT_ADAPTER_SLOTS if spec.adapters is None else spec.adapters.slots
-
-
-def endpoint_id(url: str, namespace: str = "") -> str:
-    """Returns the id of the instance at an endpoint.
-
-    namespace: of its model, if an older model of another namespace names the endpoint too.
-    """
-    parts = urlsplit(url)
-    return "/".join([f"{parts.hostname}", f"{parts.port}", *([namespace] if namespace else []), "0"])
 
 
 def trim_service(service: Manifest) -> Manifest:
@@ -356,6 +359,8 @@ class _FleetBuilder:
         profile, role = self._engine_profile(model, pool.name), Role(pool.role.value)
         named = served_name_override(spec.model.engine_name, model.name)
         adopter = ExternalPool(model.namespace, model.name, pool.name, role, transfer, profile, named)
+        if spec.engine.type is EngineType.OPENAI:
+            adopter = replace(adopter, engine=EXTERNAL_API)
         if pool.endpoints and model.namespace not in self._objects.endpoint_namespaces:
             self.problems.append(
                 f"{model.key}: endpoints are not allowed in the namespace {model.namespace}; an administrator "
@@ -399,7 +404,23 @@ class _FleetBuilder:
                 self.problems.append(f"{model.key}: the endpoint {endpoint.url} is refused: {refusal}")
                 self.excluded[f"{model.key}: {endpoint.url}"] = refusal
             else:
-                yield adopter.make_endpoint(endpoint_id(endpoint.url), endpoint.url)
+                id = endpoint_id(endpoint.url, model.key if adopter.engine == EXTERNAL_API else "")
+                yield adopter.make_endpoint(id, endpoint.url, self._endpoint_auth(model, endpoint))
+
+    def _endpoint_auth(self, model: ParsedModel, endpoint: ExternalEndpoint) -> EngineAuth:
+        """Returns where the gateway finds the token and the authority of an endpoint.
+
+        Why by namespace: an administrator gives each Secret to namespaces. A model of another one
+        could send the token to an address of its own.
+        """
+        references = endpoint.token_secret_key_ref, endpoint.ca_secret_key_ref
+        token, authority = (self._secret_file(model.namespace, reference) for reference in references)
+        return EngineAuth(ca_file=authority, token_file=token)
+
+    def _secret_file(self, namespace: str, reference: EndpointSecretKey | None) -> str | None:
+        if reference is None:
+            return None
+        return f"{self._objects.endpoint_secrets}/{namespace}/{reference.name}/{reference.key}"
 
     def _endpoint_refusal(self, host: str, namespace: str) -> str:
         """Returns why an endpoint may not have this host; empty if it may."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fairlead.errors import SettingsError
 from fairlead.fleet.client_names import parse_client_names
-from fairlead.fleet.endpoint_address import parse_endpoint_namespaces
+from fairlead.fleet.endpoint_address import ENDPOINT_SECRETS_FOLDER, parse_endpoint_namespaces
 from fairlead.fleet.kubernetes.source import KubeFleetSource
 from fairlead.kube.client import KubeApi
 from fairlead.kube.transport.kubeconfig import load_config
@@ -33,7 +33,7 @@ def open_kube_source(
     access = load_config(environ, Path(environ.get("HOME", "/")))
     api = KubeApi(access, pacing.clock, pacing.chance, agent=agent, limits=limits)
     owners = parse_client_names(environ.get(variable_name("client_names"), ""))
-    return KubeFleetSource(
+    source = KubeFleetSource(
         api,
         pacing,
         namespaces=names,
@@ -41,6 +41,8 @@ def open_kube_source(
         endpoint_namespaces=parse_endpoint_namespaces(environ.get(variable_name("endpoint_namespaces"), "")),
         limits=limits,
     )
+    source.endpoint_secrets = environ.get(variable_name("endpoint_secrets")) or ENDPOINT_SECRETS_FOLDER
+    return source
 
 
 def parse_namespaces(text: str) -> list[str]:

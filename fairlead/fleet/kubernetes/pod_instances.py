@@ -21,7 +21,15 @@ from fairlead.fleet.labels import (
     parse_sleep_mark,
     used_pod_annotations,
 )
-from fairlead.fleet.model import KV_TRANSFERS, Instance, InstanceState, KvPullSource, Role, served_name_override
+from fairlead.fleet.model import (
+    KV_TRANSFERS,
+    EngineAuth,
+    Instance,
+    InstanceState,
+    KvPullSource,
+    Role,
+    served_name_override,
+)
 from fairlead.kube.resources import Manifest, annotations_of, is_deleting, is_ready, labels_of, namespace_of, uid_of
 
 _LWS_PREFIX: Final = "leaderworkerset.sigs.k8s.io/"
@@ -32,6 +40,7 @@ _METADATA_FIELDS: Final = (
     "labels",
 )
 _STATUS_FIELDS: Final = ("phase", "reason", "podIP", "conditions")
+_NO_AUTH: Final = EngineAuth()
 GroupKey = tuple[str, str, str]
 """Namespace, LeaderWorkerSet and group index of a multi-node instance."""
 
@@ -55,10 +64,11 @@ class ExternalPool:
     transfer: str | None
     profile: EngineProfile | None
     served_name: str | None = None
+    engine: str = DEFAULT_ENGINE_KIND
 
-    def make_endpoint(self, id: str, url: str) -> Instance:
+    def make_endpoint(self, id: str, url: str, access: EngineAuth = _NO_AUTH) -> Instance:
         """Returns an instance at an endpoint that the ModelDeployment names."""
-        return replace(self.make_instance(id, url), checks_address=True)
+        return replace(self.make_instance(id, url), checks_address=True, access=access)
 
     def make_instance(self, id: str, url: str, state: InstanceState = InstanceState.READY) -> Instance:
         """Returns an instance that serves at `url`."""
@@ -68,7 +78,7 @@ class ExternalPool:
             model=self.model,
             pool=self.pool,
             url=url,
-            engine=DEFAULT_ENGINE_KIND,
+            engine=self.engine,
             role=self.role,
             state=state,
             profile=self.profile,

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from fairlead.errors import FairleadError
 from fairlead.fleet.client_names import NameHistory
+from fairlead.fleet.endpoint_address import ENDPOINT_SECRETS_FOLDER
 from fairlead.fleet.kubernetes.adapter_objects import adapter_cache
 from fairlead.fleet.kubernetes.builder import (
     ClusterObjects,
@@ -83,6 +84,7 @@ class KubeFleetSource:
     namespaces: namespaces whose models are served; all if empty.
     client_names: owners of client names that an administrator assigned.
     endpoint_namespaces: namespaces whose models may name endpoints.
+    endpoint_secrets: folder of the Secrets of endpoints; set before `watch`.
     follows_claimants: the fleet has the cluster's routes and adapters; set before `watch`.
     """
 
@@ -108,6 +110,7 @@ class KubeFleetSource:
         self._informers: dict[tuple[Resource, str | None], _RunningInformer] = {}
         self._selection_informers: dict[PodSelection, _RunningInformer] = {}
         self._endpoint_namespaces = endpoint_namespaces
+        self.endpoint_secrets = ENDPOINT_SECRETS_FOLDER
         self._judges_services = endpoint_namespaces != frozenset()
         self._name_history = NameHistory(client_names or {})
         self._problems: tuple[str, ...] = ()
@@ -286,6 +289,7 @@ class KubeFleetSource:
             },
             name_history=self._name_history,
             endpoint_namespaces=self._endpoint_namespaces,
+            endpoint_secrets=self.endpoint_secrets,
             services=self._objects_of(SERVICES),
             routes=self._routes.parse(self._objects_of(MODEL_ROUTES)),
             adapters=self._adapters.parse(self._objects_of(MODEL_ADAPTERS)),

@@ -46,6 +46,7 @@ class EncodedRoute(msgspec.Struct, array_like=True):
     weights: tuple[int, int]
     changes: list[str] = []
     steps: list[tuple[str, str, str, str]] = []
+    withheld: list[str] = []
 
 
 class EncodedDecisionRecord(msgspec.Struct, array_like=True):

@@ -103,7 +103,8 @@ class MetricsScraper:
         pages: dict[tuple[str, str], list[Instance]] = {}
         for instances in fleet.instances.values():
             for instance in instances:
-                pages.setdefault((instance.url, instance.engine), []).append(instance)
+                if not instance.leaves_cluster:  # an API that others run has no metrics for us
+                    pages.setdefault((instance.url, instance.engine), []).append(instance)
         self._retain({instance.id for group in pages.values() for instance in group})
         self.memory.share_by(len({group[0].namespace for group in pages.values()}))
         pause = spread_seconds / max(1, len(pages))

@@ -238,7 +238,8 @@ class Indexer:
         for key, instances in self._fleet.instances.items():
             if self._models is None or key in self._models:
                 for instance in instances:
-                    wanted.setdefault(instance.id, (key, instance))
+                    if not instance.leaves_cluster:  # an API that others run publishes no events
+                        wanted.setdefault(instance.id, (key, instance))
         for name, member in list(self._members.items()):
             if name not in wanted:
                 self._detach(member, "it left the fleet")

@@ -38,6 +38,7 @@ INTENTS = ("single-model", "prefill-decode", "multi-node", "heterogeneous-pools"
 THEIRS = EXAMPLES / "external-engines" / "their-engines.yaml"
 ROUTES = EXAMPLES / "routes" / "assistant.yaml"
 CAPPED, FALLBACKS = ROUTES.with_name("capped.yaml"), ROUTES.with_name("fallbacks.yaml")
+EXTERNAL = ROUTES.with_name("external.yaml")
 TENANTS = EXAMPLES / "tenants" / "two-teams.yaml"
 CATALOG = EXAMPLES / "catalog" / "qwen3-32b.yaml"
 ADAPTERS = EXAMPLES / "adapters" / "fleet.yaml"
@@ -96,7 +97,7 @@ def test_first_example_is_the_smallest_manifest() -> None:
 def test_every_intent_has_a_pair_and_a_readme_link() -> None:
     assert {path.parent.name for path in [*ON_GPUS, *SIMULATED]} == set(INTENTS)
     every = sorted(EXAMPLES.glob("*/*.yaml"))
-    others = (THEIRS, ROUTES, CAPPED, FALLBACKS, ADAPTERS, CLUSTER_ADAPTERS, CANARY, TENANTS, CATALOG)
+    others = (THEIRS, ROUTES, CAPPED, FALLBACKS, EXTERNAL, ADAPTERS, CLUSTER_ADAPTERS, CANARY, TENANTS, CATALOG)
     assert every == sorted([*ON_GPUS, *SIMULATED, *others])
     linked = re.findall(r"\]\(([a-z-]+/[a-z0-9-]+\.yaml)\)", (EXAMPLES / "README.md").read_text())
     assert sorted(linked) == [relative_path(path) for path in every]
@@ -131,6 +132,15 @@ def test_tenants_of_the_example_have_the_keys_of_its_first_lines() -> None:
     tenants = load_manifests([TENANTS]).tenants
     assert {key.digest for tenant in tenants for key in tenant.spec.keys} == digests
     assert lint_paths([str(TENANTS)]) == ([], [f"{TENANTS}: ok, 2 ModelDeployments, 2 ModelTenants"])
+
+
+def test_the_external_example_has_the_key_of_its_last_lines() -> None:
+    (key,) = re.findall(r"\bfl_example\w*", EXTERNAL.read_text())
+    manifests = load_manifests([EXTERNAL])
+    (tenant,) = manifests.tenants
+    assert [one.digest for one in tenant.spec.keys] == [key_digest(key.encode(), LOCAL_PEPPER.encode()).hex()]
+    assert not tenant.to_tenant().may_leave_cluster
+    assert lint_paths([str(EXTERNAL)]) == ([], [f"{EXTERNAL}: ok, 2 ModelDeployments, 1 ModelTenant, 1 ModelRoute"])
 
 
 @pytest.mark.parametrize("path", [*ON_GPUS, *SIMULATED], ids=relative_path)

@@ -129,7 +129,7 @@ def test_cluster_fields_of_an_object_are_ignored() -> None:
         ("nvidia-l4}", "nvidia-l4}, {acceleratorClassName: cpu}", 6, "spec.pools[1]",
          'the name "main" is already given in pools[0]', "give each a different name"),
         ("hf://Qwen/Qwen3-8B", "Qwen/Qwen3-8B", 5, "spec.model.uri", '"Qwen/Qwen3-8B" is not a model source',
-         "begin with hf://, s3://, gs://, oci://, pvc: or file://, such as hf://Qwen/Qwen3-8B"),
+         "begin with hf://, s3://, gs://, oci://, pvc:, file:// or openai://, such as hf://Qwen/Qwen3-8B"),
         (
             "hf://Qwen/Qwen3-8B",
             "hf://",
@@ -140,7 +140,7 @@ def test_cluster_fields_of_an_object_are_ignored() -> None:
         ),
         ('"hf://Qwen/Qwen3-8B"', "8", 5, "spec.model.uri", "must be text, not the number 8", "put it in quotes"),
         ("  pools", "  engine: {type: vlm}\n  pools", 6, "spec.engine.type",
-         'must be one of VLLM, SGLang, LlamaCpp, Sim, Custom, External, not "vlm"', "did you mean VLLM?"),
+         'must be one of VLLM, SGLang, LlamaCpp, Sim, Custom, External, OpenAI, not "vlm"', "did you mean VLLM?"),
         ("  pools", "  engine: {args: --x}\n  pools", 6, "spec.engine.args", 'must be a list, not the text "--x"',
          'write it for example `args: ["--max-model-len=32768"]`'),
         ("  pools", "  engine: {env: [{name: A}, {name: A}]}\n  pools", 6, "spec.engine.env[1]",

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead.fleet.model import Fleet, InstanceState, Model
+from fairlead.fleet.model import EXTERNAL_API, Fleet, InstanceState, Model
 from fairlead.limits import Limits
 from fairlead_kvstore.events.types import EventFrame
 from fairlead_kvstore.index.recovery import RecoveredIndex
@@ -97,6 +97,20 @@ def test_engine_cannot_redirect_the_indexer() -> None:
                 asks(stage, name)
                 await wait_until(lambda name=name: stage.status(name).problem.startswith("it dials"))  # type: ignore[misc]
                 assert stage.status(name).events is None
+
+    asyncio.run(scenario())
+
+
+def test_api_that_others_run_is_asked_for_nothing() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as stage:
+            stage.start_engine("a")
+            stage.add_instance("a")
+            asks(stage, "hosted")
+            stage.instances["hosted"] = replace(stage.instances["hosted"], engine=EXTERNAL_API)
+            stage.apply_fleet()
+            await stage.wait_connected("a")
+            assert [one.instance for one in stage.indexer.engine_statuses()] == ["a"]
 
     asyncio.run(scenario())
 

@@ -5,18 +5,28 @@
 latency targets shrink alike, so that every ratio stays as in the manifest.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from urllib.parse import urlsplit
 
 from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.kv_cache import Transfer
-from fairlead.api.spec.pools import Pool, PoolRole
+from fairlead.api.spec.pools import ExternalEndpoint, Pool, PoolRole
 from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.engines.adapter_protocol import LocalEngineCommand, LocalEngineReplica
 from fairlead.engines.registry import engine_adapter
 from fairlead.errors import BadInput
-from fairlead.fleet.model import Instance, Model, Role, RoutingPreset, SloTargets, served_name_override
+from fairlead.fleet.engine_url import endpoint_id
+from fairlead.fleet.model import (
+    EXTERNAL_API,
+    EngineAuth,
+    Instance,
+    Model,
+    Role,
+    RoutingPreset,
+    SloTargets,
+    served_name_override,
+)
 from fairlead.limits import Limits
 from fairlead.manifests.loader import Manifests, to_fleet_model
 from fairlead.manifests.routes import plan_routes
@@ -85,6 +95,8 @@ def plan_engines(
         for pool in deployment.spec.pools:
             if pool.is_external:
                 pools.append(_plan_adopted_pool(manifests, deployment, pool, model))
+                for variable in filter(None, map(token_variable, pool.endpoints)):
+                    notes[f"{deployment.metadata.name}: its token is the environment variable {variable}"] = None
                 continue
             pool_spec, ignored = _plan_pool(manifests, deployment, pool, model, options, seed)
             seed += pool_spec.replicas
@@ -225,21 +237,35 @@ def _template(deployment: ModelDeployment, pool: Pool, model: Model) -> Instance
 def _plan_adopted_pool(manifests: Manifests, deployment: ModelDeployment, pool: Pool, model: Model) -> EnginePoolSpec:
     """Returns a pool of running engines, which are routed to but not started."""
     transfer = deployment.spec.kv_cache.transfer
+    is_api = deployment.spec.engine.type is EngineType.OPENAI
     template = replace(
         _template(deployment, pool, model),
-        engine=ADOPTED_ENGINE,
+        engine=EXTERNAL_API if is_api else ADOPTED_ENGINE,
         profile=manifests.engine_profile(pool),
         transfer=None if transfer is Transfer.NONE else transfer.value.lower(),
     )
-    adopted = tuple(replace(template, id=_instance_id(endpoint.url), url=endpoint.url) for endpoint in pool.endpoints)
+    adopted = tuple(
+        replace(
+            template,
+            id=endpoint_id(endpoint.url, model.key if is_api else ""),
+            url=endpoint.url,
+            access=EngineAuth(token_env=token_variable(endpoint)),
+        )
+        for endpoint in pool.endpoints
+    )
     return EnginePoolSpec(model, pool.name, 0, template, _reject_start, pool.name, adopted=adopted)
+
+
+def token_variable(endpoint: ExternalEndpoint) -> str | None:
+    """Returns the environment variable that stands for the Secret of an endpoint's token.
+
+    Why: local mode has no Secrets. None if the endpoint expects no token.
+    """
+    reference = endpoint.token_secret_key_ref
+    if reference is None:
+        return None
+    return "SECRET_" + re.sub(r"[^A-Z0-9]", "_", f"{reference.name}_{reference.key}".upper())
 
 
 def _reject_start(ports: tuple[int, ...], first: int) -> ProcessCommand:
     raise AssertionError("an adopted engine is not started")
-
-
-def _instance_id(url: str) -> str:
-    """Returns the id that a fleet file gives an instance without a name: ``HOST/PORT/RANK``."""
-    parts = urlsplit(url)
-    return f"{parts.hostname}/{parts.port}/0"

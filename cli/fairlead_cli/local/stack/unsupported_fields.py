@@ -13,6 +13,7 @@ from fairlead.errors import BadInput
 _MODEL = ("revision", "credentials", "cache")
 _ENGINE = ("image", "command", "imagePullSecrets", "port", "healthPath")
 _POOL = ("parallelism", "template")
+_CA = "caSecretKeyRef"
 _CHANGES_ANSWERS = ("spec.model.revision", "spec.pools[].parallelism", "spec.engine.env[].valueFrom")
 """A real engine without these would answer differently, or not start."""
 
@@ -55,6 +56,8 @@ def _find_ignored(spec: dict[str, Any]) -> Iterator[str]:
     )
     for index, pool in enumerate(spec["pools"]):
         yield from (f"spec.pools[{index}].{name}" for name in _POOL if name in pool)
+        endpoints = enumerate(pool.get("endpoints", ()))
+        yield from (f"spec.pools[{index}].endpoints[{n}].{_CA}" for n, endpoint in endpoints if _CA in endpoint)
     if "offload" in spec.get("kvCache", {}):
         yield "spec.kvCache.offload"
     yield from (f"spec.{name}" for name in ("adapters", "rollout") if name in spec)

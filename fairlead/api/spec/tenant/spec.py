@@ -28,6 +28,13 @@ class OtherPaths(StrEnum):
     REFUSE = "Refuse"
 
 
+class ExternalEndpoints(StrEnum):
+    """The answer to requests that would leave the cluster."""
+
+    ADMIT = "Admit"
+    REFUSE = "Refuse"
+
+
 def _repeated_scope(spec: "ModelTenantSpec") -> FieldPath | bool:
     scopes = [limit.scope for limit in spec.limits]
     repeated = [index for index, scope in enumerate(scopes) if scope in scopes[:index]]
@@ -168,6 +175,15 @@ class ModelTenantSpec(StrictModel):
             examples=["true"],
         ),
     ] = None
+    external_endpoints: Annotated[
+        ExternalEndpoints | None,
+        Field(
+            strict=False,
+            description="whether its requests may leave the cluster, to models with an engine of type OpenAI. Refuse: none "
+            "does, as a fallback neither; left out = Admit",
+            examples=["Refuse"],
+        ),
+    ] = None
     show_placement: Annotated[
         bool | None,
         Field(
@@ -208,6 +224,7 @@ class ModelTenantSpec(StrictModel):
                 self.cache_sharing is CacheSharing.TENANT if self.show_placement is None else self.show_placement
             ),
             may_wake_models=self.tier is not Tier.BATCH if self.wakes_models is None else self.wakes_models,
+            may_leave_cluster=self.external_endpoints is not ExternalEndpoints.REFUSE,
             is_suspended=self.suspended,
             may_use_other_paths=(not is_metered if self.other_paths is None else self.other_paths is OtherPaths.ADMIT),
         )

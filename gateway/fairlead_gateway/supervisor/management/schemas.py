@@ -387,6 +387,10 @@ class RouteOut(ResponseModel):
     route: str = Field(description="The route, as namespace/name.")
     reason: str
     fallbacks: list[FallbackOut] = Field(default_factory=list, description="Models that answered for others, in order.")
+    withheld: list[str] = Field(
+        default_factory=list,
+        description="Models outside the cluster that would have been next, which the tenant refuses.",
+    )
 
 
 class DecisionOut(ResponseModel):

@@ -182,7 +182,9 @@ def _route_out(route: RouteDecision) -> schemas.RouteOut:
         schemas.FallbackOut(failed=step.failed, kind=step.kind, model=step.model, reason=step.reason)
         for step in route.steps
     ]
-    return schemas.RouteOut(name=route.name, route=route.route, reason=route.describe(), fallbacks=fallbacks)
+    return schemas.RouteOut(
+        name=route.name, route=route.route, reason=route.describe(), fallbacks=fallbacks, withheld=list(route.withheld)
+    )
 
 
 def without_placement(decision: schemas.DecisionOut) -> schemas.DecisionOut:

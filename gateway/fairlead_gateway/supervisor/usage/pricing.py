@@ -39,7 +39,8 @@ class RequestPricing:
 
     def record(self, row: UsageRow) -> UsageRecord:
         """Returns the record of a request."""
-        profile = self._profile(row.instance)
+        profile, instance = self._profile(row.instance), self._instances.get(row.instance)
+        is_external = instance is not None and instance.leaves_cluster
         running = self._readings.running(row.instance)
         output = row.output_tokens
         prefill_instance = row.prefill_instance or row.instance
@@ -64,7 +65,8 @@ class RequestPricing:
             saved_nano_usd=None if price is None else price.saved(row.cached_tokens),
             pool=row.pool,
             instance=row.instance,
-            engine_microseconds=decode if prefill_pool else prefill + decode,
+            is_external=is_external,
+            engine_microseconds=0 if is_external else decode if prefill_pool else prefill + decode,
             prefill_pool=prefill_pool,
             prefill_microseconds=prefill if prefill_pool else 0,
         )

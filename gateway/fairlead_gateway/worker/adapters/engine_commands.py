@@ -48,7 +48,7 @@ class EngineCommands:
         """Returns the sources of an engine's adapters by name. Raises EngineCallFailed."""
         prefix = request_prefix("GET", _MODELS_PATH, instance.url, self._hop_id)
         message = [f"{prefix.text}\r\n".encode("latin-1")]
-        body = await call_engine(self._pool, instance.url, message, self._list_seconds, instance=instance)
+        body = await call_engine(self._pool, instance.address, message, self._list_seconds, instance=instance)
         try:
             cards = _decode_models(body).data
         except msgspec.MsgspecError:
@@ -69,4 +69,4 @@ class EngineCommands:
         body = _encode(fields)
         prefix = request_prefix("POST", path, instance.url, self._hop_id)
         message = [f"{prefix.text}{len(body)}\r\n\r\n".encode("latin-1") + body]
-        await call_engine(self._pool, instance.url, message, self._load_seconds, instance=instance)
+        await call_engine(self._pool, instance.address, message, self._load_seconds, instance=instance)

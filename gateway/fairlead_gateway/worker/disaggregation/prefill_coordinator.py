@@ -390,7 +390,7 @@ class PrefillCoordinator:
         is_complete = False
         try:
             seconds = self._limits.handoff_prefill_seconds
-            response = await call_engine(self._pool, instance.url, message, seconds, instance=instance)
+            response = await call_engine(self._pool, instance.address, message, seconds, instance=instance)
             is_complete = True
             return response
         finally:

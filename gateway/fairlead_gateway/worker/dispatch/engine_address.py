@@ -12,15 +12,19 @@ _MAX_ADDRESSES: Final = 4_096
 
 
 class EngineAddress:
-    """The address of an instance. Its fields are those of `Instance`."""
+    """The address of an instance. Its fields are those of `Instance`.
 
-    __slots__ = ("dp_rank", "id", "instance", "namespace", "served_name", "url")
+    url: its `address`, the key of its connections.
+    """
+
+    __slots__ = ("dp_rank", "id", "instance", "leaves_cluster", "namespace", "served_name", "url")
 
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
         self.id: str = instance.id
         self.namespace: str = instance.namespace
-        self.url: str = instance.url
+        self.url: str = instance.address
+        self.leaves_cluster: bool = instance.leaves_cluster
         self.served_name: str | None = instance.served_name
         self.dp_rank: int | None = instance.dp_rank
 

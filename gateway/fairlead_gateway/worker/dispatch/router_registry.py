@@ -264,7 +264,7 @@ class RouterRegistry:
 
     def addresses(self) -> frozenset[str]:
         """Returns the URLs of all instances, in whatever state."""
-        return frozenset(instance.url for instance in _instances(self.fleet).values())
+        return frozenset(instance.address for instance in _instances(self.fleet).values())
 
     def republish_loads(self) -> None:
         """Writes all loads to the shared load table again, after its slots were reassigned."""

@@ -19,6 +19,7 @@ from fairlead_gateway.errors import (
     BadRequest,
     EngineFailed,
     EngineTimeout,
+    ExternalRefused,
     GatewayError,
     NoReadyInstance,
     Overloaded,
@@ -47,6 +48,7 @@ WAKING_SECONDS: Final = 60.0
 _PROMPT_TOKEN_SECONDS: Final = 1e-3
 """Prefill of a token where no profile of the engine is known."""
 _NO_ATTEMPT: Final = "fallback"
+_EXTERNAL_REFUSED: Final = "ExternalRefused"
 _MAX_GRAPHS: Final = 1_024
 _SCANNED_BYTES: Final = 4_096
 _TOO_LONG: Final = re.compile(
@@ -145,14 +147,26 @@ class Fallbacks:
         graph = self._graph(route)
         weights = self._weights(graph, failures, 0.0 if context is None else context.route_request.prompt_tokens, now)
         choice = graph.shortest(failures, weights)
+        if caller is not None and not caller.tenant.may_leave_cluster:
+            withheld = list(decision.withheld)
+            while choice is not None and self._leaves_cluster(choice.model):
+                withheld.append(choice.model)
+                del weights[choice.model]
+                choice = graph.shortest(failures, weights)
+            decision.withheld = tuple(dict.fromkeys(withheld))
         if choice is None:
             return None
         reason = f"of the least weight ({choice.weight:.3g})"
         if choice.failed != failed:
             reason += f", as a fallback of {choice.failed}"
-        if choice.passed:
-            reason += f", past {', '.join(choice.passed)} without a ready instance"
+        passed = [model for model in choice.passed if model not in decision.withheld]
+        if passed:
+            reason += f", past {', '.join(passed)} without a ready instance"
         return decision.with_step(FallbackStep(failed, kind, choice.model, reason))
+
+    def _leaves_cluster(self, key: str) -> bool:
+        model = self._routers.fleet.models.get(key)
+        return model is not None and model.leaves_cluster
 
     def _graph(self, route: Route) -> FallbackGraph:
         known = self._graphs.get(id(route))
@@ -201,17 +215,21 @@ class Fallbacks:
 
 def fallback_header(route: RouteDecision | None) -> str:
     """Returns the header line with the models that have not answered, in order, each with the kind
-    of its failure. Empty without any.
+    of its failure. Last come those that the tenant refuses. Empty without any.
     """
-    if route is None or not route.steps:
+    if route is None or not (route.steps or route.withheld):
         return ""
-    failed = [f"{sanitize_header_value(step.failed)} {step.kind}" for step in route.steps]
+    withheld = route.withheld
+    failed = [
+        f"{sanitize_header_value(step.failed)} {step.kind}" for step in route.steps if step.failed not in withheld
+    ]
+    failed += [f"{sanitize_header_value(model)} {_EXTERNAL_REFUSED}" for model in withheld]
     return f"x-fairlead-fallback: {', '.join(failed)}\r\n"
 
 
 def _unserved_kind(error: GatewayError, decision: RouteDecision) -> str | None:
     """Returns the kind of a failure before a request had a model; None if it ends with it."""
-    if isinstance(error, RouteWithoutTarget):
+    if isinstance(error, RouteWithoutTarget | ExternalRefused):
         return UNAVAILABLE
     # Mistakes of the client were found at the target: only the fallback takes no such fields.
     return REFUSED if isinstance(error, BadRequest) and decision.steps else None

@@ -26,7 +26,7 @@ from typing import Final
 
 import msgspec
 
-from fairlead.fleet.model import Model, RequestPolicy, UnknownFields
+from fairlead.fleet.model import EXTERNAL_API, Model, RequestPolicy, UnknownFields
 from fairlead_gateway.errors import BadRequest
 from fairlead_gateway.worker.openai.engine_fields import FIELDS
 from fairlead_gateway.worker.openai.json_edit import rewrite_members
@@ -75,6 +75,7 @@ _ENGINE_TABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "vllm": ("openai", "vllm"),
     "sim": ("openai", "vllm"),
     "sglang": ("openai", "sglang"),
+    EXTERNAL_API: ("openai",),
 }
 _ALL_TABLES: Final = ("openai", "sglang", "vllm")
 _ALIASES: Final[Mapping[str, str]] = {

@@ -26,7 +26,11 @@ from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuar
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.worker.upstream.hop_header import create_hop_id
-from fairlead_gateway.worker.upstream.request_encoder import RequestPrefixCache, encode_request
+from fairlead_gateway.worker.upstream.request_encoder import (
+    RequestPrefixCache,
+    encode_external_request,
+    encode_request,
+)
 from fairlead_gateway.worker.upstream.response import EngineResponse
 
 
@@ -141,6 +145,9 @@ class Attempt:
             body = body_with_model(address.served_name, body)
             target = None if target is None else target_with_model(address.served_name, target)
         prefix = dispatcher.request_prefixes.get(request.method, head.path if target is None else target, address.url)
+        if address.leaves_cluster:
+            self.message = encode_external_request(prefix, body, context.id)
+            return
         self.message = encode_request(prefix, head, body, context.id, dp_rank=address.dp_rank, extra_headers=extra)
 
     def on_dispatch(self, now: float) -> None:

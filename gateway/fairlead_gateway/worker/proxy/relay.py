@@ -212,7 +212,7 @@ class ResponseRelay(StreamEnding):
         # Of a client that has disconnected, the task is about to be cancelled.
         if lifecycle is None or not engine_response.is_stream or context.response.finished:
             return False
-        if context.deadline is not None or can_resume(context.request):
+        if context.deadline is not None or _can_resume(attempt):
             return False
         self._release_request(context)
         context.stall_timeout = None
@@ -242,7 +242,7 @@ class ResponseRelay(StreamEnding):
         context = attempt.context
         sent_text = None
         if engine_response.is_stream:
-            if can_resume(context.request):
+            if _can_resume(attempt):
                 sent_text = SentText(self._limits.resumable_bytes, self._sent_text_memory)
                 engine_response.on_relayed = sent_text.add
             else:
@@ -321,6 +321,11 @@ def _served_name_rewriter(context: RequestContext, engine_response: EngineRespon
     ):
         return None
     return ServedNameRewriter(name, context.request.fields.model if route is None else route.name)
+
+
+def _can_resume(attempt: Attempt) -> bool:
+    """Whether another instance can resume the stream. APIs that others run continue no text."""
+    return not attempt.address.leaves_cluster and can_resume(attempt.context.request)
 
 
 def _content_length(headers: dict[bytes, bytes]) -> int | None:

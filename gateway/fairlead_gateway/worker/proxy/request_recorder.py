@@ -64,9 +64,11 @@ class RequestRecorder:
         self._log_refusal(context, error, Decision(None, "limit", DecisionText(str(error))))
 
     def record_last_fallback(self, context: RequestContext | None, error: GatewayError) -> None:
-        """Logs a request that its last fallback has refused without an instance."""
+        """Logs a request that no instance has got: its last fallback has refused it, or it was
+        withheld from external endpoints.
+        """
         route = None if context is None else context.request.route
-        if context is not None and route is not None and route.steps:
+        if context is not None and route is not None and (route.steps or route.withheld):
             self._log_refusal(context, error, Decision(None, "fallback", DecisionText(str(error))))
 
     def _log_refusal(self, context: RequestContext, error: GatewayError, decision: Decision) -> None:

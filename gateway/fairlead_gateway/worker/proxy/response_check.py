@@ -7,7 +7,7 @@ import msgspec
 
 from fairlead_gateway.errors import error_body
 from fairlead_gateway.native import SCAN_USAGE
-from fairlead_gateway.worker.request_context import RequestContext
+from fairlead_gateway.worker.request_context import RequestContext, RoutedChoice
 from fairlead_gateway.worker.resilience.retry import ADAPTER_MISSING, AttemptFailure
 from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.response import EngineResponse
@@ -16,6 +16,7 @@ from fairlead_gateway.worker.upstream.usage import InBandError, Usage, parse_in_
 
 _MAX_PARSED_BYTES: Final = 65_536
 _TAIL_BYTES: Final = 4_096
+_ACCOUNT_STATUSES: Final = frozenset({401, 402, 403})
 _OVERLOAD_STATUSES = frozenset({429, 503})
 _WRONG_MODEL = re.compile(rb'"param"\s*:\s*"model"|The model `[^`]{1,512}` does not exist')  # embeddings name no param
 _SCAN_USAGE: Final = SCAN_USAGE
@@ -56,8 +57,8 @@ def _response_error(context: RequestContext, engine_response: EngineResponse) ->
     status, request, choice = engine_response.status, context.request, context.choice
     if status == 429:
         return None  # like every 4xx, the client's business
-    if status == 401 and choice is not None and choice.instance.access.has_token:
-        return InBandError(502, "the engine wants another token")
+    if status in _ACCOUNT_STATUSES and choice is not None and _is_about_account(choice, status):
+        return InBandError(502, "the engine refuses the gateway's own token")
     if status >= 400:
         return InBandError(status, "")
     if request.stream or not (status == 200 or (request.is_passthrough and 200 < status < 300)):
@@ -67,6 +68,11 @@ def _response_error(context: RequestContext, engine_response: EngineResponse) ->
     usage, is_readable = _parse_usage(engine_response.buffered_body)
     context.result.record_usage(usage)
     return None if is_readable or request.is_passthrough else InBandError(502, "not JSON")
+
+
+def _is_about_account(choice: RoutedChoice, status: int) -> bool:
+    """Whether a status is about the gateway's account, which the client must not see."""
+    return choice.address.leaves_cluster or (status == 401 and choice.instance.access.has_token)
 
 
 def _parse_usage(body: bytes) -> tuple[Usage | None, bool]:

@@ -11,7 +11,7 @@ a 4xx ends a record of 5xx alone: such an engine fails requests, and does not ha
 sent bytes to another request meanwhile is slow, and does not hang.
 
 A probe's prompt is shorter than a block of any engine, and its `cache_salt` is private to the
-process. So it changes no cache.
+process. So it changes no cache. An API that others run gets a chat, which every one of them has.
 """
 
 import asyncio
@@ -27,10 +27,12 @@ from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import activity_key
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.engine_call import EngineCallFailed, call_engine
-from fairlead_gateway.worker.upstream.request_encoder import request_prefix
+from fairlead_gateway.worker.upstream.request_encoder import encode_external_request, request_prefix
 
 _POLL_SECONDS: Final = 1.0
 _PATH: Final = "/v1/completions"
+_CHAT_PATH: Final = "/v1/chat/completions"
+_PROBE_ID: Final = "probe"
 _PROMPT: Final = "hi"
 _encode = msgspec.json.Encoder().encode
 
@@ -103,12 +105,12 @@ class EjectionProber:
     async def _probe(self, key: str, instance: Instance) -> None:
         """Probes one instance and records the result."""
         has_failed = False
-        activity = self._pool.activity(activity_key(instance.url, instance.dp_rank))
+        activity = self._pool.activity(activity_key(instance.address, instance.dp_rank))
         received = activity.receive_count
         self._detector.on_dispatch(instance.id)
         try:
             message, seconds = self._message(instance), self._timeout_seconds
-            await call_engine(self._pool, instance.url, message, seconds, instance=instance)
+            await call_engine(self._pool, instance.address, message, seconds, instance=instance)
             self._detector.on_success(instance.id, self._now())
         except EngineCallFailed as failure:
             if failure.cause == "timeout" and activity.receive_count != received:
@@ -125,6 +127,11 @@ class EjectionProber:
     def _message(self, instance: Instance) -> list[bytes]:
         """Returns the request for one token, as this instance gets it."""
         model = instance.model if instance.served_name is None else instance.served_name
+        if instance.leaves_cluster:
+            message = {"role": "user", "content": _PROMPT}
+            body = _encode({"model": model, "messages": [message], "max_tokens": 1})
+            prefix = request_prefix("POST", _CHAT_PATH, instance.url, self._hop_id)
+            return encode_external_request(prefix, body, _PROBE_ID)
         body = _encode({"model": model, "prompt": _PROMPT, "max_tokens": 1, "temperature": 0, "cache_salt": self._salt})
         prefix = request_prefix("POST", _PATH, instance.url, self._hop_id)
         rank = f"x-data-parallel-rank: {instance.dp_rank}\r\n" if instance.dp_rank is not None else ""

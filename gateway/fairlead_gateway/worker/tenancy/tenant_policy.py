@@ -11,6 +11,7 @@ from fairlead.tenants.model import CacheSharing, Tenant, Tier
 from fairlead_gateway.admission.caller_bounds import CallerClass
 from fairlead_gateway.admission.request_queue import TIER_WEIGHTS
 from fairlead_gateway.caller_key import Caller
+from fairlead_gateway.errors import ExternalRefused
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
@@ -43,6 +44,7 @@ class TenantPolicy:
     shows_placement: responses name the instance, the reason, times and cached tokens.
     may_wake: its requests start a model that has no instance.
     has_limits: what it uses is limited.
+    refuses_external: its requests do not leave the cluster.
     """
 
     __slots__ = (
@@ -53,6 +55,7 @@ class TenantPolicy:
         "has_limits",
         "is_sheddable",
         "may_wake",
+        "refuses_external",
         "scope",
         "shows_placement",
         "tenant",
@@ -70,6 +73,7 @@ class TenantPolicy:
         self.shows_placement: bool = tenant.shows_placement
         self.may_wake: bool = tenant.may_wake_models
         self.has_limits: bool = bool(tenant.limits)
+        self.refuses_external: bool = not tenant.may_leave_cluster
         self._rules: RequestPolicy | None = None
         self._path = ""
         self._members = b""
@@ -111,13 +115,29 @@ class TenantPolicies:
         return policy
 
     def build_route_request(self, request: ModelRequest, http_request: HttpRequest, request_id: str) -> RouteRequest:
-        """Isolates the request as its tenant demands, and returns what routing needs of it."""
+        """Isolates the request as its tenant demands, and returns what routing needs of it.
+
+        Raises ExternalRefused if it would leave the cluster. Every request passes here, with the
+        model of each of its fallbacks.
+        """
         head = http_request.head
         if http_request.caller is None:
             return build_route_request(request, head, request_id, self._chain_starts)
         policy = self.of(http_request.caller)
+        if policy.refuses_external and request.model.leaves_cluster:
+            raise _refusal(request)
         _set_fields(request, policy, head.path)
         return build_route_request(request, head, request_id, self._chain_starts, policy.scope)
+
+
+def _refusal(request: ModelRequest) -> ExternalRefused:
+    """Returns the error of a request that would leave the cluster, and notes that on its route."""
+    text = f"model: {request.model_key} runs outside the cluster, which your tenant refuses"
+    error, route = ExternalRefused(text, param="model"), request.route
+    if route is not None:
+        route.withheld = (*route.withheld, request.model_key)
+        error.route = route
+    return error
 
 
 def _set_fields(request: ModelRequest, policy: TenantPolicy, path: str) -> None:

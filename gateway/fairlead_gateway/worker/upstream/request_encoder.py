@@ -6,7 +6,9 @@ These headers of a client are not forwarded:
 - headers of proxies or of Fairlead, except the hop header (`hop_header`);
 - names with an underscore, which some servers read as a hyphen;
 - headers that replace method, target or host of a request, and those that choose an account or show
-  a token. An engine may be a provider or a proxy that trusts this gateway.
+  a token. An engine may be a proxy that trusts this gateway.
+
+An API that others run gets no header of a client at all.
 """
 
 from typing import Final
@@ -34,6 +36,7 @@ _NUMBERS: Final[tuple[str, ...]] = tuple(f"{number}" for number in range(1_000))
 JSON_TYPE: Final = "application/json"
 _HOP_LINE: Final[str] = f"{hop_header.HOP_HEADER.decode()}: "
 _HOP_HEADER: Final[bytes] = hop_header.HOP_HEADER
+_EXTERNAL_HEADERS: Final = "accept: application/json, text/event-stream\r\nuser-agent: fairlead-gateway\r\n"
 _DROPPED_PREFIXES: Final = (b"x-fairlead-", b"x-forwarded-", b"proxy-", b"x-vault-", b"x-envoy-")
 _RELAYED_HEADERS: Final[tuple[bytes, ...]] = (
     b"content-type",
@@ -60,9 +63,10 @@ class RequestPrefix:
 def request_prefix(method: str, target: str, url: str, hop_id: str) -> RequestPrefix:
     """Returns the start of a request for `target` at `url`.
 
+    url: of an instance, or its `address`.
     hop_id: this gateway, for the hop header.
     """
-    authority, _, base = url.partition("://")[2].partition("/")
+    authority, _, base = url.partition("#")[0].partition("://")[2].partition("/")
     base = f"/{base}".rstrip("/") if base else ""
     framing = "content-type: application/json\r\ncontent-length: " if method != "GET" else ""
     return RequestPrefix(
@@ -90,6 +94,16 @@ def encode_request(
     if len(body) < _MAX_JOINED_BYTES:
         return [b"%b%b\r\n%b" % (head_text, head.forwarded_fields, body)]
     return [b"%b%b\r\n" % (head_text, head.forwarded_fields), body]
+
+
+def encode_external_request(prefix: RequestPrefix, body: bytes, request_id: str) -> list[bytes]:
+    """Returns the bytes of a request to an API that others run.
+
+    None of the client's headers leaves the cluster: they may name users, sessions or systems.
+    """
+    length = f"{len(body)}\r\n" if prefix.has_body else ""
+    text = f"{prefix.text}{length}x-request-id: {request_id}\r\n{_EXTERNAL_HEADERS}\r\n"
+    return [text.encode("latin-1"), body] if body else [text.encode("latin-1")]
 
 
 class RequestPrefixCache:

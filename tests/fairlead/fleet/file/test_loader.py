@@ -133,6 +133,7 @@ def test_id_is_stable_when_another_instance_is_added() -> None:
         ("https://[::1]/", "https://[::1]:443", "::1/443/0"),
         ("https://engine.example:8443", "https://engine.example:8443", "engine.example/8443/0"),
         ("HTTP://Engine:1", "http://engine:1", "engine/1/0"),
+        ("https://engine.example/a/v1", "https://engine.example:443/a", "engine.example/443/a/0"),
     ],
 )
 def test_urls_are_normalized(url: str, kept: str, id: str) -> None:
@@ -143,13 +144,13 @@ def test_urls_are_normalized(url: str, kept: str, id: str) -> None:
 @pytest.mark.parametrize(
     "url",
     ["", "127.0.0.1:9001", "ftp://a:1", "unix://a:1", "http://", "http://:80", "http://a:0", "http://a:99999",
-     "http://u:p@a:1", "http://a:1/v1", "http://a:1?x", "http://a:1#x", "http://a b:1", "http://é:1", "http://[::1", "http://a:x"],
+     "http://u:p@a:1", "http://a:1/a b", "http://a:1?x", "http://a:1#x", "http://a b:1", "http://é:1", "http://[::1", "http://a:x"],
 )  # fmt: skip
 def test_invalid_engine_urls_are_refused(url: str) -> None:
     line, field, message, fix = only_problem(FLEET_TEXT.replace("http://127.0.0.1:9001", url))
     assert (line, field) == (6, "models[0].instances[0].url")
-    assert message.startswith("not an engine's URL")
-    assert "http://127.0.0.1:8000" in fix
+    assert message.startswith(("not an engine's URL", "not an endpoint's URL"))
+    assert "http://127.0.0.1:8000" in fix or "https://api.example.com/v1" in fix
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_invalid_engine_urls_are_refused(url: str) -> None:
         ("dual-hash", "dualhash", 4, "models[0].routing.preset",
          f'must be one of {", ".join(RoutingPreset)}, not "dualhash"', "did you mean dual-hash?"),
         ("engine: vllm", "engine: tgi", 6, "models[0].instances[0].engine",
-         'must be one of vllm, sglang, llamacpp, sim, not "tgi"', "write the type of the engine"),
+         'must be one of vllm, sglang, llamacpp, sim, openai, not "tgi"', "write the type of the engine"),
         ("engine: vllm", "state: ready", 6, "models[0].instances[0].state",
          'must be one of Starting, Ready, Draining, Sleeping, not "ready"', "did you mean Ready?"),
         ("engine: vllm", "role: Prefill", 6, "models[0].instances[0].role",

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from fairlead.engine_profile import builtin_profile
-from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, TokenPrice
+from fairlead.fleet.model import EXTERNAL_API, Fleet, Instance, InstanceState, Model, TokenPrice
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead.usage.checkpoints import Retention, maintain
@@ -61,6 +61,15 @@ class Ledger:
 
     def requests(self) -> int:
         return sum(one.requests for one in read_ledger(self.folder, DAY, DAY).usage)
+
+
+def test_record_of_an_external_endpoint_says_so_and_has_no_engine_time() -> None:
+    pricing, here = RequestPricing(READINGS), fleet()
+    outside = tuple(replace(one, engine=EXTERNAL_API) for one in here.instances["x/tiny"])
+    pricing.update_fleet(replace(here, instances={"x/tiny": outside}))
+    record = pricing.record(row("r"))
+    assert (record.is_external, record.engine_microseconds) == (True, 0)
+    assert record.cost_nano_usd == 400 * 400 + 600 * 100 + 50 * 1200
 
 
 def test_record_has_cost_saving_and_engine_time() -> None:

@@ -1,0 +1,287 @@
+"""Endpoints outside the cluster as fallbacks: what leaves, what comes back, and who may not."""
+
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairlead.fleet.model import EXTERNAL_API, EngineAuth, Fleet, Instance, InstanceState, Model, RequestPolicy
+from fairlead.routes.fallback_graph import fallback_edges, find_loop
+from fairlead.routes.model import FailureKind, Fallback, Route, RouteTarget
+from fairlead.runtime.clock import SystemClock
+from fairlead.tenants.model import Tenant
+from fairlead_gateway.ipc.decision_codec import decode_logged_request, encode_logged_request
+from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
+from fairlead_testing.engines.scripted import EngineCall, ScriptedEngine, scripted_engine, token
+from fairlead_testing.gateway.running_gateway import RunningGateway, run_async, running_gateway
+from fairlead_testing.gateway.tenant_keys import authorization, keys_of
+from fairlead_testing.http.raw_client import RawResponse, request
+
+NO_AUTH = EngineAuth()
+KINDS = tuple(FailureKind)
+EVERY = frozenset(FailureKind)
+OPEN, CLOSED = Tenant("open"), Tenant("closed", may_leave_cluster=False)
+EXTERNAL = RequestPolicy(frozenset({EXTERNAL_API}))
+OWN = RequestPolicy(frozenset({"vllm"}))
+
+
+def instance(name: str, url: str, **more: Any) -> Instance:
+    return Instance(f"{name}/0", "chat", name, "main", url, **more)
+
+
+def fleet(*routes: Route, own: Mapping[str, Instance], external: Mapping[str, Instance]) -> Fleet:
+    placed = {**own, **external}
+    models = {f"chat/{name}": Model("chat", name, requests=EXTERNAL if name in external else OWN) for name in placed}
+    return Fleet(
+        1, 1, models, {f"chat/{name}": (one,) for name, one in placed.items()}, routes={r.key: r for r in routes}
+    )
+
+
+def chat(model: str = "assistant", **more: Any) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": "Why?"}], **more}
+
+
+def answered(found: RawResponse) -> tuple[int, str | None, str | None]:
+    return found.status, found.fields.get("x-fairlead-model"), found.fields.get("x-fairlead-fallback")
+
+
+async def script(call: EngineCall) -> None:
+    """Fails as the model's name says."""
+    name = call.json["model"]
+    failures = {
+        "down": (500, "oh"),
+        "full": (503, "full"),
+        "long": (400, "maximum context length is 8"),
+        "no": (400, "no tools"),
+        "key": (401, "Incorrect API key provided: sk-abc"),
+        "paid": (402, "the account of Example Ltd is empty"),
+    }
+    status, message = failures.get(name.partition("-")[0], (200, ""))
+    if status != 200:
+        body = {"error": {"message": message, "type": "x", "param": None, "code": status}}
+        await call.respond(body, f"{status} Failed")
+    elif call.json.get("stream"):
+        await call.start_stream()
+        await call.event({"model": name, **token("hi", "stop")})
+        await call.finish()
+    else:
+        usage = {"prompt_tokens": 3, "completion_tokens": 1}
+        more = "set-cookie: a=b\r\nopenai-organization: example\r\n"
+        await call.respond({"model": name, "choices": [{"message": {"content": "hi"}}], "usage": usage}, more=more)
+
+
+@asynccontextmanager
+async def served(
+    target: str, external: str, *fallbacks: Fallback, access: EngineAuth = NO_AUTH, base: str = ""
+) -> AsyncIterator[tuple[RunningGateway, ScriptedEngine]]:
+    """Runs a gateway with an engine of its own for `target`, and an API outside for `external`."""
+    route = Route("chat", "assistant", (RouteTarget(f"chat/{target}"),), names=("assistant",), fallbacks=fallbacks)
+    async with scripted_engine(script) as engine, scripted_engine(script) as api:
+        own = {name: instance(name, engine.url) for name in (target, "own")}
+        outside = instance(external, api.url + base, engine=EXTERNAL_API, served_name="gpt-x", access=access)
+        if external != "api":
+            outside = replace(outside, served_name=external)
+        found = fleet(route, own=own, external={external: outside})
+        environ = {"TOKEN": "of-the-provider"}
+        async with running_gateway(found, api_keys=keys_of(OPEN, CLOSED), environ=environ) as running:
+            yield running, api
+
+
+def to(model: str, *when: FailureKind, after: str | None = None) -> Fallback:
+    return Fallback(f"chat/{model}", frozenset(when) or EVERY, after and f"chat/{after}")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_nothing_of_the_client_but_its_body_leaves(stream: bool) -> None:
+    more = authorization("open") + "x-team: secret\r\ncookie: a=b\r\nuser-agent: mine\r\nx-session-id: s\r\n"
+    traced = more + "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n"
+
+    async def main() -> None:
+        access = EngineAuth(token_env="TOKEN")
+        async with served("down", "api", to("api"), access=access, base="/openai") as (running, api):
+            for _ in range(2):  # a further connection, then an idle one
+                found = await request(running.url, chat(stream=stream), more=traced)
+                assert answered(found) == (200, "chat/api", "chat/down Unavailable")
+                assert b'"model":"assistant"' in found.body
+                assert "set-cookie" not in found.fields
+                assert "openai-organization" not in found.fields
+            for call in api.calls:
+                assert call.path == "/openai/v1/chat/completions"
+                assert call.header("authorization") == "Bearer of-the-provider"
+                assert call.header("user-agent") == "fairlead-gateway"
+                names = [name for name, _ in call.fields]
+                assert len(names) == len(set(names))
+                assert set(names) <= {
+                    *("host", "content-type", "content-length", "accept", "user-agent", "authorization"),
+                    *("x-request-id", "x-fairlead-hops"),
+                }, names
+                assert call.json["model"] == "gpt-x"
+                assert not call.json.keys() - {"model", "messages", "stream", "stream_options"}
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("name", ["key-api", "paid-api"])
+def test_client_learns_nothing_of_the_account(name: str) -> None:
+    async def main() -> None:
+        async with served("down", name, to(name)) as (running, _):
+            found = await request(running.url, chat(), more=authorization("open"))
+            assert answered(found) == (502, f"chat/{name}", "chat/down Unavailable")
+            assert b"sk-abc" not in found.body
+            assert b"Example" not in found.body
+
+    run_async(main())
+
+
+def test_two_models_at_one_address_have_their_own_tokens() -> None:
+    async def main() -> None:
+        async with scripted_engine(script) as api:
+            models = {
+                "a": instance("a", api.url, engine=EXTERNAL_API, access=EngineAuth(token_env="A")),
+                "b": instance("b", api.url, engine=EXTERNAL_API, access=EngineAuth(token_env="B")),
+                "c": instance("c", api.url, engine=EXTERNAL_API),
+            }
+            environ = {"A": "token-a", "B": "token-b"}
+            async with running_gateway(fleet(own={}, external=models), environ=environ) as running:
+                for _ in range(2):
+                    for name in models:
+                        assert (await request(running.url, chat(name))).status == 200
+            sent = {(call.json["model"], call.header("authorization")) for call in api.calls}
+            assert sent == {("a", "Bearer token-a"), ("b", "Bearer token-b"), ("c", None)}
+
+    run_async(main())
+
+
+def test_tenant_that_refuses_it_gets_the_next_model_of_the_cluster() -> None:
+    async def main() -> None:
+        async with served("down", "api", to("api"), to("own", after="api")) as (running, api):
+            found = await request(running.url, chat(), more=authorization("closed"))
+            assert answered(found) == (200, "chat/own", "chat/down Unavailable, chat/api ExternalRefused")
+            (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+            decision = logged.latest.route
+            assert decision is not None
+            assert decision.describe().endswith("; withheld: chat/api, since the tenant refuses external endpoints"), (
+                decision.describe()
+            )
+            assert decode_logged_request(encode_logged_request(logged)).latest.route == decision
+            assert api.calls == []
+            found = await request(running.url, chat(), more=authorization("open"))
+            assert answered(found) == (200, "chat/api", "chat/down Unavailable")
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("text", ["Why?", "x" * 300_000])
+def test_tenant_that_refuses_it_gets_a_typed_error_without_another_model(text: str) -> None:
+    messages = [{"role": "user", "content": text}]
+
+    async def main() -> None:
+        async with served("down", "api", to("api")) as (running, api):
+            found = await request(running.url, chat(messages=messages), more=authorization("closed"))
+            assert answered(found) == (502, "chat/down", "chat/api ExternalRefused")
+            named = await request(running.url, chat("api", messages=messages), more=authorization("closed"))
+            assert (named.status, named.error["code"]) == (403, "external_endpoint_refused")
+            assert api.calls == []
+            assert (await request(running.url, chat("api"), more=authorization("open"))).status == 200
+
+    run_async(main())
+
+
+def test_target_that_the_tenant_refuses_falls_back() -> None:
+    async def main() -> None:
+        async with served("down", "api") as (running, api):
+            current = running.gateway.stack.routers.fleet
+            (known,) = current.routes.values()
+            alone = replace(known, targets=(RouteTarget("chat/api"),), fallbacks=())
+            both = replace(alone, name="both", names=("both",), fallbacks=(to("own"),))
+            running.gateway.update_fleet(replace(current, version=2, routes={one.key: one for one in (alone, both)}))
+            found = await request(running.url, chat(), more=authorization("closed"))
+            assert answered(found) == (403, None, "chat/api ExternalRefused")
+            found = await request(running.url, chat("both"), more=authorization("closed"))
+            assert answered(found) == (200, "chat/own", "chat/api ExternalRefused")
+            assert api.calls == []
+
+    run_async(main())
+
+
+def test_metrics_of_an_api_are_not_asked_for() -> None:
+    async def main() -> None:
+        async with scripted_engine(script) as api:
+            outside = fleet(own={}, external={"api": instance("api", api.url, engine=EXTERNAL_API)})
+            scraper = MetricsScraper(lambda: outside, SystemClock())
+            await scraper.scrape_once()
+            assert (api.calls, scraper.errors) == ([], {})
+
+    run_async(main())
+
+
+def random_route(draw: random.Random, names: list[str]) -> Route:
+    """Returns a route over these models, without loops."""
+    targets = tuple(map(RouteTarget, dict.fromkeys(draw.choices(names, k=draw.randint(1, 3)))))
+    route = Route("chat", "assistant", targets, names=("assistant",))
+    for _ in range(draw.randint(1, 12)):
+        after = draw.choice([None, *names])
+        fallback = Fallback(draw.choice(names), frozenset(draw.sample(KINDS, draw.randint(1, 5))), after)
+        longer = replace(route, fallbacks=(*route.fallbacks, fallback))
+        if not find_loop(fallback_edges(longer)):
+            route = longer
+    return route
+
+
+def test_no_random_graph_leads_a_refusing_tenant_out_of_the_cluster() -> None:
+    """200 graphs of models that answer or fail in all ways: each request ends with an answer of the
+    cluster, or with an error.
+    """
+    draw, prefixes = random.Random(7), ("down", "full", "long", "no", "ok", "gone")
+    counts = {"own": 0, "error": 0, "withheld": 0, "left": 0}
+
+    async def main() -> None:
+        async with scripted_engine(script) as engine, scripted_engine(script) as api:
+            own = {f"{kind}-own{n}": instance(f"{kind}-own{n}", engine.url) for kind in prefixes for n in range(2)}
+            outside = {
+                name: replace(instance(name, api.url), engine=EXTERNAL_API)
+                for name in [f"{kind}-api{n}" for kind in prefixes for n in range(2)]
+            }
+            for name in [name for name in (*own, *outside) if name.startswith("gone")]:
+                place = own if name in own else outside
+                place[name] = replace(place[name], state=InstanceState.DRAINING)
+            keys = [f"chat/{name}" for name in (*own, *outside)]
+            base = fleet(own=own, external=outside)
+            async with running_gateway(base, api_keys=keys_of(OPEN, CLOSED)) as running:
+                for number in range(200):
+                    route = random_route(draw, draw.sample(keys, draw.randint(2, 10)))
+                    running.gateway.update_fleet(replace(base, version=number + 2, routes={route.key: route}))
+                    body = chat(stream=draw.random() < 0.3)
+                    found = await request(running.url, body, more=authorization("closed"))
+                    assert api.calls == [], route
+                    counts["own" if found.status == 200 else "error"] += 1
+                    counts["withheld"] += "ExternalRefused" in (found.fields.get("x-fairlead-fallback") or "")
+                    assert found.status == 200 or found.json["error"]["code"]
+                    await request(running.url, body, more=authorization("open"))
+                    counts["left"] += bool(api.calls)
+                    api.calls.clear()
+                assert running.gateway.inflight_count() == 0
+
+    run_async(main())
+    assert min(counts.values()) > 20, counts
+
+
+def test_token_file_is_read_and_the_log_has_no_token(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "token"
+    file.write_text("of-the-file\n")
+
+    async def main() -> None:
+        async with served("down", "api", to("api"), access=EngineAuth(token_file=str(file))) as (running, api):
+            found = await request(running.url, chat(), more=authorization("open"))
+            assert found.status == 200
+            assert [call.header("authorization") for call in api.calls] == ["Bearer of-the-file"]
+            (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+            assert "of-the-file" not in repr(encode_logged_request(logged))
+            assert "of-the-file" not in repr(found)
+
+    run_async(main())
+    assert "of-the-file" not in caplog.text
