@@ -89,6 +89,7 @@ class PoolDraft:
     """A pool and its engine.
 
     selector: labels of the pods that run now, for an external model.
+    secrets: URL of an endpoint to the Secret with its token.
     reader: the fields of the pool, for notes.
     """
 
@@ -103,6 +104,7 @@ class PoolDraft:
     selector: dict[str, str] = field(default_factory=dict)
     port: int = 8000
     endpoints: list[str] = field(default_factory=list)
+    secrets: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, dict[str, str]] = field(default_factory=dict)
     pod: dict[str, Any] = field(default_factory=dict)
     container: dict[str, Any] = field(default_factory=dict)
@@ -112,6 +114,7 @@ class PoolDraft:
 class ModelDraft:
     """A model and its pools. With disaggregated prefill, the decode pool is the first.
 
+    is_api: an OpenAI-compatible API that others run.
     spec: further fields of the spec, such as autoscaling and rollout.
     """
 
@@ -125,6 +128,7 @@ class ModelDraft:
     model: dict[str, Any] = field(default_factory=dict)
     pools: list[PoolDraft] = field(default_factory=list)
     spec: dict[str, Any] = field(default_factory=dict)
+    is_api: bool = False
 
 
 def assemble(draft: ModelDraft, options: MigrationOptions) -> dict[str, Any]:
@@ -221,16 +225,21 @@ def _external_spec(draft: ModelDraft, name: str, options: MigrationOptions) -> d
     for pool in serving:
         entry: dict[str, Any] = {"name": "main" if pool.role == "Decode" else pool.name}
         accelerator = options.accelerator or _known_accelerator(pool.devices)
-        if accelerator and (options.accelerator or pool.devices.hints):
+        if accelerator and not draft.is_api and (options.accelerator or pool.devices.hints):
             entry["acceleratorClassName"] = accelerator
         if pool.endpoints:
-            entry["endpoints"] = [{"url": url} for url in pool.endpoints]
+            entry["endpoints"] = [_endpoint(url, pool.secrets.get(url)) for url in pool.endpoints]
         else:
             entry["selector"] = {"matchLabels": pool.selector, "port": pool.port}
         pools.append(entry)
     model = {"uri": draft.uri, "servedNames": _served_names(draft, name)}
-    spec = {"model": _without_empty(model), "engine": {"type": "External"}, "pools": pools}
+    engine = {"type": "OpenAI" if draft.is_api else "External"}
+    spec = {"model": _without_empty(model), "engine": engine, "pools": pools}
     return spec | _without_empty({"routing": draft.spec.get("routing")})
+
+
+def _endpoint(url: str, secret: str | None) -> dict[str, Any]:
+    return {"url": url} if secret is None else {"url": url, "tokenSecretKeyRef": {"name": secret, "key": "token"}}
 
 
 def _model(draft: ModelDraft, name: str) -> dict[str, Any]:

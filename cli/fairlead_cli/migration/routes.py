@@ -21,6 +21,7 @@ class RouteDraft:
 
     targets: name of a model to its weight.
     overrides: headers, with the targets of the requests that have them.
+    fallbacks: the entries of `onFailure`.
     """
 
     name: str
@@ -30,6 +31,7 @@ class RouteDraft:
     annotations: dict[str, str] = field(default_factory=dict)
     served_names: list[str] = field(default_factory=list)
     overrides: list[tuple[dict[str, str], dict[str, int]]] = field(default_factory=list)
+    fallbacks: list[dict[str, Any]] = field(default_factory=list)
 
 
 def assemble_route(draft: RouteDraft, *, taken: Container[str] = ()) -> dict[str, Any]:
@@ -51,6 +53,8 @@ def assemble_route(draft: RouteDraft, *, taken: Container[str] = ()) -> dict[str
         spec["overrides"] = [
             {"headers": dict(headers), "targets": _targets(targets)} for headers, targets in draft.overrides
         ]
+    if draft.fallbacks:
+        spec["onFailure"] = [dict(fallback) for fallback in draft.fallbacks]
     return {"apiVersion": API_VERSION, "kind": "ModelRoute", "metadata": metadata, "spec": spec}
 
 

@@ -201,12 +201,12 @@ def test_route_to_the_old_engines_is_not_applied_as_before(file: Path) -> None:
 def test_what_to_do_first_is_the_last_note(file: Path) -> None:
     file.write_text(
         "model_list: [{model_name: a, litellm_params: "
-        "{model: openai/a, api_base: 'http://a', api_key: secret, rpm: 1}}]\n"
+        "{model: openai/a, api_base: 'http://a', api_key: hunter2, rpm: 1}}]\n"
     )
     done = run_command_line("convert", str(file))
     lines = done.stderr.splitlines()
     assert [line for line in lines if "before you apply the output" in line] == lines[-1:]
-    assert "secret" not in done.stderr + done.stdout
+    assert "hunter2" not in done.stderr + done.stdout
 
 
 def test_foreign_manifest_is_not_rewritten_in_place(file: Path) -> None:

@@ -216,3 +216,88 @@ def test_weights_are_whole_and_keep_their_ratios(shares: list[Fraction]) -> None
     for weight, share in zip(weights, shares, strict=True):
         exact = share / shares[greatest] * weights[greatest] if shares[greatest] else 0
         assert abs(weight - exact) <= 1
+
+
+OWN = {"model": "hosted_vllm/a/own", "api_base": "http://own:8000/v1"}
+HOSTED = {"model": "groq/llama", "api_base": "https://api.groq.com/openai/v1", "api_key": "os.environ/GROQ_API_KEY"}
+
+
+def litellm(router: dict[str, Any], library: dict[str, Any] | None = None, **models: Any) -> Migration:
+    entries = [{"model_name": name, "litellm_params": parameters} for name, parameters in models.items()]
+    return convert([{"model_list": entries, "router_settings": router, "litellm_settings": library or {}}])
+
+
+def edges(migration: Migration, name: str) -> list[str]:
+    spec = specs(migration, "ModelRoute")[name]
+    return [f"{'+'.join(one['when'])}: {one['after']} → {one['to']}" for one in spec.get("onFailure", [])]
+
+
+def test_fallbacks_of_litellm_follow_in_order_and_leave_for_an_api() -> None:
+    small = {"model": "hosted_vllm/a/small", "api_base": "http://small:8000/v1"}
+    router = {"fallbacks": [{"chat": ["small", "hosted", "claude", "chat"]}]}
+    library = {"context_window_fallbacks": [{"chat": ["hosted"]}], "content_policy_fallbacks": [{"chat": ["hosted"]}]}
+    migration = litellm(router, library, chat=OWN, small=small, hosted=HOSTED)
+    assert edges(migration, "chat") == [
+        "Unavailable+NoCapacity: chat-own → small",
+        "Unavailable+NoCapacity: small → hosted",
+        "ContextTooLong: chat-own → hosted",
+    ]
+    models = specs(migration, "ModelDeployment")
+    endpoint = {"url": HOSTED["api_base"], "tokenSecretKeyRef": {"name": "groq-api-key", "key": "token"}}
+    assert models["hosted"] == {
+        "model": {"uri": "openai://llama"},
+        "engine": {"type": "OpenAI"},
+        "pools": [{"name": "main", "endpoints": [endpoint]}],
+    }
+    [note] = notes_of(migration, "router_settings.fallbacks")
+    assert note.reason.startswith("claude is no fallback")
+    [note] = notes_of(migration, "litellm_settings.content_policy_fallbacks")
+    assert "when: [Refused]" in note.reason
+
+
+def test_default_fallbacks_of_litellm_are_for_models_without_a_list() -> None:
+    small = {"model": "hosted_vllm/a/small", "api_base": "http://small:8000/v1"}
+    library = {"default_fallbacks": ["hosted"], "fallbacks": [{"chat": ["small"]}]}
+    migration = litellm({}, library, chat=OWN, small=small, hosted=HOSTED)
+    assert edges(migration, "chat") == ["Unavailable+NoCapacity: chat-own → small-small"]
+    assert edges(migration, "small") == ["Unavailable+NoCapacity: small-small → hosted"]
+    assert "hosted" not in specs(migration, "ModelRoute")
+
+
+def test_fallbacks_of_litellm_that_cannot_be_carried_over_are_noted() -> None:
+    same = {"model": "hosted_vllm/chat", "api_base": "http://own:8000/v1"}
+    migration = litellm({"fallbacks": [{"chat": ["hosted"]}, {"gone": ["chat"]}]}, chat=same, hosted=HOSTED)
+    assert not specs(migration, "ModelRoute")
+    reasons = [note.reason for note in notes_of(migration, "router_settings.fallbacks")]
+    assert reasons[0].startswith("gone is not carried over")
+    assert reasons[1].startswith("the engines call the model chat too")
+    small = {"model": "hosted_vllm/a/small", "api_base": "http://small:8000/v1"}
+    lists = {
+        "fallbacks": [{"chat": ["small", "hosted"]}],
+        "context_window_fallbacks": [{"chat": ["hosted", "small"]}],
+    }
+    migration = litellm(lists, chat=OWN, small=small, hosted=HOSTED)
+    assert edges(migration, "chat")[2:] == ["ContextTooLong: chat-own → hosted"]
+    [note] = notes_of(migration, "router_settings.context_window_fallbacks")
+    assert "forms a loop" in note.reason
+
+
+@pytest.mark.parametrize("value", [["a"], "hosted", {"chat": ["hosted"]}])
+def test_fallbacks_of_another_form_are_refused(value: Any) -> None:
+    with pytest.raises(BadInput) as refused:
+        litellm({"fallbacks": value}, chat=OWN, hosted=HOSTED)
+    assert (refused.value.field or "").endswith("router_settings.fallbacks")
+
+
+@pytest.mark.parametrize("names", ["hosted", [1], [{"model": "hosted"}]])
+def test_fallback_that_is_no_name_is_noted(names: Any) -> None:
+    migration = litellm({"fallbacks": [{"chat": names}]}, chat=OWN, hosted=HOSTED)
+    assert not specs(migration, "ModelRoute")
+    [note] = notes_of(migration, "router_settings.fallbacks")
+    assert (note.outcome, note.reason) == (Outcome.DROPPED, "chat: not a list of the names of models")
+
+
+def test_provider_without_https_stays_in_litellm() -> None:
+    migration = litellm({}, chat=OWN, hosted=HOSTED | {"api_base": "http://api.groq.com/openai/v1"})
+    [note] = notes_of(migration, "model_list[1]")
+    assert "without an https:// address" in note.reason

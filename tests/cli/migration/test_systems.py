@@ -188,8 +188,8 @@ def test_litellm_entries_that_are_not_engines_are_reported() -> None:
     assert said["model_list[3]"] == "claude: anthropic is a provider: keep LiteLLM for it"
     assert said["router_settings.model_group_alias"].startswith("gone: ")
     assert said["router_settings.routing_strategy"].startswith("usage-based-routing-v2: ")
-    assert "onFailure of a ModelRoute" in said["router_settings.fallbacks"]
-    assert "onFailure of a ModelRoute" in said["litellm_settings.fallbacks"]
+    assert said["router_settings.fallbacks"] == "claude is no fallback: it is not carried over itself"
+    assert said["litellm_settings.fallbacks"] == "claude is no fallback: it is not carried over itself"
     assert "spec.budget of a ModelTenant" in said["litellm_settings.max_budget"]
     assert said["litellm_settings"].startswith("drop_params: ")
 

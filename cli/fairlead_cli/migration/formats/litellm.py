@@ -6,6 +6,8 @@ from fractions import Fraction
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from fairlead.errors import BadInput
+from fairlead.fleet.engine_url import normalize_endpoint_url
 from fairlead.names import shorten_name
 from fairlead_cli.migration.draft import (
     MigrationOptions,
@@ -16,29 +18,38 @@ from fairlead_cli.migration.draft import (
     manifest_name,
 )
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
+from fairlead_cli.migration.formats.litellm_fallbacks import (
+    FallbackList,
+    add_fallbacks,
+    lists_of,
+    note_unserved,
+    read_fallbacks,
+)
 from fairlead_cli.migration.routes import BY_CONVERSATION, RouteDraft, assemble_route, whole_weights
 
 _ENGINES: Final = ("hosted_vllm", "openai", "openai_like", "custom_openai", "text-completion-openai")
+_APIS: Final = (
+    *("cerebras", "deepinfra", "deepseek", "fireworks_ai", "groq", "mistral", "nebius", "novita", "nvidia_nim"),
+    *("openrouter", "perplexity", "sambanova", "together_ai", "xai"),
+)
+"""Providers whose APIs are OpenAI-compatible."""
+_API_HOST: Final = "api.openai.com"
 _ENVIRONMENT: Final = "os.environ/"
 _PRESETS: Final = {"least-busy": "least-request"}
 _SHARES: Final = ("weight", "rpm", "tpm")
 _NO_LIMITS: Final = "a server has no limit of its own: set spec.limits of a ModelTenant"
 _NO_RETRIES: Final = "Fairlead's gateway has its own retries and deadlines"
-_NO_FALLBACKS: Final = (
-    "write them as onFailure of a ModelRoute; those to models of providers stay in LiteLLM, in front of Fairlead"
-)
 _NO_BUDGETS: Final = "budgets belong to tenants: set spec.budget of a ModelTenant"
 _NO_KEYS: Final = ("none", "empty", "no-key", "not-needed", "dummy", "fake", "anything")
 """Usual values of `api_key` for servers that ask for none."""
 _NEEDS_KEY: Final = (
-    "a ModelDeployment holds no key for engines: remove it from the servers if they ask for it, or write a fleet file"
+    "make the Secret {} with the key as its entry `token`, in the namespace of the installation, and give it to the "
+    "namespace of the models by the chart value externalEngines.secrets"
 )
 REASONS: Final = {
     "litellm_settings": "they are settings of LiteLLM's library; keep LiteLLM in front for callbacks and caching",
     "general_settings": "API keys and limits are objects of Fairlead's gateway; keep LiteLLM in front for its user database",
-    "environment_variables": "the gateway needs no keys of providers",
-    "router_settings.fallbacks": _NO_FALLBACKS,
-    "router_settings.context_window_fallbacks": _NO_FALLBACKS,
+    "environment_variables": "keys of endpoints are in Secrets",
     "router_settings.num_retries": _NO_RETRIES,
     "router_settings.timeout": _NO_RETRIES,
     "router_settings.allowed_fails": _NO_RETRIES,
@@ -48,10 +59,6 @@ REASONS: Final = {
     "router_settings.redis_password": "gateways share state in the Redis of the chart's values",
 }
 _LIBRARY: Final = {
-    "fallbacks": _NO_FALLBACKS,
-    "default_fallbacks": _NO_FALLBACKS,
-    "context_window_fallbacks": _NO_FALLBACKS,
-    "content_policy_fallbacks": _NO_FALLBACKS,
     "max_budget": _NO_BUDGETS,
     "budget_duration": _NO_BUDGETS,
     "max_user_budget": _NO_BUDGETS,
@@ -74,26 +81,42 @@ _PARAMETERS: Final = {
 
 
 def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
-    """Returns an external ModelDeployment for each model of `model_list` that engines serve.
+    """Returns an external ModelDeployment for each model of `model_list` that engines serve, or an
+    OpenAI-compatible API.
 
-    A name that stands for several models becomes a ModelRoute. Raises BadInput where only some back
-    ends of a name can be carried over.
+    A name that stands for several models, or has fallbacks, becomes a ModelRoute. Raises BadInput
+    where only some back ends of a name can be carried over.
     """
     return [manifest for document in documents for manifest in _convert(document, options)]
 
 
 @dataclass(slots=True)
 class _Group:
-    """The entries of one `model_name`: the drafts of their models by the engines' names."""
+    """The entries of one `model_name`: the drafts of their models by the engines' names.
+
+    fallbacks: its lists.
+    """
 
     name: str
     drafts: dict[str, ModelDraft] = field(default_factory=dict)
     entries: list[tuple[str, FieldReader]] = field(default_factory=list)
+    fallbacks: list[FallbackList] = field(default_factory=list)
 
     @property
     def is_split(self) -> bool:
         """True if the name stands for several models."""
         return len(self.drafts) > 1
+
+    @property
+    def has_route(self) -> bool:
+        """True if the name becomes one of a route."""
+        return self.is_split or bool(self.fallbacks)
+
+    @property
+    def named_alike(self) -> bool:
+        """True if the engines of a model call it by the name of the group."""
+        draft = self.drafts.get(self.name)
+        return draft is not None and not draft.is_api
 
 
 def _convert(config: FieldReader, options: MigrationOptions) -> list[dict[str, Any]]:
@@ -115,6 +138,7 @@ def _convert(config: FieldReader, options: MigrationOptions) -> list[dict[str, A
     for name, reason in _LIBRARY.items():
         library.drop(name, reason)
     router = config.section("router_settings")
+    _read_lists([router, library], groups)
     strategy = router.text("routing_strategy")
     preset = _PRESETS.get(strategy)
     if strategy and preset is None:
@@ -123,9 +147,17 @@ def _convert(config: FieldReader, options: MigrationOptions) -> list[dict[str, A
             f"{strategy}: the default preset, dual-hash, routes by prefixes and load",
             Outcome.CHANGED,
         )
-    routes = {group.name: _plan_split(group, groups, options) for group in groups.values() if group.is_split}
+    routes = {group.name: _plan_split(group, groups, options) for group in groups.values() if group.has_route}
     for name in routes:
-        config.note("model_list", f"{name}: {BY_CONVERSATION}")
+        if groups[name].is_split:
+            config.note("model_list", f"{name}: {BY_CONVERSATION}")
+
+    def models_of(name: str) -> list[str]:
+        group = groups.get(name)
+        return [] if group is None else [manifest_name(draft.name, options) for draft in group.drafts.values()]
+
+    for name, route in routes.items():
+        add_fallbacks(route, name, groups[name].fallbacks, models_of)
     _read_aliases(router, groups, routes)
     manifests = []
     for group in groups.values():
@@ -135,6 +167,22 @@ def _convert(config: FieldReader, options: MigrationOptions) -> list[dict[str, A
             manifests.append(assemble(draft, options))
     taken = {manifest["metadata"]["name"] for manifest in manifests}
     return manifests + [assemble_route(route, taken=taken) for route in routes.values()]
+
+
+def _read_lists(sections: Sequence[FieldReader], groups: Mapping[str, _Group]) -> None:
+    """Gives each group its fallbacks."""
+    lists = read_fallbacks(sections)
+    note_unserved(lists, groups)
+    for group in groups.values():
+        found = lists_of(group.name, lists, groups)
+        if found and group.named_alike and not group.is_split:
+            for one in found:
+                one.drop(
+                    f"the engines call the model {group.name} too, so no route has that name: start them with another "
+                    "--served-model-name, and name that in litellm_params.model"
+                )
+        else:
+            group.fallbacks = found
 
 
 def _drop_parameters(group: _Group) -> None:
@@ -168,7 +216,7 @@ def _plan_split(group: _Group, groups: Mapping[str, _Group], options: MigrationO
 
     Raises BadInput if the engines of one of them have the name for it.
     """
-    if group.name in group.drafts:
+    if group.named_alike:
         entry = next(entry for engine_name, entry in group.entries if engine_name == group.name)
         raise entry.error(
             "model_name",
@@ -181,7 +229,7 @@ def _plan_split(group: _Group, groups: Mapping[str, _Group], options: MigrationO
     taken = {dns_label(name) for name in groups}
     for engine_name, draft in group.drafts.items():
         draft.name = shorten_name(dns_label(f"{group.name}-{engine_name.rpartition('/')[2]}"), taken=taken)
-        draft.served_names = [engine_name]
+        draft.served_names = [] if draft.is_api else [engine_name]
         taken.add(draft.name)
     names = [manifest_name(draft.name, options) for draft in group.drafts.values()]
     weights = dict(zip(names, whole_weights(list(shares.values())), strict=True))
@@ -222,6 +270,8 @@ def _why_left_out(entry: FieldReader) -> str:
     group, parameters = entry.text("model_name"), entry.section("litellm_params")
     provider, _, _ = parameters.text("model").partition("/")
     base = parameters.text("api_base")
+    if provider in _APIS:
+        return f"{group}: without an https:// address in api_base, {provider} is a provider: keep LiteLLM for it"
     if provider not in _ENGINES:
         return f"{group}: {provider} is a provider: keep LiteLLM for it"
     if not base:
@@ -234,33 +284,64 @@ def _read_entry(config: FieldReader, entry: FieldReader, groups: dict[str, _Grou
     name, parameters = entry.text("model_name"), entry.section("litellm_params")
     provider, _, engine_name = parameters.text("model").partition("/")
     base = parameters.text("api_base")
-    url = _endpoint(base)
-    if provider in _ENGINES and base.startswith(_ENVIRONMENT):
+    is_api = _is_api(provider, base)
+    url = _api_url(base) if is_api else _endpoint(base)
+    if provider in (*_ENGINES, *_APIS) and base.startswith(_ENVIRONMENT):
         raise parameters.error(
             "api_base",
             f"{name}: the address is in the variable {base.removeprefix(_ENVIRONMENT)}, which LiteLLM reads",
             hint="write the address, such as http://engine.example:8000/v1; of a provider, remove the entry",
         )
-    if provider not in _ENGINES or not url:
+    if (provider not in _ENGINES and not is_api) or not url:
         return False
-    key = parameters.text("api_key")
-    if key.lower() in _NO_KEYS:
-        parameters.drop("api_key", "it is no key: the server asks for none")
-    elif key:
-        parameters.note("api_key", _NEEDS_KEY, Outcome.REQUIRED)
+    secret = _secret_of(parameters, name)
     entry.drop("model_info", "the gateway learns lengths and prices from engines and AcceleratorClasses")
     group = groups.setdefault(name, _Group(name))
     group.entries.append((engine_name, entry))
     draft = group.drafts.get(engine_name)
+    if draft is not None and draft.is_api != is_api:
+        raise parameters.error("model", f"{name} has engines and an API that others run, which call it {engine_name}")
     if draft is None:
-        draft = ModelDraft(config, name, uri=f"hf://{engine_name}", served_names=[engine_name])
-        if name != engine_name:
-            draft.served_names.append(name)
+        uri = f"openai://{engine_name}" if is_api else f"hf://{engine_name}"
+        names = [name] if is_api else list(dict.fromkeys([engine_name, name]))
+        draft = ModelDraft(config, name, uri=uri, served_names=names, is_api=is_api)
         draft.pools = [PoolDraft(entry)]
         group.drafts[engine_name] = draft
     if url not in draft.pools[0].endpoints:
         draft.pools[0].endpoints.append(url)
+    if secret:
+        draft.pools[0].secrets[url] = secret
     return True
+
+
+def _secret_of(parameters: FieldReader, name: str) -> str:
+    """Returns the name of the Secret for the key of an entry; empty without a key."""
+    key = parameters.text("api_key")
+    if key.lower() in _NO_KEYS:
+        parameters.drop("api_key", "it is no key: the server asks for none")
+        return ""
+    if not key:
+        return ""
+    variable = key.removeprefix(_ENVIRONMENT) if key.startswith(_ENVIRONMENT) else f"{name}-key"
+    secret = shorten_name(dns_label(variable))
+    parameters.note("api_key", _NEEDS_KEY.format(secret), Outcome.REQUIRED)
+    return secret
+
+
+def _is_api(provider: str, base: str) -> bool:
+    """Returns whether others run what an entry names: an OpenAI-compatible API of a provider."""
+    if not base.startswith("https://"):
+        return False
+    return provider in _APIS or (provider in _ENGINES and urlsplit(base).hostname == _API_HOST)
+
+
+def _api_url(base: str) -> str:
+    """Returns `api_base` if it can be the URL of an endpoint; else an empty text."""
+    try:
+        normalize_endpoint_url(base)
+    except BadInput:
+        return ""
+    return base
 
 
 def _endpoint(base: str) -> str:
