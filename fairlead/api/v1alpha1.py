@@ -93,7 +93,7 @@ def _unknown_schedule_pool(spec: "ModelDeploymentSpec") -> FieldPath | bool:
 
 _HAS_PREFILL_CEL = "self.pools.exists(pool, pool.role == 'Prefill')"
 _EXTERNAL_CEL = "self.engine.type in ['External', 'OpenAI']"
-_OPAQUE_ENGINE_CEL = "self.engine.type in ['Custom', 'External', 'LlamaCpp', 'OpenAI']"
+_OPAQUE_ENGINE_CEL = "self.engine.type in ['Custom', 'External', 'LlamaCpp', 'OpenAI', 'TRTLLM']"
 _SERVED_NAME_FLAG = "--served-model-name"
 _NO_SLEEP_CEL = "!has(self.autoscaling.sleep)"
 
@@ -334,7 +334,8 @@ class ModelDeploymentSpec(StrictModel):
     @property
     def has_opaque_engine(self) -> bool:
         """True if Fairlead knows no flags of the engine for adapters and offloading."""
-        return self.engine.type in (EngineType.CUSTOM, EngineType.EXTERNAL, EngineType.LLAMA_CPP, EngineType.OPENAI)
+        flagless = (EngineType.CUSTOM, EngineType.EXTERNAL, EngineType.LLAMA_CPP, EngineType.OPENAI)
+        return self.engine.type in (*flagless, EngineType.TRTLLM)
 
     @property
     def token_price(self) -> TokenPrice | None:

@@ -4,12 +4,13 @@ from fairlead.engines.adapter_protocol import EngineAdapter
 from fairlead.engines.llama_cpp import LlamaCpp
 from fairlead.engines.sglang import Sglang
 from fairlead.engines.sim import SimulatedEngine
+from fairlead.engines.tensorrt_llm import TensorrtLlm
 from fairlead.engines.vllm import Vllm
 from fairlead.errors import BadInput
 
 
 def _adapters() -> dict[str, EngineAdapter]:
-    return {found.kind: found for found in (Vllm(), Sglang(), LlamaCpp(), SimulatedEngine())}
+    return {found.kind: found for found in (Vllm(), Sglang(), LlamaCpp(), TensorrtLlm(), SimulatedEngine())}
 
 
 def engine_kinds() -> tuple[str, ...]:

@@ -95,6 +95,10 @@ _ADAPTERS: Final = _Conflict(
     "`spec.adapters` sets it", "remove it, and set `adapters`", lambda spec, value: spec.adapters is not None
 )
 _METRICS: Final = _Conflict("gateways and the autoscaler read the load from the engine's metrics", _REMOVE)
+_CONFIG: Final = _Conflict(
+    "it replaces the file by which Fairlead turns the metrics on", "write `return_perf_metrics: true` in your file, too"
+)
+_ROLE: Final = _Conflict("Fairlead does not split prefill from decode with TensorRT-LLM", _REMOVE)
 _BOTH: Final[Mapping[str, _Conflict]] = {
     "--host": _ADDRESS,
     "--port": _ADDRESS,
@@ -175,6 +179,25 @@ _CONFLICTS: Final[Mapping[EngineType, Mapping[str, _Conflict]]] = {
         "--log-prompts-dir": _Conflict("it writes the prompts of all clients to files", _REMOVE),
         "--tools": _Conflict("the tools run commands and write files in the engine's container", _REMOVE),
         "--agent": _Conflict("the tools run commands and write files in the engine's container", _REMOVE),
+    },
+    EngineType.TRTLLM: {
+        "--host": _ADDRESS,
+        "--port": _ADDRESS,
+        "--grpc": _ADDRESS,
+        "--report-addr": _ADDRESS,
+        "--served-model-name": _Conflict("gateways use the name that Fairlead sets", "remove it; see `model.servedNames`"),
+        "--revision": _REVISION,
+        "--hf-revision": _REVISION,
+        "--tp-size": _size("tensor"),
+        "--tensor-parallel-size": _size("tensor"),
+        "--pp-size": _size("pipeline"),
+        "--pipeline-parallel-size": _size("pipeline"),
+        "--config": _CONFIG,
+        "--extra-llm-api-options": _CONFIG,
+        "--server-role": _ROLE,
+        "--disagg-cluster-uri": _ROLE,
+        "--metadata-server-config-file": _ROLE,
+        "--allow-request-chat-template": _Conflict("clients then run templates of their own in the engine", _REMOVE),
     },
 }
 

@@ -1,9 +1,10 @@
 """Command line switches of the supported engines, taken from the engines themselves once a release.
 
 ``python scripts/generators/engine_flags.py --vllm BIN/vllm --sglang sglang-….whl --llama-cpp
-llama_cpp_python-….tar.gz`` writes ``engine_flags.json``: vLLM's from ``vllm serve --help=all``,
-SGLang's from its wheel, and llama.cpp's from the sources in the package of its Python binding.
-Neither is run. An engine that is not given keeps its entry. Tests hold every generated command line
+llama_cpp_python-….tar.gz --tensorrt-llm COMMIT:serve.py`` writes ``engine_flags.json``: vLLM's from
+``vllm serve --help=all``, SGLang's from its wheel, llama.cpp's from the sources in the package of
+its Python binding, and TensorRT-LLM's from ``tensorrt_llm/commands/serve.py`` of a commit, since
+no package index has its package. Only vLLM is run. An engine that is not given keeps its entry. Tests hold every generated command line
 to that file, and ``docs/reference/engines.md`` shows it.
 
 Names of parsers come from the tables of the engines' sources. Tests hold the catalogue of models to
@@ -109,6 +110,21 @@ def llama_cpp_declared(text: str) -> Iterator[str]:
                 yield from re.findall(r'"(-[-\w]+)"', names)
 
 
+def tensorrt_llm_flags(source: str) -> tuple[str, list[str]]:
+    """Returns (version, flags) of ``COMMIT:PATH``, a commit and a copy of its ``serve.py``."""
+    commit, _, path = source.partition(":")
+    return f"commit {commit}", sorted(click_options(ast.parse(Path(path).read_text(encoding="utf-8")), "serve"))
+
+
+def click_options(tree: ast.Module, command: str) -> Iterator[str]:
+    """Yields the switches of the decorators ``@…option("--x", "--y/--no-y", …)`` of a function."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == command:
+            for decorator in node.decorator_list:
+                if isinstance(decorator, ast.Call):
+                    yield from (flag for text in _texts(decorator.args) for flag in text.split("/"))
+
+
 def vllm_parsers(binary: str) -> dict[str, list[str]]:
     """Returns the names of the parsers of an installed vLLM."""
     (package,) = Path(binary).parents[1].glob("lib/python*/site-packages/vllm")
@@ -184,12 +200,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--llama-cpp", metavar="PACKAGE", help="a source distribution of llama-cpp-python, as `pip download` gets it"
     )
+    parser.add_argument("--tensorrt-llm", metavar="COMMIT:PATH", help="a commit of TensorRT-LLM and its serve.py")
     given = parser.parse_args(arguments)
     entries = known() if DATA.exists() else {}
     readers: dict[str, tuple[str | None, FlagReader, ParserReader]] = {
         "vllm": (given.vllm, vllm_flags, vllm_parsers),
         "sglang": (given.sglang, sglang_flags, sglang_parsers),
         "llamacpp": (given.llama_cpp, llama_cpp_flags, lambda path: {}),
+        "trtllm": (given.tensorrt_llm, tensorrt_llm_flags, lambda path: {}),
     }
     for engine, (path, read_flags, read_parsers) in readers.items():
         if path is not None:

@@ -36,6 +36,7 @@ version of the table; other releases work as far as they know the same switches.
 | `vllm` | {vllm} | `vllm serve` | every source | NIXL, Mooncake |
 | `sglang` | {sglang} | `python3 -m sglang.launch_server` | every source | NIXL, Mooncake, between Prefill and Decode only |
 | `llamacpp` | {llamacpp} | `/app/llama-server` | `hf://`, `pvc:` and `file://` | none |
+| `trtllm` | {trtllm} | `trtllm-serve` | `hf://`, `oci://`, `pvc:` and `file://` | none |
 | `sim` | this release | `python3 -m fairlead_sim engine` | none | simulated |
 | `custom` | yours | yours | every source, as `$(MODEL_PATH)` | yours |
 | `external` | yours | none: nothing is created | | yours |
@@ -60,7 +61,8 @@ Those of llama.cpp need a shell and curl.
 - **Ready** is `GET /health`. It says nothing of load; gateways know that themselves. Liveness takes a minute or two to give up.
 - **End.** A pod that is deleted leaves the fleet at once. Before SIGTERM, a hook waits until the engine's own metrics say that
   nothing runs or waits there for 5 s, for at most `rollout.drainTimeout`; SIGKILL follows 30 s after that. A custom engine, whose
-  metrics are not known, gets SIGTERM after 10 s and should finish by itself what it has.
+  metrics are not known, gets SIGTERM after 10 s and should finish by itself what it has. So does TensorRT-LLM, whose metrics do
+  not say when it is idle.
 - **Restricted** Pod Security throughout: user 65532 (any other works), no capabilities, no token, `HOME` on a scratch volume. RDMA
   drivers that want `IPC_LOCK` get it from `template`, in a namespace that allows it.
 - **Upgrades** of Fairlead change no pod: the Deployment notes what of the installation (render version, image, pull secrets) went

@@ -22,6 +22,7 @@ class EngineType(StrEnum):
     VLLM = "VLLM"
     SGLANG = "SGLang"
     LLAMA_CPP = "LlamaCpp"
+    TRTLLM = "TRTLLM"
     SIM = "Sim"
     CUSTOM = "Custom"
     EXTERNAL = "External"
@@ -99,6 +100,12 @@ class Engine(StrictModel):
             fix="add `image:` with a server image of llama.cpp",
             violation=lambda engine: engine.type is EngineType.LLAMA_CPP and engine.image is None,
         ),
+        Rule(
+            cel="self.type != 'TRTLLM' || has(self.image)",
+            message="an engine of type TRTLLM needs an image: Fairlead has no default",
+            fix="add `image:` with a release image of TensorRT-LLM",
+            violation=lambda engine: engine.type is EngineType.TRTLLM and engine.image is None,
+        ),
         _custom_only_rule("command", "command", "the command"),
         _custom_only_rule("port", "port", "the port"),
         _custom_only_rule("healthPath", "health_path", "the health path"),
@@ -126,9 +133,9 @@ class Engine(StrictModel):
         EngineType,
         Field(
             strict=False,
-            description="VLLM; SGLang; LlamaCpp, which loads GGUF files; Sim, the simulated engine; Custom, your own image "
-            "and command with OpenAI's protocol; External: engines that already run, found by address or label; or OpenAI: an "
-            "OpenAI-compatible API that others run outside the cluster. Local mode simulates all kinds but the last two by "
+            description="VLLM; SGLang; LlamaCpp, which loads GGUF files; TRTLLM, the server of TensorRT-LLM; Sim, the "
+            "simulated engine; Custom, your own image and command with OpenAI's protocol; External: engines that already "
+            "run, found by address or label; or OpenAI: an OpenAI-compatible API that others run outside the cluster. Local mode simulates all kinds but the last two by "
             "default",
             examples=["VLLM"],
         ),

@@ -14,6 +14,7 @@ from fairlead.engines.containers.custom import custom_container
 from fairlead.engines.containers.llama_cpp import llama_cpp_container
 from fairlead.engines.containers.sglang import sglang_container
 from fairlead.engines.containers.sim import sim_container
+from fairlead.engines.containers.tensorrt_llm import tensorrt_llm_container
 from fairlead.engines.containers.vllm import vllm_container
 
 __all__ = ["EngineContainer", "InstancePod", "NodeRole", "container_builders"]
@@ -25,6 +26,7 @@ def container_builders() -> Mapping[EngineType, ContainerBuilder]:
         EngineType.VLLM: vllm_container,
         EngineType.SGLANG: sglang_container,
         EngineType.LLAMA_CPP: llama_cpp_container,
+        EngineType.TRTLLM: tensorrt_llm_container,
         EngineType.SIM: sim_container,
         EngineType.CUSTOM: custom_container,
     }

@@ -78,7 +78,31 @@ llamacpp:requests_deferred 2
     assert (earlier.prompt_tokens_total, earlier.prefix_queries_total) == (700.0, None)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("sglang", "sglang"), ("llamacpp", "llama.cpp")])
+def test_tensorrt_llm_signals_are_counters_alone() -> None:
+    """Its gauges keep the counts of the last iteration while the engine is idle."""
+    page = b"""# TYPE trtllm_num_requests_running gauge
+trtllm_num_requests_running{engine_type="pytorch",model_name="qwen"} 3.0
+trtllm_num_requests_waiting{engine_type="pytorch",model_name="qwen"} 2.0
+trtllm_kv_cache_utilization{engine_type="pytorch",model_name="qwen"} 0.4
+trtllm_prompt_tokens_total{engine_type="pytorch",model_name="qwen"} 1000.0
+trtllm_generation_tokens_total{engine_type="pytorch",model_name="qwen"} 70.0
+trtllm_prompt_cached_tokens_total{engine_type="pytorch",model_name="qwen"} 300.0
+trtllm_prompt_cached_tokens_per_request_sum{engine_type="pytorch",model_name="qwen"} 5.0
+"""
+    adapter = engine_adapter("trtllm")
+    assert adapter.metrics_path == "/prometheus/metrics"
+    found = adapter.parse_signals(page)
+    assert found == EngineSignals(
+        prompt_tokens_total=1000.0,
+        generation_tokens_total=70.0,
+        prefix_queries_total=1000.0,
+        prefix_hits_total=300.0,
+    )
+    assert adapter.parse_rank_signals(page, (0,)) == {0: found}
+    assert adapter.parse_signals(b"") == EngineSignals()
+
+
+@pytest.mark.parametrize(("kind", "name"), [("sglang", "sglang"), ("llamacpp", "llama.cpp"), ("trtllm", "TensorRT-LLM")])
 def test_local_mode_starts_no_other_real_engine(kind: str, name: str) -> None:
     with pytest.raises(BadInput, match=f"local mode cannot start a real {name}"):
         engine_adapter(kind).local_launch_command(REPLICA, (1,))

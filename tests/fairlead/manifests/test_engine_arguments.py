@@ -13,7 +13,7 @@ def noted(*args: str, engine: str = "VLLM", **fields: object) -> list[str]:
         "engine": {
             "type": engine,
             "args": list(args),
-            **({"image": "a/b:1"} if engine in ("Custom", "LlamaCpp") else {}),
+            **({"image": "a/b:1"} if engine in ("Custom", "LlamaCpp", "TRTLLM") else {}),
         },
         "pools": [{"acceleratorClassName": "nvidia-h100", "parallelism": {"tensor": 4}}],
         **fields,
@@ -78,6 +78,15 @@ def test_arguments_that_break_routing_of_sglang_are_noted(argument: str) -> None
 )
 def test_arguments_that_break_llama_cpp_or_show_prompts_are_noted(argument: str) -> None:
     assert noted("--ctx-size=8192", "--parallel=4", argument, engine="LlamaCpp") == [argument]
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["--port=9000", "--tp_size=2", "--config=/options.yaml", "--grpc", "--served_model_name=a", "--server_role=CONTEXT"],
+)
+def test_arguments_that_break_tensorrt_llm_are_noted(argument: str) -> None:
+    noted_names = noted("--max_seq_len=8192", "--tp_size=4", argument, engine="TRTLLM")
+    assert noted_names == [argument]
 
 
 def test_a_value_may_be_the_next_argument() -> None:

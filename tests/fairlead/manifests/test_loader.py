@@ -140,7 +140,7 @@ def test_cluster_fields_of_an_object_are_ignored() -> None:
         ),
         ('"hf://Qwen/Qwen3-8B"', "8", 5, "spec.model.uri", "must be text, not the number 8", "put it in quotes"),
         ("  pools", "  engine: {type: vlm}\n  pools", 6, "spec.engine.type",
-         'must be one of VLLM, SGLang, LlamaCpp, Sim, Custom, External, OpenAI, not "vlm"', "did you mean VLLM?"),
+         'must be one of VLLM, SGLang, LlamaCpp, TRTLLM, Sim, Custom, External, OpenAI, not "vlm"', "did you mean VLLM?"),
         ("  pools", "  engine: {args: --x}\n  pools", 6, "spec.engine.args", 'must be a list, not the text "--x"',
          'write it for example `args: ["--max-model-len=32768"]`'),
         ("  pools", "  engine: {env: [{name: A}, {name: A}]}\n  pools", 6, "spec.engine.env[1]",

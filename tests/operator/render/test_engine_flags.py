@@ -43,7 +43,7 @@ def containers(kind: str) -> list[tuple[str, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize(("kind", "least"), [("vllm", 16), ("sglang", 16), ("llamacpp", 8)])
+@pytest.mark.parametrize(("kind", "least"), [("vllm", 16), ("sglang", 16), ("llamacpp", 8), ("trtllm", 7)])
 def test_every_flag_exists_in_the_engine(kind: str, least: int) -> None:
     flags, seen = set(KNOWN[kind]["flags"]), set()
     for case, arguments in containers(kind):
@@ -55,6 +55,11 @@ def test_every_flag_exists_in_the_engine(kind: str, least: int) -> None:
 
 def test_every_llama_cpp_argument_that_is_noted_exists() -> None:
     assert set(conflicting_arguments(EngineType.LLAMA_CPP)) <= set(KNOWN["llamacpp"]["flags"])
+
+
+def test_every_tensorrt_llm_argument_that_is_noted_exists() -> None:
+    known = {flag.replace("_", "-") for flag in KNOWN["trtllm"]["flags"]}
+    assert set(conflicting_arguments(EngineType.TRTLLM)) <= known
 
 
 def test_simulated_engine_parses_its_command_lines() -> None:
@@ -89,6 +94,31 @@ def test_flags_are_read_from_the_sources_of_llama_cpp() -> None:
     add_opt(common_arg({"--slots"}, {"--no-slots"}, "help", [](common_params & params, bool value) {}));
 """
     assert sorted(script().llama_cpp_declared(source)) == ["--alias", "--no-slots", "--slots", "-a"]
+
+
+def test_flags_are_read_from_options_of_click() -> None:
+    import ast
+
+    source = """
+@click.command("serve")
+@click.argument("model", type=str)
+@stability_option("--tensor_parallel_size", "--tp_size", type=int, help="--not_a_flag")
+@stability_option("--telemetry/--no-telemetry", default=True)
+@click.option("--config", "--extra_llm_api_options", "extra_llm_api_options")
+def serve(model): ...
+
+@click.option("--config_file")
+def disaggregated(config_file): ...
+"""
+    found = sorted(script().click_options(ast.parse(source), "serve"))
+    assert found == [
+        "--config",
+        "--extra_llm_api_options",
+        "--no-telemetry",
+        "--telemetry",
+        "--tensor_parallel_size",
+        "--tp_size",
+    ]
 
 
 def test_flags_are_read_from_declarations() -> None:

@@ -362,6 +362,22 @@ def test_what_llama_cpp_cannot_do_is_named(changes: dict[str, Any], field: str, 
     assert problem.fix
 
 
+@pytest.mark.parametrize(
+    ("changes", "field", "message"),
+    [
+        ({"model": {"uri": "s3://bucket/qwen"}}, "spec.model.uri", "cannot load s3:// weights"),
+        ({"pools": [_POOL | {"parallelism": {"data": 2}}]}, "spec.pools[main].parallelism", "on one node"),
+        ({"pools": [_POOL | {"parallelism": {"tensor": 2, "nodes": 2}}]}, "spec.pools[main].parallelism", "on one node"),
+    ],
+)
+def test_what_tensorrt_llm_cannot_do_is_named(changes: dict[str, Any], field: str, message: str) -> None:
+    spec = {"model": {"uri": "hf://a/b"}, "engine": {"type": "TRTLLM", "image": "tensorrt-llm/release:1"}} | changes
+    problem = only_problem(model_of(**spec))
+    assert problem.field == field
+    assert message in problem.message
+    assert problem.fix
+
+
 def test_llama_cpp_offers_no_slots_no_page_and_fetches_nothing() -> None:
     model = model_of(model={"uri": "hf://a/b-GGUF:Q4_K_M"}, engine={"type": "LlamaCpp", "image": "llama.cpp:server"})
     arguments = arguments_of(workload(model))

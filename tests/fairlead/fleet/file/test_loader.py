@@ -169,7 +169,7 @@ def test_invalid_engine_urls_are_refused(url: str) -> None:
         ("dual-hash", "dualhash", 4, "models[0].routing.preset",
          f'must be one of {", ".join(RoutingPreset)}, not "dualhash"', "did you mean dual-hash?"),
         ("engine: vllm", "engine: tgi", 6, "models[0].instances[0].engine",
-         'must be one of vllm, sglang, llamacpp, sim, openai, not "tgi"', "write the type of the engine"),
+         'must be one of vllm, sglang, llamacpp, trtllm, sim, openai, not "tgi"', "write the type of the engine"),
         ("engine: vllm", "state: ready", 6, "models[0].instances[0].state",
          'must be one of Starting, Ready, Draining, Sleeping, not "ready"', "did you mean Ready?"),
         ("engine: vllm", "role: Prefill", 6, "models[0].instances[0].role",
