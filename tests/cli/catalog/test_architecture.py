@@ -31,6 +31,10 @@ PUBLISHED_BILLIONS = {
     "kimi-k2": 1026.0,
     "glm-4.5": 355.0,
     "glm-4.5-air": 106.0,
+    "glm-4.7": 358.0,
+    "magistral-small": 23.57,
+    "devstral-small": 23.57,
+    "phi-4": 14.7,
     "mistral-small-3.1-24b": 24.0,
     "phi-4-mini": 3.84,
 }
