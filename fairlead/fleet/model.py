@@ -311,6 +311,15 @@ class Fleet:
         keys = [key for key, model in self.models.items() if model.has_client_name(name)]
         return keys[0] if len(keys) == 1 else None
 
+    def resolve_route(self, name: str) -> str | None:
+        """Returns the key of the route that a client requests by `name`; None if there is none.
+
+        A model with this key comes before the route.
+        """
+        if name in self.models:
+            return None
+        return next((key for key, route in self.routes.items() if name == key or name in route.names), None)
+
 
 def next_fleet(
     previous: Fleet | None,

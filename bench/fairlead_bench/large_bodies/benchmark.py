@@ -105,8 +105,8 @@ async def least_stall(
     for _ in range(repeats):
         await asyncio.sleep(0.02)
         probe.reset()
-        loop, fleet = gateway.runtime.loop, gateway.stack.routers.fleet
-        await loop.run_in_executor(gateway._parser_thread, read, request, fleet, "bench")
+        loop, models = gateway.runtime.loop, VisibleModels(gateway.stack.routers.fleet)
+        await loop.run_in_executor(gateway._parser_thread, read, request, models, "bench")
         await asyncio.sleep(2 * _PROBE_SECONDS)  # a stall at the end is seen with the next turn
         stalls.append(probe.longest_seconds)
     return min(stalls)
@@ -120,16 +120,12 @@ async def least_idle_stall(gateway: Gateway, repeats: int, probe: StallProbe) ->
 async def measure(seed: int, repeats: int) -> dict[str, tuple[float, float]]:
     """Returns the seconds of stall by body: with the process, and in a thread."""
     gateway, probe = create_gateway(), StallProbe()
-    models = VisibleModels(gateway.stack.routers.fleet)
-
-    def parse_in_thread(request: HttpRequest, fleet: Fleet, request_id: str) -> object:
-        return gateway._request_parser.parse(request, models, request_id)
-
+    parser = gateway._request_parser
     idle_seconds = await least_idle_stall(gateway, repeats, probe)
     found = {IDLE: (idle_seconds, idle_seconds)}
     for name, (path, body) in make_bodies(seed).items():
-        in_process = await least_stall(gateway, gateway._request_parser.parse_large, path, body, repeats, probe)
-        found[name] = in_process, await least_stall(gateway, parse_in_thread, path, body, repeats, probe)
+        in_process = await least_stall(gateway, parser.parse_large, path, body, repeats, probe)
+        found[name] = in_process, await least_stall(gateway, parser.parse, path, body, repeats, probe)
     probe.close()
     gateway.close()
     return found

@@ -21,6 +21,7 @@ from fairlead_cli.output import OutputFormat, format_document, is_document
 from fairlead_cli.target import ClusterOptions
 
 T = TypeVar("T")
+_HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x1f\x7f]*")
 _OWN_ID: Final = re.compile(r"req-[0-9a-f]{8}-[0-9a-f]{16}")
 _REQUEST_PATHS: Final[Mapping[str, str]] = {
     "messages": "/v1/chat/completions",
@@ -124,14 +125,15 @@ async def _decision(endpoint: ManagementEndpoint, request_id: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class RouteQuery:
-    """Query of ``explain route``: model, file of the prompt (``-``: standard input), session and
-    tenant.
+    """Query of ``explain route``: model, file of the prompt (``-``: standard input), session,
+    tenant and further headers, each as ``NAME: VALUE``.
     """
 
     model: str | None
     file: str
     session: str | None
     tenant: str | None = None
+    headers: Sequence[str] = ()
 
 
 def run_route(query: RouteQuery, manage: str | None, cluster: ClusterOptions, output: OutputFormat) -> int:
@@ -139,6 +141,7 @@ def run_route(query: RouteQuery, manage: str | None, cluster: ClusterOptions, ou
 
     def fetch() -> bytes:
         path, body = build_request(query)
+        _check_headers(query.headers)
         with open_endpoints(manage, cluster) as endpoints:
             if query.model is not None:
                 body = _name_model(body, endpoints[0].qualify_model(query.model))
@@ -177,6 +180,13 @@ def build_request(query: RouteQuery) -> tuple[str, bytes]:
     return path, content if query.model is None else _name_model(content, query.model)
 
 
+def _check_headers(headers: Sequence[str]) -> None:
+    """Raises BadInput for a header that is not written as ``NAME: VALUE``."""
+    for header in headers:
+        if not _HEADER.fullmatch(header):
+            raise BadInput(f"{header!r} is no header", field="--header", hint='write it like --header "x-canary: yes"')
+
+
 def _name_model(body: bytes, name: str) -> bytes:
     """Returns a request with this model, all else as it was written."""
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
@@ -201,4 +211,4 @@ def _name_pods(content: bytes, endpoint: ManagementEndpoint) -> bytes:
 
 async def _preview(endpoint: ManagementEndpoint, path: str, body: bytes, route: RouteQuery) -> bytes:
     async with ManagementClient(endpoint.url(), endpoint.token) as management:
-        return await management.preview_route(path, body, route.session, route.tenant)
+        return await management.preview_route(path, body, route.session, route.tenant, route.headers)

@@ -32,7 +32,7 @@ def render_preview(preview: api_types.RoutePreview, *, wide: bool = False) -> li
     """
     decision = preview.decision
     lines = [f"a request to {decision.model} · about {decision.prompt_tokens:,.0f} prompt tokens · nothing was sent"]
-    lines += _route(decision)
+    lines += [*_route(decision), *map(_fallback, preview.fallbacks)]
     for choice in decision.choices:
         lines += [
             "",
@@ -67,6 +67,11 @@ def render_decision(
 
 def _route(decision: api_types.Decision) -> list[str]:
     return [] if decision.route is None else [f"route: {decision.route.reason}"]
+
+
+def _fallback(fallback: api_types.RouteFallback) -> str:
+    failed = "" if fallback.after is None else f" of {fallback.after}"
+    return f"fallback: {fallback.model} after {' or '.join(fallback.when)}{failed}"
 
 
 def _handoff(handoff: api_types.Handoff, wide: bool) -> Iterator[str]:

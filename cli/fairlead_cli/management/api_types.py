@@ -227,14 +227,28 @@ class Decision(Struct, frozen=True):
     route: Route | None = None
 
 
+class RouteFallback(Struct, frozen=True):
+    """A model that may answer after some kinds of failures.
+
+    after: the model that must have failed; None: any target, or a fallback above this one.
+    """
+
+    model: str
+    when: list[str] = field(default_factory=list)
+    after: str | None = None
+
+
 class RoutePreview(Struct, frozen=True):
     """Answer of ``/api/route``: where a request would go, and how many of the queried workers
     agree.
+
+    fallbacks: of the route that the request names, in its order.
     """
 
     decision: Decision
     workers: int
     agreeing: int
+    fallbacks: list[RouteFallback] = field(default_factory=list)
 
 
 class DecisionList(Struct, frozen=True):

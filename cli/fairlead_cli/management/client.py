@@ -110,14 +110,19 @@ class ManagementClient:
         self._read(answer, api_types.Decision)
         return answer.content
 
-    async def preview_route(self, path: str, body: bytes, session: str | None, tenant: str | None = None) -> bytes:
+    async def preview_route(
+        self, path: str, body: bytes, session: str | None, tenant: str | None = None, headers: Sequence[str] = ()
+    ) -> bytes:
         """Returns where a request would go, as raw JSON, validated.
 
+        headers: that a client would send, each as `NAME:VALUE`.
         Raises LookupError with the gateway's message when it would reject the request.
         """
-        headers = {"content-type": "application/json"} | ({} if session is None else {"x-session-id": session})
-        query = {"path": path} | ({} if tenant is None else {"tenant": tenant})
-        answer = await self._send("/api/route", query, body, headers)
+        sent = {"content-type": "application/json"} | ({} if session is None else {"x-session-id": session})
+        query: dict[str, str | Sequence[str]] = {"path": path} | ({} if tenant is None else {"tenant": tenant})
+        if headers:
+            query["header"] = headers
+        answer = await self._send("/api/route", query, body, sent)
         if answer.status_code != 200 and b'"error"' in answer.content and answer.status_code not in (401, 403):
             raise LookupError(
                 f"the gateway would reject this request ({answer.status_code}): {_error_message(answer.content)}"
@@ -157,7 +162,7 @@ class ManagementClient:
     async def _send(
         self,
         path: str,
-        parameters: dict[str, str] | None = None,
+        parameters: Mapping[str, str | Sequence[str]] | None = None,
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> httpx.Response:

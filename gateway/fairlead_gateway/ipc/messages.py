@@ -204,6 +204,7 @@ class PreviewRoute(msgspec.Struct, tag=True):
     """Query for the instance that a request would be sent to. The reply is one `RoutePreview`.
 
     tenant: the caller; None for one that belongs to no tenant.
+    headers: of the request, with names in lower case.
     """
 
     query_id: int
@@ -211,6 +212,7 @@ class PreviewRoute(msgspec.Struct, tag=True):
     body: bytes
     session: str | None
     tenant: str | None = None
+    headers: list[tuple[str, str]] = []
 
 
 ToWorker: TypeAlias = (

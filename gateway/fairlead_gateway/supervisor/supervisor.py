@@ -471,14 +471,19 @@ class Supervisor:
         return [decode_logged_request(entry) for entry in newest.values()]
 
     async def preview_route(
-        self, path: str, body: bytes, session: str | None, tenant: str | None = None
+        self,
+        path: str,
+        body: bytes,
+        session: str | None,
+        tenant: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
     ) -> list[LoggedRequest]:
         """Returns each worker's routing decision for the request, without sending it.
 
         Raises RelayedError when no worker would route it.
         """
         answers = await self.workers.query(
-            lambda number: say.PreviewRoute(number, path, body, session, tenant), say.RoutePreview
+            lambda number: say.PreviewRoute(number, path, body, session, tenant, list(headers)), say.RoutePreview
         )
         replies = [pieces[0] for _, pieces in answers]
         previews = [decode_logged_request(reply.preview) for reply in replies if reply.preview is not None]

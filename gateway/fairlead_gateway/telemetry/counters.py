@@ -181,6 +181,7 @@ class ModelCounters(CounterSet):
         "_received",
         "_routed",
         "by_kind",
+        "by_route",
         "by_rule",
         "by_shape",
         "continued",
@@ -198,6 +199,7 @@ class ModelCounters(CounterSet):
         super().__init__(MODEL_INTS, SUMS)
         self._by_status: dict[int, int] = {}
         self.by_kind: dict[tuple[int, str], int] = {}
+        self.by_route: dict[tuple[str, str], int] = {}
         self.by_rule: dict[str, int] = {}
         self.by_shape: dict[int, int] = {}
         self.retries_by_reason: dict[str, int] = {}

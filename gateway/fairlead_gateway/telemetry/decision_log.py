@@ -82,6 +82,11 @@ class LoggedRequest:
         """The latest decision."""
         return self.records[-1]
 
+    def is_of(self, key: str) -> bool:
+        """Returns whether the request went to this model, or named this route."""
+        route = self.records[0].route
+        return self.latest.model_key == key or (route is not None and route.route == key)
+
 
 class _LogEntry(LoggedRequest):
     """An entry of the log, linked to its neighbours, so that it is removed in constant time."""
@@ -144,7 +149,7 @@ class DecisionLog:
     ) -> list[LoggedRequest]:
         """Returns the newest `count` requests, newest first.
 
-        model_key: only of this model.
+        model_key: only of this model, or of the route with this key.
         callers: only of these tenants.
         """
         return list(islice(self._newest_first(model_key, callers), max(0, count)))
@@ -182,7 +187,6 @@ class DecisionLog:
     def _newest_first(self, model_key: str | None, callers: Collection[str] | None) -> Iterator[LoggedRequest]:
         entry = self._newest
         while entry is not None:
-            is_of_model = model_key is None or entry.latest.model_key == model_key
-            if is_of_model and (callers is None or entry.records[0].caller in callers):
+            if (model_key is None or entry.is_of(model_key)) and (callers is None or entry.records[0].caller in callers):
                 yield entry
             entry = entry.older

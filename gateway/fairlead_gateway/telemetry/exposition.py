@@ -32,6 +32,7 @@ _RENDERERS: Final[Mapping[str, Renderer]] = {
     _PREFIX + "continued_total": render.by_label("result", lambda series: series.continued),
     _PREFIX + "failed_total": render.by_label("error", lambda series: series.failed),
     _PREFIX + "quarantine_refused_total": render.quarantined,
+    _PREFIX + "route_requests_total": render.by_labels("status", "route", lambda series: series.by_route),
     _PREFIX + "fallbacks_total": render.by_labels("reason", "to", lambda series: series.fallbacks),
     _PREFIX + "handoffs_total": render.by_labels("outcome", "reason", lambda series: series.handoffs),
     _PREFIX + "decode_prefills_total": render.counter(at.LOCAL_PREFILLS),

@@ -67,6 +67,11 @@ FAMILIES: Final = (
     _counter("failed_total", ("model", "error"), "Those of errors_total that reached an engine, by error."),
     _counter("quarantine_refused_total", _MODEL, "Requests refused because two instances crashed on them before."),
     _counter(
+        "route_requests_total",
+        ("model", "status", "route"),
+        "Finished requests that named a route, by the model that got them last; other: routes beyond the limit.",
+    ),
+    _counter(
         "fallbacks_total",
         ("model", "reason", "to"),
         "Requests of a route that another model got, since this one has not answered, by the kind of its failure.",

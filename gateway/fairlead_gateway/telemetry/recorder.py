@@ -117,6 +117,10 @@ class MetricsRecorder:
         """Counts a request that the model has not answered, and that goes to the model `to`."""
         at.increment_pair(self._model_counters(model_key).fallbacks, kind, to, self._max_label_values)
 
+    def record_route(self, model_key: str, status: int, route: str) -> None:
+        """Counts a finished request that named a route, by the model that got it last."""
+        at.increment_pair(self._model_counters(model_key).by_route, str(status), route, self._max_label_values)
+
     def record_handoff(
         self, model_key: str, outcome: str, reason: str, local_prefill_tokens: float | None = None
     ) -> None:

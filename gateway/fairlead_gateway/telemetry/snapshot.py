@@ -16,6 +16,7 @@ TableRows: TypeAlias = list[tuple[list[int | str], int]]
 
 TABLES = (
     "by_kind",
+    "by_route",
     "by_rule",
     "by_shape",
     "by_status",

@@ -86,7 +86,8 @@ class RoutePreviewer:
             raise UnknownPath(
                 f"requests for {path} are not routed by their prompt", hint=f"use one of {', '.join(BODY_TYPES)}"
             )
-        fields = [] if session is None else [(b"x-session-id", session.encode("latin-1", "replace"))]
+        headers = query.headers if session is None else [("x-session-id", session), *query.headers]
+        fields = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers]
         head = RequestHead("POST", path, fields, 11, len(body), keep_alive=True, expects_continue=False)
         caller = None if query.tenant is None else self._caller_of(query.tenant)
         return HttpRequest(head, body, _PREVIEW_ID, self._clock.now(), self._clock.wall(), caller)

@@ -48,9 +48,16 @@ class RunningGateway:
         """Returns the load by instance."""
         return self.gateway.stack.routers.loads()
 
-    def preview_route(self, path: str, body: bytes, session: str | None, tenant: str | None = None) -> LoggedRequest:
+    def preview_route(
+        self,
+        path: str,
+        body: bytes,
+        session: str | None,
+        tenant: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> LoggedRequest:
         """Returns where a request would go."""
-        return RoutePreviewer(self.gateway).preview(PreviewRoute(0, path, body, session, tenant))
+        return RoutePreviewer(self.gateway).preview(PreviewRoute(0, path, body, session, tenant, list(headers)))
 
 
 def fleet_of(

@@ -308,10 +308,12 @@ def test_foreign_page_is_not_taken_for_an_unknown_request() -> None:
     assert "is not Fairlead's management API" in done.stderr
 
 
-def would(prompt: Path, *arguments: str, choices: int = 1) -> tuple[subprocess.CompletedProcess[str], CannedServer]:
+def would(
+    prompt: Path, *arguments: str, choices: int = 1, fallbacks: str = "[]"
+) -> tuple[subprocess.CompletedProcess[str], CannedServer]:
     records = [record(1, decided(HOME, "affinity", "a home"))] * choices
     shown = decision_out(LoggedRequest(records, None)).model_dump_json()
-    said = f'{{"decision": {shown}, "workers": 4, "agreeing": 3}}'.encode()
+    said = f'{{"decision": {shown}, "workers": 4, "agreeing": 3, "fallbacks": {fallbacks}}}'.encode()
     with CannedServer({"/api/route": CannedResponse([said])}) as server:
         return explain("route", *arguments, "-f", str(prompt), "--manage", server.url), server
 
@@ -339,6 +341,33 @@ def test_route_preview_names_the_tenant_that_would_send_it(tmp_path: Path) -> No
     assert done.returncode == 0
     (asked,) = server.requests
     assert asked.path == "/api/route?path=%2Fv1%2Fchat%2Fcompletions&tenant=acme"
+
+
+def test_route_preview_sends_headers_and_shows_fallbacks(tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("what is a fairlead?")
+    fallbacks = (
+        '[{"model": "chat/b", "when": ["NoCapacity", "Unavailable"]}, '
+        '{"model": "chat/c", "when": ["Refused"], "after": "chat/b"}]'
+    )
+    done, server = would(
+        prompt, "-m", "llama", "--header", "x-canary: yes", "--header", "x-team:a", fallbacks=fallbacks
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    (asked,) = server.requests
+    assert asked.path.endswith("&header=x-canary%3A+yes&header=x-team%3Aa")
+    assert done.stdout.splitlines()[1:3] == [
+        "fallback: chat/b after NoCapacity or Unavailable",
+        "fallback: chat/c after Refused of chat/b",
+    ]
+
+
+def test_header_without_a_name_is_refused(tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("what is a fairlead?")
+    done, _ = would(prompt, "-m", "llama", "--header", "yes")
+    assert done.returncode == 2
+    assert "--header" in done.stderr
 
 
 def test_file_with_a_json_request_is_sent_unchanged(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import random
 from collections import OrderedDict
 
 from fairlead.decision import Decision, DecisionText
+from fairlead.routes.resolution import RouteDecision
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_testing.gateway.outcomes import make_outcome
 
@@ -60,6 +61,17 @@ def test_the_last_decisions_of_one_model_are_found_among_others() -> None:
     for n in range(6):
         log.append(_record(f"r{n}", model=f"default/m{n % 2}"))
     assert [logged.latest.request_id for logged in log.latest(2, "default/m0")] == ["r4", "r2"]
+
+
+def test_the_last_decisions_of_a_route_are_found_whatever_their_model_is() -> None:
+    log = DecisionLog(10)
+    for n in range(4):
+        record = _record(f"r{n}", model=f"default/m{n % 2}")
+        if n:
+            record.route = RouteDecision("assistant", "default/assistant", record.model_key, "session", None, (1, 2))
+        log.append(record)
+    assert [logged.latest.request_id for logged in log.latest(9, "default/assistant")] == ["r3", "r2", "r1"]
+    assert [logged.latest.request_id for logged in log.latest(9, "default/m0")] == ["r2", "r0"]
 
 
 def test_the_log_always_holds_the_newest_ids_each_where_it_was_used_last() -> None:

@@ -254,6 +254,16 @@ def test_label_values_beyond_the_limit_are_counted_as_other() -> None:
     assert seen["fairlead_gateway_retries_total", f"model={KEY},reason=other"] == 3
 
 
+def test_requests_of_routes_are_counted_by_status_and_routes_beyond_the_limit_together() -> None:
+    telemetry = MetricsRecorder(ManualClock(), Limits(metric_label_values=2))
+    for route in ("chat/a", "chat/b", "chat/c", "chat/d", "chat/a"):
+        telemetry.record_route(KEY, 200, route)
+    seen = _samples(telemetry)
+    name = "fairlead_gateway_route_requests_total"
+    counts = {route: seen[name, f"model={KEY},route={route},status=200"] for route in ("chat/a", "chat/b", "other")}
+    assert counts == {"chat/a": 2, "chat/b": 1, "other": 2}
+
+
 def test_instances_beyond_the_limit_push_out_the_oldest() -> None:
     telemetry = MetricsRecorder(ManualClock(), Limits(metric_instances=2))
     for n in range(3):

@@ -42,7 +42,22 @@ class AutoscalerSource:
     cluster: Annotated[ClusterOptions, Parameter(name="*")] = _CLUSTER
 
 
-_GATEWAY, _GATEWAYS, _AUTOSCALER = GatewaySource(), GatewaysSource(), AutoscalerSource()
+@dataclass(frozen=True, slots=True)
+class SenderFlags:
+    """Flags that say who would send a request, and with which headers."""
+
+    session: Annotated[str | None, Parameter(help="The conversation, as in the header x-session-id.")] = None
+    tenant: Annotated[
+        str | None,
+        Parameter(help="The tenant that would send it: with its models and its cached prompts. Default: no tenant."),
+    ] = None
+    header: Annotated[
+        tuple[str, ...],
+        Parameter(help='A further header, like "x-canary: yes", by which a route may choose. Repeatable.', negative=()),
+    ] = ()
+
+
+_GATEWAY, _GATEWAYS, _AUTOSCALER, _SENDER = GatewaySource(), GatewaysSource(), AutoscalerSource(), SenderFlags()
 
 
 def explain_request(
@@ -85,11 +100,7 @@ def explain_route(
             help="A file with the prompt, or with a whole request in JSON; - is standard input.",
         ),
     ],
-    session: Annotated[str | None, Parameter(help="The conversation, as in the header x-session-id.")] = None,
-    tenant: Annotated[
-        str | None,
-        Parameter(help="The tenant that would send it: with its models and its cached prompts. Default: no tenant."),
-    ] = None,
+    sender: Annotated[SenderFlags, Parameter(name="*")] = _SENDER,
     source: Annotated[GatewaySource, Parameter(name="*")] = _GATEWAY,
     output: OutputFlag = "table",
 ) -> int:
@@ -97,14 +108,15 @@ def explain_route(
 
     Text becomes one user message. A prompt finds only what a request in the same form left: for a
     request with several messages or tools, give its whole JSON body. Tokens are estimates from
-    bytes.
+    bytes. Of a route, it shows the target that this request would get, and the fallbacks.
 
     Exits 0 with an answer, 1 when the request would be refused, 2 on wrong usage, 3 when no gateway
     can be reached.
     """
     from fairlead_cli.explain.command import RouteQuery, run_route
 
-    query = RouteQuery(qualified_name(model, source.cluster.namespace), file, session, tenant)
+    name = qualified_name(model, source.cluster.namespace)
+    query = RouteQuery(name, file, sender.session, sender.tenant, sender.header)
     return run_route(query, source.manage, source.cluster, output)
 
 

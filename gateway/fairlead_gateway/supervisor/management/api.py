@@ -5,6 +5,8 @@ each model. `app` loads this module, and the framework with it, at the first req
 """
 
 import asyncio
+import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, Query, Request, Response
@@ -16,8 +18,10 @@ import fairlead
 from fairlead.audit.reader import AuditQuery
 from fairlead.audit.record import to_builtins
 from fairlead.names import closest_matches
+from fairlead.routes.model import visible_route
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.supervisor.management import schemas
+from fairlead_gateway.supervisor.management.access import access_schemas
 from fairlead_gateway.supervisor.management.access.access_scope import (
     ROUTE_PREVIEW_PATH,
     AccessScope,
@@ -34,6 +38,7 @@ from fairlead_gateway.supervisor.management.route_parts import (
 )
 from fairlead_gateway.supervisor.management.serializers import (
     decision_out,
+    fallbacks_out,
     fleet_out,
     tenant_out,
     without_placement,
@@ -54,6 +59,15 @@ def _preview_errors() -> RouteErrors:
     return route_errors() | {status: error_response(text) for status in _PREVIEW_STATUSES}
 
 
+_HEADER: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x1f\x7f]*)")
+_PreviewHeaders = Annotated[
+    Sequence[Annotated[str, Query(max_length=8_192)]],
+    Query(description="A header that the client would send, as NAME:VALUE; several are allowed.", max_length=64),
+]
+_ModelOrRoute = Annotated[
+    str | None,
+    Query(description="Only this model, or this route by any of its names (namespace/name, or a unique name).", max_length=600),
+]
 _ModelName = Annotated[
     str | None, Query(description="Only this model (namespace/name, or a unique name).", max_length=600)
 ]
@@ -157,12 +171,15 @@ def _add_tenant_routes(app: FastAPI, view: GatewayView) -> None:
         access: Access,
         tenants: VisibleTenants,
         limit: Annotated[int, Query(ge=1, le=500)] = 50,
-        model: _ModelName = None,
+        model: _ModelOrRoute = None,
     ) -> schemas.DecisionsOut:
         key = None
         if model is not None:
             # A token that may not see the fleet does not learn either which models there are.
-            key = _resolve_key(view, model) if Permission.FLEET in access.may else view.fleet().resolve_model(model)
+            snapshot = view.fleet()
+            key = snapshot.resolve_model(model) or snapshot.resolve_route(model)
+            if key is None and Permission.FLEET in access.may:
+                raise _unknown_name(model, [*snapshot.models, *snapshot.routes])
             if key is None:
                 return schemas.DecisionsOut(decisions=[])
         found = await view.decisions(limit, key, tenants)
@@ -182,10 +199,10 @@ def _add_tenant_routes(app: FastAPI, view: GatewayView) -> None:
         return _shown(found[0], access)
 
     @app.get("/api/tenants", summary="Tenants with their keys and when these were used last", responses=route_errors())
-    async def tenants(visible: VisibleTenants) -> schemas.TenantsOut:
+    async def tenants(visible: VisibleTenants) -> access_schemas.TenantsOut:
         snapshot = view.tenants()
         shown = [found for name, found in sorted(snapshot.tenants.items()) if visible is None or name in visible]
-        return schemas.TenantsOut(
+        return access_schemas.TenantsOut(
             started_at=snapshot.counted_since, tenants=[tenant_out(found, snapshot.used_at) for found in shown]
         )
 
@@ -194,10 +211,10 @@ def _add_tenant_routes(app: FastAPI, view: GatewayView) -> None:
         tenants: VisibleTenants,
         limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
         since: Annotated[float, Query(ge=0, allow_inf_nan=False, description="Unix seconds of the oldest.")] = 0.0,
-    ) -> schemas.AuditOut:
+    ) -> access_schemas.AuditOut:
         """Returns the records in the memory of this gateway; each gateway has its own."""
         records = view.audit_records(AuditQuery(since, tenants), limit)
-        return schemas.AuditOut(records=[schemas.AuditRecordOut(**to_builtins(record)) for record in records])
+        return access_schemas.AuditOut(records=[access_schemas.AuditRecordOut(**to_builtins(record)) for record in records])
 
 
 def _add_route_preview(app: FastAPI, view: GatewayView) -> None:
@@ -211,21 +228,44 @@ def _add_route_preview(app: FastAPI, view: GatewayView) -> None:
         access: Access,
         path: Annotated[str, Query(description="The path to which a client would send it.")] = "/v1/chat/completions",
         tenant: Annotated[str | None, Query(description="The tenant that would send it.", max_length=253)] = None,
+        header: _PreviewHeaders = (),
     ) -> schemas.RoutePreviewOut:
         """Routes the request in the body; the header `x-session-id` names its session."""
         if access.tenants is not None and tenant not in access.tenants:
             raise HTTPException(403, f"the token {access.name} may preview requests of its tenants: name one as tenant")
         session = request.headers.get("x-session-id")
+        headers = _parse_headers(header)
         try:
-            found = await view.preview_route(path, await request.body(), session, tenant)
+            found = await view.preview_route(path, await request.body(), session, tenant, headers)
         except GatewayError as error:
             raise HTTPException(error.status, str(error)) from None
         if not found:
             raise HTTPException(503, "no worker answered")
         chosen = [logged.latest.decision.chosen for logged in found]
         return schemas.RoutePreviewOut(
-            decision=decision_out(found[0]), workers=len(found), agreeing=sum(one == chosen[0] for one in chosen)
+            decision=decision_out(found[0]),
+            workers=len(found),
+            agreeing=sum(one == chosen[0] for one in chosen),
+            fallbacks=_declared_fallbacks(view, found[0], tenant),
         )
+
+
+def _parse_headers(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns names in lower case, and values, of texts like `x-canary: yes`."""
+    headers = [_HEADER.fullmatch(text) for text in texts]
+    if None in headers:
+        raise HTTPException(400, "header: write each as NAME:VALUE, without control characters")
+    return [(found[1].lower(), found[2]) for found in headers if found is not None]
+
+
+def _declared_fallbacks(view: GatewayView, logged: LoggedRequest, tenant: str | None) -> list[schemas.DeclaredFallbackOut]:
+    """Returns the fallbacks of the route that a request names, as its tenant may use them."""
+    decision = logged.latest.route
+    route = None if decision is None else view.fleet().routes.get(decision.route)
+    caller = None if tenant is None else view.tenants().tenants.get(tenant)
+    if route is not None and caller is not None:
+        route = visible_route(route, caller.may_use)
+    return [] if route is None else fallbacks_out(route)
 
 
 def _shown(logged: LoggedRequest, access: AccessScope) -> schemas.DecisionOut:
@@ -238,9 +278,13 @@ def _resolve_key(view: GatewayView, name: str) -> str:
     snapshot = view.fleet()
     key = snapshot.resolve_model(name)
     if key is None:
-        near = closest_matches(name, [*snapshot.models, *(item.name for item in snapshot.models.values())])
-        raise HTTPException(404, f"no model {name!r}" + (f"; similar names: {', '.join(near)}" if near else ""))
+        raise _unknown_name(name, [*snapshot.models, *(item.name for item in snapshot.models.values())])
     return key
+
+
+def _unknown_name(name: str, known: Sequence[str]) -> HTTPException:
+    near = closest_matches(name, known)
+    return HTTPException(404, f"no model {name!r}" + (f"; similar names: {', '.join(near)}" if near else ""))
 
 
 def _error_response(status: int, message: str, *, param: str | None = None) -> JSONResponse:

@@ -9,9 +9,11 @@ from fairlead import decision
 from fairlead.fleet import model as fleet
 from fairlead.fleet.file import profile_fields
 from fairlead.fleet.hung_engines import EjectionReport
+from fairlead.routes.model import Route
 from fairlead.routes.resolution import RouteDecision
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.supervisor.management import schemas
+from fairlead_gateway.supervisor.management.access import access_schemas
 from fairlead_gateway.supervisor.management.view import GatewayStatus
 from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest
@@ -48,7 +50,25 @@ def fleet_out(snapshot: fleet.Fleet, status: GatewayStatus, now: float) -> schem
             )
             for key, model in snapshot.models.items()
         ],
+        routes=[
+            schemas.DeclaredRouteOut(
+                key=key,
+                names=list(route.names),
+                targets={target.model: target.weight for target in route.targets},
+                overrides=len(route.overrides),
+                fallbacks=fallbacks_out(route),
+            )
+            for key, route in snapshot.routes.items()
+        ],
     )
+
+
+def fallbacks_out(route: Route) -> list[schemas.DeclaredFallbackOut]:
+    """Returns the fallbacks of a route, in its order."""
+    return [
+        schemas.DeclaredFallbackOut(model=found.to, when=sorted(found.when), after=found.after)
+        for found in route.fallbacks
+    ]
 
 
 def _links_out(look: ModelIndexStatus | None) -> schemas.LinksOut | None:
@@ -305,13 +325,13 @@ def _outcome_out(logged: LoggedRequest) -> schemas.OutcomeOut:
     )
 
 
-def tenant_out(tenant: Tenant, used_at: Callable[[bytes], float | None]) -> schemas.TenantOut:
+def tenant_out(tenant: Tenant, used_at: Callable[[bytes], float | None]) -> access_schemas.TenantOut:
     """Returns a tenant with its keys.
 
     used_at: returns when a key was used last, from its digest.
     """
     keys = [
-        schemas.KeyUseOut(
+        access_schemas.KeyUseOut(
             name=key.name,
             digest=key.digest.hex()[:_SHORT_DIGEST],
             expires_at=key.expires_at,
@@ -319,7 +339,7 @@ def tenant_out(tenant: Tenant, used_at: Callable[[bytes], float | None]) -> sche
         )
         for key in tenant.keys
     ]
-    return schemas.TenantOut(
+    return access_schemas.TenantOut(
         name=tenant.name,
         tier=tenant.tier.value,
         weight=tenant.weight,

@@ -140,11 +140,17 @@ class GatewayView(Protocol):
         ...
 
     async def preview_route(
-        self, path: str, body: bytes, session: str | None, tenant: str | None = None
+        self,
+        path: str,
+        body: bytes,
+        session: str | None,
+        tenant: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
     ) -> list[LoggedRequest]:
         """Returns the decision of each worker that answers, for this request.
 
         tenant: whose request it is; None for a caller that belongs to no tenant.
+        headers: of the request, with names in lower case.
 
         Raises the GatewayError with which a gateway would answer the request.
         """

@@ -32,7 +32,7 @@ from fairlead_gateway.worker.openai.request import (
 )
 from fairlead_gateway.worker.proxy.continuation import can_resume
 from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies
-from fairlead_gateway.worker.tenancy.visible_models import VisibleModels, route_table
+from fairlead_gateway.worker.tenancy.visible_models import VisibleModels
 
 _BODY_TYPES: Final = BODY_TYPES
 
@@ -62,26 +62,26 @@ class ModelRequestParser:
         elif head.path in _BODY_TYPES:
             request = parse_request(head.path, body, models.fleet, limits, models.names, self._scan_bounds)
         else:
-            request = parse_passthrough_request(head, body, models.fleet, limits)
+            request = parse_passthrough_request(head, body, models.fleet, limits, models.names)
         return request, self._build_route_request(request, http_request, request_id)
 
     def parse_large(
-        self, http_request: HttpRequest, fleet: Fleet, request_id: str, fallback: TakenFallback | None = None
+        self, http_request: HttpRequest, models: VisibleModels, request_id: str, fallback: TakenFallback | None = None
     ) -> tuple[ModelRequest, RouteRequest]:
         """Like `parse`, for a thread: the body is checked in a process, and edited in slices."""
         head, body, limits, checker = http_request.head, http_request.body, self._limits, self._body_checker
-        routes = route_table(fleet)
+        fleet, names, routes = models.fleet, models.names, models.routes
         if fallback is not None:
             request = self._parse_fallback(http_request, fallback, fleet, checker.parse_body)
         elif head.path in _BODY_TYPES:
             parsed = checker.parse_body(_BODY_TYPES[head.path], body)
-            chosen = None if routes is None else choose_entry(routes, http_request, parsed, fleet)
+            chosen = None if routes is None else choose_entry(routes, http_request, parsed, fleet, names)
             routed = self._build(http_request, parsed, chosen)
-            request = routed or build_model_request(head.path, parsed, body, fleet, limits)
+            request = routed or build_model_request(head.path, parsed, body, fleet, limits, names)
         elif routes is not None:
-            request = self._parse_routed_passthrough(http_request, routes, fleet, checker.parse_body)
+            request = self._parse_routed_passthrough(http_request, models, routes, checker.parse_body)
         else:
-            request = build_passthrough_request(head, body, fleet, checker.parse_body)
+            request = build_passthrough_request(head, body, fleet, checker.parse_body, names)
         request.resumable = can_resume(request)  # it searches the whole body
         return request, self._build_route_request(request, http_request, request_id)
 
@@ -114,7 +114,7 @@ class ModelRequestParser:
         """Like `parse`, where clients may name routes."""
         path, body, limits, fleet = http_request.head.path, http_request.body, self._limits, models.fleet
         if path not in _BODY_TYPES:
-            return self._parse_routed_passthrough(http_request, routes, fleet, partial(parse_body, limits=limits))
+            return self._parse_routed_passthrough(http_request, models, routes, partial(parse_body, limits=limits))
         parsed = parse_body(_BODY_TYPES[path], body, limits, self._scan_bounds)
         chosen = choose_entry(routes, http_request, parsed, fleet, models.names)
         routed = self._build(http_request, parsed, chosen)
@@ -130,13 +130,14 @@ class ModelRequestParser:
         return _routed(build_entry_request(path, parsed, http_request.body, chosen[0], self._limits), chosen[1], path)
 
     def _parse_routed_passthrough(
-        self, http_request: HttpRequest, routes: RouteTable, fleet: Fleet, parse: BodyParser
+        self, http_request: HttpRequest, models: VisibleModels, routes: RouteTable, parse: BodyParser
     ) -> ModelRequest:
         """Returns a request for a path that the gateway does not know."""
-        parsed, body = parse_passthrough(http_request.head, http_request.body, parse)
-        chosen = choose_entry(routes, http_request, parsed, fleet)
+        head, names = http_request.head, models.names
+        parsed, body = parse_passthrough(head, http_request.body, parse)
+        chosen = choose_entry(routes, http_request, parsed, models.fleet, names)
         if chosen is None:
-            return build_passthrough_request(http_request.head, http_request.body, fleet, lambda *_: parsed)
+            return build_passthrough_request(head, http_request.body, models.fleet, lambda *_: parsed, names)
         request = build_entry_passthrough(http_request.head, parsed, body, chosen[0])
         return _routed(request, chosen[1], http_request.head.path)
 

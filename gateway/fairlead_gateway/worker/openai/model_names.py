@@ -92,17 +92,6 @@ def _adapter_entries(fleet: Fleet) -> dict[str, ModelEntry]:
     return found
 
 
-def _find_adapter(name: str, fleet: Fleet) -> ModelEntry | None:
-    """Returns the adapter with this name, as `_adapter_entries` does; None if there is none."""
-    entries = [
-        ModelEntry(key, model, adapter)
-        for key, model in fleet.models.items()
-        for adapter in model.adapters
-        if name in adapter.bare_names or name == f"{model.namespace}/{adapter.name}"
-    ]
-    return entries[0] if len(entries) == 1 else None
-
-
 def resolve_model_entry(name: str, fleet: Fleet, names: Mapping[str, ModelEntry] | None = None) -> ModelEntry:
     """Returns the model that a client's name means. Raises as `resolve_model`.
 
@@ -111,18 +100,23 @@ def resolve_model_entry(name: str, fleet: Fleet, names: Mapping[str, ModelEntry]
     entry = None if names is None else names.get(name)
     if entry is not None:
         return entry
-    key = _resolve_key(name, fleet)
-    if key is None:
-        adapter = _find_adapter(name, fleet)
-        if adapter is not None:
-            return adapter
+    if names is None:
+        entry = _find_entry(name, fleet)
+    if entry is None:
         try:
-            key = _resolve_key(normalize_model_name(name), fleet)
+            normal = normalize_model_name(name)
         except BadInput as error:
             raise BadRequest(f"model: {error.message}", param="model", code="invalid_value") from None
-    if key is None:
+        entry = _find_entry(normal, fleet) if names is None else names.get(normal)
+    if entry is None:
         raise _unknown_model(name, fleet)
-    return ModelEntry(key, fleet.models[key])
+    return entry
+
+
+def _find_entry(name: str, fleet: Fleet) -> ModelEntry | None:
+    """Returns what `client_names` has under a name, without making all of it."""
+    key = _resolve_key(name, fleet)
+    return _adapter_entries(fleet).get(name) if key is None else ModelEntry(key, fleet.models[key])
 
 
 def _resolve_key(name: str, fleet: Fleet) -> str | None:

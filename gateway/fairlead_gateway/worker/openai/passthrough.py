@@ -16,7 +16,7 @@ change an engine for all clients are never passed on.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from urllib.parse import parse_qsl, urlencode
 
@@ -70,18 +70,23 @@ def _check_path(head: RequestHead, policy: RequestPolicy) -> None:
     raise UnknownPath("this path is not open to clients of the model", hint=_CLOSED_HINT)
 
 
-def parse_passthrough_request(head: RequestHead, body: bytes, fleet: Fleet, limits: Limits) -> ModelRequest:
+def parse_passthrough_request(
+    head: RequestHead, body: bytes, fleet: Fleet, limits: Limits, names: Mapping[str, ModelEntry] | None = None
+) -> ModelRequest:
     """Returns the request as an engine gets it.
 
+    names: the fleet's `client_names`, if they are known.
     Raises UnknownPath if the request names no model, else as `parse_request`.
     """
-    return build_passthrough_request(head, body, fleet, partial(parse_body, limits=limits))
+    return build_passthrough_request(head, body, fleet, partial(parse_body, limits=limits), names)
 
 
-def build_passthrough_request(head: RequestHead, body: bytes, fleet: Fleet, parse: BodyParser) -> ModelRequest:
+def build_passthrough_request(
+    head: RequestHead, body: bytes, fleet: Fleet, parse: BodyParser, names: Mapping[str, ModelEntry] | None = None
+) -> ModelRequest:
     """Like `parse_passthrough_request`; `parse` parses the body with the same limits."""
     parsed, body = parse_passthrough(head, body, parse)
-    return build_entry_passthrough(head, parsed, body, resolve_model_entry(parsed.model, fleet))
+    return build_entry_passthrough(head, parsed, body, resolve_model_entry(parsed.model, fleet, names))
 
 
 def parse_passthrough(head: RequestHead, body: bytes, parse: BodyParser) -> tuple[ParsedBody, bytes]:

@@ -20,7 +20,7 @@ from fairlead_gateway.http.listener import COUNTED_BYTES, HttpRequest, Listener,
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.routing import RouteRequest
-from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.telemetry import UNKNOWN, MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import DecisionLog
 from fairlead_gateway.worker.api_keys import GatewaySecrets
 from fairlead_gateway.worker.body_check.caller_limit import LargeBodyLimit, LargeBodyTurns
@@ -244,9 +244,9 @@ class Gateway(RequestLifecycle):
                     self._start_request(http_request, response)
             elif is_local_path(path):
                 if check_method(method, ("GET", "HEAD"), response):
-                    fleet = self._visible_models.of(caller).fleet
+                    models = self._visible_models.of(caller)
                     shows_key = self.api_keys is not None and self.api_keys.shows_details(http_request.head)
-                    self._local_routes.answer(path, response, fleet, shows_key=shows_key)
+                    self._local_routes.answer(path, response, models, shows_key=shows_key)
                     if observers is not None and path != READINESS_PATH:
                         observers.on_answered_locally(http_request, response, 200, None)
             elif is_passthrough_path(path):
@@ -276,8 +276,11 @@ class Gateway(RequestLifecycle):
             self._observers.on_answered_locally(http_request, response, error.status, error.code, context)
         headers = local_headers(error.code) + self.stack.limit_gate.headers(context, self._now())
         route = error.route if context is None else context.request.route
-        if route is not None and http_request is not None and self._policies.of(http_request.caller).shows_placement:
-            headers += fallback_header(route)
+        if route is not None:
+            key = route.target if context is None else context.request.model_key
+            self.telemetry.record_route(key or UNKNOWN, error.status, route.route)
+            if http_request is not None and self._policies.of(http_request.caller).shows_placement:
+                headers += fallback_header(route)
         send_error(error, response, headers)
 
     # One request.
@@ -353,9 +356,9 @@ class Gateway(RequestLifecycle):
             caller, models = caller_key(http_request.caller), self._visible_models.of(http_request.caller)
             with self._large_bodies.reserve(caller, len(http_request.body)):
                 async with self._large_body_turns.turn(caller):
-                    parse, fleet, request_id = self._request_parser.parse_large, models.fleet, http_request.internal_id
+                    parse, request_id = self._request_parser.parse_large, http_request.internal_id
                     request, route_request = await self.runtime.loop.run_in_executor(
-                        self._parser_thread, parse, http_request, fleet, request_id, fallback
+                        self._parser_thread, parse, http_request, models, request_id, fallback
                     )
             context = self._create_context(http_request, response, request, route_request, fallback)
         except GatewayError as error:

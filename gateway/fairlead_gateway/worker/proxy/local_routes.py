@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from fairlead.fleet.model import Fleet, Model
+from fairlead.fleet.model import Model
 from fairlead.runtime.nonblocking_log import traceback_lines
 from fairlead_gateway.errors import BodyTooLarge, GatewayError, MethodNotAllowed, NotPermitted, UnknownPath
 from fairlead_gateway.http.response_writer import ResponseWriter
@@ -16,6 +16,7 @@ from fairlead_gateway.worker.openai.model_names import adapter_names, public_nam
 from fairlead_gateway.worker.openai.passthrough import PASSTHROUGH_METHODS, is_passthrough_path
 from fairlead_gateway.worker.openai.request import BODY_TYPES
 from fairlead_gateway.worker.openai.schemas import GenericRequest
+from fairlead_gateway.worker.tenancy.visible_models import VisibleModels
 
 _BODY_TYPES: Final = BODY_TYPES
 READINESS_PATH: Final = "/readyz"
@@ -40,10 +41,10 @@ class LocalRoutes:
         self._readiness = readiness
         self._started_wall = started_wall
 
-    def answer(self, path: str, response: ResponseWriter, fleet: Fleet, *, shows_key: bool) -> None:
+    def answer(self, path: str, response: ResponseWriter, visible: VisibleModels, *, shows_key: bool) -> None:
         """Sends the response of a local path. Raises UnknownModel.
 
-        fleet: with the models that the client may use.
+        visible: the models that the client may use.
         shows_key: whether the client has shown a known API key; without one, no details are sent.
         """
         if path == READINESS_PATH:
@@ -53,20 +54,21 @@ class LocalRoutes:
             response.send(200 if is_ready else 503, local_headers("readyz"), body)
             return
         if path in (_MODELS_PATH, _MODELS_PATH + "/"):
+            fleet = visible.fleet
             models = [self._model_object(name, namespace) for name, namespace in public_names(fleet).items()]
             models += [self._adapter_object(name, model) for name, (model, _) in adapter_names(fleet).items()]
             content: dict[str, object] = {"object": "list", "data": models}
         else:
             name = path[len(_MODELS_PATH) + 1 :]
-            content = self._named_object(name, fleet)
+            content = self._named_object(name, visible)
         response.send(200, local_headers("models"), msgspec.json.encode(content))
 
-    def _named_object(self, name: str, fleet: Fleet) -> dict[str, object]:
+    def _named_object(self, name: str, visible: VisibleModels) -> dict[str, object]:
         """Returns the object of a model, an adapter or a route. Raises UnknownModel."""
-        namespace = _route_namespace(name, fleet)
-        if namespace is not None:
-            return self._model_object(name, namespace)
-        entry = resolve_model_entry(name, fleet)
+        route = visible.fleet.resolve_route(name)
+        if route is not None:
+            return self._model_object(name, visible.fleet.routes[route].namespace)
+        entry = resolve_model_entry(name, visible.fleet, visible.names)
         if entry.adapter is not None:
             return self._adapter_object(name, entry.model)
         return self._model_object(name, entry.model.namespace)
@@ -77,14 +79,6 @@ class LocalRoutes:
 
     def _model_object(self, name: str, namespace: str) -> dict[str, object]:
         return {"id": name, "object": "model", "created": self._started_wall, "owned_by": namespace}
-
-
-def _route_namespace(name: str, fleet: Fleet) -> str | None:
-    """Returns the namespace of the route with this name; None without one."""
-    if name in fleet.models:
-        return None
-    found = [route.namespace for key, route in fleet.routes.items() if name == key or name in route.names]
-    return found[0] if found else None
 
 
 def _public_notes(warnings: Sequence[str]) -> list[str]:

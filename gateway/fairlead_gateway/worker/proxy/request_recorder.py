@@ -149,6 +149,9 @@ class RequestRecorder:
             failures = [*context.earlier_failures, *context.failures]
             outcome.failures = tuple([(failure.instance_id, failure.cause) for failure in failures])
         self.telemetry.record_finished(outcome)
+        route = context.request.route
+        if route is not None:
+            self.telemetry.record_route(outcome.model_key, outcome.status, route.route)
         self.decisions.complete(outcome)
         for on_finished in self._on_finished:
             on_finished(context, outcome)

@@ -9,7 +9,7 @@ import asyncio
 import random
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -60,6 +60,7 @@ class SimulatedGateway:
         self.tenant_table: dict[str, Tenant] = {}
         self.key_uses: dict[bytes, float] = {}
         self.previewed: list[str | None] = []
+        self.preview_headers: list[tuple[str, str]] = []
 
     def fleet(self) -> Fleet:
         return self.snapshot
@@ -113,9 +114,15 @@ class SimulatedGateway:
         return self.audit.recent(query, limit)
 
     async def preview_route(
-        self, path: str, body: bytes, session: str | None, tenant: str | None = None
+        self,
+        path: str,
+        body: bytes,
+        session: str | None,
+        tenant: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
     ) -> list[LoggedRequest]:
         self.previewed.append(tenant)
+        self.preview_headers = list(headers)
         return self.log.latest(1)
 
     def populate(self, *, ready: int = 8, starting: int = 0) -> None:

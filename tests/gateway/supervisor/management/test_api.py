@@ -2,15 +2,19 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import msgspec
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fairlead.decision import Decision, DecisionText
 from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.fleet.model import Fleet, Model
+from fairlead.routes.model import FailureKind, Fallback, Route, RouteRule, RouteTarget
+from fairlead.routes.resolution import RouteDecision
 from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler.collector import metrics_parser
 from fairlead_gateway.supervisor.management import GatewayView, create_management_app
@@ -26,6 +30,15 @@ def _get(view: GatewayView, path: str, **headers: str) -> httpx.Response:
             return await client.get(path, headers=headers)
 
     return asyncio.run(get())
+
+
+def _preview(view: GatewayView, query: str) -> httpx.Response:
+    async def post() -> httpx.Response:
+        transport = httpx.ASGITransport(app=create_management_app(view))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.post(f"/api/route{query}", json={"model": "chat/assistant"})
+
+    return asyncio.run(post())
 
 
 def _json(view: GatewayView, path: str) -> Any:
@@ -148,6 +161,73 @@ def test_decisions_are_newest_first_limited_and_of_one_model_when_asked(made_up:
     found = _json(made_up, "/api/decisions?limit=5&model=llama-70b")["decisions"]
     assert len(found) == 5
     assert {decision["model"] for decision in found} == {"chat/llama-70b"}
+
+
+ASSISTANT = Route(
+    "chat",
+    "assistant",
+    (RouteTarget("chat/llama-70b", 9), RouteTarget("default/qwen3-8b", 1)),
+    (RouteRule((RouteTarget("default/qwen3-8b"),), headers=(("x-canary", "yes"),)),),
+    names=("acme/assistant",),
+    fallbacks=(Fallback("default/qwen3-8b", frozenset({FailureKind.UNAVAILABLE, FailureKind.NO_CAPACITY})),),
+)
+
+
+def serve_assistant(made_up: Any) -> None:
+    """Logs requests of models, and between them one that named the route."""
+    made_up.snapshot = replace(made_up.snapshot, routes={ASSISTANT.key: ASSISTANT})
+    made_up.serve(2)
+    record = DecisionRecord(
+        "of-route", 1.0, "default/qwen3-8b", Decision("main-0/9101/0", "only-one", DecisionText("alone")), 1, 10.0
+    )
+    record.route = RouteDecision("acme/assistant", ASSISTANT.key, "default/qwen3-8b", "session", None, (1, 10))
+    made_up.log.append(record)
+
+
+@pytest.mark.parametrize("name", ["acme/assistant", "chat/assistant"])
+def test_decisions_are_found_by_the_names_of_a_route(made_up: Any, name: str) -> None:
+    serve_assistant(made_up)
+    (found,) = _json(made_up, f"/api/decisions?model={name}")["decisions"]
+    assert (found["request_id"], found["model"]) == ("of-route", "default/qwen3-8b")
+
+
+def test_decisions_of_an_unknown_name_are_404_and_name_similar_routes(made_up: Any) -> None:
+    serve_assistant(made_up)
+    answer = _get(made_up, "/api/decisions?model=chat/asistant")
+    assert answer.status_code == 404
+    assert "chat/assistant" in answer.json()["error"]["message"]
+
+
+def test_fleet_has_the_routes(made_up: Any) -> None:
+    assert _json(made_up, "/api/fleet")["routes"] == []
+    serve_assistant(made_up)
+    assert _json(made_up, "/api/fleet")["routes"] == [
+        {
+            "key": "chat/assistant",
+            "names": ["acme/assistant"],
+            "targets": {"chat/llama-70b": 9, "default/qwen3-8b": 1},
+            "overrides": 1,
+            "fallbacks": [{"model": "default/qwen3-8b", "when": ["NoCapacity", "Unavailable"], "after": None}],
+        }
+    ]
+
+
+def test_preview_has_the_headers_and_the_fallbacks(made_up: Any) -> None:
+    serve_assistant(made_up)
+    answer = _preview(made_up, "?header=X-Canary:%20yes&header=x-team:a")
+    assert answer.status_code == 200
+    assert made_up.preview_headers == [("x-canary", "yes"), ("x-team", "a")]
+    assert answer.json()["fallbacks"] == [
+        {"model": "default/qwen3-8b", "when": ["NoCapacity", "Unavailable"], "after": None}
+    ]
+
+
+@pytest.mark.parametrize("header", ["x-canary", "x canary:yes", ":yes", "a:b%0d%0ac:d"])
+def test_preview_of_a_header_without_name_or_value_is_400(made_up: Any, header: str) -> None:
+    serve_assistant(made_up)
+    answer = _preview(made_up, f"?header={header}")
+    assert answer.status_code == 400
+    assert "NAME:VALUE" in answer.json()["error"]["message"]
 
 
 def test_one_decision_is_found_by_its_request_id_even_with_a_slash(made_up: Any) -> None:

@@ -54,3 +54,28 @@ def test_a_model_that_wakes_is_idle_and_not_broken(
     found = model_status(wakes, *states)
     assert (found["state"], found["tone"]) == (state, tone)
     assert found["words"].endswith(words)
+
+
+def _words(function: str, value: object) -> str:
+    """Returns what functions of the page say of a value, computed by node."""
+    assert NODE is not None
+    parts = [re.search(rf"^function {name}\(.*?^}}", SCRIPT, re.DOTALL | re.MULTILINE) for name in ("share", function)]
+    sources = "\n".join(part[0] for part in parts if part is not None)
+    program = (
+        "const known = (value) => value !== null && value !== undefined;\n"
+        f"{sources}\nconsole.log({function}({json.dumps(value)}));"
+    )
+    said = subprocess.run([NODE, "-e", program], capture_output=True, text=True, check=True, timeout=60)
+    return said.stdout.strip()
+
+
+@pytest.mark.skipif(NODE is None, reason="no JavaScript engine here")
+def test_a_route_shows_the_shares_of_its_targets_and_its_fallbacks() -> None:
+    assert _words("targetWords", {"chat/a": 9, "chat/b": 1}) == "chat/a 90\u00a0%, chat/b 10\u00a0%"
+    assert _words("targetWords", {"chat/a": 0, "chat/b": 0}) == "chat/a 0\u00a0%, chat/b 0\u00a0%"
+    assert _words("targetWords", {"chat/a": 1}) == "chat/a"
+    fallbacks = [
+        {"model": "chat/b", "when": ["NoCapacity", "Unavailable"], "after": None},
+        {"model": "chat/c", "when": ["Refused"], "after": "chat/b"},
+    ]
+    assert _words("fallbackWords", fallbacks) == "chat/b after NoCapacity or Unavailable; chat/c after Refused of chat/b"

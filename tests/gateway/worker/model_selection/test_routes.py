@@ -148,6 +148,14 @@ def test_override_takes_requests_with_its_header() -> None:
             )
             assert preview.records[0].route is not None
             assert preview.records[0].route.target == preview.records[0].model_key == "chat/stable"
+            body = b'{"model":"assistant","messages":[{"role":"user","content":"a"}]}'
+            preview = running.preview_route("/v1/chat/completions", body, None, headers=[("x-canary", "yes")])
+            assert preview.records[0].model_key == "chat/canary"
+            counted = running.gateway.telemetry.models
+            assert {key: series.by_route for key, series in counted.items() if series.by_route} == {
+                "chat/canary": {("200", "chat/assistant"): 1},
+                "chat/stable": {("200", "chat/assistant"): 1},
+            }
 
     run_async(main())
 
@@ -182,6 +190,9 @@ def test_route_without_target_is_refused(targets: tuple[RouteTarget, ...], messa
                 found = await request(running.url, chat(text=text))
                 assert (found.status, found.error["code"]) == (503, "route_without_target")
                 assert message in found.error["message"]
+            gone = running.gateway.telemetry.models.get("chat/gone")
+            assert (gone is not None) == (targets[0].model == "chat/gone")
+            assert gone is None or gone.by_route == {("503", "chat/assistant"): 2}
 
     run_async(main())
 

@@ -300,12 +300,30 @@ function showModels(fleet, stats) {
   for (const item of items) item.past = remember(item.model.key, item.stats);
   updateList(holder, items, (item) => item.model.key, (item) => modelCard(item.model), modelUpdate);
 }
+function targetWords(targets) {
+  const entries = Object.entries(targets), sum = entries.reduce((total, [, weight]) => total + weight, 0);
+  return entries.map(([model, weight]) => entries.length > 1 ? `${model} ${share(sum ? weight / sum : 0)}` : model).join(", ");
+}
+function fallbackWords(fallbacks) {
+  return fallbacks.map((one) => `${one.model} after ${one.when.join(" or ")}${one.after === null ? "" : ` of ${one.after}`}`).join("; ");
+}
+function routeRow(route) {
+  const cells = Array.from({ length: 4 }, (_, index) => make("td", { class: index === 2 ? "number" : "words" }));
+  return { nodes: [make("tr", {}, make("th", { scope: "row", class: "mono", text: route.key }), ...cells)], cells };
+}
+function routeUpdate(row, route) {
+  [route.names.join(", ") || "–", targetWords(route.targets), whole(route.overrides), fallbackWords(route.fallbacks) || "–"].forEach((text, index) => say(row.cells[index], text));
+}
+function showRoutes(fleet) {
+  byId("routes-card").hidden = !fleet.routes.length;
+  updateList(byId("routes"), fleet.routes, (route) => route.key, routeRow, routeUpdate);
+}
 function showDecisions(fleet, list) {
-  const select = byId("only"), keys = fleet.models.map((model) => model.key);
+  const select = byId("only"), keys = [...fleet.models, ...fleet.routes].map((named) => named.key);
   const options = Array.from(select.options).slice(1).map((option) => option.value);
   if (options.join("\n") !== keys.join("\n")) {
     const before = select.value;
-    select.replaceChildren(make("option", { value: "", text: "all models" }), ...keys.map((key) => make("option", { value: key, text: key })));
+    select.replaceChildren(make("option", { value: "", text: "all models and routes" }), ...keys.map((key) => make("option", { value: key, text: key })));
     select.value = keys.includes(before) ? before : "";
   }
   byId("decisions-card").hidden = !fleet.models.length && !list.decisions.length;
@@ -327,6 +345,7 @@ function show(fleet, stats, list) {
   mark(notes, "banner " + (stats.ready ? "info" : "bad"));
   updateList(notes.querySelector("ul"), stats.notes, (note) => note, (note) => ({ nodes: [make("li", { text: note })] }), () => {});
   showModels(fleet, stats);
+  showRoutes(fleet);
   showDecisions(fleet, list);
 }
 
