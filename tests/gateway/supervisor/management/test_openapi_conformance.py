@@ -61,7 +61,9 @@ class ManagedGateway:
         )
 
 
-async def _preview(path: str, body: bytes, session: str | None, tenant: str | None = None) -> list[LoggedRequest]:
+async def _preview(
+    path: str, body: bytes, session: str | None, tenant: str | None, headers: Mapping[str, str]
+) -> list[LoggedRequest]:
     """Refuses most requests, each with another status of those that a gateway answers."""
     number = (len(path) + len(body)) % (len(PREVIEW_STATUSES) + 1)
     if number < len(PREVIEW_STATUSES):
