@@ -185,7 +185,9 @@ _CONFLICTS: Final[Mapping[EngineType, Mapping[str, _Conflict]]] = {
         "--port": _ADDRESS,
         "--grpc": _ADDRESS,
         "--report-addr": _ADDRESS,
-        "--served-model-name": _Conflict("gateways use the name that Fairlead sets", "remove it; see `model.servedNames`"),
+        "--served-model-name": _Conflict(
+            "gateways use the name that Fairlead sets", "remove it; see `model.servedNames`"
+        ),
         "--revision": _REVISION,
         "--hf-revision": _REVISION,
         "--tp-size": _size("tensor"),

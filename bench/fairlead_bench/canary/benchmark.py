@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from statistics import median
 
-from fairlead_bench.canary.traffic import INTERVAL_SECONDS, Revision, simulate
+from fairlead_bench.canary.traffic import INTERVAL_SECONDS, SimulatedRevision, simulate
 from fairlead_bench.results import ResultRow, load_goals, value_row, write_results
 from fairlead_operator.canary.judge import Verdict, judge
 from fairlead_operator.canary.observer import SETTLE_SECONDS
@@ -31,27 +31,27 @@ class CanaryCase:
     running_rate: requests a second to the running revision; the canary gets one.
     """
 
-    revision: Revision
+    revision: SimulatedRevision
     minutes: float = 10.0
     running_rate: float = 9.0
 
 
 HEALTHY: Mapping[str, CanaryCase] = {
-    "the same revision": CanaryCase(Revision(), 30.0),
-    "the same revision, half of the traffic": CanaryCase(Revision(), 30.0, 1.0),
-    "2 % slower": CanaryCase(Revision(ttft=1.02, tpot=1.02), 30.0),
-    "answers 5 % longer": CanaryCase(Revision(length=1.05), 30.0),
+    "the same revision": CanaryCase(SimulatedRevision(), 30.0),
+    "the same revision, half of the traffic": CanaryCase(SimulatedRevision(), 30.0, 1.0),
+    "2 % slower": CanaryCase(SimulatedRevision(ttft=1.02, tpot=1.02), 30.0),
+    "answers 5 % longer": CanaryCase(SimulatedRevision(length=1.05), 30.0),
 }
 REGRESSIONS: Mapping[str, CanaryCase] = {
-    "20 % slower": CanaryCase(Revision(ttft=1.2, tpot=1.2)),
-    "TTFT 20 % higher": CanaryCase(Revision(ttft=1.2)),
-    "TPOT 20 % higher": CanaryCase(Revision(tpot=1.2)),
-    "TPOT 20 % higher, half of the traffic": CanaryCase(Revision(tpot=1.2), running_rate=1.0),
-    "TPOT 30 % higher": CanaryCase(Revision(tpot=1.3)),
-    "answers twice as long": CanaryCase(Revision(length=2.0)),
-    "answers half as long": CanaryCase(Revision(length=0.5)),
-    "5 % errors": CanaryCase(Revision(errors=0.05)),
-    "2 % errors": CanaryCase(Revision(errors=0.02), 20.0),
+    "20 % slower": CanaryCase(SimulatedRevision(ttft=1.2, tpot=1.2)),
+    "TTFT 20 % higher": CanaryCase(SimulatedRevision(ttft=1.2)),
+    "TPOT 20 % higher": CanaryCase(SimulatedRevision(tpot=1.2)),
+    "TPOT 20 % higher, half of the traffic": CanaryCase(SimulatedRevision(tpot=1.2), running_rate=1.0),
+    "TPOT 30 % higher": CanaryCase(SimulatedRevision(tpot=1.3)),
+    "answers twice as long": CanaryCase(SimulatedRevision(length=2.0)),
+    "answers half as long": CanaryCase(SimulatedRevision(length=0.5)),
+    "5 % errors": CanaryCase(SimulatedRevision(errors=0.05)),
+    "2 % errors": CanaryCase(SimulatedRevision(errors=0.02), 20.0),
 }
 
 

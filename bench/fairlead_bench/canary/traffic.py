@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import exp, log
 
-from fairlead_operator.canary.judge import Interval, RevisionSums
+from fairlead_operator.canary.judge import RevisionInterval, RevisionSums
 
 INTERVAL_SECONDS = 15.0
-_TURNS = 4.0
+_MEAN_TURNS = 4.0
 """Mean number of turns of a conversation."""
 
 
 @dataclass(frozen=True, slots=True)
-class Revision:
+class SimulatedRevision:
     """A revision against the running one.
 
     ttft, tpot, length: factors. errors: the share of requests that fail.
@@ -32,7 +32,7 @@ class Revision:
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class TrafficDeviations:
     """Deviations of logarithms, unless it says otherwise.
 
     prompt, answer: of the conversations; each turn has half of that again.
@@ -70,60 +70,70 @@ class RevisionTraffic:
     rate: requests a second.
     """
 
-    def __init__(self, draw: random.Random, revision: Revision, rate: float, spread: Spread) -> None:
+    def __init__(
+        self, draw: random.Random, revision: SimulatedRevision, rate: float, deviations: TrafficDeviations
+    ) -> None:
         self._draw = draw
         self._revision = revision
         self._rate = rate
-        self._spread = spread
-        self._load = _WanderingLoad(draw, spread.own_load)
+        self._deviations = deviations
+        self._load = _WanderingLoad(draw, deviations.own_load)
 
     def next(self, load: float) -> RevisionSums:
         """Returns what happened in an interval at a load of all engines."""
-        gauss, spread, revision = self._draw.gauss, self._spread, self._revision
+        gauss, deviations, revision = self._draw.gauss, self._deviations, self._revision
         load *= self._load.next()
-        begun = _poisson(self._draw, self._rate * INTERVAL_SECONDS / _TURNS)
+        begun = _draw_poisson(self._draw, self._rate * INTERVAL_SECONDS / _MEAN_TURNS)
         attempts = errors = gaps = answers = computed = 0
         ttft = gap_seconds = tokens = 0.0
         for _ in range(begun):
-            prompt, answer = gauss(0.0, spread.prompt), gauss(0.0, spread.answer)
-            for _ in range(_turns(self._draw)):
+            prompt, answer = gauss(0.0, deviations.prompt), gauss(0.0, deviations.answer)
+            for _ in range(_draw_turn_count(self._draw)):
                 attempts += 1
                 if self._draw.random() < revision.errors:
                     errors += 1
                     continue
-                uncached = 800.0 * exp(prompt + gauss(0.0, spread.prompt / 2))
+                uncached = 800.0 * exp(prompt + gauss(0.0, deviations.prompt / 2))
                 computed += int(uncached)
                 ttft += revision.ttft * load * (0.03 + uncached / 10_000.0)
-                length = max(1, int(200.0 * revision.length * exp(answer + gauss(0.0, spread.answer / 2))))
+                length = max(1, int(200.0 * revision.length * exp(answer + gauss(0.0, deviations.answer / 2))))
                 answers, tokens, gaps = answers + 1, tokens + log(length), gaps + length - 1
-                gap_seconds += (length - 1) * revision.tpot * load * 0.02 * exp(gauss(0.0, spread.tpot))
+                gap_seconds += (length - 1) * revision.tpot * load * 0.02 * exp(gauss(0.0, deviations.tpot))
         return RevisionSums(attempts, errors, answers, ttft, gaps, gap_seconds, answers, tokens, computed)
 
 
 def simulate(
-    seed: int, canary: Revision, *, rate: float = 1.0, running_rate: float = 9.0, spread: Spread | None = None
-) -> Iterator[Interval]:
+    seed: int,
+    canary: SimulatedRevision,
+    *,
+    rate: float = 1.0,
+    running_rate: float = 9.0,
+    deviations: TrafficDeviations | None = None,
+) -> Iterator[RevisionInterval]:
     """Yields the intervals of a rollout, without end.
 
     rate, running_rate: requests a second to the canary and to the running revision.
     """
-    draw, spread = random.Random(seed), spread or Spread()
-    load = _WanderingLoad(draw, spread.load)
-    sides = RevisionTraffic(draw, Revision(), running_rate, spread), RevisionTraffic(draw, canary, rate, spread)
+    draw, deviations = random.Random(seed), deviations or TrafficDeviations()
+    load = _WanderingLoad(draw, deviations.load)
+    sides = (
+        RevisionTraffic(draw, SimulatedRevision(), running_rate, deviations),
+        RevisionTraffic(draw, canary, rate, deviations),
+    )
     while True:
         now = load.next()
-        yield Interval(sides[0].next(now), sides[1].next(now))
+        yield RevisionInterval(sides[0].next(now), sides[1].next(now))
 
 
-def _poisson(draw: random.Random, mean: float) -> int:
+def _draw_poisson(draw: random.Random, mean: float) -> int:
     count, left = 0, draw.expovariate(1.0)
     while left < mean:
         count, left = count + 1, left + draw.expovariate(1.0)
     return count
 
 
-def _turns(draw: random.Random) -> int:
+def _draw_turn_count(draw: random.Random) -> int:
     count = 1
-    while draw.random() > 1.0 / _TURNS:
+    while draw.random() > 1.0 / _MEAN_TURNS:
         count += 1
     return count

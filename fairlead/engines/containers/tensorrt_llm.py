@@ -68,4 +68,6 @@ def _flags(pod: InstancePod) -> list[str]:
     flags.append(f"--config={_CONFIG_FILE}")
     if revision is not None:
         flags.append(f"--revision={revision}")
-    return flags + [f"--{name}_size={size}" for name, size in (("tp", shape.tensor), ("pp", shape.pipeline)) if size > 1]
+    return flags + [
+        f"--{name}_size={size}" for name, size in (("tp", shape.tensor), ("pp", shape.pipeline)) if size > 1
+    ]

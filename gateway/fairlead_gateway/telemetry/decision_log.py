@@ -187,6 +187,8 @@ class DecisionLog:
     def _newest_first(self, model_key: str | None, callers: Collection[str] | None) -> Iterator[LoggedRequest]:
         entry = self._newest
         while entry is not None:
-            if (model_key is None or entry.is_of(model_key)) and (callers is None or entry.records[0].caller in callers):
+            if (model_key is None or entry.is_of(model_key)) and (
+                callers is None or entry.records[0].caller in callers
+            ):
                 yield entry
             entry = entry.older

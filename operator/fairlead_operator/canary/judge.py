@@ -109,7 +109,7 @@ class RevisionSums:
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class RevisionInterval:
     """The requests to both revisions in the same time."""
 
     running: RevisionSums
@@ -138,7 +138,7 @@ class Tolerances:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class MeasureComparison:
     """The state of one measure.
 
     change: of the canary against the running revision: a ratio, or a difference of error shares.
@@ -172,10 +172,10 @@ class Judgement:
     reason: str
     missed: Measure | None = None
     requests: int = 0
-    findings: tuple[Finding, ...] = ()
+    comparisons: tuple[MeasureComparison, ...] = ()
 
 
-def judge(intervals: Sequence[Interval], *, is_complete: bool, rules: Tolerances | None = None) -> Judgement:
+def judge(intervals: Sequence[RevisionInterval], *, is_complete: bool, rules: Tolerances | None = None) -> Judgement:
     """Returns the decision about a canary after these intervals.
 
     is_complete: the step has lasted as long as the spec asks.
@@ -184,23 +184,25 @@ def judge(intervals: Sequence[Interval], *, is_complete: bool, rules: Tolerances
     running, canary = RevisionSums(), RevisionSums()
     for interval in intervals:
         running, canary = running + interval.running, canary + interval.canary
-    findings = tuple(_compare_measures(intervals, running, canary, rules))
+    comparisons = tuple(_compare_measures(intervals, running, canary, rules))
     requests = canary.attempts
     limit = rules.false_rollback / _TESTS
-    missed = min((found for found in findings if found.p_value <= limit), key=lambda found: found.p_value, default=None)
+    missed = min(
+        (found for found in comparisons if found.p_value <= limit), key=lambda found: found.p_value, default=None
+    )
     if missed is not None:
         reason = f"{missed.describe()}, in {requests} requests (p = {missed.p_value:.2g})"
-        return Judgement(Verdict.ROLLBACK, reason, missed.measure, requests, findings)
+        return Judgement(Verdict.ROLLBACK, reason, missed.measure, requests, comparisons)
     if not is_complete:
-        return Judgement(Verdict.CONTINUE, f"no difference found in {requests} requests", None, requests, findings)
+        return Judgement(Verdict.CONTINUE, f"no difference found in {requests} requests", None, requests, comparisons)
     if requests < rules.min_requests:
         reason = f"only {requests} requests so far, and {rules.min_requests} are needed"
-        return Judgement(Verdict.CONTINUE, reason, None, requests, findings)
-    return Judgement(Verdict.PROMOTE, f"no difference found in {requests} requests", None, requests, findings)
+        return Judgement(Verdict.CONTINUE, reason, None, requests, comparisons)
+    return Judgement(Verdict.PROMOTE, f"no difference found in {requests} requests", None, requests, comparisons)
 
 
 @dataclass(frozen=True, slots=True)
-class _Test:
+class _ToleratedRatio:
     """A measure with the ratio of means that is still tolerated.
 
     is_adjusted: for the same tokens to compute.
@@ -212,24 +214,26 @@ class _Test:
 
 
 def _compare_measures(
-    intervals: Sequence[Interval], running: RevisionSums, canary: RevisionSums, rules: Tolerances
-) -> list[Finding]:
-    tests = (
-        _Test(Measure.TTFT, rules.slower, is_adjusted=True),
-        _Test(Measure.TTFT, rules.ttft),
-        _Test(Measure.TPOT, rules.slower),
-        _Test(Measure.ANSWER_LENGTH, rules.length),
-        _Test(Measure.ANSWER_LENGTH, 1.0 / rules.length),
+    intervals: Sequence[RevisionInterval], running: RevisionSums, canary: RevisionSums, rules: Tolerances
+) -> list[MeasureComparison]:
+    tolerated_ratios = (
+        _ToleratedRatio(Measure.TTFT, rules.slower, is_adjusted=True),
+        _ToleratedRatio(Measure.TTFT, rules.ttft),
+        _ToleratedRatio(Measure.TPOT, rules.slower),
+        _ToleratedRatio(Measure.ANSWER_LENGTH, rules.length),
+        _ToleratedRatio(Measure.ANSWER_LENGTH, 1.0 / rules.length),
     )
-    findings = []
-    for test in tests:
-        means = _shown_mean(running, test.measure), _shown_mean(canary, test.measure)
+    comparisons = []
+    for tolerated in tolerated_ratios:
+        means = _mean_to_report(running, tolerated.measure), _mean_to_report(canary, tolerated.measure)
         if means[0] is not None and means[1] is not None:
-            findings.append(Finding(test.measure, means[0], means[1], _excess_p_value(intervals, test)))
+            comparisons.append(
+                MeasureComparison(tolerated.measure, means[0], means[1], _excess_p_value(intervals, tolerated))
+            )
     if running.attempts and canary.attempts:
         shares = running.errors / running.attempts, canary.errors / canary.attempts
-        findings.append(Finding(Measure.ERRORS, *shares, _error_p_value(intervals, rules.errors)))
-    return findings
+        comparisons.append(MeasureComparison(Measure.ERRORS, *shares, _error_p_value(intervals, rules.errors)))
+    return comparisons
 
 
 def _total_and_count(sums: RevisionSums, measure: Measure) -> tuple[float, int]:
@@ -241,40 +245,40 @@ def _total_and_count(sums: RevisionSums, measure: Measure) -> tuple[float, int]:
     return sums.log_tokens, sums.answers
 
 
-def _shown_mean(sums: RevisionSums, measure: Measure) -> float | None:
+def _mean_to_report(sums: RevisionSums, measure: Measure) -> float | None:
     total, count = _total_and_count(sums, measure)
     if not count or total <= 0.0:
         return None
     return exp(total / count) if measure is Measure.ANSWER_LENGTH else total / count
 
 
-def _excess(interval: Interval, test: _Test) -> tuple[int, float, float] | None:
+def _canary_excess(interval: RevisionInterval, tolerated: _ToleratedRatio) -> tuple[int, float, float] | None:
     """Returns the weight of an interval, the canary's excess, and its excess of tokens to compute;
     None without requests of both revisions.
     """
-    total, count = _total_and_count(interval.running, test.measure)
-    used, number = _total_and_count(interval.canary, test.measure)
+    total, count = _total_and_count(interval.running, tolerated.measure)
+    used, number = _total_and_count(interval.canary, tolerated.measure)
     if not count or not number:
         return None
-    if test.measure is Measure.ANSWER_LENGTH:
-        return number, used - (total / count + log(test.ratio)) * number, 0.0
-    excess = used - test.ratio * total / count * number
-    if not test.is_adjusted:
+    if tolerated.measure is Measure.ANSWER_LENGTH:
+        return number, used - (total / count + log(tolerated.ratio)) * number, 0.0
+    excess = used - tolerated.ratio * total / count * number
+    if not tolerated.is_adjusted:
         return number, excess, 0.0
     usual = interval.running.computed_tokens / count
     return number, excess, interval.canary.computed_tokens - usual * number
 
 
-def _excess_p_value(intervals: Sequence[Interval], test: _Test) -> float:
+def _excess_p_value(intervals: Sequence[RevisionInterval], tolerated: _ToleratedRatio) -> float:
     """Returns an always-valid p-value of the canary being within the ratio of a test.
 
     It is the inverse of the largest Bayes factor so far: evidence that was once there does not go
     away. A ratio below 1 is a lower bound.
     """
-    regression = _ExcessRegression(-1.0 if test.ratio < 1.0 else 1.0)
+    regression = _ExcessRegression(-1.0 if tolerated.ratio < 1.0 else 1.0)
     best = 1.0
     for interval in intervals:
-        found = _excess(interval, test)
+        found = _canary_excess(interval, tolerated)
         if found is not None:
             regression.add(*found)
             best = max(best, regression.evidence())
@@ -327,7 +331,7 @@ class _ExcessRegression:
         return exp(min(700.0, 0.5 * (freedom + 1) * log(ratio))) / sqrt(growth)
 
 
-def _error_p_value(intervals: Sequence[Interval], tolerance: float) -> float:
+def _error_p_value(intervals: Sequence[RevisionInterval], tolerance: float) -> float:
     """Returns an always-valid p-value of the canary's error share being within the tolerance.
 
     Each interval is compared with the running revision's share up to then, or in an incident with

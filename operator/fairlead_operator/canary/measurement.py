@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from fairlead_operator.canary.judge import Interval, Judgement, RevisionSums, judge
+from fairlead_operator.canary.judge import Judgement, RevisionInterval, RevisionSums, judge
 
 _MIN_ATTEMPTS = 10
 """Requests of the canary in an interval; with fewer, it goes on."""
@@ -46,7 +46,7 @@ class CanaryRecord:
     since: str = ""
     started: float = 0.0
     settled: float = 0.0
-    intervals: list[Interval] = field(default_factory=list)
+    intervals: list[RevisionInterval] = field(default_factory=list)
     _latest: _LatestTotals = field(default_factory=dict)
     _running: RevisionSums = field(default_factory=RevisionSums)
     _canary: RevisionSums = field(default_factory=RevisionSums)
@@ -78,7 +78,7 @@ class CanaryRecord:
                     self._running += found.totals - before
         self._latest = self._latest | latest
         if self._canary.attempts >= _MIN_ATTEMPTS and self._running.attempts:
-            self.intervals.append(Interval(self._running, self._canary))
+            self.intervals.append(RevisionInterval(self._running, self._canary))
             self._running = self._canary = RevisionSums()
 
     def judge(self, observe_seconds: float, wall: float) -> Judgement:

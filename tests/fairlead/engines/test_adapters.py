@@ -102,7 +102,9 @@ trtllm_prompt_cached_tokens_per_request_sum{engine_type="pytorch",model_name="qw
     assert adapter.parse_signals(b"") == EngineSignals()
 
 
-@pytest.mark.parametrize(("kind", "name"), [("sglang", "sglang"), ("llamacpp", "llama.cpp"), ("trtllm", "TensorRT-LLM")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("sglang", "sglang"), ("llamacpp", "llama.cpp"), ("trtllm", "TensorRT-LLM")]
+)
 def test_local_mode_starts_no_other_real_engine(kind: str, name: str) -> None:
     with pytest.raises(BadInput, match=f"local mode cannot start a real {name}"):
         engine_adapter(kind).local_launch_command(REPLICA, (1,))

@@ -82,7 +82,14 @@ def test_arguments_that_break_llama_cpp_or_show_prompts_are_noted(argument: str)
 
 @pytest.mark.parametrize(
     "argument",
-    ["--port=9000", "--tp_size=2", "--config=/options.yaml", "--grpc", "--served_model_name=a", "--server_role=CONTEXT"],
+    [
+        "--port=9000",
+        "--tp_size=2",
+        "--config=/options.yaml",
+        "--grpc",
+        "--served_model_name=a",
+        "--server_role=CONTEXT",
+    ],
 )
 def test_arguments_that_break_tensorrt_llm_are_noted(argument: str) -> None:
     noted_names = noted("--max_seq_len=8192", "--tp_size=4", argument, engine="TRTLLM")

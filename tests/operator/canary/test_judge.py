@@ -5,11 +5,19 @@ from itertools import islice
 
 import pytest
 
-from fairlead_bench.canary.traffic import Revision, simulate
-from fairlead_operator.canary.judge import Interval, Judgement, Measure, RevisionSums, Tolerances, Verdict, judge
+from fairlead_bench.canary.traffic import SimulatedRevision, simulate
+from fairlead_operator.canary.judge import (
+    Judgement,
+    Measure,
+    RevisionInterval,
+    RevisionSums,
+    Tolerances,
+    Verdict,
+    judge,
+)
 
 
-def judged(revision: Revision, minutes: float = 10.0, seed: int = 7, *, is_complete: bool = True) -> Judgement:
+def judged(revision: SimulatedRevision, minutes: float = 10.0, seed: int = 7, *, is_complete: bool = True) -> Judgement:
     return judge(list(islice(simulate(seed, revision), int(4 * minutes))), is_complete=is_complete)
 
 
@@ -20,8 +28,8 @@ def test_without_requests_it_continues() -> None:
 
 
 def test_the_same_revision_is_promoted_once_it_was_observed() -> None:
-    assert judged(Revision(), is_complete=False).verdict is Verdict.CONTINUE
-    found = judged(Revision())
+    assert judged(SimulatedRevision(), is_complete=False).verdict is Verdict.CONTINUE
+    found = judged(SimulatedRevision())
     assert (found.verdict, found.missed) == (Verdict.PROMOTE, None)
     assert found.reason == f"no difference found in {found.requests} requests"
 
@@ -29,22 +37,24 @@ def test_the_same_revision_is_promoted_once_it_was_observed() -> None:
 @pytest.mark.parametrize(
     ("revision", "missed", "words"),
     [
-        (Revision(tpot=1.3), Measure.TPOT, "on average (+"),
-        (Revision(ttft=1.3), Measure.TTFT, "on average (+"),
-        (Revision(ttft=3.0), Measure.TTFT, "on average (+"),
-        (Revision(length=2.0), Measure.ANSWER_LENGTH, "tokens at the geometric mean"),
-        (Revision(length=0.4), Measure.ANSWER_LENGTH, "tokens at the geometric mean"),
-        (Revision(errors=0.05), Measure.ERRORS, "of the requests"),
+        (SimulatedRevision(tpot=1.3), Measure.TPOT, "on average (+"),
+        (SimulatedRevision(ttft=1.3), Measure.TTFT, "on average (+"),
+        (SimulatedRevision(ttft=3.0), Measure.TTFT, "on average (+"),
+        (SimulatedRevision(length=2.0), Measure.ANSWER_LENGTH, "tokens at the geometric mean"),
+        (SimulatedRevision(length=0.4), Measure.ANSWER_LENGTH, "tokens at the geometric mean"),
+        (SimulatedRevision(errors=0.05), Measure.ERRORS, "of the requests"),
     ],
 )
-def test_a_worse_revision_is_rolled_back_with_the_reason(revision: Revision, missed: Measure, words: str) -> None:
+def test_a_worse_revision_is_rolled_back_with_the_reason(
+    revision: SimulatedRevision, missed: Measure, words: str
+) -> None:
     found = judged(revision, is_complete=False)
     assert (found.verdict, found.missed) == (Verdict.ROLLBACK, missed)
     assert words in found.reason
 
 
 def test_a_faster_revision_without_errors_is_promoted() -> None:
-    assert judged(Revision(ttft=0.5, tpot=0.5, errors=0.0)).verdict is Verdict.PROMOTE
+    assert judged(SimulatedRevision(ttft=0.5, tpot=0.5, errors=0.0)).verdict is Verdict.PROMOTE
 
 
 def test_a_cold_cache_is_not_a_slow_engine() -> None:
@@ -57,28 +67,30 @@ def test_a_cold_cache_is_not_a_slow_engine() -> None:
                 ttft_seconds=one.canary.ttft_seconds + 0.02 * one.canary.first_tokens,
             ),
         )
-        for one in islice(simulate(3, Revision()), 40)
+        for one in islice(simulate(3, SimulatedRevision()), 40)
     ]
     assert judge(cold, is_complete=True).verdict is Verdict.PROMOTE
 
 
 def test_errors_of_both_revisions_are_an_incident() -> None:
-    incident = Interval(RevisionSums(attempts=100, errors=40), RevisionSums(attempts=10, errors=4))
-    calm = Interval(RevisionSums(attempts=100), RevisionSums(attempts=10))
+    incident = RevisionInterval(RevisionSums(attempts=100, errors=40), RevisionSums(attempts=10, errors=4))
+    calm = RevisionInterval(RevisionSums(attempts=100), RevisionSums(attempts=10))
     assert judge([*[calm] * 10, *[incident] * 4], is_complete=True).verdict is Verdict.PROMOTE
-    alone = Interval(RevisionSums(attempts=100), RevisionSums(attempts=10, errors=4))
+    alone = RevisionInterval(RevisionSums(attempts=100), RevisionSums(attempts=10, errors=4))
     assert judge([*[calm] * 10, *[alone] * 2], is_complete=True).missed is Measure.ERRORS
 
 
 def test_evidence_does_not_go_away() -> None:
-    slow, healthy = (list(islice(simulate(5, revision), 40)) for revision in (Revision(tpot=1.5), Revision()))
+    slow, healthy = (
+        list(islice(simulate(5, revision), 40)) for revision in (SimulatedRevision(tpot=1.5), SimulatedRevision())
+    )
     assert judge([*slow, *healthy, *healthy], is_complete=True).missed is Measure.TPOT
 
 
 def test_a_difference_within_the_tolerance_is_none() -> None:
-    assert judged(Revision(length=1.1)).verdict is Verdict.PROMOTE
+    assert judged(SimulatedRevision(length=1.1)).verdict is Verdict.PROMOTE
     wide = Tolerances(slower=1.5, ttft=3.0)
-    intervals = list(islice(simulate(7, Revision(ttft=1.3, tpot=1.3)), 40))
+    intervals = list(islice(simulate(7, SimulatedRevision(ttft=1.3, tpot=1.3)), 40))
     assert judge(intervals, is_complete=True, rules=wide).verdict is Verdict.PROMOTE
 
 
@@ -87,9 +99,9 @@ def test_engines_that_stream_nothing_are_judged_by_the_rest() -> None:
         return replace(sums, gaps=0, gap_seconds=0.0, first_tokens=0, ttft_seconds=0.0)
 
     intervals = [
-        Interval(without_streams(one.running), without_streams(one.canary))
-        for one in islice(simulate(7, Revision(length=3.0)), 40)
+        RevisionInterval(without_streams(one.running), without_streams(one.canary))
+        for one in islice(simulate(7, SimulatedRevision(length=3.0)), 40)
     ]
     found = judge(intervals, is_complete=True)
     assert found.missed is Measure.ANSWER_LENGTH
-    assert {finding.measure for finding in found.findings} == {Measure.ANSWER_LENGTH, Measure.ERRORS}
+    assert {comparison.measure for comparison in found.comparisons} == {Measure.ANSWER_LENGTH, Measure.ERRORS}

@@ -367,7 +367,11 @@ def test_what_llama_cpp_cannot_do_is_named(changes: dict[str, Any], field: str, 
     [
         ({"model": {"uri": "s3://bucket/qwen"}}, "spec.model.uri", "cannot load s3:// weights"),
         ({"pools": [_POOL | {"parallelism": {"data": 2}}]}, "spec.pools[main].parallelism", "on one node"),
-        ({"pools": [_POOL | {"parallelism": {"tensor": 2, "nodes": 2}}]}, "spec.pools[main].parallelism", "on one node"),
+        (
+            {"pools": [_POOL | {"parallelism": {"tensor": 2, "nodes": 2}}]},
+            "spec.pools[main].parallelism",
+            "on one node",
+        ),
     ],
 )
 def test_what_tensorrt_llm_cannot_do_is_named(changes: dict[str, Any], field: str, message: str) -> None:

@@ -66,7 +66,10 @@ _PreviewHeaders = Annotated[
 ]
 _ModelOrRoute = Annotated[
     str | None,
-    Query(description="Only this model, or this route by any of its names (namespace/name, or a unique name).", max_length=600),
+    Query(
+        description="Only this model, or this route by any of its names (namespace/name, or a unique name).",
+        max_length=600,
+    ),
 ]
 _ModelName = Annotated[
     str | None, Query(description="Only this model (namespace/name, or a unique name).", max_length=600)
@@ -214,7 +217,9 @@ def _add_tenant_routes(app: FastAPI, view: GatewayView) -> None:
     ) -> access_schemas.AuditOut:
         """Returns the records in the memory of this gateway; each gateway has its own."""
         records = view.audit_records(AuditQuery(since, tenants), limit)
-        return access_schemas.AuditOut(records=[access_schemas.AuditRecordOut(**to_builtins(record)) for record in records])
+        return access_schemas.AuditOut(
+            records=[access_schemas.AuditRecordOut(**to_builtins(record)) for record in records]
+        )
 
 
 def _add_route_preview(app: FastAPI, view: GatewayView) -> None:
@@ -258,7 +263,9 @@ def _parse_headers(texts: Sequence[str]) -> list[tuple[str, str]]:
     return [(found[1].lower(), found[2]) for found in headers if found is not None]
 
 
-def _declared_fallbacks(view: GatewayView, logged: LoggedRequest, tenant: str | None) -> list[schemas.DeclaredFallbackOut]:
+def _declared_fallbacks(
+    view: GatewayView, logged: LoggedRequest, tenant: str | None
+) -> list[schemas.DeclaredFallbackOut]:
     """Returns the fallbacks of the route that a request names, as its tenant may use them."""
     decision = logged.latest.route
     route = None if decision is None else view.fleet().routes.get(decision.route)

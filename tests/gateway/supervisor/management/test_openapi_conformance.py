@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx

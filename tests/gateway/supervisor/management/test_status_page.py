@@ -78,4 +78,6 @@ def test_a_route_shows_the_shares_of_its_targets_and_its_fallbacks() -> None:
         {"model": "chat/b", "when": ["NoCapacity", "Unavailable"], "after": None},
         {"model": "chat/c", "when": ["Refused"], "after": "chat/b"},
     ]
-    assert _words("fallbackWords", fallbacks) == "chat/b after NoCapacity or Unavailable; chat/c after Refused of chat/b"
+    assert (
+        _words("fallbackWords", fallbacks) == "chat/b after NoCapacity or Unavailable; chat/c after Refused of chat/b"
+    )
