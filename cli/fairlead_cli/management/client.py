@@ -1,5 +1,6 @@
 """A client of the gateway's management API: live view, ``local status``, ``/why``, draining."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
