@@ -26,8 +26,8 @@ def flag_value(launch: LocalEngineCommand, name: str) -> str:
 
 
 def test_every_kind_has_an_adapter_and_unknown_kinds_list_them() -> None:
-    assert [engine_adapter(kind).kind for kind in engine_kinds()] == ["vllm", "sglang", "llamacpp", "sim"]
-    with pytest.raises(BadInput, match="known: vllm, sglang, llamacpp, sim"):
+    assert [engine_adapter(kind).kind for kind in engine_kinds()] == ["vllm", "sglang", "llamacpp", "trtllm", "sim"]
+    with pytest.raises(BadInput, match="known: vllm, sglang, llamacpp, trtllm, sim"):
         engine_adapter("tgi")
 
 
