@@ -120,7 +120,9 @@ class ManagementClient:
         Raises LookupError with the gateway's message when it would reject the request.
         """
         sent = {"content-type": "application/json"} | ({} if session is None else {"x-session-id": session})
-        query: dict[str, str | Sequence[str]] = {"path": path} | ({} if tenant is None else {"tenant": tenant})
+        query: dict[str, str | Sequence[str]] = {"path": path}
+        if tenant is not None:
+            query["tenant"] = tenant
         if headers:
             query["header"] = headers
         answer = await self._send("/api/route", query, body, sent)
