@@ -1,11 +1,13 @@
 """Command line switches of the supported engines, taken from the engines themselves once a release.
 
 ``python scripts/generators/engine_flags.py --vllm BIN/vllm --sglang sglang-….whl --llama-cpp
-llama_cpp_python-….tar.gz --tensorrt-llm COMMIT:serve.py`` writes ``engine_flags.json``: vLLM's from
-``vllm serve --help=all``, SGLang's from its wheel, llama.cpp's from the sources in the package of
-its Python binding, and TensorRT-LLM's from ``tensorrt_llm/commands/serve.py`` of a commit, since
-no package index has its package. Only vLLM is run. An engine that is not given keeps its entry.
-Tests hold every generated command line to that file, and ``docs/reference/engines.md`` shows it.
+llama_cpp_python-….tar.gz --tensorrt-llm COMMIT:serve.py`` writes ``engine_flags.json``. vLLM's are
+from ``vllm serve --help=all``, SGLang's from its wheel, and llama.cpp's from the sources in the
+package of its Python binding. TensorRT-LLM's are from ``tensorrt_llm/commands/serve.py`` of a
+commit, since no package index has its package.
+
+Only vLLM is run. An engine that is not given keeps its entry. Tests hold every
+generated command line to that file, and ``docs/reference/engines.md`` shows it.
 
 Names of parsers come from the tables of the engines' sources. Tests hold the catalogue of models to
 them.
