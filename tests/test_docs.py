@@ -207,7 +207,7 @@ def test_every_option_that_is_named_anywhere_exists() -> None:
         f"{named(page)}: {option}"
         for page in PAGES
         for span in SPAN.findall(FENCE.sub("", text_of(page)))
-        for option in re.findall(r"(?<!\S)--[a-z][a-z-]+", span)
+        for option in re.findall(r"(?<!\S)--[a-z][a-z_-]+", span)
         if option not in known
         and not span.startswith(("vllm ", "git ", "curl ", "helm ", "kubectl get ", "kubectl logs ", "kubectl apply "))
     ]

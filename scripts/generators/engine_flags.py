@@ -3,7 +3,7 @@
 ``python scripts/generators/engine_flags.py --vllm BIN/vllm --sglang sglang-….whl --llama-cpp
 llama_cpp_python-….tar.gz --tensorrt-llm COMMIT:serve.py`` writes ``engine_flags.json``. vLLM's are
 from ``vllm serve --help=all``, SGLang's from its wheel, and llama.cpp's from the sources in the
-package of its Python binding. TensorRT-LLM's are from ``tensorrt_llm/commands/serve.py`` of a
+package of its Python binding. TensorRT-LLM's are from the source of its command ``serve`` at a
 commit, since no package index has its package.
 
 Only vLLM is run. An engine that is not given keeps its entry. Tests hold every
@@ -113,7 +113,7 @@ def llama_cpp_declared(text: str) -> Iterator[str]:
 
 
 def tensorrt_llm_flags(source: str) -> tuple[str, list[str]]:
-    """Returns (version, flags) of ``COMMIT:PATH``, a commit and a copy of its ``serve.py``."""
+    """Returns (version, flags) of ``COMMIT:PATH``, a commit and a copy of the source of the command."""
     commit, _, path = source.partition(":")
     return f"commit {commit}", sorted(click_options(ast.parse(Path(path).read_text(encoding="utf-8")), "serve"))
 

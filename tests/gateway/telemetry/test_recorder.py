@@ -254,7 +254,7 @@ def test_label_values_beyond_the_limit_are_counted_as_other() -> None:
     assert seen["fairlead_gateway_retries_total", f"model={KEY},reason=other"] == 3
 
 
-def test_requests_of_routes_are_counted_by_status_and_routes_beyond_the_limit_together() -> None:
+def test_routes_are_counted_by_status_and_those_beyond_the_limit_together() -> None:
     telemetry = MetricsRecorder(ManualClock(), Limits(metric_label_values=2))
     for route in ("chat/a", "chat/b", "chat/c", "chat/d", "chat/a"):
         telemetry.record_route(KEY, 200, route)
