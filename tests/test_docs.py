@@ -52,6 +52,7 @@ FOREIGN = {
     "--as",
     "--exclude",
     "--reset-then-reuse-values",
+    "--model_id",
 }
 """Options of other people's programs that the pages speak of."""
 

@@ -113,7 +113,7 @@ def llama_cpp_declared(text: str) -> Iterator[str]:
 
 
 def tensorrt_llm_flags(source: str) -> tuple[str, list[str]]:
-    """Returns (version, flags) of ``COMMIT:PATH``, a commit and a copy of the source of the command."""
+    """Returns (version, flags) of ``COMMIT:PATH``: a commit and a copy of the source of `serve`."""
     commit, _, path = source.partition(":")
     return f"commit {commit}", sorted(click_options(ast.parse(Path(path).read_text(encoding="utf-8")), "serve"))
 
