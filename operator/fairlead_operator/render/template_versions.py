@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from fairlead.engines.containers import EngineContainer, InstancePod, container_builders
-from fairlead.engines.containers.adapter_claims import with_adapter_claims
-from fairlead.engines.containers.request_limits import with_request_limits
+from fairlead.engines.containers.additions.adapter_claims import with_adapter_claims
+from fairlead.engines.containers.additions.request_limits import with_request_limits
 from fairlead.kube.resources import Manifest
 from fairlead_operator.render import pod_template as pod
 from fairlead_operator.render.revision import RenderPin

@@ -1,0 +1,1 @@
+"""Additions to the containers of all engines, whatever their kind."""
