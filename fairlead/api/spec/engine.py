@@ -135,8 +135,8 @@ class Engine(StrictModel):
             strict=False,
             description="VLLM; SGLang; LlamaCpp, which loads GGUF files; TRTLLM, the server of TensorRT-LLM; Sim, the "
             "simulated engine; Custom, your own image and command with OpenAI's protocol; External: engines that already "
-            "run, found by address or label; or OpenAI: an OpenAI-compatible API that others run outside the cluster. Local mode simulates all kinds but the last two by "
-            "default",
+            "run, found by address or label; or OpenAI: an OpenAI-compatible API that others run outside the cluster. "
+            "Local mode simulates all kinds but the last two by default",
             examples=["VLLM"],
         ),
     ] = EngineType.VLLM
