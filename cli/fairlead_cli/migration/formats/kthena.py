@@ -29,7 +29,7 @@ REASONS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Server:
+class _ModelServer:
     """A ModelServer and the model that it becomes.
 
     engine_name: what its engines call the model; empty if the ModelServer does not say it.
@@ -40,7 +40,7 @@ class _Server:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
+class _RouteRule:
     """A rule of a route. headers: empty if it takes all requests."""
 
     headers: dict[str, str]
@@ -49,9 +49,11 @@ class _Rule:
 
 def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
     """Returns an external ModelDeployment for each ModelServer, and a ModelRoute for each route."""
-    servers = {_key(document): document for document in documents if document.peek("kind") == "ModelServer"}
+    servers = {
+        _namespace_and_name(document): document for document in documents if document.peek("kind") == "ModelServer"
+    }
     routes = [document for document in documents if document.peek("kind") == "ModelRoute"]
-    known = {key: _Server(document, document.section("spec").text("model")) for key, document in servers.items()}
+    known = {key: _ModelServer(document, document.section("spec").text("model")) for key, document in servers.items()}
     drafts = [(document, draft) for document in routes if (draft := _read_route(document, known))]
     for key, server in known.items():
         if not server.engine_name:
@@ -63,7 +65,7 @@ def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) 
     ]
 
 
-def _key(document: FieldReader) -> tuple[str, str]:
+def _namespace_and_name(document: FieldReader) -> tuple[str, str]:
     metadata = document.peek("metadata") or {}
     return str(metadata.get("namespace") or ""), str(metadata.get("name") or "")
 
@@ -81,7 +83,7 @@ def _name_in_requests(key: tuple[str, str], drafts: Sequence[tuple[FieldReader, 
     return ""
 
 
-def _convert_server(server: _Server, options: MigrationOptions) -> dict[str, Any]:
+def _convert_server(server: _ModelServer, options: MigrationOptions) -> dict[str, Any]:
     spec = server.document.section("spec")
     draft = ModelDraft(server.document, **metadata_of(server.document))
     spec.skip("inferenceEngine")
@@ -102,7 +104,7 @@ def _convert_server(server: _Server, options: MigrationOptions) -> dict[str, Any
     return assemble(draft, replace(options, external=True))
 
 
-def _read_route(document: FieldReader, servers: Mapping[tuple[str, str], _Server]) -> RouteDraft | None:
+def _read_route(document: FieldReader, servers: Mapping[tuple[str, str], _ModelServer]) -> RouteDraft | None:
     """Returns the route; None, with a note, where a ModelRoute cannot stand for it."""
     spec = document.section("spec")
     fields = metadata_of(document)
@@ -123,22 +125,22 @@ def _read_route(document: FieldReader, servers: Mapping[tuple[str, str], _Server
 
 
 def _read_rule(
-    entry: FieldReader, document: FieldReader, model_name: str, servers: Mapping[tuple[str, str], _Server]
-) -> _Rule | None:
+    entry: FieldReader, document: FieldReader, model_name: str, servers: Mapping[tuple[str, str], _ModelServer]
+) -> _RouteRule | None:
     """Returns the rule; None, with a note, if its conditions are none of a ModelRoute."""
     entry.skip("name")
     targets: dict[str, int] = {}
     for target in entry.entries("targetModels"):
         server = target.text("modelServerName")
         weight = target.integer("weight")
-        if (_key(document)[0], server) not in servers:
+        if (_namespace_and_name(document)[0], server) not in servers:
             target.note("modelServerName", f"{server} is not among the files: give it too, with -f", Outcome.REQUIRED)
         name = _model_name(server)
         targets[name] = targets.get(name, 0) + (_DEFAULT_WEIGHT if weight is None else weight)
     if len(targets) > 1:
         entry.note("targetModels", BY_CONVERSATION)
     headers = _read_conditions(entry.section("modelMatch"), entry, model_name)
-    return None if headers is None else _Rule(headers, targets)
+    return None if headers is None else _RouteRule(headers, targets)
 
 
 def _read_conditions(match: FieldReader, entry: FieldReader, model_name: str) -> dict[str, str] | None:
@@ -162,7 +164,7 @@ def _read_conditions(match: FieldReader, entry: FieldReader, model_name: str) ->
     return None
 
 
-def _needs_route(document: FieldReader, draft: RouteDraft, servers: Mapping[tuple[str, str], _Server]) -> bool:
+def _needs_route(document: FieldReader, draft: RouteDraft, servers: Mapping[tuple[str, str], _ModelServer]) -> bool:
     """Returns False, with a note, for a name that the engines themselves have."""
     name = draft.served_names[0]
     owners = [key[1] for key, server in servers.items() if server.engine_name == name]

@@ -91,7 +91,7 @@ def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) 
 
 
 @dataclass(slots=True)
-class _Group:
+class _ModelGroup:
     """The entries of one `model_name`: the drafts of their models by the engines' names.
 
     fallbacks: its lists.
@@ -120,7 +120,7 @@ class _Group:
 
 
 def _convert(config: FieldReader, options: MigrationOptions) -> list[dict[str, Any]]:
-    groups: dict[str, _Group] = {}
+    groups: dict[str, _ModelGroup] = {}
     left_out = [entry for entry in config.entries("model_list") if not _read_entry(config, entry, groups)]
     for group in groups.values():
         _drop_parameters(group)
@@ -169,7 +169,7 @@ def _convert(config: FieldReader, options: MigrationOptions) -> list[dict[str, A
     return manifests + [assemble_route(route, taken=taken) for route in routes.values()]
 
 
-def _read_lists(sections: Sequence[FieldReader], groups: Mapping[str, _Group]) -> None:
+def _read_lists(sections: Sequence[FieldReader], groups: Mapping[str, _ModelGroup]) -> None:
     """Gives each group its fallbacks."""
     lists = read_fallbacks(sections)
     note_unserved(lists, groups)
@@ -185,7 +185,7 @@ def _read_lists(sections: Sequence[FieldReader], groups: Mapping[str, _Group]) -
             group.fallbacks = found
 
 
-def _drop_parameters(group: _Group) -> None:
+def _drop_parameters(group: _ModelGroup) -> None:
     for _, entry in group.entries:
         parameters = entry.section("litellm_params")
         if group.is_split:
@@ -195,7 +195,7 @@ def _drop_parameters(group: _Group) -> None:
                 parameters.drop(parameter, reason)
 
 
-def _read_aliases(router: FieldReader, groups: Mapping[str, _Group], routes: Mapping[str, RouteDraft]) -> None:
+def _read_aliases(router: FieldReader, groups: Mapping[str, _ModelGroup], routes: Mapping[str, RouteDraft]) -> None:
     """Adds each alias to the names of its model or its route."""
     aliases = router.section("model_group_alias")
     for alias in aliases.names():
@@ -211,7 +211,7 @@ def _read_aliases(router: FieldReader, groups: Mapping[str, _Group], routes: Map
             router.note("model_group_alias", f"{alias}: {name} is not served by engines", Outcome.DROPPED)
 
 
-def _plan_split(group: _Group, groups: Mapping[str, _Group], options: MigrationOptions) -> RouteDraft:
+def _plan_split(group: _ModelGroup, groups: Mapping[str, _ModelGroup], options: MigrationOptions) -> RouteDraft:
     """Returns the route of a name that stands for several models. Names the models after it.
 
     Raises BadInput if the engines of one of them have the name for it.
@@ -224,7 +224,7 @@ def _plan_split(group: _Group, groups: Mapping[str, _Group], options: MigrationO
             hint="start these engines with another --served-model-name, and name that in litellm_params.model",
         )
     shares = dict.fromkeys(group.drafts, Fraction(0))
-    for (engine_name, _), share in zip(group.entries, _shares(group.entries), strict=True):
+    for (engine_name, _), share in zip(group.entries, _traffic_shares(group.entries), strict=True):
         shares[engine_name] += share
     taken = {dns_label(name) for name in groups}
     for engine_name, draft in group.drafts.items():
@@ -236,7 +236,7 @@ def _plan_split(group: _Group, groups: Mapping[str, _Group], options: MigrationO
     return RouteDraft(group.name, weights, served_names=[group.name])
 
 
-def _shares(entries: Sequence[tuple[str, FieldReader]]) -> list[Fraction]:
+def _traffic_shares(entries: Sequence[tuple[str, FieldReader]]) -> list[Fraction]:
     """Returns the share of each entry, as LiteLLM's `simple-shuffle` counts it.
 
     It is the first of `weight`, `rpm` and `tpm` that the first entry has, unless its sum is 0.
@@ -279,7 +279,7 @@ def _why_left_out(entry: FieldReader) -> str:
     return f"{group}: its api_base {base} is not the address of an engine"
 
 
-def _read_entry(config: FieldReader, entry: FieldReader, groups: dict[str, _Group]) -> bool:
+def _read_entry(config: FieldReader, entry: FieldReader, groups: dict[str, _ModelGroup]) -> bool:
     """Adds the back end of an entry to the draft of its model. Returns whether it is an engine."""
     name, parameters = entry.text("model_name"), entry.section("litellm_params")
     provider, _, engine_name = parameters.text("model").partition("/")
@@ -296,7 +296,7 @@ def _read_entry(config: FieldReader, entry: FieldReader, groups: dict[str, _Grou
         return False
     secret = _secret_of(parameters, name)
     entry.drop("model_info", "the gateway learns lengths and prices from engines and AcceleratorClasses")
-    group = groups.setdefault(name, _Group(name))
+    group = groups.setdefault(name, _ModelGroup(name))
     group.entries.append((engine_name, entry))
     draft = group.drafts.get(engine_name)
     if draft is not None and draft.is_api != is_api:
