@@ -52,6 +52,9 @@ VERBS: Final = {
     "explain scaling": Verb(
         OPERATE, "operations.explain:explain_scaling", "Explain why a model has as many replicas as it has."
     ),
+    "explain shadow": Verb(
+        OPERATE, "operations.explain:explain_shadow", "Explain how a model answers copies of requests for another."
+    ),
     "index stats": Verb(
         OPERATE, "operations.index:index_stats", "Show who writes the index, and what each instance has cached."
     ),

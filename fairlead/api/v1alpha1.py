@@ -29,8 +29,7 @@ from fairlead.api.spec.pools import (
     is_oversized,
 )
 from fairlead.api.spec.rollout import Rollout
-from fairlead.api.spec.route.fallbacks import check_fallbacks
-from fairlead.api.spec.route.spec import ModelRouteSpec
+from fairlead.api.spec.route.spec import ModelRouteSpec, check_models
 from fairlead.api.spec.routing import Routing
 from fairlead.api.spec.slo import Slo
 from fairlead.api.spec.tenant.spec import ModelTenantSpec
@@ -461,8 +460,8 @@ class ModelRoute(StrictModel):
     status: Any = Field(default=None, exclude=True)
 
     @model_validator(mode="after")
-    def _check_fallbacks(self) -> Self:
-        check_fallbacks(self.to_route(), at=("spec",))
+    def _check_models(self) -> Self:
+        check_models(self.to_route(), at=("spec",))
         return self
 
     @property

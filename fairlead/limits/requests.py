@@ -157,6 +157,12 @@ class UpstreamLimits:
     response_seconds: float = limit(
         600.0, "a plain response, from the request's last byte; then 504. Streams have none"
     )
+    shadow_copies: int = limit(16, "copies for shadows of routes in flight in a worker; the next are not made")
+    shadow_pairs: int = limit(256, "of these and of ended ones, those whose originals still run; the next are not made")
+    shadow_body_bytes: int = limit(262_144, "a body that is copied for a shadow; larger ones are not")
+    shadow_backlog_seconds: float = limit(
+        0.5, "engine time of prompts that wait at an instance; with more, it gets no copies and its own are ended"
+    )
     response_buffer_bytes: int = limit(
         1024 * 1024, "of a plain response, buffered until it is complete so that it can be retried"
     )

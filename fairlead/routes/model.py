@@ -35,6 +35,7 @@ class RouteRule:
 
     headers: names in lower case, and the exact values that a request must have.
     tenants: names of tenants, one of which must have sent it; empty: any client.
+    min_context_tokens: the tokens of prompt and answer together that it must need, as estimated.
     rewrite: parameters that it sets; None: none.
     """
 
@@ -42,6 +43,7 @@ class RouteRule:
     headers: tuple[tuple[str, str], ...] = ()
     tenants: frozenset[str] = frozenset()
     rewrite: RequestRewrite | None = None
+    min_context_tokens: int = 0
 
     def models(self) -> list[str]:
         """Returns the keys of the targets that get requests."""
@@ -73,6 +75,18 @@ class Fallback:
 
 
 @dataclass(frozen=True, slots=True)
+class Shadow:
+    """A model that gets copies of requests. Its answers are dropped.
+
+    model: its key.
+    percent: share of the conversations whose requests are copied, from 0 to 100.
+    """
+
+    model: str
+    percent: int = 100
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """A name for clients, with the targets that it stands for.
 
@@ -81,6 +95,7 @@ class Route:
     overrides: the first one whose conditions a request meets takes it.
     rewrite: parameters that it sets in requests that no override takes; None: none.
     fallbacks: the models that answer where a target has not.
+    shadow: the model that gets copies; None: none does.
     """
 
     namespace: str
@@ -90,6 +105,7 @@ class Route:
     names: tuple[str, ...] = ()
     rewrite: RequestRewrite | None = None
     fallbacks: tuple[Fallback, ...] = ()
+    shadow: Shadow | None = None
 
     @property
     def key(self) -> str:
@@ -112,6 +128,8 @@ class Route:
         """Yields where the spec names a model, and the key of that model."""
         yield from self.target_paths()
         yield from self.fallback_paths()
+        if self.shadow is not None:
+            yield ("shadow", "model"), self.shadow.model
 
     def fallback_paths(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Yields where each fallback names a model in the spec, and the key of that model."""
@@ -129,7 +147,7 @@ def visible_route(route: Route, may_use: Callable[[str], bool]) -> Route | None:
     """Returns the route as a tenant may use it; None if the route is unknown to the tenant.
 
     An override that leads to a model that the tenant may not use does not take its requests. Nor is
-    such a model a fallback for them.
+    such a model a fallback for them, or gets copies of them.
 
     may_use: returns whether the tenant may use a model, given by its key.
     """
@@ -137,6 +155,7 @@ def visible_route(route: Route, may_use: Callable[[str], bool]) -> Route | None:
         return None
     overrides = tuple(rule for rule in route.overrides if all(map(may_use, rule.models())))
     fallbacks = tuple(fallback for fallback in route.fallbacks if may_use(fallback.to))
-    if len(overrides) == len(route.overrides) and len(fallbacks) == len(route.fallbacks):
+    shadow = route.shadow if route.shadow is not None and may_use(route.shadow.model) else None
+    if len(overrides) == len(route.overrides) and len(fallbacks) == len(route.fallbacks) and shadow is route.shadow:
         return route
-    return replace(route, overrides=overrides, fallbacks=fallbacks)
+    return replace(route, overrides=overrides, fallbacks=fallbacks, shadow=shadow)

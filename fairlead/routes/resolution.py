@@ -19,6 +19,7 @@ from fairlead.routes.model import Route, RouteRule
 from fairlead.routes.rewriting import RewritePlan
 
 _STEP: Final = 2.0**-52
+_PARTS_PER_PERCENT: Final = 10_000
 ONLY_TARGET: Final = "only-target"
 """The rule has one target with a weight above 0."""
 NO_TARGET: Final = "no-target"
@@ -38,6 +39,14 @@ class RequestFacts(Protocol):
 
     def conversation(self) -> tuple[bytes, str]:
         """Returns what identifies the conversation, in few bytes, and the name of its source."""
+        ...
+
+    def prompt_tokens(self) -> int:
+        """Returns the estimated tokens of the prompt; never fewer for a longer conversation."""
+        ...
+
+    def answer_limit(self) -> int | None:
+        """Returns the client's limit of the answer in tokens; None without one."""
         ...
 
 
@@ -68,15 +77,19 @@ class RouteDecision:
     changes: the parameters that were set, as `name=value`.
     steps: the fallbacks that the request has taken, in order.
     withheld: models outside the cluster that the request's tenant refuses, in order.
+    shadow: key of the model that gets a copy of the request; None: none does.
+    context_tokens: the estimated tokens of prompt and answer, if the choice hangs on them; else 0.
     """
 
     __slots__ = (
         "basis",
         "changes",
+        "context_tokens",
         "name",
         "override",
         "rewrite",
         "route",
+        "shadow",
         "steps",
         "target",
         "total_weight",
@@ -97,6 +110,8 @@ class RouteDecision:
         self.changes: tuple[str, ...] = ()
         self.steps: tuple[FallbackStep, ...] = ()
         self.withheld: tuple[str, ...] = ()
+        self.shadow: str | None = None
+        self.context_tokens: int = 0
 
     def with_step(self, step: FallbackStep) -> "RouteDecision":
         """Returns the decision after one more fallback."""
@@ -104,20 +119,25 @@ class RouteDecision:
         decision = RouteDecision(self.name, self.route, self.target, self.basis, self.override, weights)
         decision.rewrite, decision.changes = self.rewrite, self.changes
         decision.steps, decision.withheld = (*self.steps, step), self.withheld
+        decision.shadow, decision.context_tokens = self.shadow, self.context_tokens
         return decision
 
     def describe(self) -> str:
-        """Returns the decision as a sentence, with the parameters that the route has set, and a
-        further part for each fallback.
+        """Returns the decision as a sentence, with the parameters that the route has set.
+
+        Further parts name the model that gets a copy, and each fallback.
         """
         changed = f"; sets {', '.join(self.changes)}" if self.changes else ""
+        copied = "" if self.shadow is None else f"; a copy is for {self.shadow}"
         parts = [f"; {step.failed} {step.kind} → {step.model}, {step.reason}" for step in self.steps]
         if self.withheld:
             parts.append(f"; withheld: {', '.join(self.withheld)}, since the tenant refuses external endpoints")
-        return self._describe_target() + changed + "".join(parts)
+        return self._describe_target() + changed + copied + "".join(parts)
 
     def _describe_target(self) -> str:
         taken = "" if self.override is None else f", overrides[{self.override}]"
+        if self.context_tokens:
+            taken += f" by about {self.context_tokens:,} tokens of context"
         where = f"{self.name} is the route {self.route}{taken}"
         if self.target is None:
             return f"{where}: no target has a weight above 0"
@@ -138,8 +158,35 @@ class RouteDecision:
 
     def _values(self) -> tuple[object, ...]:
         weights = self.weight, self.total_weight
-        chosen = self.name, self.route, self.target, self.basis, self.override, weights
-        return *chosen, self.changes, self.steps, self.withheld
+        where = self.name, self.route, self.target, self.basis, self.override
+        return *where, weights, self.changes, self.steps, self.withheld, self.shadow, self.context_tokens
+
+
+class ShadowResolver:
+    """The choice of the conversations that are copied to a route's shadow, by a hash.
+
+    Why by conversation: the shadow's cache then holds earlier turns, as the target's does.
+    """
+
+    __slots__ = ("_limit", "_model", "_seed")
+
+    def __init__(self, route: str, model: str, percent: int) -> None:
+        self._model = model
+        self._limit: int = percent * _PARTS_PER_PERCENT
+        self._seed: int = xxhash.xxh3_64_intdigest(f"{route}\0shadow".encode())
+
+    def resolve(self, target: str | None, facts: RequestFacts) -> str | None:
+        """Returns the model that gets a copy of a request for `target`; None if none does.
+
+        A request that goes to the shadow itself is not copied.
+        """
+        if target is None or target == self._model or self._limit == 0:
+            return None
+        if self._limit < 100 * _PARTS_PER_PERCENT:
+            conversation, _ = facts.conversation()
+            if xxhash.xxh3_64_intdigest(conversation, self._seed) % (100 * _PARTS_PER_PERCENT) >= self._limit:
+                return None
+        return self._model
 
 
 class RuleResolver:
@@ -149,7 +196,19 @@ class RuleResolver:
     instructions.
     """
 
-    __slots__ = ("_headers", "_models", "_only", "_plan", "_route", "_seeds", "_tenants", "_weights", "number")
+    __slots__ = (
+        "_headers",
+        "_models",
+        "_only",
+        "_plan",
+        "_route",
+        "_seeds",
+        "_shadow",
+        "_tenants",
+        "_weights",
+        "min_context",
+        "number",
+    )
 
     def __init__(self, route: Route, rule: RouteRule, number: int | None) -> None:
         targets = [target for target in rule.targets if target.weight > 0]
@@ -157,6 +216,7 @@ class RuleResolver:
         self._route: str = route.key
         self._headers: list[tuple[str, str]] = list(rule.headers)
         self._tenants: frozenset[str] = rule.tenants
+        self.min_context: int = rule.min_context_tokens
         self._models: list[str] = [target.model for target in targets]
         self._weights: list[int] = [target.weight for target in targets]
         self._seeds: list[int] = [
@@ -166,18 +226,31 @@ class RuleResolver:
         rewrite = rule.rewrite
         has_changes = rewrite is not None and bool(rewrite.defaults or rewrite.caps)
         self._plan: RewritePlan | None = RewritePlan(rewrite) if has_changes and rewrite is not None else None
+        shadow = route.shadow
+        self._shadow: ShadowResolver | None = (
+            None if shadow is None else ShadowResolver(route.key, shadow.model, shadow.percent)
+        )
 
     def matches(self, facts: RequestFacts) -> bool:
-        """Returns whether a request meets all conditions."""
+        """Returns whether a request meets all conditions but that of its length."""
         if self._tenants and facts.tenant() not in self._tenants:
             return False
         return all(facts.header(name) == value for name, value in self._headers)
+
+    def context_tokens(self, facts: RequestFacts) -> int:
+        """Returns the tokens of context that a request needs if it sets what this rule sets."""
+        limit = facts.answer_limit()
+        plan = self._plan
+        answer = (limit or 0) if plan is None else plan.answer_tokens(limit)
+        return facts.prompt_tokens() + answer
 
     def resolve(self, name: str, facts: RequestFacts) -> RouteDecision:
         """Returns the target of a request that this rule takes."""
         decision = self._choose(name, facts)
         if self._plan is not None:
             decision.rewrite = self._plan
+        if self._shadow is not None:
+            decision.shadow = self._shadow.resolve(decision.target, facts)
         return decision
 
     def _choose(self, name: str, facts: RequestFacts) -> RouteDecision:
@@ -222,7 +295,16 @@ class RouteTable:
         if rules is None:
             return None
         last = len(rules) - 1
+        needed = -1
         for index in range(last):
-            if rules[index].matches(facts):
-                return rules[index].resolve(name, facts)
+            rule = rules[index]
+            if rule.matches(facts):
+                if rule.min_context == 0:
+                    return rule.resolve(name, facts)
+                if needed < 0:  # with the answers that the other targets would give
+                    needed = rules[last].context_tokens(facts)
+                if needed >= rule.min_context:
+                    decision = rule.resolve(name, facts)
+                    decision.context_tokens = needed
+                    return decision
         return rules[last].resolve(name, facts)

@@ -76,6 +76,17 @@ class RewritePlan:
         self._max_answers: int | None = None if max_answers is None else int(max_answers)
         self._defaults: list[tuple[str, Number]] = list(defaults.items())
 
+    def answer_tokens(self, limit: int | None) -> int:
+        """Returns the most tokens of an answer to a request with this limit; 0 if nothing bounds
+        it.
+        """
+        cap = self._max_limit
+        if limit is None:
+            limit = self._default_limit
+        if limit is None:
+            return 0 if cap is None else cap
+        return limit if cap is None or limit < cap else cap
+
     def changes(self, form: BodyForm, value: ValueReader) -> dict[str, Number]:
         """Returns the parameters that change, with their new values.
 

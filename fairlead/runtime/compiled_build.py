@@ -47,6 +47,7 @@ COMPILED_MODULES = (
     "fairlead_gateway/worker/quota/*.py",
     "fairlead_gateway/worker/reporting/*.py",
     "fairlead_gateway/worker/resilience/*.py",
+    "fairlead_gateway/worker/shadow/*.py",
     "fairlead_gateway/worker/tenancy/*.py",
     "fairlead_gateway/worker/upstream/*.py",
     "fairlead_kvstore/blockstore/**/*.py",

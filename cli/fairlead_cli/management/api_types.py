@@ -92,6 +92,25 @@ class InstanceStats(Struct, frozen=True):
     share_of_work: float | None = None
 
 
+class ShadowSide(Struct, frozen=True):
+    """The answers of one of two models to the same requests."""
+
+    errors: int = 0
+    ttft_mean_seconds: float | None = None
+    tpot_mean_seconds: float | None = None
+    output_tokens_mean: float | None = None
+
+
+class Shadow(Struct, frozen=True):
+    """Comparison of a model that gets copies of requests with the model that was asked."""
+
+    original: str
+    outcomes: dict[str, int] = field(default_factory=dict)
+    compared: int = 0
+    copies: ShadowSide = ShadowSide()
+    originals: ShadowSide = ShadowSide()
+
+
 class ModelStats(Struct, frozen=True):
     """Statistics of one model: now, in the last minute, and since the gateway started."""
 
@@ -100,6 +119,7 @@ class ModelStats(Struct, frozen=True):
     window: PeriodStats = PeriodStats()
     totals: PeriodStats = PeriodStats()
     instances: dict[str, InstanceStats] = field(default_factory=dict)
+    shadows: list[Shadow] = field(default_factory=list)
 
 
 class GatewayStats(Struct, frozen=True):

@@ -12,8 +12,7 @@ from fairlead.api.price import Price
 from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.profile import Profile
-from fairlead.api.spec.route.fallbacks import check_fallbacks
-from fairlead.api.spec.route.spec import ModelRouteSpec
+from fairlead.api.spec.route.spec import ModelRouteSpec, check_models
 from fairlead.api.spec.routing import Routing
 from fairlead.api.strict_model import StrictModel, field_error
 from fairlead.api.value_types import (
@@ -328,8 +327,8 @@ class FileRoute(ModelRouteSpec):
     namespace: Annotated[str, AfterValidator(_check_namespace), Field(examples=["default"])] = "default"
 
     @model_validator(mode="after")
-    def _check_fallbacks(self) -> Self:
-        check_fallbacks(self.to_route(self.namespace, self.name))
+    def _check_models(self) -> Self:
+        check_models(self.to_route(self.namespace, self.name))
         return self
 
 

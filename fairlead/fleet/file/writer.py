@@ -101,6 +101,8 @@ def _route_fields(route: Route) -> dict[str, Any]:
         entry["rewrite"] = _rewrite_fields(route.rewrite)
     if route.fallbacks:
         entry["onFailure"] = [_fallback_fields(fallback) for fallback in route.fallbacks]
+    if route.shadow is not None:
+        entry["shadow"] = {"model": route.shadow.model, "percent": route.shadow.percent}
     return entry
 
 
@@ -110,6 +112,8 @@ def _override_fields(override: RouteRule) -> dict[str, Any]:
         entry["headers"] = {_format_flow(name): value for name, value in override.headers}
     if override.tenants:
         entry["tenants"] = sorted(override.tenants)
+    if override.min_context_tokens:
+        entry["minContextTokens"] = override.min_context_tokens
     entry["targets"] = _target_fields(override.targets)
     if override.rewrite is not None:
         entry["rewrite"] = _rewrite_fields(override.rewrite)

@@ -68,10 +68,9 @@ def decode_record(encoded: EncodedDecisionRecord) -> DecisionRecord:
 def _encode_route(route: RouteDecision) -> EncodedRoute:
     weights = route.weight, route.total_weight
     steps = [(step.failed, step.kind, step.model, step.reason) for step in route.steps]
+    where = route.name, route.route, route.target, route.basis, route.override
     changes, withheld = list(route.changes), list(route.withheld)
-    return EncodedRoute(
-        route.name, route.route, route.target, route.basis, route.override, weights, changes, steps, withheld
-    )
+    return EncodedRoute(*where, weights, changes, steps, withheld, route.shadow, route.context_tokens)
 
 
 def _decode_route(encoded: EncodedRoute) -> RouteDecision:
@@ -82,6 +81,7 @@ def _decode_route(encoded: EncodedRoute) -> RouteDecision:
     route.changes = tuple(encoded.changes)
     route.steps = tuple(FallbackStep(failed, kind, model, why) for failed, kind, model, why in encoded.steps)
     route.withheld = tuple(encoded.withheld)
+    route.shadow, route.context_tokens = encoded.shadow, encoded.context_tokens
     return route
 
 

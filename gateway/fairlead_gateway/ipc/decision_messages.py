@@ -47,6 +47,8 @@ class EncodedRoute(msgspec.Struct, array_like=True):
     changes: list[str] = []
     steps: list[tuple[str, str, str, str]] = []
     withheld: list[str] = []
+    shadow: str | None = None
+    context_tokens: int = 0
 
 
 class EncodedDecisionRecord(msgspec.Struct, array_like=True):

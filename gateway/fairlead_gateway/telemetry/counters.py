@@ -193,6 +193,8 @@ class ModelCounters(CounterSet):
         "instances",
         "prefill_legs",
         "retries_by_reason",
+        "shadow_copies",
+        "shadow_sums",
     )
 
     def __init__(self) -> None:
@@ -210,6 +212,8 @@ class ModelCounters(CounterSet):
         self.handoffs: dict[tuple[str, str], int] = {}
         self.prefill_legs: dict[str, int] = {}
         self.held: dict[str, int] = {}
+        self.shadow_copies: dict[tuple[str, str], int] = {}
+        self.shadow_sums: dict[tuple[str, str], int] = {}
         self.instances: dict[str, InstanceCounters] = {}
         self._reset_pending()
 

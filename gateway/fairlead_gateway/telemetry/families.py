@@ -77,6 +77,34 @@ FAMILIES: Final = (
         "Requests of a route that another model got, since this one has not answered, by the kind of its failure.",
     ),
     _counter(
+        "shadow_copies_total",
+        ("model", "original", "outcome"),
+        "Requests for the model `original` that a route copies to this one: answered, failed, or why there is no answer.",
+    ),
+    _counter(
+        "shadow_compared_total",
+        ("model", "original"),
+        "Copied requests whose two answers were compared, failed ones included.",
+    ),
+    _counter(
+        "shadow_errors_total", ("model", "original", "side"), "Of these, the failed answers: to the copy, or original."
+    ),
+    _summary(
+        "shadow_ttft_seconds",
+        ("model", "original", "side"),
+        "Sent to an engine until the first token, of the same streams on both sides: sum and count.",
+    ),
+    _summary(
+        "shadow_tpot_seconds",
+        ("model", "original", "side"),
+        "Mean time per output token after the first, of the same streams on both sides: sum and count.",
+    ),
+    _summary(
+        "shadow_output_tokens",
+        ("model", "original", "side"),
+        "Generated tokens of an answer, of the same requests on both sides: sum and count.",
+    ),
+    _counter(
         "handoffs_total",
         ("model", "outcome", "reason"),
         "Requests of a model with prefill engines: done, bypassed (one engine did it all), or failed and went on as plain ones.",

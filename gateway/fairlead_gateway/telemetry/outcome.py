@@ -127,3 +127,58 @@ def assess_attainment(
         itl = not failed and itl_mean_seconds is not None and itl_mean_seconds <= objectives.itl_seconds
     both = None if ttft is None and itl is None else ttft is not False and itl is not False
     return Attainment(ttft, itl, both)
+
+
+class ShadowAnswer:
+    """An answer to a request that was copied: by the model that was asked, or by its shadow.
+
+    failed: it is no whole answer.
+    ttft_seconds, tpot_seconds: from the dispatch to the engine; None for an answer without a
+        stream.
+    output_tokens: None if the engine reported none.
+    """
+
+    __slots__ = ("failed", "output_tokens", "tpot_seconds", "ttft_seconds")
+
+    def __init__(
+        self, failed: bool, ttft_seconds: float | None, tpot_seconds: float | None, output_tokens: int | None
+    ) -> None:
+        self.failed = failed
+        self.ttft_seconds = ttft_seconds
+        self.tpot_seconds = tpot_seconds
+        self.output_tokens = output_tokens
+
+
+SHADOW_SIDES: Final = ("copy", "original")
+COMPARED: Final = "compared"
+"""The number of requests that both models have answered, or failed."""
+
+SHADOW_NAMES: Final = 12
+"""The number of names of sums in a comparison."""
+
+
+def shadow_sums(copy: ShadowAnswer, original: ShadowAnswer) -> dict[str, int]:
+    """Returns what a pair of answers adds to the sums of a comparison, by name.
+
+    A value counts only if both answers have it. So the means are of the same requests. Times are in
+    microseconds: integers of several processes add up exactly.
+    """
+    found = {COMPARED: 1}
+    for side, answer in zip(SHADOW_SIDES, (copy, original), strict=True):
+        found[f"errors:{side}"] = int(answer.failed)
+    if copy.failed or original.failed:
+        return found
+    for name, first, second in (
+        ("ttft", _microseconds(copy.ttft_seconds), _microseconds(original.ttft_seconds)),
+        ("tpot", _microseconds(copy.tpot_seconds), _microseconds(original.tpot_seconds)),
+        ("output_tokens", copy.output_tokens, original.output_tokens),
+    ):
+        if first is not None and second is not None:
+            found[name] = 1
+            found[f"{name}:copy"] = first
+            found[f"{name}:original"] = second
+    return found
+
+
+def _microseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds * 1e6 + 0.5)

@@ -22,7 +22,14 @@ from fairlead.runtime.loop_lag import LoopLag
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.telemetry.counters import InstanceCounters, ModelCounters
 from fairlead_gateway.telemetry.histogram import seconds_bucket
-from fairlead_gateway.telemetry.outcome import RequestOutcome, is_client_fault
+from fairlead_gateway.telemetry.outcome import (
+    COMPARED,
+    SHADOW_NAMES,
+    RequestOutcome,
+    ShadowAnswer,
+    is_client_fault,
+    shadow_sums,
+)
 from fairlead_gateway.telemetry.status_types import IndexStatus, LoadView, PublishStats, TenantValues
 
 if TYPE_CHECKING:
@@ -120,6 +127,26 @@ class MetricsRecorder:
     def record_route(self, model_key: str, status: int, route: str) -> None:
         """Counts a finished request that named a route, by the model that got it last."""
         at.increment_pair(self._model_counters(model_key).by_route, str(status), route, self._max_label_values)
+
+    def record_copy(self, model_key: str, original: str, outcome: str) -> None:
+        """Counts a request of the model `original` that was to be copied to `model_key`.
+
+        outcome: one word of a closed list.
+        """
+        copies = self._model_counters(model_key).shadow_copies
+        if (original, outcome) not in copies and len(copies) >= self._max_label_values:
+            original = OTHER
+        copies[original, outcome] = copies.get((original, outcome), 0) + 1
+
+    def record_comparison(self, model_key: str, original: str, copied: ShadowAnswer, own: ShadowAnswer) -> None:
+        """Counts a request that both the shadow `model_key` and the model `original` have
+        answered, or failed.
+        """
+        sums = self._model_counters(model_key).shadow_sums
+        if (original, COMPARED) not in sums and len(sums) >= self._max_label_values * SHADOW_NAMES:
+            original = OTHER
+        for name, value in shadow_sums(copied, own).items():
+            sums[original, name] = sums.get((original, name), 0) + value
 
     def record_handoff(
         self, model_key: str, outcome: str, reason: str, local_prefill_tokens: float | None = None

@@ -14,6 +14,7 @@ from fairlead_gateway.errors import InvalidApiKey, QuarantinedRequest
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.telemetry.counters import ModelCounters
 from fairlead_gateway.telemetry.histogram import FINE_PER_DOUBLING, OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS
+from fairlead_gateway.telemetry.outcome import COMPARED, SHADOW_SIDES
 from fairlead_gateway.telemetry.prometheus_text import escape_label, format_histogram
 from fairlead_gateway.telemetry.status_types import (
     IndexState,
@@ -154,6 +155,43 @@ def by_labels(first: str, second: str, table: Callable[[ModelCounters], Mapping[
             for (one, other), value in sorted(table(series).items()):
                 labels = f'model="{escape_label(key)}",{first}="{escape_label(one)}",{second}="{escape_label(other)}"'
                 yield f"{name}{{{labels}}} {value}\n"
+
+    return lines
+
+
+def _shadow_sums(scrape: Scrape, name: str) -> Iterator[tuple[str, str, int, Mapping[tuple[str, str], int]]]:
+    """Yields the labels, the original and the count of each comparison, and the sums of its
+    model.
+    """
+    for key, series in scrape.models.items():
+        for (original, counted), value in sorted(series.shadow_sums.items()):
+            if counted == name:
+                labels = f'model="{escape_label(key)}",original="{escape_label(original)}"'
+                yield labels, original, value, series.shadow_sums
+
+
+def shadow_compared(name: str, scrape: Scrape) -> Iterator[str]:
+    for labels, _, count, _ in _shadow_sums(scrape, COMPARED):
+        yield f"{name}{{{labels}}} {count}\n"
+
+
+def shadow_errors(name: str, scrape: Scrape) -> Iterator[str]:
+    for labels, original, _, sums in _shadow_sums(scrape, COMPARED):
+        for side in SHADOW_SIDES:
+            yield f'{name}{{{labels},side="{side}"}} {sums.get((original, f"errors:{side}"), 0)}\n'
+
+
+def shadow_summary(value: str, unit: float) -> Renderer:
+    """Returns the renderer of a sum over both sides of comparisons.
+
+    unit: of the counted integers.
+    """
+
+    def lines(name: str, scrape: Scrape) -> Iterator[str]:
+        for labels, original, count, sums in _shadow_sums(scrape, value):
+            for side in SHADOW_SIDES:
+                own = f'{{{labels},side="{side}"}}'
+                yield f"{name}_sum{own} {sums[original, f'{value}:{side}'] * unit:.9g}\n{name}_count{own} {count}\n"
 
     return lines
 

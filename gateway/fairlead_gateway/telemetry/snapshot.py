@@ -28,6 +28,8 @@ TABLES = (
     "held",
     "prefill_legs",
     "retries_by_reason",
+    "shadow_copies",
+    "shadow_sums",
 )
 """The tables of a model's counters, by name."""
 

@@ -59,6 +59,9 @@ def _target_names(spec: Any) -> Iterator[str]:
     for fallback in fallbacks if isinstance(fallbacks, list) else ():
         if isinstance(fallback, dict) and isinstance(fallback.get("to"), str):
             yield fallback["to"]
+    shadow = spec.get("shadow")
+    if isinstance(shadow, dict) and isinstance(shadow.get("model"), str):
+        yield shadow["model"]
 
 
 def _accepted(names: GrantedNames) -> ConditionValue:
@@ -77,6 +80,9 @@ def _resolved(route: Route, models: Container[str]) -> ConditionValue:
     absent = list(dict.fromkeys(item.to for item in route.fallbacks if item.to not in models))
     if absent:
         message = f"no model is called {', '.join(absent[:_MAX_NAMED])}: it answers for no other model"
+        return ConditionValue(ConditionType.RESOLVED_REFS, "False", Reason.MODEL_NOT_FOUND, message)
+    if route.shadow is not None and route.shadow.model not in models:
+        message = f"no model is called {route.shadow.model}: no requests are copied"
         return ConditionValue(ConditionType.RESOLVED_REFS, "False", Reason.MODEL_NOT_FOUND, message)
     without = [place for place, rule in _places(route) if not rule.models()]
     if without:

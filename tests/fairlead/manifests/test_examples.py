@@ -39,6 +39,7 @@ THEIRS = EXAMPLES / "external-engines" / "their-engines.yaml"
 ROUTES = EXAMPLES / "routes" / "assistant.yaml"
 CAPPED, FALLBACKS = ROUTES.with_name("capped.yaml"), ROUTES.with_name("fallbacks.yaml")
 EXTERNAL = ROUTES.with_name("external.yaml")
+SHADOW, LONG_CONTEXT = ROUTES.with_name("shadow.yaml"), ROUTES.with_name("long-context.yaml")
 TENANTS = EXAMPLES / "tenants" / "two-teams.yaml"
 CATALOG = EXAMPLES / "catalog" / "qwen3-32b.yaml"
 ADAPTERS = EXAMPLES / "adapters" / "fleet.yaml"
@@ -97,7 +98,8 @@ def test_first_example_is_the_smallest_manifest() -> None:
 def test_every_intent_has_a_pair_and_a_readme_link() -> None:
     assert {path.parent.name for path in [*ON_GPUS, *SIMULATED]} == set(INTENTS)
     every = sorted(EXAMPLES.glob("*/*.yaml"))
-    others = (THEIRS, ROUTES, CAPPED, FALLBACKS, EXTERNAL, ADAPTERS, CLUSTER_ADAPTERS, CANARY, TENANTS, CATALOG)
+    routes = (ROUTES, CAPPED, FALLBACKS, EXTERNAL, SHADOW, LONG_CONTEXT)
+    others = (THEIRS, *routes, ADAPTERS, CLUSTER_ADAPTERS, CANARY, TENANTS, CATALOG)
     assert every == sorted([*ON_GPUS, *SIMULATED, *others])
     linked = re.findall(r"\]\(([a-z-]+/[a-z0-9-]+\.yaml)\)", (EXAMPLES / "README.md").read_text())
     assert sorted(linked) == [relative_path(path) for path in every]

@@ -4,12 +4,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.routes.model import Route, RouteRule, RouteTarget, visible_route
+from fairlead.routes.model import RequestRewrite, Route, RouteRule, RouteTarget, Shadow, visible_route
 from fairlead.routes.resolution import NO_TARGET, ONLY_TARGET, RouteDecision, RouteTable
 
 WEIGHTS = st.lists(st.integers(0, 1_000_000), min_size=1, max_size=8)
@@ -23,6 +25,8 @@ class Facts:
     headers: Mapping[str, str] = field(default_factory=dict)
     caller: str | None = None
     asked: int = 0
+    prompt: int = 0
+    limit: int | None = None
 
     def header(self, name: str) -> str | None:
         return self.headers.get(name)
@@ -33,6 +37,12 @@ class Facts:
     def conversation(self) -> tuple[bytes, str]:
         self.asked += 1
         return hashlib.blake2b(self.session.encode(), digest_size=8).digest(), "session"
+
+    def prompt_tokens(self) -> int:
+        return self.prompt
+
+    def answer_limit(self) -> int | None:
+        return self.limit
 
 
 def targets(weights: Sequence[int]) -> tuple[RouteTarget, ...]:
@@ -168,3 +178,88 @@ def test_tenant_sees_a_route_whose_targets_it_may_all_use() -> None:
     assert (seen.targets, seen.overrides) == (route.targets, ())
     assert visible_route(route, {*usable, "chat/new"}.__contains__) is route
     assert visible_route(route, {"chat/m0", "chat/new"}.__contains__) is None
+
+
+def shadowed(percent: int, weights: Sequence[int] = (1,), model: str = "chat/next") -> RouteTable:
+    return RouteTable([Route("chat", "a", targets(weights), names=("a",), shadow=Shadow(model, percent))])
+
+
+@pytest.mark.parametrize("percent", [1, 10, 50, 99])
+def test_share_of_copied_sessions_is_within_one_percent_and_grows_only(percent: int) -> None:
+    def copied(share: int) -> set[int]:
+        routes = shadowed(share, (3, 1))
+        return {number for number in range(20_000) if decide(routes, Facts(f"session {number}")).shadow}
+
+    found = copied(percent)
+    assert abs(len(found) / 20_000 - percent / 100) < 0.01
+    assert found <= copied(percent + 1)
+
+
+def test_copies_are_independent_of_the_target() -> None:
+    routes = shadowed(50, (1, 1))
+    decisions = [decide(routes, Facts(f"session {number}")) for number in range(20_000)]
+    counts = Counter((decision.target, decision.shadow) for decision in decisions)
+    assert all(abs(count / 20_000 - 0.25) < 0.02 for count in counts.values())
+    assert len(counts) == 4
+
+
+@pytest.mark.parametrize(("percent", "expected"), [(0, None), (100, "chat/next")])
+def test_none_or_all_are_copied_without_a_look_at_the_conversation(percent: int, expected: str | None) -> None:
+    facts = Facts()
+    decision = decide(shadowed(percent), facts)
+    assert (decision.shadow, facts.asked) == (expected, 0)
+    assert ("a copy is for chat/next" in decision.describe()) == bool(expected)
+
+
+def test_request_for_the_shadow_itself_is_not_copied() -> None:
+    assert decide(shadowed(100, model="chat/m0"), Facts()).shadow is None
+
+
+def test_tenant_that_may_not_use_the_shadow_has_none() -> None:
+    route = Route("chat", "a", targets((1,)), shadow=Shadow("chat/next"))
+    visible = visible_route(route, lambda model: model == "chat/m0")
+    assert visible is not None
+    assert visible.shadow is None
+    assert visible_route(route, lambda _: True) == route
+
+
+def long_rule(tokens: int, model: str = "chat/long", **more: Any) -> RouteRule:
+    return RouteRule((RouteTarget(model),), min_context_tokens=tokens, **more)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "limit", "target"),
+    [(99, None, "chat/m0"), (100, None, "chat/long"), (50, 49, "chat/m0"), (50, 50, "chat/long"), (5_000, None, "chat/longest")],
+)  # fmt: skip
+def test_request_goes_to_the_first_override_whose_context_it_needs(prompt: int, limit: int | None, target: str) -> None:
+    routes = table((1,), long_rule(1_000, "chat/longest"), long_rule(100))
+    decision = decide(routes, Facts(prompt=prompt, limit=limit))
+    needed = prompt + (limit or 0)
+    assert (decision.target, decision.context_tokens) == (target, 0 if target == "chat/m0" else needed)
+    assert (f"by about {needed:,} tokens of context" in decision.describe()) == (target != "chat/m0")
+
+
+@given(st.lists(st.integers(0, 300), max_size=20), st.integers(1, 2_000))
+def test_conversation_that_grows_moves_once_at_most(turns: list[int], threshold: int) -> None:
+    routes, prompt, models = table((1, 1), long_rule(threshold)), 0, []
+    for more in turns:
+        prompt += more
+        models.append(decide(routes, Facts(prompt=prompt, limit=20)).target)
+    assert sum(first != second for first, second in pairwise(models)) <= 1
+
+
+def test_limit_counts_as_the_route_would_set_it() -> None:
+    def target(rewrite: RequestRewrite | None, limit: int | None) -> str | None:
+        route = Route("chat", "a", targets((1,)), (long_rule(100),), ("a",), rewrite)
+        return decide(RouteTable([route]), Facts(prompt=50, limit=limit)).target
+
+    capped, given_ = RequestRewrite(caps=(("max_tokens", 40),)), RequestRewrite(defaults=(("max_tokens", 60),))
+    assert target(capped, 9_000) == target(capped, None) == "chat/m0"
+    assert target(None, None) == target(given_, 10) == "chat/m0"
+    assert target(None, 9_000) == target(given_, None) == "chat/long"
+
+
+def test_length_counts_beside_other_conditions() -> None:
+    routes = table((1,), long_rule(100, headers=(("x-team", "a"),)))
+    assert decide(routes, Facts(prompt=500)).target == "chat/m0"
+    assert decide(routes, Facts(prompt=500, headers={"x-team": "a"})).target == "chat/long"

@@ -86,6 +86,21 @@ def test_status_says_that_a_fallback_is_missing_and_refuses_a_loop() -> None:
     assert f"spec.onFailure[1].to: the fallbacks form a loop: {loop}" in accepted[2]
 
 
+def test_status_says_that_a_shadow_is_missing_and_that_nothing_can_be_compared() -> None:
+    cluster = Cluster()
+    cluster.model("tiny")
+    cluster.route("a", shadow={"model": "next", "percent": 10})
+    message = "no model is called chat/next: no requests are copied"
+    assert cluster.conditions("a")["ResolvedRefs"] == ("False", "ModelNotFound", message)
+    cluster.model("next")
+    assert "route:chat/a" in cluster.queued
+    assert cluster.conditions("a")["ResolvedRefs"][0] == "True"
+    cluster.route("a", shadow={"model": "chat/tiny"})
+    accepted = cluster.conditions("a")["Accepted"]
+    assert accepted[:2] == ("False", "InvalidRoute")
+    assert "spec.shadow.model: the model is the only target of the route" in accepted[2]
+
+
 def test_unchanged_status_is_not_written_again() -> None:
     cluster = Cluster()
     cluster.model("tiny")

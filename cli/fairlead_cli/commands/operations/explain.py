@@ -142,3 +142,24 @@ def explain_scaling(
     return run(
         ScalingQuery(qualified_name(model, source.cluster.namespace), at), source.autoscaler, source.cluster, output
     )
+
+
+def explain_shadow(
+    model: ModelFlag = None,
+    *,
+    source: Annotated[GatewaySource, Parameter(name="*")] = _GATEWAY,
+    output: OutputFlag = "table",
+) -> int:
+    """Explain how a model answers copies of requests for another model.
+
+    The model is the `shadow` of a route. Shows errors, TTFT, TPOT and the length of answers, of the
+    same requests on both sides, since each gateway has started. Also shows why other requests were
+    not copied. In a cluster, each gateway has a table of its own.
+
+    Exits 0 with an answer, 1 when no request was copied, 2 on wrong usage, 3 when no gateway can be
+    reached.
+    """
+    from fairlead_cli.explain.shadow import run_shadow
+
+    name = qualified_name(model, source.cluster.namespace)
+    return run_shadow(name, source.manage, source.cluster, output)

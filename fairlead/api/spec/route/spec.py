@@ -6,11 +6,12 @@ from typing import Annotated, ClassVar, Final, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fairlead.api.spec.route.fallbacks import ModelRouteFallback
+from fairlead.api.spec.route.fallbacks import ModelRouteFallback, check_fallbacks
 from fairlead.api.spec.route.rewrite import ModelRouteRewrite
+from fairlead.api.spec.route.shadow import ModelRouteShadow, check_shadow
 from fairlead.api.strict_model import FieldPath, Rule, StrictModel, field_error
 from fairlead.api.value_types import ServedName, ShortName, list_map_schema
-from fairlead.routes.model import Fallback, Route, RouteRule, RouteTarget
+from fairlead.routes.model import Fallback, Route, RouteRule, RouteTarget, Shadow
 
 MAX_WEIGHT: Final = 1_000_000
 _HEADER_PATTERN: Final = r"^[A-Za-z0-9-]{1,64}$"
@@ -68,10 +69,11 @@ class ModelRouteOverride(StrictModel):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel="has(self.headers) && self.headers.size() > 0 || has(self.tenants) && self.tenants.size() > 0",
+            cel="has(self.headers) && self.headers.size() > 0 || has(self.tenants) && self.tenants.size() > 0 || "
+            "has(self.minContextTokens)",
             message="an override without conditions takes every request",
-            fix="add `headers` or `tenants`, or move its targets to spec.targets",
-            violation=lambda one: not one.headers and not one.tenants,
+            fix="add `headers`, `tenants` or `minContextTokens`, or move its targets to spec.targets",
+            violation=lambda one: not one.headers and not one.tenants and one.min_context_tokens is None,
         ),
     )
 
@@ -88,6 +90,16 @@ class ModelRouteOverride(StrictModel):
         list[ShortName],
         Field(max_length=64, description="tenants, one of which must have sent the request", examples=["[acme]"]),
     ] = Field(default_factory=list)
+    min_context_tokens: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=16_777_216,
+            description="tokens of prompt and answer together that a request must need, at four bytes a token",
+            examples=["8192"],
+            json_schema_extra={"format": "int32"},
+        ),
+    ] = None
     targets: Annotated[
         _Targets, Field(description="models that these requests go to", examples=["[{model: llama-8b}]"])
     ]
@@ -148,6 +160,13 @@ class ModelRouteSpec(StrictModel):
         "predicted latency. No loops",
         examples=["[{when: [Unavailable, NoCapacity], to: llama-8b}]"],
     )
+    shadow: Annotated[
+        ModelRouteShadow | None,
+        Field(
+            description="a model that gets copies of requests while it has room; its answers are compared and dropped",
+            examples=["{model: llama-8b-next, percent: 10}"],
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _check_unique_targets(self) -> Self:
@@ -165,6 +184,7 @@ class ModelRouteSpec(StrictModel):
                 tuple(sorted((header.lower(), value) for header, value in override.headers.items())),
                 frozenset(override.tenants),
                 rewrite if override.rewrite is None else override.rewrite.to_rewrite(),
+                override.min_context_tokens or 0,
             )
             for override in self.overrides
         )
@@ -177,7 +197,18 @@ class ModelRouteSpec(StrictModel):
             )
             for item in self.on_failure
         )
-        return Route(namespace, name, _to_targets(self.targets, namespace), overrides, names, rewrite, fallbacks)
+        shadow = None if self.shadow is None else Shadow(_to_key(self.shadow.model, namespace), self.shadow.percent)
+        targets = _to_targets(self.targets, namespace)
+        return Route(namespace, name, targets, overrides, names, rewrite, fallbacks, shadow)
+
+
+def check_models(route: Route, at: tuple[str, ...] = ()) -> None:
+    """Raises the error of a field if the models of a route do not fit together.
+
+    at: path of the route's spec below the validated value.
+    """
+    check_fallbacks(route, at)
+    check_shadow(route, at)
 
 
 def _to_targets(targets: Sequence[ModelRouteTarget], namespace: str) -> tuple[RouteTarget, ...]:

@@ -106,9 +106,7 @@ class ProfileOut(ResponseModel):
     prefill_kilotoken_seconds: float = Field(description="Seconds to prefill 1,000 tokens, none of them cached.")
     prefill_ten_kilotokens_seconds: float = Field(description="Seconds to prefill 10,000 tokens, none of them cached.")
     decode_step_seconds: float = Field(description="Seconds of one decode step of 16 sequences of 1,000 tokens.")
-    coefficients: dict[str, str | int | float] = Field(
-        description="The whole profile, as `profile` of an instance in a fleet file."
-    )
+    coefficients: dict[str, str | int | float] = Field(description="The whole `profile`, as in a fleet file.")
     pace: float = Field(description="Seconds that it takes for one second of work of its pool.")
     spans: float = Field(description="Weight of the observations behind it; older ones count less.")
     error: float | None = Field(description="Mean relative error of the last single predictions.")
@@ -119,9 +117,7 @@ class EjectionOut(ResponseModel):
 
     seconds: float = Field(description="Seconds since the ejection, without any answer since then.")
     cause: str = Field(description="The failures that led to it, as text.")
-    failed_probes: int = Field(
-        description="Probes of the gateway itself that failed since then; each asks for one token."
-    )
+    failed_probes: int = Field(description="Probes of the gateway itself that failed since; each asks for one token.")
     workers: int = Field(description="Number of workers that have ejected it.")
 
 
@@ -142,12 +138,8 @@ class InstanceOut(ResponseModel):
     in_flight_tokens: float | None
     standing: str | None = Field(description="The health state: Healthy, Ejected, Probing or WarmingUp.")
     standing_reason: str | None = Field(description="The reason for any health state but Healthy, as text.")
-    ejection: EjectionOut | None = Field(
-        description="Null unless the instance is ejected, may hang, and has answered no worker since."
-    )
-    answer_age_seconds: float | None = Field(
-        description="Seconds since its last answer to any worker; null if it has answered none."
-    )
+    ejection: EjectionOut | None = Field(description="Null unless it is ejected, may hang, and has not answered since.")
+    answer_age_seconds: float | None = Field(description="Seconds since its last answer to a worker; null without one.")
     signals: SignalsOut | None
     index: IndexOut | None = Field(description="Null if no instance of the model sends KV events.")
     profile: ProfileOut | None = Field(description="Null if nothing is learned, as with prefill instances.")
@@ -218,9 +210,7 @@ class SliceOut(ResponseModel):
     retries: int
     ttft_seconds: QuantilesOut
     itl_seconds: QuantilesOut
-    overhead_seconds: QuantilesOut = Field(
-        description="The gateway's own time without its queues; one bucket per doubling from 10 µs."
-    )
+    overhead_seconds: QuantilesOut = Field(description="The gateway's own time without queues; buckets from 10 µs.")
     within_objective: float | None = Field(description="Share of assessed requests that met all latency targets.")
     cached_token_share: float | None = Field(
         description="Share of prompt tokens that were cached, where engines reported it."
@@ -263,6 +253,25 @@ class InstanceStatsOut(ResponseModel):
     totals: InstanceTotalsOut
 
 
+class ShadowSideOut(ResponseModel):
+    """The answers of one of two models to the same requests. A mean is null if none is known."""
+
+    errors: int
+    ttft_mean_seconds: float | None = Field(description="From its dispatch to an engine, of streams.")
+    tpot_mean_seconds: float | None = Field(description="Of streams.")
+    output_tokens_mean: float | None
+
+
+class ShadowOut(ResponseModel):
+    """Comparison of a model that gets copies of requests with the model that was asked."""
+
+    original: str = Field(description="Key of the model that was asked.")
+    outcomes: dict[str, int] = Field(description="Requests that were to be copied, by outcome.")
+    compared: int = Field(description="Requests that both models have answered, or failed.")
+    copies: ShadowSideOut
+    originals: ShadowSideOut
+
+
 class ModelStatsOut(ResponseModel):
     """The numbers of one model: now, in the last minute, and since the gateway started."""
 
@@ -272,6 +281,7 @@ class ModelStatsOut(ResponseModel):
     totals: SliceOut
     decisions: dict[str, int] = Field(description="Decisions by rule since the start.")
     instances: dict[str, InstanceStatsOut]
+    shadows: list[ShadowOut] = Field(description="By model whose requests are copied to this one.")
 
 
 class OtherGatewayOut(ResponseModel):

@@ -12,6 +12,7 @@ from fairlead_gateway.telemetry import UNKNOWN, LoadView, MetricsRecorder
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.telemetry.counters import WINDOW_SECONDS, InstanceCounters, ModelCounters
 from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, quantile
+from fairlead_gateway.telemetry.outcome import COMPARED
 
 
 def model_stats(
@@ -34,6 +35,33 @@ def model_stats(
         totals=_slice_out(series.ints, series.sums, uptime, _load_variation(totals, routable)),
         decisions=dict(sorted(series.by_rule.items())),
         instances=_instances_out(minute, totals),
+        shadows=_shadows_out(series),
+    )
+
+
+def _shadows_out(series: ModelCounters) -> list[schemas.ShadowOut]:
+    originals = sorted({original for original, _ in (*series.shadow_copies, *series.shadow_sums)})
+    return [
+        schemas.ShadowOut(
+            original=original,
+            outcomes={word: count for (name, word), count in sorted(series.shadow_copies.items()) if name == original},
+            compared=series.shadow_sums.get((original, COMPARED), 0),
+            copies=_shadow_side_out(series.shadow_sums, original, "copy"),
+            originals=_shadow_side_out(series.shadow_sums, original, "original"),
+        )
+        for original in originals
+    ]
+
+
+def _shadow_side_out(sums: Mapping[tuple[str, str], int], original: str, side: str) -> schemas.ShadowSideOut:
+    def mean(name: str, unit: float) -> float | None:
+        return _share(sums.get((original, f"{name}:{side}"), 0) * unit, sums.get((original, name), 0))
+
+    return schemas.ShadowSideOut(
+        errors=sums.get((original, f"errors:{side}"), 0),
+        ttft_mean_seconds=mean("ttft", 1e-6),
+        tpot_mean_seconds=mean("tpot", 1e-6),
+        output_tokens_mean=mean("output_tokens", 1.0),
     )
 
 

@@ -163,6 +163,11 @@ class AdmissionController:
         queued = {key: len(admission) for key, admission in self._models.items() if len(admission)}
         return {key: queued.get(key, 0) + assigned.get(key, 0) for key in queued.keys() | assigned.keys()}
 
+    def has_queue(self, key: str) -> bool:
+        """Whether requests for a model wait in this worker."""
+        admission = self._models.get(key)
+        return (admission is not None and len(admission) > 0) or self._late_binding_queue.queued().get(key, 0) > 0
+
     def take_service(self) -> dict[str, dict[str, float]]:
         """Returns what was served since the last call, in engine seconds divided by weight, by
         model and caller.

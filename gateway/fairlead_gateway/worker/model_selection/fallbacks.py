@@ -34,6 +34,7 @@ from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.worker.resilience.retry import MAX_CRASHES
+from fairlead_gateway.worker.resilience.stall_timeout import StallTimeout
 from fairlead_gateway.worker.tenancy.visible_models import ModelVisibility
 from fairlead_gateway.worker.upstream.request_encoder import sanitize_header_value
 from fairlead_gateway.worker.upstream.response import EngineResponse
@@ -119,6 +120,13 @@ class Fallbacks:
             return None
         kind = _unserved_kind(error, decision) if context is None else _failure_kind(context, error, now)
         return None if kind is None else self._choose_next(decision, kind, caller, context, now)
+
+    def can_leave(self, timeout: StallTimeout, now: float) -> bool:
+        """Returns whether another model can take a request whose instance sends nothing."""
+        decision = timeout.request.route
+        if decision is None or decision.target is None:
+            return False
+        return self._choose_next(decision, UNAVAILABLE, timeout.client, None, now) is not None
 
     def check_refusal(self, context: RequestContext, engine_response: EngineResponse, now: float) -> None:
         """Raises the error of an engine's refusal if another model may answer instead."""

@@ -85,12 +85,24 @@ class ModelRequestParser:
         request.resumable = can_resume(request)  # it searches the whole body
         return request, self._build_route_request(request, http_request, request_id)
 
+    def parse_copy(
+        self, http_request: HttpRequest, decision: RouteDecision, entry: ModelEntry, request_id: str
+    ) -> tuple[ModelRequest, RouteRequest]:
+        """Returns the copy of a request for the shadow of its route. Raises GatewayError.
+
+        http_request: for one of the paths in `BODY_TYPES`.
+        """
+        path, body = http_request.head.path, http_request.body
+        parsed = parse_body(_BODY_TYPES[path], body, self._limits, self._scan_bounds)
+        request = build_entry_request(path, parsed, body, entry, self._limits)
+        if decision.rewrite is not None:
+            apply_rewrite(request, decision, path)
+        routed = self._policies.build_copy_request(request, http_request, request_id)
+        return request, _with_canary(request, routed)
+
     def _build_route_request(self, request: ModelRequest, http_request: HttpRequest, request_id: str) -> RouteRequest:
         routed = self._policies.build_route_request(request, http_request, request_id)
-        weight = request.model.canary_weight
-        if weight:
-            routed.takes_canary = takes_canary(request, routed, weight)
-        return routed
+        return _with_canary(request, routed)
 
     def _parse_fallback(
         self, http_request: HttpRequest, fallback: TakenFallback, fleet: Fleet, parse: BodyParser
@@ -140,6 +152,13 @@ class ModelRequestParser:
             return build_passthrough_request(head, http_request.body, models.fleet, lambda *_: parsed, names)
         request = build_entry_passthrough(http_request.head, parsed, body, chosen[0])
         return _routed(request, chosen[1], http_request.head.path)
+
+
+def _with_canary(request: ModelRequest, routed: RouteRequest) -> RouteRequest:
+    weight = request.model.canary_weight
+    if weight:
+        routed.takes_canary = takes_canary(request, routed, weight)
+    return routed
 
 
 def _routed(request: ModelRequest, decision: RouteDecision, path: str) -> ModelRequest:

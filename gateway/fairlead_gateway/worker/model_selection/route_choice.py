@@ -7,6 +7,7 @@ from fairlead.fleet.model import Fleet
 from fairlead.routes.resolution import RequestFacts, RouteDecision, RouteTable
 from fairlead_gateway.errors import RouteWithoutTarget
 from fairlead_gateway.http.listener import HttpRequest
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
 from fairlead_gateway.worker.model_selection.conversation import prompt_digest, session_digest, text_digest
 from fairlead_gateway.worker.openai.body_parser import ParsedBody
 from fairlead_gateway.worker.openai.model_names import ModelEntry
@@ -45,6 +46,18 @@ class HttpRequestFacts(RequestFacts):
             return prompt_digest(http_request.body, parsed.messages_start, parsed.messages_end), BY_PROMPT
         fields = None if parsed.is_passthrough else parsed.fields(http_request.body)
         return text_digest(fields, http_request.body), BY_PROMPT
+
+    def prompt_tokens(self) -> int:
+        """Returns the bytes of the body divided by those of a usual token.
+
+        Why the whole body: tools and schemas are a part of the prompt.
+        """
+        return len(self._http_request.body) // BYTES_PER_TOKEN
+
+    def answer_limit(self) -> int | None:
+        """Returns the client's limit of the answer in tokens; None without one."""
+        limit = self._parsed.max_tokens
+        return None if limit is None else int(limit)
 
 
 def fallback_entry(decision: RouteDecision, fleet: Fleet) -> ModelEntry:

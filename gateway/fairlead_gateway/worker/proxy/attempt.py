@@ -77,6 +77,11 @@ class Dispatcher:
         self.recorder.record_choice(context, choice, tokens)
         return Attempt(self, context, choice, sent)
 
+    def create_copy(self, context: RequestContext, instance: Instance, decision: Decision) -> "Attempt":
+        """Returns the attempt of a copied request, whose choice is not recorded."""
+        choice = context.choice = RoutedChoice(1, self._addresses.of(instance), decision)
+        return Attempt(self, context, choice, None)
+
 
 class Attempt:
     """One try of a request at one instance.

@@ -6,6 +6,7 @@ and their records; relay, stream resumption and forwarder.
 
 import os
 import random
+from collections.abc import Callable
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet
@@ -15,6 +16,7 @@ from fairlead_gateway.worker.disaggregation.prefill_coordinator import PrefillCo
 from fairlead_gateway.worker.dispatch.admission_queue import AdmissionController
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.model_selection.fallbacks import Fallbacks
+from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
 from fairlead_gateway.worker.proxy.attempt import Dispatcher
 from fairlead_gateway.worker.proxy.fast_path import FastPath, RequestLifecycle
 from fairlead_gateway.worker.proxy.forwarder import Forwarder
@@ -29,6 +31,7 @@ from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.worker.resilience.retry import RetryBudget
 from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.worker.shadow.shadow_traffic import ShadowTraffic
 from fairlead_gateway.worker.tenancy.visible_models import ModelVisibility
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.hop_header import create_hop_id
@@ -152,7 +155,16 @@ class ForwardingStack:
             self.limit_gate,
         )
         self.forwarder.fallbacks = fallbacks
+        self.failures.has_fallback = lambda timeout: fallbacks.can_leave(timeout, self._now())
         return fallbacks
+
+    def create_shadow_traffic(
+        self, parser: ModelRequestParser, is_short_of_memory: Callable[[], bool]
+    ) -> ShadowTraffic:
+        """Returns the copies of requests for shadows of routes, which the recorder starts."""
+        copies = ShadowTraffic(self._dispatcher, self.routers, self.pool, parser, is_short_of_memory)
+        self._dispatcher.recorder.copies = copies
+        return copies
 
     def update_fleet(self, fleet: Fleet) -> None:
         """Replaces the fleet; requests in flight stay where they are."""

@@ -131,6 +131,9 @@ class Gateway(RequestLifecycle):
         self._is_loaded = self._is_draining = self._has_drain_ended = False
         self._visible_models = ModelVisibility()
         self._fallbacks = self.stack.create_fallbacks(self._visible_models)
+        self.copies = self.stack.create_shadow_traffic(
+            self._request_parser, lambda: self.listener.under_memory_pressure
+        )
         self._inflight: dict[str, asyncio.Task[None] | FastPathExchange | RelayedStream] = {}
 
     def update_fleet(self, fleet: Fleet) -> None:
@@ -176,6 +179,7 @@ class Gateway(RequestLifecycle):
     def drain(self) -> None:
         """Reports unready and takes no new requests; those in flight finish."""
         self._is_draining = True
+        self.copies.close()
         self.listener.drain()
 
     def end_drain(self) -> None:
@@ -196,6 +200,7 @@ class Gateway(RequestLifecycle):
         for request in list(self._inflight.values()):
             request.cancel()
         self._fast_path.timeouts.clear()
+        self.copies.close()
         self.stack.close()
         self.memory_pressure.close()
         if self._observers is not None:

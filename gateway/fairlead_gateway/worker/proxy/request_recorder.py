@@ -1,5 +1,6 @@
 """Records each request once: its choices when they are made, its outcome when it has ended."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Final
 
@@ -12,17 +13,33 @@ from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.telemetry.handoff_record import FAILED
 from fairlead_gateway.worker.quota.generated_tokens import GeneratedTokens
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
-from fairlead_gateway.worker.request_context import RequestContext, RoutedChoice
+from fairlead_gateway.worker.request_context import RequestContext, RequestResult, RoutedChoice
 
 CLIENT_CLOSED_STATUS: Final = 499
 
 OnFinished = Callable[[RequestContext, RequestOutcome], None]
 
 
+class CopyLifecycle:
+    """The owner of copied requests; its methods are called for the originals.
+
+    Why a base class and not a Protocol: compiled, its methods are called directly.
+    """
+
+    @abstractmethod
+    def on_chosen(self, context: RequestContext) -> None:
+        """Notes the first choice of an instance for a request that may be copied."""
+
+    @abstractmethod
+    def on_original_ended(self, context: RequestContext) -> None:
+        """Notes the end of a request that may have been copied."""
+
+
 class RequestRecorder:
     """The writer of choices and outcomes to the metrics, the decision log and the observers.
 
     on_finished: called last, with each outcome; must neither wait nor raise.
+    copies: copies requests of routes; set by the gateway.
     """
 
     def __init__(
@@ -37,6 +54,7 @@ class RequestRecorder:
         self._generated_tokens = GeneratedTokens(limits)
         self._on_finished = on_finished
         self.limit_gate: LimitGate | None = None
+        self.copies: CopyLifecycle | None = None
 
     def record_choice(self, context: RequestContext, choice: RoutedChoice, prompt_tokens: float) -> None:
         """Makes `choice` the request's current one; counts and logs it."""
@@ -54,7 +72,11 @@ class RequestRecorder:
             caller_name(http_request.caller),
             context.handoff_record,
         )
-        record.route = context.request.route
+        route = context.request.route
+        if route is not None:
+            record.route = route
+            if route.shadow is not None and self.copies is not None and choice.number == 1 and not route.steps:
+                self.copies.on_chosen(context)
         if http_request.id != context.id:
             record.client_id = http_request.id
         self.decisions.append(record)
@@ -106,12 +128,15 @@ class RequestRecorder:
             self._generated_tokens.learn(context)
         if context.reservation is not None and self.limit_gate is not None:
             self.limit_gate.settle(context)
+        route = context.request.route
+        if route is not None and route.shadow is not None and self.copies is not None:
+            self.copies.on_original_ended(context)
         if choice is None:
             return
         prompt, output = result.prompt_tokens, result.output_tokens
         received_at, is_stream = context.http_request.received_at, context.request.stream
         ttft = result.first_at - received_at if is_stream and result.first_at is not None else None
-        tpot = None if ttft is None else _tpot_seconds(context, output or result.event_count)
+        tpot = None if ttft is None else tpot_seconds(result, output or result.event_count)
         failed = result.status >= 500 or result.error is not None
         refused = 400 <= result.status < 500
         attainment = None
@@ -178,9 +203,9 @@ def _overhead_seconds(context: RequestContext) -> float | None:
     return spent - record.waited_seconds if record.outcome != FAILED else None
 
 
-def _tpot_seconds(context: RequestContext, tokens: int) -> float | None:
+def tpot_seconds(result: RequestResult, tokens: int) -> float | None:
     """Returns the mean seconds per output token; None without a second token."""
-    first_at, last_at = context.result.first_at, context.result.last_at
+    first_at, last_at = result.first_at, result.last_at
     if first_at is None or last_at is None or tokens < 2:
         return None
     return (last_at - first_at) / (tokens - 1)

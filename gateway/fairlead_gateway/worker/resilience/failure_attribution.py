@@ -14,8 +14,9 @@ descriptors, ports or memory, or a name that cannot be resolved (`upstream.conne
 
 Stalls are judged per instance, not per request. An instance that still sends bytes to any client is
 slow, and the request waits. One that has sent nothing for several times the predicted
-time has stalled. The request moves only if another instance can take it. Otherwise it waits until
-its deadline, since an early error would be no better.
+time has stalled. The request moves if another instance can take it. If none can, and the instance
+is ejected or known to hang, it moves to another model of its route. Otherwise it waits until its
+deadline, since an early error would be no better.
 
 A 4xx says nothing about the instance, nor does an answer to a request that needs no core. A server
 whose core hangs refuses what is invalid, and counts tokens.
@@ -50,6 +51,7 @@ class FailureAttribution:
 
     ready_instances: returns the ready instances of a model by id.
     fingerprint: returns the keyed fingerprint of a body.
+    has_fallback: returns whether another model can take a request; set by the gateway.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class FailureAttribution:
         fingerprint: Callable[[bytes], bytes],
     ) -> None:
         self._fingerprint = fingerprint
+        self.has_fallback: Callable[[StallTimeout], bool] | None = None
         self.outlier_detector = outlier_detector
         self._retry_budget = retry_budget
         self._ready_instances = ready_instances
@@ -169,6 +172,8 @@ class FailureAttribution:
             context.failures,
         )
         timeout.caller = context.caller
+        if context.request.route is not None:
+            timeout.client = context.http_request.caller
         return timeout
 
     def _stall_limit_seconds(self, context: RequestContext) -> float:
@@ -185,7 +190,16 @@ class FailureAttribution:
         )
         if has_other and should_retry([*timeout.failures, AttemptFailure("timeout")], self._limits):
             return self._has_retry(timeout.caller)
-        return self._count_stall_once(timeout)
+        self._count_stall_once(timeout)
+        return self._is_left_for_another_model(timeout, now)
+
+    def _is_left_for_another_model(self, timeout: StallTimeout, now: float) -> bool:
+        """Whether a request leaves its silent instance for another model of its route."""
+        if timeout.request.route is None or self.has_fallback is None:
+            return False
+        instance = timeout.instance_id
+        is_judged = instance in self.outlier_detector.ejection_records.by_instance
+        return (is_judged or not self.outlier_detector.is_usable(instance, now)) and self.has_fallback(timeout)
 
     def _count_stall_once(self, timeout: StallTimeout) -> bool:
         """Counts the stall if it is not counted yet; returns False: the request stays."""

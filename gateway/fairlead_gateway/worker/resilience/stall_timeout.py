@@ -2,12 +2,14 @@
 
 - The instance sends to other requests: until the deadline.
 - It sends to none, and another instance can take the request: `soft_seconds`.
-- It sends to none, and no other instance can take the request: until the deadline.
+- It sends to none, no other instance can take the request, but another model of its route can:
+  until it is known to hang.
+- It sends to none, and nothing else can take the request: until the deadline.
 """
 
 from collections.abc import Callable
 
-from fairlead_gateway.caller_key import ANONYMOUS
+from fairlead_gateway.caller_key import ANONYMOUS, Caller
 from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.resilience.retry import AttemptFailure
 from fairlead_gateway.worker.upstream.connection import EndpointActivity
@@ -22,6 +24,7 @@ class StallTimeout:
     request, instance_id, failures: the attempt and its request's earlier failures, for
     `should_abandon`.
     caller: whose request it is; set by the creator.
+    client: its tenant and API key; set by the creator for requests of routes.
     is_counted: the silence counts as a failure of the instance already.
 
     Why 8 parameters: one object per attempt, without a second one for its subject.
@@ -37,6 +40,7 @@ class StallTimeout:
         "_soft_seconds",
         "_started_at",
         "caller",
+        "client",
         "failures",
         "instance_id",
         "is_counted",
@@ -63,6 +67,7 @@ class StallTimeout:
         self._should_abandon = should_abandon
         self.request = request
         self.caller = ANONYMOUS
+        self.client: Caller | None = None
         self.instance_id = instance_id
         self.failures = failures
         self.is_counted = False

@@ -12,6 +12,8 @@ from fairlead_gateway.worker.openai.field_policy import known_fields
 
 FIELD: Final = "priority"
 _LOWEST_TIER: Final = 2
+COPY_TIER: Final = _LOWEST_TIER + 1
+"""The tier of copies for a route's shadow, behind those of tenants."""
 _SMALLEST_FIRST: Final = frozenset({"vllm", "sim"})
 _LARGEST_FIRST: Final = frozenset({"sglang"})
 

@@ -129,6 +129,14 @@ class TenantPolicies:
         _set_fields(request, policy, head.path)
         return build_route_request(request, head, request_id, self._chain_starts, policy.scope)
 
+    def build_copy_request(self, request: ModelRequest, http_request: HttpRequest, request_id: str) -> RouteRequest:
+        """Like `build_route_request`, for a copy: in its tenant's scope, and behind all tiers."""
+        own = self.of(http_request.caller)
+        policy = TenantPolicy(own.tenant, own.scope)
+        policy.tier = engine_priority.COPY_TIER
+        _set_fields(request, policy, http_request.head.path)
+        return build_route_request(request, http_request.head, request_id, self._chain_starts, own.scope)
+
 
 def _refusal(request: ModelRequest) -> ExternalRefused:
     """Returns the error of a request that would leave the cluster, and notes that on its route."""

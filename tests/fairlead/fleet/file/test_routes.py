@@ -69,7 +69,7 @@ def test_a_changed_route_is_a_new_fleet_with_the_same_members() -> None:
         ("weight: 9", "weight: -1", 7, "routes[0].targets[0].weight", "", ""),
         ("weight: 9", "wieght: 9", 7, "routes[0].targets[0].wieght", "unknown field", "did you mean weight?"),
         ('headers: {X-Canary: "yes"}, tenants: [acme], ', "", 9, "routes[0].overrides[0]",
-         "an override without conditions takes every request", "add `headers` or `tenants`"),
+         "an override without conditions takes every request", "add `headers`, `tenants` or `minContextTokens`"),
         ("X-Canary", "Authorization", 9, "routes[0].overrides[0].headers.Authorization",
          "this header holds a key", "match `tenants` instead"),
         ("X-Canary", "X Canary", 9, "routes[0].overrides[0].headers.X Canary",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead_gateway.telemetry.families import FAMILIES
+from fairlead_gateway.telemetry.outcome import ShadowAnswer
 from fairlead_gateway.telemetry.status_types import IndexState, InstanceIndexStatus, ModelIndexStatus
 from fairlead_kvstore.analysis.block_counts import BlockCounts
 from fairlead_kvstore.analysis.removal_ranking import RemovalRank
@@ -75,6 +76,9 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
     made_up.telemetry.index_status = {
         "chat/llama-70b": ModelIndexStatus({"main-0/9001/0": one}, 20, 1, 5, "engines are asked")
     }
+    answer = ShadowAnswer(False, 0.1, 0.01, 10)
+    made_up.telemetry.record_copy("chat/llama-70b", "chat/llama-8b", "answered")
+    made_up.telemetry.record_comparison("chat/llama-70b", "chat/llama-8b", answer, answer)
     made_up.telemetry.ejection_seconds = {"main-0/9001/0": 75.0}
     made_up.serve(200)
     text = made_up.telemetry.render(made_up.fleet(), made_up.loads(), made_up.clock.now()).decode()

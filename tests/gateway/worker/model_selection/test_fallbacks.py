@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fairlead.fleet.model import InstanceState, Model, RequestPolicy, TokenPrice, UnknownFields
+from fairlead.limits import Limits
 from fairlead.routes.model import FailureKind, Fallback, RequestRewrite, Route, RouteTarget
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.decision_codec import decode_logged_request, encode_logged_request
@@ -59,6 +60,11 @@ async def hang_up(call: EngineCall) -> None:
     raise HangUp
 
 
+async def silence(call: EngineCall) -> None:
+    await call.wait_closed()
+    raise HangUp
+
+
 def refuse(message: str, status: str = "400 Bad Request") -> Script:
     async def script(call: EngineCall) -> None:
         await call.respond(
@@ -77,7 +83,8 @@ async def break_off(call: EngineCall) -> None:
 @asynccontextmanager
 async def served(
     routes: Route, *tenants: Tenant, states: dict[str, InstanceState] | None = None,
-    prices: dict[str, TokenPrice] | None = None, policies: dict[str, RequestPolicy] | None = None, **scripts: Script,
+    prices: dict[str, TokenPrice] | None = None, policies: dict[str, RequestPolicy] | None = None,
+    limits: Limits | None = None, **scripts: Script,
 ) -> AsyncIterator[RunningGateway]:  # fmt: skip
     """Runs a gateway with one engine for each of `MODELS`; those that have no script answer."""
 
@@ -96,7 +103,7 @@ async def served(
             placed[f"chat/{name}"] = (replace(one, namespace="chat", model=name, id=f"{name}/0", state=state),)
         fleet = replace(base, models=models, instances=placed, routes={routes.key: routes})
         keys = keys_of(*tenants) if tenants else None
-        async with running_gateway(fleet, api_keys=keys) as running:
+        async with running_gateway(fleet, limits, api_keys=keys) as running:
             yield running
 
 
@@ -328,5 +335,36 @@ def test_many_requests_fall_back_at_once() -> None:
             assert {one.status for one in found} == {200}
             assert {one.fields["x-fairlead-model"] for one in found} == {"chat/small"}
             assert running.gateway.inflight_count() == 0
+
+    run_async(main())
+
+
+QUICK = Limits(first_token_min_seconds=0.05, first_token_factor=1.0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_requests_that_wait_at_a_hanging_engine_fall_back_when_it_is_judged(stream: bool) -> None:
+    async def main() -> None:
+        async with served(route(to("middle")), limits=QUICK, big=silence) as running:
+            waiting = [request(running.url, chat(f"{number}", stream=stream, max_tokens=1)) for number in range(4)]
+            found = await asyncio.gather(*waiting)
+            assert {answered(one) for one in found} == {(200, "chat/middle", "chat/big Unavailable")}
+            assert running.gateway.telemetry.models["chat/big"].fallbacks == {("Unavailable", "chat/middle"): 4}
+            assert {load.inflight for load in running.loads().values()} == {0}
+
+    run_async(main())
+
+
+def test_one_silent_request_or_a_model_without_fallback_judges_nothing() -> None:
+    async def main() -> None:
+        async with served(route(to("middle")), limits=QUICK, big=silence) as running:
+            found = await request(running.url, chat(stream=True), more="x-request-timeout: 0.5\r\n")
+            assert answered(found) == (504, "chat/big", None)
+        async with served(route(), limits=QUICK, big=silence) as running:
+            waiting = [
+                request(running.url, chat(f"{number}", stream=True), more="x-request-timeout: 0.5\r\n")
+                for number in range(4)
+            ]
+            assert {one.status for one in await asyncio.gather(*waiting)} == {504}
 
     run_async(main())

@@ -11,6 +11,7 @@ import pytest
 from fairlead.fleet.model import Fleet, Model
 from fairlead.routes.model import RequestRewrite, Route, RouteRule, RouteTarget
 from fairlead.tenants.model import Tenant
+from fairlead_gateway.ipc.decision_codec import decode_logged_request, encode_logged_request
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
@@ -286,5 +287,29 @@ def test_routes_follow_the_fleet() -> None:
                 assert model_of(await request(running.url, chat())) == "chat/canary"
                 running.gateway.update_fleet(replace(fleet, version=3, routes={}))
                 assert (await request(running.url, chat())).status == 404
+
+    run_async(main())
+
+
+def test_long_requests_go_to_the_model_with_more_context() -> None:
+    rule = RouteRule((CANARY,), min_context_tokens=500)
+    route = replace(SPLIT, targets=(STABLE,), overrides=(rule,))
+
+    async def main() -> None:
+        async with routed(route) as running:
+            for text, limit, expected in (
+                ("Why?", None, "chat/stable"),
+                ("x" * 2_000, None, "chat/canary"),
+                ("Why?", 600, "chat/canary"),
+                ("x" * 300_000, None, "chat/canary"),
+            ):
+                more = {} if limit is None else {"max_tokens": limit}
+                found = await request(running.url, chat(text=text, **more))
+                assert model_of(found) == expected
+                (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+                assert logged.latest.route is not None
+                said = logged.latest.route.describe()
+                assert ("overrides[0] by about" in said and "tokens of context" in said) == (expected == "chat/canary")
+                assert decode_logged_request(encode_logged_request(logged)).latest.route == logged.latest.route
 
     run_async(main())

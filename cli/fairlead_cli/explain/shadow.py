@@ -1,0 +1,90 @@
+"""``fairlead explain shadow``: how models answer copies of requests, against the originals."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+from fairlead_cli.exit_codes import run_query
+from fairlead_cli.formatting import UNKNOWN, align_columns, format_count, format_seconds
+from fairlead_cli.management import api_types
+from fairlead_cli.management.client import ManagementClient
+from fairlead_cli.management.endpoints import ManagementEndpoint, open_endpoints
+from fairlead_cli.output import OutputFormat, format_document, is_document
+from fairlead_cli.target import ClusterOptions
+
+_COMPARED = ("answered", "failed")
+Comparisons = Mapping[str, Sequence[api_types.Shadow]]
+"""By the model that gets the copies."""
+
+
+def run_shadow(model: str | None, manage: str | None, cluster: ClusterOptions, output: OutputFormat) -> int:
+    """Queries the comparisons of all gateways, prints them and returns the exit code."""
+
+    def fetch() -> Mapping[str, Comparisons]:
+        with open_endpoints(manage, cluster) as endpoints:
+            name = None if model is None else endpoints[0].qualify_model(model)
+            found = {endpoint.name: _of_model(asyncio.run(_shadows(endpoint)), name) for endpoint in endpoints}
+        if not any(found.values()):
+            where = ", ".join(found)
+            raise LookupError(f"no request was copied to {name or 'a model'} at {where}: see `shadow` of the routes")
+        return found
+
+    def show(found: Mapping[str, Comparisons]) -> str:
+        if is_document(output):
+            return format_document(found, output)
+        return "\n\n".join(
+            "\n".join(render_comparison(key, one, gateway if len(found) > 1 else None))
+            for gateway, comparisons in found.items()
+            for key, shadows in comparisons.items()
+            for one in shadows
+        )
+
+    return run_query("explain shadow", fetch, show)
+
+
+def render_comparison(key: str, one: api_types.Shadow, gateway: str | None) -> list[str]:
+    """Returns the comparison of two models as lines.
+
+    gateway: whose requests these are; None for the only one.
+    """
+    where = "" if gateway is None else f", at {gateway}"
+    others = [f"{word} {count:,}" for word, count in one.outcomes.items() if word not in _COMPARED]
+    missing = f"; without an answer: {', '.join(others)}" if others else ""
+    copies, originals = one.copies, one.originals
+    rows = [
+        ("", "copy", "original", ""),
+        (
+            "errors",
+            _share(copies.errors, one.compared),
+            _share(originals.errors, one.compared),
+            "",
+        ),
+        _row("TTFT", copies.ttft_mean_seconds, originals.ttft_mean_seconds, format_seconds),
+        _row("TPOT", copies.tpot_mean_seconds, originals.tpot_mean_seconds, format_seconds),
+        _row("answer tokens", copies.output_tokens_mean, originals.output_tokens_mean, format_count),
+    ]
+    return [
+        f"{key} answers copies of requests for {one.original}{where}",
+        f"{one.compared:,} of {sum(one.outcomes.values()):,} compared{missing}",
+        *align_columns(rows).splitlines(),
+    ]
+
+
+def _row(
+    name: str, copied: float | None, original: float | None, show: Callable[[float | None], str]
+) -> tuple[str, str, str, str]:
+    change = "" if copied is None or not original else f"{100 * (copied / original - 1):+.0f} %"
+    return name, show(copied), show(original), change
+
+
+def _share(errors: int, compared: int) -> str:
+    return f"{100 * errors / compared:.1f} %" if compared else UNKNOWN
+
+
+async def _shadows(endpoint: ManagementEndpoint) -> Comparisons:
+    async with ManagementClient(endpoint.url(), endpoint.token) as management:
+        models = (await management.stats()).models
+    return {key: stats.shadows for key, stats in models.items() if stats.shadows}
+
+
+def _of_model(found: Comparisons, name: str | None) -> Comparisons:
+    return {key: one for key, one in found.items() if name in (None, key, key.partition("/")[2])}
