@@ -1,0 +1,182 @@
+"""A route whose engines go one by one: the next model answers, then an API outside the cluster. It
+does not answer a tenant that refuses it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2e.kube.cluster_access.command_line import run_fairlead
+from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
+from e2e.kube.workloads.client_pods import ClientPod
+from e2e.kube.workloads.helm_release import GATEWAY, NAMESPACE, HelmRelease
+from e2e.kube.workloads.manifests import (
+    API,
+    PORT,
+    config_map,
+    deployment,
+    model,
+    paced_engine,
+    pod_spec,
+    service,
+)
+from fairlead_testing.http.certificates import CertificateAuthority
+
+TOKEN = "of-the-provider"
+_API = """
+import json, ssl
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        allowed = self.headers["authorization"] == "Bearer of-the-provider" and self.path == "/openai/v1/chat/completions"
+        names = ",".join(sorted(name.lower() for name in self.headers))
+        answer = {"model": body["model"], "choices": [{"index": 0, "message": {"content": names}}],
+                  "usage": {"prompt_tokens": 5, "completion_tokens": 2}}
+        text = json.dumps(answer if allowed else {"error": {"message": "no"}}).encode()
+        self.send_response(200 if allowed else 401)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain("/etc/fairlead/tls.crt", "/etc/fairlead/tls.key")
+server = ThreadingHTTPServer(("0.0.0.0", 8000), Handler)
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+"""
+_SEND = """
+import json, sys, urllib.error, urllib.request
+url, key, body = sys.argv[1:]
+fields = {"authorization": f"Bearer {key}", "content-type": "application/json", "x-team": "mine"}
+try:
+    with urllib.request.urlopen(urllib.request.Request(url, body.encode(), fields), timeout=60) as answer:
+        status, headers, text = answer.status, answer.headers, answer.read()
+except urllib.error.HTTPError as error:
+    status, headers, text = error.code, error.headers, error.read()
+names = ("x-fairlead-model", "x-fairlead-fallback", "x-fairlead-decision")
+print(json.dumps([status, *(headers[name] for name in names), json.loads(text)]))
+"""
+
+
+class Answer:
+    """An answer of the route."""
+
+    def __init__(self, status: int, model: str | None, fallback: str | None, id: str, body: dict[str, Any]) -> None:
+        self.id, self.body = id, body
+        self.outcome = status, model, fallback
+
+
+class AssistantClient:
+    """A pod that sends requests to the route."""
+
+    def __init__(self, client: ClientPod) -> None:
+        self._client = client
+        self._url = f"http://{GATEWAY}.{NAMESPACE}.svc/v1/chat/completions"
+
+    def send(self, key: str = "", name: str = "assistant") -> Answer:
+        """Returns the answer to a request for more tokens than the route allows."""
+        body = {"model": name, "max_tokens": 50, "messages": [{"role": "user", "content": "Why?"}]}
+        words = ("python3", "-c", _SEND, self._url, key or self._client.key, json.dumps(body))
+        return Answer(*json.loads(self._client.here.run("exec", self._client.name, "--", *words).splitlines()[-1]))
+
+    def wait(self, outcome: tuple[int, str | None, str | None], key: str = "") -> Answer:
+        """Waits until ten answers in a row are such ones: there are several gateways."""
+        last: list[Answer] = []
+
+        def is_settled() -> bool:
+            last[:] = [self.send(key) for _ in range(10)]
+            return {one.outcome for one in last} == {outcome}
+
+        eventually(f"the route is answered with {outcome}", is_settled)
+        return last[-1]
+
+
+def objects(namespace: str) -> list[Manifest]:
+    endpoint = {
+        "url": f"https://api.{namespace}.svc:{PORT}/openai/v1",
+        "tokenSecretKeyRef": {"name": "provider", "key": "token"},
+        "caSecretKeyRef": {"name": "provider", "key": "ca.crt"},
+    }
+    hosted = {
+        "model": {"uri": "openai://gpt-x"},
+        "engine": {"type": "OpenAI"},
+        "pools": [{"endpoints": [endpoint]}],
+        "price": {"input": "1", "output": "2"},
+    }
+    down = ["Unavailable", "NoCapacity"]
+    route = {
+        "targets": [{"model": "first"}],
+        "rewrite": {"caps": {"max_tokens": 3}},
+        "onFailure": [
+            {"when": down, "to": "second"},
+            {"when": down, "after": "second", "to": "hosted"},
+        ],
+    }
+    return [
+        {"apiVersion": API, "kind": "ModelDeployment", "metadata": {"name": "hosted"}, "spec": hosted},
+        {"apiVersion": API, "kind": "ModelRoute", "metadata": {"name": "assistant"}, "spec": route},
+    ]
+
+
+def prepare(empty: HelmRelease, here: Kubectl, folder: Path) -> None:
+    """Makes the API outside, and the Secret that gateways have for it; installs Fairlead."""
+    authority = CertificateAuthority(folder)
+    made = authority.issue("api", names=f"DNS:api.{here.namespace}.svc")
+    files = {"api__py": _API, "tls__crt": made.certificate.read_text(), "tls__key": made.key.read_text()}
+    spec = pod_spec("gateway", command=("python3", "/etc/fairlead/api.py"), files="api")
+    here.apply(config_map("api", **files), deployment("api", spec), service("api"))
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    empty.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}})
+    data = {"token": TOKEN, "ca.crt": authority.ca_file.read_text()}
+    empty.here.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "provider"}, "stringData": data})
+    secrets = {here.namespace: ["provider"]}
+    empty.install(externalEngines={"namespaces": [here.namespace], "secrets": secrets})
+
+
+@pytest.mark.lane("installation", position=77)
+def test_a_route_leaves_the_cluster_when_all_its_engines_are_gone(
+    here: Kubectl, empty: HelmRelease, tmp_path: Path
+) -> None:
+    first, second, hosted = (f"{here.namespace}/{name}" for name in ("first", "second", "hosted"))
+    try:
+        prepare(empty, here, tmp_path)
+        here.apply(paced_engine(), model("first"), model("second"), *objects(here.namespace))
+        client = ClientPod(here, empty).start()
+        for name in (first, second):
+            client.first_token(name)
+        assistant = AssistantClient(client)
+        answer = assistant.wait((200, first, None))
+        assert answer.body["usage"]["completion_tokens"] == 3, "the route caps the tokens"
+
+        here.apply(model("first", replicas=0))
+        answer = assistant.wait((200, second, f"{first} Unavailable"))
+        assert answer.body["usage"]["completion_tokens"] == 3
+        shown = run_fairlead(here, "explain", "request", answer.id)[1]
+        assert f"{first} Unavailable → {second}, of the least weight" in shown, shown
+
+        here.apply(model("second", replicas=0))
+        answer = assistant.wait((200, hosted, f"{first} Unavailable"))
+        assert answer.body["model"] == "assistant"
+        sent = answer.body["choices"][0]["message"]["content"].split(",")
+        assert "authorization" in sent
+        assert "x-team" not in sent
+        shown = run_fairlead(here, "explain", "request", answer.id)[1]
+        assert f"past {second} without a ready instance" in shown, shown
+
+        refuses = {"externalEndpoints": "Refuse"}
+        name = here.namespace
+        here.apply({"apiVersion": API, "kind": "ModelTenant", "metadata": {"name": name}, "spec": refuses})
+        key = run_fairlead(here, "keys", "create", name, "prod")[1].strip()
+        assistant.wait((503, None, f"{hosted} ExternalRefused"), key)
+        assert assistant.send(key, hosted).body["error"]["code"] == "external_endpoint_refused"
+    finally:
+        here.run("delete", "modeltenant", here.namespace, "--ignore-not-found")
+        here.delete_models()
+        empty.remove()

@@ -1,0 +1,107 @@
+"""Routes on a cluster: one is created, split, overridden and deleted."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from e2e.kube.cluster_access.command_line import run_fairlead
+from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
+from e2e.kube.workloads.client_pods import ClientPod
+from e2e.kube.workloads.helm_release import GATEWAY, HelmRelease
+from e2e.kube.workloads.manifests import API, model, paced_engine
+
+_ROUTED = """
+import json, sys, urllib.error, urllib.request
+url, key, requests = sys.argv[1:]
+found = []
+for body, headers in json.loads(requests):
+    fields = {"authorization": f"Bearer {key}", "content-type": "application/json", **headers}
+    request = urllib.request.Request(url, json.dumps(body).encode(), fields)
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            found.append([answer.status, answer.headers["x-fairlead-model"], json.loads(answer.read())["model"]])
+    except urllib.error.HTTPError as error:
+        found.append([error.code, None, json.loads(error.read())["error"]["code"]])
+print(json.dumps(found))
+"""
+
+
+def route(name: str, **spec: object) -> Manifest:
+    return {"apiVersion": API, "kind": "ModelRoute", "metadata": {"name": name}, "spec": spec}
+
+
+class RouteClient:
+    """A pod that asks for names of routes."""
+
+    def __init__(self, client: ClientPod, release: HelmRelease) -> None:
+        self._client = client
+        self._url = f"http://{GATEWAY}.{release.here.namespace}.svc/v1/chat/completions"
+
+    def answers(self, name: str, *sessions: str, **headers: str) -> list[list[Any]]:
+        """Returns status, target, and model or code of a completion for each session."""
+        requests = []
+        for session in sessions or ("only",):
+            body = {"model": name, "max_tokens": 2, "messages": [{"role": "user", "content": f"Why {session}?"}]}
+            fields = {key.replace("_", "-"): value for key, value in headers.items()}
+            requests.append([body, {"x-session-id": session, **fields}])
+        words = ("exec", "client", "--", "python3", "-c", _ROUTED, self._url, self._client.key, json.dumps(requests))
+        found: list[list[Any]] = json.loads(self._client.here.run(*words).splitlines()[-1])
+        return found
+
+    def wait(self, name: str, answer: list[Any]) -> None:
+        """Waits until ten requests in a row get this answer: there may be several gateways."""
+        eventually(f"{name} is answered with {answer}", lambda: self.answers(name, *["same"] * 10) == [answer] * 10)
+
+
+def conditions(here: Kubectl, name: str) -> dict[str, tuple[str, str]]:
+    status = here.get("modelroute", name).get("status") or {}
+    return {one["type"]: (one["status"], one["reason"]) for one in status.get("conditions") or []}
+
+
+@pytest.mark.lane("models", position=36)
+def test_a_route_is_created_split_overridden_and_deleted(here: Kubectl, installed: HelmRelease) -> None:
+    alias = f"acme-{here.namespace}/assistant"  # names belong to the cluster, where other tests may run
+    stable, canary = f"{here.namespace}/stable", f"{here.namespace}/canary"
+    here.apply(paced_engine(), model("stable"), model("canary"))
+    client = ClientPod(here, installed).start()
+    for name in (stable, canary):
+        client.first_token(name)
+    routes = RouteClient(client, installed)
+    try:
+        here.apply(
+            route("assistant", servedNames=[alias], targets=[{"model": "stable"}, {"model": "gone", "weight": 0}])
+        )
+        began = time.time()
+        routes.wait(alias, [200, stable, alias])
+        assert time.time() - began < 120
+        expected = {"Accepted": ("True", "Valid"), "ResolvedRefs": ("True", "Resolved")}
+        eventually("its conditions say so", lambda: conditions(here, "assistant") == expected)
+        assert alias in json.dumps(here.get("modelroute", "assistant")["status"])
+        assert f"{stable} 1" in here.run("get", "mroute", "assistant")
+
+        override = {"headers": {"x-canary": "yes"}, "targets": [{"model": "canary"}]}
+        split = [{"model": "stable"}, {"model": "canary"}]
+        here.apply(route("assistant", servedNames=[alias], targets=split, overrides=[override]))
+        sessions = [str(number) for number in range(12)]
+        eventually(
+            "both targets get sessions",
+            lambda: {one[1] for one in routes.answers(alias, *sessions)} == {stable, canary},
+        )
+        eventually("all gateways agree", lambda: routes.answers(alias, *sessions) == routes.answers(alias, *sessions))
+        assert {one[1] for one in routes.answers(alias, *sessions, x_canary="yes")} == {canary}
+        explained = f"explained-{here.namespace}"  # the last request may be another test's
+        routes.answers(alias, x_canary="yes", x_request_id=explained)
+        shown = run_fairlead(here, "explain", "request", explained)[1]
+        assert f"{alias} is the route {here.namespace}/assistant, overrides[0] → {canary}" in shown, shown
+
+        here.apply(route("assistant", servedNames=[alias], targets=[{"model": "gone"}]))
+        routes.wait(alias, [503, None, "route_without_target"])
+        missing = {"Accepted": ("True", "Valid"), "ResolvedRefs": ("False", "ModelNotFound")}
+        eventually("its conditions say so", lambda: conditions(here, "assistant") == missing)
+        here.run("delete", "modelroute", "assistant")
+        routes.wait(alias, [404, None, "model_not_found"])
+    finally:
+        here.run("delete", "modelroute", "assistant", "--ignore-not-found")
+        here.run("delete", "modeldeployment", "stable", "canary", "--ignore-not-found")
