@@ -10,6 +10,7 @@ processor cores, and no test run collects it. Exits 1 when a check did not hold.
   own.
 - ``nixl`` and ``mooncake``: prefill and decode on two engines.
 - ``hung``: local mode, and an engine whose core is stopped.
+- ``adapters``: 200 LoRA adapters on three engines of eight slots, of which engines end.
 - ``cache-timing``: tenants who guess what another one has sent. Its results are a file of its own,
   bench/results/cache-timing.json.
 - ``pods-lifecycle``, ``pods-hung``, ``pods-handoff``: engines in pods of a real cluster. Their
@@ -39,6 +40,7 @@ from e2e.vllm.pods import engine_code, pod_environment  # noqa: E402
 from e2e.vllm.pods.pod_stage import PodStage, pod_stage  # noqa: E402
 from e2e.vllm.report import VllmReport  # noqa: E402
 from e2e.vllm.scenarios import cache_timing  # noqa: E402
+from e2e.vllm.scenarios.adapters import Adapters  # noqa: E402
 from e2e.vllm.scenarios.api_surface import ApiSurface  # noqa: E402
 from e2e.vllm.scenarios.cache_timing import CacheTiming  # noqa: E402
 from e2e.vllm.scenarios.hung_core import HungCore  # noqa: E402
@@ -48,7 +50,7 @@ from e2e.vllm.scenarios.pods_hung import PodsHung  # noqa: E402
 from e2e.vllm.scenarios.pods_lifecycle import PodsLifecycle  # noqa: E402
 from e2e.vllm.scenarios.prefill_handoff import HandoffScenario  # noqa: E402
 
-PARTS = ("surface", *INDEXES, "nixl", "mooncake", "hung")
+PARTS = ("surface", *INDEXES, "nixl", "mooncake", "hung", "adapters")
 POD_PARTS = {"pods-lifecycle": PodsLifecycle, "pods-hung": PodsHung, "pods-handoff": PodsHandoff}
 
 
@@ -88,6 +90,8 @@ def _scenario(part: str, stage: EngineStage, report: VllmReport) -> Scenario:
         return IndexScenarios(stage, report, part)
     if part == "hung":
         return HungCore(stage, report)
+    if part == "adapters":
+        return Adapters(stage, report)
     return HandoffScenario(stage, report, nixl() if part == "nixl" else mooncake(stage.installed))
 
 

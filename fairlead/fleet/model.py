@@ -253,6 +253,7 @@ class Model:
     adapters: LoRA adapters that clients can request by their own names.
     adapter_slots: adapters that each of its engines holds at a time.
     canary_weight: percentage of the conversations that canary instances get.
+    adapters_only: clients may name its adapters, and not the model itself.
     """
 
     namespace: str
@@ -267,6 +268,7 @@ class Model:
     adapters: tuple[LoraAdapter, ...] = ()
     adapter_slots: int = DEFAULT_ADAPTER_SLOTS
     canary_weight: int = 0
+    adapters_only: bool = False
 
     @property
     def key(self) -> str:
@@ -280,6 +282,8 @@ class Model:
 
     def has_client_name(self, name: str) -> bool:
         """Returns True if clients reach the model by this name. The key does not count."""
+        if self.adapters_only:
+            return False
         return (self.name == name and not self.shadowed) or name in self.served_names
 
 
@@ -306,7 +310,7 @@ class Fleet:
 
         `namespace/name` always works; another name works if exactly one model has it.
         """
-        if name in self.models:
+        if self._has_model_for_clients(name):
             return name
         keys = [key for key, model in self.models.items() if model.has_client_name(name)]
         return keys[0] if len(keys) == 1 else None
@@ -316,9 +320,13 @@ class Fleet:
 
         A model with this key comes before the route.
         """
-        if name in self.models:
+        if self._has_model_for_clients(name):
             return None
         return next((key for key, route in self.routes.items() if name == key or name in route.names), None)
+
+    def _has_model_for_clients(self, key: str) -> bool:
+        model = self.models.get(key)
+        return model is not None and not model.adapters_only
 
 
 def next_fleet(

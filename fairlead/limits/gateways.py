@@ -31,6 +31,8 @@ class TelemetryLimits:
     metric_instances: int = limit(4_096, "instances of one model with metrics of their own; then the oldest is dropped")
     metric_label_values: int = limit(64, "values of a label such as `kind` or `rule`; the rest are counted as `other`")
     metric_tenants: int = limit(100, "tenants with metrics of their own, those that use most; the rest are `other`")
+    metric_adapters: int = limit(100, "LoRA adapters with metrics of their own, those with most requests")
+    metric_counted_adapters: int = limit(10_000, "LoRA adapters of a model that a worker counts separately")
     metric_retention_seconds: float = limit(300.0, "an instance's counters stay this long after it left the fleet")
     scrape_seconds: float = limit(2.0, "interval of scrapes of each engine's metrics page")
     scrape_timeout_seconds: float = limit(1.5, "an engine that takes longer is scraped again in the next round")

@@ -72,7 +72,7 @@ def lint_tenant(tenant: ModelTenant) -> Iterator[LintNote]:
         if limit.model is not None and not converted.may_use(limit.model):
             yield LintNote(
                 ("spec", "limits", index, "model"),
-                "the tenant may not use this model, so the limit changes nothing",
+                "the tenant may use no model of this name; only an adapter of one that it may use could have it",
                 "add the model to `models`, or remove the limit",
             )
         if limit.key is not None and all(key.name != limit.key for key in spec.keys):

@@ -75,7 +75,8 @@ class Limit:
     window: None for units that are returned.
     amount: in whole units; billionths of a US dollar for COST.
     key: name of the key whose requests count; None for all.
-    model: `namespace/name` of the model whose requests count; None for all.
+    model: `namespace/name` of the model or LoRA adapter whose requests count; None for all. Those
+        of a model's adapters count for the model.
     is_soft: the limit is reported when it is exceeded, and refuses nothing.
     """
 
@@ -92,9 +93,14 @@ class Limit:
         window = self.window.value if self.window is not None else "-"
         return f"{self.unit.value}|{window}|{self.key or '*'}|{self.model or '*'}"
 
-    def applies_to(self, key: str, model: str) -> bool:
-        """Returns whether a request with this key for this model counts."""
-        return self.key in (None, key) and self.model in (None, model)
+    def applies_to(self, key: str, model: str, adapter: str | None = None) -> bool:
+        """Returns whether a request with this key for this model, or for its adapter, counts.
+
+        model, adapter: as `namespace/name`.
+        """
+        if self.key is not None and self.key != key:
+            return False
+        return self.model is None or self.model == model or (adapter is not None and self.model == adapter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +130,8 @@ class Tenant:
     """A team or application that calls models.
 
     weight: share of engine time against other tenants of the same tier.
-    models: `namespace/name` or `namespace/*`; None for all models.
+    models: `namespace/name` of models and LoRA adapters, or `namespace/*`; None for all models. A
+        tenant that may use a model may use its adapters.
     cache_group: name of the group of tenants for CacheSharing.GROUP.
     may_leave_cluster: requests may go to OpenAI-compatible APIs that others run.
     is_suspended: every request is refused.
@@ -156,9 +163,12 @@ class Tenant:
             return True
         return f"{model_key.partition('/')[0]}/*" in self.models
 
-    def limits_of(self, key: str, model: str) -> tuple[Limit, ...]:
-        """Returns the limits that apply to requests with this key for this model."""
-        return tuple(limit for limit in self.limits if limit.applies_to(key, model))
+    def limits_of(self, key: str, model: str, adapter: str | None = None) -> tuple[Limit, ...]:
+        """Returns the limits that apply to requests with this key for this model, or its adapter.
+
+        model, adapter: as `namespace/name`.
+        """
+        return tuple(limit for limit in self.limits if limit.applies_to(key, model, adapter))
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ class UsageRecord(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
     - at: when the request ended, in UTC, such as `2026-11-24T20:31:05.123Z`.
     - tenant, key: empty for a gateway without API keys.
     - model: `namespace/name`.
+    - adapter: the LoRA adapter that answered; empty for the model itself.
     - status: of the response; 499 if the client disconnected.
     - cached_tokens: the part of input_tokens that the engine had in its KV cache.
     - is_estimated: tokens are the gateway's estimate, since the engine reported none.

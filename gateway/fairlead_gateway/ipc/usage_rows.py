@@ -10,6 +10,7 @@ class UsageRow(msgspec.Struct, array_like=True, gc=False):
     - tenant, key: empty for a gateway without API keys.
     - prefill_instance: where another instance computed the prompt; else empty.
     - is_estimated: the engine reported no tokens.
+    - adapter: the LoRA adapter of `model`; empty for the model itself.
     """
 
     id: str
@@ -26,6 +27,7 @@ class UsageRow(msgspec.Struct, array_like=True, gc=False):
     cached_tokens: int
     output_tokens: int
     is_estimated: bool
+    adapter: str = ""
 
 
 class UsageRows(msgspec.Struct, tag=True):

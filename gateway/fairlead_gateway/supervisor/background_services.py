@@ -10,6 +10,7 @@ from fairlead.fleet.model import Fleet, InstanceState
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.tenants.model import Tenant
+from fairlead_gateway.adapters.metric_series import AdapterSeries
 from fairlead_gateway.ipc.quota_messages import QuotaReport
 from fairlead_gateway.ipc.usage_rows import UsageRows
 from fairlead_gateway.supervisor.config import GatewayConfig
@@ -73,6 +74,7 @@ class BackgroundServices:
         self._fleet = workers.applied_fleet
         self._clock = clock
         self._limits = limits
+        self._adapter_series = AdapterSeries(limits.metric_adapters)
         self.scraper = MetricsScraper(self._fleet, clock, limits, credentials)
         self.quota: QuotaService | None = None
         self._limit_sharing = limit_sharing
@@ -178,7 +180,10 @@ class BackgroundServices:
         return () if self.quota is None else self.quota.budgets.states(self._clock.wall())
 
     def add_metrics(self, telemetry: MetricsRecorder) -> None:
-        """Adds the values of the ledger, of peers, and of the budgets that are used most."""
+        """Adds the values of the ledger, of peers, of the budgets that are used most, and the
+        adapters that have series of their own.
+        """
+        telemetry.adapter_series = self._adapter_series
         if self.peers is not None:
             telemetry.peer_values = self.peers.counters()
         values: dict[str, list[tuple[str, float]]] = {}

@@ -180,6 +180,11 @@ class ModelCounters(CounterSet):
         "_prompt_tokens",
         "_received",
         "_routed",
+        "adapter_evictions",
+        "adapter_load_failures",
+        "adapter_load_microseconds",
+        "adapter_loads",
+        "adapter_requests",
         "by_kind",
         "by_route",
         "by_rule",
@@ -214,6 +219,11 @@ class ModelCounters(CounterSet):
         self.held: dict[str, int] = {}
         self.shadow_copies: dict[tuple[str, str], int] = {}
         self.shadow_sums: dict[tuple[str, str], int] = {}
+        self.adapter_requests: dict[str, int] = {}
+        self.adapter_loads: dict[str, int] = {}
+        self.adapter_load_microseconds: dict[str, int] = {}
+        self.adapter_load_failures: dict[str, int] = {}
+        self.adapter_evictions: dict[str, int] = {}
         self.instances: dict[str, InstanceCounters] = {}
         self._reset_pending()
 
@@ -318,6 +328,22 @@ class ModelCounters(CounterSet):
             self._count_objective(JUDGED_ITL, WITHIN_ITL, outcome.within_itl)
         return self._count_tokens(outcome)
 
+    def adapter_tables(self) -> list[dict[str, int]]:
+        """Returns the tables of LoRA adapters, in the order of `metric_series`."""
+        return [
+            self.adapter_requests,
+            self.adapter_loads,
+            self.adapter_load_microseconds,
+            self.adapter_load_failures,
+            self.adapter_evictions,
+        ]
+
+    def retain_adapters(self, names: frozenset[str]) -> None:
+        """Drops the counts of adapters that the model has no longer."""
+        for table in self.adapter_tables():
+            for name in table.keys() - names:
+                del table[name]
+
     def count_status(self, status: int) -> None:
         """Counts a status that a client received."""
         status = status if 100 <= status <= 599 else 0
@@ -418,13 +444,13 @@ def _add_one(ints: list[int], position: int) -> None:
     ints[position] = ints[position] + 1  # not `+=`, which mypyc adds as objects
 
 
-def increment(table: dict[str, int], name: str, limit: int) -> None:
-    """Adds one to `table[name]`; to `table["other"]` if the table has `limit` names."""
+def increment(table: dict[str, int], name: str, limit: int, amount: int = 1) -> None:
+    """Adds to `table[name]`; to `table["other"]` if the table has `limit` names."""
     known = table.get(name)
     if known is None and len(table) >= limit:
         name = "other"
         known = table.get(name)
-    table[name] = 1 if known is None else known + 1
+    table[name] = amount if known is None else known + amount
 
 
 def increment_pair(table: dict[tuple[str, str], int], first: str, second: str, limit: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Final, TypeAlias
 
+from fairlead_gateway.adapters import metric_series
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.telemetry import renderers as render
 from fairlead_gateway.telemetry.families import FAMILIES
@@ -70,6 +71,10 @@ _RENDERERS: Final[Mapping[str, Renderer]] = {
     _PREFIX + "in_flight": render.model_load(lambda load: load.inflight),
     _PREFIX + "queue": render.model_load(lambda load: load.waiting),
     _PREFIX + "instances": render.states,
+    _PREFIX + "adapter_requests_total": render.adapter_counter(metric_series.REQUESTS),
+    _PREFIX + "adapter_load_seconds": render.adapter_loads,
+    _PREFIX + "adapter_load_failures_total": render.adapter_counter(metric_series.LOAD_FAILURES),
+    _PREFIX + "adapter_evictions_total": render.adapter_counter(metric_series.EVICTIONS),
     _PREFIX + "instance_in_flight": render.instance_load(lambda load: load.inflight),
     _PREFIX + "instance_waiting": render.instance_load(lambda load: load.waiting),
     _PREFIX + "instance_backlog_seconds": render.instance_load(lambda load: load.backlog_seconds),

@@ -24,6 +24,7 @@ class MetricFamily:
 _MODEL: Final = ("model",)
 _INSTANCE: Final = ("model", "instance")
 _ENGINE: Final = ("model", "instance", "pool")
+_ADAPTER: Final = ("model", "adapter")
 _GENAI: Final = ("gen_ai_provider_name", "gen_ai_request_model")
 _OBJECTIVE: Final = ("model_name", "target_model_name")
 _POOL: Final = ("name", "namespace")
@@ -163,6 +164,10 @@ FAMILIES: Final = (
     _gauge("in_flight", _MODEL, "Requests sent to engines and not ended."),
     _gauge("queue", _MODEL, "Of those in flight, the ones without a first token."),
     _gauge("instances", ("model", "state"), "Instances in the fleet, by state."),
+    _counter("adapter_requests_total", _ADAPTER, "Requests for a LoRA adapter, when they look for an instance."),
+    _summary("adapter_load_seconds", _ADAPTER, "Loads of the adapter into engines, by this gateway: sum and count."),
+    _counter("adapter_load_failures_total", _ADAPTER, "Loads of the adapter that did not succeed."),
+    _counter("adapter_evictions_total", _ADAPTER, "Times that the adapter was unloaded to make room for another."),
     _gauge("instance_in_flight", _INSTANCE, "Requests sent to the instance and not ended."),
     _gauge("instance_waiting", _INSTANCE, "Of those, the ones without a first token."),
     _gauge("instance_backlog_seconds", _INSTANCE, "Engine time of the work already sent to the instance."),

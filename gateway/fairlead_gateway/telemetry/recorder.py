@@ -14,6 +14,7 @@ Any other request that the gateway answers causes only `record_rejected`.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
+from fairlead.adapters.model import LoraAdapter
 from fairlead.decision import Decision
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
@@ -33,6 +34,7 @@ from fairlead_gateway.telemetry.outcome import (
 from fairlead_gateway.telemetry.status_types import IndexStatus, LoadView, PublishStats, TenantValues
 
 if TYPE_CHECKING:
+    from fairlead_gateway.adapters.metric_series import AdapterSeries
     from fairlead_gateway.telemetry import exposition
 
 OTHER: Final = "other"
@@ -51,18 +53,22 @@ class MetricsRecorder:
         self._max_models = limits.metric_models
         self._max_instances = limits.metric_instances
         self._max_label_values = limits.metric_label_values
+        self._max_adapters = limits.metric_adapters
+        self._max_counted_adapters = limits.metric_counted_adapters
         self._departed_seconds = limits.metric_retention_seconds
         self.loop_lag = loop_lag
         self.publish_stats: PublishStats | None = None
         self.started_at = clock.now()
         self.models: dict[str, ModelCounters] = {}
         self._left_at: dict[str, float] = {}  # models that are no longer in the fleet
+        self._known_adapters: dict[str, tuple[LoraAdapter, ...]] = {}  # those that are counted, by model
         self.non_model_counters: dict[str, int] = {}  # values of no model, by metric name without prefix
         self.queued: Mapping[str, int] = {}  # queued requests by model
         self.ejection_seconds: Mapping[str, float] = {}  # since the ejection of instances that do not answer
         self.index_status: IndexStatus = {}
         self.tenant_values: TenantValues = {}
         self.peer_values: dict[str, float] = {}  # values of other gateways; only the supervisor knows them
+        self.adapter_series: AdapterSeries | None = None  # of the supervisor, since it outlives a scrape
 
     def record_received(self, model_key: str, prompt_tokens: float = 0.0) -> None:
         """Counts a completely received request of a known model, with its estimated
@@ -148,6 +154,24 @@ class MetricsRecorder:
         for name, value in shadow_sums(copied, own).items():
             sums[original, name] = sums.get((original, name), 0) + value
 
+    def record_adapter_request(self, model_key: str, adapter: str) -> None:
+        """Counts a request for a LoRA adapter."""
+        at.increment(self._model_counters(model_key).adapter_requests, adapter, self._max_counted_adapters)
+
+    def record_adapter_load(self, model_key: str, adapter: str, seconds: float) -> None:
+        """Counts a load of an adapter that has taken `seconds`."""
+        series, limit = self._model_counters(model_key), self._max_counted_adapters
+        at.increment(series.adapter_loads, adapter, limit)
+        at.increment(series.adapter_load_microseconds, adapter, limit, int(seconds * 1e6))
+
+    def record_adapter_load_failure(self, model_key: str, adapter: str) -> None:
+        """Counts a load of an adapter that no request has got it from."""
+        at.increment(self._model_counters(model_key).adapter_load_failures, adapter, self._max_counted_adapters)
+
+    def record_adapter_eviction(self, model_key: str, adapter: str) -> None:
+        """Counts an adapter that was unloaded to make room for another one."""
+        at.increment(self._model_counters(model_key).adapter_evictions, adapter, self._max_counted_adapters)
+
     def record_handoff(
         self, model_key: str, outcome: str, reason: str, local_prefill_tokens: float | None = None
     ) -> None:
@@ -227,10 +251,13 @@ class MetricsRecorder:
 
         Why: a scrape must not block the event loop.
         """
+        from fairlead_gateway.adapters.metric_series import AdapterSeries
         from fairlead_gateway.telemetry import exposition  # only the supervisor renders
         from fairlead_gateway.telemetry.renderers import Scrape
 
         self.remove_departed(fleet, now)
+        adapters = self.adapter_series or AdapterSeries(self._max_adapters)
+        adapters.update({key: series.adapter_tables() for key, series in self.models.items()}, now)
         return exposition.render_families(
             Scrape(
                 models=self.models,
@@ -245,6 +272,7 @@ class MetricsRecorder:
                 ejection_seconds=self.ejection_seconds,
                 index_status=self.index_status,
                 tenant_values=self.tenant_values,
+                adapters=adapters,
             )
         )
 
@@ -280,7 +308,13 @@ class MetricsRecorder:
                 self._left_at.pop(key, None)
             elif now - self._left_at.setdefault(key, now) > self._departed_seconds:
                 del self.models[key], self._left_at[key]
+                self._known_adapters.pop(key, None)
                 continue
+            if series.adapter_requests and key in fleet.models:
+                adapters = fleet.models[key].adapters
+                if self._known_adapters.get(key) is not adapters:
+                    self._known_adapters[key] = adapters
+                    series.retain_adapters(frozenset([adapter.name for adapter in adapters]))
             present = {instance.id for instance in fleet.instances.get(key, ())}
             for instance_id, instance in list(series.instances.items()):
                 if instance_id in present:

@@ -10,6 +10,8 @@ from typing import Final, TypeAlias
 from fairlead.fleet.model import Fleet, Instance, InstanceState
 from fairlead.fleet.signals import EngineSignals
 from fairlead.runtime.loop_lag import LoopLag
+from fairlead_gateway.adapters import metric_series
+from fairlead_gateway.adapters.metric_series import AdapterSeries
 from fairlead_gateway.errors import InvalidApiKey, QuarantinedRequest
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.telemetry.counters import ModelCounters
@@ -54,6 +56,7 @@ class Scrape:
     ejection_seconds: Mapping[str, float]
     index_status: IndexStatus
     tenant_values: TenantValues
+    adapters: AdapterSeries
 
     def instances(self) -> Iterator[tuple[str, Instance]]:
         for key, instances in self.fleet.instances.items():
@@ -219,6 +222,24 @@ def tenant_value(key: str) -> Renderer:
             yield f'{name}{{tenant="{escape_label(tenant)}"}} {value:.15g}\n'
 
     return lines
+
+
+def adapter_counter(position: int) -> Renderer:
+    def lines(name: str, scrape: Scrape) -> Iterator[str]:
+        for key, counts in scrape.adapters.rows():
+            yield f"{name}{_adapter_labels(*key)} {counts[position]}\n"
+
+    return lines
+
+
+def adapter_loads(name: str, scrape: Scrape) -> Iterator[str]:
+    for key, counts in scrape.adapters.rows():
+        labels, seconds = _adapter_labels(*key), counts[metric_series.LOAD_MICROSECONDS] / 1e6
+        yield f"{name}_sum{labels} {seconds:.9g}\n{name}_count{labels} {counts[metric_series.LOADS]}\n"
+
+
+def _adapter_labels(model: str, adapter: str) -> str:
+    return f'{{model="{escape_label(model)}",adapter="{escape_label(adapter)}"}}'
 
 
 def by_label(label: str, table: Callable[[ModelCounters], Mapping[str, int]]) -> Renderer:

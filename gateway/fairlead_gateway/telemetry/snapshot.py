@@ -15,6 +15,11 @@ CounterValues: TypeAlias = tuple[list[int], list[float]]
 TableRows: TypeAlias = list[tuple[list[int | str], int]]
 
 TABLES = (
+    "adapter_evictions",
+    "adapter_load_failures",
+    "adapter_load_microseconds",
+    "adapter_loads",
+    "adapter_requests",
     "by_kind",
     "by_route",
     "by_rule",

@@ -44,6 +44,7 @@ TENANTS = EXAMPLES / "tenants" / "two-teams.yaml"
 CATALOG = EXAMPLES / "catalog" / "qwen3-32b.yaml"
 ADAPTERS = EXAMPLES / "adapters" / "fleet.yaml"
 CLUSTER_ADAPTERS = ADAPTERS.with_name("cluster.yaml")
+ADAPTER_TENANT = ADAPTERS.with_name("tenant.yaml")
 CANARY = EXAMPLES / "rollouts" / "canary.yaml"
 ON_GPUS = sorted(EXAMPLES.glob("*/gpu*.yaml"))
 SIMULATED = sorted(EXAMPLES.glob("*/simulated*.yaml"))
@@ -99,7 +100,8 @@ def test_every_intent_has_a_pair_and_a_readme_link() -> None:
     assert {path.parent.name for path in [*ON_GPUS, *SIMULATED]} == set(INTENTS)
     every = sorted(EXAMPLES.glob("*/*.yaml"))
     routes = (ROUTES, CAPPED, FALLBACKS, EXTERNAL, SHADOW, LONG_CONTEXT)
-    others = (THEIRS, *routes, ADAPTERS, CLUSTER_ADAPTERS, CANARY, TENANTS, CATALOG)
+    adapters = (ADAPTERS, CLUSTER_ADAPTERS, ADAPTER_TENANT)
+    others = (THEIRS, *routes, *adapters, CANARY, TENANTS, CATALOG)
     assert every == sorted([*ON_GPUS, *SIMULATED, *others])
     linked = re.findall(r"\]\(([a-z-]+/[a-z0-9-]+\.yaml)\)", (EXAMPLES / "README.md").read_text())
     assert sorted(linked) == [relative_path(path) for path in every]

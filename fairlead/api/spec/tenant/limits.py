@@ -88,7 +88,8 @@ class TenantLimit(StrictModel):
     model: Annotated[
         ModelKey | None,
         Field(
-            description="`namespace/name`: only requests for this model count; left out = all models",
+            description="`namespace/name`: only requests for this model, its adapters included, or for this LoRA "
+            "adapter count; left out = all models",
             examples=["chat/llama-70b"],
         ),
     ] = None

@@ -30,10 +30,10 @@ ModelKey = Annotated[
     _check_model(_MODEL_PATTERN, "write it as namespace/name, like chat/llama-70b"),
     Field(json_schema_extra={"pattern": _MODEL_PATTERN, "maxLength": _MAX_LENGTH}),
 ]
-"""A model."""
+"""A model, or a LoRA adapter."""
 ModelsEntry = Annotated[
     str,
     _check_model(_MODELS_PATTERN, "write it as namespace/name, or namespace/* for all of a namespace"),
     Field(json_schema_extra={"pattern": _MODELS_PATTERN, "maxLength": _MAX_LENGTH}),
 ]
-"""A model, or all models of a namespace."""
+"""A model, a LoRA adapter, or all models of a namespace."""

@@ -106,7 +106,8 @@ class ModelTenantSpec(StrictModel):
         Field(
             min_length=1,
             max_length=256,
-            description="models that the tenant may use, as `namespace/name` or `namespace/*`; left out = all models",
+            description="models and LoRA adapters that the tenant may use, as `namespace/name` or `namespace/*`; a "
+            "listed model includes its adapters; left out = all models",
             examples=['[chat/llama-70b, "search/*"]'],
             json_schema_extra={"x-kubernetes-list-type": "set"},
         ),

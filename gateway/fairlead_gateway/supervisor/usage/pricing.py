@@ -56,6 +56,7 @@ class RequestPricing:
             model=row.model,
             status=row.status,
             key=row.key,
+            adapter=row.adapter,
             tier=row.tier,
             input_tokens=row.input_tokens,
             cached_tokens=row.cached_tokens,

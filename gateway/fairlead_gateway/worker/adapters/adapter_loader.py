@@ -27,6 +27,7 @@ from fairlead_gateway.adapters.placement import (
     rank_homes,
     slot_seconds,
 )
+from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.worker.adapters.adapter_use import AdapterUse
 from fairlead_gateway.worker.adapters.engine_commands import EngineCommands
 from fairlead_gateway.worker.adapters.instance_adapters import AdapterLease, InstanceAdapters, ResidentAdapter
@@ -91,8 +92,16 @@ class _ModelAdapters:
 class AdapterLoader:
     """The stage that finds a place for each adapter, and loads it there."""
 
-    def __init__(self, runtime: WorkerRuntime, routers: RoleRouters, pool: ConnectionPool, hop_id: str) -> None:
+    def __init__(
+        self,
+        runtime: WorkerRuntime,
+        routers: RoleRouters,
+        telemetry: MetricsRecorder,
+        pool: ConnectionPool,
+        hop_id: str,
+    ) -> None:
         limits = runtime.limits
+        self._telemetry = telemetry
         self._loop = runtime.loop
         self._now = runtime.now
         self._routers = routers
@@ -141,6 +150,7 @@ class AdapterLoader:
         now = self._now()
         if counts:
             model.demand.on_request(adapter.name, now)
+            self._telemetry.record_adapter_request(key, adapter.name)
         order = model.ranked_homes(key, adapter.name, self._routers.secret)
         count = home_count(model.demand.share(adapter.name, now), len(order))
         candidates: list[AdapterCandidate] = []
@@ -244,7 +254,7 @@ class AdapterLoader:
         load = found.loads.get(adapter.name)
         if load is None:
             load = found.loads[adapter.name] = self._loop.create_task(self._load(key, adapter, instance, found))
-            load.add_done_callback(partial(_end_load, found, adapter.name))
+            load.add_done_callback(partial(self._end_load, key, found, adapter.name))
         return load
 
     async def _wait_for_load(self, load: "asyncio.Task[None]", found: InstanceAdapters) -> None:
@@ -272,7 +282,7 @@ class AdapterLoader:
                     found.set_listed(await self._commands.list_loaded(instance))
                 if found.is_warm(adapter):
                     return
-                await self._free_slot(model, adapter, instance, found)
+                await self._free_slot(key, model, adapter, instance, found)
                 started_at = self._now()
                 try:
                     await self._commands.load(instance, adapter)
@@ -287,13 +297,21 @@ class AdapterLoader:
                     pause *= 2.0
                     continue
                 found.residents[adapter.name] = ResidentAdapter(adapter.name, adapter.source)
-                model.demand.on_loaded(adapter.name, self._now() - started_at)
+                seconds = self._now() - started_at
+                model.demand.on_loaded(adapter.name, seconds)
+                self._telemetry.record_adapter_load(key, adapter.name, seconds)
                 return
             found.refused_until[adapter.name] = self._now() + self._pause_seconds
             raise AttemptFailure(ADAPTER_LOAD, was_sent=False)
 
+    def _end_load(self, key: str, found: InstanceAdapters, name: str, load: "asyncio.Task[None]") -> None:
+        found.loads.pop(name, None)
+        # All that waited for it may have left, and its exception is to be read.
+        if not load.cancelled() and load.exception() is not None:
+            self._telemetry.record_adapter_load_failure(key, name)
+
     async def _free_slot(
-        self, model: _ModelAdapters, adapter: LoraAdapter, instance: Instance, found: InstanceAdapters
+        self, key: str, model: _ModelAdapters, adapter: LoraAdapter, instance: Instance, found: InstanceAdapters
     ) -> None:
         """Unloads an adapter if no slot is free, or if it has the same name and another source.
 
@@ -318,6 +336,8 @@ class AdapterLoader:
                 if not failure.is_final:  # else another worker has unloaded it
                     raise
             found.residents.pop(name, None)
+            if name != adapter.name:
+                self._telemetry.record_adapter_eviction(key, name)
 
 
 async def _wait_for_release(found: InstanceAdapters, resident: ResidentAdapter, seconds: float) -> None:
@@ -333,9 +353,3 @@ async def _wait_for_release(found: InstanceAdapters, resident: ResidentAdapter, 
         raise AttemptFailure(ADAPTER_SLOTS, was_sent=False) from None
     finally:
         resident.is_retiring = False
-
-
-def _end_load(found: InstanceAdapters, name: str, load: "asyncio.Task[None]") -> None:
-    found.loads.pop(name, None)
-    if not load.cancelled():
-        load.exception()  # all that waited for it may have left

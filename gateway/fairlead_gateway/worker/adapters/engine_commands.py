@@ -29,7 +29,15 @@ class _AdapterList(msgspec.Struct):
     data: list[_ListedAdapter]
 
 
+class _CommandResult(msgspec.Struct):
+    """SGLang's answer to a load. vLLM's is text."""
+
+    success: bool = True
+    error_message: str | None = None
+
+
 _decode_models = msgspec.json.Decoder(_AdapterList).decode
+_decode_result = msgspec.json.Decoder(_CommandResult).decode
 
 
 class EngineCommands:
@@ -69,4 +77,13 @@ class EngineCommands:
         body = _encode(fields)
         prefix = request_prefix("POST", path, instance.url, self._hop_id)
         message = [f"{prefix.text}{len(body)}\r\n\r\n".encode("latin-1") + body]
-        await call_engine(self._pool, instance.address, message, self._load_seconds, instance=instance)
+        answer = await call_engine(self._pool, instance.address, message, self._load_seconds, instance=instance)
+        if not answer.lstrip().startswith(b"{"):
+            return
+        try:
+            result = _decode_result(answer)
+        except msgspec.MsgspecError:
+            return
+        if not result.success:
+            reason = result.error_message or "the engine gives no reason"
+            raise EngineCallFailed(reason, cause="refused-in-body", is_suspicious=False, is_final=True)

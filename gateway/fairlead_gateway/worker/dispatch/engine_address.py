@@ -6,6 +6,7 @@ instructions, and a request reads seven.
 
 from typing import Final
 
+from fairlead.engines.lora_api import adapter_prefix
 from fairlead.fleet.model import Instance
 
 _MAX_ADDRESSES: Final = 4_096
@@ -15,9 +16,10 @@ class EngineAddress:
     """The address of an instance. Its fields are those of `Instance`.
 
     url: its `address`, the key of its connections.
+    adapter_prefix: what precedes the name of a LoRA adapter in requests; mostly empty.
     """
 
-    __slots__ = ("dp_rank", "id", "instance", "leaves_cluster", "namespace", "served_name", "url")
+    __slots__ = ("adapter_prefix", "dp_rank", "id", "instance", "leaves_cluster", "namespace", "served_name", "url")
 
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
@@ -27,6 +29,11 @@ class EngineAddress:
         self.leaves_cluster: bool = instance.leaves_cluster
         self.served_name: str | None = instance.served_name
         self.dp_rank: int | None = instance.dp_rank
+        self.adapter_prefix: str = adapter_prefix(instance.engine, instance.model)
+
+    def adapter_model(self, adapter: str) -> str | None:
+        """Returns the model that requests for an adapter name; None for the adapter alone."""
+        return f"{self.adapter_prefix}{adapter}" if self.adapter_prefix else None
 
 
 class EngineAddresses:

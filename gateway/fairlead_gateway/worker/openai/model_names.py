@@ -56,10 +56,11 @@ def client_names(fleet: Fleet) -> dict[str, ModelEntry]:
     Why: a request looks its model up here, and does not look at every model of the fleet.
     """
     keys: dict[str, str | None] = {}
-    for key, model in fleet.models.items():
+    models = {key: model for key, model in fleet.models.items() if not model.adapters_only}
+    for key, model in models.items():
         for name in dict.fromkeys((*model.served_names, *(() if model.shadowed else (model.name,)))):
             keys[name] = None if name in keys else key
-    entries = {key: ModelEntry(key, model) for key, model in fleet.models.items()}
+    entries = {key: ModelEntry(key, model) for key, model in models.items()}
     named = {name: entries[key] for name, key in keys.items() if key is not None} | entries
     return _adapter_entries(fleet) | named
 
@@ -125,10 +126,12 @@ def _resolve_key(name: str, fleet: Fleet) -> str | None:
     Why: `Fleet.resolve`, which does the same, is not compiled.
     """
     models = fleet.models
-    if name in models:
+    if name in models and not models[name].adapters_only:
         return name
     only: str | None = None
     for key, model in models.items():
+        if model.adapters_only:
+            continue
         if (model.name == name and not model.shadowed) or name in model.served_names:
             if only is not None:
                 return None
@@ -140,10 +143,11 @@ def public_model_names(fleet: Fleet) -> dict[str, Model]:
     """Returns the models by the names for clients: unique served names, and the bare name if it is
     unique, else `namespace/name`.
     """
-    counts = Counter(model.name for model in fleet.models.values() if not model.shadowed)
-    counts.update(name for model in fleet.models.values() for name in model.served_names)
+    models = {key: model for key, model in fleet.models.items() if not model.adapters_only}
+    counts = Counter(model.name for model in models.values() if not model.shadowed)
+    counts.update(name for model in models.values() for name in model.served_names)
     found: dict[str, Model] = {}
-    for key, model in sorted(fleet.models.items()):
+    for key, model in sorted(models.items()):
         found[model.name if counts[model.name] == 1 and not model.shadowed else key] = model
         found.update((name, model) for name in model.served_names if counts[name] == 1)
     return found
@@ -158,11 +162,12 @@ def public_names(fleet: Fleet) -> dict[str, str]:
 
 
 def _unknown_model(name: str, fleet: Fleet) -> UnknownModel:
-    clashing = sorted(key for key, model in fleet.models.items() if name == model.name or name in model.served_names)
+    models = {key: model for key, model in fleet.models.items() if not model.adapters_only}
+    clashing = sorted(key for key, model in models.items() if name == model.name or name in model.served_names)
     if len(clashing) > 1:
         hint = f"several namespaces have it; write one of: {', '.join(clashing[:5])}"
         return UnknownModel("model: the name is not unique", param="model", hint=hint)
-    similar = _similar_names(name, [*public_names(fleet), *fleet.models])
+    similar = _similar_names(name, [*public_names(fleet), *models])
     hint = f"did you mean: {', '.join(similar)}?" if similar else "GET /v1/models lists what is served"
     return UnknownModel("model: no model of this name is served here", param="model", hint=hint)
 

@@ -145,10 +145,11 @@ class Attempt:
         if context.trace is not None and choice is not None:
             kind = ATTEMPT if self._sent is None else CONTINUATION
             extra += context.trace.start_span(self.instance, kind, choice.decision.rule)
-        target = request.target
-        if address.served_name is not None and request.adapter is None:
-            body = body_with_model(address.served_name, body)
-            target = None if target is None else target_with_model(address.served_name, target)
+        target, adapter = request.target, request.adapter
+        name = address.served_name if adapter is None else address.adapter_model(adapter.name)
+        if name is not None:
+            body = body_with_model(name, body)
+            target = None if target is None else target_with_model(name, target)
         prefix = dispatcher.request_prefixes.get(request.method, head.path if target is None else target, address.url)
         if address.leaves_cluster:
             self.message = encode_external_request(prefix, body, context.id)

@@ -95,7 +95,7 @@ class ForwardingStack:
             recorder=recorder,
             reporters=reporters,
         )
-        self.adapter_loader = AdapterLoader(runtime, serving, pool, create_hop_id(secret))
+        self.adapter_loader = AdapterLoader(runtime, serving, telemetry, pool, create_hop_id(secret))
         self._dispatcher.adapter_loader = self.adapter_loader
         self.relay = self._create_relay(runtime, telemetry, retry_budget)
         self.forwarder = Forwarder(

@@ -74,8 +74,10 @@ class LocalRoutes:
         return self._model_object(name, entry.model.namespace)
 
     def _adapter_object(self, name: str, base: Model) -> dict[str, object]:
-        parent = base.key if base.shadowed else base.name
-        return {**self._model_object(name, base.namespace), "parent": parent}
+        found = self._model_object(name, base.namespace)
+        if not base.adapters_only:
+            found["parent"] = base.key if base.shadowed else base.name
+        return found
 
     def _model_object(self, name: str, namespace: str) -> dict[str, object]:
         return {"id": name, "object": "model", "created": self._started_wall, "owned_by": namespace}

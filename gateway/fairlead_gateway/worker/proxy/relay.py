@@ -311,9 +311,11 @@ def _served_name_rewriter(context: RequestContext, engine_response: EngineRespon
     None if the engine uses that name, or sends no JSON.
     """
     adapter, route = context.request.adapter, context.request.route
-    name = None if context.choice is None else context.choice.address.served_name
+    address = None if context.choice is None else context.choice.address
+    name = None if address is None else address.served_name
     if adapter is not None:
-        name = None if context.request.fields.model == adapter.name else adapter.name
+        sent = (None if address is None else address.adapter_model(adapter.name)) or adapter.name
+        name = None if context.request.fields.model == sent else sent
     elif name is None and route is not None:
         name = context.request.model.name
     if name is None or not (

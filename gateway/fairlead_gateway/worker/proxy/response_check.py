@@ -19,6 +19,8 @@ _TAIL_BYTES: Final = 4_096
 _ACCOUNT_STATUSES: Final = frozenset({401, 402, 403})
 _OVERLOAD_STATUSES = frozenset({429, 503})
 _WRONG_MODEL = re.compile(rb'"param"\s*:\s*"model"|The model `[^`]{1,512}` does not exist')  # embeddings name no param
+_MISSING_ADAPTERS: Final = (b"LoRA adapter that has never been loaded", b"requested LoRA adapters are not loaded")
+"""Words of SGLang, with status 400."""
 _SCAN_USAGE: Final = SCAN_USAGE
 _DECODE_RESPONSE: Final = PLAIN_RESPONSE_DECODER.decode
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -37,6 +39,8 @@ def check_response(
     if engine_response.status == 404 and engine_response.is_complete and _is_wrong_model(engine_response.buffered_body):
         # Without an adapter, another server has taken over the address.
         raise AttemptFailure("wrong-model" if context.request.adapter is None else ADAPTER_MISSING)
+    if context.request.adapter is not None and _is_adapter_missing(engine_response):
+        raise AttemptFailure(ADAPTER_MISSING)
     response_error = _response_error(context, engine_response)
     if response_error is None:
         return
@@ -111,6 +115,18 @@ def not_served_body(status: int, request_id: str) -> bytes:
 def _is_wrong_model(body: bytes) -> bool:
     """Whether the engine does not serve the model that the fleet lists for it."""
     return len(body) < _TAIL_BYTES and b'"NotFoundError"' in body and _WRONG_MODEL.search(body) is not None
+
+
+def _is_adapter_missing(engine_response: EngineResponse) -> bool:
+    """Whether an SGLang engine has not loaded the adapter: it has started again."""
+    error = engine_response.scanner.error if engine_response.is_stream else None
+    if error is not None:
+        text = error.message.encode()
+    elif engine_response.status == 400 and engine_response.is_complete:
+        text = engine_response.buffered_body
+    else:
+        return False
+    return any(words in text for words in _MISSING_ADAPTERS)
 
 
 def is_error_object(body: bytes) -> bool:

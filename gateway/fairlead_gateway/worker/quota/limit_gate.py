@@ -79,7 +79,7 @@ class LimitGate:
         limits = self.tenants.get(context.caller)
         if limits is None or limits.tenant is not policy.tenant:
             limits = self.limits_of(policy.tenant)
-        plan = limits.plan(context.key_name or "", context.request.model_key)
+        plan = limits.plan(context.key_name or "", context.request.model_key, context.request.adapter)
         if not plan.limits:
             return True
         now = self._now()
@@ -111,7 +111,7 @@ class LimitGate:
             return
         now = self._now()
         limits = self.limits_of(tenant)
-        plan = limits.plan(context.key_name or "", context.request.model_key)
+        plan = limits.plan(context.key_name or "", context.request.model_key, context.request.adapter)
         amounts = self._estimate(context, plan, now)
         short = missing_limit(plan, amounts, now) or limits.waiting[0].short_of
         if len(limits.waiting) >= self._limits.quota_waiting:
@@ -168,7 +168,7 @@ class LimitGate:
         limits = self.tenants.get(context.caller)
         if limits is None:
             return ""
-        plan = limits.plan(context.key_name or "", context.request.model_key)
+        plan = limits.plan(context.key_name or "", context.request.model_key, context.request.adapter)
         return plan.refusal_headers(context.refused_by, now)
 
     def serve_waiting(self, limits: TenantLimits) -> None:

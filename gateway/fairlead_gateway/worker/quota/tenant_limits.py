@@ -3,9 +3,11 @@
 import asyncio
 from abc import abstractmethod
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
-from fairlead.tenants.model import Enforcement, Tenant
+from fairlead.adapters.model import LoraAdapter
+from fairlead.tenants.model import Enforcement, Limit, Tenant
 from fairlead_gateway.quota.slices import LeasedLimit
 from fairlead_gateway.worker.quota.limit_plan import LimitPlan, PlannedLimit
 from fairlead_gateway.worker.quota.reservation import Amounts, Reservation
@@ -69,8 +71,10 @@ class TenantLimits:
         self._plans.clear()
         self._last_plan = None
 
-    def plan(self, key: str, model: str) -> LimitPlan:
-        """Returns the limits that apply to requests with a key for a model."""
+    def plan(self, key: str, model: str, adapter: LoraAdapter | None = None) -> LimitPlan:
+        """Returns the limits that apply to requests with a key for a model, or for its adapter."""
+        if adapter is not None:
+            return self._adapter_plan(key, model, adapter)
         last = self._last_plan
         if last is not None and key is self._last_key and model is self._last_model:
             return last
@@ -78,10 +82,23 @@ class TenantLimits:
         if plan is None:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
-            limits = [PlannedLimit(limit, self.leased[limit.id]) for limit in self.tenant.limits_of(key, model)]
-            plan = self._plans[key, model] = LimitPlan(limits, is_strict=self.is_strict)
+            plan = self._plans[key, model] = self._create_plan(self.tenant.limits_of(key, model))
         self._last_key, self._last_model, self._last_plan = key, model, plan
         return plan
+
+    def _adapter_plan(self, key: str, model: str, adapter: LoraAdapter) -> LimitPlan:
+        name = f"{model.partition('/')[0]}/{adapter.name}"
+        place = f"{model}\0{name}"
+        plan = self._plans.get((key, place))
+        if plan is None:
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            plan = self._plans[key, place] = self._create_plan(self.tenant.limits_of(key, model, name))
+        return plan
+
+    def _create_plan(self, limits: Iterable[Limit]) -> LimitPlan:
+        planned = [PlannedLimit(limit, self.leased[limit.id]) for limit in limits]
+        return LimitPlan(planned, is_strict=self.is_strict)
 
     def restart(self) -> None:
         """Drops all slices: the worker goes on under another holder's name."""

@@ -39,6 +39,7 @@ class UsageReporter:
             return
         if not rows:
             self._batch.schedule()
+        adapter = context.request.adapter
         tenant, choice, result, status = context.tenant, context.choice, context.result, outcome.status
         output, prompt = outcome.output_tokens, outcome.prompt_tokens
         is_estimated = False
@@ -67,6 +68,7 @@ class UsageReporter:
                 min(outcome.cached_tokens or 0, prompt),
                 output or 0,
                 is_estimated,
+                "" if adapter is None else adapter.name,
             )
         )
 

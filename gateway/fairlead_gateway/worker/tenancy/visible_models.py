@@ -2,11 +2,11 @@
 
 A request of a tenant is resolved in this fleet. So a model that it may not use is unknown to it in
 every respect: by its name, in hints about similar names, in the list of models, and where two
-models have the same bare name.
+models have the same bare name. Of a model that it may not use, it may be allowed adapters.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -21,7 +21,10 @@ _MAX_CACHED: Final = 1_024
 
 def route_table(fleet: Fleet) -> RouteTable | None:
     """Returns the routes of a fleet by the names for clients; None without any."""
-    return RouteTable(fleet.routes.values(), fleet.models) if fleet.routes else None
+    if not fleet.routes:
+        return None
+    taken = frozenset([key for key, model in fleet.models.items() if not model.adapters_only])
+    return RouteTable(fleet.routes.values(), taken)
 
 
 class VisibleModels:
@@ -65,10 +68,26 @@ class ModelVisibility:
             visible = {key: visible_route(route, may_use) for key, route in fleet.routes.items()}
             routes = {key: route for key, route in visible.items() if route is not None}
             models = {key: model for key, model in fleet.models.items() if may_use(key)}
+            models.update(_adapter_models(fleet.models, models, caller.models))
             models = _with_bare_names(models, routes.values())
             view = VisibleModels(replace(fleet, models=models, instances={}, routes=routes))
             self._views[caller.models] = view
         return view
+
+
+def _adapter_models(models: Mapping[str, Model], usable: Container[str], allowed: Collection[str]) -> dict[str, Model]:
+    """Returns the models of which a tenant may use some adapters, and not the model itself.
+
+    usable: the models that it may use.
+    allowed: what its document lists.
+    """
+    found = {}
+    for key, model in models.items():
+        if model.adapters and key not in usable:
+            adapters = tuple([one for one in model.adapters if f"{model.namespace}/{one.name}" in allowed])
+            if adapters:
+                found[key] = replace(model, adapters=adapters, adapters_only=True)
+    return found
 
 
 def _with_bare_names(models: Mapping[str, Model], routes: Iterable[Route]) -> dict[str, Model]:
@@ -77,8 +96,9 @@ def _with_bare_names(models: Mapping[str, Model], routes: Iterable[Route]) -> di
     Why: in a cluster, the oldest model of a name owns it. Else a tenant could tell by its own model
     that others have one of that name.
     """
-    names = Counter(model.name for model in models.values())
-    names.update(name for model in models.values() for name in model.served_names)
+    named = [model for model in models.values() if not model.adapters_only]
+    names = Counter(model.name for model in named)
+    names.update(name for model in named for name in model.served_names)
     names.update(name for route in routes for name in route.names)
     adapters = [adapter for model in models.values() for adapter in model.adapters]
     names.update(name for adapter in adapters for name in {adapter.name, *adapter.bare_names})

@@ -36,6 +36,8 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
     made_up.telemetry.record_handoff("chat/llama-70b", "failed", "expired")
     made_up.telemetry.record_fallback("chat/llama-70b", "Unavailable", "chat/llama-8b")
     made_up.telemetry.record_route("chat/llama-70b", 200, "chat/assistant")
+    made_up.telemetry.record_adapter_request("other", "sql")
+    made_up.telemetry.record_adapter_load("other", "sql", 0.4)
     made_up.telemetry.record_queue_exit("chat/llama-70b", "deadline")
     made_up.telemetry.record_prefill("chat/llama-70b", "main-0/9001/0", 0.2, "ok")
     made_up.telemetry.non_model_counters.update(

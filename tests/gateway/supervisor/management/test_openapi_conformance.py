@@ -4,6 +4,7 @@ import asyncio
 import hmac
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import count
 from typing import Any
 
 import httpx
@@ -11,7 +12,7 @@ import jsonschema
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
@@ -32,6 +33,8 @@ SCOPES = {
 }
 TOKENS = ("full", "full", "full", "reader", "viewer", "unknown", None)
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+MAX_URL = 65_536
+"""Characters that httpx takes."""
 PREVIEW_STATUSES = (400, 404, 413, 415, 422, 429, 500, 501, 502, 503, 504, 508)
 
 
@@ -56,19 +59,25 @@ class ManagedGateway:
         prepared = requests.Request(**drawn).prepare()
         headers = [(name, value) for name, value in prepared.headers.items() if name.lower() != "authorization"]
         headers += [] if token is None else [("authorization", f"Bearer {token}")]
+        assume(len(prepared.url or "") < MAX_URL)
         return self.send(
             httpx.Request(prepared.method or "", prepared.url or "", headers=headers, content=prepared.body)
         )
 
 
-async def _preview(
-    path: str, body: bytes, session: str | None, tenant: str | None, headers: Mapping[str, str]
-) -> list[LoggedRequest]:
-    """Refuses most requests, each with another status of those that a gateway answers."""
-    number = (len(path) + len(body)) % (len(PREVIEW_STATUSES) + 1)
-    if number < len(PREVIEW_STATUSES):
-        raise RelayedError(PREVIEW_STATUSES[number], "it would be refused", "model", None)
-    return []
+class Preview:
+    """A preview that refuses requests in turn, each with another status of a gateway."""
+
+    def __init__(self) -> None:
+        self._numbers = count()
+
+    async def __call__(
+        self, path: str, body: bytes, session: str | None, tenant: str | None, headers: Mapping[str, str]
+    ) -> list[LoggedRequest]:
+        number = next(self._numbers) % (len(PREVIEW_STATUSES) + 1)
+        if number < len(PREVIEW_STATUSES):
+            raise RelayedError(PREVIEW_STATUSES[number], "it would be refused", "model", None)
+        return []
 
 
 @pytest.fixture
@@ -96,7 +105,7 @@ def test_every_route_answers_as_described(
     managed: ManagedGateway, made_up: Any, mode: GenerationMode, refuses_previews: bool
 ) -> None:
     if refuses_previews:
-        made_up.preview_route = _preview
+        made_up.preview_route = Preview()
     statuses: Counter[tuple[str, int]] = Counter()
     for result in schemathesis.openapi.from_dict(_description(managed)).get_all_operations():
         operation = result.ok()

@@ -1,0 +1,159 @@
+"""Adapters of SGLang: requests name `base:adapter`, and refusals have a body of their own.
+
+The scripted engine answers as SGLang 0.5.23 does. A model without a colon is the base, whatever its
+name. An adapter that was never loaded is an error with status 400.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from fairlead.adapters.model import LoraAdapter
+from fairlead.engines.lora_api import adapter_prefix
+from fairlead.fleet.model import Fleet
+from fairlead.limits import Limits
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token, usage
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import request
+
+NOT_LOADED = "Got LoRA adapter that has never been loaded: {}\nAll loaded adapters: dict_keys([])."
+
+
+@dataclass
+class SglangEngine:
+    """An SGLang server with its adapters.
+
+    refusal: status of a refused load; SGLang says 400, and `success` in the body says it as well.
+    """
+
+    refusal: str = "400 Bad Request"
+    refused: frozenset[str] = frozenset()
+    loaded: dict[str, str] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    async def script(self, call: EngineCall) -> None:
+        if call.path == "/v1/models":
+            base = {"id": "tiny", "object": "model", "root": "tiny", "parent": None}
+            cards = [{"id": name, "root": path, "parent": "tiny"} for name, path in self.loaded.items()]
+            await call.respond({"object": "list", "data": [base, *cards]})
+        elif call.path == "/load_lora_adapter":
+            await self._load(call)
+        elif call.path == "/unload_lora_adapter":
+            self.loaded.pop(call.json["lora_name"], None)
+            await call.respond(self._result(None))
+        else:
+            await self._answer(call)
+
+    async def _load(self, call: EngineCall) -> None:
+        name, path = call.json["lora_name"], call.json["lora_path"]
+        if name in self.refused:
+            why = f"Failed to load LoRA adapter '{name}' from path '{path}'"
+            await call.respond(self._result(why), self.refusal)
+            return
+        self.loaded[name] = path
+        await call.respond(self._result(None))
+
+    def _result(self, problem: str | None) -> dict[str, Any]:
+        known = {name: {"lora_name": name, "lora_path": path} for name, path in self.loaded.items()}
+        fields = {"rid": None, "http_worker_ipc": None}
+        return fields | {"success": problem is None, "error_message": problem, "loaded_adapters": known}
+
+    async def _answer(self, call: EngineCall) -> None:
+        model = call.json["model"]
+        self.asked.append(model)
+        adapter = model.partition(":")[2]
+        if adapter and adapter not in self.loaded:
+            message = NOT_LOADED.format(adapter)
+            if call.json.get("stream"):
+                await call.start_stream()
+                await call.event({"error": {"object": "error", "message": message, "type": "BadRequest", "code": 400}})
+                await call.finish()
+                return
+            error = {"object": "error", "message": message, "type": "BadRequest", "param": None, "code": 400}
+            await call.respond(error, "400 Bad Request")
+            return
+        said = f"{adapter or 'base'} speaks"
+        if call.json.get("stream"):
+            await call.start_stream()
+            await call.event({**token(said, "stop"), "model": model})
+            await call.event(usage(9, 0, 2))
+            await call.finish()
+            return
+        choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+        counts = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
+        await call.respond(
+            {"id": "1", "object": "chat.completion", "model": model, "choices": [choice], "usage": counts}
+        )
+
+
+@asynccontextmanager
+async def before(engine: SglangEngine, limits: Limits | None = None) -> AsyncIterator[RunningGateway]:
+    async with scripted_engine(engine.script) as running_engine:
+        fleet = with_sglang(fleet_of([running_engine.url]))
+        async with running_gateway(fleet, limits) as running:
+            yield running
+
+
+def with_sglang(fleet: Fleet) -> Fleet:
+    adapters = (LoraAdapter("sql", "/adapters/sql"), LoraAdapter("acme/legal", "/adapters/legal"))
+    model = replace(fleet.models[MODEL_KEY], adapters=adapters, adapter_slots=2)
+    instances = tuple(replace(instance, engine="sglang") for instance in fleet.instances[MODEL_KEY])
+    return replace(fleet, models={MODEL_KEY: model}, instances={MODEL_KEY: instances})
+
+
+def chat(name: str, **more: Any) -> dict[str, Any]:
+    return {"model": name, "messages": [{"role": "user", "content": "Why?"}], "max_tokens": 4, **more}
+
+
+@pytest.mark.parametrize("name", ["sql", "acme/legal"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_request_names_the_base_and_the_adapter(name: str, stream: bool) -> None:
+    async def main() -> None:
+        engine = SglangEngine()
+        async with before(engine) as running:
+            found = await request(running.url, chat(name, stream=stream))
+            assert found.status == 200, found.body
+            assert f"{name} speaks".encode() in found.body
+            assert engine.asked == [f"tiny:{name}"]
+            assert f'"model":"{name}"'.encode() in found.body
+            assert b"tiny:" not in found.body
+            base = await request(running.url, chat("tiny"))
+            assert base.json["choices"][0]["message"]["content"] == "base speaks"
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_engine_that_has_started_again_loads_the_adapter_again(stream: bool) -> None:
+    async def main() -> None:
+        engine = SglangEngine()
+        async with before(engine) as running:
+            assert (await request(running.url, chat("sql"))).status == 200
+            engine.loaded.clear()
+            found = await request(running.url, chat("sql", stream=stream))
+            assert found.status == 200, found.body
+            assert b"sql speaks" in found.body
+            assert engine.asked == ["tiny:sql"] * 3
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("refusal", ["400 Bad Request", "200 OK"])
+def test_refused_load_is_no_loaded_adapter(refusal: str) -> None:
+    async def main() -> None:
+        engine = SglangEngine(refusal, frozenset({"sql"}))
+        async with before(engine, Limits(adapter_wait_seconds=0.05)) as running:
+            found = await request(running.url, chat("sql"))
+            assert (found.status, found.error["code"]) == (503, "adapter_not_loaded")
+            assert engine.asked == []  # else the base would have answered
+            assert (await request(running.url, chat("acme/legal"))).status == 200
+
+    run_async(main())
+
+
+def test_base_with_a_colon_does_not_change_the_adapter() -> None:
+    assert adapter_prefix("sglang", "qwen:7b") == "qwen:"
+    assert adapter_prefix("vllm", "qwen:7b") == adapter_prefix("llamacpp", "tiny") == ""
