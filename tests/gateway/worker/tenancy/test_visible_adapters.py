@@ -2,6 +2,7 @@
 
 from fairlead.adapters.model import LoraAdapter
 from fairlead.fleet.model import Fleet, Model
+from fairlead.routes.model import Route, RouteTarget
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.worker.openai.model_names import adapter_names
@@ -40,3 +41,17 @@ def test_a_name_that_a_visible_model_has_stays_with_it() -> None:
     view = view_of(MINE, owner, only=frozenset({"mine/tiny", "theirs/sql"}))
     assert view.names["sql"].key == "theirs/sql"
     assert view.names["mine/sql"].adapter == HIDDEN
+
+
+def test_a_route_with_the_key_of_a_base_that_is_hidden_stays_visible() -> None:
+    base = Model("theirs", "big", adapters=(LoraAdapter("secret", "/s", ("secret",)),))
+    visibility = ModelVisibility()
+    route = Route("theirs", "big", (RouteTarget("mine/tiny"),))
+    visibility.update_fleet(Fleet(models={"theirs/big": base, "mine/tiny": MINE}, routes={"theirs/big": route}))
+    caller = Caller(Tenant("acme", models=frozenset({"mine/tiny", "theirs/secret"})), "key")
+    view = visibility.of(caller)
+    assert view.names["theirs/secret"].key == "theirs/big"
+    assert view.fleet.resolve_model("theirs/big") is None
+    assert view.fleet.resolve_route("theirs/big") == "theirs/big"
+    assert view.routes is not None
+    assert len(view.routes) == 1
