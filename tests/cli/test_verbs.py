@@ -152,7 +152,7 @@ def script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 def test_bash_completes_verbs_flags_and_values(script: Path) -> None:
-    assert completions(script, "fairlead", "explain", "") == ["request", "route", "scaling"]
+    assert completions(script, "fairlead", "explain", "") == ["request", "route", "scaling", "shadow"]
     assert completions(script, "fairlead", "inde") == ["index"]
     assert completions(script, "fairlead", "status", "--con") == ["--context"]
     assert completions(script, "fairlead", "status", "-o", "") == ["table", "wide", "json", "yaml"]

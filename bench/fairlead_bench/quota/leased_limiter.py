@@ -140,6 +140,7 @@ class LeasedLimiter(Limiter):
             http_request=SimpleNamespace(head=SimpleNamespace(path="/v1/chat/completions")),
             route_request=SimpleNamespace(prompt_tokens=estimate),
             request=SimpleNamespace(
+                adapter=None,
                 model_key=_MODEL,
                 is_passthrough=False,
                 max_tokens=request.max_tokens,
