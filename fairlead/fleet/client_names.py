@@ -22,12 +22,14 @@ A served name that begins with a namespace that has models is refused, because i
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from fairlead.errors import SettingsError
 from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN, SERVED_NAME_PATTERN
 
-_ROUTE_PREFIX: Final = "route:"
+ClaimKind: TypeAlias = Literal["model", "route", "adapter"]
+"""What claims a name, as in messages and in keys of claims. Models have no prefix."""
+MODEL_CLAIM: Final = "model"
 _ADAPTER_PREFIX: Final = "adapter:"
 MAX_NAMES_OF_DELETED_MODELS = 256
 """Names of deleted models that are remembered, per namespace. Beyond it, the oldest is released."""
@@ -57,28 +59,18 @@ class NameClaim:
         return name == self.name or name in self.served_names
 
 
-def route_claim(
+def object_claim(
+    kind: ClaimKind,
     namespace: str,
     name: str,
-    served_names: tuple[str, ...],
+    served_names: tuple[str, ...] = (),
     recorded: frozenset[str] | None = None,
     *,
     is_releasing: bool = False,
 ) -> NameClaim:
-    """Returns the names that a route claims; its key differs from that of a model of its name."""
-    return NameClaim(f"{_ROUTE_PREFIX}{namespace}", name, served_names, recorded, is_releasing)
-
-
-def adapter_claim(
-    namespace: str,
-    name: str,
-    served_names: tuple[str, ...],
-    recorded: frozenset[str] | None = None,
-    *,
-    is_releasing: bool = False,
-) -> NameClaim:
-    """Returns the names that a LoRA adapter claims; its key differs from those of other kinds."""
-    return NameClaim(f"{_ADAPTER_PREFIX}{namespace}", name, served_names, recorded, is_releasing)
+    """Returns the names that an object claims. Its key differs from those of other kinds."""
+    prefix = "" if kind == MODEL_CLAIM else f"{kind}:"
+    return NameClaim(f"{prefix}{namespace}", name, served_names, recorded, is_releasing)
 
 
 def adapter_key(claim_key: str) -> str | None:

@@ -32,12 +32,11 @@ from fairlead.errors import BadInput, FileProblem, ManifestError
 from fairlead.fleet.client_names import (
     NameClaim,
     NameHistory,
-    adapter_claim,
     describe_owner,
     grant_names,
     is_model_claim,
     name_owners,
-    route_claim,
+    object_claim,
 )
 from fairlead.fleet.model import Model
 from fairlead.limits import Limits
@@ -411,9 +410,9 @@ def _name_claim(value: ManifestObject) -> NameClaim | None:
     if isinstance(value, ModelDeployment):
         return NameClaim(namespace, name, tuple(value.spec.model.served_names))
     if isinstance(value, ModelRoute):
-        return route_claim(namespace, name, tuple(value.spec.served_names))
+        return object_claim("route", namespace, name, tuple(value.spec.served_names))
     if isinstance(value, ModelAdapter):
-        return adapter_claim(namespace, name, tuple(value.spec.served_names))
+        return object_claim("adapter", namespace, name, tuple(value.spec.served_names))
     return None
 
 

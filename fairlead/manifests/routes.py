@@ -4,7 +4,7 @@ What a cluster shows as a condition of a route is an error here.
 """
 
 from fairlead.errors import BadInput
-from fairlead.fleet.client_names import NameClaim, describe_owner, grant_names, route_claim
+from fairlead.fleet.client_names import NameClaim, describe_owner, grant_names, object_claim
 from fairlead.manifests.loader import Manifests
 from fairlead.manifests.yaml_nodes import format_path
 from fairlead.routes.model import Route
@@ -28,7 +28,9 @@ def plan_routes(manifests: Manifests) -> tuple[Route, ...]:
         for model in models.values()
     ]
     keys = {
-        route.key: route_claim(route.namespace, route.name, tuple(name for name in route.names if name != route.name))
+        route.key: object_claim(
+            "route", route.namespace, route.name, tuple(name for name in route.names if name != route.name)
+        )
         for route in routes
     }
     granted = grant_names([*claims, *keys.values()], {claim.namespace for claim in claims})

@@ -162,17 +162,26 @@ class RouteDecision:
         return *where, weights, self.changes, self.steps, self.withheld, self.shadow, self.context_tokens
 
 
+def is_drawn(conversation: bytes, seed: int, percent: int) -> bool:
+    """Returns whether a conversation is among this percentage of all.
+
+    A larger percentage draws all that a smaller one does.
+    """
+    drawn = xxhash.xxh3_64_intdigest(conversation, seed)
+    return drawn % (100 * _PARTS_PER_PERCENT) < percent * _PARTS_PER_PERCENT
+
+
 class ShadowResolver:
     """The choice of the conversations that are copied to a route's shadow, by a hash.
 
     Why by conversation: the shadow's cache then holds earlier turns, as the target's does.
     """
 
-    __slots__ = ("_limit", "_model", "_seed")
+    __slots__ = ("_model", "_percent", "_seed")
 
     def __init__(self, route: str, model: str, percent: int) -> None:
         self._model = model
-        self._limit: int = percent * _PARTS_PER_PERCENT
+        self._percent = percent
         self._seed: int = xxhash.xxh3_64_intdigest(f"{route}\0shadow".encode())
 
     def resolve(self, target: str | None, facts: RequestFacts) -> str | None:
@@ -180,12 +189,10 @@ class ShadowResolver:
 
         A request that goes to the shadow itself is not copied.
         """
-        if target is None or target == self._model or self._limit == 0:
+        if target is None or target == self._model or self._percent == 0:
             return None
-        if self._limit < 100 * _PARTS_PER_PERCENT:
-            conversation, _ = facts.conversation()
-            if xxhash.xxh3_64_intdigest(conversation, self._seed) % (100 * _PARTS_PER_PERCENT) >= self._limit:
-                return None
+        if self._percent < 100 and not is_drawn(facts.conversation()[0], self._seed, self._percent):
+            return None
         return self._model
 
 

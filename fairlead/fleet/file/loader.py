@@ -4,7 +4,7 @@ from pydantic import ValidationError
 
 from fairlead import units
 from fairlead.errors import FileProblem, ManifestError
-from fairlead.fleet.client_names import GrantedNames, NameClaim, grant_names, route_claim
+from fairlead.fleet.client_names import GrantedNames, NameClaim, grant_names, object_claim
 from fairlead.fleet.engine_url import endpoint_id
 from fairlead.fleet.file.adapter_problems import adapter_problems
 from fairlead.fleet.file.route_problems import route_problems
@@ -50,7 +50,9 @@ def parse_fleet_file(text: str, *, file: str, limits: Limits | None = None) -> F
         raise ManifestError(tuple(problems))
     routes = [item.to_route(item.namespace, item.name) for item in content.routes]
     claims = [NameClaim(item.namespace, item.name, tuple(item.served_names)) for item in content.models]
-    route_claims = [route_claim(item.namespace, item.name, tuple(item.served_names)) for item in content.routes]
+    route_claims = [
+        object_claim("route", item.namespace, item.name, tuple(item.served_names)) for item in content.routes
+    ]
     granted = grant_names([*claims, *route_claims], {claim.namespace for claim in claims})
     problems = route_problems(routes, granted, {claim.key for claim in claims}, node, file)
     problems += adapter_problems(content, node, file)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from fairlead.errors import FileProblem
-from fairlead.fleet.client_names import GrantedNames, describe_owner, route_claim
+from fairlead.fleet.client_names import GrantedNames, describe_owner, object_claim
 from fairlead.manifests.yaml_nodes import YamlNode, format_path, format_value
 from fairlead.names import closest_matches
 from fairlead.routes.model import Route
@@ -31,7 +31,7 @@ def route_problems(
             add(("routes", number, "name"), f"the route {route.key} is already given", "remove one or rename it")
             continue
         seen.add(route.key)
-        for refused in granted[route_claim(route.namespace, route.name, ()).key].refused:
+        for refused in granted[object_claim("route", route.namespace, route.name).key].refused:
             why = "it begins with a namespace that holds models"
             if refused.owner is not None:
                 why = f"{describe_owner(refused.owner)} has it"

@@ -8,7 +8,7 @@ from fairlead.adapters.model import LoraAdapter
 from fairlead.adapters.resolution import resolve_adapter
 from fairlead.api.spec.adapter.spec import ModelAdapterSpec
 from fairlead.api.v1alpha1 import ModelAdapter
-from fairlead.fleet.client_names import GrantedNames, adapter_claim
+from fairlead.fleet.client_names import GrantedNames
 from fairlead.fleet.kubernetes.claimant_objects import ClaimantCache, ParsedClaimant
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel
 from fairlead.fleet.model import Model
@@ -20,7 +20,7 @@ ParsedAdapter: TypeAlias = ParsedClaimant[ModelAdapterSpec]
 
 def adapter_cache() -> ClaimantCache[ModelAdapterSpec]:
     """Returns an empty cache of parsed adapters."""
-    return ClaimantCache(adapter_claim, _read, "adapter")
+    return ClaimantCache("adapter", _read)
 
 
 def granted_adapters(

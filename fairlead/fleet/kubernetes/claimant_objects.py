@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from fairlead.errors import BadInput
-from fairlead.fleet.client_names import NameClaim, recorded_names
+from fairlead.fleet.client_names import ClaimKind, NameClaim, object_claim, recorded_names
 from fairlead.fleet.labels import RELEASE_NAMES_ANNOTATION
 from fairlead.kube.resources import Manifest, annotations_of, metadata_of, name_of, namespace_of
 
@@ -30,17 +30,15 @@ class ParsedClaimant(Generic[_Value]):
 class ClaimantCache(Generic[_Value]):
     """A cache of the parsed objects of one kind.
 
-    make_claim: `route_claim` or `adapter_claim`.
+    kind: of their claims, and what messages call them.
     read: returns the value of a manifest. Raises BadInput.
-    noun: what messages call the objects.
 
     Why: their status changes more often than their spec.
     """
 
-    def __init__(self, make_claim: Callable[..., NameClaim], read: Callable[[Manifest], _Value], noun: str) -> None:
-        self._make_claim = make_claim
+    def __init__(self, kind: ClaimKind, read: Callable[[Manifest], _Value]) -> None:
+        self._kind: ClaimKind = kind
         self._read = read
-        self._noun = noun
         self._known: dict[str, tuple[Any, _Value | None, str]] = {}
 
     def parse(self, items: Mapping[str, Manifest]) -> tuple[ParsedClaimant[_Value], ...]:
@@ -55,7 +53,8 @@ class ClaimantCache(Generic[_Value]):
             known = (written, *self._read_or_problem(key, item))
         self._known[key] = known
         namespace, name = namespace_of(item) or "default", name_of(item)
-        claim = self._make_claim(
+        claim = object_claim(
+            self._kind,
             namespace,
             name,
             _served_names(written),
@@ -69,7 +68,7 @@ class ClaimantCache(Generic[_Value]):
         try:
             return self._read(item), ""
         except BadInput as error:
-            return None, f"the {self._noun} {key} cannot be used: {error}"
+            return None, f"the {self._kind} {key} cannot be used: {error}"
 
 
 def _served_names(spec: Any) -> tuple[str, ...]:

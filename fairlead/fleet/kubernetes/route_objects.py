@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from fairlead.api.v1alpha1 import ModelRoute
-from fairlead.fleet.client_names import GrantedNames, route_claim
+from fairlead.fleet.client_names import GrantedNames
 from fairlead.fleet.kubernetes.claimant_objects import ClaimantCache, ParsedClaimant
 from fairlead.kube.resources import Manifest
 from fairlead.manifests.loader import read_object
@@ -16,7 +16,7 @@ ParsedRoute: TypeAlias = ParsedClaimant[Route]
 
 def route_cache() -> ClaimantCache[Route]:
     """Returns an empty cache of parsed routes."""
-    return ClaimantCache(route_claim, _read, "route")
+    return ClaimantCache("route", _read)
 
 
 def granted_routes(

@@ -25,6 +25,7 @@ _MODEL: Final = ("model",)
 _INSTANCE: Final = ("model", "instance")
 _ENGINE: Final = ("model", "instance", "pool")
 _ADAPTER: Final = ("model", "adapter")
+_COMPARED: Final = ("model", "original", "side")
 _GENAI: Final = ("gen_ai_provider_name", "gen_ai_request_model")
 _OBJECTIVE: Final = ("model_name", "target_model_name")
 _POOL: Final = ("name", "namespace")
@@ -87,22 +88,20 @@ FAMILIES: Final = (
         ("model", "original"),
         "Copied requests whose two answers were compared, failed ones included.",
     ),
-    _counter(
-        "shadow_errors_total", ("model", "original", "side"), "Of these, the failed answers: to the copy, or original."
-    ),
+    _counter("shadow_errors_total", _COMPARED, "Of these, the failed answers: to the copy, or original."),
     _summary(
         "shadow_ttft_seconds",
-        ("model", "original", "side"),
+        _COMPARED,
         "Sent to an engine until the first token, of the same streams on both sides: sum and count.",
     ),
     _summary(
         "shadow_tpot_seconds",
-        ("model", "original", "side"),
+        _COMPARED,
         "Mean time per output token after the first, of the same streams on both sides: sum and count.",
     ),
     _summary(
         "shadow_output_tokens",
-        ("model", "original", "side"),
+        _COMPARED,
         "Generated tokens of an answer, of the same requests on both sides: sum and count.",
     ),
     _counter(

@@ -1,10 +1,10 @@
 """The names that a model, a route or an adapter claims, from its manifest. Pure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from fairlead.fleet.client_names import NameClaim, adapter_claim, recorded_names, route_claim
+from fairlead.fleet.client_names import MODEL_CLAIM, ClaimKind, NameClaim, object_claim, recorded_names
 from fairlead.fleet.labels import RELEASE_NAMES_ANNOTATION
 from fairlead.kube.resources import (
     MODEL_ADAPTERS,
@@ -24,35 +24,30 @@ class ObjectClaim:
     names: frozenset[str]
 
 
-_MAKE_CLAIM: Final[Mapping[str, Callable[..., NameClaim]]] = {
-    MODEL_ROUTES.kind: route_claim,
-    MODEL_ADAPTERS.kind: adapter_claim,
-}
+_CLAIM_KINDS: Final[Mapping[str, ClaimKind]] = {MODEL_ROUTES.kind: "route", MODEL_ADAPTERS.kind: "adapter"}
 
 
 def claim_of(manifest: Manifest) -> ObjectClaim:
     """Returns the names that a model, a route or an adapter claims."""
     namespace, _, name = key_of(manifest).partition("/")
-    make_claim = _MAKE_CLAIM.get(str(manifest.get("kind")))
+    kind = _claim_kind(manifest)
     spec = manifest.get("spec") or {}
-    given = (spec.get("model") or {} if make_claim is None else spec).get("servedNames")
+    given = (spec.get("model") or {} if kind == MODEL_CLAIM else spec).get("servedNames")
     served = tuple(str(one) for one in given) if isinstance(given, list) else ()
     releasing = annotations_of(manifest).get(RELEASE_NAMES_ANNOTATION) == "true"
     recorded = recorded_names(manifest.get("status") or {})
-    if make_claim is None:
-        claim = NameClaim(namespace, name, served, recorded, releasing)
-    else:
-        claim = make_claim(namespace, name, served, recorded, is_releasing=releasing)
+    claim = object_claim(kind, namespace, name, served, recorded, is_releasing=releasing)
     return ObjectClaim(claim, frozenset((name, *served)))
 
 
 def claim_key(manifest: Manifest) -> str:
     """Returns the key of the claim of a model, a route or an adapter."""
-    make_claim = _MAKE_CLAIM.get(str(manifest.get("kind")))
-    if make_claim is None:
-        return key_of(manifest)
     namespace, _, name = key_of(manifest).partition("/")
-    return make_claim(namespace, name, ()).key
+    return object_claim(_claim_kind(manifest), namespace, name).key
+
+
+def _claim_kind(manifest: Manifest) -> ClaimKind:
+    return _CLAIM_KINDS.get(str(manifest.get("kind")), MODEL_CLAIM)
 
 
 NO_CLAIM: Final = ObjectClaim(NameClaim("", ""), frozenset())

@@ -1,34 +1,18 @@
 """The status of adapters: names, their base, and what changes of others do to them."""
 
-import asyncio
 from typing import Any
 
-from fairlead.kube.watch_events import WatchEvent
-from fairlead.runtime.clock import ManualClock
-from fairlead_operator.controller.name_status_writer import NameStatusWriter
-from fairlead_operator.kube.object_cache import ObjectCache
-from fairlead_operator.kube.writer import WriteCounts
-from fairlead_testing.kube.in_memory import InMemoryKube
+from fairlead_testing.kube.name_status_cluster import NameStatusCluster
 
-API = "serving.fairlead.io/v1alpha1"
 POOLS = [{"acceleratorClassName": "nvidia-l4"}]
 ON_DEMAND = "gateways load it into engines of tiny on demand"
 
 
-class Cluster:
-    """A cluster with a writer of status; `queued` has the keys of the last change."""
+class Cluster(NameStatusCluster):
+    """A cluster with adapters and their bases."""
 
     def __init__(self) -> None:
-        self.kube = InMemoryKube()
-        self.cache = ObjectCache()
-        self.queued: set[str] = set()
-        self.kube.listeners.append(self._on_change)
-        self.counts = WriteCounts()
-        self.writer = NameStatusWriter(self.kube, self.cache, ManualClock(wall=1_800_000_000.0), self.counts)
-
-    def put(self, kind: str, name: str, **parts: Any) -> None:
-        self.queued = set()
-        self.kube.put({"apiVersion": API, "kind": kind, "metadata": {"name": name, "namespace": "chat"}, **parts})
+        super().__init__("ModelAdapter", "adapter")
 
     def adapter(self, name: str, *served: str, **spec: Any) -> None:
         whole = {"base": "tiny", "source": "pvc:loras/sql-1", "servedNames": list(served), **spec}
@@ -36,22 +20,6 @@ class Cluster:
 
     def model(self, name: str = "tiny", **spec: Any) -> None:
         self.put("ModelDeployment", name, spec={"model": {"uri": "hf://a/b"}, "pools": POOLS, **spec})
-
-    def reconcile(self, name: str) -> None:
-        asyncio.run(self.writer.reconcile(f"adapter:chat/{name}"))
-
-    def status(self, name: str) -> dict[str, Any]:
-        self.reconcile(name)
-        (found,) = [one for one in self.kube.objects_of("ModelAdapter") if one["metadata"]["name"] == name]
-        status: dict[str, Any] = found["status"]
-        return status
-
-    def conditions(self, name: str) -> dict[str, tuple[str, str, str]]:
-        listed = self.status(name)["conditions"]
-        return {one["type"]: (one["status"], one["reason"], one["message"]) for one in listed}
-
-    def _on_change(self, event: WatchEvent) -> None:
-        self.queued |= set(self.cache.apply(event))
 
 
 def test_status_follows_the_base_and_the_source() -> None:

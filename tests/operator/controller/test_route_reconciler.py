@@ -1,33 +1,15 @@
 """The status of routes: names, targets, and what changes of others do to them."""
 
-import asyncio
 from typing import Any
 
-from fairlead.kube.watch_events import WatchEvent
-from fairlead.runtime.clock import ManualClock
-from fairlead_operator.controller.name_status_writer import NameStatusWriter
-from fairlead_operator.kube.object_cache import ObjectCache
-from fairlead_operator.kube.writer import WriteCounts
-from fairlead_testing.kube.in_memory import InMemoryKube
-
-API = "serving.fairlead.io/v1alpha1"
+from fairlead_testing.kube.name_status_cluster import NameStatusCluster
 
 
-class Cluster:
-    """A cluster with a reconciler of routes; `queued` has the keys of the last change."""
+class Cluster(NameStatusCluster):
+    """A cluster with routes and their models."""
 
     def __init__(self) -> None:
-        self.kube = InMemoryKube()
-        self.cache = ObjectCache()
-        self.queued: set[str] = set()
-        self.kube.listeners.append(self._on_change)
-        self.counts = WriteCounts()
-        self.reconciler = NameStatusWriter(self.kube, self.cache, ManualClock(wall=1_800_000_000.0), self.counts)
-
-    def put(self, kind: str, name: str, namespace: str = "chat", **parts: Any) -> None:
-        self.queued = set()
-        metadata = {"name": name, "namespace": namespace, **parts.pop("metadata", {})}
-        self.kube.put({"apiVersion": API, "kind": kind, "metadata": metadata, **parts})
+        super().__init__("ModelRoute", "route")
 
     def route(self, name: str, *served: str, **spec: Any) -> None:
         whole = {"servedNames": list(served), "targets": [{"model": "tiny"}], **spec}
@@ -35,22 +17,6 @@ class Cluster:
 
     def model(self, name: str, *served: str) -> None:
         self.put("ModelDeployment", name, spec={"model": {"uri": "hf://a/b", "servedNames": list(served)}})
-
-    def reconcile(self, name: str) -> None:
-        asyncio.run(self.reconciler.reconcile(f"route:chat/{name}"))
-
-    def status(self, name: str) -> dict[str, Any]:
-        self.reconcile(name)
-        (found,) = [one for one in self.kube.objects_of("ModelRoute") if one["metadata"]["name"] == name]
-        status: dict[str, Any] = found["status"]
-        return status
-
-    def conditions(self, name: str) -> dict[str, tuple[str, str, str]]:
-        listed = self.status(name)["conditions"]
-        return {one["type"]: (one["status"], one["reason"], one["message"]) for one in listed}
-
-    def _on_change(self, event: WatchEvent) -> None:
-        self.queued |= set(self.cache.apply(event))
 
 
 def test_status_says_names_targets_and_that_they_exist() -> None:

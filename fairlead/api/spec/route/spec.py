@@ -156,8 +156,8 @@ class ModelRouteSpec(StrictModel):
     on_failure: list[ModelRouteFallback] = Field(
         default_factory=list,
         max_length=32,
-        description="models that answer where a target has not; of several, the one with the least health × price × "
-        "predicted latency. No loops",
+        description="models that answer where a target has not; of several, the one with the least price × predicted "
+        "latency ÷ share of healthy instances. No loops",
         examples=["[{when: [Unavailable, NoCapacity], to: llama-8b}]"],
     )
     shadow: Annotated[

@@ -8,12 +8,12 @@ from typing import Final
 
 import xxhash
 
+from fairlead.routes.resolution import is_drawn
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.worker.model_selection.conversation import prompt_digest, text_digest
 from fairlead_gateway.worker.openai.request import ModelRequest
 
 _SEED: Final = xxhash.xxh3_64_intdigest(b"canary")
-_PARTS_PER_PERCENT: Final = 10_000
 
 
 def takes_canary(request: ModelRequest, routed: RouteRequest, weight: int) -> bool:
@@ -22,8 +22,7 @@ def takes_canary(request: ModelRequest, routed: RouteRequest, weight: int) -> bo
     weight: percentage of the conversations that it serves.
     """
     seed = xxhash.xxh3_64_intdigest(request.model_key.encode(), _SEED)
-    drawn = xxhash.xxh3_64_intdigest(_conversation(request, routed), seed)
-    return drawn % (100 * _PARTS_PER_PERCENT) < weight * _PARTS_PER_PERCENT
+    return is_drawn(_conversation(request, routed), seed, weight)
 
 
 def _conversation(request: ModelRequest, routed: RouteRequest) -> bytes:

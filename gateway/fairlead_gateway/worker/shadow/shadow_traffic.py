@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from fairlead.fleet.model import Model
 from fairlead_gateway.errors import GatewayError, NoReadyInstance
 from fairlead_gateway.http.timers import TaskDeadline
 from fairlead_gateway.telemetry.outcome import ShadowAnswer
@@ -102,12 +103,9 @@ class ShadowTraffic(CopyLifecycle):
             return
         shadow: str = route.shadow
         model = self._routers.fleet.models.get(shadow)
-        if model is None:
-            refusal: str | None = NOT_SERVED
-        else:  # a copy answers no client, so it does not leave the cluster
-            refusal = UNSUPPORTED if model.leaves_cluster else self._refusal(context, shadow)
-        if model is None or refusal is not None:
-            self._telemetry.record_copy(shadow, context.request.model_key, refusal or NOT_SERVED)
+        refusal = NOT_SERVED if model is None else self._refusal(context, model)
+        if model is None or refusal:
+            self._telemetry.record_copy(shadow, context.request.model_key, refusal)
             return
         copied = CopiedRequest(context, ModelEntry(shadow, model), self._now())
         self._pairs[copied.id] = self._running[copied.id] = copied
@@ -133,9 +131,11 @@ class ShadowTraffic(CopyLifecycle):
         )
         self._compare(copied)
 
-    def _refusal(self, context: RequestContext, shadow: str) -> str | None:
-        """Returns why a request is not copied, in one word; None if it is."""
-        request, limits = context.request, self._limits
+    def _refusal(self, context: RequestContext, model: Model) -> str:
+        """Returns why a request is not copied to a model, in one word; empty if it is."""
+        request, limits, shadow = context.request, self._limits, model.key
+        if model.leaves_cluster:  # a copy answers no client
+            return UNSUPPORTED
         if context.http_request.head.path not in _COPIED_PATHS or self._routers.prefilling.has_instances(shadow):
             return UNSUPPORTED
         if len(context.http_request.body) > limits.shadow_body_bytes:
@@ -146,7 +146,7 @@ class ShadowTraffic(CopyLifecycle):
             return NOT_SERVED
         if request.adapter is not None:
             return UNSUPPORTED
-        return NO_ROOM if self._is_short_of_memory() or self._admission.has_queue(shadow) else None
+        return NO_ROOM if self._is_short_of_memory() or self._admission.has_queue(shadow) else ""
 
     async def _run(self, copied: CopiedRequest) -> None:
         """Sends a copy; sets its answer and its outcome."""
