@@ -28,7 +28,7 @@ from fairlead.errors import SettingsError
 from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN, SERVED_NAME_PATTERN
 
 ClaimKind: TypeAlias = Literal["model", "route", "adapter"]
-"""What claims a name, as in messages and in keys of claims. Models have no prefix."""
+"""The kind of object that claims a name. It begins the keys of claims, except those of models."""
 MODEL_CLAIM: Final = "model"
 _ADAPTER_PREFIX: Final = "adapter:"
 MAX_NAMES_OF_DELETED_MODELS = 256

@@ -1,30 +1,15 @@
 """LoRA adapters on a cluster: they are applied with their base, requested, changed and deleted."""
 
 import json
-from typing import Any
 
 import pytest
 
 from e2e.kube.cluster_access.command_line import run_fairlead
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
-from e2e.kube.workloads.client_pods import ClientPod
-from e2e.kube.workloads.helm_release import GATEWAY, HelmRelease
+from e2e.kube.workloads.client_pods import ClientPod, GatewayRequest
+from e2e.kube.workloads.helm_release import HelmRelease
 from e2e.kube.workloads.manifests import API, model, paced_engine
 
-_SENT = """
-import json, sys, urllib.error, urllib.request
-url, key, requests = sys.argv[1:]
-found = []
-for path, body, headers in json.loads(requests):
-    fields = {"authorization": f"Bearer {key}", "content-type": "application/json", **headers}
-    request = urllib.request.Request(url + path, None if body is None else json.dumps(body).encode(), fields)
-    try:
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            found.append([answer.status, json.loads(answer.read())])
-    except urllib.error.HTTPError as error:
-        found.append([error.code, json.loads(error.read())])
-print(json.dumps(found))
-"""
 _LOADED = """
 import json, urllib.request
 models = json.loads(urllib.request.urlopen("http://127.0.0.1:8000/v1/models", timeout=30).read())["data"]
@@ -39,23 +24,15 @@ def adapter(name: str, **spec: object) -> Manifest:
 class AdapterClient:
     """A pod that asks the gateways of the installation."""
 
-    def __init__(self, client: ClientPod, release: HelmRelease) -> None:
-        self.here = client.here
-        self._key = client.key
-        self._url = f"http://{GATEWAY}.{release.here.namespace}.svc"
-
-    def send(self, path: str, body: object = None, times: int = 1, **headers: str) -> list[list[Any]]:
-        """Returns status and JSON of each answer."""
-        request = [path, body, {key.replace("_", "-"): value for key, value in headers.items()}]
-        words = ("exec", "client", "--", "python3", "-c", _SENT, self._url, self._key, json.dumps([request] * times))
-        found: list[list[Any]] = json.loads(self.here.run(*words).splitlines()[-1])
-        return found
+    def __init__(self, client: ClientPod) -> None:
+        self._client = client
 
     def chat(self, name: str, times: int = 1, **headers: str) -> list[tuple[int, str]]:
         """Returns status, and model or code of each completion."""
         body = {"model": name, "max_tokens": 2, "messages": [{"role": "user", "content": "Why?"}]}
-        found = self.send("/v1/chat/completions", body, times, **headers)
-        return [(status, body["model"] if status == 200 else body["error"]["code"]) for status, body in found]
+        fields = {key.replace("_", "-"): value for key, value in headers.items()}
+        request = GatewayRequest("/v1/chat/completions", body, fields)
+        return [(one.status, one.model_or_code()) for one in self._client.send_each([request] * times)]
 
     def wait(self, name: str, answer: tuple[int, str]) -> None:
         """Waits until ten requests in a row get this answer: there may be several gateways."""
@@ -63,8 +40,8 @@ class AdapterClient:
 
     def parents(self) -> dict[str, str | None]:
         """Returns the base of each model that a gateway lists."""
-        (listed,) = self.send("/v1/models")
-        return {one["id"]: one.get("parent") for one in listed[1]["data"]}
+        (listed,) = self._client.send_each([GatewayRequest("/v1/models")])
+        return {one["id"]: one.get("parent") for one in listed.body["data"]}
 
 
 def ready(here: Kubectl, name: str) -> tuple[str, str]:
@@ -91,7 +68,7 @@ def test_adapters_are_applied_requested_changed_and_deleted(here: Kubectl, insta
     here.apply(paced_engine(), model("tiny"))
     client = ClientPod(here, installed).start()
     client.first_token(f"{here.namespace}/tiny")
-    adapters = AdapterClient(client, installed)
+    adapters = AdapterClient(client)
     try:
         sql = {"base": "tiny", "servedNames": [alias]}
         law_adapter = adapter("law", base="tiny", source="hf://acme/law", replicas=1)

@@ -2,16 +2,14 @@
 does not answer a tenant that refuses it.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from e2e.kube.cluster_access.command_line import run_fairlead
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
-from e2e.kube.workloads.client_pods import ClientPod
-from e2e.kube.workloads.helm_release import GATEWAY, NAMESPACE, HelmRelease
+from e2e.kube.workloads.client_pods import ClientPod, GatewayAnswer, GatewayRequest
+from e2e.kube.workloads.helm_release import NAMESPACE, HelmRelease
 from e2e.kube.workloads.manifests import (
     API,
     PORT,
@@ -51,26 +49,6 @@ server = ThreadingHTTPServer(("0.0.0.0", 8000), Handler)
 server.socket = context.wrap_socket(server.socket, server_side=True)
 server.serve_forever()
 """
-_SEND = """
-import json, sys, urllib.error, urllib.request
-url, key, body = sys.argv[1:]
-fields = {"authorization": f"Bearer {key}", "content-type": "application/json", "x-team": "mine"}
-try:
-    with urllib.request.urlopen(urllib.request.Request(url, body.encode(), fields), timeout=60) as answer:
-        status, headers, text = answer.status, answer.headers, answer.read()
-except urllib.error.HTTPError as error:
-    status, headers, text = error.code, error.headers, error.read()
-names = ("x-fairlead-model", "x-fairlead-fallback", "x-fairlead-decision")
-print(json.dumps([status, *(headers[name] for name in names), json.loads(text)]))
-"""
-
-
-class Answer:
-    """An answer of the route."""
-
-    def __init__(self, status: int, model: str | None, fallback: str | None, id: str, body: dict[str, Any]) -> None:
-        self.id, self.body = id, body
-        self.outcome = status, model, fallback
 
 
 class AssistantClient:
@@ -78,24 +56,30 @@ class AssistantClient:
 
     def __init__(self, client: ClientPod) -> None:
         self._client = client
-        self._url = f"http://{GATEWAY}.{NAMESPACE}.svc/v1/chat/completions"
 
-    def send(self, key: str = "", name: str = "assistant") -> Answer:
+    def send(self, key: str = "", name: str = "assistant") -> GatewayAnswer:
         """Returns the answer to a request for more tokens than the route allows."""
         body = {"model": name, "max_tokens": 50, "messages": [{"role": "user", "content": "Why?"}]}
-        words = ("python3", "-c", _SEND, self._url, key or self._client.key, json.dumps(body))
-        return Answer(*json.loads(self._client.here.run("exec", self._client.name, "--", *words).splitlines()[-1]))
+        (answer,) = self._client.send_each([GatewayRequest("/v1/chat/completions", body, {"x-team": "mine"})], key)
+        return answer
 
-    def wait(self, outcome: tuple[int, str | None, str | None], key: str = "") -> Answer:
-        """Waits until ten answers in a row are such ones: there are several gateways."""
-        last: list[Answer] = []
+    def wait(self, outcome: tuple[int, str | None, str | None], key: str = "") -> GatewayAnswer:
+        """Waits until ten answers in a row are such ones: there are several gateways.
+
+        outcome: status, model, and why others did not answer.
+        """
+        last: list[GatewayAnswer] = []
 
         def is_settled() -> bool:
             last[:] = [self.send(key) for _ in range(10)]
-            return {one.outcome for one in last} == {outcome}
+            return {_outcome(one) for one in last} == {outcome}
 
         eventually(f"the route is answered with {outcome}", is_settled)
         return last[-1]
+
+
+def _outcome(answer: GatewayAnswer) -> tuple[int, str | None, str | None]:
+    return answer.status, answer.headers.get("x-fairlead-model"), answer.headers.get("x-fairlead-fallback")
 
 
 def objects(namespace: str) -> list[Manifest]:
@@ -158,7 +142,7 @@ def test_a_route_leaves_the_cluster_when_all_its_engines_are_gone(
         here.apply(model("first", replicas=0))
         answer = assistant.wait((200, second, f"{first} Unavailable"))
         assert answer.body["usage"]["completion_tokens"] == 3
-        shown = run_fairlead(here, "explain", "request", answer.id)[1]
+        shown = run_fairlead(here, "explain", "request", answer.headers["x-fairlead-decision"])[1]
         assert f"{first} Unavailable → {second}, of the least weight" in shown, shown
 
         here.apply(model("second", replicas=0))
@@ -167,7 +151,7 @@ def test_a_route_leaves_the_cluster_when_all_its_engines_are_gone(
         sent = answer.body["choices"][0]["message"]["content"].split(",")
         assert "authorization" in sent
         assert "x-team" not in sent
-        shown = run_fairlead(here, "explain", "request", answer.id)[1]
+        shown = run_fairlead(here, "explain", "request", answer.headers["x-fairlead-decision"])[1]
         assert f"past {second} without a ready instance" in shown, shown
 
         refuses = {"externalEndpoints": "Refuse"}

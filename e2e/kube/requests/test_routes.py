@@ -8,24 +8,9 @@ import pytest
 
 from e2e.kube.cluster_access.command_line import run_fairlead
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
-from e2e.kube.workloads.client_pods import ClientPod
-from e2e.kube.workloads.helm_release import GATEWAY, HelmRelease
+from e2e.kube.workloads.client_pods import ClientPod, GatewayRequest
+from e2e.kube.workloads.helm_release import HelmRelease
 from e2e.kube.workloads.manifests import API, model, paced_engine
-
-_ROUTED = """
-import json, sys, urllib.error, urllib.request
-url, key, requests = sys.argv[1:]
-found = []
-for body, headers in json.loads(requests):
-    fields = {"authorization": f"Bearer {key}", "content-type": "application/json", **headers}
-    request = urllib.request.Request(url, json.dumps(body).encode(), fields)
-    try:
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            found.append([answer.status, answer.headers["x-fairlead-model"], json.loads(answer.read())["model"]])
-    except urllib.error.HTTPError as error:
-        found.append([error.code, None, json.loads(error.read())["error"]["code"]])
-print(json.dumps(found))
-"""
 
 
 def route(name: str, **spec: object) -> Manifest:
@@ -35,9 +20,8 @@ def route(name: str, **spec: object) -> Manifest:
 class RouteClient:
     """A pod that asks for names of routes."""
 
-    def __init__(self, client: ClientPod, release: HelmRelease) -> None:
+    def __init__(self, client: ClientPod) -> None:
         self._client = client
-        self._url = f"http://{GATEWAY}.{release.here.namespace}.svc/v1/chat/completions"
 
     def answers(self, name: str, *sessions: str, **headers: str) -> list[list[Any]]:
         """Returns status, target, and model or code of a completion for each session."""
@@ -45,10 +29,11 @@ class RouteClient:
         for session in sessions or ("only",):
             body = {"model": name, "max_tokens": 2, "messages": [{"role": "user", "content": f"Why {session}?"}]}
             fields = {key.replace("_", "-"): value for key, value in headers.items()}
-            requests.append([body, {"x-session-id": session, **fields}])
-        words = ("exec", "client", "--", "python3", "-c", _ROUTED, self._url, self._client.key, json.dumps(requests))
-        found: list[list[Any]] = json.loads(self._client.here.run(*words).splitlines()[-1])
-        return found
+            requests.append(GatewayRequest("/v1/chat/completions", body, {"x-session-id": session, **fields}))
+        return [
+            [one.status, one.headers.get("x-fairlead-model") if one.status == 200 else None, one.model_or_code()]
+            for one in self._client.send_each(requests)
+        ]
 
     def wait(self, name: str, answer: list[Any]) -> None:
         """Waits until ten requests in a row get this answer: there may be several gateways."""
@@ -68,7 +53,7 @@ def test_a_route_is_created_split_overridden_and_deleted(here: Kubectl, installe
     client = ClientPod(here, installed).start()
     for name in (stable, canary):
         client.first_token(name)
-    routes = RouteClient(client, installed)
+    routes = RouteClient(client)
     try:
         here.apply(
             route("assistant", servedNames=[alias], targets=[{"model": "stable"}, {"model": "gone", "weight": 0}])

@@ -4,9 +4,9 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -51,6 +51,45 @@ try:
 except urllib.error.HTTPError as error:
     print(json.dumps([error.code, None, error.read().decode()]))
 """
+_EACH = """
+import json, sys, urllib.error, urllib.request
+host, key, requests = sys.argv[1:]
+found = []
+for path, body, headers in json.loads(requests):
+    fields = {"authorization": f"Bearer {key}", "content-type": "application/json", **headers}
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://{host}{path}", data, fields)
+    try:
+        answer = urllib.request.urlopen(request, timeout=120)
+    except urllib.error.HTTPError as error:
+        answer = error
+    with answer:
+        said = {name.lower(): value for name, value in answer.headers.items()}
+        found.append([answer.status, said, json.loads(answer.read())])
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayAnswer:
+    """An answer of the gateway. Names of headers are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: Any
+
+    def model_or_code(self) -> str:
+        """Returns the model of a completion, or the code of an error."""
+        return str(self.body["model"] if self.status == 200 else self.body["error"]["code"])
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayRequest:
+    """A request to the gateway; without a body it is a GET."""
+
+    path: str
+    body: Mapping[str, Any] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +125,12 @@ class ClientPod:
     def send(self, model: str, tokens: int = 4, *, prompt: str = "Why?") -> ClientAnswer:
         """One completion, not streamed."""
         return self._answer(_url("chat/completions"), json.dumps(_question(model, tokens, prompt)))
+
+    def send_each(self, requests: Iterable[GatewayRequest], key: str = "") -> list[GatewayAnswer]:
+        """Sends requests one after the other, with the pod's key or another one."""
+        words = json.dumps([[one.path, one.body, dict(one.headers)] for one in requests])
+        found = json.loads(self._run(_EACH, HOST, key or self.key, words).splitlines()[-1])
+        return [GatewayAnswer(*one) for one in found]
 
     def begin(self, model: str, tokens: int) -> Callable[[], ClientAnswer]:
         """Begin a stream; what is returned once it has begun gives the whole of it, when it has

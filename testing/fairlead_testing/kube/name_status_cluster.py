@@ -42,7 +42,7 @@ class NameStatusCluster:
         asyncio.run(self._writer.reconcile(f"{self._claim_kind}:chat/{name}"))
 
     def status(self, name: str) -> dict[str, Any]:
-        """Returns the status of one object, written anew."""
+        """Returns the status of one object, after writing it."""
         self.reconcile(name)
         (found,) = [one for one in self.kube.objects_of(self._kind) if one["metadata"]["name"] == name]
         status: dict[str, Any] = found["status"]
