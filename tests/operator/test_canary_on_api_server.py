@@ -67,6 +67,21 @@ async def wait_speeds(here: TrialCluster, expected: dict[str, tuple[int, bool]])
     await here.until(reached, f"the pools are {expected}")
 
 
+async def services(here: TrialCluster) -> set[str]:
+    """Returns the pools that have a Service."""
+    found = (await here.api.list(SERVICES, here.namespace)).items
+    return {labels_of(service)["fairlead.io/pool"] for service in found}
+
+
+async def wait_services(here: TrialCluster, expected: set[str]) -> None:
+    """Waits for a pass of the operator that prunes; the status may come from the pass before."""
+
+    async def reached() -> bool:
+        return await services(here) == expected
+
+    await here.until(reached, f"the pools with a Service are {expected}")
+
+
 async def annotate(here: TrialCluster, value: str) -> None:
     patch = {"metadata": {"annotations": {"fairlead.io/run-revision": value}}}
     await here.api.patch_merge(MODEL_DEPLOYMENTS, here.namespace, "qwen", patch, "kubectl")
@@ -75,15 +90,13 @@ async def annotate(here: TrialCluster, value: str) -> None:
 def test_canary_has_objects_of_its_own_and_is_promoted_by_hand(api_server: ApiServer, tmp_path: Path) -> None:
     async def check(here: TrialCluster) -> None:
         assert await speeds(here) == {"main": (4, False), "main.canary": (1, True)}
-        services = {labels_of(one)["fairlead.io/pool"] for one in (await here.api.list(SERVICES, here.namespace)).items}
-        assert services == {"main", "main.canary"}
+        assert await services(here) == {"main", "main.canary"}
         now = await status(here)
         assert (now["canary"]["revision"], now["canary"]["weight"], now["ready"]) == (2, 10, "4/4")
         await annotate(here, "2/2")
         await wait_speeds(here, {"main": (4, True)})
         await wait_phase(here, "Promoted")
-        remaining = (await here.api.list(SERVICES, here.namespace)).items
-        assert {labels_of(one)["fairlead.io/pool"] for one in remaining} == {"main"}
+        await wait_services(here, {"main"})
 
     run_with_canary(api_server, "canary-promoted", tmp_path, check)
 
