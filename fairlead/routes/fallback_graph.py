@@ -6,7 +6,7 @@ model that can answer ends a path, at its weight. One that cannot is passed by t
 `Unavailable`, without an attempt. Edges form no loop, so one pass over the nodes finds the path.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 from typing import Final, NamedTuple
 
@@ -168,6 +168,19 @@ class FallbackGraph:
             passed.append(names[node])
             node = hops[node]
         return FallbackChoice(names[node], names[chosen], tuple(passed), lowest)
+
+
+def can_reach(route: Route, is_usable: Callable[[str], bool]) -> bool:
+    """Returns whether a usable model can answer requests of a route, if no other model does.
+
+    is_usable: is given the key of a model.
+    """
+    targets = route.models()
+    if any(map(is_usable, targets)):
+        return True
+    graph = FallbackGraph(fallback_edges(route))
+    weights = {model: 1.0 for model in graph.models() if is_usable(model)}
+    return any(graph.shortest({target: FailureKind.UNAVAILABLE.value}, weights) is not None for target in targets)
 
 
 def fallback_weight(ready_share: float, price: float, seconds: float) -> float:

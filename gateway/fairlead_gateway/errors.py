@@ -158,9 +158,16 @@ class NotPermitted(BadRequest):
 
 
 class ExternalRefused(NotPermitted):
-    """Raised if a request would leave the cluster, and its tenant refuses that."""
+    """Raised if a request would leave the cluster, and its tenant refuses that.
+
+    key: of the model, or of a route that leads outside alone.
+    """
 
     code = "external_endpoint_refused"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"model: {key} runs outside the cluster, which your tenant refuses", param="model")
+        self.key = key
 
 
 class UnknownPath(BadRequest):

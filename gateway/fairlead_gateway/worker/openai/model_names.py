@@ -7,6 +7,7 @@ import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import takewhile
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -153,11 +154,23 @@ def public_model_names(fleet: Fleet) -> dict[str, Model]:
     return found
 
 
-def public_names(fleet: Fleet) -> dict[str, str]:
+class HiddenKeys(NamedTuple):
+    """Keys of models and routes that a list leaves out."""
+
+    models: frozenset[str] = frozenset()
+    routes: frozenset[str] = frozenset()
+
+
+NOTHING_HIDDEN: Final = HiddenKeys()
+
+
+def public_names(fleet: Fleet, hidden: HiddenKeys = NOTHING_HIDDEN) -> dict[str, str]:
     """Returns the namespaces of models and routes by the names for clients."""
-    found = {name: model.namespace for name, model in public_model_names(fleet).items()}
+    models = public_model_names(fleet)
+    found = {name: model.namespace for name, model in models.items() if model.key not in hidden.models}
     for key, route in fleet.routes.items():
-        found.update((name, route.namespace) for name in route.names or (key,) if name not in found)
+        if key not in hidden.routes:
+            found.update((name, route.namespace) for name in route.names or (key,) if name not in models)
     return found
 
 

@@ -251,7 +251,8 @@ class Gateway(RequestLifecycle):
                 if check_method(method, ("GET", "HEAD"), response):
                     models = self._visible_models.of(caller)
                     shows_key = self.api_keys is not None and self.api_keys.shows_details(http_request.head)
-                    self._local_routes.answer(path, response, models, shows_key=shows_key)
+                    refuses = self._policies.of(caller).refuses_external
+                    self._local_routes.answer(path, response, models, shows_key=shows_key, refuses_external=refuses)
                     if observers is not None and path != READINESS_PATH:
                         observers.on_answered_locally(http_request, response, 200, None)
             elif is_passthrough_path(path):
@@ -486,7 +487,7 @@ class Gateway(RequestLifecycle):
         self, context: RequestContext | None, error: GatewayError, response: ResponseWriter, http_request: HttpRequest
     ) -> None:
         if context is None or context.choice is None:
-            self._recorder.record_last_fallback(context, error)
+            self._recorder.record_unserved(http_request, context, error)
             self.on_rejected(error, response, http_request, context)
             return
         context.result.status, context.result.error = error.status, error.code

@@ -10,9 +10,22 @@ import msgspec
 
 from fairlead.fleet.model import Model
 from fairlead.runtime.nonblocking_log import traceback_lines
-from fairlead_gateway.errors import BodyTooLarge, GatewayError, MethodNotAllowed, NotPermitted, UnknownPath
+from fairlead_gateway.errors import (
+    BodyTooLarge,
+    ExternalRefused,
+    GatewayError,
+    MethodNotAllowed,
+    NotPermitted,
+    UnknownPath,
+)
 from fairlead_gateway.http.response_writer import ResponseWriter
-from fairlead_gateway.worker.openai.model_names import adapter_names, public_names, resolve_model_entry
+from fairlead_gateway.worker.openai.model_names import (
+    NOTHING_HIDDEN,
+    HiddenKeys,
+    adapter_names,
+    public_names,
+    resolve_model_entry,
+)
 from fairlead_gateway.worker.openai.passthrough import PASSTHROUGH_METHODS, is_passthrough_path
 from fairlead_gateway.worker.openai.request import BODY_TYPES
 from fairlead_gateway.worker.openai.schemas import GenericRequest
@@ -41,11 +54,20 @@ class LocalRoutes:
         self._readiness = readiness
         self._started_wall = started_wall
 
-    def answer(self, path: str, response: ResponseWriter, visible: VisibleModels, *, shows_key: bool) -> None:
-        """Sends the response of a local path. Raises UnknownModel.
+    def answer(
+        self,
+        path: str,
+        response: ResponseWriter,
+        visible: VisibleModels,
+        *,
+        shows_key: bool,
+        refuses_external: bool = False,
+    ) -> None:
+        """Sends the response of a local path. Raises UnknownModel and ExternalRefused.
 
         visible: the models that the client may use.
         shows_key: whether the client has shown a known API key; without one, no details are sent.
+        refuses_external: no model outside the cluster is listed.
         """
         if path == READINESS_PATH:
             is_ready, warnings = self._readiness()
@@ -53,22 +75,33 @@ class LocalRoutes:
             body = msgspec.json.encode({"ready": is_ready, "notes": notes})
             response.send(200 if is_ready else 503, local_headers("readyz"), body)
             return
+        hidden = visible.outside_cluster() if refuses_external else NOTHING_HIDDEN
         if path in (_MODELS_PATH, _MODELS_PATH + "/"):
             fleet = visible.fleet
-            models = [self._model_object(name, namespace) for name, namespace in public_names(fleet).items()]
-            models += [self._adapter_object(name, model) for name, (model, _) in adapter_names(fleet).items()]
+            models = [self._model_object(name, namespace) for name, namespace in public_names(fleet, hidden).items()]
+            models += [
+                self._adapter_object(name, model)
+                for name, (model, _) in adapter_names(fleet).items()
+                if model.key not in hidden.models
+            ]
             content: dict[str, object] = {"object": "list", "data": models}
         else:
-            name = path[len(_MODELS_PATH) + 1 :]
-            content = self._named_object(name, visible)
+            content = self._named_object(path[len(_MODELS_PATH) + 1 :], visible, hidden)
         response.send(200, local_headers("models"), msgspec.json.encode(content))
 
-    def _named_object(self, name: str, visible: VisibleModels) -> dict[str, object]:
-        """Returns the object of a model, an adapter or a route. Raises UnknownModel."""
+    def _named_object(self, name: str, visible: VisibleModels, hidden: HiddenKeys) -> dict[str, object]:
+        """Returns the object of a model, an adapter or a route.
+
+        Raises UnknownModel, and ExternalRefused if it is hidden.
+        """
         route = visible.fleet.resolve_route(name)
         if route is not None:
+            if route in hidden.routes:
+                raise ExternalRefused(route)
             return self._model_object(name, visible.fleet.routes[route].namespace)
         entry = resolve_model_entry(name, visible.fleet, visible.names)
+        if entry.key in hidden.models:
+            raise ExternalRefused(entry.key)
         if entry.adapter is not None:
             return self._adapter_object(name, entry.model)
         return self._model_object(name, entry.model.namespace)

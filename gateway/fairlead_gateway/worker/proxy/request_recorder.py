@@ -7,7 +7,9 @@ from typing import Final
 from fairlead.decision import Decision, DecisionText
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import caller_name
-from fairlead_gateway.errors import GatewayError
+from fairlead_gateway.errors import ExternalRefused, GatewayError
+from fairlead_gateway.http.listener import HttpRequest
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
 from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome, assess_attainment
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.telemetry.handoff_record import FAILED
@@ -16,6 +18,8 @@ from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.request_context import RequestContext, RequestResult, RoutedChoice
 
 CLIENT_CLOSED_STATUS: Final = 499
+LOGGED_REFUSAL_SECONDS: Final = 0.1
+"""Between two refused requests in the log: a flood of them must not fill it."""
 
 OnFinished = Callable[[RequestContext, RequestOutcome], None]
 
@@ -53,6 +57,7 @@ class RequestRecorder:
         self.decisions = decisions
         self._generated_tokens = GeneratedTokens(limits)
         self._on_finished = on_finished
+        self._external_logged_at = -LOGGED_REFUSAL_SECONDS
         self.limit_gate: LimitGate | None = None
         self.copies: CopyLifecycle | None = None
 
@@ -83,31 +88,35 @@ class RequestRecorder:
 
     def record_refusal(self, context: RequestContext, error: GatewayError) -> None:
         """Logs a request that a limit of its tenant has refused, without an instance."""
-        self._log_refusal(context, error, Decision(None, "limit", DecisionText(str(error))))
+        self._log_refusal(
+            context.http_request, error, _refused_record(context, Decision(None, "limit", DecisionText(str(error))))
+        )
 
-    def record_last_fallback(self, context: RequestContext | None, error: GatewayError) -> None:
+    def record_unserved(self, http_request: HttpRequest, context: RequestContext | None, error: GatewayError) -> None:
         """Logs a request that no instance has got: its last fallback has refused it, or it was
         withheld from external endpoints.
-        """
-        route = None if context is None else context.request.route
-        if context is not None and route is not None and (route.steps or route.withheld):
-            self._log_refusal(context, error, Decision(None, "fallback", DecisionText(str(error))))
 
-    def _log_refusal(self, context: RequestContext, error: GatewayError, decision: Decision) -> None:
-        http_request, key = context.http_request, context.request.model_key
-        tokens = _round_half_even(context.route_request.prompt_tokens)
-        number = context.earlier_attempts + 1
-        record = DecisionRecord(
-            context.id, http_request.received_wall, key, decision, number, tokens, caller_name(http_request.caller)
-        )
-        record.route = context.request.route
-        if http_request.id != context.id:
+        context: None if the error came before it.
+        """
+        if context is None:
+            since_last = http_request.received_at - self._external_logged_at
+            if isinstance(error, ExternalRefused) and since_last >= LOGGED_REFUSAL_SECONDS:
+                self._external_logged_at = http_request.received_at
+                self._log_refusal(http_request, error, _external_record(http_request, error))
+            return
+        route = context.request.route
+        if route is not None and (route.steps or route.withheld):
+            decision = Decision(None, "fallback", DecisionText(str(error)))
+            self._log_refusal(http_request, error, _refused_record(context, decision))
+
+    def _log_refusal(self, http_request: HttpRequest, error: GatewayError, record: DecisionRecord) -> None:
+        if http_request.id != record.request_id:
             record.client_id = http_request.id
         self.decisions.append(record)
         self.decisions.complete(
             RequestOutcome(
-                request_id=context.id,
-                model_key=key,
+                request_id=record.request_id,
+                model_key=record.model_key,
                 instance_id=None,
                 status=error.status,
                 error=error.code,
@@ -180,6 +189,28 @@ class RequestRecorder:
         self.decisions.complete(outcome)
         for on_finished in self._on_finished:
             on_finished(context, outcome)
+
+
+def _refused_record(context: RequestContext, decision: Decision) -> DecisionRecord:
+    http_request, key = context.http_request, context.request.model_key
+    tokens = _round_half_even(context.route_request.prompt_tokens)
+    number, caller = context.earlier_attempts + 1, caller_name(http_request.caller)
+    record = DecisionRecord(context.id, http_request.received_wall, key, decision, number, tokens, caller)
+    record.route = context.request.route
+    return record
+
+
+def _external_record(http_request: HttpRequest, error: ExternalRefused) -> DecisionRecord:
+    """Returns the record of a request that was withheld before routing saw it.
+
+    Its tokens are the bytes of its body divided by those of a usual token.
+    """
+    name, decision = http_request.internal_id, Decision(None, "external", DecisionText(str(error)))
+    tokens, caller = len(http_request.body) // BYTES_PER_TOKEN, caller_name(http_request.caller)
+    number = 1 if error.route is None else len(error.route.steps) + 1
+    record = DecisionRecord(name, http_request.received_wall, error.key, decision, number, tokens, caller)
+    record.route = error.route
+    return record
 
 
 def _is_transferred(context: RequestContext) -> bool:

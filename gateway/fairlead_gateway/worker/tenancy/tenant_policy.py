@@ -140,8 +140,7 @@ class TenantPolicies:
 
 def _refusal(request: ModelRequest) -> ExternalRefused:
     """Returns the error of a request that would leave the cluster, and notes that on its route."""
-    text = f"model: {request.model_key} runs outside the cluster, which your tenant refuses"
-    error, route = ExternalRefused(text, param="model"), request.route
+    error, route = ExternalRefused(request.model_key), request.route
     if route is not None:
         route.withheld = (*route.withheld, request.model_key)
         error.route = route

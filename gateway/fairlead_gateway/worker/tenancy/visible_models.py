@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import Final
 
 from fairlead.fleet.model import Fleet, Model
+from fairlead.routes.fallback_graph import can_reach
 from fairlead.routes.model import Route, visible_route
 from fairlead.routes.resolution import RouteTable
 from fairlead_gateway.caller_key import Caller
-from fairlead_gateway.worker.openai.model_names import ModelEntry, client_names
+from fairlead_gateway.worker.openai.model_names import HiddenKeys, ModelEntry, client_names
 
 _MAX_CACHED: Final = 1_024
 
@@ -35,12 +36,26 @@ class VisibleModels:
     routes: its routes; None without any.
     """
 
-    __slots__ = ("fleet", "names", "routes")
+    __slots__ = ("_outside", "fleet", "names", "routes")
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet: Final[Fleet] = fleet
         self.names: Final[Mapping[str, ModelEntry]] = client_names(fleet)
         self.routes: Final[RouteTable | None] = route_table(fleet)
+        self._outside: HiddenKeys | None = None
+
+    def outside_cluster(self) -> HiddenKeys:
+        """Returns the models that run outside the cluster, and the routes that lead there alone."""
+        if self._outside is None:
+            fleet = self.fleet
+            models = frozenset([key for key, model in fleet.models.items() if model.leaves_cluster])
+            routes = [
+                key
+                for key, route in fleet.routes.items()
+                if models and route.models() and not can_reach(route, lambda model: model not in models)
+            ]
+            self._outside = HiddenKeys(models, frozenset(routes))
+        return self._outside
 
 
 class ModelVisibility:

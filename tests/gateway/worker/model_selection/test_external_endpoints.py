@@ -19,7 +19,7 @@ from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
 from fairlead_testing.engines.scripted import EngineCall, ScriptedEngine, scripted_engine, token
 from fairlead_testing.gateway.running_gateway import RunningGateway, run_async, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
-from fairlead_testing.http.raw_client import RawResponse, request
+from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
 
 NO_AUTH = EngineAuth()
 KINDS = tuple(FailureKind)
@@ -185,6 +185,12 @@ def test_tenant_that_refuses_it_gets_a_typed_error_without_another_model(text: s
             assert answered(found) == (502, "chat/down", "chat/api ExternalRefused")
             named = await request(running.url, chat("api", messages=messages), more=authorization("closed"))
             assert (named.status, named.error["code"]) == (403, "external_endpoint_refused")
+            (logged,) = running.gateway.decisions.find(named.fields["x-request-id"])
+            assert (logged.latest.model_key, logged.latest.caller) == ("chat/api", "closed")
+            assert (logged.latest.decision.chosen, logged.latest.decision.rule) == (None, "external")
+            assert logged.outcome is not None
+            assert (logged.outcome.status, logged.outcome.error) == (403, "external_endpoint_refused")
+            assert decode_logged_request(encode_logged_request(logged)).latest == logged.latest
             assert api.calls == []
             assert (await request(running.url, chat("api"), more=authorization("open"))).status == 200
 
@@ -201,9 +207,42 @@ def test_target_that_the_tenant_refuses_falls_back() -> None:
             running.gateway.update_fleet(replace(current, version=2, routes={one.key: one for one in (alone, both)}))
             found = await request(running.url, chat(), more=authorization("closed"))
             assert answered(found) == (403, None, "chat/api ExternalRefused")
+            (logged,) = running.gateway.decisions.latest(1, "chat/assistant")
+            assert logged.latest.route is not None
+            assert (logged.latest.decision.rule, logged.latest.route.withheld) == ("external", ("chat/api",))
             found = await request(running.url, chat("both"), more=authorization("closed"))
             assert answered(found) == (200, "chat/own", "chat/api ExternalRefused")
             assert api.calls == []
+
+    run_async(main())
+
+
+def test_list_of_a_refusing_tenant_has_nothing_that_leads_outside_alone() -> None:
+    async def get(running: RunningGateway, path: str, tenant: str) -> RawResponse:
+        (found,) = await send(running.url, get_request(path, more=authorization(tenant)))
+        return found
+
+    async def listed(running: RunningGateway, tenant: str) -> set[str]:
+        return {model["id"] for model in (await get(running, "/v1/models", tenant)).json["data"]}
+
+    async def main() -> None:
+        async with served("down", "api", to("api")) as (running, _):
+            current = running.gateway.stack.routers.fleet
+            (inside,) = current.routes.values()
+            outside = replace(inside, name="outside", names=("outside",), targets=(RouteTarget("chat/api"),))
+            routes = (
+                inside,
+                replace(outside, fallbacks=(to("own", KINDS[0]),)),  # of a kind that is not the refusal's
+                replace(outside, name="both", names=("both",), fallbacks=(to("own"),)),
+            )
+            running.gateway.update_fleet(replace(current, version=2, routes={one.key: one for one in routes}))
+            everything = {"down", "own", "api", "assistant", "outside", "both"}
+            assert await listed(running, "open") == everything
+            assert await listed(running, "closed") == everything - {"api", "outside"}
+            for name in ("api", "chat/api", "outside"):
+                found = await get(running, f"/v1/models/{name}", "closed")
+                assert (found.status, found.error["code"]) == (403, "external_endpoint_refused")
+                assert (await get(running, f"/v1/models/{name}", "open")).status == 200
 
     run_async(main())
 
