@@ -122,7 +122,7 @@ class FallbackGraph:
         """Returns the models of the graph."""
         return list(self._names)
 
-    def shortest(self, failures: Mapping[str, str], weights: Mapping[str, float]) -> FallbackChoice | None:
+    def shortest_path(self, failures: Mapping[str, str], weights: Mapping[str, float]) -> FallbackChoice | None:
         """Returns the next model of a request; None if no path leads to one that can answer.
 
         failures: the models that the request has tried, with the kind of each failure.
@@ -180,7 +180,7 @@ def can_reach(route: Route, is_usable: Callable[[str], bool]) -> bool:
         return True
     graph = FallbackGraph(fallback_edges(route))
     weights = {model: 1.0 for model in graph.models() if is_usable(model)}
-    return any(graph.shortest({target: FailureKind.UNAVAILABLE.value}, weights) is not None for target in targets)
+    return any(graph.shortest_path({target: FailureKind.UNAVAILABLE.value}, weights) is not None for target in targets)
 
 
 def fallback_weight(ready_share: float, price: float, seconds: float) -> float:

@@ -46,7 +46,7 @@ def search_seconds(graph: FallbackGraph, share: float, draw: random.Random) -> f
     seconds = []
     for _ in range(REPEATS):
         started = time.perf_counter()
-        choice = graph.shortest(failures, weights)
+        choice = graph.shortest_path(failures, weights)
         seconds.append(time.perf_counter() - started)
         assert choice is not None
     return statistics.median(seconds)

@@ -86,7 +86,7 @@ def test_loop_is_found_and_refused(edges: str, loop: str) -> None:
 
 
 def choose(graph: FallbackGraph, failures: Mapping[str, str], weights: Mapping[str, float]) -> FallbackChoice | None:
-    return graph.shortest(failures, weights)
+    return graph.shortest_path(failures, weights)
 
 
 def test_lightest_model_that_can_answer_is_next() -> None:
@@ -175,7 +175,7 @@ def test_request_ends_with_an_answer_of_an_allowed_model_or_an_error(
             assert model not in failures, "a loop"
             failures[model] = "Unavailable" if model in seen else draw.choice(KINDS)
             known = {name: draw.uniform(0.01, 9.0) for name in models if name not in seen}
-            found = graph.shortest(failures, known)
+            found = graph.shortest_path(failures, known)
             reached = reference(edges, failures, known)
             assert (found is None) == (not reached)
             if found is None:

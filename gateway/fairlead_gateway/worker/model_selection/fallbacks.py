@@ -57,10 +57,10 @@ _TOO_LONG: Final = re.compile(
 )
 
 
-class TakenFallback:
-    """The fallback that a request takes next.
+class FallbackRequest:
+    """A request that starts again, for the model of a fallback.
 
-    decision: its last step names the model of the fallback.
+    decision: its last step names that model.
     previous: the request at the model that failed; None if it never started.
     """
 
@@ -91,7 +91,7 @@ class Fallbacks:
 
     def take(
         self, context: RequestContext | None, error: GatewayError, caller: Caller | None, now: float
-    ) -> TakenFallback | None:
+    ) -> FallbackRequest | None:
         """Takes a further fallback of a request; returns None if the request ends with the error.
 
         The request at the model before is over then: its limits are settled, and nothing charged.
@@ -108,7 +108,7 @@ class Fallbacks:
                 self._telemetry.record_retry(step.failed, context.choice.instance_id, cause)
             context.is_handed_over = True
             self._limit_gate.settle(context)
-        return TakenFallback(decision, context)
+        return FallbackRequest(decision, context)
 
     def _choose_after_error(
         self, context: RequestContext | None, error: GatewayError, caller: Caller | None, now: float
@@ -152,15 +152,17 @@ class Fallbacks:
         failed: str = steps[-1].model if steps else decision.target
         failures = {step.failed: step.kind for step in steps}
         failures[failed] = kind
-        graph = self._graph(route)
-        weights = self._weights(graph, failures, 0.0 if context is None else context.route_request.prompt_tokens, now)
-        choice = graph.shortest(failures, weights)
+        graph = self._cached_graph(route)
+        weights = self._usable_model_weights(
+            graph, failures, 0.0 if context is None else context.route_request.prompt_tokens, now
+        )
+        choice = graph.shortest_path(failures, weights)
         if caller is not None and not caller.tenant.may_leave_cluster:
             withheld = list(decision.withheld)
             while choice is not None and self._leaves_cluster(choice.model):
                 withheld.append(choice.model)
                 del weights[choice.model]
-                choice = graph.shortest(failures, weights)
+                choice = graph.shortest_path(failures, weights)
             decision.withheld = tuple(dict.fromkeys(withheld))
         if choice is None:
             return None
@@ -176,7 +178,8 @@ class Fallbacks:
         model = self._routers.fleet.models.get(key)
         return model is not None and model.leaves_cluster
 
-    def _graph(self, route: Route) -> FallbackGraph:
+    def _cached_graph(self, route: Route) -> FallbackGraph:
+        """Returns the graph of a route, which is made once for each version of it."""
         known = self._graphs.get(id(route))
         if known is not None and known[0] is route:
             return known[1]
@@ -186,7 +189,7 @@ class Fallbacks:
         self._graphs[id(route)] = (route, graph)
         return graph
 
-    def _weights(
+    def _usable_model_weights(
         self, graph: FallbackGraph, failures: Mapping[str, str], prompt_tokens: float, now: float
     ) -> dict[str, float]:
         """Returns the weights of the models that can answer."""

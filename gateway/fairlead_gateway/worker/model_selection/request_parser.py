@@ -11,7 +11,7 @@ from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.worker.body_check.client import BodyChecker
 from fairlead_gateway.worker.model_selection.canary_choice import takes_canary
-from fairlead_gateway.worker.model_selection.fallbacks import TakenFallback
+from fairlead_gateway.worker.model_selection.fallbacks import FallbackRequest
 from fairlead_gateway.worker.model_selection.request_rewrite import apply_rewrite
 from fairlead_gateway.worker.model_selection.route_choice import choose_entry, fallback_entry
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, parse_body
@@ -47,7 +47,7 @@ class ModelRequestParser:
         self._scan_bounds = ScanBounds(limits)
 
     def parse(
-        self, http_request: HttpRequest, models: VisibleModels, request_id: str, fallback: TakenFallback | None = None
+        self, http_request: HttpRequest, models: VisibleModels, request_id: str, fallback: FallbackRequest | None = None
     ) -> tuple[ModelRequest, RouteRequest]:
         """Returns a request as engines get it, and as routing sees it. Raises GatewayError.
 
@@ -66,7 +66,7 @@ class ModelRequestParser:
         return request, self._build_route_request(request, http_request, request_id)
 
     def parse_large(
-        self, http_request: HttpRequest, models: VisibleModels, request_id: str, fallback: TakenFallback | None = None
+        self, http_request: HttpRequest, models: VisibleModels, request_id: str, fallback: FallbackRequest | None = None
     ) -> tuple[ModelRequest, RouteRequest]:
         """Like `parse`, for a thread: the body is checked in a process, and edited in slices."""
         head, body, limits, checker = http_request.head, http_request.body, self._limits, self._body_checker
@@ -105,7 +105,7 @@ class ModelRequestParser:
         return _with_canary(request, routed)
 
     def _parse_fallback(
-        self, http_request: HttpRequest, fallback: TakenFallback, fleet: Fleet, parse: BodyParser
+        self, http_request: HttpRequest, fallback: FallbackRequest, fleet: Fleet, parse: BodyParser
     ) -> ModelRequest:
         """Returns the request for the model of a fallback."""
         head, body, decision = http_request.head, http_request.body, fallback.decision

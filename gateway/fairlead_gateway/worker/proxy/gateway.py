@@ -26,7 +26,7 @@ from fairlead_gateway.worker.api_keys import GatewaySecrets
 from fairlead_gateway.worker.body_check.caller_limit import LargeBodyLimit, LargeBodyTurns
 from fairlead_gateway.worker.body_check.client import BodyChecker
 from fairlead_gateway.worker.memory_pressure import MemoryPressure, MemoryShare
-from fairlead_gateway.worker.model_selection.fallbacks import TakenFallback, fallback_header
+from fairlead_gateway.worker.model_selection.fallbacks import FallbackRequest, fallback_header
 from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
 from fairlead_gateway.worker.openai.passthrough import PASSTHROUGH_METHODS, is_passthrough_path
 from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest
@@ -292,7 +292,7 @@ class Gateway(RequestLifecycle):
     # One request.
 
     def _start_request(
-        self, http_request: HttpRequest, response: ResponseWriter, fallback: TakenFallback | None = None
+        self, http_request: HttpRequest, response: ResponseWriter, fallback: FallbackRequest | None = None
     ) -> None:
         """Parses the request and starts to forward it; a large body is checked in a process.
 
@@ -336,7 +336,7 @@ class Gateway(RequestLifecycle):
         response: ResponseWriter,
         request: ModelRequest,
         route_request: RouteRequest,
-        fallback: TakenFallback | None,
+        fallback: FallbackRequest | None,
     ) -> RequestContext:
         prompt_tokens = self.stack.routers.serving.prompt_tokens(request.model_key, route_request)
         self.telemetry.record_received(request.model_key, prompt_tokens)
@@ -355,7 +355,7 @@ class Gateway(RequestLifecycle):
         response.on_client_gone = partial(self.runtime.loop.call_soon, task.cancel)
 
     async def _serve_large(
-        self, http_request: HttpRequest, response: ResponseWriter, fallback: TakenFallback | None
+        self, http_request: HttpRequest, response: ResponseWriter, fallback: FallbackRequest | None
     ) -> None:
         context: RequestContext | None = None
         try:
