@@ -167,6 +167,13 @@ class DeclaredFallbackOut(ResponseModel):
     after: str | None = Field(description="The model that must have failed; null: any target, or a fallback above.")
 
 
+class DeclaredShadowOut(ResponseModel):
+    """The model that gets copies of a route's requests. `/api/stats` has what became of them."""
+
+    model: str = Field(description="Its key.")
+    percent: int = Field(description="Share of the conversations whose requests are copied.")
+
+
 class DeclaredRouteOut(ResponseModel):
     """A route: a name for clients that stands for models."""
 
@@ -175,6 +182,7 @@ class DeclaredRouteOut(ResponseModel):
     targets: dict[str, int] = Field(description="Weights by model, of requests that no override takes.")
     overrides: int = Field(description="Number of rules for requests with some headers or of some tenants.")
     fallbacks: list[DeclaredFallbackOut]
+    shadow: DeclaredShadowOut | None = Field(description="The model that gets copies; null: none does.")
 
 
 class FleetOut(ResponseModel):

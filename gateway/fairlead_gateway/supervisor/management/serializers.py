@@ -57,10 +57,16 @@ def fleet_out(snapshot: fleet.Fleet, status: GatewayStatus, now: float) -> schem
                 targets={target.model: target.weight for target in route.targets},
                 overrides=len(route.overrides),
                 fallbacks=fallbacks_out(route),
+                shadow=_shadow_out(route),
             )
             for key, route in snapshot.routes.items()
         ],
     )
+
+
+def _shadow_out(route: Route) -> schemas.DeclaredShadowOut | None:
+    shadow = route.shadow
+    return None if shadow is None else schemas.DeclaredShadowOut(model=shadow.model, percent=shadow.percent)
 
 
 def fallbacks_out(route: Route) -> list[schemas.DeclaredFallbackOut]:

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fairlead.decision import Decision, DecisionText
 from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.fleet.model import Fleet, Model
-from fairlead.routes.model import FailureKind, Fallback, Route, RouteRule, RouteTarget
+from fairlead.routes.model import FailureKind, Fallback, Route, RouteRule, RouteTarget, Shadow
 from fairlead.routes.resolution import RouteDecision
 from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler.collector import metrics_parser
@@ -170,6 +170,7 @@ ASSISTANT = Route(
     (RouteRule((RouteTarget("default/qwen3-8b"),), headers=(("x-canary", "yes"),)),),
     names=("acme/assistant",),
     fallbacks=(Fallback("default/qwen3-8b", frozenset({FailureKind.UNAVAILABLE, FailureKind.NO_CAPACITY})),),
+    shadow=Shadow("default/qwen3-8b", 10),
 )
 
 
@@ -208,6 +209,7 @@ def test_fleet_has_the_routes(made_up: Any) -> None:
             "targets": {"chat/llama-70b": 9, "default/qwen3-8b": 1},
             "overrides": 1,
             "fallbacks": [{"model": "default/qwen3-8b", "when": ["NoCapacity", "Unavailable"], "after": None}],
+            "shadow": {"model": "default/qwen3-8b", "percent": 10},
         }
     ]
 

@@ -56,15 +56,14 @@ def test_a_model_that_wakes_is_idle_and_not_broken(
     assert found["words"].endswith(words)
 
 
-def _words(function: str, value: object) -> str:
-    """Returns what functions of the page say of a value, computed by node."""
+def _words(function: str, *values: object) -> str:
+    """Returns what functions of the page say of values, computed by node."""
     assert NODE is not None
-    parts = [re.search(rf"^function {name}\(.*?^}}", SCRIPT, re.DOTALL | re.MULTILINE) for name in ("share", function)]
-    sources = "\n".join(part[0] for part in parts if part is not None)
-    program = (
-        "const known = (value) => value !== null && value !== undefined;\n"
-        f"{sources}\nconsole.log({function}({json.dumps(value)}));"
-    )
+    names = ("share", "seconds", "long", function)
+    parts = [re.search(rf"^function {name}\(.*?^}}", SCRIPT, re.DOTALL | re.MULTILINE) for name in names]
+    constants = re.findall(r"^const (?:known|whole) = .*$", SCRIPT, re.MULTILINE)
+    sources = "\n".join([*constants, *(part[0] for part in parts if part is not None)])
+    program = f"{sources}\nconsole.log({function}({', '.join(map(json.dumps, values))}));"
     said = subprocess.run([NODE, "-e", program], capture_output=True, text=True, check=True, timeout=60)
     return said.stdout.strip()
 
@@ -80,4 +79,23 @@ def test_a_route_shows_the_shares_of_its_targets_and_its_fallbacks() -> None:
     ]
     assert (
         _words("fallbackWords", fallbacks) == "chat/b after NoCapacity or Unavailable; chat/c after Refused of chat/b"
+    )
+
+
+@pytest.mark.skipif(NODE is None, reason="no JavaScript engine here")
+def test_a_route_shows_what_becomes_of_copies_for_its_shadow() -> None:
+    shadow = {"model": "chat/b", "percent": 10}
+    side = {"errors": 1, "ttft_mean_seconds": 0.21, "tpot_mean_seconds": None, "output_tokens_mean": 312.4}
+    comparison = {
+        "original": "chat/a",
+        "outcomes": {"answered": 40, "failed": 3, "no-room": 5, "shed": 2},
+        "compared": 42,
+        "copies": side,
+        "originals": {**side, "ttft_mean_seconds": 0.18, "output_tokens_mean": 208.0},
+    }
+    assert _words("shadowWords", None, {}) == ""
+    assert _words("shadowWords", shadow, {}) == "chat/b, 10\u00a0% of conversations"
+    assert _words("shadowWords", shadow, {"chat/b": {"shadows": [comparison]}}) == (
+        "chat/b, 10\u00a0% of conversations; of chat/a: 40 answered, 3 failed, 7 without an answer; "
+        "TTFT 210\u00a0ms, original 180\u00a0ms; answer tokens 312, original 208"
     )

@@ -307,16 +307,28 @@ function targetWords(targets) {
 function fallbackWords(fallbacks) {
   return fallbacks.map((one) => `${one.model} after ${one.when.join(" or ")}${one.after === null ? "" : ` of ${one.after}`}`).join("; ");
 }
+function shadowWords(shadow, models) {
+  if (!shadow) return "";
+  const parts = [`${shadow.model}, ${shadow.percent}\u00a0% of conversations`];
+  for (const one of models[shadow.model] ? models[shadow.model].shadows : []) {
+    const answered = one.outcomes.answered || 0, failed = one.outcomes.failed || 0;
+    const rest = Object.values(one.outcomes).reduce((total, count) => total + count, 0) - answered - failed;
+    parts.push(`of ${one.original}: ${whole(answered)} answered, ${whole(failed)} failed, ${whole(rest)} without an answer`);
+    for (const [name, field, show] of [["TTFT", "ttft_mean_seconds", seconds], ["TPOT", "tpot_mean_seconds", seconds], ["answer tokens", "output_tokens_mean", whole]])
+      if (known(one.copies[field])) parts.push(`${name} ${show(one.copies[field])}, original ${show(one.originals[field])}`);
+  }
+  return parts.join("; ");
+}
 function routeRow(route) {
-  const cells = Array.from({ length: 4 }, (_, index) => make("td", { class: index === 2 ? "number" : "words" }));
+  const cells = Array.from({ length: 5 }, (_, index) => make("td", { class: index === 2 ? "number" : "words" }));
   return { nodes: [make("tr", {}, make("th", { scope: "row", class: "mono", text: route.key }), ...cells)], cells };
 }
-function routeUpdate(row, route) {
-  [route.names.join(", ") || "–", targetWords(route.targets), whole(route.overrides), fallbackWords(route.fallbacks) || "–"].forEach((text, index) => say(row.cells[index], text));
+function routeUpdate(row, route, models) {
+  [route.names.join(", ") || "–", targetWords(route.targets), whole(route.overrides), fallbackWords(route.fallbacks) || "–", shadowWords(route.shadow, models) || "–"].forEach((text, index) => say(row.cells[index], text));
 }
-function showRoutes(fleet) {
+function showRoutes(fleet, stats) {
   byId("routes-card").hidden = !fleet.routes.length;
-  updateList(byId("routes"), fleet.routes, (route) => route.key, routeRow, routeUpdate);
+  updateList(byId("routes"), fleet.routes, (route) => route.key, routeRow, (row, route) => routeUpdate(row, route, stats.models));
 }
 function showDecisions(fleet, list) {
   const select = byId("only"), keys = [...fleet.models, ...fleet.routes].map((named) => named.key);
@@ -345,7 +357,7 @@ function show(fleet, stats, list) {
   mark(notes, "banner " + (stats.ready ? "info" : "bad"));
   updateList(notes.querySelector("ul"), stats.notes, (note) => note, (note) => ({ nodes: [make("li", { text: note })] }), () => {});
   showModels(fleet, stats);
-  showRoutes(fleet);
+  showRoutes(fleet, stats);
   showDecisions(fleet, list);
 }
 
