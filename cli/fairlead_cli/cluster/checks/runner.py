@@ -7,6 +7,7 @@ from typing import Final
 
 from fairlead_cli.cluster.checks.analyzers import (
     autoscaler,
+    endpoint_secrets,
     gateway,
     indexer,
     models,
@@ -65,6 +66,7 @@ ANALYZERS: Final[Mapping[str, Analyzer]] = MappingProxyType(
         "model-image": models.stalled_analyzer("model-image"),
         "model-capacity": models.stalled_analyzer("model-capacity"),
         "model-references": models.check_references,
+        "model-endpoint-secrets": endpoint_secrets.check_endpoint_secrets,
         "model-admission": models.stalled_analyzer("model-admission"),
         "model-stalled": models.stalled_analyzer("model-stalled"),
         "model-ready": models.check_ready,

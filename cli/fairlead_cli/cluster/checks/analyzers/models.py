@@ -45,7 +45,7 @@ STALL_REASONS: Final[Mapping[str, frozenset[Reason]]] = MappingProxyType(
 """Check → reasons of Stalled that it covers; ``model-stalled`` covers all others."""
 
 
-def _for_models(analyzer: Callable[[ClusterFacts, Sequence[Manifest]], Verdict | None]) -> Analyzer:
+def for_models(analyzer: Callable[[ClusterFacts, Sequence[Manifest]], Verdict | None]) -> Analyzer:
     """Returns the analyzer of all models that are not being deleted.
 
     Its verdict is unknown when the models cannot be read, and None when there are none.
@@ -61,7 +61,7 @@ def _for_models(analyzer: Callable[[ClusterFacts, Sequence[Manifest]], Verdict |
     return analyze
 
 
-@_for_models
+@for_models
 def check_observed(facts: ClusterFacts, models: Sequence[Manifest]) -> Verdict:
     """Fails when ``status`` has been behind the spec for more than _GRACE_SECONDS."""
     return verdict_of(
@@ -94,7 +94,7 @@ def _last_changed(model: Manifest) -> float | None:
 def stalled_analyzer(check: str) -> Analyzer:
     """Returns the analyzer of one of STALL_REASONS, or of ``model-stalled``."""
 
-    @_for_models
+    @for_models
     def analyze(_: ClusterFacts, models: Sequence[Manifest]) -> Verdict:
         return verdict_of(_stalled(models, check))
 
@@ -111,7 +111,7 @@ def _stalled(models: Iterable[Manifest], check: str) -> Iterator[str]:
             yield f"{key_of(model)}: {reason}: {shorten(str(stalled.get('message', '')), MAX_CONDITION_MESSAGE)}"
 
 
-@_for_models
+@for_models
 def check_references(facts: ClusterFacts, models: Sequence[Manifest]) -> Verdict:
     """Fails for all that models name and that is missing, also before a pod waits for it."""
     missing = [
@@ -139,7 +139,7 @@ def _unknown_classes(facts: ClusterFacts, models: Sequence[Manifest]) -> Iterato
                 yield f"{key_of(model)}: there is no AcceleratorClass {name}"
 
 
-@_for_models
+@for_models
 def check_ready(_: ClusterFacts, models: Sequence[Manifest]) -> Verdict | None:
     """Fails for models that are neither ready nor stalled; warns about starting ones."""
     failing: list[str] = []
@@ -158,7 +158,7 @@ def check_ready(_: ClusterFacts, models: Sequence[Manifest]) -> Verdict | None:
     return passed(f"{len(moving)} of {len(models)}") if moving else None
 
 
-@_for_models
+@for_models
 def check_names(_: ClusterFacts, models: Sequence[Manifest]) -> Verdict:
     """Warns about models that only ``namespace/name`` reaches: another has the short name."""
     return verdict_of(
