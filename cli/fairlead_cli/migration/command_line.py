@@ -191,7 +191,7 @@ class EngineFlags:
     served_names: list[str] = field(default_factory=list)
     revision: str = ""
     parallelism: dict[str, int] = field(default_factory=dict)
-    adapters: dict[str, int] | None = None
+    adapters: dict[str, Any] | None = None
     transfer: str | None = None
     transfer_words: list[str] = field(default_factory=list)
     offload: dict[str, Any] | None = None

@@ -90,6 +90,7 @@ class PoolDraft:
 
     selector: labels of the pods that run now, for an external model.
     secrets: URL of an endpoint to the Secret with its token.
+    mounted_claims: folder in the engine to the claim that is mounted there, and its folder if any.
     reader: the fields of the pool, for notes.
     """
 
@@ -105,6 +106,7 @@ class PoolDraft:
     port: int = 8000
     endpoints: list[str] = field(default_factory=list)
     secrets: dict[str, str] = field(default_factory=dict)
+    mounted_claims: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, dict[str, str]] = field(default_factory=dict)
     pod: dict[str, Any] = field(default_factory=dict)
     container: dict[str, Any] = field(default_factory=dict)

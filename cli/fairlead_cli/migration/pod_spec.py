@@ -178,6 +178,11 @@ def _read_volumes(pod: FieldReader, container: FieldReader, pool: PoolDraft) -> 
         pool.container["volumeMounts"] = mounts
     if volumes:
         pool.pod["volumes"] = volumes
+    claims = {volume.get("name"): (volume.get("persistentVolumeClaim") or {}).get("claimName") for volume in volumes}
+    for place in mounts:
+        if claim := claims.get(place.get("name")):
+            folder, path = str(place.get("subPath") or "").strip("/"), str(place.get("mountPath", "")).rstrip("/")
+            pool.mounted_claims[path] = f"{claim}/{folder}" if folder else str(claim)
 
 
 def claim_of_path(path: str, pool: PoolDraft) -> str:

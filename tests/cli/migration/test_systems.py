@@ -13,7 +13,7 @@ import yaml
 from fairlead.errors import BadInput
 from fairlead.manifests.loader import read_object
 from fairlead_cli.migration.draft import MigrationOptions
-from fairlead_cli.migration.field_reader import Note, Outcome
+from fairlead_cli.migration.field_reader import WHOLE_OBJECT, Note, Outcome
 from fairlead_cli.migration.systems import Migration, migrate, system_of
 
 FOLDER = Path(__file__).parent / "manifests"
@@ -133,8 +133,9 @@ def test_aibrix_role_sets_become_pools() -> None:
     decode, prefill = spec["pools"]
     assert (decode["minReplicas"], decode["maxReplicas"], prefill["minReplicas"]) == (2, 9, 4)
     assert spec["kvCache"] == {"transfer": "Mooncake"}
-    assert spec["adapters"] == {}
+    assert "adapters" not in spec
     said = reasons(migration.notes)
+    assert said[WHOLE_OBJECT] == "models with Prefill and Decode pools serve no adapters"
     assert "routing: Fairlead's gateway" in said["spec.template.spec.roles[0]"]
     assert "2 role sets" in said["spec.template.spec.roles[1].replicas"]
 
@@ -146,11 +147,42 @@ def test_autoscaler_without_its_target_is_reported() -> None:
 
 
 def test_kubeai_fixed_number_and_adapters() -> None:
-    [manifest] = convert("kubeai-fixed", MigrationOptions()).manifests
+    migration = convert("kubeai-fixed", MigrationOptions())
+    manifest, adapter = migration.manifests
     [pool] = manifest["spec"]["pools"]
     assert (pool["acceleratorClassName"], pool["minReplicas"], "maxReplicas" in pool) == ("nvidia-h100", 3, False)
     assert manifest["spec"]["adapters"] == {}
     assert "autoscaling" not in manifest["spec"]
+    assert adapter["metadata"] == {"name": "phi-code"}
+    assert adapter["spec"] == {"base": "phi", "source": "hf://a/b", "servedNames": ["phi_code"]}
+    assert "engines load no adapter from s3://bucket/sql" in reasons(migration.notes)["spec.adapters[1].url"]
+
+
+def test_aibrix_adapters() -> None:
+    migration = convert("aibrix-adapters", MigrationOptions())
+    model, *adapters = migration.manifests
+    assert model["spec"]["adapters"] == {"claimNames": ["weights"]}
+    assert model["spec"]["model"]["uri"] == "hf://meta-llama/Llama-3.1-8B-Instruct"
+    assert [(one["metadata"], one["spec"]) for one in adapters] == [
+        (
+            {"name": "sql", "labels": {"team": "data"}},
+            {"base": "llama-8b", "source": "pvc:weights/llms/lora/sql", "replicas": 1},
+        ),
+        ({"name": "legal-v2"}, {"base": "llama-8b", "source": "hf://acme/legal", "servedNames": ["legal.v2"]}),
+        ({"name": "baked"}, {"base": "llama-8b", "source": "file:///opt/lora/baked"}),
+    ]
+    said = {(note.place.split()[-1], note.field): note.reason for note in migration.notes}
+    assert "by replicas" in said["legal.v2", "spec.replicas"]
+    assert "engines load no adapter from s3://bucket/x" in said["stored", "spec.artifactURL"]
+    assert said["lost", "spec.baseModel"] == "its base is not among the files"
+    assert "model.credentials" in said["legal.v2", "spec.credentialsSecretRef"]
+
+
+@pytest.mark.parametrize("name", ["aibrix-adapters", "kubeai-fixed"])
+def test_external_models_get_no_adapters(name: str) -> None:
+    migration = convert(name, MigrationOptions(external=True))
+    assert [one["kind"] for one in migration.manifests] == ["ModelDeployment"]
+    assert any("the external model serves no adapters" in note.reason for note in migration.notes)
 
 
 def test_llm_d_on_several_nodes() -> None:

@@ -4,12 +4,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from fairlead.distribution import ADDRESSES
+from fairlead_cli.migration.adapters import (
+    AdapterDraft,
+    adapter_source,
+    assemble_adapter,
+    can_have_adapters,
+    slots_of,
+)
 from fairlead_cli.migration.draft import (
     Devices,
     MigrationOptions,
     ModelDraft,
     PoolDraft,
     assemble,
+    manifest_name,
     metadata_of,
     model_uri,
     scaling_spec,
@@ -48,7 +56,7 @@ REASONS: Final = {
 
 
 def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
-    """Returns a ModelDeployment for each Deployment and StormService."""
+    """Returns a ModelDeployment for each Deployment and StormService, and their ModelAdapters."""
     of_kind = {kind: [d for d in documents if d.peek("kind") == kind] for kind in _KINDS}
     for service in of_kind["Service"]:
         service.drop("spec", "clients call Fairlead's gateway, which finds the pods of a model itself")
@@ -60,13 +68,10 @@ def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) 
         targets[(str(workload.peek("kind")), draft.name)] = draft
     for scaler in of_kind["PodAutoscaler"]:
         _read_scaler(scaler, targets)
-    adapters = [_read_adapter(adapter) for adapter in of_kind["ModelAdapter"]]
-    for draft in _join_models(list(targets.values()), options):
-        flags = draft.pools[0].engine.flags
-        if any(base in flags.served_names for base in adapters) and flags.adapters is None:
-            flags.adapters = {}
-        converted.append(assemble(draft, options))
-    return converted
+    drafts = _join_models(list(targets.values()), options)
+    adapters = [_convert_adapter(adapter, drafts, options) for adapter in of_kind["ModelAdapter"]]
+    converted += [assemble(draft, options) for draft in drafts]
+    return converted + [adapter for adapter in adapters if adapter is not None]
 
 
 def _join_models(drafts: Sequence[ModelDraft], options: MigrationOptions) -> list[ModelDraft]:
@@ -159,8 +164,8 @@ def _read_roles(spec: FieldReader) -> list[PoolDraft]:
     return pools
 
 
-def _selected(spec: FieldReader) -> Mapping[str, Any]:
-    selector = spec.peek("selector")
+def _selected(spec: FieldReader, name: str = "selector") -> Mapping[str, Any]:
+    selector = spec.peek(name)
     return (selector.get("matchLabels") or {}) if isinstance(selector, dict) else {}
 
 
@@ -253,11 +258,38 @@ def _read_schedule(entry: FieldReader, role: str) -> dict[str, Any]:
     return schedule | ({"pool": role} if role else {})
 
 
-def _read_adapter(adapter: FieldReader) -> str:
-    """Returns the name of an adapter's base model."""
-    metadata_of(adapter, own_prefixes=_OWN)
-    spec = adapter.section("spec")
-    base = spec.text("baseModel")
-    spec.skip(*spec.names())
-    adapter.note("spec", "write a ModelAdapter; spec.adapters sets the slots", Outcome.DROPPED)
-    return base
+def _convert_adapter(
+    adapter: FieldReader, drafts: Sequence[ModelDraft], options: MigrationOptions
+) -> dict[str, Any] | None:
+    """Returns the ModelAdapter; None, with a note, if there is none for it."""
+    metadata, spec = metadata_of(adapter, own_prefixes=_OWN), adapter.section("spec")
+    names = {spec.text("baseModel"), str(_selected(spec, "podSelector").get(NAME_LABEL) or "")} - {""}
+    spec.drop("podSelector", "the adapter belongs to its base")
+    spec.drop("schedulerName", "gateways choose the engines")
+    spec.drop("credentialsSecretRef", "engines download with model.credentials of the model")
+    spec.drop("additionalConfig", "Fairlead's engines ask for no key")
+    url, replicas = spec.text("artifactURL"), spec.integer("replicas")
+    base = next(
+        (one for one in drafts if one.namespace == metadata["namespace"] and names & {one.name, *one.served_names}),
+        None,
+    )
+    if base is None:
+        spec.note("baseModel", "its base is not among the files", Outcome.DROPPED)
+        return None
+    if not can_have_adapters(base, adapter, external=options.external):
+        return None
+    slots_of(base.pools[0])
+    source = adapter_source(url, spec, "artifactURL", base.pools[0])
+    if not source:
+        return None
+    if replicas is None:
+        spec.note("replicas", "AIBrix loads it into all engines; Fairlead does when a request names it, or by replicas")
+    return assemble_adapter(
+        AdapterDraft(
+            base=manifest_name(base.name, options),
+            source=source,
+            served_names=[metadata["name"]],
+            replicas=replicas,
+            **metadata,
+        )
+    )

@@ -3,12 +3,20 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
+from fairlead_cli.migration.adapters import (
+    AdapterDraft,
+    adapter_source,
+    assemble_adapter,
+    can_have_adapters,
+    slots_of,
+)
 from fairlead_cli.migration.command_line import read_flags
 from fairlead_cli.migration.draft import (
     MigrationOptions,
     ModelDraft,
     PoolDraft,
     assemble,
+    manifest_name,
     metadata_of,
     model_uri,
     scaling_spec,
@@ -22,16 +30,15 @@ REASONS: Final = {
     "spec.owner": "/v1/models names Fairlead as the owner",
     "spec.cacheProfile": "set spec.model.cache: a claim that all pods share, or a volume for each pod",
     "spec.files": "put them into a ConfigMap, and mount it in pools[].template",
-    "spec.adapters": "write a ModelAdapter for each; spec.adapters sets the slots",
 }
 
 
 def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
-    """Returns a ModelDeployment for each Model."""
-    return [_convert(document, options) for document in documents]
+    """Returns a ModelDeployment for each Model, and its ModelAdapters."""
+    return [manifest for document in documents for manifest in _convert(document, options)]
 
 
-def _convert(document: FieldReader, options: MigrationOptions) -> dict[str, Any]:
+def _convert(document: FieldReader, options: MigrationOptions) -> list[dict[str, Any]]:
     spec = document.section("spec")
     engine = spec.text("engine")
     if engine != "VLLM" and not options.external:
@@ -54,7 +61,28 @@ def _convert(document: FieldReader, options: MigrationOptions) -> dict[str, Any]
         spec.note("resourceProfile", "its CPU, memory, node labels and tolerations are in KubeAI's configuration")
     _read_scaling(spec, pool, draft)
     _read_routing(spec.section("loadBalancing"), draft)
-    return assemble(draft, options)
+    adapters = _read_adapters(spec, draft, options)
+    return [assemble(draft, options), *adapters]
+
+
+def _read_adapters(spec: FieldReader, draft: ModelDraft, options: MigrationOptions) -> list[dict[str, Any]]:
+    """Returns the ModelAdapters. Their names begin with that of the model, as those for clients."""
+    if "adapters" not in spec:
+        return []
+    entries, pool = spec.entries("adapters"), draft.pools[0]
+    found = [(entry, entry.text("name"), entry.text("url")) for entry in entries]
+    if not can_have_adapters(draft, draft.reader, external=options.external):
+        return []
+    slots_of(pool)
+    base, adapters = manifest_name(draft.name, options), []
+    for entry, name, url in found:
+        if source := adapter_source(url, entry, "url", pool):
+            adapters.append(
+                AdapterDraft(
+                    f"{draft.name}-{name}", base, source, draft.namespace, served_names=[f"{draft.name}_{name}"]
+                )
+            )
+    return [assemble_adapter(adapter) for adapter in adapters]
 
 
 def _read_engine(spec: FieldReader, pool: PoolDraft) -> None:
@@ -62,8 +90,6 @@ def _read_engine(spec: FieldReader, pool: PoolDraft) -> None:
     pool.engine.flags = read_flags(spec.texts("args"), "VLLM")
     for flag, reason in pool.engine.flags.dropped.items():
         spec.note("args", f"{flag}: {reason}", Outcome.DROPPED)
-    if "adapters" in spec:
-        pool.engine.flags.adapters = pool.engine.flags.adapters or {}
     pool.engine.env = [{"name": name, "value": str(value)} for name, value in spec.mapping("env").items()]
     if "envFrom" in spec:
         pool.container["envFrom"] = spec.value("envFrom")
