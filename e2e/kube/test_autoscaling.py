@@ -171,7 +171,7 @@ def test_nothing_is_lost_when_it_is_killed_or_blind_in_the_midst_of_a_ramp(
             installation.here.run(*killed)  # both of them, before they have seen what comes
         else:
             _set_gateway(installation, "http://10.255.255.1:8081")
-            until("it says that it is blind", found, lambda: condition_reason(found) == "Blind", 120)
+            until("it says that the load is unknown", found, lambda: condition_reason(found) == "LoadUnknown", 120)
             assert desired(here, "ramp") >= before
             _set_gateway(installation, f"http://fairlead-gateway-manage.{NAMESPACE}.svc:8081")
         took = until("it has as many as it needs", found, lambda: ready_replicas(found) >= 5, 300)

@@ -79,7 +79,7 @@ class Reason(StrEnum):
     ENDED_BY_HAND = "EndedByHand"
     DECIDING = "Deciding"
     AT_MAXIMUM = "AtMaximum"
-    BLIND = "Blind"
+    LOAD_UNKNOWN = "LoadUnknown"
     ADVISING = "Advising"
     FROZEN = "Frozen"
     SET_ELSEWHERE = "SetElsewhere"
@@ -412,7 +412,7 @@ _AUTOSCALING = (
         "Raise `maxReplicas`, or relax `spec.slo`.",
     ),
     (
-        Reason.BLIND,
+        Reason.LOAD_UNKNOWN,
         "Gateways cannot be scraped, or their metrics contradict each other. Counts stay, rise after a while, and never fall.",
         "Check the gateways that the message names: their pods, and NetworkPolicies between them and the autoscaler.",
     ),

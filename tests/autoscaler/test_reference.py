@@ -52,7 +52,7 @@ def test_settings_are_documented_with_the_values_that_they_have() -> None:
 def test_every_path_is_documented_and_no_other_is() -> None:
     app = create_app(loop(), RecordBuffer(Limits()), list, ManualClock(), PortAccess())
     served = {f"{route.method} {route.resource.canonical}" for route in app.router.routes() if route.resource}
-    written = {span.partition("?")[0].partition("[")[0] for span in first_cells("Its port")}
+    written = {span.partition("?")[0].partition("[")[0] for span in first_cells("Port")}
     assert {one.removeprefix("GET ") for one in served if not one.startswith("HEAD ")} == written
 
 

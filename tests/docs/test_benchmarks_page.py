@@ -15,8 +15,8 @@ HELD_OUT_ROWS = {
     "drift": "drift",
     "long prompts": "long-prompts",
     "mix move": "mix-move",
-    "blind, the window and five minutes after it": "blind",
-    "lying, the window and five minutes after it": "lying",
+    "missing-metrics, the window and five minutes after it": "missing-metrics",
+    "inconsistent-metrics, the window and five minutes after it": "inconsistent-metrics",
     "step warm": "step-warm",
     "on/off": "on-off",
 }

@@ -80,7 +80,7 @@ def _roles_with_missing_pools(state: CoreState, tick: Tick) -> frozenset[Role]:
         if pool.name not in tick.pools
         and (memory := state.pools.get(pool.name)) is not None
         and memory.seen_at is not None
-        and now - memory.seen_at < settings.blind_hold_seconds
+        and now - memory.seen_at < settings.missing_hold_seconds
     }
     return frozenset(Role if missing and tick.model.replicas_most is not None else missing)
 

@@ -144,11 +144,11 @@ class SignalSettings:
 
     restart_seconds: float = 120.0
     doubt_seconds: float = 315.0
-    blind_hold_seconds: float = 60.0
-    blind_rise: float = 1.25
+    missing_hold_seconds: float = 60.0
+    missing_rise: float = 1.25
     gap_intervals: float = 3.5
-    lie_share: float = 0.5
-    lie_most_seconds: float = 900.0
+    inconsistent_share: float = 0.5
+    max_inconsistent_seconds: float = 900.0
 
 
 @dataclass(frozen=True, slots=True)

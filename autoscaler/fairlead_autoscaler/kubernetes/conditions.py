@@ -30,7 +30,7 @@ _SHOWN_INPUTS: Final = {
     "pending_replicas": "starting",
 }
 """The inputs of a plan that a message shows, with their names for people."""
-_MISSING_RULES: Final = ("blind", "blind-up", "lying")
+_MISSING_RULES: Final = ("metrics-missing", "metrics-missing-up", "metrics-inconsistent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def autoscaling_condition(record: TickRecord, owners: Mapping[str, str], is_froz
     rules = {ruling.rule for ruling in record.rulings.values()}
     if record.observation.gateway is None or not rules.isdisjoint(_MISSING_RULES):
         notes = f" ({'; '.join(record.notes[:2])})" if record.notes else ""
-        return condition(ConditionStatus.TRUE, Reason.BLIND, f"its load is unknown{notes}: ")
+        return condition(ConditionStatus.TRUE, Reason.LOAD_UNKNOWN, f"its load is unknown{notes}: ")
     limited = [name for name, ruling in record.rulings.items() if name not in owners and _is_at_maximum(ruling)]
     if limited:
         message = f"pool {', '.join(limited)} needs more than its max: "

@@ -49,7 +49,7 @@ def condition_events(before: Iterable[ConditionValue], after: Iterable[Condition
         if previous is None or (previous.status, previous.reason) == (now.status, now.reason):
             continue
         if now.type is ConditionType.AUTOSCALING:
-            is_warning = now.reason in (Reason.AT_MAXIMUM, Reason.BLIND)
+            is_warning = now.reason in (Reason.AT_MAXIMUM, Reason.LOAD_UNKNOWN)
             drafts.append(_condition_event(is_warning, str(now.reason), "Decide", now.message))
         elif ConditionStatus.UNKNOWN not in (previous.status, now.status):
             drafts.append(

@@ -16,7 +16,7 @@ KEPT_SHARE: Final = 0.99
 _LEAST_SHARE: Final = 0.988
 _DAYS: Final = ("smooth-chat", "smooth-short", "smooth-mixed")
 _JUDGED: Final = (*_DAYS, "noisy-hour", "failures", "slow-engine", "drift", "long-prompts", "mix-move")
-_OUTAGES: Final = ("blind", "lying")
+_OUTAGES: Final = ("missing-metrics", "inconsistent-metrics")
 
 
 @dataclass(frozen=True, slots=True)

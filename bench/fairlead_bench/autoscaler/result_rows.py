@@ -13,7 +13,7 @@ NAME = "autoscaler"
 TARGET = 0.99
 SMOOTH = ("smooth-chat", "smooth-short", "smooth-mixed")
 HARD = ("noisy-hour", "failures", "slow-engine", "drift", "long-prompts", "mix-move")
-METRICS_OUTAGES = ("blind", "lying")
+METRICS_OUTAGES = ("missing-metrics", "inconsistent-metrics")
 COMPARED_SCENARIOS = (*SMOOTH, *HARD, *METRICS_OUTAGES)
 """Scenarios on which presets are compared: without those that no controller without foresight can
 meet."""

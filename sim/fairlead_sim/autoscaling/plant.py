@@ -78,6 +78,8 @@ class AutoscalingScenario:
     by_shape: the gateway routes requests by their shape if pools differ.
     load_policy: what the gateway compares among replicas.
     sudden_changes: times at which much more load arrives than any tick before could show.
+    random_name: seeds random numbers in place of the name; recorded results of a renamed scenario
+        depend on it.
     """
 
     name: str
@@ -92,6 +94,11 @@ class AutoscalingScenario:
     by_shape: bool = False
     load_policy: LoadPolicy = LoadPolicy.RESIDENT_KV
     sudden_changes: tuple[float, ...] = ()
+    random_name: str = ""
+
+    def random_source(self, purpose: str) -> Random:
+        """Returns a new source of random numbers, of one purpose."""
+        return Random(f"{self.random_name or self.name} {self.seed} {purpose}")
 
 
 class Plant:
@@ -111,7 +118,7 @@ class Plant:
         self.requests = RequestTable(scenario.load, scenario.model.patience_seconds or _FOREVER)
         self.pools: dict[str, Pool] = {}
         for setup in scenario.pools:
-            random_ = Random(f"{scenario.name} {scenario.seed} {setup.facts.name}")
+            random_ = scenario.random_source(setup.facts.name)
             self.pools[setup.facts.name] = Pool(
                 setup, self._engine_factory(setup, engine_model), random_, foresight=foresight
             )
@@ -122,16 +129,14 @@ class Plant:
         self._queued: list[int] = []  # at the gateway, in order of arrival
         self._queued_decode: list[int] = []
         self._transfers: list[tuple[float, int]] = []  # heap of (arrival of the KV, request)
-        self._random = Random(f"{scenario.name} {scenario.seed} troubles")
-        happenings = [(at, 0, 0.0) for at in scenario.faults.crashes]
-        happenings += [(at, 1, factor) for at, factor in scenario.faults.slow]
-        self._fault_events = sorted(happenings, reverse=True)
+        self._random = scenario.random_source("troubles")
+        fault_events = [(at, 0, 0.0) for at in scenario.faults.crashes]
+        fault_events += [(at, 1, factor) for at, factor in scenario.faults.slow]
+        self._fault_events = sorted(fault_events, reverse=True)
         self._reported_arrivals = 0
         self._reported_abandoned = 0
         self._prefill_placement = PrefillPlacement(scenario.prefill_policy, scenario.model)
-        self._load_balancer = LoadBalancer(
-            scenario.load_policy, Random(f"{scenario.name} {scenario.seed} load balancing")
-        )
+        self._load_balancer = LoadBalancer(scenario.load_policy, scenario.random_source("load balancing"))
         self._shape_router = ShapeRouter(scenario.model) if scenario.by_shape else None
         self._unfinished_requests: list[
             int

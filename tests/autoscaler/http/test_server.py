@@ -77,7 +77,7 @@ def test_metrics_say_what_is_asked_for_what_there_should_be_and_by_which_rule(ma
         assert seen["fairlead_autoscaler_ready_replicas", (KEY, "main")] == 2
         assert seen["fairlead_autoscaler_signals", (KEY,)] == 0
         assert seen["fairlead_autoscaler_gateways_missing", ()] == 1
-        assert seen["fairlead_autoscaler_decisions_total", (KEY, "main", "blind")] == 1
+        assert seen["fairlead_autoscaler_decisions_total", (KEY, "main", "metrics-missing")] == 1
         assert ("fairlead_autoscaler_input", (KEY, "need_replicas", "main")) in seen
 
     with_client(made, use)
@@ -90,7 +90,7 @@ def test_the_last_look_the_look_at_a_moment_and_the_recording(made: Any) -> None
         await process.control_loop.tick()
         now = (await client.get("/autoscaling")).json()
         assert now["models"][KEY]["wall"] == first + 5.0
-        assert now["models"][KEY]["rulings"]["main"]["rule"] == "blind"
+        assert now["models"][KEY]["rulings"]["main"]["rule"] == "metrics-missing"
         look = decode_record((await client.get("/autoscaling/look", params={"model": KEY})).content)
         assert look.wall == first + 5.0
         look = decode_record((await client.get("/autoscaling/look", params={"model": KEY, "at": first + 1})).content)

@@ -79,8 +79,14 @@ def test_a_decision_is_told_with_its_numbers_rule_and_reason() -> None:
     [
         ({"mode": "Advise"}, {}, "False", "Advising", "nothing is written: pool main 3 -> 5"),
         ({}, {"main": "keda-operator"}, "False", "SetElsewhere", "pool main 3, set by keda-operator; it would be 5"),
-        ({"blind": True, "notes": ("gateway a is missing",)}, {}, "True", "Blind", "(gateway a is missing)"),
-        ({"rulings": {"main": replace(UP, rule="lying")}}, {}, "True", "Blind", "its load is unknown"),
+        ({"blind": True, "notes": ("gateway a is missing",)}, {}, "True", "LoadUnknown", "(gateway a is missing)"),
+        (
+            {"rulings": {"main": replace(UP, rule="metrics-inconsistent")}},
+            {},
+            "True",
+            "LoadUnknown",
+            "its load is unknown",
+        ),
         (
             {"rulings": {"main": replace(UP, rule="maximum")}},
             {},
@@ -164,7 +170,7 @@ def test_a_time_of_transition_is_that_of_the_status() -> None:
     (one,) = first["conditions"]
     assert (one["lastTransitionTime"], one["observedGeneration"], one["type"]) == ("T1", 3, "Autoscaling")
     (same,) = conditions_for([autoscaling_condition(record_of(blind=True), {}, False)], first, 4, "T2")
-    assert (same["lastTransitionTime"], same["reason"]) == ("T1", "Blind")
+    assert (same["lastTransitionTime"], same["reason"]) == ("T1", "LoadUnknown")
     (other,) = conditions_for([autoscaling_condition(record_of(), {}, True)], first, 4, "T2")
     assert other["lastTransitionTime"] == "T2"
     assert has_own_condition(first)
@@ -187,7 +193,7 @@ def test_conditions_that_change_are_events_and_the_first_is_none() -> None:
     assert condition_events([], [deciding]) == []
     assert condition_events([deciding], [replace(deciding, message="other")]) == []
     (told,) = condition_events([deciding], [blind])
-    assert (str(told.type), told.reason, told.note[:8]) == ("Warning", "Blind", "Its load")
+    assert (str(told.type), told.reason, told.note[:8]) == ("Warning", "LoadUnknown", "Its load")
     (back,) = condition_events([blind], [deciding])
     assert (str(back.type), back.reason) == ("Normal", "Deciding")
 

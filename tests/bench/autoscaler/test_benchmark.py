@@ -73,13 +73,18 @@ def test_rows_hold_within_the_bar_only() -> None:
     assert missed(smooth_short={"cost": 1.16}) == [f"smooth-short: cost ÷ oracle{one}" for one in (EXCEL, STRETCH)]
     assert missed(drift={"attainment": 0.985}) == [f"drift: within the objectives{EXCEL}"]
     assert missed(drift={"cost": 1.36}) == [f"drift: cost ÷ oracle{EXCEL}"]
-    assert missed(blind={"window_away": 1.0}) == ["blind: replicas taken away in a window and 5 minutes after"]
+    assert missed(missing_metrics={"window_away": 1.0}) == [
+        "missing-metrics: replicas taken away in a window and 5 minutes after"
+    ]
     assert missed(zero_cold={"abandoned": 1.0, "wake_seconds": math.inf}) == list(GOALS)[-21:-19]
     assert len(missed(**{name.replace("-", "_"): {"cost": 1.3} for name in HARD})) == 3
 
 
 def test_a_preset_is_compared_where_both_keep_the_target() -> None:
-    cheap, dear = cells(drift={"cost": 2.0}), cells(drift={"attainment": 0.9, "cost": 0.1}, blind={"cost": 4.0})
+    cheap, dear = (
+        cells(drift={"cost": 2.0}),
+        cells(drift={"attainment": 0.9, "cost": 0.1}, missing_metrics={"cost": 4.0}),
+    )
     rows = {row.metric: row for row in comparison_rows(cheap, {TunedPreset("dynamo", 1.25, True): dear})}
     row = rows[beats_goal("dynamo")]
     assert row.ratio == pytest.approx(4.0 ** (-1 / 10))  # ten scenarios of eleven: drift is not one that it keeps
@@ -94,17 +99,17 @@ def test_a_preset_is_compared_where_both_keep_the_target() -> None:
 
 def test_the_best_knob_keeps_most_and_then_costs_least() -> None:
     def at(attainment: float, cost: float) -> dict[str, Measured]:
-        return {"drift": {"attainment": attainment, "cost": cost}, "blind": PERFECT}
+        return {"drift": {"attainment": attainment, "cost": cost}, "missing-metrics": PERFECT}
 
     assert best_knob({1.0: at(0.98, 0.5), 2.0: at(0.99, 2.0), 3.0: at(0.995, 1.9)}) == 3.0
 
 
 def test_a_knob_for_each_scenario_is_the_cheapest_that_keeps_the_target_there() -> None:
     found = {
-        1.0: cells(drift={"cost": 0.5}, blind={"attainment": 0.9, "cost": 0.1}),
-        2.0: cells(drift={"attainment": 0.9, "cost": 0.1}, blind={"cost": 2.0}),
+        1.0: cells(drift={"cost": 0.5}, missing_metrics={"attainment": 0.9, "cost": 0.1}),
+        2.0: cells(drift={"attainment": 0.9, "cost": 0.1}, missing_metrics={"cost": 2.0}),
     }
-    row = tune("dynamo", dict.fromkeys(("drift", "blind"), PERFECT), found)
+    row = tune("dynamo", dict.fromkeys(("drift", "missing-metrics"), PERFECT), found)
     assert (row.value, row.versus_value, row.goal) == (pytest.approx(1.0), pytest.approx(1.0), None)  # √(0.5 · 2.0)
     assert "of 2 scenarios" in row.metric
 
@@ -143,7 +148,9 @@ def test_recovery_counts_from_the_first_moment_a_replica_could_be_there() -> Non
 
 
 def test_windows_tell_the_share_in_them_and_what_was_taken_away() -> None:
-    made = scenario("blind", even((0.0, 1_200.0, 1.0)), initial=3, troubles=PlantFaults(missing=((300.0, 400.0),)))
+    made = scenario(
+        "missing-metrics", even((0.0, 1_200.0, 1.0)), initial=3, troubles=PlantFaults(missing=((300.0, 400.0),))
+    )
     held = run_controller(made, ScheduleController([(300.0, {"S": 4}), (720.0, {"S": 2})]))
     assert in_windows(held, made.faults.missing) == {"window_attainment": 1.0, "window_away": 0.0}
     dropped = run_controller(made, ScheduleController([(350.0, {"S": 1}), (380.0, {"S": 3})]))

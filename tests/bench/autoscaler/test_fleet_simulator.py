@@ -69,10 +69,10 @@ def test_every_goal_has_its_row_and_presets_are_compared_where_they_ran() -> Non
 
 
 def test_a_missed_share_and_a_removed_replica_do_not_hold() -> None:
-    ours = {"drift": FOUND | {"attainment": 0.98}, "blind": FOUND | WINDOW | {"window_away": 1.0}}
+    ours = {"drift": FOUND | {"attainment": 0.98}, "missing-metrics": FOUND | WINDOW | {"window_away": 1.0}}
     missed = [row.metric for row in fleet_rows({FAIRLEAD: ours}, {}) if not row.holds]
     assert missed == [
         "drift: within the SLO",
-        "blind: replicas removed in a window and 5 minutes after",
+        "missing-metrics: replicas removed in a window and 5 minutes after",
         "cost ÷ bound of the optimum, geometric mean",
     ]

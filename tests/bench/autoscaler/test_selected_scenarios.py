@@ -41,7 +41,11 @@ def test_rows_are_means_over_seeds_and_the_least_servable_share() -> None:
     def cell(attainment: float, servable: float, cost: float) -> dict[str, float]:
         return {"attainment": attainment, "servable": servable, "unservable": 10.0, "cost": cost}
 
-    table = {("drift", 1): cell(0.9, 0.98, 4.0), ("drift", 2): cell(0.96, 0.99, 2.0), ("blind", 1): cell(1.0, 1.0, 1.0)}
+    table = {
+        ("drift", 1): cell(0.9, 0.98, 4.0),
+        ("drift", 2): cell(0.96, 0.99, 2.0),
+        ("missing-metrics", 1): cell(1.0, 1.0, 1.0),
+    }
     optima = {("drift", 1): cell(0.99, 0.99, 1.0), ("drift", 2): cell(0.99, 0.99, 2.0)}
     rows = {row.metric: row.value for row in selected_rows("hpa", table, optima)}
     assert rows["drift, hpa: within the SLO"] == pytest.approx(0.93)
@@ -49,7 +53,7 @@ def test_rows_are_means_over_seeds_and_the_least_servable_share() -> None:
     assert rows["drift, hpa: the same, least"] == 0.98
     assert rows["drift, hpa: unservable"] == 10.0
     assert rows["drift, hpa: cost ÷ offline optimum"] == pytest.approx(2.0)  # √(4 · 1)
-    assert rows["blind, hpa: cost ÷ offline optimum"] is None
+    assert rows["missing-metrics, hpa: cost ÷ offline optimum"] is None
 
 
 def test_a_run_leaves_the_same_requests_out_for_all_and_writes_them(tmp_path: Path) -> None:

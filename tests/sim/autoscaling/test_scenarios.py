@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from random import Random
 from statistics import fmean, pvariance
 
 import pytest
@@ -185,3 +186,10 @@ def _first(scenario: AutoscalingScenario, seconds: float) -> ArrivalTrace:
     load = scenario.load
     count = sum(arrival < seconds for arrival in load.arrivals)
     return ArrivalTrace(load.arrivals[:count], load.prompts[:count], load.outputs[:count])
+
+
+def test_a_scenario_seeds_its_random_numbers_by_name_or_by_its_random_name() -> None:
+    plain = SCENARIOS["step-cold"](1, None)
+    assert plain.random_source("crashes").random() == Random("step-cold 1 crashes").random()
+    renamed = replace(plain, name="other", random_name="step-cold")
+    assert renamed.random_source("crashes").random() == Random("step-cold 1 crashes").random()

@@ -32,13 +32,13 @@ class ConsistencyState:
     """The memory of the consistency checks.
 
     in_flight_of: requests in flight at the last tick, by pool and replica.
-    lying_since: since when engines are inconsistent; kept until counters that stand still move.
+    inconsistent_since: when engines became inconsistent; kept until counters that stand still move.
     queued: requests that were queued when arrivals stopped; None: unknown.
     began: requests that engines began since then; began_at: when they last did.
     """
 
     in_flight_of: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    lying_since: float | None = None
+    inconsistent_since: float | None = None
     queued: float | None = None
     began: float = 0.0
     began_at: float = 0.0
@@ -67,12 +67,14 @@ def check_consistency(
     known = [totals for totals in pools.values() if totals is not None]
     before, vanished = _vanished_requests(memory.in_flight_of, pools)
     abandoned = traffic.abandoned if traffic is not None else 0.0
-    is_recent = memory.lying_since is None or now - memory.lying_since < settings.lie_most_seconds
+    is_recent = memory.inconsistent_since is None or now - memory.inconsistent_since < settings.max_inconsistent_seconds
     stalled = _stalled_requests(traffic, known)
-    is_lost = before > _MAX_UNEXPLAINED and vanished - abandoned > max(_MAX_UNEXPLAINED, settings.lie_share * before)
+    is_lost = before > _MAX_UNEXPLAINED and vanished - abandoned > max(
+        _MAX_UNEXPLAINED, settings.inconsistent_share * before
+    )
     persists = (
-        memory.lying_since is not None
-        and now - memory.lying_since < settings.lie_most_seconds
+        memory.inconsistent_since is not None
+        and now - memory.inconsistent_since < settings.max_inconsistent_seconds
         and not _has_activity(known)
     )
     # Pools without metrics now keep their last known requests.
@@ -81,19 +83,19 @@ def check_consistency(
         for name, totals in pools.items()
     }
     if is_lost or persists or (stalled and is_recent):
-        since = now if memory.lying_since is None else memory.lying_since
+        since = now if memory.inconsistent_since is None else memory.inconsistent_since
         arrivals = traffic if traffic is not None and (traffic.arrivals > 0.0 or traffic.held > 0.0) else None
         found = "engines still report zeros"
         if is_lost:
             found = f"{vanished:.0f} requests in flight vanished without finishing"
         elif stalled:
             found = f"engines run {stalled:.0f} requests and generate no token"
-        return replace(memory, in_flight_of=in_flight, lying_since=since), TrustedSignals(
+        return replace(memory, in_flight_of=in_flight, inconsistent_since=since), TrustedSignals(
             arrivals, dict.fromkeys(pools), found
         )
     queued, began, began_at = _track_starts(memory, now, traffic, known, settings)
     # Counters that still stand after that time must not begin another such time.
-    memory = ConsistencyState(in_flight, memory.lying_since if stalled else None, queued, began, began_at)
+    memory = ConsistencyState(in_flight, memory.inconsistent_since if stalled else None, queued, began, began_at)
     if queued is not None and began > queued + _MAX_UNEXPLAINED:
         return memory, TrustedSignals(None, pools, f"engines began {began:.0f} requests that no gateway received")
     return memory, TrustedSignals(traffic, pools)
@@ -117,7 +119,7 @@ def _track_starts(
     present = float_sum([totals.waiting + totals.running for totals in entries])
     if traffic is None:
         return max(memory.queued or 0.0, present) if known else None, 0.0, now
-    if traffic.arrivals > 0.0 or traffic.held > 0.0 or now - memory.began_at > settings.lie_most_seconds:
+    if traffic.arrivals > 0.0 or traffic.held > 0.0 or now - memory.began_at > settings.max_inconsistent_seconds:
         return present + traffic.held, 0.0, now
     begins = float_sum([totals.first_tokens for totals in entries])
     if memory.queued is None:

@@ -319,13 +319,13 @@ def _stabilize(
     known = stabilization_window.cap_newest_need(before.window, present)
     if demand is None:
         last = before.need or 0.0
-        if tick.missing_seconds is not None and tick.missing_seconds >= settings.signals.blind_hold_seconds:
+        if tick.missing_seconds is not None and tick.missing_seconds >= settings.signals.missing_hold_seconds:
             known_until = tick.now - tick.missing_seconds
             kept = before.recent_needs[-1][1] if before.recent_needs else last
             # The window lacks the error of forecasts, by which a known demand is larger.
             allowance = last / kept if kept > 0.0 else 1.0
             highest = max([last, *[need * allowance for at, need in known.needs if at <= known_until]])
-            last = highest * settings.signals.blind_rise + max(0.0, before.trend) * tick.missing_seconds
+            last = highest * settings.signals.missing_rise + max(0.0, before.trend) * tick.missing_seconds
         window = stabilization_window.add_need(known, tick.now, min(last, most), length)
         held = max(_window_need(window, inputs, present), last + before.backlog.largest)
         return held, replace(before, window=window)

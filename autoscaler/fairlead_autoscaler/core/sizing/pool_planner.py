@@ -42,9 +42,9 @@ class Rule(StrEnum):
     UP = "up"
     HEDGED = "hedged"
     CANCELLED = "cancelled"
-    METRICS_MISSING = "blind"
-    METRICS_MISSING_UP = "blind-up"
-    METRICS_INCONSISTENT = "lying"
+    METRICS_MISSING = "metrics-missing"
+    METRICS_MISSING_UP = "metrics-missing-up"
+    METRICS_INCONSISTENT = "metrics-inconsistent"
     WATCHING = "watching"
     WHAT_IF = "what-if"
     STEP = "step"
@@ -200,7 +200,7 @@ class StatelessPoolPlanner:
         if doubt.missing_seconds is not None:
             cause = doubt.inconsistency or "arrivals are unknown"
             rule = Rule.METRICS_INCONSISTENT if doubt.inconsistency else Rule.METRICS_MISSING
-            if target > plain and doubt.missing_seconds >= self.settings.signals.blind_hold_seconds:
+            if target > plain and doubt.missing_seconds >= self.settings.signals.missing_hold_seconds:
                 reason = f"{cause} for {doubt.missing_seconds:.0f} s: a quarter more than the recent demand"
                 return target, Rule.METRICS_MISSING_UP, reason
             return plain, rule, f"{cause}: no change"
@@ -252,7 +252,7 @@ class StatelessPoolPlanner:
         extra = math.ceil((times - 1.0) * min(1.0, slow / usual - 1.0) * missing)
         more = min(room, max(self._hedged, extra))
         if doubt.missing_seconds is not None:
-            is_long = doubt.missing_seconds >= self.settings.signals.blind_hold_seconds
+            is_long = doubt.missing_seconds >= self.settings.signals.missing_hold_seconds
             return more if target > self._plain and is_long and missing > 0 else kept
         if doubt.inconsistency is not None:
             return kept

@@ -13,8 +13,6 @@ plant. Pools that share the load are supported, prefill and decode pools are not
 ``transfer``, ``prefill_policy`` and ``by_shape`` do not apply: the router decides.
 """
 
-from random import Random
-
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.types import GatewayTraffic, Observation, ShapeCount, has_pool_choice
@@ -49,7 +47,7 @@ class FleetPlant:
         self.scenario = scenario
         self.requests = RequestTable(scenario.load, scenario.model.patience_seconds or _FOREVER)
         self._fleet = ReplicaFleet(scenario, self.requests, options or FleetPlantOptions(), foresight=foresight)
-        self._random = Random(f"{scenario.name} {scenario.seed} troubles")
+        self._random = scenario.random_source("troubles")
         crashes = [(at, 0, 0.0) for at in scenario.faults.crashes]
         slowdowns = [(at, 1, factor) for at, factor in scenario.faults.slow]
         self._fault_events = sorted([*crashes, *slowdowns], reverse=True)

@@ -5,8 +5,6 @@ join the router, draining ones leave it, ended ones leave the fleet. A replica t
 returns with an empty cache.
 """
 
-from random import Random
-
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Instance, Model, SloTargets
 from fairlead_gateway.routing import ModelRouter
@@ -45,7 +43,7 @@ class ReplicaFleet:
         targets = SloTargets(ttft_seconds=scenario.model.ttft_seconds, itl_seconds=scenario.model.itl_seconds)
         model = Model(NAMESPACE, MODEL, targets, options.preset)
         secret = f"fleet plant {options.routing_seed}".encode()
-        random_ = Random(f"{scenario.name} {scenario.seed} conversations")
+        random_ = scenario.random_source("conversations")
         turns = conversation_turns(scenario.load, options.conversations, random_)
         self.ideal_cached_share = turns.cached_share
         self._prompts = ConversationPrompts(
@@ -62,9 +60,7 @@ class ReplicaFleet:
         for setup in scenario.pools:
             name = setup.facts.name
             factory = _ReplicaEngineFactory(self, setup)
-            self.pools[name] = Pool(
-                setup, factory, Random(f"{scenario.name} {scenario.seed} {name}"), foresight=foresight
-            )
+            self.pools[name] = Pool(setup, factory, scenario.random_source(name), foresight=foresight)
         self.synchronize(0.0)
 
     def make_engine(self, setup: PoolSetup, name: str) -> FleetReplicaEngine:

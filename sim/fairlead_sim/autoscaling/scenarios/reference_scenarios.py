@@ -198,15 +198,15 @@ def mix_move(seed: int, traces: Path | None = None) -> AutoscalingScenario:
 def missing_metrics(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     """Returns four hours of conversations with two outages of all metrics, five minutes each."""
     del traces
-    scenario = chat_scenario("blind", seed, 6.0, 4, 8.0)
-    return replace(scenario, faults=PlantFaults(missing=((5_400.0, 5_700.0), (10_800.0, 11_100.0))))
+    faults = PlantFaults(missing=((5_400.0, 5_700.0), (10_800.0, 11_100.0)))
+    return _outage_scenario("missing-metrics", "blind", seed, faults)
 
 
 def zeroed_metrics(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     """Returns four hours of conversations with metrics of 0, twice for five minutes."""
     del traces
-    scenario = chat_scenario("lying", seed, 6.0, 4, 8.0)
-    return replace(scenario, faults=PlantFaults(zeroed=((5_400.0, 5_700.0), (10_800.0, 11_100.0))))
+    faults = PlantFaults(zeroed=((5_400.0, 5_700.0), (10_800.0, 11_100.0)))
+    return _outage_scenario("inconsistent-metrics", "lying", seed, faults)
 
 
 def step_cold(seed: int, traces: Path | None = None) -> AutoscalingScenario:
@@ -253,8 +253,8 @@ SCENARIOS: Mapping[str, Callable[[int, Path | None], AutoscalingScenario]] = {
     "drift": drift,
     "long-prompts": long_prompts,
     "mix-move": mix_move,
-    "blind": missing_metrics,
-    "lying": zeroed_metrics,
+    "missing-metrics": missing_metrics,
+    "inconsistent-metrics": zeroed_metrics,
     "step-cold": step_cold,
     "step-warm": step_warm,
     "on-off": on_off,
@@ -262,6 +262,11 @@ SCENARIOS: Mapping[str, Callable[[int, Path | None], AutoscalingScenario]] = {
     "zero-warm": zero_warm,
 }
 """Each makes a scenario from a seed and the folder of published traces, or None."""
+
+
+def _outage_scenario(name: str, random_name: str, seed: int, faults: PlantFaults) -> AutoscalingScenario:
+    scenario = chat_scenario(random_name, seed, 6.0, 4, 8.0)
+    return replace(scenario, name=name, random_name=random_name, faults=faults)
 
 
 def _step_scenario(name: str, seed: int, startup: StartupDistribution) -> AutoscalingScenario:

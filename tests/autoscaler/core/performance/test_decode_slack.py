@@ -78,5 +78,5 @@ def test_it_is_told_with_the_number_of_a_decode_pool_and_no_other() -> None:
     assert four > 2 * two > 0.0
     for less in (replace(model, itl_seconds=None), replace(model, pools=(replace(pools[1], profile=None),))):
         assert add_decode_slack(less, {"dec": plans["dec"]}, seen)["dec"] == plans["dec"]
-    assert add_decode_slack(model, {"dec": PoolPlan(2, "blind", "")}, seen)["dec"].inputs == {}
+    assert add_decode_slack(model, {"dec": PoolPlan(2, "metrics-missing", "")}, seen)["dec"].inputs == {}
     assert add_decode_slack(model, plans, {**seen, "dec": PoolObservation(2, 0)})["dec"] == plans["dec"]

@@ -59,7 +59,7 @@ def test_requests_that_a_gateway_held_are_no_lie_when_an_engine_begins_them() ->
     for _ in range(3):
         watched.step(SILENT, ready=0)
     assert watched.step(GatewayTraffic(13.0, 7_000.0, 9.0), ready=0).rule == "wake"
-    assert watched.step(SILENT, running=9.0, begun=9.0).rule != "lying"
+    assert watched.step(SILENT, running=9.0, begun=9.0).rule != "metrics-inconsistent"
     watched.step(SILENT, done=9.0)
     assert watched.core.state.clock.blind_since is None
 
@@ -68,7 +68,7 @@ def test_what_was_queued_before_anybody_looked_is_no_lie_when_it_begins() -> Non
     watched = ObservedCore()
     watched.step(SILENT, running=9.0)
     for _ in range(3):
-        assert watched.step(SILENT, running=6.0, begun=3.0).rule != "lying"
+        assert watched.step(SILENT, running=6.0, begun=3.0).rule != "metrics-inconsistent"
 
 
 def test_requests_that_no_gateway_received_make_signals_inconsistent_for_15_minutes() -> None:
@@ -76,11 +76,11 @@ def test_requests_that_no_gateway_received_make_signals_inconsistent_for_15_minu
     for _ in range(3):
         watched.step(GatewayTraffic(5.0, 5_000.0), running=5.0, begun=5.0)
     rules = [watched.step(SILENT, running=5.0, begun=5.0).rule for _ in range(4)]
-    assert rules[-1] == "lying"
+    assert rules[-1] == "metrics-inconsistent"
     silent = [watched.step(SILENT) for _ in range(200)]
     assert watched.core.state.trust.began == 0.0
     assert watched.core.state.clock.blind_since is None
-    assert silent[-1].rule not in {"lying", "blind-up"}
+    assert silent[-1].rule not in {"metrics-inconsistent", "metrics-missing-up"}
 
 
 def of_three_pools(core: ScalingCore, tick: int, *running: float) -> dict[str, PoolPlan]:
@@ -103,8 +103,8 @@ def test_replicas_of_several_pools_may_have_one_name() -> None:
     core = ScalingCore(replace(TWO, pools=(*TWO.pools, THIRD)))
     for tick in range(60):
         plans = of_three_pools(core, tick, 2.0, 3.0, 40.0)
-    assert core.state.trust.lying_since is None
-    assert "lying" not in {plan.rule for plan in plans.values()}
+    assert core.state.trust.inconsistent_since is None
+    assert "metrics-inconsistent" not in {plan.rule for plan in plans.values()}
 
 
 def test_replicas_that_are_gone_are_forgotten_although_another_pool_is_unread() -> None:
@@ -125,9 +125,9 @@ def _busy(watched: ObservedCore, ticks: int = 3) -> None:
 def test_engines_that_run_requests_and_generate_no_token_are_inconsistent() -> None:
     watched = ObservedCore()
     _busy(watched)
-    assert watched.step(SILENT, running=20.0, tokens=800.0, ready=3).rule != "lying"
+    assert watched.step(SILENT, running=20.0, tokens=800.0, ready=3).rule != "metrics-inconsistent"
     plans = [watched.step(SILENT, running=20.0, ready=3) for _ in range(20)]
-    assert {plan.rule for plan in plans} <= {"lying", "blind-up"}
+    assert {plan.rule for plan in plans} <= {"metrics-inconsistent", "metrics-missing-up"}
     assert plans[0].reason.endswith("engines run 60 requests and generate no token: no change")
     assert min(plan.replicas for plan in plans) >= 3
 
@@ -136,7 +136,7 @@ def test_without_gateways_frozen_counters_are_inconsistent_too() -> None:
     watched = ObservedCore()
     _busy(watched)
     watched.step(None, running=20.0)
-    assert watched.core.state.trust.lying_since == watched.core.state.clock.now
+    assert watched.core.state.trust.inconsistent_since == watched.core.state.clock.now
 
 
 @pytest.mark.parametrize(
@@ -147,19 +147,19 @@ def test_one_counter_that_moves_is_enough(moving: dict[str, float]) -> None:
     watched = ObservedCore()
     _busy(watched)
     watched.step(SILENT, running=20.0, **moving)
-    assert watched.core.state.trust.lying_since is None
+    assert watched.core.state.trust.inconsistent_since is None
 
 
 def test_a_few_requests_or_arrivals_prove_nothing() -> None:
     watched = ObservedCore()
     _busy(watched)
     watched.step(GatewayTraffic(1.0, 1_000.0), running=20.0)
-    assert watched.core.state.trust.lying_since is None
+    assert watched.core.state.trust.inconsistent_since is None
     few = ObservedCore()
     for _ in range(3):
         few.step(GatewayTraffic(1.0, 1_000.0), running=3.0, begun=1.0, done=1.0, tokens=100.0)
     few.step(SILENT, running=3.0)
-    assert few.core.state.trust.lying_since is None
+    assert few.core.state.trust.inconsistent_since is None
 
 
 def test_counters_that_move_again_end_it() -> None:
@@ -167,16 +167,16 @@ def test_counters_that_move_again_end_it() -> None:
     _busy(watched)
     for _ in range(5):
         watched.step(SILENT, running=20.0)
-    assert watched.core.state.trust.lying_since is not None
+    assert watched.core.state.trust.inconsistent_since is not None
     watched.step(SILENT, running=18.0, done=2.0, tokens=700.0)
-    assert watched.core.state.trust.lying_since is None
+    assert watched.core.state.trust.inconsistent_since is None
 
 
 def test_after_15_minutes_frozen_counters_are_believed() -> None:
     watched = ObservedCore()
     _busy(watched)
     rules = [watched.step(SILENT, running=20.0).rule for _ in range(200)]
-    assert rules[170] in {"lying", "blind-up"}
-    assert not {"lying", "blind-up", "blind"} & set(rules[185:])
+    assert rules[170] in {"metrics-inconsistent", "metrics-missing-up"}
+    assert not {"metrics-inconsistent", "metrics-missing-up", "metrics-missing"} & set(rules[185:])
     _busy(watched, 1)
-    assert watched.core.state.trust.lying_since is None
+    assert watched.core.state.trust.inconsistent_since is None

@@ -48,5 +48,5 @@ def test_no_more_are_started_beside_than_there_may_be() -> None:
 
 def test_without_metrics_a_rise_is_hedged_whether_requests_wait_or_not() -> None:
     plan = _plan(3, urgent=False, blind_seconds=60.0)
-    assert (plan.replicas, plan.rule) == (16, "blind-up")
+    assert (plan.replicas, plan.rule) == (16, "metrics-missing-up")
     assert _plan(3, urgent=False, blind_seconds=55.0).replicas == 10

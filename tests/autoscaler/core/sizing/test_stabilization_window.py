@@ -60,7 +60,7 @@ def test_without_metrics_the_number_rises_above_the_highest_need_with_a_hedge() 
     rises = pool.step(None, there)
     hedged = rises.inputs["hedged_replicas"].value
     assert hedged is not None
-    assert rises.rule == "blind-up"
+    assert rises.rule == "metrics-missing-up"
     allowance = group.need / group.recent_needs[-1][1]
     assert rises.replicas - hedged == math.ceil(1.25 * allowance * needed) > there
     assert hedged == rises.replicas - hedged - there, "as many again as are missing"
