@@ -9,10 +9,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from fairlead.adapters.model import LoraAdapter
+from fairlead.adapters.resolution import resolve_adapter
 from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.pools import ExternalEndpoint, Pool, PoolRole
-from fairlead.api.v1alpha1 import ModelDeployment
+from fairlead.api.v1alpha1 import ModelAdapter, ModelDeployment, ModelDeploymentSpec
 from fairlead.engines.adapter_protocol import LocalEngineCommand, LocalEngineReplica
 from fairlead.engines.registry import engine_adapter
 from fairlead.errors import BadInput
@@ -43,6 +45,7 @@ the same.
 """
 _KV_EVENT_ARGUMENTS = ("--kv-events", "0", "--kv-replay", "0")
 """Arguments of a simulated engine that publish KV events on free ports."""
+_ADAPTER_VARIABLES = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 MIN_SPEED, MAX_SPEED = 0.001, 1000
 """Beyond these, a step of an engine is too short for a clock or too long for a person."""
 
@@ -84,14 +87,17 @@ def plan_engines(
     notes: dict[str, None] = {f"{skipped.file}: {skipped.message}": None for skipped in manifests.skipped}
     if manifests.tenants:
         notes["clients need the API key of a tenant (fairlead keys create): export it as FAIRLEAD_API_KEY"] = None
-    for adapter in manifests.adapters:
-        notes[f"{adapter.metadata.name}: no effect in local mode: ModelAdapter; declare it in a fleet file"] = None
+    adapters, adapter_notes = _plan_adapters(manifests, options)
+    notes |= dict.fromkeys(adapter_notes)
     seed = options.seed
     for deployment in manifests.models:
         reject_unsupported(deployment, real=options.real)
         if fields := ignored_fields(deployment):
             notes[f"{deployment.metadata.name}: no effect in local mode: {', '.join(fields)}"] = None
         model = local_model(to_fleet_model(deployment), options)
+        if deployment.spec.adapters is not None:
+            slots, held = deployment.spec.adapters.slots, tuple(adapters.get(model.key, ()))
+            model = replace(model, adapters=held, adapter_slots=slots)
         for pool in deployment.spec.pools:
             if pool.is_external:
                 pools.append(_plan_adopted_pool(manifests, deployment, pool, model))
@@ -112,6 +118,40 @@ def plan_engines(
         replace(pool, label=f"{pool.model.name}/{pool.name}" if has_several_models else pool.name) for pool in pools
     )
     return EnginePlan(tuple(labelled), (*notes, *scaling.notes), scaling.models, plan_routes(manifests))
+
+
+def _plan_adapters(manifests: Manifests, options: PlanOptions) -> tuple[dict[str, list[LoraAdapter]], list[str]]:
+    """Returns the LoRA adapters by the key of their base, and notes on what is left out."""
+    bases = {to_fleet_model(deployment).key: deployment.spec for deployment in manifests.models}
+    found: dict[str, list[LoraAdapter]] = {}
+    notes: list[str] = []
+    for adapter in manifests.adapters:
+        name, key = adapter.metadata.name, f"{adapter.metadata.namespace or 'default'}/{adapter.spec.base}"
+        resolution = resolve_adapter(adapter.spec, name, bases.get(key))
+        if resolution.source is None:
+            notes.append(f"{name}: not served: {resolution.message}")
+        elif options.real and adapter.spec.scheme == "pvc":
+            notes.append(f"{name}: not served: a real engine of local mode has no claims")
+        else:
+            found.setdefault(key, []).append(LoraAdapter(name, resolution.source))
+            notes += _ignored_adapter_fields(adapter)
+    return found, notes
+
+
+def _ignored_adapter_fields(adapter: ModelAdapter) -> list[str]:
+    given = {"servedNames": adapter.spec.served_names, "replicas": adapter.spec.replicas}
+    names = ", ".join(f"spec.{name}" for name, value in given.items() if value)
+    return [f"{adapter.metadata.name}: no effect in local mode: {names}"] if names else []
+
+
+def _adapter_arguments(spec: ModelDeploymentSpec, engine_type: str) -> tuple[str, ...]:
+    """Returns the arguments with which an engine holds LoRA adapters; empty without slots."""
+    slots = spec.adapters
+    if slots is None:
+        return ()
+    if engine_type == SIMULATED_ENGINE:
+        return ("--max-loaded-loras", str(slots.slots))
+    return ("--enable-lora", f"--max-loras={slots.slots}", f"--max-lora-rank={slots.max_rank}")
 
 
 def local_model(model: Model, options: PlanOptions) -> Model:
@@ -159,14 +199,17 @@ def _plan_pool(
     profile = manifests.engine_profile(pool)
     assert profile is not None  # only pools that adopt do without an accelerator
     transfer = _transfer_name(spec.engine.type, spec.kv_cache.transfer)
-    transfer_arguments = _transfer_arguments(pool, transfer) if engine_type == SIMULATED_ENGINE else ()
+    is_simulated = engine_type == SIMULATED_ENGINE
+    transfer_arguments = _transfer_arguments(pool, transfer) if is_simulated else ()
+    adapter_arguments = _adapter_arguments(spec, engine_type)
+    variables = {variable.name: variable.value for variable in spec.engine.env if variable.value_from is None}
     base = LocalEngineReplica(
         name=spec.model.engine_name or deployment.metadata.name,
         source=spec.model.uri,
         profile=profile,
         kind=spec.engine.type.label,
-        args=tuple(spec.engine.args),
-        env={variable.name: variable.value for variable in spec.engine.env if variable.value_from is None},
+        args=(*spec.engine.args, *(() if is_simulated else adapter_arguments)),
+        env=variables | (_ADAPTER_VARIABLES if adapter_arguments and not is_simulated else {}),
         speed=options.speed,
         sleeps=spec.can_sleep,
     )
@@ -179,7 +222,7 @@ def _plan_pool(
         return ProcessCommand(
             (
                 *engine_launch.command,
-                *(_KV_EVENT_ARGUMENTS if engine_type == SIMULATED_ENGINE else ()),
+                *((*_KV_EVENT_ARGUMENTS, *adapter_arguments) if is_simulated else ()),
                 *transfer_arguments,
             ),
             dict(engine_launch.env),
@@ -193,7 +236,7 @@ def _plan_pool(
         transfer=transfer if transfer_arguments else None,
         replica_nano_usd_per_hour=_replica_price(manifests, pool),
     )
-    engines_per_process = options.engines_per_process if engine_type == SIMULATED_ENGINE else 1
+    engines_per_process = options.engines_per_process if is_simulated else 1
     replicas = spec.desired_instances(pool)
     sleep = spec.autoscaling.sleep
     pool_spec = EnginePoolSpec(

@@ -60,7 +60,10 @@ def _find_ignored(spec: dict[str, Any]) -> Iterator[str]:
         yield from (f"spec.pools[{index}].endpoints[{n}].{_CA}" for n, endpoint in endpoints if _CA in endpoint)
     if "offload" in spec.get("kvCache", {}):
         yield "spec.kvCache.offload"
-    yield from (f"spec.{name}" for name in ("adapters", "rollout") if name in spec)
+    if "claimNames" in spec.get("adapters", {}):
+        yield "spec.adapters.claimNames"
+    if "rollout" in spec:
+        yield "spec.rollout"
 
 
 def _without_index(path: str) -> str:

@@ -37,6 +37,33 @@ spec:
 """
 
 
+WITH_ADAPTERS = """
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelDeployment
+metadata: {name: a}
+spec:
+  model: {uri: "hf://org/a"}
+  engine: {type: VLLM, env: [{name: HELLO, value: world}]}
+  adapters: {slots: 2, maxRank: 64, claimNames: [loras]}
+  pools: [{acceleratorClassName: nvidia-l4}]
+---
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelAdapter
+metadata: {name: sql}
+spec: {base: a, source: "hf://org/sql", servedNames: [acme/sql], replicas: 1}
+---
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelAdapter
+metadata: {name: claimed}
+spec: {base: a, source: "pvc:loras/claimed"}
+---
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelAdapter
+metadata: {name: lost}
+spec: {base: a, source: "pvc:other/lost"}
+"""
+
+
 def find_no_program(program: str) -> str | None:
     return None
 
@@ -222,3 +249,30 @@ def test_environment_secret_wins_and_empty_is_unset(
     monkeypatch.setenv("FAIRLEAD_HASH_SECRET", variable)
     options = UpOptions(listen=":0", manage=":0", seed=3, redis=False)
     assert build_config(options).secret == expected
+
+
+def test_adapters_are_served_by_simulated_engines(tmp_path: Path) -> None:
+    plan = plan_engines(manifests(tmp_path, WITH_ADAPTERS), PlanOptions(), find_program=find_no_program)
+    (pool,) = plan.pools
+    assert pool.model.adapter_slots == 2
+    assert {one.name: one.source for one in pool.model.adapters} == {
+        "sql": "org/sql",
+        "claimed": "/var/lib/fairlead/adapters/loras/claimed",
+    }
+    command = pool.command((9001,), 0).argv
+    assert command[command.index("--max-loaded-loras") + 1] == "2"
+    assert plan.notes[:2] == (
+        "sql: no effect in local mode: spec.servedNames, spec.replicas",
+        "lost: not served: the engines of a do not mount the claim other: add it to its spec.adapters.claimNames",
+    )
+
+
+def test_adapters_are_served_by_real_engines_that_can_load_them(tmp_path: Path) -> None:
+    plan = plan_engines(manifests(tmp_path, WITH_ADAPTERS), PlanOptions(real=True), find_program=find_any_program)
+    (pool,) = plan.pools
+    assert [one.name for one in pool.model.adapters] == ["sql"]
+    launched = pool.command((9001,), 0)
+    assert {"--enable-lora", "--max-loras=2", "--max-lora-rank=64"} <= set(launched.argv)
+    assert launched.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert launched.environment["HELLO"] == "world"
+    assert "claimed: not served: a real engine of local mode has no claims" in plan.notes

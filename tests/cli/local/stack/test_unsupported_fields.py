@@ -57,7 +57,7 @@ EVERYTHING = (
       template: {spec: {priorityClassName: high}}
   replicas: 3
   kvCache: {offload: {memory: 1Gi}}
-  adapters: {}
+  adapters: {claimNames: [loras]}
   autoscaling: {mode: Auto}
   rollout: {paused: true}
 """
@@ -74,7 +74,7 @@ def test_fields_without_effect_become_notes(tmp_path: Path) -> None:
     assert plan.notes == (
         "a: no effect in local mode: spec.model.revision, spec.model.credentials, spec.model.cache, spec.engine.image, "
         "spec.engine.imagePullSecrets, spec.engine.env[1].valueFrom, spec.pools[0].parallelism, spec.pools[0].template, "
-        "spec.kvCache.offload, spec.adapters, spec.rollout",
+        "spec.kvCache.offload, spec.adapters.claimNames, spec.rollout",
         "a: not scaled, since spec.replicas sets the number",
     )
     (pool,) = plan.pools
