@@ -422,6 +422,7 @@ class WorkerState(msgspec.Struct, array_like=True):
     - answer_times: when each instance answered this worker last.
     - loop_lag: pairs of a quantile and the lag of the event loop in seconds.
     - queued: queued requests by model.
+    - adapters: LoRA adapters that engines hold, as far as the worker knows, by instance.
     """
 
     ready: bool
@@ -434,6 +435,7 @@ class WorkerState(msgspec.Struct, array_like=True):
     queued: dict[str, int]
     ejections: dict[str, EncodedEjection]
     answer_times: dict[str, float]
+    adapters: dict[str, list[str]] = {}
 
 
 class RoutePreview(msgspec.Struct):

@@ -43,6 +43,7 @@ from fairlead_gateway.supervisor.worker_handle import RoutedMessage, WorkerHandl
 from fairlead_gateway.supervisor.worker_pool import WorkerPool, WorkerPoolHooks
 from fairlead_gateway.supervisor.worker_reports import (
     MaxLoopLag,
+    merge_adapters,
     merge_answer_times,
     merge_counts,
     merge_ejections,
@@ -413,6 +414,7 @@ class Supervisor:
             merge_counts(state.queued for _, state in states),
             merge_ejections([state for _, state in states], self._clock.now(), self.background.scraper.progress_times),
             merge_answer_times([state for _, state in states]),
+            merge_adapters(state.adapters for _, state in states),
         )
 
     async def counters(self, *, windows: bool) -> MetricsRecorder:

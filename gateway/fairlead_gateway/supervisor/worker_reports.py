@@ -67,6 +67,15 @@ def merge_answer_times(states: Sequence[say.WorkerState]) -> dict[str, float]:
     return merged
 
 
+def merge_adapters(workers: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, frozenset[str]]:
+    """Returns the LoRA adapters of each instance that any worker knows to be loaded."""
+    merged: dict[str, frozenset[str]] = {}
+    for adapters in workers:
+        for instance, names in adapters.items():
+            merged[instance] = merged.get(instance, frozenset()).union(names)
+    return merged
+
+
 def merge_loads(workers: Iterable[Mapping[str, say.EncodedLoad]]) -> dict[str, say.EncodedLoad]:
     """Returns the loads of all workers, added up by instance."""
     totals: dict[str, say.EncodedLoad] = {}

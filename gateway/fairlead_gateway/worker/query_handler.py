@@ -104,6 +104,7 @@ class QueryHandler:
                 for name, record in outlier_detector.ejection_records.by_instance.items()
             },
             outlier_detector.answer_times(),
+            gateway.stack.adapter_loader.loaded(),
         )
 
     def _health_states(self) -> dict[str, tuple[str, str]]:

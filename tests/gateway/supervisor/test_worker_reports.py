@@ -2,7 +2,7 @@
 
 from fairlead.fleet.hung_engines import EjectionReport, hung_verdict
 from fairlead_gateway.ipc.messages import EncodedEjection, WorkerState
-from fairlead_gateway.supervisor.worker_reports import merge_answer_times, merge_ejections
+from fairlead_gateway.supervisor.worker_reports import merge_adapters, merge_answer_times, merge_ejections
 
 
 def worker(ejected_at: float | None = None, *, failed_probes: int = 0, answered_at: float | None = None) -> WorkerState:
@@ -63,3 +63,8 @@ def test_no_worker_and_no_ejection_give_no_report() -> None:
 
 def test_last_answer_is_the_latest_of_all_workers() -> None:
     assert merge_answer_times([worker(answered_at=5.0), worker(), worker(answered_at=7.0)]) == {"a": 7.0}
+
+
+def test_adapters_of_an_instance_are_those_that_any_worker_knows() -> None:
+    merged = merge_adapters([{"a": ["sql"], "b": ["sql"]}, {}, {"a": ["legal", "sql"]}])
+    assert merged == {"a": {"sql", "legal"}, "b": {"sql"}}

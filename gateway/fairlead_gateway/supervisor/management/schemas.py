@@ -131,7 +131,7 @@ class InstanceOut(ResponseModel):
     role: str
     state: str
     weight: float
-    adapters: list[str]
+    adapters: list[str] = Field(description="LoRA adapters that it holds, as far as the gateway knows.")
     in_flight: int | None
     waiting: int | None = Field(description="Requests sent there that have no first token yet.")
     backlog_seconds: float | None = Field(description="Engine time of the work already sent there.")

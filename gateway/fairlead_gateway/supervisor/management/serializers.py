@@ -132,7 +132,7 @@ def _instance_out(
         role=instance.role,
         state=instance.state,
         weight=instance.weight,
-        adapters=sorted(instance.adapters),
+        adapters=sorted(instance.adapters | status.adapters.get(instance.id, frozenset())),
         in_flight=None if load is None else load.inflight,
         waiting=None if load is None else load.waiting,
         backlog_seconds=None if load is None else load.backlog_seconds,

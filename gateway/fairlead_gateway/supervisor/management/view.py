@@ -38,6 +38,7 @@ class GatewayStatus:
     queued: the number of queued requests, by model.
     ejections: the instances that have not answered since they were ejected.
     answer_times: when each instance answered last, in monotonic seconds.
+    adapters: the LoRA adapters that workers know to be loaded, by instance.
     """
 
     ready: bool
@@ -51,6 +52,7 @@ class GatewayStatus:
     queued: Mapping[str, int] = field(default_factory=dict)
     ejections: Mapping[str, EjectionReport] = field(default_factory=dict)
     answer_times: Mapping[str, float] = field(default_factory=dict)
+    adapters: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,10 @@ class AdapterLoader:
             for task in self._instances.pop(name).loads.values():
                 task.cancel()
 
+    def loaded(self) -> dict[str, list[str]]:
+        """Returns the names of the adapters in each engine, as far as this worker knows."""
+        return {name: list(found.residents) for name, found in self._instances.items() if found.residents}
+
     def close(self) -> None:
         """Cancels all loads."""
         for instance in self._instances.values():

@@ -42,6 +42,7 @@ def test_adapter_is_loaded_while_its_request_waits(stream: bool) -> None:
             assert b'"model":"sql"' in first.body.replace(b" ", b"")
             assert setting.loaded() == [{"sql"}]
             assert reason_of(setting, first).startswith("adapter sql cold, loaded in ")
+            assert list(setting.running.gateway.stack.adapter_loader.loaded().values()) == [["sql"]]
             second = await request(setting.running.url, chat("sql", stream=stream))
             assert reason_of(setting, second).startswith("adapter sql loaded at 1 of 1; then only-one")
 
