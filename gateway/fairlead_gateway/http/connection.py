@@ -316,7 +316,7 @@ class ClientConnection(ResponseTransport):
         self._state = _RESPONDING
         self._request_bytes = self._parser.head_bytes + len(body)
         self._idle_timer.pause()
-        client_id = head.get(b"x-request-id")
+        client_id = head.get_rare(b"x-request-id")
         request_id = internal_id = listener.create_request_id()
         if (
             client_id is not None

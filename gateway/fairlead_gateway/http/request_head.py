@@ -44,6 +44,8 @@ _SINGLE_FIELDS: Final = (
     *(b"host", b"content-length", b"transfer-encoding", b"expect", b"content-encoding"),
     *(b"authorization", b"x-api-key"),
 )
+RARE_FIELDS: Final = frozenset((b"x-request-id", b"x-request-timeout", b"x-session-id", b"x-fairlead-hops"))
+"""Fields that every request is asked for and few have."""
 _STRAY_CONTROL: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
 _STRAY_CONTROL_PARTIAL: Final = re.compile(rb"(?<!\r)\n|\r[^\n]|\x00")
 
@@ -63,6 +65,7 @@ class RequestHead:
 
     __slots__ = (
         "_fields_by_name",
+        "_has_rare",
         "caller_cache",
         "expects_continue",
         "fields",
@@ -97,23 +100,31 @@ class RequestHead:
         self.forwarded_fields: bytes | None = None
         self.caller_cache: tuple[object, Caller] | None = None
         self._fields_by_name: dict[bytes, bytes] | None = None
+        self._has_rare = True
 
     def get(self, name: bytes) -> bytes | None:
         """Returns the value of the first field with that lower-case name; None without one."""
         table = self._fields_by_name
         if table is None:
             table = self._fields_by_name = dict(reversed(self.fields))
+            self._has_rare = not RARE_FIELDS.isdisjoint(table)
         return table.get(name)
+
+    def get_rare(self, name: bytes) -> bytes | None:
+        """Returns the same for a name in `RARE_FIELDS`, at once where a head has none of them."""
+        return self.get(name) if self._has_rare else None
 
     def with_content_length(self, length: int) -> "RequestHead":
         """Returns the head of a further request that differs only in its length."""
-        self.get(b"")  # fills the table, which all copies then share
+        if self._fields_by_name is None:
+            self.get(b"")  # fills the table, which all copies then share
         head = RequestHead(
             self.method, self.path, self.fields, self.version, length, self.keep_alive, False, self.query
         )
         head.forwarded_fields = self.forwarded_fields
         head.caller_cache = self.caller_cache
         head._fields_by_name = self._fields_by_name
+        head._has_rare = self._has_rare
         return head
 
 

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from fairlead.limits import Limits
 from fairlead_gateway.errors import GatewayError
-from fairlead_gateway.http.request_head import RequestHead, SharedTemplates
+from fairlead_gateway.http.request_head import RARE_FIELDS, RequestHead, SharedTemplates, parse_head
 from fairlead_gateway.http.request_parser import RequestParser
+from fairlead_gateway.worker.openai.request_timeout import TIMEOUT_HEADER
+from fairlead_gateway.worker.upstream.hop_header import HOP_HEADER
 
 LIMITS = Limits()
 Requests = list[tuple[str, str, bytes]]
@@ -124,6 +126,18 @@ def test_connection_takes_the_parsed_head_of_another_with_its_own_length(length:
         assert (head.length, len(body)) == (int(length), int(length))
         assert head.fields is parsed[0].fields, "both connections hold one copy"
         assert (head.method, head.path, head.query, head.keep_alive) == ("POST", "/v1", b"a=b", False)
+
+
+@pytest.mark.parametrize("name", sorted(RARE_FIELDS))
+def test_rare_fields_are_found_in_the_first_head_and_in_its_copies(name: bytes) -> None:
+    head = parse_head(b"POST /a HTTP/1.1\r\nHost: x\r\n%b: v" % name.title(), LIMITS)
+    assert [head.get_rare(name), head.with_content_length(3).get_rare(name)] == [b"v", b"v"]
+    plain = parse_head(b"POST /a HTTP/1.1\r\nHost: x", LIMITS)
+    assert [plain.get_rare(name), plain.with_content_length(3).get_rare(name)] == [None, None]
+
+
+def test_the_fields_that_most_requests_lack_are_among_the_rare_ones() -> None:
+    assert {TIMEOUT_HEADER, HOP_HEADER} < RARE_FIELDS
 
 
 def test_shared_heads_are_bounded_and_long_ones_are_not_shared() -> None:

@@ -143,7 +143,7 @@ def _joined(parts: list[bytes]) -> bytes:
 
 def _session_id(request: ModelRequest, head: RequestHead) -> str | None:
     """Returns the client's name for the conversation, from a header or the body."""
-    header = head.get(b"x-session-id")
+    header = head.get_rare(b"x-session-id")
     text = header.decode("latin-1") if header else request.session
     return text[:_MAX_SESSION_CHARACTERS] if text else None
 
@@ -153,4 +153,4 @@ def _is_one_conversation(request: ModelRequest, head: RequestHead) -> bool:
 
     Why: a `user` has many conversations, and some clients send the same one with every request.
     """
-    return request.has_session_id or bool(head.get(b"x-session-id"))
+    return request.has_session_id or bool(head.get_rare(b"x-session-id"))

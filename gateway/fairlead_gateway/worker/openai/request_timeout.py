@@ -20,7 +20,7 @@ _MAX_CHARACTERS = 32
 
 def client_timeout(head: RequestHead) -> float | None:
     """Returns the client's timeout in seconds; None without the header. Raises BadRequest."""
-    value = head.get(TIMEOUT_HEADER)
+    value = head.get_rare(TIMEOUT_HEADER)
     if value is None:
         return None
     text = value.decode("latin-1")
@@ -52,14 +52,14 @@ def total_timeout(head: RequestHead, stream: bool, limits: Limits) -> float | No
 
 def remaining_timeout_header(head: RequestHead, deadline: float | None, now: float) -> str:
     """Returns the header line with what is left of the client's timeout; empty without one."""
-    if deadline is None or head.get(TIMEOUT_HEADER) is None:
+    if deadline is None or head.get_rare(TIMEOUT_HEADER) is None:
         return ""
     return f"{TIMEOUT_HEADER.decode()}: {max(0.001, deadline - now):.3f}\r\n"
 
 
 def timeout_error(head: RequestHead, allowed_seconds: float) -> GatewayError:
     """Returns the error for a request that took too long."""
-    if head.get(TIMEOUT_HEADER) is not None:
+    if head.get_rare(TIMEOUT_HEADER) is not None:
         return EngineTimeout(
             f"no answer within the request's own deadline ({format_duration(allowed_seconds)})",
             code="deadline_exceeded",

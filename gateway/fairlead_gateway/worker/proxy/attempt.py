@@ -140,7 +140,7 @@ class Attempt:
         context, address, dispatcher = self.context, self.address, self._dispatcher
         head, request, choice = context.http_request.head, context.request, context.choice
         extra = ""
-        if context.deadline is not None and head.get(TIMEOUT_HEADER) is not None:
+        if context.deadline is not None and head.get_rare(TIMEOUT_HEADER) is not None:
             extra = remaining_timeout_header(head, context.deadline, dispatcher.now())
         if context.trace is not None and choice is not None:
             kind = ATTEMPT if self._sent is None else CONTINUATION

@@ -94,7 +94,7 @@ class FastPath:
             or request.adapter is not None
             or context.trace is not None
             or self._poison_guard.may_contain(request.body)
-            or context.http_request.head.get(TIMEOUT_HEADER) is not None
+            or context.http_request.head.get_rare(TIMEOUT_HEADER) is not None
             or self._prefill_routers.has_instances(request.model_key)
         )
 

@@ -27,7 +27,7 @@ def check_hops(head: RequestHead, hop_id: str, limits: Limits) -> None:
 
     Raises BadRequest if the header does not hold ids.
     """
-    if head.get(HOP_HEADER) is None:
+    if head.get_rare(HOP_HEADER) is None:
         return
     value = b",".join([field for name, field in head.fields if name == HOP_HEADER])
     if _HOP_IDS.fullmatch(value) is None:
