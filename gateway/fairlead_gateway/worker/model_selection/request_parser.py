@@ -28,7 +28,6 @@ from fairlead_gateway.worker.openai.request import (
     ModelRequest,
     build_entry_request,
     build_model_request,
-    parse_request,
 )
 from fairlead_gateway.worker.proxy.continuation import can_resume
 from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies
@@ -59,10 +58,13 @@ class ModelRequestParser:
             request = self._parse_fallback(http_request, fallback, models.fleet, partial(parse_body, limits=limits))
         elif models.routes is not None:
             request = self._parse_routed(http_request, models, models.routes)
-        elif head.path in _BODY_TYPES:
-            request = parse_request(head.path, body, models.fleet, limits, models.names, self._scan_bounds)
         else:
-            request = parse_passthrough_request(head, body, models.fleet, limits, models.names)
+            body_type = _BODY_TYPES.get(head.path)
+            if body_type is None:
+                request = parse_passthrough_request(head, body, models.fleet, limits, models.names)
+            else:
+                parsed = parse_body(body_type, body, limits, self._scan_bounds)
+                request = build_model_request(head.path, parsed, body, models.fleet, limits, models.names)
         return request, self._build_route_request(request, http_request, request_id)
 
     def parse_large(
@@ -155,7 +157,7 @@ class ModelRequestParser:
 
 
 def _with_canary(request: ModelRequest, routed: RouteRequest) -> RouteRequest:
-    weight = request.model.canary_weight
+    weight = request.entry.canary_weight
     if weight:
         routed.takes_canary = takes_canary(request, routed, weight)
     return routed

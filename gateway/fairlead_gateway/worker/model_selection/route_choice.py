@@ -1,6 +1,5 @@
 """The model behind a route's name, for one request."""
 
-from collections.abc import Mapping
 from typing import Final
 
 from fairlead.fleet.model import Fleet
@@ -77,7 +76,7 @@ def choose_entry(
     http_request: HttpRequest,
     parsed: ParsedBody,
     fleet: Fleet,
-    names: Mapping[str, ModelEntry] | None = None,
+    names: dict[str, ModelEntry] | None = None,
 ) -> tuple[ModelEntry, RouteDecision] | None:
     """Returns the model that a route chooses, and how; None if the request names no route.
 

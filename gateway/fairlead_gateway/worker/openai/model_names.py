@@ -5,7 +5,7 @@ A client writes `namespace/name`, or the bare name if it is unique.
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import takewhile
 from typing import Final, NamedTuple
 
@@ -13,7 +13,7 @@ import msgspec
 
 from fairlead.adapters.model import LoraAdapter
 from fairlead.errors import BadInput
-from fairlead.fleet.model import Fleet, Model, UnknownFields
+from fairlead.fleet.model import Fleet, Model, RequestPolicy, UnknownFields
 from fairlead.names import closest_matches, normalize_model_name
 from fairlead_gateway.errors import BadRequest, UnknownModel
 
@@ -35,12 +35,14 @@ class ModelEntry:
     key, model: of an adapter, those of its base.
     name: by which engines know it.
     adapter: None for the model itself.
+    rules: what its engines take of requests.
+    canary_weight: as in `Model`.
 
     Why: the module of `Model` is not compiled. Each attribute that is read there costs 140
     instructions.
     """
 
-    __slots__ = ("adapter", "key", "model", "name", "name_text", "passes_unknown_fields")
+    __slots__ = ("adapter", "canary_weight", "key", "model", "name", "name_text", "passes_unknown_fields", "rules")
 
     def __init__(self, key: str, model: Model, adapter: LoraAdapter | None = None) -> None:
         self.key = key
@@ -48,7 +50,9 @@ class ModelEntry:
         self.adapter = adapter
         self.name: str = model.name if adapter is None else adapter.name
         self.name_text: bytes = msgspec.json.encode(self.name)
-        self.passes_unknown_fields: bool = model.requests.unknown_fields is UnknownFields.PASS
+        self.rules: RequestPolicy = model.requests
+        self.passes_unknown_fields: bool = self.rules.unknown_fields is UnknownFields.PASS
+        self.canary_weight: int = model.canary_weight
 
 
 def client_names(fleet: Fleet) -> dict[str, ModelEntry]:
@@ -94,7 +98,7 @@ def _adapter_entries(fleet: Fleet) -> dict[str, ModelEntry]:
     return found
 
 
-def resolve_model_entry(name: str, fleet: Fleet, names: Mapping[str, ModelEntry] | None = None) -> ModelEntry:
+def resolve_model_entry(name: str, fleet: Fleet, names: dict[str, ModelEntry] | None = None) -> ModelEntry:
     """Returns the model that a client's name means. Raises as `resolve_model`.
 
     names: the fleet's `client_names`, if they are known.

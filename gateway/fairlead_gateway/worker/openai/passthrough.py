@@ -16,7 +16,7 @@ change an engine for all clients are never passed on.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache, partial
 from urllib.parse import parse_qsl, urlencode
 
@@ -71,7 +71,7 @@ def _check_path(head: RequestHead, policy: RequestPolicy) -> None:
 
 
 def parse_passthrough_request(
-    head: RequestHead, body: bytes, fleet: Fleet, limits: Limits, names: Mapping[str, ModelEntry] | None = None
+    head: RequestHead, body: bytes, fleet: Fleet, limits: Limits, names: dict[str, ModelEntry] | None = None
 ) -> ModelRequest:
     """Returns the request as an engine gets it.
 
@@ -82,7 +82,7 @@ def parse_passthrough_request(
 
 
 def build_passthrough_request(
-    head: RequestHead, body: bytes, fleet: Fleet, parse: BodyParser, names: Mapping[str, ModelEntry] | None = None
+    head: RequestHead, body: bytes, fleet: Fleet, parse: BodyParser, names: dict[str, ModelEntry] | None = None
 ) -> ModelRequest:
     """Like `parse_passthrough_request`; `parse` parses the body with the same limits."""
     parsed, body = parse_passthrough(head, body, parse)
@@ -117,7 +117,7 @@ def build_entry_passthrough(head: RequestHead, parsed: ParsedBody, body: bytes, 
         (name, entry.name if name == "model" else value) for name, value in query if name not in REMOVED_FIELDS
     ]
     target = f"{head.path}?{urlencode(passed_query)}" if passed_query else head.path
-    request = ModelRequest(parsed, entry.key, model, body, method=head.method, target=target)
+    request = ModelRequest(parsed, entry, body, method=head.method, target=target)
     if entry.adapter is not None:
         request.set_adapter(entry.adapter)
     return request

@@ -64,7 +64,7 @@ class ModelRequest:
     route: how a route chose the model; None if the client named the model itself.
     adapter: the LoRA adapter that the client named; `model` is its base then.
 
-    Why 8 parameters: body, model and what differs by path; the rest comes with `parsed`.
+    Why 7 parameters: body, model and what differs by path; the rest comes with `parsed`.
     """
 
     __slots__ = (
@@ -75,6 +75,7 @@ class ModelRequest:
         "cache_variant",
         "client_body",
         "decoded_fields",
+        "entry",
         "has_cache_variants",
         "has_session_id",
         "is_passthrough",
@@ -97,8 +98,7 @@ class ModelRequest:
     def __init__(
         self,
         parsed: ParsedBody,
-        model_key: str,
-        model: Model,
+        entry: ModelEntry,
         body: bytes,
         *,
         client_body: bytes = b"",
@@ -107,8 +107,9 @@ class ModelRequest:
         target: str | None = None,
     ) -> None:
         self.decoded_fields = parsed.decoded_fields
-        self.model_key = model_key
-        self.model = model
+        self.entry = entry
+        self.model_key: str = entry.key
+        self.model: Model = entry.model
         self.body = body
         self.client_body = client_body
         self.messages_start: int = parsed.messages_start
@@ -129,7 +130,7 @@ class ModelRequest:
         self.parameters: dict[str, int | float] | None = None
         self.route: RouteDecision | None = None
         self.adapter: LoraAdapter | None = None
-        self.cache_key = model_key
+        self.cache_key: str = entry.key
 
     def set_adapter(self, adapter: LoraAdapter) -> None:
         """Makes this a request for an adapter, which shares no cached block with its base."""
@@ -174,7 +175,7 @@ def parse_request(
     body: bytes,
     fleet: Fleet,
     limits: Limits,
-    names: Mapping[str, ModelEntry] | None = None,
+    names: dict[str, ModelEntry] | None = None,
     scan_bounds: ScanBounds | None = None,
 ) -> ModelRequest:
     """Parses a request for a model, and makes the body that its engine gets.
@@ -192,7 +193,7 @@ def build_model_request(
     body: bytes,
     fleet: Fleet,
     limits: Limits,
-    names: Mapping[str, ModelEntry] | None = None,
+    names: dict[str, ModelEntry] | None = None,
 ) -> ModelRequest:
     """Returns the request of a parsed body.
 
@@ -212,11 +213,11 @@ def build_entry_request(path: str, parsed: ParsedBody, body: bytes, entry: Model
     Raises BadRequest for a field that clients may not set.
     """
     client_body = body
-    key, model, name = entry.key, entry.model, entry.name
+    name = entry.name
     if parsed.members is not None or not entry.passes_unknown_fields:
-        body = apply_field_policy(body, parsed.members, path, model)
+        body = apply_field_policy(body, parsed.members, path, entry.model)
     if parsed.model == name and not parsed.stream:
-        return ModelRequest(parsed, key, model, body, client_body=client_body)
+        return ModelRequest(parsed, entry, body, client_body=client_body)
     changes: dict[str, bytes] = {}
     added: dict[str, bytes] = {}
     if parsed.model != name:
@@ -229,7 +230,7 @@ def build_entry_request(path: str, parsed: ParsedBody, body: bytes, entry: Model
         else:
             body = renamed
             if not parsed.stream:
-                return ModelRequest(parsed, key, model, body, client_body=client_body)
+                return ModelRequest(parsed, entry, body, client_body=client_body)
     strip_usage = False
     fields = parsed.decoded_fields
     if fields is None:  # a scanned chat, which has no `stream_options`
@@ -247,8 +248,7 @@ def build_entry_request(path: str, parsed: ParsedBody, body: bytes, entry: Model
     body = set_members(body, changes) if changes else body
     return ModelRequest(
         parsed,
-        key,
-        model,
+        entry,
         prepend_members(body, added) if added else body,
         client_body=client_body,
         strip_usage=strip_usage,

@@ -245,7 +245,7 @@ class Gateway(RequestLifecycle):
                 self.listener.check_complete_body(len(http_request.body), caller_key(http_request.caller))
             path, method = http_request.head.path, http_request.head.method
             if path in _BODY_TYPES:
-                if check_method(method, ("POST",), response):
+                if method == "POST" or check_method(method, ("POST",), response):
                     self._start_request(http_request, response)
             elif is_local_path(path):
                 if check_method(method, ("GET", "HEAD"), response):

@@ -149,7 +149,7 @@ def _refusal(request: ModelRequest) -> ExternalRefused:
 
 def _set_fields(request: ModelRequest, policy: TenantPolicy, path: str) -> None:
     """Sets salt and priority of the tenant in a request, and removes the client's own priority."""
-    rules, scope = request.model.requests, policy.scope
+    rules, scope = request.entry.rules, policy.scope
     if request.decoded_fields is None and request.body:  # a scanned chat, which has neither field
         if scope is not None:
             request.cache_salt = scope.salt

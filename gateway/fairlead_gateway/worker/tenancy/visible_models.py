@@ -40,7 +40,7 @@ class VisibleModels:
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet: Final[Fleet] = fleet
-        self.names: Final[Mapping[str, ModelEntry]] = client_names(fleet)
+        self.names: Final[dict[str, ModelEntry]] = client_names(fleet)
         self.routes: Final[RouteTable | None] = route_table(fleet)
         self._outside: HiddenKeys | None = None
 
