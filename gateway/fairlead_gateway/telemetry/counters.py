@@ -387,25 +387,39 @@ class ModelCounters(CounterSet):
 class InstanceCounters(CounterSet):
     """The counters of one instance. `last_seen` is when a scrape last found it in the fleet."""
 
-    __slots__ = ("_computed_tokens", "_finished", "_gaps", "_itl_sum", "_output_tokens", "_routed", "last_seen")
+    __slots__ = (
+        "_answers",
+        "_computed_tokens",
+        "_finished",
+        "_gaps",
+        "_itl_sum",
+        "_log_tokens_sum",
+        "_output_tokens",
+        "_routed",
+        "last_seen",
+    )
 
     def __init__(self, now: float) -> None:
         super().__init__(I_INTS, I_SUMS)
         self.last_seen = now
-        self._routed = self._finished = self._computed_tokens = self._output_tokens = self._gaps = 0
-        self._itl_sum = 0.0
+        self._reset_pending()
+
+    def _reset_pending(self) -> None:
+        self._routed = self._finished = self._computed_tokens = self._output_tokens = self._gaps = self._answers = 0
+        self._itl_sum = self._log_tokens_sum = 0.0
 
     def _flush_pending(self) -> None:
         self._has_pending = False
-        ints = self._ints
+        ints, sums = self._ints, self._sums
         ints[I_ROUTED] += self._routed
         ints[I_FINISHED] += self._finished
         ints[I_COMPUTED_TOKENS] += self._computed_tokens
         ints[I_OUTPUT_TOKENS] += self._output_tokens
         ints[I_GAPS] += self._gaps
-        self._sums[I_ITL_SUM] += self._itl_sum
-        self._routed = self._finished = self._computed_tokens = self._output_tokens = self._gaps = 0
-        self._itl_sum = 0.0
+        ints[I_ANSWERS] += self._answers
+        sums[I_ITL_SUM] += self._itl_sum
+        sums[I_LOG_TOKENS_SUM] += self._log_tokens_sum
+        self._reset_pending()
 
     def count_routed(self) -> None:
         self._has_pending = True
@@ -436,8 +450,9 @@ class InstanceCounters(CounterSet):
 
     def count_answer(self, output: int) -> None:
         """Counts a complete answer of `output` tokens."""
-        _add_one(self._ints, I_ANSWERS)
-        self._sums[I_LOG_TOKENS_SUM] += int(log(output) * _LOG_STEPS) / _LOG_STEPS
+        self._has_pending = True
+        self._answers += 1
+        self._log_tokens_sum += int(log(float(output)) * _LOG_STEPS) / _LOG_STEPS
 
 
 def _add_one(ints: list[int], position: int) -> None:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 OTHER: Final = "other"
 UNKNOWN: Final = "unknown"
 OK: Final = "ok"
+_NOT_READ: Final = -1.0
+"""In place of a time. Why not None: compiled, a number that may be None is an object."""
 HOME_RULES: Final = frozenset({"affinity", "session", "only-one"})
 """Rules that always choose a home. Other decisions say it in `home`."""
 
@@ -70,11 +72,13 @@ class MetricsRecorder:
         self.peer_values: dict[str, float] = {}  # values of other gateways; only the supervisor knows them
         self.adapter_series: AdapterSeries | None = None  # of the supervisor, since it outlives a scrape
 
-    def record_received(self, model_key: str, prompt_tokens: float = 0.0) -> None:
+    def record_received(self, model_key: str, prompt_tokens: float = 0.0, now: float = _NOT_READ) -> None:
         """Counts a completely received request of a known model, with its estimated
         prompt tokens.
+
+        now: the clock's seconds, where the caller has read them; the same below.
         """
-        self._model_counters(model_key).count_received(int(prompt_tokens))
+        self._model_counters(model_key, now).count_received(int(prompt_tokens))
 
     def record_abandoned(self, model_key: str) -> None:
         """Counts a client that disconnected before its request reached an engine."""
@@ -95,9 +99,9 @@ class MetricsRecorder:
             key = (status, OTHER)
         series.by_kind[key] = series.by_kind.get(key, 0) + 1
 
-    def record_routed(self, model_key: str, instance_id: str, decision: Decision) -> None:
+    def record_routed(self, model_key: str, instance_id: str, decision: Decision, now: float = _NOT_READ) -> None:
         """Counts a chosen instance, also of a retry."""
-        series = self._model_counters(model_key)
+        series = self._model_counters(model_key, now)
         series.count_routed(decision.rule, chose_home(decision), self._max_label_values)
         self._instance_counters(series, instance_id).count_routed()
 
@@ -222,9 +226,9 @@ class MetricsRecorder:
         if instance is not None:
             instance.observe_gap(seconds)
 
-    def record_finished(self, outcome: RequestOutcome) -> None:
+    def record_finished(self, outcome: RequestOutcome, now: float = _NOT_READ) -> None:
         """Counts the end of a routed request."""
-        series = self._model_counters(outcome.model_key)
+        series = self._model_counters(outcome.model_key, now)
         computed = series.count_finished(outcome, self._max_label_values)
         if outcome.instance_id is not None:
             instance = self._instance_counters(series, outcome.instance_id)
@@ -276,15 +280,15 @@ class MetricsRecorder:
             )
         )
 
-    def _model_counters(self, key: str) -> ModelCounters:
+    def _model_counters(self, key: str, now: float = _NOT_READ) -> ModelCounters:
         series = self.models.get(key)
         if series is None:
             departed = min(len(self._left_at), self._max_models)
             if len(self.models) - departed >= self._max_models and key not in (OTHER, UNKNOWN):
-                return self._model_counters(OTHER)
+                return self._model_counters(OTHER, now)
             series = self.models[key] = ModelCounters()
-        second = int(self._now())
-        if second != series.current_second:
+        second = int(self._now() if now < 0.0 else now)
+        if second > series.current_second:  # a request's time may be earlier than that of the last event
             series.start_second(second)
         return series
 

@@ -297,6 +297,17 @@ def test_the_window_holds_the_last_minute_and_no_more() -> None:
     assert not any(series.last_minute(clock.now())[0])
 
 
+def test_a_request_counts_at_the_time_that_its_caller_has_read() -> None:
+    clock = ManualClock(1_000.0)
+    telemetry = MetricsRecorder(clock)
+    telemetry.record_received(KEY, 0.0, 1_001.9)
+    telemetry.record_received(KEY, 0.0, 1_000.9)  # it came before, and is counted after another event
+    series = telemetry.models[KEY]
+    assert series.current_second == 1_001
+    assert series.last_minute(1_061.0)[0][at.RECEIVED] == 2
+    assert series.last_minute(1_062.5)[0][at.RECEIVED] == 0
+
+
 def test_gaps_of_a_long_stream_count_in_the_second_in_which_they_happen() -> None:
     clock = ManualClock(1_000.0)
     telemetry = MetricsRecorder(clock)

@@ -66,15 +66,22 @@ class Dispatcher:
         self.request_prefixes = RequestPrefixCache(create_hop_id(routers.secret))
 
     def create_attempt(
-        self, context: RequestContext, instance: Instance, decision: Decision, number: int, sent: SentText | None = None
+        self,
+        context: RequestContext,
+        instance: Instance,
+        decision: Decision,
+        number: int,
+        now: float,
+        sent: SentText | None = None,
     ) -> "Attempt":
         """Records the choice of an instance and returns the attempt at it.
 
+        number: counts from 1.
         sent: the text that the client has already, if this attempt resumes a stream.
         """
         choice = RoutedChoice(number, self._addresses.of(instance), decision)
         tokens = self.routers.prompt_tokens(context.request.model_key, context.route_request)
-        self.recorder.record_choice(context, choice, tokens)
+        self.recorder.record_choice(context, choice, tokens, now)
         return Attempt(self, context, choice, sent)
 
     def create_copy(self, context: RequestContext, instance: Instance, decision: Decision) -> "Attempt":

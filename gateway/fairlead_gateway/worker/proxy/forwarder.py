@@ -189,7 +189,7 @@ class Forwarder:
         if instance is None:
             raise self._routers.no_ready_instance(key, now)
         number = context.earlier_attempts + len(failures) + 1
-        return self._dispatcher.create_attempt(context, instance, decision, number)
+        return self._dispatcher.create_attempt(context, instance, decision, number, now)
 
     def _choose_with_adapter(
         self, context: RequestContext, excluded: frozenset[str], now: float, deferred: Mapping[str, float]

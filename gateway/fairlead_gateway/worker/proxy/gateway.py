@@ -339,7 +339,7 @@ class Gateway(RequestLifecycle):
         fallback: FallbackRequest | None,
     ) -> RequestContext:
         prompt_tokens = self.stack.routers.serving.prompt_tokens(request.model_key, route_request)
-        self.telemetry.record_received(request.model_key, prompt_tokens)
+        self.telemetry.record_received(request.model_key, prompt_tokens, http_request.received_at)
         context = RequestContext(http_request, response, http_request.internal_id, request, route_request)
         context.policy = self._policies.of(http_request.caller)
         if fallback is not None and fallback.previous is not None:

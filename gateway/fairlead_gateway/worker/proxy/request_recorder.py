@@ -61,11 +61,11 @@ class RequestRecorder:
         self.limit_gate: LimitGate | None = None
         self.copies: CopyLifecycle | None = None
 
-    def record_choice(self, context: RequestContext, choice: RoutedChoice, prompt_tokens: float) -> None:
+    def record_choice(self, context: RequestContext, choice: RoutedChoice, prompt_tokens: float, now: float) -> None:
         """Makes `choice` the request's current one; counts and logs it."""
         context.choice = choice
         key = context.request.model_key
-        self.telemetry.record_routed(key, choice.instance_id, choice.decision)
+        self.telemetry.record_routed(key, choice.instance_id, choice.decision, now)
         http_request = context.http_request
         record = DecisionRecord(
             context.id,
@@ -182,7 +182,7 @@ class RequestRecorder:
         if context.failures or context.earlier_failures:
             failures = [*context.earlier_failures, *context.failures]
             outcome.failures = tuple([(failure.instance_id, failure.cause) for failure in failures])
-        self.telemetry.record_finished(outcome)
+        self.telemetry.record_finished(outcome, now)
         route = context.request.route
         if route is not None:
             self.telemetry.record_route(outcome.model_key, outcome.status, route.route)

@@ -120,7 +120,7 @@ class StreamResume:
             return None
         reason = f"continued after {cause}; {decision.rule}: {decision.reason}"
         decision = decision.with_text(rule=CONTINUATION_RULE, reason=reason)
-        return self._dispatcher.create_attempt(context, instance, decision, choice.number + 1, sent)
+        return self._dispatcher.create_attempt(context, instance, decision, choice.number + 1, now, sent)
 
     def _excluded_instances(self, broken: Attempt) -> frozenset[str]:
         """Returns the instances that may not resume the stream."""
