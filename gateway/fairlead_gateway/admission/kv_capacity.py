@@ -199,9 +199,10 @@ class KvCapacityPlanner:
 
         now, output_tokens: None if the response is not complete.
         """
-        sequence = self._sequences.pop(request_id, None)
+        sequence = self._sequences.get(request_id)
         if sequence is None:
             return
+        del self._sequences[request_id]
         self._planned_tokens = self._planned_tokens - sequence.planned_tokens if self._sequences else 0.0
         usage = self._usage[sequence.instance]
         del usage.sequences[request_id]

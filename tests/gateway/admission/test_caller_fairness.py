@@ -97,7 +97,7 @@ def test_credits_of_callers_that_left_are_not_kept() -> None:
         share.charge(f"caller{number}", 0.1, 1.0)
         share.charge("steady", 0.1, 1.0)
         share.on_leave(f"caller{number}")
-    assert len(share._seconds) <= 130
+    assert len(share._served) <= 130
     share.on_join("back")
     assert share.served_seconds("back") == share.served_seconds("steady") - SAVED_SECONDS
 

@@ -123,7 +123,8 @@ def test_settlement_gives_no_credit_below_none_and_none_to_a_forgotten_caller() 
     share.charge("flood", 1.0, 1.0)
     share.settle("flood", -3.0, 1.0)
     share.settle("gone", 5.0, 1.0)
-    assert share._seconds == {"flood": 0.0}
+    assert list(share._served) == ["flood"]
+    assert share.served_seconds("flood") == 0.0
 
 
 def test_each_sequence_of_a_request_counts_as_work_and_as_memory() -> None:

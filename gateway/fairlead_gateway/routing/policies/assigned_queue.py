@@ -58,7 +58,8 @@ class AssignedQueue:
 
     def forget(self, request_id: str) -> None:
         """Removes a request that no longer waits."""
-        self._entries.pop(request_id, None)
+        if request_id in self._entries:
+            del self._entries[request_id]
 
     def queue_sort_key(self, request_id: str) -> QueueKey:
         """Returns the sort key of a request. Unknown requests go last."""

@@ -124,7 +124,8 @@ class PrefillCoordinator:
             is_placed = handoff.record.placement is not None
         key, request = context.request.model_key, context.route_request
         full = context.admission.full_instances if not context.failures else NO_INSTANCES
-        decision = self._decode_routers.choose(key, request, now, excluded | full, preview=is_placed, deferred=deferred)
+        rejected = excluded | full if full else excluded
+        decision = self._decode_routers.choose(key, request, now, rejected, preview=is_placed, deferred=deferred)
         if full and decision.chosen is None:
             decision = self._decode_routers.choose(key, request, now, excluded, preview=is_placed, deferred=deferred)
         return decision

@@ -61,7 +61,6 @@ class AdmissionController:
         self._late_binding_queue = LateBindingQueue(
             runtime, routers.serving, telemetry.record_queue_exit, self._fair_shares
         )
-        self.can_start = self._late_binding_queue.can_start
 
     def update_fleet(self, fleet: Fleet) -> None:
         """Replaces the fleet; called after the routers have replaced theirs."""
@@ -95,14 +94,18 @@ class AdmissionController:
         has_profiles = any(instance.profile is not None for instance in instances)
         return expects_instance or grows or self._has_api_keys or has_profiles
 
-    def try_admit(self, context: RequestContext) -> bool:
+    def can_start(self, context: RequestContext) -> bool:
+        """Whether the request need not wait for its chosen instance, as `LateBindingQueue` says."""
+        return self._late_binding_queue.can_start(context)
+
+    def try_admit(self, context: RequestContext, now: float) -> bool:
         """Returns True if the request may be routed now, False if it must wait in the queue.
 
         It takes no place: `on_dispatch` counts the request. To be called once per request, since
         the policy learns from it; after False, call `enqueue`.
         """
         admission = self._models.get(context.request.model_key)
-        return admission is None or admission.try_admit(context)
+        return admission is None or admission.try_admit(context, now)
 
     def enqueue(self, context: RequestContext, on_end: OnAdmission) -> None:
         """Queues a request for which `try_admit` returned False.
@@ -140,7 +143,7 @@ class AdmissionController:
         Raises GatewayError if the request is refused.
         """
         admission = self._models.get(context.request.model_key)
-        if admission is not None and not admission.try_admit(context):
+        if admission is not None and not admission.try_admit(context, self._runtime.now()):
             await admission.wait(context)
 
     async def wait_for_instance_room(self, context: RequestContext) -> bool:

@@ -278,8 +278,13 @@ class LateBindingQueue:
         router = self._routers.router(key)
         if router is None or not router.queues_assigned or context.choice is None or context.transfer is not None:
             return True
-        name = context.choice.instance_id
-        return name not in self._waiting.get(key, _NO_QUEUES) and self._has_room(router, name, None, self._now())
+        name, waiting = context.choice.instance_id, self._waiting.get(key)
+        if waiting is not None and name in waiting:
+            return False
+        endpoint = router.endpoint(name)
+        if endpoint is None or endpoint.load.waiting <= 0:  # most have room, whatever the time is
+            return True
+        return self._has_room(router, name, None, self._now())
 
     def enqueue(self, context: RequestContext, on_end: OnRoom) -> bool:
         """Queues the request for its chosen instance; False if that is not ready any more.

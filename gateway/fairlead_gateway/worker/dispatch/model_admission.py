@@ -116,7 +116,7 @@ class ModelAdmission:
         if self._queued:
             self._schedule_release()
 
-    def try_admit(self, context: RequestContext) -> bool:
+    def try_admit(self, context: RequestContext, now: float) -> bool:
         """Returns True if the request may be routed now, False if it must wait in the queue.
 
         Sets `context.admission.request` if the policy decides, and on True `full_instances`.
@@ -134,7 +134,6 @@ class ModelAdmission:
             return True  # routing reports the missing instance
         if self._is_disaggregated and self._is_short(context):
             return True
-        now = self._now()
         request = context.admission.request = self._admission_request(context)
         if has_headroom:
             if policy.admits_at_once(request, now):

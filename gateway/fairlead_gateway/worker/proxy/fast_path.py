@@ -111,7 +111,7 @@ class FastPath:
         self.forwarder.retry_budget.on_request(context.caller, now)
         context.deadline = now + self.response_seconds
         exchange = FastPathExchange(self, context)
-        if self.admission.try_admit(context):
+        if self.admission.try_admit(context, now):
             exchange.dispatch(now)
         else:
             exchange.enqueue()

@@ -85,7 +85,8 @@ class _InstanceHealth:
     def on_answered(self, caller: CallerKey, now: float) -> None:
         """Remembers the last answer of a caller, as long as few others had one since."""
         answered = self.answered
-        answered.pop(caller, None)
+        if len(answered) > 1 and caller in answered:
+            del answered[caller]  # the newest is the last
         answered[caller] = now
         if len(answered) > _MAX_ANSWERED:
             del answered[next(iter(answered))]
