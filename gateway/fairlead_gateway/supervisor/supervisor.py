@@ -27,6 +27,7 @@ from fairlead_gateway.ipc.decision_codec import decode_logged_request, decode_re
 from fairlead_gateway.ipc.decision_messages import EncodedLoggedRequest
 from fairlead_gateway.ipc.quota_messages import QuotaReport
 from fairlead_gateway.ipc.usage_rows import UsageRows
+from fairlead_gateway.supervisor import worker_reports as reports
 from fairlead_gateway.supervisor.audit.audit_service import AuditService
 from fairlead_gateway.supervisor.audit.token_watcher import manage_token_watchers
 from fairlead_gateway.supervisor.background_services import BackgroundServices, create_background_services
@@ -41,15 +42,6 @@ from fairlead_gateway.supervisor.scale_from_zero import ScaleUpNotifier
 from fairlead_gateway.supervisor.tokenizer.client import TokenizerClient
 from fairlead_gateway.supervisor.worker_handle import RoutedMessage, WorkerHandle
 from fairlead_gateway.supervisor.worker_pool import WorkerPool, WorkerPoolHooks
-from fairlead_gateway.supervisor.worker_reports import (
-    MaxLoopLag,
-    merge_adapters,
-    merge_answer_times,
-    merge_counts,
-    merge_ejections,
-    merge_health_states,
-    merge_loads,
-)
 from fairlead_gateway.supervisor.worker_spawn import PreforkedWorkers
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import LoggedRequest
@@ -402,19 +394,20 @@ class Supervisor:
         ready = not self._draining and any(state.ready for _, state in states)
         if self._draining:
             warnings = ["draining", *warnings]
+        progress_times = self.background.scraper.progress_times
         return GatewayStatus(
             ready,
             warnings,
-            merge_loads(state.loads for _, state in states),
-            merge_health_states([state.health_states for _, state in states]),
-            MaxLoopLag([state.loop_lag for _, state in states]),
+            reports.merge_loads(state.loads for _, state in states),
+            reports.merge_health_states([state.health_states for _, state in states]),
+            reports.MaxLoopLag([state.loop_lag for _, state in states]),
             self.kv_index.status(),
             None if self.background.peers is None else self.background.peers.present_peers(),
             self.profiling.learned_profile,
-            merge_counts(state.queued for _, state in states),
-            merge_ejections([state for _, state in states], self._clock.now(), self.background.scraper.progress_times),
-            merge_answer_times([state for _, state in states]),
-            merge_adapters(state.adapters for _, state in states),
+            reports.merge_counts(state.queued for _, state in states),
+            reports.merge_ejections([state for _, state in states], self._clock.now(), progress_times),
+            reports.merge_answer_times([state for _, state in states]),
+            reports.merge_adapters(state.adapters for _, state in states),
         )
 
     async def counters(self, *, windows: bool) -> MetricsRecorder:
