@@ -191,6 +191,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             Code.COMPILED_PROCESSES,
         ),
         Benchmark(
+            "shadow",
+            "fairlead_bench.routes.shadow_cost",
+            "processor time that a shadow adds to the request that is copied",
+            1,
+            Code.COMPILED_PROCESSES,
+        ),
+        Benchmark(
             "fallbacks",
             "fairlead_bench.routing.fallback_search",
             "the search for the next model of a request that one has not answered",

@@ -76,6 +76,7 @@ def benchmarks_page(root: Path) -> str:
         "fleet-simulator": lambda folder: fleet_table(_load(folder / "autoscaler-fleet.json")),
         "goals": _goal_table,
         "limits": _limit_table,
+        "shadow": _shadow_table,
     }
     page = (root / BENCHMARKS_PAGE).read_text(encoding="utf-8")
     return _MARKER.sub(lambda found: f"{found[1]}{tables[found[2]](results)}{found[3]}", page)
@@ -206,6 +207,11 @@ def _limit_table(results: Path) -> str:
     return _table(
         "| over-run / under-use in % | Fairlead | Fairlead, strict | LiteLLM | AIBrix | Envoy AI Gateway |", rows
     )
+
+
+def _shadow_table(results: Path) -> str:
+    found = _load(results / "shadow.json")["rows"]
+    return _table("| part | µs |", [f"| {row['metric']} | {row['value']:.1f} |\n" for row in found])
 
 
 def _kept_scenarios(scenarios: Mapping[str, Any]) -> str:

@@ -1,4 +1,5 @@
 """Cost of routes: processor time that a route adds to a request.
 
-request_cost: the command line and the measurement.
+request_cost: what a route adds, and the measurement.
+shadow_cost: what a copy for a shadow adds to its original.
 """

@@ -14,7 +14,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[3]
 NAME = "routes"
 _PATH: Final = "/v1/chat/completions"
 _MODEL: Final = "bench-model"
-_BATCHES, _BATCH = 30, 100
+_BATCHES, BATCH = 30, 100
 _SESSION: Final = (b"x-session-id", b"0123456789abcdef")
 _SPLIT: Final = (RouteTarget(f"default/{_MODEL}", 9), RouteTarget("default/other", 1))
 _BETA: Final = RouteRule((RouteTarget("default/other"),), tenants=frozenset({"beta"}))
@@ -53,18 +53,22 @@ ROUTES: Final = {
 
 
 class NamedRequests:
-    """Requests that name a model or a route; equal arguments make equal requests."""
+    """Requests that name a model or a route; equal arguments make equal requests.
 
-    def __init__(self, seed: int) -> None:
+    batches: how many of each kind are measured.
+    """
+
+    def __init__(self, seed: int, routes: Iterable[Route], batches: int = _BATCHES) -> None:
+        self._batches = batches
         models = {f"default/{name}": Model("default", name) for name in (_MODEL, "other")}
         instances = {
             key: (Instance(f"{model.name}-0", "default", model.name, "main", "http://127.0.0.1:9000"),)
             for key, model in models.items()
         }
-        routes = {route.key: route for route in ROUTES.values()}
         limits = Limits()
         self._visibility = ModelVisibility()
-        self._visibility.update_fleet(Fleet(1, 1, models, instances, routes=routes))
+        self.fleet: Final = Fleet(1, 1, models, instances, routes={route.key: route for route in routes})
+        self._visibility.update_fleet(self.fleet)
         self._parser = ModelRequestParser(limits, TenantPolicies(b"bench"), cast(Any, None))
         self._caller = Caller(Tenant("acme"), "bench")
         self._texts = make_bodies(SIZES["2k"], count=64, seed=seed, max_tokens=128, stream=False)
@@ -75,21 +79,26 @@ class NamedRequests:
         is_first: the model is the first field of the body; else it follows the messages.
         """
         named, plain = math.inf, math.inf
-        for turn in range(_BATCHES):
+        for turn in range(self._batches):
             plain = min(plain, self._pass_seconds(_MODEL, turn, has_session, is_first))
             named = min(named, self._pass_seconds(name, turn, has_session, is_first))
-        return (named - plain) / _BATCH * 1e6
+        return (named - plain) / BATCH * 1e6
 
-    def _pass_seconds(self, name: str, turn: int, has_session: bool, is_first: bool) -> float:
+    def make(self, name: str, turn: int = 0, *, has_session: bool = False, is_first: bool = True) -> list[HttpRequest]:
+        """Returns the requests of a batch."""
         fields = [(b"host", b"localhost"), (b"content-type", b"application/json"), *([_SESSION] if has_session else ())]
         requests = []
-        for number in range(_BATCH):
-            text = self._texts[number % len(self._texts)].replace(UNIQUE, f"{turn * _BATCH + number:016x}")
+        for number in range(BATCH):
+            text = self._texts[number % len(self._texts)].replace(UNIQUE, f"{turn * BATCH + number:016x}")
             if is_first:
                 text = f'{{"model":"{name}",' + text.replace(f'"model":"{_MODEL}",', "", 1)[1:]
             body = text.replace(f'"{_MODEL}"', f'"{name}"', 1).encode()
             head = RequestHead("POST", _PATH, fields, 11, len(body), True, False)
             requests.append(HttpRequest(head, body, "0" * 16, 0.0, 0.0, self._caller))
+        return requests
+
+    def _pass_seconds(self, name: str, turn: int, has_session: bool, is_first: bool) -> float:
+        requests = self.make(name, turn, has_session=has_session, is_first=is_first)
         parse, models_of = self._parser.parse, self._visibility.of
         with frozen_heap():
             started = time.perf_counter()
@@ -100,7 +109,7 @@ class NamedRequests:
 
 def measure(seed: int) -> dict[str, float]:
     """Returns the microseconds that each kind of name adds, in this process."""
-    requests = NamedRequests(seed)
+    requests = NamedRequests(seed, ROUTES.values())
     found: dict[str, float] = {}
     for kind, route in ROUTES.items():
         for is_first, place in ((True, "model first"), (False, "model last")):
