@@ -1,7 +1,8 @@
-"""Routes on a cluster: one is created, split, overridden and deleted."""
+"""Routes on a cluster: one is created, split, overridden and deleted; another one has a shadow."""
 
 import json
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -90,3 +91,42 @@ def test_a_route_is_created_split_overridden_and_deleted(here: Kubectl, installe
     finally:
         here.run("delete", "modelroute", "assistant", "--ignore-not-found")
         here.run("delete", "modeldeployment", "stable", "canary", "--ignore-not-found")
+
+
+def copies(here: Kubectl, shadow: str, original: str) -> dict[str, int]:
+    """Returns what became of the copies of a model's requests for its shadow, at all gateways."""
+    code, shown = run_fairlead(here, "explain", "shadow", shadow, "-o", "json", codes=(0, 1))
+    found: Counter[str] = Counter()
+    for comparisons in json.loads(shown).values() if code == 0 else ():
+        for one in comparisons.get(shadow, ()):
+            if one["original"] == original:
+                found.update({**one["outcomes"], "compared": one["compared"]})
+    return dict(found)
+
+
+@pytest.mark.lane("models", position=38)
+def test_a_shadow_answers_copies_and_no_client(here: Kubectl, installed: HelmRelease) -> None:
+    name, stable, following = (f"{here.namespace}/{one}" for one in ("shadowed", "stable", "following"))
+    here.apply(paced_engine(), model("stable"), model("following"))
+    client = ClientPod(here, installed).start()
+    for key in (stable, following):
+        client.first_token(key)
+    routes = RouteClient(client)
+    try:
+        here.apply(route("shadowed", targets=[{"model": "stable"}], shadow={"model": "following"}))
+        routes.wait(name, [200, stable, name])
+        before = copies(here, following, stable).get("answered", 0)
+        sessions = [str(number) for number in range(12)]
+        assert routes.answers(name, *sessions) == [[200, stable, name]] * len(sessions)
+        eventually(
+            "each request has a copy that was answered and compared",
+            lambda: (
+                min(copies(here, following, stable).get(what, 0) for what in ("answered", "compared"))
+                >= before + len(sessions)
+            ),
+        )
+        assert "failed" not in copies(here, following, stable)
+        assert copies(here, stable, following) == {}
+    finally:
+        here.run("delete", "modelroute", "shadowed", "--ignore-not-found")
+        here.run("delete", "modeldeployment", "stable", "following", "--ignore-not-found")
