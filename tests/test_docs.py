@@ -27,7 +27,9 @@ PAGES = [ROOT / name for name in LISTED if name and (ROOT / name).exists()] or s
     path for path in ROOT.rglob("*.md") if not {".venv", "out"} & set(path.parts)
 )
 SOURCES = [
-    path for folder in ("fairlead", "gateway", "kvstore", "sim", "cli") for path in (ROOT / folder).rglob("*.py")
+    path
+    for folder in ("fairlead", "gateway", "kvstore", "sim", "cli", "downloader")
+    for path in (ROOT / folder).rglob("*.py")
 ]
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-COMPONENTS = ["operator", "gateway", "autoscaler", "kvstore", "sim", "cli"]
+COMPONENTS = ["operator", "gateway", "autoscaler", "kvstore", "sim", "cli", "downloader"]
 PACKAGES = ["fairlead", *(f"{name}/fairlead_{name}" for name in COMPONENTS)]
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 

@@ -41,6 +41,7 @@ _BY_PACKAGE = {
     "markdown-it-py": "MIT",
     "matplotlib": "PSF-2.0",
     "mdurl": "MIT",
+    "obstore": "MIT",
     "tokenizers": "Apache-2.0",
     "uvloop": "MIT OR Apache-2.0",
     "valkey": "MIT",

@@ -54,7 +54,7 @@ def test_page_lists_every_setting_and_no_other() -> None:
 
 def test_every_variable_in_the_code_is_a_setting() -> None:
     known = {row.variable for row in settings_table()}.union(TOOL_VARIABLES)
-    folders = ("fairlead", "gateway", "kvstore", "sim", "cli", "operator", "autoscaler", "scripts")
+    folders = ("fairlead", "gateway", "kvstore", "sim", "cli", "operator", "autoscaler", "downloader", "scripts")
     named = {
         name
         for folder in folders

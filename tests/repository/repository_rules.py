@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 EXCEPTIONS = Path(__file__).with_name("exceptions.json")
-COMPONENTS = ("operator", "gateway", "autoscaler", "kvstore", "sim", "cli")
+COMPONENTS = ("operator", "gateway", "autoscaler", "kvstore", "sim", "cli", "downloader")
 PACKAGES = ("fairlead", *(f"{name}/fairlead_{name}" for name in COMPONENTS))
 SUPPORT = ("e2e", "bench", "scripts", "testing")
 TOP_LEVEL = ("fairlead", *COMPONENTS, *SUPPORT, "tests", "docs", "charts", "crds", "examples")

@@ -39,7 +39,7 @@ COMPONENTS = {
         "fairlead_gateway.supervisor.tokenizer.process",
     ),
     "kvstore": ("fairlead_kvstore.__main__",),
-    "operator": ("fairlead_operator.__main__",),
+    "operator": ("fairlead_operator.__main__", "fairlead_downloader.__main__"),
     "sim": ("fairlead_sim.__main__",),
 }
 WITHOUT_IMPORT = {

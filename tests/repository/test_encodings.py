@@ -26,6 +26,7 @@ PACKAGES = (
     "fairlead_autoscaler",
     "fairlead_operator",
     "fairlead_cli",
+    "fairlead_downloader",
     "fairlead_sim",
 )
 

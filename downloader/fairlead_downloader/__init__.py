@@ -1,0 +1,9 @@
+"""The adapter downloader: a container in an engine's pod, which fetches LoRA adapters for it.
+
+- `server`: the API for gateways.
+- `adapter_store`: downloads that are shared, and folders that are evicted.
+- `folder_writer`: files of a download: safe names, limits, hashes.
+- `folder_digest`: the digest of a folder, by which an adapter is pinned.
+- `sources`: S3, Google Cloud Storage, hubs like Hugging Face, OCI registries.
+- `errors`: why a download fails.
+"""

@@ -1,0 +1,108 @@
+"""`python -m fairlead_downloader`: serves downloads of LoRA adapters for an engine.
+
+Credentials are read from the environment: see docs/how-to/adapters.md.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+from fairlead.adapters.download import DOWNLOADER_PORT, DOWNLOADS_FOLDER
+from fairlead.distribution import missing_package, missing_package_message
+from fairlead.errors import FairleadError
+from fairlead.runtime.aiohttp_server import serve
+from fairlead.runtime.event_loop import loop_factory
+from fairlead_downloader.adapter_store import AdapterStore, Fetcher
+from fairlead_downloader.server import make_application
+from fairlead_downloader.sources.http_source import open_session
+from fairlead_downloader.sources.hub import Hub
+from fairlead_downloader.sources.oci_registry import OciRegistries
+from fairlead_downloader.sources.registry_login import read_docker_config
+
+PLAIN_REGISTRIES_VARIABLE: Final = "OCI_PLAIN_HTTP_REGISTRIES"
+"""Registries that are reached without TLS, as `HOST:PORT`, with commas between them."""
+_CONFIG_FILES: Final = (".dockerconfigjson", "config.json")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs until SIGTERM or SIGINT, and returns 0; 2 if it cannot start."""
+    options = _parse_arguments(arguments)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(_run(options, os.environ))
+    except ModuleNotFoundError as error:
+        if (package := missing_package(error)) is None:
+            raise
+        print(f"fairlead-downloader: {missing_package_message(package)}", file=sys.stderr)
+        return 2
+    except (FairleadError, OSError) as error:
+        print(f"fairlead-downloader: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+async def _run(options: argparse.Namespace, environment: Mapping[str, str]) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    async with open_session() as session:
+        fetchers = create_fetchers(session, environment, options.credentials)
+        store = AdapterStore(options.folder, options.max_bytes, fetchers, time.time)
+        try:
+            async with serve(make_application(store), options.host, options.port) as address:
+                print(f"ready http://{address}", flush=True)
+                await stopped.wait()
+        finally:
+            await store.close()
+
+
+def create_fetchers(
+    session: aiohttp.ClientSession, environment: Mapping[str, str], credentials: Path | None
+) -> dict[str, Fetcher]:
+    """Returns the sources by scheme. Raises DownloadError for credentials that cannot be read.
+
+    credentials: a folder that may hold a Docker configuration; None without.
+    """
+    from fairlead_downloader.sources.object_store import ObjectStores
+
+    logins: dict[str, str] = {}
+    for path in () if credentials is None else (credentials / name for name in _CONFIG_FILES):
+        if path.is_file():
+            logins |= read_docker_config(path.read_text())
+    plain = frozenset(filter(None, environment.get(PLAIN_REGISTRIES_VARIABLE, "").split(",")))
+    stores = ObjectStores(environment).fetch
+    registries = OciRegistries(session, logins, plain).fetch
+    return {"hf": Hub(session, environment).fetch, "s3": stores, "gs": stores, "oci": registries}
+
+
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="fairlead-downloader", description="Downloads LoRA adapters for an engine in the same pod."
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; loopback by default")
+    parser.add_argument("--port", type=int, default=DOWNLOADER_PORT, help=f"port; {DOWNLOADER_PORT} by default")
+    parser.add_argument("--folder", type=Path, default=Path(DOWNLOADS_FOLDER), help="folder of the downloads")
+    parser.add_argument("--max-bytes", type=int, default=20 * 2**30, help="size of all downloads; 20 GiB by default")
+    parser.add_argument(
+        "--credentials",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="a folder that may hold a Docker configuration, as .dockerconfigjson or config.json",
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Artifacts of OCI registries: files that were pushed one by one, or layers that are archives.
+
+Each blob must have the digest that the manifest gives it, and the manifest that of the address.
+
+Source: https://github.com/opencontainers/distribution-spec, version 1.1.
+"""
+
+import hashlib
+import re
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import aiohttp
+
+from fairlead.adapters.download import AdapterDownload
+from fairlead_downloader.errors import DigestMismatch, InvalidContent
+from fairlead_downloader.folder_writer import FolderWriter, is_hidden
+from fairlead_downloader.sources.http_source import (
+    CHUNK_BYTES,
+    check_status,
+    get_response,
+    parse_object,
+    read_document,
+)
+from fairlead_downloader.sources.layer_files import layer_title, unpack_layer
+from fairlead_downloader.sources.registry_login import RegistryLogin, registry_host
+
+_REFERENCE: Final = re.compile(r"(?P<registry>[^/]+)/(?P<repository>[^:@]+)(:(?P<tag>[^@]+))?(@(?P<digest>.+))?")
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_INDEX_TYPES: Final = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+_ACCEPT: Final = ", ".join(
+    (
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+        *_INDEX_TYPES,
+    )
+)
+
+
+class OciRegistries:
+    """The source of oci:// addresses.
+
+    logins: user and password as base64, by registry.
+    plain_hosts: registries that are reached without TLS.
+    """
+
+    def __init__(
+        self, session: aiohttp.ClientSession, logins: Mapping[str, str], plain_hosts: Collection[str] = ()
+    ) -> None:
+        self._session = session
+        self._logins = logins
+        self._plain_hosts = plain_hosts
+
+    async def fetch(self, download: AdapterDownload, writer: FolderWriter) -> None:
+        """Writes the files of an artifact but hidden ones. Raises DownloadError."""
+        found = _REFERENCE.fullmatch(download.location)
+        assert found is not None  # the pattern of addresses is stricter
+        registry, name = found["registry"], found["repository"]
+        host = registry_host(registry)
+        login = RegistryLogin(self._session, registry, self._logins.get(registry), self._plain_hosts)
+        scheme = "http" if host in self._plain_hosts else "https"
+        repository = _Repository(self._session, f"{scheme}://{host}/v2/{name}", f"{registry}/{name}", login)
+        manifest = await repository.manifest(found["digest"] or found["tag"] or "latest")
+        for layer in _objects(manifest, "layers"):
+            await _write_layer(repository, layer, writer)
+
+
+class _Repository:
+    """One repository of a registry.
+
+    url: of the repository.
+    what: its name, for messages.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, what: str, login: RegistryLogin) -> None:
+        self._session = session
+        self._url = url
+        self._login = login
+        self.what = what
+
+    async def manifest(self, reference: str, *, is_nested: bool = False) -> dict[str, Any]:
+        """Returns the manifest of a tag or digest; that of an index if it has only one."""
+        async with self._get(f"manifests/{reference}") as response:
+            body = await read_document(response, self.what)
+        if reference.startswith("sha256:"):
+            self._check_digest(reference, hashlib.sha256(body).hexdigest())
+        document = parse_object(body, self.what)
+        if "manifests" not in document and document.get("mediaType") not in _INDEX_TYPES:
+            return document
+        listed = _objects(document, "manifests")
+        if is_nested or len(listed) != 1:
+            raise InvalidContent(f"{self.what} is an index of {len(listed)} manifests: name one by its digest")
+        return await self.manifest(blob_digest(listed[0]), is_nested=True)
+
+    async def blob(self, digest: str, size: int | None) -> AsyncIterator[bytes]:
+        """Yields the content of a blob. Raises DigestMismatch after its last byte."""
+        content, received = hashlib.sha256(), 0
+        async with self._get(f"blobs/{digest}") as response:
+            async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+                content.update(chunk)
+                received += len(chunk)
+                if size is not None and received > size:
+                    raise InvalidContent(f"{self.what}: the blob {digest} is longer than its manifest says")
+                yield chunk
+        self._check_digest(digest, content.hexdigest())
+
+    @asynccontextmanager
+    async def _get(self, path: str) -> AsyncIterator[aiohttp.ClientResponse]:
+        url, what = f"{self._url}/{path}", f"{self.what}: {path}"
+        async with get_response(self._session, url, what, {"accept": _ACCEPT, **self._login.headers}) as response:
+            if response.status != 401 or self._login.headers:
+                check_status(response, what)
+                yield response
+                return
+            challenge = response.headers.get("www-authenticate", "")
+        await self._login.answer(challenge)
+        async with get_response(self._session, url, what, {"accept": _ACCEPT, **self._login.headers}) as response:
+            check_status(response, what)
+            yield response
+
+    def _check_digest(self, wanted: str, found: str) -> None:
+        if wanted != f"sha256:{found}":
+            raise DigestMismatch(f"{self.what}: {wanted} has the content of sha256:{found}")
+
+
+async def _write_layer(repository: _Repository, layer: dict[str, Any], writer: FolderWriter) -> None:
+    digest, size, title = blob_digest(layer), layer.get("size"), layer_title(layer)
+    if not isinstance(size, int) or size < 0:
+        raise InvalidContent(f"{repository.what}: a layer has no size")
+    if title is not None:
+        if not is_hidden(title):
+            await writer.write_stream(title, repository.blob(digest, size), size)
+        return
+    async with writer.scratch_file(repository.blob(digest, size)) as path:
+        await unpack_layer(path, writer)
+
+
+def blob_digest(descriptor: dict[str, Any]) -> str:
+    """Returns the digest of a descriptor. Raises InvalidContent."""
+    digest = descriptor.get("digest")
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise InvalidContent("a manifest names content without a SHA-256 digest")
+    return digest
+
+
+def _objects(document: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    found = document.get(name)
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise InvalidContent(f"the manifest has no list of {name}")
+    return found
