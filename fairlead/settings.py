@@ -177,6 +177,10 @@ class OperatorSettings:
     engine_images: str | None = _setting(
         "images for models that name none, as `vllm=IMAGE,sglang=IMAGE,sim=IMAGE`; a kind without one needs `engine.image`"
     )
+    downloader_image: str | None = _setting(
+        "image of the containers that download adapters, which has the program `fairlead_downloader`: that of the operator. Without "
+        "it, models with `adapters.download` are refused"
+    )
     engine_pull_secrets: str | None = _setting(
         "names of pull secrets that every engine's pod gets, with commas between them"
     )

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from fairlead.adapters.download import AdapterDownload
+
 DEFAULT_ADAPTER_SLOTS = 8
 """Adapters that one engine holds at a time, if its model does not say how many."""
 
@@ -14,12 +16,15 @@ class LoraAdapter:
     source: path or name from which an engine loads it, as the engine knows it.
     client_names: what clients call it without its namespace; None: its name.
     replicas: engines that keep it loaded; 0: it is loaded only when a request names it.
+    download: what the downloader of a pod fetches before its engine can load it; None if the engine
+        finds it by itself.
     """
 
     name: str
     source: str
     client_names: tuple[str, ...] | None = None
     replicas: int = 0
+    download: AdapterDownload | None = None
 
     @property
     def bare_names(self) -> tuple[str, ...]:

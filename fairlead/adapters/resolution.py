@@ -7,6 +7,7 @@ alike.
 from dataclasses import dataclass
 from typing import Final
 
+from fairlead.adapters.download import AdapterDownload
 from fairlead.api.conditions import Reason
 from fairlead.api.spec.adapter.spec import ModelAdapterSpec
 from fairlead.api.spec.pools import PoolRole
@@ -25,11 +26,13 @@ class AdapterResolution:
 
     source: as the engines know it; None if they cannot load it.
     message: why, for people.
+    download: what the downloader of the engine's pod fetches first; None without one.
     """
 
     reason: Reason
     message: str
     source: str | None = None
+    download: AdapterDownload | None = None
 
 
 def resolve_adapter(adapter: ModelAdapterSpec, name: str, base: ModelDeploymentSpec | None) -> AdapterResolution:
@@ -50,7 +53,12 @@ def resolve_adapter(adapter: ModelAdapterSpec, name: str, base: ModelDeploymentS
     if name in (base.model.engine_name, model):
         message = f"the engines of {model} call the base {name}: give the adapter another metadata.name"
         return AdapterResolution(Reason.BASE_UNSUITABLE, message)
-    source = _engine_source(adapter, base)
+    download = adapter.download
+    if download is not None:
+        refusal = _download_refusal(model, base)
+        if refusal:
+            return AdapterResolution(Reason.BASE_UNSUITABLE, refusal)
+    source = _engine_source(adapter, base) if download is None else download.engine_path
     if source is None:
         claim = adapter.location.partition("/")[0]
         message = f"the engines of {model} do not mount the claim {claim}: add it to its spec.adapters.claimNames"
@@ -58,7 +66,9 @@ def resolve_adapter(adapter: ModelAdapterSpec, name: str, base: ModelDeploymentS
     message = f"gateways load it into engines of {model} on demand"
     if adapter.replicas is not None:
         message = f"gateways keep it loaded in engines of {model}: {adapter.replicas}, if there are so many with a slot"
-    return AdapterResolution(Reason.LOADABLE, message, source)
+    if download is not None:
+        message = f"{message}; the downloader of each pod fetches it first"
+    return AdapterResolution(Reason.LOADABLE, message, source, download)
 
 
 def _base_refusal(model: str, base: ModelDeploymentSpec) -> str:
@@ -67,6 +77,15 @@ def _base_refusal(model: str, base: ModelDeploymentSpec) -> str:
         return f"{model} has pools of the roles Prefill and Decode, whose engines serve no adapters"
     if not has_lora_api(base.engine.type.label):
         return f"engines of the type {base.engine.type} load no adapters at run time"
+    return ""
+
+
+def _download_refusal(model: str, base: ModelDeploymentSpec) -> str:
+    """Returns why no pod of the base downloads adapters; empty if all do."""
+    if base.adapters is None or base.adapters.download is None:
+        return f"no downloader is in the pods of {model}: set spec.adapters.download there, such as download: {{size: 20Gi}}"
+    if any(pool.parallelism.nodes > 1 for pool in base.pools):
+        return f"{model} has instances of several nodes, which have no downloader: copy the adapter to a claim"
     return ""
 
 

@@ -226,8 +226,8 @@ _READY_ADAPTER = (
     ),
     (
         Reason.BASE_UNSUITABLE,
-        "Engines of the base's type load no adapters at run time, or its pools have the roles Prefill and Decode.",
-        "Give the adapter to a model with vLLM or SGLang whose pools have the role Serve.",
+        "Engines of the base's type or roles load no adapters at run time, or no downloader is in its pods. The message says which.",
+        "Give the adapter to a vLLM or SGLang model with pools of the role Serve, or write `adapters: {download: {}}` in the base.",
     ),
     (
         Reason.BASE_INVALID,

@@ -179,6 +179,9 @@ class UpstreamLimits:
     keep_alive_seconds: float = limit(15.0, "a stream silent for this long gets a comment, so that no proxy closes it")
     adapter_list_seconds: float = limit(2.0, "an engine's list of its LoRA adapters; then another engine is tried")
     adapter_load_seconds: float = limit(60.0, "a load of a LoRA adapter; then another engine is tried")
+    adapter_download_seconds: float = limit(
+        600.0, "a download of a LoRA adapter in an engine's pod; it goes on, and another engine is tried"
+    )
     adapter_wait_seconds: float = limit(
         10.0, "the wait for a slot, while all adapters of an engine have requests; then another engine is tried"
     )

@@ -77,6 +77,7 @@ def parse_options(settings: OperatorSettings) -> OperatorOptions:
             _parse_peers("FAIRLEAD_GATEWAY_PODS", settings.gateway_pods or ""),
             parse_endpoint_namespaces(settings.endpoint_namespaces or ""),
             _parse_installation(settings.installation or ""),
+            settings.downloader_image,
         ),
         client_names=parse_client_names(settings.client_names or ""),
         hung_engines=_parse_hung_engines(settings),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from generators.chart_files import CHART, table
 
+from fairlead.adapters.download import DOWNLOADER_PORT
 from fairlead.engines.containers import base
 
 _RULE = re.compile(
@@ -26,6 +27,12 @@ _ENGINE_PORTS = (
     (base.SIDE_CHANNEL_PORT, " + rank", "NIXL's side channel", "pods of the same model"),
     (base.KV_REPLAY_PORT, " + rank", "replay of KV events (ZMQ)", "gateways, indexers"),
     (base.KV_PEERS_PORT, "", "KV of peers (`kvCache.offload.peers`), no authentication", "pods of the same model"),
+    (
+        DOWNLOADER_PORT,
+        "",
+        "downloads of LoRA adapters (`adapters.download`), no authentication",
+        "gateways, pods of the same model",
+    ),
     (
         base.BOOTSTRAP_PORT,
         "",

@@ -1,6 +1,8 @@
 """LoRA adapters on a cluster: they are applied with their base, requested, changed and deleted."""
 
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,12 +10,22 @@ from e2e.kube.cluster_access.command_line import run_fairlead
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
 from e2e.kube.workloads.client_pods import ClientPod, GatewayRequest
 from e2e.kube.workloads.helm_release import HelmRelease
-from e2e.kube.workloads.manifests import API, model, paced_engine
+from e2e.kube.workloads.manifests import API, PORT, deployment, model, paced_engine, pod_spec, service
+from fairlead_testing.http import s3_server
 
 _LOADED = """
 import json, urllib.request
 models = json.loads(urllib.request.urlopen("http://127.0.0.1:8000/v1/models", timeout=30).read())["data"]
 print(json.dumps({model["id"]: model["root"] for model in models if model.get("parent")}))
+"""
+
+
+STORE = "lora-store"
+FILES = {"adapter_config.json": '{"r": 8}', "adapter_model.safetensors": "weights of version {}"}
+_READ = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+print(json.dumps({path.name: path.read_text() for path in folder.iterdir() if not path.name.startswith(".")}))
 """
 
 
@@ -108,4 +120,80 @@ def test_adapters_are_applied_requested_changed_and_deleted(here: Kubectl, insta
         assert pods == {one["metadata"]["uid"] for one in here.get("pods")["items"]}
     finally:
         here.run("delete", "modeladapter", "sql", "law", "--ignore-not-found")
+        here.run("delete", "modeldeployment", "tiny", "--ignore-not-found")
+
+
+def files_of(version: int) -> dict[str, str]:
+    """Returns the files of a version of the adapter."""
+    return {name: text.replace("{}", str(version)) for name, text in FILES.items()}
+
+
+def digest_of(files: dict[str, str]) -> str:
+    """Returns the digest of a folder, by what `sha256sum` would print."""
+    lines = (f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n" for name, text in sorted(files.items()))
+    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+
+def object_store() -> list[Manifest]:
+    """Returns an S3 server with two versions of an adapter, and the credentials for it."""
+    objects = {f"loras/sql-{n}/{name}": text for n in (1, 2) for name, text in files_of(n).items()}
+    code = Path(s3_server.__file__).read_text()
+    spec = pod_spec("sim", "0.0.0.0", str(PORT), json.dumps(objects), command=("python3", "-c", code))
+    secret = {
+        "AWS_ENDPOINT_URL": f"http://{STORE}:{PORT}",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": s3_server.ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": s3_server.SECRET_KEY,
+    }
+    credentials = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": STORE}, "stringData": secret}
+    return [deployment(STORE, spec), service(STORE), credentials]
+
+
+@pytest.mark.lane("models", position=38)
+def test_adapter_of_an_object_store_is_downloaded_checked_and_swapped(here: Kubectl, installed: HelmRelease) -> None:
+    name = f"{here.namespace}/sql"
+    download = {"size": "64Mi", "credentials": {"secretRef": {"name": STORE}}}
+    here.apply(*object_store(), paced_engine(), model("tiny", adapters={"slots": 2}))
+    client = ClientPod(here, installed).start()
+    client.first_token(f"{here.namespace}/tiny")
+    adapters = AdapterClient(client)
+
+    def sql(version: int, content: int) -> Manifest:
+        source = f"s3://loras/sql-{version}"
+        return adapter("sql", base="tiny", source=source, digest=digest_of(files_of(content)))
+
+    def engine_files() -> dict[str, str]:
+        path = here.get("modeladapter", "sql")["status"]["engineSource"]
+        pod = here.get("pods", "-l", "fairlead.io/model=tiny")["items"][0]["metadata"]["name"]
+        words = ("exec", pod, "-c", "engine", "--", "python3", "-c", _READ, path)
+        found: dict[str, str] = json.loads(here.run(*words))
+        return found
+
+    try:
+        here.apply(sql(1, 1))
+        eventually("there is no downloader", lambda: ready(here, "sql") == ("False", "BaseUnsuitable"))
+        here.apply(model("tiny", adapters={"slots": 2, "download": download}))
+        here.wait("condition=Ready", "modeladapter/sql", "modeldeployment/tiny")
+        eventually("one engine is left", lambda: len(here.get("pods", "-l", "fairlead.io/model=tiny")["items"]) == 1)
+        explained = f"downloaded-{here.namespace}"
+        eventually("it is served", lambda: adapters.chat(name, x_request_id=explained) == [(200, name)])
+        said = run_fairlead(here, "explain", "request", explained)[1]
+        assert "adapter sql cold, downloaded in " in said, said
+        assert engine_files() == files_of(1)
+
+        path = here.get("modeladapter", "sql")["status"]["engineSource"]
+        here.apply(sql(2, 2))
+        eventually("it is swapped", lambda: adapters.chat(name) == [(200, name)] and engine_files() == files_of(2))
+        assert loaded(here, "tiny")["sql"] == here.get("modeladapter", "sql")["status"]["engineSource"] != path
+
+        here.apply(sql(2, 1))
+        adapters.wait(name, (503, "adapter_not_loaded"))
+        pod = here.get("pods", "-l", "fairlead.io/model=tiny")["items"][0]["metadata"]["name"]
+        log = here.run("logs", pod, "-c", "adapter-downloader")
+        assert f"its digest is {digest_of(files_of(2))}, not {digest_of(files_of(1))}" in log
+        assert s3_server.SECRET_KEY not in log
+        assert client.first_token(f"{here.namespace}/tiny")
+    finally:
+        here.run("delete", "modeladapter", "sql", "--ignore-not-found")
         here.run("delete", "modeldeployment", "tiny", "--ignore-not-found")

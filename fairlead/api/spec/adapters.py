@@ -1,11 +1,42 @@
-"""`spec.adapters`: slots for LoRA adapters, and the claims that hold their weights."""
+"""`spec.adapters`: slots for LoRA adapters, and where their weights come from."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fairlead.api.spec.model_source import SecretReference
 from fairlead.api.strict_model import StrictModel
-from fairlead.api.value_types import Subdomain, check_unique
+from fairlead.api.value_types import Size, Subdomain, check_unique
+
+
+class DownloadCredentials(StrictModel):
+    """Credentials for downloads of adapters."""
+
+    secret_ref: Annotated[
+        SecretReference,
+        Field(
+            description="a Secret in the same namespace; its entries become environment variables of the downloader, such as "
+            "AWS_ACCESS_KEY_ID and HF_TOKEN. An entry .dockerconfigjson has the credentials of registries",
+            examples=["{name: lora-store}"],
+        ),
+    ]
+
+
+class DownloadSettings(StrictModel):
+    """A container in each engine's pod that downloads adapters."""
+
+    size: Annotated[
+        Size,
+        Field(
+            description="size of the volume for downloaded adapters in each pod; those that were not used for longest are "
+            "deleted when it is full",
+            examples=["100Gi"],
+        ),
+    ] = "20Gi"
+    credentials: DownloadCredentials | None = Field(
+        default=None,
+        description="credentials of the stores; left out = the identity of the pod's service account, or none",
+    )
 
 
 class Adapters(StrictModel):
@@ -32,6 +63,11 @@ class Adapters(StrictModel):
         "(ReadOnlyMany or ReadWriteMany). A ModelAdapter names one in its source",
         examples=["[adapters]"],
         json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    download: DownloadSettings | None = Field(
+        default=None,
+        description="a container in each pod that downloads adapters with s3://, gs:// and oci:// sources, and hf:// ones with a "
+        "revision or digest; left out = none",
     )
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
+from fairlead.adapters.download import AdapterDownload
 from fairlead.adapters.model import LoraAdapter
 from fairlead.adapters.resolution import resolve_adapter
 from fairlead.api.spec.adapter.spec import ModelAdapterSpec
@@ -41,7 +42,7 @@ def granted_adapters(
         for key, model in previous.items()
         for adapter in model.adapters
     }
-    found: dict[str, list[LoraAdapter]] = {}
+    of_bases: dict[str, list[LoraAdapter]] = {}
     for one in adapters:
         name = one.claim.name
         place = before.get(one.key)
@@ -49,12 +50,20 @@ def granted_adapters(
             key = f"{one.key.partition('/')[0]}/{one.value.base}"
             base = bases.get(key)
             if base is None or base.spec is not None:
-                source = resolve_adapter(one.value, name, None if base is None else base.spec).source
-                place = None if source is None else (key, LoraAdapter(name, source, replicas=one.value.replicas or 0))
+                found = resolve_adapter(one.value, name, None if base is None else base.spec)
+                place = (
+                    None
+                    if found.source is None
+                    else (key, _lora_adapter(one.value, name, found.source, found.download))
+                )
         if place is not None:
             names = granted[one.claim.key].all_names(name)
-            found.setdefault(place[0], []).append(replace(place[1], client_names=names))
-    return {key: tuple(sorted(group, key=lambda adapter: adapter.name)) for key, group in found.items()}
+            of_bases.setdefault(place[0], []).append(replace(place[1], client_names=names))
+    return {key: tuple(sorted(group, key=lambda adapter: adapter.name)) for key, group in of_bases.items()}
+
+
+def _lora_adapter(spec: ModelAdapterSpec, name: str, source: str, download: AdapterDownload | None) -> LoraAdapter:
+    return LoraAdapter(name, source, replicas=spec.replicas or 0, download=download)
 
 
 def _read(item: Manifest) -> ModelAdapterSpec:

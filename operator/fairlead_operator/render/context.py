@@ -33,6 +33,7 @@ class InstallationDefaults:
     peers: None writes no NetworkPolicy, for clusters with their own policies.
     endpoint_namespaces: namespaces whose models may name endpoints; None for all.
     id: the label value by which children of this installation are known; empty for none.
+    downloader_image: of the containers that download adapters; None refuses models with them.
     """
 
     images: Mapping[EngineType, str]
@@ -40,6 +41,7 @@ class InstallationDefaults:
     peers: tuple[AllowedPeer, ...] | None = None
     endpoint_namespaces: Container[str] | None = None
     id: str = ""
+    downloader_image: str | None = None
 
     def may_name_endpoints(self, namespace: str) -> bool:
         """Returns True if models of the namespace may name endpoints of external engines."""

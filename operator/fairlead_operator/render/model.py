@@ -104,7 +104,10 @@ def _pool_context(
     if pin is None or pin.revision != revision or pin.version not in supported_versions():
         has_own_image = model.spec.engine.image is not None
         image = None if has_own_image else context.installation.images.get(model.spec.engine.type)
-        pin = RenderPin(revision, CURRENT_VERSION, image, context.installation.pull_secrets, context.ipv6)
+        installation, adapters = context.installation, model.spec.adapters
+        has_downloader = adapters is not None and adapters.download is not None
+        downloader = installation.downloader_image if has_downloader else None
+        pin = RenderPin(revision, CURRENT_VERSION, image, installation.pull_secrets, context.ipv6, downloader)
     longest = MAX_GROUP_NAME_LENGTH if pool.parallelism.nodes > 1 else MAX_NAME_LENGTH
     name = existing.name if existing is not None else None
     return PoolContext(

@@ -38,6 +38,7 @@ class RenderPin:
 
     image: the installation's image; None if the spec names one.
     ipv6: engines listen on IPv6.
+    downloader_image: of the container that downloads adapters; None if the model has none.
     """
 
     revision: str
@@ -45,6 +46,7 @@ class RenderPin:
     image: str | None = None
     pull_secrets: tuple[str, ...] = ()
     ipv6: bool = False
+    downloader_image: str | None = None
 
     def annotations(self) -> dict[str, str]:
         """Returns the annotations of a workload that store its pin and its pool revision."""
@@ -55,6 +57,8 @@ class RenderPin:
             values["pullSecrets"] = list(self.pull_secrets)
         if self.ipv6:
             values["ipv6"] = True
+        if self.downloader_image is not None:
+            values["downloaderImage"] = self.downloader_image
         return {
             POD_REVISION_LABEL: self.revision,
             RENDER_PIN_ANNOTATION: json.dumps(values, separators=(",", ":"), sort_keys=True),
@@ -67,13 +71,13 @@ def parse_pin(annotations: Mapping[str, str]) -> RenderPin | None:
     """
     try:
         values = json.loads(annotations[RENDER_PIN_ANNOTATION])
-        image, secrets = values.get("image"), values.get("pullSecrets", [])
+        image, secrets, downloader = values.get("image"), values.get("pullSecrets", []), values.get("downloaderImage")
         is_valid = type(values["version"]) is int and isinstance(image, str | None) and isinstance(secrets, list)
+        is_valid = is_valid and isinstance(downloader, str | None)
         if not is_valid or not all(isinstance(secret, str) for secret in secrets):
             return None
-        return RenderPin(
-            annotations[POD_REVISION_LABEL], values["version"], image, tuple(secrets), values.get("ipv6") is True
-        )
+        revision, has_ipv6 = annotations[POD_REVISION_LABEL], values.get("ipv6") is True
+        return RenderPin(revision, values["version"], image, tuple(secrets), has_ipv6, downloader)
     except (KeyError, ValueError, TypeError, AttributeError):
         return None
 
@@ -107,7 +111,8 @@ def pool_revision(model: ModelDeployment, pool: Pool, accelerator: AcceleratorCl
 def _adapters(adapters: Adapters) -> dict[str, Any]:
     """Returns the slots of adapters, with defaults for the fields of the first release only."""
     fields: dict[str, Any] = adapters.model_dump(mode="json", by_alias=True)
-    return fields if adapters.claim_names else {name: fields[name] for name in fields if name != "claimNames"}
+    later = {"claimNames": adapters.claim_names, "download": adapters.download}
+    return {name: value for name, value in fields.items() if name not in later or later[name]}
 
 
 def _without_defaults(part: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def default_context(**changed: Any) -> RenderContext:
             },
             pull_secrets=("installation-pull",),
             peers=(AllowedPeer("fairlead-system", {"app.kubernetes.io/name": "fairlead-gateway"}),),
+            downloader_image="fairlead.io/operator:1",
         ),
         "leader_worker_sets": True,
     }

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from fairlead.adapters.download import DOWNLOADS_FOLDER, AdapterDownload
 from fairlead.adapters.resolution import MODEL_FOLDER, resolve_adapter
 from fairlead.api.conditions import Reason
 from fairlead.api.spec.adapter.spec import ModelAdapterSpec
@@ -67,3 +68,49 @@ def test_a_base_that_is_missing_is_named() -> None:
 
 def test_the_claim_of_the_model_is_where_engines_have_it() -> None:
     assert MODEL_FOLDER == weights.MODEL_FOLDER
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+DIGEST = f"sha256:{'0' * 64}"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"source": "s3://loras/acme/sql"},
+        {"source": "gs://loras/acme/sql", "digest": DIGEST},
+        {"source": f"oci://registry.example:5000/acme/sql:2@{DIGEST}"},
+        {"source": "hf://acme/sql", "revision": COMMIT},
+        {"source": "hf://acme/sql", "digest": DIGEST},
+    ],
+)
+def test_downloads_have_a_folder_of_their_own_and_need_a_downloader(fields: dict[str, str]) -> None:
+    spec = ModelAdapterSpec.model_validate({"base": "tiny", **fields})
+    found = resolve_adapter(spec, "sql", base(adapters={"download": {}}))
+    download = AdapterDownload(fields["source"], fields.get("revision", ""), fields.get("digest", ""))
+    assert (found.reason, found.source, found.download) == (Reason.LOADABLE, download.engine_path, download)
+    assert (
+        found.message == "gateways load it into engines of tiny on demand; the downloader of each pod fetches it first"
+    )
+    without = resolve_adapter(spec, "sql", base())
+    assert (without.reason, without.source, without.download) == (Reason.BASE_UNSUITABLE, None, None)
+    assert "set spec.adapters.download there" in without.message
+    pool = {"acceleratorClassName": "nvidia-l4", "parallelism": {"tensor": 2, "nodes": 2}}
+    several = resolve_adapter(spec, "sql", base(adapters={"download": {}}, pools=[pool]))
+    assert "several nodes" in several.message
+
+
+def test_folder_changes_with_each_pin() -> None:
+    orders = [
+        AdapterDownload("hf://acme/sql"),
+        AdapterDownload("hf://acme/sql", revision=COMMIT),
+        AdapterDownload("hf://acme/sql", digest=DIGEST),
+        AdapterDownload("hf://acme/law", revision=COMMIT),
+    ]
+    assert len({order.engine_path for order in orders}) == 4
+    assert orders[0].engine_path.startswith(f"{DOWNLOADS_FOLDER}/")
+
+
+def test_hub_adapter_without_a_pin_is_left_to_the_engine() -> None:
+    found = resolve_adapter(adapter(), "sql", base(adapters={"download": {}}))
+    assert (found.source, found.download) == ("acme/sql", None)

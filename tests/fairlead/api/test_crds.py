@@ -27,7 +27,7 @@ KEYWORDS = {
 }  # fmt: skip
 OFF_WHEN_LEFT_OUT = {
     "cache", "configMapKeyRef", "secretKeyRef", "valueFrom", "template", "selector", "offload", "peers",
-    "adapters", "sleep", "budget", "canary", "shadow",
+    "adapters", "download", "sleep", "budget", "canary", "shadow",
 }  # fmt: skip
 """Objects that mean something by being there; their defaults are for when they are."""
 TYPES: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fairlead.adapters.download import AdapterDownload
 from fairlead_testing.kube.name_status_cluster import NameStatusCluster
 
 POOLS = [{"acceleratorClassName": "nvidia-l4"}]
@@ -79,10 +80,22 @@ def test_specs_that_cannot_be_read_are_told() -> None:
     cluster.model(adapters={"slots": "many"})
     cluster.adapter("sql")
     assert cluster.conditions("sql")["Ready"][:2] == ("Unknown", "BaseInvalid")
-    cluster.adapter("sql", source="s3://bucket/sql")
+    cluster.adapter("sql", source="s3://bucket")
     ready = cluster.conditions("sql")["Ready"]
     assert ready[:2] == ("False", "InvalidAdapter")
-    assert "engines load no adapter from s3://" in ready[2]
+    assert "write it like s3://BUCKET/PATH" in ready[2]
+
+
+def test_adapter_of_a_store_needs_a_downloader() -> None:
+    cluster = Cluster()
+    cluster.model(adapters={"slots": 2})
+    cluster.adapter("sql", source="s3://bucket/sql")
+    ready = cluster.conditions("sql")["Ready"]
+    assert ready[:2] == ("False", "BaseUnsuitable")
+    assert "set spec.adapters.download there" in ready[2]
+    cluster.model(adapters={"slots": 2, "download": {}})
+    assert cluster.conditions("sql")["Ready"][:2] == ("True", "Loadable")
+    assert cluster.status("sql")["engineSource"] == AdapterDownload("s3://bucket/sql").engine_path
 
 
 def test_unchanged_and_deleted_adapters_are_not_written() -> None:

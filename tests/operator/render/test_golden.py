@@ -34,11 +34,17 @@ def test_rendering_of_older_releases_is_unchanged(case: str, version: int) -> No
     facts = default_context()
     first = render_model(model, classes, facts)
     image = facts.installation.images.get(model.spec.engine.type) if model.spec.engine.image is None else None
+    has_downloader = model.spec.adapters is not None and model.spec.adapters.download is not None
+    downloader = facts.installation.downloader_image if has_downloader else None
     pins = {
         one["metadata"]["labels"]["fairlead.io/pool"]: ExistingWorkload(
             one["metadata"]["name"],
             RenderPin(
-                one["metadata"]["annotations"]["fairlead.io/revision"], version, image, facts.installation.pull_secrets
+                one["metadata"]["annotations"]["fairlead.io/revision"],
+                version,
+                image,
+                facts.installation.pull_secrets,
+                downloader_image=downloader,
             ),
         )
         for one in first.manifests

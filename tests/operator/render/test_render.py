@@ -186,6 +186,7 @@ def test_unsupported_version_is_replaced_by_the_current() -> None:
         {"fairlead.io/revision": "a", "fairlead.io/render": '{"version": "1"}'},
         {"fairlead.io/revision": "a", "fairlead.io/render": '{"version": 1, "image": 3}'},
         {"fairlead.io/revision": "a", "fairlead.io/render": '{"version": 1, "pullSecrets": [3]}'},
+        {"fairlead.io/revision": "a", "fairlead.io/render": '{"version": 1, "downloaderImage": 3}'},
         {"fairlead.io/render": '{"version": 1}'},
     ],
 )
@@ -194,7 +195,13 @@ def test_edited_pin_counts_as_missing(annotations: dict[str, str]) -> None:
 
 
 def test_pin_parses_back() -> None:
-    for pin in (RenderPin("a1", 1), RenderPin("a1", 2, "image:1", ("x", "y")), RenderPin("a1", 1, ipv6=True)):
+    pins = (
+        RenderPin("a1", 1),
+        RenderPin("a1", 2, "image:1", ("x", "y")),
+        RenderPin("a1", 1, ipv6=True),
+        RenderPin("a1", 2, "image:1", downloader_image="operator:1"),
+    )
+    for pin in pins:
         assert parse_pin(pin.annotations()) == pin
 
 
@@ -274,6 +281,32 @@ def test_multi_node_needs_leader_worker_sets() -> None:
 def test_missing_installation_image_is_a_problem() -> None:
     found = only_problem(model_of(), default_context(installation=InstallationDefaults(images={})))
     assert (found.reason, found.field) == (Reason.INVALID_SPEC, "spec.engine.image")
+
+
+def test_downloader_without_an_image_is_a_problem() -> None:
+    installation = replace(default_context().installation, downloader_image=None)
+    found = only_problem(model_of(adapters={"download": {}}), default_context(installation=installation))
+    assert (found.reason, found.field) == (Reason.INVALID_SPEC, "spec.adapters.download")
+
+
+def test_new_downloader_image_restarts_no_engine_until_the_spec_changes() -> None:
+    model = model_of(adapters={"download": {}})
+    before = workload(model)
+    children = {"main": existing_workload(before)}
+    newer = replace(default_context().installation, downloader_image="operator:2")
+    after = workload(model, default_context(installation=newer, workloads=children))
+    assert pod_of(after) == pod_of(before)
+    changed = model_of(adapters={"download": {"size": "1Gi"}})
+    (sidecar,) = pod_of(workload(changed, default_context(installation=newer, workloads=children)))["initContainers"]
+    assert sidecar["image"] == "operator:2"
+    assert f"--max-bytes={int(2**30 * 0.95)}" in sidecar["args"]
+
+
+def test_instances_of_several_nodes_have_no_downloader() -> None:
+    pools = [{"acceleratorClassName": "nvidia-l4", "parallelism": {"tensor": 2, "nodes": 2}}]
+    rendered = render_model(model_of(pools=pools, adapters={"download": {}}), {}, default_context())
+    assert rendered.problems == ()
+    assert "adapter-downloader" not in str(rendered.manifests)
 
 
 def test_unmergeable_template_is_named_with_its_pool() -> None:

@@ -5,34 +5,51 @@ from typing import Annotated, ClassVar, Final, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fairlead.api.strict_model import StrictModel, field_error
+from fairlead.adapters.download import DIGEST_PATTERN, DOWNLOAD_PATTERNS, REVISION_PATTERN, AdapterDownload
+from fairlead.api.strict_model import Rule, StrictModel, field_error
 from fairlead.api.value_types import ServedName, ShortName, check_unique
 
 _FOLDERS: Final = r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+"
 _SOURCE_PATTERN: Final = (
-    r"^(hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
+    f"^({'|'.join(DOWNLOAD_PATTERNS.values())}"
     rf"|pvc:[a-z0-9]([-a-z0-9.]*[a-z0-9])?{_FOLDERS}|file://{_FOLDERS})$"
 )
 _SOURCE: Final = re.compile(_SOURCE_PATTERN.strip("^$"))
-_STORES: Final = ("s3", "gs", "oci")
+_EXAMPLES: Final = {
+    "s3": "s3://BUCKET/PATH",
+    "gs": "gs://BUCKET/PATH",
+    "oci": "oci://REGISTRY/REPOSITORY@sha256:DIGEST",
+}
 
 
 def _check_source(text: str) -> str:
-    scheme = text.partition(":")[0]
-    if scheme in _STORES:
-        message = f"engines load no adapter from {scheme}://"
-        fix = "copy it to a claim in spec.adapters.claimNames of its base, and write pvc:CLAIM/PATH"
-        raise field_error(message, fix)
     if not _SOURCE.fullmatch(text):
         message = f'"{text:.70}" is not the source of an adapter'
-        raise field_error(message, "write it like hf://ORGANIZATION/NAME, pvc:CLAIM/PATH or file:///PATH")
+        wanted = _EXAMPLES.get(text.partition(":")[0], "hf://ORGANIZATION/NAME, pvc:CLAIM/PATH or s3://BUCKET/PATH")
+        raise field_error(message, f"write it like {wanted}")
     return text
 
 
 class ModelAdapterSpec(StrictModel):
     """A LoRA adapter of a model."""
 
-    planned: ClassVar[frozenset[str]] = frozenset({"revision", "credentials"})
+    planned: ClassVar[frozenset[str]] = frozenset({"credentials"})
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.revision) || self.source.startsWith('hf://')",
+            message="revision is for hf:// adapters",
+            fix="put the version into the source, or pin the content by digest",
+            at=("revision",),
+            violation=lambda spec: spec.revision is not None and spec.scheme != "hf",
+        ),
+        Rule(
+            cel="!has(self.digest) || !(self.source.startsWith('pvc:') || self.source.startsWith('file://'))",
+            message="only adapters that are downloaded have a digest",
+            fix="remove digest, or write a source that begins with hf://, s3://, gs:// or oci://",
+            at=("digest",),
+            violation=lambda spec: spec.digest is not None and spec.scheme in ("pvc", "file"),
+        ),
+    )
 
     base: Annotated[
         ShortName,
@@ -44,12 +61,32 @@ class ModelAdapterSpec(StrictModel):
         Field(
             min_length=1,
             max_length=1024,
-            description="location of its weights: hf://ORGANIZATION/NAME (downloaded by the engine), pvc:CLAIM/PATH (a "
-            "claim that the base mounts), file:///PATH (in the image of the engine)",
+            description="location of its weights: hf://ORGANIZATION/NAME, s3://BUCKET/PATH, gs://BUCKET/PATH, "
+            "oci://REGISTRY/REPOSITORY[:TAG][@sha256:DIGEST], pvc:CLAIM/PATH (a claim that the base mounts), file:///PATH (in "
+            "the image of the engine). The base needs adapters.download for s3://, gs://, oci://, revision and digest",
             examples=['"pvc:adapters/sql-2"'],
             json_schema_extra={"pattern": _SOURCE_PATTERN},
         ),
     ]
+    revision: Annotated[
+        str | None,
+        Field(
+            description="commit of an hf:// repository; left out = its branch main, as the engine finds it",
+            examples=["0123456789abcdef0123456789abcdef01234567"],
+            max_length=40,
+            pattern=REVISION_PATTERN,
+        ),
+    ] = None
+    digest: Annotated[
+        str | None,
+        Field(
+            description="SHA-256 of the list of files that a download must have; left out = any. The guide to adapters shows how "
+            "to compute it",
+            examples=['"sha256:01234…"'],
+            max_length=71,
+            pattern=DIGEST_PATTERN,
+        ),
+    ] = None
     served_names: list[ServedName] = Field(
         default_factory=list,
         max_length=16,
@@ -77,10 +114,17 @@ class ModelAdapterSpec(StrictModel):
 
     @property
     def scheme(self) -> str:
-        """`hf`, `pvc` or `file`."""
+        """`hf`, `s3`, `gs`, `oci`, `pvc` or `file`."""
         return self.source.partition(":")[0]
 
     @property
     def location(self) -> str:
         """The part after the scheme: `acme/sql-lora`, `claim/path`, `/path`."""
         return self.source.partition(":")[2].removeprefix("//")
+
+    @property
+    def download(self) -> AdapterDownload | None:
+        """The download for a downloader; None if the engine finds the weights by itself."""
+        if self.scheme in ("s3", "gs", "oci") or self.revision is not None or self.digest is not None:
+            return AdapterDownload(self.source, self.revision or "", self.digest or "")
+        return None

@@ -29,6 +29,7 @@ from fairlead_gateway.adapters.placement import (
 )
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.worker.adapters.adapter_use import AdapterUse
+from fairlead_gateway.worker.adapters.downloader_client import DownloaderClient
 from fairlead_gateway.worker.adapters.engine_commands import EngineCommands
 from fairlead_gateway.worker.adapters.instance_adapters import AdapterLease, InstanceAdapters, ResidentAdapter
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
@@ -110,6 +111,7 @@ class AdapterLoader:
         self._commands = EngineCommands(
             pool, hop_id, list_seconds=limits.adapter_list_seconds, load_seconds=limits.adapter_load_seconds
         )
+        self.downloaders = DownloaderClient(pool, hop_id, limits.adapter_download_seconds)
         self._models: dict[str, _ModelAdapters] = {}
         self._instances: dict[str, InstanceAdapters] = {}
 
@@ -217,11 +219,11 @@ class AdapterLoader:
             if lease is not None:
                 return lease
             if found.refused_until.get(adapter.name, 0.0) > self._now():
-                raise AttemptFailure(ADAPTER_LOAD, was_sent=False)
+                raise AttemptFailure(found.refusal_causes.get(adapter.name, ADAPTER_LOAD), was_sent=False)
             load = self._start_load(key, adapter, instance, found)
             found.add_waiting(adapter.name, 1)
             try:
-                await self._wait_for_load(load, found)
+                use.download_seconds = max(use.download_seconds, await self._wait_for_load(load, found))
                 use.load_seconds = self._now() - started_at
                 lease = found.acquire(adapter.name) if found.is_warm(adapter) else None
             finally:
@@ -253,7 +255,7 @@ class AdapterLoader:
 
     def _start_load(
         self, key: str, adapter: LoraAdapter, instance: Instance, found: InstanceAdapters
-    ) -> "asyncio.Task[None]":
+    ) -> "asyncio.Task[float]":
         """Returns the running load of an adapter at an instance; starts it if there is none."""
         load = found.loads.get(adapter.name)
         if load is None:
@@ -261,10 +263,13 @@ class AdapterLoader:
             load.add_done_callback(partial(self._end_load, key, found, adapter.name))
         return load
 
-    async def _wait_for_load(self, load: "asyncio.Task[None]", found: InstanceAdapters) -> None:
-        """Waits for a load, which goes on if the wait is cancelled. Raises AttemptFailure."""
+    async def _wait_for_load(self, load: "asyncio.Task[float]", found: InstanceAdapters) -> float:
+        """Waits for a load, which goes on if the wait is cancelled. Raises AttemptFailure.
+
+        Returns the seconds of its download.
+        """
         try:
-            await asyncio.shield(load)
+            return await asyncio.shield(load)
         except EngineCallFailed as failure:
             if not failure.is_final:
                 found.forget()
@@ -275,8 +280,18 @@ class AdapterLoader:
                 raise AttemptFailure(ADAPTER_LOAD, was_sent=False) from None
             raise
 
-    async def _load(self, key: str, adapter: LoraAdapter, instance: Instance, found: InstanceAdapters) -> None:
-        """Loads an adapter, in a task of its own. Raises EngineCallFailed and AttemptFailure."""
+    async def _load(self, key: str, adapter: LoraAdapter, instance: Instance, found: InstanceAdapters) -> float:
+        """Loads an adapter, in a task of its own; lets it be downloaded before that, if necessary.
+
+        Returns the seconds of the download. Raises EngineCallFailed and AttemptFailure.
+
+        Why the lock is taken later: other loads of the engine need not wait for a download.
+        """
+        try:
+            download_seconds = await self.downloaders.fetch(instance, adapter)
+        except AttemptFailure as failure:
+            self._refuse(adapter, found, failure.cause)
+            raise
         async with found.lock:
             model = self._models.get(key)
             deadline = self._now() + self._max_wait_seconds
@@ -285,7 +300,7 @@ class AdapterLoader:
                 if not found.is_listed:
                     found.set_listed(await self._commands.list_loaded(instance))
                 if found.is_warm(adapter):
-                    return
+                    return download_seconds
                 await self._free_slot(key, model, adapter, instance, found)
                 started_at = self._now()
                 try:
@@ -304,11 +319,16 @@ class AdapterLoader:
                 seconds = self._now() - started_at
                 model.demand.on_loaded(adapter.name, seconds)
                 self._telemetry.record_adapter_load(key, adapter.name, seconds)
-                return
-            found.refused_until[adapter.name] = self._now() + self._pause_seconds
+                return download_seconds
+            self._refuse(adapter, found, ADAPTER_LOAD)
             raise AttemptFailure(ADAPTER_LOAD, was_sent=False)
 
-    def _end_load(self, key: str, found: InstanceAdapters, name: str, load: "asyncio.Task[None]") -> None:
+    def _refuse(self, adapter: LoraAdapter, found: InstanceAdapters, cause: str) -> None:
+        """Records that an adapter is not tried again there for a while."""
+        found.refused_until[adapter.name] = self._now() + self._pause_seconds
+        found.refusal_causes[adapter.name] = cause
+
+    def _end_load(self, key: str, found: InstanceAdapters, name: str, load: "asyncio.Task[float]") -> None:
         found.loads.pop(name, None)
         # All that waited for it may have left, and its exception is to be read.
         if not load.cancelled() and load.exception() is not None:

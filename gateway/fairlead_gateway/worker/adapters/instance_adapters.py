@@ -32,18 +32,29 @@ class InstanceAdapters:
     lock: held while the engine loads or unloads.
     loads: the loads that requests wait for, by name.
     waiting: by name, requests that wait for a load or have no lease yet.
-    refused_until: when adapters that the engine refused may be loaded again, in monotonic seconds.
+    refused_until: when adapters that could not be loaded may be tried again, in monotonic seconds.
+    refusal_causes: why not, by name.
     """
 
-    __slots__ = ("_slot_released", "is_listed", "loads", "lock", "refused_until", "residents", "waiting")
+    __slots__ = (
+        "_slot_released",
+        "is_listed",
+        "loads",
+        "lock",
+        "refusal_causes",
+        "refused_until",
+        "residents",
+        "waiting",
+    )
 
     def __init__(self) -> None:
         self.residents: dict[str, ResidentAdapter] = {}
         self.is_listed = False
         self.lock = asyncio.Lock()
-        self.loads: dict[str, asyncio.Task[None]] = {}
+        self.loads: dict[str, asyncio.Task[float]] = {}
         self.waiting: Counter[str] = Counter()
         self.refused_until: dict[str, float] = {}
+        self.refusal_causes: dict[str, str] = {}
         self._slot_released: asyncio.Future[None] | None = None
 
     def is_warm(self, adapter: LoraAdapter) -> bool:

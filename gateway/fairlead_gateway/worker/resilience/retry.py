@@ -30,8 +30,20 @@ ADAPTER_SLOTS: Final = "adapter-slots"
 """All slots of the instance hold adapters with requests in flight."""
 ADAPTER_MISSING: Final = "adapter-missing"
 """The instance had the adapter no longer when the request came."""
+DOWNLOAD_FAILED: Final = "adapter-download"
+"""The downloader of the instance's pod did not answer, or could not reach the source."""
+DOWNLOAD_REFUSALS: Final = {
+    "source_not_found": "adapter-source-not-found",
+    "credentials_refused": "adapter-credentials-refused",
+    "digest_mismatch": "adapter-digest-mismatch",
+    "invalid_content": "adapter-invalid-content",
+    "no_room": "adapter-no-room",
+}
+"""The causes of failed downloads, by the downloader's code."""
 _QUICK_CAUSES: Final = ("refused", ADAPTER_MISSING)
-_ADAPTER_CAUSES: Final = frozenset({ADAPTER_LOAD, ADAPTER_SLOTS, ADAPTER_MISSING})
+_ADAPTER_CAUSES: Final = frozenset(
+    {ADAPTER_LOAD, ADAPTER_SLOTS, ADAPTER_MISSING, DOWNLOAD_FAILED, *DOWNLOAD_REFUSALS.values()}
+)
 
 
 class AttemptFailure(Exception):

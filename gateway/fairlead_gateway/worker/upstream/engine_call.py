@@ -19,10 +19,18 @@ class EngineCallFailed(FairleadError):
     is_suspicious: the engine should be avoided for a while.
     is_final: the request is at fault, and no other engine would take it.
     crashed: the engine had the request and broke off.
+    body: of a response with another status than 200.
     """
 
     def __init__(
-        self, reason: str, *, cause: str, is_suspicious: bool, is_final: bool = False, crashed: bool = False
+        self,
+        reason: str,
+        *,
+        cause: str,
+        is_suspicious: bool,
+        is_final: bool = False,
+        crashed: bool = False,
+        body: bytes = b"",
     ) -> None:
         super().__init__(reason)
         self.reason = reason
@@ -30,6 +38,7 @@ class EngineCallFailed(FairleadError):
         self.is_suspicious = is_suspicious
         self.is_final = is_final
         self.crashed = crashed
+        self.body = body
 
 
 class _BufferedResponse(ResponseSink):
@@ -140,6 +149,10 @@ async def _exchange(
             is_refused = 400 <= status < 500 and status != 429
             is_suspicious = status >= 500 and status != 503
             raise EngineCallFailed(
-                f"status {status}", cause=f"status-{status}", is_suspicious=is_suspicious, is_final=is_refused
+                f"status {status}",
+                cause=f"status-{status}",
+                is_suspicious=is_suspicious,
+                is_final=is_refused,
+                body=response.content,
             )
         return response.content

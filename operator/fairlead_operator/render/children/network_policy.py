@@ -3,6 +3,7 @@
 Why: the ports of engines for KV events, replays and bootstrap have no authentication.
 """
 
+from fairlead.adapters.download import DOWNLOADER_PORT
 from fairlead.engines.containers import EngineContainer
 from fairlead.fleet.labels import MODEL_LABEL
 from fairlead.kube.resources import NETWORK_POLICIES, Manifest
@@ -12,8 +13,8 @@ from fairlead_operator.render.pool_context import PoolContext
 
 
 def network_policy(pool: PoolContext, container: EngineContainer, peers: tuple[AllowedPeer, ...]) -> Manifest:
-    """Returns the policy: pods of the model reach every port; gateways reach HTTP, events and
-    bootstrap.
+    """Returns the policy: pods of the model reach every port; gateways reach HTTP, events,
+    bootstrap and the downloader of adapters.
 
     Egress is open. Policies do not affect the kubelet's probes, which come from the node.
     """
@@ -33,4 +34,7 @@ def _ports(pool: PoolContext, container: EngineContainer) -> list[Manifest]:
             ports.append({"protocol": "TCP", "port": first_port, "endPort": first_port + ranks - 1})
     if notes.bootstrap_port is not None and notes.bootstrap_port != notes.port:
         ports.append({"protocol": "TCP", "port": notes.bootstrap_port})
+    adapters = pool.model.spec.adapters
+    if adapters is not None and adapters.download is not None and pool.pool.parallelism.nodes == 1:
+        ports.append({"protocol": "TCP", "port": DOWNLOADER_PORT})
     return ports

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from fairlead.adapters.download import AdapterDownload
 from fairlead.adapters.model import LoraAdapter
 from fairlead.fleet.kubernetes.adapter_objects import adapter_cache
 from fairlead.fleet.kubernetes.builder import FleetResult
@@ -93,3 +94,14 @@ def test_only_the_oldest_adapters_are_served_beyond_the_limit() -> None:
     found = built([model(adapters=SLOTS)], adapters, limits=replace(Limits(), adapters=2))
     assert [one.name for one in found.fleet.models["x/tiny"].adapters] == ["a", "b"]
     assert found.problems == ("there are 3 adapters: only the oldest 2 are served",)
+
+
+def test_download_reaches_the_gateways_with_the_path_of_its_folder() -> None:
+    download = AdapterDownload("s3://loras/sql")
+    found = built([model(adapters={"download": {}})], [adapter("sql", source=download.source)])
+    assert found.fleet.models["x/tiny"].adapters == (
+        LoraAdapter("sql", download.engine_path, ("sql",), download=download),
+    )
+    assert (
+        built([model(adapters=SLOTS)], [adapter("sql", source=download.source)]).fleet.models["x/tiny"].adapters == ()
+    )
