@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from fairlead.adapters.download import DOWNLOAD_PATTERNS
 from fairlead.api.v1alpha1 import API_VERSION
 from fairlead.names import shorten_name
 from fairlead_cli.migration.draft import ModelDraft, PoolDraft, dns_label
@@ -12,6 +13,7 @@ from fairlead_cli.migration.field_reader import FieldReader, Outcome
 
 COPY: Final = "copy it to a claim, list that in adapters.claimNames of the model, and write a ModelAdapter"
 _HUB: Final = re.compile(r"(?:hf|huggingface)://([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)")
+_STORE: Final = re.compile("|".join(DOWNLOAD_PATTERNS[scheme] for scheme in ("s3", "gs", "oci")))
 _FILE: Final = re.compile(r"(?:/[\w.-]+)+")
 _NO_DISAGGREGATION: Final = "models with Prefill and Decode pools serve no adapters"
 _EXTERNAL: Final = "the external model serves no adapters: Fairlead loads them into engines that it runs"
@@ -66,6 +68,10 @@ def adapter_source(url: str, reader: FieldReader, field_name: str, pool: PoolDra
     """
     if hub := _HUB.fullmatch(url):
         return f"hf://{hub[1]}"
+    if _STORE.fullmatch(url.rstrip("/")):
+        slots_of(pool).setdefault("download", {})
+        reader.note(field_name, "a downloader in each pod fetches it: name a Secret in adapters.download.credentials")
+        return url.rstrip("/")
     path = url.removeprefix("file://").rstrip("/")
     if not _FILE.fullmatch(path):
         reader.note(field_name, f"engines load no adapter from {url}: {COPY}", Outcome.DROPPED)

@@ -148,20 +148,21 @@ def test_autoscaler_without_its_target_is_reported() -> None:
 
 def test_kubeai_fixed_number_and_adapters() -> None:
     migration = convert("kubeai-fixed", MigrationOptions())
-    manifest, adapter = migration.manifests
+    manifest, adapter, stored = migration.manifests
     [pool] = manifest["spec"]["pools"]
     assert (pool["acceleratorClassName"], pool["minReplicas"], "maxReplicas" in pool) == ("nvidia-h100", 3, False)
-    assert manifest["spec"]["adapters"] == {}
+    assert manifest["spec"]["adapters"] == {"download": {}}
     assert "autoscaling" not in manifest["spec"]
     assert adapter["metadata"] == {"name": "phi-code"}
     assert adapter["spec"] == {"base": "phi", "source": "hf://a/b", "servedNames": ["phi_code"]}
-    assert "engines load no adapter from s3://bucket/sql" in reasons(migration.notes)["spec.adapters[1].url"]
+    assert stored["spec"]["source"] == "s3://bucket/sql"
+    assert "adapters.download.credentials" in reasons(migration.notes)["spec.adapters[1].url"]
 
 
 def test_aibrix_adapters() -> None:
     migration = convert("aibrix-adapters", MigrationOptions())
     model, *adapters = migration.manifests
-    assert model["spec"]["adapters"] == {"claimNames": ["weights"]}
+    assert model["spec"]["adapters"] == {"claimNames": ["weights"], "download": {}}
     assert model["spec"]["model"]["uri"] == "hf://meta-llama/Llama-3.1-8B-Instruct"
     assert [(one["metadata"], one["spec"]) for one in adapters] == [
         (
@@ -170,10 +171,11 @@ def test_aibrix_adapters() -> None:
         ),
         ({"name": "legal-v2"}, {"base": "llama-8b", "source": "hf://acme/legal", "servedNames": ["legal.v2"]}),
         ({"name": "baked"}, {"base": "llama-8b", "source": "file:///opt/lora/baked"}),
+        ({"name": "stored"}, {"base": "llama-8b", "source": "s3://bucket/x"}),
     ]
     said = {(note.place.split()[-1], note.field): note.reason for note in migration.notes}
     assert "by replicas" in said["legal.v2", "spec.replicas"]
-    assert "engines load no adapter from s3://bucket/x" in said["stored", "spec.artifactURL"]
+    assert "adapters.download.credentials" in said["stored", "spec.artifactURL"]
     assert said["lost", "spec.baseModel"] == "its base is not among the files"
     assert "model.credentials" in said["legal.v2", "spec.credentialsSecretRef"]
 
