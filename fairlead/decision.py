@@ -135,9 +135,12 @@ class Decision:
     @property
     def reason(self) -> str:
         """The reason in one sentence."""
-        if self._reason is None:
-            self._reason = self._explanation.reason() if self._explanation is not None else ""
-        return self._reason
+        if self._reason is not None:
+            return self._reason
+        reason = self._explanation.reason() if self._explanation is not None else ""
+        if not isinstance(self._explanation, _ExplanationAfter):
+            self._reason = reason
+        return reason
 
     @property
     def rejected(self) -> tuple[RejectedCandidate, ...]:
@@ -156,7 +159,8 @@ class Decision:
     def after(self, describe: Callable[[], str]) -> "Decision":
         """Returns the same choice; its reason begins with the text that `describe` returns.
 
-        Why: both texts are built on request only.
+        Why: both texts are built on request only. That of `describe` is built each time, since what
+        it describes may go on.
         """
         return Decision(
             self.chosen,
