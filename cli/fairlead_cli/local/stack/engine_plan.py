@@ -132,6 +132,8 @@ def _plan_adapters(manifests: Manifests, options: PlanOptions) -> tuple[dict[str
             notes.append(f"{name}: not served: {resolution.message}")
         elif options.real and adapter.spec.scheme == "pvc":
             notes.append(f"{name}: not served: a real engine of local mode has no claims")
+        elif options.real and resolution.download is not None:
+            notes.append(f"{name}: not served: a real engine of local mode has no downloader")
         else:
             found.setdefault(key, []).append(LoraAdapter(name, resolution.source))
             notes += _ignored_adapter_fields(adapter)

@@ -276,3 +276,10 @@ def test_adapters_are_served_by_real_engines_that_can_load_them(tmp_path: Path) 
     assert launched.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
     assert launched.environment["HELLO"] == "world"
     assert "claimed: not served: a real engine of local mode has no claims" in plan.notes
+
+
+def test_downloads_of_adapters_are_left_out_with_real_engines(tmp_path: Path) -> None:
+    text = WITH_ADAPTERS.replace("claimNames: [loras]", "download: {}").replace("hf://org/sql", "s3://loras/sql")
+    plan = plan_engines(manifests(tmp_path, text), PlanOptions(real=True), find_program=find_any_program)
+    assert plan.pools[0].model.adapters == ()
+    assert "sql: not served: a real engine of local mode has no downloader" in plan.notes
