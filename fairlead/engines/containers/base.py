@@ -125,7 +125,6 @@ class EngineContainer:
     needs_devices: it needs the accelerator's devices.
     needs_shared_memory: its processes communicate through /dev/shm.
     needs_home: it writes below its home directory.
-    sidecars: containers that start before it and end after it.
     """
 
     command: tuple[str, ...]
@@ -145,7 +144,6 @@ class EngineContainer:
     read_only_root: bool = False
     extra_mounts: tuple[dict[str, Any], ...] = field(default=())
     extra_volumes: tuple[dict[str, Any], ...] = field(default=())
-    sidecars: tuple[dict[str, Any], ...] = ()
 
 
 ContainerBuilder = Callable[[InstancePod], EngineContainer]

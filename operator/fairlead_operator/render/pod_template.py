@@ -72,8 +72,6 @@ def _pod_spec(pod: InstancePod, container: EngineContainer, pin: RenderPin, serv
         "containers": [_container(pod, container, pin)],
         "volumes": _volumes(container),
     }
-    if container.sidecars:
-        spec["initContainers"] = list(container.sidecars)
     if pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in dict.fromkeys(pull_secrets)]
     if container.needs_devices:

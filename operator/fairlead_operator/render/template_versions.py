@@ -9,7 +9,7 @@ from typing import Final
 
 from fairlead.engines.containers import EngineContainer, InstancePod, container_builders
 from fairlead.engines.containers.additions.adapter_claims import with_adapter_claims
-from fairlead.engines.containers.additions.adapter_download import with_adapter_download
+from fairlead.engines.containers.additions.adapter_download import downloader_container, with_adapter_download
 from fairlead.engines.containers.additions.request_limits import with_request_limits
 from fairlead.kube.resources import Manifest
 from fairlead_operator.render import pod_template as pod
@@ -37,5 +37,9 @@ def render_template(pod: InstancePod, pin: RenderPin, service_account: str) -> M
     merge.
     """
     container = with_adapter_claims(pod, container_builders()[pod.spec.engine.type](pod))
-    container = with_adapter_download(pod, container, pin.downloader_image)
-    return _VERSIONS[pin.version](pod, container, pin, service_account)
+    template = _VERSIONS[pin.version](pod, with_adapter_download(pod, container), pin, service_account)
+    downloader = downloader_container(pod, pin.downloader_image)
+    if downloader is not None:
+        spec = template["spec"]
+        spec["initContainers"] = [downloader, *spec.get("initContainers", [])]
+    return template

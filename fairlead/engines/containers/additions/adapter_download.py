@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from fairlead import units
 from fairlead.adapters.download import DOWNLOADER_PORT, DOWNLOADS_FOLDER
+from fairlead.api.spec.adapters import DownloadSettings
 from fairlead.engines.containers.base import EngineContainer, InstancePod
 from fairlead.errors import BadInput
 
@@ -19,27 +20,25 @@ _VOLUME_SHARE: Final = 0.95
 """The share of the volume that downloads may fill. A pod that fills more than all is evicted."""
 
 
-def has_downloader(pod: InstancePod) -> bool:
-    """Returns whether a pod downloads adapters. Those of instances on several nodes do not."""
-    adapters = pod.spec.adapters
-    return adapters is not None and adapters.download is not None and not pod.is_multi_node
+def _download_settings(pod: InstancePod) -> DownloadSettings | None:
+    """Returns the settings of the pod's downloader; None for a pod without one.
 
-
-def with_adapter_download(pod: InstancePod, container: EngineContainer, image: str | None) -> EngineContainer:
-    """Returns the container with its downloader.
-
-    image: of the downloader; None if the installation has none.
-
-    Raises BadInput without an image.
+    Pods of instances on several nodes have none.
     """
     adapters = pod.spec.adapters
-    if adapters is None or adapters.download is None or not has_downloader(pod):
+    return None if adapters is None or pod.is_multi_node else adapters.download
+
+
+def _secret_name(settings: DownloadSettings) -> str | None:
+    return None if settings.credentials is None else settings.credentials.secret_ref.name
+
+
+def with_adapter_download(pod: InstancePod, container: EngineContainer) -> EngineContainer:
+    """Returns the container with the volume of downloads."""
+    settings = _download_settings(pod)
+    if settings is None:
         return container
-    if image is None:
-        message = "the installation has no image for the downloader of adapters"
-        raise BadInput(message, field="spec.adapters.download", hint="set FAIRLEAD_DOWNLOADER_IMAGE of the operator")
-    settings = adapters.download
-    secret = None if settings.credentials is None else settings.credentials.secret_ref.name
+    secret = _secret_name(settings)
     volumes: list[dict[str, Any]] = [{"name": _VOLUME, "emptyDir": {"sizeLimit": settings.size}}]
     if secret is not None:
         volumes.append({"name": _CREDENTIALS_VOLUME, "secret": {"secretName": secret}})
@@ -50,16 +49,26 @@ def with_adapter_download(pod: InstancePod, container: EngineContainer, image: s
             *container.extra_mounts,
             {"name": _VOLUME, "mountPath": DOWNLOADS_FOLDER, "readOnly": True},
         ),
-        sidecars=(*container.sidecars, _sidecar(pod, image, settings.size, secret)),
     )
 
 
-def _sidecar(pod: InstancePod, image: str, size: str, secret: str | None) -> dict[str, Any]:
-    """Returns the container of the downloader.
+def downloader_container(pod: InstancePod, image: str | None) -> dict[str, Any] | None:
+    """Returns the sidecar container that downloads; None for a pod without one.
 
     It has no startup or readiness probe: an engine serves its base model without it.
+
+    image: None if the installation has none.
+
+    Raises BadInput without an image.
     """
-    max_bytes = int(units.parse_size(size) * _VOLUME_SHARE)
+    settings = _download_settings(pod)
+    if settings is None:
+        return None
+    if image is None:
+        message = "the installation has no image for the downloader of adapters"
+        raise BadInput(message, field="spec.adapters.download", hint="set FAIRLEAD_DOWNLOADER_IMAGE of the operator")
+    secret = _secret_name(settings)
+    max_bytes = int(units.parse_size(settings.size) * _VOLUME_SHARE)
     args = [
         f"--host={pod.host}",
         f"--port={DOWNLOADER_PORT}",
