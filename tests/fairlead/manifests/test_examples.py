@@ -44,6 +44,7 @@ TENANTS = EXAMPLES / "tenants" / "two-teams.yaml"
 CATALOG = EXAMPLES / "catalog" / "qwen3-32b.yaml"
 ADAPTERS = EXAMPLES / "adapters" / "fleet.yaml"
 CLUSTER_ADAPTERS = ADAPTERS.with_name("cluster.yaml")
+STORED_ADAPTER = ADAPTERS.with_name("object-store.yaml")
 ADAPTER_TENANT = ADAPTERS.with_name("tenant.yaml")
 CANARY = EXAMPLES / "rollouts" / "canary.yaml"
 ON_GPUS = sorted(EXAMPLES.glob("*/gpu*.yaml"))
@@ -100,7 +101,7 @@ def test_every_intent_has_a_pair_and_a_readme_link() -> None:
     assert {path.parent.name for path in [*ON_GPUS, *SIMULATED]} == set(INTENTS)
     every = sorted(EXAMPLES.glob("*/*.yaml"))
     routes = (ROUTES, CAPPED, FALLBACKS, EXTERNAL, SHADOW, LONG_CONTEXT)
-    adapters = (ADAPTERS, CLUSTER_ADAPTERS, ADAPTER_TENANT)
+    adapters = (ADAPTERS, CLUSTER_ADAPTERS, STORED_ADAPTER, ADAPTER_TENANT)
     others = (THEIRS, *routes, *adapters, CANARY, TENANTS, CATALOG)
     assert every == sorted([*ON_GPUS, *SIMULATED, *others])
     linked = re.findall(r"\]\(([a-z-]+/[a-z0-9-]+\.yaml)\)", (EXAMPLES / "README.md").read_text())
@@ -113,6 +114,13 @@ def test_the_fleet_file_with_adapters_is_valid() -> None:
     fleet = parse_fleet_file(ADAPTERS.read_text(), file="fleet.yaml")
     (model,) = fleet.models.values()
     assert len(model.adapters) > model.adapter_slots
+
+
+def test_the_adapter_of_an_object_store_is_one_that_its_base_can_download() -> None:
+    manifests = load_manifests([STORED_ADAPTER])
+    rendered = render_model(manifests.models[0], manifests.accelerators, default_context())
+    assert rendered.problems == ()
+    assert "adapter-downloader" in str(rendered.manifests)
 
 
 def test_the_example_of_the_catalogue_is_a_model_on_its_own_class() -> None:
@@ -212,7 +220,7 @@ def test_api_server_accepts_every_example(api_server: ApiServer) -> None:
                 await api.apply(yaml.safe_load(crd.read_text()), "test")
             for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES, MODEL_ADAPTERS):
                 await wait_until_async(partial(api.has_resource, resource))
-            for path in [*FILES, *ON_GPUS, *SIMULATED, THEIRS, CLUSTER_ADAPTERS]:
+            for path in [*FILES, *ON_GPUS, *SIMULATED, THEIRS, CLUSTER_ADAPTERS, STORED_ADAPTER]:
                 for one in yaml.safe_load_all(path.read_text()):
                     if resource_of(one).namespaced:
                         one["metadata"]["namespace"] = "default"
