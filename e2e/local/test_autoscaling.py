@@ -53,12 +53,16 @@ class LocalLoad:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Sends until cancelled. Requests are due at times of their own: a late one delays no other."""
+        loop = asyncio.get_running_loop()
+        due = loop.time()
         while True:
             if self.rate == 0.0:
                 await asyncio.sleep(0.01)
+                due = loop.time()
                 continue
-            await asyncio.sleep(self._random.expovariate(self.rate))
+            due += self._random.expovariate(self.rate)
+            await asyncio.sleep(max(0.0, due - loop.time()))
             task = asyncio.create_task(self.send_one())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
