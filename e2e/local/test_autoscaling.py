@@ -53,7 +53,7 @@ class LocalLoad:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Sends until cancelled. Each request has its own due time, so a late one delays no other."""
+        """Sends until cancelled. Requests have due times, so a late one delays no other."""
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
