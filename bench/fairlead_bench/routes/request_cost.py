@@ -14,7 +14,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -132,15 +132,30 @@ def rows(costs: dict[str, float]) -> list[ResultRow]:
 
 def main(arguments: Sequence[str]) -> int:
     """Measures and writes; 0 when every goal holds."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m fairlead_bench {NAME}", description="Processor time that a route adds to a request."
-    )
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench" / f"{NAME}.json")
+    module, adds = "fairlead_bench.routes.request_cost", "Processor time that a route adds to a request."
+    return measure_and_write(arguments, NAME, module, adds, rows)
+
+
+def measure_and_write(
+    arguments: Sequence[str],
+    name: str,
+    module: str,
+    description: str,
+    make_rows: Callable[[dict[str, float]], list[ResultRow]],
+) -> int:
+    """Runs a module like a worker and writes its rows; 0 when every goal holds.
+
+    name: of the benchmark.
+    module: it prints the costs as JSON.
+    make_rows: of the measured costs, in microseconds.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m fairlead_bench {name}", description=description)
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench" / f"{name}.json")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
-    found = json.loads(run_like_worker("fairlead_bench.routes.request_cost", str(options.seed)))
-    made = rows(found["costs"])
-    write_results(NAME, made, seed=options.seed, file=options.out, more={"is_compiled": found["is_compiled"]})
+    found = json.loads(run_like_worker(module, str(options.seed)))
+    made = make_rows(found["costs"])
+    write_results(name, made, seed=options.seed, file=options.out, more={"is_compiled": found["is_compiled"]})
     return 0 if all(row.holds for row in made) else 1
 
 

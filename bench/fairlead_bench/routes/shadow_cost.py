@@ -10,7 +10,6 @@ waits for.
 Times are those of the fastest of many batches: on a busy machine, others only add to them.
 """
 
-import argparse
 import asyncio
 import json
 import math
@@ -18,7 +17,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final, cast
 
 from fairlead.decision import Decision, DecisionText
@@ -30,9 +28,9 @@ from fairlead.runtime import process_tuning
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.compiled_build import is_compiled
 from fairlead.runtime.event_loop import loop_factory
-from fairlead_bench.gateway.routing_decision import frozen_heap, run_like_worker
-from fairlead_bench.results import load_goals, value_row, write_results
-from fairlead_bench.routes.request_cost import BATCH, NamedRequests
+from fairlead_bench.gateway.routing_decision import frozen_heap
+from fairlead_bench.results import ResultRow, load_goals, value_row
+from fairlead_bench.routes.request_cost import BATCH, NamedRequests, measure_and_write
 from fairlead_gateway.http.connection import ClientConnection
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.response_writer import ResponseWriter
@@ -45,7 +43,6 @@ from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.shadow import shadow_traffic
 from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies
 
-ROOT = Path(__file__).resolve().parents[3]
 NAME: Final = "shadow"
 _BATCHES: Final = 200
 _ALIAS: Final = Route("default", "alias", (RouteTarget("default/bench-model"),), names=("alias",))
@@ -123,19 +120,16 @@ def _context(gateway: Gateway, http_request: HttpRequest, name: str) -> RequestC
     return context
 
 
+def rows(costs: dict[str, float]) -> list[ResultRow]:
+    """Returns a row for each part, with its goal."""
+    wanted = load_goals(NAME)
+    return [value_row(part, "µs", cost, wanted.get(part)) for part, cost in costs.items()]
+
+
 def main(arguments: Sequence[str]) -> int:
     """Measures and writes; 0 when every goal holds."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m fairlead_bench {NAME}", description="Processor time that a shadow adds to a request."
-    )
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench" / f"{NAME}.json")
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args(arguments)
-    found = json.loads(run_like_worker("fairlead_bench.routes.shadow_cost", str(options.seed)))
-    wanted = load_goals(NAME)
-    made = [value_row(part, "µs", cost, wanted.get(part)) for part, cost in found["costs"].items()]
-    write_results(NAME, made, seed=options.seed, file=options.out, more={"is_compiled": found["is_compiled"]})
-    return 0 if all(row.holds for row in made) else 1
+    module, adds = "fairlead_bench.routes.shadow_cost", "Processor time that a shadow adds to a request."
+    return measure_and_write(arguments, NAME, module, adds, rows)
 
 
 if __name__ == "__main__":
