@@ -77,7 +77,7 @@ def test_its_metadata_has_the_name_and_no_address_that_is_not_registered(wheel: 
         metadata = HeaderParser().parsestr(archive.read(name).decode())
     assert metadata["Name"] == DISTRIBUTION
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert metadata.get_all("Provides-Extra") == ["all", "operator", "tokenize", "tokens"]
+    assert metadata.get_all("Provides-Extra") == ["all", "downloads", "operator", "tokenize", "tokens"]
 
 
 def test_its_bill_lists_the_locked_packages_with_their_licences(wheel: Path) -> None:

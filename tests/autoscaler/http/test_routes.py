@@ -12,7 +12,7 @@ import httpx
 import jsonschema
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fairlead_autoscaler.history.recorder import TickRecord, decode_record
@@ -39,7 +39,7 @@ ERROR: Final = {
 
 def documented() -> Mapping[str, tuple[str, set[int]]]:
     """Returns the method and the statuses of each path of the page."""
-    section = PAGE.partition("\n## Its port\n")[2].partition("\n## ")[0]
+    section = PAGE.partition("\n## Port\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(POST )?(/\w+(?:/\w+)?).*? \| ([\d, ]+) \| (?:yes|no) \|$", section, re.MULTILINE)
     return {path: (method.strip() or "GET", {int(code) for code in codes.split(", ")}) for method, path, codes in rows}
 
@@ -82,6 +82,10 @@ def test_every_request_gets_an_answer_of_the_reference(made: Any) -> None:
                 HINTS,
                 HEADERS,
             )
+            @example("/nowhere", "GET", {}, b"", {})
+            @example("/metrics", "DELETE", {}, b"", {})
+            @example("/autoscaling", "GET", {}, b"", {"authorization": "Bearer wrong"})
+            @example("/metrics", "GET", {}, b"", {})
             def check(path: str, method: str, query: dict[str, str], body: bytes, headers: Mapping[str, str]) -> None:
                 headers = {"authorization": "Bearer right", **headers}
                 content = body if method == "POST" else None
