@@ -13,11 +13,12 @@ from collections.abc import Container, Iterable
 from math import log
 from typing import Final, NamedTuple, Protocol
 
-import xxhash
+from xxhash import xxh3_64_intdigest
 
 from fairlead.routes.model import Route, RouteRule
 from fairlead.routes.rewriting import RewritePlan
 
+_HASH: Final = xxh3_64_intdigest
 _STEP: Final = 2.0**-52
 _PARTS_PER_PERCENT: Final = 10_000
 ONLY_TARGET: Final = "only-target"
@@ -167,7 +168,7 @@ def is_drawn(conversation: bytes, seed: int, percent: int) -> bool:
 
     A larger percentage draws all that a smaller one does.
     """
-    drawn = xxhash.xxh3_64_intdigest(conversation, seed)
+    drawn = _HASH(conversation, seed)
     return drawn % (100 * _PARTS_PER_PERCENT) < percent * _PARTS_PER_PERCENT
 
 
@@ -182,7 +183,7 @@ class ShadowResolver:
     def __init__(self, route: str, model: str, percent: int) -> None:
         self._model = model
         self._percent = percent
-        self._seed: int = xxhash.xxh3_64_intdigest(f"{route}\0shadow".encode())
+        self._seed: int = _HASH(f"{route}\0shadow".encode())
 
     def resolve(self, target: str | None, facts: RequestFacts) -> str | None:
         """Returns the model that gets a copy of a request for `target`; None if none does.
@@ -212,6 +213,7 @@ class RuleResolver:
         "_seeds",
         "_shadow",
         "_tenants",
+        "_total_weight",
         "_weights",
         "min_context",
         "number",
@@ -226,9 +228,8 @@ class RuleResolver:
         self.min_context: int = rule.min_context_tokens
         self._models: list[str] = [target.model for target in targets]
         self._weights: list[int] = [target.weight for target in targets]
-        self._seeds: list[int] = [
-            xxhash.xxh3_64_intdigest(f"{route.key}\0{target.model}".encode()) for target in targets
-        ]
+        self._total_weight: int = sum(self._weights)
+        self._seeds: list[int] = [_HASH(f"{route.key}\0{target.model}".encode()) for target in targets]
         self._only: bool = len(targets) == 1
         rewrite = rule.rewrite
         has_changes = rewrite is not None and bool(rewrite.defaults or rewrite.caps)
@@ -269,11 +270,11 @@ class RuleResolver:
         conversation, source = facts.conversation()
         chosen, highest = 0, 0.0
         for index in range(len(self._models)):
-            drawn = xxhash.xxh3_64_intdigest(conversation, self._seeds[index])
+            drawn = _HASH(conversation, self._seeds[index])
             score = -self._weights[index] / log(((drawn >> 12) + 0.5) * _STEP)
             if score > highest:
                 chosen, highest = index, score
-        weights = (self._weights[chosen], sum(self._weights))
+        weights = (self._weights[chosen], self._total_weight)
         return RouteDecision(name, self._route, self._models[chosen], source, self.number, weights)
 
 

@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[3]
 NAME = "routes"
 _PATH: Final = "/v1/chat/completions"
 _MODEL: Final = "bench-model"
-_BATCHES, BATCH = 30, 100
+_BATCHES, BATCH = 100, 100
 _SESSION: Final = (b"x-session-id", b"0123456789abcdef")
 _SPLIT: Final = (RouteTarget(f"default/{_MODEL}", 9), RouteTarget("default/other", 1))
 _BETA: Final = RouteRule((RouteTarget("default/other"),), tenants=frozenset({"beta"}))

@@ -2,6 +2,8 @@
 
 - `json_text.pxd`: the grammar of JSON, for the scanners
 - `chat_scanner.pyx`: the fields of a usual chat
+- `conversation_scanner.pyx`: the first message of a user
+- `body_splicer.pyx`: a body with another text at one place
 - `usage_scanner.pyx`: the token counts in a response
 - `block_hashes.pyx`: the hashes of a prompt's blocks
 
@@ -14,29 +16,43 @@ Source: docs/decisions/0058.
 
 import sys
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 ScannedChat = tuple[str, str | None, str | None, int | None, bool, int, int]
 ScannedUsage = tuple[bool, int, int, int]
 ChatScan = Callable[[bytes, int], ScannedChat | None]
 UsageScan = Callable[[bytes], ScannedUsage | None]
+UserMessageEnd = Callable[[bytes, int, int, int], int]
+Splice = Callable[[bytes, int, int, bytes], bytes]
 BlockHashes = Callable[[bytes, int, tuple[int, ...], int], tuple[int, ...]]
 
 
-def _load() -> tuple[ChatScan | None, UsageScan | None, BlockHashes | None]:
+class _Loops(NamedTuple):
+    scan_chat: ChatScan | None = None
+    scan_usage: UsageScan | None = None
+    block_hashes: BlockHashes | None = None
+    user_message_end: UserMessageEnd | None = None
+    splice: Splice | None = None
+
+
+def _load() -> _Loops:
     """Returns what was compiled; nothing of it on a machine with the other order of bytes."""
     if sys.byteorder != "little":
-        return None, None, None
+        return _Loops()
     try:
         from fairlead_gateway.native.block_hashes import block_hashes
+        from fairlead_gateway.native.body_splicer import splice
         from fairlead_gateway.native.chat_scanner import scan_chat
+        from fairlead_gateway.native.conversation_scanner import user_message_end
         from fairlead_gateway.native.usage_scanner import scan_usage
     except ImportError:
-        return None, None, None
-    return scan_chat, scan_usage, block_hashes
+        return _Loops()
+    return _Loops(scan_chat, scan_usage, block_hashes, user_message_end, splice)
 
 
 _LOADED: Final = _load()
-SCAN_CHAT: Final = _LOADED[0]
-SCAN_USAGE: Final = _LOADED[1]
-BLOCK_HASHES: Final = _LOADED[2]
+SCAN_CHAT: Final = _LOADED.scan_chat
+SCAN_USAGE: Final = _LOADED.scan_usage
+BLOCK_HASHES: Final = _LOADED.block_hashes
+USER_MESSAGE_END: Final = _LOADED.user_message_end
+SPLICE: Final = _LOADED.splice

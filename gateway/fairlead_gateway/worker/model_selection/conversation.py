@@ -7,27 +7,31 @@ request, the whole prompt counts.
 
 from typing import Final
 
-import xxhash
+from xxhash import xxh3_64_digest
 
+from fairlead_gateway.native import USER_MESSAGE_END
 from fairlead_gateway.worker.openai.json_edit import string_end
 from fairlead_gateway.worker.openai.prefix_key import prompt_text
 from fairlead_gateway.worker.openai.schemas import CommonFields
 
+_DIGEST: Final = xxh3_64_digest
+_USER_MESSAGE_END: Final = USER_MESSAGE_END
 _QUOTE: Final = ord('"')
 _OPENING: Final = ord("{")
 _CLOSING: Final = ord("}")
 _ROLE: Final = b'"role"'
 _USER: Final = b'"user"'
-_USUAL_STARTS: Final = (b'{"role":"user","content":"', b'{"role": "user", "content": "')
-"""The first message of a user, as most clients write it."""
+_COMPACT_OPENING: Final = b'{"role":"user","content":"'
+_SPACED_OPENING: Final = b'{"role": "user", "content": "'
+"""A message of a user, as most clients begin it."""
 _MAX_MESSAGES: Final = 64
-_MAX_MESSAGE_BYTES: Final = 16_384
+MAX_MESSAGE_BYTES: Final = 16_384
 """Bytes of the first message of a user that count; more would only cost time."""
 
 
 def session_digest(session: bytes, tenant: str | None) -> bytes:
     """Returns the digest of a client's name for a conversation; tenants do not share names."""
-    return xxhash.xxh3_64_digest(session if tenant is None else b"%b\0%b" % (tenant.encode(), session))
+    return _DIGEST(session if tenant is None else b"%b\0%b" % (tenant.encode(), session))
 
 
 def prompt_digest(text: bytes, start: int, end: int) -> bytes:
@@ -35,7 +39,7 @@ def prompt_digest(text: bytes, start: int, end: int) -> bytes:
 
     start, end: where the prompt lies; of a chat, the text between the brackets of its messages.
     """
-    return xxhash.xxh3_64_digest(text[start : conversation_end(text, start, end)])
+    return _DIGEST(text[start : conversation_end(text, start, end)])
 
 
 def text_digest(fields: CommonFields | None, body: bytes) -> bytes:
@@ -52,7 +56,8 @@ def conversation_end(text: bytes, start: int, end: int) -> int:
     """Returns the end of the first message of a user, or of the part of it that counts; `end` if
     there is none.
     """
-    usual = _usual_end(text, start, end)
+    scan = _USER_MESSAGE_END
+    usual = usual_end(text, start, end) if scan is None else scan(text, start, end, MAX_MESSAGE_BYTES)
     if usual:
         return usual
     position = start
@@ -62,34 +67,37 @@ def conversation_end(text: bytes, start: int, end: int) -> int:
             return end
         position, is_user = _read_object(text, begin, end)
         if is_user:
-            return min(position, begin + _MAX_MESSAGE_BYTES)
+            return min(position, begin + MAX_MESSAGE_BYTES)
     return end
 
 
-def _usual_end(text: bytes, start: int, end: int) -> int:
+def usual_end(text: bytes, start: int, end: int) -> int:
     """Returns the end of the first message that is written as most clients do; 0 without one.
+
+    It is the reference for `native.conversation_scanner`, which replaces it where it is compiled.
 
     Why: to read all messages before it takes several times as long. Inside texts, quotes are
     escaped, so only an object begins like this. All turns of a conversation have it at one place,
     since no message of a user in another form comes before it.
     """
-    for usual in _USUAL_STARTS:
-        begin = text.find(usual, start, end)
-        if begin >= 0:
-            if text.find(_USER, start, begin) >= 0:
-                return 0
-            content = begin + len(usual) - 1
-            limit = begin + _MAX_MESSAGE_BYTES
-            close = text.find(b'"', content + 1, limit)
-            if close >= 0 and text.find(b"\\", content, close) < 0:
-                behind = close + 1
-            else:
-                behind = limit if close < 0 and limit <= end else string_end(text, content)
-            if behind >= limit:
-                return limit if limit < end else end
-            if behind < end and text[behind] == _CLOSING:
-                return behind + 1
-            return 0
+    opening = _COMPACT_OPENING
+    begin = text.find(opening, start, end)
+    spaced = text.find(_SPACED_OPENING, start, end if begin < 0 else begin)
+    if spaced >= 0:
+        begin, opening = spaced, _SPACED_OPENING
+    if begin < 0 or text.find(_USER, start, begin) >= 0:
+        return 0
+    content = begin + len(opening) - 1
+    limit = begin + MAX_MESSAGE_BYTES
+    close = text.find(b'"', content + 1, limit)
+    if close >= 0 and text.find(b"\\", content, close) < 0:
+        behind = close + 1
+    else:
+        behind = limit if close < 0 and limit <= end else string_end(text, content)
+    if behind >= limit:
+        return limit if limit < end else end
+    if behind < end and text[behind] == _CLOSING:
+        return behind + 1
     return 0
 
 
@@ -111,7 +119,7 @@ def _read_object(text: bytes, start: int, end: int) -> tuple[int, bool]:
             elif depth == 1 and behind - position == 6:
                 is_role = text[position:behind] == _ROLE
             position = behind
-            if is_user and position - start > _MAX_MESSAGE_BYTES:
+            if is_user and position - start > MAX_MESSAGE_BYTES:
                 return position, True
             continue
         position += 1

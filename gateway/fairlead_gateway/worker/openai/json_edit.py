@@ -21,7 +21,9 @@ import msgspec
 
 from fairlead.limits import Limits
 from fairlead_gateway.errors import BadRequest
+from fairlead_gateway.native import SPLICE
 
+_SPLICE: Final = SPLICE
 _STRING_PART: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _FLAT: Final = re.compile(rb'(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
 _STRUCTURE: Final = re.compile(rb'["\[\]{}]')
@@ -52,6 +54,13 @@ def contains_any(body: bytes, patterns: Iterable[bytes]) -> bool:
     )
 
 
+def splice(body: bytes, start: int, end: int, text: bytes) -> bytes:
+    """Returns the body with `text` in place of its bytes from `start` to `end`."""
+    if _SPLICE is not None:
+        return _SPLICE(body, start, end, text)
+    return b"".join((body[:start], text, body[end:]))
+
+
 def prepend_members(body: bytes, fields: Mapping[str, bytes]) -> bytes:
     """Returns the body with `fields` (JSON texts) added in front; it must not have them yet."""
     return prepend_text(body, members_text(fields))
@@ -69,7 +78,7 @@ def prepend_text(body: bytes, text: bytes) -> bytes:
     """
     size = len(body)
     if 2 < size <= _SLICE_BYTES and body[0] == _BRACE and body[1] == _QUOTE:  # as most clients write it
-        return b"".join((b"{", text, b",", body[1:]))
+        return splice(body, 1, 1, text + b",")
     opening = body.index(b"{") + 1
     first = _after_space(body, opening)
     comma = b"" if body[first : first + 1] == b"}" else b","
@@ -113,7 +122,7 @@ def replace_first_member(
             # Its key may be there again, in whatever spelling; inside a text quotes are escaped.
             if not is_unique and (body.find(key, end) >= 0 or body.find(b"\\u00", end) >= 0):
                 return None
-            return b"".join((start[:-1], value, body[end:]))
+            return splice(body, len(start) - 1, end, value)
     return None
 
 
@@ -134,7 +143,7 @@ def replace_scanned_text(body: bytes, key: bytes, value: bytes, behind: int) -> 
     if body[start : start + 1] != b":":
         return None
     start = _after_space(body, start + 1)
-    return b"".join((body[:start], value, body[string_end(body, start) :]))
+    return splice(body, start, string_end(body, start), value)
 
 
 def rewrite_members(body: bytes, change: Callable[[str, bytes], bytes | None]) -> bytes:
