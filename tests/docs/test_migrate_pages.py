@@ -1,5 +1,6 @@
 """The pages of `docs/migrate`: their commands give the output that they show."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "docs" / "migrate"
 PAGES = sorted(path.name for path in FOLDER.glob("*.md") if page_files(path.read_text(encoding="utf-8")))
 RUN = ("fairlead convert ", "fairlead lint ")
 NEEDS_CLUSTER = "--cluster"
+EMPTY_BLOCK = re.compile(r"^ *```\w+[^\n]*\n\s*```$", re.M)
 
 
 def test_each_system_has_a_page_with_manifests() -> None:
@@ -37,6 +39,11 @@ def test_commands_give_the_output_of_the_page(name: str, tmp_path: Path) -> None
     assert commands
     for command in commands:
         assert run_fairlead(command.line, tmp_path) == command.output, command.line
+
+
+def test_no_block_is_empty() -> None:
+    empty = [path.name for path in FOLDER.glob("*.md") if EMPTY_BLOCK.search(path.read_text(encoding="utf-8"))]
+    assert empty == []
 
 
 def test_cut_over_gives_the_name_to_the_converted_model_and_back() -> None:
