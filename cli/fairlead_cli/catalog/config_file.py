@@ -9,7 +9,13 @@ from typing import Any, Final
 import msgspec
 
 from fairlead.errors import BadInput
-from fairlead_cli.catalog.architecture import QUANTIZED_BYTES, TYPE_BYTES, head_size, kv_values_per_layer
+from fairlead_cli.catalog.architecture import (
+    QUANTIZED_BYTES,
+    TYPE_BYTES,
+    head_size,
+    is_valid_split,
+    kv_values_per_layer,
+)
 from fairlead_cli.catalog.entry import CatalogEntry, ModelConfig
 
 SIZED_TYPES: Final = frozenset(
@@ -93,6 +99,9 @@ def _check_types(config: ModelConfig) -> None:
         raise BadInput(message, field=_FIELD, hint=f"known: {', '.join(sorted(TYPE_BYTES))}")
     if not _has_valid_sizes(config):
         raise BadInput("config.json has a size that is too small", field=_FIELD)
+    if not is_valid_split(config, devices=1):
+        message = "an intermediate size is no multiple of weight_block_size, so engines cannot load the weights"
+        raise BadInput(message, field=_FIELD, hint="check the sizes of config.json")
 
 
 def _has_valid_sizes(config: ModelConfig) -> bool:

@@ -92,6 +92,7 @@ def test_a_window_without_its_layers_counts_as_whole() -> None:
         ({"interleave_moe_layer_step": 0}, "too small"),
         ({"first_k_dense_replace": 40}, "too small"),
         ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [0, 128]}}, "too small"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [96, 128]}}, "no multiple of"),
     ],
 )
 def test_a_file_whose_memory_is_not_known_is_refused(changes: dict[str, Any], message: str) -> None:
