@@ -130,7 +130,7 @@ def _sort_documents(file: str, documents: Sequence[Any], result: _Converted) -> 
 def _migrate(result: _Converted, options: ConversionOptions) -> None:
     if options.in_place:
         raise BadInput(
-            "--in-place is for Fairlead's own manifests", field="--in-place", hint="write another file: --output FILE"
+            "--in-place is for Fairlead's own manifests", field="--in-place", hint="write another file: --out FILE"
         )
     try:
         _check_accelerator(result, options.migration.accelerator)

@@ -140,6 +140,13 @@ def test_other_systems_are_converted_together_with_own_manifests(file: Path) -> 
     assert f"{file}: Model phi: spec.owner: not carried over: /v1/models names Fairlead" in done.stderr
 
 
+def test_files_of_other_systems_are_not_rewritten_in_place(file: Path) -> None:
+    file.write_text(MODEL)
+    done = run_command_line("convert", "--in-place", str(file))
+    assert (done.returncode, done.stdout, file.read_text()) == (2, "", MODEL)
+    assert "write another file: --out FILE" in done.stderr
+
+
 def test_json_has_manifests_and_notes(file: Path) -> None:
     file.write_text(MODEL)
     done = run_command_line("convert", "--json", str(file))

@@ -75,9 +75,9 @@ def convert(
     upgrade the chart, in this order.
 
     Manifests of KServe, AIBrix, KubeAI, kthena, llm-d, LiteLLM and vLLM's production-stack become
-    ModelDeployments. Splits by weight and rules by header become ModelRoutes. Standard error names
-    each field that was not carried over, with the reason. Give all files of a model together:
-    autoscalers and runtimes are separate objects.
+    ModelDeployments. Splits by weight, rules by header and fallbacks become ModelRoutes, and LoRA
+    adapters become ModelAdapters. Standard error names each field that was not carried over, with
+    the reason. Give all files of a model together: autoscalers and runtimes are separate objects.
 
     Exits 0 when all is converted, and 1 when a manifest cannot be: nothing is written then. Prefer
     --out FILE to a redirection of the shell, which empties its file in any case.
@@ -90,7 +90,11 @@ def convert(
 
     paths = collect_paths(convert, files, file)
     if objects.cluster and (paths or how != _FILES):
-        raise BadInput("--cluster takes no files", field="--cluster", hint="give files, or --cluster without files")
+        raise BadInput(
+            "--cluster takes no files, and none of their options",
+            field="--cluster",
+            hint="leave out files and options about them, or --cluster",
+        )
     if objects.cluster:
         return convert_cluster(ClusterOptions(objects.kubeconfig, objects.context), dry_run=objects.dry_run)
     if not paths:
