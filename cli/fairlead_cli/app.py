@@ -77,7 +77,7 @@ VERBS: Final = {
         OPERATE, "operations.rollout:rollout_resume", "Run what the spec says: ends a pause and an undo."
     ),
     "rollout undo": Verb(
-        OPERATE, "operations.rollout:rollout_undo", "Run an earlier revision of a model. Its spec stays."
+        OPERATE, "operations.rollout:rollout_undo", "Run an earlier revision of a model, or end its canary."
     ),
     "rollout promote": Verb(
         OPERATE, "operations.rollout:rollout_promote", "Run what the spec says, without or in spite of a canary."

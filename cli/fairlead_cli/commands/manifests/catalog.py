@@ -48,7 +48,7 @@ class DeploymentOptions:
         None
     )
     name: Annotated[str | None, Parameter(help="Name of the ModelDeployment. Default: that of the catalogue.")] = None
-    replicas: Annotated[int, Parameter(help="Replicas at least.")] = 1
+    replicas: Annotated[int, Parameter(help="Minimum number of replicas.")] = 1
     secret: Annotated[
         str | None, Parameter(help="Name of a Secret with HF_TOKEN, for repositories that ask for a licence.")
     ] = None
