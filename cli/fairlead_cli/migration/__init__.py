@@ -5,6 +5,7 @@
 - `pod_spec`: a container and its pod as an engine and a pod template.
 - `draft`: a ModelDeployment while it is put together.
 - `routes`: a ModelRoute while it is put together.
+- `adapters`: a ModelAdapter while it is put together.
 - `formats`: one module for each format.
 - `systems`: recognizes documents and runs the conversions.
 """
