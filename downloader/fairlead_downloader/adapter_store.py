@@ -20,7 +20,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from fairlead.adapters.download import AdapterDownload
-from fairlead_downloader.errors import DigestMismatch, DownloadError, InvalidOrder, NoRoom, SourceFailed
+from fairlead_downloader.errors import DigestMismatch, DownloadError, InvalidRequest, NoRoom, SourceFailed
 from fairlead_downloader.folder_writer import FolderWriter
 
 Fetcher: TypeAlias = Callable[[AdapterDownload, FolderWriter], Awaitable[None]]
@@ -120,7 +120,7 @@ class AdapterStore:
     async def _download(self, key: str, download: AdapterDownload, name: str) -> DownloadedAdapter:
         fetch = self._fetchers.get(download.scheme)
         if fetch is None:
-            raise InvalidOrder(f"no adapter comes from {download.scheme}://")
+            raise InvalidRequest(f"no adapter comes from {download.scheme}://")
         async with self._turns:
             started_at = self._now()
             try:

@@ -1,6 +1,6 @@
 """Why a download fails. No error text contains a credential.
 
-- 400 InvalidOrder: the request is malformed.
+- 400 InvalidRequest: the request is malformed.
 - 403 CredentialsRefused: the source wants other credentials.
 - 404 SourceNotFound: there is nothing under the address.
 - 422 DigestMismatch: the content is not the pinned one.
@@ -24,7 +24,7 @@ class DownloadError(FairleadError):
     code: ClassVar[str] = "internal"
 
 
-class InvalidOrder(DownloadError):
+class InvalidRequest(DownloadError):
     """Raised if the request does not name one adapter of a supported scheme."""
 
     status, code = 400, "invalid_request"

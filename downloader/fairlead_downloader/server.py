@@ -18,7 +18,7 @@ from fairlead.adapters.download import (
     AdapterDownload,
 )
 from fairlead_downloader.adapter_store import AdapterStore
-from fairlead_downloader.errors import DownloadError, InvalidOrder
+from fairlead_downloader.errors import DownloadError, InvalidRequest
 
 _MAX_BODY_BYTES: Final = 16 * 1024
 _SOURCES: Final = {scheme: re.compile(pattern) for scheme, pattern in DOWNLOAD_PATTERNS.items()}
@@ -26,7 +26,7 @@ _REVISION: Final = re.compile(REVISION_PATTERN.strip("^$"))
 _DIGEST: Final = re.compile(DIGEST_PATTERN.strip("^$"))
 
 
-class _Order(msgspec.Struct, forbid_unknown_fields=True):
+class _DownloadRequest(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a request."""
 
     name: str
@@ -35,7 +35,7 @@ class _Order(msgspec.Struct, forbid_unknown_fields=True):
     digest: str = ""
 
 
-_decode: Final = msgspec.json.Decoder(_Order).decode
+_decode: Final = msgspec.json.Decoder(_DownloadRequest).decode
 
 
 def make_application(store: AdapterStore) -> web.Application:
@@ -43,8 +43,8 @@ def make_application(store: AdapterStore) -> web.Application:
 
     async def download(request: web.Request) -> web.Response:
         try:
-            name, order = parse_order(await request.read())
-            adapter = await store.get(order, name)
+            name, wanted = parse_request(await request.read())
+            adapter = await store.get(wanted, name)
         except DownloadError as error:
             body: dict[str, object] = {"error": {"code": error.code, "message": str(error)}}
             return web.json_response(body, status=error.status)
@@ -65,19 +65,19 @@ def make_application(store: AdapterStore) -> web.Application:
     return app
 
 
-def parse_order(body: bytes) -> tuple[str, AdapterDownload]:
-    """Returns the adapter's name and its download. Raises InvalidOrder."""
+def parse_request(body: bytes) -> tuple[str, AdapterDownload]:
+    """Returns the adapter's name and its download. Raises InvalidRequest."""
     try:
-        order = _decode(body)
+        request = _decode(body)
     except msgspec.MsgspecError as error:
-        raise InvalidOrder(f"the body cannot be read: {error}") from None
-    pattern = _SOURCES.get(order.source.partition("://")[0])
-    if pattern is None or not pattern.fullmatch(order.source) or ".." in order.source:
-        raise InvalidOrder(
-            f"{order.source!r:.100} is not the source of an adapter; write hf://, s3://, gs:// or oci://"
+        raise InvalidRequest(f"the body cannot be read: {error}") from None
+    pattern = _SOURCES.get(request.source.partition("://")[0])
+    if pattern is None or not pattern.fullmatch(request.source) or ".." in request.source:
+        raise InvalidRequest(
+            f"{request.source!r:.100} is not the source of an adapter; write hf://, s3://, gs:// or oci://"
         )
-    if order.revision and not (order.source.startswith("hf://") and _REVISION.fullmatch(order.revision)):
-        raise InvalidOrder("revision is the commit of an hf:// repository, 40 hexadecimal digits")
-    if order.digest and not _DIGEST.fullmatch(order.digest):
-        raise InvalidOrder("digest is sha256: and 64 hexadecimal digits")
-    return f"{order.name!r:.100}", AdapterDownload(order.source, order.revision, order.digest)
+    if request.revision and not (request.source.startswith("hf://") and _REVISION.fullmatch(request.revision)):
+        raise InvalidRequest("revision is the commit of an hf:// repository, 40 hexadecimal digits")
+    if request.digest and not _DIGEST.fullmatch(request.digest):
+        raise InvalidRequest("digest is sha256: and 64 hexadecimal digits")
+    return f"{request.name!r:.100}", AdapterDownload(request.source, request.revision, request.digest)

@@ -8,13 +8,13 @@ import pytest
 
 from fairlead.adapters.download import AdapterDownload
 from fairlead_downloader.adapter_store import IN_USE_SECONDS, AdapterStore
-from fairlead_downloader.errors import InvalidOrder, NoRoom, SourceFailed
+from fairlead_downloader.errors import InvalidRequest, NoRoom, SourceFailed
 from fairlead_downloader.folder_writer import FolderWriter
 
 SIZE = 400
 
 
-def order(name: str) -> AdapterDownload:
+def download_of(name: str) -> AdapterDownload:
     return AdapterDownload(f"s3://bucket/{name}")
 
 
@@ -61,7 +61,7 @@ def test_calls_for_one_adapter_share_a_download_which_survives_cancelled_calls(t
         source, clock = FakeStore(), Clock()
         store = make_store(tmp_path, source, clock)
         source.go.clear()
-        calls = [asyncio.create_task(store.get(order("sql"), "sql")) for _ in range(3)]
+        calls = [asyncio.create_task(store.get(download_of("sql"), "sql")) for _ in range(3)]
         await asyncio.sleep(0.01)
         calls[0].cancel()
         await asyncio.sleep(0)
@@ -70,7 +70,7 @@ def test_calls_for_one_adapter_share_a_download_which_survives_cancelled_calls(t
         assert calls[0].cancelled()
         assert first == second
         assert source.fetched == ["bucket/sql"]
-        assert (await store.get(order("sql"), "sql")).path == tmp_path / order("sql").folder_name
+        assert (await store.get(download_of("sql"), "sql")).path == tmp_path / download_of("sql").folder_name
         assert len(source.fetched) == 1
 
     asyncio.run(work())
@@ -81,14 +81,14 @@ def test_folders_that_were_not_used_for_longest_are_deleted(tmp_path: Path) -> N
         source, clock = FakeStore(), Clock()
         store = make_store(tmp_path, source, clock)
         for name in ("a", "b"):
-            await store.get(order(name), name)
+            await store.get(download_of(name), name)
             clock.now += 1
         with pytest.raises(NoRoom, match="in use"):
-            await store.get(order("c"), "c")
+            await store.get(download_of("c"), "c")
         clock.now += IN_USE_SECONDS
-        await store.get(order("a"), "a")  # so b is the oldest
-        await store.get(order("c"), "c")
-        assert folders(tmp_path) == {order(name).folder_name for name in "ac"}
+        await store.get(download_of("a"), "a")  # so b is the oldest
+        await store.get(download_of("c"), "c")
+        assert folders(tmp_path) == {download_of(name).folder_name for name in "ac"}
         assert store.bytes_used == 2 * SIZE
 
     asyncio.run(work())
@@ -99,11 +99,11 @@ def test_unfinished_download_is_not_deleted_for_another(tmp_path: Path) -> None:
         source, clock = FakeStore(), Clock()
         store = make_store(tmp_path, source, clock, max_bytes=SIZE + SIZE // 4)
         source.go.clear()
-        first = asyncio.create_task(store.get(order("a"), "a"))
+        first = asyncio.create_task(store.get(download_of("a"), "a"))
         await asyncio.sleep(0.01)
         clock.now += 10 * IN_USE_SECONDS
         source.go.set()
-        second = asyncio.create_task(store.get(order("b"), "b"))
+        second = asyncio.create_task(store.get(download_of("b"), "b"))
         results = await asyncio.gather(first, second, return_exceptions=True)
         assert sorted(type(result).__name__ for result in results) == ["DownloadedAdapter", "NoRoom"]
         assert store.bytes_used == SIZE
@@ -118,11 +118,11 @@ def test_failed_download_leaves_nothing_and_is_tried_again(tmp_path: Path) -> No
         for failure in (SourceFailed("cut off"), OSError(28, "No space left on device")):
             source.failure = failure
             with pytest.raises(SourceFailed):
-                await store.get(order("a"), "a")
+                await store.get(download_of("a"), "a")
             assert folders(tmp_path) == set()
             assert store.bytes_used == 0
         source.failure = None
-        await store.get(order("a"), "a")
+        await store.get(download_of("a"), "a")
 
     asyncio.run(work())
 
@@ -132,7 +132,7 @@ def test_closed_store_leaves_no_unfinished_folder(tmp_path: Path) -> None:
         source = FakeStore()
         store = make_store(tmp_path, source, Clock())
         source.go.clear()
-        call = asyncio.create_task(store.get(order("a"), "a"))
+        call = asyncio.create_task(store.get(download_of("a"), "a"))
         await asyncio.sleep(0.01)
         await store.close()
         with pytest.raises(asyncio.CancelledError):
@@ -145,14 +145,14 @@ def test_closed_store_leaves_no_unfinished_folder(tmp_path: Path) -> None:
 def test_next_process_finds_complete_folders_and_deletes_others(tmp_path: Path) -> None:
     async def work() -> None:
         source, clock = FakeStore(), Clock()
-        complete = await make_store(tmp_path, source, clock).get(order("a"), "a")
-        unfinished = tmp_path / f".new-{order('b').folder_name}"
+        complete = await make_store(tmp_path, source, clock).get(download_of("a"), "a")
+        unfinished = tmp_path / f".new-{download_of('b').folder_name}"
         unfinished.mkdir()
         (unfinished / "part").write_bytes(b"x")
         (tmp_path / "lost+found").mkdir()
         store = make_store(tmp_path, source, clock)
-        assert folders(tmp_path) == {order("a").folder_name, "lost+found"}
-        assert (await store.get(order("a"), "a")) == complete.__class__(complete.path, SIZE, complete.digest)
+        assert folders(tmp_path) == {download_of("a").folder_name, "lost+found"}
+        assert (await store.get(download_of("a"), "a")) == complete.__class__(complete.path, SIZE, complete.digest)
         assert len(source.fetched) == 1
 
     asyncio.run(work())
@@ -162,7 +162,7 @@ def test_other_schemes_are_refused(tmp_path: Path) -> None:
     store = AdapterStore(tmp_path, 1, {}, Clock())
 
     async def work() -> None:
-        with pytest.raises(InvalidOrder):
-            await store.get(order("a"), "a")
+        with pytest.raises(InvalidRequest):
+            await store.get(download_of("a"), "a")
 
     asyncio.run(work())

@@ -104,11 +104,11 @@ def test_adapter_is_downloaded_once_and_secrets_are_not_logged(tmp_path: Path) -
     ],
 )
 def test_malformed_requests_are_refused(body: object) -> None:
-    from fairlead_downloader.errors import InvalidOrder
-    from fairlead_downloader.server import parse_order
+    from fairlead_downloader.errors import InvalidRequest
+    from fairlead_downloader.server import parse_request
 
-    with pytest.raises(InvalidOrder) as refused:
-        parse_order(body if isinstance(body, bytes) else json.dumps(body).encode())
+    with pytest.raises(InvalidRequest) as refused:
+        parse_request(body if isinstance(body, bytes) else json.dumps(body).encode())
     assert refused.value.status == 400
 
 

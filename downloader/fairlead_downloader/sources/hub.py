@@ -55,7 +55,9 @@ class Hub:
             check_status(response, repository)
             answer = parse_object(await read_document(response, repository), repository)
         commit = answer.get("sha")
-        if not isinstance(commit, str) or (revision and commit != revision):
+        if not isinstance(commit, str):
+            raise SourceFailed(f"{repository}: {_host(self._endpoint)} names no commit of it")
+        if revision and commit != revision:
             raise SourceFailed(f"{repository}: {_host(self._endpoint)} answers with another commit than {revision}")
         names = [_file_name(item) for item in answer.get("siblings") or ()]
         shown = [name for name in names if not is_hidden(name)]
