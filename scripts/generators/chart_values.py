@@ -102,7 +102,9 @@ class HungEngines(ValuesPart):
     """Engines that take connections and answer no request, as gateways report them."""
 
     enabled: bool = _value(
-        "read from gateways which engines hang, and mark their pods with the condition `fairlead.io/Serving`", True
+        "read from gateways which engines hang, and mark their pods with the condition `fairlead.io/Serving`; "
+        "needed by canaries, too",
+        True,
     )
     restart: bool = _value("delete marked pods, so that their workload replaces them", True)
     after: Duration = _value("time without an answer, since gateways ejected an engine, until it counts as hung", "1m")
