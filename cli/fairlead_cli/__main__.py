@@ -15,12 +15,13 @@ def main() -> None:
 
         from fairlead.errors import FairleadError, plain_text
         from fairlead_cli.app import build_app, with_default_verb
+        from fairlead_cli.errors import describe_error
 
         try:
             arguments = with_default_verb(sys.argv[1:])
             build_app(Path(sys.argv[0]).name, arguments)(arguments)
         except FairleadError as error:
-            print(plain_text(f"fairlead: {error}"), file=sys.stderr)
+            print(plain_text(f"fairlead: {describe_error(error)}"), file=sys.stderr)
             sys.exit(2)
         except ImportError as error:
             from fairlead.distribution import missing_package, missing_package_message

@@ -11,7 +11,11 @@ FairleadError
     └── IndexUnreachable     no Redis answers; exit code 3
 """
 
+from typing import Final
+
 from fairlead.errors import BadInput, FairleadError, Unavailable
+
+_NAMED_FIELDS: Final = ("--", "spec.", "metadata.")
 
 
 class UnusableIndex(FairleadError):
@@ -36,3 +40,14 @@ class ClusterUnreachable(Unavailable):
 
 class IndexUnreachable(Unavailable):
     """Raised when no Redis answers; the message names its address without the password."""
+
+
+def describe_error(error: Exception) -> str:
+    """Returns an error as text.
+
+    It begins with the option, or the field of a manifest, that the error is about, unless the
+    message names it.
+    """
+    field = error.field if isinstance(error, BadInput) else None
+    text = str(error)
+    return f"{field}: {text}" if field is not None and field.startswith(_NAMED_FIELDS) and field not in text else text

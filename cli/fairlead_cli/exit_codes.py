@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 
 from fairlead.errors import plain_text
 from fairlead_cli.console import terminal_text
-from fairlead_cli.errors import ClusterUnreachable, StackUnreachable
+from fairlead_cli.errors import ClusterUnreachable, StackUnreachable, describe_error
 
 T = TypeVar("T")
 OK: Final = 0
@@ -26,7 +26,7 @@ def run_query(
     try:
         answer = fetch()
     except misuse as error:
-        return report_failure(verb, error, USAGE)
+        return report_failure(verb, describe_error(error), USAGE)
     except (StackUnreachable, ClusterUnreachable) as error:
         return report_failure(verb, error, UNREACHABLE)
     except LookupError as error:

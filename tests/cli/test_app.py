@@ -12,6 +12,7 @@ import fairlead_cli.app
 from fairlead.errors import BadInput
 from fairlead_cli.commands.local.up import up
 from fairlead_cli.commands.manifests.lint import lint
+from fairlead_cli.errors import describe_error
 from fairlead_cli.manifest_arguments import collect_paths
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "01-smallest.yaml"
@@ -61,6 +62,26 @@ def test_f_options_follow_plain_file_arguments() -> None:
 def test_kubectl_plugin_shows_kubectl_in_its_usage() -> None:
     (usage, *_) = fairlead_cli.app.build_app("kubectl-fairlead").name
     assert usage == "kubectl fairlead"
+
+
+def test_error_names_the_option_that_its_message_lacks() -> None:
+    done = fairlead("catalog", "list", "--on", "own")
+    assert done.returncode == 2
+    assert done.stderr.startswith("fairlead: --on: the memory of own is not known (use one of nvidia-l4, ")
+    assert "--memory" not in done.stderr, "the verb has no such option"
+
+
+@pytest.mark.parametrize(
+    ("field", "message", "text"),
+    [
+        ("spec.targets[0].model", "no such model", "spec.targets[0].model: no such model"),
+        ("--speed", "--speed is too high", "--speed is too high"),
+        ("MODEL", "no such model", "no such model"),
+        (None, "no such model", "no such model"),
+    ],
+)
+def test_field_of_an_error_is_shown_once(field: str | None, message: str, text: str) -> None:
+    assert describe_error(BadInput(message, field=field)) == text
 
 
 def test_unusable_path_is_a_one_line_error(tmp_path: Path) -> None:

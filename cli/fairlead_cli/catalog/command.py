@@ -45,7 +45,11 @@ def run_list(accelerator: str | None, engine: str, output: OutputFormat) -> int:
     entries = list(read_entries().values())
     plans: dict[str, MemoryPlan | None] | None = None
     if accelerator is not None:
-        device = known_device(accelerator, accelerator_figures(), None)
+        figures = accelerator_figures()
+        if accelerator not in figures:
+            message = f"the memory of {accelerator} is not known"
+            raise BadInput(message, field="--on", hint=f"use one of {', '.join(figures)}")
+        device = known_device(accelerator, figures, None)
         plans = {entry.name: choose_plan(PlanRequest(entry, device, engine)) for entry in entries}
     if is_document(output):
         values = [entry_values(entry, None if plans is None else plans[entry.name]) for entry in entries]
