@@ -266,7 +266,10 @@ def _convert_adapter(
     names = {spec.text("baseModel"), str(_selected(spec, "podSelector").get(NAME_LABEL) or "")} - {""}
     spec.drop("podSelector", "the adapter belongs to its base")
     spec.drop("schedulerName", "gateways choose the engines")
-    spec.drop("credentialsSecretRef", "engines download with model.credentials of the model")
+    spec.drop(
+        "credentialsSecretRef",
+        "name a Secret in model.credentials of the model, or for stores in adapters.download.credentials",
+    )
     spec.drop("additionalConfig", "Fairlead's engines ask for no key")
     url, replicas = spec.text("artifactURL"), spec.integer("replicas")
     base = next(
