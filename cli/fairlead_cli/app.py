@@ -146,7 +146,7 @@ VERBS: Final = {
 """Words of a verb → where it is; tests hold the documentation to this table."""
 NOUNS: Final = {
     "local": "Look at what runs on this machine.",
-    "explain": "Explain a request's route, where a prompt would go, and a model's replicas.",
+    "explain": "Explain a request, where a prompt would go, a model's replicas, and a shadow's answers.",
     "index": "Look into the index: cached prefixes of instances, consistency, and changes.",
     "tenants": "Look at the tenants that may call models. Without a verb: list them.",
     "keys": "Create, list, rotate and revoke the API keys of tenants.",
