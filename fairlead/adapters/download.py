@@ -1,4 +1,4 @@
-"""Adapters that a downloader in the engine's pod fetches: what gateways order, and where it lies.
+"""Adapters that a downloader in the engine's pod fetches: what gateways request, and where it lies.
 
 Gateways, the operator and the downloader share this module, so that all know the path before there
 is a download.

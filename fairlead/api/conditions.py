@@ -226,7 +226,7 @@ _READY_ADAPTER = (
     ),
     (
         Reason.BASE_UNSUITABLE,
-        "Engines of the base's type or roles load no adapters at run time, or no downloader is in its pods. The message says which.",
+        "Engines of the base load no adapters, no downloader is in its pods, or the adapter has its name. The message says which.",
         "Give the adapter to a vLLM or SGLang model with pools of the role Serve, or write `adapters: {download: {}}` in the base.",
     ),
     (
@@ -471,8 +471,8 @@ _RESOLVED_REFS = (
     (Reason.RESOLVED, "Every target exists.", "Nothing."),
     (
         Reason.MODEL_NOT_FOUND,
-        "A target is no model that this installation serves. Conversations that fall to it get 503.",
-        "Create the model, correct the name, or give the target `weight: 0`.",
+        "A target, fallback or shadow is no model that this installation serves. The message says which, and what its requests get.",
+        "Create the model, correct the name, remove it, or give a target `weight: 0`.",
     ),
     (
         Reason.NO_WEIGHT,

@@ -47,7 +47,7 @@ class Adapters(StrictModel):
         Field(
             ge=1,
             le=512,
-            description="maximum number of adapters in one batch",
+            description="adapters that an engine holds at a time, so also the most in one batch",
             examples=["8"],
             json_schema_extra={"format": "int32"},
         ),

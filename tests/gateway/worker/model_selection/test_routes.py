@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fairlead.adapters.model import LoraAdapter
 from fairlead.fleet.model import Fleet, Model
 from fairlead.routes.model import RequestRewrite, Route, RouteRule, RouteTarget
 from fairlead.tenants.model import Tenant
@@ -194,6 +195,25 @@ def test_route_without_target_is_refused(targets: tuple[RouteTarget, ...], messa
             gone = running.gateway.telemetry.models.get("chat/gone")
             assert (gone is not None) == (targets[0].model == "chat/gone")
             assert gone is None or gone.by_route == {("503", "chat/assistant"): 2}
+
+    run_async(main())
+
+
+def test_a_target_is_the_key_of_a_model_and_no_other_name() -> None:
+    adapter = LoraAdapter("sql", "acme/sql")
+    routes = [Route("chat", name, (RouteTarget(f"chat/{name}"),), names=(name,)) for name in ("renamed", "sql")]
+
+    async def main() -> None:
+        async with scripted_engine(answer) as engine:
+            fleet = fleet_with(engine.url, routes)
+            models = {
+                **fleet.models,
+                "chat/stable": Model("chat", "stable", served_names=("chat/renamed",), adapters=(adapter,)),
+            }
+            async with running_gateway(replace(fleet, models=models)) as running:
+                for name in ("renamed", "sql"):
+                    found = await request(running.url, chat(name))
+                    assert (found.status, found.error["code"]) == (503, "route_without_target")
 
     run_async(main())
 
