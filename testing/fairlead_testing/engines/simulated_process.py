@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 PATIENCE_SECONDS = 120.0
+_STARTS = 5
 
 
 @dataclass(slots=True)
@@ -28,23 +29,30 @@ class EngineProcess:
 
 @asynccontextmanager
 async def engine_process(*arguments: str, model: str = "tiny") -> AsyncIterator[EngineProcess]:
-    """Runs `python -m fairlead_sim engine` on a free port, and kills it at the end of the block."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fairlead_sim", "engine", "--listen", "127.0.0.1:0"),
-        *("--model", model, "--served-model-name", model, *arguments),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        assert process.stdout is not None
-        line = (await asyncio.wait_for(process.stdout.readline(), PATIENCE_SECONDS)).decode()
-        found = re.match(r"ready (http://\S+)", line)
-        assert found, line
-        yield EngineProcess(process, found[1])
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+    """Runs `python -m fairlead_sim engine` on a free port, and kills it at the end of the block.
+
+    An engine that ends before it is ready is started again a few times. Why: a port that it had
+    before may belong to a connection of another process for a while.
+    """
+    command = (sys.executable, "-m", "fairlead_sim", "engine", "--listen", "127.0.0.1:0")
+    for left in reversed(range(_STARTS)):
+        process = await asyncio.create_subprocess_exec(
+            *(*command, "--model", model, "--served-model-name", model, *arguments),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=None if left == 0 else asyncio.subprocess.DEVNULL,
+        )
+        try:
+            assert process.stdout is not None
+            line = (await asyncio.wait_for(process.stdout.readline(), PATIENCE_SECONDS)).decode()
+            found = re.match(r"ready (http://\S+)", line)
+            assert found or left, line
+            if found:
+                yield EngineProcess(process, found[1])
+                return
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
 
 
 @asynccontextmanager

@@ -54,7 +54,8 @@ def test_a_restarted_server_gets_the_script_again(server: Valkey) -> None:
 
 def test_strict_windows_close_after_a_loss_without_checkpoints(server: Valkey) -> None:
     async def main() -> None:
-        tenants = [Tenant("acme", limits=(_LIMIT,), enforcement=Enforcement.STRICT)]
+        limit = Limit(LimitUnit.REQUESTS, 2_000, Window.DAY)  # more than a gateway takes at once
+        tenants = [Tenant("acme", limits=(limit,), enforcement=Enforcement.STRICT)]
         async with limited_gateways(server.url, tenants, 1) as gateways:
             assert (await send_chats(gateways, 5)).count(200) == 5
             with Redis(unix_socket_path=str(server.path)) as redis:
