@@ -99,8 +99,9 @@ class ReplicaFleet:
         for engine in draining.values():
             self._apply_slowdown(engine, now)
         for name in [one for one in self._cordoned if one not in draining]:
-            del self._cordoned[name]
-            simulation.remove_engine(name)
+            if not simulation.is_engine_busy(name):  # requests may leave before the last step ends
+                del self._cordoned[name]
+                simulation.remove_engine(name)
 
     def _apply_slowdown(self, engine: object, now: float) -> None:
         assert isinstance(engine, FleetReplicaEngine)
