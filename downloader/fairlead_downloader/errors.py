@@ -25,7 +25,7 @@ class DownloadError(FairleadError):
 
 
 class InvalidRequest(DownloadError):
-    """Raised if the request does not name one adapter of a supported scheme."""
+    """Raised if a request's body or a field of it is malformed, or its scheme is not supported."""
 
     status, code = 400, "invalid_request"
 

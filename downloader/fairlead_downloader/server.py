@@ -66,7 +66,7 @@ def make_application(store: AdapterStore) -> web.Application:
 
 
 def parse_request(body: bytes) -> tuple[str, AdapterDownload]:
-    """Returns the adapter's name and its download. Raises InvalidRequest."""
+    """Returns the adapter's name, cut for logs, and its download. Raises InvalidRequest."""
     try:
         request = _decode(body)
     except msgspec.MsgspecError as error:

@@ -226,7 +226,7 @@ _READY_ADAPTER = (
     ),
     (
         Reason.BASE_UNSUITABLE,
-        "Engines of the base load no adapters, no downloader is in its pods, or the adapter has its name. The message says which.",
+        "Engines of the base load no adapters, no downloader is in its pods, or the adapter has the base's name.",
         "Give the adapter to a vLLM or SGLang model with pools of the role Serve, or write `adapters: {download: {}}` in the base.",
     ),
     (
@@ -471,7 +471,7 @@ _RESOLVED_REFS = (
     (Reason.RESOLVED, "Every target exists.", "Nothing."),
     (
         Reason.MODEL_NOT_FOUND,
-        "A target, fallback or shadow is no model that this installation serves. The message says which, and what its requests get.",
+        "A target, fallback or shadow is no model that this installation serves. The message says which, targets first.",
         "Create the model, correct the name, remove it, or give a target `weight: 0`.",
     ),
     (

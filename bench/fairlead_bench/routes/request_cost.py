@@ -133,20 +133,20 @@ def rows(costs: dict[str, float]) -> list[ResultRow]:
 def main(arguments: Sequence[str]) -> int:
     """Measures and writes; 0 when every goal holds."""
     module, adds = "fairlead_bench.routes.request_cost", "Processor time that a route adds to a request."
-    return measure_and_write(arguments, NAME, module, adds, rows)
+    return run_cost_benchmark(arguments, NAME, module, adds, rows)
 
 
-def measure_and_write(
+def run_cost_benchmark(
     arguments: Sequence[str],
     name: str,
     module: str,
     description: str,
     make_rows: Callable[[dict[str, float]], list[ResultRow]],
 ) -> int:
-    """Runs a module like a worker and writes its rows; 0 when every goal holds.
+    """Runs a module like a worker and writes its rows; 0 when every goal holds, else 1.
 
     name: of the benchmark.
-    module: it prints the costs as JSON.
+    module: it prints JSON with `costs` and `is_compiled`.
     make_rows: of the measured costs, in microseconds.
     """
     parser = argparse.ArgumentParser(prog=f"python -m fairlead_bench {name}", description=description)

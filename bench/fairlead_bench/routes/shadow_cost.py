@@ -30,7 +30,7 @@ from fairlead.runtime.compiled_build import is_compiled
 from fairlead.runtime.event_loop import loop_factory
 from fairlead_bench.gateway.routing_decision import frozen_heap
 from fairlead_bench.results import ResultRow, load_goals, value_row
-from fairlead_bench.routes.request_cost import BATCH, NamedRequests, measure_and_write
+from fairlead_bench.routes.request_cost import BATCH, NamedRequests, run_cost_benchmark
 from fairlead_gateway.http.connection import ClientConnection
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.response_writer import ResponseWriter
@@ -129,7 +129,7 @@ def rows(costs: dict[str, float]) -> list[ResultRow]:
 def main(arguments: Sequence[str]) -> int:
     """Measures and writes; 0 when every goal holds."""
     module, adds = "fairlead_bench.routes.shadow_cost", "Processor time that a shadow adds to a request."
-    return measure_and_write(arguments, NAME, module, adds, rows)
+    return run_cost_benchmark(arguments, NAME, module, adds, rows)
 
 
 if __name__ == "__main__":

@@ -45,11 +45,7 @@ def run_list(accelerator: str | None, engine: str, output: OutputFormat) -> int:
     entries = list(read_entries().values())
     plans: dict[str, MemoryPlan | None] | None = None
     if accelerator is not None:
-        figures = accelerator_figures()
-        if accelerator not in figures:
-            message = f"the memory of {accelerator} is not known"
-            raise BadInput(message, field="--on", hint=f"use one of {', '.join(figures)}")
-        device = known_device(accelerator, figures, None)
+        device = known_device(accelerator, accelerator_figures(), None)
         plans = {entry.name: choose_plan(PlanRequest(entry, device, engine)) for entry in entries}
     if is_document(output):
         values = [entry_values(entry, None if plans is None else plans[entry.name]) for entry in entries]
@@ -68,7 +64,7 @@ def run_show(options: ShowOptions) -> int:
     _check_engine(engine)
     entry = find_entry(options.model) if options.config is None else read_config_entry(options.config, options.model)
     memory = None if options.memory is None else units.parse_size(options.memory, field="--memory")
-    device = known_device(options.accelerator, figures, memory)
+    device = known_device(options.accelerator, figures, memory, takes_memory=True)
     if options.manifest.image is None and device.name in figures and not device.name.startswith(_NVIDIA_PREFIX):
         message = f"the catalogue knows no image of {engine} for {device.name}"
         raise BadInput(message, field="--image", hint="give the image of your platform")

@@ -95,20 +95,21 @@ class PlanRequest:
     devices: int | None = None
 
 
-def known_device(name: str, figures: Mapping[str, AcceleratorFigures], memory_bytes: int | None) -> Device:
+def known_device(
+    name: str, figures: Mapping[str, AcceleratorFigures], memory_bytes: int | None, *, takes_memory: bool = False
+) -> Device:
     """Returns a device by the name of its class. Raises BadInput if its memory is not known.
 
     memory_bytes: memory of one device of a class of the user's own.
+    takes_memory: the error proposes to give it.
     """
     found = figures.get(name)
     if memory_bytes is not None:
         return Device(name, memory_bytes, found.devices_per_node if found is not None else _SPLITS[-1])
     if found is None:
-        raise BadInput(
-            f"the memory of {name} is not known",
-            field="--on",
-            hint=f"use one of {', '.join(figures)}, or give the memory of one device, such as --memory 80Gi",
-        )
+        own = ", or give the memory of one device, such as --memory 80Gi" if takes_memory else ""
+        hint = f"use one of {', '.join(figures)}{own}"
+        raise BadInput(f"the memory of {name} is not known", field="--on", hint=hint)
     return Device(name, found.memory_bytes, found.devices_per_node)
 
 

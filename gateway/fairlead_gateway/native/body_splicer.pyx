@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
-"""Puts another text into a body, with one copy of it."""
+"""Replaces a range of a body, and copies each byte once."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.string cimport memcpy
@@ -8,7 +8,8 @@ from libc.string cimport memcpy
 def splice(bytes body not None, Py_ssize_t start, Py_ssize_t end, bytes text not None):
     """Returns the body with `text` in place of its bytes from `start` to `end`.
 
-    Positions are cut to the body; an end before the start replaces nothing.
+    start, end: 0 ≤ start ≤ end ≤ the body's size. Others are clamped, so that no other memory is
+        read.
     """
     cdef Py_ssize_t size = PyBytes_GET_SIZE(body), added = PyBytes_GET_SIZE(text)
     start = max(0, min(start, size))

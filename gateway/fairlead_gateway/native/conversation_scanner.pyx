@@ -19,7 +19,8 @@ cdef const char *USER = b'"user"'
 
 
 def user_message_end(bytes text not None, Py_ssize_t start, Py_ssize_t end, Py_ssize_t max_bytes):
-    """Returns the end of that message, or of the part of it that counts; 0 without one.
+    """Returns the end of that message, or of the part of it that counts; 0 if it is absent or
+    written in another way.
 
     start, end: where the messages lie, within the text.
     max_bytes: the size of the part that counts.

@@ -31,8 +31,8 @@ class EngineProcess:
 async def engine_process(*arguments: str, model: str = "tiny") -> AsyncIterator[EngineProcess]:
     """Runs `python -m fairlead_sim engine` on a free port, and kills it at the end of the block.
 
-    An engine that ends before it is ready is started again a few times. Why: a port that it had
-    before may belong to a connection of another process for a while.
+    An engine that ends before it is ready is started again, up to four times; a timeout raises.
+    Why: a port of `arguments` may be taken by a connection of another process for a while.
     """
     command = (sys.executable, "-m", "fairlead_sim", "engine", "--listen", "127.0.0.1:0")
     for left in reversed(range(_STARTS)):

@@ -53,8 +53,9 @@ def text_digest(fields: CommonFields | None, body: bytes) -> bytes:
 
 
 def conversation_end(text: bytes, start: int, end: int) -> int:
-    """Returns the end of the first message of a user, or of the part of it that counts; `end` if
-    there is none.
+    """Returns the end of the first message of a user, or of the part of it that counts.
+
+    It is `end` if none is among the first messages.
     """
     scan = _USER_MESSAGE_END
     usual = usual_end(text, start, end) if scan is None else scan(text, start, end, MAX_MESSAGE_BYTES)
@@ -72,7 +73,7 @@ def conversation_end(text: bytes, start: int, end: int) -> int:
 
 
 def usual_end(text: bytes, start: int, end: int) -> int:
-    """Returns the end of the first message that is written as most clients do; 0 without one.
+    """Returns the end of the first message of a user, if it is written as most clients do; else 0.
 
     It is the reference for `native.conversation_scanner`, which replaces it where it is compiled.
 

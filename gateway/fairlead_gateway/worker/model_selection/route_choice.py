@@ -89,7 +89,7 @@ def choose_entry(
     if decision.target is None:
         raise RouteWithoutTarget("model: no target of this route has a weight above 0", param="model")
     entry = None if names is None else names.get(decision.target)
-    if entry is not None and entry.key == decision.target:  # a name of another model, or of an adapter
+    if entry is not None and entry.key == decision.target:  # else the name is of another model or an adapter
         return entry, decision
     model = fleet.models.get(decision.target)
     if model is None:

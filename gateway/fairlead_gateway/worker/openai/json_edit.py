@@ -55,7 +55,10 @@ def contains_any(body: bytes, patterns: Iterable[bytes]) -> bool:
 
 
 def splice(body: bytes, start: int, end: int, text: bytes) -> bytes:
-    """Returns the body with `text` in place of its bytes from `start` to `end`."""
+    """Returns the body with `text` in place of its bytes from `start` to `end`.
+
+    start, end: 0 ≤ start ≤ end ≤ the body's size.
+    """
     if _SPLICE is not None:
         return _SPLICE(body, start, end, text)
     return b"".join((body[:start], text, body[end:]))
