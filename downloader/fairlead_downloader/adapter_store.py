@@ -160,7 +160,7 @@ class AdapterStore:
         """Makes room for bytes of a download. Raises NoRoom."""
         mine = self._written.get(key, 0) + size
         if mine > self._max_bytes:
-            raise NoRoom(f"it is larger than {self._max_bytes} bytes, the size of spec.adapters.download")
+            raise NoRoom(f"it is larger than {self._max_bytes} bytes, 95 % of spec.adapters.download.size")
         while self.bytes_used + size > self._max_bytes:
             self._evict()
         self._written[key] = mine

@@ -32,30 +32,30 @@ def run_shadow(model: str | None, manage: str | None, cluster: ClusterOptions, o
         if is_document(output):
             return format_document(found, output)
         return "\n\n".join(
-            "\n".join(render_comparison(key, one, gateway if len(found) > 1 else None))
+            "\n".join(render_comparison(key, shadow, gateway if len(found) > 1 else None))
             for gateway, comparisons in found.items()
             for key, shadows in comparisons.items()
-            for one in shadows
+            for shadow in shadows
         )
 
     return run_query("explain shadow", fetch, show)
 
 
-def render_comparison(key: str, one: api_types.Shadow, gateway: str | None) -> list[str]:
+def render_comparison(key: str, shadow: api_types.Shadow, gateway: str | None) -> list[str]:
     """Returns the comparison of two models as lines.
 
     gateway: whose requests these are; None for the only one.
     """
     where = "" if gateway is None else f", at {gateway}"
-    others = [f"{word} {count:,}" for word, count in one.outcomes.items() if word not in _COMPARED]
+    others = [f"{word} {count:,}" for word, count in shadow.outcomes.items() if word not in _COMPARED]
     missing = f"; without an answer: {', '.join(others)}" if others else ""
-    copies, originals = one.copies, one.originals
+    copies, originals = shadow.copies, shadow.originals
     rows = [
         ("", "copy", "original", ""),
         (
             "errors",
-            _share(copies.errors, one.compared),
-            _share(originals.errors, one.compared),
+            _share(copies.errors, shadow.compared),
+            _share(originals.errors, shadow.compared),
             "",
         ),
         _row("TTFT", copies.ttft_mean_seconds, originals.ttft_mean_seconds, format_seconds),
@@ -63,8 +63,8 @@ def render_comparison(key: str, one: api_types.Shadow, gateway: str | None) -> l
         _row("answer tokens", copies.output_tokens_mean, originals.output_tokens_mean, format_count),
     ]
     return [
-        f"{key} answers copies of requests for {one.original}{where}",
-        f"{one.compared:,} of {sum(one.outcomes.values()):,} compared{missing}",
+        f"{key} answers copies of requests for {shadow.original}{where}",
+        f"{shadow.compared:,} of {sum(shadow.outcomes.values()):,} compared{missing}",
         *align_columns(rows).splitlines(),
     ]
 
@@ -87,4 +87,4 @@ async def _shadows(endpoint: ManagementEndpoint) -> Comparisons:
 
 
 def _of_model(found: Comparisons, name: str | None) -> Comparisons:
-    return {key: one for key, one in found.items() if name in (None, key, key.partition("/")[2])}
+    return {key: shadows for key, shadows in found.items() if name in (None, key, key.partition("/")[2])}

@@ -29,7 +29,7 @@ class DownloadSettings(StrictModel):
         Size,
         Field(
             description="size of the volume for downloaded adapters in each pod; those that were not used for longest are "
-            "deleted when it is full",
+            "deleted when it is full. An adapter may have 95 % of it",
             examples=["100Gi"],
         ),
     ] = "20Gi"

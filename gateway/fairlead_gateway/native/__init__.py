@@ -8,7 +8,7 @@
 - `block_hashes.pyx`: the hashes of a prompt's blocks
 
 They exist only where the data plane is compiled (`scripts/compile.py`). Each is None elsewhere, and
-its caller takes the way in Python. That way is the reference: results are equal, and what a scanner
+its caller runs the Python code. That code is the reference: results are equal, and what a scanner
 does not accept is left to it.
 
 Source: docs/decisions/0058.
@@ -36,7 +36,7 @@ class _Loops(NamedTuple):
 
 
 def _load() -> _Loops:
-    """Returns what was compiled; nothing of it on a machine with the other order of bytes."""
+    """Returns what was compiled; empty on a big-endian machine."""
     if sys.byteorder != "little":
         return _Loops()
     try:

@@ -39,7 +39,6 @@ async def engine_process(*arguments: str, model: str = "tiny") -> AsyncIterator[
         process = await asyncio.create_subprocess_exec(
             *(*command, "--model", model, "--served-model-name", model, *arguments),
             stdout=asyncio.subprocess.PIPE,
-            stderr=None if left == 0 else asyncio.subprocess.DEVNULL,
         )
         try:
             assert process.stdout is not None

@@ -176,8 +176,8 @@ def _read_lists(sections: Sequence[FieldReader], groups: Mapping[str, _ModelGrou
     for group in groups.values():
         found = lists_of(group.name, lists, groups)
         if found and group.named_alike and not group.is_split:
-            for one in found:
-                one.drop(
+            for fallbacks in found:
+                fallbacks.drop(
                     f"the engines call the model {group.name} too, so no route has that name: start them with another "
                     "--served-model-name, and name that in litellm_params.model"
                 )
@@ -248,7 +248,7 @@ def _traffic_shares(entries: Sequence[tuple[str, FieldReader]]) -> list[Fraction
         parameters = [entry.section("litellm_params") for _, entry in entries]
         if name not in parameters[0]:
             continue
-        shares = [_share(one, name) for one in parameters]
+        shares = [_share(section, name) for section in parameters]
         if sum(shares) > 0:
             return shares
     return [Fraction(1)] * len(entries)

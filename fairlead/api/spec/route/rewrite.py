@@ -126,5 +126,5 @@ class ModelRouteRewrite(StrictModel):
 
     def to_rewrite(self) -> RequestRewrite:
         """Returns the rewrite as gateways use it."""
-        defaults, caps = (one.model_dump(by_alias=True, exclude_none=True) for one in (self.defaults, self.caps))
+        defaults, caps = (values.model_dump(by_alias=True, exclude_none=True) for values in (self.defaults, self.caps))
         return RequestRewrite(tuple(defaults.items()), tuple(caps.items()))

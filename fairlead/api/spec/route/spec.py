@@ -73,7 +73,9 @@ class ModelRouteOverride(StrictModel):
             "has(self.minContextTokens)",
             message="an override without conditions takes every request",
             fix="add `headers`, `tenants` or `minContextTokens`, or move its targets to spec.targets",
-            violation=lambda one: not one.headers and not one.tenants and one.min_context_tokens is None,
+            violation=lambda override: (
+                not override.headers and not override.tenants and override.min_context_tokens is None
+            ),
         ),
     )
 
