@@ -19,6 +19,9 @@ are cancelled. Some cases differ:
 has watched for two minutes (five after missing metrics), and the pool was not lowered just now.
 What stays must carry the highest demand of the window, also without the caches that go
 (**what-if**).
+
+A start is finished if all ready replicas are needed and the demand has fallen by one. Noise of the
+demand would otherwise cancel a start and order it again, and pay for both.
 """
 
 import math
@@ -48,6 +51,7 @@ class Rule(StrEnum):
     WATCHING = "watching"
     WHAT_IF = "what-if"
     STEP = "step"
+    STARTING = "starting"
     DOWN = "down"
     WAKE = "wake"
     ZERO = "zero"
@@ -226,6 +230,10 @@ class StatelessPoolPlanner:
         room = 0.0 if demand.shares_limit else settings.down_room
         while floor < plain and demand.needed > floor * demand.capacity_after - room and floor > 1:
             floor += 1
+        ready = self.observed.ready
+        if ready <= floor == plain - 1 and plain > ready and not demand.shares_limit:
+            reason = f"{demand.needed_text} are needed, and all {ready} that are ready: the last start is not cancelled"
+            return plain, Rule.STARTING, reason
         if floor >= plain:
             caches = "without the caches that go, " if demand.capacity_after < 1.0 else ""
             reason = f"{caches}{plain - 1} would only just carry {demand.needed_text}, limited by {demand.bound}"
