@@ -74,6 +74,7 @@ def benchmarks_page(root: Path) -> str:
         "outside-usual-settings": lambda folder: _outside_controller_table(folder, "fixed"),
         "outside-best-settings": lambda folder: _outside_controller_table(folder, "best"),
         "fleet-simulator": lambda folder: fleet_table(_load(folder / "autoscaler-fleet.json")),
+        "fleet-usual-settings": _fleet_controller_table,
         "goals": _goal_table,
         "limits": _limit_table,
         "shadow": _shadow_table,
@@ -185,6 +186,11 @@ def _every_controller_table(results: Path, kind: str) -> str:
 def _outside_controller_table(results: Path, kind: str) -> str:
     table = _load(results / "autoscaler-outside-presets.json")["table"]
     return preset_table(table, dict(_CONTROLLERS), kind, digits=2)
+
+
+def _fleet_controller_table(results: Path) -> str:
+    table = _load(results / "autoscaler-fleet.json")["table"]
+    return preset_table(table, dict(_CONTROLLERS), "fixed", digits=2)
 
 
 def _goal_table(results: Path) -> str:

@@ -166,11 +166,11 @@ def _preset_rows(results: Path, report: Mapping[str, Any]) -> Iterator[GoalRow]:
         f"at most {ratios[nearest]:.2f} × the cost, of `{nearest}`",
         max(ratios.values()) < 1.0,
     )
-    yield _outside_preset_row(results)
+    yield _other_preset_row("second plant", _load(results, "autoscaler-outside-presets"))
+    yield _other_preset_row("fleet simulator", _load(results, "autoscaler-fleet"))
 
 
-def _outside_preset_row(results: Path) -> GoalRow:
-    report = _load(results, "autoscaler-outside-presets")
+def _other_preset_row(plant: str, report: Mapping[str, Any]) -> GoalRow:
     rows = {row["metric"]: row["ratio"] for row in report["rows"] if ": cost where both keep 99 %" in row["metric"]}
     best = {metric: ratio for metric, ratio in rows.items() if " (best): " in metric}
     ratios = {metric: ratio for metric, ratio in (best or rows).items() if ratio is not None}
@@ -179,7 +179,7 @@ def _outside_preset_row(results: Path) -> GoalRow:
     runs = int(rest.partition("99 % (")[2].partition(" ")[0])
     setting = "best" if best else "usual"
     return GoalRow(
-        f"second plant, seed 1: cheaper than each of {len(best or rows)} presets at its {setting} setting",
+        f"{plant}, seed 1: cheaper than each of {len(best or rows)} presets at its {setting} setting",
         f"up to {ratios[nearest]:.2f} × the cost, of `{name}`, in {runs} run{'s' * (runs > 1)}",
         max(ratios.values()) < 1.0,
     )
