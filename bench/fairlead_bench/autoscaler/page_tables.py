@@ -152,6 +152,14 @@ def _outage_rows(results: Path, value: Mapping[str, float]) -> Iterator[GoalRow]
         f"least {share:.2%}; {_cost_ratio(dearest):.2f} ×, `{dearest['family']}`",
         share >= 0.995 and _cost_ratio(dearest) <= 1.25,
     )
+    judging = _load(results, "autoscaler-outside-judging")["runs"]
+    shares = [run["window_share"] for run in judging if run["window_share"] is not None]
+    below = sum(share < 0.995 for share in shares)
+    yield GoalRow(
+        "metrics missing, second plant, judging seeds: at least 99.5% until five minutes after",
+        f"least {min(shares):.2%}; {below} of {len(shares)} below",
+        below == 0,
+    )
 
 
 def _preset_rows(results: Path, report: Mapping[str, Any]) -> Iterator[GoalRow]:
