@@ -71,10 +71,12 @@ def benchmarks_page(root: Path) -> str:
         "controllers": _controller_table,
         "usual-settings": lambda folder: _every_controller_table(folder, "fixed"),
         "best-settings": lambda folder: _every_controller_table(folder, "best"),
-        "outside-usual-settings": lambda folder: _outside_controller_table(folder, "fixed"),
-        "outside-best-settings": lambda folder: _outside_controller_table(folder, "best"),
+        "outside-usual-settings": lambda folder: _other_plant_table(
+            folder / "autoscaler-outside-presets.json", "fixed"
+        ),
+        "outside-best-settings": lambda folder: _other_plant_table(folder / "autoscaler-outside-presets.json", "best"),
         "fleet-simulator": lambda folder: fleet_table(_load(folder / "autoscaler-fleet.json")),
-        "fleet-usual-settings": _fleet_controller_table,
+        "fleet-usual-settings": lambda folder: _other_plant_table(folder / "autoscaler-fleet.json", "fixed"),
         "goals": _goal_table,
         "limits": _limit_table,
         "shadow": _shadow_table,
@@ -183,14 +185,8 @@ def _every_controller_table(results: Path, kind: str) -> str:
     return preset_table(_load(results / "autoscaler.json")["table"], dict(_CONTROLLERS), kind)
 
 
-def _outside_controller_table(results: Path, kind: str) -> str:
-    table = _load(results / "autoscaler-outside-presets.json")["table"]
-    return preset_table(table, dict(_CONTROLLERS), kind, digits=2)
-
-
-def _fleet_controller_table(results: Path) -> str:
-    table = _load(results / "autoscaler-fleet.json")["table"]
-    return preset_table(table, dict(_CONTROLLERS), "fixed", digits=2)
+def _other_plant_table(report: Path, kind: str) -> str:
+    return preset_table(_load(report)["table"], dict(_CONTROLLERS), kind, digits=2)
 
 
 def _goal_table(results: Path) -> str:

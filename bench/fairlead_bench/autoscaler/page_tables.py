@@ -101,6 +101,11 @@ def _least_share_row(goal: str, runs: Sequence[OutsideRun], limit: float) -> Goa
     return GoalRow(goal, figure, below == 0)
 
 
+def _seeds_row(goal: str, shares: Sequence[float], limit: float) -> GoalRow:
+    below = sum(share < limit for share in shares)
+    return GoalRow(goal, f"least {min(shares):.2%}; {below} of {len(shares)} below", below == 0)
+
+
 def _fleet_rows(report: Mapping[str, Any]) -> Iterator[GoalRow]:
     ours, bounds = report["table"][FAIRLEAD], report["bounds"]
     judged = [name for name in _JUDGED if name in ours]
@@ -154,11 +159,8 @@ def _outage_rows(results: Path, value: Mapping[str, float]) -> Iterator[GoalRow]
     )
     judging = _load(results, "autoscaler-outside-judging")["runs"]
     shares = [run["window_share"] for run in judging if run["window_share"] is not None]
-    below = sum(share < 0.995 for share in shares)
-    yield GoalRow(
-        "metrics missing, second plant, judging seeds: at least 99.5% until five minutes after",
-        f"least {min(shares):.2%}; {below} of {len(shares)} below",
-        below == 0,
+    yield _seeds_row(
+        "metrics missing, second plant, judging seeds: at least 99.5% until five minutes after", shares, 0.995
     )
 
 
@@ -215,12 +217,7 @@ def _sudden_load_rows(results: Path, ours: ControllerFigures, value: Mapping[str
     held_out = [
         table[FAIRLEAD]["on-off"]["attainment"] for table in _load(results, "autoscaler-held-out")["tables"].values()
     ]
-    below = sum(share < 0.97 for share in held_out)
-    yield GoalRow(
-        "on and off, held-out seeds: at least 97%",
-        f"least {min(held_out):.2%}; {below} of {len(held_out)} below",
-        below == 0,
-    )
+    yield _seeds_row("on and off, held-out seeds: at least 97%", held_out, 0.97)
     yield _scenario_row("from zero, a fleet that was warm", ours["zero-warm"], 0.97, 1.6)
     wake = value["zero-cold: first token after silence, beyond the start-up, longest, to excel"]
     yield GoalRow(

@@ -231,7 +231,7 @@ class StatelessPoolPlanner:
         while floor < plain and demand.needed > floor * demand.capacity_after - room and floor > 1:
             floor += 1
         ready = self.observed.ready
-        if ready <= floor == plain - 1 and plain > ready and not demand.shares_limit:
+        if ready <= floor == plain - 1 and not demand.shares_limit:
             reason = f"{demand.needed_text} are needed, and all {ready} that are ready: the last start is not cancelled"
             return plain, Rule.STARTING, reason
         if floor >= plain:
