@@ -9,15 +9,19 @@ import pytest
 from fairlead_bench.autoscaler import fleet_simulator
 from fairlead_bench.autoscaler.fleet_simulator import (
     BOUND,
+    DAY_FACTORS,
     FLEET_SCENARIOS,
     JUDGED_SCENARIOS,
     FleetCell,
+    cheapest_bounds,
     fleet_rows,
     measure_cell,
+    name_tables,
     select_runs,
 )
-from fairlead_bench.autoscaler.measurement import FAIRLEAD
+from fairlead_bench.autoscaler.measurement import FAIRLEAD, knob_values
 from fairlead_bench.results import load_goals
+from fairlead_sim.autoscaling.fleet_plant.scaled_schedule import DEFAULT_RUNS
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, PlantFaults
 from fairlead_sim.autoscaling.reference_pools import reference_model, reference_pool, small_profile
 from fairlead_sim.autoscaling.traffic import CHAT_LENGTHS, poisson_arrivals
@@ -26,14 +30,26 @@ FOUND = {"attainment": 0.995, "cost": 12.0, "cached_share": 0.2}
 WINDOW = {"window_attainment": 0.999, "window_away": 0.0}
 
 
-def test_presets_skip_days_and_bounds_of_days_take_fewer_runs() -> None:
+def test_presets_skip_days_and_a_bound_of_a_day_is_one_run_for_each_factor() -> None:
     options = argparse.Namespace(scenarios=["smooth-chat", "drift"], presets="dynamo", no_bound=False)
     selected = select_runs(options)
     assert selected[FAIRLEAD, None] == {"smooth-chat": 0, "drift": 0}
     assert selected["dynamo", 1.5] == {"drift": 0}
-    assert 0 < selected[BOUND, None]["smooth-chat"] < selected[BOUND, None]["drift"]
+    assert [knob for name, knob in selected if name == "dynamo"] == knob_values("dynamo")
+    assert selected[BOUND, None] == {"drift": DEFAULT_RUNS}
+    assert all(selected[BOUND, factor] == {"smooth-chat": 0} for factor in DAY_FACTORS)
     options.no_bound, options.presets = True, ""
     assert list(select_runs(options)) == [(FAIRLEAD, None)]
+
+
+def test_presets_are_shown_at_the_value_that_keeps_most_and_then_costs_least_and_at_their_usual() -> None:
+    def found(*shares: float, cost: float) -> dict[str, dict[str, float]]:
+        return {f"s{place}": {"attainment": share, "cost": cost} for place, share in enumerate(shares)}
+
+    ours, usual, best = found(0.99, 0.99, cost=9.0), found(0.999, 0.98, cost=5.0), found(0.99, 0.995, cost=11.0)
+    dearer = found(0.99, 1.0, cost=12.0)
+    measured = {(FAIRLEAD, None): ours, ("dynamo", 2.0): dearer, ("dynamo", 1.5): usual, ("dynamo", 1.75): best}
+    assert name_tables(measured) == {FAIRLEAD: ours, "dynamo at 1.75 (best)": best, "dynamo at 1.5 (fixed)": usual}
 
 
 def test_scenarios_have_no_prefill_and_decode_pools() -> None:
@@ -49,11 +65,31 @@ def test_cell_has_the_cached_share_and_a_bound_keeps_the_target(monkeypatch: pyt
     monkeypatch.setattr(fleet_simulator, "scenario_of", lambda *_: made)
     ours = measure_cell(FleetCell("made", 1, FAIRLEAD))
     bound = measure_cell(FleetCell("made", 1, BOUND, bound_runs=4))
+    fewer, more = (measure_cell(FleetCell("made", 1, BOUND, factor)) for factor in (0.5, 1.2))
     assert ours["requests"] == len(load)
     assert 0.0 < ours["cached_share"] < 0.3
     assert ours["window_attainment"] > 0.99
     assert bound["attainment"] >= 0.99
     assert bound["cost"] < ours["cost"]
+    assert fewer["attainment"] < more["attainment"]
+    assert fewer["cost"] < more["cost"]
+
+
+def test_a_bound_is_the_cheapest_that_keeps_the_target() -> None:
+    def cell(share: float, cost: float) -> dict[str, float]:
+        return {"attainment": share, "cost": cost}
+
+    measured = {
+        (FAIRLEAD, None): {"drift": cell(0.99, 1.0)},
+        (BOUND, None): {"drift": cell(0.99, 10.0), "failures": cell(0.98, 9.0)},
+        (BOUND, 0.97): {"smooth-chat": cell(0.985, 20.0)},
+        (BOUND, 1.0): {"smooth-chat": cell(0.992, 21.0)},
+        (BOUND, 1.03): {"smooth-chat": cell(0.995, 22.0)},
+    }
+    assert cheapest_bounds(measured) == {
+        "drift": cell(0.99, 10.0) | {"runs": DEFAULT_RUNS},
+        "smooth-chat": cell(0.992, 21.0) | {"runs": 3, "factor": 1.0},
+    }
 
 
 def test_every_goal_has_its_row_and_presets_are_compared_where_they_ran() -> None:
