@@ -50,6 +50,14 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             5,
         ),
         Benchmark(
+            "gateway-workers",
+            "fairlead_bench.gateway.worker_scaling",
+            "requests and chunks a second of a gateway with 1, 2 and more workers; needs three cores for each",
+            2,
+            Code.COMPILED_PROCESSES,
+            in_all=False,
+        ),
+        Benchmark(
             "routing",
             "fairlead_bench.routing.benchmark",
             "capacity of routing presets in the fleet simulator, and a grid of them",

@@ -84,7 +84,7 @@ def measure(
     engine.set_pace(case.interval_seconds)
     before = engine.stats()
     rss_before = target.usage().rss_bytes if target is not None else None
-    command = [*load.command, *_arguments(case, target.port if target is not None else engine.ports[0])]
+    command = [*load.command, *load_arguments(case, target.port if target is not None else engine.ports[0])]
     command += ["--bodies", str(load.bodies), "--seconds", str(load.seconds)]
     command += ["--seed", str(load.seed * 1_000 + number)]
     usages: list[ProcessUsage] = []
@@ -158,7 +158,7 @@ def _problems(case: LoadCase, observed: RunObservations, count: int) -> list[str
     return problems
 
 
-def _arguments(case: LoadCase, port: int) -> list[str]:
+def load_arguments(case: LoadCase, port: int) -> list[str]:
     """Returns the load generator's arguments for a case."""
     found = [case.mode, "--port", str(port), "--connections", str(case.connections), "--token", KEY]
     found += ["--warmup", str(case.warmup_seconds), "--events", str(case.checked_events)]

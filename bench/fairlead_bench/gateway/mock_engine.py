@@ -2,9 +2,22 @@
 
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
+
+
+class CountedEngines(Protocol):
+    """Engines at these ports that count what they served, since their start."""
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """Each is one engine to a gateway."""
+
+    def stats(self) -> dict[str, int]:
+        """Counters of all of them together; ``open`` is the number of streams at this moment."""
 
 
 class MockEngine:
@@ -14,7 +27,12 @@ class MockEngine:
         self._process = subprocess.Popen(
             [*prefix, str(program), str(ports)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
-        self.ports = tuple(int(word) for word in self._read_line().split()[1:])
+        self._ports = tuple(int(word) for word in self._read_line().split()[1:])
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """Each is one engine to a gateway."""
+        return self._ports
 
     def set_pace(self, interval_seconds: float) -> None:
         """Sets the time between the events of a stream; 0 for as fast as possible."""
@@ -49,3 +67,22 @@ class MockEngine:
         if not line:
             raise RuntimeError("the mock engine has died")
         return line.strip()
+
+
+class EngineGroup:
+    """Several engine processes that a gateway takes for one fleet."""
+
+    def __init__(self, engines: Sequence[MockEngine]) -> None:
+        self._engines = engines
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The ports of all processes."""
+        return tuple([port for engine in self._engines for port in engine.ports])
+
+    def stats(self) -> dict[str, int]:
+        """Counters of all of them together; ``open`` is the number of streams at this moment."""
+        total: Counter[str] = Counter()
+        for engine in self._engines:
+            total.update(engine.stats())
+        return dict(total)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fairlead_bench.gateway.mock_engine import MockEngine
+from fairlead_bench.gateway.mock_engine import CountedEngines
 from fairlead_bench.gateway.peer_installation import PeerUnavailable
 from fairlead_bench.gateway.process_usage import ProcessUsage, listening_inodes, owns_sockets, process_tree, tree_usage
 from fairlead_bench.gateway.targets import KEY, Target, TargetLocation, gateway_environment
@@ -70,7 +70,7 @@ class TargetProcess:
 
 
 def start(
-    target: Target, engine: MockEngine, folder: Path, program: Path, *, prefix: Sequence[str] = ()
+    target: Target, engine: CountedEngines, folder: Path, program: Path, *, prefix: Sequence[str] = ()
 ) -> TargetProcess:
     """Starts ``target`` and waits until it answers. Raises Absent when it does not."""
     port, side_port = _free_ports(2)
@@ -108,7 +108,7 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **gateway_environment()}
 
 
-def _wait_until_it_answers(running: TargetProcess, engine: MockEngine) -> None:
+def _wait_until_it_answers(running: TargetProcess, engine: CountedEngines) -> None:
     """Waits until the target is ready and idle.
 
     It is ready when a request reaches an engine and all engines count as found.

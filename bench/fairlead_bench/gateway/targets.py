@@ -67,7 +67,8 @@ def gateway_help() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _fairlead(place: TargetLocation) -> list[str]:
+def fairlead_command(place: TargetLocation, workers: int = 1) -> list[str]:
+    """Returns the gateway's command, and writes its fleet file and its keys, if it checks any."""
     fleet = place.folder / "fleet.yaml"
     instances = "".join(f'      - {{url: "{url}", engine: vllm}}\n' for url in place.urls)
     fleet.write_text(f"models:\n  - name: {_MODEL}\n    instances:\n{instances}", encoding="utf-8")
@@ -79,7 +80,7 @@ def _fairlead(place: TargetLocation) -> list[str]:
         keys.write_text(f'keys:\n  - {{name: bench, digest: "{digest}"}}\n', encoding="utf-8")
         command += ["--keys", str(keys)]
     if "--workers" in options:
-        command += ["--workers", "1"]
+        command += ["--workers", str(workers)]
     return command
 
 
@@ -205,7 +206,7 @@ FAIRLEAD, SGLANG, ENVOY, DIRECT = "fairlead", "sglang-router cache_aware", "Envo
 TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
-        Target(FAIRLEAD, None, _fairlead, near=True, colour="#0b6e6e"),
+        Target(FAIRLEAD, None, fairlead_command, near=True, colour="#0b6e6e"),
         Target(SGLANG, "sglang-router", _sglang("cache_aware", "--log-level", "warn"), near=True, colour="#c2703d"),
         Target(ENVOY, "envoy", _envoy, near=True, colour="#5b5fc7"),
         Target("nginx", "nginx", _nginx, colour="#4b8b3b"),

@@ -1,0 +1,140 @@
+"""Requests and chunks a second of a gateway with 1, 2 and more workers, each kept busy.
+
+    python -m fairlead_bench gateway-workers [--workers 1,2,4] [--seconds 4]
+
+Each worker has a load generator and an engine process with four ports. So the benchmark wants three
+cores for each, and N workers choose among 4 N engines. The kernel spreads connections over workers.
+A load generator sends as fast as it is answered.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fairlead_bench.gateway.load_cases import CASES, LoadCase
+from fairlead_bench.gateway.measurement import load_arguments
+from fairlead_bench.gateway.mock_engine import EngineGroup, MockEngine
+from fairlead_bench.gateway.native_programs import NativePrograms, build
+from fairlead_bench.gateway.request_bodies import write_bodies
+from fairlead_bench.gateway.target_process import start
+from fairlead_bench.gateway.targets import FAIRLEAD, TARGETS, fairlead_command
+from fairlead_bench.measurement_cache import print_progress
+from fairlead_bench.results import ResultRow, load_goals, value_row, write_results
+
+NAME = "gateway-workers"
+_ENGINES = 4
+"""Ports of an engine process."""
+_MAX_WRONG_SHARE = 0.001
+_CASES = ("request-2k", "bulk")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRun:
+    """One run: units a second of all clients together, and processor time of the gateway's tree."""
+
+    case: str
+    workers: int
+    round: int
+    units_per_second: float
+    cores: float
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns 0: the benchmark measures, and tests judge."""
+    parser = argparse.ArgumentParser(prog=f"python -m fairlead_bench {NAME}", description="Workers of a gateway.")
+    parser.add_argument("--workers", type=_numbers, default=_usual_numbers(os.cpu_count() or 1), metavar="N,…")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0, help="how long each run measures")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path(f"out/bench/{NAME}.json"))
+    given = parser.parse_args(arguments)
+    programs, loads = build(), [os.getloadavg()[0]]
+    runs: list[WorkerRun] = []
+    for number in range(1, given.rounds + 1):
+        for workers in given.workers:
+            runs += measure_workers(programs, workers, number, given)
+    loads.append(os.getloadavg()[0])
+    more: dict[str, Any] = {"runs": [asdict(run) for run in runs]}
+    write_results(NAME, list(worker_rows(runs)), seed=given.seed, file=given.out, load_average=loads, more=more)
+    return 0
+
+
+def measure_workers(
+    programs: NativePrograms, workers: int, number: int, given: argparse.Namespace
+) -> Iterator[WorkerRun]:
+    """Yields the runs of one gateway. Raises RuntimeError if requests fail."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fairlead-bench-")))
+        engines = [stack.enter_context(MockEngine(programs.engine, ports=_ENGINES)) for _ in range(workers)]
+        target = replace(TARGETS[FAIRLEAD], command=lambda place: fairlead_command(place, workers))
+        gateway = start(target, EngineGroup(engines), folder, Path(sys.executable))
+        stack.callback(gateway.stop)
+        for name in _CASES:
+            case = CASES[name]
+            bodies = write_bodies(
+                folder, case.size_bytes, seed=given.seed, max_tokens=case.events or 128, stream=bool(case.events)
+            )
+            command = [str(programs.load), *load_arguments(case, gateway.port), "--bodies", str(bodies)]
+            command += ["--seconds", str(given.seconds)]
+            before = gateway.usage()
+            found = _run_loads([[*command, "--seed", str(given.seed * 1_000 + place)] for place in range(workers)])
+            cores = (gateway.usage().cpu_seconds - before.cpu_seconds) / (given.seconds + case.warmup_seconds)
+            run = WorkerRun(name, workers, number, _units_per_second(case, found), cores)
+            print_progress(f"{workers} workers, {name}: {run.units_per_second:,.0f}/s, {cores:.2f} cores")
+            yield run
+
+
+def worker_rows(runs: Sequence[WorkerRun]) -> Iterator[ResultRow]:
+    """Yields units a second by case and number of workers, its share of N times one worker, and the
+    gateway's processor time for each unit. All are medians of rounds.
+    """
+    goals = load_goals(NAME)
+    for case in dict.fromkeys(run.case for run in runs):
+        own, unit = [run for run in runs if run.case == case], CASES[case].unit
+        counts = dict.fromkeys(run.workers for run in own)
+        rates = {workers: _median(run.units_per_second for run in own if run.workers == workers) for workers in counts}
+        for workers, rate in rates.items():
+            metric = f"{case}, workers: {workers}"
+            yield value_row(metric, f"{unit}s/s", rate, goals.get(metric))
+            if workers > 1 and 1 in rates:
+                share = f"{metric}: ÷ {workers} × one"
+                yield value_row(share, "ratio", rate / (workers * rates[1]), goals.get(share))
+            cpu = _median(run.cores / run.units_per_second * 1e6 for run in own if run.workers == workers)
+            yield value_row(f"{metric}: CPU per {unit}", "µs", cpu, None)
+
+
+def _median(values: Iterable[float]) -> float:
+    return statistics.median(list(values))
+
+
+def _run_loads(commands: Sequence[Sequence[str]]) -> list[Mapping[str, Any]]:
+    """Runs all load generators at the same time. Returns their reports."""
+    loads = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    return [json.loads(load.communicate()[0].splitlines()[-1]) for load in loads]
+
+
+def _units_per_second(case: LoadCase, found: Sequence[Mapping[str, Any]]) -> float:
+    bad = sum(report["errors"] + report["wrong"] + report["unfinished"] for report in found)
+    requests = sum(report["requests"] for report in found)
+    if bad > 1 + _MAX_WRONG_SHARE * requests:
+        raise RuntimeError(f"{bad} of {requests} requests failed or were answered wrongly")
+    counted = "requests" if case.unit == "request" else "events"
+    return sum([float(report[counted] / report["seconds"]) for report in found])
+
+
+def _usual_numbers(cores: int) -> list[int]:
+    """Returns 1, 2, 4 … as far as there are three cores for each worker; 1 and 2 at least."""
+    return [1, 2, *[number for number in (4, 8, 16) if 3 * number <= cores]]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
