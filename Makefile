@@ -66,7 +66,7 @@ else ifdef EXTENDED
 	@$(RUN) -m pytest e2e -m extended
 else
 	@$(RUN) -m pytest e2e -n 4 --dist loadgroup -m "not alone and not extended"
-	@$(RUN) -m pytest e2e -m alone  # it loads the machine: what is slow beside it would be taken for its doing
+	@$(RUN) -m pytest e2e -m alone  # these load the machine, or would take its load for slow engines
 endif
 
 cluster-up: env ## start a Kubernetes on this machine (the first time it is compiled) and print the line that selects it in a shell
