@@ -10,7 +10,7 @@ from fairlead.kube.field_managers import replicas_managers
 
 ONE, TOKENS = 1.0, 40
 """Streams a second that one engine carries within its objectives, of so many tokens each: half of
-what it has places for."""
+what it has places for. So ``5 * ONE`` need three engines at least, and ``3 * ONE`` two."""
 RESULTS = "e2e-autoscaling"
 OBJECTIVES = {"ttft": "2s", "tpot": "250ms", "target": "95%"}
 """The TPOT target is far above a step's 45 ms, so an engine's four slots bound its capacity, not
