@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Final
 
-from fairlead_bench.autoscaler.page_tables import fleet_table, goal_rows, preset_table
+from fairlead_bench.autoscaler.page_tables import fleet_table, goal_rows, judging_table, preset_table
 
 BENCHMARKS_PAGE: Final = "docs/benchmarks.md"
 _MARKER: Final = re.compile(r"(<!-- Table: ([a-z-]+)\. -->\n).*?(<!-- End of the table\. -->\n)", re.S)
@@ -71,11 +71,13 @@ def benchmarks_page(root: Path) -> str:
         "controllers": _controller_table,
         "usual-settings": lambda folder: _every_controller_table(folder, "fixed"),
         "best-settings": lambda folder: _every_controller_table(folder, "best"),
+        "judging-seeds": lambda folder: judging_table(_load(folder / "autoscaler-judging.json")["table"]),
         "outside-usual-settings": lambda folder: _other_plant_table(
             folder / "autoscaler-outside-presets.json", "fixed"
         ),
         "outside-best-settings": lambda folder: _other_plant_table(folder / "autoscaler-outside-presets.json", "best"),
         "fleet-simulator": lambda folder: fleet_table(_load(folder / "autoscaler-fleet.json")),
+        "fleet-best-settings": lambda folder: _other_plant_table(folder / "autoscaler-fleet.json", "best"),
         "fleet-usual-settings": lambda folder: _other_plant_table(folder / "autoscaler-fleet.json", "fixed"),
         "goals": _goal_table,
         "limits": _limit_table,

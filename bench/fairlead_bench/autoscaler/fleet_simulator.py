@@ -54,7 +54,7 @@ JUDGED_SCENARIOS = (*SMOOTH, *(name for name in HARD if name != "mix-move"))
 FLEET_SCENARIOS = (*JUDGED_SCENARIOS, *METRICS_OUTAGES)
 RunController = tuple[str, float | None]
 """A controller, and the value of a preset's first parameter."""
-DAY_FACTORS = (0.94, 0.97, 1.0, 1.03, 1.06, 1.09, 1.12, 1.16, 1.2)
+DAY_FACTORS = (0.85, 0.94, 1.0, 1.06)
 """Factors on the counts of a day's schedule."""
 _SEARCH_RUNS = 60
 """Runs of the aggregated plant, where no schedule is known that could be scaled."""

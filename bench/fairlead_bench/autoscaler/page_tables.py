@@ -43,6 +43,7 @@ def goal_rows(results: Path) -> list[GoalRow]:
     value = {row["metric"]: row["value"] for row in report["rows"]}
     return [
         *_simulator_rows(ours),
+        *_judging_rows(_load(results, "autoscaler-judging")["table"]),
         *_outside_rows(results),
         *_fleet_rows(_load(results, "autoscaler-fleet")),
         *_outage_rows(results, value),
@@ -76,6 +77,36 @@ def _simulator_rows(ours: ControllerFigures) -> Iterator[GoalRow]:
         "simulator, to excel: at most 1.12 × on average, 1.08 × on each day",
         f"{average:.2f} ×; {min(days):.2f} to {max(days):.2f} ×",
         average <= 1.12 and max(days) <= 1.08,
+    )
+
+
+def _judging_rows(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[GoalRow]:
+    """Yields the goals on judging seeds of the simulator: shares by run, cost, and outages.
+
+    table: figures by controller, scenario and seed.
+    """
+    ours, optima = table[FAIRLEAD], table["offline optimum"]
+    judged = [name for name in _JUDGED if name in ours]
+    shares = [run["servable"] for name in judged for run in ours[name].values()]
+    title = f"simulator, judging seeds, {len(judged)} scenarios"
+    yield _seeds_row(f"{title}: at least 98.8% in each run", shares, _LEAST_SHARE)
+    yield _seeds_row(f"{title}, to excel: at least 98.5% in each run", shares, 0.985)
+    ratios = {
+        name: _geometric_mean([ours[name][seed]["cost"] / found["cost"] for seed, found in seeds.items()])
+        for name, seeds in optima.items()
+    }
+    dearest = max(ratios, key=lambda name: ratios[name])
+    average = _geometric_mean(list(ratios.values()))
+    yield GoalRow(
+        f"simulator, judging seeds, {len(ratios)} scenarios: cost at most 1.20 × the optimum on average, 1.40 × in each",
+        f"{average:.2f} ×; {ratios[dearest]:.2f} ×, `{dearest}`",
+        average <= 1.20 and ratios[dearest] <= 1.40,
+    )
+    windows = [run["window_attainment"] for name in _OUTAGES for run in ours[name].values()]
+    yield _seeds_row(
+        "simulator, judging seeds, metrics missing or inconsistent: at least 99.5% until five minutes after",
+        windows,
+        0.995,
     )
 
 
@@ -287,17 +318,20 @@ def preset_table(
 ) -> str:
     """Returns share and cost of Fairlead and of each measured preset by scenario, at one setting.
 
+    Scenarios that no preset ran are left out.
+
     kind: "fixed" or "best", the setting of a preset.
     digits: of the costs.
     """
-    ours = table[FAIRLEAD]
+    others = {name: found for name, found in table.items() if name != FAIRLEAD}
+    ours = {name: cell for name, cell in table[FAIRLEAD].items() if any(name in found for found in others.values())}
     rows = [_controller_row("Fairlead", ours, ours, digits)]
     for preset, title in titles.items():
-        key = next((key for key in table if key.startswith(f"{preset} at ") and key.endswith(f"({kind})")), None)
+        key = next((key for key in others if key.startswith(f"{preset} at ") and key.endswith(f"({kind})")), None)
         if key is None:
             continue
         setting = key.removeprefix(f"{preset} at ").removesuffix(f" ({kind})")
-        rows.append(_controller_row(f"{title}, {setting}", table[key], ours, digits))
+        rows.append(_controller_row(f"{title}, {setting}", others[key], ours, digits))
     heads = [name.removesuffix(" 1") for name in ours]
     return f"| controller, setting | {' | '.join(heads)} |\n|---|{'---:|' * len(ours)}\n{''.join(rows)}"
 
@@ -323,6 +357,25 @@ def fleet_table(report: Mapping[str, Any]) -> str:
         share = share if cell["attainment"] >= KEPT_SHARE else f"**{share}**"
         cost = "–" if bound is None else f"{cell['cost'] / bound['cost']:.2f} ×"
         lines.append(f"| `{name}` | {share} | {cost} | {cell['cached_share']:.0%} | {cell['turns']:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def judging_table(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Returns Fairlead's shares and costs on judging seeds by scenario.
+
+    table: figures by controller, scenario and seed.
+    """
+    lines = [
+        "| scenario | runs | mean share | least share | below 98.8% | cost ÷ optimum, runs |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, runs in table[FAIRLEAD].items():
+        shares = [run["servable"] for run in runs.values()]
+        ratios = [runs[seed]["cost"] / found["cost"] for seed, found in table["offline optimum"].get(name, {}).items()]
+        cost = f"{_geometric_mean(ratios):.2f} ×, {len(ratios)}" if ratios else "–"
+        below = sum(share < _LEAST_SHARE for share in shares)
+        mean = sum(shares) / len(shares)
+        lines.append(f"| `{name}` | {len(runs)} | {mean:.2%} | {min(shares):.2%} | {below} | {cost} |")
     return "\n".join(lines) + "\n"
 
 

@@ -34,6 +34,8 @@ JUDGING_FILE = Path(__file__).with_name("judging_seeds.json")
 OPTIMUM = "offline optimum"
 _GROUPS = {"reference": SCENARIOS, "wider": WIDER_SCENARIOS, "all": ALL_SCENARIOS}
 _FIGURES = ("attainment", "servable", "unservable", "cost")
+_WINDOW_FIGURES = ("window_attainment", "window_away")
+"""Figures of scenarios with missing or inconsistent metrics."""
 
 RunKey = tuple[str, int]
 """Scenario and seed."""
@@ -116,6 +118,11 @@ def selected_rows(
         yield value_row(f"{name}: servable within the SLO", "share", fmean(cell["servable"] for cell in cells), None)
         yield value_row(f"{name}: the same, least", "share", min(cell["servable"] for cell in cells), None)
         yield value_row(f"{name}: unservable", "requests", fmean(cell["unservable"] for cell in cells), None)
+        if all("window_attainment" in cell for cell in cells):
+            metric = f"{name}: within the SLO in a window and 5 minutes after, least"
+            yield value_row(metric, "share", min(cell["window_attainment"] for cell in cells), None)
+            metric = f"{name}: replicas removed in a window and 5 minutes after"
+            yield value_row(metric, "replicas", sum(cell["window_away"] for cell in cells), None)
         yield value_row(f"{name}: cost ÷ {OPTIMUM}", "ratio", geometric_mean(ratios), None)
 
 
@@ -144,5 +151,6 @@ def _by_scenario(table: Mapping[RunKey, Measured]) -> dict[str, dict[str, dict[s
     """Returns the table by scenario and then by seed."""
     nested: dict[str, dict[str, dict[str, float]]] = {}
     for (scenario, seed), cell in table.items():
-        nested.setdefault(scenario, {})[str(seed)] = {figure: round(cell[figure], 5) for figure in _FIGURES}
+        shown = [figure for figure in (*_FIGURES, *_WINDOW_FIGURES) if figure in cell]
+        nested.setdefault(scenario, {})[str(seed)] = {figure: round(cell[figure], 5) for figure in shown}
     return nested

@@ -44,7 +44,8 @@ def test_rows_are_means_over_seeds_and_the_least_servable_share() -> None:
     table = {
         ("drift", 1): cell(0.9, 0.98, 4.0),
         ("drift", 2): cell(0.96, 0.99, 2.0),
-        ("missing-metrics", 1): cell(1.0, 1.0, 1.0),
+        ("missing-metrics", 1): cell(1.0, 1.0, 1.0) | {"window_attainment": 0.99, "window_away": 2.0},
+        ("missing-metrics", 2): cell(1.0, 1.0, 1.0) | {"window_attainment": 1.0, "window_away": 1.0},
     }
     optima = {("drift", 1): cell(0.99, 0.99, 1.0), ("drift", 2): cell(0.99, 0.99, 2.0)}
     rows = {row.metric: row.value for row in selected_rows("hpa", table, optima)}
@@ -54,6 +55,9 @@ def test_rows_are_means_over_seeds_and_the_least_servable_share() -> None:
     assert rows["drift, hpa: unservable"] == 10.0
     assert rows["drift, hpa: cost ÷ offline optimum"] == pytest.approx(2.0)  # √(4 · 1)
     assert rows["missing-metrics, hpa: cost ÷ offline optimum"] is None
+    assert rows["missing-metrics, hpa: within the SLO in a window and 5 minutes after, least"] == 0.99
+    assert rows["missing-metrics, hpa: replicas removed in a window and 5 minutes after"] == 3.0
+    assert not any("window" in metric for metric in rows if metric.startswith("drift"))
 
 
 def test_a_run_leaves_the_same_requests_out_for_all_and_writes_them(tmp_path: Path) -> None:
