@@ -51,7 +51,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         ),
         Benchmark(
             "gateway-workers",
-            "fairlead_bench.gateway.worker_scaling",
+            "fairlead_bench.sharing.worker_scaling",
             "requests and chunks a second of a gateway with 1, 2 and more workers; needs three cores for each",
             2,
             Code.COMPILED_PROCESSES,

@@ -42,7 +42,7 @@ def test_presets_skip_days_and_a_bound_of_a_day_is_one_run_for_each_factor() -> 
     assert list(select_runs(options)) == [(FAIRLEAD, None)]
 
 
-def test_presets_are_shown_at_the_value_that_keeps_most_and_then_costs_least_and_at_their_usual() -> None:
+def test_presets_are_shown_at_their_best_and_usual_value() -> None:
     def found(*shares: float, cost: float) -> dict[str, dict[str, float]]:
         return {f"s{place}": {"attainment": share, "cost": cost} for place, share in enumerate(shares)}
 

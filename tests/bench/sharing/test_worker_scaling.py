@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from fairlead_bench.gateway.native_programs import build
-from fairlead_bench.gateway.worker_scaling import NAME, WorkerRun, measure_workers, worker_rows
 from fairlead_bench.results import load_goals
+from fairlead_bench.sharing.worker_scaling import NAME, WorkerRun, measure_workers, worker_rows
 
 
 def test_rows_compare_n_workers_with_n_times_one() -> None:
