@@ -212,7 +212,8 @@ def test_a_replica_that_starts_counts_as_one_that_is_there(minutes: list[Minute]
     ready, waiting = planned(0), planned(starting)
     assert waiting.inputs["target_replicas"] == ready.inputs["target_replicas"]
     if waiting.rule != "hedged":
-        assert waiting.replicas - (waiting.inputs["hedged_replicas"].value or 0.0) <= ready.replicas
+        finished = waiting.rule == "starting"  # the last start is not cancelled while all that are ready are needed
+        assert waiting.replicas - (waiting.inputs["hedged_replicas"].value or 0.0) <= ready.replicas + finished
 
 
 @given(st.integers(1, 60), st.integers(1, 12))
