@@ -189,13 +189,13 @@ def _scenario_names(text: str) -> list[str]:
 def select_runs(given: argparse.Namespace) -> dict[RunController, dict[str, int]]:
     """Returns the runs of a bound by scenario, of each controller and value; 0 of a controller."""
     selection: dict[RunController, dict[str, int]] = {(FAIRLEAD, None): dict.fromkeys(given.scenarios, 0)}
+    hours = [name for name in given.scenarios if name not in SMOOTH]
     if not given.no_bound:
-        selection[BOUND, None] = {name: DEFAULT_RUNS for name in given.scenarios if name not in SMOOTH}
-        days = {name: 0 for name in given.scenarios if name in SMOOTH}
+        selection[BOUND, None] = dict.fromkeys(hours, DEFAULT_RUNS)
+        days = dict.fromkeys([name for name in given.scenarios if name in SMOOTH], 0)
         selection |= {(BOUND, factor): days for factor in DAY_FACTORS}
     for name in filter(None, given.presets.split(",")):
-        hours = {scenario: 0 for scenario in given.scenarios if scenario not in SMOOTH}
-        selection |= {(name, knob): hours for knob in knob_values(name)}
+        selection |= {(name, knob): dict.fromkeys(hours, 0) for knob in knob_values(name)}
     return {controller: scenarios for controller, scenarios in selection.items() if scenarios}
 
 

@@ -17,7 +17,7 @@ from fairlead_bench.gateway.targets import DIRECT, KEY
 
 _CLIENTS_LEFT_SECONDS = 0.5
 """So long after the clients have left, no stream may be left at the engine."""
-_MAX_WRONG_SHARE = 0.001
+MAX_WRONG_SHARE = 0.001
 """A run with a larger share of failed or wrong answers measures something else."""
 _MAX_NEW_CONNECTIONS_SHARE = 0.05
 
@@ -110,8 +110,7 @@ def measure(
 def summarize(case: LoadCase, target: str, number: int, observed: RunObservations) -> CaseRun:
     """Returns the figures of a run."""
     found, before, after, usages = observed.found, observed.before, observed.after, observed.usages
-    units = {"request": "requests", "chunk": "events", "abort": "aborts_measured"}[case.unit]
-    count = int(found[units])
+    count = counted_units(case, found)
     cpu = kernel = None
     if len(usages) == 2:
         cpu = usages[1].cpu_seconds - usages[0].cpu_seconds
@@ -141,9 +140,9 @@ def _problems(case: LoadCase, observed: RunObservations, count: int) -> list[str
     """Returns the reasons why the run's figures cannot be used."""
     found, before, after, usages = observed.found, observed.before, observed.after, observed.usages
     problems = []
-    bad = int(found["errors"]) + int(found["wrong"]) + int(found["unfinished"])
+    bad = bad_requests(found)
     asked = max(1, after["requests"] - before["requests"])
-    if bad > _MAX_WRONG_SHARE * asked and bad > 1:
+    if bad > MAX_WRONG_SHARE * asked and bad > 1:
         status = f", status {found['status']}" if found["status"] else ""
         problems.append(f"{bad} of {asked} requests failed or were answered wrongly{status}")
     if count == 0:
@@ -156,6 +155,16 @@ def _problems(case: LoadCase, observed: RunObservations, count: int) -> list[str
     if case.mode == "closed" and connections > case.connections * 2 + _MAX_NEW_CONNECTIONS_SHARE * asked:
         problems.append(f"engines were connected to {connections} times for {asked} requests: no connection is kept")
     return problems
+
+
+def counted_units(case: LoadCase, found: Mapping[str, Any]) -> int:
+    """Returns what a load generator counted of the case's unit."""
+    return int(found[{"request": "requests", "chunk": "events", "abort": "aborts_measured"}[case.unit]])
+
+
+def bad_requests(found: Mapping[str, Any]) -> int:
+    """Returns the requests that failed, were answered wrongly, or did not end."""
+    return int(found["errors"]) + int(found["wrong"]) + int(found["unfinished"])
 
 
 def load_arguments(case: LoadCase, port: int) -> list[str]:

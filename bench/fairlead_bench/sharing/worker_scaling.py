@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead_bench.gateway.load_cases import CASES, LoadCase
-from fairlead_bench.gateway.measurement import load_arguments
+from fairlead_bench.gateway.measurement import MAX_WRONG_SHARE, bad_requests, counted_units, load_arguments
 from fairlead_bench.gateway.mock_engine import EngineGroup, MockEngine
 from fairlead_bench.gateway.native_programs import NativePrograms, build
 from fairlead_bench.gateway.request_bodies import write_bodies
@@ -33,7 +33,6 @@ from fairlead_bench.results import ResultRow, load_goals, value_row, write_resul
 NAME = "gateway-workers"
 _ENGINES = 4
 """Ports of an engine process."""
-_MAX_WRONG_SHARE = 0.001
 _CASES = ("request-2k", "bulk")
 
 
@@ -123,12 +122,11 @@ def _run_loads(commands: Sequence[Sequence[str]]) -> list[Mapping[str, Any]]:
 
 
 def _units_per_second(case: LoadCase, found: Sequence[Mapping[str, Any]]) -> float:
-    bad = sum(report["errors"] + report["wrong"] + report["unfinished"] for report in found)
+    bad = sum(map(bad_requests, found))
     requests = sum(report["requests"] for report in found)
-    if bad > 1 + _MAX_WRONG_SHARE * requests:
+    if bad > 1 + MAX_WRONG_SHARE * requests:
         raise RuntimeError(f"{bad} of {requests} requests failed or were answered wrongly")
-    counted = "requests" if case.unit == "request" else "events"
-    return sum([float(report[counted] / report["seconds"]) for report in found])
+    return sum([float(counted_units(case, report) / report["seconds"]) for report in found])
 
 
 def _usual_numbers(cores: int) -> list[int]:
