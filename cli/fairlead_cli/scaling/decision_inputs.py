@@ -133,7 +133,7 @@ INPUT_LABELS: Final[Mapping[str, InputLabel]] = MappingProxyType(
         ),
         "usd_per_hour": InputLabel("this pool costs", _dollars, same_as="model_usd_per_hour"),
         "model_usd_per_hour": InputLabel(
-            "the model costs", _dollars, unknown=f"{formatting.UNKNOWN}, for want of an accelerator's costPerHour"
+            "the model costs", _dollars, unknown=f"{formatting.UNKNOWN}, since an AcceleratorClass has no costPerHour"
         ),
         "convertible_prompt_tokens": InputLabel(
             "prefills besides", lambda value: f"prompts of up to {_tokens(value)}, where it has slack"

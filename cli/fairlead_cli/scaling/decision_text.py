@@ -32,12 +32,13 @@ def render_look(look: TickRecord) -> list[str]:
 
 
 def _objectives(look: TickRecord) -> Iterator[str]:
-    model = look.model
-    parts = [
-        f"{name} {format_duration(value)}"
-        for name, value in (("TTFT", model.ttft_seconds), ("ITL", model.itl_seconds))
-        if value
-    ]
+    model, parts = look.model, []
+    if model.ttft_seconds:
+        per_prompt = model.ttft_per_kilo_token_seconds
+        longer = f" plus {format_duration(per_prompt)} per 1,000 prompt tokens" if per_prompt else ""
+        parts.append(f"TTFT {format_duration(model.ttft_seconds)}{longer}")
+    if model.itl_seconds:
+        parts.append(f"TPOT {format_duration(model.itl_seconds)}")
     if parts:
         share, period = formatting.format_share(model.target), format_duration(model.period_seconds)
         yield f"  {share} of the requests within {' and '.join(parts)}, over {period}"

@@ -1,6 +1,7 @@
 """``fairlead explain scaling``: from the options to the exit code."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -51,9 +52,18 @@ def _query(endpoint: AutoscalerEndpoint, model: str | None, moment: float | None
     known = list(msgspec.json.decode(query(endpoint, "/autoscaling", {}))["models"])
     found = [key for key in known if model in (None, key, key.partition("/")[2])]
     if len(found) != 1:
-        names = ", ".join(known) or "none"
-        message = (
-            "several models fit; name one, with its namespace, of" if found else "no such model is scaled; scaled are"
-        )
-        raise LookupError(f"{message}: {names} (read from the autoscaler of {endpoint.source})")
+        raise LookupError(f"{_selection_problem(model, known, found)} (read from the autoscaler of {endpoint.source})")
     return {"model": found[0]} | ({} if moment is None else {"at": repr(moment)})
+
+
+def _selection_problem(model: str | None, known: Sequence[str], found: Sequence[str]) -> str:
+    """Returns why a name does not select one model, and what to do.
+
+    found: those of the known models that the name fits.
+    """
+    if found:
+        return f"MODEL: name one model with its namespace, of: {', '.join(found)}"
+    if known:
+        subject = "no model" if model is None else f"the model {model}"
+        return f"MODEL: {subject} is not autoscaled; these are: {', '.join(known)}"
+    return "no model is autoscaled: set `autoscaling: {mode: Auto}`, or Advise, and a pool's maxReplicas above its minReplicas"

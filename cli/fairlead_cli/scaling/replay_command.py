@@ -1,13 +1,15 @@
 """``fairlead replay-scaling``: from the options to the exit code, with the differences as text."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from fairlead.errors import BadInput
+from fairlead.units import parse_duration, parse_percentage
 from fairlead_autoscaler.history.recorder import TickRecord, decode_record, read_records
 from fairlead_autoscaler.history.replay import PoolReplay, ReplayMoment, ReplayVariant, parse_changes, replay
 from fairlead_cli import formatting
@@ -19,6 +21,12 @@ from fairlead_cli.target import ClusterOptions
 
 MAX_SHOWN_MOMENTS = 20
 """Differences shown for one pool; the JSON output has all."""
+_TARGET_PARSERS: Final[Mapping[str, Callable[[str], float]]] = MappingProxyType(
+    dict.fromkeys(("ttft", "tpot", "itl", "period"), parse_duration) | {"target": parse_percentage}
+)
+"""Readers of the latency targets that a replay may change, by the names that people use."""
+_CORE_NAMES: Final[Mapping[str, str]] = MappingProxyType({"tpot": "itl"})
+"""Names of targets in the core, where they differ from those of `spec.slo`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +73,51 @@ def _to_plain(pool: PoolReplay) -> dict[str, Any]:
 
 
 def _replay(wish: ReplayScalingOptions) -> Sequence[PoolReplay]:
-    changes = parse_changes(wish.changes)
-    looks = [look for look in _looks(wish) if wish.model in (None, look.model.name, look.model.name.partition("/")[2])]
+    changes = parse_changes(_to_core_change(text) for text in wish.changes)
+    recorded = list(_looks(wish))
+    looks = [look for look in recorded if wish.model in (None, look.model.name, look.model.name.partition("/")[2])]
     if not looks:
-        raise LookupError("no observation of the wanted model and time is recorded")
+        raise LookupError(_missing_problem(wish, recorded))
     from fairlead_autoscaler.mix import simulation_solver  # NumPy and a solver: who replays has the autoscaler
 
     return replay(looks, changes, simulation_solver())
+
+
+def _to_core_change(text: str) -> str:
+    """Returns a change as the core reads it, with the name that it has there and a plain number.
+
+    A latency target may be written as in `spec.slo`: `tpot=100ms`, `target=99%`. Other texts are
+    returned as they are. Raises BadInput for a target that is no number and has no such unit.
+    """
+    name, equals, value = (part.strip() for part in text.partition("="))
+    parser = _TARGET_PARSERS.get(name)
+    if parser is None or not equals:
+        return text
+    if not _is_number(value):
+        try:
+            value = repr(parser(value))
+        except BadInput as error:
+            message = f"--set: {name}: {value!r} is neither a number nor a value as in spec.slo"
+            raise BadInput(message, field="--set", hint=error.hint) from None
+    return f"{_CORE_NAMES.get(name, name)}={value}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _missing_problem(wish: ReplayScalingOptions, recorded: Sequence[TickRecord]) -> str:
+    """Returns why there is nothing to replay, with the models and times that there are."""
+    if recorded:
+        names = ", ".join(sorted({look.model.name for look in recorded}))
+        return f"--model: nothing is recorded of {wish.model}; recorded are: {names}"
+    if wish.since is not None:
+        return f"--since: nothing is recorded since {wish.since}; leave it out for all that is recorded"
+    return "nothing is recorded yet: the autoscaler records once a model has `autoscaling.mode` Auto or Advise"
 
 
 def _looks(wish: ReplayScalingOptions) -> Iterator[TickRecord]:
@@ -93,8 +139,9 @@ def _read(recording: Path) -> Iterator[TickRecord]:
 def render_differences(replayed: Sequence[PoolReplay], changes: Sequence[str]) -> list[str]:
     """Returns lines with the differences between recorded and replayed decisions, pool by pool."""
     lines = [
-        f"recorded, and with {', '.join(changes) or 'nothing changed'}; each decision begins from the replicas that existed then, so "
-        "this is what would have been decided, not its consequences"
+        f"the recorded settings, and {', '.join(changes) or 'the same again: --set names no change'}",
+        "each decision starts from the replicas that existed then: this is what would have been decided, "
+        "not what would have followed",
     ]
     for pool in replayed:
         lines += ["", *_pool(pool)]
@@ -103,22 +150,22 @@ def render_differences(replayed: Sequence[PoolReplay], changes: Sequence[str]) -
 
 def _pool(pool: PoolReplay) -> Iterator[str]:
     first, last = pool.moments[0].wall, pool.moments[-1].wall
-    span = f"{_format_time(first)} to {_format_time(last)}, {formatting.pluralize(len(pool.moments), 'look')}"
-    note = "" if pool.has_state else "; it begins without what the core knew then"
+    span = f"{_format_time(first)} to {_format_time(last)}, {formatting.pluralize(len(pool.moments), 'observation')}"
+    note = "" if pool.has_state else "; it begins without what the autoscaler had learned"
     yield f"{pool.model}/{pool.pool}: {span}{note}"
     if pool.deviations:
         yield (
-            f"  this release decides otherwise than was recorded at "
-            f"{formatting.pluralize(pool.deviations, 'look')}, without any change"
+            f"  with the recorded settings, this release decides differently at "
+            f"{formatting.pluralize(pool.deviations, 'observation')}"
         )
     variants: tuple[tuple[ReplayVariant, str], ...] = (("again", "recorded settings"), ("other", "changed settings"))
     for which, name in variants:
         need = pool.mean_need(which)
-        mean = "" if need is None else f"{need:8.2f} replicas needed on the mean, "
+        mean = "" if need is None else f"{need:8.2f} replicas needed on average, "
         yield f"  {name:<20}{mean}{max(pool.replica_counts(which))} planned at most"
     differences = pool.differences()
     if not differences:
-        yield "  no moment differs"
+        yield "  no decision differs"
     for moment in differences[:MAX_SHOWN_MOMENTS]:
         yield f"  {_format_time(moment.wall)}  {_render_pair(moment)}"
     if len(differences) > MAX_SHOWN_MOMENTS:

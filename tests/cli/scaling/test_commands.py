@@ -91,9 +91,17 @@ def test_wrong_usage_exits_2_and_unreachable_exits_3(url: str, capsys: pytest.Ca
     assert exit_code("explain", "scaling", "tiny", "--at", "soon", "--autoscaler", url) == 2
     assert "--at: 'soon' is not a time (write it like 5m (ago), 14:05 or 2026-11-21T14:05)" in capsys.readouterr().err
     assert exit_code("explain", "scaling", "huge", "--autoscaler", url) == 1
-    unknown = f"no such model is scaled; scaled are: default/tiny (read from the autoscaler of {url})"
+    unknown = f"MODEL: the model huge is not autoscaled; these are: default/tiny (read from the autoscaler of {url})"
     assert unknown in capsys.readouterr().err
     assert exit_code("explain", "scaling", "tiny", "--autoscaler", "http://127.0.0.1:9") == 3
+
+
+def test_autoscaler_without_models_says_what_to_set(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fairlead_cli.scaling.explain_command.query", lambda *_: b'{"models": {}}')
+    assert exit_code("explain", "scaling", "--autoscaler", url) == 1
+    assert "no model is autoscaled: set `autoscaling: {mode: Auto}`" in capsys.readouterr().err
 
 
 def test_json_output_is_the_raw_answer(url: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,8 +117,8 @@ def test_replay_from_autoscaler_and_from_files_is_equal(
     live = capsys.readouterr().out
     assert exit_code("replay-scaling", str(tmp_path)) == 0
     assert capsys.readouterr().out == live
-    assert "default/tiny/main: 2026-11-21 14:00:00 to 2026-11-21 14:00:20, 5 looks\n" in live
-    assert "no moment differs" in live
+    assert "default/tiny/main: 2026-11-21 14:00:00 to 2026-11-21 14:00:20, 5 observations\n" in live
+    assert "no decision differs" in live
 
 
 def test_differences_show_both_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,10 +127,27 @@ def test_differences_show_both_rules(tmp_path: Path, capsys: pytest.CaptureFixtu
     (found,) = json.loads(capsys.readouterr().out)
     assert {one["other"]["rule"] for one in found["moments"]} == {"frozen"}
     assert exit_code("replay-scaling", str(tmp_path), "--model", "huge") == 1
+    missing = "fairlead replay-scaling: --model: nothing is recorded of huge; recorded are: default/tiny\n"
+    assert capsys.readouterr().err == missing
+    assert exit_code("replay-scaling", str(tmp_path), "--since", f"{NOW + 99}") == 1
+    assert "--since: nothing is recorded since" in capsys.readouterr().err
     assert exit_code("replay-scaling", str(tmp_path), "--set", "nothing=1") == 2
     capsys.readouterr()
     assert exit_code("replay-scaling", str(tmp_path / "gone")) == 2
     assert capsys.readouterr().err == f"fairlead replay-scaling: {tmp_path}/gone: No such file or directory\n"
+
+
+def test_targets_are_changed_as_the_api_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "scaling-000001.jsonl").write_bytes(b"".join(encode_record(look) + b"\n" for look in looks()))
+    found = []
+    for changes in (
+        ("target=99%", "ttft=800ms", "tpot=100ms", "period=7d"),
+        ("target=0.99", "ttft=0.8", "itl=0.1", "period=604800"),
+    ):
+        words = [word for change in changes for word in ("--set", change)]
+        assert exit_code("replay-scaling", str(tmp_path), *words, "-o", "json") == 0
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1]
 
 
 def test_invalid_replay_options_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,6 +157,11 @@ def test_invalid_replay_options_are_named(tmp_path: Path, capsys: pytest.Capture
             ("--set", "xyz=1"),
             "--set: 'xyz' is not a setting (there are target, ttft, itl, period and the core's, such as ",
         ),
+        (
+            ("--set", "tpot=soon"),
+            "--set: tpot: 'soon' is neither a number nor a value as in spec.slo (write it like 800ms, 2s or 1m30s)",
+        ),
+        (("--set", "target=99 %"), "--set: target: '99 %' is neither a number nor a value as in spec.slo (write it "),
         (("--since", "yesterday"), "--since: 'yesterday' is not a time "),
     ):
         assert exit_code("replay-scaling", str(tmp_path), *words) == 2

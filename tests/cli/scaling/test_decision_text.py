@@ -47,12 +47,19 @@ def test_tick_text_goes_from_observation_to_written_replicas() -> None:
     lines = render_look(tick_record())
     text = "\n".join(lines)
     assert lines[0].startswith("default/tiny at 2001-09-09 ")
-    assert "99 % of the requests within TTFT 2s and ITL 50ms, over 24h" in text
+    assert "99 % of the requests within TTFT 2s and TPOT 50ms, over 24h" in text
     assert "50 requests of 60,000 prompt tokens; 3 queued now, 1 gave up" in text
     assert "pool main: 2 desired; 1 ready, 1 starting (for 12s), 0 leaving" in text
     for label in ("capacity", "load now", "forecast", "attained", "goal", "need", "planned: "):
         assert any(line.strip().startswith(label) for line in lines), label
     assert lines[-1] == "  written: 2 -> 7"
+
+
+def test_slo_that_grows_with_the_prompt_is_shown() -> None:
+    lines = render_look(tick_record(replace(MODEL, ttft_per_kilo_token_seconds=0.4)))
+    assert lines[1] == (
+        "  99 % of the requests within TTFT 2s plus 400ms per 1,000 prompt tokens and TPOT 50ms, over 24h"
+    )
 
 
 def test_model_without_slo_shows_none() -> None:

@@ -14,7 +14,8 @@ _AUTOSCALER = AutoscalerSource()
 
 def replay_scaling(
     recording: Annotated[
-        Path | None, Parameter(help="A recording, a file or a folder. Default: what the autoscaler still knows.")
+        Path | None,
+        Parameter(help="A recording: a file or a folder. Default: the autoscaler's memory of the last hours."),
     ] = None,
     /,
     *,
@@ -22,7 +23,7 @@ def replay_scaling(
         tuple[str, ...],
         Parameter(
             name="--set",
-            help="What to change, such as goal_usual=0.8, window_seconds=120 or target=0.99. Can be given again.",
+            help="A change, such as target=99%, tpot=100ms or window_seconds=120. Can be given again.",
         ),
     ] = (),
     model: ModelFlag = None,
@@ -32,11 +33,14 @@ def replay_scaling(
     source: Annotated[AutoscalerSource, Parameter(name="*")] = _AUTOSCALER,
     output: OutputFlag = "table",
 ) -> int:
-    """Replay the autoscaler's core on its observations, with recorded and with changed settings,
-    and show the differences.
+    """Replay the autoscaler's decisions on its observations, with other settings.
 
-    The observations stay as they were: a replay shows what would have been decided at each moment,
-    not its consequences. JSON and YAML have every moment, with the numbers that decided.
+    Shows how many replicas would have been needed, and where decisions differ. The observations
+    stay as they were: a replay shows what would have been decided at each moment, not its
+    consequences. JSON and YAML have every moment, with the numbers that decided.
+
+    --set takes target, ttft, tpot and period as in spec.slo, and the settings of the core. The
+    reference page of the autoscaler lists these.
 
     Exits 0 with a result, 1 when nothing of that model is recorded, 2 on wrong usage, 3 when no
     autoscaler can be reached.
