@@ -1,12 +1,12 @@
 """Compiles the data plane with mypyc and Cython, once per state of the sources.
 
-    .venv/bin/python scripts/compile.py [--sim | --autoscaler] [--into FOLDER]
+    .venv/bin/python scripts/compile.py [--sim] [--into FOLDER]
 
 Compiles the modules that ``fairlead.runtime.compiled_build`` lists, in a copy of the packages. The
 copy lies in the cache, where gateways find it, or with ``--into`` elsewhere, for an image.
-``--sim`` makes another copy, of the fleet simulator and its router. ``--autoscaler`` makes one of
-the autoscaler's core, for its property tests. ``fairlead_sim.compiled`` has their lists. A folder
-is named after all sources, these lists among them, so a changed list makes another copy.
+``--sim`` makes another copy, of the simulators, their router and the autoscaler's core.
+``fairlead_sim.compiled`` has its list. A folder is named after all sources, this list among them,
+so a changed list makes another copy.
 
 The modules in Cython (``.pyx``) are compiled in the same step. Sources that are not compiled do the
 same in Python.
@@ -77,24 +77,20 @@ ignore_missing_imports = True
 follow_imports = silent
 """
 NO_COMPILER = 3
-_AUTOSCALER_FOLDER = Path(__file__).resolve().parents[1] / "autoscaler" / "fairlead_autoscaler"
 
 
 def main() -> int:
     """Returns 0 when the copy exists afterwards."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--into", type=Path, help="put the copy here instead of into the cache")
-    copies = parser.add_mutually_exclusive_group()
-    copies.add_argument("--sim", action="store_true", help="the fleet simulator too, for benchmarks and nightly runs")
-    copies.add_argument("--autoscaler", action="store_true", help="the autoscaler's core, for its property tests")
+    parser.add_argument(
+        "--sim", action="store_true", help="simulators and the autoscaler's core, for benchmarks and nightly runs"
+    )
     parser.add_argument("--print", action="store_true", help="only say where the copy lies, if it is there")
     options = parser.parse_args()
     folders, patterns = compiled_build.package_folders(), compiled_build.COMPILED_MODULES
     if options.sim:
         folders, patterns = compiled_sim.package_folders(), compiled_sim.COMPILED_MODULES
-    elif options.autoscaler:
-        folders = [*compiled_sim.package_folders(), _AUTOSCALER_FOLDER]
-        patterns = compiled_sim.AUTOSCALER_MODULES
     target = options.into or compiled_build.compiled_copy_path(folders, compiled_build.cache_folder(os.environ))
     if options.print:
         if (target / compiled_build.COMPLETE_MARKER).is_file():

@@ -48,7 +48,7 @@ def _run(benchmark: Benchmark, arguments: Sequence[str]) -> int:
 def _compile(code: Code) -> None:
     """Makes the compiled copy, once for each state of the sources. Raises SystemExit where that
     fails."""
-    option = {Code.COMPILED_SIMULATOR: ["--sim"], Code.COMPILED_AUTOSCALER: ["--autoscaler"]}.get(code, [])
+    option = ["--sim"] if code is Code.COMPILED_SIMULATOR else []
     command = [sys.executable, str(ROOT / "scripts" / "compile.py"), *option]
     status = subprocess.run(command, check=False).returncode
     if status not in (0, _NO_COMPILER):
@@ -60,10 +60,6 @@ def _restart_compiled(code: Code) -> None:
     where none is wanted."""
     if code is Code.COMPILED_SIMULATOR:
         from fairlead_sim.compiled import run_compiled
-
-        run_compiled()
-    elif code is Code.COMPILED_AUTOSCALER:
-        from fairlead_bench.autoscaler.compiled_core import run_compiled
 
         run_compiled()
     elif code is Code.COMPILED_WORKER:

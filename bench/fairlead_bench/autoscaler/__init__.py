@@ -9,7 +9,6 @@ offline_optimum: search for the cheapest schedules, kept in ``offline_optima.jso
 selected_scenarios: chosen scenarios and seeds, also those for judging
 fleet_simulator: the same controllers with prefix caches and the gateway's router
 property_tests: the autoscaler's property tests with many examples
-compiled_core: the compiled copy of the core, from which they run
 page_tables: goals, and every controller by scenario, for the documentation
 sleep_tier: a benchmark of its own, of sleeping replicas
 """

@@ -10,7 +10,6 @@ from types import ModuleType
 import pytest
 
 from fairlead.runtime import compiled_build
-from fairlead_bench.autoscaler import compiled_core
 from fairlead_gateway.worker.proxy import forwarder
 from fairlead_sim import compiled as compiled_sim
 from scripts import compile as script
@@ -73,7 +72,6 @@ def test_any_source_change_makes_another_copy(tmp_path: Path) -> None:
     [
         ("", compiled_build, "COMPILED_MODULES", compiled_build.package_folders()),
         ("--sim", compiled_sim, "COMPILED_MODULES", compiled_sim.package_folders()),
-        ("--autoscaler", compiled_sim, "AUTOSCALER_MODULES", compiled_core.package_folders()),
     ],
 )
 def test_a_changed_list_of_modules_makes_another_copy(
