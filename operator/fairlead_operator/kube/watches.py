@@ -9,6 +9,7 @@ deletions after every gap.
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -117,8 +118,9 @@ class ClusterWatcher:
         """
         await self._restored.wait()
 
-    def _check_version(self, listed: str) -> None:
-        """Raises a FairleadError if a list is older than an earlier one.
+    def _check_version(self, listed: str) -> int:
+        """Returns the version of a list; 0 if it has none. Raises a FairleadError if the list is
+        older than an earlier one.
 
         Why: the version of a list is that of the whole store, which only a backup takes back. One
         such list may be of a server that is behind. The second one counts.
@@ -131,6 +133,7 @@ class ClusterWatcher:
             raise FairleadError(f"the cluster may have been restored: its version went back from {before} to {version}")
         self._is_behind = False
         self._store_version = max(version, before)
+        return version
 
     def refused_namespaces(self) -> frozenset[str]:
         """Returns the namespaces in which lists are refused. Others do not wait for them."""
@@ -223,16 +226,18 @@ class ClusterWatcher:
                 _LOG.warning("models could not be listed: %s", error)
 
     async def list_models(self) -> None:
-        """Lists the models. Of a namespace that refuses it, those that are known stay.
+        """Lists the models. Of a namespace that refuses it, those that are known stay. So does a
+        model that is newer than the list, which may lack it.
 
         Raises a FairleadError if no namespace can be listed, or if the cluster was restored.
         """
         listed: list[Manifest] = []
+        list_versions: dict[str | None, float] = {}
         refusals: dict[str, Forbidden] = {}
         for namespace in self._namespaces:
             try:
                 found = await self._api.list(MODEL_DEPLOYMENTS, namespace, trim=trim_model)
-                self._check_version(found.resource_version)
+                list_versions[namespace] = self._check_version(found.resource_version) or math.inf
                 listed += found.items
             except Forbidden as error:
                 if namespace is None or isinstance(error, Unauthenticated):
@@ -247,7 +252,13 @@ class ClusterWatcher:
         versions = {key_of(model): resource_version_of(model) for model in listed}
         missed = {key for key, version in versions.items() if version > self._seen_versions.get(key, 0)}
         self._overdue = {key: self._overdue.get(key, now) for key in missed}
-        kept = [model for model in self._cache.models.values() if namespace_of(model) in refusals]
+        default = list_versions.get(None, math.inf)
+        kept = [
+            model
+            for model in self._cache.models.values()
+            if namespace_of(model) in refusals
+            or resource_version_of(model) > list_versions.get(namespace_of(model), default)
+        ]
         for key in self._cache.replace_models([*listed, *kept]):
             self._add(key)
 
