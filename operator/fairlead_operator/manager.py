@@ -64,8 +64,8 @@ class Manager:
         self._api = LeaderKubeApi(access, clock, chance, agent="fairlead-operator")
         self._lease_api = KubeApi(access, clock, chance, agent="fairlead-operator")
         self._stop = asyncio.Event()
-        self._cache = ObjectCache(options.client_names)
         self._queue = WorkQueue(clock, chance)
+        self._cache = ObjectCache(options.client_names, self._queue.add)
         self._recorder = EventRecorder(self._api, CONTROLLER_NAME, self._identity, clock)
         self._watcher = ClusterWatcher(
             self._api,
@@ -206,8 +206,7 @@ class Manager:
         if object_key(key).partition("/")[0] in self._watcher.refused_namespaces():
             return _REFUSED_SECONDS  # its children may be unknown
         if not is_model_claim(key):
-            await self._name_writer.reconcile(key)
-            return None
+            return await self._name_writer.reconcile(key)
         return await self._reconciler.reconcile(key)
 
     def _on_failure(self, key: str, error: Exception, pause: float) -> None:

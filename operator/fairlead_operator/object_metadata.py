@@ -5,7 +5,7 @@ label **and** is owned by the model's uid.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -19,10 +19,12 @@ from fairlead.fleet.labels import (
     MODEL_LABEL,
     POOL_LABEL,
 )
+from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION
 from fairlead.kube.resources import (
     MODEL_DEPLOYMENTS,
     Manifest,
     annotations_of,
+    is_deleting,
     labels_of,
     metadata_of,
     name_of,
@@ -65,6 +67,16 @@ def label(manifest: Manifest, name: str) -> str:
 def generation_of(manifest: Manifest) -> int:
     """Returns `metadata.generation`, the number of spec changes; 0 if absent."""
     return int(metadata_of(manifest).get("generation") or 0)
+
+
+def request_state(manifest: Manifest) -> tuple[int, Mapping[str, str], bool]:
+    """Returns the generation and the annotations of a trimmed model, route or adapter, and whether
+    it is being deleted.
+
+    The author of the last change is left out: it may be this operator.
+    """
+    kept = {name: value for name, value in annotations_of(manifest).items() if name != CHANGED_BY_ANNOTATION}
+    return generation_of(manifest), kept, is_deleting(manifest)
 
 
 def controller_uid(manifest: Manifest) -> str:

@@ -10,11 +10,11 @@ from fairlead.kube.client_protocol import KubeClient
 from fairlead.kube.conditions import format_time
 from fairlead.kube.errors import NotFound
 from fairlead.kube.resources import Manifest, is_deleting
-from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead.runtime.clock import Clock
 from fairlead_operator.kube.object_cache import ObjectCache
+from fairlead_operator.kube.object_trimming import trim_model
 from fairlead_operator.kube.writer import WriteCounts
-from fairlead_operator.object_metadata import STATUS_FIELD_MANAGER, generation_of
+from fairlead_operator.object_metadata import STATUS_FIELD_MANAGER, generation_of, request_state
 from fairlead_operator.status.adapter_status import adapter_status
 from fairlead_operator.status.applied_status import has_changed, status_manifest
 from fairlead_operator.status.route_status import route_status
@@ -29,23 +29,26 @@ class NameStatusWriter:
         self._clock = clock
         self._counts = counts
 
-    async def reconcile(self, key: str) -> None:
+    async def reconcile(self, key: str) -> float | None:
         """Writes the status of a route or an adapter if it has changed. Raises KubeError.
+
+        Returns 0 if it was changed meanwhile, else None. The event of that change is not new.
 
         key: of the claim of its names.
         """
         described = self._describe_adapter(key) if adapter_key(key) is not None else self._describe_route(key)
         if described is None:
-            return
+            return None
         manifest, status = described
         if not has_changed(manifest, status):
-            return
+            return None
         try:
             updated = await self._api.apply_status(status_manifest(manifest, status), STATUS_FIELD_MANAGER)
         except NotFound:
-            return  # it was deleted meanwhile
-        self._cache.apply(WatchEvent(WatchEventType.MODIFIED, updated))
+            return None  # it was deleted meanwhile
+        self._cache.record_write(updated)
         self._counts.statuses += 1
+        return 0.0 if request_state(trim_model(updated)) != request_state(manifest) else None
 
     def _describe_route(self, key: str) -> tuple[Manifest, dict[str, Any]] | None:
         """Returns a route with its status; None if there is nothing to write."""

@@ -14,12 +14,10 @@ from fairlead.kube.client_protocol import KubeClient
 from fairlead.kube.conditions import format_time
 from fairlead.kube.errors import NotFound
 from fairlead.kube.events.event import EventDraft
-from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION
 from fairlead.kube.resources import (
     MODEL_DEPLOYMENTS,
     PODS,
     Manifest,
-    annotations_of,
     is_deleting,
     label_selector,
     metadata_of,
@@ -33,6 +31,7 @@ from fairlead_operator.canary.progress import CanaryInputs, CanaryState, next_st
 from fairlead_operator.controller.apply_plan import ApplyPlan, ApplyStep
 from fairlead_operator.controller.desired_state import ChosenSpec, DesiredState
 from fairlead_operator.kube.object_cache import ModelSnapshot, ObjectCache
+from fairlead_operator.kube.object_trimming import trim_model
 from fairlead_operator.kube.writer import WriteCounts
 from fairlead_operator.object_metadata import (
     STATUS_FIELD_MANAGER,
@@ -41,6 +40,7 @@ from fairlead_operator.object_metadata import (
     annotation,
     controller_uid,
     generation_of,
+    request_state,
 )
 from fairlead_operator.status import events, model_status, pool_status
 from fairlead_operator.status.diagnosis import Failure, PendingCapacity, diagnose, pending_capacity
@@ -149,7 +149,7 @@ class StatusWriter:
                 return None  # it was deleted meanwhile
             if self._cache.record_write(updated):
                 self._listener.ignore_self_event(key)
-            has_news |= _request_state(updated) != _request_state(observed)
+            has_news |= request_state(trim_model(updated)) != request_state(observed)
             self._counts.statuses += 1
             for event in events.events_of_status(snapshot.model.get("status") or {}, status):
                 self._listener.record_event(snapshot.model, event)
@@ -258,15 +258,6 @@ def _status_inputs(
         served_names=snapshot.served_names,
         deleting_pods=sum(is_deleting(pod) for pod in snapshot.pods),
     )
-
-
-def _request_state(model: Manifest) -> tuple[int, Mapping[str, str], bool]:
-    """Returns a model's generation and annotations, and whether it is being deleted.
-
-    The author of the last change is left out: it may be this operator.
-    """
-    kept = {name: value for name, value in annotations_of(model).items() if name != CHANGED_BY_ANNOTATION}
-    return generation_of(model), kept, is_deleting(model)
 
 
 def _requeue_after(written: PassResult, pending: PendingCapacity | None, *, has_external: bool) -> float | None:

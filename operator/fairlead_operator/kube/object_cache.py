@@ -5,7 +5,7 @@ sees them. Events older than a stored object (a watch behind our own writes) are
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -108,9 +108,13 @@ class ObjectCache:
     """All observed objects. Readers must not modify them.
 
     client_names: owners of client names that an administrator assigned.
+    on_affected: called with each other model, route and adapter that the answer to our own request
+        affects. Its watch event is not new, and affects none.
     """
 
-    def __init__(self, client_names: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, client_names: Mapping[str, str] | None = None, on_affected: Callable[[str], None] = lambda _: None
+    ) -> None:
         self.models: dict[str, Manifest] = {}
         self.routes: dict[str, Manifest] = {}
         """By the key of the claim, which differs from that of a model."""
@@ -122,6 +126,7 @@ class ObjectCache:
         self._keys_by_name: dict[str, set[str]] = {}
         self._namespaces: Counter[str] = Counter()
         self._assigned_names = client_names or {}
+        self._on_affected = on_affected
         self._name_owners: dict[str, str] = {}
         self._settled_names: set[str] = set()
         """Names whose owner in `_name_owners` is decided by the present claims."""
@@ -135,7 +140,8 @@ class ObjectCache:
         """Applies a watch event of any kind, and returns the keys of the models, routes and
         adapters for which it is new.
 
-        The event of our own write is not new.
+        The first key is that of the object itself, or of its model. The event of our own write is
+        not new.
         """
         kind, deleted = str(event.object.get("kind", "")), event.type is WatchEventType.DELETED
         if kind in (MODEL_DEPLOYMENTS.kind, MODEL_ROUTES.kind, MODEL_ADAPTERS.kind):
@@ -160,13 +166,23 @@ class ObjectCache:
         return [key] if is_new else []
 
     def record_write(self, manifest: Manifest) -> bool:
-        """Stores the API server's response to our own write.
+        """Stores the API server's response to our own write, which may hold more than this write.
 
         Returns True if a watch was faster, so that the write was already treated as a new event.
         """
         watch_was_faster = self.find_same_version(manifest) is not None
-        self.apply(WatchEvent(WatchEventType.MODIFIED, manifest))
+        self._apply_response(WatchEvent(WatchEventType.MODIFIED, manifest))
         return watch_was_faster
+
+    def record_deletion(self, model: Manifest) -> None:
+        """Removes a model that the API server does not have any more."""
+        self._apply_response(WatchEvent(WatchEventType.DELETED, model))
+
+    def _apply_response(self, event: WatchEvent) -> None:
+        """Applies what a response says, and reports the others that it affects."""
+        affected = self.apply(event)
+        for key in affected[1:]:  # the first one is its own
+            self._on_affected(key)
 
     def find_same_version(self, manifest: Manifest) -> Manifest | None:
         """Returns the model or child that is stored in exactly the version of `manifest`.

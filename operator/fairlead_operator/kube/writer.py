@@ -24,7 +24,6 @@ from fairlead.kube.resources import (
     resource_of,
     uid_of,
 )
-from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead_operator.controller.apply_plan import ApplyPlan, ApplyStep
 from fairlead_operator.controller.field_ownership import FieldPath, missing_fields
 from fairlead_operator.kube.object_cache import ModelSnapshot, ObjectCache
@@ -167,7 +166,7 @@ class ObjectWriter:
         try:
             current = await self._api.get(MODEL_DEPLOYMENTS, namespace_of(model), name_of(model))
         except NotFound:
-            self._cache.apply(WatchEvent(WatchEventType.DELETED, model))
+            self._cache.record_deletion(model)
             raise ModelMoved from None
         if uid_of(current) != uid_of(model) or generation_of(current) != generation_of(model) or is_deleting(current):
             self._cache.record_write(current)

@@ -37,9 +37,9 @@ class NameStatusCluster:
         metadata = {"name": name, "namespace": namespace, **parts.pop("metadata", {})}
         self.kube.put({"apiVersion": API, "kind": kind, "metadata": metadata, **parts})
 
-    def reconcile(self, name: str) -> None:
-        """Writes the status of one object."""
-        asyncio.run(self._writer.reconcile(f"{self._claim_kind}:chat/{name}"))
+    def reconcile(self, name: str) -> float | None:
+        """Writes the status of one object, and returns the seconds until the next pass."""
+        return asyncio.run(self._writer.reconcile(f"{self._claim_kind}:chat/{name}"))
 
     def status(self, name: str) -> dict[str, Any]:
         """Returns the status of one object, after writing it."""

@@ -112,7 +112,7 @@ class OperatorHarness:
 
     def restart(self) -> None:
         """Starts a new process, which knows only the cluster."""
-        self.cache = ObjectCache()
+        self.cache = ObjectCache(on_affected=lambda key: self.keys.append(key))
         child_kinds = [resource.kind for resource in (*STANDARD_CHILD_KINDS, *OPTIONAL_CHILD_KINDS)]
         for kind in (*child_kinds, "Pod", "AcceleratorClass"):
             for manifest in self.kube.objects_of(kind):

@@ -76,6 +76,23 @@ def test_unchanged_status_is_not_written_again() -> None:
     assert cluster.counts.statuses == 1
 
 
+def test_change_during_a_write_of_the_status_is_not_missed() -> None:
+    """The response holds it, so that its event is not new."""
+    cluster = Cluster()
+    cluster.model("tiny")
+    cluster.route("a")
+
+    def edit(_: str) -> None:
+        cluster.kube.before_write = lambda _: None
+        cluster.route("a", targets=[{"model": "big"}])
+
+    cluster.kube.listeners.clear()
+    cluster.kube.before_write = edit
+    assert cluster.reconcile("a") == 0.0
+    assert cluster.conditions("a")["ResolvedRefs"][:2] == ("False", "ModelNotFound")
+    assert cluster.reconcile("a") is None
+
+
 def test_names_of_a_model_are_refused_and_follow_it() -> None:
     cluster = Cluster()
     cluster.model("tiny", "acme/assistant")
