@@ -106,11 +106,22 @@ class ObjectWriter:
             if result.foreign_names or result.must_stop:
                 return result
         if prune and not result.must_replan:
-            for child in plan.prunes:
-                await self._api.delete(resource_of(child), namespace_of(child), name_of(child), uid_of(child))
-                self.counts.pruned += 1
-                result.pruned.append(child)
+            await self._prune(plan, result)
         return result
+
+    async def _prune(self, plan: ApplyPlan, result: ApplyResult) -> None:
+        """Deletes the children of a plan until the API server rejects a deletion."""
+        for child in plan.prunes:
+            kind, name = child_key(child)
+            try:
+                await self._api.delete(resource_of(child), namespace_of(child), name, uid_of(child))
+            except KubeError as error:
+                result.rejection = diagnose_write(error, kind, f"{name} cannot be deleted")
+                if result.rejection is None:
+                    raise
+                return
+            self.counts.pruned += 1
+            result.pruned.append(child)
 
     async def _create(self, key: str, snapshot: ModelSnapshot, step: ApplyStep, result: ApplyResult) -> None:
         """Creates a child. An existing child of ours is stored, and compared in the next plan."""
