@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 import msgspec
+from pydantic import ValidationError
 
 from fairlead.api.spec.rollout import Canary
 from fairlead.errors import FairleadError
@@ -118,8 +119,12 @@ class CanaryObserver:
         settings = ((model.get("spec") or {}).get("rollout") or {}).get("canary")
         if state is None or not state.is_observed or not settings:
             return None
+        try:
+            canary = Canary.model_validate(settings)
+        except ValidationError:
+            return None  # of a later release; the model is stalled
         snapshot = self._cache.snapshot(key)
-        return None if snapshot is None else (snapshot, state, Canary.model_validate(settings))
+        return None if snapshot is None else (snapshot, state, canary)
 
     def _decode(self, bodies: dict[str, bytes | FairleadError]) -> GatewayReports:
         """Returns the reports of the gateways that answered."""
@@ -129,7 +134,7 @@ class CanaryObserver:
                 if isinstance(body, FairleadError):
                     raise body
                 reports[name] = _DECODER.decode(body)
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 _LOG.warning("gateway %s is missing from the judgement on canaries: %s", name, error)
             except FairleadError as error:
                 _LOG.warning("gateway %s is missing from the judgement on canaries: %s", name, error.message)

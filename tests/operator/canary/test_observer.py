@@ -165,3 +165,31 @@ def test_a_judgement_is_about_its_step_only() -> None:
     here.run(6)
     later = parse_state(model(step=1, since="2026-01-01T01:00:00Z")["status"])
     assert here.observer.judgement(KEY, later) is None
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"models": {"\xff": {}}}', b'{"x":' * 100_000, b"[]", b""], ids=["utf-8", "nesting", "type", "empty"]
+)
+def test_an_answer_that_cannot_be_read_is_missing(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error would end the operator."""
+    here = Round()
+    here.run(6)
+    fetch_all = here.gateways.fetch_all
+
+    async def spoil(path: str) -> dict[str, bytes | FairleadError]:
+        return {**await fetch_all(path), "gateway-1": body}
+
+    monkeypatch.setattr(here.gateways, "fetch_all", spoil)
+    here.run(20, tpot=0.026)
+    assert here.verdict() == (Verdict.ROLLBACK, Measure.TPOT)
+
+
+def test_settings_of_a_later_release_are_not_judged() -> None:
+    """The model is stalled. An error would end the operator, for all models."""
+    here = Round()
+    later = model()
+    later["metadata"]["resourceVersion"] = "2"
+    later["spec"]["rollout"]["canary"]["unknownField"] = 1
+    here.cache.apply(WatchEvent(WatchEventType.MODIFIED, later))
+    here.run(3)
+    assert here.keys == []
