@@ -3,7 +3,8 @@
 Unknown fields are errors and values are not coerced: `"3"` is not 3. `examples` of a field are
 YAML; error messages offer them as the fix. `planned` names fields of the design that this release
 does not honour yet. `renamed` maps fields of earlier releases to those of this release;
-error messages offer these, too. `rules` apply to files and on the API server alike.
+error messages offer these, too. `misplaced` maps fields that people write into the wrong object to
+their right path. `rules` apply to files and on the API server alike.
 """
 
 from collections.abc import Callable, Mapping
@@ -54,6 +55,7 @@ class StrictModel(BaseModel):
     )
     planned: ClassVar[frozenset[str]] = frozenset()
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    misplaced: ClassVar[Mapping[str, str]] = MappingProxyType({})
     rules: ClassVar[tuple[Rule, ...]] = ()
 
     @model_validator(mode="before")

@@ -214,7 +214,7 @@ class ModelDeploymentSpec(StrictModel):
         Rule(
             cel=f"self.autoscaling.mode == 'Disabled' || {_EXTERNAL_CEL} || self.pools.exists(pool, "
             "has(pool.maxReplicas) && pool.maxReplicas > pool.minReplicas) || has(self.autoscaling.schedules)",
-            message="there is nothing to scale: no pool has a max above its minReplicas",
+            message="there is nothing to scale: no pool has a maxReplicas above its minReplicas",
             fix="give a pool a maxReplicas above its minReplicas, for example `maxReplicas: 8`",
             at=("autoscaling", "mode"),
             violation=lambda spec: (

@@ -109,6 +109,8 @@ def _unknown_field(model: type[BaseModel] | None, name: str) -> tuple[str, str]:
         return "this field is planned, but nothing in this release honours it", "remove it for now"
     if issubclass(model, StrictModel) and name in model.renamed:
         return f"this field is now called {model.renamed[name]}", "run `fairlead convert`, or use the new name"
+    if issubclass(model, StrictModel) and name in model.misplaced:
+        return "unknown field", f"write it as {model.misplaced[name]}"
     known = field_names(model)
     matches = closest_matches(name, known, count=1)
     fix = f"did you mean {matches[0]}?" if matches else f"remove it; known here: {', '.join(known)}"

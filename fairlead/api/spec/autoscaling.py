@@ -117,11 +117,23 @@ class Schedule(StrictModel):
     ] = None
     min_replicas: Annotated[
         int | None,
-        Field(ge=0, le=4096, description="replaces the pool's minReplicas", examples=["4"], json_schema_extra=_INT32),
+        Field(
+            ge=0,
+            le=4096,
+            description="replaces the pool's minReplicas, and its maxReplicas where that is lower",
+            examples=["4"],
+            json_schema_extra=_INT32,
+        ),
     ] = None
     max_replicas: Annotated[
         int | None,
-        Field(ge=1, le=4096, description="replaces the pool's maxReplicas", examples=["16"], json_schema_extra=_INT32),
+        Field(
+            ge=1,
+            le=4096,
+            description="replaces the pool's maxReplicas, and its minReplicas where that is higher",
+            examples=["16"],
+            json_schema_extra=_INT32,
+        ),
     ] = None
 
     def is_active(self, wall: float) -> bool:
@@ -145,7 +157,11 @@ class ZeroPolicy(StrictModel):
 
     after: Annotated[
         PositiveDuration,
-        Field(description="time without requests; the next request starts an instance", examples=["10m"]),
+        Field(
+            description="shortest time without requests after which a pool has no instance. It keeps one for longer while "
+            "another start would cost more than idling. The next request starts an instance",
+            examples=["10m"],
+        ),
     ] = "10m"
 
 
@@ -211,6 +227,7 @@ class Autoscaling(StrictModel):
     """Autoscaling of the pools whose maxReplicas is above minReplicas."""
 
     renamed: ClassVar[Mapping[str, str]] = {"max": "maxReplicas", "downWindow": "stabilizationWindow"}
+    misplaced: ClassVar[Mapping[str, str]] = {"minReplicas": "spec.pools[].minReplicas"}
 
     mode: Annotated[
         ScalingMode,
@@ -236,22 +253,24 @@ class Autoscaling(StrictModel):
     stabilization_window: Annotated[
         PositiveDuration | None,
         Field(
-            description="a pool keeps the maximum number of instances that it needed within this time; left out = derived "
-            "from the time that a start takes",
+            description="a pool keeps the maximum number of instances that it needed within this time; left out = twice "
+            "the time of a slow start, from 1m to 5m",
             examples=["5m"],
         ),
     ] = None
     step_up: Annotated[
         CountOrPercent | None,
         Field(
-            description="maximum number of instances added per minute, or a percentage; left out = no limit",
+            description="maximum number of instances added to a pool per minute, or a percentage of the pool, at least one; "
+            "left out = no limit",
             examples=['"100%"'],
         ),
     ] = None
     step_down: Annotated[
         CountOrPercent | None,
         Field(
-            description="maximum number of instances removed per minute, or a percentage; left out = no limit",
+            description="maximum number of instances removed from a pool per minute, or a percentage of the pool, at least "
+            "one; left out = no limit",
             examples=["1"],
         ),
     ] = None

@@ -51,7 +51,10 @@ class Slo(StrictModel):
 
     target: Annotated[
         Percentage,
-        Field(description="share of requests that should meet the SLO", examples=['"95%"']),
+        Field(
+            description="share of requests that should meet the SLO; the autoscaler sizes pools for at most 99.99%",
+            examples=['"95%"'],
+        ),
     ] = "95%"
     ttft: Annotated[
         PositiveDuration | None,

@@ -169,6 +169,8 @@ def test_cluster_fields_of_an_object_are_ignored() -> None:
          "must be one of Auto, Advise, Disabled; Off is now called Disabled", "write `mode: Disabled`, or run `fairlead convert`"),
         ("  pools", "  autoscaling: {mode: on}\n  pools", 6, "spec.autoscaling.mode",
          "must be one of Auto, Advise, Disabled; YAML reads on and yes without quotes as true", "write `mode: Auto`"),
+        ("  pools", "  autoscaling: {minReplicas: 1}\n  pools", 6, "spec.autoscaling.minReplicas", "unknown field",
+         "write it as spec.pools[].minReplicas"),
         ("  pools", "  autoscaling: {step_up: 1}\n  pools", 6, "spec.autoscaling.step_up", "unknown field", "did you mean stepUp?"),
         ("  pools", "  autoscaling: {stepUp: 1.5}\n  pools", 6, "spec.autoscaling.stepUp",
          "must be a whole number or a percentage, not 1.5", 'write a number from 1 to 4096, or a share of the pool such as "25%"'),
