@@ -53,7 +53,7 @@ def _exact_share(value: float) -> str:
 
 def _misses_left(value: float) -> str:
     if value < 0.0:
-        return f"{formatting.pluralize(round(-value), 'request')} more than may miss have missed"
+        return f"none: {formatting.pluralize(round(-value), 'request')} too many missed"
     return f"{formatting.pluralize(round(value), 'request')} more may miss"
 
 

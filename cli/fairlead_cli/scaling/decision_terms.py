@@ -58,7 +58,7 @@ def decision_terms(plan: PoolPlan, *, shares_demand: bool = False) -> list[Decis
     return [
         *terms,
         DecisionTerm("rounding", target - held),
-        DecisionTerm("bounds and steps", plan.replicas - hedged - replacing - target),
+        DecisionTerm("rules and bounds", plan.replicas - hedged - replacing - target),
         DecisionTerm("replacements", replacing),
         DecisionTerm("hedged starts", hedged),
         DecisionTerm("asleep", float(plan.asleep)),

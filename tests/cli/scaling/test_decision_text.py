@@ -222,7 +222,7 @@ def test_target_attained_share_and_budget_are_shown() -> None:
     assert shown(missed_share=0.0)[0].startswith("100 %")
     assert shown(missed_share=0.00001)[0].startswith("99.99 %")
     assert shown(missed_share=None)[0] == "–"
-    assert shown(budget_left_requests=-12.0)[1].endswith("12 requests more than may miss have missed")
+    assert shown(budget_left_requests=-12.0)[1].endswith("none: 12 requests too many missed")
 
 
 def test_other_targets_show_what_they_would_change() -> None:
@@ -261,7 +261,7 @@ def test_terms_add_up_to_the_plan() -> None:
         "hedged starts +1.00 $4.00 an hour",
     ]
     held = replace(plan, replicas=6, inputs={**plan.inputs, "hedged_replicas": DecisionInput(0.0)})
-    assert any("bounds and steps -2.00 −$8.00" in " ".join(line.split()) for line in render_terms(model, "main", held))
+    assert any("rules and bounds -2.00 −$8.00" in " ".join(line.split()) for line in render_terms(model, "main", held))
     assert not any("$" in line for line in render_terms(MODEL, "main", plan)), "no price, no money"
     assert list(render_terms(model, "main", replace(plan, inputs={}))) == []
 
