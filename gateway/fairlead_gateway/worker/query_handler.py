@@ -1,49 +1,69 @@
 """Answers the supervisor's queries to a worker.
 
-Long replies go out in chunks of bounded work, so that requests have their turn between them.
+Long replies go out in chunks of bounded work and size, so that requests have their turn between
+them. A chunk waits until most of the earlier ones are out.
+
+Why: a channel drops messages beyond its bound. Without the end of a reply, the supervisor takes
+the worker for hung, and kills it.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from typing import Final, Protocol
 
 import msgspec
 
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.ipc import messages
 from fairlead_gateway.ipc.decision_codec import encode_logged_request
+from fairlead_gateway.telemetry.decision_log import LoggedRequest
 from fairlead_gateway.telemetry.snapshot import snapshot_of
 from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.route_preview import RoutePreviewer
 
-_DECISIONS_PER_CHUNK = 16
+_DECISIONS_PER_CHUNK: Final = 16
+_CANDIDATES_PER_CHUNK: Final = 4_096
+_UNSENT_POLL_SECONDS: Final = 0.001
 _QUANTILES = (0.5, 0.99, 1.0)
 _encode = msgspec.msgpack.Encoder().encode
 
 
+class ReplyChannel(Protocol):
+    """The channel to the supervisor, as the handler uses it."""
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes of sent messages that the system's buffers have not taken yet."""
+        ...
+
+    def send(self, message: msgspec.Struct) -> bool:
+        """Sends a message. Returns False when it was dropped."""
+        ...
+
+
 class QueryHandler:
-    """The handler of queries about one gateway.
+    """The handler of queries about one gateway."""
 
-    send: puts a message on the channel.
-    """
-
-    def __init__(self, gateway: Gateway, send: Callable[[msgspec.Struct], bool]) -> None:
+    def __init__(self, gateway: Gateway, channel: ReplyChannel) -> None:
         self._gateway = gateway
         self._previewer = RoutePreviewer(gateway)
-        self._send = send
+        self._channel = channel
+        self._max_unsent_bytes = gateway.runtime.limits.channel_pending_bytes // 4
 
     async def handle(self, query: messages.Query) -> None:
         """Sends the reply to one query, in one chunk or several."""
         if isinstance(query, messages.GetState):
-            self._send_chunk(query.query_id, self._state(), is_last=True)
+            await self._send_chunk(query.query_id, _encode(self._state()), is_last=True)
         elif isinstance(query, messages.GetCounters):
             await self._send_counters(query)
         elif isinstance(query, messages.GetDecisions):
-            await self._send_decisions(query)
+            latest = self._gateway.decisions.latest(query.limit, query.model, query.callers)
+            await self._send_decisions(query.query_id, latest)
         elif isinstance(query, messages.PreviewRoute):
-            self._send_chunk(query.query_id, self._preview(query), is_last=True)
+            await self._send_chunk(query.query_id, _encode(self._preview(query)), is_last=True)
         else:
             found = self._gateway.decisions.find(query.request_id, query.callers)[:_DECISIONS_PER_CHUNK]
-            self._send_chunk(query.query_id, [encode_logged_request(logged) for logged in found], is_last=True)
+            await self._send_decisions(query.query_id, found)
 
     def final_counters(self) -> messages.FinalCounters:
         """Returns the counters of a worker that ends."""
@@ -51,11 +71,13 @@ class QueryHandler:
         models = [snapshot_of(key, counters, None) for key, counters in telemetry.models.items()]
         return messages.FinalCounters(models, dict(telemetry.non_model_counters))
 
-    def _send_chunk(self, query_id: int, content: object, *, is_last: bool) -> None:
-        self._send(messages.ReplyChunk(query_id, _encode(content), is_last))
+    async def _send_chunk(self, query_id: int, content: bytes, *, is_last: bool) -> None:
+        while self._channel.unsent_bytes > self._max_unsent_bytes:  # noqa: ASYNC110 - a channel sets no event
+            await asyncio.sleep(_UNSENT_POLL_SECONDS)
+        self._channel.send(messages.ReplyChunk(query_id, content, is_last))
 
-    def _send_end(self, query_id: int) -> None:
-        self._send(messages.ReplyChunk(query_id, b"", True))
+    async def _send_end(self, query_id: int) -> None:
+        await self._send_chunk(query_id, b"", is_last=True)
 
     def _preview(self, query: messages.PreviewRoute) -> messages.RoutePreview:
         try:
@@ -70,17 +92,16 @@ class QueryHandler:
         for key in list(telemetry.models):
             if (series := telemetry.models.get(key)) is not None:  # another query may drop it
                 snapshot = snapshot_of(key, series, query.now if query.windows else None)
-                self._send_chunk(query.query_id, snapshot, is_last=False)
+                await self._send_chunk(query.query_id, _encode(snapshot), is_last=False)
                 await asyncio.sleep(0)
-        self._send_end(query.query_id)
+        await self._send_end(query.query_id)
 
-    async def _send_decisions(self, query: messages.GetDecisions) -> None:
-        requests = self._gateway.decisions.latest(query.limit, query.model, query.callers)
-        for begin in range(0, len(requests), _DECISIONS_PER_CHUNK):
-            chunk = [encode_logged_request(logged) for logged in requests[begin : begin + _DECISIONS_PER_CHUNK]]
-            self._send_chunk(query.query_id, chunk, is_last=False)
+    async def _send_decisions(self, query_id: int, requests: Sequence[LoggedRequest]) -> None:
+        for chunk in _chunks(requests):
+            content = _encode([encode_logged_request(logged) for logged in chunk])
+            await self._send_chunk(query_id, content, is_last=False)
             await asyncio.sleep(0)
-        self._send_end(query.query_id)
+        await self._send_end(query_id)
 
     def _state(self) -> messages.WorkerState:
         gateway = self._gateway
@@ -116,3 +137,17 @@ class QueryHandler:
             for instance in instances
         )
         return {name: (str(state), reason) for name, (state, reason) in described if reason}
+
+
+def _chunks(requests: Sequence[LoggedRequest]) -> Iterator[list[LoggedRequest]]:
+    """Yields the requests in chunks of a few decisions, or of fewer that have many candidates."""
+    chunk: list[LoggedRequest] = []
+    candidates = 0
+    for logged in requests:
+        chunk.append(logged)
+        candidates += sum(len(record.decision.rejected) for record in logged.records)
+        if len(chunk) >= _DECISIONS_PER_CHUNK or candidates >= _CANDIDATES_PER_CHUNK:
+            yield chunk
+            chunk, candidates = [], 0
+    if chunk:
+        yield chunk

@@ -114,7 +114,7 @@ class WorkerServices:
         )
         self._quota_reporter.tenants = self.gateway.stack.limit_gate.tenants
         self._peer_updates = PeerUpdateApplier(runtime.clock, limits, loop, self.gateway.stack.routers)
-        self._query_handler = QueryHandler(self.gateway, channel.send)
+        self._query_handler = QueryHandler(self.gateway, channel)
         self._assign_slots(configuration.slots)
 
     def apply(self, message: messages.ToWorker) -> None:

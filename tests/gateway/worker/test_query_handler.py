@@ -1,0 +1,62 @@
+"""Replies of a worker to its supervisor: whole, however long they are."""
+
+import socket
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+
+from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
+from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.ipc.channel import Channel
+from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
+from fairlead_gateway.worker.query_handler import QueryHandler
+from fairlead_testing.gateway.running_gateway import run_async
+from fairlead_testing.waiting import wait_until
+
+CANDIDATES = 4_095
+INPUTS = ("inflight", "waiting", "backlog_seconds", "matched_tokens")
+
+
+def logged(count: int) -> DecisionLog:
+    """Returns a log of decisions between as many instances as a fleet may have."""
+    log = DecisionLog(count)
+    names = [f"{number:036d}/8000/0" for number in range(CANDIDATES)]
+    inputs = {f"{name}/{what}": DecisionInput(1.0, 0.1) for name in names for what in INPUTS}
+    rejected = tuple(RejectedCandidate(name, "it has more requests") for name in names)
+    text = DecisionText("it has the fewest requests", rejected, inputs)
+    decision = Decision("chosen/8000/0", "least-request", text)
+    for number in range(count):
+        log.append(DecisionRecord(f"r{number}", float(number), "default/tiny", decision, 1, 10.0))
+    return log
+
+
+def test_a_reply_that_is_longer_than_the_channel_holds_is_whole_and_ends() -> None:
+    """Without its end, the supervisor takes the worker for hung, and kills it."""
+
+    async def main() -> None:
+        replies: list[say.ReplyChunk] = []
+        limits = Limits()
+        ours, theirs = socket.socketpair()
+        supervisor: Channel[Any] = Channel(say.FromWorker, replies.append, lambda: None, limits)
+        worker: Channel[Any] = Channel(say.ToWorker, lambda _: None, lambda: None, limits)
+        await supervisor.open(ours)
+        await worker.open(theirs)
+        runtime = SimpleNamespace(clock=SystemClock(), limits=limits)
+        stack = SimpleNamespace(routers=None, prefill_coordinator=None)
+        gateway = SimpleNamespace(runtime=runtime, stack=stack, decisions=logged(32))
+        try:
+            await QueryHandler(cast(Any, gateway), worker).handle(say.GetDecisions(1, 32, None, None))
+            await wait_until(lambda: not worker.unsent_bytes)
+            await wait_until(lambda: bool(replies) and replies[-1].last, patience_seconds=20.0)
+            assert sum(len(reply.data) for reply in replies) > limits.channel_pending_bytes
+            chunks = [msgspec.msgpack.decode(reply.data, type=list[Any]) for reply in replies if reply.data]
+            assert (worker.dropped, sum(map(len, chunks))) == (0, 32)
+        finally:
+            supervisor.close()
+            worker.close()
+            await wait_until(lambda: not supervisor.is_open and not worker.is_open)
+
+    run_async(main())
