@@ -6,6 +6,7 @@ folder. A gateway merges all files when it starts and when Redis has lost its st
 """
 
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -45,12 +46,17 @@ class CheckpointFiles:
         self._gateway_id = gateway_id
         self._path = folder / f"{_file_name(gateway_id)}{SUFFIX}"
         self._max_bytes = max_bytes
+        self._writing = threading.Lock()  # a write goes on in its thread when its task is cancelled
 
     def write(self, tenants: Mapping[str, list[tuple[str, Row]]]) -> None:
         """Replaces this gateway's file, and returns once it is on the disk. Raises OSError."""
         content = Checkpoint(
             _SCHEMA, self._gateway_id, [TenantCheckpoint(name, rows) for name, rows in tenants.items() if rows]
         )
+        with self._writing:
+            self._write(content)
+
+    def _write(self, content: Checkpoint) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         part = self._path.with_suffix(".part")
         with part.open("wb") as file:

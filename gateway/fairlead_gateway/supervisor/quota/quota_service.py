@@ -9,6 +9,7 @@ requests are refused or admitted, as the tenant says.
 """
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Iterable
@@ -80,6 +81,7 @@ class QuotaService:
         self._checkpoint_at = 0.0
         self._has_unwritten = False
         self._is_restored = False
+        self._may_write = False  # before all checkpoints were read, a new one would lack what they hold
         self._refresh: set[str] = set()
         self._refreshed: asyncio.Future[None] | None = None
         self._restored: dict[str, list[tuple[str, Row]]] = {}
@@ -144,14 +146,18 @@ class QuotaService:
         return found
 
     async def stop(self) -> None:
-        """Reports what workers have spent and given back at their end."""
+        """Reports what workers have spent and given back at their end, and writes the last
+        checkpoint.
+        """
         await cancel_and_wait(self._task)
         self._task = None
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FINAL_SECONDS):
                 await self._exchange([name for name, ledger in self.ledgers.items() if ledger.has_news], is_due=True)
-        except TimeoutError:
-            pass
+        if self._may_write:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FINAL_SECONDS):
+                    await self._write_checkpoint()
 
     # Workers.
 
@@ -206,6 +212,7 @@ class QuotaService:
 
     async def _run(self) -> None:
         await self._restore()
+        self._may_write = True
         while True:
             has_news = any(ledger.has_news for ledger in self.ledgers.values())
             pause = max(0.0, self._due_at - self._clock.now()) if has_news or self._has_unwritten else None

@@ -1,0 +1,66 @@
+"""The service of limits in one gateway: what it keeps when it stops."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
+from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
+from fairlead_gateway.ipc.quota_messages import QuotaNeed, QuotaReport, QuotaRow, QuotaUpdates, TenantQuotaReport
+from fairlead_gateway.supervisor.quota.limit_stores import MemoryLimitStore
+from fairlead_gateway.supervisor.quota.quota_service import QuotaService
+from fairlead_testing.gateway.running_gateway import run_async
+from fairlead_testing.waiting import wait_until
+
+_LIMIT = Limit(LimitUnit.REQUESTS, 1_000, Window.MONTH)
+
+
+class Worker:
+    """A worker that keeps what it is granted."""
+
+    number = 1
+
+    def __init__(self) -> None:
+        self.updates: list[QuotaUpdates] = []
+
+    def send(self, message: msgspec.Struct) -> bool:
+        assert isinstance(message, QuotaUpdates)
+        self.updates.append(message)
+        return True
+
+
+def report(rows: list[QuotaRow], needs: list[QuotaNeed]) -> QuotaReport:
+    return QuotaReport([TenantQuotaReport("acme", rows, needs)])
+
+
+@pytest.mark.parametrize("enforcement", list(Enforcement))
+def test_a_restart_without_redis_forgets_no_use_of_the_last_seconds(enforcement: Enforcement, tmp_path: Path) -> None:
+    async def main() -> None:
+        clock, worker = SystemClock(), Worker()
+
+        def create() -> QuotaService:
+            store = MemoryLimitStore(clock)
+            service = QuotaService(store, "gw", clock=clock, limits=Limits(), checkpoint_folder=tmp_path)
+            service.set_tenants([Tenant("acme", limits=(_LIMIT,), enforcement=enforcement)])
+            service.start()
+            return service
+
+        first = create()
+        first.on_report(worker, report([], [QuotaNeed(_LIMIT.id, 100, 100)]))
+        await wait_until(lambda: len(worker.updates) == 1)
+        start = worker.updates[0].updates[0].start
+        spent = QuotaRow(_LIMIT.id, start, 100, 0, 100, 0)
+        first.on_report(worker, report([spent], [QuotaNeed(_LIMIT.id, 100, 100)]))
+        await wait_until(lambda: len(worker.updates) == 2)
+        first.on_report(worker, report([QuotaRow(_LIMIT.id, start, 200, 50, 150, 0)], []))
+        first.on_worker_exit(worker)
+        await first.stop()
+        await create().stop()  # before it has read the checkpoint
+        last = create()
+        (state,) = await last.states(None, 10)
+        await last.stop()
+        assert state.used == 150
+
+    run_async(main())
