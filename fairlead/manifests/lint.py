@@ -58,6 +58,7 @@ def lint_spec(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile
             f"the pools' minReplicas add up to {total_min}, and the autoscaler never goes below that",
             "raise it, or lower the pools' minReplicas",
         )
+    yield from _lint_schedules(spec)
     yield from _lint_unused_tiers(spec)
     yield from _lint_slo(spec, profile)
 
@@ -110,6 +111,21 @@ def _lint_unused_bounds(spec: ModelDeploymentSpec) -> Iterator[LintNote]:
                 f"the pool stays at {pool.min_replicas}: `autoscaling.mode` is Disabled if it is left out",
                 "write `autoscaling: {mode: Auto}`, or `mode: Disabled` if something else scales it",
             )
+
+
+def _lint_schedules(spec: ModelDeploymentSpec) -> Iterator[LintNote]:
+    """Yields notes on schedules that raise the `maxReplicas` of a pool without naming it."""
+    for index, schedule in enumerate(spec.autoscaling.schedules):
+        if schedule.min_replicas is None or schedule.max_replicas is not None:
+            continue
+        for pool in spec.pools:
+            is_raised = pool.max_replicas is not None and schedule.min_replicas > pool.max_replicas
+            if schedule.pool in (None, pool.name) and is_raised:
+                yield LintNote(
+                    ("spec", "autoscaling", "schedules", index, "minReplicas"),
+                    f"the pool {pool.name} has a maxReplicas of {pool.max_replicas}, which this raises in these hours",
+                    f"lower it, or write `maxReplicas: {schedule.min_replicas}` into the schedule if that is meant",
+                )
 
 
 def _lint_unused_tiers(spec: ModelDeploymentSpec) -> Iterator[LintNote]:

@@ -18,8 +18,12 @@ from fairlead_cli.local.status.report import PoolScaling
 from fairlead_cli.target import ClusterOptions, is_cluster_target
 
 TIMEOUT_SECONDS: Final = 30.0
-_HINT: Final = (
+_NO_AUTOSCALER_HINT: Final = (
     "a stack has one where a manifest says `autoscaling: {mode: Auto}`; name another's address with --autoscaler"
+)
+_ADDRESS_HINT: Final = (
+    "--autoscaler is the address of an autoscaler's own port: `fairlead up` prints that of its own, "
+    "and `fairlead local status` shows whether it runs"
 )
 
 
@@ -67,7 +71,7 @@ def _local_endpoint(address: str | None, token: str | None) -> AutoscalerEndpoin
     stack = newest_stack("--autoscaler")
     name = f"the stack of process {stack.pid} on this machine, {stack.url}"
     if not stack.autoscaler:
-        raise StackUnreachable(f"{name}, has no autoscaler", hint=_HINT)
+        raise StackUnreachable(f"{name}, has no autoscaler", hint=_NO_AUTOSCALER_HINT)
     return AutoscalerEndpoint(stack.autoscaler, token, name)
 
 
@@ -94,14 +98,14 @@ def query(endpoint: AutoscalerEndpoint, path: str, query: Mapping[str, str]) -> 
         with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_SECONDS, trust_env=False) as client:
             answer = client.get(path, params=query)
     except httpx.HTTPError as error:
-        raise StackUnreachable(f"{url} does not answer ({type(error).__name__})", hint=_HINT) from error
+        raise StackUnreachable(f"{url} does not answer ({type(error).__name__})", hint=_ADDRESS_HINT) from error
     if answer.status_code in (401, 403):
         hint = "set FAIRLEAD_MANAGE_TOKEN to the autoscaler's management token"
         raise StackUnreachable(f"{url} refuses access ({answer.status_code})", hint=hint)
     if answer.status_code == 404 and b'"error"' in answer.content:
         raise LookupError(answer.json()["error"]["message"])
     if answer.status_code != 200:
-        raise StackUnreachable(f"{url} is not an autoscaler (status {answer.status_code})", hint=_HINT)
+        raise StackUnreachable(f"{url} is not an autoscaler (status {answer.status_code})", hint=_ADDRESS_HINT)
     return answer.content
 
 

@@ -94,6 +94,7 @@ def test_wrong_usage_exits_2_and_unreachable_exits_3(url: str, capsys: pytest.Ca
     unknown = f"MODEL: the model huge is not autoscaled; these are: default/tiny (read from the autoscaler of {url})"
     assert unknown in capsys.readouterr().err
     assert exit_code("explain", "scaling", "tiny", "--autoscaler", "http://127.0.0.1:9") == 3
+    assert "--autoscaler is the address of an autoscaler's own port" in capsys.readouterr().err
 
 
 def test_autoscaler_without_models_says_what_to_set(

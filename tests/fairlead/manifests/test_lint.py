@@ -153,6 +153,24 @@ SPLIT = """\
             "FILE:8: spec.autoscaling.sleep.min: note: a pool has at most 8 instances, active ones included, so fewer sleep while"
             " one is active\n    fix: lower it, or raise the pools' maxReplicas\n",
         ),
+        *(
+            (
+                SCALED_WITH_SLO.replace(
+                    "Auto", f'Auto, schedules: [{{name: day, begin: "08:00", end: "20:00", {bounds}}}]'
+                ),
+                notes,
+            )
+            for bounds, notes in (
+                ("minReplicas: 8", ""),
+                ("minReplicas: 9, maxReplicas: 9", ""),
+                (
+                    "minReplicas: 9",
+                    "FILE:8: spec.autoscaling.schedules[0].minReplicas: note: the pool main has a maxReplicas of 8, which this"
+                    " raises in these hours\n"
+                    "    fix: lower it, or write `maxReplicas: 9` into the schedule if that is meant\n",
+                ),
+            )
+        ),
         (
             SCALED_WITH_SLO.replace("ttft: 2s", "ttft: 50ms"),
             "FILE:9: spec.slo.ttft: note: a step of an engine on nvidia-l4 takes 66ms by its profile: no number of"
