@@ -67,13 +67,16 @@ class IssuerKeyService:
         The key set of an issuer that stays the same stays in use.
         """
         configs = await asyncio.to_thread(self._read_file)
-        states = {config.issuer: self._states.get(config.issuer) for config in configs}
+        before = self._states
+        states = {config.issuer: before.get(config.issuer) for config in configs}
         self._states = {
             config.issuer: state
             if (state := states[config.issuer]) is not None and state.config == config
             else _IssuerState(config)
             for config in configs
         }
+        if any(self._states.get(issuer) is not state for issuer, state in before.items()):
+            self.on_changed(self.issuers())  # an issuer that is gone does not wait for a new one
         new = [state for state in self._states.values() if state.tried_at is None]
         await asyncio.gather(*[self._refresh(state) for state in new])
         self.on_changed(self.issuers())

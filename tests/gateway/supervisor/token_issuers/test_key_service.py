@@ -147,6 +147,29 @@ def test_an_edit_of_the_file_keeps_what_is_known_of_the_same_issuer(tmp_path: Pa
 # --- reading
 
 
+def test_an_issuer_that_is_removed_does_not_wait_for_a_new_one(tmp_path: Path) -> None:
+    """It may be removed because its key is in the wrong hands."""
+
+    async def test(service: Service) -> None:
+        await service.service.load()
+        waits = asyncio.Event()
+
+        async def read_slowly(config: IssuerConfig, limits: Limits) -> bytes:
+            await waits.wait()
+            return SECOND.key_set()
+
+        service.service._read_key_set = read_slowly
+        service.path.write_text(FILE.replace(ISSUER, "https://other.example"))
+        loading = asyncio.ensure_future(service.service.load())
+        await asyncio.wait({loading}, timeout=0.5)
+        assert (loading.done(), service.sent[-1]) == (False, [[]])
+        waits.set()
+        await loading
+        assert service.sent[-1] == [["k2"]]
+
+    run(tmp_path, test)
+
+
 def fetch(config: IssuerConfig, limits: Limits = LIMITS) -> bytes:
     return asyncio.run(fetch_key_set(config, limits))
 
