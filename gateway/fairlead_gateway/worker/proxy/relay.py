@@ -37,7 +37,7 @@ from fairlead_gateway.worker.upstream.request_encoder import (
     sanitize_header_value,
     server_timing,
 )
-from fairlead_gateway.worker.upstream.response import EngineResponse
+from fairlead_gateway.worker.upstream.response import CLIENT_SILENT, EngineResponse
 
 _STREAM_ERROR_TEXTS: Final = {
     "cut": "the engine broke off",
@@ -128,8 +128,7 @@ class ResponseRelay(StreamEnding):
         response, result = context.response, context.result
         if cause is None:
             return True
-        if cause == "timeout" and engine_response.is_paused:
-            # The client has not read for so long that the engine was paused: the client is silent.
+        if cause == CLIENT_SILENT:
             result.client_disconnected = True
             response.abort()
             return False
@@ -275,7 +274,7 @@ class ResponseRelay(StreamEnding):
         result = attempt.context.result
         result.last_at, result.event_count = engine_response.last_at, engine_response.scanner.event_count
         result.record_usage(engine_response.scanner.usage)
-        if cause is None or (cause == "timeout" and engine_response.is_paused):
+        if cause is None or cause == CLIENT_SILENT:
             return True
         self._failures.on_stream_failed(attempt.context, attempt.instance_id, cause)
         return cause == "cut" and attempt.on_crash()

@@ -21,7 +21,7 @@ from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget
 from fairlead_gateway.worker.tenancy.placement_privacy import hide_in_events
 from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
-from fairlead_gateway.worker.upstream.response import EngineResponse
+from fairlead_gateway.worker.upstream.response import CLIENT_SILENT, EngineResponse
 
 _FREE_CAUSES = ("cut", "gone")  # the engine went: its work is free, and resuming charges no budget
 
@@ -148,6 +148,6 @@ class StreamResume:
             result.event_count + engine_response.scanner.event_count,
         )
         result.record_usage(total_usage(engine_response.scanner.usage, sent))
-        if cause is not None:
+        if cause is not None and cause != CLIENT_SILENT:
             self._failures.on_stream_failed(context, name, cause)
         return cause

@@ -18,6 +18,8 @@ from fairlead_gateway.worker.upstream.response_memory import BufferedBytes, comp
 from fairlead_gateway.worker.upstream.sse import SseScanner, filter_first_chunks
 
 _OUT_OF_MEMORY: Final = "gateway-full"  # a local cause: the engine is not to blame
+CLIENT_SILENT: Final = "client-silent"
+"""The client has not read for so long that its engine was paused until its time was over."""
 _NO_HEADERS: Final[dict[bytes, bytes]] = {}
 
 
@@ -208,7 +210,7 @@ class EngineResponse(ResponseSink):
         if self._awaits_verdict:
             self._finish_verdict(error)
         else:
-            self._finish(error.cause)
+            self._finish(CLIENT_SILENT if error.cause == "timeout" and self.is_paused else error.cause)
 
     def on_silence(self) -> float:
         """Returns how many more seconds the attempt waits."""

@@ -1,0 +1,49 @@
+"""Resumed streams at their edges: clients that stop reading."""
+
+from typing import Any
+
+from fairlead.limits import Limits
+from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, post_request
+from fairlead_testing.waiting import wait_until
+
+PLAIN: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "tell me a story"}]}
+STREAM: dict[str, Any] = {**PLAIN, "max_tokens": 60, "temperature": 0, "stream": True}
+
+
+def test_engine_that_resumes_a_stream_is_not_blamed_for_a_client_that_never_reads() -> None:
+    met: list[EngineCall] = []
+
+    async def script(call: EngineCall) -> None:
+        met.append(call)
+        await call.start_stream()
+        await call.event({"id": "x", **token("one ")})
+        if len(met) == 1:
+            raise HangUp
+        while True:
+            await call.event({"id": "x", **token("x" * 100_000)})
+
+    async def main() -> None:
+        limits = Limits(stream_idle_seconds=1.5)
+        async with (
+            scripted_engine(script) as one,
+            scripted_engine(script) as two,
+            running_gateway(fleet_of([one.url, two.url]), limits) as running,
+        ):
+            connection = await RawConnection.connect(running.url)
+            connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket transport has it
+            await connection.send(post_request(STREAM))
+            decisions = running.gateway.decisions
+            await wait_until(lambda: bool(decisions.latest(1)) and decisions.latest(1)[0].outcome is not None)
+            (logged,) = decisions.latest(1)
+            assert logged.outcome is not None
+            assert len(logged.records) == 2
+            assert logged.outcome.client_disconnected
+            assert logged.outcome.error == "client-gone"
+            breaker = running.gateway.stack.failures.outlier_detector
+            failures = breaker._records[logged.records[-1].decision.chosen or ""].consecutive_failures
+            assert not failures
+            connection.writer.transport.abort()
+
+    run_async(main())
