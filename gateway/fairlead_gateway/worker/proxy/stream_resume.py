@@ -61,18 +61,9 @@ class StreamResume:
         try:
             if context.request.adapter is not None:
                 await attempt.acquire_adapter()
-            url = attempt.address.url
-            attempt.connection = self._pool.take_idle(url) or await self._pool.connect(url)
             attempt.attach_engine_message(body)
-            attempt.send()
-            engine_response = attempt.engine_response
-            assert engine_response is not None
-            splice = partial(splice_events, sent=sent)
-            engine_response.rewrite_events = (
-                splice if context.policy.shows_placement else partial(hide_in_events, splice)
-            )
-            error = await engine_response.verdict
-            if error is not None and not error.is_stale:
+            engine_response, error = await self._send(attempt, sent)
+            if error is not None:
                 self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
                 if error.is_crash:
                     attempt.on_crash()
@@ -94,6 +85,27 @@ class StreamResume:
             attempt.abort_unfinished()
             attempt.finish(is_complete, self._now())
             self._telemetry.record_resumption(context.request.model_key, "whole" if is_complete else "broken")
+
+    async def _send(self, attempt: Attempt, sent: SentText) -> tuple[EngineResponse, UpstreamError | None]:
+        """Sends the message and returns the response with its verdict.
+
+        Sends it again over a new connection if the idle one was stale.
+        """
+        url, splice = attempt.address.url, partial(splice_events, sent=sent)
+        attempt.connection = self._pool.take_idle(url)
+        while True:
+            if attempt.connection is None:
+                attempt.connection = await self._pool.connect(url)
+            attempt.send()
+            engine_response = attempt.engine_response
+            assert engine_response is not None
+            engine_response.rewrite_events = (
+                splice if attempt.context.policy.shows_placement else partial(hide_in_events, splice)
+            )
+            error = await engine_response.verdict
+            if error is None or not error.is_stale:
+                return engine_response, error
+            attempt.reset()
 
     async def _parse(self, sent: SentText) -> bool:
         """Parses the text that the client has; returns whether the stream can be resumed."""

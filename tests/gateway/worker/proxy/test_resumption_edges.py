@@ -1,14 +1,16 @@
-"""Resumed streams at their edges: clients that stop reading."""
+"""Resumed streams at their edges: clients that stop reading, and connections that were idle."""
 
 from typing import Any
 
+from fairlead.fleet.model import InstanceState
 from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
-from fairlead_testing.http.raw_client import RawConnection, post_request
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.waiting import wait_until
 
 PLAIN: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "tell me a story"}]}
+STARTING, READY = InstanceState.STARTING, InstanceState.READY
 STREAM: dict[str, Any] = {**PLAIN, "max_tokens": 60, "temperature": 0, "stream": True}
 
 
@@ -45,5 +47,39 @@ def test_engine_that_resumes_a_stream_is_not_blamed_for_a_client_that_never_read
             failures = breaker._records[logged.records[-1].decision.chosen or ""].consecutive_failures
             assert not failures
             connection.writer.transport.abort()
+
+    run_async(main())
+
+
+def test_stream_is_resumed_over_a_new_connection_if_the_idle_one_is_stale() -> None:
+    streams: list[EngineCall] = []
+
+    async def script(call: EngineCall) -> None:
+        if "stream" not in call.json:
+            await call.respond({"choices": []})
+            return
+        streams.append(call)
+        if len(streams) == 2:
+            raise HangUp  # as an engine that closes an idle connection at this moment
+        await call.start_stream()
+        if len(streams) == 1:
+            await call.event({"id": "x", **token("one ")})
+            raise HangUp
+        await call.event({"id": "y", **token("two", "stop")})
+        await call.finish()
+
+    async def main() -> None:
+        async with scripted_engine(script) as one, scripted_engine(script) as two:
+            urls = [one.url, two.url]
+            async with running_gateway(fleet_of(urls, states=[STARTING, READY])) as running:
+                assert (await request(running.url, PLAIN)).status == 200
+                running.gateway.update_fleet(fleet_of(urls, version=2, states=[READY, STARTING]))
+                assert (await request(running.url, PLAIN)).status == 200
+                running.gateway.update_fleet(fleet_of(urls, version=3))
+                answer = await request(running.url, STREAM)
+                assert answer.events[-1] == "[DONE]", answer.body
+                assert len(streams) == 3
+                assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
+                assert {load.inflight for load in running.loads().values()} == {0}
 
     run_async(main())
