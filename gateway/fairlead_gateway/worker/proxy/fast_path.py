@@ -5,6 +5,7 @@ A request is plain if it has:
 - no stream, no unknown path, no LoRA adapter and no trace
 - no client timeout
 - no body that may have crashed an engine
+- no earlier model, whose fallback it is: it starts here at the time at which it was received
 - no prefill instance in its model
 
 A plain request starts here. One iteration of the event loop sends it, another relays the response.

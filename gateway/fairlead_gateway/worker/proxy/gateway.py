@@ -307,7 +307,8 @@ class Gateway(RequestLifecycle):
             models = self._visible_models.of(http_request.caller)
             request, route_request = self._request_parser.parse(http_request, models, request_id, fallback)
             context = self._create_context(http_request, response, request, route_request, fallback)
-            if self.stack.limit_gate.reserve(context) and self._fast_path.is_eligible(context):
+            may_start = self.stack.limit_gate.reserve(context)
+            if may_start and fallback is None and self._fast_path.is_eligible(context):
                 self._fast_path.start(context)
             else:
                 self._run_as_task(request_id, response, self._serve(context, None))

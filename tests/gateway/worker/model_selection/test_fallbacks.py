@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from fairlead.fleet.model import InstanceState, Model, RequestPolicy, TokenPrice, UnknownFields
@@ -13,10 +14,13 @@ from fairlead.limits import Limits
 from fairlead.routes.model import FailureKind, Fallback, RequestRewrite, Route, RouteTarget
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.decision_codec import decode_logged_request, encode_logged_request
+from fairlead_gateway.ipc.timing_events import TimingEvent, TimingEventKind, TimingEvents
+from fairlead_gateway.worker.reporting.timing_reporter import TimingReporter
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawResponse, request
+from fairlead_testing.waiting import wait_until
 
 MODELS = ("big", "middle", "small")
 DOWN = frozenset({FailureKind.UNAVAILABLE})
@@ -368,3 +372,38 @@ def test_one_silent_request_or_a_model_without_fallback_judges_nothing() -> None
             assert {one.status for one in await asyncio.gather(*waiting)} == {504}
 
     run_async(main())
+
+
+class _RecordingSender:
+    """The channel of a timing reporter, which keeps the events."""
+
+    def __init__(self) -> None:
+        self.events: list[TimingEvent] = []
+
+    def send(self, message: msgspec.Struct) -> bool:
+        assert isinstance(message, TimingEvents)
+        self.events += message.rows
+        return True
+
+
+def test_times_at_the_next_model_begin_when_it_gets_the_request() -> None:
+    answered_at: list[float] = []
+
+    async def overload_late(call: EngineCall) -> None:
+        await asyncio.sleep(0.2)
+        answered_at.append(asyncio.get_running_loop().time())
+        await overload(call)
+
+    async def main() -> list[TimingEvent]:
+        sender = _RecordingSender()
+        async with served(CHAIN, big=overload_late) as running:
+            for _ in range(2):  # the second one finds idle connections
+                limits, loop = Limits(timing_report_seconds=0.01), asyncio.get_running_loop()
+                running.gateway.stack._dispatcher.timings = TimingReporter(sender, loop, limits)
+                sender.events.clear()
+                assert answered(await request(running.url, chat()))[1] == "chat/middle"
+                await wait_until(lambda: any(one.kind == TimingEventKind.FINISHED for one in sender.events))
+        return sender.events
+
+    (at_next,) = [one.at for one in run_async(main()) if one.instance == "middle/0"]
+    assert at_next >= answered_at[-1]
