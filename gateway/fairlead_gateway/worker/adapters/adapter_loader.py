@@ -351,7 +351,7 @@ class AdapterLoader:
                 name = victim
             resident = found.residents[name]
             # Those that wait for this load do not keep an older source of the adapter.
-            if resident.inflight if name == adapter.name else found.is_busy(resident):
+            if name in found.inflight if name == adapter.name else found.is_busy(resident):
                 await _wait_for_release(found, resident, deadline - self._now())
                 continue
             try:

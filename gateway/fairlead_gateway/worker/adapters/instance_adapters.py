@@ -11,16 +11,14 @@ class ResidentAdapter:
     """An adapter in a slot of an engine.
 
     source: from which it was loaded.
-    inflight: requests of this worker that need it.
     is_retiring: its slot is wanted, so no further request gets it.
     """
 
-    __slots__ = ("inflight", "is_retiring", "name", "source")
+    __slots__ = ("is_retiring", "name", "source")
 
     def __init__(self, name: str, source: str) -> None:
         self.name = name
         self.source = source
-        self.inflight = 0
         self.is_retiring = False
 
 
@@ -28,6 +26,7 @@ class InstanceAdapters:
     """The adapters of one engine.
 
     residents: by name, those of other workers included; the engine's list decides.
+    inflight: by name, requests of this worker that need an adapter; `forget` keeps them.
     is_listed: False after `forget`: the list must be read again.
     lock: held while the engine loads or unloads.
     loads: the loads that requests wait for, by name.
@@ -38,6 +37,7 @@ class InstanceAdapters:
 
     __slots__ = (
         "_slot_released",
+        "inflight",
         "is_listed",
         "loads",
         "lock",
@@ -49,6 +49,7 @@ class InstanceAdapters:
 
     def __init__(self) -> None:
         self.residents: dict[str, ResidentAdapter] = {}
+        self.inflight: dict[str, int] = {}
         self.is_listed = False
         self.lock = asyncio.Lock()
         self.loads: dict[str, asyncio.Task[float]] = {}
@@ -63,7 +64,7 @@ class InstanceAdapters:
         return resident is not None and resident.source == adapter.source and not resident.is_retiring
 
     def set_listed(self, sources: Mapping[str, str]) -> None:
-        """Takes over the engine's list. Adapters that stay keep their requests."""
+        """Takes over the engine's list. Leases on adapters that stay are current still."""
         known = self.residents
         self.residents = {}
         for name, source in sources.items():
@@ -80,7 +81,7 @@ class InstanceAdapters:
 
     def is_busy(self, resident: ResidentAdapter) -> bool:
         """Returns whether requests need the adapter now."""
-        return resident.inflight > 0 or self.waiting[resident.name] > 0
+        return resident.name in self.inflight or self.waiting[resident.name] > 0
 
     def add_waiting(self, name: str, count: int) -> None:
         """Counts requests that wait for an adapter; a negative count ends their wait."""
@@ -117,7 +118,7 @@ class AdapterLease:
         self._instance = instance
         self._resident = resident
         self._is_released = False
-        resident.inflight += 1
+        instance.inflight[resident.name] = instance.inflight.get(resident.name, 0) + 1
 
     def is_current(self) -> bool:
         """Returns whether the adapter is still listed here as loaded."""
@@ -128,6 +129,8 @@ class AdapterLease:
         if self._is_released:
             return
         self._is_released = True
-        self._resident.inflight -= 1
-        if not self._resident.inflight:
+        inflight, name = self._instance.inflight, self._resident.name
+        inflight[name] -= 1
+        if not inflight[name]:
+            del inflight[name]
             self._instance.on_release()

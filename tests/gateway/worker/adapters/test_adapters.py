@@ -142,6 +142,23 @@ def test_adapter_with_requests_is_not_evicted() -> None:
     run_async(main())
 
 
+def test_adapter_with_requests_is_not_evicted_after_its_engine_was_forgotten() -> None:
+    settings = replace(FAST, speed=1.0)
+
+    async def main() -> None:
+        async with adapted(["a", "b"], slots=1, settings=settings) as setting:
+            long = asyncio.create_task(request(setting.running.url, chat("a", stream=True, max_tokens=40)))
+            await wait_until(lambda: bool(setting.loaded()[0]))
+            (found,) = setting.running.gateway.stack.adapter_loader._instances.values()
+            await wait_until(lambda: bool(found.inflight))
+            found.forget()  # as after a load that has failed
+            assert (await request(setting.running.url, chat("b"))).status == 200
+            assert long.done()
+            assert not found.inflight
+
+    run_async(main())
+
+
 def test_adapter_that_cannot_be_loaded_is_503_with_retry_after() -> None:
     settings = replace(FAST, missing_adapters=frozenset({"/adapters/gone"}))
 
