@@ -208,7 +208,8 @@ class HotPrefixLeases:
                 self.last_error = first_line(reply)
             elif reply:
                 self.last_error = ""
-                self._on_reply(model, self._leases[model], reply, now)
+                if model in self._leases:  # it may have left meanwhile
+                    self._on_reply(model, self._leases[model], reply, now)
         self._drop_stale(now)
 
     def _command(self, model: str, lease: TableLease, wall_ms: int) -> Command:

@@ -1,8 +1,9 @@
 """The shared table of hot prefixes: one owner, a successor that continues, and a stale table."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -12,6 +13,7 @@ from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotPrefixLeases, LeaseHooks, TableLease
 from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable
 from fairlead_kvstore.index import redis_keys
+from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.codec import encode
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.redis.valkey import Valkey
@@ -239,3 +241,22 @@ def test_an_answer_to_an_offer_that_was_not_ours_changes_nothing() -> None:
     assert not term.on_reply(True, 5, None, 0.0)
     assert not term.on_reply(False, 5, None, 0.0)
     assert (term.epoch, term.table) == (0, None)
+
+
+def test_model_that_leaves_during_an_exchange_stops_no_other_models_table(
+    server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        one.mine, one.active = FIRST, ["ns/leaves", KEY]
+        run = one.link.run
+
+        async def reply_after_the_fleet_changed(commands: Sequence[Command]) -> list[Any] | None:
+            replies = await run(commands)
+            one.tables.retain([KEY])
+            return replies
+
+        monkeypatch.setattr(one.link, "run", reply_after_the_fleet_changed)
+        await one.tables.run_once()
+        assert [table for _, table in one.told] == [FIRST]
+
+    check(server.url, work)
