@@ -244,18 +244,22 @@ class PeerExchange:
             return
         for (model, batch), reply in zip(batches, replies, strict=False):
             self._on_written(model, batch, reply, now)
-        await self._delete_damaged()
+        await self._delete_damaged({model for model, _ in batches})
 
-    async def _delete_damaged(self) -> None:
-        """Deletes the keys to which nothing can be written."""
+    async def _delete_damaged(self, written: Collection[str]) -> None:
+        """Deletes the keys to which nothing can be written.
+
+        written: the models of the last write. An earlier error may be of a key that is replaced.
+        """
         models = [
             model
             for model, error in self.stats.write_errors.items()
-            if any(sign in error for sign in _DAMAGED_KEY_ERRORS)
+            if model in written and any(sign in error for sign in _DAMAGED_KEY_ERRORS)
         ]
         if models and await self._link.run([("DEL", redis_keys.sent_prompts(model)) for model in models]) is not None:
             for model in models:
-                self._cursors[model] = _Cursor()
+                if model in self._cursors:
+                    self._cursors[model] = _Cursor()
 
     def _on_written(self, model: str, batch: PeerBatch, reply: Any, now: float) -> None:
         if isinstance(reply, ResponseError):
@@ -314,15 +318,17 @@ class PeerExchange:
     async def read_once(self) -> None:
         """Reads the new entries of one round of models, and reports changed loads."""
         self._set_models(self._hooks.models())
-        models = self._rotation.next_round(self._clock.now())
+        cursors = {model: self._cursors[model] for model in self._rotation.next_round(self._clock.now())}
         commands: list[Command] = []
-        for model in models:
-            first, second = self._cursors[model].position
+        for model, cursor in cursors.items():
+            first, second = cursor.position
             commands.append(
                 ("XRANGE", redis_keys.sent_prompts(model), f"({first}-{second}", "+", "COUNT", PAGE_ENTRIES)
             )
         replies = await self._link.run(commands) if commands else None
-        for model, reply in zip(models, replies or (), strict=False):
+        for model, reply in zip(cursors, replies or (), strict=False):
+            if self._cursors.get(model) is not cursors[model]:
+                continue  # the stream was replaced meanwhile, or the model has left
             if isinstance(reply, ResponseError):
                 self.stats.read_errors[model] = first_line(reply)
             else:

@@ -14,6 +14,7 @@ from fairlead_gateway.supervisor.peers.dispatch_budget import DispatchBudget
 from fairlead_gateway.supervisor.peers.peer_exchange import PAGE_ENTRIES, ExchangeHooks, PeerExchange
 from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD, PeerLoad, SentPrompt
 from fairlead_kvstore.index import redis_keys
+from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.redis.valkey_cluster import ValkeyGroup
@@ -283,6 +284,55 @@ def test_undecodable_entries_are_counted_and_a_key_of_a_wrong_type_is_replaced(s
             await each.exchange.read_once()
         assert two.sent[-1] == (KEY, ("e-0", b"", 3, 0))
         assert one.exchange.warnings() == two.exchange.warnings() == []
+        await reader.aclose()
+
+    check(server.url, work)
+
+
+def test_key_of_a_wrong_type_is_deleted_once_and_not_again_with_what_others_wrote(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        reader = Redis.from_url(server.url)
+        name = redis_keys.sent_prompts(KEY)
+        await reader.delete(name)
+        await reader.set(name, "no stream")
+        one.exchange.add_dispatch(KEY, "e-0", b"", 1)
+        await one.exchange.flush()
+        two.exchange.add_dispatch(KEY, "e-0", b"", 2)
+        await two.exchange.flush()
+        assert await reader.xlen(name) == 1
+        one.exchange.add_dispatch("ns/b", "e-0", b"", 3)
+        await one.exchange.flush()
+        assert await reader.xlen(name) == 1
+        await reader.aclose()
+
+    check(server.url, work, models=(KEY, "ns/b"))
+
+
+def test_reply_from_before_a_stream_was_replaced_does_not_count_as_its_start(
+    server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise, what peers wrote earlier would count as new: loads, and service twice."""
+
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        reader = Redis.from_url(server.url)
+        await reader.xadd(redis_keys.sent_prompts(KEY), {b"x": b"ahead"}, id="99999999999999-0")
+        await two.exchange.read_once()
+        await reader.flushall()
+        one.exchange.outbox.add_service(KEY, {"acme": 1.0})
+        await one.exchange.flush()
+        run = two.link.run
+
+        async def reply_after_a_write(commands: Sequence[Command]) -> list[Any] | None:
+            monkeypatch.undo()
+            replies = await run(commands)
+            await two.exchange.flush()
+            return replies
+
+        monkeypatch.setattr(two.link, "run", reply_after_a_write)
+        for _ in range(2):
+            await two.exchange.read_once()
+        assert two.exchange.is_caught_up
+        assert two.service == []
         await reader.aclose()
 
     check(server.url, work)
