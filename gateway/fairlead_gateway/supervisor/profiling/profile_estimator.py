@@ -92,8 +92,10 @@ class ProfileEstimator:
             if instance.role is Role.SERVE and instance.transfer is None
         }
         for absent in self._engines.keys() - measured.keys():
-            del self._engines[absent]
+            departed = self._engines.pop(absent)
             self._sent_profiles.pop(absent, None)
+            for request in [name for name, engine in self._engine_of_request.items() if engine is departed]:
+                del self._engine_of_request[request]
         for name, instance in measured.items():
             kind = f"{instance.namespace}/{instance.model}/{instance.pool}"
             prior = instance.profile or builtin_profile("h100-llama8b")

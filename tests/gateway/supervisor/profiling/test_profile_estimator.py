@@ -144,3 +144,14 @@ def test_too_many_rows_are_counted_and_requests_without_an_end_are_let_go() -> N
     known = pupil.learned_profile("a")
     assert known is not None
     assert known.observations == 0.0
+
+
+def test_requests_in_flight_at_an_instance_that_leaves_are_not_measured() -> None:
+    estimator = ProfileEstimator(Limits())
+    estimator.update_fleet(fleet("a"))
+    *before, end = alone("a", 1, 0.0, 1.0, 1_000.0)
+    estimator.add_timings(before, 0)
+    estimator.update(50.0)
+    estimator.update_fleet(Fleet())
+    estimator.add_timings([end], 0)
+    assert estimator.update(100.0) == {}
