@@ -5,6 +5,7 @@ files of all gateways contain every grant that may have been used. For this, the
 folder. A gateway merges all files when it starts and when Redis has lost its state.
 """
 
+import contextlib
 import os
 import threading
 from collections.abc import Mapping
@@ -86,6 +87,8 @@ class CheckpointFiles:
                 content = msgspec.msgpack.decode(path.read_bytes(), type=Checkpoint)
                 if content.schema != _SCHEMA:
                     raise ValueError("another release wrote it")
+            except FileNotFoundError:
+                continue  # another gateway has removed it as old
             except (OSError, ValueError, msgspec.MsgspecError) as error:
                 problems.append(f"{path.name}: {error}")
                 continue
@@ -94,10 +97,16 @@ class CheckpointFiles:
         return found, problems
 
     def remove_old(self, now_wall: float) -> None:
-        """Removes the files of gateways that have written nothing for longer than any window."""
+        """Removes the files of gateways that have written nothing for longer than any window.
+
+        Raises OSError.
+
+        Why: each pod writes a file of its own, and every start reads them all.
+        """
         for path in self._folder.glob(f"*{SUFFIX}"):
-            if path != self._path and now_wall - path.stat().st_mtime > _MAX_AGE_SECONDS:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another gateway removes it too
+                if path != self._path and now_wall - path.stat().st_mtime > _MAX_AGE_SECONDS:
+                    path.unlink()
 
 
 def _file_name(gateway_id: str) -> str:

@@ -200,10 +200,12 @@ class QuotaService:
     # The store.
 
     async def _restore(self) -> None:
-        """Merges the checkpoints of all gateways, once."""
+        """Removes old checkpoints, and merges those of all gateways, once."""
         if self._checkpoints is None or self._is_restored:
             return
         self._is_restored = True
+        with contextlib.suppress(OSError):  # those that stay are read
+            await asyncio.get_running_loop().run_in_executor(None, self._checkpoints.remove_old, self._clock.wall())
         self._restored = await self._read_checkpoints(self._checkpoints)
         for name, rows in self._restored.items():
             ledger = self.ledgers.get(name)

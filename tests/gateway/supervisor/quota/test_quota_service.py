@@ -1,5 +1,6 @@
 """The service of limits in one gateway: what it keeps when it stops."""
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_gateway.ipc.quota_messages import QuotaNeed, QuotaReport, QuotaRow, QuotaUpdates, TenantQuotaReport
+from fairlead_gateway.supervisor.quota.checkpoint_files import CheckpointFiles
 from fairlead_gateway.supervisor.quota.limit_stores import MemoryLimitStore
 from fairlead_gateway.supervisor.quota.quota_service import QuotaService
 from fairlead_testing.gateway.running_gateway import run_async
@@ -62,5 +64,24 @@ def test_a_restart_without_redis_forgets_no_use_of_the_last_seconds(enforcement:
         (state,) = await last.states(None, 10)
         await last.stop()
         assert state.used == 150
+
+    run_async(main())
+
+
+def test_checkpoints_of_gateways_that_ended_months_ago_are_removed(tmp_path: Path) -> None:
+    async def main() -> None:
+        clock = SystemClock()
+        for gateway, days in (("old", 71), ("recent", 69), ("gw", 71)):
+            CheckpointFiles(tmp_path, gateway, 1_000).write({})
+            written = clock.wall() - days * 86_400
+            os.utime(tmp_path / f"{gateway}.quota", (written, written))
+        store = MemoryLimitStore(clock)
+        service = QuotaService(store, "gw", clock=clock, limits=Limits(), checkpoint_folder=tmp_path)
+        service.set_tenants([Tenant("acme", limits=(_LIMIT,))])
+        service.start()
+        await service.states(None, 1)
+        assert [name for name in ("gw", "old", "recent") if (tmp_path / f"{name}.quota").exists()] == ["gw", "recent"]
+        assert service.warnings() == []
+        await service.stop()
 
     run_async(main())
