@@ -320,11 +320,15 @@ class NeedsInstance(msgspec.Struct, tag=True):
 
 
 class ReplyChunk(msgspec.Struct, tag=True):
-    """Worker → supervisor: a part of an encoded reply."""
+    """Worker → supervisor: a part of an encoded reply.
+
+    has_failed: an error of the worker ends the reply, so all of it is invalid.
+    """
 
     query_id: int
     data: bytes
     last: bool
+    has_failed: bool = False
 
 
 FromWorker: TypeAlias = (

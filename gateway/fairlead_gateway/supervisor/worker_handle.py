@@ -122,8 +122,8 @@ class WorkerHandle:
     async def query(self, make_query: Callable[[int], say.Query], kind: type[T]) -> list[T] | None:
         """Sends a query and returns the chunks of the worker's reply.
 
-        None when the worker is not ready, misses the deadline, or is unresponsive since an earlier
-        query, and when the channel drops the query.
+        None when the worker is not ready, misses the deadline, fails, or is unresponsive since an
+        earlier query, and when the channel drops the query.
         """
         if not self.is_ready or self.exited.done() or self.unresponsive_since is not None:
             return None
@@ -185,8 +185,8 @@ class WorkerHandle:
                 self._listener.on_timings(message)
             case say.NeedsInstance(model):
                 self._listener.on_needs_instance(model)
-            case say.ReplyChunk(number, data, last):
-                self._on_reply_chunk(number, data, last)
+            case say.ReplyChunk():
+                self._on_reply_chunk(message)
             case say.FleetApplied(version, problem):
                 self.fleet_version, self.fleet_problem = version, problem
                 self._listener.on_fleet_applied(self)
@@ -202,17 +202,17 @@ class WorkerHandle:
             case say.StartFailed(text):
                 self.start_error = text
 
-    def _on_reply_chunk(self, number: int, data: bytes, last: bool) -> None:
-        pending = self._pending_queries.get(number)
+    def _on_reply_chunk(self, chunk: say.ReplyChunk) -> None:
+        pending = self._pending_queries.get(chunk.query_id)
         if pending is None:
             return
-        pending.chunks.append(data)
-        if last:
-            del self._pending_queries[number]
+        pending.chunks.append(chunk.data)
+        if chunk.last:
+            del self._pending_queries[chunk.query_id]
             if self.unresponsive_since is not None and not self._pending_queries:
                 _log.info("worker %d answers again", self.number)
                 self.unresponsive_since = None
-            pending.reply.set_result(pending.chunks)
+            pending.reply.set_result(None if chunk.has_failed else pending.chunks)
 
     def _on_channel_closed(self) -> None:
         """Fails open queries and waits for the end of the process, which closed its channel."""

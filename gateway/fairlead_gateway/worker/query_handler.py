@@ -4,10 +4,11 @@ Long replies go out in chunks of bounded work and size, so that requests have th
 them. A chunk waits until most of the earlier ones are out.
 
 Why: a channel drops messages beyond its bound. Without the end of a reply, the supervisor takes
-the worker for hung, and kills it.
+the worker for hung, and kills it. So an unexpected error is logged, and ends the reply too.
 """
 
 import asyncio
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
@@ -21,6 +22,7 @@ from fairlead_gateway.telemetry.snapshot import snapshot_of
 from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.route_preview import RoutePreviewer
 
+_LOG: Final = logging.getLogger("fairlead.gateway")
 _DECISIONS_PER_CHUNK: Final = 16
 _CANDIDATES_PER_CHUNK: Final = 4_096
 _UNSENT_POLL_SECONDS: Final = 0.001
@@ -52,6 +54,13 @@ class QueryHandler:
 
     async def handle(self, query: messages.Query) -> None:
         """Sends the reply to one query, in one chunk or several."""
+        try:
+            await self._reply(query)
+        except Exception:  # noqa: BLE001  # it is logged
+            _LOG.exception("a defect ended the reply to %s", type(query).__name__)
+            await self._send_chunk(query.query_id, b"", is_last=True, has_failed=True)
+
+    async def _reply(self, query: messages.Query) -> None:
         if isinstance(query, messages.GetState):
             await self._send_chunk(query.query_id, _encode(self._state()), is_last=True)
         elif isinstance(query, messages.GetCounters):
@@ -71,10 +80,10 @@ class QueryHandler:
         models = [snapshot_of(key, counters, None) for key, counters in telemetry.models.items()]
         return messages.FinalCounters(models, dict(telemetry.non_model_counters))
 
-    async def _send_chunk(self, query_id: int, content: bytes, *, is_last: bool) -> None:
+    async def _send_chunk(self, query_id: int, content: bytes, *, is_last: bool, has_failed: bool = False) -> None:
         while self._channel.unsent_bytes > self._max_unsent_bytes:  # noqa: ASYNC110 - a channel sets no event
             await asyncio.sleep(_UNSENT_POLL_SECONDS)
-        self._channel.send(messages.ReplyChunk(query_id, content, is_last))
+        self._channel.send(messages.ReplyChunk(query_id, content, is_last, has_failed))
 
     async def _send_end(self, query_id: int) -> None:
         await self._send_chunk(query_id, b"", is_last=True)

@@ -1,16 +1,20 @@
 """Replies of a worker to its supervisor: whole, however long they are."""
 
+import asyncio
 import socket
 from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
+import pytest
 
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import Channel
+from fairlead_gateway.supervisor.worker_handle import WorkerHandle
+from fairlead_gateway.supervisor.worker_spawn import SpawnedWorker
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.worker.query_handler import QueryHandler
 from fairlead_testing.gateway.running_gateway import run_async
@@ -58,5 +62,35 @@ def test_a_reply_that_is_longer_than_the_channel_holds_is_whole_and_ends() -> No
             supervisor.close()
             worker.close()
             await wait_until(lambda: not supervisor.is_open and not worker.is_open)
+
+    run_async(main())
+
+
+def test_error_in_a_reply_is_logged_and_the_worker_does_not_count_as_hung(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        limits, clock, tasks = Limits(), SystemClock(), set[asyncio.Task[None]]()
+        ours, theirs = socket.socketpair()
+        process = SimpleNamespace(wait=lambda _: 0, poll=lambda: 0, returncode=0)
+        listener = SimpleNamespace(on_exit=lambda _: None)
+        spawned = SpawnedWorker(cast(Any, process), ours)
+        supervisor = WorkerHandle(1, 0, spawned, cast(Any, listener), clock, limits)
+
+        def answer(query: Any) -> None:
+            tasks.add(asyncio.create_task(handler.handle(query)))
+
+        worker: Channel[Any] = Channel(say.ToWorker, answer, lambda: None, limits)
+        gateway = SimpleNamespace(runtime=SimpleNamespace(clock=clock, limits=limits), stack=SimpleNamespace())
+        gateway.stack.routers = gateway.stack.prefill_coordinator = gateway.decisions = None
+        handler = QueryHandler(cast(Any, gateway), worker)
+        await supervisor.open()
+        await worker.open(theirs)
+        supervisor.is_ready = True
+        try:
+            found = await supervisor.query(lambda number: say.GetDecisions(number, 1, None, None), list[Any])
+            assert (found, supervisor.unresponsive_since) == (None, None)
+            assert "a defect ended the reply to GetDecisions" in caplog.text
+        finally:
+            worker.close()
+            await supervisor.exited
 
     run_async(main())
