@@ -151,6 +151,7 @@ class AdapterStore:
         record = FolderRecord(digest, writer.bytes_written)
         (folder / _RECORD).write_bytes(msgspec.json.encode(record))
         path = self._root / key
+        shutil.rmtree(path, ignore_errors=True)  # a crash of the machine may leave one without a valid record
         folder.rename(path)
         adapter = DownloadedAdapter(path, record.bytes, digest)
         self._folders[key] = _Folder(adapter, self._now())

@@ -166,3 +166,16 @@ def test_other_schemes_are_refused(tmp_path: Path) -> None:
             await store.get(download_of("a"), "a")
 
     asyncio.run(work())
+
+
+def test_folder_whose_record_was_lost_in_a_crash_is_downloaded_again(tmp_path: Path) -> None:
+    async def work() -> None:
+        broken = tmp_path / download_of("a").folder_name
+        broken.mkdir()
+        for name in ("adapter_config.json", ".fairlead.json"):
+            (broken / name).touch()
+        adapter = await make_store(tmp_path, FakeStore(), Clock()).get(download_of("a"), "a")
+        assert adapter.path == broken
+        assert (broken / "adapter_config.json").stat().st_size == SIZE
+
+    asyncio.run(work())
