@@ -112,12 +112,12 @@ class _Repository:
     async def _get(self, path: str) -> AsyncIterator[aiohttp.ClientResponse]:
         url, what = f"{self._url}/{path}", f"{self.what}: {path}"
         async with get_response(self._session, url, what, {"accept": _ACCEPT, **self._login.headers}) as response:
-            if response.status != 401 or self._login.headers:
+            challenge = response.headers.get("www-authenticate", "")
+            if response.status != 401 or (self._login.headers and not challenge):
                 check_status(response, what)
                 yield response
                 return
-            challenge = response.headers.get("www-authenticate", "")
-        await self._login.answer(challenge)
+        await self._login.answer(challenge)  # for the first time, or because a token has expired
         async with get_response(self._session, url, what, {"accept": _ACCEPT, **self._login.headers}) as response:
             check_status(response, what)
             yield response

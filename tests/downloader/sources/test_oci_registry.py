@@ -94,6 +94,25 @@ def test_token_is_asked_for_with_the_docker_configuration(get: Any, tmp_path: Pa
         assert "wrong" not in str(refused.value)
 
 
+def test_token_that_expires_between_two_files_is_asked_for_again(get: Any, tmp_path: Path) -> None:
+    class Requests(list[str]):
+        """The requests; the token expires with the first one for a file."""
+
+        def append(self, request: str) -> None:
+            super().append(request)
+            if "/blobs/" in request:
+                registry.token = "later-token"
+
+    with memory_registry(token="first-token") as registry:
+        oci.push_layers(registry, "acme/sql", oci.file_layers(FILES))
+        registry.requests = Requests()
+        config = {"auths": {registry.address: {"username": "user", "password": "password"}}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        download = AdapterDownload(f"oci://{registry.address}/acme/sql")
+        assert read(get(download, plain(registry), credentials=tmp_path).path) == FILES
+        assert registry.requests.count("GET /token") == 2
+
+
 def test_docker_configuration_has_keys_of_several_forms() -> None:
     entry = {"username": "u", "password": "p"}
     text = json.dumps({"auths": {"https://index.docker.io/v1/": entry, "https://a.example/v2/": entry, "b:5000": {}}})
