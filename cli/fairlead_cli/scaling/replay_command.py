@@ -73,7 +73,7 @@ def _to_plain(pool: PoolReplay) -> dict[str, Any]:
 
 
 def _replay(wish: ReplayScalingOptions) -> Sequence[PoolReplay]:
-    changes = parse_changes(_to_core_change(text) for text in wish.changes)
+    changes = parse_changes(to_core_change(text) for text in wish.changes)
     recorded = list(_looks(wish))
     looks = [look for look in recorded if wish.model in (None, look.model.name, look.model.name.partition("/")[2])]
     if not looks:
@@ -83,7 +83,7 @@ def _replay(wish: ReplayScalingOptions) -> Sequence[PoolReplay]:
     return replay(looks, changes, simulation_solver())
 
 
-def _to_core_change(text: str) -> str:
+def to_core_change(text: str) -> str:
     """Returns a change as the core reads it, with the name that it has there and a plain number.
 
     A latency target may be written as in `spec.slo`: `tpot=100ms`, `target=99%`. Other texts are

@@ -1,8 +1,6 @@
 """A recording is decided on again, by the recorded settings alike, by others otherwise."""
 
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -26,7 +24,6 @@ from fairlead_autoscaler.history.recorder import TickRecord, decode_record, enco
 from fairlead_autoscaler.history.replay import SettingChanges, parse_changes, replay
 from fairlead_sim.autoscaling.reference_pools import large_profile, small_profile
 
-GUIDE = Path(__file__).parents[3] / "docs" / "concepts" / "autoscaling.md"
 MODEL = ModelSpec(
     "default/tiny",
     2.0,
@@ -201,9 +198,3 @@ def test_what_is_no_setting_or_no_value_of_it_is_refused(text: str) -> None:
 def test_settings_with_which_nothing_can_be_decided_are_refused() -> None:
     with pytest.raises(BadInput, match="nothing can be decided"):
         replay(recorded(30), parse_changes(["bin_seconds=0"]))
-
-
-def test_what_the_guide_sets_are_settings() -> None:
-    told = re.findall(r"--set (\S+=\S+)", GUIDE.read_text())
-    assert len(told) >= 3
-    parse_changes(told)
