@@ -25,6 +25,7 @@ from fairlead_gateway.worker.resilience.failure_attribution import FailureAttrib
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
+from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.hop_header import create_hop_id
 from fairlead_gateway.worker.upstream.request_encoder import (
     RequestPrefixCache,
@@ -314,6 +315,29 @@ class Attempt:
         engine_response = self.engine_response
         if self.connection is not None and engine_response is not None and not engine_response.is_complete:
             self.connection.abandon(engine_response, has_ended=engine_response.scanner.is_done)
+
+    async def send_until_verdict(
+        self, pool: ConnectionPool, rewrite_events: Callable[[list[bytes]], list[bytes]] | None = None
+    ) -> tuple[EngineResponse, UpstreamError | None]:
+        """Sends the message and returns the response with its verdict. Raises as `connect` does.
+
+        Sends it again over a new connection if the idle one was stale.
+
+        rewrite_events: of the response.
+        """
+        url = self.address.url
+        self.connection = pool.take_idle(url)
+        while True:
+            if self.connection is None:
+                self.connection = await pool.connect(url)
+            self.send()
+            engine_response = self.engine_response
+            assert engine_response is not None
+            engine_response.rewrite_events = rewrite_events
+            error = await engine_response.verdict
+            if error is None or not error.is_stale:
+                return engine_response, error
+            self.reset()
 
     def reset(self) -> None:
         """Prepares the attempt for another connection to the same instance."""

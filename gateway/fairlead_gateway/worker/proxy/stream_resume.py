@@ -62,7 +62,9 @@ class StreamResume:
             if context.request.adapter is not None:
                 await attempt.acquire_adapter()
             attempt.attach_engine_message(body)
-            engine_response, error = await self._send(attempt, sent)
+            splice = partial(splice_events, sent=sent)
+            rewrite = splice if context.policy.shows_placement else partial(hide_in_events, splice)
+            engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
             if error is not None:
                 self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
                 if error.is_crash:
@@ -85,27 +87,6 @@ class StreamResume:
             attempt.abort_unfinished()
             attempt.finish(is_complete, self._now())
             self._telemetry.record_resumption(context.request.model_key, "whole" if is_complete else "broken")
-
-    async def _send(self, attempt: Attempt, sent: SentText) -> tuple[EngineResponse, UpstreamError | None]:
-        """Sends the message and returns the response with its verdict.
-
-        Sends it again over a new connection if the idle one was stale.
-        """
-        url, splice = attempt.address.url, partial(splice_events, sent=sent)
-        attempt.connection = self._pool.take_idle(url)
-        while True:
-            if attempt.connection is None:
-                attempt.connection = await self._pool.connect(url)
-            attempt.send()
-            engine_response = attempt.engine_response
-            assert engine_response is not None
-            engine_response.rewrite_events = (
-                splice if attempt.context.policy.shows_placement else partial(hide_in_events, splice)
-            )
-            error = await engine_response.verdict
-            if error is None or not error.is_stale:
-                return engine_response, error
-            attempt.reset()
 
     async def _parse(self, sent: SentText) -> bool:
         """Parses the text that the client has; returns whether the stream can be resumed."""

@@ -25,7 +25,7 @@ from fairlead_gateway.worker.shadow.spare_capacity import has_room
 from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
 from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
-from fairlead_gateway.worker.upstream.response import EngineResponse, StreamObserver
+from fairlead_gateway.worker.upstream.response import StreamObserver
 
 ANSWERED: Final = "answered"
 FAILED: Final = "failed"
@@ -219,7 +219,7 @@ class CopySender:
     async def _receive(self, copied: CopiedRequest, attempt: Attempt) -> None:
         """Sends the message, and drops the response. Raises as `send` does."""
         context, result = attempt.context, attempt.context.result
-        engine_response = await self._first_bytes(attempt)
+        engine_response, attempt.error = await attempt.send_until_verdict(self._pool)
         if engine_response.status == 429:
             raise CopyRefused(NO_ROOM)
         check_response(context, engine_response, attempt.error, True)
@@ -244,21 +244,6 @@ class CopySender:
             result.record_usage(engine_response.scanner.usage)
         if result.status >= 400:
             result.error = FAILED
-
-    async def _first_bytes(self, attempt: Attempt) -> EngineResponse:
-        """Returns the response when it is known whether it can be relayed."""
-        url = attempt.address.url
-        attempt.connection = self._pool.take_idle(url)
-        while True:
-            if attempt.connection is None:
-                attempt.connection = await self._pool.connect(url)
-            attempt.send()
-            engine_response = attempt.engine_response
-            assert engine_response is not None
-            attempt.error = await engine_response.verdict
-            if attempt.error is None or not attempt.error.is_stale:
-                return engine_response
-            attempt.reset()
 
 
 def answer_of(result: RequestResult, *, is_stream: bool) -> ShadowAnswer:
