@@ -190,17 +190,7 @@ class EngineStage:
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": str(cores[core % len(cores)]),
         }
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                command,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                env={**_plain_environment(), **alone, **(environment or {})},
-                preexec_fn=partial(os.nice, nice),
-            )
-        engine = EngineProcess(name, f"http://127.0.0.1:{port}", process, log)
+        engine = start_engine(name, command, port, log, environment={**alone, **(environment or {})}, nice=nice)
         self.engines.append(engine)
         return engine
 
@@ -208,26 +198,10 @@ class EngineStage:
         self, fleet: Mapping[str, Any], *options: str, environment: Mapping[str, str] | None = None
     ) -> "GatewayProcess":
         """Start a gateway process before a fleet and wait until it serves."""
-        number = len(self.gateways)
-        file = self.folder / f"fleet-{number}.yaml"
+        file = self.folder / f"fleet-{len(self.gateways)}.yaml"
         file.write_text(json.dumps(fleet))
-        log = self.folder / f"gateway-{number}.log"
-        command = [sys.executable, "-m", "fairlead_gateway", "--fleet", str(file), "--listen", "127.0.0.1:0", *options]
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=out,
-                stdin=subprocess.DEVNULL,
-                text=True,
-                env={**os.environ, **(environment or {})},
-            )
-        assert process.stdout is not None
-        words = process.stdout.readline().split()
-        if words[:1] != ["ready"]:
-            process.kill()
-            raise RuntimeError(f"the gateway did not start: {log.read_text()}")
-        gateway = GatewayProcess(words[1], words[3], process, file, log)
+        log = self.folder / f"gateway-{len(self.gateways)}.log"
+        gateway = start_gateway(file, log, *options, environment=environment)
         self.gateways.append(gateway)
         return gateway
 
@@ -275,6 +249,52 @@ class GatewayProcess:
 
     def _version(self) -> object:
         return json.loads(fetch(f"{self.manage}/api/fleet")).get("version")
+
+
+def start_engine(
+    name: str, command: Sequence[str], port: int, log: Path, *, environment: Mapping[str, str], nice: int = 0
+) -> EngineProcess:
+    """Starts an engine as a process group of its own; it is not healthy yet.
+
+    port: where ``command`` makes it listen.
+    environment: in addition to ours, of which variables of Python, vLLM and Fairlead are left out.
+    """
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**_plain_environment(), **environment},
+            preexec_fn=partial(os.nice, nice),
+        )
+    return EngineProcess(name, f"http://127.0.0.1:{port}", process, log)
+
+
+def start_gateway(
+    fleet: Path, log: Path, *options: str, environment: Mapping[str, str] | None = None
+) -> GatewayProcess:
+    """Starts a gateway process that follows a fleet file, and waits until it serves.
+
+    Raises RuntimeError with its log if it ends instead.
+    """
+    command = [sys.executable, "-m", "fairlead_gateway", "--fleet", str(fleet), "--listen", "127.0.0.1:0", *options]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=out,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
+    assert process.stdout is not None
+    words = process.stdout.readline().split()
+    if words[:1] != ["ready"]:
+        process.kill()
+        raise RuntimeError(f"the gateway did not start: {log.read_text()}")
+    return GatewayProcess(words[1], words[3], process, fleet, log)
 
 
 def fleet_of(model: str, engines: Sequence[tuple[EngineProcess, str]], transfer: str | None = None) -> dict[str, Any]:

@@ -1,0 +1,159 @@
+"""Fairlead's processes before a group of engines: Redis, indexer, gateways and autoscaler."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from e2e.gpu.engines import MODEL, MODEL_KEY, EngineGroup
+from e2e.vllm.engine.engine_processes import GatewayProcess, fetch, start_gateway
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.file import profile_fields
+from fairlead.fleet.model import SloTargets
+from fairlead_autoscaler.core import PoolSpec, ReplicaState
+from fairlead_autoscaler.local.state_files import (
+    STATE_FILE,
+    LocalEngine,
+    LocalModel,
+    LocalPool,
+    LocalState,
+    write_file,
+)
+from fairlead_testing.redis.valkey import Valkey
+
+SECRET: Final = "a secret of the test"
+SLO: Final = SloTargets(ttft_seconds=2.0, itl_seconds=0.1)
+_STOP_SECONDS: Final = 20.0
+
+
+class ControlPlane:
+    """Redis and an indexer for all engines of a group; gateways and an autoscaler on request.
+
+    All processes end with the block. profile: of every engine, as an operator would state it.
+    """
+
+    def __init__(self, group: EngineGroup, folder: Path) -> None:
+        self.profile: EngineProfile | None = None
+        self.adapters: list[dict[str, str]] = []
+        self.transfer: str | None = None
+        self._group = group
+        self._folder = folder
+        self._redis = Valkey(folder)
+        self._stack = ExitStack()
+        self._gateways = 0
+
+    def __enter__(self) -> "ControlPlane":
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._redis.start()
+        self._stack.callback(self._redis.kill)
+        fleet = self._write_fleet("index.yaml", "dual-hash")
+        options = ("--fleet", str(fleet), "--redis", self._redis.url)
+        self._start("indexer", "fairlead_kvstore", *options)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def redis_url(self) -> str:
+        """Where the index is."""
+        return self._redis.url
+
+    def start_gateway(self, preset: str) -> GatewayProcess:
+        """Starts a gateway that knows nothing yet; the caller stops it."""
+        self._gateways += 1
+        fleet = self._write_fleet(f"fleet-{self._gateways}.yaml", preset)
+        log = self._folder / f"gateway-{self._gateways}.log"
+        environment = {"FAIRLEAD_HASH_SECRET": SECRET}
+        gateway = start_gateway(fleet, log, "--redis", self._redis.url, environment=environment)
+        self._stack.callback(gateway.stop)
+        return gateway
+
+    def fleet(self, preset: str) -> dict[str, Any]:
+        """Returns the fleet file of a gateway with this preset."""
+        profile = {} if self.profile is None else {"profile": profile_fields(self.profile)}
+        instances = [{**instance, **profile} for instance in self._group.instances()]
+        slo = {"ttft": f"{SLO.ttft_seconds}s", "tpot": f"{SLO.itl_seconds}s"}
+        model: dict[str, Any] = {"name": MODEL, "slo": slo, "routing": {"preset": preset}, "instances": instances}
+        if self.adapters:
+            model |= {"adapters": self.adapters, "adapterSlots": 2}
+        if self.transfer is not None:
+            model["kvTransfer"] = self.transfer
+            for instance, role in zip(instances, ("Prefill", "Decode"), strict=True):
+                instance["role"] = role
+        return {"models": [model]}
+
+    def start_autoscaler(self, gateway: GatewayProcess) -> "Autoscaler":
+        """Starts an autoscaler that watches the engines through a gateway. Nothing acts on its numbers."""
+        folder = self._folder / "autoscaler"
+        folder.mkdir(exist_ok=True)
+        now = time.monotonic()
+        engines = tuple(
+            LocalEngine(slot.name, ReplicaState.READY, now, now, (slot.name,)) for slot in self._group.slots
+        )
+        spec = PoolSpec("main", minimum=1, maximum=2 * len(engines), profile=self.profile)
+        pool = LocalPool(spec, len(engines), engines)
+        write_file(folder / STATE_FILE, LocalState({MODEL_KEY: LocalModel(SLO, {"mode": "Advise"}, (pool,))}))
+        line = self._start("autoscaler", "fairlead_autoscaler", "--local", str(folder), "--gateway", gateway.manage)
+        return Autoscaler(next(word for word in line.split() if word.startswith("http")))
+
+    def _write_fleet(self, name: str, preset: str) -> Path:
+        file = self._folder / name
+        file.write_text(json.dumps(self.fleet(preset)))
+        return file
+
+    def _start(self, name: str, module: str, *options: str) -> str:
+        """Starts a component, and returns the line with which it says that it is ready."""
+        log = self._folder / f"{name}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, *options],
+                stdout=subprocess.PIPE,
+                stderr=out,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                env={**os.environ, "FAIRLEAD_HASH_SECRET": SECRET},
+            )
+        self._stack.callback(_stop_process, process)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line.startswith("ready"):
+            raise RuntimeError(f"the {name} did not start: {line} {log.read_text()[-2_000:]}")
+        return line
+
+
+class Autoscaler:
+    """A running autoscaler, by its URL."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def last_record(self) -> dict[str, Any]:
+        """Returns what it saw of the engines last, and what it decided and why."""
+        record = json.loads(fetch(f"{self._url}/autoscaling/look?model={MODEL_KEY}"))
+        replicas = record["observation"]["pools"]["main"]["replicas"] or []
+        plan = record["plan"]["pools"]["main"]
+        seen = ("running", "waiting", "kv_share", "prompt_tokens", "generated_tokens", "cached_tokens")
+        inputs = ("speed_factor", "capacity_requests_per_second", "prompt_tokens", "output_tokens", "need_replicas")
+        return {
+            "engines": [{name: replica[name] for name in seen} for replica in replicas],
+            **{name: plan[name] for name in ("replicas", "rule", "reason")},
+            "inputs": {name: plan["inputs"][name]["value"] for name in inputs if name in plan["inputs"]},
+        }
+
+
+def _stop_process(process: "subprocess.Popen[str]") -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    with suppress(OSError):
+        if process.stdout is not None:
+            process.stdout.close()

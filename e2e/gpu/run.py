@@ -1,0 +1,223 @@
+"""Runs Fairlead with real engines on this machine's GPUs, and writes the report.
+
+    python e2e/gpu/run.py [--engines vllm|sim] [--model PATH] [--only fleet,kill]
+
+The parts, in this order:
+
+- ``fleet``: four engines behind gateway, index and autoscaler. Step costs, the routing presets on
+  the bundled trace, and the index compared with the engines' own words.
+- ``kill``: an engine gets SIGKILL under streams, and another takes its place.
+- ``sleep`` and ``adapter``: that engine sleeps and wakes, and loads a LoRA adapter.
+- ``handoff``: prefill and decode on two engines, by NIXL.
+- ``curves``: seconds of prompts and decode steps of one large engine alone, and the profile that
+  fits them, beside the built-in ones.
+- ``simulator``: the fleet simulator on the measured costs. It needs no engine, only the files of
+  ``fleet`` in ``--out``.
+
+It is opt-in, and no test run collects it. vLLM must be installed (``--vllm`` says how it is called).
+Models have random weights unless ``--model`` names a real one. With ``--engines sim``, simulated
+engines take vLLM's place. Exits 1 when a check did not hold, and 2 without a GPU.
+"""
+
+import argparse
+import asyncio
+import json
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import uvloop
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))
+
+from e2e.gpu.control_plane import ControlPlane  # noqa: E402
+from e2e.gpu.engine_faults import EngineFaults  # noqa: E402
+from e2e.gpu.engines import EngineGroup, EngineSettings, list_accelerators  # noqa: E402
+from e2e.gpu.fleet_routing import FleetRouting, RoutingOptions  # noqa: E402
+from e2e.gpu.prefill_decode import PrefillDecode  # noqa: E402
+from e2e.gpu.simulated_fleet import SimulatedFleet  # noqa: E402
+from e2e.gpu.step_costs import FULL_GRID, QUICK_GRID, fit_profile, measure_step_costs, profile_errors  # noqa: E402
+from e2e.vllm.report import Numbers, VllmReport, require  # noqa: E402
+from fairlead.engine_profile import builtin_profiles  # noqa: E402
+from fairlead.fleet.file import profile_fields  # noqa: E402
+
+FLEET_PARTS: Final = ("fleet", "kill", "sleep", "adapter")
+PARTS: Final = (*FLEET_PARTS, "handoff", "curves", "simulator")
+ENGINES: Final = 4
+_CURVE_SECONDS: Final = 150.0
+_CURVE_STEP_TOKENS: Final = 8_192
+_LOG_BYTES: Final = 200_000
+_COMPARED_PROFILES: Final = ("h100-llama8b", "h200-llama8b")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the parts and returns the exit code."""
+    options = _parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that engines end with us
+    accelerators = [] if options.engines == "sim" else list_accelerators()
+    needs_engines = any(part != "simulator" for part in options.only)
+    if options.engines == "vllm" and needs_engines and not accelerators:
+        print("no GPU: nvidia-smi lists none. ENGINES=sim runs on simulated engines", file=sys.stderr)
+        return 2
+    command = shlex.split(options.vllm)
+    settings = EngineSettings(
+        accelerators, options.model, command, shlex.split(options.vllm_args), kv_bytes=options.kv_bytes
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    report = VllmReport(_versions(settings, options))
+    with TemporaryDirectory(prefix="fairlead-gpu-") as folder:
+        try:
+            uvloop.run(_run_parts(settings, report, options, Path(folder)))
+        finally:
+            _keep_logs(Path(folder), options.out)
+            report.write(options.report)
+    print(f"{'everything held' if report.all_passed else 'NOT everything held'}; report in {options.report}")
+    return 0 if report.all_passed else 1
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--engines", choices=("vllm", "sim"), default="vllm")
+    parser.add_argument("--model", help="folder or hub name of a real model; default: random weights")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between them")
+    parser.add_argument("--vllm", default="vllm", metavar="COMMAND", help="how vLLM is called")
+    parser.add_argument("--vllm-args", default="", metavar="OPTIONS", help="further options of all its engines")
+    parser.add_argument(
+        "--kv-bytes", type=int, help="cache of each engine where engines share a GPU; a real --model needs it"
+    )
+    parser.add_argument("--requests", type=int, help="requests of a replay; default: 500, and 60 of simulated engines")
+    parser.add_argument("--rounds", type=int, default=1, help="how often every preset is replayed")
+    parser.add_argument(
+        "--round-seconds", type=float, default=3_600.0, help="begin no further replay of a later round after so long"
+    )
+    parser.add_argument("--note", default="", help="a remark on the machine, kept in the report")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "e2e-gpu", help="measurements of requests, and logs")
+    parser.add_argument(
+        "--report", type=Path, help="default: bench/results/gpu.json, or gpu.json in --out with --engines sim"
+    )
+    options = parser.parse_args(arguments)
+    options.began = time.monotonic()
+    options.only = [part for part in options.only.split(",") if part]
+    if unknown := [part for part in options.only if part not in PARTS]:
+        parser.error(f"--only: unknown parts {', '.join(unknown)}; known: {', '.join(PARTS)}")
+    late = [part for part in ("sleep", "adapter") if part in options.only and "kill" not in options.only]
+    if late:
+        parser.error(f"--only: {', '.join(late)} needs kill, whose second engine it uses")
+    is_simulated = options.engines == "sim"
+    options.requests = options.requests or (60 if is_simulated else 500)
+    options.report = options.report or (
+        options.out / "gpu.json" if is_simulated else ROOT / "bench" / "results" / "gpu.json"
+    )
+    return options
+
+
+async def _run_parts(settings: EngineSettings, report: VllmReport, options: argparse.Namespace, folder: Path) -> None:
+    if any(part in FLEET_PARTS for part in options.only):
+        await _run_fleet(settings, report, options, folder)
+    if "handoff" in options.only:
+        await _run_part("handoff", report, options.report, PrefillDecode(settings, report, folder).run)
+    if "curves" in options.only:
+        await _run_part("curves", report, options.report, lambda: _measure_curves(settings, report, options, folder))
+    if "simulator" in options.only:
+        await _run_part("simulator", report, options.report, SimulatedFleet(report, options.out).run)
+
+
+async def _run_fleet(settings: EngineSettings, report: VllmReport, options: argparse.Namespace, folder: Path) -> None:
+    """Starts the fleet once for all of its parts."""
+    simulated = settings.is_simulated
+    with ExitStack() as stack:
+        group = stack.enter_context(EngineGroup(settings, folder, count=ENGINES))
+        plane = ControlPlane(group, folder / "fleet")
+
+        async def start() -> Numbers:
+            seconds = await asyncio.to_thread(group.start_all)
+            await asyncio.to_thread(stack.enter_context, plane)
+            version = await asyncio.to_thread(group.version)
+            return {"engines": ENGINES, "version": version, "slowest_start_seconds": seconds}
+
+        report.begin("start")
+        is_started = await report.check("engines start", start)
+        report.end()
+        if not is_started:
+            return
+        routing = RoutingOptions(options.requests, options.rounds, until=options.began + options.round_seconds)
+        if simulated:
+            routing = replace(routing, probes=40, grid=QUICK_GRID)
+        faults = EngineFaults(group, plane, report, folder)
+        parts = {
+            "fleet": FleetRouting(group, plane, report, routing, options.out).run,
+            "kill": faults.kill,
+            "sleep": faults.sleep,
+            "adapter": faults.adapter,
+        }
+        for part, run in parts.items():
+            if part in options.only:
+                await _run_part(part, report, options.report, run)
+
+
+async def _run_part(part: str, report: VllmReport, path: Path, run: Callable[[], Awaitable[None]]) -> None:
+    """Runs a part and writes the report; a part that cannot even begin does not hide the others."""
+    report.begin(part)
+    try:
+        await run()
+    except Exception as error:  # noqa: BLE001
+        report.add("the whole part", {"holds": False, "why": f"{type(error).__name__}: {error}"[-2_000:]})
+    report.end()
+    report.write(path)
+
+
+async def _measure_curves(
+    settings: EngineSettings, report: VllmReport, options: argparse.Namespace, folder: Path
+) -> None:
+    """Measures one large engine alone, and compares the fitted profile and the built-in ones with it."""
+
+    async def measure() -> Numbers:
+        grid = QUICK_GRID if settings.is_simulated else FULL_GRID
+        alone = replace(settings, accelerators=settings.accelerators[:1])
+        with EngineGroup(alone, folder, count=1, shape="8b", step_tokens=_CURVE_STEP_TOKENS) as group:
+            seconds = await asyncio.to_thread(group.start_all)
+            costs = await measure_step_costs(
+                group, grid, seconds=_CURVE_SECONDS, on_row=lambda row: print(row, flush=True)
+            )
+            version = await asyncio.to_thread(group.version)
+        numbers: Numbers = {"version": version, "start_seconds": seconds, **costs.to_json()}
+        (options.out / "curves.json").write_text(json.dumps(numbers, indent=1))
+        profile = fit_profile(costs)
+        errors = profile_errors(profile, costs)
+        known = {name: profile_errors(builtin_profiles()[name], costs).to_json() for name in _COMPARED_PROFILES}
+        numbers |= {"profile": profile_fields(profile), "fit_errors": errors.to_json(), "builtin_errors": known}
+        require(errors.prompt_mean < 0.15 and errors.decode_mean < 0.15, "the formula does not fit", numbers)
+        return numbers
+
+    await report.check("step costs of one engine alone", measure)
+
+
+def _versions(settings: EngineSettings, options: argparse.Namespace) -> dict[str, str]:
+    """Returns what was run: the parts of an earlier report with the same versions stay in it."""
+    if settings.is_simulated:
+        return {"engines": "simulated"}
+    device, count = settings.accelerators[0], len(settings.accelerators)
+    told = {"engines": "vLLM", "gpu": f"{count} × {device.name}", "driver": device.driver}
+    return told | {"model": options.model or "random weights"} | ({"note": options.note} if options.note else {})
+
+
+def _keep_logs(folder: Path, out: Path) -> None:
+    """Copies the ends of all logs."""
+    logs = out / "logs"
+    shutil.rmtree(logs, ignore_errors=True)
+    logs.mkdir(parents=True)
+    for log in folder.rglob("*.log"):
+        (logs / log.name).write_bytes(log.read_bytes()[-_LOG_BYTES:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""Seconds of prompts and of decode steps as engines take them, and the engine profile that fits them.
+
+Everything is measured over HTTP. A decode step is the difference between long and short answers to
+the same prompts, whose KV is cached: so neither prompts nor connections count. Engines that share an
+accelerator are measured at the same time, since they slow one another.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from statistics import fmean, median
+from typing import Any, Final
+
+import httpx
+
+from e2e.gpu.engines import MAX_SEQUENCES, MODEL, EngineGroup
+from e2e.vllm.engine.engine_processes import fetch
+from fairlead.engine_profile import EngineProfile
+
+FITTED: Final = "fitted"
+_TIMEOUT_SECONDS: Final = 300.0
+_SHORT, _LONG = 8, 40
+"""Tokens of the two answers whose difference are decode steps."""
+_SMALLEST_FITTED: Final = 1_024
+"""Prompts below are not fitted: their steps take as long as the weights."""
+_KV_SHARE: Final = 0.9
+_SWEEPS: Final = 20_000
+_TOKEN_IDS: Final = (1_000, 30_000)
+
+
+@dataclass(frozen=True, slots=True)
+class CostGrid:
+    """What is measured: prompt lengths, and numbers of sequences at each context length, in tokens."""
+
+    prompts: Sequence[int]
+    contexts: Sequence[int]
+    sequences: Sequence[int]
+    tries: int = 3
+
+
+FLEET_GRID: Final = CostGrid((256, 1_024, 2_048, 4_096, 8_192, 16_384), (1_024, 8_192), (1, 8, 24, 48), tries=2)
+"""For engines of a fleet: seconds, not minutes."""
+QUICK_GRID: Final = CostGrid((256, 1_024, 4_096, 8_192), (1_024, 4_096), (1, 8, 24), tries=1)
+"""For simulated engines."""
+FULL_GRID: Final = CostGrid(
+    (16, 256, 512, 1_024, 2_048, 4_096, 8_192, 16_384, 30_000),
+    (1_024, 8_192, 30_000),
+    (1, 4, 16, 32, 64, 128, 256),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCost:
+    """Seconds to the first token of a prompt that nothing is cached of."""
+
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeCost:
+    """Seconds of a step that decodes one token of each sequence."""
+
+    sequences: int
+    context: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class StepCosts:
+    """All measurements of equal engines. kv_tokens: what the cache of one engine holds."""
+
+    kv_tokens: int
+    step_tokens: int
+    prompts: list[PromptCost] = field(default_factory=list)
+    decodes: list[DecodeCost] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns rows of numbers."""
+        return {
+            "kv_tokens": self.kv_tokens,
+            "prompt_tokens_and_seconds": [[row.tokens, round(row.seconds, 5)] for row in self.prompts],
+            "sequences_context_and_step_seconds": [
+                [row.sequences, row.context, round(row.seconds, 6)] for row in self.decodes
+            ],
+        }
+
+
+async def measure_step_costs(
+    group: EngineGroup, grid: CostGrid, *, seconds: float, on_row: Callable[[str], None]
+) -> StepCosts:
+    """Measures all engines of a group at the same time; a row is the mean over the engines.
+
+    seconds: no further row is begun after so long.
+    """
+    began = time.monotonic()
+    urls = [engine.url for engine in group.engines.values()]
+    costs = StepCosts(min(map(_kv_tokens, urls)), group.step_tokens)
+    async with httpx.AsyncClient(timeout=_TIMEOUT_SECONDS, limits=httpx.Limits(max_connections=None)) as client:
+        engines = [_MeasuredEngine(client, url, Random(url)) for url in urls]
+        await _on_all(engines, lambda engine: engine.answer(engine.draw_prompts(1, 512), 2))
+        for tokens in grid.prompts:
+            if time.monotonic() - began > seconds:
+                break
+            row = PromptCost(tokens, await _measure_prompt(engines, tokens, grid.tries))
+            costs.prompts.append(row)
+            on_row(str(row))
+        for engine in engines:
+            engine.prompts = engine.draw_prompts(max(grid.sequences), max(grid.contexts))
+        for context in grid.contexts:
+            for sequences in grid.sequences:
+                is_late = time.monotonic() - began > seconds
+                if is_late or sequences * (context + _LONG) > costs.kv_tokens * _KV_SHARE:
+                    continue
+                step = DecodeCost(sequences, context, await _measure_step(engines, sequences, context))
+                costs.decodes.append(step)
+                on_row(str(step))
+    return costs
+
+
+@dataclass(slots=True)
+class _MeasuredEngine:
+    client: httpx.AsyncClient
+    url: str
+    draw: Random
+    prompts: list[list[int]] = field(default_factory=list)
+
+    def draw_prompts(self, count: int, tokens: int) -> list[list[int]]:
+        return [[self.draw.randrange(*_TOKEN_IDS) for _ in range(tokens)] for _ in range(count)]
+
+    async def answer(self, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+        """Returns the seconds that answers of so many tokens to all prompts take together."""
+        body = {"model": MODEL, "prompt": prompts, "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
+        began = time.perf_counter()
+        (await self.client.post(f"{self.url}/v1/completions", json=body)).raise_for_status()
+        return time.perf_counter() - began
+
+
+async def _on_all(engines: Sequence[_MeasuredEngine], measure: Callable[[_MeasuredEngine], Any]) -> list[float]:
+    return list(await asyncio.gather(*(measure(engine) for engine in engines)))
+
+
+async def _measure_prompt(engines: Sequence[_MeasuredEngine], tokens: int, tries: int) -> float:
+    found = [
+        fmean(await _on_all(engines, lambda engine: engine.answer(engine.draw_prompts(1, tokens), 1)))
+        for _ in range(tries)
+    ]
+    return median(found)
+
+
+async def _measure_step(engines: Sequence[_MeasuredEngine], sequences: int, context: int) -> float:
+    async def measure(tokens: int) -> float:
+        return fmean(
+            await _on_all(
+                engines,
+                lambda engine: engine.answer([prompt[:context] for prompt in engine.prompts[:sequences]], tokens),
+            )
+        )
+
+    await measure(1)  # caches the prompts
+    short = min(await measure(_SHORT), await measure(_SHORT))
+    long = min(await measure(_LONG), await measure(_LONG))
+    return (long - short) / (_LONG - _SHORT)
+
+
+def _kv_tokens(url: str) -> int:
+    """Returns the tokens of an engine's cache, from its metrics."""
+    text = fetch(f"{url}/metrics").decode()
+    info = next(line for line in text.splitlines() if line.startswith("vllm:cache_config_info"))
+    labels = dict(re.findall(r'(\w+)="([^"]*)"', info))
+    return int(labels["num_gpu_blocks"]) * int(labels["block_size"])
+
+
+# The fit
+
+
+@dataclass(frozen=True, slots=True)
+class FitErrors:
+    """Differences of a profile from the measurements, as shares of the measured seconds."""
+
+    prompt_mean: float
+    prompt_max: float
+    decode_mean: float
+    decode_max: float
+
+    def to_json(self) -> dict[str, float]:
+        """Returns the shares."""
+        return {
+            "prompt_mean": round(self.prompt_mean, 3),
+            "prompt_max": round(self.prompt_max, 3),
+            "decode_mean": round(self.decode_mean, 3),
+            "decode_max": round(self.decode_max, 3),
+        }
+
+
+def fit_profile(costs: StepCosts) -> EngineProfile:
+    """Returns the profile with the least sum of squared relative errors; no cost is negative.
+
+    Long prompts give d, p and q, and decode steps d + w, s and c (see `fairlead.engine_profile`).
+    Raises ValueError without long prompts or without decode steps.
+    """
+    long = [row for row in costs.prompts if row.tokens >= _SMALLEST_FITTED]
+    if not long or not costs.decodes:
+        raise ValueError("a fit needs prompts of 1,024 tokens and more, and decode steps")
+    rows, seconds = [], []
+    for row in long:
+        chunks = -(-row.tokens // costs.step_tokens)
+        rows.append([chunks, 0.0, row.tokens, row.tokens**2 / 2, 0.0, 0.0])
+        seconds.append(row.seconds)
+    for step in costs.decodes:
+        resident = step.sequences * (step.context + (_SHORT + _LONG) / 2)
+        rows.append([1.0, 1.0, 0.0, 0.0, step.sequences, resident])
+        seconds.append(step.seconds)
+    relative = [[value / second for value in row] for row, second in zip(rows, seconds, strict=True)]
+    fixed, weights, token, pair, sequence, resident = _solve_nonnegative(relative)
+    return EngineProfile(
+        FITTED,
+        prefill_token_seconds=token,
+        attention_seconds=pair,
+        weights_seconds=weights,
+        step_seconds=fixed,
+        sequence_seconds=sequence,
+        resident_token_seconds=resident,
+        kv_tokens=costs.kv_tokens,
+        max_sequences=MAX_SEQUENCES,
+        step_tokens=costs.step_tokens,
+    )
+
+
+def profile_errors(profile: EngineProfile, costs: StepCosts) -> FitErrors:
+    """Returns how far a profile is from the measured prompts of 256 tokens and more and from all decode steps."""
+    prompts = [abs(profile.prefill_time(row.tokens) / row.seconds - 1) for row in costs.prompts if row.tokens >= 256]
+    decodes = [
+        abs(
+            profile.step_time(computed=row.sequences, sequences=row.sequences, resident=row.sequences * row.context)
+            / row.seconds
+            - 1
+        )
+        for row in costs.decodes
+    ]
+    return FitErrors(fmean(prompts), max(prompts), fmean(decodes), max(decodes))
+
+
+def _solve_nonnegative(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Returns the nonnegative x with the least squares of rows·x - 1, by coordinate descent.
+
+    Columns are scaled to the same length first.
+    """
+    count = len(rows[0])
+    lengths = [sum(row[column] ** 2 for row in rows) ** 0.5 or 1.0 for column in range(count)]
+    scaled = [[value / length for value, length in zip(row, lengths, strict=True)] for row in rows]
+    gram = [[sum(row[i] * row[j] for row in scaled) for j in range(count)] for i in range(count)]
+    target = [sum(row[i] for row in scaled) for i in range(count)]
+    found = [0.0] * count
+    for _ in range(_SWEEPS):
+        change = 0.0
+        for i in range(count):
+            if gram[i][i] == 0.0:
+                continue
+            rest = target[i] - sum(gram[i][j] * found[j] for j in range(count) if j != i)
+            value = max(0.0, rest / gram[i][i])
+            change = max(change, abs(value - found[i]))
+            found[i] = value
+        if change < 1e-12:
+            break
+    return [value / length for value, length in zip(found, lengths, strict=True)]
