@@ -18,6 +18,9 @@ LOAD ?=
 EXTENDED ?=
 # Level of `make cluster-up`: full, or api for the API alone.
 LEVEL ?= full
+# `make e2e-gpu ENGINES=sim`: simulated engines in place of a GPU. MODEL: folder or hub name of a real model.
+ENGINES ?=
+MODEL ?=
 # One benchmark, and its own arguments: make bench NAME=gateway ARGS=--quick
 NAME ?=
 ARGS ?=
@@ -30,7 +33,7 @@ BENCH = $(RUN) -m fairlead_bench $(if $(TRACES),--trace $(TRACES)/conversation_t
 # Tests start hundreds of Python processes. Without its bytecode each would compile all modules that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help up demo test test-tools lint e2e e2e-vllm cluster-up cluster-down bench soak nightly compile generate docs release publish lock lock-images licenses audit sbom clean env
+.PHONY: help up demo test test-tools lint e2e e2e-vllm e2e-gpu cluster-up cluster-down bench soak nightly compile generate docs release publish lock lock-images licenses audit sbom clean env
 
 help: ## print the targets
 	@sed -n 's/^\([a-z0-9%-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{ i = index($$0, ": "); printf "  %-14s %s\n", $$1, substr($$0, i + 2) }'
@@ -81,6 +84,9 @@ compile: env ## compile the data plane with mypyc, once for each state of the so
 e2e-vllm: compile ## run against vLLM on this machine's processors (6 GB the first time); writes bench/results/vllm.json
 	@$(RUN) e2e/vllm/run.py
 
+e2e-gpu: compile ## run against vLLM on this machine's GPUs; writes bench/results/gpu.json. ENGINES=sim: simulated; MODEL=… real weights
+	@$(RUN) e2e/gpu/run.py $(if $(ENGINES),--engines $(ENGINES)) $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
 bench: env ## run all benchmarks, or NAME=… alone (ARGS=… are its arguments; `bench-NAME` is the same); they write out/bench/*.json
 	@$(BENCH) $(if $(NAME),$(NAME) $(ARGS))
 
@@ -95,6 +101,7 @@ nightly: compile ## run property tests with 5,000 examples, ten million fuzzed i
 	@$(RUN) scripts/nightly_fuzz.py
 	@$(RUN) scripts/compile.py --sim || [ $$? -eq 3 ]
 	@$(RUN) scripts/nightly_fleet.py --jobs $(JOBS)
+	@$(RUN) e2e/gpu/run.py --engines sim
 
 generate: env ## write CRDs, chart files and reference pages from the types
 	@$(RUN) scripts/generate.py

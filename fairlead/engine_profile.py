@@ -14,7 +14,7 @@ token budget computes chunks of waiting prompts. One step takes
 - `q`: attention of a chunk of n tokens to its context.
 - `h`: one token found in the cache, paid once when the request is admitted.
 
-All values are in seconds. The built-in profiles are rooflines, not measurements.
+All values are in seconds. Most built-in profiles are rooflines, not measurements.
 """
 
 from dataclasses import dataclass, replace
@@ -89,10 +89,15 @@ class EngineProfile:
 def builtin_profiles() -> dict[str, EngineProfile]:
     """Returns the built-in profiles by name.
 
-    Source: `tiny-cpu` was fitted to a real two-layer model on a CPU engine. The others are
-    rooflines of data sheets (`fairlead/roofline.py`).
+    Source: `tiny-cpu` was fitted to a real two-layer model on a CPU engine. `h100-llama8b-fitted`
+    was fitted to vLLM 0.26 with random weights of Llama 3.1 8B's sizes on an H100, without
+    torch.compile (`bench/results/gpu.json`). `h200-llama8b-fitted` is the same with the memory
+    bandwidth of an H200: its reads take 3.35/4.8 of the time. The others are rooflines of data
+    sheets (`fairlead/roofline.py`).
     """
     known = (
+        EngineProfile("h100-llama8b-fitted", 2.47e-5, 7.0e-10, 6.5e-4, 5.9e-3, 0.0, 3.8e-8, 0.0, 451_840, 256, 8_192),
+        EngineProfile("h200-llama8b-fitted", 2.47e-5, 7.0e-10, 6.5e-4, 4.4e-3, 0.0, 2.6e-8, 0.0, 906_752, 256, 8_192),
         EngineProfile("h100-llama8b", 3.6e-5, 1.2e-9, 5.5e-3, 1.5e-3, 0.0, 4.9e-8, 0.0, 840 * 512, 256, 8_192),
         EngineProfile("h200-llama8b", 3.4e-5, 1.2e-9, 3.9e-3, 1.5e-3, 0.0, 3.2e-8, 0.0, 1_771 * 512, 256, 8_192),
         EngineProfile("b200-llama8b", 1.5e-5, 5.2e-10, 2.5e-3, 1.5e-3, 0.0, 2.0e-8, 0.0, 2_340 * 512, 256, 16_384),

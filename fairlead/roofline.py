@@ -12,6 +12,8 @@ from fairlead.engine_profile import EngineProfile
 
 COMPUTE_SHARE: Final = 0.45
 BANDWIDTH_SHARE: Final = 0.85
+HOPPER_COMPUTE_SHARE: Final = 0.65
+"""Source: prompts of 1,024 to 30,000 tokens on vLLM 0.26 and an H100 (`bench/results/gpu.json`)."""
 STEP_SECONDS: Final = 1.5e-3
 """The fixed overhead of a step, as in the built-in profile of an H100."""
 GIB: Final = 2**30
@@ -30,6 +32,7 @@ class AcceleratorFigures:
     devices_per_node: devices in one server or host machine of the vendor's reference design.
     node_label: a label that nodes with this device have, as `name: value`; "" if it differs.
     source: the document with these figures.
+    compute_share: of `flops`, what an engine gets.
     """
 
     memory_bytes: int
@@ -38,6 +41,7 @@ class AcceleratorFigures:
     devices_per_node: int
     node_label: str
     source: str
+    compute_share: float = COMPUTE_SHARE
 
     def flops_of(self, data_type: str) -> float:
         """Returns the operations per second in a data type; in bf16 where the device lacks it."""
@@ -71,7 +75,7 @@ def roofline_profile(
 
     kv_tokens: tokens that the KV cache of the instance holds.
     """
-    flops = accelerator.flops_of(model.data_type) * COMPUTE_SHARE * devices
+    flops = accelerator.flops_of(model.data_type) * accelerator.compute_share * devices
     bandwidth = accelerator.bytes_per_second * BANDWIDTH_SHARE * devices
     return EngineProfile(
         name,
@@ -110,6 +114,7 @@ def accelerator_figures() -> dict[str, AcceleratorFigures]:
             8,
             "nvidia.com/gpu.product: NVIDIA-H100-80GB-HBM3",
             "NVIDIA H100 Tensor Core GPU data sheet (SXM)",
+            HOPPER_COMPUTE_SHARE,
         ),
         "nvidia-h200": AcceleratorFigures(
             143_771 * _MIB,
@@ -118,6 +123,7 @@ def accelerator_figures() -> dict[str, AcceleratorFigures]:
             8,
             "nvidia.com/gpu.product: NVIDIA-H200",
             "NVIDIA H200 Tensor Core GPU data sheet (SXM)",
+            HOPPER_COMPUTE_SHARE,
         ),
         "nvidia-b200": AcceleratorFigures(
             183_359 * _MIB,

@@ -61,7 +61,7 @@ class ControlPlane:
 
     @property
     def redis_url(self) -> str:
-        """Where the index is."""
+        """Address of the Redis that has the index."""
         return self._redis.url
 
     def start_gateway(self, preset: str) -> GatewayProcess:
@@ -89,7 +89,9 @@ class ControlPlane:
         return {"models": [model]}
 
     def start_autoscaler(self, gateway: GatewayProcess) -> "Autoscaler":
-        """Starts an autoscaler that watches the engines through a gateway. Nothing acts on its numbers."""
+        """Starts an autoscaler that watches the engines through a gateway. Nothing acts on its
+        numbers.
+        """
         folder = self._folder / "autoscaler"
         folder.mkdir(exist_ok=True)
         now = time.monotonic()

@@ -1,4 +1,6 @@
-"""One engine of a fleet is killed under streams. The engine that takes its place sleeps, wakes and loads an adapter."""
+"""One engine of a fleet is killed under streams. The engine that takes its place sleeps, wakes and
+loads an adapter.
+"""
 
 import asyncio
 import json
@@ -40,7 +42,9 @@ class EngineFaults:
         self._folder = folder
 
     async def kill(self) -> None:
-        """Kills an engine under streams, and starts another in its place, with adapters and sleep mode."""
+        """Kills an engine under streams, and starts another in its place, with adapters and sleep
+        mode.
+        """
         gateway = self._plane.start_gateway("dual-hash")
         try:
             await self._report.check("SIGKILL of an engine under streams", lambda: self._kill_under_streams(gateway))
@@ -194,7 +198,9 @@ def _prompt(text: str, tokens: int, *, model: str = MODEL) -> TextPrompt:
 
 
 def _stream(text: str) -> TextPrompt:
-    """Returns a greedy stream. It does not ask for token ids, since no other engine could continue those."""
+    """Returns a greedy stream. It does not ask for token ids, since no other engine could continue
+    those.
+    """
     prompt = _prompt(text, STREAM_TOKENS)
     body = {name: value for name, value in prompt.body.items() if name != "return_token_ids"}
     return replace(prompt, body={**body, "stream": True, "stream_options": {"include_usage": True}})

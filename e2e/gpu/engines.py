@@ -1,4 +1,5 @@
-"""The engines of the GPU tests: vLLM on this machine's accelerators, or simulated ones in its place.
+"""The engines of the GPU tests: vLLM on this machine's accelerators, or simulated ones in its
+place.
 
 Several engines may share an accelerator. Each gets a stated part of its memory, because engines
 that start side by side would measure one another's memory as their own.
@@ -22,6 +23,8 @@ MODEL_KEY: Final = f"default/{MODEL}"
 BLOCK_TOKENS: Final = 16
 MAX_PROMPT_TOKENS: Final = 32_768
 MAX_SEQUENCES: Final = 256
+FLEET_STEP_TOKENS, CURVE_STEP_TOKENS = 2_048, 8_192
+"""Tokens of a step: of an engine that shares an accelerator, and of one that has it alone."""
 START_SECONDS: Final = 180.0
 COMPARED_SHAPE: Final = "tiny"
 """The shape whose weights are written, for comparisons of answers."""
@@ -72,7 +75,7 @@ def _query_gpus(fields: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What all engines of a run have in common.
+    """Settings that all engines of a run share.
 
     accelerators: none for simulated engines.
     model: folder or hub name of a real model; None: one with random weights.
@@ -117,7 +120,13 @@ class EngineGroup:
     """
 
     def __init__(
-        self, settings: EngineSettings, folder: Path, *, count: int, shape: str = "1.5b", step_tokens: int = 2_048
+        self,
+        settings: EngineSettings,
+        folder: Path,
+        *,
+        count: int,
+        shape: str = "1.5b",
+        step_tokens: int = FLEET_STEP_TOKENS,
     ) -> None:
         self.settings = settings
         self.step_tokens = step_tokens
@@ -142,7 +151,9 @@ class EngineGroup:
             engine.kill()
 
     def start(self, number: int, *options: str, environment: dict[str, str] | None = None) -> EngineProcess:
-        """Starts the engine of a place; it is not healthy yet. An engine that runs there is killed first."""
+        """Starts the engine of a place; it is not healthy yet. An engine that runs there is killed
+        first.
+        """
         if number in self.engines:
             self.engines[number].kill()
         slot = self.slots[number]
@@ -158,7 +169,7 @@ class EngineGroup:
         return engine
 
     def start_all(self, *options: str) -> float:
-        """Starts every engine, waits until all are healthy, and returns the seconds of the slowest."""
+        """Starts every engine, waits until all are healthy; returns the seconds of the slowest."""
         for slot in self.slots:
             self.start(slot.number, *options)
         for engine in self.engines.values():
@@ -236,7 +247,8 @@ class EngineGroup:
 
 
 def _quick_compilation() -> dict[str, Any]:
-    """Returns vLLM's settings for a start in seconds: no torch.compile, CUDA graphs for decoding alone.
+    """Returns vLLM's settings for a start in seconds: no torch.compile, CUDA graphs for decoding
+    alone.
 
     Why: with torch.compile a start takes a minute longer. Steps are a little slower without it.
     """

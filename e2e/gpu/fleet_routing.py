@@ -1,8 +1,8 @@
-"""A fleet of engines under the routing presets: step costs, replays of the bundled trace, and the exactness of the index.
+"""A fleet of engines under the routing presets: costs, replays of the bundled trace, and the index.
 
 Every preset gets empty caches, a new gateway and the same requests. Their rate follows from the
-measured costs: prompts without any cache hit would take `LOAD` of the engines' time. So fast and
-slow accelerators are loaded alike.
+measured costs: prompts without any cache hit would take a given share of the engines' time. So fast
+and slow accelerators are loaded alike.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from e2e.gpu.step_costs import FLEET_GRID, CostGrid, fit_profile, measure_step_c
 from e2e.vllm.engine.engine_processes import GatewayProcess
 from e2e.vllm.report import Numbers, VllmReport, require
 from fairlead.fleet.file import profile_fields
-from fairlead_cli.replay.client.open_loop_client import OpenLoopClient
+from fairlead_cli.replay.client.open_loop_client import ClientRun, OpenLoopClient
 from fairlead_cli.replay.client.prompts import PromptBuilder, ReplayTarget, plan_requests
 from fairlead_cli.replay.client.replay_result import ReplayResult
 from fairlead_cli.replay.report.summary import summarize
@@ -45,19 +45,19 @@ _SEED: Final = 7
 class RoutingOptions:
     """The extent of the part.
 
+    load: share of the engines' time that the prompts take without any cache hit; gives the rate.
     rounds: how often every preset is replayed.
     until: monotonic seconds after which no replay of a later round begins.
     probes: prompts by which the index is compared with the engines.
-    rate: requests a second; None: from the measured costs.
     """
 
     requests: int = 500
+    load: float = LOAD
     rounds: int = 1
     until: float = math.inf
     probes: int = 100
     presets: Sequence[str] = PRESETS
     grid: CostGrid = FLEET_GRID
-    rate: float | None = None
 
 
 class FleetRouting:
@@ -71,7 +71,7 @@ class FleetRouting:
         self._report = report
         self._options = options
         self._out = out
-        self._traffic = load_traffic(BUNDLED_TRACE, limit=options.requests, rate=options.rate)
+        self._traffic = load_traffic(BUNDLED_TRACE, limit=options.requests, rate=None)
         self._builder = PromptBuilder(Tokenizer())
 
     async def run(self) -> None:
@@ -91,15 +91,15 @@ class FleetRouting:
         )
         profile = fit_profile(costs)
         self._plane.profile = profile
-        if self._options.rate is None:
-            seconds = fmean(profile.prefill_time(request.prompt_tokens) for request in self._traffic.requests)
-            rate = LOAD * len(self._group.slots) / seconds
-            self._traffic = self._traffic.with_rate(round(rate, 2))
+        seconds = fmean(profile.prefill_time(request.prompt_tokens) for request in self._traffic.requests)
+        rate = self._options.load * len(self._group.slots) / seconds
+        self._traffic = self._traffic.with_rate(round(rate, 2))
         memory = used_memory_bytes()
         numbers: Numbers = {
             "profile": profile_fields(profile),
             "fit_errors": profile_errors(profile, costs).to_json(),
             **costs.to_json(),
+            "load": self._options.load,
             "rate": self._traffic.rate,
             "gpu_memory_used_gib": None if memory is None else round(memory / 2**30, 1),
         }
@@ -112,8 +112,9 @@ class FleetRouting:
         observes = number == 0 and preset == self._options.presets[0]
         autoscaler = self._plane.start_autoscaler(gateway) if observes else None
         try:
-            results = await self._send(gateway)
-            numbers = self._summarize(results)
+            run = await self._send(gateway)
+            results = run.results
+            numbers = self._summarize(results) | {"client_late_p99_seconds": round(run.late_p99_seconds, 4)}
             if autoscaler is not None:
                 numbers["autoscaler"] = autoscaler.last_record()
         finally:
@@ -127,11 +128,10 @@ class FleetRouting:
             require(numbers["autoscaler"]["engines"], "the autoscaler sees no metrics of the engines", numbers)
         return numbers
 
-    async def _send(self, gateway: GatewayProcess) -> list[ReplayResult]:
+    async def _send(self, gateway: GatewayProcess) -> ClientRun:
         target = ReplayTarget(gateway.url, model=MODEL)
         plan = plan_requests(self._traffic.requests, target, speed=1.0, builder=self._builder)
-        run = await OpenLoopClient(target.host, target.port, patience_seconds=_PATIENCE_SECONDS).run(plan)
-        return run.results
+        return await OpenLoopClient(target.host, target.port, patience_seconds=_PATIENCE_SECONDS).run(plan)
 
     def _summarize(self, results: Sequence[ReplayResult]) -> Numbers:
         summary = summarize(results, objectives=SLO, instances=len(self._group.slots)).to_json()
@@ -152,7 +152,9 @@ class FleetRouting:
         return await compare_index(self._group, self._plane, [self._builder.messages(request) for request in drawn])
 
     async def _clear_caches(self) -> None:
-        """Empties every cache. An engine publishes it with its next step, so each gets a request after it."""
+        """Empties every cache. An engine publishes it with its next step, so each gets a request
+        after it.
+        """
         async with httpx.AsyncClient(timeout=60.0) as client:
             for number, engine in enumerate(self._group.engines.values()):
                 (await client.post(f"{engine.url}/reset_prefix_cache")).raise_for_status()

@@ -1,4 +1,6 @@
-"""The index compared with the engines: what it says that they have cached, and what they say themselves."""
+"""The index compared with the engines: what it says that they have cached, and what they say
+themselves.
+"""
 
 import asyncio
 import itertools

@@ -20,9 +20,12 @@ from fairlead_sim.engine.tokenizer import CONTROL_TOKENS, Tokenizer
 
 CONTEXT_TOKENS: Final = 131_072
 ADAPTER_RANK: Final = 8
-_ADAPTER_SPREAD: Final = 0.2
+_ADAPTER_SPREAD: Final = 4.0
+"""Why: vLLM draws weights so small that an answer depends on the last token alone. An adapter of
+0.2 changes none.
+"""
 _WEIGHT_EXPONENT: Final = 124
-"""Of the written weights as bfloat16: their absolute values are from 0.125 to 0.25."""
+"""Exponent of the written weights in bfloat16: their absolute values are from 0.125 to 0.25."""
 _BFLOAT16_ONE: Final = b"\x80\x3f"
 _CHAT_TEMPLATE: Final = (
     "<|begin|>{% for message in messages %}<|{{ message.role }}|>{{ '\\n' }}{{ message.content or '' }}"
@@ -68,8 +71,9 @@ SHAPES: Final = {
     "1.5b": ModelShape(28, 1_536, 12, 2, 8_960, 36_820),
     "8b": ModelShape(32, 4_096, 32, 8, 14_336, 128_256, ties_embeddings=False),
 }
-"""Shapes by name. tiny is for comparisons of answers. 1.5b has the sizes of Qwen2.5-1.5B with a smaller
-vocabulary, and 8b those of Llama 3.1 8B."""
+"""Shapes by name. tiny is for comparisons of answers. 1.5b has the sizes of Qwen2.5-1.5B with a
+smaller vocabulary, and 8b those of Llama 3.1 8B.
+"""
 
 
 def write_model(folder: Path, shape: ModelShape) -> Path:
@@ -87,7 +91,9 @@ def write_model(folder: Path, shape: ModelShape) -> Path:
 
 
 def write_weights(folder: Path, shape: ModelShape, seed: int) -> None:
-    """Writes random weights beside a model's configuration: answers then depend on every token of a prompt."""
+    """Writes random weights into a model's folder: answers then depend on every token of a
+    prompt.
+    """
     draw = Random(seed)
     low = bytes((_WEIGHT_EXPONENT & 1) << 7 | value & 0x7F for value in range(256))
     high = bytes((value & 1) << 7 | _WEIGHT_EXPONENT >> 1 for value in range(256))
@@ -106,7 +112,9 @@ def write_weights(folder: Path, shape: ModelShape, seed: int) -> None:
 
 
 def write_adapter(folder: Path, shape: ModelShape, seed: int) -> Path:
-    """Writes a LoRA adapter of queries and values, wide enough to change answers, and returns its folder."""
+    """Writes a LoRA adapter of queries and values, wide enough to change answers, and returns its
+    folder.
+    """
     draw = Random(seed)
     outputs = {"q_proj": shape.width, "v_proj": shape.head_width * shape.kv_heads}
 
@@ -154,7 +162,9 @@ def _weight_sizes(shape: ModelShape) -> Iterator[tuple[str, Sequence[int]]]:
 
 
 def _write_safetensors(path: Path, data_type: str, tensors: Iterable[tuple[str, Sequence[int], bytes]]) -> None:
-    """Writes tensors of one type. Source: the safetensors format, an 8-byte length, a JSON header and the data."""
+    """Writes tensors of one type. Source: the safetensors format, an 8-byte length, a JSON header
+    and the data.
+    """
     header: dict[str, Any] = {}
     parts: list[bytes] = []
     end = 0

@@ -10,13 +10,13 @@ The parts, in this order:
 - ``sleep`` and ``adapter``: that engine sleeps and wakes, and loads a LoRA adapter.
 - ``handoff``: prefill and decode on two engines, by NIXL.
 - ``curves``: seconds of prompts and decode steps of one large engine alone, and the profile that
-  fits them, beside the built-in ones.
-- ``simulator``: the fleet simulator on the measured costs. It needs no engine, only the files of
-  ``fleet`` in ``--out``.
+  fits them, compared with the built-in ones.
+- ``simulator``: the fleet simulator on the measured costs, and the built-in profiles
+  compared with them. It needs no engine, only the files of ``fleet`` and ``curves`` in ``--out``.
 
-It is opt-in, and no test run collects it. vLLM must be installed (``--vllm`` says how it is called).
-Models have random weights unless ``--model`` names a real one. With ``--engines sim``, simulated
-engines take vLLM's place. Exits 1 when a check did not hold, and 2 without a GPU.
+It is opt-in, and no test run collects it. vLLM must be installed (``--vllm`` says how it is
+called). Models have random weights unless ``--model`` names a real one. With ``--engines sim``,
+simulated engines take vLLM's place. Exits 1 when a check did not hold, and 2 without a GPU.
 """
 
 import argparse
@@ -41,22 +41,18 @@ sys.path.append(str(ROOT))
 
 from e2e.gpu.control_plane import ControlPlane  # noqa: E402
 from e2e.gpu.engine_faults import EngineFaults  # noqa: E402
-from e2e.gpu.engines import EngineGroup, EngineSettings, list_accelerators  # noqa: E402
-from e2e.gpu.fleet_routing import FleetRouting, RoutingOptions  # noqa: E402
+from e2e.gpu.engines import CURVE_STEP_TOKENS, EngineGroup, EngineSettings, list_accelerators  # noqa: E402
+from e2e.gpu.fleet_routing import LOAD, FleetRouting, RoutingOptions  # noqa: E402
 from e2e.gpu.prefill_decode import PrefillDecode  # noqa: E402
-from e2e.gpu.simulated_fleet import SimulatedFleet  # noqa: E402
-from e2e.gpu.step_costs import FULL_GRID, QUICK_GRID, fit_profile, measure_step_costs, profile_errors  # noqa: E402
+from e2e.gpu.simulated_fleet import CURVES_FILE, SimulatedFleet  # noqa: E402
+from e2e.gpu.step_costs import FULL_GRID, QUICK_GRID, compare_profiles, measure_step_costs  # noqa: E402
 from e2e.vllm.report import Numbers, VllmReport, require  # noqa: E402
-from fairlead.engine_profile import builtin_profiles  # noqa: E402
-from fairlead.fleet.file import profile_fields  # noqa: E402
 
 FLEET_PARTS: Final = ("fleet", "kill", "sleep", "adapter")
 PARTS: Final = (*FLEET_PARTS, "handoff", "curves", "simulator")
 ENGINES: Final = 4
 _CURVE_SECONDS: Final = 150.0
-_CURVE_STEP_TOKENS: Final = 8_192
 _LOG_BYTES: Final = 200_000
-_COMPARED_PROFILES: Final = ("h100-llama8b", "h200-llama8b")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         accelerators, options.model, command, shlex.split(options.vllm_args), kv_bytes=options.kv_bytes
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    report = VllmReport(_versions(settings, options))
+    report = VllmReport(_versions(settings, options), options.note)
     with TemporaryDirectory(prefix="fairlead-gpu-") as folder:
         try:
             uvloop.run(_run_parts(settings, report, options, Path(folder)))
@@ -94,12 +90,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--kv-bytes", type=int, help="cache of each engine where engines share a GPU; a real --model needs it"
     )
-    parser.add_argument("--requests", type=int, help="requests of a replay; default: 500, and 60 of simulated engines")
+    parser.add_argument("--requests", type=int, help="requests of a replay; default: 500, and 40 of simulated engines")
+    parser.add_argument(
+        "--load", type=float, default=LOAD, help="share of the engines' time that prompts take without any cache hit"
+    )
     parser.add_argument("--rounds", type=int, default=1, help="how often every preset is replayed")
     parser.add_argument(
         "--round-seconds", type=float, default=3_600.0, help="begin no further replay of a later round after so long"
     )
-    parser.add_argument("--note", default="", help="a remark on the machine, kept in the report")
+    parser.add_argument("--note", default="", help="a remark on the circumstances, kept in the report")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "e2e-gpu", help="measurements of requests, and logs")
     parser.add_argument(
         "--report", type=Path, help="default: bench/results/gpu.json, or gpu.json in --out with --engines sim"
@@ -113,7 +112,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if late:
         parser.error(f"--only: {', '.join(late)} needs kill, whose second engine it uses")
     is_simulated = options.engines == "sim"
-    options.requests = options.requests or (60 if is_simulated else 500)
+    options.requests = options.requests or (40 if is_simulated else 500)
     options.report = options.report or (
         options.out / "gpu.json" if is_simulated else ROOT / "bench" / "results" / "gpu.json"
     )
@@ -149,9 +148,11 @@ async def _run_fleet(settings: EngineSettings, report: VllmReport, options: argp
         report.end()
         if not is_started:
             return
-        routing = RoutingOptions(options.requests, options.rounds, until=options.began + options.round_seconds)
+        routing = RoutingOptions(
+            options.requests, options.load, options.rounds, until=options.began + options.round_seconds
+        )
         if simulated:
-            routing = replace(routing, probes=40, grid=QUICK_GRID)
+            routing = replace(routing, probes=24, grid=QUICK_GRID)
         faults = EngineFaults(group, plane, report, folder)
         parts = {
             "fleet": FleetRouting(group, plane, report, routing, options.out).run,
@@ -178,24 +179,24 @@ async def _run_part(part: str, report: VllmReport, path: Path, run: Callable[[],
 async def _measure_curves(
     settings: EngineSettings, report: VllmReport, options: argparse.Namespace, folder: Path
 ) -> None:
-    """Measures one large engine alone, and compares the fitted profile and the built-in ones with it."""
+    """Measures one large engine alone, and compares the fitted profile and the built-in ones with
+    it.
+    """
 
     async def measure() -> Numbers:
         grid = QUICK_GRID if settings.is_simulated else FULL_GRID
         alone = replace(settings, accelerators=settings.accelerators[:1])
-        with EngineGroup(alone, folder, count=1, shape="8b", step_tokens=_CURVE_STEP_TOKENS) as group:
+        with EngineGroup(alone, folder, count=1, shape="8b", step_tokens=CURVE_STEP_TOKENS) as group:
             seconds = await asyncio.to_thread(group.start_all)
             costs = await measure_step_costs(
                 group, grid, seconds=_CURVE_SECONDS, on_row=lambda row: print(row, flush=True)
             )
             version = await asyncio.to_thread(group.version)
         numbers: Numbers = {"version": version, "start_seconds": seconds, **costs.to_json()}
-        (options.out / "curves.json").write_text(json.dumps(numbers, indent=1))
-        profile = fit_profile(costs)
-        errors = profile_errors(profile, costs)
-        known = {name: profile_errors(builtin_profiles()[name], costs).to_json() for name in _COMPARED_PROFILES}
-        numbers |= {"profile": profile_fields(profile), "fit_errors": errors.to_json(), "builtin_errors": known}
-        require(errors.prompt_mean < 0.15 and errors.decode_mean < 0.15, "the formula does not fit", numbers)
+        (options.out / CURVES_FILE).write_text(json.dumps(numbers, indent=1))
+        numbers |= compare_profiles(costs)
+        errors = numbers["fit_errors"]
+        require(errors["prompt_mean"] < 0.15 and errors["decode_mean"] < 0.15, "the formula does not fit", numbers)
         return numbers
 
     await report.check("step costs of one engine alone", measure)
@@ -203,11 +204,14 @@ async def _measure_curves(
 
 def _versions(settings: EngineSettings, options: argparse.Namespace) -> dict[str, str]:
     """Returns what was run: the parts of an earlier report with the same versions stay in it."""
+    if options.only == ["simulator"] and options.report.exists():
+        earlier: dict[str, str] = json.loads(options.report.read_text())["versions"]
+        return earlier
     if settings.is_simulated:
         return {"engines": "simulated"}
     device, count = settings.accelerators[0], len(settings.accelerators)
     told = {"engines": "vLLM", "gpu": f"{count} × {device.name}", "driver": device.driver}
-    return told | {"model": options.model or "random weights"} | ({"note": options.note} if options.note else {})
+    return told | {"model": options.model or "random weights"}
 
 
 def _keep_logs(folder: Path, out: Path) -> None:

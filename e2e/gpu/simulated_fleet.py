@@ -1,4 +1,7 @@
-"""The fleet simulator beside a fleet that was measured: the same requests, presets and costs. It needs no engine."""
+"""The fleet simulator compared with a measured fleet: the same requests, presets and costs.
+
+It needs no engine.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,10 +11,10 @@ from statistics import fmean
 from typing import Any, Final
 
 from e2e.gpu.control_plane import SECRET, SLO
-from e2e.gpu.engines import MODEL_KEY
+from e2e.gpu.engines import CURVE_STEP_TOKENS, FLEET_STEP_TOKENS, MODEL_KEY
+from e2e.gpu.step_costs import StepCosts, compare_profiles, fit_profile
 from e2e.vllm.report import Numbers, VllmReport, require
 from fairlead.engine_profile import EngineProfile
-from fairlead.fleet.file.schema import FileProfile
 from fairlead_cli.replay.client.prompts import PromptBuilder, prefix_chains
 from fairlead_cli.replay.client.replay_result import ReplayResult
 from fairlead_cli.replay.fleet_simulation import FleetSimulation
@@ -20,6 +23,7 @@ from fairlead_cli.replay.traffic import load_traffic
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.workload.traces import BUNDLED_TRACE
 
+CURVES_FILE: Final = "curves.json"
 TIE: Final = 0.05
 """Two presets whose simulated values differ by less have no order."""
 _RUNS: Final = 5
@@ -33,12 +37,18 @@ class SimulatedFleet:
         self._out = out
 
     async def run(self) -> None:
-        """Compares every preset's first replay."""
+        """Compares every preset's first replay, and the built-in profiles if there are curves."""
         await self._report.check("the presets' order, live and simulated", self._compare)
+        if (self._out / CURVES_FILE).exists():
+            await self._report.check("built-in profiles and the curves", self._compare_profiles)
+
+    async def _compare_profiles(self) -> Numbers:
+        curves = json.loads((self._out / CURVES_FILE).read_text())
+        return compare_profiles(StepCosts.from_json(curves, CURVE_STEP_TOKENS))
 
     async def _compare(self) -> Numbers:
         costs = json.loads((self._out / "fleet-costs.json").read_text())
-        profile = FileProfile.model_validate(costs["profile"]).to_engine_profile("fitted")
+        profile = fit_profile(StepCosts.from_json(costs, FLEET_STEP_TOKENS))
         replays = {
             file.name.removeprefix("replay-").removesuffix("-1.json"): file
             for file in self._out.glob("replay-*-1.json")
@@ -63,7 +73,9 @@ class SimulatedFleet:
 
 
 def compare_replay(preset: str, replay: Mapping[str, Any], profile: EngineProfile) -> dict[str, dict[str, float]]:
-    """Returns figures of a replay: live, simulated, and simulated with the instances that the gateway chose."""
+    """Returns figures of a replay: live, simulated, and simulated with the instances that the
+    gateway chose.
+    """
     rows: Sequence[Mapping[str, Any]] = replay["rows"]
     traffic = load_traffic(BUNDLED_TRACE, limit=len(rows), rate=replay["rate"])
     chain = prefix_chains(PromptBuilder(Tokenizer()), secret=SECRET.encode(), model_key=MODEL_KEY)
@@ -80,7 +92,9 @@ def compare_replay(preset: str, replay: Mapping[str, Any], profile: EngineProfil
 
 
 def count_disorder(pairs: Sequence[tuple[float, float]]) -> int:
-    """Returns how many pairs of (live, simulated) values have another order live; ties by simulation do not count."""
+    """Returns how many pairs of (live, simulated) values have another order live; ties by
+    simulation do not count.
+    """
     return sum(
         (live < other_live) != (simulated < other_simulated)
         for number, (live, simulated) in enumerate(pairs)

@@ -1,14 +1,15 @@
-"""Seconds of prompts and of decode steps as engines take them, and the engine profile that fits them.
+"""Seconds of prompts and of decode steps as engines take them, and the engine profile that fits
+them.
 
 Everything is measured over HTTP. A decode step is the difference between long and short answers to
-the same prompts, whose KV is cached: so neither prompts nor connections count. Engines that share an
-accelerator are measured at the same time, since they slow one another.
+the same prompts, whose KV is cached: so neither prompts nor connections count. Engines that share
+an accelerator are measured at the same time, since they slow one another.
 """
 
 import asyncio
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from statistics import fmean, median
@@ -18,7 +19,8 @@ import httpx
 
 from e2e.gpu.engines import MAX_SEQUENCES, MODEL, EngineGroup
 from e2e.vllm.engine.engine_processes import fetch
-from fairlead.engine_profile import EngineProfile
+from fairlead.engine_profile import EngineProfile, builtin_profiles
+from fairlead.fleet.file import profile_fields
 
 FITTED: Final = "fitted"
 _TIMEOUT_SECONDS: Final = 300.0
@@ -26,14 +28,17 @@ _SHORT, _LONG = 8, 40
 """Tokens of the two answers whose difference are decode steps."""
 _SMALLEST_FITTED: Final = 1_024
 """Prompts below are not fitted: their steps take as long as the weights."""
+_SMALLEST_JUDGED: Final = 256
 _KV_SHARE: Final = 0.9
+_SHARES, _ROUNDS = 10, 20
+_COMPARED: Final = ("h100-", "h200-")
 _SWEEPS: Final = 20_000
 _TOKEN_IDS: Final = (1_000, 30_000)
 
 
 @dataclass(frozen=True, slots=True)
 class CostGrid:
-    """What is measured: prompt lengths, and numbers of sequences at each context length, in tokens."""
+    """Measured points: prompt lengths, and numbers of sequences at each context length."""
 
     prompts: Sequence[int]
     contexts: Sequence[int]
@@ -68,6 +73,11 @@ class DecodeCost:
     context: int
     seconds: float
 
+    @property
+    def mean_context(self) -> float:
+        """Tokens before each sequence, in the mean over the measured steps."""
+        return self.context + (_SHORT + _LONG) / 2
+
 
 @dataclass(slots=True)
 class StepCosts:
@@ -77,6 +87,14 @@ class StepCosts:
     step_tokens: int
     prompts: list[PromptCost] = field(default_factory=list)
     decodes: list[DecodeCost] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any], step_tokens: int) -> "StepCosts":
+        """Returns the measurements of `to_json`."""
+        costs = cls(found["kv_tokens"], step_tokens)
+        costs.prompts = [PromptCost(*row) for row in found["prompt_tokens_and_seconds"]]
+        costs.decodes = [DecodeCost(*row) for row in found["sequences_context_and_step_seconds"]]
+        return costs
 
     def to_json(self) -> dict[str, Any]:
         """Returns rows of numbers."""
@@ -199,29 +217,44 @@ class FitErrors:
 def fit_profile(costs: StepCosts) -> EngineProfile:
     """Returns the profile with the least sum of squared relative errors; no cost is negative.
 
-    Long prompts give d, p and q, and decode steps d + w, s and c (see `fairlead.engine_profile`).
+    Least squares give d + w, p, q, s and c (see `fairlead.engine_profile`). They need two guesses:
+    the share of w in d + w, and the decode steps that arithmetic limits, not the weights. The steps
+    are chosen again until they agree with the costs, and the best share is taken.
+
     Raises ValueError without long prompts or without decode steps.
     """
-    long = [row for row in costs.prompts if row.tokens >= _SMALLEST_FITTED]
-    if not long or not costs.decodes:
+    if not any(row.tokens >= _SMALLEST_FITTED for row in costs.prompts) or not costs.decodes:
         raise ValueError("a fit needs prompts of 1,024 tokens and more, and decode steps")
-    rows, seconds = [], []
-    for row in long:
-        chunks = -(-row.tokens // costs.step_tokens)
-        rows.append([chunks, 0.0, row.tokens, row.tokens**2 / 2, 0.0, 0.0])
-        seconds.append(row.seconds)
-    for step in costs.decodes:
-        resident = step.sequences * (step.context + (_SHORT + _LONG) / 2)
-        rows.append([1.0, 1.0, 0.0, 0.0, step.sequences, resident])
-        seconds.append(step.seconds)
-    relative = [[value / second for value in row] for row, second in zip(rows, seconds, strict=True)]
-    fixed, weights, token, pair, sequence, resident = _solve_nonnegative(relative)
+    fits = [_fit_with_share(costs, number / _SHARES) for number in range(_SHARES)]
+    return min(fits, key=lambda profile: sum(error**2 for error in _fitted_errors(profile, costs)))
+
+
+def _fit_with_share(costs: StepCosts, share: float) -> EngineProfile:
+    """Returns the best profile whose w is this share of d + w."""
+    limited_by_arithmetic = [False] * len(costs.decodes)
+    for _ in range(_ROUNDS):
+        rows, seconds = [], []
+        for prompt in costs.prompts:
+            if prompt.tokens >= _SMALLEST_FITTED:
+                chunks = -(-prompt.tokens // costs.step_tokens)
+                rows.append([chunks * (1 - share), prompt.tokens, prompt.tokens**2 / 2, 0.0, 0.0])
+                seconds.append(prompt.seconds)
+        for step, is_limited in zip(costs.decodes, limited_by_arithmetic, strict=True):
+            fixed, computed = (1 - share, step.sequences) if is_limited else (1.0, 0)
+            rows.append([fixed, computed, 0.0, step.sequences, step.sequences * step.mean_context])
+            seconds.append(step.seconds)
+        relative = [[value / second for value in row] for row, second in zip(rows, seconds, strict=True)]
+        step_and_weights, token, pair, sequence, resident = _solve_nonnegative(relative)
+        chosen = [token * step.sequences > share * step_and_weights for step in costs.decodes]
+        if chosen == limited_by_arithmetic:
+            break
+        limited_by_arithmetic = chosen
     return EngineProfile(
         FITTED,
         prefill_token_seconds=token,
         attention_seconds=pair,
-        weights_seconds=weights,
-        step_seconds=fixed,
+        weights_seconds=share * step_and_weights,
+        step_seconds=(1 - share) * step_and_weights,
         sequence_seconds=sequence,
         resident_token_seconds=resident,
         kv_tokens=costs.kv_tokens,
@@ -230,18 +263,39 @@ def fit_profile(costs: StepCosts) -> EngineProfile:
     )
 
 
+def _fitted_errors(profile: EngineProfile, costs: StepCosts) -> list[float]:
+    prompts = [row for row in costs.prompts if row.tokens >= _SMALLEST_FITTED]
+    return [*(_prompt_error(profile, row) for row in prompts), *(_decode_error(profile, row) for row in costs.decodes)]
+
+
+def _prompt_error(profile: EngineProfile, row: PromptCost) -> float:
+    return abs(profile.prefill_time(row.tokens) / row.seconds - 1)
+
+
+def _decode_error(profile: EngineProfile, row: DecodeCost) -> float:
+    resident = round(row.sequences * row.mean_context)
+    step = profile.step_time(computed=row.sequences, sequences=row.sequences, resident=resident)
+    return abs(step / row.seconds - 1)
+
+
 def profile_errors(profile: EngineProfile, costs: StepCosts) -> FitErrors:
-    """Returns how far a profile is from the measured prompts of 256 tokens and more and from all decode steps."""
-    prompts = [abs(profile.prefill_time(row.tokens) / row.seconds - 1) for row in costs.prompts if row.tokens >= 256]
-    decodes = [
-        abs(
-            profile.step_time(computed=row.sequences, sequences=row.sequences, resident=row.sequences * row.context)
-            / row.seconds
-            - 1
-        )
-        for row in costs.decodes
-    ]
+    """Returns how far a profile is from the measured prompts of 256 tokens and more and from all
+    decode steps.
+    """
+    prompts = [_prompt_error(profile, row) for row in costs.prompts if row.tokens >= _SMALLEST_JUDGED]
+    decodes = [_decode_error(profile, row) for row in costs.decodes]
     return FitErrors(fmean(prompts), max(prompts), fmean(decodes), max(decodes))
+
+
+def compare_profiles(costs: StepCosts) -> dict[str, Any]:
+    """Returns the fitted profile, its errors, and those of the built-in profiles of Hopper GPUs."""
+    profile = fit_profile(costs)
+    known = {name: one for name, one in builtin_profiles().items() if name.startswith(_COMPARED)}
+    return {
+        "profile": profile_fields(profile),
+        "fit_errors": profile_errors(profile, costs).to_json(),
+        "builtin_errors": {name: profile_errors(one, costs).to_json() for name, one in known.items()},
+    }
 
 
 def _solve_nonnegative(rows: Sequence[Sequence[float]]) -> list[float]:

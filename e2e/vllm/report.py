@@ -35,10 +35,12 @@ class ReportPart:
 
     is_over: False while it runs, and for good if the run was ended meanwhile. Such a part is not
         written.
+    note: on the circumstances of this part alone.
     """
 
     when: str
     revision: str
+    note: str = ""
     checks: dict[str, Numbers] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
     seconds: int = 0
@@ -51,6 +53,7 @@ class ReportPart:
             "held": held,
             "when": self.when,
             "revision": self.revision,
+            **({"note": self.note} if self.note else {}),
             "seconds": self.seconds,
             "checks": self.checks,
         }
@@ -62,9 +65,11 @@ class VllmReport:
     the same.
 
     versions: of what is under test; a digest of code is one, too.
+    note: on the circumstances of all parts of this run.
     """
 
     versions: Mapping[str, str]
+    note: str = ""
     parts: dict[str, ReportPart] = field(default_factory=dict)
     conformance: dict[str, Any] | None = None
 
@@ -76,7 +81,7 @@ class VllmReport:
     def begin(self, part: str) -> None:
         """Starts a part: later checks belong to it."""
         when = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())
-        self.parts[part] = ReportPart(when, commit(ROOT, mark="+"))
+        self.parts[part] = ReportPart(when, commit(ROOT, mark="+"), self.note)
 
     def end(self) -> None:
         """Ends the last part: all of its checks were made."""

@@ -1,8 +1,9 @@
 """Built-in accelerators, so that the smallest manifest needs no AcceleratorClass.
 
-Their profiles are rooflines of one typical model each (see `fairlead/engine_profile.py`): good
-enough for routing and simulation until an engine has been measured. They select no nodes, since
-product labels differ between clusters. A cluster with several kinds of GPU needs its own classes.
+Their profiles are of one typical model each: fitted to a measurement for H100 and H200, rooflines
+for the others (see `fairlead/engine_profile.py`). They serve routing and simulation until an engine
+has been measured. They select no nodes, since product labels differ between
+clusters. A cluster with several kinds of GPU needs its own classes.
 """
 
 from collections.abc import Mapping
@@ -19,8 +20,8 @@ _GOOGLE_TPU, _INTEL_GAUDI = "google.com/tpu", "habana.ai/gaudi"
 _BUILTIN: dict[str, tuple[str, str | None]] = {
     "nvidia-l4": ("l4-qwen8b", _NVIDIA_GPU),
     "nvidia-a100": ("a100-qwen7b", _NVIDIA_GPU),
-    "nvidia-h100": ("h100-llama8b", _NVIDIA_GPU),
-    "nvidia-h200": ("h200-llama8b", _NVIDIA_GPU),
+    "nvidia-h100": ("h100-llama8b-fitted", _NVIDIA_GPU),
+    "nvidia-h200": ("h200-llama8b-fitted", _NVIDIA_GPU),
     "nvidia-b200": ("b200-llama8b", _NVIDIA_GPU),
     "amd-mi300x": ("mi300x-llama8b", _AMD_GPU),
     "amd-mi325x": ("mi325x-llama8b", _AMD_GPU),

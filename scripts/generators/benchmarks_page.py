@@ -64,6 +64,7 @@ def benchmarks_page(root: Path) -> str:
     results = root / "bench" / "results"
     tables: Mapping[str, Callable[[Path], str]] = {
         "routing": _routing_table,
+        "gpu": _gpu_table,
         "gateway": _gateway_table,
         "crowded": _crowded_table,
         "scenarios": _scenario_table,
@@ -114,6 +115,27 @@ def _routing_row(preset: str, run: str, found: Mapping[str, Any]) -> str:
         f"| {preset} | {run} | {seconds['mean']:.2f} s | {seconds['p90']:.2f} s "
         f"| {found['within_objective']:.1%} | {found['cached_token_share']:.1%} |\n"
     )
+
+
+def _gpu_table(results: Path) -> str:
+    parts, rows = _load(results / "gpu.json")["parts"], []
+    for suffix in ("", "-load-0.9"):
+        checks = parts[f"fleet{suffix}"]["checks"]
+        load = checks["step costs, all engines at once"]["load"]
+        simulated = parts[f"simulator{suffix}"]["checks"]["the presets' order, live and simulated"]
+        for name, found in checks.items():
+            if not name.startswith("replay: "):
+                continue
+            preset, _, number = name.removeprefix("replay: ").partition(", round ")
+            ttft, tpot = found["ttft_seconds"], found["tpot_seconds"]["mean"]
+            other = simulated[preset]["simulated"]
+            rows.append(
+                f"| {preset}, {load:.0%} | {number} | {ttft['mean']:.2f} s | {ttft['p90']:.2f} s "
+                f"| {1_000 * tpot:.0f} ms | {found['cached_token_share']:.1%} "
+                f"| {other['ttft_mean']:.2f} s | {1_000 * other['tpot_mean']:.0f} ms |\n"
+            )
+    head = "| preset, load | run | TTFT mean | TTFT p90 | TPOT | prompt tokens cached | TTFT, simulated | TPOT, simulated |"
+    return _table(head, rows)
 
 
 def _gateway_table(results: Path) -> str:

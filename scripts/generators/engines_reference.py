@@ -9,7 +9,13 @@ from typing import Any, Final
 import yaml
 from generators.engine_flags import known
 
-from fairlead.roofline import BANDWIDTH_SHARE, COMPUTE_SHARE, AcceleratorFigures, accelerator_figures
+from fairlead.roofline import (
+    BANDWIDTH_SHARE,
+    COMPUTE_SHARE,
+    HOPPER_COMPUTE_SHARE,
+    AcceleratorFigures,
+    accelerator_figures,
+)
 from fairlead_cli.catalog.architecture import count_parameters, kv_bytes_per_device, weight_bytes
 from fairlead_cli.catalog.entry import CatalogEntry, find_entry, read_entries
 from fairlead_cli.catalog.manifest import ManifestOptions, render_with_class
@@ -184,7 +190,8 @@ def catalog_page(note: str) -> str:
         "- Layers quantized in blocks are split only where each device gets whole blocks.\n\n"
         "## Accelerators\n\n"
         "Memory is what drivers report. Bandwidth and operations are those of data sheets, dense. A\n"
-        f"roofline takes {COMPUTE_SHARE:.0%} of the operations and {BANDWIDTH_SHARE:.0%} of the bandwidth.\n\n"
+        f"roofline takes {COMPUTE_SHARE:.0%} of the operations and {BANDWIDTH_SHARE:.0%} of the bandwidth; of the\n"
+        f"operations of H100 and H200 it takes {HOPPER_COMPUTE_SHARE:.0%}, as measured on an H100.\n\n"
         "| Class | Memory | Bandwidth | bf16 | fp8 | fp4 | Node label | Source |\n|---|---|---|---|---|---|---|---|\n"
         f"{accelerators}\n"
         f"## Sources\n\n{sources}"

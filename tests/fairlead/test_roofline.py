@@ -1,9 +1,11 @@
 """Rooflines, against the built-in profiles that were made with the same shares."""
 
+from dataclasses import replace
+
 import pytest
 
 from fairlead.engine_profile import builtin_profile
-from fairlead.roofline import ModelCost, accelerator_figures, roofline_profile
+from fairlead.roofline import COMPUTE_SHARE, ModelCost, accelerator_figures, roofline_profile
 
 LLAMA_8B = ModelCost(
     weight_bytes=16.06e9, active_parameters=7.5e9 + 0.53e9, attention_flops=4 * 32 * 32 * 128, kv_bytes=131_072
@@ -12,11 +14,17 @@ LLAMA_8B = ModelCost(
 
 def test_a_roofline_of_the_same_model_is_the_built_in_profile() -> None:
     known = builtin_profile("h100-llama8b")
-    made = roofline_profile(
-        "made", LLAMA_8B, accelerator_figures()["nvidia-h100"], devices=1, kv_tokens=known.kv_tokens
-    )
+    figures = replace(accelerator_figures()["nvidia-h100"], compute_share=COMPUTE_SHARE)
+    made = roofline_profile("made", LLAMA_8B, figures, devices=1, kv_tokens=known.kv_tokens)
     for name in ("prefill_token_seconds", "attention_seconds", "weights_seconds", "resident_token_seconds"):
         assert getattr(made, name) == pytest.approx(getattr(known, name), rel=0.1), name
+
+
+def test_a_roofline_of_a_measured_device_is_near_the_fitted_profile() -> None:
+    fitted = builtin_profile("h100-llama8b-fitted")
+    made = roofline_profile("made", LLAMA_8B, accelerator_figures()["nvidia-h100"], devices=1, kv_tokens=1)
+    for prompt in (1_024, 8_192, 30_000):
+        assert made.prefill_time(prompt) == pytest.approx(fitted.prefill_time(prompt), rel=0.15), prompt
 
 
 def test_devices_divide_the_work_and_not_the_overhead() -> None:
