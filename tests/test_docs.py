@@ -31,6 +31,7 @@ SOURCES = [
     for folder in ("fairlead", "gateway", "kvstore", "sim", "cli", "downloader")
     for path in (ROOT / folder).rglob("*.py")
 ]
+APP = build_app()
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)")
@@ -87,29 +88,34 @@ def headings_of(page: Path) -> frozenset[str]:
     return frozenset(map(slug, re.findall(r"^#+ (.*)$", text_of(page), re.MULTILINE)))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
-def test_every_link_leads_somewhere(page: Path) -> None:
-    broken = []
+def broken_links(page: Path) -> Iterator[str]:
     for target in LINK.findall(FENCE.sub("", text_of(page))):
         if target.startswith(("http://", "https://", "mailto:")):
             continue
         place, _, anchor = target.partition("#")
         found = (page.parent / place).resolve() if place else page
         if not found.exists():
-            broken.append(target)
+            yield f"{named(page)}: {target}"
         elif anchor and found.suffix == ".md" and slug(anchor) not in headings_of(found):
-            broken.append(f"{target}: no such heading")
-    assert broken == []
+            yield f"{named(page)}: {target}: no such heading"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
-def test_every_path_of_the_repository_that_is_named_exists(page: Path) -> None:
+def test_every_link_leads_somewhere() -> None:
+    assert [broken for page in PAGES for broken in broken_links(page)] == []
+
+
+def test_every_path_of_the_repository_that_is_named_exists() -> None:
     tops = [
         path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in ("out", ".venv", "build", "dist")
     ]
     inside = re.compile(rf"(?:{'|'.join(map(re.escape, tops))})/[\w./-]*\w")
-    there = [span for span in SPAN.findall(FENCE.sub("", text_of(page))) if inside.fullmatch(span)]
-    assert [span for span in there if not (ROOT / span).exists() and not (page.parent / span).exists()] == []
+    missing = [
+        f"{named(page)}: {span}"
+        for page in PAGES
+        for span in SPAN.findall(FENCE.sub("", text_of(page)))
+        if inside.fullmatch(span) and not (ROOT / span).exists() and not (page.parent / span).exists()
+    ]
+    assert missing == []
 
 
 # --- commands -----------------------------------------------------------------------------------------------------------
@@ -154,22 +160,29 @@ def test_there_are_commands_to_check() -> None:
     assert len([words for page in PAGES for words in commands(page)]) > 30
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
-def test_every_command_that_is_shown_parses(page: Path) -> None:
-    for words in commands(page):
-        verb = " ".join(words[:2]) if words[0] in NOUNS else words[0]
-        if verb in NOUNS:
-            continue
-        assert verb in VERBS, f"fairlead {' '.join(words)}: no such verb"
-        flags = {word.partition("=")[0] for word in words if word.startswith("-") and word != "-"}
-        assert flags - options_of(verb) - {"--help"} == set(), f"fairlead {' '.join(words)}"
-        try:
-            build_app().parse_args(words, exit_on_error=False, print_error=False)
-        except MissingArgumentError as error:
-            if " ".join(words) != verb:  # a page may name a command without its arguments
-                pytest.fail(f"fairlead {' '.join(words)}: {error}")
-        except CycloptsError as error:
-            pytest.fail(f"fairlead {' '.join(words)}: {error}")
+def problem_of(words: list[str]) -> str | None:
+    """Returns what is wrong with a command; None if it parses."""
+    verb = " ".join(words[:2]) if words[0] in NOUNS else words[0]
+    if verb in NOUNS:
+        return None
+    if verb not in VERBS:
+        return "no such verb"
+    flags = {word.partition("=")[0] for word in words if word.startswith("-") and word != "-"}
+    if unknown := flags - options_of(verb) - {"--help"}:
+        return f"no such options: {unknown}"
+    try:
+        APP.parse_args(words, exit_on_error=False, print_error=False)
+    except MissingArgumentError as error:
+        return None if " ".join(words) == verb else str(error)  # a page may name a command without its arguments
+    except CycloptsError as error:
+        return str(error)
+    return None
+
+
+def test_every_command_that_is_shown_parses() -> None:
+    shown = [(page, words) for page in PAGES for words in commands(page)]
+    problems = [(named(page), " ".join(words), problem_of(words)) for page, words in shown]
+    assert [found for found in problems if found[2] is not None] == []
 
 
 @cache
@@ -178,14 +191,18 @@ def help_of(module: str, *verb: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=ROOT).stdout
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
-def test_every_option_of_a_process_that_is_shown_exists(page: Path) -> None:
+def unknown_options(page: Path) -> Iterator[str]:
     for snippet in snippets(page):
         if found := MODULE.search(re.sub(r"\s#\s.*", "", snippet)):
             module = found[1] or "fairlead_gateway"
             verb = re.findall(r"^ ([a-z][a-z-]*)", found[3]) if module in ("fairlead_bench", "fairlead_sim") else ()
             for option in re.findall(r"(?<!\S)--[a-z-]+", found[3]):
-                assert re.search(rf"{option}\b", help_of(module, *verb)), f"{module}: {option}"
+                if not re.search(rf"{option}\b", help_of(module, *verb)):
+                    yield f"{named(page)}: {module} {option}"
+
+
+def test_every_option_of_a_process_that_is_shown_exists() -> None:
+    assert [unknown for page in PAGES for unknown in unknown_options(page)] == []
 
 
 def every_option() -> set[str]:

@@ -58,18 +58,14 @@ def is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one["kind"] == other["kind"] and one["metadata"]["name"] == other["metadata"]["name"]
 
 
-def place(value: object) -> str:
-    return f"{value.name}" if isinstance(value, Path) else f"line-{value.line}" if isinstance(value, Block) else ""
-
-
-@pytest.mark.parametrize("path", FOLLOWED, ids=named)
-def test_a_page_says_where_its_commands_run_and_why_a_block_is_left_out(path: Path) -> None:
-    page = parse_page(path)
-    unmarked = [block.line for block in page.blocks if block.language in SHELLS and not block.skipped]
-    assert page.setting or not unmarked, f"{path.name} has commands and no `<!-- commands: … -->`"
-    assert page.setting != "none" or len(page.reason.split()) >= 3, f"{path.name}: the reason is missing"
-    reasons = [block.skipped for block in page.blocks if block.skipped]
-    assert [reason for reason in reasons if len(reason.split()) < 3] == []
+def test_pages_say_where_their_commands_run_and_why_a_block_is_left_out() -> None:
+    for path in FOLLOWED:
+        page = parse_page(path)
+        unmarked = [block.line for block in page.blocks if block.language in SHELLS and not block.skipped]
+        assert page.setting or not unmarked, f"{path.name} has commands and no `<!-- commands: … -->`"
+        assert page.setting != "none" or len(page.reason.split()) >= 3, f"{path.name}: the reason is missing"
+        reasons = [block.skipped for block in page.blocks if block.skipped]
+        assert [reason for reason in reasons if len(reason.split()) < 3] == [], path.name
 
 
 def test_reasons_name_tests_that_exist() -> None:
@@ -92,23 +88,28 @@ def test_pages_for_every_kind_of_installation_exist() -> None:
     assert {"local", "checkout", "cluster", "installation"} <= {parse_page(path).setting for path in FOLLOWED}
 
 
-@pytest.mark.parametrize("path", FOLLOWED, ids=named)
-def test_commands_are_written_so_that_they_can_be_pasted(path: Path) -> None:
-    page = parse_page(path)
-    assert [block.line for block in page.blocks if block.language in ("bash", "shell", "console")] == [], "use sh"
-    bare = [block.line for block in page.blocks if not block.language and PROGRAM.match(block.text)]
-    assert bare == [], "commands without a language are not run"
-    prompts = [block.line for block in page.blocks if block.language == "sh" and re.search(r"^\$ ", block.text, re.M)]
-    assert prompts == []
+def test_commands_are_written_so_that_they_can_be_pasted() -> None:
+    for path in FOLLOWED:
+        blocks = parse_page(path).blocks
+        other = [block.line for block in blocks if block.language in ("bash", "shell", "console")]
+        assert other == [], f"{path.name}: use sh"
+        bare = [block.line for block in blocks if not block.language and PROGRAM.match(block.text)]
+        assert bare == [], f"{path.name}: commands without a language are not run"
+        prompts = [block.line for block in blocks if block.language == "sh" and re.search(r"^\$ ", block.text, re.M)]
+        assert prompts == [], path.name
 
 
-@pytest.mark.parametrize(("path", "block"), blocks_of("yaml"), ids=place)
-def test_a_manifest_is_complete_and_valid(path: Path, block: Block) -> None:
-    if block.skipped:
-        return
-    if block.file and "values" in block.file:
-        jsonschema.validate(yaml.safe_load(block.text), VALUES_SCHEMA)
-        return
+def test_manifests_are_complete_and_valid() -> None:
+    for path, block in blocks_of("yaml"):
+        if block.skipped:
+            continue
+        if block.file and "values" in block.file:
+            jsonschema.validate(yaml.safe_load(block.text), VALUES_SCHEMA)
+        else:
+            check_manifest(path, block)
+
+
+def check_manifest(path: Path, block: Block) -> None:
     documents = [document for document in yaml.safe_load_all(block.text) if document]
     for document in documents:
         assert {"apiVersion", "kind"} <= document.keys(), f"{path.name}:{block.line}: no complete manifest"
@@ -119,14 +120,14 @@ def test_a_manifest_is_complete_and_valid(path: Path, block: Block) -> None:
         assert problems == []
 
 
-@pytest.mark.parametrize(
-    "path", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda path: str(path.relative_to(ROOT))
-)
-def test_a_page_describes_what_exists(path: Path) -> None:
-    if named(path).startswith(WORKSHOP):
-        return
-    plain = re.sub(r"^```.*?^```|`[^`\n]*`", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    assert [found[0] for found in PROMISE.finditer(plain)] == []
+def test_pages_describe_what_exists() -> None:
+    promises = []
+    for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]:
+        if named(path).startswith(WORKSHOP):
+            continue
+        plain = re.sub(r"^```.*?^```|`[^`\n]*`", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        promises += [f"{named(path)}: {found[0]}" for found in PROMISE.finditer(plain)]
+    assert promises == []
 
 
 def test_the_parser_reads_markers_files_and_backgrounds(tmp_path: Path) -> None:
