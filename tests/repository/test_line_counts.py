@@ -1,0 +1,57 @@
+"""Lines of code by package: the counter, and the record that holds it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
+
+from count_lines import code_lines, count_packages, recorded  # noqa: E402
+
+SOURCE = '''"""A module.
+
+With a docstring."""
+
+from x import y  # a comment
+
+LIMIT = 5
+"""What the limit is."""
+
+
+def load(path: str) -> str:
+    """Returns a text."""
+    # a comment alone
+    text = """
+    # no comment
+    """
+    return send(
+        text,
+        "# no comment",
+        """alone, and an argument"""
+    )
+'''
+
+
+def test_blank_lines_comments_and_docstrings_do_not_count() -> None:
+    assert code_lines(SOURCE) == 11
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("", 0),
+        ("cdef int twice(int n) nogil:\n    return 2 * n\n", 2),
+        ("x = 'it''s' # '''\ny = 1\n", 2),
+        ('def f():\n    """One line."""\n', 1),
+        ('x = [\n    """a"""\n]\n', 3),
+    ],
+)
+def test_lines_of_sources(text: str, count: int) -> None:
+    assert code_lines(text) == count
+
+
+def test_no_package_has_more_lines_than_its_record() -> None:
+    known = recorded()["now"]
+    grown = {name: count - known[name] for name, count in count_packages().items() if count > known[name]}
+    assert grown == {}, "take something out, or run scripts/count_lines.py --update and say why in the commit"
