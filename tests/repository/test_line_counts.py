@@ -16,7 +16,7 @@ With a docstring."""
 from x import y  # a comment
 
 LIMIT = 5
-"""What the limit is."""
+"""The limit of a test."""
 
 
 def load(path: str) -> str:
