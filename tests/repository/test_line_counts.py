@@ -7,7 +7,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from count_lines import code_lines, count_packages, recorded  # noqa: E402
+from count_lines import code_lines, count_packages, recorded
 
 SOURCE = '''"""A module.
 
