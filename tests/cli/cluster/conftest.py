@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ Change = Callable[..., ClusterFacts]
 
 def chart() -> list[Manifest]:
     """Returns the objects that helm installs, from the chart's golden file."""
+    return copy.deepcopy(_chart())
+
+
+@cache
+def _chart() -> list[Manifest]:
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return [one for one in yaml.load_all(GOLDEN.read_text(encoding="utf-8"), Loader=loader) if one is not None]
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, Field
 
-from fairlead.api.crd import structural_schema
+from fairlead.api.crd import crd_manifest, structural_schema
 from fairlead.api.kinds import served_kinds
 
 ROOT = Path(__file__).parents[3]
@@ -225,6 +225,12 @@ class Loose(BaseModel):
     size: Annotated[float, Field(lt=3)] = 1.0
     anything: Any = None
     inner: Inner = Inner()
+
+
+def test_caller_may_change_the_manifest_it_gets() -> None:
+    kind = served_kinds()[0]
+    del crd_manifest(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    assert crd_manifest(kind) == CRDS[kind.name]
 
 
 def test_type_without_structural_schema_fails_generation() -> None:
