@@ -1,7 +1,7 @@
-"""30,000 client connections; ``make nightly`` tries millions more with another seed."""
+"""1,000 client connections; ``make nightly`` tries 2.2 million with another seed."""
 
 from fuzzing.ci import holds
 
 
 def test_client_connections() -> None:
-    holds("head", 30_000)
+    holds("head", 1_000)

@@ -1,7 +1,7 @@
-"""35,000 request bodies; ``make nightly`` tries millions more with another seed."""
+"""1,000 request bodies; ``make nightly`` tries 2.7 million with another seed."""
 
 from fuzzing.ci import holds
 
 
 def test_request_bodies() -> None:
-    holds("splice", 35_000)
+    holds("splice", 1_000)

@@ -46,13 +46,14 @@ def corpora() -> Iterator[tuple[str, str, bytes]]:
 
 
 def test_hostile_inputs_of_other_tests_and_their_mutations_break_no_property() -> None:
+    inputs = list(corpora())
     for name, target in TARGETS.items():
-        known = [data for of, _, data in corpora() if of == name and len(data) <= LONGEST]
+        known = [data for of, _, data in inputs if of == name and len(data) <= LONGEST]
         for data in known:
             target.check(data)
         if known:
             mutator = Mutator("corpora", known, target.words, target.pieces)
-            for _ in range(3_000):
+            for _ in range(250):
                 target.check(mutator.next())
 
 
