@@ -6,6 +6,8 @@ RUN := .venv/bin/python
 TRACES ?=
 # Tests side by side: one a processor.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+# `make test CLUSTER=1`: first compile etcd, kube-apiserver, helm and promtool, once, where there is Go.
+CLUSTER ?=
 # `make test FAST=1`: tests of pure code, without processes, clusters and property tests.
 FAST ?=
 PURE_TESTS := $(addprefix tests/,autoscaler/collector autoscaler/core autoscaler/presets cli/explain cli/rollouts cli/scaling \
@@ -50,7 +52,7 @@ demo: env ## replay traffic under three routing presets, live and simulated; wri
 test-tools: env ## compile etcd, kube-apiserver, helm and promtool for the tests, once, where there is Go
 	@$(RUN) e2e/cluster test-tools || [ $$? -eq 3 ]
 
-test: $(if $(FAST),env,test-tools) ## run unit, property and integration tests; FAST=1: those of pure code, in three minutes
+test: $(if $(CLUSTER),test-tools,env) ## run unit, property and integration tests; FAST=1: pure code alone; CLUSTER=1: build the cluster's programs first
 	@$(RUN) -m pytest -n $(JOBS) $(if $(FAST),--dist load -m "not property" $(PURE_TESTS),--dist loadfile)
 
 lint: env ## check style, types, import contracts, generated files and prose

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fairlead_operator.render import CURRENT_VERSION, render_model
 from fairlead_testing.kube import helm as chart
+from fairlead_testing.kube.api_server import NO_CLUSTER_PROGRAMS
 from fairlead_testing.kube.render_cases import default_context, golden_text, read_case
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
@@ -29,7 +30,7 @@ def main() -> int:
         (target / case.name).write_text(golden_text(rendered.manifests), encoding="utf-8")
     helm = chart.helm_program()
     if helm is None:
-        print(chart.MISSING_HELM_MESSAGE, file=sys.stderr)
+        print(NO_CLUSTER_PROGRAMS, file=sys.stderr)
         return 1
     for case in sorted((TESTS / "charts" / "values").glob("*.yaml")):
         text = chart.golden_text(chart.render_chart(helm, f"--values={case}"))

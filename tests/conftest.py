@@ -7,7 +7,7 @@ Valkey gets its own. What this machine lacks is reported before the first test a
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from fairlead_testing.collected_errors import label_transports
-from fairlead_testing.kube import api_server as kube
-from fairlead_testing.kube import helm
-from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
+from fairlead_testing.kube.api_server import NO_CLUSTER_PROGRAMS, ApiServer, api_server_for_test, binaries_folder
+from fairlead_testing.kube.helm import chart_tools, helm_program
 
 if TYPE_CHECKING:
     from fairlead_testing.redis.valkey import Valkey
@@ -49,10 +48,22 @@ def pytest_report_header() -> list[str]:
     return [f"cannot run here: {line}" for line in _cannot_run()]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Gives all tests that miss the cluster's programs one place, so that the summary has one line for them."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple) and NO_CLUSTER_PROGRAMS in report.longrepr[2]:
+        report.longrepr = ("tests", 0, report.longrepr[2])
+    return report
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Repeats what could not run, after the results."""
+    """Repeats what could not run, after the results, with the number of tests of the cluster's programs."""
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", ())]
+    count = sum(NO_CLUSTER_PROGRAMS in reason for reason in skipped)
     for line in _cannot_run():
-        terminalreporter.write_line(f"could not run here: {line}", yellow=True)
+        number = f"{count} " if NO_CLUSTER_PROGRAMS in line else ""
+        terminalreporter.write_line(f"could not run here: {number}{line}", yellow=True)
     if not _cannot_run():
         terminalreporter.write_line("could not run here: nothing")
 
@@ -61,9 +72,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def _cannot_run() -> list[str]:
     """Returns the tests that are skipped or left out here, with reason and remedy."""
     needs = {
-        f"tests on a real API server ({kube.MISSING_API_SERVER_MESSAGE})": kube.binaries_folder() is not None,
-        f"tests of the chart ({helm.MISSING_HELM_MESSAGE})": helm.helm_program() is not None,
-        f"tests of alert rules and schemas ({helm.MISSING_TOOLS_MESSAGE})": helm.chart_tools() is not None,
+        f"tests ({NO_CLUSTER_PROGRAMS})": all((binaries_folder(), helm_program(), chart_tools())),
         "tests with certificates (no openssl command)": shutil.which("openssl") is not None,
         "tests of the status page's script (no node command)": shutil.which("node") is not None,
         "tests of the load generator (no C compiler)": shutil.which("cc") is not None,

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
+from fairlead_testing.kube.api_server import NO_CLUSTER_PROGRAMS
 from fairlead_testing.kube.helm import (
-    MISSING_HELM_MESSAGE,
-    MISSING_TOOLS_MESSAGE,
     ChartTools,
     chart_tools,
     helm_program,
@@ -21,7 +20,7 @@ def program() -> Path:
     """The path of helm."""
     found = helm_program()
     if found is None:
-        pytest.skip(MISSING_HELM_MESSAGE)
+        pytest.skip(NO_CLUSTER_PROGRAMS)
     return found
 
 
@@ -30,7 +29,7 @@ def _tools() -> ChartTools:
     """promtool, and the OpenAPI of two releases of Kubernetes."""
     found = chart_tools()
     if found is None:
-        pytest.skip(MISSING_TOOLS_MESSAGE)
+        pytest.skip(NO_CLUSTER_PROGRAMS)
     return found
 
 

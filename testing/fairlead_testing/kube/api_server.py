@@ -22,7 +22,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_testing.processes import is_alive, wait_until
 
 CLUSTER_TOOL = Path(__file__).parents[3] / "e2e" / "cluster"
-MISSING_API_SERVER_MESSAGE = "no kube-apiserver: `make test-tools` compiles it, or KUBEBUILDER_ASSETS names a folder"
+NO_CLUSTER_PROGRAMS = "no etcd, kube-apiserver, helm or promtool: `make test CLUSTER=1` compiles them"
 
 
 def binaries_folder() -> Path | None:
@@ -107,7 +107,7 @@ class ApiServer:
 def api_server_for_test(run: Path) -> Iterator[ApiServer]:
     """Like `running_api_server`, but skips the test if the binaries are missing."""
     if binaries_folder() is None:
-        raise SkipTest(MISSING_API_SERVER_MESSAGE)
+        raise SkipTest(NO_CLUSTER_PROGRAMS)
     with running_api_server(run) as server:
         yield server
 

@@ -15,8 +15,6 @@ import yaml
 from fairlead_testing.kube.api_server import CLUSTER_TOOL, binaries_folder
 
 CHART_FOLDER = Path(__file__).parents[3] / "charts" / "fairlead"
-MISSING_HELM_MESSAGE = "no helm: `make test-tools` compiles it, or have one on PATH"
-MISSING_TOOLS_MESSAGE = "no promtool, or no OpenAPI of two releases: `make test-tools` makes them"
 OPTIONAL_API_VERSIONS = ("monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1")
 """Optional API groups that the chart uses if the cluster serves them."""
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -24,7 +24,7 @@ def kubectl(server: ApiServer, *arguments: str, text: str | None = None) -> str:
     """Runs kubectl and returns its output. Raises AssertionError with its error."""
     program = (binaries_folder() or Path()) / "kubectl"
     assert program.exists(), (
-        "no kubectl next to kube-apiserver: unset KUBEBUILDER_ASSETS, and `make test-tools` compiles one"
+        "no kubectl next to kube-apiserver: unset KUBEBUILDER_ASSETS, and `make test CLUSTER=1` compiles one"
     )
     command = [str(program), f"--kubeconfig={server.kubeconfig}", *arguments]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)

@@ -16,7 +16,7 @@ from fairlead_testing.kube import api_server
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Path]:
     if api_server.binaries_folder() is None:
-        pytest.skip(api_server.MISSING_API_SERVER_MESSAGE)
+        pytest.skip(api_server.NO_CLUSTER_PROGRAMS)
     yield tmp_path / "run"
     levels.down(tmp_path / "run")
 
