@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from e2e.gpu.random_model import SHAPES, ModelShape, write_model, write_weights
+from e2e.gpu.random_model import SHAPES, ModelShape, read_shape, write_model, write_weights
 from e2e.vllm.engine.engine_processes import EngineProcess, fetch, free_port, start_engine
 
 MODEL: Final = "gpu-model"
@@ -115,7 +115,7 @@ class EngineSlot:
 class EngineGroup:
     """Engines of one model, which are killed at the end of the block.
 
-    shape: of the random weights.
+    shape: of the random weights; a real model in a folder has its own.
     step_tokens: the most tokens that an engine computes in a step.
     """
 
@@ -130,7 +130,8 @@ class EngineGroup:
     ) -> None:
         self.settings = settings
         self.step_tokens = step_tokens
-        self.shape: ModelShape = SHAPES[shape]
+        is_folder = settings.model is not None and Path(settings.model).is_dir()
+        self.shape: ModelShape = read_shape(Path(settings.model)) if is_folder and settings.model else SHAPES[shape]
         self.slots = [EngineSlot(number) for number in range(count)]
         self.engines: dict[int, EngineProcess] = {}
         self._folder = folder
@@ -259,5 +260,5 @@ def _simulated_options(options: Sequence[str]) -> list[str]:
     """Returns the options that simulated engines have as well: those of KV transfer by NIXL."""
     if "--kv-transfer-config" not in options:
         return []
-    told = json.loads(options[options.index("--kv-transfer-config") + 1])
-    return ["--kv-connector", "nixl", "--kv-role", told["kv_role"]]
+    transfer = json.loads(options[options.index("--kv-transfer-config") + 1])
+    return ["--kv-connector", "nixl", "--kv-role", transfer["kv_role"]]

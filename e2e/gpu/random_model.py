@@ -90,6 +90,20 @@ def write_model(folder: Path, shape: ModelShape) -> Path:
     return folder
 
 
+def read_shape(folder: Path) -> ModelShape:
+    """Returns the sizes of a model with the configuration of a Llama. Raises KeyError if one is missing."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return ModelShape(
+        config["num_hidden_layers"],
+        config["hidden_size"],
+        config["num_attention_heads"],
+        config.get("num_key_value_heads", config["num_attention_heads"]),
+        config["intermediate_size"],
+        config["vocab_size"],
+        config.get("tie_word_embeddings", False),
+    )
+
+
 def write_weights(folder: Path, shape: ModelShape, seed: int) -> None:
     """Writes random weights into a model's folder: answers then depend on every token of a
     prompt.

@@ -64,6 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.engines == "vllm" and needs_engines and not accelerators:
         print("no GPU: nvidia-smi lists none. ENGINES=sim runs on simulated engines", file=sys.stderr)
         return 2
+    if options.model and options.kv_bytes is None and 0 < len(accelerators) < ENGINES:
+        print(
+            f"--kv-bytes is missing: {ENGINES} engines share {len(accelerators)} GPUs, and the memory that a real "
+            "model leaves is not known. Give each engine's bytes of KV cache",
+            file=sys.stderr,
+        )
+        return 2
     command = shlex.split(options.vllm)
     settings = EngineSettings(
         accelerators, options.model, command, shlex.split(options.vllm_args), kv_bytes=options.kv_bytes
@@ -210,8 +217,12 @@ def _versions(settings: EngineSettings, options: argparse.Namespace) -> dict[str
     if settings.is_simulated:
         return {"engines": "simulated"}
     device, count = settings.accelerators[0], len(settings.accelerators)
-    told = {"engines": "vLLM", "gpu": f"{count} × {device.name}", "driver": device.driver}
-    return told | {"model": options.model or "random weights"}
+    return {
+        "engines": "vLLM",
+        "gpu": f"{count} × {device.name}",
+        "driver": device.driver,
+        "model": options.model or "random weights",
+    }
 
 
 def _keep_logs(folder: Path, out: Path) -> None:

@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from e2e.gpu.random_model import ADAPTER_RANK, SHAPES, ModelShape, write_adapter, write_model, write_weights
+from e2e.gpu.random_model import ADAPTER_RANK, SHAPES, ModelShape, read_shape, write_adapter, write_model, write_weights
 from fairlead_sim.engine.tokenizer import Tokenizer
 
 SMALL = ModelShape(2, 64, 4, 2, 96, 512, ties_embeddings=False)
@@ -33,6 +33,10 @@ def test_the_vocabulary_is_that_of_simulated_engines(tmp_path: Path) -> None:
     text = " abc def a Ä 123 {}\n" + simulated.random_text(500, "any")
     assert all(vocabulary[simulated.printable_piece(token)] == token for token in simulated.encode(text))
     assert len(vocabulary) <= SHAPES["1.5b"].vocabulary
+
+
+def test_a_written_model_has_the_shape_that_is_read(tmp_path: Path) -> None:
+    assert read_shape(write_model(tmp_path, SHAPES["8b"])) == SHAPES["8b"]
 
 
 def test_weights_have_the_bytes_of_the_shape(tmp_path: Path) -> None:
