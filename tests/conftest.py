@@ -50,7 +50,9 @@ def pytest_report_header() -> list[str]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Gives all tests that miss the cluster's programs one place, so that the summary has one line for them."""
+    """Gives all tests that miss the cluster's programs one place, so that the summary has one line
+    for them.
+    """
     report = yield
     if report.skipped and isinstance(report.longrepr, tuple) and NO_CLUSTER_PROGRAMS in report.longrepr[2]:
         report.longrepr = ("tests", 0, report.longrepr[2])
@@ -58,7 +60,9 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Repeats what could not run, after the results, with the number of tests of the cluster's programs."""
+    """Repeats what could not run, after the results, with the number of tests of the cluster's
+    programs.
+    """
     skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", ())]
     count = sum(NO_CLUSTER_PROGRAMS in reason for reason in skipped)
     for line in _cannot_run():

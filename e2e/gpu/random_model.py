@@ -91,7 +91,9 @@ def write_model(folder: Path, shape: ModelShape) -> Path:
 
 
 def read_shape(folder: Path) -> ModelShape:
-    """Returns the sizes of a model with the configuration of a Llama. Raises KeyError if one is missing."""
+    """Returns the sizes of a model with the configuration of a Llama. Raises KeyError if one is
+    missing.
+    """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return ModelShape(
         config["num_hidden_layers"],
