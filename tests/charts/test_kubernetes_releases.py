@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from fairlead_testing.kube.helm import CHART_FOLDER, ChartTools, render_chart
 from fairlead_testing.kube.openapi import KubernetesRelease
+from fairlead_testing.yaml_documents import load_document, load_documents
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 ENGINES = Path(__file__).parents[1] / "operator" / "render" / "golden"
@@ -19,7 +19,6 @@ OTHERS = {
     "inference.networking.k8s.io/v1",
 }
 """Groups that are no part of Kubernetes."""
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @pytest.fixture(scope="session", params=RELEASES)
@@ -39,16 +38,13 @@ def test_every_release_knows_every_chart_field(release: KubernetesRelease, progr
 
 
 def test_every_release_knows_every_crd_field(release: KubernetesRelease) -> None:
-    crds = [yaml.load(path.read_text(), Loader=LOADER) for path in sorted((CHART_FOLDER / "crds").glob("*.yaml"))]
+    crds = [load_document(path.read_text()) for path in sorted((CHART_FOLDER / "crds").glob("*.yaml"))]
     assert against(release, crds) == []
 
 
 def test_every_release_knows_every_rendered_field(release: KubernetesRelease) -> None:
     found = [
-        one
-        for path in sorted(ENGINES.rglob("*.yaml"))
-        for one in yaml.load_all(path.read_text(), Loader=LOADER)
-        if one is not None
+        one for path in sorted(ENGINES.rglob("*.yaml")) for one in load_documents(path.read_text()) if one is not None
     ]
     assert against(release, found) == []
 
@@ -85,7 +81,7 @@ def test_value_with_two_types_is_one_of_them(release: KubernetesRelease) -> None
 
 
 def test_wrong_word_deep_in_a_crd_is_found(release: KubernetesRelease) -> None:
-    crd = yaml.load((CHART_FOLDER / "crds" / "modeldeployments.yaml").read_text(), Loader=LOADER)
+    crd = load_document((CHART_FOLDER / "crds" / "modeldeployments.yaml").read_text())
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     schema["properties"]["spec"]["properties"]["pools"]["items"]["properties"]["name"]["minimumLength"] = 1
     (problem,) = release.problems(crd)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
@@ -26,11 +25,11 @@ from fairlead_autoscaler.kubernetes import manager as autoscaler
 from fairlead_operator.kube.leader_election import LEASE_NAME
 from fairlead_operator.kube.object_cache import OPTIONAL_CHILD_KINDS, STANDARD_CHILD_KINDS
 from fairlead_testing.kube.helm import HelmError, pod_specs, render_chart
+from fairlead_testing.yaml_documents import load_documents
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 NAMES = [case.stem for case in CASES]
 ENGINES = Path(__file__).parents[1] / "operator" / "render" / "golden"
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 ROLES = ("Role", "ClusterRole")
 Right = tuple[str, str, str]
 
@@ -60,7 +59,7 @@ def written() -> set[Resource]:
     """Returns the kinds of rendered objects, from the operator's golden files, and the revisions."""
     found = {CONTROLLER_REVISIONS}
     for path in ENGINES.rglob("*.yaml"):
-        for one in yaml.load_all(path.read_text(encoding="utf-8"), Loader=LOADER):
+        for one in load_documents(path.read_text(encoding="utf-8")):
             if one is not None:
                 found.add(RESOURCES_BY_KIND[one["apiVersion"], one["kind"]])
     return found

@@ -1,5 +1,6 @@
 """Renders and installs the chart with helm, for tests and for `scripts/golden.py`."""
 
+import copy
 import json
 import os
 import shutil
@@ -7,17 +8,18 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from fairlead_testing.kube.api_server import CLUSTER_TOOL, binaries_folder
+from fairlead_testing.yaml_documents import load_documents
 
 CHART_FOLDER = Path(__file__).parents[3] / "charts" / "fairlead"
 OPTIONAL_API_VERSIONS = ("monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1")
 """Optional API groups that the chart uses if the cluster serves them."""
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
@@ -63,17 +65,34 @@ def helm_program() -> Path | None:
 
 
 def render_chart(
-    program: Path, *arguments: str, served: tuple[str, ...] = OPTIONAL_API_VERSIONS
+    program: Path, *arguments: str, served: tuple[str, ...] = OPTIONAL_API_VERSIONS, fresh: bool = False
 ) -> list[dict[str, Any]]:
     """Returns the objects of `helm install` as release `fairlead`, namespace `fairlead`. Raises
     HelmError.
+
+    The caller may change the objects. Equal arguments and values files give equal objects in one
+    process, generated secrets included.
+    fresh: renders again, with secrets of its own.
     """
     versions = [f"--api-versions={one}" for one in served]
-    command = [str(program), "template", "fairlead", str(CHART_FOLDER), "--namespace=fairlead", *versions, *arguments]
+    command = (str(program), "template", "fairlead", str(CHART_FOLDER), "--namespace=fairlead", *versions, *arguments)
+    if fresh:
+        return _run_template(command)
+    files = [Path(argument.partition("=")[2]) for argument in arguments if argument.startswith("--values=")]
+    return copy.deepcopy(_rendered(command, *(file.read_bytes() for file in files)))
+
+
+@cache
+def _rendered(command: tuple[str, ...], *_values: bytes) -> list[dict[str, Any]]:
+    """Renders once for the same command and the same text of its values files."""
+    return _run_template(command)
+
+
+def _run_template(command: tuple[str, ...]) -> list[dict[str, Any]]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise HelmError(done.stderr.strip())
-    return [one for one in yaml.load_all(done.stdout, Loader=_LOADER) if one is not None]
+    return [one for one in load_documents(done.stdout) if one is not None]
 
 
 @dataclass(frozen=True, slots=True)

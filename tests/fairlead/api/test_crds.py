@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-import yaml
 from pydantic import BaseModel, Field
 
 from fairlead.api.crd import crd_manifest, structural_schema
 from fairlead.api.kinds import served_kinds
+from fairlead_testing.yaml_documents import load_document
 
 ROOT = Path(__file__).parents[3]
-CRDS = {kind.name: yaml.safe_load((ROOT / "crds" / f"{kind.plural}.yaml").read_text()) for kind in served_kinds()}
+CRDS = {kind.name: load_document((ROOT / "crds" / f"{kind.plural}.yaml").read_text()) for kind in served_kinds()}
 KEYWORDS = {
     "type", "format", "description", "properties", "items", "additionalProperties", "required", "enum", "default", "pattern",
     "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength", "minItems", "maxItems", "anyOf",
