@@ -122,11 +122,7 @@ VERBS: Final = {
     "lint": Verb(
         TOOLS, "manifests.lint:lint", "Check manifests and fleet files: line, field and fix for every problem."
     ),
-    "convert": Verb(
-        TOOLS,
-        "manifests.convert:convert",
-        "Convert manifests of earlier releases and of other systems.",
-    ),
+    "convert": Verb(TOOLS, "manifests.convert:convert", "Convert manifests of other systems."),
     "catalog list": Verb(
         TOOLS, "manifests.catalog:catalog_list", "Show the models of the catalogue: parameters, weights and context."
     ),

@@ -1,4 +1,4 @@
-"""Conversion of manifest files of earlier releases and of other systems."""
+"""Conversion of manifest files of other systems."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +14,7 @@ from fairlead.api.v1alpha1 import API_VERSION
 from fairlead.engine_profile import builtin_profiles
 from fairlead.errors import BadInput, ManifestError, first_line, plain_text
 from fairlead.limits import Limits
-from fairlead.manifests.convert import convert_document
-from fairlead.manifests.convert_text import TextConversion, convert_text
-from fairlead.manifests.loader import STDIN_PATH, read_object, read_texts
+from fairlead.manifests.loader import read_object, read_texts
 from fairlead.manifests.yaml_nodes import parse_documents
 from fairlead.runtime.atomic_write import write_atomic
 from fairlead_cli.migration.draft import MigrationOptions
@@ -39,7 +37,6 @@ class ConversionOptions:
     output: path of a file to write; None for standard output.
     """
 
-    in_place: bool = False
     as_json: bool = False
     migration: MigrationOptions = field(default_factory=MigrationOptions)
     output: str | None = None
@@ -47,9 +44,11 @@ class ConversionOptions:
 
 @dataclass(slots=True)
 class _Converted:
-    """The files: those with Fairlead's objects alone, and the documents of other systems."""
+    """The documents of other systems, and what became of them.
 
-    files: list[tuple[str, TextConversion]] = field(default_factory=list)
+    manifests: Fairlead's own objects among the files, then the converted ones.
+    """
+
     foreign: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     manifests: list[dict[str, Any]] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
@@ -58,18 +57,17 @@ class _Converted:
 
 def convert_files(paths: Sequence[str], options: ConversionOptions) -> int:
     """Converts all files, or none when one has a problem. Returns the exit code."""
-    if options.in_place and STDIN_PATH in paths:
-        raise BadInput("standard input cannot be rewritten", field="--in-place", hint="leave --in-place out")
     texts, found = read_texts(paths, limits=Limits())
     result = _Converted(problems=[str(problem) for problem in found])
     for file, text in texts:
         with _form_problems(file, result):
-            _convert_text(file, text, result)
+            _sort_documents(file, text, result)
     if result.foreign:
         with _form_problems(", ".join(dict.fromkeys(file for file, _ in result.foreign)), result):
             _migrate(result, options)
-    if not result.problems and not result.files and not result.manifests:
-        result.problems = [note.describe() for note in result.notes] + ["there is nothing to convert"]
+    elif not result.problems:
+        result.problems = [note.describe() for note in result.notes]
+        result.problems.append("there is nothing to convert: no object is of another system")
     if result.problems:
         print(*(plain_text(str(one)) for one in result.problems), sep="\n", file=sys.stderr)
         return 1
@@ -91,29 +89,18 @@ def _form_problems(place: str, result: _Converted) -> Iterator[None]:
         result.problems.append(f"{place}: a field has another form than its kind has ({cause})")
 
 
-def _convert_text(file: str, text: str, result: _Converted) -> None:
+def _sort_documents(file: str, text: str, result: _Converted) -> None:
     try:
-        nodes = parse_documents(text, file=file, limits=Limits())
-        documents = [node.to_python() for node in nodes]
-        if any(system_of(document) is not None or is_unsupported(document) for document in documents):
-            _sort_documents(file, documents, result)
-            return
-        conversion = convert_text(text, file=file)
+        documents = [node.to_python() for node in parse_documents(text, file=file, limits=Limits())]
     except ManifestError as error:
         result.problems += map(str, error.problems)
         return
-    result.problems += [
-        f"{file}: {problem}" for one in conversion.documents for problem in object_problems(one.document)
-    ]
-    result.files.append((file, conversion))
-
-
-def _sort_documents(file: str, documents: Sequence[Any], result: _Converted) -> None:
     for document in documents:
         if system_of(document) is not None:
             result.foreign.append((file, document))
         elif isinstance(document, dict) and document.get("apiVersion") == API_VERSION:
-            result.manifests.append(convert_document(document).document)
+            result.manifests.append(document)
+            result.problems += [f"{file}: {problem}" for problem in _object_problems(document)]
         else:
             kind = document.get("kind", "") if isinstance(document, dict) else ""
             name = (document.get("metadata") or {}).get("name", "") if isinstance(document, dict) else ""
@@ -128,10 +115,6 @@ def _sort_documents(file: str, documents: Sequence[Any], result: _Converted) -> 
 
 
 def _migrate(result: _Converted, options: ConversionOptions) -> None:
-    if options.in_place:
-        raise BadInput(
-            "--in-place is for Fairlead's own manifests", field="--in-place", hint="write another file: --out FILE"
-        )
     try:
         _check_accelerator(result, options.migration.accelerator)
         migration = migrate(result.foreign, options.migration)
@@ -143,17 +126,12 @@ def _migrate(result: _Converted, options: ConversionOptions) -> None:
     result.notes += migration.notes
     for manifest in migration.manifests:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
-        result.problems += [f"{kind} {name}: {problem}" for problem in object_problems(manifest)]
+        result.problems += [f"{kind} {name}: {problem}" for problem in _object_problems(manifest)]
 
 
 def _check_accelerator(result: _Converted, accelerator: str | None) -> None:
     """Raises BadInput for an AcceleratorClass that `fairlead lint` would refuse in the output."""
-    documents = [*result.manifests, *(one.document for _, text in result.files for one in text.documents)]
-    own = [
-        document["metadata"]["name"]
-        for document in documents
-        if isinstance(document, Mapping) and document.get("kind") == "AcceleratorClass"
-    ]
+    own = [document["metadata"]["name"] for document in result.manifests if document.get("kind") == "AcceleratorClass"]
     known = sorted({*own, *builtin_accelerators(), *builtin_profiles()})
     if accelerator is not None and accelerator not in known:
         raise BadInput(
@@ -165,19 +143,16 @@ def _check_accelerator(result: _Converted, accelerator: str | None) -> None:
 
 def _write(result: _Converted, options: ConversionOptions) -> None:
     if options.as_json:
-        _print(format_document(_as_json(result), "json"), options)
+        notes = [
+            {"place": note.place, "field": note.field, "outcome": note.outcome, "reason": note.reason}
+            for note in result.notes
+        ]
+        _print(format_document({"manifests": result.manifests, "notes": notes}, "json"), options)
         return
-    for file, conversion in result.files:
-        _report_changes(file, conversion)
-        if options.in_place and conversion.changes:
-            write_atomic(Path(file), conversion.text.encode(), mode=Path(file).stat().st_mode & 0o777)
-    notes = sorted(result.notes, key=lambda note: note.outcome is Outcome.REQUIRED)  # read most surely at the end
-    lines = [plain_text(note.describe()) for note in notes]
+    ordered = sorted(result.notes, key=lambda note: note.outcome is Outcome.REQUIRED)  # read most surely at the end
+    lines = [plain_text(note.describe()) for note in ordered]
     print(*lines, sep="\n", end="\n" * bool(lines), file=sys.stderr)
-    if options.in_place:
-        return
-    texts = [conversion.text.rstrip("\n") for _, conversion in result.files]
-    texts += [
+    texts = [
         yaml.safe_dump(manifest, sort_keys=False, width=100, allow_unicode=True).rstrip("\n")
         for manifest in result.manifests
     ]
@@ -191,36 +166,9 @@ def _print(text: str, options: ConversionOptions) -> None:
         write_atomic(Path(options.output), f"{text}\n".encode(), mode=0o644)
 
 
-def _as_json(result: _Converted) -> dict[str, Any]:
-    manifests = [one.document for _, conversion in result.files for one in conversion.documents]
-    changes = [
-        {"place": file, "field": "", "outcome": Outcome.CHANGED, "reason": change.describe()}
-        for file, conversion in result.files
-        for change in conversion.changes
-    ]
-    notes = [
-        {"place": note.place, "field": note.field, "outcome": note.outcome, "reason": note.reason}
-        for note in result.notes
-    ]
-    return {"manifests": manifests + result.manifests, "notes": changes + notes}
-
-
-def _report_changes(file: str, conversion: TextConversion) -> None:
-    for change in conversion.changes:
-        print(plain_text(f"{file}: {change.describe()}"), file=sys.stderr)
-    if not conversion.keeps_comments:
-        print(f"{file}: written without its comments, since anchors or aliases cannot be edited", file=sys.stderr)
-
-
-def object_problems(document: Any) -> Iterator[str]:
-    """Yields the problems of a converted object; objects of other kinds have none."""
-    if not isinstance(document, Mapping):
-        return
-    if document.get("kind") == "List":
-        for item in document.get("items") or ():
-            yield from object_problems(item)
-    elif document.get("apiVersion") == API_VERSION:
-        try:
-            read_object(document)
-        except BadInput as error:
-            yield error.message
+def _object_problems(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the problems of one of Fairlead's objects."""
+    try:
+        read_object(manifest)
+    except BadInput as error:
+        yield error.message

@@ -2,9 +2,8 @@
 
 Unknown fields are errors and values are not coerced: `"3"` is not 3. `examples` of a field are
 YAML; error messages offer them as the fix. `planned` names fields of the design that this release
-does not honour yet. `renamed` maps fields of earlier releases to those of this release;
-error messages offer these, too. `misplaced` maps fields that people write into the wrong object to
-their right path. `rules` apply to files and on the API server alike.
+does not honour yet. `misplaced` maps fields that people write into the wrong object to their right
+path. `rules` apply to files and on the API server alike.
 """
 
 from collections.abc import Callable, Mapping
@@ -54,7 +53,6 @@ class StrictModel(BaseModel):
         alias_generator=to_camel, populate_by_name=True, extra="forbid", strict=True, frozen=True, allow_inf_nan=False
     )
     planned: ClassVar[frozenset[str]] = frozenset()
-    renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})
     misplaced: ClassVar[Mapping[str, str]] = MappingProxyType({})
     rules: ClassVar[tuple[Rule, ...]] = ()
 

@@ -5,7 +5,6 @@ after a change. A field is added together with the code that honours it; until t
 `planned`. The sections of a spec are in `fairlead/api/spec/`.
 """
 
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -100,7 +99,6 @@ _NO_SLEEP_CEL = "!has(self.autoscaling.sleep)"
 class ModelDeploymentSpec(StrictModel):
     """The desired state of a model: what to serve, on what hardware, and how fast."""
 
-    renamed: ClassVar[Mapping[str, str]] = {"objectives": "slo"}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             # A custom engine's arguments are its own affair, and may hold $(MODEL_NAME).

@@ -299,7 +299,7 @@ def check_percentage(value: Any) -> Any:
     fix = 'write it like "95%" or "99.9%"'
     if isinstance(value, int | float) and not isinstance(value, bool):
         if 0 < value <= 1:
-            fix = f'write "{units.format_percentage(value)}", or run `fairlead convert`'
+            fix = f'write "{units.format_percentage(value)}"'
         elif 1 < value <= 100:
             fix = f'write "{value:g}%"'
         raise field_error(f"must be a percentage, not the number {value:g}", fix)
@@ -325,7 +325,7 @@ _MAX_QUANTITY = 3600
 
 def _check_quantity(value: Any) -> Any:
     if isinstance(value, float):
-        fix = f"write {units.format_quantity(value)}, or run `fairlead convert`" if value >= 0 else "write it like 36u"
+        fix = f"write {units.format_quantity(value)}" if value >= 0 else "write it like 36u"
         raise field_error(f"must be a quantity, not the number {value:g}", fix)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise field_error("must be a quantity", 'write it like "36u", "1.5m" or "3.6e-05"')

@@ -283,15 +283,6 @@ class KubeApi:
         query = _query(fieldManager=manager, fieldValidation="Strict")
         return await self._request(HttpRequest("POST", path, query, msgspec.json.encode(manifest), repeatable=False))
 
-    async def replace(self, manifest: Manifest, manager: str) -> Manifest:
-        """Replaces an object. Raises Conflict if its `metadata.resourceVersion` is old.
-
-        Why: unlike a patch, it keeps fields whose value is null.
-        """
-        path = resource_of(manifest).path(namespace_of(manifest), name_of(manifest))
-        query = _query(fieldManager=manager, fieldValidation="Strict")
-        return await self._request(HttpRequest("PUT", path, query, msgspec.json.encode(manifest)))
-
     async def patch_merge(
         self,
         resource: Resource,

@@ -50,8 +50,7 @@ def validation_problems(
 
     node: the document that was validated as `model`.
     """
-    errors = [item for item in error.errors(include_url=False) if not _has_earlier_name(item, model, node)]
-    errors.sort(key=lambda detail: node.locate(_error_path(detail)).line)
+    errors = sorted(error.errors(include_url=False), key=lambda detail: node.locate(_error_path(detail)).line)
     for detail in errors[:MAX_PROBLEMS]:
         yield _to_problem(detail, model, node, file)
     if len(errors) > MAX_PROBLEMS:
@@ -64,28 +63,12 @@ def validation_problems(
 def describe_problems(error: ValidationError, model: type[StrictModel], value: Any, *, most: int) -> str:
     """Returns the problems of a value that was not read from a file, as one line of text.
 
-    most: maximum number of problems. Problems with renamed fields come first and are all shown.
+    most: maximum number of problems.
     """
-    node = node_from_value(value or {})
-    found = list(validation_problems(error, model, node, ""))
-    found.sort(key=lambda problem: "fairlead convert" not in problem.fix)
-    renamed = sum("fairlead convert" in problem.fix for problem in found)
-    shown = found[: max(most, renamed)]
+    found = list(validation_problems(error, model, node_from_value(value or {}), ""))
+    shown = found[:most]
     lines = [f"{one.field}: {one.message}" + (f" ({one.fix})" if one.fix else "") for one in shown]
     return "; ".join(lines) + (f"; and {len(found) - len(shown)} more" if len(found) > len(shown) else "")
-
-
-def _has_earlier_name(item: ErrorDetails, root: type[BaseModel], node: YamlNode) -> bool:
-    """Returns True if a missing field is given under its earlier name, which has its own error."""
-    if item["type"] != "missing":
-        return False
-    *above, name = _error_path(item)
-    holder, _ = field_at(root, (*above, name))
-    if holder is None or not issubclass(holder, StrictModel):
-        return False
-    given = node.locate(tuple(above)).value
-    earlier = {old for old, new in holder.renamed.items() if new.partition(".")[0] == name}
-    return isinstance(given, dict) and not earlier.isdisjoint(given)
 
 
 def _error_path(item: ErrorDetails) -> FieldPath:
@@ -107,8 +90,6 @@ def _unknown_field(model: type[BaseModel] | None, name: str) -> tuple[str, str]:
         return "unknown field", "remove it"
     if issubclass(model, StrictModel) and name in model.planned:
         return "this field is planned, but nothing in this release honours it", "remove it for now"
-    if issubclass(model, StrictModel) and name in model.renamed:
-        return f"this field is now called {model.renamed[name]}", "run `fairlead convert`, or use the new name"
     if issubclass(model, StrictModel) and name in model.misplaced:
         return "unknown field", f"write it as {model.misplaced[name]}"
     known = field_names(model)

@@ -173,7 +173,7 @@ def test_admission_guard_leaves_names_and_conditions_of_the_operator_alone(
 ) -> None:
     times = {"lastTransitionTime": "2026-11-20T18:00:00Z", "message": ""}
     ready = {"type": "Ready", "status": "True", "reason": "AllReady", **times}
-    former = {"type": "ObjectivesMet", "status": "True", "reason": "Any", **times}
+    other = {"type": "Available", "status": "True", "reason": "Any", **times}
     own = [{"type": name, "status": "True", "reason": "Any", **times} for name in ("Autoscaling", "SLOMet")]
     spec = {"model": {"uri": "hf://a/b"}, "engine": {"type": "Sim"}, "pools": [{"acceleratorClassName": "cpu"}]}
     model = {**_kind(MODEL_DEPLOYMENTS), "metadata": {"name": "m", "namespace": PLACE}, "spec": spec}
@@ -183,7 +183,7 @@ def test_admission_guard_leaves_names_and_conditions_of_the_operator_alone(
             await apply_crds_and_namespaces(admin, PLACE)
         async with guarded(api_server, program, tmp_path, model) as patched:
             async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as admin:
-                written = {"clientName": "m", "conditions": [ready, former]}
+                written = {"clientName": "m", "conditions": [ready, other]}
                 await admin.apply_status({**model, "status": written}, "operator")
             for status, told in (
                 ({"clientName": "other"}, "only conditions of a model"),
@@ -191,11 +191,10 @@ def test_admission_guard_leaves_names_and_conditions_of_the_operator_alone(
                 ({"replicas": 7}, "only conditions of a model"),
                 ({"conditions": []}, "only its own conditions"),
                 ({"conditions": [{**ready, "status": "False"}]}, "only its own conditions"),
-                ({"conditions": [ready, {**former, "status": "False"}]}, "only its own conditions"),
-                ({"conditions": [ready, former, *own]}, ""),
-                ({"conditions": [ready, *own]}, ""),  # the upgrade from 0.1.0
-                ({"conditions": [ready, former]}, "only its own conditions"),
-                ({"conditions": [ready]}, ""),
+                ({"conditions": [ready, {**other, "status": "False"}]}, "only its own conditions"),
+                ({"conditions": [ready, other, *own]}, ""),
+                ({"conditions": [ready, *own]}, "only its own conditions"),
+                ({"conditions": [ready, other]}, ""),
             ):
                 said = await patched(MODEL_DEPLOYMENTS, "m", {"status": status}, subresource="status")
                 assert (told in said) if told else said == "", (status, said)

@@ -18,11 +18,9 @@ from fairlead.api.kinds import served_kinds
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Invalid, KubeError
 from fairlead.kube.resources import ACCELERATOR_CLASSES, DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest, Resource
-from fairlead.manifests.convert import convert_document
 from fairlead.runtime.clock import SystemClock
-from fairlead_cli.cluster.conversion import convert_objects
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
-from fairlead_testing.kube.helm import CHART_FOLDER, HelmError, HelmRelease
+from fairlead_testing.kube.helm import CHART_FOLDER, HelmRelease
 from fairlead_testing.kube.installed_chart import kubectl
 from fairlead_testing.waiting import wait_until_async
 
@@ -33,16 +31,16 @@ ACCELERATOR: Manifest = {
     "apiVersion": ACCELERATOR_CLASSES.api_version,
     "kind": "AcceleratorClass",
     "metadata": {"name": "workstation"},
-    "spec": {"profile": {"preset": "a100-qwen7b", "stepSeconds": 0.0025, "kvTokens": 200_000}},
+    "spec": {"profile": {"preset": "a100-qwen7b", "stepSeconds": "2.5m", "kvTokens": 200_000}},
 }
 MODEL: Manifest = {
     "apiVersion": MODEL_DEPLOYMENTS.api_version,
     "kind": "ModelDeployment",
     "metadata": {"name": "agent", "namespace": SPACE},
     "spec": {
-        "model": {"source": "hf://Qwen/Qwen2.5-7B-Instruct"},
-        "pools": [{"name": "main", "accelerator": "workstation", "replicas": {"min": 3}}],
-        "objectives": {"target": 0.99, "ttft": "800ms"},
+        "model": {"uri": "hf://Qwen/Qwen2.5-7B-Instruct"},
+        "pools": [{"name": "main", "acceleratorClassName": "workstation", "minReplicas": 3}],
+        "slo": {"target": "99%", "ttft": "800ms"},
         "routing": {"preset": "session"},
     },
 }
@@ -63,13 +61,8 @@ OBJECTS: tuple[tuple[Resource, str | None, str], ...] = (
     (MODEL_DEPLOYMENTS, SPACE, "agent"),
     (DEPLOYMENTS, SPACE, "agent-main"),
 )
-CONVERTED = convert_document(MODEL).document
-NEWER: Manifest = {
-    **CONVERTED,
-    "spec": {**CONVERTED["spec"], "model": {**CONVERTED["spec"]["model"], "revision": "main"}},
-}
-
-WRONG: Manifest = {**CONVERTED, "spec": {**CONVERTED["spec"], "pools": [{"name": "main"}]}}
+NEWER: Manifest = {**MODEL, "spec": {**MODEL["spec"], "model": {**MODEL["spec"]["model"], "revision": "main"}}}
+WRONG: Manifest = {**MODEL, "spec": {**MODEL["spec"], "pools": [{"name": "main"}]}}
 
 
 @pytest.fixture
@@ -101,7 +94,7 @@ def command() -> list[str]:
     return [*words[:-1], str(CHART_FOLDER / "crds")]
 
 
-def test_objects_are_converted_and_survive_the_upgrade(server: ApiServer, program: Path, tmp_path: Path) -> None:
+def test_objects_survive_the_upgrade(server: ApiServer, program: Path, tmp_path: Path) -> None:
     helm, former = HelmRelease(program, server.kubeconfig, SPACE, tmp_path / "helm"), before(tmp_path / "former")
 
     async def main() -> None:
@@ -111,22 +104,6 @@ def test_objects_are_converted_and_survive_the_upgrade(server: ApiServer, progra
             for one in (ACCELERATOR, MODEL, ENGINES):
                 await api.apply(one, "kubectl")
             known = await uids(api)
-            stored = await api.get(MODEL_DEPLOYMENTS, SPACE, "agent")
-
-            with pytest.raises(
-                HelmError, match=r"2 objects(.|\n)*grown/agent, workstation(.|\n)*fairlead convert --cluster"
-            ):
-                await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER))
-            assert await convert_objects(api, dry_run=True) == 0
-            assert (await api.get(MODEL_DEPLOYMENTS, SPACE, "agent"))["spec"] == stored["spec"]
-            assert await convert_objects(api, dry_run=False) == 0
-            converted = await api.get(MODEL_DEPLOYMENTS, SPACE, "agent")
-            assert converted["spec"] == convert_document(stored).document["spec"]
-            accelerator = await api.get(ACCELERATOR_CLASSES, None, "workstation")
-            assert accelerator["spec"]["profile"]["stepSeconds"] == "2.5m"
-            assert await convert_objects(api, dry_run=False) == 0, "a second time changes nothing"
-            found = await api.get(MODEL_DEPLOYMENTS, SPACE, "agent")
-            assert found["metadata"]["resourceVersion"] == converted["metadata"]["resourceVersion"]
             await asyncio.to_thread(upgrade_as_documented, helm, tmp_path / "values.yaml")
 
             said = await asyncio.to_thread(kubectl, server, *command())
@@ -139,7 +116,7 @@ def test_objects_are_converted_and_survive_the_upgrade(server: ApiServer, progra
             assert one["spec"]["model"] == NEWER["spec"]["model"]
 
             status = {"conditions": [], "observedGeneration": one["metadata"]["generation"]}
-            assert (await api.apply_status({**CONVERTED, "status": status}, "fairlead-operator"))["status"]
+            assert (await api.apply_status({**MODEL, "status": status}, "fairlead-operator"))["status"]
             with pytest.raises(Invalid, match="a pool needs an accelerator class"):
                 await api.apply(WRONG, "kubectl")
 

@@ -11,14 +11,12 @@ from fairlead_testing.page_commands import page_commands, page_files, run_fairle
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "migrate"
 PAGES = sorted(path.name for path in FOLDER.glob("*.md") if page_files(path.read_text(encoding="utf-8")))
 RUN = ("fairlead convert ", "fairlead lint ")
-NEEDS_CLUSTER = "--cluster"
 EMPTY_BLOCK = re.compile(r"^ *```\w+[^\n]*\n\s*```$", re.M)
 
 
 def test_each_system_has_a_page_with_manifests() -> None:
     assert PAGES == [
         "aibrix.md",
-        "from-0.1.md",
         "kserve.md",
         "kthena.md",
         "kubeai.md",
@@ -33,9 +31,7 @@ def test_commands_give_the_output_of_the_page(name: str, tmp_path: Path) -> None
     page = (FOLDER / name).read_text(encoding="utf-8")
     for file, text in page_files(page).items():
         (tmp_path / file).write_text(text)
-    commands = [
-        command for command in page_commands(page) if command.line.startswith(RUN) and NEEDS_CLUSTER not in command.line
-    ]
+    commands = [command for command in page_commands(page) if command.line.startswith(RUN)]
     assert commands
     for command in commands:
         assert run_fairlead(command.line, tmp_path) == command.output, command.line

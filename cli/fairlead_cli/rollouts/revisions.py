@@ -12,7 +12,6 @@ from fairlead.errors import BadInput
 from fairlead.fleet.labels import SURGE_ANNOTATION
 from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION
 from fairlead.kube.resources import LEADER_WORKER_SETS, Manifest, key_of, metadata_of
-from fairlead.manifests.convert import convert_spec
 from fairlead_operator.controller.revisions import (
     ModelRevision,
     RevisionChoice,
@@ -155,7 +154,6 @@ def changed_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple
     """Returns the changed fields that affect engines, such as ``engine.args`` and
     ``pools[main].template``; no deeper.
     """
-    before, after = convert_spec(before), convert_spec(after)
     found: list[str] = []
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)

@@ -49,14 +49,11 @@ def _check_time_zone(text: str) -> str:
 
 
 def _check_mode(value: Any) -> Any:
-    """Returns the value of `mode` unchecked, but raises for `Off` and for booleans.
-
-    `Off` is the earlier word for `Disabled`. YAML 1.1 reads it as false.
-    """
-    if value is False or value == "Off":
+    """Returns the value of `mode` unchecked, but raises for booleans."""
+    if value is False:
         raise field_error(
-            "must be one of Auto, Advise, Disabled; Off is now called Disabled",
-            "write `mode: Disabled`, or run `fairlead convert`",
+            "must be one of Auto, Advise, Disabled; YAML reads off and no without quotes as false",
+            "write `mode: Disabled`",
         )
     if value is True:
         raise field_error(
@@ -76,7 +73,6 @@ TimeZone = Annotated[
 class Schedule(StrictModel):
     """Other bounds for some hours of the week. They replace the pool's own bounds while active."""
 
-    renamed: ClassVar[Mapping[str, str]] = {"min": "minReplicas", "max": "maxReplicas"}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="has(self.minReplicas) || has(self.maxReplicas)",
@@ -226,7 +222,6 @@ class SleepPolicy(StrictModel):
 class Autoscaling(StrictModel):
     """Autoscaling of the pools whose maxReplicas is above minReplicas."""
 
-    renamed: ClassVar[Mapping[str, str]] = {"max": "maxReplicas", "downWindow": "stabilizationWindow"}
     misplaced: ClassVar[Mapping[str, str]] = {"minReplicas": "spec.pools[].minReplicas"}
 
     mode: Annotated[

@@ -1,6 +1,5 @@
 """`spec.engine`: the program that serves the model."""
 
-from collections.abc import Mapping
 from enum import StrEnum
 from itertools import pairwise
 from typing import Annotated, ClassVar, Final, Self
@@ -78,7 +77,6 @@ def _orders_by_priority(args: list[str]) -> bool:
 class Engine(StrictModel):
     """The program that serves the model."""
 
-    renamed: ClassVar[Mapping[str, str]] = {"kind": "type", "servedModelName": "model.servedNames"}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="!(self.type in ['External', 'OpenAI']) || !(has(self.image) || has(self.command) && self.command.size() > 0 || "

@@ -1,6 +1,5 @@
 """`spec.kvCache`: where KV is kept besides accelerator memory, and how it is transferred."""
 
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, ClassVar, Final
 
@@ -47,7 +46,6 @@ class PeerTransfer(StrictModel):
 class Offload(StrictModel):
     """Slower and larger storage for KV that leaves the accelerator."""
 
-    renamed: ClassVar[Mapping[str, str]] = {"kind": "type"}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="!has(self.disk) || self.type == 'LMCache'",

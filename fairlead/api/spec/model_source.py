@@ -1,6 +1,5 @@
 """`spec.model`: the weights to serve, the credentials to read them, and their cache."""
 
-from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -41,8 +40,6 @@ class SecretReference(StrictModel):
 
 class ModelCredentials(StrictModel):
     """Credentials for reading the weights."""
-
-    renamed: ClassVar[Mapping[str, str]] = {"secretName": "secretRef.name"}
 
     secret_ref: Annotated[
         SecretReference,
@@ -93,7 +90,6 @@ class ModelCache(StrictModel):
 class ModelSource(StrictModel):
     """The weights to serve, and their served names."""
 
-    renamed: ClassVar[Mapping[str, str]] = {"source": "uri"}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="!has(self.revision) || self.uri.startsWith('hf://')",

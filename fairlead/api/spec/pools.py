@@ -1,6 +1,5 @@
 """`spec.pools[]`: replicas of one template, on one accelerator, in one role."""
 
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
 
@@ -224,10 +223,6 @@ class PodSelector(StrictModel):
 class Pool(StrictModel):
     """Replicas of one template: one accelerator, one role."""
 
-    renamed: ClassVar[Mapping[str, str]] = {
-        "accelerator": "acceleratorClassName",
-        "replicas": "minReplicas and maxReplicas",
-    }
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="!has(self.maxReplicas) || self.maxReplicas >= self.minReplicas",

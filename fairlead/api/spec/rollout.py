@@ -1,7 +1,6 @@
 """`spec.rollout`: the replacement of instances after a change."""
 
 import math
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
@@ -77,7 +76,6 @@ class Rollout(StrictModel):
     request.
     """
 
-    renamed: ClassVar[Mapping[str, str]] = {"surge": "maxSurge", "drain": "drainTimeout"}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             # Durations in CEL have no days.

@@ -1,7 +1,6 @@
 """`spec.slo`: the latency targets of a model."""
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import (
@@ -28,7 +27,6 @@ def _is_period(text: str) -> bool:
 class Slo(StrictModel):
     """The SLO of a model: its latency targets. A request must meet both TTFT and TPOT."""
 
-    renamed: ClassVar[Mapping[str, str]] = {"itl": "tpot"}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="!has(self.ttftPerKiloToken) || has(self.ttft)",

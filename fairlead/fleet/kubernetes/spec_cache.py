@@ -157,7 +157,7 @@ def _with_status(model: ParsedModel, recorded: frozenset[str] | None, releases: 
 
 
 def describe_error(error: ValidationError, model: type[StrictModel], value: Any) -> str:
-    """Returns the first validation error as text, and all renamed fields with their new names."""
+    """Returns the first validation error as text."""
     from fairlead.manifests.validation_messages import describe_problems  # most specs are right
 
     return describe_problems(error, model, value, most=1)

@@ -14,10 +14,8 @@ from typing import Any
 from fairlead.api.spec.rollout import Rollout
 from fairlead.api.status import CanaryPhase
 from fairlead.kube.resources import CONTROLLER_REVISIONS, Manifest, name_of
-from fairlead.manifests.convert import convert_spec
 from fairlead.names import shorten_name
 from fairlead_operator.canary.progress import CanaryState, parse_state
-from fairlead_operator.hash_spelling import with_first_words
 from fairlead_operator.kube.object_trimming import revision_data
 from fairlead_operator.object_metadata import (
     MODEL_REVISION_ANNOTATION,
@@ -27,10 +25,10 @@ from fairlead_operator.object_metadata import (
     is_of_canary,
     json_digest,
 )
+from fairlead_operator.render.revision import POOL_BOUNDS, engine_fields
 
 MAX_KEPT_REVISIONS = 10
 _FIELDS_WITHOUT_RESTART = ("replicas", "autoscaling", "rollout", "slo", "routing")
-_POOL_BOUNDS = ("minReplicas", "maxReplicas")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +68,10 @@ class RevisionChoice:
 
 def revision_hash(spec: dict[str, Any]) -> str:
     """Returns a hash that is equal for specs with the same engines."""
-    engine_fields = {name: value for name, value in spec.items() if name not in _FIELDS_WITHOUT_RESTART}
+    fields = {name: value for name, value in spec.items() if name not in _FIELDS_WITHOUT_RESTART}
     drain = _drain_timeout(spec)
     drain_field = {} if drain in (None, Rollout().drain_timeout) else {"drain": drain}
-    return json_digest({**with_first_words(engine_fields), **drain_field})
+    return json_digest({**engine_fields(fields), **drain_field})
 
 
 def _drain_timeout(spec: dict[str, Any]) -> str | None:
@@ -192,11 +190,7 @@ def _requested_revision(
 
 
 def with_current_numbers(old: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
-    """Returns the engines of `old` with replica counts, SLO and rollout settings of `current`.
-
-    `old` may use the words of an earlier release: a stored revision is never rewritten.
-    """
-    old = convert_spec(old)
+    """Returns the engines of `old` with replica counts, SLO and rollout settings of `current`."""
     spec = {name: value for name, value in old.items() if name not in _FIELDS_WITHOUT_RESTART}
     spec.update({name: current[name] for name in _FIELDS_WITHOUT_RESTART if name in current})
     rollout = {name: value for name, value in (current.get("rollout") or {}).items() if name != "drainTimeout"}
@@ -205,7 +199,7 @@ def with_current_numbers(old: dict[str, Any], current: dict[str, Any]) -> dict[s
     bounds_by_pool = {str(pool.get("name", "main")): _bounds(pool) for pool in current.get("pools") or []}
     pools = []
     for pool in old.get("pools") or []:
-        rest = {name: value for name, value in pool.items() if name not in _POOL_BOUNDS}
+        rest = {name: value for name, value in pool.items() if name not in POOL_BOUNDS}
         pools.append({**rest, **(bounds_by_pool.get(str(pool.get("name", "main"))) or _bounds(pool))})
     spec["pools"] = pools
     if len(pools) != 1:
@@ -214,7 +208,7 @@ def with_current_numbers(old: dict[str, Any], current: dict[str, Any]) -> dict[s
 
 
 def _bounds(pool: dict[str, Any]) -> dict[str, Any]:
-    return {name: pool[name] for name in _POOL_BOUNDS if name in pool}
+    return {name: pool[name] for name in POOL_BOUNDS if name in pool}
 
 
 def controller_revision(model: Manifest, revision: ModelRevision) -> Manifest:

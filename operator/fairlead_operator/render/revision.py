@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
-from fairlead.api.spec.adapters import Adapters
 from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.pools import Pool
 from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.fleet.labels import POD_REVISION_LABEL, RENDER_PIN_ANNOTATION
-from fairlead_operator.hash_spelling import profile_with_first_words, with_first_words
 
-CURRENT_VERSION: Final = 2
+CURRENT_VERSION: Final = 1
+POOL_BOUNDS: Final = ("minReplicas", "maxReplicas")
 _HEX_DIGITS: Final = 10
 _GATEWAY_FIELDS: Final = ("unknownFields", "allowedFields", "allowedPaths")
 """Fields of `spec.engine` that only gateways read; they affect no pod."""
@@ -92,27 +91,32 @@ def pool_revision(model: ModelDeployment, pool: Pool, accelerator: AcceleratorCl
     given = {name: _without_defaults(part) for name, part in parts.items()}
     for name in _GATEWAY_FIELDS:
         given["engine"].pop(name, None)
-    words = with_first_words({**given, "pools": [_without_defaults(pool)]})
-    device = _without_defaults(accelerator)
-    device["profile"] = profile_with_first_words(device["profile"])
     content = {
         "name": model.metadata.name,
-        **{name: words[name] for name in parts},
-        # With defaults: no adapters differ from the default number of adapters.
-        "adapters": None if spec.adapters is None else _adapters(spec.adapters),
+        **engine_fields({**given, "pools": [_without_defaults(pool)]}),
+        # None for no adapters, which differ from the default number of adapters.
+        "adapters": None if spec.adapters is None else _without_defaults(spec.adapters),
         "drain": spec.rollout.drain_seconds,
-        "pool": words["pools"][0],
-        "accelerator": {key: value for key, value in device.items() if key not in ignored_fields},
+        "accelerator": {
+            name: value for name, value in _without_defaults(accelerator).items() if name not in ignored_fields
+        },
     }
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_HEX_DIGITS]
 
 
-def _adapters(adapters: Adapters) -> dict[str, Any]:
-    """Returns the slots of adapters, with defaults for the fields of the first release only."""
-    fields: dict[str, Any] = adapters.model_dump(mode="json", by_alias=True)
-    later = {"claimNames": adapters.claim_names, "download": adapters.download}
-    return {name: value for name, value in fields.items() if name not in later or later[name]}
+def engine_fields(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a spec without the bounds of its pools, and without served names after the first.
+
+    Why: an engine knows one name. Gateways replace the others.
+    """
+    model = dict(spec.get("model") or {})
+    if names := model.pop("servedNames", None):
+        model["servedNames"] = names[:1]
+    pools = [
+        {name: value for name, value in pool.items() if name not in POOL_BOUNDS} for pool in spec.get("pools") or []
+    ]
+    return {**spec, "model": model, "pools": pools}
 
 
 def _without_defaults(part: Any) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Renders pod templates in the render version that a pool is pinned to.
 
-- 1: release 0.1.
-- 2: engines fetch media from listed domains only, and pin the hash of blocks that they share.
+- 1: release 0.2.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,24 +11,22 @@ from fairlead.engines.containers.additions.adapter_claims import with_adapter_cl
 from fairlead.engines.containers.additions.adapter_download import downloader_container, with_adapter_download
 from fairlead.engines.containers.additions.request_limits import with_request_limits
 from fairlead.kube.resources import Manifest
-from fairlead_operator.render import pod_template as pod
+from fairlead_operator.render.pod_template import pod_template
 from fairlead_operator.render.revision import RenderPin
 
-_TemplateRenderer = Callable[[InstancePod, EngineContainer, RenderPin, str], Manifest]
+TemplateRenderer = Callable[[InstancePod, EngineContainer, RenderPin, str], Manifest]
 
 
-def _with_request_limits(
-    instance: InstancePod, container: EngineContainer, pin: RenderPin, service_account: str
-) -> Manifest:
-    return pod.pod_template(instance, with_request_limits(instance, container), pin, service_account)
+def _version_1(pod: InstancePod, container: EngineContainer, pin: RenderPin, service_account: str) -> Manifest:
+    return pod_template(pod, with_request_limits(pod, container), pin, service_account)
 
 
-_VERSIONS: Final[Mapping[int, _TemplateRenderer]] = {1: pod.pod_template, 2: _with_request_limits}
+RENDERERS: Final[Mapping[int, TemplateRenderer]] = {1: _version_1}
 
 
 def supported_versions() -> frozenset[int]:
     """Returns the versions that this release can render."""
-    return frozenset(_VERSIONS)
+    return frozenset(RENDERERS)
 
 
 def render_template(pod: InstancePod, pin: RenderPin, service_account: str) -> Manifest:
@@ -37,7 +34,7 @@ def render_template(pod: InstancePod, pin: RenderPin, service_account: str) -> M
     merge.
     """
     container = with_adapter_claims(pod, container_builders()[pod.spec.engine.type](pod))
-    template = _VERSIONS[pin.version](pod, with_adapter_download(pod, container), pin, service_account)
+    template = RENDERERS[pin.version](pod, with_adapter_download(pod, container), pin, service_account)
     downloader = downloader_container(pod, pin.downloader_image)
     if downloader is not None:
         spec = template["spec"]

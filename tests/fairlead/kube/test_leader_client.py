@@ -53,7 +53,6 @@ def test_lost_lease_ends_writes_and_not_reads() -> None:
             lambda: api.apply_new(MAP, "operator"),
             lambda: api.apply_status(MAP, "operator"),
             lambda: api.create(MAP, "operator"),
-            lambda: api.replace(MAP, "operator"),
             lambda: api.patch_merge(CONFIG_MAPS, "x", "m", {}, "operator"),
             lambda: api.delete(CONFIG_MAPS, "x", "m", "uid"),
             lambda: api.evict("x", "m"),

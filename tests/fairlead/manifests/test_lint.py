@@ -36,8 +36,8 @@ FILE:7: spec.pools[0].minReplicas: must be at least 0, not -2
     fix: write a number that is at least 0
 """),
     ("replicas as in a Deployment", GOOD.replace("nvidia-l4}", "nvidia-l4, replicas: 3}"), """\
-FILE:7: spec.pools[0].replicas: this field is now called minReplicas and maxReplicas
-    fix: run `fairlead convert`, or use the new name
+FILE:7: spec.pools[0].replicas: unknown field
+    fix: did you mean minReplicas?
 """),
     ("percent", GOOD + "  slo: {target: 99.5, ttft: 1s}\n", """\
 FILE:8: spec.slo.target: must be a percentage, not the number 99.5

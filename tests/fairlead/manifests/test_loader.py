@@ -121,7 +121,7 @@ def test_cluster_fields_of_an_object_are_ignored() -> None:
         ("nvidia-l4}", "nvidia-l5}", 6, "spec.pools[0].acceleratorClassName",
          'no AcceleratorClass and no built-in one is called "nvidia-l5"', "did you mean nvidia-l4?"),
         ("nvidia-l4}", "nvidia-l4, replicas: 2}", 6, "spec.pools[0].replicas",
-         "this field is now called minReplicas and maxReplicas", "run `fairlead convert`, or use the new name"),
+         "unknown field", "did you mean minReplicas?"),
         ("nvidia-l4}", "nvidia-l4, minReplicas: -1}", 6, "spec.pools[0].minReplicas", "must be at least 0, not -1",
          "write a number that is at least 0"),
         ("nvidia-l4}", "nvidia-l4, role: decode}", 6, "spec.pools[0].role",
@@ -166,7 +166,7 @@ def test_cluster_fields_of_an_object_are_ignored() -> None:
          "remove it; known here: model, engine, replicas, pools, kvCache, adapters, slo, routing, autoscaling, rollout, "
          "price"),
         ("  pools", "  autoscaling: {mode: Off}\n  pools", 6, "spec.autoscaling.mode",
-         "must be one of Auto, Advise, Disabled; Off is now called Disabled", "write `mode: Disabled`, or run `fairlead convert`"),
+         "must be one of Auto, Advise, Disabled; YAML reads off and no without quotes as false", "write `mode: Disabled`"),
         ("  pools", "  autoscaling: {mode: on}\n  pools", 6, "spec.autoscaling.mode",
          "must be one of Auto, Advise, Disabled; YAML reads on and yes without quotes as true", "write `mode: Auto`"),
         ("  pools", "  autoscaling: {minReplicas: 1}\n  pools", 6, "spec.autoscaling.minReplicas", "unknown field",

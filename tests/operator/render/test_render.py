@@ -24,6 +24,7 @@ from fairlead_operator.render import (
     parse_pin,
     pool_revision,
     render_model,
+    template_versions,
 )
 from fairlead_testing.kube.render_cases import default_context, read_case
 
@@ -149,14 +150,41 @@ def test_engines_with_a_known_hash_seed_use_a_hash_without_known_collisions() ->
     assert not any("hash-algo" in argument for argument in arguments_of(workload(model_of())))
 
 
-def test_engines_of_an_earlier_release_get_no_switch_of_this_one() -> None:
-    pin = existing_workload(workload(model_of())).pin
-    assert pin is not None
-    old = ExistingWorkload("qwen-main", replace(pin, version=1))
-    facts = default_context(workloads={"main": old})
-    assert "media.invalid" not in arguments_of(workload(model_of(), facts))
-    changed = model_of(engine={"allowedMediaDomains": ["images.example.com"]})
-    assert "images.example.com" in arguments_of(workload(changed, facts))
+def test_engines_keep_the_render_version_that_made_them_until_their_spec_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The next release has one version more. Upgrade and rollback restart no engine."""
+    made = workload(model_of())
+    release = dict(template_versions.RENDERERS)
+    following = CURRENT_VERSION + 1
+
+    def next_version(*given: Any) -> Manifest:
+        template = release[CURRENT_VERSION](*given)
+        template["spec"]["containers"][0]["args"].append("--switch-of-the-next-release")
+        return template
+
+    monkeypatch.setattr(template_versions, "RENDERERS", {**release, following: next_version})
+    monkeypatch.setattr("fairlead_operator.render.model.CURRENT_VERSION", following)
+    upgraded = default_context(workloads={"main": existing_workload(made)})
+    assert workload(model_of(), upgraded) == made
+    assert "--switch-of-the-next-release" in arguments_of(workload(model_of()))
+    changed = model_of(engine={"args": ["--max-model-len=4096"]})
+    after = workload(changed, upgraded)
+    assert "--switch-of-the-next-release" in arguments_of(after)
+    assert workload(changed, default_context(workloads={"main": existing_workload(after)})) == after
+
+    monkeypatch.undo()
+    rolled_back = default_context(workloads={"main": existing_workload(made)})
+    assert workload(model_of(), rolled_back) == made
+
+
+def test_further_served_names_restart_no_engine() -> None:
+    one, two, other = (
+        workload(model_of(model={"uri": "hf://Qwen/Qwen3-8B", "servedNames": names}))
+        for names in (["a"], ["a", "b"], ["b"])
+    )
+    assert one == two
+    assert one != other
 
 
 def test_spec_change_takes_current_installation_values() -> None:

@@ -1,4 +1,4 @@
-"""Switches that bound what requests make an engine do, from render version 2 on.
+"""Switches that bound what requests make an engine do.
 
 - Media: a request names images, audio and videos by URL, and the engine fetches them. Without a
   list of domains vLLM and SGLang fetch any URL, also one inside the cluster.
