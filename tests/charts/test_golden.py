@@ -79,3 +79,17 @@ def test_two_redis_at_once_and_passwords_in_values_are_refused(program: Path, gi
 
 def test_parent_chart_may_have_more_globals(program: Path) -> None:
     assert render_chart(program, "--set=global.theirs=1")
+
+
+def test_changed_values_file_is_rendered_again(program: Path, tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    for replicas in (2, 5):
+        values.write_text(f"gateway: {{replicas: {replicas}}}\n")
+        found = render_chart(program, f"--values={values}")
+        found.append({"kind": "changed by the caller"})
+        assert [
+            one["spec"]["replicas"]
+            for one in found
+            if one["kind"] == "Deployment" and one["metadata"]["name"] == "fairlead-gateway"
+        ] == [replicas]
+    assert {"kind": "changed by the caller"} not in render_chart(program, f"--values={values}")

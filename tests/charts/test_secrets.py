@@ -41,14 +41,14 @@ def plain(container: dict[str, Any]) -> dict[str, str]:
 @pytest.mark.parametrize("turn", range(4))
 def test_gateway_knows_the_first_key_by_its_digest(program: Path, turn: int) -> None:
     """Each rendering generates a key, and the template computes its digest."""
-    drawn = secrets(render_chart(program))["fairlead-keys"]
+    drawn = secrets(render_chart(program, fresh=True))["fairlead-keys"]
     digest = hmac.new(drawn["pepper"].encode(), drawn["first-key"].encode(), hashlib.sha256).hexdigest()
     assert yaml.safe_load(drawn["keys.yaml"]) == {"keys": [{"name": "first", "digest": digest}]}
     assert len(drawn["first-key"]) > 40
 
 
 def test_generated_values_are_never_repeated(program: Path) -> None:
-    one, two = secrets(render_chart(program)), secrets(render_chart(program))
+    one, two = (secrets(render_chart(program, fresh=True)) for _ in range(2))
     for name, data in one.items():
         for key, value in data.items():
             assert value != two[name][key], f"{name} {key}"
