@@ -1,13 +1,7 @@
 """Lines of code by package: the counter, and the record that holds it."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
-
-from count_lines import code_lines, count_packages, recorded
+from line_counts import code_lines, count_packages, recorded
 
 SOURCE = '''"""A module.
 
@@ -54,4 +48,4 @@ def test_lines_of_sources(text: str, count: int) -> None:
 def test_no_package_has_more_lines_than_its_record() -> None:
     known = recorded()["now"]
     grown = {name: count - known[name] for name, count in count_packages().items() if count > known[name]}
-    assert grown == {}, "take something out, or run scripts/count_lines.py --update and say why in the commit"
+    assert grown == {}, "take something out, or run tests/repository/line_counts.py --update and say why in the commit"

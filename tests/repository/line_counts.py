@@ -1,7 +1,7 @@
 """Counts lines of code by package: Python and Cython, without blank lines, comments and docstrings.
 
-    scripts/count_lines.py            print the counts, compared with those that are recorded
-    scripts/count_lines.py --update   record the counts of now; the commit's body says why one rose
+    line_counts.py            print the counts, compared with those that are recorded
+    line_counts.py --update   record the counts of now; the commit's body says why one rose
 
 ``lines_of_code.json`` records the counts of now and those of the base. A test compares it with the
 repository, so that no package grows unseen. A file counts where it lies.
@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).resolve().parents[1]
+ROOT: Final = Path(__file__).resolve().parents[2]
 RECORD: Final = Path(__file__).with_name("lines_of_code.json")
 PACKAGES: Final = (
     *("fairlead", "gateway", "kvstore", "operator", "autoscaler", "cli", "downloader"),
