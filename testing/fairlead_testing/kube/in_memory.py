@@ -49,7 +49,7 @@ class InMemoryKube:
         found = self._objects.get((resource.kind, namespace, name))
         if found is None:
             raise NotFound(f"no {resource.kind} {name}", status=404)
-        return copy.deepcopy(found)
+        return _copy(found)
 
     async def list(self, resource: Resource, namespace: str | None = None, labels: str | None = None) -> ObjectList:
         """Returns all objects of a kind with these labels."""
@@ -105,11 +105,11 @@ class InMemoryKube:
         what = f"patch {resource.kind} {name}"
         self.before_write(what)
         self.writes.append(what)
-        found = copy.deepcopy(self._objects[key])
+        found = _copy(self._objects[key])
         notes = {**(found["metadata"].get("annotations") or {}), **patch["metadata"]["annotations"]}
         found["metadata"]["annotations"] = {name: value for name, value in notes.items() if value is not None}
         self._store(key, found)
-        return copy.deepcopy(found)
+        return _copy(found)
 
     async def delete(
         self,
@@ -137,7 +137,8 @@ class InMemoryKube:
 
     def objects_of(self, kind: str) -> "builtins.list[Manifest]":
         """Returns every object of a kind, by name."""
-        return [copy.deepcopy(one) for key, one in sorted(self._objects.items(), key=str) if key[0] == kind]
+        keys = sorted((key for key in self._objects if key[0] == kind), key=str)
+        return [_copy(self._objects[key]) for key in keys]
 
     def put(self, manifest: Manifest, manager: str = "somebody") -> Manifest:
         """Creates an object or sets its fields, like another writer."""
@@ -154,14 +155,14 @@ class InMemoryKube:
 
     def mark_deleting(self, kind: str, namespace: str | None, name: str) -> None:
         """Sets the deletion timestamp."""
-        found = copy.deepcopy(self._objects[kind, namespace, name])
+        found = _copy(self._objects[kind, namespace, name])
         found["metadata"]["deletionTimestamp"] = "2026-01-01T01:00:00Z"
         self._store((kind, namespace, name), found)
 
     def remove_field(self, kind: str, namespace: str | None, name: str, path: _Path) -> None:
         """Removes a field with everything below, like another writer; it has no owner then."""
         key = kind, namespace, name
-        found = copy.deepcopy(self._objects[key])
+        found = _copy(self._objects[key])
         _remove(found, path)
         owners = self._owners[key]
         for paths in owners.values():
@@ -206,7 +207,7 @@ class InMemoryKube:
     def _set(self, manifest: Manifest, manager: str, fields: Manifest, *, kept: bool) -> Manifest:
         key = _key(manifest)
         before = self._objects.get(key)
-        found = copy.deepcopy(before) if before is not None else _new(manifest, self._version + 1)
+        found = _copy(before) if before is not None else _new(manifest, self._version + 1)
         owners = self._owners.setdefault(key, {})
         values = dict(_leaves({name: value for name, value in fields.items() if name not in ("apiVersion", "kind")}))
         for path in () if kept else owners.get(manager, set()) - values.keys():
@@ -216,17 +217,17 @@ class InMemoryKube:
             if _value(found, path) != value:
                 for paths in owners.values():
                     paths.discard(path)
-            _put(found, path, copy.deepcopy(value))
+            _put(found, path, _copy_value(value))
         owners[manager] = values.keys() | (owners.get(manager, set()) if kept else set())
         found["metadata"]["managedFields"] = _entries(owners)
         for path in self.dropped_fields:
             _remove(found, path)
         if before is not None and found == before:
-            return copy.deepcopy(found)
+            return _copy(found)
         if before is not None and found.get("spec") != before.get("spec"):
             found["metadata"]["generation"] += 1
         self._store(key, found)
-        return copy.deepcopy(found)
+        return _copy(found)
 
     def _store(self, key: _Key, found: Manifest) -> None:
         """Stores an object and notifies the listeners."""
@@ -234,11 +235,27 @@ class InMemoryKube:
         self._version += 1
         found["metadata"]["resourceVersion"] = str(self._version)
         self._objects[key] = found
-        self._notify(WatchEvent(kind, copy.deepcopy(found)))
+        self._notify(WatchEvent(kind, _copy(found)))
 
     def _notify(self, change: WatchEvent) -> None:
         for listener in self.listeners:
             listener(change)
+
+
+def _copy(manifest: Manifest) -> Manifest:
+    """Returns a copy of an object.
+
+    Why: copy.deepcopy remembers every part, and took half the time of the operator's tests.
+    """
+    return {name: _copy_value(child) for name, child in manifest.items()}
+
+
+def _copy_value(value: Any) -> Any:
+    if type(value) is dict:
+        return _copy(value)
+    if type(value) is list:
+        return [_copy_value(child) for child in value]
+    return value if value is None or isinstance(value, str | int | float) else copy.deepcopy(value)
 
 
 def _key(manifest: Manifest) -> _Key:

@@ -3,16 +3,17 @@
 import argparse
 import importlib.util
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from fairlead.api.spec.engine import EngineType
 from fairlead.manifests.engine_arguments import conflicting_arguments
 from fairlead_operator.render import CURRENT_VERSION
 from fairlead_sim.server import command_line
+from fairlead_testing.yaml_documents import load_documents
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "operator" / "render" / "golden" / f"v{CURRENT_VERSION}"
@@ -31,16 +32,22 @@ def script() -> Any:
 def containers(kind: str) -> list[tuple[str, list[str]]]:
     """(file, arguments) of every engine of one kind in the golden files."""
     found = []
-    for path in sorted(GOLDEN.glob("*.yaml")):
-        for one in yaml.safe_load_all(path.read_text(encoding="utf-8")):
-            if one is None or one["metadata"]["labels"]["fairlead.io/engine"] != kind:
-                continue
-            spec = one.get("spec", {})
-            group = spec.get("leaderWorkerTemplate", {})
-            for template in (spec.get("template"), group.get("leaderTemplate"), group.get("workerTemplate")):
-                if template is not None:
-                    found.append((path.stem, template["spec"]["containers"][0]["args"]))
+    for case, one in golden_objects():
+        if one["metadata"]["labels"]["fairlead.io/engine"] != kind:
+            continue
+        spec = one.get("spec", {})
+        group = spec.get("leaderWorkerTemplate", {})
+        for template in (spec.get("template"), group.get("leaderTemplate"), group.get("workerTemplate")):
+            if template is not None:
+                found.append((case, template["spec"]["containers"][0]["args"]))
     return found
+
+
+@cache
+def golden_objects() -> list[tuple[str, Any]]:
+    """Returns every object of the golden files, with the name of its file."""
+    paths = sorted(GOLDEN.glob("*.yaml"))
+    return [(path.stem, one) for path in paths for one in load_documents(path.read_text(encoding="utf-8")) if one]
 
 
 @pytest.mark.parametrize(("kind", "least"), [("vllm", 16), ("sglang", 16), ("llamacpp", 8), ("trtllm", 7)])
