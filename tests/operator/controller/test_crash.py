@@ -1,7 +1,7 @@
 """Kills the operator around each of its writes. After a restart, the end state is always the same.
 
 Nothing exists twice, nothing is left over, and no pool is removed before its successor serves.
-`make test` draws ten histories of changes, `make nightly` two hundred.
+`make test` draws four histories of changes, `make nightly` two hundred.
 """
 
 import random
@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from fairlead_testing.kube.operator_harness import OperatorHarness, model_manifest
 
-SEEDS = range(200 if settings().max_examples > 1_000 else 10)
+SEEDS = range(200 if settings().max_examples > 1_000 else 4)
 
 
 class Killed(BaseException):

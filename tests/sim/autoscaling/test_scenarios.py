@@ -6,6 +6,7 @@ from random import Random
 from statistics import fmean, pvariance
 
 import pytest
+from hypothesis import settings
 
 from fairlead.fleet.model import Role
 from fairlead_sim.autoscaling.closed_loop import ScheduleController, run_controller, run_schedule
@@ -20,6 +21,13 @@ from fairlead_sim.autoscaling.scenarios import (
 )
 from fairlead_sim.autoscaling.traffic import CONVERSATIONS_BY_BLOCK
 
+NIGHTLY = settings().max_examples > 1_000
+START_FLEETS: list[tuple[str, dict[str, int], dict[str, int]]] = [  # the first two in `make test`
+    ("h100-chat", {"h100-llama8b": 9}, {"h100-llama8b": 13}),
+    ("l4-chat", {"l4-qwen8b": 10}, {"l4-qwen8b": 16}),
+    ("drifting-lengths", {"S": 16}, {"S": 22}),
+    ("steady-prefill-decode", {"prefill": 8, "decode": 4}, {"prefill": 10, "decode": 6}),
+]
 QUICK = [name for name in ALL_SCENARIOS if not name.startswith("smooth")]
 
 
@@ -131,15 +139,8 @@ def test_very_long_prompts_start_with_half_the_fleet_that_they_need() -> None:
     assert _fixed_fleet_share(scenario, {"L": 17}) > 0.985
 
 
-@pytest.mark.parametrize(
-    ("name", "too_few", "enough"),
-    [
-        ("drifting-lengths", {"S": 16}, {"S": 22}),
-        ("steady-prefill-decode", {"prefill": 8, "decode": 4}, {"prefill": 10, "decode": 6}),
-        ("l4-chat", {"l4-qwen8b": 10}, {"l4-qwen8b": 16}),
-        ("h100-chat", {"h100-llama8b": 9}, {"h100-llama8b": 13}),
-    ],
-)
+@pytest.mark.property
+@pytest.mark.parametrize(("name", "too_few", "enough"), START_FLEETS if NIGHTLY else START_FLEETS[:2])
 def test_start_fleets_fit_the_first_minutes_and_not_the_hour(
     name: str, too_few: dict[str, int], enough: dict[str, int]
 ) -> None:

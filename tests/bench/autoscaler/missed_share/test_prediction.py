@@ -7,6 +7,7 @@ rates differ by a few percent. So large fleets are bounded by the rate.
 from dataclasses import replace
 
 import pytest
+from hypothesis import settings
 
 from fairlead_bench.autoscaler.missed_share.benchmark import compare_fleet
 from fairlead_bench.autoscaler.missed_share.fixed_fleet_case import FixedFleetCase, FleetComparison, is_within
@@ -15,21 +16,22 @@ from fairlead_bench.autoscaler.missed_share.prediction import PredictingControll
 from fairlead_sim.autoscaling.capacity.fixed_fleet import CASES, fixed_fleet_scenario
 from fairlead_sim.autoscaling.closed_loop import run_controller
 
+NIGHTLY = settings().max_examples > 1_000
+FLEETS = [  # the first two in `make test`
+    ("aggregated", "S chat", 4, 1.335, 3.0),
+    ("outside", "long-prompts", 32, 0.528, 2.0),
+    ("aggregated", "L chat", 8, 6.122, 2.0),
+    ("aggregated", "L chat", 16, 6.341, 2.0),
+    ("outside", "long-prompts", 64, 0.498, 2.0),
+]
+
 
 def compared(plant: str, traffic: str, replicas: int, rate: float, requests: int = 8_000) -> FleetComparison:
     return compare_fleet(FixedFleetCase(plant, traffic, replicas, rate), requests=requests, seed=1)
 
 
-@pytest.mark.parametrize(
-    ("plant", "traffic", "replicas", "rate", "factor"),
-    [
-        ("aggregated", "S chat", 4, 1.335, 3.0),
-        ("aggregated", "L chat", 8, 6.122, 2.0),
-        ("aggregated", "L chat", 16, 6.341, 2.0),
-        ("outside", "long-prompts", 32, 0.528, 2.0),
-        ("outside", "long-prompts", 64, 0.498, 2.0),
-    ],
-)
+@pytest.mark.property
+@pytest.mark.parametrize(("plant", "traffic", "replicas", "rate", "factor"), FLEETS if NIGHTLY else FLEETS[:2])
 def test_shares_of_some_percent_are_predicted_within_a_factor(
     plant: str, traffic: str, replicas: int, rate: float, factor: float
 ) -> None:
