@@ -1,12 +1,12 @@
 """``fairlead catalog``: manifests that the API, the operator and the engines take."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-import yaml
 
 from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeployment
@@ -18,6 +18,7 @@ from fairlead_cli.app import build_app
 from fairlead_cli.catalog.entry import IMAGES, read_entries
 from fairlead_operator.render import render_model
 from fairlead_testing.kube.render_cases import default_context
+from fairlead_testing.yaml_documents import load_document, load_documents
 
 ROOT = Path(__file__).parents[3]
 ENGINE_FLAGS = json.loads((ROOT / "scripts" / "generators" / "engine_flags.json").read_text(encoding="utf-8"))
@@ -33,13 +34,17 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 
 
 def documents(text: str) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all(text))
+    return list(load_documents(text))
 
 
-def crd_schema(name: str) -> dict[str, Any]:
-    crd = yaml.safe_load((ROOT / "crds" / f"{name}.yaml").read_text(encoding="utf-8"))
+@cache
+def crd_validator(name: str) -> Any:
+    """Returns the validator of a CRD's objects, after a check of its schema."""
+    crd = load_document((ROOT / "crds" / f"{name}.yaml").read_text(encoding="utf-8"))
     schema: dict[str, Any] = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    return schema
+    kind = jsonschema.validators.validator_for(schema)
+    kind.check_schema(schema)
+    return kind(schema)
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
@@ -48,7 +53,7 @@ def test_every_manifest_is_valid_and_renders(model: str, engine: str, capsys: py
     code, text, _ = run(capsys, "show", model, *DEVICE, f"--engine={engine}", "--replicas=2")
     assert code == 0
     (document,) = documents(text)
-    jsonschema.validate(document, crd_schema("modeldeployments"))
+    crd_validator("modeldeployments").validate(document)
     document["metadata"] |= {"namespace": "default", "uid": "u"}
     parsed = ModelDeployment.model_validate(document)
     assert list(lint_engine_arguments(parsed.spec)) == []
@@ -113,7 +118,7 @@ def test_the_class_of_a_model_has_its_speed(capsys: pytest.CaptureFixture[str]) 
     code, text, _ = run(capsys, "show", "qwen3-8b", "--on=nvidia-h100", "--with-class")
     assert code == 0
     written, model = documents(text)
-    jsonschema.validate(written, crd_schema("acceleratorclasses"))
+    crd_validator("acceleratorclasses").validate(written)
     parsed = AcceleratorClass.model_validate(written)
     assert model["spec"]["pools"][0]["acceleratorClassName"] == parsed.metadata.name == "nvidia-h100-qwen3-8b"
     profile: EngineProfile = parsed.spec.profile.to_engine_profile("any")
@@ -157,7 +162,7 @@ def test_a_class_is_valid_on_every_accelerator(accelerator: str, capsys: pytest.
     code, text, _ = run(capsys, "show", "qwen3-8b", *words)
     assert code == 0
     written, model = documents(text)
-    jsonschema.validate(written, crd_schema("acceleratorclasses"))
+    crd_validator("acceleratorclasses").validate(written)
     AcceleratorClass.model_validate(written)
     known = builtin_accelerators()[accelerator].spec
     assert written["spec"]["resource"] == known.resource
