@@ -2,16 +2,15 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 from e2e.gpu.engines import MODEL, MODEL_KEY, EngineGroup
-from e2e.vllm.engine.engine_processes import GatewayProcess, fetch, start_gateway
+from e2e.vllm.engine.engine_processes import GatewayProcess, fetch, start_gateway, stop_process
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.file import profile_fields
 from fairlead.fleet.model import SloTargets
@@ -28,7 +27,6 @@ from fairlead_testing.redis.valkey import Valkey
 
 SECRET: Final = "a secret of the test"
 SLO: Final = SloTargets(ttft_seconds=2.0, itl_seconds=0.1)
-_STOP_SECONDS: Final = 20.0
 
 
 class ControlPlane:
@@ -121,7 +119,7 @@ class ControlPlane:
                 text=True,
                 env={**os.environ, "FAIRLEAD_HASH_SECRET": SECRET},
             )
-        self._stack.callback(_stop_process, process)
+        self._stack.callback(stop_process, process)
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line.startswith("ready"):
@@ -147,15 +145,3 @@ class Autoscaler:
             **{name: plan[name] for name in ("replicas", "rule", "reason")},
             "inputs": {name: plan["inputs"][name]["value"] for name in inputs if name in plan["inputs"]},
         }
-
-
-def _stop_process(process: "subprocess.Popen[str]") -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    with suppress(OSError):
-        if process.stdout is not None:
-            process.stdout.close()

@@ -130,8 +130,8 @@ class EngineGroup:
     ) -> None:
         self.settings = settings
         self.step_tokens = step_tokens
-        is_folder = settings.model is not None and Path(settings.model).is_dir()
-        self.shape: ModelShape = read_shape(Path(settings.model)) if is_folder and settings.model else SHAPES[shape]
+        given = settings.model
+        self.shape: ModelShape = read_shape(Path(given)) if given and Path(given).is_dir() else SHAPES[shape]
         self.slots = [EngineSlot(number) for number in range(count)]
         self.engines: dict[int, EngineProcess] = {}
         self._folder = folder
@@ -169,10 +169,10 @@ class EngineGroup:
         self.engines[number] = engine
         return engine
 
-    def start_all(self, *options: str) -> float:
+    def start_all(self) -> float:
         """Starts every engine, waits until all are healthy; returns the seconds of the slowest."""
         for slot in self.slots:
-            self.start(slot.number, *options)
+            self.start(slot.number)
         for engine in self.engines.values():
             engine.await_health(START_SECONDS)
         return max(engine.started_seconds for engine in self.engines.values())

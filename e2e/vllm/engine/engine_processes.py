@@ -32,6 +32,7 @@ _SPINNING = 0.15  # of a core, while nothing is asked and others want it, too
 _SPIN_CHECK_SECONDS = 3.0
 _LEAST = 19
 _TAKEN_SECONDS = 30.0
+_STOP_SECONDS = 30.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -239,13 +240,7 @@ class GatewayProcess:
 
     def stop(self) -> None:
         """Let it drain; kill it when it takes too long."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        stop_process(self.process)
 
     def _version(self) -> object:
         return json.loads(fetch(f"{self.manage}/api/fleet")).get("version")
@@ -295,6 +290,17 @@ def start_gateway(
         process.kill()
         raise RuntimeError(f"the gateway did not start: {log.read_text()}")
     return GatewayProcess(words[1], words[3], process, fleet, log)
+
+
+def stop_process(process: "subprocess.Popen[str]") -> None:
+    """Sends SIGTERM to a process that runs, and kills it when it takes too long."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def fleet_of(model: str, engines: Sequence[tuple[EngineProcess, str]], transfer: str | None = None) -> dict[str, Any]:
