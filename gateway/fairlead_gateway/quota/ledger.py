@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from fairlead_gateway.quota.exchange import (
-    GRANTED,
     Base,
     Exchange,
     ExchangeReply,
@@ -264,7 +263,7 @@ class TenantLedger:
                     limit.start,
                     grant.granted,
                     min(lease_ends, ends_at, sent_at + self._times.lease_ms / 1000),
-                    grant.status if need is not None else GRANTED,
+                    grant.status,
                     limit.available,
                     limit.used,
                     ends_at,

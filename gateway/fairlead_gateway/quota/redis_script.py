@@ -209,7 +209,7 @@ local function apply(report)
   for _, row in ipairs(own) do
     if row[2] == start then
       if not statuses[row[1]] then order[#order + 1] = row[1] end
-      reported[row[1]], statuses[row[1]] = row[3], 0
+      reported[row[1]], statuses[row[1]] = row[3], refusal
     end
   end
   for _, need in ipairs(needs) do

@@ -187,8 +187,8 @@ class _Step:
     ) -> tuple[int, list[Grant]]:
         now, exchange = self._now, self._exchange
         reported = {row.holder: row.granted for row in report.own if row.start == start}
-        statuses = dict.fromkeys(reported, GRANTED)
         refusal = self._refusal(start)
+        statuses = dict.fromkeys(reported, refusal)
         for need in report.needs:
             if need.holder in gone:
                 continue
