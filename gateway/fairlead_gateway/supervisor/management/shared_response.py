@@ -11,6 +11,7 @@ from typing import Final, Generic, TypeVar
 T = TypeVar("T")
 BURST_SECONDS: Final = 1.0
 TIME_SHARE: Final = 0.1
+MAX_CHARGED_SECONDS: Final = 0.1
 
 
 class SharedResponse(Generic[T]):
@@ -18,7 +19,9 @@ class SharedResponse(Generic[T]):
 
     Requests that come during a computation get its result. It ends when all of their clients have
     left. Computations may take `TIME_SHARE` of the time, and `BURST_SECONDS` at once. Beyond, the
-    last response is sent again.
+    last response is sent again. A computation that takes longer than `MAX_CHARGED_SECONDS` waits for
+    a worker rather than for a processor, so no more of it counts. Else one hung worker would make
+    the responses of the next ten seconds old.
 
     now: monotonic seconds.
     """
@@ -66,4 +69,4 @@ class SharedResponse(Generic[T]):
             if self._running is asyncio.current_task():
                 self._running = None
             self._refill()
-            self._left_seconds -= max(0.0, self._now() - started_at)
+            self._left_seconds -= min(MAX_CHARGED_SECONDS, max(0.0, self._now() - started_at))
