@@ -5,14 +5,14 @@ from typing import Any
 
 import yaml
 
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from fairlead.manifests.yaml_nodes import SAFE_LOADER
 
 
 def load_document(text: str) -> Any:
     """Returns the only document of a text."""
-    return yaml.load(text, Loader=_LOADER)
+    return yaml.load(text, Loader=SAFE_LOADER)
 
 
 def load_documents(text: str) -> Iterator[Any]:
     """Yields the documents of a text."""
-    yield from yaml.load_all(text, Loader=_LOADER)
+    yield from yaml.load_all(text, Loader=SAFE_LOADER)

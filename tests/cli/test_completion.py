@@ -6,6 +6,7 @@ zsh and fish are Debian's, unpacked into the cache; bash is the machine's.
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,11 +33,18 @@ _ZSH = """
 zmodload zsh/zpty
 zpty terminal "$ZSH_PROGRAM" -d -i
 zpty -r terminal line '*PROMPT-NOW*'
-zpty -n -w terminal "$1"$'\\C-d\\C-u'"print END''-LIST"$'\\n'
-zpty -r terminal line '*END-LIST*'
-print -r -- "$line"
+for typed in "$@"; do
+  zpty -n -w terminal "$typed"$'\\C-d\\C-u'"print END''-LIST"$'\\n'
+  zpty -r terminal line '*END-LIST*'
+  print -r -- "$line NEXT-LINE"
+done
 """
-"""Control-D lists the completions of the line. What is typed before the prompt may be lost."""
+"""Control-D lists the completions of each line. What is typed before the prompt may be lost."""
+_TYPED = {
+    "fairlead ": {"status", "explain", "check"},
+    "fairlead explain ": {"request", "route", "scaling"},
+    "fairlead status --": {"--output", "--namespace"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +57,16 @@ def fish() -> DebianProgram:
     return debian_program("fish")
 
 
+@cache
+def completion_script(shell: str) -> str:
+    """Returns what the command prints for a shell."""
+    command = [sys.executable, "-m", "fairlead_cli", "completion", shell]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 def script(shell: str, path: Path) -> Path:
     """Writes the shell's script to ``path``."""
-    command = [sys.executable, "-m", "fairlead_cli", "completion", shell]
-    path.write_text(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    path.write_text(completion_script(shell))
     return path
 
 
@@ -89,15 +103,7 @@ def test_fish_and_zsh_parse_their_scripts(zsh: DebianProgram, fish: DebianProgra
 
 
 @pytest.mark.parametrize("is_sourced", [False, True], ids=["in fpath", "sourced"])
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("fairlead ", {"status", "explain", "check"}),
-        ("fairlead explain ", {"request", "route", "scaling"}),
-        ("fairlead status --", {"--output", "--namespace"}),
-    ],
-)
-def test_zsh_completes(zsh: DebianProgram, tmp_path: Path, line: str, expected: set[str], is_sourced: bool) -> None:
+def test_zsh_completes_each_line_of_a_session(zsh: DebianProgram, tmp_path: Path, is_sourced: bool) -> None:
     functions = tmp_path / "functions"
     functions.mkdir()
     file = script("zsh", (tmp_path if is_sourced else functions) / "_fairlead")
@@ -105,9 +111,10 @@ def test_zsh_completes(zsh: DebianProgram, tmp_path: Path, line: str, expected: 
     (tmp_path / ".zshrc").write_text(_ZSHRC.format(sourced=f"source {file}" if is_sourced else ""))
     (tmp_path / "complete.zsh").write_text(_ZSH)
     environment = zsh.environment | {"ZSH_PROGRAM": str(zsh.path), "ZDOTDIR": str(tmp_path)}
-    command: list[str | Path] = [zsh.path, "-d", tmp_path / "complete.zsh", line]
-    found = run(command, tmp_path, environment)
-    assert expected <= set(found.replace("\x1b", " ").split())
+    command: list[str | Path] = [zsh.path, "-d", tmp_path / "complete.zsh", *_TYPED]
+    lists = run(command, tmp_path, environment).replace("\x1b", " ").split("NEXT-LINE")
+    for (line, expected), found in zip(_TYPED.items(), lists, strict=False):
+        assert expected <= set(found.split()), line
 
 
 def test_bash_completes(tmp_path: Path) -> None:

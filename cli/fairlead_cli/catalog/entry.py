@@ -7,6 +7,7 @@ import msgspec
 import yaml
 
 from fairlead.errors import BadInput
+from fairlead.manifests.yaml_nodes import SAFE_LOADER
 from fairlead.names import closest_matches
 
 ENGINES: Final = {"vllm": "VLLM", "sglang": "SGLang"}
@@ -104,7 +105,7 @@ def read_entries() -> dict[str, CatalogEntry]:
     entries: list[CatalogEntry] = []
     for path in sorted(folder.iterdir(), key=lambda found: found.name):
         if path.name.endswith(".yaml"):
-            content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=SAFE_LOADER)
             entries += msgspec.convert(content, list[CatalogEntry])
     return {entry.name: entry for entry in entries}
 

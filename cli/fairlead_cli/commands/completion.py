@@ -5,12 +5,15 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 _ZSH_END = """
-if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+if [[ $zsh_eval_context[-1] == (loadautofunc|shfunc) ]]; then
   _cyclopts_fairlead "$@"
 else
   compdef _cyclopts_fairlead fairlead
 fi"""
-"""Completes from a file of ``fpath``, whatever its name, and after ``source``."""
+"""Completes from a file of ``fpath``, whatever its name, and after ``source``.
+
+The first completion loads the file of `fpath`; later ones call what it has become, a function.
+"""
 
 
 def completion(shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(help="The shell.")], /) -> int:

@@ -95,7 +95,13 @@ def query(endpoint: AutoscalerEndpoint, path: str, query: Mapping[str, str]) -> 
     url = endpoint.url
     headers = {"authorization": f"Bearer {endpoint.token}"} if endpoint.token else {}
     try:
-        with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_SECONDS, trust_env=False) as client:
+        with httpx.Client(
+            base_url=url,
+            headers=headers,
+            timeout=TIMEOUT_SECONDS,
+            trust_env=False,
+            verify=url.startswith("https:"),  # loading certificates takes 40 ms
+        ) as client:
             answer = client.get(path, params=query)
     except httpx.HTTPError as error:
         raise StackUnreachable(f"{url} does not answer ({type(error).__name__})", hint=_ADDRESS_HINT) from error

@@ -15,10 +15,9 @@ import yaml
 
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead.manifests.yaml_nodes import parse_documents, resolve_scalar
+from fairlead.manifests.yaml_nodes import SAFE_LOADER, parse_documents, resolve_scalar
 
 KIND: Final = "ModelTenant"
-_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
 Entry = dict[str, Any]
 """A mapping of a document."""
@@ -65,7 +64,9 @@ def replace_keys(text: str, tenant: str, entries: Sequence[Entry], *, file: str,
     limits = limits or Limits()
     before = [node.to_python() for node in parse_documents(text, file=file, limits=limits)]
     old = next((value for value in before if is_tenant(value) and value["metadata"].get("name") == tenant), None)
-    document = next((node for node in yaml.compose_all(text, Loader=_LOADER) if _is_document_of(node, tenant)), None)
+    document = next(
+        (node for node in yaml.compose_all(text, Loader=SAFE_LOADER) if _is_document_of(node, tenant)), None
+    )
     if old is None or document is None:
         raise BadInput(f"{file} has no {KIND} {tenant}", field="TENANT")
     spec = _child(document, "spec")
