@@ -17,6 +17,8 @@ from hypothesis import HealthCheck, settings
 from fairlead_testing.collected_errors import label_transports
 from fairlead_testing.kube.api_server import NO_CLUSTER_PROGRAMS, ApiServer, api_server_for_test, binaries_folder
 from fairlead_testing.kube.helm import chart_tools, helm_program
+from fairlead_testing.pytest_hooks import coroutine_tests, nightly
+from fairlead_testing.pytest_hooks.processor_time import ProcessorTime
 
 if TYPE_CHECKING:
     from fairlead_testing.redis.valkey import Valkey
@@ -34,6 +36,15 @@ settings.register_profile(
 )
 settings.load_profile("fairlead")
 label_transports()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Runs coroutine functions, measures the processor time of each test, and chooses the tests of
+    this run.
+    """
+    config.pluginmanager.register(coroutine_tests)
+    config.pluginmanager.register(nightly)
+    config.pluginmanager.register(ProcessorTime(has_budget=os.environ.get("FAIRLEAD_TEST_BUDGET") == "1"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

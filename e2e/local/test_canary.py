@@ -27,12 +27,13 @@ from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import Fleet, Model
 from fairlead_testing.engines.disaggregated import DisaggregatedModel, killable_engine
 from fairlead_testing.engines.scripted import EngineCall, HangUp, event, scripted_engine, token, well_behaved
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until, wait_until_async
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.extended]
 
 CANARY = "canary7c1e55"
 KEY = "sk-canary-key-91aa"

@@ -158,7 +158,7 @@ def test_a_hint_is_forgotten_after_half_a_minute(made: Any) -> None:
     assert made.asked == []
 
 
-def test_a_hint_makes_the_next_tick_come_at_once(made: Any) -> None:
+async def test_a_hint_makes_the_next_tick_come_at_once(made: Any) -> None:
     async def hinted() -> None:
         loop = made.loop()
         async with asyncio.timeout(120):
@@ -172,11 +172,11 @@ def test_a_hint_makes_the_next_tick_come_at_once(made: Any) -> None:
         assert loop.counters.wakes == 1
 
     before = made.clock.now()
-    asyncio.run(hinted())
+    await hinted()
     assert made.clock.now() == before
 
 
-def test_a_flood_of_hints_hastens_no_more_looks_than_come_anyway(made: Any) -> None:
+async def test_a_flood_of_hints_hastens_no_more_looks_than_come_anyway(made: Any) -> None:
     limits = Limits(autoscaler_min_tick_seconds=0.0)
 
     async def flooded() -> list[int]:
@@ -193,7 +193,7 @@ def test_a_flood_of_hints_hastens_no_more_looks_than_come_anyway(made: Any) -> N
         return found
 
     most = limits.autoscaler_hinted_ticks_per_minute
-    assert asyncio.run(flooded()) == [1 + most, 1 + 2 * most]  # the first came by itself
+    assert await flooded() == [1 + most, 1 + 2 * most]  # the first came by itself
     assert len(made.records) == 1 + 2 * most
     assert made.records[-1].rulings["main"].replicas == 2
 
@@ -330,7 +330,7 @@ def test_slow_writes_of_one_namespace_delay_no_tick_and_no_other_model(made: Any
     assert sum(key != calm for key in begun) == 16, "each is a connection, and waits for its end"
 
 
-def test_write_that_waits_for_its_turn_takes_the_newest_number(made: Any) -> None:
+async def test_write_that_waits_for_its_turn_takes_the_newest_number(made: Any) -> None:
     keys = [f"flood/m{number:02}" for number in range(17)]
     made.models = {key: replace(made.state(2), model=replace(made.state(2).model, name=key)) for key in keys}
     answered = asyncio.Event()
@@ -341,18 +341,14 @@ def test_write_that_waits_for_its_turn_takes_the_newest_number(made: Any) -> Non
         written[key] = replicas
 
     made.scale = scale
-
-    async def ticks() -> None:
-        loop = made.loop(limits=replace(Limits(), autoscaler_cluster_seconds=3_600.0))
-        made.wants["main"] = 1
-        await loop.tick()
-        made.clock.advance(5.0)
-        made.wants["main"] = 9
-        await loop.tick()
-        answered.set()
-        await asyncio.gather(*loop._writing.values())
-
-    asyncio.run(ticks())
+    loop = made.loop(limits=replace(Limits(), autoscaler_cluster_seconds=3_600.0))
+    made.wants["main"] = 1
+    await loop.tick()
+    made.clock.advance(5.0)
+    made.wants["main"] = 9
+    await loop.tick()
+    answered.set()
+    await asyncio.gather(*loop._writing.values())
     assert written == dict.fromkeys(keys[:16], 1) | {keys[16]: 9}
 
 

@@ -148,45 +148,41 @@ async def wait_until_equal(call: Any, *wanted: Any) -> None:
     await wait_until_async(so)
 
 
-def test_autoscaler_wakes_yields_and_releases_with_exactly_its_permissions(
+async def test_autoscaler_wakes_yields_and_releases_with_exactly_its_permissions(
     api_server: ApiServer, program: Path, tmp_path: Path
 ) -> None:
     found, gateway, kubeconfig = render_chart(program, f"--namespace={PLACE}"), FakeGateway(), tmp_path / "kubeconfig"
+    async with api_of(api_server) as api:
+        await apply_rights(api, found, PLACE)
+        kubeconfig.write_text(await kubeconfig_for_account(api_server, PLACE, "fairlead-autoscaler"))
+        await api.apply(MODEL, "kubectl")
+        async with (
+            operator_process(api_server.kubeconfig, tmp_path / "log", f"--lease-namespace={PLACE}"),
+            gateway.serving() as manage,
+            autoscaler(kubeconfig, manage) as url,
+        ):
+            await wait_until_equal(lambda: number(api), (0, ("fairlead",)))
+            await wait_until_equal(lambda: reason(api), "Deciding")
+            gateway.held, gateway.arrived = 1, 1
+            await asyncio.to_thread(wake, url)
+            await wait_until_equal(lambda: number(api), (1, ("fairlead-autoscaler",)))
+            await wait_until_async(lambda: tells(api, "ScaledUp"))
+            assert_all_queried_metrics_reported(program, await asyncio.to_thread(metrics, url))
 
-    async def main() -> None:
-        async with api_of(api_server) as api:
-            await apply_rights(api, found, PLACE)
-            kubeconfig.write_text(await kubeconfig_for_account(api_server, PLACE, "fairlead-autoscaler"))
-            await api.apply(MODEL, "kubectl")
-            async with (
-                operator_process(api_server.kubeconfig, tmp_path / "log", f"--lease-namespace={PLACE}"),
-                gateway.serving() as manage,
-                autoscaler(kubeconfig, manage) as url,
-            ):
-                await wait_until_equal(lambda: number(api), (0, ("fairlead",)))
-                await wait_until_equal(lambda: reason(api), "Deciding")
-                gateway.held, gateway.arrived = 1, 1
-                await asyncio.to_thread(wake, url)
-                await wait_until_equal(lambda: number(api), (1, ("fairlead-autoscaler",)))
-                await wait_until_async(lambda: tells(api, "ScaledUp"))
-                assert_all_queried_metrics_reported(program, await asyncio.to_thread(metrics, url))
+            theirs = {"spec": {"replicas": 3}}
+            await api.patch_merge(DEPLOYMENTS, PLACE, "qwen-main", theirs, "kubectl", subresource="scale")
+            await wait_until_equal(lambda: reason(api), "SetElsewhere")
+            assert await number(api) == (3, ("kubectl",))
 
-                theirs = {"spec": {"replicas": 3}}
-                await api.patch_merge(DEPLOYMENTS, PLACE, "qwen-main", theirs, "kubectl", subresource="scale")
-                await wait_until_equal(lambda: reason(api), "SetElsewhere")
-                assert await number(api) == (3, ("kubectl",))
+            ours = {"spec": {"replicas": 2}}  # how docs/reference/conditions.md gives it back
+            name = "fairlead-autoscaler"
+            await api.patch_merge(DEPLOYMENTS, PLACE, "qwen-main", ours, name, subresource="scale")
+            await wait_until_equal(lambda: reason(api), "Deciding")
 
-                ours = {"spec": {"replicas": 2}}  # how docs/reference/conditions.md gives it back
-                name = "fairlead-autoscaler"
-                await api.patch_merge(DEPLOYMENTS, PLACE, "qwen-main", ours, name, subresource="scale")
-                await wait_until_equal(lambda: reason(api), "Deciding")
-
-                off = {"spec": {"autoscaling": {"mode": "Disabled"}}}
-                await api.patch_merge(MODEL_DEPLOYMENTS, PLACE, "qwen", off, "kubectl")
-                await wait_until_equal(lambda: reason(api), "")
-                assert (await number(api))[0] > 0
-
-    asyncio.run(main())
+            off = {"spec": {"autoscaling": {"mode": "Disabled"}}}
+            await api.patch_merge(MODEL_DEPLOYMENTS, PLACE, "qwen", off, "kubectl")
+            await wait_until_equal(lambda: reason(api), "")
+            assert (await number(api))[0] > 0
 
 
 async def tells(api: KubeApi, reason: str) -> bool:

@@ -108,67 +108,58 @@ async def guarded(server: ApiServer, program: Path, folder: Path, *objects: Mani
         yield patched
 
 
-def test_admission_guard_limits_it_to_two_pod_annotations(api_server: ApiServer, program: Path, tmp_path: Path) -> None:
-    async def main() -> None:
-        async with guarded(api_server, program, tmp_path, pod("pod", MANAGED), pod("other", {})) as patched:
-            for metadata, told in (
-                ({"labels": {"a": "b"}}, "may not change labels"),
-                ({"annotations": {"a": "b"}}, "not change other annotations"),
-                ({"annotations": {DELETION_COST_ANNOTATION: "-1"}}, ""),
-                ({"annotations": {DELETION_COST_ANNOTATION: None}}, ""),
-                ({"annotations": {SLEEP_ANNOTATION: "1-asleep"}}, ""),
-                ({"annotations": {SLEEP_ANNOTATION: None}}, ""),
-            ):
-                said = await patched(PODS, "pod", {"metadata": metadata})
-                assert (told in said) if told else said == "", (metadata, said)
-            said = await patched(PODS, "other", {"metadata": {"annotations": {DELETION_COST_ANNOTATION: "-1"}}})
-            assert ONLY_MANAGED in said
+async def test_admission_guard_limits_it_to_two_pod_annotations(
+    api_server: ApiServer, program: Path, tmp_path: Path
+) -> None:
+    async with guarded(api_server, program, tmp_path, pod("pod", MANAGED), pod("other", {})) as patched:
+        for metadata, told in (
+            ({"labels": {"a": "b"}}, "may not change labels"),
+            ({"annotations": {"a": "b"}}, "not change other annotations"),
+            ({"annotations": {DELETION_COST_ANNOTATION: "-1"}}, ""),
+            ({"annotations": {DELETION_COST_ANNOTATION: None}}, ""),
+            ({"annotations": {SLEEP_ANNOTATION: "1-asleep"}}, ""),
+            ({"annotations": {SLEEP_ANNOTATION: None}}, ""),
+        ):
+            said = await patched(PODS, "pod", {"metadata": metadata})
+            assert (told in said) if told else said == "", (metadata, said)
+        said = await patched(PODS, "other", {"metadata": {"annotations": {DELETION_COST_ANNOTATION: "-1"}}})
+        assert ONLY_MANAGED in said
 
-    asyncio.run(main())
 
-
-def test_admission_guard_leaves_no_way_to_delete_pods_by_their_owners(
+async def test_admission_guard_leaves_no_way_to_delete_pods_by_their_owners(
     api_server: ApiServer, program: Path, tmp_path: Path
 ) -> None:
     owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "gone", "uid": "7b1a3b1e-0000-4000-8000-000000000000"}
-
-    async def main() -> None:
-        objects = (pod("pod", MANAGED), worker_set("set", MANAGED))
-        async with guarded(api_server, program, tmp_path, *objects) as patched:
-            for kind, name in ((PODS, "pod"), (LEADER_WORKER_SETS, "set")):
-                for metadata in ({"ownerReferences": [owner]}, {"finalizers": ["fairlead.io/keep"]}):
-                    said = await patched(kind, name, {"metadata": metadata})
-                    assert OWNERS in said, (kind.kind, metadata, said)
-
-    asyncio.run(main())
+    objects = (pod("pod", MANAGED), worker_set("set", MANAGED))
+    async with guarded(api_server, program, tmp_path, *objects) as patched:
+        for kind, name in ((PODS, "pod"), (LEADER_WORKER_SETS, "set")):
+            for metadata in ({"ownerReferences": [owner]}, {"finalizers": ["fairlead.io/keep"]}):
+                said = await patched(kind, name, {"metadata": metadata})
+                assert OWNERS in said, (kind.kind, metadata, said)
 
 
-def test_admission_guard_lets_only_replicas_of_fairleads_workloads_change(
+async def test_admission_guard_lets_only_replicas_of_fairleads_workloads_change(
     api_server: ApiServer, program: Path, tmp_path: Path
 ) -> None:
     theirs = {"app": "web"}
-
-    async def main() -> None:
-        objects = [deployment("ours", MANAGED), deployment("theirs", theirs)]
-        objects += [worker_set("ours", MANAGED), worker_set("theirs", theirs)]
-        async with guarded(api_server, program, tmp_path, *objects) as patched:
-            replicas = {"spec": {"replicas": 0}}
-            assert await patched(DEPLOYMENTS, "ours", replicas, subresource="scale") == ""
-            assert ONLY_MANAGED in await patched(DEPLOYMENTS, "theirs", replicas, subresource="scale")
-            assert await patched(LEADER_WORKER_SETS, "ours", replicas) == ""
-            assert ONLY_MANAGED in await patched(LEADER_WORKER_SETS, "theirs", replicas)
-            for spec in (
-                {"startupPolicy": "LeaderReady"},
-                {"startupPolicy": None},
-                {"networkConfig": {"subdomainPolicy": "Shared"}},
-                {"leaderWorkerTemplate": {"size": 9}},
-            ):
-                assert REPLICAS_ONLY in await patched(LEADER_WORKER_SETS, "ours", {"spec": spec}), spec
-
-    asyncio.run(main())
+    objects = [deployment("ours", MANAGED), deployment("theirs", theirs)]
+    objects += [worker_set("ours", MANAGED), worker_set("theirs", theirs)]
+    async with guarded(api_server, program, tmp_path, *objects) as patched:
+        replicas = {"spec": {"replicas": 0}}
+        assert await patched(DEPLOYMENTS, "ours", replicas, subresource="scale") == ""
+        assert ONLY_MANAGED in await patched(DEPLOYMENTS, "theirs", replicas, subresource="scale")
+        assert await patched(LEADER_WORKER_SETS, "ours", replicas) == ""
+        assert ONLY_MANAGED in await patched(LEADER_WORKER_SETS, "theirs", replicas)
+        for spec in (
+            {"startupPolicy": "LeaderReady"},
+            {"startupPolicy": None},
+            {"networkConfig": {"subdomainPolicy": "Shared"}},
+            {"leaderWorkerTemplate": {"size": 9}},
+        ):
+            assert REPLICAS_ONLY in await patched(LEADER_WORKER_SETS, "ours", {"spec": spec}), spec
 
 
-def test_admission_guard_leaves_names_and_conditions_of_the_operator_alone(
+async def test_admission_guard_leaves_names_and_conditions_of_the_operator_alone(
     api_server: ApiServer, program: Path, tmp_path: Path
 ) -> None:
     times = {"lastTransitionTime": "2026-11-20T18:00:00Z", "message": ""}
@@ -177,26 +168,22 @@ def test_admission_guard_leaves_names_and_conditions_of_the_operator_alone(
     own = [{"type": name, "status": "True", "reason": "Any", **times} for name in ("Autoscaling", "SLOMet")]
     spec = {"model": {"uri": "hf://a/b"}, "engine": {"type": "Sim"}, "pools": [{"acceleratorClassName": "cpu"}]}
     model = {**_kind(MODEL_DEPLOYMENTS), "metadata": {"name": "m", "namespace": PLACE}, "spec": spec}
-
-    async def main() -> None:
+    async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as admin:
+        await apply_crds_and_namespaces(admin, PLACE)
+    async with guarded(api_server, program, tmp_path, model) as patched:
         async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as admin:
-            await apply_crds_and_namespaces(admin, PLACE)
-        async with guarded(api_server, program, tmp_path, model) as patched:
-            async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as admin:
-                written = {"clientName": "m", "conditions": [ready, other]}
-                await admin.apply_status({**model, "status": written}, "operator")
-            for status, told in (
-                ({"clientName": "other"}, "only conditions of a model"),
-                ({"servedNames": ["llama"]}, "only conditions of a model"),
-                ({"replicas": 7}, "only conditions of a model"),
-                ({"conditions": []}, "only its own conditions"),
-                ({"conditions": [{**ready, "status": "False"}]}, "only its own conditions"),
-                ({"conditions": [ready, {**other, "status": "False"}]}, "only its own conditions"),
-                ({"conditions": [ready, other, *own]}, ""),
-                ({"conditions": [ready, *own]}, "only its own conditions"),
-                ({"conditions": [ready, other]}, ""),
-            ):
-                said = await patched(MODEL_DEPLOYMENTS, "m", {"status": status}, subresource="status")
-                assert (told in said) if told else said == "", (status, said)
-
-    asyncio.run(main())
+            written = {"clientName": "m", "conditions": [ready, other]}
+            await admin.apply_status({**model, "status": written}, "operator")
+        for status, told in (
+            ({"clientName": "other"}, "only conditions of a model"),
+            ({"servedNames": ["llama"]}, "only conditions of a model"),
+            ({"replicas": 7}, "only conditions of a model"),
+            ({"conditions": []}, "only its own conditions"),
+            ({"conditions": [{**ready, "status": "False"}]}, "only its own conditions"),
+            ({"conditions": [ready, {**other, "status": "False"}]}, "only its own conditions"),
+            ({"conditions": [ready, other, *own]}, ""),
+            ({"conditions": [ready, *own]}, "only its own conditions"),
+            ({"conditions": [ready, other]}, ""),
+        ):
+            said = await patched(MODEL_DEPLOYMENTS, "m", {"status": status}, subresource="status")
+            assert (told in said) if told else said == "", (status, said)

@@ -94,37 +94,33 @@ def command() -> list[str]:
     return [*words[:-1], str(CHART_FOLDER / "crds")]
 
 
-def test_objects_survive_the_upgrade(server: ApiServer, program: Path, tmp_path: Path) -> None:
+async def test_objects_survive_the_upgrade(server: ApiServer, program: Path, tmp_path: Path) -> None:
     helm, former = HelmRelease(program, server.kubeconfig, SPACE, tmp_path / "helm"), before(tmp_path / "former")
+    async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as api:
+        await asyncio.to_thread(helm, "install", str(former), "--create-namespace")
+        await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
+        for one in (ACCELERATOR, MODEL, ENGINES):
+            await api.apply(one, "kubectl")
+        known = await uids(api)
+        await asyncio.to_thread(upgrade_as_documented, helm, tmp_path / "values.yaml")
 
-    async def main() -> None:
-        async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as api:
-            await asyncio.to_thread(helm, "install", str(former), "--create-namespace")
-            await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
-            for one in (ACCELERATOR, MODEL, ENGINES):
-                await api.apply(one, "kubectl")
-            known = await uids(api)
-            await asyncio.to_thread(upgrade_as_documented, helm, tmp_path / "values.yaml")
+        said = await asyncio.to_thread(kubectl, server, *command())
+        assert said.count("serverside-applied") == len(served_kinds())
+        await wait_until_async(lambda: is_refused(api, WRONG))
+        await api.apply(NEWER, "kubectl")
+        assert await uids(api) == known
+        one = await api.get(MODEL_DEPLOYMENTS, SPACE, "agent")
+        assert one["spec"]["slo"] == {"target": "99%", "ttft": "800ms"}
+        assert one["spec"]["model"] == NEWER["spec"]["model"]
 
-            said = await asyncio.to_thread(kubectl, server, *command())
-            assert said.count("serverside-applied") == len(served_kinds())
-            await wait_until_async(lambda: is_refused(api, WRONG))
-            await api.apply(NEWER, "kubectl")
-            assert await uids(api) == known
-            one = await api.get(MODEL_DEPLOYMENTS, SPACE, "agent")
-            assert one["spec"]["slo"] == {"target": "99%", "ttft": "800ms"}
-            assert one["spec"]["model"] == NEWER["spec"]["model"]
+        status = {"conditions": [], "observedGeneration": one["metadata"]["generation"]}
+        assert (await api.apply_status({**MODEL, "status": status}, "fairlead-operator"))["status"]
+        with pytest.raises(Invalid, match="a pool needs an accelerator class"):
+            await api.apply(WRONG, "kubectl")
 
-            status = {"conditions": [], "observedGeneration": one["metadata"]["generation"]}
-            assert (await api.apply_status({**MODEL, "status": status}, "fairlead-operator"))["status"]
-            with pytest.raises(Invalid, match="a pool needs an accelerator class"):
-                await api.apply(WRONG, "kubectl")
-
-            again = await asyncio.to_thread(kubectl, server, *command(), "-o", "yaml")
-            first = await asyncio.to_thread(kubectl, server, *command(), "-o", "yaml")
-            assert versions(again) == versions(first), "a second time changes nothing"
-
-    asyncio.run(main())
+        again = await asyncio.to_thread(kubectl, server, *command(), "-o", "yaml")
+        first = await asyncio.to_thread(kubectl, server, *command(), "-o", "yaml")
+        assert versions(again) == versions(first), "a second time changes nothing"
 
 
 def upgrade_as_documented(helm: HelmRelease, values: Path) -> None:

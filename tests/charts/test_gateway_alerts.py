@@ -4,7 +4,6 @@ Each alert fires only on its fault. The series of operator and indexer are the h
 alerts.yaml.
 """
 
-import asyncio
 import hashlib
 import hmac
 import json
@@ -138,8 +137,8 @@ async def more_traffic(scene: FaultScenario) -> None:
     await scene.traffic()
 
 
-def test_healthy_hour_is_silent(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
-    expect_firing(asyncio.run(record(tmp_path, None)), groups, tools, tmp_path)
+async def test_healthy_hour_is_silent(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
+    expect_firing(await record(tmp_path, None), groups, tools, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -150,21 +149,21 @@ def test_healthy_hour_is_silent(groups: Groups, tools: ChartTools, tmp_path: Pat
         (wrong_keys, ["FairleadKeysRefused"]),
     ],
 )
-def test_fault_fires_its_alert(
+async def test_fault_fires_its_alert(
     fault: Fault, alerts: list[str], groups: Groups, tools: ChartTools, tmp_path: Path
 ) -> None:
-    expect_firing(asyncio.run(record(tmp_path, fault)), groups, tools, tmp_path, *alerts)
+    expect_firing(await record(tmp_path, fault), groups, tools, tmp_path, *alerts)
 
 
-def test_killed_only_engine_alerts(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
+async def test_killed_only_engine_alerts(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
     alerts = ("FairleadRequestsFail", "FairleadObjectivesMissed", "FairleadEngineSilent")
-    expect_firing(asyncio.run(record(tmp_path, engine_killed, aging=SIGNALS_AGE)), groups, tools, tmp_path, *alerts)
+    expect_firing(await record(tmp_path, engine_killed, aging=SIGNALS_AGE), groups, tools, tmp_path, *alerts)
 
 
-def test_missing_gateway_alerts(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
-    expect_firing(asyncio.run(record(tmp_path, None, gone=True)), groups, tools, tmp_path, "FairleadGatewayDown")
+async def test_missing_gateway_alerts(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
+    expect_firing(await record(tmp_path, None, gone=True), groups, tools, tmp_path, "FairleadGatewayDown")
 
 
-def test_missed_slo_alerts(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
-    recording = asyncio.run(record(tmp_path, more_traffic, ttft="1us"))
+async def test_missed_slo_alerts(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
+    recording = await record(tmp_path, more_traffic, ttft="1us")
     expect_firing(recording, groups, tools, tmp_path, "FairleadObjectivesMissed")

@@ -141,36 +141,32 @@ async def wait_metrics(indexer: IndexerProcess, **figures: float) -> None:
 
 @pytest.mark.api_server
 @pytest.mark.timeout(300)
-def test_indexer_finds_engines_with_exactly_its_permissions(
+async def test_indexer_finds_engines_with_exactly_its_permissions(
     api_server: ApiServer, program: Path, redis: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = render_chart(program, f"--namespace={SPACE}")
+    async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api, engine_process(*EVENTS) as engine:
+        await apply_rights(api, found, SPACE)
+        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
+        await api.apply({**account, "metadata": {"name": "default", "namespace": SPACE}}, "test")
+        (tmp_path / "kubeconfig").write_text(await kubeconfig_for_account(api_server, SPACE, "fairlead-indexer"))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        async with indexer_process("--kube", "--redis", redis.url) as indexer:
+            await api.create(model(), "test")
+            await api.create(await pod(engine), "test")
+            await api.patch_merge(PODS, SPACE, "p", {"status": READY}, "test", subresource="status")
+            await wait_metrics(indexer, leads=1.0, instances=1.0, connected=1.0)
+            await complete(engine)
+            await wait_metrics(indexer, blocks=4.0, incomplete=0.0)
+            ready = await indexer.get("/readyz")
+            assert (ready.status_code, ready.text) == (200, "ready\n")
+            await api.delete(PODS, SPACE, "p")
 
-    async def main() -> None:
-        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api, engine_process(*EVENTS) as engine:
-            await apply_rights(api, found, SPACE)
-            account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
-            await api.apply({**account, "metadata": {"name": "default", "namespace": SPACE}}, "test")
-            (tmp_path / "kubeconfig").write_text(await kubeconfig_for_account(api_server, SPACE, "fairlead-indexer"))
-            monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-            async with indexer_process("--kube", "--redis", redis.url) as indexer:
-                await api.create(model(), "test")
-                await api.create(await pod(engine), "test")
-                await api.patch_merge(PODS, SPACE, "p", {"status": READY}, "test", subresource="status")
-                await wait_metrics(indexer, leads=1.0, instances=1.0, connected=1.0)
-                await complete(engine)
-                await wait_metrics(indexer, blocks=4.0, incomplete=0.0)
-                ready = await indexer.get("/readyz")
-                assert (ready.status_code, ready.text) == (200, "ready\n")
-                await api.delete(PODS, SPACE, "p")
+            async def gone() -> bool:
+                return not (await indexer.metric("blocks", f"{SPACE}/tiny") > 0)
 
-                async def gone() -> bool:
-                    return not (await indexer.metric("blocks", f"{SPACE}/tiny") > 0)
-
-                await wait_until_async(gone)
-                await api.delete(MODEL_DEPLOYMENTS, SPACE, "tiny")
-
-    asyncio.run(main())
+            await wait_until_async(gone)
+            await api.delete(MODEL_DEPLOYMENTS, SPACE, "tiny")
 
 
 def queried_metrics() -> list[str]:

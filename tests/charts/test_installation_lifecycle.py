@@ -63,53 +63,49 @@ async def edit_keys(api: KubeApi, text: str) -> None:
     await api.patch_merge(SECRETS, SPACE, "fairlead-keys", keys, "somebody")
 
 
-def test_upgrade_keeps_generated_values_and_uninstall_keeps_models(api_server: ApiServer, helm: HelmRelease) -> None:
-    async def main() -> None:
-        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
-            said = await asyncio.to_thread(helm, "install", str(CHART_FOLDER), "--create-namespace")
-            assert "get secret fairlead-keys -o jsonpath='{.data.first-key}'" in said
-            await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
-            served = [await api.apply(MODEL, "kubectl"), await api.apply(ENGINES, "fairlead")]
-            first = await drawn(api)
-            assert all(value for data in first.values() for value in data.values())
+async def test_upgrade_keeps_generated_values_and_uninstall_keeps_models(
+    api_server: ApiServer, helm: HelmRelease
+) -> None:
+    async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
+        said = await asyncio.to_thread(helm, "install", str(CHART_FOLDER), "--create-namespace")
+        assert "get secret fairlead-keys -o jsonpath='{.data.first-key}'" in said
+        await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
+        served = [await api.apply(MODEL, "kubectl"), await api.apply(ENGINES, "fairlead")]
+        first = await drawn(api)
+        assert all(value for data in first.values() for value in data.values())
 
-            await edit_keys(api, "keys: []\n")
-            await asyncio.to_thread(
-                helm, "upgrade", str(CHART_FOLDER), "--set=gateway.replicas=3", "--set=redis.image.tag=next"
-            )
-            assert (await api.get(DEPLOYMENTS, SPACE, "fairlead-gateway"))["spec"]["replicas"] == 3
-            expected = {**first, "fairlead-keys": {**first["fairlead-keys"], "keys.yaml": "keys: []\n"}}
-            assert await drawn(api) == expected
+        await edit_keys(api, "keys: []\n")
+        await asyncio.to_thread(
+            helm, "upgrade", str(CHART_FOLDER), "--set=gateway.replicas=3", "--set=redis.image.tag=next"
+        )
+        assert (await api.get(DEPLOYMENTS, SPACE, "fairlead-gateway"))["spec"]["replicas"] == 3
+        expected = {**first, "fairlead-keys": {**first["fairlead-keys"], "keys.yaml": "keys: []\n"}}
+        assert await drawn(api) == expected
 
-            await asyncio.to_thread(helm, "uninstall")
-            assert (await drawn_secret(api, "fairlead-keys")) == expected["fairlead-keys"]
-            assert await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen") == served[0]
-            assert await api.get(DEPLOYMENTS, SPACE, "qwen-main") == served[1]
-            for kind, name in ((DEPLOYMENTS, "fairlead-operator"), (SERVICES, "fairlead-gateway")):
-                with pytest.raises(NotFound):
-                    await api.get(kind, SPACE, name)
-
-    asyncio.run(main())
-
-
-def test_rollback_keeps_keys_that_were_issued_and_revoked_since(api_server: ApiServer, helm: HelmRelease) -> None:
-    async def main() -> None:
-        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
-            await asyncio.to_thread(helm, "install", str(CHART_FOLDER), "--create-namespace")
-            first = await drawn_secret(api, "fairlead-keys")
-            await edit_keys(api, "keys: [{name: team-a, digest: aa}]\n")
-            await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER), "--set=gateway.replicas=3")
-            await edit_keys(api, "keys: [{name: team-b, digest: bb}]\n")
-            await asyncio.to_thread(helm, "rollback", "1")
-            assert (await api.get(DEPLOYMENTS, SPACE, "fairlead-gateway"))["spec"]["replicas"] == 2
-            expected = {**first, "keys.yaml": "keys: [{name: team-b, digest: bb}]\n"}
-            assert await drawn_secret(api, "fairlead-keys") == expected
-            await asyncio.to_thread(helm, "uninstall")
-
-    asyncio.run(main())
+        await asyncio.to_thread(helm, "uninstall")
+        assert (await drawn_secret(api, "fairlead-keys")) == expected["fairlead-keys"]
+        assert await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen") == served[0]
+        assert await api.get(DEPLOYMENTS, SPACE, "qwen-main") == served[1]
+        for kind, name in ((DEPLOYMENTS, "fairlead-operator"), (SERVICES, "fairlead-gateway")):
+            with pytest.raises(NotFound):
+                await api.get(kind, SPACE, name)
 
 
-def test_keys_of_a_release_before_are_kept_and_leave_it(
+async def test_rollback_keeps_keys_that_were_issued_and_revoked_since(api_server: ApiServer, helm: HelmRelease) -> None:
+    async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
+        await asyncio.to_thread(helm, "install", str(CHART_FOLDER), "--create-namespace")
+        first = await drawn_secret(api, "fairlead-keys")
+        await edit_keys(api, "keys: [{name: team-a, digest: aa}]\n")
+        await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER), "--set=gateway.replicas=3")
+        await edit_keys(api, "keys: [{name: team-b, digest: bb}]\n")
+        await asyncio.to_thread(helm, "rollback", "1")
+        assert (await api.get(DEPLOYMENTS, SPACE, "fairlead-gateway"))["spec"]["replicas"] == 2
+        expected = {**first, "keys.yaml": "keys: [{name: team-b, digest: bb}]\n"}
+        assert await drawn_secret(api, "fairlead-keys") == expected
+        await asyncio.to_thread(helm, "uninstall")
+
+
+async def test_keys_of_a_release_before_are_kept_and_leave_it(
     api_server: ApiServer, helm: HelmRelease, tmp_path: Path
 ) -> None:
     """An earlier chart had the Secret in its release, where each rollback would apply it."""
@@ -121,19 +117,15 @@ def test_keys_of_a_release_before_are_kept_and_leave_it(
         assert line in text
         text = text.replace(line, "    example.com/earlier: yes-it-is\n" if "policy" in line else "")
     template.write_text(text)
-
-    async def main() -> None:
-        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
-            await asyncio.to_thread(helm, "install", str(earlier), "--create-namespace")
-            first = await drawn_secret(api, "fairlead-keys")
-            await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER))
-            await edit_keys(api, "keys: []\n")
-            await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER))
-            await edit_keys(api, "keys: [{name: team-b, digest: bb}]\n")
-            await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER), "--set=gateway.replicas=3")
-            await asyncio.to_thread(helm, "rollback", "3")
-            expected = {**first, "keys.yaml": "keys: [{name: team-b, digest: bb}]\n"}
-            assert await drawn_secret(api, "fairlead-keys") == expected
-            await asyncio.to_thread(helm, "uninstall")
-
-    asyncio.run(main())
+    async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
+        await asyncio.to_thread(helm, "install", str(earlier), "--create-namespace")
+        first = await drawn_secret(api, "fairlead-keys")
+        await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER))
+        await edit_keys(api, "keys: []\n")
+        await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER))
+        await edit_keys(api, "keys: [{name: team-b, digest: bb}]\n")
+        await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER), "--set=gateway.replicas=3")
+        await asyncio.to_thread(helm, "rollback", "3")
+        expected = {**first, "keys.yaml": "keys: [{name: team-b, digest: bb}]\n"}
+        assert await drawn_secret(api, "fairlead-keys") == expected
+        await asyncio.to_thread(helm, "uninstall")

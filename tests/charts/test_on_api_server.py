@@ -2,7 +2,6 @@
 suffice.
 """
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -40,65 +39,52 @@ def api_of(server: ApiServer) -> KubeApi:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.stem for case in CASES])
-def test_api_server_accepts_every_object_and_field(api_server: ApiServer, program: Path, case: Path) -> None:
-    async def main() -> None:
-        async with api_of(api_server) as api:
-            for name in ("fairlead", "team-a", "team-b"):
-                await apply_namespace(api, name)
-
-    asyncio.run(main())
+async def test_api_server_accepts_every_object_and_field(api_server: ApiServer, program: Path, case: Path) -> None:
+    async with api_of(api_server) as api:
+        for name in ("fairlead", "team-a", "team-b"):
+            await apply_namespace(api, name)
     found = [one for one in render_chart(program, f"--values={case}") if one["kind"] not in ELSEWHERE]
     arguments = ("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-")
     said = kubectl(api_server, *arguments, text=yaml.safe_dump_all(found))
     assert len(said.splitlines()) == len(found)
 
 
-def test_operator_serves_a_model_with_exactly_its_permissions(
+async def test_operator_serves_a_model_with_exactly_its_permissions(
     api_server: ApiServer, program: Path, tmp_path: Path
 ) -> None:
     """As its service account, by the roles of the chart; the real authorizer refuses the rest."""
     found = render_chart(program, "--namespace=charted")
     kubeconfig = tmp_path / "kubeconfig"
-
-    async def main() -> None:
-        async with api_of(api_server) as api:
-            await apply_rights(api, found, "charted")
-            kubeconfig.write_text(await kubeconfig_for_account(api_server, "charted", "fairlead-operator"))
-            async with operator_process(kubeconfig, tmp_path / "log") as operator:
-                await api.apply(MODEL, "kubectl")
-                await wait_until_async(lambda: there(api, DEPLOYMENTS, "qwen-main"))
-                await wait_until_async(lambda: has_status_and_event(api))
-                assert await there(api, LEASES, "fairlead-operator")
-                await api.apply(renamed(MODEL), "kubectl")  # the old pool is pruned
-                await wait_until_async(lambda: there(api, DEPLOYMENTS, "qwen-other"))
-                labels = label_selector({"fairlead.io/model": "qwen"})
-                await wait_until_async(lambda: only(api, labels, "qwen-other"))
-                code, said = await operator.stop(), operator.log.read_text()
-            assert code == 0, said
-            assert "forbidden" not in said.lower()
-
-    asyncio.run(main())
+    async with api_of(api_server) as api:
+        await apply_rights(api, found, "charted")
+        kubeconfig.write_text(await kubeconfig_for_account(api_server, "charted", "fairlead-operator"))
+        async with operator_process(kubeconfig, tmp_path / "log") as operator:
+            await api.apply(MODEL, "kubectl")
+            await wait_until_async(lambda: there(api, DEPLOYMENTS, "qwen-main"))
+            await wait_until_async(lambda: has_status_and_event(api))
+            assert await there(api, LEASES, "fairlead-operator")
+            await api.apply(renamed(MODEL), "kubectl")  # the old pool is pruned
+            await wait_until_async(lambda: there(api, DEPLOYMENTS, "qwen-other"))
+            labels = label_selector({"fairlead.io/model": "qwen"})
+            await wait_until_async(lambda: only(api, labels, "qwen-other"))
+            code, said = await operator.stop(), operator.log.read_text()
+        assert code == 0, said
+        assert "forbidden" not in said.lower()
 
 
-def test_gateway_finds_models_with_exactly_its_permissions(
+async def test_gateway_finds_models_with_exactly_its_permissions(
     api_server: ApiServer, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = render_chart(program, "--namespace=charted")
-
-    async def main() -> None:
-        async with api_of(api_server) as api:
-            await apply_rights(api, found, "charted")
-            await api.apply(MODEL, "kubectl")
-            (tmp_path / "kubeconfig").write_text(
-                await kubeconfig_for_account(api_server, "charted", "fairlead-gateway")
-            )
-            monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-            async with gateway_process(None, "--kube") as gateway:
-                listed = await gateway.get_json("/api/fleet")
-                assert "charted/qwen" in str(listed)
-                assert "forbidden" not in (await gateway.warnings()).lower()
-
-    asyncio.run(main())
+    async with api_of(api_server) as api:
+        await apply_rights(api, found, "charted")
+        await api.apply(MODEL, "kubectl")
+        (tmp_path / "kubeconfig").write_text(await kubeconfig_for_account(api_server, "charted", "fairlead-gateway"))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        async with gateway_process(None, "--kube") as gateway:
+            listed = await gateway.get_json("/api/fleet")
+            assert "charted/qwen" in str(listed)
+            assert "forbidden" not in (await gateway.warnings()).lower()
 
 
 def renamed(model: Manifest) -> Manifest:

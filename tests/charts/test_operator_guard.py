@@ -83,32 +83,29 @@ async def delete(api: KubeApi, name: str) -> str:
     return ""
 
 
-def test_guard_lets_the_operator_mark_and_delete_only_pods_of_models(
+async def test_guard_lets_the_operator_mark_and_delete_only_pods_of_models(
     api_server: ApiServer, program: Path, tmp_path: Path
 ) -> None:
-    async def main() -> None:
-        async with guarded(api_server, program, tmp_path) as (admin, operator):
-            for name, labels in (("ours", MANAGED), ("theirs", {"app": "web"})):
-                await admin.apply(pod(name, labels), "test")
-                ready = {"type": "Ready", "status": "True"}
-                status = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [ready]}
-                await admin.patch_merge(PODS, PLACE, name, {"status": status}, "kubelet", subresource="status")
+    async with guarded(api_server, program, tmp_path) as (admin, operator):
+        for name, labels in (("ours", MANAGED), ("theirs", {"app": "web"})):
+            await admin.apply(pod(name, labels), "test")
+            ready = {"type": "Ready", "status": "True"}
+            status = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [ready]}
+            await admin.patch_merge(PODS, PLACE, name, {"status": status}, "kubelet", subresource="status")
 
-            async def is_guarded() -> bool:
-                return ONLY_MODELS in await write_status(operator, "theirs", {"conditions": [serving()]})
+        async def is_guarded() -> bool:
+            return ONLY_MODELS in await write_status(operator, "theirs", {"conditions": [serving()]})
 
-            await wait_until_async(is_guarded)
-            assert ONLY_MODELS in await delete(operator, "theirs")
-            unready = {"type": "Ready", "status": "False"}
-            assert ONLY_SERVING in await write_status(operator, "ours", {"conditions": [serving(), unready]})
-            assert NO_ADDRESS in await write_status(operator, "ours", {"podIP": "10.0.0.9"})
-            assert NO_ADDRESS in await write_status(operator, "ours", {"phase": "Failed"})
-            assert NO_ADDRESS in await write_status(operator, "ours", {"nominatedNodeName": "a"})
-            for change in ({"labels": {"fairlead.io/model": "other"}}, {"annotations": {"fairlead.io/port": "1"}}):
-                assert NO_METADATA in await write_metadata(operator, "ours", change)
-            assert NO_METADATA in await write_metadata(operator, "ours", {"finalizers": ["fairlead.io/never"]})
-            for status in ("False", "True"):
-                assert await write_status(operator, "ours", {"conditions": [serving(status)]}) == ""
-            assert await delete(operator, "ours") == ""
-
-    asyncio.run(main())
+        await wait_until_async(is_guarded)
+        assert ONLY_MODELS in await delete(operator, "theirs")
+        unready = {"type": "Ready", "status": "False"}
+        assert ONLY_SERVING in await write_status(operator, "ours", {"conditions": [serving(), unready]})
+        assert NO_ADDRESS in await write_status(operator, "ours", {"podIP": "10.0.0.9"})
+        assert NO_ADDRESS in await write_status(operator, "ours", {"phase": "Failed"})
+        assert NO_ADDRESS in await write_status(operator, "ours", {"nominatedNodeName": "a"})
+        for change in ({"labels": {"fairlead.io/model": "other"}}, {"annotations": {"fairlead.io/port": "1"}}):
+            assert NO_METADATA in await write_metadata(operator, "ours", change)
+        assert NO_METADATA in await write_metadata(operator, "ours", {"finalizers": ["fairlead.io/never"]})
+        for status in ("False", "True"):
+            assert await write_status(operator, "ours", {"conditions": [serving(status)]}) == ""
+        assert await delete(operator, "ours") == ""

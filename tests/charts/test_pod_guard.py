@@ -1,6 +1,5 @@
 """The admission policy of engine pods on a real API server."""
 
-import asyncio
 from itertools import count
 from pathlib import Path
 
@@ -29,7 +28,7 @@ def pod(name: str, labels: dict[str, str]) -> str:
     return yaml.safe_dump({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
 
 
-def test_only_workload_controllers_create_pods_that_gateways_take_for_engines(
+async def test_only_workload_controllers_create_pods_that_gateways_take_for_engines(
     api_server: ApiServer, program: Path
 ) -> None:
     async def prepare() -> None:
@@ -54,7 +53,7 @@ def test_only_workload_controllers_create_pods_that_gateways_take_for_engines(
             return str(error)
         return ""
 
-    asyncio.run(prepare())
+    await prepare()
     policies = [one for one in render_chart(program) if one["metadata"]["name"].endswith("-engine-pods")]
     assert len(policies) == 2
     kubectl(api_server, "apply", "-f", "-", text=yaml.safe_dump_all(policies))

@@ -43,37 +43,34 @@ async def helm_test(**variables: str) -> tuple[int, str]:
     return process.returncode, out.decode()
 
 
-def test_gateway_with_chart_keys_and_fleet_passes_the_helm_test(
+async def test_gateway_with_chart_keys_and_fleet_passes_the_helm_test(
     program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def main() -> None:
-        async with engine_process() as engine:
-            models = json.dumps([{"name": "tiny", "instances": [{"url": engine.url, "engine": "sim"}]}])
-            found = render_chart(program, f"--set-json=gateway.fleet.models={models}", "--set=test.model=tiny")
-            keys, fleet = secret(found, "fairlead-keys"), next(one for one in found if one["kind"] == "ConfigMap")
-            (tmp_path / "fleet.yaml").write_text(fleet["data"]["fleet.yaml"])
-            (tmp_path / "keys.yaml").write_text(keys["keys.yaml"])
-            monkeypatch.setenv("FAIRLEAD_KEY_PEPPER", keys["pepper"])
-            (container,) = pod_specs(found)["Pod fairlead-test"]["containers"]
-            (model,) = (one["value"] for one in container["env"] if one["name"] == "MODEL")
-            options = ("--keys", str(tmp_path / "keys.yaml"))
-            async with gateway_process(tmp_path / "fleet.yaml", *options) as gateway:
-                code, said = await helm_test(GATEWAY=gateway.url, MODEL=model, KEY=keys["first-key"])
-                assert code == 0, said
-                assert "completion 200" in said
-                code, said = await helm_test(GATEWAY=gateway.url, MODEL=model, KEY="another")
-                assert (code, said.splitlines()[-1]) == (1, "the gateway does not list its models")
-                code, said = await helm_test(GATEWAY=gateway.url, MODEL=model)
-                assert (code, said.splitlines()[-1]) == (
-                    0,
-                    "the keys are your own: without one, nothing more can be tested",
-                )
-
-    asyncio.run(main())
+    async with engine_process() as engine:
+        models = json.dumps([{"name": "tiny", "instances": [{"url": engine.url, "engine": "sim"}]}])
+        found = render_chart(program, f"--set-json=gateway.fleet.models={models}", "--set=test.model=tiny")
+        keys, fleet = secret(found, "fairlead-keys"), next(one for one in found if one["kind"] == "ConfigMap")
+        (tmp_path / "fleet.yaml").write_text(fleet["data"]["fleet.yaml"])
+        (tmp_path / "keys.yaml").write_text(keys["keys.yaml"])
+        monkeypatch.setenv("FAIRLEAD_KEY_PEPPER", keys["pepper"])
+        (container,) = pod_specs(found)["Pod fairlead-test"]["containers"]
+        (model,) = (one["value"] for one in container["env"] if one["name"] == "MODEL")
+        options = ("--keys", str(tmp_path / "keys.yaml"))
+        async with gateway_process(tmp_path / "fleet.yaml", *options) as gateway:
+            code, said = await helm_test(GATEWAY=gateway.url, MODEL=model, KEY=keys["first-key"])
+            assert code == 0, said
+            assert "completion 200" in said
+            code, said = await helm_test(GATEWAY=gateway.url, MODEL=model, KEY="another")
+            assert (code, said.splitlines()[-1]) == (1, "the gateway does not list its models")
+            code, said = await helm_test(GATEWAY=gateway.url, MODEL=model)
+            assert (code, said.splitlines()[-1]) == (
+                0,
+                "the keys are your own: without one, nothing more can be tested",
+            )
 
 
 @pytest.mark.skipif(not has_openssl(), reason="no openssl to make certificates with")
-def test_helm_test_sends_no_key_to_a_gateway_that_it_cannot_verify(program: Path, tmp_path: Path) -> None:
+async def test_helm_test_sends_no_key_to_a_gateway_that_it_cannot_verify(program: Path, tmp_path: Path) -> None:
     heads: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -82,14 +79,11 @@ def test_helm_test_sends_no_key_to_a_gateway_that_it_cannot_verify(program: Path
         await writer.drain()
         writer.close()
 
-    async def main() -> None:
-        context = CertificateAuthority(tmp_path).issue("other.example").server_context()
-        async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
-            port = server.sockets[0].getsockname()[1]
-            code, said = await helm_test(GATEWAY=f"https://127.0.0.1:{port}", MODEL="tiny", KEY="secret")
-            assert code == 0, said
-
-    asyncio.run(main())
+    context = CertificateAuthority(tmp_path).issue("other.example").server_context()
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
+        code, said = await helm_test(GATEWAY=f"https://127.0.0.1:{port}", MODEL="tiny", KEY="secret")
+        assert code == 0, said
     assert [head.split(b" ")[1] for head in heads] == [b"/readyz"]
     assert b"authorization" not in heads[0].lower()
     found = render_chart(program, "--set=gateway.tls.secret=certificate")
@@ -125,7 +119,7 @@ def test_redis_accepts_its_configuration_and_password(program: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("group", [sentinel_pair, valkey_cluster], ids=["sentinels", "cluster"])
-def test_gateway_accepts_the_redis_url_and_connects(
+async def test_gateway_accepts_the_redis_url_and_connects(
     program: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -155,7 +149,7 @@ def test_gateway_accepts_the_redis_url_and_connects(
             found = render_chart(program, "--set=redis.enabled=false", f"--set=redis.url={url}")
             variable = next(one["name"] for one in environment(found) if one.get("value") == servers.url)
         monkeypatch.setenv(variable, servers.url)
-        asyncio.run(main())
+        await main()
 
 
 def environment(found: list[dict[str, Any]]) -> list[dict[str, Any]]:

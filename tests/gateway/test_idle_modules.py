@@ -13,7 +13,7 @@ import pytest
 from fairlead.fleet.file import write_fleet_file
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import request
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -84,37 +84,30 @@ async def _used(gateway: GatewayProcess) -> None:
     assert (await gateway.get("/")).status == 200
 
 
-def test_an_idle_gateway_has_not_imported_unused_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_gateway_has_not_imported_unused_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(TELL)
     told = tmp_path / "told"
     told.mkdir()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("TELL", str(told))
-
-    async def main() -> list[set[str]]:
-        async with scripted_engine() as engine:
-            path = tmp_path / "fleet.yaml"
-            write_fleet_file(path, fleet_of([engine.url]))
-            async with gateway_process(path) as gateway:
-                await _used(gateway)
-                (worker,) = gateway.worker_pids()
-                gateway.process.send_signal(signal.SIGTERM)
-                assert await gateway.wait() == 0
-        return [set((told / str(pid)).read_text().split()) for pid in (gateway.process.pid, worker)]
-
-    helper, worker = run_async(main())
+    async with scripted_engine() as engine:
+        path = tmp_path / "fleet.yaml"
+        write_fleet_file(path, fleet_of([engine.url]))
+        async with gateway_process(path) as gateway:
+            await _used(gateway)
+            (worker,) = gateway.worker_pids()
+            gateway.process.send_signal(signal.SIGTERM)
+            assert await gateway.wait() == 0
+    helper, worker = [set((told / str(pid)).read_text().split()) for pid in (gateway.process.pid, worker)]
     assert helper & (NOBODY | HELPER) == set()
     assert worker & (NOBODY | WORKER) == set()
 
 
-def test_the_api_is_imported_once_by_concurrent_first_requests(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine:
-            path = tmp_path / "fleet.yaml"
-            write_fleet_file(path, fleet_of([engine.url]))
-            async with gateway_process(path) as gateway:
-                asked = ("/api/fleet", "/api/stats", "/openapi.json", "/readyz")
-                answers = await asyncio.gather(*(gateway.get(path) for path in asked))
-                assert [answer.status for answer in answers] == [200] * 4
-
-    run_async(main())
+async def test_the_api_is_imported_once_by_concurrent_first_requests(tmp_path: Path) -> None:
+    async with scripted_engine() as engine:
+        path = tmp_path / "fleet.yaml"
+        write_fleet_file(path, fleet_of([engine.url]))
+        async with gateway_process(path) as gateway:
+            asked = ("/api/fleet", "/api/stats", "/openapi.json", "/readyz")
+            answers = await asyncio.gather(*(gateway.get(path) for path in asked))
+            assert [answer.status for answer in answers] == [200] * 4

@@ -18,7 +18,7 @@ from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import InstanceState
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_testing.engines.scripted import PausedStream, scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until, wait_until_async
 
@@ -57,104 +57,89 @@ async def started(fleet: Path, **environ: str) -> AsyncIterator[Started]:
         await process.wait()
 
 
-def test_it_serves_says_ready_on_both_ports_and_follows_its_file(tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "fleet.yaml"
-        async with scripted_engine() as one, scripted_engine() as two:
-            write_fleet_file(path, fleet_of([one.url]))
-            async with started(path) as gateway:
-                assert (await send(gateway.url, get_request("/readyz")))[0].status == 200
-                managed_request = get_request("/readyz").replace(b"host: x", b"host: 127.0.0.1")
-                assert (await send(gateway.manage, managed_request))[0].status == 200
-                assert (await request(gateway.url, GOOD)).fields["x-fairlead-instance"] == "e-0/0/0"
-                write_fleet_file(path, fleet_of([one.url, two.url], states=[InstanceState.DRAINING]))
+async def test_it_serves_says_ready_on_both_ports_and_follows_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    async with scripted_engine() as one, scripted_engine() as two:
+        write_fleet_file(path, fleet_of([one.url]))
+        async with started(path) as gateway:
+            assert (await send(gateway.url, get_request("/readyz")))[0].status == 200
+            managed_request = get_request("/readyz").replace(b"host: x", b"host: 127.0.0.1")
+            assert (await send(gateway.manage, managed_request))[0].status == 200
+            assert (await request(gateway.url, GOOD)).fields["x-fairlead-instance"] == "e-0/0/0"
+            write_fleet_file(path, fleet_of([one.url, two.url], states=[InstanceState.DRAINING]))
 
-                async def moved() -> bool:
-                    return (await request(gateway.url, GOOD)).fields["x-fairlead-instance"] == "e-1/1/0"
+            async def moved() -> bool:
+                return (await request(gateway.url, GOOD)).fields["x-fairlead-instance"] == "e-1/1/0"
 
-                async def complained() -> bool:
-                    return b"cannot be used" in (await send(gateway.manage, managed_request))[0].body
+            async def complained() -> bool:
+                return b"cannot be used" in (await send(gateway.manage, managed_request))[0].body
 
-                await wait_until_async(moved)
-                await asyncio.to_thread(path.write_text, "models: [")
-                await wait_until_async(complained)
-                assert (await request(gateway.url, GOOD)).status == 200
-
-    run_async(main())
+            await wait_until_async(moved)
+            await asyncio.to_thread(path.write_text, "models: [")
+            await wait_until_async(complained)
+            assert (await request(gateway.url, GOOD)).status == 200
 
 
-def test_sigterm_lets_requests_in_flight_finish_and_exits_with_0(tmp_path: Path) -> None:
+async def test_sigterm_lets_requests_in_flight_finish_and_exits_with_0(tmp_path: Path) -> None:
     gate = PausedStream()
-
-    async def main() -> None:
-        path = tmp_path / "fleet.yaml"
-        async with scripted_engine(gate.script) as engine:
-            write_fleet_file(path, fleet_of([engine.url]))
-            async with started(path) as gateway:
-                idle, busy = await RawConnection.connect(gateway.url), await RawConnection.connect(gateway.url)
-                await idle.send(get_request("/readyz", close=False))
-                assert (await idle.read_response()).status == 200
-                await busy.send(post_request(GOOD | {"stream": True}, close=False))
-                await busy.reader.readuntil(b'"content":"a"')
-                gateway.process.send_signal(signal.SIGTERM)
-                await wait_until_async(partial(_refuses, gateway.url))
-                await idle.send(get_request("/readyz", close=False))
-                last = await idle.read_all_responses()
-                assert [(answer.status, answer.fields["connection"]) for answer in last] == [(503, "close")]
-                gate.go_on.set()
-                rest = await busy.reader.read()
-                assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
-                assert await gateway.ended() == 0
-                await idle.close()
-                await busy.close()
-
-    run_async(main())
+    path = tmp_path / "fleet.yaml"
+    async with scripted_engine(gate.script) as engine:
+        write_fleet_file(path, fleet_of([engine.url]))
+        async with started(path) as gateway:
+            idle, busy = await RawConnection.connect(gateway.url), await RawConnection.connect(gateway.url)
+            await idle.send(get_request("/readyz", close=False))
+            assert (await idle.read_response()).status == 200
+            await busy.send(post_request(GOOD | {"stream": True}, close=False))
+            await busy.reader.readuntil(b'"content":"a"')
+            gateway.process.send_signal(signal.SIGTERM)
+            await wait_until_async(partial(_refuses, gateway.url))
+            await idle.send(get_request("/readyz", close=False))
+            last = await idle.read_all_responses()
+            assert [(answer.status, answer.fields["connection"]) for answer in last] == [(503, "close")]
+            gate.go_on.set()
+            rest = await busy.reader.read()
+            assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+            assert await gateway.ended() == 0
+            await idle.close()
+            await busy.close()
 
 
-def test_after_sigterm_a_stream_leaves_its_connection_for_one_request(tmp_path: Path) -> None:
+async def test_after_sigterm_a_stream_leaves_its_connection_for_one_request(tmp_path: Path) -> None:
     gate = PausedStream()
-
-    async def main() -> None:
-        path = tmp_path / "fleet.yaml"
-        async with scripted_engine(gate.script) as engine:
-            write_fleet_file(path, fleet_of([engine.url]))
-            async with started(path) as gateway:
-                connection = await RawConnection.connect(gateway.url)
-                await connection.send(post_request(GOOD | {"stream": True}, close=False))
-                head = await connection.reader.readuntil(b"\r\n\r\n")
-                assert b"connection: close" not in head
-                gateway.process.send_signal(signal.SIGTERM)
-                await wait_until_async(partial(_refuses, gateway.url))
-                gate.go_on.set()
-                await connection.reader.readuntil(b"\r\n0\r\n\r\n")
-                await connection.send(post_request(GOOD, close=False))
-                last = await connection.read_all_responses()
-                assert [(answer.status, answer.fields["connection"]) for answer in last] == [(200, "close")]
-                assert await gateway.ended() == 0
-                await connection.close()
-
-    run_async(main())
+    path = tmp_path / "fleet.yaml"
+    async with scripted_engine(gate.script) as engine:
+        write_fleet_file(path, fleet_of([engine.url]))
+        async with started(path) as gateway:
+            connection = await RawConnection.connect(gateway.url)
+            await connection.send(post_request(GOOD | {"stream": True}, close=False))
+            head = await connection.reader.readuntil(b"\r\n\r\n")
+            assert b"connection: close" not in head
+            gateway.process.send_signal(signal.SIGTERM)
+            await wait_until_async(partial(_refuses, gateway.url))
+            gate.go_on.set()
+            await connection.reader.readuntil(b"\r\n0\r\n\r\n")
+            await connection.send(post_request(GOOD, close=False))
+            last = await connection.read_all_responses()
+            assert [(answer.status, answer.fields["connection"]) for answer in last] == [(200, "close")]
+            assert await gateway.ended() == 0
+            await connection.close()
 
 
-def test_stream_that_outlasts_the_drain_timeout_ends_with_an_error_event(tmp_path: Path) -> None:
+async def test_stream_that_outlasts_the_drain_timeout_ends_with_an_error_event(tmp_path: Path) -> None:
     gate = PausedStream()
-
-    async def main() -> None:
-        path = tmp_path / "fleet.yaml"
-        async with scripted_engine(gate.script) as engine:
-            write_fleet_file(path, fleet_of([engine.url]))
-            async with started(path, FAIRLEAD_DRAIN_TIMEOUT="0s") as gateway:
-                connection = await RawConnection.connect(gateway.url)
-                await connection.send(post_request(GOOD | {"stream": True}, close=False))
-                await connection.reader.readuntil(b'"content":"a"')
-                gateway.process.send_signal(signal.SIGTERM)
-                rest = await connection.reader.read()
-                assert b'"code":"gateway_draining"' in rest
-                assert rest.endswith(b"\n\n\r\n0\r\n\r\n")
-                await connection.close()
-                assert await gateway.ended() == 0
-
-    run_async(main())
+    path = tmp_path / "fleet.yaml"
+    async with scripted_engine(gate.script) as engine:
+        write_fleet_file(path, fleet_of([engine.url]))
+        async with started(path, FAIRLEAD_DRAIN_TIMEOUT="0s") as gateway:
+            connection = await RawConnection.connect(gateway.url)
+            await connection.send(post_request(GOOD | {"stream": True}, close=False))
+            await connection.reader.readuntil(b'"content":"a"')
+            gateway.process.send_signal(signal.SIGTERM)
+            rest = await connection.reader.read()
+            assert b'"code":"gateway_draining"' in rest
+            assert rest.endswith(b"\n\n\r\n0\r\n\r\n")
+            await connection.close()
+            assert await gateway.ended() == 0
 
 
 @pytest.mark.parametrize("text", ["10", "25h", "-1s", "soon"])
@@ -166,34 +151,31 @@ def test_a_drain_timeout_that_is_no_duration_ends_the_start(
     assert "FAIRLEAD_DRAIN_TIMEOUT is not a duration from 0s to 24h" in capsys.readouterr().err
 
 
-def test_rolling_restarts_lose_no_request_on_idle_connections(tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "fleet.yaml"
-        async with scripted_engine() as engine:
-            write_fleet_file(path, fleet_of([engine.url]))
-            async with started(path) as gateway:
-                connections = [await RawConnection.connect(gateway.url) for _ in range(10)]
-                served = 0
+async def test_rolling_restarts_lose_no_request_on_idle_connections(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    async with scripted_engine() as engine:
+        write_fleet_file(path, fleet_of([engine.url]))
+        async with started(path) as gateway:
+            connections = [await RawConnection.connect(gateway.url) for _ in range(10)]
+            served = 0
 
-                async def client(connection: RawConnection) -> None:
-                    nonlocal served
-                    while True:
-                        await connection.send(post_request(GOOD, close=False))
-                        answer = await connection.read_response()
-                        assert answer.status == 200
-                        served += 1
-                        if answer.fields.get("connection") == "close":
-                            return
+            async def client(connection: RawConnection) -> None:
+                nonlocal served
+                while True:
+                    await connection.send(post_request(GOOD, close=False))
+                    answer = await connection.read_response()
+                    assert answer.status == 200
+                    served += 1
+                    if answer.fields.get("connection") == "close":
+                        return
 
-                clients = asyncio.gather(*[client(connection) for connection in connections])
-                await wait_until(lambda: served >= 100)
-                gateway.process.send_signal(signal.SIGTERM)
-                await clients
-                assert await gateway.ended() == 0
-                for connection in connections:
-                    await connection.close()
-
-    run_async(main())
+            clients = asyncio.gather(*[client(connection) for connection in connections])
+            await wait_until(lambda: served >= 100)
+            gateway.process.send_signal(signal.SIGTERM)
+            await clients
+            assert await gateway.ended() == 0
+            for connection in connections:
+                await connection.close()
 
 
 async def _refuses(url: str) -> bool:

@@ -13,7 +13,7 @@ from fairlead.limits import Limits
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_sim.server.process import RunningEngine
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine, token
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.sim.engines import running_engines
 from fairlead_testing.waiting import wait_until
 
@@ -43,137 +43,110 @@ def client_of(running: RunningGateway) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(api_key="sk-none", base_url=f"{running.url}/v1", max_retries=0, timeout=60)
 
 
-def test_chat() -> None:
-    async def main() -> None:
-        async with stage() as on:
+async def test_chat() -> None:
+    async with stage() as on:
+        found = await on.client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "hello there"}], max_tokens=7
+        )
+        assert found.choices[0].message.content
+        assert found.choices[0].finish_reason == "length"
+        assert found.usage is not None
+        assert found.usage.completion_tokens == 7
+        assert found.id == f"chatcmpl-{found._request_id}"
+
+
+async def test_chat_twice_finds_its_prompt_in_the_cache() -> None:
+    async with stage() as on:
+        text = "what a long prompt this is " * 100
+        cached = []
+        for _ in range(2):
             found = await on.client.chat.completions.create(
-                model="tiny", messages=[{"role": "user", "content": "hello there"}], max_tokens=7
+                model="tiny", messages=[{"role": "user", "content": text}], max_tokens=2
             )
-            assert found.choices[0].message.content
-            assert found.choices[0].finish_reason == "length"
             assert found.usage is not None
-            assert found.usage.completion_tokens == 7
-            assert found.id == f"chatcmpl-{found._request_id}"
-
-    run_async(main())
-
-
-def test_chat_twice_finds_its_prompt_in_the_cache() -> None:
-    async def main() -> None:
-        async with stage() as on:
-            text = "what a long prompt this is " * 100
-            cached = []
-            for _ in range(2):
-                found = await on.client.chat.completions.create(
-                    model="tiny", messages=[{"role": "user", "content": text}], max_tokens=2
-                )
-                assert found.usage is not None
-                assert found.usage.prompt_tokens_details is not None
-                cached.append(found.usage.prompt_tokens_details.cached_tokens or 0)
-            assert cached[0] == 0
-            assert cached[1] > 500
-
-    run_async(main())
+            assert found.usage.prompt_tokens_details is not None
+            cached.append(found.usage.prompt_tokens_details.cached_tokens or 0)
+        assert cached[0] == 0
+        assert cached[1] > 500
 
 
-def test_streaming_chat() -> None:
-    async def main() -> None:
-        async with stage() as on:
+async def test_streaming_chat() -> None:
+    async with stage() as on:
+        stream = await on.client.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": "hello"}],
+            max_tokens=50,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        chunks = [chunk async for chunk in stream]
+        text = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
+        assert len([part for part in text if part]) == 50
+        assert chunks[-1].usage is not None
+        assert chunks[-1].usage.completion_tokens == 50
+        assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
+
+
+async def test_streaming_chat_without_usage_shows_none() -> None:
+    async with stage() as on:
+        stream = await on.client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "hello"}], max_tokens=5, stream=True
+        )
+        chunks = [chunk async for chunk in stream]
+        assert all(chunk.usage is None and chunk.choices for chunk in chunks)
+        outcome = on.running.gateway.decisions.latest(1)[0].outcome
+        assert outcome is not None
+        assert outcome.output_tokens == 5
+        assert outcome.cached_tokens == 0
+
+
+async def test_completions_plain_and_streamed() -> None:
+    async with stage() as on:
+        found = await on.client.completions.create(model="tiny", prompt="once upon", max_tokens=4, n=2)
+        assert len(found.choices) == 2
+        stream = await on.client.completions.create(model="tiny", prompt="once upon", max_tokens=4, stream=True)
+        assert "".join([chunk.choices[0].text async for chunk in stream])
+
+
+async def test_embeddings() -> None:
+    async with stage() as on:
+        found = await on.client.embeddings.create(model="tiny", input=["one", "two", "three"])
+        assert len(found.data) == 3
+        assert len(found.data[0].embedding) == SETTINGS.embedding_dimensions
+        assert found.usage.prompt_tokens > 0
+
+
+async def test_models() -> None:
+    async with stage() as on:
+        assert [model.id async for model in on.client.models.list()] == ["tiny"]
+        assert (await on.client.models.retrieve("tiny")).id == "tiny"
+        assert (await on.client.models.retrieve("default/tiny")).owned_by == "default"
+
+
+async def test_leaving_in_mid_stream_frees_the_engine() -> None:
+    async with stage(EngineSettings(model="tiny", served_names=("tiny",))) as on:
+        stream = await on.client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "hello"}], max_tokens=30_000, stream=True
+        )
+        async for chunk in stream:
+            if chunk.choices[0].delta.content:
+                break
+        assert sum(len(one.engine.responses) for one in on.engines) == 1
+        await stream.close()
+        await wait_until(lambda: sum(len(one.engine.responses) for one in on.engines) == 0)
+        await wait_until(lambda: not on.running.gateway.inflight_count())
+
+
+async def test_two_hundred_streams_at_once() -> None:
+    async with stage() as on:
+
+        async def one(number: int) -> int:
             stream = await on.client.chat.completions.create(
-                model="tiny",
-                messages=[{"role": "user", "content": "hello"}],
-                max_tokens=50,
-                stream=True,
-                stream_options={"include_usage": True},
+                model="tiny", messages=[{"role": "user", "content": f"{number}"}], max_tokens=20, stream=True
             )
-            chunks = [chunk async for chunk in stream]
-            text = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
-            assert len([part for part in text if part]) == 50
-            assert chunks[-1].usage is not None
-            assert chunks[-1].usage.completion_tokens == 50
-            assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
+            return len([chunk async for chunk in stream if chunk.choices and chunk.choices[0].delta.content])
 
-    run_async(main())
-
-
-def test_streaming_chat_without_usage_shows_none() -> None:
-    async def main() -> None:
-        async with stage() as on:
-            stream = await on.client.chat.completions.create(
-                model="tiny", messages=[{"role": "user", "content": "hello"}], max_tokens=5, stream=True
-            )
-            chunks = [chunk async for chunk in stream]
-            assert all(chunk.usage is None and chunk.choices for chunk in chunks)
-            outcome = on.running.gateway.decisions.latest(1)[0].outcome
-            assert outcome is not None
-            assert outcome.output_tokens == 5
-            assert outcome.cached_tokens == 0
-
-    run_async(main())
-
-
-def test_completions_plain_and_streamed() -> None:
-    async def main() -> None:
-        async with stage() as on:
-            found = await on.client.completions.create(model="tiny", prompt="once upon", max_tokens=4, n=2)
-            assert len(found.choices) == 2
-            stream = await on.client.completions.create(model="tiny", prompt="once upon", max_tokens=4, stream=True)
-            assert "".join([chunk.choices[0].text async for chunk in stream])
-
-    run_async(main())
-
-
-def test_embeddings() -> None:
-    async def main() -> None:
-        async with stage() as on:
-            found = await on.client.embeddings.create(model="tiny", input=["one", "two", "three"])
-            assert len(found.data) == 3
-            assert len(found.data[0].embedding) == SETTINGS.embedding_dimensions
-            assert found.usage.prompt_tokens > 0
-
-    run_async(main())
-
-
-def test_models() -> None:
-    async def main() -> None:
-        async with stage() as on:
-            assert [model.id async for model in on.client.models.list()] == ["tiny"]
-            assert (await on.client.models.retrieve("tiny")).id == "tiny"
-            assert (await on.client.models.retrieve("default/tiny")).owned_by == "default"
-
-    run_async(main())
-
-
-def test_leaving_in_mid_stream_frees_the_engine() -> None:
-    async def main() -> None:
-        async with stage(EngineSettings(model="tiny", served_names=("tiny",))) as on:
-            stream = await on.client.chat.completions.create(
-                model="tiny", messages=[{"role": "user", "content": "hello"}], max_tokens=30_000, stream=True
-            )
-            async for chunk in stream:
-                if chunk.choices[0].delta.content:
-                    break
-            assert sum(len(one.engine.responses) for one in on.engines) == 1
-            await stream.close()
-            await wait_until(lambda: sum(len(one.engine.responses) for one in on.engines) == 0)
-            await wait_until(lambda: not on.running.gateway.inflight_count())
-
-    run_async(main())
-
-
-def test_two_hundred_streams_at_once() -> None:
-    async def main() -> None:
-        async with stage() as on:
-
-            async def one(number: int) -> int:
-                stream = await on.client.chat.completions.create(
-                    model="tiny", messages=[{"role": "user", "content": f"{number}"}], max_tokens=20, stream=True
-                )
-                return len([chunk async for chunk in stream if chunk.choices and chunk.choices[0].delta.content])
-
-            assert await asyncio.gather(*[one(number) for number in range(200)]) == [20] * 200
-
-    run_async(main())
+        assert await asyncio.gather(*[one(number) for number in range(200)]) == [20] * 200
 
 
 @pytest.mark.parametrize(
@@ -186,19 +159,16 @@ def test_two_hundred_streams_at_once() -> None:
         ({"messages": [{"role": "user", "content": "x " * 80_000}]}, openai.BadRequestError, "input_tokens"),
     ],
 )
-def test_what_the_client_did_wrong_raises_what_the_sdk_promises(
+async def test_what_the_client_did_wrong_raises_what_the_sdk_promises(
     fields: dict[str, object], error: type[openai.APIStatusError], param: str
 ) -> None:
-    async def main() -> None:
-        async with stage() as on:
-            body: dict[str, object] = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]} | fields
-            with pytest.raises(error) as caught:
-                await on.client.post("/chat/completions", cast_to=object, body=body)
-            assert caught.value.param == param
-            assert caught.value.request_id
-            assert caught.value.body is not None
-
-    run_async(main())
+    async with stage() as on:
+        body: dict[str, object] = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]} | fields
+        with pytest.raises(error) as caught:
+            await on.client.post("/chat/completions", cast_to=object, body=body)
+        assert caught.value.param == param
+        assert caught.value.request_id
+        assert caught.value.body is not None
 
 
 async def _full(call: EngineCall) -> None:
@@ -250,70 +220,58 @@ async def _broken(call: EngineCall) -> None:
         (_broken, openai.InternalServerError, 502),
     ],
 )
-def test_what_engines_answer_raises_what_the_sdk_promises(
+async def test_what_engines_answer_raises_what_the_sdk_promises(
     script: Script, error: type[openai.APIStatusError], status: int, stream: bool
 ) -> None:
-    async def main() -> None:
-        async with (
-            scripted_engine(script) as engine,
-            running_gateway(fleet_of([engine.url])) as running,
-            client_of(running) as client,
-        ):
-            body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "stream": stream}
-            with pytest.raises(error) as caught:
-                await client.post("/chat/completions", cast_to=object, body=body)
-            assert caught.value.status_code == status
-
-    run_async(main())
+    async with (
+        scripted_engine(script) as engine,
+        running_gateway(fleet_of([engine.url])) as running,
+        client_of(running) as client,
+    ):
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "stream": stream}
+        with pytest.raises(error) as caught:
+            await client.post("/chat/completions", cast_to=object, body=body)
+        assert caught.value.status_code == status
 
 
-def test_no_ready_engine_raises_until_there_is_one() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine:
-            starting = fleet_of([engine.url], states=[InstanceState.STARTING])
-            limits = Limits(queue_starting_seconds=0.2)
-            async with running_gateway(starting, limits) as running, client_of(running) as client:
-                with pytest.raises(openai.InternalServerError) as caught:
-                    await client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x"}])
-                assert caught.value.status_code == 503
-                assert caught.value.response.headers["retry-after"]
-                running.gateway.update_fleet(fleet_of([engine.url], version=2))
+async def test_no_ready_engine_raises_until_there_is_one() -> None:
+    async with scripted_engine() as engine:
+        starting = fleet_of([engine.url], states=[InstanceState.STARTING])
+        limits = Limits(queue_starting_seconds=0.2)
+        async with running_gateway(starting, limits) as running, client_of(running) as client:
+            with pytest.raises(openai.InternalServerError) as caught:
                 await client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x"}])
-
-    run_async(main())
-
-
-def test_a_stream_that_breaks_raises_and_never_ends_quietly() -> None:
-    async def main() -> None:
-        seen = asyncio.Event()
-
-        async def script(call: EngineCall) -> None:
-            await call.start_stream()
-            await call.event(token("a") | {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "tiny"})
-            await seen.wait()
-            raise HangUp
-
-        async with (
-            scripted_engine(script) as engine,
-            running_gateway(fleet_of([engine.url])) as running,
-            client_of(running) as client,
-        ):
-            stream = await client.chat.completions.create(
-                model="tiny", messages=[{"role": "user", "content": "x"}], stream=True
-            )
-            first = await anext(aiter(stream))
-            assert first.choices[0].delta.content == "a"
-            seen.set()
-            with pytest.raises(openai.APIError, match="incomplete"):
-                await anext(aiter(stream))
-
-    run_async(main())
+            assert caught.value.status_code == 503
+            assert caught.value.response.headers["retry-after"]
+            running.gateway.update_fleet(fleet_of([engine.url], version=2))
+            await client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x"}])
 
 
-def test_a_gateway_that_is_not_there_raises_a_connection_error() -> None:
-    async def main() -> None:
-        async with openai.AsyncOpenAI(api_key="x", base_url="http://127.0.0.1:1/v1", max_retries=0) as client:
-            with pytest.raises(openai.APIConnectionError):
-                await client.models.list()
+async def test_a_stream_that_breaks_raises_and_never_ends_quietly() -> None:
+    seen = asyncio.Event()
 
-    run_async(main())
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        await call.event(token("a") | {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "tiny"})
+        await seen.wait()
+        raise HangUp
+
+    async with (
+        scripted_engine(script) as engine,
+        running_gateway(fleet_of([engine.url])) as running,
+        client_of(running) as client,
+    ):
+        stream = await client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "x"}], stream=True
+        )
+        first = await anext(aiter(stream))
+        assert first.choices[0].delta.content == "a"
+        seen.set()
+        with pytest.raises(openai.APIError, match="incomplete"):
+            await anext(aiter(stream))
+
+
+async def test_a_gateway_that_is_not_there_raises_a_connection_error() -> None:
+    async with openai.AsyncOpenAI(api_key="x", base_url="http://127.0.0.1:1/v1", max_retries=0) as client:
+        with pytest.raises(openai.APIConnectionError):
+            await client.models.list()

@@ -14,16 +14,16 @@ import pytest
 
 from fairlead.fleet.model import Fleet, Instance, Model, Role, SloTargets
 from fairlead.limits import Limits
-from fairlead.runtime.clock import SystemClock
 from fairlead_cli.explain.decision_text import render_decision
 from fairlead_cli.management import api_types
 from fairlead_gateway.supervisor.management.serializers import decision_out
 from fairlead_gateway.worker.observability.observers import RequestObservers
 from fairlead_gateway.worker.observability.settings import ObservabilitySettings
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, running_gateway
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import RawConnection, post_request, request, send
+from fairlead_testing.simulated.event_loop import running_clock
 
 CANARY = "canary-7c1e"
 LONG = f"tell me of {CANARY} and of nothing else " * 30
@@ -145,7 +145,7 @@ async def scene(name: str, collector: str, log: Path) -> AsyncIterator[RunningGa
         )
         what = ObservabilitySettings(access_log=str(log), trace_endpoint=collector, trace_share=1.0)
         watching = RequestObservers(
-            what, clock=SystemClock(), limits=LIMITS, instance_id="gw", draw_bits=random.Random(1).getrandbits
+            what, clock=running_clock(), limits=LIMITS, instance_id="gw", draw_bits=random.Random(1).getrandbits
         )
         yield await stack.enter_async_context(running_gateway(fleet, LIMITS, observers=watching))
 
@@ -176,7 +176,7 @@ def shown(running: RunningGateway) -> str:
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_a_prompt_is_never_stored_logged_exported_or_shown(
+async def test_a_prompt_is_never_stored_logged_exported_or_shown(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -188,7 +188,7 @@ def test_a_prompt_is_never_stored_logged_exported_or_shown(
             return shown(running)
 
     with CannedServer({"/v1/traces": CannedResponse([b"{}"])}) as collector:
-        pages = run_async(main())
+        pages = await main()
     spans = b"".join(asked.body for asked in collector.requests).decode()
     lines = log.read_text()
     assert lines.count("\n") == len(REQUESTS) + 3

@@ -11,13 +11,13 @@ import pytest
 
 from fairlead.fleet.model import SloTargets
 from fairlead.limits import Limits
-from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.worker.observability.observers import RequestObservers
 from fairlead_gateway.worker.observability.settings import ObservabilitySettings
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
+from fairlead_testing.simulated.event_loop import running_clock
 
 CANARY = "canary-7c1e"
 BODY = {
@@ -54,7 +54,7 @@ async def event_with_the_prompt(call: EngineCall) -> None:
 @pytest.mark.parametrize(
     "script", [well_behaved, hang_up, broken_stream, not_json, failing_with_the_prompt, event_with_the_prompt]
 )
-def test_no_log_line_decision_metric_span_or_error_repeats_a_prompt(
+async def test_no_log_line_decision_metric_span_or_error_repeats_a_prompt(
     script: Script, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -65,7 +65,7 @@ def test_no_log_line_decision_metric_span_or_error_repeats_a_prompt(
             access_log=str(tmp_path / "access.log"), trace_endpoint=collector.url, trace_share=1.0
         )
         draw = random.Random(1).getrandbits
-        watching = RequestObservers(what, clock=SystemClock(), limits=limits, instance_id="gw", draw_bits=draw)
+        watching = RequestObservers(what, clock=running_clock(), limits=limits, instance_id="gw", draw_bits=draw)
         async with scripted_engine(script) as engine:
             fleet = fleet_of([engine.url] * 2, objectives=SloTargets(ttft_seconds=1.0))
             async with running_gateway(fleet, limits, observers=watching) as running:
@@ -83,30 +83,27 @@ def test_no_log_line_decision_metric_span_or_error_repeats_a_prompt(
                 return written + repr([gateway.decisions.latest(10), gateway.readiness(), running.loads()])
 
     with CannedServer({"/v1/traces": CannedResponse([b"{}"])}) as collector:
-        written = run_async(main())
+        written = await main()
     lines, spans = (tmp_path / "access.log").read_text(), b"".join(asked.body for asked in collector.requests)
     assert lines.count("\n") >= 3
     assert b"attempt tiny" in spans
     assert CANARY not in written + lines + spans.decode() + caplog.text
 
 
-def test_a_defect_of_ours_is_a_500_with_an_id_and_its_log_line_holds_no_prompt(
+async def test_a_defect_of_ours_is_a_500_with_an_id_and_its_log_line_holds_no_prompt(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
 
-            def defect(*_: object, **__: object) -> None:
-                raise ValueError(f"cannot take {BODY}")
+        def defect(*_: object, **__: object) -> None:
+            raise ValueError(f"cannot take {BODY}")
 
-            monkeypatch.setattr(running.gateway.stack.routers.serving, "choose", defect)
-            answer = await request(running.url, BODY)
-            assert (answer.status, answer.error["code"]) == (500, "internal_error")
-            assert CANARY not in answer.body.decode()
-            assert answer.fields["x-request-id"] in caplog.text
-            assert "ValueError" in caplog.text
-            assert CANARY not in caplog.text
-            monkeypatch.undo()
-            assert (await request(running.url, BODY)).status == 200
-
-    run_async(main())
+        monkeypatch.setattr(running.gateway.stack.routers.serving, "choose", defect)
+        answer = await request(running.url, BODY)
+        assert (answer.status, answer.error["code"]) == (500, "internal_error")
+        assert CANARY not in answer.body.decode()
+        assert answer.fields["x-request-id"] in caplog.text
+        assert "ValueError" in caplog.text
+        assert CANARY not in caplog.text
+        monkeypatch.undo()
+        assert (await request(running.url, BODY)).status == 200

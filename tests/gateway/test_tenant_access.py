@@ -15,9 +15,10 @@ import pytest
 from fairlead.fleet.file import write_fleet_file
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import get_request, send
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until_async
 
 PEPPER = "a pepper of the test"
@@ -89,57 +90,53 @@ async def scene(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
                 yield Scene(gateway, tenants, revoked, folder, collector)
 
 
-def test_sdk_raises_the_class_that_fits_each_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        async with scene(tmp_path, monkeypatch) as at:
-            assert await at.chat(GOOD)
-            async with at.client(GOOD) as client:
-                assert [model.id async for model in client.models.list()] == ["tiny"]
-            for key in ("fl_unknown", EXPIRED):
-                with pytest.raises(openai.AuthenticationError) as refused:
-                    await at.chat(key)
-                assert refused.value.code == "invalid_api_key"
+async def test_sdk_raises_the_class_that_fits_each_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scene(tmp_path, monkeypatch) as at:
+        assert await at.chat(GOOD)
+        async with at.client(GOOD) as client:
+            assert [model.id async for model in client.models.list()] == ["tiny"]
+        for key in ("fl_unknown", EXPIRED):
+            with pytest.raises(openai.AuthenticationError) as refused:
+                await at.chat(key)
+            assert refused.value.code == "invalid_api_key"
+        with pytest.raises(openai.PermissionDeniedError) as denied:
+            await at.chat(SUSPENDED)
+        assert denied.value.code == "tenant_suspended"
+        async with at.client(CONFINED) as client:
             with pytest.raises(openai.PermissionDeniedError) as denied:
-                await at.chat(SUSPENDED)
-            assert denied.value.code == "tenant_suspended"
-            async with at.client(CONFINED) as client:
-                with pytest.raises(openai.PermissionDeniedError) as denied:
-                    await client.moderations.create(model="tiny", input="hi")
-                assert denied.value.code == "path_not_permitted"
-            for key, model in ((OTHER, "tiny"), (GOOD, "none")):
-                with pytest.raises(openai.NotFoundError) as missing:
-                    await at.chat(key, model)
-                assert missing.value.code == "model_not_found"
-                assert "tiny" not in str(missing.value) or key == GOOD
-
-    run_async(main())
+                await client.moderations.create(model="tiny", input="hi")
+            assert denied.value.code == "path_not_permitted"
+        for key, model in ((OTHER, "tiny"), (GOOD, "none")):
+            with pytest.raises(openai.NotFoundError) as missing:
+                await at.chat(key, model)
+            assert missing.value.code == "model_not_found"
+            assert "tiny" not in str(missing.value) or key == GOOD
 
 
-def test_revoked_keys_stop_while_their_configuration_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        async with scene(tmp_path, monkeypatch) as at:
-            assert (await at.status(GOOD), await at.status(OTHER)) == (200, 200)
-            await asyncio.to_thread(at.tenants.write_text, DOCUMENTS["acme"] + DOCUMENTS["zeta"] + "---\nkind: [\n")
+async def test_revoked_keys_stop_while_their_configuration_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scene(tmp_path, monkeypatch) as at:
+        assert (await at.status(GOOD), await at.status(OTHER)) == (200, 200)
+        await asyncio.to_thread(at.tenants.write_text, DOCUMENTS["acme"] + DOCUMENTS["zeta"] + "---\nkind: [\n")
 
-            async def is_noted() -> bool:
-                return "not YAML" in await at.gateway.warnings()
+        async def is_noted() -> bool:
+            return "not YAML" in await at.gateway.warnings()
 
-            async def good_stopped() -> bool:
-                return await at.status(GOOD) == 401
+        async def good_stopped() -> bool:
+            return await at.status(GOOD) == 401
 
-            async def other_stopped() -> bool:
-                return await at.status(OTHER) == 401
+        async def other_stopped() -> bool:
+            return await at.status(OTHER) == 401
 
-            await wait_until_async(is_noted)
-            assert (await at.status(GOOD), await at.status(OTHER), await at.status(CONFINED)) == (200, 200, 401)
-            await asyncio.to_thread(at.revoked.write_text, f"no digest\n{digest(GOOD)}\n")
-            await wait_until_async(good_stopped)
-            assert await at.status(OTHER) == 200
-            without = DOCUMENTS["zeta"].replace(digest(OTHER), "0" * 64) + "  weight: [\n"
-            await asyncio.to_thread(at.tenants.write_text, without)
-            await wait_until_async(other_stopped)
-
-    run_async(main())
+        await wait_until_async(is_noted)
+        assert (await at.status(GOOD), await at.status(OTHER), await at.status(CONFINED)) == (200, 200, 401)
+        await asyncio.to_thread(at.revoked.write_text, f"no digest\n{digest(GOOD)}\n")
+        await wait_until_async(good_stopped)
+        assert await at.status(OTHER) == 200
+        without = DOCUMENTS["zeta"].replace(digest(OTHER), "0" * 64) + "  weight: [\n"
+        await asyncio.to_thread(at.tenants.write_text, without)
+        await wait_until_async(other_stopped)
 
 
 def test_no_output_shows_a_key_or_a_digest(

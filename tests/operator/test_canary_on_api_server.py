@@ -117,16 +117,13 @@ def test_canary_outlives_its_operator_and_is_ended_by_hand(api_server: ApiServer
     run_with_canary(api_server, "canary-ended", tmp_path, check)
 
 
-def test_api_server_refuses_settings_that_cannot_work(api_server: ApiServer, tmp_path: Path) -> None:
-    async def main() -> None:
-        async with open_cluster(api_server, "canary-refused", tmp_path) as here:
-            for canary, words in (
-                ({"steps": [50, 10]}, "each step is above the one before"),
-                ({"steps": [10, 10]}, "each step is above the one before"),
-                ({"observe": "48h"}, "observe is at most 24h"),
-            ):
-                with pytest.raises(Invalid) as refused:
-                    await here.model("qwen", rollout={"canary": canary})
-                assert words in refused.value.message
-
-    asyncio.run(main())
+async def test_api_server_refuses_settings_that_cannot_work(api_server: ApiServer, tmp_path: Path) -> None:
+    async with open_cluster(api_server, "canary-refused", tmp_path) as here:
+        for canary, words in (
+            ({"steps": [50, 10]}, "each step is above the one before"),
+            ({"steps": [10, 10]}, "each step is above the one before"),
+            ({"observe": "48h"}, "observe is at most 24h"),
+        ):
+            with pytest.raises(Invalid) as refused:
+                await here.model("qwen", rollout={"canary": canary})
+            assert words in refused.value.message

@@ -3,7 +3,6 @@
 `make bench-operator-soak` does the same for minutes.
 """
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -16,23 +15,23 @@ from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(400)]
 
 
-def test_handover_between_operators_writes_nothing(api_server: ApiServer, tmp_path: Path) -> None:
-    assert asyncio.run(run_handovers(api_server, 0.0, tmp_path)).broken == []
+async def test_handover_between_operators_writes_nothing(api_server: ApiServer, tmp_path: Path) -> None:
+    assert (await run_handovers(api_server, 0.0, tmp_path)).broken == []
 
 
-def test_two_leaders_at_once_write_nothing(api_server: ApiServer, tmp_path: Path) -> None:
-    assert asyncio.run(run_two_leaders(api_server, 10.0, tmp_path)).broken == []
+async def test_two_leaders_at_once_write_nothing(api_server: ApiServer, tmp_path: Path) -> None:
+    assert (await run_two_leaders(api_server, 10.0, tmp_path)).broken == []
 
 
-def test_returning_api_server_finds_everything_in_place(tmp_path: Path) -> None:
+async def test_returning_api_server_finds_everything_in_place(tmp_path: Path) -> None:
     with api_server_for_test(tmp_path / "run") as server:  # its own: others' tests need theirs
-        assert asyncio.run(run_api_outage(server, 3.0, tmp_path)).broken == []
+        assert (await run_api_outage(server, 3.0, tmp_path)).broken == []
 
 
-def test_models_missed_by_a_silent_watch_are_found(api_server: ApiServer, tmp_path: Path) -> None:
-    assert asyncio.run(run_silent_api(api_server, tmp_path, children=False)).broken == []
+async def test_models_missed_by_a_silent_watch_are_found(api_server: ApiServer, tmp_path: Path) -> None:
+    assert (await run_silent_api(api_server, tmp_path, children=False)).broken == []
 
 
-def test_operator_killed_around_its_writes_reaches_the_same_end(api_server: ApiServer, tmp_path: Path) -> None:
-    found = asyncio.run(run_crash_points(api_server, ("create",), 2, tmp_path))
+async def test_operator_killed_around_its_writes_reaches_the_same_end(api_server: ApiServer, tmp_path: Path) -> None:
+    found = await run_crash_points(api_server, ("create",), 2, tmp_path)
     assert (found.broken, found.figures["kills"]) == ([], 3)

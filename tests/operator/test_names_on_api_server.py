@@ -64,7 +64,7 @@ async def followed(server: ApiServer) -> AsyncIterator[list[Fleet]]:
         await cancel_and_wait(task)
 
 
-def test_operator_and_gateway_agree_on_names_and_targets(api_server: ApiServer, tmp_path: Path) -> None:
+async def test_operator_and_gateway_agree_on_names_and_targets(api_server: ApiServer, tmp_path: Path) -> None:
     operators = OperatorProcesses(api_server.kubeconfig, NAMESPACE, tmp_path)
 
     async def main() -> None:
@@ -101,7 +101,7 @@ def test_operator_and_gateway_agree_on_names_and_targets(api_server: ApiServer, 
                 await wait_until(lambda: fleets[-1].routes == {})
 
     try:
-        asyncio.run(main())
+        await main()
     finally:
         operators.close()
 
@@ -115,7 +115,7 @@ def adapter(source: str) -> Manifest:
     }
 
 
-def test_operator_and_gateway_agree_on_adapters(api_server: ApiServer, tmp_path: Path) -> None:
+async def test_operator_and_gateway_agree_on_adapters(api_server: ApiServer, tmp_path: Path) -> None:
     operators = OperatorProcesses(api_server.kubeconfig, NAMESPACE, tmp_path)
     base = model("tiny")
 
@@ -152,6 +152,6 @@ def test_operator_and_gateway_agree_on_adapters(api_server: ApiServer, tmp_path:
                 await api.delete(MODEL_DEPLOYMENTS, NAMESPACE, "tiny")
 
     try:
-        asyncio.run(main())
+        await main()
     finally:
         operators.close()

@@ -189,34 +189,31 @@ def test_stale_state_prevents_deletion() -> None:
     assert "answered" in stale_cache_reason(HealthState(True, True, {}, 500.0))
 
 
-def test_health_and_metrics_are_served() -> None:
-    async def main() -> None:
-        from aiohttp.test_utils import TestClient, TestServer
+async def test_health_and_metrics_are_served() -> None:
+    from aiohttp.test_utils import TestClient, TestServer
 
-        conditions = [
-            {"type": "Ready", "status": "False", "reason": "MissingSecret"},
-            {"type": "Stalled", "status": "True", "reason": "MissingSecret"},
-        ]
-        models = [
-            {"metadata": {"name": "qwen", "namespace": "chat"}, "status": {"conditions": conditions}},
-            {"metadata": {"name": "fresh", "namespace": "chat"}},
-        ]
-        figures = OperatorMetrics({"leading": ("says", 1.0)}, {"reconciles": ("says", 7.0)}, models)
-        pulses = [HEALTHY]
-        app = make_application(MetricsCollector(lambda: figures, lambda: pulses[0]), lambda: pulses[0])
-        async with TestClient(TestServer(app)) as client:
-            metrics = await (await client.get("/metrics")).text()
-            assert "fairlead_operator_reconciles_total 7.0" in metrics
-            assert 'fairlead_operator_watch_age_seconds{kind="services"} 70.0' in metrics
-            labels = 'model="chat/qwen",reason="MissingSecret"'
-            assert f'fairlead_operator_model_condition{{{labels},type="Ready"}} 0.0' in metrics
-            assert f'fairlead_operator_model_condition{{{labels},type="Stalled"}} 1.0' in metrics
-            assert "chat/fresh" not in metrics  # nothing is known of it yet
-            assert (await client.get("/readyz")).status == (await client.get("/healthz")).status == 200
-            pulses[0] = HealthState(True, False, {"pods": 500.0}, 1.0)
-            assert (await client.get("/readyz")).status == (await client.get("/healthz")).status == 503
-
-    asyncio.run(main())
+    conditions = [
+        {"type": "Ready", "status": "False", "reason": "MissingSecret"},
+        {"type": "Stalled", "status": "True", "reason": "MissingSecret"},
+    ]
+    models = [
+        {"metadata": {"name": "qwen", "namespace": "chat"}, "status": {"conditions": conditions}},
+        {"metadata": {"name": "fresh", "namespace": "chat"}},
+    ]
+    figures = OperatorMetrics({"leading": ("says", 1.0)}, {"reconciles": ("says", 7.0)}, models)
+    pulses = [HEALTHY]
+    app = make_application(MetricsCollector(lambda: figures, lambda: pulses[0]), lambda: pulses[0])
+    async with TestClient(TestServer(app)) as client:
+        metrics = await (await client.get("/metrics")).text()
+        assert "fairlead_operator_reconciles_total 7.0" in metrics
+        assert 'fairlead_operator_watch_age_seconds{kind="services"} 70.0' in metrics
+        labels = 'model="chat/qwen",reason="MissingSecret"'
+        assert f'fairlead_operator_model_condition{{{labels},type="Ready"}} 0.0' in metrics
+        assert f'fairlead_operator_model_condition{{{labels},type="Stalled"}} 1.0' in metrics
+        assert "chat/fresh" not in metrics  # nothing is known of it yet
+        assert (await client.get("/readyz")).status == (await client.get("/healthz")).status == 200
+        pulses[0] = HealthState(True, False, {"pods": 500.0}, 1.0)
+        assert (await client.get("/readyz")).status == (await client.get("/healthz")).status == 503
 
 
 # --- leading ------------------------------------------------------------------------------------------------------------
@@ -411,69 +408,60 @@ def test_pods_use_the_ip_family_of_the_api_server_service(families: list[str] | 
     assert is_ipv6_first(service, server) is ipv6
 
 
-def test_namespace_that_refuses_lists_keeps_no_other_waiting() -> None:
-    async def main() -> None:
-        time, cache = FakeTime(), ObjectCache()
-        async with fake_api_server() as fake, KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause) as api:
-            _serve_kinds(fake)
-            fake.put(MODEL_DEPLOYMENTS, "chat", "qwen")
-            fake.put(MODEL_DEPLOYMENTS, "other", "llama")
-            namespaced = (*STANDARD_CHILD_KINDS, PODS, MODEL_DEPLOYMENTS)
-            fake.refused_paths = {kind.path("other") for kind in namespaced}
-            pacing = Pacing(time, lambda: 0.5, time.pause)
-            watching = ClusterWatcher(api, cache, lambda _: None, pacing, namespaces=("chat", "other"))
-            await watching.discover()
-            task = asyncio.ensure_future(watching.run())
-            synced = asyncio.ensure_future(watching.wait_synced())
-            try:
-                await time.advance_until(synced.done, 10.0)
-                assert set(cache.models) == {"chat/qwen"}
-                assert watching.refused_namespaces() == {"other"}
-                assert stale_cache_reason(watching.health(True)) == ""
-                assert check_liveness(watching.health(True)).ok
-                fake.refused_paths = {kind.path("chat") for kind in namespaced}
+async def test_namespace_that_refuses_lists_keeps_no_other_waiting() -> None:
+    time, cache = FakeTime(), ObjectCache()
+    async with fake_api_server() as fake, KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause) as api:
+        _serve_kinds(fake)
+        fake.put(MODEL_DEPLOYMENTS, "chat", "qwen")
+        fake.put(MODEL_DEPLOYMENTS, "other", "llama")
+        namespaced = (*STANDARD_CHILD_KINDS, PODS, MODEL_DEPLOYMENTS)
+        fake.refused_paths = {kind.path("other") for kind in namespaced}
+        pacing = Pacing(time, lambda: 0.5, time.pause)
+        watching = ClusterWatcher(api, cache, lambda _: None, pacing, namespaces=("chat", "other"))
+        await watching.discover()
+        task = asyncio.ensure_future(watching.run())
+        synced = asyncio.ensure_future(watching.wait_synced())
+        try:
+            await time.advance_until(synced.done, 10.0)
+            assert set(cache.models) == {"chat/qwen"}
+            assert watching.refused_namespaces() == {"other"}
+            assert stale_cache_reason(watching.health(True)) == ""
+            assert check_liveness(watching.health(True)).ok
+            fake.refused_paths = {kind.path("chat") for kind in namespaced}
+            await watching.list_models()
+            assert set(cache.models) == {"chat/qwen", "other/llama"}
+            fake.refused_paths |= {kind.path("other") for kind in namespaced}
+            with pytest.raises(Forbidden):
                 await watching.list_models()
-                assert set(cache.models) == {"chat/qwen", "other/llama"}
-                fake.refused_paths |= {kind.path("other") for kind in namespaced}
-                with pytest.raises(Forbidden):
-                    await watching.list_models()
-            finally:
-                await cancel_and_wait(synced)
-                await cancel_and_wait(task)
-
-    asyncio.run(main())
+        finally:
+            await cancel_and_wait(synced)
+            await cancel_and_wait(task)
 
 
-def test_cluster_without_our_kinds_is_waited_for() -> None:
-    async def main() -> None:
-        time = FakeTime()
-        async with fake_api_server() as fake, KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause) as api:
-            watching = ClusterWatcher(api, ObjectCache(), lambda _: None, Pacing(time, lambda: 0.5, time.pause))
-            begun = asyncio.ensure_future(watching.discover())
-            await wait_until(lambda: bool(time.pending_pauses))
-            _serve_kinds(fake)
-            time.advance(3.0)
-            await begun
-
-    asyncio.run(main())
+async def test_cluster_without_our_kinds_is_waited_for() -> None:
+    time = FakeTime()
+    async with fake_api_server() as fake, KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause) as api:
+        watching = ClusterWatcher(api, ObjectCache(), lambda _: None, Pacing(time, lambda: 0.5, time.pause))
+        begun = asyncio.ensure_future(watching.discover())
+        await wait_until(lambda: bool(time.pending_pauses))
+        _serve_kinds(fake)
+        time.advance(3.0)
+        await begun
 
 
-def test_a_process_that_does_not_lead_writes_nothing() -> None:
-    async def main() -> None:
-        async with fake_api_server() as fake:
-            options = parse_options(read_settings(OperatorSettings, {}))
-            process = Manager(fake.config(), options, FakeTime(), lambda: 0.5, "me", "x")
-            service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "qwen-main", "namespace": "chat"}}
-            try:
-                with pytest.raises(NotLeading):
-                    await process._api.apply(service, "fairlead")
-                await process._elector.acquire()
+async def test_a_process_that_does_not_lead_writes_nothing() -> None:
+    async with fake_api_server() as fake:
+        options = parse_options(read_settings(OperatorSettings, {}))
+        process = Manager(fake.config(), options, FakeTime(), lambda: 0.5, "me", "x")
+        service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "qwen-main", "namespace": "chat"}}
+        try:
+            with pytest.raises(NotLeading):
                 await process._api.apply(service, "fairlead")
-                await process._elector.release()
-                with pytest.raises(NotLeading):
-                    await process._api.apply(service, "fairlead")
-            finally:
-                await process._api.close()
-                await process._lease_api.close()
-
-    asyncio.run(main())
+            await process._elector.acquire()
+            await process._api.apply(service, "fairlead")
+            await process._elector.release()
+            with pytest.raises(NotLeading):
+                await process._api.apply(service, "fairlead")
+        finally:
+            await process._api.close()
+            await process._lease_api.close()

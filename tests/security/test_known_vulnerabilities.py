@@ -40,9 +40,10 @@ from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies
 from fairlead_kvstore.events.decoder import decode_events
 from fairlead_operator.render import render_model
 from fairlead_testing.engines.scripted import ScriptedEngine, scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, post_request, send
 from fairlead_testing.kube.render_cases import default_context
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [
@@ -154,20 +155,16 @@ def test_litellm_1_82_7_locks_pin_hashes_and_packages_hold_no_startup_file() -> 
 
 
 @pytest.mark.parametrize("field", ["api_base", "base_url", "api_key", "custom_llm_provider"])
-def test_cve_2024_6587_a_client_names_no_upstream(field: str) -> None:
+async def test_cve_2024_6587_a_client_names_no_upstream(field: str) -> None:
     """LiteLLM: `api_base` in a body sent the provider's key to the attacker."""
-
-    async def main() -> None:
-        async with scripted_engine() as engine, scripted_engine() as attacker:
-            async with running_gateway(fleet_of([engine.url])) as running:
-                request = post_request(
-                    {**CHAT, field: attacker.url}, more=f"x-{field.replace(chr(95), chr(45))}: {attacker.url}\r\n"
-                )
-                (answer,) = await send(running.url, request)
-            assert answer.status in (200, 400)
-            assert attacker.connections == 0
-
-    run_async(main())
+    async with scripted_engine() as engine, scripted_engine() as attacker:
+        async with running_gateway(fleet_of([engine.url])) as running:
+            request = post_request(
+                {**CHAT, field: attacker.url}, more=f"x-{field.replace(chr(95), chr(45))}: {attacker.url}\r\n"
+            )
+            (answer,) = await send(running.url, request)
+        assert answer.status in (200, 400)
+        assert attacker.connections == 0
 
 
 def test_cve_2024_8984_a_multipart_body_is_refused_unparsed() -> None:

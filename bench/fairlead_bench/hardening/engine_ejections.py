@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import EngineCall, Script, well_behaved
-from fairlead_testing.gateway.running_gateway import RunningGateway, run_async, with_engines
+from fairlead_testing.gateway.running_gateway import RunningGateway, with_engines
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.processes import no_descriptors
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 
 _ENGINES = 6
 _REQUESTS = 60

@@ -1,18 +1,19 @@
-"""A gateway inside a test: real sockets, a fleet as a value, and limits of the test's choice."""
+"""A gateway inside a test: a fleet as a value, and limits of the test's choice.
+
+In tests with the marker `simulated` it has simulated time and no port.
+"""
 
 import asyncio
 import itertools
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, RequestPolicy, SloTargets
 from fairlead.limits import Limits
-from fairlead.runtime.clock import SystemClock
-from fairlead.runtime.event_loop import close_server, loop_factory
+from fairlead.runtime.event_loop import close_server
 from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.http.sockets import socket_url
 from fairlead_gateway.ipc.messages import PreviewRoute
@@ -26,15 +27,9 @@ from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.route_preview import RoutePreviewer
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_testing.engines.scripted import Script, scripted_engine
+from fairlead_testing.simulated.event_loop import running_clock
 
 MODEL_KEY = "default/tiny"
-T = TypeVar("T")
-
-
-def run_async(main: Coroutine[Any, Any, T]) -> T:
-    """Runs a test's coroutine on the event loop that a real gateway uses."""
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(main)
 
 
 @dataclass(slots=True)
@@ -100,7 +95,7 @@ async def running_gateway(
     """
     loop = asyncio.get_running_loop()
     count = itertools.count(1)
-    runtime = WorkerRuntime(SystemClock(), limits or Limits(), loop)
+    runtime = WorkerRuntime(running_clock(), limits or Limits(), loop)
     credentials = EngineCredentials(environ or {}, runtime.now)
     gateway = Gateway(
         runtime,

@@ -155,15 +155,14 @@ def test_no_more_gateways_are_read_than_the_limit_allows() -> None:
     assert found[0].notes == (f"of {most + 1} gateways only {most} are read",)
 
 
-def test_a_port_where_nobody_listens_is_away_in_a_few_words() -> None:
-    async def fetch() -> None:
-        with pytest.raises(Unavailable, match=r"^ConnectionRefusedError: "):
-            await HttpPageFetcher(Limits())("http://127.0.0.1:9/metrics")
-
-    asyncio.run(fetch())
+async def test_a_port_where_nobody_listens_is_away_in_a_few_words() -> None:
+    with pytest.raises(Unavailable, match=r"^ConnectionRefusedError: "):
+        await HttpPageFetcher(Limits())("http://127.0.0.1:9/metrics")
 
 
-def test_page_that_is_parsed_for_long_delays_no_tick_and_no_other_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_page_that_is_parsed_for_long_delays_no_tick_and_no_other_gateway(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     world = World(pages={A: (900.0, 50.0), B: (900.0, 70.0)})
     begun: list[str] = []
     go_on = threading.Event()
@@ -177,16 +176,12 @@ def test_page_that_is_parsed_for_long_delays_no_tick_and_no_other_gateway(monkey
 
     monkeypatch.setattr(metrics_parser, "parse_page", parse)
     monkeypatch.setattr(gateway_scraper, "_PARSE_SECONDS", 0.05)
-
-    async def ticks() -> list[tuple[str, ...]]:
-        gateways = world.gateways(A, B)
-        notes = [(await gateways.scrape([KEY])).notes for _ in range(2)]
-        go_on.set()
-        monkeypatch.setattr(gateway_scraper, "_PARSE_SECONDS", 60.0)
-        await wait_until(lambda: not gateways._parsing)
-        return [*notes, (await gateways.scrape([KEY])).notes]
-
-    assert asyncio.run(ticks()) == [
+    gateways = world.gateways(A, B)
+    notes = [(await gateways.scrape([KEY])).notes for _ in range(2)]
+    go_on.set()
+    monkeypatch.setattr(gateway_scraper, "_PARSE_SECONDS", 60.0)
+    await wait_until(lambda: not gateways._parsing)
+    assert [*notes, (await gateways.scrape([KEY])).notes] == [
         (f"gateway {A} is missing: its page takes longer than 0.05 s to parse",),
         (f"gateway {A} is missing: its last page is still being parsed",),
         (),

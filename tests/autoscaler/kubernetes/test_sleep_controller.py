@@ -244,7 +244,7 @@ def test_an_engine_that_does_not_wake_is_marked_as_stuck_until_it_wakes(a_pod: M
     assert ward.mark is None
 
 
-def test_marks_of_a_model_are_counted_once_in_a_round_however_many_there_are(
+async def test_marks_of_a_model_are_counted_once_in_a_round_however_many_there_are(
     a_pod: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harness = Harness(a_pod("a"), "1-asleep")
@@ -257,12 +257,8 @@ def test_marks_of_a_model_are_counted_once_in_a_round_however_many_there_are(
         return parse_sleep_mark(annotations)
 
     monkeypatch.setattr(sleep_controller, "parse_sleep_mark", count)
-
-    async def reconcile() -> None:
-        harness.nursing.reconcile()
-        await asyncio.gather(*harness.nursing._tasks.values(), return_exceptions=True)
-
-    asyncio.run(reconcile())
+    harness.nursing.reconcile()
+    await asyncio.gather(*harness.nursing._tasks.values(), return_exceptions=True)
     assert len(read) == 3 * len(pods)
 
 
@@ -278,7 +274,7 @@ def test_released_pools_are_looked_up_once_in_a_round_however_many_pods_sleep(
     assert lookups == [1]
 
 
-def test_slow_engines_of_one_namespace_take_few_connections_and_take_turns(
+async def test_slow_engines_of_one_namespace_take_few_connections_and_take_turns(
     a_pod: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harness = Harness(a_pod("a"), "1-asleep")
@@ -293,20 +289,16 @@ def test_slow_engines_of_one_namespace_take_few_connections_and_take_turns(
         await asyncio.Event().wait()
 
     monkeypatch.setattr(harness.nursing, "_step", step)
-
-    async def rounds() -> None:
-        for _ in range(3):
-            harness.nursing.reconcile()
-            await asyncio.sleep(0)
-        assert len(begun) == 65
-        assert {"wakes", "calm"} <= set(begun)
-        for task in harness.nursing._tasks.values():
-            task.cancel()
-        await asyncio.gather(*harness.nursing._tasks.values(), return_exceptions=True)
-        first = set(begun)
-        begun.clear()
+    for _ in range(3):
         harness.nursing.reconcile()
         await asyncio.sleep(0)
-        assert len(set(begun) - first) == 63, "those that have waited come before those that had a turn"
-
-    asyncio.run(rounds())
+    assert len(begun) == 65
+    assert {"wakes", "calm"} <= set(begun)
+    for task in harness.nursing._tasks.values():
+        task.cancel()
+    await asyncio.gather(*harness.nursing._tasks.values(), return_exceptions=True)
+    first = set(begun)
+    begun.clear()
+    harness.nursing.reconcile()
+    await asyncio.sleep(0)
+    assert len(set(begun) - first) == 63, "those that have waited come before those that had a turn"

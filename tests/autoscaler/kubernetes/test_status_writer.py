@@ -133,7 +133,7 @@ def test_what_could_not_be_written_is_written_later_as_it_is_then(harness: Harne
     assert "2 -> 6" in next(one["message"] for one in model["status"]["conditions"] if one["type"] == "Autoscaling")
 
 
-def test_a_defect_costs_what_is_told_and_no_more(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_defect_costs_what_is_told_and_no_more(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = 0
 
     def broken() -> dict[str, dict[str, str]]:
@@ -154,7 +154,7 @@ def test_a_defect_costs_what_is_told_and_no_more(harness: Harness, monkeypatch: 
     harness.telling = StatusWriter(
         harness.kube, harness, harness.clock, lambda *_: None, is_leader=lambda: True, pause=lambda _: asyncio.sleep(0)
     )
-    asyncio.run(main())
+    await main()
     assert harness.telling.failures >= 2
 
 
@@ -211,20 +211,16 @@ def slow_kube() -> _SlowKube:
     return kube
 
 
-def test_slow_statuses_of_one_namespace_and_a_defect_delay_no_other_model(slow_kube: _SlowKube) -> None:
+async def test_slow_statuses_of_one_namespace_and_a_defect_delay_no_other_model(slow_kube: _SlowKube) -> None:
     clock = FakeTime()
-
-    async def main() -> None:
-        models = _Models(slow_kube)
-        writer = StatusWriter(slow_kube, models, clock, lambda _, told: None, is_leader=lambda: True)
-        for key in models.models():
-            ruling = EnforcedPlan(2, 2, "up", "as the load needs", 2)
-            observation = Observation(clock.now(), GatewayTraffic(1.0, 10.0), {"main": PoolObservation(2, 2)})
-            spec = ModelSpec(key, None, None, (PoolSpec("main", maximum=8),))
-            writer.on_record(TickRecord(clock.wall(), spec, observation, ScalingPlan(), {"main": ruling}))
-        run = asyncio.create_task(writer.run())
-        await wait_until(lambda: len(slow_kube.writes) >= 2)
-        await cancel_and_wait(run)
-
-    asyncio.run(main())
+    models = _Models(slow_kube)
+    writer = StatusWriter(slow_kube, models, clock, lambda _, told: None, is_leader=lambda: True)
+    for key in models.models():
+        ruling = EnforcedPlan(2, 2, "up", "as the load needs", 2)
+        observation = Observation(clock.now(), GatewayTraffic(1.0, 10.0), {"main": PoolObservation(2, 2)})
+        spec = ModelSpec(key, None, None, (PoolSpec("main", maximum=8),))
+        writer.on_record(TickRecord(clock.wall(), spec, observation, ScalingPlan(), {"main": ruling}))
+    run = asyncio.create_task(writer.run())
+    await wait_until(lambda: len(slow_kube.writes) >= 2)
+    await cancel_and_wait(run)
     assert slow_kube.writes == ["status ModelDeployment good"] * 2

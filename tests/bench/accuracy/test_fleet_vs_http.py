@@ -1,6 +1,5 @@
 """The benchmark of the simulator against HTTP has all goals and accepts real runs."""
 
-import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -59,11 +58,11 @@ def test_a_busy_fleet_has_rows_of_its_own_without_goals_and_its_failures_count()
     assert len([row for row in made if "at 20/s" in row.metric and row.goal is None]) == 3
 
 
-def test_three_gateways_over_http_find_about_what_three_simulated_ones_do() -> None:
+async def test_three_gateways_over_http_find_about_what_three_simulated_ones_do() -> None:
     requests = at_rate(FAMILIES["agents"](60, seed=3), 3 * RATE)
     builder = PromptBuilder(Tokenizer())
     chain = prefix_chains(builder, secret=SECRET.encode(), model_key=MODEL_KEY)
-    real = asyncio.run(run_live(3, "round-robin", requests, builder, 4.0))
+    real = await run_live(3, "round-robin", requests, builder, 4.0)
     assert real.failed == 0
     assert abs(real.cached - simulate(3, "round-robin", requests, chain).cached) < 0.15
 

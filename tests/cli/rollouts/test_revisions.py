@@ -1,6 +1,5 @@
 """Rollout status, patches and refusals of ``fairlead rollout``."""
 
-import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -197,7 +196,7 @@ def test_resume_patch_ends_pause_and_undo() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "settles"), [(10.0, True), (2.5, False)])
-def test_wait_polls_every_second_until_settled_or_timeout(seconds: float, settles: bool) -> None:
+async def test_wait_polls_every_second_until_settled_or_timeout(seconds: float, settles: bool) -> None:
     from fairlead_cli.rollouts.command import wait_until_settled
 
     clock, done = ManualClock(), found()
@@ -211,6 +210,6 @@ def test_wait_polls_every_second_until_settled_or_timeout(seconds: float, settle
         clock.advance(wait)
 
     begun = clock.now()
-    last = asyncio.run(wait_until_settled(read_next, replace(done, is_settled=False), seconds, clock, pause))
+    last = await wait_until_settled(read_next, replace(done, is_settled=False), seconds, clock, pause)
     assert last.is_settled is settles
     assert clock.now() - begun == (4.0 if settles else 2.5)

@@ -132,63 +132,57 @@ def authors(log: Path) -> list[str]:
     return [values["changedBy"] for values in after if values["event"] == "RolloutStarted"]
 
 
-def test_rollout_pause_resume_and_undo_on_an_api_server(api_server: ApiServer, operator: Path) -> None:
-    async def main() -> None:
-        async with _api(api_server) as api:
-            await api.apply(model([]), "kubectl")
-            await become(api)
-            assert "qwen runs revision 1\n" in await said(api_server, "status", "qwen")
+async def test_rollout_pause_resume_and_undo_on_an_api_server(api_server: ApiServer, operator: Path) -> None:
+    async with _api(api_server) as api:
+        await api.apply(model([]), "kubectl")
+        await become(api)
+        assert "qwen runs revision 1\n" in await said(api_server, "status", "qwen")
 
-            await said(api_server, "pause", "qwen")
-            await api.apply(model(["--max-num-seqs=3"]), "kubectl")  # what is applied says nothing of the pause
+        await said(api_server, "pause", "qwen")
+        await api.apply(model(["--max-num-seqs=3"]), "kubectl")  # what is applied says nothing of the pause
 
-            async def is_paused() -> bool:
-                return await reason(api, "Reconciling") == "Paused"
+        async def is_paused() -> bool:
+            return await reason(api, "Reconciling") == "Paused"
 
-            await wait_until_async(is_paused)
-            (one,) = (await api.list(DEPLOYMENTS, SPACE)).items
-            assert (_switches(one), one["spec"]["paused"]) == (set(), True)
-            code, out, _ = await asyncio.to_thread(rollout, api_server, "status", "qwen")
-            assert code == 1
-            assert "runs revision 1 of 2: the rollout is paused" in out
-            code, _, err = await asyncio.to_thread(rollout, api_server, "undo", "qwen")
-            assert code == 2
-            assert "is paused" in err
+        await wait_until_async(is_paused)
+        (one,) = (await api.list(DEPLOYMENTS, SPACE)).items
+        assert (_switches(one), one["spec"]["paused"]) == (set(), True)
+        code, out, _ = await asyncio.to_thread(rollout, api_server, "status", "qwen")
+        assert code == 1
+        assert "runs revision 1 of 2: the rollout is paused" in out
+        code, _, err = await asyncio.to_thread(rollout, api_server, "undo", "qwen")
+        assert code == 2
+        assert "is paused" in err
 
-            await said(api_server, "resume", "qwen")
-            await become(api, "--max-num-seqs=3")
-            before = await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen")
+        await said(api_server, "resume", "qwen")
+        await become(api, "--max-num-seqs=3")
+        before = await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen")
 
-            await said(api_server, "undo", "qwen")
-            await become(api)
-            after = await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen")
-            assert after["metadata"]["annotations"][UNDO_ANNOTATION] == "1/2"
-            assert after["spec"] == before["spec"]
-            out = await said(api_server, "status", "qwen")
-            assert f"runs revision 1 of 2: the annotation {UNDO_ANNOTATION} asks for revision 1" in out
+        await said(api_server, "undo", "qwen")
+        await become(api)
+        after = await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen")
+        assert after["metadata"]["annotations"][UNDO_ANNOTATION] == "1/2"
+        assert after["spec"] == before["spec"]
+        out = await said(api_server, "status", "qwen")
+        assert f"runs revision 1 of 2: the annotation {UNDO_ANNOTATION} asks for revision 1" in out
 
-            patch: Manifest = {"metadata": {"annotations": {UNDO_ANNOTATION: None}}}  # as one who has kubectl only
-            await api.patch_merge(MODEL_DEPLOYMENTS, SPACE, "qwen", patch, "kubectl")
-            await become(api, "--max-num-seqs=3")
-
-    asyncio.run(main())
+        patch: Manifest = {"metadata": {"annotations": {UNDO_ANNOTATION: None}}}  # as one who has kubectl only
+        await api.patch_merge(MODEL_DEPLOYMENTS, SPACE, "qwen", patch, "kubectl")
+        await become(api, "--max-num-seqs=3")
     person = f"{local_user()} (fairlead-cli)"
     assert authors(operator)[:2] == [person, person]  # resume, and undo
 
 
-def test_unknown_model_error_lists_existing_models(api_server: ApiServer) -> None:
-    async def main() -> None:
-        await _prepared(api_server)
-        async with _api(api_server) as api:
-            await api.apply(model([]), "kubectl")
-        code, _, err = await asyncio.to_thread(rollout, api_server, "status", "qwem")
-        assert code == 2
-        assert f"no model {SPACE}/qwem" in err
-        assert "known: qwen" in err
-        code, out, _ = await asyncio.to_thread(rollout, api_server, "status")  # the only one
-        assert (code, out.startswith(f"{SPACE}/qwen runs revision")) == (1, True)
-
-    asyncio.run(main())
+async def test_unknown_model_error_lists_existing_models(api_server: ApiServer) -> None:
+    await _prepared(api_server)
+    async with _api(api_server) as api:
+        await api.apply(model([]), "kubectl")
+    code, _, err = await asyncio.to_thread(rollout, api_server, "status", "qwem")
+    assert code == 2
+    assert f"no model {SPACE}/qwem" in err
+    assert "known: qwen" in err
+    code, out, _ = await asyncio.to_thread(rollout, api_server, "status")  # the only one
+    assert (code, out.startswith(f"{SPACE}/qwen runs revision")) == (1, True)
 
 
 def test_unreachable_cluster_exits_3(tmp_path: Path) -> None:

@@ -88,20 +88,20 @@ def test_half_awake_engine_is_woken_completely() -> None:
         (FakeEngine({"/health": 503}), "wake", "the engine is awake but not healthy"),
     ],
 )
-def test_engine_that_does_not_comply_is_an_error(engine: FakeEngine, verb: str, why: str) -> None:
+async def test_engine_that_does_not_comply_is_an_error(engine: FakeEngine, verb: str, why: str) -> None:
     bed = sleep_client(engine)
     with pytest.raises(Unavailable) as error:
-        asyncio.run(getattr(bed, verb)(URL, 1))
+        await getattr(bed, verb)(URL, 1)
     assert error.value.message.startswith(why)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"is_sleeping": "no"}', b"[" * 60_000])
-def test_invalid_sleep_state_is_an_error(body: bytes) -> None:
+async def test_invalid_sleep_state_is_an_error(body: bytes) -> None:
     async def send(method: str, url: str, sent: bytes | None, seconds: float) -> HttpReply:
         return HttpReply(200, body)
 
     with pytest.raises(Unavailable, match="does not say whether it sleeps"):
-        asyncio.run(EngineSleepClient(send, SleepTimeouts(1.0, 1.0, 1.0)).is_sleeping(URL))
+        await EngineSleepClient(send, SleepTimeouts(1.0, 1.0, 1.0)).is_sleeping(URL)
 
 
 def test_engines_start_with_sleep_mode_if_the_model_may_sleep() -> None:

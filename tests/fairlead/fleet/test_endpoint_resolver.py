@@ -76,79 +76,64 @@ def test_name_is_judged_by_the_address_that_it_resolves_to(host: str) -> None:
     assert asyncio.run(resolver.resolve("10.0.0.2", 80)) == "10.0.0.2"
 
 
-def test_name_without_an_address_is_an_error_for_each_connection(names: SlowNames) -> None:
-    async def main() -> None:
-        resolver = _resolver(a=["absent.example"])
-        for _ in range(2):
-            with pytest.raises(socket.gaierror):
-                await resolver.resolve("absent.example", 80)
-        assert names.lookups["absent.example"] == 2
-
-    asyncio.run(main())
+async def test_name_without_an_address_is_an_error_for_each_connection(names: SlowNames) -> None:
+    resolver = _resolver(a=["absent.example"])
+    for _ in range(2):
+        with pytest.raises(socket.gaierror):
+            await resolver.resolve("absent.example", 80)
+    assert names.lookups["absent.example"] == 2
 
 
-def test_name_that_no_host_can_have_is_an_error() -> None:
+async def test_name_that_no_host_can_have_is_an_error() -> None:
     with pytest.raises(OSError, match="not a valid host name"):
-        asyncio.run(_resolver().resolve("a" * 64 + ".example", 80))
+        await _resolver().resolve("a" * 64 + ".example", 80)
 
 
-def test_slow_names_of_one_namespace_delay_no_lookup_of_another(names: SlowNames) -> None:
-    async def main() -> None:
-        slow = [f"{number}.slow" for number in range(200)]
-        shared = "shared.example"
-        resolver = _resolver(flood=[*slow, shared], victim=["good.example", shared])
-        tasks = [asyncio.ensure_future(resolver.resolve(host, 80)) for host in slow * 3]
-        await wait_until(lambda: names.running == 2)
-        for host in ("good.example", shared, "good.example"):
-            assert await resolver.resolve(host, 80) == "192.0.2.7"
-        assert names.most == 3, "two of the namespace with slow names"
-        names.release.set()
-        assert set(await asyncio.gather(*tasks)) == {"192.0.2.7"}
-        assert max(names.lookups[host] for host in slow) == 1, "one for all who wait"
-        assert (len(resolver._lookups), len(resolver._queues), len(resolver._running)) == (0, 0, 0)
-
-    asyncio.run(main())
+async def test_slow_names_of_one_namespace_delay_no_lookup_of_another(names: SlowNames) -> None:
+    slow = [f"{number}.slow" for number in range(200)]
+    shared = "shared.example"
+    resolver = _resolver(flood=[*slow, shared], victim=["good.example", shared])
+    tasks = [asyncio.ensure_future(resolver.resolve(host, 80)) for host in slow * 3]
+    await wait_until(lambda: names.running == 2)
+    for host in ("good.example", shared, "good.example"):
+        assert await resolver.resolve(host, 80) == "192.0.2.7"
+    assert names.most == 3, "two of the namespace with slow names"
+    names.release.set()
+    assert set(await asyncio.gather(*tasks)) == {"192.0.2.7"}
+    assert max(names.lookups[host] for host in slow) == 1, "one for all who wait"
+    assert (len(resolver._lookups), len(resolver._queues), len(resolver._running)) == (0, 0, 0)
 
 
-def test_many_namespaces_share_the_threads_in_turn(names: SlowNames) -> None:
-    async def main() -> None:
-        hosts = {f"n{number}": [f"{at}-{number}.slow" for at in range(5)] for number in range(40)}
-        resolver = _resolver(**hosts)
-        tasks = [asyncio.ensure_future(resolver.resolve(host, 80)) for group in hosts.values() for host in group]
-        await wait_until(lambda: names.running == 32)
-        names.release.set()
-        await asyncio.gather(*tasks)
-        assert names.most == 32
-
-    asyncio.run(main())
+async def test_many_namespaces_share_the_threads_in_turn(names: SlowNames) -> None:
+    hosts = {f"n{number}": [f"{at}-{number}.slow" for at in range(5)] for number in range(40)}
+    resolver = _resolver(**hosts)
+    tasks = [asyncio.ensure_future(resolver.resolve(host, 80)) for group in hosts.values() for host in group]
+    await wait_until(lambda: names.running == 32)
+    names.release.set()
+    await asyncio.gather(*tasks)
+    assert names.most == 32
 
 
-def test_lookups_that_all_callers_left_are_not_begun(names: SlowNames) -> None:
-    async def main() -> None:
-        slow = [f"{number}.slow" for number in range(50)]
-        resolver = _resolver(flood=slow)
-        tasks = [asyncio.ensure_future(resolver.resolve(host, 80)) for host in slow]
-        await wait_until(lambda: names.running == 2)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        names.release.set()
-        await wait_until(lambda: not resolver._running)
-        assert (names.lookups.total(), len(resolver._lookups), len(resolver._queues)) == (2, 0, 0)
-
-    asyncio.run(main())
+async def test_lookups_that_all_callers_left_are_not_begun(names: SlowNames) -> None:
+    slow = [f"{number}.slow" for number in range(50)]
+    resolver = _resolver(flood=slow)
+    tasks = [asyncio.ensure_future(resolver.resolve(host, 80)) for host in slow]
+    await wait_until(lambda: names.running == 2)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    names.release.set()
+    await wait_until(lambda: not resolver._running)
+    assert (names.lookups.total(), len(resolver._lookups), len(resolver._queues)) == (2, 0, 0)
 
 
-def test_machine_without_threads_fails_the_lookup(names: SlowNames, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_machine_without_threads_fails_the_lookup(names: SlowNames, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    async def main() -> None:
-        resolver = _resolver(a=["good.example"])
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", refuse)
-            with pytest.raises(OSError, match="can't start new thread"):
-                await resolver.resolve("good.example", 80)
-        assert await resolver.resolve("good.example", 80) == "192.0.2.7"
-
-    asyncio.run(main())
+    resolver = _resolver(a=["good.example"])
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(OSError, match="can't start new thread"):
+            await resolver.resolve("good.example", 80)
+    assert await resolver.resolve("good.example", 80) == "192.0.2.7"

@@ -239,34 +239,28 @@ def test_rejected_create_is_repeated() -> None:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_delete_with_lost_response_spares_a_new_object(known: bool) -> None:
-    async def main() -> None:
-        async with fake_api_server() as fake:
+async def test_delete_with_lost_response_spares_a_new_object(known: bool) -> None:
+    async with fake_api_server() as fake:
 
-            async def meanwhile(seconds: float) -> None:
-                fake.put(PODS, "x", "p")
+        async def meanwhile(seconds: float) -> None:
+            fake.put(PODS, "x", "p")
 
-            async with KubeApi(fake.config(), ManualClock(), lambda: 0.0, pause=meanwhile) as api:
-                uid = fake.put(PODS, "x", "p")["metadata"]["uid"]
-                looked = OrderedResponse(200, body=b'{"metadata": {"uid": "%s"}}' % uid.encode())
-                fake.ordered_responses += [*([] if known else [looked]), OrderedResponse(503, takes_effect=True)]
-                assert not await api.delete(PODS, "x", "p", uid=uid if known else None)  # the first one did it
-            assert [item["metadata"]["uid"] for item in fake.objects.values()] == ["uid-2"]
-
-    asyncio.run(main())
+        async with KubeApi(fake.config(), ManualClock(), lambda: 0.0, pause=meanwhile) as api:
+            uid = fake.put(PODS, "x", "p")["metadata"]["uid"]
+            looked = OrderedResponse(200, body=b'{"metadata": {"uid": "%s"}}' % uid.encode())
+            fake.ordered_responses += [*([] if known else [looked]), OrderedResponse(503, takes_effect=True)]
+            assert not await api.delete(PODS, "x", "p", uid=uid if known else None)  # the first one did it
+        assert [item["metadata"]["uid"] for item in fake.objects.values()] == ["uid-2"]
 
 
-def test_refused_connection_is_retried_even_for_create() -> None:
-    async def main() -> None:
-        async with fake_api_server() as fake:
-            access = fake.config()
-        time = InstantTime()
-        async with KubeApi(access, time, lambda: 0.0, pause=time.pause) as api:
-            with pytest.raises(Unreachable, match="from a test"):
-                await api.create(MAP, "operator")
-        assert len(time.pauses) == 4
-
-    asyncio.run(main())
+async def test_refused_connection_is_retried_even_for_create() -> None:
+    async with fake_api_server() as fake:
+        access = fake.config()
+    time = InstantTime()
+    async with KubeApi(access, time, lambda: 0.0, pause=time.pause) as api:
+        with pytest.raises(Unreachable, match="from a test"):
+            await api.create(MAP, "operator")
+    assert len(time.pauses) == 4
 
 
 def test_rotated_token_is_reloaded_at_once(tmp_path: Path) -> None:
@@ -327,22 +321,19 @@ def test_redirect_is_not_followed() -> None:
     run(check, token="t")
 
 
-def test_silent_api_server_times_out() -> None:
-    async def main() -> None:
-        async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.read()
-            writer.close()
+async def test_silent_api_server_times_out() -> None:
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
 
-        async with tcp_server(mute) as server:
-            port = server.sockets[0].getsockname()[1]
-            access, time = ClusterConfig(f"http://127.0.0.1:{port}", "a test"), InstantTime()
-            limits = replace(Limits(), kube_response_seconds=0.05, kube_attempts=2)
-            async with KubeApi(access, time, lambda: 0.0, limits=limits, pause=time.pause) as api:
-                with pytest.raises(Unreachable, match="Timeout"):
-                    await api.get(PODS, "x", "p")
-            assert len(time.pauses) == 1
-
-    asyncio.run(main())
+    async with tcp_server(mute) as server:
+        port = server.sockets[0].getsockname()[1]
+        access, time = ClusterConfig(f"http://127.0.0.1:{port}", "a test"), InstantTime()
+        limits = replace(Limits(), kube_response_seconds=0.05, kube_attempts=2)
+        async with KubeApi(access, time, lambda: 0.0, limits=limits, pause=time.pause) as api:
+            with pytest.raises(Unreachable, match="Timeout"):
+                await api.get(PODS, "x", "p")
+        assert len(time.pauses) == 1
 
 
 def test_kind_is_served_if_the_api_server_lists_it() -> None:

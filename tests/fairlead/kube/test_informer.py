@@ -283,29 +283,26 @@ def test_last_state_and_problem_stay_while_listing_is_forbidden() -> None:
     run(check)
 
 
-def test_exception_of_a_callback_ends_it() -> None:
-    async def main() -> None:
-        async with fake_api_server() as fake:
-            fake.put(PODS, "x", "a")
-            time = FakeTime()
+async def test_exception_of_a_callback_ends_it() -> None:
+    async with fake_api_server() as fake:
+        fake.put(PODS, "x", "a")
+        time = FakeTime()
 
-            def broken(change: WatchEvent) -> None:
-                raise ValueError("a mistake of ours")
+        def broken(change: WatchEvent) -> None:
+            raise ValueError("a mistake of ours")
 
-            async with KubeApi(fake.config(), time, lambda: 0.5) as api:
-                listing = Informer(api, ObjectSelection(PODS), Pacing(time, lambda: 0.5), on_change=broken)
-                with pytest.raises(ValueError, match="a mistake of ours"):
-                    await listing.run()
-                watching = Informer(
-                    api, ObjectSelection(PODS, "y"), Pacing(time, lambda: 0.5, time.pause), on_change=broken
-                )
-                task = asyncio.create_task(watching.run())
-                await wait_until(lambda: fake.watch_count == 1)
-                fake.put(PODS, "y", "b")
-                with pytest.raises(ValueError, match="a mistake of ours"):
-                    await task
-
-    asyncio.run(main())
+        async with KubeApi(fake.config(), time, lambda: 0.5) as api:
+            listing = Informer(api, ObjectSelection(PODS), Pacing(time, lambda: 0.5), on_change=broken)
+            with pytest.raises(ValueError, match="a mistake of ours"):
+                await listing.run()
+            watching = Informer(
+                api, ObjectSelection(PODS, "y"), Pacing(time, lambda: 0.5, time.pause), on_change=broken
+            )
+            task = asyncio.create_task(watching.run())
+            await wait_until(lambda: fake.watch_count == 1)
+            fake.put(PODS, "y", "b")
+            with pytest.raises(ValueError, match="a mistake of ours"):
+                await task
 
 
 @pytest.mark.parametrize("turns", range(5))

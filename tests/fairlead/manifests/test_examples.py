@@ -5,7 +5,6 @@ them, and the operator renders each. `e2e/kube/test_examples.py` checks that the
 become Ready and answer.
 """
 
-import asyncio
 import re
 from functools import partial
 from importlib.resources import files
@@ -213,17 +212,14 @@ def test_external_engines_match_the_simulated_manifest_and_release() -> None:
 
 
 @pytest.mark.api_server
-def test_api_server_accepts_every_example(api_server: ApiServer) -> None:
-    async def main() -> None:
-        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
-            for crd in sorted((ROOT / "crds").glob("*.yaml")):
-                await api.apply(yaml.safe_load(crd.read_text()), "test")
-            for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES, MODEL_ADAPTERS):
-                await wait_until_async(partial(api.has_resource, resource))
-            for path in [*FILES, *ON_GPUS, *SIMULATED, THEIRS, CLUSTER_ADAPTERS, STORED_ADAPTER]:
-                for one in yaml.safe_load_all(path.read_text()):
-                    if resource_of(one).namespaced:
-                        one["metadata"]["namespace"] = "default"
-                    await api.apply(one, "test", dry_run=True)
-
-    asyncio.run(main())
+async def test_api_server_accepts_every_example(api_server: ApiServer) -> None:
+    async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
+        for crd in sorted((ROOT / "crds").glob("*.yaml")):
+            await api.apply(yaml.safe_load(crd.read_text()), "test")
+        for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES, MODEL_ADAPTERS):
+            await wait_until_async(partial(api.has_resource, resource))
+        for path in [*FILES, *ON_GPUS, *SIMULATED, THEIRS, CLUSTER_ADAPTERS, STORED_ADAPTER]:
+            for one in yaml.safe_load_all(path.read_text()):
+                if resource_of(one).namespaced:
+                    one["metadata"]["namespace"] = "default"
+                await api.apply(one, "test", dry_run=True)

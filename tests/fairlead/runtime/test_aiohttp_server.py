@@ -23,42 +23,36 @@ class Gauge(Collector):
         return [GaugeMetricFamily("models", "known models", 3)]
 
 
-def test_connections_that_strangers_leave_open_are_bounded_and_probes_answered() -> None:
-    async def main() -> None:
-        app = web.Application()
-        add_probes(app, Gauge(), lambda: ProbeResult(True, "well"), lambda: ProbeResult(False, "not yet"))
-        async with serve(app, "127.0.0.1", 0) as address:
-            host, _, port = address.rpartition(":")
-            idle = [await asyncio.open_connection(host, int(port)) for _ in range(MAX_CONNECTIONS + 44)]
-            async with httpx.AsyncClient(base_url=f"http://{address}") as client:
-                assert (await client.get("/healthz")).text == "well\n"
-                assert (await client.get("/readyz")).status_code == 503
-                assert "models 3.0" in (await client.get("/metrics")).text
-            for reader, _ in idle[:45]:  # the oldest, for those that came later
-                try:
-                    assert await asyncio.wait_for(reader.read(), 60.0) == b""
-                except ConnectionResetError:
-                    pass
-            assert not any(reader.at_eof() for reader, _ in idle[45:])
-            for _, writer in idle:
-                writer.close()
-
-    asyncio.run(main())
+async def test_connections_that_strangers_leave_open_are_bounded_and_probes_answered() -> None:
+    app = web.Application()
+    add_probes(app, Gauge(), lambda: ProbeResult(True, "well"), lambda: ProbeResult(False, "not yet"))
+    async with serve(app, "127.0.0.1", 0) as address:
+        host, _, port = address.rpartition(":")
+        idle = [await asyncio.open_connection(host, int(port)) for _ in range(MAX_CONNECTIONS + 44)]
+        async with httpx.AsyncClient(base_url=f"http://{address}") as client:
+            assert (await client.get("/healthz")).text == "well\n"
+            assert (await client.get("/readyz")).status_code == 503
+            assert "models 3.0" in (await client.get("/metrics")).text
+        for reader, _ in idle[:45]:  # the oldest, for those that came later
+            try:
+                assert await asyncio.wait_for(reader.read(), 60.0) == b""
+            except ConnectionResetError:
+                pass
+        assert not any(reader.at_eof() for reader, _ in idle[45:])
+        for _, writer in idle:
+            writer.close()
 
 
-def test_kernel_takes_few_bytes_for_a_client_that_never_reads() -> None:
+async def test_kernel_takes_few_bytes_for_a_client_that_never_reads() -> None:
     async def bound(request: web.Request) -> web.Response:
         assert request.transport is not None
         connected = request.transport.get_extra_info("socket")
         return web.Response(text=str(connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)))
 
-    async def main() -> None:
-        app = web.Application()
-        app.add_routes([web.get("/bound", bound)])
-        async with serve(app, "127.0.0.1", 0) as address, httpx.AsyncClient(base_url=f"http://{address}") as client:
-            assert int((await client.get("/bound")).text) == MAX_KERNEL_BYTES
-
-    asyncio.run(main())
+    app = web.Application()
+    app.add_routes([web.get("/bound", bound)])
+    async with serve(app, "127.0.0.1", 0) as address, httpx.AsyncClient(base_url=f"http://{address}") as client:
+        assert int((await client.get("/bound")).text) == MAX_KERNEL_BYTES
 
 
 def test_metrics_page_is_rendered_once_a_second_however_often_it_is_requested() -> None:
@@ -76,13 +70,10 @@ def test_metrics_page_is_rendered_once_a_second_however_often_it_is_requested() 
     assert rendered == [100.0, 101.0]
 
 
-def test_port_in_use_is_an_error() -> None:
-    async def main() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            try:
-                async with serve(web.Application(), "127.0.0.1", taken.getsockname()[1]):
-                    raise AssertionError("it listens")
-            except OSError:
-                return
-
-    asyncio.run(main())
+async def test_port_in_use_is_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        try:
+            async with serve(web.Application(), "127.0.0.1", taken.getsockname()[1]):
+                raise AssertionError("it listens")
+        except OSError:
+            return

@@ -79,11 +79,11 @@ def test_nested_gzip_bomb_is_refused_without_decompression(request_: Request) ->
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
-def test_control_requests_ask_for_an_unencoded_response(request_: Request) -> None:
+async def test_control_requests_ask_for_an_unencoded_response(request_: Request) -> None:
     body = b'{"is_sleeping": false}'
     head = b"HTTP/1.1 200 OK\r\ncontent-encoding: Identity\r\ncontent-length: %d\r\n\r\n"
     with one_response_server(head % len(body) + body) as (url, requests):
-        asyncio.run(_awaited(request_(url)))
+        await _awaited(request_(url))
     assert b"\r\naccept-encoding: identity\r\n" in requests[0].lower()
 
 
@@ -107,13 +107,13 @@ def test_tiny_chunks_cost_no_more_memory_than_large_ones() -> None:
     assert allocated < MAX_ALLOCATED_BYTES
 
 
-def test_a_body_of_exactly_the_limit_is_read() -> None:
+async def test_a_body_of_exactly_the_limit_is_read() -> None:
     body = b"x" * MEBIBYTE
     with one_response_server(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)) as (url, _):
-        assert asyncio.run(_awaited(_fetch_at_most_a_mebibyte(url))) == body
+        assert await _awaited(_fetch_at_most_a_mebibyte(url)) == body
 
 
-def test_a_server_that_does_not_end_tls_leaves_no_connection_open(
+async def test_a_server_that_does_not_end_tls_leaves_no_connection_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority = CertificateAuthority(tmp_path)
@@ -132,7 +132,7 @@ def test_a_server_that_does_not_end_tls_leaves_no_connection_open(
         thread = threading.Thread(target=answer, args=(listener,))
         thread.start()
         url = f"https://127.0.0.1:{listener.getsockname()[1]}/"
-        reply = asyncio.run(send("GET", url, timeout_seconds=20, max_bytes=MEBIBYTE, rules=rules))
+        reply = await send("GET", url, timeout_seconds=20, max_bytes=MEBIBYTE, rules=rules)
         gc.collect()
         done.set()
         thread.join()

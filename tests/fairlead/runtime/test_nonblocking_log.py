@@ -17,7 +17,7 @@ from fairlead.limits import Limits
 from fairlead.runtime import nonblocking_log
 from fairlead.runtime.nonblocking_log import NonBlockingHandler, NonBlockingWriter
 from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import get_request, request, send
 from fairlead_testing.waiting import wait_until_async
 
@@ -120,20 +120,17 @@ def test_unformattable_record_becomes_one_line() -> None:
     assert sink.got == b"a log line of some.name could not be formatted\n"
 
 
-def test_loop_and_interpreter_errors_are_logged_without_text(
+async def test_loop_and_interpreter_errors_are_logged_without_text(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(nonblocking_log.on_loop_exception)
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(nonblocking_log.on_loop_exception)
 
-        def defect() -> None:
-            raise ValueError("a prompt")
+    def defect() -> None:
+        raise ValueError("a prompt")
 
-        loop.call_soon(defect)
-        await asyncio.sleep(0)
-
-    run_async(main())
+    loop.call_soon(defect)
+    await asyncio.sleep(0)
     assert "ValueError" in caplog.text
     assert "in defect" in caplog.text
     assert "a prompt" not in caplog.text.replace('raise ValueError("a prompt")', "")
@@ -144,47 +141,43 @@ def test_invalid_level_is_named() -> None:
         nonblocking_log.start_logging("loud")
 
 
-def test_full_unread_pipe_blocks_no_request_and_no_drain(tmp_path: Path) -> None:
+async def test_full_unread_pipe_blocks_no_request_and_no_drain(tmp_path: Path) -> None:
     """Each change of the fleet file logs two lines. Standard error is full before the process
     starts.
     """
-
-    async def main() -> None:
-        path = tmp_path / "fleet.yaml"
-        reading, writing = os.pipe()
-        os.set_blocking(writing, False)
+    path = tmp_path / "fleet.yaml"
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    try:
+        while True:
+            os.write(writing, b"x" * 4_096)
+    except BlockingIOError:
+        os.set_blocking(writing, True)
+    async with scripted_engine() as engine:
+        write_fleet_file(path, fleet_of([engine.url]))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "fairlead_gateway", "--fleet", str(path), "--listen", "127.0.0.1:0"),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=writing,
+            env={"FAIRLEAD_LOG_LEVEL": "debug", "FAIRLEAD_NO_SUCH_SETTING": "1"},
+        )
+        os.close(writing)
         try:
-            while True:
-                os.write(writing, b"x" * 4_096)
-        except BlockingIOError:
-            os.set_blocking(writing, True)
-        async with scripted_engine() as engine:
-            write_fleet_file(path, fleet_of([engine.url]))
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "fairlead_gateway", "--fleet", str(path), "--listen", "127.0.0.1:0"),
-                stdout=asyncio.subprocess.PIPE,
-                stderr=writing,
-                env={"FAIRLEAD_LOG_LEVEL": "debug", "FAIRLEAD_NO_SUCH_SETTING": "1"},
-            )
-            os.close(writing)
-            try:
-                assert process.stdout is not None
-                _, url, _, manage = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()
-                notes = get_request("/readyz").replace(b"host: x", b"host: 127.0.0.1")
-                for number in range(3):
-                    path.write_text("models: [" + "{" * number)
+            assert process.stdout is not None
+            _, url, _, manage = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()
+            notes = get_request("/readyz").replace(b"host: x", b"host: 127.0.0.1")
+            for number in range(3):
+                path.write_text("models: [" + "{" * number)
 
-                    async def complained() -> bool:
-                        return b"cannot be used" in (await send(manage, notes))[0].body
+                async def complained() -> bool:
+                    return b"cannot be used" in (await send(manage, notes))[0].body
 
-                    await wait_until_async(complained)
-                    assert (await request(url, GOOD)).status == 200
-                process.send_signal(signal.SIGTERM)
-                assert await asyncio.wait_for(process.wait(), 60) == 0
-            finally:
-                os.close(reading)
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
-
-    run_async(main())
+                await wait_until_async(complained)
+                assert (await request(url, GOOD)).status == 200
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 60) == 0
+        finally:
+            os.close(reading)
+            if process.returncode is None:
+                process.kill()
+                await process.wait()

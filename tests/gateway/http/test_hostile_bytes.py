@@ -7,8 +7,9 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import ScriptedEngine, scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, send
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 
 BODY = b'{"model":"tiny","messages":[{"role":"user","content":"hi"}]}'
 SMALL = Limits(header_timeout_seconds=0.2, body_idle_seconds=0.2, keepalive_idle_seconds=0.2)
@@ -186,17 +187,14 @@ def test_a_legal_request_gets_exactly_one_answer(name: str) -> None:
     assert engine.calls[0].json["model"] == "tiny"
 
 
-def test_pipelined_requests_are_answered_in_order_one_by_one() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            parts = [post_request(BODY, more=f"x-request-id: p-{n}\r\n", close=n == 39) for n in range(40)]
-            answers = await send(running.url, b"".join(parts))
-            assert [answer.fields["x-request-id"] for answer in answers] == [f"p-{n}" for n in range(40)]
-            assert {answer.status for answer in answers} == {200}
-            decisions = [answer.fields["x-fairlead-decision"] for answer in answers]
-            assert [call.header("x-request-id") for call in engine.calls] == decisions
-
-    run_async(main())
+async def test_pipelined_requests_are_answered_in_order_one_by_one() -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        parts = [post_request(BODY, more=f"x-request-id: p-{n}\r\n", close=n == 39) for n in range(40)]
+        answers = await send(running.url, b"".join(parts))
+        assert [answer.fields["x-request-id"] for answer in answers] == [f"p-{n}" for n in range(40)]
+        assert {answer.status for answer in answers} == {200}
+        decisions = [answer.fields["x-fairlead-decision"] for answer in answers]
+        assert [call.header("x-request-id") for call in engine.calls] == decisions
 
 
 def test_thousands_of_pipelined_requests_are_all_answered() -> None:
@@ -228,47 +226,39 @@ def test_chunks_are_read_strictly(chunks: bytes) -> None:
     assert engine.calls == []
 
 
-def test_one_byte_chunks_are_legal_and_do_not_hold_up_others() -> None:
+async def test_one_byte_chunks_are_legal_and_do_not_hold_up_others() -> None:
     text = b'{"model":"tiny","messages":[{"role":"user","content":"' + b"x" * 1_048_576 + b'"}]}'
     data = request(CHUNKED, b"".join(b"1\r\n%c\r\n" % byte for byte in text) + b"0\r\n\r\n")
-
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            running.gateway.loop_lag.start()
-            other = await RawConnection.connect(running.url)
-            slow = asyncio.create_task(send(running.url, data))
-            answered = 0
-            while not slow.done():
-                await other.send(get_request("/readyz", close=False))
-                assert (await other.read_response()).status == 200
-                answered += 1
-            await other.close()
-            running.gateway.loop_lag.stop()
-            assert [answer.status for answer in await slow] == [200]
-            assert engine.calls[0].body == text
-            assert answered > 5
-
-    run_async(main())
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        running.gateway.loop_lag.start()
+        other = await RawConnection.connect(running.url)
+        slow = asyncio.create_task(send(running.url, data))
+        answered = 0
+        while not slow.done():
+            await other.send(get_request("/readyz", close=False))
+            assert (await other.read_response()).status == 200
+            answered += 1
+        await other.close()
+        running.gateway.loop_lag.stop()
+        assert [answer.status for answer in await slow] == [200]
+        assert engine.calls[0].body == text
+        assert answered > 5
 
 
-def test_requests_cut_anywhere_are_put_together_again() -> None:
+async def test_requests_cut_anywhere_are_put_together_again() -> None:
     whole = (
         post_request(BODY, more="expect: 100-continue\r\n", close=False) + LEGAL["chunked with extensions and trailers"]
     )
-
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            for size in (1, 2, 3, 7, 64):
-                connection = await RawConnection.connect(running.url)
-                for start in range(0, len(whole), size):
-                    await connection.send(whole[start : start + size])
-                    await asyncio.sleep(0)
-                statuses = [answer.status for answer in await connection.read_all_responses()]
-                assert [status for status in statuses if status != 100] == [200, 200]
-                await connection.close()
-            assert len(engine.calls) == 10
-
-    run_async(main())
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        for size in (1, 2, 3, 7, 64):
+            connection = await RawConnection.connect(running.url)
+            for start in range(0, len(whole), size):
+                await connection.send(whole[start : start + size])
+                await asyncio.sleep(0)
+            statuses = [answer.status for answer in await connection.read_all_responses()]
+            assert [status for status in statuses if status != 100] == [200, 200]
+            await connection.close()
+        assert len(engine.calls) == 10
 
 
 @pytest.mark.parametrize(
@@ -287,36 +277,29 @@ def test_a_request_that_stalls_is_cut_at_its_deadline(name: str, start: bytes, w
     assert engine.calls == []
 
 
-def test_dripping_a_head_byte_by_byte_does_not_move_its_deadline() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), SMALL) as running:
-            connection = await RawConnection.connect(running.url)
-            reading = asyncio.create_task(connection.read_all_responses())
-            await connection.send(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX: ")
-            while not reading.done():
-                await connection.send(b"a")
-                await asyncio.sleep(0.01)
-            assert [answer.status for answer in await reading] == [408]
-            await connection.close()
-
-    run_async(main())
+async def test_dripping_a_head_byte_by_byte_does_not_move_its_deadline() -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), SMALL) as running:
+        connection = await RawConnection.connect(running.url)
+        reading = asyncio.create_task(connection.read_all_responses())
+        await connection.send(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX: ")
+        while not reading.done():
+            await connection.send(b"a")
+            await asyncio.sleep(0.01)
+        assert [answer.status for answer in await reading] == [408]
+        await connection.close()
 
 
-def test_dripping_a_body_ends_at_the_deadline_of_the_whole_body() -> None:
+async def test_dripping_a_body_ends_at_the_deadline_of_the_whole_body() -> None:
     limits = Limits(body_seconds=0.3)
-
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
-            connection = await RawConnection.connect(running.url)
-            reading = asyncio.create_task(connection.read_all_responses())
-            await connection.send(request(b"Host: x\r\nContent-Length: 100000\r\n", b"{"))
-            while not reading.done():
-                await connection.send(b" ")
-                await asyncio.sleep(0.01)
-            assert [answer.status for answer in await reading] == [408]
-            await connection.close()
-
-    run_async(main())
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+        connection = await RawConnection.connect(running.url)
+        reading = asyncio.create_task(connection.read_all_responses())
+        await connection.send(request(b"Host: x\r\nContent-Length: 100000\r\n", b"{"))
+        while not reading.done():
+            await connection.send(b" ")
+            await asyncio.sleep(0.01)
+        assert [answer.status for answer in await reading] == [408]
+        await connection.close()
 
 
 def test_an_idle_connection_is_closed_without_a_word() -> None:
@@ -326,19 +309,16 @@ def test_an_idle_connection_is_closed_without_a_word() -> None:
     assert [answer.status for answer in answers] == [200]
 
 
-def test_the_expectation_of_100_continue_is_met_once() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await RawConnection.connect(running.url)
-            await connection.send(request(sized(b"Expect: 100-continue\r\n"), b""))
-            assert (await connection.read_response()).status == 100
-            await connection.send(BODY)
-            assert [answer.status for answer in await connection.read_all_responses()] == [200]
-            await connection.close()
-            assert len(engine.calls) == 1
-            assert engine.calls[0].header("expect") is None
-
-    run_async(main())
+async def test_the_expectation_of_100_continue_is_met_once() -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(request(sized(b"Expect: 100-continue\r\n"), b""))
+        assert (await connection.read_response()).status == 100
+        await connection.send(BODY)
+        assert [answer.status for answer in await connection.read_all_responses()] == [200]
+        await connection.close()
+        assert len(engine.calls) == 1
+        assert engine.calls[0].header("expect") is None
 
 
 def test_a_body_that_will_not_be_taken_gets_no_100_continue() -> None:
@@ -346,58 +326,49 @@ def test_a_body_that_will_not_be_taken_gets_no_100_continue() -> None:
     assert [answer.status for answer in answers] == [413]
 
 
-def test_a_half_closed_client_gets_its_answer() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            for body in (BODY, BODY[:-1] + b',"stream":true}'):
-                connection = await RawConnection.connect(running.url)
-                await connection.send(post_request(body, close=False))
-                connection.writer.write_eof()
-                answers = await connection.read_all_responses()
-                assert [answer.status for answer in answers] == [200]
-                assert answers[0].complete
-                await connection.close()
-            assert len(engine.calls) == 2
-
-    run_async(main())
-
-
-def test_an_incomplete_request_gets_an_error() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            for part in (b"GET /v1/mod", request(sized(), BODY[:10]), request(CHUNKED, b"5\r\nhel")):
-                connection = await RawConnection.connect(running.url)
-                await connection.send(part)
-                connection.writer.write_eof()
-                assert [answer.status for answer in await connection.read_all_responses()] == [400]
-                await connection.close()
-            assert engine.calls == []
-
-    run_async(main())
-
-
-def test_methods_are_answered_as_http_says() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+async def test_a_half_closed_client_gets_its_answer() -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        for body in (BODY, BODY[:-1] + b',"stream":true}'):
             connection = await RawConnection.connect(running.url)
-            await connection.send(get_request("/v1/models", method="HEAD", close=False))
-            head = await connection.read_response(head_only=True)
-            assert head.status == 200
-            assert int(head.fields["content-length"]) > 0
-            await connection.send(get_request("/v1/models", method="OPTIONS", close=False))
-            assert (await connection.read_response()).fields["allow"] == "GET, HEAD, OPTIONS"
-            await connection.send(get_request("*", method="OPTIONS", close=False))
-            assert "POST" in (await connection.read_response()).fields["allow"]
-            await connection.send(get_request("/v1/chat/completions", method="GET", close=False))
-            refused = await connection.read_response()
-            assert (refused.status, refused.fields["allow"]) == (405, "POST, OPTIONS")
-            assert refused.error["code"] == "method_not_allowed"
-            await connection.send(get_request("/v1/models", method="FROBNICATE"))
-            assert (await connection.read_response()).status == 405
+            await connection.send(post_request(body, close=False))
+            connection.writer.write_eof()
+            answers = await connection.read_all_responses()
+            assert [answer.status for answer in answers] == [200]
+            assert answers[0].complete
             await connection.close()
-            assert engine.calls == []
+        assert len(engine.calls) == 2
 
-    run_async(main())
+
+async def test_an_incomplete_request_gets_an_error() -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        for part in (b"GET /v1/mod", request(sized(), BODY[:10]), request(CHUNKED, b"5\r\nhel")):
+            connection = await RawConnection.connect(running.url)
+            await connection.send(part)
+            connection.writer.write_eof()
+            assert [answer.status for answer in await connection.read_all_responses()] == [400]
+            await connection.close()
+        assert engine.calls == []
+
+
+async def test_methods_are_answered_as_http_says() -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(get_request("/v1/models", method="HEAD", close=False))
+        head = await connection.read_response(head_only=True)
+        assert head.status == 200
+        assert int(head.fields["content-length"]) > 0
+        await connection.send(get_request("/v1/models", method="OPTIONS", close=False))
+        assert (await connection.read_response()).fields["allow"] == "GET, HEAD, OPTIONS"
+        await connection.send(get_request("*", method="OPTIONS", close=False))
+        assert "POST" in (await connection.read_response()).fields["allow"]
+        await connection.send(get_request("/v1/chat/completions", method="GET", close=False))
+        refused = await connection.read_response()
+        assert (refused.status, refused.fields["allow"]) == (405, "POST, OPTIONS")
+        assert refused.error["code"] == "method_not_allowed"
+        await connection.send(get_request("/v1/models", method="FROBNICATE"))
+        assert (await connection.read_response()).status == 405
+        await connection.close()
+        assert engine.calls == []
 
 
 def test_no_answer_repeats_bytes_of_a_request(caplog: pytest.LogCaptureFixture) -> None:
@@ -420,15 +391,11 @@ def test_no_answer_repeats_bytes_of_a_request(caplog: pytest.LogCaptureFixture) 
     assert CANARY.decode() not in caplog.text
 
 
-def test_every_malformed_input_is_answered_at_once() -> None:
+async def test_every_malformed_input_is_answered_at_once() -> None:
     """Runs them at the same time: the deadlines are a minute and more."""
     limits = Limits(header_timeout_seconds=600.0, body_idle_seconds=600.0, body_seconds=600.0)
-
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
-            started = time.monotonic()
-            found = await asyncio.gather(*[send(running.url, data) for data in MALFORMED.values()])
-            assert [len(answers) for answers in found] == [1] * len(MALFORMED)
-            assert time.monotonic() - started < 60
-
-    run_async(main())
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+        started = time.monotonic()
+        found = await asyncio.gather(*[send(running.url, data) for data in MALFORMED.values()])
+        assert [len(answers) for answers in found] == [1] * len(MALFORMED)
+        assert time.monotonic() - started < 60

@@ -26,7 +26,7 @@ from fairlead_gateway.http.send_rate import acknowledged_bytes, reset_transport
 from fairlead_gateway.http.sockets import ListenAddress
 from fairlead_gateway.worker.server import PublicServer
 from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request
 from fairlead_testing.waiting import wait_until
 
@@ -271,23 +271,19 @@ def test_short_memory_closes_the_connections_with_the_most_unsent_bytes_first() 
 
 
 @pytest.mark.parametrize("half_close", [False, True])
-def test_a_real_client_that_never_reads_is_reset(half_close: bool) -> None:
+async def test_a_real_client_that_never_reads_is_reset(half_close: bool) -> None:
     limits = Limits(body_idle_seconds=0.2, unsent_check_seconds=0.02, keepalive_idle_seconds=60)
-
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
-            connection = await RawConnection.connect(running.url)
-            connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
-            listener = running.gateway.listener
-            filling = asyncio.create_task(connection.send(get_request("/v1/models", close=False) * 100_000))
-            await wait_until(lambda: bool(listener.connections))
-            if half_close:
-                connection.writer.write_eof()
-            await wait_until(lambda: not listener.connections)
-            filling.cancel()
-            connection.writer.transport.abort()
-
-    run_async(main())
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+        connection = await RawConnection.connect(running.url)
+        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        listener = running.gateway.listener
+        filling = asyncio.create_task(connection.send(get_request("/v1/models", close=False) * 100_000))
+        await wait_until(lambda: bool(listener.connections))
+        if half_close:
+            connection.writer.write_eof()
+        await wait_until(lambda: not listener.connections)
+        filling.cancel()
+        connection.writer.transport.abort()
 
 
 def test_progress_that_only_the_kernel_sees_counts_as_reading() -> None:
@@ -305,22 +301,19 @@ def test_progress_that_only_the_kernel_sees_counts_as_reading() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports it")
-def test_the_kernel_reports_how_much_a_client_has_received() -> None:
-    async def main() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as port, socket.create_connection(port.getsockname()) as client:
-            accepted, _ = port.accept()
-            accepted.setblocking(False)
-            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, accepted)
-            transport.write(b"x" * 1_000)
-            assert len(client.recv(1_000, socket.MSG_WAITALL)) == 1_000
-            await wait_until(lambda: acknowledged_bytes(transport) == 1_000)
-            transport.write(b"x" * 10_000_000)
-            waiting = transport.get_write_buffer_size()
-            assert waiting > 0
-            assert (acknowledged_bytes(transport) or 0) < 10_001_000 - waiting
-            reset_transport(transport)
-
-    run_async(main())
+async def test_the_kernel_reports_how_much_a_client_has_received() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as port, socket.create_connection(port.getsockname()) as client:
+        accepted, _ = port.accept()
+        accepted.setblocking(False)
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, accepted)
+        transport.write(b"x" * 1_000)
+        assert len(client.recv(1_000, socket.MSG_WAITALL)) == 1_000
+        await wait_until(lambda: acknowledged_bytes(transport) == 1_000)
+        transport.write(b"x" * 10_000_000)
+        waiting = transport.get_write_buffer_size()
+        assert waiting > 0
+        assert (acknowledged_bytes(transport) or 0) < 10_001_000 - waiting
+        reset_transport(transport)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other kernels have other buffers")
@@ -340,18 +333,15 @@ def test_the_kernel_takes_few_bytes_for_a_client_that_never_reads() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other kernels have other buffers")
-def test_the_public_port_bounds_what_the_kernel_takes() -> None:
-    async def main() -> None:
-        limits = Limits()
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
-            public = ListenAddress("127.0.0.1", 0).bind(shared=True)
-            server = PublicServer(running.gateway, public)
-            await server.start()
-            bound = public.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
-            assert bound == limits.kernel_unsent_bytes
-            await server.drain()
-
-    run_async(main())
+async def test_the_public_port_bounds_what_the_kernel_takes() -> None:
+    limits = Limits()
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+        public = ListenAddress("127.0.0.1", 0).bind(shared=True)
+        server = PublicServer(running.gateway, public)
+        await server.start()
+        bound = public.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+        assert bound == limits.kernel_unsent_bytes
+        await server.drain()
 
 
 class ClosedTransport:

@@ -19,7 +19,7 @@ from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.http.tls import TlsCertificate
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
 from fairlead_testing.http.certificates import Certificate, CertificateAuthority, has_openssl
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until, wait_until_async
@@ -60,39 +60,35 @@ def shown(connection: RawConnection) -> bytes:
     return found.getpeercert(binary_form=True) or b""
 
 
-def test_tls_serves_plain_responses_streams_and_keep_alive(authority: CertificateAuthority, here: Certificate) -> None:
-    async def main() -> None:
-        tls = await loaded(here)
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), tls=tls) as running:
-            assert running.url.startswith("https://127.0.0.1:")
-            connection = await RawConnection.connect(running.url, authority.client_context())
-            await connection.send(post_request(GOOD, close=False))
-            assert (await connection.read_response()).status == 200
-            await connection.send(post_request(GOOD | {"stream": True}))
-            answers: list[RawResponse] = await connection.read_all_responses()
-            assert [answer.events[-1] for answer in answers] == ["[DONE]"]
-            await connection.close()
-
-    run_async(main())
-
-
-def test_a_body_that_is_refused_half_way_gets_its_answer_over_tls(
+async def test_tls_serves_plain_responses_streams_and_keep_alive(
     authority: CertificateAuthority, here: Certificate
 ) -> None:
-    async def main() -> None:
-        tls = await loaded(here)
-        async with running_gateway(fleet_of([]), tls=tls) as running:
-            head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nnonsense\r\n"
-            connection = await RawConnection.connect(running.url, authority.client_context())
-            await connection.send(head + b"x" * 1_000_000)
-            assert (await connection.read_response()).status == 400
-            await connection.close()
+    tls = await loaded(here)
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), tls=tls) as running:
+        assert running.url.startswith("https://127.0.0.1:")
+        connection = await RawConnection.connect(running.url, authority.client_context())
+        await connection.send(post_request(GOOD, close=False))
+        assert (await connection.read_response()).status == 200
+        await connection.send(post_request(GOOD | {"stream": True}))
+        answers: list[RawResponse] = await connection.read_all_responses()
+        assert [answer.events[-1] for answer in answers] == ["[DONE]"]
+        await connection.close()
 
-    run_async(main())
+
+async def test_a_body_that_is_refused_half_way_gets_its_answer_over_tls(
+    authority: CertificateAuthority, here: Certificate
+) -> None:
+    tls = await loaded(here)
+    async with running_gateway(fleet_of([]), tls=tls) as running:
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nnonsense\r\n"
+        connection = await RawConnection.connect(running.url, authority.client_context())
+        await connection.send(head + b"x" * 1_000_000)
+        assert (await connection.read_response()).status == 400
+        await connection.close()
 
 
 @pytest.mark.parametrize("rude", [False, True])
-def test_a_client_that_leaves_over_tls_frees_its_engine(
+async def test_a_client_that_leaves_over_tls_frees_its_engine(
     authority: CertificateAuthority, here: Certificate, rude: bool
 ) -> None:
     async def script(call: EngineCall) -> None:
@@ -100,37 +96,30 @@ def test_a_client_that_leaves_over_tls_frees_its_engine(
         await call.event(token("a"))
         await call.wait_closed()
 
-    async def main() -> None:
-        tls = await loaded(here)
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url]), tls=tls) as running:
-            connection = await RawConnection.connect(running.url, authority.client_context())
-            await connection.send(post_request(GOOD | {"stream": True}, close=False))
-            await connection.reader.readuntil(b'"content":"a"')
-            if rude:
-                connection.writer.transport.abort()
-            else:
-                connection.writer.close()
-            await wait_until(lambda: engine.open == 0 and running.gateway.inflight_count() == 0)
-            assert all(load.inflight == 0 for load in running.loads().values())
-
-    run_async(main())
+    tls = await loaded(here)
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url]), tls=tls) as running:
+        connection = await RawConnection.connect(running.url, authority.client_context())
+        await connection.send(post_request(GOOD | {"stream": True}, close=False))
+        await connection.reader.readuntil(b'"content":"a"')
+        if rude:
+            connection.writer.transport.abort()
+        else:
+            connection.writer.close()
+        await wait_until(lambda: engine.open == 0 and running.gateway.inflight_count() == 0)
+        assert all(load.inflight == 0 for load in running.loads().values())
 
 
-def test_clients_without_tls_or_trust_get_nothing(here: Certificate, tmp_path: Path) -> None:
+async def test_clients_without_tls_or_trust_get_nothing(here: Certificate, tmp_path: Path) -> None:
     stranger = CertificateAuthority(tmp_path, "stranger")
-
-    async def main() -> None:
-        tls = await loaded(here)
-        async with running_gateway(fleet_of([]), tls=tls) as running:
-            with pytest.raises(ssl.SSLCertVerificationError):
-                await RawConnection.connect(running.url, stranger.client_context())
-            plain = await RawConnection.connect(running.url)
-            await plain.send(get_request("/readyz"))
-            with contextlib.suppress(ConnectionError):
-                assert b"HTTP" not in await plain.reader.read()
-            await plain.close()
-
-    run_async(main())
+    tls = await loaded(here)
+    async with running_gateway(fleet_of([]), tls=tls) as running:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await RawConnection.connect(running.url, stranger.client_context())
+        plain = await RawConnection.connect(running.url)
+        await plain.send(get_request("/readyz"))
+        with contextlib.suppress(ConnectionError):
+            assert b"HTTP" not in await plain.reader.read()
+        await plain.close()
 
 
 def _replace(old: Certificate, new: Certificate) -> None:
@@ -138,7 +127,9 @@ def _replace(old: Certificate, new: Certificate) -> None:
     shutil.copy(new.key, old.key)
 
 
-def test_a_new_certificate_is_used_and_closes_no_connection(authority: CertificateAuthority, tmp_path: Path) -> None:
+async def test_a_new_certificate_is_used_and_closes_no_connection(
+    authority: CertificateAuthority, tmp_path: Path
+) -> None:
     folder = tmp_path / "now"
     folder.mkdir()
     now = Certificate(folder / "tls.crt", folder / "tls.key")
@@ -170,7 +161,7 @@ def test_a_new_certificate_is_used_and_closes_no_connection(authority: Certifica
         assert (await old.read_response()).status == 200
         await old.close()
 
-    run_async(_with_process(files, "[::1]:0", use))
+    await _with_process(files, "[::1]:0", use)
 
 
 async def _with_process(files: tuple[str, ...], listen: str, use: Callable[[str], Awaitable[None]]) -> None:
@@ -203,7 +194,7 @@ def test_certificates_that_cannot_be_used_end_the_start(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_engines_are_verified_and_shown_their_token(
+async def test_engines_are_verified_and_shown_their_token(
     host: str, authority: CertificateAuthority, here: Certificate, tmp_path: Path
 ) -> None:
     path = tmp_path / "token"
@@ -212,58 +203,47 @@ def test_engines_are_verified_and_shown_their_token(
         EngineAuth(str(authority.ca_file), token_env="TOKEN"),
         EngineAuth(str(authority.ca_file), token_file=str(path)),
     )
-
-    async def main() -> None:
-        async with scripted_engine(tls=here.server_context(), host=host) as engine:
-            for access, word in zip(places, ("from-the-environment", "from-a-file"), strict=True):
-                fleet = with_access(fleet_of([engine.url]), access)
-                async with running_gateway(fleet, environ={"TOKEN": "from-the-environment"}) as running:
-                    assert running.gateway.readiness() == (True, [])
-                    for body in (GOOD, GOOD | {"stream": True}, GOOD | {"user": "x" * 100_000}):
-                        answer = await request(running.url, body, more="authorization: Bearer of-a-client\r\n")
-                        assert answer.status == 200
-                        shown = [value for name, value in engine.calls[-1].fields if name == "authorization"]
-                        assert shown == [f"Bearer {word}"]
-
-    run_async(main())
+    async with scripted_engine(tls=here.server_context(), host=host) as engine:
+        for access, word in zip(places, ("from-the-environment", "from-a-file"), strict=True):
+            fleet = with_access(fleet_of([engine.url]), access)
+            async with running_gateway(fleet, environ={"TOKEN": "from-the-environment"}) as running:
+                assert running.gateway.readiness() == (True, [])
+                for body in (GOOD, GOOD | {"stream": True}, GOOD | {"user": "x" * 100_000}):
+                    answer = await request(running.url, body, more="authorization: Bearer of-a-client\r\n")
+                    assert answer.status == 200
+                    shown = [value for name, value in engine.calls[-1].fields if name == "authorization"]
+                    assert shown == [f"Bearer {word}"]
 
 
-def test_an_engine_of_another_authority_or_name_gets_no_request(
+async def test_an_engine_of_another_authority_or_name_gets_no_request(
     authority: CertificateAuthority, tmp_path: Path
 ) -> None:
     elsewhere = authority.issue("elsewhere", names="DNS:engine.example")
     stranger = CertificateAuthority(tmp_path, "stranger")
-
-    async def main() -> None:
-        for issued in (elsewhere, stranger.own):
-            async with scripted_engine(tls=issued.server_context()) as engine:
-                fleet = with_access(fleet_of([engine.url]), EngineAuth(str(authority.ca_file)))
-                async with running_gateway(fleet) as running:
-                    answer = await request(running.url, GOOD)
-                    assert (answer.status, answer.error["code"]) == (502, "engine_failed")
-                    assert "tls" in answer.error["message"]
-                    assert engine.calls == []
-
-    run_async(main())
+    for issued in (elsewhere, stranger.own):
+        async with scripted_engine(tls=issued.server_context()) as engine:
+            fleet = with_access(fleet_of([engine.url]), EngineAuth(str(authority.ca_file)))
+            async with running_gateway(fleet) as running:
+                answer = await request(running.url, GOOD)
+                assert (answer.status, answer.error["code"]) == (502, "engine_failed")
+                assert "tls" in answer.error["message"]
+                assert engine.calls == []
 
 
-def test_missing_engine_credentials_are_a_warning_and_no_client_error() -> None:
+async def test_missing_engine_credentials_are_a_warning_and_no_client_error() -> None:
     async def script(call: EngineCall) -> None:
         await call.respond({"error": "Unauthorized"}, "401 Unauthorized")
 
-    async def main() -> None:
-        async with scripted_engine(script) as engine:
-            fleet = with_access(fleet_of([engine.url]), EngineAuth("/nowhere/ca.pem", token_env="TOKEN"))
-            async with running_gateway(fleet, environ={"TOKEN": "torn\r\nx-evil: 1"}) as running:
-                ready, notes = running.gateway.readiness()
-                assert ready
-                assert any("/nowhere/ca.pem" in note for note in notes)
-                assert any("TOKEN is missing" in note for note in notes)
-                assert (await request(running.url, GOOD)).status == 502
-                assert engine.calls[0].header("authorization") is None
-                assert engine.calls[0].header("x-evil") is None
-
-    run_async(main())
+    async with scripted_engine(script) as engine:
+        fleet = with_access(fleet_of([engine.url]), EngineAuth("/nowhere/ca.pem", token_env="TOKEN"))
+        async with running_gateway(fleet, environ={"TOKEN": "torn\r\nx-evil: 1"}) as running:
+            ready, notes = running.gateway.readiness()
+            assert ready
+            assert any("/nowhere/ca.pem" in note for note in notes)
+            assert any("TOKEN is missing" in note for note in notes)
+            assert (await request(running.url, GOOD)).status == 502
+            assert engine.calls[0].header("authorization") is None
+            assert engine.calls[0].header("x-evil") is None
 
 
 def test_a_token_that_is_rotated_is_read_again(tmp_path: Path) -> None:
@@ -277,18 +257,15 @@ def test_a_token_that_is_rotated_is_read_again(tmp_path: Path) -> None:
     assert reach.headers(access) == {"authorization": "Bearer two"}
 
 
-def test_scrapes_use_the_same_credentials(authority: CertificateAuthority, here: Certificate) -> None:
+async def test_scrapes_use_the_same_credentials(authority: CertificateAuthority, here: Certificate) -> None:
     async def script(call: EngineCall) -> None:
         authorized = call.header("authorization") == "Bearer word"
         await call.respond(METRICS if authorized else b"", "200 OK" if authorized else "401 Unauthorized", "text/plain")
 
-    async def main() -> None:
-        async with scripted_engine(script, tls=here.server_context(), host="::1") as engine:
-            fleet = with_access(fleet_of([engine.url]), EngineAuth(str(authority.ca_file), token_env="TOKEN"))
-            clock = SystemClock()
-            scraper = MetricsScraper(lambda: fleet, clock, credentials=EngineCredentials({"TOKEN": "word"}, clock.now))
-            await scraper.scrape_once()
-            assert scraper.errors == {}
-            assert [reading.signals.running for reading in scraper.readings.values()] == [3]
-
-    run_async(main())
+    async with scripted_engine(script, tls=here.server_context(), host="::1") as engine:
+        fleet = with_access(fleet_of([engine.url]), EngineAuth(str(authority.ca_file), token_env="TOKEN"))
+        clock = SystemClock()
+        scraper = MetricsScraper(lambda: fleet, clock, credentials=EngineCredentials({"TOKEN": "word"}, clock.now))
+        await scraper.scrape_once()
+        assert scraper.errors == {}
+        assert [reading.signals.running for reading in scraper.readings.values()] == [3]

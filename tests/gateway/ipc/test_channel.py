@@ -28,7 +28,6 @@ from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.reporting.dispatch_reporter import DispatchReporter
 from fairlead_gateway.worker.reporting.peer_updates import PeerUpdateApplier
 from fairlead_testing.gateway.outcomes import make_outcome
-from fairlead_testing.gateway.running_gateway import run_async
 from fairlead_testing.waiting import wait_until
 
 
@@ -59,112 +58,93 @@ async def ends(limits: Limits | None = None) -> AsyncIterator[tuple[End, End, so
         await wait_until(lambda: helper.closed == 1)
 
 
-def test_messages_arrive_whole_and_in_order_however_the_bytes_are_cut() -> None:
-    async def main() -> None:
-        async with ends() as (helper, _, raw):
-            said = [
-                say.WorkerReady(3),
-                say.ReplyChunk(1, b"x" * 70_000, False),
-                say.FleetApplied(4, "why"),
-                say.DrainRequested(),
-            ]
-            data = b"".join(len(one).to_bytes(4, "big") + one for one in map(encode_message, said))
-            raw.setblocking(False)
-            loop = asyncio.get_running_loop()
-            for begin in range(0, len(data), 3_001):
-                await loop.sock_sendall(raw, data[begin : begin + 3_001])
-                await asyncio.sleep(0)
-            await wait_until(lambda: len(helper.heard) == len(said))
-            assert helper.heard == said
-
-    run_async(main())
+async def test_messages_arrive_whole_and_in_order_however_the_bytes_are_cut() -> None:
+    async with ends() as (helper, _, raw):
+        said = [
+            say.WorkerReady(3),
+            say.ReplyChunk(1, b"x" * 70_000, False),
+            say.FleetApplied(4, "why"),
+            say.DrainRequested(),
+        ]
+        data = b"".join(len(one).to_bytes(4, "big") + one for one in map(encode_message, said))
+        raw.setblocking(False)
+        loop = asyncio.get_running_loop()
+        for begin in range(0, len(data), 3_001):
+            await loop.sock_sendall(raw, data[begin : begin + 3_001])
+            await asyncio.sleep(0)
+        await wait_until(lambda: len(helper.heard) == len(said))
+        assert helper.heard == said
 
 
 @pytest.mark.parametrize("data", [b"\xff\xff\xff\xff", b"\0\0\0\1\xc1", b"\0\0\0\2\x91\x01"])
-def test_nonsense_ends_the_channel(data: bytes) -> None:
-    async def main() -> None:
-        async with ends() as (helper, _, raw):
-            raw.sendall(data)
-            await wait_until(lambda: helper.closed == 1)
-            assert helper.heard == []
-            assert not helper.channel.send(say.StartDrain())
-
-    run_async(main())
+async def test_nonsense_ends_the_channel(data: bytes) -> None:
+    async with ends() as (helper, _, raw):
+        raw.sendall(data)
+        await wait_until(lambda: helper.closed == 1)
+        assert helper.heard == []
+        assert not helper.channel.send(say.StartDrain())
 
 
-def test_message_whose_handling_fails_is_logged_and_ends_no_channel(caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        async with ends() as (supervisor, _, raw):
-            received: list[object] = []
+async def test_message_whose_handling_fails_is_logged_and_ends_no_channel(caplog: pytest.LogCaptureFixture) -> None:
+    async with ends() as (supervisor, _, raw):
+        received: list[object] = []
 
-            def handle(message: object) -> None:
-                received.append(message)
-                if len(received) == 1:
-                    raise KeyError("a defect")
+        def handle(message: object) -> None:
+            received.append(message)
+            if len(received) == 1:
+                raise KeyError("a defect")
 
-            supervisor.channel._on_message = handle
-            data = encode_message(say.DrainRequested())
-            raw.sendall(2 * (len(data).to_bytes(4, "big") + data))
-            await wait_until(lambda: len(received) == 2)
-            assert supervisor.closed == 0
-
-    run_async(main())
+        supervisor.channel._on_message = handle
+        data = encode_message(say.DrainRequested())
+        raw.sendall(2 * (len(data).to_bytes(4, "big") + data))
+        await wait_until(lambda: len(received) == 2)
+        assert supervisor.closed == 0
     assert "the handling of a DrainRequested" in caplog.text
 
 
-def test_forged_dispatch_delays_none_behind_it() -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        applied: list[str] = []
+async def test_forged_dispatch_delays_none_behind_it() -> None:
+    loop = asyncio.get_running_loop()
+    applied: list[str] = []
 
-        class Routers:
-            def routers(self, model: str) -> list[object]:
-                applied.append(model)
-                raise KeyError("a defect")
+    class Routers:
+        def routers(self, model: str) -> list[object]:
+            applied.append(model)
+            raise KeyError("a defect")
 
-        loop.set_exception_handler(lambda *_: None)
-        applier = PeerUpdateApplier(SystemClock(), Limits(), loop, Routers())  # type: ignore[arg-type]
-        batch = msgspec.msgpack.encode([say.Dispatch(f"m/{number}", "e-0", b"", number) for number in range(3)])
-        with pytest.raises(KeyError):
-            applier.enqueue(batch)
-        await wait_until(lambda: len(applied) == 3)
-
-    run_async(main())
+    loop.set_exception_handler(lambda *_: None)
+    applier = PeerUpdateApplier(SystemClock(), Limits(), loop, Routers())  # type: ignore[arg-type]
+    batch = msgspec.msgpack.encode([say.Dispatch(f"m/{number}", "e-0", b"", number) for number in range(3)])
+    with pytest.raises(KeyError):
+        applier.enqueue(batch)
+    await wait_until(lambda: len(applied) == 3)
 
 
-def test_unread_messages_are_dropped_and_counted() -> None:
-    async def main() -> None:
-        limits = replace(Limits(), channel_pending_bytes=100_000, channel_message_bytes=1_000_000)
-        async with ends(limits) as (helper, worker, raw):
-            taken = 0
-            while helper.channel.send(say.PeerUpdates(b"y" * 50_000, [])):
-                taken += 1
-            assert helper.channel.dropped == 1
-            assert not helper.channel.send(say.PeerUpdates(b"y" * 2_000_000, []))
-            await worker.channel.open(raw.dup())
-            await wait_until(lambda: len(worker.heard) == taken)
-            assert helper.channel.send(say.StartDrain())
-            await wait_until(lambda: worker.heard[-1] == say.StartDrain())
-
-    run_async(main())
+async def test_unread_messages_are_dropped_and_counted() -> None:
+    limits = replace(Limits(), channel_pending_bytes=100_000, channel_message_bytes=1_000_000)
+    async with ends(limits) as (helper, worker, raw):
+        taken = 0
+        while helper.channel.send(say.PeerUpdates(b"y" * 50_000, [])):
+            taken += 1
+        assert helper.channel.dropped == 1
+        assert not helper.channel.send(say.PeerUpdates(b"y" * 2_000_000, []))
+        await worker.channel.open(raw.dup())
+        await wait_until(lambda: len(worker.heard) == taken)
+        assert helper.channel.send(say.StartDrain())
+        await wait_until(lambda: worker.heard[-1] == say.StartDrain())
 
 
-def test_a_fleet_arrives_as_it_was() -> None:
+async def test_a_fleet_arrives_as_it_was() -> None:
     one = Instance(
         "e-0/1/0", "d", "m", "main", "http://127.0.0.1:1", "sim", Role.PREFILL, InstanceState.DRAINING, frozenset({"x"}),
         2.5, builtin_profile("910b4"), None, None, 3, "tcp://a:1", None, "nixl", "http://127.0.0.1:2", EngineAuth("/ca", None, "/t"),
     )  # fmt: skip
     model = Model("d", "m", SloTargets(0.9, 1.5, 0.1, None), "session")
     fleet = Fleet(7, 3, {model.key: model}, {model.key: (one,)})
-
-    async def main() -> None:
-        async with ends() as (helper, worker, raw):
-            await worker.channel.open(raw.dup())
-            helper.channel.send(say.FleetUpdate(fleet, {"e-0/1/0": 4}))
-            await wait_until(lambda: bool(worker.heard))
-            assert worker.heard == [say.FleetUpdate(fleet, {"e-0/1/0": 4})]
-
-    run_async(main())
+    async with ends() as (helper, worker, raw):
+        await worker.channel.open(raw.dup())
+        helper.channel.send(say.FleetUpdate(fleet, {"e-0/1/0": 4}))
+        await wait_until(lambda: bool(worker.heard))
+        assert worker.heard == [say.FleetUpdate(fleet, {"e-0/1/0": 4})]
 
 
 def test_a_logged_request_comes_out_as_it_went_in() -> None:
@@ -215,57 +195,46 @@ class Registry:
         self._applied.append((self._model, instance, chain, session_hash))
 
 
-def test_dispatches_reach_siblings_as_the_chains_they_were() -> None:
-    async def main() -> None:
-        loop, sink = asyncio.get_running_loop(), Sink()
-        teller = DispatchReporter(sink, loop, Limits(), publish=False, loads=dict)
-        chains = [prefix_chain(b"z" * size, secret=b"s", seed=b"") for size in (10, 300, 9_000, 500_000)]
-        for number, chain in enumerate(chains):
-            teller.on_dispatch(
-                "d/m", RouteRequest(f"r-{number}", chain, 1.0, session_hash=number or None), f"i-{number}"
-            )
-        await wait_until(lambda: bool(sink.told))
-        assert (len(sink.told), sink.told[0].decisions, sink.told[0].loads) == (1, [], None)
-        applied: list[tuple[str, str, PrefixChain, Hashable]] = []
-        registry = cast(RouterRegistry, Registry(applied))
-        PeerUpdateApplier(SystemClock(), Limits(), loop, registry).enqueue(sink.told[0].dispatches or b"")
-        await wait_until(lambda: len(applied) == len(chains))
-        assert applied == [("d/m", f"i-{number}", chain, number or None) for number, chain in enumerate(chains)]
-
-    run_async(main())
+async def test_dispatches_reach_siblings_as_the_chains_they_were() -> None:
+    loop, sink = asyncio.get_running_loop(), Sink()
+    teller = DispatchReporter(sink, loop, Limits(), publish=False, loads=dict)
+    chains = [prefix_chain(b"z" * size, secret=b"s", seed=b"") for size in (10, 300, 9_000, 500_000)]
+    for number, chain in enumerate(chains):
+        teller.on_dispatch("d/m", RouteRequest(f"r-{number}", chain, 1.0, session_hash=number or None), f"i-{number}")
+    await wait_until(lambda: bool(sink.told))
+    assert (len(sink.told), sink.told[0].decisions, sink.told[0].loads) == (1, [], None)
+    applied: list[tuple[str, str, PrefixChain, Hashable]] = []
+    registry = cast(RouterRegistry, Registry(applied))
+    PeerUpdateApplier(SystemClock(), Limits(), loop, registry).enqueue(sink.told[0].dispatches or b"")
+    await wait_until(lambda: len(applied) == len(chains))
+    assert applied == [("d/m", f"i-{number}", chain, number or None) for number, chain in enumerate(chains)]
 
 
-def test_loads_are_reported_until_they_are_zero() -> None:
-    async def main() -> None:
-        loop, sink = asyncio.get_running_loop(), Sink()
-        loads = {"a": InstanceLoad(1, 1, 0.5, 10.0), "b": InstanceLoad()}
-        teller = DispatchReporter(sink, loop, Limits(), publish=True, loads=lambda: loads)
-        teller.on_decision(DecisionRecord("r", 5.0, "d/m", Decision("a", "load", DecisionText("why")), 1, 12.5))
-        await wait_until(lambda: bool(sink.told))
-        assert sink.told[0].loads == {"a": say.EncodedLoad(1, 1, 0.5, 10.0)}
-        assert [record.request_id for record in sink.told[0].decisions] == ["r"]
-        loads.clear()
-        await wait_until(lambda: len(sink.told) == 2)
-        assert sink.told[1] == say.WorkerReport(None, [], [], {}, 0)
-
-    run_async(main())
+async def test_loads_are_reported_until_they_are_zero() -> None:
+    loop, sink = asyncio.get_running_loop(), Sink()
+    loads = {"a": InstanceLoad(1, 1, 0.5, 10.0), "b": InstanceLoad()}
+    teller = DispatchReporter(sink, loop, Limits(), publish=True, loads=lambda: loads)
+    teller.on_decision(DecisionRecord("r", 5.0, "d/m", Decision("a", "load", DecisionText("why")), 1, 12.5))
+    await wait_until(lambda: bool(sink.told))
+    assert sink.told[0].loads == {"a": say.EncodedLoad(1, 1, 0.5, 10.0)}
+    assert [record.request_id for record in sink.told[0].decisions] == ["r"]
+    loads.clear()
+    await wait_until(lambda: len(sink.told) == 2)
+    assert sink.told[1] == say.WorkerReport(None, [], [], {}, 0)
 
 
-def test_crashes_and_their_clearing_are_reported_at_once() -> None:
-    async def main() -> None:
-        sink = Sink()
-        teller = DispatchReporter(sink, asyncio.get_running_loop(), Limits(), publish=False, loads=dict)
-        teller.on_crash(b"print", "a", 1.0, 2.0)
-        teller.on_cleared(b"print", 3.0)
-        assert [(told.crashes, told.cleared) for told in sink.told] == [
-            ([(b"print", "a", 1.0, 2.0)], []),
-            ([], [(b"print", 3.0)]),
-        ]
-        for told in sink.told:
-            heard = say.PeerUpdates(told.dispatches, told.crashes, told.cleared)
-            assert msgspec.msgpack.decode(msgspec.msgpack.encode(heard), type=say.PeerUpdates) == heard
-
-    run_async(main())
+async def test_crashes_and_their_clearing_are_reported_at_once() -> None:
+    sink = Sink()
+    teller = DispatchReporter(sink, asyncio.get_running_loop(), Limits(), publish=False, loads=dict)
+    teller.on_crash(b"print", "a", 1.0, 2.0)
+    teller.on_cleared(b"print", 3.0)
+    assert [(told.crashes, told.cleared) for told in sink.told] == [
+        ([(b"print", "a", 1.0, 2.0)], []),
+        ([], [(b"print", 3.0)]),
+    ]
+    for told in sink.told:
+        heard = say.PeerUpdates(told.dispatches, told.crashes, told.cleared)
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(heard), type=say.PeerUpdates) == heard
 
 
 def test_a_worker_loads_no_framework_no_redis_client_and_no_yaml_reader() -> None:

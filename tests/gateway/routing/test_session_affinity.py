@@ -11,7 +11,7 @@ from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
 from fairlead_gateway.routing.session_affinity import SessionAffinity
 from fairlead_gateway.worker.openai.prefix_key import session_hash
 from fairlead_testing.engines.scripted import well_behaved
-from fairlead_testing.gateway.running_gateway import RunningGateway, run_async, with_engines
+from fairlead_testing.gateway.running_gateway import RunningGateway, with_engines
 from fairlead_testing.http.raw_client import post_request, send
 
 MODEL = Model("default", "m", SloTargets(ttft_seconds=5.0), "dual-hash")
@@ -126,7 +126,7 @@ def test_a_pin_says_nothing_without_the_secret_and_is_of_one_model() -> None:
         ({"user": "everybody", "session_id": "s"}, "", True),
     ],
 )
-def test_a_named_session_is_pinned_and_a_user_is_not(more: dict[str, str], header: str, pinned: bool) -> None:
+async def test_a_named_session_is_pinned_and_a_user_is_not(more: dict[str, str], header: str, pinned: bool) -> None:
     async def use(running: RunningGateway) -> None:
         for text in ("one", "two"):
             body = {"model": "tiny", "messages": [{"role": "user", "content": text * 100}], **more}
@@ -136,4 +136,4 @@ def test_a_named_session_is_pinned_and_a_user_is_not(more: dict[str, str], heade
         inputs = told.records[0].decision.inputs
         assert any(name.endswith("/session_last") for name in inputs) == pinned
 
-    run_async(with_engines([well_behaved], use))
+    await with_engines([well_behaved], use)

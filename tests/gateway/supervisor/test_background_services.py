@@ -32,7 +32,7 @@ from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.codec import decode
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, well_behaved
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
@@ -139,78 +139,66 @@ async def whole(redis: str | None) -> AsyncIterator[Whole]:
             await beside.stop()
 
 
-def test_decision_reaches_log_stream_and_counters_and_the_prompt_reaches_none(server: Valkey) -> None:
-    async def check() -> None:
-        async with whole(server.url) as gateway:
-            reader = Redis.from_url(server.url)
-            await wait_until(
-                lambda: gateway.beside.decision_stream is not None and gateway.beside.decision_stream.connected
-            )
-            assert (await request(gateway.running.url, CHAT)).status == 200
-            await wait_until(
-                lambda: gateway.beside.decision_stream is not None and gateway.beside.decision_stream.published == 1
-            )
-            ((_, fields),) = await reader.xrange(redis_keys.decisions(MODEL_KEY))
-            told = decode(fields[b"d"], PublishedDecision)
-            logged = (await gateway.manage("/api/decisions")).json()["decisions"][0]
-            assert told is not None
-            assert told.request == logged["request_id"]
-            assert told.chosen == logged["choices"][0]["instance"]
-            metrics = (await gateway.manage("/metrics")).text
-            assert "fairlead_gateway_redis_connected 1\n" in metrics
-            assert "fairlead_gateway_redis_published_total 1\n" in metrics
-            everything = metrics + str(fields) + json.dumps(logged)
-            assert "canary" not in everything
-            await reader.aclose()
-
-    run_async(check())
+async def test_decision_reaches_log_stream_and_counters_and_the_prompt_reaches_none(server: Valkey) -> None:
+    async with whole(server.url) as gateway:
+        reader = Redis.from_url(server.url)
+        await wait_until(
+            lambda: gateway.beside.decision_stream is not None and gateway.beside.decision_stream.connected
+        )
+        assert (await request(gateway.running.url, CHAT)).status == 200
+        await wait_until(
+            lambda: gateway.beside.decision_stream is not None and gateway.beside.decision_stream.published == 1
+        )
+        ((_, fields),) = await reader.xrange(redis_keys.decisions(MODEL_KEY))
+        told = decode(fields[b"d"], PublishedDecision)
+        logged = (await gateway.manage("/api/decisions")).json()["decisions"][0]
+        assert told is not None
+        assert told.request == logged["request_id"]
+        assert told.chosen == logged["choices"][0]["instance"]
+        metrics = (await gateway.manage("/metrics")).text
+        assert "fairlead_gateway_redis_connected 1\n" in metrics
+        assert "fairlead_gateway_redis_published_total 1\n" in metrics
+        everything = metrics + str(fields) + json.dumps(logged)
+        assert "canary" not in everything
+        await reader.aclose()
 
 
-def test_a_dead_redis_is_said_and_fails_no_request(server: Valkey) -> None:
-    async def check() -> None:
-        async with whole(server.url) as gateway:
-            log = gateway.beside.decision_stream
-            assert log is not None
-            await wait_until(lambda: log.connected)
-            assert gateway.beside.warnings() == []
-            server.kill()
-            await wait_until(lambda: not log.connected)
-            assert (await request(gateway.running.url, CHAT)).status == 200
-            assert "not shared" in gateway.beside.warnings()[0]
-            assert "fairlead_gateway_redis_connected 0\n" in (await gateway.manage("/metrics")).text
-            server.start()
-            await wait_until(lambda: log.published == 1)
-            assert gateway.beside.warnings() == []
-
-    run_async(check())
+async def test_a_dead_redis_is_said_and_fails_no_request(server: Valkey) -> None:
+    async with whole(server.url) as gateway:
+        log = gateway.beside.decision_stream
+        assert log is not None
+        await wait_until(lambda: log.connected)
+        assert gateway.beside.warnings() == []
+        server.kill()
+        await wait_until(lambda: not log.connected)
+        assert (await request(gateway.running.url, CHAT)).status == 200
+        assert "not shared" in gateway.beside.warnings()[0]
+        assert "fairlead_gateway_redis_connected 0\n" in (await gateway.manage("/metrics")).text
+        server.start()
+        await wait_until(lambda: log.published == 1)
+        assert gateway.beside.warnings() == []
 
 
-def test_without_redis_the_gateway_says_so_and_shows_the_engines_signals() -> None:
-    async def check() -> None:
-        async with whole(None) as gateway:
-            await wait_until(lambda: bool(gateway.beside.scraper.readings))
-            assert gateway.beside.warnings() == ["no Redis: limits and index stay local"]
-            instance = (await gateway.manage("/api/fleet")).json()["models"][0]["instances"][0]
-            assert instance["signals"]["running"] == 3.0
-            assert "\nfairlead_gateway_redis_connected" not in (await gateway.manage("/metrics")).text
-
-    run_async(check())
+async def test_without_redis_the_gateway_says_so_and_shows_the_engines_signals() -> None:
+    async with whole(None) as gateway:
+        await wait_until(lambda: bool(gateway.beside.scraper.readings))
+        assert gateway.beside.warnings() == ["no Redis: limits and index stay local"]
+        instance = (await gateway.manage("/api/fleet")).json()["models"][0]["instances"][0]
+        assert instance["signals"]["running"] == 3.0
+        assert "\nfairlead_gateway_redis_connected" not in (await gateway.manage("/metrics")).text
 
 
-def test_an_engine_without_a_metrics_page_is_said() -> None:
+async def test_an_engine_without_a_metrics_page_is_said() -> None:
     async def mute(call: EngineCall) -> None:
         if call.path == "/metrics":
             await call.respond({}, status="404 Not Found")
         else:
             await well_behaved(call)
 
-    async def check() -> None:
-        async with scripted_engine(mute) as one, running_gateway(fleet_of([one.url]), LIMITS) as running:
-            beside = beside_of(running)
-            await beside.scraper.scrape_once()
-            assert beside.warnings()[1] == "no metrics from 1 of 1 ready instances: e-0/0/0: answered 404"
-
-    run_async(check())
+    async with scripted_engine(mute) as one, running_gateway(fleet_of([one.url]), LIMITS) as running:
+        beside = beside_of(running)
+        await beside.scraper.scrape_once()
+        assert beside.warnings()[1] == "no metrics from 1 of 1 ready instances: e-0/0/0: answered 404"
 
 
 @pytest.fixture

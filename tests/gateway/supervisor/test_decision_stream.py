@@ -173,37 +173,30 @@ def test_a_record_that_cannot_be_written_is_refused_alone(server: Any) -> None:
     _check(server, work)
 
 
-def test_stopping_tells_what_waits(server: Any) -> None:
-    async def run() -> None:
-        reader = Redis.from_url(server.url)
-        link = RedisLink(server.url, SystemClock(), limits=FAST)
-        link.start()
-        told = DecisionStream(link, "gw-0", SystemClock(), limits=FAST)
-        await link.wait_connected()
-        told.offer(Record("last"))
-        await told.stop()
-        assert [item.request for item in await _stream(reader)] == ["last"]
-        await link.stop()
-        await reader.aclose()
-
-    asyncio.run(run())
+async def test_stopping_tells_what_waits(server: Any) -> None:
+    reader = Redis.from_url(server.url)
+    link = RedisLink(server.url, SystemClock(), limits=FAST)
+    link.start()
+    told = DecisionStream(link, "gw-0", SystemClock(), limits=FAST)
+    await link.wait_connected()
+    told.offer(Record("last"))
+    await told.stop()
+    assert [item.request for item in await _stream(reader)] == ["last"]
+    await link.stop()
+    await reader.aclose()
 
 
-def test_stopping_without_redis_returns(server: Any) -> None:
+async def test_stopping_without_redis_returns(server: Any) -> None:
     server.kill()
-
-    async def run() -> None:
-        link = RedisLink(server.url, SystemClock(), limits=FAST)
-        link.start()
-        told = DecisionStream(link, "gw-0", SystemClock(), limits=FAST)
-        told.start()
-        told.offer(Record("r1"))
-        async with asyncio.timeout(60):
-            await told.stop()
-        assert told.published == 0
-        await link.stop()
-
-    asyncio.run(run())
+    link = RedisLink(server.url, SystemClock(), limits=FAST)
+    link.start()
+    told = DecisionStream(link, "gw-0", SystemClock(), limits=FAST)
+    told.start()
+    told.offer(Record("r1"))
+    async with asyncio.timeout(60):
+        await told.stop()
+    assert told.published == 0
+    await link.stop()
 
 
 def test_only_the_first_rejected_instances_are_published() -> None:

@@ -1,6 +1,5 @@
 """The gateway process in a cluster, with a fake API server that fails and with a real one."""
 
-import asyncio
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -69,40 +68,39 @@ async def states(gateway: GatewayProcess, *wanted: str) -> None:
     await wait_until_async(so)
 
 
-def test_it_serves_what_the_cluster_has_and_goes_on_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        async with fake_api_server() as fake, scripted_engine() as engine:
-            monkeypatch.setenv("KUBECONFIG", str(kubeconfig(fake.config(), tmp_path / "config")))
-            path = PODS.path("x", "p")
-            fake.put(MODEL_DEPLOYMENTS, "x", "tiny", spec=SPEC)
-            made = fake._store(path, {**pod("x", engine.url), "status": {"podIP": "127.0.0.1", "conditions": READY}})
-            async with gateway_process(None, "--kube", "x") as gateway:
-                await answers(gateway, 200)
-                assert "cluster" not in await gateway.warnings()
-                fake.token = "another"
-                fake.end_watches()
+async def test_it_serves_what_the_cluster_has_and_goes_on_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fake_api_server() as fake, scripted_engine() as engine:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(fake.config(), tmp_path / "config")))
+        path = PODS.path("x", "p")
+        fake.put(MODEL_DEPLOYMENTS, "x", "tiny", spec=SPEC)
+        made = fake._store(path, {**pod("x", engine.url), "status": {"podIP": "127.0.0.1", "conditions": READY}})
+        async with gateway_process(None, "--kube", "x") as gateway:
+            await answers(gateway, 200)
+            assert "cluster" not in await gateway.warnings()
+            fake.token = "another"
+            fake.end_watches()
 
-                async def said() -> bool:
-                    return "cannot watch the cluster; the last fleet stays" in await gateway.warnings()
+            async def said() -> bool:
+                return "cannot watch the cluster; the last fleet stays" in await gateway.warnings()
 
-                await wait_until_async(said)
-                await answers(gateway, 200)
-                fake.token = None
-                gone = {**made["metadata"], "deletionTimestamp": "2026-11-20T18:00:00Z"}
-                fake._store(path, {**fake.objects[path], "metadata": gone})
-                await states(gateway, "Draining")
-                await answers(gateway, 503)
+            await wait_until_async(said)
+            await answers(gateway, 200)
+            fake.token = None
+            gone = {**made["metadata"], "deletionTimestamp": "2026-11-20T18:00:00Z"}
+            fake._store(path, {**fake.objects[path], "metadata": gone})
+            await states(gateway, "Draining")
+            await answers(gateway, 503)
 
-                async def followed() -> bool:
-                    return "cluster" not in await gateway.warnings()
+            async def followed() -> bool:
+                return "cluster" not in await gateway.warnings()
 
-                await wait_until_async(followed)
-                fake.remove(MODEL_DEPLOYMENTS, "x", "tiny")
-                await answers(gateway, 404)
-                gateway.process.terminate()
-                assert await gateway.wait() == 0
-
-    asyncio.run(main())
+            await wait_until_async(followed)
+            fake.remove(MODEL_DEPLOYMENTS, "x", "tiny")
+            await answers(gateway, 404)
+            gateway.process.terminate()
+            assert await gateway.wait() == 0
 
 
 @pytest.mark.parametrize(
@@ -130,35 +128,31 @@ def test_a_fleet_comes_from_one_place(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.api_server
-def test_before_a_real_api_server(api_server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_before_a_real_api_server(api_server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Covers the server's selectors, its defaults of the spec, and deletionTimestamp."""
     namespace = "discovered"
-
-    async def main() -> None:
-        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api, scripted_engine() as engine:
-            await prepared(api, namespace)
-            await api.create(model(namespace), "test")
-            await api.create(pod(namespace, engine.url), "test")
-            await api.create(
-                {**pod(namespace, engine.url), "metadata": {"name": "foreign", "namespace": namespace}}, "test"
-            )
-            monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig))
-            async with gateway_process(None, "--kube", namespace) as gateway:
-                await answers(gateway, 503)
-                status = {"status": {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}}
-                await api.patch_merge(PODS, namespace, "p", status, "test", subresource="status")
-                await states(gateway, "Starting")
-                status["status"]["conditions"] = READY  # type: ignore[assignment]  # a list among texts
-                await api.patch_merge(PODS, namespace, "p", status, "test", subresource="status")
-                await answers(gateway, 200)
-                held = {"metadata": {"finalizers": ["example.com/hold"]}}  # no kubelet ends containers here
-                await api.patch_merge(PODS, namespace, "p", held, "test")
-                await api.delete(PODS, namespace, "p")
-                await states(gateway, "Draining")
-                await api.patch_merge(PODS, namespace, "p", {"metadata": {"finalizers": None}}, "test")
-                await states(gateway)
-
-    asyncio.run(main())
+    async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api, scripted_engine() as engine:
+        await prepared(api, namespace)
+        await api.create(model(namespace), "test")
+        await api.create(pod(namespace, engine.url), "test")
+        await api.create(
+            {**pod(namespace, engine.url), "metadata": {"name": "foreign", "namespace": namespace}}, "test"
+        )
+        monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig))
+        async with gateway_process(None, "--kube", namespace) as gateway:
+            await answers(gateway, 503)
+            status = {"status": {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}}
+            await api.patch_merge(PODS, namespace, "p", status, "test", subresource="status")
+            await states(gateway, "Starting")
+            status["status"]["conditions"] = READY  # type: ignore[assignment]  # a list among texts
+            await api.patch_merge(PODS, namespace, "p", status, "test", subresource="status")
+            await answers(gateway, 200)
+            held = {"metadata": {"finalizers": ["example.com/hold"]}}  # no kubelet ends containers here
+            await api.patch_merge(PODS, namespace, "p", held, "test")
+            await api.delete(PODS, namespace, "p")
+            await states(gateway, "Draining")
+            await api.patch_merge(PODS, namespace, "p", {"metadata": {"finalizers": None}}, "test")
+            await states(gateway)
 
 
 def model(namespace: str) -> Manifest:

@@ -12,10 +12,11 @@ from fairlead.engines.registry import engine_adapter
 from fairlead.errors import Unavailable
 from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
-from fairlead.runtime.clock import ManualClock, SystemClock
+from fairlead.runtime.clock import ManualClock
 from fairlead.runtime.http_client import fetch as get
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
 from fairlead_testing.http.tcp_server import tcp_server
+from fairlead_testing.simulated.event_loop import running_clock
 from fairlead_testing.waiting import wait_until
 
 PAGE = b'vllm:num_requests_running{engine="0",model_name="tiny"} 3.0\nvllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.5\n'
@@ -95,9 +96,9 @@ def test_an_engine_that_says_nothing_is_given_up_at_the_deadline() -> None:
         _fetch(_silence, deadline_seconds=0.05)
 
 
-def test_only_http_is_asked() -> None:
+async def test_only_http_is_asked() -> None:
     with pytest.raises(Unavailable, match="only http and https"):
-        asyncio.run(get("file:///etc/passwd", timeout_seconds=1, max_bytes=10))
+        await get("file:///etc/passwd", timeout_seconds=1, max_bytes=10)
 
 
 def _fleet(*instances: Instance) -> Fleet:
@@ -108,117 +109,95 @@ def _instance(url: str, name: str = "main-0/1/0", engine: str = "vllm") -> Insta
     return Instance(name, "default", "tiny", "main", url, engine)
 
 
-def test_signals_are_merged_into_the_fleet_with_their_time() -> None:
-    async def check() -> None:
-        async with _engine(CHUNKED) as url:
-            clock = ManualClock(500.0)
-            fleet = _fleet(_instance(url), _instance("http://127.0.0.1:9", "main-1/9/0"))
-            scraper = MetricsScraper(lambda: fleet, clock)
-            await scraper.scrape_once()
-            told, silent = scraper.with_signals(fleet).instances["default/tiny"]
-            assert told.signals is not None
-            assert (told.signals.running, told.signals.kv_usage, told.signals.waiting) == (3.0, 0.5, None)
-            assert told.received_at == 500.0
-            assert (silent.signals, silent.received_at) == (None, None)
-            assert "main-1/9/0" in scraper.errors
-            assert scraper.with_signals(fleet) is scraper.with_signals(fleet)
-
-    asyncio.run(check())
-
-
-def test_an_engine_that_stops_answering_keeps_its_last_signals_and_their_time() -> None:
-    async def check() -> None:
+async def test_signals_are_merged_into_the_fleet_with_their_time() -> None:
+    async with _engine(CHUNKED) as url:
         clock = ManualClock(500.0)
-        async with _engine(PLAIN) as url:
-            fleet = _fleet(_instance(url))
-            scraper = MetricsScraper(lambda: fleet, clock)
-            await scraper.scrape_once()
-        clock.advance(30.0)
+        fleet = _fleet(_instance(url), _instance("http://127.0.0.1:9", "main-1/9/0"))
+        scraper = MetricsScraper(lambda: fleet, clock)
         await scraper.scrape_once()
-        assert scraper.readings["main-0/1/0"].received_at == 500.0
-        assert scraper.errors.keys() == {"main-0/1/0"}
-
-    asyncio.run(check())
-
-
-def test_an_instance_that_left_the_fleet_is_forgotten() -> None:
-    async def check() -> None:
-        async with _engine(PLAIN) as url:
-            present = [_fleet(_instance(url))]
-            scraper = MetricsScraper(lambda: present[0], ManualClock())
-            await scraper.scrape_once()
-            assert scraper.readings
-            present[0] = _fleet()
-            await scraper.scrape_once()
-            assert not scraper.readings
-
-    asyncio.run(check())
+        told, silent = scraper.with_signals(fleet).instances["default/tiny"]
+        assert told.signals is not None
+        assert (told.signals.running, told.signals.kv_usage, told.signals.waiting) == (3.0, 0.5, None)
+        assert told.received_at == 500.0
+        assert (silent.signals, silent.received_at) == (None, None)
+        assert "main-1/9/0" in scraper.errors
+        assert scraper.with_signals(fleet) is scraper.with_signals(fleet)
 
 
-def test_growing_token_counters_show_that_an_engine_computes() -> None:
+async def test_an_engine_that_stops_answering_keeps_its_last_signals_and_their_time() -> None:
+    clock = ManualClock(500.0)
+    async with _engine(PLAIN) as url:
+        fleet = _fleet(_instance(url))
+        scraper = MetricsScraper(lambda: fleet, clock)
+        await scraper.scrape_once()
+    clock.advance(30.0)
+    await scraper.scrape_once()
+    assert scraper.readings["main-0/1/0"].received_at == 500.0
+    assert scraper.errors.keys() == {"main-0/1/0"}
+
+
+async def test_an_instance_that_left_the_fleet_is_forgotten() -> None:
+    async with _engine(PLAIN) as url:
+        present = [_fleet(_instance(url))]
+        scraper = MetricsScraper(lambda: present[0], ManualClock())
+        await scraper.scrape_once()
+        assert scraper.readings
+        present[0] = _fleet()
+        await scraper.scrape_once()
+        assert not scraper.readings
+
+
+async def test_growing_token_counters_show_that_an_engine_computes() -> None:
     counts = [5.0, 5.0, 9.0, 2.0]
 
     async def page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\nvllm:generation_tokens_total %.1f\n" % counts.pop(0))
 
-    async def check() -> None:
-        async with _engine(page) as url:
-            present, clock = [_fleet(_instance(url))], ManualClock(500.0)
-            scraper, seen = MetricsScraper(lambda: present[0], clock), []
-            while counts:
-                await scraper.scrape_once()
-                seen.append(scraper.progress_times.get("main-0/1/0"))
-                clock.advance(10.0)
-            assert seen == [None, None, 520.0, 520.0]
-            present[0] = _fleet()
+    async with _engine(page) as url:
+        present, clock = [_fleet(_instance(url))], ManualClock(500.0)
+        scraper, seen = MetricsScraper(lambda: present[0], clock), []
+        while counts:
             await scraper.scrape_once()
-            assert not scraper.progress_times
+            seen.append(scraper.progress_times.get("main-0/1/0"))
+            clock.advance(10.0)
+        assert seen == [None, None, 520.0, 520.0]
+        present[0] = _fleet()
+        await scraper.scrape_once()
+        assert not scraper.progress_times
 
-    asyncio.run(check())
 
-
-def test_ranks_that_share_a_page_each_get_their_own_numbers() -> None:
+async def test_ranks_that_share_a_page_each_get_their_own_numbers() -> None:
     body = b'vllm:num_requests_running{engine="0"} 3.0\nvllm:num_requests_running{engine="1"} 7.0\n'
-
-    async def check() -> None:
-        async with _engine(b"HTTP/1.1 200 OK\r\n\r\n" + body) as url:
-            fleet = _fleet(_instance(url, "p/1/0"), _instance(url, "p/1/1"))
-            scraper = MetricsScraper(lambda: fleet, ManualClock())
-            await scraper.scrape_once()
-            assert [scraper.readings[name].signals.running for name in ("p/1/0", "p/1/1")] == [3.0, 7.0]
-
-    asyncio.run(check())
-
-
-def test_an_engine_kind_without_an_adapter_is_named_as_the_problem() -> None:
-    async def check() -> None:
-        fleet = _fleet(_instance("http://127.0.0.1:9", engine="external"))
+    async with _engine(b"HTTP/1.1 200 OK\r\n\r\n" + body) as url:
+        fleet = _fleet(_instance(url, "p/1/0"), _instance(url, "p/1/1"))
         scraper = MetricsScraper(lambda: fleet, ManualClock())
         await scraper.scrape_once()
-        assert scraper.errors == {"main-0/1/0": "the metrics of engine type external cannot be read"}
-
-    asyncio.run(check())
+        assert [scraper.readings[name].signals.running for name in ("p/1/0", "p/1/1")] == [3.0, 7.0]
 
 
-def test_a_running_scraper_keeps_asking_until_it_is_stopped() -> None:
-    async def check() -> None:
-        asked = asyncio.Queue[None]()
+async def test_an_engine_kind_without_an_adapter_is_named_as_the_problem() -> None:
+    fleet = _fleet(_instance("http://127.0.0.1:9", engine="external"))
+    scraper = MetricsScraper(lambda: fleet, ManualClock())
+    await scraper.scrape_once()
+    assert scraper.errors == {"main-0/1/0": "the metrics of engine type external cannot be read"}
 
-        async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(PLAIN)
-            asked.put_nowait(None)
-            await writer.drain()
 
-        async with _engine(answer) as url:
-            fleet = _fleet(_instance(url))
-            scraper = MetricsScraper(lambda: fleet, SystemClock(), replace(Limits(), scrape_seconds=0.01))
-            scraper.start()
-            for _ in range(3):
-                await asyncio.wait_for(asked.get(), 30)
-            await scraper.stop()
-            await scraper.stop()
+async def test_a_running_scraper_keeps_asking_until_it_is_stopped() -> None:
+    asked = asyncio.Queue[None]()
 
-    asyncio.run(check())
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(PLAIN)
+        asked.put_nowait(None)
+        await writer.drain()
+
+    async with _engine(answer) as url:
+        fleet = _fleet(_instance(url))
+        scraper = MetricsScraper(lambda: fleet, running_clock(), replace(Limits(), scrape_seconds=0.01))
+        scraper.start()
+        for _ in range(3):
+            await asyncio.wait_for(asked.get(), 30)
+        await scraper.stop()
+        await scraper.stop()
 
 
 def test_page_of_a_thousand_ranks_is_searched_once_for_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +229,7 @@ def test_page_that_consists_of_one_series_is_not_read_to_its_end() -> None:
     assert (signals.running, signals.waiting) == (None, 3.0)
 
 
-def test_large_metrics_pages_of_one_namespace_fill_no_memory() -> None:
+async def test_large_metrics_pages_of_one_namespace_fill_no_memory() -> None:
     large = 600_000
     limits = Limits(scrape_bytes=1_000_000, scrape_timeout_seconds=20.0)
     shares = [0]
@@ -259,22 +238,17 @@ def test_large_metrics_pages_of_one_namespace_fill_no_memory() -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (large + 1) + b"x" * large)
         await asyncio.Event().wait()
 
-    async def check() -> None:
-        async with _engine(never_ends) as url, _engine(PLAIN) as good:
-            group = [replace(_instance(f"{url}/{number}", f"a-{number}/1/0"), namespace="a") for number in range(8)]
-            other = replace(_instance(good, "b-0/1/0"), namespace="b")
-            fleet = Fleet(
-                1, 1, {"a/m": Model("a", "m"), "b/m": Model("b", "m")}, {"a/m": tuple(group), "b/m": (other,)}
-            )
-            scraper = MetricsScraper(lambda: fleet, ManualClock(), limits)
-            scraper.memory.max_bytes = 4_000_000
-            scrape = asyncio.create_task(scraper.scrape_once())
-            await wait_until(lambda: len(scraper.errors) >= 5 and "b-0/1/0" in scraper.readings)
-            shares[0] = scraper.memory.used_bytes
-            assert all("too long for the gateway's memory" in text for text in scraper.errors.values())
-            scrape.cancel()
-            await asyncio.gather(scrape, return_exceptions=True)
-            assert scraper.memory.used_bytes == 0
-
-    asyncio.run(check())
+    async with _engine(never_ends) as url, _engine(PLAIN) as good:
+        group = [replace(_instance(f"{url}/{number}", f"a-{number}/1/0"), namespace="a") for number in range(8)]
+        other = replace(_instance(good, "b-0/1/0"), namespace="b")
+        fleet = Fleet(1, 1, {"a/m": Model("a", "m"), "b/m": Model("b", "m")}, {"a/m": tuple(group), "b/m": (other,)})
+        scraper = MetricsScraper(lambda: fleet, ManualClock(), limits)
+        scraper.memory.max_bytes = 4_000_000
+        scrape = asyncio.create_task(scraper.scrape_once())
+        await wait_until(lambda: len(scraper.errors) >= 5 and "b-0/1/0" in scraper.readings)
+        shares[0] = scraper.memory.used_bytes
+        assert all("too long for the gateway's memory" in text for text in scraper.errors.values())
+        scrape.cancel()
+        await asyncio.gather(scrape, return_exceptions=True)
+        assert scraper.memory.used_bytes == 0
     assert 0 < shares[0] <= 2_000_000

@@ -15,9 +15,10 @@ from fairlead.fleet.file import write_fleet_file
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_testing.engines.scripted import EngineCall, PausedStream, scripted_engine, well_behaved
 from fairlead_testing.gateway.gateway_process import GatewayProcess, WorkerClient, gateway_process
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import RawConnection
 from fairlead_testing.processes import is_alive
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until, wait_until_async
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}

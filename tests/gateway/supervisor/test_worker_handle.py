@@ -14,7 +14,6 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.supervisor.worker_handle import WorkerHandle, WorkerListener
 from fairlead_gateway.supervisor.worker_spawn import SpawnedWorker
-from fairlead_testing.gateway.running_gateway import run_async
 
 FROZEN_SECONDS = Limits().worker_frozen_seconds
 
@@ -46,31 +45,25 @@ def create_handle(spawned: SpawnedWorker, listener: Listener) -> WorkerHandle:
     return WorkerHandle(1, 0, spawned, cast(WorkerListener, listener), ManualClock(), Limits())
 
 
-def test_worker_that_hangs_is_killed_so_that_it_is_replaced(spawned: SpawnedWorker) -> None:
-    async def main() -> None:
-        listener = Listener()
-        worker = create_handle(spawned, listener)
-        worker.unresponsive_since = 0.0
-        for _ in range(int(FROZEN_SECONDS) - 1):
-            worker.count_silence(1.0)
-        assert spawned.process.poll() is None
+async def test_worker_that_hangs_is_killed_so_that_it_is_replaced(spawned: SpawnedWorker) -> None:
+    listener = Listener()
+    worker = create_handle(spawned, listener)
+    worker.unresponsive_since = 0.0
+    for _ in range(int(FROZEN_SECONDS) - 1):
         worker.count_silence(1.0)
-        async with asyncio.timeout(60):
-            assert await worker.exited == -9
-        await asyncio.sleep(0)
-        assert listener.exits == [worker]
+    assert spawned.process.poll() is None
+    worker.count_silence(1.0)
+    async with asyncio.timeout(60):
+        assert await worker.exited == -9
+    await asyncio.sleep(0)
+    assert listener.exits == [worker]
 
-    run_async(main())
 
-
-def test_worker_that_answers_again_is_not_killed(spawned: SpawnedWorker) -> None:
-    async def main() -> None:
-        worker = create_handle(spawned, Listener())
-        for since in (0.0, None, 0.0):  # the machine may have been paused for hours meanwhile
-            worker.unresponsive_since = since
-            worker.count_silence(FROZEN_SECONDS - 1.0)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(worker.exited), 0.0)
-        assert spawned.process.poll() is None
-
-    run_async(main())
+async def test_worker_that_answers_again_is_not_killed(spawned: SpawnedWorker) -> None:
+    worker = create_handle(spawned, Listener())
+    for since in (0.0, None, 0.0):  # the machine may have been paused for hours meanwhile
+        worker.unresponsive_since = since
+        worker.count_silence(FROZEN_SECONDS - 1.0)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(worker.exited), 0.0)
+    assert spawned.process.poll() is None

@@ -23,8 +23,9 @@ from fairlead_gateway.supervisor.worker_pool import WorkerPool, WorkerPoolHooks
 from fairlead_gateway.supervisor.worker_spawn import PreforkedWorkers
 from fairlead_testing.engines.scripted import EngineCall, HangUp, PausedStream, scripted_engine, token, well_behaved
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import get_request, send
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until, wait_until_async
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -34,31 +35,28 @@ def chat(text: str) -> dict[str, object]:
     return {"model": "tiny", "messages": [{"role": "user", "content": text}]}
 
 
-def test_what_two_workers_counted_is_one_sum(tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "fleet.yaml"
-        async with scripted_engine() as engine:
-            write_fleet_file(path, fleet_of([engine.url]))
-            async with gateway_process(path, "--workers", "2") as gateway:
-                lines = await gateway.connections(2)
-                ids = [(await line.post(CHAT)).fields["x-fairlead-decision"] for line in lines for _ in range(7)]
-                ids += [(await lines[0].post(CHAT)).fields["x-fairlead-decision"] for _ in range(3)]
-                assert (await lines[1].post(CHAT | {"model": "nobody"})).status == 404
-                assert len(gateway.worker_pids()) == 2
-                assert await gateway.metric("fairlead_gateway_received_total") == 17
-                assert await gateway.metric("fairlead_gateway_duration_seconds_count") == 17
-                assert await gateway.metric("fairlead_gateway_requests_total") == 18
-                assert await gateway.metric("fairlead_gateway_rejected_total") == 1
-                assert await gateway.metric("fairlead_gateway_instance_requests_total") == 17
-                assert await gateway.metric("fairlead_gateway_in_flight") == 0
-                assert await gateway.metric("fairlead_gateway_workers") == 2
-                stats = (await gateway.get_json("/api/stats"))["models"]["default/tiny"]
-                assert (stats["window"]["requests"], stats["totals"]["requests"]) == (17, 17)
-                await _decisions_are_found(gateway, ids)
-                for line in lines:
-                    await line.connection.close()
-
-    run_async(main())
+async def test_what_two_workers_counted_is_one_sum(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    async with scripted_engine() as engine:
+        write_fleet_file(path, fleet_of([engine.url]))
+        async with gateway_process(path, "--workers", "2") as gateway:
+            lines = await gateway.connections(2)
+            ids = [(await line.post(CHAT)).fields["x-fairlead-decision"] for line in lines for _ in range(7)]
+            ids += [(await lines[0].post(CHAT)).fields["x-fairlead-decision"] for _ in range(3)]
+            assert (await lines[1].post(CHAT | {"model": "nobody"})).status == 404
+            assert len(gateway.worker_pids()) == 2
+            assert await gateway.metric("fairlead_gateway_received_total") == 17
+            assert await gateway.metric("fairlead_gateway_duration_seconds_count") == 17
+            assert await gateway.metric("fairlead_gateway_requests_total") == 18
+            assert await gateway.metric("fairlead_gateway_rejected_total") == 1
+            assert await gateway.metric("fairlead_gateway_instance_requests_total") == 17
+            assert await gateway.metric("fairlead_gateway_in_flight") == 0
+            assert await gateway.metric("fairlead_gateway_workers") == 2
+            stats = (await gateway.get_json("/api/stats"))["models"]["default/tiny"]
+            assert (stats["window"]["requests"], stats["totals"]["requests"]) == (17, 17)
+            await _decisions_are_found(gateway, ids)
+            for line in lines:
+                await line.connection.close()
 
 
 async def _decisions_are_found(gateway: GatewayProcess, ids: list[str]) -> None:
@@ -74,7 +72,7 @@ async def _decisions_are_found(gateway: GatewayProcess, ids: list[str]) -> None:
     assert (await gateway.get("/api/decisions/nobody")).status == 404
 
 
-def test_a_worker_sees_what_its_sibling_has_in_flight(tmp_path: Path) -> None:
+async def test_a_worker_sees_what_its_sibling_has_in_flight(tmp_path: Path) -> None:
     go_on = asyncio.Event()
 
     async def script(call: EngineCall) -> None:
@@ -82,60 +80,52 @@ def test_a_worker_sees_what_its_sibling_has_in_flight(tmp_path: Path) -> None:
             await go_on.wait()
         await well_behaved(call)
 
-    async def main() -> None:
-        path = tmp_path / "fleet.yaml"
-        async with scripted_engine(script) as one, scripted_engine(script) as two:
-            write_fleet_file(path, fleet_of([one.url, two.url], preset="least-request"))
-            async with gateway_process(path, "--workers", "2") as gateway:
-                holder, other = await gateway.connections(2)
-                await holder.send(chat("stay"))
+    path = tmp_path / "fleet.yaml"
+    async with scripted_engine(script) as one, scripted_engine(script) as two:
+        write_fleet_file(path, fleet_of([one.url, two.url], preset="least-request"))
+        async with gateway_process(path, "--workers", "2") as gateway:
+            holder, other = await gateway.connections(2)
+            await holder.send(chat("stay"))
 
-                async def busy() -> bool:
-                    return await gateway.metric("fairlead_gateway_in_flight") == 1
+            async def busy() -> bool:
+                return await gateway.metric("fairlead_gateway_in_flight") == 1
 
-                await wait_until_async(busy)
-                taken = "e-0/0/0" if any(b"stay" in call.body for call in one.calls) else "e-1/1/0"
-                for _ in range(8):
-                    assert (await other.post(CHAT)).fields["x-fairlead-instance"] != taken
-                loads = (await gateway.get_json("/api/fleet"))["models"][0]["instances"]
-                assert {each["id"]: each["in_flight"] for each in loads}[taken] == 1
-                go_on.set()
-                assert (await holder.connection.read_response()).status == 200
-                seen = {(await other.post(CHAT)).fields["x-fairlead-instance"] for _ in range(40)}
-                assert seen == {"e-0/0/0", "e-1/1/0"}
-                await holder.connection.close()
-                await other.connection.close()
-
-    run_async(main())
+            await wait_until_async(busy)
+            taken = "e-0/0/0" if any(b"stay" in call.body for call in one.calls) else "e-1/1/0"
+            for _ in range(8):
+                assert (await other.post(CHAT)).fields["x-fairlead-instance"] != taken
+            loads = (await gateway.get_json("/api/fleet"))["models"][0]["instances"]
+            assert {each["id"]: each["in_flight"] for each in loads}[taken] == 1
+            go_on.set()
+            assert (await holder.connection.read_response()).status == 200
+            seen = {(await other.post(CHAT)).fields["x-fairlead-instance"] for _ in range(40)}
+            assert seen == {"e-0/0/0", "e-1/1/0"}
+            await holder.connection.close()
+            await other.connection.close()
 
 
-def test_a_worker_learns_which_prompts_its_sibling_has_sent_where(tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "fleet.yaml"
-        async with scripted_engine() as one, scripted_engine() as two:
-            write_fleet_file(path, fleet_of([one.url, two.url]))
-            async with gateway_process(path, "--workers", "2") as gateway:
-                first, second = await gateway.connections(2)
-                sent: list[str] = []
+async def test_a_worker_learns_which_prompts_its_sibling_has_sent_where(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    async with scripted_engine() as one, scripted_engine() as two:
+        write_fleet_file(path, fleet_of([one.url, two.url]))
+        async with gateway_process(path, "--workers", "2") as gateway:
+            first, second = await gateway.connections(2)
+            sent: list[str] = []
 
-                async def known() -> bool:
-                    """Returns whether the second worker knows a prompt that the first sent.
+            async def known() -> bool:
+                """Returns whether the second worker knows a prompt that the first sent.
 
-                    Each call uses an older prompt.
-                    """
-                    sent.append(f"{len(sent)} " + "x" * 3_000)
-                    await first.post(chat(sent[-1]))
-                    answer = await second.post(chat(sent[len(sent) // 2]) if len(sent) % 2 else CHAT)
-                    found = await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}")
-                    return any(
-                        one["inputs"]["matched_tokens"]["value"] > 0 for one in found["choices"][0]["candidates"]
-                    )
+                Each call uses an older prompt.
+                """
+                sent.append(f"{len(sent)} " + "x" * 3_000)
+                await first.post(chat(sent[-1]))
+                answer = await second.post(chat(sent[len(sent) // 2]) if len(sent) % 2 else CHAT)
+                found = await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}")
+                return any(one["inputs"]["matched_tokens"]["value"] > 0 for one in found["choices"][0]["candidates"])
 
-                await wait_until_async(known)
-                await first.connection.close()
-                await second.connection.close()
-
-    run_async(main())
+            await wait_until_async(known)
+            await first.connection.close()
+            await second.connection.close()
 
 
 def test_a_worker_refuses_what_its_siblings_engines_died_of(tmp_path: Path) -> None:
@@ -171,7 +161,7 @@ def test_a_worker_refuses_what_its_siblings_engines_died_of(tmp_path: Path) -> N
     run_async(main())
 
 
-def test_keys_and_the_fleet_change_for_every_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_keys_and_the_fleet_change_for_every_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def keys(key: str) -> str:
         return f'keys: [{{name: a, digest: "{hmac_new(b"pepper", key.encode(), sha256).hexdigest()}"}}]'
 
@@ -212,7 +202,7 @@ def test_keys_and_the_fleet_change_for_every_worker(tmp_path: Path, monkeypatch:
                     await line.connection.close()
 
     monkeypatch.setenv("FAIRLEAD_KEY_PEPPER", "pepper")
-    run_async(main())
+    await main()
 
 
 def _keyed_post(key: str) -> bytes:
@@ -221,19 +211,15 @@ def _keyed_post(key: str) -> bytes:
     return head.encode() + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
 
 
-def test_a_port_that_somebody_else_has_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_port_that_somebody_else_has_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "fleet.yaml"
     write_fleet_file(path, fleet_of([]))
-
-    async def main() -> None:
-        async with gateway_process(path, "--workers", "2") as gateway:
-            port = gateway.url.rpartition(":")[2]
-            code = await asyncio.to_thread(gateway_main, ["--fleet", str(path), "--listen", f"127.0.0.1:{port}"])
-            assert code == 2
-            assert f"127.0.0.1:{port}: Address already in use" in capsys.readouterr().err
-            assert (await send(gateway.url, get_request("/readyz")))[0].status == 200
-
-    run_async(main())
+    async with gateway_process(path, "--workers", "2") as gateway:
+        port = gateway.url.rpartition(":")[2]
+        code = await asyncio.to_thread(gateway_main, ["--fleet", str(path), "--listen", f"127.0.0.1:{port}"])
+        assert code == 2
+        assert f"127.0.0.1:{port}: Address already in use" in capsys.readouterr().err
+        assert (await send(gateway.url, get_request("/readyz")))[0].status == 200
     with ListenAddress("127.0.0.1", 0).bind(shared=True) as left_behind:
         port = left_behind.getsockname()[1]
         assert gateway_main(["--fleet", str(path), "--listen", f"127.0.0.1:{port}"]) == 2
@@ -249,128 +235,113 @@ def test_a_number_of_workers_that_is_none_is_refused(
     assert "--workers" in capsys.readouterr().err
 
 
-def test_a_worker_that_does_not_answer_is_named_and_not_waited_for(tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "fleet.yaml"
-        async with scripted_engine() as engine:
-            write_fleet_file(path, fleet_of([engine.url]))
-            async with gateway_process(path, "--workers", "2") as gateway:
-                lines = await gateway.connections(2)
-                for line in lines:
-                    await line.post(CHAT)
-                assert await gateway.metric("fairlead_gateway_received_total") == 2
-                stopped = min(gateway.worker_pids())
-                os.kill(stopped, signal.SIGSTOP)
+async def test_a_worker_that_does_not_answer_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    async with scripted_engine() as engine:
+        write_fleet_file(path, fleet_of([engine.url]))
+        async with gateway_process(path, "--workers", "2") as gateway:
+            lines = await gateway.connections(2)
+            for line in lines:
+                await line.post(CHAT)
+            assert await gateway.metric("fairlead_gateway_received_total") == 2
+            stopped = min(gateway.worker_pids())
+            os.kill(stopped, signal.SIGSTOP)
 
-                async def says(words: str, expected: bool) -> bool:
-                    return (words in await gateway.warnings()) is expected
+            async def says(words: str, expected: bool) -> bool:
+                return (words in await gateway.warnings()) is expected
 
-                await wait_until_async(partial(says, "has not answered for", True))
-                assert (await gateway.get("/readyz")).status == 200
-                assert await gateway.metric("fairlead_gateway_workers") == 1
-                assert await gateway.metric("fairlead_gateway_received_total") == 2  # as last known
-                os.kill(stopped, signal.SIGCONT)
-                await wait_until_async(partial(says, "has not answered for", False))
-                for line in lines:
-                    assert (await line.post(CHAT)).status == 200
-                    await line.connection.close()
-                assert await gateway.metric("fairlead_gateway_received_total") == 4
-
-    run_async(main())
+            await wait_until_async(partial(says, "has not answered for", True))
+            assert (await gateway.get("/readyz")).status == 200
+            assert await gateway.metric("fairlead_gateway_workers") == 1
+            assert await gateway.metric("fairlead_gateway_received_total") == 2  # as last known
+            os.kill(stopped, signal.SIGCONT)
+            await wait_until_async(partial(says, "has not answered for", False))
+            for line in lines:
+                assert (await line.post(CHAT)).status == 200
+                await line.connection.close()
+            assert await gateway.metric("fairlead_gateway_received_total") == 4
 
 
-def test_streams_of_several_workers_all_end_before_the_gateway_does(tmp_path: Path) -> None:
+async def test_streams_of_several_workers_all_end_before_the_gateway_does(tmp_path: Path) -> None:
     gate = PausedStream()
+    path = tmp_path / "fleet.yaml"
+    async with scripted_engine(gate.script) as engine:
+        write_fleet_file(path, fleet_of([engine.url]))
+        async with gateway_process(path, "--workers", "2") as gateway:
+            lines = await gateway.connections(2)
+            for line in lines:
+                await line.send(CHAT | {"stream": True})
+                await line.connection.reader.readuntil(b'"content":"a"')
+            gateway.process.send_signal(signal.SIGTERM)
 
-    async def main() -> None:
-        path = tmp_path / "fleet.yaml"
-        async with scripted_engine(gate.script) as engine:
-            write_fleet_file(path, fleet_of([engine.url]))
-            async with gateway_process(path, "--workers", "2") as gateway:
-                lines = await gateway.connections(2)
-                for line in lines:
-                    await line.send(CHAT | {"stream": True})
-                    await line.connection.reader.readuntil(b'"content":"a"')
-                gateway.process.send_signal(signal.SIGTERM)
+            async def unready() -> bool:
+                return (await gateway.get("/readyz")).status == 503
 
-                async def unready() -> bool:
-                    return (await gateway.get("/readyz")).status == 503
-
-                await wait_until_async(unready)
-                gate.go_on.set()
-                for line in lines:
-                    assert (await line.connection.reader.read()).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
-                    await line.connection.close()
-                assert await gateway.wait() == 0
-
-    run_async(main())
+            await wait_until_async(unready)
+            gate.go_on.set()
+            for line in lines:
+                assert (await line.connection.reader.read()).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+                await line.connection.close()
+            assert await gateway.wait() == 0
 
 
-def test_a_second_signal_ends_the_gateway_at_once_and_cuts_no_stream_silently(tmp_path: Path) -> None:
+async def test_a_second_signal_ends_the_gateway_at_once_and_cuts_no_stream_silently(tmp_path: Path) -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()
         await call.event(token("a"))
         await call.wait_closed()
 
-    async def main() -> None:
-        path = tmp_path / "fleet.yaml"
-        async with scripted_engine(script) as engine:
-            write_fleet_file(path, fleet_of([engine.url]))
-            async with gateway_process(path, "--workers", "2") as gateway:
-                (line,) = await gateway.connections(1)
-                await line.send(CHAT | {"stream": True})
-                await line.connection.reader.readuntil(b'"content":"a"')
-                gateway.process.send_signal(signal.SIGTERM)
+    path = tmp_path / "fleet.yaml"
+    async with scripted_engine(script) as engine:
+        write_fleet_file(path, fleet_of([engine.url]))
+        async with gateway_process(path, "--workers", "2") as gateway:
+            (line,) = await gateway.connections(1)
+            await line.send(CHAT | {"stream": True})
+            await line.connection.reader.readuntil(b'"content":"a"')
+            gateway.process.send_signal(signal.SIGTERM)
 
-                async def unready() -> bool:
-                    return (await gateway.get("/readyz")).status == 503
+            async def unready() -> bool:
+                return (await gateway.get("/readyz")).status == 503
 
-                await wait_until_async(unready)
-                gateway.process.send_signal(signal.SIGTERM)
-                rest = await line.connection.reader.read()
-                assert b'"code":"gateway_draining"' in rest
-                assert rest.endswith(b"\r\n0\r\n\r\n")
+            await wait_until_async(unready)
+            gateway.process.send_signal(signal.SIGTERM)
+            rest = await line.connection.reader.read()
+            assert b'"code":"gateway_draining"' in rest
+            assert rest.endswith(b"\r\n0\r\n\r\n")
+            await line.connection.close()
+            assert await gateway.wait() == 1
+
+
+async def test_what_a_stopped_worker_could_not_be_told_reaches_it_when_it_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    async with scripted_engine() as one, scripted_engine() as two:
+        write_fleet_file(path, fleet_of([one.url, two.url], states=[InstanceState.DRAINING]))
+        async with gateway_process(path, "--workers", "2") as gateway:
+            lines = await gateway.connections(2)
+            stopped = min(gateway.worker_pids())
+            os.kill(stopped, signal.SIGSTOP)
+
+            async def mute() -> bool:
+                return "has not answered" in await gateway.warnings()
+
+            async def states() -> list[str]:
+                return [each["state"] for each in (await gateway.get_json("/api/fleet"))["models"][0]["instances"]]
+
+            async def shown() -> bool:
+                return await states() == ["Ready", "Draining"]
+
+            await wait_until_async(mute)
+            write_fleet_file(path, fleet_of([one.url, two.url], states=[InstanceState.READY, InstanceState.DRAINING]))
+            await wait_until_async(shown)  # nothing waits for the worker that does not answer
+            os.kill(stopped, signal.SIGCONT)
+
+            async def well() -> bool:
+                return not await mute()
+
+            await wait_until_async(well)
+            for line in lines:
+                assert (await line.post(CHAT)).fields["x-fairlead-instance"] == "e-0/0/0"
                 await line.connection.close()
-                assert await gateway.wait() == 1
-
-    run_async(main())
-
-
-def test_what_a_stopped_worker_could_not_be_told_reaches_it_when_it_goes_on(tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "fleet.yaml"
-        async with scripted_engine() as one, scripted_engine() as two:
-            write_fleet_file(path, fleet_of([one.url, two.url], states=[InstanceState.DRAINING]))
-            async with gateway_process(path, "--workers", "2") as gateway:
-                lines = await gateway.connections(2)
-                stopped = min(gateway.worker_pids())
-                os.kill(stopped, signal.SIGSTOP)
-
-                async def mute() -> bool:
-                    return "has not answered" in await gateway.warnings()
-
-                async def states() -> list[str]:
-                    return [each["state"] for each in (await gateway.get_json("/api/fleet"))["models"][0]["instances"]]
-
-                async def shown() -> bool:
-                    return await states() == ["Ready", "Draining"]
-
-                await wait_until_async(mute)
-                write_fleet_file(
-                    path, fleet_of([one.url, two.url], states=[InstanceState.READY, InstanceState.DRAINING])
-                )
-                await wait_until_async(shown)  # nothing waits for the worker that does not answer
-                os.kill(stopped, signal.SIGCONT)
-
-                async def well() -> bool:
-                    return not await mute()
-
-                await wait_until_async(well)
-                for line in lines:
-                    assert (await line.post(CHAT)).fields["x-fairlead-instance"] == "e-0/0/0"
-                    await line.connection.close()
-
-    run_async(main())
 
 
 class PausedWorker:
@@ -396,20 +367,17 @@ class PausedWorker:
             self.exited.set_result(-9)
 
 
-def test_drain_waits_for_a_worker_that_has_paused_for_some_seconds() -> None:
-    async def main() -> None:
-        clock, limits = ManualClock(), Limits()
-        pool = WorkerPool(PreforkedWorkers(0, limits), cast(WorkerPoolHooks, None), clock, limits)
-        worker = PausedWorker(clock.now())
-        pool.workers.append(cast(WorkerHandle, worker))
-        draining = asyncio.create_task(pool.drain_then_kill(asyncio.Event()))
-        for seconds in (2.0, 20.0):
-            clock.advance(seconds)
-            looks = worker.looks
-            await wait_until(lambda looks=looks: worker.looks > looks + 1 or draining.done())  # type: ignore[misc]
-            assert not worker.exited.done()
-        clock.advance(limits.worker_frozen_seconds)
-        await draining
-        assert worker.exited.done()
-
-    run_async(main())
+async def test_drain_waits_for_a_worker_that_has_paused_for_some_seconds() -> None:
+    clock, limits = ManualClock(), Limits()
+    pool = WorkerPool(PreforkedWorkers(0, limits), cast(WorkerPoolHooks, None), clock, limits)
+    worker = PausedWorker(clock.now())
+    pool.workers.append(cast(WorkerHandle, worker))
+    draining = asyncio.create_task(pool.drain_then_kill(asyncio.Event()))
+    for seconds in (2.0, 20.0):
+        clock.advance(seconds)
+        looks = worker.looks
+        await wait_until(lambda looks=looks: worker.looks > looks + 1 or draining.done())  # type: ignore[misc]
+        assert not worker.exited.done()
+    clock.advance(limits.worker_frozen_seconds)
+    await draining
+    assert worker.exited.done()

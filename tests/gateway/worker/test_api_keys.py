@@ -24,7 +24,7 @@ from fairlead_gateway.supervisor.file_parsing.key_list import parse_key_file
 from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
 from fairlead_gateway.worker.api_keys import ApiKeys
 from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until_async
 
@@ -54,18 +54,15 @@ def bearer(key: str) -> str:
 
 
 @pytest.mark.parametrize("more", [bearer(KEY), f"Authorization: bearer  {KEY}\r\n", f"x-api-key: {KEY}\r\n"])
-def test_a_known_key_is_let_in_and_goes_no_further(more: str, tmp_path: Path) -> None:
-    async def main() -> None:
-        keys = await loaded(tmp_path / "keys.yaml", "other", KEY)
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), api_keys=keys) as running:
-            answer = await request(running.url, GOOD, more=more)
-            assert answer.status == 200
-            assert not {"authorization", "x-api-key"} & {name for name, _ in engine.calls[0].fields}
-            assert (await send(running.url, get_request("/v1/models", more=more)))[0].status == 200
-            (logged,) = running.gateway.decisions.find(answer.fields["x-fairlead-decision"])
-            assert logged.latest.caller == "of-1"
-
-    run_async(main())
+async def test_a_known_key_is_let_in_and_goes_no_further(more: str, tmp_path: Path) -> None:
+    keys = await loaded(tmp_path / "keys.yaml", "other", KEY)
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), api_keys=keys) as running:
+        answer = await request(running.url, GOOD, more=more)
+        assert answer.status == 200
+        assert not {"authorization", "x-api-key"} & {name for name, _ in engine.calls[0].fields}
+        assert (await send(running.url, get_request("/v1/models", more=more)))[0].status == 200
+        (logged,) = running.gateway.decisions.find(answer.fields["x-fairlead-decision"])
+        assert logged.latest.caller == "of-1"
 
 
 @pytest.mark.parametrize(
@@ -83,58 +80,49 @@ def test_a_known_key_is_let_in_and_goes_no_further(more: str, tmp_path: Path) ->
         bearer("wrong") + f"x-api-key: {KEY}\r\n",
     ],
 )
-def test_without_a_known_key_every_path_is_a_401_as_an_openai_error(more: str, tmp_path: Path) -> None:
-    async def main() -> None:
-        keys = await loaded(tmp_path / "keys.yaml", KEY)
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), api_keys=keys) as running:
-            asked = (
-                post_request(GOOD, more=more),
-                get_request("/v1/models", more=more),
-                get_request("/nowhere", more=more),
-            )
-            for data in (
-                *asked,
-                post_request(GOOD, path="/v1/nowhere", more=more),
-                get_request("*", method="OPTIONS", more=more),
-            ):
-                answer: RawResponse = (await send(running.url, data))[0]
-                assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
-                assert answer.error["type"] == "invalid_request_error"
-                assert answer.fields["www-authenticate"].startswith("Bearer")
-                assert KEY.encode() not in answer.body
-            assert engine.calls == []
-            assert (await send(running.url, get_request("/readyz")))[0].status == 200
-
-    run_async(main())
-
-
-def test_a_long_body_without_a_key_is_refused_before_it_is_sent(tmp_path: Path) -> None:
-    async def main() -> None:
-        keys = await loaded(tmp_path / "keys.yaml", KEY)
-        async with running_gateway(fleet_of([]), api_keys=keys) as running:
-            for more in ("", "expect: 100-continue\r\n"):
-                connection = await RawConnection.connect(running.url)
-                head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n{more}\r\n"
-                await connection.send(head.encode())
-                answer = await connection.read_response()
-                assert (answer.status, answer.fields["connection"]) == (401, "close")
-                await connection.close()
-
-    run_async(main())
-
-
-def test_the_openai_sdk_says_authentication_error(tmp_path: Path) -> None:
-    async def main() -> None:
-        keys = await loaded(tmp_path / "keys.yaml", KEY)
-        async with (
-            running_gateway(fleet_of([]), api_keys=keys) as running,
-            openai.AsyncOpenAI(base_url=running.url + "/v1", api_key="wrong") as client,
+async def test_without_a_known_key_every_path_is_a_401_as_an_openai_error(more: str, tmp_path: Path) -> None:
+    keys = await loaded(tmp_path / "keys.yaml", KEY)
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), api_keys=keys) as running:
+        asked = (
+            post_request(GOOD, more=more),
+            get_request("/v1/models", more=more),
+            get_request("/nowhere", more=more),
+        )
+        for data in (
+            *asked,
+            post_request(GOOD, path="/v1/nowhere", more=more),
+            get_request("*", method="OPTIONS", more=more),
         ):
-            with pytest.raises(openai.AuthenticationError):
-                await client.models.list()
-            assert (await client.with_options(api_key=KEY).models.list()).data[0].id == "tiny"
+            answer: RawResponse = (await send(running.url, data))[0]
+            assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
+            assert answer.error["type"] == "invalid_request_error"
+            assert answer.fields["www-authenticate"].startswith("Bearer")
+            assert KEY.encode() not in answer.body
+        assert engine.calls == []
+        assert (await send(running.url, get_request("/readyz")))[0].status == 200
 
-    run_async(main())
+
+async def test_a_long_body_without_a_key_is_refused_before_it_is_sent(tmp_path: Path) -> None:
+    keys = await loaded(tmp_path / "keys.yaml", KEY)
+    async with running_gateway(fleet_of([]), api_keys=keys) as running:
+        for more in ("", "expect: 100-continue\r\n"):
+            connection = await RawConnection.connect(running.url)
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n{more}\r\n"
+            await connection.send(head.encode())
+            answer = await connection.read_response()
+            assert (answer.status, answer.fields["connection"]) == (401, "close")
+            await connection.close()
+
+
+async def test_the_openai_sdk_says_authentication_error(tmp_path: Path) -> None:
+    keys = await loaded(tmp_path / "keys.yaml", KEY)
+    async with (
+        running_gateway(fleet_of([]), api_keys=keys) as running,
+        openai.AsyncOpenAI(base_url=running.url + "/v1", api_key="wrong") as client,
+    ):
+        with pytest.raises(openai.AuthenticationError):
+            await client.models.list()
+        assert (await client.with_options(api_key=KEY).models.list()).data[0].id == "tiny"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +172,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, pepper: bytes | None = PEPPER) 
         yield
 
 
-def test_a_process_follows_its_keys_and_keeps_the_last_good_ones(
+async def test_a_process_follows_its_keys_and_keeps_the_last_good_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet, path = tmp_path / "fleet.yaml", tmp_path / "keys.yaml"
@@ -231,10 +219,12 @@ def test_a_process_follows_its_keys_and_keeps_the_last_good_ones(
             await process.wait()
 
     with environment(monkeypatch):
-        run_async(main())
+        await main()
 
 
-def test_a_gateway_whose_only_key_is_revoked_lets_nobody_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_gateway_whose_only_key_is_revoked_lets_nobody_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fleet, path, log = tmp_path / "fleet.yaml", tmp_path / "keys.yaml", tmp_path / "log"
     write_fleet_file(fleet, fleet_of([]))
     path.write_text(keys_text("one"))
@@ -277,10 +267,10 @@ def test_a_gateway_whose_only_key_is_revoked_lets_nobody_in(tmp_path: Path, monk
             await process.wait()
 
     with environment(monkeypatch):
-        run_async(main())
+        await main()
 
 
-def test_a_gateway_that_starts_with_a_broken_keys_file_serves_once_it_is_right(
+async def test_a_gateway_that_starts_with_a_broken_keys_file_serves_once_it_is_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet, path = tmp_path / "fleet.yaml", tmp_path / "keys.yaml"
@@ -317,7 +307,7 @@ def test_a_gateway_that_starts_with_a_broken_keys_file_serves_once_it_is_right(
             await process.wait()
 
     with environment(monkeypatch):
-        run_async(main())
+        await main()
 
 
 def test_keys_without_a_pepper_or_a_file_do_not_start(
@@ -362,69 +352,59 @@ def test_key_of_a_connection_is_checked_again_after_a_change_of_keys() -> None:
         keys.caller(head("secret", 3))
 
 
-def test_readiness_names_no_address_variable_or_engine_to_clients_without_a_key(tmp_path: Path) -> None:
+async def test_readiness_names_no_address_variable_or_engine_to_clients_without_a_key(tmp_path: Path) -> None:
     details = ["Redis is away: 127.0.0.1:1 refused", "10.20.30.40/8000/0: no metrics", "OPENAI_TOKEN is missing"]
-
-    async def main() -> None:
-        keys = await loaded(tmp_path / "keys.yaml", KEY)
-        async with running_gateway(fleet_of([]), api_keys=keys) as running:
-            shown: list[str] = []
-            running.gateway._warnings = lambda: shown
-            (well,) = await send(running.url, get_request("/readyz"))
-            assert (well.status, well.json) == (200, {"ready": True, "notes": []})
-            shown += details
-            for path, more in (("/readyz", ""), ("/%72eadyz", ""), ("/readyz", bearer("wrong"))):
-                (found,) = await send(running.url, get_request(path, more=more))
-                (note,) = found.json["notes"]
-                assert (found.status, found.json["ready"], note.partition(":")[0]) == (200, True, "degraded")
-            (found,) = await send(running.url, get_request("/readyz", more=bearer(KEY)))
-            assert found.json == {"ready": True, "notes": details}
-            running.gateway.drain()
-            (found,) = await send(running.url, get_request("/readyz"))
-            assert (found.status, found.json["ready"], found.json["notes"][0]) == (503, False, "draining")
-            assert not any(detail in found.body.decode() for detail in details)
-
-    run_async(main())
+    keys = await loaded(tmp_path / "keys.yaml", KEY)
+    async with running_gateway(fleet_of([]), api_keys=keys) as running:
+        shown: list[str] = []
+        running.gateway._warnings = lambda: shown
+        (well,) = await send(running.url, get_request("/readyz"))
+        assert (well.status, well.json) == (200, {"ready": True, "notes": []})
+        shown += details
+        for path, more in (("/readyz", ""), ("/%72eadyz", ""), ("/readyz", bearer("wrong"))):
+            (found,) = await send(running.url, get_request(path, more=more))
+            (note,) = found.json["notes"]
+            assert (found.status, found.json["ready"], note.partition(":")[0]) == (200, True, "degraded")
+        (found,) = await send(running.url, get_request("/readyz", more=bearer(KEY)))
+        assert found.json == {"ready": True, "notes": details}
+        running.gateway.drain()
+        (found,) = await send(running.url, get_request("/readyz"))
+        assert (found.status, found.json["ready"], found.json["notes"][0]) == (503, False, "draining")
+        assert not any(detail in found.body.decode() for detail in details)
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/%72eadyz", "http://x/r%65adyz", "/readyz?a=b"])
 @pytest.mark.parametrize("framing", ["content-length: 9000000", "content-length: 1", "transfer-encoding: chunked"])
 @pytest.mark.parametrize("more", ["", "expect: 100-continue\r\n"])
 @pytest.mark.parametrize(("method", "status"), [("GET", 413), ("POST", 405), ("OPTIONS", 413)])
-def test_no_body_is_read_on_the_open_path_without_a_key(
+async def test_no_body_is_read_on_the_open_path_without_a_key(
     path: str, framing: str, more: str, method: str, status: int, tmp_path: Path
 ) -> None:
-    async def main() -> None:
-        keys = await loaded(tmp_path / "keys.yaml", KEY)
-        async with running_gateway(fleet_of([]), api_keys=keys) as running:
+    keys = await loaded(tmp_path / "keys.yaml", KEY)
+    async with running_gateway(fleet_of([]), api_keys=keys) as running:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(f"{method} {path} HTTP/1.1\r\nhost: x\r\n{framing}\r\n{more}\r\n".encode())
+        answer = await connection.read_response()
+        assert (answer.status, answer.fields["connection"]) == (status, "close")
+        assert running.gateway.listener.buffered_bytes == 0
+        await connection.close()
+
+
+async def test_a_body_on_a_path_without_one_is_refused_with_a_key_too(tmp_path: Path) -> None:
+    keys = await loaded(tmp_path / "keys.yaml", KEY)
+    bearer = f"authorization: Bearer {KEY}\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n"
+    wanted = {
+        "GET /v1/models": 413,
+        "POST /v1/models": 405,
+        "OPTIONS *": 413,
+        "POST /nowhere": 404,
+        "GET /v1/files": 413,
+        "GET /v1/chat/completions": 405,
+    }
+    async with running_gateway(fleet_of([]), api_keys=keys) as running:
+        for line, status in wanted.items():
             connection = await RawConnection.connect(running.url)
-            await connection.send(f"{method} {path} HTTP/1.1\r\nhost: x\r\n{framing}\r\n{more}\r\n".encode())
+            await connection.send(f"{line} HTTP/1.1\r\n{bearer}".encode())
             answer = await connection.read_response()
-            assert (answer.status, answer.fields["connection"]) == (status, "close")
-            assert running.gateway.listener.buffered_bytes == 0
+            assert (line, answer.status, answer.fields["connection"]) == (line, status, "close")
             await connection.close()
-
-    run_async(main())
-
-
-def test_a_body_on_a_path_without_one_is_refused_with_a_key_too(tmp_path: Path) -> None:
-    async def main() -> None:
-        keys = await loaded(tmp_path / "keys.yaml", KEY)
-        bearer = f"authorization: Bearer {KEY}\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n"
-        wanted = {
-            "GET /v1/models": 413,
-            "POST /v1/models": 405,
-            "OPTIONS *": 413,
-            "POST /nowhere": 404,
-            "GET /v1/files": 413,
-            "GET /v1/chat/completions": 405,
-        }
-        async with running_gateway(fleet_of([]), api_keys=keys) as running:
-            for line, status in wanted.items():
-                connection = await RawConnection.connect(running.url)
-                await connection.send(f"{line} HTTP/1.1\r\n{bearer}".encode())
-                answer = await connection.read_response()
-                assert (line, answer.status, answer.fields["connection"]) == (line, status, "close")
-                await connection.close()
-
-    run_async(main())

@@ -9,9 +9,11 @@ from fairlead.runtime.clock import ManualClock
 from fairlead.tenants.model import ApiKey, Tenant
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
+
+pytestmark = pytest.mark.simulated
 
 ACME, ZETA = Tenant("acme"), Tenant("zeta")
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -51,29 +53,23 @@ async def _send_head(url: str, fields: bytes) -> RawResponse:
         (b"authorization: Bearer " + b"a" * 1_000_000 + b"\r\n", 431, "headers_too_large"),
     ],
 )
-def test_what_counts_as_a_key(fields: bytes, status: int, code: str) -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), api_keys=keys_of(ACME)) as at:
-            answer = await _send_head(at.url, fields)
-            assert answer.status == status
-            if status != 200:
-                assert answer.error["code"] == code
-                assert "acme" not in answer.body.decode()
-            assert at.gateway.listener.buffered_bytes == 0
-
-    run_async(main())
+async def test_what_counts_as_a_key(fields: bytes, status: int, code: str) -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), api_keys=keys_of(ACME)) as at:
+        answer = await _send_head(at.url, fields)
+        assert answer.status == status
+        if status != 200:
+            assert answer.error["code"] == code
+            assert "acme" not in answer.body.decode()
+        assert at.gateway.listener.buffered_bytes == 0
 
 
 @pytest.mark.parametrize("query", ["api_key=acme", "key=acme", "access_token=acme", "authorization=Bearer%20acme"])
-def test_a_key_in_the_query_is_no_key(query: str) -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), api_keys=keys_of(ACME)) as at:
-            answers = await send(at.url, get_request(f"/v1/models?{query}"))
-            answers += await send(at.url, post_request(GOOD, path=f"/v1/chat/completions?{query}"))
-            assert [answer.status for answer in answers] == [401, 401]
-            assert engine.calls == []
-
-    run_async(main())
+async def test_a_key_in_the_query_is_no_key(query: str) -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), api_keys=keys_of(ACME)) as at:
+        answers = await send(at.url, get_request(f"/v1/models?{query}"))
+        answers += await send(at.url, post_request(GOOD, path=f"/v1/chat/completions?{query}"))
+        assert [answer.status for answer in answers] == [401, 401]
+        assert engine.calls == []
 
 
 @pytest.mark.parametrize(
@@ -83,21 +79,16 @@ def test_a_key_in_the_query_is_no_key(query: str) -> None:
         ("x-api-key: zeta\r\n", "acme"),
     ],
 )
-def test_only_the_key_says_whose_request_it_is(more: str, tenant: str) -> None:
-    async def main() -> None:
-        async with (
-            scripted_engine() as engine,
-            running_gateway(fleet_of([engine.url]), api_keys=keys_of(ACME, ZETA)) as at,
-        ):
-            body = {**GOOD, "user": "zeta"}
-            answer = await request(at.url, body, more=more + authorization("acme"))
-            (logged,) = at.gateway.decisions.find(answer.fields["x-fairlead-decision"])
-            assert (answer.status, logged.latest.caller) == (200, tenant)
-            assert not {"authorization", "x-api-key", "openai-organization"} & {
-                name for name, _ in engine.calls[0].fields
-            }
-
-    run_async(main())
+async def test_only_the_key_says_whose_request_it_is(more: str, tenant: str) -> None:
+    async with (
+        scripted_engine() as engine,
+        running_gateway(fleet_of([engine.url]), api_keys=keys_of(ACME, ZETA)) as at,
+    ):
+        body = {**GOOD, "user": "zeta"}
+        answer = await request(at.url, body, more=more + authorization("acme"))
+        (logged,) = at.gateway.decisions.find(answer.fields["x-fairlead-decision"])
+        assert (answer.status, logged.latest.caller) == (200, tenant)
+        assert not {"authorization", "x-api-key", "openai-organization"} & {name for name, _ in engine.calls[0].fields}
 
 
 @pytest.mark.parametrize(
@@ -116,60 +107,54 @@ def test_only_the_key_says_whose_request_it_is(more: str, tenant: str) -> None:
         ("OPTIONS", "/readyz", 200, 200),
     ],
 )
-def test_other_methods_need_the_key_too(method: str, path: str, with_key: int, without: int) -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), api_keys=keys_of(ACME)) as at:
-            for more, status in ((authorization("acme"), with_key), ("", without)):
-                connection = await RawConnection.connect(at.url)
-                await connection.send(get_request(path, method=method, more=more))
-                answer = await connection.read_response(head_only=method == "HEAD")
-                assert answer.status == status
-                if method == "HEAD":
-                    assert int(answer.fields["content-length"]) > 0
-                    assert await connection.reader.read() == b"", "a HEAD has no body"
-                if status == 405 or (status == 200 and method == "OPTIONS"):
-                    assert "OPTIONS" in answer.fields["allow"]
-                await connection.close()
-            assert engine.calls == []
-
-    run_async(main())
+async def test_other_methods_need_the_key_too(method: str, path: str, with_key: int, without: int) -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), api_keys=keys_of(ACME)) as at:
+        for more, status in ((authorization("acme"), with_key), ("", without)):
+            connection = await RawConnection.connect(at.url)
+            await connection.send(get_request(path, method=method, more=more))
+            answer = await connection.read_response(head_only=method == "HEAD")
+            assert answer.status == status
+            if method == "HEAD":
+                assert int(answer.fields["content-length"]) > 0
+                assert await connection.reader.read() == b"", "a HEAD has no body"
+            if status == 405 or (status == 200 and method == "OPTIONS"):
+                assert "OPTIONS" in answer.fields["allow"]
+            await connection.close()
+        assert engine.calls == []
 
 
 @pytest.mark.parametrize("end", ["expired", "revoked", "removed"])
-def test_a_stream_outlives_its_key_and_the_next_request_does_not(end: str) -> None:
-    async def main() -> None:
-        clock, go_on = ManualClock(wall=1_000.0), asyncio.Event()
+async def test_a_stream_outlives_its_key_and_the_next_request_does_not(end: str) -> None:
+    clock, go_on = ManualClock(wall=1_000.0), asyncio.Event()
 
-        async def script(call: EngineCall) -> None:
-            await call.start_stream()
-            await call.event(token("a"))
-            await go_on.wait()
-            await call.event(token("b"))
-            await call.finish()
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        await call.event(token("a"))
+        await go_on.wait()
+        await call.event(token("b"))
+        await call.finish()
 
-        digest = key_digest(b"one", b"pepper")
-        keys = ApiKeys(b"pepper", {}, wall=clock.wall)
-        keys.update_tenants([Tenant("acme", keys=(ApiKey("prod", digest, 1_010.0),))])
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url]), api_keys=keys) as at:
-            connection = await RawConnection.connect(at.url)
-            chat = post_request({**GOOD, "stream": True}, more=authorization("one"), close=False)
-            await connection.send(chat)
-            head = await connection.reader.readuntil(b'"a"')
-            assert head.startswith(b"HTTP/1.1 200 ")
-            if end == "expired":
-                clock.advance(11.0)
-            elif end == "revoked":
-                keys.revoke([digest])
-            else:
-                keys.update_tenants([], ["acme"])
-            go_on.set()
-            rest = await connection.reader.readuntil(b"[DONE]\n\n\r\n0\r\n\r\n")
-            assert json.dumps("b").encode() in rest
-            assert b"error" not in rest
-            await connection.send(chat)
-            refused = await connection.read_response()
-            assert (refused.status, refused.error["code"]) == (401, "invalid_api_key")
-            assert len(engine.calls) == 1
-            await connection.close()
-
-    run_async(main())
+    digest = key_digest(b"one", b"pepper")
+    keys = ApiKeys(b"pepper", {}, wall=clock.wall)
+    keys.update_tenants([Tenant("acme", keys=(ApiKey("prod", digest, 1_010.0),))])
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url]), api_keys=keys) as at:
+        connection = await RawConnection.connect(at.url)
+        chat = post_request({**GOOD, "stream": True}, more=authorization("one"), close=False)
+        await connection.send(chat)
+        head = await connection.reader.readuntil(b'"a"')
+        assert head.startswith(b"HTTP/1.1 200 ")
+        if end == "expired":
+            clock.advance(11.0)
+        elif end == "revoked":
+            keys.revoke([digest])
+        else:
+            keys.update_tenants([], ["acme"])
+        go_on.set()
+        rest = await connection.reader.readuntil(b"[DONE]\n\n\r\n0\r\n\r\n")
+        assert json.dumps("b").encode() in rest
+        assert b"error" not in rest
+        await connection.send(chat)
+        refused = await connection.read_response()
+        assert (refused.status, refused.error["code"]) == (401, "invalid_api_key")
+        assert len(engine.calls) == 1
+        await connection.close()

@@ -14,8 +14,9 @@ from fairlead_gateway.http.sockets import ListenAddress, socket_url
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.server import PublicServer
 from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine, scripted_engine, token, well_behaved
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}

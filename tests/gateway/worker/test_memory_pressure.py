@@ -20,7 +20,7 @@ from fairlead_gateway.worker.memory_pressure import (
     unreadable_limit_warning,
 )
 from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until_async
 
@@ -120,95 +120,89 @@ def test_sizes_are_read_and_what_is_none_is_said() -> None:
             parse_memory_limit(text)
 
 
-def test_short_memory_refuses_large_bodies_however_they_come_and_recovers() -> None:
-    async def main() -> None:
-        level = 0.5
-        limits = Limits(memory_check_seconds=0.01)
-        async with (
-            scripted_engine() as engine,
-            running_gateway(fleet_of([engine.url]), limits, memory_share=lambda: level) as running,
-        ):
-            begun, chunked = await RawConnection.connect(running.url), await RawConnection.connect(running.url)
-            await begun.send(post_request(LARGE)[:200_000])
-            await chunked.send(CHUNKED + b"249f0\r\n" + b" " * 0x249F0 + b"\r\n")
-            listener = running.gateway.listener
-            async with asyncio.timeout(120):
-                while listener.buffered_bytes < 300_000:  # noqa: ASYNC110 - beyond a socket
-                    await asyncio.sleep(0)
-                level = 0.92
-                while not listener.under_memory_pressure:  # noqa: ASYNC110 - a timer of the gateway's own
-                    await asyncio.sleep(0.001)
-            assert (await request(running.url, LARGE)).status == 503
-            assert (await request(running.url, GOOD)).status == 200
-            for connection in (begun, chunked):  # large bodies on their way are not read on
-                await connection.send(b" " * 1_000 if connection is begun else b"5\r\nhello\r\n")
-                answer = await connection.read_response()
-                assert (answer.status, answer.error["code"], answer.fields["retry-after"]) == (
-                    503,
-                    "overloaded",
-                    "1",
-                )
-                await connection.close()
-            level = 0.97
-            async with asyncio.timeout(120):
-                while running.gateway.memory_pressure.max_body_bytes:  # noqa: ASYNC110 - see above
-                    await asyncio.sleep(0.001)
-            assert (await request(running.url, GOOD)).status == 503
-            small = CHUNKED + b"2\r\n{}\r\n0\r\n\r\n"
-            assert [answer.status for answer in await send(running.url, small)] == [503]
-            assert [answer.status for answer in await send(running.url, get_request("/v1/models"))] == [200]
-            (ready,) = await send(running.url, get_request("/readyz"))
-            assert (ready.status, b"degraded" in ready.body, b"97 %" in ready.body) == (200, True, False)
-            assert "97 % of the limit" in running.gateway.readiness()[1][0]
-            level = 0.5
-            async with asyncio.timeout(120):
-                while listener.under_memory_pressure:  # noqa: ASYNC110 - see above
-                    await asyncio.sleep(0.001)
-            assert (await request(running.url, LARGE)).status == 200
-
-    run_async(main())
-
-
-def test_a_process_near_its_limit_refuses_large_bodies_and_comes_back(tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "fleet.yaml"
-        async with scripted_engine() as engine:
-            write_fleet_file(path, fleet_of([engine.url]))
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "fairlead_gateway", "--fleet", str(path), "--listen", "127.0.0.1:0"),
-                stdout=asyncio.subprocess.PIPE,
-                env={"FAIRLEAD_MEMORY_LIMIT": "150MiB"},
+async def test_short_memory_refuses_large_bodies_however_they_come_and_recovers() -> None:
+    level = 0.5
+    limits = Limits(memory_check_seconds=0.01)
+    async with (
+        scripted_engine() as engine,
+        running_gateway(fleet_of([engine.url]), limits, memory_share=lambda: level) as running,
+    ):
+        begun, chunked = await RawConnection.connect(running.url), await RawConnection.connect(running.url)
+        await begun.send(post_request(LARGE)[:200_000])
+        await chunked.send(CHUNKED + b"249f0\r\n" + b" " * 0x249F0 + b"\r\n")
+        listener = running.gateway.listener
+        async with asyncio.timeout(120):
+            while listener.buffered_bytes < 300_000:  # noqa: ASYNC110 - beyond a socket
+                await asyncio.sleep(0)
+            level = 0.92
+            while not listener.under_memory_pressure:  # noqa: ASYNC110 - a timer of the gateway's own
+                await asyncio.sleep(0.001)
+        assert (await request(running.url, LARGE)).status == 503
+        assert (await request(running.url, GOOD)).status == 200
+        for connection in (begun, chunked):  # large bodies on their way are not read on
+            await connection.send(b" " * 1_000 if connection is begun else b"5\r\nhello\r\n")
+            answer = await connection.read_response()
+            assert (answer.status, answer.error["code"], answer.fields["retry-after"]) == (
+                503,
+                "overloaded",
+                "1",
             )
-            try:
-                assert process.stdout is not None
-                url = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()[1]
-                held = [await RawConnection.connect(url) for _ in range(40)]  # 40 × 8 MiB: far more than there is
-                head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n"
-                sending = [asyncio.create_task(_send_slowly(one, head + b" " * (8 << 20))) for one in held]
-                refusals = [asyncio.create_task(one.read_response()) for one in held]
-                try:
-                    async with asyncio.timeout(120):
-                        for refusal in asyncio.as_completed(refusals):
-                            if (await refusal).status == 503:
-                                break
-                        else:
-                            pytest.fail("no body was refused for lack of memory")
-                    assert [answer.status for answer in await send(url, get_request("/v1/models"))] == [200]
-                finally:
-                    for one, task in zip(held, sending, strict=True):
-                        task.cancel()
-                        one.writer.transport.abort()
-                        await one.close()
-                    await asyncio.gather(*sending, *refusals, return_exceptions=True)
-                await wait_until_async(partial(_answers, url, LARGE, 200))
-                process.send_signal(signal.SIGTERM)
-                assert await asyncio.wait_for(process.wait(), 60) == 0
-            finally:
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
+            await connection.close()
+        level = 0.97
+        async with asyncio.timeout(120):
+            while running.gateway.memory_pressure.max_body_bytes:  # noqa: ASYNC110 - see above
+                await asyncio.sleep(0.001)
+        assert (await request(running.url, GOOD)).status == 503
+        small = CHUNKED + b"2\r\n{}\r\n0\r\n\r\n"
+        assert [answer.status for answer in await send(running.url, small)] == [503]
+        assert [answer.status for answer in await send(running.url, get_request("/v1/models"))] == [200]
+        (ready,) = await send(running.url, get_request("/readyz"))
+        assert (ready.status, b"degraded" in ready.body, b"97 %" in ready.body) == (200, True, False)
+        assert "97 % of the limit" in running.gateway.readiness()[1][0]
+        level = 0.5
+        async with asyncio.timeout(120):
+            while listener.under_memory_pressure:  # noqa: ASYNC110 - see above
+                await asyncio.sleep(0.001)
+        assert (await request(running.url, LARGE)).status == 200
 
-    run_async(main())
+
+async def test_a_process_near_its_limit_refuses_large_bodies_and_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    async with scripted_engine() as engine:
+        write_fleet_file(path, fleet_of([engine.url]))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "fairlead_gateway", "--fleet", str(path), "--listen", "127.0.0.1:0"),
+            stdout=asyncio.subprocess.PIPE,
+            env={"FAIRLEAD_MEMORY_LIMIT": "150MiB"},
+        )
+        try:
+            assert process.stdout is not None
+            url = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()[1]
+            held = [await RawConnection.connect(url) for _ in range(40)]  # 40 × 8 MiB: far more than there is
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n"
+            sending = [asyncio.create_task(_send_slowly(one, head + b" " * (8 << 20))) for one in held]
+            refusals = [asyncio.create_task(one.read_response()) for one in held]
+            try:
+                async with asyncio.timeout(120):
+                    for refusal in asyncio.as_completed(refusals):
+                        if (await refusal).status == 503:
+                            break
+                    else:
+                        pytest.fail("no body was refused for lack of memory")
+                assert [answer.status for answer in await send(url, get_request("/v1/models"))] == [200]
+            finally:
+                for one, task in zip(held, sending, strict=True):
+                    task.cancel()
+                    one.writer.transport.abort()
+                    await one.close()
+                await asyncio.gather(*sending, *refusals, return_exceptions=True)
+            await wait_until_async(partial(_answers, url, LARGE, 200))
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 60) == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
 
 
 async def _send_slowly(connection: RawConnection, data: bytes) -> None:

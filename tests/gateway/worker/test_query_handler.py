@@ -17,7 +17,6 @@ from fairlead_gateway.supervisor.worker_handle import WorkerHandle
 from fairlead_gateway.supervisor.worker_spawn import SpawnedWorker
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.worker.query_handler import QueryHandler
-from fairlead_testing.gateway.running_gateway import run_async
 from fairlead_testing.waiting import wait_until
 
 CANDIDATES = 4_095
@@ -37,60 +36,55 @@ def logged(count: int) -> DecisionLog:
     return log
 
 
-def test_a_reply_that_is_longer_than_the_channel_holds_is_whole_and_ends() -> None:
+async def test_a_reply_that_is_longer_than_the_channel_holds_is_whole_and_ends() -> None:
     """Without its end, the supervisor takes the worker for hung, and kills it."""
-
-    async def main() -> None:
-        replies: list[say.ReplyChunk] = []
-        limits = Limits()
-        ours, theirs = socket.socketpair()
-        supervisor: Channel[Any] = Channel(say.FromWorker, replies.append, lambda: None, limits)
-        worker: Channel[Any] = Channel(say.ToWorker, lambda _: None, lambda: None, limits)
-        await supervisor.open(ours)
-        await worker.open(theirs)
-        runtime = SimpleNamespace(clock=SystemClock(), limits=limits)
-        stack = SimpleNamespace(routers=None, prefill_coordinator=None)
-        gateway = SimpleNamespace(runtime=runtime, stack=stack, decisions=logged(32))
-        try:
-            await QueryHandler(cast(Any, gateway), worker).handle(say.GetDecisions(1, 32, None, None))
-            await wait_until(lambda: not worker.unsent_bytes)
-            await wait_until(lambda: bool(replies) and replies[-1].last, patience_seconds=20.0)
-            assert sum(len(reply.data) for reply in replies) > limits.channel_pending_bytes
-            chunks = [msgspec.msgpack.decode(reply.data, type=list[Any]) for reply in replies if reply.data]
-            assert (worker.dropped, sum(map(len, chunks))) == (0, 32)
-        finally:
-            supervisor.close()
-            worker.close()
-            await wait_until(lambda: not supervisor.is_open and not worker.is_open)
-
-    run_async(main())
+    replies: list[say.ReplyChunk] = []
+    limits = Limits()
+    ours, theirs = socket.socketpair()
+    supervisor: Channel[Any] = Channel(say.FromWorker, replies.append, lambda: None, limits)
+    worker: Channel[Any] = Channel(say.ToWorker, lambda _: None, lambda: None, limits)
+    await supervisor.open(ours)
+    await worker.open(theirs)
+    runtime = SimpleNamespace(clock=SystemClock(), limits=limits)
+    stack = SimpleNamespace(routers=None, prefill_coordinator=None)
+    gateway = SimpleNamespace(runtime=runtime, stack=stack, decisions=logged(32))
+    try:
+        await QueryHandler(cast(Any, gateway), worker).handle(say.GetDecisions(1, 32, None, None))
+        await wait_until(lambda: not worker.unsent_bytes)
+        await wait_until(lambda: bool(replies) and replies[-1].last, patience_seconds=20.0)
+        assert sum(len(reply.data) for reply in replies) > limits.channel_pending_bytes
+        chunks = [msgspec.msgpack.decode(reply.data, type=list[Any]) for reply in replies if reply.data]
+        assert (worker.dropped, sum(map(len, chunks))) == (0, 32)
+    finally:
+        supervisor.close()
+        worker.close()
+        await wait_until(lambda: not supervisor.is_open and not worker.is_open)
 
 
-def test_error_in_a_reply_is_logged_and_the_worker_does_not_count_as_hung(caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        limits, clock, tasks = Limits(), SystemClock(), set[asyncio.Task[None]]()
-        ours, theirs = socket.socketpair()
-        process = SimpleNamespace(wait=lambda _: 0, poll=lambda: 0, returncode=0)
-        listener = SimpleNamespace(on_exit=lambda _: None)
-        spawned = SpawnedWorker(cast(Any, process), ours)
-        supervisor = WorkerHandle(1, 0, spawned, cast(Any, listener), clock, limits)
+async def test_error_in_a_reply_is_logged_and_the_worker_does_not_count_as_hung(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limits, clock, tasks = Limits(), SystemClock(), set[asyncio.Task[None]]()
+    ours, theirs = socket.socketpair()
+    process = SimpleNamespace(wait=lambda _: 0, poll=lambda: 0, returncode=0)
+    listener = SimpleNamespace(on_exit=lambda _: None)
+    spawned = SpawnedWorker(cast(Any, process), ours)
+    supervisor = WorkerHandle(1, 0, spawned, cast(Any, listener), clock, limits)
 
-        def answer(query: Any) -> None:
-            tasks.add(asyncio.create_task(handler.handle(query)))
+    def answer(query: Any) -> None:
+        tasks.add(asyncio.create_task(handler.handle(query)))
 
-        worker: Channel[Any] = Channel(say.ToWorker, answer, lambda: None, limits)
-        gateway = SimpleNamespace(runtime=SimpleNamespace(clock=clock, limits=limits), stack=SimpleNamespace())
-        gateway.stack.routers = gateway.stack.prefill_coordinator = gateway.decisions = None
-        handler = QueryHandler(cast(Any, gateway), worker)
-        await supervisor.open()
-        await worker.open(theirs)
-        supervisor.is_ready = True
-        try:
-            found = await supervisor.query(lambda number: say.GetDecisions(number, 1, None, None), list[Any])
-            assert (found, supervisor.unresponsive_since) == (None, None)
-            assert "a defect ended the reply to GetDecisions" in caplog.text
-        finally:
-            worker.close()
-            await supervisor.exited
-
-    run_async(main())
+    worker: Channel[Any] = Channel(say.ToWorker, answer, lambda: None, limits)
+    gateway = SimpleNamespace(runtime=SimpleNamespace(clock=clock, limits=limits), stack=SimpleNamespace())
+    gateway.stack.routers = gateway.stack.prefill_coordinator = gateway.decisions = None
+    handler = QueryHandler(cast(Any, gateway), worker)
+    await supervisor.open()
+    await worker.open(theirs)
+    supervisor.is_ready = True
+    try:
+        found = await supervisor.query(lambda number: say.GetDecisions(number, 1, None, None), list[Any])
+        assert (found, supervisor.unresponsive_since) == (None, None)
+        assert "a defect ended the reply to GetDecisions" in caplog.text
+    finally:
+        worker.close()
+        await supervisor.exited

@@ -1,6 +1,5 @@
 """Route previews: they show the later decision and change nothing."""
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from fairlead_gateway.errors import BadRequest, NoReadyInstance, NotPermitted, U
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.gateway_process import gateway_process
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import post_request, request, send
 from fairlead_testing.waiting import wait_until
 
@@ -32,88 +31,76 @@ def said(running: RunningGateway, text: str, session: str | None = None) -> str 
 
 
 @pytest.mark.parametrize("preset", [preset.value for preset in RoutingPreset if preset is not RoutingPreset.DUALMAP])
-def test_what_is_said_is_what_the_next_request_gets(preset: str) -> None:
-    async def main() -> None:
-        async with scripted_engine() as one, scripted_engine() as two, scripted_engine() as three:
-            fleet = fleet_of([one.url, two.url, three.url], preset=preset)
-            async with running_gateway(fleet) as running:
-                running.gateway.listener.create_request_id = lambda: "asked"  # among equals, the id decides
-                for number in range(12):
-                    text = f"{'a long prompt ' * 200} {number % 4}"
-                    await wait_until(lambda: not running.gateway.inflight_count())
-                    asked = {said(running, text) for _ in range(3)}
-                    answer = await request(running.url, body(text))
-                    assert answer.status == 200
-                    assert asked == {answer.fields["x-fairlead-instance"]}
-                assert len(running.gateway.decisions) == 1
-
-    run_async(main())
+async def test_what_is_said_is_what_the_next_request_gets(preset: str) -> None:
+    async with scripted_engine() as one, scripted_engine() as two, scripted_engine() as three:
+        fleet = fleet_of([one.url, two.url, three.url], preset=preset)
+        async with running_gateway(fleet) as running:
+            running.gateway.listener.create_request_id = lambda: "asked"  # among equals, the id decides
+            for number in range(12):
+                text = f"{'a long prompt ' * 200} {number % 4}"
+                await wait_until(lambda: not running.gateway.inflight_count())
+                asked = {said(running, text) for _ in range(3)}
+                answer = await request(running.url, body(text))
+                assert answer.status == 200
+                assert asked == {answer.fields["x-fairlead-instance"]}
+            assert len(running.gateway.decisions) == 1
 
 
-def test_what_would_be_refused_is_refused() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine:
-            async with running_gateway(fleet_of([engine.url])) as running:
-                would = running.preview_route
-                with pytest.raises(UnknownModel, match="tiny"):
-                    would(CHAT, json.dumps(body("x") | {"model": "tinny"}).encode(), None)
-                with pytest.raises(BadRequest):
-                    would(CHAT, b"{", None)
-                with pytest.raises(UnknownPath, match="/v1/completions"):
-                    would("/v1/models", b"{}", None)
-            starting = fleet_of([engine.url], states=[InstanceState.STARTING])
-            async with running_gateway(starting) as running:
-                with pytest.raises(NoReadyInstance, match="1 starting"):
-                    said(running, "x")
-
-    run_async(main())
+async def test_what_would_be_refused_is_refused() -> None:
+    async with scripted_engine() as engine:
+        async with running_gateway(fleet_of([engine.url])) as running:
+            would = running.preview_route
+            with pytest.raises(UnknownModel, match="tiny"):
+                would(CHAT, json.dumps(body("x") | {"model": "tinny"}).encode(), None)
+            with pytest.raises(BadRequest):
+                would(CHAT, b"{", None)
+            with pytest.raises(UnknownPath, match="/v1/completions"):
+                would("/v1/models", b"{}", None)
+        starting = fleet_of([engine.url], states=[InstanceState.STARTING])
+        async with running_gateway(starting) as running:
+            with pytest.raises(NoReadyInstance, match="1 starting"):
+                said(running, "x")
 
 
-def test_preview_for_a_tenant_has_its_models_and_its_cached_prompts() -> None:
-    async def main() -> None:
-        keys = ApiKeys(b"pepper", {b"d" * 32: "of-the-file"})
-        held = (ApiKey("k", key_digest(b"key", b"pepper")),)
-        keys.update_tenants(
-            [
-                Tenant("acme", keys=held),
-                Tenant("zeta", models=frozenset({"default/other"})),
-                Tenant("stopped", is_suspended=True),
-            ]
-        )
-        async with (
-            scripted_engine() as one,
-            scripted_engine() as two,
-            running_gateway(fleet_of([one.url, two.url]), api_keys=keys) as running,
-        ):
-            content = json.dumps(body("a long prompt " * 400), separators=(",", ":")).encode()
+async def test_preview_for_a_tenant_has_its_models_and_its_cached_prompts() -> None:
+    keys = ApiKeys(b"pepper", {b"d" * 32: "of-the-file"})
+    held = (ApiKey("k", key_digest(b"key", b"pepper")),)
+    keys.update_tenants(
+        [
+            Tenant("acme", keys=held),
+            Tenant("zeta", models=frozenset({"default/other"})),
+            Tenant("stopped", is_suspended=True),
+        ]
+    )
+    async with (
+        scripted_engine() as one,
+        scripted_engine() as two,
+        running_gateway(fleet_of([one.url, two.url]), api_keys=keys) as running,
+    ):
+        content = json.dumps(body("a long prompt " * 400), separators=(",", ":")).encode()
 
-            def matched(tenant: str | None) -> float:
-                decision = running.preview_route(CHAT, content, None, tenant).latest.decision
-                return max(found.value or 0.0 for name, found in decision.inputs.items() if "matched" in name)
+        def matched(tenant: str | None) -> float:
+            decision = running.preview_route(CHAT, content, None, tenant).latest.decision
+            return max(found.value or 0.0 for name, found in decision.inputs.items() if "matched" in name)
 
-            assert (matched(None), matched("acme"), matched("of-the-file")) == (0.0, 0.0, 0.0)
-            answer = await request(running.url, json.loads(content), more="authorization: Bearer key\r\n")
-            assert answer.status == 200
-            await wait_until(lambda: not running.gateway.inflight_count())
-            assert matched("acme") > 500
-            assert (matched(None), matched("of-the-file")) == (0.0, 0.0)
-            with pytest.raises(UnknownModel):
-                matched("zeta")
-            with pytest.raises(NotPermitted, match="suspended"):
-                matched("stopped")
-            with pytest.raises(BadRequest, match="no tenant is called 'nobody'"):
-                matched("nobody")
-
-    run_async(main())
+        assert (matched(None), matched("acme"), matched("of-the-file")) == (0.0, 0.0, 0.0)
+        answer = await request(running.url, json.loads(content), more="authorization: Bearer key\r\n")
+        assert answer.status == 200
+        await wait_until(lambda: not running.gateway.inflight_count())
+        assert matched("acme") > 500
+        assert (matched(None), matched("of-the-file")) == (0.0, 0.0)
+        with pytest.raises(UnknownModel):
+            matched("zeta")
+        with pytest.raises(NotPermitted, match="suspended"):
+            matched("stopped")
+        with pytest.raises(BadRequest, match="no tenant is called 'nobody'"):
+            matched("nobody")
 
 
-def test_preview_for_a_tenant_is_refused_where_no_key_is_asked_for() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            with pytest.raises(BadRequest, match="no tenant is called 'acme'"):
-                running.preview_route(CHAT, json.dumps(body("x")).encode(), None, "acme")
-
-    run_async(main())
+async def test_preview_for_a_tenant_is_refused_where_no_key_is_asked_for() -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        with pytest.raises(BadRequest, match="no tenant is called 'acme'"):
+            running.preview_route(CHAT, json.dumps(body("x")).encode(), None, "acme")
 
 
 def question(path: str, content: object, more: str = "") -> bytes:
@@ -122,31 +109,28 @@ def question(path: str, content: object, more: str = "") -> bytes:
     )
 
 
-def test_the_management_port_asks_every_worker_and_changes_nothing(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with scripted_engine() as one, scripted_engine() as two:
-            path = tmp_path / "fleet.yaml"
-            write_fleet_file(path, fleet_of([one.url, two.url]))
-            async with gateway_process(path, "--workers", "2") as gateway:
+async def test_the_management_port_asks_every_worker_and_changes_nothing(tmp_path: Path) -> None:
+    async with scripted_engine() as one, scripted_engine() as two:
+        path = tmp_path / "fleet.yaml"
+        write_fleet_file(path, fleet_of([one.url, two.url]))
+        async with gateway_process(path, "--workers", "2") as gateway:
 
-                async def answer(content: object, where: str = "/api/route", more: str = "") -> tuple[int, Any]:
-                    got = (await send(gateway.manage, question(where, content, more)))[0]
-                    return got.status, got.json
+            async def answer(content: object, where: str = "/api/route", more: str = "") -> tuple[int, Any]:
+                got = (await send(gateway.manage, question(where, content, more)))[0]
+                return got.status, got.json
 
-                status, found = await answer(body("hi"))
-                assert (status, found["workers"], found["agreeing"]) == (200, 2, 2)
-                (choice,) = found["decision"]["choices"]
-                gone = (await request(gateway.url, body("hi"))).fields
-                assert choice["instance"] == gone["x-fairlead-instance"]
-                assert (await gateway.get_json("/api/decisions"))["decisions"][0]["request_id"] == gone[
-                    "x-fairlead-decision"
-                ]
-                status, refused = await answer(body("hi") | {"model": "other"})
-                assert (status, "no model" in str(refused) or "other" in str(refused)) == (404, True)
-                assert (await answer({"input": 3, "model": "tiny"}, "/api/route?path=/v1/nothing"))[0] == 404
-                assert (await answer(body("hi"), more="origin: http://evil.example\r\n"))[0] == 403
-                assert (await answer(body("hi"), "/api/stats"))[0] == 405
-                prompts = [call for call in (*one.calls, *two.calls) if call.path == CHAT]
-                assert len(prompts) == 1
-
-    asyncio.run(main())
+            status, found = await answer(body("hi"))
+            assert (status, found["workers"], found["agreeing"]) == (200, 2, 2)
+            (choice,) = found["decision"]["choices"]
+            gone = (await request(gateway.url, body("hi"))).fields
+            assert choice["instance"] == gone["x-fairlead-instance"]
+            assert (await gateway.get_json("/api/decisions"))["decisions"][0]["request_id"] == gone[
+                "x-fairlead-decision"
+            ]
+            status, refused = await answer(body("hi") | {"model": "other"})
+            assert (status, "no model" in str(refused) or "other" in str(refused)) == (404, True)
+            assert (await answer({"input": 3, "model": "tiny"}, "/api/route?path=/v1/nothing"))[0] == 404
+            assert (await answer(body("hi"), more="origin: http://evil.example\r\n"))[0] == 403
+            assert (await answer(body("hi"), "/api/stats"))[0] == 405
+            prompts = [call for call in (*one.calls, *two.calls) if call.path == CHAT]
+            assert len(prompts) == 1

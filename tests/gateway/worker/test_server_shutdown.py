@@ -15,7 +15,7 @@ from fairlead_gateway.http.sockets import ListenAddress
 from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.server import IDLE_SECONDS, PublicServer
 from fairlead_testing.engines.scripted import PausedStream, scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.waiting import wait_until
 
@@ -76,83 +76,71 @@ async def answered(client: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_connections_that_wait_when_the_port_closes_are_answered(host: str) -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            public = ListenAddress(host, 0).bind(shared=True)
-            server = PublicServer(running.gateway, public)
-            await server.start()
-            running.gateway.drain()
-            knocked = [socket.create_connection(public.getsockname()[:2]) for _ in range(5)]  # no turn to accept them
-            server._accept_pending()
-            assert server._server is not None
-            server._server.close()
-            for one in knocked:
-                await answered(one)
-            running.gateway.loop_lag.stop()
-
-    run_async(main())
+async def test_connections_that_wait_when_the_port_closes_are_answered(host: str) -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        public = ListenAddress(host, 0).bind(shared=True)
+        server = PublicServer(running.gateway, public)
+        await server.start()
+        running.gateway.drain()
+        knocked = [socket.create_connection(public.getsockname()[:2]) for _ in range(5)]  # no turn to accept them
+        server._accept_pending()
+        assert server._server is not None
+        server._server.close()
+        for one in knocked:
+            await answered(one)
+        running.gateway.loop_lag.stop()
 
 
 @linux_only
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_connection_that_comes_after_the_last_accept_is_refused_and_not_reset(host: str) -> None:
-    async def main() -> None:
-        async with running_gateway(fleet_of([])) as running:
-            server = Knocking(running.gateway, ListenAddress(host, 0).bind(shared=True), 3)
+async def test_a_connection_that_comes_after_the_last_accept_is_refused_and_not_reset(host: str) -> None:
+    async with running_gateway(fleet_of([])) as running:
+        server = Knocking(running.gateway, ListenAddress(host, 0).bind(shared=True), 3)
+        await server.start()
+        await server.drain()
+        found = server.outcomes()
+        for one in server.late:
+            one.close()
+        assert found == [os.strerror(errno.ECONNREFUSED)] * 3
+        running.gateway.loop_lag.stop()
+
+
+@linux_only
+@pytest.mark.parametrize("host", HOSTS)
+async def test_a_handshake_under_way_when_the_drain_begins_ends_well(host: str) -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        public = ListenAddress(host, 0).bind(shared=True)
+        address = public.getsockname()[:2]
+        public.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 60)  # a handshake ends with the first data
+        server = PublicServer(running.gateway, public)
+        await server.start()
+        half = [socket.create_connection(address) for _ in range(3)]
+        drain = asyncio.create_task(server.drain())
+        await asyncio.sleep(0)  # it has begun
+        with socket.socket(public.family) as late:
+            found = outcome(late, try_connect(late, address))
+        await asyncio.gather(*(answered(one) for one in half))
+        await drain
+        assert found == os.strerror(errno.ECONNREFUSED)
+        running.gateway.loop_lag.stop()
+
+
+@linux_only
+@pytest.mark.parametrize("host", HOSTS)
+async def test_where_another_listens_on_the_port_it_gets_those_who_come_last(host: str) -> None:
+    async with running_gateway(fleet_of([])) as running:
+        public = ListenAddress(host, 0).bind(shared=True)
+        with ListenAddress(host, public.getsockname()[1]).bind(shared=True) as successor:
+            server = Knocking(running.gateway, public, 16)  # the kernel deals them out by their addresses
             await server.start()
             await server.drain()
             found = server.outcomes()
             for one in server.late:
                 one.close()
-            assert found == [os.strerror(errno.ECONNREFUSED)] * 3
-            running.gateway.loop_lag.stop()
-
-    run_async(main())
-
-
-@linux_only
-@pytest.mark.parametrize("host", HOSTS)
-def test_a_handshake_under_way_when_the_drain_begins_ends_well(host: str) -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            public = ListenAddress(host, 0).bind(shared=True)
-            address = public.getsockname()[:2]
-            public.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 60)  # a handshake ends with the first data
-            server = PublicServer(running.gateway, public)
-            await server.start()
-            half = [socket.create_connection(address) for _ in range(3)]
-            drain = asyncio.create_task(server.drain())
-            await asyncio.sleep(0)  # it has begun
-            with socket.socket(public.family) as late:
-                found = outcome(late, try_connect(late, address))
-            await asyncio.gather(*(answered(one) for one in half))
-            await drain
-            assert found == os.strerror(errno.ECONNREFUSED)
-            running.gateway.loop_lag.stop()
-
-    run_async(main())
-
-
-@linux_only
-@pytest.mark.parametrize("host", HOSTS)
-def test_where_another_listens_on_the_port_it_gets_those_who_come_last(host: str) -> None:
-    async def main() -> None:
-        async with running_gateway(fleet_of([])) as running:
-            public = ListenAddress(host, 0).bind(shared=True)
-            with ListenAddress(host, public.getsockname()[1]).bind(shared=True) as successor:
-                server = Knocking(running.gateway, public, 16)  # the kernel deals them out by their addresses
-                await server.start()
-                await server.drain()
-                found = server.outcomes()
-                for one in server.late:
-                    one.close()
-                assert found == ["open"] * 16
-                for _ in server.late:
-                    successor.accept()[0].close()
-            running.gateway.loop_lag.stop()
-
-    run_async(main())
+            assert found == ["open"] * 16
+            for _ in server.late:
+                successor.accept()[0].close()
+        running.gateway.loop_lag.stop()
 
 
 class CountingClock(ManualClock):
@@ -172,7 +160,7 @@ class Plain(socket.socket):
         raise OSError(errno.ENOPROTOOPT, "not here")
 
 
-def test_where_the_system_cannot_turn_away_a_drain_is_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
+async def test_where_the_system_cannot_turn_away_a_drain_is_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
             public = Plain(fileno=ListenAddress("127.0.0.1", 0).bind(shared=True).detach())
@@ -188,37 +176,34 @@ def test_where_the_system_cannot_turn_away_a_drain_is_as_it_was(caplog: pytest.L
             running.gateway.loop_lag.stop()
 
     with caplog.at_level(logging.DEBUG, "fairlead.gateway"):
-        run_async(main())
+        await main()
     assert [one.message for one in caplog.records if "come in until the port closes" in one.message] == [
         f"new connections come in until the port closes: [Errno {errno.ENOPROTOOPT}] not here"
     ]
 
 
-def test_request_over_an_idle_connection_at_the_end_of_a_drain_is_answered() -> None:
-    async def main() -> None:
-        gate = PausedStream()
-        async with scripted_engine(gate.script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            public = ListenAddress("127.0.0.1", 0).bind(shared=True)
-            server = PublicServer(running.gateway, public)
-            clock = CountingClock()
-            running.gateway.runtime.now = clock.now
-            await server.start()
-            idle = await RawConnection.from_socket(socket.create_connection(public.getsockname()))
-            await wait_until(lambda: bool(running.gateway.listener.connections))
-            drain = asyncio.create_task(server.drain())
-            await wait_until(lambda: clock.looks > 5)  # it has found nothing in flight
-            await idle.send(post_request({**GOOD, "stream": True}))
-            await wait_until(lambda: running.gateway.inflight_count() > 0)
-            clock.advance(3 * IDLE_SECONDS)
-            seen = clock.looks
-            await wait_until(lambda: clock.looks > seen + 3)  # it looks whether it is over, and waits on
-            assert not drain.done()
-            gate.go_on.set()
-            answer = await idle.read_response()
-            assert (answer.status, answer.fields["connection"]) == (200, "close")
-            assert answer.body.endswith(b"data: [DONE]\n\n")
-            await idle.close()
-            await drain
-            running.gateway.loop_lag.stop()
-
-    run_async(main())
+async def test_request_over_an_idle_connection_at_the_end_of_a_drain_is_answered() -> None:
+    gate = PausedStream()
+    async with scripted_engine(gate.script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        public = ListenAddress("127.0.0.1", 0).bind(shared=True)
+        server = PublicServer(running.gateway, public)
+        clock = CountingClock()
+        running.gateway.runtime.now = clock.now
+        await server.start()
+        idle = await RawConnection.from_socket(socket.create_connection(public.getsockname()))
+        await wait_until(lambda: bool(running.gateway.listener.connections))
+        drain = asyncio.create_task(server.drain())
+        await wait_until(lambda: clock.looks > 5)  # it has found nothing in flight
+        await idle.send(post_request({**GOOD, "stream": True}))
+        await wait_until(lambda: running.gateway.inflight_count() > 0)
+        clock.advance(3 * IDLE_SECONDS)
+        seen = clock.looks
+        await wait_until(lambda: clock.looks > seen + 3)  # it looks whether it is over, and waits on
+        assert not drain.done()
+        gate.go_on.set()
+        answer = await idle.read_response()
+        assert (answer.status, answer.fields["connection"]) == (200, "close")
+        assert answer.body.endswith(b"data: [DONE]\n\n")
+        await idle.close()
+        await drain
+        running.gateway.loop_lag.stop()

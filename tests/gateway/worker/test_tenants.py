@@ -12,9 +12,11 @@ from fairlead_gateway.errors import ApiKeysUnavailable, InvalidApiKey, NotPermit
 from fairlead_gateway.http.request_head import RequestHead, parse_head
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of, measure_key_table
 from fairlead_testing.http.raw_client import get_request, request, send
+
+pytestmark = pytest.mark.simulated
 
 PEPPER = b"pepper"
 
@@ -161,130 +163,110 @@ def fleet_of_models(url: str) -> Fleet:
     return replace(base, models=models, instances=placed)
 
 
-def test_models_of_others_are_unknown_in_every_respect() -> None:
+async def test_models_of_others_are_unknown_in_every_respect() -> None:
     own = Tenant("acme", models=frozenset({"chat/*"}))
     every = Tenant("zeta")
+    async with (
+        scripted_engine() as engine,
+        running_gateway(fleet_of_models(engine.url), api_keys=keys_of(own, every)) as running,
+    ):
+        more = authorization("acme")
+        listed = (await send(running.url, get_request("/v1/models", more=more)))[0].json
+        assert [model["id"] for model in listed["data"]] == ["llama", "qwen"]
+        everything = (await send(running.url, get_request("/v1/models", more=authorization("zeta"))))[0].json
+        assert {model["id"] for model in everything["data"]} == {"chat/llama", "secret/llama", "qwen", "falcon-9b"}
 
-    async def main() -> None:
-        async with (
-            scripted_engine() as engine,
-            running_gateway(fleet_of_models(engine.url), api_keys=keys_of(own, every)) as running,
-        ):
-            more = authorization("acme")
-            listed = (await send(running.url, get_request("/v1/models", more=more)))[0].json
-            assert [model["id"] for model in listed["data"]] == ["llama", "qwen"]
-            everything = (await send(running.url, get_request("/v1/models", more=authorization("zeta"))))[0].json
-            assert {model["id"] for model in everything["data"]} == {"chat/llama", "secret/llama", "qwen", "falcon-9b"}
+        assert (await request(running.url, {"model": "llama", **CHAT}, more=more)).status == 200
+        refused = await request(running.url, {"model": "llama", **CHAT}, more=authorization("zeta"))
+        assert refused.status == 404, "two models have the name"
 
-            assert (await request(running.url, {"model": "llama", **CHAT}, more=more)).status == 200
-            refused = await request(running.url, {"model": "llama", **CHAT}, more=authorization("zeta"))
-            assert refused.status == 404, "two models have the name"
+        texts = []
+        for path in ("/v1/chat/completions", "/v1/embeddings", "/v1/rerank", "/v1/audio/speech"):
+            for name in ("secret/llama", "secret/falcon-9b", "falcon-9b", "secret/none", "falcon-9"):
+                body = {"model": name, "input": "hi", "query": "a", "documents": ["b"], **CHAT}
+                answer = await request(running.url, body, path=path, more=more)
+                assert (answer.status, answer.error["code"]) == (404, "model_not_found"), (path, name)
+                texts.append(answer.body.decode())
+        large = {"model": "falcon-9b", "messages": [{"role": "user", "content": "x" * 300_000}]}
+        answer = await request(running.url, large, more=more)
+        assert answer.status == 404
+        one = (await send(running.url, get_request("/v1/models/secret/llama", more=more)))[0]
+        assert one.status == 404
+        texts += [answer.body.decode(), one.body.decode()]
+        assert not [text for text in texts if "falcon" in text or "secret" in text]
 
-            texts = []
-            for path in ("/v1/chat/completions", "/v1/embeddings", "/v1/rerank", "/v1/audio/speech"):
-                for name in ("secret/llama", "secret/falcon-9b", "falcon-9b", "secret/none", "falcon-9"):
-                    body = {"model": name, "input": "hi", "query": "a", "documents": ["b"], **CHAT}
-                    answer = await request(running.url, body, path=path, more=more)
-                    assert (answer.status, answer.error["code"]) == (404, "model_not_found"), (path, name)
-                    texts.append(answer.body.decode())
-            large = {"model": "falcon-9b", "messages": [{"role": "user", "content": "x" * 300_000}]}
-            answer = await request(running.url, large, more=more)
-            assert answer.status == 404
-            one = (await send(running.url, get_request("/v1/models/secret/llama", more=more)))[0]
-            assert one.status == 404
-            texts += [answer.body.decode(), one.body.decode()]
-            assert not [text for text in texts if "falcon" in text or "secret" in text]
-
-            known = await request(running.url, {"model": "falcon-9b", **CHAT}, more=authorization("zeta"))
-            assert known.status == 200
-
-    run_async(main())
+        known = await request(running.url, {"model": "falcon-9b", **CHAT}, more=authorization("zeta"))
+        assert known.status == 200
 
 
-def test_unknown_model_and_one_of_another_tenant_get_the_same_answer() -> None:
+async def test_unknown_model_and_one_of_another_tenant_get_the_same_answer() -> None:
     own = Tenant("acme", models=frozenset({"chat/qwen"}))
-
-    async def main() -> None:
-        async with (
-            scripted_engine() as engine,
-            running_gateway(fleet_of_models(engine.url), api_keys=keys_of(own)) as running,
-        ):
-            answers = [
-                (await request(running.url, {"model": name, **CHAT}, more=authorization("acme"))).error
-                for name in ("chat/llama", "chat/lluma")
-            ]
-            for answer in answers:
-                answer.pop("request_id", None)
-            assert answers[0] == answers[1]
-
-    run_async(main())
+    async with (
+        scripted_engine() as engine,
+        running_gateway(fleet_of_models(engine.url), api_keys=keys_of(own)) as running,
+    ):
+        answers = [
+            (await request(running.url, {"model": name, **CHAT}, more=authorization("acme"))).error
+            for name in ("chat/llama", "chat/lluma")
+        ]
+        for answer in answers:
+            answer.pop("request_id", None)
+        assert answers[0] == answers[1]
 
 
-def test_a_bare_name_is_a_tenants_own_though_an_older_model_of_others_has_it() -> None:
+async def test_a_bare_name_is_a_tenants_own_though_an_older_model_of_others_has_it() -> None:
     tenants = [Tenant("acme", models=frozenset({"chat/*"})), Tenant("both", models=frozenset({"chat/*", "secret/*"}))]
-
-    async def main() -> None:
-        async with (
-            scripted_engine() as engine,
-            running_gateway(fleet_of([engine.url]), api_keys=keys_of(*tenants)) as running,
-        ):
-            fleet = fleet_of_models(engine.url)
-            younger = replace(fleet.models["chat/llama"], shadowed=True)
-            running.gateway.update_fleet(replace(fleet, version=2, models={**fleet.models, "chat/llama": younger}))
-            found = {}
-            for name in ("acme", "both"):
-                more = authorization(name)
-                listed = (await send(running.url, get_request("/v1/models", more=more)))[0].json
-                answer = await request(running.url, {"model": "llama", **CHAT}, more=more)
-                (logged,) = running.gateway.decisions.find(answer.fields["x-fairlead-decision"])
-                found[name] = ([model["id"] for model in listed["data"]], logged.latest.model_key)
-            assert found["acme"] == (["llama", "qwen"], "chat/llama")
-            assert found["both"] == (["chat/llama", "qwen", "falcon-9b", "llama"], "secret/llama")
-
-    run_async(main())
+    async with (
+        scripted_engine() as engine,
+        running_gateway(fleet_of([engine.url]), api_keys=keys_of(*tenants)) as running,
+    ):
+        fleet = fleet_of_models(engine.url)
+        younger = replace(fleet.models["chat/llama"], shadowed=True)
+        running.gateway.update_fleet(replace(fleet, version=2, models={**fleet.models, "chat/llama": younger}))
+        found = {}
+        for name in ("acme", "both"):
+            more = authorization(name)
+            listed = (await send(running.url, get_request("/v1/models", more=more)))[0].json
+            answer = await request(running.url, {"model": "llama", **CHAT}, more=more)
+            (logged,) = running.gateway.decisions.find(answer.fields["x-fairlead-decision"])
+            found[name] = ([model["id"] for model in listed["data"]], logged.latest.model_key)
+        assert found["acme"] == (["llama", "qwen"], "chat/llama")
+        assert found["both"] == (["chat/llama", "qwen", "falcon-9b", "llama"], "secret/llama")
 
 
-def test_visible_models_follow_fleet_and_tenant() -> None:
+async def test_visible_models_follow_fleet_and_tenant() -> None:
     own = Tenant("acme", models=frozenset({"chat/qwen"}))
+    keys = keys_of(own)
+    (key,) = [ApiKey(caller.key, found) for found, caller in keys._callers.items()]
+    async with (
+        scripted_engine() as engine,
+        running_gateway(fleet_of_models(engine.url), api_keys=keys) as running,
+    ):
 
-    async def main() -> None:
-        keys = keys_of(own)
-        (key,) = [ApiKey(caller.key, found) for found, caller in keys._callers.items()]
-        async with (
-            scripted_engine() as engine,
-            running_gateway(fleet_of_models(engine.url), api_keys=keys) as running,
-        ):
+        async def listed() -> list[str]:
+            found = (await send(running.url, get_request("/v1/models", more=authorization("acme"))))[0].json
+            return [model["id"] for model in found["data"]]
 
-            async def listed() -> list[str]:
-                found = (await send(running.url, get_request("/v1/models", more=authorization("acme"))))[0].json
-                return [model["id"] for model in found["data"]]
-
-            assert await listed() == ["qwen"]
-            keys.update_tenants([replace(own, models=frozenset({"chat/*"}), keys=(key,))])
-            assert await listed() == ["llama", "qwen"]
-            fleet = fleet_of_models(engine.url)
-            models = {name: model for name, model in fleet.models.items() if name != "chat/qwen"}
-            running.gateway.update_fleet(replace(fleet, version=2, models=models))
-            assert await listed() == ["llama"]
-
-    run_async(main())
+        assert await listed() == ["qwen"]
+        keys.update_tenants([replace(own, models=frozenset({"chat/*"}), keys=(key,))])
+        assert await listed() == ["llama", "qwen"]
+        fleet = fleet_of_models(engine.url)
+        models = {name: model for name, model in fleet.models.items() if name != "chat/qwen"}
+        running.gateway.update_fleet(replace(fleet, version=2, models=models))
+        assert await listed() == ["llama"]
 
 
 @pytest.mark.parametrize(
     ("path", "status"),
     [("/v1/chat/completions", 200), ("/v1/rerank", 403), ("/tokenize", 403), ("/v1/audio/speech", 403), ("/v1", 404)],
 )
-def test_paths_without_usage_are_closed_where_it_is_limited(path: str, status: int) -> None:
+async def test_paths_without_usage_are_closed_where_it_is_limited(path: str, status: int) -> None:
     confined = Tenant("acme", may_use_other_paths=False)
-
-    async def main() -> None:
-        async with (
-            scripted_engine() as engine,
-            running_gateway(fleet_of([engine.url]), api_keys=keys_of(confined)) as running,
-        ):
-            answer = await request(running.url, {"model": "tiny", **CHAT}, path=path, more=authorization("acme"))
-            assert answer.status == status
-            if status == 403:
-                assert answer.error["code"] == "path_not_permitted"
-
-    run_async(main())
+    async with (
+        scripted_engine() as engine,
+        running_gateway(fleet_of([engine.url]), api_keys=keys_of(confined)) as running,
+    ):
+        answer = await request(running.url, {"model": "tiny", **CHAT}, path=path, more=authorization("acme"))
+        assert answer.status == status
+        if status == 403:
+            assert answer.error["code"] == "path_not_permitted"

@@ -14,7 +14,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.http.sockets import ListenAddress
 from fairlead_gateway.http.tls import TlsCertificate
 from fairlead_gateway.worker.tls_acceptor import TlsAcceptor
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.certificates import CertificateAuthority, has_openssl
 from fairlead_testing.http.raw_client import get_request
 from fairlead_testing.waiting import wait_until
@@ -51,52 +51,43 @@ async def is_served(port: int, trust: ssl.SSLContext) -> bool:
     return answer.startswith(b"HTTP/1.1 200")
 
 
-def test_handshakes_that_clients_leave_are_bounded_and_keep_no_one_out(tmp_path: Path) -> None:
-    async def main() -> None:
-        limits = replace(Limits(), tls_handshakes=4, header_timeout_seconds=600.0)
-        async with tls_port(tmp_path, limits) as (acceptor, port, trust):
-            left = [await asyncio.open_connection("127.0.0.1", port) for _ in range(10)]
-            for reader, _ in left[:6]:
-                with contextlib.suppress(ConnectionResetError):
-                    assert await reader.read() == b""
-            await wait_until(lambda: acceptor.handshake_count == 4)
-            assert await is_served(port, trust)
-            assert acceptor.handshake_count <= 4
-            for _, writer in left:
-                writer.close()
-            await wait_until(lambda: acceptor.handshake_count == 0)
-
-    run_async(main())
+async def test_handshakes_that_clients_leave_are_bounded_and_keep_no_one_out(tmp_path: Path) -> None:
+    limits = replace(Limits(), tls_handshakes=4, header_timeout_seconds=600.0)
+    async with tls_port(tmp_path, limits) as (acceptor, port, trust):
+        left = [await asyncio.open_connection("127.0.0.1", port) for _ in range(10)]
+        for reader, _ in left[:6]:
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+        await wait_until(lambda: acceptor.handshake_count == 4)
+        assert await is_served(port, trust)
+        assert acceptor.handshake_count <= 4
+        for _, writer in left:
+            writer.close()
+        await wait_until(lambda: acceptor.handshake_count == 0)
 
 
-def test_handshakes_have_no_more_room_than_connections(tmp_path: Path) -> None:
-    async def main() -> None:
-        limits = replace(Limits(), connections=6, min_connections=2)
-        async with tls_port(tmp_path, limits) as (acceptor, port, trust):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust)
-            await wait_until(lambda: acceptor.handshake_count == 0)
-            left = [await asyncio.open_connection("127.0.0.1", port) for _ in range(9)]
-            for waiting, _ in left[:4]:
-                with contextlib.suppress(ConnectionResetError):
-                    assert await waiting.read() == b""
-            await wait_until(lambda: acceptor.handshake_count == 5)
-            writer.write(get_request("/readyz"))
-            assert (await reader.read()).startswith(b"HTTP/1.1 200")
-            for _, other in [*left, (reader, writer)]:
-                other.close()
-            await wait_until(lambda: acceptor.handshake_count == 0)
-
-    run_async(main())
+async def test_handshakes_have_no_more_room_than_connections(tmp_path: Path) -> None:
+    limits = replace(Limits(), connections=6, min_connections=2)
+    async with tls_port(tmp_path, limits) as (acceptor, port, trust):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust)
+        await wait_until(lambda: acceptor.handshake_count == 0)
+        left = [await asyncio.open_connection("127.0.0.1", port) for _ in range(9)]
+        for waiting, _ in left[:4]:
+            with contextlib.suppress(ConnectionResetError):
+                assert await waiting.read() == b""
+        await wait_until(lambda: acceptor.handshake_count == 5)
+        writer.write(get_request("/readyz"))
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        for _, other in [*left, (reader, writer)]:
+            other.close()
+        await wait_until(lambda: acceptor.handshake_count == 0)
 
 
-def test_pending_connections_of_a_drain_are_accepted(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with tls_port(tmp_path, Limits()) as (acceptor, port, trust):
-            connecting = asyncio.create_task(is_served(port, trust))
-            await wait_until(lambda: acceptor.handshake_count == 1 or connecting.done())
-            handshakes = acceptor.accept_pending()
-            acceptor.close()
-            await asyncio.gather(*handshakes)
-            assert await connecting
-
-    run_async(main())
+async def test_pending_connections_of_a_drain_are_accepted(tmp_path: Path) -> None:
+    async with tls_port(tmp_path, Limits()) as (acceptor, port, trust):
+        connecting = asyncio.create_task(is_served(port, trust))
+        await wait_until(lambda: acceptor.handshake_count == 1 or connecting.done())
+        handshakes = acceptor.accept_pending()
+        acceptor.close()
+        await asyncio.gather(*handshakes)
+        assert await connecting

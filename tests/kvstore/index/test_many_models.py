@@ -62,7 +62,7 @@ class Far:
         await work
 
 
-def test_forty_models_need_as_many_round_trips_as_one(server: Valkey) -> None:
+async def test_forty_models_need_as_many_round_trips_as_one(server: Valkey) -> None:
     async def rounds(names: list[str]) -> list[int]:
         clock, limits, found = ManualClock(1_000.0), Limits(), []
         async with Redis.from_url(server.url, protocol=2) as redis:
@@ -98,12 +98,9 @@ def test_forty_models_need_as_many_round_trips_as_one(server: Valkey) -> None:
             assert {await redis.exists(redis_keys.index_keys(key)[1]) for key in names} == {1}
         return found
 
-    async def main() -> None:
-        one, forty = await rounds(MODELS[:1]), await rounds(MODELS)
-        assert max(one) > 3, "to begin takes several exchanges"
-        assert sum(forty) <= 2 * sum(one)
-
-    asyncio.run(main())
+    one, forty = await rounds(MODELS[:1]), await rounds(MODELS)
+    assert max(one) > 3, "to begin takes several exchanges"
+    assert sum(forty) <= 2 * sum(one)
 
 
 class _Link:
@@ -146,25 +143,22 @@ class _Owner:
         return []
 
 
-def test_model_that_cannot_be_written_stops_no_other_model(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_model_that_cannot_be_written_stops_no_other_model(monkeypatch: pytest.MonkeyPatch) -> None:
     async def recovered(*_: object) -> RecoveredIndex:
         return RecoveredIndex({}, [], {})
 
-    async def main() -> None:
-        monkeypatch.setattr(writing, "recover_index", recovered)
-        link, owner, clock = _Link(), _Owner(), ManualClock(1_000.0)
-        connected: Any = link
-        writer = IndexWriter(connected, owner, clock, holder="one", limits=Limits())
-        writer.set_models(MODELS[:2])
-        await writer.step()
-        assert (writer.is_leader(MODELS[0]), writer.is_leader(MODELS[1])) == (False, True)
-        assert owner.stopped == [MODELS[0]]
-        assert len(link.begun) == 2
-        assert "defect" in writer.describe(MODELS[0])
-        await writer.step()
-        assert len(link.begun) == 2, "it is not tried again before a lease has passed"
-
-    asyncio.run(main())
+    monkeypatch.setattr(writing, "recover_index", recovered)
+    link, owner, clock = _Link(), _Owner(), ManualClock(1_000.0)
+    connected: Any = link
+    writer = IndexWriter(connected, owner, clock, holder="one", limits=Limits())
+    writer.set_models(MODELS[:2])
+    await writer.step()
+    assert (writer.is_leader(MODELS[0]), writer.is_leader(MODELS[1])) == (False, True)
+    assert owner.stopped == [MODELS[0]]
+    assert len(link.begun) == 2
+    assert "defect" in writer.describe(MODELS[0])
+    await writer.step()
+    assert len(link.begun) == 2, "it is not tried again before a lease has passed"
 
 
 class _SlowLink:
@@ -230,31 +224,28 @@ def test_restore_of_a_large_instance_leaves_turns_and_renews_the_lease() -> None
     assert asyncio.run(_restore(link)) is None, "another indexer has the lease"
 
 
-def test_restore_of_one_model_delays_no_lease_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        held, started = asyncio.Event(), list[str]()
+async def test_restore_of_one_model_delays_no_lease_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, started = asyncio.Event(), list[str]()
 
-        async def recovered(_: Any, model_key: str, *__: object) -> RecoveredIndex:
-            started.append(model_key)
-            if model_key == MODELS[0]:
-                await held.wait()
-            return RecoveredIndex({}, [], {})
+    async def recovered(_: Any, model_key: str, *__: object) -> RecoveredIndex:
+        started.append(model_key)
+        if model_key == MODELS[0]:
+            await held.wait()
+        return RecoveredIndex({}, [], {})
 
-        monkeypatch.setattr(writing, "recover_index", recovered)
-        link: Any = _Link()
-        limits, clock = replace(Limits(), index_lease_seconds=0.03), ManualClock(1_000.0)
-        writer = IndexWriter(link, _Owner(), clock, holder="one", limits=limits)
-        link.wait_connected = lambda: asyncio.sleep(0)
-        link.state = LinkState("connected", 0.0, "")
-        writer.set_models(MODELS[:3])
-        writer.start()
-        await wait_until(lambda: writer.is_leader(MODELS[1]) and writer.is_leader(MODELS[2]))
-        before = link.steps
-        clock.advance(limits.index_lease_seconds)
-        await wait_until(lambda: link.steps > before)
-        assert not writer.is_leader(MODELS[0])
-        assert started.count(MODELS[0]) == 1
-        held.set()
-        await writer.stop()
-
-    asyncio.run(main())
+    monkeypatch.setattr(writing, "recover_index", recovered)
+    link: Any = _Link()
+    limits, clock = replace(Limits(), index_lease_seconds=0.03), ManualClock(1_000.0)
+    writer = IndexWriter(link, _Owner(), clock, holder="one", limits=limits)
+    link.wait_connected = lambda: asyncio.sleep(0)
+    link.state = LinkState("connected", 0.0, "")
+    writer.set_models(MODELS[:3])
+    writer.start()
+    await wait_until(lambda: writer.is_leader(MODELS[1]) and writer.is_leader(MODELS[2]))
+    before = link.steps
+    clock.advance(limits.index_lease_seconds)
+    await wait_until(lambda: link.steps > before)
+    assert not writer.is_leader(MODELS[0])
+    assert started.count(MODELS[0]) == 1
+    held.set()
+    await writer.stop()

@@ -1,6 +1,5 @@
 """An indexer with many engines: discovery, fairness, hostile input and status."""
 
-import asyncio
 import json
 import random
 from dataclasses import replace
@@ -40,26 +39,23 @@ def asks(stage: IndexerHarness, name: str) -> None:
     stage.add_instance(name, kv_events=None, kv_replay=None)
 
 
-def test_engine_endpoints_are_queried_and_again_after_a_move() -> None:
-    async def scenario() -> None:
-        async with indexer_harness() as stage:
-            engine = stage.start_engine("a")
-            stage.answers["a", EVENT_SOURCES_PATH] = sources(engine)
-            asks(stage, "a")
-            await wait_until(lambda: stage.status("a").connected and engine.listeners > 0)
-            engine.serve_prompt(*A)
-            await stage.wait_exact("a")
-            engine.close()
-            del stage.engines["a"]
-            moved = stage.start_engine("a", PrefixCacheEngine(capacity=400, seed=3))
-            assert moved.events != engine.events
-            stage.answers["a", EVENT_SOURCES_PATH] = sources(moved)
-            await wait_until(lambda: stage.status("a").connected and stage.status("a").events == moved.events)
-            moved.serve_prompt(*B)
-            await stage.wait_exact("a")
-            assert (stage.credited_blocks("a", A), stage.credited_blocks("a", B)) == (0, 4)
-
-    asyncio.run(scenario())
+async def test_engine_endpoints_are_queried_and_again_after_a_move() -> None:
+    async with indexer_harness() as stage:
+        engine = stage.start_engine("a")
+        stage.answers["a", EVENT_SOURCES_PATH] = sources(engine)
+        asks(stage, "a")
+        await wait_until(lambda: stage.status("a").connected and engine.listeners > 0)
+        engine.serve_prompt(*A)
+        await stage.wait_exact("a")
+        engine.close()
+        del stage.engines["a"]
+        moved = stage.start_engine("a", PrefixCacheEngine(capacity=400, seed=3))
+        assert moved.events != engine.events
+        stage.answers["a", EVENT_SOURCES_PATH] = sources(moved)
+        await wait_until(lambda: stage.status("a").connected and stage.status("a").events == moved.events)
+        moved.serve_prompt(*B)
+        await stage.wait_exact("a")
+        assert (stage.credited_blocks("a", A), stage.credited_blocks("a", B)) == (0, 4)
 
 
 @pytest.mark.parametrize(
@@ -75,377 +71,317 @@ def test_engine_endpoints_are_queried_and_again_after_a_move() -> None:
         (b'{"0":{"enable_kv_cache_events":true,"endpoint":"tcp://indexer:5557"}}', "has no --events address"),
     ],
 )
-def test_unusable_endpoints_are_reported_with_a_reason(answer: bytes | None, words: str) -> None:
-    async def scenario() -> None:
-        async with indexer_harness() as stage:
-            if answer is not None:
-                stage.answers["a", EVENT_SOURCES_PATH] = answer
-            asks(stage, "a")
-            await wait_until(lambda: words in stage.status("a").problem)
-            assert not stage.status("a").state.complete
-
-    asyncio.run(scenario())
+async def test_unusable_endpoints_are_reported_with_a_reason(answer: bytes | None, words: str) -> None:
+    async with indexer_harness() as stage:
+        if answer is not None:
+            stage.answers["a", EVENT_SOURCES_PATH] = answer
+        asks(stage, "a")
+        await wait_until(lambda: words in stage.status("a").problem)
+        assert not stage.status("a").state.complete
 
 
-def test_engine_cannot_redirect_the_indexer() -> None:
-    async def scenario() -> None:
-        async with indexer_harness() as stage:
-            for name in ("10.1.2.3", "example.org"):
-                engine = stage.start_engine("a")
-                told = sources(engine, endpoint=f"tcp://{name}:80", replay_endpoint=f"tcp://{name}:81")
-                stage.answers[name, EVENT_SOURCES_PATH] = told
-                asks(stage, name)
-                await wait_until(lambda name=name: stage.status(name).problem.startswith("it dials"))  # type: ignore[misc]
-                assert stage.status(name).events is None
-
-    asyncio.run(scenario())
+async def test_engine_cannot_redirect_the_indexer() -> None:
+    async with indexer_harness() as stage:
+        for name in ("10.1.2.3", "example.org"):
+            engine = stage.start_engine("a")
+            told = sources(engine, endpoint=f"tcp://{name}:80", replay_endpoint=f"tcp://{name}:81")
+            stage.answers[name, EVENT_SOURCES_PATH] = told
+            asks(stage, name)
+            await wait_until(lambda name=name: stage.status(name).problem.startswith("it dials"))  # type: ignore[misc]
+            assert stage.status(name).events is None
 
 
-def test_api_that_others_run_is_asked_for_nothing() -> None:
-    async def scenario() -> None:
-        async with indexer_harness() as stage:
-            stage.start_engine("a")
-            stage.add_instance("a")
-            asks(stage, "hosted")
-            stage.instances["hosted"] = replace(stage.instances["hosted"], engine=EXTERNAL_API)
+async def test_api_that_others_run_is_asked_for_nothing() -> None:
+    async with indexer_harness() as stage:
+        stage.start_engine("a")
+        stage.add_instance("a")
+        asks(stage, "hosted")
+        stage.instances["hosted"] = replace(stage.instances["hosted"], engine=EXTERNAL_API)
+        stage.apply_fleet()
+        await stage.wait_connected("a")
+        assert [one.instance for one in stage.indexer.engine_statuses()] == ["a"]
+
+
+async def test_instances_follow_the_fleet() -> None:
+    async with indexer_harness() as stage:
+        for name in ("a", "b"):
+            stage.start_engine(name)
+            stage.add_instance(name)
+        await stage.wait_connected("a", "b")
+        for engine in stage.engines.values():
+            engine.serve_prompt(*A)
+        await stage.wait_exact("a", "b")
+        del stage.instances["a"]
+        stage.apply_fleet()
+        assert [one.instance for one in stage.indexer.engine_statuses()] == ["b"]
+        assert stage.credited_blocks("b", A) == 2
+        assert stage.sink.replica("default/tiny").instances() == ("b",)
+        assert stage.indexer.departed.counts["default/tiny"]["batches"] == 1
+        await wait_until(lambda: stage.engines["a"].listeners == 0)
+        stage.add_instance("a")
+        await stage.wait_exact("a")
+        assert stage.credited_blocks("a", A) == 2
+
+
+async def test_wake_up_drops_blocks_before_the_engine_reports_a_clear() -> None:
+    async with indexer_harness() as stage:
+        engine = await stage.connect_engine("a")
+        engine.serve_prompt(*A)
+        await stage.wait_exact("a")
+        for state, believed in ((InstanceState.SLEEPING, 2), (InstanceState.STARTING, 0), (InstanceState.READY, 0)):
+            stage.instances["a"] = replace(stage.instances["a"], state=state)
             stage.apply_fleet()
-            await stage.wait_connected("a")
-            assert [one.instance for one in stage.indexer.engine_statuses()] == ["a"]
-
-    asyncio.run(scenario())
-
-
-def test_instances_follow_the_fleet() -> None:
-    async def scenario() -> None:
-        async with indexer_harness() as stage:
-            for name in ("a", "b"):
-                stage.start_engine(name)
-                stage.add_instance(name)
-            await stage.wait_connected("a", "b")
-            for engine in stage.engines.values():
-                engine.serve_prompt(*A)
-            await stage.wait_exact("a", "b")
-            del stage.instances["a"]
-            stage.apply_fleet()
-            assert [one.instance for one in stage.indexer.engine_statuses()] == ["b"]
-            assert stage.credited_blocks("b", A) == 2
-            assert stage.sink.replica("default/tiny").instances() == ("b",)
-            assert stage.indexer.departed.counts["default/tiny"]["batches"] == 1
-            await wait_until(lambda: stage.engines["a"].listeners == 0)
-            stage.add_instance("a")
-            await stage.wait_exact("a")
-            assert stage.credited_blocks("a", A) == 2
-
-    asyncio.run(scenario())
+            assert stage.credited_blocks("a", A) == believed
+        engine.engine.clear()
+        engine.serve_prompt(*B)
+        await stage.wait_exact("a")
+        assert stage.credited_blocks("a", B) == 4
 
 
-def test_wake_up_drops_blocks_before_the_engine_reports_a_clear() -> None:
-    async def scenario() -> None:
-        async with indexer_harness() as stage:
-            engine = await stage.connect_engine("a")
-            engine.serve_prompt(*A)
-            await stage.wait_exact("a")
-            for state, believed in ((InstanceState.SLEEPING, 2), (InstanceState.STARTING, 0), (InstanceState.READY, 0)):
-                stage.instances["a"] = replace(stage.instances["a"], state=state)
-                stage.apply_fleet()
-                assert stage.credited_blocks("a", A) == believed
-            engine.engine.clear()
-            engine.serve_prompt(*B)
-            await stage.wait_exact("a")
-            assert stage.credited_blocks("a", B) == 4
+async def test_requested_clear_drops_blocks_at_once() -> None:
+    async with indexer_harness() as stage:
+        engine = await stage.connect_engine("a")
+        engine.serve_prompt(*A)
+        await stage.wait_exact("a")
+        assert stage.indexer.on_cache_cleared("a")
+        assert stage.credited_blocks("a", A) == 0
+        engine.engine.clear()
+        engine.serve_prompt(*B)
+        await stage.wait_exact("a")
+        assert stage.credited_blocks("a", B) == 4
+        assert not stage.indexer.on_cache_cleared("nobody")
+        assert stage.indexer.on_engine_restarted("a", "its supervisor says so")
+        assert stage.credited_blocks("a", B) == 0
+        await wait_until(lambda: stage.loop.advance(LIMITS.kv_idle_check_seconds) or stage.credited_blocks("a", B) == 4)
 
-    asyncio.run(scenario())
+
+async def test_restart_of_an_engine_without_known_endpoints_drops_its_restored_blocks() -> None:
+    async with indexer_harness() as former:
+        engine = former.start_engine("a")
+        former.add_instance("a")
+        await former.wait_connected("a")
+        engine.serve_prompt(*A)
+        await former.wait_exact("a")
+        checkpoint = former.indexer.checkpoint("a")
+    async with indexer_harness(leased=True) as stage:
+        stage.add_instance("a")
+        stage.indexer.start_model(MODEL, RecoveredIndex({"a": checkpoint}, [], {}))
+        assert stage.status("a").state.blocks == 2
+        assert stage.indexer.on_engine_restarted("a", "its supervisor says so")
+        assert (stage.status("a").state.blocks, stage.indexer.checkpoint("a").position) == (0, None)
 
 
-def test_requested_clear_drops_blocks_at_once() -> None:
-    async def scenario() -> None:
-        async with indexer_harness() as stage:
-            engine = await stage.connect_engine("a")
-            engine.serve_prompt(*A)
-            await stage.wait_exact("a")
-            assert stage.indexer.on_cache_cleared("a")
-            assert stage.credited_blocks("a", A) == 0
-            engine.engine.clear()
-            engine.serve_prompt(*B)
-            await stage.wait_exact("a")
-            assert stage.credited_blocks("a", B) == 4
-            assert not stage.indexer.on_cache_cleared("nobody")
-            assert stage.indexer.on_engine_restarted("a", "its supervisor says so")
-            assert stage.credited_blocks("a", B) == 0
-            await wait_until(
-                lambda: stage.loop.advance(LIMITS.kv_idle_check_seconds) or stage.credited_blocks("a", B) == 4
+async def test_dialing_engines_are_identified_by_topic_and_disconnects_detected() -> None:
+    async with indexer_harness(listen=["tcp://127.0.0.1:0"]) as stage:
+        here = stage.indexer.listeners[0].endpoint
+        for port, name in ((8001, "a"), (8002, "b")):
+            stage.start_engine(
+                name, PrefixCacheEngine(capacity=400, seed=port), dial=here, topic=f"kv@127.0.0.1:{port}@tiny"
             )
-
-    asyncio.run(scenario())
-
-
-def test_restart_of_an_engine_without_known_endpoints_drops_its_restored_blocks() -> None:
-    async def scenario() -> None:
-        async with indexer_harness() as former:
-            engine = former.start_engine("a")
-            former.add_instance("a")
-            await former.wait_connected("a")
-            engine.serve_prompt(*A)
-            await former.wait_exact("a")
-            checkpoint = former.indexer.checkpoint("a")
-        async with indexer_harness(leased=True) as stage:
-            stage.add_instance("a")
-            stage.indexer.start_model(MODEL, RecoveredIndex({"a": checkpoint}, [], {}))
-            assert stage.status("a").state.blocks == 2
-            assert stage.indexer.on_engine_restarted("a", "its supervisor says so")
-            assert (stage.status("a").state.blocks, stage.indexer.checkpoint("a").position) == (0, None)
-
-    asyncio.run(scenario())
-
-
-def test_dialing_engines_are_identified_by_topic_and_disconnects_detected() -> None:
-    async def scenario() -> None:
-        async with indexer_harness(listen=["tcp://127.0.0.1:0"]) as stage:
-            here = stage.indexer.listeners[0].endpoint
-            for port, name in ((8001, "a"), (8002, "b")):
-                stage.start_engine(
-                    name, PrefixCacheEngine(capacity=400, seed=port), dial=here, topic=f"kv@127.0.0.1:{port}@tiny"
-                )
-                told = sources(stage.engines[name], endpoint="tcp://indexer:5557")
-                stage.answers[name, EVENT_SOURCES_PATH] = told
-                stage.add_instance(name, url=f"http://127.0.0.1:{port}")
-            await wait_until(lambda: all(stage.status(name).problem == "not connected yet" for name in ("a", "b")))
-            await wait_until(lambda: all(engine.listeners for engine in stage.engines.values()))
-            stage.engines["a"].serve_prompt(*A)
-            stage.engines["b"].serve_prompt(*B)
-            await stage.wait_exact("a", "b")
-            assert (stage.credited_blocks("a", A), stage.credited_blocks("a", B), stage.credited_blocks("b", B)) == (
-                2,
-                0,
-                4,
-            )
-            stage.engines["a"].send_raw([b"kv@10.0.0.9:1@tiny", bytes(8), b"x"])
-            stage.engines["a"].send_raw([b"other", bytes(8), b"x"])
-            stage.engines["a"].send_raw([b"other"])
-            await wait_until(
-                lambda: dict(stage.indexer.unidentified_messages()) == {"unknown": 1, "topic": 1, "frame": 1}
-            )
-            stage.engines["a"].close()
-            await wait_until(lambda: not stage.status("a").connected)
-            assert (stage.status("b").connected, stage.status("a").state.complete) == (True, False)
-            stage.loop.advance(LIMITS.kv_restart_seconds)
-            assert (stage.credited_blocks("a", A), stage.credited_blocks("b", B)) == (0, 4)
-
-    asyncio.run(scenario())
+            told = sources(stage.engines[name], endpoint="tcp://indexer:5557")
+            stage.answers[name, EVENT_SOURCES_PATH] = told
+            stage.add_instance(name, url=f"http://127.0.0.1:{port}")
+        await wait_until(lambda: all(stage.status(name).problem == "not connected yet" for name in ("a", "b")))
+        await wait_until(lambda: all(engine.listeners for engine in stage.engines.values()))
+        stage.engines["a"].serve_prompt(*A)
+        stage.engines["b"].serve_prompt(*B)
+        await stage.wait_exact("a", "b")
+        assert (stage.credited_blocks("a", A), stage.credited_blocks("a", B), stage.credited_blocks("b", B)) == (
+            2,
+            0,
+            4,
+        )
+        stage.engines["a"].send_raw([b"kv@10.0.0.9:1@tiny", bytes(8), b"x"])
+        stage.engines["a"].send_raw([b"other", bytes(8), b"x"])
+        stage.engines["a"].send_raw([b"other"])
+        await wait_until(lambda: dict(stage.indexer.unidentified_messages()) == {"unknown": 1, "topic": 1, "frame": 1})
+        stage.engines["a"].close()
+        await wait_until(lambda: not stage.status("a").connected)
+        assert (stage.status("b").connected, stage.status("a").state.complete) == (True, False)
+        stage.loop.advance(LIMITS.kv_restart_seconds)
+        assert (stage.credited_blocks("a", A), stage.credited_blocks("b", B)) == (0, 4)
 
 
 @pytest.mark.parametrize("endpoint", ["tcp://0.0.0.0:0", "tcp://*:0"])
-def test_dialing_peer_speaks_only_for_engines_at_its_own_address(endpoint: str) -> None:
-    async def scenario() -> None:
-        async with indexer_harness(listen=[endpoint]) as stage:
-            port = stage.indexer.listeners[0].endpoint.rpartition(":")[2]
-            for name, source in (("a", "127.0.0.1"), ("impostor", "127.0.0.2")):
-                dial = f"tcp://{source}:0;127.0.0.1:{port}"
-                stage.start_engine(name, PrefixCacheEngine(capacity=400), dial=dial, topic="kv@127.0.0.1:8001@tiny")
-            stage.answers["a", EVENT_SOURCES_PATH] = sources(stage.engines["a"], endpoint="tcp://indexer:5557")
-            stage.add_instance("a", url="http://127.0.0.1:8001")
-            await wait_until(lambda: stage.status("a").problem == "not connected yet")
-            await wait_until(lambda: all(engine.listeners for engine in stage.engines.values()))
-            stage.engines["a"].serve_prompt(*A)
-            await stage.wait_exact("a")
-            stage.engines["impostor"].serve_prompt(*B)
-            stage.engines["impostor"].send_raw([b"kv@localhost:8001@tiny", bytes(8), b"x"])
-            await wait_until(lambda: dict(stage.indexer.unidentified_messages()) == {"peer": 2})
-            stage.engines["a"].serve_prompt(*range(200, 209))
-            await stage.wait_exact("a")
-            counts = stage.status("a").counters
-            assert (counts.connects, counts.disconnects, counts.restarts) == (1, 0, 0)
-            assert (stage.credited_blocks("a", A), stage.credited_blocks("a", B)) == (2, 0)
-
-    asyncio.run(scenario())
+async def test_dialing_peer_speaks_only_for_engines_at_its_own_address(endpoint: str) -> None:
+    async with indexer_harness(listen=[endpoint]) as stage:
+        port = stage.indexer.listeners[0].endpoint.rpartition(":")[2]
+        for name, source in (("a", "127.0.0.1"), ("impostor", "127.0.0.2")):
+            dial = f"tcp://{source}:0;127.0.0.1:{port}"
+            stage.start_engine(name, PrefixCacheEngine(capacity=400), dial=dial, topic="kv@127.0.0.1:8001@tiny")
+        stage.answers["a", EVENT_SOURCES_PATH] = sources(stage.engines["a"], endpoint="tcp://indexer:5557")
+        stage.add_instance("a", url="http://127.0.0.1:8001")
+        await wait_until(lambda: stage.status("a").problem == "not connected yet")
+        await wait_until(lambda: all(engine.listeners for engine in stage.engines.values()))
+        stage.engines["a"].serve_prompt(*A)
+        await stage.wait_exact("a")
+        stage.engines["impostor"].serve_prompt(*B)
+        stage.engines["impostor"].send_raw([b"kv@localhost:8001@tiny", bytes(8), b"x"])
+        await wait_until(lambda: dict(stage.indexer.unidentified_messages()) == {"peer": 2})
+        stage.engines["a"].serve_prompt(*range(200, 209))
+        await stage.wait_exact("a")
+        counts = stage.status("a").counters
+        assert (counts.connects, counts.disconnects, counts.restarts) == (1, 0, 0)
+        assert (stage.credited_blocks("a", A), stage.credited_blocks("a", B)) == (2, 0)
 
 
-def test_invalid_listen_address_is_named() -> None:
-    async def scenario() -> None:
-        with pytest.raises(BadInput, match=r"tcp://127\.0\.0\.1:99999"):
-            async with indexer_harness(listen=["tcp://127.0.0.1:99999"]):
-                pass
-
-    asyncio.run(scenario())
+async def test_invalid_listen_address_is_named() -> None:
+    with pytest.raises(BadInput, match=r"tcp://127\.0\.0\.1:99999"):
+        async with indexer_harness(listen=["tcp://127.0.0.1:99999"]):
+            pass
 
 
-def test_flood_is_read_without_a_loss() -> None:
-    async def scenario() -> None:
-        async with indexer_harness() as stage:
-            for name in ("calm", "loud"):
-                stage.start_engine(name, PrefixCacheEngine(capacity=100_000))
-                stage.add_instance(name)
-            await stage.wait_connected("calm", "loud")
-            loud, calm = stage.engines["loud"], stage.engines["calm"]
-            loud.send(*frames(loud.engine, *[range(1_000 * at, 1_000 * at + 401) for at in range(400)]))
-            calm.serve_prompt(*A)
-            await stage.wait_exact("loud", "calm")
-            counts = stage.status("loud").counters
-            assert (counts.batches, counts.gaps, counts.lost) == (400, 0, 0), counts
-
-    asyncio.run(scenario())
+async def test_flood_is_read_without_a_loss() -> None:
+    async with indexer_harness() as stage:
+        for name in ("calm", "loud"):
+            stage.start_engine(name, PrefixCacheEngine(capacity=100_000))
+            stage.add_instance(name)
+        await stage.wait_connected("calm", "loud")
+        loud, calm = stage.engines["loud"], stage.engines["calm"]
+        loud.send(*frames(loud.engine, *[range(1_000 * at, 1_000 * at + 401) for at in range(400)]))
+        calm.serve_prompt(*A)
+        await stage.wait_exact("loud", "calm")
+        counts = stage.status("loud").counters
+        assert (counts.batches, counts.gaps, counts.lost) == (400, 0, 0), counts
 
 
-def test_hostile_frames_affect_only_their_own_engine() -> None:
-    async def scenario() -> None:
-        draw = random.Random(5)
-        async with indexer_harness() as stage:
-            for name in ("good", "bad"):
-                stage.start_engine(name)
-                stage.add_instance(name)
-            await stage.wait_connected("good", "bad")
-            good, bad = stage.engines["good"], stage.engines["bad"]
-            good.serve_prompt(*A)
-            bad.send_raw([b""])
-            bad.send_raw([b"kv", b"1234567", b"x"])
-            bad.send_raw([b"kv"] * 1_000)
-            bad.send_raw([b"kv", b"\xff" * 8, b""])
-            for number in range(300):
-                bad.send_raw([b"kv", number.to_bytes(8, "big"), draw.randbytes(draw.randrange(200))])
-                nested = msgspec.msgpack.encode([0.0, [{"type": "BlockRemoved", "block_hashes": [[]]}], 0])
-                bad.send_raw([b"kv", draw.randrange(2**64).to_bytes(8, "big"), nested])
-            await stage.wait_exact("good")
-            good.serve_prompt(*B)
-            await stage.wait_exact("good")
-            await wait_until(lambda: stage.status("bad").counters.unreadable["frame"] == 4)
-            assert not stage.status("bad").state.complete
-            assert sum(stage.status("bad").counters.unreadable.values()) > 3
-            assert stage.status("good").counters.unreadable == {}
-
-    asyncio.run(scenario())
+async def test_hostile_frames_affect_only_their_own_engine() -> None:
+    draw = random.Random(5)
+    async with indexer_harness() as stage:
+        for name in ("good", "bad"):
+            stage.start_engine(name)
+            stage.add_instance(name)
+        await stage.wait_connected("good", "bad")
+        good, bad = stage.engines["good"], stage.engines["bad"]
+        good.serve_prompt(*A)
+        bad.send_raw([b""])
+        bad.send_raw([b"kv", b"1234567", b"x"])
+        bad.send_raw([b"kv"] * 1_000)
+        bad.send_raw([b"kv", b"\xff" * 8, b""])
+        for number in range(300):
+            bad.send_raw([b"kv", number.to_bytes(8, "big"), draw.randbytes(draw.randrange(200))])
+            nested = msgspec.msgpack.encode([0.0, [{"type": "BlockRemoved", "block_hashes": [[]]}], 0])
+            bad.send_raw([b"kv", draw.randrange(2**64).to_bytes(8, "big"), nested])
+        await stage.wait_exact("good")
+        good.serve_prompt(*B)
+        await stage.wait_exact("good")
+        await wait_until(lambda: stage.status("bad").counters.unreadable["frame"] == 4)
+        assert not stage.status("bad").state.complete
+        assert sum(stage.status("bad").counters.unreadable.values()) > 3
+        assert stage.status("good").counters.unreadable == {}
 
 
-def test_oversized_message_ends_only_its_connection() -> None:
-    async def scenario() -> None:
-        async with indexer_harness(replace(LIMITS, kv_events_bytes=10_000)) as stage:
-            engine = await stage.connect_engine("a")
+async def test_oversized_message_ends_only_its_connection() -> None:
+    async with indexer_harness(replace(LIMITS, kv_events_bytes=10_000)) as stage:
+        engine = await stage.connect_engine("a")
+        engine.serve_prompt(*A)
+        await stage.wait_exact("a")
+        engine.send(EventFrame(b"kv", 1, bytes(20_000)))
+        await wait_until(lambda: stage.status("a").counters.disconnects == 1)
+        assert not stage.status("a").state.complete
+
+
+async def test_eviction_for_another_model_reaches_the_index_of_its_own_model() -> None:
+    async with indexer_harness(replace(LIMITS, kv_blocks=6)) as stage:
+        for name in ("a", "b"):
+            stage.start_engine(name)
+            stage.add_instance(name)
+        first, second = stage.instances["a"], replace(stage.instances["b"], namespace="team", model="other")
+        models = {MODEL: Model("default", "tiny"), "team/other": Model("team", "other")}
+        stage.indexer.update_fleet(Fleet(1, 1, models, {MODEL: (first,), "team/other": (second,)}))
+        await stage.wait_connected("a", "b")
+        stage.engines["a"].serve_prompt(*range(1, 22))
+        await stage.wait_exact("a")
+        stage.engines["b"].serve_prompt(*A)
+        await stage.wait_exact("b")
+        assert stage.status("a").state.counts.dropped == 1
+        assert stage.credited_blocks("a", range(1, 22)) == 4
+
+
+async def test_indexer_defect_drops_the_instance_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with indexer_harness() as stage:
+        engine = await stage.connect_engine("a")
+        engine.serve_prompt(*A)
+        await stage.wait_exact("a")
+        whole = stage.store.apply_steps
+        broken = {1}
+
+        def apply(*given: object) -> object:
+            if broken:
+                broken.pop()
+                raise ZeroDivisionError
+            return whole(*given)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(stage.store, "apply_steps", apply)
+        engine.serve_prompt(*B)
+        await wait_until(lambda: stage.status("a").counters.defects == 1)
+        assert stage.credited_blocks("a", A) == 0
+        engine.serve_prompt(*range(300, 309))
+        await wait_until(lambda: stage.credited_blocks("a", range(300, 309)) == 2)
+        assert not stage.status("a").state.complete
+
+
+async def test_adapter_source_is_queried_and_restores_its_blocks() -> None:
+    async with indexer_harness() as stage:
+        engine = await stage.connect_engine("a")
+        engine.engine.load("poet", "/models/p")
+        stage.answers["a", MODELS_PATH] = json.dumps(
+            {"data": [{"id": "tiny", "root": "tiny"}, {"id": "poet", "root": "/models/p", "parent": "tiny"}]}
+        ).encode()
+        engine.engine.serve_prompt(A, "poet")
+        engine.publish()
+        await wait_until(lambda: stage.status("a").state.blocks == 2)
+        assert ("a", MODELS_PATH) not in stage.queries
+        stage.loop.advance(LIMITS.kv_adapter_pause_seconds)
+        await wait_until(lambda: ("a", MODELS_PATH) in stage.queries)
+        await wait_until(lambda: not stage.store.unsourced_adapters("a"))
+        count = len(stage.queries)
+        stage.loop.advance(LIMITS.kv_adapter_poll_seconds / 2)
+        assert len(stage.queries) == count
+
+
+async def test_replays_wait_for_a_slot() -> None:
+    async with indexer_harness(replace(LIMITS, kv_replays=2)) as stage:
+        names = [f"e{number}" for number in range(6)]
+        for name in names:
+            engine = stage.start_engine(name)
             engine.serve_prompt(*A)
-            await stage.wait_exact("a")
-            engine.send(EventFrame(b"kv", 1, bytes(20_000)))
-            await wait_until(lambda: stage.status("a").counters.disconnects == 1)
-            assert not stage.status("a").state.complete
-
-    asyncio.run(scenario())
-
-
-def test_eviction_for_another_model_reaches_the_index_of_its_own_model() -> None:
-    async def scenario() -> None:
-        async with indexer_harness(replace(LIMITS, kv_blocks=6)) as stage:
-            for name in ("a", "b"):
-                stage.start_engine(name)
-                stage.add_instance(name)
-            first, second = stage.instances["a"], replace(stage.instances["b"], namespace="team", model="other")
-            models = {MODEL: Model("default", "tiny"), "team/other": Model("team", "other")}
-            stage.indexer.update_fleet(Fleet(1, 1, models, {MODEL: (first,), "team/other": (second,)}))
-            await stage.wait_connected("a", "b")
-            stage.engines["a"].serve_prompt(*range(1, 22))
-            await stage.wait_exact("a")
-            stage.engines["b"].serve_prompt(*A)
-            await stage.wait_exact("b")
-            assert stage.status("a").state.counts.dropped == 1
-            assert stage.credited_blocks("a", range(1, 22)) == 4
-
-    asyncio.run(scenario())
+            engine.holds_replays = True
+            stage.add_instance(name)
+        held = lambda: [name for name in names if stage.engines[name].replay_requests]  # noqa: E731
+        await wait_until(lambda: all(stage.status(name).replaying for name in names) and len(held()) == 2)
+        for _ in range(5):
+            await wait_until(
+                lambda: any(stage.engines[name].replay_requests and stage.engines[name].holds_replays for name in names)
+            )
+            for name in held():
+                stage.engines[name].answer_held()
+            if all(not stage.engines[name].holds_replays for name in names):
+                break
+        await stage.wait_exact(*names)
 
 
-def test_indexer_defect_drops_the_instance_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def scenario() -> None:
-        async with indexer_harness() as stage:
-            engine = await stage.connect_engine("a")
-            engine.serve_prompt(*A)
-            await stage.wait_exact("a")
-            whole = stage.store.apply_steps
-            broken = {1}
-
-            def apply(*given: object) -> object:
-                if broken:
-                    broken.pop()
-                    raise ZeroDivisionError
-                return whole(*given)  # type: ignore[arg-type]
-
-            monkeypatch.setattr(stage.store, "apply_steps", apply)
-            engine.serve_prompt(*B)
-            await wait_until(lambda: stage.status("a").counters.defects == 1)
-            assert stage.credited_blocks("a", A) == 0
-            engine.serve_prompt(*range(300, 309))
-            await wait_until(lambda: stage.credited_blocks("a", range(300, 309)) == 2)
-            assert not stage.status("a").state.complete
-
-    asyncio.run(scenario())
-
-
-def test_adapter_source_is_queried_and_restores_its_blocks() -> None:
-    async def scenario() -> None:
-        async with indexer_harness() as stage:
-            engine = await stage.connect_engine("a")
-            engine.engine.load("poet", "/models/p")
-            stage.answers["a", MODELS_PATH] = json.dumps(
-                {"data": [{"id": "tiny", "root": "tiny"}, {"id": "poet", "root": "/models/p", "parent": "tiny"}]}
-            ).encode()
-            engine.engine.serve_prompt(A, "poet")
-            engine.publish()
-            await wait_until(lambda: stage.status("a").state.blocks == 2)
-            assert ("a", MODELS_PATH) not in stage.queries
-            stage.loop.advance(LIMITS.kv_adapter_pause_seconds)
-            await wait_until(lambda: ("a", MODELS_PATH) in stage.queries)
-            await wait_until(lambda: not stage.store.unsourced_adapters("a"))
-            count = len(stage.queries)
-            stage.loop.advance(LIMITS.kv_adapter_poll_seconds / 2)
-            assert len(stage.queries) == count
-
-    asyncio.run(scenario())
-
-
-def test_replays_wait_for_a_slot() -> None:
-    async def scenario() -> None:
-        async with indexer_harness(replace(LIMITS, kv_replays=2)) as stage:
-            names = [f"e{number}" for number in range(6)]
-            for name in names:
-                engine = stage.start_engine(name)
-                engine.serve_prompt(*A)
-                engine.holds_replays = True
-                stage.add_instance(name)
-            held = lambda: [name for name in names if stage.engines[name].replay_requests]  # noqa: E731
-            await wait_until(lambda: all(stage.status(name).replaying for name in names) and len(held()) == 2)
-            for _ in range(5):
-                await wait_until(
-                    lambda: any(
-                        stage.engines[name].replay_requests and stage.engines[name].holds_replays for name in names
-                    )
-                )
-                for name in held():
-                    stage.engines[name].answer_held()
-                if all(not stage.engines[name].holds_replays for name in names):
-                    break
-            await stage.wait_exact(*names)
-
-    asyncio.run(scenario())
-
-
-def test_endless_replay_of_one_engine_keeps_no_other_from_its_own() -> None:
-    async def scenario() -> None:
-        async with indexer_harness(replace(LIMITS, kv_replays=1)) as stage:
-            endless = stage.start_engine("endless")
-            endless.serve_prompt(*A)
-            endless.holds_replays = True
-            stage.add_instance("endless")
-            await wait_until(lambda: endless.replay_requests != [])
-            stage.start_engine("other").serve_prompt(*B)
-            stage.add_instance("other")
-            await wait_until(lambda: stage.status("other").replaying)
-            between = LIMITS.kv_replay_seconds * 0.9
-            for pause in (between, between, between, LIMITS.max_kv_replay_seconds - 3 * between):
-                read = stage.status("endless").counters.bytes
-                endless.answer_in_part()
-                await wait_until(lambda read=read: stage.status("endless").counters.bytes > read)  # type: ignore[misc]
-                assert stage.status("other").replaying
-                stage.loop.advance(pause)
-            await stage.wait_exact("other")
-            await wait_until(lambda: len(endless.replay_requests) == 2)
-            endless.answer_held()
-            await stage.wait_exact("endless")
-
-    asyncio.run(scenario())
+async def test_endless_replay_of_one_engine_keeps_no_other_from_its_own() -> None:
+    async with indexer_harness(replace(LIMITS, kv_replays=1)) as stage:
+        endless = stage.start_engine("endless")
+        endless.serve_prompt(*A)
+        endless.holds_replays = True
+        stage.add_instance("endless")
+        await wait_until(lambda: endless.replay_requests != [])
+        stage.start_engine("other").serve_prompt(*B)
+        stage.add_instance("other")
+        await wait_until(lambda: stage.status("other").replaying)
+        between = LIMITS.kv_replay_seconds * 0.9
+        for pause in (between, between, between, LIMITS.max_kv_replay_seconds - 3 * between):
+            read = stage.status("endless").counters.bytes
+            endless.answer_in_part()
+            await wait_until(lambda read=read: stage.status("endless").counters.bytes > read)  # type: ignore[misc]
+            assert stage.status("other").replaying
+            stage.loop.advance(pause)
+        await stage.wait_exact("other")
+        await wait_until(lambda: len(endless.replay_requests) == 2)
+        endless.answer_held()
+        await stage.wait_exact("endless")
 
 
 def test_slots_for_replays_go_to_the_waiting_namespaces_in_turn() -> None:
@@ -462,13 +398,10 @@ def test_slots_for_replays_go_to_the_waiting_namespaces_in_turn() -> None:
     assert (granted, slots.waiting) == (["first", "a", "other", "b"], 0)
 
 
-def test_endpoint_that_resolves_to_a_refused_address_is_not_read() -> None:
-    async def scenario() -> None:
-        async with indexer_harness() as stage:
-            engine = stage.start_engine("a")
-            stage.answers["a", EVENT_SOURCES_PATH] = sources(engine)
-            stage.add_instance("a", url="http://localhost:8001", kv_events=None, kv_replay=None, checks_address=True)
-            await wait_until(lambda: "it is a loopback address" in (stage.status("a").problem or ""))
-            assert engine.listeners == 0
-
-    asyncio.run(scenario())
+async def test_endpoint_that_resolves_to_a_refused_address_is_not_read() -> None:
+    async with indexer_harness() as stage:
+        engine = stage.start_engine("a")
+        stage.answers["a", EVENT_SOURCES_PATH] = sources(engine)
+        stage.add_instance("a", url="http://localhost:8001", kv_events=None, kv_replay=None, checks_address=True)
+        await wait_until(lambda: "it is a loopback address" in (stage.status("a").problem or ""))
+        assert engine.listeners == 0

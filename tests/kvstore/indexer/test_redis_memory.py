@@ -62,24 +62,24 @@ def fill(store: BlockStore, instance: str, count: int) -> None:
         store.apply(instance, EventBatch(0.0, [event]), 1.0)
 
 
-def test_blocks_and_streams_are_bounded_by_the_memory_of_redis() -> None:
+async def test_blocks_and_streams_are_bounded_by_the_memory_of_redis() -> None:
     process = Process()
-    asyncio.run(bound(Link(256 * MIB), process, led=4).read_once())
+    await bound(Link(256 * MIB), process, led=4).read_once()
     assert process.store.max_blocks == 2 * MIB
     assert process.stream_bound.max_bytes == 8 * MIB
 
 
-def test_redis_without_maxmemory_leaves_the_limits_alone() -> None:
+async def test_redis_without_maxmemory_leaves_the_limits_alone() -> None:
     process = Process()
     memory = bound(Link(0), process)
-    asyncio.run(memory.read_once())
+    await memory.read_once()
     assert (process.store.max_blocks, process.stream_bound.max_bytes) == (LIMITS.kv_blocks, LIMITS.index_stream_bytes)
     assert (memory.max_memory, memory.warnings()) == (0, [])
 
 
-def test_tiny_maxmemory_leaves_some_blocks() -> None:
+async def test_tiny_maxmemory_leaves_some_blocks() -> None:
     process = Process()
-    asyncio.run(bound(Link(1), process).read_once())
+    await bound(Link(1), process).read_once()
     assert process.store.max_blocks == 65_536
 
 
@@ -105,14 +105,14 @@ def test_bound_stays_while_redis_is_away() -> None:
     assert (process.store.max_blocks, memory.max_memory) == (2 * MIB, 256 * MIB)
 
 
-def test_lowered_bound_evicts_in_steps_that_wait_for_the_writer() -> None:
+async def test_lowered_bound_evicts_in_steps_that_wait_for_the_writer() -> None:
     process = Process()
     process.store.attach("i", MODEL, 0.0)
     fill(process.store, "i", 150_000)
     process.backlogged = [MODEL]
     memory = bound(Link(128 * 100_000), process)
     assert memory.warnings() == []
-    asyncio.run(memory.read_once())
+    await memory.read_once()
     assert process.store.block_count <= 100_000
     assert len(process.offers) > 1
     assert all(process.offers)

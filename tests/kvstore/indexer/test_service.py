@@ -67,91 +67,79 @@ async def complete_prompt(engine: EngineProcess, tokens: Sequence[int]) -> None:
         (await client.post(f"{engine.url}/v1/completions", json=body)).raise_for_status()
 
 
-def test_memory_of_redis_bounds_the_blocks_of_the_process(server: Valkey, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with Redis.from_url(server.url) as redis:
-            await redis.config_set("maxmemory", 64 * 1024 * 1024)
-        path = fleet(tmp_path / "fleet.yaml", ["http://127.0.0.1:9"])
-        async with indexer_process("--fleet", str(path), "--redis", server.url) as indexer:
+async def test_memory_of_redis_bounds_the_blocks_of_the_process(server: Valkey, tmp_path: Path) -> None:
+    async with Redis.from_url(server.url) as redis:
+        await redis.config_set("maxmemory", 64 * 1024 * 1024)
+    path = fleet(tmp_path / "fleet.yaml", ["http://127.0.0.1:9"])
+    async with indexer_process("--fleet", str(path), "--redis", server.url) as indexer:
 
-            async def is_bounded() -> bool:
-                lines = (await indexer.get("/metrics")).text.splitlines()
-                return {
-                    "fairlead_indexer_redis_max_memory_bytes 6.7108864e+07",
-                    "fairlead_indexer_max_blocks 524288.0",
-                } <= set(lines)
+        async def is_bounded() -> bool:
+            lines = (await indexer.get("/metrics")).text.splitlines()
+            return {
+                "fairlead_indexer_redis_max_memory_bytes 6.7108864e+07",
+                "fairlead_indexer_max_blocks 524288.0",
+            } <= set(lines)
 
-            await wait_until_async(is_bounded)
-
-    asyncio.run(scenario())
+        await wait_until_async(is_bounded)
 
 
-def test_second_indexer_takes_over_without_a_loss(server: Valkey, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with engine_process(*EVENTS) as engine, feeding(server) as feed:
+async def test_second_indexer_takes_over_without_a_loss(server: Valkey, tmp_path: Path) -> None:
+    async with engine_process(*EVENTS) as engine, feeding(server) as feed:
+        path = fleet(tmp_path / "fleet.yaml", [engine])
+        arguments = ("--fleet", str(path), "--redis", server.url)
+        async with indexer_process(*arguments) as first:
+            await complete_prompt(engine, PROMPT)
+            await wait_until(lambda: cached_blocks(feed) == {"e0": 4} and complete(feed, "e0"))
+            assert (await first.get("/readyz")).status_code == 200
+            assert (await first.metric("blocks"), await first.metric("leads")) == (4, 1)
+            async with indexer_process(*arguments) as second:
+                await wait_until_async(lambda: _ready(second))
+                assert await second.metric("leads") == 0
+                first.process.send_signal(signal.SIGKILL)
+                await first.process.wait()
+                await complete_prompt(engine, [*PROMPT, *range(900, 916)])  # without an indexer
+                await wait_until_async(lambda: _leads(second))
+                await wait_until(
+                    lambda: cached_blocks(feed, [*PROMPT, *range(900, 916)]) == {"e0": 5} and complete(feed, "e0")
+                )
+                assert (await second.metric("restarts_total"), await second.metric("lost_total")) == (0, 0)
+                second.process.send_signal(signal.SIGTERM)
+                assert await asyncio.wait_for(second.process.wait(), 60.0) == 0
+
+
+async def test_engine_replaced_without_an_indexer_leaves_no_ghost(server: Valkey, tmp_path: Path) -> None:
+    async with feeding(server) as feed:
+        async with engine_process(*EVENTS) as engine:
             path = fleet(tmp_path / "fleet.yaml", [engine])
             arguments = ("--fleet", str(path), "--redis", server.url)
             async with indexer_process(*arguments) as first:
                 await complete_prompt(engine, PROMPT)
-                await wait_until(lambda: cached_blocks(feed) == {"e0": 4} and complete(feed, "e0"))
-                assert (await first.get("/readyz")).status_code == 200
-                assert (await first.metric("blocks"), await first.metric("leads")) == (4, 1)
-                async with indexer_process(*arguments) as second:
-                    await wait_until_async(lambda: _ready(second))
-                    assert await second.metric("leads") == 0
-                    first.process.send_signal(signal.SIGKILL)
-                    await first.process.wait()
-                    await complete_prompt(engine, [*PROMPT, *range(900, 916)])  # without an indexer
-                    await wait_until_async(lambda: _leads(second))
-                    await wait_until(
-                        lambda: cached_blocks(feed, [*PROMPT, *range(900, 916)]) == {"e0": 5} and complete(feed, "e0")
-                    )
-                    assert (await second.metric("restarts_total"), await second.metric("lost_total")) == (0, 0)
-                    second.process.send_signal(signal.SIGTERM)
-                    assert await asyncio.wait_for(second.process.wait(), 60.0) == 0
-
-    asyncio.run(scenario())
+                await wait_until(lambda: cached_blocks(feed) == {"e0": 4})
+                first.process.send_signal(signal.SIGTERM)
+                assert await asyncio.wait_for(first.process.wait(), 60.0) == 0
+        async with engine_process(*EVENTS) as another:
+            fleet(path, [another])
+            await complete_prompt(another, range(500, 533))
+            async with indexer_process(*arguments):
+                await wait_until(lambda: cached_blocks(feed, range(500, 533)) == {"e0": 2} and complete(feed, "e0"))
+                assert cached_blocks(feed) == {}
 
 
-def test_engine_replaced_without_an_indexer_leaves_no_ghost(server: Valkey, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with feeding(server) as feed:
-            async with engine_process(*EVENTS) as engine:
-                path = fleet(tmp_path / "fleet.yaml", [engine])
-                arguments = ("--fleet", str(path), "--redis", server.url)
-                async with indexer_process(*arguments) as first:
-                    await complete_prompt(engine, PROMPT)
-                    await wait_until(lambda: cached_blocks(feed) == {"e0": 4})
-                    first.process.send_signal(signal.SIGTERM)
-                    assert await asyncio.wait_for(first.process.wait(), 60.0) == 0
-            async with engine_process(*EVENTS) as another:
-                fleet(path, [another])
-                await complete_prompt(another, range(500, 533))
-                async with indexer_process(*arguments):
-                    await wait_until(lambda: cached_blocks(feed, range(500, 533)) == {"e0": 2} and complete(feed, "e0"))
-                    assert cached_blocks(feed) == {}
-
-    asyncio.run(scenario())
-
-
-def test_two_ranks_are_two_instances(server: Valkey, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with engine_process(*EVENTS, "--data-parallel-size", "2") as engine, feeding(server) as feed:
-            ranks = [{"url": engine.url, "id": f"r{rank}", "dpRank": rank} for rank in range(2)]
-            path = tmp_path / "fleet.yaml"
-            path.write_text(json.dumps({"models": [{"name": "tiny", "instances": ranks}]}))
-            async with (
-                indexer_process("--fleet", str(path), "--redis", server.url),
-                httpx.AsyncClient(timeout=60) as client,
-            ):
-                for rank in range(2):
-                    prompt = list(range(1_000 * rank, 1_000 * rank + 33))
-                    body = {"model": "tiny", "prompt": prompt, "max_tokens": 1}
-                    shown = {"X-data-parallel-rank": str(rank)}
-                    (await client.post(f"{engine.url}/v1/completions", json=body, headers=shown)).raise_for_status()
-                    await wait_until(lambda: cached_blocks(feed, prompt) == {f"r{rank}": 2})  # noqa: B023
-
-    asyncio.run(scenario())
+async def test_two_ranks_are_two_instances(server: Valkey, tmp_path: Path) -> None:
+    async with engine_process(*EVENTS, "--data-parallel-size", "2") as engine, feeding(server) as feed:
+        ranks = [{"url": engine.url, "id": f"r{rank}", "dpRank": rank} for rank in range(2)]
+        path = tmp_path / "fleet.yaml"
+        path.write_text(json.dumps({"models": [{"name": "tiny", "instances": ranks}]}))
+        async with (
+            indexer_process("--fleet", str(path), "--redis", server.url),
+            httpx.AsyncClient(timeout=60) as client,
+        ):
+            for rank in range(2):
+                prompt = list(range(1_000 * rank, 1_000 * rank + 33))
+                body = {"model": "tiny", "prompt": prompt, "max_tokens": 1}
+                shown = {"X-data-parallel-rank": str(rank)}
+                (await client.post(f"{engine.url}/v1/completions", json=body, headers=shown)).raise_for_status()
+                await wait_until(lambda: cached_blocks(feed, prompt) == {f"r{rank}": 2})  # noqa: B023
 
 
 @pytest.mark.parametrize(
@@ -165,19 +153,16 @@ def test_two_ranks_are_two_instances(server: Valkey, tmp_path: Path) -> None:
         (("--kube", "No_Namespace", "--redis", "redis://a"), "is not a namespace"),
     ],
 )
-def test_invalid_arguments_are_reported_and_nothing_runs(arguments: tuple[str, ...], words: str) -> None:
-    async def scenario() -> None:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "fairlead_kvstore", *arguments),
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        _, told = await asyncio.wait_for(process.communicate(), 60.0)
-        assert process.returncode == 2
-        assert words in told.decode()
-        assert "Traceback" not in told.decode()
-
-    asyncio.run(scenario())
+async def test_invalid_arguments_are_reported_and_nothing_runs(arguments: tuple[str, ...], words: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "fairlead_kvstore", *arguments),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, told = await asyncio.wait_for(process.communicate(), 60.0)
+    assert process.returncode == 2
+    assert words in told.decode()
+    assert "Traceback" not in told.decode()
 
 
 async def _ready(indexer: IndexerProcess) -> bool:

@@ -86,146 +86,122 @@ def test_buffered_bytes_of_one_namespace_leave_room_for_those_of_others() -> Non
     assert buffered.total == 0
 
 
-def test_peer_that_never_ends_the_handshake_is_read_for_some_kilobytes_only() -> None:
-    async def scenario() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            theirs = socket.create_connection(server.getsockname())
-            ours, _ = server.accept()
-        with theirs:
-            theirs.sendall(GREETING + b"\x04\x00" * 32_768)  # commands without a name
-            ours.setblocking(False)
-            with pytest.raises(ProtocolError, match="1024 bytes within the handshake"):
-                await accept_connection(ours, LIMITS)
-            assert ours.fileno() == -1, "it is closed"
-
-    asyncio.run(scenario())
+async def test_peer_that_never_ends_the_handshake_is_read_for_some_kilobytes_only() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        theirs = socket.create_connection(server.getsockname())
+        ours, _ = server.accept()
+    with theirs:
+        theirs.sendall(GREETING + b"\x04\x00" * 32_768)  # commands without a name
+        ours.setblocking(False)
+        with pytest.raises(ProtocolError, match="1024 bytes within the handshake"):
+            await accept_connection(ours, LIMITS)
+        assert ours.fileno() == -1, "it is closed"
 
 
-def test_parts_of_an_unfinished_message_count_in_the_turn_of_an_engine() -> None:
-    async def scenario() -> None:
-        async with indexer_harness(LIMITS) as stage:
-            [peer] = await _connect_peers(stage, ["a"])
-            subscription = stage.indexer._members["a"].subscription
-            assert subscription is not None
-            assert subscription._connection is not None
-            connection = subscription._connection._connection
-            assert connection is not None
-            connection._stream.feed(b"\x01\x00" * 16_384)
-            used, has_more = subscription._connection.read(LIMITS.kv_turn_bytes)
-            assert (used, has_more) == (LIMITS.kv_turn_bytes, True), "a quarter of them"
+async def test_parts_of_an_unfinished_message_count_in_the_turn_of_an_engine() -> None:
+    async with indexer_harness(LIMITS) as stage:
+        [peer] = await _connect_peers(stage, ["a"])
+        subscription = stage.indexer._members["a"].subscription
+        assert subscription is not None
+        assert subscription._connection is not None
+        connection = subscription._connection._connection
+        assert connection is not None
+        connection._stream.feed(b"\x01\x00" * 16_384)
+        used, has_more = subscription._connection.read(LIMITS.kv_turn_bytes)
+        assert (used, has_more) == (LIMITS.kv_turn_bytes, True), "a quarter of them"
+        peer.close()
+
+
+async def test_engine_that_never_ends_a_message_is_disconnected() -> None:
+    async with indexer_harness(LIMITS) as stage:
+        [peer] = await _connect_peers(stage, ["a"])
+        for _ in range(3):
+            peer.send_part(bytes(32_768), more=True)
+        await wait_until(lambda: _disconnects(stage, "a") == 1)
+        assert "a message of more than" in stage.status("a").problem
+        peer.close()
+
+
+async def test_empty_parts_without_end_take_no_memory() -> None:
+    async with indexer_harness(replace(Limits(), kv_events_bytes=4 * 1024 * 1024)) as stage:
+        [peer] = await _connect_peers(stage, ["a"])
+        sent = b"\x01\x00" * 16_384
+        tracemalloc.start()
+        try:
+            for _ in range(64):
+                await asyncio.to_thread(peer.send_bytes, sent)
+            peer.send_part(b"", more=False)
+            await wait_until(lambda: stage.status("a").counters.unreadable["frame"] == 1)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert _disconnects(stage, "a") == 0
+        assert peak < 1024 * 1024, "of 2 MiB that were sent"
+        peer.close()
+
+
+async def test_unread_bytes_of_all_engines_of_a_namespace_are_bounded_together(backlog: set[str]) -> None:
+    limits = replace(LIMITS, kv_all_unread_bytes=256 * 1024)
+    names = [f"flood-{number}" for number in range(24)]
+    async with indexer_harness(limits) as stage:
+        victim = await stage.connect_engine("victim")
+        peers = await _connect_peers(stage, names)
+        backlog.add("flood/tiny")
+        for peer in peers:
+            for _ in range(4):
+                peer.send_part(bytes(16_384), more=True)
+        unread = stage.indexer._context.unread
+        await wait_until(lambda: sum(_disconnects(stage, name) for name in names) >= 12)
+        assert unread.total <= 256 * 1024
+        victim.serve_prompt(*range(1, 10))
+        await wait_until(lambda: stage.is_exact("victim"))
+        assert _disconnects(stage, "victim") == 0
+        for peer in peers:
             peer.close()
-
-    asyncio.run(scenario())
-
-
-def test_engine_that_never_ends_a_message_is_disconnected() -> None:
-    async def scenario() -> None:
-        async with indexer_harness(LIMITS) as stage:
-            [peer] = await _connect_peers(stage, ["a"])
-            for _ in range(3):
-                peer.send_part(bytes(32_768), more=True)
-            await wait_until(lambda: _disconnects(stage, "a") == 1)
-            assert "a message of more than" in stage.status("a").problem
-            peer.close()
-
-    asyncio.run(scenario())
+        stage.instances = {"victim": stage.instances["victim"]}
+        stage.apply_fleet()
+        assert unread.total == 0
 
 
-def test_empty_parts_without_end_take_no_memory() -> None:
-    async def scenario() -> None:
-        async with indexer_harness(replace(Limits(), kv_events_bytes=4 * 1024 * 1024)) as stage:
-            [peer] = await _connect_peers(stage, ["a"])
-            sent = b"\x01\x00" * 16_384
-            tracemalloc.start()
-            try:
-                for _ in range(64):
-                    await asyncio.to_thread(peer.send_bytes, sent)
-                peer.send_part(b"", more=False)
-                await wait_until(lambda: stage.status("a").counters.unreadable["frame"] == 1)
-                _, peak = tracemalloc.get_traced_memory()
-            finally:
-                tracemalloc.stop()
-            assert _disconnects(stage, "a") == 0
-            assert peak < 1024 * 1024, "of 2 MiB that were sent"
-            peer.close()
-
-    asyncio.run(scenario())
+async def test_engine_ended_for_its_unread_bytes_returns_after_the_longest_pause() -> None:
+    async with indexer_harness(LIMITS) as stage:
+        await stage.connect_engine("a")
+        subscription = stage.indexer._members["a"].subscription
+        assert subscription is not None
+        assert subscription._connection is not None
+        subscription._connection.close()
+        subscription._connection.on_ended("too many bytes", is_overflow=True)
+        stage.loop.advance(LIMITS.max_kv_reconnect_seconds - 0.01)
+        assert subscription._connection is None
+        assert stage.status("a").problem == "too many bytes"
+        stage.loop.advance(0.02)
+        await wait_until(lambda: stage.status("a").connected)
 
 
-def test_unread_bytes_of_all_engines_of_a_namespace_are_bounded_together(backlog: set[str]) -> None:
-    async def scenario() -> None:
-        limits = replace(LIMITS, kv_all_unread_bytes=256 * 1024)
-        names = [f"flood-{number}" for number in range(24)]
-        async with indexer_harness(limits) as stage:
-            victim = await stage.connect_engine("victim")
-            peers = await _connect_peers(stage, names)
-            backlog.add("flood/tiny")
-            for peer in peers:
-                for _ in range(4):
-                    peer.send_part(bytes(16_384), more=True)
-            unread = stage.indexer._context.unread
-            await wait_until(lambda: sum(_disconnects(stage, name) for name in names) >= 12)
-            assert unread.total <= 256 * 1024
-            victim.serve_prompt(*range(1, 10))
-            await wait_until(lambda: stage.is_exact("victim"))
-            assert _disconnects(stage, "victim") == 0
-            for peer in peers:
-                peer.close()
-            stage.instances = {"victim": stage.instances["victim"]}
-            stage.apply_fleet()
-            assert unread.total == 0
-
-    asyncio.run(scenario())
+async def test_engine_that_is_not_read_is_held_back(backlog: set[str]) -> None:
+    async with indexer_harness(replace(LIMITS, kv_receive_buffer_bytes=4_096)) as stage:
+        [peer] = await _connect_peers(stage, ["a"])
+        backlog.add("flood/tiny")
+        peer.send_part(bytes(40_000), more=False)
+        unread = stage.indexer._context.unread
+        await wait_until(lambda: unread.total > 32_768)
+        before = unread.total
+        assert peer.send_what_fits(16_000_000) < 16_000_000
+        assert unread.total == before, "nothing more is read"
+        backlog.clear()
+        stage.loop.advance(LIMITS.kv_backpressure_seconds)
+        await wait_until(lambda: unread.total < 32_768)
+        peer.close()
 
 
-def test_engine_ended_for_its_unread_bytes_returns_after_the_longest_pause() -> None:
-    async def scenario() -> None:
-        async with indexer_harness(LIMITS) as stage:
-            await stage.connect_engine("a")
-            subscription = stage.indexer._members["a"].subscription
-            assert subscription is not None
-            assert subscription._connection is not None
-            subscription._connection.close()
-            subscription._connection.on_ended("too many bytes", is_overflow=True)
-            stage.loop.advance(LIMITS.max_kv_reconnect_seconds - 0.01)
-            assert subscription._connection is None
-            assert stage.status("a").problem == "too many bytes"
-            stage.loop.advance(0.02)
-            await wait_until(lambda: stage.status("a").connected)
-
-    asyncio.run(scenario())
-
-
-def test_engine_that_is_not_read_is_held_back(backlog: set[str]) -> None:
-    async def scenario() -> None:
-        async with indexer_harness(replace(LIMITS, kv_receive_buffer_bytes=4_096)) as stage:
-            [peer] = await _connect_peers(stage, ["a"])
-            backlog.add("flood/tiny")
-            peer.send_part(bytes(40_000), more=False)
-            unread = stage.indexer._context.unread
-            await wait_until(lambda: unread.total > 32_768)
-            before = unread.total
-            assert peer.send_what_fits(16_000_000) < 16_000_000
-            assert unread.total == before, "nothing more is read"
-            backlog.clear()
-            stage.loop.advance(LIMITS.kv_backpressure_seconds)
-            await wait_until(lambda: unread.total < 32_768)
-            peer.close()
-
-    asyncio.run(scenario())
-
-
-def test_peer_that_dials_and_never_ends_a_message_is_disconnected() -> None:
-    async def scenario() -> None:
-        async with indexer_harness(LIMITS, listen=["tcp://127.0.0.1:0"]) as stage:
-            peer = await _dial(stage)
-            for _ in range(3):
-                peer.send_part(bytes(32_768), more=True)
-            with pytest.raises(ConnectionError):
-                await asyncio.to_thread(peer.read_frame)
-            peer.close()
-
-    asyncio.run(scenario())
+async def test_peer_that_dials_and_never_ends_a_message_is_disconnected() -> None:
+    async with indexer_harness(LIMITS, listen=["tcp://127.0.0.1:0"]) as stage:
+        peer = await _dial(stage)
+        for _ in range(3):
+            peer.send_part(bytes(32_768), more=True)
+        with pytest.raises(ConnectionError):
+            await asyncio.to_thread(peer.read_frame)
+        peer.close()
 
 
 @pytest.mark.parametrize(
@@ -242,169 +218,139 @@ def test_peer_that_dials_and_never_ends_a_message_is_disconnected() -> None:
         (GREETING + b"\x06" + (1 << 40).to_bytes(8, "big"), "a command of more than"),
     ],
 )
-def test_peers_that_do_not_follow_the_protocol_are_named(greeting: bytes, problem: str) -> None:
-    async def scenario() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            async with indexer_harness(LIMITS) as stage:
-                stage.add_instance("a", kv_events=_endpoint(server))
-                connection, _ = await asyncio.to_thread(server.accept)
-                await asyncio.to_thread(connection.sendall, greeting)
-                await wait_until(lambda: problem in stage.status("a").problem)
-                connection.close()
-
-    asyncio.run(scenario())
-
-
-def test_peer_that_pings_and_does_not_read_is_disconnected() -> None:
-    async def scenario() -> None:
+async def test_peers_that_do_not_follow_the_protocol_are_named(greeting: bytes, problem: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
         async with indexer_harness(LIMITS) as stage:
-            [peer] = await _connect_peers(stage, ["a"])
-            pings = b"\x04\x17\x04PING\x00\x00" + bytes(16)
-            await asyncio.to_thread(peer.send_until_closed, pings * 1_000)
-            await wait_until(lambda: _disconnects(stage, "a") == 1)
-            assert stage.status("a").problem != "disconnected", "this side ended it"
+            stage.add_instance("a", kv_events=_endpoint(server))
+            connection, _ = await asyncio.to_thread(server.accept)
+            await asyncio.to_thread(connection.sendall, greeting)
+            await wait_until(lambda: problem in stage.status("a").problem)
+            connection.close()
+
+
+async def test_peer_that_pings_and_does_not_read_is_disconnected() -> None:
+    async with indexer_harness(LIMITS) as stage:
+        [peer] = await _connect_peers(stage, ["a"])
+        pings = b"\x04\x17\x04PING\x00\x00" + bytes(16)
+        await asyncio.to_thread(peer.send_until_closed, pings * 1_000)
+        await wait_until(lambda: _disconnects(stage, "a") == 1)
+        assert stage.status("a").problem != "disconnected", "this side ended it"
+        peer.close()
+
+
+async def test_ping_is_answered_with_its_context() -> None:
+    async with indexer_harness(LIMITS) as stage:
+        [peer] = await _connect_peers(stage, ["a"])
+        peer.send_bytes(b"\x04\x0b\x04PING\x00\x00here")
+        assert await asyncio.to_thread(peer.read_frame) == b"\x04PONGhere"
+        peer.close()
+
+
+async def test_more_peers_than_may_dial_are_disconnected() -> None:
+    limits = replace(LIMITS, kv_inbound_connections=2)
+    async with indexer_harness(limits, listen=["tcp://127.0.0.1:0"]) as stage:
+        address = host_and_port(stage.indexer.listeners[0].endpoint)
+        connections = [socket.create_connection(address) for _ in range(3)]
+        await wait_until(lambda: dict(stage.indexer.unidentified_messages()) == {"many": 1})
+        for connection in connections:
+            connection.close()
+
+
+async def test_peers_that_only_hold_connections_keep_no_engine_from_dialing() -> None:
+    limits = replace(LIMITS, kv_inbound_connections=3)
+    async with indexer_harness(limits, listen=["tcp://127.0.0.1:0"]) as stage:
+        here = stage.indexer.listeners[0].endpoint
+        held = [socket.create_connection(host_and_port(here)) for _ in range(3)]
+        engine = stage.start_engine("a", dial=here, topic="kv@127.0.0.1:8001@tiny")
+        source = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": "tcp://indexer:5557"}
+        stage.answers["a", EVENT_SOURCES_PATH] = json.dumps({"0": source}).encode()
+        stage.add_instance("a", url="http://127.0.0.1:8001", kv_events=None, kv_replay=None)
+        await wait_until(lambda: stage.status("a").problem == "not connected yet" and engine.listeners > 0)
+        engine.serve_prompt(*range(1, 10))
+        await wait_until(lambda: stage.status("a").connected, 20.0)
+        held += [socket.create_connection(host_and_port(here)) for _ in range(3)]
+        await wait_until(lambda: stage.indexer.unidentified_messages().get("many") == 4)
+        assert stage.status("a").connected
+        for connection in held:
+            connection.close()
+
+
+async def test_peer_with_many_connections_ends_none_of_an_engine_that_has_sent_nothing_yet() -> None:
+    limits = replace(LIMITS, kv_inbound_connections=3)
+    async with indexer_harness(limits, listen=["tcp://127.0.0.1:0"]) as stage:
+        listener = stage.indexer.listeners[0]
+        here = host_and_port(listener.endpoint)
+        engine = await _dial(stage)
+        others = [socket.create_connection(here, source_address=("127.0.0.2", 0)) for _ in range(10)]
+        await wait_until(lambda: listener.unidentified["many"] == 8)
+        peers = sorted(str(connection.peer) for connection in listener._connections)
+        assert peers == ["127.0.0.1", "127.0.0.2", "127.0.0.2"]
+        for connection in (*others, engine):
+            connection.close()
+        await wait_until(lambda: not listener._connections)
+        assert listener._unidentified_by_peer == {}
+
+
+async def test_engine_that_waits_for_its_backlogged_model_loses_nothing(backlog: set[str]) -> None:
+    async with indexer_harness(LIMITS) as stage:
+        engine = stage.start_engine("a", PrefixCacheEngine(capacity=200_000))
+        stage.add_instance("a")
+        await stage.wait_connected("a")
+        engine.serve_prompt(*range(1, 10))
+        await stage.wait_exact("a")
+        backlog.add("default/tiny")
+        sent = frames(engine.engine, *PROMPTS)
+        assert sum(len(frame.payload) for frame in sent) > 4 * LIMITS.kv_receive_buffer_bytes
+        engine.send(*sent)
+        await wait_until(lambda: stage.indexer._context.unread.total >= 32_768)
+        backlog.clear()
+        stage.loop.advance(LIMITS.kv_backpressure_seconds)
+        await stage.wait_exact("a")
+        counts = stage.status("a").counters
+        assert (counts.disconnects, counts.lost, counts.restarts) == (0, 0, 0)
+
+
+async def test_replay_that_is_not_read_is_cut_at_its_bound(backlog: set[str]) -> None:
+    limits = replace(LIMITS, kv_replay_unread_bytes=200_000)
+    async with indexer_harness(limits) as stage:
+        engine = stage.start_engine("a", PrefixCacheEngine(capacity=200_000))
+        for prompt in PROMPTS:
+            engine.serve_prompt(*prompt)
+        engine.holds_replays = True
+        stage.add_instance("a")
+        await wait_until(lambda: len(engine.replay_requests) == 1)
+        backlog.add("default/tiny")
+        engine.answer_held()
+        await wait_until(lambda: stage.status("a").counters.replays_failed >= 1)
+        backlog.clear()
+        stage.loop.advance(LIMITS.kv_backpressure_seconds)
+        engine.serve_prompt(*range(1, 10))
+        await wait_until(lambda: stage.credited_blocks("a", range(1, 10)) == 2)
+
+
+async def test_connection_for_replays_that_ends_is_made_again_for_the_next_one() -> None:
+    async with indexer_harness(LIMITS) as stage:
+        engine = await stage.connect_engine("a")
+        engine.serve_prompt(*range(1, 10))
+        await stage.wait_exact("a")
+        subscription = stage.indexer._members["a"].subscription
+        assert subscription is not None
+        client = subscription._replay_client
+        assert client is not None
+        assert client._connection is not None
+        client._connection.close()
+        client.on_ended("disconnected", is_overflow=False)
+        assert stage.status("a").counters.replays_failed == 0, "none was in progress"
+        engine.serve_prompt(*range(20, 29), lose=True)
+        engine.serve_prompt(*range(40, 49))
+        await stage.wait_exact("a")
+
+
+async def test_peers_that_dialed_and_closed_are_forgotten() -> None:
+    async with indexer_harness(LIMITS, listen=["tcp://127.0.0.1:0"]) as stage:
+        listener = stage.indexer.listeners[0]
+        for _ in range(3):
+            peer = await _dial(stage)
             peer.close()
-
-    asyncio.run(scenario())
-
-
-def test_ping_is_answered_with_its_context() -> None:
-    async def scenario() -> None:
-        async with indexer_harness(LIMITS) as stage:
-            [peer] = await _connect_peers(stage, ["a"])
-            peer.send_bytes(b"\x04\x0b\x04PING\x00\x00here")
-            assert await asyncio.to_thread(peer.read_frame) == b"\x04PONGhere"
-            peer.close()
-
-    asyncio.run(scenario())
-
-
-def test_more_peers_than_may_dial_are_disconnected() -> None:
-    async def scenario() -> None:
-        limits = replace(LIMITS, kv_inbound_connections=2)
-        async with indexer_harness(limits, listen=["tcp://127.0.0.1:0"]) as stage:
-            address = host_and_port(stage.indexer.listeners[0].endpoint)
-            connections = [socket.create_connection(address) for _ in range(3)]
-            await wait_until(lambda: dict(stage.indexer.unidentified_messages()) == {"many": 1})
-            for connection in connections:
-                connection.close()
-
-    asyncio.run(scenario())
-
-
-def test_peers_that_only_hold_connections_keep_no_engine_from_dialing() -> None:
-    async def scenario() -> None:
-        limits = replace(LIMITS, kv_inbound_connections=3)
-        async with indexer_harness(limits, listen=["tcp://127.0.0.1:0"]) as stage:
-            here = stage.indexer.listeners[0].endpoint
-            held = [socket.create_connection(host_and_port(here)) for _ in range(3)]
-            engine = stage.start_engine("a", dial=here, topic="kv@127.0.0.1:8001@tiny")
-            source = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": "tcp://indexer:5557"}
-            stage.answers["a", EVENT_SOURCES_PATH] = json.dumps({"0": source}).encode()
-            stage.add_instance("a", url="http://127.0.0.1:8001", kv_events=None, kv_replay=None)
-            await wait_until(lambda: stage.status("a").problem == "not connected yet" and engine.listeners > 0)
-            engine.serve_prompt(*range(1, 10))
-            await wait_until(lambda: stage.status("a").connected, 20.0)
-            held += [socket.create_connection(host_and_port(here)) for _ in range(3)]
-            await wait_until(lambda: stage.indexer.unidentified_messages().get("many") == 4)
-            assert stage.status("a").connected
-            for connection in held:
-                connection.close()
-
-    asyncio.run(scenario())
-
-
-def test_peer_with_many_connections_ends_none_of_an_engine_that_has_sent_nothing_yet() -> None:
-    async def scenario() -> None:
-        limits = replace(LIMITS, kv_inbound_connections=3)
-        async with indexer_harness(limits, listen=["tcp://127.0.0.1:0"]) as stage:
-            listener = stage.indexer.listeners[0]
-            here = host_and_port(listener.endpoint)
-            engine = await _dial(stage)
-            others = [socket.create_connection(here, source_address=("127.0.0.2", 0)) for _ in range(10)]
-            await wait_until(lambda: listener.unidentified["many"] == 8)
-            peers = sorted(str(connection.peer) for connection in listener._connections)
-            assert peers == ["127.0.0.1", "127.0.0.2", "127.0.0.2"]
-            for connection in (*others, engine):
-                connection.close()
-            await wait_until(lambda: not listener._connections)
-            assert listener._unidentified_by_peer == {}
-
-    asyncio.run(scenario())
-
-
-def test_engine_that_waits_for_its_backlogged_model_loses_nothing(backlog: set[str]) -> None:
-    async def scenario() -> None:
-        async with indexer_harness(LIMITS) as stage:
-            engine = stage.start_engine("a", PrefixCacheEngine(capacity=200_000))
-            stage.add_instance("a")
-            await stage.wait_connected("a")
-            engine.serve_prompt(*range(1, 10))
-            await stage.wait_exact("a")
-            backlog.add("default/tiny")
-            sent = frames(engine.engine, *PROMPTS)
-            assert sum(len(frame.payload) for frame in sent) > 4 * LIMITS.kv_receive_buffer_bytes
-            engine.send(*sent)
-            await wait_until(lambda: stage.indexer._context.unread.total >= 32_768)
-            backlog.clear()
-            stage.loop.advance(LIMITS.kv_backpressure_seconds)
-            await stage.wait_exact("a")
-            counts = stage.status("a").counters
-            assert (counts.disconnects, counts.lost, counts.restarts) == (0, 0, 0)
-
-    asyncio.run(scenario())
-
-
-def test_replay_that_is_not_read_is_cut_at_its_bound(backlog: set[str]) -> None:
-    async def scenario() -> None:
-        limits = replace(LIMITS, kv_replay_unread_bytes=200_000)
-        async with indexer_harness(limits) as stage:
-            engine = stage.start_engine("a", PrefixCacheEngine(capacity=200_000))
-            for prompt in PROMPTS:
-                engine.serve_prompt(*prompt)
-            engine.holds_replays = True
-            stage.add_instance("a")
-            await wait_until(lambda: len(engine.replay_requests) == 1)
-            backlog.add("default/tiny")
-            engine.answer_held()
-            await wait_until(lambda: stage.status("a").counters.replays_failed >= 1)
-            backlog.clear()
-            stage.loop.advance(LIMITS.kv_backpressure_seconds)
-            engine.serve_prompt(*range(1, 10))
-            await wait_until(lambda: stage.credited_blocks("a", range(1, 10)) == 2)
-
-    asyncio.run(scenario())
-
-
-def test_connection_for_replays_that_ends_is_made_again_for_the_next_one() -> None:
-    async def scenario() -> None:
-        async with indexer_harness(LIMITS) as stage:
-            engine = await stage.connect_engine("a")
-            engine.serve_prompt(*range(1, 10))
-            await stage.wait_exact("a")
-            subscription = stage.indexer._members["a"].subscription
-            assert subscription is not None
-            client = subscription._replay_client
-            assert client is not None
-            assert client._connection is not None
-            client._connection.close()
-            client.on_ended("disconnected", is_overflow=False)
-            assert stage.status("a").counters.replays_failed == 0, "none was in progress"
-            engine.serve_prompt(*range(20, 29), lose=True)
-            engine.serve_prompt(*range(40, 49))
-            await stage.wait_exact("a")
-
-    asyncio.run(scenario())
-
-
-def test_peers_that_dialed_and_closed_are_forgotten() -> None:
-    async def scenario() -> None:
-        async with indexer_harness(LIMITS, listen=["tcp://127.0.0.1:0"]) as stage:
-            listener = stage.indexer.listeners[0]
-            for _ in range(3):
-                peer = await _dial(stage)
-                peer.close()
-            await wait_until(lambda: len(listener._connections) == 0)
-            assert stage.indexer._context.unread.total == 0
-
-    asyncio.run(scenario())
+        await wait_until(lambda: len(listener._connections) == 0)
+        assert stage.indexer._context.unread.total == 0

@@ -112,53 +112,42 @@ def test_late_reply_is_never_taken_for_the_next_one(server: Any) -> None:
     _check(server, work)
 
 
-def test_redis_that_was_never_reached_is_away(server: Any) -> None:
+async def test_redis_that_was_never_reached_is_away(server: Any) -> None:
     server.kill()
-
-    async def run() -> None:
-        link = RedisLink(server.url, SystemClock(), limits=FAST)
-        link.start()
-        await wait_until(lambda: "not connected yet" not in link.describe())
-        assert link.state.kind == "away"
-        assert await link.run([("PING",)]) is None
-        await link.stop()
-
-    asyncio.run(run())
+    link = RedisLink(server.url, SystemClock(), limits=FAST)
+    link.start()
+    await wait_until(lambda: "not connected yet" not in link.describe())
+    assert link.state.kind == "away"
+    assert await link.run([("PING",)]) is None
+    await link.stop()
 
 
-def test_stale_becomes_away_with_time() -> None:
+async def test_stale_becomes_away_with_time() -> None:
     clock = ManualClock()
-
-    async def run() -> None:
-        link = RedisLink("redis://127.0.0.1:1", clock, limits=FAST)
-        link._on_connected()
-        link._on_lost("closed")
-        assert link.state.kind == "stale"
-        clock.advance(FAST.redis_stale_seconds + 1)
-        assert link.state.kind == "away"
-        await link.stop()
-
-    asyncio.run(run())
+    link = RedisLink("redis://127.0.0.1:1", clock, limits=FAST)
+    link._on_connected()
+    link._on_lost("closed")
+    assert link.state.kind == "stale"
+    clock.advance(FAST.redis_stale_seconds + 1)
+    assert link.state.kind == "away"
+    await link.stop()
 
 
-def test_wrong_password_is_reported_without_showing_it(server: Any) -> None:
-    async def run() -> None:
-        link = RedisLink("redis://user:s3cret@127.0.0.1:1/0", SystemClock(), limits=FAST)
-        assert "s3cret" not in link.describe()
-        assert link.description == "127.0.0.1:1"
-        await link.stop()
-        keeper = Redis.from_url(server.url)
-        await keeper.config_set("requirepass", "right")
-        await keeper.aclose()
-        other = RedisLink(f"{server.url}?password=s3cret", SystemClock(), limits=FAST)
-        other.start()
-        await wait_until(lambda: "not connected yet" not in other.describe())
-        assert other.state.kind == "away"
-        assert "password" in other.describe()
-        assert "s3cret" not in other.describe()
-        await other.stop()
-
-    asyncio.run(run())
+async def test_wrong_password_is_reported_without_showing_it(server: Any) -> None:
+    link = RedisLink("redis://user:s3cret@127.0.0.1:1/0", SystemClock(), limits=FAST)
+    assert "s3cret" not in link.describe()
+    assert link.description == "127.0.0.1:1"
+    await link.stop()
+    keeper = Redis.from_url(server.url)
+    await keeper.config_set("requirepass", "right")
+    await keeper.aclose()
+    other = RedisLink(f"{server.url}?password=s3cret", SystemClock(), limits=FAST)
+    other.start()
+    await wait_until(lambda: "not connected yet" not in other.describe())
+    assert other.state.kind == "away"
+    assert "password" in other.describe()
+    assert "s3cret" not in other.describe()
+    await other.stop()
 
 
 def test_url_of_another_scheme_is_refused() -> None:
@@ -166,39 +155,32 @@ def test_url_of_another_scheme_is_refused() -> None:
         RedisLink("http://127.0.0.1", ManualClock())
 
 
-def test_link_stops_even_while_it_connects(server: Any) -> None:
-    async def run() -> None:
-        limits = replace(FAST, redis_ping_seconds=0.001)
-        for _ in range(30):
-            link = RedisLink(server.url, SystemClock(), limits=limits)
-            link.start()
+async def test_link_stops_even_while_it_connects(server: Any) -> None:
+    limits = replace(FAST, redis_ping_seconds=0.001)
+    for _ in range(30):
+        link = RedisLink(server.url, SystemClock(), limits=limits)
+        link.start()
+        async with asyncio.timeout(60):
+            await link.wait_connected()
+            await asyncio.sleep(0.001)  # the ping falls due in this very turn
+            await link.stop()
+
+
+async def test_distant_redis_answers_concurrent_callers(server: Valkey) -> None:
+    """Each caller needs a connection of its own, which begins with exchanges of its own."""
+    async with slow_link(server.path, 0.2) as port:
+        link = RedisLink(f"redis://127.0.0.1:{port}/0", SystemClock(), name="far")
+        link.start()
+        try:
             async with asyncio.timeout(60):
                 await link.wait_connected()
-                await asyncio.sleep(0.001)  # the ping falls due in this very turn
-                await link.stop()
-
-    asyncio.run(run())
-
-
-def test_distant_redis_answers_concurrent_callers(server: Valkey) -> None:
-    """Each caller needs a connection of its own, which begins with exchanges of its own."""
-
-    async def run() -> None:
-        async with slow_link(server.path, 0.2) as port:
-            link = RedisLink(f"redis://127.0.0.1:{port}/0", SystemClock(), name="far")
-            link.start()
-            try:
-                async with asyncio.timeout(60):
-                    await link.wait_connected()
-                    since = link.state.since
-                    several = await asyncio.gather(*[link.run([("ECHO", str(number))]) for number in range(8)])
-                assert several == [[b"%d" % number] for number in range(8)]
-                assert link.state.connected
-                assert link.state.since == since  # it was not lost in between
-            finally:
-                await link.stop()
-
-    asyncio.run(run())
+                since = link.state.since
+                several = await asyncio.gather(*[link.run([("ECHO", str(number))]) for number in range(8)])
+            assert several == [[b"%d" % number] for number in range(8)]
+            assert link.state.connected
+            assert link.state.since == since  # it was not lost in between
+        finally:
+            await link.stop()
 
 
 def test_error_without_a_text_is_named_by_its_type(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +209,7 @@ def test_reply_of_any_size_takes_a_bounded_memory(server: Any) -> None:
     _check(server, work, replace(FAST, redis_reply_bytes=1_000_000, redis_timeout_seconds=30.0))
 
 
-def test_demoted_server_is_left_for_the_one_to_which_its_address_leads(tmp_path: Path) -> None:
+async def test_demoted_server_is_left_for_the_one_to_which_its_address_leads(tmp_path: Path) -> None:
     nodes = []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
@@ -254,7 +236,7 @@ def test_demoted_server_is_left_for_the_one_to_which_its_address_leads(tmp_path:
             await link.stop()
 
     try:
-        asyncio.run(run())
+        await run()
     finally:
         for node in nodes:
             node.kill()

@@ -2,7 +2,6 @@
 them.
 """
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def pods(case: str, one: Manifest) -> Iterator[Manifest]:
         yield {"apiVersion": PODS.api_version, "kind": PODS.kind, "metadata": metadata, "spec": pod}
 
 
-def test_api_server_accepts_every_object_and_pod(api_server: ApiServer) -> None:
+async def test_api_server_accepts_every_object_and_pod(api_server: ApiServer) -> None:
     refused: list[str] = []
 
     async def tried(api: KubeApi, case: str, one: Manifest) -> None:
@@ -52,17 +51,14 @@ def test_api_server_accepts_every_object_and_pod(api_server: ApiServer) -> None:
         except KubeError as error:
             refused.append(f"{case}: {one['kind']}: {error}")
 
-    async def main() -> None:
-        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
-            metadata = {"name": NAMESPACE, "labels": {LEVEL: "restricted"}}
-            await api.apply({"apiVersion": "v1", "kind": NAMESPACES.kind, "metadata": metadata}, "test")
-            for case, one in everything():
-                for pod in pods(case, one):
-                    await tried(api, case, pod)
-                if one["kind"] != "LeaderWorkerSet":  # whose definition this server does not have
-                    await tried(api, case, one)
-
-    asyncio.run(main())
+    async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
+        metadata = {"name": NAMESPACE, "labels": {LEVEL: "restricted"}}
+        await api.apply({"apiVersion": "v1", "kind": NAMESPACES.kind, "metadata": metadata}, "test")
+        for case, one in everything():
+            for pod in pods(case, one):
+                await tried(api, case, pod)
+            if one["kind"] != "LeaderWorkerSet":  # whose definition this server does not have
+                await tried(api, case, one)
     sidecar = [
         one
         for one in refused

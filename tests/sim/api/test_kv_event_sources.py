@@ -45,21 +45,16 @@ def _replayed(endpoint: str) -> list[Any]:
     return events
 
 
-def test_an_index_of_the_events_predicts_what_the_engine_finds_cached() -> None:
-    async def scenario() -> None:
-        async with launch_engine(SWITCHES) as engine:
-            prompts = [
-                list(range(start, start + length)) for start, length in ((100, 100), (100, 196), (100, 96), (900, 40))
-            ]
-            for prompt in prompts + prompts:
-                known = {
-                    tuple(_path(await published_events(engine), key)) for key in _keys(await published_events(engine))
-                }
-                longest = max((size for size in range(32, len(prompt), 32) if tuple(prompt[:size]) in known), default=0)
-                usage = await complete(engine, prompt)
-                assert usage["prompt_tokens_details"]["cached_tokens"] == longest
-
-    asyncio.run(scenario())
+async def test_an_index_of_the_events_predicts_what_the_engine_finds_cached() -> None:
+    async with launch_engine(SWITCHES) as engine:
+        prompts = [
+            list(range(start, start + length)) for start, length in ((100, 100), (100, 196), (100, 96), (900, 40))
+        ]
+        for prompt in prompts + prompts:
+            known = {tuple(_path(await published_events(engine), key)) for key in _keys(await published_events(engine))}
+            longest = max((size for size in range(32, len(prompt), 32) if tuple(prompt[:size]) in known), default=0)
+            usage = await complete(engine, prompt)
+            assert usage["prompt_tokens_details"]["cached_tokens"] == longest
 
 
 def _keys(events: list[Any]) -> list[int]:
@@ -83,63 +78,51 @@ def _path(events: list[Any], key: int) -> list[int]:
     return tokens
 
 
-def test_a_prompt_in_full_blocks_stores_its_last_block_again() -> None:
-    async def scenario() -> None:
-        async with launch_engine(SWITCHES) as engine:
-            tokens = list(range(100, 196))
-            await complete(engine, tokens)
-            usage = await complete(engine, tokens)
-            assert usage["prompt_tokens_details"]["cached_tokens"] == 64
-            first, again = await published_events(engine)
-            assert len(first["block_hashes"]) == 3
-            assert again["block_hashes"] == first["block_hashes"][2:]
-            assert again["parent_block_hash"] == first["block_hashes"][1]
-            assert again["token_ids"] == tokens[64:]
-
-    asyncio.run(scenario())
+async def test_a_prompt_in_full_blocks_stores_its_last_block_again() -> None:
+    async with launch_engine(SWITCHES) as engine:
+        tokens = list(range(100, 196))
+        await complete(engine, tokens)
+        usage = await complete(engine, tokens)
+        assert usage["prompt_tokens_details"]["cached_tokens"] == 64
+        first, again = await published_events(engine)
+        assert len(first["block_hashes"]) == 3
+        assert again["block_hashes"] == first["block_hashes"][2:]
+        assert again["parent_block_hash"] == first["block_hashes"][1]
+        assert again["token_ids"] == tokens[64:]
 
 
 @pytest.mark.parametrize("how", ["/reset_prefix_cache", "/sleep?level=1", "/pause?clear_cache=true"])
-def test_a_clear_is_published_only_with_the_next_request(how: str) -> None:
-    async def scenario() -> None:
-        async with launch_engine(SWITCHES) as engine:
-            await complete(engine, list(range(40)))
-            assert (await send_request(engine.authority, post_request(how))).status == 200
-            await send_request(engine.authority, post_request("/wake_up"))
-            assert [event["type"] for event in await published_events(engine)] == ["BlockStored"]
-            usage = await complete(engine, list(range(40)))
-            assert usage["prompt_tokens_details"]["cached_tokens"] == 0
-            assert [event["type"] for event in await published_events(engine)] == [
-                "BlockStored",
-                "AllBlocksCleared",
-                "BlockStored",
-            ]
-
-    asyncio.run(scenario())
+async def test_a_clear_is_published_only_with_the_next_request(how: str) -> None:
+    async with launch_engine(SWITCHES) as engine:
+        await complete(engine, list(range(40)))
+        assert (await send_request(engine.authority, post_request(how))).status == 200
+        await send_request(engine.authority, post_request("/wake_up"))
+        assert [event["type"] for event in await published_events(engine)] == ["BlockStored"]
+        usage = await complete(engine, list(range(40)))
+        assert usage["prompt_tokens_details"]["cached_tokens"] == 0
+        assert [event["type"] for event in await published_events(engine)] == [
+            "BlockStored",
+            "AllBlocksCleared",
+            "BlockStored",
+        ]
 
 
-def test_salt_adapter_and_session_are_published() -> None:
-    async def scenario() -> None:
-        async with launch_engine(SWITCHES) as engine:
-            tokens = list(range(70))
-            await complete(engine, tokens)
-            await complete(engine, tokens, model="poet", cache_salt="tenant-8", session_id="S1")
-            plain, salted = await published_events(engine)
-            assert (salted["lora_id"], salted["lora_name"], salted["session_id"]) == (1, "poet", "S1")
-            assert salted["extra_keys"] == [["poet", "tenant-8"], ["poet"]]
-            assert not set(plain["block_hashes"]) & set(salted["block_hashes"])
-
-    asyncio.run(scenario())
+async def test_salt_adapter_and_session_are_published() -> None:
+    async with launch_engine(SWITCHES) as engine:
+        tokens = list(range(70))
+        await complete(engine, tokens)
+        await complete(engine, tokens, model="poet", cache_salt="tenant-8", session_id="S1")
+        plain, salted = await published_events(engine)
+        assert (salted["lora_id"], salted["lora_name"], salted["session_id"]) == (1, "poet", "S1")
+        assert salted["extra_keys"] == [["poet", "tenant-8"], ["poet"]]
+        assert not set(plain["block_hashes"]) & set(salted["block_hashes"])
 
 
-def test_a_mode_publishes_cached_blocks_again() -> None:
-    async def scenario() -> None:
-        async with launch_engine(SWITCHES) as engine:
-            tokens = list(range(100))
-            await complete(engine, tokens)
-            usage = await complete(engine, tokens, vllm_xargs={"kv_cache_report_mode": "full"})
-            assert usage["prompt_tokens_details"]["cached_tokens"] == 96
-            first, again = await published_events(engine)
-            assert (again["block_hashes"], again["parent_block_hash"]) == (first["block_hashes"], None)
-
-    asyncio.run(scenario())
+async def test_a_mode_publishes_cached_blocks_again() -> None:
+    async with launch_engine(SWITCHES) as engine:
+        tokens = list(range(100))
+        await complete(engine, tokens)
+        usage = await complete(engine, tokens, vllm_xargs={"kv_cache_report_mode": "full"})
+        assert usage["prompt_tokens_details"]["cached_tokens"] == 96
+        first, again = await published_events(engine)
+        assert (again["block_hashes"], again["parent_block_hash"]) == (first["block_hashes"], None)

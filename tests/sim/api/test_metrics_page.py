@@ -1,7 +1,5 @@
 """The metrics page of a running simulated engine after real requests."""
 
-import asyncio
-
 from prometheus_client.parser import text_string_to_metric_families
 
 from fairlead_sim.transcripts.engine_process import EngineProcess, launch_engine
@@ -16,55 +14,46 @@ async def complete(engine: EngineProcess, **more: object) -> int:
     return (await send_request(engine.authority, post_request("/v1/completions", body))).status
 
 
-def test_requests_are_counted_by_tokens_source_and_route() -> None:
-    async def scenario() -> None:
-        async with launch_engine(SWITCHES) as engine:
-            assert [await complete(engine), await complete(engine), await complete(engine, temperature=-1)] == [
-                200,
-                200,
-                400,
-            ]
-            wanted = {
-                "vllm:prompt_tokens_total": 200,
-                "vllm:generation_tokens_total": 10,
-                "vllm:prefix_cache_queries_total": 200,
-                "vllm:prefix_cache_hits_total": 96,
-                "vllm:time_to_first_token_seconds_count": 2,
-                "vllm:inter_token_latency_seconds_count": 8,
-                "vllm:request_success_total": 2,
-                "vllm:num_requests_running": 0,
-                "vllm:kv_cache_usage_perc": 0,
-                "http_requests_total": 3,
-            }
-            assert {name: await read_metric(engine.authority, name) for name in wanted} == wanted
-            assert await read_metric(engine.authority, "fairlead_sim_loop_lag_seconds") >= 0
-
-    asyncio.run(scenario())
+async def test_requests_are_counted_by_tokens_source_and_route() -> None:
+    async with launch_engine(SWITCHES) as engine:
+        assert [await complete(engine), await complete(engine), await complete(engine, temperature=-1)] == [
+            200,
+            200,
+            400,
+        ]
+        wanted = {
+            "vllm:prompt_tokens_total": 200,
+            "vllm:generation_tokens_total": 10,
+            "vllm:prefix_cache_queries_total": 200,
+            "vllm:prefix_cache_hits_total": 96,
+            "vllm:time_to_first_token_seconds_count": 2,
+            "vllm:inter_token_latency_seconds_count": 8,
+            "vllm:request_success_total": 2,
+            "vllm:num_requests_running": 0,
+            "vllm:kv_cache_usage_perc": 0,
+            "http_requests_total": 3,
+        }
+        assert {name: await read_metric(engine.authority, name) for name in wanted} == wanted
+        assert await read_metric(engine.authority, "fairlead_sim_loop_lag_seconds") >= 0
 
 
-def test_a_stop_string_ends_a_request_with_reason_stop() -> None:
-    async def scenario() -> None:
-        async with launch_engine(SWITCHES) as engine:
-            assert await complete(engine, max_tokens=200, stop=["a", "e", "i", "o", "u"]) == 200
-            page = (await send_request(engine.authority, get_request("/metrics"))).body.decode()
-            samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
-            ended = {
-                sample.labels["finished_reason"]: sample.value
-                for sample in samples
-                if sample.name == "vllm:request_success_total"
-            }
-            assert ended == {"stop": 1, "length": 0, "abort": 0, "error": 0, "repetition": 0}
-
-    asyncio.run(scenario())
+async def test_a_stop_string_ends_a_request_with_reason_stop() -> None:
+    async with launch_engine(SWITCHES) as engine:
+        assert await complete(engine, max_tokens=200, stop=["a", "e", "i", "o", "u"]) == 200
+        page = (await send_request(engine.authority, get_request("/metrics"))).body.decode()
+        samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+        ended = {
+            sample.labels["finished_reason"]: sample.value
+            for sample in samples
+            if sample.name == "vllm:request_success_total"
+        }
+        assert ended == {"stop": 1, "length": 0, "abort": 0, "error": 0, "repetition": 0}
 
 
-def test_the_page_says_its_format_and_is_a_page_of_prometheus() -> None:
-    async def scenario() -> None:
-        async with launch_engine((*SWITCHES, "--data-parallel-size", "2")) as engine:
-            answer = await send_request(engine.authority, get_request("/metrics"))
-            assert answer.fields["content-type"].startswith("text/plain; version=")
-            families = {family.name: family for family in text_string_to_metric_families(answer.body.decode())}
-            ranks = {sample.labels["engine"] for sample in families["vllm:num_requests_running"].samples}
-            assert ranks == {"0", "1"}
-
-    asyncio.run(scenario())
+async def test_the_page_says_its_format_and_is_a_page_of_prometheus() -> None:
+    async with launch_engine((*SWITCHES, "--data-parallel-size", "2")) as engine:
+        answer = await send_request(engine.authority, get_request("/metrics"))
+        assert answer.fields["content-type"].startswith("text/plain; version=")
+        families = {family.name: family for family in text_string_to_metric_families(answer.body.decode())}
+        ranks = {sample.labels["engine"] for sample in families["vllm:num_requests_running"].samples}
+        assert ranks == {"0", "1"}

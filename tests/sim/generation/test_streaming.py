@@ -97,16 +97,13 @@ def test_without_a_limit_a_chat_ends_by_itself_on_a_token_without_text() -> None
     assert last["token_ids"] == [2]
 
 
-def test_ignore_eos_without_a_limit_goes_on_to_the_models_length() -> None:
-    async def scenario() -> None:
-        async with running_engine() as engine:
-            authority = engine.url.removeprefix("http://")
-            body = {"messages": HELLO, "ignore_eos": True}
-            rendered = (await send_request(authority, post_request("/v1/chat/completions/render", body))).json()
-            room = engine.engine.settings.max_model_len - len(rendered["token_ids"])
-            assert rendered["sampling_params"]["max_tokens"] == room
-
-    asyncio.run(scenario())
+async def test_ignore_eos_without_a_limit_goes_on_to_the_models_length() -> None:
+    async with running_engine() as engine:
+        authority = engine.url.removeprefix("http://")
+        body = {"messages": HELLO, "ignore_eos": True}
+        rendered = (await send_request(authority, post_request("/v1/chat/completions/render", body))).json()
+        room = engine.engine.settings.max_model_len - len(rendered["token_ids"])
+        assert rendered["sampling_params"]["max_tokens"] == room
 
 
 def test_completions_without_a_limit_have_sixteen_tokens() -> None:

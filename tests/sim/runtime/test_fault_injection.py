@@ -178,27 +178,24 @@ def test_engine_with_a_hung_core_is_healthy_and_sends_no_token_until_it_recovers
     with_engine(check)
 
 
-def test_a_dead_core_is_reported_and_the_other_engines_go_on() -> None:
-    async def scenario() -> None:
-        async with running_engines(3) as (first, second, third):
-            one, two, other = (engine.url.removeprefix("http://") for engine in (first, second, third))
-            async with open_client(one) as stream:
-                body = {**ASK, "max_tokens": 20_000, "stream": True}
-                await stream.send(post_request("/v1/completions", body).to_bytes(one))
-                await stream.read_until(b"text")
-                await arm(one, kind="core-dead")
-                answer = await stream.read_response()
-                assert answer.events()[-2]["error"]["code"] == 500
-                await first.wait_gone()
-            assert await post_fault(two) != b""
-            with pytest.raises((EOFError, ConnectionError)):
-                await arm(two, kind="die")
-            await second.wait_gone()
-            with pytest.raises(ConnectionError):
-                await send_request(two, get_request("/health"))
-            assert (await send_request(other, get_request("/health"))).status == 200
-
-    asyncio.run(scenario())
+async def test_a_dead_core_is_reported_and_the_other_engines_go_on() -> None:
+    async with running_engines(3) as (first, second, third):
+        one, two, other = (engine.url.removeprefix("http://") for engine in (first, second, third))
+        async with open_client(one) as stream:
+            body = {**ASK, "max_tokens": 20_000, "stream": True}
+            await stream.send(post_request("/v1/completions", body).to_bytes(one))
+            await stream.read_until(b"text")
+            await arm(one, kind="core-dead")
+            answer = await stream.read_response()
+            assert answer.events()[-2]["error"]["code"] == 500
+            await first.wait_gone()
+        assert await post_fault(two) != b""
+        with pytest.raises((EOFError, ConnectionError)):
+            await arm(two, kind="die")
+        await second.wait_gone()
+        with pytest.raises(ConnectionError):
+            await send_request(two, get_request("/health"))
+        assert (await send_request(other, get_request("/health"))).status == 200
 
 
 @pytest.mark.parametrize(

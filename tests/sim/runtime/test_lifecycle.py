@@ -280,17 +280,14 @@ def test_ranks_have_caches_of_their_own_and_the_header_picks_one() -> None:
     with_engine(check, EngineSettings(data_parallel=2))
 
 
-def test_a_drain_finishes_what_runs_and_counts_who_comes_after() -> None:
-    async def scenario() -> None:
-        async with running_engine() as engine, AsyncExitStack() as stack:
-            stream = await begin(engine, stack, 200)
-            await stream.read_until(b"text")
-            leaving = asyncio.create_task(engine.stop(60.0))
-            await becomes(engine, "draining", 1)
-            late = await (await begin(engine, stack, 1, stream=False)).read_response()
-            assert late.json()["error"]["message"] == "cannot schedule new futures after shutdown"
-            assert (await state(engine))["requests_while_draining"] == 1
-            assert len((await stream.read_response()).events()) == 201
-            await leaving
-
-    asyncio.run(scenario())
+async def test_a_drain_finishes_what_runs_and_counts_who_comes_after() -> None:
+    async with running_engine() as engine, AsyncExitStack() as stack:
+        stream = await begin(engine, stack, 200)
+        await stream.read_until(b"text")
+        leaving = asyncio.create_task(engine.stop(60.0))
+        await becomes(engine, "draining", 1)
+        late = await (await begin(engine, stack, 1, stream=False)).read_response()
+        assert late.json()["error"]["message"] == "cannot schedule new futures after shutdown"
+        assert (await state(engine))["requests_while_draining"] == 1
+        assert len((await stream.read_response()).events()) == 201
+        await leaving

@@ -85,52 +85,40 @@ def test_a_driver_that_is_far_behind_drops_the_lost_time_and_reports_it() -> Non
     assert driver.skipped_seconds > MAX_LAG_SECONDS
 
 
-def test_requests_of_one_turn_of_the_loop_start_in_one_step() -> None:
-    async def scenario() -> int:
-        driver = RealtimeDriver(EngineCore(PROFILE))
-        told = [RecordingReceiver(sequence(str(number), 2)) for number in range(5)]
-        for each in told:
-            driver.submit(each)
-        for each in told:
-            await each.over.wait()
-        return driver.core.stats.steps_total
-
-    assert asyncio.run(scenario()) == 2
+async def test_requests_of_one_turn_of_the_loop_start_in_one_step() -> None:
+    driver = RealtimeDriver(EngineCore(PROFILE))
+    told = [RecordingReceiver(sequence(str(number), 2)) for number in range(5)]
+    for each in told:
+        driver.submit(each)
+    for each in told:
+        await each.over.wait()
+    assert driver.core.stats.steps_total == 2
 
 
-def test_the_count_of_endings_knows_the_scripts_reason() -> None:
-    async def scenario() -> list[str]:
-        steps = RecordingObserver()
-        driver = RealtimeDriver(EngineCore(PROFILE), observer=steps)
-        told = RecordingReceiver(sequence("a", 1), end_reason="stop")
-        driver.submit(told)
-        await told.over.wait()
-        return steps.reasons
-
-    assert asyncio.run(scenario()) == ["stop"]
+async def test_the_count_of_endings_knows_the_scripts_reason() -> None:
+    steps = RecordingObserver()
+    driver = RealtimeDriver(EngineCore(PROFILE), observer=steps)
+    told = RecordingReceiver(sequence("a", 1), end_reason="stop")
+    driver.submit(told)
+    await told.over.wait()
+    assert steps.reasons == ["stop"]
 
 
-def test_a_prompt_that_wants_no_token_ends_when_it_is_computed() -> None:
-    async def scenario() -> RecordingReceiver:
-        driver = RealtimeDriver(EngineCore(PROFILE))
-        told = RecordingReceiver(sequence("a", 0))
-        driver.submit(told)
-        await told.over.wait()
-        return told
-
-    told = asyncio.run(scenario())
+async def test_a_prompt_that_wants_no_token_ends_when_it_is_computed() -> None:
+    driver = RealtimeDriver(EngineCore(PROFILE))
+    told = RecordingReceiver(sequence("a", 0))
+    driver.submit(told)
+    await told.over.wait()
+    told = told
     assert (told.lasts, told.end_reason) == ([], "length")
 
 
-def test_an_aborted_sequence_gets_nothing_more_and_its_slot_is_free() -> None:
-    async def scenario() -> None:
-        driver = RealtimeDriver(EngineCore(PROFILE))
-        gone, stays = RecordingReceiver(sequence("gone", 100)), RecordingReceiver(sequence("stays", 3))
-        driver.submit(gone)
-        driver.submit(stays)
-        driver.abort("gone")
-        assert driver.core.stats.waiting == 1
-        await stays.over.wait()
-        assert (gone.lasts, gone.over.is_set()) == ([], False)
-
-    asyncio.run(scenario())
+async def test_an_aborted_sequence_gets_nothing_more_and_its_slot_is_free() -> None:
+    driver = RealtimeDriver(EngineCore(PROFILE))
+    gone, stays = RecordingReceiver(sequence("gone", 100)), RecordingReceiver(sequence("stays", 3))
+    driver.submit(gone)
+    driver.submit(stays)
+    driver.abort("gone")
+    assert driver.core.stats.waiting == 1
+    await stays.over.wait()
+    assert (gone.lasts, gone.over.is_set()) == ([], False)

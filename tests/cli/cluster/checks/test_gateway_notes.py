@@ -1,6 +1,5 @@
 """The checks understand the notes of a real gateway that loses its cluster and its Redis."""
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,32 +31,29 @@ def failing(facts: ClusterFacts, said: PodReport) -> dict[str, str]:
     return {one.check.id: one.verdict.lines[0] for one in found if one.verdict.outcome is CheckOutcome.FAILED}
 
 
-def test_gateway_notes_on_lost_fleet_and_redis_are_recognised(
+async def test_gateway_notes_on_lost_fleet_and_redis_are_recognised(
     facts: ClusterFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def main() -> None:
-        async with fake_api_server() as fake:
-            document = {
-                "current-context": "c",
-                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-                "clusters": [{"name": "c", "cluster": {"server": fake.config().server}}],
-                "users": [{"name": "u", "user": {"token": "right"}}],
-            }
-            (tmp_path / "config").write_text(yaml.safe_dump(document))
-            monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
-            monkeypatch.setenv("FAIRLEAD_REDIS_URL", f"unix://{tmp_path}/no-redis")
-            async with gateway_process(None, "--kube", "x") as gateway:
-                await wait_until_async(lambda: _names(gateway, facts, "redis"))
-                assert set(failing(facts, await gateway_report(gateway))) == {"redis"}
-                fake.token = "another"
-                fake.end_watches()
-                await wait_until_async(lambda: _names(gateway, facts, "gateway-fleet"))
-                found = failing(facts, await gateway_report(gateway))
-                assert set(found) == {"redis", "gateway-fleet"}
-                assert "Redis is away" in found["redis"]
-                assert "Unauthorized" in found["gateway-fleet"] or "not accept" in found["gateway-fleet"]
-
-    asyncio.run(main())
+    async with fake_api_server() as fake:
+        document = {
+            "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "clusters": [{"name": "c", "cluster": {"server": fake.config().server}}],
+            "users": [{"name": "u", "user": {"token": "right"}}],
+        }
+        (tmp_path / "config").write_text(yaml.safe_dump(document))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+        monkeypatch.setenv("FAIRLEAD_REDIS_URL", f"unix://{tmp_path}/no-redis")
+        async with gateway_process(None, "--kube", "x") as gateway:
+            await wait_until_async(lambda: _names(gateway, facts, "redis"))
+            assert set(failing(facts, await gateway_report(gateway))) == {"redis"}
+            fake.token = "another"
+            fake.end_watches()
+            await wait_until_async(lambda: _names(gateway, facts, "gateway-fleet"))
+            found = failing(facts, await gateway_report(gateway))
+            assert set(found) == {"redis", "gateway-fleet"}
+            assert "Redis is away" in found["redis"]
+            assert "Unauthorized" in found["gateway-fleet"] or "not accept" in found["gateway-fleet"]
 
 
 async def _names(gateway: GatewayProcess, facts: ClusterFacts, check: str) -> bool:

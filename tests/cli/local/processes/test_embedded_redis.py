@@ -34,30 +34,26 @@ def test_redis_of_the_package_is_the_fallback(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "folder", ["short", "a-directory-whose-name-is-too-long-for-the-address-of-a-unix-socket-" + "x" * 60]
 )
-def test_embedded_redis_is_private_and_not_persistent(tmp_path: Path, folder: str) -> None:
+async def test_embedded_redis_is_private_and_not_persistent(tmp_path: Path, folder: str) -> None:
     directory = tmp_path / folder
     directory.mkdir()
     server = redis_server_command(bundled(), directory)
     assert server.url.startswith("unix://" if server.socket_path else "redis://:")
     assert (server.socket_path is None) == (folder != "short")
-
-    async def scenario() -> None:
-        reaper = Reaper(None)
-        try:
-            child = await ChildProcess.start("redis", ProcessCommand(server.command), reaper)
-            async with asyncio.timeout(60):
-                await wait_until(lambda: is_redis_up(server.socket_path, server.port))
-                client = redis.asyncio.Redis.from_url(server.url)
-                assert await client.set("fl1:test", "1")
-                await client.aclose()
-                if server.port:
-                    other_client = redis.asyncio.Redis(port=server.port)
-                    with pytest.raises(redis.exceptions.AuthenticationError):
-                        await other_client.get("fl1:test")
-                    await other_client.aclose()
-            assert await child.stop(30) == 0
-        finally:
-            reaper.close()
-
-    asyncio.run(scenario())
+    reaper = Reaper(None)
+    try:
+        child = await ChildProcess.start("redis", ProcessCommand(server.command), reaper)
+        async with asyncio.timeout(60):
+            await wait_until(lambda: is_redis_up(server.socket_path, server.port))
+            client = redis.asyncio.Redis.from_url(server.url)
+            assert await client.set("fl1:test", "1")
+            await client.aclose()
+            if server.port:
+                other_client = redis.asyncio.Redis(port=server.port)
+                with pytest.raises(redis.exceptions.AuthenticationError):
+                    await other_client.get("fl1:test")
+                await other_client.aclose()
+        assert await child.stop(30) == 0
+    finally:
+        reaper.close()
     assert [file.name for file in directory.iterdir()] == ([] if server.socket_path else ["redis.conf"])

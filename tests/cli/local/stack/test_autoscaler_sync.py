@@ -109,14 +109,14 @@ class FakeSupervisor:
         return AutoscalerSync(self.directory, [scaled], self, self.clock, self.events.append)  # type: ignore[arg-type]  # the attributes in use
 
 
-def test_state_has_engine_times_and_dead_engines_as_pending(tmp_path: Path) -> None:
+async def test_state_has_engine_times_and_dead_engines_as_pending(tmp_path: Path) -> None:
     (scaled,) = make_plan(tmp_path).scaled_models
     supervisor = FakeSupervisor(tmp_path)
     supervisor.add_engine(0, ProcessPhase.READY, 900.0, 905.0)
     supervisor.add_engine(1, ProcessPhase.WAITING, 950.0, 955.0)
     supervisor.add_engine(2, ProcessPhase.READY, 980.0, 985.0).is_draining = True
     supervisor.sync(scaled).write_state()
-    state = asyncio.run(LocalTarget(tmp_path / STATE_FILE, supervisor.clock, 5.0).observe())[KEY]
+    state = (await LocalTarget(tmp_path / STATE_FILE, supervisor.clock, 5.0).observe())[KEY]
     assert state.policy.stabilization_window == "2m"
     pool = state.pools["main"]
     assert pool.desired == 1
@@ -128,68 +128,56 @@ def test_state_has_engine_times_and_dead_engines_as_pending(tmp_path: Path) -> N
     assert pool.replicas[0].instances == ("main-0/9000/0",)
 
 
-def test_target_is_applied_once(tmp_path: Path) -> None:
+async def test_target_is_applied_once(tmp_path: Path) -> None:
     (scaled,) = make_plan(tmp_path).scaled_models
     supervisor = FakeSupervisor(tmp_path)
-
-    async def apply() -> None:
-        sync = supervisor.sync(scaled)
-        sync.apply_targets()  # there is no target yet
-        write_file(
-            tmp_path / DESIRED_FILE,
-            DesiredPools({KEY: {"main": DesiredPool(3, ("main-0",))}, "default/gone": {"main": DesiredPool(9)}}),
-        )
-        for _ in range(3):
-            sync.apply_targets()
-            await asyncio.sleep(0)
-        write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": DesiredPool(3)}}))
+    sync = supervisor.sync(scaled)
+    sync.apply_targets()  # there is no target yet
+    write_file(
+        tmp_path / DESIRED_FILE,
+        DesiredPools({KEY: {"main": DesiredPool(3, ("main-0",))}, "default/gone": {"main": DesiredPool(9)}}),
+    )
+    for _ in range(3):
         sync.apply_targets()
         await asyncio.sleep(0)
-        await sync.stop()
-
-    asyncio.run(apply())
+    write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": DesiredPool(3)}}))
+    sync.apply_targets()
+    await asyncio.sleep(0)
+    await sync.stop()
     assert supervisor.scale_calls == [(KEY, "main", 3, ("main-0",))]
 
 
-def test_unreadable_or_impossible_target_is_reported(tmp_path: Path) -> None:
+async def test_unreadable_or_impossible_target_is_reported(tmp_path: Path) -> None:
     (scaled,) = make_plan(tmp_path).scaled_models
     supervisor = FakeSupervisor(tmp_path)
-
-    async def apply() -> None:
-        sync = supervisor.sync(scaled)
-        (tmp_path / DESIRED_FILE).write_text("{")
-        for _ in range(2):
-            sync.apply_targets()
-        supervisor.fails = True
-        write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": DesiredPool(3)}}))
+    sync = supervisor.sync(scaled)
+    (tmp_path / DESIRED_FILE).write_text("{")
+    for _ in range(2):
         sync.apply_targets()
-        await asyncio.sleep(0)
-        await sync.stop()
-
-    asyncio.run(apply())
+    supervisor.fails = True
+    write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": DesiredPool(3)}}))
+    sync.apply_targets()
+    await asyncio.sleep(0)
+    await sync.stop()
     assert len(supervisor.events) == 2
     assert supervisor.events[0].startswith("the autoscaler's targets cannot be read: ")
     assert supervisor.events[1] == f"main of {KEY} cannot be brought to 3: no ports"
 
 
 @pytest.mark.parametrize("replicas", [-1, 0, 7, 4_000])
-def test_target_outside_all_bounds_is_rejected(tmp_path: Path, replicas: int) -> None:
+async def test_target_outside_all_bounds_is_rejected(tmp_path: Path, replicas: int) -> None:
     hours = 'schedules: [{name: day, begin: "08:00", end: "20:00", minReplicas: 2, maxReplicas: 6}]'
     text = MANIFEST.replace("minReplicas: 0, maxReplicas: 6", "minReplicas: 1, maxReplicas: 4").replace(
         "stabilizationWindow: 2m", hours
     )
     (scaled,) = make_plan(tmp_path, text).scaled_models
     supervisor = FakeSupervisor(tmp_path)
-
-    async def apply() -> None:
-        sync = supervisor.sync(scaled)
-        for number in (replicas, 6):
-            write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": DesiredPool(number)}}))
-            sync.apply_targets()
-            await asyncio.sleep(0)
-        await sync.stop()
-
-    asyncio.run(apply())
+    sync = supervisor.sync(scaled)
+    for number in (replicas, 6):
+        write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": DesiredPool(number)}}))
+        sync.apply_targets()
+        await asyncio.sleep(0)
+    await sync.stop()
     assert supervisor.events == [f"main of {KEY} stays as it is: {replicas} are wanted of it, and 1 to 6 are allowed"]
     assert supervisor.scale_calls == [(KEY, "main", 6, ())]
 
@@ -211,7 +199,7 @@ def test_unchanged_state_is_not_rewritten(tmp_path: Path) -> None:
 TIERED = MANIFEST.replace("stabilizationWindow: 2m", "sleep: {min: 1, max: 2, level: 2, after: 1h}")
 
 
-def test_state_has_sleeping_engines_with_wake_times(tmp_path: Path) -> None:
+async def test_state_has_sleeping_engines_with_wake_times(tmp_path: Path) -> None:
     (scaled,) = make_plan(tmp_path, TIERED).scaled_models
     assert scaled.pools[0].tier == SleepTier(2, 1, 2, 3_600.0)
     supervisor = FakeSupervisor(tmp_path)
@@ -222,9 +210,7 @@ def test_state_has_sleeping_engines_with_wake_times(tmp_path: Path) -> None:
         supervisor.add_engine(number, ProcessPhase.READY, 900.0, 905.0).sleep_state = sleep_state
     supervisor.engines[0].wake_count, supervisor.engines[0].wake_seconds = 3, 1.5
     supervisor.sync(scaled).write_state()
-    pool = asyncio.run(LocalTarget(tmp_path / STATE_FILE, supervisor.clock, 5.0, speed=2.0).observe())[KEY].pools[
-        "main"
-    ]
+    pool = (await LocalTarget(tmp_path / STATE_FILE, supervisor.clock, 5.0, speed=2.0).observe())[KEY].pools["main"]
     assert (pool.desired, pool.asleep) == (1, 1)
     assert [replica.state.value for replica in pool.replicas] == ["ready", "falling-asleep", "asleep", "waking"]
     assert pool.replicas[0].last_wake == WakeTiming(2, 3, 3.0)
@@ -235,18 +221,14 @@ def test_state_has_sleeping_engines_with_wake_times(tmp_path: Path) -> None:
     ("target", "is_applied"),
     [(DesiredPool(1, (), 2), True), (DesiredPool(1, (), 3), False), (DesiredPool(5, (), 2), False)],
 )
-def test_sleep_target_is_limited_by_the_manifest(tmp_path: Path, target: DesiredPool, is_applied: bool) -> None:
+async def test_sleep_target_is_limited_by_the_manifest(tmp_path: Path, target: DesiredPool, is_applied: bool) -> None:
     (scaled,) = make_plan(tmp_path, TIERED).scaled_models
     supervisor = FakeSupervisor(tmp_path)
-
-    async def apply() -> None:
-        sync = supervisor.sync(scaled)
-        write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": target}}))
-        sync.apply_targets()
-        await asyncio.sleep(0)
-        await sync.stop()
-
-    asyncio.run(apply())
+    sync = supervisor.sync(scaled)
+    write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": target}}))
+    sync.apply_targets()
+    await asyncio.sleep(0)
+    await sync.stop()
     assert bool(supervisor.scale_calls) is is_applied
     assert supervisor.desired_asleep[KEY, "main"] == (2 if is_applied else 0)
     if not is_applied:

@@ -140,8 +140,8 @@ async def scale_down_under_load(directory: Path) -> tuple[Load, LeavingEngine]:
     return load, leaving
 
 
-def test_scale_down_under_load_loses_no_request(tmp_path: Path) -> None:
-    load, leaving = asyncio.run(scale_down_under_load(tmp_path))
+async def test_scale_down_under_load_loses_no_request(tmp_path: Path) -> None:
+    load, leaving = await scale_down_under_load(tmp_path)
     assert set(load.statuses) == {200}
     before = [instance for started, instance in load.sent if started < leaving.noticed_at]
     after = [instance for started, instance in load.sent if started >= leaving.noticed_at]

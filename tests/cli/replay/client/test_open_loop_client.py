@@ -134,26 +134,22 @@ def test_unanswered_request_is_given_up_after_the_patience() -> None:
     assert {result.finished_seconds for result in run.results} == {None}
 
 
-def test_closed_port_is_reported_before_sending() -> None:
+async def test_closed_port_is_reported_before_sending() -> None:
     async def run_client() -> None:
         async with scripted_server.scripted_server(tokens) as server:
             target = ReplayTarget(server.url, model="tiny")
         await OpenLoopClient(target.host, target.port).run(plan_requests(requests(1), target, speed=1.0))
 
     with pytest.raises(Unavailable, match="nothing answers"):
-        asyncio.run(run_client())
+        await run_client()
 
 
-def test_progress_ends_with_all_requests_answered() -> None:
+async def test_progress_ends_with_all_requests_answered() -> None:
     progress: list[ProgressCounts] = []
-
-    async def run_client() -> None:
-        async with scripted_server.scripted_server(tokens) as server:
-            target = ReplayTarget(server.url, model="tiny")
-            client = OpenLoopClient(target.host, target.port, on_progress=progress.append)
-            await client.run(plan_requests(requests(4), target, speed=1.0))
-
-    asyncio.run(run_client())
+    async with scripted_server.scripted_server(tokens) as server:
+        target = ReplayTarget(server.url, model="tiny")
+        client = OpenLoopClient(target.host, target.port, on_progress=progress.append)
+        await client.run(plan_requests(requests(4), target, speed=1.0))
     assert (progress[-1].answered, progress[-1].total, progress[-1].failed) == (4, 4, 0)
 
 

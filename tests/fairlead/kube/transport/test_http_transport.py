@@ -227,16 +227,13 @@ def test_connection_opened_during_close_is_closed() -> None:
     run(ScriptedServer(OK), check)
 
 
-def test_refused_connection_means_not_sent() -> None:
-    async def main() -> None:
-        server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        server.close()
-        await server.wait_closed()
-        with pytest.raises(NotSent, match="cannot connect"):
-            await send(HttpTransport(f"http://127.0.0.1:{port}", lambda: True, None, 5.0))
-
-    asyncio.run(main())
+async def test_refused_connection_means_not_sent() -> None:
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    server.close()
+    await server.wait_closed()
+    with pytest.raises(NotSent, match="cannot connect"):
+        await send(HttpTransport(f"http://127.0.0.1:{port}", lambda: True, None, 5.0))
 
 
 def test_request_smuggling_is_refused() -> None:

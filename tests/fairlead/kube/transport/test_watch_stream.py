@@ -1,6 +1,5 @@
 """The beginning of a watch, and its end: nothing of it stays open, whatever the server does."""
 
-import asyncio
 import gc
 import socket
 import ssl
@@ -27,7 +26,7 @@ class TrustingCredentials:
 
 
 @pytest.mark.skipif(not has_openssl(), reason="certificates are made with the openssl command: it is not there")
-def test_abandoned_watch_leaves_no_connection(
+async def test_abandoned_watch_leaves_no_connection(
     tmp_path: Path,
 ) -> None:
     authority = CertificateAuthority(tmp_path)
@@ -52,7 +51,7 @@ def test_abandoned_watch_leaves_no_connection(
         thread = threading.Thread(target=serve)
         thread.start()
         try:
-            asyncio.run(main())
+            await main()
             gc.collect()  # open connections would warn here
         finally:
             over.set()

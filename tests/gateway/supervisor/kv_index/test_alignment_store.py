@@ -132,7 +132,7 @@ def test_a_conversation_is_one_entry_whichever_gateway_learns_it(server: Valkey)
     check(server, work, side(server.url, "a"), side(server.url, "b"))
 
 
-def test_flood_of_alignments_leaves_most_of_the_process_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_flood_of_alignments_leaves_most_of_the_process_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     page = [
         (
             b"1-%d" % number,
@@ -159,7 +159,7 @@ def test_flood_of_alignments_leaves_most_of_the_process_to_others(monkeypatch: p
     store = AlignmentStore(link, "own", learn, secret=SECRET, limits=LIMITS, now=lambda: seconds[0])
     store.set_models([KEY])
     monkeypatch.setattr(asyncio, "sleep", pause)
-    asyncio.run(store.read())
+    await store.read()
     assert pauses == [1.0] * len(pages) * PAGE_ENTRIES
     assert len(pages) == 64, "an endless stream does not keep this gateway from writing"
 

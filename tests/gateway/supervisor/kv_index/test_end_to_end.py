@@ -16,7 +16,6 @@ from fairlead_kvstore.index import redis_keys
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.index_stage import ENGINE_BLOCKS, MODEL_KEY, EnginePorts, index_stage
-from fairlead_testing.gateway.running_gateway import run_async
 from fairlead_testing.http.raw_client import post_request, send
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until_async
@@ -43,159 +42,139 @@ def text_of(name: str, tokens: int = 1_000) -> str:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_what_an_engine_evicted_is_not_expected_there(tmp_path: Path, workers: str) -> None:
-    async def main() -> None:
-        async with index_stage(tmp_path, 1, "--workers", workers) as place:
-            evicted = [text_of("oldest", 300), text_of("older", 300), text_of("first")]
-            for text in evicted:
-                await place.chat(text)
-            await place.wait_for_state("index")
-            await place.wait_for_links(18)
-            size, expected, cached = await place.cached(text_of("first"))
-            assert cached > 0.9 * size
-            assert abs(expected - cached) < 0.1 * size
-            await wait_until_async(place.is_cheapest_with(40))
-            for name in ("second", "third", "fourth", "fifth"):  # 4,000 tokens in a cache of 4,096
-                await place.chat(text_of(name))
-            await wait_until_async(
-                place.is_cheapest_with(ENGINE_BLOCKS - 8)
-            )  # its events were read: further requests would outrun them
+async def test_what_an_engine_evicted_is_not_expected_there(tmp_path: Path, workers: str) -> None:
+    async with index_stage(tmp_path, 1, "--workers", workers) as place:
+        evicted = [text_of("oldest", 300), text_of("older", 300), text_of("first")]
+        for text in evicted:
+            await place.chat(text)
+        await place.wait_for_state("index")
+        await place.wait_for_links(18)
+        size, expected, cached = await place.cached(text_of("first"))
+        assert cached > 0.9 * size
+        assert abs(expected - cached) < 0.1 * size
+        await wait_until_async(place.is_cheapest_with(40))
+        for name in ("second", "third", "fourth", "fifth"):  # 4,000 tokens in a cache of 4,096
+            await place.chat(text_of(name))
+        await wait_until_async(
+            place.is_cheapest_with(ENGINE_BLOCKS - 8)
+        )  # its events were read: further requests would outrun them
 
-            async def gone() -> bool:
-                size, expected, cached = await place.cached(evicted.pop())  # once each: then it is cached again
-                assert cached < 0.3 * size
-                return expected < 0.3 * size  # at the latest when the workers know
+        async def gone() -> bool:
+            size, expected, cached = await place.cached(evicted.pop())  # once each: then it is cached again
+            assert cached < 0.3 * size
+            return expected < 0.3 * size  # at the latest when the workers know
 
-            await wait_until_async(gone)
-            await place.chat(text_of("fifth"))
-            size, expected, cached = await place.cached(text_of("fifth"))
-            assert cached > 0.9 * size
-            assert expected > 0.8 * size
-
-    run_async(main())
+        await wait_until_async(gone)
+        await place.chat(text_of("fifth"))
+        size, expected, cached = await place.cached(text_of("fifth"))
+        assert cached > 0.9 * size
+        assert expected > 0.8 * size
 
 
-def test_an_engine_that_was_started_anew_holds_nothing_for_anybody(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with index_stage(tmp_path, 1) as place:
-            names = [f"text {number}" for number in range(12)]
-            for name in names:
-                await place.chat(text_of(name, 300))
-            await place.wait_for_state("index")
-            await place.wait_for_links(36)
-            place.engines[0].send(signal.SIGKILL)
-            await place.engines[0].process.wait()
-            await place.wait_for_state("incomplete")
-            async with place.ports[0].run_engine():
+async def test_an_engine_that_was_started_anew_holds_nothing_for_anybody(tmp_path: Path) -> None:
+    async with index_stage(tmp_path, 1) as place:
+        names = [f"text {number}" for number in range(12)]
+        for name in names:
+            await place.chat(text_of(name, 300))
+        await place.wait_for_state("index")
+        await place.wait_for_links(36)
+        place.engines[0].send(signal.SIGKILL)
+        await place.engines[0].process.wait()
+        await place.wait_for_state("incomplete")
+        async with place.ports[0].run_engine():
 
-                async def read_again() -> bool:
-                    return bool((await place.index())["reason"] != "disconnected")
+            async def read_again() -> bool:
+                return bool((await place.index())["reason"] != "disconnected")
 
-                async def no_ghost() -> bool:
-                    size, expected, cached = await place.cached(
-                        text_of(names.pop(), 300)
-                    )  # once: then it is cached again
-                    assert cached < 0.2 * size
-                    return expected < 0.2 * size
+            async def no_ghost() -> bool:
+                size, expected, cached = await place.cached(text_of(names.pop(), 300))  # once: then it is cached again
+                assert cached < 0.2 * size
+                return expected < 0.2 * size
 
-                await wait_until_async(read_again)
-                await wait_until_async(no_ghost)  # workers know it a twentieth of a second later
-
-    run_async(main())
+            await wait_until_async(read_again)
+            await wait_until_async(no_ghost)  # workers know it a twentieth of a second later
 
 
-def test_an_index_that_is_not_true_is_quarantined_and_nobody_notices(tmp_path: Path) -> None:
+async def test_an_index_that_is_not_true_is_quarantined_and_nobody_notices(tmp_path: Path) -> None:
     """The engine gets the events of another engine with a larger cache."""
+    async with index_stage(tmp_path, 1) as place, AsyncExitStack() as stack:
+        other = EnginePorts.free()
+        await stack.enter_async_context(other.run_engine("--num-gpu-blocks-override", "4096"))
+        snapshot = place.fleet(kv_events=f"tcp://127.0.0.1:{other.events}", kv_replay=f"tcp://127.0.0.1:{other.replay}")
+        write_fleet_file(place.path, snapshot)
+        texts = [text_of(f"text {number}") for number in range(8)]
+        for text in texts:
+            body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 2}
+            more = "content-type: application/json\r\n"
+            assert (await send(f"http://127.0.0.1:{other.http}", post_request(body, more=more)))[0].status == 200
+        await place.wait_for_state("index")
 
-    async def main() -> None:
-        async with index_stage(tmp_path, 1) as place, AsyncExitStack() as stack:
-            other = EnginePorts.free()
-            await stack.enter_async_context(other.run_engine("--num-gpu-blocks-override", "4096"))
-            snapshot = place.fleet(
-                kv_events=f"tcp://127.0.0.1:{other.events}", kv_replay=f"tcp://127.0.0.1:{other.replay}"
-            )
-            write_fleet_file(place.path, snapshot)
-            texts = [text_of(f"text {number}") for number in range(8)]
+        async def out() -> bool:
             for text in texts:
-                body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 2}
-                more = "content-type: application/json\r\n"
-                assert (await send(f"http://127.0.0.1:{other.http}", post_request(body, more=more)))[0].status == 200
-            await place.wait_for_state("index")
+                await place.chat(text)
+            return bool((await place.index())["state"] == "quarantined")
 
-            async def out() -> bool:
-                for text in texts:
-                    await place.chat(text)
-                return bool((await place.index())["state"] == "quarantined")
-
-            await wait_until_async(out)
-            found = await place.index()
-            assert found["reason"] == "the index predicts what the engine does not find"
-            assert found["predicted_tokens"] > 4 * found["reported_tokens"]
-            assert "in quarantine: e-0/0/0: the index predicts" in await place.gateway.warnings()
-            assert await place.gateway.metric("fairlead_gateway_index_quarantined") == 1
-            await place.chat(texts[0])
-            assert await place.gateway.metric("fairlead_gateway_errors_total") == 0
-
-    run_async(main())
+        await wait_until_async(out)
+        found = await place.index()
+        assert found["reason"] == "the index predicts what the engine does not find"
+        assert found["predicted_tokens"] > 4 * found["reported_tokens"]
+        assert "in quarantine: e-0/0/0: the index predicts" in await place.gateway.warnings()
+        assert await place.gateway.metric("fairlead_gateway_index_quarantined") == 1
+        await place.chat(texts[0])
+        assert await place.gateway.metric("fairlead_gateway_errors_total") == 0
 
 
-def test_an_engine_that_does_not_report_cached_tokens_is_said_to_be_silent(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with index_stage(tmp_path, 1, engine=("--no-enable-prompt-tokens-details",)) as place:
+async def test_an_engine_that_does_not_report_cached_tokens_is_said_to_be_silent(tmp_path: Path) -> None:
+    async with index_stage(tmp_path, 1, engine=("--no-enable-prompt-tokens-details",)) as place:
+        await place.chat(text_of("first"))
+        await place.wait_for_state("index")
+        await place.wait_for_links(10)
+
+        async def silent() -> bool:
+            await place.chat(text_of("first"))
+            return bool((await place.index())["silent"] > 0)
+
+        await wait_until_async(silent)
+        found = await place.index()
+        assert found["ratio"] is None
+        assert "does not report cached tokens" in found["reason"]
+        assert (await place.gateway.get("/metrics")).body.count(b"\nfairlead_gateway_index_prediction_ratio{") == 0
+
+
+async def test_gateways_with_a_redis_follow_the_index_that_an_indexer_writes_there(tmp_path: Path) -> None:
+    server = Valkey(tmp_path)
+    server.start()
+    try:
+        async with index_stage(tmp_path, 1, "--redis", server.url) as place, AsyncExitStack() as stack:
+
+            async def unled() -> bool:
+                return "Redis is there, but no indexer leads 1 models" in await place.gateway.warnings()
+
+            async def led() -> bool:
+                return not await unled()
+
+            await wait_until_async(unled)
+            await stack.enter_async_context(indexer(place.path, server.url))
+            await wait_until_async(led)
+            await place.wait_for_state("incomplete")  # the index was loaded before it had a block
             await place.chat(text_of("first"))
             await place.wait_for_state("index")
-            await place.wait_for_links(10)
 
-            async def silent() -> bool:
-                await place.chat(text_of("first"))
-                return bool((await place.index())["silent"] > 0)
+            async def known() -> bool:
+                asked = await place.chat(text_of("first"))
+                inputs = asked["choices"][0]["candidates"][0]["inputs"]
+                return "indexed_tokens" in inputs and inputs["indexed_tokens"]["value"] > 900
 
-            await wait_until_async(silent)
-            found = await place.index()
-            assert found["ratio"] is None
-            assert "does not report cached tokens" in found["reason"]
-            assert (await place.gateway.get("/metrics")).body.count(b"\nfairlead_gateway_index_prediction_ratio{") == 0
-
-    run_async(main())
-
-
-def test_gateways_with_a_redis_follow_the_index_that_an_indexer_writes_there(tmp_path: Path) -> None:
-    async def main() -> None:
-        server = Valkey(tmp_path)
-        server.start()
-        try:
-            async with index_stage(tmp_path, 1, "--redis", server.url) as place, AsyncExitStack() as stack:
-
-                async def unled() -> bool:
-                    return "Redis is there, but no indexer leads 1 models" in await place.gateway.warnings()
-
-                async def led() -> bool:
-                    return not await unled()
-
-                await wait_until_async(unled)
-                await stack.enter_async_context(indexer(place.path, server.url))
-                await wait_until_async(led)
-                await place.wait_for_state("incomplete")  # the index was loaded before it had a block
-                await place.chat(text_of("first"))
-                await place.wait_for_state("index")
-
-                async def known() -> bool:
-                    asked = await place.chat(text_of("first"))
-                    inputs = asked["choices"][0]["candidates"][0]["inputs"]
-                    return "indexed_tokens" in inputs and inputs["indexed_tokens"]["value"] > 900
-
-                await wait_until_async(known)
-                server.kill()
-                await place.wait_for_state("stale")
-                size, expected, cached = await place.cached(text_of("first"))
-                assert min(expected, cached) > 0.9 * size
-        finally:
+            await wait_until_async(known)
             server.kill()
+            await place.wait_for_state("stale")
+            size, expected, cached = await place.cached(text_of("first"))
+            assert min(expected, cached) > 0.9 * size
+    finally:
+        server.kill()
 
-    run_async(main())
 
-
-def test_adapters_and_salts_are_followed_and_never_credited_to_one_another(tmp_path: Path) -> None:
+async def test_adapters_and_salts_are_followed_and_never_credited_to_one_another(tmp_path: Path) -> None:
     """One text for the base model, two adapters and two salts: five different prompts."""
     apart: list[dict[str, str]] = [
         {"model": "tiny"},
@@ -204,65 +183,57 @@ def test_adapters_and_salts_are_followed_and_never_credited_to_one_another(tmp_p
         {"model": "tiny", "cache_salt": "one tenant"},
         {"model": "french", "cache_salt": "one tenant"},
     ]
+    async with index_stage(tmp_path, 1, adapters=("french", "german")) as place:
+        await place.chat(text_of("first", 100))
+        for one in ("", "french-", "german-"):
+            await place.wait_for_state("index", f"{one}e-0/0/0")
+        text = text_of("shared", 600)
 
-    async def main() -> None:
-        async with index_stage(tmp_path, 1, adapters=("french", "german")) as place:
-            await place.chat(text_of("first", 100))
-            for one in ("", "french-", "german-"):
-                await place.wait_for_state("index", f"{one}e-0/0/0")
-            text = text_of("shared", 600)
+        async def credited(**fields: str) -> float:
+            inputs = (await place.chat(text, **fields))["choices"][0]["candidates"][0]["inputs"]
+            return float(inputs["indexed_tokens"]["value"]) if "indexed_tokens" in inputs else 0.0
 
-            async def credited(**fields: str) -> float:
-                inputs = (await place.chat(text, **fields))["choices"][0]["candidates"][0]["inputs"]
-                return float(inputs["indexed_tokens"]["value"]) if "indexed_tokens" in inputs else 0.0
+        for number, fields in enumerate(apart):
+            size, expected, cached = await place.cached(text, **fields)
+            assert cached < 32, "the engine keeps them apart"
+            assert expected < 32, (number, fields)
 
-            for number, fields in enumerate(apart):
-                size, expected, cached = await place.cached(text, **fields)
-                assert cached < 32, "the engine keeps them apart"
-                assert expected < 32, (number, fields)
+            async def known(fields: dict[str, str] = fields) -> bool:
+                return await credited(**fields) > 0.8 * size  # noqa: B023
 
-                async def known(fields: dict[str, str] = fields) -> bool:
-                    return await credited(**fields) > 0.8 * size  # noqa: B023
-
-                await wait_until_async(known)
-                size, expected, cached = await place.cached(text, **fields)
-                assert cached > 0.9 * size
-                assert abs(expected - cached) < 0.1 * size
-
-    run_async(main())
+            await wait_until_async(known)
+            size, expected, cached = await place.cached(text, **fields)
+            assert cached > 0.9 * size
+            assert abs(expected - cached) < 0.1 * size
 
 
-def test_a_gateway_that_starts_knows_the_links_of_the_one_before(
+async def test_a_gateway_that_starts_knows_the_links_of_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Valkey
 ) -> None:
     monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "a secret that all gateways of this fleet share")
+    async with index_stage(tmp_path, 1, "--redis", server.url) as place, indexer(place.path, server.url):
+        await place.wait_for_state("incomplete")  # its events are read
+        texts = [text_of(f"text {number}", 300) for number in range(3)]
+        for text in texts:
+            await place.chat(text)
+        await place.wait_for_links(9)
+        async with Redis(unix_socket_path=server.url.removeprefix("unix://")) as redis:
 
-    async def main() -> None:
-        async with index_stage(tmp_path, 1, "--redis", server.url) as place, indexer(place.path, server.url):
-            await place.wait_for_state("incomplete")  # its events are read
-            texts = [text_of(f"text {number}", 300) for number in range(3)]
-            for text in texts:
-                await place.chat(text)
-            await place.wait_for_links(9)
-            async with Redis(unix_socket_path=server.url.removeprefix("unix://")) as redis:
+            async def is_stored() -> bool:
+                return bool(await redis.xlen(redis_keys.prompt_alignments(MODEL_KEY)) >= len(texts))
 
-                async def is_stored() -> bool:
-                    return bool(await redis.xlen(redis_keys.prompt_alignments(MODEL_KEY)) >= len(texts))
+            await wait_until_async(is_stored)
+            for _, fields in await redis.xrange(redis_keys.prompt_alignments(MODEL_KEY)):
+                assert not any(text[:12].encode() in fields[DATA_FIELD] for text in texts)
+        place.gateway.process.kill()
+        async with gateway_process(place.path, "--redis", server.url) as place.gateway:
+            await place.wait_for_links(9)  # it has had no request
+            model = (await place.gateway.get_json("/api/fleet"))["models"][0]
+            assert "3 prompts were learned by other gateways or before" in model["links"]["how"]
+            await place.wait_for_state("index")
 
-                await wait_until_async(is_stored)
-                for _, fields in await redis.xrange(redis_keys.prompt_alignments(MODEL_KEY)):
-                    assert not any(text[:12].encode() in fields[DATA_FIELD] for text in texts)
-            place.gateway.process.kill()
-            async with gateway_process(place.path, "--redis", server.url) as place.gateway:
-                await place.wait_for_links(9)  # it has had no request
-                model = (await place.gateway.get_json("/api/fleet"))["models"][0]
-                assert "3 prompts were learned by other gateways or before" in model["links"]["how"]
-                await place.wait_for_state("index")
+            async def known() -> bool:
+                inputs = (await place.chat(texts[0]))["choices"][0]["candidates"][0]["inputs"]
+                return "indexed_tokens" in inputs and inputs["indexed_tokens"]["value"] > 250
 
-                async def known() -> bool:
-                    inputs = (await place.chat(texts[0]))["choices"][0]["candidates"][0]["inputs"]
-                    return "indexed_tokens" in inputs and inputs["indexed_tokens"]["value"] > 250
-
-                await wait_until_async(known)
-
-    run_async(main())
+            await wait_until_async(known)

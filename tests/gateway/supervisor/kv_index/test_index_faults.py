@@ -24,7 +24,7 @@ from fairlead_kvstore.index import redis_keys
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import post_request, send
 from fairlead_testing.http.slow_link import slow_link
 from fairlead_testing.redis.valkey import Valkey
@@ -161,21 +161,18 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     server.kill()
 
 
-def test_a_redis_200_ms_away_is_shared_through_and_costs_no_request(tmp_path: Path, server: Valkey) -> None:
-    async def main() -> None:
-        async with slow_link(server.path, 0.2) as port, stage(tmp_path, f"redis://127.0.0.1:{port}/0") as place:
-            for one in place.gateways:
+async def test_a_redis_200_ms_away_is_shared_through_and_costs_no_request(tmp_path: Path, server: Valkey) -> None:
+    async with slow_link(server.path, 0.2) as port, stage(tmp_path, f"redis://127.0.0.1:{port}/0") as place:
+        for one in place.gateways:
 
-                async def hears(one: GatewayProcess = one) -> bool:
-                    return await one.metric("fairlead_gateway_peers") == 1
+            async def hears(one: GatewayProcess = one) -> bool:
+                return await one.metric("fairlead_gateway_peers") == 1
 
-                await wait_until_async(hears)
-            async with traffic(place):
-                await place.until_credited(text_of("far away"))
-                await place.until_state("index")
-            assert set(place.statuses) == {200}
-
-    run_async(main())
+            await wait_until_async(hears)
+        async with traffic(place):
+            await place.until_credited(text_of("far away"))
+            await place.until_state("index")
+        assert set(place.statuses) == {200}
 
 
 def _kill_leader(place: Stage, server: Valkey) -> None:
@@ -205,52 +202,47 @@ def _replace(place: Stage, server: Valkey) -> None:
 
 
 @pytest.mark.parametrize("fault", [_kill_leader, _flush, _poison, _replace])
-def test_faults_of_redis_or_an_indexer_fail_no_request_and_credit_nothing_gone(
+async def test_faults_of_redis_or_an_indexer_fail_no_request_and_credit_nothing_gone(
     tmp_path: Path, server: Valkey, fault: Callable[[Stage, Valkey], None]
 ) -> None:
     """After the fault, an empty engine replaces the first one at its address.
 
     Old content goes from each index, and new content counts.
     """
-
-    async def main() -> None:
-        async with stage(tmp_path, server.url, indexers=2) as place:
-            olds, new = [text_of("before the fault"), text_of("before it, too")], text_of("after the fault")
+    async with stage(tmp_path, server.url, indexers=2) as place:
+        olds, new = [text_of("before the fault"), text_of("before it, too")], text_of("after the fault")
+        for old in olds:
+            await place.until_credited(old)
+        async with traffic(place):
+            fault(place, server)
             for old in olds:
                 await place.until_credited(old)
-            async with traffic(place):
-                fault(place, server)
-                for old in olds:
-                    await place.until_credited(old)
-                await place.until_state("index")
-            assert set(place.statuses) == {200}
-            place.engine.send(signal.SIGKILL)
-            await place.engine.process.wait()
-            await place.until_state("incomplete")
-            async with place.engine_again():
-                # Events are ordered: new content at a gateway means that the old is gone.
-                await place.until_credited(new)
-                for number, old in enumerate(olds):  # each once: then it is cached again
-                    assert await place.credited(number, old) < 300
-            assert set(place.statuses) == {200}
-
-    run_async(main())
+            await place.until_state("index")
+        assert set(place.statuses) == {200}
+        place.engine.send(signal.SIGKILL)
+        await place.engine.process.wait()
+        await place.until_state("incomplete")
+        async with place.engine_again():
+            # Events are ordered: new content at a gateway means that the old is gone.
+            await place.until_credited(new)
+            for number, old in enumerate(olds):  # each once: then it is cached again
+                assert await place.credited(number, old) < 300
+        assert set(place.statuses) == {200}
 
 
-def test_a_full_redis_costs_no_request_is_said_and_made_good_when_there_is_room(tmp_path: Path, server: Valkey) -> None:
-    async def main() -> None:
-        async with stage(tmp_path, server.url, indexers=2) as place:
-            old = text_of("before it was full")
-            await place.until_credited(old)
-            async with traffic(place):
-                with Redis(unix_socket_path=str(server.path), protocol=2) as redis:
-                    redis.config_set("maxmemory-policy", "noeviction")
-                    redis.config_set("maxmemory", "1")
-                    await place.until_state("stale")
-                    assert min([await place.credited(number, old) for number in range(2)]) > 700, "it serves on"
-                    redis.config_set("maxmemory", "0")
-                await place.until_state("index")
-                await place.until_credited(text_of("when there was room again"))
-            assert set(place.statuses) == {200}
-
-    run_async(main())
+async def test_a_full_redis_costs_no_request_is_said_and_made_good_when_there_is_room(
+    tmp_path: Path, server: Valkey
+) -> None:
+    async with stage(tmp_path, server.url, indexers=2) as place:
+        old = text_of("before it was full")
+        await place.until_credited(old)
+        async with traffic(place):
+            with Redis(unix_socket_path=str(server.path), protocol=2) as redis:
+                redis.config_set("maxmemory-policy", "noeviction")
+                redis.config_set("maxmemory", "1")
+                await place.until_state("stale")
+                assert min([await place.credited(number, old) for number in range(2)]) > 700, "it serves on"
+                redis.config_set("maxmemory", "0")
+            await place.until_state("index")
+            await place.until_credited(text_of("when there was room again"))
+        assert set(place.statuses) == {200}

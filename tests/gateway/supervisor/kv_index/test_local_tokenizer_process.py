@@ -9,7 +9,6 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from fairlead_sim.engine.tokenizer import CONTROL_TOKENS
 from fairlead_sim.engine.tokenizer import Tokenizer as Simulated
 from fairlead_testing.gateway.index_stage import MODEL_KEY, IndexStage, index_stage
-from fairlead_testing.gateway.running_gateway import run_async
 from fairlead_testing.waiting import wait_until_async
 
 SIMULATED = Simulated()
@@ -59,47 +58,39 @@ async def credited(place: IndexStage, text: str) -> tuple[float, float]:
     return float(indexed), float(told["outcome"]["cached_tokens"])
 
 
-def test_prompts_of_text_are_credited_as_the_engine_reports_them(
+async def test_prompts_of_text_are_credited_as_the_engine_reports_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     simulated_file(tmp_path / "files")
     monkeypatch.setenv("FAIRLEAD_LINKS", "process")
     monkeypatch.setenv("FAIRLEAD_TOKENIZERS", str(tmp_path / "files"))
+    async with index_stage(tmp_path) as place:
+        text = SIMULATED.random_text(1_000, "first")
+        await place.complete(text)
+        await place.wait_for_links(6)
+        assert (await links(place))["how"].startswith("text prompts are tokenized by the gateway's process")
 
-    async def main() -> None:
-        async with index_stage(tmp_path) as place:
-            text = SIMULATED.random_text(1_000, "first")
-            await place.complete(text)
-            await place.wait_for_links(6)
-            assert (await links(place))["how"].startswith("text prompts are tokenized by the gateway's process")
+        async def known() -> bool:
+            indexed, cached = await credited(place, text)
+            return indexed > 0.9 * cached > 800
 
-            async def known() -> bool:
-                indexed, cached = await credited(place, text)
-                return indexed > 0.9 * cached > 800
-
-            await wait_until_async(known)
-
-    run_async(main())
+        await wait_until_async(known)
 
 
-def test_a_wrong_file_links_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_wrong_file_links_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     simulated_file(tmp_path / "files", shifted=1)
     monkeypatch.setenv("FAIRLEAD_LINKS", "process")
     monkeypatch.setenv("FAIRLEAD_TOKENIZERS", str(tmp_path / "files"))
+    async with index_stage(tmp_path) as place:
+        await place.wait_for_state("incomplete")
+        texts = [SIMULATED.random_text(300, f"text {number}") for number in range(12)]
+        for text in texts:
+            await place.complete(text)
 
-    async def main() -> None:
-        async with index_stage(tmp_path) as place:
-            await place.wait_for_state("incomplete")
-            texts = [SIMULATED.random_text(300, f"text {number}") for number in range(12)]
-            for text in texts:
-                await place.complete(text)
+        async def given_up() -> bool:
+            return "no engine reported the tokens" in (await links(place))["how"]
 
-            async def given_up() -> bool:
-                return "no engine reported the tokens" in (await links(place))["how"]
-
-            await wait_until_async(given_up)
-            assert (await links(place))["blocks"] == 0
-            await place.complete(SIMULATED.random_text(300, "another"))
-            await place.wait_for_links(2)  # from the engine's tokens
-
-    run_async(main())
+        await wait_until_async(given_up)
+        assert (await links(place))["blocks"] == 0
+        await place.complete(SIMULATED.random_text(300, "another"))
+        await place.wait_for_links(2)  # from the engine's tokens

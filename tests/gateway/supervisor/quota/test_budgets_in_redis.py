@@ -11,7 +11,6 @@ import pytest
 from fairlead.fleet.model import TokenPrice
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_testing.gateway.limited_gateway import LimitedGateway, limited_gateways
-from fairlead_testing.gateway.running_gateway import run_async
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until_async
 
@@ -53,55 +52,45 @@ async def _is_known(gateways: list[LimitedGateway], spent: int) -> bool:
     ("enforcement", "lease_seconds", "reserved"),
     [(Enforcement.ESTIMATED, 30.0, 2 * _COST), (Enforcement.STRICT, 2.0, 5 * 20 + 10 * 400)],
 )
-def test_two_gateways_spend_a_budget_to_the_last_request(
+async def test_two_gateways_spend_a_budget_to_the_last_request(
     server: Valkey, enforcement: Enforcement, lease_seconds: float, reserved: int
 ) -> None:
     """No answer costs more than was reserved for it, so even an estimated budget is not exceeded.
 
     reserved: no less than what one request reserves; less than this may be left.
     """
-
-    async def main() -> None:
-        budget = Limit(LimitUnit.COST, 60 * _COST, Window.DAY)
-        tenants = [Tenant("acme", limits=(budget,), enforcement=enforcement)]
-        async with limited_gateways(server.url, tenants, 2, lease_seconds=lease_seconds, price=_PRICE) as gateways:
-            answered, refused = await _spend_all(gateways)
-            spent = answered * _COST
-            assert budget.amount - reserved < spent <= budget.amount
-            await wait_until_async(partial(_is_known, gateways, spent))
-            error = refused.json()["error"]
-            assert (error["code"], error["type"]) == ("insufficient_quota", "insufficient_quota")
-            assert "the limit of 0.0000102 US dollars per day of tenant acme is reached" in error["message"]
-            assert "x-ratelimit-remaining-tokens" not in refused.headers
-
-    run_async(main())
+    budget = Limit(LimitUnit.COST, 60 * _COST, Window.DAY)
+    tenants = [Tenant("acme", limits=(budget,), enforcement=enforcement)]
+    async with limited_gateways(server.url, tenants, 2, lease_seconds=lease_seconds, price=_PRICE) as gateways:
+        answered, refused = await _spend_all(gateways)
+        spent = answered * _COST
+        assert budget.amount - reserved < spent <= budget.amount
+        await wait_until_async(partial(_is_known, gateways, spent))
+        error = refused.json()["error"]
+        assert (error["code"], error["type"]) == ("insufficient_quota", "insufficient_quota")
+        assert "the limit of 0.0000102 US dollars per day of tenant acme is reached" in error["message"]
+        assert "x-ratelimit-remaining-tokens" not in refused.headers
 
 
-def test_a_refusal_names_the_end_of_the_window(server: Valkey) -> None:
-    async def main() -> None:
-        budget = Limit(LimitUnit.COST, 3 * _COST, Window.MONTH)
-        async with limited_gateways(server.url, [Tenant("acme", limits=(budget,))], 2, price=_PRICE) as gateways:
-            before = time.time()
-            _, refused = await _spend_all(gateways)
-            ends = {gateway.service.ledgers["acme"].last_reply[budget.id].end / 1000 for gateway in gateways}
-            assert len(ends) == 1
-            (end,) = ends
-            rest = int(refused.headers["retry-after"])
-            assert math.ceil(end - time.time()) - 1 <= rest <= math.ceil(end - before) + 1
-
-    run_async(main())
+async def test_a_refusal_names_the_end_of_the_window(server: Valkey) -> None:
+    budget = Limit(LimitUnit.COST, 3 * _COST, Window.MONTH)
+    async with limited_gateways(server.url, [Tenant("acme", limits=(budget,))], 2, price=_PRICE) as gateways:
+        before = time.time()
+        _, refused = await _spend_all(gateways)
+        ends = {gateway.service.ledgers["acme"].last_reply[budget.id].end / 1000 for gateway in gateways}
+        assert len(ends) == 1
+        (end,) = ends
+        rest = int(refused.headers["retry-after"])
+        assert math.ceil(end - time.time()) - 1 <= rest <= math.ceil(end - before) + 1
 
 
-def test_a_request_that_costs_more_than_the_budget_says_what_it_may_cost(server: Valkey) -> None:
-    async def main() -> None:
-        budget = Limit(LimitUnit.COST, 2_000_000, Window.DAY)
-        tenants = [Tenant("acme", limits=(budget,), enforcement=Enforcement.STRICT)]
-        async with limited_gateways(server.url, tenants, 2, price=_PRICE) as gateways:
-            refused = await gateways[0].chat("acme", max_tokens=1_000_000)
-            message = refused.json()["error"]["message"]
-            assert refused.status_code == 429
-            assert message.startswith("the limit of 0.002 US dollars per day of tenant acme is reached;")
-            assert "this request may cost 0.02" in message
-            assert (await gateways[1].chat("acme", max_tokens=5)).status_code == 200
-
-    run_async(main())
+async def test_a_request_that_costs_more_than_the_budget_says_what_it_may_cost(server: Valkey) -> None:
+    budget = Limit(LimitUnit.COST, 2_000_000, Window.DAY)
+    tenants = [Tenant("acme", limits=(budget,), enforcement=Enforcement.STRICT)]
+    async with limited_gateways(server.url, tenants, 2, price=_PRICE) as gateways:
+        refused = await gateways[0].chat("acme", max_tokens=1_000_000)
+        message = refused.json()["error"]["message"]
+        assert refused.status_code == 429
+        assert message.startswith("the limit of 0.002 US dollars per day of tenant acme is reached;")
+        assert "this request may cost 0.02" in message
+        assert (await gateways[1].chat("acme", max_tokens=5)).status_code == 200

@@ -10,7 +10,6 @@ from redis.crc import key_slot
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_kvstore.index import redis_keys
 from fairlead_testing.gateway.limited_gateway import LimitedGateway, limited_gateways, send_chats, send_until_spent
-from fairlead_testing.gateway.running_gateway import run_async
 from fairlead_testing.processes import wait_until
 from fairlead_testing.redis.valkey_cluster import HOST, ValkeyGroup, ValkeyNode
 from fairlead_testing.waiting import wait_until as until
@@ -60,84 +59,69 @@ def _go_back(node: ValkeyNode, copies: list[tuple[bytes, bytes]]) -> None:
 
 
 @pytest.mark.parametrize("enforcement", [Enforcement.ESTIMATED, Enforcement.STRICT])
-def test_a_replica_that_lags_becomes_master_and_no_request_counts_twice_or_never(
+async def test_a_replica_that_lags_becomes_master_and_no_request_counts_twice_or_never(
     pair: ValkeyGroup, tmp_path: Path, enforcement: Enforcement
 ) -> None:
     folder = tmp_path / "checkpoints" if enforcement is Enforcement.STRICT else None
+    master, replica = pair.nodes
+    tenants = [Tenant("acme", limits=(_LIMIT,), enforcement=enforcement)]
+    async with limited_gateways(pair.url, tenants, 2, folder) as gateways:
+        await _get_answers(gateways, 8)
+        await until(lambda: _reported(gateways) == 8)
+        await asyncio.to_thread(wait_until, lambda: len(_copies(replica)) == 2, "the replica has the limits")
+        old = await asyncio.to_thread(_copies, replica)
+        await _get_answers(gateways, 12)
+        await until(lambda: _reported(gateways) == 20)
+        await asyncio.to_thread(replica.execute, "CONFIG", "SET", "replica-read-only", "no")
+        before = gateways[0].service.ledgers["acme"].epoch
+        master.kill()
+        await asyncio.to_thread(_go_back, replica, old)
+        ledgers = [gateway.service.ledgers["acme"] for gateway in gateways]
 
-    async def main() -> None:
-        master, replica = pair.nodes
-        tenants = [Tenant("acme", limits=(_LIMIT,), enforcement=enforcement)]
-        async with limited_gateways(pair.url, tenants, 2, folder) as gateways:
-            await _get_answers(gateways, 8)
-            await until(lambda: _reported(gateways) == 8)
-            await asyncio.to_thread(wait_until, lambda: len(_copies(replica)) == 2, "the replica has the limits")
-            old = await asyncio.to_thread(_copies, replica)
-            await _get_answers(gateways, 12)
-            await until(lambda: _reported(gateways) == 20)
-            await asyncio.to_thread(replica.execute, "CONFIG", "SET", "replica-read-only", "no")
-            before = gateways[0].service.ledgers["acme"].epoch
-            master.kill()
-            await asyncio.to_thread(_go_back, replica, old)
-            ledgers = [gateway.service.ledgers["acme"] for gateway in gateways]
+        async def answered() -> int:
+            found = 0
+            while any(not ledger.is_open or ledger.epoch == before for ledger in ledgers):
+                found += (await send_chats(gateways, 1)).count(200)
+                await asyncio.sleep(0.05)
+            return found + await send_until_spent(gateways, 40)
 
-            async def answered() -> int:
-                found = 0
-                while any(not ledger.is_open or ledger.epoch == before for ledger in ledgers):
-                    found += (await send_chats(gateways, 1)).count(200)
-                    await asyncio.sleep(0.05)
-                return found + await send_until_spent(gateways, 40)
-
-            assert await answered() == 20
-            assert replica.execute("ROLE")[0] == "master"
-
-    run_async(main())
+        assert await answered() == 20
+        assert replica.execute("ROLE")[0] == "master"
 
 
-def test_tenants_on_all_masters_of_a_cluster_share_their_limits_exactly(ring: ValkeyGroup) -> None:
-    async def main() -> None:
-        assert {_slot(tenant.name) // _SLOTS_OF_A_MASTER for tenant in _TENANTS} == {0, 1, 2}
-        async with limited_gateways(ring.url, _TENANTS, 2, lease_seconds=60) as gateways:
-            found = await asyncio.gather(*(send_until_spent(gateways, 40, tenant.name) for tenant in _TENANTS))
-            assert found == [40] * len(_TENANTS)
-        for tenant in _TENANTS:
-            node = ring.nodes[_slot(tenant.name) // _SLOTS_OF_A_MASTER]
-            keys = await asyncio.to_thread(node.execute, "KEYS", f"{redis_keys.tenant_limits(tenant.name)}*")
-            assert len(keys) == 2, "the tenant and its window, in one slot"
-
-    run_async(main())
+async def test_tenants_on_all_masters_of_a_cluster_share_their_limits_exactly(ring: ValkeyGroup) -> None:
+    assert {_slot(tenant.name) // _SLOTS_OF_A_MASTER for tenant in _TENANTS} == {0, 1, 2}
+    async with limited_gateways(ring.url, _TENANTS, 2, lease_seconds=60) as gateways:
+        found = await asyncio.gather(*(send_until_spent(gateways, 40, tenant.name) for tenant in _TENANTS))
+        assert found == [40] * len(_TENANTS)
+    for tenant in _TENANTS:
+        node = ring.nodes[_slot(tenant.name) // _SLOTS_OF_A_MASTER]
+        keys = await asyncio.to_thread(node.execute, "KEYS", f"{redis_keys.tenant_limits(tenant.name)}*")
+        assert len(keys) == 2, "the tenant and its window, in one slot"
 
 
-def test_a_master_of_a_cluster_dies_and_its_tenants_keep_their_limits(ring: ValkeyGroup) -> None:
+async def test_a_master_of_a_cluster_dies_and_its_tenants_keep_their_limits(ring: ValkeyGroup) -> None:
     (first, *_) = (tenant for tenant in _TENANTS if _slot(tenant.name) < _SLOTS_OF_A_MASTER)
-
-    async def main() -> None:
-        async with limited_gateways(ring.url, [first], 2, lease_seconds=60) as gateways:
-            await _get_answers(gateways, 20, first.name)
-            await until(lambda: _reported(gateways, first.name) == 20)
-            await asyncio.to_thread(wait_until, lambda: _is_copied(*ring.nodes[0:4:3]), "the replica has all of it")
-            ring.nodes[0].kill()
-            await asyncio.to_thread(
-                wait_until, lambda: ring.nodes[3].execute("ROLE")[0] == "master", "the replica took over"
-            )
-            assert await send_until_spent(gateways, 40, first.name) == 20
-
-    run_async(main())
+    async with limited_gateways(ring.url, [first], 2, lease_seconds=60) as gateways:
+        await _get_answers(gateways, 20, first.name)
+        await until(lambda: _reported(gateways, first.name) == 20)
+        await asyncio.to_thread(wait_until, lambda: _is_copied(*ring.nodes[0:4:3]), "the replica has all of it")
+        ring.nodes[0].kill()
+        await asyncio.to_thread(
+            wait_until, lambda: ring.nodes[3].execute("ROLE")[0] == "master", "the replica took over"
+        )
+        assert await send_until_spent(gateways, 40, first.name) == 20
 
 
-def test_a_slot_that_moves_takes_its_limits_along(ring: ValkeyGroup) -> None:
+async def test_a_slot_that_moves_takes_its_limits_along(ring: ValkeyGroup) -> None:
     tenant = next(one for one in _TENANTS if _slot(one.name) // _SLOTS_OF_A_MASTER == 1)
-
-    async def main() -> None:
-        async with limited_gateways(ring.url, [tenant], 2, lease_seconds=60) as gateways:
-            await _get_answers(gateways, 20, tenant.name)
-            await until(lambda: _reported(gateways, tenant.name) == 20)
-            await asyncio.to_thread(_move_slot, _slot(tenant.name), ring.nodes[1], ring.nodes[2])
-            assert await send_until_spent(gateways, 40, tenant.name) == 20
-            keys = await asyncio.to_thread(ring.nodes[2].execute, "KEYS", f"{redis_keys.tenant_limits(tenant.name)}*")
-            assert len(keys) == 2
-
-    run_async(main())
+    async with limited_gateways(ring.url, [tenant], 2, lease_seconds=60) as gateways:
+        await _get_answers(gateways, 20, tenant.name)
+        await until(lambda: _reported(gateways, tenant.name) == 20)
+        await asyncio.to_thread(_move_slot, _slot(tenant.name), ring.nodes[1], ring.nodes[2])
+        assert await send_until_spent(gateways, 40, tenant.name) == 20
+        keys = await asyncio.to_thread(ring.nodes[2].execute, "KEYS", f"{redis_keys.tenant_limits(tenant.name)}*")
+        assert len(keys) == 2
 
 
 def _move_slot(slot: int, source: ValkeyNode, target: ValkeyNode) -> None:

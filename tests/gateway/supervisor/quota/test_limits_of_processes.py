@@ -11,7 +11,7 @@ from fairlead_gateway.worker.api_keys import key_digest
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.limited_gateway import answer
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.redis.valkey import Valkey
 
 _PEPPER = "pepper" * 6
@@ -38,24 +38,20 @@ async def _send(client: httpx.AsyncClient, gateways: list[GatewayProcess], count
     return await asyncio.gather(*map(send, range(count)))
 
 
-def test_two_gateways_share_a_limit_and_show_it(
+async def test_two_gateways_share_a_limit_and_show_it(
     server: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAIRLEAD_KEY_PEPPER", _PEPPER)
     tenants = tmp_path / "tenants.yaml"
     tenants.write_text(_TENANT.format(digest=key_digest(b"acme", _PEPPER.encode()).hex()))
-
-    async def main() -> None:
-        async with scripted_engine(_answer) as engine, httpx.AsyncClient(timeout=60) as client:
-            write_fleet_file(tmp_path / "fleet.yaml", fleet_of([engine.url]))
-            options = ("--tenants", str(tenants), "--redis", server.url)
-            async with (
-                gateway_process(tmp_path / "fleet.yaml", *options) as one,
-                gateway_process(tmp_path / "fleet.yaml", *options) as other,
-            ):
-                codes = await _send(client, [one, other], 60)
-                assert (codes.count(200), codes.count(429)) == (40, 20)
-                shown = (await other.get_json("/api/limits?tenant=acme"))["limits"][0]
-                assert (shown["amount"], shown["used"], shown["available"]) == (40, 40, 0)
-
-    run_async(main())
+    async with scripted_engine(_answer) as engine, httpx.AsyncClient(timeout=60) as client:
+        write_fleet_file(tmp_path / "fleet.yaml", fleet_of([engine.url]))
+        options = ("--tenants", str(tenants), "--redis", server.url)
+        async with (
+            gateway_process(tmp_path / "fleet.yaml", *options) as one,
+            gateway_process(tmp_path / "fleet.yaml", *options) as other,
+        ):
+            codes = await _send(client, [one, other], 60)
+            assert (codes.count(200), codes.count(429)) == (40, 20)
+            shown = (await other.get_json("/api/limits?tenant=acme"))["limits"][0]
+            assert (shown["amount"], shown["used"], shown["available"]) == (40, 40, 0)

@@ -13,7 +13,6 @@ from fairlead_gateway.ipc.quota_messages import QuotaNeed, QuotaReport, QuotaRow
 from fairlead_gateway.supervisor.quota.checkpoint_files import CheckpointFiles
 from fairlead_gateway.supervisor.quota.limit_stores import MemoryLimitStore
 from fairlead_gateway.supervisor.quota.quota_service import QuotaService
-from fairlead_testing.gateway.running_gateway import run_async
 from fairlead_testing.waiting import wait_until
 
 _LIMIT = Limit(LimitUnit.REQUESTS, 1_000, Window.MONTH)
@@ -38,50 +37,46 @@ def report(rows: list[QuotaRow], needs: list[QuotaNeed]) -> QuotaReport:
 
 
 @pytest.mark.parametrize("enforcement", list(Enforcement))
-def test_a_restart_without_redis_forgets_no_use_of_the_last_seconds(enforcement: Enforcement, tmp_path: Path) -> None:
-    async def main() -> None:
-        clock, worker = SystemClock(), Worker()
+async def test_a_restart_without_redis_forgets_no_use_of_the_last_seconds(
+    enforcement: Enforcement, tmp_path: Path
+) -> None:
+    clock, worker = SystemClock(), Worker()
 
-        def create() -> QuotaService:
-            store = MemoryLimitStore(clock)
-            service = QuotaService(store, "gw", clock=clock, limits=Limits(), checkpoint_folder=tmp_path)
-            service.set_tenants([Tenant("acme", limits=(_LIMIT,), enforcement=enforcement)])
-            service.start()
-            return service
-
-        first = create()
-        first.on_report(worker, report([], [QuotaNeed(_LIMIT.id, 100, 100)]))
-        await wait_until(lambda: len(worker.updates) == 1)
-        start = worker.updates[0].updates[0].start
-        spent = QuotaRow(_LIMIT.id, start, 100, 0, 100, 0)
-        first.on_report(worker, report([spent], [QuotaNeed(_LIMIT.id, 100, 100)]))
-        await wait_until(lambda: len(worker.updates) == 2)
-        first.on_report(worker, report([QuotaRow(_LIMIT.id, start, 200, 50, 150, 0)], []))
-        first.on_worker_exit(worker)
-        await first.stop()
-        await create().stop()  # before it has read the checkpoint
-        last = create()
-        (state,) = await last.states(None, 10)
-        await last.stop()
-        assert state.used == 150
-
-    run_async(main())
-
-
-def test_checkpoints_of_gateways_that_ended_months_ago_are_removed(tmp_path: Path) -> None:
-    async def main() -> None:
-        clock = SystemClock()
-        for gateway, days in (("old", 71), ("recent", 69), ("gw", 71)):
-            CheckpointFiles(tmp_path, gateway, 1_000).write({})
-            written = clock.wall() - days * 86_400
-            os.utime(tmp_path / f"{gateway}.quota", (written, written))
+    def create() -> QuotaService:
         store = MemoryLimitStore(clock)
         service = QuotaService(store, "gw", clock=clock, limits=Limits(), checkpoint_folder=tmp_path)
-        service.set_tenants([Tenant("acme", limits=(_LIMIT,))])
+        service.set_tenants([Tenant("acme", limits=(_LIMIT,), enforcement=enforcement)])
         service.start()
-        await service.states(None, 1)
-        assert [name for name in ("gw", "old", "recent") if (tmp_path / f"{name}.quota").exists()] == ["gw", "recent"]
-        assert service.warnings() == []
-        await service.stop()
+        return service
 
-    run_async(main())
+    first = create()
+    first.on_report(worker, report([], [QuotaNeed(_LIMIT.id, 100, 100)]))
+    await wait_until(lambda: len(worker.updates) == 1)
+    start = worker.updates[0].updates[0].start
+    spent = QuotaRow(_LIMIT.id, start, 100, 0, 100, 0)
+    first.on_report(worker, report([spent], [QuotaNeed(_LIMIT.id, 100, 100)]))
+    await wait_until(lambda: len(worker.updates) == 2)
+    first.on_report(worker, report([QuotaRow(_LIMIT.id, start, 200, 50, 150, 0)], []))
+    first.on_worker_exit(worker)
+    await first.stop()
+    await create().stop()  # before it has read the checkpoint
+    last = create()
+    (state,) = await last.states(None, 10)
+    await last.stop()
+    assert state.used == 150
+
+
+async def test_checkpoints_of_gateways_that_ended_months_ago_are_removed(tmp_path: Path) -> None:
+    clock = SystemClock()
+    for gateway, days in (("old", 71), ("recent", 69), ("gw", 71)):
+        CheckpointFiles(tmp_path, gateway, 1_000).write({})
+        written = clock.wall() - days * 86_400
+        os.utime(tmp_path / f"{gateway}.quota", (written, written))
+    store = MemoryLimitStore(clock)
+    service = QuotaService(store, "gw", clock=clock, limits=Limits(), checkpoint_folder=tmp_path)
+    service.set_tenants([Tenant("acme", limits=(_LIMIT,))])
+    service.start()
+    await service.states(None, 1)
+    assert [name for name in ("gw", "old", "recent") if (tmp_path / f"{name}.quota").exists()] == ["gw", "recent"]
+    assert service.warnings() == []
+    await service.stop()

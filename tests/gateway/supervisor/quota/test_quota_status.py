@@ -8,7 +8,6 @@ from fairlead_gateway.quota.exchange import LimitReply
 from fairlead_gateway.supervisor.quota.limit_stores import MemoryLimitStore
 from fairlead_gateway.supervisor.quota.quota_service import QuotaService
 from fairlead_gateway.supervisor.quota.quota_status import limit_states, unpriced_budgets
-from fairlead_testing.gateway.running_gateway import run_async
 
 _BUDGET = Limit(LimitUnit.COST, 1_000, Window.MONTH)
 
@@ -38,14 +37,11 @@ def test_a_limit_that_was_not_read_is_unknown_and_not_zero() -> None:
     assert (state.used, state.available, state.resets_at) == (100, 900, 5.0)
 
 
-def test_states_are_read_from_the_store_at_each_query() -> None:
-    async def main() -> None:
-        clock = SystemClock()
-        service = QuotaService(MemoryLimitStore(clock), "gw", clock=clock, limits=Limits())
-        service.set_tenants([Tenant("acme", limits=(_BUDGET,)), Tenant("zeta", limits=(_BUDGET,))])
-        service.start()
-        found = await service.states(frozenset({"acme"}), 10)
-        assert [(state.tenant, state.used, state.available) for state in found] == [("acme", 0, 1_000)]
-        await service.stop()
-
-    run_async(main())
+async def test_states_are_read_from_the_store_at_each_query() -> None:
+    clock = SystemClock()
+    service = QuotaService(MemoryLimitStore(clock), "gw", clock=clock, limits=Limits())
+    service.set_tenants([Tenant("acme", limits=(_BUDGET,)), Tenant("zeta", limits=(_BUDGET,))])
+    service.start()
+    found = await service.states(frozenset({"acme"}), 10)
+    assert [(state.tenant, state.used, state.available) for state in found] == [("acme", 0, 1_000)]
+    await service.stop()

@@ -1,6 +1,5 @@
 """API keys and tenants on their way from files to workers."""
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from fairlead_gateway.supervisor.tenancy.access_service import AccessService, Ac
 from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
 from fairlead_gateway.supervisor.tenancy.revocation_file import RevocationFile
 from fairlead_gateway.supervisor.tenancy.tenant_file import TenantFile
-from fairlead_testing.gateway.running_gateway import run_async
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
 
 OLD, NEW = "0a" * 32, "0b" * 32
@@ -89,105 +88,83 @@ def test_workers_get_what_changed_and_nothing_else(tmp_path: Path) -> None:
     run_async(main())
 
 
-def test_broken_document_revokes_only_what_it_lost(tmp_path: Path) -> None:
+async def test_broken_document_revokes_only_what_it_lost(tmp_path: Path) -> None:
     path = tmp_path / "tenants.yaml"
     path.write_text(document("acme", OLD, NEW) + document("zeta", "0c" * 32))
-
-    async def main() -> None:
-        received = Received()
-        service = AccessService(
-            AccessSources(tenant_sources=[TenantFile(path, Limits())]), received.apply, lambda: 1_000.0
-        )
-        await service.start()
-        try:
-            received.tenants = dict(service.tenants)
-            assert received.digests() == {OLD, NEW, "0c" * 32}
-            path.write_text(
-                document("acme", NEW, more="  weight: [\n") + document("zeta", "0c" * 32, more="  weight: 5\n")
-            )
-            await wait_until(lambda: received.tenants["zeta"].weight == 5)
-            assert received.digests() == {NEW, "0c" * 32}
-            assert any("not YAML" in warning for warning in service.warnings({}))
-            path.unlink()
-            await wait_until(lambda: any("cannot read" in warning for warning in service.warnings({})))
-            assert received.digests() == {NEW, "0c" * 32}, "an unreadable file says nothing about keys"
-        finally:
-            await service.stop()
-
-    run_async(main())
+    received = Received()
+    service = AccessService(AccessSources(tenant_sources=[TenantFile(path, Limits())]), received.apply, lambda: 1_000.0)
+    await service.start()
+    try:
+        received.tenants = dict(service.tenants)
+        assert received.digests() == {OLD, NEW, "0c" * 32}
+        path.write_text(document("acme", NEW, more="  weight: [\n") + document("zeta", "0c" * 32, more="  weight: 5\n"))
+        await wait_until(lambda: received.tenants["zeta"].weight == 5)
+        assert received.digests() == {NEW, "0c" * 32}
+        assert any("not YAML" in warning for warning in service.warnings({}))
+        path.unlink()
+        await wait_until(lambda: any("cannot read" in warning for warning in service.warnings({})))
+        assert received.digests() == {NEW, "0c" * 32}, "an unreadable file says nothing about keys"
+    finally:
+        await service.stop()
 
 
-def test_models_that_cannot_isolate_tenants_are_a_warning_while_tenants_want_it(tmp_path: Path) -> None:
+async def test_models_that_cannot_isolate_tenants_are_a_warning_while_tenants_want_it(tmp_path: Path) -> None:
     path = tmp_path / "tenants.yaml"
     path.write_text(document("acme", NEW))
     theirs = Model("chat", "theirs", requests=RequestPolicy(frozenset({"external"})))
     models = {theirs.key: theirs}
-
-    async def main() -> None:
-        service = AccessService(
-            AccessSources(tenant_sources=[TenantFile(path, Limits())]), Received().apply, lambda: 1.0
-        )
-        await service.start()
-        try:
-            (warning,) = service.warnings(models)
-            assert warning.startswith("engines of chat/theirs share cached prompts")
-            assert service.warnings({}) == []
-            assert service.warnings(models) == [warning]
-            path.write_text(document("acme", NEW, more="  cacheSharing: Cluster\n"))
-            await wait_until(lambda: service.warnings(models) == [])
-        finally:
-            await service.stop()
-
-    run_async(main())
+    service = AccessService(AccessSources(tenant_sources=[TenantFile(path, Limits())]), Received().apply, lambda: 1.0)
+    await service.start()
+    try:
+        (warning,) = service.warnings(models)
+        assert warning.startswith("engines of chat/theirs share cached prompts")
+        assert service.warnings({}) == []
+        assert service.warnings(models) == [warning]
+        path.write_text(document("acme", NEW, more="  cacheSharing: Cluster\n"))
+        await wait_until(lambda: service.warnings(models) == [])
+    finally:
+        await service.stop()
 
 
-def test_revocation_list_counts_while_everything_else_is_broken(tmp_path: Path) -> None:
+async def test_revocation_list_counts_while_everything_else_is_broken(tmp_path: Path) -> None:
     keys, tenants, revoked = tmp_path / "keys.yaml", tmp_path / "tenants.yaml", tmp_path / "revoked"
     keys.write_text(f"keys: [{{name: one, digest: '{OLD}'}}]")
     tenants.write_text(document("acme", NEW))
-
-    async def main() -> None:
-        received = Received()
-        sources = AccessSources(KeyFile(keys, Limits()), [TenantFile(tenants, Limits())], RevocationFile(revoked))
-        service = AccessService(sources, received.apply, lambda: 1_000.0)
-        await service.start()
-        try:
-            assert received.names == {bytes.fromhex(OLD): "one"}
-            assert service.warnings({}) == []
-            keys.write_text("keys: [")
-            tenants.write_text("{" + NEW)
-            revoked.write_text(f"{OLD}\nno digest\n{NEW}\n")
-            await wait_until(lambda: len(received.revoked) == 2)
-            await wait_until(lambda: len(service.warnings({})) == 3)
-            assert any(f"{revoked}: no digest on line 2" in warning for warning in service.warnings({}))
-            assert received.names == {bytes.fromhex(OLD): "one"}
-            revoked.unlink()
-            await wait_until(lambda: any("the last list of revoked keys stays" in one for one in service.warnings({})))
-            assert service.revoked == [bytes.fromhex(OLD), bytes.fromhex(NEW)]
-        finally:
-            await service.stop()
-
-    run_async(main())
+    received = Received()
+    sources = AccessSources(KeyFile(keys, Limits()), [TenantFile(tenants, Limits())], RevocationFile(revoked))
+    service = AccessService(sources, received.apply, lambda: 1_000.0)
+    await service.start()
+    try:
+        assert received.names == {bytes.fromhex(OLD): "one"}
+        assert service.warnings({}) == []
+        keys.write_text("keys: [")
+        tenants.write_text("{" + NEW)
+        revoked.write_text(f"{OLD}\nno digest\n{NEW}\n")
+        await wait_until(lambda: len(received.revoked) == 2)
+        await wait_until(lambda: len(service.warnings({})) == 3)
+        assert any(f"{revoked}: no digest on line 2" in warning for warning in service.warnings({}))
+        assert received.names == {bytes.fromhex(OLD): "one"}
+        revoked.unlink()
+        await wait_until(lambda: any("the last list of revoked keys stays" in one for one in service.warnings({})))
+        assert service.revoked == [bytes.fromhex(OLD), bytes.fromhex(NEW)]
+    finally:
+        await service.stop()
 
 
-def test_worker_that_missed_messages_gets_the_whole_state(tmp_path: Path) -> None:
+async def test_worker_that_missed_messages_gets_the_whole_state(tmp_path: Path) -> None:
     tenants, revoked = tmp_path / "tenants.yaml", tmp_path / "revoked"
     tenants.write_text(document("acme", NEW))
     revoked.write_text(OLD)
-
-    async def main() -> None:
-        sources = AccessSources(None, [TenantFile(tenants, Limits())], RevocationFile(revoked))
-        service = AccessService(sources, lambda _: None, lambda: 1_000.0)
-        await service.start()
-        await service.stop()
-        assert service.state_messages() == [
-            say.KeyUpdate({}, True),
-            say.TenantUpdate(list(service.tenants.values()), is_whole=True),
-            say.RevocationUpdate([bytes.fromhex(OLD)]),
-        ]
-        assert service.counters() == {"keys": 1}
-
-    run_async(main())
+    sources = AccessSources(None, [TenantFile(tenants, Limits())], RevocationFile(revoked))
+    service = AccessService(sources, lambda _: None, lambda: 1_000.0)
+    await service.start()
+    await service.stop()
+    assert service.state_messages() == [
+        say.KeyUpdate({}, True),
+        say.TenantUpdate(list(service.tenants.values()), is_whole=True),
+        say.RevocationUpdate([bytes.fromhex(OLD)]),
+    ]
+    assert service.counters() == {"keys": 1}
 
 
 def test_changes_are_reported_with_the_keys_of_all_sources_and_their_authors(tmp_path: Path) -> None:
@@ -222,23 +199,19 @@ def test_changes_are_reported_with_the_keys_of_all_sources_and_their_authors(tmp
     run_async(main())
 
 
-def test_files_that_are_too_long_change_nothing_and_say_so(tmp_path: Path) -> None:
+async def test_files_that_are_too_long_change_nothing_and_say_so(tmp_path: Path) -> None:
     keys, revoked, limits = tmp_path / "keys.yaml", tmp_path / "revoked", Limits(fleet_file_bytes=200)
     key_file, list_file = KeyFile(keys, limits), RevocationFile(revoked, limits.fleet_file_bytes)
     keys.write_text(f"keys: [{{name: a, digest: '{OLD}'}}]\n")
     revoked.write_text(f"{NEW}\n")
-
-    async def main() -> None:
+    await key_file.load()
+    await list_file.load()
+    for path in (keys, revoked):
+        with path.open("a") as file:
+            file.write("#" + "x" * 300)
+    with pytest.raises(ManifestError, match="more than 200"):
         await key_file.load()
-        await list_file.load()
-        for path in (keys, revoked):
-            with path.open("a") as file:
-                file.write("#" + "x" * 300)
-        with pytest.raises(ManifestError, match="more than 200"):
-            await key_file.load()
-        await list_file.load()
-        assert "more than 200" in str(list_file.problem)
-        assert "the last list of revoked keys stays" in str(list_file.problem)
-        assert (set(key_file.names_by_digest), list_file.digests) == ({bytes.fromhex(OLD)}, {bytes.fromhex(NEW)})
-
-    asyncio.run(main())
+    await list_file.load()
+    assert "more than 200" in str(list_file.problem)
+    assert "the last list of revoked keys stays" in str(list_file.problem)
+    assert (set(key_file.names_by_digest), list_file.digests) == ({bytes.fromhex(OLD)}, {bytes.fromhex(NEW)})

@@ -11,7 +11,6 @@ from fairlead.runtime.clock import Pacing, SystemClock
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.supervisor.tenancy.access_service import AccessService, AccessSources
 from fairlead_gateway.supervisor.tenancy.revocation_watch import RevocationWatch
-from fairlead_testing.gateway.running_gateway import run_async
 from fairlead_testing.kube.fake_server import FakeApiServer, fake_api_server
 from fairlead_testing.waiting import wait_until
 
@@ -32,45 +31,39 @@ def digests_of(watch: RevocationWatch) -> set[str]:
     return {digest.hex() for digest in watch.digests}
 
 
-def test_the_list_follows_the_config_map_line_by_line() -> None:
-    async def main() -> None:
-        async with fake_api_server() as fake:
-            put(fake, None)
-            watch = watch_of(fake)
-            await watch.start(lambda: None)
-            try:
-                await wait_until(lambda: watch.is_loaded)
-                assert (digests_of(watch), watch.problem) == (set(), None)
-                put(fake, f"{OLD}\n")
-                await wait_until(lambda: digests_of(watch) == {OLD})
-                put(fake, f"{OLD}\nno digest\n{NEW.upper()} # acme/prod\n")
-                await wait_until(lambda: digests_of(watch) == {OLD, NEW})
-                assert watch.problem == f"the ConfigMap {PLACE}/{NAME}: no digest on line 2; the other lines count"
-                fake.remove(CONFIG_MAPS, PLACE, NAME)
-                await wait_until(lambda: "was deleted" in (watch.problem or ""))
-                assert digests_of(watch) == {OLD, NEW}
-                put(fake, NEW)
-                await wait_until(lambda: digests_of(watch) == {NEW})
-                assert watch.problem is None
-            finally:
-                await watch.stop()
-
-    run_async(main())
+async def test_the_list_follows_the_config_map_line_by_line() -> None:
+    async with fake_api_server() as fake:
+        put(fake, None)
+        watch = watch_of(fake)
+        await watch.start(lambda: None)
+        try:
+            await wait_until(lambda: watch.is_loaded)
+            assert (digests_of(watch), watch.problem) == (set(), None)
+            put(fake, f"{OLD}\n")
+            await wait_until(lambda: digests_of(watch) == {OLD})
+            put(fake, f"{OLD}\nno digest\n{NEW.upper()} # acme/prod\n")
+            await wait_until(lambda: digests_of(watch) == {OLD, NEW})
+            assert watch.problem == f"the ConfigMap {PLACE}/{NAME}: no digest on line 2; the other lines count"
+            fake.remove(CONFIG_MAPS, PLACE, NAME)
+            await wait_until(lambda: "was deleted" in (watch.problem or ""))
+            assert digests_of(watch) == {OLD, NEW}
+            put(fake, NEW)
+            await wait_until(lambda: digests_of(watch) == {NEW})
+            assert watch.problem is None
+        finally:
+            await watch.stop()
 
 
-def test_only_its_own_config_map_is_asked_for() -> None:
-    async def main() -> None:
-        async with fake_api_server() as fake:
-            watch = watch_of(fake)
-            await watch.start(lambda: None)
-            try:
-                await wait_until(lambda: any(call.is_watch for call in fake.calls))
-            finally:
-                await watch.stop()
-            assert {call.path for call in fake.calls} == {CONFIG_MAPS.path(PLACE)}
-            assert {call.query["fieldSelector"] for call in fake.calls} == {f"metadata.name={NAME}"}
-
-    run_async(main())
+async def test_only_its_own_config_map_is_asked_for() -> None:
+    async with fake_api_server() as fake:
+        watch = watch_of(fake)
+        await watch.start(lambda: None)
+        try:
+            await wait_until(lambda: any(call.is_watch for call in fake.calls))
+        finally:
+            await watch.stop()
+        assert {call.path for call in fake.calls} == {CONFIG_MAPS.path(PLACE)}
+        assert {call.query["fieldSelector"] for call in fake.calls} == {f"metadata.name={NAME}"}
 
 
 class Received:
@@ -111,35 +104,29 @@ def service_of(watch: RevocationWatch, received: Received) -> AccessService:
     return AccessService(sources, received.apply, lambda: 1_000.0)
 
 
-def test_no_key_is_accepted_before_the_revoked_ones_are_known() -> None:
-    async def main() -> None:
-        async with fake_api_server() as fake:
-            put(fake, OLD)
-            received, watch = Received(), watch_of(fake)
-            service = service_of(watch, received)
-            await service.start()
-            try:
-                assert not service.are_keys_loaded
-                await wait_until(lambda: received.is_loaded[-1:] == [True])
-                assert received.revoked == [bytes.fromhex(OLD)]
-                assert service.table().revoked == {bytes.fromhex(OLD)}
-            finally:
-                await service.stop()
-
-    run_async(main())
+async def test_no_key_is_accepted_before_the_revoked_ones_are_known() -> None:
+    async with fake_api_server() as fake:
+        put(fake, OLD)
+        received, watch = Received(), watch_of(fake)
+        service = service_of(watch, received)
+        await service.start()
+        try:
+            assert not service.are_keys_loaded
+            await wait_until(lambda: received.is_loaded[-1:] == [True])
+            assert received.revoked == [bytes.fromhex(OLD)]
+            assert service.table().revoked == {bytes.fromhex(OLD)}
+        finally:
+            await service.stop()
 
 
-def test_a_list_that_may_not_be_read_stops_nobody() -> None:
-    async def main() -> None:
-        async with fake_api_server() as fake:
-            fake.refused_paths.add(CONFIG_MAPS.path(PLACE))
-            received = Received()
-            service = service_of(watch_of(fake), received)
-            await service.start()
-            try:
-                await wait_until(lambda: received.is_loaded[-1:] == [True])
-                assert any("cannot watch the ConfigMap" in warning for warning in service.warnings({}))
-            finally:
-                await service.stop()
-
-    run_async(main())
+async def test_a_list_that_may_not_be_read_stops_nobody() -> None:
+    async with fake_api_server() as fake:
+        fake.refused_paths.add(CONFIG_MAPS.path(PLACE))
+        received = Received()
+        service = service_of(watch_of(fake), received)
+        await service.start()
+        try:
+            await wait_until(lambda: received.is_loaded[-1:] == [True])
+            assert any("cannot watch the ConfigMap" in warning for warning in service.warnings({}))
+        finally:
+            await service.stop()

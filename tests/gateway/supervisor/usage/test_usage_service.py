@@ -115,13 +115,13 @@ def test_records_are_read_once_they_are_flushed(tmp_path: Path) -> None:
     assert [(one.tenant, one.requests, one.cost_nano_usd) for one in content.usage] == [("acme", 2, 560_000)]
 
 
-def test_replicas_are_logged_while_they_exist(tmp_path: Path) -> None:
+async def test_replicas_are_logged_while_they_exist(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.clock.advance(30.0)
     starting = replace(fleet().instances["x/tiny"][0], state=InstanceState.STARTING)
     ledger.service.update_fleet(replace(fleet(), instances={"x/tiny": (starting,)}))
     ledger.clock.advance(15.0)
-    spans = asyncio.run(ledger.service.read(DAY, DAY)).replicas
+    spans = (await ledger.service.read(DAY, DAY)).replicas
     assert sorted((span.replica, span.end - span.start, span.view.state) for span in spans) == [
         ("a/1/0", 15, "Starting"),
         ("a/1/0", 30, "Ready"),
@@ -143,10 +143,10 @@ def test_disk_that_takes_nothing_is_a_warning_and_records_wait(tmp_path: Path) -
     assert (ledger.requests(), ledger.service.warnings()) == (1, [])
 
 
-def test_records_beyond_the_bound_are_lost_and_shown(tmp_path: Path) -> None:
+async def test_records_beyond_the_bound_are_lost_and_shown(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, limits=Limits(usage_records_pending=3))
     ledger.add(*(row(str(number)) for number in range(4)), dropped=5)
-    asyncio.run(ledger.service.flush())
+    await ledger.service.flush()
     assert ledger.requests() == 2  # and a line of the replica log
     assert ledger.service.metrics()["usage_records_lost_total"] == 7
     assert ledger.service.warnings() == ["7 usage records were lost; reports since the start of this gateway lack them"]
@@ -189,11 +189,11 @@ def test_long_file_is_continued_and_the_oldest_part_becomes_totals(tmp_path: Pat
     assert sum(one.requests for one in read_ledger(tmp_path, DAY, DAY).usage) == 21
 
 
-def test_late_record_of_a_day_whose_lines_are_gone_counts(tmp_path: Path) -> None:
+async def test_late_record_of_a_day_whose_lines_are_gone_counts(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     for at in (1, 2):
         ledger.add(row(f"late-{at}", ended_wall=NOON - 3 * 86_400.0))
-        asyncio.run(ledger.service.flush())
+        await ledger.service.flush()
         maintain(tmp_path, DAY, DAY, Retention(0, 0))
         ledger.service._writer.close()
     assert [one.requests for one in read_ledger(tmp_path, "2026-11-21", "2026-11-21").usage] == [2]
@@ -211,17 +211,14 @@ def test_incomplete_line_of_a_crash_is_ended_before_the_next(tmp_path: Path) -> 
     assert restarted.requests() == 2
 
 
-def test_stop_writes_what_is_pending_and_maintains_old_days(tmp_path: Path) -> None:
-    async def run() -> None:
-        ledger = Ledger(tmp_path, limits=Limits(usage_flush_seconds=0.001, usage_lines_days=0))
-        ledger.add(row("old", ended_wall=NOON - 5 * 86_400.0))
-        ledger.service.start()
-        while not any(file.checkpoint.exists() for file in list_files(tmp_path)):  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
-        ledger.add(row("last"))
-        await ledger.service.stop()
-
-    asyncio.run(run())
+async def test_stop_writes_what_is_pending_and_maintains_old_days(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, limits=Limits(usage_flush_seconds=0.001, usage_lines_days=0))
+    ledger.add(row("old", ended_wall=NOON - 5 * 86_400.0))
+    ledger.service.start()
+    while not any(file.checkpoint.exists() for file in list_files(tmp_path)):  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    ledger.add(row("last"))
+    await ledger.service.stop()
     assert sum(one.requests for one in read_ledger(tmp_path, "2026-11-01", DAY).usage) == 2
     assert [file.lines.exists() for file in list_files(tmp_path) if file.kind == USAGE] == [False, True]
 

@@ -12,7 +12,7 @@ from fairlead.adapters.download import AdapterDownload
 from fairlead.adapters.model import LoraAdapter
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_testing.gateway.adapted_gateway import Setting, adapted
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, run_async
+from fairlead_testing.gateway.running_gateway import MODEL_KEY
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import request
 
@@ -53,7 +53,7 @@ def sources(setting: Setting) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("download", [DOWNLOAD, PINNED])
-def test_adapter_is_downloaded_and_then_loaded_from_its_folder(download: AdapterDownload) -> None:
+async def test_adapter_is_downloaded_and_then_loaded_from_its_folder(download: AdapterDownload) -> None:
     async def main(server: CannedServer) -> None:
         async with downloading(server, download) as setting:
             found = await request(setting.running.url, chat("sql"))
@@ -68,10 +68,10 @@ def test_adapter_is_downloaded_and_then_loaded_from_its_folder(download: Adapter
             assert sent == {"name": "sql", "source": download.source, **pins}
 
     with CannedServer({"/v1/adapters": downloaded(download)}) as server:
-        run_async(main(server))
+        await main(server)
 
 
-def test_folder_that_was_there_is_not_called_downloaded() -> None:
+async def test_folder_that_was_there_is_not_called_downloaded() -> None:
     async def main(server: CannedServer) -> None:
         async with downloading(server) as setting:
             found = await request(setting.running.url, chat("sql"))
@@ -79,7 +79,7 @@ def test_folder_that_was_there_is_not_called_downloaded() -> None:
             assert logged.latest.decision.reason.startswith("adapter sql cold, loaded in ")
 
     with CannedServer({"/v1/adapters": downloaded(DOWNLOAD, 0.0)}) as server:
-        run_async(main(server))
+        await main(server)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_folder_that_was_there_is_not_called_downloaded() -> None:
         (downloaded(DOWNLOAD, path="/etc/passwd"), "adapter-download"),
     ],
 )
-def test_failed_download_is_an_error_with_its_cause(answer: CannedResponse, cause: str) -> None:
+async def test_failed_download_is_an_error_with_its_cause(answer: CannedResponse, cause: str) -> None:
     async def main(server: CannedServer) -> None:
         async with downloading(server) as setting:
             for _ in range(2):  # the second one does not ask again
@@ -108,10 +108,10 @@ def test_failed_download_is_an_error_with_its_cause(answer: CannedResponse, caus
             assert (await request(setting.running.url, chat("tiny"))).status == 200  # the engine is not at fault
 
     with CannedServer({"/v1/adapters": answer}) as server:
-        run_async(main(server))
+        await main(server)
 
 
-def test_downloader_that_is_not_there_is_no_fault_of_the_engine() -> None:
+async def test_downloader_that_is_not_there_is_no_fault_of_the_engine() -> None:
     async def main(server: CannedServer) -> None:
         async with downloading(server) as setting:
             setting.running.gateway.stack.adapter_loader.downloaders.port = 9
@@ -121,10 +121,10 @@ def test_downloader_that_is_not_there_is_no_fault_of_the_engine() -> None:
             assert (await request(setting.running.url, chat("tiny"))).status == 200
 
     with CannedServer({}) as server:
-        run_async(main(server))
+        await main(server)
 
 
-def test_changed_digest_is_downloaded_and_swapped() -> None:
+async def test_changed_digest_is_downloaded_and_swapped() -> None:
     async def main(server: CannedServer) -> None:
         async with downloading(server) as setting:
             assert (await request(setting.running.url, chat("sql"))).status == 200
@@ -139,4 +139,4 @@ def test_changed_digest_is_downloaded_and_swapped() -> None:
             assert len(server.requests) == 2
 
     with CannedServer({"/v1/adapters": downloaded(DOWNLOAD)}) as server:
-        run_async(main(server))
+        await main(server)

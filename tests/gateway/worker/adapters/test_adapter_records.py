@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import msgspec
+import pytest
 
 from fairlead.limits import Limits
 from fairlead_gateway.ipc.usage_rows import UsageRow, UsageRows
@@ -12,9 +13,11 @@ from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.reporting.usage_reporter import UsageReporter
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_testing.gateway.adapted_gateway import Setting, adapted
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, run_async
+from fairlead_testing.gateway.running_gateway import MODEL_KEY
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.waiting import wait_until_async
+
+pytestmark = pytest.mark.simulated
 
 FAST = EngineSettings(model="tiny", served_names=("tiny",), speed=50.0, max_loaded_adapters=8)
 _NAME = "fairlead_gateway_adapter_"
@@ -34,42 +37,35 @@ async def chat(setting: Setting, name: str) -> int:
     return (await request(setting.running.url, body)).status
 
 
-def test_requests_loads_failures_and_evictions_are_counted_by_adapter() -> None:
+async def test_requests_loads_failures_and_evictions_are_counted_by_adapter() -> None:
     settings = replace(FAST, adapter_load_seconds=0.5, missing_adapters=frozenset({"/adapters/gone"}))
-
-    async def main() -> None:
-        async with adapted(["a", "b", "gone"], slots=1, settings=settings) as setting:
-            for name in ("a", "a", "b"):
-                assert await chat(setting, name) == 200
-            assert await chat(setting, "gone") == 503
-            found = metrics(setting)
-            assert {name: value for name, value in found.items() if name.endswith(" a")} == {
-                "requests_total a": 2,
-                "load_seconds_sum a": found["load_seconds_sum a"],
-                "load_seconds_count a": 1,
-                "load_failures_total a": 0,
-                "evictions_total a": 1,
-            }
-            assert found["load_seconds_sum a"] > 0.0
-            assert (found["load_seconds_count b"], found["evictions_total b"]) == (1, 1)
-            assert found["load_failures_total gone"] == 1
-
-    run_async(main())
+    async with adapted(["a", "b", "gone"], slots=1, settings=settings) as setting:
+        for name in ("a", "a", "b"):
+            assert await chat(setting, name) == 200
+        assert await chat(setting, "gone") == 503
+        found = metrics(setting)
+        assert {name: value for name, value in found.items() if name.endswith(" a")} == {
+            "requests_total a": 2,
+            "load_seconds_sum a": found["load_seconds_sum a"],
+            "load_seconds_count a": 1,
+            "load_failures_total a": 0,
+            "evictions_total a": 1,
+        }
+        assert found["load_seconds_sum a"] > 0.0
+        assert (found["load_seconds_count b"], found["evictions_total b"]) == (1, 1)
+        assert found["load_failures_total gone"] == 1
 
 
-def test_counts_of_adapters_pass_between_processes() -> None:
-    async def main() -> None:
-        async with adapted(["a"], settings=FAST) as setting:
-            assert await chat(setting, "a") == 200
-            counters = setting.running.gateway.telemetry.models[MODEL_KEY]
-            found = restore_counters(snapshot_of(MODEL_KEY, counters, None), 0.0)
-            assert found.adapter_tables() == counters.adapter_tables()
-            assert found.adapter_loads == {"a": 1}
-
-    run_async(main())
+async def test_counts_of_adapters_pass_between_processes() -> None:
+    async with adapted(["a"], settings=FAST) as setting:
+        assert await chat(setting, "a") == 200
+        counters = setting.running.gateway.telemetry.models[MODEL_KEY]
+        found = restore_counters(snapshot_of(MODEL_KEY, counters, None), 0.0)
+        assert found.adapter_tables() == counters.adapter_tables()
+        assert found.adapter_loads == {"a": 1}
 
 
-def test_usage_names_the_adapter() -> None:
+async def test_usage_names_the_adapter() -> None:
     rows: list[UsageRow] = []
 
     class Sender:
@@ -78,17 +74,14 @@ def test_usage_names_the_adapter() -> None:
             rows.extend(message.rows)
             return True
 
-    async def main() -> None:
-        reporter = UsageReporter(Sender(), asyncio.get_running_loop(), Limits(usage_report_seconds=0.0))
-        async with adapted(["a"], settings=FAST, reporters=Reporters(usage=reporter)) as setting:
-            for name in ("a", "tiny"):
-                assert await chat(setting, name) == 200
+    reporter = UsageReporter(Sender(), asyncio.get_running_loop(), Limits(usage_report_seconds=0.0))
+    async with adapted(["a"], settings=FAST, reporters=Reporters(usage=reporter)) as setting:
+        for name in ("a", "tiny"):
+            assert await chat(setting, name) == 200
 
-            async def are_reported() -> bool:
-                reporter.flush()
-                return len(rows) == 2
+        async def are_reported() -> bool:
+            reporter.flush()
+            return len(rows) == 2
 
-            await wait_until_async(are_reported)
-        assert [(row.model, row.adapter) for row in rows] == [(MODEL_KEY, "a"), (MODEL_KEY, "")]
-
-    run_async(main())
+        await wait_until_async(are_reported)
+    assert [(row.model, row.adapter) for row in rows] == [(MODEL_KEY, "a"), (MODEL_KEY, "")]

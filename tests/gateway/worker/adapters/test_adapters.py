@@ -14,9 +14,12 @@ from fairlead.limits import Limits
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_testing.gateway.adapted_gateway import Setting
 from fairlead_testing.gateway.adapted_gateway import adapted as adapted_gateway
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.simulated
 
 FAST = EngineSettings(model="tiny", served_names=("tiny",), speed=50.0, max_loaded_adapters=8)
 
@@ -34,186 +37,146 @@ def reason_of(setting: Setting, found: RawResponse) -> str:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_adapter_is_loaded_while_its_request_waits(stream: bool) -> None:
-    async def main() -> None:
-        async with adapted(["sql", "legal"], settings=replace(FAST, adapter_load_seconds=0.5)) as setting:
-            first = await request(setting.running.url, chat("sql", stream=stream))
-            assert first.status == 200, first.body
-            assert b'"model":"sql"' in first.body.replace(b" ", b"")
-            assert setting.loaded() == [{"sql"}]
-            assert reason_of(setting, first).startswith("adapter sql cold, loaded in ")
-            assert list(setting.running.gateway.stack.adapter_loader.loaded().values()) == [["sql"]]
-            second = await request(setting.running.url, chat("sql", stream=stream))
-            assert reason_of(setting, second).startswith("adapter sql loaded at 1 of 1; then only-one")
-
-    run_async(main())
+async def test_adapter_is_loaded_while_its_request_waits(stream: bool) -> None:
+    async with adapted(["sql", "legal"], settings=replace(FAST, adapter_load_seconds=0.5)) as setting:
+        first = await request(setting.running.url, chat("sql", stream=stream))
+        assert first.status == 200, first.body
+        assert b'"model":"sql"' in first.body.replace(b" ", b"")
+        assert setting.loaded() == [{"sql"}]
+        assert reason_of(setting, first).startswith("adapter sql cold, loaded in ")
+        assert list(setting.running.gateway.stack.adapter_loader.loaded().values()) == [["sql"]]
+        second = await request(setting.running.url, chat("sql", stream=stream))
+        assert reason_of(setting, second).startswith("adapter sql loaded at 1 of 1; then only-one")
 
 
-def test_clients_see_adapters_with_their_base() -> None:
-    async def main() -> None:
-        async with adapted(["sql"]) as setting:
-            (listed,) = await send(setting.running.url, get_request("/v1/models"))
-            models = {model["id"]: model.get("parent") for model in listed.json["data"]}
-            assert models == {"tiny": None, "sql": "tiny"}
-            (one,) = await send(setting.running.url, get_request("/v1/models/sql"))
-            assert one.json["parent"] == "tiny"
-            for name in ("sql", "default/sql"):
-                assert (await request(setting.running.url, chat(name))).json["model"] == name
-            base = await request(setting.running.url, chat("tiny"))
-            assert base.json["model"] == "tiny"
-            assert (await request(setting.running.url, chat("sq"))).status == 404
-
-    run_async(main())
+async def test_clients_see_adapters_with_their_base() -> None:
+    async with adapted(["sql"]) as setting:
+        (listed,) = await send(setting.running.url, get_request("/v1/models"))
+        models = {model["id"]: model.get("parent") for model in listed.json["data"]}
+        assert models == {"tiny": None, "sql": "tiny"}
+        (one,) = await send(setting.running.url, get_request("/v1/models/sql"))
+        assert one.json["parent"] == "tiny"
+        for name in ("sql", "default/sql"):
+            assert (await request(setting.running.url, chat(name))).json["model"] == name
+        base = await request(setting.running.url, chat("tiny"))
+        assert base.json["model"] == "tiny"
+        assert (await request(setting.running.url, chat("sq"))).status == 404
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_answers_carry_the_name_that_the_client_wrote(stream: bool) -> None:
-    async def main() -> None:
-        async with adapted(["sql", "law"]) as setting:
-            fleet = setting.running.gateway.stack.routers.fleet
-            adapters = (LoraAdapter("sql", "/sql", ("sql", "acme/sql")), LoraAdapter("law", "/law", ()))
-            model = replace(fleet.models[MODEL_KEY], adapters=adapters)
-            setting.running.gateway.update_fleet(replace(fleet, version=2, models={MODEL_KEY: model}))
-            (listed,) = await send(setting.running.url, get_request("/v1/models"))
-            assert [one["id"] for one in listed.json["data"]] == ["tiny", "sql", "acme/sql"]
-            for name in ("sql", "acme/sql", "default/law"):
-                found = await request(setting.running.url, chat(name, stream=stream))
-                assert f'"model":"{name}"' in found.body.decode().replace(" ", ""), name
-            assert (await request(setting.running.url, chat("law"))).status == 404
-            assert setting.loaded() == [{"sql", "law"}]
-
-    run_async(main())
+async def test_answers_carry_the_name_that_the_client_wrote(stream: bool) -> None:
+    async with adapted(["sql", "law"]) as setting:
+        fleet = setting.running.gateway.stack.routers.fleet
+        adapters = (LoraAdapter("sql", "/sql", ("sql", "acme/sql")), LoraAdapter("law", "/law", ()))
+        model = replace(fleet.models[MODEL_KEY], adapters=adapters)
+        setting.running.gateway.update_fleet(replace(fleet, version=2, models={MODEL_KEY: model}))
+        (listed,) = await send(setting.running.url, get_request("/v1/models"))
+        assert [one["id"] for one in listed.json["data"]] == ["tiny", "sql", "acme/sql"]
+        for name in ("sql", "acme/sql", "default/law"):
+            found = await request(setting.running.url, chat(name, stream=stream))
+            assert f'"model":"{name}"' in found.body.decode().replace(" ", ""), name
+        assert (await request(setting.running.url, chat("law"))).status == 404
+        assert setting.loaded() == [{"sql", "law"}]
 
 
-def test_large_and_unknown_paths_reach_the_adapter() -> None:
-    async def main() -> None:
-        async with adapted(["sql"], settings=replace(FAST, max_model_len=30_000)) as setting:
-            large = await request(setting.running.url, chat("sql", "x" * 300_000))
-            assert large.status == 400  # the engine's own error: it is longer than the context
-            tokens = await request(setting.running.url, {"model": "sql", "prompt": "a b c"}, path="/tokenize")
-            assert tokens.status == 200
-            answered = await request(setting.running.url, {"model": "sql", "input": "Why?"}, path="/v1/responses")
-            assert answered.json["model"] == "sql"
-
-    run_async(main())
+async def test_large_and_unknown_paths_reach_the_adapter() -> None:
+    async with adapted(["sql"], settings=replace(FAST, max_model_len=30_000)) as setting:
+        large = await request(setting.running.url, chat("sql", "x" * 300_000))
+        assert large.status == 400  # the engine's own error: it is longer than the context
+        tokens = await request(setting.running.url, {"model": "sql", "prompt": "a b c"}, path="/tokenize")
+        assert tokens.status == 200
+        answered = await request(setting.running.url, {"model": "sql", "input": "Why?"}, path="/v1/responses")
+        assert answered.json["model"] == "sql"
 
 
-def test_base_and_adapters_share_no_prefix() -> None:
-    async def main() -> None:
-        async with adapted(["sql", "legal"]) as setting:
-            chains = []
-            for name in ("tiny", "sql", "legal"):
-                body = chat(name, "x" * 2_000)
-                found = await request(setting.running.url, body)
-                assert found.json["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
-                again = await request(setting.running.url, body)
-                assert again.json["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
-                (logged,) = setting.running.gateway.decisions.find(found.fields["x-fairlead-decision"])
-                assert logged.latest.decision.matched_tokens == 0
-                chains.append(found.json["choices"][0]["message"]["content"])
-            assert len(set(chains)) == 3  # each adapter answers in its own way
-
-    run_async(main())
+async def test_base_and_adapters_share_no_prefix() -> None:
+    async with adapted(["sql", "legal"]) as setting:
+        chains = []
+        for name in ("tiny", "sql", "legal"):
+            body = chat(name, "x" * 2_000)
+            found = await request(setting.running.url, body)
+            assert found.json["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+            again = await request(setting.running.url, body)
+            assert again.json["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+            (logged,) = setting.running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+            assert logged.latest.decision.matched_tokens == 0
+            chains.append(found.json["choices"][0]["message"]["content"])
+        assert len(set(chains)) == 3  # each adapter answers in its own way
 
 
-def test_least_wanted_adapter_is_evicted() -> None:
-    async def main() -> None:
-        settings = replace(FAST, adapter_load_seconds=5.0)
-        async with adapted(["a", "b", "c"], slots=2, settings=settings) as setting:
-            for name in (*["a"] * 10, "b", "c"):
-                assert (await request(setting.running.url, chat(name))).status == 200
-            assert setting.loaded() == [{"a", "c"}]
-
-    run_async(main())
+async def test_least_wanted_adapter_is_evicted() -> None:
+    settings = replace(FAST, adapter_load_seconds=5.0)
+    async with adapted(["a", "b", "c"], slots=2, settings=settings) as setting:
+        for name in (*["a"] * 10, "b", "c"):
+            assert (await request(setting.running.url, chat(name))).status == 200
+        assert setting.loaded() == [{"a", "c"}]
 
 
-def test_adapter_with_requests_is_not_evicted() -> None:
+async def test_adapter_with_requests_is_not_evicted() -> None:
     settings = replace(FAST, speed=1.0)
-
-    async def main() -> None:
-        async with adapted(["a", "b"], slots=1, settings=settings) as setting:
-            long = asyncio.create_task(request(setting.running.url, chat("a", stream=True, max_tokens=40)))
-            await wait_until(lambda: bool(setting.loaded()[0]))
-            second = await request(setting.running.url, chat("b"))
-            assert second.status == 200
-            assert setting.loaded() == [{"b"}]
-            assert (await long).body.endswith(b"data: [DONE]\n\n")
-
-    run_async(main())
+    async with adapted(["a", "b"], slots=1, settings=settings) as setting:
+        long = asyncio.create_task(request(setting.running.url, chat("a", stream=True, max_tokens=40)))
+        await wait_until(lambda: bool(setting.loaded()[0]))
+        second = await request(setting.running.url, chat("b"))
+        assert second.status == 200
+        assert setting.loaded() == [{"b"}]
+        assert (await long).body.endswith(b"data: [DONE]\n\n")
 
 
-def test_adapter_with_requests_is_not_evicted_after_its_engine_was_forgotten() -> None:
+async def test_adapter_with_requests_is_not_evicted_after_its_engine_was_forgotten() -> None:
     settings = replace(FAST, speed=1.0)
-
-    async def main() -> None:
-        async with adapted(["a", "b"], slots=1, settings=settings) as setting:
-            long = asyncio.create_task(request(setting.running.url, chat("a", stream=True, max_tokens=40)))
-            await wait_until(lambda: bool(setting.loaded()[0]))
-            (found,) = setting.running.gateway.stack.adapter_loader._instances.values()
-            await wait_until(lambda: bool(found.inflight))
-            found.forget()  # as after a load that has failed
-            assert (await request(setting.running.url, chat("b"))).status == 200
-            assert long.done()
-            assert not found.inflight
-
-    run_async(main())
+    async with adapted(["a", "b"], slots=1, settings=settings) as setting:
+        long = asyncio.create_task(request(setting.running.url, chat("a", stream=True, max_tokens=40)))
+        await wait_until(lambda: bool(setting.loaded()[0]))
+        (found,) = setting.running.gateway.stack.adapter_loader._instances.values()
+        await wait_until(lambda: bool(found.inflight))
+        found.forget()  # as after a load that has failed
+        assert (await request(setting.running.url, chat("b"))).status == 200
+        assert long.done()
+        assert not found.inflight
 
 
-def test_adapter_that_cannot_be_loaded_is_503_with_retry_after() -> None:
+async def test_adapter_that_cannot_be_loaded_is_503_with_retry_after() -> None:
     settings = replace(FAST, missing_adapters=frozenset({"/adapters/gone"}))
-
-    async def main() -> None:
-        async with adapted(["gone", "sql"], engines=2, settings=settings) as setting:
-            for _ in range(2):
-                found = await request(setting.running.url, chat("gone"))
-                assert (found.status, found.error["code"]) == (503, "adapter_not_loaded")
-                assert int(found.fields["retry-after"]) >= 1
-            assert (await request(setting.running.url, chat("sql"))).status == 200
-            assert (await request(setting.running.url, chat("tiny"))).status == 200
-
-    run_async(main())
-
-
-def test_full_slots_are_503_after_the_wait() -> None:
-    settings = replace(FAST, speed=1.0)
-
-    async def main() -> None:
-        limits = Limits(adapter_wait_seconds=0.05)
-        async with adapted(["a", "b"], slots=1, settings=settings, limits=limits) as setting:
-            long = asyncio.create_task(request(setting.running.url, chat("a", stream=True, max_tokens=100)))
-            await wait_until(lambda: bool(setting.loaded()[0]))
-            found = await request(setting.running.url, chat("b"))
+    async with adapted(["gone", "sql"], engines=2, settings=settings) as setting:
+        for _ in range(2):
+            found = await request(setting.running.url, chat("gone"))
             assert (found.status, found.error["code"]) == (503, "adapter_not_loaded")
-            assert (await long).status == 200
-
-    run_async(main())
-
-
-def test_adapter_that_others_unloaded_is_loaded_again() -> None:
-    async def main() -> None:
-        async with adapted(["sql"]) as setting:
-            assert (await request(setting.running.url, chat("sql"))).status == 200
-            more = "content-type: application/json\r\n"
-            body, path = {"lora_name": "sql"}, "/v1/unload_lora_adapter"
-            assert (await request(setting.engines[0].url, body, path=path, more=more)).status == 200
-            found = await request(setting.running.url, chat("sql"))
-            assert found.json["model"] == "sql"
-            assert "adapter-missing" in reason_of(setting, found)
-
-    run_async(main())
+            assert int(found.fields["retry-after"]) >= 1
+        assert (await request(setting.running.url, chat("sql"))).status == 200
+        assert (await request(setting.running.url, chat("tiny"))).status == 200
 
 
-def test_changed_source_is_loaded_anew() -> None:
-    async def main() -> None:
-        async with adapted(["sql"]) as setting:
-            fleet = setting.running.gateway.stack.routers.fleet
-            assert (await request(setting.running.url, chat("sql"))).status == 200
-            model = replace(fleet.models[MODEL_KEY], adapters=(LoraAdapter("sql", "/adapters/sql-2"),))
-            setting.running.gateway.update_fleet(replace(fleet, version=2, models={MODEL_KEY: model}))
-            assert (await request(setting.running.url, chat("sql"))).status == 200
-            assert [one.path for one in setting.engines[0].engine.models.adapters] == ["/adapters/sql-2"]
+async def test_full_slots_are_503_after_the_wait() -> None:
+    settings = replace(FAST, speed=1.0)
+    limits = Limits(adapter_wait_seconds=0.05)
+    async with adapted(["a", "b"], slots=1, settings=settings, limits=limits) as setting:
+        long = asyncio.create_task(request(setting.running.url, chat("a", stream=True, max_tokens=100)))
+        await wait_until(lambda: bool(setting.loaded()[0]))
+        found = await request(setting.running.url, chat("b"))
+        assert (found.status, found.error["code"]) == (503, "adapter_not_loaded")
+        assert (await long).status == 200
 
-    run_async(main())
+
+async def test_adapter_that_others_unloaded_is_loaded_again() -> None:
+    async with adapted(["sql"]) as setting:
+        assert (await request(setting.running.url, chat("sql"))).status == 200
+        more = "content-type: application/json\r\n"
+        body, path = {"lora_name": "sql"}, "/v1/unload_lora_adapter"
+        assert (await request(setting.engines[0].url, body, path=path, more=more)).status == 200
+        found = await request(setting.running.url, chat("sql"))
+        assert found.json["model"] == "sql"
+        assert "adapter-missing" in reason_of(setting, found)
+
+
+async def test_changed_source_is_loaded_anew() -> None:
+    async with adapted(["sql"]) as setting:
+        fleet = setting.running.gateway.stack.routers.fleet
+        assert (await request(setting.running.url, chat("sql"))).status == 200
+        model = replace(fleet.models[MODEL_KEY], adapters=(LoraAdapter("sql", "/adapters/sql-2"),))
+        setting.running.gateway.update_fleet(replace(fleet, version=2, models={MODEL_KEY: model}))
+        assert (await request(setting.running.url, chat("sql"))).status == 200
+        assert [one.path for one in setting.engines[0].engine.models.adapters] == ["/adapters/sql-2"]
 
 
 def with_replicas(setting: Setting, version: int, **replicas: int) -> None:
@@ -225,34 +188,28 @@ def with_replicas(setting: Setting, version: int, **replicas: int) -> None:
     setting.running.gateway.update_fleet(replace(fleet, version=version, models=changed))
 
 
-def test_adapters_with_replicas_are_loaded_before_a_request_and_stay() -> None:
-    async def main() -> None:
-        async with adapted(["sql", "a", "b", "c"], engines=3, slots=2) as setting:
-            with_replicas(setting, 2, sql=2)
-            await wait_until(lambda: sum("sql" in names for names in setting.loaded()) == 2)
-            keepers = [number for number, names in enumerate(setting.loaded()) if "sql" in names]
-            first = await request(setting.running.url, chat("sql"))
-            assert reason_of(setting, first).startswith("adapter sql loaded at 2 of 3")
-            for _ in range(4):
-                for name in ("a", "b", "c"):
-                    assert (await request(setting.running.url, chat(name))).status == 200
-            assert all("sql" in setting.loaded()[number] for number in keepers)
-            with_replicas(setting, 3, a=3)
-            await wait_until(lambda: all("a" in names for names in setting.loaded()))
-
-    run_async(main())
+async def test_adapters_with_replicas_are_loaded_before_a_request_and_stay() -> None:
+    async with adapted(["sql", "a", "b", "c"], engines=3, slots=2) as setting:
+        with_replicas(setting, 2, sql=2)
+        await wait_until(lambda: sum("sql" in names for names in setting.loaded()) == 2)
+        keepers = [number for number, names in enumerate(setting.loaded()) if "sql" in names]
+        first = await request(setting.running.url, chat("sql"))
+        assert reason_of(setting, first).startswith("adapter sql loaded at 2 of 3")
+        for _ in range(4):
+            for name in ("a", "b", "c"):
+                assert (await request(setting.running.url, chat(name))).status == 200
+        assert all("sql" in setting.loaded()[number] for number in keepers)
+        with_replicas(setting, 3, a=3)
+        await wait_until(lambda: all("a" in names for names in setting.loaded()))
 
 
-def test_an_engine_whose_slots_are_all_kept_loads_no_others() -> None:
-    async def main() -> None:
-        async with adapted(["sql", "law"], slots=1) as setting:
-            with_replicas(setting, 2, sql=1)
-            await wait_until(lambda: setting.loaded() == [{"sql"}])
-            found = await request(setting.running.url, chat("law"))
-            assert (found.status, found.error["code"]) == (503, "adapter_not_loaded")
-            assert (await request(setting.running.url, chat("sql"))).status == 200
-
-    run_async(main())
+async def test_an_engine_whose_slots_are_all_kept_loads_no_others() -> None:
+    async with adapted(["sql", "law"], slots=1) as setting:
+        with_replicas(setting, 2, sql=1)
+        await wait_until(lambda: setting.loaded() == [{"sql"}])
+        found = await request(setting.running.url, chat("law"))
+        assert (found.status, found.error["code"]) == (503, "adapter_not_loaded")
+        assert (await request(setting.running.url, chat("sql"))).status == 200
 
 
 def test_zipf_traffic_survives_a_killed_and_a_restarted_engine() -> None:

@@ -16,8 +16,10 @@ from fairlead.engines.lora_api import adapter_prefix
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token, usage
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import request
+
+pytestmark = pytest.mark.simulated
 
 NOT_LOADED = "Got LoRA adapter that has never been loaded: {}\nAll loaded adapters: dict_keys([])."
 
@@ -110,48 +112,39 @@ def chat(name: str, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["sql", "acme/legal"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_request_names_the_base_and_the_adapter(name: str, stream: bool) -> None:
-    async def main() -> None:
-        engine = SglangEngine()
-        async with before(engine) as running:
-            found = await request(running.url, chat(name, stream=stream))
-            assert found.status == 200, found.body
-            assert f"{name} speaks".encode() in found.body
-            assert engine.asked == [f"tiny:{name}"]
-            assert f'"model":"{name}"'.encode() in found.body
-            assert b"tiny:" not in found.body
-            base = await request(running.url, chat("tiny"))
-            assert base.json["choices"][0]["message"]["content"] == "base speaks"
-
-    run_async(main())
+async def test_request_names_the_base_and_the_adapter(name: str, stream: bool) -> None:
+    engine = SglangEngine()
+    async with before(engine) as running:
+        found = await request(running.url, chat(name, stream=stream))
+        assert found.status == 200, found.body
+        assert f"{name} speaks".encode() in found.body
+        assert engine.asked == [f"tiny:{name}"]
+        assert f'"model":"{name}"'.encode() in found.body
+        assert b"tiny:" not in found.body
+        base = await request(running.url, chat("tiny"))
+        assert base.json["choices"][0]["message"]["content"] == "base speaks"
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_engine_that_has_started_again_loads_the_adapter_again(stream: bool) -> None:
-    async def main() -> None:
-        engine = SglangEngine()
-        async with before(engine) as running:
-            assert (await request(running.url, chat("sql"))).status == 200
-            engine.loaded.clear()
-            found = await request(running.url, chat("sql", stream=stream))
-            assert found.status == 200, found.body
-            assert b"sql speaks" in found.body
-            assert engine.asked == ["tiny:sql"] * 3
-
-    run_async(main())
+async def test_engine_that_has_started_again_loads_the_adapter_again(stream: bool) -> None:
+    engine = SglangEngine()
+    async with before(engine) as running:
+        assert (await request(running.url, chat("sql"))).status == 200
+        engine.loaded.clear()
+        found = await request(running.url, chat("sql", stream=stream))
+        assert found.status == 200, found.body
+        assert b"sql speaks" in found.body
+        assert engine.asked == ["tiny:sql"] * 3
 
 
 @pytest.mark.parametrize("refusal", ["400 Bad Request", "200 OK"])
-def test_refused_load_is_no_loaded_adapter(refusal: str) -> None:
-    async def main() -> None:
-        engine = SglangEngine(refusal, frozenset({"sql"}))
-        async with before(engine, Limits(adapter_wait_seconds=0.05)) as running:
-            found = await request(running.url, chat("sql"))
-            assert (found.status, found.error["code"]) == (503, "adapter_not_loaded")
-            assert engine.asked == []  # else the base would have answered
-            assert (await request(running.url, chat("acme/legal"))).status == 200
-
-    run_async(main())
+async def test_refused_load_is_no_loaded_adapter(refusal: str) -> None:
+    engine = SglangEngine(refusal, frozenset({"sql"}))
+    async with before(engine, Limits(adapter_wait_seconds=0.05)) as running:
+        found = await request(running.url, chat("sql"))
+        assert (found.status, found.error["code"]) == (503, "adapter_not_loaded")
+        assert engine.asked == []  # else the base would have answered
+        assert (await request(running.url, chat("acme/legal"))).status == 200
 
 
 def test_base_with_a_colon_does_not_change_the_adapter() -> None:

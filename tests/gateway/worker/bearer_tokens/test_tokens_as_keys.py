@@ -17,7 +17,7 @@ from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_gateway.worker.bearer_tokens.token_callers import TokenCallers
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.gateway.token_issuer import AUDIENCE, ISSUER, SigningKeyPair, TestIssuer
 from fairlead_testing.http.raw_client import get_request, send
 from fairlead_testing.waiting import wait_until_async
@@ -112,7 +112,7 @@ async def _status(gateway: GatewayProcess, key: str) -> int:
     return answer.status
 
 
-def test_a_gateway_follows_its_issuers_and_counts_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_gateway_follows_its_issuers_and_counts_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAIRLEAD_KEY_PEPPER", PEPPER.decode())
     digest = key_digest(b"fl_key", PEPPER).hex()
     (tmp_path / "tenants.yaml").write_text(
@@ -124,30 +124,26 @@ def test_a_gateway_follows_its_issuers_and_counts_uses(tmp_path: Path, monkeypat
         f"issuers: [{{issuer: '{ISSUER}', audiences: [{AUDIENCE}], jwksFile: keys.json}}]\n"
     )
     options = ("--tenants", str(tmp_path / "tenants.yaml"), "--token-issuers", str(tmp_path / "issuers.yaml"))
+    async with scripted_engine() as engine:
+        write_fleet_file(tmp_path / "fleet.yaml", fleet_of([engine.url]))
+        async with gateway_process(tmp_path / "fleet.yaml", *options, "--workers", "2") as gateway:
+            now = time.time()
+            assert await _status(gateway, LOGIN.token(now)) == 200
+            assert await _status(gateway, "fl_key") == 200
+            assert await _status(gateway, NEXT.token(now)) == 401
+            (tmp_path / "keys.json").write_bytes(NEXT.key_set())
 
-    async def main() -> None:
-        async with scripted_engine() as engine:
-            write_fleet_file(tmp_path / "fleet.yaml", fleet_of([engine.url]))
-            async with gateway_process(tmp_path / "fleet.yaml", *options, "--workers", "2") as gateway:
-                now = time.time()
-                assert await _status(gateway, LOGIN.token(now)) == 200
-                assert await _status(gateway, "fl_key") == 200
-                assert await _status(gateway, NEXT.token(now)) == 401
-                (tmp_path / "keys.json").write_bytes(NEXT.key_set())
+            async def is_rotated() -> bool:
+                answers = [await _status(gateway, issuer.token(time.time())) for issuer in (NEXT, LOGIN)]
+                return answers == [200, 401]
 
-                async def is_rotated() -> bool:
-                    answers = [await _status(gateway, issuer.token(time.time())) for issuer in (NEXT, LOGIN)]
-                    return answers == [200, 401]
+            await wait_until_async(is_rotated)
 
-                await wait_until_async(is_rotated)
+            async def is_counted() -> bool:
+                (tenant,) = (await gateway.get("/api/tenants")).json["tenants"]
+                return [key["last_used_at"] is not None for key in tenant["keys"]] == [True]
 
-                async def is_counted() -> bool:
-                    (tenant,) = (await gateway.get("/api/tenants")).json["tenants"]
-                    return [key["last_used_at"] is not None for key in tenant["keys"]] == [True]
-
-                await wait_until_async(is_counted, poll_seconds=0.2)
-
-    run_async(main())
+            await wait_until_async(is_counted, poll_seconds=0.2)
 
 
 @pytest.mark.parametrize("options", [("--token-issuers", "issuers.yaml")])

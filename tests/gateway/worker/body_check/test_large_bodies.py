@@ -31,9 +31,11 @@ from fairlead_gateway.worker.openai.schemas import (
     GenericRequest,
 )
 from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.simulated
 
 LIMITS = Limits()
 A, B = CallerKey("a"), CallerKey("b")
@@ -145,19 +147,16 @@ def test_large_body_with_stop_tokens_that_engines_use_as_indices_is_refused(chec
     assert refused.value.param == "stop_token_ids"
 
 
-def test_no_parser_of_the_worker_reads_a_large_body(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_parser_of_the_worker_reads_a_large_body(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("the worker parsed a large body")
 
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            body = json.dumps(LARGE_CHAT).encode()
-            monkeypatch.setattr(body_parser, "_parse_chat_fast", fail)
-            monkeypatch.setattr(body_parser, "decode_body", fail)
-            assert (await request(running.url, body)).status == 200
-            assert [call.body for call in engine.calls] == [body]
-
-    run_async(main())
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        body = json.dumps(LARGE_CHAT).encode()
+        monkeypatch.setattr(body_parser, "_parse_chat_fast", fail)
+        monkeypatch.setattr(body_parser, "decode_body", fail)
+        assert (await request(running.url, body)).status == 200
+        assert [call.body for call in engine.calls] == [body]
 
 
 def test_reply_does_not_grow_with_the_body() -> None:
@@ -226,82 +225,67 @@ def test_large_bodies_of_one_caller_do_not_keep_others_waiting() -> None:
         pass
 
 
-def test_large_bodies_of_callers_are_checked_in_turn() -> None:
-    async def main() -> None:
-        turns, order = LargeBodyTurns(), list[str]()
+async def test_large_bodies_of_callers_are_checked_in_turn() -> None:
+    turns, order = LargeBodyTurns(), list[str]()
 
-        async def check(caller: CallerKey, name: str) -> None:
-            async with turns.turn(caller):
-                order.append(name)
-                await asyncio.sleep(0)
+    async def check(caller: CallerKey, name: str) -> None:
+        async with turns.turn(caller):
+            order.append(name)
+            await asyncio.sleep(0)
 
+    async with turns.turn(A):
+        names = [(A, "a1"), (A, "a2"), (A, "a3"), (B, "b1"), (B, "b2"), (ANONYMOUS, "c1")]
+        tasks = [asyncio.create_task(check(caller, name)) for caller, name in names]
+        await asyncio.sleep(0)
+    await asyncio.gather(*tasks)
+    assert order == ["b1", "c1", "a1", "b2", "a2", "a3"]
+    assert (turns._waiting, turns._is_taken) == ({}, False)
+
+
+async def test_large_body_waits_for_its_turn() -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        turns = running.gateway._large_body_turns
         async with turns.turn(A):
-            names = [(A, "a1"), (A, "a2"), (A, "a3"), (B, "b1"), (B, "b2"), (ANONYMOUS, "c1")]
-            tasks = [asyncio.create_task(check(caller, name)) for caller, name in names]
-            await asyncio.sleep(0)
-        await asyncio.gather(*tasks)
-        assert order == ["b1", "c1", "a1", "b2", "a2", "a3"]
-        assert (turns._waiting, turns._is_taken) == ({}, False)
-
-    run_async(main())
+            answer = asyncio.create_task(request(running.url, LARGE_CHAT))
+            await wait_until(lambda: ANONYMOUS in turns._waiting)
+            assert engine.calls == []
+        assert (await answer).status == 200
 
 
-def test_large_body_waits_for_its_turn() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            turns = running.gateway._large_body_turns
-            async with turns.turn(A):
-                answer = asyncio.create_task(request(running.url, LARGE_CHAT))
-                await wait_until(lambda: ANONYMOUS in turns._waiting)
-                assert engine.calls == []
-            assert (await answer).status == 200
+async def test_client_that_leaves_before_or_at_its_turn_passes_it_on() -> None:
+    turns, order = LargeBodyTurns(), list[str]()
 
-    run_async(main())
+    async def check(caller: CallerKey) -> None:
+        async with turns.turn(caller):
+            order.append(caller)
 
-
-def test_client_that_leaves_before_or_at_its_turn_passes_it_on() -> None:
-    async def main() -> None:
-        turns, order = LargeBodyTurns(), list[str]()
-
-        async def check(caller: CallerKey) -> None:
-            async with turns.turn(caller):
-                order.append(caller)
-
-        async with turns.turn(ANONYMOUS):
-            tasks = [asyncio.create_task(check(caller)) for caller in (A, B, A, B)]
-            await asyncio.sleep(0)
-            tasks[0].cancel()
-            await asyncio.sleep(0)
-        tasks[2].cancel()  # its turn has come, and it has not begun
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert order == [B, B]
-        assert (turns._waiting, turns._is_taken) == ({}, False)
-
-    run_async(main())
+    async with turns.turn(ANONYMOUS):
+        tasks = [asyncio.create_task(check(caller)) for caller in (A, B, A, B)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+    tasks[2].cancel()  # its turn has come, and it has not begun
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert order == [B, B]
+    assert (turns._waiting, turns._is_taken) == ({}, False)
 
 
-def test_large_body_beyond_the_limit_of_its_caller_gets_429() -> None:
-    async def main() -> None:
-        limits = Limits(caller_large_bodies_bytes=1)
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
-            body = json.dumps(LARGE_CHAT).encode()
-            with running.gateway._large_bodies.reserve(ANONYMOUS, 1):
-                answer = await request(running.url, body)
-                assert (answer.status, answer.error["code"]) == (429, "too_many_large_bodies")
-                assert answer.fields["retry-after"] == "1"
-            assert (await request(running.url, body)).status == 200
-
-    run_async(main())
+async def test_large_body_beyond_the_limit_of_its_caller_gets_429() -> None:
+    limits = Limits(caller_large_bodies_bytes=1)
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+        body = json.dumps(LARGE_CHAT).encode()
+        with running.gateway._large_bodies.reserve(ANONYMOUS, 1):
+            answer = await request(running.url, body)
+            assert (answer.status, answer.error["code"]) == (429, "too_many_large_bodies")
+            assert answer.fields["retry-after"] == "1"
+        assert (await request(running.url, body)).status == 200
 
 
-def test_client_that_disconnects_frees_its_share_of_the_limit() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            for _ in range(20):
-                connection = await RawConnection.connect(running.url)
-                await connection.send(post_request(LARGE_CHAT))
-                connection.writer.transport.abort()
-            assert (await request(running.url, LARGE_CHAT)).status == 200
-            assert running.gateway._large_bodies.count_callers() == 0
-
-    run_async(main())
+async def test_client_that_disconnects_frees_its_share_of_the_limit() -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        for _ in range(20):
+            connection = await RawConnection.connect(running.url)
+            await connection.send(post_request(LARGE_CHAT))
+            connection.writer.transport.abort()
+        assert (await request(running.url, LARGE_CHAT)).status == 200
+        assert running.gateway._large_bodies.count_callers() == 0

@@ -15,8 +15,9 @@ from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_gateway.worker.disaggregation.transfer_estimator import TransferEstimator
 from fairlead_testing.engines.disaggregated import MODEL_KEY, DisaggregatedModel, killable_engine
 from fairlead_testing.engines.handoff_bodies import make_prompt
-from fairlead_testing.gateway.running_gateway import RunningGateway, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import RunningGateway, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
 
 PATH = "/v1/completions"
@@ -78,35 +79,29 @@ async def streams(gateway: RunningGateway, count: int) -> AsyncIterator[None]:
     await wait_until(lambda: gateway.gateway.inflight_count() == 0)
 
 
-def test_an_idle_decode_engine_computes_a_long_prompt_and_a_full_one_does_not() -> None:
-    async def check() -> None:
-        async with split(0.05) as (gateway, engines):
-            assert (await request(gateway.url, body(make_prompt(LONG, "aab")), path=PATH)).status == 200
-            assert (story(gateway).outcome, story(gateway).reason) == ("bypassed", "slack")
-            assert await pulled(engines) == 0
-            async with streams(gateway, KEPT):
-                assert (await request(gateway.url, body(make_prompt(LONG, "bbc")), path=PATH)).status == 200
-                assert (story(gateway).outcome, story(gateway).reason) == ("done", "batch-full")
-                assert await pulled(engines) == 1
-            assert (await request(gateway.url, body(make_prompt(LONG, "ccd")), path=PATH)).status == 200
-            assert story(gateway).reason == "slack"
-            series = gateway.gateway.telemetry.models[MODEL_KEY].handoffs
-            assert series[("bypassed", "slack")] >= 2
-            assert series[("done", "batch-full")] == 1
-
-    run_async(check())
-
-
-def test_a_prompt_that_makes_steps_pass_the_objective_goes_to_the_prefill_engine() -> None:
-    async def check() -> None:
-        async with split(TIGHT) as (gateway, engines):
-            assert (await request(gateway.url, body(make_prompt(LONG, "aab")), path=PATH)).status == 200
-            assert (story(gateway).outcome, story(gateway).reason) == ("done", "step-full")
-            assert (await request(gateway.url, body(make_prompt(5, "bbc")), path=PATH)).status == 200
-            assert story(gateway).outcome == "bypassed"
+async def test_an_idle_decode_engine_computes_a_long_prompt_and_a_full_one_does_not() -> None:
+    async with split(0.05) as (gateway, engines):
+        assert (await request(gateway.url, body(make_prompt(LONG, "aab")), path=PATH)).status == 200
+        assert (story(gateway).outcome, story(gateway).reason) == ("bypassed", "slack")
+        assert await pulled(engines) == 0
+        async with streams(gateway, KEPT):
+            assert (await request(gateway.url, body(make_prompt(LONG, "bbc")), path=PATH)).status == 200
+            assert (story(gateway).outcome, story(gateway).reason) == ("done", "batch-full")
             assert await pulled(engines) == 1
+        assert (await request(gateway.url, body(make_prompt(LONG, "ccd")), path=PATH)).status == 200
+        assert story(gateway).reason == "slack"
+        series = gateway.gateway.telemetry.models[MODEL_KEY].handoffs
+        assert series[("bypassed", "slack")] >= 2
+        assert series[("done", "batch-full")] == 1
 
-    run_async(check())
+
+async def test_a_prompt_that_makes_steps_pass_the_objective_goes_to_the_prefill_engine() -> None:
+    async with split(TIGHT) as (gateway, engines):
+        assert (await request(gateway.url, body(make_prompt(LONG, "aab")), path=PATH)).status == 200
+        assert (story(gateway).outcome, story(gateway).reason) == ("done", "step-full")
+        assert (await request(gateway.url, body(make_prompt(5, "bbc")), path=PATH)).status == 200
+        assert story(gateway).outcome == "bypassed"
+        assert await pulled(engines) == 1
 
 
 def test_without_a_profile_or_an_objective_the_limit_decides() -> None:
@@ -121,69 +116,57 @@ def test_without_a_profile_or_an_objective_the_limit_decides() -> None:
     run_async(check(0.05, False))
 
 
-def test_prefills_at_decode_engines_count_once_and_at_prefill_engines_not_at_all() -> None:
-    async def check() -> None:
-        async with split(TIGHT) as (gateway, _):
-            for tokens, first in ((LONG, "aab"), (5, "bbc"), (6, "ccd")):
-                assert (await request(gateway.url, body(make_prompt(tokens, first)), path=PATH)).status == 200
-            telemetry, fleet = gateway.gateway.telemetry, gateway.gateway.stack.routers.fleet
-            page = telemetry.render(fleet, {}, 0.0).decode()
-            counted = {
-                line.split("{")[0].removeprefix("fairlead_gateway_"): float(line.split()[-1])
-                for line in page.splitlines()
-                if line.startswith(("fairlead_gateway_decode_prefill", "fairlead_gateway_received"))
-            }
-            assert counted["decode_prefills_total"] == 2.0
-            assert counted["received_total"] == 3.0
-            assert 0.0 < counted["decode_prefill_tokens_total"] < 0.1 * counted["received_prompt_tokens_total"]
-
-    run_async(check())
+async def test_prefills_at_decode_engines_count_once_and_at_prefill_engines_not_at_all() -> None:
+    async with split(TIGHT) as (gateway, _):
+        for tokens, first in ((LONG, "aab"), (5, "bbc"), (6, "ccd")):
+            assert (await request(gateway.url, body(make_prompt(tokens, first)), path=PATH)).status == 200
+        telemetry, fleet = gateway.gateway.telemetry, gateway.gateway.stack.routers.fleet
+        page = telemetry.render(fleet, {}, 0.0).decode()
+        counted = {
+            line.split("{")[0].removeprefix("fairlead_gateway_"): float(line.split()[-1])
+            for line in page.splitlines()
+            if line.startswith(("fairlead_gateway_decode_prefill", "fairlead_gateway_received"))
+        }
+        assert counted["decode_prefills_total"] == 2.0
+        assert counted["received_total"] == 3.0
+        assert 0.0 < counted["decode_prefill_tokens_total"] < 0.1 * counted["received_prompt_tokens_total"]
 
 
-def test_both_predictions_are_shown_and_a_prompt_that_was_not_sent_is_told_the_same() -> None:
-    async def check() -> None:
-        async with split(0.05) as (gateway, _):
-            asked = body(make_prompt(LONG, "aab"))
-            would = decision_out(gateway.preview_route(PATH, json.dumps(asked).encode(), None))
-            assert (await request(gateway.url, asked, path=PATH)).status == 200
-            shown = decision_out(gateway.gateway.decisions.latest(1)[0])
-            for told in (would, shown):
-                assert told.handoff is not None
-                assert told.handoff.where is not None
-                assert (told.handoff.where.instance, told.handoff.where.rule) == ("decode-0", "slack")
-                first = {item.id: item.inputs["predicted_ttft_seconds"].value for item in told.handoff.where.candidates}
-                assert first["decode-0"] is not None
-                assert first["prefill-0"] is not None
-                assert first["decode-0"] < first["prefill-0"]
-                assert [choice.instance for choice in told.choices] == ["decode-0"]
-
-    run_async(check())
-
-
-def test_an_asked_prompt_that_would_travel_is_told_with_both_engines() -> None:
-    async def check() -> None:
-        async with split(TIGHT) as (gateway, _):
-            asked = json.dumps(body(make_prompt(LONG, "aab"))).encode()
-            told = decision_out(gateway.preview_route(PATH, asked, None))
-            assert [choice.instance for choice in told.choices] == ["prefill-0", "decode-0"]
+async def test_both_predictions_are_shown_and_a_prompt_that_was_not_sent_is_told_the_same() -> None:
+    async with split(0.05) as (gateway, _):
+        asked = body(make_prompt(LONG, "aab"))
+        would = decision_out(gateway.preview_route(PATH, json.dumps(asked).encode(), None))
+        assert (await request(gateway.url, asked, path=PATH)).status == 200
+        shown = decision_out(gateway.gateway.decisions.latest(1)[0])
+        for told in (would, shown):
             assert told.handoff is not None
-            assert told.handoff.reason == "step-full"
-            assert gateway.gateway.telemetry.models == {}
+            assert told.handoff.where is not None
+            assert (told.handoff.where.instance, told.handoff.where.rule) == ("decode-0", "slack")
+            first = {item.id: item.inputs["predicted_ttft_seconds"].value for item in told.handoff.where.candidates}
+            assert first["decode-0"] is not None
+            assert first["prefill-0"] is not None
+            assert first["decode-0"] < first["prefill-0"]
+            assert [choice.instance for choice in told.choices] == ["decode-0"]
 
-    run_async(check())
+
+async def test_an_asked_prompt_that_would_travel_is_told_with_both_engines() -> None:
+    async with split(TIGHT) as (gateway, _):
+        asked = json.dumps(body(make_prompt(LONG, "aab"))).encode()
+        told = decision_out(gateway.preview_route(PATH, asked, None))
+        assert [choice.instance for choice in told.choices] == ["prefill-0", "decode-0"]
+        assert told.handoff is not None
+        assert told.handoff.reason == "step-full"
+        assert gateway.gateway.telemetry.models == {}
 
 
-def test_what_a_hand_off_takes_is_learned_from_streams() -> None:
-    async def check() -> None:
-        async with split(TIGHT) as (gateway, _):
-            ways = gateway.gateway.stack.prefill_coordinator._transfer_estimator
-            fixed = ways.predict_seconds(MODEL_KEY, 1_000.0)
-            assert (await request(gateway.url, body(make_prompt(LONG, "aab"), stream=True), path=PATH)).status == 200
-            assert story(gateway).outcome == "done"
-            assert MODEL_KEY in ways._token_seconds
-            assert ways.predict_seconds(MODEL_KEY, 1_000.0) >= fixed
-
-    run_async(check())
+async def test_what_a_hand_off_takes_is_learned_from_streams() -> None:
+    async with split(TIGHT) as (gateway, _):
+        ways = gateway.gateway.stack.prefill_coordinator._transfer_estimator
+        fixed = ways.predict_seconds(MODEL_KEY, 1_000.0)
+        assert (await request(gateway.url, body(make_prompt(LONG, "aab"), stream=True), path=PATH)).status == 200
+        assert story(gateway).outcome == "done"
+        assert MODEL_KEY in ways._token_seconds
+        assert ways.predict_seconds(MODEL_KEY, 1_000.0) >= fixed
 
 
 def test_the_way_follows_what_was_seen_and_is_forgotten_with_its_model() -> None:
@@ -202,18 +185,15 @@ def test_the_way_follows_what_was_seen_and_is_forgotten_with_its_model() -> None
     assert ways.predict_seconds("m", 8_000.0) == limits.handoff_transfer_seconds
 
 
-def test_a_burst_of_prompts_is_answered_as_by_one_engine_whoever_computes_them() -> None:
-    async def check() -> None:
-        async with split(0.02) as (gateway, engines):
-            prompts = [make_prompt(100 + 97 * at, f"{'abcdefghij'[at % 10]}{'klmno'[at // 10]}z") for at in range(30)]
-            answers = await asyncio.gather(*[request(gateway.url, body(one), path=PATH) for one in prompts])
-            reasons = {reason for _, reason in gateway.gateway.telemetry.models[MODEL_KEY].handoffs}
-            assert len(reasons) > 1
-            with killable_engine("--profile", "tiny-cpu", "--speed", "50") as alone:
-                for one, answer in zip(prompts, answers, strict=True):
-                    more = "content-type: application/json\r\n"
-                    expected = await request(alone.url, body(one), path=PATH, more=more)
-                    assert answer.json["choices"][0]["text"] == expected.json["choices"][0]["text"]
-            assert await pulled(engines) > 0
-
-    run_async(check())
+async def test_a_burst_of_prompts_is_answered_as_by_one_engine_whoever_computes_them() -> None:
+    async with split(0.02) as (gateway, engines):
+        prompts = [make_prompt(100 + 97 * at, f"{'abcdefghij'[at % 10]}{'klmno'[at // 10]}z") for at in range(30)]
+        answers = await asyncio.gather(*[request(gateway.url, body(one), path=PATH) for one in prompts])
+        reasons = {reason for _, reason in gateway.gateway.telemetry.models[MODEL_KEY].handoffs}
+        assert len(reasons) > 1
+        with killable_engine("--profile", "tiny-cpu", "--speed", "50") as alone:
+            for one, answer in zip(prompts, answers, strict=True):
+                more = "content-type: application/json\r\n"
+                expected = await request(alone.url, body(one), path=PATH, more=more)
+                assert answer.json["choices"][0]["text"] == expected.json["choices"][0]["text"]
+        assert await pulled(engines) > 0

@@ -13,7 +13,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.supervisor.management.serializers import decision_out
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, well_behaved
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 
 Script = Callable[[EngineCall], Awaitable[None]]
@@ -91,7 +91,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("outcome", "reason", "legs", "prefill", "decode", "body", "limits"), CASES)
-def test_every_end_has_its_word_and_is_counted_once(
+async def test_every_end_has_its_word_and_is_counted_once(
     outcome: str,
     reason: str,
     legs: list[tuple[str, str]],
@@ -100,101 +100,80 @@ def test_every_end_has_its_word_and_is_counted_once(
     body: dict[str, Any],
     limits: Limits,
 ) -> None:
-    async def main() -> None:
-        async with split(prefill, [decode], limits) as running:
-            path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
-            assert (await request(running.url, body, path=path)).status == 200
-            told = story(running)
-            assert (told.outcome, told.reason) == (outcome, reason)
-            assert [(leg.instance_id, leg.result) for leg in told.attempts] == legs
-            series = running.gateway.telemetry.models[MODEL_KEY]
-            assert series.handoffs == {(outcome, reason): 1}
-            assert series.prefill_legs == {result: 1 for _, result in legs}
-
-    run_async(main())
+    async with split(prefill, [decode], limits) as running:
+        path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
+        assert (await request(running.url, body, path=path)).status == 200
+        told = story(running)
+        assert (told.outcome, told.reason) == (outcome, reason)
+        assert [(leg.instance_id, leg.result) for leg in told.attempts] == legs
+        series = running.gateway.telemetry.models[MODEL_KEY]
+        assert series.handoffs == {(outcome, reason): 1}
+        assert series.prefill_legs == {result: 1 for _, result in legs}
 
 
-def test_the_gateways_own_time_does_not_hold_the_prefill_leg() -> None:
-    async def main() -> None:
-        async with split([prefilling], [well_behaved]) as running:
-            assert (await request(running.url, chat())).status == 200
-            logged = running.gateway.decisions.latest(1)[0]
-            assert logged.outcome is not None
-            overhead, waited = logged.outcome.overhead_seconds, story(running).waited_seconds
-            assert overhead is not None
-            assert waited > 0
-            assert 0 < overhead < overhead + waited < logged.outcome.duration_seconds
-
-    run_async(main())
+async def test_the_gateways_own_time_does_not_hold_the_prefill_leg() -> None:
+    async with split([prefilling], [well_behaved]) as running:
+        assert (await request(running.url, chat())).status == 200
+        logged = running.gateway.decisions.latest(1)[0]
+        assert logged.outcome is not None
+        overhead, waited = logged.outcome.overhead_seconds, story(running).waited_seconds
+        assert overhead is not None
+        assert waited > 0
+        assert 0 < overhead < overhead + waited < logged.outcome.duration_seconds
 
 
-def test_a_hand_off_that_failed_on_its_decode_engine_leaves_both_choices_in_the_log() -> None:
-    async def main() -> None:
-        async with split([prefilling], [failing_to_pull]) as running:
-            assert (await request(running.url, chat())).status == 200
-            logged = running.gateway.decisions.latest(1)[0]
-            assert [(one.attempt, one.decision.chosen) for one in logged.records] == [(1, "D0"), (1, "D0")]
-            assert "plain now" in logged.latest.decision.reason
-
-    run_async(main())
+async def test_a_hand_off_that_failed_on_its_decode_engine_leaves_both_choices_in_the_log() -> None:
+    async with split([prefilling], [failing_to_pull]) as running:
+        assert (await request(running.url, chat())).status == 200
+        logged = running.gateway.decisions.latest(1)[0]
+        assert [(one.attempt, one.decision.chosen) for one in logged.records] == [(1, "D0"), (1, "D0")]
+        assert "plain now" in logged.latest.decision.reason
 
 
-def test_behind_a_failed_hand_off_the_gateways_own_time_is_not_known() -> None:
-    async def main() -> None:
-        async with split([prefilling], [failing_to_pull]) as running:
-            assert (await request(running.url, chat())).status == 200
-            outcome = running.gateway.decisions.latest(1)[0].outcome
-            assert outcome is not None
-            assert outcome.overhead_seconds is None
-
-    run_async(main())
+async def test_behind_a_failed_hand_off_the_gateways_own_time_is_not_known() -> None:
+    async with split([prefilling], [failing_to_pull]) as running:
+        assert (await request(running.url, chat())).status == 200
+        outcome = running.gateway.decisions.latest(1)[0].outcome
+        assert outcome is not None
+        assert outcome.overhead_seconds is None
 
 
-def test_the_management_api_shows_both_legs_with_the_numbers_behind_them() -> None:
-    async def main() -> None:
-        async with split([failing, prefilling], [well_behaved]) as running:
-            assert (await request(running.url, chat())).status == 200
-            shown = decision_out(running.gateway.decisions.latest(1)[0])
-            assert shown.handoff is not None
-            assert shown.handoff.outcome == "done"
-            leg = shown.handoff.legs[-1]
-            assert (leg.instance, leg.result, leg.rule) == ("P1", "ok", leg.rule)
-            assert leg.seconds is not None
-            assert leg.candidates[0].id == "P1"
-            assert "backlog_seconds" in leg.candidates[0].inputs
-            assert shown.choices[0].instance == "D0"
-            assert shown.outcome is not None
-            assert (shown.outcome.failures, shown.outcome.continued) == ([], False)
-
-    run_async(main())
+async def test_the_management_api_shows_both_legs_with_the_numbers_behind_them() -> None:
+    async with split([failing, prefilling], [well_behaved]) as running:
+        assert (await request(running.url, chat())).status == 200
+        shown = decision_out(running.gateway.decisions.latest(1)[0])
+        assert shown.handoff is not None
+        assert shown.handoff.outcome == "done"
+        leg = shown.handoff.legs[-1]
+        assert (leg.instance, leg.result, leg.rule) == ("P1", "ok", leg.rule)
+        assert leg.seconds is not None
+        assert leg.candidates[0].id == "P1"
+        assert "backlog_seconds" in leg.candidates[0].inputs
+        assert shown.choices[0].instance == "D0"
+        assert shown.outcome is not None
+        assert (shown.outcome.failures, shown.outcome.continued) == ([], False)
 
 
-def test_failed_attempts_are_in_the_outcome() -> None:
-    async def main() -> None:
-        async with split([], [failing, well_behaved]) as running:
-            for number in range(8):
-                assert (await request(running.url, chat(f"{number} {LONG}"))).status == 200
-            logged = [decision_out(one) for one in running.gateway.decisions.latest(8)]
-            retried = [one for one in logged if len(one.choices) == 2]
-            assert retried
-            for one in retried:
-                assert one.outcome is not None
-                assert [(failure.instance, failure.why) for failure in one.outcome.failures] == [("D0", "status-500")]
-                assert one.handoff is None
-
-    run_async(main())
+async def test_failed_attempts_are_in_the_outcome() -> None:
+    async with split([], [failing, well_behaved]) as running:
+        for number in range(8):
+            assert (await request(running.url, chat(f"{number} {LONG}"))).status == 200
+        logged = [decision_out(one) for one in running.gateway.decisions.latest(8)]
+        retried = [one for one in logged if len(one.choices) == 2]
+        assert retried
+        for one in retried:
+            assert one.outcome is not None
+            assert [(failure.instance, failure.why) for failure in one.outcome.failures] == [("D0", "status-500")]
+            assert one.handoff is None
 
 
-def test_a_hand_off_whose_client_left_is_never_counted_as_done() -> None:
-    async def main() -> None:
-        async with split([silent], [well_behaved]) as running:
-            leaving = await RawConnection.connect(running.url)
-            await leaving.send(post_request(chat()))
-            while not running.gateway.inflight_count():  # noqa: ASYNC110 - the request is on its way
-                await asyncio.sleep(0)
-            await leaving.close()
-            while running.gateway.inflight_count():  # noqa: ASYNC110 - and gone
-                await asyncio.sleep(0)
-            assert running.gateway.telemetry.models[MODEL_KEY].handoffs == {}
-
-    run_async(main())
+async def test_a_hand_off_whose_client_left_is_never_counted_as_done() -> None:
+    async with split([silent], [well_behaved]) as running:
+        leaving = await RawConnection.connect(running.url)
+        await leaving.send(post_request(chat()))
+        while not running.gateway.inflight_count():  # noqa: ASYNC110 - the request is on its way
+            await asyncio.sleep(0)
+        await leaving.close()
+        while running.gateway.inflight_count():  # noqa: ASYNC110 - and gone
+            await asyncio.sleep(0)
+        assert running.gateway.telemetry.models[MODEL_KEY].handoffs == {}

@@ -12,9 +12,11 @@ import pytest
 from fairlead.fleet.model import Fleet, Instance, Model, Role
 from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import EngineCall, HangUp, ScriptedEngine, scripted_engine, well_behaved
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, request
 from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.simulated
 
 OBJECT: dict[str, Any] = {
     "do_remote_prefill": True,
@@ -115,65 +117,50 @@ def params(engine: ScriptedEngine) -> list[Any]:
     return [call.json.get("kv_transfer_params") for call in engine.calls]
 
 
-def test_rule_1_hand_off_fields_of_clients_reach_neither_leg() -> None:
-    async def check() -> None:
-        async with scene([prefilling()], [well_behaved]) as found:
-            stolen = {"do_remote_prefill": True, "remote_engine_id": "stolen"}
-            assert complete(await found.post(chat(kv_transfer_params=stolen, ec_transfer_params={})))
-            assert complete(await found.post(chat("hi", kv_transfer_params=stolen)))
-            assert params(found.prefill[0]) == [{"do_remote_decode": True, "do_remote_prefill": False}]
-            assert params(found.decode[0]) == [OBJECT, None]
-
-    run_async(check())
+async def test_rule_1_hand_off_fields_of_clients_reach_neither_leg() -> None:
+    async with scene([prefilling()], [well_behaved]) as found:
+        stolen = {"do_remote_prefill": True, "remote_engine_id": "stolen"}
+        assert complete(await found.post(chat(kv_transfer_params=stolen, ec_transfer_params={})))
+        assert complete(await found.post(chat("hi", kv_transfer_params=stolen)))
+        assert params(found.prefill[0]) == [{"do_remote_decode": True, "do_remote_prefill": False}]
+        assert params(found.decode[0]) == [OBJECT, None]
 
 
-def test_rule_2_the_prefill_leg_is_one_token_not_streamed_and_else_the_clients_body() -> None:
-    async def check() -> None:
-        async with scene([prefilling()], [well_behaved]) as found:
-            body = chat(max_completion_tokens=50, n=2, min_tokens=9, cache_salt="s", unknown=[1.50])
-            assert complete(await found.post(body))
-            sent = found.prefill[0].calls[0].json
-            changed = {"stream": False, "max_tokens": 1, "max_completion_tokens": 1, "min_tokens": 1, "n": 1}
-            expected = body | changed | {"kv_transfer_params": sent["kv_transfer_params"], "stream_options": None}
-            assert sent == expected
-            assert b"[1.5]" in found.prefill[0].calls[0].body
-            assert found.decode[0].calls[0].json["max_completion_tokens"] == 50
-
-    run_async(check())
+async def test_rule_2_the_prefill_leg_is_one_token_not_streamed_and_else_the_clients_body() -> None:
+    async with scene([prefilling()], [well_behaved]) as found:
+        body = chat(max_completion_tokens=50, n=2, min_tokens=9, cache_salt="s", unknown=[1.50])
+        assert complete(await found.post(body))
+        sent = found.prefill[0].calls[0].json
+        changed = {"stream": False, "max_tokens": 1, "max_completion_tokens": 1, "min_tokens": 1, "n": 1}
+        expected = body | changed | {"kv_transfer_params": sent["kv_transfer_params"], "stream_options": None}
+        assert sent == expected
+        assert b"[1.5]" in found.prefill[0].calls[0].body
+        assert found.decode[0].calls[0].json["max_completion_tokens"] == 50
 
 
-def test_rule_2_a_prefill_that_takes_too_long_is_given_up_and_left_alone() -> None:
-    async def check() -> None:
-        async with scene([silent], [well_behaved]) as found:
-            assert complete(await found.post())
-            assert complete(await found.post(chat(LONG + "more " * 300)))
-            assert len(found.prefill[0].calls) == 1
-            assert params(found.decode[0]) == [None, None]
-
-    run_async(check())
+async def test_rule_2_a_prefill_that_takes_too_long_is_given_up_and_left_alone() -> None:
+    async with scene([silent], [well_behaved]) as found:
+        assert complete(await found.post())
+        assert complete(await found.post(chat(LONG + "more " * 300)))
+        assert len(found.prefill[0].calls) == 1
+        assert params(found.decode[0]) == [None, None]
 
 
-def test_rule_2_another_prefill_engine_is_asked_once() -> None:
-    async def check() -> None:
-        async with scene([failing, failing, failing], [well_behaved]) as found:
-            assert complete(await found.post())
-            assert sum(len(one.calls) for one in found.prefill) == 2
-            assert "did not prefill: status 500" in found.reasons[0]
-
-    run_async(check())
+async def test_rule_2_another_prefill_engine_is_asked_once() -> None:
+    async with scene([failing, failing, failing], [well_behaved]) as found:
+        assert complete(await found.post())
+        assert sum(len(one.calls) for one in found.prefill) == 2
+        assert "did not prefill: status 500" in found.reasons[0]
 
 
-def test_rule_2_request_refused_by_a_prefill_engine_is_served_by_another() -> None:
+async def test_rule_2_request_refused_by_a_prefill_engine_is_served_by_another() -> None:
     async def refusing(call: EngineCall) -> None:
         await call.respond({"error": {"message": "too long", "code": 400}}, "400 Bad Request")
 
-    async def check() -> None:
-        async with scene([refusing, refusing], [refusing]) as found:
-            assert (await found.post()).status == 400
-            assert sum(len(one.calls) for one in found.prefill) == 1
-            assert len(found.decode[0].calls) == 1
-
-    run_async(check())
+    async with scene([refusing, refusing], [refusing]) as found:
+        assert (await found.post()).status == 400
+        assert sum(len(one.calls) for one in found.prefill) == 1
+        assert len(found.decode[0].calls) == 1
 
 
 BROKEN: list[Any] = [
@@ -196,152 +183,118 @@ BROKEN: list[Any] = [
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda value: json.dumps(value)[:60])
-def test_rule_3_an_object_that_is_not_whole_is_not_passed_on(broken: Any) -> None:
-    async def check() -> None:
-        async with scene([prefilling(broken)], [well_behaved]) as found:
-            assert complete(await found.post())
-            assert params(found.decode[0]) == [None]
-            assert "does not say where the blocks are" in found.reasons[0]
-
-    run_async(check())
+async def test_rule_3_an_object_that_is_not_whole_is_not_passed_on(broken: Any) -> None:
+    async with scene([prefilling(broken)], [well_behaved]) as found:
+        assert complete(await found.post())
+        assert params(found.decode[0]) == [None]
+        assert "does not say where the blocks are" in found.reasons[0]
 
 
-def test_rule_3_a_whole_object_is_passed_on_byte_for_byte() -> None:
-    async def check() -> None:
-        async with scene([prefilling()], [well_behaved]) as found:
-            assert complete(await found.post())
-            assert json.dumps(OBJECT, separators=(",", ":")).encode() in found.decode[0].calls[0].body
-
-    run_async(check())
+async def test_rule_3_a_whole_object_is_passed_on_byte_for_byte() -> None:
+    async with scene([prefilling()], [well_behaved]) as found:
+        assert complete(await found.post())
+        assert json.dumps(OBJECT, separators=(",", ":")).encode() in found.decode[0].calls[0].body
 
 
-def test_rule_4_an_object_serves_one_attempt_also_when_the_decode_engine_dies() -> None:
-    async def check() -> None:
-        async with scene([prefilling()], [with_params(dying), with_params(dying)]) as found:
-            assert complete(await found.post())
-            assert sorted(params(found.decode[0]) + params(found.decode[1]), key=str) == [None, OBJECT]
-
-    run_async(check())
+async def test_rule_4_an_object_serves_one_attempt_also_when_the_decode_engine_dies() -> None:
+    async with scene([prefilling()], [with_params(dying), with_params(dying)]) as found:
+        assert complete(await found.post())
+        assert sorted(params(found.decode[0]) + params(found.decode[1]), key=str) == [None, OBJECT]
 
 
-def test_rule_5_after_the_lease_the_decode_is_plain() -> None:
-    async def check() -> None:
-        async with scene([prefilling()], [well_behaved], replace(LIMITS, handoff_lease_seconds=0.0)) as found:
-            assert complete(await found.post())
-            assert params(found.decode[0]) == [None]
-            assert "not kept any longer" in found.reasons[0]
-
-    run_async(check())
+async def test_rule_5_after_the_lease_the_decode_is_plain() -> None:
+    async with scene([prefilling()], [well_behaved], replace(LIMITS, handoff_lease_seconds=0.0)) as found:
+        assert complete(await found.post())
+        assert params(found.decode[0]) == [None]
+        assert "not kept any longer" in found.reasons[0]
 
 
 @pytest.mark.parametrize("failure", [failing, failing_in_the_stream, silent])
 @pytest.mark.parametrize("stream", [True, False])
-def test_rules_6_7_and_9_failed_or_silent_decode_is_retried_without_the_handoff(failure: Script, stream: bool) -> None:
-    async def check() -> None:
-        limits = replace(LIMITS, handoff_output_token_seconds=0.0)
-        async with scene([prefilling()], [with_params(failure)], limits) as found:
-            answer = await found.post(chat(stream=stream))
-            assert answer.status == 200
-            assert params(found.decode[0]) == [OBJECT, None]
-            assert "the hand-off from P0 failed on D0" in found.reasons[-1]
-
-    run_async(check())
-
-
-def test_rule_9_a_pair_that_failed_is_left_alone_and_another_one_is_not() -> None:
-    async def check() -> None:
-        async with scene([prefilling()], [with_params(failing), well_behaved]) as found:
-            for number in range(12):
-                assert complete(await found.post(chat(f"{number} {LONG}")))
-            assert params(found.decode[0]).count(OBJECT) <= 1
-            assert params(found.decode[1]).count(OBJECT) >= 10
-
-    run_async(check())
+async def test_rules_6_7_and_9_failed_or_silent_decode_is_retried_without_the_handoff(
+    failure: Script, stream: bool
+) -> None:
+    limits = replace(LIMITS, handoff_output_token_seconds=0.0)
+    async with scene([prefilling()], [with_params(failure)], limits) as found:
+        answer = await found.post(chat(stream=stream))
+        assert answer.status == 200
+        assert params(found.decode[0]) == [OBJECT, None]
+        assert "the hand-off from P0 failed on D0" in found.reasons[-1]
 
 
-def test_rule_9_nothing_is_prefilled_while_every_pair_is_suspect() -> None:
-    async def check() -> None:
-        async with scene([prefilling()], [with_params(failing)]) as found:
-            for number in range(3):
-                assert complete(await found.post(chat(f"{number} {LONG}")))
-            assert len(found.prefill[0].calls) == 1
-            assert "no prefill instance is ready and trusted" in found.reasons[0]
-
-    run_async(check())
+async def test_rule_9_a_pair_that_failed_is_left_alone_and_another_one_is_not() -> None:
+    async with scene([prefilling()], [with_params(failing), well_behaved]) as found:
+        for number in range(12):
+            assert complete(await found.post(chat(f"{number} {LONG}")))
+        assert params(found.decode[0]).count(OBJECT) <= 1
+        assert params(found.decode[1]).count(OBJECT) >= 10
 
 
-def test_rule_9_a_failed_hand_off_is_not_held_against_the_decode_engine() -> None:
-    async def check() -> None:
-        limits = replace(LIMITS, handoff_suspect_seconds=0.0)
-        async with scene([prefilling()], [with_params(failing)], limits) as found:
-            for number in range(8):
-                answer = await found.post(chat(f"{number} {LONG}"))
-                assert complete(answer)
-                assert found.gateway.gateway.decisions.latest(1)[0].outcome.attempts == 1  # type: ignore[union-attr]  # it has ended
-
-    run_async(check())
+async def test_rule_9_nothing_is_prefilled_while_every_pair_is_suspect() -> None:
+    async with scene([prefilling()], [with_params(failing)]) as found:
+        for number in range(3):
+            assert complete(await found.post(chat(f"{number} {LONG}")))
+        assert len(found.prefill[0].calls) == 1
+        assert "no prefill instance is ready and trusted" in found.reasons[0]
 
 
-def test_rule_9_the_only_decode_engine_is_waited_for_when_it_is_stuck_in_a_transfer() -> None:
+async def test_rule_9_a_failed_hand_off_is_not_held_against_the_decode_engine() -> None:
+    limits = replace(LIMITS, handoff_suspect_seconds=0.0)
+    async with scene([prefilling()], [with_params(failing)], limits) as found:
+        for number in range(8):
+            answer = await found.post(chat(f"{number} {LONG}"))
+            assert complete(answer)
+            assert found.gateway.gateway.decisions.latest(1)[0].outcome.attempts == 1  # type: ignore[union-attr]  # it has ended
+
+
+async def test_rule_9_the_only_decode_engine_is_waited_for_when_it_is_stuck_in_a_transfer() -> None:
     go_on = asyncio.Event()
 
     async def stuck(call: EngineCall) -> None:
         await go_on.wait()
         await well_behaved(call)
 
-    async def check() -> None:
-        limits = replace(LIMITS, first_token_min_seconds=0.05, first_token_factor=0.0)
-        async with scene([prefilling()], [stuck], limits) as found:
-            asked = asyncio.create_task(found.post())
-            breaker = found.gateway.gateway.stack.failures.outlier_detector
-            await wait_until(lambda: "D0" in breaker._records)
-            go_on.set()
-            assert complete(await asked)
-            assert params(found.decode[0]) == [OBJECT, None]
-            assert [response[1] for response in breaker._records["D0"].recent] == [False, True]
-
-    run_async(check())
+    limits = replace(LIMITS, first_token_min_seconds=0.05, first_token_factor=0.0)
+    async with scene([prefilling()], [stuck], limits) as found:
+        asked = asyncio.create_task(found.post())
+        breaker = found.gateway.gateway.stack.failures.outlier_detector
+        await wait_until(lambda: "D0" in breaker._records)
+        go_on.set()
+        assert complete(await asked)
+        assert params(found.decode[0]) == [OBJECT, None]
+        assert [response[1] for response in breaker._records["D0"].recent] == [False, True]
 
 
-def test_rule_10_what_a_decode_engine_reports_as_cached_is_not_counted() -> None:
-    async def check() -> None:
-        async with scene([prefilling()], [well_behaved]) as found:
-            for text, cached in ((LONG, None), ("hi", 4)):
-                assert complete(await found.post(chat(text)))
-                outcome = found.gateway.gateway.decisions.latest(1)[0].outcome
-                assert outcome is not None
-                assert outcome.cached_tokens == cached
-
-    run_async(check())
+async def test_rule_10_what_a_decode_engine_reports_as_cached_is_not_counted() -> None:
+    async with scene([prefilling()], [well_behaved]) as found:
+        for text, cached in ((LONG, None), ("hi", 4)):
+            assert complete(await found.post(chat(text)))
+            outcome = found.gateway.gateway.decisions.latest(1)[0].outcome
+            assert outcome is not None
+            assert outcome.cached_tokens == cached
 
 
-def test_rule_11_short_and_cached_prompts_and_what_two_engines_cannot_do_stay_on_one() -> None:
-    async def check() -> None:
-        async with scene([prefilling()], [well_behaved], replace(LIMITS, handoff_min_tokens=100)) as found:
-            assert complete(await found.post(chat("hi")))
-            assert "no hand-off: about 8 tokens to compute, under 100" in found.reasons[0]
-            assert complete(await found.post(chat(LONG)))
-            assert complete(await found.post(chat(LONG)))
-            assert "no hand-off: about " in found.reasons[0]
-            assert complete(await found.post(chat(LONG * 2, prompt_logprobs=1)))
-            assert "probabilities" in found.reasons[0]
-            assert len(found.prefill[0].calls) == 1
-
-    run_async(check())
+async def test_rule_11_short_and_cached_prompts_and_what_two_engines_cannot_do_stay_on_one() -> None:
+    async with scene([prefilling()], [well_behaved], replace(LIMITS, handoff_min_tokens=100)) as found:
+        assert complete(await found.post(chat("hi")))
+        assert "no hand-off: about 8 tokens to compute, under 100" in found.reasons[0]
+        assert complete(await found.post(chat(LONG)))
+        assert complete(await found.post(chat(LONG)))
+        assert "no hand-off: about " in found.reasons[0]
+        assert complete(await found.post(chat(LONG * 2, prompt_logprobs=1)))
+        assert "probabilities" in found.reasons[0]
+        assert len(found.prefill[0].calls) == 1
 
 
-def test_instances_with_a_data_parallel_rank_are_told_it_on_both_legs() -> None:
-    async def check() -> None:
-        async with scene([prefilling()], [well_behaved], dp_rank=3) as found:
-            answer = await request(found.gateway.url, chat(), more="x-data-parallel-rank: 9\r\n")
-            assert complete(answer)
-            for one in (found.prefill[0], found.decode[0]):
-                assert [value for name, value in one.calls[0].fields if name == "x-data-parallel-rank"] == ["3"]
-
-    run_async(check())
+async def test_instances_with_a_data_parallel_rank_are_told_it_on_both_legs() -> None:
+    async with scene([prefilling()], [well_behaved], dp_rank=3) as found:
+        answer = await request(found.gateway.url, chat(), more="x-data-parallel-rank: 9\r\n")
+        assert complete(answer)
+        for one in (found.prefill[0], found.decode[0]):
+            assert [value for name, value in one.calls[0].fields if name == "x-data-parallel-rank"] == ["3"]
 
 
-def test_a_client_that_leaves_during_the_prefill_ends_it() -> None:
+async def test_a_client_that_leaves_during_the_prefill_ends_it() -> None:
     left = asyncio.Event()
 
     async def waiting(call: EngineCall) -> None:
@@ -349,46 +302,37 @@ def test_a_client_that_leaves_during_the_prefill_ends_it() -> None:
         left.set()
         raise HangUp
 
-    async def check() -> None:
-        async with scene([waiting], [well_behaved], replace(LIMITS, handoff_prefill_seconds=60.0)) as found:
-            asked = asyncio.create_task(found.post())
-            while not found.prefill[0].calls:  # noqa: ASYNC110  # the engine sets no event
-                await asyncio.sleep(0)
-            asked.cancel()
-            await left.wait()
-            assert not found.decode[0].calls
-
-    run_async(check())
+    async with scene([waiting], [well_behaved], replace(LIMITS, handoff_prefill_seconds=60.0)) as found:
+        asked = asyncio.create_task(found.post())
+        while not found.prefill[0].calls:  # noqa: ASYNC110  # the engine sets no event
+            await asyncio.sleep(0)
+        asked.cancel()
+        await left.wait()
+        assert not found.decode[0].calls
 
 
 def call_count(engines: list[ScriptedEngine]) -> int:
     return sum(len(engine.calls) for engine in engines)
 
 
-def test_a_prompt_that_ends_two_prefill_engines_gets_no_third_engine() -> None:
-    async def check() -> None:
-        async with scene([dying] * 3, [well_behaved]) as found:
-            for _ in range(2):
-                answer = await found.post()
-                assert (answer.status, answer.error["code"]) == (422, "quarantined")
-            assert (call_count(found.prefill), call_count(found.decode)) == (2, 0)
-            assert complete(await found.post(chat("hi")))
-
-    run_async(check())
+async def test_a_prompt_that_ends_two_prefill_engines_gets_no_third_engine() -> None:
+    async with scene([dying] * 3, [well_behaved]) as found:
+        for _ in range(2):
+            answer = await found.post()
+            assert (answer.status, answer.error["code"]) == (422, "quarantined")
+        assert (call_count(found.prefill), call_count(found.decode)) == (2, 0)
+        assert complete(await found.post(chat("hi")))
 
 
-def test_a_prompt_that_ends_a_prefill_and_then_a_decode_engine_gets_no_third_engine() -> None:
-    async def check() -> None:
-        async with scene([dying], [dying] * 2) as found:
-            assert (await found.post()).status in (422, 502)
-            assert (await found.post()).error["code"] == "quarantined"
-            assert (call_count(found.prefill), call_count(found.decode)) == (1, 1)
-
-    run_async(check())
+async def test_a_prompt_that_ends_a_prefill_and_then_a_decode_engine_gets_no_third_engine() -> None:
+    async with scene([dying], [dying] * 2) as found:
+        assert (await found.post()).status in (422, 502)
+        assert (await found.post()).error["code"] == "quarantined"
+        assert (call_count(found.prefill), call_count(found.decode)) == (1, 1)
 
 
 @pytest.mark.parametrize(("prefills", "suspects"), [(2, 0), (1, 1)])
-def test_a_prompt_that_ended_a_prefill_engine_is_cleared_by_another_that_prefills_it(
+async def test_a_prompt_that_ended_a_prefill_engine_is_cleared_by_another_that_prefills_it(
     prefills: int, suspects: int
 ) -> None:
     met: list[EngineCall] = []
@@ -397,37 +341,31 @@ def test_a_prompt_that_ended_a_prefill_engine_is_cleared_by_another_that_prefill
         met.append(call)
         await (dying if len(met) == 1 else prefilling())(call)
 
-    async def check() -> None:
-        async with scene([script] * prefills, [well_behaved]) as found:
-            assert complete(await found.post())
-            assert len(found.gateway.gateway.stack.poison_guard) == suspects
-
-    run_async(check())
+    async with scene([script] * prefills, [well_behaved]) as found:
+        assert complete(await found.post())
+        assert len(found.gateway.gateway.stack.poison_guard) == suspects
 
 
-def test_engine_ids_of_instances_that_left_the_fleet_are_forgotten() -> None:
+async def test_engine_ids_of_instances_that_left_the_fleet_are_forgotten() -> None:
     async def mooncake(call: EngineCall) -> None:
         await call.respond({"0": {"engine_id": "an-engine"}} if call.path == "/query" else {"choices": [{"index": 0}]})
 
-    async def check() -> None:
-        async with scripted_engine(mooncake) as prefill, scripted_engine() as decode:
+    async with scripted_engine(mooncake) as prefill, scripted_engine() as decode:
 
-            def fleet(version: int, name: str) -> Fleet:
-                shared = {"transfer": "mooncake", "bootstrap": prefill.url}
-                instances = (
-                    Instance(name, "default", "tiny", "prefill", prefill.url, role=Role.PREFILL, **shared),
-                    Instance("D0", "default", "tiny", "decode", decode.url, role=Role.DECODE, **shared),
-                )
-                return Fleet(version, version, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: instances})
+        def fleet(version: int, name: str) -> Fleet:
+            shared = {"transfer": "mooncake", "bootstrap": prefill.url}
+            instances = (
+                Instance(name, "default", "tiny", "prefill", prefill.url, role=Role.PREFILL, **shared),
+                Instance("D0", "default", "tiny", "decode", decode.url, role=Role.DECODE, **shared),
+            )
+            return Fleet(version, version, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: instances})
 
-            async with running_gateway(fleet(1, "P0"), LIMITS) as running:
-                coordinator = running.gateway.stack.prefill_coordinator
-                for version, name in ((2, "P1"), (3, "P2")):
-                    assert complete(await request(running.url, chat()))
-                    running.gateway.update_fleet(fleet(version, name))
-                    assert coordinator._engine_ids == {}
+        async with running_gateway(fleet(1, "P0"), LIMITS) as running:
+            coordinator = running.gateway.stack.prefill_coordinator
+            for version, name in ((2, "P1"), (3, "P2")):
                 assert complete(await request(running.url, chat()))
-                running.gateway.update_fleet(fleet(4, "P2"))
-                assert coordinator._engine_ids == {"P2": "an-engine"}
-
-    run_async(check())
+                running.gateway.update_fleet(fleet(version, name))
+                assert coordinator._engine_ids == {}
+            assert complete(await request(running.url, chat()))
+            running.gateway.update_fleet(fleet(4, "P2"))
+            assert coordinator._engine_ids == {"P2": "an-engine"}

@@ -12,7 +12,7 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import KvPullSource, SloTargets
 from fairlead_testing.engines.disaggregated import KillableEngine, killable_engine
 from fairlead_testing.engines.handoff_bodies import make_prompt
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, get_request, send
 from fairlead_testing.http.raw_client import request as ask
 
@@ -74,50 +74,38 @@ def cached(answer: RawResponse) -> int:
     return found
 
 
-def test_an_engine_that_lacks_the_prefix_gets_it_from_the_one_that_has_it() -> None:
-    async def main() -> None:
-        async with pair(1e9) as (gateway, engines):  # a microsecond a token
-            holder, at, answer = await both(gateway, engines)
-            assert at != holder
-            assert (await state(engines[at]))["pulled_total"] == 1
-            assert cached(answer) > 900
-
-    run_async(main())
+async def test_an_engine_that_lacks_the_prefix_gets_it_from_the_one_that_has_it() -> None:
+    async with pair(1e9) as (gateway, engines):  # a microsecond a token
+        holder, at, answer = await both(gateway, engines)
+        assert at != holder
+        assert (await state(engines[at]))["pulled_total"] == 1
+        assert cached(answer) > 900
 
 
-def test_where_computing_is_cheaper_nothing_is_pulled() -> None:
-    async def main() -> None:
-        async with pair(5e5) as (gateway, engines):  # two milliseconds a token
-            _, at, answer = await both(gateway, engines)
-            assert [(await state(one))["pulled_total"] for one in engines] == [0, 0]
-            assert (await state(engines[at]))["failed_total"] == 0
-            assert answer.status == 200
-
-    run_async(main())
+async def test_where_computing_is_cheaper_nothing_is_pulled() -> None:
+    async with pair(5e5) as (gateway, engines):  # two milliseconds a token
+        _, at, answer = await both(gateway, engines)
+        assert [(await state(one))["pulled_total"] for one in engines] == [0, 0]
+        assert (await state(engines[at]))["failed_total"] == 0
+        assert answer.status == 200
 
 
-def test_a_peer_that_died_costs_an_attempt_to_ask_it_and_the_answer_is_right() -> None:
-    async def main() -> None:
-        async with pair(1e9) as (gateway, engines):
-            first = await ask(gateway.url, body(SHARED), path=PATH)
-            other = engines[1 - int(first.fields["x-fairlead-instance"].split("/")[1])]
-            gone = {"kv_request_id": "r", "remote_host": "127.0.0.1", "remote_port": 1}
-            told = body(SHARED, kv_transfer_params={"remote_kv_source": gone})
-            answer = await ask(other.url, told, path=PATH, more="content-type: application/json\r\n")
-            assert answer.json["choices"][0]["text"] == first.json["choices"][0]["text"]
-            assert (cached(answer), (await state(other))["failed_total"]) == (0, 1)
-
-    run_async(main())
+async def test_a_peer_that_died_costs_an_attempt_to_ask_it_and_the_answer_is_right() -> None:
+    async with pair(1e9) as (gateway, engines):
+        first = await ask(gateway.url, body(SHARED), path=PATH)
+        other = engines[1 - int(first.fields["x-fairlead-instance"].split("/")[1])]
+        gone = {"kv_request_id": "r", "remote_host": "127.0.0.1", "remote_port": 1}
+        told = body(SHARED, kv_transfer_params={"remote_kv_source": gone})
+        answer = await ask(other.url, told, path=PATH, more="content-type: application/json\r\n")
+        assert answer.json["choices"][0]["text"] == first.json["choices"][0]["text"]
+        assert (cached(answer), (await state(other))["failed_total"]) == (0, 1)
 
 
 @pytest.mark.parametrize("left_out", ["kv_request_id", "remote_host", "remote_port"])
-def test_what_is_not_wholly_said_is_not_looked_for(left_out: str) -> None:
-    async def main() -> None:
-        async with pair(1e9) as (_, engines):
-            whole = {"kv_request_id": "r", "remote_host": "127.0.0.1", "remote_port": 1}
-            del whole[left_out]
-            told = body(SHARED, kv_transfer_params={"remote_kv_source": whole})
-            answer = await ask(engines[0].url, told, path=PATH, more="content-type: application/json\r\n")
-            assert (answer.status, (await state(engines[0]))["failed_total"]) == (200, 0)
-
-    run_async(main())
+async def test_what_is_not_wholly_said_is_not_looked_for(left_out: str) -> None:
+    async with pair(1e9) as (_, engines):
+        whole = {"kv_request_id": "r", "remote_host": "127.0.0.1", "remote_port": 1}
+        del whole[left_out]
+        told = body(SHARED, kv_transfer_params={"remote_kv_source": whole})
+        answer = await ask(engines[0].url, told, path=PATH, more="content-type: application/json\r\n")
+        assert (answer.status, (await state(engines[0]))["failed_total"]) == (200, 0)

@@ -10,8 +10,9 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_testing.engines.disaggregated import DisaggregatedModel, killable_engine
 from fairlead_testing.engines.handoff_bodies import make_prompt
-from fairlead_testing.gateway.running_gateway import RunningGateway, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import RunningGateway, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 
 PATH = "/v1/completions"
 QUICK = ("--profile", "tiny-cpu", "--speed", "50", "--kv-lease-seconds", "30", "--kv-dead-peer-seconds", "0.1")
@@ -65,31 +66,25 @@ def reason(gateway: RunningGateway) -> str:
 
 
 @pytest.mark.parametrize("transfer", ["nixl", "mooncake", "sglang"])
-def test_two_engines_say_what_one_says(transfer: str) -> None:
-    async def check() -> None:
-        async with split(transfer=transfer) as (gateway, engines):
-            for length in LENGTHS:
-                await same_as_alone(gateway, engines, make_prompt(length, first=f"a{chr(97 + length % 26)}z"))
-            pulled = await state(engines.decode[0].url)
-            assert pulled["pulled_total"] == sum(length >= 64 for length in LENGTHS)
-            assert pulled["failed_total"] == pulled["wrong_total"] == 0
-
-    run_async(check())
+async def test_two_engines_say_what_one_says(transfer: str) -> None:
+    async with split(transfer=transfer) as (gateway, engines):
+        for length in LENGTHS:
+            await same_as_alone(gateway, engines, make_prompt(length, first=f"a{chr(97 + length % 26)}z"))
+        pulled = await state(engines.decode[0].url)
+        assert pulled["pulled_total"] == sum(length >= 64 for length in LENGTHS)
+        assert pulled["failed_total"] == pulled["wrong_total"] == 0
 
 
 @pytest.mark.parametrize("transfer", ["nixl", "mooncake", "sglang"])
-def test_streams_and_chats_are_handed_over_too(transfer: str) -> None:
-    async def check() -> None:
-        async with split(transfer=transfer) as (gateway, engines):
-            for stream, first in ((False, "aaz"), (True, "aby")):
-                messages = [{"role": "user", "content": make_prompt(300, first)}]
-                asked = {"model": "tiny", "messages": messages, "max_completion_tokens": 5, "stream": stream}
-                expected = await alone(engines, asked, "/v1/chat/completions")
-                answer = await request(gateway.url, asked)
-                assert spoken(answer, stream) == spoken(expected, stream)
-            assert (await state(engines.decode[0].url))["pulled_total"] == 2
-
-    run_async(check())
+async def test_streams_and_chats_are_handed_over_too(transfer: str) -> None:
+    async with split(transfer=transfer) as (gateway, engines):
+        for stream, first in ((False, "aaz"), (True, "aby")):
+            messages = [{"role": "user", "content": make_prompt(300, first)}]
+            asked = {"model": "tiny", "messages": messages, "max_completion_tokens": 5, "stream": stream}
+            expected = await alone(engines, asked, "/v1/chat/completions")
+            answer = await request(gateway.url, asked)
+            assert spoken(answer, stream) == spoken(expected, stream)
+        assert (await state(engines.decode[0].url))["pulled_total"] == 2
 
 
 def spoken(answer: RawResponse, stream: bool) -> str:
@@ -101,58 +96,47 @@ def spoken(answer: RawResponse, stream: bool) -> str:
 
 @pytest.mark.parametrize("policy", ["fail", "recompute"])
 @pytest.mark.parametrize("stream", [True, False])
-def test_after_sigkill_of_the_prefill_engine_every_request_ends_right(policy: str, stream: bool) -> None:
-    async def check() -> None:
-        async with split(policy=policy) as (gateway, engines):
-            await same_as_alone(gateway, engines, make_prompt(200, "aab"))
-            prompts = [make_prompt(200, f"b{letter}c") for letter in "abcdefgh"]
-            waiting = [
-                asyncio.create_task(request(gateway.url, body(one, stream=stream), path=PATH)) for one in prompts
-            ]
-            engines.prefill[0].kill()
-            for one, answer in zip(prompts, await asyncio.gather(*waiting), strict=True):
-                assert answer.status == 200
-                assert WRONG.encode() not in answer.body
-                if not stream:
-                    assert text(answer) == text(await alone(engines, body(one)))
-            await same_as_alone(gateway, engines, make_prompt(200, "zzz"))
-
-    run_async(check())
+async def test_after_sigkill_of_the_prefill_engine_every_request_ends_right(policy: str, stream: bool) -> None:
+    async with split(policy=policy) as (gateway, engines):
+        await same_as_alone(gateway, engines, make_prompt(200, "aab"))
+        prompts = [make_prompt(200, f"b{letter}c") for letter in "abcdefgh"]
+        waiting = [asyncio.create_task(request(gateway.url, body(one, stream=stream), path=PATH)) for one in prompts]
+        engines.prefill[0].kill()
+        for one, answer in zip(prompts, await asyncio.gather(*waiting), strict=True):
+            assert answer.status == 200
+            assert WRONG.encode() not in answer.body
+            if not stream:
+                assert text(answer) == text(await alone(engines, body(one)))
+        await same_as_alone(gateway, engines, make_prompt(200, "zzz"))
 
 
 @pytest.mark.parametrize("transfer", ["nixl", "mooncake"])
-def test_after_sigstop_of_the_prefill_engine_every_request_ends_right(transfer: str) -> None:
-    async def check() -> None:
-        async with split(transfer=transfer) as (gateway, engines):
-            await same_as_alone(gateway, engines, make_prompt(200, "aab"))
+async def test_after_sigstop_of_the_prefill_engine_every_request_ends_right(transfer: str) -> None:
+    async with split(transfer=transfer) as (gateway, engines):
+        await same_as_alone(gateway, engines, make_prompt(200, "aab"))
+        engines.prefill[0].freeze()
+        for letter in "abc":
+            await same_as_alone(gateway, engines, make_prompt(200, f"b{letter}c"))
+        assert "no prefill instance is ready and trusted" in reason(gateway)
+
+
+async def test_prefill_engine_that_freezes_midway_costs_only_the_deadline() -> None:
+    slow = Limits(handoff_min_tokens=64, handoff_first_event_seconds=0.3)
+    async with split(limits=slow) as (gateway, engines):
+        prompt = make_prompt(200)
+        expected = text(await alone(engines, body(prompt)))
+        prefill = gateway.gateway.stack.prefill_coordinator
+        before = prefill.prefill_remotely
+
+        async def freezing(job: Any) -> None:
+            await before(job)
             engines.prefill[0].freeze()
-            for letter in "abc":
-                await same_as_alone(gateway, engines, make_prompt(200, f"b{letter}c"))
-            assert "no prefill instance is ready and trusted" in reason(gateway)
 
-    run_async(check())
-
-
-def test_prefill_engine_that_freezes_midway_costs_only_the_deadline() -> None:
-    async def check() -> None:
-        slow = Limits(handoff_min_tokens=64, handoff_first_event_seconds=0.3)
-        async with split(limits=slow) as (gateway, engines):
-            prompt = make_prompt(200)
-            expected = text(await alone(engines, body(prompt)))
-            prefill = gateway.gateway.stack.prefill_coordinator
-            before = prefill.prefill_remotely
-
-            async def freezing(job: Any) -> None:
-                await before(job)
-                engines.prefill[0].freeze()
-
-            prefill.prefill_remotely = freezing  # type: ignore[method-assign]  # no other way to hit the moment between the legs
-            answer = await request(gateway.url, body(prompt, stream=True), path=PATH)
-            assert answer.events[-1] == "[DONE]"
-            assert expected[:4].encode() in answer.body
-            assert "failed on decode-0 (timeout), plain now" in reason(gateway)
-
-    run_async(check())
+        prefill.prefill_remotely = freezing  # type: ignore[method-assign]  # no other way to hit the moment between the legs
+        answer = await request(gateway.url, body(prompt, stream=True), path=PATH)
+        assert answer.events[-1] == "[DONE]"
+        assert expected[:4].encode() in answer.body
+        assert "failed on decode-0 (timeout), plain now" in reason(gateway)
 
 
 def test_fifty_prompts_at_once_are_answered_as_by_one_engine() -> None:
@@ -188,47 +172,35 @@ def burst(fault: str, transfer: str, lengths: list[int]) -> None:
     run_async(check())
 
 
-def test_the_other_prefill_engine_takes_over_from_a_dead_one() -> None:
-    async def check() -> None:
-        async with split(prefills=2) as (gateway, engines):
-            engines.prefill[0].kill()
-            for letter in "abcd":
-                await same_as_alone(gateway, engines, make_prompt(200, f"b{letter}c"))
-            assert (await state(engines.decode[0].url))["pulled_total"] == 4
-
-    run_async(check())
+async def test_the_other_prefill_engine_takes_over_from_a_dead_one() -> None:
+    async with split(prefills=2) as (gateway, engines):
+        engines.prefill[0].kill()
+        for letter in "abcd":
+            await same_as_alone(gateway, engines, make_prompt(200, f"b{letter}c"))
+        assert (await state(engines.decode[0].url))["pulled_total"] == 4
 
 
-def test_without_any_prefill_engine_the_decode_engines_serve_alone() -> None:
-    async def check() -> None:
-        async with split(prefills=0) as (gateway, engines):
-            await same_as_alone(gateway, engines, make_prompt(200))
-            assert "hand-off" not in reason(gateway)
-
-    run_async(check())
+async def test_without_any_prefill_engine_the_decode_engines_serve_alone() -> None:
+    async with split(prefills=0) as (gateway, engines):
+        await same_as_alone(gateway, engines, make_prompt(200))
+        assert "hand-off" not in reason(gateway)
 
 
-def test_a_mooncake_engine_that_was_started_anew_is_found_under_its_new_id() -> None:
-    async def check() -> None:
-        async with split(transfer="mooncake") as (gateway, engines):
-            await same_as_alone(gateway, engines, make_prompt(200, "aab"))
-            port = engines.prefill[0].url.rpartition(":")[2]
-            engines.prefill[0].kill()
-            again = ("--listen", f"127.0.0.1:{port}", *QUICK, "--kv-connector", "mooncake", "--kv-role", "kv_producer")
-            with killable_engine(*again, "--seed", "0"):
-                gateway.gateway.stack.prefill_coordinator._engine_ids["prefill-0"] = "of-the-first-start"
-                await same_as_alone(gateway, engines, make_prompt(200, "bbc"))
-                assert "plain now" in reason(gateway)
-                assert "prefill-0" not in gateway.gateway.stack.prefill_coordinator._engine_ids
-
-    run_async(check())
+async def test_a_mooncake_engine_that_was_started_anew_is_found_under_its_new_id() -> None:
+    async with split(transfer="mooncake") as (gateway, engines):
+        await same_as_alone(gateway, engines, make_prompt(200, "aab"))
+        port = engines.prefill[0].url.rpartition(":")[2]
+        engines.prefill[0].kill()
+        again = ("--listen", f"127.0.0.1:{port}", *QUICK, "--kv-connector", "mooncake", "--kv-role", "kv_producer")
+        with killable_engine(*again, "--seed", "0"):
+            gateway.gateway.stack.prefill_coordinator._engine_ids["prefill-0"] = "of-the-first-start"
+            await same_as_alone(gateway, engines, make_prompt(200, "bbc"))
+            assert "plain now" in reason(gateway)
+            assert "prefill-0" not in gateway.gateway.stack.prefill_coordinator._engine_ids
 
 
-def test_the_decision_tells_of_both_legs() -> None:
-    async def check() -> None:
-        async with split() as (gateway, _engines):
-            await request(gateway.url, body(make_prompt(200)), path=PATH)
-            assert reason(gateway).startswith("prefill on prefill-0 (only-one: the only instance that can take it) in ")
-            assert reason(gateway).endswith(" ms; the only instance that can take it")
-
-    run_async(check())
+async def test_the_decision_tells_of_both_legs() -> None:
+    async with split() as (gateway, _engines):
+        await request(gateway.url, body(make_prompt(200)), path=PATH)
+        assert reason(gateway).startswith("prefill on prefill-0 (only-one: the only instance that can take it) in ")
+        assert reason(gateway).endswith(" ms; the only instance that can take it")

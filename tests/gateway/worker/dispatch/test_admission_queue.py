@@ -24,7 +24,7 @@ from fairlead_testing.gateway.busy_engine import (
     slow_fleet,
     with_busy_engine,
 )
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 from fairlead_testing.waiting import wait_until
@@ -37,7 +37,7 @@ def timings(fields: Mapping[str, str]) -> list[str]:
     return fields["server-timing"].split(", ")
 
 
-def test_while_the_engine_is_busy_the_tighter_objective_overtakes() -> None:
+async def test_while_the_engine_is_busy_the_tighter_objective_overtakes() -> None:
     async def use(
         running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
@@ -57,10 +57,10 @@ def test_while_the_engine_is_busy_the_tighter_objective_overtakes() -> None:
         assert "(deadline: has the earliest deadline" in said.latest.decision.reason
         assert queue_exits(running) == {"deadline": 2}
 
-    run_async(with_busy_engine(use))
+    await with_busy_engine(use)
 
 
-def test_plain_requests_wait_as_streams_do() -> None:
+async def test_plain_requests_wait_as_streams_do() -> None:
     async def use(
         running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
@@ -70,10 +70,10 @@ def test_plain_requests_wait_as_streams_do() -> None:
         assert (await first).status == (await plain).status == 200
         assert len(engine.calls) == 2
 
-    run_async(with_busy_engine(use))
+    await with_busy_engine(use)
 
 
-def test_a_client_that_goes_leaves_the_line() -> None:
+async def test_a_client_that_goes_leaves_the_line() -> None:
     async def use(
         running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
@@ -88,10 +88,10 @@ def test_a_client_that_goes_leaves_the_line() -> None:
         assert queue_exits(running) == {"left": 1}
         assert running.gateway.telemetry.models[MODEL_KEY].ints[at.ABANDONED] == 1
 
-    run_async(with_busy_engine(use))
+    await with_busy_engine(use)
 
 
-def test_what_is_held_goes_elsewhere_when_its_engine_is_lost() -> None:
+async def test_what_is_held_goes_elsewhere_when_its_engine_is_lost() -> None:
     async def use(
         running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
@@ -106,10 +106,10 @@ def test_what_is_held_goes_elsewhere_when_its_engine_is_lost() -> None:
             silent.go_on.set()
             assert (await first).status == 200
 
-    run_async(with_busy_engine(use))
+    await with_busy_engine(use)
 
 
-def test_a_clients_deadline_ends_its_waiting() -> None:
+async def test_a_clients_deadline_ends_its_waiting() -> None:
     async def use(
         running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
@@ -118,10 +118,10 @@ def test_a_clients_deadline_ends_its_waiting() -> None:
         assert count_queued(running) == 0
         assert len(engine.calls) == 1
 
-    run_async(with_busy_engine(use))
+    await with_busy_engine(use)
 
 
-def test_a_full_line_refuses_with_a_time_to_come_back() -> None:
+async def test_a_full_line_refuses_with_a_time_to_come_back() -> None:
     async def use(
         running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
@@ -134,34 +134,28 @@ def test_a_full_line_refuses_with_a_time_to_come_back() -> None:
         silent.go_on.set()
         assert (await waiting).status == 200
 
-    run_async(with_busy_engine(use, replace(Limits(), queued_requests=1)))
+    await with_busy_engine(use, replace(Limits(), queued_requests=1))
 
 
-def test_a_request_waits_for_the_first_instance_that_is_starting() -> None:
-    async def main() -> None:
-        async with (
-            scripted_engine() as engine,
-            running_gateway(fleet_of([engine.url], states=[STARTING])) as running,
-        ):
-            waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-            await wait_until(lambda: count_queued(running) == 1)
-            running.gateway.update_fleet(fleet_of([engine.url], version=2))
-            assert (await waiting).status == 200
-
-    run_async(main())
+async def test_a_request_waits_for_the_first_instance_that_is_starting() -> None:
+    async with (
+        scripted_engine() as engine,
+        running_gateway(fleet_of([engine.url], states=[STARTING])) as running,
+    ):
+        waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
+        await wait_until(lambda: count_queued(running) == 1)
+        running.gateway.update_fleet(fleet_of([engine.url], version=2))
+        assert (await waiting).status == 200
 
 
-def test_when_nothing_is_starting_any_more_the_wait_is_over() -> None:
-    async def main() -> None:
-        async with running_gateway(fleet_of(["http://127.0.0.1:1"], states=[STARTING])) as running:
-            waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-            await wait_until(lambda: count_queued(running) == 1)
-            running.gateway.update_fleet(replace(fleet_of([], version=2)))
-            answer = await waiting
-            assert (answer.status, answer.error["code"]) == (503, "no_ready_instance")
-            assert queue_exits(running) == {"none-ready": 1}
-
-    run_async(main())
+async def test_when_nothing_is_starting_any_more_the_wait_is_over() -> None:
+    async with running_gateway(fleet_of(["http://127.0.0.1:1"], states=[STARTING])) as running:
+        waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
+        await wait_until(lambda: count_queued(running) == 1)
+        running.gateway.update_fleet(replace(fleet_of([], version=2)))
+        answer = await waiting
+        assert (answer.status, answer.error["code"]) == (503, "no_ready_instance")
+        assert queue_exits(running) == {"none-ready": 1}
 
 
 def waking_fleet(urls: list[str], version: int = 1) -> Fleet:
@@ -170,95 +164,80 @@ def waking_fleet(urls: list[str], version: int = 1) -> Fleet:
     return replace(fleet, models={MODEL_KEY: replace(fleet.models[MODEL_KEY], wakes=True)})
 
 
-def test_a_request_for_a_model_that_sleeps_wakes_it_and_waits() -> None:
-    async def main() -> None:
-        told: list[str] = []
-        reporters = Reporters(on_needs_instance=told.append)
-        async with scripted_engine() as engine, running_gateway(waking_fleet([]), reporters=reporters) as running:
-            loop = asyncio.get_running_loop()
-            waiting = [loop.create_task(request(running.url, body)) for body in (SHORT, SHORT | {"stream": False})]
-            await wait_until(lambda: count_queued(running) == 2)
-            await wait_until(lambda: told == [MODEL_KEY])
-            running.gateway.update_fleet(waking_fleet([engine.url], 2))
-            assert [(await one).status for one in waiting] == [200, 200]
-            assert told == [MODEL_KEY]  # once for all that wait
-
-    run_async(main())
+async def test_a_request_for_a_model_that_sleeps_wakes_it_and_waits() -> None:
+    told: list[str] = []
+    reporters = Reporters(on_needs_instance=told.append)
+    async with scripted_engine() as engine, running_gateway(waking_fleet([]), reporters=reporters) as running:
+        loop = asyncio.get_running_loop()
+        waiting = [loop.create_task(request(running.url, body)) for body in (SHORT, SHORT | {"stream": False})]
+        await wait_until(lambda: count_queued(running) == 2)
+        await wait_until(lambda: told == [MODEL_KEY])
+        running.gateway.update_fleet(waking_fleet([engine.url], 2))
+        assert [(await one).status for one in waiting] == [200, 200]
+        assert told == [MODEL_KEY]  # once for all that wait
 
 
-def test_batch_tenant_does_not_wake_a_model_and_waits_only_while_one_starts() -> None:
-    async def main() -> None:
-        woken: list[str] = []
-        reporters, keys = (
-            Reporters(on_needs_instance=woken.append),
-            keys_of(Tenant("batch", may_wake_models=False), Tenant("live")),
+async def test_batch_tenant_does_not_wake_a_model_and_waits_only_while_one_starts() -> None:
+    woken: list[str] = []
+    reporters, keys = (
+        Reporters(on_needs_instance=woken.append),
+        keys_of(Tenant("batch", may_wake_models=False), Tenant("live")),
+    )
+    async with (
+        scripted_engine() as engine,
+        running_gateway(waking_fleet([]), reporters=reporters, api_keys=keys) as running,
+    ):
+        refused = await request(running.url, SHORT, more=authorization("batch"))
+        assert (refused.status, refused.error["code"], woken) == (503, "no_ready_instance", [])
+        loop = asyncio.get_running_loop()
+        live = loop.create_task(request(running.url, SHORT, more=authorization("live")))
+        await wait_until(lambda: count_queued(running) == 1)
+        batch = loop.create_task(request(running.url, SHORT, more=authorization("batch")))
+        await wait_until(lambda: count_queued(running) == 2)
+        assert woken == [MODEL_KEY]
+        running.gateway.update_fleet(waking_fleet([engine.url], 2))
+        assert [(await live).status, (await batch).status] == [200, 200]
+
+
+async def test_a_model_that_nobody_wakes_is_waited_for_as_long_as_the_limit_says() -> None:
+    limits = replace(Limits(), queue_waking_seconds=0.05, queue_seconds=0.01)
+    async with running_gateway(waking_fleet([]), limits) as running:
+        answer = await request(running.url, SHORT)
+        assert (answer.status, answer.error["code"]) == (503, "no_ready_instance")
+        assert queue_exits(running) == {"none-ready": 1}
+
+
+async def test_time_without_an_instance_is_not_held_against_those_who_waited() -> None:
+    limits = replace(Limits(), queue_seconds=0.2)
+    async with scripted_engine() as engine, running_gateway(waking_fleet([]), limits) as running:
+        waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
+        await wait_until(lambda: count_queued(running) == 1)
+        began = running.gateway.runtime.clock.now()
+        await wait_until(lambda: running.gateway.runtime.clock.now() > began + 2 * limits.queue_seconds)
+        running.gateway.update_fleet(waking_fleet([engine.url], 2))
+        assert (await waiting).status == 200
+
+
+async def test_memory_that_would_overflow_is_waited_for() -> None:
+    gate = PausedStream()
+    async with scripted_engine(gate.script) as engine:
+        fleet = fleet_of([engine.url])
+        small = replace(SLOW, kv_tokens=700, prefill_token_seconds=1e-6)
+        fleet = replace(
+            fleet, instances={MODEL_KEY: tuple(replace(one, profile=small) for one in fleet.instances[MODEL_KEY])}
         )
-        async with (
-            scripted_engine() as engine,
-            running_gateway(waking_fleet([]), reporters=reporters, api_keys=keys) as running,
-        ):
-            refused = await request(running.url, SHORT, more=authorization("batch"))
-            assert (refused.status, refused.error["code"], woken) == (503, "no_ready_instance", [])
-            loop = asyncio.get_running_loop()
-            live = loop.create_task(request(running.url, SHORT, more=authorization("live")))
+        async with running_gateway(fleet) as running, asyncio.TaskGroup() as group:
+            body = chat(600, max_tokens=200)
+            first = group.create_task(request(running.url, body))
+            await wait_until(lambda: len(engine.calls) == 1)
+            second = group.create_task(request(running.url, body | {"user": json.dumps({})}))
             await wait_until(lambda: count_queued(running) == 1)
-            batch = loop.create_task(request(running.url, SHORT, more=authorization("batch")))
-            await wait_until(lambda: count_queued(running) == 2)
-            assert woken == [MODEL_KEY]
-            running.gateway.update_fleet(waking_fleet([engine.url], 2))
-            assert [(await live).status, (await batch).status] == [200, 200]
-
-    run_async(main())
+            gate.go_on.set()
+            assert (await first).status == (await second).status == 200
+            assert len(engine.calls) == 2
 
 
-def test_a_model_that_nobody_wakes_is_waited_for_as_long_as_the_limit_says() -> None:
-    async def main() -> None:
-        limits = replace(Limits(), queue_waking_seconds=0.05, queue_seconds=0.01)
-        async with running_gateway(waking_fleet([]), limits) as running:
-            answer = await request(running.url, SHORT)
-            assert (answer.status, answer.error["code"]) == (503, "no_ready_instance")
-            assert queue_exits(running) == {"none-ready": 1}
-
-    run_async(main())
-
-
-def test_time_without_an_instance_is_not_held_against_those_who_waited() -> None:
-    async def main() -> None:
-        limits = replace(Limits(), queue_seconds=0.2)
-        async with scripted_engine() as engine, running_gateway(waking_fleet([]), limits) as running:
-            waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-            await wait_until(lambda: count_queued(running) == 1)
-            began = running.gateway.runtime.clock.now()
-            await wait_until(lambda: running.gateway.runtime.clock.now() > began + 2 * limits.queue_seconds)
-            running.gateway.update_fleet(waking_fleet([engine.url], 2))
-            assert (await waiting).status == 200
-
-    run_async(main())
-
-
-def test_memory_that_would_overflow_is_waited_for() -> None:
-    async def main() -> None:
-        gate = PausedStream()
-        async with scripted_engine(gate.script) as engine:
-            fleet = fleet_of([engine.url])
-            small = replace(SLOW, kv_tokens=700, prefill_token_seconds=1e-6)
-            fleet = replace(
-                fleet, instances={MODEL_KEY: tuple(replace(one, profile=small) for one in fleet.instances[MODEL_KEY])}
-            )
-            async with running_gateway(fleet) as running, asyncio.TaskGroup() as group:
-                body = chat(600, max_tokens=200)
-                first = group.create_task(request(running.url, body))
-                await wait_until(lambda: len(engine.calls) == 1)
-                second = group.create_task(request(running.url, body | {"user": json.dumps({})}))
-                await wait_until(lambda: count_queued(running) == 1)
-                gate.go_on.set()
-                assert (await first).status == (await second).status == 200
-                assert len(engine.calls) == 2
-
-    run_async(main())
-
-
-def test_at_a_busy_engine_the_shortest_goes_first_although_all_want_the_same() -> None:
+async def test_at_a_busy_engine_the_shortest_goes_first_although_all_want_the_same() -> None:
     async def use(
         running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
@@ -274,11 +253,11 @@ def test_at_a_busy_engine_the_shortest_goes_first_although_all_want_the_same() -
         assert [len(call.json["messages"][0]["content"]) for call in engine.calls] == [800, 4, 300]
         assert queue_exits(running) == {"dispatch-queue": 2}
 
-    run_async(with_busy_engine(use, objectives=ALIKE))
+    await with_busy_engine(use, objectives=ALIKE)
 
 
 @pytest.mark.parametrize("objectives", [ALIKE, GROWING], ids=["late-binding", "admission"])
-def test_a_wait_for_an_engine_is_not_the_gateways_own_time(objectives: SloTargets) -> None:
+async def test_a_wait_for_an_engine_is_not_the_gateways_own_time(objectives: SloTargets) -> None:
     async def use(
         running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
@@ -304,10 +283,10 @@ def test_a_wait_for_an_engine_is_not_the_gateways_own_time(objectives: SloTarget
         assert straight.queued_seconds == 0.0
         assert "queue" not in plain["server-timing"]
 
-    run_async(with_busy_engine(use, objectives=objectives))
+    await with_busy_engine(use, objectives=objectives)
 
 
-def test_a_preset_that_binds_at_once_holds_nothing_for_a_busy_engine() -> None:
+async def test_a_preset_that_binds_at_once_holds_nothing_for_a_busy_engine() -> None:
     async def use(
         running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
@@ -317,10 +296,10 @@ def test_a_preset_that_binds_at_once_holds_nothing_for_a_busy_engine() -> None:
         assert (await other).status == 200
         assert queue_exits(running) == {}
 
-    run_async(with_busy_engine(use, objectives=ALIKE, preset="min-ttft"))
+    await with_busy_engine(use, objectives=ALIKE, preset="min-ttft")
 
 
-def test_who_waits_for_an_engine_that_leaves_is_sent_to_another() -> None:
+async def test_who_waits_for_an_engine_that_leaves_is_sent_to_another() -> None:
     async def use(
         running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
@@ -334,10 +313,10 @@ def test_who_waits_for_an_engine_that_leaves_is_sent_to_another() -> None:
             silent.go_on.set()
             assert (await first).status == 200
 
-    run_async(with_busy_engine(use, objectives=ALIKE))
+    await with_busy_engine(use, objectives=ALIKE)
 
 
-def test_a_client_that_goes_while_its_engine_is_busy_leaves_nothing_behind() -> None:
+async def test_a_client_that_goes_while_its_engine_is_busy_leaves_nothing_behind() -> None:
     async def use(
         running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
     ) -> None:
@@ -352,22 +331,19 @@ def test_a_client_that_goes_while_its_engine_is_busy_leaves_nothing_behind() -> 
         assert len(engine.calls) == 1
         assert queue_exits(running) == {"left": 1}
 
-    run_async(with_busy_engine(use, objectives=ALIKE))
+    await with_busy_engine(use, objectives=ALIKE)
 
 
-def test_where_there_is_no_reason_to_hold_nobody_looks() -> None:
-    async def main() -> None:
-        gate = PausedStream()
-        async with (
-            scripted_engine(gate.script) as engine,
-            running_gateway(fleet_of([engine.url])) as running,
-            asyncio.TaskGroup() as group,
-        ):
-            for number in range(20):
-                group.create_task(request(running.url, chat(200, user=f"{number}")))
-            await wait_until(lambda: len(engine.calls) == 20)
-            assert count_queued(running) == 0
-            assert queue_exits(running) == {}
-            gate.go_on.set()
-
-    run_async(main())
+async def test_where_there_is_no_reason_to_hold_nobody_looks() -> None:
+    gate = PausedStream()
+    async with (
+        scripted_engine(gate.script) as engine,
+        running_gateway(fleet_of([engine.url])) as running,
+        asyncio.TaskGroup() as group,
+    ):
+        for number in range(20):
+            group.create_task(request(running.url, chat(200, user=f"{number}")))
+        await wait_until(lambda: len(engine.calls) == 20)
+        assert count_queued(running) == 0
+        assert queue_exits(running) == {}
+        gate.go_on.set()

@@ -12,9 +12,11 @@ from fairlead.fleet.model import Fleet, Instance, Model, Role, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_testing.engines.scripted import EngineCall, ScriptedEngine, scripted_engine, token, usage, well_behaved
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, request
 from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.simulated
 
 SLOW = EngineProfile("slow", 1.0, kv_tokens=1_000_000, step_tokens=8)
 """A second a token: the engine works nothing off while a test runs."""
@@ -94,7 +96,7 @@ BOTH_KINDS = pytest.mark.parametrize("stream", [True, False], ids=["streamed", "
 
 
 @BOTH_KINDS
-def test_full_queue_refuses_the_newest_request_of_the_caller_that_has_most(stream: bool) -> None:
+async def test_full_queue_refuses_the_newest_request_of_the_caller_that_has_most(stream: bool) -> None:
     async def use(scene: Scene) -> None:
         first = scene.send("flood", "f0")
         await wait_until(lambda: len(scene.steps.order) == 1)
@@ -109,11 +111,11 @@ def test_full_queue_refuses_the_newest_request_of_the_caller_that_has_most(strea
         await scene.finish()
         assert [(await task).status for task in (first, *flood[:2], *steady)] == [200] * 5
 
-    run_async(with_scene(use, replace(Limits(), queued_requests=4)))
+    await with_scene(use, replace(Limits(), queued_requests=4))
 
 
 @BOTH_KINDS
-def test_queued_requests_go_by_credit_between_callers(stream: bool) -> None:
+async def test_queued_requests_go_by_credit_between_callers(stream: bool) -> None:
     async def use(scene: Scene) -> None:
         tasks = [scene.send("flood", "f0")]
         await wait_until(lambda: len(scene.steps.order) == 1)
@@ -125,10 +127,10 @@ def test_queued_requests_go_by_credit_between_callers(stream: bool) -> None:
         order = scene.steps.order
         assert (order[:2], order[-1]) == (["f0", "s0"], "f3")  # in order of arrival, `s1` would be the last
 
-    run_async(with_scene(use))
+    await with_scene(use)
 
 
-def test_service_elsewhere_counts_here_and_service_here_is_reported() -> None:
+async def test_service_elsewhere_counts_here_and_service_here_is_reported() -> None:
     async def use(scene: Scene) -> None:
         admission = scene.running.gateway.stack.admission
         tasks = [scene.send("steady", "s0")]
@@ -144,11 +146,11 @@ def test_service_elsewhere_counts_here_and_service_here_is_reported() -> None:
         assert served["steady"] > served["flood"] > 0.0
         assert admission.take_service() == {}
 
-    run_async(with_scene(use))
+    await with_scene(use)
 
 
 @BOTH_KINDS
-def test_answers_are_charged_as_expected_and_then_as_they_were(stream: bool) -> None:
+async def test_answers_are_charged_as_expected_and_then_as_they_were(stream: bool) -> None:
     async def use(scene: Scene) -> None:
         tasks = [scene.send("flood", "f0")]
         await wait_until(lambda: len(scene.steps.order) == 1)
@@ -163,11 +165,11 @@ def test_answers_are_charged_as_expected_and_then_as_they_were(stream: bool) -> 
         assert 0.0 < single.decode_seconds < 100.0
         assert fourfold.decode_seconds % 4.0 == 0.0
 
-    run_async(with_scene(use, preset="least-request"))
+    await with_scene(use, preset="least-request")
 
 
 @pytest.mark.parametrize("tokens", [2**31, 2**31 + 1, 10**30])
-def test_engine_that_reports_billions_of_tokens_ruins_no_caller(tokens: int) -> None:
+async def test_engine_that_reports_billions_of_tokens_ruins_no_caller(tokens: int) -> None:
     async def script(call: EngineCall) -> None:
         await steps.turns.acquire()
         await call.start_stream()
@@ -191,7 +193,7 @@ def test_engine_that_reports_billions_of_tokens_ruins_no_caller(tokens: int) -> 
             assert policy._queue._fair_share.served_seconds("steady") < 1_000.0
 
     steps = StepwiseEngine()
-    run_async(main())
+    await main()
 
 
 def disaggregated_fleet(prefill: str, decode: str) -> Fleet:
@@ -214,7 +216,7 @@ async def before_prefill(use: Callable[[Scene], Awaitable[None]]) -> None:
         await use(Scene(running, prefill, steps))
 
 
-def test_callers_share_prefill_instances_by_credit() -> None:
+async def test_callers_share_prefill_instances_by_credit() -> None:
     async def use(scene: Scene) -> None:
         tasks = [scene.send("flood", "f0")]
         await wait_until(lambda: len(scene.steps.order) == 1)
@@ -225,10 +227,10 @@ def test_callers_share_prefill_instances_by_credit() -> None:
         assert {(await task).status for task in tasks} == {200}
         assert scene.steps.order == ["f0", "s0", "f1", "s1", "f2", "f3"]
 
-    run_async(before_prefill(use))
+    await before_prefill(use)
 
 
-def test_prompts_of_the_only_caller_wait_at_the_prefill_instance() -> None:
+async def test_prompts_of_the_only_caller_wait_at_the_prefill_instance() -> None:
     async def use(scene: Scene) -> None:
         tasks = [scene.send("flood", f"f{number}") for number in range(4)]
         await wait_until(lambda: len(scene.steps.order) == 4)
@@ -236,10 +238,10 @@ def test_prompts_of_the_only_caller_wait_at_the_prefill_instance() -> None:
         await scene.finish()
         assert {(await task).status for task in tasks} == {200}
 
-    run_async(before_prefill(use))
+    await before_prefill(use)
 
 
-def test_short_prompts_do_not_wait_for_prefill_instances() -> None:
+async def test_short_prompts_do_not_wait_for_prefill_instances() -> None:
     async def use(scene: Scene) -> None:
         tasks = [scene.send("flood", "f0")]
         await wait_until(lambda: len(scene.steps.order) == 1)
@@ -250,4 +252,4 @@ def test_short_prompts_do_not_wait_for_prefill_instances() -> None:
         await scene.finish()
         assert {(await task).status for task in tasks} == {200}
 
-    run_async(before_prefill(use))
+    await before_prefill(use)

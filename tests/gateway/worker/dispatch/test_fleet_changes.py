@@ -14,150 +14,129 @@ from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.worker.upstream.connection import EngineConnection
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_testing.engines.scripted import PausedStream, scripted_engine, well_behaved
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
+
+pytestmark = pytest.mark.simulated
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 READY, DRAINING, STARTING = InstanceState.READY, InstanceState.DRAINING, InstanceState.STARTING
 
 
-def test_a_draining_instance_gets_no_new_request_and_finishes_what_it_has() -> None:
+async def test_a_draining_instance_gets_no_new_request_and_finishes_what_it_has() -> None:
     gate = PausedStream()
-
-    async def main() -> None:
-        async with scripted_engine(gate.script) as one, scripted_engine() as two:
-            urls = [one.url, two.url]
-            async with running_gateway(fleet_of(urls, states=[READY, STARTING])) as running:
-                connection = await RawConnection.connect(running.url)
-                await connection.send(post_request(GOOD | {"stream": True}, close=False))
-                await connection.reader.readuntil(b'"content":"a"')
-                running.gateway.update_fleet(fleet_of(urls, version=2, states=[DRAINING, READY]))
-                for number in range(50):
-                    body = GOOD | {"messages": [{"role": "user", "content": f"{number} " * 100}]}
-                    assert (await request(running.url, body)).fields["x-fairlead-instance"] == "e-1/1/0"
-                assert len(one.calls) == 1
-                gate.go_on.set()
-                assert b"data: [DONE]" in await connection.reader.readuntil(b"0\r\n\r\n")
-                await connection.close()
-
-    run_async(main())
-
-
-def test_an_instance_that_drains_between_choice_and_sending_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Delays the connection and changes the fleet meanwhile, which only a patch can time."""
-
-    async def main() -> None:
-        async with scripted_engine() as one, scripted_engine() as two:
-            urls = [one.url, two.url]
-            async with running_gateway(fleet_of(urls, states=[READY, STARTING])) as running:
-                connect = ConnectionPool.connect
-
-                async def change_meanwhile(pool: ConnectionPool, address: str) -> EngineConnection:
-                    connection = await connect(pool, address)
-                    running.gateway.update_fleet(fleet_of(urls, version=2, states=[DRAINING, READY]))
-                    return connection
-
-                monkeypatch.setattr(ConnectionPool, "connect", change_meanwhile)
-                answer = await request(running.url, GOOD)
-                assert answer.status == 200
-                assert answer.fields["x-fairlead-instance"] == "e-1/1/0"
-                assert one.calls == []
-                assert len(two.calls) == 1
-                assert {load.inflight for load in running.loads().values()} == {0}
-
-    run_async(main())
-
-
-def test_without_a_ready_instance_the_answer_says_why_and_when_to_come_back() -> None:
-    async def main() -> None:
-        fleet = fleet_of(["http://127.0.0.1:1"] * 4, states=[STARTING, STARTING, DRAINING, InstanceState.SLEEPING])
-        async with running_gateway(fleet, replace(Limits(), queue_starting_seconds=0.0)) as running:
-            answer = await request(running.url, GOOD)
-            assert (answer.status, answer.error["code"]) == (503, "no_ready_instance")
-            assert "2 starting" in answer.error["message"]
-            assert "1 draining" in answer.error["message"]
-            assert int(answer.fields["retry-after"]) >= 1
-            running.gateway.update_fleet(fleet_of([]))
-            assert "it has none" in (await request(running.url, GOOD)).error["message"]
-
-    run_async(main())
-
-
-def test_a_new_instance_and_a_new_model_are_served_at_once() -> None:
-    async def main() -> None:
-        async with scripted_engine() as one, running_gateway(Fleet()) as running:
-            assert (await request(running.url, GOOD)).status == 404
-            running.gateway.update_fleet(fleet_of([one.url]))
-            assert (await request(running.url, GOOD)).status == 200
-            running.gateway.update_fleet(Fleet(3, 3))
-            assert (await request(running.url, GOOD)).status == 404
-            assert (await send(running.url, get_request("/v1/models")))[0].json["data"] == []
-
-    run_async(main())
-
-
-def test_connections_to_instances_that_left_are_closed() -> None:
-    async def main() -> None:
-        async with scripted_engine() as one, scripted_engine() as two, running_gateway(fleet_of([one.url])) as running:
-            assert (await request(running.url, GOOD)).status == 200
-            assert one.open == 1
-            running.gateway.update_fleet(fleet_of([two.url], version=2))
-            async with asyncio.timeout(120):
-                while one.open:  # noqa: ASYNC110 - the engine learns it by TCP
-                    await asyncio.sleep(0.001)
-            assert (await request(running.url, GOOD)).status == 200
-            assert len(two.calls) == 1
-
-    run_async(main())
-
-
-def test_changes_under_traffic_lose_no_request() -> None:
-    async def main() -> None:
-        async with scripted_engine() as one, scripted_engine() as two, scripted_engine() as three:
-            urls = [one.url, two.url, three.url]
-            async with running_gateway(fleet_of(urls)) as running:
-
-                async def client(number: int) -> None:
-                    for turn in range(20):
-                        body = GOOD | {"stream": turn % 2 == 0, "user": f"{number}"}
-                        answer = await request(running.url, body)
-                        assert answer.status == 200
-                        assert answer.complete
-
-                async def changes(clients: "asyncio.Future[list[None]]") -> None:
-                    version = 1
-                    while not clients.done():
-                        version += 1
-                        states = [DRAINING if (version + place) % 3 == 0 else READY for place in range(3)]
-                        running.gateway.update_fleet(fleet_of(urls, version=version, states=states))
-                        await asyncio.sleep(0.005)
-
-                clients = asyncio.gather(*[client(number) for number in range(10)])
-                await changes(clients)
-                await clients
-                assert len(one.calls) + len(two.calls) + len(three.calls) == 200
-
-    run_async(main())
-
-
-def test_while_draining_every_answer_is_the_last_of_its_connection() -> None:
-    async def main() -> None:
-        limits = Limits()
-        async with scripted_engine(well_behaved) as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+    async with scripted_engine(gate.script) as one, scripted_engine() as two:
+        urls = [one.url, two.url]
+        async with running_gateway(fleet_of(urls, states=[READY, STARTING])) as running:
             connection = await RawConnection.connect(running.url)
-            await connection.send(post_request(GOOD, close=False))
-            assert "connection" not in (await connection.read_response()).fields
-            assert (await send(running.url, get_request("/readyz")))[0].status == 200
-            running.gateway.drain()
-            await connection.send(post_request(GOOD, close=False))
-            answers = await connection.read_all_responses()
-            assert [(answer.status, answer.fields["connection"]) for answer in answers] == [(200, "close")]
-            unready = (await send(running.url, get_request("/readyz", close=False)))[0]
-            assert unready.status == 503
-            assert "draining" in unready.json["notes"]
+            await connection.send(post_request(GOOD | {"stream": True}, close=False))
+            await connection.reader.readuntil(b'"content":"a"')
+            running.gateway.update_fleet(fleet_of(urls, version=2, states=[DRAINING, READY]))
+            for number in range(50):
+                body = GOOD | {"messages": [{"role": "user", "content": f"{number} " * 100}]}
+                assert (await request(running.url, body)).fields["x-fairlead-instance"] == "e-1/1/0"
+            assert len(one.calls) == 1
+            gate.go_on.set()
+            assert b"data: [DONE]" in await connection.reader.readuntil(b"0\r\n\r\n")
             await connection.close()
 
-    run_async(main())
+
+async def test_an_instance_that_drains_between_choice_and_sending_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Delays the connection and changes the fleet meanwhile, which only a patch can time."""
+    async with scripted_engine() as one, scripted_engine() as two:
+        urls = [one.url, two.url]
+        async with running_gateway(fleet_of(urls, states=[READY, STARTING])) as running:
+            connect = ConnectionPool.connect
+
+            async def change_meanwhile(pool: ConnectionPool, address: str) -> EngineConnection:
+                connection = await connect(pool, address)
+                running.gateway.update_fleet(fleet_of(urls, version=2, states=[DRAINING, READY]))
+                return connection
+
+            monkeypatch.setattr(ConnectionPool, "connect", change_meanwhile)
+            answer = await request(running.url, GOOD)
+            assert answer.status == 200
+            assert answer.fields["x-fairlead-instance"] == "e-1/1/0"
+            assert one.calls == []
+            assert len(two.calls) == 1
+            assert {load.inflight for load in running.loads().values()} == {0}
+
+
+async def test_without_a_ready_instance_the_answer_says_why_and_when_to_come_back() -> None:
+    fleet = fleet_of(["http://127.0.0.1:1"] * 4, states=[STARTING, STARTING, DRAINING, InstanceState.SLEEPING])
+    async with running_gateway(fleet, replace(Limits(), queue_starting_seconds=0.0)) as running:
+        answer = await request(running.url, GOOD)
+        assert (answer.status, answer.error["code"]) == (503, "no_ready_instance")
+        assert "2 starting" in answer.error["message"]
+        assert "1 draining" in answer.error["message"]
+        assert int(answer.fields["retry-after"]) >= 1
+        running.gateway.update_fleet(fleet_of([]))
+        assert "it has none" in (await request(running.url, GOOD)).error["message"]
+
+
+async def test_a_new_instance_and_a_new_model_are_served_at_once() -> None:
+    async with scripted_engine() as one, running_gateway(Fleet()) as running:
+        assert (await request(running.url, GOOD)).status == 404
+        running.gateway.update_fleet(fleet_of([one.url]))
+        assert (await request(running.url, GOOD)).status == 200
+        running.gateway.update_fleet(Fleet(3, 3))
+        assert (await request(running.url, GOOD)).status == 404
+        assert (await send(running.url, get_request("/v1/models")))[0].json["data"] == []
+
+
+async def test_connections_to_instances_that_left_are_closed() -> None:
+    async with scripted_engine() as one, scripted_engine() as two, running_gateway(fleet_of([one.url])) as running:
+        assert (await request(running.url, GOOD)).status == 200
+        assert one.open == 1
+        running.gateway.update_fleet(fleet_of([two.url], version=2))
+        async with asyncio.timeout(120):
+            while one.open:  # noqa: ASYNC110 - the engine learns it by TCP
+                await asyncio.sleep(0.001)
+        assert (await request(running.url, GOOD)).status == 200
+        assert len(two.calls) == 1
+
+
+async def test_changes_under_traffic_lose_no_request() -> None:
+    async with scripted_engine() as one, scripted_engine() as two, scripted_engine() as three:
+        urls = [one.url, two.url, three.url]
+        async with running_gateway(fleet_of(urls)) as running:
+
+            async def client(number: int) -> None:
+                for turn in range(20):
+                    body = GOOD | {"stream": turn % 2 == 0, "user": f"{number}"}
+                    answer = await request(running.url, body)
+                    assert answer.status == 200
+                    assert answer.complete
+
+            async def changes(clients: "asyncio.Future[list[None]]") -> None:
+                version = 1
+                while not clients.done():
+                    version += 1
+                    states = [DRAINING if (version + place) % 3 == 0 else READY for place in range(3)]
+                    running.gateway.update_fleet(fleet_of(urls, version=version, states=states))
+                    await asyncio.sleep(0.005)
+
+            clients = asyncio.gather(*[client(number) for number in range(10)])
+            await changes(clients)
+            await clients
+            assert len(one.calls) + len(two.calls) + len(three.calls) == 200
+
+
+async def test_while_draining_every_answer_is_the_last_of_its_connection() -> None:
+    limits = Limits()
+    async with scripted_engine(well_behaved) as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request(GOOD, close=False))
+        assert "connection" not in (await connection.read_response()).fields
+        assert (await send(running.url, get_request("/readyz")))[0].status == 200
+        running.gateway.drain()
+        await connection.send(post_request(GOOD, close=False))
+        answers = await connection.read_all_responses()
+        assert [(answer.status, answer.fields["connection"]) for answer in answers] == [(200, "close")]
+        unready = (await send(running.url, get_request("/readyz", close=False)))[0]
+        assert unready.status == 503
+        assert "draining" in unready.json["notes"]
+        await connection.close()
 
 
 def test_a_learned_profile_replaces_that_of_its_instance_only() -> None:

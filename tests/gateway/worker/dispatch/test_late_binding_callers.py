@@ -17,7 +17,6 @@ from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.tenancy.tenant_policy import NO_TENANT, TenantPolicy
-from fairlead_testing.gateway.running_gateway import run_async
 
 KEY = "default/tiny"
 
@@ -115,52 +114,43 @@ class Scene:
 
 
 @pytest.mark.parametrize("callers", [("only",), ("flood", "steady")])
-def test_assigned_requests_go_by_credit_between_callers_and_by_order_within_one(callers: tuple[str, ...]) -> None:
-    async def main() -> None:
-        scene = Scene(Limits())
-        tasks = [await scene.add(callers[0], number) for number in range(6)]
-        tasks += [await scene.add(callers[-1], number) for number in (10, 11)]
-        for _ in tasks:
-            await scene.finish_one()
-        order = [name.partition("/")[2] for name in scene.started]
-        expected = ["0", "10", "1", "11", "2", "3", "4", "5"] if len(callers) > 1 else [*"012345", "10", "11"]
-        assert order == expected
-        await asyncio.gather(*tasks)
-        assert scene.queue._callers == {}
-
-    run_async(main())
-
-
-def test_work_of_callers_without_credit_waits_behind_a_request_that_is_placed() -> None:
-    async def main() -> None:
-        scene = Scene(Limits())
-        assert scene.deferred("steady") == {}
-        tasks = [await scene.add("flood", number) for number in range(4)]
-        assert scene.deferred("flood") == {}, "all of it goes before its own next request"
-        assert scene.deferred("steady") == {}, "nothing was served yet, so both have credit"
+async def test_assigned_requests_go_by_credit_between_callers_and_by_order_within_one(callers: tuple[str, ...]) -> None:
+    scene = Scene(Limits())
+    tasks = [await scene.add(callers[0], number) for number in range(6)]
+    tasks += [await scene.add(callers[-1], number) for number in (10, 11)]
+    for _ in tasks:
         await scene.finish_one()
-        assert scene.deferred("steady") == {"e": 3.0}
-        tasks.append(await scene.add("steady", 10))
-        assert scene.deferred("steady") == {"e": 3.0}, "its own goes before its next"
-        assert scene.deferred("flood") == {}, "the other one goes first"
-        for _ in tasks:
-            await scene.finish_one()
-        await asyncio.gather(*tasks)
-        assert scene.deferred("steady") == {}
-
-    run_async(main())
+    order = [name.partition("/")[2] for name in scene.started]
+    expected = ["0", "10", "1", "11", "2", "3", "4", "5"] if len(callers) > 1 else [*"012345", "10", "11"]
+    assert order == expected
+    await asyncio.gather(*tasks)
+    assert scene.queue._callers == {}
 
 
-def test_with_very_many_callers_all_work_counts_as_before_a_request() -> None:
-    async def main() -> None:
-        scene = Scene(Limits())
-        tasks = [await scene.add(f"caller-{number}", number) for number in range(33)]
-        assert scene.deferred("steady") == {}
-        for _ in tasks:
-            await scene.finish_one()
-        await asyncio.gather(*tasks)
+async def test_work_of_callers_without_credit_waits_behind_a_request_that_is_placed() -> None:
+    scene = Scene(Limits())
+    assert scene.deferred("steady") == {}
+    tasks = [await scene.add("flood", number) for number in range(4)]
+    assert scene.deferred("flood") == {}, "all of it goes before its own next request"
+    assert scene.deferred("steady") == {}, "nothing was served yet, so both have credit"
+    await scene.finish_one()
+    assert scene.deferred("steady") == {"e": 3.0}
+    tasks.append(await scene.add("steady", 10))
+    assert scene.deferred("steady") == {"e": 3.0}, "its own goes before its next"
+    assert scene.deferred("flood") == {}, "the other one goes first"
+    for _ in tasks:
+        await scene.finish_one()
+    await asyncio.gather(*tasks)
+    assert scene.deferred("steady") == {}
 
-    run_async(main())
+
+async def test_with_very_many_callers_all_work_counts_as_before_a_request() -> None:
+    scene = Scene(Limits())
+    tasks = [await scene.add(f"caller-{number}", number) for number in range(33)]
+    assert scene.deferred("steady") == {}
+    for _ in tasks:
+        await scene.finish_one()
+    await asyncio.gather(*tasks)
 
 
 @pytest.mark.parametrize(
@@ -171,129 +161,106 @@ def test_with_very_many_callers_all_work_counts_as_before_a_request() -> None:
         (Tenant("heavy", weight=2), Tenant("light", tier=Tier.BATCH, weight=5), (4, 1)),
     ],
 )
-def test_assigned_requests_share_by_weight_and_tier(heavy: Tenant, light: Tenant, shares: tuple[int, int]) -> None:
-    async def main() -> None:
-        scene = Scene(replace(Limits(), queue_seconds=1e6), heavy, light)
-        tasks = [await scene.add(name, number) for number in range(60) for name in ("light", "heavy")]
-        for _ in range(44):
-            await scene.finish_one()
-        served = Counter(name.partition("/")[0] for name in scene.started)
-        assert served["heavy"] / served["light"] == pytest.approx(shares[0] / shares[1], rel=0.25)
-        for _ in tasks:
-            await scene.finish_one()
-        await asyncio.gather(*tasks)
-
-    run_async(main())
-
-
-def test_batch_is_shed_early_where_more_work_waits_than_it_waits_for() -> None:
-    async def main() -> None:
-        scene = Scene(replace(Limits(), queue_seconds=3.0), Tenant("batch", tier=Tier.BATCH))
-        tasks = [await scene.add("batch", number) for number in range(3)]
-        refused = await scene.add("batch", 3)
-        with pytest.raises(RequestShed, match="4 s of work"):
-            await refused
-        tasks.append(await scene.add("steady", 4))
-        assert scene.exits == ["shed"]
-        for _ in tasks:
-            await scene.finish_one()
-        await asyncio.gather(*tasks)
-
-    run_async(main())
+async def test_assigned_requests_share_by_weight_and_tier(
+    heavy: Tenant, light: Tenant, shares: tuple[int, int]
+) -> None:
+    scene = Scene(replace(Limits(), queue_seconds=1e6), heavy, light)
+    tasks = [await scene.add(name, number) for number in range(60) for name in ("light", "heavy")]
+    for _ in range(44):
+        await scene.finish_one()
+    served = Counter(name.partition("/")[0] for name in scene.started)
+    assert served["heavy"] / served["light"] == pytest.approx(shares[0] / shares[1], rel=0.25)
+    for _ in tasks:
+        await scene.finish_one()
+    await asyncio.gather(*tasks)
 
 
-def test_full_queue_of_assigned_requests_refuses_batch_first() -> None:
-    async def main() -> None:
-        scene = Scene(replace(Limits(), queued_requests=4), Tenant("batch", tier=Tier.BATCH), Tenant("steady"))
-        batch = [await scene.add("batch", 0)]
-        tasks = [await scene.add("steady", number) for number in range(4)]
-        with pytest.raises(Overloaded):
-            await batch[0]
-        batch = [await scene.add("batch", 1)]
-        with pytest.raises(Overloaded):
-            await batch[0]
-        for _ in tasks:
-            await scene.finish_one()
-        await asyncio.gather(*tasks)
+async def test_batch_is_shed_early_where_more_work_waits_than_it_waits_for() -> None:
+    scene = Scene(replace(Limits(), queue_seconds=3.0), Tenant("batch", tier=Tier.BATCH))
+    tasks = [await scene.add("batch", number) for number in range(3)]
+    refused = await scene.add("batch", 3)
+    with pytest.raises(RequestShed, match="4 s of work"):
+        await refused
+    tasks.append(await scene.add("steady", 4))
+    assert scene.exits == ["shed"]
+    for _ in tasks:
+        await scene.finish_one()
+    await asyncio.gather(*tasks)
 
-    run_async(main())
+
+async def test_full_queue_of_assigned_requests_refuses_batch_first() -> None:
+    scene = Scene(replace(Limits(), queued_requests=4), Tenant("batch", tier=Tier.BATCH), Tenant("steady"))
+    batch = [await scene.add("batch", 0)]
+    tasks = [await scene.add("steady", number) for number in range(4)]
+    with pytest.raises(Overloaded):
+        await batch[0]
+    batch = [await scene.add("batch", 1)]
+    with pytest.raises(Overloaded):
+        await batch[0]
+    for _ in tasks:
+        await scene.finish_one()
+    await asyncio.gather(*tasks)
 
 
 @pytest.mark.parametrize(("backlog_seconds", "starts"), [(0.001, True), (0.004, True), (0.006, False), (1.0, False)])
-def test_engine_that_answers_at_once_is_not_waited_for(backlog_seconds: float, starts: bool) -> None:
+async def test_engine_that_answers_at_once_is_not_waited_for(backlog_seconds: float, starts: bool) -> None:
     """By its profile, a step takes a tenth of the prompts that it has got."""
-
-    async def main() -> None:
-        scene = Scene(Limits())
-        scene.engine.instance.full_step_seconds = backlog_seconds / 10
-        scene.engine.instance.load.backlog_seconds = backlog_seconds
-        assert scene.can_start() is starts
-
-    run_async(main())
+    scene = Scene(Limits())
+    scene.engine.instance.full_step_seconds = backlog_seconds / 10
+    scene.engine.instance.load.backlog_seconds = backlog_seconds
+    assert scene.can_start() is starts
 
 
-def test_assigned_requests_beyond_the_bound_are_those_of_the_caller_that_has_most() -> None:
-    async def main() -> None:
-        scene = Scene(replace(Limits(), queued_requests=4))
-        flood = [await scene.add("flood", number) for number in range(4)]
-        steady = [await scene.add("steady", 10)]
-        with pytest.raises(Overloaded, match="4 of them of this caller") as refused:
-            await flood[3]
-        assert refused.value.headers == (("retry-after", "7"),)
-        with pytest.raises(Overloaded, match="3 of them of this caller"):
-            await (await scene.add("flood", 5))
-        assert scene.exits == ["line-full"]
-        for _ in range(4):
-            await scene.finish_one()
-        await asyncio.gather(*flood[:3], *steady)
-        assert scene.exits == ["line-full"] + ["dispatch-queue"] * 4
-
-    run_async(main())
+async def test_assigned_requests_beyond_the_bound_are_those_of_the_caller_that_has_most() -> None:
+    scene = Scene(replace(Limits(), queued_requests=4))
+    flood = [await scene.add("flood", number) for number in range(4)]
+    steady = [await scene.add("steady", 10)]
+    with pytest.raises(Overloaded, match="4 of them of this caller") as refused:
+        await flood[3]
+    assert refused.value.headers == (("retry-after", "7"),)
+    with pytest.raises(Overloaded, match="3 of them of this caller"):
+        await (await scene.add("flood", 5))
+    assert scene.exits == ["line-full"]
+    for _ in range(4):
+        await scene.finish_one()
+    await asyncio.gather(*flood[:3], *steady)
+    assert scene.exits == ["line-full"] + ["dispatch-queue"] * 4
 
 
-def test_assigned_requests_of_the_only_caller_are_not_bounded() -> None:
-    async def main() -> None:
-        scene = Scene(replace(Limits(), queued_requests=2))
-        tasks = [await scene.add("only", number) for number in range(5)]
-        for _ in tasks:
-            await scene.finish_one()
-        assert [name.partition("/")[2] for name in scene.started] == [*"01234"]
-        await asyncio.gather(*tasks)
-
-    run_async(main())
+async def test_assigned_requests_of_the_only_caller_are_not_bounded() -> None:
+    scene = Scene(replace(Limits(), queued_requests=2))
+    tasks = [await scene.add("only", number) for number in range(5)]
+    for _ in tasks:
+        await scene.finish_one()
+    assert [name.partition("/")[2] for name in scene.started] == [*"01234"]
+    await asyncio.gather(*tasks)
 
 
-def test_dispatch_costs_the_same_however_many_requests_of_a_caller_wait() -> None:
-    async def main() -> None:
-        scene = Scene(Limits())
-        tasks = [await scene.add("only", number) for number in reversed(range(300))]
-        for _ in range(100):
-            await scene.finish_one()
-        order = [name.partition("/")[2] for name in scene.started]
-        assert order[:100] == [f"{number}" for number in range(100)]
-        assert scene.engine.sort_count == 300
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    run_async(main())
+async def test_dispatch_costs_the_same_however_many_requests_of_a_caller_wait() -> None:
+    scene = Scene(Limits())
+    tasks = [await scene.add("only", number) for number in reversed(range(300))]
+    for _ in range(100):
+        await scene.finish_one()
+    order = [name.partition("/")[2] for name in scene.started]
+    assert order[:100] == [f"{number}" for number in range(100)]
+    assert scene.engine.sort_count == 300
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def test_waiting_requests_whose_clients_leave_keep_order_and_take_no_memory() -> None:
-    async def main() -> None:
-        scene = Scene(Limits())
-        stays = [await scene.add("steady", number) for number in (500, 400)]
-        leaves = [await scene.add("steady", number) for number in range(300)]
-        for task in leaves:
-            task.cancel()
-        await asyncio.gather(*leaves, return_exceptions=True)
-        (heap,) = scene.queue._waiting[KEY]["e"]._heaps.values()
-        assert len(heap.entries) <= 2 * 2 + 33
-        for _ in stays:
-            await scene.finish_one()
-        assert scene.started == ["steady/400", "steady/500"]
-        await asyncio.gather(*stays)
-        assert not scene.queue._waiting
-        assert not scene.queue._callers
-
-    run_async(main())
+async def test_waiting_requests_whose_clients_leave_keep_order_and_take_no_memory() -> None:
+    scene = Scene(Limits())
+    stays = [await scene.add("steady", number) for number in (500, 400)]
+    leaves = [await scene.add("steady", number) for number in range(300)]
+    for task in leaves:
+        task.cancel()
+    await asyncio.gather(*leaves, return_exceptions=True)
+    (heap,) = scene.queue._waiting[KEY]["e"]._heaps.values()
+    assert len(heap.entries) <= 2 * 2 + 33
+    for _ in stays:
+        await scene.finish_one()
+    assert scene.started == ["steady/400", "steady/500"]
+    await asyncio.gather(*stays)
+    assert not scene.queue._waiting
+    assert not scene.queue._callers

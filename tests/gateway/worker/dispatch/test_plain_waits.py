@@ -21,9 +21,12 @@ from fairlead_testing.gateway.busy_engine import (
     slow_fleet,
     with_busy_engine,
 )
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.simulated
 
 SHORT = chat(2) | {"stream": False}
 BOTH_QUEUES = pytest.mark.parametrize("objectives", [ALIKE, GROWING], ids=["late-binding", "admission"])
@@ -173,47 +176,41 @@ def test_plain_request_is_refused_when_its_model_is_removed(objectives: SloTarge
 
 
 @BOTH_QUEUES
-def test_end_of_the_drain_answers_plain_requests_that_wait(objectives: SloTargets) -> None:
-    async def main() -> None:
-        silent = SilentEngine()
-        async with (
-            scripted_engine(silent.script) as engine,
-            running_gateway(slow_fleet([engine.url], objectives)) as running,
-        ):
-            loop = asyncio.get_running_loop()
-            first = loop.create_task(request(running.url, chat(400) | {"stream": False}))
-            await wait_until(lambda: len(engine.calls) == 1)
-            waiting = loop.create_task(request(running.url, SHORT))
-            await wait_until(lambda: count_queued(running) == 1)
-            running.gateway.drain()
-            running.gateway.end_drain()
-            answers = [await first, await waiting]
-            assert [(answer.status, answer.error["code"]) for answer in answers] == [(503, "gateway_draining")] * 2
-            assert count_queued(running) == running.gateway.inflight_count() == 0
-            assert {load.inflight for load in running.loads().values()} == {0}
-
-    run_async(main())
+async def test_end_of_the_drain_answers_plain_requests_that_wait(objectives: SloTargets) -> None:
+    silent = SilentEngine()
+    async with (
+        scripted_engine(silent.script) as engine,
+        running_gateway(slow_fleet([engine.url], objectives)) as running,
+    ):
+        loop = asyncio.get_running_loop()
+        first = loop.create_task(request(running.url, chat(400) | {"stream": False}))
+        await wait_until(lambda: len(engine.calls) == 1)
+        waiting = loop.create_task(request(running.url, SHORT))
+        await wait_until(lambda: count_queued(running) == 1)
+        running.gateway.drain()
+        running.gateway.end_drain()
+        answers = [await first, await waiting]
+        assert [(answer.status, answer.error["code"]) for answer in answers] == [(503, "gateway_draining")] * 2
+        assert count_queued(running) == running.gateway.inflight_count() == 0
+        assert {load.inflight for load in running.loads().values()} == {0}
 
 
 @BOTH_QUEUES
-def test_closing_the_gateway_ends_plain_requests_that_wait(objectives: SloTargets) -> None:
-    async def main() -> None:
-        silent = SilentEngine()
-        async with scripted_engine(silent.script) as engine:
-            connection = None
-            async with running_gateway(slow_fleet([engine.url], objectives)) as running:
-                first = await RawConnection.connect(running.url)
-                await first.send(post_request(chat(400) | {"stream": False}))
-                await wait_until(lambda: len(engine.calls) == 1)
-                connection = await RawConnection.connect(running.url)
-                await connection.send(post_request(SHORT))
-                await wait_until(lambda: count_queued(running) == 1)
-            assert count_queued(running) == 0
-            assert {load.inflight for load in running.loads().values()} == {0}
-            await first.close()
-            await connection.close()
-
-    run_async(main())
+async def test_closing_the_gateway_ends_plain_requests_that_wait(objectives: SloTargets) -> None:
+    silent = SilentEngine()
+    async with scripted_engine(silent.script) as engine:
+        connection = None
+        async with running_gateway(slow_fleet([engine.url], objectives)) as running:
+            first = await RawConnection.connect(running.url)
+            await first.send(post_request(chat(400) | {"stream": False}))
+            await wait_until(lambda: len(engine.calls) == 1)
+            connection = await RawConnection.connect(running.url)
+            await connection.send(post_request(SHORT))
+            await wait_until(lambda: count_queued(running) == 1)
+        assert count_queued(running) == 0
+        assert {load.inflight for load in running.loads().values()} == {0}
+        await first.close()
+        await connection.close()
 
 
 @BOTH_QUEUES
@@ -254,23 +251,20 @@ def test_client_that_disconnects_as_its_request_becomes_a_task_leaves_no_load(
     with_scene(use, objectives)
 
 
-def test_plain_request_whose_model_gets_prefill_instances_goes_on_as_a_task() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, scripted_engine() as prefill:
-            fleet = fleet_of([engine.url], states=[InstanceState.STARTING])
-            async with running_gateway(fleet) as running:
-                waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-                await wait_until(lambda: count_queued(running) == 1)
-                ready = fleet_of([engine.url], version=2)
-                instance = Instance("p-0/0/0", "default", "tiny", "prefill", prefill.url, role=Role.PREFILL)
-                instances = (*ready.instances[MODEL_KEY], instance)
-                running.gateway.update_fleet(replace(ready, instances={MODEL_KEY: instances}))
-                answer = await waiting
-                assert (answer.status, answer.fields["x-fairlead-instance"]) == (200, "e-0/0/0")
-                logged = running.gateway.decisions.find(answer.fields["x-fairlead-decision"])[0]
-                assert "no hand-off" in logged.latest.decision.reason
-
-    run_async(main())
+async def test_plain_request_whose_model_gets_prefill_instances_goes_on_as_a_task() -> None:
+    async with scripted_engine() as engine, scripted_engine() as prefill:
+        fleet = fleet_of([engine.url], states=[InstanceState.STARTING])
+        async with running_gateway(fleet) as running:
+            waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
+            await wait_until(lambda: count_queued(running) == 1)
+            ready = fleet_of([engine.url], version=2)
+            instance = Instance("p-0/0/0", "default", "tiny", "prefill", prefill.url, role=Role.PREFILL)
+            instances = (*ready.instances[MODEL_KEY], instance)
+            running.gateway.update_fleet(replace(ready, instances={MODEL_KEY: instances}))
+            answer = await waiting
+            assert (answer.status, answer.fields["x-fairlead-instance"]) == (200, "e-0/0/0")
+            logged = running.gateway.decisions.find(answer.fields["x-fairlead-decision"])[0]
+            assert "no hand-off" in logged.latest.decision.reason
 
 
 def test_requests_that_are_sent_behind_a_refused_one_are_served() -> None:

@@ -11,8 +11,10 @@ import pytest
 from fairlead.fleet.model import Fleet, InstanceState
 from fairlead_gateway.telemetry import counters as at
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import request
+
+pytestmark = pytest.mark.simulated
 
 RUNNING, CANARY = "running", "canary"
 
@@ -57,44 +59,32 @@ async def revision(gateway: RunningGateway, text: str, *turns: str) -> str:
     return str(found.json["choices"][0]["message"]["content"])
 
 
-def test_a_conversation_stays_with_its_revision() -> None:
-    async def main() -> None:
-        async with split(50) as gateway:
-            seen = set()
-            for number in range(16):
-                first = await revision(gateway, f"{number}")
-                seen.add(first)
-                assert await revision(gateway, f"{number}", "And?") == first
-                assert await revision(gateway, f"{number}", "And?", "x" * 300_000) == first
-            assert seen == {RUNNING, CANARY}
-
-    run_async(main())
+async def test_a_conversation_stays_with_its_revision() -> None:
+    async with split(50) as gateway:
+        seen = set()
+        for number in range(16):
+            first = await revision(gateway, f"{number}")
+            seen.add(first)
+            assert await revision(gateway, f"{number}", "And?") == first
+            assert await revision(gateway, f"{number}", "And?", "x" * 300_000) == first
+        assert seen == {RUNNING, CANARY}
 
 
 @pytest.mark.parametrize(("weight", "expected"), [(0, {RUNNING}), (100, {CANARY})])
-def test_a_weight_of_nothing_or_everything(weight: int, expected: set[str]) -> None:
-    async def main() -> None:
-        async with split(weight) as gateway:
-            assert {await revision(gateway, f"{number}") for number in range(8)} == expected
-
-    run_async(main())
+async def test_a_weight_of_nothing_or_everything(weight: int, expected: set[str]) -> None:
+    async with split(weight) as gateway:
+        assert {await revision(gateway, f"{number}") for number in range(8)} == expected
 
 
-def test_a_canary_that_is_not_ready_gets_nothing() -> None:
-    async def main() -> None:
-        async with split(100, state=InstanceState.STARTING) as gateway:
-            assert {await revision(gateway, f"{number}") for number in range(4)} == {RUNNING}
-
-    run_async(main())
+async def test_a_canary_that_is_not_ready_gets_nothing() -> None:
+    async with split(100, state=InstanceState.STARTING) as gateway:
+        assert {await revision(gateway, f"{number}") for number in range(4)} == {RUNNING}
 
 
-def test_instances_have_totals_by_which_revisions_are_compared() -> None:
-    async def main() -> None:
-        async with split(100) as gateway:
-            for number in range(3):
-                await revision(gateway, f"{number}")
-            (series,) = gateway.gateway.telemetry.models["default/tiny"].instances.values()
-            assert (series.ints[at.I_ROUTED], series.ints[at.I_ANSWERS]) == (3, 3)
-            assert series.sums[at.I_LOG_TOKENS_SUM] == pytest.approx(3 * log(8), abs=1e-4)
-
-    run_async(main())
+async def test_instances_have_totals_by_which_revisions_are_compared() -> None:
+    async with split(100) as gateway:
+        for number in range(3):
+            await revision(gateway, f"{number}")
+        (series,) = gateway.gateway.telemetry.models["default/tiny"].instances.values()
+        assert (series.ints[at.I_ROUTED], series.ints[at.I_ANSWERS]) == (3, 3)
+        assert series.sums[at.I_LOG_TOKENS_SUM] == pytest.approx(3 * log(8), abs=1e-4)

@@ -17,9 +17,10 @@ from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.decision_codec import decode_logged_request, encode_logged_request
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
 from fairlead_testing.engines.scripted import EngineCall, ScriptedEngine, scripted_engine, token
-from fairlead_testing.gateway.running_gateway import RunningGateway, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import RunningGateway, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 
 NO_AUTH = EngineAuth()
 KINDS = tuple(FailureKind)
@@ -96,125 +97,105 @@ def to(model: str, *when: FailureKind, after: str | None = None) -> Fallback:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_nothing_of_the_client_but_its_body_leaves(stream: bool) -> None:
+async def test_nothing_of_the_client_but_its_body_leaves(stream: bool) -> None:
     more = authorization("open") + "x-team: secret\r\ncookie: a=b\r\nuser-agent: mine\r\nx-session-id: s\r\n"
     traced = more + "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n"
-
-    async def main() -> None:
-        access = EngineAuth(token_env="TOKEN")
-        async with served("down", "api", to("api"), access=access, base="/openai") as (running, api):
-            for _ in range(2):  # a further connection, then an idle one
-                found = await request(running.url, chat(stream=stream), more=traced)
-                assert answered(found) == (200, "chat/api", "chat/down Unavailable")
-                assert b'"model":"assistant"' in found.body
-                assert "set-cookie" not in found.fields
-                assert "openai-organization" not in found.fields
-            for call in api.calls:
-                assert call.path == "/openai/v1/chat/completions"
-                assert call.header("authorization") == "Bearer of-the-provider"
-                assert call.header("user-agent") == "fairlead-gateway"
-                names = [name for name, _ in call.fields]
-                assert len(names) == len(set(names))
-                assert set(names) <= {
-                    *("host", "content-type", "content-length", "accept", "user-agent", "authorization"),
-                    *("x-request-id", "x-fairlead-hops"),
-                }, names
-                assert call.json["model"] == "gpt-x"
-                assert not call.json.keys() - {"model", "messages", "stream", "stream_options"}
-
-    run_async(main())
+    access = EngineAuth(token_env="TOKEN")
+    async with served("down", "api", to("api"), access=access, base="/openai") as (running, api):
+        for _ in range(2):  # a further connection, then an idle one
+            found = await request(running.url, chat(stream=stream), more=traced)
+            assert answered(found) == (200, "chat/api", "chat/down Unavailable")
+            assert b'"model":"assistant"' in found.body
+            assert "set-cookie" not in found.fields
+            assert "openai-organization" not in found.fields
+        for call in api.calls:
+            assert call.path == "/openai/v1/chat/completions"
+            assert call.header("authorization") == "Bearer of-the-provider"
+            assert call.header("user-agent") == "fairlead-gateway"
+            names = [name for name, _ in call.fields]
+            assert len(names) == len(set(names))
+            assert set(names) <= {
+                *("host", "content-type", "content-length", "accept", "user-agent", "authorization"),
+                *("x-request-id", "x-fairlead-hops"),
+            }, names
+            assert call.json["model"] == "gpt-x"
+            assert not call.json.keys() - {"model", "messages", "stream", "stream_options"}
 
 
 @pytest.mark.parametrize("name", ["key-api", "paid-api"])
-def test_client_learns_nothing_of_the_account(name: str) -> None:
-    async def main() -> None:
-        async with served("down", name, to(name)) as (running, _):
-            found = await request(running.url, chat(), more=authorization("open"))
-            assert answered(found) == (502, f"chat/{name}", "chat/down Unavailable")
-            assert b"sk-abc" not in found.body
-            assert b"Example" not in found.body
-
-    run_async(main())
+async def test_client_learns_nothing_of_the_account(name: str) -> None:
+    async with served("down", name, to(name)) as (running, _):
+        found = await request(running.url, chat(), more=authorization("open"))
+        assert answered(found) == (502, f"chat/{name}", "chat/down Unavailable")
+        assert b"sk-abc" not in found.body
+        assert b"Example" not in found.body
 
 
-def test_two_models_at_one_address_have_their_own_tokens() -> None:
-    async def main() -> None:
-        async with scripted_engine(script) as api:
-            models = {
-                "a": instance("a", api.url, engine=EXTERNAL_API, access=EngineAuth(token_env="A")),
-                "b": instance("b", api.url, engine=EXTERNAL_API, access=EngineAuth(token_env="B")),
-                "c": instance("c", api.url, engine=EXTERNAL_API),
-            }
-            environ = {"A": "token-a", "B": "token-b"}
-            async with running_gateway(fleet(own={}, external=models), environ=environ) as running:
-                for _ in range(2):
-                    for name in models:
-                        assert (await request(running.url, chat(name))).status == 200
-            sent = {(call.json["model"], call.header("authorization")) for call in api.calls}
-            assert sent == {("a", "Bearer token-a"), ("b", "Bearer token-b"), ("c", None)}
-
-    run_async(main())
+async def test_two_models_at_one_address_have_their_own_tokens() -> None:
+    async with scripted_engine(script) as api:
+        models = {
+            "a": instance("a", api.url, engine=EXTERNAL_API, access=EngineAuth(token_env="A")),
+            "b": instance("b", api.url, engine=EXTERNAL_API, access=EngineAuth(token_env="B")),
+            "c": instance("c", api.url, engine=EXTERNAL_API),
+        }
+        environ = {"A": "token-a", "B": "token-b"}
+        async with running_gateway(fleet(own={}, external=models), environ=environ) as running:
+            for _ in range(2):
+                for name in models:
+                    assert (await request(running.url, chat(name))).status == 200
+        sent = {(call.json["model"], call.header("authorization")) for call in api.calls}
+        assert sent == {("a", "Bearer token-a"), ("b", "Bearer token-b"), ("c", None)}
 
 
-def test_tenant_that_refuses_it_gets_the_next_model_of_the_cluster() -> None:
-    async def main() -> None:
-        async with served("down", "api", to("api"), to("own", after="api")) as (running, api):
-            found = await request(running.url, chat(), more=authorization("closed"))
-            assert answered(found) == (200, "chat/own", "chat/down Unavailable, chat/api ExternalRefused")
-            (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
-            decision = logged.latest.route
-            assert decision is not None
-            assert decision.describe().endswith("; withheld: chat/api, since the tenant refuses external endpoints"), (
-                decision.describe()
-            )
-            assert decode_logged_request(encode_logged_request(logged)).latest.route == decision
-            assert api.calls == []
-            found = await request(running.url, chat(), more=authorization("open"))
-            assert answered(found) == (200, "chat/api", "chat/down Unavailable")
-
-    run_async(main())
+async def test_tenant_that_refuses_it_gets_the_next_model_of_the_cluster() -> None:
+    async with served("down", "api", to("api"), to("own", after="api")) as (running, api):
+        found = await request(running.url, chat(), more=authorization("closed"))
+        assert answered(found) == (200, "chat/own", "chat/down Unavailable, chat/api ExternalRefused")
+        (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+        decision = logged.latest.route
+        assert decision is not None
+        assert decision.describe().endswith("; withheld: chat/api, since the tenant refuses external endpoints"), (
+            decision.describe()
+        )
+        assert decode_logged_request(encode_logged_request(logged)).latest.route == decision
+        assert api.calls == []
+        found = await request(running.url, chat(), more=authorization("open"))
+        assert answered(found) == (200, "chat/api", "chat/down Unavailable")
 
 
 @pytest.mark.parametrize("text", ["Why?", "x" * 300_000])
-def test_tenant_that_refuses_it_gets_a_typed_error_without_another_model(text: str) -> None:
+async def test_tenant_that_refuses_it_gets_a_typed_error_without_another_model(text: str) -> None:
     messages = [{"role": "user", "content": text}]
-
-    async def main() -> None:
-        async with served("down", "api", to("api")) as (running, api):
-            found = await request(running.url, chat(messages=messages), more=authorization("closed"))
-            assert answered(found) == (502, "chat/down", "chat/api ExternalRefused")
-            named = await request(running.url, chat("api", messages=messages), more=authorization("closed"))
-            assert (named.status, named.error["code"]) == (403, "external_endpoint_refused")
-            (logged,) = running.gateway.decisions.find(named.fields["x-request-id"])
-            assert (logged.latest.model_key, logged.latest.caller) == ("chat/api", "closed")
-            assert (logged.latest.decision.chosen, logged.latest.decision.rule) == (None, "external")
-            assert logged.outcome is not None
-            assert (logged.outcome.status, logged.outcome.error) == (403, "external_endpoint_refused")
-            assert decode_logged_request(encode_logged_request(logged)).latest == logged.latest
-            assert api.calls == []
-            assert (await request(running.url, chat("api"), more=authorization("open"))).status == 200
-
-    run_async(main())
+    async with served("down", "api", to("api")) as (running, api):
+        found = await request(running.url, chat(messages=messages), more=authorization("closed"))
+        assert answered(found) == (502, "chat/down", "chat/api ExternalRefused")
+        named = await request(running.url, chat("api", messages=messages), more=authorization("closed"))
+        assert (named.status, named.error["code"]) == (403, "external_endpoint_refused")
+        (logged,) = running.gateway.decisions.find(named.fields["x-request-id"])
+        assert (logged.latest.model_key, logged.latest.caller) == ("chat/api", "closed")
+        assert (logged.latest.decision.chosen, logged.latest.decision.rule) == (None, "external")
+        assert logged.outcome is not None
+        assert (logged.outcome.status, logged.outcome.error) == (403, "external_endpoint_refused")
+        assert decode_logged_request(encode_logged_request(logged)).latest == logged.latest
+        assert api.calls == []
+        assert (await request(running.url, chat("api"), more=authorization("open"))).status == 200
 
 
-def test_target_that_the_tenant_refuses_falls_back() -> None:
-    async def main() -> None:
-        async with served("down", "api") as (running, api):
-            current = running.gateway.stack.routers.fleet
-            (known,) = current.routes.values()
-            alone = replace(known, targets=(RouteTarget("chat/api"),), fallbacks=())
-            both = replace(alone, name="both", names=("both",), fallbacks=(to("own"),))
-            running.gateway.update_fleet(replace(current, version=2, routes={one.key: one for one in (alone, both)}))
-            found = await request(running.url, chat(), more=authorization("closed"))
-            assert answered(found) == (403, None, "chat/api ExternalRefused")
-            (logged,) = running.gateway.decisions.latest(1, "chat/assistant")
-            assert logged.latest.route is not None
-            assert (logged.latest.decision.rule, logged.latest.route.withheld) == ("external", ("chat/api",))
-            found = await request(running.url, chat("both"), more=authorization("closed"))
-            assert answered(found) == (200, "chat/own", "chat/api ExternalRefused")
-            assert api.calls == []
-
-    run_async(main())
+async def test_target_that_the_tenant_refuses_falls_back() -> None:
+    async with served("down", "api") as (running, api):
+        current = running.gateway.stack.routers.fleet
+        (known,) = current.routes.values()
+        alone = replace(known, targets=(RouteTarget("chat/api"),), fallbacks=())
+        both = replace(alone, name="both", names=("both",), fallbacks=(to("own"),))
+        running.gateway.update_fleet(replace(current, version=2, routes={one.key: one for one in (alone, both)}))
+        found = await request(running.url, chat(), more=authorization("closed"))
+        assert answered(found) == (403, None, "chat/api ExternalRefused")
+        (logged,) = running.gateway.decisions.latest(1, "chat/assistant")
+        assert logged.latest.route is not None
+        assert (logged.latest.decision.rule, logged.latest.route.withheld) == ("external", ("chat/api",))
+        found = await request(running.url, chat("both"), more=authorization("closed"))
+        assert answered(found) == (200, "chat/own", "chat/api ExternalRefused")
+        assert api.calls == []
 
 
 def test_list_of_a_refusing_tenant_has_nothing_that_leads_outside_alone() -> None:
@@ -247,15 +228,12 @@ def test_list_of_a_refusing_tenant_has_nothing_that_leads_outside_alone() -> Non
     run_async(main())
 
 
-def test_metrics_of_an_api_are_not_asked_for() -> None:
-    async def main() -> None:
-        async with scripted_engine(script) as api:
-            outside = fleet(own={}, external={"api": instance("api", api.url, engine=EXTERNAL_API)})
-            scraper = MetricsScraper(lambda: outside, SystemClock())
-            await scraper.scrape_once()
-            assert (api.calls, scraper.errors) == ([], {})
-
-    run_async(main())
+async def test_metrics_of_an_api_are_not_asked_for() -> None:
+    async with scripted_engine(script) as api:
+        outside = fleet(own={}, external={"api": instance("api", api.url, engine=EXTERNAL_API)})
+        scraper = MetricsScraper(lambda: outside, SystemClock())
+        await scraper.scrape_once()
+        assert (api.calls, scraper.errors) == ([], {})
 
 
 def random_route(draw: random.Random, names: list[str]) -> Route:
@@ -271,56 +249,48 @@ def random_route(draw: random.Random, names: list[str]) -> Route:
     return route
 
 
-def test_no_random_graph_leads_a_refusing_tenant_out_of_the_cluster() -> None:
+async def test_no_random_graph_leads_a_refusing_tenant_out_of_the_cluster() -> None:
     """200 graphs of models that answer or fail in all ways: each request ends with an answer of the
     cluster, or with an error.
     """
     draw, prefixes = random.Random(7), ("down", "full", "long", "no", "ok", "gone")
     counts = {"own": 0, "error": 0, "withheld": 0, "left": 0}
-
-    async def main() -> None:
-        async with scripted_engine(script) as engine, scripted_engine(script) as api:
-            own = {f"{kind}-own{n}": instance(f"{kind}-own{n}", engine.url) for kind in prefixes for n in range(2)}
-            outside = {
-                name: replace(instance(name, api.url), engine=EXTERNAL_API)
-                for name in [f"{kind}-api{n}" for kind in prefixes for n in range(2)]
-            }
-            for name in [name for name in (*own, *outside) if name.startswith("gone")]:
-                place = own if name in own else outside
-                place[name] = replace(place[name], state=InstanceState.DRAINING)
-            keys = [f"chat/{name}" for name in (*own, *outside)]
-            base = fleet(own=own, external=outside)
-            async with running_gateway(base, api_keys=keys_of(OPEN, CLOSED)) as running:
-                for number in range(200):
-                    route = random_route(draw, draw.sample(keys, draw.randint(2, 10)))
-                    running.gateway.update_fleet(replace(base, version=number + 2, routes={route.key: route}))
-                    body = chat(stream=draw.random() < 0.3)
-                    found = await request(running.url, body, more=authorization("closed"))
-                    assert api.calls == [], route
-                    counts["own" if found.status == 200 else "error"] += 1
-                    counts["withheld"] += "ExternalRefused" in (found.fields.get("x-fairlead-fallback") or "")
-                    assert found.status == 200 or found.json["error"]["code"]
-                    await request(running.url, body, more=authorization("open"))
-                    counts["left"] += bool(api.calls)
-                    api.calls.clear()
-                assert running.gateway.inflight_count() == 0
-
-    run_async(main())
+    async with scripted_engine(script) as engine, scripted_engine(script) as api:
+        own = {f"{kind}-own{n}": instance(f"{kind}-own{n}", engine.url) for kind in prefixes for n in range(2)}
+        outside = {
+            name: replace(instance(name, api.url), engine=EXTERNAL_API)
+            for name in [f"{kind}-api{n}" for kind in prefixes for n in range(2)]
+        }
+        for name in [name for name in (*own, *outside) if name.startswith("gone")]:
+            place = own if name in own else outside
+            place[name] = replace(place[name], state=InstanceState.DRAINING)
+        keys = [f"chat/{name}" for name in (*own, *outside)]
+        base = fleet(own=own, external=outside)
+        async with running_gateway(base, api_keys=keys_of(OPEN, CLOSED)) as running:
+            for number in range(200):
+                route = random_route(draw, draw.sample(keys, draw.randint(2, 10)))
+                running.gateway.update_fleet(replace(base, version=number + 2, routes={route.key: route}))
+                body = chat(stream=draw.random() < 0.3)
+                found = await request(running.url, body, more=authorization("closed"))
+                assert api.calls == [], route
+                counts["own" if found.status == 200 else "error"] += 1
+                counts["withheld"] += "ExternalRefused" in (found.fields.get("x-fairlead-fallback") or "")
+                assert found.status == 200 or found.json["error"]["code"]
+                await request(running.url, body, more=authorization("open"))
+                counts["left"] += bool(api.calls)
+                api.calls.clear()
+            assert running.gateway.inflight_count() == 0
     assert min(counts.values()) > 20, counts
 
 
-def test_token_file_is_read_and_the_log_has_no_token(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_token_file_is_read_and_the_log_has_no_token(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "token"
     file.write_text("of-the-file\n")
-
-    async def main() -> None:
-        async with served("down", "api", to("api"), access=EngineAuth(token_file=str(file))) as (running, api):
-            found = await request(running.url, chat(), more=authorization("open"))
-            assert found.status == 200
-            assert [call.header("authorization") for call in api.calls] == ["Bearer of-the-file"]
-            (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
-            assert "of-the-file" not in repr(encode_logged_request(logged))
-            assert "of-the-file" not in repr(found)
-
-    run_async(main())
+    async with served("down", "api", to("api"), access=EngineAuth(token_file=str(file))) as (running, api):
+        found = await request(running.url, chat(), more=authorization("open"))
+        assert found.status == 200
+        assert [call.header("authorization") for call in api.calls] == ["Bearer of-the-file"]
+        (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+        assert "of-the-file" not in repr(encode_logged_request(logged))
+        assert "of-the-file" not in repr(found)
     assert "of-the-file" not in caplog.text

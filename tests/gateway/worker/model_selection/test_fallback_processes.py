@@ -11,7 +11,6 @@ from typing import Any
 
 from fairlead_testing.engines.simulated_process import engine_process
 from fairlead_testing.gateway.gateway_process import gateway_process
-from fairlead_testing.gateway.running_gateway import run_async
 from fairlead_testing.http.raw_client import request
 
 FLEET = """\
@@ -41,30 +40,27 @@ async def explain(request_id: str, manage: str) -> str:
     return text
 
 
-def test_killed_engine_is_answered_for_by_the_next_model(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with engine_process(model="big") as big, engine_process(model="small") as small:
-            path = tmp_path / "fleet.yaml"
-            path.write_text(FLEET.format(big=big.url, small=small.url))
-            async with gateway_process(path, "--workers", "1") as gateway:
-                first = await request(gateway.url, chat())
-                assert (first.status, first.fields["x-fairlead-model"]) == (200, "default/big")
-                assert "x-fairlead-fallback" not in first.fields
-                big.send(signal.SIGKILL)
-                await big.process.wait()
-                found = [await request(gateway.url, chat(stream=number % 2 == 1)) for number in range(8)]
-                for answer in found:
-                    assert (answer.status, answer.complete) == (200, True)
-                    assert answer.fields["x-fairlead-model"] == "default/small"
-                    assert answer.fields["x-fairlead-fallback"] == "default/big Unavailable"
-                assert await gateway.metric("fairlead_gateway_fallbacks_total") == len(found)
-                decision = found[-1].fields["x-fairlead-decision"]
-                logged = await gateway.get_json(f"/api/decisions/{decision}")
-                assert logged["model"] == "default/small"
-                (step,) = logged["route"]["fallbacks"]
-                assert (step["failed"], step["kind"], step["model"]) == ("default/big", "Unavailable", "default/small")
-                told = await explain(decision, gateway.manage)
-                assert "assistant is the route default/assistant → default/big, its only target" in told
-                assert "; default/big Unavailable → default/small, of the least weight" in told
-
-    run_async(main())
+async def test_killed_engine_is_answered_for_by_the_next_model(tmp_path: Path) -> None:
+    async with engine_process(model="big") as big, engine_process(model="small") as small:
+        path = tmp_path / "fleet.yaml"
+        path.write_text(FLEET.format(big=big.url, small=small.url))
+        async with gateway_process(path, "--workers", "1") as gateway:
+            first = await request(gateway.url, chat())
+            assert (first.status, first.fields["x-fairlead-model"]) == (200, "default/big")
+            assert "x-fairlead-fallback" not in first.fields
+            big.send(signal.SIGKILL)
+            await big.process.wait()
+            found = [await request(gateway.url, chat(stream=number % 2 == 1)) for number in range(8)]
+            for answer in found:
+                assert (answer.status, answer.complete) == (200, True)
+                assert answer.fields["x-fairlead-model"] == "default/small"
+                assert answer.fields["x-fairlead-fallback"] == "default/big Unavailable"
+            assert await gateway.metric("fairlead_gateway_fallbacks_total") == len(found)
+            decision = found[-1].fields["x-fairlead-decision"]
+            logged = await gateway.get_json(f"/api/decisions/{decision}")
+            assert logged["model"] == "default/small"
+            (step,) = logged["route"]["fallbacks"]
+            assert (step["failed"], step["kind"], step["model"]) == ("default/big", "Unavailable", "default/small")
+            told = await explain(decision, gateway.manage)
+            assert "assistant is the route default/assistant → default/big, its only target" in told
+            assert "; default/big Unavailable → default/small, of the least weight" in told

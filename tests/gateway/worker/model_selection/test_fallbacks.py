@@ -17,10 +17,13 @@ from fairlead_gateway.ipc.decision_codec import decode_logged_request, encode_lo
 from fairlead_gateway.ipc.timing_events import TimingEvent, TimingEventKind, TimingEvents
 from fairlead_gateway.worker.reporting.timing_reporter import TimingReporter
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawResponse, request
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.simulated
 
 MODELS = ("big", "middle", "small")
 DOWN = frozenset({FailureKind.UNAVAILABLE})
@@ -135,243 +138,192 @@ CHAIN = route(to("middle", EVERY), to("small", EVERY, after="middle"))
         (refuse("no tools here"), "Refused"),
     ],
 )
-def test_next_model_answers_and_header_and_log_say_why(script: Script, kind: str, stream: bool, text: str) -> None:
-    async def main() -> None:
-        async with served(CHAIN, big=script) as running:
-            for _ in range(2):  # a further connection, then an idle one, which has a path of its own
-                found = await request(running.url, chat(text, stream=stream))
-                assert answered(found) == (200, "chat/middle", f"chat/big {kind}")
-                assert b'"model":"assistant"' in found.body
-                (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
-                assert [record.model_key for record in logged.records] == ["chat/big", "chat/middle"]
-                assert [record.attempt for record in logged.records] == [1, 2]
-                assert logged.outcome is not None
-                assert (logged.outcome.status, logged.outcome.model_key) == (200, "chat/middle")
-                decision = logged.latest.route
-                assert decision is not None
-                assert (
-                    f"→ chat/big, its only target; chat/big {kind} → chat/middle, of the least weight ("
-                    in decision.describe()
-                )
-                assert decode_logged_request(encode_logged_request(logged)).latest.route == decision
-            assert running.gateway.inflight_count() == 0
-            counts = running.gateway.telemetry.models["chat/big"].fallbacks
-            assert counts == {(kind, "chat/middle"): 2}
-
-    run_async(main())
-
-
-def test_model_without_a_ready_instance_is_passed_without_an_attempt() -> None:
-    states = {"big": InstanceState.DRAINING, "middle": InstanceState.DRAINING}
-
-    async def main() -> None:
-        async with served(CHAIN, states=states) as running:
-            found = await request(running.url, chat())
-            assert answered(found) == (200, "chat/small", "chat/big Unavailable")
+async def test_next_model_answers_and_header_and_log_say_why(
+    script: Script, kind: str, stream: bool, text: str
+) -> None:
+    async with served(CHAIN, big=script) as running:
+        for _ in range(2):  # a further connection, then an idle one, which has a path of its own
+            found = await request(running.url, chat(text, stream=stream))
+            assert answered(found) == (200, "chat/middle", f"chat/big {kind}")
+            assert b'"model":"assistant"' in found.body
             (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
-            assert logged.latest.route is not None
-            assert "past chat/middle without a ready instance" in logged.latest.route.describe()
-        async with served(CHAIN, states=dict.fromkeys(MODELS, InstanceState.DRAINING)) as running:
-            found = await request(running.url, chat())
-            assert (found.status, found.error["code"]) == (503, "no_ready_instance")
-            assert "x-fairlead-fallback" not in found.fields
-
-    run_async(main())
-
-
-def test_target_that_is_not_served_has_fallbacks_too() -> None:
-    async def main() -> None:
-        async with served(route(to("small"), target="chat/gone")) as running:
-            for text in ("Why?", "x" * 300_000):
-                found = await request(running.url, chat(text))
-                assert answered(found) == (200, "chat/small", "chat/gone Unavailable")
-
-    run_async(main())
-
-
-def test_failures_cascade_to_the_last_model_and_to_its_error() -> None:
-    async def main() -> None:
-        async with served(CHAIN, big=fail, middle=overload) as running:
-            found = await request(running.url, chat())
-            assert answered(found) == (200, "chat/small", "chat/big Unavailable, chat/middle NoCapacity")
-        async with served(CHAIN, big=fail, middle=overload, small=fail) as running:
-            found = await request(running.url, chat())
-            assert answered(found) == (502, "chat/small", "chat/big Unavailable, chat/middle NoCapacity")
-            assert found.error["code"] == "engine_failed"
-        async with served(CHAIN, big=fail, middle=refuse("no"), small=refuse("not here either")) as running:
-            found = await request(running.url, chat())
-            assert answered(found) == (400, "chat/small", "chat/big Unavailable, chat/middle Refused")
-            assert found.json["error"]["message"] == "not here either"
-            (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+            assert [record.model_key for record in logged.records] == ["chat/big", "chat/middle"]
+            assert [record.attempt for record in logged.records] == [1, 2]
             assert logged.outcome is not None
-            assert logged.outcome.failures == (("big/0", "status-500"),)
+            assert (logged.outcome.status, logged.outcome.model_key) == (200, "chat/middle")
+            decision = logged.latest.route
+            assert decision is not None
+            assert (
+                f"→ chat/big, its only target; chat/big {kind} → chat/middle, of the least weight ("
+                in decision.describe()
+            )
+            assert decode_logged_request(encode_logged_request(logged)).latest.route == decision
+        assert running.gateway.inflight_count() == 0
+        counts = running.gateway.telemetry.models["chat/big"].fallbacks
+        assert counts == {(kind, "chat/middle"): 2}
 
-    run_async(main())
+
+async def test_model_without_a_ready_instance_is_passed_without_an_attempt() -> None:
+    states = {"big": InstanceState.DRAINING, "middle": InstanceState.DRAINING}
+    async with served(CHAIN, states=states) as running:
+        found = await request(running.url, chat())
+        assert answered(found) == (200, "chat/small", "chat/big Unavailable")
+        (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+        assert logged.latest.route is not None
+        assert "past chat/middle without a ready instance" in logged.latest.route.describe()
+    async with served(CHAIN, states=dict.fromkeys(MODELS, InstanceState.DRAINING)) as running:
+        found = await request(running.url, chat())
+        assert (found.status, found.error["code"]) == (503, "no_ready_instance")
+        assert "x-fairlead-fallback" not in found.fields
+
+
+async def test_target_that_is_not_served_has_fallbacks_too() -> None:
+    async with served(route(to("small"), target="chat/gone")) as running:
+        for text in ("Why?", "x" * 300_000):
+            found = await request(running.url, chat(text))
+            assert answered(found) == (200, "chat/small", "chat/gone Unavailable")
+
+
+async def test_failures_cascade_to_the_last_model_and_to_its_error() -> None:
+    async with served(CHAIN, big=fail, middle=overload) as running:
+        found = await request(running.url, chat())
+        assert answered(found) == (200, "chat/small", "chat/big Unavailable, chat/middle NoCapacity")
+    async with served(CHAIN, big=fail, middle=overload, small=fail) as running:
+        found = await request(running.url, chat())
+        assert answered(found) == (502, "chat/small", "chat/big Unavailable, chat/middle NoCapacity")
+        assert found.error["code"] == "engine_failed"
+    async with served(CHAIN, big=fail, middle=refuse("no"), small=refuse("not here either")) as running:
+        found = await request(running.url, chat())
+        assert answered(found) == (400, "chat/small", "chat/big Unavailable, chat/middle Refused")
+        assert found.json["error"]["message"] == "not here either"
+        (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+        assert logged.outcome is not None
+        assert logged.outcome.failures == (("big/0", "status-500"),)
 
 
 @pytest.mark.parametrize(
     ("script", "status"), [(refuse("no"), 400), (overload, 503), (refuse("maximum context length is 8 tokens"), 400)]
 )
-def test_failure_of_another_kind_stays_the_answer(script: Script, status: int) -> None:
-    async def main() -> None:
-        async with served(route(to("small")), big=script) as running:
-            found = await request(running.url, chat())
-            assert answered(found) == (status, "chat/big", None)
-
-    run_async(main())
+async def test_failure_of_another_kind_stays_the_answer(script: Script, status: int) -> None:
+    async with served(route(to("small")), big=script) as running:
+        found = await request(running.url, chat())
+        assert answered(found) == (status, "chat/big", None)
 
 
-def test_model_named_by_its_client_has_no_fallback() -> None:
-    async def main() -> None:
-        async with served(CHAIN, big=fail) as running:
-            found = await request(running.url, chat(model="big"))
-            assert answered(found) == (502, None, None)
-
-    run_async(main())
+async def test_model_named_by_its_client_has_no_fallback() -> None:
+    async with served(CHAIN, big=fail) as running:
+        found = await request(running.url, chat(model="big"))
+        assert answered(found) == (502, None, None)
 
 
-def test_nothing_is_tried_elsewhere_after_the_first_byte() -> None:
-    async def main() -> None:
-        async with served(CHAIN, big=break_off) as running:
-            found = await request(running.url, chat(stream=True))
-            assert answered(found) == (200, "chat/big", None)
-            assert b"stream_cut" in found.body
-            assert running.gateway.telemetry.models["chat/big"].fallbacks == {}
-
-    run_async(main())
+async def test_nothing_is_tried_elsewhere_after_the_first_byte() -> None:
+    async with served(CHAIN, big=break_off) as running:
+        found = await request(running.url, chat(stream=True))
+        assert answered(found) == (200, "chat/big", None)
+        assert b"stream_cut" in found.body
+        assert running.gateway.telemetry.models["chat/big"].fallbacks == {}
 
 
-def test_request_that_broke_two_models_is_not_given_to_a_third() -> None:
-    async def main() -> None:
-        async with served(CHAIN, big=hang_up, middle=hang_up) as running:
-            found = await request(running.url, chat())
-            assert answered(found) == (502, "chat/middle", "chat/big Unavailable")
-
-    run_async(main())
+async def test_request_that_broke_two_models_is_not_given_to_a_third() -> None:
+    async with served(CHAIN, big=hang_up, middle=hang_up) as running:
+        found = await request(running.url, chat())
+        assert answered(found) == (502, "chat/middle", "chat/big Unavailable")
 
 
-def test_cheaper_of_two_models_is_next() -> None:
+async def test_cheaper_of_two_models_is_next() -> None:
     prices = {"middle": TokenPrice(400, 400, 400), "small": TokenPrice(100, 100, 100)}
-
-    async def main() -> None:
-        async with served(route(to("middle"), to("small")), big=fail, prices=prices) as running:
-            assert answered(await request(running.url, chat())) == (200, "chat/small", "chat/big Unavailable")
-        async with served(route(to("middle"), to("small")), big=fail) as running:
-            assert answered(await request(running.url, chat())) == (200, "chat/middle", "chat/big Unavailable")
-
-    run_async(main())
+    async with served(route(to("middle"), to("small")), big=fail, prices=prices) as running:
+        assert answered(await request(running.url, chat())) == (200, "chat/small", "chat/big Unavailable")
+    async with served(route(to("middle"), to("small")), big=fail) as running:
+        assert answered(await request(running.url, chat())) == (200, "chat/middle", "chat/big Unavailable")
 
 
-def test_tenant_gets_no_model_that_it_may_not_use_and_no_hidden_names() -> None:
+async def test_tenant_gets_no_model_that_it_may_not_use_and_no_hidden_names() -> None:
     acme = Tenant("acme", models=frozenset({"chat/big", "chat/small"}))
     zeta = Tenant("zeta", shows_placement=False)
-
-    async def main() -> None:
-        async with served(route(to("middle"), to("small")), acme, zeta, big=fail) as running:
-            found = await request(running.url, chat(), more=authorization("acme"))
-            assert answered(found) == (200, "chat/small", "chat/big Unavailable")
-            hidden = await request(running.url, chat(), more=authorization("zeta"))
-            assert answered(hidden) == (200, None, None)
-
-    run_async(main())
+    async with served(route(to("middle"), to("small")), acme, zeta, big=fail) as running:
+        found = await request(running.url, chat(), more=authorization("acme"))
+        assert answered(found) == (200, "chat/small", "chat/big Unavailable")
+        hidden = await request(running.url, chat(), more=authorization("zeta"))
+        assert answered(hidden) == (200, None, None)
 
 
 @pytest.mark.parametrize("text", ["Why?", "x" * 300_000])
-def test_fallback_that_takes_no_such_request_is_a_failure_too(text: str) -> None:
+async def test_fallback_that_takes_no_such_request_is_a_failure_too(text: str) -> None:
     strict = RequestPolicy(unknown_fields=UnknownFields.REFUSE)
-
-    async def main() -> None:
-        async with served(CHAIN, big=fail, policies={"middle": strict}) as running:
-            found = await request(running.url, chat(text, unheard_of=1))
-            assert answered(found) == (200, "chat/small", "chat/big Unavailable, chat/middle Refused")
-        async with served(route(to("middle")), big=fail, policies={"middle": strict}) as running:
-            found = await request(running.url, chat(text, unheard_of=1))
-            assert answered(found) == (400, None, "chat/big Unavailable")
-
-    run_async(main())
+    async with served(CHAIN, big=fail, policies={"middle": strict}) as running:
+        found = await request(running.url, chat(text, unheard_of=1))
+        assert answered(found) == (200, "chat/small", "chat/big Unavailable, chat/middle Refused")
+    async with served(route(to("middle")), big=fail, policies={"middle": strict}) as running:
+        found = await request(running.url, chat(text, unheard_of=1))
+        assert answered(found) == (400, None, "chat/big Unavailable")
 
 
-def test_last_fallback_without_an_instance_ends_in_the_log() -> None:
-    async def main() -> None:
-        async with served(route(to("middle")), big=fail) as running:
-            registry = running.gateway.stack.routers.serving
-            router = registry.router("chat/middle")
-            assert router is not None
-            # Its instance leaves after the choice, before the request reaches it.
-            router.update(registry.fleet.models["chat/middle"], [])
-            found = await request(running.url, chat())
-            assert answered(found) == (503, None, "chat/big Unavailable")
-            (logged,) = running.gateway.decisions.latest(1)
-            assert [(record.model_key, record.decision.rule) for record in logged.records][1:] == [
-                ("chat/middle", "fallback")
-            ]
-            assert logged.outcome is not None
-            assert (logged.outcome.status, logged.outcome.error) == (503, "no_ready_instance")
-
-    run_async(main())
+async def test_last_fallback_without_an_instance_ends_in_the_log() -> None:
+    async with served(route(to("middle")), big=fail) as running:
+        registry = running.gateway.stack.routers.serving
+        router = registry.router("chat/middle")
+        assert router is not None
+        # Its instance leaves after the choice, before the request reaches it.
+        router.update(registry.fleet.models["chat/middle"], [])
+        found = await request(running.url, chat())
+        assert answered(found) == (503, None, "chat/big Unavailable")
+        (logged,) = running.gateway.decisions.latest(1)
+        assert [(record.model_key, record.decision.rule) for record in logged.records][1:] == [
+            ("chat/middle", "fallback")
+        ]
+        assert logged.outcome is not None
+        assert (logged.outcome.status, logged.outcome.error) == (503, "no_ready_instance")
 
 
-def test_fallback_gets_the_parameters_of_the_route_too() -> None:
+async def test_fallback_gets_the_parameters_of_the_route_too() -> None:
     rewrite = RequestRewrite(caps=(("max_tokens", 4),))
+    sent: list[Any] = []
 
-    async def main() -> None:
-        sent: list[Any] = []
+    async def record(call: EngineCall) -> None:
+        sent.append(call.json["max_tokens"])
+        await answer(call)
 
-        async def record(call: EngineCall) -> None:
-            sent.append(call.json["max_tokens"])
-            await answer(call)
-
-        async with served(replace(CHAIN, rewrite=rewrite), big=fail, middle=record) as running:
-            found = await request(running.url, chat(max_tokens=100))
-            assert answered(found) == (200, "chat/middle", "chat/big Unavailable")
-            (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
-            assert logged.latest.route is not None
-            assert "; sets max_tokens=4; chat/big Unavailable → chat/middle" in logged.latest.route.describe()
-        assert sent == [4]
-
-    run_async(main())
+    async with served(replace(CHAIN, rewrite=rewrite), big=fail, middle=record) as running:
+        found = await request(running.url, chat(max_tokens=100))
+        assert answered(found) == (200, "chat/middle", "chat/big Unavailable")
+        (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+        assert logged.latest.route is not None
+        assert "; sets max_tokens=4; chat/big Unavailable → chat/middle" in logged.latest.route.describe()
+    assert sent == [4]
 
 
-def test_many_requests_fall_back_at_once() -> None:
-    async def main() -> None:
-        async with served(CHAIN, big=fail, middle=overload) as running:
-            found = await asyncio.gather(*(request(running.url, chat(f"{number}")) for number in range(40)))
-            assert {one.status for one in found} == {200}
-            assert {one.fields["x-fairlead-model"] for one in found} == {"chat/small"}
-            assert running.gateway.inflight_count() == 0
-
-    run_async(main())
+async def test_many_requests_fall_back_at_once() -> None:
+    async with served(CHAIN, big=fail, middle=overload) as running:
+        found = await asyncio.gather(*(request(running.url, chat(f"{number}")) for number in range(40)))
+        assert {one.status for one in found} == {200}
+        assert {one.fields["x-fairlead-model"] for one in found} == {"chat/small"}
+        assert running.gateway.inflight_count() == 0
 
 
 QUICK = Limits(first_token_min_seconds=0.05, first_token_factor=1.0)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_requests_that_wait_at_a_hanging_engine_fall_back_when_it_is_judged(stream: bool) -> None:
-    async def main() -> None:
-        async with served(route(to("middle")), limits=QUICK, big=silence) as running:
-            waiting = [request(running.url, chat(f"{number}", stream=stream, max_tokens=1)) for number in range(4)]
-            found = await asyncio.gather(*waiting)
-            assert {answered(one) for one in found} == {(200, "chat/middle", "chat/big Unavailable")}
-            assert running.gateway.telemetry.models["chat/big"].fallbacks == {("Unavailable", "chat/middle"): 4}
-            assert {load.inflight for load in running.loads().values()} == {0}
-
-    run_async(main())
+async def test_requests_that_wait_at_a_hanging_engine_fall_back_when_it_is_judged(stream: bool) -> None:
+    async with served(route(to("middle")), limits=QUICK, big=silence) as running:
+        waiting = [request(running.url, chat(f"{number}", stream=stream, max_tokens=1)) for number in range(4)]
+        found = await asyncio.gather(*waiting)
+        assert {answered(one) for one in found} == {(200, "chat/middle", "chat/big Unavailable")}
+        assert running.gateway.telemetry.models["chat/big"].fallbacks == {("Unavailable", "chat/middle"): 4}
+        assert {load.inflight for load in running.loads().values()} == {0}
 
 
-def test_one_silent_request_or_a_model_without_fallback_judges_nothing() -> None:
-    async def main() -> None:
-        async with served(route(to("middle")), limits=QUICK, big=silence) as running:
-            found = await request(running.url, chat(stream=True), more="x-request-timeout: 0.5\r\n")
-            assert answered(found) == (504, "chat/big", None)
-        async with served(route(), limits=QUICK, big=silence) as running:
-            waiting = [
-                request(running.url, chat(f"{number}", stream=True), more="x-request-timeout: 0.5\r\n")
-                for number in range(4)
-            ]
-            assert {one.status for one in await asyncio.gather(*waiting)} == {504}
-
-    run_async(main())
+async def test_one_silent_request_or_a_model_without_fallback_judges_nothing() -> None:
+    async with served(route(to("middle")), limits=QUICK, big=silence) as running:
+        found = await request(running.url, chat(stream=True), more="x-request-timeout: 0.5\r\n")
+        assert answered(found) == (504, "chat/big", None)
+    async with served(route(), limits=QUICK, big=silence) as running:
+        waiting = [
+            request(running.url, chat(f"{number}", stream=True), more="x-request-timeout: 0.5\r\n")
+            for number in range(4)
+        ]
+        assert {one.status for one in await asyncio.gather(*waiting)} == {504}
 
 
 class _RecordingSender:

@@ -14,9 +14,10 @@ from fairlead.routes.model import RequestRewrite, Route, RouteRule, RouteTarget
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.decision_codec import decode_logged_request, encode_logged_request
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 
 STABLE, CANARY = RouteTarget("chat/stable", 1), RouteTarget("chat/canary", 1)
 SPLIT = Route("chat", "assistant", (STABLE, CANARY), names=("assistant", "acme/assistant"))
@@ -63,46 +64,37 @@ def model_of(found: RawResponse) -> str | None:
 
 @pytest.mark.parametrize("name", ["assistant", "acme/assistant", "chat/assistant"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_alias_leads_to_its_target_and_stays_in_the_answer(name: str, stream: bool) -> None:
-    async def main() -> None:
-        async with routed(replace(SPLIT, targets=(CANARY,))) as running:
-            found = await request(running.url, chat(name, stream=stream))
-            assert model_of(found) == "chat/canary"
-            assert f'"model":"{name}"'.encode() in found.body
-            assert b"canary" not in found.body
-
-    run_async(main())
+async def test_alias_leads_to_its_target_and_stays_in_the_answer(name: str, stream: bool) -> None:
+    async with routed(replace(SPLIT, targets=(CANARY,))) as running:
+        found = await request(running.url, chat(name, stream=stream))
+        assert model_of(found) == "chat/canary"
+        assert f'"model":"{name}"'.encode() in found.body
+        assert b"canary" not in found.body
 
 
-def test_model_named_by_its_client_is_served_as_without_routes() -> None:
-    async def main() -> None:
-        async with routed(SPLIT) as running:
-            for name in ("stable", "chat/stable"):
-                found = await request(running.url, chat(name))
-                assert (found.json["model"], model_of(found)) == ("stable", None)
-            missing = await request(running.url, chat("asistant"))
-            assert missing.status == 404
-            assert "did you mean: assistant" in missing.error["message"]
-
-    run_async(main())
+async def test_model_named_by_its_client_is_served_as_without_routes() -> None:
+    async with routed(SPLIT) as running:
+        for name in ("stable", "chat/stable"):
+            found = await request(running.url, chat(name))
+            assert (found.json["model"], model_of(found)) == ("stable", None)
+        missing = await request(running.url, chat("asistant"))
+        assert missing.status == 404
+        assert "did you mean: assistant" in missing.error["message"]
 
 
-def test_conversation_stays_with_its_target() -> None:
-    async def main() -> None:
-        async with routed(SPLIT) as running:
-            targets = set()
-            for number in range(12):
-                first = chat(text=f"{number}")
-                model = model_of(await request(running.url, first))
-                targets.add(model)
-                reply = {"role": "assistant", "content": "hi"}
-                later = {**first, "messages": [*first["messages"], reply, {"role": "user", "content": "And?"}]}
-                assert model_of(await request(running.url, later)) == model
-                large = {**first, "messages": [*first["messages"], reply, {"role": "user", "content": "x" * 300_000}]}
-                assert model_of(await request(running.url, large)) == model
-            assert targets == {"chat/stable", "chat/canary"}
-
-    run_async(main())
+async def test_conversation_stays_with_its_target() -> None:
+    async with routed(SPLIT) as running:
+        targets = set()
+        for number in range(12):
+            first = chat(text=f"{number}")
+            model = model_of(await request(running.url, first))
+            targets.add(model)
+            reply = {"role": "assistant", "content": "hi"}
+            later = {**first, "messages": [*first["messages"], reply, {"role": "user", "content": "And?"}]}
+            assert model_of(await request(running.url, later)) == model
+            large = {**first, "messages": [*first["messages"], reply, {"role": "user", "content": "x" * 300_000}]}
+            assert model_of(await request(running.url, large)) == model
+        assert targets == {"chat/stable", "chat/canary"}
 
 
 @pytest.mark.parametrize(
@@ -115,67 +107,57 @@ def test_conversation_stays_with_its_target() -> None:
         ("/v1/audio/speech", {"input": "TEXT", "voice": "a"}),
     ],
 )
-def test_session_decides_whatever_the_prompt_is(path: str, body: dict[str, Any]) -> None:
-    async def main() -> None:
-        async with routed(SPLIT) as running:
-            targets = set()
-            for number in range(10):
-                found = set()
-                for text in ("one", "two", "three"):
-                    text_body = {
-                        key: value if key != "messages" else [{"role": "user", "content": text}]
-                        for key, value in body.items()
-                    }
-                    text_body |= {key: text for key, value in body.items() if value == "TEXT"}
-                    more = f"x-session-id: {number}\r\n"
-                    answered = await request(running.url, {"model": "assistant", **text_body}, path=path, more=more)
-                    found.add(model_of(answered))
-                assert len(found) == 1
-                targets |= found
-            assert len(targets) == 2
-
-    run_async(main())
+async def test_session_decides_whatever_the_prompt_is(path: str, body: dict[str, Any]) -> None:
+    async with routed(SPLIT) as running:
+        targets = set()
+        for number in range(10):
+            found = set()
+            for text in ("one", "two", "three"):
+                text_body = {
+                    key: value if key != "messages" else [{"role": "user", "content": text}]
+                    for key, value in body.items()
+                }
+                text_body |= {key: text for key, value in body.items() if value == "TEXT"}
+                more = f"x-session-id: {number}\r\n"
+                answered = await request(running.url, {"model": "assistant", **text_body}, path=path, more=more)
+                found.add(model_of(answered))
+            assert len(found) == 1
+            targets |= found
+        assert len(targets) == 2
 
 
-def test_override_takes_requests_with_its_header() -> None:
+async def test_override_takes_requests_with_its_header() -> None:
     canary = RouteRule((CANARY,), headers=(("x-canary", "yes"),))
     route = replace(SPLIT, targets=(STABLE,), overrides=(canary,))
-
-    async def main() -> None:
-        async with routed(route) as running:
-            assert model_of(await request(running.url, chat(), more="X-Canary: yes\r\n")) == "chat/canary"
-            assert model_of(await request(running.url, chat(), more="X-Canary: no\r\n")) == "chat/stable"
-            preview = running.preview_route(
-                "/v1/chat/completions", b'{"model":"assistant","messages":[{"role":"user","content":"a"}]}', None
-            )
-            assert preview.records[0].route is not None
-            assert preview.records[0].route.target == preview.records[0].model_key == "chat/stable"
-            body = b'{"model":"assistant","messages":[{"role":"user","content":"a"}]}'
-            preview = running.preview_route("/v1/chat/completions", body, None, headers=[("x-canary", "yes")])
-            assert preview.records[0].model_key == "chat/canary"
-            counted = running.gateway.telemetry.models
-            assert {key: series.by_route for key, series in counted.items() if series.by_route} == {
-                "chat/canary": {("200", "chat/assistant"): 1},
-                "chat/stable": {("200", "chat/assistant"): 1},
-            }
-
-    run_async(main())
+    async with routed(route) as running:
+        assert model_of(await request(running.url, chat(), more="X-Canary: yes\r\n")) == "chat/canary"
+        assert model_of(await request(running.url, chat(), more="X-Canary: no\r\n")) == "chat/stable"
+        preview = running.preview_route(
+            "/v1/chat/completions", b'{"model":"assistant","messages":[{"role":"user","content":"a"}]}', None
+        )
+        assert preview.records[0].route is not None
+        assert preview.records[0].route.target == preview.records[0].model_key == "chat/stable"
+        body = b'{"model":"assistant","messages":[{"role":"user","content":"a"}]}'
+        preview = running.preview_route("/v1/chat/completions", body, None, headers=[("x-canary", "yes")])
+        assert preview.records[0].model_key == "chat/canary"
+        counted = running.gateway.telemetry.models
+        assert {key: series.by_route for key, series in counted.items() if series.by_route} == {
+            "chat/canary": {("200", "chat/assistant"): 1},
+            "chat/stable": {("200", "chat/assistant"): 1},
+        }
 
 
-def test_decision_log_has_the_route() -> None:
-    async def main() -> None:
-        async with routed(replace(SPLIT, targets=(CANARY,))) as running:
-            found = await request(running.url, chat())
-            (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
-            (record,) = logged.records
-            assert record.model_key == "chat/canary"
-            assert record.route is not None
-            assert record.route.describe() == "assistant is the route chat/assistant → chat/canary, its only target"
-            plain = await request(running.url, chat("stable"))
-            (logged,) = running.gateway.decisions.find(plain.fields["x-fairlead-decision"])
-            assert logged.records[0].route is None
-
-    run_async(main())
+async def test_decision_log_has_the_route() -> None:
+    async with routed(replace(SPLIT, targets=(CANARY,))) as running:
+        found = await request(running.url, chat())
+        (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+        (record,) = logged.records
+        assert record.model_key == "chat/canary"
+        assert record.route is not None
+        assert record.route.describe() == "assistant is the route chat/assistant → chat/canary, its only target"
+        plain = await request(running.url, chat("stable"))
+        (logged,) = running.gateway.decisions.find(plain.fields["x-fairlead-decision"])
+        assert logged.records[0].route is None
 
 
 @pytest.mark.parametrize(
@@ -185,18 +167,15 @@ def test_decision_log_has_the_route() -> None:
         ((RouteTarget("chat/gone"),), "the target that this route has chosen is not served"),
     ],
 )
-def test_route_without_target_is_refused(targets: tuple[RouteTarget, ...], message: str) -> None:
-    async def main() -> None:
-        async with routed(replace(SPLIT, targets=targets)) as running:
-            for text in ("Why?", "x" * 300_000):
-                found = await request(running.url, chat(text=text))
-                assert (found.status, found.error["code"]) == (503, "route_without_target")
-                assert message in found.error["message"]
-            gone = running.gateway.telemetry.models.get("chat/gone")
-            assert (gone is not None) == (targets[0].model == "chat/gone")
-            assert gone is None or gone.by_route == {("503", "chat/assistant"): 2}
-
-    run_async(main())
+async def test_route_without_target_is_refused(targets: tuple[RouteTarget, ...], message: str) -> None:
+    async with routed(replace(SPLIT, targets=targets)) as running:
+        for text in ("Why?", "x" * 300_000):
+            found = await request(running.url, chat(text=text))
+            assert (found.status, found.error["code"]) == (503, "route_without_target")
+            assert message in found.error["message"]
+        gone = running.gateway.telemetry.models.get("chat/gone")
+        assert (gone is not None) == (targets[0].model == "chat/gone")
+        assert gone is None or gone.by_route == {("503", "chat/assistant"): 2}
 
 
 def test_a_target_is_the_key_of_a_model_and_no_other_name() -> None:
@@ -218,29 +197,25 @@ def test_a_target_is_the_key_of_a_model_and_no_other_name() -> None:
     run_async(main())
 
 
-def test_tenant_sees_and_uses_only_routes_to_models_that_it_may_use() -> None:
+async def test_tenant_sees_and_uses_only_routes_to_models_that_it_may_use() -> None:
     other = Route("chat", "steady", (STABLE,), (RouteRule((CANARY,), tenants=frozenset({"acme"})),), ("steady",))
     acme = Tenant("acme", models=frozenset({"chat/stable"}))
     every = Tenant("zeta", shows_placement=False)
+    async with routed(SPLIT, other, tenants=(acme, every)) as running:
 
-    async def main() -> None:
-        async with routed(SPLIT, other, tenants=(acme, every)) as running:
+        async def listed(tenant: str) -> set[str]:
+            answers = await send(running.url, get_request("/v1/models", more=authorization(tenant)))
+            return {model["id"] for model in answers[0].json["data"]}
 
-            async def listed(tenant: str) -> set[str]:
-                answers = await send(running.url, get_request("/v1/models", more=authorization(tenant)))
-                return {model["id"] for model in answers[0].json["data"]}
-
-            assert await listed("acme") == {"stable", "steady"}
-            assert await listed("zeta") == {"stable", "canary", "steady", "assistant", "acme/assistant"}
-            more = authorization("acme")
-            assert model_of(await request(running.url, chat("steady"), more=more)) == "chat/stable"
-            assert (await request(running.url, chat(), more=more)).status == 404
-            one = await send(running.url, get_request("/v1/models/assistant", more=more))
-            assert one[0].status == 404
-            hidden = await request(running.url, chat(), more=authorization("zeta"))
-            assert model_of(hidden) is None
-
-    run_async(main())
+        assert await listed("acme") == {"stable", "steady"}
+        assert await listed("zeta") == {"stable", "canary", "steady", "assistant", "acme/assistant"}
+        more = authorization("acme")
+        assert model_of(await request(running.url, chat("steady"), more=more)) == "chat/stable"
+        assert (await request(running.url, chat(), more=more)).status == 404
+        one = await send(running.url, get_request("/v1/models/assistant", more=more))
+        assert one[0].status == 404
+        hidden = await request(running.url, chat(), more=authorization("zeta"))
+        assert model_of(hidden) is None
 
 
 async def echo(call: EngineCall) -> None:
@@ -257,79 +232,65 @@ def body_of(found: RawResponse) -> dict[str, Any]:
 CAPPED = RequestRewrite((("temperature", 0.2),), (("max_tokens", 10),))
 
 
-def test_engines_get_the_parameters_that_a_route_sets() -> None:
+async def test_engines_get_the_parameters_that_a_route_sets() -> None:
     premium = RouteRule((STABLE,), headers=(("x-premium", "1"),), rewrite=RequestRewrite((), (("max_tokens", 100),)))
     route = replace(SPLIT, targets=(STABLE,), overrides=(premium,), rewrite=CAPPED)
-
-    async def main() -> None:
-        async with scripted_engine(echo) as engine, running_gateway(fleet_with(engine.url, [route])) as running:
-            plain = {"model": "stable", "max_tokens": 10, "temperature": 0.2}
-            assert body_of(await request(running.url, chat())) == plain
-            asked = chat(max_completion_tokens=500, temperature=1)
-            assert body_of(await request(running.url, asked)) == {
-                "model": "stable",
-                "max_completion_tokens": 10,
-                "temperature": 1,
-            }
-            large = chat(text="x" * 300_000, max_tokens=500)
-            assert body_of(await request(running.url, large)) == plain
-            raised = body_of(await request(running.url, chat(max_tokens=500), more="x-premium: 1\r\n"))
-            assert raised == {"model": "stable", "max_tokens": 100}
-            own = body_of(await request(running.url, chat("stable", max_tokens=500)))
-            assert own == {"model": "stable", "max_tokens": 500}
-            passed = {"model": "assistant", "input": "a", "max_output_tokens": 500}
-            found = body_of(await request(running.url, passed, path="/v1/responses"))
-            assert found == {"model": "stable", "max_output_tokens": 10, "temperature": 0.2}
-
-    run_async(main())
+    async with scripted_engine(echo) as engine, running_gateway(fleet_with(engine.url, [route])) as running:
+        plain = {"model": "stable", "max_tokens": 10, "temperature": 0.2}
+        assert body_of(await request(running.url, chat())) == plain
+        asked = chat(max_completion_tokens=500, temperature=1)
+        assert body_of(await request(running.url, asked)) == {
+            "model": "stable",
+            "max_completion_tokens": 10,
+            "temperature": 1,
+        }
+        large = chat(text="x" * 300_000, max_tokens=500)
+        assert body_of(await request(running.url, large)) == plain
+        raised = body_of(await request(running.url, chat(max_tokens=500), more="x-premium: 1\r\n"))
+        assert raised == {"model": "stable", "max_tokens": 100}
+        own = body_of(await request(running.url, chat("stable", max_tokens=500)))
+        assert own == {"model": "stable", "max_tokens": 500}
+        passed = {"model": "assistant", "input": "a", "max_output_tokens": 500}
+        found = body_of(await request(running.url, passed, path="/v1/responses"))
+        assert found == {"model": "stable", "max_output_tokens": 10, "temperature": 0.2}
 
 
-def test_decision_log_has_the_parameters_that_were_set() -> None:
-    async def main() -> None:
-        async with routed(replace(SPLIT, targets=(CANARY,), rewrite=CAPPED)) as running:
-            found = await request(running.url, chat())
-            (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
-            route = logged.records[0].route
-            assert route is not None
-            assert route.describe().endswith("its only target; sets max_tokens=10, temperature=0.2")
-
-    run_async(main())
+async def test_decision_log_has_the_parameters_that_were_set() -> None:
+    async with routed(replace(SPLIT, targets=(CANARY,), rewrite=CAPPED)) as running:
+        found = await request(running.url, chat())
+        (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+        route = logged.records[0].route
+        assert route is not None
+        assert route.describe().endswith("its only target; sets max_tokens=10, temperature=0.2")
 
 
-def test_routes_follow_the_fleet() -> None:
-    async def main() -> None:
-        async with scripted_engine(answer) as engine:
-            fleet = fleet_with(engine.url, [replace(SPLIT, targets=(STABLE,))])
-            async with running_gateway(fleet) as running:
-                assert model_of(await request(running.url, chat())) == "chat/stable"
-                changed = replace(SPLIT, targets=(CANARY,))
-                running.gateway.update_fleet(replace(fleet, version=2, routes={changed.key: changed}))
-                assert model_of(await request(running.url, chat())) == "chat/canary"
-                running.gateway.update_fleet(replace(fleet, version=3, routes={}))
-                assert (await request(running.url, chat())).status == 404
-
-    run_async(main())
+async def test_routes_follow_the_fleet() -> None:
+    async with scripted_engine(answer) as engine:
+        fleet = fleet_with(engine.url, [replace(SPLIT, targets=(STABLE,))])
+        async with running_gateway(fleet) as running:
+            assert model_of(await request(running.url, chat())) == "chat/stable"
+            changed = replace(SPLIT, targets=(CANARY,))
+            running.gateway.update_fleet(replace(fleet, version=2, routes={changed.key: changed}))
+            assert model_of(await request(running.url, chat())) == "chat/canary"
+            running.gateway.update_fleet(replace(fleet, version=3, routes={}))
+            assert (await request(running.url, chat())).status == 404
 
 
-def test_long_requests_go_to_the_model_with_more_context() -> None:
+async def test_long_requests_go_to_the_model_with_more_context() -> None:
     rule = RouteRule((CANARY,), min_context_tokens=500)
     route = replace(SPLIT, targets=(STABLE,), overrides=(rule,))
-
-    async def main() -> None:
-        async with routed(route) as running:
-            for text, limit, expected in (
-                ("Why?", None, "chat/stable"),
-                ("x" * 2_000, None, "chat/canary"),
-                ("Why?", 600, "chat/canary"),
-                ("x" * 300_000, None, "chat/canary"),
-            ):
-                more = {} if limit is None else {"max_tokens": limit}
-                found = await request(running.url, chat(text=text, **more))
-                assert model_of(found) == expected
-                (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
-                assert logged.latest.route is not None
-                said = logged.latest.route.describe()
-                assert ("overrides[0] by about" in said and "tokens of context" in said) == (expected == "chat/canary")
-                assert decode_logged_request(encode_logged_request(logged)).latest.route == logged.latest.route
-
-    run_async(main())
+    async with routed(route) as running:
+        for text, limit, expected in (
+            ("Why?", None, "chat/stable"),
+            ("x" * 2_000, None, "chat/canary"),
+            ("Why?", 600, "chat/canary"),
+            ("x" * 300_000, None, "chat/canary"),
+        ):
+            more = {} if limit is None else {"max_tokens": limit}
+            found = await request(running.url, chat(text=text, **more))
+            assert model_of(found) == expected
+            (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+            assert logged.latest.route is not None
+            said = logged.latest.route.describe()
+            assert ("overrides[0] by about" in said and "tokens of context" in said) == (expected == "chat/canary")
+            assert decode_logged_request(encode_logged_request(logged)).latest.route == logged.latest.route

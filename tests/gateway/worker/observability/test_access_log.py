@@ -24,8 +24,9 @@ from fairlead_gateway.worker.observability.observers import RequestObservers, cr
 from fairlead_gateway.worker.observability.settings import ObservabilitySettings, parse_observability_settings
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine
 from fairlead_testing.gateway.busy_engine import SilentEngine, chat, count_queued, slow_fleet
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
+from fairlead_testing.simulated.event_loop import running_clock
 from fairlead_testing.waiting import wait_until
 
 CANARY = "canary-7c1e"
@@ -36,7 +37,7 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 def logging(target: str, limits: Limits | None = None, **more: Any) -> RequestObservers:
     what = ObservabilitySettings(access_log=target, **more)
     draw = random.Random(1).getrandbits
-    return RequestObservers(what, clock=SystemClock(), limits=limits or Limits(), instance_id="gw", draw_bits=draw)
+    return RequestObservers(what, clock=running_clock(), limits=limits or Limits(), instance_id="gw", draw_bits=draw)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -57,15 +58,11 @@ async def gateway(
         yield running
 
 
-def test_a_request_is_one_line_with_what_became_of_it(tmp_path: Path) -> None:
+async def test_a_request_is_one_line_with_what_became_of_it(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
-
-    async def main() -> None:
-        async with gateway(logging(str(path))) as running:
-            await request(running.url, BODY | {"stream": True})
-            await request(running.url, BODY, path="/v1/chat/completions?secret=query")
-
-    run_async(main())
+    async with gateway(logging(str(path))) as running:
+        await request(running.url, BODY | {"stream": True})
+        await request(running.url, BODY, path="/v1/chat/completions?secret=query")
     streamed, plain = lines(path)
     assert TIME.fullmatch(streamed["time"])
     assert streamed["request_id"] == "req-1"
@@ -87,33 +84,25 @@ def test_a_request_is_one_line_with_what_became_of_it(tmp_path: Path) -> None:
     assert "query" not in path.read_text()
 
 
-def test_a_line_has_the_id_of_the_client_and_the_one_that_engines_get(tmp_path: Path) -> None:
+async def test_a_line_has_the_id_of_the_client_and_the_one_that_engines_get(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
-
-    async def main() -> None:
-        async with gateway(logging(str(path))) as running:
-            await request(running.url, BODY, more="x-request-id: mine\r\n")
-
-    run_async(main())
+    async with gateway(logging(str(path))) as running:
+        await request(running.url, BODY, more="x-request-id: mine\r\n")
     (line,) = lines(path)
     assert (line["request_id"], line["decision"]) == ("mine", "req-1")
 
 
-def test_what_never_reached_an_engine_has_a_line_too(tmp_path: Path) -> None:
+async def test_what_never_reached_an_engine_has_a_line_too(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
-
-    async def main() -> None:
-        async with gateway(logging(str(path))) as running:
-            await request(running.url, BODY | {"model": "nobody"})
-            await request(running.url, BODY, path="/nowhere?x=1")
-            await send(running.url, get_request("/v1/models"))
-            await send(running.url, get_request("/readyz"))
-            await send(running.url, get_request("/v1/models", method="OPTIONS"))
-            await send(running.url, f"GET {CANARY}\r\n\r\n".encode())
-            running.gateway.update_fleet(Fleet(2, 2, running.gateway.stack.routers.fleet.models, {MODEL_KEY: ()}))
-            await request(running.url, BODY)
-
-    run_async(main())
+    async with gateway(logging(str(path))) as running:
+        await request(running.url, BODY | {"model": "nobody"})
+        await request(running.url, BODY, path="/nowhere?x=1")
+        await send(running.url, get_request("/v1/models"))
+        await send(running.url, get_request("/readyz"))
+        await send(running.url, get_request("/v1/models", method="OPTIONS"))
+        await send(running.url, f"GET {CANARY}\r\n\r\n".encode())
+        running.gateway.update_fleet(Fleet(2, 2, running.gateway.stack.routers.fleet.models, {MODEL_KEY: ()}))
+        await request(running.url, BODY)
     told = [(one["path"], one["status"], one["error"], one["model"]) for one in lines(path)]
     assert told == [
         ("/v1/chat/completions", 404, "model_not_found", None),
@@ -125,70 +114,59 @@ def test_what_never_reached_an_engine_has_a_line_too(tmp_path: Path) -> None:
     ]
 
 
-def test_the_name_of_the_key_is_told_and_never_the_key(tmp_path: Path) -> None:
+async def test_the_name_of_the_key_is_told_and_never_the_key(tmp_path: Path) -> None:
     path, keyfile = tmp_path / "access.log", tmp_path / "keys.yaml"
     keyfile.write_text(f'keys: [{{name: team-a, digest: "{key_digest(b"the-key", b"pepper").hex()}"}}]')
-
-    async def main() -> None:
-        file = KeyFile(keyfile, Limits())
-        await file.load()
-        keys = ApiKeys(b"pepper", file.names_by_digest)
-        async with gateway(logging(str(path)), keys=keys) as running:
-            await request(running.url, BODY, more="authorization: Bearer the-key\r\n")
-            await request(running.url, BODY, more="authorization: Bearer another-key\r\n")
-
-    run_async(main())
+    file = KeyFile(keyfile, Limits())
+    await file.load()
+    keys = ApiKeys(b"pepper", file.names_by_digest)
+    async with gateway(logging(str(path)), keys=keys) as running:
+        await request(running.url, BODY, more="authorization: Bearer the-key\r\n")
+        await request(running.url, BODY, more="authorization: Bearer another-key\r\n")
     known, unknown = lines(path)
     assert (known["caller"], unknown["caller"], unknown["error"]) == ("team-a", None, "invalid_api_key")
     assert "-key" not in path.read_text()
 
 
-def test_clients_that_leave_have_a_line_whenever_they_did(tmp_path: Path) -> None:
+async def test_clients_that_leave_have_a_line_whenever_they_did(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
 
     async def waiting(call: EngineCall) -> None:
         await call.wait_closed()
         raise HangUp
 
-    async def main() -> None:
-        async with gateway(logging(str(path)), waiting) as running:
-            leaving = await RawConnection.connect(running.url)
-            await leaving.send(post_request(BODY))
-            while not any(load.inflight for load in running.loads().values()):  # noqa: ASYNC110 - on its way
-                await asyncio.sleep(0)
-            await leaving.close()
-            while running.gateway.inflight_count():  # noqa: ASYNC110 - and gone
-                await asyncio.sleep(0)
-
-    run_async(main())
+    async with gateway(logging(str(path)), waiting) as running:
+        leaving = await RawConnection.connect(running.url)
+        await leaving.send(post_request(BODY))
+        while not any(load.inflight for load in running.loads().values()):  # noqa: ASYNC110 - on its way
+            await asyncio.sleep(0)
+        await leaving.close()
+        while running.gateway.inflight_count():  # noqa: ASYNC110 - and gone
+            await asyncio.sleep(0)
     (line,) = lines(path)
     assert (line["status"], line["error"], line["client"]) == (499, "client-gone", "127.0.0.1")
 
 
-def test_plain_requests_that_waited_have_a_line_each(tmp_path: Path) -> None:
+async def test_plain_requests_that_waited_have_a_line_each(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
-
-    async def main() -> None:
-        silent = SilentEngine()
-        limits = replace(Limits(), queued_requests=2)
-        async with (
-            scripted_engine(silent.script) as engine,
-            running_gateway(slow_fleet([engine.url]), limits, observers=logging(str(path))) as running,
-        ):
-            first = asyncio.create_task(request(running.url, chat(400)))
-            await wait_until(lambda: len(engine.calls) == 1)
-            waiting = asyncio.create_task(request(running.url, BODY))
-            await wait_until(lambda: count_queued(running) == 1)
-            connection = await RawConnection.connect(running.url)
-            await connection.send(post_request(BODY))
-            await wait_until(lambda: count_queued(running) == 2)
-            assert (await request(running.url, BODY)).status == 503
-            await connection.close()
-            await wait_until(lambda: count_queued(running) == 1)
-            silent.go_on.set()
-            assert (await first).status == (await waiting).status == 200
-
-    run_async(main())
+    silent = SilentEngine()
+    limits = replace(Limits(), queued_requests=2)
+    async with (
+        scripted_engine(silent.script) as engine,
+        running_gateway(slow_fleet([engine.url]), limits, observers=logging(str(path))) as running,
+    ):
+        first = asyncio.create_task(request(running.url, chat(400)))
+        await wait_until(lambda: len(engine.calls) == 1)
+        waiting = asyncio.create_task(request(running.url, BODY))
+        await wait_until(lambda: count_queued(running) == 1)
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request(BODY))
+        await wait_until(lambda: count_queued(running) == 2)
+        assert (await request(running.url, BODY)).status == 503
+        await connection.close()
+        await wait_until(lambda: count_queued(running) == 1)
+        silent.go_on.set()
+        assert (await first).status == (await waiting).status == 200
     by_id = {line["request_id"]: line for line in lines(path)}
     served, left, refused = (by_id[f"req-{number}"] for number in (2, 3, 4))
     assert (served["status"], served["instance"], served["error"]) == (200, "e-0/0/0", None)
@@ -197,20 +175,16 @@ def test_plain_requests_that_waited_have_a_line_each(tmp_path: Path) -> None:
     assert (refused["status"], refused["instance"], refused["error"]) == (503, None, "overloaded")
 
 
-def test_addresses_are_left_out_where_they_are_switched_off(tmp_path: Path) -> None:
+async def test_addresses_are_left_out_where_they_are_switched_off(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
-
-    async def main() -> None:
-        async with gateway(logging(str(path), log_clients=False)) as running:
-            await request(running.url, BODY)
-            await request(running.url, BODY, path="/nowhere")
-
-    run_async(main())
+    async with gateway(logging(str(path), log_clients=False)) as running:
+        await request(running.url, BODY)
+        await request(running.url, BODY, path="/nowhere")
     assert [one["client"] for one in lines(path)] == [None, None]
     assert "127.0.0.1" not in path.read_text()
 
 
-def test_a_sampled_request_names_its_trace(tmp_path: Path) -> None:
+async def test_a_sampled_request_names_its_trace(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
 
     async def main() -> None:
@@ -225,50 +199,39 @@ def test_a_sampled_request_names_its_trace(tmp_path: Path) -> None:
         watching.close()
         return str(lines(path)[0]["trace_id"])
 
-    run_async(main())
+    await main()
 
 
-def test_a_trace_that_is_only_passed_on_is_named_too(tmp_path: Path) -> None:
+async def test_a_trace_that_is_only_passed_on_is_named_too(tmp_path: Path) -> None:
     path, trace = tmp_path / "access.log", "0af7651916cd43dd8448eb211c80319c"
-
-    async def main() -> None:
-        async with gateway(logging(str(path))) as running:
-            await request(running.url, BODY, more=f"traceparent: 00-{trace}-b7ad6b7169203331-00\r\n")
-            await request(running.url, BODY, more="traceparent: 00-nothing\r\n")
-
-    run_async(main())
+    async with gateway(logging(str(path))) as running:
+        await request(running.url, BODY, more=f"traceparent: 00-{trace}-b7ad6b7169203331-00\r\n")
+        await request(running.url, BODY, more="traceparent: 00-nothing\r\n")
     assert [one["trace_id"] for one in lines(path)] == [trace, None]
 
 
-def test_a_file_that_was_moved_away_is_opened_anew(tmp_path: Path) -> None:
+async def test_a_file_that_was_moved_away_is_opened_anew(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
-
-    async def main() -> None:
-        async with gateway(logging(str(path))) as running:
-            await request(running.url, BODY)
-            while not path.exists() or not path.read_text():  # noqa: ASYNC110 - the thread's own pace
-                await asyncio.sleep(0)
-            path.rename(tmp_path / "access.log.1")
-            await request(running.url, BODY)
-
-    run_async(main())
+    async with gateway(logging(str(path))) as running:
+        await request(running.url, BODY)
+        while not path.exists() or not path.read_text():  # noqa: ASYNC110 - the thread's own pace
+            await asyncio.sleep(0)
+        path.rename(tmp_path / "access.log.1")
+        await request(running.url, BODY)
     assert len(lines(path)) == len(lines(tmp_path / "access.log.1")) == 1
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_costs_lines_and_no_request() -> None:
-    async def main() -> None:
-        async with gateway(logging("/dev/full")) as running:
-            for _ in range(3):
-                assert (await request(running.url, BODY)).status == 200
-        assert running.gateway.telemetry.non_model_counters == {"access_log_dropped_total": 3}
-        (note,) = [note for note in running.gateway.readiness()[1] if "access-log" in note]
-        assert "No space left on device" in note
-
-    run_async(main())
+async def test_a_full_disk_costs_lines_and_no_request() -> None:
+    async with gateway(logging("/dev/full")) as running:
+        for _ in range(3):
+            assert (await request(running.url, BODY)).status == 200
+    assert running.gateway.telemetry.non_model_counters == {"access_log_dropped_total": 3}
+    (note,) = [note for note in running.gateway.readiness()[1] if "access-log" in note]
+    assert "No space left on device" in note
 
 
-def test_unread_sink_delays_no_request_and_dropped_lines_are_counted(tmp_path: Path) -> None:
+async def test_unread_sink_delays_no_request_and_dropped_lines_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -288,7 +251,7 @@ def test_unread_sink_delays_no_request_and_dropped_lines_are_counted(tmp_path: P
                     pass
 
     try:
-        run_async(main())
+        await main()
     finally:
         os.close(reading)
 

@@ -14,7 +14,7 @@ import pytest
 
 from fairlead.fleet.file import write_fleet_file
 from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import get_request, request, send
 
@@ -51,7 +51,7 @@ async def explain(request_id: str, manage: str) -> str:
     return out.decode()
 
 
-def test_every_workers_requests_are_logged_traced_and_explained(tmp_path: Path) -> None:
+async def test_every_workers_requests_are_logged_traced_and_explained(tmp_path: Path) -> None:
     fleet, log = tmp_path / "fleet.yaml", tmp_path / "access.log"
 
     async def main(collector: CannedServer) -> list[str]:
@@ -78,7 +78,7 @@ def test_every_workers_requests_are_logged_traced_and_explained(tmp_path: Path) 
         return ids
 
     with CannedServer({"/v1/traces": CannedResponse([b"{}"])}) as collector:
-        ids = run_async(main(collector))
+        ids = await main(collector)
         bodies = [asked.body for asked in collector.requests]
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert sorted(line["request_id"] for line in lines) == sorted(ids)
@@ -97,20 +97,17 @@ def test_every_workers_requests_are_logged_traced_and_explained(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "value"), [("FAIRLEAD_TRACE_SAMPLE", "often"), ("FAIRLEAD_ACCESS_LOG", "/no/such/folder/access.log")]
 )
-def test_settings_that_cannot_be_meant_are_refused_before_anything_listens(
+async def test_settings_that_cannot_be_meant_are_refused_before_anything_listens(
     tmp_path: Path, name: str, value: str
 ) -> None:
-    async def main() -> None:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "fairlead_gateway", "--fleet", str(tmp_path / "fleet.yaml")),
-            *("--listen", "127.0.0.1:0"),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, name: value},
-        )
-        out, err = await asyncio.wait_for(process.communicate(), 60)
-        assert (process.returncode, out) == (2, b"")
-        assert name.encode() in err
-        assert err.count(b"\n") == 1
-
-    run_async(main())
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "fairlead_gateway", "--fleet", str(tmp_path / "fleet.yaml")),
+        *("--listen", "127.0.0.1:0"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, name: value},
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert (process.returncode, out) == (2, b"")
+    assert name.encode() in err
+    assert err.count(b"\n") == 1

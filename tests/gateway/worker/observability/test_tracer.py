@@ -11,7 +11,6 @@ import pytest
 
 from fairlead.fleet.model import Fleet, Instance, Model, Role
 from fairlead.limits import Limits
-from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.worker.observability.observers import RequestObservers
 from fairlead_gateway.worker.observability.settings import ObservabilitySettings
 from fairlead_testing.engines.scripted import (
@@ -23,10 +22,11 @@ from fairlead_testing.engines.scripted import (
     usage,
     well_behaved,
 )
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.http.raw_client import request as ask
+from fairlead_testing.simulated.event_loop import running_clock
 
 Script = Callable[[EngineCall], Awaitable[None]]
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -81,7 +81,7 @@ def sent(engine: ScriptedEngine, name: str = "traceparent") -> list[list[str]]:
 def observed(collector: str, share: float = 0.0) -> RequestObservers:
     what = ObservabilitySettings(trace_endpoint=collector, trace_share=share)
     draw = random.Random(7).getrandbits
-    return RequestObservers(what, clock=SystemClock(), limits=LIMITS, instance_id="gw", draw_bits=draw)
+    return RequestObservers(what, clock=running_clock(), limits=LIMITS, instance_id="gw", draw_bits=draw)
 
 
 class Scene:
@@ -126,336 +126,280 @@ class Scene:
 
 
 @pytest.mark.parametrize("flags", ["00", "01", "03"])
-def test_without_tracing_the_clients_context_reaches_the_engine_as_it_came(flags: str) -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            answer = await ask(running.url, chat(), more=parent(flags, "tracestate: a=1", "tracestate: b=2"))
-            assert answer.status == 200
-            assert sent(engine) == [[f"00-{TRACE}-{SPAN}-{flags}"]]
-            assert sent(engine, "tracestate") == [["a=1,b=2"]]
-            assert "traceresponse" not in answer.fields
-            assert (await ask(running.url, chat())).status == 200
-            assert sent(engine)[1] == []
-
-    run_async(main())
+async def test_without_tracing_the_clients_context_reaches_the_engine_as_it_came(flags: str) -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        answer = await ask(running.url, chat(), more=parent(flags, "tracestate: a=1", "tracestate: b=2"))
+        assert answer.status == 200
+        assert sent(engine) == [[f"00-{TRACE}-{SPAN}-{flags}"]]
+        assert sent(engine, "tracestate") == [["a=1,b=2"]]
+        assert "traceresponse" not in answer.fields
+        assert (await ask(running.url, chat())).status == 200
+        assert sent(engine)[1] == []
 
 
 @pytest.mark.parametrize("wrong", [f"00-{'0' * 32}-{SPAN}-01", "x", f"00-{TRACE}-{SPAN}-01\r\ntraceparent: x"])
-def test_a_malformed_context_is_dropped_with_its_state(wrong: str) -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            await ask(running.url, chat(), more=f"traceparent: {wrong}\r\ntracestate: a=1\r\n")
-            assert (sent(engine), sent(engine, "tracestate")) == ([[]], [[]])
-
-    run_async(main())
+async def test_a_malformed_context_is_dropped_with_its_state(wrong: str) -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        await ask(running.url, chat(), more=f"traceparent: {wrong}\r\ntracestate: a=1\r\n")
+        assert (sent(engine), sent(engine, "tracestate")) == ([[]], [[]])
 
 
-def test_both_legs_of_a_hand_off_get_the_clients_context() -> None:
-    async def main() -> None:
-        scene = Scene()
+async def test_both_legs_of_a_hand_off_get_the_clients_context() -> None:
+    scene = Scene()
 
-        async def play(running: RunningGateway) -> None:
-            assert (await ask(running.url, chat(), more=parent("00"))).status == 200
+    async def play(running: RunningGateway) -> None:
+        assert (await ask(running.url, chat(), more=parent("00"))).status == 200
 
-        assert await scene.play([prefilling, well_behaved], play, [Role.PREFILL, Role.DECODE]) == []
-        assert sent(scene.engines[0]) == sent(scene.engines[1]) == [[f"00-{TRACE}-{SPAN}-00"]]
-
-    run_async(main())
+    assert await scene.play([prefilling, well_behaved], play, [Role.PREFILL, Role.DECODE]) == []
+    assert sent(scene.engines[0]) == sent(scene.engines[1]) == [[f"00-{TRACE}-{SPAN}-00"]]
 
 
 # --- sampling -----------------------------------------------------------------------------------------------------------
 
 
-def test_sampled_flag_of_the_client_is_honoured_and_the_engine_gets_the_attempt_span() -> None:
-    async def main() -> None:
-        scene = Scene(share=0.0)
+async def test_sampled_flag_of_the_client_is_honoured_and_the_engine_gets_the_attempt_span() -> None:
+    scene = Scene(share=0.0)
 
-        async def play(running: RunningGateway) -> None:
-            answer = await ask(running.url, chat(max_tokens=9), more=parent("01", "tracestate: a=1"))
-            assert answer.fields["traceresponse"].startswith(f"00-{TRACE}-")
+    async def play(running: RunningGateway) -> None:
+        answer = await ask(running.url, chat(max_tokens=9), more=parent("01", "tracestate: a=1"))
+        assert answer.fields["traceresponse"].startswith(f"00-{TRACE}-")
 
-        request, attempt = await scene.play([well_behaved], play)
-        assert (request["traceId"], request["parentSpanId"], request["kind"]) == (TRACE, SPAN, 2)
-        assert (attempt["traceId"], attempt["parentSpanId"], attempt["kind"]) == (TRACE, request["spanId"], 3)
-        assert sent(scene.engines[0]) == [[f"00-{TRACE}-{attempt['spanId']}-01"]]
-        assert sent(scene.engines[0], "tracestate") == [["a=1"]]
-        assert request["traceState"] == "a=1"
-        assert request["name"] == "chat tiny"
-        shown = request["attributes"]
-        assert shown["gen_ai.operation.name"] == "chat"
-        assert shown["gen_ai.provider.name"] == "fairlead"
-        assert shown["gen_ai.request.model"] == MODEL_KEY
-        assert shown["gen_ai.request.max_tokens"] == "9"
-        assert shown["http.response.status_code"] == "200"
-        assert shown["url.path"] == "/v1/chat/completions"
-        assert int(shown["gen_ai.usage.input_tokens"]) > 0
-        assert int(shown["gen_ai.usage.output_tokens"]) > 0
-        assert shown["gen_ai.response.time_to_first_chunk"] > 0
-        assert attempt["attributes"]["fairlead.instance"] == "e-0/0/0"
-        assert attempt["attributes"]["fairlead.rule"] == "only-one"
-        assert int(request["startTimeUnixNano"]) <= int(attempt["startTimeUnixNano"])
-        assert int(attempt["endTimeUnixNano"]) <= int(request["endTimeUnixNano"])
-        assert request["status"] == {}
-
-    run_async(main())
+    request, attempt = await scene.play([well_behaved], play)
+    assert (request["traceId"], request["parentSpanId"], request["kind"]) == (TRACE, SPAN, 2)
+    assert (attempt["traceId"], attempt["parentSpanId"], attempt["kind"]) == (TRACE, request["spanId"], 3)
+    assert sent(scene.engines[0]) == [[f"00-{TRACE}-{attempt['spanId']}-01"]]
+    assert sent(scene.engines[0], "tracestate") == [["a=1"]]
+    assert request["traceState"] == "a=1"
+    assert request["name"] == "chat tiny"
+    shown = request["attributes"]
+    assert shown["gen_ai.operation.name"] == "chat"
+    assert shown["gen_ai.provider.name"] == "fairlead"
+    assert shown["gen_ai.request.model"] == MODEL_KEY
+    assert shown["gen_ai.request.max_tokens"] == "9"
+    assert shown["http.response.status_code"] == "200"
+    assert shown["url.path"] == "/v1/chat/completions"
+    assert int(shown["gen_ai.usage.input_tokens"]) > 0
+    assert int(shown["gen_ai.usage.output_tokens"]) > 0
+    assert shown["gen_ai.response.time_to_first_chunk"] > 0
+    assert attempt["attributes"]["fairlead.instance"] == "e-0/0/0"
+    assert attempt["attributes"]["fairlead.rule"] == "only-one"
+    assert int(request["startTimeUnixNano"]) <= int(attempt["startTimeUnixNano"])
+    assert int(attempt["endTimeUnixNano"]) <= int(request["endTimeUnixNano"])
+    assert request["status"] == {}
 
 
-def test_what_its_caller_does_not_record_is_not_recorded_here_either() -> None:
-    async def main() -> None:
-        scene = Scene(share=1.0)
+async def test_what_its_caller_does_not_record_is_not_recorded_here_either() -> None:
+    scene = Scene(share=1.0)
 
-        async def play(running: RunningGateway) -> None:
-            answer = await ask(running.url, chat(), more=parent("00"))
-            assert "traceresponse" not in answer.fields
+    async def play(running: RunningGateway) -> None:
+        answer = await ask(running.url, chat(), more=parent("00"))
+        assert "traceresponse" not in answer.fields
 
-        assert await scene.play([well_behaved], play) == []
-        assert sent(scene.engines[0]) == [[f"00-{TRACE}-{SPAN}-00"]]
-
-    run_async(main())
+    assert await scene.play([well_behaved], play) == []
+    assert sent(scene.engines[0]) == [[f"00-{TRACE}-{SPAN}-00"]]
 
 
 @pytest.mark.parametrize("more", ["", f"traceparent: 00-{TRACE}-{SPAN}\r\ntracestate: a=1\r\n"])
-def test_a_request_without_a_right_context_begins_a_trace_when_it_is_drawn(more: str) -> None:
-    async def main() -> None:
-        scene = Scene(share=1.0)
+async def test_a_request_without_a_right_context_begins_a_trace_when_it_is_drawn(more: str) -> None:
+    scene = Scene(share=1.0)
 
-        async def play(running: RunningGateway) -> None:
-            assert (await ask(running.url, chat(), more=more)).status == 200
+    async def play(running: RunningGateway) -> None:
+        assert (await ask(running.url, chat(), more=more)).status == 200
 
-        request, attempt = await scene.play([well_behaved], play)
-        assert "parentSpanId" not in request
-        assert request["traceId"] not in (TRACE, "0" * 32)
-        assert sent(scene.engines[0]) == [[f"00-{request['traceId']}-{attempt['spanId']}-01"]]
-        assert sent(scene.engines[0], "tracestate") == [[]]
-
-    run_async(main())
+    request, attempt = await scene.play([well_behaved], play)
+    assert "parentSpanId" not in request
+    assert request["traceId"] not in (TRACE, "0" * 32)
+    assert sent(scene.engines[0]) == [[f"00-{request['traceId']}-{attempt['spanId']}-01"]]
+    assert sent(scene.engines[0], "tracestate") == [[]]
 
 
-def test_about_the_share_of_requests_is_drawn_and_the_others_make_nothing() -> None:
-    async def main() -> None:
-        scene = Scene(share=0.25)
+async def test_about_the_share_of_requests_is_drawn_and_the_others_make_nothing() -> None:
+    scene = Scene(share=0.25)
 
-        async def play(running: RunningGateway) -> None:
-            connection = await RawConnection.connect(running.url)
-            for _ in range(80):
-                await connection.send(post_request(chat(stream=False), close=False))
-                assert (await connection.read_response()).status == 200
-            await connection.close()
+    async def play(running: RunningGateway) -> None:
+        connection = await RawConnection.connect(running.url)
+        for _ in range(80):
+            await connection.send(post_request(chat(stream=False), close=False))
+            assert (await connection.read_response()).status == 200
+        await connection.close()
 
-        spans = await scene.play([well_behaved], play)
-        assert 8 <= len(spans) / 2 <= 36
-        assert sum(bool(values) for values in sent(scene.engines[0])) == len(spans) / 2
-        assert scene.own["spans_exported_total"] == len(spans)
-
-    run_async(main())
+    spans = await scene.play([well_behaved], play)
+    assert 8 <= len(spans) / 2 <= 36
+    assert sum(bool(values) for values in sent(scene.engines[0])) == len(spans) / 2
+    assert scene.own["spans_exported_total"] == len(spans)
 
 
-def test_heads_that_repeat_on_one_connection_keep_their_context_each_time() -> None:
-    async def main() -> None:
-        scene = Scene()
+async def test_heads_that_repeat_on_one_connection_keep_their_context_each_time() -> None:
+    scene = Scene()
 
-        async def play(running: RunningGateway) -> None:
-            connection = await RawConnection.connect(running.url)
-            for flags in ("01", "01", "00", "01"):
-                await connection.send(post_request(chat(stream=False), more=parent(flags), close=False))
-                assert (await connection.read_response()).status == 200
-            await connection.close()
+    async def play(running: RunningGateway) -> None:
+        connection = await RawConnection.connect(running.url)
+        for flags in ("01", "01", "00", "01"):
+            await connection.send(post_request(chat(stream=False), more=parent(flags), close=False))
+            assert (await connection.read_response()).status == 200
+        await connection.close()
 
-        spans = await scene.play([well_behaved], play)
-        attempts = [span["spanId"] for span in spans if span["kind"] == 3]
-        first, second, third = (f"00-{TRACE}-{one}-01" for one in attempts)
-        assert sent(scene.engines[0]) == [[first], [second], [f"00-{TRACE}-{SPAN}-00"], [third]]
-        assert {span["parentSpanId"] for span in spans if span["kind"] == 2} == {SPAN}
-
-    run_async(main())
+    spans = await scene.play([well_behaved], play)
+    attempts = [span["spanId"] for span in spans if span["kind"] == 3]
+    first, second, third = (f"00-{TRACE}-{one}-01" for one in attempts)
+    assert sent(scene.engines[0]) == [[first], [second], [f"00-{TRACE}-{SPAN}-00"], [third]]
+    assert {span["parentSpanId"] for span in spans if span["kind"] == 2} == {SPAN}
 
 
 # --- what the spans tell ------------------------------------------------------------------------------------------------
 
 
-def test_every_engine_that_was_asked_has_its_span_and_the_failed_one_says_why() -> None:
-    async def main() -> None:
-        scene = Scene(share=1.0)
+async def test_every_engine_that_was_asked_has_its_span_and_the_failed_one_says_why() -> None:
+    scene = Scene(share=1.0)
 
-        async def play(running: RunningGateway) -> None:
-            for number in range(8):
-                answer = await ask(running.url, chat(user=str(number), stream=False))
-                assert answer.status == 200
+    async def play(running: RunningGateway) -> None:
+        for number in range(8):
+            answer = await ask(running.url, chat(user=str(number), stream=False))
+            assert answer.status == 200
 
-        spans = await scene.play([failing, well_behaved], play)
-        failed = [
-            span for span in spans if span["attributes"].get("fairlead.instance") == "e-0/0/0" and span["kind"] == 3
-        ]
-        assert failed
-        for span in failed:
-            assert span["status"] == {"code": 2, "message": "status-500"}
-            assert span["attributes"]["error.type"] == "status-500"
-            siblings = [one for one in spans if one.get("parentSpanId") == span["parentSpanId"]]
-            assert [one["attributes"]["fairlead.rule"] for one in siblings][-1] == "retry-1"
-            assert siblings[-1]["status"] == {}
-
-    run_async(main())
+    spans = await scene.play([failing, well_behaved], play)
+    failed = [span for span in spans if span["attributes"].get("fairlead.instance") == "e-0/0/0" and span["kind"] == 3]
+    assert failed
+    for span in failed:
+        assert span["status"] == {"code": 2, "message": "status-500"}
+        assert span["attributes"]["error.type"] == "status-500"
+        siblings = [one for one in spans if one.get("parentSpanId") == span["parentSpanId"]]
+        assert [one["attributes"]["fairlead.rule"] for one in siblings][-1] == "retry-1"
+        assert siblings[-1]["status"] == {}
 
 
-def test_a_continued_stream_has_both_engines() -> None:
-    async def main() -> None:
-        scene = Scene(share=1.0)
-        script = breaking_once()
+async def test_a_continued_stream_has_both_engines() -> None:
+    scene = Scene(share=1.0)
+    script = breaking_once()
 
-        async def play(running: RunningGateway) -> None:
-            answer = await ask(running.url, chat())
-            assert answer.events[-1] == "[DONE]"
+    async def play(running: RunningGateway) -> None:
+        answer = await ask(running.url, chat())
+        assert answer.events[-1] == "[DONE]"
 
-        request, first, second = await scene.play([script, script], play)
-        assert (first["attributes"]["fairlead.step"], first["attributes"]["error.type"]) == ("attempt", "cut")
-        assert (second["attributes"]["fairlead.step"], second["status"]) == ("continuation", {})
-        assert request["attributes"]["fairlead.attempts"] == "2"
-        assert int(first["endTimeUnixNano"]) <= int(second["startTimeUnixNano"])
-
-    run_async(main())
+    request, first, second = await scene.play([script, script], play)
+    assert (first["attributes"]["fairlead.step"], first["attributes"]["error.type"]) == ("attempt", "cut")
+    assert (second["attributes"]["fairlead.step"], second["status"]) == ("continuation", {})
+    assert request["attributes"]["fairlead.attempts"] == "2"
+    assert int(first["endTimeUnixNano"]) <= int(second["startTimeUnixNano"])
 
 
-def test_both_legs_of_a_hand_off_have_one_id_that_the_client_did_not_choose() -> None:
-    async def main() -> None:
-        scene = Scene()
-        decisions: list[str] = []
+async def test_both_legs_of_a_hand_off_have_one_id_that_the_client_did_not_choose() -> None:
+    scene = Scene()
+    decisions: list[str] = []
 
-        async def play(running: RunningGateway) -> None:
-            more = parent("01", "x-request-id: mine")
-            answer = await ask(running.url, chat(), more=more)
-            assert answer.fields["x-request-id"] == "mine"
-            decisions.append(answer.fields["x-fairlead-decision"])
+    async def play(running: RunningGateway) -> None:
+        more = parent("01", "x-request-id: mine")
+        answer = await ask(running.url, chat(), more=more)
+        assert answer.fields["x-request-id"] == "mine"
+        decisions.append(answer.fields["x-fairlead-decision"])
 
-        span, *_ = await scene.play([prefilling, well_behaved], play, [Role.PREFILL, Role.DECODE])
-        assert decisions != ["mine"]
-        for engine in scene.engines:
-            assert sent(engine, "x-request-id") == [decisions]
-        attributes = span["attributes"]
-        assert (attributes["fairlead.request_id"], attributes["fairlead.decision"]) == ("mine", decisions[0])
-
-    run_async(main())
+    span, *_ = await scene.play([prefilling, well_behaved], play, [Role.PREFILL, Role.DECODE])
+    assert decisions != ["mine"]
+    for engine in scene.engines:
+        assert sent(engine, "x-request-id") == [decisions]
+    attributes = span["attributes"]
+    assert (attributes["fairlead.request_id"], attributes["fairlead.decision"]) == ("mine", decisions[0])
 
 
-def test_a_hand_off_has_a_span_for_the_prefill_leg() -> None:
-    async def main() -> None:
-        scene = Scene(share=1.0)
+async def test_a_hand_off_has_a_span_for_the_prefill_leg() -> None:
+    scene = Scene(share=1.0)
 
-        async def play(running: RunningGateway) -> None:
-            assert (await ask(running.url, chat())).status == 200
+    async def play(running: RunningGateway) -> None:
+        assert (await ask(running.url, chat())).status == 200
 
-        request, prefill, decode = await scene.play([prefilling, well_behaved], play, [Role.PREFILL, Role.DECODE])
-        assert (prefill["name"], decode["name"]) == ("prefill tiny", "attempt tiny")
-        assert request["attributes"]["fairlead.handoff.outcome"] == "done"
-        assert int(prefill["endTimeUnixNano"]) <= int(decode["startTimeUnixNano"])
-        for number, span in enumerate((prefill, decode)):
-            assert sent(scene.engines[number]) == [[f"00-{request['traceId']}-{span['spanId']}-01"]]
-
-    run_async(main())
+    request, prefill, decode = await scene.play([prefilling, well_behaved], play, [Role.PREFILL, Role.DECODE])
+    assert (prefill["name"], decode["name"]) == ("prefill tiny", "attempt tiny")
+    assert request["attributes"]["fairlead.handoff.outcome"] == "done"
+    assert int(prefill["endTimeUnixNano"]) <= int(decode["startTimeUnixNano"])
+    for number, span in enumerate((prefill, decode)):
+        assert sent(scene.engines[number]) == [[f"00-{request['traceId']}-{span['spanId']}-01"]]
 
 
-def test_stream_that_ends_in_an_error_event_fails_request_and_attempt_spans() -> None:
+async def test_stream_that_ends_in_an_error_event_fails_request_and_attempt_spans() -> None:
     async def cut(call: EngineCall) -> None:
         await call.start_stream()
         await call.event(token("one "))
         raise HangUp
 
-    async def main() -> None:
-        scene = Scene(share=1.0)
+    scene = Scene(share=1.0)
 
-        async def play(running: RunningGateway) -> None:
-            await ask(running.url, chat(temperature=1))
+    async def play(running: RunningGateway) -> None:
+        await ask(running.url, chat(temperature=1))
 
-        request, attempt = await scene.play([cut], play)
-        assert request["status"] == attempt["status"] == {"code": 2, "message": "cut"}
-
-    run_async(main())
+    request, attempt = await scene.play([cut], play)
+    assert request["status"] == attempt["status"] == {"code": 2, "message": "cut"}
 
 
-def test_a_request_that_never_reached_an_engine_has_its_span_too() -> None:
-    async def main() -> None:
-        scene = Scene()
+async def test_a_request_that_never_reached_an_engine_has_its_span_too() -> None:
+    scene = Scene()
 
-        async def play(running: RunningGateway) -> None:
-            running.gateway.update_fleet(Fleet(2, 2, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: ()}))
-            assert (await ask(running.url, chat(), more=parent("01"))).status == 503
+    async def play(running: RunningGateway) -> None:
+        running.gateway.update_fleet(Fleet(2, 2, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: ()}))
+        assert (await ask(running.url, chat(), more=parent("01"))).status == 503
 
-        (request,) = await scene.play([well_behaved], play)
-        assert request["attributes"]["http.response.status_code"] == "503"
-        assert request["status"] == {"code": 2, "message": "no_ready_instance"}
-
-    run_async(main())
+    (request,) = await scene.play([well_behaved], play)
+    assert request["attributes"]["http.response.status_code"] == "503"
+    assert request["status"] == {"code": 2, "message": "no_ready_instance"}
 
 
 # --- the collector ------------------------------------------------------------------------------------------------------
 
 
-def test_a_collector_that_is_not_there_costs_spans_and_no_request() -> None:
-    async def main() -> None:
-        with CannedServer(COLLECTED) as gone:
-            url = gone.url
-        async with scripted_engine() as engine:
-            watching = observed(url, share=1.0)
-            async with running_gateway(fleet_of([engine.url]), LIMITS, observers=watching) as running:
-                for _ in range(3):
-                    assert (await ask(running.url, chat())).status == 200
-            assert running.gateway.telemetry.non_model_counters == {"spans_exported_total": 0, "spans_dropped_total": 6}
-
-    run_async(main())
+async def test_a_collector_that_is_not_there_costs_spans_and_no_request() -> None:
+    with CannedServer(COLLECTED) as gone:
+        url = gone.url
+    async with scripted_engine() as engine:
+        watching = observed(url, share=1.0)
+        async with running_gateway(fleet_of([engine.url]), LIMITS, observers=watching) as running:
+            for _ in range(3):
+                assert (await ask(running.url, chat())).status == 200
+        assert running.gateway.telemetry.non_model_counters == {"spans_exported_total": 0, "spans_dropped_total": 6}
 
 
-def test_a_collector_that_refuses_is_not_asked_again() -> None:
-    async def main() -> None:
-        scene = Scene(share=1.0)
-        scene.collector.responses["/v1/traces"] = CannedResponse([b"no"], 400)
+async def test_a_collector_that_refuses_is_not_asked_again() -> None:
+    scene = Scene(share=1.0)
+    scene.collector.responses["/v1/traces"] = CannedResponse([b"no"], 400)
 
-        async def play(running: RunningGateway) -> None:
-            assert (await ask(running.url, chat())).status == 200
+    async def play(running: RunningGateway) -> None:
+        assert (await ask(running.url, chat())).status == 200
 
-        await scene.play([well_behaved], play)
-        assert len(scene.collector.requests) == 1
-        assert scene.own == {"spans_exported_total": 0, "spans_dropped_total": 2}
-
-    run_async(main())
+    await scene.play([well_behaved], play)
+    assert len(scene.collector.requests) == 1
+    assert scene.own == {"spans_exported_total": 0, "spans_dropped_total": 2}
 
 
-def test_a_full_queue_drops_spans_and_counts_them() -> None:
-    async def main() -> None:
-        watching = RequestObservers(
-            ObservabilitySettings(trace_endpoint="http://127.0.0.1:9", trace_share=1.0),
-            clock=SystemClock(),
-            limits=Limits(spans_pending=0),
-            instance_id="gw",
-            draw_bits=random.Random(1).getrandbits,
+async def test_a_full_queue_drops_spans_and_counts_them() -> None:
+    watching = RequestObservers(
+        ObservabilitySettings(trace_endpoint="http://127.0.0.1:9", trace_share=1.0),
+        clock=running_clock(),
+        limits=Limits(spans_pending=0),
+        instance_id="gw",
+        draw_bits=random.Random(1).getrandbits,
+    )
+    async with (
+        scripted_engine() as engine,
+        running_gateway(fleet_of([engine.url]), observers=watching) as running,
+    ):
+        assert (await ask(running.url, chat())).status == 200
+        assert running.gateway.telemetry.non_model_counters["spans_dropped_total"] == 2
+
+
+async def test_the_collector_gets_the_headers_it_wants_and_learns_who_sends() -> None:
+    with CannedServer(COLLECTED) as collector:
+        what = ObservabilitySettings(
+            trace_endpoint=collector.url + "/otlp/", trace_headers=(("authorization", "Bearer s"),), trace_share=1.0
         )
-        async with (
-            scripted_engine() as engine,
-            running_gateway(fleet_of([engine.url]), observers=watching) as running,
-        ):
-            assert (await ask(running.url, chat())).status == 200
-            assert running.gateway.telemetry.non_model_counters["spans_dropped_total"] == 2
-
-    run_async(main())
-
-
-def test_the_collector_gets_the_headers_it_wants_and_learns_who_sends() -> None:
-    async def main() -> None:
-        with CannedServer(COLLECTED) as collector:
-            what = ObservabilitySettings(
-                trace_endpoint=collector.url + "/otlp/", trace_headers=(("authorization", "Bearer s"),), trace_share=1.0
-            )
-            collector.responses["/otlp/v1/traces"] = CannedResponse([b"{}"])
-            draw = random.Random(1).getrandbits
-            watching = RequestObservers(what, clock=SystemClock(), limits=LIMITS, instance_id="gw-7", draw_bits=draw)
-            async with scripted_engine() as engine:
-                async with running_gateway(fleet_of([engine.url]), LIMITS, observers=watching) as running:
-                    await ask(running.url, chat())
-                while not collector.requests:  # noqa: ASYNC110 - the thread's own pace
-                    await asyncio.sleep(0)
-            (asked,) = collector.requests
-            assert asked.path == "/otlp/v1/traces"
-            assert asked.headers["authorization"] == "Bearer s"
-            assert asked.headers["content-type"] == "application/json"
-            resource = json.loads(asked.body)["resourceSpans"][0]["resource"]["attributes"]
-            assert {"key": "service.instance.id", "value": {"stringValue": "gw-7"}} in resource
-
-    run_async(main())
+        collector.responses["/otlp/v1/traces"] = CannedResponse([b"{}"])
+        draw = random.Random(1).getrandbits
+        watching = RequestObservers(what, clock=running_clock(), limits=LIMITS, instance_id="gw-7", draw_bits=draw)
+        async with scripted_engine() as engine:
+            async with running_gateway(fleet_of([engine.url]), LIMITS, observers=watching) as running:
+                await ask(running.url, chat())
+            while not collector.requests:  # noqa: ASYNC110 - the thread's own pace
+                await asyncio.sleep(0)
+        (asked,) = collector.requests
+        assert asked.path == "/otlp/v1/traces"
+        assert asked.headers["authorization"] == "Bearer s"
+        assert asked.headers["content-type"] == "application/json"
+        resource = json.loads(asked.body)["resourceSpans"][0]["resource"]["attributes"]
+        assert {"key": "service.instance.id", "value": {"stringValue": "gw-7"}} in resource

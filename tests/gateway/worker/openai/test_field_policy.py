@@ -23,8 +23,10 @@ from fairlead_gateway.worker.openai.field_policy import (
 )
 from fairlead_gateway.worker.openai.schemas import LISTED_KINDS
 from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import request
+
+pytestmark = pytest.mark.simulated
 
 Pairs = list[tuple[str, object]]
 NAMES = st.sampled_from(
@@ -110,7 +112,7 @@ def test_byte_for_byte(body: str, left: str) -> None:
         *("bootstrap\\u005froom", "routed_dp_rank", "data_parallel_rank", "disagg_prefill_dp_rank"),
     ],
 )
-def test_no_route_lets_them_through(path: str, name: str) -> None:
+async def test_no_route_lets_them_through(path: str, name: str) -> None:
     prompt = {
         "/v1/chat/completions": '"messages":[{"role":"user","content":"kv_transfer_params"}]',
         "/v1/completions": '"prompt":"kv_transfer_params"',
@@ -118,25 +120,18 @@ def test_no_route_lets_them_through(path: str, name: str) -> None:
     }[path]
     params = json.dumps(HAND_OFF)
     sent = f'{{"{name}":{params},"model":"tiny",{prompt},"{name}":{params},"vllm_xargs":{{"{name}":"x"}}}}'
-
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            assert (await request(running.url, sent.encode(), path=path)).status == 200
-            assert engine.calls[0].body.decode() == f'{{"model":"tiny",{prompt},"vllm_xargs":{{}}}}'
-
-    run_async(main())
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        assert (await request(running.url, sent.encode(), path=path)).status == 200
+        assert engine.calls[0].body.decode() == f'{{"model":"tiny",{prompt},"vllm_xargs":{{}}}}'
 
 
 @pytest.mark.parametrize("where", ['"kv_cache_report_mode":"full"', '"vllm_xargs":{"kv_cache_report_mode":"full"}'])
-def test_no_client_has_an_engine_announce_what_it_did_not_store(where: str) -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            prompt = '"messages":[{"role":"user","content":"a"}]'
-            sent = f'{{"model":"tiny",{prompt},{where}}}'
-            assert (await request(running.url, sent.encode(), path="/v1/chat/completions")).status == 200
-            assert b"kv_cache_report_mode" not in engine.calls[0].body
-
-    run_async(main())
+async def test_no_client_has_an_engine_announce_what_it_did_not_store(where: str) -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        prompt = '"messages":[{"role":"user","content":"a"}]'
+        sent = f'{{"model":"tiny",{prompt},{where}}}'
+        assert (await request(running.url, sent.encode(), path="/v1/chat/completions")).status == 200
+        assert b"kv_cache_report_mode" not in engine.calls[0].body
 
 
 PROMPTS = {
@@ -164,24 +159,20 @@ def apply(body: dict[str, Any], path: str = "/v1/chat/completions", **policy: An
 
 @pytest.mark.parametrize("path", PROMPTS)
 @pytest.mark.parametrize("name", REFUSED_FIELDS)
-def test_a_special_field_is_refused_with_the_setting_that_allows_it(path: str, name: str) -> None:
+async def test_a_special_field_is_refused_with_the_setting_that_allows_it(path: str, name: str) -> None:
     body = json.dumps({"model": "tiny", **PROMPTS[path], name: 5}).encode()
     escaped = body.replace(f'"{name}"'.encode(), f'"\\u{ord(name[0]):04x}{name[1:]}"'.encode())
-
-    async def main() -> None:
-        async with scripted_engine() as engine:
-            async with running_gateway(fleet_of([engine.url])) as running:
-                for sent in (body, escaped):
-                    answer = await request(running.url, sent, path=path)
-                    error = answer.error
-                    assert (answer.status, error["code"], error["param"]) == (400, "field_not_allowed", name)
-                    assert f"engine.allowedFields: [{name}]" in error["message"]
-                assert engine.calls == []
-            async with running_gateway(fleet_with(engine.url, allowed_fields=frozenset({name}))) as running:
-                assert (await request(running.url, body, path=path)).status == 200
-                assert engine.calls[0].body == body
-
-    run_async(main())
+    async with scripted_engine() as engine:
+        async with running_gateway(fleet_of([engine.url])) as running:
+            for sent in (body, escaped):
+                answer = await request(running.url, sent, path=path)
+                error = answer.error
+                assert (answer.status, error["code"], error["param"]) == (400, "field_not_allowed", name)
+                assert f"engine.allowedFields: [{name}]" in error["message"]
+            assert engine.calls == []
+        async with running_gateway(fleet_with(engine.url, allowed_fields=frozenset({name}))) as running:
+            assert (await request(running.url, body, path=path)).status == 200
+            assert engine.calls[0].body == body
 
 
 TOKENS_BY_PATH = {
@@ -193,50 +184,43 @@ TOKENS_BY_PATH = {
 
 
 @pytest.mark.parametrize("path", TOKENS_BY_PATH)
-def test_prompt_of_token_ids_reaches_no_engine_that_does_not_check_them(path: str) -> None:
+async def test_prompt_of_token_ids_reaches_no_engine_that_does_not_check_them(path: str) -> None:
     body = {"model": "tiny", **TOKENS_BY_PATH[path]}
-
-    async def main() -> None:
-        async with scripted_engine() as engine:
-            for policy, status in (
-                ({"engines": frozenset({"sglang"})}, 400),
-                ({"engines": frozenset({"sglang", "vllm"})}, 400),
-                ({"engines": frozenset({"sglang"}), "allowed_fields": frozenset({"input_ids"})}, 200),
-                ({"engines": frozenset({"vllm"})}, 200),
-            ):
-                async with running_gateway(fleet_with(engine.url, **policy)) as running:
-                    answer = await request(running.url, body, path=path)
-                    assert answer.status == status
-                    if status == 400:
-                        assert answer.error["param"] in body
-                        assert "engine.allowedFields: [input_ids]" in answer.error["message"]
-                        assert engine.calls == []
-                    texts = {"model": "tiny", **PROMPTS.get(path, {"query": "5", "items": ["1"]}), "input": "[5]"}
-                    assert (await request(running.url, texts, path=path)).status == 200
-                    engine.calls.clear()
-
-    run_async(main())
+    async with scripted_engine() as engine:
+        for policy, status in (
+            ({"engines": frozenset({"sglang"})}, 400),
+            ({"engines": frozenset({"sglang", "vllm"})}, 400),
+            ({"engines": frozenset({"sglang"}), "allowed_fields": frozenset({"input_ids"})}, 200),
+            ({"engines": frozenset({"vllm"})}, 200),
+        ):
+            async with running_gateway(fleet_with(engine.url, **policy)) as running:
+                answer = await request(running.url, body, path=path)
+                assert answer.status == status
+                if status == 400:
+                    assert answer.error["param"] in body
+                    assert "engine.allowedFields: [input_ids]" in answer.error["message"]
+                    assert engine.calls == []
+                texts = {"model": "tiny", **PROMPTS.get(path, {"query": "5", "items": ["1"]}), "input": "[5]"}
+                assert (await request(running.url, texts, path=path)).status == 200
+                engine.calls.clear()
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-def test_stop_tokens_that_engines_use_as_indices_need_a_deliberate_yes(path: str) -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            for stop, minimum, status in (
-                ([10**6], 1, 400),
-                ([-5], 3, 400),
-                ([10**6], 0, 200),
-                ([10**6], None, 200),
-                ([], 3, 200),
-                (None, 3, 200),
-            ):
-                body = {"model": "tiny", **PROMPTS[path], "stop_token_ids": stop, "min_tokens": minimum}
-                answer = await request(running.url, body, path=path)
-                assert answer.status == status, (stop, minimum)
-                if status == 400:
-                    assert (answer.error["code"], answer.error["param"]) == ("field_not_allowed", "stop_token_ids")
-
-    run_async(main())
+async def test_stop_tokens_that_engines_use_as_indices_need_a_deliberate_yes(path: str) -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        for stop, minimum, status in (
+            ([10**6], 1, 400),
+            ([-5], 3, 400),
+            ([10**6], 0, 200),
+            ([10**6], None, 200),
+            ([], 3, 200),
+            (None, 3, 200),
+        ):
+            body = {"model": "tiny", **PROMPTS[path], "stop_token_ids": stop, "min_tokens": minimum}
+            answer = await request(running.url, body, path=path)
+            assert answer.status == status, (stop, minimum)
+            if status == 400:
+                assert (answer.error["code"], answer.error["param"]) == ("field_not_allowed", "stop_token_ids")
     both = {"stop_token_ids": [7], "min_tokens": 3}
     assert apply(both, allowed_fields=frozenset({"stop_token_ids"})) == both
 
@@ -265,16 +249,13 @@ def test_unknown_fields_pass_or_are_refused_as_the_model_says() -> None:
     assert apply({"odd": 1}, "/v1/made/up", **strict) == {"odd": 1}
 
 
-def test_a_model_that_refuses_unknown_fields_looks_at_every_body() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine:
-            policy = {"engines": frozenset({"sglang"}), "unknown_fields": UnknownFields.REFUSE}
-            async with running_gateway(fleet_with(engine.url, **policy)) as running:
-                for name, status in (("add_generation_prompt", 400), ("session_id", 200), ("separate_reasoning", 200)):
-                    body = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], name: None}
-                    assert (await request(running.url, body)).status == status, name
-
-    run_async(main())
+async def test_a_model_that_refuses_unknown_fields_looks_at_every_body() -> None:
+    async with scripted_engine() as engine:
+        policy = {"engines": frozenset({"sglang"}), "unknown_fields": UnknownFields.REFUSE}
+        async with running_gateway(fleet_with(engine.url, **policy)) as running:
+            for name, status in (("add_generation_prompt", 400), ("session_id", 200), ("separate_reasoning", 200)):
+                body = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], name: None}
+                assert (await request(running.url, body)).status == status, name
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])

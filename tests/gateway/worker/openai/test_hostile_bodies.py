@@ -6,8 +6,10 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request
+
+pytestmark = pytest.mark.simulated
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -130,21 +132,17 @@ BAD: dict[str, tuple[bytes, str | None]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_body_gets_a_4xx_that_names_the_field(name: str) -> None:
+async def test_a_bad_body_gets_a_4xx_that_names_the_field(name: str) -> None:
     body, param = BAD[name]
-
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            answer = await request(running.url, body)
-            assert answer.status == 400
-            error = answer.error
-            assert error["type"] == "invalid_request_error"
-            assert error["param"] == param, error
-            assert param is None or error["message"].startswith(param)
-            assert engine.calls == []
-            assert (await request(running.url, GOOD)).status == 200
-
-    run_async(main())
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        answer = await request(running.url, body)
+        assert answer.status == 400
+        error = answer.error
+        assert error["type"] == "invalid_request_error"
+        assert error["param"] == param, error
+        assert param is None or error["message"].startswith(param)
+        assert engine.calls == []
+        assert (await request(running.url, GOOD)).status == 200
 
 
 @pytest.mark.parametrize(
@@ -176,14 +174,11 @@ def test_a_bad_body_gets_a_4xx_that_names_the_field(name: str) -> None:
         ("/v1/embeddings", {"model": "tiny", "input": "x", "dimensions": 0}, "dimensions"),
     ],
 )
-def test_bad_values_are_refused_on_every_path_by_their_own_field(path: str, body: object, param: str) -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            answer = await request(running.url, body, path=path)
-            assert (answer.status, answer.error["param"]) == (400, param)
-            assert engine.calls == []
-
-    run_async(main())
+async def test_bad_values_are_refused_on_every_path_by_their_own_field(path: str, body: object, param: str) -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        answer = await request(running.url, body, path=path)
+        assert (answer.status, answer.error["param"]) == (400, param)
+        assert engine.calls == []
 
 
 GOOD_ONES = {
@@ -210,68 +205,50 @@ GOOD_ONES = {
 
 
 @pytest.mark.parametrize("name", GOOD_ONES)
-def test_what_is_legal_reaches_the_engine_byte_for_byte(name: str) -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            answer = await request(running.url, GOOD_ONES[name])
-            assert answer.status == 200, answer.body
-            assert [call.body for call in engine.calls] == [GOOD_ONES[name]]
-
-    run_async(main())
+async def test_what_is_legal_reaches_the_engine_byte_for_byte(name: str) -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        answer = await request(running.url, GOOD_ONES[name])
+        assert answer.status == 200, answer.body
+        assert [call.body for call in engine.calls] == [GOOD_ONES[name]]
 
 
-def test_of_a_duplicate_key_the_last_counts_for_gateway_and_engine_alike() -> None:
+async def test_of_a_duplicate_key_the_last_counts_for_gateway_and_engine_alike() -> None:
     body = b'{"model":"nope","model":"tiny","stream":true,"messages":[{"role":"u"}],"stream":false,"n":1,"n":2}'
-
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            answer = await request(running.url, body)
-            assert answer.status == 200
-            assert answer.fields["content-type"] == "application/json"
-            assert engine.calls[0].body == body
-            swapped = body.replace(b'"nope","model":"tiny"', b'"tiny","model":"nope"')
-            assert (await request(running.url, swapped)).status == 404
-
-    run_async(main())
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        answer = await request(running.url, body)
+        assert answer.status == 200
+        assert answer.fields["content-type"] == "application/json"
+        assert engine.calls[0].body == body
+        swapped = body.replace(b'"nope","model":"tiny"', b'"tiny","model":"nope"')
+        assert (await request(running.url, swapped)).status == 404
 
 
-def test_a_million_keys_do_not_hold_up_other_requests() -> None:
+async def test_a_million_keys_do_not_hold_up_other_requests() -> None:
     body = b"{" + b",".join(b'"k%d":1' % n for n in range(1_000_000)) + b',"model":"tiny","messages":[{"role":"u"}]}'
-
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            heavy, light = await RawConnection.connect(running.url), await RawConnection.connect(running.url)
-            await heavy.send(post_request(body))
-            await light.send(get_request("/readyz"))
-            assert (await light.read_response()).status == 200
-            assert (await heavy.read_response()).status == 200
-            assert len(engine.calls[0].body) == len(body)
-            await heavy.close()
-            await light.close()
-
-    run_async(main())
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        heavy, light = await RawConnection.connect(running.url), await RawConnection.connect(running.url)
+        await heavy.send(post_request(body))
+        await light.send(get_request("/readyz"))
+        assert (await light.read_response()).status == 200
+        assert (await heavy.read_response()).status == 200
+        assert len(engine.calls[0].body) == len(body)
+        await heavy.close()
+        await light.close()
 
 
-def test_a_body_that_is_changed_has_a_bounded_number_of_fields() -> None:
+async def test_a_body_that_is_changed_has_a_bounded_number_of_fields() -> None:
     body = (
         b"{" + b",".join(b'"k%d":1' % n for n in range(5_000)) + b',"model":"default/tiny","messages":[{"role":"u"}]}'
     )
-
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            answer = await request(running.url, body)
-            assert (answer.status, answer.error["code"]) == (400, "invalid_json")
-            assert (await request(running.url, body.replace(b"default/", b""))).status == 200
-
-    run_async(main())
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        answer = await request(running.url, body)
+        assert (answer.status, answer.error["code"]) == (400, "invalid_json")
+        assert (await request(running.url, body.replace(b"default/", b""))).status == 200
 
 
-def test_the_body_limit_counts_decoded_bytes() -> None:
-    async def main() -> None:
-        limits = Limits(body_bytes=1_000)
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
-            assert (await request(running.url, chat(user="x" * 800))).status == 200
-            answer = await request(running.url, chat(user="x" * 1_000))
-            assert (answer.status, answer.error["code"]) == (413, "body_too_large")
-
-    run_async(main())
+async def test_the_body_limit_counts_decoded_bytes() -> None:
+    limits = Limits(body_bytes=1_000)
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+        assert (await request(running.url, chat(user="x" * 800))).status == 200
+        answer = await request(running.url, chat(user="x" * 1_000))
+        assert (answer.status, answer.error["code"]) == (413, "body_too_large")

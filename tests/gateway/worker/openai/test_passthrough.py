@@ -8,7 +8,7 @@ import pytest
 from fairlead.fleet.model import Fleet, Model, RequestPolicy
 from fairlead_gateway.worker.openai.passthrough import is_passthrough_path, open_paths
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 
 KNOWN: dict[str, dict[str, object]] = {
@@ -31,69 +31,55 @@ async def _echo(call: EngineCall) -> None:
 
 
 @pytest.mark.parametrize("path", [*KNOWN, *PASSED])
-def test_a_path_is_answered_by_an_engine_of_the_model_that_the_body_names(path: str) -> None:
+async def test_a_path_is_answered_by_an_engine_of_the_model_that_the_body_names(path: str) -> None:
     asked = {"model": "default/tiny", "é": 1.50, **KNOWN.get(path, {"input": "x"})}
-
-    async def main() -> None:
-        async with scripted_engine(_echo) as engine, running_gateway(fleet_of([engine.url])) as running:
-            answer = await request(running.url, asked, path=path)
-            assert answer.status == 200
-            assert answer.fields["x-fairlead-instance"] == "e-0/0/0"
-            assert answer.json == {"path": path, "got": asked | {"model": "tiny"}}
-            assert running.gateway.decisions.find(answer.fields["x-fairlead-decision"])
-
-    run_async(main())
+    async with scripted_engine(_echo) as engine, running_gateway(fleet_of([engine.url])) as running:
+        answer = await request(running.url, asked, path=path)
+        assert answer.status == 200
+        assert answer.fields["x-fairlead-instance"] == "e-0/0/0"
+        assert answer.json == {"path": path, "got": asked | {"model": "tiny"}}
+        assert running.gateway.decisions.find(answer.fields["x-fairlead-decision"])
 
 
 @pytest.mark.parametrize("path", [*KNOWN, *PASSED])
-def test_hand_off_fields_go_no_further_on_any_of_them(path: str) -> None:
+async def test_hand_off_fields_go_no_further_on_any_of_them(path: str) -> None:
     sent = b'{"kv\\u005ftransfer_params":{"a":1},"model":"tiny","x":"kv_transfer_params","ec_transfer_params":2}'
-
-    async def main() -> None:
-        async with scripted_engine(_echo) as engine, running_gateway(fleet_of([engine.url])) as running:
-            assert (await request(running.url, sent, path=f"{path}?kv_transfer_params=1")).status == 200
-            assert engine.calls[0].body == b'{"model":"tiny","x":"kv_transfer_params"}'
-            assert engine.calls[0].path == path
-
-    run_async(main())
+    async with scripted_engine(_echo) as engine, running_gateway(fleet_of([engine.url])) as running:
+        assert (await request(running.url, sent, path=f"{path}?kv_transfer_params=1")).status == 200
+        assert engine.calls[0].body == b'{"model":"tiny","x":"kv_transfer_params"}'
+        assert engine.calls[0].path == path
 
 
-def test_a_get_names_its_model_in_the_query_which_the_engine_gets_with_its_own_name() -> None:
+async def test_a_get_names_its_model_in_the_query_which_the_engine_gets_with_its_own_name() -> None:
     async def script(call: EngineCall) -> None:
         assert (call.header("content-length") is None) == ("/cancel" not in call.path)
         await call.respond({"path": call.path})
 
-    async def main() -> None:
-        async with (
-            scripted_engine(script) as engine,
-            running_gateway(fleet_of([engine.url], requests=OPENED)) as running,
-        ):
-            path = "/v1/responses/resp_1?model=default%2Ftiny&include=a%26b&ec_transfer_params=x&empty="
-            answer = (await send(running.url, get_request(path)))[0]
-            assert answer.json == {"path": "/v1/responses/resp_1?model=tiny&include=a%26b&empty="}
-            cancelled = await request(running.url, b"", path="/v1/responses/resp_1/cancel?model=tiny")
-            assert cancelled.status == 200
-            assert engine.calls[1].path == "/v1/responses/resp_1/cancel?model=tiny"
-
-    run_async(main())
+    async with (
+        scripted_engine(script) as engine,
+        running_gateway(fleet_of([engine.url], requests=OPENED)) as running,
+    ):
+        path = "/v1/responses/resp_1?model=default%2Ftiny&include=a%26b&ec_transfer_params=x&empty="
+        answer = (await send(running.url, get_request(path)))[0]
+        assert answer.json == {"path": "/v1/responses/resp_1?model=tiny&include=a%26b&empty="}
+        cancelled = await request(running.url, b"", path="/v1/responses/resp_1/cancel?model=tiny")
+        assert cancelled.status == 200
+        assert engine.calls[1].path == "/v1/responses/resp_1/cancel?model=tiny"
 
 
-def test_clients_reach_nothing_else_of_an_account() -> None:
-    async def main() -> None:
-        async with (
-            scripted_engine(_echo) as engine,
-            running_gateway(fleet_of([engine.url], requests=OPENED)) as running,
-        ):
-            for path in ("/v1/files/file-1", "/v1/filesystem", "/v1/batches", "/v1/responses2", "/v1/organization"):
-                for data in (get_request(f"{path}?model=tiny"), post_request({"model": "tiny"}, path=path)):
-                    (answer,) = await send(running.url, data)
-                    assert (answer.status, answer.error["code"]) == (404, "unknown_url"), path
-                    assert "engine.allowedPaths" in answer.error["message"]
-            assert engine.calls == []
-            (answer,) = await send(running.url, post_request({"model": "tiny"}, path="/v1/files"))
-            assert answer.status == 200
-
-    run_async(main())
+async def test_clients_reach_nothing_else_of_an_account() -> None:
+    async with (
+        scripted_engine(_echo) as engine,
+        running_gateway(fleet_of([engine.url], requests=OPENED)) as running,
+    ):
+        for path in ("/v1/files/file-1", "/v1/filesystem", "/v1/batches", "/v1/responses2", "/v1/organization"):
+            for data in (get_request(f"{path}?model=tiny"), post_request({"model": "tiny"}, path=path)):
+                (answer,) = await send(running.url, data)
+                assert (answer.status, answer.error["code"]) == (404, "unknown_url"), path
+                assert "engine.allowedPaths" in answer.error["message"]
+        assert engine.calls == []
+        (answer,) = await send(running.url, post_request({"model": "tiny"}, path="/v1/files"))
+        assert answer.status == 200
 
 
 def test_each_engine_type_has_the_paths_of_its_api() -> None:
@@ -103,7 +89,7 @@ def test_each_engine_type_has_the_paths_of_its_api() -> None:
     assert open_paths(frozenset()) == open_paths(frozenset({"external"})) == sglang | vllm
 
 
-def test_a_stream_in_another_language_is_passed_on_piece_by_piece() -> None:
+async def test_a_stream_in_another_language_is_passed_on_piece_by_piece() -> None:
     go_on = asyncio.Event()
     first = b'event: response.created\ndata: {"a":1}\n\n'
     last = b"event: response.completed\ndata: {}\n\n"
@@ -115,80 +101,65 @@ def test_a_stream_in_another_language_is_passed_on_piece_by_piece() -> None:
         await call.chunk(last)
         await call.chunk(b"")
 
-    async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await RawConnection.connect(running.url)
-            await connection.send(post_request({"model": "tiny", "stream": True}, path="/v1/responses"))
-            head = await connection.reader.readuntil(first)
-            assert b"content-type: text/event-stream" in head
-            go_on.set()
-            assert (await connection.reader.read()).endswith(last + b"\r\n0\r\n\r\n")
-            await connection.close()
-
-    run_async(main())
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request({"model": "tiny", "stream": True}, path="/v1/responses"))
+        head = await connection.reader.readuntil(first)
+        assert b"content-type: text/event-stream" in head
+        go_on.set()
+        assert (await connection.reader.read()).endswith(last + b"\r\n0\r\n\r\n")
+        await connection.close()
 
 
-def test_a_passed_on_stream_that_breaks_does_not_look_complete() -> None:
+async def test_a_passed_on_stream_that_breaks_does_not_look_complete() -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()
         await call.chunk(b"data: 1\n\n")
         call.reset()
 
-    async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await RawConnection.connect(running.url)
-            await connection.send(post_request({"model": "tiny"}, path="/v1/responses"))
-            try:
-                rest = await connection.reader.read()
-            except ConnectionError:
-                rest = b""
-            assert not rest.endswith(b"0\r\n\r\n")
-            await connection.close()
-
-    run_async(main())
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request({"model": "tiny"}, path="/v1/responses"))
+        try:
+            rest = await connection.reader.read()
+        except ConnectionError:
+            rest = b""
+        assert not rest.endswith(b"0\r\n\r\n")
+        await connection.close()
 
 
-def test_bytes_and_their_kind_come_back_as_the_engine_sent_them() -> None:
+async def test_bytes_and_their_kind_come_back_as_the_engine_sent_them() -> None:
     async def script(call: EngineCall) -> None:
         await call.respond(b"\x00\xff" * 10, kind="audio/wav")
 
-    async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            answer = await request(running.url, {"model": "tiny", "input": "x"}, path="/v1/audio/speech")
-            assert (answer.status, answer.body) == (200, b"\x00\xff" * 10)
-            assert answer.fields["content-type"] == "audio/wav"
-
-    run_async(main())
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        answer = await request(running.url, {"model": "tiny", "input": "x"}, path="/v1/audio/speech")
+        assert (answer.status, answer.body) == (200, b"\x00\xff" * 10)
+        assert answer.fields["content-type"] == "audio/wav"
 
 
 @pytest.mark.parametrize("status", ["404 Not Found", "405 Method Not Allowed"])
-def test_what_the_engine_does_not_serve_is_an_openai_error(status: str) -> None:
+async def test_what_the_engine_does_not_serve_is_an_openai_error(status: str) -> None:
     async def script(call: EngineCall) -> None:
         await call.respond({"detail": status[4:]}, status)
 
-    async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            for path in ("/v1/rerank", "/v1/pooling"):
-                answer = await request(running.url, {"model": "tiny"}, path=path)
-                assert (answer.status, answer.error["code"]) == (int(status[:3]), "unknown_url")
-                assert answer.fields["content-type"] == "application/json"
-            assert len(engine.calls) == 2
-
-    run_async(main())
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        for path in ("/v1/rerank", "/v1/pooling"):
+            answer = await request(running.url, {"model": "tiny"}, path=path)
+            assert (answer.status, answer.error["code"]) == (int(status[:3]), "unknown_url")
+            assert answer.fields["content-type"] == "application/json"
+        assert len(engine.calls) == 2
 
 
-def test_an_error_of_another_form_is_the_clients() -> None:
+async def test_an_error_of_another_form_is_the_clients() -> None:
     error = {"type": "error", "error": {"type": "invalid_request_error", "message": "no"}}
 
     async def script(call: EngineCall) -> None:
         await call.respond(error, "400 Bad Request")
 
-    async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            answer = await request(running.url, {"model": "tiny"}, path="/v1/messages")
-            assert (answer.status, answer.json) == (400, error)
-
-    run_async(main())
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        answer = await request(running.url, {"model": "tiny"}, path="/v1/messages")
+        assert (answer.status, answer.json) == (400, error)
 
 
 @pytest.mark.parametrize(
@@ -229,34 +200,27 @@ def test_an_error_of_another_form_is_the_clients() -> None:
         (get_request("/v1/models/nope"), 404, "model_not_found"),
     ],
 )
-def test_what_cannot_be_passed_on_is_refused_and_no_engine_hears_of_it(
+async def test_what_cannot_be_passed_on_is_refused_and_no_engine_hears_of_it(
     data: bytes, status: int, code: str | None
 ) -> None:
-    async def main() -> None:
-        async with scripted_engine(_echo) as engine, running_gateway(fleet_of([engine.url])) as running:
-            answer = (await send(running.url, data))[0]
-            assert answer.status == status
-            assert code in (None, answer.error["code"])
-            assert answer.error["type"] == "invalid_request_error"
-            assert engine.calls == []
-
-    run_async(main())
+    async with scripted_engine(_echo) as engine, running_gateway(fleet_of([engine.url])) as running:
+        answer = (await send(running.url, data))[0]
+        assert answer.status == status
+        assert code in (None, answer.error["code"])
+        assert answer.error["type"] == "invalid_request_error"
+        assert engine.calls == []
 
 
-def test_a_model_is_retrieved_by_every_name_it_has() -> None:
+async def test_a_model_is_retrieved_by_every_name_it_has() -> None:
     other = Model("other", "org/big model")
-
-    async def main() -> None:
-        fleet = fleet_of([])
-        fleet = Fleet(2, 2, {MODEL_KEY: fleet.models[MODEL_KEY], other.key: other}, {MODEL_KEY: (), other.key: ()})
-        async with running_gateway(fleet) as running:
-            for name in ("tiny", "default/tiny", "other/org/big%20model", "org/big%20model"):
-                answer = (await send(running.url, get_request(f"/v1/models/{name}")))[0]
-                assert (answer.status, answer.json["object"]) == (200, "model")
-            listed = (await send(running.url, get_request("/v1/models")))[0].json
-            assert [one["id"] for one in listed["data"]] == ["tiny", "org/big model"]
-
-    run_async(main())
+    fleet = fleet_of([])
+    fleet = Fleet(2, 2, {MODEL_KEY: fleet.models[MODEL_KEY], other.key: other}, {MODEL_KEY: (), other.key: ()})
+    async with running_gateway(fleet) as running:
+        for name in ("tiny", "default/tiny", "other/org/big%20model", "org/big%20model"):
+            answer = (await send(running.url, get_request(f"/v1/models/{name}")))[0]
+            assert (answer.status, answer.json["object"]) == (200, "model")
+        listed = (await send(running.url, get_request("/v1/models")))[0].json
+        assert [one["id"] for one in listed["data"]] == ["tiny", "org/big model"]
 
 
 def test_only_plain_paths_below_v1_are_passed() -> None:
@@ -278,17 +242,14 @@ def test_only_plain_paths_below_v1_are_passed() -> None:
         assert is_passthrough_path(path), path
 
 
-def test_bodies_that_differ_are_spread() -> None:
-    async def main() -> None:
-        async with (
-            scripted_engine(_echo) as one,
-            scripted_engine(_echo) as two,
-            running_gateway(fleet_of([one.url, two.url])) as running,
-        ):
-            for number in range(64):
-                body = json.dumps({"model": "tiny", "query": f"{number}" * 300}).encode()
-                assert (await request(running.url, body, path="/v1/rerank")).status == 200
-            assert one.calls
-            assert two.calls
-
-    run_async(main())
+async def test_bodies_that_differ_are_spread() -> None:
+    async with (
+        scripted_engine(_echo) as one,
+        scripted_engine(_echo) as two,
+        running_gateway(fleet_of([one.url, two.url])) as running,
+    ):
+        for number in range(64):
+            body = json.dumps({"model": "tiny", "query": f"{number}" * 300}).encode()
+            assert (await request(running.url, body, path="/v1/rerank")).status == 200
+        assert one.calls
+        assert two.calls

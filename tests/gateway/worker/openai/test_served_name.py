@@ -14,7 +14,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.worker.openai.served_name import ServedNameRewriter, body_with_model, target_with_model
 from fairlead_testing.engines.scripted import EngineCall, event, scripted_engine, token, usage
 from fairlead_testing.engines.simulated_process import engine_process
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 
 THEIRS = "Qwen/Qwen3-8B"
@@ -56,66 +56,53 @@ async def strict(call: EngineCall) -> None:
 
 
 @pytest.mark.parametrize("asked", ["tiny", "default/tiny"])
-def test_the_engine_is_asked_for_its_own_name_and_not_a_byte_else_changes(asked: str) -> None:
+async def test_the_engine_is_asked_for_its_own_name_and_not_a_byte_else_changes(asked: str) -> None:
     content = b'"\\u00e9 \\ud83d\\ude00 {\\"model\\":\\"tiny\\"}"'
     body = (
         b'{ "messages" : [{"role":"user","content":' + content + b'}],\n "model":\t"%b" , "x":1.0e2}' % asked.encode()
     )
-
-    async def main() -> None:
-        async with scripted_engine(strict) as engine, running_gateway(renamed(fleet_of([engine.url]))) as running:
-            answer = await request(running.url, body)
-            assert (answer.status, answer.json["model"]) == (200, asked)
-            assert engine.calls[0].body == body.replace(b'\t"%b"' % asked.encode(), b'\t"Qwen/Qwen3-8B"')
-
-    run_async(main())
+    async with scripted_engine(strict) as engine, running_gateway(renamed(fleet_of([engine.url]))) as running:
+        answer = await request(running.url, body)
+        assert (answer.status, answer.json["model"]) == (200, asked)
+        assert engine.calls[0].body == body.replace(b'\t"%b"' % asked.encode(), b'\t"Qwen/Qwen3-8B"')
 
 
-def test_of_two_engines_with_two_names_each_is_asked_for_the_one_that_it_knows() -> None:
+async def test_of_two_engines_with_two_names_each_is_asked_for_the_one_that_it_knows() -> None:
     async def own(call: EngineCall) -> None:
         await call.respond({"model": call.json["model"], "choices": []})
 
-    async def main() -> None:
-        async with scripted_engine(strict) as one, scripted_engine(own) as two:
-            fleet = fleet_of([one.url, two.url], preset="round-robin")
-            async with running_gateway(renamed(fleet, THEIRS, None)) as running:
-                assert {(await request(running.url, GOOD)).json["model"] for _ in range(4)} == {"tiny"}
-            assert {call.json["model"] for call in one.calls} == {THEIRS}
-            assert {call.json["model"] for call in two.calls} == {"tiny"}
-
-    run_async(main())
+    async with scripted_engine(strict) as one, scripted_engine(own) as two:
+        fleet = fleet_of([one.url, two.url], preset="round-robin")
+        async with running_gateway(renamed(fleet, THEIRS, None)) as running:
+            assert {(await request(running.url, GOOD)).json["model"] for _ in range(4)} == {"tiny"}
+        assert {call.json["model"] for call in one.calls} == {THEIRS}
+        assert {call.json["model"] for call in two.calls} == {"tiny"}
 
 
-def test_a_request_that_is_tried_again_elsewhere_asks_for_the_other_engines_name() -> None:
+async def test_a_request_that_is_tried_again_elsewhere_asks_for_the_other_engines_name() -> None:
     async def broken(call: EngineCall) -> None:
         call.reset()
 
-    async def main() -> None:
-        async with scripted_engine(broken) as one, scripted_engine(strict) as two:
-            urls = [one.url, two.url]
-            async with running_gateway(renamed(fleet_of(urls, preset="round-robin"), "other/name", THEIRS)) as running:
-                answers = [await request(running.url, GOOD) for _ in range(2)]
-            assert [(one.status, one.json["model"]) for one in answers] == [(200, "tiny")] * 2
-            assert {call.json["model"] for call in one.calls} == {"other/name"}
-
-    run_async(main())
+    async with scripted_engine(broken) as one, scripted_engine(strict) as two:
+        urls = [one.url, two.url]
+        async with running_gateway(renamed(fleet_of(urls, preset="round-robin"), "other/name", THEIRS)) as running:
+            answers = [await request(running.url, GOOD) for _ in range(2)]
+        assert [(one.status, one.json["model"]) for one in answers] == [(200, "tiny")] * 2
+        assert {call.json["model"] for call in one.calls} == {"other/name"}
 
 
-def test_a_get_names_it_in_the_query() -> None:
+async def test_a_get_names_it_in_the_query() -> None:
     async def script(call: EngineCall) -> None:
         await call.respond({"path": call.path, "response": {"model": THEIRS}})
 
-    async def main() -> None:
-        opened = RequestPolicy(allowed_paths=frozenset({"/v1/responses/*"}))
-        async with (
-            scripted_engine(script) as engine,
-            running_gateway(renamed(fleet_of([engine.url], requests=opened))) as running,
-        ):
-            (answer,) = await send(running.url, get_request("/v1/responses/resp_1?model=default%2Ftiny&include=a%26b"))
-            assert answer.json["path"] == "/v1/responses/resp_1?model=Qwen%2FQwen3-8B&include=a%26b"
-            assert answer.json["response"] == {"model": "default/tiny"}
-
-    run_async(main())
+    opened = RequestPolicy(allowed_paths=frozenset({"/v1/responses/*"}))
+    async with (
+        scripted_engine(script) as engine,
+        running_gateway(renamed(fleet_of([engine.url], requests=opened))) as running,
+    ):
+        (answer,) = await send(running.url, get_request("/v1/responses/resp_1?model=default%2Ftiny&include=a%26b"))
+        assert answer.json["path"] == "/v1/responses/resp_1?model=Qwen%2FQwen3-8B&include=a%26b"
+        assert answer.json["response"] == {"model": "default/tiny"}
 
 
 def test_what_needs_no_rewriting_is_left_alone() -> None:
@@ -127,19 +114,16 @@ def test_what_needs_no_rewriting_is_left_alone() -> None:
 # --- the answer ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_event_of_a_stream_names_the_model_that_was_asked_for() -> None:
-    async def main() -> None:
-        async with scripted_engine(strict) as engine, running_gateway(renamed(fleet_of([engine.url]))) as running:
-            answer = await request(running.url, GOOD | {"stream": True})
-            events = [json.loads(data) for data in answer.events[:-1]]
-            assert [found["model"] for found in events] == ["tiny"] * 3
-            assert events[1]["choices"][0]["delta"]["content"] == f'"model":"{THEIRS}"'  # text is the model's own
-            assert answer.events[-1] == "[DONE]"
-
-    run_async(main())
+async def test_every_event_of_a_stream_names_the_model_that_was_asked_for() -> None:
+    async with scripted_engine(strict) as engine, running_gateway(renamed(fleet_of([engine.url]))) as running:
+        answer = await request(running.url, GOOD | {"stream": True})
+        events = [json.loads(data) for data in answer.events[:-1]]
+        assert [found["model"] for found in events] == ["tiny"] * 3
+        assert events[1]["choices"][0]["delta"]["content"] == f'"model":"{THEIRS}"'  # text is the model's own
+        assert answer.events[-1] == "[DONE]"
 
 
-def test_a_stream_that_breaks_is_continued_by_an_engine_with_a_name_of_its_own() -> None:
+async def test_a_stream_that_breaks_is_continued_by_an_engine_with_a_name_of_its_own() -> None:
     async def breaks(call: EngineCall) -> None:
         await call.start_stream()
         await call.event({"id": "1", "model": "first/name"} | token("a"))
@@ -150,20 +134,17 @@ def test_a_stream_that_breaks_is_continued_by_an_engine_with_a_name_of_its_own()
         await call.event({"id": "2", "model": THEIRS} | token("b", "stop"))
         await call.finish()
 
-    async def main() -> None:
-        async with scripted_engine(breaks) as one, scripted_engine(rest) as two:
-            urls = [one.url, two.url]
-            fleet = renamed(fleet_of(urls, preset="round-robin"), "first/name", THEIRS)
-            async with running_gateway(fleet) as running:
-                answers = [await request(running.url, GOOD | {"stream": True, "temperature": 0}) for _ in range(2)]
-            for answer in answers:
-                assert {json.loads(data)["model"] for data in answer.events[:-1]} == {"tiny"}
-            assert {call.json["model"] for call in two.calls} == {THEIRS}
-
-    run_async(main())
+    async with scripted_engine(breaks) as one, scripted_engine(rest) as two:
+        urls = [one.url, two.url]
+        fleet = renamed(fleet_of(urls, preset="round-robin"), "first/name", THEIRS)
+        async with running_gateway(fleet) as running:
+            answers = [await request(running.url, GOOD | {"stream": True, "temperature": 0}) for _ in range(2)]
+        for answer in answers:
+            assert {json.loads(data)["model"] for data in answer.events[:-1]} == {"tiny"}
+        assert {call.json["model"] for call in two.calls} == {THEIRS}
 
 
-def test_a_long_answer_that_passes_in_pieces_is_renamed_wherever_it_is_cut() -> None:
+async def test_a_long_answer_that_passes_in_pieces_is_renamed_wherever_it_is_cut() -> None:
     whole = json.dumps({"data": ["x" * 50, {"model": THEIRS}] * 3, "model": THEIRS}).encode()
 
     async def main(size: int) -> None:
@@ -183,29 +164,26 @@ def test_a_long_answer_that_passes_in_pieces_is_renamed_wherever_it_is_cut() -> 
             assert answer.json == json.loads(whole.replace(THEIRS.encode(), b"tiny"))
 
     for size in (1, 7, 64):
-        run_async(main(size))
+        await main(size)
 
 
-def test_a_long_answer_of_a_known_length_gets_another_framing() -> None:
+async def test_a_long_answer_of_a_known_length_gets_another_framing() -> None:
     async def script(call: EngineCall) -> None:
         await call.respond({"model": THEIRS, "data": "x" * 1_000})
 
-    async def main() -> None:
-        async with (
-            scripted_engine(script) as engine,
-            running_gateway(renamed(fleet_of([engine.url])), Limits(response_buffer_bytes=20)) as running,
-        ):
-            connection = await RawConnection.connect(running.url)
-            for _ in range(2):
-                await connection.send(post_request(GOOD, close=False))
-                answer = await connection.read_response()
-                assert answer.json == {"model": "tiny", "data": "x" * 1_000}
-            await connection.close()
-
-    run_async(main())
+    async with (
+        scripted_engine(script) as engine,
+        running_gateway(renamed(fleet_of([engine.url])), Limits(response_buffer_bytes=20)) as running,
+    ):
+        connection = await RawConnection.connect(running.url)
+        for _ in range(2):
+            await connection.send(post_request(GOOD, close=False))
+            answer = await connection.read_response()
+            assert answer.json == {"model": "tiny", "data": "x" * 1_000}
+        await connection.close()
 
 
-def test_a_passed_on_stream_is_renamed_too_and_what_is_no_json_is_not() -> None:
+async def test_a_passed_on_stream_is_renamed_too_and_what_is_no_json_is_not() -> None:
     created = b'event: response.created\ndata: {"response":{"model":"Qwen/Qwen3-8B"}}\n\n'
 
     async def script(call: EngineCall) -> None:
@@ -216,14 +194,11 @@ def test_a_passed_on_stream_is_renamed_too_and_what_is_no_json_is_not() -> None:
         await call.chunk(created)
         await call.chunk(b"")
 
-    async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(renamed(fleet_of([engine.url]))) as running:
-            told = await request(running.url, {"model": "tiny", "stream": True}, path="/v1/responses")
-            assert told.body == created.replace(THEIRS.encode(), b"tiny")
-            said = await request(running.url, {"model": "tiny"}, path="/v1/audio/speech")
-            assert said.body == b'"model":"Qwen/Qwen3-8B"'
-
-    run_async(main())
+    async with scripted_engine(script) as engine, running_gateway(renamed(fleet_of([engine.url]))) as running:
+        told = await request(running.url, {"model": "tiny", "stream": True}, path="/v1/responses")
+        assert told.body == created.replace(THEIRS.encode(), b"tiny")
+        said = await request(running.url, {"model": "tiny"}, path="/v1/audio/speech")
+        assert said.body == b'"model":"Qwen/Qwen3-8B"'
 
 
 @given(
@@ -249,45 +224,38 @@ def test_pieces_cut_anywhere_give_what_the_whole_gives(parts: list[bytes], cuts:
 # --- engines that are engines -------------------------------------------------------------------------------------------
 
 
-def test_simulated_engine_under_another_name_answers_and_refuses_our_name() -> None:
-    async def main() -> None:
-        async with (
-            engine_process("--speed", "50", model=THEIRS) as engine,
-            running_gateway(renamed(fleet_of([engine.url]))) as running,
-        ):
-            whole = await request(running.url, GOOD | {"max_tokens": 3})
-            assert (whole.status, whole.json["model"]) == (200, "tiny")
-            streamed = await request(running.url, GOOD | {"max_tokens": 3, "stream": True})
-            assert {json.loads(data)["model"] for data in streamed.events[:-1]} == {"tiny"}
-            tokens = await request(running.url, {"model": "tiny", "prompt": "a b c"}, path="/tokenize")
-            assert tokens.json["count"] > 0
-            running.gateway.update_fleet(fleet_of([engine.url], version=2))
-            assert (await request(running.url, GOOD)).status == 502  # the engine does not know our name
-
-    run_async(main())
+async def test_simulated_engine_under_another_name_answers_and_refuses_our_name() -> None:
+    async with (
+        engine_process("--speed", "50", model=THEIRS) as engine,
+        running_gateway(renamed(fleet_of([engine.url]))) as running,
+    ):
+        whole = await request(running.url, GOOD | {"max_tokens": 3})
+        assert (whole.status, whole.json["model"]) == (200, "tiny")
+        streamed = await request(running.url, GOOD | {"max_tokens": 3, "stream": True})
+        assert {json.loads(data)["model"] for data in streamed.events[:-1]} == {"tiny"}
+        tokens = await request(running.url, {"model": "tiny", "prompt": "a b c"}, path="/tokenize")
+        assert tokens.json["count"] > 0
+        running.gateway.update_fleet(fleet_of([engine.url], version=2))
+        assert (await request(running.url, GOOD)).status == 502  # the engine does not know our name
 
 
-def test_a_hand_over_asks_both_engines_for_their_own_names() -> None:
+async def test_a_hand_over_asks_both_engines_for_their_own_names() -> None:
     long = GOOD | {"messages": [{"role": "user", "content": "word " * 4_000}], "max_tokens": 3, "stream": True}
-
-    async def main() -> None:
-        async with (
-            engine_process("--speed", "50", "--kv-connector", "nixl", "--kv-role", "kv_producer", model="a/p") as one,
-            engine_process("--speed", "50", "--kv-connector", "nixl", "--kv-role", "kv_consumer", model="a/d") as two,
-        ):
-            fleet = renamed(fleet_of([one.url, two.url]), "a/p", "a/d")
-            prefill, decode = fleet.instances[MODEL_KEY]
-            prefill = replace(prefill, role=Role.PREFILL, transfer="nixl")
-            decode = replace(decode, role=Role.DECODE, transfer="nixl")
-            async with running_gateway(replace(fleet, instances={MODEL_KEY: (prefill, decode)})) as running:
-                answer = await request(running.url, long)
-                assert {json.loads(data)["model"] for data in answer.events[:-1]} == {"tiny"}
-                logged = running.gateway.decisions.find(answer.fields["x-fairlead-decision"])[0]
-                story = logged.records[-1].handoff
-                assert story is not None
-                assert (story.outcome, story.reason) == ("done", "long")
-
-    run_async(main())
+    async with (
+        engine_process("--speed", "50", "--kv-connector", "nixl", "--kv-role", "kv_producer", model="a/p") as one,
+        engine_process("--speed", "50", "--kv-connector", "nixl", "--kv-role", "kv_consumer", model="a/d") as two,
+    ):
+        fleet = renamed(fleet_of([one.url, two.url]), "a/p", "a/d")
+        prefill, decode = fleet.instances[MODEL_KEY]
+        prefill = replace(prefill, role=Role.PREFILL, transfer="nixl")
+        decode = replace(decode, role=Role.DECODE, transfer="nixl")
+        async with running_gateway(replace(fleet, instances={MODEL_KEY: (prefill, decode)})) as running:
+            answer = await request(running.url, long)
+            assert {json.loads(data)["model"] for data in answer.events[:-1]} == {"tiny"}
+            logged = running.gateway.decisions.find(answer.fields["x-fairlead-decision"])[0]
+            story = logged.records[-1].handoff
+            assert story is not None
+            assert (story.outcome, story.reason) == ("done", "long")
 
 
 def test_events_are_looked_at_whole() -> None:

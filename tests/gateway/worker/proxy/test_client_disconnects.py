@@ -9,8 +9,10 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine, event, scripted_engine, token
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
+
+pytestmark = pytest.mark.simulated
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True}
@@ -55,27 +57,24 @@ async def _tokens_forever(call: EngineCall) -> None:
 @pytest.mark.parametrize("leave", [_close, _kill])
 @pytest.mark.parametrize("engine_does", [_silent, _one_token_then_silent, _tokens_forever])
 @pytest.mark.parametrize("body", [GOOD, STREAM], ids=["plain", "stream"])
-def test_a_client_that_leaves_frees_its_engine_at_once(
+async def test_a_client_that_leaves_frees_its_engine_at_once(
     leave: Callable[[RawConnection], None],
     engine_does: Script,
     body: dict[str, object],
 ) -> None:
-    async def main() -> None:
-        async with scripted_engine(engine_does) as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await RawConnection.connect(running.url)
-            await connection.send(post_request(body, close=False))
-            if body is STREAM and engine_does is not _silent:
-                await connection.reader.readuntil(b'"content":"a"')
-            else:
-                await until(lambda: len(engine.calls) == 1)
-            leave(connection)
-            await _freed(running, engine)
-            outcome = running.gateway.decisions.latest(1)[0].outcome
-            assert outcome is not None
-            assert outcome.client_disconnected
-            assert outcome.status == 499
-
-    run_async(main())
+    async with scripted_engine(engine_does) as engine, running_gateway(fleet_of([engine.url])) as running:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request(body, close=False))
+        if body is STREAM and engine_does is not _silent:
+            await connection.reader.readuntil(b'"content":"a"')
+        else:
+            await until(lambda: len(engine.calls) == 1)
+        leave(connection)
+        await _freed(running, engine)
+        outcome = running.gateway.decisions.latest(1)[0].outcome
+        assert outcome is not None
+        assert outcome.client_disconnected
+        assert outcome.status == 499
 
 
 async def _freed(running: RunningGateway, engine: ScriptedEngine) -> None:
@@ -84,23 +83,20 @@ async def _freed(running: RunningGateway, engine: ScriptedEngine) -> None:
     assert {load.inflight for load in running.loads().values()} == {0}
 
 
-def test_a_client_that_closed_its_sending_side_first_and_everything_later_is_noticed() -> None:
-    async def main() -> None:
-        async with scripted_engine(_silent) as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await RawConnection.connect(running.url)
-            await connection.send(post_request(GOOD, close=False))
-            connection.writer.write_eof()
-            await until(lambda: len(engine.calls) == 1)
-            assert await connection.reader.readexactly(9) == b"HTTP/1.1 "
-            await asyncio.sleep(0)
-            assert engine.open == 1
-            _kill(connection)
-            await _freed(running, engine)
-
-    run_async(main())
+async def test_a_client_that_closed_its_sending_side_first_and_everything_later_is_noticed() -> None:
+    async with scripted_engine(_silent) as engine, running_gateway(fleet_of([engine.url])) as running:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request(GOOD, close=False))
+        connection.writer.write_eof()
+        await until(lambda: len(engine.calls) == 1)
+        assert await connection.reader.readexactly(9) == b"HTTP/1.1 "
+        await asyncio.sleep(0)
+        assert engine.open == 1
+        _kill(connection)
+        await _freed(running, engine)
 
 
-def test_a_half_closed_client_gets_a_stream_to_its_end() -> None:
+async def test_a_half_closed_client_gets_a_stream_to_its_end() -> None:
     go_on = asyncio.Event()
 
     async def script(call: EngineCall) -> None:
@@ -110,20 +106,17 @@ def test_a_half_closed_client_gets_a_stream_to_its_end() -> None:
         await call.event(token("b"))
         await call.finish()
 
-    async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await RawConnection.connect(running.url)
-            await connection.send(post_request(STREAM, close=False))
-            await connection.reader.readuntil(b'"content":"a"')
-            connection.writer.write_eof()
-            assert b":\n\n" in await connection.reader.readuntil(b":\n\n")
-            go_on.set()
-            rest = await connection.reader.read()
-            assert b'"content":"b"' in rest
-            assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
-            await connection.close()
-
-    run_async(main())
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request(STREAM, close=False))
+        await connection.reader.readuntil(b'"content":"a"')
+        connection.writer.write_eof()
+        assert b":\n\n" in await connection.reader.readuntil(b":\n\n")
+        go_on.set()
+        rest = await connection.reader.read()
+        assert b'"content":"b"' in rest
+        assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        await connection.close()
 
 
 PASSED_ON = "/v1/responses"
@@ -139,62 +132,53 @@ async def _foreign(call: EngineCall, go_on: asyncio.Event) -> None:
 
 
 @pytest.mark.parametrize("leave", [_close, _kill])
-def test_client_that_leaves_a_passthrough_stream_frees_its_silent_engine(
+async def test_client_that_leaves_a_passthrough_stream_frees_its_silent_engine(
     leave: Callable[[RawConnection], None],
 ) -> None:
-    async def main() -> None:
-        async def script(call: EngineCall) -> None:
-            silence = asyncio.create_task(_foreign(call, asyncio.Event()))
-            await call.wait_closed()
-            silence.cancel()
+    async def script(call: EngineCall) -> None:
+        silence = asyncio.create_task(_foreign(call, asyncio.Event()))
+        await call.wait_closed()
+        silence.cancel()
 
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await RawConnection.connect(running.url)
-            await connection.send(post_request({"model": "tiny"}, path=PASSED_ON, close=False))
-            await connection.reader.readuntil(b"data: {}\n\n\r\n")
-            leave(connection)
-            await _freed(running, engine)
-
-    run_async(main())
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request({"model": "tiny"}, path=PASSED_ON, close=False))
+        await connection.reader.readuntil(b"data: {}\n\n\r\n")
+        leave(connection)
+        await _freed(running, engine)
 
 
-def test_a_half_closed_client_gets_a_stream_that_is_only_passed_on_to_its_end() -> None:
+async def test_a_half_closed_client_gets_a_stream_that_is_only_passed_on_to_its_end() -> None:
     go_on = asyncio.Event()
 
-    async def main() -> None:
-        async def script(call: EngineCall) -> None:
-            await _foreign(call, go_on)
+    async def script(call: EngineCall) -> None:
+        await _foreign(call, go_on)
 
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await RawConnection.connect(running.url)
-            await connection.send(post_request({"model": "tiny"}, path=PASSED_ON, close=False))
-            assert b"event: a" in await connection.reader.readuntil(b"data: {}\n\n\r\n")
-            connection.writer.write_eof()
-            assert await connection.reader.readexactly(1) == b"0"
-            go_on.set()
-            assert await connection.reader.read() == b"13\r\nevent: b\ndata: {}\n\n\r\n0\r\n\r\n"
-            await connection.close()
-
-    run_async(main())
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request({"model": "tiny"}, path=PASSED_ON, close=False))
+        assert b"event: a" in await connection.reader.readuntil(b"data: {}\n\n\r\n")
+        connection.writer.write_eof()
+        assert await connection.reader.readexactly(1) == b"0"
+        go_on.set()
+        assert await connection.reader.read() == b"13\r\nevent: b\ndata: {}\n\n\r\n0\r\n\r\n"
+        await connection.close()
 
 
-def test_a_storm_of_leaving_clients_leaves_nothing_running() -> None:
-    async def main() -> None:
-        async with scripted_engine(_tokens_forever) as engine, running_gateway(fleet_of([engine.url])) as running:
-            clients = [await RawConnection.connect(running.url) for _ in range(100)]
-            for connection in clients:
-                await connection.send(post_request(STREAM))
-            for connection in clients:
-                await connection.reader.readuntil(b'"content":"a"')
-            for number, connection in enumerate(clients):
-                (_kill if number % 2 else _close)(connection)
-            await _freed(running, engine)
-            await until(lambda: not running.gateway.listener.connections)
-
-    run_async(main())
+async def test_a_storm_of_leaving_clients_leaves_nothing_running() -> None:
+    async with scripted_engine(_tokens_forever) as engine, running_gateway(fleet_of([engine.url])) as running:
+        clients = [await RawConnection.connect(running.url) for _ in range(100)]
+        for connection in clients:
+            await connection.send(post_request(STREAM))
+        for connection in clients:
+            await connection.reader.readuntil(b'"content":"a"')
+        for number, connection in enumerate(clients):
+            (_kill if number % 2 else _close)(connection)
+        await _freed(running, engine)
+        await until(lambda: not running.gateway.listener.connections)
 
 
-def test_a_slow_reader_pauses_its_engine_and_loses_nothing() -> None:
+async def test_a_slow_reader_pauses_its_engine_and_loses_nothing() -> None:
     sent = 0
     total = 400
     piece = event(token("x" * 100_000))
@@ -207,65 +191,56 @@ def test_a_slow_reader_pauses_its_engine_and_loses_nothing() -> None:
             sent += 1
         await call.finish()
 
-    async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await RawConnection.connect(running.url)
-            connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket transport has it
-            await connection.send(post_request(STREAM))
-            stood_still, last = 0, -1
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                while stood_still < 50:
-                    await asyncio.sleep(0.005)
-                    stood_still = stood_still + 1 if sent == last and sent else 0
-                    last = sent
-            assert sent < total  # the rest waits in the engine, not in the gateway
-            other = await request(running.url, GOOD | {"stream": False, "messages": []})
-            assert other.status == 400  # other clients do not wait
-            connection.writer.transport.resume_reading()  # type: ignore[attr-defined]  # as above
-            answer = await connection.read_response()
-            assert answer.complete
-            assert sent == total
-            assert len(answer.body) == total * len(piece) + len(event("[DONE]"))
-            await connection.close()
-
-    run_async(main())
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        connection = await RawConnection.connect(running.url)
+        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket transport has it
+        await connection.send(post_request(STREAM))
+        stood_still, last = 0, -1
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while stood_still < 50:
+                await asyncio.sleep(0.005)
+                stood_still = stood_still + 1 if sent == last and sent else 0
+                last = sent
+        assert sent < total  # the rest waits in the engine, not in the gateway
+        other = await request(running.url, GOOD | {"stream": False, "messages": []})
+        assert other.status == 400  # other clients do not wait
+        connection.writer.transport.resume_reading()  # type: ignore[attr-defined]  # as above
+        answer = await connection.read_response()
+        assert answer.complete
+        assert sent == total
+        assert len(answer.body) == total * len(piece) + len(event("[DONE]"))
+        await connection.close()
 
 
-def test_a_reader_that_never_reads_is_given_up() -> None:
+async def test_a_reader_that_never_reads_is_given_up() -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()
         while True:
             await call.event(token("x" * 100_000))
 
-    async def main() -> None:
-        limits = Limits(stream_idle_seconds=0.3)
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url]), limits) as running:
-            connection = await RawConnection.connect(running.url)
-            connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket transport has it
-            await connection.send(post_request(STREAM))
-            await until(lambda: len(engine.calls) == 1)
-            await _freed(running, engine)
-            outcome = running.gateway.decisions.latest(1)[0].outcome
-            assert outcome is not None
-            assert outcome.client_disconnected
-            _kill(connection)
-
-    run_async(main())
+    limits = Limits(stream_idle_seconds=0.3)
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+        connection = await RawConnection.connect(running.url)
+        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket transport has it
+        await connection.send(post_request(STREAM))
+        await until(lambda: len(engine.calls) == 1)
+        await _freed(running, engine)
+        outcome = running.gateway.decisions.latest(1)[0].outcome
+        assert outcome is not None
+        assert outcome.client_disconnected
+        _kill(connection)
 
 
-def test_a_client_that_pipelines_and_never_reads_is_held_back() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await RawConnection.connect(running.url)
-            connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket transport has it
-            wave = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n" * 2_000
-            sending = asyncio.create_task(connection.send(wave * 40))
-            await until(lambda: bool(running.gateway.listener.connections))
-            (line,) = running.gateway.listener.connections
-            await until(lambda: line._writing_paused)
-            stood = line._transport.get_write_buffer_size()
-            assert stood < 8 * 1024 * 1024
-            _kill(connection)
-            await asyncio.gather(sending, return_exceptions=True)
-
-    run_async(main())
+async def test_a_client_that_pipelines_and_never_reads_is_held_back() -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        connection = await RawConnection.connect(running.url)
+        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket transport has it
+        wave = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n" * 2_000
+        sending = asyncio.create_task(connection.send(wave * 40))
+        await until(lambda: bool(running.gateway.listener.connections))
+        (line,) = running.gateway.listener.connections
+        await until(lambda: line._writing_paused)
+        stood = line._transport.get_write_buffer_size()
+        assert stood < 8 * 1024 * 1024
+        _kill(connection)
+        await asyncio.gather(sending, return_exceptions=True)

@@ -7,8 +7,10 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway, with_engines
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway, with_engines
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
+
+pytestmark = pytest.mark.simulated
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True}
@@ -167,7 +169,9 @@ def first_fails(fault: Script) -> tuple[Script, list[str]]:
 
 
 @pytest.mark.parametrize(("fault", "body"), FAULTS, ids=NAMES)
-def test_fault_before_the_first_byte_is_retried_unseen_by_the_client(fault: Script, body: dict[str, object]) -> None:
+async def test_fault_before_the_first_byte_is_retried_unseen_by_the_client(
+    fault: Script, body: dict[str, object]
+) -> None:
     script, met = first_fails(fault)
 
     async def use(running: RunningGateway) -> None:
@@ -185,25 +189,22 @@ def test_fault_before_the_first_byte_is_retried_unseen_by_the_client(fault: Scri
         assert logged.outcome is not None
         assert (logged.outcome.status, logged.outcome.error, logged.outcome.attempts) == (200, None, 2)
 
-    run_async(with_engines([script, script, script], use))
+    await with_engines([script, script, script], use)
 
 
-def test_an_engine_that_refuses_connections_is_passed_over() -> None:
+async def test_an_engine_that_refuses_connections_is_passed_over() -> None:
     async def use(running: RunningGateway) -> None:
         for _ in range(3):
             assert (await request(running.url, GOOD)).status == 200
 
-    async def main() -> None:
-        async with scripted_engine() as dead:
-            gone = dead.url
-        async with scripted_engine() as alive, running_gateway(fleet_of([gone, alive.url])) as running:
-            for number in range(6):
-                body = GOOD | {"messages": [{"role": "user", "content": f"{number}" * 2_000}]}
-                answer = await request(running.url, body)
-                assert answer.status == 200
-                assert answer.fields["x-fairlead-instance"] == "e-1/1/0"
-
-    run_async(main())
+    async with scripted_engine() as dead:
+        gone = dead.url
+    async with scripted_engine() as alive, running_gateway(fleet_of([gone, alive.url])) as running:
+        for number in range(6):
+            body = GOOD | {"messages": [{"role": "user", "content": f"{number}" * 2_000}]}
+            answer = await request(running.url, body)
+            assert answer.status == 200
+            assert answer.fields["x-fairlead-instance"] == "e-1/1/0"
 
 
 @pytest.mark.parametrize(
@@ -221,7 +222,7 @@ def test_an_engine_that_refuses_connections_is_passed_over() -> None:
         (empty_stream, STREAM, 502, "engine_failed"),
     ],
 )
-def test_when_every_engine_fails_the_client_gets_one_error_object(
+async def test_when_every_engine_fails_the_client_gets_one_error_object(
     script: Script, body: dict[str, object], status: int, code: str
 ) -> None:
     async def use(running: RunningGateway) -> None:
@@ -235,10 +236,10 @@ def test_when_every_engine_fails_the_client_gets_one_error_object(
         assert outcome is not None
         assert (outcome.status, outcome.error) == (status, code)
 
-    run_async(with_engines([script] * 3, use))
+    await with_engines([script] * 3, use)
 
 
-def test_a_request_that_breaks_two_engines_is_not_given_to_a_third() -> None:
+async def test_a_request_that_breaks_two_engines_is_not_given_to_a_third() -> None:
     met = []
 
     async def script(call: EngineCall) -> None:
@@ -250,10 +251,10 @@ def test_a_request_that_breaks_two_engines_is_not_given_to_a_third() -> None:
         assert (answer.status, answer.fields["x-should-retry"]) == (502, "false")
         assert len(met) == 2
 
-    run_async(with_engines([script] * 4, use))
+    await with_engines([script] * 4, use)
 
 
-def test_retries_are_bounded_by_attempts() -> None:
+async def test_retries_are_bounded_by_attempts() -> None:
     met = []
 
     async def script(call: EngineCall) -> None:
@@ -264,10 +265,10 @@ def test_retries_are_bounded_by_attempts() -> None:
         assert (await request(running.url, GOOD)).status == 502
         assert len(met) == 2
 
-    run_async(with_engines([script] * 4, use, Limits(max_attempts=2)))
+    await with_engines([script] * 4, use, Limits(max_attempts=2))
 
 
-def test_retries_are_bounded_by_the_budget() -> None:
+async def test_retries_are_bounded_by_the_budget() -> None:
     met = []
 
     async def script(call: EngineCall) -> None:
@@ -279,13 +280,13 @@ def test_retries_are_bounded_by_the_budget() -> None:
             assert (await request(running.url, GOOD)).status == 502
         assert len(met) == 10 + 3
 
-    run_async(with_engines([script] * 2, use, Limits(retry_share=0.0)))
+    await with_engines([script] * 2, use, Limits(retry_share=0.0))
 
 
 @pytest.mark.parametrize(
     "status", ["400 Bad Request", "404 Not Found", "422 Unprocessable Entity", "429 Too Many Requests"]
 )
-def test_a_4xx_of_an_engine_is_the_clients_and_never_retried(status: str) -> None:
+async def test_a_4xx_of_an_engine_is_the_clients_and_never_retried(status: str) -> None:
     met = []
 
     async def script(call: EngineCall) -> None:
@@ -300,10 +301,10 @@ def test_a_4xx_of_an_engine_is_the_clients_and_never_retried(status: str) -> Non
             assert answer.fields["retry-after"] == "7"
         assert len(met) == 2
 
-    run_async(with_engines([script] * 2, use))
+    await with_engines([script] * 2, use)
 
 
-def test_a_4xx_that_is_no_openai_error_becomes_one() -> None:
+async def test_a_4xx_that_is_no_openai_error_becomes_one() -> None:
     async def script(call: EngineCall) -> None:
         await call.respond({"detail": "Not Found"}, "404 Not Found")
 
@@ -311,10 +312,10 @@ def test_a_4xx_that_is_no_openai_error_becomes_one() -> None:
         answer = await request(running.url, {"model": "tiny", "input": "x"}, path="/v1/embeddings")
         assert (answer.status, answer.error["code"]) == (404, "unknown_url")
 
-    run_async(with_engines([script], use))
+    await with_engines([script], use)
 
 
-def test_a_4xx_inside_a_stream_becomes_a_real_one() -> None:
+async def test_a_4xx_inside_a_stream_becomes_a_real_one() -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()
         await call.event(BAD_VALUE)
@@ -324,7 +325,7 @@ def test_a_4xx_inside_a_stream_becomes_a_real_one() -> None:
         answer = await request(running.url, STREAM)
         assert (answer.status, answer.error["message"]) == (400, "prompt too long")
 
-    run_async(with_engines([script] * 2, use))
+    await with_engines([script] * 2, use)
 
 
 async def breaks_off(call: EngineCall) -> None:
@@ -387,37 +388,34 @@ async def falls_silent(call: EngineCall) -> None:
         falls_silent,
     ],
 )
-def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done(end: Script) -> None:
-    async def main() -> None:
-        seen = asyncio.Event()
+async def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done(end: Script) -> None:
+    seen = asyncio.Event()
 
-        async def script(call: EngineCall) -> None:
-            await call.start_stream()
-            await call.event(token("a"))
-            await call.event(token("b"))
-            await seen.wait()
-            await end(call)
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        await call.event(token("a"))
+        await call.event(token("b"))
+        await seen.wait()
+        await end(call)
 
-        async def use(running: RunningGateway) -> None:
-            connection = await RawConnection.connect(running.url)
-            await connection.send(post_request(STREAM, close=False))
-            begun = await connection.reader.readuntil(b'"content":"b"')
-            seen.set()
-            answer = await _parsed(begun + await connection.reader.readuntil(b"\r\n0\r\n\r\n"))
-            await connection.close()
-            assert answer.complete
-            assert len(answer.events) == 3
-            assert '"error"' in answer.events[-1]
-            assert f'"request_id":"{answer.fields["x-request-id"]}"' in answer.events[-1]
-            assert "[DONE]" not in answer.body.decode()
-            outcome = running.gateway.decisions.latest(1)[0].outcome
-            assert outcome is not None
-            assert outcome.error is not None
-            assert not outcome.client_disconnected
+    async def use(running: RunningGateway) -> None:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request(STREAM, close=False))
+        begun = await connection.reader.readuntil(b'"content":"b"')
+        seen.set()
+        answer = await _parsed(begun + await connection.reader.readuntil(b"\r\n0\r\n\r\n"))
+        await connection.close()
+        assert answer.complete
+        assert len(answer.events) == 3
+        assert '"error"' in answer.events[-1]
+        assert f'"request_id":"{answer.fields["x-request-id"]}"' in answer.events[-1]
+        assert "[DONE]" not in answer.body.decode()
+        outcome = running.gateway.decisions.latest(1)[0].outcome
+        assert outcome is not None
+        assert outcome.error is not None
+        assert not outcome.client_disconnected
 
-        await with_engines([script] * 2, use, Limits(stream_idle_seconds=0.3))
-
-    run_async(main())
+    await with_engines([script] * 2, use, Limits(stream_idle_seconds=0.3))
 
 
 async def _parsed(data: bytes) -> RawResponse:
@@ -431,7 +429,7 @@ async def _parsed(data: bytes) -> RawResponse:
     return answers[0]
 
 
-def test_a_stream_that_breaks_before_anything_was_passed_on_is_retried() -> None:
+async def test_a_stream_that_breaks_before_anything_was_passed_on_is_retried() -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()
         await call.chunk(event(token("a")) + event(DEAD))
@@ -443,11 +441,11 @@ def test_a_stream_that_breaks_before_anything_was_passed_on_is_retried() -> None
         assert answer.events[-1] == "[DONE]"
         assert len(met) == 2
 
-    run_async(with_engines([first] * 2, use))
+    await with_engines([first] * 2, use)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_prompt_that_the_engine_refused_does_not_count_as_cached(stream: bool) -> None:
+async def test_a_prompt_that_the_engine_refused_does_not_count_as_cached(stream: bool) -> None:
     async def refuse(call: EngineCall) -> None:
         await call.respond(BAD_VALUE, "400 Bad Request")
 
@@ -457,4 +455,4 @@ def test_a_prompt_that_the_engine_refused_does_not_count_as_cached(stream: bool)
             assert (await request(running.url, long)).status == 400
             assert running.gateway.decisions.latest(1)[0].latest.decision.matched_tokens == 0.0
 
-    run_async(with_engines([refuse], use))
+    await with_engines([refuse], use)

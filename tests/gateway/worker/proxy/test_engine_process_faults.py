@@ -14,7 +14,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_testing.engines.simulated_process import engine_process, engine_processes
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.processes import is_alive
 from fairlead_testing.waiting import wait_until
@@ -56,31 +56,28 @@ def used(running: RunningGateway) -> Counter[str]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_killed_engines_lose_no_request_that_had_not_begun(stream: bool) -> None:
-    async def main() -> None:
-        async with (
-            engine_processes(4, "--speed", "5") as engines,
-            running_gateway(fleet_of([one.url for one in engines])) as running,
-        ):
-            done = 0
+async def test_killed_engines_lose_no_request_that_had_not_begun(stream: bool) -> None:
+    async with (
+        engine_processes(4, "--speed", "5") as engines,
+        running_gateway(fleet_of([one.url for one in engines])) as running,
+    ):
+        done = 0
 
-            async def client(number: int) -> None:
-                nonlocal done
-                for turn in range(10):
-                    answer = await request(running.url, chat(f"{number}-{turn}", stream=stream, temperature=0))
-                    assert answer.status == 200, answer.body
-                    assert not stream or answer.events[-1] == "[DONE]"
-                    done += 1
+        async def client(number: int) -> None:
+            nonlocal done
+            for turn in range(10):
+                answer = await request(running.url, chat(f"{number}-{turn}", stream=stream, temperature=0))
+                assert answer.status == 200, answer.body
+                assert not stream or answer.events[-1] == "[DONE]"
+                done += 1
 
-            clients = asyncio.gather(*[client(number) for number in range(12)])
-            await wait_until(lambda: done >= 30 or clients.done())
-            engines[0].send(signal.SIGKILL)
-            await wait_until(lambda: done >= 60 or clients.done())
-            engines[1].send(signal.SIGKILL)
-            await clients
-            assert done == 120
-
-    run_async(main())
+        clients = asyncio.gather(*[client(number) for number in range(12)])
+        await wait_until(lambda: done >= 30 or clients.done())
+        engines[0].send(signal.SIGKILL)
+        await wait_until(lambda: done >= 60 or clients.done())
+        engines[1].send(signal.SIGKILL)
+        await clients
+        assert done == 120
 
 
 async def begun(running: RunningGateway, engines: list[Any], number: signal.Signals) -> bytes:
@@ -99,88 +96,74 @@ async def begun(running: RunningGateway, engines: list[Any], number: signal.Sign
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, b"stream_cut"), (signal.SIGSTOP, b"stream_timeout")])
-def test_a_begun_stream_that_cannot_be_continued_ends_aloud(number: signal.Signals, code: bytes) -> None:
-    async def main() -> None:
-        limits = Limits(stream_idle_seconds=1.0)
-        async with (
-            engine_processes(2, "--speed", "0.5") as engines,
-            running_gateway(fleet_of([one.url for one in engines]), limits) as running,
-        ):
-            got = await begun(running, engines, number)
-            assert got.endswith(b"0\r\n\r\n")
-            assert b"[DONE]" not in got
-            assert b'"code":"%b"' % code in got.rsplit(b"data: ", 1)[1]
-            outcome = running.gateway.decisions.latest(1)[0].outcome
-            assert outcome is not None
-            assert outcome.error == code.removeprefix(b"stream_").decode()
-
-    run_async(main())
+async def test_a_begun_stream_that_cannot_be_continued_ends_aloud(number: signal.Signals, code: bytes) -> None:
+    limits = Limits(stream_idle_seconds=1.0)
+    async with (
+        engine_processes(2, "--speed", "0.5") as engines,
+        running_gateway(fleet_of([one.url for one in engines]), limits) as running,
+    ):
+        got = await begun(running, engines, number)
+        assert got.endswith(b"0\r\n\r\n")
+        assert b"[DONE]" not in got
+        assert b'"code":"%b"' % code in got.rsplit(b"data: ", 1)[1]
+        outcome = running.gateway.decisions.latest(1)[0].outcome
+        assert outcome is not None
+        assert outcome.error == code.removeprefix(b"stream_").decode()
 
 
-def test_a_slow_engine_gets_less_and_is_not_ejected() -> None:
-    async def main() -> None:
-        async with (
-            engine_processes(2, "--speed", "5") as fast,
-            engine_process("--speed", "0.2") as slow,
-            running_gateway(fleet_of([slow.url, *(one.url for one in fast)], preset="least-request")) as running,
-        ):
-            numbers = iter(range(120))
+async def test_a_slow_engine_gets_less_and_is_not_ejected() -> None:
+    async with (
+        engine_processes(2, "--speed", "5") as fast,
+        engine_process("--speed", "0.2") as slow,
+        running_gateway(fleet_of([slow.url, *(one.url for one in fast)], preset="least-request")) as running,
+    ):
+        numbers = iter(range(120))
 
-            async def client() -> None:
-                for number in numbers:
-                    assert (await request(running.url, chat(number))).status == 200
+        async def client() -> None:
+            for number in numbers:
+                assert (await request(running.url, chat(number))).status == 200
 
-            await asyncio.gather(*[client() for _ in range(9)])
-            counted = used(running)
-            assert counted["e-0/0/0"] < min(counted["e-1/1/0"], counted["e-2/2/0"]) / 2
-            assert running.gateway.stack.failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
-
-    run_async(main())
+        await asyncio.gather(*[client() for _ in range(9)])
+        counted = used(running)
+        assert counted["e-0/0/0"] < min(counted["e-1/1/0"], counted["e-2/2/0"]) / 2
+        assert running.gateway.stack.failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
 
 
-def test_an_engine_that_serves_another_model_now_answers_nobody_and_sits_out() -> None:
-    async def main() -> None:
-        async with (
-            engine_process("--speed", "50", model="other") as wrong,
-            engine_process("--speed", "50") as right,
-            running_gateway(
-                fleet_of([wrong.url, right.url]), Limits(retry_share=1.0, ejection_seconds=600.0)
-            ) as running,
-        ):
-            for number in range(40):
-                for stream in (False, True):
-                    answer = await request(running.url, chat(number, stream=stream))
-                    assert (answer.status, answer.fields["x-fairlead-instance"]) == (200, "e-1/1/0")
-            standing, why = running.gateway.stack.failures.describe("e-0/0/0")
-            assert standing is HealthState.EJECTED
-            assert "wrong-model" in why
-
-    run_async(main())
+async def test_an_engine_that_serves_another_model_now_answers_nobody_and_sits_out() -> None:
+    async with (
+        engine_process("--speed", "50", model="other") as wrong,
+        engine_process("--speed", "50") as right,
+        running_gateway(fleet_of([wrong.url, right.url]), Limits(retry_share=1.0, ejection_seconds=600.0)) as running,
+    ):
+        for number in range(40):
+            for stream in (False, True):
+                answer = await request(running.url, chat(number, stream=stream))
+                assert (answer.status, answer.fields["x-fairlead-instance"]) == (200, "e-1/1/0")
+        standing, why = running.gateway.stack.failures.describe("e-0/0/0")
+        assert standing is HealthState.EJECTED
+        assert "wrong-model" in why
 
 
-def test_a_poison_request_kills_two_engines_and_no_third_and_the_others_are_served() -> None:
-    async def main() -> None:
-        async with AsyncExitStack() as stack:
-            processes, urls = [], []
-            for _ in range(4):
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-c", POISONABLE, stdout=asyncio.subprocess.PIPE
-                )
-                stack.push_async_callback(_end, process)
-                assert process.stdout is not None
-                urls.append(f"http://127.0.0.1:{int(await process.stdout.readline())}")
-                processes.append(process)
-            running = await stack.enter_async_context(running_gateway(fleet_of(urls)))
-            codes = []
-            for number in range(60):
-                answer = await request(running.url, chat(number))
-                assert answer.status == 200, (number, codes, answer.body, used(running))
-                if number % 6 == 3:
-                    codes.append(json.loads((await request(running.url, chat("poison"))).body)["error"]["code"])
-            assert codes == ["engines_broke_off", *["quarantined"] * 9]
-            await wait_until(lambda: sum(is_alive(process.pid) for process in processes) == 2)
-
-    run_async(main())
+async def test_a_poison_request_kills_two_engines_and_no_third_and_the_others_are_served() -> None:
+    async with AsyncExitStack() as stack:
+        processes, urls = [], []
+        for _ in range(4):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", POISONABLE, stdout=asyncio.subprocess.PIPE
+            )
+            stack.push_async_callback(_end, process)
+            assert process.stdout is not None
+            urls.append(f"http://127.0.0.1:{int(await process.stdout.readline())}")
+            processes.append(process)
+        running = await stack.enter_async_context(running_gateway(fleet_of(urls)))
+        codes = []
+        for number in range(60):
+            answer = await request(running.url, chat(number))
+            assert answer.status == 200, (number, codes, answer.body, used(running))
+            if number % 6 == 3:
+                codes.append(json.loads((await request(running.url, chat("poison"))).body)["error"]["code"])
+        assert codes == ["engines_broke_off", *["quarantined"] * 9]
+        await wait_until(lambda: sum(is_alive(process.pid) for process in processes) == 2)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -7,8 +7,11 @@ import pytest
 
 from fairlead.fleet.model import Fleet, Instance, Model, SloTargets
 from fairlead_testing.engines.scripted import EngineCall, event, scripted_engine, token, usage
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
+
+pytestmark = pytest.mark.simulated
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -65,70 +68,57 @@ def test_a_request_is_framed_anew_and_loses_what_belongs_to_the_client_connectio
     run_async(main())
 
 
-def test_a_request_id_that_could_do_harm_is_replaced() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            for given in ("a b", "x" * 200, "ümlaut", 'a"b', "<script>"):
-                answer = await request(running.url, GOOD, more=f"x-request-id: {given}\r\n")
-                assert answer.fields["x-request-id"].startswith("req-")
-                assert engine.calls[-1].header("x-request-id") == answer.fields["x-request-id"]
-
-    run_async(main())
+async def test_a_request_id_that_could_do_harm_is_replaced() -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        for given in ("a b", "x" * 200, "ümlaut", 'a"b', "<script>"):
+            answer = await request(running.url, GOOD, more=f"x-request-id: {given}\r\n")
+            assert answer.fields["x-request-id"].startswith("req-")
+            assert engine.calls[-1].header("x-request-id") == answer.fields["x-request-id"]
 
 
-def test_every_answer_says_where_it_went_and_why() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            routed = await request(running.url, GOOD)
-            assert routed.fields["x-fairlead-instance"] == "e-0/0/0"
-            assert routed.fields["x-fairlead-reason"] in ("affinity", "only-one")
-            assert running.gateway.decisions.find(routed.fields["x-fairlead-decision"])
-            assert "engine;dur=" in routed.fields["server-timing"]
-            for data in (
-                get_request("/v1/models"),
-                get_request("/readyz"),
-                get_request("/nowhere"),
-                b"nonsense\r\n\r\n",
-                post_request(b"{}"),
-            ):
-                own = (await send(running.url, data))[0]
-                assert own.fields["x-fairlead-instance"] == "gateway"
-                assert own.fields["x-fairlead-reason"]
-                assert own.fields["x-fairlead-decision"] == "none"
-                assert own.fields["x-request-id"].startswith("req-")
-                assert "server-timing" in own.fields
-
-    run_async(main())
+async def test_every_answer_says_where_it_went_and_why() -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        routed = await request(running.url, GOOD)
+        assert routed.fields["x-fairlead-instance"] == "e-0/0/0"
+        assert routed.fields["x-fairlead-reason"] in ("affinity", "only-one")
+        assert running.gateway.decisions.find(routed.fields["x-fairlead-decision"])
+        assert "engine;dur=" in routed.fields["server-timing"]
+        for data in (
+            get_request("/v1/models"),
+            get_request("/readyz"),
+            get_request("/nowhere"),
+            b"nonsense\r\n\r\n",
+            post_request(b"{}"),
+        ):
+            own = (await send(running.url, data))[0]
+            assert own.fields["x-fairlead-instance"] == "gateway"
+            assert own.fields["x-fairlead-reason"]
+            assert own.fields["x-fairlead-decision"] == "none"
+            assert own.fields["x-request-id"].startswith("req-")
+            assert "server-timing" in own.fields
 
 
-def test_of_an_engines_head_only_listed_fields_are_passed_on() -> None:
+async def test_of_an_engines_head_only_listed_fields_are_passed_on() -> None:
     more = "server: uvicorn\r\nset-cookie: a=b\r\nx-fairlead-instance: evil\r\nvary: Origin\r\nx-request-id: other\r\n"
 
     async def script(call: EngineCall) -> None:
         await call.respond({"ok": 1}, more=more + "endpoint-load-metrics: JSON {}\r\n")
 
-    async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            answer = await request(running.url, GOOD)
-            assert answer.json == {"ok": 1}
-            assert not {"server", "set-cookie", "vary"} & set(answer.fields)
-            assert answer.fields["endpoint-load-metrics"] == "JSON {}"
-            assert answer.fields["x-fairlead-instance"] == "e-0/0/0"
-            assert answer.fields["x-request-id"].startswith("req-")
-
-    run_async(main())
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        answer = await request(running.url, GOOD)
+        assert answer.json == {"ok": 1}
+        assert not {"server", "set-cookie", "vary"} & set(answer.fields)
+        assert answer.fields["endpoint-load-metrics"] == "JSON {}"
+        assert answer.fields["x-fairlead-instance"] == "e-0/0/0"
+        assert answer.fields["x-request-id"].startswith("req-")
 
 
-def test_the_engine_gets_the_name_that_it_serves_and_not_a_byte_else_changes() -> None:
+async def test_the_engine_gets_the_name_that_it_serves_and_not_a_byte_else_changes() -> None:
     content = b'"\\u00e9 \\ud83d\\ude00 {\\"model\\":\\"default/tiny\\"}"'
     body = b'{ "messages" : [{"role":"user","content":' + content + b'}],\n "model":\t"default/tiny" , "x":1.0e2}'
-
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            assert (await request(running.url, body)).status == 200
-            assert engine.calls[0].body == body.replace(b'\t"default/tiny"', b'\t"tiny"')
-
-    run_async(main())
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        assert (await request(running.url, body)).status == 200
+        assert engine.calls[0].body == body.replace(b'\t"default/tiny"', b'\t"tiny"')
 
 
 def _namespaces(urls: list[str]) -> Fleet:
@@ -140,61 +130,48 @@ def _namespaces(urls: list[str]) -> Fleet:
     return Fleet(1, 1, {model.key: model for model in models}, instances)
 
 
-def test_models_are_listed_and_found_by_the_names_that_clients_may_use() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(_namespaces([engine.url])) as running:
-            listed = (await send(running.url, get_request("/v1/models")))[0].json
-            assert [model["id"] for model in listed["data"]] == ["a/twin", "tiny", "b/twin"]
-            assert {model["object"] for model in listed["data"]} == {"model"}
-            for name in ("tiny", "b/tiny", "b%2Ftiny", "a/twin"):
-                one = (await send(running.url, get_request(f"/v1/models/{name}")))[0]
-                assert one.status == 200
-                assert one.json["object"] == "model"
-            assert (await send(running.url, get_request("/v1/models/nope")))[0].error["code"] == "model_not_found"
-
-    run_async(main())
+async def test_models_are_listed_and_found_by_the_names_that_clients_may_use() -> None:
+    async with scripted_engine() as engine, running_gateway(_namespaces([engine.url])) as running:
+        listed = (await send(running.url, get_request("/v1/models")))[0].json
+        assert [model["id"] for model in listed["data"]] == ["a/twin", "tiny", "b/twin"]
+        assert {model["object"] for model in listed["data"]} == {"model"}
+        for name in ("tiny", "b/tiny", "b%2Ftiny", "a/twin"):
+            one = (await send(running.url, get_request(f"/v1/models/{name}")))[0]
+            assert one.status == 200
+            assert one.json["object"] == "model"
+        assert (await send(running.url, get_request("/v1/models/nope")))[0].error["code"] == "model_not_found"
 
 
 @pytest.mark.parametrize(
     ("name", "near"), [("tinny", "tiny"), ("TINY", "tiny"), ("c/twin", "a/twin"), ("qqqqqq", None)]
 )
-def test_an_unknown_model_is_a_404_that_names_near_ones(name: str, near: str | None) -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(_namespaces([engine.url])) as running:
-            answer = await request(running.url, GOOD | {"model": name})
-            assert (answer.status, answer.error["code"], answer.error["param"]) == (404, "model_not_found", "model")
-            assert (near or "GET /v1/models") in answer.error["message"]
-            assert engine.calls == []
-
-    run_async(main())
+async def test_an_unknown_model_is_a_404_that_names_near_ones(name: str, near: str | None) -> None:
+    async with scripted_engine() as engine, running_gateway(_namespaces([engine.url])) as running:
+        answer = await request(running.url, GOOD | {"model": name})
+        assert (answer.status, answer.error["code"], answer.error["param"]) == (404, "model_not_found", "model")
+        assert (near or "GET /v1/models") in answer.error["message"]
+        assert engine.calls == []
 
 
-def test_near_names_are_found_among_a_thousand_models_without_blocking_the_loop() -> None:
+async def test_near_names_are_found_among_a_thousand_models_without_blocking_the_loop() -> None:
     names = [f"{'m' * 180}-{number}" for number in range(998)] + ["llama-8b", "llama-70b"]
     fleet = Fleet(1, 1, {f"a/{name}": Model("a", name) for name in names}, {})
-
-    async def main() -> None:
-        async with running_gateway(fleet) as running:
-            assert "llama-8b" in (await request(running.url, GOOD | {"model": "lama-8b"})).error["message"]
-            assert "llama-70b" in (await request(running.url, GOOD | {"model": "llama-70"})).error["message"]
-            assert (await request(running.url, GOOD | {"model": "m" * 179})).status == 404
-
-    run_async(main())
+    async with running_gateway(fleet) as running:
+        assert "llama-8b" in (await request(running.url, GOOD | {"model": "lama-8b"})).error["message"]
+        assert "llama-70b" in (await request(running.url, GOOD | {"model": "llama-70"})).error["message"]
+        assert (await request(running.url, GOOD | {"model": "m" * 179})).status == 404
 
 
-def test_a_bare_name_in_two_namespaces_must_be_written_in_full() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(_namespaces([engine.url])) as running:
-            answer = await request(running.url, GOOD | {"model": "twin"})
-            assert answer.status == 404
-            assert "a/twin, b/twin" in answer.error["message"]
-            assert (await request(running.url, GOOD | {"model": "a/twin"})).status == 200
-            assert engine.calls[0].json["model"] == "twin"
-
-    run_async(main())
+async def test_a_bare_name_in_two_namespaces_must_be_written_in_full() -> None:
+    async with scripted_engine() as engine, running_gateway(_namespaces([engine.url])) as running:
+        answer = await request(running.url, GOOD | {"model": "twin"})
+        assert answer.status == 404
+        assert "a/twin, b/twin" in answer.error["message"]
+        assert (await request(running.url, GOOD | {"model": "a/twin"})).status == 200
+        assert engine.calls[0].json["model"] == "twin"
 
 
-def test_a_stream_of_a_thousand_tokens_arrives_in_the_pieces_that_the_engine_sent() -> None:
+async def test_a_stream_of_a_thousand_tokens_arrives_in_the_pieces_that_the_engine_sent() -> None:
     sent: list[bytes] = []
 
     async def script(call: EngineCall) -> None:
@@ -208,14 +185,11 @@ def test_a_stream_of_a_thousand_tokens_arrives_in_the_pieces_that_the_engine_sen
         sent.append(event("[DONE]"))
         await call.finish()
 
-    async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            answer = await request(running.url, GOOD | {"stream": True})
-            assert answer.complete
-            assert answer.fields["content-type"] == "text/event-stream; charset=utf-8"
-            assert answer.pieces == sent
-
-    run_async(main())
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        answer = await request(running.url, GOOD | {"stream": True})
+        assert answer.complete
+        assert answer.fields["content-type"] == "text/event-stream; charset=utf-8"
+        assert answer.pieces == sent
 
 
 def test_a_piece_leaves_for_the_client_before_the_next_one_exists() -> None:
@@ -244,7 +218,7 @@ def test_a_piece_leaves_for_the_client_before_the_next_one_exists() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 64, 100_000])
-def test_events_come_whole_however_the_engine_cuts_them(size: int) -> None:
+async def test_events_come_whole_however_the_engine_cuts_them(size: int) -> None:
     text = b"".join([event(token("a")), b": keep-alive\n\n", event(token("b")), event(usage(9, 8, 2)), event("[DONE]")])
 
     async def script(call: EngineCall) -> None:
@@ -253,66 +227,54 @@ def test_events_come_whole_however_the_engine_cuts_them(size: int) -> None:
             await call.chunk(text[start : start + size])
         await call.chunk(b"")
 
-    async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            answer = await request(running.url, GOOD | {"stream": True})
-            assert answer.complete
-            assert answer.body == text.replace(event(usage(9, 8, 2)), b"")
-            assert all(piece.endswith(b"\n\n") for piece in answer.pieces)
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        answer = await request(running.url, GOOD | {"stream": True})
+        assert answer.complete
+        assert answer.body == text.replace(event(usage(9, 8, 2)), b"")
+        assert all(piece.endswith(b"\n\n") for piece in answer.pieces)
+        outcome = running.gateway.decisions.latest(1)[0].outcome
+        assert outcome is not None
+        assert (outcome.prompt_tokens, outcome.cached_tokens, outcome.output_tokens) == (9, 8, 2)
+
+
+async def test_usage_is_always_asked_for_and_shown_only_to_those_who_asked() -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        for options, shown in (
+            (None, False),
+            ({}, False),
+            ({"include_usage": False}, False),
+            ({"include_usage": True}, True),
+        ):
+            body = GOOD | {"stream": True} | ({} if options is None else {"stream_options": options})
+            answer = await request(running.url, body)
+            assert [("usage" in data) for data in answer.events] == [False] * 3 + [True] * shown + [False]
+            assert answer.events[-1] == "[DONE]"
+            assert engine.calls[-1].json == body | {"stream_options": {"include_usage": True}}
             outcome = running.gateway.decisions.latest(1)[0].outcome
             assert outcome is not None
-            assert (outcome.prompt_tokens, outcome.cached_tokens, outcome.output_tokens) == (9, 8, 2)
-
-    run_async(main())
+            assert (outcome.prompt_tokens, outcome.cached_tokens, outcome.output_tokens) == (7, 4, 3)
 
 
-def test_usage_is_always_asked_for_and_shown_only_to_those_who_asked() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            for options, shown in (
-                (None, False),
-                ({}, False),
-                ({"include_usage": False}, False),
-                ({"include_usage": True}, True),
-            ):
-                body = GOOD | {"stream": True} | ({} if options is None else {"stream_options": options})
-                answer = await request(running.url, body)
-                assert [("usage" in data) for data in answer.events] == [False] * 3 + [True] * shown + [False]
-                assert answer.events[-1] == "[DONE]"
-                assert engine.calls[-1].json == body | {"stream_options": {"include_usage": True}}
-                outcome = running.gateway.decisions.latest(1)[0].outcome
-                assert outcome is not None
-                assert (outcome.prompt_tokens, outcome.cached_tokens, outcome.output_tokens) == (7, 4, 3)
-
-    run_async(main())
+async def test_an_old_client_gets_a_stream_without_chunks() -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        data = post_request(GOOD | {"stream": True}).replace(b"HTTP/1.1", b"HTTP/1.0")
+        answer = (await send(running.url, data))[0]
+        assert "transfer-encoding" not in answer.fields
+        assert answer.fields["connection"] == "close"
+        assert answer.events[-1] == "[DONE]"
 
 
-def test_an_old_client_gets_a_stream_without_chunks() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            data = post_request(GOOD | {"stream": True}).replace(b"HTTP/1.1", b"HTTP/1.0")
-            answer = (await send(running.url, data))[0]
-            assert "transfer-encoding" not in answer.fields
-            assert answer.fields["connection"] == "close"
-            assert answer.events[-1] == "[DONE]"
-
-    run_async(main())
-
-
-def test_connections_are_kept_alive_on_both_sides() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await RawConnection.connect(running.url)
-            for number in range(20):
-                await connection.send(post_request(GOOD | {"stream": number % 2 == 0}, close=False))
-                answer = await connection.read_response()
-                assert answer.status == 200
-                assert "connection" not in answer.fields
-            await connection.close()
-            assert engine.connections == 1
-            assert len(engine.calls) == 20
-
-    run_async(main())
+async def test_connections_are_kept_alive_on_both_sides() -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        connection = await RawConnection.connect(running.url)
+        for number in range(20):
+            await connection.send(post_request(GOOD | {"stream": number % 2 == 0}, close=False))
+            answer = await connection.read_response()
+            assert answer.status == 200
+            assert "connection" not in answer.fields
+        await connection.close()
+        assert engine.connections == 1
+        assert len(engine.calls) == 20
 
 
 @pytest.mark.parametrize(
@@ -325,56 +287,45 @@ def test_connections_are_kept_alive_on_both_sides() -> None:
         b"HTTP/1.0 200 OK\r\ncontent-type: application/json\r\ncontent-length: 7\r\n\r\n{\"a\":1}",
     ],
 )  # fmt: skip
-def test_an_engine_may_frame_its_answer_as_http_allows(answer: bytes) -> None:
+async def test_an_engine_may_frame_its_answer_as_http_allows(answer: bytes) -> None:
     async def script(call: EngineCall) -> None:
         for start in range(0, len(answer), 10):
             await call.send(answer[start : start + 10])
 
-    async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            got = await request(running.url, GOOD)
-            assert (got.status, got.json) == (200, {"a": 1})
-            assert got.fields["content-length"] == "7"
-
-    run_async(main())
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        got = await request(running.url, GOOD)
+        assert (got.status, got.json) == (200, {"a": 1})
+        assert got.fields["content-length"] == "7"
 
 
-def test_two_hundred_streams_at_once_are_all_complete() -> None:
-    async def main() -> None:
-        async with (
-            scripted_engine() as one,
-            scripted_engine() as two,
-            running_gateway(fleet_of([one.url, two.url])) as running,
-        ):
-            bodies = [
-                GOOD | {"stream": True, "messages": [{"role": "user", "content": f"{n} " * 50}]} for n in range(200)
-            ]
-            answers = await asyncio.gather(*[request(running.url, body) for body in bodies])
-            assert {answer.status for answer in answers} == {200}
-            assert all(answer.complete and answer.events[-1] == "[DONE]" for answer in answers)
-            assert len(one.calls) + len(two.calls) == 200
-            assert {load.inflight for load in running.loads().values()} == {0}
-
-    run_async(main())
+async def test_two_hundred_streams_at_once_are_all_complete() -> None:
+    async with (
+        scripted_engine() as one,
+        scripted_engine() as two,
+        running_gateway(fleet_of([one.url, two.url])) as running,
+    ):
+        bodies = [GOOD | {"stream": True, "messages": [{"role": "user", "content": f"{n} " * 50}]} for n in range(200)]
+        answers = await asyncio.gather(*[request(running.url, body) for body in bodies])
+        assert {answer.status for answer in answers} == {200}
+        assert all(answer.complete and answer.events[-1] == "[DONE]" for answer in answers)
+        assert len(one.calls) + len(two.calls) == 200
+        assert {load.inflight for load in running.loads().values()} == {0}
 
 
-def test_equal_prompts_stay_together_and_the_ledger_ends_at_zero() -> None:
-    async def main() -> None:
-        async with (
-            scripted_engine() as one,
-            scripted_engine() as two,
-            scripted_engine() as three,
-            running_gateway(fleet_of([one.url, two.url, three.url])) as running,
-        ):
-            text = "a long system prompt " * 300
-            seen = set()
-            for turn in range(5):
-                body = GOOD | {"messages": [{"role": "system", "content": text}] + [{"role": "user"}] * (turn + 1)}
-                seen.add((await request(running.url, body)).fields["x-fairlead-instance"])
-            assert len(seen) == 1
-            assert {load.inflight for load in running.loads().values()} == {0}
-
-    run_async(main())
+async def test_equal_prompts_stay_together_and_the_ledger_ends_at_zero() -> None:
+    async with (
+        scripted_engine() as one,
+        scripted_engine() as two,
+        scripted_engine() as three,
+        running_gateway(fleet_of([one.url, two.url, three.url])) as running,
+    ):
+        text = "a long system prompt " * 300
+        seen = set()
+        for turn in range(5):
+            body = GOOD | {"messages": [{"role": "system", "content": text}] + [{"role": "user"}] * (turn + 1)}
+            seen.add((await request(running.url, body)).fields["x-fairlead-instance"])
+        assert len(seen) == 1
+        assert {load.inflight for load in running.loads().values()} == {0}
 
 
 def test_the_same_request_id_twice_at_once_are_two_requests() -> None:
@@ -404,36 +355,29 @@ def test_the_same_request_id_twice_at_once_are_two_requests() -> None:
     run_async(main())
 
 
-def test_objectives_are_judged_and_counted() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine:
-            fleet = fleet_of([engine.url], objectives=SloTargets(ttft_seconds=60.0, itl_seconds=60.0))
-            async with running_gateway(fleet) as running:
-                await request(running.url, GOOD | {"stream": True})
-                outcome = running.gateway.decisions.latest(1)[0].outcome
-                assert outcome is not None
-                assert outcome.within_objective is True
-                assert outcome.ttft_seconds is not None
-                assert outcome.itl_mean_seconds is not None
-                text = running.gateway.telemetry.render(fleet, running.loads(), 0.0).decode()
-                assert f'model="{MODEL_KEY}"' in text or "tiny" in text
-
-    run_async(main())
+async def test_objectives_are_judged_and_counted() -> None:
+    async with scripted_engine() as engine:
+        fleet = fleet_of([engine.url], objectives=SloTargets(ttft_seconds=60.0, itl_seconds=60.0))
+        async with running_gateway(fleet) as running:
+            await request(running.url, GOOD | {"stream": True})
+            outcome = running.gateway.decisions.latest(1)[0].outcome
+            assert outcome is not None
+            assert outcome.within_objective is True
+            assert outcome.ttft_seconds is not None
+            assert outcome.itl_mean_seconds is not None
+            text = running.gateway.telemetry.render(fleet, running.loads(), 0.0).decode()
+            assert f'model="{MODEL_KEY}"' in text or "tiny" in text
 
 
-def test_the_body_is_parsed_the_same_way_by_json_itself() -> None:
+async def test_the_body_is_parsed_the_same_way_by_json_itself() -> None:
     """Checks that a spliced body is the same JSON but for the intended fields."""
-
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            body = GOOD | {
-                "model": "default/tiny",
-                "stream": True,
-                "stream_options": {"include_usage": False, "x": [1]},
-            }
-            for text in (json.dumps(body), json.dumps(body, indent=3), json.dumps(body, separators=(",", ":"))):
-                assert (await request(running.url, text.encode())).status == 200
-                wanted = body | {"model": "tiny", "stream_options": {"include_usage": True, "x": [1]}}
-                assert engine.calls[-1].json == wanted
-
-    run_async(main())
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        body = GOOD | {
+            "model": "default/tiny",
+            "stream": True,
+            "stream_options": {"include_usage": False, "x": [1]},
+        }
+        for text in (json.dumps(body), json.dumps(body, indent=3), json.dumps(body, separators=(",", ":"))):
+            assert (await request(running.url, text.encode())).status == 200
+            wanted = body | {"model": "tiny", "stream_options": {"include_usage": True, "x": [1]}}
+            assert engine.calls[-1].json == wanted

@@ -8,9 +8,11 @@ import pytest
 from fairlead_gateway.worker.proxy.relayed_stream import RelayedStream
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.simulated
 
 STREAM = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 RESUMABLE = STREAM | {"temperature": 0}
@@ -47,39 +49,38 @@ def _requests(running: RunningGateway) -> list[object]:
     ids=["plain", "client-timeout", "resumable"],
 )
 @pytest.mark.parametrize("end", ["whole", "broken", "client-leaves"])
-def test_stream_has_a_task_only_if_it_needs_one(body: dict[str, object], more: str, has_task: bool, end: str) -> None:
-    async def main() -> None:
-        script = _Engine()
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await RawConnection.connect(running.url)
-            await connection.send(post_request(body, more=more))
-            await connection.reader.readuntil(b'"content":"a"')
-            (inflight,) = _requests(running)
-            assert isinstance(inflight, RelayedStream) is not has_task
-            assert isinstance(inflight, asyncio.Task) is has_task
-            del inflight
-            if end == "client-leaves":
-                await connection.close()
-            else:
-                script.breaks = end == "broken"
-                script.may_end.set()
-                rest = await connection.reader.read()
-                assert (b"[DONE]" in rest) is (end == "whole")
-                assert (b"stream_cut" in rest) is (end == "broken")
-            await wait_until(lambda: not running.gateway.inflight_count())
-            script.may_end.set()
-            assert {load.inflight for load in running.loads().values()} == {0}
-            outcome = running.gateway.decisions.latest(1)[0].outcome
-            assert outcome is not None
-            expected = {"whole": None, "broken": "cut", "client-leaves": "client-gone"}[end]
-            assert (outcome.error, outcome.client_disconnected) == (expected, end == "client-leaves")
+async def test_stream_has_a_task_only_if_it_needs_one(
+    body: dict[str, object], more: str, has_task: bool, end: str
+) -> None:
+    script = _Engine()
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request(body, more=more))
+        await connection.reader.readuntil(b'"content":"a"')
+        (inflight,) = _requests(running)
+        assert isinstance(inflight, RelayedStream) is not has_task
+        assert isinstance(inflight, asyncio.Task) is has_task
+        del inflight
+        if end == "client-leaves":
             await connection.close()
-
-    run_async(main())
+        else:
+            script.breaks = end == "broken"
+            script.may_end.set()
+            rest = await connection.reader.read()
+            assert (b"[DONE]" in rest) is (end == "whole")
+            assert (b"stream_cut" in rest) is (end == "broken")
+        await wait_until(lambda: not running.gateway.inflight_count())
+        script.may_end.set()
+        assert {load.inflight for load in running.loads().values()} == {0}
+        outcome = running.gateway.decisions.latest(1)[0].outcome
+        assert outcome is not None
+        expected = {"whole": None, "broken": "cut", "client-leaves": "client-gone"}[end]
+        assert (outcome.error, outcome.client_disconnected) == (expected, end == "client-leaves")
+        await connection.close()
 
 
 @pytest.mark.parametrize("end", ["whole", "broken", "client-leaves"])
-def test_nothing_of_a_stream_waits_for_the_garbage_collector(end: str) -> None:
+async def test_nothing_of_a_stream_waits_for_the_garbage_collector(end: str) -> None:
     async def main() -> None:
         script = _Engine()
         script.breaks = end == "broken"
@@ -101,7 +102,7 @@ def test_nothing_of_a_stream_waits_for_the_garbage_collector(end: str) -> None:
     gc.collect()
     gc.disable()
     try:
-        run_async(main())
+        await main()
     finally:
         gc.enable()
 

@@ -2,19 +2,23 @@
 
 from typing import Any
 
+import pytest
+
 from fairlead.fleet.model import InstanceState
 from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.simulated
 
 PLAIN: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "tell me a story"}]}
 STARTING, READY = InstanceState.STARTING, InstanceState.READY
 STREAM: dict[str, Any] = {**PLAIN, "max_tokens": 60, "temperature": 0, "stream": True}
 
 
-def test_engine_that_resumes_a_stream_is_not_blamed_for_a_client_that_never_reads() -> None:
+async def test_engine_that_resumes_a_stream_is_not_blamed_for_a_client_that_never_reads() -> None:
     met: list[EngineCall] = []
 
     async def script(call: EngineCall) -> None:
@@ -26,32 +30,29 @@ def test_engine_that_resumes_a_stream_is_not_blamed_for_a_client_that_never_read
         while True:
             await call.event({"id": "x", **token("x" * 100_000)})
 
-    async def main() -> None:
-        limits = Limits(stream_idle_seconds=1.5)
-        async with (
-            scripted_engine(script) as one,
-            scripted_engine(script) as two,
-            running_gateway(fleet_of([one.url, two.url]), limits) as running,
-        ):
-            connection = await RawConnection.connect(running.url)
-            connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket transport has it
-            await connection.send(post_request(STREAM))
-            decisions = running.gateway.decisions
-            await wait_until(lambda: bool(decisions.latest(1)) and decisions.latest(1)[0].outcome is not None)
-            (logged,) = decisions.latest(1)
-            assert logged.outcome is not None
-            assert len(logged.records) == 2
-            assert logged.outcome.client_disconnected
-            assert logged.outcome.error == "client-gone"
-            breaker = running.gateway.stack.failures.outlier_detector
-            failures = breaker._records[logged.records[-1].decision.chosen or ""].consecutive_failures
-            assert not failures
-            connection.writer.transport.abort()
-
-    run_async(main())
+    limits = Limits(stream_idle_seconds=1.5)
+    async with (
+        scripted_engine(script) as one,
+        scripted_engine(script) as two,
+        running_gateway(fleet_of([one.url, two.url]), limits) as running,
+    ):
+        connection = await RawConnection.connect(running.url)
+        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket transport has it
+        await connection.send(post_request(STREAM))
+        decisions = running.gateway.decisions
+        await wait_until(lambda: bool(decisions.latest(1)) and decisions.latest(1)[0].outcome is not None)
+        (logged,) = decisions.latest(1)
+        assert logged.outcome is not None
+        assert len(logged.records) == 2
+        assert logged.outcome.client_disconnected
+        assert logged.outcome.error == "client-gone"
+        breaker = running.gateway.stack.failures.outlier_detector
+        failures = breaker._records[logged.records[-1].decision.chosen or ""].consecutive_failures
+        assert not failures
+        connection.writer.transport.abort()
 
 
-def test_stream_is_resumed_over_a_new_connection_if_the_idle_one_is_stale() -> None:
+async def test_stream_is_resumed_over_a_new_connection_if_the_idle_one_is_stale() -> None:
     streams: list[EngineCall] = []
 
     async def script(call: EngineCall) -> None:
@@ -68,18 +69,15 @@ def test_stream_is_resumed_over_a_new_connection_if_the_idle_one_is_stale() -> N
         await call.event({"id": "y", **token("two", "stop")})
         await call.finish()
 
-    async def main() -> None:
-        async with scripted_engine(script) as one, scripted_engine(script) as two:
-            urls = [one.url, two.url]
-            async with running_gateway(fleet_of(urls, states=[STARTING, READY])) as running:
-                assert (await request(running.url, PLAIN)).status == 200
-                running.gateway.update_fleet(fleet_of(urls, version=2, states=[READY, STARTING]))
-                assert (await request(running.url, PLAIN)).status == 200
-                running.gateway.update_fleet(fleet_of(urls, version=3))
-                answer = await request(running.url, STREAM)
-                assert answer.events[-1] == "[DONE]", answer.body
-                assert len(streams) == 3
-                assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
-                assert {load.inflight for load in running.loads().values()} == {0}
-
-    run_async(main())
+    async with scripted_engine(script) as one, scripted_engine(script) as two:
+        urls = [one.url, two.url]
+        async with running_gateway(fleet_of(urls, states=[STARTING, READY])) as running:
+            assert (await request(running.url, PLAIN)).status == 200
+            running.gateway.update_fleet(fleet_of(urls, version=2, states=[READY, STARTING]))
+            assert (await request(running.url, PLAIN)).status == 200
+            running.gateway.update_fleet(fleet_of(urls, version=3))
+            answer = await request(running.url, STREAM)
+            assert answer.events[-1] == "[DONE]", answer.body
+            assert len(streams) == 3
+            assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
+            assert {load.inflight for load in running.loads().values()} == {0}

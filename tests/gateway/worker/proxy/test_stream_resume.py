@@ -18,7 +18,7 @@ from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.reporting.timing_reporter import TimingReporter
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, usage
 from fairlead_testing.engines.simulated_process import engine_processes
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 from fairlead_testing.waiting import wait_until
 
@@ -65,49 +65,43 @@ async def broken_by(
 
 
 @pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)])
-def test_greedy_stream_is_the_same_when_its_engine_is_killed(path: str, body: dict[str, Any]) -> None:
-    async def main() -> None:
-        async with (
-            engine_processes(2, "--speed", "0.5") as engines,
-            running_gateway(fleet_of([one.url for one in engines])) as running,
-        ):
-            whole = await request(running.url, body, path=path)
-            broken = await broken_by(signal.SIGKILL, running, engines, body, path)
-            assert broken.complete
-            assert broken.events[-1] == "[DONE]"
-            assert said(broken.events) == said(whole.events)
-            shown = [json.loads(data) for data in broken.events[:-1]]
-            assert len({(one["id"], one["created"], one["model"]) for one in shown}) == 1
-            counted, expected = shown[-1]["usage"], json.loads(whole.events[-2])["usage"]
-            assert counted["completion_tokens"] == expected["completion_tokens"] == 60
-            assert counted["prompt_tokens"] == expected["prompt_tokens"]
-            assert counted["total_tokens"] == expected["total_tokens"]
-            logged = running.gateway.decisions.latest(1)[0]
-            assert [one.decision.rule for one in logged.records][-1] == "continue-1"
-            assert logged.outcome is not None
-            assert (logged.outcome.status, logged.outcome.error, logged.outcome.output_tokens) == (200, None, 60)
-            assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
-            assert {load.inflight for load in running.loads().values()} == {0}
-
-    run_async(main())
+async def test_greedy_stream_is_the_same_when_its_engine_is_killed(path: str, body: dict[str, Any]) -> None:
+    async with (
+        engine_processes(2, "--speed", "0.5") as engines,
+        running_gateway(fleet_of([one.url for one in engines])) as running,
+    ):
+        whole = await request(running.url, body, path=path)
+        broken = await broken_by(signal.SIGKILL, running, engines, body, path)
+        assert broken.complete
+        assert broken.events[-1] == "[DONE]"
+        assert said(broken.events) == said(whole.events)
+        shown = [json.loads(data) for data in broken.events[:-1]]
+        assert len({(one["id"], one["created"], one["model"]) for one in shown}) == 1
+        counted, expected = shown[-1]["usage"], json.loads(whole.events[-2])["usage"]
+        assert counted["completion_tokens"] == expected["completion_tokens"] == 60
+        assert counted["prompt_tokens"] == expected["prompt_tokens"]
+        assert counted["total_tokens"] == expected["total_tokens"]
+        logged = running.gateway.decisions.latest(1)[0]
+        assert [one.decision.rule for one in logged.records][-1] == "continue-1"
+        assert logged.outcome is not None
+        assert (logged.outcome.status, logged.outcome.error, logged.outcome.output_tokens) == (200, None, 60)
+        assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
+        assert {load.inflight for load in running.loads().values()} == {0}
 
 
-def test_greedy_stream_of_a_silent_engine_that_no_longer_listens_is_resumed() -> None:
-    async def main() -> None:
-        limits = Limits(unresponsive_seconds=0.1)
-        async with (
-            engine_processes(2, "--speed", "0.5", "--on-sigterm", "silence") as engines,
-            running_gateway(fleet_of([one.url for one in engines]), limits) as running,
-        ):
-            path = "/v1/chat/completions"
-            whole = await request(running.url, CHAT, path=path)
-            rest = await broken_by(signal.SIGTERM, running, engines, CHAT, path)
-            assert rest.events[-1] == "[DONE]"
-            assert said(rest.events) == said(whole.events)
-            reason = running.gateway.decisions.latest(1)[0].latest.decision.reason
-            assert reason.startswith("continued after gone; "), reason
-
-    run_async(main())
+async def test_greedy_stream_of_a_silent_engine_that_no_longer_listens_is_resumed() -> None:
+    limits = Limits(unresponsive_seconds=0.1)
+    async with (
+        engine_processes(2, "--speed", "0.5", "--on-sigterm", "silence") as engines,
+        running_gateway(fleet_of([one.url for one in engines]), limits) as running,
+    ):
+        path = "/v1/chat/completions"
+        whole = await request(running.url, CHAT, path=path)
+        rest = await broken_by(signal.SIGTERM, running, engines, CHAT, path)
+        assert rest.events[-1] == "[DONE]"
+        assert said(rest.events) == said(whole.events)
+        reason = running.gateway.decisions.latest(1)[0].latest.decision.reason
+        assert reason.startswith("continued after gone; "), reason
 
 
 def breaks_then_goes_on(met: list[EngineCall]) -> Script:
@@ -131,31 +125,27 @@ def breaks_then_goes_on(met: list[EngineCall]) -> Script:
     return script
 
 
-def test_the_other_engine_gets_the_answer_so_far_and_what_is_left_of_the_tokens() -> None:
+async def test_the_other_engine_gets_the_answer_so_far_and_what_is_left_of_the_tokens() -> None:
     met: list[EngineCall] = []
-
-    async def main() -> None:
-        script = breaks_then_goes_on(met)
-        async with (
-            scripted_engine(script) as one,
-            scripted_engine(script) as two,
-            running_gateway(fleet_of([one.url, two.url])) as running,
-        ):
-            answer = await request(running.url, CHAT)
-            assert said(answer.events) == "one two three four"
-            assert answer.events[-1] == "[DONE]"
-            first, second = met[0].json, met[1].json
-            assert second["messages"] == [*first["messages"], {"role": "assistant", "content": "one two "}]
-            assert (second["continue_final_message"], second["add_generation_prompt"]) == (True, False)
-            assert {call.header("x-request-id") for call in met} == {answer.fields["x-fairlead-decision"]}
-            assert second["max_tokens"] == 58
-            roles = [data for data in answer.events if '"role"' in data]
-            assert len(roles) == 1
-            assert json.loads(answer.events[-2])["usage"]["completion_tokens"] == 4
-            assert json.loads(answer.events[-2])["usage"]["prompt_tokens"] == 7
-            assert {json.loads(data)["id"] for data in answer.events[:-1]} == {"chatcmpl-1"}
-
-    run_async(main())
+    script = breaks_then_goes_on(met)
+    async with (
+        scripted_engine(script) as one,
+        scripted_engine(script) as two,
+        running_gateway(fleet_of([one.url, two.url])) as running,
+    ):
+        answer = await request(running.url, CHAT)
+        assert said(answer.events) == "one two three four"
+        assert answer.events[-1] == "[DONE]"
+        first, second = met[0].json, met[1].json
+        assert second["messages"] == [*first["messages"], {"role": "assistant", "content": "one two "}]
+        assert (second["continue_final_message"], second["add_generation_prompt"]) == (True, False)
+        assert {call.header("x-request-id") for call in met} == {answer.fields["x-fairlead-decision"]}
+        assert second["max_tokens"] == 58
+        roles = [data for data in answer.events if '"role"' in data]
+        assert len(roles) == 1
+        assert json.loads(answer.events[-2])["usage"]["completion_tokens"] == 4
+        assert json.loads(answer.events[-2])["usage"]["prompt_tokens"] == 7
+        assert {json.loads(data)["id"] for data in answer.events[:-1]} == {"chatcmpl-1"}
 
 
 class RecordingSender:
@@ -170,37 +160,33 @@ class RecordingSender:
         return True
 
 
-def test_each_engine_of_a_resumed_stream_is_credited_with_its_own_tokens() -> None:
+async def test_each_engine_of_a_resumed_stream_is_credited_with_its_own_tokens() -> None:
     calls: list[EngineCall] = []
     sender = RecordingSender()
-
-    async def main() -> None:
-        reporter = TimingReporter(sender, asyncio.get_running_loop(), Limits(timing_report_seconds=0.01))
-        script = breaks_then_goes_on(calls)
-        async with (
-            scripted_engine(script) as first,
-            scripted_engine(script) as second,
-            running_gateway(fleet_of([first.url, second.url]), reporters=Reporters(timings=reporter)) as running,
-        ):
-            answer = await request(running.url, CHAT)
-            assert answer.events[-1] == "[DONE]"
-            await wait_until(lambda: bool(sender.events) and sender.events[-1].kind == TimingEventKind.FINISHED)
-            logged = running.gateway.decisions.latest(1)[0]
-        broken, resumed = (record.decision.chosen for record in logged.records)
-        assert broken != resumed
-        assert [(event.kind, event.instance) for event in sender.events] == [
-            (TimingEventKind.DISPATCHED, broken),
-            (TimingEventKind.FIRST_TOKEN, ""),
-            (TimingEventKind.ABANDONED, ""),
-            (TimingEventKind.DISPATCHED, resumed),
-            (TimingEventKind.FIRST_TOKEN, ""),
-            (TimingEventKind.FINISHED, ""),
-        ]
-        times = [event.at for event in sender.events]
-        assert times == sorted(times)  # the second engine's first token comes after its dispatch
-        assert sender.events[-1].output == 2  # the second engine's own; the client was sent four
-
-    run_async(main())
+    reporter = TimingReporter(sender, asyncio.get_running_loop(), Limits(timing_report_seconds=0.01))
+    script = breaks_then_goes_on(calls)
+    async with (
+        scripted_engine(script) as first,
+        scripted_engine(script) as second,
+        running_gateway(fleet_of([first.url, second.url]), reporters=Reporters(timings=reporter)) as running,
+    ):
+        answer = await request(running.url, CHAT)
+        assert answer.events[-1] == "[DONE]"
+        await wait_until(lambda: bool(sender.events) and sender.events[-1].kind == TimingEventKind.FINISHED)
+        logged = running.gateway.decisions.latest(1)[0]
+    broken, resumed = (record.decision.chosen for record in logged.records)
+    assert broken != resumed
+    assert [(event.kind, event.instance) for event in sender.events] == [
+        (TimingEventKind.DISPATCHED, broken),
+        (TimingEventKind.FIRST_TOKEN, ""),
+        (TimingEventKind.ABANDONED, ""),
+        (TimingEventKind.DISPATCHED, resumed),
+        (TimingEventKind.FIRST_TOKEN, ""),
+        (TimingEventKind.FINISHED, ""),
+    ]
+    times = [event.at for event in sender.events]
+    assert times == sorted(times)  # the second engine's first token comes after its dispatch
+    assert sender.events[-1].output == 2  # the second engine's own; the client was sent four
 
 
 def planned_sequences(running: RunningGateway) -> dict[str, int]:
@@ -209,7 +195,7 @@ def planned_sequences(running: RunningGateway) -> dict[str, int]:
     return {instance: len(usage.sequences) for instance, usage in planner._usage.items() if usage.sequences}
 
 
-def test_the_kv_of_a_resumed_stream_is_planned_at_the_engine_that_resumes_it() -> None:
+async def test_the_kv_of_a_resumed_stream_is_planned_at_the_engine_that_resumes_it() -> None:
     calls: list[EngineCall] = []
     streaming, done = asyncio.Event(), asyncio.Event()
 
@@ -224,21 +210,18 @@ def test_the_kv_of_a_resumed_stream_is_planned_at_the_engine_that_resumes_it() -
         await call.event({"id": "b", "created": 2, "model": "tiny", **token("two", "stop")})
         await call.finish()
 
-    async def main() -> None:
-        async with scripted_engine(script) as first, scripted_engine(script) as second:
-            fleet = fleet_of([first.url, second.url])
-            instances = tuple(replace(instance, profile=PROFILE) for instance in fleet.instances[MODEL_KEY])
-            fleet = replace(fleet, instances={MODEL_KEY: instances})
-            async with running_gateway(fleet) as running, asyncio.TaskGroup() as tasks:
-                answer = tasks.create_task(request(running.url, CHAT))
-                await streaming.wait()
-                record = running.gateway.decisions.latest(1)[0].latest
-                assert planned_sequences(running) == {record.decision.chosen: 1}
-                done.set()
-                assert (await answer).events[-1] == "[DONE]"
-                assert planned_sequences(running) == {}
-
-    run_async(main())
+    async with scripted_engine(script) as first, scripted_engine(script) as second:
+        fleet = fleet_of([first.url, second.url])
+        instances = tuple(replace(instance, profile=PROFILE) for instance in fleet.instances[MODEL_KEY])
+        fleet = replace(fleet, instances={MODEL_KEY: instances})
+        async with running_gateway(fleet) as running, asyncio.TaskGroup() as tasks:
+            answer = tasks.create_task(request(running.url, CHAT))
+            await streaming.wait()
+            record = running.gateway.decisions.latest(1)[0].latest
+            assert planned_sequences(running) == {record.decision.chosen: 1}
+            done.set()
+            assert (await answer).events[-1] == "[DONE]"
+            assert planned_sequences(running) == {}
 
 
 @pytest.mark.parametrize(
@@ -261,22 +244,18 @@ def test_the_kv_of_a_resumed_stream_is_planned_at_the_engine_that_resumes_it() -
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_what_more_than_text_decides_ends_with_an_error_event_as_before(change: dict[str, Any]) -> None:
+async def test_what_more_than_text_decides_ends_with_an_error_event_as_before(change: dict[str, Any]) -> None:
     met: list[EngineCall] = []
-
-    async def main() -> None:
-        script = breaks_then_goes_on(met)
-        async with (
-            scripted_engine(script) as one,
-            scripted_engine(script) as two,
-            running_gateway(fleet_of([one.url, two.url])) as running,
-        ):
-            answer = await request(running.url, {**CHAT, **change})
-            assert '"code":"stream_cut"' in answer.events[-1]
-            assert "[DONE]" not in answer.events
-            assert len(met) == 1
-
-    run_async(main())
+    script = breaks_then_goes_on(met)
+    async with (
+        scripted_engine(script) as one,
+        scripted_engine(script) as two,
+        running_gateway(fleet_of([one.url, two.url])) as running,
+    ):
+        answer = await request(running.url, {**CHAT, **change})
+        assert '"code":"stream_cut"' in answer.events[-1]
+        assert "[DONE]" not in answer.events
+        assert len(met) == 1
 
 
 _NULLS = (
@@ -296,7 +275,7 @@ _NULLS = (
         ("/v1/chat/completions", {**CHAT, "metadata": {"use_beam_search": "yes"}}),
     ],
 )
-def test_what_is_null_is_absent_and_the_stream_goes_on(path: str, body: dict[str, Any]) -> None:
+async def test_what_is_null_is_absent_and_the_stream_goes_on(path: str, body: dict[str, Any]) -> None:
     met: list[EngineCall] = []
 
     async def script(call: EngineCall) -> None:
@@ -315,37 +294,30 @@ def test_what_is_null_is_absent_and_the_stream_goes_on(path: str, body: dict[str
             raise HangUp
         await call.finish()
 
-    async def main() -> None:
-        async with (
-            scripted_engine(script) as one,
-            scripted_engine(script) as two,
-            running_gateway(fleet_of([one.url, two.url])) as running,
-        ):
-            answer = await request(running.url, body, path=path)
-            assert said(answer.events) == "one two"
-            assert answer.events[-1] == "[DONE]"
-            assert len(met) == 2
-
-    run_async(main())
+    async with (
+        scripted_engine(script) as one,
+        scripted_engine(script) as two,
+        running_gateway(fleet_of([one.url, two.url])) as running,
+    ):
+        answer = await request(running.url, body, path=path)
+        assert said(answer.events) == "one two"
+        assert answer.events[-1] == "[DONE]"
+        assert len(met) == 2
 
 
-def test_a_seed_allows_it_too() -> None:
+async def test_a_seed_allows_it_too() -> None:
     met: list[EngineCall] = []
-
-    async def main() -> None:
-        script = breaks_then_goes_on(met)
-        async with (
-            scripted_engine(script) as one,
-            scripted_engine(script) as two,
-            running_gateway(fleet_of([one.url, two.url])) as running,
-        ):
-            answer = await request(running.url, {**CHAT, "temperature": 0.7, "seed": 3})
-            assert answer.events[-1] == "[DONE]"
-
-    run_async(main())
+    script = breaks_then_goes_on(met)
+    async with (
+        scripted_engine(script) as one,
+        scripted_engine(script) as two,
+        running_gateway(fleet_of([one.url, two.url])) as running,
+    ):
+        answer = await request(running.url, {**CHAT, "temperature": 0.7, "seed": 3})
+        assert answer.events[-1] == "[DONE]"
 
 
-def test_resumed_stream_that_breaks_again_ends_with_an_error_at_no_third_engine() -> None:
+async def test_resumed_stream_that_breaks_again_ends_with_an_error_at_no_third_engine() -> None:
     met: list[EngineCall] = []
 
     async def script(call: EngineCall) -> None:
@@ -354,23 +326,20 @@ def test_resumed_stream_that_breaks_again_ends_with_an_error_at_no_third_engine(
         await call.chunk(event({"id": "x", **token("a ")}))
         raise HangUp
 
-    async def main() -> None:
-        async with (
-            scripted_engine(script) as one,
-            scripted_engine(script) as two,
-            scripted_engine(script) as three,
-            running_gateway(fleet_of([one.url, two.url, three.url])) as running,
-        ):
-            answer = await request(running.url, CHAT)
-            assert said(answer.events[:-1]) == "a a "
-            assert '"code":"stream_cut"' in answer.events[-1]
-            assert len(met) == 2
-            assert running.gateway.telemetry.models[MODEL_KEY].continued == {"broken": 1}
-
-    run_async(main())
+    async with (
+        scripted_engine(script) as one,
+        scripted_engine(script) as two,
+        scripted_engine(script) as three,
+        running_gateway(fleet_of([one.url, two.url, three.url])) as running,
+    ):
+        answer = await request(running.url, CHAT)
+        assert said(answer.events[:-1]) == "a a "
+        assert '"code":"stream_cut"' in answer.events[-1]
+        assert len(met) == 2
+        assert running.gateway.telemetry.models[MODEL_KEY].continued == {"broken": 1}
 
 
-def test_silent_resumption_is_awaited_however_long_ago_the_stream_began() -> None:
+async def test_silent_resumption_is_awaited_however_long_ago_the_stream_began() -> None:
     met: list[EngineCall] = []
     old, go_on = asyncio.Event(), asyncio.Event()
 
@@ -386,47 +355,38 @@ def test_silent_resumption_is_awaited_however_long_ago_the_stream_began() -> Non
             raise HangUp
         await call.finish()
 
-    async def main() -> None:
-        limits = Limits(first_token_seconds=0.5, first_token_min_seconds=0.05, first_token_factor=0.0)
-        async with (
-            scripted_engine(script) as one,
-            scripted_engine(script) as two,
-            running_gateway(fleet_of([one.url, two.url]), limits) as running,
-        ):
-            breaker, clock = running.gateway.stack.failures.outlier_detector, running.gateway.runtime.clock
-            asked = asyncio.create_task(request(running.url, CHAT))
-            late = clock.now() + limits.first_token_seconds
-            await wait_until(lambda: clock.now() > late)
-            old.set()
-            await wait_until(
-                lambda: any(record.consecutive_failures["timeout"] for record in breaker._records.values())
-            )
-            go_on.set()
-            assert said((await asked).events) == "one two"
-
-    run_async(main())
+    limits = Limits(first_token_seconds=0.5, first_token_min_seconds=0.05, first_token_factor=0.0)
+    async with (
+        scripted_engine(script) as one,
+        scripted_engine(script) as two,
+        running_gateway(fleet_of([one.url, two.url]), limits) as running,
+    ):
+        breaker, clock = running.gateway.stack.failures.outlier_detector, running.gateway.runtime.clock
+        asked = asyncio.create_task(request(running.url, CHAT))
+        late = clock.now() + limits.first_token_seconds
+        await wait_until(lambda: clock.now() > late)
+        old.set()
+        await wait_until(lambda: any(record.consecutive_failures["timeout"] for record in breaker._records.values()))
+        go_on.set()
+        assert said((await asked).events) == "one two"
 
 
-def test_a_stream_longer_than_what_is_kept_is_not_continued() -> None:
+async def test_a_stream_longer_than_what_is_kept_is_not_continued() -> None:
     met: list[EngineCall] = []
-
-    async def main() -> None:
-        script = breaks_then_goes_on(met)
-        async with (
-            scripted_engine(script) as one,
-            scripted_engine(script) as two,
-            running_gateway(fleet_of([one.url, two.url]), Limits(resumable_bytes=50)) as running,
-        ):
-            assert "[DONE]" not in (await request(running.url, CHAT)).events
-            assert len(met) == 1
-
-    run_async(main())
+    script = breaks_then_goes_on(met)
+    async with (
+        scripted_engine(script) as one,
+        scripted_engine(script) as two,
+        running_gateway(fleet_of([one.url, two.url]), Limits(resumable_bytes=50)) as running,
+    ):
+        assert "[DONE]" not in (await request(running.url, CHAT)).events
+        assert len(met) == 1
 
 
 EVENT = b'data: {"id":1,"choices":[{"text":"a"}]}\n\n'
 
 
-def test_streams_that_break_at_once_are_parsed_one_by_one_and_in_slices() -> None:
+async def test_streams_that_break_at_once_are_parsed_one_by_one_and_in_slices() -> None:
     slices: list[int] = []
 
     class NumberedText(SentText):
@@ -440,19 +400,16 @@ def test_streams_that_break_at_once_are_parsed_one_by_one_and_in_slices() -> Non
                 slices.append(self.number)
                 yield is_text
 
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            resume = running.gateway.stack.relay._stream_resume
-            parsing = asyncio.gather(*(resume._parse(NumberedText(number)) for number in range(3)))
-            turns = 0
-            while not parsing.done():
-                await asyncio.sleep(0)
-                turns += 1
-            assert await parsing == [True, True, True]
-            assert slices == sorted(slices)
-            assert turns >= len(slices) >= 3 * 15
-
-    run_async(main())
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        resume = running.gateway.stack.relay._stream_resume
+        parsing = asyncio.gather(*(resume._parse(NumberedText(number)) for number in range(3)))
+        turns = 0
+        while not parsing.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert await parsing == [True, True, True]
+        assert slices == sorted(slices)
+        assert turns >= len(slices) >= 3 * 15
 
 
 def test_sent_text_of_all_streams_is_bounded_and_freed_when_they_end() -> None:
@@ -475,13 +432,10 @@ def test_sent_text_of_all_streams_is_bounded_and_freed_when_they_end() -> None:
     assert memory.used_bytes == 0
 
 
-def test_stream_that_has_ended_keeps_no_text_for_a_resumption() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            assert (await request(running.url, CHAT)).events[-1] == "[DONE]"
-            assert running.gateway.stack.relay._sent_text_memory.used_bytes == 0
-
-    run_async(main())
+async def test_stream_that_has_ended_keeps_no_text_for_a_resumption() -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        assert (await request(running.url, CHAT)).events[-1] == "[DONE]"
+        assert running.gateway.stack.relay._sent_text_memory.used_bytes == 0
 
 
 @pytest.mark.parametrize("number", [b"9" * 4_300, b"-1", b"1e400"])

@@ -9,8 +9,9 @@ import pytest
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_testing.engines.scripted import EngineCall, Script, token, usage
 from fairlead_testing.gateway.limited_gateway import LimitedGateway, answer, limited_gateway
-from fairlead_testing.gateway.running_gateway import run_async
 from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.simulated
 
 _INPUT = Limit(LimitUnit.INPUT_TOKENS, 100_000, Window.DAY)
 _OUTPUT = Limit(LimitUnit.OUTPUT_TOKENS, 100_000, Window.DAY)
@@ -56,82 +57,67 @@ def _failing_after_two_tokens(read: asyncio.Event, error: dict[str, object] | No
 
 
 @pytest.mark.parametrize("code", [400, 422])
-def test_a_stream_that_its_engine_refuses_late_pays_for_its_tokens(code: int) -> None:
-    async def main() -> None:
-        read = asyncio.Event()
-        script = _failing_after_two_tokens(read, {"message": "the grammar has no way on", "code": code})
-        async with limited_gateway(script, [_ACME]) as gateway:
-            await _stream_until_failure(gateway, read, n=2)
-            prompt, output = await _used(gateway)
-            assert prompt > 0
-            assert output == 2
-
-    run_async(main())
+async def test_a_stream_that_its_engine_refuses_late_pays_for_its_tokens(code: int) -> None:
+    read = asyncio.Event()
+    script = _failing_after_two_tokens(read, {"message": "the grammar has no way on", "code": code})
+    async with limited_gateway(script, [_ACME]) as gateway:
+        await _stream_until_failure(gateway, read, n=2)
+        prompt, output = await _used(gateway)
+        assert prompt > 0
+        assert output == 2
 
 
 @pytest.mark.parametrize("error", [None, {"message": "out of memory", "code": 500}, {"message": "?"}])
-def test_a_stream_that_its_engine_fails_is_refunded(error: dict[str, object] | None) -> None:
-    async def main() -> None:
-        read = asyncio.Event()
-        async with limited_gateway(_failing_after_two_tokens(read, error), [_ACME]) as gateway:
-            await _stream_until_failure(gateway, read, n=2)  # several answers: nothing continues it
-            assert await _used(gateway) == (0, 0)
-
-    run_async(main())
+async def test_a_stream_that_its_engine_fails_is_refunded(error: dict[str, object] | None) -> None:
+    read = asyncio.Event()
+    async with limited_gateway(_failing_after_two_tokens(read, error), [_ACME]) as gateway:
+        await _stream_until_failure(gateway, read, n=2)  # several answers: nothing continues it
+        assert await _used(gateway) == (0, 0)
 
 
-def test_a_stream_that_outlasts_its_own_timeout_pays_for_its_tokens() -> None:
+async def test_a_stream_that_outlasts_its_own_timeout_pays_for_its_tokens() -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()
         for text in "abc":
             await call.event(token(text))
         await call.wait_closed()
 
-    async def main() -> None:
-        async with limited_gateway(script, [_ACME]) as gateway:
-            await _post(gateway, timeout="1s", stream=True)
-            prompt, output = await _used(gateway)
-            assert prompt > 0
-            assert output == 3
-
-    run_async(main())
+    async with limited_gateway(script, [_ACME]) as gateway:
+        await _post(gateway, timeout="1s", stream=True)
+        prompt, output = await _used(gateway)
+        assert prompt > 0
+        assert output == 3
 
 
-def test_another_answer_that_outlasts_its_own_timeout_pays_for_its_time() -> None:
+async def test_another_answer_that_outlasts_its_own_timeout_pays_for_its_time() -> None:
     async def script(call: EngineCall) -> None:
         await call.wait_closed()
 
-    async def main() -> None:
-        async with limited_gateway(script, [_ACME]) as gateway:
-            assert (await _post(gateway, timeout="1s")).status_code == 504
-            prompt, output = await _used(gateway)
-            assert prompt > 0
-            assert 1 <= output <= 50
-
-    run_async(main())
+    async with limited_gateway(script, [_ACME]) as gateway:
+        assert (await _post(gateway, timeout="1s")).status_code == 504
+        prompt, output = await _used(gateway)
+        assert prompt > 0
+        assert 1 <= output <= 50
 
 
-def test_strict_limits_charge_no_more_than_was_reserved() -> None:
+async def test_strict_limits_charge_no_more_than_was_reserved() -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()
         for text in "abcdefgh":
             await call.event(token(text))
         await call.wait_closed()
 
-    async def main() -> None:
-        tenant = Tenant("acme", limits=(_INPUT, _OUTPUT), enforcement=Enforcement.STRICT)
-        async with limited_gateway(script, [tenant]) as gateway:
-            gateway.service.start()
-            await asyncio.sleep(0)
-            async with asyncio.timeout(20):
-                while (await _post(gateway, timeout="1s", stream=True, max_tokens=3)).status_code == 503:
-                    pass  # a new strict limit grants nothing for one lease
-            assert (await _used(gateway))[1] == 3
-
-    run_async(main())
+    tenant = Tenant("acme", limits=(_INPUT, _OUTPUT), enforcement=Enforcement.STRICT)
+    async with limited_gateway(script, [tenant]) as gateway:
+        gateway.service.start()
+        await asyncio.sleep(0)
+        async with asyncio.timeout(20):
+            while (await _post(gateway, timeout="1s", stream=True, max_tokens=3)).status_code == 503:
+                pass  # a new strict limit grants nothing for one lease
+        assert (await _used(gateway))[1] == 3
 
 
-def test_events_of_several_tokens_are_charged_as_such() -> None:
+async def test_events_of_several_tokens_are_charged_as_such() -> None:
     calls: list[EngineCall] = []
 
     async def script(call: EngineCall) -> None:
@@ -145,39 +131,30 @@ def test_events_of_several_tokens_are_charged_as_such() -> None:
         else:
             await call.wait_closed()
 
-    async def main() -> None:
-        async with limited_gateway(script, [_ACME]) as gateway:
-            await _post(gateway, stream=True)
-            assert (await _used(gateway))[1] == 9
-            await _post(gateway, timeout="1s", stream=True)
-            assert (await _used(gateway))[1] == 9 + 9
-
-    run_async(main())
+    async with limited_gateway(script, [_ACME]) as gateway:
+        await _post(gateway, stream=True)
+        assert (await _used(gateway))[1] == 9
+        await _post(gateway, timeout="1s", stream=True)
+        assert (await _used(gateway))[1] == 9 + 9
 
 
-def test_usage_that_the_engine_reports_in_each_event_is_charged() -> None:
+async def test_usage_that_the_engine_reports_in_each_event_is_charged() -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()
         for count in (4, 8):
             await call.event(token("word") | {"usage": usage(7, 0, count)["usage"]})
         await call.wait_closed()
 
-    async def main() -> None:
-        async with limited_gateway(script, [_ACME]) as gateway:
-            options = {"continuous_usage_stats": True, "include_usage": True}
-            await _post(gateway, timeout="1s", stream=True, stream_options=options)
-            assert await _used(gateway) == (7, 8)
-
-    run_async(main())
+    async with limited_gateway(script, [_ACME]) as gateway:
+        options = {"continuous_usage_stats": True, "include_usage": True}
+        await _post(gateway, timeout="1s", stream=True, stream_options=options)
+        assert await _used(gateway) == (7, 8)
 
 
-def test_an_answer_in_time_pays_what_its_engine_reported() -> None:
+async def test_an_answer_in_time_pays_what_its_engine_reported() -> None:
     async def script(call: EngineCall) -> None:
         await call.respond(answer(prompt=9, output=4))
 
-    async def main() -> None:
-        async with limited_gateway(script, [_ACME]) as gateway:
-            await _post(gateway, timeout="20s")
-            assert await _used(gateway) == (9, 4)
-
-    run_async(main())
+    async with limited_gateway(script, [_ACME]) as gateway:
+        await _post(gateway, timeout="20s")
+        assert await _used(gateway) == (9, 4)

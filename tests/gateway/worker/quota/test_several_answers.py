@@ -10,7 +10,6 @@ from fairlead.limits import Limits
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_testing.engines.scripted import EngineCall, usage
 from fairlead_testing.gateway.limited_gateway import LimitedGateway, limited_gateway
-from fairlead_testing.gateway.running_gateway import run_async
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.waiting import wait_until
 
@@ -39,44 +38,38 @@ async def _post(gateway: LimitedGateway, path: str, body: dict[str, Any]) -> int
 
 
 @pytest.mark.parametrize(("path", "prompt", "asked", "answers"), _CASES)
-def test_strict_limits_reserve_every_answer(
+async def test_strict_limits_reserve_every_answer(
     path: str, prompt: dict[str, Any], asked: dict[str, Any], answers: int
 ) -> None:
-    async def main() -> None:
-        tenant = Tenant("acme", limits=(_OUTPUT,), enforcement=Enforcement.STRICT)
-        async with limited_gateway(_answer, [tenant]) as gateway:
-            most = 100 // answers
-            assert await _post(gateway, path, {**prompt, **asked, "max_tokens": most + 1}) == 429
-            assert await _post(gateway, path, {**prompt, **asked, "max_tokens": most}) == 200
-            await wait_until(lambda: gateway.busy("acme", _OUTPUT.id) == 0)
-            assert gateway.used("acme", _OUTPUT.id) == 77, "what the engine reported"
-
-    run_async(main())
+    tenant = Tenant("acme", limits=(_OUTPUT,), enforcement=Enforcement.STRICT)
+    async with limited_gateway(_answer, [tenant]) as gateway:
+        most = 100 // answers
+        assert await _post(gateway, path, {**prompt, **asked, "max_tokens": most + 1}) == 429
+        assert await _post(gateway, path, {**prompt, **asked, "max_tokens": most}) == 200
+        await wait_until(lambda: gateway.busy("acme", _OUTPUT.id) == 0)
+        assert gateway.used("acme", _OUTPUT.id) == 77, "what the engine reported"
 
 
 @pytest.mark.parametrize(("path", "prompt", "asked", "answers"), _CASES)
-def test_a_client_that_goes_away_pays_every_answer(
+async def test_a_client_that_goes_away_pays_every_answer(
     path: str, prompt: dict[str, Any], asked: dict[str, Any], answers: int
 ) -> None:
     """An engine has computed all that it may, so far as the gateway can know."""
+    called = asyncio.Event()
 
-    async def main() -> None:
-        called = asyncio.Event()
+    async def script(call: EngineCall) -> None:
+        called.set()
+        await call.wait_closed()
 
-        async def script(call: EngineCall) -> None:
-            called.set()
-            await call.wait_closed()
-
-        limits = dataclasses.replace(Limits(), disconnected_tokens_per_second=10**12)
-        limit = dataclasses.replace(_OUTPUT, amount=10_000)
-        async with limited_gateway(script, [Tenant("acme", limits=(limit,))], limits) as gateway:
-            connection = await RawConnection.connect(gateway.running.url)
-            body = {"model": "tiny", **prompt, **asked, "max_tokens": 9}
-            await connection.send(post_request(body, path=path, more="authorization: Bearer acme\r\n"))
-            await called.wait()
-            assert gateway.busy("acme", limit.id) == 9 * answers
-            await connection.close()
-            await wait_until(lambda: gateway.busy("acme", limit.id) == 0)
-            assert gateway.used("acme", limit.id) == 9 * answers
-
-    run_async(main())
+    limits = dataclasses.replace(Limits(), disconnected_tokens_per_second=10**12)
+    limit = dataclasses.replace(_OUTPUT, amount=10_000)
+    async with limited_gateway(script, [Tenant("acme", limits=(limit,))], limits) as gateway:
+        connection = await RawConnection.connect(gateway.running.url)
+        body = {"model": "tiny", **prompt, **asked, "max_tokens": 9}
+        await connection.send(post_request(body, path=path, more="authorization: Bearer acme\r\n"))
+        await called.wait()
+        assert gateway.busy("acme", limit.id) == 9 * answers
+        await asyncio.sleep(0.01)  # the engine has computed all tokens
+        await connection.close()
+        await wait_until(lambda: gateway.busy("acme", limit.id) == 0)
+        assert gateway.used("acme", limit.id) == 9 * answers

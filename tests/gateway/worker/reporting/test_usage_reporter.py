@@ -15,9 +15,10 @@ from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.reporting.usage_reporter import UsageReporter
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_testing.engines.scripted import EngineCall, Script, scripted_engine
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.sim.engines import running_engine
 from fairlead_testing.waiting import wait_until_async
 
@@ -72,45 +73,45 @@ async def post(running: RunningGateway, body: object = CHAT) -> RawResponse:
     return await request(running.url, body, more=authorization("acme"))
 
 
-def test_row_has_the_engines_tokens_and_the_caller() -> None:
+async def test_row_has_the_engines_tokens_and_the_caller() -> None:
     async def script(call: EngineCall) -> None:
         await call.respond(ANSWER)
 
-    (row,) = run_async(rows_of(post, script))
+    (row,) = await rows_of(post, script)
     assert (row.tenant, row.key, row.tier, row.model) == ("acme", "acme", "Interactive", "default/tiny")
     assert (row.instance, row.pool, row.status) == ("e-0/0/0", "main", 200)
     assert (row.input_tokens, row.cached_tokens, row.output_tokens, row.is_estimated) == (9, 3, 4, False)
 
 
-def test_failed_request_used_nothing() -> None:
+async def test_failed_request_used_nothing() -> None:
     async def script(call: EngineCall) -> None:
         await call.respond({"error": {"message": "no", "code": 400}, "usage": USAGE}, "400 Bad Request")
 
-    (row,) = run_async(rows_of(post, script))
+    (row,) = await rows_of(post, script)
     assert (row.status, row.input_tokens, row.output_tokens, row.is_estimated) == (400, 0, 0, False)
 
 
-def test_stream_that_breaks_is_a_failure_that_used_nothing() -> None:
+async def test_stream_that_breaks_is_a_failure_that_used_nothing() -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()
         await call.event({"choices": [{"index": 0, "delta": {"content": "a"}}]})
         call.writer.close()
 
-    (row,) = run_async(rows_of(lambda running: post(running, {**CHAT, "stream": True, "n": 2}), script))
+    (row,) = await rows_of(lambda running: post(running, {**CHAT, "stream": True, "n": 2}), script)
     assert row.status >= 400
     assert (row.input_tokens, row.output_tokens) == (0, 0)
 
 
-def test_answer_without_usage_is_an_estimate() -> None:
+async def test_answer_without_usage_is_an_estimate() -> None:
     async def script(call: EngineCall) -> None:
         await call.respond({"id": "x", "choices": [{"index": 0, "message": {"content": "hi"}}]})
 
-    (row,) = run_async(rows_of(post, script))
+    (row,) = await rows_of(post, script)
     assert (row.status, row.is_estimated) == (200, True)
     assert row.input_tokens > 0
 
 
-def test_client_that_disconnects_has_used_what_it_was_sent() -> None:
+async def test_client_that_disconnects_has_used_what_it_was_sent() -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()
         for _ in range(3):
@@ -125,12 +126,12 @@ def test_client_that_disconnects_has_used_what_it_was_sent() -> None:
             data += await connection.reader.read(65_536)
         await connection.close()
 
-    (row,) = run_async(rows_of(use, script))
+    (row,) = await rows_of(use, script)
     assert (row.status, row.output_tokens, row.is_estimated) == (499, 3, True)
     assert row.input_tokens > 0
 
 
-def test_rows_beyond_the_bound_are_counted() -> None:
+async def test_rows_beyond_the_bound_are_counted() -> None:
     async def script(call: EngineCall) -> None:
         await call.respond(ANSWER)
 
@@ -138,16 +139,13 @@ def test_rows_beyond_the_bound_are_counted() -> None:
         for _ in range(3):
             await post(running)
 
-    async def main() -> None:
-        sent = Sent()
-        limits = Limits(usage_report_seconds=60.0, usage_rows=2)
-        reporter = UsageReporter(sent, asyncio.get_running_loop(), limits)
-        async with gateway_before(script, reporter) as running:
-            await use(running)
-        reporter.flush()
-        assert (len(sent.rows), sent.dropped) == (2, 1)
-
-    run_async(main())
+    sent = Sent()
+    limits = Limits(usage_report_seconds=60.0, usage_rows=2)
+    reporter = UsageReporter(sent, asyncio.get_running_loop(), limits)
+    async with gateway_before(script, reporter) as running:
+        await use(running)
+    reporter.flush()
+    assert (len(sent.rows), sent.dropped) == (2, 1)
 
 
 REQUESTS = st.tuples(st.sampled_from(["acme", "zeta"]), st.booleans(), st.integers(1, 20), st.integers(1, 60))

@@ -2,17 +2,21 @@
 
 import asyncio
 
+import pytest
+
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token, well_behaved
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway, with_engines
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway, with_engines
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.simulated
 
 PLAIN = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = PLAIN | {"stream": True}
 GREEDY = STREAM | {"temperature": 0}
 
 
-def test_a_popular_prompt_on_two_engines_that_die_together_is_served_by_the_next() -> None:
+async def test_a_popular_prompt_on_two_engines_that_die_together_is_served_by_the_next() -> None:
     met: list[EngineCall] = []
     die = asyncio.Event()
 
@@ -26,22 +30,19 @@ def test_a_popular_prompt_on_two_engines_that_die_together_is_served_by_the_next
         await die.wait()
         raise HangUp
 
-    async def main() -> None:
-        async with scripted_engine(script) as one, scripted_engine(script) as two:  # noqa: SIM117
-            async with running_gateway(fleet_of([one.url, two.url], preset="round-robin")) as running:
-                copies = [asyncio.create_task(request(running.url, STREAM)) for _ in range(2)]
-                await wait_until(lambda: len(met) == 2)
-                die.set()
-                for copy in copies:
-                    assert '"code":"stream_cut"' in (await copy).events[-1]
-                assert (len(one.calls), len(two.calls)) == (1, 1)
-                assert (await request(running.url, STREAM)).events[-1] == "[DONE]"
-                assert len(running.gateway.stack.poison_guard) == 0
-
-    run_async(main())
+    async with scripted_engine(script) as one, scripted_engine(script) as two:  # noqa: SIM117
+        async with running_gateway(fleet_of([one.url, two.url], preset="round-robin")) as running:
+            copies = [asyncio.create_task(request(running.url, STREAM)) for _ in range(2)]
+            await wait_until(lambda: len(met) == 2)
+            die.set()
+            for copy in copies:
+                assert '"code":"stream_cut"' in (await copy).events[-1]
+            assert (len(one.calls), len(two.calls)) == (1, 1)
+            assert (await request(running.url, STREAM)).events[-1] == "[DONE]"
+            assert len(running.gateway.stack.poison_guard) == 0
 
 
-def test_a_copy_that_was_sent_before_and_is_answered_clears_it() -> None:
+async def test_a_copy_that_was_sent_before_and_is_answered_clears_it() -> None:
     met: list[EngineCall] = []
     go_on = asyncio.Event()
 
@@ -58,24 +59,21 @@ def test_a_copy_that_was_sent_before_and_is_answered_clears_it() -> None:
         else:
             await call.respond({"error": {"message": "broken"}}, "500 Internal Server Error")
 
-    async def main() -> None:
-        async with scripted_engine(script) as one, scripted_engine(script) as two:  # noqa: SIM117
-            async with running_gateway(fleet_of([one.url, two.url], preset="round-robin")) as running:
-                for _ in range(2):
-                    await request(running.url, PLAIN | {"user": "warm"})
-                met.clear()
-                first = asyncio.create_task(request(running.url, PLAIN))
-                await wait_until(lambda: len(met) == 1)
-                assert (await request(running.url, PLAIN)).status == 502
-                assert len(running.gateway.stack.poison_guard) == 1
-                go_on.set()
-                assert (await first).status == 200
-                assert len(running.gateway.stack.poison_guard) == 0
-
-    run_async(main())
+    async with scripted_engine(script) as one, scripted_engine(script) as two:  # noqa: SIM117
+        async with running_gateway(fleet_of([one.url, two.url], preset="round-robin")) as running:
+            for _ in range(2):
+                await request(running.url, PLAIN | {"user": "warm"})
+            met.clear()
+            first = asyncio.create_task(request(running.url, PLAIN))
+            await wait_until(lambda: len(met) == 1)
+            assert (await request(running.url, PLAIN)).status == 502
+            assert len(running.gateway.stack.poison_guard) == 1
+            go_on.set()
+            assert (await first).status == 200
+            assert len(running.gateway.stack.poison_guard) == 0
 
 
-def test_an_engine_that_refuses_it_proves_nothing() -> None:
+async def test_an_engine_that_refuses_it_proves_nothing() -> None:
     met: list[EngineCall] = []
 
     async def script(call: EngineCall) -> None:
@@ -84,16 +82,13 @@ def test_an_engine_that_refuses_it_proves_nothing() -> None:
             raise HangUp
         await call.respond({"error": {"message": "no"}}, "400 Bad Request")
 
-    async def main() -> None:
-        async with scripted_engine(script) as one, scripted_engine(script) as two:  # noqa: SIM117
-            async with running_gateway(fleet_of([one.url, two.url])) as running:
-                assert (await request(running.url, PLAIN)).status == 400
-                assert len(running.gateway.stack.poison_guard) == 1
-
-    run_async(main())
+    async with scripted_engine(script) as one, scripted_engine(script) as two:  # noqa: SIM117
+        async with running_gateway(fleet_of([one.url, two.url])) as running:
+            assert (await request(running.url, PLAIN)).status == 400
+            assert len(running.gateway.stack.poison_guard) == 1
 
 
-def test_a_retry_that_dies_in_its_stream_is_not_continued_on_a_third_engine() -> None:
+async def test_a_retry_that_dies_in_its_stream_is_not_continued_on_a_third_engine() -> None:
     met: list[EngineCall] = []
 
     async def script(call: EngineCall) -> None:
@@ -109,10 +104,10 @@ def test_a_retry_that_dies_in_its_stream_is_not_continued_on_a_third_engine() ->
         assert (await request(running.url, GREEDY)).status == 422
         assert len(met) == 2
 
-    run_async(with_engines([script] * 3, use))
+    await with_engines([script] * 3, use)
 
 
-def test_an_engine_that_dies_of_the_rest_of_a_stream_counts_too() -> None:
+async def test_an_engine_that_dies_of_the_rest_of_a_stream_counts_too() -> None:
     met: list[EngineCall] = []
 
     async def script(call: EngineCall) -> None:
@@ -126,10 +121,10 @@ def test_an_engine_that_dies_of_the_rest_of_a_stream_counts_too() -> None:
         assert (await request(running.url, GREEDY)).status == 422
         assert len(met) == 2
 
-    run_async(with_engines([script] * 3, use))
+    await with_engines([script] * 3, use)
 
 
-def test_a_copy_whose_engine_dies_when_two_have_died_already_goes_to_no_other() -> None:
+async def test_a_copy_whose_engine_dies_when_two_have_died_already_goes_to_no_other() -> None:
     met: list[EngineCall] = []
     die = asyncio.Event()
 
@@ -139,18 +134,15 @@ def test_a_copy_whose_engine_dies_when_two_have_died_already_goes_to_no_other() 
             await die.wait()
         raise HangUp
 
-    async def main() -> None:
-        async with (
-            scripted_engine(script) as one,
-            scripted_engine(script) as two,
-            scripted_engine(script) as three,
-            running_gateway(fleet_of([one.url, two.url, three.url], preset="round-robin")) as running,
-        ):
-            first = asyncio.create_task(request(running.url, PLAIN))
-            await wait_until(lambda: len(met) == 1)
-            assert (await request(running.url, PLAIN)).error["code"] == "engines_broke_off"
-            die.set()
-            assert (await first).error["code"] == "quarantined"
-            assert len(met) == 3
-
-    run_async(main())
+    async with (
+        scripted_engine(script) as one,
+        scripted_engine(script) as two,
+        scripted_engine(script) as three,
+        running_gateway(fleet_of([one.url, two.url, three.url], preset="round-robin")) as running,
+    ):
+        first = asyncio.create_task(request(running.url, PLAIN))
+        await wait_until(lambda: len(met) == 1)
+        assert (await request(running.url, PLAIN)).error["code"] == "engines_broke_off"
+        die.set()
+        assert (await first).error["code"] == "quarantined"
+        assert len(met) == 3

@@ -14,15 +14,9 @@ from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.upstream.connection import activity_key
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine, token, well_behaved
 from fairlead_testing.engines.simulated_process import engine_processes
-from fairlead_testing.gateway.running_gateway import (
-    MODEL_KEY,
-    RunningGateway,
-    fleet_of,
-    run_async,
-    running_gateway,
-    with_engines,
-)
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway, with_engines
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until, wait_until_async
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -62,86 +56,77 @@ async def nonsense(call: EngineCall) -> None:
 
 
 @pytest.mark.parametrize("fault", [answers_500, breaks_off, breaks_streams, nonsense])
-def test_an_engine_that_fails_sits_out_and_every_place_says_why(fault: Script) -> None:
-    async def main() -> None:
-        async with (
-            scripted_engine(fault) as bad,
-            scripted_engine() as good,
-            running_gateway(fleet_of([bad.url, good.url]), LONG) as running,
-        ):
-            number = 0
-            while health(running, "e-0/0/0") is HealthState.HEALTHY:
-                await request(running.url, said(number) | {"stream": fault is breaks_streams})
-                number += 1
-                assert number < 100
-            met = len(bad.calls)
-            for more in range(20):
-                answer = await request(running.url, said(1_000 + more))
-                assert (answer.status, answer.fields["x-fairlead-instance"]) == (200, "e-1/1/0")
-            assert len(bad.calls) == met
-            decision = running.gateway.decisions.latest(1)[0].records[0].decision
-            (why,) = [one.why for one in decision.rejected if one.id == "e-0/0/0"]
-            assert why.startswith("ejected ")
-            stack, now = running.gateway.stack, running.gateway.runtime.now()
-            lag = running.gateway.loop_lag
-            status = GatewayStatus(True, [], running.loads(), stack.failures.describe, lag)
-            shown = fleet_out(stack.routers.fleet, status, now)
-            assert [one.standing for one in shown.models[0].instances] == ["Ejected", "Healthy"]
-            text = running.gateway.telemetry.render(stack.routers.fleet, running.loads(), now).decode()
-            assert 'fairlead_gateway_instance_ejections_total{model="default/tiny",instance="e-0/0/0"} 1' in text
-
-    run_async(main())
+async def test_an_engine_that_fails_sits_out_and_every_place_says_why(fault: Script) -> None:
+    async with (
+        scripted_engine(fault) as bad,
+        scripted_engine() as good,
+        running_gateway(fleet_of([bad.url, good.url]), LONG) as running,
+    ):
+        number = 0
+        while health(running, "e-0/0/0") is HealthState.HEALTHY:
+            await request(running.url, said(number) | {"stream": fault is breaks_streams})
+            number += 1
+            assert number < 100
+        met = len(bad.calls)
+        for more in range(20):
+            answer = await request(running.url, said(1_000 + more))
+            assert (answer.status, answer.fields["x-fairlead-instance"]) == (200, "e-1/1/0")
+        assert len(bad.calls) == met
+        decision = running.gateway.decisions.latest(1)[0].records[0].decision
+        (why,) = [one.why for one in decision.rejected if one.id == "e-0/0/0"]
+        assert why.startswith("ejected ")
+        stack, now = running.gateway.stack, running.gateway.runtime.now()
+        lag = running.gateway.loop_lag
+        status = GatewayStatus(True, [], running.loads(), stack.failures.describe, lag)
+        shown = fleet_out(stack.routers.fleet, status, now)
+        assert [one.standing for one in shown.models[0].instances] == ["Ejected", "Healthy"]
+        text = running.gateway.telemetry.render(stack.routers.fleet, running.loads(), now).decode()
+        assert 'fairlead_gateway_instance_ejections_total{model="default/tiny",instance="e-0/0/0"} 1' in text
 
 
 @pytest.mark.parametrize("load", [full, "leave"])
-def test_load_and_clients_that_leave_eject_nobody(load: Script | str) -> None:
+async def test_load_and_clients_that_leave_eject_nobody(load: Script | str) -> None:
     async def hears_them_leave(call: EngineCall) -> None:
         await call.start_stream()
         await call.event(token("a"))
         await call.wait_closed()
 
-    async def main() -> None:
-        script = hears_them_leave if load == "leave" else full
-        async with (
-            scripted_engine(script) as one,
-            scripted_engine(script) as two,
-            running_gateway(fleet_of([one.url, two.url]), LONG) as running,
-        ):
-            for number in range(20):
-                if load == "leave":
-                    connection = await RawConnection.connect(running.url)
-                    await connection.send(post_request(said(number) | {"stream": True}))
-                    await connection.reader.readuntil(b'"a"')
-                    await connection.close()
-                else:
-                    assert (await request(running.url, said(number))).status == 503
-            await wait_until(lambda: not running.gateway.inflight_count())
-            assert {health(running, one) for one in ("e-0/0/0", "e-1/1/0")} == {HealthState.HEALTHY}
-
-    run_async(main())
+    script = hears_them_leave if load == "leave" else full
+    async with (
+        scripted_engine(script) as one,
+        scripted_engine(script) as two,
+        running_gateway(fleet_of([one.url, two.url]), LONG) as running,
+    ):
+        for number in range(20):
+            if load == "leave":
+                connection = await RawConnection.connect(running.url)
+                await connection.send(post_request(said(number) | {"stream": True}))
+                await connection.reader.readuntil(b'"a"')
+                await connection.close()
+            else:
+                assert (await request(running.url, said(number))).status == 503
+        await wait_until(lambda: not running.gateway.inflight_count())
+        assert {health(running, one) for one in ("e-0/0/0", "e-1/1/0")} == {HealthState.HEALTHY}
 
 
-def test_a_request_that_every_engine_fails_ejects_none_of_them() -> None:
+async def test_a_request_that_every_engine_fails_ejects_none_of_them() -> None:
     async def picky(call: EngineCall) -> None:
         await (answers_500 if b"poison" in call.body else well_behaved)(call)
 
-    async def main() -> None:
-        poison = GOOD | {"messages": [{"role": "user", "content": "poison"}]}
-        async with (
-            scripted_engine(picky) as one,
-            scripted_engine(picky) as two,
-            running_gateway(fleet_of([one.url, two.url]), LONG) as running,
-        ):
-            for _ in range(10):
-                assert (await request(running.url, poison)).status == 502
-                assert {health(running, one) for one in ("e-0/0/0", "e-1/1/0")} == {HealthState.HEALTHY}
-
-    run_async(main())
+    poison = GOOD | {"messages": [{"role": "user", "content": "poison"}]}
+    async with (
+        scripted_engine(picky) as one,
+        scripted_engine(picky) as two,
+        running_gateway(fleet_of([one.url, two.url]), LONG) as running,
+    ):
+        for _ in range(10):
+            assert (await request(running.url, poison)).status == 502
+            assert {health(running, one) for one in ("e-0/0/0", "e-1/1/0")} == {HealthState.HEALTHY}
 
 
 @pytest.mark.parametrize("varies", [False, True])
 @pytest.mark.parametrize("stream", [False, True])
-def test_poison_requests_of_one_caller_eject_no_engine_without_a_retry_left(varies: bool, stream: bool) -> None:
+async def test_poison_requests_of_one_caller_eject_no_engine_without_a_retry_left(varies: bool, stream: bool) -> None:
     async def picky(call: EngineCall) -> None:
         await (answers_500 if b"poison" in call.body else well_behaved)(call)
 
@@ -152,10 +137,10 @@ def test_poison_requests_of_one_caller_eject_no_engine_without_a_retry_left(vari
             assert (await request(running.url, poison)).status == 502
         assert {health(running, f"e-{n}/{n}/0") for n in range(6)} == {HealthState.HEALTHY}
 
-    run_async(with_engines([picky] * 6, use))
+    await with_engines([picky] * 6, use)
 
 
-def test_poison_stream_of_one_caller_ejects_no_engine() -> None:
+async def test_poison_stream_of_one_caller_ejects_no_engine() -> None:
     async def picky(call: EngineCall) -> None:
         await (breaks_streams if b"poison" in call.body else well_behaved)(call)
 
@@ -165,22 +150,19 @@ def test_poison_stream_of_one_caller_ejects_no_engine() -> None:
             await request(running.url, poison)
         assert {health(running, f"e-{n}/{n}/0") for n in range(6)} == {HealthState.HEALTHY}
 
-    run_async(with_engines([picky] * 6, use, Limits(quarantine_seconds=0.0)))
+    await with_engines([picky] * 6, use, Limits(quarantine_seconds=0.0))
 
 
-def test_half_a_fleet_that_is_gone_sits_out_and_the_other_half_serves_everything() -> None:
-    async def main() -> None:
-        async with scripted_engine() as three, scripted_engine() as four:
-            async with scripted_engine() as one, scripted_engine() as two:
-                gone = [one.url, two.url]
-            async with running_gateway(fleet_of([*gone, three.url, four.url])) as running:
-                for number in range(60):
-                    assert (await request(running.url, said(number))).status == 200
-                states = [health(running, f"e-{n}/{n}/0") for n in range(4)]
-                assert Counter(states[2:]) == {HealthState.HEALTHY: 2}
-                assert HealthState.HEALTHY not in states[:2]
-
-    run_async(main())
+async def test_half_a_fleet_that_is_gone_sits_out_and_the_other_half_serves_everything() -> None:
+    async with scripted_engine() as three, scripted_engine() as four:
+        async with scripted_engine() as one, scripted_engine() as two:
+            gone = [one.url, two.url]
+        async with running_gateway(fleet_of([*gone, three.url, four.url])) as running:
+            for number in range(60):
+                assert (await request(running.url, said(number))).status == 200
+            states = [health(running, f"e-{n}/{n}/0") for n in range(4)]
+            assert Counter(states[2:]) == {HealthState.HEALTHY: 2}
+            assert HealthState.HEALTHY not in states[:2]
 
 
 def test_an_engine_that_is_well_again_is_probed_and_gets_its_share_back() -> None:
@@ -219,40 +201,37 @@ def test_an_engine_that_is_well_again_is_probed_and_gets_its_share_back() -> Non
     run_async(main())
 
 
-def test_hung_engine_is_found_by_its_silence_and_its_requests_are_retried() -> None:
-    async def main() -> None:
-        limits = Limits(
-            first_token_min_seconds=2.0,
-            first_token_factor=1.0,
-            breaker_consecutive_faults=1,
-            breaker_fault_sources=1,
-            ejection_seconds=600.0,
-        )
-        async with (
-            engine_processes(2, "--speed", "50") as engines,
-            running_gateway(fleet_of([one.url for one in engines]), limits) as running,
-        ):
-            used = (await request(running.url, STREAM)).fields["x-fairlead-instance"]
-            hung = engines[int(used[2])]
-            hung.send(signal.SIGSTOP)
-            number = 0
-            while health(running, used) is HealthState.HEALTHY:
-                body = STREAM | {"messages": said(number)["messages"]}
-                answer = await request(running.url, body)
-                assert answer.events[-1] == "[DONE]"
-                number += 1
-                assert number < 100
-            retries = running.gateway.telemetry.models[MODEL_KEY].retries_by_reason
-            assert retries == {"timeout": 1}
-            for more in range(10):
-                answer = await request(running.url, STREAM | {"messages": said(1_000 + more)["messages"]})
-                assert answer.fields["x-fairlead-instance"] != used
-            assert retries == {"timeout": 1}
-
-    run_async(main())
+async def test_hung_engine_is_found_by_its_silence_and_its_requests_are_retried() -> None:
+    limits = Limits(
+        first_token_min_seconds=2.0,
+        first_token_factor=1.0,
+        breaker_consecutive_faults=1,
+        breaker_fault_sources=1,
+        ejection_seconds=600.0,
+    )
+    async with (
+        engine_processes(2, "--speed", "50") as engines,
+        running_gateway(fleet_of([one.url for one in engines]), limits) as running,
+    ):
+        used = (await request(running.url, STREAM)).fields["x-fairlead-instance"]
+        hung = engines[int(used[2])]
+        hung.send(signal.SIGSTOP)
+        number = 0
+        while health(running, used) is HealthState.HEALTHY:
+            body = STREAM | {"messages": said(number)["messages"]}
+            answer = await request(running.url, body)
+            assert answer.events[-1] == "[DONE]"
+            number += 1
+            assert number < 100
+        retries = running.gateway.telemetry.models[MODEL_KEY].retries_by_reason
+        assert retries == {"timeout": 1}
+        for more in range(10):
+            answer = await request(running.url, STREAM | {"messages": said(1_000 + more)["messages"]})
+            assert answer.fields["x-fairlead-instance"] != used
+        assert retries == {"timeout": 1}
 
 
-def test_an_engine_that_speaks_to_others_is_slow_and_not_hung() -> None:
+async def test_an_engine_that_speaks_to_others_is_slow_and_not_hung() -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()
         if b"slow" in call.body:
@@ -278,20 +257,16 @@ def test_an_engine_that_speaks_to_others_is_slow_and_not_hung() -> None:
 
     calls: list[EngineCall] = []
     ticked = Ticks()
-
-    async def main() -> None:
-        limits = Limits(first_token_min_seconds=0.1, first_token_factor=0.0)
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url]), limits) as running:
-            connection = await RawConnection.connect(running.url)
-            await connection.send(post_request(STREAM))
-            await connection.reader.readuntil(b"first")
-            slow = STREAM | {"messages": [{"role": "user", "content": "slow"}]}
-            answer = await request(running.url, slow)
-            assert answer.events[-1] == "[DONE]"
-            assert answer.fields["x-fairlead-reason"] != "retry-1"
-            await connection.close()
-
-    run_async(main())
+    limits = Limits(first_token_min_seconds=0.1, first_token_factor=0.0)
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request(STREAM))
+        await connection.reader.readuntil(b"first")
+        slow = STREAM | {"messages": [{"role": "user", "content": "slow"}]}
+        answer = await request(running.url, slow)
+        assert answer.events[-1] == "[DONE]"
+        assert answer.fields["x-fairlead-reason"] != "retry-1"
+        await connection.close()
 
 
 @pytest.mark.parametrize(
@@ -302,7 +277,7 @@ def test_an_engine_that_speaks_to_others_is_slow_and_not_hung() -> None:
         ("/tokenize", {"model": "tiny", "prompt": "hi"}, False),
     ],
 )
-def test_answers_that_need_no_core_do_not_hide_an_engine_that_hangs(
+async def test_answers_that_need_no_core_do_not_hide_an_engine_that_hangs(
     path: str, body: dict[str, object], is_proof: bool
 ) -> None:
     async def script(call: EngineCall) -> None:
@@ -313,53 +288,44 @@ def test_answers_that_need_no_core_do_not_hide_an_engine_that_hangs(
         else:
             await well_behaved(call)
 
-    async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            stack = running.gateway.stack
-            detector = stack.failures.outlier_detector
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        stack = running.gateway.stack
+        detector = stack.failures.outlier_detector
+        for _ in range(3):
+            detector.on_failure("e-0/0/0", "timeout", running.gateway.runtime.now(), ("e-0/0/0",))
+        assert (await request(running.url, body, path=path)).status in (200, 400)
+        assert ("e-0/0/0" not in detector.ejection_records.by_instance) is is_proof
+        assert ("e-0/0/0" in detector.answer_times()) is is_proof
+        assert (stack.pool.activity(engine.url).receive_count > 0) is is_proof
+
+
+async def test_rank_that_hangs_is_not_hidden_by_another_of_its_server() -> None:
+    async with scripted_engine() as engine:
+        fleet = fleet_of([engine.url])
+        (instance,) = fleet.instances[MODEL_KEY]
+        ranked = replace(fleet, instances={MODEL_KEY: (replace(instance, dp_rank=1),)})
+        async with running_gateway(ranked) as running:
+            assert (await request(running.url, GOOD)).status == 200
+            assert engine.calls[0].header("x-data-parallel-rank") == "1"
+            pool = running.gateway.stack.pool
+            counts = [pool.activity(activity_key(engine.url, rank)).receive_count for rank in (None, 0, 1)]
+            assert counts == [0, 0, 1]
+            running.gateway.update_fleet(replace(ranked, version=2))
+            assert pool.activity(activity_key(engine.url, 1)).receive_count == 1
+
+
+async def test_decision_describes_few_of_the_instances_that_are_ejected() -> None:
+    fleet = fleet_of([f"http://127.0.0.1:{port}" for port in range(20_000, 20_200)])
+    async with running_gateway(fleet) as running:
+        routers, now = running.gateway.stack.routers.serving, running.gateway.runtime.now()
+        detector, names = running.gateway.stack.failures.outlier_detector, list(routers.ready_instances(MODEL_KEY))
+        for name in names[:100]:
             for _ in range(3):
-                detector.on_failure("e-0/0/0", "timeout", running.gateway.runtime.now(), ("e-0/0/0",))
-            assert (await request(running.url, body, path=path)).status in (200, 400)
-            assert ("e-0/0/0" not in detector.ejection_records.by_instance) is is_proof
-            assert ("e-0/0/0" in detector.answer_times()) is is_proof
-            assert (stack.pool.activity(engine.url).receive_count > 0) is is_proof
-
-    run_async(main())
-
-
-def test_rank_that_hangs_is_not_hidden_by_another_of_its_server() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine:
-            fleet = fleet_of([engine.url])
-            (instance,) = fleet.instances[MODEL_KEY]
-            ranked = replace(fleet, instances={MODEL_KEY: (replace(instance, dp_rank=1),)})
-            async with running_gateway(ranked) as running:
-                assert (await request(running.url, GOOD)).status == 200
-                assert engine.calls[0].header("x-data-parallel-rank") == "1"
-                pool = running.gateway.stack.pool
-                counts = [pool.activity(activity_key(engine.url, rank)).receive_count for rank in (None, 0, 1)]
-                assert counts == [0, 0, 1]
-                running.gateway.update_fleet(replace(ranked, version=2))
-                assert pool.activity(activity_key(engine.url, 1)).receive_count == 1
-
-    run_async(main())
-
-
-def test_decision_describes_few_of_the_instances_that_are_ejected() -> None:
-    async def main() -> None:
-        fleet = fleet_of([f"http://127.0.0.1:{port}" for port in range(20_000, 20_200)])
-        async with running_gateway(fleet) as running:
-            routers, now = running.gateway.stack.routers.serving, running.gateway.runtime.now()
-            detector, names = running.gateway.stack.failures.outlier_detector, list(routers.ready_instances(MODEL_KEY))
-            for name in names[:100]:
-                for _ in range(3):
-                    detector.on_failure(name, "refused", now, names)
-            request = RouteRequest("r", PrefixChain((), (), 0), 10.0, None)
-            decision = routers.choose(MODEL_KEY, request, now, frozenset())
-            assert len(detector.ejected(names, now)) == 100
-            assert decision.chosen in names[100:]
-            described = [rejected for rejected in decision.rejected if rejected.id in names[:100]]
-            assert len(described) == 16
-            assert all("ejected" in rejected.why for rejected in described)
-
-    run_async(main())
+                detector.on_failure(name, "refused", now, names)
+        request = RouteRequest("r", PrefixChain((), (), 0), 10.0, None)
+        decision = routers.choose(MODEL_KEY, request, now, frozenset())
+        assert len(detector.ejected(names, now)) == 100
+        assert decision.chosen in names[100:]
+        described = [rejected for rejected in decision.rejected if rejected.id in names[:100]]
+        assert len(described) == 16
+        assert all("ejected" in rejected.why for rejected in described)

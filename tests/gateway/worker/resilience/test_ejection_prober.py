@@ -18,8 +18,10 @@ from fairlead_gateway.worker.resilience.ejection_records import EjectionRecord
 from fairlead_gateway.worker.resilience.fault_evidence import FaultSource
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine, scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, run_async
+from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.simulated
 
 LIMITS = Limits(ejection_probe_after_seconds=10.0, ejection_probe_interval_seconds=15.0, ejection_probe_seconds=0.02)
 HUNG, OTHER = "e-0/0/0", "e-1/1/0"
@@ -72,56 +74,47 @@ async def prober(script: Script, limits: Limits = LIMITS) -> AsyncIterator[tuple
             fixture.gateway.close()
 
 
-def test_hanging_engine_gets_spaced_probes_for_one_token_which_fail() -> None:
-    async def main() -> None:
-        async with prober(hangs) as (fixture, engine):
-            fixture.poll_at(9.0)
-            assert engine.calls == []
-            for number, now in ((1, 10.0), (2, 25.0), (3, 40.0)):
-                fixture.poll_at(now)
-                fixture.poll_at(now)  # one at a time
-                await fixture.wait_probe_ended()
-                fixture.poll_at(now + 14.0)  # too early for the next one
-                assert fixture.record is not None
-                assert (fixture.record.since, fixture.record.cause) == (0.0, "3 timeouts")
-                assert (fixture.record.failed_probes, len(engine.calls)) == (number, number)
-            bodies = [call.json for call in engine.calls]
-            assert bodies[0] | {"cache_salt": ""} == {
-                "model": "tiny",
-                "prompt": "hi",
-                "max_tokens": 1,
-                "temperature": 0,
-                "cache_salt": "",
-            }
-            assert len({body["cache_salt"] for body in bodies}) == 1
-            assert len(bodies[0]["cache_salt"]) == 32
-
-    run_async(main())
-
-
-def test_failed_probe_ejects_an_instance_that_was_to_return() -> None:
-    async def main() -> None:
-        async with prober(hangs) as (fixture, _):
-            fixture.clock.advance(10.0)
-            assert fixture.state() is HealthState.PROBING
-            fixture.poll_at(10.0)
-            await wait_until(lambda: not fixture.detector.is_usable(HUNG, 10.0))  # no client waits for it too
+async def test_hanging_engine_gets_spaced_probes_for_one_token_which_fail() -> None:
+    async with prober(hangs) as (fixture, engine):
+        fixture.poll_at(9.0)
+        assert engine.calls == []
+        for number, now in ((1, 10.0), (2, 25.0), (3, 40.0)):
+            fixture.poll_at(now)
+            fixture.poll_at(now)  # one at a time
             await fixture.wait_probe_ended()
-            assert fixture.state() is HealthState.EJECTED
+            fixture.poll_at(now + 14.0)  # too early for the next one
+            assert fixture.record is not None
+            assert (fixture.record.since, fixture.record.cause) == (0.0, "3 timeouts")
+            assert (fixture.record.failed_probes, len(engine.calls)) == (number, number)
+        bodies = [call.json for call in engine.calls]
+        assert bodies[0] | {"cache_salt": ""} == {
+            "model": "tiny",
+            "prompt": "hi",
+            "max_tokens": 1,
+            "temperature": 0,
+            "cache_salt": "",
+        }
+        assert len({body["cache_salt"] for body in bodies}) == 1
+        assert len(bodies[0]["cache_salt"]) == 32
 
-    run_async(main())
+
+async def test_failed_probe_ejects_an_instance_that_was_to_return() -> None:
+    async with prober(hangs) as (fixture, _):
+        fixture.clock.advance(10.0)
+        assert fixture.state() is HealthState.PROBING
+        fixture.poll_at(10.0)
+        await wait_until(lambda: not fixture.detector.is_usable(HUNG, 10.0))  # no client waits for it too
+        await fixture.wait_probe_ended()
+        assert fixture.state() is HealthState.EJECTED
 
 
-def test_answered_probe_ends_the_record_and_the_instance_warms_up() -> None:
-    async def main() -> None:
-        async with prober(answers, Limits(ejection_probe_after_seconds=10.0)) as (fixture, _):
-            fixture.clock.advance(10.0)
-            assert fixture.state() is HealthState.PROBING
-            fixture.poll_at(10.0)
-            await wait_until(lambda: fixture.record is None)
-            assert fixture.state() is HealthState.WARMING
-
-    run_async(main())
+async def test_answered_probe_ends_the_record_and_the_instance_warms_up() -> None:
+    async with prober(answers, Limits(ejection_probe_after_seconds=10.0)) as (fixture, _):
+        fixture.clock.advance(10.0)
+        assert fixture.state() is HealthState.PROBING
+        fixture.poll_at(10.0)
+        await wait_until(lambda: fixture.record is None)
+        assert fixture.state() is HealthState.WARMING
 
 
 @pytest.mark.parametrize(
@@ -133,84 +126,66 @@ def test_answered_probe_ends_the_record_and_the_instance_warms_up() -> None:
         ("404 Not Found", 0),
     ],
 )
-def test_only_server_errors_count_as_failed_probes_and_load_does_not(status: str, failed_probes: int) -> None:
+async def test_only_server_errors_count_as_failed_probes_and_load_does_not(status: str, failed_probes: int) -> None:
     async def fails(call: EngineCall) -> None:
         await call.respond({"error": {"message": "no"}}, status)
 
-    async def main() -> None:
-        async with prober(fails, Limits(ejection_probe_after_seconds=10.0)) as (fixture, _):
-            fixture.poll_at(10.0)
-            await fixture.wait_probe_ended()
-            assert fixture.record is not None
-            assert (fixture.record.since, fixture.record.failed_probes) == (0.0, failed_probes)
-
-    run_async(main())
+    async with prober(fails, Limits(ejection_probe_after_seconds=10.0)) as (fixture, _):
+        fixture.poll_at(10.0)
+        await fixture.wait_probe_ended()
+        assert fixture.record is not None
+        assert (fixture.record.since, fixture.record.failed_probes) == (0.0, failed_probes)
 
 
-def test_requests_that_an_engine_fails_do_not_make_it_hang_where_no_probe_suits() -> None:
-    async def main() -> None:
-        async def has_no_completions(call: EngineCall) -> None:
-            await call.respond({"error": {"message": "no"}}, "404 Not Found")
+async def test_requests_that_an_engine_fails_do_not_make_it_hang_where_no_probe_suits() -> None:
+    async def has_no_completions(call: EngineCall) -> None:
+        await call.respond({"error": {"message": "no"}}, "404 Not Found")
 
-        async with prober(has_no_completions, Limits(ejection_probe_after_seconds=10.0)) as (fixture, _):
-            fixture.detector.ejection_records.end(HUNG)
-            fixture.detector.ejection_records.begin(HUNG, ["status-500"], "3 status-500", 0.0)
-            fixture.poll_at(10.0)
-            await wait_until(lambda: fixture.record is None)
-
-    run_async(main())
+    async with prober(has_no_completions, Limits(ejection_probe_after_seconds=10.0)) as (fixture, _):
+        fixture.detector.ejection_records.end(HUNG)
+        fixture.detector.ejection_records.begin(HUNG, ["status-500"], "3 status-500", 0.0)
+        fixture.poll_at(10.0)
+        await wait_until(lambda: fixture.record is None)
 
 
-def test_engine_that_sends_to_another_request_is_slow_and_does_not_hang() -> None:
-    async def main() -> None:
-        async with prober(hangs) as (fixture, engine):
-            fixture.poll_at(10.0)
-            await wait_until(lambda: len(engine.calls) == 1)
-            fixture.gateway.stack.pool.activity(engine.url).receive_count += 1
-            await fixture.wait_probe_ended()
-            assert fixture.record is not None
-            assert (fixture.record.since, fixture.record.failed_probes) == (10.0, 0)
-
-    run_async(main())
+async def test_engine_that_sends_to_another_request_is_slow_and_does_not_hang() -> None:
+    async with prober(hangs) as (fixture, engine):
+        fixture.poll_at(10.0)
+        await wait_until(lambda: len(engine.calls) == 1)
+        fixture.gateway.stack.pool.activity(engine.url).receive_count += 1
+        await fixture.wait_probe_ended()
+        assert fixture.record is not None
+        assert (fixture.record.since, fixture.record.failed_probes) == (10.0, 0)
 
 
-def test_engine_that_listens_no_more_is_not_reported_as_hung() -> None:
-    async def main() -> None:
-        async with prober(hangs) as (fixture, engine):
-            assert engine.server is not None
-            engine.server.close()
-            await engine.server.wait_closed()
-            fixture.poll_at(10.0)
-            await wait_until(lambda: fixture.record is None)
-            assert fixture.state() is HealthState.EJECTED
-
-    run_async(main())
+async def test_engine_that_listens_no_more_is_not_reported_as_hung() -> None:
+    async with prober(hangs) as (fixture, engine):
+        assert engine.server is not None
+        engine.server.close()
+        await engine.server.wait_closed()
+        fixture.poll_at(10.0)
+        await wait_until(lambda: fixture.record is None)
+        assert fixture.state() is HealthState.EJECTED
 
 
-def test_instance_that_is_not_ready_any_more_gets_no_probe() -> None:
-    async def main() -> None:
-        async with prober(hangs) as (fixture, engine):
-            fixture.gateway.update_fleet(fleet_of(fixture.urls, version=2, states=[InstanceState.STARTING]))
-            fixture.poll_at(10.0)
-            assert fixture.record is None
-            assert engine.calls == []
-
-    run_async(main())
+async def test_instance_that_is_not_ready_any_more_gets_no_probe() -> None:
+    async with prober(hangs) as (fixture, engine):
+        fixture.gateway.update_fleet(fleet_of(fixture.urls, version=2, states=[InstanceState.STARTING]))
+        fixture.poll_at(10.0)
+        assert fixture.record is None
+        assert engine.calls == []
 
 
 @pytest.mark.parametrize("script", [answers, hangs])
-def test_workers_probe_decides_the_return_that_one_callers_requests_would_prevent(script: Script) -> None:
-    async def main() -> None:
-        async with prober(script) as (fixture, engine):
-            fixture.detector.on_success(HUNG, 0.0, CallerKey("steady"))  # of an earlier request; it ends the record
-            fixture.clock.advance(7.0)
-            assert fixture.detector.ejected((HUNG, OTHER), 7.0) == {}
-            fixture.detector.on_dispatch(HUNG)
-            source = FaultSource(CallerKey("flood"), b"poison")
-            assert not fixture.detector.on_failure(HUNG, "status-500", 7.0, (HUNG, OTHER), source)
-            fixture.poll_at(7.5)
-            expected = HealthState.WARMING if script is answers else HealthState.EJECTED
-            await wait_until(lambda: fixture.state() is expected)
-            assert len(engine.calls) == 1
-
-    run_async(main())
+async def test_workers_probe_decides_the_return_that_one_callers_requests_would_prevent(script: Script) -> None:
+    async with prober(script) as (fixture, engine):
+        fixture.detector.on_success(HUNG, 0.0, CallerKey("steady"))  # of an earlier request; it ends the record
+        fixture.clock.advance(7.0)
+        assert fixture.detector.ejected((HUNG, OTHER), 7.0) == {}
+        fixture.detector.on_dispatch(HUNG)
+        source = FaultSource(CallerKey("flood"), b"poison")
+        assert not fixture.detector.on_failure(HUNG, "status-500", 7.0, (HUNG, OTHER), source)
+        fixture.poll_at(7.5)
+        expected = HealthState.WARMING if script is answers else HealthState.EJECTED
+        await wait_until(lambda: fixture.state() is expected)
+        assert len(engine.calls) == 1

@@ -11,7 +11,7 @@ from fairlead_testing.engines.disaggregated import DisaggregatedModel, killable_
 from fairlead_testing.engines.handoff_bodies import make_prompt
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token, usage, well_behaved
 from fairlead_testing.engines.simulated_process import engine_processes
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawResponse, request
 
@@ -33,39 +33,33 @@ def cached_tokens(answer: RawResponse) -> int:
 
 
 @pytest.mark.parametrize(("first", "other", "shares"), [(ACME, ZETA, False), (*OPEN, True), (OPEN[0], ACME, False)])
-def test_only_requests_of_one_scope_find_each_others_blocks(first: Tenant, other: Tenant, shares: bool) -> None:
-    async def check() -> None:
-        async with (
-            engine_processes(1, "--speed", "50", "--enable-prompt-tokens-details") as engines,
-            running_gateway(fleet_of([engine.url for engine in engines]), api_keys=keys_of(first, other)) as running,
-        ):
-            assert cached_tokens(await complete(running, first)) == 0
-            assert cached_tokens(await complete(running, first)) > 100
-            assert (cached_tokens(await complete(running, other)) > 100) is shares
-            assert cached_tokens(await complete(running, other)) > 100
-            assert (cached_tokens(await complete(running, other, cache_salt="apart")) > 100) is False
-
-    run_async(check())
+async def test_only_requests_of_one_scope_find_each_others_blocks(first: Tenant, other: Tenant, shares: bool) -> None:
+    async with (
+        engine_processes(1, "--speed", "50", "--enable-prompt-tokens-details") as engines,
+        running_gateway(fleet_of([engine.url for engine in engines]), api_keys=keys_of(first, other)) as running,
+    ):
+        assert cached_tokens(await complete(running, first)) == 0
+        assert cached_tokens(await complete(running, first)) > 100
+        assert (cached_tokens(await complete(running, other)) > 100) is shares
+        assert cached_tokens(await complete(running, other)) > 100
+        assert (cached_tokens(await complete(running, other, cache_salt="apart")) > 100) is False
 
 
-def test_affinity_of_a_tenant_is_its_own() -> None:
-    async def check() -> None:
-        async with (
-            engine_processes(4, "--speed", "50") as engines,
-            running_gateway(fleet_of([engine.url for engine in engines]), api_keys=keys_of(ACME, ZETA)) as running,
-        ):
-            router = running.gateway.stack.routers.serving.router("default/tiny")
-            assert router is not None
-            for tenant in (ACME, ZETA):
-                await complete(running, tenant, session_id="chat-1")
-                await complete(running, tenant, session_id="chat-1")
-                logged = running.gateway.decisions.latest(1)[0]
-                assert logged.outcome is not None
-                assert logged.outcome.predicted_cached_tokens, tenant
-            predicted = [logged.outcome for logged in running.gateway.decisions.latest(4)]
-            assert sum(bool(outcome and outcome.predicted_cached_tokens) for outcome in predicted) == 2
-
-    run_async(check())
+async def test_affinity_of_a_tenant_is_its_own() -> None:
+    async with (
+        engine_processes(4, "--speed", "50") as engines,
+        running_gateway(fleet_of([engine.url for engine in engines]), api_keys=keys_of(ACME, ZETA)) as running,
+    ):
+        router = running.gateway.stack.routers.serving.router("default/tiny")
+        assert router is not None
+        for tenant in (ACME, ZETA):
+            await complete(running, tenant, session_id="chat-1")
+            await complete(running, tenant, session_id="chat-1")
+            logged = running.gateway.decisions.latest(1)[0]
+            assert logged.outcome is not None
+            assert logged.outcome.predicted_cached_tokens, tenant
+        predicted = [logged.outcome for logged in running.gateway.decisions.latest(4)]
+        assert sum(bool(outcome and outcome.predicted_cached_tokens) for outcome in predicted) == 2
 
 
 async def stream_with_usage(call: EngineCall) -> None:
@@ -86,30 +80,27 @@ def counted() -> dict[str, Any]:
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("tenant", [ACME, DISCREET])
-def test_placement_and_cached_tokens_are_shown_by_policy(tenant: Tenant, stream: bool) -> None:
-    async def check() -> None:
-        async with (
-            scripted_engine(stream_with_usage) as engine,
-            running_gateway(fleet_of([engine.url]), api_keys=keys_of(ACME, DISCREET)) as running,
-        ):
-            options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
-            answer = await complete(running, tenant, **options)
-            found = json.loads(answer.events[-2]) if stream else answer.json
-            shown = found["usage"]["prompt_tokens_details"]["cached_tokens"]
-            assert shown == (640 if tenant.shows_placement else None)
-            assert found["usage"]["prompt_tokens"] == 700
-            assert ("x-fairlead-instance" in answer.fields) is tenant.shows_placement
-            assert answer.fields["x-fairlead-decision"].startswith("req-")
-            if not tenant.shows_placement:
-                assert not answer.fields.keys() & set(PLACEMENT)
-            outcome = running.gateway.decisions.latest(1)[0].outcome
-            assert outcome is not None
-            assert outcome.cached_tokens == 640
-
-    run_async(check())
+async def test_placement_and_cached_tokens_are_shown_by_policy(tenant: Tenant, stream: bool) -> None:
+    async with (
+        scripted_engine(stream_with_usage) as engine,
+        running_gateway(fleet_of([engine.url]), api_keys=keys_of(ACME, DISCREET)) as running,
+    ):
+        options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        answer = await complete(running, tenant, **options)
+        found = json.loads(answer.events[-2]) if stream else answer.json
+        shown = found["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert shown == (640 if tenant.shows_placement else None)
+        assert found["usage"]["prompt_tokens"] == 700
+        assert ("x-fairlead-instance" in answer.fields) is tenant.shows_placement
+        assert answer.fields["x-fairlead-decision"].startswith("req-")
+        if not tenant.shows_placement:
+            assert not answer.fields.keys() & set(PLACEMENT)
+        outcome = running.gateway.decisions.latest(1)[0].outcome
+        assert outcome is not None
+        assert outcome.cached_tokens == 640
 
 
-def test_resumed_stream_keeps_its_salt_and_its_discretion() -> None:
+async def test_resumed_stream_keeps_its_salt_and_its_discretion() -> None:
     async def script(call: EngineCall) -> None:
         if call.json.get("continue_final_message"):
             await stream_with_usage(call)
@@ -118,46 +109,37 @@ def test_resumed_stream_keeps_its_salt_and_its_discretion() -> None:
         await call.event({"id": "x", "created": 1, "model": "tiny", **token("b")})
         raise HangUp
 
-    async def check() -> None:
-        options = {"stream": True, "temperature": 0, "stream_options": {"include_usage": True}}
-        async with (
-            scripted_engine(script) as first,
-            scripted_engine(script) as second,
-            running_gateway(fleet_of([first.url, second.url]), api_keys=keys_of(DISCREET)) as running,
-        ):
-            answer = await complete(running, DISCREET, **options)
-            [broken], [resumed] = first.calls, second.calls
-            assert broken.json["cache_salt"] == resumed.json["cache_salt"]
-            assert json.loads(answer.events[-2])["usage"]["prompt_tokens_details"]["cached_tokens"] is None
-
-    run_async(check())
+    options = {"stream": True, "temperature": 0, "stream_options": {"include_usage": True}}
+    async with (
+        scripted_engine(script) as first,
+        scripted_engine(script) as second,
+        running_gateway(fleet_of([first.url, second.url]), api_keys=keys_of(DISCREET)) as running,
+    ):
+        answer = await complete(running, DISCREET, **options)
+        [broken], [resumed] = first.calls, second.calls
+        assert broken.json["cache_salt"] == resumed.json["cache_salt"]
+        assert json.loads(answer.events[-2])["usage"]["prompt_tokens_details"]["cached_tokens"] is None
 
 
-def test_remote_prefill_has_the_salt_of_the_decode() -> None:
-    async def check() -> None:
-        quick = ("--profile", "tiny-cpu", "--speed", "50", "--kv-connector", "nixl")
-        body = {"model": "tiny", "prompt": make_prompt(1000), "max_tokens": 4}
-        producer, consumer = (killable_engine(*quick, "--kv-role", role) for role in ("kv_producer", "kv_consumer"))
-        with producer as prefill, consumer as decode:
-            fleet = DisaggregatedModel([prefill], [decode], "nixl").fleet()
-            limits = Limits(handoff_min_tokens=64)
-            async with running_gateway(fleet, limits, api_keys=keys_of(ACME, ZETA)) as running:
-                outcomes = []
-                for tenant in (ACME, ACME, ZETA):
-                    path, more = "/v1/completions", authorization(tenant.name)
-                    assert (await request(running.url, body, path=path, more=more)).status == 200
-                    record = running.gateway.decisions.latest(1)[0].latest.handoff
-                    assert record is not None
-                    outcomes.append(record.outcome)
-                assert outcomes[0] == outcomes[2] == "done"  # the second is short: its start is cached
-
-    run_async(check())
+async def test_remote_prefill_has_the_salt_of_the_decode() -> None:
+    quick = ("--profile", "tiny-cpu", "--speed", "50", "--kv-connector", "nixl")
+    body = {"model": "tiny", "prompt": make_prompt(1000), "max_tokens": 4}
+    producer, consumer = (killable_engine(*quick, "--kv-role", role) for role in ("kv_producer", "kv_consumer"))
+    with producer as prefill, consumer as decode:
+        fleet = DisaggregatedModel([prefill], [decode], "nixl").fleet()
+        limits = Limits(handoff_min_tokens=64)
+        async with running_gateway(fleet, limits, api_keys=keys_of(ACME, ZETA)) as running:
+            outcomes = []
+            for tenant in (ACME, ACME, ZETA):
+                path, more = "/v1/completions", authorization(tenant.name)
+                assert (await request(running.url, body, path=path, more=more)).status == 200
+                record = running.gateway.decisions.latest(1)[0].latest.handoff
+                assert record is not None
+                outcomes.append(record.outcome)
+            assert outcomes[0] == outcomes[2] == "done"  # the second is short: its start is cached
 
 
-def test_requests_without_keys_are_not_changed() -> None:
-    async def check() -> None:
-        async with scripted_engine(well_behaved) as engine, running_gateway(fleet_of([engine.url])) as running:
-            await request(running.url, CHAT)
-            assert engine.calls[0].json == CHAT
-
-    run_async(check())
+async def test_requests_without_keys_are_not_changed() -> None:
+    async with scripted_engine(well_behaved) as engine, running_gateway(fleet_of([engine.url])) as running:
+        await request(running.url, CHAT)
+        assert engine.calls[0].json == CHAT

@@ -21,7 +21,6 @@ from fairlead_testing.engines.scripted import EngineCall, scripted_engine
 from fairlead_testing.gateway.running_gateway import (
     RunningGateway,
     fleet_of,
-    run_async,
     running_gateway,
     with_engines,
 )
@@ -68,7 +67,7 @@ def test_a_connect_that_fails_locally_is_answered_503_with_retry_after() -> None
     assert "2 engines tried, last: gateway-full" in str(error)
 
 
-def test_shortage_of_descriptors_ejects_no_engine_and_is_answered_503() -> None:
+async def test_shortage_of_descriptors_ejects_no_engine_and_is_answered_503() -> None:
     async def use(running: RunningGateway) -> None:
         client = await RawConnection.connect(running.url)
         with no_descriptors():
@@ -88,7 +87,7 @@ def test_shortage_of_descriptors_ejects_no_engine_and_is_answered_503() -> None:
     async def well(call: EngineCall) -> None:
         await call.respond({"object": "chat.completion", "choices": [{"index": 0}]})
 
-    run_async(with_engines([well] * 4, use))
+    await with_engines([well] * 4, use)
 
 
 class RecordingSink(ResponseSink):
@@ -112,44 +111,38 @@ class RecordingSink(ResponseSink):
         return 60.0
 
 
-def test_shortage_of_descriptors_gives_up_no_silent_stream() -> None:
+async def test_shortage_of_descriptors_gives_up_no_silent_stream() -> None:
     async def silent(call: EngineCall) -> None:
         await call.wait_closed()
 
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
-        async with scripted_engine(silent) as engine:
-            sink, connection = RecordingSink(), await pool.connect(engine.url)
-            connection.send_request([b"GET / HTTP/1.1\r\n\r\n"], sink, 60.0)
-            await wait_until(lambda: bool(engine.calls))
-            with no_descriptors():
-                pool.probe_listening(connection)
-                await wait_until(lambda: not pool._probes)
-            assert sink.ended == []
-            connection.abort()
-            pool.close()
-
-    run_async(main())
+    loop = asyncio.get_running_loop()
+    pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
+    async with scripted_engine(silent) as engine:
+        sink, connection = RecordingSink(), await pool.connect(engine.url)
+        connection.send_request([b"GET / HTTP/1.1\r\n\r\n"], sink, 60.0)
+        await wait_until(lambda: bool(engine.calls))
+        with no_descriptors():
+            pool.probe_listening(connection)
+            await wait_until(lambda: not pool._probes)
+        assert sink.ended == []
+        connection.abort()
+        pool.close()
 
 
-def test_a_name_that_cannot_be_resolved_ejects_no_engine() -> None:
-    async def main() -> None:
-        async with scripted_engine() as engine:
-            urls = ["http://engine.invalid:1", engine.url]
-            async with running_gateway(fleet_of(urls, preset="round-robin")) as running:
-                client = await RawConnection.connect(running.url)
-                for number in range(10):
-                    body = {"model": "tiny", "messages": [{"role": "user", "content": f"{number} " * 300}]}
-                    await client.send(post_request(body, close=False))
-                    assert (await client.read_response()).status == 200
-                assert running.gateway.stack.failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
-                await client.close()
-
-    run_async(main())
+async def test_a_name_that_cannot_be_resolved_ejects_no_engine() -> None:
+    async with scripted_engine() as engine:
+        urls = ["http://engine.invalid:1", engine.url]
+        async with running_gateway(fleet_of(urls, preset="round-robin")) as running:
+            client = await RawConnection.connect(running.url)
+            for number in range(10):
+                body = {"model": "tiny", "messages": [{"role": "user", "content": f"{number} " * 300}]}
+                await client.send(post_request(body, close=False))
+                assert (await client.read_response()).status == 200
+            assert running.gateway.stack.failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
+            await client.close()
 
 
-def test_a_name_that_is_not_resolved_in_time_is_not_the_engines_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_that_is_not_resolved_in_time_is_not_the_engines_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(resolver: EndpointResolver, host: str, port: int) -> str:
         await asyncio.Event().wait()
         raise AssertionError
@@ -164,4 +157,4 @@ def test_a_name_that_is_not_resolved_in_time_is_not_the_engines_fault(monkeypatc
             await pool.connect(instance.url)
 
     monkeypatch.setattr(EndpointResolver, "resolve", never)
-    run_async(main())
+    await main()

@@ -22,22 +22,16 @@ from fairlead_testing.engines.scripted import (
     usage,
     well_behaved,
 )
-from fairlead_testing.gateway.running_gateway import (
-    MODEL_KEY,
-    RunningGateway,
-    fleet_of,
-    run_async,
-    running_gateway,
-    with_engines,
-)
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway, with_engines
 from fairlead_testing.http.raw_client import RawConnection, post_request, request, send
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True}
 
 
-def test_an_engine_that_never_answers_is_given_up_at_its_deadline() -> None:
+async def test_an_engine_that_never_answers_is_given_up_at_its_deadline() -> None:
     async def script(call: EngineCall) -> None:
         await call.wait_closed()
 
@@ -45,7 +39,7 @@ def test_an_engine_that_never_answers_is_given_up_at_its_deadline() -> None:
         answer = await request(running.url, GOOD)
         assert (answer.status, answer.error["code"]) == (504, "engine_timeout")
 
-    run_async(with_engines([script], use, Limits(first_token_seconds=0.2)))
+    await with_engines([script], use, Limits(first_token_seconds=0.2))
 
 
 @pytest.mark.parametrize("body", [GOOD, STREAM])
@@ -94,7 +88,7 @@ class _RecordingSink(ResponseSink):
 
 
 @pytest.mark.parametrize("start", [b"0\r\nx-trailer: ", b"0\r\n", b"5;"])
-def test_endless_trailer_of_an_engine_is_cut_before_it_fills_the_memory(start: bytes) -> None:
+async def test_endless_trailer_of_an_engine_is_cut_before_it_fills_the_memory(start: bytes) -> None:
     async def script(call: EngineCall) -> None:
         await call.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n" + start)
         part = b"x: y\r\n" * 100 if start == b"0\r\n" else b"a" * 600
@@ -109,31 +103,28 @@ def test_endless_trailer_of_an_engine_is_cut_before_it_fills_the_memory(start: b
         assert sum(sent) < 6_000_000
 
     sent: list[int] = []
-    run_async(with_engines([script], use, Limits(response_head_bytes=2_000)))
+    await with_engines([script], use, Limits(response_head_bytes=2_000))
 
 
-def test_chunk_sizes_that_arrive_alone_do_not_count_as_a_trailer() -> None:
+async def test_chunk_sizes_that_arrive_alone_do_not_count_as_a_trailer() -> None:
     async def script(call: EngineCall) -> None:
         await call.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
 
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        pool = ConnectionPool(Limits(response_head_bytes=100), loop, EngineCredentials({}, loop.time))
-        async with scripted_engine(script) as engine:
-            sink, connection = _RecordingSink(), await pool.connect(engine.url)
-            connection.send_request([b"POST / HTTP/1.1\r\nhost: e\r\ncontent-length: 0\r\n\r\n"], sink, 60.0)
-            await sink.head.wait()
-            for _ in range(200):
-                connection.data_received(b"1\r\n")
-                connection.data_received(b"x\r\n")
-            connection.data_received(b"0\r\n\r\n")
-            assert sink.end.is_set()
-            pool.close()
-
-    run_async(main())
+    loop = asyncio.get_running_loop()
+    pool = ConnectionPool(Limits(response_head_bytes=100), loop, EngineCredentials({}, loop.time))
+    async with scripted_engine(script) as engine:
+        sink, connection = _RecordingSink(), await pool.connect(engine.url)
+        connection.send_request([b"POST / HTTP/1.1\r\nhost: e\r\ncontent-length: 0\r\n\r\n"], sink, 60.0)
+        await sink.head.wait()
+        for _ in range(200):
+            connection.data_received(b"1\r\n")
+            connection.data_received(b"x\r\n")
+        connection.data_received(b"0\r\n\r\n")
+        assert sink.end.is_set()
+        pool.close()
 
 
-def test_request_whose_last_bytes_cause_a_defect_ends_with_an_error() -> None:
+async def test_request_whose_last_bytes_cause_a_defect_ends_with_an_error() -> None:
     class DefectiveSink(_RecordingSink):
         def on_body(self, chunks: list[bytes], complete: bool) -> None:
             raise ValueError("a defect")
@@ -155,10 +146,10 @@ def test_request_whose_last_bytes_cause_a_defect_ends_with_an_error() -> None:
             pool.close()
 
     errors: list[str] = []
-    run_async(main())
+    await main()
 
 
-def test_head_of_a_stream_is_no_activity_since_a_hung_core_sends_no_body() -> None:
+async def test_head_of_a_stream_is_no_activity_since_a_hung_core_sends_no_body() -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()
         await tokens_wanted.wait()
@@ -181,10 +172,10 @@ def test_head_of_a_stream_is_no_activity_since_a_hung_core_sends_no_body() -> No
             pool.close()
 
     tokens_wanted: asyncio.Event
-    run_async(main())
+    await main()
 
 
-def test_an_engine_that_says_nothing_and_listens_is_waited_for() -> None:
+async def test_an_engine_that_says_nothing_and_listens_is_waited_for() -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()
         await call.event(token("a"))
@@ -201,7 +192,7 @@ def test_an_engine_that_says_nothing_and_listens_is_waited_for() -> None:
                 assert len(engine.calls) == 1
 
     engine = ScriptedEngine()
-    run_async(main())
+    await main()
 
 
 class RecordingSink(ResponseSink):
@@ -226,80 +217,71 @@ class RecordingSink(ResponseSink):
 
 
 @pytest.mark.parametrize("checks_address", [False, True])
-def test_endpoint_that_resolves_to_a_loopback_address_gets_no_connection(checks_address: bool) -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        credentials = EngineCredentials({}, loop.time)
-        pool = ConnectionPool(Limits(), loop, credentials)
-        async with scripted_engine() as engine:
-            url = f"http://localhost:{urlsplit(engine.url).port}"
-            instance = Instance("i", "x", "tiny", "main", url, checks_address=checks_address)
-            credentials.update_fleet(Fleet(1, 1, {}, {"x/tiny": (instance,)}))
-            if checks_address:
-                for address in (url, "http://localhost:8998"):  # a bootstrap server of the same host
-                    with pytest.raises(UpstreamError, match="refused"):
-                        await pool.connect(address)
-            else:
-                (await pool.connect(url)).abort()
-                await wait_until(lambda: engine.connections == 1)
-            assert engine.connections == (0 if checks_address else 1)
-
-    asyncio.run(main())
+async def test_endpoint_that_resolves_to_a_loopback_address_gets_no_connection(checks_address: bool) -> None:
+    loop = asyncio.get_running_loop()
+    credentials = EngineCredentials({}, loop.time)
+    pool = ConnectionPool(Limits(), loop, credentials)
+    async with scripted_engine() as engine:
+        url = f"http://localhost:{urlsplit(engine.url).port}"
+        instance = Instance("i", "x", "tiny", "main", url, checks_address=checks_address)
+        credentials.update_fleet(Fleet(1, 1, {}, {"x/tiny": (instance,)}))
+        if checks_address:
+            for address in (url, "http://localhost:8998"):  # a bootstrap server of the same host
+                with pytest.raises(UpstreamError, match="refused"):
+                    await pool.connect(address)
+        else:
+            (await pool.connect(url)).abort()
+            await wait_until(lambda: engine.connections == 1)
+        assert engine.connections == (0 if checks_address else 1)
 
 
-def test_one_probe_serves_all_waiting_connections_and_none_while_the_engine_sends() -> None:
+async def test_one_probe_serves_all_waiting_connections_and_none_while_the_engine_sends() -> None:
     async def script(call: EngineCall) -> None:
         await call.wait_closed()
 
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
-        async with scripted_engine(script) as engine:
-            listeners = [RecordingSink(), RecordingSink()]
-            connections = [await pool.connect(engine.url) for _ in listeners]
-            for connection, listener in zip(connections, listeners, strict=True):
-                connection.send_request([b"GET / HTTP/1.1\r\n\r\n"], listener, 60.0)
-            await wait_until(lambda: len(engine.calls) == 2)
+    loop = asyncio.get_running_loop()
+    pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
+    async with scripted_engine(script) as engine:
+        listeners = [RecordingSink(), RecordingSink()]
+        connections = [await pool.connect(engine.url) for _ in listeners]
+        for connection, listener in zip(connections, listeners, strict=True):
+            connection.send_request([b"GET / HTTP/1.1\r\n\r\n"], listener, 60.0)
+        await wait_until(lambda: len(engine.calls) == 2)
 
-            def probe() -> None:
-                for connection in connections:
-                    pool.probe_listening(connection)
+        def probe() -> None:
+            for connection in connections:
+                pool.probe_listening(connection)
 
-            probe()
-            await wait_until(lambda: not pool._probes)
-            await wait_until(lambda: engine.connections == 3)
-            assert engine.server is not None
-            engine.server.close()
-            probe()
-            pool.activity(engine.url).receive_count += 1
-            await wait_until(lambda: not pool._probes)
-            assert [one.ended for one in listeners] == [[], []]
-            connections[1].set_paused(True)
-            probe()
-            await wait_until(lambda: not pool._probes)
-            assert [one.ended for one in listeners] == [["gone"], []]
-            connections[1].abort()
-            pool.close()
-
-    run_async(main())
+        probe()
+        await wait_until(lambda: not pool._probes)
+        await wait_until(lambda: engine.connections == 3)
+        assert engine.server is not None
+        engine.server.close()
+        probe()
+        pool.activity(engine.url).receive_count += 1
+        await wait_until(lambda: not pool._probes)
+        assert [one.ended for one in listeners] == [[], []]
+        connections[1].set_paused(True)
+        probe()
+        await wait_until(lambda: not pool._probes)
+        assert [one.ended for one in listeners] == [["gone"], []]
+        connections[1].abort()
+        pool.close()
 
 
-def test_an_answer_that_ends_after_the_gateway_closed_leaves_no_connection() -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
-        async with scripted_engine() as engine:
-            connection = await pool.connect(engine.url)
-            pool.close()
-            pool.release(connection)
-            assert not connection.is_usable
-            assert pool.take_idle(engine.url) is None
-            await wait_until(lambda: engine.open == 0)
-
-    run_async(main())
+async def test_an_answer_that_ends_after_the_gateway_closed_leaves_no_connection() -> None:
+    loop = asyncio.get_running_loop()
+    pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
+    async with scripted_engine() as engine:
+        connection = await pool.connect(engine.url)
+        pool.close()
+        pool.release(connection)
+        assert not connection.is_usable
+        assert pool.take_idle(engine.url) is None
+        await wait_until(lambda: engine.open == 0)
 
 
-def test_a_stale_connection_is_replaced_without_a_word() -> None:
+async def test_a_stale_connection_is_replaced_without_a_word() -> None:
     seen: dict[int, int] = {}
 
     async def script(call: EngineCall) -> None:
@@ -314,37 +296,31 @@ def test_a_stale_connection_is_replaced_without_a_word() -> None:
             assert answer.status == 200
             assert not answer.fields["x-fairlead-reason"].startswith("retry")
 
-    run_async(with_engines([script], use))
+    await with_engines([script], use)
 
 
-def test_idle_engine_connections_are_dropped_before_the_engine_does_it() -> None:
-    async def main() -> None:
-        limits = Limits(upstream_idle_seconds=0.1)
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
-            assert (await request(running.url, GOOD)).status == 200
-            while engine.open:  # noqa: ASYNC110 - the engine learns it by TCP
-                await asyncio.sleep(0.01)
-            assert (await request(running.url, GOOD)).status == 200
-            assert engine.connections == 2
-
-    run_async(main())
+async def test_idle_engine_connections_are_dropped_before_the_engine_does_it() -> None:
+    limits = Limits(upstream_idle_seconds=0.1)
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+        assert (await request(running.url, GOOD)).status == 200
+        while engine.open:  # noqa: ASYNC110 - the engine learns it by TCP
+            await asyncio.sleep(0.01)
+        assert (await request(running.url, GOOD)).status == 200
+        assert engine.connections == 2
 
 
-def test_a_second_answer_that_nobody_asked_for_reaches_nobody() -> None:
+async def test_a_second_answer_that_nobody_asked_for_reaches_nobody() -> None:
     async def script(call: EngineCall) -> None:
         await call.send(b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 7\r\n\r\n{"a":1}' * 2)
 
-    async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            data = post_request(GOOD, close=False) + post_request(GOOD)
-            assert [answer.json for answer in await send(running.url, data)] == [{"a": 1}, {"a": 1}]
-            assert len(engine.calls) == 2
-
-    run_async(main())
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        data = post_request(GOOD, close=False) + post_request(GOOD)
+        assert [answer.json for answer in await send(running.url, data)] == [{"a": 1}, {"a": 1}]
+        assert len(engine.calls) == 2
 
 
 @pytest.mark.parametrize("complete", [True, False])
-def test_long_plain_response_passes_through_and_cannot_look_complete_when_cut(complete: bool) -> None:
+async def test_long_plain_response_passes_through_and_cannot_look_complete_when_cut(complete: bool) -> None:
     size = 3_000_000
     body = b'{"data":"' + b"x" * size + b'","usage":{"prompt_tokens":5}}'
 
@@ -364,10 +340,10 @@ def test_long_plain_response_passes_through_and_cannot_look_complete_when_cut(co
                 await connection.read_response()
         await connection.close()
 
-    run_async(with_engines([script], use))
+    await with_engines([script], use)
 
 
-def test_what_an_engine_says_after_done_is_not_passed_on() -> None:
+async def test_what_an_engine_says_after_done_is_not_passed_on() -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()
         await call.chunk(event(token("a")) + event(usage(1, 0, 1)) + event("[DONE]") + event(token("late")))
@@ -380,34 +356,30 @@ def test_what_an_engine_says_after_done_is_not_passed_on() -> None:
         assert [answer.events[0], answer.events[-1]] == [event(token("a"))[6:-2].decode(), "[DONE]"]
         assert len(answer.events) == 2
 
-    run_async(with_engines([script], use))
+    await with_engines([script], use)
 
 
-def test_an_engine_that_takes_no_connection_in_time_is_passed_over() -> None:
+async def test_an_engine_that_takes_no_connection_in_time_is_passed_over() -> None:
     """A listening socket with a full queue drops connects, which neither succeed nor fail."""
-
-    async def main() -> None:
-        with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as waiting:
-            address = full.getsockname()
-            for _ in range(4):
-                knocking = waiting.enter_context(socket.socket())
-                knocking.setblocking(False)
-                knocking.connect_ex(address)
-            limits = Limits(connect_seconds=0.3)
-            async with scripted_engine() as engine:
-                urls = [f"http://127.0.0.1:{address[1]}", engine.url]
-                async with running_gateway(fleet_of(urls, preset="round-robin"), limits) as running:
-                    answers = [await request(running.url, GOOD) for _ in range(2)]
-                    assert {answer.status for answer in answers} == {200}
-                    assert "retry-1" in [answer.fields["x-fairlead-reason"] for answer in answers]
-                    retried = next(one for one in running.gateway.decisions.latest(2) if one.latest.attempt == 2)
-                    assert retried.latest.decision.reason.startswith("connect-timeout")
-
-    run_async(main())
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as waiting:
+        address = full.getsockname()
+        for _ in range(4):
+            knocking = waiting.enter_context(socket.socket())
+            knocking.setblocking(False)
+            knocking.connect_ex(address)
+        limits = Limits(connect_seconds=0.3)
+        async with scripted_engine() as engine:
+            urls = [f"http://127.0.0.1:{address[1]}", engine.url]
+            async with running_gateway(fleet_of(urls, preset="round-robin"), limits) as running:
+                answers = [await request(running.url, GOOD) for _ in range(2)]
+                assert {answer.status for answer in answers} == {200}
+                assert "retry-1" in [answer.fields["x-fairlead-reason"] for answer in answers]
+                retried = next(one for one in running.gateway.decisions.latest(2) if one.latest.attempt == 2)
+                assert retried.latest.decision.reason.startswith("connect-timeout")
 
 
 @pytest.mark.parametrize("param", ["model", None])
-def test_engine_that_does_not_know_the_model_is_skipped_however_it_says_so(param: str | None) -> None:
+async def test_engine_that_does_not_know_the_model_is_skipped_however_it_says_so(param: str | None) -> None:
     error = {"message": "The model `tiny` does not exist.", "type": "NotFoundError", "param": param, "code": 404}
 
     async def wrong(call: EngineCall) -> None:
@@ -416,21 +388,18 @@ def test_engine_that_does_not_know_the_model_is_skipped_however_it_says_so(param
     async def right(call: EngineCall) -> None:
         await call.respond({"object": "list", "data": []})
 
-    async def main() -> None:
-        async with (
-            scripted_engine(wrong) as one,
-            scripted_engine(right) as other,
-            running_gateway(fleet_of([one.url, other.url])) as running,
-        ):
-            for number in range(6):
-                asked = {"model": "tiny", "input": f"{number} " * 300}
-                assert (await request(running.url, asked, path="/v1/embeddings")).status == 200
-            assert one.calls
-
-    run_async(main())
+    async with (
+        scripted_engine(wrong) as one,
+        scripted_engine(right) as other,
+        running_gateway(fleet_of([one.url, other.url])) as running,
+    ):
+        for number in range(6):
+            asked = {"model": "tiny", "input": f"{number} " * 300}
+            assert (await request(running.url, asked, path="/v1/embeddings")).status == 200
+        assert one.calls
 
 
-def test_the_connection_of_a_stream_that_ended_with_an_error_event_asks_again() -> None:
+async def test_the_connection_of_a_stream_that_ended_with_an_error_event_asks_again() -> None:
     async def script(call: EngineCall) -> None:
         if not call.json.get("stream"):
             await well_behaved(call)
@@ -439,15 +408,12 @@ def test_the_connection_of_a_stream_that_ended_with_an_error_event_asks_again() 
         await call.event(token("a"))
         raise HangUp
 
-    async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await RawConnection.connect(running.url)
-            await connection.send(post_request(STREAM, close=False))
-            answer = await connection.read_response()
-            assert answer.complete
-            assert '"code":"stream_cut"' in answer.events[-1]
-            await connection.send(post_request(GOOD))
-            assert (await connection.read_response()).status == 200
-            await connection.close()
-
-    run_async(main())
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request(STREAM, close=False))
+        answer = await connection.read_response()
+        assert answer.complete
+        assert '"code":"stream_cut"' in answer.events[-1]
+        await connection.send(post_request(GOOD))
+        assert (await connection.read_response()).status == 200
+        await connection.close()

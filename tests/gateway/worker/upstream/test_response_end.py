@@ -8,7 +8,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_gateway.worker.upstream.connection import ResponseSink
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token, well_behaved
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway, with_engines
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway, with_engines
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.http.tcp_server import tcp_server
 from fairlead_testing.waiting import wait_until
@@ -24,7 +24,7 @@ def _with_text(text: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     "framing", [b"content-length: 5\r\n\r\n12345", b"transfer-encoding: chunked\r\n\r\n2\r\n12\r\n0\r\n\r\n"]
 )
-def test_body_of_an_interim_response_is_no_part_of_the_final_one(framing: bytes) -> None:
+async def test_body_of_an_interim_response_is_no_part_of_the_final_one(framing: bytes) -> None:
     async def script(call: EngineCall) -> None:
         body = b"{" + b" " * 3_000_000 + b"}"
         head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
@@ -39,10 +39,10 @@ def test_body_of_an_interim_response_is_no_part_of_the_final_one(framing: bytes)
         assert await connection.reader.read() == b""  # nothing behind the announced length
         await connection.close()
 
-    run_async(with_engines([script], use, Limits(response_buffer_bytes=65_536)))
+    await with_engines([script], use, Limits(response_buffer_bytes=65_536))
 
 
-def test_interim_response_that_states_an_empty_body_is_skipped() -> None:
+async def test_interim_response_that_states_an_empty_body_is_skipped() -> None:
     async def script(call: EngineCall) -> None:
         await call.send(b"HTTP/1.1 100 Continue\r\ncontent-length: 0\r\n\r\n")
         await well_behaved(call)
@@ -50,7 +50,7 @@ def test_interim_response_that_states_an_empty_body_is_skipped() -> None:
     async def use(running: RunningGateway) -> None:
         assert (await request(running.url, GOOD)).status == 200
 
-    run_async(with_engines([script], use))
+    await with_engines([script], use)
 
 
 async def _never_complete(call: EngineCall) -> None:
@@ -64,24 +64,21 @@ async def _never_complete(call: EngineCall) -> None:
             await asyncio.sleep(0)
 
 
-def test_streams_that_engines_never_complete_keep_no_connection() -> None:
-    async def main() -> None:
-        limits = Limits(stream_end_seconds=0.05)
-        async with (
-            scripted_engine(_never_complete) as engine,
-            running_gateway(fleet_of([engine.url]), limits) as running,
-        ):
-            for _ in range(3):
-                answer = await request(running.url, STREAM)
-                assert answer.complete
-                assert answer.events[-1] == "[DONE]"
-            assert engine.connections == 3
-            await wait_until(lambda: engine.open == 0)
-
-    run_async(main())
+async def test_streams_that_engines_never_complete_keep_no_connection() -> None:
+    limits = Limits(stream_end_seconds=0.05)
+    async with (
+        scripted_engine(_never_complete) as engine,
+        running_gateway(fleet_of([engine.url]), limits) as running,
+    ):
+        for _ in range(3):
+            answer = await request(running.url, STREAM)
+            assert answer.complete
+            assert answer.events[-1] == "[DONE]"
+        assert engine.connections == 3
+        await wait_until(lambda: engine.open == 0)
 
 
-def test_stream_whose_last_chunk_comes_late_leaves_its_connection_to_the_next() -> None:
+async def test_stream_whose_last_chunk_comes_late_leaves_its_connection_to_the_next() -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()
         await call.event(token("a", "stop"))
@@ -101,11 +98,11 @@ def test_stream_whose_last_chunk_comes_late_leaves_its_connection_to_the_next() 
             assert engine.connections == 1
 
     may_complete, completed = asyncio.Event(), asyncio.Event()
-    run_async(main())
+    await main()
 
 
 @pytest.mark.parametrize("field", [b"connection: close\r\n", b""])
-def test_response_before_the_request_was_read_keeps_neither_body_nor_connection(field: bytes) -> None:
+async def test_response_before_the_request_was_read_keeps_neither_body_nor_connection(field: bytes) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         body = b'{"object":"chat.completion","choices":[{"index":0}]}'
@@ -130,27 +127,23 @@ def test_response_before_the_request_was_read_keeps_neither_body_nor_connection(
 
     may_read = asyncio.Event()
     sizes: list[int] = []
-    run_async(main())
+    await main()
 
 
-def test_request_that_has_ended_closes_no_connection_of_a_later_one() -> None:
+async def test_request_that_has_ended_closes_no_connection_of_a_later_one() -> None:
     """The task of a request may run after its connection has the next one."""
-
-    async def main() -> None:
-        async with scripted_engine(well_behaved) as engine, running_gateway(fleet_of([engine.url])) as running:
-            pool = running.gateway.stack.pool
-            connection = await pool.connect(engine.url)
-            first, second = _Sink(), _Sink()
-            message = [b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"]
-            connection.send_request(message, first, 5.0)
-            await first.end.wait()
-            connection.send_request(message, second, 5.0)
-            connection.abandon(first)
-            connection.abandon(first, has_ended=True)
-            await second.end.wait()
-            connection.abort()
-
-    run_async(main())
+    async with scripted_engine(well_behaved) as engine, running_gateway(fleet_of([engine.url])) as running:
+        pool = running.gateway.stack.pool
+        connection = await pool.connect(engine.url)
+        first, second = _Sink(), _Sink()
+        message = [b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"]
+        connection.send_request(message, first, 5.0)
+        await first.end.wait()
+        connection.send_request(message, second, 5.0)
+        connection.abandon(first)
+        connection.abandon(first, has_ended=True)
+        await second.end.wait()
+        connection.abort()
 
 
 class _Sink(ResponseSink):

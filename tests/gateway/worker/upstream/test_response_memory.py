@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
-from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
@@ -16,8 +15,10 @@ from fairlead_gateway.worker.upstream.engine_call import call_engine
 from fairlead_gateway.worker.upstream.response import EngineResponse
 from fairlead_gateway.worker.upstream.response_memory import BufferedBytes, ResponseMemory
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
+from fairlead_testing.simulated.event_loop import running_clock
 from fairlead_testing.waiting import wait_until
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -26,26 +27,23 @@ PART = 100_000
 MAX_BYTES = 2 * PART + 50_000  # of the one namespace of these tests, which has half of all
 
 
-def test_tiny_chunks_of_an_engine_take_no_more_memory_than_large_ones() -> None:
-    async def main() -> int:
-        runtime = WorkerRuntime(SystemClock(), Limits(), asyncio.get_running_loop())
-        response = EngineResponse(
-            runtime,
-            stream_requested=False,
-            strip_usage=False,
-            is_passthrough=False,
-            on_silence=lambda: 0.0,
-        )
-        response.on_head(200, {b"content-type": b"application/json"})
-        tracemalloc.start()
-        for number in range(PART):
-            response.on_body([b"%02x" % (number % 200)], False)
-        used, _ = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        assert len(response.buffered_body) == 2 * PART
-        return used
-
-    assert run_async(main()) < 4 * PART
+async def test_tiny_chunks_of_an_engine_take_no_more_memory_than_large_ones() -> None:
+    runtime = WorkerRuntime(running_clock(), Limits(), asyncio.get_running_loop())
+    response = EngineResponse(
+        runtime,
+        stream_requested=False,
+        strip_usage=False,
+        is_passthrough=False,
+        on_silence=lambda: 0.0,
+    )
+    response.on_head(200, {b"content-type": b"application/json"})
+    tracemalloc.start()
+    for number in range(PART):
+        response.on_body([b"%02x" % (number % 200)], False)
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(response.buffered_body) == 2 * PART
+    assert used < 4 * PART
 
 
 async def _with_stalled_responses(
@@ -76,7 +74,7 @@ async def _with_stalled_responses(
         await wait_until(lambda: memory.used_bytes == 0)
 
 
-def test_plain_response_beyond_the_memory_of_all_is_passed_on_as_it_comes() -> None:
+async def test_plain_response_beyond_the_memory_of_all_is_passed_on_as_it_comes() -> None:
     text = json.dumps({"object": "chat.completion", "text": "x" * PART}).encode()
 
     async def start(call: EngineCall) -> None:
@@ -90,10 +88,10 @@ def test_plain_response_beyond_the_memory_of_all_is_passed_on_as_it_comes() -> N
         assert (response.status, response.body) == (200, text)
         assert running.gateway.runtime.response_memory.used_bytes < MAX_BYTES
 
-    run_async(_with_stalled_responses(start, GOOD, use))
+    await _with_stalled_responses(start, GOOD, use)
 
 
-def test_streams_whose_events_never_end_fill_no_memory_together() -> None:
+async def test_streams_whose_events_never_end_fill_no_memory_together() -> None:
     async def start(call: EngineCall) -> None:
         await call.start_stream()
         await call.event(token("a"))
@@ -104,10 +102,10 @@ def test_streams_whose_events_never_end_fill_no_memory_together() -> None:
         assert response.status == 503 or b"stream_gateway_full" in response.body
         assert running.gateway.runtime.response_memory.used_bytes < MAX_BYTES
 
-    run_async(_with_stalled_responses(start, STREAM, use))
+    await _with_stalled_responses(start, STREAM, use)
 
 
-def test_engine_of_a_stream_is_not_blamed_when_the_gateway_lacks_memory() -> None:
+async def test_engine_of_a_stream_is_not_blamed_when_the_gateway_lacks_memory() -> None:
     async def start(call: EngineCall) -> None:
         await call.start_stream()
         await call.event(token("a"))
@@ -125,27 +123,24 @@ def test_engine_of_a_stream_is_not_blamed_when_the_gateway_lacks_memory() -> Non
         assert not record.consecutive_failures
         assert not detector.has_unhealthy
 
-    run_async(_with_stalled_responses(start, STREAM, use))
+    await _with_stalled_responses(start, STREAM, use)
 
 
-def test_engine_of_a_plain_error_is_not_blamed_when_the_gateway_lacks_memory() -> None:
-    async def main() -> list[UpstreamError | None]:
-        runtime = WorkerRuntime(SystemClock(), Limits(buffered_responses_bytes=PART), asyncio.get_running_loop())
-        runtime.response_memory.add("other", PART)
-        verdicts: list[UpstreamError | None] = []
-        response = EngineResponse(
-            runtime,
-            stream_requested=False,
-            strip_usage=False,
-            is_passthrough=False,
-            on_silence=lambda: 0.0,
-            on_verdict=verdicts.append,
-        )
-        response.on_head(500, {})
-        response.on_body([b"x" * 20_000], False)
-        return verdicts
-
-    assert [error and error.cause for error in run_async(main())] == ["gateway-full"]
+async def test_engine_of_a_plain_error_is_not_blamed_when_the_gateway_lacks_memory() -> None:
+    runtime = WorkerRuntime(running_clock(), Limits(buffered_responses_bytes=PART), asyncio.get_running_loop())
+    runtime.response_memory.add("other", PART)
+    verdicts: list[UpstreamError | None] = []
+    response = EngineResponse(
+        runtime,
+        stream_requested=False,
+        strip_usage=False,
+        is_passthrough=False,
+        on_silence=lambda: 0.0,
+        on_verdict=verdicts.append,
+    )
+    response.on_head(500, {})
+    response.on_body([b"x" * 20_000], False)
+    assert [error and error.cause for error in verdicts] == ["gateway-full"]
 
 
 def test_engines_of_one_namespace_leave_memory_for_events_of_others() -> None:
@@ -186,24 +181,21 @@ def test_unfinished_prefill_responses_fill_no_memory_together() -> None:
     assert run_async(main()) == ["gateway-full"] * 3
 
 
-def test_engines_that_flood_hundreds_of_connections_are_read_in_turn() -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
-        read: list[str] = []
+async def test_engines_that_flood_hundreds_of_connections_are_read_in_turn() -> None:
+    loop = asyncio.get_running_loop()
+    pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
+    read: list[str] = []
 
-        class Flooding(EngineConnection):
-            def resume_reading(self) -> None:
-                read.append(self.address)
+    class Flooding(EngineConnection):
+        def resume_reading(self) -> None:
+            read.append(self.address)
 
-        for _ in range(3):
-            pool.resume_in_turn(Flooding(pool, "http://flooding"))
-        pool.resume_in_turn(Flooding(pool, "http://other"))
-        counts: list[int] = []
-        for _ in range(5):
-            await asyncio.sleep(0)
-            counts.append(len(read))
-        assert read == ["http://flooding", "http://other", "http://flooding", "http://flooding"]
-        assert all(after - before <= 1 for before, after in zip([0, *counts], counts, strict=False))
-
-    run_async(main())
+    for _ in range(3):
+        pool.resume_in_turn(Flooding(pool, "http://flooding"))
+    pool.resume_in_turn(Flooding(pool, "http://other"))
+    counts: list[int] = []
+    for _ in range(5):
+        await asyncio.sleep(0)
+        counts.append(len(read))
+    assert read == ["http://flooding", "http://other", "http://flooding", "http://flooding"]
+    assert all(after - before <= 1 for before, after in zip([0, *counts], counts, strict=False))

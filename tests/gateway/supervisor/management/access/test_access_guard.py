@@ -98,7 +98,7 @@ def test_without_a_token_the_api_answers_this_machine_only_and_health_everyone(
     assert asyncio.run(get("/metrics")) == 200
 
 
-def test_two_host_headers_are_refused() -> None:
+async def test_two_host_headers_are_refused() -> None:
     sent: list[Any] = []
 
     async def never(scope: Any, receive: Any, send: Any) -> None:
@@ -112,5 +112,5 @@ def test_two_host_headers_are_refused() -> None:
 
     headers = [(b"host", b"127.0.0.1"), (b"host", b"127.0.0.1")]
     scope = {"type": "http", "method": "GET", "path": "/", "headers": headers}
-    asyncio.run(AccessGuard(never)(scope, receive, send))
+    await AccessGuard(never)(scope, receive, send)
     assert sent[0]["status"] == 403

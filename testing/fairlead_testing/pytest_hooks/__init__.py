@@ -1,0 +1,1 @@
+"""Hooks of pytest that conftest files import."""

@@ -1,0 +1,54 @@
+"""Tests that are coroutine functions: each runs on an event loop of its own.
+
+With the marker `simulated` it is a `SimulatedLoop`: time jumps to the next timer, and no connection
+leaves the loop. Other tests have the event loop of a real gateway, and so do tests with the marker
+`sockets` in a simulated module. `FAIRLEAD_TEST_LOOPS=real` gives it to all tests; both loops must
+agree.
+"""
+
+import asyncio
+import inspect
+import os
+from collections.abc import Coroutine, Generator
+from typing import Any, Final, TypeVar
+
+import pytest
+
+from fairlead.runtime.event_loop import loop_factory
+from fairlead_testing.simulated.event_loop import run_simulated
+
+REAL_LOOPS: Final = os.environ.get("FAIRLEAD_TEST_LOOPS") == "real"
+
+T = TypeVar("T")
+_simulated = False
+"""Whether the loop of the current test is simulated."""
+
+
+def run_async(main: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine on the event loop of the current test."""
+    if _simulated:
+        return run_simulated(main)
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(main)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Chooses the event loop of a test."""
+    global _simulated
+    markers = {marker.name for marker in item.iter_markers()}
+    _simulated = not REAL_LOOPS and "simulated" in markers and "sockets" not in markers
+    try:
+        return (yield)
+    finally:
+        _simulated = False
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a coroutine function with its fixtures. Leaves other tests to pytest."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    run_async(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True

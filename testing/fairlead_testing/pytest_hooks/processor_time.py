@@ -1,0 +1,134 @@
+"""The processor time of each test and of a whole run, in units that fit the machine.
+
+A unit is the time of a fixed loop on this machine (`unit_seconds`): 0.1 s on a fast one. A test's
+time is that of its process and of all descendants, while its function runs: fixtures belong to no
+test. A run's time is that of all processes that ran tests, from their start to their end.
+
+With `FAIRLEAD_TEST_BUDGET=1` a run fails that used more than `RUN_UNITS`, or in which a test
+without the marker `slow` used more than `TEST_UNITS`. Else both are reported alone.
+"""
+
+import os
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+TEST_UNITS: Final = 150.0
+RUN_UNITS: Final = 16_000.0
+_PROPERTY: Final = "processor_seconds"
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_DEAREST: Final = 5
+
+
+def unit_seconds() -> float:
+    """Returns the processor seconds of one unit on this machine now."""
+    return min(_loop_seconds() for _ in range(3))
+
+
+def tree_seconds() -> float:
+    """Returns the processor seconds that this process, all its descendants that live, and all that
+    they have waited for have used.
+    """
+    times = os.times()
+    return sum(times[:4]) + sum(_seconds_of(pid) for pid in _descendants(os.getpid()))
+
+
+class ProcessorTime:
+    """The plugin. It measures where tests run, and sums up in the process that reports."""
+
+    def __init__(self, *, has_budget: bool) -> None:
+        self._has_budget = has_budget
+        self._unit = unit_seconds()
+        self._tests: dict[str, float] = {}
+        self._slow: set[str] = set()
+        self._total = 0.0
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
+        """Measures a test."""
+        before = tree_seconds()
+        try:
+            return (yield)
+        finally:
+            item.user_properties.append((_PROPERTY, tree_seconds() - before))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Notes the time of a test, wherever it ran."""
+        if report.when == "call":
+            self._tests[report.nodeid] = dict(report.user_properties).get(_PROPERTY, 0.0)
+            if "slow" in report.keywords:
+                self._slow.add(report.nodeid)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Adds what a process of xdist has used. One that crashed has said nothing."""
+        output = getattr(node, "workeroutput", {})
+        self._total += output.get("tree_seconds", 0.0)
+        self._unit = max(self._unit, output.get("unit_seconds", 0.0))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Hands over or sums up; fails the run that is over its budget."""
+        # The machine may have become slower: the longer unit counts, so that no test fails for it.
+        self._unit = max(self._unit, unit_seconds())
+        output = getattr(session.config, "workeroutput", None)
+        if output is not None:
+            output["tree_seconds"], output["unit_seconds"] = tree_seconds(), self._unit
+            return
+        self._total += sum(os.times()[:4])
+        if self._has_budget and session.exitstatus == pytest.ExitCode.OK and any(self._excesses()):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Writes the sum, the dearest tests, and what is over the budget."""
+        if not self._tests:
+            return
+        dearest = sorted(self._tests.items(), key=lambda test: -test[1])[:_DEAREST]
+        units = self._total / self._unit
+        terminalreporter.write_line(f"processor time: {units:,.0f} units of {self._unit:.2f} s; most in one test:")
+        for name, seconds in dearest:
+            terminalreporter.write_line(f"  {seconds / self._unit:5.1f} {name}")
+        for line in self._excesses():
+            terminalreporter.write_line(line, red=self._has_budget)
+
+    def _excesses(self) -> Iterator[str]:
+        for name, seconds in self._tests.items():
+            if seconds > TEST_UNITS * self._unit and name not in self._slow:
+                yield f"over {TEST_UNITS:.0f} units in one test: {seconds / self._unit:.0f} {name}"
+        if self._total > RUN_UNITS * self._unit:
+            yield f"over {RUN_UNITS:,.0f} units in one run: {self._total / self._unit:,.0f}"
+
+
+def _loop_seconds() -> float:
+    began, number = time.process_time(), 0
+    for _ in range(1_000_000):
+        number = (number * 31 + 7) % 1_000_003
+    return time.process_time() - began
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """Yields the processes that a process has started and that live, with theirs."""
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+    except OSError:  # it has ended, or this is no Linux
+        return
+    for task in tasks:
+        try:
+            children = Path(f"/proc/{pid}/task/{task}/children").read_text()
+        except OSError:
+            continue
+        for child in children.split():
+            yield int(child)
+            yield from _descendants(int(child))
+
+
+def _seconds_of(pid: int) -> float:
+    """Returns what a process and those that it has waited for have used; 0 when it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(int(field) for field in fields[11:15]) / _TICKS
