@@ -14,9 +14,15 @@ PURE_TESTS := $(addprefix tests/,autoscaler/collector autoscaler/core autoscaler
   fairlead/api fairlead/engines fairlead/fleet fairlead/manifests gateway/admission gateway/prefix_map gateway/routing \
   gateway/telemetry kvstore/analysis kvstore/blockstore kvstore/events operator/render operator/status repository sim/engine \
   sim/generation sim/workload)
+# `make test CHANGED=1`: the tests that uncommitted changes can reach; CHANGED=REVISION: those since a commit.
+CHANGED ?=
+REACHED = $(shell $(RUN) tests/repository/changed_tests.py $(filter-out 1,$(CHANGED)))
+# `SECOND_TRY=1`, for CI: run up to three failed tests once more.
+SECOND_TRY ?=
+AGAIN := $(if $(SECOND_TRY), || $(RUN) scripts/second_try.py)
 # `make e2e LOAD=1`: the tests on the cluster that need load.
 LOAD ?=
-# `make e2e EXTENDED=1`: a release from a registry, commands of all pages that need a cluster, queries of all dashboards.
+# `make e2e EXTENDED=1`: commands of all pages, wheel, make targets, a canary in prompts, a release from a registry, dashboards.
 EXTENDED ?=
 # Level of `make cluster-up`: full, or api for the API alone.
 LEVEL ?= full
@@ -52,8 +58,8 @@ demo: env ## replay traffic under three routing presets, live and simulated; wri
 test-tools: env ## compile etcd, kube-apiserver, helm and promtool for the tests, once, where there is Go
 	@$(RUN) e2e/cluster test-tools || [ $$? -eq 3 ]
 
-test: $(if $(CLUSTER),test-tools,env) ## run unit, property and integration tests; FAST=1: pure code alone; CLUSTER=1: build the cluster's programs first
-	@$(RUN) -m pytest -n $(JOBS) $(if $(FAST),--dist load -m "not property" $(PURE_TESTS),--dist loadfile)
+test: $(if $(CLUSTER),test-tools,env) ## run unit, property and integration tests; FAST=1: pure code alone; CHANGED=1: what a change reaches; CLUSTER=1: build the cluster's programs first
+	@$(RUN) -m pytest -n $(JOBS) $(if $(FAST),--dist load -m "not property" $(PURE_TESTS),--dist loadfile $(if $(CHANGED),$(REACHED)))$(AGAIN)
 
 lint: env ## check style, types, import contracts, generated files and prose
 	@$(RUN) -m ruff check .
@@ -63,15 +69,15 @@ lint: env ## check style, types, import contracts, generated files and prose
 	@$(RUN) scripts/generate.py --check
 	@$(RUN) scripts/check_prose.py
 
-e2e: env ## run Fairlead as its users do, locally and on a Kubernetes cluster; LOAD=1: under load; EXTENDED=1: release, pages, dashboards
+e2e: env ## run Fairlead as its users do, locally and on a Kubernetes cluster; LOAD=1: under load; EXTENDED=1: pages, wheel, release, dashboards
 	@[ -n "$$KUBECONFIG" ] || $(RUN) e2e/cluster build >/dev/null
 ifdef LOAD
 	@FAIRLEAD_E2E=full $(RUN) -m pytest e2e/kube -q -m load
 else ifdef EXTENDED
 	@$(RUN) -m pytest e2e -m extended
 else
-	@$(RUN) -m pytest e2e -n 4 --dist loadgroup -m "not alone and not extended"
-	@$(RUN) -m pytest e2e -m alone  # these load the machine, or would take its load for slow engines
+	@$(RUN) -m pytest e2e -n 4 --dist loadgroup -m "not alone and not extended"$(AGAIN)
+	@$(RUN) -m pytest e2e -m alone$(AGAIN)  # these load the machine, or would take its load for slow engines
 endif
 
 cluster-up: env ## start a Kubernetes on this machine (the first time it is compiled) and print the line that selects it in a shell
@@ -98,12 +104,14 @@ bench-%: env
 soak: compile ## kill engines, gateways and Redis, send malformed requests and a million good ones; writes bench/results/soak.json
 	@FAIRLEAD_SOAK=full $(RUN) -m pytest e2e/soak/test_soak.py -q
 
-nightly: compile ## run property tests with 5,000 examples, ten million fuzzed inputs, ten thousand fleets with faults; bench/results/nightly*.json
-	@FAIRLEAD_EXAMPLES=5000 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m property --timeout 1800
+nightly: compile ## run property tests with 5,000 examples, simulations in full, ten million fuzzed inputs, ten thousand fleets with faults; bench/results/nightly*.json
+	@FAIRLEAD_NIGHTLY=1 FAIRLEAD_EXAMPLES=5000 $(RUN) -m pytest -n $(JOBS) --dist loadfile \
+	  -m "property or nightly or shortened" --timeout 1800
 	@$(RUN) scripts/nightly_fuzz.py
 	@$(RUN) scripts/compile.py --sim || [ $$? -eq 3 ]
 	@$(RUN) scripts/nightly_fleet.py --jobs $(JOBS)
 	@$(RUN) e2e/gpu/run.py --engines sim
+	@$(MAKE) e2e EXTENDED=1
 
 generate: env ## write CRDs, chart files and reference pages from the types
 	@$(RUN) scripts/generate.py

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.extended
 
 
 def test_make_up_serves_until_interrupted_and_leaves_no_process() -> None:

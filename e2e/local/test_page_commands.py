@@ -16,6 +16,7 @@ PAGES = [
 TIMEOUT_SECONDS = 500
 
 
+@pytest.mark.extended
 @pytest.mark.lane("local")  # one after another: pages serve on the default ports
 @pytest.mark.timeout(TIMEOUT_SECONDS + 60)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.path.relative_to(ROOT)))

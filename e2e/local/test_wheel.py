@@ -22,6 +22,7 @@ from fairlead.distribution import WHEEL
 from fairlead_testing.processes import descendants, wait_until
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.extended
 FIRST_TOKEN_SECONDS = 60.0
 """A promise of the release: from the start of `fairlead up` to the first token."""
 
