@@ -9,12 +9,12 @@ from typing import Any
 from fairlead.adapters.model import LoraAdapter
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
-from fairlead.runtime.clock import SystemClock
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.runtime.engine_factory import EngineResources
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_sim.server.process import RunningEngine, start_engine
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
+from fairlead_testing.simulated.event_loop import running_clock
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Setting:
 
 def resources(number: int) -> EngineResources:
     """Returns what the engine of this number needs, with a random seed of its own."""
-    return EngineResources(SystemClock(), random.Random(number), Tokenizer())
+    return EngineResources(running_clock(), random.Random(number), Tokenizer())
 
 
 def with_adapters(fleet: Fleet, names: Sequence[str], slots: int) -> Fleet:

@@ -13,7 +13,6 @@ import msgspec
 from fairlead.fleet.model import Model, TokenPrice
 from fairlead.limits import Limits
 from fairlead.routes.model import Route
-from fairlead.runtime.clock import SystemClock
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.quota_messages import QuotaReport, QuotaUpdates
 from fairlead_gateway.supervisor.quota.limit_stores import MemoryLimitStore
@@ -25,6 +24,7 @@ from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.engines.scripted import EngineCall, Script, scripted_engine, usage
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import keys_of
+from fairlead_testing.simulated.event_loop import running_clock
 
 QUICK_LIMITS = dataclasses.replace(
     Limits(),
@@ -119,7 +119,7 @@ async def limited_gateway(
     service: not started; None for one with a store in memory.
     routes: to the model `tiny` of the namespace `default`.
     """
-    clock, found = SystemClock(), limits or Limits()
+    clock, found = running_clock(), limits or Limits()
     worker = LoopbackWorker()
     if service is None:
         service = QuotaService(MemoryLimitStore(clock), "gw", clock=clock, limits=found)
@@ -167,12 +167,12 @@ async def limited_gateways(
     async with AsyncExitStack() as stack:
         found = []
         for number in range(count):
-            link = RedisLink(url, SystemClock(), limits=limits)
+            link = RedisLink(url, running_clock(), limits=limits)
             link.start()
             stack.push_async_callback(link.stop)
             await link.wait_connected()
             service = QuotaService(
-                RedisLimitStore(link), f"gw{number}", clock=SystemClock(), limits=limits, checkpoint_folder=folder
+                RedisLimitStore(link), f"gw{number}", clock=running_clock(), limits=limits, checkpoint_folder=folder
             )
             running = limited_gateway(_answer, tenants, limits, price=price, service=service)
             found.append(await stack.enter_async_context(running))

@@ -4,11 +4,12 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random
 
-from fairlead.runtime.clock import Clock, SystemClock
+from fairlead.runtime.clock import Clock
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.runtime.engine_factory import EngineResources
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_sim.server.process import RunningEngine, start_engine
+from fairlead_testing.simulated.event_loop import running_clock
 
 
 @asynccontextmanager
@@ -35,7 +36,7 @@ async def running_engines(
         for number in range(count):
             running = await start_engine(
                 settings or EngineSettings(),
-                EngineResources(clock or SystemClock(), Random(number), shared),
+                EngineResources(clock or running_clock(), Random(number), shared),
                 host="127.0.0.1",
                 port=0,
             )

@@ -1,42 +1,66 @@
 """An event loop in simulated time: its clock jumps to the next timer when no socket is ready.
 
-Hours pass in milliseconds, and two runs of a test see the same order of events. All sockets must
-belong to the loop's own process, and no thread may work for it.
+Hours pass in milliseconds, and two runs of a test see the same order of events. TCP servers and
+their clients are linked within the loop, and no port is used. All sockets must belong to the loop's
+own process. Of threads, only those of `run_in_executor` may work for it: time stands still while
+they do.
 """
 
 import asyncio
+import errno
+import itertools
 import selectors
+import socket
+import weakref
 from asyncio import selector_events
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
-from fairlead_testing.simulated.link import LinkSocket, linked_sockets
+from fairlead.runtime.clock import Clock, SystemClock
+from fairlead_testing.simulated.link import Address, LinkSocket, ListeningSocket, linked_sockets
 
 MAX_TURNS = 20_000
 WALL_OFFSET = 1_800_000_000.0
+THREAD_SECONDS = 60.0
+"""The longest real wait for a thread."""
+_TURN_SECONDS = 1e-6
+"""The time of one turn of the loop. So no timer is exactly on time, as no real one is."""
+_FIRST_PORT = 10_001
+_ANY_HOST = ("", "0.0.0.0", "::")
+T = TypeVar("T")
 
 
 class _InstantSelector(selectors.DefaultSelector):
-    """A selector that never waits. `now` is the simulated time.
+    """A selector that waits for nothing but threads.
 
     Raises AssertionError if the loop does not rest for many turns, or if it would rest for ever.
+
+    now: the simulated time.
+    threads: how many calls in threads have not returned.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 1_000.0
         self.turns = 0
+        self.threads = 0
+        self.describe: Callable[[], str] = str
         self.on_advance: Callable[[], None] = lambda: None
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Returns the sockets that are ready; if there are none, advances the clock."""
         ready = super().select(0)
-        self.turns += 1
+        self.turns = 0 if self.threads else self.turns + 1
+        self.now += _TURN_SECONDS
         if self.turns > MAX_TURNS:
-            raise AssertionError("the event loop is busy without end")
-        if not ready and timeout != 0:
+            raise AssertionError(f"the event loop is busy without end: {self.describe()}")
+        if not ready and timeout != 0 and self.threads:
+            ready = super().select(THREAD_SECONDS)
+            if not ready:
+                raise AssertionError(f"a thread did not return: {self.describe()}")
+        elif not ready and timeout != 0:
             if timeout is None:
-                raise AssertionError("the event loop waits for nothing")
+                raise AssertionError(f"the event loop waits for nothing: {self.describe()}")
             self.on_advance()
             self.turns = 0
             self.now += timeout
@@ -80,10 +104,10 @@ class StrictTransport(selector_events._SelectorSocketTransport):  # type: ignore
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):
-    """The event loop of a test, and a clock that shows its time.
+    """The event loop of a test, and a clock that shows its time. A turn takes a microsecond.
 
     listeners: by host and port, called with the listener's end of each new connection. It may wait,
-        and raises OSError to refuse.
+        and raises OSError to refuse. TCP servers of the loop enter themselves.
     transports: all that were made.
     errors: what was reported to the loop's exception handler.
     """
@@ -91,9 +115,12 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self.simulated = _InstantSelector()
         super().__init__(self.simulated)
-        self.listeners: dict[tuple[str, int], Callable[[LinkSocket], Awaitable[None]]] = {}
+        self.listeners: dict[Address, Callable[[LinkSocket], Awaitable[None]]] = {}
         self.transports: list[StrictTransport] = []
         self.errors: list[str] = []
+        self._ports = itertools.count(_FIRST_PORT)
+        self._connected: weakref.WeakKeyDictionary[socket.socket, LinkSocket] = weakref.WeakKeyDictionary()
+        self.simulated.describe = self._describe_tasks
         self.set_exception_handler(self._on_error)
 
     def time(self) -> float:
@@ -113,19 +140,105 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         timers: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
         return [repr(timer) for timer in timers if not timer.cancelled()]
 
+    # Connections.
+
+    async def create_server(
+        self,
+        protocol_factory: Any,
+        host: str | Sequence[str] | None = None,
+        port: int | None = None,
+        *,
+        sock: socket.socket | None = None,
+        **options: Any,
+    ) -> asyncio.Server:
+        """Listens on an address of the simulated network. Port 0 is a free port.
+
+        sock: a bound TCP socket, of which the address is used.
+        """
+        if sock is None:
+            hosts = [host or ""] if host is None or isinstance(host, str) else list(host)
+            first = port or next(self._ports)
+            addresses = [(_canonical(name), first) for name in hosts]
+        elif sock.family in (socket.AF_INET, socket.AF_INET6):
+            addresses = [sock.getsockname()[:2]]
+        else:
+            return await super().create_server(protocol_factory, sock=sock, **options)
+        for address in addresses:
+            if address in self.listeners:
+                raise OSError(errno.EADDRINUSE, f"address already in use: {address}")
+        server = asyncio.Server(
+            self,
+            [ListeningSocket(address, sock) for address in addresses],
+            protocol_factory,
+            options.get("ssl"),
+            options.get("backlog", 100),
+            options.get("ssl_handshake_timeout"),
+            options.get("ssl_shutdown_timeout"),
+        )
+        if options.get("start_serving", True):
+            await server.start_serving()
+        return server
+
     async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
-        """Connects to one of `listeners`."""
-        listener = self.listeners.get((host, port))
+        """Connects to one of `listeners`, or uses a connected socket."""
+        connected = options.pop("sock", None)
+        near = self._connected.pop(connected, None) if connected is not None else await self._connect((host, port))
+        if near is None:
+            near = connected
+        elif connected is not None:
+            connected.close()
+        if options.get("ssl") and options.get("server_hostname") is None:
+            options["server_hostname"] = host
+        for name in ("family", "proto", "flags", "local_addr", "happy_eyeballs_delay", "interleave"):
+            options.pop(name, None)
+        return await super().create_connection(protocol_factory, sock=near, **options)
+
+    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+        """Connects a TCP socket, for `create_connection`."""
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            self._connected[sock] = await self._connect(address[:2])
+        else:
+            await super().sock_connect(sock, address)
+
+    async def _connect(self, address: Address) -> LinkSocket:
+        host, port = _canonical(address[0]), address[1]
+        found = (self.listeners.get((name, port)) for name in (host, *_ANY_HOST))
+        listener = next((listener for listener in found if listener is not None), None)
         if listener is None:
-            raise ConnectionRefusedError
+            raise ConnectionRefusedError(errno.ECONNREFUSED, f"nothing listens on {address}")
         near, far = linked_sockets()
+        near.address, far.address = (host, next(self._ports)), (host, port)
         try:
             await listener(far)
         except BaseException:
             near.close()
             far.close()
             raise
-        return await super().create_connection(protocol_factory, sock=near)
+        return near
+
+    def _start_serving(
+        self, protocol_factory: Any, sock: Any, sslcontext: Any = None, server: Any = None, *rest: Any
+    ) -> None:
+        """Is called by a server for each of its sockets."""
+        if not isinstance(sock, ListeningSocket):
+            super()._start_serving(protocol_factory, sock, sslcontext, server, *rest)  # type: ignore[misc]
+            return
+
+        async def accept(far: LinkSocket) -> None:
+            extra = {"peername": far.getpeername()}
+            accepting: Coroutine[Any, Any, None] = self._accept_connection2(  # type: ignore[attr-defined]
+                protocol_factory, far, extra, sslcontext, server, *rest[1:]
+            )
+            self.create_task(accepting)
+
+        self.listeners[sock.address] = accept
+
+    def _stop_serving(self, sock: Any) -> None:
+        if isinstance(sock, ListeningSocket):
+            self.listeners.pop(sock.address, None)
+            sock.close()
+        else:
+            super()._stop_serving(sock)  # type: ignore[misc]
 
     def _make_socket_transport(
         self, sock: Any, protocol: Any, waiter: Any = None, *, extra: Any = None, server: Any = None
@@ -134,5 +247,51 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self.transports.append(transport)
         return transport
 
+    # Threads.
+
+    def run_in_executor(self, executor: Any, function: Any, *arguments: Any) -> "asyncio.Future[Any]":  # type: ignore[override]
+        """Runs a function in a thread; time stands still until it returns."""
+        future = super().run_in_executor(executor, function, *arguments)
+        self.simulated.threads += 1
+        future.add_done_callback(self._on_thread_returned)
+        return future
+
+    def _on_thread_returned(self, _: "asyncio.Future[Any]") -> None:
+        self.simulated.threads -= 1
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Waits for the threads."""
+        executor = self._default_executor  # type: ignore[attr-defined]
+        if executor is not None:
+            executor.shutdown(wait=True)
+
+    # Failures.
+
+    def _describe_tasks(self) -> str:
+        return "\n".join(map(repr, asyncio.all_tasks(self))) or "no task"
+
     def _on_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.errors.append(f"{context.get('message')}: {context.get('exception')!r}")
+
+
+def running_clock() -> Clock:
+    """Returns the clock of the running loop if it is simulated, else the system's."""
+    loop = asyncio.get_running_loop()
+    return loop if isinstance(loop, SimulatedLoop) else SystemClock()
+
+
+def run_simulated(main: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine in simulated time.
+
+    Raises AssertionError for errors that reached the loop's exception handler.
+    """
+    with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
+        loop = runner.get_loop()
+        assert isinstance(loop, SimulatedLoop)
+        result = runner.run(main)
+    assert not loop.errors, loop.errors
+    return result
+
+
+def _canonical(host: str) -> str:
+    return "127.0.0.1" if host == "localhost" else host

@@ -6,7 +6,10 @@ TCP would show: a reset, the end that the peer has sent, and the acknowledged by
 
 import socket
 import struct
+from typing import Any
 
+Address = tuple[str, int]
+"""Host and port."""
 _BYTES_ACKED_OFFSET = 120
 _ESTABLISHED, _CLOSE_WAIT = 1, 8
 _SEND_BUFFER_BYTES = 16_384
@@ -18,6 +21,7 @@ class LinkSocket(socket.socket):
     has_sent_eof: it sends no more.
     is_reset: it was closed with a reset.
     recorded: all bytes that it has sent.
+    address: its own TCP address; None: it shows none.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -27,6 +31,15 @@ class LinkSocket(socket.socket):
         self.has_sent_eof = self.is_reset = self._resets_on_close = False
         self.peer: LinkSocket | None = None
         self.recorded = bytearray()
+        self.address: Address | None = None
+
+    def getsockname(self) -> Address | str:
+        """Returns the address."""
+        return self.address or ""
+
+    def getpeername(self) -> Address | str:
+        """Returns the address of the other end."""
+        return (self.peer and self.peer.address) or ""
 
     def setsockopt(self, *arguments: object) -> None:
         """Notes that the socket is to be closed with a reset."""
@@ -58,6 +71,12 @@ class LinkSocket(socket.socket):
             raise ConnectionResetError
         return super().recv(size, flags)
 
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        """Receives bytes like `recv`."""
+        if self.peer is not None and self.peer.is_reset:
+            raise ConnectionResetError
+        return super().recv_into(buffer, size, flags)
+
     def shutdown(self, how: int) -> None:
         """Ends a direction."""
         self.has_sent_eof = True
@@ -73,6 +92,31 @@ class LinkSocket(socket.socket):
         """Closes the end with a reset."""
         self._resets_on_close = True
         self.close()
+
+
+class ListeningSocket(socket.socket):
+    """A listening socket of the simulated network: it has an address, and the loop connects.
+
+    bound: a TCP socket with that address, which is closed with it.
+    """
+
+    def __init__(self, address: Address, bound: socket.socket | None = None) -> None:
+        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.address = address
+        self._bound = bound
+
+    def getsockname(self) -> Address:
+        """Returns the address."""
+        return self.address
+
+    def listen(self, backlog: int = 0) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Closes it."""
+        super().close()
+        if self._bound is not None:
+            self._bound.close()
 
 
 def linked_sockets() -> tuple[LinkSocket, LinkSocket]:

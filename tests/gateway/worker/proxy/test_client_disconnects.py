@@ -12,7 +12,7 @@ from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 
-pytestmark = pytest.mark.simulated
+pytestmark = pytest.mark.sockets
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True}
