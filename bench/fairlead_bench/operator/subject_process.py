@@ -13,7 +13,7 @@ from pathlib import Path
 from fairlead.kube.transport.credentials import ClusterCredentials
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.processes import unused_port
+from fairlead_testing.ports import unused_port
 
 FAIRLEAD, BASELINE = "Fairlead", "kopf's handlers"
 COMMANDS: Mapping[str, tuple[str, ...]] = {

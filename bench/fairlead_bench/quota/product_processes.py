@@ -22,7 +22,8 @@ from fairlead_bench.quota.tenant_traffic import TenantLimits
 from fairlead_gateway.worker.api_keys import key_digest
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
-from fairlead_testing.redis.valkey_cluster import HOST, ValkeyGroup, ValkeyNode, free_port
+from fairlead_testing.ports import unused_port
+from fairlead_testing.redis.valkey_cluster import HOST, ValkeyGroup, ValkeyNode
 
 PEPPER = "the pepper of this benchmark"
 _START_SECONDS = 600.0
@@ -180,7 +181,7 @@ async def litellm_processes(
 
 def _start_litellm(program: str, folder: Path) -> tuple[str, "subprocess.Popen[bytes]"]:
     """Starts a proxy, whose output goes to a file; returns its URL and process."""
-    port = free_port()
+    port = unused_port()
     command = [program, "--config", str(folder / "litellm.yaml"), "--host", HOST, "--port", str(port)]
     with (folder / f"{port}.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)

@@ -16,8 +16,9 @@ import yaml
 
 from e2e.cluster.artifacts import pinned_versions
 from e2e.cluster.artifacts.go_builds import compile_missing, path_of
-from e2e.cluster.nodes.control_plane import LOOPBACK, free_port
+from e2e.cluster.nodes.control_plane import LOOPBACK
 from e2e.cluster.progress import ClusterError
+from fairlead_testing.ports import unused_port
 
 READY_SECONDS = 30.0
 
@@ -30,7 +31,7 @@ def oci_registry(folder: Path) -> Iterator[str]:
     """
     compile_missing([pinned_versions.REGISTRY_PROGRAM])
     folder.mkdir(parents=True, exist_ok=True)
-    address = f"{LOOPBACK}:{free_port()}"
+    address = f"{LOOPBACK}:{unused_port()}"
     config = {
         "version": "0.1",
         "log": {"level": "warn"},

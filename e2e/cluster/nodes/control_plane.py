@@ -6,7 +6,6 @@ one, with schemas, CEL, server-side apply, RBAC and watch cache. Durability is o
 no data to keep.
 """
 
-import socket
 import ssl
 import urllib.request
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from e2e.cluster.nodes.pki import KUBECONFIGS, SERVICE_NETWORK, CertificateAuthority
 from e2e.cluster.progress import progress_step
 from e2e.cluster.run_record import RunRecord
+from fairlead_testing.ports import unused_port
 
 READY_SECONDS = 120.0
 LOOPBACK = "127.0.0.1"
@@ -58,7 +58,7 @@ class ControlPlane:
             self._start_workers()
 
     def _start_storage_and_server(self) -> None:
-        clients, peers = (f"http://{LOOPBACK}:{free_port()}" for _ in range(2))
+        clients, peers = (f"http://{LOOPBACK}:{unused_port()}" for _ in range(2))
         flags = {
             "data-dir": self.record.run / "etcd",
             "unsafe-no-fsync": "true",
@@ -113,7 +113,7 @@ class ControlPlane:
 
         def identity(name: str) -> list[str]:
             kinds = ("kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig")
-            return [*common, f"--secure-port={free_port()}", *(f"--{kind}={self.kubeconfig(name)}" for kind in kinds)]
+            return [*common, f"--secure-port={unused_port()}", *(f"--{kind}={self.kubeconfig(name)}" for kind in kinds)]
 
         signing = {
             "service-account-private-key-file": self.pki.key("sa"),
@@ -151,10 +151,3 @@ def fetch(url: str, context: ssl.SSLContext | None = None) -> bytes | None:
             return bytes(answer.read())
     except OSError:
         return None
-
-
-def free_port() -> int:
-    """Returns a free loopback port."""
-    with socket.socket() as taken:
-        taken.bind((LOOPBACK, 0))
-        return int(taken.getsockname()[1])

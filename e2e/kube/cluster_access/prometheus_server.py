@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from e2e.cluster.artifacts.prometheus_program import prometheus_program
-from e2e.cluster.nodes.control_plane import free_port
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
+from fairlead_testing.ports import unused_port
 
 _SCRAPE_SECONDS = 2
 _START_SECONDS = 30.0
@@ -41,7 +41,7 @@ class PrometheusServer:
         folder = Path(self._folder.name)
         config = folder / "prometheus.json"
         config.write_text(json.dumps(self._config(folder)))
-        port = free_port()
+        port = unused_port()
         self._url = f"http://127.0.0.1:{port}"
         command = [
             str(prometheus_program()),

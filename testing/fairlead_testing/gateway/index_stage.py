@@ -1,7 +1,6 @@
 """Simulated engines with KV events behind a real gateway, for end-to-end tests of the index."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -14,19 +13,12 @@ from fairlead_testing.engines.simulated_process import EngineProcess, engine_pro
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import post_request, send
+from fairlead_testing.ports import unused_ports
 from fairlead_testing.waiting import wait_until_async
 
 MODEL_KEY: Final = "default/tiny"
 ENGINE_BLOCKS: Final = 256
 """Blocks of 16 tokens that one engine has room for."""
-
-
-def free_port() -> int:
-    """Returns a port that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @dataclass(slots=True)
@@ -40,7 +32,7 @@ class EnginePorts:
     @classmethod
     def free(cls) -> "EnginePorts":
         """Returns three free ports."""
-        return cls(free_port(), free_port(), free_port())
+        return cls(*unused_ports(3))
 
     def run_engine(self, *more: str) -> Any:
         """Runs an engine on these ports until the block ends."""

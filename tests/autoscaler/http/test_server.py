@@ -1,7 +1,6 @@
 """The autoscaler's port: probes, metrics, looks and hints, over real HTTP."""
 
 import asyncio
-import socket
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fairlead.limits import Limits
 from fairlead_autoscaler.history.recorder import decode_record
 from fairlead_autoscaler.service import AutoscalerService, ServiceConfig
+from fairlead_testing.ports import unused_port
 
 KEY = "default/tiny"
 
@@ -30,21 +30,19 @@ def with_client(
 
     async def run() -> None:
         ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        with socket.socket() as free:  # a free port: the gateway is away
-            free.bind(("127.0.0.1", 0))
-            gateway = f"http://127.0.0.1:{free.getsockname()[1]}"
-            plan = ServiceConfig(made, made, [gateway], "127.0.0.1", 0, token, hosts)
-            process = AutoscalerService(plan, made.clock, announce=ready.set_result, limits=Limits())
-            running = asyncio.create_task(process.run())
-            async with (
-                asyncio.timeout(seconds),
-                httpx.AsyncClient(base_url=(await ready).removeprefix("ready ")) as client,
-            ):
-                while process.control_loop.counters.ticks + process.control_loop.counters.skipped == 0:  # noqa: ASYNC110 - another task's doing
-                    await asyncio.sleep(0.001)
-                await use(client, process)
-                process.stop()
-                await running
+        gateway = f"http://127.0.0.1:{unused_port()}"  # the gateway is away
+        plan = ServiceConfig(made, made, [gateway], "127.0.0.1", 0, token, hosts)
+        process = AutoscalerService(plan, made.clock, announce=ready.set_result, limits=Limits())
+        running = asyncio.create_task(process.run())
+        async with (
+            asyncio.timeout(seconds),
+            httpx.AsyncClient(base_url=(await ready).removeprefix("ready ")) as client,
+        ):
+            while process.control_loop.counters.ticks + process.control_loop.counters.skipped == 0:  # noqa: ASYNC110 - another task's doing
+                await asyncio.sleep(0.001)
+            await use(client, process)
+            process.stop()
+            await running
 
     asyncio.run(run())
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_cli.cluster.access.connection import local_user
 from fairlead_operator.object_metadata import UNDO_ANNOTATION
 from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.ports import unused_port
 from fairlead_testing.waiting import wait_until_async
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
@@ -29,9 +29,7 @@ SPACE = "rollouts"
 @pytest.fixture
 def operator(api_server: ApiServer, tmp_path: Path) -> Iterator[Path]:
     """One process of it, for the namespace of this test. Returns its log with its audit records."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(unused_port())
     known = {name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")}
     own = {
         "KUBECONFIG": str(api_server.kubeconfig),

@@ -11,17 +11,18 @@ import httpx
 from fairlead.fleet.file import parse_fleet_file
 from fairlead.fleet.model import Instance, Model
 from fairlead.runtime.clock import SystemClock
-from fairlead_cli.addresses import find_free_ports
 from fairlead_cli.local.processes.child_process import ProcessCommand
 from fairlead_cli.local.processes.readiness_probe import wait_until
 from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
 from fairlead_cli.management.client import ManagementClient
+from fairlead_testing.ports import unused_ports
 
 PATIENCE = 120.0
 KEY = "default/tiny"
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 60}
+ENDLESS = {"max_tokens": 100_000, "stream": True}
 
 
 def engine(ports: tuple[int, ...], first: int) -> ProcessCommand:
@@ -86,14 +87,18 @@ class LeavingEngine:
         self.id = instance_id
         self.url = url
         self.noticed_at = float("inf")
+        self.is_watched = asyncio.Event()
         self.states: list[dict[str, int]] = []
 
     async def watch(self, management: ManagementClient) -> None:
-        """Records the engine's state until it ends."""
-        async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
-            await client.get(f"{self.url}/sim/state")  # connected: what follows is quicker than the engine's end
-            await wait_until(lambda: management.has_stopped_routing(self.id), 0.0)
-            self.noticed_at = asyncio.get_running_loop().time()
+        """Records the engine's state until it ends. A stream of its own keeps it until it was seen."""
+        async with httpx.AsyncClient(timeout=PATIENCE, trust_env=False) as client:
+            async with client.stream("POST", f"{self.url}/v1/chat/completions", json=CHAT | ENDLESS) as stream:
+                await anext(stream.aiter_bytes())
+                self.is_watched.set()
+                await wait_until(lambda: management.has_stopped_routing(self.id), 0.0)
+                self.noticed_at = asyncio.get_running_loop().time()
+                self.states.append((await client.get(f"{self.url}/sim/state")).json())
             while True:
                 try:
                     self.states.append((await client.get(f"{self.url}/sim/state")).json())
@@ -105,7 +110,7 @@ class LeavingEngine:
 async def scale_down_under_load(directory: Path) -> tuple[Load, LeavingEngine]:
     """Scales three engines down to two while requests keep coming."""
     reaper = Reaper(None)
-    (listen,), (manage,) = find_free_ports([1, 1])
+    listen, manage = unused_ports(2)
     file = directory / "fleet.yaml"
     arguments = ("--fleet", str(file), "--listen", f"127.0.0.1:{listen}", "--manage", f"127.0.0.1:{manage}")
     gateway = ProcessCommand((sys.executable, "-m", "fairlead_gateway", *arguments))
@@ -126,11 +131,11 @@ async def scale_down_under_load(directory: Path) -> tuple[Load, LeavingEngine]:
                 engine_process = supervisor.engines[-1]
                 leaving = LeavingEngine(engine_process.instance_ids()[0], engine_process.urls()[0])
                 watching = asyncio.ensure_future(leaving.watch(management))
+                await leaving.is_watched.wait()
                 await supervisor.scale(KEY, "main", 2)
+                await watching
                 await load.wait_answers(30)
                 await load.stop()
-                watching.cancel()
-                await asyncio.wait({watching})
                 assert [
                     instance.id for instance in parse_fleet_file(file.read_text(), file=str(file)).instances[KEY]
                 ] == [engine_process.instance_ids()[0] for engine_process in supervisor.engines]

@@ -16,7 +16,6 @@ from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
-from fairlead_cli.addresses import find_free_ports
 from fairlead_cli.errors import StartFailed
 from fairlead_cli.local.hung_engine_watch import HungEngineHooks, HungEngineWatch
 from fairlead_cli.local.processes.child_process import ProcessCommand
@@ -25,6 +24,7 @@ from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
 from fairlead_cli.management import api_types
+from fairlead_testing.ports import unused_port
 from fairlead_testing.processes import is_alive, wait_until
 
 PATIENCE = 120.0
@@ -79,7 +79,7 @@ class StackFixture:
         self.events: list[str] = []
         self.routing = FakeRouting()
         self.reaper = Reaper(None)
-        ((port,),) = find_free_ports([1])
+        port = unused_port()
         model = Model("default", "m")
         template = Instance("", "default", "m", "main", "", engine="sim")
         pool = replace(EnginePoolSpec(model, "main", 2, template, self.engine, "main"), **changes)  # type: ignore[arg-type]  # a test's own keywords

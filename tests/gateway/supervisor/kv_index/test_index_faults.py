@@ -27,8 +27,8 @@ from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_pro
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import post_request, send
 from fairlead_testing.http.slow_link import slow_link
+from fairlead_testing.ports import unused_ports
 from fairlead_testing.redis.valkey import Valkey
-from fairlead_testing.redis.valkey_cluster import free_port
 from fairlead_testing.waiting import wait_until_async
 
 MODEL = "default/tiny"
@@ -112,7 +112,7 @@ def _engine(ports: tuple[int, int, int]) -> Any:
 
 @asynccontextmanager
 async def stage(tmp_path: Path, redis: str, *, indexers: int = 1) -> AsyncIterator[Stage]:
-    ports = (free_port(), free_port(), free_port())
+    ports = tuple(unused_ports(3))
     path = tmp_path / "fleet.yaml"
     fleet = fleet_of([f"http://127.0.0.1:{ports[0]}"])
     events, again = (f"tcp://127.0.0.1:{port}" for port in ports[1:])
