@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from fairlead_testing.collected_errors import label_transports
+from fairlead_testing.http.certificates import first_public_certificate
 from fairlead_testing.kube.api_server import NO_CLUSTER_PROGRAMS, ApiServer, api_server_for_test, binaries_folder
 from fairlead_testing.kube.helm import chart_tools, helm_program
 from fairlead_testing.pytest_hooks import coroutine_tests, nightly
@@ -93,6 +94,12 @@ def _cannot_run() -> list[str]:
         "tests of the load generator (no C compiler)": shutil.which("cc") is not None,
     }
     return [tests for tests, there in needs.items() if not there]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_public_certificate(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """HTTP clients of tests, and of their processes, load one certificate instead of 140."""
+    os.environ["SSL_CERT_FILE"] = str(first_public_certificate(tmp_path_factory.mktemp("tls") / "one.pem"))
 
 
 @pytest.fixture(scope="session")
