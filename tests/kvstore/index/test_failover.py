@@ -1,7 +1,8 @@
 """The index on several servers: a failover that loses the last writes, and a cluster."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -74,31 +75,28 @@ class Live:
         ) and all("a/1/0" in indexer.store for indexer in self.indexers)
 
 
-def lived(url: str, models: list[str], work: Callable[[Live], Awaitable[None]]) -> None:
-    async def main() -> None:
-        link = RedisLink(url, SystemClock(), limits=QUICK)
-        link.start()
-        live = Live(link, models)
-        try:
-            async with asyncio.timeout(60):
-                await link.wait_connected()
-            live.start()
-            await until(lambda: all(indexer.begun for indexer in live.indexers))
-            await work(live)
-        finally:
-            await live.stop()
-            await link.stop()
-
-    asyncio.run(main())
+@asynccontextmanager
+async def live_indexers(url: str, models: list[str]) -> AsyncIterator[Live]:
+    link = RedisLink(url, SystemClock(), limits=QUICK)
+    link.start()
+    live = Live(link, models)
+    try:
+        async with asyncio.timeout(60):
+            await link.wait_connected()
+        live.start()
+        await until(lambda: all(indexer.begun for indexer in live.indexers))
+        yield live
+    finally:
+        await live.stop()
+        await link.stop()
 
 
-def test_writes_lost_in_a_failover_are_written_again(pair: ValkeyGroup) -> None:
+async def test_writes_lost_in_a_failover_are_written_again(pair: ValkeyGroup) -> None:
     """The replica hangs while entries and an epoch are written, the master dies, and the replica is
     promoted.
     """
     _own, idx, ev = redis_keys.index_keys(MODELS[0])
-
-    async def work(live: Live) -> None:
+    async with live_indexers(pair.url, MODELS[:1]) as live:
         master, replica = pair.nodes
         live.prompt()
         await until(live.agree)
@@ -124,11 +122,9 @@ def test_writes_lost_in_a_failover_are_written_again(pair: ValkeyGroup) -> None:
         assert live.indexers[0].begun == 1, "the truth went on"
         assert replica.execute("HGET", idx, "at").partition(":")[0] > before.partition(":")[0], "a new epoch"
 
-    lived(pair.url, MODELS[:1], work)
 
-
-def test_models_spread_over_cluster_masters_and_each_is_complete(ring: ValkeyGroup) -> None:
-    async def work(live: Live) -> None:
+async def test_models_spread_over_cluster_masters_and_each_is_complete(ring: ValkeyGroup) -> None:
+    async with live_indexers(ring.url, MODELS) as live:
         for _ in range(5):
             live.prompt()
             await until(live.agree)
@@ -140,5 +136,3 @@ def test_models_spread_over_cluster_masters_and_each_is_complete(ring: ValkeyGro
         await until(lambda: replica.execute("ROLE")[0] == "master")
         live.prompt()
         await until(live.agree)
-
-    lived(ring.url, MODELS, work)

@@ -3,7 +3,7 @@ does not affect another.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -97,17 +97,15 @@ async def world_of(url: str, *, spread: bool = False) -> AsyncIterator[World]:
         yield world
 
 
-def played(server: Valkey, work: Callable[[World, Any], Awaitable[None]], *, spread: bool = False) -> None:
-    async def run() -> None:
-        async with world_of(server.url, spread=spread) as world, Redis.from_url(server.url) as redis:
-            async with asyncio.timeout(40.0):
-                await work(world, redis)
-
-    asyncio.run(run())
+@asynccontextmanager
+async def world_with_redis(server: Valkey, *, spread: bool = False) -> AsyncIterator[tuple[World, Any]]:
+    async with world_of(server.url, spread=spread) as world, Redis.from_url(server.url) as redis:
+        async with asyncio.timeout(40.0):
+            yield world, redis
 
 
-def test_one_blocking_read_returns_entries_of_any_model(server: Valkey) -> None:
-    async def work(world: World, redis: Any) -> None:
+async def test_one_blocking_read_returns_entries_of_any_model(server: Valkey) -> None:
+    async with world_with_redis(server) as (world, _):
         world.feed.start()
         for number, key in enumerate((*MODELS, MODELS[0])):
             waiting = await world.watched.waits()
@@ -115,27 +113,23 @@ def test_one_blocking_read_returns_entries_of_any_model(server: Valkey) -> None:
             await world.prompt(key, 1_000 * (number + 1))
             assert await world.came.get() == key
 
-    played(server, work)
 
-
-def test_key_of_a_wrong_type_does_not_stop_other_models(server: Valkey) -> None:
-    async def work(world: World, redis: Any) -> None:
+async def test_key_of_a_wrong_type_does_not_stop_other_models(server: Valkey) -> None:
+    async with world_with_redis(server) as (world, redis):
         await redis.set(redis_keys.index_keys(MODELS[1])[2], b"no stream")
         world.feed.start()
         for number in range(3):
             await world.prompt(MODELS[0], 1_000 * (number + 1))
             assert await world.came.get() == MODELS[0]
 
-    played(server, work)
 
-
-def test_defect_in_one_models_index_is_said_and_stops_no_other_model(
+async def test_defect_in_one_models_index_is_said_and_stops_no_other_model(
     server: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def decode(data: bytes, key: str, *rest: Any) -> Any:
         return decode_changes(data, key, *rest) if key == MODELS[0] else 1 // 0
 
-    async def work(world: World, redis: Any) -> None:
+    async with world_with_redis(server) as (world, _):
         for module in (bootstrap, subscriber):
             monkeypatch.setattr(module, "decode_changes", decode)
         world.feed.start()
@@ -146,16 +140,12 @@ def test_defect_in_one_models_index_is_said_and_stops_no_other_model(
         assert world.feed.stale_since(MODELS[0]) is None
         assert "a defect" in world.feed.describe(MODELS[1])
 
-    played(server, work)
 
-
-def test_cluster_is_polled_without_blocking_reads(server: Valkey) -> None:
-    async def work(world: World, redis: Any) -> None:
+async def test_cluster_is_polled_without_blocking_reads(server: Valkey) -> None:
+    async with world_with_redis(server, spread=True) as (world, _):
         world.feed.start()
         await world.prompt(MODELS[1], 1_000)
         assert await world.came.get() == MODELS[1]
         asked = [world.watched.asked.get_nowait() for _ in range(world.watched.asked.qsize())]
         assert asked
         assert not any("BLOCK" in command for command in asked)
-
-    played(server, work, spread=True)

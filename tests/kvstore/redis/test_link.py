@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,41 +23,35 @@ from fairlead_testing.waiting import wait_until
 FAST = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redis_timeout_seconds=0.5)
 
 
-def _check(server: Any, work: Callable[[RedisLink], Any], limits: Limits = FAST) -> None:
-    async def run() -> None:
-        link = RedisLink(server.url, SystemClock(), limits=limits, name="test")
-        link.start()
-        try:
-            async with asyncio.timeout(60):
-                await link.wait_connected()
-            await work(link)
-        finally:
-            await link.stop()
-
-    asyncio.run(run())
+@asynccontextmanager
+async def connected_link(server: Any, limits: Limits = FAST) -> AsyncIterator[RedisLink]:
+    link = RedisLink(server.url, SystemClock(), limits=limits, name="test")
+    link.start()
+    try:
+        async with asyncio.timeout(60):
+            await link.wait_connected()
+        yield link
+    finally:
+        await link.stop()
 
 
-def test_replies_are_in_order(server: Any) -> None:
-    async def work(link: RedisLink) -> None:
+async def test_replies_are_in_order(server: Any) -> None:
+    async with connected_link(server) as link:
         assert await link.run([("SET", "a", b"1"), ("INCR", "a"), ("GET", "a")]) == [True, 2, b"2"]
         assert link.state.kind == "connected"
 
-    _check(server, work)
 
-
-def test_refused_command_does_not_affect_others(server: Any) -> None:
-    async def work(link: RedisLink) -> None:
+async def test_refused_command_does_not_affect_others(server: Any) -> None:
+    async with connected_link(server) as link:
         replies = await link.run([("SET", "a", "x"), ("INCR", "a"), ("GET", "a")])
         assert replies is not None
         assert isinstance(replies[1], Exception)
         assert replies[2] == b"x"
         assert link.state.connected
 
-    _check(server, work)
 
-
-def test_memory_of_redis_is_read_and_a_refusal_loses_no_connection(server: Any) -> None:
-    async def work(link: RedisLink) -> None:
+async def test_memory_of_redis_is_read_and_a_refusal_loses_no_connection(server: Any) -> None:
+    async with connected_link(server) as link:
         assert await link.max_memory() == 0
         await link.run([("CONFIG", "SET", "maxmemory", "64mb")])
         assert await link.max_memory() == 64 * 1024 * 1024
@@ -70,11 +65,9 @@ def test_memory_of_redis_is_read_and_a_refusal_loses_no_connection(server: Any) 
         assert not link.state.connected
         await asyncio.wait_for(link.wait_lost(), 5)
 
-    _check(server, work)
 
-
-def test_killed_redis_is_detected_without_traffic_and_reconnected(server: Any) -> None:
-    async def work(link: RedisLink) -> None:
+async def test_killed_redis_is_detected_without_traffic_and_reconnected(server: Any) -> None:
+    async with connected_link(server) as link:
         server.kill()
         await wait_until(lambda: not link.state.connected)
         assert link.state.kind == "stale"
@@ -84,11 +77,9 @@ def test_killed_redis_is_detected_without_traffic_and_reconnected(server: Any) -
         await wait_until(lambda: link.state.connected)
         assert await link.run([("PING",)]) is not None
 
-    _check(server, work)
 
-
-def test_hanging_redis_costs_no_more_than_the_deadline(server: Any) -> None:
-    async def work(link: RedisLink) -> None:
+async def test_hanging_redis_costs_no_more_than_the_deadline(server: Any) -> None:
+    async with connected_link(server) as link:
         server.freeze()
         assert await link.run([("PING",)]) is None
         assert not link.state.connected
@@ -98,18 +89,14 @@ def test_hanging_redis_costs_no_more_than_the_deadline(server: Any) -> None:
         server.thaw()
         await wait_until(lambda: link.state.connected)
 
-    _check(server, work)
 
-
-def test_late_reply_is_never_taken_for_the_next_one(server: Any) -> None:
-    async def work(link: RedisLink) -> None:
+async def test_late_reply_is_never_taken_for_the_next_one(server: Any) -> None:
+    async with connected_link(server) as link:
         server.freeze()
         assert await link.run([("SET", "late", "1"), ("GET", "late")]) is None
         server.thaw()
         await wait_until(lambda: link.state.connected)
         assert await link.run([("ECHO", "mine")]) == [b"mine"]
-
-    _check(server, work)
 
 
 async def test_redis_that_was_never_reached_is_away(server: Any) -> None:
@@ -183,21 +170,19 @@ async def test_distant_redis_answers_concurrent_callers(server: Valkey) -> None:
             await link.stop()
 
 
-def test_error_without_a_text_is_named_by_its_type(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_error_without_a_text_is_named_by_its_type(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def break_off(self: Redis, *words: Any, **options: Any) -> None:
         raise ConnectionResetError
 
-    async def work(link: RedisLink) -> None:
+    async with connected_link(server) as link:
         with monkeypatch.context() as broken:
             broken.setattr("redis.asyncio.client.Pipeline.execute", break_off)
             assert await link.run([("GET", "a")]) is None
         assert "ConnectionResetError" in link.state.reason
 
-    _check(server, work)
 
-
-def test_reply_of_any_size_takes_a_bounded_memory(server: Any) -> None:
-    async def work(link: RedisLink) -> None:
+async def test_reply_of_any_size_takes_a_bounded_memory(server: Any) -> None:
+    async with connected_link(server, replace(FAST, redis_reply_bytes=1_000_000, redis_timeout_seconds=30.0)) as link:
         assert await link.run([("SET", "small", b"x" * 900_000)]) == [True]
         assert await link.run([("EVAL", "return redis.call('SET', 'large', string.rep('x', 5000000))", 0)]) is not None
         assert await link.run([("GET", "small"), ("GET", "small")]) is not None
@@ -205,8 +190,6 @@ def test_reply_of_any_size_takes_a_bounded_memory(server: Any) -> None:
         assert "more than 1000000 bytes" in link.state.reason
         await link.wait_connected()
         assert await link.run([("GET", "small")]) is not None
-
-    _check(server, work, replace(FAST, redis_reply_bytes=1_000_000, redis_timeout_seconds=30.0))
 
 
 async def test_demoted_server_is_left_for_the_one_to_which_its_address_leads(tmp_path: Path) -> None:
@@ -242,13 +225,11 @@ async def test_demoted_server_is_left_for_the_one_to_which_its_address_leads(tmp
             node.kill()
 
 
-def test_server_that_stays_read_only_is_read_all_the_same(server: Any) -> None:
-    async def work(link: RedisLink) -> None:
+async def test_server_that_stays_read_only_is_read_all_the_same(server: Any) -> None:
+    async with connected_link(server) as link:
         await link.run([("SET", "a", "1"), ("REPLICAOF", "127.0.0.1", "1"), ("SET", "a", "2")])
         await wait_until(lambda: link.state.connected)
         for _ in range(20):
             replies = await link.run([("SET", "a", "2"), ("GET", "a")])
             assert replies is not None, "it is not left again at once"
             assert replies[1] == b"1"
-
-    _check(server, work)

@@ -1,7 +1,8 @@
 """The link to several real servers: a master behind sentinels, and a cluster."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -21,22 +22,20 @@ KEYS = [f"fl1:{{ns/model-{number}}}:gw" for number in range(12)]
 """In slots of every master."""
 
 
-def linked(url: str, work: Callable[[RedisLink], Awaitable[None]], limits: Limits = QUICK) -> None:
-    async def main() -> None:
-        link = RedisLink(url, SystemClock(), limits=limits, name="fairlead-gw")
-        link.start()
-        try:
-            async with asyncio.timeout(60):
-                await link.wait_connected()
-            await work(link)
-        finally:
-            await link.stop()
-
-    asyncio.run(main())
+@asynccontextmanager
+async def connected_link(url: str, limits: Limits = QUICK) -> AsyncIterator[RedisLink]:
+    link = RedisLink(url, SystemClock(), limits=limits, name="fairlead-gw")
+    link.start()
+    try:
+        async with asyncio.timeout(60):
+            await link.wait_connected()
+        yield link
+    finally:
+        await link.stop()
 
 
-def test_master_is_found_by_sentinels_and_after_a_failover(pair: ValkeyGroup) -> None:
-    async def work(link: RedisLink) -> None:
+async def test_master_is_found_by_sentinels_and_after_a_failover(pair: ValkeyGroup) -> None:
+    async with connected_link(pair.url) as link:
         assert await link.run([("SET", "a", "1"), ("INCR", "a"), ("GET", "a")]) == [True, 2, b"2"]
         assert link.describe().startswith("connected to shared by sentinels 127.0.0.1:")
         master, replica = pair.nodes
@@ -48,31 +47,24 @@ def test_master_is_found_by_sentinels_and_after_a_failover(pair: ValkeyGroup) ->
         assert await link.run([("INCR", "a")]) == [3]
         assert replica.execute("ROLE")[0] == "master"
 
-    linked(pair.url, work)
 
-
-def test_hanging_sentinel_is_skipped_and_a_missing_master_reported(pair: ValkeyGroup) -> None:
-    async def unknown() -> None:
-        link = RedisLink(pair.url.replace("/shared/", "/other/"), SystemClock(), limits=QUICK)
-        link.start()
-        await until(lambda: "knows a running master" in link.describe())
-        assert "word" not in link.describe(), "the password"
-        assert link.state.kind == "away"
-        await link.stop()
-
-    asyncio.run(unknown())
+async def test_hanging_sentinel_is_skipped_and_a_missing_master_reported(pair: ValkeyGroup) -> None:
+    link = RedisLink(pair.url.replace("/shared/", "/other/"), SystemClock(), limits=QUICK)
+    link.start()
+    await until(lambda: "knows a running master" in link.describe())
+    assert "word" not in link.describe(), "the password"
+    assert link.state.kind == "away"
+    await link.stop()
     pair.sentinels[0].freeze()
-
-    async def work(link: RedisLink) -> None:
+    async with connected_link(pair.url) as link:
+        assert await link.run([("PING",)]) == [True]
+    pair.sentinels[0].kill()
+    async with connected_link(pair.url) as link:
         assert await link.run([("PING",)]) == [True]
 
-    linked(pair.url, work)
-    pair.sentinels[0].kill()
-    linked(pair.url, work)
 
-
-def test_demoted_master_is_left(pair: ValkeyGroup) -> None:
-    async def work(link: RedisLink) -> None:
+async def test_demoted_master_is_left(pair: ValkeyGroup) -> None:
+    async with connected_link(pair.url) as link:
         master, replica = pair.nodes
         await asyncio.to_thread(pair.sentinels[0].execute, "SENTINEL", "FAILOVER", "shared")
         await asyncio.to_thread(wait_until, lambda: replica.execute("ROLE")[0] == "master", "the replica was promoted")
@@ -86,11 +78,9 @@ def test_demoted_master_is_left(pair: ValkeyGroup) -> None:
         await written()
         assert await asyncio.to_thread(replica.execute, "GET", "b") == "1"
 
-    linked(pair.url, work)
 
-
-def test_commands_reach_their_slots_master_and_a_refusal_stays_single(ring: ValkeyGroup) -> None:
-    async def work(link: RedisLink) -> None:
+async def test_commands_reach_their_slots_master_and_a_refusal_stays_single(ring: ValkeyGroup) -> None:
+    async with connected_link(ring.url) as link:
         commands: list[Command] = [("SET", key, key) for key in KEYS]
         assert await link.run(commands) == [True] * len(KEYS)
         assert await link.run([("GET", key) for key in KEYS]) == [key.encode() for key in KEYS]
@@ -103,11 +93,9 @@ def test_commands_reach_their_slots_master_and_a_refusal_stays_single(ring: Valk
         assert replies[1] == KEYS[1].encode()
         assert link.state.connected
 
-    linked(ring.url, work)
 
-
-def test_reply_of_a_cluster_takes_a_bounded_memory(ring: ValkeyGroup) -> None:
-    async def work(link: RedisLink) -> None:
+async def test_reply_of_a_cluster_takes_a_bounded_memory(ring: ValkeyGroup) -> None:
+    async with connected_link(ring.url, replace(QUICK, redis_reply_bytes=1_000_000)) as link:
         for key in KEYS[:4]:
             assert await link.run([("SET", key, b"x" * 900_000)]) == [True]
             assert await link.run([("GET", key), ("GET", key)]) is not None
@@ -116,30 +104,24 @@ def test_reply_of_a_cluster_takes_a_bounded_memory(ring: ValkeyGroup) -> None:
             assert "more than 1000000 bytes" in link.state.reason
             await link.wait_connected()
 
-    linked(ring.url, work, replace(QUICK, redis_reply_bytes=1_000_000))
 
-
-def test_keys_of_all_masters_match_a_pattern(ring: ValkeyGroup) -> None:
-    async def work(link: RedisLink) -> None:
+async def test_keys_of_all_masters_match_a_pattern(ring: ValkeyGroup) -> None:
+    async with connected_link(ring.url) as link:
         await link.run([("SET", key, "1") for key in [*KEYS, "other"]])
         assert await link.scan_keys("fl1:{*}:gw", 100) == {key.encode() for key in KEYS}
         assert len(await link.scan_keys("fl1:{*}:gw", 5) or ()) == 5
 
-    linked(ring.url, work)
 
-
-def test_memory_of_a_cluster_is_that_of_its_smallest_master(ring: ValkeyGroup) -> None:
-    async def work(link: RedisLink) -> None:
+async def test_memory_of_a_cluster_is_that_of_its_smallest_master(ring: ValkeyGroup) -> None:
+    async with connected_link(ring.url) as link:
         assert await link.max_memory() == 0
         for number, node in enumerate(ring.nodes[:2]):
             await asyncio.to_thread(node.execute, "CONFIG", "SET", "maxmemory", f"{64 + number}mb")
         assert await link.max_memory() == 64 * 1024 * 1024
 
-    linked(ring.url, work)
 
-
-def test_dead_master_is_reported_and_its_replica_found(ring: ValkeyGroup) -> None:
-    async def work(link: RedisLink) -> None:
+async def test_dead_master_is_reported_and_its_replica_found(ring: ValkeyGroup) -> None:
+    async with connected_link(ring.url) as link:
         assert await link.run([("SET", key, "1") for key in KEYS]) is not None
         first, replica = ring.nodes[0], ring.nodes[3]
         held = await asyncio.to_thread(first.execute, "DBSIZE")
@@ -150,17 +132,12 @@ def test_dead_master_is_reported_and_its_replica_found(ring: ValkeyGroup) -> Non
         await until(lambda: link.state.connected)
         assert await link.run([("INCR", key) for key in KEYS]) == [2] * len(KEYS)
 
-    linked(ring.url, work)
 
-
-def test_hanging_node_is_skipped_for_another(ring: ValkeyGroup) -> None:
+async def test_hanging_node_is_skipped_for_another(ring: ValkeyGroup) -> None:
     """Only hosts that answer are queried; the slots of the hanging one have moved to its
     replica.
     """
     ring.nodes[0].freeze()
     wait_until(lambda: ring.nodes[3].execute("ROLE")[0] == "master", "the replica took over")
-
-    async def work(link: RedisLink) -> None:
+    async with connected_link(ring.url) as link:
         assert await link.run([("SET", key, "1") for key in KEYS]) == [True] * len(KEYS)
-
-    linked(ring.url, work)

@@ -1,7 +1,6 @@
 """Streams: one event per token, one HTTP chunk per event, and the text of the whole answer."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -24,14 +23,6 @@ def response_to(target: str, **body: Any) -> HttpResponse:
 
 async def post(engine: RunningEngine, target: str, **body: Any) -> HttpResponse:
     return await send_request(engine.url.removeprefix("http://"), post_request(target, body))
-
-
-def with_engine(check: Callable[[RunningEngine], Coroutine[Any, Any, None]]) -> None:
-    async def scenario() -> None:
-        async with running_engine() as engine:
-            await check(engine)
-
-    asyncio.run(scenario())
 
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -60,10 +51,9 @@ def test_a_stream_of_a_thousand_tokens_is_a_thousand_events_in_chunks_of_their_o
     ],
 )
 @pytest.mark.parametrize("top", [None, 2])
-def test_a_stream_says_what_the_whole_answer_says(limits: dict[str, Any], top: int | None) -> None:
+async def test_a_stream_says_what_the_whole_answer_says(limits: dict[str, Any], top: int | None) -> None:
     more = {} if top is None else {"logprobs": True, "top_logprobs": top}
-
-    async def check(engine: RunningEngine) -> None:
+    async with running_engine() as engine:
         body = {"messages": HELLO, "seed": 3, **limits, **more}
         whole = (await post(engine, "/v1/chat/completions", **body)).json()["choices"][0]
         stream = await post(engine, "/v1/chat/completions", **body, stream=True, return_token_ids=True)
@@ -73,11 +63,9 @@ def test_a_stream_says_what_the_whole_answer_says(limits: dict[str, Any], top: i
         assert choices[-1]["stop_reason"] == whole["stop_reason"]
         assert all(len(choice["token_ids"]) == 1 for choice in choices[1:])
 
-    with_engine(check)
 
-
-def test_text_that_may_belong_to_a_stop_string_is_held_back() -> None:
-    async def check(engine: RunningEngine) -> None:
+async def test_text_that_may_belong_to_a_stop_string_is_held_back() -> None:
+    async with running_engine() as engine:
         whole = (await post(engine, "/v1/completions", prompt="x", max_tokens=12)).json()["choices"][0]["text"]
         stop = whole[9:15]
         stream = await post(engine, "/v1/completions", prompt="x", max_tokens=12, stop=stop, stream=True)
@@ -86,8 +74,6 @@ def test_text_that_may_belong_to_a_stop_string_is_held_back() -> None:
         assert events[0]["choices"][0]["text"] == ""
         assert events[-1]["choices"][0]["stop_reason"] == stop
         assert len(events) == 4
-
-    with_engine(check)
 
 
 def test_without_a_limit_a_chat_ends_by_itself_on_a_token_without_text() -> None:
@@ -129,8 +115,9 @@ def test_choices_interleave_by_index_and_differ() -> None:
     assert [event["choices"][0]["index"] for event in events[:4]] == [0, 1, 2, 3]
 
 
-def test_equal_requests_say_the_same_and_another_seed_something_else() -> None:
-    async def check(engine: RunningEngine) -> None:
+async def test_equal_requests_say_the_same_and_another_seed_something_else() -> None:
+    async with running_engine() as engine:
+
         async def text(**more: Any) -> str:
             answer = await post(engine, "/v1/completions", prompt="x", max_tokens=8, **more)
             said: str = answer.json()["choices"][0]["text"]
@@ -140,16 +127,15 @@ def test_equal_requests_say_the_same_and_another_seed_something_else() -> None:
         assert await text(seed=1) == await text(seed=1)
         assert await text(seed=1) != await text(seed=2)
 
-    with_engine(check)
-
 
 def test_echo_gives_the_prompt_first() -> None:
     events = response_to("/v1/completions", prompt='say "x"', echo=True, max_tokens=2, stream=True).events()[:-1]
     assert events[0]["choices"][0]["text"].startswith('say "x" ')
 
 
-def test_usage_comes_once_at_the_end_or_with_every_event() -> None:
-    async def check(engine: RunningEngine) -> None:
+async def test_usage_comes_once_at_the_end_or_with_every_event() -> None:
+    async with running_engine() as engine:
+
         async def usages(**options: bool) -> list[Any]:
             stream = await post(
                 engine, "/v1/completions", prompt="x y", max_tokens=3, stream=True, stream_options=options
@@ -160,19 +146,15 @@ def test_usage_comes_once_at_the_end_or_with_every_event() -> None:
         running = await usages(include_usage=True, continuous_usage_stats=True)
         assert [usage["completion_tokens"] for usage in running] == [1, 2, 3, 3]
 
-    with_engine(check)
 
-
-def test_the_next_turn_finds_the_blocks_of_the_answer_before() -> None:
-    async def check(engine: RunningEngine) -> None:
+async def test_the_next_turn_finds_the_blocks_of_the_answer_before() -> None:
+    async with running_engine() as engine:
         first = (await post(engine, "/v1/chat/completions", messages=HELLO, max_tokens=64)).json()
         said = first["choices"][0]["message"]
         turns = [*HELLO, {"role": "assistant", "content": said["content"]}, {"role": "user", "content": "More"}]
         usage = (await post(engine, "/v1/chat/completions", messages=turns, max_tokens=1)).json()["usage"]
         in_first = first["usage"]["prompt_tokens"] + 63
         assert usage["prompt_tokens_details"]["cached_tokens"] == in_first // 16 * 16
-
-    with_engine(check)
 
 
 def test_a_schema_is_answered_with_json_that_fits_it() -> None:

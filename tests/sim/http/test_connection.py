@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -15,15 +16,12 @@ from fairlead_sim.transcripts.recording import HttpResponse, RecordedRequest
 from fairlead_testing.sim.engines import running_engine
 
 
-def on_connection(
-    check: Callable[[ClientConnection, RunningEngine], Coroutine[Any, Any, None]],
+@asynccontextmanager
+async def engine_connection(
     settings: EngineSettings | None = None,
-) -> None:
-    async def scenario() -> None:
-        async with running_engine(settings) as engine, open_client(engine.url.removeprefix("http://")) as connection:
-            await check(connection, engine)
-
-    asyncio.run(scenario())
+) -> AsyncIterator[tuple[ClientConnection, RunningEngine]]:
+    async with running_engine(settings) as engine, open_client(engine.url.removeprefix("http://")) as connection:
+        yield connection, engine
 
 
 def response_to(request: RecordedRequest, settings: EngineSettings | None = None) -> HttpResponse:
@@ -34,8 +32,8 @@ def response_to(request: RecordedRequest, settings: EngineSettings | None = None
     return asyncio.run(scenario())
 
 
-def test_requests_on_one_connection_are_answered_in_order() -> None:
-    async def check(connection: ClientConnection, _served: RunningEngine) -> None:
+async def test_requests_on_one_connection_are_answered_in_order() -> None:
+    async with engine_connection() as (connection, _):
         generating = post_request("/v1/completions", {"prompt": "x", "max_tokens": 5}).to_bytes("sim")
         await connection.send(
             generating + get_request("/version").to_bytes("sim") + get_request("/ping").to_bytes("sim")
@@ -45,8 +43,6 @@ def test_requests_on_one_connection_are_answered_in_order() -> None:
             assert await connection.read_more()
         told = bytes(connection.received)
         assert told.index(b"text_completion") < told.index(b'{"version"') < told.rindex(b"content-length: 0")
-
-    on_connection(check)
 
 
 @pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
@@ -67,26 +63,22 @@ def test_many_requests_sent_ahead_are_all_answered_once_and_in_order(factory: An
         runner.run(scenario())
 
 
-def test_a_request_may_come_byte_by_byte() -> None:
-    async def check(connection: ClientConnection, _served: RunningEngine) -> None:
+async def test_a_request_may_come_byte_by_byte() -> None:
+    async with engine_connection() as (connection, _):
         for byte in post_request("/tokenize", {"prompt": "hello"}).to_bytes("sim"):
             await connection.send(bytes([byte]))
         assert (await connection.read_response()).json()["count"] == 2
 
-    on_connection(check)
 
-
-def test_a_chunked_body_is_read_like_any_other() -> None:
-    async def check(connection: ClientConnection, _served: RunningEngine) -> None:
+async def test_a_chunked_body_is_read_like_any_other() -> None:
+    async with engine_connection() as (connection, _):
         head = b"POST /tokenize HTTP/1.1\r\nhost: sim\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
         await connection.send(head + b'9\r\n{"prompt"\r\n4\r\n:"x"\r\n1\r\n}\r\n0\r\n\r\n')
         assert (await connection.read_response()).json()["tokens"] != []
 
-    on_connection(check)
 
-
-def test_a_client_that_waits_for_continue_receives_it() -> None:
-    async def check(connection: ClientConnection, _served: RunningEngine) -> None:
+async def test_a_client_that_waits_for_continue_receives_it() -> None:
+    async with engine_connection() as (connection, _):
         head = b"POST /tokenize HTTP/1.1\r\nhost: sim\r\ncontent-type: application/json\r\nexpect: 100-continue\r\n"
         await connection.send(head + b"content-length: 14\r\n\r\n")
         await connection.read_until(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -94,32 +86,26 @@ def test_a_client_that_waits_for_continue_receives_it() -> None:
         await connection.send(b'{"prompt":"x"}')
         assert (await connection.read_response()).status == 200
 
-    on_connection(check)
 
-
-def test_malformed_http_gets_a_plain_400_and_a_closed_connection() -> None:
-    async def check(connection: ClientConnection, _served: RunningEngine) -> None:
+async def test_malformed_http_gets_a_plain_400_and_a_closed_connection() -> None:
+    async with engine_connection() as (connection, _):
         await connection.send(b"hello there\r\n\r\n")
         while await connection.read_more():
             pass
         assert connection.received.startswith(b"HTTP/1.1 400 Bad Request\r\n")
         assert connection.received.endswith(b"Invalid HTTP request received.")
 
-    on_connection(check)
 
-
-def test_endless_headers_are_refused() -> None:
-    async def check(connection: ClientConnection, _served: RunningEngine) -> None:
+async def test_endless_headers_are_refused() -> None:
+    async with engine_connection() as (connection, _):
         await connection.send(b"GET / HTTP/1.1\r\n" + b"x-a: " + b"a" * 70_000 + b"\r\n\r\n")
         while await connection.read_more():
             pass
         assert connection.received.startswith(b"HTTP/1.1 400 Bad Request\r\n")
 
-    on_connection(check)
 
-
-def test_a_body_over_the_limit_gets_413_and_costs_no_memory() -> None:
-    async def check(connection: ClientConnection, engine: RunningEngine) -> None:
+async def test_a_body_over_the_limit_gets_413_and_costs_no_memory() -> None:
+    async with engine_connection() as (connection, engine):
         engine.app.body_bytes = 1_000
         head = (
             b"POST /tokenize HTTP/1.1\r\nhost: sim\r\ncontent-type: application/json\r\ncontent-length: 50000\r\n\r\n"
@@ -127,26 +113,20 @@ def test_a_body_over_the_limit_gets_413_and_costs_no_memory() -> None:
         await connection.send(head + b"x" * 50_000)
         assert (await connection.read_response()).status == 413
 
-    on_connection(check)
 
-
-def test_an_idle_connection_is_closed_after_the_keep_alive_time() -> None:
-    async def check(connection: ClientConnection, engine: RunningEngine) -> None:
+async def test_an_idle_connection_is_closed_after_the_keep_alive_time() -> None:
+    async with engine_connection(EngineSettings(keep_alive_seconds=0.05)) as (connection, engine):
         await connection.send(get_request("/health").to_bytes("sim"))
         await connection.read_response()
         assert await connection.read_more() == b""
         assert engine.app.connections == set()
 
-    on_connection(check, EngineSettings(keep_alive_seconds=0.05))
 
-
-def test_connection_close_is_echoed_and_done() -> None:
-    async def check(connection: ClientConnection, _served: RunningEngine) -> None:
+async def test_connection_close_is_echoed_and_done() -> None:
+    async with engine_connection() as (connection, _):
         await connection.send(b"GET /version HTTP/1.1\r\nhost: sim\r\nconnection: close\r\n\r\n")
         assert (await connection.read_response()).fields["connection"] == "close"
         assert await connection.read_more() == b""
-
-    on_connection(check)
 
 
 def test_a_clients_request_id_comes_back_in_header_and_body() -> None:
@@ -170,12 +150,10 @@ def test_switched_off_parts_of_the_surface_are_not_there() -> None:
     assert (refused.status, refused.json()["error"]["type"]) == (403, "PermissionDeniedError")
 
 
-def test_a_crash_of_a_handler_is_a_500_and_the_engine_lives(monkeypatch: Any) -> None:
-    async def check(connection: ClientConnection, engine: RunningEngine) -> None:
+async def test_a_crash_of_a_handler_is_a_500_and_the_engine_lives(monkeypatch: Any) -> None:
+    async with engine_connection() as (connection, engine):
         monkeypatch.setattr(engine.engine.tokenizer, "encode", lambda _text: 1 // 0)
         await connection.send(post_request("/tokenize", {"prompt": "x"}).to_bytes("sim"))
         assert (await connection.read_response()).status == 500
         await connection.send(get_request("/health").to_bytes("sim"))
         assert (await connection.read_response()).status == 200
-
-    on_connection(check)

@@ -2,8 +2,8 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -34,18 +34,18 @@ PROMPT = make_prompt(100)
 Check = Callable[[RunningEngine, RunningEngine, AsyncExitStack], Coroutine[Any, Any, None]]
 
 
-def with_pair(check: Check, settings: EngineSettings = NIXL, decoding: EngineSettings | None = None) -> None:
+@asynccontextmanager
+async def engine_pair(
+    settings: EngineSettings = NIXL, decoding: EngineSettings | None = None
+) -> AsyncIterator[tuple[RunningEngine, RunningEngine, AsyncExitStack]]:
     """Runs ``check`` with a prefill and a decode engine."""
 
-    async def scenario() -> None:
-        async with (
-            running_engine(settings) as prefill,
-            running_engine(decoding or settings) as decode,
-            AsyncExitStack() as stack,
-        ):
-            await check(prefill, decode, stack)
-
-    asyncio.run(scenario())
+    async with (
+        running_engine(settings) as prefill,
+        running_engine(decoding or settings) as decode,
+        AsyncExitStack() as stack,
+    ):
+        yield prefill, decode, stack
 
 
 async def post(engine: RunningEngine, body: object, path: str = PATH) -> HttpResponse:
@@ -80,8 +80,8 @@ async def begin(engine: RunningEngine, stack: AsyncExitStack, body: object) -> C
     return connection
 
 
-def test_a_prefill_answers_where_its_blocks_are() -> None:
-    async def check(prefill: RunningEngine, _decode: RunningEngine, _stack: AsyncExitStack) -> None:
+async def test_a_prefill_answers_where_its_blocks_are() -> None:
+    async with engine_pair() as (prefill, _, _):
         found = await prefilled(prefill)
         assert list(found) == [
             "do_remote_prefill",
@@ -103,28 +103,22 @@ def test_a_prefill_answers_where_its_blocks_are() -> None:
         assert found["remote_num_tokens"] == 100
         assert len(found["remote_block_ids"][0]) == 7  # of 16 tokens, the last partly filled
 
-    with_pair(check)
 
-
-def test_a_streamed_prefill_answers_nothing_of_it() -> None:
-    async def check(prefill: RunningEngine, _decode: RunningEngine, _stack: AsyncExitStack) -> None:
+async def test_a_streamed_prefill_answers_nothing_of_it() -> None:
+    async with engine_pair() as (prefill, _, _):
         answer = await post(prefill, prefill_body(PROMPT, stream=True))
         assert b"remote_block_ids" not in answer.body
         assert (await state(prefill))["kv_transfer"]["lent"] == 0
 
-    with_pair(check)
 
-
-def test_an_engine_without_a_connector_ignores_the_parameters() -> None:
-    async def check(prefill: RunningEngine, _decode: RunningEngine, _stack: AsyncExitStack) -> None:
+async def test_an_engine_without_a_connector_ignores_the_parameters() -> None:
+    async with engine_pair(EngineSettings()) as (prefill, _, _):
         assert (await post(prefill, prefill_body(PROMPT))).json()["kv_transfer_params"] is None
-
-    with_pair(check, EngineSettings())
 
 
 @pytest.mark.parametrize("length", [5, 16, 100, 1000])
-def test_a_decode_equals_one_engines_answer_and_computes_one_prompt_token(length: int) -> None:
-    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+async def test_a_decode_equals_one_engines_answer_and_computes_one_prompt_token(length: int) -> None:
+    async with engine_pair() as (prefill, decode, _):
         prompt = make_prompt(length)
         params = await prefilled(prefill, prompt)
         answer = await post(decode, decode_body(prompt, params))
@@ -135,66 +129,61 @@ def test_a_decode_equals_one_engines_answer_and_computes_one_prompt_token(length
         assert (await state(prefill))["kv_transfer"]["lent"] == 0  # released, not expired
         assert answer.json()["kv_transfer_params"] is None
 
-    with_pair(check)
 
-
-def test_a_decode_reports_what_the_prefill_engine_found_cached() -> None:
-    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+async def test_a_decode_reports_what_the_prefill_engine_found_cached() -> None:
+    async with engine_pair() as (prefill, decode, _):
         await post(prefill, {"prompt": PROMPT, "max_tokens": 1})
         params = await prefilled(prefill)
         answer = await post(decode, decode_body(PROMPT, params))
         assert answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 96
 
-    with_pair(check)
 
-
-def test_the_prompt_is_cached_on_both_engines_afterwards() -> None:
-    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+async def test_the_prompt_is_cached_on_both_engines_afterwards() -> None:
+    async with engine_pair() as (prefill, decode, _):
         await post(decode, decode_body(PROMPT, await prefilled(prefill)))
         for engine in (prefill, decode):
             answer = await post(engine, {"prompt": PROMPT, "max_tokens": 1})
             assert answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 96
 
-    with_pair(check)
 
-
-def test_a_decode_after_the_lease_is_right_until_the_blocks_are_reused() -> None:
-    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+async def test_a_decode_after_the_lease_is_right_until_the_blocks_are_reused() -> None:
+    async with engine_pair(replace(NIXL, kv_transfer=replace(NIXL.kv_transfer, lease_seconds=0.05))) as (
+        prefill,
+        decode,
+        _,
+    ):
         params = await prefilled(prefill)
         await expired(prefill)
         assert text(await post(decode, decode_body(PROMPT, params))) == await right_text(prefill)
 
-    with_pair(check, replace(NIXL, kv_transfer=replace(NIXL.kv_transfer, lease_seconds=0.05)))
 
-
-def test_a_decode_after_the_lease_with_reused_blocks_is_wrong_without_an_error() -> None:
+async def test_a_decode_after_the_lease_with_reused_blocks_is_wrong_without_an_error() -> None:
     profile = replace(builtin_profile("tiny-cpu"), kv_tokens=16 * 16)
     small = replace(NIXL, profile=profile, max_model_len=256)
-
-    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+    async with engine_pair(replace(small, kv_transfer=replace(NIXL.kv_transfer, lease_seconds=0.05))) as (
+        prefill,
+        decode,
+        _,
+    ):
         params = await prefilled(prefill)
         await expired(prefill)
         await post(prefill, {"prompt": make_prompt(240, "zzz"), "max_tokens": 8})
         answer = await post(decode, decode_body(PROMPT, params))
         assert (answer.status, text(answer)) == (200, WRONG_KV_TEXT * 8)
 
-    with_pair(check, replace(small, kv_transfer=replace(NIXL.kv_transfer, lease_seconds=0.05)))
 
-
-def test_another_prompts_object_gives_wrong_text_and_spoils_the_cache() -> None:
-    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+async def test_another_prompts_object_gives_wrong_text_and_spoils_the_cache() -> None:
+    async with engine_pair() as (prefill, decode, _):
         foreign = await prefilled(prefill, make_prompt(100, "zzz"))
         assert text(await post(decode, decode_body(PROMPT, foreign))) == WRONG_KV_TEXT * 8
         assert text(await post(decode, {"prompt": PROMPT, "max_tokens": 8})) == WRONG_KV_TEXT * 8
         await post(decode, {}, "/reset_prefix_cache")
         assert text(await post(decode, {"prompt": PROMPT, "max_tokens": 8})) == await right_text(prefill)
 
-    with_pair(check)
-
 
 @pytest.mark.parametrize("name", ["remote_host", "remote_port", "remote_engine_id", "remote_request_id"])
-def test_a_missing_field_hangs_and_the_core_dies_when_the_client_gives_up(name: str) -> None:
-    async def check(prefill: RunningEngine, decode: RunningEngine, stack: AsyncExitStack) -> None:
+async def test_a_missing_field_hangs_and_the_core_dies_when_the_client_gives_up(name: str) -> None:
+    async with engine_pair() as (prefill, decode, stack):
         params = await prefilled(prefill)
         del params[name]
         waiting = await begin(decode, stack, decode_body(PROMPT, params))
@@ -206,12 +195,10 @@ def test_a_missing_field_hangs_and_the_core_dies_when_the_client_gives_up(name: 
         await waiting.close()
         await decode.wait_gone()
 
-    with_pair(check)
-
 
 @pytest.mark.parametrize("short", [True, False])
-def test_too_few_blocks_or_none_kill_the_engine(short: bool) -> None:
-    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+async def test_too_few_blocks_or_none_kill_the_engine(short: bool) -> None:
+    async with engine_pair() as (prefill, decode, _):
         params: dict[str, Any] = {"do_remote_prefill": True}
         if short:
             params = await prefilled(prefill)
@@ -219,43 +206,35 @@ def test_too_few_blocks_or_none_kill_the_engine(short: bool) -> None:
         assert (await post(decode, decode_body(PROMPT, params))).status == 500
         await decode.wait_gone()
 
-    with_pair(check)
-
 
 @pytest.mark.parametrize(
     "change", [{"remote_engine_id": "another"}, {"remote_port": 9}, {"remote_block_ids": [[9**9] * 7]}]
 )
-def test_a_pull_that_fails_is_an_error_or_computed_anew_as_the_policy_says(change: dict[str, Any]) -> None:
-    async def fails(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+async def test_a_pull_that_fails_is_an_error_or_computed_anew_as_the_policy_says(change: dict[str, Any]) -> None:
+    async with engine_pair() as (prefill, decode, _):
         answer = await post(decode, decode_body(PROMPT, await prefilled(prefill) | change))
         assert (answer.status, answer.json()["error"]["message"]) == (500, "Internal server error")
         streamed = await post(decode, decode_body(PROMPT, await prefilled(prefill) | change, stream=True))
         assert streamed.status == 200
         assert b'data: {"error": ' in streamed.body
         assert streamed.body.endswith(b"data: [DONE]\n\n")
-
-    async def recomputes(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+    async with engine_pair(RECOMPUTE) as (prefill, decode, _):
         answer = await post(decode, decode_body(PROMPT, await prefilled(prefill) | change))
         assert (answer.status, text(answer)) == (200, await right_text(prefill))
         assert (await state(decode))["kv_transfer"]["failed_total"] == 1
 
-    with_pair(fails)
-    with_pair(recomputes, RECOMPUTE)
-
 
 @pytest.mark.parametrize("settings", [NIXL, RECOMPUTE])
-def test_a_prefill_engine_that_died_fails_the_decode_or_lets_it_compute(settings: EngineSettings) -> None:
-    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+async def test_a_prefill_engine_that_died_fails_the_decode_or_lets_it_compute(settings: EngineSettings) -> None:
+    async with engine_pair(settings) as (prefill, decode, _):
         params = await prefilled(prefill)
         prefill.kill()
         answer = await post(decode, decode_body(PROMPT, params))
         assert answer.status == (200 if settings is RECOMPUTE else 500)
 
-    with_pair(check, settings)
 
-
-def test_a_decode_waits_for_a_frozen_prefill_engine_and_survives_its_client() -> None:
-    async def check(prefill: RunningEngine, decode: RunningEngine, stack: AsyncExitStack) -> None:
+async def test_a_decode_waits_for_a_frozen_prefill_engine_and_survives_its_client() -> None:
+    async with engine_pair() as (prefill, decode, stack):
         params = await prefilled(prefill)
         silent = socket.create_server(("127.0.0.1", 0))  # takes connections and never answers, as a frozen process
         stack.callback(silent.close)
@@ -269,8 +248,6 @@ def test_a_decode_waits_for_a_frozen_prefill_engine_and_survives_its_client() ->
         await waiting.close()
         await wait_for_value(pulling, lambda found: found == 0, "it stopped")
         assert text(await post(decode, {"prompt": PROMPT, "max_tokens": 8}))
-
-    with_pair(check)
 
 
 def mooncake_pair() -> tuple[EngineSettings, EngineSettings]:
@@ -286,8 +263,8 @@ async def mooncake_params(prefill: RunningEngine, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("decode_first", [True, False])
-def test_mooncake_transfers_in_either_order_and_reports_a_cached_prompt(decode_first: bool) -> None:
-    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+async def test_mooncake_transfers_in_either_order_and_reports_a_cached_prompt(decode_first: bool) -> None:
+    async with engine_pair(*mooncake_pair()) as (prefill, decode, _):
         params = await mooncake_params(prefill, "x1")
         first = asyncio.create_task(
             post(prefill, prefill_body(PROMPT, kv_transfer_params=PREFILL | {"transfer_id": "x1"}))
@@ -299,39 +276,30 @@ def test_mooncake_transfers_in_either_order_and_reports_a_cached_prompt(decode_f
         assert answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 100
         assert text(answer) == await right_text(prefill)
 
-    with_pair(check, *mooncake_pair())
 
-
-def test_mooncake_times_out_on_a_transfer_without_a_prefill() -> None:
-    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+async def test_mooncake_times_out_on_a_transfer_without_a_prefill() -> None:
+    async with engine_pair(*mooncake_pair()) as (prefill, decode, _):
         answer = await post(decode, decode_body(PROMPT, await mooncake_params(prefill, "nobody's")))
         assert answer.status == 500
 
-    with_pair(check, *mooncake_pair())
 
-
-def test_mooncake_engines_die_of_the_wrong_role() -> None:
-    async def check(_prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+async def test_mooncake_engines_die_of_the_wrong_role() -> None:
+    async with engine_pair(*mooncake_pair()) as (_, decode, _):
         answer = await post(decode, prefill_body(PROMPT, kv_transfer_params=PREFILL | {"transfer_id": "x1"}))
         assert answer.status == 500
         await decode.wait_gone()
 
-    with_pair(check, *mooncake_pair())
 
-
-def test_sglang_engines_meet_in_a_room() -> None:
+async def test_sglang_engines_meet_in_a_room() -> None:
     room = KvTransferSettings("sglang", "kv_producer", abort_seconds=5.0)
     consumer = replace(NIXL, kv_transfer=replace(room, role="kv_consumer"))
-
-    async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
+    async with engine_pair(replace(NIXL, kv_transfer=room), consumer) as (prefill, decode, _):
         port = int(prefill.url.rpartition(":")[2])
         meeting = {"bootstrap_host": "127.0.0.1", "bootstrap_port": port, "bootstrap_room": 7}
         body = {"prompt": PROMPT, "max_tokens": 8, **meeting}
         _, answer = await asyncio.gather(post(prefill, body), post(decode, body))
         assert (await state(decode))["kv_transfer"]["pulled_total"] == 1
         assert text(answer) == await right_text(prefill)
-
-    with_pair(check, replace(NIXL, kv_transfer=room), consumer)
 
 
 def from_source(page: str, source: str) -> float:

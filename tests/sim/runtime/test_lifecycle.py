@@ -1,8 +1,8 @@
 """Requests whose clients leave, full queues, and sleep, pause, reset, abort and drain."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -27,14 +27,12 @@ ONE_AT_A_TIME = EngineSettings(profile=replace(builtin_profile("tiny-cpu"), max_
 LONG = 20_000
 
 
-def with_engine(
-    check: Callable[[RunningEngine, AsyncExitStack], Coroutine[Any, Any, None]], settings: EngineSettings | None = None
-) -> None:
-    async def scenario() -> None:
-        async with running_engine(settings) as engine, AsyncExitStack() as stack:
-            await check(engine, stack)
-
-    asyncio.run(scenario())
+@asynccontextmanager
+async def engine_with_stack(
+    settings: EngineSettings | None = None,
+) -> AsyncIterator[tuple[RunningEngine, AsyncExitStack]]:
+    async with running_engine(settings) as engine, AsyncExitStack() as stack:
+        yield engine, stack
 
 
 async def begin(engine: RunningEngine, stack: AsyncExitStack, tokens: int, **more: Any) -> ClientConnection:
@@ -62,8 +60,8 @@ async def becomes(engine: RunningEngine, name: str, value: int) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_frees_its_slot_for_the_one_who_waits(stream: bool) -> None:
-    async def check(engine: RunningEngine, stack: AsyncExitStack) -> None:
+async def test_a_client_that_leaves_frees_its_slot_for_the_one_who_waits(stream: bool) -> None:
+    async with engine_with_stack(ONE_AT_A_TIME) as (engine, stack):
         first = await begin(engine, stack, LONG, stream=stream)
         await becomes(engine, "running", 1)
         second = await begin(engine, stack, 3)
@@ -74,11 +72,9 @@ def test_a_client_that_leaves_frees_its_slot_for_the_one_who_waits(stream: bool)
         found = await state(engine)
         assert (found["running"], found["waiting"], found["inside"]) == (0, 0, 0)
 
-    with_engine(check, ONE_AT_A_TIME)
 
-
-def test_a_client_that_leaves_while_it_waits_is_never_computed() -> None:
-    async def check(engine: RunningEngine, stack: AsyncExitStack) -> None:
+async def test_a_client_that_leaves_while_it_waits_is_never_computed() -> None:
+    async with engine_with_stack(ONE_AT_A_TIME) as (engine, stack):
         first = await begin(engine, stack, LONG)
         waits = await begin(engine, stack, 7)
         await becomes(engine, "waiting", 1)
@@ -90,11 +86,9 @@ def test_a_client_that_leaves_while_it_waits_is_never_computed() -> None:
             engine.engine.tokenizer.encode("Once upon a time")
         )
 
-    with_engine(check, ONE_AT_A_TIME)
 
-
-def test_a_full_queue_refuses_plain_with_503_and_streams_in_their_first_event() -> None:
-    async def check(engine: RunningEngine, stack: AsyncExitStack) -> None:
+async def test_a_full_queue_refuses_plain_with_503_and_streams_in_their_first_event() -> None:
+    async with engine_with_stack(EngineSettings(max_queued_requests=2)) as (engine, stack):
         for _ in range(2):
             await begin(engine, stack, LONG)
         await becomes(engine, "inside", 2)
@@ -106,17 +100,13 @@ def test_a_full_queue_refuses_plain_with_503_and_streams_in_their_first_event() 
         assert (stream.status, error["error"]["code"], done) == (200, 503, "[DONE]")
         assert await read_metric(engine.url.removeprefix("http://"), "vllm:admission_rejections_total") == 2
 
-    with_engine(check, EngineSettings(max_queued_requests=2))
 
-
-def test_queued_tokens_are_limited_too() -> None:
-    async def check(engine: RunningEngine, stack: AsyncExitStack) -> None:
+async def test_queued_tokens_are_limited_too() -> None:
+    async with engine_with_stack(EngineSettings(max_queued_tokens=100)) as (engine, stack):
         await begin(engine, stack, LONG, prompt=[9] * 60)
         await becomes(engine, "inside", 1)
         assert (await (await begin(engine, stack, 1, prompt=[9] * 60, stream=False)).read_response()).status == 503
         assert (await (await begin(engine, stack, 1, prompt=[9] * 30, stream=False)).read_response()).status == 200
-
-    with_engine(check, EngineSettings(max_queued_tokens=100))
 
 
 def test_priority_scheduling_takes_the_smaller_number_first() -> None:
@@ -143,8 +133,8 @@ def test_priority_scheduling_takes_the_smaller_number_first() -> None:
     assert asyncio.run(order("fcfs")) == ["late", "soon"]
 
 
-def test_sleep_holds_requests_until_the_engine_wakes() -> None:
-    async def check(engine: RunningEngine, stack: AsyncExitStack) -> None:
+async def test_sleep_holds_requests_until_the_engine_wakes() -> None:
+    async with engine_with_stack() as (engine, stack):
         assert await call(engine, "/sleep?level=1") == {"status": "sleeping", "level": 1}
         held = await begin(engine, stack, 2)
         await becomes(engine, "held", 1)
@@ -153,12 +143,10 @@ def test_sleep_holds_requests_until_the_engine_wakes() -> None:
         assert await call(engine, "/wake_up") == {"status": "awake", "tags": None}
         assert (await held.read_response()).events()[-1] == "[DONE]"
 
-    with_engine(check)
-
 
 @pytest.mark.parametrize(("level", "cached"), [(0, 48), (1, 0), (2, 0)])
-def test_sleep_from_level_one_on_loses_the_cache(level: int, cached: int) -> None:
-    async def check(engine: RunningEngine, _stack: AsyncExitStack) -> None:
+async def test_sleep_from_level_one_on_loses_the_cache(level: int, cached: int) -> None:
+    async with engine_with_stack() as (engine, _):
         body = {"prompt": [9] * 50, "max_tokens": 1}
         await call(engine, "/v1/completions", body)
         await call(engine, f"/sleep?level={level}")
@@ -166,11 +154,9 @@ def test_sleep_from_level_one_on_loses_the_cache(level: int, cached: int) -> Non
         usage = (await call(engine, "/v1/completions", body))["usage"]
         assert usage["prompt_tokens_details"]["cached_tokens"] == cached
 
-    with_engine(check)
 
-
-def test_pause_keep_freezes_streams_and_resume_goes_on() -> None:
-    async def check(engine: RunningEngine, stack: AsyncExitStack) -> None:
+async def test_pause_keep_freezes_streams_and_resume_goes_on() -> None:
+    async with engine_with_stack() as (engine, stack):
         stream = await begin(engine, stack, 300)
         await stream.read_until(b"text")
         assert await call(engine, "/pause?mode=keep&clear_cache=false") == {"status": "paused"}
@@ -182,22 +168,18 @@ def test_pause_keep_freezes_streams_and_resume_goes_on() -> None:
         assert len((await stream.read_response()).events()) == 301
         assert len((await newcomer.read_response()).events()) == 2
 
-    with_engine(check)
 
-
-def test_pause_wait_answers_when_everything_has_finished() -> None:
-    async def check(engine: RunningEngine, stack: AsyncExitStack) -> None:
+async def test_pause_wait_answers_when_everything_has_finished() -> None:
+    async with engine_with_stack() as (engine, stack):
         stream = await begin(engine, stack, 100)
         await stream.read_until(b"text")
         assert await call(engine, "/pause?mode=wait") == {"status": "paused"}
         assert engine.engine.unfinished == 0
         assert len((await stream.read_response()).events()) == 101
 
-    with_engine(check)
 
-
-def test_pause_abort_ends_streams_properly_and_counts_them() -> None:
-    async def check(engine: RunningEngine, stack: AsyncExitStack) -> None:
+async def test_pause_abort_ends_streams_properly_and_counts_them() -> None:
+    async with engine_with_stack() as (engine, stack):
         stream = await begin(engine, stack, LONG)
         await stream.read_until(b"text")
         await call(engine, "/pause?mode=abort")
@@ -207,11 +189,9 @@ def test_pause_abort_ends_streams_properly_and_counts_them() -> None:
         (line,) = (each for each in page.splitlines() if "request_success_total{" in each and '"abort"' in each)
         assert line.endswith(" 1.0")
 
-    with_engine(check)
 
-
-def test_reset_of_the_prefix_cache_says_in_the_body_whether_it_was_done() -> None:
-    async def check(engine: RunningEngine, stack: AsyncExitStack) -> None:
+async def test_reset_of_the_prefix_cache_says_in_the_body_whether_it_was_done() -> None:
+    async with engine_with_stack() as (engine, stack):
         assert await call(engine, "/reset_prefix_cache") == {"success": True}
         stream = await begin(engine, stack, 400)
         await stream.read_until(b"text")
@@ -219,11 +199,9 @@ def test_reset_of_the_prefix_cache_says_in_the_body_whether_it_was_done() -> Non
         assert await call(engine, "/reset_prefix_cache?reset_running_requests=true") == {"success": True}
         assert len((await stream.read_response()).events()) == 401
 
-    with_engine(check)
 
-
-def test_requests_are_aborted_by_id() -> None:
-    async def check(engine: RunningEngine, stack: AsyncExitStack) -> None:
+async def test_requests_are_aborted_by_id() -> None:
+    async with engine_with_stack() as (engine, stack):
         mine = await begin(engine, stack, LONG, request_id="mine")
         other = await begin(engine, stack, 200)
         await becomes(engine, "running", 2)
@@ -232,11 +210,10 @@ def test_requests_are_aborted_by_id() -> None:
         assert (await mine.read_response()).events()[-2]["choices"][0]["finish_reason"] == "abort"
         assert (await other.read_response()).events()[-2]["choices"][0]["finish_reason"] == "length"
 
-    with_engine(check)
 
+async def test_adapters_come_and_go_and_do_not_share_blocks() -> None:
+    async with engine_with_stack() as (engine, _):
 
-def test_adapters_come_and_go_and_do_not_share_blocks() -> None:
-    async def check(engine: RunningEngine, _stack: AsyncExitStack) -> None:
         async def cached(model: str) -> int:
             answer = await call(engine, "/v1/completions", {"model": model, "prompt": [9] * 50, "max_tokens": 1})
             assert answer["model"] == model
@@ -259,11 +236,9 @@ def test_adapters_come_and_go_and_do_not_share_blocks() -> None:
         gone = await call(engine, "/v1/completions", {"model": "a", "prompt": "x"})
         assert gone["error"]["code"] == 404
 
-    with_engine(check)
 
-
-def test_ranks_have_caches_of_their_own_and_the_header_picks_one() -> None:
-    async def check(engine: RunningEngine, _stack: AsyncExitStack) -> None:
+async def test_ranks_have_caches_of_their_own_and_the_header_picks_one() -> None:
+    async with engine_with_stack(EngineSettings(data_parallel=2)) as (engine, _):
         authority = engine.url.removeprefix("http://")
 
         async def cached(rank: int) -> int:
@@ -276,8 +251,6 @@ def test_ranks_have_caches_of_their_own_and_the_header_picks_one() -> None:
         assert [await cached(0), await cached(1), await cached(0), await cached(1)] == [0, 0, 48, 48]
         page = (await send_request(authority, get_request("/metrics"))).body.decode()
         assert 'vllm:num_requests_running{engine="1",model_name="sim"}' in page
-
-    with_engine(check, EngineSettings(data_parallel=2))
 
 
 async def test_a_drain_finishes_what_runs_and_counts_who_comes_after() -> None:

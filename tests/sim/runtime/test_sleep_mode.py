@@ -1,8 +1,7 @@
 """Sleep levels of a simulated engine: wake times, and answers of an engine without weights."""
 
-import asyncio
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -93,12 +92,10 @@ def test_waking_an_engine_that_is_awake_is_answered_at_once(
     assert not later.calls
 
 
-def with_engine(check: Callable[[RunningEngine], Any], settings: EngineSettings) -> None:
-    async def scenario() -> None:
-        async with running_engine(settings) as engine, AsyncExitStack():
-            await check(engine)
-
-    asyncio.run(scenario())
+@asynccontextmanager
+async def sleeping_engine(settings: EngineSettings) -> AsyncIterator[RunningEngine]:
+    async with running_engine(settings) as engine, AsyncExitStack():
+        yield engine
 
 
 async def post(engine: RunningEngine, target: str, body: object = None) -> Any:
@@ -110,8 +107,8 @@ async def asleep(engine: RunningEngine) -> bool:
     return bool(found["is_sleeping"])
 
 
-def test_an_engine_woken_from_level_two_answers_only_after_a_reload() -> None:
-    async def check(engine: RunningEngine) -> None:
+async def test_an_engine_woken_from_level_two_answers_only_after_a_reload() -> None:
+    async with sleeping_engine(EngineSettings()) as engine:
         body = {"prompt": "Once upon a time", "max_tokens": 12, "seed": 7}
 
         async def text() -> str:
@@ -126,5 +123,3 @@ def test_an_engine_woken_from_level_two_answers_only_after_a_reload() -> None:
         assert await text() != before
         assert await post(engine, "/collective_rpc", {"method": "reload_weights"}) == {"results": [None]}
         assert await text() == before
-
-    with_engine(check, EngineSettings())
