@@ -4,8 +4,8 @@ RUN := .venv/bin/python
 # `make bench TRACES=DIR`: a folder with whole published traces (docs/contributing/recorded-data.md). Without it,
 # benchmarks generate traffic of their shape; `make demo` replays the excerpt in the repository.
 TRACES ?=
-# Tests side by side: one a processor.
-JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+# Tests side by side: one a processor, and one more, since some of them wait.
+JOBS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) + 1)))
 # `make test CLUSTER=1`: first compile etcd, kube-apiserver, helm and promtool, once, where there is Go.
 CLUSTER ?=
 # `make test FAST=1`: tests of pure code, without processes, clusters and property tests.

@@ -18,7 +18,7 @@ from fairlead_testing.collected_errors import label_transports
 from fairlead_testing.http.certificates import first_public_certificate
 from fairlead_testing.kube.api_server import NO_CLUSTER_PROGRAMS, ApiServer, api_server_for_test, binaries_folder
 from fairlead_testing.kube.helm import chart_tools, helm_program
-from fairlead_testing.pytest_hooks import coroutine_tests, nightly
+from fairlead_testing.pytest_hooks import coroutine_tests, nightly, scheduling
 from fairlead_testing.pytest_hooks.processor_time import ProcessorTime
 
 if TYPE_CHECKING:
@@ -40,11 +40,12 @@ label_transports()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Runs coroutine functions, measures the processor time of each test, and chooses the tests of
-    this run.
+    """Runs coroutine functions, measures the processor time of each test, chooses the tests of this
+    run, and divides them among processes.
     """
     config.pluginmanager.register(coroutine_tests)
     config.pluginmanager.register(nightly)
+    config.pluginmanager.register(scheduling)
     config.pluginmanager.register(ProcessorTime(has_budget=os.environ.get("FAIRLEAD_TEST_BUDGET") == "1"))
 
 

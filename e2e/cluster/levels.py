@@ -15,6 +15,7 @@ from e2e.cluster.nodes.node import ClusterNode
 from e2e.cluster.progress import ClusterError, print_progress, progress_step
 from e2e.cluster.run_record import RunRecord
 from e2e.cluster.running_cluster import RunningCluster
+from fairlead_testing.ports import unused_port
 from scripts.release.images.layers import build_lock
 from scripts.release.images.oci_images import OciImage
 
@@ -67,7 +68,7 @@ def _up(level: str, run: Path) -> RunningCluster:
             case "kind":
                 kind_cluster.start(cluster, given)
             case _:
-                ControlPlane(record, binaries, LOOPBACK(), whole=False).start()
+                ControlPlane(record, binaries, LOOPBACK, unused_port(), whole=False).start()
         record.update(up=True)
     return cluster
 
