@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from fairlead_testing.forks.programs import SERVER_MODULE
+
 PATIENCE_SECONDS = 120.0
 
 
@@ -22,7 +24,7 @@ def is_alive(pid: int) -> bool:
 
 
 def descendants(pid: int) -> set[int]:
-    """Returns every living descendant of `pid` (from /proc, Linux)."""
+    """Returns every living descendant of `pid` (from /proc, Linux), without fork servers."""
     parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -34,7 +36,15 @@ def descendants(pid: int) -> set[int]:
     while fresh:
         fresh = {child for child, parent in parents.items() if parent in fresh} - found
         found |= fresh
-    return found
+    return {pid for pid in found if SERVER_MODULE not in command_line(pid)}
+
+
+def command_line(pid: int) -> list[str]:
+    """Returns the words of a process's command line; none if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def find_process(pid: int, module: str) -> int:

@@ -1,0 +1,273 @@
+"""Starts of the product's programs as forks: `subprocess.Popen`, and its form of asyncio.
+
+After `install`, each start of `python -m PROGRAM` that a fork can replace is one, wherever the
+command comes from: a test, a helper, or the product that runs in the test's process. All other
+commands, and these inside `new_interpreters()`, start as always.
+
+`FAIRLEAD_TEST_FORKS=0` turns forks off.
+"""
+
+import asyncio
+import asyncio.base_subprocess
+import atexit
+import contextlib
+import inspect
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from fairlead_testing.forks.fork_request import ForkRequest, send_request
+from fairlead_testing.forks.programs import (
+    SERVER_MODULE,
+    interpreter_variables,
+    needed_imports,
+    program_command,
+    starts_programs,
+)
+from fairlead_testing.forks.sibling_fork import can_clone
+
+_ARGUMENT_AREA = 16_384
+"""Bytes of a server's command line, which forks overwrite with theirs."""
+_VARIABLE = "FAIRLEAD_TEST_FORKS"
+_LIMIT_BYTES = 64 * 1024
+_START_INTERPRETER = subprocess.Popen
+_CREATE_SUBPROCESS = asyncio.create_subprocess_exec
+_SIGNATURE = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]
+_PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+_UNSUPPORTED = {"preexec_fn": None, "shell": False, "gid": None, "gids": None, "uid": None, "umask": -1}
+_allowed: ContextVar[bool] = ContextVar("allowed", default=True)
+
+
+class _Server:
+    """The fork server of this process.
+
+    variables: the environment of its interpreter, as far as interpreters read it.
+    process: the server; None in a fork.
+    """
+
+    def __init__(
+        self,
+        channel: socket.socket,
+        variables: Mapping[bytes, bytes],
+        process: subprocess.Popen[bytes] | None = None,
+    ) -> None:
+        self.channel = channel
+        self.variables = variables
+        self.process = process
+        self.owner = os.getpid()
+        self.lock = threading.Lock()
+
+
+_server: _Server | None = None
+_starting = threading.Lock()
+_is_nested = False
+
+
+def install() -> None:
+    """Makes this process start the product's programs as forks, where the system can."""
+    if os.environ.get(_VARIABLE) != "0" and "COVERAGE_PROCESS_START" not in os.environ and can_clone():
+        _replace_functions()
+
+
+def install_nested(channel: int, environ: Mapping[bytes, bytes]) -> None:
+    """Makes this fork start programs by a server of its own."""
+    global _server, _is_nested
+    _is_nested = True
+    _server = _Server(socket.socket(fileno=channel), interpreter_variables(environ))
+    _replace_functions()
+
+
+def nested_descriptor() -> int:
+    """Returns the descriptor of this fork's server; -1 if there is none."""
+    return _server.channel.fileno() if _is_nested and _server is not None else -1
+
+
+@contextlib.contextmanager
+def new_interpreters() -> Iterator[None]:
+    """Makes each start of a program a new interpreter until the block ends."""
+    token = _allowed.set(False)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+class ForkingPopen(subprocess.Popen[Any]):
+    """A process that may be a fork; see this module."""
+
+    def _execute_child(self, *values: Any) -> None:
+        given = _SIGNATURE.bind(self, *values).arguments
+        if not self._fork(given):
+            super()._execute_child(*values)  # type: ignore[misc]
+
+    def _fork(self, given: Mapping[str, Any]) -> bool:
+        """Returns False if a new interpreter must run this command."""
+        argv = _argv(given["args"])
+        environ = _environment(given["env"])
+        command = program_command(argv)
+        if command is None or not _can_fork(given):
+            return False
+        server = _running_server(environ)
+        folder = os.path.abspath(given["cwd"] or os.getcwd())
+        if server is None or not os.path.isdir(folder):
+            return False
+        inputs = (given["p2cread"], given["c2pwrite"], given["errwrite"])
+        fds = {number: number if fd == -1 else fd for number, fd in enumerate(inputs)}
+        fds |= {fd: fd for fd in map(int, given["pass_fds"])}
+        request = ForkRequest(
+            argv=argv,
+            command=command,
+            imports=tuple(needed_imports(command)),
+            starts_programs=starts_programs(command),
+            environ=environ,
+            folder=folder,
+            fds=tuple(fds),
+            ignored_signals=frozenset(map(int, _ignored_signals())),
+            blocked_signals=frozenset(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))),
+            file_limits=resource.getrlimit(resource.RLIMIT_NOFILE),
+            new_session=given["start_new_session"],
+            process_group=given.get("process_group", -1),
+        )
+        pid = _request(server, request, list(fds.values()))
+        if pid is None:
+            return False
+        self.pid = pid
+        self._child_created = True
+        self._close_pipe_fds(*(given[name] for name in _PIPES))  # type: ignore[attr-defined]
+        return True
+
+
+class _Transport(asyncio.base_subprocess.BaseSubprocessTransport):
+    """The transport of a process on any event loop that reads pipes."""
+
+    def _start(self, args: Any, *values: Any, **options: Any) -> None:
+        self._proc = process = ForkingPopen(args, *values, **options)
+        fd, loop = os.pidfd_open(process.pid), self._loop
+
+        def on_exit() -> None:
+            loop.remove_reader(fd)
+            os.close(fd)
+            self._process_exited(process.wait())
+            # As uvloop does, without the end of pipes that the process's own children may have.
+            waiters, self._exit_waiters = self._exit_waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(process.returncode)
+
+        loop.add_reader(fd, on_exit)
+
+
+async def _create_subprocess(program: Any, *args: Any, **options: Any) -> asyncio.subprocess.Process:
+    """Stands in for `asyncio.create_subprocess_exec`."""
+    if not _allowed.get() or program_command(_argv((program, *args))) is None:
+        return await _CREATE_SUBPROCESS(program, *args, **options)
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+    pipes = {name: options.pop(name, None) for name in ("stdin", "stdout", "stderr")}
+    protocol = asyncio.subprocess.SubprocessStreamProtocol(limit=options.pop("limit", _LIMIT_BYTES), loop=loop)
+    transport = _Transport(loop, protocol, (program, *args), False, bufsize=0, waiter=waiter, **pipes, **options)
+    try:
+        await waiter
+    except BaseException:
+        transport.close()
+        await transport._wait()
+        raise
+    return asyncio.subprocess.Process(transport, protocol, loop)
+
+
+def _replace_functions() -> None:
+    subprocess.Popen = ForkingPopen  # type: ignore[misc]
+    asyncio.create_subprocess_exec = asyncio.subprocess.create_subprocess_exec = _create_subprocess
+
+
+def _argv(args: Any) -> tuple[str, ...]:
+    """Returns the words of a command; none if it is no sequence of text and paths."""
+    if isinstance(args, str | bytes | os.PathLike) or not isinstance(args, Sequence):
+        return ()
+    words = [os.fspath(word) for word in args if isinstance(word, str | os.PathLike)]
+    return tuple(words) if len(words) == len(args) else ()
+
+
+def _environment(environ: Mapping[Any, Any] | None) -> dict[bytes, bytes]:
+    if environ is None:
+        return dict(os.environb)
+    return {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
+
+
+def _can_fork(given: Mapping[str, Any]) -> bool:
+    return (
+        _allowed.get()
+        and given["close_fds"]
+        and given["executable"] in (None, sys.executable)
+        and all(given[name] == value for name, value in _UNSUPPORTED.items())
+    )
+
+
+def _ignored_signals() -> Iterator[int]:
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # the interpreter's own
+        if signal.getsignal(number) is signal.SIG_IGN:
+            yield number
+
+
+def _running_server(environ: Mapping[bytes, bytes]) -> _Server | None:
+    """Returns the server for programs of an environment; None if an interpreter must read it."""
+    global _server
+    variables = interpreter_variables(environ)
+    with _starting:
+        if _server is None and not _is_nested:
+            _server = _start_server()
+        if _server is None or _server.owner != os.getpid() or _server.variables != variables:
+            return None
+        return _server
+
+
+def _start_server() -> _Server:
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", SERVER_MODULE, str(theirs.fileno()), "-" * _ARGUMENT_AREA]
+    # Without threads of linear algebra, which a fork would not have.
+    environ = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    with theirs:
+        null = subprocess.DEVNULL
+        process = _START_INTERPRETER(command, stdin=null, stdout=null, pass_fds=[theirs.fileno()], env=environ)
+    server = _Server(ours, interpreter_variables(dict(os.environb)), process)
+    atexit.register(_stop, server)
+    return server
+
+
+def _stop(server: _Server) -> None:
+    """Ends a server of this process: it reads the end of its channel."""
+    if os.getpid() == server.owner:
+        server.channel.close()
+        if server.process is not None:
+            server.process.wait()
+
+
+def _request(server: _Server, request: ForkRequest, fds: list[int]) -> int | None:
+    """Returns the process id of a fork; None if the server cannot fork, or has ended."""
+    global _server
+    try:
+        with server.lock:
+            pid = send_request(server.channel, request, fds)
+    except BaseException as error:  # a reply that is still to come would be the next request's
+        with _starting:
+            if _server is server:
+                _server = None
+        _stop(server)
+        if isinstance(error, EOFError | OSError):
+            return None
+        raise
+    if pid < 0:
+        return None
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # a sandbox whose kernel is another
+        os.kill(pid, signal.SIGKILL)
+        return None
+    return pid
