@@ -85,6 +85,21 @@ def load_images(run: Path, tag: str | None) -> None:
         full_level.load_images(ClusterNode(record, Path(record.get("binaries"))), given)
 
 
+def equip_kind(context: str, kubeconfig: str, run: Path) -> RunningCluster:
+    """Gives a user's own cluster of kind's what the tests need: our images of now, LeaderWorkerSet.
+
+    context: `kind-NAME`. kubeconfig: of this context alone, with all that it refers to.
+    """
+    kind_cluster.check()
+    binaries, given = prepare("kind")
+    run.mkdir(parents=True, exist_ok=True)
+    cluster = RunningCluster(run, binaries)
+    cluster.kubeconfig.touch(mode=0o600)
+    cluster.kubeconfig.write_text(kubeconfig)
+    kind_cluster.equip(cluster, context.removeprefix("kind-"), given)
+    return cluster
+
+
 def memory_usage(run: Path) -> None:
     """Add metrics-server to the cluster in ``run``."""
     record = RunRecord(run)

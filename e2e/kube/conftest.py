@@ -2,8 +2,9 @@
 else one of our own.
 
 The tests see nothing but KUBECONFIG, so they run on kind as well (``e2e/kind.yaml``,
-docs/contributing/cluster-from-source.md). A cluster of our own that was up before stays up, and
-gets the images of now. Without either, the tests fail: skipped silently they would prove nothing.
+docs/contributing/cluster-from-source.md). A user's own cluster of kind's is given our images and
+LeaderWorkerSet. A cluster of our own that was up before stays up, and gets the images of now.
+Without either, the tests fail: skipped silently they would prove nothing.
 """
 
 import json
@@ -26,7 +27,8 @@ from e2e.resource_locks import INSTALLATION_LOCK, SETUP_LOCK, file_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 
-TEST_CONTEXTS = ("fairlead-e2e", "kind-")
+KIND = "kind-"
+TEST_CONTEXTS = ("fairlead-e2e", KIND)
 """Contexts that tests may do to whatever they want begin like this."""
 
 
@@ -47,9 +49,22 @@ def _environ(session: str) -> Mapping[str, str]:
             pytest.fail(
                 f"KUBECONFIG names {context!r}, which is no cluster for tests: unset it, or name kind's", pytrace=False
             )
-        return os.environ
+        return _kind_environ(session, context) if context.startswith(KIND) else os.environ
     with file_lock(SETUP_LOCK, alone=True):
         return _own_cluster(session).environ()
+
+
+def _kind_environ(session: str, context: str) -> Mapping[str, str]:
+    """A user's cluster of kind's, with the images of now, given once in a session."""
+    run = pinned_versions.cache_folder() / "kind"
+    with file_lock(SETUP_LOCK, alone=True):
+        if RunRecord(run).get("given") == session:
+            return RunningCluster(run, Path(RunRecord(run).get("binaries"))).environ()
+        flattened = ["kubectl", "config", "view", "--minify", "--flatten", "--raw"]
+        kubeconfig = subprocess.run(flattened, capture_output=True, text=True, check=True).stdout
+        cluster = levels.equip_kind(context, kubeconfig, run)
+        RunRecord(run).update(given=session, binaries=str(cluster.binaries))
+        return cluster.environ()
 
 
 def _own_cluster(session: str) -> RunningCluster:

@@ -10,6 +10,7 @@ from e2e.cluster.running_cluster import RunningCluster
 from scripts.release.images.components import USER
 
 READY_SECONDS = 180
+_CRD = "leaderworkersets.leaderworkerset.x-k8s.io"
 _PROBE = {
     "apiVersion": "leaderworkerset.x-k8s.io/v1",
     "kind": "LeaderWorkerSet",
@@ -18,6 +19,12 @@ _PROBE = {
         "leaderWorkerTemplate": {"workerTemplate": {"spec": {"containers": [{"name": "probe", "image": "probe"}]}}}
     },
 }
+
+
+def is_installed(cluster: RunningCluster) -> bool:
+    """Whether the cluster knows LeaderWorkerSets."""
+    kinds = cluster.output("kubectl", "get", "crds", "--output=name")
+    return f"customresourcedefinition.apiextensions.k8s.io/{_CRD}" in kinds.split()
 
 
 def install(cluster: RunningCluster) -> None:

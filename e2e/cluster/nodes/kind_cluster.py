@@ -1,5 +1,5 @@
 """The same cluster where there is docker: kind's node instead of ours, with the same images and
-LeaderWorkerSet on it."""
+LeaderWorkerSet on it. It is made here, or is the user's own."""
 
 import shutil
 import subprocess
@@ -49,11 +49,22 @@ def start(cluster: RunningCluster, given: Sequence[OciImage]) -> None:
         leader_worker_set.install(cluster)
 
 
-def load_images(run: Path, given: Sequence[OciImage]) -> None:
+def equip(cluster: RunningCluster, name: str, given: Sequence[OciImage]) -> None:
+    """Gives a cluster of kind's that somebody else made these images, and LeaderWorkerSet if it has
+    none.
+    """
+    with progress_step(f"images of kind's cluster {name}"):
+        load_images(cluster.run, given, name)
+    if not leader_worker_set.is_installed(cluster):
+        with progress_step("LeaderWorkerSet"):
+            leader_worker_set.install(cluster)
+
+
+def load_images(run: Path, given: Sequence[OciImage], name: str = NAME) -> None:
     """Give its node these images."""
     archive = run / "images.tar"
     write_archive(archive, given)
-    _kind("load", "image-archive", str(archive), "--name", NAME)
+    _kind("load", "image-archive", str(archive), "--name", name)
     archive.unlink()
 
 
