@@ -23,6 +23,7 @@ TOOL_VARIABLES: Mapping[str, str] = MappingProxyType(
         "FAIRLEAD_DEBIAN_MIRRORS": "Debian mirrors from which images are built, instead of those of apt",
         "FAIRLEAD_PYTHON": "the interpreter of the kubectl plugin, instead of `python3`",
         "FAIRLEAD_EXAMPLES": "how many examples each property test draws; `make nightly` sets 5000",
+        "FAIRLEAD_NIGHTLY": "`1`: simulations and searches of the tests run in full; `make nightly` sets it",
         "FAIRLEAD_E2E": "`full`: the tests on a cluster run under 20 streams a second; `make e2e LOAD=1` sets it",
         "FAIRLEAD_SOAK": "`full`: the soak does everything as often as the bar says; `make soak` sets it",
         "FAIRLEAD_SOAK_KILLS": "how many engines the soak kills",

@@ -22,6 +22,7 @@ from fairlead_sim.autoscaling import scenarios
 from fairlead_sim.autoscaling.closed_loop import run_controller
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, PlantFaults
 from fairlead_sim.seams import autoscaler, main
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 DOCUMENTED = Path(__file__).parents[3] / "docs" / "reference" / "seams.md"
 ROLES = {"Serve": "both", "Prefill": "prefill", "Decode": "decode"}
@@ -140,7 +141,7 @@ def test_the_seam_answers_what_the_core_answers() -> None:
 
 
 def test_with_request_shapes_pools_are_sized_by_the_mix_as_in_the_core() -> None:
-    scenario = replace(scenarios.smooth_mixed(2), seconds=1_500.0)
+    scenario = replace(scenarios.smooth_mixed(2), seconds=shortened(1_500.0, 900.0))
     controller = Both(scenario.model)
     run_controller(scenario, controller, solver=simulation_solver())
     assert controller.mixed > 100

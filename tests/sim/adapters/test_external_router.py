@@ -11,6 +11,7 @@ from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind
 from fairlead_sim.seams import router
 from fairlead_sim.workload.generators import FAMILIES
 from fairlead_sim.workload.traces import TraceRequest, at_rate
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 COUNTERS = ("inflight", "waiting", "running", "pending_prefill_tokens", "inflight_tokens", "kv_util")
 
@@ -119,7 +120,7 @@ def test_all_counters_return_to_zero(preset: str, sharing: SharingDelays | None)
 
 
 def test_one_gateway_behind_the_seam_equals_the_router_alone() -> None:
-    requests = at_rate(FAMILIES["agents"](1_500, seed=1), 30.0)
+    requests = at_rate(FAMILIES["agents"](shortened(1_500, 750), seed=1), 30.0)
     alone = Trial(seed=1).metrics(requests)
     behind = Trial(seed=1, seam=SeamKind(fairlead)).metrics(requests)
     assert behind.attainment == pytest.approx(alone.attainment, abs=0.01)
@@ -157,7 +158,7 @@ def test_among_many_endpoints_the_default_reads_five_loads_per_pick(engines: int
             looked.append(set())
             return self._core.pick(request, [Counted(item, looked[-1]) for item in endpoints], now)
 
-    requests = at_rate(FAMILIES["agents"](1_000, seed=4), 6.0 * engines)
+    requests = at_rate(FAMILIES["agents"](shortened(1_000, 400), seed=4), 6.0 * engines)
     served = Trial(engines=engines, seam=SeamKind(Core, 2, SharingDelays(0.05, 0.2))).run(requests)
     assert all(one.error is None for one in served)
     assert max(len(ones) for ones in looked) == 5

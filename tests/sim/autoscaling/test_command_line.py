@@ -6,6 +6,7 @@ import pytest
 
 from fairlead_sim.autoscaling import __main__ as command
 from fairlead_sim.autoscaling.scenarios import SCENARIOS
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 STEP = SCENARIOS[command.EXAMPLE_SCENARIO](1, None)
 
@@ -13,7 +14,9 @@ STEP = SCENARIOS[command.EXAMPLE_SCENARIO](1, None)
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        command, "SCENARIOS", {command.EXAMPLE_SCENARIO: lambda seed, traces: replace(STEP, seconds=900.0)}
+        command,
+        "SCENARIOS",
+        {command.EXAMPLE_SCENARIO: lambda seed, traces: replace(STEP, seconds=shortened(900.0, 600.0))},
     )
 
 

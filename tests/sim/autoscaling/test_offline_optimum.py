@@ -2,6 +2,7 @@
 controller.
 """
 
+from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -16,6 +17,7 @@ from fairlead_sim.autoscaling.plant import AutoscalingScenario
 from fairlead_sim.autoscaling.pool import PoolSetup, StartupDistribution
 from fairlead_sim.autoscaling.request_table import ArrivalTrace
 from fairlead_sim.autoscaling.traffic import CHAT_LENGTHS, SHORT_OUTPUT_LENGTHS, poisson_arrivals
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 TEN_SECONDS = StartupDistribution(10.0, 0.0)
 HUMP = [1.0] * 6 + [3.0] * 8 + [1.0] * 6
@@ -30,6 +32,11 @@ def scenario(load: ArrivalTrace, setups: list[PoolSetup], seconds: float) -> Aut
 def humped(startup: StartupDistribution = TEN_SECONDS) -> AutoscalingScenario:
     setups = [reference_pools.reference_pool(reference_pools.small_profile(), 1, startup=startup)]
     return scenario(poisson_arrivals(HUMP, CHAT_LENGTHS, Random(2)), setups, 1_200.0)
+
+
+@cache
+def humped_schedule(runs: int) -> OptimumSchedule:
+    return search_schedule(humped(), runs=runs)
 
 
 def test_scheduled_replicas_are_ready_on_time_and_cost_from_their_start() -> None:
@@ -58,7 +65,7 @@ def test_starts_that_would_fail_are_paid_for_too() -> None:
 
 def test_it_keeps_the_target_below_what_any_constant_costs() -> None:
     made = humped()
-    found = search_schedule(made, runs=60)
+    found = humped_schedule(shortened(60, 30))
     assert found.attainment >= 0.99
     constants = [run_schedule(made, [(0.0, {"S": count})]) for count in range(1, 8)]
     cheapest = min(one.cost for one in constants if one.attainment >= 0.99)
@@ -68,8 +75,7 @@ def test_it_keeps_the_target_below_what_any_constant_costs() -> None:
 
 
 def test_lowering_finds_what_a_share_of_busy_time_does_not() -> None:
-    made = humped()
-    assert search_schedule(made, runs=80).cost < search_schedule(made, runs=9).cost
+    assert humped_schedule(shortened(80, 30)).cost < humped_schedule(9).cost
 
 
 def test_dear_starts_keep_replicas_over_a_gap() -> None:
@@ -89,12 +95,13 @@ def test_dear_starts_keep_replicas_over_a_gap() -> None:
 
 
 def test_prefill_and_decode_are_searched_apart() -> None:
-    load = poisson_arrivals([4.0] * 6, SHORT_OUTPUT_LENGTHS, Random(2))
+    minutes = shortened(6, 3)
+    load = poisson_arrivals([4.0] * minutes, SHORT_OUTPUT_LENGTHS, Random(2))
     setups = [
         reference_pools.reference_pool(reference_pools.large_profile(), 1, role=Role.PREFILL, name="prefill"),
         reference_pools.reference_pool(reference_pools.large_profile(), 1, role=Role.DECODE, name="decode"),
     ]
-    found = search_schedule(scenario(load, setups, 360.0), runs=30)
+    found = search_schedule(scenario(load, setups, 60.0 * minutes), runs=shortened(30, 20))
     assert found.attainment >= 0.99
     assert max(step.get("prefill", 0) for _, step in found.steps) > max(
         step.get("decode", 0) for _, step in found.steps
@@ -102,12 +109,13 @@ def test_prefill_and_decode_are_searched_apart() -> None:
 
 
 def test_decode_that_memory_bounds_makes_prefill_no_dearer() -> None:
-    load = poisson_arrivals([6.0] * 4, CHAT_LENGTHS, Random(2))
+    minutes = shortened(4, 2)
+    load = poisson_arrivals([6.0] * minutes, CHAT_LENGTHS, Random(2))
     setups = [
         reference_pools.reference_pool(reference_pools.small_profile(), 1, role=role, name=role.name.lower())
         for role in (Role.PREFILL, Role.DECODE)
     ]
-    made = scenario(load, setups, 240.0)
+    made = scenario(load, setups, 60.0 * minutes)
     constant = run_schedule(made, [(0.0, {"prefill": 4, "decode": 3})])
     assert constant.attainment >= 0.99
     found = search_schedule(made, runs=34)

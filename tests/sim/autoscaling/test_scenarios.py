@@ -1,12 +1,12 @@
 """The scenarios: equal seeds give equal scenarios, and each has its difficulty."""
 
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from random import Random
 from statistics import fmean, pvariance
 
 import pytest
-from hypothesis import settings
 
 from fairlead.fleet.model import Role
 from fairlead_sim.autoscaling.closed_loop import ScheduleController, run_controller, run_schedule
@@ -20,15 +20,20 @@ from fairlead_sim.autoscaling.scenarios import (
     WIDER_SCENARIOS,
 )
 from fairlead_sim.autoscaling.traffic import CONVERSATIONS_BY_BLOCK
+from fairlead_testing.pytest_hooks.nightly import shortened
 
-NIGHTLY = settings().max_examples > 1_000
-START_FLEETS: list[tuple[str, dict[str, int], dict[str, int]]] = [  # the first two in `make test`
+START_FLEETS: list[tuple[str, dict[str, int], dict[str, int]]] = [  # the first in `make test`
     ("h100-chat", {"h100-llama8b": 9}, {"h100-llama8b": 13}),
     ("l4-chat", {"l4-qwen8b": 10}, {"l4-qwen8b": 16}),
     ("drifting-lengths", {"S": 16}, {"S": 22}),
     ("steady-prefill-decode", {"prefill": 8, "decode": 4}, {"prefill": 10, "decode": 6}),
 ]
 QUICK = [name for name in ALL_SCENARIOS if not name.startswith("smooth")]
+
+
+@cache
+def wider(name: str) -> AutoscalingScenario:
+    return WIDER_SCENARIOS[name](1, None)
 
 
 def per_minute(scenario: AutoscalingScenario) -> list[int]:
@@ -38,7 +43,7 @@ def per_minute(scenario: AutoscalingScenario) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("kind", QUICK)
+@pytest.mark.parametrize("kind", shortened(QUICK, QUICK[::3]))
 def test_a_seed_is_a_scenario(kind: str) -> None:
     made = ALL_SCENARIOS[kind](3, None)
     assert made == ALL_SCENARIOS[kind](3, None)
@@ -111,13 +116,13 @@ def test_prompts_move_from_prefill_to_decode_and_none_is_lost() -> None:
 
 def test_wider_scenarios_are_hours_beside_the_reference_scenarios() -> None:
     assert not set(SCENARIOS) & set(WIDER_SCENARIOS)
-    for name, make in WIDER_SCENARIOS.items():
-        scenario = make(1, None)
+    for name in WIDER_SCENARIOS:
+        scenario = wider(name)
         assert (scenario.name, scenario.seconds) == (name, 3_600.0)
 
 
 def test_lengths_drift_like_the_recorded_hour_with_like_neighbours() -> None:
-    load = WIDER_SCENARIOS["drifting-lengths"](1, None).load
+    load = wider("drifting-lengths").load
     blocks: dict[int, list[tuple[int, int]]] = {}
     for arrival, prompt, output in zip(load.arrivals, load.prompts, load.outputs, strict=True):
         blocks.setdefault(int(arrival / 300.0), []).append((prompt, output))
@@ -131,7 +136,7 @@ def test_lengths_drift_like_the_recorded_hour_with_like_neighbours() -> None:
 
 
 def test_very_long_prompts_start_with_half_the_fleet_that_they_need() -> None:
-    scenario = WIDER_SCENARIOS["very-long-prompts"](1, None)
+    scenario = wider("very-long-prompts")
     assert 100_000 < max(scenario.load.prompts) <= 126_000
     assert fmean(scenario.load.prompts) == pytest.approx(12_100, rel=0.05)
     assert len(scenario.load) / 3_600.0 == pytest.approx(6.8, rel=0.05)
@@ -139,12 +144,11 @@ def test_very_long_prompts_start_with_half_the_fleet_that_they_need() -> None:
     assert _fixed_fleet_share(scenario, {"L": 17}) > 0.985
 
 
-@pytest.mark.property
-@pytest.mark.parametrize(("name", "too_few", "enough"), START_FLEETS if NIGHTLY else START_FLEETS[:2])
+@pytest.mark.parametrize(("name", "too_few", "enough"), shortened(START_FLEETS, START_FLEETS[:1]))
 def test_start_fleets_fit_the_first_minutes_and_not_the_hour(
     name: str, too_few: dict[str, int], enough: dict[str, int]
 ) -> None:
-    scenario = WIDER_SCENARIOS[name](1, None)
+    scenario = wider(name)
     start = {setup.facts.name: setup.initial for setup in scenario.pools}
     first_minutes = replace(scenario, seconds=180.0, load=_first(scenario, 180.0))
     assert _fixed_fleet_share(first_minutes, start) > 0.97
@@ -154,7 +158,7 @@ def test_start_fleets_fit_the_first_minutes_and_not_the_hour(
 
 @pytest.mark.parametrize("name", WIDER_SCENARIOS)
 def test_one_request_alone_meets_the_slo_with_room(name: str) -> None:
-    scenario = WIDER_SCENARIOS[name](1, None)
+    scenario = wider(name)
     load = scenario.load
     longest = max(range(len(load)), key=lambda request: load.prompts[request])
     alone = ArrivalTrace([0.0], [load.prompts[longest]], [load.outputs[longest]])

@@ -13,6 +13,7 @@ from fairlead_sim.fleet.simulation import ENGINE_LOST
 from fairlead_sim.gateways.late_binding import REBALANCE_SECONDS, LateBindingQueue
 from fairlead_sim.workload.generators import FAMILIES
 from fairlead_sim.workload.traces import TraceRequest, at_rate
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 ENGINE = "sim-{}/0/0"
 
@@ -54,7 +55,7 @@ def test_a_run_ends_as_soon_as_its_goal_is_missed(late: int) -> None:
 
 @pytest.mark.parametrize("preset", ["dual-hash", "dualmap", "round-robin"])
 def test_an_answer_that_comes_early_is_the_answer_of_the_whole_run(preset: str) -> None:
-    requests = FAMILIES["agents"](400, seed=1)
+    requests = FAMILIES["agents"](shortened(400, 200), seed=1)
     trial, bar = Trial(preset, engines=3), CapacityGoal()
     answers = set()
     for rate in (2.0, 12.0, 90.0):

@@ -4,7 +4,6 @@
 outlast the grace of the verdict.
 """
 
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -21,10 +20,10 @@ from fairlead_sim.faults.hang_verdicts import (
 )
 from fairlead_sim.faults.scenarios import EXTERNAL_ROUTER, FaultScenario, NetworkPartition, engine_name, from_seed
 from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind
+from fairlead_testing.pytest_hooks.nightly import shortened
 
-NIGHTLY = int(os.environ.get("FAIRLEAD_EXAMPLES", "0")) >= 1_000
-BATCH = 50 if NIGHTLY else 8
-FIRST_SEEDS = range(0, 1_000 if NIGHTLY else 8, BATCH)
+BATCH = shortened(50, 8)
+FIRST_SEEDS = range(0, shortened(1_000, 8), BATCH)
 ENGINE = engine_name(1)
 
 
@@ -33,7 +32,6 @@ def describe(reports: list[VerdictReport]) -> str:
     return "\n".join(f"seed {report.seed}: {report.wrong}" for report in reports if report.wrong)
 
 
-@pytest.mark.property
 @pytest.mark.parametrize("first", FIRST_SEEDS)
 def test_no_engine_that_works_is_judged_to_hang(first: int) -> None:
     reports = [judge_seed(seed) for seed in range(first, first + BATCH)]
@@ -42,7 +40,6 @@ def test_no_engine_that_works_is_judged_to_hang(first: int) -> None:
     assert sum(report.ejections for report in reports) > 0
 
 
-@pytest.mark.property
 @pytest.mark.parametrize("first", FIRST_SEEDS)
 def test_no_engine_is_judged_to_hang_by_faults_that_outlast_the_grace(first: int) -> None:
     reports = [judge_stretched_seed(seed) for seed in range(first, first + BATCH)]

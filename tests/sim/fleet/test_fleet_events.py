@@ -10,6 +10,7 @@ from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.results import TARGET_SECONDS, attainment_by_window, share_within, without_warmup
 from fairlead_sim.workload.generators import FAMILIES
 from fairlead_sim.workload.traces import TraceRequest, at_rate
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 SEED = 11
 REQUESTS = 5_000
@@ -34,7 +35,7 @@ def one_lost(preset: str, requests: list[TraceRequest]) -> list[RequestResult]:
     return Trial(preset, seed=SEED, events=(FleetEvent(half, FleetEventKind.LOSE, "sim-3/0/0"),)).run(requests)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", shortened(list(FAMILIES), ["rag"]))
 def test_first_tokens_stay_in_time_when_one_of_eight_engines_is_lost(family: str) -> None:
     requests = under_load(family, 8)
     served = one_lost("dual-hash", requests)
@@ -52,7 +53,7 @@ def test_round_robin_misses_the_objective_after_the_loss() -> None:
     assert min(found) < 0.9
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", shortened(list(FAMILIES), ["tenants"]))
 def test_from_six_to_eight_and_back_first_tokens_come_in_time(family: str) -> None:
     """A drained engine receives no more requests and finishes those that it has."""
     requests = under_load(family, 6)

@@ -25,6 +25,7 @@ from fairlead_sim.gateways.single_gateway import RoutingOptions
 from fairlead_sim.workload.generators import agent_sessions
 from fairlead_sim.workload.trace_prompts import trace_keys
 from fairlead_sim.workload.traces import TraceRequest
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 ENGINES = ("e-0", "e-1", "e-2", "e-3")
 SHORT = replace(builtin_profile("tiny-cpu"), kv_tokens=24_000)
@@ -120,7 +121,8 @@ def test_evicted_blocks_are_not_expected_in_the_cache() -> None:
     slow = builtin_profile("l4-qwen8b").sped_up(0.1)  # other gateways' prompts count as on their way for half a minute
     wrong, real = replace(slow, kv_tokens=160_000), replace(slow, kv_tokens=8_000)
     believed = {False: 0.0, True: 0.0}
-    for seed, knowledge in product(range(4), (SharingOptions(), SharingOptions(index=True))):
+    seeds = shortened([0, 1, 2, 3], [3])
+    for seed, knowledge in product(seeds, (SharingOptions(), SharingOptions(index=True))):
         front = gateways(3, knowledge, profile=wrong, seed=seed)
         simulation = FleetSimulation(front, FleetOptions(ENGINES, real, 16, publishes_kv_events=knowledge.index))
         sessions = agent_sessions(40, seed=seed)
@@ -130,7 +132,7 @@ def test_evicted_blocks_are_not_expected_in_the_cache() -> None:
         believed[knowledge.index] += sum(
             max(0.0, front.believed_cached_tokens(request) - there) for request, there in zip(lasts, truth, strict=True)
         )
-    assert believed[False] > 80_000
+    assert believed[False] > 20_000 * len(seeds)
     assert believed[True] < 0.35 * believed[False], believed
 
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 from random import Random
 
 import pytest
-from hypothesis import settings
 
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Role
@@ -18,8 +17,8 @@ from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind,
 from fairlead_sim.autoscaling.pool import StartupDistribution
 from fairlead_sim.autoscaling.request_table import ArrivalTrace
 from fairlead_sim.autoscaling.traffic import CHAT_LENGTHS, poisson_arrivals
+from fairlead_testing.pytest_hooks.nightly import shortened
 
-NIGHTLY = settings().max_examples > 1_000
 AGREEMENT = [(6, 0.01), (7, 0.005), (9, 0.005)]
 TEN_SECONDS = StartupDistribution(10.0, 0.0)
 NOTHING = ArrivalTrace([], [], [])
@@ -235,8 +234,7 @@ def test_a_shared_prefix_costs_less_than_none() -> None:
     assert warm.attainment > cold.attainment
 
 
-@pytest.mark.property
-@pytest.mark.parametrize(("replicas", "within"), AGREEMENT if NIGHTLY else AGREEMENT[:1])
+@pytest.mark.parametrize(("replicas", "within"), shortened(AGREEMENT, AGREEMENT[:1]))
 def test_without_caches_it_agrees_with_the_token_level_plant(replicas: int, within: float) -> None:
     """Routing differs: prompts and memory in flight here, tokens in flight there.
 

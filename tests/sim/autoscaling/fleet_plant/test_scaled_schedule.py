@@ -11,6 +11,7 @@ from fairlead_sim.autoscaling.fleet_plant.scaled_schedule import scale_steps, sc
 from fairlead_sim.autoscaling.plant import AutoscalingScenario
 from fairlead_sim.autoscaling.pool import StartupDistribution
 from fairlead_sim.autoscaling.traffic import CHAT_LENGTHS, poisson_arrivals
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 STEPS = [(0.0, {"S": 4}), (120.0, {"S": 8}), (300.0, {"S": 3})]
 
@@ -24,7 +25,7 @@ def scenario() -> AutoscalingScenario:
 def test_it_attains_the_target_for_less_than_the_schedule_it_scales() -> None:
     made = scenario()
     whole = run_schedule(made, STEPS, FleetPlant(made, foresight=True))
-    bound = scaled_schedule_bound(made, STEPS, runs=6)
+    bound = scaled_schedule_bound(made, STEPS, runs=shortened(6, 3))
     assert whole.attainment >= 0.99
     assert bound.attainment >= 0.99
     assert bound.cost < 0.8 * whole.cost
