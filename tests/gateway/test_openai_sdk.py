@@ -17,6 +17,8 @@ from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, r
 from fairlead_testing.sim.engines import running_engines
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.simulated
+
 SETTINGS = EngineSettings(model="tiny", served_names=("tiny",), speed=20.0)
 
 

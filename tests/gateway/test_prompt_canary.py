@@ -25,6 +25,8 @@ from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import RawConnection, post_request, request, send
 from fairlead_testing.simulated.event_loop import running_clock
 
+pytestmark = pytest.mark.simulated
+
 CANARY = "canary-7c1e"
 LONG = f"tell me of {CANARY} and of nothing else " * 30
 LIMITS = replace(

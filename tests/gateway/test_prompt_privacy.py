@@ -19,6 +19,8 @@ from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.simulated.event_loop import running_clock
 
+pytestmark = pytest.mark.simulated
+
 CANARY = "canary-7c1e"
 BODY = {
     "model": "tiny",

@@ -11,6 +11,8 @@ from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, send
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 
+pytestmark = pytest.mark.sockets
+
 BODY = b'{"model":"tiny","messages":[{"role":"user","content":"hi"}]}'
 SMALL = Limits(header_timeout_seconds=0.2, body_idle_seconds=0.2, keepalive_idle_seconds=0.2)
 CANARY = b"canary-in-the-coal-mine"

@@ -30,6 +30,8 @@ from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.sockets
+
 BULK = b"GET /bulk HTTP/1.1\r\nhost: x\r\n\r\n"
 PING = b"GET /ping HTTP/1.1\r\nhost: x\r\n\r\n"
 

@@ -26,9 +26,10 @@ from fairlead_testing.waiting import wait_until, wait_until_async
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 METRICS = b"vllm:num_requests_running 3.0\n"
-pytestmark = pytest.mark.skipif(
-    not has_openssl(), reason="certificates are made with the openssl command: it is not there"
-)
+pytestmark = [
+    pytest.mark.sockets,
+    pytest.mark.skipif(not has_openssl(), reason="certificates are made with the openssl command: it is not there"),
+]
 
 
 @pytest.fixture(scope="module")

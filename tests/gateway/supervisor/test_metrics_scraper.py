@@ -19,6 +19,8 @@ from fairlead_testing.http.tcp_server import tcp_server
 from fairlead_testing.simulated.event_loop import running_clock
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.simulated
+
 PAGE = b'vllm:num_requests_running{engine="0",model_name="tiny"} 3.0\nvllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.5\n'
 PLAIN = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(PAGE), PAGE)
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(PAGE), PAGE)

@@ -15,6 +15,8 @@ from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.supervisor.scale_from_zero import ScaleUpNotifier, check_autoscaler_url
 from fairlead_testing.http.tcp_server import tcp_server
 
+pytestmark = pytest.mark.simulated
+
 KEY = "default/tiny"
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 

@@ -19,6 +19,8 @@ from fairlead_testing.http.raw_client import RawConnection, get_request, post_re
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.sockets
+
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 CODE = "gateway_draining"
 

@@ -17,6 +17,8 @@ from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, r
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.sockets
+
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 LARGE = GOOD | {"user": "x" * 300_000}
 

@@ -19,6 +19,8 @@ from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.sockets
+
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 HOSTS = ("127.0.0.1", "::1")
 PATIENCE_SECONDS = 120.0

@@ -19,9 +19,10 @@ from fairlead_testing.http.certificates import CertificateAuthority, has_openssl
 from fairlead_testing.http.raw_client import get_request
 from fairlead_testing.waiting import wait_until
 
-pytestmark = pytest.mark.skipif(
-    not has_openssl(), reason="certificates are made with the openssl command: it is not there"
-)
+pytestmark = [
+    pytest.mark.sockets,
+    pytest.mark.skipif(not has_openssl(), reason="certificates are made with the openssl command: it is not there"),
+]
 
 
 @asynccontextmanager

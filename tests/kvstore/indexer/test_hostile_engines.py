@@ -19,6 +19,8 @@ from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmtp_peer import ZmtpPeer
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.sockets
+
 
 async def test_engine_that_names_other_endpoints_each_time_is_queried_after_pauses() -> None:
     async with indexer_harness(replace(Limits(), kv_query_pause_seconds=3_600.0)) as stage:

@@ -19,6 +19,8 @@ from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmq_engine import ZmqEngine
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.sockets
+
 LIMITS = Limits()
 A, B = list(range(1, 10)), list(range(100, 117))
 

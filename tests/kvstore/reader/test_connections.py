@@ -23,6 +23,8 @@ from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmtp_peer import GREETING, ZmtpPeer
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.sockets
+
 LIMITS = replace(Limits(), kv_events_bytes=65_536, kv_pending_bytes=1024 * 1024)
 PROMPTS = [range(1_000 * at, 1_000 * at + 801) for at in range(600)]
 

@@ -18,6 +18,8 @@ from fairlead_testing.kvstore.indexer_harness import frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.sockets
+
 LIMITS = Limits()
 A, B, C = list(range(1, 10)), list(range(100, 117)), list(range(200, 209))
 

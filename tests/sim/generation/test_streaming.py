@@ -10,6 +10,8 @@ from fairlead_sim.transcripts.http_client import post_request, send_request
 from fairlead_sim.transcripts.recording import HttpResponse
 from fairlead_testing.sim.engines import running_engine
 
+pytestmark = pytest.mark.simulated
+
 
 def response_to(target: str, **body: Any) -> HttpResponse:
     """Returns one answer of a fresh engine."""

@@ -15,6 +15,8 @@ from fairlead_sim.transcripts.http_client import ClientConnection, get_request, 
 from fairlead_sim.transcripts.recording import HttpResponse, RecordedRequest
 from fairlead_testing.sim.engines import running_engine
 
+pytestmark = pytest.mark.sockets
+
 
 @asynccontextmanager
 async def engine_connection(

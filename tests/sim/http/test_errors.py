@@ -10,6 +10,8 @@ from fairlead_sim.transcripts.http_client import get_request, post_request, send
 from fairlead_sim.transcripts.recording import HttpResponse, RecordedRequest
 from fairlead_testing.sim.engines import running_engine
 
+pytestmark = pytest.mark.simulated
+
 
 def response_to(request: RecordedRequest) -> HttpResponse:
     async def scenario() -> HttpResponse:

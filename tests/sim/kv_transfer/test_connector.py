@@ -26,6 +26,8 @@ from fairlead_sim.transcripts.recording import HttpResponse
 from fairlead_testing.engines.handoff_bodies import PREFILL, decode_body, make_prompt, prefill_body
 from fairlead_testing.sim.engines import running_engine
 
+pytestmark = pytest.mark.simulated
+
 PATH = "/v1/completions"
 NIXL = EngineSettings(speed=50.0, kv_transfer=KvTransferSettings("nixl", dead_peer_seconds=0.0))
 RECOMPUTE = replace(NIXL, kv_transfer=replace(NIXL.kv_transfer, recompute=True))
@@ -233,6 +235,7 @@ async def test_a_prefill_engine_that_died_fails_the_decode_or_lets_it_compute(se
         assert answer.status == (200 if settings is RECOMPUTE else 500)
 
 
+@pytest.mark.sockets
 async def test_a_decode_waits_for_a_frozen_prefill_engine_and_survives_its_client() -> None:
     async with engine_pair() as (prefill, decode, stack):
         params = await prefilled(prefill)

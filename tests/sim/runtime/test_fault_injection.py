@@ -23,6 +23,8 @@ from fairlead_sim.transcripts.http_client import (
 from fairlead_sim.transcripts.recording import HttpResponse, RecordedRequest
 from fairlead_testing.sim.engines import running_engine, running_engines
 
+pytestmark = pytest.mark.simulated
+
 ASK = {"prompt": "x", "max_tokens": 20}
 
 

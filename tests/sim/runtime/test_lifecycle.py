@@ -23,6 +23,8 @@ from fairlead_sim.transcripts.http_client import (
 from fairlead_sim.transcripts.recording import HttpResponse
 from fairlead_testing.sim.engines import running_engine
 
+pytestmark = pytest.mark.simulated
+
 ONE_AT_A_TIME = EngineSettings(profile=replace(builtin_profile("tiny-cpu"), max_sequences=1))
 LONG = 20_000
 

@@ -12,6 +12,8 @@ from fairlead_sim.server.process import RunningEngine
 from fairlead_sim.transcripts.http_client import get_request, post_request, send_request
 from fairlead_testing.sim.engines import running_engine
 
+pytestmark = pytest.mark.simulated
+
 
 class Later:
     """A manual scheduler that records what was delayed, and for how long."""

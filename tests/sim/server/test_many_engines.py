@@ -15,6 +15,8 @@ from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_sim.transcripts.http_client import get_request, post_request, send_request, wait_for_value
 from fairlead_testing.sim.engines import running_engine, running_engines
 
+pytestmark = pytest.mark.sockets
+
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 
 

@@ -16,6 +16,8 @@ from fairlead_testing.gateway.running_gateway import MODEL_KEY
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import request
 
+pytestmark = pytest.mark.sockets
+
 FAST = EngineSettings(model="tiny", served_names=("tiny",), speed=50.0, max_loaded_adapters=8)
 DOWNLOAD = AdapterDownload("s3://loras/sql-2", digest="sha256:" + "0" * 64)
 PINNED = AdapterDownload("hf://acme/sql", revision="0" * 40)

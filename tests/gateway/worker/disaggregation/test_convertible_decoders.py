@@ -7,6 +7,8 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Fleet, SloTargets
 from fairlead.limits import Limits
@@ -19,6 +21,8 @@ from fairlead_testing.gateway.running_gateway import RunningGateway, running_gat
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.sockets
 
 PATH = "/v1/completions"
 PROFILE = builtin_profile("tiny-cpu")

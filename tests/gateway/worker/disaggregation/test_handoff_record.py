@@ -16,6 +16,8 @@ from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engin
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 
+pytestmark = pytest.mark.simulated
+
 Script = Callable[[EngineCall], Awaitable[None]]
 LIMITS = Limits(handoff_min_tokens=16, handoff_prefill_seconds=0.5, handoff_first_event_seconds=0.5)
 LONG = "tell me everything about everything " * 20

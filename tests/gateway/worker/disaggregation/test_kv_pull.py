@@ -16,6 +16,8 @@ from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, 
 from fairlead_testing.http.raw_client import RawResponse, get_request, send
 from fairlead_testing.http.raw_client import request as ask
 
+pytestmark = pytest.mark.sockets
+
 SLOW = EngineProfile("slow", 1e-3, kv_tokens=4_096)
 """The engines' profile at the gateway: a token takes a millisecond, and few requests fill one."""
 BYTES = 1_000

@@ -14,6 +14,8 @@ from fairlead_testing.gateway.running_gateway import RunningGateway, running_gat
 from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 
+pytestmark = pytest.mark.sockets
+
 PATH = "/v1/completions"
 QUICK = ("--profile", "tiny-cpu", "--speed", "50", "--kv-lease-seconds", "30", "--kv-dead-peer-seconds", "0.1")
 LIMITS = Limits(handoff_min_tokens=64, handoff_prefill_seconds=1.0, handoff_first_event_seconds=1.0)

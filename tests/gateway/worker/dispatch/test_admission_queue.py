@@ -29,6 +29,8 @@ from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.simulated
+
 READY, STARTING = InstanceState.READY, InstanceState.STARTING
 SHORT = chat(2)
 
@@ -334,6 +336,7 @@ async def test_a_client_that_goes_while_its_engine_is_busy_leaves_nothing_behind
     await with_busy_engine(use, objectives=ALIKE)
 
 
+@pytest.mark.sockets
 async def test_where_there_is_no_reason_to_hold_nobody_looks() -> None:
     gate = PausedStream()
     async with (

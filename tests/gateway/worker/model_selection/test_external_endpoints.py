@@ -12,7 +12,6 @@ import pytest
 from fairlead.fleet.model import EXTERNAL_API, EngineAuth, Fleet, Instance, InstanceState, Model, RequestPolicy
 from fairlead.routes.fallback_graph import fallback_edges, find_loop
 from fairlead.routes.model import FailureKind, Fallback, Route, RouteTarget
-from fairlead.runtime.clock import SystemClock
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.decision_codec import decode_logged_request, encode_logged_request
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
@@ -21,6 +20,9 @@ from fairlead_testing.gateway.running_gateway import RunningGateway, running_gat
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
+from fairlead_testing.simulated.event_loop import running_clock
+
+pytestmark = pytest.mark.simulated
 
 NO_AUTH = EngineAuth()
 KINDS = tuple(FailureKind)
@@ -231,7 +233,7 @@ def test_list_of_a_refusing_tenant_has_nothing_that_leads_outside_alone() -> Non
 async def test_metrics_of_an_api_are_not_asked_for() -> None:
     async with scripted_engine(script) as api:
         outside = fleet(own={}, external={"api": instance("api", api.url, engine=EXTERNAL_API)})
-        scraper = MetricsScraper(lambda: outside, SystemClock())
+        scraper = MetricsScraper(lambda: outside, running_clock())
         await scraper.scrape_once()
         assert (api.calls, scraper.errors) == ([], {})
 

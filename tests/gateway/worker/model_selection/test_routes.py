@@ -19,6 +19,8 @@ from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 
+pytestmark = pytest.mark.simulated
+
 STABLE, CANARY = RouteTarget("chat/stable", 1), RouteTarget("chat/canary", 1)
 SPLIT = Route("chat", "assistant", (STABLE, CANARY), names=("assistant", "acme/assistant"))
 

@@ -29,6 +29,8 @@ from fairlead_testing.http.raw_client import RawConnection, get_request, post_re
 from fairlead_testing.simulated.event_loop import running_clock
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.simulated
+
 CANARY = "canary-7c1e"
 BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": f"tell me of {CANARY}"}]}
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")

@@ -28,6 +28,8 @@ from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.http.raw_client import request as ask
 from fairlead_testing.simulated.event_loop import running_clock
 
+pytestmark = pytest.mark.simulated
+
 Script = Callable[[EngineCall], Awaitable[None]]
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 CANARY = "canary-7c1e"

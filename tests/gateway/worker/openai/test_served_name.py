@@ -17,6 +17,8 @@ from fairlead_testing.engines.simulated_process import engine_process
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 
+pytestmark = pytest.mark.simulated
+
 THEIRS = "Qwen/Qwen3-8B"
 GOOD: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -224,6 +226,7 @@ def test_pieces_cut_anywhere_give_what_the_whole_gives(parts: list[bytes], cuts:
 # --- engines that are engines -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sockets
 async def test_simulated_engine_under_another_name_answers_and_refuses_our_name() -> None:
     async with (
         engine_process("--speed", "50", model=THEIRS) as engine,
@@ -239,6 +242,7 @@ async def test_simulated_engine_under_another_name_answers_and_refuses_our_name(
         assert (await request(running.url, GOOD)).status == 502  # the engine does not know our name
 
 
+@pytest.mark.sockets
 async def test_a_hand_over_asks_both_engines_for_their_own_names() -> None:
     long = GOOD | {"messages": [{"role": "user", "content": "word " * 4_000}], "max_tokens": 3, "stream": True}
     async with (

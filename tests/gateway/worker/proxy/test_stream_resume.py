@@ -22,6 +22,8 @@ from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, 
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.simulated
+
 PROFILE = builtin_profile("h100-llama8b")
 CHAT: dict[str, Any] = {
     "model": "tiny",
@@ -64,6 +66,7 @@ async def broken_by(
     return answer
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)])
 async def test_greedy_stream_is_the_same_when_its_engine_is_killed(path: str, body: dict[str, Any]) -> None:
     async with (
@@ -89,6 +92,7 @@ async def test_greedy_stream_is_the_same_when_its_engine_is_killed(path: str, bo
         assert {load.inflight for load in running.loads().values()} == {0}
 
 
+@pytest.mark.sockets
 async def test_greedy_stream_of_a_silent_engine_that_no_longer_listens_is_resumed() -> None:
     limits = Limits(unresponsive_seconds=0.1)
     async with (

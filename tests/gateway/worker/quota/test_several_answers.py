@@ -13,6 +13,8 @@ from fairlead_testing.gateway.limited_gateway import LimitedGateway, limited_gat
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.simulated
+
 _OUTPUT = Limit(LimitUnit.OUTPUT_TOKENS, 100, Window.DAY)
 _CHAT = ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]})
 _TEXT = ("/v1/completions", {"prompt": "hi"})

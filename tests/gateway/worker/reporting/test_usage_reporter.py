@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,8 @@ from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_re
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.sim.engines import running_engine
 from fairlead_testing.waiting import wait_until_async
+
+pytestmark = pytest.mark.simulated
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello there"}], "max_tokens": 9}
 USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 3}}

@@ -19,6 +19,8 @@ from fairlead_testing.http.raw_client import RawConnection, post_request, reques
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until, wait_until_async
 
+pytestmark = pytest.mark.simulated
+
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True, "max_tokens": 20}
 LONG = Limits(retry_share=1.0, ejection_seconds=600.0)
@@ -201,6 +203,7 @@ def test_an_engine_that_is_well_again_is_probed_and_gets_its_share_back() -> Non
     run_async(main())
 
 
+@pytest.mark.sockets
 async def test_hung_engine_is_found_by_its_silence_and_its_requests_are_retried() -> None:
     limits = Limits(
         first_token_min_seconds=2.0,

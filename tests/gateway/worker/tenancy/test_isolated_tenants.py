@@ -15,6 +15,8 @@ from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, r
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawResponse, request
 
+pytestmark = pytest.mark.sockets
+
 PROMPT = "the same words of both " * 200
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 4}
 ACME, ZETA = Tenant("acme"), Tenant("zeta")

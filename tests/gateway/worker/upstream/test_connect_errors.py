@@ -28,6 +28,8 @@ from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.processes import no_descriptors
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.sockets
+
 
 @pytest.mark.parametrize(
     ("error", "cause"),

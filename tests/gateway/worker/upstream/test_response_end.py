@@ -13,6 +13,8 @@ from fairlead_testing.http.raw_client import RawConnection, post_request, reques
 from fairlead_testing.http.tcp_server import tcp_server
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.sockets
+
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True}
 

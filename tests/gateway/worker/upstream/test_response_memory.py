@@ -5,6 +5,8 @@ import json
 import tracemalloc
 from collections.abc import Awaitable, Callable
 
+import pytest
+
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
@@ -20,6 +22,8 @@ from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.simulated.event_loop import running_clock
 from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.sockets
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True}
