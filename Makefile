@@ -104,9 +104,11 @@ bench-%: env
 soak: compile ## kill engines, gateways and Redis, send malformed requests and a million good ones; writes bench/results/soak.json
 	@FAIRLEAD_SOAK=full $(RUN) -m pytest e2e/soak/test_soak.py -q
 
-nightly: compile ## run property tests with 5,000 examples, simulations in full, ten million fuzzed inputs, ten thousand fleets with faults; bench/results/nightly*.json
+nightly: compile ## run property tests with 5,000 examples, simulations in full, all tests five times under load, ten million fuzzed inputs, ten thousand fleets with faults; bench/results/nightly*.json
 	@FAIRLEAD_NIGHTLY=1 FAIRLEAD_EXAMPLES=5000 $(RUN) -m pytest -n $(JOBS) --dist loadfile \
 	  -m "property or nightly or shortened" --timeout 1800
+	@FAIRLEAD_TEST_LOOPS=real $(RUN) -m pytest -n $(JOBS) --dist loadfile -m simulated
+	@$(RUN) scripts/nightly_rounds.py --jobs $(JOBS)
 	@$(RUN) scripts/nightly_fuzz.py
 	@$(RUN) scripts/compile.py --sim || [ $$? -eq 3 ]
 	@$(RUN) scripts/nightly_fleet.py --jobs $(JOBS)

@@ -5,6 +5,8 @@ would start an etcd and a kube-apiserver of its own. They begin first; then come
 processes, which wait; then the rest. So no process of xdist ends long after the others.
 """
 
+import os
+import random
 import re
 from functools import cache
 from pathlib import Path
@@ -27,8 +29,19 @@ class FileScheduling(LoadFileScheduling):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts tests first that wait. Scopes are distributed in the order of their first tests."""
-    items.sort(key=lambda item: _rank(item.nodeid.partition("::")[0]))
+    """Puts tests first that wait. Scopes are distributed in the order of their first tests.
+
+    With a seed in `FAIRLEAD_TEST_ORDER`, files are in random order, and the tests of each file too.
+    """
+    seed = os.environ.get("FAIRLEAD_TEST_ORDER")
+    if seed is not None:
+        draw = random.Random(seed)
+        files = sorted({item.nodeid.partition("::")[0] for item in items})
+        places = dict(zip(files, draw.sample(range(len(files)), len(files)), strict=True))
+        draw.shuffle(items)
+        items.sort(key=lambda item: places[item.nodeid.partition("::")[0]])
+    else:
+        items.sort(key=lambda item: _rank(item.nodeid.partition("::")[0]))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduling | None:
