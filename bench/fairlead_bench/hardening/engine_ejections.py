@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import EngineCall, Script, well_behaved
-from fairlead_testing.gateway.running_gateway import RunningGateway, with_engines
+from fairlead_testing.gateway.running_gateway import RunningGateway, gateway_before
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.processes import no_descriptors
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
@@ -41,14 +41,12 @@ def ejections_without_descriptors() -> int:
 
 
 def _run(script: Script, use: Callable[[RunningGateway], Awaitable[None]]) -> int:
-    found: list[int] = []
+    async def main() -> int:
+        async with gateway_before([script] * _ENGINES, _LIMITS) as running:
+            await use(running)
+            return sum(_ejections(running))
 
-    async def use_and_count(running: RunningGateway) -> None:
-        await use(running)
-        found.append(sum(_ejections(running)))
-
-    run_async(with_engines([script] * _ENGINES, use_and_count, _LIMITS))
-    return found[0]
+    return run_async(main())
 
 
 def _ejections(running: RunningGateway) -> Iterator[int]:

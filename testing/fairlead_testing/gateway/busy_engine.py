@@ -1,7 +1,8 @@
 """A gateway in front of one busy engine: every later request waits in the gateway."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -58,12 +59,11 @@ def queue_exits(running: RunningGateway) -> dict[str, int]:
     return dict(running.gateway.telemetry.models[MODEL_KEY].held)
 
 
-async def with_busy_engine(
-    use: Callable[[RunningGateway, ScriptedEngine, SilentEngine, "asyncio.Task[RawResponse]"], Awaitable[None]],
-    limits: Limits | None = None,
-    **more: Any,
-) -> None:
-    """Runs `use` while one engine is silent at its first prompt, and requests have two targets.
+@asynccontextmanager
+async def gateway_before_busy_engine(
+    limits: Limits | None = None, **more: Any
+) -> AsyncIterator[tuple[RunningGateway, ScriptedEngine, SilentEngine, "asyncio.Task[RawResponse]"]]:
+    """Runs a gateway whose one engine is silent at its first prompt; requests have two targets.
 
     Afterwards no request waits, and no load is left.
     """
@@ -75,7 +75,7 @@ async def with_busy_engine(
         async with asyncio.TaskGroup() as group:
             first = group.create_task(request(running.url, LONG))
             await wait_until(lambda: len(engine.calls) == 1)
-            await use(running, engine, silent, first)
+            yield running, engine, silent, first
             silent.go_on.set()
         assert count_queued(running) == 0
         await wait_until(lambda: {load.inflight for load in running.loads().values()} <= {0})

@@ -6,8 +6,8 @@ In tests with the marker `simulated` it has simulated time and no port.
 import asyncio
 import itertools
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from fairlead.engines.credentials import EngineCredentials
@@ -117,25 +117,11 @@ async def running_gateway(
         await server.wait_closed()
 
 
-async def with_engines(
-    scripts: list[Script], use: Callable[[RunningGateway], Awaitable[None]], limits: Limits | None = None
-) -> None:
+@asynccontextmanager
+async def gateway_before(scripts: list[Script], limits: Limits | None = None) -> AsyncIterator[RunningGateway]:
     """Runs a gateway before one engine per script; afterwards no load may be left."""
-    async with asyncio.TaskGroup() as group:
-        ready: asyncio.Queue[str] = asyncio.Queue()
-        finished = asyncio.Event()
-
-        async def run_engine(script: Script) -> None:
-            async with scripted_engine(script) as engine:
-                ready.put_nowait(engine.url)
-                await finished.wait()
-
-        for script in scripts:
-            group.create_task(run_engine(script))
-        try:
-            urls = [await ready.get() for _ in scripts]
-            async with running_gateway(fleet_of(urls), limits) as running:
-                await use(running)
-                assert {load.inflight for load in running.loads().values()} == {0}
-        finally:
-            finished.set()
+    async with AsyncExitStack() as stack:
+        engines = [await stack.enter_async_context(scripted_engine(script)) for script in scripts]
+        running = await stack.enter_async_context(running_gateway(fleet_of([engine.url for engine in engines]), limits))
+        yield running
+        assert {load.inflight for load in running.loads().values()} == {0}

@@ -11,7 +11,7 @@ from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
 from fairlead_gateway.routing.session_affinity import SessionAffinity
 from fairlead_gateway.worker.openai.prefix_key import session_hash
 from fairlead_testing.engines.scripted import well_behaved
-from fairlead_testing.gateway.running_gateway import RunningGateway, with_engines
+from fairlead_testing.gateway.running_gateway import gateway_before
 from fairlead_testing.http.raw_client import post_request, send
 
 MODEL = Model("default", "m", SloTargets(ttft_seconds=5.0), "dual-hash")
@@ -127,7 +127,7 @@ def test_a_pin_says_nothing_without_the_secret_and_is_of_one_model() -> None:
     ],
 )
 async def test_a_named_session_is_pinned_and_a_user_is_not(more: dict[str, str], header: str, pinned: bool) -> None:
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([well_behaved]) as running:
         for text in ("one", "two"):
             body = {"model": "tiny", "messages": [{"role": "user", "content": text * 100}], **more}
             (answer,) = await send(running.url, post_request(body, more=header))
@@ -135,5 +135,3 @@ async def test_a_named_session_is_pinned_and_a_user_is_not(more: dict[str, str],
         told = running.gateway.decisions.find(answer.fields["x-fairlead-decision"])[0]
         inputs = told.records[0].decision.inputs
         assert any(name.endswith("/session_last") for name in inputs) == pinned
-
-    await with_engines([well_behaved], use)

@@ -1,7 +1,8 @@
 """The decision stream: batches into a real Redis; without one, a bounded and counted queue."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,26 +48,19 @@ class Record:
     prompt_tokens: float = 1_234.0
 
 
-def _check(
-    server: Any,
-    work: Callable[[DecisionStream, Redis], Coroutine[Any, Any, None]],
-    *,
-    limits: Limits = FAST,
-) -> None:
-    async def run() -> None:
-        reader = Redis.from_url(server.url)
-        link = RedisLink(server.url, SystemClock(), limits=limits)
-        told = DecisionStream(link, "gw-0", SystemClock(), limits=limits)
-        link.start()
-        told.start()
-        try:
-            await work(told, reader)
-        finally:
-            await told.stop()
-            await link.stop()
-            await reader.aclose()
-
-    asyncio.run(run())
+@asynccontextmanager
+async def running_stream(server: Any, *, limits: Limits = FAST) -> AsyncIterator[tuple[DecisionStream, Redis]]:
+    reader = Redis.from_url(server.url)
+    link = RedisLink(server.url, SystemClock(), limits=limits)
+    told = DecisionStream(link, "gw-0", SystemClock(), limits=limits)
+    link.start()
+    told.start()
+    try:
+        yield told, reader
+    finally:
+        await told.stop()
+        await link.stop()
+        await reader.aclose()
 
 
 async def _stream(reader: Redis, key: str = KEY) -> list[PublishedDecision]:
@@ -75,8 +69,8 @@ async def _stream(reader: Redis, key: str = KEY) -> list[PublishedDecision]:
     return [item for item in found if item is not None]
 
 
-def test_an_offered_decision_is_in_the_stream_whole(server: Any) -> None:
-    async def work(log: DecisionStream, reader: Redis) -> None:
+async def test_an_offered_decision_is_in_the_stream_whole(server: Any) -> None:
+    async with running_stream(server) as (log, reader):
         log.offer(Record("r1"))
         await wait_until(lambda: log.published == 1)
         (told,) = await _stream(reader)
@@ -85,11 +79,9 @@ def test_an_offered_decision_is_in_the_stream_whole(server: Any) -> None:
         assert told.rejected == (("b/2/0", "costs more"),)
         assert told.inputs == {"a/1/0/backlog_seconds": (0.5, 0.1), "b/2/0/backlog_seconds": (None, None)}
 
-    _check(server, work)
 
-
-def test_decisions_arrive_in_order_over_many_batches(server: Any) -> None:
-    async def work(log: DecisionStream, reader: Redis) -> None:
+async def test_decisions_arrive_in_order_over_many_batches(server: Any) -> None:
+    async with running_stream(server) as (log, reader):
         count = 3 * BATCH_RECORDS + 7
         for n in range(count):
             log.offer(Record(f"r{n}", model_key=KEY if n % 2 else "default/tiny"))
@@ -97,21 +89,17 @@ def test_decisions_arrive_in_order_over_many_batches(server: Any) -> None:
         told = await _stream(reader)
         assert [item.request for item in told] == [f"r{n}" for n in range(count) if n % 2]
 
-    _check(server, work)
 
-
-def test_the_stream_is_bounded_by_count(server: Any) -> None:
-    async def work(log: DecisionStream, reader: Redis) -> None:
+async def test_the_stream_is_bounded_by_count(server: Any) -> None:
+    async with running_stream(server, limits=replace(FAST, published_decisions=100)) as (log, reader):
         for n in range(1_000):
             log.offer(Record(f"r{n}"))
         await wait_until(lambda: log.published == 1_000)
         assert await reader.xlen(redis_keys.decisions(KEY)) <= 100 + 200  # "~" keeps up to a node more
 
-    _check(server, work, limits=replace(FAST, published_decisions=100))
 
-
-def test_old_decisions_are_trimmed_and_an_unused_stream_expires(server: Any) -> None:
-    async def work(log: DecisionStream, reader: Redis) -> None:
+async def test_old_decisions_are_trimmed_and_an_unused_stream_expires(server: Any) -> None:
+    async with running_stream(server) as (log, reader):
         stream = redis_keys.decisions(KEY)
         for n in range(500):
             await reader.xadd(stream, {b"d": b"old"}, id=f"{1_000 + n}-0")
@@ -122,11 +110,9 @@ def test_old_decisions_are_trimmed_and_an_unused_stream_expires(server: Any) -> 
         assert await reader.xlen(stream) <= 2 + 100
         assert 0 < await reader.ttl(stream) <= 900
 
-    _check(server, work)
 
-
-def test_without_redis_only_the_oldest_decisions_are_lost(server: Any) -> None:
-    async def work(log: DecisionStream, reader: Redis) -> None:
+async def test_without_redis_only_the_oldest_decisions_are_lost(server: Any) -> None:
+    async with running_stream(server, limits=replace(FAST, published_decisions_pending=20)) as (log, reader):
         await wait_until(lambda: log.link.state.connected)
         assert log.warning() is None
         server.kill()
@@ -144,11 +130,9 @@ def test_without_redis_only_the_oldest_decisions_are_lost(server: Any) -> None:
         assert [item.request for item in await _stream(reader)] == [f"r{n}" for n in range(30, 50)]
         assert log.warning() is None
 
-    _check(server, work, limits=replace(FAST, published_decisions_pending=20))
 
-
-def test_a_redis_that_refuses_writes_is_a_warning(server: Any) -> None:
-    async def work(log: DecisionStream, reader: Redis) -> None:
+async def test_a_redis_that_refuses_writes_is_a_warning(server: Any) -> None:
+    async with running_stream(server) as (log, reader):
         await reader.set(redis_keys.decisions(KEY), "not a stream")
         log.offer(Record("r1"))
         await wait_until(lambda: log.refused == 1)
@@ -159,18 +143,14 @@ def test_a_redis_that_refuses_writes_is_a_warning(server: Any) -> None:
         await wait_until(lambda: log.published == 1)
         assert log.warning() is None
 
-    _check(server, work)
 
-
-def test_a_record_that_cannot_be_written_is_refused_alone(server: Any) -> None:
-    async def work(log: DecisionStream, reader: Redis) -> None:
+async def test_a_record_that_cannot_be_written_is_refused_alone(server: Any) -> None:
+    async with running_stream(server) as (log, _):
         log.offer(Record("r1", model_key="no-slash"))
         log.offer(Record("\ud800"))
         log.offer(Record("r3"))
         await wait_until(lambda: log.published == 1)
         assert log.refused == 2
-
-    _check(server, work)
 
 
 async def test_stopping_tells_what_waits(server: Any) -> None:

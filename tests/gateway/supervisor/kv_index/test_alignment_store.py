@@ -2,8 +2,8 @@
 
 import asyncio
 from array import array
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -73,22 +73,20 @@ def side(url: str, name: str, *, secret: bytes = SECRET, limits: Limits = LIMITS
     return found
 
 
-def check(server: Valkey, work: Callable[..., Awaitable[None]], *sides: Side) -> None:
-    async def main() -> None:
-        async with AsyncExitStack() as stack, Redis(unix_socket_path=server.url.removeprefix("unix://")) as redis:
+@asynccontextmanager
+async def connected_sides(server: Valkey, *sides: Side) -> AsyncIterator[tuple[Any, ...]]:
+    async with AsyncExitStack() as stack, Redis(unix_socket_path=server.url.removeprefix("unix://")) as redis:
+        for one in sides:
+            one.link.start()
+            stack.push_async_callback(one.link.stop)
+        async with asyncio.timeout(60):
             for one in sides:
-                one.link.start()
-                stack.push_async_callback(one.link.stop)
-            async with asyncio.timeout(60):
-                for one in sides:
-                    await one.link.wait_connected()
-                await work(redis, *sides)
-
-    asyncio.run(main())
+                await one.link.wait_connected()
+            yield redis, *sides
 
 
-def test_a_gateway_that_starts_later_knows_earlier_alignments(server: Valkey) -> None:
-    async def work(_: Redis, one: Side, two: Side) -> None:
+async def test_a_gateway_that_starts_later_knows_earlier_alignments(server: Valkey) -> None:
+    async with connected_sides(server, side(server.url, "a"), side(server.url, "b")) as (_, one, two):
         for name in range(1, 2 * PAGE_ENTRIES):
             one.kept.offer(KEY, lesson_of(name))
         await one.poll()
@@ -111,11 +109,9 @@ def test_a_gateway_that_starts_later_knows_earlier_alignments(server: Valkey) ->
         assert one.taken == [], "nobody hears itself"
         assert two.kept.received == {KEY: len(two.taken)}
 
-    check(server, work, side(server.url, "a"), side(server.url, "b"))
 
-
-def test_a_conversation_is_one_entry_whichever_gateway_learns_it(server: Valkey) -> None:
-    async def work(redis: Redis, one: Side, two: Side) -> None:
+async def test_a_conversation_is_one_entry_whichever_gateway_learns_it(server: Valkey) -> None:
+    async with connected_sides(server, side(server.url, "a"), side(server.url, "b")) as (redis, one, two):
         for blocks in range(2, 12):
             learns = one if blocks % 2 else two
             learns.kept.offer(KEY, lesson_of(1, blocks))
@@ -128,8 +124,6 @@ def test_a_conversation_is_one_entry_whichever_gateway_learns_it(server: Valkey)
         await late.poll()
         await late.link.stop()
         assert [len(lesson.hashes) for lesson in late.taken] == [11]
-
-    check(server, work, side(server.url, "a"), side(server.url, "b"))
 
 
 async def test_flood_of_alignments_leaves_most_of_the_process_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,8 +158,8 @@ async def test_flood_of_alignments_leaves_most_of_the_process_to_others(monkeypa
     assert len(pages) == 64, "an endless stream does not keep this gateway from writing"
 
 
-def test_a_wrong_alignment_is_deleted_for_later_gateways(server: Valkey) -> None:
-    async def work(redis: Redis, one: Side, two: Side) -> None:
+async def test_a_wrong_alignment_is_deleted_for_later_gateways(server: Valkey) -> None:
+    async with connected_sides(server, side(server.url, "a"), side(server.url, "b")) as (redis, one, two):
         one.kept.offer(KEY, lesson_of(1))
         await one.poll()
         one.kept.offer(KEY, lesson_of(2))
@@ -177,11 +171,13 @@ def test_a_wrong_alignment_is_deleted_for_later_gateways(server: Valkey) -> None
         await two.poll()
         assert two.heads() == [3_004]
 
-    check(server, work, side(server.url, "a"), side(server.url, "b"))
 
-
-def test_other_secrets_damage_and_other_kinds_of_keys_are_passed_over(server: Valkey) -> None:
-    async def work(redis: Redis, one: Side, strange: Side) -> None:
+async def test_other_secrets_damage_and_other_kinds_of_keys_are_passed_over(server: Valkey) -> None:
+    async with connected_sides(server, side(server.url, "a"), side(server.url, "b", secret=b"another")) as (
+        redis,
+        one,
+        strange,
+    ):
         strange.kept.offer(KEY, lesson_of(1))
         await strange.kept.write()
         for data in (b"", b"\x01", b"\x02abc", b"\x01" + msgspec.msgpack.encode({"hashes": 3}), b"\x01" * 70_000):
@@ -197,13 +193,10 @@ def test_other_secrets_damage_and_other_kinds_of_keys_are_passed_over(server: Va
         one.kept.offer(KEY, lesson_of(3))
         await one.poll()
 
-    check(server, work, side(server.url, "a"), side(server.url, "b", secret=b"another"))
 
-
-def test_what_lies_there_is_bounded_and_expires(server: Valkey) -> None:
+async def test_what_lies_there_is_bounded_and_expires(server: Valkey) -> None:
     limits = replace(LIMITS, prefix_map_stored_prompts=100, prefix_map_stored_bytes=4_096)
-
-    async def work(redis: Redis, one: Side) -> None:
+    async with connected_sides(server, side(server.url, "a", limits=limits)) as (redis, one):
         for name in range(1, 1_000):
             one.kept.offer(KEY, lesson_of(name))
             if not name % 100:
@@ -217,11 +210,9 @@ def test_what_lies_there_is_bounded_and_expires(server: Valkey) -> None:
         assert all(len(fields[DATA_FIELD]) < 4_096 for _, fields in entries)
         assert await redis.keys("*unknown*") == []
 
-    check(server, work, side(server.url, "a", limits=limits))
 
-
-def test_a_redis_that_is_away_costs_only_what_was_not_written(server: Valkey) -> None:
-    async def work(_: Redis, one: Side) -> None:
+async def test_a_redis_that_is_away_costs_only_what_was_not_written(server: Valkey) -> None:
+    async with connected_sides(server, side(server.url, "a")) as (_, one):
         one.kept.offer(KEY, lesson_of(1))
         one.kept.start()
         server.kill()
@@ -230,8 +221,6 @@ def test_a_redis_that_is_away_costs_only_what_was_not_written(server: Valkey) ->
             one.kept.offer(KEY, lesson_of(name + 1))
         assert len(one.kept._pending) == LIMITS.prefix_map_stores_pending
         await one.kept.stop()
-
-    check(server, work, side(server.url, "a"))
 
 
 @given(st.lists(NUMBER, min_size=1, max_size=20), st.lists(NUMBER, max_size=40), st.integers(1, 64))

@@ -1,7 +1,8 @@
 """The shared table of hot prefixes: one owner, a successor that continues, and a stale table."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,26 +50,24 @@ def side(url: str, name: str, clock: ManualClock) -> Side:
     return made[0]
 
 
-def check(url: str, work: Callable[[ManualClock, Side, Side], Awaitable[None]]) -> None:
-    async def main() -> None:
-        clock = ManualClock()
-        sides = [side(url, name, clock) for name in ("one", "two")]
+@asynccontextmanager
+async def connected_sides(url: str) -> AsyncIterator[tuple[ManualClock, Side, Side]]:
+    clock = ManualClock()
+    sides = [side(url, name, clock) for name in ("one", "two")]
+    for one in sides:
+        one.link.start()
+    async with asyncio.timeout(60):
         for one in sides:
-            one.link.start()
-        async with asyncio.timeout(60):
-            for one in sides:
-                await one.link.wait_connected()
-        try:
-            await work(clock, *sides)
-        finally:
-            for one in sides:
-                await one.link.stop()
-
-    asyncio.run(main())
+            await one.link.wait_connected()
+    try:
+        yield clock, *sides
+    finally:
+        for one in sides:
+            await one.link.stop()
 
 
-def test_all_use_the_first_owners_table_and_equal_epochs_are_equal_tables(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_all_use_the_first_owners_table_and_equal_epochs_are_equal_tables(server: Valkey) -> None:
+    async with connected_sides(server.url) as (clock, one, two):
         one.mine, two.mine = FIRST, SECOND
         for each in (one, two):
             await each.tables.run_once()
@@ -83,11 +82,9 @@ def test_all_use_the_first_owners_table_and_equal_epochs_are_equal_tables(server
         assert epochs[1] == epochs[0] + 1
         assert two.told[-1][1] == SECOND
 
-    check(server.url, work)
 
-
-def test_a_new_owner_offers_the_last_table_first(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_a_new_owner_offers_the_last_table_first(server: Valkey) -> None:
+    async with connected_sides(server.url) as (_, one, two):
         reader = Redis.from_url(server.url)
         one.mine, two.mine = FIRST, SECOND
         for each in (one, two):
@@ -104,11 +101,9 @@ def test_a_new_owner_offers_the_last_table_first(server: Valkey) -> None:
         assert one.told[-1] == two.told[-1] == (two.told[1][0] + 1, SECOND)
         await reader.aclose()
 
-    check(server.url, work)
 
-
-def test_a_key_without_expiry_is_no_lease(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_a_key_without_expiry_is_no_lease(server: Valkey) -> None:
+    async with connected_sides(server.url) as (clock, one, _):
         reader = Redis.from_url(server.url)
         await reader.hset(redis_keys.hot_prefixes(KEY), mapping={"holder": "a ghost", "epoch": "7", "table": "x"})  # type: ignore[misc]
         one.mine = FIRST
@@ -119,11 +114,9 @@ def test_a_key_without_expiry_is_no_lease(server: Valkey) -> None:
         assert not await reader.exists(redis_keys.hot_prefixes(KEY))
         await reader.aclose()
 
-    check(server.url, work)
 
-
-def test_a_gateway_that_has_not_caught_up_offers_no_table(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_a_gateway_that_has_not_caught_up_offers_no_table(server: Valkey) -> None:
+    async with connected_sides(server.url) as (_, one, two):
         await one.tables.run_once()
         assert (one.told, one.tables.owned_tables) == ([], 0)
         two.mine = SECOND
@@ -131,11 +124,9 @@ def test_a_gateway_that_has_not_caught_up_offers_no_table(server: Valkey) -> Non
         await one.tables.run_once()
         assert one.told == two.told
 
-    check(server.url, work)
 
-
-def test_a_stale_table_is_a_warning_and_is_dropped_after_a_minute(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_a_stale_table_is_a_warning_and_is_dropped_after_a_minute(server: Valkey) -> None:
+    async with connected_sides(server.url) as (clock, one, _):
         one.mine = FIRST
         await one.tables.run_once()
         server.kill()
@@ -156,11 +147,9 @@ def test_a_stale_table_is_a_warning_and_is_dropped_after_a_minute(server: Valkey
         assert one.told[-1][0] > one.told[0][0]
         assert one.tables.warnings() == []
 
-    check(server.url, work)
 
-
-def test_a_dropped_table_is_taken_again(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_a_dropped_table_is_taken_again(server: Valkey) -> None:
+    async with connected_sides(server.url) as (clock, one, two):
         two.mine = SECOND
         for each in (two, one):
             await each.tables.run_once()
@@ -177,11 +166,9 @@ def test_a_dropped_table_is_taken_again(server: Valkey) -> None:
             await each.tables.run_once()
         assert one.told[2:] == two.told[-1:]
 
-    check(server.url, work)
 
-
-def test_a_model_that_rested_wakes_with_the_last_table(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_a_model_that_rested_wakes_with_the_last_table(server: Valkey) -> None:
+    async with connected_sides(server.url) as (clock, one, _):
         reader = Redis.from_url(server.url)
         one.mine = FIRST
         await one.tables.run_once()
@@ -197,11 +184,9 @@ def test_a_model_that_rested_wakes_with_the_last_table(server: Valkey) -> None:
         assert one.tables.lease(KEY) is None
         await reader.aclose()
 
-    check(server.url, work)
 
-
-def test_what_cannot_be_read_is_no_table(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_what_cannot_be_read_is_no_table(server: Valkey) -> None:
+    async with connected_sides(server.url) as (_, one, _):
         writer = Redis.from_url(server.url)
         one.mine = FIRST
         await writer.hset(redis_keys.hot_prefixes(KEY), mapping={"holder": "x", "epoch": "9", "table": "?"})  # type: ignore[misc]
@@ -210,14 +195,12 @@ def test_what_cannot_be_read_is_no_table(server: Valkey) -> None:
         assert (one.told, one.tables.undecodable) == ([], 1)
         await writer.aclose()
 
-    check(server.url, work)
-
 
 @pytest.mark.parametrize(
     ("epoch", "seconds"), [("many", 1), (str(2**62 - 1), 1), ("-5", 1), ("7", 1_000_000), (None, 1_000_000)]
 )
-def test_forged_table_is_replaced(server: Valkey, epoch: str | None, seconds: int) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_forged_table_is_replaced(server: Valkey, epoch: str | None, seconds: int) -> None:
+    async with connected_sides(server.url) as (clock, one, two):
         writer = Redis.from_url(server.url)
         name = redis_keys.hot_prefixes(KEY)
         if epoch is None:
@@ -232,8 +215,6 @@ def test_forged_table_is_replaced(server: Valkey, epoch: str | None, seconds: in
         assert one.told == two.told == [(int(clock.wall() * 1000), FIRST)]
         assert one.tables.owned_tables == 1
 
-    check(server.url, work)
-
 
 def test_an_answer_to_an_offer_that_was_not_ours_changes_nothing() -> None:
     term = TableLease()
@@ -243,10 +224,10 @@ def test_an_answer_to_an_offer_that_was_not_ours_changes_nothing() -> None:
     assert (term.epoch, term.table) == (0, None)
 
 
-def test_model_that_leaves_during_an_exchange_stops_no_other_models_table(
+async def test_model_that_leaves_during_an_exchange_stops_no_other_models_table(
     server: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+    async with connected_sides(server.url) as (_, one, _):
         one.mine, one.active = FIRST, ["ns/leaves", KEY]
         run = one.link.run
 
@@ -258,5 +239,3 @@ def test_model_that_leaves_during_an_exchange_stops_no_other_models_table(
         monkeypatch.setattr(one.link, "run", reply_after_the_fleet_changed)
         await one.tables.run_once()
         assert [table for _, table in one.told] == [FIRST]
-
-    check(server.url, work)

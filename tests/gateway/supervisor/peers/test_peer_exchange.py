@@ -1,7 +1,8 @@
 """The exchange through a real Redis. Tests drive the rounds; time is a fake clock."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,27 +68,27 @@ def side(url: str, name: str, clock: ManualClock, *, models: Sequence[str] = (KE
     return made[0]
 
 
-def check(url: str, work: Callable[..., Awaitable[None]], *, names: str = "ab", models: Sequence[str] = (KEY,)) -> None:
-    async def main() -> None:
-        clock = ManualClock()
-        sides = [side(url, name, clock, models=models) for name in names]
-        for one in sides:
-            one.link.start()
-        try:
-            async with asyncio.timeout(60):
-                for one in sides:
-                    await one.link.wait_connected()
-                    await one.caught_up()
-            await work(clock, *sides)
-        finally:
+@asynccontextmanager
+async def connected_sides(
+    url: str, *, names: str = "ab", models: Sequence[str] = (KEY,)
+) -> AsyncIterator[tuple[Any, ...]]:
+    clock = ManualClock()
+    sides = [side(url, name, clock, models=models) for name in names]
+    for one in sides:
+        one.link.start()
+    try:
+        async with asyncio.timeout(60):
             for one in sides:
-                await one.link.stop()
+                await one.link.wait_connected()
+                await one.caught_up()
+        yield clock, *sides
+    finally:
+        for one in sides:
+            await one.link.stop()
 
-    asyncio.run(main())
 
-
-def test_what_one_sends_the_others_hear_and_it_does_not_hear_itself(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_what_one_sends_the_others_hear_and_it_does_not_hear_itself(server: Valkey) -> None:
+    async with connected_sides(server.url) as (_, one, two):
         one.loads = {KEY: {"e-0": ONE}}
         one.exchange.add_dispatch(KEY, "e-0", bytes(16), 7, 99)
         await one.exchange.flush()
@@ -99,11 +100,9 @@ def test_what_one_sends_the_others_hear_and_it_does_not_hear_itself(server: Valk
         assert [each.name for each in two.exchange.known_peers()] == ["a"]
         assert (one.exchange.stats.sent, two.exchange.stats.received) == (1, 1)
 
-    check(server.url, work)
 
-
-def test_service_of_tenants_arrives_once_and_survives_a_lost_connection(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_service_of_tenants_arrives_once_and_survives_a_lost_connection(server: Valkey) -> None:
+    async with connected_sides(server.url) as (_, one, two):
         one.exchange.outbox.add_service(KEY, {"acme": 2.0, "zeta": 1.0})
         one.exchange.outbox.add_service(KEY, {"acme": 0.5})
         one.exchange.outbox.requeue(one.exchange.outbox.take_due([KEY], {}, 0.0, is_beat=False))
@@ -114,11 +113,9 @@ def test_service_of_tenants_arrives_once_and_survives_a_lost_connection(server: 
         assert two.service == [(KEY, {"acme": 2.5, "zeta": 0.75})]
         assert one.service == []
 
-    check(server.url, work)
 
-
-def test_service_from_before_a_gateway_began_does_not_count(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side) -> None:
+async def test_service_from_before_a_gateway_began_does_not_count(server: Valkey) -> None:
+    async with connected_sides(server.url, names="a") as (clock, one):
         one.exchange.outbox.add_service(KEY, {"acme": 2.0})
         await one.exchange.flush()
         late = side(server.url, "late", clock)
@@ -128,11 +125,9 @@ def test_service_from_before_a_gateway_began_does_not_count(server: Valkey) -> N
         assert late.service == []
         await late.link.stop()
 
-    check(server.url, work, names="a")
 
-
-def test_flood_of_dispatches_is_not_applied_and_the_loads_of_its_sender_are(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_flood_of_dispatches_is_not_applied_and_the_loads_of_its_sender_are(server: Valkey) -> None:
+    async with connected_sides(server.url) as (_, one, two):
         two.exchange.budget = DispatchBudget(replace(LIMITS, dispatch_peer_bytes=1_280, dispatch_burst_seconds=1.0))
         one.loads = {KEY: {"e-0": ONE}}
         for tail in range(20):
@@ -143,11 +138,9 @@ def test_flood_of_dispatches_is_not_applied_and_the_loads_of_its_sender_are(serv
         assert two.exchange.peer_state.reported_loads() == {"e-0": ONE}
         assert (two.exchange.stats.received, two.exchange.budget.dropped) == (10, 10)
 
-    check(server.url, work)
 
-
-def test_flood_of_loads_is_thinned_out_and_those_of_unknown_instances_are_left_out(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_flood_of_loads_is_thinned_out_and_those_of_unknown_instances_are_left_out(server: Valkey) -> None:
+    async with connected_sides(server.url) as (clock, one, two):
         limits = replace(LIMITS, peer_load_rows=50, dispatch_burst_seconds=1.0)
         two.exchange.budget = DispatchBudget(limits)
         for number in range(1, 51):
@@ -162,11 +155,9 @@ def test_flood_of_loads_is_thinned_out_and_those_of_unknown_instances_are_left_o
         await two.exchange.read_once()
         assert two.shown == {"e-0": (50, 0, 0.0, 0.0)}, "the next report counts"
 
-    check(server.url, work)
 
-
-def test_a_gateway_that_falls_silent_takes_its_load_along_even_while_redis_is_away(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_a_gateway_that_falls_silent_takes_its_load_along_even_while_redis_is_away(server: Valkey) -> None:
+    async with connected_sides(server.url) as (clock, one, two):
         one.loads = {KEY: {"e-0": ONE}}
         await one.exchange.flush()
         await two.exchange.read_once()
@@ -180,11 +171,9 @@ def test_a_gateway_that_falls_silent_takes_its_load_along_even_while_redis_is_aw
         two.exchange.update_loads()
         assert two.shown == {}
 
-    check(server.url, work)
 
-
-def test_one_that_starts_reads_the_past_back_as_hints_only(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_one_that_starts_reads_the_past_back_as_hints_only(server: Valkey) -> None:
+    async with connected_sides(server.url) as (clock, one, _):
         one.loads = {KEY: {"e-0": ONE}}
         for tail in range(2 * PAGE_ENTRIES + 3):
             one.exchange.add_dispatch(KEY, "e-0", b"", tail)
@@ -204,11 +193,9 @@ def test_one_that_starts_reads_the_past_back_as_hints_only(server: Valkey) -> No
         assert late.shown == {"e-0": ONE}
         await late.link.stop()
 
-    check(server.url, work)
 
-
-def test_one_that_ends_says_so_and_tells_what_waits(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_one_that_ends_says_so_and_tells_what_waits(server: Valkey) -> None:
+    async with connected_sides(server.url) as (_, one, two):
         one.loads = {KEY: {"e-0": ONE}}
         await one.exchange.flush()
         one.exchange.add_dispatch(KEY, "e-0", b"", 9)
@@ -217,11 +204,9 @@ def test_one_that_ends_says_so_and_tells_what_waits(server: Valkey) -> None:
         assert [item[2] for _, item in two.sent] == [9]
         assert (two.shown, two.exchange.known_peers()) == ({}, [])
 
-    check(server.url, work)
 
-
-def test_what_waits_while_redis_is_away_follows_when_it_is_back(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_what_waits_while_redis_is_away_follows_when_it_is_back(server: Valkey) -> None:
+    async with connected_sides(server.url) as (_, one, two):
         server.kill()
         await wait_until(lambda: not (one.link.state.connected or two.link.state.connected))
         one.exchange.add_dispatch(KEY, "e-0", b"", 1)
@@ -232,11 +217,9 @@ def test_what_waits_while_redis_is_away_follows_when_it_is_back(server: Valkey) 
         await two.exchange.read_once()
         assert [item[2] for _, item in two.sent] == [1]
 
-    check(server.url, work)
 
-
-def test_a_replaced_stream_is_read_from_its_start(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_a_replaced_stream_is_read_from_its_start(server: Valkey) -> None:
+    async with connected_sides(server.url) as (_, one, two):
         reader = Redis.from_url(server.url)
         await reader.xadd(
             redis_keys.sent_prompts(KEY), {b"x": b"from a server whose clock was ahead"}, id="99999999999999-0"
@@ -252,11 +235,9 @@ def test_a_replaced_stream_is_read_from_its_start(server: Valkey) -> None:
         assert [item[2] for _, item in two.sent] == [1]
         await reader.aclose()
 
-    check(server.url, work)
 
-
-def test_undecodable_entries_are_counted_and_a_key_of_a_wrong_type_is_replaced(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_undecodable_entries_are_counted_and_a_key_of_a_wrong_type_is_replaced(server: Valkey) -> None:
+    async with connected_sides(server.url) as (_, one, two):
         reader = Redis.from_url(server.url)
         name = redis_keys.sent_prompts(KEY)
         for fields in (
@@ -286,11 +267,9 @@ def test_undecodable_entries_are_counted_and_a_key_of_a_wrong_type_is_replaced(s
         assert one.exchange.warnings() == two.exchange.warnings() == []
         await reader.aclose()
 
-    check(server.url, work)
 
-
-def test_key_of_a_wrong_type_is_deleted_once_and_not_again_with_what_others_wrote(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_key_of_a_wrong_type_is_deleted_once_and_not_again_with_what_others_wrote(server: Valkey) -> None:
+    async with connected_sides(server.url, models=(KEY, "ns/b")) as (_, one, two):
         reader = Redis.from_url(server.url)
         name = redis_keys.sent_prompts(KEY)
         await reader.delete(name)
@@ -305,15 +284,12 @@ def test_key_of_a_wrong_type_is_deleted_once_and_not_again_with_what_others_wrot
         assert await reader.xlen(name) == 1
         await reader.aclose()
 
-    check(server.url, work, models=(KEY, "ns/b"))
 
-
-def test_reply_from_before_a_stream_was_replaced_does_not_count_as_its_start(
+async def test_reply_from_before_a_stream_was_replaced_does_not_count_as_its_start(
     server: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise, what peers wrote earlier would count as new: loads, and service twice."""
-
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+    async with connected_sides(server.url) as (_, one, two):
         reader = Redis.from_url(server.url)
         await reader.xadd(redis_keys.sent_prompts(KEY), {b"x": b"ahead"}, id="99999999999999-0")
         await two.exchange.read_once()
@@ -335,11 +311,9 @@ def test_reply_from_before_a_stream_was_replaced_does_not_count_as_its_start(
         assert two.service == []
         await reader.aclose()
 
-    check(server.url, work)
 
-
-def test_entry_with_the_largest_id_stops_no_exchange(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_entry_with_the_largest_id_stops_no_exchange(server: Valkey) -> None:
+    async with connected_sides(server.url) as (_, one, two):
         writer = Redis.from_url(server.url)
         largest = f"{2**64 - 1}-{2**64 - 1}"
         await writer.xadd(redis_keys.sent_prompts(KEY), {GATEWAY_FIELD: b"z", DATA_FIELD: b""}, id=largest)
@@ -353,11 +327,9 @@ def test_entry_with_the_largest_id_stops_no_exchange(server: Valkey) -> None:
         assert (KEY, ("e-0", b"", 1, 0)) in two.sent
         assert one.exchange.warnings() == two.exchange.warnings() == []
 
-    check(server.url, work)
 
-
-def test_a_stream_is_bounded_and_expires_without_writers(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_a_stream_is_bounded_and_expires_without_writers(server: Valkey) -> None:
+    async with connected_sides(server.url) as (clock, _, _):
         reader = Redis.from_url(server.url)
         tight = side(server.url, "t", clock, limits=replace(LIMITS, dispatch_entries=100))
         tight.link.start()
@@ -373,11 +345,9 @@ def test_a_stream_is_bounded_and_expires_without_writers(server: Valkey) -> None
         await tight.link.stop()
         await reader.aclose()
 
-    check(server.url, work)
 
-
-def test_models_come_and_go(server: Valkey) -> None:
-    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+async def test_models_come_and_go(server: Valkey) -> None:
+    async with connected_sides(server.url) as (_, one, two):
         for each in (one, two):
             each.models = [KEY, "ns/b"]
             await each.caught_up()
@@ -390,13 +360,11 @@ def test_models_come_and_go(server: Valkey) -> None:
         assert two.shown == {}
         assert not two.exchange.is_model_caught_up("ns/b")
 
-    check(server.url, work)
-
 
 MANY = [f"ns/m-{number}" for number in range(24)]
 
 
-async def all_models(clock: ManualClock, one: Side, two: Side) -> None:
+async def exchange_all_models(one: Side, two: Side) -> None:
     for number, model in enumerate(MANY):
         one.exchange.add_dispatch(model, "e-0", b"", number)
 
@@ -409,10 +377,12 @@ async def all_models(clock: ManualClock, one: Side, two: Side) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_gateways_hear_one_another_through_a_cluster(ring: ValkeyGroup) -> None:
-    check(ring.url, all_models, models=MANY)
+async def test_gateways_hear_one_another_through_a_cluster(ring: ValkeyGroup) -> None:
+    async with connected_sides(ring.url, models=MANY) as (_, one, two):
+        await exchange_all_models(one, two)
 
 
 @pytest.mark.timeout(300)
-def test_gateways_hear_one_another_through_the_master_that_sentinels_name(pair: ValkeyGroup) -> None:
-    check(pair.url, all_models, models=MANY)
+async def test_gateways_hear_one_another_through_the_master_that_sentinels_name(pair: ValkeyGroup) -> None:
+    async with connected_sides(pair.url, models=MANY) as (_, one, two):
+        await exchange_all_models(one, two)

@@ -1,7 +1,8 @@
 """Key sets over time: rotation, unknown keys, issuers that are away, and edits of the file."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,19 +46,17 @@ class Service:
         return self.key_set
 
 
-def run(folder: Path, test: Callable[[Service], Awaitable[None]]) -> None:
-    async def main() -> None:
-        service = Service(folder)
-        try:
-            await test(service)
-        finally:
-            await service.service.stop()
-
-    asyncio.run(main())
+@asynccontextmanager
+async def key_service(folder: Path) -> AsyncIterator[Service]:
+    service = Service(folder)
+    try:
+        yield service
+    finally:
+        await service.service.stop()
 
 
-def test_an_unknown_key_makes_the_service_read_the_key_set_again(tmp_path: Path) -> None:
-    async def test(service: Service) -> None:
+async def test_an_unknown_key_makes_the_service_read_the_key_set_again(tmp_path: Path) -> None:
+    async with key_service(tmp_path) as service:
         await service.service.load()
         service.service.start()
         assert service.sent == [[["k1"]]]
@@ -66,11 +65,9 @@ def test_an_unknown_key_makes_the_service_read_the_key_set_again(tmp_path: Path)
         await wait_until(lambda: len(service.sent) == 2)
         assert service.sent[-1] == [["k2"]]
 
-    run(tmp_path, test)
 
-
-def test_unknown_keys_of_strangers_change_nothing(tmp_path: Path) -> None:
-    async def test(service: Service) -> None:
+async def test_unknown_keys_of_strangers_change_nothing(tmp_path: Path) -> None:
+    async with key_service(tmp_path) as service:
         await service.service.load()
         service.service.start()
         service.service.on_unknown_key("https://evil.example")
@@ -78,11 +75,9 @@ def test_unknown_keys_of_strangers_change_nothing(tmp_path: Path) -> None:
         await wait_until(lambda: service.reads == 2)
         assert service.sent == [[["k1"]]]
 
-    run(tmp_path, test)
 
-
-def test_an_issuer_that_is_away_keeps_its_last_key_set_with_a_warning_of_its_age(tmp_path: Path) -> None:
-    async def test(service: Service) -> None:
+async def test_an_issuer_that_is_away_keeps_its_last_key_set_with_a_warning_of_its_age(tmp_path: Path) -> None:
+    async with key_service(tmp_path) as service:
         await service.service.load()
         service.service.start()
         service.key_set = None
@@ -94,11 +89,9 @@ def test_an_issuer_that_is_away_keeps_its_last_key_set_with_a_warning_of_its_age
         (warning,) = service.service.warnings()
         assert f"{ISSUER} is 16m old and stays in use: https://login.example.com/keys: answered 503" in warning
 
-    run(tmp_path, test)
 
-
-def test_a_gateway_starts_without_its_issuer_and_refuses_its_tokens(tmp_path: Path) -> None:
-    async def test(service: Service) -> None:
+async def test_a_gateway_starts_without_its_issuer_and_refuses_its_tokens(tmp_path: Path) -> None:
+    async with key_service(tmp_path) as service:
         service.key_set = None
         await service.service.load()
         assert service.sent == [[[]]]
@@ -111,14 +104,12 @@ def test_a_gateway_starts_without_its_issuer_and_refuses_its_tokens(tmp_path: Pa
         assert service.sent[-1] == [["k1"]]
         assert service.service.warnings() == []
 
-    run(tmp_path, test)
-
 
 @pytest.mark.parametrize(
     "content", [b"<html>login</html>", b'{"keys": []}', b'{"keys": [{"kty": "oct", "k": "c2Vj"}]}']
 )
-def test_an_answer_that_is_no_key_set_changes_nothing(content: bytes, tmp_path: Path) -> None:
-    async def test(service: Service) -> None:
+async def test_an_answer_that_is_no_key_set_changes_nothing(content: bytes, tmp_path: Path) -> None:
+    async with key_service(tmp_path) as service:
         await service.service.load()
         service.service.start()
         service.key_set = content
@@ -126,11 +117,9 @@ def test_an_answer_that_is_no_key_set_changes_nothing(content: bytes, tmp_path: 
         await wait_until(lambda: service.reads == 2)
         assert [key.key_id for key in service.service.issuers()[0].keys] == ["k1"]
 
-    run(tmp_path, test)
 
-
-def test_an_edit_of_the_file_keeps_what_is_known_of_the_same_issuer(tmp_path: Path) -> None:
-    async def test(service: Service) -> None:
+async def test_an_edit_of_the_file_keeps_what_is_known_of_the_same_issuer(tmp_path: Path) -> None:
+    async with key_service(tmp_path) as service:
         await service.service.load()
         service.path.write_text(FILE + FILE.partition("\n")[2].replace("login", "second"))
         await service.service.load()
@@ -141,16 +130,13 @@ def test_an_edit_of_the_file_keeps_what_is_known_of_the_same_issuer(tmp_path: Pa
             await service.service.load()
         assert len(service.service.issuers()) == 2
 
-    run(tmp_path, test)
-
 
 # --- reading
 
 
-def test_an_issuer_that_is_removed_does_not_wait_for_a_new_one(tmp_path: Path) -> None:
+async def test_an_issuer_that_is_removed_does_not_wait_for_a_new_one(tmp_path: Path) -> None:
     """It may be removed because its key is in the wrong hands."""
-
-    async def test(service: Service) -> None:
+    async with key_service(tmp_path) as service:
         await service.service.load()
         waits = asyncio.Event()
 
@@ -166,8 +152,6 @@ def test_an_issuer_that_is_removed_does_not_wait_for_a_new_one(tmp_path: Path) -
         waits.set()
         await loading
         assert service.sent[-1] == [["k2"]]
-
-    run(tmp_path, test)
 
 
 def fetch(config: IssuerConfig, limits: Limits = LIMITS) -> bytes:

@@ -3,7 +3,8 @@
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,19 +34,17 @@ def tokenizer_file(path: Path, *, begins: bool = True, swapped: bool = False) ->
     return str(path)
 
 
-def run(
-    steps: Callable[[TokenizerClient, ManualClock], Awaitable[None]], *command: str, limits: Limits = LIMITS
-) -> None:
-    async def main() -> None:
-        clock = ManualClock()
-        more = {"command": command} if command else {}
-        one = TokenizerClient(clock, limits, os.environ, **more)
-        try:
-            await steps(one, clock)
-        finally:
-            await one.close()
-
-    asyncio.run(main())
+@asynccontextmanager
+async def tokenizer_client(
+    *command: str, limits: Limits = LIMITS
+) -> AsyncIterator[tuple[TokenizerClient, ManualClock]]:
+    clock = ManualClock()
+    more = {"command": command} if command else {}
+    one = TokenizerClient(clock, limits, os.environ, **more)
+    try:
+        yield one, clock
+    finally:
+        await one.close()
 
 
 async def refused(one: TokenizerClient, path: str, text: bytes = b'"one"') -> str:
@@ -54,37 +53,30 @@ async def refused(one: TokenizerClient, path: str, text: bytes = b'"one"') -> st
     return found.value.message
 
 
-def test_special_tokens_go_around_a_text_where_they_are_wanted(tmp_path: Path) -> None:
+async def test_special_tokens_go_around_a_text_where_they_are_wanted(tmp_path: Path) -> None:
     path = tokenizer_file(tmp_path / "tokenizer.json")
-
-    async def steps(one: TokenizerClient, _: ManualClock) -> None:
+    async with tokenizer_client() as (one, _):
         assert list(await one.tokenize(path, b'"one two\\u0020three x"', add_special_tokens=True)) == [1, 2, 3, 4, 0]
         assert list(await one.tokenize(path, b'"one two three"', add_special_tokens=False)) == [2, 3, 4]
         assert one.start_count == 1
 
-    run(steps)
 
-
-def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
+async def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
     path = tokenizer_file(tmp_path / "tokenizer.json")
-
-    async def steps(one: TokenizerClient, _: ManualClock) -> None:
+    async with tokenizer_client() as (one, _):
         assert list(await one.tokenize(path, b'"one"', add_special_tokens=True)) == [1, 2]
         (tmp_path / "new").write_text("")
         tokenizer_file(tmp_path / "new", swapped=True)
         os.replace(tmp_path / "new", path)
         assert list(await one.tokenize(path, b'"one"', add_special_tokens=True)) == [1, 3]
 
-    run(steps)
 
-
-def test_what_is_no_tokenizer_is_said_in_words_and_the_process_goes_on(tmp_path: Path) -> None:
+async def test_what_is_no_tokenizer_is_said_in_words_and_the_process_goes_on(tmp_path: Path) -> None:
     good = tokenizer_file(tmp_path / "tokenizer.json")
     (tmp_path / "broken.json").write_text('{"model": {"type": "BPE"}}')
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate(LIMITS.tokenizing_file_bytes + 1)
-
-    async def steps(one: TokenizerClient, _: ManualClock) -> None:
+    async with tokenizer_client() as (one, _):
         assert await refused(one, str(tmp_path / "none.json")) == "No such file or directory"
         assert await refused(one, str(tmp_path / "broken.json")) == "the file is not a tokenizer: Exception"
         assert (
@@ -95,10 +87,8 @@ def test_what_is_no_tokenizer_is_said_in_words_and_the_process_goes_on(tmp_path:
         assert list(await one.tokenize(good, b'"one"', add_special_tokens=True)) == [1, 2]
         assert one.start_count == 1
 
-    run(steps)
 
-
-def test_a_file_with_which_the_process_ends_waits_longer_each_time_and_others_do_not(tmp_path: Path) -> None:
+async def test_a_file_with_which_the_process_ends_waits_longer_each_time_and_others_do_not(tmp_path: Path) -> None:
     """The process of this test exits at a query about the file `deadly`."""
     good = tokenizer_file(tmp_path / "tokenizer.json")
     code = (
@@ -108,8 +98,7 @@ def test_a_file_with_which_the_process_ends_waits_longer_each_time_and_others_do
         "        return sys.exit(3) if request.path == 'deadly' else super().tokenize(request)\n"
         "p.TokenizerCache = T; p.serve(sys.stdin.buffer, sys.stdout.buffer, Limits())"
     )
-
-    async def steps(one: TokenizerClient, clock: ManualClock) -> None:
+    async with tokenizer_client(sys.executable, "-c", code) as (one, clock):
         assert await refused(one, "deadly") == "the tokenizing process ended"
         assert one.start_count == 1
         assert await refused(one, "deadly") == "the tokenizing process ended"
@@ -128,21 +117,16 @@ def test_a_file_with_which_the_process_ends_waits_longer_each_time_and_others_do
         assert list(await one.tokenize(good, b'"one"', add_special_tokens=True)) == [1, 2]
         assert one.start_count == starts + 1
 
-    run(steps, sys.executable, "-c", code)
 
-
-def test_a_process_that_was_killed_between_two_questions_is_nobodys_fault(tmp_path: Path) -> None:
+async def test_a_process_that_was_killed_between_two_questions_is_nobodys_fault(tmp_path: Path) -> None:
     path = tokenizer_file(tmp_path / "tokenizer.json")
-
-    async def steps(one: TokenizerClient, _: ManualClock) -> None:
+    async with tokenizer_client() as (one, _):
         await one.tokenize(path, b'"one"', add_special_tokens=True)
         assert one._process is not None
         one._process.kill()
         await one._process.wait()
         assert list(await one.tokenize(path, b'"two"', add_special_tokens=True)) == [1, 3]
         assert one.start_count == 2
-
-    run(steps)
 
 
 @pytest.mark.parametrize(
@@ -153,45 +137,34 @@ def test_a_process_that_was_killed_between_two_questions_is_nobodys_fault(tmp_pa
         ("import sys; sys.stdout.buffer.write(bytes((0, 0, 0, 1, 144)))", None),
     ],
 )
-def test_one_that_is_late_or_talks_nonsense_is_replaced(code: str, said: str | None) -> None:
+async def test_one_that_is_late_or_talks_nonsense_is_replaced(code: str, said: str | None) -> None:
     limits = replace(LIMITS, tokenizing_seconds=0.1 if said and "within" in said else 60.0)
-
-    async def steps(one: TokenizerClient, _: ManualClock) -> None:
+    async with tokenizer_client(sys.executable, "-c", code, limits=limits) as (one, _):
         words = await refused(one, "any")
         assert said is None or words == said
         assert one._process is None
 
-    run(steps, sys.executable, "-c", code, limits=limits)
 
-
-def test_a_process_that_cannot_be_started_is_said() -> None:
-    async def steps(one: TokenizerClient, _: ManualClock) -> None:
+async def test_a_process_that_cannot_be_started_is_said() -> None:
+    async with tokenizer_client("/nonexistent/python") as (one, _):
         assert "no tokenizing process" in await refused(one, "any")
 
-    run(steps, "/nonexistent/python")
 
-
-def test_no_more_wait_than_may(tmp_path: Path) -> None:
+async def test_no_more_wait_than_may(tmp_path: Path) -> None:
     path = tokenizer_file(tmp_path / "tokenizer.json")
-
-    async def steps(one: TokenizerClient, _: ManualClock) -> None:
+    async with tokenizer_client(limits=replace(LIMITS, tokenizing_pending=4)) as (one, _):
         asked = [one.tokenize(path, b'"one"', add_special_tokens=True) for _ in range(6)]
         found = await asyncio.gather(*asked, return_exceptions=True)
         assert sum(isinstance(each, Unavailable) for each in found) == 2
         assert sum(not isinstance(each, BaseException) and list(each) == [1, 2] for each in found) == 4
 
-    run(steps, limits=replace(LIMITS, tokenizing_pending=4))
 
-
-def test_the_gateways_secrets_are_not_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_gateways_secrets_are_not_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "canary")
     code = (
         "import os, sys; from fairlead_gateway.supervisor.tokenizer.protocol import *\n"
         "found = 'canary' in str(os.environ)\n"
         "sys.stdout.buffer.write(encode_frame(TokenizeReply(1, problem=f'seen: {found}')))"
     )
-
-    async def steps(one: TokenizerClient, _: ManualClock) -> None:
+    async with tokenizer_client(sys.executable, "-c", code) as (one, _):
         assert await refused(one, "any") == "seen: False"
-
-    run(steps, sys.executable, "-c", code)

@@ -12,21 +12,20 @@ from fairlead.limits import Limits
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.worker.reporting.reporters import Reporters
-from fairlead_testing.engines.scripted import PausedStream, ScriptedEngine, scripted_engine
+from fairlead_testing.engines.scripted import PausedStream, scripted_engine
 from fairlead_testing.gateway.busy_engine import (
     ALIKE,
     GROWING,
     SLOW,
-    SilentEngine,
     chat,
     count_queued,
+    gateway_before_busy_engine,
     queue_exits,
     slow_fleet,
-    with_busy_engine,
 )
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
-from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
+from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
@@ -40,9 +39,7 @@ def timings(fields: Mapping[str, str]) -> list[str]:
 
 
 async def test_while_the_engine_is_busy_the_tighter_objective_overtakes() -> None:
-    async def use(
-        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
-    ) -> None:
+    async with gateway_before_busy_engine() as (running, engine, silent, first):
         loop = asyncio.get_running_loop()
         later = loop.create_task(request(running.url, chat(150)))
         await wait_until(lambda: count_queued(running) == 1)
@@ -59,26 +56,18 @@ async def test_while_the_engine_is_busy_the_tighter_objective_overtakes() -> Non
         assert "(deadline: has the earliest deadline" in said.latest.decision.reason
         assert queue_exits(running) == {"deadline": 2}
 
-    await with_busy_engine(use)
-
 
 async def test_plain_requests_wait_as_streams_do() -> None:
-    async def use(
-        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
-    ) -> None:
+    async with gateway_before_busy_engine() as (running, engine, silent, first):
         plain = asyncio.get_running_loop().create_task(request(running.url, SHORT | {"stream": False}))
         await wait_until(lambda: count_queued(running) == 1)
         silent.go_on.set()
         assert (await first).status == (await plain).status == 200
         assert len(engine.calls) == 2
 
-    await with_busy_engine(use)
-
 
 async def test_a_client_that_goes_leaves_the_line() -> None:
-    async def use(
-        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
-    ) -> None:
+    async with gateway_before_busy_engine() as (running, engine, silent, first):
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request(SHORT))
         await wait_until(lambda: count_queued(running) == 1)
@@ -90,43 +79,30 @@ async def test_a_client_that_goes_leaves_the_line() -> None:
         assert queue_exits(running) == {"left": 1}
         assert running.gateway.telemetry.models[MODEL_KEY].ints[at.ABANDONED] == 1
 
-    await with_busy_engine(use)
-
 
 async def test_what_is_held_goes_elsewhere_when_its_engine_is_lost() -> None:
-    async def use(
-        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
-    ) -> None:
-        async with scripted_engine() as other:
-            waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-            await wait_until(lambda: count_queued(running) == 1)
-            running.gateway.update_fleet(
-                slow_fleet([engine.url, other.url], version=2, states=[InstanceState.DRAINING, READY])
-            )
-            assert (await waiting).fields["x-fairlead-instance"] == "e-1/1/0"
-            assert len(engine.calls) == 1
-            silent.go_on.set()
-            assert (await first).status == 200
-
-    await with_busy_engine(use)
+    async with gateway_before_busy_engine() as (running, engine, silent, first), scripted_engine() as other:
+        waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
+        await wait_until(lambda: count_queued(running) == 1)
+        running.gateway.update_fleet(
+            slow_fleet([engine.url, other.url], version=2, states=[InstanceState.DRAINING, READY])
+        )
+        assert (await waiting).fields["x-fairlead-instance"] == "e-1/1/0"
+        assert len(engine.calls) == 1
+        silent.go_on.set()
+        assert (await first).status == 200
 
 
 async def test_a_clients_deadline_ends_its_waiting() -> None:
-    async def use(
-        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
-    ) -> None:
+    async with gateway_before_busy_engine() as (running, engine, _, _):
         answer = await request(running.url, SHORT, more="x-request-timeout: 0.2\r\n")
         assert answer.status == 504
         assert count_queued(running) == 0
         assert len(engine.calls) == 1
 
-    await with_busy_engine(use)
-
 
 async def test_a_full_line_refuses_with_a_time_to_come_back() -> None:
-    async def use(
-        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
-    ) -> None:
+    async with gateway_before_busy_engine(replace(Limits(), queued_requests=1)) as (running, _, silent, _):
         waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
         await wait_until(lambda: count_queued(running) == 1)
         answer = await request(running.url, SHORT)
@@ -135,8 +111,6 @@ async def test_a_full_line_refuses_with_a_time_to_come_back() -> None:
         assert int(answer.fields["retry-after"]) >= 1
         silent.go_on.set()
         assert (await waiting).status == 200
-
-    await with_busy_engine(use, replace(Limits(), queued_requests=1))
 
 
 async def test_a_request_waits_for_the_first_instance_that_is_starting() -> None:
@@ -240,9 +214,7 @@ async def test_memory_that_would_overflow_is_waited_for() -> None:
 
 
 async def test_at_a_busy_engine_the_shortest_goes_first_although_all_want_the_same() -> None:
-    async def use(
-        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
-    ) -> None:
+    async with gateway_before_busy_engine(objectives=ALIKE) as (running, engine, silent, first):
         loop = asyncio.get_running_loop()
         waiting = [loop.create_task(request(running.url, chat(150)))]
         await wait_until(lambda: count_queued(running) == 1)
@@ -255,14 +227,10 @@ async def test_at_a_busy_engine_the_shortest_goes_first_although_all_want_the_sa
         assert [len(call.json["messages"][0]["content"]) for call in engine.calls] == [800, 4, 300]
         assert queue_exits(running) == {"dispatch-queue": 2}
 
-    await with_busy_engine(use, objectives=ALIKE)
-
 
 @pytest.mark.parametrize("objectives", [ALIKE, GROWING], ids=["late-binding", "admission"])
 async def test_a_wait_for_an_engine_is_not_the_gateways_own_time(objectives: SloTargets) -> None:
-    async def use(
-        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
-    ) -> None:
+    async with gateway_before_busy_engine(objectives=objectives) as (running, _, silent, first):
         now = running.gateway.stack.admission._runtime.now
         waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
         await wait_until(lambda: count_queued(running) == 1)
@@ -285,43 +253,33 @@ async def test_a_wait_for_an_engine_is_not_the_gateways_own_time(objectives: Slo
         assert straight.queued_seconds == 0.0
         assert "queue" not in plain["server-timing"]
 
-    await with_busy_engine(use, objectives=objectives)
-
 
 async def test_a_preset_that_binds_at_once_holds_nothing_for_a_busy_engine() -> None:
-    async def use(
-        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
-    ) -> None:
+    async with gateway_before_busy_engine(objectives=ALIKE, preset="min-ttft") as (running, engine, silent, _):
         other = asyncio.get_running_loop().create_task(request(running.url, SHORT))
         await wait_until(lambda: len(engine.calls) == 2)
         silent.go_on.set()
         assert (await other).status == 200
         assert queue_exits(running) == {}
 
-    await with_busy_engine(use, objectives=ALIKE, preset="min-ttft")
-
 
 async def test_who_waits_for_an_engine_that_leaves_is_sent_to_another() -> None:
-    async def use(
-        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
-    ) -> None:
-        async with scripted_engine() as other:
-            waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-            await wait_until(lambda: count_queued(running) == 1)
-            states = [InstanceState.DRAINING, READY]
-            running.gateway.update_fleet(slow_fleet([engine.url, other.url], ALIKE, version=2, states=states))
-            assert (await waiting).fields["x-fairlead-instance"] == "e-1/1/0"
-            assert len(engine.calls) == 1
-            silent.go_on.set()
-            assert (await first).status == 200
-
-    await with_busy_engine(use, objectives=ALIKE)
+    async with (
+        gateway_before_busy_engine(objectives=ALIKE) as (running, engine, silent, first),
+        scripted_engine() as other,
+    ):
+        waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
+        await wait_until(lambda: count_queued(running) == 1)
+        states = [InstanceState.DRAINING, READY]
+        running.gateway.update_fleet(slow_fleet([engine.url, other.url], ALIKE, version=2, states=states))
+        assert (await waiting).fields["x-fairlead-instance"] == "e-1/1/0"
+        assert len(engine.calls) == 1
+        silent.go_on.set()
+        assert (await first).status == 200
 
 
 async def test_a_client_that_goes_while_its_engine_is_busy_leaves_nothing_behind() -> None:
-    async def use(
-        running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: "asyncio.Task[RawResponse]"
-    ) -> None:
+    async with gateway_before_busy_engine(objectives=ALIKE) as (running, engine, silent, first):
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request(SHORT))
         await wait_until(lambda: count_queued(running) == 1)
@@ -332,8 +290,6 @@ async def test_a_client_that_goes_while_its_engine_is_busy_leaves_nothing_behind
         assert (await first).status == 200
         assert len(engine.calls) == 1
         assert queue_exits(running) == {"left": 1}
-
-    await with_busy_engine(use, objectives=ALIKE)
 
 
 @pytest.mark.sockets

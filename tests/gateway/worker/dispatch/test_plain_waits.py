@@ -1,7 +1,8 @@
 """Plain requests that wait in the gateway: no task waits for them, and every way out is exact."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -17,13 +18,12 @@ from fairlead_testing.gateway.busy_engine import (
     SilentEngine,
     chat,
     count_queued,
+    gateway_before_busy_engine,
     queue_exits,
     slow_fleet,
-    with_busy_engine,
 )
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
-from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
@@ -60,21 +60,18 @@ class Scene:
         return self.gateway._fast_path.timeouts._oldest is None
 
 
-def with_scene(
-    use: Callable[[Scene], Awaitable[None]], objectives: SloTargets = GROWING, limits: Limits | None = None
-) -> None:
-    async def use_scene(running: RunningGateway, engine: ScriptedEngine, silent: SilentEngine, first: Task) -> None:
-        scene = Scene(running, engine, silent, first)
-        await use(scene)
+@asynccontextmanager
+async def busy_scene(objectives: SloTargets = GROWING, limits: Limits | None = None) -> AsyncIterator[Scene]:
+    async with gateway_before_busy_engine(limits, objectives=objectives) as parts:
+        scene = Scene(*parts)
+        yield scene
         await scene.finish_first()
         assert scene.has_no_timeouts()
 
-    run_async(with_busy_engine(use_scene, limits, objectives=objectives))
-
 
 @BOTH_QUEUES
-def test_plain_request_waits_without_a_task_and_is_sent_in_its_turn(objectives: SloTargets) -> None:
-    async def use(scene: Scene) -> None:
+async def test_plain_request_waits_without_a_task_and_is_sent_in_its_turn(objectives: SloTargets) -> None:
+    async with busy_scene(objectives) as scene:
         waiting = await scene.send_queued()
         assert len(scene.engine.calls) == 1
         await scene.finish_first()
@@ -89,12 +86,10 @@ def test_plain_request_waits_without_a_task_and_is_sent_in_its_turn(objectives: 
         assert logged.latest.decision.reason.startswith("queued for 0.") is is_admission
         assert queue_exits(scene.running) == {"deadline" if is_admission else "dispatch-queue": 1}
 
-    with_scene(use, objectives)
-
 
 @BOTH_QUEUES
-def test_client_that_disconnects_takes_its_request_out_of_the_queue(objectives: SloTargets) -> None:
-    async def use(scene: Scene) -> None:
+async def test_client_that_disconnects_takes_its_request_out_of_the_queue(objectives: SloTargets) -> None:
+    async with busy_scene(objectives) as scene:
         connection = await RawConnection.connect(scene.running.url)
         await connection.send(post_request(SHORT))
         await wait_until(lambda: count_queued(scene.running) == 1)
@@ -107,12 +102,10 @@ def test_client_that_disconnects_takes_its_request_out_of_the_queue(objectives: 
         await scene.finish_first()
         assert len(scene.engine.calls) == 1
 
-    with_scene(use, objectives)
-
 
 @BOTH_QUEUES
-def test_timeout_of_plain_requests_covers_the_wait(objectives: SloTargets) -> None:
-    async def use(scene: Scene) -> None:
+async def test_timeout_of_plain_requests_covers_the_wait(objectives: SloTargets) -> None:
+    async with busy_scene(objectives, replace(Limits(), response_seconds=0.2)) as scene:
         answer = await request(scene.running.url, SHORT)
         assert (answer.status, answer.error["code"]) == (504, "answer_timeout")
         assert scene.gateway.inflight_count() == 1
@@ -120,11 +113,9 @@ def test_timeout_of_plain_requests_covers_the_wait(objectives: SloTargets) -> No
         await scene.finish_first()
         assert len(scene.engine.calls) == 1
 
-    with_scene(use, objectives, replace(Limits(), response_seconds=0.2))
 
-
-def test_full_queue_refuses_a_plain_request() -> None:
-    async def use(scene: Scene) -> None:
+async def test_full_queue_refuses_a_plain_request() -> None:
+    async with busy_scene(limits=replace(Limits(), queued_requests=1)) as scene:
         waiting = await scene.send_queued()
         refused = await request(scene.running.url, SHORT)
         assert (refused.status, refused.error["code"]) == (503, "overloaded")
@@ -133,46 +124,37 @@ def test_full_queue_refuses_a_plain_request() -> None:
         await scene.finish_first()
         assert (await waiting).status == 200
 
-    with_scene(use, limits=replace(Limits(), queued_requests=1))
 
-
-def test_plain_request_that_waits_too_long_is_refused() -> None:
-    async def use(scene: Scene) -> None:
+async def test_plain_request_that_waits_too_long_is_refused() -> None:
+    async with busy_scene(limits=replace(Limits(), queue_seconds=0.05)) as scene:
         answer = await request(scene.running.url, SHORT)
         assert (answer.status, answer.error["code"]) == (503, "overloaded")
         assert "no instance had room for it" in answer.error["message"]
         assert queue_exits(scene.running) == {"held-too-long": 1}
         assert scene.gateway.inflight_count() == 1
 
-    with_scene(use, limits=replace(Limits(), queue_seconds=0.05))
+
+@BOTH_QUEUES
+async def test_plain_request_goes_elsewhere_when_its_engine_is_lost(objectives: SloTargets) -> None:
+    async with busy_scene(objectives) as scene, scripted_engine() as other:
+        waiting = await scene.send_queued()
+        states = [InstanceState.DRAINING, InstanceState.READY]
+        urls = [scene.engine.url, other.url]
+        scene.gateway.update_fleet(slow_fleet(urls, objectives, version=2, states=states))
+        answer = await waiting
+        assert (answer.status, answer.fields["x-fairlead-instance"]) == (200, "e-1/1/0")
+        assert len(scene.engine.calls) == 1
+        await scene.finish_first()
 
 
 @BOTH_QUEUES
-def test_plain_request_goes_elsewhere_when_its_engine_is_lost(objectives: SloTargets) -> None:
-    async def use(scene: Scene) -> None:
-        async with scripted_engine() as other:
-            waiting = await scene.send_queued()
-            states = [InstanceState.DRAINING, InstanceState.READY]
-            urls = [scene.engine.url, other.url]
-            scene.gateway.update_fleet(slow_fleet(urls, objectives, version=2, states=states))
-            answer = await waiting
-            assert (answer.status, answer.fields["x-fairlead-instance"]) == (200, "e-1/1/0")
-            assert len(scene.engine.calls) == 1
-            await scene.finish_first()
-
-    with_scene(use, objectives)
-
-
-@BOTH_QUEUES
-def test_plain_request_is_refused_when_its_model_is_removed(objectives: SloTargets) -> None:
-    async def use(scene: Scene) -> None:
+async def test_plain_request_is_refused_when_its_model_is_removed(objectives: SloTargets) -> None:
+    async with busy_scene(objectives) as scene:
         waiting = [await scene.send_queued(), await scene.send_queued()]
         scene.gateway.update_fleet(Fleet(2, 2, {}, {}))
         answers = [await task for task in waiting]
         assert [(answer.status, answer.error["code"]) for answer in answers] == [(503, "no_ready_instance")] * 2
         assert scene.gateway.inflight_count() == 1
-
-    with_scene(use, objectives)
 
 
 @BOTH_QUEUES
@@ -214,10 +196,10 @@ async def test_closing_the_gateway_ends_plain_requests_that_wait(objectives: Slo
 
 
 @BOTH_QUEUES
-def test_plain_request_without_an_idle_connection_goes_on_as_a_task(
+async def test_plain_request_without_an_idle_connection_goes_on_as_a_task(
     objectives: SloTargets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def use(scene: Scene) -> None:
+    async with busy_scene(objectives) as scene:
         waiting = await scene.send_queued()
         monkeypatch.setattr(scene.gateway.stack.pool, "take_idle", lambda address: None)
         await scene.finish_first()
@@ -225,14 +207,12 @@ def test_plain_request_without_an_idle_connection_goes_on_as_a_task(
         assert (answer.status, answer.fields["x-fairlead-instance"]) == (200, "e-0/0/0")
         assert sum(queue_exits(scene.running).values()) == 1
 
-    with_scene(use, objectives)
-
 
 @BOTH_QUEUES
-def test_client_that_disconnects_as_its_request_becomes_a_task_leaves_no_load(
+async def test_client_that_disconnects_as_its_request_becomes_a_task_leaves_no_load(
     objectives: SloTargets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def use(scene: Scene) -> None:
+    async with busy_scene(objectives) as scene:
         connection = await RawConnection.connect(scene.running.url)
         await connection.send(post_request(SHORT))
         await wait_until(lambda: count_queued(scene.running) == 1)
@@ -247,8 +227,6 @@ def test_client_that_disconnects_as_its_request_becomes_a_task_leaves_no_load(
         await wait_until(lambda: scene.gateway.inflight_count() == 0)
         await wait_until(lambda: {load.inflight for load in scene.running.loads().values()} == {0})
         await connection.close()
-
-    with_scene(use, objectives)
 
 
 async def test_plain_request_whose_model_gets_prefill_instances_goes_on_as_a_task() -> None:
@@ -267,15 +245,12 @@ async def test_plain_request_whose_model_gets_prefill_instances_goes_on_as_a_tas
             assert "no hand-off" in logged.latest.decision.reason
 
 
-def test_requests_that_are_sent_behind_a_refused_one_are_served() -> None:
+async def test_requests_that_are_sent_behind_a_refused_one_are_served() -> None:
     """A refusal answers a client, whose next request is handled at once."""
-
-    async def use(scene: Scene) -> None:
+    async with busy_scene(limits=replace(Limits(), queue_seconds=0.05)) as scene:
         connection = await RawConnection.connect(scene.running.url)
         await connection.send(post_request(SHORT, close=False) + post_request(SHORT))
         await wait_until(lambda: queue_exits(scene.running) == {"held-too-long": 1})
         await wait_until(lambda: count_queued(scene.running) == 1)
         await connection.close()
         await wait_until(lambda: count_queued(scene.running) == 0)
-
-    with_scene(use, limits=replace(Limits(), queue_seconds=0.05))

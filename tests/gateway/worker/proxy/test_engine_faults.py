@@ -7,7 +7,7 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway, with_engines
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, gateway_before, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 
 pytestmark = pytest.mark.simulated
@@ -173,8 +173,7 @@ async def test_fault_before_the_first_byte_is_retried_unseen_by_the_client(
     fault: Script, body: dict[str, object]
 ) -> None:
     script, met = first_fails(fault)
-
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([script, script, script]) as running:
         answer = await request(running.url, body)
         assert answer.status == 200
         assert answer.complete
@@ -188,8 +187,6 @@ async def test_fault_before_the_first_byte_is_retried_unseen_by_the_client(
         assert logged.records[0].decision.chosen != logged.records[1].decision.chosen
         assert logged.outcome is not None
         assert (logged.outcome.status, logged.outcome.error, logged.outcome.attempts) == (200, None, 2)
-
-    await with_engines([script, script, script], use)
 
 
 async def test_an_engine_that_refuses_connections_is_passed_over() -> None:
@@ -225,7 +222,7 @@ async def test_an_engine_that_refuses_connections_is_passed_over() -> None:
 async def test_when_every_engine_fails_the_client_gets_one_error_object(
     script: Script, body: dict[str, object], status: int, code: str
 ) -> None:
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([script] * 3) as running:
         answer = await request(running.url, body)
         assert (answer.status, answer.error["code"]) == (status, code)
         assert answer.error["type"] == "server_error"
@@ -236,8 +233,6 @@ async def test_when_every_engine_fails_the_client_gets_one_error_object(
         assert outcome is not None
         assert (outcome.status, outcome.error) == (status, code)
 
-    await with_engines([script] * 3, use)
-
 
 async def test_a_request_that_breaks_two_engines_is_not_given_to_a_third() -> None:
     met = []
@@ -246,12 +241,10 @@ async def test_a_request_that_breaks_two_engines_is_not_given_to_a_third() -> No
         met.append(call)
         raise HangUp
 
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([script] * 4) as running:
         answer = await request(running.url, GOOD)
         assert (answer.status, answer.fields["x-should-retry"]) == (502, "false")
         assert len(met) == 2
-
-    await with_engines([script] * 4, use)
 
 
 async def test_retries_are_bounded_by_attempts() -> None:
@@ -261,11 +254,9 @@ async def test_retries_are_bounded_by_attempts() -> None:
         met.append(call)
         await status_500(call)
 
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([script] * 4, Limits(max_attempts=2)) as running:
         assert (await request(running.url, GOOD)).status == 502
         assert len(met) == 2
-
-    await with_engines([script] * 4, use, Limits(max_attempts=2))
 
 
 async def test_retries_are_bounded_by_the_budget() -> None:
@@ -275,12 +266,10 @@ async def test_retries_are_bounded_by_the_budget() -> None:
         met.append(call)
         await status_500(call)
 
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([script] * 2, Limits(retry_share=0.0)) as running:
         for _ in range(10):
             assert (await request(running.url, GOOD)).status == 502
         assert len(met) == 10 + 3
-
-    await with_engines([script] * 2, use, Limits(retry_share=0.0))
 
 
 @pytest.mark.parametrize(
@@ -293,7 +282,7 @@ async def test_a_4xx_of_an_engine_is_the_clients_and_never_retried(status: str) 
         met.append(call)
         await call.respond(BAD_VALUE, status, more="retry-after: 7\r\n")
 
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([script] * 2) as running:
         for body in (GOOD, STREAM):
             answer = await request(running.url, body)
             assert answer.status == int(status[:3])
@@ -301,18 +290,14 @@ async def test_a_4xx_of_an_engine_is_the_clients_and_never_retried(status: str) 
             assert answer.fields["retry-after"] == "7"
         assert len(met) == 2
 
-    await with_engines([script] * 2, use)
-
 
 async def test_a_4xx_that_is_no_openai_error_becomes_one() -> None:
     async def script(call: EngineCall) -> None:
         await call.respond({"detail": "Not Found"}, "404 Not Found")
 
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([script]) as running:
         answer = await request(running.url, {"model": "tiny", "input": "x"}, path="/v1/embeddings")
         assert (answer.status, answer.error["code"]) == (404, "unknown_url")
-
-    await with_engines([script], use)
 
 
 async def test_a_4xx_inside_a_stream_becomes_a_real_one() -> None:
@@ -321,11 +306,9 @@ async def test_a_4xx_inside_a_stream_becomes_a_real_one() -> None:
         await call.event(BAD_VALUE)
         await call.finish()
 
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([script] * 2) as running:
         answer = await request(running.url, STREAM)
         assert (answer.status, answer.error["message"]) == (400, "prompt too long")
-
-    await with_engines([script] * 2, use)
 
 
 async def breaks_off(call: EngineCall) -> None:
@@ -398,7 +381,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done(en
         await seen.wait()
         await end(call)
 
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([script] * 2, Limits(stream_idle_seconds=0.3)) as running:
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request(STREAM, close=False))
         begun = await connection.reader.readuntil(b'"content":"b"')
@@ -414,8 +397,6 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done(en
         assert outcome is not None
         assert outcome.error is not None
         assert not outcome.client_disconnected
-
-    await with_engines([script] * 2, use, Limits(stream_idle_seconds=0.3))
 
 
 async def _parsed(data: bytes) -> RawResponse:
@@ -435,13 +416,10 @@ async def test_a_stream_that_breaks_before_anything_was_passed_on_is_retried() -
         await call.chunk(event(token("a")) + event(DEAD))
 
     first, met = first_fails(script)
-
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([first] * 2) as running:
         answer = await request(running.url, STREAM)
         assert answer.events[-1] == "[DONE]"
         assert len(met) == 2
-
-    await with_engines([first] * 2, use)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -449,10 +427,8 @@ async def test_a_prompt_that_the_engine_refused_does_not_count_as_cached(stream:
     async def refuse(call: EngineCall) -> None:
         await call.respond(BAD_VALUE, "400 Bad Request")
 
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([refuse]) as running:
         long = GOOD | {"messages": [{"role": "user", "content": "word " * 4_000}], "stream": stream}
         for _ in range(2):
             assert (await request(running.url, long)).status == 400
             assert running.gateway.decisions.latest(1)[0].latest.decision.matched_tokens == 0.0
-
-    await with_engines([refuse], use)

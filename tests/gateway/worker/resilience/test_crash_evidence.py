@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token, well_behaved
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway, with_engines
+from fairlead_testing.gateway.running_gateway import fleet_of, gateway_before, running_gateway
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.waiting import wait_until
 
@@ -98,13 +98,11 @@ async def test_a_retry_that_dies_in_its_stream_is_not_continued_on_a_third_engin
             await call.event({"id": "x", **token("a")})
         raise HangUp
 
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([script] * 3) as running:
         assert '"code":"stream_cut"' in (await request(running.url, GREEDY)).events[-1]
         assert len(met) == 2
         assert (await request(running.url, GREEDY)).status == 422
         assert len(met) == 2
-
-    await with_engines([script] * 3, use)
 
 
 async def test_an_engine_that_dies_of_the_rest_of_a_stream_counts_too() -> None:
@@ -116,12 +114,10 @@ async def test_an_engine_that_dies_of_the_rest_of_a_stream_counts_too() -> None:
         await call.event({"id": "x", **token("a")})
         raise HangUp
 
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([script] * 3) as running:
         assert '"code":"stream_cut"' in (await request(running.url, GREEDY)).events[-1]
         assert (await request(running.url, GREEDY)).status == 422
         assert len(met) == 2
-
-    await with_engines([script] * 3, use)
 
 
 async def test_a_copy_whose_engine_dies_when_two_have_died_already_goes_to_no_other() -> None:

@@ -14,7 +14,13 @@ from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.upstream.connection import activity_key
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine, token, well_behaved
 from fairlead_testing.engines.simulated_process import engine_processes
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway, with_engines
+from fairlead_testing.gateway.running_gateway import (
+    MODEL_KEY,
+    RunningGateway,
+    fleet_of,
+    gateway_before,
+    running_gateway,
+)
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until, wait_until_async
@@ -132,27 +138,23 @@ async def test_poison_requests_of_one_caller_eject_no_engine_without_a_retry_lef
     async def picky(call: EngineCall) -> None:
         await (answers_500 if b"poison" in call.body else well_behaved)(call)
 
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([picky] * 6) as running:
         for number in range(60):
             text = f"poison {number} " * 300 if varies else "poison"
             poison = GOOD | {"messages": [{"role": "user", "content": text}], "stream": stream}
             assert (await request(running.url, poison)).status == 502
         assert {health(running, f"e-{n}/{n}/0") for n in range(6)} == {HealthState.HEALTHY}
 
-    await with_engines([picky] * 6, use)
-
 
 async def test_poison_stream_of_one_caller_ejects_no_engine() -> None:
     async def picky(call: EngineCall) -> None:
         await (breaks_streams if b"poison" in call.body else well_behaved)(call)
 
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([picky] * 6, Limits(quarantine_seconds=0.0)) as running:
         poison = STREAM | {"messages": [{"role": "user", "content": "poison"}], "max_tokens": 7}
         for _ in range(20):
             await request(running.url, poison)
         assert {health(running, f"e-{n}/{n}/0") for n in range(6)} == {HealthState.HEALTHY}
-
-    await with_engines([picky] * 6, use, Limits(quarantine_seconds=0.0))
 
 
 async def test_half_a_fleet_that_is_gone_sits_out_and_the_other_half_serves_everything() -> None:

@@ -19,10 +19,9 @@ from fairlead_gateway.worker.upstream.connection import ResponseSink, UpstreamEr
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine
 from fairlead_testing.gateway.running_gateway import (
-    RunningGateway,
     fleet_of,
+    gateway_before,
     running_gateway,
-    with_engines,
 )
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.processes import no_descriptors
@@ -70,7 +69,10 @@ def test_a_connect_that_fails_locally_is_answered_503_with_retry_after() -> None
 
 
 async def test_shortage_of_descriptors_ejects_no_engine_and_is_answered_503() -> None:
-    async def use(running: RunningGateway) -> None:
+    async def well(call: EngineCall) -> None:
+        await call.respond({"object": "chat.completion", "choices": [{"index": 0}]})
+
+    async with gateway_before([well] * 4) as running:
         client = await RawConnection.connect(running.url)
         with no_descriptors():
             for number in range(20):
@@ -85,11 +87,6 @@ async def test_shortage_of_descriptors_ejects_no_engine_and_is_answered_503() ->
         await client.send(post_request({"model": "tiny", "messages": [{"role": "user", "content": "now"}]}))
         assert (await client.read_response()).status == 200
         await client.close()
-
-    async def well(call: EngineCall) -> None:
-        await call.respond({"object": "chat.completion", "choices": [{"index": 0}]})
-
-    await with_engines([well] * 4, use)
 
 
 class RecordingSink(ResponseSink):

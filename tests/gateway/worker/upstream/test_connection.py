@@ -22,7 +22,7 @@ from fairlead_testing.engines.scripted import (
     usage,
     well_behaved,
 )
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway, with_engines
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, gateway_before, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request, send
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
@@ -37,11 +37,9 @@ async def test_an_engine_that_never_answers_is_given_up_at_its_deadline() -> Non
     async def script(call: EngineCall) -> None:
         await call.wait_closed()
 
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([script], Limits(first_token_seconds=0.2)) as running:
         answer = await request(running.url, GOOD)
         assert (answer.status, answer.error["code"]) == (504, "engine_timeout")
-
-    await with_engines([script], use, Limits(first_token_seconds=0.2))
 
 
 @pytest.mark.parametrize("body", [GOOD, STREAM])
@@ -99,13 +97,11 @@ async def test_endless_trailer_of_an_engine_is_cut_before_it_fills_the_memory(st
                 await call.send(part)
                 sent.append(len(part))
 
-    async def use(running: RunningGateway) -> None:
+    sent: list[int] = []
+    async with gateway_before([script], Limits(response_head_bytes=2_000)) as running:
         answer = await request(running.url, GOOD)
         assert answer.status == 502
         assert sum(sent) < 6_000_000
-
-    sent: list[int] = []
-    await with_engines([script], use, Limits(response_head_bytes=2_000))
 
 
 async def test_chunk_sizes_that_arrive_alone_do_not_count_as_a_trailer() -> None:
@@ -292,13 +288,11 @@ async def test_a_stale_connection_is_replaced_without_a_word() -> None:
             raise HangUp
         await well_behaved(call)
 
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([script]) as running:
         for _ in range(5):
             answer = await request(running.url, GOOD)
             assert answer.status == 200
             assert not answer.fields["x-fairlead-reason"].startswith("retry")
-
-    await with_engines([script], use)
 
 
 async def test_idle_engine_connections_are_dropped_before_the_engine_does_it() -> None:
@@ -332,7 +326,7 @@ async def test_long_plain_response_passes_through_and_cannot_look_complete_when_
         if not complete:
             raise HangUp
 
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([script]) as running:
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request(GOOD))
         if complete:
@@ -342,8 +336,6 @@ async def test_long_plain_response_passes_through_and_cannot_look_complete_when_
                 await connection.read_response()
         await connection.close()
 
-    await with_engines([script], use)
-
 
 async def test_what_an_engine_says_after_done_is_not_passed_on() -> None:
     async def script(call: EngineCall) -> None:
@@ -352,13 +344,11 @@ async def test_what_an_engine_says_after_done_is_not_passed_on() -> None:
         await call.event(token("later"))
         await call.chunk(b"")
 
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([script]) as running:
         answer = await request(running.url, STREAM)
         assert answer.complete
         assert [answer.events[0], answer.events[-1]] == [event(token("a"))[6:-2].decode(), "[DONE]"]
         assert len(answer.events) == 2
-
-    await with_engines([script], use)
 
 
 async def test_an_engine_that_takes_no_connection_in_time_is_passed_over() -> None:

@@ -8,7 +8,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_gateway.worker.upstream.connection import ResponseSink
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token, well_behaved
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway, with_engines
+from fairlead_testing.gateway.running_gateway import fleet_of, gateway_before, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.http.tcp_server import tcp_server
 from fairlead_testing.waiting import wait_until
@@ -33,7 +33,7 @@ async def test_body_of_an_interim_response_is_no_part_of_the_final_one(framing: 
         with contextlib.suppress(ConnectionError):
             await call.send(b"HTTP/1.1 199 Almost\r\n" + framing + head + body)
 
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([script], Limits(response_buffer_bytes=65_536)) as running:
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request(GOOD))
         answer = await connection.read_response()
@@ -41,18 +41,14 @@ async def test_body_of_an_interim_response_is_no_part_of_the_final_one(framing: 
         assert await connection.reader.read() == b""  # nothing behind the announced length
         await connection.close()
 
-    await with_engines([script], use, Limits(response_buffer_bytes=65_536))
-
 
 async def test_interim_response_that_states_an_empty_body_is_skipped() -> None:
     async def script(call: EngineCall) -> None:
         await call.send(b"HTTP/1.1 100 Continue\r\ncontent-length: 0\r\n\r\n")
         await well_behaved(call)
 
-    async def use(running: RunningGateway) -> None:
+    async with gateway_before([script]) as running:
         assert (await request(running.url, GOOD)).status == 200
-
-    await with_engines([script], use)
 
 
 async def _never_complete(call: EngineCall) -> None:
