@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -226,20 +227,18 @@ def test_identities_differ_between_starts() -> None:
     assert all(name.startswith("pod_") for name in names)
 
 
-def with_elector(check: Callable[[FakeApiServer, Callable[[str], LeaderElector]], Awaitable[None]]) -> None:
-    async def main() -> None:
-        time = FakeTime()
-        async with fake_api_server() as fake, KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause) as api:
-            await check(
-                fake,
-                lambda me: LeaderElector(api, LeaseCandidate("x", "lease", me), Pacing(time, lambda: 0.5, time.pause)),
-            )
-
-    asyncio.run(main())
+@asynccontextmanager
+async def elector_factory() -> AsyncIterator[tuple[FakeApiServer, Callable[[str], LeaderElector]]]:
+    time = FakeTime()
+    async with fake_api_server() as fake, KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause) as api:
+        yield (
+            fake,
+            lambda me: LeaderElector(api, LeaseCandidate("x", "lease", me), Pacing(time, lambda: 0.5, time.pause)),
+        )
 
 
-def test_work_ends_before_the_lease_is_released() -> None:
-    async def check(fake: FakeApiServer, election: Callable[[str], LeaderElector]) -> None:
+async def test_work_ends_before_the_lease_is_released() -> None:
+    async with elector_factory() as (fake, election):
         order: list[str] = []
         stopped = asyncio.Event()
 
@@ -257,11 +256,9 @@ def test_work_ends_before_the_lease_is_released() -> None:
         assert order == ["leading: there is no lease", "ended, held by me"]
         assert holder() == ""
 
-    with_elector(check)
 
-
-def test_stop_while_waiting_ends_and_work_errors_are_raised() -> None:
-    async def check(fake: FakeApiServer, election: Callable[[str], LeaderElector]) -> None:
+async def test_stop_while_waiting_ends_and_work_errors_are_raised() -> None:
+    async with elector_factory() as (fake, election):
         stopped = asyncio.Event()
         stopped.set()
 
@@ -275,34 +272,28 @@ def test_stop_while_waiting_ends_and_work_errors_are_raised() -> None:
             await run_while_leading(election("me"), asyncio.Event(), fail, lambda _: None)
         assert fake.objects[LEASES.path("x", "lease")]["spec"]["holderIdentity"] == ""
 
-    with_elector(check)
-
 
 # --- watching -----------------------------------------------------------------------------------------------------------
 
 
-def with_watcher(
-    check: Callable[[FakeApiServer, ClusterWatcher, ObjectCache, list[str], FakeTime], Awaitable[None]],
-) -> None:
-    async def main() -> None:
-        time, shelf, keys = FakeTime(), ObjectCache(), []
-        async with fake_api_server() as fake:
-            fake.put(MODEL_DEPLOYMENTS, "chat", "qwen")
-            fake.put(SERVICES, "default", "kubernetes", spec={"ipFamilies": ["IPv6"]})
-            async with KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause) as api:
-                watching = ClusterWatcher(
-                    api, shelf, keys.append, Pacing(time, lambda: 0.5, time.pause), namespaces=("chat",)
-                )
-                _serve_kinds(fake)
-                await watching.discover()
-                task = asyncio.ensure_future(watching.run())
-                try:
-                    await watching.wait_synced()
-                    await check(fake, watching, shelf, keys, time)
-                finally:
-                    await cancel_and_wait(task)
-
-    asyncio.run(main())
+@asynccontextmanager
+async def running_watcher() -> AsyncIterator[tuple[FakeApiServer, ClusterWatcher, ObjectCache, list[str], FakeTime]]:
+    time, shelf, keys = FakeTime(), ObjectCache(), []
+    async with fake_api_server() as fake:
+        fake.put(MODEL_DEPLOYMENTS, "chat", "qwen")
+        fake.put(SERVICES, "default", "kubernetes", spec={"ipFamilies": ["IPv6"]})
+        async with KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause) as api:
+            watching = ClusterWatcher(
+                api, shelf, keys.append, Pacing(time, lambda: 0.5, time.pause), namespaces=("chat",)
+            )
+            _serve_kinds(fake)
+            await watching.discover()
+            task = asyncio.ensure_future(watching.run())
+            try:
+                await watching.wait_synced()
+                yield fake, watching, shelf, keys, time
+            finally:
+                await cancel_and_wait(task)
 
 
 def _serve_kinds(fake: FakeApiServer) -> None:
@@ -310,10 +301,8 @@ def _serve_kinds(fake: FakeApiServer) -> None:
     fake.objects["/apis/serving.fairlead.io/v1alpha1"] = {"resources": [{"name": "modeldeployments"}]}
 
 
-def test_children_are_watched_by_label_and_found_by_model() -> None:
-    async def check(
-        fake: FakeApiServer, watching: ClusterWatcher, shelf: ObjectCache, keys: list[str], time: FakeTime
-    ) -> None:
+async def test_children_are_watched_by_label_and_found_by_model() -> None:
+    async with running_watcher() as (fake, watching, shelf, keys, time):
         assert keys == ["chat/qwen"]
         assert watching.capabilities == ClusterCapabilities(ipv6=True)
         metadata = {"name": "qwen-main", "namespace": "chat", "labels": LABELS}
@@ -328,13 +317,9 @@ def test_children_are_watched_by_label_and_found_by_model() -> None:
         await wait_until(lambda: keys.count("chat/qwen") == 4)
         assert stale_cache_reason(watching.health(True)) == ""
 
-    with_watcher(check)
 
-
-def test_cluster_that_was_restored_from_a_backup_ends_the_work() -> None:
-    async def check(
-        fake: FakeApiServer, watching: ClusterWatcher, shelf: ObjectCache, keys: list[str], time: FakeTime
-    ) -> None:
+async def test_cluster_that_was_restored_from_a_backup_ends_the_work() -> None:
+    async with running_watcher() as (fake, watching, _, _, _):
         restored = asyncio.ensure_future(watching.wait_restored())
         await watching.list_models()
         assert not restored.done()
@@ -348,13 +333,9 @@ def test_cluster_that_was_restored_from_a_backup_ends_the_work() -> None:
                 await watching.list_models()
         await asyncio.wait_for(restored, 5.0)
 
-    with_watcher(check)
 
-
-def test_list_finds_what_the_model_watch_missed() -> None:
-    async def check(
-        fake: FakeApiServer, watching: ClusterWatcher, shelf: ObjectCache, keys: list[str], time: FakeTime
-    ) -> None:
+async def test_list_finds_what_the_model_watch_missed() -> None:
+    async with running_watcher() as (fake, watching, shelf, _, time):
         model = shelf.models["chat/qwen"]
         watching.on_model_event("ADDED", model)
         assert watching.health(True).overdue_seconds is None
@@ -373,24 +354,17 @@ def test_list_finds_what_the_model_watch_missed() -> None:
         time.advance(66.0)
         await wait_until(lambda: "chat/second" not in shelf.models)
 
-    with_watcher(check)
 
-
-def test_forbidden_kind_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_forbidden_kind_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """An upgrade that keeps the former roles would make the operator never ready, without a
     message.
     """
-
-    async def check(
-        fake: FakeApiServer, watching: ClusterWatcher, shelf: ObjectCache, keys: list[str], time: FakeTime
-    ) -> None:
+    async with running_watcher() as (fake, _, _, _, time):
         await wait_until(lambda: fake.watch_count > 0)
         fake.ordered_watch_responses.append(OrderedResponse(403, "Forbidden"))
         fake.end_watches()
         await time.advance_until(lambda: "cannot watch" in caplog.text, 1.0)
         assert caplog.text.count("the API server does not allow this watch") == 1
-
-    with_watcher(check)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """An indexer with two engines and a real Redis, for tests of the index commands."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
 
@@ -84,23 +85,20 @@ class IndexScene:
         return await asyncio.to_thread(run, options)
 
 
-def play_scene(url: str, steps: Callable[[IndexScene], Awaitable[None]], *, wired: bool = False) -> None:
-    """Runs the steps of a scene; ``wired``: its engines answer replays on sockets."""
-
-    async def play() -> None:
-        scene = IndexScene(url)
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        scene.link.start()
-        try:
-            await scene.link.wait_connected()
-            for name, engine in scene.engines.items() if wired else ():
-                scene.wires[name] = ZmqEngine(engine, context)
-            await scene.write()
-            await steps(scene)
-        finally:
-            for wire in scene.wires.values():
-                wire.close()
-            await scene.link.stop()
-            await asyncio.to_thread(context.destroy, 0)
-
-    asyncio.run(play())
+@asynccontextmanager
+async def index_scene(url: str, *, wired: bool = False) -> AsyncIterator[IndexScene]:
+    """Yields a scene; ``wired``: its engines answer replays on sockets."""
+    scene = IndexScene(url)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    scene.link.start()
+    try:
+        await scene.link.wait_connected()
+        for name, engine in scene.engines.items() if wired else ():
+            scene.wires[name] = ZmqEngine(engine, context)
+        await scene.write()
+        yield scene
+    finally:
+        for wire in scene.wires.values():
+            wire.close()
+        await scene.link.stop()
+        await asyncio.to_thread(context.destroy, 0)

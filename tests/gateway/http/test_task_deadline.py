@@ -1,60 +1,48 @@
 """The deadline of a task: what it ends, and what it lets pass."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
 
 from fairlead_gateway.http.timers import TaskDeadline
 
-
-def run(check: Callable[[asyncio.AbstractEventLoop], Awaitable[None]]) -> None:
-    async def main() -> None:
-        await check(asyncio.get_running_loop())
-
-    asyncio.run(main())
+pytestmark = pytest.mark.simulated
 
 
-def test_what_takes_too_long_ends_with_a_timeout_and_the_task_goes_on() -> None:
-    async def check(loop: asyncio.AbstractEventLoop) -> None:
-        with pytest.raises(TimeoutError), TaskDeadline(loop, 0.0):
-            await loop.create_future()
-        task = asyncio.current_task()
-        assert task is not None
-        assert task.cancelling() == 0
+async def test_what_takes_too_long_ends_with_a_timeout_and_the_task_goes_on() -> None:
+    loop = asyncio.get_running_loop()
+    with pytest.raises(TimeoutError), TaskDeadline(loop, 0.0):
+        await loop.create_future()
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    await asyncio.sleep(0)
+
+
+async def test_what_is_done_in_time_is_not_disturbed_later() -> None:
+    loop = asyncio.get_running_loop()
+    with TaskDeadline(loop, 0.0):
+        pass
+    for _ in range(3):
         await asyncio.sleep(0)
 
-    run(check)
 
-
-def test_what_is_done_in_time_is_not_disturbed_later() -> None:
-    async def check(loop: asyncio.AbstractEventLoop) -> None:
-        with TaskDeadline(loop, 0.0):
-            pass
-        for _ in range(3):
-            await asyncio.sleep(0)
-
-    run(check)
-
-
-def test_errors_and_other_cancellations_pass() -> None:
+async def test_errors_and_other_cancellations_pass() -> None:
     async def wait(loop: asyncio.AbstractEventLoop) -> None:
         with TaskDeadline(loop, 60.0):
             await loop.create_future()
 
-    async def check(loop: asyncio.AbstractEventLoop) -> None:
-        with pytest.raises(KeyError), TaskDeadline(loop, 60.0):
-            raise KeyError
-        task = loop.create_task(wait(loop))
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    run(check)
+    loop = asyncio.get_running_loop()
+    with pytest.raises(KeyError), TaskDeadline(loop, 60.0):
+        raise KeyError
+    task = loop.create_task(wait(loop))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
-def test_cancellation_beside_the_deadline_is_not_lost() -> None:
+async def test_cancellation_beside_the_deadline_is_not_lost() -> None:
     async def wait(loop: asyncio.AbstractEventLoop, task: "list[asyncio.Task[None]]") -> None:
         with TaskDeadline(loop, 0.0):
             try:
@@ -62,13 +50,11 @@ def test_cancellation_beside_the_deadline_is_not_lost() -> None:
             finally:
                 task[0].cancel()
 
-    async def check(loop: asyncio.AbstractEventLoop) -> None:
-        tasks: list[asyncio.Task[None]] = []
-        tasks.append(loop.create_task(wait(loop, tasks)))
-        with pytest.raises(asyncio.CancelledError):
-            await tasks[0]
-
-    run(check)
+    loop = asyncio.get_running_loop()
+    tasks: list[asyncio.Task[None]] = []
+    tasks.append(loop.create_task(wait(loop, tasks)))
+    with pytest.raises(asyncio.CancelledError):
+        await tasks[0]
 
 
 def test_it_needs_a_task() -> None:

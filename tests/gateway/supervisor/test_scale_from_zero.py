@@ -5,7 +5,8 @@ Several workers cause one hint. A hint that the autoscaler does not accept cause
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -21,29 +22,25 @@ KEY = "default/tiny"
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 
 
-def telling(use: Callable[[ScaleUpNotifier, ManualClock, list[bytes]], Awaitable[None]], answer: bytes = OK) -> None:
+@asynccontextmanager
+async def running_notifier(answer: bytes = OK) -> AsyncIterator[tuple[ScaleUpNotifier, ManualClock, list[bytes]]]:
     """Runs a notifier with a server that keeps the requests it gets."""
 
-    async def run() -> None:
-        heard: list[bytes] = []
+    heard: list[bytes] = []
 
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = int(
-                next(line for line in head.split(b"\r\n") if line.startswith(b"content-length")).split(b":")[1]
-            )
-            heard.append(head + await reader.readexactly(length))
-            writer.write(answer)
-            writer.close()
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(next(line for line in head.split(b"\r\n") if line.startswith(b"content-length")).split(b":")[1])
+        heard.append(head + await reader.readexactly(length))
+        writer.write(answer)
+        writer.close()
 
-        async with asyncio.timeout(120), tcp_server(serve) as server:
-            port = server.sockets[0].getsockname()[1]
-            clock = ManualClock(100.0)
-            waker = ScaleUpNotifier(f"http://127.0.0.1:{port}", "secret", clock, Limits())
-            await use(waker, clock, heard)
-            await waker.close()
-
-    asyncio.run(run())
+    async with asyncio.timeout(120), tcp_server(serve) as server:
+        port = server.sockets[0].getsockname()[1]
+        clock = ManualClock(100.0)
+        waker = ScaleUpNotifier(f"http://127.0.0.1:{port}", "secret", clock, Limits())
+        yield waker, clock, heard
+        await waker.close()
 
 
 async def until(seen: Callable[[], bool]) -> None:
@@ -51,8 +48,8 @@ async def until(seen: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_a_hint_is_a_post_with_the_model_and_the_token() -> None:
-    async def use(waker: ScaleUpNotifier, clock: ManualClock, heard: list[bytes]) -> None:
+async def test_a_hint_is_a_post_with_the_model_and_the_token() -> None:
+    async with running_notifier() as (waker, _, heard):
         waker.notify(KEY)
         await until(lambda: len(heard) == 1)
         head, _, body = heard[0].partition(b"\r\n\r\n")
@@ -62,11 +59,9 @@ def test_a_hint_is_a_post_with_the_model_and_the_token() -> None:
         assert json.loads(body) == {"model": KEY}
         assert waker.warnings() == []
 
-    telling(use)
 
-
-def test_what_several_workers_say_is_told_once_and_again_after_a_while() -> None:
-    async def use(waker: ScaleUpNotifier, clock: ManualClock, heard: list[bytes]) -> None:
+async def test_what_several_workers_say_is_told_once_and_again_after_a_while() -> None:
+    async with running_notifier() as (waker, clock, heard):
         for _ in range(3):
             waker.notify(KEY)
         waker.notify("default/other")
@@ -75,16 +70,12 @@ def test_what_several_workers_say_is_told_once_and_again_after_a_while() -> None
         waker.notify(KEY)
         await until(lambda: len(heard) == 3)
 
-    telling(use)
 
-
-def test_an_autoscaler_that_does_not_take_it_is_said_until_it_does() -> None:
-    async def use(waker: ScaleUpNotifier, clock: ManualClock, heard: list[bytes]) -> None:
+async def test_an_autoscaler_that_does_not_take_it_is_said_until_it_does() -> None:
+    async with running_notifier(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n") as (waker, _, _):
         waker.notify(KEY)
         await until(lambda: bool(waker.warnings()))
         assert waker.warnings() == [f"the wake hint for {KEY} did not reach the autoscaler: answered 404"]
-
-    telling(use, b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
 
 
 @pytest.mark.parametrize("url", ["", "autoscaler", "ftp://a:1", "http://", "http://a:0", "http://a?x=1", "http://[::1"])

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,6 @@ from fairlead_gateway.worker.server import PublicServer
 from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine, scripted_engine, token, well_behaved
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request
-from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
@@ -70,26 +70,24 @@ class Draining:
         return drain
 
 
-def with_drain(script: Script, use: Callable[[Draining], Awaitable[None]], limits: Limits | None = None) -> None:
+@asynccontextmanager
+async def draining_gateway(script: Script, limits: Limits | None = None) -> AsyncIterator[Draining]:
     """Runs a gateway in front of one engine, with a clock that only the test moves."""
     limits = limits or Limits()
 
-    async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url]), limits) as running:
-            clock = ManualClock()
-            running.gateway.runtime.now = clock.now
-            public = ListenAddress("127.0.0.1", 0).bind(shared=True)
-            server = PublicServer(running.gateway, public)
-            await server.start()
-            await use(Draining(running, engine, server, clock, socket_url(public, secure=False), limits))
-            assert {load.inflight for load in running.loads().values()} == {0}
-            running.gateway.loop_lag.stop()
-
-    run_async(main())
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+        clock = ManualClock()
+        running.gateway.runtime.now = clock.now
+        public = ListenAddress("127.0.0.1", 0).bind(shared=True)
+        server = PublicServer(running.gateway, public)
+        await server.start()
+        yield Draining(running, engine, server, clock, socket_url(public, secure=False), limits)
+        assert {load.inflight for load in running.loads().values()} == {0}
+        running.gateway.loop_lag.stop()
 
 
-def test_stream_that_outlasts_the_drain_is_not_cut_silently() -> None:
-    async def use(it: Draining) -> None:
+async def test_stream_that_outlasts_the_drain_is_not_cut_silently() -> None:
+    async with draining_gateway(endless_stream) as it:
         connection = await it.start_request(CHAT | {"stream": True})
         head = await connection.reader.readuntil(b"\r\n\r\n")
         assert b"connection: close" not in head
@@ -104,8 +102,6 @@ def test_stream_that_outlasts_the_drain_is_not_cut_silently() -> None:
         assert b"[DONE]" not in rest
         assert end == b"\r\n0\r\n\r\n"  # its framing is whole: no reset
 
-    with_drain(endless_stream, use)
-
 
 def how_it_ended(rest: bytes) -> str:
     """Returns how a stream ended, by its last bytes."""
@@ -115,7 +111,7 @@ def how_it_ended(rest: bytes) -> str:
     return "whole" if last.startswith(b"[DONE]") else "error event" if CODE.encode() in last else "cut"
 
 
-def test_forty_streams_of_a_drain_end_whole_or_with_an_error_event() -> None:
+async def test_forty_streams_of_a_drain_end_whole_or_with_an_error_event() -> None:
     go_on = asyncio.Event()
 
     async def script(call: EngineCall) -> None:
@@ -127,7 +123,7 @@ def test_forty_streams_of_a_drain_end_whole_or_with_an_error_event() -> None:
             await go_on.wait()
             await call.finish()
 
-    async def use(it: Draining) -> None:
+    async with draining_gateway(script) as it:
         users = ["ends", "lasts"] * 20
         streams = [await it.start_request(CHAT | {"stream": True, "user": user}) for user in users]
         for stream in streams:
@@ -142,11 +138,9 @@ def test_forty_streams_of_a_drain_end_whole_or_with_an_error_event() -> None:
         await drain
         assert ends == {"whole": 20, "error event": 20}
 
-    with_drain(script, use)
 
-
-def test_engine_is_not_blamed_for_a_stream_that_outlasts_the_drain() -> None:
-    async def use(it: Draining) -> None:
+async def test_engine_is_not_blamed_for_a_stream_that_outlasts_the_drain() -> None:
+    async with draining_gateway(endless_stream, Limits(breaker_consecutive_faults=1)) as it:
         connection = await it.start_request(CHAT | {"stream": True, "temperature": 0})  # it could be resumed
         await connection.reader.readuntil(b'"content":"a"')
         drain = await it.outlast_drain()
@@ -156,15 +150,13 @@ def test_engine_is_not_blamed_for_a_stream_that_outlasts_the_drain() -> None:
         assert it.running.gateway.stack.failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
         assert len(it.engine.calls) == 1  # none was asked for the rest
 
-    with_drain(endless_stream, use, Limits(breaker_consecutive_faults=1))
-
 
 @pytest.mark.parametrize("is_warm", [False, True], ids=["task", "fast path"])
-def test_request_without_an_answer_at_the_end_of_a_drain_gets_503(is_warm: bool) -> None:
+async def test_request_without_an_answer_at_the_end_of_a_drain_gets_503(is_warm: bool) -> None:
     async def script(call: EngineCall) -> None:
         await (silence(call) if call.json.get("user") == "slow" else well_behaved(call))
 
-    async def use(it: Draining) -> None:
+    async with draining_gateway(script) as it:
         if is_warm:  # an idle connection to the engine is what the fast path needs
             connection = await it.connect()
             await connection.send(post_request(CHAT, close=False))
@@ -179,11 +171,9 @@ def test_request_without_an_answer_at_the_end_of_a_drain_gets_503(is_warm: bool)
         assert answers[0].json["error"]["code"] == CODE
         assert answers[0].fields["retry-after"] == "1"
 
-    with_drain(script, use)
 
-
-def test_request_that_is_read_at_the_end_of_a_drain_gets_503() -> None:
-    async def use(it: Draining) -> None:
+async def test_request_that_is_read_at_the_end_of_a_drain_gets_503() -> None:
+    async with draining_gateway(well_behaved) as it:
         connection = await it.connect()
         await connection.send(post_request(CHAT)[:-5])
         await wait_until(lambda: it.running.gateway.listener.count_busy() > 0)
@@ -193,11 +183,9 @@ def test_request_that_is_read_at_the_end_of_a_drain_gets_503() -> None:
         await drain
         assert [(answer.status, answer.fields["connection"]) for answer in answers] == [(503, "close")]
 
-    with_drain(well_behaved, use)
 
-
-def test_pipelined_request_is_not_begun_when_the_drain_is_over() -> None:
-    async def use(it: Draining) -> None:
+async def test_pipelined_request_is_not_begun_when_the_drain_is_over() -> None:
+    async with draining_gateway(endless_stream) as it:
         connection = await it.start_request(CHAT | {"stream": True})
         await connection.reader.readuntil(b'"content":"a"')
         await connection.send(get_request("/readyz", close=False))
@@ -207,11 +195,9 @@ def test_pipelined_request_is_not_begun_when_the_drain_is_over() -> None:
         await drain
         assert rest.endswith(b"\r\n0\r\n\r\n")
 
-    with_drain(endless_stream, use)
 
-
-def test_idle_connection_is_closed_while_a_stream_drains() -> None:
-    async def use(it: Draining) -> None:
+async def test_idle_connection_is_closed_while_a_stream_drains() -> None:
+    async with draining_gateway(endless_stream, Limits(drain_idle_seconds=0.0)) as it:
         idle, stream = await it.connect(), await it.start_request(CHAT | {"stream": True})
         await wait_until(lambda: len(it.running.gateway.listener.connections) == 2)
         drain = await it.start_drain()
@@ -221,17 +207,15 @@ def test_idle_connection_is_closed_while_a_stream_drains() -> None:
         await stream.close()
         await drain
 
-    with_drain(endless_stream, use, Limits(drain_idle_seconds=0.0))
 
-
-def test_client_that_reads_nothing_does_not_prolong_the_end_of_a_drain() -> None:
+async def test_client_that_reads_nothing_does_not_prolong_the_end_of_a_drain() -> None:
     async def flood(call: EngineCall) -> None:
         await call.start_stream()
         for _ in range(512):  # more than the buffers of two sockets
             await call.event(token("a" * 65_536))
         await call.wait_closed()
 
-    async def use(it: Draining) -> None:
+    async with draining_gateway(flood, Limits(write_high_bytes=1_024)) as it:
         connection = await it.connect()
         connection.writer.transport.pause_reading()
         await connection.send(post_request(CHAT | {"stream": True}, close=False))
@@ -242,11 +226,9 @@ def test_client_that_reads_nothing_does_not_prolong_the_end_of_a_drain() -> None
         await drain
         connection.writer.transport.abort()
 
-    with_drain(flood, use, Limits(write_high_bytes=1_024))
 
-
-def test_drain_ends_early_on_demand() -> None:
-    async def use(it: Draining) -> None:
+async def test_drain_ends_early_on_demand() -> None:
+    async with draining_gateway(endless_stream) as it:
         connection = await it.start_request(CHAT | {"stream": True})
         await connection.reader.readuntil(b'"content":"a"')
         drain = await it.start_drain()
@@ -256,5 +238,3 @@ def test_drain_ends_early_on_demand() -> None:
         await drain
         assert CODE.encode() in rest
         assert it.clock.now() < it.limits.drain_seconds
-
-    with_drain(endless_stream, use)

@@ -3,7 +3,6 @@ equals the block store.
 """
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -19,9 +18,8 @@ from fairlead_testing.kvstore.index_harness import (
     LIMITS,
     MODEL,
     NAMES,
-    IndexHarness,
+    harness_with_redis,
     replica_content,
-    run_with_harness,
     store_content,
 )
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
@@ -30,8 +28,8 @@ from fairlead_testing.redis.valkey import Valkey
 pytestmark = pytest.mark.timeout(300)
 
 
-def test_replica_follows_the_block_store_entry_by_entry(server: Valkey) -> None:
-    async def work(world: IndexHarness, redis: Any) -> None:
+async def test_replica_follows_the_block_store_entry_by_entry(server: Valkey) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
         await world.write(5)
         await world.subscriber.step()
         await world.subscriber.step()
@@ -51,13 +49,10 @@ def test_replica_follows_the_block_store_entry_by_entry(server: Valkey) -> None:
             "nothing stays for ever"
         )
 
-    run_with_harness(server.url, work)
 
-
-def test_late_subscriber_loads_parts_and_the_stream(server: Valkey) -> None:
+async def test_late_subscriber_loads_parts_and_the_stream(server: Valkey) -> None:
     limits = replace(LIMITS, index_stream_entries=8, index_kept_batches=5)
-
-    async def work(world: IndexHarness, redis: Any) -> None:
+    async with harness_with_redis(server.url, limits) as (world, redis):
         for _ in range(100):
             await world.write(2)
             assert await redis.xlen(EVENTS_KEY) <= 8 + len(NAMES), (
@@ -71,11 +66,9 @@ def test_late_subscriber_loads_parts_and_the_stream(server: Valkey) -> None:
             assert replica_content(mirror) == store_content(world.indexer.store)
         assert len(await redis.hkeys(INDEX_KEY)) < 40, "parts that are over are taken away"
 
-    run_with_harness(server.url, work, limits)
 
-
-def test_instance_without_a_snapshot_is_loaded_from_the_stream(server: Valkey) -> None:
-    async def work(world: IndexHarness, redis: Any) -> None:
+async def test_instance_without_a_snapshot_is_loaded_from_the_stream(server: Valkey) -> None:
+    async with harness_with_redis(server.url) as (world, _):
         await world.write(20)
         book = world.writer._models[MODEL]
         told = [
@@ -94,11 +87,9 @@ def test_instance_without_a_snapshot_is_loaded_from_the_stream(server: Valkey) -
         assert [mirror.holders(own) for own in (11, 12)] == [{"new/8000/0": (StorageTier.GPU,)}] * 2
         assert mirror.completeness("new/8000/0") is not None
 
-    run_with_harness(server.url, work)
 
-
-def test_paused_leader_cannot_write_when_another_leads(server: Valkey) -> None:
-    async def work(world: IndexHarness, redis: Any) -> None:
+async def test_paused_leader_cannot_write_when_another_leads(server: Valkey) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
         await world.write(5)
         old_indexer, old_writer = world.indexer, world.writer
         assert old_writer.is_leader(MODEL)
@@ -122,11 +113,9 @@ def test_paused_leader_cannot_write_when_another_leads(server: Valkey) -> None:
         await world.settle()
         world.assert_replica_matches()
 
-    run_with_harness(server.url, work)
 
-
-def test_expired_lease_is_retaken_without_a_new_epoch(server: Valkey) -> None:
-    async def work(world: IndexHarness, redis: Any) -> None:
+async def test_expired_lease_is_retaken_without_a_new_epoch(server: Valkey) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
         await world.write(5)
         await world.settle()
         loads, at = world.subscriber.load_count(MODEL), await redis.hget(INDEX_KEY, "at")
@@ -138,16 +127,13 @@ def test_expired_lease_is_retaken_without_a_new_epoch(server: Valkey) -> None:
         assert (await redis.hget(INDEX_KEY, "at")).partition(b":")[0] == at.partition(b":")[0]
         assert world.indexer.begun == 1
 
-    run_with_harness(server.url, work)
 
-
-def test_new_indexer_continues_from_the_state_of_a_killed_one(server: Valkey) -> None:
+async def test_new_indexer_continues_from_the_state_of_a_killed_one(server: Valkey) -> None:
     """Nothing of the old process is reused, and the engines' buffers do not reach back to all
     blocks.
     """
     limits = replace(LIMITS, index_kept_batches=20)
-
-    async def work(world: IndexHarness, redis: Any) -> None:
+    async with harness_with_redis(server.url, limits) as (world, redis):
         for _ in range(40):
             await world.write(2)
         before = store_content(world.indexer.store)
@@ -166,11 +152,9 @@ def test_new_indexer_continues_from_the_state_of_a_killed_one(server: Valkey) ->
             assert world.indexer.store.state(name).complete
         assert any(before.values())
 
-    run_with_harness(server.url, work, limits)
 
-
-def test_engine_replaced_between_indexers_is_learned_again(server: Valkey) -> None:
-    async def work(world: IndexHarness, redis: Any) -> None:
+async def test_engine_replaced_between_indexers_is_learned_again(server: Valkey) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
         for _ in range(20):
             await world.write(2)
         await redis.delete(LEASE_KEY)
@@ -189,11 +173,9 @@ def test_engine_replaced_between_indexers_is_learned_again(server: Valkey) -> No
         fields = await redis.hkeys(INDEX_KEY)
         assert b"i:c/1/0" not in fields, "what is left of an instance that is gone is taken away"
 
-    run_with_harness(server.url, work)
 
-
-def test_departed_instances_leave_no_fields(server: Valkey) -> None:
-    async def work(world: IndexHarness, redis: Any) -> None:
+async def test_departed_instances_leave_no_fields(server: Valkey) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
         await world.write(6)
         await world.settle()
         for number in range(12):
@@ -209,5 +191,3 @@ def test_departed_instances_leave_no_fields(server: Valkey) -> None:
         await world.settle()
         world.assert_replica_matches()
         assert b"i:b/1/0" not in await redis.hkeys(INDEX_KEY)
-
-    run_with_harness(server.url, work)

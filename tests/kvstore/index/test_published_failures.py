@@ -11,8 +11,6 @@ A placement is a cached block of an instance. A decision lacks knowledge when no
 credited with a prompt that one has.
 """
 
-from typing import Any
-
 import pytest
 
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
@@ -22,7 +20,7 @@ from fairlead_testing.kvstore.index_harness import (
     MODEL,
     NAMES,
     IndexHarness,
-    run_with_harness,
+    harness_with_redis,
     store_content,
 )
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
@@ -63,10 +61,10 @@ def lacks_knowledge(world: IndexHarness, number: int) -> bool:
     return not any(held.blocks[0] == PROMPT_BLOCKS for held in found)
 
 
-def test_restarted_indexer_has_all_968_placements_for_1958_decisions(
+async def test_restarted_indexer_has_all_968_placements_for_1958_decisions(
     server: Valkey,
 ) -> None:
-    async def work(world: IndexHarness, redis: Any) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
         roomy(world)
         placed(world, range(121))
         await world.write(0)
@@ -86,11 +84,9 @@ def test_restarted_indexer_has_all_968_placements_for_1958_decisions(
         assert placements(world) == 968
         world.assert_replica_matches()
 
-    run_with_harness(server.url, work)
 
-
-def test_two_indexers_in_turn_serve_all_2052_decisions(server: Valkey) -> None:
-    async def work(world: IndexHarness, redis: Any) -> None:
+async def test_two_indexers_in_turn_serve_all_2052_decisions(server: Valkey) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
         roomy(world)
         placed(world, range(90))
         await world.write(0)
@@ -114,13 +110,11 @@ def test_two_indexers_in_turn_serve_all_2052_decisions(server: Valkey) -> None:
         assert len(epochs) > 2, "they did take turns"
         world.assert_replica_matches()
 
-    run_with_harness(server.url, work)
 
-
-def test_no_placement_is_credited_to_an_engine_emptied_in_a_70_s_outage(
+async def test_no_placement_is_credited_to_an_engine_emptied_in_a_70_s_outage(
     server: Valkey,
 ) -> None:
-    async def work(world: IndexHarness, redis: Any) -> None:
+    async with harness_with_redis(server.url) as (world, _):
         roomy(world)
         placed(world, range(60), AWAY)
         world.engines[AWAY].serve_prompt(prompt(60)[: 4 * BLOCK])
@@ -152,5 +146,3 @@ def test_no_placement_is_credited_to_an_engine_emptied_in_a_70_s_outage(
         )
         assert not lacks_knowledge(world, 100)
         world.assert_replica_matches()
-
-    run_with_harness(server.url, work)

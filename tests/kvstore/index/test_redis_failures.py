@@ -18,8 +18,8 @@ from fairlead_testing.kvstore.index_harness import (
     LIMITS,
     MODEL,
     IndexHarness,
+    harness_with_redis,
     replica_content,
-    run_with_harness,
     store_content,
 )
 from fairlead_testing.redis.valkey import Valkey
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.mark.parametrize("how", ["killed", "flushed"])
-def test_empty_redis_gets_everything_again(server: Valkey, how: str) -> None:
-    async def work(world: IndexHarness, redis: Any) -> None:
+async def test_empty_redis_gets_everything_again(server: Valkey, how: str) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
         await world.write(10)
         await world.settle()
         world.assert_replica_matches()
@@ -65,13 +65,10 @@ def test_empty_redis_gets_everything_again(server: Valkey, how: str) -> None:
         assert world.subscriber.models_without_leader() == []
         assert world.indexer.begun == 1, "its own truth is what counts"
 
-    run_with_harness(server.url, work)
 
-
-def test_long_redis_outage_is_bounded_and_recovered(server: Valkey) -> None:
+async def test_long_redis_outage_is_bounded_and_recovered(server: Valkey) -> None:
     limits = replace(LIMITS, index_pending_blocks=50)
-
-    async def work(world: IndexHarness, redis: Any) -> None:
+    async with harness_with_redis(server.url, limits) as (world, _):
         await world.write(10)
         await world.settle()
         server.kill()
@@ -83,8 +80,6 @@ def test_long_redis_outage_is_bounded_and_recovered(server: Valkey) -> None:
         await world.link.wait_connected()
         await world.settle()
         world.assert_replica_matches()
-
-    run_with_harness(server.url, work, limits)
 
 
 class Busy:
@@ -108,10 +103,9 @@ class Busy:
         return found
 
 
-def test_steps_end_and_other_work_runs_under_constant_load(server: Valkey) -> None:
+async def test_steps_end_and_other_work_runs_under_constant_load(server: Valkey) -> None:
     limits = replace(LIMITS, index_kept_batches=8, index_entry_blocks=16, index_stream_entries=64)
-
-    async def work(world: IndexHarness, redis: Any) -> None:
+    async with harness_with_redis(server.url, limits) as (world, _):
         await world.write(10)
         busy = Busy(world)
         book = world.writer._models[MODEL]
@@ -126,13 +120,10 @@ def test_steps_end_and_other_work_runs_under_constant_load(server: Valkey) -> No
         await world.settle()
         world.assert_replica_matches()
 
-    run_with_harness(server.url, work, limits)
 
-
-def test_backlogged_writer_reports_it_without_a_new_epoch(server: Valkey) -> None:
+async def test_backlogged_writer_reports_it_without_a_new_epoch(server: Valkey) -> None:
     limits = replace(LIMITS, index_pending_blocks=120, index_backpressure_blocks=40, index_entry_blocks=16)
-
-    async def work(world: IndexHarness, redis: Any) -> None:
+    async with harness_with_redis(server.url, limits) as (world, _):
         world.serve_prompts(30)
         busy = Busy(world)
         for _ in range(30):
@@ -146,13 +137,10 @@ def test_backlogged_writer_reports_it_without_a_new_epoch(server: Valkey) -> Non
         world.assert_replica_matches()
         assert not world.writer.is_backlogged(MODEL)
 
-    run_with_harness(server.url, work, limits)
 
-
-def test_backlogged_model_does_not_stop_the_others(server: Valkey) -> None:
+async def test_backlogged_model_does_not_stop_the_others(server: Valkey) -> None:
     limits = replace(LIMITS, index_backpressure_blocks=10)
-
-    async def work(world: IndexHarness, redis: Any) -> None:
+    async with harness_with_redis(server.url, limits) as (world, _):
         await world.write(10)
         world.writer.set_models([MODEL, "default/other"])
         world.serve_prompts(5)
@@ -163,13 +151,10 @@ def test_backlogged_model_does_not_stop_the_others(server: Valkey) -> None:
         await world.settle()
         assert world.writer.backlogged_models() == []
 
-    run_with_harness(server.url, work, limits)
 
-
-def test_unreachable_or_refusing_redis_delays_no_caller(server: Valkey) -> None:
+async def test_unreachable_or_refusing_redis_delays_no_caller(server: Valkey) -> None:
     limits = replace(LIMITS, index_backpressure_blocks=10)
-
-    async def work(world: IndexHarness, redis: Any) -> None:
+    async with harness_with_redis(server.url, limits) as (world, redis):
         await world.write(10)
         world.serve_prompts(5)
         world.indexer.read()
@@ -192,11 +177,9 @@ def test_unreachable_or_refusing_redis_delays_no_caller(server: Valkey) -> None:
         await world.settle()
         world.assert_replica_matches()
 
-    run_with_harness(server.url, work, limits)
 
-
-def test_full_redis_is_reported_and_recovered(server: Valkey) -> None:
-    async def work(world: IndexHarness, redis: Any) -> None:
+async def test_full_redis_is_reported_and_recovered(server: Valkey) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
         await world.write(10)
         await world.settle()
         await redis.config_set("maxmemory-policy", "noeviction")
@@ -217,15 +200,12 @@ def test_full_redis_is_reported_and_recovered(server: Valkey) -> None:
         world.assert_replica_matches()
         assert world.indexer.begun == 1
 
-    run_with_harness(server.url, work)
 
-
-def test_redis_restored_to_an_earlier_state_begins_a_new_epoch(server: Valkey) -> None:
+async def test_redis_restored_to_an_earlier_state_begins_a_new_epoch(server: Valkey) -> None:
     """As after the promotion of a delayed replica: everything is there, with the lease, except the
     last writes.
     """
-
-    async def work(world: IndexHarness, redis: Any) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
         await world.write(10)
         await world.settle()
         await world.write(3)
@@ -249,13 +229,11 @@ def test_redis_restored_to_an_earlier_state_begins_a_new_epoch(server: Valkey) -
         world.assert_replica_matches()
         assert (await redis.hget(INDEX_KEY, "at")).partition(b":")[0] != before.partition(b":")[0]
 
-    run_with_harness(server.url, work)
 
-
-def test_two_holders_in_one_millisecond_begin_different_epochs(
+async def test_two_holders_in_one_millisecond_begin_different_epochs(
     server: Valkey,
 ) -> None:
-    async def work(world: IndexHarness, redis: Any) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
         await world.write(1)
         await world.subscriber.step()
         first = await redis.hget(INDEX_KEY, "at")
@@ -265,8 +243,6 @@ def test_two_holders_in_one_millisecond_begin_different_epochs(
         assert (await redis.hget(INDEX_KEY, "at")).partition(b":")[0] != first.partition(b":")[0]
         await world.settle()
         world.assert_replica_matches()
-
-    run_with_harness(server.url, work)
 
 
 POISON = [
@@ -279,8 +255,10 @@ POISON = [
 
 
 @pytest.mark.parametrize(("field", "value"), POISON)
-def test_damaged_field_is_not_credited_and_the_leader_rewrites_it(server: Valkey, field: str, value: bytes) -> None:
-    async def work(world: IndexHarness, redis: Any) -> None:
+async def test_damaged_field_is_not_credited_and_the_leader_rewrites_it(
+    server: Valkey, field: str, value: bytes
+) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
         await world.write(10)
         await world.settle()
         await redis.hset(INDEX_KEY, field, value)
@@ -295,13 +273,11 @@ def test_damaged_field_is_not_credited_and_the_leader_rewrites_it(server: Valkey
         await world.settle()
         world.assert_replica_matches()
 
-    run_with_harness(server.url, work)
-
 
 @pytest.mark.parametrize("key", [LEASE_KEY, INDEX_KEY, EVENTS_KEY])
 @pytest.mark.parametrize("kind", ["text", "list"])
-def test_key_of_a_wrong_type_is_replaced(server: Valkey, key: str, kind: str) -> None:
-    async def work(world: IndexHarness, redis: Any) -> None:
+async def test_key_of_a_wrong_type_is_replaced(server: Valkey, key: str, kind: str) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
         await world.write(10)
         await world.settle()
         await redis.delete(key)
@@ -311,16 +287,13 @@ def test_key_of_a_wrong_type_is_replaced(server: Valkey, key: str, kind: str) ->
         await world.settle()
         world.assert_replica_matches()
 
-    run_with_harness(server.url, work)
-
 
 @pytest.mark.parametrize("key", [LEASE_KEY, INDEX_KEY, EVENTS_KEY])
-def test_key_evicted_by_a_full_redis_is_rewritten_without_ghosts(server: Valkey, key: str) -> None:
+async def test_key_evicted_by_a_full_redis_is_rewritten_without_ghosts(server: Valkey, key: str) -> None:
     """As with ``allkeys-lru``, the setting of the chart's Redis: one key is evicted, the others
     stay.
     """
-
-    async def work(world: IndexHarness, redis: Any) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
         await world.write(10)
         await world.settle()
         await redis.delete(key)
@@ -334,11 +307,9 @@ def test_key_evicted_by_a_full_redis_is_rewritten_without_ghosts(server: Valkey,
         await world.settle()
         world.assert_replica_matches()
 
-    run_with_harness(server.url, work)
 
-
-def test_unreadable_part_or_header_is_not_credited_and_retried(server: Valkey) -> None:
-    async def work(world: IndexHarness, redis: Any) -> None:
+async def test_unreadable_part_or_header_is_not_credited_and_retried(server: Valkey) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
         await world.write(20)
         await world.settle()
         truth = store_content(world.indexer.store)
@@ -365,11 +336,9 @@ def test_unreadable_part_or_header_is_not_credited_and_retried(server: Valkey) -
                 assert mirror is not None
                 assert replica_content(mirror) == truth
 
-    run_with_harness(server.url, work)
 
-
-def test_header_that_names_one_field_many_times_is_not_followed(server: Valkey) -> None:
-    async def work(world: IndexHarness, redis: Any) -> None:
+async def test_header_that_names_one_field_many_times_is_not_followed(server: Valkey) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
         await world.write(20)
         await world.settle()
         field = min(name for name in await redis.hkeys(INDEX_KEY) if name.startswith(b"i:"))
@@ -385,11 +354,9 @@ def test_header_that_names_one_field_many_times_is_not_followed(server: Valkey) 
         assert found is not None
         assert found.unreadable == {field[2:].decode(): "two parts have the same field"}
 
-    run_with_harness(server.url, work)
 
-
-def test_field_whose_instance_is_no_text_stops_neither_subscriber_nor_writer(server: Valkey) -> None:
-    async def work(world: IndexHarness, redis: Any) -> None:
+async def test_field_whose_instance_is_no_text_stops_neither_subscriber_nor_writer(server: Valkey) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
         await world.write(5)
         await world.settle()
         await redis.hset(INDEX_KEY, b"i:\xff", b"\x01garbage")
@@ -403,12 +370,10 @@ def test_field_whose_instance_is_no_text_stops_neither_subscriber_nor_writer(ser
         assert found is not None
         assert found.instances.keys() == store_content(world.indexer.store).keys()
 
-    run_with_harness(server.url, work)
-
 
 @pytest.mark.parametrize("moved", [True, False])
-def test_unreadable_entry_makes_a_replica_stale_until_the_next_epoch(server: Valkey, moved: bool) -> None:
-    async def work(world: IndexHarness, redis: Any) -> None:
+async def test_unreadable_entry_makes_a_replica_stale_until_the_next_epoch(server: Valkey, moved: bool) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
         await world.write(5)
         await world.settle()
         epoch, _, sequence = (await redis.hget(INDEX_KEY, "at")).partition(b":")
@@ -427,13 +392,9 @@ def test_unreadable_entry_makes_a_replica_stale_until_the_next_epoch(server: Val
         await world.settle()
         world.assert_replica_matches()
 
-    run_with_harness(server.url, work)
 
-
-def test_invalid_model_name_is_refused(server: Valkey) -> None:
-    async def work(world: IndexHarness, redis: Any) -> None:
+async def test_invalid_model_name_is_refused(server: Valkey) -> None:
+    async with harness_with_redis(server.url) as (world, _):
         for call in (world.writer.set_models, world.subscriber.set_models):
             with pytest.raises(Exception, match="not a model key"):
                 call(["no-namespace"])
-
-    run_with_harness(server.url, work)

@@ -13,7 +13,7 @@ from fairlead_kvstore.events.payloads import EventBatch, StoredEvent
 from fairlead_kvstore.index.writer_state import StreamBound
 from fairlead_kvstore.indexer.redis_memory import RedisMemoryBound
 from fairlead_testing.kvstore.block_store import MODEL, SingleInstanceStore, stored_event
-from fairlead_testing.kvstore.index_harness import IndexHarness, run_with_harness
+from fairlead_testing.kvstore.index_harness import harness_with_redis
 from fairlead_testing.redis.valkey import Valkey
 
 MIB = 1024 * 1024
@@ -130,8 +130,8 @@ def test_hints_of_shared_stores_have_equal_parts_of_the_bound() -> None:
     assert len(list(index.store.shared_store_hints(MODEL))) == 6
 
 
-def test_blocks_of_one_model_push_no_other_index_out_of_redis(server: Valkey) -> None:
-    async def work(harness: IndexHarness, redis: Any) -> None:
+async def test_blocks_of_one_model_push_no_other_index_out_of_redis(server: Valkey) -> None:
+    async with harness_with_redis(server.url, replace(LIMITS, index_lease_seconds=60.0)) as (harness, redis):
         await redis.config_set("maxmemory-policy", "allkeys-lru")
         await redis.config_set("maxmemory", 16 * MIB)
         await redis.set("index of another model", bytes(MIB))
@@ -150,5 +150,3 @@ def test_blocks_of_one_model_push_no_other_index_out_of_redis(server: Valkey) ->
         assert await redis.exists("index of another model")
         assert harness.writer.is_leader(MODEL)
         assert (await redis.info("stats"))["evicted_keys"] == 0
-
-    run_with_harness(server.url, work, replace(LIMITS, index_lease_seconds=60.0))

@@ -1,7 +1,8 @@
 """The work queue: no key runs twice at once, none is lost, and delays grow. Time is manual."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from hypothesis import given
@@ -175,28 +176,26 @@ def test_nothing_is_lost_and_nothing_runs_twice(steps: list[tuple[str, str]]) ->
     assert (work.ready_count, work.running_count, work.delayed_count) == (0, 0, 0)
 
 
-def with_queue(check: Callable[[WorkQueue, FakeTime, list[str], dict[str, Exception]], Awaitable[None]]) -> None:
-    async def main() -> None:
-        time = FakeTime()
-        queue, seen, errors = WorkQueue(time, lambda: 1.0, pause=time.pause), [], {}
+@asynccontextmanager
+async def running_queue() -> AsyncIterator[tuple[WorkQueue, FakeTime, list[str], dict[str, Exception]]]:
+    time = FakeTime()
+    queue, seen, errors = WorkQueue(time, lambda: 1.0, pause=time.pause), [], {}
 
-        async def reconcile(key: str) -> float | None:
-            seen.append(key)
-            if key in errors:
-                raise errors[key]
-            return 30.0 if key == "again" else None
+    async def reconcile(key: str) -> float | None:
+        seen.append(key)
+        if key in errors:
+            raise errors[key]
+        return 30.0 if key == "again" else None
 
-        task = asyncio.ensure_future(queue.process(reconcile, 2, lambda key, error, pause: None))
-        try:
-            await check(queue, time, seen, errors)
-        finally:
-            await cancel_and_wait(task)
-
-    asyncio.run(main())
+    task = asyncio.ensure_future(queue.process(reconcile, 2, lambda key, error, pause: None))
+    try:
+        yield queue, time, seen, errors
+    finally:
+        await cancel_and_wait(task)
 
 
-def test_workers_process_wait_and_requeue() -> None:
-    async def check(queue: WorkQueue, time: FakeTime, seen: list[str], errors: dict[str, Exception]) -> None:
+async def test_workers_process_wait_and_requeue() -> None:
+    async with running_queue() as (queue, time, seen, _):
         queue.add("a")
         queue.add("again")
         await wait_until(lambda: sorted(seen) == ["a", "again"])
@@ -204,11 +203,9 @@ def test_workers_process_wait_and_requeue() -> None:
         time.advance(30.0)
         await wait_until(lambda: seen.count("again") == 2)
 
-    with_queue(check)
 
-
-def test_failing_model_does_not_affect_others() -> None:
-    async def check(queue: WorkQueue, time: FakeTime, seen: list[str], errors: dict[str, Exception]) -> None:
+async def test_failing_model_does_not_affect_others() -> None:
+    async with running_queue() as (queue, time, seen, errors):
         errors["bad"] = RuntimeError("no")
         queue.add("bad")
         queue.add("good")
@@ -217,5 +214,3 @@ def test_failing_model_does_not_affect_others() -> None:
         await wait_until(lambda: bool(time.pending_pauses))
         time.advance(1.0)
         await wait_until(lambda: seen.count("bad") == 2 and queue.keys.failures("bad") == 0)
-
-    with_queue(check)

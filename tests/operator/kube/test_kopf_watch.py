@@ -1,7 +1,8 @@
 """kopf's watch of models on a fake API server: what it keeps of large models."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION
@@ -44,34 +45,30 @@ def serve_discovery(fake: FakeApiServer) -> None:
     fake.objects["/apis"] = {"groups": groups[1:]}
 
 
-def with_kopf(
-    before: Callable[[FakeApiServer], None],
-    check: Callable[[FakeApiServer, Recorder], Awaitable[None]],
-    namespaces: tuple[str, ...] = ("chat",),
-) -> None:
-    async def main() -> None:
-        async with fake_api_server() as fake:
-            serve_discovery(fake)
-            before(fake)
-            fake.token = "secret"
-            recorder = Recorder()
-            access = fake.config(token=fake.token)
-            watch = KopfWatch(cast(ClusterWatcher, recorder), access, FakeTime(), "me", namespaces)
-            task = asyncio.ensure_future(watch.run())
-            try:
-                await check(fake, recorder)
-            finally:
-                await cancel_and_wait(task)
-
-    asyncio.run(main())
+@asynccontextmanager
+async def running_watch(
+    before: Callable[[FakeApiServer], None], namespaces: tuple[str, ...] = ("chat",)
+) -> AsyncIterator[tuple[FakeApiServer, Recorder]]:
+    async with fake_api_server() as fake:
+        serve_discovery(fake)
+        before(fake)
+        fake.token = "secret"
+        recorder = Recorder()
+        access = fake.config(token=fake.token)
+        watch = KopfWatch(cast(ClusterWatcher, recorder), access, FakeTime(), "me", namespaces)
+        task = asyncio.ensure_future(watch.run())
+        try:
+            yield fake, recorder
+        finally:
+            await cancel_and_wait(task)
 
 
-def test_namespace_that_refused_the_watch_is_watched_once_it_can_be_listed() -> None:
+async def test_namespace_that_refused_the_watch_is_watched_once_it_can_be_listed() -> None:
     def before(fake: FakeApiServer) -> None:
         fake.put(MODEL_DEPLOYMENTS, "chat", "qwen")
         fake.refused_paths.add(MODEL_DEPLOYMENTS.path("other"))
 
-    async def check(fake: FakeApiServer, recorder: Recorder) -> None:
+    async with running_watch(before, ("chat", "other")) as (fake, recorder):
         await wait_until(lambda: fake.watch_count == 1)
         recorder.refused = frozenset({"other"})
         fake.put(MODEL_DEPLOYMENTS, "chat", "later")
@@ -80,8 +77,6 @@ def test_namespace_that_refused_the_watch_is_watched_once_it_can_be_listed() -> 
         fake.put(MODEL_DEPLOYMENTS, "other", "llama")
         recorder.refused = frozenset()
         await wait_until(lambda: any(name_of(model) == "llama" for _, model in recorder.events))
-
-    with_kopf(before, check, ("chat", "other"))
 
 
 def put_large_model(fake: FakeApiServer, name: str) -> None:
@@ -98,14 +93,14 @@ def assert_small(model: Manifest) -> None:
     assert model["spec"]["pools"][0]["template"]["spec"].keys() == {"oversized"}
 
 
-def test_kopf_lists_large_models_in_pages_and_keeps_little_of_each() -> None:
+async def test_kopf_lists_large_models_in_pages_and_keeps_little_of_each() -> None:
     count = 2 * MODELS_PER_PAGE + 1
 
     def before(fake: FakeApiServer) -> None:
         for number in range(count):
             put_large_model(fake, f"m{number:02d}")
 
-    async def check(fake: FakeApiServer, recorder: Recorder) -> None:
+    async with running_watch(before) as (fake, recorder):
         await wait_until(lambda: len(recorder.events) >= count)
         assert {name_of(model) for _, model in recorder.events} == {f"m{number:02d}" for number in range(count)}
         for type, model in recorder.events:
@@ -114,14 +109,10 @@ def test_kopf_lists_large_models_in_pages_and_keeps_little_of_each() -> None:
         lists = [one for one in fake.calls if one.path.endswith("/modeldeployments") and not one.is_watch]
         assert [one.query.get("limit") for one in lists] == [str(MODELS_PER_PAGE)] * 3
 
-    with_kopf(before, check)
 
-
-def test_kopf_keeps_little_of_a_large_model_that_changes() -> None:
-    async def check(fake: FakeApiServer, recorder: Recorder) -> None:
+async def test_kopf_keeps_little_of_a_large_model_that_changes() -> None:
+    async with running_watch(lambda fake: None) as (fake, recorder):
         await wait_until(lambda: fake.watch_count == 1)
         put_large_model(fake, "late")
         await wait_until(lambda: len(recorder.events) == 2)
         assert_small(recorder.events[-1][1])
-
-    with_kopf(lambda fake: None, check)

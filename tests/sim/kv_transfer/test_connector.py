@@ -40,8 +40,7 @@ Check = Callable[[RunningEngine, RunningEngine, AsyncExitStack], Coroutine[Any, 
 async def engine_pair(
     settings: EngineSettings = NIXL, decoding: EngineSettings | None = None
 ) -> AsyncIterator[tuple[RunningEngine, RunningEngine, AsyncExitStack]]:
-    """Runs ``check`` with a prefill and a decode engine."""
-
+    """Yields a prefill and a decode engine, and an exit stack."""
     async with (
         running_engine(settings) as prefill,
         running_engine(decoding or settings) as decode,

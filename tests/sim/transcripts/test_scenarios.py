@@ -7,7 +7,7 @@ for a time to pass.
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -37,11 +37,6 @@ LAST_CHUNK = b"\r\n0\r\n\r\n"
 BUSY = "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance."
 CORE_DIED = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 DRAINING = "cannot schedule new futures after shutdown"
-
-
-def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Runs one scenario."""
-    asyncio.run(scenario())
 
 
 def completion(tokens: int, *, stream: bool = False, prompt: str | list[int] = "Once upon a time") -> RecordedRequest:
@@ -109,44 +104,36 @@ async def keep_alive(engine: EngineProcess) -> AsyncIterator[ClientConnection]:
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
-def test_a_client_that_leaves_frees_its_slot_and_is_counted_nowhere(stream: bool) -> None:
+async def test_a_client_that_leaves_frees_its_slot_and_is_counted_nowhere(stream: bool) -> None:
     """09-abort-timeline."""
-
-    async def scenario() -> None:
-        async with launch_engine(SWITCHES) as engine:
-            async with open_client(engine.authority) as client:
-                await client.send(completion(LONG, stream=stream).to_bytes(engine.authority))
-                await wait_for_metric(engine.authority, lambda running: running == 1, RUNNING)
-                assert await read_load(engine.authority) == 1
-            await wait_for_value(lambda: read_load(engine.authority), lambda inside: inside == 0, "/load")
-            await wait_for_metric(engine.authority, lambda running: running == 0, RUNNING)
-            generated = await read_metric(engine.authority, GENERATED)
-            assert (await send_request(engine.authority, completion(3))).status == 200
-            assert await read_metric(engine.authority, GENERATED) == generated + 3
-            page = (await send_request(engine.authority, get_request("/metrics"))).body.decode()
-            ended_by = [line for line in page.splitlines() if line.startswith("vllm:request_success_total")]
-            assert {line.rpartition(" ")[2] for line in ended_by if 'reason="length"' not in line} == {"0.0"}
-
-    run(scenario)
+    async with launch_engine(SWITCHES) as engine:
+        async with open_client(engine.authority) as client:
+            await client.send(completion(LONG, stream=stream).to_bytes(engine.authority))
+            await wait_for_metric(engine.authority, lambda running: running == 1, RUNNING)
+            assert await read_load(engine.authority) == 1
+        await wait_for_value(lambda: read_load(engine.authority), lambda inside: inside == 0, "/load")
+        await wait_for_metric(engine.authority, lambda running: running == 0, RUNNING)
+        generated = await read_metric(engine.authority, GENERATED)
+        assert (await send_request(engine.authority, completion(3))).status == 200
+        assert await read_metric(engine.authority, GENERATED) == generated + 3
+        page = (await send_request(engine.authority, get_request("/metrics"))).body.decode()
+        ended_by = [line for line in page.splitlines() if line.startswith("vllm:request_success_total")]
+        assert {line.rpartition(" ")[2] for line in ended_by if 'reason="length"' not in line} == {"0.0"}
 
 
-def test_a_killed_server_cuts_streams_and_answers_no_plain_request() -> None:
+async def test_a_killed_server_cuts_streams_and_answers_no_plain_request() -> None:
     """12-sigkill-apiserver."""
-
-    async def scenario() -> None:
-        async with launch_engine(SWITCHES) as engine, AsyncExitStack() as stack:
-            stream = await begin_stream(stack, engine, LONG)
-            plain = await begin(stack, engine, completion(LONG))
-            await wait_for_metric(engine.authority, lambda running: running == 2, RUNNING)
-            engine.process.kill()
-            assert await ended(engine) == -signal.SIGKILL
-            told = await _to_the_end(stream)
-            assert not told.endswith(LAST_CHUNK)
-            assert b"[DONE]" not in told
-            assert await _to_the_end(plain) == b""
-            await refused(engine)
-
-    run(scenario)
+    async with launch_engine(SWITCHES) as engine, AsyncExitStack() as stack:
+        stream = await begin_stream(stack, engine, LONG)
+        plain = await begin(stack, engine, completion(LONG))
+        await wait_for_metric(engine.authority, lambda running: running == 2, RUNNING)
+        engine.process.kill()
+        assert await ended(engine) == -signal.SIGKILL
+        told = await _to_the_end(stream)
+        assert not told.endswith(LAST_CHUNK)
+        assert b"[DONE]" not in told
+        assert await _to_the_end(plain) == b""
+        await refused(engine)
 
 
 async def _to_the_end(connection: ClientConnection) -> bytes:
@@ -157,53 +144,45 @@ async def _to_the_end(connection: ClientConnection) -> bytes:
         return bytes(connection.received)
 
 
-def test_a_dead_engine_core_fails_every_answer_and_then_the_server_exits() -> None:
+async def test_a_dead_engine_core_fails_every_answer_and_then_the_server_exits() -> None:
     """12-sigkill-enginecore."""
-
-    async def scenario() -> None:
-        async with launch_engine(SWITCHES) as engine, AsyncExitStack() as stack:
-            stream = await begin_stream(stack, engine, LONG)
-            plain = await begin(stack, engine, completion(LONG))
-            await wait_for_metric(engine.authority, lambda running: running == 2, RUNNING)
-            control = await stack.enter_async_context(open_client(engine.authority))
-            fault = post_request("/sim/faults", {"kind": "core-dead"}).to_bytes(engine.authority)
-            await control.send(fault + get_request("/health").to_bytes(engine.authority))
-            await control.read_until(b"503 Service Unavailable")
-            error, done = last_events(await drained(stream))
-            assert (error["error"]["message"], error["error"]["code"], done) == (CORE_DIED, 500, "[DONE]")
-            assert bytes(stream.received).endswith(LAST_CHUNK)
-            answer = await plain.read_response()
-            assert (answer.status, error_of(answer)["message"]) == (500, CORE_DIED)
-            await refused(engine)
-            await ended(engine)
-
-    run(scenario)
+    async with launch_engine(SWITCHES) as engine, AsyncExitStack() as stack:
+        stream = await begin_stream(stack, engine, LONG)
+        plain = await begin(stack, engine, completion(LONG))
+        await wait_for_metric(engine.authority, lambda running: running == 2, RUNNING)
+        control = await stack.enter_async_context(open_client(engine.authority))
+        fault = post_request("/sim/faults", {"kind": "core-dead"}).to_bytes(engine.authority)
+        await control.send(fault + get_request("/health").to_bytes(engine.authority))
+        await control.read_until(b"503 Service Unavailable")
+        error, done = last_events(await drained(stream))
+        assert (error["error"]["message"], error["error"]["code"], done) == (CORE_DIED, 500, "[DONE]")
+        assert bytes(stream.received).endswith(LAST_CHUNK)
+        answer = await plain.read_response()
+        assert (answer.status, error_of(answer)["message"]) == (500, CORE_DIED)
+        await refused(engine)
+        await ended(engine)
 
 
-def test_sigterm_may_leave_a_stream_silent_until_its_client_leaves() -> None:
+async def test_sigterm_may_leave_a_stream_silent_until_its_client_leaves() -> None:
     """12-sigterm-default-timeout-0, and the first run of 24-sigterm-variants."""
-
-    async def scenario() -> None:
-        async with (
-            launch_engine((*SWITCHES, "--on-sigterm", "silence")) as engine,
-            keep_alive(engine) as idle,
-            AsyncExitStack() as stack,
-        ):
-            stream = await begin_stream(stack, engine, LONG)
-            engine.process.terminate()
-            assert await drained(idle) == b""
-            await refused(engine)
-            # What was on its way arrives; then there is neither another byte nor an end.
-            silent = asyncio.create_task(drained(stream))
-            assert await _is_quiet(stream)
-            assert engine.process.returncode is None
-            assert not silent.done()
-            silent.cancel()
-            await stream.close()
-            assert await ended(engine) == 0
-            assert not bytes(stream.received).endswith(LAST_CHUNK)
-
-    run(scenario)
+    async with (
+        launch_engine((*SWITCHES, "--on-sigterm", "silence")) as engine,
+        keep_alive(engine) as idle,
+        AsyncExitStack() as stack,
+    ):
+        stream = await begin_stream(stack, engine, LONG)
+        engine.process.terminate()
+        assert await drained(idle) == b""
+        await refused(engine)
+        # What was on its way arrives; then there is neither another byte nor an end.
+        silent = asyncio.create_task(drained(stream))
+        assert await _is_quiet(stream)
+        assert engine.process.returncode is None
+        assert not silent.done()
+        silent.cancel()
+        await stream.close()
+        assert await ended(engine) == 0
+        assert not bytes(stream.received).endswith(LAST_CHUNK)
 
 
 async def _is_quiet(stream: ClientConnection) -> bool:
@@ -217,72 +196,60 @@ async def _is_quiet(stream: ClientConnection) -> bool:
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
-def test_sigterm_by_default_aborts_what_runs(stream: bool) -> None:
+async def test_sigterm_by_default_aborts_what_runs(stream: bool) -> None:
     """The second run of 24-sigterm-variants."""
-
-    async def scenario() -> None:
-        async with launch_engine(SWITCHES) as engine, AsyncExitStack() as stack:
-            client = await begin(stack, engine, completion(LONG, stream=stream))
-            await wait_for_metric(engine.authority, lambda running: running == 1, RUNNING)
-            engine.process.terminate()
-            told = await drained(client)
-            await refused(engine)
-            assert await ended(engine) == 0
-            if stream:
-                final, done = last_events(told)
-                assert (final["choices"][0]["finish_reason"], done) == ("abort", "[DONE]")
-                assert told.endswith(LAST_CHUNK)
-            else:
-                assert parse_response(told).json()["choices"][0]["finish_reason"] == "abort"
-
-    run(scenario)
-
-
-def test_sigterm_may_end_every_answer_with_an_error() -> None:
-    """The third run of 24-sigterm-variants."""
-
-    async def scenario() -> None:
-        async with launch_engine((*SWITCHES, "--on-sigterm", "error")) as engine, AsyncExitStack() as stack:
-            streams = [await begin_stream(stack, engine, LONG) for _ in range(6)]
-            plain = [await begin(stack, engine, completion(LONG)) for _ in range(3)]
-            await wait_for_metric(engine.authority, lambda running: running == 9, RUNNING)
-            engine.process.terminate()
-            for stream in streams:
-                error, done = last_events(await drained(stream))
-                assert (error["error"]["message"], error["error"]["code"], done) == (CORE_DIED, 500, "[DONE]")
-            for client in plain:
-                assert (await client.read_response()).status == 500
-            await ended(engine)
-
-    run(scenario)
-
-
-def test_a_drain_lets_a_stream_finish_while_everything_else_stays_up() -> None:
-    """12-sigterm-shutdown-timeout-5."""
-
-    async def scenario() -> None:
-        async with (
-            launch_engine((*SWITCHES, "--shutdown-timeout", "60")) as engine,
-            keep_alive(engine) as idle,
-            AsyncExitStack() as stack,
-        ):
-            other = await begin_stream(stack, engine, LONG)  # as long as it runs, the drain does
-            stream = await begin_stream(stack, engine, 500)
-            engine.process.terminate()
-            await _draining(engine)
-            assert (await send_request(engine.authority, get_request("/health"))).status == 200
-            assert (await send_request(engine.authority, get_request("/v1/models"))).status == 200
-            told = await _to_the_last_chunk(stream)
+    async with launch_engine(SWITCHES) as engine, AsyncExitStack() as stack:
+        client = await begin(stack, engine, completion(LONG, stream=stream))
+        await wait_for_metric(engine.authority, lambda running: running == 1, RUNNING)
+        engine.process.terminate()
+        told = await drained(client)
+        await refused(engine)
+        assert await ended(engine) == 0
+        if stream:
             final, done = last_events(told)
-            assert (final["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
-            assert len(parse_response(told).events()) == 501
-            assert (await send_request(engine.authority, get_request("/health"))).status == 200
-            await other.close()
-            assert await drained(idle) == b""
-            await refused(engine)
-            assert await ended(engine) == 0
+            assert (final["choices"][0]["finish_reason"], done) == ("abort", "[DONE]")
+            assert told.endswith(LAST_CHUNK)
+        else:
+            assert parse_response(told).json()["choices"][0]["finish_reason"] == "abort"
 
-    run(scenario)
+
+async def test_sigterm_may_end_every_answer_with_an_error() -> None:
+    """The third run of 24-sigterm-variants."""
+    async with launch_engine((*SWITCHES, "--on-sigterm", "error")) as engine, AsyncExitStack() as stack:
+        streams = [await begin_stream(stack, engine, LONG) for _ in range(6)]
+        plain = [await begin(stack, engine, completion(LONG)) for _ in range(3)]
+        await wait_for_metric(engine.authority, lambda running: running == 9, RUNNING)
+        engine.process.terminate()
+        for stream in streams:
+            error, done = last_events(await drained(stream))
+            assert (error["error"]["message"], error["error"]["code"], done) == (CORE_DIED, 500, "[DONE]")
+        for client in plain:
+            assert (await client.read_response()).status == 500
+        await ended(engine)
+
+
+async def test_a_drain_lets_a_stream_finish_while_everything_else_stays_up() -> None:
+    """12-sigterm-shutdown-timeout-5."""
+    async with (
+        launch_engine((*SWITCHES, "--shutdown-timeout", "60")) as engine,
+        keep_alive(engine) as idle,
+        AsyncExitStack() as stack,
+    ):
+        other = await begin_stream(stack, engine, LONG)  # as long as it runs, the drain does
+        stream = await begin_stream(stack, engine, 500)
+        engine.process.terminate()
+        await _draining(engine)
+        assert (await send_request(engine.authority, get_request("/health"))).status == 200
+        assert (await send_request(engine.authority, get_request("/v1/models"))).status == 200
+        told = await _to_the_last_chunk(stream)
+        final, done = last_events(told)
+        assert (final["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
+        assert len(parse_response(told).events()) == 501
+        assert (await send_request(engine.authority, get_request("/health"))).status == 200
+        await other.close()
+        assert await drained(idle) == b""
+        await refused(engine)
+        assert await ended(engine) == 0
 
 
 async def _draining(engine: EngineProcess) -> None:
@@ -299,37 +266,33 @@ async def _to_the_last_chunk(stream: ClientConnection) -> bytes:
     return bytes(stream.received)
 
 
-def test_a_full_queue_refuses_plain_requests_with_503_and_streams_by_an_event() -> None:
+async def test_a_full_queue_refuses_plain_requests_with_503_and_streams_by_an_event() -> None:
     """22-admission-and-drain: the burst, then the drain of a full engine."""
-
-    async def scenario() -> None:
-        two_at_once = ("--profile", json.dumps({"base": "tiny-cpu", "maxSequences": 2}))
-        switches = (*SWITCHES, *two_at_once, "--max-num-queued-reqs", "3", "--shutdown-timeout", "60")
-        async with launch_engine(switches) as engine, AsyncExitStack() as stack:
-            inside = [await begin(stack, engine, completion(LONG, stream=True)) for _ in range(3)]
-            await wait_for_value(lambda: read_load(engine.authority), lambda count: count == 3, "/load")
-            for answer in await _answers(engine, 9, stream=False):
-                assert answer.status == 503
-                assert error_of(answer) == {"message": BUSY, "type": "Service Unavailable", "param": None, "code": 503}
-                assert "retry-after" not in answer.fields
-            for answer in await _answers(engine, 9, stream=True):
-                error, done = answer.events()
-                assert (answer.status, error["error"]["code"], done) == (200, 503, "[DONE]")
-            assert await read_metric(engine.authority, REJECTED) == 18
-            assert await read_metric(engine.authority, RUNNING) == 2
-            engine.process.terminate()
-            await _draining(engine)
-            assert (await send_request(engine.authority, get_request("/health"))).status == 200
-            assert (await send_request(engine.authority, completion(1))).status == 503
-            await inside[0].close()
-            await wait_for_value(lambda: read_load(engine.authority), lambda count: count == 2, "/load")
-            refusal = await send_request(engine.authority, completion(1))
-            assert (refusal.status, error_of(refusal)["message"]) == (500, DRAINING)
-            for client in inside[1:]:
-                await client.close()
-            assert await ended(engine) == 0
-
-    run(scenario)
+    two_at_once = ("--profile", json.dumps({"base": "tiny-cpu", "maxSequences": 2}))
+    switches = (*SWITCHES, *two_at_once, "--max-num-queued-reqs", "3", "--shutdown-timeout", "60")
+    async with launch_engine(switches) as engine, AsyncExitStack() as stack:
+        inside = [await begin(stack, engine, completion(LONG, stream=True)) for _ in range(3)]
+        await wait_for_value(lambda: read_load(engine.authority), lambda count: count == 3, "/load")
+        for answer in await _answers(engine, 9, stream=False):
+            assert answer.status == 503
+            assert error_of(answer) == {"message": BUSY, "type": "Service Unavailable", "param": None, "code": 503}
+            assert "retry-after" not in answer.fields
+        for answer in await _answers(engine, 9, stream=True):
+            error, done = answer.events()
+            assert (answer.status, error["error"]["code"], done) == (200, 503, "[DONE]")
+        assert await read_metric(engine.authority, REJECTED) == 18
+        assert await read_metric(engine.authority, RUNNING) == 2
+        engine.process.terminate()
+        await _draining(engine)
+        assert (await send_request(engine.authority, get_request("/health"))).status == 200
+        assert (await send_request(engine.authority, completion(1))).status == 503
+        await inside[0].close()
+        await wait_for_value(lambda: read_load(engine.authority), lambda count: count == 2, "/load")
+        refusal = await send_request(engine.authority, completion(1))
+        assert (refusal.status, error_of(refusal)["message"]) == (500, DRAINING)
+        for client in inside[1:]:
+            await client.close()
+        assert await ended(engine) == 0
 
 
 async def _answers(engine: EngineProcess, count: int, *, stream: bool) -> list[HttpResponse]:
@@ -337,57 +300,45 @@ async def _answers(engine: EngineProcess, count: int, *, stream: bool) -> list[H
     return list(await asyncio.gather(*(send_request(engine.authority, request) for _ in range(count))))
 
 
-def test_a_drain_refuses_new_text_with_500_and_drops_new_token_ids() -> None:
+async def test_a_drain_refuses_new_text_with_500_and_drops_new_token_ids() -> None:
     """23-drain-no-queue-limit, before the timeout."""
-
-    async def scenario() -> None:
-        async with launch_engine((*SWITCHES, "--shutdown-timeout", "60")) as engine, AsyncExitStack() as stack:
-            stream = await begin_stream(stack, engine, LONG)
-            engine.process.terminate()
-            await _draining(engine)
-            text = await begin(stack, engine, completion(1))
-            answer = await text.read_response()
-            assert answer.status == 500
-            assert error_of(answer) == {"message": DRAINING, "type": "InternalServerError", "param": None, "code": 500}
-            assert await _to_the_end(text) == b""
-            ids = await begin(stack, engine, completion(1, prompt=[1, 2, 3]))
-            assert await _to_the_end(ids) == b""
-            await stream.close()
-            assert await ended(engine) == 0
-
-    run(scenario)
+    async with launch_engine((*SWITCHES, "--shutdown-timeout", "60")) as engine, AsyncExitStack() as stack:
+        stream = await begin_stream(stack, engine, LONG)
+        engine.process.terminate()
+        await _draining(engine)
+        text = await begin(stack, engine, completion(1))
+        answer = await text.read_response()
+        assert answer.status == 500
+        assert error_of(answer) == {"message": DRAINING, "type": "InternalServerError", "param": None, "code": 500}
+        assert await _to_the_end(text) == b""
+        ids = await begin(stack, engine, completion(1, prompt=[1, 2, 3]))
+        assert await _to_the_end(ids) == b""
+        await stream.close()
+        assert await ended(engine) == 0
 
 
-def test_what_a_drain_does_not_finish_in_time_hangs_until_its_client_leaves() -> None:
+async def test_what_a_drain_does_not_finish_in_time_hangs_until_its_client_leaves() -> None:
     """23-drain-no-queue-limit, behind the timeout."""
-
-    async def scenario() -> None:
-        async with launch_engine((*SWITCHES, "--shutdown-timeout", "0.5")) as engine, AsyncExitStack() as stack:
-            streams = [await begin_stream(stack, engine, LONG) for _ in range(2)]
-            engine.process.terminate()
-            await refused(engine)
-            readers = [asyncio.create_task(drained(stream)) for stream in streams]
-            assert all([await _is_quiet(stream) for stream in streams])
-            assert engine.process.returncode is None
-            for reader, stream in zip(readers, streams, strict=True):
-                assert not reader.done()
-                reader.cancel()
-                await stream.close()
-            assert await ended(engine) == 0
-
-    run(scenario)
+    async with launch_engine((*SWITCHES, "--shutdown-timeout", "0.5")) as engine, AsyncExitStack() as stack:
+        streams = [await begin_stream(stack, engine, LONG) for _ in range(2)]
+        engine.process.terminate()
+        await refused(engine)
+        readers = [asyncio.create_task(drained(stream)) for stream in streams]
+        assert all([await _is_quiet(stream) for stream in streams])
+        assert engine.process.returncode is None
+        for reader, stream in zip(readers, streams, strict=True):
+            assert not reader.done()
+            reader.cancel()
+            await stream.close()
+        assert await ended(engine) == 0
 
 
-def test_messages_of_the_scenarios_are_json_with_the_recorded_spacing() -> None:
+async def test_messages_of_the_scenarios_are_json_with_the_recorded_spacing() -> None:
     """12-sigkill-enginecore: the error has blanks in a stream, and none in a plain answer."""
-
-    async def scenario() -> None:
-        async with launch_engine((*SWITCHES, "--max-num-queued-reqs", "0")) as engine:
-            plain = await send_request(engine.authority, completion(1))
-            stream = await send_request(engine.authority, completion(1, stream=True))
-            error = {"error": {"message": BUSY, "type": "Service Unavailable", "param": None, "code": 503}}
-            assert plain.body == json.dumps(error, separators=(",", ":")).encode()
-            assert stream.body == b"data: " + json.dumps(error).encode() + b"\n\ndata: [DONE]\n\n"
-            assert len(stream.chunks) == 2
-
-    run(scenario)
+    async with launch_engine((*SWITCHES, "--max-num-queued-reqs", "0")) as engine:
+        plain = await send_request(engine.authority, completion(1))
+        stream = await send_request(engine.authority, completion(1, stream=True))
+        error = {"error": {"message": BUSY, "type": "Service Unavailable", "param": None, "code": 503}}
+        assert plain.body == json.dumps(error, separators=(",", ":")).encode()
+        assert stream.body == b"data: " + json.dumps(error).encode() + b"\n\ndata: [DONE]\n\n"
+        assert len(stream.chunks) == 2

@@ -4,7 +4,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fairlead.errors import BadInput
@@ -67,29 +68,25 @@ class ProcessFixture:
                 await self.change.wait()
 
 
-def run_scenario(scenario: Callable[[ProcessFixture], Awaitable[None]]) -> None:
-    async def run() -> None:
-        fixture = ProcessFixture()
-        try:
-            await scenario(fixture)
-        finally:
-            fixture.reaper.close()
-
-    asyncio.run(run())
+@asynccontextmanager
+async def process_fixture() -> AsyncIterator[ProcessFixture]:
+    fixture = ProcessFixture()
+    try:
+        yield fixture
+    finally:
+        fixture.reaper.close()
 
 
-def test_process_is_ready_after_its_ready_line() -> None:
-    async def scenario(fixture: ProcessFixture) -> None:
+async def test_process_is_ready_after_its_ready_line() -> None:
+    async with process_fixture() as fixture:
         process = fixture.start(python(SERVER))
         await fixture.until(lambda: process.phase is ProcessPhase.READY)
         await process.stop(PATIENCE)
         assert fixture.phases == [ProcessPhase.STARTING, ProcessPhase.READY, ProcessPhase.STOPPED]
 
-    run_scenario(scenario)
 
-
-def test_killed_process_is_restarted_after_a_delay() -> None:
-    async def scenario(fixture: ProcessFixture) -> None:
+async def test_killed_process_is_restarted_after_a_delay() -> None:
+    async with process_fixture() as fixture:
         process = fixture.start(python(SERVER))
         await fixture.until(lambda: process.phase is ProcessPhase.READY)
         assert process.child is not None
@@ -106,11 +103,9 @@ def test_killed_process_is_restarted_after_a_delay() -> None:
         assert process.exit_reason == "SIGKILL"
         await process.stop(PATIENCE)
 
-    run_scenario(scenario)
 
-
-def test_failing_process_is_retried_with_growing_delays() -> None:
-    async def scenario(fixture: ProcessFixture) -> None:
+async def test_failing_process_is_retried_with_growing_delays() -> None:
+    async with process_fixture() as fixture:
         process = fixture.start(python("raise SystemExit(7)"))
         await fixture.until(lambda: process.starts == 5)
         assert fixture.pauses[:4] == [0.25, 0.5, 1.0, 2.0]
@@ -118,11 +113,9 @@ def test_failing_process_is_retried_with_growing_delays() -> None:
         await process.stop(PATIENCE)
         assert not process.was_ready
 
-    run_scenario(scenario)
 
-
-def test_long_ready_process_is_restarted_with_the_first_delay() -> None:
-    async def scenario(fixture: ProcessFixture) -> None:
+async def test_long_ready_process_is_restarted_with_the_first_delay() -> None:
+    async with process_fixture() as fixture:
         process = fixture.start(python(SERVER))
         for deaths, served_seconds in enumerate((1.0, 1.0, 3_600.0), start=1):
             await fixture.until(lambda: process.phase is ProcessPhase.READY)
@@ -135,11 +128,9 @@ def test_long_ready_process_is_restarted_with_the_first_delay() -> None:
         assert fixture.pauses == [0.25, 0.5, 0.25]
         await process.stop(PATIENCE)
 
-    run_scenario(scenario)
 
-
-def test_stopped_process_is_not_restarted() -> None:
-    async def scenario(fixture: ProcessFixture) -> None:
+async def test_stopped_process_is_not_restarted() -> None:
+    async with process_fixture() as fixture:
         process = fixture.start(python(SERVER))
         await fixture.until(lambda: process.phase is ProcessPhase.READY)
         await process.stop(PATIENCE)
@@ -147,11 +138,9 @@ def test_stopped_process_is_not_restarted() -> None:
         assert process.phase is ProcessPhase.STOPPED
         assert fixture.pauses == []
 
-    run_scenario(scenario)
 
-
-def test_process_that_ignores_sigterm_is_killed() -> None:
-    async def scenario(fixture: ProcessFixture) -> None:
+async def test_process_that_ignores_sigterm_is_killed() -> None:
+    async with process_fixture() as fixture:
         process = fixture.start(
             python(
                 "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
@@ -162,11 +151,9 @@ def test_process_that_ignores_sigterm_is_killed() -> None:
         assert await process.child.stop(0.05) == -signal.SIGKILL
         await process.stop(PATIENCE)
 
-    run_scenario(scenario)
 
-
-def test_failing_command_builder_is_retried() -> None:
-    async def scenario(fixture: ProcessFixture) -> None:
+async def test_failing_command_builder_is_retried() -> None:
+    async with process_fixture() as fixture:
         tries = 0
 
         def command() -> ProcessCommand:
@@ -181,31 +168,25 @@ def test_failing_command_builder_is_retried() -> None:
         assert fixture.pauses == [0.25, 0.5]
         await process.stop(PATIENCE)
 
-    run_scenario(scenario)
 
-
-def test_missing_program_is_named_in_the_last_lines() -> None:
-    async def scenario(fixture: ProcessFixture) -> None:
+async def test_missing_program_is_named_in_the_last_lines() -> None:
+    async with process_fixture() as fixture:
         child = await ChildProcess.start("it", ProcessCommand(("no-such-program-here",)), fixture.reaper)
         async with asyncio.timeout(PATIENCE):
             assert await child.exited == 127
         assert "no-such-program-here" in child.last_lines[-1]
 
-    run_scenario(scenario)
 
-
-def test_child_environment_extends_ours() -> None:
-    async def scenario(fixture: ProcessFixture) -> None:
+async def test_child_environment_extends_ours() -> None:
+    async with process_fixture() as fixture:
         script = "import os; print(os.environ.get('FAIRLEAD_TEST_A'), 'PATH' in os.environ)"
         child = await ChildProcess.start("it", python(script, FAIRLEAD_TEST_A="yes", PATH=None), fixture.reaper)
         async with asyncio.timeout(PATIENCE):
             await child.exited
         assert child.last_lines[-1] == "yes False"
 
-    run_scenario(scenario)
 
-
-def test_descendants_end_with_the_child(tmp_path: Path) -> None:
+async def test_descendants_end_with_the_child(tmp_path: Path) -> None:
     note = tmp_path / "grandchild"
     script = (
         "import subprocess, sys, time\n"
@@ -213,25 +194,20 @@ def test_descendants_end_with_the_child(tmp_path: Path) -> None:
         f"open({str(note)!r}, 'w').write(str(p.pid))\n"
         "print('ready', flush=True); time.sleep(600)"
     )
-
-    async def scenario(fixture: ProcessFixture) -> None:
+    async with process_fixture() as fixture:
         process = fixture.start(python(script))
         await fixture.until(lambda: process.phase is ProcessPhase.READY)
         grandchild = int(note.read_text())
         await process.stop(PATIENCE)
         await asyncio.to_thread(wait_until, lambda: not is_alive(grandchild), "the grandchild ends")
 
-    run_scenario(scenario)
 
-
-def test_child_output_goes_to_its_log(tmp_path: Path) -> None:
-    async def scenario(fixture: ProcessFixture) -> None:
+async def test_child_output_goes_to_its_log(tmp_path: Path) -> None:
+    async with process_fixture() as fixture:
         child = await ChildProcess.start(
             "it", python("print('one'); print('two', end='')"), fixture.reaper, tmp_path / "it.log"
         )
         async with asyncio.timeout(PATIENCE):
             await child.exited
         assert list(child.last_lines) == ["one", "two"]
-
-    run_scenario(scenario)
     assert (tmp_path / "it.log").read_text().startswith("one\ntwo")

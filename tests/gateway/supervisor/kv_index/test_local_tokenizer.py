@@ -1,7 +1,7 @@
 """The source of a prompt's tokens: the engine, or the local tokenizer once it proved right."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 
@@ -82,102 +82,86 @@ class Scene:
         return True
 
 
-def play(scene: Scene, steps: Callable[[Scene], Awaitable[None]]) -> None:
-    asyncio.run(steps(scene))  # type: ignore[arg-type]
+async def test_text_is_tokenized_here_and_chats_by_the_engine() -> None:
+    scene = Scene()
+    await scene.prompt()
+    await scene.prompt(CHAT_SAMPLE, CHATTED)
+    await scene.prompt(body=b'{"prompt": "x", "add_special_tokens": false}')
+    assert scene.learned == [([1, 2, 3], True), ([7, 8], False), ([1, 2, 3], True)]
+    assert scene.asked_here == [
+        ("/tokenizers/team/tiny/tokenizer.json", b'"some text"', True),
+        ("/tokenizers/team/tiny/tokenizer.json", b'"x"', False),
+    ]
+    assert scene.asking.description == (
+        "text prompts are tokenized by the gateway's process, engines are queried for the tokens of chats"
+    )
 
 
-def test_text_is_tokenized_here_and_chats_by_the_engine() -> None:
-    async def steps(scene: Scene) -> None:
-        await scene.prompt()
-        await scene.prompt(CHAT_SAMPLE, CHATTED)
-        await scene.prompt(body=b'{"prompt": "x", "add_special_tokens": false}')
-        assert scene.learned == [([1, 2, 3], True), ([7, 8], False), ([1, 2, 3], True)]
-        assert scene.asked_here == [
-            ("/tokenizers/team/tiny/tokenizer.json", b'"some text"', True),
-            ("/tokenizers/team/tiny/tokenizer.json", b'"x"', False),
-        ]
-        assert scene.asking.description == (
-            "text prompts are tokenized by the gateway's process, engines are queried for the tokens of chats"
-        )
-
-    play(Scene(), steps)
+async def test_without_a_tokenizer_the_engine_is_asked_and_people_are_told_why() -> None:
+    scene = Scene()
+    scene.away = "No such file or directory"
+    await scene.prompt()
+    assert scene.learned == [([7, 8], False)]
+    path = "/tokenizers/team/tiny/tokenizer.json"
+    assert scene.asking.description == (
+        f"engines are queried for the tokens of prompts: {path}: No such file or directory"
+    )
+    scene.away = ""
+    await scene.prompt()
+    assert scene.learned[-1] == ([1, 2, 3], True)
+    assert "No such file" not in scene.asking.description
 
 
-def test_without_a_tokenizer_the_engine_is_asked_and_people_are_told_why() -> None:
-    async def steps(scene: Scene) -> None:
-        scene.away = "No such file or directory"
-        await scene.prompt()
-        assert scene.learned == [([7, 8], False)]
-        path = "/tokenizers/team/tiny/tokenizer.json"
-        assert scene.asking.description == (
-            f"engines are queried for the tokens of prompts: {path}: No such file or directory"
-        )
-        scene.away = ""
-        await scene.prompt()
-        assert scene.learned[-1] == ([1, 2, 3], True)
-        assert "No such file" not in scene.asking.description
-
-    play(Scene(), steps)
+async def test_an_engine_that_tells_no_tokens_does_not_keep_text_from_being_linked() -> None:
+    scene = Scene(engine=False)
+    await scene.prompt(CHAT_SAMPLE, CHATTED)
+    assert scene.asking.description.endswith("of chats; a: answered 404")
+    await scene.prompt()
+    await scene.prompt(CHAT_SAMPLE, CHATTED)
+    assert scene.learned == [([1, 2, 3], True)]
+    assert scene.asking.query_count == 1, "it was asked once, and then not for a minute"
 
 
-def test_an_engine_that_tells_no_tokens_does_not_keep_text_from_being_linked() -> None:
-    async def steps(scene: Scene) -> None:
-        await scene.prompt(CHAT_SAMPLE, CHATTED)
-        assert scene.asking.description.endswith("of chats; a: answered 404")
-        await scene.prompt()
-        await scene.prompt(CHAT_SAMPLE, CHATTED)
-        assert scene.learned == [([1, 2, 3], True)]
-        assert scene.asking.query_count == 1, "it was asked once, and then not for a minute"
-
-    play(Scene(engine=False), steps)
+async def test_an_engine_that_tells_no_tokens_is_not_asked_by_whoever_has_no_tokenizer() -> None:
+    scene = Scene(here=False, engine=False)
+    assert await scene.prompt()
+    assert not await scene.prompt()
+    scene.clock.advance(LIMITS.tokenize_refused_seconds)
+    assert await scene.prompt()
+    assert scene.learned == []
 
 
-def test_an_engine_that_tells_no_tokens_is_not_asked_by_whoever_has_no_tokenizer() -> None:
-    async def steps(scene: Scene) -> None:
-        assert await scene.prompt()
-        assert not await scene.prompt()
-        scene.clock.advance(LIMITS.tokenize_refused_seconds)
-        assert await scene.prompt()
-        assert scene.learned == []
-
-    play(Scene(here=False, engine=False), steps)
-
-
-def test_tokenizer_that_no_engine_confirms_links_nothing_and_gives_way() -> None:
-    async def steps(scene: Scene) -> None:
-        scene.true = False
-        for _ in range(LIMITS.tokenizer_unverified_prompts):
-            assert scene.here is not None
-            assert scene.here.is_trusted
-            await scene.prompt()
-        assert scene.learned == []
-        assert sum(scene.waited) / LIMITS.tokenizer_unverified_prompts == 7.75, (
-            "seconds that a prompt may wait to be computed"
-        )
-        await scene.prompt()
-        assert scene.learned == [([7, 8], False)]
-        assert (
-            "no engine reported the tokens of /tokenizers/team/tiny/tokenizer.json for 8 prompts"
-            in scene.asking.description
-        )
-        scene.clock.advance(LIMITS.tokenize_refused_seconds)
-        scene.true = True
-        await scene.prompt()
-        assert scene.learned[-1] == ([1, 2, 3], True)
-
-    play(Scene(), steps)
-
-
-def test_prompts_that_are_borne_out_in_between_keep_the_tokenizer_in_use() -> None:
-    async def steps(scene: Scene) -> None:
-        for number in range(4 * LIMITS.tokenizer_unverified_prompts):
-            scene.true = number % 3 == 0
-            await scene.prompt()
+async def test_tokenizer_that_no_engine_confirms_links_nothing_and_gives_way() -> None:
+    scene = Scene()
+    scene.true = False
+    for _ in range(LIMITS.tokenizer_unverified_prompts):
         assert scene.here is not None
         assert scene.here.is_trusted
-        assert scene.here.verified_count == len(scene.learned) > LIMITS.tokenizer_unverified_prompts
+        await scene.prompt()
+    assert scene.learned == []
+    assert sum(scene.waited) / LIMITS.tokenizer_unverified_prompts == 7.75, (
+        "seconds that a prompt may wait to be computed"
+    )
+    await scene.prompt()
+    assert scene.learned == [([7, 8], False)]
+    assert (
+        "no engine reported the tokens of /tokenizers/team/tiny/tokenizer.json for 8 prompts"
+        in scene.asking.description
+    )
+    scene.clock.advance(LIMITS.tokenize_refused_seconds)
+    scene.true = True
+    await scene.prompt()
+    assert scene.learned[-1] == ([1, 2, 3], True)
 
-    play(Scene(), steps)
+
+async def test_prompts_that_are_borne_out_in_between_keep_the_tokenizer_in_use() -> None:
+    scene = Scene()
+    for number in range(4 * LIMITS.tokenizer_unverified_prompts):
+        scene.true = number % 3 == 0
+        await scene.prompt()
+    assert scene.here is not None
+    assert scene.here.is_trusted
+    assert scene.here.verified_count == len(scene.learned) > LIMITS.tokenizer_unverified_prompts
 
 
 def test_a_name_that_is_no_path_below_the_folder_is_not_followed() -> None:
