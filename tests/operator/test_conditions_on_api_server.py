@@ -1,7 +1,7 @@
 """External faults on a real API server: a condition names cause and fix, and engines keep serving."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -16,19 +16,15 @@ pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 LARGE = "x" * 4_096
 
 
-def run_in_namespace(
-    server: ApiServer, namespace: str, logs: Path, check: Callable[[TrialCluster], Awaitable[None]], **more: str
-) -> None:
+@asynccontextmanager
+async def settled_cluster(server: ApiServer, namespace: str, logs: Path, **more: str) -> AsyncIterator[TrialCluster]:
     """Runs `check` with an operator and a model that serves."""
 
-    async def main() -> None:
-        async with open_cluster(server, namespace, logs, **more) as here:
-            here.operators.start()
-            await here.model("qwen")
-            await here.until_settled()
-            await check(here)
-
-    asyncio.run(main())
+    async with open_cluster(server, namespace, logs, **more) as here:
+        here.operators.start()
+        await here.model("qwen")
+        await here.until_settled()
+        yield here
 
 
 async def conditions(here: TrialCluster, name: str) -> dict[str, tuple[str, str, str]]:
@@ -54,8 +50,8 @@ async def deployment(here: TrialCluster, name: str = "qwen-main") -> Manifest:
     return await here.api.get(DEPLOYMENTS, here.namespace, name)
 
 
-def test_oversized_spec_names_what_to_shorten(api_server: ApiServer, tmp_path: Path) -> None:
-    async def check(here: TrialCluster) -> None:
+async def test_oversized_spec_names_what_to_shorten(api_server: ApiServer, tmp_path: Path) -> None:
+    async with settled_cluster(api_server, "large", tmp_path) as here:
         before = await deployment(here)
         env = [{"name": f"V{number}", "value": LARGE} for number in range(128)]
         await here.model("qwen", engine={"type": "Sim", "args": [LARGE] * 128, "env": env})
@@ -67,11 +63,9 @@ def test_oversized_spec_names_what_to_shorten(api_server: ApiServer, tmp_path: P
         await here.model("qwen", "--max-num-seqs=3")  # mended
         await here.until_settled()
 
-    run_in_namespace(api_server, "large", tmp_path, check)
 
-
-def test_names_are_ascii_and_values_are_not(api_server: ApiServer, tmp_path: Path) -> None:
-    async def check(here: TrialCluster) -> None:
+async def test_names_are_ascii_and_values_are_not(api_server: ApiServer, tmp_path: Path) -> None:
+    async with settled_cluster(api_server, "letters", tmp_path) as here:
         with pytest.raises(Invalid) as refused:
             await here.model("größe")
         assert "metadata.name" in refused.value.message
@@ -81,11 +75,10 @@ def test_names_are_ascii_and_values_are_not(api_server: ApiServer, tmp_path: Pat
         env = (await deployment(here))["spec"]["template"]["spec"]["containers"][0]["env"]
         assert text in [one.get("value") for one in env]
 
-    run_in_namespace(api_server, "letters", tmp_path, check)
 
+async def test_foreign_name_is_avoided_and_reported_if_all_are_taken(api_server: ApiServer, tmp_path: Path) -> None:
+    async with settled_cluster(api_server, "clash", tmp_path) as here:
 
-def test_foreign_name_is_avoided_and_reported_if_all_are_taken(api_server: ApiServer, tmp_path: Path) -> None:
-    async def check(here: TrialCluster) -> None:
         async def theirs(name: str) -> Manifest:
             spec = {"ports": [{"port": 80}], "selector": {"app": "theirs"}}
             metadata = {"name": name, "namespace": here.namespace}
@@ -110,11 +103,9 @@ def test_foreign_name_is_avoided_and_reported_if_all_are_taken(api_server: ApiSe
             assert now["metadata"]["resourceVersion"] == one["metadata"]["resourceVersion"]
         assert (await conditions(here, "qwen"))["Ready"][:2] == ("True", "AllReady")
 
-    run_in_namespace(api_server, "clash", tmp_path, check)
 
-
-def test_later_model_reports_who_has_its_name_until_it_gets_it(api_server: ApiServer, tmp_path: Path) -> None:
-    async def check(here: TrialCluster) -> None:
+async def test_later_model_reports_who_has_its_name_until_it_gets_it(api_server: ApiServer, tmp_path: Path) -> None:
+    async with settled_cluster(api_server, "earlier", tmp_path, FAIRLEAD_WATCH_NAMESPACES="earlier,later") as here:
         await apply_crds_and_namespaces(here.api, "later")
         later = TrialCluster(here.server, here.api, "later", here.operators)
 
@@ -142,11 +133,9 @@ def test_later_model_reports_who_has_its_name_until_it_gets_it(api_server: ApiSe
         await here.api.patch_merge(MODEL_DEPLOYMENTS, here.namespace, "qwen", release, "kubectl")
         await wait_message("")
 
-    run_in_namespace(api_server, "earlier", tmp_path, check, FAIRLEAD_WATCH_NAMESPACES="earlier,later")
 
-
-def test_exceeded_quota_is_named_and_existing_pools_serve(api_server: ApiServer, tmp_path: Path) -> None:
-    async def check(here: TrialCluster) -> None:
+async def test_exceeded_quota_is_named_and_existing_pools_serve(api_server: ApiServer, tmp_path: Path) -> None:
+    async with settled_cluster(api_server, "quota", tmp_path) as here:
         before = await deployment(here)
         quota = {
             "apiVersion": "v1",
@@ -163,11 +152,9 @@ def test_exceeded_quota_is_named_and_existing_pools_serve(api_server: ApiServer,
         assert (ready[0], ready[1]) == ("False", "QuotaExceeded")
         assert (await deployment(here))["metadata"]["uid"] == before["metadata"]["uid"]
 
-    run_in_namespace(api_server, "quota", tmp_path, check)
 
-
-def test_missing_secret_is_named_and_existing_instance_serves(api_server: ApiServer, tmp_path: Path) -> None:
-    async def check(here: TrialCluster) -> None:
+async def test_missing_secret_is_named_and_existing_instance_serves(api_server: ApiServer, tmp_path: Path) -> None:
+    async with settled_cluster(api_server, "secret", tmp_path) as here:
         before = await deployment(here)
         template = before["spec"]["template"]
         metadata = {**template["metadata"], "name": "qwen-main-next", "namespace": here.namespace}
@@ -183,8 +170,6 @@ def test_missing_secret_is_named_and_existing_instance_serves(api_server: ApiSer
         assert (await conditions(here, "qwen"))["Ready"][:2] == ("True", "AllReady")
         await here.api.delete(PODS, here.namespace, "qwen-main-next")
         assert (await deployment(here))["spec"] == before["spec"]
-
-    run_in_namespace(api_server, "secret", tmp_path, check)
 
 
 async def _quota(here: TrialCluster, quota: Manifest) -> None:

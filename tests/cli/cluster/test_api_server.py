@@ -88,14 +88,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         yield found
 
 
-def run(server: ApiServer, work: Callable[[Api], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with Api(server) as api:
-            await work(api)
-
-    asyncio.run(main())
-
-
 async def installed(api: Api, build: Build) -> None:
     """Installs the chart, its pods, a lease, and a ready model."""
     for kind in served_kinds():
@@ -249,10 +241,9 @@ SEEDS: dict[str, tuple[Callable[[Api], Awaitable[None]], str]] = {
 }
 
 
-def test_each_seeded_fault_fails_only_its_check_on_an_api_server(server: ApiServer, builders: Build) -> None:
+async def test_each_seeded_fault_fails_only_its_check_on_an_api_server(server: ApiServer, builders: Build) -> None:
     assert [one.name for one in SEEDED_FAULTS] == list(SEEDS)
-
-    async def work(api: Api) -> None:
+    async with Api(server) as api:
         await installed(api, builders)
         results = await checked(api)
         assert [
@@ -271,13 +262,10 @@ def test_each_seeded_fault_fails_only_its_check_on_an_api_server(server: ApiServ
             await installed(api, builders)
         assert failing(await checked(api)) == {}
 
-    run(server, work)
 
-
-def test_check_pre_before_an_installation(server: ApiServer) -> None:
+async def test_check_pre_before_an_installation(server: ApiServer) -> None:
     """A namespace that enforces ``restricted`` takes the pod."""
-
-    async def work(api: Api) -> None:
+    async with Api(server) as api:
         strict = of(NAMESPACES, None, "strict")
         strict["metadata"]["labels"] = {"pod-security.kubernetes.io/enforce": "restricted"}
         await api.apply(strict, "test")
@@ -287,8 +275,6 @@ def test_check_pre_before_an_installation(server: ApiServer) -> None:
         assert facts.dry_run_refusal == ""
         assert {name for name, one in found.items() if one.outcome is CheckOutcome.FAILED} == set()
         assert found["storage-class"].outcome is found["accelerators"].outcome is CheckOutcome.WARNING
-
-    run(server, work)
 
 
 # --- the commands -------------------------------------------------------------------------------------------------------
@@ -306,16 +292,17 @@ def furnished(server: ApiServer) -> ApiServer:
     has seen.
     """
 
-    async def work(api: Api) -> None:
-        for kind in served_kinds():
-            await api.apply(crd_manifest(kind), "test")
-        await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
-        for name in (PLACE, MODELS):
-            await api.apply(of(NAMESPACES, None, name), "test")
-        await modelled(api, ready=False, pods=(waiting("ImagePullBackOff", "not found"),))
-        await api.apply(of(MODEL_DEPLOYMENTS, PLACE, "unseen", spec=TINY), "test")
+    async def furnish() -> None:
+        async with Api(server) as api:
+            for kind in served_kinds():
+                await api.apply(crd_manifest(kind), "test")
+            await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
+            for name in (PLACE, MODELS):
+                await api.apply(of(NAMESPACES, None, name), "test")
+            await modelled(api, ready=False, pods=(waiting("ImagePullBackOff", "not found"),))
+            await api.apply(of(MODEL_DEPLOYMENTS, PLACE, "unseen", spec=TINY), "test")
 
-    run(server, work)
+    asyncio.run(furnish())
     return server
 
 
@@ -340,8 +327,8 @@ def event_about(name: str, target: Manifest, uid: str) -> Manifest:
     return of(EVENTS, MODELS, name, regarding=regarding, eventTime=at, **said, **reporter)
 
 
-def test_status_has_no_events_of_deleted_objects_with_the_same_name(furnished: ApiServer) -> None:
-    async def work(api: Api) -> None:
+async def test_status_has_no_events_of_deleted_objects_with_the_same_name(furnished: ApiServer) -> None:
+    async with Api(furnished) as api:
         model = await find_model(api, "tiny", MODELS)
         spec = {"containers": [{"name": "engine", "image": "x/y:z"}]}
         pod = of(PODS, MODELS, "tiny-main-a", spec=spec)
@@ -355,8 +342,6 @@ def test_status_has_no_events_of_deleted_objects_with_the_same_name(furnished: A
         await api.delete(PODS, MODELS, "tiny-main-a")
         assert not isinstance(found, MissingValue)
         assert [event["note"] for event in found] == ["modeldeployment-now", "pod-now"]
-
-    run(furnished, work)
 
 
 def test_status_of_all_models_is_a_table(furnished: ApiServer) -> None:
