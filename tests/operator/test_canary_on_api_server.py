@@ -1,7 +1,7 @@
 """A canary on a real API server: its objects, its status, and its end by hand."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,17 @@ ROLLOUT = {"canary": {"steps": [10, 50], "observe": "10m"}}
 SPEC: dict[str, Any] = {"replicas": 4, "rollout": ROLLOUT}
 
 
-def run_with_canary(
-    server: ApiServer, namespace: str, logs: Path, check: Callable[[TrialCluster], Awaitable[None]]
-) -> None:
+@asynccontextmanager
+async def observed_canary(server: ApiServer, namespace: str, logs: Path) -> AsyncIterator[TrialCluster]:
     """Runs `check` with a model of four instances, and a change that has a canary."""
 
-    async def main() -> None:
-        async with open_cluster(server, namespace, logs) as here:
-            here.operators.start()
-            await here.model("qwen", **SPEC)
-            await here.until_settled()
-            await here.model("qwen", "--speed=2", **SPEC)
-            await wait_phase(here, "Observing")
-            await check(here)
-
-    asyncio.run(main())
+    async with open_cluster(server, namespace, logs) as here:
+        here.operators.start()
+        await here.model("qwen", **SPEC)
+        await here.until_settled()
+        await here.model("qwen", "--speed=2", **SPEC)
+        await wait_phase(here, "Observing")
+        yield here
 
 
 async def status(here: TrialCluster) -> dict[str, Any]:
@@ -87,8 +83,8 @@ async def annotate(here: TrialCluster, value: str) -> None:
     await here.api.patch_merge(MODEL_DEPLOYMENTS, here.namespace, "qwen", patch, "kubectl")
 
 
-def test_canary_has_objects_of_its_own_and_is_promoted_by_hand(api_server: ApiServer, tmp_path: Path) -> None:
-    async def check(here: TrialCluster) -> None:
+async def test_canary_has_objects_of_its_own_and_is_promoted_by_hand(api_server: ApiServer, tmp_path: Path) -> None:
+    async with observed_canary(api_server, "canary-promoted", tmp_path) as here:
         assert await speeds(here) == {"main": (4, False), "main.canary": (1, True)}
         assert await services(here) == {"main", "main.canary"}
         now = await status(here)
@@ -98,11 +94,9 @@ def test_canary_has_objects_of_its_own_and_is_promoted_by_hand(api_server: ApiSe
         await wait_phase(here, "Promoted")
         await wait_services(here, {"main"})
 
-    run_with_canary(api_server, "canary-promoted", tmp_path, check)
 
-
-def test_canary_outlives_its_operator_and_is_ended_by_hand(api_server: ApiServer, tmp_path: Path) -> None:
-    async def check(here: TrialCluster) -> None:
+async def test_canary_outlives_its_operator_and_is_ended_by_hand(api_server: ApiServer, tmp_path: Path) -> None:
+    async with observed_canary(api_server, "canary-ended", tmp_path) as here:
         before = await status(here)
         here.operators.stop(0)
         here.operators.start()
@@ -113,8 +107,6 @@ def test_canary_outlives_its_operator_and_is_ended_by_hand(api_server: ApiServer
         await wait_phase(here, "RolledBack")
         conditions = {one["type"]: one["reason"] for one in (await status(here))["conditions"]}
         assert conditions["CanaryHealthy"] == "EndedByHand"
-
-    run_with_canary(api_server, "canary-ended", tmp_path, check)
 
 
 async def test_api_server_refuses_settings_that_cannot_work(api_server: ApiServer, tmp_path: Path) -> None:

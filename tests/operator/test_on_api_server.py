@@ -6,7 +6,8 @@ It applies, prunes, writes status, scales, holds its lease, survives SIGKILL, an
 import asyncio
 import json
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,14 @@ def operators(api_server: ApiServer, tmp_path: Path) -> Iterator[Callable[[str],
         one.close()
 
 
-def run_in_namespace(server: ApiServer, namespace: str, check: Callable[[KubeApi], Awaitable[None]]) -> None:
+@asynccontextmanager
+async def namespace_api(server: ApiServer, namespace: str) -> AsyncIterator[KubeApi]:
     """Fairlead's kinds and a namespace of one's own."""
 
-    async def main() -> None:
-        async with KubeApi(server.config(), SystemClock(), lambda: 0.5, limits=Limits(kube_attempts=2)) as api:
-            await apply_crds_and_namespaces(api, namespace)
-            assert await api.has_resource(NAMESPACES)
-            await check(api)
-
-    asyncio.run(main())
+    async with KubeApi(server.config(), SystemClock(), lambda: 0.5, limits=Limits(kube_attempts=2)) as api:
+        await apply_crds_and_namespaces(api, namespace)
+        assert await api.has_resource(NAMESPACES)
+        yield api
 
 
 def model(namespace: str, *pools: str, **spec: Any) -> Manifest:
@@ -105,12 +104,11 @@ async def wait_ready(api: KubeApi, namespace: str, generation: int) -> Manifest:
     return found
 
 
-def test_model_life_cycle_with_two_operators_and_one_kill(
+async def test_model_life_cycle_with_two_operators_and_one_kill(
     api_server: ApiServer, operators: Callable[[str], OperatorProcesses]
 ) -> None:
     namespace = "life"
-
-    async def check(api: KubeApi) -> None:
+    async with namespace_api(api_server, namespace) as api:
         some = operators(namespace)
         first = some.start()
         await wait_until_async(lambda: asyncio.to_thread(some.is_leading, first))
@@ -154,15 +152,12 @@ def test_model_life_cycle_with_two_operators_and_one_kill(
         reasons = {event["reason"] for event in (await api.list(EVENTS, namespace)).items}
         assert {"Created", "AllReady", "Removed"} <= reasons
 
-    run_in_namespace(api_server, namespace, check)
 
-
-def test_model_nested_thousands_of_levels_stops_no_operator(
+async def test_model_nested_thousands_of_levels_stops_no_operator(
     api_server: ApiServer, operators: Callable[[str], OperatorProcesses]
 ) -> None:
     namespace = "deep"
-
-    async def check(api: KubeApi) -> None:
+    async with namespace_api(api_server, namespace) as api:
         some = operators(namespace)
         first = some.start()
         await wait_until_async(lambda: asyncio.to_thread(some.is_leading, first))
@@ -189,10 +184,8 @@ def test_model_nested_thousands_of_levels_stops_no_operator(
         await wait_children(api, namespace, "qwen-other")
         assert some.stop(second) == 0
 
-    run_in_namespace(api_server, namespace, check)
 
-
-def test_revision_whose_text_is_no_unicode_stops_no_operator(
+async def test_revision_whose_text_is_no_unicode_stops_no_operator(
     api_server: ApiServer, operators: Callable[[str], OperatorProcesses]
 ) -> None:
     namespace = "text"
@@ -211,7 +204,7 @@ def test_revision_whose_text_is_no_unicode_stops_no_operator(
         path = CONTROLLER_REVISIONS.path(namespace)
         await api._request(HttpRequest("POST", path, body=body.replace(b"PLACE", text), repeatable=False))
 
-    async def check(api: KubeApi) -> None:
+    async with namespace_api(api_server, namespace) as api:
         await store(api, "half-pair", rb"\ud800")
         await store(api, "no-utf-8", b"\xff\xfe")
         some = operators(namespace)
@@ -224,16 +217,14 @@ def test_revision_whose_text_is_no_unicode_stops_no_operator(
         await wait_children(api, namespace, "qwen-other")
         assert some.stop(first) == 0
 
-    run_in_namespace(api_server, namespace, check)
 
-
-def test_kill_and_unreachable_api_server_create_everything_once(
+async def test_kill_and_unreachable_api_server_create_everything_once(
     api_server: ApiServer, operators: Callable[[str], OperatorProcesses]
 ) -> None:
     namespace = "outage"
     names = [f"m{number:02d}" for number in range(10)]
+    async with namespace_api(api_server, namespace) as api:
 
-    async def check(api: KubeApi) -> None:
         async def count(kind: Resource) -> int:
             return len((await api.list(kind, namespace, "app.kubernetes.io/managed-by=fairlead")).items)
 
@@ -272,8 +263,6 @@ def test_kill_and_unreachable_api_server_create_everything_once(
             assert await api.delete(MODEL_DEPLOYMENTS, namespace, name), "no finalizer holds it"
         assert some.stop(len(some.running) - 1) == 0
         assert (await api.list(MODEL_DEPLOYMENTS, namespace)).items == []
-
-    run_in_namespace(api_server, namespace, check)
 
 
 async def _revisions(api: KubeApi, namespace: str, count: int) -> bool:
