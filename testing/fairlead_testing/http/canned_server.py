@@ -1,7 +1,7 @@
 """A real HTTP server with predefined responses on a free loopback port, for tests of clients."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -33,10 +33,13 @@ class ReceivedRequest:
 class CannedServer:
     """A server with `responses` by path without query; other paths get 404. `requests` keeps every
     request.
+
+    Its answers may come from a function instead, which threads of the server call.
     """
 
-    def __init__(self, answers: Mapping[str, CannedResponse]) -> None:
-        self.responses = dict(answers)
+    def __init__(self, answers: Mapping[str, CannedResponse] | Callable[[ReceivedRequest], CannedResponse]) -> None:
+        self.responses = {} if callable(answers) else dict(answers)
+        self._answer = answers if callable(answers) else self._prepared
         self.requests: list[ReceivedRequest] = []
         canned = self
 
@@ -69,12 +72,19 @@ class CannedServer:
         self._server.server_close()
         self._thread.join()
 
+    def stop_listening(self) -> None:
+        """Refuses all connections from now on."""
+        self._server.server_close()
+
+    def _prepared(self, request: ReceivedRequest) -> CannedResponse:
+        return self.responses.get(request.path.partition("?")[0], CannedResponse((b"{}",), 404))
+
     def _respond(self, request: BaseHTTPRequestHandler) -> None:
         length = int(request.headers.get("content-length", "0"))
-        self.requests.append(
-            ReceivedRequest(request.command, request.path, dict(request.headers.items()), request.rfile.read(length))
-        )
-        answer = self.responses.get(request.path.partition("?")[0], CannedResponse((b"{}",), 404))
+        body = request.rfile.read(length)
+        received = ReceivedRequest(request.command, request.path, dict(request.headers.items()), body)
+        self.requests.append(received)
+        answer = self._answer(received)
         request.close_connection = True
         request.send_response(answer.status)
         for name, value in answer.headers.items():

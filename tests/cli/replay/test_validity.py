@@ -1,11 +1,9 @@
 """Validity of a replay: loop lag and foreign requests."""
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
 
 from fairlead_cli.replay.validity import count_finished_requests, foreign_request_doubts, lag_doubts, lag_p99, read_lags
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 
 
 @pytest.mark.parametrize("name", ["fairlead_gateway_loop_lag_seconds", "fairlead_sim_loop_lag_seconds"])
@@ -19,28 +17,12 @@ def test_missing_lag_is_none(text: str) -> None:
     assert lag_p99(text) is None
 
 
-class _Metrics(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        body = b'fairlead_sim_loop_lag_seconds{quantile="0.99"} 0.002\n'
-        if self.path == "/api/stats":
-            body = b'{"models": {"a/b": {"totals": {"requests": 3}}, "a/c": {"totals": {"requests": 4}}}, "more": 1}'
-        self.send_response(200)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        return
-
-
 def test_unanswered_metrics_query_is_none() -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Metrics) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        url = f"http://127.0.0.1:{server.server_address[1]}"
+    metrics = CannedResponse((b'fairlead_sim_loop_lag_seconds{quantile="0.99"} 0.002\n',))
+    models = b'{"models": {"a/b": {"totals": {"requests": 3}}, "a/c": {"totals": {"requests": 4}}}, "more": 1}'
+    with CannedServer({"/metrics": metrics, "/api/stats": CannedResponse((models,))}) as server:
+        url = server.url
         lags, finished = read_lags([url]), count_finished_requests(url)
-        server.shutdown()
-        thread.join()
     assert lags == {url: 0.002}
     assert finished == 7
     assert count_finished_requests(url) is None

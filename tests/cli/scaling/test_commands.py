@@ -1,10 +1,8 @@
 """``fairlead explain scaling`` and ``fairlead replay-scaling``, from arguments to exit codes."""
 
 import json
-import threading
 from collections.abc import Iterator
 from datetime import datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,6 +14,7 @@ from fairlead_autoscaler.core import GatewayTraffic, ModelSpec, Observation, Poo
 from fairlead_autoscaler.history.recorder import TickRecord, encode_record
 from fairlead_cli.app import build_app
 from fairlead_cli.scaling.time_argument import parse_moment
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer, ReceivedRequest
 
 NOW = datetime(2026, 11, 21, 14, 0).timestamp()
 
@@ -30,40 +29,24 @@ def looks(name: str = "default/tiny") -> list[TickRecord]:
     return found
 
 
-class Autoscaler(BaseHTTPRequestHandler):
+def autoscaler_response(request: ReceivedRequest) -> CannedResponse:
     """Answers as the autoscaler's port does."""
-
-    def do_GET(self) -> None:
-        parts = urlsplit(self.path)
-        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        if parts.path == "/autoscaling":
-            self._answer(200, msgspec.json.encode({"models": {"default/tiny": looks()[-1]}}))
-        elif parts.path == "/autoscaling/look" and float(query.get("at", NOW)) >= NOW:
-            at = float(query.get("at", NOW + 99))
-            self._answer(200, encode_record([look for look in looks() if look.wall <= at][-1]))
-        elif parts.path == "/autoscaling/recording":
-            self._answer(200, b"".join(encode_record(look) + b"\n" for look in looks()))
-        else:
-            self._answer(404, b'{"error": {"message": "no look is kept from then"}}')
-
-    def _answer(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
+    parts = urlsplit(request.path)
+    query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+    if parts.path == "/autoscaling":
+        return CannedResponse((msgspec.json.encode({"models": {"default/tiny": looks()[-1]}}),))
+    if parts.path == "/autoscaling/look" and float(query.get("at", NOW)) >= NOW:
+        at = float(query.get("at", NOW + 99))
+        return CannedResponse((encode_record([look for look in looks() if look.wall <= at][-1]),))
+    if parts.path == "/autoscaling/recording":
+        return CannedResponse([encode_record(look) + b"\n" for look in looks()])
+    return CannedResponse((b'{"error": {"message": "no look is kept from then"}}',), 404)
 
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Autoscaler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with CannedServer(autoscaler_response) as server:
+        yield server.url
 
 
 def exit_code(*words: str) -> int:

@@ -3,51 +3,35 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Thread
+from threading import Event
 
 import pytest
 
 from fairlead.engines.containers.prestop_drain import DRAIN_SCRIPT, PreStopDrain
 from fairlead.engines.containers.shell_drain import ShellDrain
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer, ReceivedRequest
 
 GAUGE = "vllm:num_requests_running"
 HookRunner = Callable[..., "subprocess.Popen[bytes]"]
 
 
-class GaugeServer:
-    """Answers /metrics with ``running``; ``asked`` is set by every look."""
+class GaugeServer(CannedServer):
+    """Answers with ``running``; ``asked`` is set by every look."""
 
     def __init__(self) -> None:
+        super().__init__(self._metrics)
         self.running = 0
         self.asked = Event()
-        engine = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                text = f'# HELP x\n{GAUGE}{{engine="0"}} {engine.running}.0\nvllm:other 7.0\n'.encode()
-                self.send_response(200)
-                self.send_header("content-length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-                engine.asked.set()
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/metrics"
+    def _metrics(self, request: ReceivedRequest) -> CannedResponse:
+        self.asked.set()
+        return CannedResponse((f'# HELP x\n{GAUGE}{{engine="0"}} {self.running}.0\nvllm:other 7.0\n'.encode(),))
 
 
 @pytest.fixture
 def engine() -> Iterator[GaugeServer]:
-    found = GaugeServer()
-    thread = Thread(target=found.server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
-    thread.join()
+    with GaugeServer() as found:
+        yield found
 
 
 def run_shell_hook(url: str, *, most: float, quiet: str) -> "subprocess.Popen[bytes]":
@@ -87,7 +71,7 @@ def test_wait_is_bounded(engine: GaugeServer, run: HookRunner) -> None:
 
 @pytest.mark.parametrize("run", [run_hook, run_shell_hook])
 def test_stopped_engine_is_not_waited_for(engine: GaugeServer, run: HookRunner) -> None:
-    engine.server.server_close()
+    engine.stop_listening()
     assert run(engine.url, most=60, quiet="5").wait(30) == 0
 
 
