@@ -20,7 +20,7 @@ _PROCESSES = re.compile(r"[Vv]alkey|[Pp]rocess\b|LocalStack|render_chart")
 API_SERVER_SCOPE = "tests of the API server"
 
 
-class FileScheduling(LoadFileScheduling):
+class FileScheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
     """The scheduler of ``--dist loadfile``."""
 
     def _split_scope(self, nodeid: str) -> str:
