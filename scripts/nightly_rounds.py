@@ -1,10 +1,10 @@
-"""Runs all tests several times in random order beside busy processors, and counts those that are
-red by chance.
+"""Runs all tests several times in random order on busy processors, and counts those that are red
+by chance.
 
     nightly_rounds.py [--rounds N] [--seed N]   writes bench/results/nightly_flaky.json
 
-A test that fails runs once more alone: if it passes then, it was red by chance. `flaky.json` beside
-the rules of the repository has how often each test may be so; it may only shrink. Exits with 1 when
+A test that fails runs once more alone: if it passes then, it was red by chance. `flaky.json` in
+`tests/repository` has how often each test may be so; it may only shrink. Exits with 1 when
 a test fails twice, or is red by chance more often than the table says.
 """
 

@@ -38,7 +38,7 @@ class RunningCluster:
         self.output(*words, given=given)
 
     def output(self, *words: str, given: str | None = None) -> str:
-        """What such a command prints. Raises ClusterError with what it complains of."""
+        """Returns what such a command prints. Raises ClusterError with what it complains of."""
         done = subprocess.run(words, env=self.environ(), input=given, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ClusterError(f"{' '.join(words[:3])} failed:\n{done.stdout[-2_000:]}{done.stderr[-2_000:]}")

@@ -1,5 +1,6 @@
-"""Our kinds through the package ``kubernetes``, the client that most Python programs use: it
-applies, watches, scales and deletes a model, and sees what our own client sees.
+"""Our kinds through the package ``kubernetes``, the client that most Python programs use.
+
+It applies, watches, scales and deletes a model, and sees what our own client sees.
 """
 
 from collections.abc import Iterator

@@ -19,7 +19,7 @@ from repository_rules import PACKAGES, ROOT
 ALWAYS = ("tests/repository/test_rules.py",)
 FIXTURES = "tests/conftest.py"
 FOR_ALL = ("pyproject.toml", "requirements/", FIXTURES, "testing/fairlead_testing/pytest_hooks/")
-"""What every test depends on. What the fixtures import is not counted for each test."""
+"""Files that every test depends on. Imports of the fixtures are not counted for each test."""
 _PACKAGES = {Path(package).name: ROOT / Path(package).parent for package in PACKAGES} | {
     "fairlead_testing": ROOT / "testing",
     "fairlead_bench": ROOT / "bench",
@@ -117,7 +117,7 @@ def _files_of(module: str) -> tuple[str, ...]:
 
 @cache
 def _siblings(folder: Path, module: str) -> tuple[str, ...]:
-    """Returns the helpers of this name beside a test, or in a folder above it."""
+    """Returns the helpers of this name in the folder of a test, or above it."""
     if module.partition(".")[0] in {*_PACKAGES, *sys.stdlib_module_names}:
         return ()
     file = Path(*module.split(".")).with_suffix(".py")

@@ -1,4 +1,4 @@
-"""Which process of xdist runs which tests, and in which order.
+"""Divides the tests among the processes of xdist, and orders them.
 
 A file's tests stay together. All tests of the API server run in one process, since each process
 would start an etcd and a kube-apiserver of its own. They begin first; then come files that start

@@ -1,4 +1,4 @@
-"""What a store that has lost its state says of a strict limit, to those who wait and who renew."""
+"""A store that has lost its state says so of strict limits, to holders that wait or renew."""
 
 import pytest
 

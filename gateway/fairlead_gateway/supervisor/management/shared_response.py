@@ -19,9 +19,9 @@ class SharedResponse(Generic[T]):
 
     Requests that come during a computation get its result. It ends when all of their clients have
     left. Computations may take `TIME_SHARE` of the time, and `BURST_SECONDS` at once. Beyond, the
-    last response is sent again. A computation that takes longer than `MAX_CHARGED_SECONDS` waits for
-    a worker rather than for a processor, so no more of it counts. Else one hung worker would make
-    the responses of the next ten seconds old.
+    last response is sent again. A computation that takes longer than `MAX_CHARGED_SECONDS` waits
+    for a worker rather than for a processor, so no more of it counts. Else one hung worker would
+    make the responses of the next ten seconds old.
 
     now: monotonic seconds.
     """

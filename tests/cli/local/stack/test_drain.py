@@ -91,7 +91,7 @@ class LeavingEngine:
         self.states: list[dict[str, int]] = []
 
     async def watch(self, management: ManagementClient) -> None:
-        """Records the engine's state until it ends. A stream of its own keeps it until it was seen."""
+        """Records the engine's state until it ends. A stream of its own keeps it until then."""
         async with httpx.AsyncClient(timeout=PATIENCE, trust_env=False) as client:
             async with client.stream("POST", f"{self.url}/v1/chat/completions", json=CHAT | ENDLESS) as stream:
                 await anext(stream.aiter_bytes())
