@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from fairlead_testing.collected_errors import label_transports
+from fairlead_testing.forks import process
 from fairlead_testing.http.certificates import first_public_certificate
 from fairlead_testing.kube.api_server import NO_CLUSTER_PROGRAMS, ApiServer, api_server_for_test, binaries_folder
 from fairlead_testing.kube.helm import chart_tools, helm_program
@@ -40,9 +41,10 @@ label_transports()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Runs coroutine functions, measures the processor time of each test, chooses the tests of this
-    run, and divides them among processes.
+    """Chooses the tests of this run, divides them among processes, runs coroutine functions, and
+    measures their processor time. The product's programs start as forks.
     """
+    process.install()
     config.pluginmanager.register(coroutine_tests)
     config.pluginmanager.register(nightly)
     config.pluginmanager.register(scheduling)
@@ -101,6 +103,13 @@ def _cannot_run() -> list[str]:
 def _one_public_certificate(tmp_path_factory: pytest.TempPathFactory) -> None:
     """HTTP clients of tests, and of their processes, load one certificate instead of 140."""
     os.environ["SSL_CERT_FILE"] = str(first_public_certificate(tmp_path_factory.mktemp("tls") / "one.pem"))
+
+
+@pytest.fixture
+def new_interpreters() -> Iterator[None]:
+    """Starts programs in new interpreters during a test, not as forks."""
+    with process.new_interpreters():
+        yield
 
 
 @pytest.fixture(scope="session")

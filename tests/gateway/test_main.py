@@ -57,6 +57,7 @@ async def started(fleet: Path, **environ: str) -> AsyncIterator[Started]:
         await process.wait()
 
 
+@pytest.mark.usefixtures("new_interpreters")
 async def test_it_serves_says_ready_on_both_ports_and_follows_its_file(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     async with scripted_engine() as one, scripted_engine() as two:

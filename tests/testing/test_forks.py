@@ -268,9 +268,17 @@ def test_modules_of_programs_exist(module: str) -> None:
     assert find_spec(module) is not None
 
 
-@pytest.mark.parametrize("program", ["fairlead_autoscaler", "fairlead_cli", "fairlead_kvstore", "fairlead_operator"])
+@pytest.mark.parametrize("program", ["fairlead_autoscaler", "fairlead_cli", "fairlead_kvstore"])
+@pytest.mark.usefixtures("new_interpreters")
 def test_program_starts_in_a_new_interpreter(program: str) -> None:
-    with new_interpreters():
-        done = subprocess.run([sys.executable, "-m", program, "--help"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", program, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.lower().startswith("usage")
+
+
+@pytest.mark.usefixtures("new_interpreters")
+def test_operator_starts_in_a_new_interpreter(tmp_path: Path) -> None:
+    environ = {**os.environ, "KUBECONFIG": str(tmp_path / "missing")}
+    done = subprocess.run([sys.executable, "-m", "fairlead_operator"], stderr=subprocess.PIPE, text=True, env=environ)
+    assert done.returncode == 2
+    assert done.stderr.startswith("fairlead-operator: ")

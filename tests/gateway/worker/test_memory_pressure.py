@@ -166,6 +166,7 @@ async def test_short_memory_refuses_large_bodies_however_they_come_and_recovers(
         assert (await request(running.url, LARGE)).status == 200
 
 
+@pytest.mark.usefixtures("new_interpreters")  # a fork has the memory of all imported modules
 async def test_a_process_near_its_limit_refuses_large_bodies_and_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     async with scripted_engine() as engine:

@@ -43,6 +43,7 @@ def program(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", list[str
             process.kill()
 
 
+@pytest.mark.usefixtures("new_interpreters")
 def test_one_program_hosts_many_engines_and_leaves_no_port_behind() -> None:
     with program("--count", "8", "--model", "tiny") as (process, urls):
         assert len(set(urls)) == 8

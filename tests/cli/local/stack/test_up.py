@@ -44,6 +44,7 @@ def post_chat(up: LocalStack, **fields: object) -> httpx.Response:
     return httpx.post(f"{up.url}/v1/chat/completions", json={**QUESTION, **fields}, timeout=60, trust_env=False)
 
 
+@pytest.mark.usefixtures("new_interpreters")
 def test_client_streams_and_ctrl_c_leaves_no_process(up: LocalStack) -> None:
     footprint = StackFootprint(up)
     assert len(footprint.ports) == 4
