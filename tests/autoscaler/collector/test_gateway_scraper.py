@@ -18,6 +18,8 @@ from fairlead_autoscaler.collector.observation import GatewaySnapshot, gateway_t
 from fairlead_autoscaler.core import GatewayTraffic
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.simulated
+
 KEY = "default/tiny"
 A, B = "http://10.0.0.1:9091", "http://10.0.0.2:9091"
 
@@ -160,6 +162,7 @@ async def test_a_port_where_nobody_listens_is_away_in_a_few_words() -> None:
         await HttpPageFetcher(Limits())("http://127.0.0.1:9/metrics")
 
 
+@pytest.mark.sockets
 async def test_page_that_is_parsed_for_long_delays_no_tick_and_no_other_gateway(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fairlead_autoscaler.history.recorder import TickRecord, decode_record
-from fairlead_autoscaler.service import AutoscalerService
-from tests.autoscaler.http.test_server import KEY, with_client
+from tests.autoscaler.http.test_server import KEY, running_service
+
+pytestmark = pytest.mark.simulated
 
 PAGE: Final = (Path(__file__).parents[3] / "docs" / "reference" / "autoscaler.md").read_text()
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
@@ -66,8 +67,9 @@ HEADERS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.sockets
 @pytest.mark.property
-def test_every_request_gets_an_answer_of_the_reference(made: Any) -> None:
+async def test_every_request_gets_an_answer_of_the_reference(made: Any) -> None:
     routes = documented()
     statuses: set[int] = set()
 
@@ -103,15 +105,13 @@ def test_every_request_gets_an_answer_of_the_reference(made: Any) -> None:
 
             check()
 
-    async def use(client: httpx.AsyncClient, _: AutoscalerService) -> None:
+    async with running_service(made, token="right", seconds=3_600.0) as (client, _):
         await asyncio.to_thread(draw, str(client.base_url))
-
-    with_client(made, use, token="right", seconds=3_600.0)
     assert statuses >= {200, 401, 404, 405}
 
 
-def test_status_and_records_have_the_fields_of_the_reference(made: Any) -> None:
-    async def use(client: httpx.AsyncClient, _: AutoscalerService) -> None:
+async def test_status_and_records_have_the_fields_of_the_reference(made: Any) -> None:
+    async with running_service(made) as (client, _):
         status = await client.get("/autoscaling")
         assert status.headers["content-type"].startswith("application/json")
         assert set(status.json()) == fields_of("**`/autoscaling`**")
@@ -123,25 +123,19 @@ def test_status_and_records_have_the_fields_of_the_reference(made: Any) -> None:
         assert [set(msgspec.json.decode(line)) for line in recording.content.splitlines()] == [set(record)]
         assert (await client.post("/wake", json={"model": KEY})).json() == {}
 
-    with_client(made, use)
 
-
-def test_the_recording_has_no_body_for_head(made: Any) -> None:
-    async def use(client: httpx.AsyncClient, service: AutoscalerService) -> None:
+async def test_the_recording_has_no_body_for_head(made: Any) -> None:
+    async with running_service(made) as (client, _):
         assert (await client.get("/autoscaling/recording")).content
         for _ in range(2):  # the second answer on the connection shows what follows the first
             answer = await client.head("/autoscaling/recording")
             assert (answer.status_code, answer.content) == (200, b"")
         assert (await client.get("/autoscaling")).status_code == 200
 
-    with_client(made, use)
 
-
-def test_a_body_that_is_too_long_gets_an_error_of_the_same_shape(made: Any) -> None:
-    async def use(client: httpx.AsyncClient, _: AutoscalerService) -> None:
+async def test_a_body_that_is_too_long_gets_an_error_of_the_same_shape(made: Any) -> None:
+    async with running_service(made) as (client, _):
         answer = await client.post("/wake", content=b"x" * 9_000, headers={"content-type": "application/json"})
         assert answer.status_code == 413
         jsonschema.validate(answer.json(), ERROR)
         assert "4,096 bytes" in answer.json()["error"]["message"]
-
-    with_client(made, use)

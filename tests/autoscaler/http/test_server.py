@@ -1,7 +1,8 @@
 """The autoscaler's port: probes, metrics, looks and hints, over real HTTP."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,40 +16,35 @@ from fairlead_autoscaler.history.recorder import decode_record
 from fairlead_autoscaler.service import AutoscalerService, ServiceConfig
 from fairlead_testing.ports import unused_port
 
+pytestmark = pytest.mark.simulated
+
 KEY = "default/tiny"
 
 
-def with_client(
-    made: Any,
-    use: Callable[[httpx.AsyncClient, AutoscalerService], Awaitable[None]],
-    *,
-    token: str | None = None,
-    hosts: tuple[str, ...] = (),
-    seconds: float = 60.0,
-) -> None:
+@asynccontextmanager
+async def running_service(
+    made: Any, *, token: str | None = None, hosts: tuple[str, ...] = (), seconds: float = 60.0
+) -> AsyncIterator[tuple[httpx.AsyncClient, AutoscalerService]]:
     """Runs a process around a simulated world and passes a client of its port."""
 
-    async def run() -> None:
-        ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        gateway = f"http://127.0.0.1:{unused_port()}"  # the gateway is away
-        plan = ServiceConfig(made, made, [gateway], "127.0.0.1", 0, token, hosts)
-        process = AutoscalerService(plan, made.clock, announce=ready.set_result, limits=Limits())
-        running = asyncio.create_task(process.run())
-        async with (
-            asyncio.timeout(seconds),
-            httpx.AsyncClient(base_url=(await ready).removeprefix("ready ")) as client,
-        ):
-            while process.control_loop.counters.ticks + process.control_loop.counters.skipped == 0:  # noqa: ASYNC110 - another task's doing
-                await asyncio.sleep(0.001)
-            await use(client, process)
-            process.stop()
-            await running
-
-    asyncio.run(run())
+    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    gateway = f"http://127.0.0.1:{unused_port()}"  # the gateway is away
+    plan = ServiceConfig(made, made, [gateway], "127.0.0.1", 0, token, hosts)
+    process = AutoscalerService(plan, made.clock, announce=ready.set_result, limits=Limits())
+    running = asyncio.create_task(process.run())
+    async with (
+        asyncio.timeout(seconds),
+        httpx.AsyncClient(base_url=(await ready).removeprefix("ready ")) as client,
+    ):
+        while process.control_loop.counters.ticks + process.control_loop.counters.skipped == 0:  # noqa: ASYNC110 - another task's doing
+            await asyncio.sleep(0.001)
+        yield client, process
+        process.stop()
+        await running
 
 
-def test_ready_says_what_is_wrong_and_is_not_ready_while_the_world_is_away(made: Any) -> None:
-    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
+async def test_ready_says_what_is_wrong_and_is_not_ready_while_the_world_is_away(made: Any) -> None:
+    async with running_service(made) as (client, process):
         assert (await client.get("/healthz")).status_code == 200
         answer = await client.get("/readyz")
         assert answer.status_code == 200
@@ -59,11 +55,9 @@ def test_ready_says_what_is_wrong_and_is_not_ready_while_the_world_is_away(made:
         assert answer.status_code == 503
         assert "no API server" in answer.text
 
-    with_client(made, use)
 
-
-def test_metrics_say_what_is_asked_for_what_there_should_be_and_by_which_rule(made: Any) -> None:
-    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
+async def test_metrics_say_what_is_asked_for_what_there_should_be_and_by_which_rule(made: Any) -> None:
+    async with running_service(made) as (client, _):
         text = (await client.get("/metrics")).text
         seen = {
             (sample.name, tuple(sample.labels.values())): sample.value
@@ -78,11 +72,9 @@ def test_metrics_say_what_is_asked_for_what_there_should_be_and_by_which_rule(ma
         assert seen["fairlead_autoscaler_decisions_total", (KEY, "main", "metrics-missing")] == 1
         assert ("fairlead_autoscaler_input", (KEY, "need_replicas", "main")) in seen
 
-    with_client(made, use)
 
-
-def test_the_last_look_the_look_at_a_moment_and_the_recording(made: Any) -> None:
-    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
+async def test_the_last_look_the_look_at_a_moment_and_the_recording(made: Any) -> None:
+    async with running_service(made) as (client, process):
         first = made.clock.wall()
         made.clock.advance(5.0)
         await process.control_loop.tick()
@@ -109,11 +101,9 @@ def test_the_last_look_the_look_at_a_moment_and_the_recording(made: Any) -> None
                 told = refused.json()["error"]["message"]
                 assert told == f"{name}={at[:70]} is not a time; write Unix seconds, such as {name}=1763726400.5"
 
-    with_client(made, use)
 
-
-def test_a_hint_is_json_of_a_model_that_is_scaled(made: Any) -> None:
-    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
+async def test_a_hint_is_json_of_a_model_that_is_scaled(made: Any) -> None:
+    async with running_service(made) as (client, process):
         hint = msgspec.json.encode({"model": KEY})
         kind = {"content-type": "application/json"}
         assert (await client.post("/wake", content=hint, headers=kind)).status_code == 200
@@ -124,11 +114,9 @@ def test_a_hint_is_json_of_a_model_that_is_scaled(made: Any) -> None:
         assert (await client.post("/wake", content=b"x" * 9_000, headers=kind)).status_code == 413
         assert process.control_loop.counters.wakes == 1
 
-    with_client(made, use)
 
-
-def test_with_a_token_only_probes_and_metrics_are_open(made: Any) -> None:
-    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
+async def test_with_a_token_only_probes_and_metrics_are_open(made: Any) -> None:
+    async with running_service(made, token="right") as (client, _):
         for path in ("/healthz", "/readyz", "/metrics"):
             assert (await client.get(path)).status_code == 200
         for path in ("/autoscaling", "/autoscaling/recording", f"/autoscaling/look?model={KEY}"):
@@ -136,8 +124,6 @@ def test_with_a_token_only_probes_and_metrics_are_open(made: Any) -> None:
             assert (await client.get(path, headers={"authorization": "Bearer wrong"})).status_code == 401
             assert (await client.get(path, headers={"authorization": "Bearer right"})).status_code == 200
         assert (await client.post("/wake", json={"model": KEY})).status_code == 401
-
-    with_client(made, use, token="right")
 
 
 @pytest.mark.parametrize(
@@ -148,56 +134,44 @@ def test_with_a_token_only_probes_and_metrics_are_open(made: Any) -> None:
         {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"},
     ],
 )
-def test_a_web_page_of_another_site_can_neither_read_nor_wake(made: Any, headers: dict[str, str]) -> None:
-    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
+async def test_a_web_page_of_another_site_can_neither_read_nor_wake(made: Any, headers: dict[str, str]) -> None:
+    async with running_service(made) as (client, process):
         for path in ("/autoscaling", "/autoscaling/recording", "/metrics"):
             assert (await client.get(path, headers=headers)).status_code == 403
         assert (await client.post("/wake", json={"model": KEY}, headers=headers)).status_code == 403
         assert process.control_loop.counters.wakes == 0
 
-    with_client(made, use)
 
-
-def test_names_of_services_and_listed_names_are_served(made: Any) -> None:
-    async def use(client: httpx.AsyncClient, _: AutoscalerService) -> None:
+async def test_names_of_services_and_listed_names_are_served(made: Any) -> None:
+    async with running_service(made, hosts=("Scaler.example.org",)) as (client, _):
         for host in ("fairlead-autoscaler.fairlead.svc:8080", "localhost", "scaler.example.org"):
             assert (await client.get("/autoscaling", headers={"host": host})).status_code == 200
 
-    with_client(made, use, hosts=("Scaler.example.org",))
 
-
-def test_two_tokens_are_none(made: Any) -> None:
-    async def use(client: httpx.AsyncClient, _: AutoscalerService) -> None:
+async def test_two_tokens_are_none(made: Any) -> None:
+    async with running_service(made, token="right") as (client, _):
         for tokens in (("right", "wrong"), ("wrong", "right"), ("right", "right")):
             sent = [("authorization", f"Bearer {token}") for token in tokens]
             assert (await client.get("/autoscaling", headers=sent)).status_code == 401
 
-    with_client(made, use, token="right")
 
-
-def test_an_authorization_that_is_not_utf8_is_refused(made: Any) -> None:
-    async def use(client: httpx.AsyncClient, _: AutoscalerService) -> None:
+async def test_an_authorization_that_is_not_utf8_is_refused(made: Any) -> None:
+    async with running_service(made, token="right") as (client, _):
         sent = [(b"authorization", b"Bearer \xff\xfe")]
         assert (await client.get("/autoscaling", headers=sent)).status_code == 401
 
-    with_client(made, use, token="right")
 
-
-def test_header_that_is_no_text_and_a_nested_hint_are_refused(made: Any) -> None:
-    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
+async def test_header_that_is_no_text_and_a_nested_hint_are_refused(made: Any) -> None:
+    async with running_service(made, token="right") as (client, _):
         answer = await client.get("/autoscaling", headers={b"authorization": b"Bearer \xff\xfe"})
         assert answer.status_code == 401
         hint = {"authorization": "Bearer right", "content-type": "application/json"}
         answer = await client.post("/wake", headers=hint, content=b'{"x": ' + b"[" * 4_000)
         assert answer.status_code == 400
 
-    with_client(made, use, token="right")
 
-
-def test_readiness_names_no_model_and_no_gateway_to_those_without_the_token(made: Any) -> None:
-    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
+async def test_readiness_names_no_model_and_no_gateway_to_those_without_the_token(made: Any) -> None:
+    async with running_service(made, token="secret") as (client, _):
         assert (await client.get("/readyz")).text == "ready\n"
         status = await client.get("/autoscaling", headers={"authorization": "Bearer secret"})
         assert "is missing: ConnectionRefusedError: " in status.text
-
-    with_client(made, use, token="secret")

@@ -14,6 +14,8 @@ from fairlead_testing.engines.scripted import well_behaved
 from fairlead_testing.gateway.running_gateway import gateway_before
 from fairlead_testing.http.raw_client import post_request, send
 
+pytestmark = pytest.mark.simulated
+
 MODEL = Model("default", "m", SloTargets(ttft_seconds=5.0), "dual-hash")
 
 

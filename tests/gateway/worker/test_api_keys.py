@@ -28,6 +28,8 @@ from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until_async
 
+pytestmark = pytest.mark.simulated
+
 PEPPER = b"a pepper of the test"
 KEY = "fl-canary-key-of-team-a"
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -172,6 +174,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, pepper: bytes | None = PEPPER) 
         yield
 
 
+@pytest.mark.sockets
 async def test_a_process_follows_its_keys_and_keeps_the_last_good_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +225,7 @@ async def test_a_process_follows_its_keys_and_keeps_the_last_good_ones(
         await main()
 
 
+@pytest.mark.sockets
 async def test_a_gateway_whose_only_key_is_revoked_lets_nobody_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +274,7 @@ async def test_a_gateway_whose_only_key_is_revoked_lets_nobody_in(
         await main()
 
 
+@pytest.mark.sockets
 async def test_a_gateway_that_starts_with_a_broken_keys_file_serves_once_it_is_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,8 @@ from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, r
 from fairlead_testing.http.raw_client import post_request, request, send
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.simulated
+
 CHAT = "/v1/chat/completions"
 
 
@@ -109,6 +111,7 @@ def question(path: str, content: object, more: str = "") -> bytes:
     )
 
 
+@pytest.mark.sockets
 async def test_the_management_port_asks_every_worker_and_changes_nothing(tmp_path: Path) -> None:
     async with scripted_engine() as one, scripted_engine() as two:
         path = tmp_path / "fleet.yaml"

@@ -9,6 +9,8 @@ from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.sim.engines import running_engines
 
+pytestmark = pytest.mark.simulated
+
 SETTINGS = EngineSettings(model="tiny", served_names=("tiny",), speed=200.0)
 KIND = "content-type: application/json\r\n"
 CHAT = "/v1/chat/completions"

@@ -3,9 +3,13 @@
 import asyncio
 from dataclasses import dataclass, field
 
+import pytest
+
 from fairlead.engine_profile import EngineProfile
 from fairlead_sim.engine.scheduler import EngineCore, EngineSequence, EngineStep
 from fairlead_sim.runtime.realtime_driver import MAX_LAG_SECONDS, RealtimeDriver
+
+pytestmark = pytest.mark.simulated
 
 STEP = 0.01
 PROFILE = EngineProfile("even", prefill_token_seconds=0.0, step_seconds=STEP, kv_tokens=10_000)

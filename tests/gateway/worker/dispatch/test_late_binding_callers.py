@@ -18,6 +18,8 @@ from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.tenancy.tenant_policy import NO_TENANT, TenantPolicy
 
+pytestmark = pytest.mark.simulated
+
 KEY = "default/tiny"
 
 
