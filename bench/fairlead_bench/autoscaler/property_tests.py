@@ -141,7 +141,7 @@ def _summary(test: str, runs: Sequence[PropertyRun], examples: int) -> dict[str,
 def _run_part(state: str, test: str, part: int, requested: int, limit_seconds: float) -> PropertyRun | None:
     """Runs one part; returns None if it does not end within the limit."""
     command = [sys.executable, *_PYTEST, "--hypothesis-seed", str(part)]
-    environ = {**os.environ, "FAIRLEAD_EXAMPLES": str(requested)}
+    environ = {**os.environ, "FAIRLEAD_EXAMPLES": str(requested), "FAIRLEAD_NIGHTLY": "1"}
     begun = time.monotonic()
     try:
         ended = subprocess.run(

@@ -25,6 +25,7 @@ from fairlead_sim.autoscaling.fleet_plant.scaled_schedule import DEFAULT_RUNS
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, PlantFaults
 from fairlead_sim.autoscaling.reference_pools import reference_model, reference_pool, small_profile
 from fairlead_sim.autoscaling.traffic import CHAT_LENGTHS, poisson_arrivals
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 FOUND = {"attainment": 0.995, "cost": 12.0, "cached_share": 0.2}
 WINDOW = {"window_attainment": 0.999, "window_away": 0.0}
@@ -58,9 +59,10 @@ def test_scenarios_have_no_prefill_and_decode_pools() -> None:
 
 
 def test_cell_has_the_cached_share_and_a_bound_keeps_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = poisson_arrivals([2.0] * 4 + [4.0] * 3, CHAT_LENGTHS, Random(1))
+    rates = shortened([2.0] * 4 + [4.0] * 3, [2.0] * 3 + [4.0] * 2)
+    load = poisson_arrivals(rates, CHAT_LENGTHS, Random(1))
     setup = reference_pool(small_profile(), 6)
-    made = AutoscalingScenario("made", 1, 420.0, reference_model([setup], 3.0, 0.15), (setup,), load)
+    made = AutoscalingScenario("made", 1, 60.0 * len(rates), reference_model([setup], 3.0, 0.15), (setup,), load)
     made = replace(made, faults=PlantFaults(missing=((120.0, 180.0),)))
     monkeypatch.setattr(fleet_simulator, "scenario_of", lambda *_: made)
     ours = measure_cell(FleetCell("made", 1, FAIRLEAD))

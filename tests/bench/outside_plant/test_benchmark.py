@@ -19,12 +19,13 @@ from fairlead_bench.outside_plant.offline_optimum import (
 )
 from fairlead_bench.outside_plant.plant import PlantOptions
 from fairlead_bench.outside_plant.scenario import MetricFault, MetricWindow, Scenario
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 JUDGING_FILE = Path(profiles.__file__).with_name("judging_seeds.json")
 
 
 def short_chat(seed: int) -> Scenario:
-    scenario = replace(cut(noisy_chat(seed), 0.0, 600.0), shocks=(0.0,), family="short-chat")
+    scenario = replace(cut(noisy_chat(seed), 0.0, shortened(600.0, 300.0)), shocks=(0.0,), family="short-chat")
     requests = scenario.requests
     for values in (requests.arrivals, requests.prompts, requests.answers):
         del values[::2]

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from fairlead_bench.autoscaler import measurement
 from fairlead_bench.autoscaler.measurement import FAIRLEAD, knob_values
 from fairlead_bench.autoscaler.result_rows import TunedPreset
 from fairlead_bench.outside_plant import presets
 from fairlead_bench.outside_plant.families import FAMILIES
+from fairlead_testing.pytest_hooks.nightly import shortened
 from tests.bench.outside_plant.test_benchmark import short_chat
 
 
@@ -35,6 +37,7 @@ def test_cost_is_compared_only_where_both_keep_the_target() -> None:
 
 
 def test_run_measures_every_value_of_a_preset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(measurement, "KNOBS", shortened(measurement.KNOBS, 2))
     monkeypatch.setitem(FAMILIES, "short-chat", short_chat)  # type: ignore[misc]
     file = tmp_path / "presets.json"
     arguments = ["--families", "short-chat", "--presets", "hpa-concurrency", "--jobs", "1", "--file", str(file)]

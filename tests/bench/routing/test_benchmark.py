@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 
 from fairlead_bench.results import load_goals
-from fairlead_bench.routing import demo_rows
+from fairlead_bench.routing import benchmark, demo_rows
 from fairlead_bench.routing.benchmark import main
 from fairlead_bench.routing.grid_plot import GridTable, draw
 from fairlead_bench.routing.measurement import Measured, RoutingCell, RoutingMeasurements, geometric_mean, measure
 from fairlead_bench.routing.preset_grid import grid_rows, metric, wilson_low
 from fairlead_bench.routing.result_rows import RoutingRows
+from fairlead_cli.replay.traffic import load_traffic
 from fairlead_gateway.routing import PRESETS
+from fairlead_sim.workload.traces import BUNDLED_TRACE
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 FAMILIES = ("agents", "tenants", "rag", "flash-crowd", "bursty")
 GOALS = load_goals("routing")
@@ -70,6 +73,8 @@ def test_every_goal_has_a_row_and_every_row_with_a_goal_is_checked_in(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(demo_rows, "RATES", ())
+    traffic = load_traffic(BUNDLED_TRACE, limit=shortened(1_000, 250), rate=demo_rows.RATE, seed=0)
+    monkeypatch.setattr(benchmark, "load_traffic", lambda *_, **__: traffic)
     monkeypatch.setattr(demo_rows, "SECRETS", 1)
     live = tmp_path / "report.json"
     live.write_text(json.dumps(report()))

@@ -7,7 +7,6 @@ rates differ by a few percent. So large fleets are bounded by the rate.
 from dataclasses import replace
 
 import pytest
-from hypothesis import settings
 
 from fairlead_bench.autoscaler.missed_share.benchmark import compare_fleet
 from fairlead_bench.autoscaler.missed_share.fixed_fleet_case import FixedFleetCase, FleetComparison, is_within
@@ -15,9 +14,9 @@ from fairlead_bench.autoscaler.missed_share.outside_fleet import outside_fleet_s
 from fairlead_bench.autoscaler.missed_share.prediction import PredictingController
 from fairlead_sim.autoscaling.capacity.fixed_fleet import CASES, fixed_fleet_scenario
 from fairlead_sim.autoscaling.closed_loop import run_controller
+from fairlead_testing.pytest_hooks.nightly import shortened
 
-NIGHTLY = settings().max_examples > 1_000
-FLEETS = [  # the first two in `make test`
+FLEETS = [  # the second in `make test`
     ("aggregated", "S chat", 4, 1.335, 3.0),
     ("outside", "long-prompts", 32, 0.528, 2.0),
     ("aggregated", "L chat", 8, 6.122, 2.0),
@@ -30,8 +29,7 @@ def compared(plant: str, traffic: str, replicas: int, rate: float, requests: int
     return compare_fleet(FixedFleetCase(plant, traffic, replicas, rate), requests=requests, seed=1)
 
 
-@pytest.mark.property
-@pytest.mark.parametrize(("plant", "traffic", "replicas", "rate", "factor"), FLEETS if NIGHTLY else FLEETS[:2])
+@pytest.mark.parametrize(("plant", "traffic", "replicas", "rate", "factor"), shortened(FLEETS, FLEETS[1:2]))
 def test_shares_of_some_percent_are_predicted_within_a_factor(
     plant: str, traffic: str, replicas: int, rate: float, factor: float
 ) -> None:
@@ -40,6 +38,7 @@ def test_shares_of_some_percent_are_predicted_within_a_factor(
     assert is_within(found.predicted.derived, found.measured, factor), found
 
 
+@pytest.mark.nightly
 def test_the_cliff_of_a_large_fleet_is_predicted_within_some_percent_of_the_rate() -> None:
     found = compared("aggregated", "S chat", 64, 1.449)
     assert found.is_judged
