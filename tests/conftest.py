@@ -31,7 +31,7 @@ settings.register_profile(
     "fairlead",
     deadline=None,  # a wall-clock threshold
     derandomize=_EXAMPLES is None,
-    max_examples=int(_EXAMPLES or 50),
+    max_examples=int(_EXAMPLES or 25),
     suppress_health_check=[HealthCheck.too_slow],
     print_blob=True,
     database=None,

@@ -19,8 +19,9 @@ from fairlead_autoscaler.core import (
     decide,
 )
 from fairlead_testing.autoscaler.strategies import ITL, MISSES, OUTPUTS, PROFILES, PROMPTS, TTFT
+from fairlead_testing.pytest_hooks.nightly import shortened
 
-NIGHTS = settings(max_examples=2 * settings().max_examples)
+NIGHTS = settings(max_examples=shortened(2 * settings().max_examples, 25))
 """Ten thousand series each in the nightly run."""
 _MOST = 10_000
 

@@ -10,6 +10,7 @@ import copy
 import math
 from dataclasses import replace
 from functools import cache
+from itertools import cycle, product
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from fairlead_autoscaler.core import (
     ReplicaState,
     ScalingCore,
 )
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 _PROFILE = EngineProfile(
     "S", 3.3e-4, step_seconds=28e-3, resident_token_seconds=2.2e-7, kv_tokens=40_000, max_sequences=64, step_tokens=512
@@ -46,6 +48,9 @@ _SIGNALS = [
     "ttft_counts",
     "itl_counts",
 ]
+
+
+_WRONG = (None, math.nan, -1.0)
 
 
 class Steady:
@@ -107,8 +112,7 @@ def with_all_signals() -> tuple[int, ...]:
     return tuple(whole.step().replicas for _ in range(120))
 
 
-@pytest.mark.parametrize("wrong", [None, math.nan, -1.0])
-@pytest.mark.parametrize("signal", _SIGNALS)
+@pytest.mark.parametrize(("signal", "wrong"), shortened([*product(_SIGNALS, _WRONG)], [*zip(_SIGNALS, cycle(_WRONG))]))
 def test_a_signal_that_is_missing_alone_moves_nothing(signal: str, wrong: float | None) -> None:
     steady = copy.deepcopy(settled())
     had = steady.replicas

@@ -19,6 +19,7 @@ from fairlead_autoscaler.core import (
     ScalingCore,
     decide,
 )
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 _PROFILE = EngineProfile(
     "S", 3.3e-4, step_seconds=28e-3, resident_token_seconds=2.2e-7, kv_tokens=40_000, max_sequences=64, step_tokens=512
@@ -126,7 +127,7 @@ class Cluster:
             self.born[f"r{self.count}"] = self.now
 
 
-NIGHTS = settings(max_examples=2 * settings.default.max_examples)
+NIGHTS = settings(max_examples=shortened(2 * settings.default.max_examples, 25))
 """Ten thousand series each in the nightly run."""
 
 
@@ -216,6 +217,7 @@ def test_a_replica_that_starts_counts_as_one_that_is_there(minutes: list[Minute]
         assert waiting.replicas - (waiting.inputs["hedged_replicas"].value or 0.0) <= ready.replicas + finished
 
 
+@settings(max_examples=shortened(settings.default.max_examples, 10))
 @given(st.integers(1, 60), st.integers(1, 12))
 def test_silence_lowers_in_time_and_its_like_without_metrics_never(requests: int, replicas: int) -> None:
     model = model_of(1, 40)

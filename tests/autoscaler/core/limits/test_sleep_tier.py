@@ -26,6 +26,7 @@ from fairlead_autoscaler.core import (
     WakeTiming,
 )
 from fairlead_autoscaler.core.state import decode_state, encode_state
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 _PROFILE = EngineProfile(
     "S", 3.3e-4, step_seconds=28e-3, resident_token_seconds=2.2e-7, kv_tokens=40_000, max_sequences=64, step_tokens=512
@@ -163,7 +164,7 @@ def test_a_tier_costs_nobody_his_turn_where_accelerators_are_counted() -> None:
 def test_the_last_sleepers_end_when_all_idle_gaps_outlast_the_break_even() -> None:
     model = model_of(SleepTier(2, wake_seconds=_WAKE))
     after = SleepingPool(model, 1)
-    for _ in range(4):  # ten minutes of requests, two hours of none
+    for _ in range(shortened(4, 2)):  # ten minutes of requests, two hours of none
         last(after, 3.0, 120)
         last(after, 0.0, 1_440)
     last(after, 3.0, 120)
