@@ -1,13 +1,19 @@
-"""The documentation site: it builds without a warning, and asks no other host for anything."""
+"""The documentation site: it builds without a warning, and asks no other host for anything.
+
+The build takes a minute. `make test` checks the sources of the pages (`tests/test_docs.py`).
+"""
 
 import json
 import re
 import subprocess
 import sys
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.nightly
 
 ROOT = Path(__file__).parents[2]
 LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}
@@ -46,13 +52,18 @@ class Page(HTMLParser):
             self.loads.append(given[LOADED[tag]])
 
 
+@cache
+def parsed(path: Path) -> Page:
+    return Page(path)
+
+
 def test_no_page_loads_anything_from_another_host(site: Path) -> None:
     pages = sorted((site / "9.8").rglob("*.html"))
     assert len(pages) > 100
     foreign = [
         f"{path.name}: {address}"
         for path in pages
-        for address in Page(path).loads
+        for address in parsed(path).loads
         if re.match(r"(?:https?:)?//", address)
     ]
     assert foreign == []
@@ -66,7 +77,7 @@ def test_no_style_sheet_loads_anything_from_another_host(site: Path) -> None:
 
 
 def test_every_link_of_the_built_pages_leads_to_a_page_and_an_anchor(site: Path) -> None:
-    pages = {path.resolve(): Page(path) for path in (site / "9.8").rglob("*.html") if path.name != "404.html"}
+    pages = {path.resolve(): parsed(path) for path in (site / "9.8").rglob("*.html") if path.name != "404.html"}
     broken = []
     for path, page in pages.items():
         for link in page.links:
