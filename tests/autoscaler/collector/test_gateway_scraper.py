@@ -16,6 +16,7 @@ from fairlead_autoscaler.collector.gateway_scraper import GatewayScraper, HttpPa
 from fairlead_autoscaler.collector.metrics_parser import GatewayPage
 from fairlead_autoscaler.collector.observation import GatewaySnapshot, gateway_traffic
 from fairlead_autoscaler.core import GatewayTraffic
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
@@ -60,7 +61,7 @@ def looks(world: World, gateways: GatewayScraper, *steps: Callable[[], object]) 
             found.append(await gateways.scrape([KEY]))
         return found
 
-    return asyncio.run(all_of_them())
+    return run_async(all_of_them())
 
 
 def arrivals(readings: GatewaySnapshot) -> float | None:
@@ -178,14 +179,14 @@ async def test_page_that_is_parsed_for_long_delays_no_tick_and_no_other_gateway(
         return parse_page(text, *given)
 
     monkeypatch.setattr(metrics_parser, "parse_page", parse)
-    monkeypatch.setattr(gateway_scraper, "_PARSE_SECONDS", 0.05)
+    monkeypatch.setattr(gateway_scraper, "_PARSE_SECONDS", 0.5)
     gateways = world.gateways(A, B)
     notes = [(await gateways.scrape([KEY])).notes for _ in range(2)]
     go_on.set()
     monkeypatch.setattr(gateway_scraper, "_PARSE_SECONDS", 60.0)
     await wait_until(lambda: not gateways._parsing)
     assert [*notes, (await gateways.scrape([KEY])).notes] == [
-        (f"gateway {A} is missing: its page takes longer than 0.05 s to parse",),
+        (f"gateway {A} is missing: its page takes longer than 0.5 s to parse",),
         (f"gateway {A} is missing: its last page is still being parsed",),
         (),
     ]

@@ -16,6 +16,7 @@ from fairlead.runtime.clock import ManualClock
 from fairlead.runtime.http_client import fetch as get
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
 from fairlead_testing.http.tcp_server import tcp_server
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.simulated.event_loop import running_clock
 from fairlead_testing.waiting import wait_until
 
@@ -63,7 +64,7 @@ def _fetch(answer: bytes | Answer, *, deadline_seconds: float = 20.0, most_bytes
         async with _engine(answer) as url:
             return await get(f"{url}/metrics", timeout_seconds=deadline_seconds, max_bytes=most_bytes)
 
-    return asyncio.run(fetch())
+    return run_async(fetch())
 
 
 @pytest.mark.parametrize("answer", [PLAIN, CHUNKED, UNTIL_CLOSE], ids=["length", "chunked", "until-close"])
@@ -220,7 +221,7 @@ def test_page_of_a_thousand_ranks_is_searched_once_for_all_of_them(monkeypatch: 
             await scraper.scrape_once()
             assert [scraper.readings[f"main-0/1/{rank}"].signals.running for rank in (0, 1_023)] == [0.0, 1_023.0]
 
-    asyncio.run(check())
+    run_async(check())
     assert len(searched) <= 16
 
 

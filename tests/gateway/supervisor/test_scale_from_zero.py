@@ -5,7 +5,7 @@ Several workers cause one hint. A hint that the autoscaler does not accept cause
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -15,6 +15,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.supervisor.scale_from_zero import ScaleUpNotifier, check_autoscaler_url
 from fairlead_testing.http.tcp_server import tcp_server
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 
@@ -43,15 +44,10 @@ async def running_notifier(answer: bytes = OK) -> AsyncIterator[tuple[ScaleUpNot
         await waker.close()
 
 
-async def until(seen: Callable[[], bool]) -> None:
-    while not seen():  # noqa: ASYNC110 - what is waited for happens in other tasks of this loop
-        await asyncio.sleep(0.001)
-
-
 async def test_a_hint_is_a_post_with_the_model_and_the_token() -> None:
     async with running_notifier() as (waker, _, heard):
         waker.notify(KEY)
-        await until(lambda: len(heard) == 1)
+        await wait_until(lambda: len(heard) == 1)
         head, _, body = heard[0].partition(b"\r\n\r\n")
         assert head.startswith(b"POST /wake HTTP/1.1\r\n")
         assert b"authorization: Bearer secret" in head
@@ -65,16 +61,16 @@ async def test_what_several_workers_say_is_told_once_and_again_after_a_while() -
         for _ in range(3):
             waker.notify(KEY)
         waker.notify("default/other")
-        await until(lambda: len(heard) == 2)
+        await wait_until(lambda: len(heard) == 2)
         clock.advance(Limits().wake_hint_seconds)
         waker.notify(KEY)
-        await until(lambda: len(heard) == 3)
+        await wait_until(lambda: len(heard) == 3)
 
 
 async def test_an_autoscaler_that_does_not_take_it_is_said_until_it_does() -> None:
     async with running_notifier(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n") as (waker, _, _):
         waker.notify(KEY)
-        await until(lambda: bool(waker.warnings()))
+        await wait_until(lambda: bool(waker.warnings()))
         assert waker.warnings() == [f"the wake hint for {KEY} did not reach the autoscaler: answered 404"]
 
 

@@ -1,6 +1,5 @@
 """Streams: one event per token, one HTTP chunk per event, and the text of the whole answer."""
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from fairlead_sim.server.process import RunningEngine
 from fairlead_sim.transcripts.http_client import post_request, send_request
 from fairlead_sim.transcripts.recording import HttpResponse
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.sim.engines import running_engine
 
 pytestmark = pytest.mark.simulated
@@ -20,7 +20,7 @@ def response_to(target: str, **body: Any) -> HttpResponse:
         async with running_engine() as engine:
             return await post(engine, target, **body)
 
-    return asyncio.run(scenario())
+    return run_async(scenario())
 
 
 async def post(engine: RunningEngine, target: str, **body: Any) -> HttpResponse:

@@ -1,6 +1,5 @@
 """Bad requests: always 400 and never 422, with the engine's messages."""
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_sim.transcripts.http_client import get_request, post_request, send_request
 from fairlead_sim.transcripts.recording import HttpResponse, RecordedRequest
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.sim.engines import running_engine
 
 pytestmark = pytest.mark.simulated
@@ -18,7 +18,7 @@ def response_to(request: RecordedRequest) -> HttpResponse:
         async with running_engine(EngineSettings(max_model_len=100)) as served:
             return await send_request(served.url.removeprefix("http://"), request)
 
-    return asyncio.run(scenario())
+    return run_async(scenario())
 
 
 def error(target: str, **body: Any) -> dict[str, Any]:

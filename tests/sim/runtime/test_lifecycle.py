@@ -21,6 +21,7 @@ from fairlead_sim.transcripts.http_client import (
     wait_for_value,
 )
 from fairlead_sim.transcripts.recording import HttpResponse
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.sim.engines import running_engine
 
 pytestmark = pytest.mark.simulated
@@ -131,8 +132,8 @@ def test_priority_scheduling_takes_the_smaller_number_first() -> None:
             await asyncio.gather(late, soon)
             return ended
 
-    assert asyncio.run(order("priority")) == ["soon", "late"]
-    assert asyncio.run(order("fcfs")) == ["late", "soon"]
+    assert run_async(order("priority")) == ["soon", "late"]
+    assert run_async(order("fcfs")) == ["late", "soon"]
 
 
 async def test_sleep_holds_requests_until_the_engine_wakes() -> None:

@@ -8,6 +8,7 @@ import pytest
 from fairlead.engine_profile import EngineProfile
 from fairlead_sim.engine.scheduler import EngineCore, EngineSequence, EngineStep
 from fairlead_sim.runtime.realtime_driver import MAX_LAG_SECONDS, RealtimeDriver
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 
 pytestmark = pytest.mark.simulated
 
@@ -72,7 +73,7 @@ def run_one(jump: float, max_tokens: int) -> tuple[RecordingObserver, RecordingR
         await told.over.wait()
         return steps, told, driver
 
-    return asyncio.run(scenario())
+    return run_async(scenario())
 
 
 def test_a_late_loop_does_not_slow_the_engine_down() -> None:

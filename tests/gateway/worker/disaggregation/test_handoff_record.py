@@ -1,6 +1,5 @@
 """Every hand-off has one outcome, is counted once and needs no log to be explained."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -15,6 +14,7 @@ from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, well_behaved
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 
@@ -173,9 +173,7 @@ async def test_a_hand_off_whose_client_left_is_never_counted_as_done() -> None:
     async with split([silent], [well_behaved]) as running:
         leaving = await RawConnection.connect(running.url)
         await leaving.send(post_request(chat()))
-        while not running.gateway.inflight_count():  # noqa: ASYNC110 - the request is on its way
-            await asyncio.sleep(0)
+        await wait_until(lambda: bool(running.gateway.inflight_count()))
         await leaving.close()
-        while running.gateway.inflight_count():  # noqa: ASYNC110 - and gone
-            await asyncio.sleep(0)
+        await wait_until(lambda: not running.gateway.inflight_count())
         assert running.gateway.telemetry.models[MODEL_KEY].handoffs == {}

@@ -304,8 +304,7 @@ async def test_a_client_that_leaves_during_the_prefill_ends_it() -> None:
 
     async with scene([waiting], [well_behaved], replace(LIMITS, handoff_prefill_seconds=60.0)) as found:
         asked = asyncio.create_task(found.post())
-        while not found.prefill[0].calls:  # noqa: ASYNC110  # the engine sets no event
-            await asyncio.sleep(0)
+        await wait_until(lambda: bool(found.prefill[0].calls))
         asked.cancel()
         await left.wait()
         assert not found.decode[0].calls

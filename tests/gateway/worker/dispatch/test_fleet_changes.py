@@ -16,6 +16,7 @@ from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_testing.engines.scripted import PausedStream, scripted_engine, well_behaved
 from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 
@@ -90,8 +91,7 @@ async def test_connections_to_instances_that_left_are_closed() -> None:
         assert one.open == 1
         running.gateway.update_fleet(fleet_of([two.url], version=2))
         async with asyncio.timeout(120):
-            while one.open:  # noqa: ASYNC110 - the engine learns it by TCP
-                await asyncio.sleep(0.001)
+            await wait_until(lambda: not one.open)
         assert (await request(running.url, GOOD)).status == 200
         assert len(two.calls) == 1
 

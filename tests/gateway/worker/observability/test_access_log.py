@@ -140,11 +140,9 @@ async def test_clients_that_leave_have_a_line_whenever_they_did(tmp_path: Path) 
     async with gateway(logging(str(path)), waiting) as running:
         leaving = await RawConnection.connect(running.url)
         await leaving.send(post_request(BODY))
-        while not any(load.inflight for load in running.loads().values()):  # noqa: ASYNC110 - on its way
-            await asyncio.sleep(0)
+        await wait_until(lambda: any(load.inflight for load in running.loads().values()))
         await leaving.close()
-        while running.gateway.inflight_count():  # noqa: ASYNC110 - and gone
-            await asyncio.sleep(0)
+        await wait_until(lambda: not running.gateway.inflight_count())
     (line,) = lines(path)
     assert (line["status"], line["error"], line["client"]) == (499, "client-gone", "127.0.0.1")
 
@@ -212,12 +210,12 @@ async def test_a_trace_that_is_only_passed_on_is_named_too(tmp_path: Path) -> No
     assert [one["trace_id"] for one in lines(path)] == [trace, None]
 
 
+@pytest.mark.sockets
 async def test_a_file_that_was_moved_away_is_opened_anew(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     async with gateway(logging(str(path))) as running:
         await request(running.url, BODY)
-        while not path.exists() or not path.read_text():  # noqa: ASYNC110 - the thread's own pace
-            await asyncio.sleep(0)
+        await wait_until(lambda: path.exists() and path.read_text() != "")
         path.rename(tmp_path / "access.log.1")
         await request(running.url, BODY)
     assert len(lines(path)) == len(lines(tmp_path / "access.log.1")) == 1

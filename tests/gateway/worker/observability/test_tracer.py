@@ -1,6 +1,5 @@
 """Trace contexts reach every engine; only sampled requests have spans; none holds a prompt."""
 
-import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable
@@ -27,6 +26,7 @@ from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.http.raw_client import request as ask
 from fairlead_testing.simulated.event_loop import running_clock
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 
@@ -386,6 +386,7 @@ async def test_a_full_queue_drops_spans_and_counts_them() -> None:
         assert running.gateway.telemetry.non_model_counters["spans_dropped_total"] == 2
 
 
+@pytest.mark.sockets
 async def test_the_collector_gets_the_headers_it_wants_and_learns_who_sends() -> None:
     with CannedServer(COLLECTED) as collector:
         what = ObservabilitySettings(
@@ -397,8 +398,7 @@ async def test_the_collector_gets_the_headers_it_wants_and_learns_who_sends() ->
         async with scripted_engine() as engine:
             async with running_gateway(fleet_of([engine.url]), LIMITS, observers=watching) as running:
                 await ask(running.url, chat())
-            while not collector.requests:  # noqa: ASYNC110 - the thread's own pace
-                await asyncio.sleep(0)
+            await wait_until(lambda: bool(collector.requests))
         (asked,) = collector.requests
         assert asked.path == "/otlp/v1/traces"
         assert asked.headers["authorization"] == "Bearer s"

@@ -11,19 +11,13 @@ from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine, event, scripted_engine, token
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True}
 PATIENCE_SECONDS = 120.0
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Give the loop turns until something has come about."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not condition():  # noqa: ASYNC110 - the condition lies on the other side of a socket
-            await asyncio.sleep(0.001)
 
 
 def _kill(connection: RawConnection) -> None:
@@ -68,7 +62,7 @@ async def test_a_client_that_leaves_frees_its_engine_at_once(
         if body is STREAM and engine_does is not _silent:
             await connection.reader.readuntil(b'"content":"a"')
         else:
-            await until(lambda: len(engine.calls) == 1)
+            await wait_until(lambda: len(engine.calls) == 1)
         leave(connection)
         await _freed(running, engine)
         outcome = running.gateway.decisions.latest(1)[0].outcome
@@ -78,8 +72,8 @@ async def test_a_client_that_leaves_frees_its_engine_at_once(
 
 
 async def _freed(running: RunningGateway, engine: ScriptedEngine) -> None:
-    await until(lambda: engine.open == 0)
-    await until(lambda: not running.gateway.inflight_count())
+    await wait_until(lambda: engine.open == 0)
+    await wait_until(lambda: not running.gateway.inflight_count())
     assert {load.inflight for load in running.loads().values()} == {0}
 
 
@@ -88,7 +82,7 @@ async def test_a_client_that_closed_its_sending_side_first_and_everything_later_
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request(GOOD, close=False))
         connection.writer.write_eof()
-        await until(lambda: len(engine.calls) == 1)
+        await wait_until(lambda: len(engine.calls) == 1)
         assert await connection.reader.readexactly(9) == b"HTTP/1.1 "
         await asyncio.sleep(0)
         assert engine.open == 1
@@ -175,7 +169,7 @@ async def test_a_storm_of_leaving_clients_leaves_nothing_running() -> None:
         for number, connection in enumerate(clients):
             (_kill if number % 2 else _close)(connection)
         await _freed(running, engine)
-        await until(lambda: not running.gateway.listener.connections)
+        await wait_until(lambda: not running.gateway.listener.connections)
 
 
 async def test_a_slow_reader_pauses_its_engine_and_loses_nothing() -> None:
@@ -223,7 +217,7 @@ async def test_a_reader_that_never_reads_is_given_up() -> None:
         connection = await RawConnection.connect(running.url)
         connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket transport has it
         await connection.send(post_request(STREAM))
-        await until(lambda: len(engine.calls) == 1)
+        await wait_until(lambda: len(engine.calls) == 1)
         await _freed(running, engine)
         outcome = running.gateway.decisions.latest(1)[0].outcome
         assert outcome is not None
@@ -237,9 +231,9 @@ async def test_a_client_that_pipelines_and_never_reads_is_held_back() -> None:
         connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket transport has it
         wave = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n" * 2_000
         sending = asyncio.create_task(connection.send(wave * 40))
-        await until(lambda: bool(running.gateway.listener.connections))
+        await wait_until(lambda: bool(running.gateway.listener.connections))
         (line,) = running.gateway.listener.connections
-        await until(lambda: line._writing_paused)
+        await wait_until(lambda: line._writing_paused)
         stood = line._transport.get_write_buffer_size()
         assert stood < 8 * 1024 * 1024
         _kill(connection)

@@ -299,8 +299,7 @@ async def test_idle_engine_connections_are_dropped_before_the_engine_does_it() -
     limits = Limits(upstream_idle_seconds=0.1)
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
         assert (await request(running.url, GOOD)).status == 200
-        while engine.open:  # noqa: ASYNC110 - the engine learns it by TCP
-            await asyncio.sleep(0.01)
+        await wait_until(lambda: not engine.open)
         assert (await request(running.url, GOOD)).status == 200
         assert engine.connections == 2
 
