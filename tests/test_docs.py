@@ -143,10 +143,10 @@ def commands(page: Path) -> list[list[str]]:
 
 @cache
 def options_of(verb: str) -> frozenset[str]:
-    app = command = build_app()
+    command = APP
     for word in verb.split():
         command = command[word]
-    arguments = command.assemble_argument_collection(default_parameter=app.default_parameter)
+    arguments = command.assemble_argument_collection(default_parameter=APP.default_parameter)
     return frozenset(
         name
         for argument in arguments
@@ -160,7 +160,8 @@ def test_there_are_commands_to_check() -> None:
     assert len([words for page in PAGES for words in commands(page)]) > 30
 
 
-def problem_of(words: list[str]) -> str | None:
+@cache
+def problem_of(words: tuple[str, ...]) -> str | None:
     """Returns what is wrong with a command; None if it parses."""
     verb = " ".join(words[:2]) if words[0] in NOUNS else words[0]
     if verb in NOUNS:
@@ -181,7 +182,7 @@ def problem_of(words: list[str]) -> str | None:
 
 def test_every_command_that_is_shown_parses() -> None:
     shown = [(page, words) for page in PAGES for words in commands(page)]
-    problems = [(named(page), " ".join(words), problem_of(words)) for page, words in shown]
+    problems = [(named(page), " ".join(words), problem_of(tuple(words))) for page, words in shown]
     assert [found for found in problems if found[2] is not None] == []
 
 

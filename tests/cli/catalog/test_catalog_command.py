@@ -26,11 +26,24 @@ DEVICE = ("--on=large", "--memory=192Gi")
 """A device on eight of which every model of the catalogue fits."""
 
 
+app = cache(build_app)
+_generated: dict[tuple[str, str], str] = {}
+
+
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     """Returns the exit code and what went to standard output and standard error."""
-    code = build_app()(["catalog", *words], result_action="return_value")
+    code = app()(["catalog", *words], result_action="return_value")
     shown = capsys.readouterr()
     return code, shown.out, shown.err
+
+
+def generated(capsys: pytest.CaptureFixture[str], model: str, engine: str) -> str:
+    """Returns the manifest of a model on an engine, for two replicas; generates it once."""
+    if (model, engine) not in _generated:
+        code, text, _ = run(capsys, "show", model, *DEVICE, f"--engine={engine}", "--replicas=2")
+        assert code == 0
+        _generated[model, engine] = text
+    return _generated[model, engine]
 
 
 def documents(text: str) -> list[dict[str, Any]]:
@@ -50,9 +63,7 @@ def crd_validator(name: str) -> Any:
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 @pytest.mark.parametrize("model", read_entries())
 def test_every_manifest_is_valid_and_renders(model: str, engine: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, text, _ = run(capsys, "show", model, *DEVICE, f"--engine={engine}", "--replicas=2")
-    assert code == 0
-    (document,) = documents(text)
+    (document,) = documents(generated(capsys, model, engine))
     crd_validator("modeldeployments").validate(document)
     document["metadata"] |= {"namespace": "default", "uid": "u"}
     parsed = ModelDeployment.model_validate(document)
@@ -68,8 +79,8 @@ def test_every_manifest_is_valid_and_renders(model: str, engine: str, capsys: py
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 @pytest.mark.parametrize("model", read_entries())
 def test_flags_and_parsers_exist_in_the_engines(model: str, engine: str, capsys: pytest.CaptureFixture[str]) -> None:
-    _, text, _ = run(capsys, "show", model, *DEVICE, f"--engine={engine}")
-    arguments = dict(argument.partition("=")[::2] for argument in documents(text)[0]["spec"]["engine"]["args"])
+    (document,) = documents(generated(capsys, model, engine))
+    arguments = dict(argument.partition("=")[::2] for argument in document["spec"]["engine"]["args"])
     known = ENGINE_FLAGS[engine]
     assert set(arguments) <= set(known["flags"])
     if "--tool-call-parser" in arguments:
