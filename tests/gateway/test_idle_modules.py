@@ -16,6 +16,8 @@ from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_pro
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import request
 
+pytestmark = pytest.mark.sockets
+
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 TELL = """
 import atexit, os, sys

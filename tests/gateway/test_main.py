@@ -22,6 +22,8 @@ from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until, wait_until_async
 
+pytestmark = pytest.mark.sockets
+
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 COMMAND = (sys.executable, "-m", "fairlead_gateway")
 

@@ -21,6 +21,8 @@ from fairlead_testing.http.raw_client import get_request, send
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until_async
 
+pytestmark = pytest.mark.sockets
+
 PEPPER = "a pepper of the test"
 GOOD, OTHER, EXPIRED, SUSPENDED, CONFINED = (
     f"fl_canary-{name}-5e1f" for name in ("good", "other", "old", "held", "few")

@@ -21,7 +21,7 @@ REAL_LOOPS: Final = os.environ.get("FAIRLEAD_TEST_LOOPS") == "real"
 
 T = TypeVar("T")
 _simulated = False
-"""Whether the loop of the current test is simulated."""
+"""True while a test runs whose loop is simulated."""
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:

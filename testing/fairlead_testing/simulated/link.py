@@ -113,7 +113,7 @@ class ListeningSocket(socket.socket):
         """Does nothing."""
 
     def close(self) -> None:
-        """Closes it."""
+        """Closes the socket and `bound`."""
         super().close()
         if self._bound is not None:
             self._bound.close()

@@ -30,6 +30,8 @@ from fairlead_gateway.worker.reporting.peer_updates import PeerUpdateApplier
 from fairlead_testing.gateway.outcomes import make_outcome
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.sockets
+
 
 class End:
     """One end of a channel, with the messages that it received."""

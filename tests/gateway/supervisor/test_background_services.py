@@ -37,6 +37,8 @@ from fairlead_testing.http.raw_client import request
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.sockets
+
 LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, scrape_seconds=0.05)
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "the canary sings at dawn"}]}
 

@@ -19,6 +19,8 @@ from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.fake_server import fake_api_server
 from fairlead_testing.waiting import wait_until_async
 
+pytestmark = pytest.mark.sockets
+
 ROOT = Path(__file__).parents[3]
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 SPEC = {"model": {"uri": "hf://a/b"}, "pools": [{"acceleratorClassName": "cpu"}]}

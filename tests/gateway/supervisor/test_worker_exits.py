@@ -21,6 +21,8 @@ from fairlead_testing.processes import is_alive
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until, wait_until_async
 
+pytestmark = pytest.mark.sockets
+
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STAY = {"model": "tiny", "messages": [{"role": "user", "content": "stay"}], "stream": True}
 

@@ -15,6 +15,8 @@ from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.supervisor.worker_handle import WorkerHandle, WorkerListener
 from fairlead_gateway.supervisor.worker_spawn import SpawnedWorker
 
+pytestmark = pytest.mark.sockets
+
 FROZEN_SECONDS = Limits().worker_frozen_seconds
 
 

@@ -28,6 +28,8 @@ from fairlead_testing.http.raw_client import get_request, send
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until, wait_until_async
 
+pytestmark = pytest.mark.sockets
+
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 

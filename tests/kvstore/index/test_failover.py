@@ -20,7 +20,7 @@ from fairlead_testing.processes import wait_until
 from fairlead_testing.redis.valkey_cluster import ValkeyGroup
 from fairlead_testing.waiting import wait_until as until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
 QUICK = replace(Limits(), redis_pause_seconds=0.2, redis_ping_seconds=0.05, redis_timeout_seconds=2.0)
 MODELS = [f"default/model-{number}" for number in range(6)]
 """In slots of every master of a cluster."""

@@ -25,7 +25,7 @@ from fairlead_testing.kvstore.index_harness import (
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.redis.valkey import Valkey
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
 
 
 async def test_replica_follows_the_block_store_entry_by_entry(server: Valkey) -> None:

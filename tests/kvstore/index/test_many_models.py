@@ -28,6 +28,8 @@ from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.sockets
+
 MODELS = [f"default/model-{number}" for number in range(40)]
 
 

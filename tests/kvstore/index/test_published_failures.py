@@ -26,7 +26,7 @@ from fairlead_testing.kvstore.index_harness import (
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.redis.valkey import Valkey
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
 BLOCK = 4
 PROMPT_BLOCKS = 8
 AWAY = "b/1/0"

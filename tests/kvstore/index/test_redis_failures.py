@@ -24,7 +24,7 @@ from fairlead_testing.kvstore.index_harness import (
 )
 from fairlead_testing.redis.valkey import Valkey
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize("how", ["killed", "flushed"])

@@ -23,7 +23,7 @@ from fairlead_testing.kvstore.index_harness import InMemoryIndexer
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.redis.valkey import Valkey
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.sockets, pytest.mark.timeout(120)]
 MODELS = ("default/one", "default/two")
 PATIENT = replace(
     Limits(), redis_timeout_seconds=60.0, redis_connect_seconds=90.0, index_wait_seconds=50.0, index_status_seconds=1e9

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from redis.exceptions import ResponseError
 
 from fairlead.limits import Limits
@@ -15,6 +16,8 @@ from fairlead_kvstore.indexer.redis_memory import RedisMemoryBound
 from fairlead_testing.kvstore.block_store import MODEL, SingleInstanceStore, stored_event
 from fairlead_testing.kvstore.index_harness import harness_with_redis
 from fairlead_testing.redis.valkey import Valkey
+
+pytestmark = pytest.mark.sockets
 
 MIB = 1024 * 1024
 LIMITS = replace(Limits(), kv_backpressure_seconds=0.0)

@@ -21,6 +21,8 @@ from fairlead_testing.kvstore.indexer_process import IndexerProcess, indexer_pro
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until, wait_until_async
 
+pytestmark = pytest.mark.sockets
+
 MODEL = "default/tiny"
 EVENTS = ("--kv-events", "0", "--kv-replay", "0", "--block-size", "16")
 PROMPT = list(range(100, 165))

@@ -20,6 +20,8 @@ from fairlead_testing.http.slow_link import slow_link
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.sockets
+
 FAST = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redis_timeout_seconds=0.5)
 
 

@@ -30,6 +30,8 @@ from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.sockets
+
 KEY = "ns/a"
 SECRET = b"a secret of the test"
 PRINT = b"12345678"

@@ -20,6 +20,8 @@ from fairlead_testing.http.raw_client import post_request, send
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until_async
 
+pytestmark = pytest.mark.sockets
+
 TOKENIZER = Tokenizer()
 
 

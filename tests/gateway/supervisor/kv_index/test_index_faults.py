@@ -31,6 +31,8 @@ from fairlead_testing.ports import unused_ports
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until_async
 
+pytestmark = pytest.mark.sockets
+
 MODEL = "default/tiny"
 TOKENIZER = Tokenizer()
 OWN, IDX, EV = redis_keys.index_keys(MODEL)

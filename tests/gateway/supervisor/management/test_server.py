@@ -21,6 +21,8 @@ from fairlead_gateway.supervisor.management.server import ManagementServer
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, send
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.sockets
+
 
 @asynccontextmanager
 async def managed(view: Any, token: str | None = None) -> AsyncIterator[str]:

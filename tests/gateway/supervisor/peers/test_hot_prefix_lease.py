@@ -20,6 +20,8 @@ from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.sockets
+
 KEY = "ns/a"
 LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, redis_timeout_seconds=20.0)
 FIRST, SECOND = HotPrefixTable(b"firsttab"), HotPrefixTable(b"secondta")

@@ -21,6 +21,8 @@ from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.redis.valkey_cluster import ValkeyGroup
 from fairlead_testing.waiting import wait_until, wait_until_async
 
+pytestmark = pytest.mark.sockets
+
 KEY = "ns/a"
 READY = ("e-0", "e-1")
 ONE: PeerLoad = (1, 1, 0.5, 10.0)

@@ -20,6 +20,8 @@ from fairlead_testing.http.raw_client import request
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until_async
 
+pytestmark = pytest.mark.sockets
+
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 

@@ -16,6 +16,8 @@ from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import post_request, send
 from fairlead_testing.waiting import wait_until_async
 
+pytestmark = pytest.mark.sockets
+
 TRUE, ASSUMED = builtin_profile("910b4"), builtin_profile("h100-llama8b")
 TEXT = Tokenizer()
 

@@ -14,6 +14,8 @@ from fairlead_testing.gateway.limited_gateway import LimitedGateway, limited_gat
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until_async
 
+pytestmark = pytest.mark.sockets
+
 _PRICE = TokenPrice(10, 1, 20)
 _COST = 7 * 10 + 5 * 20
 """The cost of each answer: seven tokens of the prompt, five of the output."""

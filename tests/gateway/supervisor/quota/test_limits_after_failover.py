@@ -14,7 +14,7 @@ from fairlead_testing.processes import wait_until
 from fairlead_testing.redis.valkey_cluster import HOST, ValkeyGroup, ValkeyNode
 from fairlead_testing.waiting import wait_until as until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
 _LIMIT = Limit(LimitUnit.REQUESTS, 40, Window.DAY)
 _TENANTS = [Tenant(f"team-{number}", limits=(_LIMIT,)) for number in range(6)]
 _SLOTS_OF_A_MASTER = 16_384 // 3

@@ -11,6 +11,8 @@ from fairlead_testing.gateway.limited_gateway import known_use, limited_gateways
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.sockets
+
 _LIMIT = Limit(LimitUnit.REQUESTS, 40, Window.DAY)
 
 

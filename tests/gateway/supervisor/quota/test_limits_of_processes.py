@@ -14,6 +14,8 @@ from fairlead_testing.gateway.limited_gateway import answer
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.redis.valkey import Valkey
 
+pytestmark = pytest.mark.sockets
+
 _PEPPER = "pepper" * 6
 _BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 _TENANT = """

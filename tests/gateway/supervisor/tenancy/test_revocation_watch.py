@@ -4,6 +4,7 @@ from random import Random
 from typing import Any, ClassVar
 
 import msgspec
+import pytest
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import CONFIG_MAPS
@@ -13,6 +14,8 @@ from fairlead_gateway.supervisor.tenancy.access_service import AccessService, Ac
 from fairlead_gateway.supervisor.tenancy.revocation_watch import RevocationWatch
 from fairlead_testing.kube.fake_server import FakeApiServer, fake_api_server
 from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.sockets
 
 PLACE, NAME = "fairlead", "fairlead-revoked-keys"
 OLD, NEW = "0a" * 32, "0b" * 32

@@ -3,12 +3,16 @@
 from random import Random
 from typing import Any
 
+import pytest
+
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import MODEL_TENANTS
 from fairlead.runtime.clock import Pacing, SystemClock
 from fairlead_gateway.supervisor.tenancy.tenant_watch import TenantWatch
 from fairlead_testing.kube.fake_server import FakeApiServer, fake_api_server
 from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.sockets
 
 OLD, NEW = "0a" * 32, "0b" * 32
 

@@ -22,6 +22,8 @@ from fairlead_testing.gateway.token_issuer import AUDIENCE, ISSUER, SigningKeyPa
 from fairlead_testing.http.raw_client import get_request, send
 from fairlead_testing.waiting import wait_until_async
 
+pytestmark = pytest.mark.sockets
+
 NOW = 1_795_000_000.0
 PEPPER = b"pepper"
 LOGIN = TestIssuer([SigningKeyPair.create("RS256", "first")])

@@ -9,9 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fairlead_testing.engines.simulated_process import engine_process
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.http.raw_client import request
+
+pytestmark = pytest.mark.sockets
 
 FLEET = """\
 models:

@@ -18,6 +18,8 @@ from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import get_request, request, send
 
+pytestmark = pytest.mark.sockets
+
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "tell me of canary-7c1e"}], "stream": True}
 REQUESTS = 12
 

@@ -19,6 +19,8 @@ from fairlead_testing.http.raw_client import RawConnection, post_request, reques
 from fairlead_testing.processes import is_alive
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.sockets
+
 POISONABLE = """
 import os, re
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
