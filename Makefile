@@ -19,7 +19,7 @@ CHANGED ?=
 REACHED = $(shell $(RUN) tests/repository/changed_tests.py $(filter-out 1,$(CHANGED)))
 # `SECOND_TRY=1`, for CI: run up to three failed tests once more.
 SECOND_TRY ?=
-AGAIN := $(if $(SECOND_TRY), || $(RUN) scripts/second_try.py)
+AGAIN := $(if $(SECOND_TRY), || $(RUN) scripts/reruns/second_try.py)
 # `make e2e LOAD=1`: the tests on the cluster that need load.
 LOAD ?=
 # `make e2e EXTENDED=1`: commands of all pages, wheel, make targets, a canary in prompts, a release from a registry, dashboards.
@@ -108,7 +108,7 @@ nightly: compile ## run property tests with 5,000 examples, simulations in full,
 	@FAIRLEAD_NIGHTLY=1 FAIRLEAD_EXAMPLES=5000 $(RUN) -m pytest -n $(JOBS) --dist loadfile \
 	  -m "property or nightly or shortened" --timeout 1800
 	@FAIRLEAD_TEST_LOOPS=real $(RUN) -m pytest -n $(JOBS) --dist loadfile -m simulated
-	@$(RUN) scripts/nightly_rounds.py --jobs $(JOBS)
+	@$(RUN) scripts/reruns/nightly_rounds.py --jobs $(JOBS)
 	@$(RUN) scripts/nightly_fuzz.py
 	@$(RUN) scripts/compile.py --sim || [ $$? -eq 3 ]
 	@$(RUN) scripts/nightly_fleet.py --jobs $(JOBS)

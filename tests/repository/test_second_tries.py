@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import nightly_rounds, second_try
+from scripts.reruns import nightly_rounds, second_try
 
 PASSES_AT_SECOND_TRY = """
 from pathlib import Path

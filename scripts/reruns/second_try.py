@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 MAX_TESTS = 3
-FAILED = Path(__file__).parents[1] / ".pytest_cache" / "v" / "cache" / "lastfailed"
+FAILED = Path(__file__).parents[2] / ".pytest_cache" / "v" / "cache" / "lastfailed"
 
 
 def main() -> int:

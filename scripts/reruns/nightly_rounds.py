@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).parents[2]
 RESULT: Final = ROOT / "bench" / "results" / "nightly_flaky.json"
 KNOWN: Final = ROOT / "tests" / "repository" / "flaky.json"
 FAILED: Final = ROOT / ".pytest_cache" / "v" / "cache" / "lastfailed"
