@@ -24,6 +24,8 @@ from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until_async
 
+pytestmark = pytest.mark.simulated
+
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 LARGE = GOOD | {"user": "x" * 300_000}
 CHUNKED = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
@@ -166,6 +168,7 @@ async def test_short_memory_refuses_large_bodies_however_they_come_and_recovers(
         assert (await request(running.url, LARGE)).status == 200
 
 
+@pytest.mark.sockets
 @pytest.mark.usefixtures("new_interpreters")  # a fork has the memory of all imported modules
 async def test_a_process_near_its_limit_refuses_large_bodies_and_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
