@@ -22,7 +22,7 @@ def shortened(full: T, short: T) -> T:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks the tests of modules that import `shortened`, and leaves out those of `make nightly`."""
+    """Marks tests of modules that import `shortened`, and leaves out those of `make nightly`."""
     for item in items:
         if getattr(getattr(item, "module", None), "shortened", None) is shortened:
             item.add_marker(pytest.mark.shortened)
