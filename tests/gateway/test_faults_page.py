@@ -11,7 +11,7 @@ def test_every_row_names_tests_and_every_named_test_exists() -> None:
     known = {
         name
         for path in (ROOT / "tests").rglob("test_*.py")
-        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+        for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
     }
     rows = re.findall(r"^\| (\d+) \|.*\| ([^|]+) \|$", PAGE.read_text(), re.MULTILINE)
     assert [int(number) for number, _ in rows] == [*range(1, 16), *range(23, 36)]

@@ -1,4 +1,4 @@
-"""The whole operator with a real API server that fails for seconds.
+"""The whole operator with a real API server that fails for seconds, or dies with the operator.
 
 `make bench-operator-soak` does the same for minutes.
 """
@@ -28,10 +28,12 @@ async def test_returning_api_server_finds_everything_in_place(tmp_path: Path) ->
         assert (await run_api_outage(server, 3.0, tmp_path)).broken == []
 
 
+@pytest.mark.nightly
 async def test_models_missed_by_a_silent_watch_are_found(api_server: ApiServer, tmp_path: Path) -> None:
     assert (await run_silent_api(api_server, tmp_path, children=False)).broken == []
 
 
+@pytest.mark.nightly
 async def test_operator_killed_around_its_writes_reaches_the_same_end(api_server: ApiServer, tmp_path: Path) -> None:
     found = await run_crash_points(api_server, ("create",), 2, tmp_path)
     assert (found.broken, found.figures["kills"]) == ([], 3)

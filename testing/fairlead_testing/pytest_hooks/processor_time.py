@@ -5,7 +5,8 @@ time is that of its process and of all descendants, while its function runs: fix
 test. A run's time is that of all processes that ran tests, from their start to their end.
 
 With `FAIRLEAD_TEST_BUDGET=1` a run fails that used more than `RUN_UNITS`, or in which a test
-without the marker `slow` used more than `TEST_UNITS`. Else both are reported alone.
+without the marker `slow` used more than `TEST_UNITS`. Else both are reported alone. On processors
+that others use, too, a test takes up to three times as many units; the bounds leave room for that.
 """
 
 import os
@@ -16,11 +17,11 @@ from typing import Any, Final
 
 import pytest
 
-TEST_UNITS: Final = 150.0
-RUN_UNITS: Final = 16_000.0
+TEST_UNITS: Final = 300.0
+RUN_UNITS: Final = 20_000.0
 _PROPERTY: Final = "processor_seconds"
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
-_DEAREST: Final = 5
+_DEAREST: Final = 12
 
 
 def unit_seconds() -> float:

@@ -5,7 +5,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,17 @@ def _switches(deployment: Manifest) -> set[str]:
     return {one for one in args if one.startswith("--max-num-seqs")}
 
 
+async def _wait_for_another_second(api: KubeApi) -> None:
+    """Waits until the API server gives changes of the model another time than its last one."""
+    fields = (await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen"))["metadata"]["managedFields"]
+    last = max(datetime.fromisoformat(one["time"]).timestamp() for one in fields)
+
+    async def has_passed() -> bool:
+        return time.time() >= last + 1.0
+
+    await wait_until_async(has_passed)
+
+
 async def reason(api: KubeApi, type: str) -> str:
     found = await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen")
     told = (found.get("status") or {}).get("conditions") or []
@@ -152,6 +165,7 @@ async def test_rollout_pause_resume_and_undo_on_an_api_server(api_server: ApiSer
         assert code == 2
         assert "is paused" in err
 
+        await _wait_for_another_second(api)  # else what is applied and the resumption have one time
         await said(api_server, "resume", "qwen")
         await become(api, "--max-num-seqs=3")
         before = await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen")

@@ -144,4 +144,5 @@ async def test_engine_that_closes_each_replay_is_connected_to_after_pauses(monke
             client.request(0)
             await wait_until(lambda number=number: len(opened) > number)  # type: ignore[misc]  # a default
             client.close()
-        assert min(later - earlier for earlier, later in pairwise(opened)) >= 0.2
+        pauses = [later - earlier for earlier, later in pairwise(opened)]
+        assert min(pauses) >= 0.2 - 0.001  # uvloop counts milliseconds

@@ -206,6 +206,7 @@ def test_the_command_line_takes_faults_as_kind_and_values() -> None:
         fault_injection.parse_fault("cut,after")
 
 
+@pytest.mark.sockets  # the real clock is the subject
 async def test_the_clock_is_monotonic_here() -> None:
     """Arrivals are given in the monotonic clock that steps are timed in."""
     before = time.monotonic()

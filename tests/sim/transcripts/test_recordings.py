@@ -54,7 +54,7 @@ def test_the_tests_that_cover_the_scenarios_exist() -> None:
         f"{path.name}::{node.name}"
         for path in folder.glob("test_*.py")
         for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.FunctionDef)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     assert {test for scenario in CLAIMED.scenarios for test in scenario.tests} <= there
 
