@@ -192,10 +192,9 @@ FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def test_stalled_models_alert_by_name_and_reason(api_server: ApiServer, fires: Firing, tmp_path: Path) -> None:
+async def test_stalled_models_alert_by_name_and_reason(api_server: ApiServer, fires: Firing, tmp_path: Path) -> None:
     """And before, while all of them are ready, nothing is."""
-
-    async def check(api: KubeApi) -> None:
+    async with client_in_namespace(api_server) as api:
         recording, well = SeriesRecording(), SeriesRecording()
         async with operator_of(api_server, tmp_path) as operator:
             for name in FAULTS:
@@ -228,11 +227,9 @@ def test_stalled_models_alert_by_name_and_reason(api_server: ApiServer, fires: F
         gone.hold(30)
         fires(gone, "FairleadOperatorDown", lacking="_gateway_")
 
-    on(api_server, check)
 
-
-def test_operator_waiting_for_an_abandoned_lease_alerts(api_server: ApiServer, fires: Firing, tmp_path: Path) -> None:
-    async def check(api: KubeApi) -> None:
+async def test_operator_waiting_for_an_abandoned_lease_alerts(api_server: ApiServer, fires: Firing, tmp_path: Path) -> None:
+    async with client_in_namespace(api_server) as api:
         lease = {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
@@ -248,8 +245,6 @@ def test_operator_waiting_for_an_abandoned_lease_alerts(api_server: ApiServer, f
         await api.apply(lease, "test")
         fires(recording, "FairleadOperatorNoLeader", lacking="_gateway_")
 
-    on(api_server, check)
-
 
 @pytest.mark.parametrize(
     ("taken", "alert", "told"),
@@ -259,15 +254,14 @@ def test_operator_waiting_for_an_abandoned_lease_alerts(api_server: ApiServer, f
     ],
     ids=["to-list", "to-write"],
 )
-def test_operator_without_a_permission_alerts(
+async def test_operator_without_a_permission_alerts(
     taken: tuple[str, str], alert: str, told: str, api_server: ApiServer, program: Path, fires: Firing, tmp_path: Path
 ) -> None:
     found = [
         without(one, *taken)
         for one in render_chart(program, f"--namespace={SPACE}", f"--set=watchNamespaces={{{SPACE}}}")
     ]
-
-    async def check(api: KubeApi) -> None:
+    async with client_in_namespace(api_server) as api:
         await apply_rights(api, found, SPACE)
         kubeconfig = tmp_path / "kubeconfig"
         kubeconfig.write_text(await kubeconfig_for_account(api_server, SPACE, "fairlead-operator"))
@@ -277,8 +271,6 @@ def test_operator_without_a_permission_alerts(
             await wait_until_reported(operator, told)
             recording.hold(60, await scrape(operator))
         fires(recording, alert, lacking="_gateway_")
-
-    on(api_server, check)
 
 
 def without(manifest: Manifest, resource: str, verb: str) -> Manifest:
@@ -290,14 +282,13 @@ def without(manifest: Manifest, resource: str, verb: str) -> Manifest:
     return changed
 
 
-def test_healthy_run_is_silent_and_gateway_without_cluster_alerts(
+async def test_healthy_run_is_silent_and_gateway_without_cluster_alerts(
     api_server: ApiServer, fires: Firing, groups: Groups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Operator and gateway share an API server, which stops after some traffic."""
     monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig))
     body = {"model": f"{SPACE}/tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
-
-    async def check(api: KubeApi) -> None:
+    async with client_in_namespace(api_server) as api:
         async with AsyncExitStack() as stack:
             engine = await stack.enter_async_context(engine_process("--profile", "tiny-cpu", "--speed", "20"))
             await api.apply(model("tiny"), "kubectl")
@@ -337,8 +328,6 @@ def test_healthy_run_is_silent_and_gateway_without_cluster_alerts(
         stale.grow(30, *pairs)
         stale.grow(30, (second[0], last), pairs[1], aging="fairlead_gateway_fleet_age_seconds")
         fires(stale, "FairleadFleetStale")
-
-    on(api_server, check)
 
 
 async def traffic(gateway: GatewayProcess, body: dict[str, Any]) -> Scrape:

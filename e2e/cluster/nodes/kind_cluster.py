@@ -50,7 +50,7 @@ def start(cluster: RunningCluster, given: Sequence[OciImage]) -> None:
 
 
 def equip(cluster: RunningCluster, name: str, given: Sequence[OciImage]) -> None:
-    """Gives a cluster of kind's, made by a user, these images, and LeaderWorkerSet if it has none."""
+    """Gives a user's cluster of kind's these images, and LeaderWorkerSet if it has none."""
     with progress_step(f"images of kind's cluster {name}"):
         load_images(cluster.run, given, name)
     if not leader_worker_set.is_installed(cluster):

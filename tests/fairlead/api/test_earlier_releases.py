@@ -61,13 +61,11 @@ def test_current_types_accept_earlier_manifests(release: str) -> None:
 
 @pytest.mark.api_server
 @pytest.mark.parametrize("release", RELEASES)
-def test_current_schema_accepts_earlier_manifests(api_server: ApiServer, release: str) -> None:
-    async def check(api: KubeApi) -> None:
+async def test_current_schema_accepts_earlier_manifests(api_server: ApiServer, release: str) -> None:
+    async with client(api_server) as api:
         await define(api, todays())
         for one in recorded(release):
             await api.apply(one, ME, dry_run=True)
-
-    run(api_server, check)
 
 
 @pytest.mark.api_server

@@ -67,11 +67,7 @@ async def remove(api: KubeApi, manifest: Manifest) -> None:
     await api.delete(resource_of(manifest), metadata.get("namespace"), metadata["name"])
 
 
-def test_invalid_objects_are_refused_with_the_table_text(server: ApiServer) -> None:
-    async def check(api: KubeApi) -> None:
-        said = {case.name: await verdict(api, case) for case in refused_cases(TABLE)}
-        assert {name: text for name, text in said.items() if text} == {}
-
+async def test_invalid_objects_are_refused_with_the_table_text(server: ApiServer) -> None:
     async def verdict(api: KubeApi, case: RefusedCase) -> str:
         """Returns the differences from the table; empty if there are none."""
         try:
@@ -81,22 +77,22 @@ def test_invalid_objects_are_refused_with_the_table_text(server: ApiServer) -> N
         await remove(api, placed(case.object))
         return "it was taken"
 
-    run(server, check)
+    async with client(server) as api:
+        said = {case.name: await verdict(api, case) for case in refused_cases(TABLE)}
+        assert {name: text for name, text in said.items() if text} == {}
 
 
 @pytest.mark.parametrize("case", list(accepted_cases(TABLE)), ids=lambda case: case.name)
-def test_valid_objects_are_accepted_with_defaults(server: ApiServer, case: AcceptedCase) -> None:
-    async def check(api: KubeApi) -> None:
+async def test_valid_objects_are_accepted_with_defaults(server: ApiServer, case: AcceptedCase) -> None:
+    async with client(server) as api:
         found = await api.apply(placed(case.object), ME, dry_run=True)
         if case.becomes is not None:
             assert without_empty(found["spec"]) == without_empty(case.becomes)
 
-    run(server, check)
-
 
 @pytest.mark.parametrize("case", list(changed_cases(TABLE)), ids=lambda case: case.name)
-def test_unsupported_changes_are_refused(server: ApiServer, case: ChangedCase) -> None:
-    async def check(api: KubeApi) -> None:
+async def test_unsupported_changes_are_refused(server: ApiServer, case: ChangedCase) -> None:
+    async with client(server) as api:
         await api.apply(placed(case.before), ME)
         try:
             with pytest.raises(Invalid) as error:
@@ -104,8 +100,6 @@ def test_unsupported_changes_are_refused(server: ApiServer, case: ChangedCase) -
         finally:
             await remove(api, placed(case.before))
         assert case.says in error.value.message
-
-    run(server, check)
 
 
 MODEL: Manifest = {
@@ -116,8 +110,8 @@ MODEL: Manifest = {
 }
 
 
-def test_model_with_one_pool_is_scalable_and_with_two_is_not(server: ApiServer) -> None:
-    async def check(api: KubeApi) -> None:
+async def test_model_with_one_pool_is_scalable_and_with_two_is_not(server: ApiServer) -> None:
+    async with client(server) as api:
         async def scale(replicas: int) -> Manifest:
             patch = {"spec": {"replicas": replicas}}
             return await api.patch_merge(MODEL_DEPLOYMENTS, SPACE, "scaled", patch, "somebody", subresource="scale")
@@ -134,14 +128,12 @@ def test_model_with_one_pool_is_scalable_and_with_two_is_not(server: ApiServer) 
         finally:
             await remove(api, MODEL)
 
-    run(server, check)
 
-
-def test_status_writers_keep_their_own_conditions(server: ApiServer) -> None:
+async def test_status_writers_keep_their_own_conditions(server: ApiServer) -> None:
     def condition(kind: str, reason: str) -> Manifest:
         return {"type": kind, "status": "True", "reason": reason, "lastTransitionTime": "2026-11-20T10:00:00Z"}
 
-    async def check(api: KubeApi) -> None:
+    async with client(server) as api:
         await api.apply(MODEL, ME)
         try:
             ours = {"ready": "1/1", "conditions": [condition("Ready", "AllReady")]}
@@ -155,5 +147,3 @@ def test_status_writers_keep_their_own_conditions(server: ApiServer) -> None:
                 await api.apply_status({**MODEL, "status": {"conditions": [condition("Ready", "x" * 65)]}}, ME)
         finally:
             await remove(api, MODEL)
-
-    run(server, check)

@@ -50,8 +50,8 @@ def run(check: Check, limits: Limits | None = None, **access: Any) -> None:
     asyncio.run(main())
 
 
-def test_apply_creates_and_repeating_it_changes_nothing() -> None:
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+async def test_apply_creates_and_repeating_it_changes_nothing() -> None:
+    async with client_of_fake_server() as (fake, api, _):
         first = await api.apply(MAP, "operator")
         again = await api.apply(MAP, "operator", force=False, dry_run=True)
         assert first == again == await api.get(CONFIG_MAPS, "x", "m")
@@ -62,11 +62,9 @@ def test_apply_creates_and_repeating_it_changes_nothing() -> None:
         assert fake.calls[1].query["force"] == "false"
         assert fake.calls[1].query["dryRun"] == "All"
 
-    run(check)
 
-
-def test_status_is_applied_alone() -> None:
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+async def test_status_is_applied_alone() -> None:
+    async with client_of_fake_server() as (fake, api, _):
         fake.put(MODEL_DEPLOYMENTS, "x", "m", spec={"a": 1})
         whole = {
             "apiVersion": "serving.fairlead.io/v1alpha1",
@@ -80,11 +78,9 @@ def test_status_is_applied_alone() -> None:
         assert "labels" not in found["metadata"]
         assert fake.calls[-1].path.endswith("/modeldeployments/m/status")
 
-    run(check)
 
-
-def test_create_patch_delete_evict() -> None:
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+async def test_create_patch_delete_evict() -> None:
+    async with client_of_fake_server() as (fake, api, _):
         made = await api.create(MAP, "operator")
         with pytest.raises(AlreadyExists):
             await api.create(MAP, "operator")
@@ -102,22 +98,18 @@ def test_create_patch_delete_evict() -> None:
         with pytest.raises(NotFound):
             await api.get(PODS, "x", "p")
 
-    run(check)
 
-
-def test_blocked_eviction_is_not_retried() -> None:
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+async def test_blocked_eviction_is_not_retried() -> None:
+    async with client_of_fake_server() as (fake, api, _):
         fake.put(PODS, "x", "p")
         fake.ordered_responses.append(OrderedResponse(429, "TooManyRequests", causes=({"reason": "DisruptionBudget"},)))
         with pytest.raises(EvictionBlocked):
             await api.evict("x", "p", uid="uid-1")
         assert len(fake.calls) == 1
 
-    run(check)
 
-
-def test_list_reads_pages_and_completes_items() -> None:
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+async def test_list_reads_pages_and_completes_items() -> None:
+    async with client_of_fake_server() as (fake, api, _):
         fake.bare = True
         for number in range(5):
             fake.put(PODS, f"n{number % 2}", f"p{number}")
@@ -129,11 +121,9 @@ def test_list_reads_pages_and_completes_items() -> None:
         assert [(one.query["limit"], one.query["labelSelector"]) for one in fake.calls] == [("2", "a=b")] * 3
         assert len((await api.list(PODS, "n1")).items) == 2
 
-    run(check)
 
-
-def test_page_with_too_many_bytes_is_requested_with_fewer_objects() -> None:
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+async def test_page_with_too_many_bytes_is_requested_with_fewer_objects() -> None:
+    async with client_of_fake_server(replace(Limits(), kube_page_bytes=10_000)) as (fake, api, time):
         for number in range(20):
             fake.put(CONFIG_MAPS, "x", f"m{number:02}", data={"a": "b" * 1_000})
         found = await api.list(CONFIG_MAPS)
@@ -141,20 +131,16 @@ def test_page_with_too_many_bytes_is_requested_with_fewer_objects() -> None:
         assert [one.query["limit"] for one in fake.calls][:3] == ["500", "62", "7"]
         assert time.pauses == []
 
-    run(check, replace(Limits(), kube_page_bytes=10_000))
 
-
-def test_object_that_is_larger_than_a_page_is_refused() -> None:
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+async def test_object_that_is_larger_than_a_page_is_refused() -> None:
+    async with client_of_fake_server(replace(Limits(), kube_page_bytes=1_000)) as (fake, api, _):
         fake.put(CONFIG_MAPS, "x", "m", data={"a": "b" * 2_000})
         with pytest.raises(Unreachable, match="more than 1000 bytes"):
             await api.list(CONFIG_MAPS)
 
-    run(check, replace(Limits(), kube_page_bytes=1_000))
 
-
-def test_object_nested_10000_levels_does_not_end_a_list() -> None:
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+async def test_object_nested_10000_levels_does_not_end_a_list() -> None:
+    async with client_of_fake_server() as (fake, api, _):
         deep = b'{"a":' * 10_000 + b"1" + b"}" * 10_000
         items = b'[{"metadata": {"name": "deep"}, "spec": %s}, {"metadata": {"name": "flat"}}]' % deep
         body = b'{"metadata": {"resourceVersion": "5"}, "items": %s}' % items
@@ -163,11 +149,9 @@ def test_object_nested_10000_levels_does_not_end_a_list() -> None:
         assert [one["metadata"]["name"] for one in found.items] == ["deep", "flat"]
         assert found.resource_version == "5"
 
-    run(check)
 
-
-def test_list_with_expired_pages_is_repeated_in_one_piece() -> None:
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+async def test_list_with_expired_pages_is_repeated_in_one_piece() -> None:
+    async with client_of_fake_server() as (fake, api, _):
         for number in range(3):
             fake.put(PODS, "x", f"p{number}")
         fake.ordered_responses += [OrderedResponse(410, "Expired")]
@@ -176,8 +160,6 @@ def test_list_with_expired_pages_is_repeated_in_one_piece() -> None:
         fake.ordered_responses += [OrderedResponse(410, "Expired"), OrderedResponse(410, "Expired")]
         with pytest.raises(Gone):
             await api.list(PODS, limit=2)
-
-    run(check)
 
 
 @pytest.mark.parametrize(
@@ -189,19 +171,17 @@ def test_list_with_expired_pages_is_repeated_in_one_piece() -> None:
         OrderedResponse(reset=True),
     ],
 )
-def test_temporary_errors_are_retried(order: OrderedResponse) -> None:
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+async def test_temporary_errors_are_retried(order: OrderedResponse) -> None:
+    async with client_of_fake_server() as (fake, api, time):
         fake.ordered_responses += [order, order]
         assert (await api.apply(MAP, "operator"))["data"] == {"a": "1"}
         assert len(fake.calls) == 3
         asked = 3.0 if order.headers else 0.0
         assert time.pauses == pytest.approx([asked + 0.1, asked + 0.2])
 
-    run(check)
 
-
-def test_permanent_errors_are_raised_with_the_reason() -> None:
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+async def test_permanent_errors_are_raised_with_the_reason() -> None:
+    async with client_of_fake_server() as (fake, api, time):
         fake.ordered_responses.extend([OrderedResponse(503, message="etcd is away")] * 5)
         with pytest.raises(Unreachable, match="etcd is away"):
             await api.get(PODS, "x", "p")
@@ -212,30 +192,24 @@ def test_permanent_errors_are_raised_with_the_reason() -> None:
         assert raised.value.retry_after_seconds == 100.0
         assert len(time.pauses) == 4
 
-    run(check)
-
 
 @pytest.mark.parametrize(
     "order", [OrderedResponse(reset=True, takes_effect=True), OrderedResponse(500, takes_effect=True)]
 )
-def test_create_with_lost_response_is_not_repeated(order: OrderedResponse) -> None:
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+async def test_create_with_lost_response_is_not_repeated(order: OrderedResponse) -> None:
+    async with client_of_fake_server() as (fake, api, _):
         fake.ordered_responses.append(order)
         with pytest.raises(Unreachable):
             await api.create(MAP, "operator")
         assert fake.call_count("POST") == 1
         assert (await api.get(CONFIG_MAPS, "x", "m"))["data"] == {"a": "1"}
 
-    run(check)
 
-
-def test_rejected_create_is_repeated() -> None:
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+async def test_rejected_create_is_repeated() -> None:
+    async with client_of_fake_server() as (fake, api, _):
         fake.ordered_responses += [OrderedResponse(429), OrderedResponse(503, headers={"Retry-After": "1"})]
         assert (await api.create(MAP, "operator"))["data"] == {"a": "1"}
         assert fake.call_count("POST") == 3
-
-    run(check)
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -263,11 +237,10 @@ async def test_refused_connection_is_retried_even_for_create() -> None:
     assert len(time.pauses) == 4
 
 
-def test_rotated_token_is_reloaded_at_once(tmp_path: Path) -> None:
+async def test_rotated_token_is_reloaded_at_once(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("old")
-
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+    async with client_of_fake_server(token_file=file) as (fake, api, time):
         fake.token = "old"
         await api.apply(MAP, "operator")
         fake.token = "new"
@@ -280,18 +253,14 @@ def test_rotated_token_is_reloaded_at_once(tmp_path: Path) -> None:
         assert len(fake.calls) == 5
         assert time.pauses == []
 
-    run(check, token_file=file)
 
-
-def test_rejected_static_token_is_not_retried() -> None:
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+async def test_rejected_static_token_is_not_retried() -> None:
+    async with client_of_fake_server(token="t-o-k-e-n") as (fake, api, _):
         fake.token = "another"
         with pytest.raises(Unauthenticated) as raised:
             await api.list(PODS)
         assert "t-o-k-e-n" not in str(raised.value)
         assert len(fake.calls) == 1
-
-    run(check, token="t-o-k-e-n")
 
 
 @pytest.mark.parametrize(
@@ -302,23 +271,19 @@ def test_rejected_static_token_is_not_retried() -> None:
         (OrderedResponse(200, body=b'"%s"' % (b"x" * 4096)), "more than 1024 bytes"),
     ],
 )
-def test_invalid_response_is_unreachable(order: OrderedResponse, words: str) -> None:
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+async def test_invalid_response_is_unreachable(order: OrderedResponse, words: str) -> None:
+    async with client_of_fake_server(replace(Limits(), kube_response_bytes=1024, kube_attempts=1)) as (fake, api, _):
         fake.ordered_responses.append(order)
         with pytest.raises(Unreachable, match=words):
             await api.get(PODS, "x", "p")
 
-    run(check, replace(Limits(), kube_response_bytes=1024, kube_attempts=1))
 
-
-def test_redirect_is_not_followed() -> None:
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+async def test_redirect_is_not_followed() -> None:
+    async with client_of_fake_server(token="t") as (fake, api, _):
         fake.ordered_responses.append(OrderedResponse(302, headers={"Location": f"{fake.url}/elsewhere"}))
         with pytest.raises(Invalid):
             await api.get(PODS, "x", "p")
         assert len(fake.calls) == 1
-
-    run(check, token="t")
 
 
 async def test_silent_api_server_times_out() -> None:
@@ -336,15 +301,13 @@ async def test_silent_api_server_times_out() -> None:
         assert len(time.pauses) == 1
 
 
-def test_kind_is_served_if_the_api_server_lists_it() -> None:
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+async def test_kind_is_served_if_the_api_server_lists_it() -> None:
+    async with client_of_fake_server() as (fake, api, _):
         assert not await api.has_resource(MODEL_DEPLOYMENTS)
         fake.ordered_responses.append(OrderedResponse(200, body=b'{"resources": [{"name": "pods"}]}'))
         assert await api.has_resource(PODS)
         fake.ordered_responses.append(OrderedResponse(200, body=b'{"gitVersion": "v1.36.3"}'))
         assert await api.version() == "v1.36.3"
-
-    run(check)
 
 
 # --- watching -----------------------------------------------------------------------------------------------------------
@@ -360,8 +323,8 @@ async def read_watch(fake: FakeApiServer, api: KubeApi, since: str, most: int) -
     return found
 
 
-def test_watch_yields_events_until_it_ends() -> None:
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+async def test_watch_yields_events_until_it_ends() -> None:
+    async with client_of_fake_server() as (fake, api, _):
         since = fake.put(PODS, "x", "a")["metadata"]["resourceVersion"]
         fake.put(PODS, "y", "elsewhere")
         fake.put(PODS, "x", "b")
@@ -372,24 +335,19 @@ def test_watch_yields_events_until_it_ends() -> None:
         asked = fake.calls[-1].query
         assert (asked["allowWatchBookmarks"], asked["timeoutSeconds"]) == ("true", "300")
 
-    run(check)
 
-
-def test_many_watches_leave_connections_for_requests() -> None:
+async def test_many_watches_leave_connections_for_requests() -> None:
     """An operator with nine namespaces watches twelve kinds in each, more than a client's default."""
-
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+    async with client_of_fake_server() as (fake, api, _):
         since = fake.put(PODS, "x", "a")["metadata"]["resourceVersion"]
         watches = [asyncio.ensure_future(read_watch(fake, api, since, 1)) for _ in range(110)]
         await wait_until(lambda: fake.watch_count == len(watches))
         fake.put(PODS, "x", "b")
         assert await asyncio.gather(*watches) == [[(WatchEventType.ADDED, "b")]] * len(watches)
 
-    run(check)
 
-
-def test_watch_from_expired_version_raises_gone() -> None:
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+async def test_watch_from_expired_version_raises_gone() -> None:
+    async with client_of_fake_server() as (fake, api, _):
         fake.put(PODS, "x", "a")
         fake.forget()
         with pytest.raises(Gone, match="too old resource version"):
@@ -398,14 +356,11 @@ def test_watch_from_expired_version_raises_gone() -> None:
         with pytest.raises(Gone):
             await read_watch(fake, api, "101", 1)
 
-    run(check)
 
-
-def test_watch_is_retried_only_for_a_rotated_token(tmp_path: Path) -> None:
+async def test_watch_is_retried_only_for_a_rotated_token(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("old")
-
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+    async with client_of_fake_server(token_file=file) as (fake, api, time):
         fake.token = "old"
         fake.put(PODS, "x", "a")
         await api.list(PODS)
@@ -422,16 +377,12 @@ def test_watch_is_retried_only_for_a_rotated_token(tmp_path: Path) -> None:
                 await read_watch(fake, api, "100", 1)
         assert time.pauses == []
 
-    run(check, token_file=file)
-
 
 @pytest.mark.parametrize(
     "line", [b"{}", b"[]", b"x", b'{"type": "ADDED", "object": 3}', b'{"type": "NEW", "object": {}}', b"y" * 5000]
 )
-def test_invalid_event_breaks_the_watch(line: bytes) -> None:
-    async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
+async def test_invalid_event_breaks_the_watch(line: bytes) -> None:
+    async with client_of_fake_server(replace(Limits(), kube_event_bytes=4096)) as (fake, api, _):
         fake.ordered_watch_responses.append(OrderedResponse(200, body=line + b"\n" if len(line) < 100 else line))
         with pytest.raises(Unreachable):
             await read_watch(fake, api, "100", 1)
-
-    run(check, replace(Limits(), kube_event_bytes=4096))

@@ -72,8 +72,8 @@ def run(check: Callable[[InformerHarness], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def test_object_nested_10000_levels_does_not_end_a_watch() -> None:
-    async def check(lab: InformerHarness) -> None:
+async def test_object_nested_10000_levels_does_not_end_a_watch() -> None:
+    async with running_informer() as lab:
         await lab.watched()
         deep = b'{"a":' * 10_000 + b"1" + b"}" * 10_000
         metadata = b'{"name": "deep", "namespace": "x", "uid": "u", "resourceVersion": "900"}'
@@ -82,11 +82,9 @@ def test_object_nested_10000_levels_does_not_end_a_watch() -> None:
         lab.fake.put(PODS, "x", "flat")
         await lab.have("deep", "flat")
 
-    run(check)
 
-
-def test_informer_lists_then_watches() -> None:
-    async def check(lab: InformerHarness) -> None:
+async def test_informer_lists_then_watches() -> None:
+    async with running_informer() as lab:
         assert (lab.informer.is_synced, lab.informer.age_seconds()) == (False, None)
         lab.fake.put(PODS, "x", "a")
         lab.fake.put(PODS, "y", "elsewhere")
@@ -102,11 +100,9 @@ def test_informer_lists_then_watches() -> None:
         assert lab.names() == ["a"]
         assert (lab.informer.list_count, lab.informer.watch_count) == (1, 1)
 
-    run(check)
 
-
-def test_clean_end_continues_from_the_last_version() -> None:
-    async def check(lab: InformerHarness) -> None:
+async def test_clean_end_continues_from_the_last_version() -> None:
+    async with running_informer() as lab:
         await lab.watched()
         lab.fake.put(PODS, "x", "a")
         await lab.have("a")
@@ -119,22 +115,18 @@ def test_clean_end_continues_from_the_last_version() -> None:
         assert lab.heard == [("ADDED", "a"), ("ADDED", "b"), ("DELETED", "a")]
         assert [(step.action, step.pause_seconds) for step in lab.steps] == [(InformerAction.RESUME, 0.0)]
 
-    run(check)
 
-
-def test_watches_that_end_at_once_are_reopened_less_often() -> None:
-    async def check(lab: InformerHarness) -> None:
+async def test_watches_that_end_at_once_are_reopened_less_often() -> None:
+    async with running_informer() as lab:
         lab.fake.ordered_watch_responses.extend([OrderedResponse(200, body=b"")] * 5)
         await lab.passing(lambda: lab.fake.watch_count == 1)
         pauses = [step.pause_seconds for step in lab.steps]
         assert pauses == pytest.approx([0.15, 0.3, 0.6, 1.2, 2.4])
         assert lab.informer.list_count == 1
 
-    run(check)
 
-
-def test_bookmark_advances_version_and_resets_age() -> None:
-    async def check(lab: InformerHarness) -> None:
+async def test_bookmark_advances_version_and_resets_age() -> None:
+    async with running_informer() as lab:
         await lab.watched()
         lab.fake.put(CONFIG_MAPS, "x", "another")
         lab.time.advance(60.0)
@@ -148,11 +140,9 @@ def test_bookmark_advances_version_and_resets_age() -> None:
         assert lab.informer.list_count == 1  # the bookmark's version is not forgotten
         assert lab.heard == []
 
-    run(check)
 
-
-def test_expired_version_is_relisted_with_only_differences() -> None:
-    async def check(lab: InformerHarness) -> None:
+async def test_expired_version_is_relisted_with_only_differences() -> None:
+    async with running_informer() as lab:
         lab.fake.put(PODS, "x", "a")
         lab.fake.put(PODS, "x", "b")
         await lab.have("a", "b")
@@ -172,11 +162,9 @@ def test_expired_version_is_relisted_with_only_differences() -> None:
         )
         assert lab.steps[-1].pause_seconds >= LIMITS.kube_relist_spread_seconds / 2
 
-    run(check)
 
-
-def test_frozen_watch_is_replaced() -> None:
-    async def check(lab: InformerHarness) -> None:
+async def test_frozen_watch_is_replaced() -> None:
+    async with running_informer() as lab:
         await lab.watched()
         lab.fake.frozen = True
         lab.fake.put(PODS, "x", "a")
@@ -187,22 +175,18 @@ def test_frozen_watch_is_replaced() -> None:
         assert (lab.informer.list_count, lab.informer.watch_count) == (1, 2)
         assert lab.steps[0].reason == "no event for 90 s"
 
-    run(check)
 
-
-def test_unanswered_watch_is_replaced() -> None:
-    async def check(lab: InformerHarness) -> None:
+async def test_unanswered_watch_is_replaced() -> None:
+    async with running_informer() as lab:
         lab.fake.ordered_watch_responses.append(OrderedResponse(mute=True))
         await wait_until(lambda: LIMITS.kube_watch_silence_seconds in lab.time.pending_pauses)
         lab.time.advance(LIMITS.kube_watch_silence_seconds)
         await lab.watched()
         assert (lab.informer.list_count, lab.informer.watch_count) == (1, 2)
 
-    run(check)
 
-
-def test_second_silence_causes_a_relist() -> None:
-    async def check(lab: InformerHarness) -> None:
+async def test_second_silence_causes_a_relist() -> None:
+    async with running_informer() as lab:
         for watches in (1, 2):
             await wait_until(lambda: lab.informer.watch_count == watches)  # noqa: B023
             await lab.watched()
@@ -211,11 +195,9 @@ def test_second_silence_causes_a_relist() -> None:
         await lab.passing(lambda: lab.informer.list_count == 2)
         assert [step.action for step in lab.steps] == [InformerAction.RESUME, InformerAction.RELIST]
 
-    run(check)
 
-
-def test_broken_connection_loses_nothing() -> None:
-    async def check(lab: InformerHarness) -> None:
+async def test_broken_connection_loses_nothing() -> None:
+    async with running_informer() as lab:
         await lab.watched()
         lab.fake.put(PODS, "x", "a")
         await lab.have("a")
@@ -232,11 +214,9 @@ def test_broken_connection_loses_nothing() -> None:
         assert lab.steps[-1].pause_seconds > 9.0
         assert lab.informer.list_count == 1
 
-    run(check)
 
-
-def test_problem_clears_when_a_watch_opens_without_events() -> None:
-    async def check(lab: InformerHarness) -> None:
+async def test_problem_clears_when_a_watch_opens_without_events() -> None:
+    async with running_informer() as lab:
         await lab.watched()
         lab.fake.ordered_watch_responses.append(OrderedResponse(503))
         lab.fake.end_watches()
@@ -244,11 +224,9 @@ def test_problem_clears_when_a_watch_opens_without_events() -> None:
         await lab.passing(lambda: lab.fake.watch_count == 1 and lab.informer.problem is None)
         assert lab.informer.list_count == 1
 
-    run(check)
 
-
-def test_repeatedly_refused_version_is_relisted() -> None:
-    async def check(lab: InformerHarness) -> None:
+async def test_repeatedly_refused_version_is_relisted() -> None:
+    async with running_informer() as lab:
         lab.fake.ordered_watch_responses.extend([OrderedResponse(504, "Timeout", "too large resource version")] * 3)
         await lab.passing(lambda: lab.fake.watch_count == 1)
         assert [step.action for step in lab.steps] == [
@@ -258,11 +236,9 @@ def test_repeatedly_refused_version_is_relisted() -> None:
         ]
         assert lab.informer.list_count == 2
 
-    run(check)
 
-
-def test_last_state_and_problem_stay_while_listing_is_forbidden() -> None:
-    async def check(lab: InformerHarness) -> None:
+async def test_last_state_and_problem_stay_while_listing_is_forbidden() -> None:
+    async with running_informer() as lab:
         lab.fake.put(PODS, "x", "a")
         await lab.have("a")
         await lab.watched()
@@ -279,8 +255,6 @@ def test_last_state_and_problem_stay_while_listing_is_forbidden() -> None:
         await lab.passing(lambda: lab.fake.watch_count == 1)
         assert (lab.informer.problem, lab.names()) == (None, ["a", "b"])
         assert [name for _, name in lab.heard] == ["a", "b"]
-
-    run(check)
 
 
 async def test_exception_of_a_callback_ends_it() -> None:

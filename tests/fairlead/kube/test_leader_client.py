@@ -44,8 +44,8 @@ def written(fake: FakeApiServer) -> list[str]:
     return [call.method for call in fake.calls if call.method != "GET"]
 
 
-def test_lost_lease_ends_writes_and_not_reads() -> None:
-    async def check(fake: FakeApiServer, api: LeaderKubeApi, here: Leadership) -> None:
+async def test_lost_lease_ends_writes_and_not_reads() -> None:
+    async with leader_client() as (fake, api, here):
         await api.apply(MAP, "operator")
         here.leads = False
         writes: list[Callable[[], Awaitable[object]]] = [
@@ -63,21 +63,17 @@ def test_lost_lease_ends_writes_and_not_reads() -> None:
         assert written(fake) == ["PATCH"]
         assert (await api.get(CONFIG_MAPS, "x", "m"))["metadata"]["name"] == "m"
 
-    run(check)
 
-
-def test_lease_lost_during_the_pause_of_a_retry_ends_the_write() -> None:
-    async def check(fake: FakeApiServer, api: LeaderKubeApi, here: Leadership) -> None:
+async def test_lease_lost_during_the_pause_of_a_retry_ends_the_write() -> None:
+    async with leader_client() as (fake, api, _):
         fake.ordered_responses.append(OrderedResponse(503))
         with pytest.raises(NotLeading):
             await api.apply(MAP, "operator")
         assert written(fake) == ["PATCH"]
 
-    run(check)
 
-
-def test_lease_lost_while_the_connection_is_opened_ends_the_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def check(fake: FakeApiServer, api: LeaderKubeApi, here: Leadership) -> None:
+async def test_lease_lost_while_the_connection_is_opened_ends_the_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with leader_client() as (fake, api, here):
         loop = asyncio.get_running_loop()
         connect = loop.create_connection
 
@@ -90,5 +86,3 @@ def test_lease_lost_while_the_connection_is_opened_ends_the_write(monkeypatch: p
         with pytest.raises(NotLeading):
             await api.apply(MAP, "operator")
         assert written(fake) == []
-
-    run(check)

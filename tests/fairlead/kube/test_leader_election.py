@@ -136,8 +136,8 @@ def run(check: Callable[[ElectionHarness], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def test_one_candidate_leads_and_the_other_waits() -> None:
-    async def check(lab: ElectionHarness) -> None:
+async def test_one_candidate_leads_and_the_other_waits() -> None:
+    async with election_harness() as lab:
         one = lab.candidate("one")
         await wait_until(lambda: one.is_leading)
         two = lab.candidate("two")
@@ -147,11 +147,9 @@ def test_one_candidate_leads_and_the_other_waits() -> None:
         assert (one.is_leading, two.is_leading, two.holder) == (True, False, "one")
         assert lab.fake.objects[PATH]["spec"]["leaseTransitions"] == 0
 
-    run(check)
 
-
-def test_released_lease_is_taken_at_once() -> None:
-    async def check(lab: ElectionHarness) -> None:
+async def test_released_lease_is_taken_at_once() -> None:
+    async with election_harness() as lab:
         one = lab.candidate("one")
         await wait_until(lambda: one.is_leading)
         two = lab.candidate("two")
@@ -164,11 +162,9 @@ def test_released_lease_is_taken_at_once() -> None:
         assert lab.time.now() - before < TIMING.lease_seconds
         assert lab.holder == "two"
 
-    run(check)
 
-
-def test_lease_of_a_dead_leader_is_taken_after_it_expires() -> None:
-    async def check(lab: ElectionHarness) -> None:
+async def test_lease_of_a_dead_leader_is_taken_after_it_expires() -> None:
+    async with election_harness() as lab:
         one = lab.candidate("one")
         await wait_until(lambda: one.is_leading)
         await cancel_and_wait(lab.tasks[0])
@@ -180,14 +176,12 @@ def test_lease_of_a_dead_leader_is_taken_after_it_expires() -> None:
         assert not one.is_leading  # by its own clock, without a request
         assert "one has not renewed it" in two.reason
 
-    run(check)
-
 
 @pytest.mark.parametrize(
     "order", [OrderedResponse(503, message="etcd is away"), OrderedResponse(reset=True), OrderedResponse(mute=True)]
 )
-def test_unreachable_api_server_ends_leadership_in_time(order: OrderedResponse) -> None:
-    async def check(lab: ElectionHarness) -> None:
+async def test_unreachable_api_server_ends_leadership_in_time(order: OrderedResponse) -> None:
+    async with election_harness() as lab:
         one = lab.candidate("one")
         await wait_until(lambda: one.is_leading)
         lab.fake.ordered_responses.extend([order] * 1000)
@@ -199,11 +193,9 @@ def test_unreachable_api_server_ends_leadership_in_time(order: OrderedResponse) 
         await one.acquire()
         assert one.is_leading
 
-    run(check)
 
-
-def test_lost_response_does_not_lose_the_lease() -> None:
-    async def check(lab: ElectionHarness) -> None:
+async def test_lost_response_does_not_lose_the_lease() -> None:
+    async with election_harness() as lab:
         one = lab.candidate("one")
         await wait_until(lambda: one.is_leading)
         lab.fake.ordered_responses.append(OrderedResponse(503, takes_effect=True))
@@ -212,11 +204,9 @@ def test_lost_response_does_not_lose_the_lease() -> None:
         assert one.is_leading
         assert lab.lost == {}
 
-    run(check)
 
-
-def test_stolen_lease_is_lost_at_once() -> None:
-    async def check(lab: ElectionHarness) -> None:
+async def test_stolen_lease_is_lost_at_once() -> None:
+    async with election_harness() as lab:
         one = lab.candidate("one")
         await wait_until(lambda: one.is_leading)
         spec = {**lab.fake.objects[PATH]["spec"], "holderIdentity": "two"}
@@ -225,41 +215,33 @@ def test_stolen_lease_is_lost_at_once() -> None:
         assert lab.lost["one"] == "two holds it"
         assert not one.is_leading
 
-    run(check)
 
-
-def test_deleted_lease_is_created_again() -> None:
-    async def check(lab: ElectionHarness) -> None:
+async def test_deleted_lease_is_created_again() -> None:
+    async with election_harness() as lab:
         one = lab.candidate("one")
         await wait_until(lambda: one.is_leading)
         lab.fake.remove(LEASES, "x", "operator")
         await lab.passing(lambda: PATH in lab.fake.objects)
         assert (one.is_leading, lab.lost) == (True, {})
 
-    run(check)
 
-
-def test_two_candidates_without_lease_do_not_both_lead() -> None:
-    async def check(lab: ElectionHarness) -> None:
+async def test_two_candidates_without_lease_do_not_both_lead() -> None:
+    async with election_harness() as lab:
         both = [lab.candidate("one"), lab.candidate("two")]
         await lab.passing(lambda: sorted(one.reason for one in both)[0].endswith("holds it"))
         assert sorted(one.is_leading for one in both) == [False, True]
 
-    run(check)
 
-
-def test_suspended_process_learns_the_loss_from_its_clock() -> None:
-    async def check(lab: ElectionHarness) -> None:
+async def test_suspended_process_learns_the_loss_from_its_clock() -> None:
+    async with election_harness() as lab:
         one = lab.candidate("one")
         await wait_until(lambda: one.is_leading)
         lab.time.advance(TIMING.renew_seconds)
         assert not one.is_leading
 
-    run(check)
 
-
-def test_lease_that_cannot_be_released_expires() -> None:
-    async def check(lab: ElectionHarness) -> None:
+async def test_lease_that_cannot_be_released_expires() -> None:
+    async with election_harness() as lab:
         one = lab.candidate("one")
         await one.release()
         assert lab.fake.objects == {}
@@ -270,11 +252,9 @@ def test_lease_that_cannot_be_released_expires() -> None:
         assert (one.is_leading, lab.holder) == (False, "one")
         assert "may not" in one.reason
 
-    run(check)
 
-
-def test_one_connection_without_responses_does_not_cost_the_lease() -> None:
-    async def check(lab: ElectionHarness) -> None:
+async def test_one_connection_without_responses_does_not_cost_the_lease() -> None:
+    async with election_harness() as lab:
         one = lab.candidate("one")
         await wait_until(lambda: one.is_leading)
         await lab.passing(lambda: int(lab.fake.objects[PATH]["spec"]["leaseTransitions"]) == 0)
@@ -282,5 +262,3 @@ def test_one_connection_without_responses_does_not_cost_the_lease() -> None:
         began = lab.time.now()
         await lab.passing(lambda: lab.time.now() - began > 2 * TIMING.lease_seconds)
         assert (one.is_leading, lab.lost) == (True, {})
-
-    run(check)

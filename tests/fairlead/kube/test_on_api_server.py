@@ -88,8 +88,8 @@ def run(server: ApiServer, check: Check, request: pytest.FixtureRequest) -> None
     asyncio.run(main())
 
 
-def test_repeated_apply_writes_nothing(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
-    async def check(api: KubeApi, namespace: str) -> None:
+async def test_repeated_apply_writes_nothing(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async with client_in_namespace(api_server, request) as (api, namespace):
         first = await api.apply(deployment(namespace, replicas=2), "operator")
         second = await api.apply(deployment(namespace, replicas=2), "operator")
         assert first["metadata"]["resourceVersion"] == second["metadata"]["resourceVersion"]
@@ -101,11 +101,9 @@ def test_repeated_apply_writes_nothing(api_server: ApiServer, request: pytest.Fi
         with pytest.raises(Conflict):
             await api.apply(stale, "operator")
 
-    run(api_server, check, request)
 
-
-def test_conflict_names_the_field_owner(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
-    async def check(api: KubeApi, namespace: str) -> None:
+async def test_conflict_names_the_field_owner(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async with client_in_namespace(api_server, request) as (api, namespace):
         await api.apply(deployment(namespace, replicas=2), "operator")
         scaled = {"spec": {"replicas": 7}}
         await api.patch_merge(DEPLOYMENTS, namespace, "d", scaled, "autoscaler", subresource="scale")
@@ -114,8 +112,6 @@ def test_conflict_names_the_field_owner(api_server: ApiServer, request: pytest.F
         assert [cause.field for cause in raised.value.causes] == [".spec.replicas"]
         assert "autoscaler" in raised.value.causes[0].message
         assert (await api.apply(deployment(namespace), "operator", force=False))["spec"]["replicas"] == 7
-
-    run(api_server, check, request)
 
 
 NEW = {
@@ -141,10 +137,10 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", NEW)
-def test_apply_new_creates_once_and_changes_nothing_existing(
+async def test_apply_new_creates_once_and_changes_nothing_existing(
     api_server: ApiServer, request: pytest.FixtureRequest, kind: str
 ) -> None:
-    async def check(api: KubeApi, namespace: str) -> None:
+    async with client_in_namespace(api_server, request) as (api, namespace):
         two, one = (of(KINDS[kind], namespace, "s", **NEW[kind]) for _ in range(2))
         two["metadata"]["labels"], one["metadata"]["labels"] = {"a": "1", "b": "2"}, {"a": "1"}
         made = await api.apply_new(two, "me")
@@ -156,11 +152,9 @@ def test_apply_new_creates_once_and_changes_nothing_existing(
         assert applied["metadata"]["labels"] == {"a": "1"}
         assert applied["metadata"]["uid"] == made["metadata"]["uid"]
 
-    run(api_server, check, request)
 
-
-def test_two_managers_share_a_status(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
-    async def check(api: KubeApi, namespace: str) -> None:
+async def test_two_managers_share_a_status(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async with client_in_namespace(api_server, request) as (api, namespace):
         await api.apply(deployment(namespace), "operator")
 
         def condition(kind: str, status: str) -> Manifest:
@@ -174,11 +168,9 @@ def test_two_managers_share_a_status(api_server: ApiServer, request: pytest.Fixt
         assert states == {"Ready": "False", "Autoscaling": "True"}
         assert found["metadata"]["generation"] == 1
 
-    run(api_server, check, request)
 
-
-def test_invalid_object_is_reported_by_field(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
-    async def check(api: KubeApi, namespace: str) -> None:
+async def test_invalid_object_is_reported_by_field(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async with client_in_namespace(api_server, request) as (api, namespace):
         with pytest.raises(Invalid) as raised:
             await api.apply(deployment(namespace, replicas=-1), "operator")
         assert [(cause.field, cause.reason) for cause in raised.value.causes] == [
@@ -195,11 +187,9 @@ def test_invalid_object_is_reported_by_field(api_server: ApiServer, request: pyt
         with pytest.raises(NotFound):
             await api.apply(deployment("no-such-namespace"), "operator")
 
-    run(api_server, check, request)
 
-
-def test_create_delete_evict(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
-    async def check(api: KubeApi, namespace: str) -> None:
+async def test_create_delete_evict(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async with client_in_namespace(api_server, request) as (api, namespace):
         made = await api.create(pod(namespace, "p"), "test")
         with pytest.raises(AlreadyExists):
             await api.create(pod(namespace, "p"), "test")
@@ -219,11 +209,9 @@ def test_create_delete_evict(api_server: ApiServer, request: pytest.FixtureReque
         assert await api.evict(namespace, "free")
         assert not await api.evict(namespace, "free")
 
-    run(api_server, check, request)
 
-
-def test_custom_kinds_are_served_after_their_definition(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
-    async def check(api: KubeApi, namespace: str) -> None:
+async def test_custom_kinds_are_served_after_their_definition(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async with client_in_namespace(api_server, request) as (api, namespace):
         assert (await api.version()).startswith("v1.")
         assert await api.has_resource(PODS)
         for file in sorted((ROOT / "crds").glob("*.yaml")):
@@ -233,13 +221,11 @@ def test_custom_kinds_are_served_after_their_definition(api_server: ApiServer, r
         with pytest.raises(Invalid, match=r"spec\.unheard"):
             await api.apply(of(MODEL_DEPLOYMENTS, namespace, "m", spec={"unheard": 1}), "test")
 
-    run(api_server, check, request)
 
-
-def test_forbidden_and_unauthenticated_are_distinguished(
+async def test_forbidden_and_unauthenticated_are_distinguished(
     api_server: ApiServer, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    async def check(api: KubeApi, namespace: str) -> None:
+    async with client_in_namespace(api_server, request) as (api, namespace):
         async with client(
             api_server, impersonate_user="nobody", impersonate_groups=("system:authenticated",)
         ) as nobody:
@@ -263,11 +249,9 @@ def test_forbidden_and_unauthenticated_are_distinguished(
             with pytest.raises(Unreachable, match=r"certificate verify failed"):
                 await trusting.list(PODS)
 
-    run(api_server, check, request)
 
-
-def test_api_server_accepts_our_events(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
-    async def check(api: KubeApi, namespace: str) -> None:
+async def test_api_server_accepts_our_events(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async with client_in_namespace(api_server, request) as (api, namespace):
         time = FakeTime()
         recorder = EventRecorder(api, "fairlead.io/operator", "pod-1", time, pause=time.pause)
         about = await api.create(pod(namespace, "p"), "test")
@@ -299,11 +283,9 @@ def test_api_server_accepts_our_events(api_server: ApiServer, request: pytest.Fi
         finally:
             await cancel_and_wait(task)
 
-    run(api_server, check, request)
 
-
-def test_one_candidate_leads_at_a_time(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
-    async def check(api: KubeApi, namespace: str) -> None:
+async def test_one_candidate_leads_at_a_time(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async with client_in_namespace(api_server, request) as (api, namespace):
         time, terms = FakeTime(), LeaseTiming()
 
         def candidate(me: str) -> LeaderElector:
@@ -339,14 +321,12 @@ def test_one_candidate_leads_at_a_time(api_server: ApiServer, request: pytest.Fi
         spec = (await api.get(LEASES, namespace, "operator"))["spec"]
         assert (spec["holderIdentity"], spec["leaseTransitions"]) == ("two", 1)
 
-    run(api_server, check, request)
-
 
 # --- watching -----------------------------------------------------------------------------------------------------------
 
 
-def test_watch_continues_after_the_api_server_ends_it(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
-    async def check(api: KubeApi, namespace: str) -> None:
+async def test_watch_continues_after_the_api_server_ends_it(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async with client_in_namespace(api_server, request) as (api, namespace):
         await api.create(of(CONFIG_MAPS, namespace, "a"), "test")
         version = (await api.list(CONFIG_MAPS, namespace, limit=1)).resource_version
         await api.create(of(CONFIG_MAPS, namespace, "b"), "test")
@@ -357,8 +337,6 @@ def test_watch_continues_after_the_api_server_ends_it(api_server: ApiServer, req
         ]
         told = [pair for pair in found if pair[0] is not WatchEventType.BOOKMARK]
         assert told == [(WatchEventType.ADDED, "b"), (WatchEventType.DELETED, "a")]
-
-    run(api_server, check, request)
 
 
 class ServerHarness:
@@ -406,10 +384,9 @@ def with_informer(
     run(server, main, request)
 
 
-def test_burst_is_followed_without_relisting(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+async def test_burst_is_followed_without_relisting(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
     names = [f"m{number}" for number in range(200)]
-
-    async def check(lab: ServerHarness) -> None:
+    async with running_informer(api_server, request) as lab:
         await lab.informer.wait_synced()
         await lab.write(*names)
         await lab.have(*names)
@@ -417,11 +394,9 @@ def test_burst_is_followed_without_relisting(api_server: ApiServer, request: pyt
         assert (lab.informer.list_count, lab.steps) == (1, [])
         assert "managedFields" not in lab.informer.items[f"{lab.namespace}/m0"]["metadata"]
 
-    with_informer(api_server, request, check)
 
-
-def test_copy_survives_a_killed_api_server(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
-    async def check(lab: ServerHarness) -> None:
+async def test_copy_survives_a_killed_api_server(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async with running_informer(api_server, request) as lab:
         await lab.write("a", "b")
         await lab.have("a", "b")
         api_server.kill()
@@ -436,13 +411,11 @@ def test_copy_survives_a_killed_api_server(api_server: ApiServer, request: pytes
         assert set(lab.heard) == {"ADDED a", "ADDED b", "DELETED a", "ADDED c"}
         assert len(lab.heard) == 4
 
-    with_informer(api_server, request, check)
 
-
-def test_frozen_api_server_is_noticed_and_nothing_is_lost(
+async def test_frozen_api_server_is_noticed_and_nothing_is_lost(
     api_server: ApiServer, request: pytest.FixtureRequest
 ) -> None:
-    async def check(lab: ServerHarness) -> None:
+    async with running_informer(api_server, request) as lab:
         await lab.write("a")
         await lab.have("a")
         await wait_until(lambda: Limits().kube_watch_silence_seconds in lab.time.pending_pauses)
@@ -455,5 +428,3 @@ def test_frozen_api_server_is_noticed_and_nothing_is_lost(
         await lab.write("b")
         await lab.have("a", "b")
         assert (lab.steps[0].action, lab.heard) == (InformerAction.RESUME, ["ADDED a", "ADDED b"])
-
-    with_informer(api_server, request, check)

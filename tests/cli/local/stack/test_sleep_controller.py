@@ -121,8 +121,8 @@ def run_scenario(directory: Path, count: int, scenario: Callable[[StackFixture],
     return asyncio.run(run())
 
 
-def test_sleeping_engines_wake_before_new_ones_start(tmp_path: Path) -> None:
-    async def scenario(fixture: StackFixture) -> None:
+async def test_sleeping_engines_wake_before_new_ones_start(tmp_path: Path) -> None:
+    async with stack(tmp_path, 3) as fixture:
         pids = [engine.process.child.pid for engine in fixture.supervisor.engines]  # type: ignore[union-attr]  # they run
         await fixture.scale(1, asleep=2)
         await fixture.wait_states(READY, SLEEPING, SLEEPING)
@@ -130,13 +130,11 @@ def test_sleeping_engines_wake_before_new_ones_start(tmp_path: Path) -> None:
         await fixture.wait_states(READY, READY, READY)
         assert [engine.process.child.pid for engine in fixture.supervisor.engines] == pids  # type: ignore[union-attr]
         assert [engine.wake_count for engine in fixture.supervisor.engines] == [0, 1, 1]
-
-    fixture = run_scenario(tmp_path, 3, scenario)
     assert fixture.sleep_calls.calls == [("sleep", 1), ("sleep", 1), ("wake", 1), ("wake", 1)]
 
 
-def test_engine_with_requests_drains_before_sleep_and_can_be_recalled(tmp_path: Path) -> None:
-    async def scenario(fixture: StackFixture) -> None:
+async def test_engine_with_requests_drains_before_sleep_and_can_be_recalled(tmp_path: Path) -> None:
+    async with stack(tmp_path, 2) as fixture:
         fixture.routing.busy = True
         await fixture.scale(1, asleep=1)
         await fixture.wait_states(READY, DRAINING)
@@ -144,11 +142,9 @@ def test_engine_with_requests_drains_before_sleep_and_can_be_recalled(tmp_path: 
         await fixture.wait_states(READY, READY)
         assert fixture.sleep_calls.calls == []
 
-    run_scenario(tmp_path, 2, scenario)
 
-
-def test_waking_engine_gets_no_request_before_it_is_awake(tmp_path: Path) -> None:
-    async def scenario(fixture: StackFixture) -> None:
+async def test_waking_engine_gets_no_request_before_it_is_awake(tmp_path: Path) -> None:
+    async with stack(tmp_path, 1) as fixture:
         await fixture.scale(0, asleep=1)
         await fixture.wait_states(SLEEPING)
         fixture.sleep_calls.reply_event.clear()
@@ -157,11 +153,9 @@ def test_waking_engine_gets_no_request_before_it_is_awake(tmp_path: Path) -> Non
         fixture.sleep_calls.reply_event.set()
         await fixture.wait_states(READY)
 
-    run_scenario(tmp_path, 1, scenario)
 
-
-def test_changed_sleep_count_ends_or_starts_sleeping_engines(tmp_path: Path) -> None:
-    async def scenario(fixture: StackFixture) -> None:
+async def test_changed_sleep_count_ends_or_starts_sleeping_engines(tmp_path: Path) -> None:
+    async with stack(tmp_path, 2) as fixture:
         await fixture.scale(1, asleep=1)
         await fixture.wait_states(READY, SLEEPING)
         await fixture.scale(1, asleep=0)
@@ -169,11 +163,9 @@ def test_changed_sleep_count_ends_or_starts_sleeping_engines(tmp_path: Path) -> 
         await fixture.scale(1, asleep=1)
         await fixture.wait_states(READY, SLEEPING)
 
-    run_scenario(tmp_path, 2, scenario)
 
-
-def test_engine_that_dies_asleep_is_restarted_and_sleeps_again(tmp_path: Path) -> None:
-    async def scenario(fixture: StackFixture) -> None:
+async def test_engine_that_dies_asleep_is_restarted_and_sleeps_again(tmp_path: Path) -> None:
+    async with stack(tmp_path, 1) as fixture:
         await fixture.scale(0, asleep=1)
         await fixture.wait_states(SLEEPING)
         (engine,) = fixture.supervisor.engines
@@ -183,13 +175,11 @@ def test_engine_that_dies_asleep_is_restarted_and_sleeps_again(tmp_path: Path) -
         await fixture.until(lambda: engine.process is not None and engine.process.starts == 2)
         await fixture.until(lambda: engine.sleep_state is SleepState.ASLEEP)
         assert fixture.states() == [SLEEPING]
-
-    fixture = run_scenario(tmp_path, 1, scenario)
     assert fixture.sleep_calls.calls == [("sleep", 1), ("sleep", 1)]
 
 
-def test_engine_that_does_not_wake_is_restarted(tmp_path: Path) -> None:
-    async def scenario(fixture: StackFixture) -> None:
+async def test_engine_that_does_not_wake_is_restarted(tmp_path: Path) -> None:
+    async with stack(tmp_path, 1) as fixture:
         await fixture.scale(0, asleep=1)
         await fixture.wait_states(SLEEPING)
         fixture.sleep_calls.failing.add("wake")
@@ -199,33 +189,27 @@ def test_engine_that_does_not_wake_is_restarted(tmp_path: Path) -> None:
         await fixture.wait_states(READY)
         assert engine.process is not None
         assert engine.process.phase is ProcessPhase.READY
-
-    fixture = run_scenario(tmp_path, 1, scenario)
     assert any("does not wake and is restarted: no wake" in line for line in fixture.events)
 
 
-def test_engines_that_reject_sleep_end_instead(tmp_path: Path) -> None:
-    async def scenario(fixture: StackFixture) -> None:
+async def test_engines_that_reject_sleep_end_instead(tmp_path: Path) -> None:
+    async with stack(tmp_path, 2) as fixture:
         fixture.sleep_calls.failing.add("sleep")
         await fixture.scale(1, asleep=1)
         await fixture.wait_states(READY)
         assert fixture.supervisor.desired_asleep[POOL] == 0
         await fixture.scale(1, asleep=1)
         assert len(fixture.supervisor.engines) == 1
-
-    fixture = run_scenario(tmp_path, 2, scenario)
     assert fixture.sleep_calls.calls == [("sleep", 1)]
     assert any("does not sleep: no sleep" in line for line in fixture.events)
 
 
 @pytest.mark.parametrize("asleep", [0, 1])
-def test_stack_stops_while_engines_sleep(tmp_path: Path, asleep: int) -> None:
-    async def scenario(fixture: StackFixture) -> None:
+async def test_stack_stops_while_engines_sleep(tmp_path: Path, asleep: int) -> None:
+    async with stack(tmp_path, 2) as fixture:
         await fixture.scale(1, asleep=asleep)
         fixture.sleep_calls.reply_event.clear()
         await fixture.scale(0, asleep=1)
-
-    fixture = run_scenario(tmp_path, 2, scenario)
     assert all(
         engine.process is None or engine.process.phase is ProcessPhase.STOPPED for engine in fixture.supervisor.engines
     )

@@ -142,23 +142,21 @@ async def start(fixture: StackFixture) -> None:
         await fixture.supervisor.wait_ready()
 
 
-def test_fleet_file_shows_starting_then_ready_engines(tmp_path: Path) -> None:
-    async def scenario(fixture: StackFixture) -> None:
+async def test_fleet_file_shows_starting_then_ready_engines(tmp_path: Path) -> None:
+    async with stack(tmp_path) as fixture:
         fixture.supervisor.start()
         await fixture.until(lambda: InstanceState.STARTING in fixture.states().values())
         async with asyncio.timeout(PATIENCE):
             await fixture.supervisor.wait_ready()
         assert fixture.states() == {"main-0": InstanceState.READY, "main-1": InstanceState.READY}
 
-    run_scenario(tmp_path, scenario)
-
 
 def test_engine_is_ready_when_its_health_endpoint_answers(tmp_path: Path) -> None:
     run_scenario(tmp_path, start, says_ready=False)
 
 
-def test_restarted_engine_keeps_its_id(tmp_path: Path) -> None:
-    async def scenario(fixture: StackFixture) -> None:
+async def test_restarted_engine_keeps_its_id(tmp_path: Path) -> None:
+    async with stack(tmp_path) as fixture:
         await start(fixture)
         before = fixture.file().instances[KEY]
         kill(fixture.supervisor.engines[0].process)
@@ -167,11 +165,9 @@ def test_restarted_engine_keeps_its_id(tmp_path: Path) -> None:
         assert fixture.file().instances[KEY] == before
         assert any(line.startswith("main-0 ended (SIGKILL); again in 250ms") for line in fixture.events)
 
-    run_scenario(tmp_path, scenario)
 
-
-def test_hung_engine_is_restarted_once_and_the_others_run_on(tmp_path: Path) -> None:
-    async def scenario(fixture: StackFixture) -> None:
+async def test_hung_engine_is_restarted_once_and_the_others_run_on(tmp_path: Path) -> None:
+    async with stack(tmp_path) as fixture:
         await start(fixture)
         supervisor = fixture.supervisor
         hung, other = (engine.process for engine in supervisor.engines)
@@ -192,49 +188,38 @@ def test_hung_engine_is_restarted_once_and_the_others_run_on(tmp_path: Path) -> 
         assert other.restarts == 0
         assert sum("main-0 hangs and is restarted: 2 probes failed" in line for line in fixture.events) == 1
 
-    run_scenario(tmp_path, scenario)
 
-
-def test_dead_gateway_is_restarted(tmp_path: Path) -> None:
-    async def scenario(fixture: StackFixture) -> None:
+async def test_dead_gateway_is_restarted(tmp_path: Path) -> None:
+    async with stack(tmp_path) as fixture:
         await start(fixture)
         gateway = fixture.supervisor.gateway
         assert gateway is not None
         kill(gateway)
         await fixture.until(lambda: gateway.restarts == 1 and gateway.phase is ProcessPhase.READY)
 
-    run_scenario(tmp_path, scenario)
 
-
-def test_engines_of_one_process_are_separate_instances(tmp_path: Path) -> None:
-    async def scenario(fixture: StackFixture) -> None:
+async def test_engines_of_one_process_are_separate_instances(tmp_path: Path) -> None:
+    async with stack(tmp_path, replicas=6, engines_per_process=4) as fixture:
         await start(fixture)
         assert [engine.name for engine in fixture.supervisor.engines] == ["main-0..3", "main-4..5"]
         assert list(fixture.states()) == [f"main-{n}" for n in range(6)]
 
-    run_scenario(tmp_path, scenario, replicas=6, engines_per_process=4)
 
-
-def test_stack_fails_with_last_lines_when_engines_never_start(tmp_path: Path) -> None:
-    async def scenario(fixture: StackFixture) -> None:
+async def test_stack_fails_with_last_lines_when_engines_never_start(tmp_path: Path) -> None:
+    failing = ProcessCommand((sys.executable, "-I", "-S", "-c", FAILS))
+    async with stack(tmp_path, command=lambda ports, first: failing) as fixture:
         with pytest.raises(StartFailed, match=r"main-0 does not start: exit code 3(.|\n)*no such model file"):
             await start(fixture)
 
+
+async def test_other_engines_serve_when_one_does_not_start(tmp_path: Path) -> None:
     failing = ProcessCommand((sys.executable, "-I", "-S", "-c", FAILS))
-    run_scenario(tmp_path, scenario, command=lambda ports, first: failing)
-
-
-def test_other_engines_serve_when_one_does_not_start(tmp_path: Path) -> None:
-    failing = ProcessCommand((sys.executable, "-I", "-S", "-c", FAILS))
-
-    async def scenario(fixture: StackFixture) -> None:
+    async with stack(tmp_path) as fixture:
         pool = fixture.supervisor.spec.pools[0]
         mixed = replace(pool, command=lambda ports, first: fixture.engine(ports, first) if first else failing)
         fixture.supervisor.spec = replace(fixture.supervisor.spec, pools=(mixed,))
         await start(fixture)
         assert fixture.states()["main-1"] is InstanceState.READY
-
-    run_scenario(tmp_path, scenario)
 
 
 def test_gateway_stops_before_engines(tmp_path: Path) -> None:
@@ -244,12 +229,11 @@ def test_gateway_stops_before_engines(tmp_path: Path) -> None:
     assert sorted(ended[1:]) == ["engine-0", "engine-1"]
 
 
-def test_second_signal_stops_everything_at_once(tmp_path: Path) -> None:
+async def test_second_signal_stops_everything_at_once(tmp_path: Path) -> None:
     ignores_sigterm = (
         "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
     )
-
-    async def scenario(fixture: StackFixture) -> None:
+    async with stack(tmp_path, command=lambda ports, first: ProcessCommand((sys.executable, "-I", "-S", "-c", ignores_sigterm))) as fixture:
         await start(fixture)
         pids = [process.child.pid for process in fixture.supervisor.processes() if process.child]
         at_once = asyncio.Event()
@@ -258,25 +242,17 @@ def test_second_signal_stops_everything_at_once(tmp_path: Path) -> None:
         await stopping
         assert not any(is_alive(pid) for pid in pids)
 
-    run_scenario(
-        tmp_path,
-        scenario,
-        command=lambda ports, first: ProcessCommand((sys.executable, "-I", "-S", "-c", ignores_sigterm)),
-    )
 
-
-def test_scale_up_adds_engines_with_new_numbers(tmp_path: Path) -> None:
-    async def scenario(fixture: StackFixture) -> None:
+async def test_scale_up_adds_engines_with_new_numbers(tmp_path: Path) -> None:
+    async with stack(tmp_path) as fixture:
         await start(fixture)
         await fixture.supervisor.scale(KEY, "main", 4)
         await fixture.until(lambda: list(fixture.states().values()) == [InstanceState.READY] * 4)
         assert list(fixture.states()) == ["main-0", "main-1", "main-2", "main-3"]
 
-    run_scenario(tmp_path, scenario)
 
-
-def test_scale_down_waits_for_the_gateway_to_drain_the_engine(tmp_path: Path) -> None:
-    async def scenario(fixture: StackFixture) -> None:
+async def test_scale_down_waits_for_the_gateway_to_drain_the_engine(tmp_path: Path) -> None:
+    async with stack(tmp_path) as fixture:
         await start(fixture)
         fixture.routing.has_noticed.clear()
         fixture.routing.idle.clear()
@@ -293,11 +269,9 @@ def test_scale_down_waits_for_the_gateway_to_drain_the_engine(tmp_path: Path) ->
         assert list(fixture.states()) == ["main-0"]
         assert leaving.phase is ProcessPhase.STOPPED
 
-    run_scenario(tmp_path, scenario)
 
-
-def test_named_engine_leaves_first_and_keeps_its_number_until_gone(tmp_path: Path) -> None:
-    async def scenario(fixture: StackFixture) -> None:
+async def test_named_engine_leaves_first_and_keeps_its_number_until_gone(tmp_path: Path) -> None:
+    async with stack(tmp_path) as fixture:
         await start(fixture)
         fixture.routing.idle.clear()
         shrinking = asyncio.ensure_future(fixture.supervisor.scale(KEY, "main", 1, ("main-0", "main-1")))
@@ -309,11 +283,9 @@ def test_named_engine_leaves_first_and_keeps_its_number_until_gone(tmp_path: Pat
         await shrinking
         assert list(fixture.states()) == ["main-1", "main-2"]
 
-    run_scenario(tmp_path, scenario)
 
-
-def test_pool_may_start_and_end_with_zero_engines(tmp_path: Path) -> None:
-    async def scenario(fixture: StackFixture) -> None:
+async def test_pool_may_start_and_end_with_zero_engines(tmp_path: Path) -> None:
+    async with stack(tmp_path, replicas=0) as fixture:
         await start(fixture)
         assert fixture.states() == {}
         await fixture.supervisor.scale(KEY, "main", 1)
@@ -321,36 +293,27 @@ def test_pool_may_start_and_end_with_zero_engines(tmp_path: Path) -> None:
         await fixture.supervisor.scale(KEY, "main", 0)
         assert fixture.states() == {}
 
-    run_scenario(tmp_path, scenario, replicas=0)
 
-
-def test_scale_of_an_unknown_pool_is_refused(tmp_path: Path) -> None:
-    async def scenario(fixture: StackFixture) -> None:
+async def test_scale_of_an_unknown_pool_is_refused(tmp_path: Path) -> None:
+    async with stack(tmp_path) as fixture:
         with pytest.raises(BadInput, match="no pool"):
             await fixture.supervisor.scale(KEY, "other", 1)
 
-    run_scenario(tmp_path, scenario)
 
-
-def test_adopted_engines_are_in_the_fleet_and_never_scaled(tmp_path: Path) -> None:
+async def test_adopted_engines_are_in_the_fleet_and_never_scaled(tmp_path: Path) -> None:
     template = Instance("", "default", "m", "main", "")
     adopted = (replace(template, id="10.0.0.5/80/0", url="http://10.0.0.5:80"),)
-
-    async def scenario(fixture: StackFixture) -> None:
+    async with stack(tmp_path, replicas=0, adopted=adopted) as fixture:
         await start(fixture)
         assert fixture.states() == {"10.0.0.5": InstanceState.READY}
         with pytest.raises(BadInput, match="adopted engines are not scaled"):
             await fixture.supervisor.scale(KEY, "main", 1)
 
-    run_scenario(tmp_path, scenario, replicas=0, adopted=adopted)
 
-
-def test_dead_reaper_is_replaced(tmp_path: Path) -> None:
-    async def scenario(fixture: StackFixture) -> None:
+async def test_dead_reaper_is_replaced(tmp_path: Path) -> None:
+    async with stack(tmp_path) as fixture:
         await start(fixture)
         pid = fixture.reaper.pid
         os.kill(pid, signal.SIGKILL)
         await fixture.until(lambda: fixture.reaper.pid != pid)
         assert is_alive(fixture.reaper.pid)
-
-    run_scenario(tmp_path, scenario)

@@ -76,11 +76,10 @@ def run(path: Path, script: Callable[[WatchedFile], object]) -> None:
     asyncio.run(main())
 
 
-def test_current_fleet_comes_first(tmp_path: Path) -> None:
+async def test_current_fleet_comes_first(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(text(9001))
-
-    async def script(watched: WatchedFile) -> None:
+    async with watched_file(path) as watched:
         source: FleetSource = watched.source
         assert source is not None
         watched.clock.advance(5)
@@ -88,29 +87,23 @@ def test_current_fleet_comes_first(tmp_path: Path) -> None:
         assert (fleet.version, fleet.membership_epoch) == (1, 1)
         assert watched.source.loaded_at == 5
 
-    run(path, script)
-
 
 @pytest.mark.parametrize("edit", [Path.write_text, replace_file])
-def test_edits_in_place_and_replacements_are_loaded(tmp_path: Path, edit: Callable[[Path, str], object]) -> None:
+async def test_edits_in_place_and_replacements_are_loaded(tmp_path: Path, edit: Callable[[Path, str], object]) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(text(9001))
-
-    async def script(watched: WatchedFile) -> None:
+    async with watched_file(path) as watched:
         await watched.next()
         edit(path, text(9001, 9002))
         fleet = await watched.next()
         assert [one.id for one in fleet.instances["default/tiny"]] == ["127.0.0.1/9001/0", "127.0.0.1/9002/0"]
         assert (fleet.version, fleet.membership_epoch) == (2, 2)
 
-    run(path, script)
 
-
-def test_epoch_counts_only_membership_changes(tmp_path: Path) -> None:
+async def test_epoch_counts_only_membership_changes(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(text(9001, 9002))
-
-    async def script(watched: WatchedFile) -> None:
+    async with watched_file(path) as watched:
         await watched.next()
         seen = []
         for content in (
@@ -125,15 +118,12 @@ def test_epoch_counts_only_membership_changes(tmp_path: Path) -> None:
             seen.append((fleet.version, fleet.membership_epoch))
         assert seen == [(2, 1), (3, 2), (4, 2), (5, 2), (6, 3)]
 
-    run(path, script)
-
 
 @pytest.mark.parametrize("broken", ["models: [", "", "modells: []\n", "\xff"])
-def test_broken_edit_keeps_the_last_good_fleet_and_is_reported(tmp_path: Path, broken: str) -> None:
+async def test_broken_edit_keeps_the_last_good_fleet_and_is_reported(tmp_path: Path, broken: str) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(text(9001))
-
-    async def script(watched: WatchedFile) -> None:
+    async with watched_file(path) as watched:
         await watched.next()
         coming = asyncio.ensure_future(watched.next())
         path.write_bytes(broken.encode("latin-1"))
@@ -146,14 +136,11 @@ def test_broken_edit_keeps_the_last_good_fleet_and_is_reported(tmp_path: Path, b
         assert fleet.version == 2
         assert watched.source.problem is None
 
-    run(path, script)
 
-
-def test_missing_file_is_reported_and_its_return_is_noticed(tmp_path: Path) -> None:
+async def test_missing_file_is_reported_and_its_return_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(text(9001))
-
-    async def script(watched: WatchedFile) -> None:
+    async with watched_file(path) as watched:
         await watched.next()
         coming = asyncio.ensure_future(watched.next())
         path.unlink()
@@ -163,14 +150,11 @@ def test_missing_file_is_reported_and_its_return_is_noticed(tmp_path: Path) -> N
         path.write_text(text(9004))
         assert (await coming).version == 2
 
-    run(path, script)
 
-
-def test_edit_without_changes_yields_nothing(tmp_path: Path) -> None:
+async def test_edit_without_changes_yields_nothing(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(text(9001))
-
-    async def script(watched: WatchedFile) -> None:
+    async with watched_file(path) as watched:
         await watched.next()
         replace_file(path, "# a comment\n" + text(9001))
         replace_file(path, "# another\n" + text(9001))
@@ -178,8 +162,6 @@ def test_edit_without_changes_yields_nothing(tmp_path: Path) -> None:
         write_fleet_file(path, parse_fleet_file(text(9001, 9002), file="f"))
         fleet = await coming
         assert fleet.version == 2
-
-    run(path, script)
 
 
 def test_file_broken_at_start_is_an_error(tmp_path: Path) -> None:

@@ -108,13 +108,13 @@ def one_engine(lab: SourceHarness) -> None:
     lab.pod("a")
 
 
-def test_namespace_that_refuses_lists_keeps_no_fleet_of_others_waiting() -> None:
+async def test_namespace_that_refuses_lists_keeps_no_fleet_of_others_waiting() -> None:
     def before(lab: SourceHarness) -> None:
         one_engine(lab)
         lab.model("llama", "y")
         lab.fake.refused_paths = {kind.path("y") for kind in (MODEL_DEPLOYMENTS, PODS)}
 
-    async def check(lab: SourceHarness) -> None:
+    async with followed_source(before=before, namespaces=("x", "y")) as lab:
         await lab.passing(lambda: lab.states() == ["Ready"])
         assert set(lab.fleets[-1].models) == {"x/tiny"}
         (warning,) = lab.source.warnings()
@@ -127,11 +127,9 @@ def test_namespace_that_refuses_lists_keeps_no_fleet_of_others_waiting() -> None
         await lab.passing(lambda: bool(lab.source.warnings()))
         assert set(lab.fleets[-1].models) == {"x/tiny", "y/llama"}
 
-    run(check, before=before, namespaces=("x", "y"))
 
-
-def test_fleet_appears_after_listing_and_follows_changes() -> None:
-    async def check(lab: SourceHarness) -> None:
+async def test_fleet_appears_after_listing_and_follows_changes() -> None:
+    async with followed_source(before=one_engine) as lab:
         await lab.passing(lambda: lab.states() == ["Ready"])
         assert [one.version for one in lab.fleets] == [1]
         assert (lab.source.warnings(), lab.source.age_seconds()) == ([], pytest.approx(lab.time.now(), abs=1.0))
@@ -144,10 +142,8 @@ def test_fleet_appears_after_listing_and_follows_changes() -> None:
         lab.fake.remove(MODEL_DEPLOYMENTS, "x", "tiny")
         await lab.passing(lambda: lab.fleets[-1].models == {})
 
-    run(check, before=one_engine)
 
-
-def test_templates_labels_and_annotations_of_models_take_no_memory() -> None:
+async def test_templates_labels_and_annotations_of_models_take_no_memory() -> None:
     template = {"spec": {"x": [{}] * 5_000}}
 
     def large(lab: SourceHarness) -> None:
@@ -157,7 +153,7 @@ def test_templates_labels_and_annotations_of_models_take_no_memory() -> None:
         made["annotations"] = {"fairlead.io/release-names": "true", "other": "y" * 5_000}
         made["labels"] = {f"label{number}": "z" for number in range(100)}
 
-    async def check(lab: SourceHarness) -> None:
+    async with followed_source(before=large) as lab:
         await lab.passing(lambda: lab.states() == ["Ready"])
         lab.model("later", pools=[{"acceleratorClassName": "cpu", "template": template}])
         await lab.passing(lambda: "x/later" in lab.fleets[-1].models)
@@ -166,8 +162,6 @@ def test_templates_labels_and_annotations_of_models_take_no_memory() -> None:
         assert len(json.dumps(kept)) < 2_000
         assert kept["x/large"]["metadata"]["annotations"] == {"fairlead.io/release-names": "true"}
         assert lab.source.warnings() == []
-
-    run(check, before=large)
 
 
 def test_pod_keeps_only_the_annotations_that_a_fleet_uses() -> None:
@@ -180,12 +174,11 @@ def test_pod_keeps_only_the_annotations_that_a_fleet_uses() -> None:
     assert trim_pod({"kind": "Pod", "metadata": {"name": "p"}})["metadata"] == {"name": "p"}
 
 
-def test_model_nested_10000_levels_stops_no_fleet() -> None:
+async def test_model_nested_10000_levels_stops_no_fleet() -> None:
     deep = b'{"a":' * 10_000 + b"1" + b"}" * 10_000
     pools = b'[{"acceleratorClassName": "cpu", "template": {"spec": %s}}]' % deep
     spec = b'{"model": {"uri": "hf://a/b"}, "pools": %s}' % pools
-
-    async def check(lab: SourceHarness) -> None:
+    async with followed_source(before=one_engine) as lab:
         await lab.passing(lambda: lab.states() == ["Ready"])
         metadata = b'{"name": "deep", "namespace": "x", "uid": "u", "resourceVersion": "900"}'
         model = b'{"kind": "ModelDeployment", "metadata": %s, "spec": %s}' % (metadata, spec)
@@ -195,19 +188,15 @@ def test_model_nested_10000_levels_stops_no_fleet() -> None:
         lab.model("later")
         await lab.passing(lambda: "x/later" in lab.fleets[-1].models)
 
-    run(check, before=one_engine)
 
-
-def test_empty_cluster_is_a_fleet() -> None:
-    async def check(lab: SourceHarness) -> None:
+async def test_empty_cluster_is_a_fleet() -> None:
+    async with followed_source() as lab:
         await lab.passing(lambda: len(lab.fleets) == 1)
         assert (lab.fleets[0].version, lab.fleets[0].models) == (1, {})
 
-    run(check)
 
-
-def test_irrelevant_change_is_no_new_fleet() -> None:
-    async def check(lab: SourceHarness) -> None:
+async def test_irrelevant_change_is_no_new_fleet() -> None:
+    async with followed_source(before=one_engine) as lab:
         await lab.passing(lambda: lab.states() == ["Ready"])
         lab.change("a", spec={"nodeName": "n"})
         lab.fake.put(MODEL_DEPLOYMENTS, "x", "tiny", spec=_spec(lab), status={"ready": "1/1"})
@@ -216,20 +205,18 @@ def test_irrelevant_change_is_no_new_fleet() -> None:
         assert [one.version for one in lab.fleets] == list(range(1, len(lab.fleets) + 1))
         assert lab.fleets[0].membership_epoch == 1
 
-    run(check, before=one_engine)
-
 
 def _spec(lab: SourceHarness) -> Any:
     return lab.fake.objects[MODEL_DEPLOYMENTS.path("x", "tiny")]["spec"]
 
 
-def test_only_named_namespaces_are_requested() -> None:
+async def test_only_named_namespaces_are_requested() -> None:
     def before(lab: SourceHarness) -> None:
         for namespace in ("x", "y", "z"):
             lab.model(namespace=namespace)
             lab.pod("a", namespace)
 
-    async def check(lab: SourceHarness) -> None:
+    async with followed_source(before=before, namespaces=("x", "y")) as lab:
         await lab.passing(lambda: len(lab.fleets) == 1)
         assert sorted(lab.fleets[0].instances) == ["x/tiny", "y/tiny"]
         assert {one.path for one in lab.fake.calls if "pods" in one.path} == {
@@ -238,11 +225,9 @@ def test_only_named_namespaces_are_requested() -> None:
         }
         assert {one.query["labelSelector"] for one in lab.fake.calls if "pods" in one.path} == {"fairlead.io/model"}
 
-    run(check, before=before, namespaces=("x", "y"))
 
-
-def test_unreachable_api_server_changes_nothing_and_is_a_warning() -> None:
-    async def check(lab: SourceHarness) -> None:
+async def test_unreachable_api_server_changes_nothing_and_is_a_warning() -> None:
+    async with followed_source(before=one_engine) as lab:
         await lab.passing(lambda: lab.states() == ["Ready"] and lab.fake.watch_count == 3)
         lab.fake.ordered_watch_responses.extend([OrderedResponse(503, "ServiceUnavailable")] * 100)
         lab.fake.ordered_responses.extend([OrderedResponse(503, "ServiceUnavailable")] * 1_000)
@@ -257,11 +242,9 @@ def test_unreachable_api_server_changes_nothing_and_is_a_warning() -> None:
         assert "503" in note or "on purpose" in note
         assert (lab.states(), len(lab.fleets)) == (["Ready"], 1)
 
-    run(check, before=one_engine)
 
-
-def test_failed_relist_changes_nothing() -> None:
-    async def check(lab: SourceHarness) -> None:
+async def test_failed_relist_changes_nothing() -> None:
+    async with followed_source(before=one_engine) as lab:
         await lab.passing(lambda: lab.states() == ["Ready"] and lab.fake.watch_count == 3)
         lab.fake.ordered_responses.extend([OrderedResponse(403, "Forbidden", "no more")] * 3)
         lab.fake.put(CONFIG_MAPS, "x", "moves the version on")
@@ -273,11 +256,9 @@ def test_failed_relist_changes_nothing() -> None:
         await lab.passing(lambda: lab.states() == ["Ready", "Ready"])
         assert all(fleet.instances["x/tiny"] for fleet in lab.fleets)
 
-    run(check, before=one_engine)
 
-
-def test_frozen_watch_is_a_warning_and_reopened() -> None:
-    async def check(lab: SourceHarness) -> None:
+async def test_frozen_watch_is_a_warning_and_reopened() -> None:
+    async with followed_source(before=one_engine) as lab:
         await lab.passing(lambda: lab.states() == ["Ready"] and lab.fake.watch_count == 3)
         lab.fake.frozen = True
         lab.pod("b")
@@ -285,15 +266,13 @@ def test_frozen_watch_is_a_warning_and_reopened() -> None:
         await lab.passing(lambda: len(lab.states()) == 2)
         lab.fake.frozen = False
 
-    run(check, before=one_engine)
 
-
-def test_start_waits_for_read_permission(caplog: pytest.LogCaptureFixture) -> None:
+async def test_start_waits_for_read_permission(caplog: pytest.LogCaptureFixture) -> None:
     def before(lab: SourceHarness) -> None:
         one_engine(lab)
         lab.fake.token = "another"
 
-    async def check(lab: SourceHarness) -> None:
+    async with followed_source(before=before) as lab:
         await lab.passing(lambda: len(lab.fake.calls) > 8)
         assert lab.fleets == []
         assert lab.source.age_seconds() is None
@@ -301,13 +280,11 @@ def test_start_waits_for_read_permission(caplog: pytest.LogCaptureFixture) -> No
         lab.fake.token = None
         await lab.passing(lambda: lab.states() == ["Ready"])
         assert lab.source.warnings() == []
-
-    run(check, before=before)
     assert len([line for line in caplog.messages if "cannot watch the cluster: pods:" in line]) == 1
 
 
-def test_missing_accelerator_classes_are_a_warning() -> None:
-    async def check(lab: SourceHarness) -> None:
+async def test_missing_accelerator_classes_are_a_warning() -> None:
+    async with followed_source(before=one_engine) as lab:
         served = lab.fake._serve
 
         async def but_classes(request: Any, asked: Any, body: bytes) -> Any:
@@ -320,15 +297,13 @@ def test_missing_accelerator_classes_are_a_warning() -> None:
         await lab.passing(lambda: lab.states() == ["Ready"])
         assert "AcceleratorClass was never listed" in lab.source.warnings()[0]
 
-    run(check, before=one_engine)
 
-
-def test_external_pods_are_watched_while_a_model_selects_them() -> None:
+async def test_external_pods_are_watched_while_a_model_selects_them() -> None:
     def before(lab: SourceHarness) -> None:
         lab.model(engine={"type": "External"}, pools=[{"selector": {"matchLabels": {"app": "vllm"}}}])
         lab.pod("a", **{"fairlead.io/model": "", "app": "vllm"})
 
-    async def check(lab: SourceHarness) -> None:
+    async with followed_source(before=before, endpoint_namespaces={"x"}) as lab:
         await lab.passing(lambda: lab.states() == ["Ready"])
         assert "app=vllm" in {one.query.get("labelSelector") for one in lab.fake.calls}
         await wait_until(lambda: lab.fake.watch_count == 5)
@@ -336,33 +311,29 @@ def test_external_pods_are_watched_while_a_model_selects_them() -> None:
         await lab.passing(lambda: lab.fake.watch_count == 4)
         await lab.passing(lambda: [one.id for one in lab.fleets[-1].instances["x/tiny"]] == ["10.0.0.9/80/0"])
 
-    run(check, before=before, endpoint_namespaces={"x"})
 
-
-def test_many_selectors_of_a_namespace_cost_one_watch() -> None:
+async def test_many_selectors_of_a_namespace_cost_one_watch() -> None:
     def before(lab: SourceHarness) -> None:
         for number in range(3):
             pools = [{"selector": {"matchLabels": {"app": f"vllm-{number}"}}}]
             lab.model(f"m{number}", engine={"type": "External"}, pools=pools)
             lab.pod(f"p{number}", **{"fairlead.io/model": "", "app": f"vllm-{number}"})
 
-    async def check(lab: SourceHarness) -> None:
+    async with followed_source(before=before) as lab:
         await lab.passing(lambda: lab.states() == ["Ready"] * 3)
         await wait_until(lambda: lab.fake.watch_count == 4)
         assert [len(group) for group in lab.fleets[-1].instances.values()] == [1, 1, 1]
 
-    run(check, before=before)
-
 
 @pytest.mark.parametrize("allowed", [frozenset({"b"}), frozenset()])
-def test_services_are_watched_only_where_models_may_name_endpoints(allowed: frozenset[str]) -> None:
+async def test_services_are_watched_only_where_models_may_name_endpoints(allowed: frozenset[str]) -> None:
     def before(lab: SourceHarness) -> None:
         one_engine(lab)
         endpoints = [{"endpoints": [{"url": "http://10.96.0.1:80"}, {"url": "http://vllm.example:80"}]}]
         lab.model("steal", "b", engine={"type": "External"}, pools=endpoints)
         lab.fake.put(SERVICES, "x", "tiny-main", spec={"clusterIPs": ["10.96.0.1"], "ports": []})
 
-    async def check(lab: SourceHarness) -> None:
+    async with followed_source(before=before, endpoint_namespaces=allowed) as lab:
         await lab.passing(lambda: bool(lab.fleets))
         urls = [one.url for one in lab.fleets[-1].instances["b/steal"]]
         queries = [one.query for one in lab.fake.calls if one.path == "/api/v1/services"]
@@ -374,37 +345,31 @@ def test_services_are_watched_only_where_models_may_name_endpoints(allowed: froz
         else:
             assert (urls, queries) == ([], [])
 
-    run(check, before=before, endpoint_namespaces=allowed)
 
-
-def test_unreadable_services_are_a_warning_and_stop_no_fleet() -> None:
-    async def check(lab: SourceHarness) -> None:
-        await lab.passing(lambda: lab.states() == ["Ready"])
-        assert any("Service was never listed" in warning for warning in lab.source.warnings())
-
+async def test_unreadable_services_are_a_warning_and_stop_no_fleet() -> None:
     def before(lab: SourceHarness) -> None:
         one_engine(lab)
         lab.fake.refused_paths.add("/api/v1/services")
 
-    run(check, before=before, endpoint_namespaces=frozenset({"b"}))
+    async with followed_source(before=before, endpoint_namespaces=frozenset({"b"})) as lab:
+        await lab.passing(lambda: lab.states() == ["Ready"])
+        assert any("Service was never listed" in warning for warning in lab.source.warnings())
 
 
-def test_many_problems_are_truncated() -> None:
+async def test_many_problems_are_truncated() -> None:
     def before(lab: SourceHarness) -> None:
         for number in range(8):
             lab.model(f"m{number}", pools=[])
 
-    async def check(lab: SourceHarness) -> None:
+    async with followed_source(before=before) as lab:
         await lab.passing(lambda: len(lab.fleets) == 1)
         notes = lab.source.warnings()
         assert len(notes) == 6
         assert notes[-1] == "and 3 more problems in the cluster"
         assert InstanceState.READY not in lab.states()
 
-    run(check, before=before)
 
-
-def test_internal_error_about_one_object_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_internal_error_about_one_object_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A class once failed only in the compiled gateway, which then got no model any more."""
     value = Profile.to_engine_profile
 
@@ -414,8 +379,7 @@ def test_internal_error_about_one_object_ends_nothing(monkeypatch: pytest.Monkey
         return value(self, name)
 
     monkeypatch.setattr(Profile, "to_engine_profile", broken)
-
-    async def check(lab: SourceHarness) -> None:
+    async with followed_source(before=lambda lab: lab.model()) as lab:
         await lab.passing(lambda: bool(lab.fleets))
         lab.fake.put(ACCELERATOR_CLASSES, None, "broken", spec={"profile": {"preset": "tiny-cpu"}})
         await lab.passing(lambda: bool(lab.source.warnings()))
@@ -427,15 +391,13 @@ def test_internal_error_about_one_object_ends_nothing(monkeypatch: pytest.Monkey
         await lab.passing(lambda: "x/later" in lab.fleets[-1].models)
         assert lab.source.warnings() == []
 
-    run(check, before=lambda lab: lab.model())
 
-
-def test_routes_are_followed_where_they_are_wanted() -> None:
+async def test_routes_are_followed_where_they_are_wanted() -> None:
     def before(lab: SourceHarness) -> None:
         one_engine(lab)
         lab.source.follows_claimants = True
 
-    async def check(lab: SourceHarness) -> None:
+    async with followed_source(before=before) as lab:
         await lab.passing(lambda: lab.states() == ["Ready"])
         assert (lab.fleets[-1].routes, lab.source.warnings()) == ({}, [])
         lab.fake.put(MODEL_ROUTES, "x", "assistant", spec={"targets": [{"model": "tiny"}]})
@@ -443,10 +405,8 @@ def test_routes_are_followed_where_they_are_wanted() -> None:
         lab.fake.remove(MODEL_ROUTES, "x", "assistant")
         await lab.passing(lambda: lab.fleets[-1].routes == {})
 
-    run(check, before=before)
 
-
-def test_adapters_are_followed_with_routes() -> None:
+async def test_adapters_are_followed_with_routes() -> None:
     def before(lab: SourceHarness) -> None:
         one_engine(lab)
         lab.source.follows_claimants = True
@@ -454,7 +414,7 @@ def test_adapters_are_followed_with_routes() -> None:
     def names(lab: SourceHarness) -> list[str]:
         return [one.name for one in lab.fleets[-1].models["x/tiny"].adapters]
 
-    async def check(lab: SourceHarness) -> None:
+    async with followed_source(before=before) as lab:
         await lab.passing(lambda: lab.states() == ["Ready"])
         lab.fake.put(MODEL_ADAPTERS, "x", "sql", spec={"base": "tiny", "source": "hf://acme/sql"})
         lab.model(adapters={"slots": 2})
@@ -462,20 +422,16 @@ def test_adapters_are_followed_with_routes() -> None:
         lab.fake.remove(MODEL_ADAPTERS, "x", "sql")
         await lab.passing(lambda: names(lab) == [])
 
-    run(check, before=before)
-
 
 @pytest.mark.parametrize(("kind", "noun"), [(MODEL_ROUTES, "routes"), (MODEL_ADAPTERS, "adapters")])
-def test_fleet_is_served_where_routes_or_adapters_cannot_be_watched(kind: Resource, noun: str) -> None:
+async def test_fleet_is_served_where_routes_or_adapters_cannot_be_watched(kind: Resource, noun: str) -> None:
     def before(lab: SourceHarness) -> None:
         one_engine(lab)
         lab.source.follows_claimants = True
         lab.fake.refused_paths = {kind.path()}
 
-    async def check(lab: SourceHarness) -> None:
+    async with followed_source(before=before) as lab:
         await lab.passing(lambda: lab.states() == ["Ready"])
         assert lab.source.age_seconds() is not None
         (warning,) = lab.source.warnings()
         assert warning.startswith(f"cannot watch the {noun} of the cluster; the last ones stay: ")
-
-    run(check, before=before)

@@ -196,8 +196,8 @@ def run(check: Callable[[RecorderHarness], Awaitable[None]], *, running: bool = 
     asyncio.run(main())
 
 
-def test_event_is_written_at_once_and_repetitions_later() -> None:
-    async def check(lab: RecorderHarness) -> None:
+async def test_event_is_written_at_once_and_repetitions_later() -> None:
+    async with recorder_harness() as lab:
         lab.record()
         await wait_until(lambda: len(lab.events) == 1)
         for _ in range(9):
@@ -211,11 +211,9 @@ def test_event_is_written_at_once_and_repetitions_later() -> None:
         assert (lab.fake.call_count("POST"), lab.fake.call_count("PATCH")) == (2, 1)
         assert lab.recorder.dropped == 0
 
-    run(check)
 
-
-def test_expired_event_is_created_again() -> None:
-    async def check(lab: RecorderHarness) -> None:
+async def test_expired_event_is_created_again() -> None:
+    async with recorder_harness() as lab:
         lab.record()
         await wait_until(lambda: len(lab.events) == 1)
         lab.fake.objects.clear()
@@ -224,15 +222,13 @@ def test_expired_event_is_created_again() -> None:
         lab.time.advance(10.0)
         await wait_until(lambda: lab.counts() == [2])
 
-    run(check)
-
 
 @pytest.mark.parametrize(
     "order",
     [OrderedResponse(403, "Forbidden", "namespace is being terminated"), OrderedResponse(404), OrderedResponse(422)],
 )
-def test_rejected_event_is_dropped_with_the_reason(order: OrderedResponse) -> None:
-    async def check(lab: RecorderHarness) -> None:
+async def test_rejected_event_is_dropped_with_the_reason(order: OrderedResponse) -> None:
+    async with recorder_harness() as lab:
         lab.fake.ordered_responses.append(order)
         lab.record()
         await wait_until(lambda: lab.recorder.dropped == 1)
@@ -241,11 +237,9 @@ def test_rejected_event_is_dropped_with_the_reason(order: OrderedResponse) -> No
         await wait_until(lambda: len(lab.events) == 1)
         await wait_until(lambda: lab.recorder.problem is None)
 
-    run(check)
 
-
-def test_events_wait_while_the_api_server_is_away() -> None:
-    async def check(lab: RecorderHarness) -> None:
+async def test_events_wait_while_the_api_server_is_away() -> None:
+    async with recorder_harness() as lab:
         lab.fake.ordered_responses.extend([OrderedResponse(reset=True)] * 3)
         for note in ("a", "b", "c"):
             lab.record(note)
@@ -255,11 +249,9 @@ def test_events_wait_while_the_api_server_is_away() -> None:
         await wait_until(lambda: len(lab.events) == 3)
         assert lab.recorder.dropped == 0
 
-    run(check)
 
-
-def test_lost_response_creates_no_second_event() -> None:
-    async def check(lab: RecorderHarness) -> None:
+async def test_lost_response_creates_no_second_event() -> None:
+    async with recorder_harness() as lab:
         lab.fake.ordered_responses.append(OrderedResponse(500, takes_effect=True))
         lab.record()
         await wait_until(lambda: lab.time.pending_pauses == [10.0])
@@ -268,11 +260,9 @@ def test_lost_response_creates_no_second_event() -> None:
         await wait_until(lambda: lab.recorder._aggregator.waiting == 0)
         assert lab.counts() == [1]
 
-    run(check)
 
-
-def test_flush_writes_the_rest_within_a_bound() -> None:
-    async def check(lab: RecorderHarness) -> None:
+async def test_flush_writes_the_rest_within_a_bound() -> None:
+    async with recorder_harness(running=False) as lab:
         lab.record("a")
         lab.record("b")
         await lab.recorder.flush()
@@ -284,5 +274,3 @@ def test_flush_writes_the_rest_within_a_bound() -> None:
         lab.time.advance(5.0)
         await flushing
         assert len(lab.events) == 2
-
-    run(check, running=False)

@@ -74,8 +74,9 @@ async def send(wire: HttpTransport, ask: HttpRequest = GET, most: int = 1_000) -
     return await wire.send(ask, (("User-Agent", "a test"),), 30.0, most, 5)
 
 
-def test_sequential_requests_share_a_connection() -> None:
-    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+async def test_sequential_requests_share_a_connection() -> None:
+    scripted = ScriptedServer(OK, OK)
+    async with transport_to(scripted, path="/base/") as wire:
         first, second = await send(wire), await send(wire, POST)
         assert (
             (first.status, first.body, first.truncated)
@@ -87,20 +88,18 @@ def test_sequential_requests_share_a_connection() -> None:
         assert b"\r\nUser-Agent: a test\r\n" in scripted.heads[0]
         assert scripted.heads[1].endswith(b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
 
-    run(ScriptedServer(OK, OK), check, path="/base/")
 
-
-def test_parallel_requests_have_own_connections() -> None:
-    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+async def test_parallel_requests_have_own_connections() -> None:
+    scripted = ScriptedServer(*[OK] * 5)
+    async with transport_to(scripted) as wire:
         replies = await asyncio.gather(*(send(wire) for _ in range(5)))
         assert [one.body for one in replies] == [b"ok"] * 5
         assert 1 < scripted.connections <= 5
 
-    run(ScriptedServer(*[OK] * 5), check)
 
-
-def test_closed_idle_connection_is_replaced_if_the_request_is_repeatable() -> None:
-    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+async def test_closed_idle_connection_is_replaced_if_the_request_is_repeatable() -> None:
+    scripted = ScriptedServer(OK, None, OK, None, OK)
+    async with transport_to(scripted) as wire:
         await send(wire)
         assert (await send(wire)).body == b"ok"  # the second request found an end in place of an answer
         assert (len(scripted.heads), scripted.connections) == (3, 2)
@@ -108,26 +107,22 @@ def test_closed_idle_connection_is_replaced_if_the_request_is_repeatable() -> No
             await send(wire, POST)
         assert (len(scripted.heads), scripted.connections) == (4, 2)
 
-    run(ScriptedServer(OK, None, OK, None, OK), check)
 
-
-def test_closed_connection_is_not_used() -> None:
-    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+async def test_closed_connection_is_not_used() -> None:
+    scripted = ScriptedServer(OK, OK, OK, closing=range(1, 9))
+    async with transport_to(scripted) as wire:
         for _ in range(3):
             assert (await send(wire, POST)).body == b"ok"
             await wait_until(lambda: not wire.connection_count)
         assert len(scripted.heads) == scripted.connections == 3
 
-    run(ScriptedServer(OK, OK, OK, closing=range(1, 9)), check)
 
-
-def test_new_connection_without_response_is_not_retried() -> None:
-    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+async def test_new_connection_without_response_is_not_retried() -> None:
+    scripted = ScriptedServer(None, OK)
+    async with transport_to(scripted) as wire:
         with pytest.raises(ConnectionError):
             await send(wire)
         assert len(scripted.heads) == 1
-
-    run(ScriptedServer(None, OK), check)
 
 
 @pytest.mark.parametrize(
@@ -139,34 +134,32 @@ def test_new_connection_without_response_is_not_retried() -> None:
         (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", False),
     ],
 )
-def test_responses_of_every_form_are_read(answer: bytes, kept: bool) -> None:
-    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+async def test_responses_of_every_form_are_read(answer: bytes, kept: bool) -> None:
+    scripted = ScriptedServer(answer, OK)
+    async with transport_to(scripted) as wire:
         assert (await send(wire)).body == b"ok"
         assert (await send(wire)).body == b"ok"
         assert scripted.connections == (1 if kept else 2)
 
-    run(ScriptedServer(answer, OK), check)
 
-
-def test_response_without_length_ends_with_the_connection() -> None:
-    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+async def test_response_without_length_ends_with_the_connection() -> None:
+    async with transport_to(ScriptedServer(b"HTTP/1.1 200 OK\r\n\r\nall of it", OK, closing=range(1, 9))) as wire:
         assert (await send(wire)).body == b"all of it"
 
-    run(ScriptedServer(b"HTTP/1.1 200 OK\r\n\r\nall of it", OK, closing=range(1, 9)), check)
 
-
-def test_partial_response_is_an_error() -> None:
-    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+async def test_partial_response_is_an_error() -> None:
+    scripted = ScriptedServer(OK, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok", OK, closing={2})
+    async with transport_to(scripted) as wire:
         await send(wire)
         with pytest.raises(ConnectionError):
             await send(wire)
         assert len(scripted.heads) == 2  # also on a kept connection: its first byte had come
 
-    run(ScriptedServer(OK, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok", OK, closing={2}), check)
 
-
-def test_long_response_is_truncated_and_its_connection_closed() -> None:
-    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+async def test_long_response_is_truncated_and_its_connection_closed() -> None:
+    refusal = b"HTTP/1.1 429 Later\r\nRetry-After: 3\r\nContent-Length: 9\r\n\r\n123456789"
+    scripted = ScriptedServer(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n123456789", refusal, OK)
+    async with transport_to(scripted) as wire:
         long = await send(wire, most=4)
         assert (long.body, long.truncated) == (b"1234", True)
         refused = await send(wire)
@@ -179,30 +172,25 @@ def test_long_response_is_truncated_and_its_connection_closed() -> None:
         assert (await send(wire)).body == b"ok"
         assert scripted.connections == 3
 
-    refusal = b"HTTP/1.1 429 Later\r\nRetry-After: 3\r\nContent-Length: 9\r\n\r\n123456789"
-    run(ScriptedServer(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n123456789", refusal, OK), check)
-
 
 @pytest.mark.parametrize("answer", [b"SSH-2.0\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000])
-def test_invalid_response_breaks_the_connection(answer: bytes) -> None:
-    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+async def test_invalid_response_breaks_the_connection(answer: bytes) -> None:
+    async with transport_to(ScriptedServer(answer, OK)) as wire:
         with pytest.raises(ConnectionError, match="answer"):
             await send(wire)
 
-    run(ScriptedServer(answer, OK), check)
 
-
-def test_large_request_arrives_completely() -> None:
-    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+async def test_large_request_arrives_completely() -> None:
+    scripted = ScriptedServer(OK)
+    async with transport_to(scripted) as wire:
         body = bytes(range(256)) * 4_096
         assert (await send(wire, HttpRequest("PUT", "/x", body=body))).body == b"ok"
         assert scripted.heads[0].endswith(body)
 
-    run(ScriptedServer(OK), check)
 
-
-def test_abandoned_request_leaves_no_response_for_the_next() -> None:
-    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+async def test_abandoned_request_leaves_no_response_for_the_next() -> None:
+    scripted = ScriptedServer(b"", b"", OK)
+    async with transport_to(scripted) as wire:
         with pytest.raises(TimeoutError):
             await wire.send(GET, (), 0.02, 1_000, 5)
         waiting = asyncio.ensure_future(send(wire))
@@ -212,19 +200,16 @@ def test_abandoned_request_leaves_no_response_for_the_next() -> None:
         assert (await send(wire)).body == b"ok"
         assert scripted.connections == 3
 
-    run(ScriptedServer(b"", b"", OK), check)
 
-
-def test_connection_opened_during_close_is_closed() -> None:
-    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+async def test_connection_opened_during_close_is_closed() -> None:
+    scripted = ScriptedServer(OK)
+    async with transport_to(scripted) as wire:
         waiting = asyncio.create_task(send(wire))
         await asyncio.sleep(0)  # it has begun to connect
         await wire.close()
         with pytest.raises(NotSent, match="is closed"):
             await waiting
         await wait_until(lambda: wire.connection_count == 0 == scripted.open)
-
-    run(ScriptedServer(OK), check)
 
 
 async def test_refused_connection_means_not_sent() -> None:
@@ -236,13 +221,12 @@ async def test_refused_connection_means_not_sent() -> None:
         await send(HttpTransport(f"http://127.0.0.1:{port}", lambda: True, None, 5.0))
 
 
-def test_request_smuggling_is_refused() -> None:
-    async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
+async def test_request_smuggling_is_refused() -> None:
+    scripted = ScriptedServer(OK)
+    async with transport_to(scripted) as wire:
         with pytest.raises(BadInput, match="target"):
             await send(wire, HttpRequest("GET", "/x HTTP/1.1\r\nHost: y"))
         with pytest.raises(BadInput, match="control character") as raised:
             await wire.send(GET, (("Authorization", "Bearer t\r\nX: y"),), 30.0, 10, 10)
         assert "Bearer" not in str(raised.value)
         assert not scripted.heads
-
-    run(ScriptedServer(OK), check)
