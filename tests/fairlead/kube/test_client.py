@@ -1,8 +1,8 @@
-"""`KubeApi` over real sockets: its requests, its retries, and the requests that it never repeats."""
+"""`KubeApi` with a fake API server: its requests, its retries, and the requests that it never repeats."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,23 +31,24 @@ from fairlead_testing.http.tcp_server import tcp_server
 from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
 from fairlead_testing.waiting import wait_until
 
+pytestmark = pytest.mark.simulated
+
 MAP: Manifest = {
     "apiVersion": "v1",
     "kind": "ConfigMap",
     "metadata": {"name": "m", "namespace": "x"},
     "data": {"a": "1"},
 }
-Check = Callable[[FakeApiServer, KubeApi, InstantTime], Awaitable[None]]
 
 
-def run(check: Check, limits: Limits | None = None, **access: Any) -> None:
-    async def main() -> None:
-        async with fake_api_server() as fake:
-            time = InstantTime()
-            async with KubeApi(fake.config(**access), time, lambda: 0.0, limits=limits, pause=time.pause) as api:
-                await check(fake, api, time)
-
-    asyncio.run(main())
+@asynccontextmanager
+async def client_of_fake_server(
+    limits: Limits | None = None, **access: Any
+) -> AsyncIterator[tuple[FakeApiServer, KubeApi, InstantTime]]:
+    async with fake_api_server() as fake:
+        time = InstantTime()
+        async with KubeApi(fake.config(**access), time, lambda: 0.0, limits=limits, pause=time.pause) as api:
+            yield fake, api, time
 
 
 async def test_apply_creates_and_repeating_it_changes_nothing() -> None:

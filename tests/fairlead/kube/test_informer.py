@@ -1,9 +1,10 @@
-"""An informer over real sockets, with a fake API server that ends, forgets, freezes and refuses."""
+"""An informer with a fake API server that ends, forgets, freezes and refuses."""
 
 import asyncio
 import gc
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -19,6 +20,8 @@ from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
 from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.simulated
 
 LIMITS = Limits()
 
@@ -47,29 +50,27 @@ class InformerHarness:
         await self.time.advance_until(condition, LIMITS.kube_watch_silence_seconds / 2)
 
 
-def run(check: Callable[[InformerHarness], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with fake_api_server() as fake:
-            lab = InformerHarness(fake, FakeTime())
-            async with KubeApi(fake.config(), lab.time, lambda: 0.5, pause=lab.time.pause) as api:
+@asynccontextmanager
+async def running_informer() -> AsyncIterator[InformerHarness]:
+    async with fake_api_server() as fake:
+        lab = InformerHarness(fake, FakeTime())
+        async with KubeApi(fake.config(), lab.time, lambda: 0.5, pause=lab.time.pause) as api:
 
-                def on_change(change: WatchEvent) -> None:
-                    lab.heard.append((str(change.type), change.object["metadata"]["name"]))
+            def on_change(change: WatchEvent) -> None:
+                lab.heard.append((str(change.type), change.object["metadata"]["name"]))
 
-                lab.informer = Informer(
-                    api,
-                    ObjectSelection(PODS, "x"),
-                    Pacing(lab.time, lambda: 0.5, lab.time.pause),
-                    on_change=on_change,
-                    report=lab.steps.append,
-                )
-                task = asyncio.create_task(lab.informer.run())
-                try:
-                    await check(lab)
-                finally:
-                    await cancel_and_wait(task)
-
-    asyncio.run(main())
+            lab.informer = Informer(
+                api,
+                ObjectSelection(PODS, "x"),
+                Pacing(lab.time, lambda: 0.5, lab.time.pause),
+                on_change=on_change,
+                report=lab.steps.append,
+            )
+            task = asyncio.create_task(lab.informer.run())
+            try:
+                yield lab
+            finally:
+                await cancel_and_wait(task)
 
 
 async def test_object_nested_10000_levels_does_not_end_a_watch() -> None:
@@ -179,6 +180,7 @@ async def test_frozen_watch_is_replaced() -> None:
 async def test_unanswered_watch_is_replaced() -> None:
     async with running_informer() as lab:
         lab.fake.ordered_watch_responses.append(OrderedResponse(mute=True))
+        await wait_until(lambda: not lab.fake.ordered_watch_responses)
         await wait_until(lambda: LIMITS.kube_watch_silence_seconds in lab.time.pending_pauses)
         lab.time.advance(LIMITS.kube_watch_silence_seconds)
         await lab.watched()

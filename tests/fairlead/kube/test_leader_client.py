@@ -1,7 +1,8 @@
 """The client of a leader: a process that lost the lease writes nothing more."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -25,19 +26,14 @@ class Leadership:
         self.leads = False
 
 
-Check = Callable[[FakeApiServer, LeaderKubeApi, Leadership], Awaitable[None]]
-
-
-def run(check: Check) -> None:
-    async def main() -> None:
-        here = Leadership()
-        async with fake_api_server() as fake:
-            fake.put(CONFIG_MAPS, "x", "m", data={"a": "1"})
-            async with LeaderKubeApi(fake.config(), here.time, lambda: 0.0, pause=here.pause) as api:
-                api.restrict_writes(lambda: here.leads)
-                await check(fake, api, here)
-
-    asyncio.run(main())
+@asynccontextmanager
+async def leader_client() -> AsyncIterator[tuple[FakeApiServer, LeaderKubeApi, Leadership]]:
+    here = Leadership()
+    async with fake_api_server() as fake:
+        fake.put(CONFIG_MAPS, "x", "m", data={"a": "1"})
+        async with LeaderKubeApi(fake.config(), here.time, lambda: 0.0, pause=here.pause) as api:
+            api.restrict_writes(lambda: here.leads)
+            yield fake, api, here
 
 
 def written(fake: FakeApiServer) -> list[str]:

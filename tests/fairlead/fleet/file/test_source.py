@@ -1,9 +1,9 @@
 """A watched fleet file: edits arrive, invalid ones change nothing, and the counters are right."""
 
 import asyncio
-import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -49,11 +49,11 @@ class WatchedFile:
             await self.reported.wait()
         assert not coming.done()
         coming.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
+        with suppress(asyncio.CancelledError):
             await coming
         self.fleets = self.source.watch()
         async with asyncio.timeout(PATIENCE):
-            with contextlib.suppress(FairleadError):
+            with suppress(FairleadError):
                 await anext(self.fleets)
 
 
@@ -63,17 +63,13 @@ def replace_file(path: Path, content: str) -> None:
     os.replace(beside, path)
 
 
-def run(path: Path, script: Callable[[WatchedFile], object]) -> None:
-    async def main() -> None:
-        watched = WatchedFile(path)
-        result = script(watched)
-        assert asyncio.iscoroutine(result)
-        try:
-            await result
-        finally:
-            await watched.fleets.aclose()  # type: ignore[attr-defined]  # watch() is an async generator
-
-    asyncio.run(main())
+@asynccontextmanager
+async def watched_file(path: Path) -> AsyncIterator[WatchedFile]:
+    watched = WatchedFile(path)
+    try:
+        yield watched
+    finally:
+        await watched.fleets.aclose()  # type: ignore[attr-defined]  # watch() is an async generator
 
 
 async def test_current_fleet_comes_first(tmp_path: Path) -> None:
@@ -164,18 +160,12 @@ async def test_edit_without_changes_yields_nothing(tmp_path: Path) -> None:
         assert fleet.version == 2
 
 
-def test_file_broken_at_start_is_an_error(tmp_path: Path) -> None:
+async def test_file_broken_at_start_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
-
-    async def missing(watched: WatchedFile) -> None:
+    async with watched_file(path) as watched:
         with pytest.raises(Unavailable, match="cannot read the fleet file"):
             await watched.next()
-
-    run(path, missing)
     path.write_text("models: 7\n")
-
-    async def broken(watched: WatchedFile) -> None:
+    async with watched_file(path) as watched:
         with pytest.raises(ManifestError, match="must be a list"):
             await watched.next()
-
-    run(path, broken)

@@ -1,10 +1,9 @@
-"""The fleet source over real sockets, with manual time and a fake API server that fails on
-demand.
-"""
+"""The fleet source with manual time and a fake API server that fails on demand."""
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +31,8 @@ from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
 from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.simulated
 
 LIMITS = Limits()
 MARKS = {"fairlead.io/pool": "main", "fairlead.io/role": "Serve", "fairlead.io/endpoint": "true"}
@@ -74,28 +75,24 @@ class SourceHarness:
         await self.time.advance_until(condition, LIMITS.kube_watch_silence_seconds / 2)
 
 
-def run(
-    check: Callable[[SourceHarness], Awaitable[None]],
-    *,
-    before: Callable[[SourceHarness], None] | None = None,
-    **more: Any,
-) -> None:
-    async def main() -> None:
-        async with fake_api_server() as fake:
-            time = FakeTime()
-            api = KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause)
-            source = KubeFleetSource(api, Pacing(time, lambda: 0.5, time.pause), **more)
-            lab = SourceHarness(fake, time, source)
-            if before is not None:
-                before(lab)
-            task = asyncio.create_task(_follow(lab.source, lab.fleets))
-            try:
-                await check(lab)
-            finally:
-                await cancel_and_wait(task)
-            await wait_until(lambda: fake.watch_count == 0)
-
-    asyncio.run(main())
+@asynccontextmanager
+async def followed_source(
+    *, before: Callable[[SourceHarness], None] | None = None, **more: Any
+) -> AsyncIterator[SourceHarness]:
+    """A source that is followed. At the end, all its watches must close."""
+    async with fake_api_server() as fake:
+        time = FakeTime()
+        api = KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause)
+        source = KubeFleetSource(api, Pacing(time, lambda: 0.5, time.pause), **more)
+        lab = SourceHarness(fake, time, source)
+        if before is not None:
+            before(lab)
+        task = asyncio.create_task(_follow(lab.source, lab.fleets))
+        try:
+            yield lab
+        finally:
+            await cancel_and_wait(task)
+        await wait_until(lambda: fake.watch_count == 0)
 
 
 async def _follow(source: FleetSource, fleets: list[Fleet]) -> None:
@@ -278,7 +275,7 @@ async def test_start_waits_for_read_permission(caplog: pytest.LogCaptureFixture)
         assert lab.source.age_seconds() is None
         assert "ModelDeployment was never listed" in lab.source.warnings()[0]
         lab.fake.token = None
-        await lab.passing(lambda: lab.states() == ["Ready"])
+        await lab.passing(lambda: lab.states() == ["Ready"] and not lab.source.warnings())
         assert lab.source.warnings() == []
     assert len([line for line in caplog.messages if "cannot watch the cluster: pods:" in line]) == 1
 

@@ -3,7 +3,8 @@ forgets.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,8 @@ from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
 from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.simulated
 
 LIMITS = Limits()
 POD: Manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "x", "uid": "u"}}
@@ -179,21 +182,17 @@ class RecorderHarness:
         return [event.get("series", {}).get("count", 1) for event in self.events]
 
 
-def run(check: Callable[[RecorderHarness], Awaitable[None]], *, running: bool = True) -> None:
-    async def main() -> None:
-        async with fake_api_server() as fake:
-            time = FakeTime()
-            async with KubeApi(fake.config(), time, lambda: 0.0, pause=time.pause) as api:
-                lab = RecorderHarness(
-                    fake, time, EventRecorder(api, "fairlead.io/operator", "pod-1", time, pause=time.pause)
-                )
-                task = asyncio.create_task(lab.recorder.run()) if running else None
-                try:
-                    await check(lab)
-                finally:
-                    await cancel_and_wait(task)
-
-    asyncio.run(main())
+@asynccontextmanager
+async def recorder_harness(*, running: bool = True) -> AsyncIterator[RecorderHarness]:
+    async with fake_api_server() as fake:
+        time = FakeTime()
+        async with KubeApi(fake.config(), time, lambda: 0.0, pause=time.pause) as api:
+            recorder = EventRecorder(api, "fairlead.io/operator", "pod-1", time, pause=time.pause)
+            task = asyncio.create_task(recorder.run()) if running else None
+            try:
+                yield RecorderHarness(fake, time, recorder)
+            finally:
+                await cancel_and_wait(task)
 
 
 async def test_event_is_written_at_once_and_repetitions_later() -> None:

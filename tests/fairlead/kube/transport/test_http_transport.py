@@ -3,7 +3,8 @@ byte.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import AsyncIterator, Container
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -54,20 +55,15 @@ class ScriptedServer:
             writer.close()
 
 
-Check = Callable[[HttpTransport, ScriptedServer], Awaitable[None]]
-
-
-def run(scripted: ScriptedServer, check: Check, *, path: str = "") -> None:
-    async def main() -> None:
-        async with tcp_server(scripted.serve) as server:
-            port = server.sockets[0].getsockname()[1]
-            wire = HttpTransport(f"http://127.0.0.1:{port}{path}", lambda: True, None, 5.0)
-            try:
-                await check(wire, scripted)
-            finally:
-                await wire.close()
-
-    asyncio.run(main())
+@asynccontextmanager
+async def transport_to(scripted: ScriptedServer, *, path: str = "") -> AsyncIterator[HttpTransport]:
+    async with tcp_server(scripted.serve) as server:
+        port = server.sockets[0].getsockname()[1]
+        wire = HttpTransport(f"http://127.0.0.1:{port}{path}", lambda: True, None, 5.0)
+        try:
+            yield wire
+        finally:
+            await wire.close()
 
 
 async def send(wire: HttpTransport, ask: HttpRequest = GET, most: int = 1_000) -> HttpResponse:
