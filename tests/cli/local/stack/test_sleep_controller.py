@@ -4,7 +4,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -106,19 +107,16 @@ def command(ports: tuple[int, ...]) -> ProcessCommand:
     return ProcessCommand((sys.executable, "-I", "-S", "-c", PROGRAM, *map(str, ports)))
 
 
-def run_scenario(directory: Path, count: int, scenario: Callable[[StackFixture], Awaitable[None]]) -> StackFixture:
-    async def run() -> StackFixture:
-        fixture = StackFixture(directory, count)
-        try:
-            fixture.supervisor.start()
-            await fixture.wait_states(*[READY] * count)
-            await scenario(fixture)
-        finally:
-            await fixture.supervisor.stop(asyncio.Event())
-            fixture.reaper.close()
-        return fixture
-
-    return asyncio.run(run())
+@asynccontextmanager
+async def stack(directory: Path, count: int) -> AsyncIterator[StackFixture]:
+    fixture = StackFixture(directory, count)
+    try:
+        fixture.supervisor.start()
+        await fixture.wait_states(*[READY] * count)
+        yield fixture
+    finally:
+        await fixture.supervisor.stop(asyncio.Event())
+        fixture.reaper.close()
 
 
 async def test_sleeping_engines_wake_before_new_ones_start(tmp_path: Path) -> None:

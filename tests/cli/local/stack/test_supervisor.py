@@ -4,7 +4,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,19 +116,14 @@ class StackFixture:
         await asyncio.to_thread(wait_until, condition, "the supervisor gets there")
 
 
-def run_scenario(
-    directory: Path, scenario: Callable[[StackFixture], Awaitable[None]], **changes: object
-) -> StackFixture:
-    async def run() -> StackFixture:
-        fixture = StackFixture(directory, **changes)
-        try:
-            await scenario(fixture)
-        finally:
-            await fixture.supervisor.stop(asyncio.Event())
-            fixture.reaper.close()
-        return fixture
-
-    return asyncio.run(run())
+@asynccontextmanager
+async def stack(directory: Path, **changes: object) -> AsyncIterator[StackFixture]:
+    fixture = StackFixture(directory, **changes)
+    try:
+        yield fixture
+    finally:
+        await fixture.supervisor.stop(asyncio.Event())
+        fixture.reaper.close()
 
 
 def kill(process: ManagedProcess | None) -> None:
@@ -151,8 +147,9 @@ async def test_fleet_file_shows_starting_then_ready_engines(tmp_path: Path) -> N
         assert fixture.states() == {"main-0": InstanceState.READY, "main-1": InstanceState.READY}
 
 
-def test_engine_is_ready_when_its_health_endpoint_answers(tmp_path: Path) -> None:
-    run_scenario(tmp_path, start, says_ready=False)
+async def test_engine_is_ready_when_its_health_endpoint_answers(tmp_path: Path) -> None:
+    async with stack(tmp_path, says_ready=False) as fixture:
+        await start(fixture)
 
 
 async def test_restarted_engine_keeps_its_id(tmp_path: Path) -> None:
@@ -222,8 +219,9 @@ async def test_other_engines_serve_when_one_does_not_start(tmp_path: Path) -> No
         assert fixture.states()["main-1"] is InstanceState.READY
 
 
-def test_gateway_stops_before_engines(tmp_path: Path) -> None:
-    fixture = run_scenario(tmp_path, start)
+async def test_gateway_stops_before_engines(tmp_path: Path) -> None:
+    async with stack(tmp_path) as fixture:
+        await start(fixture)
     ended = fixture.notes.read_text().split()
     assert ended[0] == "gateway"
     assert sorted(ended[1:]) == ["engine-0", "engine-1"]
@@ -233,7 +231,8 @@ async def test_second_signal_stops_everything_at_once(tmp_path: Path) -> None:
     ignores_sigterm = (
         "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
     )
-    async with stack(tmp_path, command=lambda ports, first: ProcessCommand((sys.executable, "-I", "-S", "-c", ignores_sigterm))) as fixture:
+    program = ProcessCommand((sys.executable, "-I", "-S", "-c", ignores_sigterm))
+    async with stack(tmp_path, command=lambda ports, first: program) as fixture:
         await start(fixture)
         pids = [process.child.pid for process in fixture.supervisor.processes() if process.child]
         at_once = asyncio.Event()
