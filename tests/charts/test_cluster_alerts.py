@@ -7,8 +7,8 @@ kubelet or a scheduler would report.
 import asyncio
 import copy
 import re
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -53,18 +53,15 @@ def fires(groups: Groups, tools: ChartTools, tmp_path: Path) -> Firing:
     return call
 
 
-def on(server: ApiServer, check: Callable[[KubeApi], Awaitable[None]]) -> None:
-    """Fairlead's kinds and a namespace of one's own, without the models of other tests."""
-
-    async def main() -> None:
-        async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as api:
-            await apply_crds(api)
-            await apply_namespace(api, SPACE)
-            for one in (await api.list(MODEL_DEPLOYMENTS, SPACE)).items:
-                await api.delete(MODEL_DEPLOYMENTS, SPACE, one["metadata"]["name"])
-            await check(api)
-
-    asyncio.run(main())
+@asynccontextmanager
+async def client_in_namespace(server: ApiServer) -> AsyncIterator[KubeApi]:
+    """A client, with Fairlead's kinds and a namespace without the models of other tests."""
+    async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as api:
+        await apply_crds(api)
+        await apply_namespace(api, SPACE)
+        for one in (await api.list(MODEL_DEPLOYMENTS, SPACE)).items:
+            await api.delete(MODEL_DEPLOYMENTS, SPACE, one["metadata"]["name"])
+        yield api
 
 
 def operator_of(server: ApiServer, folder: Path, kubeconfig: Path | None = None) -> Any:
@@ -228,7 +225,9 @@ async def test_stalled_models_alert_by_name_and_reason(api_server: ApiServer, fi
         fires(gone, "FairleadOperatorDown", lacking="_gateway_")
 
 
-async def test_operator_waiting_for_an_abandoned_lease_alerts(api_server: ApiServer, fires: Firing, tmp_path: Path) -> None:
+async def test_operator_waiting_for_an_abandoned_lease_alerts(
+    api_server: ApiServer, fires: Firing, tmp_path: Path
+) -> None:
     async with client_in_namespace(api_server) as api:
         lease = {
             "apiVersion": "coordination.k8s.io/v1",

@@ -2,8 +2,8 @@
 them.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -33,13 +33,12 @@ def recorded(file: str) -> list[Manifest]:
     return found
 
 
-def run(server: ApiServer, check: Callable[[KubeApi], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with KubeApi(server.config(), SystemClock(), Random(0).random) as api:
-            await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}}, ME)
-            await check(api)
-
-    asyncio.run(main())
+@asynccontextmanager
+async def client(server: ApiServer) -> AsyncIterator[KubeApi]:
+    """A client, with the namespace of the recorded manifests."""
+    async with KubeApi(server.config(), SystemClock(), Random(0).random) as api:
+        await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}}, ME)
+        yield api
 
 
 async def define(api: KubeApi, definitions: list[Manifest]) -> None:
@@ -70,42 +69,41 @@ async def test_current_schema_accepts_earlier_manifests(api_server: ApiServer, r
 
 @pytest.mark.api_server
 @pytest.mark.timeout(300)
-def test_stored_objects_survive_a_crd_upgrade(tmp_path: Path) -> None:
-    async def check(api: KubeApi) -> None:
-        await define(api, list(yaml.safe_load_all((EARLIER / "first-crds.yaml").read_text())))
-        stored = [await api.apply(one, "kubectl") for one in recorded("first")]
-        await define(api, todays())
+async def test_stored_objects_survive_a_crd_upgrade(tmp_path: Path) -> None:
+    # its own API server: kinds are the whole cluster's
+    with api_server_for_test(tmp_path / "run") as server:
+        async with client(server) as api:
+            await define(api, list(yaml.safe_load_all((EARLIER / "first-crds.yaml").read_text())))
+            stored = [await api.apply(one, "kubectl") for one in recorded("first")]
+            await define(api, todays())
 
-        async def upgraded() -> bool:
-            """Returns True once the API server accepts a field of today's schema."""
-            body = {"apiVersion": MODEL_DEPLOYMENTS.api_version, "kind": "ModelDeployment"}
-            probe = {**body, "metadata": {"name": "probe", "namespace": SPACE}}
-            spec = {
-                "model": {"uri": "hf://a/b"},
-                "pools": [{"acceleratorClassName": "cpu"}],
-                "rollout": {"maxSurge": 2},
-            }
-            try:
-                found = await api.apply({**probe, "spec": spec}, ME, dry_run=True)
-            except Invalid:
-                return False
-            return found["spec"].get("rollout", {}).get("maxSurge") == 2
+            async def upgraded() -> bool:
+                """Returns True once the API server accepts a field of today's schema."""
+                body = {"apiVersion": MODEL_DEPLOYMENTS.api_version, "kind": "ModelDeployment"}
+                probe = {**body, "metadata": {"name": "probe", "namespace": SPACE}}
+                spec = {
+                    "model": {"uri": "hf://a/b"},
+                    "pools": [{"acceleratorClassName": "cpu"}],
+                    "rollout": {"maxSurge": 2},
+                }
+                try:
+                    found = await api.apply({**probe, "spec": spec}, ME, dry_run=True)
+                except Invalid:
+                    return False
+                return found["spec"].get("rollout", {}).get("maxSurge") == 2
 
-        await wait_until_async(upgraded)
-        for one in stored:
-            place = resource_of(one), namespace_of(one), name_of(one)
-            found = await api.get(*place)
-            assert found["metadata"]["uid"] == one["metadata"]["uid"]
-            patch = {"metadata": {"annotations": {"touched": "yes"}}}
-            touched = await api.patch_merge(*place, patch, ME)  # validated as a whole, defaults filled in
-            assert _holds(touched["spec"], one["spec"])
-            if one["kind"] == "ModelDeployment":
-                names = {name: one["metadata"][name] for name in ("name", "namespace")}
-                said = {"apiVersion": one["apiVersion"], "kind": one["kind"], "metadata": names}
-                await api.apply_status({**said, "status": {"ready": "1/1"}}, "fairlead-operator")
-
-    with api_server_for_test(tmp_path / "run") as server:  # its own: kinds are the whole cluster's
-        run(server, check)
+            await wait_until_async(upgraded)
+            for one in stored:
+                place = resource_of(one), namespace_of(one), name_of(one)
+                found = await api.get(*place)
+                assert found["metadata"]["uid"] == one["metadata"]["uid"]
+                patch = {"metadata": {"annotations": {"touched": "yes"}}}
+                touched = await api.patch_merge(*place, patch, ME)  # validated as a whole, defaults filled in
+                assert _holds(touched["spec"], one["spec"])
+                if one["kind"] == "ModelDeployment":
+                    names = {name: one["metadata"][name] for name in ("name", "namespace")}
+                    said = {"apiVersion": one["apiVersion"], "kind": one["kind"], "metadata": names}
+                    await api.apply_status({**said, "status": {"ready": "1/1"}}, "fairlead-operator")
 
 
 def _holds(whole: object, part: object) -> bool:

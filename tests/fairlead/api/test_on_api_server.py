@@ -1,7 +1,5 @@
 """The CRDs on a real API server: its verdicts equal those of the table and of `fairlead lint`."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -23,35 +21,32 @@ from fairlead_testing.kube.api_rules import (
     without_empty,
 )
 from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until_async
 
 ROOT = Path(__file__).parents[3]
 TABLE = Path(__file__).parent / "rules"
 ME = "test"
 SPACE = "api-rules"
-Check = Callable[[KubeApi], Awaitable[None]]
 
 
-def run(server: ApiServer, check: Check) -> None:
-    async def main() -> None:
-        async with KubeApi(server.config(), SystemClock(), Random(0).random) as api:
-            await check(api)
-
-    asyncio.run(main())
+def client(server: ApiServer) -> KubeApi:
+    return KubeApi(server.config(), SystemClock(), Random(0).random)
 
 
 @pytest.fixture(scope="module")
 def server(api_server: ApiServer) -> ApiServer:
     """With our CRDs, established, and a namespace of this module's own."""
 
-    async def check(api: KubeApi) -> None:
-        for file in sorted((ROOT / "crds").glob("*.yaml")):
-            await api.apply(yaml.safe_load(file.read_text()), ME)
-        await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}}, ME)
-        for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
-            await wait_until_async(partial(api.has_resource, resource))
+    async def prepare() -> None:
+        async with client(api_server) as api:
+            for file in sorted((ROOT / "crds").glob("*.yaml")):
+                await api.apply(yaml.safe_load(file.read_text()), ME)
+            await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}}, ME)
+            for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
+                await wait_until_async(partial(api.has_resource, resource))
 
-    run(api_server, check)
+    run_async(prepare())
     return api_server
 
 
@@ -112,6 +107,7 @@ MODEL: Manifest = {
 
 async def test_model_with_one_pool_is_scalable_and_with_two_is_not(server: ApiServer) -> None:
     async with client(server) as api:
+
         async def scale(replicas: int) -> Manifest:
             patch = {"spec": {"replicas": replicas}}
             return await api.patch_merge(MODEL_DEPLOYMENTS, SPACE, "scaled", patch, "somebody", subresource="scale")

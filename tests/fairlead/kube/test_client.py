@@ -1,4 +1,4 @@
-"""`KubeApi` with a fake API server: its requests, its retries, and the requests that it never repeats."""
+"""`KubeApi` with a fake API server: requests, retries, and requests that it never repeats."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,6 @@ from fairlead_testing.waiting import wait_until, wait_until_async
 
 pytestmark = pytest.mark.api_server
 ROOT = Path(__file__).parents[3]
-Check = Callable[[KubeApi, str], Awaitable[None]]
 
 
 def of(resource: Resource, namespace: str | None, name: str, **more: Any) -> Manifest:
@@ -76,16 +76,13 @@ def client(server: ApiServer, **access: Any) -> KubeApi:
     return KubeApi(replace(server.config(), **access), SystemClock(), lambda: 0.5)
 
 
-def run(server: ApiServer, check: Check, request: pytest.FixtureRequest) -> None:
-    """Runs `check` in a namespace that is named after the test."""
+@asynccontextmanager
+async def client_in_namespace(server: ApiServer, request: pytest.FixtureRequest) -> AsyncIterator[tuple[KubeApi, str]]:
+    """A client, and a namespace that is named after the test."""
     name = request.node.name.replace("_", "-").partition("[")[0][:60].strip("-")
-
-    async def main() -> None:
-        async with client(server) as api:
-            await api.apply(of(NAMESPACES, None, name), "test")
-            await check(api, name)
-
-    asyncio.run(main())
+    async with client(server) as api:
+        await api.apply(of(NAMESPACES, None, name), "test")
+        yield api, name
 
 
 async def test_repeated_apply_writes_nothing(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
@@ -210,7 +207,9 @@ async def test_create_delete_evict(api_server: ApiServer, request: pytest.Fixtur
         assert not await api.evict(namespace, "free")
 
 
-async def test_custom_kinds_are_served_after_their_definition(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+async def test_custom_kinds_are_served_after_their_definition(
+    api_server: ApiServer, request: pytest.FixtureRequest
+) -> None:
     async with client_in_namespace(api_server, request) as (api, namespace):
         assert (await api.version()).startswith("v1.")
         assert await api.has_resource(PODS)
@@ -325,7 +324,9 @@ async def test_one_candidate_leads_at_a_time(api_server: ApiServer, request: pyt
 # --- watching -----------------------------------------------------------------------------------------------------------
 
 
-async def test_watch_continues_after_the_api_server_ends_it(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+async def test_watch_continues_after_the_api_server_ends_it(
+    api_server: ApiServer, request: pytest.FixtureRequest
+) -> None:
     async with client_in_namespace(api_server, request) as (api, namespace):
         await api.create(of(CONFIG_MAPS, namespace, "a"), "test")
         version = (await api.list(CONFIG_MAPS, namespace, limit=1)).resource_version
@@ -370,18 +371,15 @@ class ServerHarness:
         await wait_until(there)
 
 
-def with_informer(
-    server: ApiServer, request: pytest.FixtureRequest, check: Callable[[ServerHarness], Awaitable[None]]
-) -> None:
-    async def main(api: KubeApi, namespace: str) -> None:
+@asynccontextmanager
+async def running_informer(server: ApiServer, request: pytest.FixtureRequest) -> AsyncIterator[ServerHarness]:
+    async with client_in_namespace(server, request) as (api, namespace):
         lab = ServerHarness(api, namespace)
         task = asyncio.create_task(lab.informer.run())
         try:
-            await check(lab)
+            yield lab
         finally:
             await cancel_and_wait(task)
-
-    run(server, main, request)
 
 
 async def test_burst_is_followed_without_relisting(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
