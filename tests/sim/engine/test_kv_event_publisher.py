@@ -212,37 +212,28 @@ def test_a_late_subscriber_receives_what_it_missed(
     assert told[-1] == [b"", b"", END_OF_REPLAY, b""]
 
 
-def test_only_the_last_batches_can_be_replayed(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-    async def main() -> list[list[bytes]]:
-        publisher = KvEventPublisher(
-            KvEventsSettings(LOCAL, LOCAL), clock=ManualClock(), context=context, buffer_steps=3
-        )
-        publisher.start()
-        for key in range(10):
-            publisher.publish([BlockEvicted(key)])
-        told = await asyncio.to_thread(replayed, str(publisher.replay_endpoint), number(0))
-        publisher.close()
-        return told
-
-    assert [frames[2] for frames in run(main)] == [number(7), number(8), number(9), END_OF_REPLAY]
+async def test_only_the_last_batches_can_be_replayed(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+    publisher = KvEventPublisher(KvEventsSettings(LOCAL, LOCAL), clock=ManualClock(), context=context, buffer_steps=3)
+    publisher.start()
+    for key in range(10):
+        publisher.publish([BlockEvicted(key)])
+    told = await asyncio.to_thread(replayed, str(publisher.replay_endpoint), number(0))
+    publisher.close()
+    assert [frames[2] for frames in told] == [number(7), number(8), number(9), END_OF_REPLAY]
 
 
-def test_a_short_number_is_accepted_and_a_malformed_request_gets_no_reply(
+async def test_a_short_number_is_accepted_and_a_malformed_request_gets_no_reply(
     context: "zmq.Context[zmq.Socket[bytes]]",
 ) -> None:
-    async def main() -> tuple[list[list[bytes]], list[list[bytes]]]:
-        publisher = KvEventPublisher(KvEventsSettings(LOCAL, LOCAL), clock=ManualClock(), context=context)
-        publisher.start()
-        for key in range(7):
-            publisher.publish([BlockEvicted(key)])
-        endpoint = str(publisher.replay_endpoint)
-        # The malformed request goes first on one socket; an answer to it would come first, too.
-        malformed = await asyncio.to_thread(_two_requests, endpoint, [number(0)], [b"", b"\x05"])
-        short = await asyncio.to_thread(replayed, endpoint, b"\x05")
-        publisher.close()
-        return malformed, short
-
-    malformed, short = run(main)
+    publisher = KvEventPublisher(KvEventsSettings(LOCAL, LOCAL), clock=ManualClock(), context=context)
+    publisher.start()
+    for key in range(7):
+        publisher.publish([BlockEvicted(key)])
+    endpoint = str(publisher.replay_endpoint)
+    # The malformed request goes first on one socket; an answer to it would come first, too.
+    malformed = await asyncio.to_thread(_two_requests, endpoint, [number(0)], [b"", b"\x05"])
+    short = await asyncio.to_thread(replayed, endpoint, b"\x05")
+    publisher.close()
     assert malformed == short
     assert [frames[2] for frames in short] == [number(5), number(6), END_OF_REPLAY]
 
@@ -261,16 +252,13 @@ def _two_requests(endpoint: str, first: list[bytes], second: list[bytes]) -> lis
     return told
 
 
-def test_a_plain_request_socket_gets_one_reply(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-    async def main() -> list[bytes]:
-        publisher = KvEventPublisher(KvEventsSettings(LOCAL, LOCAL, "t"), clock=ManualClock(), context=context)
-        publisher.start()
-        publisher.publish([BlockEvicted(1)])
-        told = await asyncio.to_thread(_requested, str(publisher.replay_endpoint))
-        publisher.close()
-        return told
-
-    topic, sequence, payload = run(main)
+async def test_a_plain_request_socket_gets_one_reply(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+    publisher = KvEventPublisher(KvEventsSettings(LOCAL, LOCAL, "t"), clock=ManualClock(), context=context)
+    publisher.start()
+    publisher.publish([BlockEvicted(1)])
+    told = await asyncio.to_thread(_requested, str(publisher.replay_endpoint))
+    publisher.close()
+    topic, sequence, payload = told
     assert (topic, sequence) == (b"t", number(0))
     assert msgspec.msgpack.decode(payload)[1][0]["block_hashes"] == [1]
 
@@ -307,41 +295,35 @@ def test_many_subscribers_receive_replays_at_once_and_again(
     assert run(main, loop) == [601] * 12
 
 
-def test_a_replay_does_not_hold_up_the_event_loop(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-    async def main() -> int:
-        publisher = KvEventPublisher(KvEventsSettings(LOCAL, LOCAL), clock=ManualClock(), context=context)
-        publisher.start()
-        for key in range(10_000):
-            publisher.publish([BlockEvicted(key)])
-        asked = asyncio.create_task(asyncio.to_thread(replayed, str(publisher.replay_endpoint), number(0)))
-        turns = 0
-        while not asked.done():
-            turns += 1
-            await asyncio.sleep(0)
-        publisher.close()
-        assert len(asked.result()) == 10_001
-        return turns
-
-    assert run(main) > 10_000 / 256
+async def test_a_replay_does_not_hold_up_the_event_loop(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+    publisher = KvEventPublisher(KvEventsSettings(LOCAL, LOCAL), clock=ManualClock(), context=context)
+    publisher.start()
+    for key in range(10_000):
+        publisher.publish([BlockEvicted(key)])
+    asked = asyncio.create_task(asyncio.to_thread(replayed, str(publisher.replay_endpoint), number(0)))
+    turns = 0
+    while not asked.done():
+        turns += 1
+        await asyncio.sleep(0)
+    publisher.close()
+    assert len(asked.result()) == 10_001
+    assert turns > 10_000 / 256
 
 
-def test_a_restarted_engine_counts_from_0_and_has_no_past() -> None:
-    async def main() -> tuple[list[list[bytes]], list[list[bytes]]]:
-        publisher = KvEventPublisher(KvEventsSettings(LOCAL, LOCAL), clock=ManualClock())
-        for key in range(5):
-            publisher.publish([BlockEvicted(key)])
-        endpoint, replay = publisher.endpoint, str(publisher.replay_endpoint)
-        publisher.close()
-        again = KvEventPublisher(KvEventsSettings(endpoint, replay), clock=ManualClock())
-        again.start()
-        again.publish([BlockEvicted(99)])
-        told = await asyncio.gather(
-            asyncio.to_thread(replayed, replay, number(0)), asyncio.to_thread(replayed, replay, number(5))
-        )
-        again.close()
-        return told[0], told[1]
-
-    fresh, old = run(main)
+async def test_a_restarted_engine_counts_from_0_and_has_no_past() -> None:
+    publisher = KvEventPublisher(KvEventsSettings(LOCAL, LOCAL), clock=ManualClock())
+    for key in range(5):
+        publisher.publish([BlockEvicted(key)])
+    endpoint, replay = publisher.endpoint, str(publisher.replay_endpoint)
+    publisher.close()
+    again = KvEventPublisher(KvEventsSettings(endpoint, replay), clock=ManualClock())
+    again.start()
+    again.publish([BlockEvicted(99)])
+    told = await asyncio.gather(
+        asyncio.to_thread(replayed, replay, number(0)), asyncio.to_thread(replayed, replay, number(5))
+    )
+    again.close()
+    fresh, old = told[0], told[1]
     assert [frames[2] for frames in fresh] == [number(0), END_OF_REPLAY]
     assert [frames[2] for frames in old] == [END_OF_REPLAY]
 
