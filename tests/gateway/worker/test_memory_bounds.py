@@ -24,10 +24,8 @@ LARGE = GOOD | {"user": "x" * 300_000}
 
 
 async def until(running: RunningGateway, connections: int) -> None:
-    """Give the loop turns until so many clients are connected."""
-    async with asyncio.timeout(120):
-        while len(running.gateway.listener.connections) != connections:  # noqa: ASYNC110 - beyond a socket
-            await asyncio.sleep(0)
+    """Waits until so many clients are connected."""
+    await wait_until(lambda: len(running.gateway.listener.connections) == connections)
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
@@ -66,9 +64,7 @@ async def test_large_bodies_have_a_bound_together_and_small_ones_go_on() -> None
         listener = running.gateway.listener
         first, second = await RawConnection.connect(running.url), await RawConnection.connect(running.url)
         await first.send(post_request(LARGE)[:-10])
-        async with asyncio.timeout(120):
-            while listener.buffered_bytes < 290_000:  # noqa: ASYNC110 - beyond a socket
-                await asyncio.sleep(0)
+        await wait_until(lambda: listener.buffered_bytes >= 290_000)
         await second.send(post_request(LARGE)[:-10])
         refused = await second.read_response()
         assert (refused.status, refused.error["code"], refused.fields["retry-after"]) == (503, "overloaded", "1")
@@ -91,9 +87,7 @@ async def test_the_body_of_a_request_in_flight_counts_until_its_answer() -> None
 
     async with scripted_engine(slow) as engine, running_gateway(fleet_of([engine.url])) as running:
         asked = asyncio.create_task(request(running.url, LARGE))
-        async with asyncio.timeout(120):
-            while not engine.calls:  # noqa: ASYNC110 - beyond a socket
-                await asyncio.sleep(0)
+        await wait_until(lambda: bool(engine.calls))
         assert running.gateway.listener.buffered_bytes > 300_000
         go_on.set()
         assert (await asked).status == 200
@@ -147,9 +141,7 @@ async def test_small_request_in_flight_is_counted_until_its_body_is_dropped() ->
         await asked.wait()
         assert listener.buffered_bytes == len(data)
         await connection.send(b"GET /v1/mod")
-        async with asyncio.timeout(120):
-            while not listener.unparsed_bytes:  # noqa: ASYNC110 - beyond a socket
-                await asyncio.sleep(0)
+        await wait_until(lambda: listener.unparsed_bytes > 0)
         assert listener.unparsed_bytes == 11
         go_on.set()
         assert (await connection.read_response()).status == 200
@@ -233,12 +225,9 @@ async def test_a_client_that_leaves_while_it_is_not_read_from_frees_its_engine()
     async with scripted_engine(silent) as engine, running_gateway(fleet_of([engine.url])) as running:
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request(GOOD, close=False) + b"GET /v1/models HTTP/1.1\r\n" * 20_000)
-        async with asyncio.timeout(120):
-            while not engine.calls:  # noqa: ASYNC110 - beyond a socket
-                await asyncio.sleep(0)
-            await connection.close()
-            while engine.open:  # noqa: ASYNC110 - beyond a socket
-                await asyncio.sleep(0.001)
+        await wait_until(lambda: bool(engine.calls))
+        await connection.close()
+        await wait_until(lambda: not engine.open)
 
 
 async def test_client_that_pipelines_and_half_closes_is_watched_for_its_second_request() -> None:
@@ -252,12 +241,9 @@ async def test_client_that_pipelines_and_half_closes_is_watched_for_its_second_r
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request(GOOD, close=False) + post_request(GOOD | {"user": "a"}, close=False))
         connection.writer.write_eof()
-        async with asyncio.timeout(120):
-            while len(engine.calls) < 2:  # noqa: ASYNC110 - beyond a socket
-                await asyncio.sleep(0.001)
-            reset(connection.writer)
-            while engine.open:  # noqa: ASYNC110 - beyond a socket
-                await asyncio.sleep(0.001)
+        await wait_until(lambda: len(engine.calls) >= 2)
+        reset(connection.writer)
+        await wait_until(lambda: not engine.open)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -22,7 +22,7 @@ from fairlead_gateway.worker.memory_pressure import (
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until, wait_until_async
 
 pytestmark = pytest.mark.simulated
 
@@ -133,12 +133,9 @@ async def test_short_memory_refuses_large_bodies_however_they_come_and_recovers(
         await begun.send(post_request(LARGE)[:200_000])
         await chunked.send(CHUNKED + b"249f0\r\n" + b" " * 0x249F0 + b"\r\n")
         listener = running.gateway.listener
-        async with asyncio.timeout(120):
-            while listener.buffered_bytes < 300_000:  # noqa: ASYNC110 - beyond a socket
-                await asyncio.sleep(0)
-            level = 0.92
-            while not listener.under_memory_pressure:  # noqa: ASYNC110 - a timer of the gateway's own
-                await asyncio.sleep(0.001)
+        await wait_until(lambda: listener.buffered_bytes >= 300_000)
+        level = 0.92
+        await wait_until(lambda: listener.under_memory_pressure)
         assert (await request(running.url, LARGE)).status == 503
         assert (await request(running.url, GOOD)).status == 200
         for connection in (begun, chunked):  # large bodies on their way are not read on
@@ -151,9 +148,7 @@ async def test_short_memory_refuses_large_bodies_however_they_come_and_recovers(
             )
             await connection.close()
         level = 0.97
-        async with asyncio.timeout(120):
-            while running.gateway.memory_pressure.max_body_bytes:  # noqa: ASYNC110 - see above
-                await asyncio.sleep(0.001)
+        await wait_until(lambda: not running.gateway.memory_pressure.max_body_bytes)
         assert (await request(running.url, GOOD)).status == 503
         small = CHUNKED + b"2\r\n{}\r\n0\r\n\r\n"
         assert [answer.status for answer in await send(running.url, small)] == [503]
@@ -162,9 +157,7 @@ async def test_short_memory_refuses_large_bodies_however_they_come_and_recovers(
         assert (ready.status, b"degraded" in ready.body, b"97 %" in ready.body) == (200, True, False)
         assert "97 % of the limit" in running.gateway.readiness()[1][0]
         level = 0.5
-        async with asyncio.timeout(120):
-            while listener.under_memory_pressure:  # noqa: ASYNC110 - see above
-                await asyncio.sleep(0.001)
+        await wait_until(lambda: not listener.under_memory_pressure)
         assert (await request(running.url, LARGE)).status == 200
 
 

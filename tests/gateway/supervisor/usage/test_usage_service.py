@@ -20,6 +20,7 @@ from fairlead_gateway.supervisor.usage.ledger_writer import LedgerWriter
 from fairlead_gateway.supervisor.usage.pricing import EngineReadings, RequestPricing
 from fairlead_gateway.supervisor.usage.tenant_counters import TenantCounters
 from fairlead_gateway.supervisor.usage.usage_service import UsageService
+from fairlead_testing.waiting import wait_until
 
 NOON = 20_781 * 86_400 + 43_200.0
 DAY = "2026-11-24"
@@ -215,8 +216,7 @@ async def test_stop_writes_what_is_pending_and_maintains_old_days(tmp_path: Path
     ledger = Ledger(tmp_path, limits=Limits(usage_flush_seconds=0.001, usage_lines_days=0))
     ledger.add(row("old", ended_wall=NOON - 5 * 86_400.0))
     ledger.service.start()
-    while not any(file.checkpoint.exists() for file in list_files(tmp_path)):  # noqa: ASYNC110
-        await asyncio.sleep(0.001)
+    await wait_until(lambda: any(file.checkpoint.exists() for file in list_files(tmp_path)))
     ledger.add(row("last"))
     await ledger.service.stop()
     assert sum(one.requests for one in read_ledger(tmp_path, "2026-11-01", DAY).usage) == 2
