@@ -1,6 +1,7 @@
 """Waiting in asynchronous tests."""
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable
 
 PATIENCE_SECONDS = 120.0
@@ -8,24 +9,47 @@ _POLL_SECONDS = 0.005
 
 
 async def wait_until(
-    condition: Callable[[], bool], patience_seconds: float = PATIENCE_SECONDS, poll_seconds: float = _POLL_SECONDS
+    condition: Callable[[], bool],
+    patience_seconds: float = PATIENCE_SECONDS,
+    poll_seconds: float = _POLL_SECONDS,
+    *,
+    what: str = "",
 ) -> None:
-    """Returns once other tasks have made `condition` true. Raises TimeoutError after
-    `patience_seconds`.
+    """Returns once other tasks have made `condition` true. Raises AssertionError after
+    `patience_seconds`, with `what` or else the source of the condition.
     """
 
     async def _holds() -> bool:
         return condition()
 
-    await wait_until_async(_holds, patience_seconds, poll_seconds)
+    await wait_until_async(_holds, patience_seconds, poll_seconds, what=what or _describe(condition))
 
 
 async def wait_until_async(
     condition: Callable[[], Awaitable[bool]],
     patience_seconds: float = PATIENCE_SECONDS,
     poll_seconds: float = _POLL_SECONDS,
+    *,
+    what: str = "",
 ) -> None:
     """Like `wait_until`, for an asynchronous condition."""
-    async with asyncio.timeout(patience_seconds):
-        while not await condition():  # noqa: ASYNC110  # the condition belongs to another system
-            await asyncio.sleep(poll_seconds)
+    try:
+        async with asyncio.timeout(patience_seconds) as timeout:
+            while not await condition():  # noqa: ASYNC110  # the condition belongs to another system
+                await asyncio.sleep(poll_seconds)
+    except TimeoutError as error:
+        if not timeout.expired():  # the condition's own
+            raise
+        raise AssertionError(f"waited {patience_seconds:g} s in vain: {what or _describe(condition)}") from error
+
+
+def _describe(condition: Callable[[], object]) -> str:
+    """Returns the source of a lambda in one line, or the name of another condition."""
+    if not inspect.isfunction(condition):
+        return repr(condition)
+    if condition.__name__ != "<lambda>":
+        return condition.__qualname__
+    try:
+        return " ".join(inspect.getsource(condition).split())
+    except OSError:
+        return repr(condition)

@@ -80,7 +80,7 @@ class TrialCluster:
 
         try:
             await wait_until_async(holds, TIMEOUT_SECONDS)
-        except TimeoutError:
+        except AssertionError:
             raise TimeoutError(f"{what}: not within {TIMEOUT_SECONDS:g} s\n{self.operators.logs()}") from None
 
     async def until_rest(self, *among: int) -> None:
