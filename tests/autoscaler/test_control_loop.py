@@ -8,6 +8,7 @@ from typing import Any
 from fairlead.limits import Limits
 from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot
 from fairlead_autoscaler.core import MixRequest, MixResult, PoolSpec, ScalingCore
+from fairlead_testing.waiting import wait_until
 
 KEY = "default/tiny"
 
@@ -163,11 +164,9 @@ async def test_a_hint_makes_the_next_tick_come_at_once(made: Any) -> None:
         loop = made.loop()
         async with asyncio.timeout(120):
             running = asyncio.create_task(loop.run())
-            while loop.counters.ticks < 1:  # noqa: ASYNC110 - another task's doing
-                await asyncio.sleep(0.001)
+            await wait_until(lambda: loop.counters.ticks >= 1)
             loop.wake(KEY)  # the clock stands still: without a hint the next tick would be 5 s away
-            while loop.counters.ticks < 2:  # noqa: ASYNC110 - another task's doing
-                await asyncio.sleep(0.001)
+            await wait_until(lambda: loop.counters.ticks >= 2)
             running.cancel()
         assert loop.counters.wakes == 1
 

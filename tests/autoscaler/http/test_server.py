@@ -15,6 +15,7 @@ from fairlead.limits import Limits
 from fairlead_autoscaler.history.recorder import decode_record
 from fairlead_autoscaler.service import AutoscalerService, ServiceConfig
 from fairlead_testing.ports import unused_port
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 
@@ -36,8 +37,7 @@ async def running_service(
         asyncio.timeout(seconds),
         httpx.AsyncClient(base_url=(await ready).removeprefix("ready ")) as client,
     ):
-        while process.control_loop.counters.ticks + process.control_loop.counters.skipped == 0:  # noqa: ASYNC110 - another task's doing
-            await asyncio.sleep(0.001)
+        await wait_until(lambda: process.control_loop.counters.ticks + process.control_loop.counters.skipped > 0)
         yield client, process
         process.stop()
         await running
