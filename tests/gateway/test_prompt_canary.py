@@ -1,6 +1,5 @@
 """A canary in every prompt, on every path and in every fault, appears in no log, export or page."""
 
-import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator
@@ -24,6 +23,7 @@ from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, 
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import RawConnection, post_request, request, send
 from fairlead_testing.simulated.event_loop import running_clock
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 
@@ -160,8 +160,7 @@ async def everything(running: RunningGateway) -> None:
     leaving = await RawConnection.connect(running.url)
     await leaving.send(post_request(CHAT | {"stream": True}))
     await leaving.close()
-    while running.gateway.inflight_count():  # noqa: ASYNC110 - the client that left
-        await asyncio.sleep(0)
+    await wait_until(lambda: not running.gateway.inflight_count())  # the client that left
 
 
 def shown(running: RunningGateway) -> str:
