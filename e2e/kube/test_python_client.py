@@ -14,7 +14,7 @@ from e2e.kube.workloads.helm_release import HelmRelease
 from e2e.kube.workloads.manifests import API, model, paced_engine
 from e2e.kube.workloads.model_deployments import DeployedModel
 
-pytestmark = pytest.mark.lane("models", position=40)
+pytestmark = [pytest.mark.lane("models", position=40), pytest.mark.extended]
 
 GROUP, VERSION = API.split("/")
 PLURAL = "modeldeployments"
