@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from e2e.gpu.random_model import SHAPES, ModelShape, read_shape, write_model, write_weights
-from e2e.vllm.engine.engine_processes import EngineProcess, fetch, free_port, start_engine
+from e2e.vllm.engine.engine_processes import EngineProcess, fetch, start_engine
+from fairlead_testing.ports import unused_port
 
 MODEL: Final = "gpu-model"
 MODEL_KEY: Final = f"default/{MODEL}"
@@ -101,9 +102,9 @@ class EngineSlot:
     """The place of one engine: its ports stay the same when it is started again."""
 
     number: int
-    port: int = field(default_factory=free_port)
-    events: int = field(default_factory=free_port)
-    replay: int = field(default_factory=free_port)
+    port: int = field(default_factory=unused_port)
+    events: int = field(default_factory=unused_port)
+    replay: int = field(default_factory=unused_port)
     starts: int = 0
 
     @property

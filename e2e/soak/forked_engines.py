@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+
+from fairlead_testing.ports import unused_ports
 
 READY_SECONDS = 60.0
 
@@ -54,7 +55,7 @@ async def start_engines(count: int, *arguments: str) -> AsyncIterator[ForkedEngi
         *(sys.executable, __file__, *arguments), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
     try:
-        found = ForkedEngines(process, free_ports(count))
+        found = ForkedEngines(process, unused_ports(count))
         for number in range(count):
             await found.start(number)
         yield found
@@ -62,16 +63,6 @@ async def start_engines(count: int, *arguments: str) -> AsyncIterator[ForkedEngi
         assert process.stdin is not None
         process.stdin.close()  # the end of its input is the end of everything it forked
         await process.wait()
-
-
-def free_ports(count: int) -> list[int]:
-    """Returns loopback ports that are free at this moment."""
-    bound = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [one.getsockname()[1] for one in bound]
-    finally:
-        for one in bound:
-            one.close()
 
 
 def _serve(arguments: Sequence[str]) -> int:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import random
 import resource
 import socket
 import time
@@ -62,19 +61,6 @@ def is_listening(port: int, host: str = "127.0.0.1") -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         return probe.connect_ex((host, port)) == 0
-
-
-def unused_port() -> int:
-    """Returns a free loopback port below the range of ephemeral ports."""
-    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    while True:
-        port = random.randrange(max(1_024, lowest - 16_384), lowest)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
 
 
 @contextlib.contextmanager

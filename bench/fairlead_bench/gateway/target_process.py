@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from fairlead_bench.gateway.mock_engine import CountedEngines
 from fairlead_bench.gateway.peer_installation import PeerUnavailable
 from fairlead_bench.gateway.process_usage import ProcessUsage, listening_inodes, owns_sockets, process_tree, tree_usage
 from fairlead_bench.gateway.targets import KEY, Target, TargetLocation, gateway_environment
+from fairlead_testing.ports import unused_ports
 
 _START_SECONDS = 60.0
 _LITELLM_START_SECONDS = 180.0
@@ -73,7 +73,7 @@ def start(
     target: Target, engine: CountedEngines, folder: Path, program: Path, *, prefix: Sequence[str] = ()
 ) -> TargetProcess:
     """Starts ``target`` and waits until it answers. Raises Absent when it does not."""
-    port, side_port = _free_ports(2)
+    port, side_port = unused_ports(2)
     place = TargetLocation(
         port, side_port, engine.ports, folder / target.name.replace(" ", "-").replace(",", ""), program
     )
@@ -154,14 +154,3 @@ def _session(pid: int) -> int:
         return os.getsid(pid)
     except ProcessLookupError:
         return 0
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()

@@ -7,7 +7,6 @@ front. The supervisor and the process that parses its files run natively.
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from fairlead_bench.gateway_instructions import callgrind
 from fairlead_bench.gateway_instructions.source_tree import SourceTree
+from fairlead_testing.ports import unused_port
 
 _START_SECONDS = 120.0
 _STOP_SECONDS = 20.0
@@ -36,7 +36,7 @@ class GatewayProcess:
     def __init__(
         self, tree: SourceTree, folder: Path, fleet: str, options: list[str], environ: Mapping[str, str]
     ) -> None:
-        self.port = _free_port()
+        self.port = unused_port()
         self._tree = tree
         self._folder = folder
         self._fleet = fleet
@@ -65,7 +65,7 @@ class GatewayProcess:
         environ |= {"COUNTED_PYTHON": str(python), "SLOW_CLOCK": str(self._clock_switch)}
         environ["PYTHONPATH"] += f"{os.pathsep}{folder / 'site'}"
         command = [sys.executable, "-m", "fairlead_gateway", "--fleet", str(folder / "fleet.yaml")]
-        command += ["--listen", f"127.0.0.1:{self.port}", "--manage", f"127.0.0.1:{_free_port()}", *self._options]
+        command += ["--listen", f"127.0.0.1:{self.port}", "--manage", f"127.0.0.1:{unused_port()}", *self._options]
         with (folder / "gateway.log").open("wb") as log:
             self._process = subprocess.Popen(command, env=environ, cwd=folder, stdout=log, stderr=log)
         try:
@@ -121,10 +121,3 @@ class GatewayProcess:
 def _build(source: Path, library: Path) -> None:
     compiler = shlex.split(os.environ.get("CC", "cc"))
     subprocess.run([*compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e.vllm.engine.installation import Installation
+from fairlead_testing.ports import unused_port
 
 BLOCK_TOKENS = 32
 CONTEXT_TOKENS = 4_096
@@ -34,14 +34,6 @@ _LEAST = 19
 _TAKEN_SECONDS = 30.0
 _STOP_SECONDS = 30.0
 _TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def free_port() -> int:
-    """A loopback port that is free now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 def fetch(url: str, *, seconds: float = 10.0) -> bytes:
@@ -164,7 +156,7 @@ class EngineStage:
         ``names``: of its model; ``options`` win over what all engines here have in common;
         ``nice``: how far it stands behind everything else."""
         cores = sorted(os.sched_getaffinity(0))
-        port = port or free_port()
+        port = port or unused_port()
         log = self.folder / f"{name}.log"
         command = [
             str(self.installed.engine_python.with_name("vllm")),

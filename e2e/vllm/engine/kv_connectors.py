@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from e2e.vllm.engine.engine_processes import free_port
 from e2e.vllm.engine.installation import HERE, Installation
+from fairlead_testing.ports import unused_port
 
 MOONCAKE = "mooncake-transfer-engine-non-cuda==0.3.13.post1"
 ABORT_SECONDS = 20  # limit of a waiting prefill or decode in Mooncake; 480 by default
@@ -54,7 +54,7 @@ class KvConnector:
     def environment(self) -> tuple[dict[str, str], str | None]:
         """One engine's environment, with a port of its own, and the URL where a gateway asks for
         the engine's id."""
-        port = free_port()
+        port = unused_port()
         if self.path is None:
             host = {"VLLM_NIXL_SIDE_CHANNEL_HOST": _HOST, "VLLM_NIXL_SIDE_CHANNEL_PORT": str(port)}
             return {"UCX_TLS": "tcp", **host}, None

@@ -18,7 +18,7 @@ import msgspec
 import zmq.asyncio
 
 from e2e.vllm.client import TIMEOUT_SECONDS
-from e2e.vllm.engine.engine_processes import BLOCK_TOKENS, EngineProcess, EngineStage, free_port
+from e2e.vllm.engine.engine_processes import BLOCK_TOKENS, EngineProcess, EngineStage
 from e2e.vllm.observation.event_recorder import EventRecorder
 from e2e.vllm.observation.index_under_test import (
     MODEL,
@@ -44,6 +44,7 @@ from e2e.vllm.report import Numbers, VllmReport, require
 from fairlead_gateway.prefix_map.inflight_blocks import InflightBlocks
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index.replica import IndexReplica
+from fairlead_testing.ports import unused_port
 
 HOST = "127.0.0.1"
 LATE_SECONDS = 3.0
@@ -64,7 +65,7 @@ class EngineShape:
     environment: Mapping[str, str] = field(default_factory=dict)
     tier: StorageTier = StorageTier.GPU
     starts: int = 0
-    port: int = field(default_factory=free_port)
+    port: int = field(default_factory=unused_port)
     events: int = field(default_factory=lambda: _ports(2))
     replay: int = field(default_factory=lambda: _ports(2))
 
@@ -342,7 +343,7 @@ def _differs(numbers: Numbers) -> bool:
 def _ports(count: int) -> int:
     """The first of so many loopback ports in a row that are free now."""
     while True:
-        first = free_port()
+        first = unused_port()
         if all(_is_free(first + number) for number in range(1, count)):
             return first
 

@@ -19,9 +19,10 @@ from random import Random
 import httpx
 
 from e2e.vllm.client import EngineAnswer, openai_client, send_prompt
-from e2e.vllm.engine.engine_processes import EngineProcess, EngineStage, GatewayProcess, fleet_of, free_port
+from e2e.vllm.engine.engine_processes import EngineProcess, EngineStage, GatewayProcess, fleet_of
 from e2e.vllm.report import Numbers, VllmReport, require, spread
 from e2e.vllm.text_prompts import TextPrompt
+from fairlead_testing.ports import unused_port
 from fairlead_testing.waiting import wait_until, wait_until_async
 
 ADAPTERS = 200
@@ -53,7 +54,7 @@ class Adapters:
     def __init__(self, stage: EngineStage, report: VllmReport) -> None:
         self._stage = stage
         self._report = report
-        self._ports = [free_port() for _ in range(ENGINES)]
+        self._ports = [unused_port() for _ in range(ENGINES)]
         self._starts = Counter[int]()
         self._engines: list[EngineProcess] = []
         self._sources = {f"lora-{number}": stage.folder / "adapters" / str(number) for number in range(ADAPTERS)}
