@@ -58,12 +58,13 @@ def _kind_environ(session: str, context: str) -> Mapping[str, str]:
     """A user's cluster of kind's, with the images of now, given once in a session."""
     run = pinned_versions.cache_folder() / "kind"
     with file_lock(SETUP_LOCK, alone=True):
-        if RunRecord(run).get("given") == session:
-            return RunningCluster(run, Path(RunRecord(run).get("binaries"))).environ()
+        record = RunRecord(run)
+        if record.get("given") == session:
+            return RunningCluster(run, Path(record.get("binaries"))).environ()
         flattened = ["kubectl", "config", "view", "--minify", "--flatten", "--raw"]
         kubeconfig = subprocess.run(flattened, capture_output=True, text=True, check=True).stdout
         cluster = levels.equip_kind(context, kubeconfig, run)
-        RunRecord(run).update(given=session, binaries=str(cluster.binaries))
+        record.update(given=session, binaries=str(cluster.binaries))
         return cluster.environ()
 
 

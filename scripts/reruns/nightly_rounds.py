@@ -19,10 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from scripts.reruns import second_try
+
 ROOT: Final = Path(__file__).parents[2]
 RESULT: Final = ROOT / "bench" / "results" / "nightly_flaky.json"
 KNOWN: Final = ROOT / "tests" / "repository" / "flaky.json"
-FAILED: Final = ROOT / ".pytest_cache" / "v" / "cache" / "lastfailed"
 MAX_FAILED: Final = 50
 """More failures than this are a fault, and no chance."""
 
@@ -43,11 +44,11 @@ def failures_of_round(seed: int, jobs: int) -> tuple[list[str], list[str]]:
     """Runs all tests in the order of a seed. Returns those that failed once, and those that failed
     twice.
     """
-    FAILED.unlink(missing_ok=True)
+    second_try.FAILED.unlink(missing_ok=True)
     order = os.environ | {"FAIRLEAD_TEST_ORDER": str(seed)}
     command = [sys.executable, "-m", "pytest", "-q", "-n", str(jobs), "--dist", "loadfile"]
     subprocess.run(command, cwd=ROOT, env=order, check=False)
-    failed = sorted(json.loads(FAILED.read_text())) if FAILED.exists() else []
+    failed = second_try.failed_tests()
     if len(failed) > MAX_FAILED:
         return [], failed
     again = {name: subprocess.run([*command[:4], name], cwd=ROOT, check=False).returncode for name in failed}

@@ -15,9 +15,14 @@ MAX_TESTS = 3
 FAILED = Path(__file__).parents[2] / ".pytest_cache" / "v" / "cache" / "lastfailed"
 
 
+def failed_tests() -> list[str]:
+    """Returns the tests, and files that could not be collected, that failed when they last ran."""
+    return sorted(json.loads(FAILED.read_text())) if FAILED.exists() else []
+
+
 def main() -> int:
     """Runs the failed tests."""
-    names = sorted(json.loads(FAILED.read_text())) if FAILED.exists() else []
+    names = failed_tests()
     if not 0 < len(names) <= MAX_TESTS:
         print(f"no second try: {len(names)} tests or files failed, 1 to {MAX_TESTS} would be tried again")
         return 1

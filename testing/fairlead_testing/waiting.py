@@ -19,10 +19,10 @@ async def wait_until(
     `patience_seconds`, with `what` or else the source of the condition.
     """
 
-    async def _holds() -> bool:
+    async def holds() -> bool:
         return condition()
 
-    await wait_until_async(_holds, patience_seconds, poll_seconds, what=what or _describe(condition))
+    await _poll(holds, patience_seconds, poll_seconds, lambda: what or _describe(condition))
 
 
 async def wait_until_async(
@@ -33,14 +33,21 @@ async def wait_until_async(
     what: str = "",
 ) -> None:
     """Like `wait_until`, for an asynchronous condition."""
+    await _poll(condition, patience_seconds, poll_seconds, lambda: what or _describe(condition))
+
+
+async def _poll(
+    holds: Callable[[], Awaitable[bool]], patience_seconds: float, poll_seconds: float, describe: Callable[[], str]
+) -> None:
+    """Polls; `describe` is called only when it gives up, since it may read a source."""
     try:
         async with asyncio.timeout(patience_seconds) as timeout:
-            while not await condition():  # noqa: ASYNC110  # the condition belongs to another system
+            while not await holds():  # noqa: ASYNC110  # the condition belongs to another system
                 await asyncio.sleep(poll_seconds)
     except TimeoutError as error:
         if not timeout.expired():  # the condition's own
             raise
-        raise AssertionError(f"waited {patience_seconds:g} s in vain: {what or _describe(condition)}") from error
+        raise AssertionError(f"waited {patience_seconds:g} s in vain: {describe()}") from error
 
 
 def _describe(condition: Callable[[], object]) -> str:

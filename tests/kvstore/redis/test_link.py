@@ -2,8 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.http.slow_link import slow_link
-from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.redis.valkey import Valkey, connected_link
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
@@ -25,26 +23,14 @@ pytestmark = pytest.mark.sockets
 FAST = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redis_timeout_seconds=0.5)
 
 
-@asynccontextmanager
-async def connected_link(server: Any, limits: Limits = FAST) -> AsyncIterator[RedisLink]:
-    link = RedisLink(server.url, SystemClock(), limits=limits, name="test")
-    link.start()
-    try:
-        async with asyncio.timeout(60):
-            await link.wait_connected()
-        yield link
-    finally:
-        await link.stop()
-
-
 async def test_replies_are_in_order(server: Any) -> None:
-    async with connected_link(server) as link:
+    async with connected_link(server.url, FAST) as link:
         assert await link.run([("SET", "a", b"1"), ("INCR", "a"), ("GET", "a")]) == [True, 2, b"2"]
         assert link.state.kind == "connected"
 
 
 async def test_refused_command_does_not_affect_others(server: Any) -> None:
-    async with connected_link(server) as link:
+    async with connected_link(server.url, FAST) as link:
         replies = await link.run([("SET", "a", "x"), ("INCR", "a"), ("GET", "a")])
         assert replies is not None
         assert isinstance(replies[1], Exception)
@@ -53,7 +39,7 @@ async def test_refused_command_does_not_affect_others(server: Any) -> None:
 
 
 async def test_memory_of_redis_is_read_and_a_refusal_loses_no_connection(server: Any) -> None:
-    async with connected_link(server) as link:
+    async with connected_link(server.url, FAST) as link:
         assert await link.max_memory() == 0
         await link.run([("CONFIG", "SET", "maxmemory", "64mb")])
         assert await link.max_memory() == 64 * 1024 * 1024
@@ -69,7 +55,7 @@ async def test_memory_of_redis_is_read_and_a_refusal_loses_no_connection(server:
 
 
 async def test_killed_redis_is_detected_without_traffic_and_reconnected(server: Any) -> None:
-    async with connected_link(server) as link:
+    async with connected_link(server.url, FAST) as link:
         server.kill()
         await wait_until(lambda: not link.state.connected)
         assert link.state.kind == "stale"
@@ -81,7 +67,7 @@ async def test_killed_redis_is_detected_without_traffic_and_reconnected(server: 
 
 
 async def test_hanging_redis_costs_no_more_than_the_deadline(server: Any) -> None:
-    async with connected_link(server) as link:
+    async with connected_link(server.url, FAST) as link:
         server.freeze()
         assert await link.run([("PING",)]) is None
         assert not link.state.connected
@@ -93,7 +79,7 @@ async def test_hanging_redis_costs_no_more_than_the_deadline(server: Any) -> Non
 
 
 async def test_late_reply_is_never_taken_for_the_next_one(server: Any) -> None:
-    async with connected_link(server) as link:
+    async with connected_link(server.url, FAST) as link:
         server.freeze()
         assert await link.run([("SET", "late", "1"), ("GET", "late")]) is None
         server.thaw()
@@ -176,7 +162,7 @@ async def test_error_without_a_text_is_named_by_its_type(server: Any, monkeypatc
     async def break_off(self: Redis, *words: Any, **options: Any) -> None:
         raise ConnectionResetError
 
-    async with connected_link(server) as link:
+    async with connected_link(server.url, FAST) as link:
         with monkeypatch.context() as broken:
             broken.setattr("redis.asyncio.client.Pipeline.execute", break_off)
             assert await link.run([("GET", "a")]) is None
@@ -184,7 +170,9 @@ async def test_error_without_a_text_is_named_by_its_type(server: Any, monkeypatc
 
 
 async def test_reply_of_any_size_takes_a_bounded_memory(server: Any) -> None:
-    async with connected_link(server, replace(FAST, redis_reply_bytes=1_000_000, redis_timeout_seconds=30.0)) as link:
+    async with connected_link(
+        server.url, replace(FAST, redis_reply_bytes=1_000_000, redis_timeout_seconds=30.0)
+    ) as link:
         assert await link.run([("SET", "small", b"x" * 900_000)]) == [True]
         assert await link.run([("EVAL", "return redis.call('SET', 'large', string.rep('x', 5000000))", 0)]) is not None
         assert await link.run([("GET", "small"), ("GET", "small")]) is not None
@@ -228,7 +216,7 @@ async def test_demoted_server_is_left_for_the_one_to_which_its_address_leads(tmp
 
 
 async def test_server_that_stays_read_only_is_read_all_the_same(server: Any) -> None:
-    async with connected_link(server) as link:
+    async with connected_link(server.url, FAST) as link:
         await link.run([("SET", "a", "1"), ("REPLICAOF", "127.0.0.1", "1"), ("SET", "a", "2")])
         await wait_until(lambda: link.state.connected)
         for _ in range(20):

@@ -1,8 +1,6 @@
 """The link to several real servers: a master behind sentinels, and a cluster."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -13,29 +11,19 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.processes import wait_until
+from fairlead_testing.redis.valkey import connected_link
 from fairlead_testing.redis.valkey_cluster import ValkeyGroup
 from fairlead_testing.waiting import wait_until as until
 
 pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
 QUICK = replace(Limits(), redis_pause_seconds=0.2, redis_ping_seconds=0.05, redis_timeout_seconds=2.0)
+NAME = "fairlead-gw"
 KEYS = [f"fl1:{{ns/model-{number}}}:gw" for number in range(12)]
 """In slots of every master."""
 
 
-@asynccontextmanager
-async def connected_link(url: str, limits: Limits = QUICK) -> AsyncIterator[RedisLink]:
-    link = RedisLink(url, SystemClock(), limits=limits, name="fairlead-gw")
-    link.start()
-    try:
-        async with asyncio.timeout(60):
-            await link.wait_connected()
-        yield link
-    finally:
-        await link.stop()
-
-
 async def test_master_is_found_by_sentinels_and_after_a_failover(pair: ValkeyGroup) -> None:
-    async with connected_link(pair.url) as link:
+    async with connected_link(pair.url, QUICK, NAME) as link:
         assert await link.run([("SET", "a", "1"), ("INCR", "a"), ("GET", "a")]) == [True, 2, b"2"]
         assert link.describe().startswith("connected to shared by sentinels 127.0.0.1:")
         master, replica = pair.nodes
@@ -56,15 +44,15 @@ async def test_hanging_sentinel_is_skipped_and_a_missing_master_reported(pair: V
     assert link.state.kind == "away"
     await link.stop()
     pair.sentinels[0].freeze()
-    async with connected_link(pair.url) as link:
+    async with connected_link(pair.url, QUICK, NAME) as link:
         assert await link.run([("PING",)]) == [True]
     pair.sentinels[0].kill()
-    async with connected_link(pair.url) as link:
+    async with connected_link(pair.url, QUICK, NAME) as link:
         assert await link.run([("PING",)]) == [True]
 
 
 async def test_demoted_master_is_left(pair: ValkeyGroup) -> None:
-    async with connected_link(pair.url) as link:
+    async with connected_link(pair.url, QUICK, NAME) as link:
         master, replica = pair.nodes
         await asyncio.to_thread(pair.sentinels[0].execute, "SENTINEL", "FAILOVER", "shared")
         await asyncio.to_thread(wait_until, lambda: replica.execute("ROLE")[0] == "master", "the replica was promoted")
@@ -80,7 +68,7 @@ async def test_demoted_master_is_left(pair: ValkeyGroup) -> None:
 
 
 async def test_commands_reach_their_slots_master_and_a_refusal_stays_single(ring: ValkeyGroup) -> None:
-    async with connected_link(ring.url) as link:
+    async with connected_link(ring.url, QUICK, NAME) as link:
         commands: list[Command] = [("SET", key, key) for key in KEYS]
         assert await link.run(commands) == [True] * len(KEYS)
         assert await link.run([("GET", key) for key in KEYS]) == [key.encode() for key in KEYS]
@@ -106,14 +94,14 @@ async def test_reply_of_a_cluster_takes_a_bounded_memory(ring: ValkeyGroup) -> N
 
 
 async def test_keys_of_all_masters_match_a_pattern(ring: ValkeyGroup) -> None:
-    async with connected_link(ring.url) as link:
+    async with connected_link(ring.url, QUICK, NAME) as link:
         await link.run([("SET", key, "1") for key in [*KEYS, "other"]])
         assert await link.scan_keys("fl1:{*}:gw", 100) == {key.encode() for key in KEYS}
         assert len(await link.scan_keys("fl1:{*}:gw", 5) or ()) == 5
 
 
 async def test_memory_of_a_cluster_is_that_of_its_smallest_master(ring: ValkeyGroup) -> None:
-    async with connected_link(ring.url) as link:
+    async with connected_link(ring.url, QUICK, NAME) as link:
         assert await link.max_memory() == 0
         for number, node in enumerate(ring.nodes[:2]):
             await asyncio.to_thread(node.execute, "CONFIG", "SET", "maxmemory", f"{64 + number}mb")
@@ -121,7 +109,7 @@ async def test_memory_of_a_cluster_is_that_of_its_smallest_master(ring: ValkeyGr
 
 
 async def test_dead_master_is_reported_and_its_replica_found(ring: ValkeyGroup) -> None:
-    async with connected_link(ring.url) as link:
+    async with connected_link(ring.url, QUICK, NAME) as link:
         assert await link.run([("SET", key, "1") for key in KEYS]) is not None
         first, replica = ring.nodes[0], ring.nodes[3]
         held = await asyncio.to_thread(first.execute, "DBSIZE")
@@ -139,5 +127,5 @@ async def test_hanging_node_is_skipped_for_another(ring: ValkeyGroup) -> None:
     """
     ring.nodes[0].freeze()
     wait_until(lambda: ring.nodes[3].execute("ROLE")[0] == "master", "the replica took over")
-    async with connected_link(ring.url) as link:
+    async with connected_link(ring.url, QUICK, NAME) as link:
         assert await link.run([("SET", key, "1") for key in KEYS]) == [True] * len(KEYS)

@@ -61,12 +61,12 @@ async def test_what_an_engine_evicted_is_not_expected_there(tmp_path: Path, work
             place.is_cheapest_with(ENGINE_BLOCKS - 8)
         )  # its events were read: further requests would outrun them
 
-        async def gone() -> bool:
+        async def is_gone() -> bool:
             size, expected, cached = await place.cached(evicted.pop())  # once each: then it is cached again
             assert cached < 0.3 * size
             return expected < 0.3 * size  # at the latest when the workers know
 
-        await wait_until_async(gone)
+        await wait_until_async(is_gone)
         await place.chat(text_of("fifth"))
         size, expected, cached = await place.cached(text_of("fifth"))
         assert cached > 0.9 * size
