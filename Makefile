@@ -59,7 +59,7 @@ test-tools: env ## compile etcd, kube-apiserver, helm and promtool for the tests
 	@$(RUN) e2e/cluster test-tools || [ $$? -eq 3 ]
 
 test: $(if $(CLUSTER),test-tools,env) ## run unit, property and integration tests; FAST=1: pure code alone; CHANGED=1: what a change reaches; CLUSTER=1: build the cluster's programs first
-	@$(RUN) -m pytest -n $(JOBS) $(if $(FAST),--dist load -m "not property" $(PURE_TESTS),--dist loadfile $(if $(CHANGED),$(REACHED)))$(AGAIN)
+	@$(RUN) -m pytest --processes $(JOBS) $(if $(FAST),-m "not property" $(PURE_TESTS),$(if $(CHANGED),$(REACHED)))$(AGAIN)
 
 lint: env ## check style, types, import contracts, generated files and prose
 	@$(RUN) -m ruff check .
@@ -76,7 +76,7 @@ ifdef LOAD
 else ifdef EXTENDED
 	@$(RUN) -m pytest e2e -m extended
 else
-	@$(RUN) -m pytest e2e -n 4 --dist loadgroup -m "not alone and not extended"$(AGAIN)
+	@$(RUN) -m pytest e2e --processes 4 -m "not alone and not extended"$(AGAIN)
 	@$(RUN) -m pytest e2e -m alone$(AGAIN)  # these load the machine, or would take its load for slow engines
 endif
 
@@ -105,9 +105,9 @@ soak: compile ## kill engines, gateways and Redis, send malformed requests and a
 	@FAIRLEAD_SOAK=full $(RUN) -m pytest e2e/soak/test_soak.py -q
 
 nightly: compile ## run property tests with 5,000 examples, simulations in full, all tests five times under load, ten million fuzzed inputs, ten thousand fleets with faults; bench/results/nightly*.json
-	@FAIRLEAD_NIGHTLY=1 FAIRLEAD_EXAMPLES=5000 $(RUN) -m pytest -n $(JOBS) --dist loadfile \
+	@FAIRLEAD_NIGHTLY=1 FAIRLEAD_EXAMPLES=5000 $(RUN) -m pytest --processes $(JOBS) \
 	  -m "property or nightly or shortened" --timeout 1800
-	@FAIRLEAD_TEST_LOOPS=real $(RUN) -m pytest -n $(JOBS) --dist loadfile -m simulated
+	@FAIRLEAD_TEST_LOOPS=real $(RUN) -m pytest --processes $(JOBS) -m simulated
 	@$(RUN) scripts/reruns/nightly_rounds.py --jobs $(JOBS)
 	@$(RUN) scripts/nightly_fuzz.py
 	@$(RUN) scripts/compile.py --sim || [ $$? -eq 3 ]

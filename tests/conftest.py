@@ -19,7 +19,7 @@ from fairlead_testing.forks import process
 from fairlead_testing.http.certificates import first_public_certificate
 from fairlead_testing.kube.api_server import NO_CLUSTER_PROGRAMS, ApiServer, api_server_for_test, binaries_folder
 from fairlead_testing.kube.helm import chart_tools, helm_program
-from fairlead_testing.pytest_hooks import coroutine_tests, nightly, scheduling
+from fairlead_testing.pytest_hooks import coroutine_tests, forked_processes, nightly, scheduling
 from fairlead_testing.pytest_hooks.processor_time import ProcessorTime
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ settings.load_profile("fairlead")
 label_transports()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the option for tests side by side."""
+    forked_processes.add_option(parser)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Chooses the tests of this run, divides them among processes, runs coroutine functions, and
     measures their processor time. The product's programs start as forks.
@@ -48,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(coroutine_tests)
     config.pluginmanager.register(nightly)
     config.pluginmanager.register(scheduling)
+    config.pluginmanager.register(forked_processes.ForkedProcesses(scheduling.scope_of))
     config.pluginmanager.register(ProcessorTime(has_budget=os.environ.get("FAIRLEAD_TEST_BUDGET") == "1"))
 
 

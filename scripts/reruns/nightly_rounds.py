@@ -46,12 +46,12 @@ def failures_of_round(seed: int, jobs: int) -> tuple[list[str], list[str]]:
     """
     second_try.FAILED.unlink(missing_ok=True)
     order = os.environ | {"FAIRLEAD_TEST_ORDER": str(seed)}
-    command = [sys.executable, "-m", "pytest", "-q", "-n", str(jobs), "--dist", "loadfile"]
-    subprocess.run(command, cwd=ROOT, env=order, check=False)
+    command = [sys.executable, "-m", "pytest", "-q"]
+    subprocess.run([*command, "--processes", str(jobs)], cwd=ROOT, env=order, check=False)
     failed = second_try.failed_tests()
     if len(failed) > MAX_FAILED:
         return [], failed
-    again = {name: subprocess.run([*command[:4], name], cwd=ROOT, check=False).returncode for name in failed}
+    again = {name: subprocess.run([*command, name], cwd=ROOT, check=False).returncode for name in failed}
     return [name for name in failed if again[name] == 0], [name for name in failed if again[name] != 0]
 
 

@@ -1,9 +1,9 @@
 """Ports for servers that cannot take port 0, or that must come back on the same port.
 
 They are below the range of ephemeral ports, from which the kernel takes those of outgoing
-connections: between choice and use, no connection of another test can take them. Each process of
-xdist has its own share, and goes through it in a random order. So a port is not chosen twice before
-its server listens.
+connections: between choice and use, no connection of another test can take them. Each process that
+runs tests has its own share, and goes through it in a random order. So a port is not chosen twice
+before its server listens.
 """
 
 import itertools
@@ -13,6 +13,8 @@ import socket
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+
+from fairlead_testing.pytest_hooks.forked_processes import NUMBER_VARIABLE
 
 _SHARES = 16
 _SPAN = 16_384
@@ -32,8 +34,8 @@ def unused_ports(count: int) -> list[int]:
 def _own_share() -> Iterator[int]:
     """Returns the ports of this process, again and again, in the same random order."""
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-    share = list(range(max(1_024, lowest - _SPAN) + int(worker) % _SHARES, lowest, _SHARES))
+    process = int(os.environ.get(NUMBER_VARIABLE, "0"))
+    share = list(range(max(1_024, lowest - _SPAN) + process % _SHARES, lowest, _SHARES))
     random.SystemRandom().shuffle(share)  # tests seed the shared generator
     return itertools.cycle(share)
 

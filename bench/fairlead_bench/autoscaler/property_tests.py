@@ -29,7 +29,7 @@ from fairlead_bench.results import ResultRow, load_goals, value_row, write_resul
 NAME = "autoscaler-properties"
 ROOT = Path(__file__).resolve().parents[3]
 TESTS = ROOT / "tests" / "autoscaler"
-_PYTEST = ("-m", "pytest", "-m", "property", "-q", "-n", "0", "--timeout", "0", "-p", "no:cacheprovider")
+_PYTEST = ("-m", "pytest", "-m", "property", "-q", "--timeout", "0", "-p", "no:cacheprovider")
 _DRAWN = re.compile(r"(\d+) passing, \d+ failing,")
 _ALL_CASES = "nothing left to do"
 

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
@@ -22,19 +22,12 @@ RUN_UNITS: Final = 35_000.0
 _PROPERTY: Final = "processor_seconds"
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _DEAREST: Final = 12
+_SAMPLE_SECONDS: Final = 0.25
 
 
 def unit_seconds() -> float:
     """Returns the processor seconds of one unit on this machine now."""
     return min(_loop_seconds() for _ in range(3))
-
-
-def tree_seconds() -> float:
-    """Returns the processor seconds that this process, all its descendants that live, and all that
-    they have waited for have used.
-    """
-    times = os.times()
-    return sum(times[:4]) + sum(_seconds_of(pid) for pid in _descendants(os.getpid()))
 
 
 class ProcessorTime:
@@ -46,15 +39,27 @@ class ProcessorTime:
         self._tests: dict[str, float] = {}
         self._slow: set[str] = set()
         self._total = 0.0
+        self._last = (-_SAMPLE_SECONDS, 0.0)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
         """Measures a test."""
-        before = tree_seconds()
+        before = self._tree_seconds()
         try:
             return (yield)
         finally:
-            item.user_properties.append((_PROPERTY, tree_seconds() - before))
+            item.user_properties.append((_PROPERTY, self._tree_seconds() - before))
+
+    def _tree_seconds(self) -> float:
+        """Returns the processor seconds of this process, of all that it has waited for, and of its
+        living descendants. The last are as of up to `_SAMPLE_SECONDS` ago.
+
+        Why: to ask the kernel for them around each of 10,000 tests took 30 s of processor time.
+        """
+        own, now = sum(os.times()[:4]), time.monotonic()
+        if now - self._last[0] >= _SAMPLE_SECONDS:
+            self._last = (now, sum(_seconds_of(pid) for pid in _descendants(os.getpid())))
+        return own + self._last[1]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Notes the time of a test, wherever it ran."""
@@ -64,23 +69,12 @@ class ProcessorTime:
             if "slow" in report.keywords:
                 self._slow.add(report.nodeid)
 
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any) -> None:
-        """Adds what a process of xdist has used. One that crashed has said nothing."""
-        output = getattr(node, "workeroutput", {})
-        self._total += output.get("tree_seconds", 0.0)
-        self._unit = max(self._unit, output.get("unit_seconds", 0.0))
-
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Hands over or sums up; fails the run that is over its budget."""
+        """Sums up; fails the run that is over its budget."""
+        self._total = sum(os.times()[:4])
         # The machine may have become slower: the longer unit counts, so that no test fails for it.
         self._unit = max(self._unit, unit_seconds())
-        output = getattr(session.config, "workeroutput", None)
-        if output is not None:
-            output["tree_seconds"], output["unit_seconds"] = tree_seconds(), self._unit
-            return
-        self._total += sum(os.times()[:4])
         if self._has_budget and session.exitstatus == pytest.ExitCode.OK and any(self._excesses()):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

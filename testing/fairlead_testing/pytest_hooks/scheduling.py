@@ -1,8 +1,8 @@
-"""Divides the tests among the processes of xdist, and orders them.
+"""Divides the tests among the processes that run them, and orders them.
 
 A file's tests stay together. All tests of the API server run in one process, since each process
 would start an etcd and a kube-apiserver of its own. They begin first; then come files that start
-processes, which wait; then the rest. So no process of xdist ends long after the others.
+processes, which wait; then the rest. So no process ends long after the others.
 """
 
 import os
@@ -10,22 +10,18 @@ import random
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
-from xdist.scheduler.loadfile import LoadFileScheduling
 
 _API_SERVER = re.compile(r"\bapi_server: ApiServer|mark\.api_server")
 _PROCESSES = re.compile(r"[Vv]alkey|[Pp]rocess\b|LocalStack|render_chart")
 API_SERVER_SCOPE = "tests of the API server"
 
 
-class FileScheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
-    """The scheduler of ``--dist loadfile``."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file: str = super()._split_scope(nodeid)
-        return API_SERVER_SCOPE if _rank(file) == 0 else file
+def scope_of(item: pytest.Item) -> str:
+    """Returns which tests run one after another with this one, in one process."""
+    file = _file(item)
+    return API_SERVER_SCOPE if _rank(file) == 0 else file
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,20 +32,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     seed = os.environ.get("FAIRLEAD_TEST_ORDER")
     if seed is not None:
         draw = random.Random(seed)
-        files = sorted({item.nodeid.partition("::")[0] for item in items})
+        files = sorted({_file(item) for item in items})
         places = dict(zip(files, draw.sample(range(len(files)), len(files)), strict=True))
         draw.shuffle(items)
-        items.sort(key=lambda item: places[item.nodeid.partition("::")[0]])
+        items.sort(key=lambda item: places[_file(item)])
     else:
-        items.sort(key=lambda item: _rank(item.nodeid.partition("::")[0]))
+        items.sort(key=lambda item: _rank(_file(item)))
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduling | None:
-    """Returns the scheduler for ``--dist loadfile``; others are xdist's own."""
-    if config.getoption("dist") != "loadfile":
-        return None
-    config.option.loadscopereorder = False
-    return FileScheduling(config, log)
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
 
 
 @cache
