@@ -10,7 +10,8 @@ import pytest
 from fairlead_bench.operator.trials.api_outage import run_api_outage, run_silent_api
 from fairlead_bench.operator.trials.crash_points import run_crash_points
 from fairlead_bench.operator.trials.leader_handover import run_handovers, run_two_leaders
-from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(400)]
 
@@ -20,12 +21,11 @@ async def test_handover_between_operators_writes_nothing(api_server: ApiServer, 
 
 
 async def test_two_leaders_at_once_write_nothing(api_server: ApiServer, tmp_path: Path) -> None:
-    assert (await run_two_leaders(api_server, 10.0, tmp_path)).broken == []
+    assert (await run_two_leaders(api_server, shortened(10.0, 6.0), tmp_path)).broken == []
 
 
-async def test_returning_api_server_finds_everything_in_place(tmp_path: Path) -> None:
-    with api_server_for_test(tmp_path / "run") as server:  # its own: others' tests need theirs
-        assert (await run_api_outage(server, 3.0, tmp_path)).broken == []
+async def test_returning_api_server_finds_everything_in_place(api_server: ApiServer, tmp_path: Path) -> None:
+    assert (await run_api_outage(api_server, shortened(3.0, 1.0), tmp_path)).broken == []
 
 
 @pytest.mark.nightly

@@ -24,6 +24,14 @@ from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.kube.api_server import ApiServer
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
+FREQUENT_ROUNDS = """
+from functools import partial
+from fairlead.limits import Limits
+from fairlead_operator import __main__, manager
+manager.Limits = partial(Limits, hung_poll_seconds=1.0)
+raise SystemExit(__main__.main())
+"""
+"""The operator, which reads its gateways every second, not every 15."""
 GATEWAY = {"app.kubernetes.io/component": "gateway"}
 MODEL = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "qwen", "fairlead.io/pool": "main"}
 
@@ -103,7 +111,7 @@ def test_pod_that_hangs_is_marked_and_deleted_once(api_server: ApiServer, tmp_pa
                 return True
             return False
 
-        operator = here.operators.start()
+        operator = here.operators.start(command=("-c", FREQUENT_ROUNDS))
         await here.until(is_gone, "the pod is deleted")
         (mark,) = {json.dumps(found, sort_keys=True) for found in marks if found}
         assert json.loads(mark)["status"] == "False"
