@@ -63,7 +63,7 @@ async def edit_keys(api: KubeApi, text: str) -> None:
     await api.patch_merge(SECRETS, SPACE, "fairlead-keys", keys, "somebody")
 
 
-async def test_upgrade_keeps_generated_values_and_uninstall_keeps_models(
+async def test_upgrade_and_rollback_keep_generated_values_and_uninstall_keeps_models(
     api_server: ApiServer, helm: HelmRelease
 ) -> None:
     async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
@@ -82,6 +82,12 @@ async def test_upgrade_keeps_generated_values_and_uninstall_keeps_models(
         expected = {**first, "fairlead-keys": {**first["fairlead-keys"], "keys.yaml": "keys: []\n"}}
         assert await drawn(api) == expected
 
+        await edit_keys(api, "keys: [{name: team-b, digest: bb}]\n")
+        await asyncio.to_thread(helm, "rollback", "1")
+        assert (await api.get(DEPLOYMENTS, SPACE, "fairlead-gateway"))["spec"]["replicas"] == 2
+        expected["fairlead-keys"]["keys.yaml"] = "keys: [{name: team-b, digest: bb}]\n"
+        assert await drawn(api) == expected, "keys that were issued and revoked since are kept"
+
         await asyncio.to_thread(helm, "uninstall")
         assert (await drawn_secret(api, "fairlead-keys")) == expected["fairlead-keys"]
         assert await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen") == served[0]
@@ -89,20 +95,6 @@ async def test_upgrade_keeps_generated_values_and_uninstall_keeps_models(
         for kind, name in ((DEPLOYMENTS, "fairlead-operator"), (SERVICES, "fairlead-gateway")):
             with pytest.raises(NotFound):
                 await api.get(kind, SPACE, name)
-
-
-async def test_rollback_keeps_keys_that_were_issued_and_revoked_since(api_server: ApiServer, helm: HelmRelease) -> None:
-    async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
-        await asyncio.to_thread(helm, "install", str(CHART_FOLDER), "--create-namespace")
-        first = await drawn_secret(api, "fairlead-keys")
-        await edit_keys(api, "keys: [{name: team-a, digest: aa}]\n")
-        await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER), "--set=gateway.replicas=3")
-        await edit_keys(api, "keys: [{name: team-b, digest: bb}]\n")
-        await asyncio.to_thread(helm, "rollback", "1")
-        assert (await api.get(DEPLOYMENTS, SPACE, "fairlead-gateway"))["spec"]["replicas"] == 2
-        expected = {**first, "keys.yaml": "keys: [{name: team-b, digest: bb}]\n"}
-        assert await drawn_secret(api, "fairlead-keys") == expected
-        await asyncio.to_thread(helm, "uninstall")
 
 
 async def test_keys_of_a_release_before_are_kept_and_leave_it(
@@ -121,11 +113,10 @@ async def test_keys_of_a_release_before_are_kept_and_leave_it(
         await asyncio.to_thread(helm, "install", str(earlier), "--create-namespace")
         first = await drawn_secret(api, "fairlead-keys")
         await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER))
-        await edit_keys(api, "keys: []\n")
-        await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER))
+        assert await drawn_secret(api, "fairlead-keys") == first
         await edit_keys(api, "keys: [{name: team-b, digest: bb}]\n")
         await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER), "--set=gateway.replicas=3")
-        await asyncio.to_thread(helm, "rollback", "3")
+        await asyncio.to_thread(helm, "rollback", "2")
         expected = {**first, "keys.yaml": "keys: [{name: team-b, digest: bb}]\n"}
         assert await drawn_secret(api, "fairlead-keys") == expected
         await asyncio.to_thread(helm, "uninstall")
