@@ -40,6 +40,14 @@ MODEL: Manifest = {
         "slo": {"ttft": "1s"},
     },
 }
+FREQUENT_DECISIONS = """
+from functools import partial
+from fairlead.limits import Limits
+from fairlead_autoscaler import __main__
+__main__.Limits = partial(Limits, autoscaler_tick_seconds=1.0)
+raise SystemExit(__main__.main())
+"""
+"""The autoscaler, which decides every second, not every 5."""
 SELDOM = {"fairlead_autoscaler_write_errors_total", "fairlead_autoscaler_usd_per_hour"}
 """There once something failed, or an accelerator has a price."""
 
@@ -82,7 +90,7 @@ class FakeGateway:
 async def autoscaler(kubeconfig: Path, gateway: str) -> AsyncIterator[str]:
     """Runs an autoscaler, and yields its address."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")}
-    command = (sys.executable, "-m", "fairlead_autoscaler", "--kube", f"--gateway={gateway}")
+    command = (sys.executable, "-c", FREQUENT_DECISIONS, "--kube", f"--gateway={gateway}")
     process = await asyncio.create_subprocess_exec(
         *command,
         f"--lease-namespace={PLACE}",

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from fairlead.kube.client import KubeApi
-from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest
+from fairlead.kube.resources import DEPLOYMENTS, LEASES, MODEL_DEPLOYMENTS, Manifest
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.engines.simulated_process import engine_process
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
@@ -61,6 +61,7 @@ async def client_in_namespace(server: ApiServer) -> AsyncIterator[KubeApi]:
         await apply_namespace(api, SPACE)
         for one in (await api.list(MODEL_DEPLOYMENTS, SPACE)).items:
             await api.delete(MODEL_DEPLOYMENTS, SPACE, one["metadata"]["name"])
+        await api.delete(LEASES, SPACE, "fairlead-operator")  # of an operator that was killed
         yield api
 
 

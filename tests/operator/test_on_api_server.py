@@ -32,17 +32,18 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.operators import OperatorProcesses, apply_crds_and_namespaces, run_deployments
+from fairlead_testing.pytest_hooks.nightly import shortened
 from fairlead_testing.waiting import wait_until_async
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
-def operators(api_server: ApiServer, tmp_path: Path) -> Iterator[Callable[[str], OperatorProcesses]]:
+def operators(api_server: ApiServer, tmp_path: Path) -> Iterator[Callable[..., OperatorProcesses]]:
     made: list[OperatorProcesses] = []
 
-    def make(namespace: str) -> OperatorProcesses:
-        made.append(OperatorProcesses(api_server.kubeconfig, namespace, tmp_path))
+    def make(namespace: str, **settings: str) -> OperatorProcesses:
+        made.append(OperatorProcesses(api_server.kubeconfig, namespace, tmp_path, settings))
         return made[-1]
 
     yield make
@@ -105,11 +106,11 @@ async def wait_ready(api: KubeApi, namespace: str, generation: int) -> Manifest:
 
 
 async def test_model_life_cycle_with_two_operators_and_one_kill(
-    api_server: ApiServer, operators: Callable[[str], OperatorProcesses]
+    api_server: ApiServer, operators: Callable[..., OperatorProcesses]
 ) -> None:
     namespace = "life"
     async with namespace_api(api_server, namespace) as api:
-        some = operators(namespace)
+        some = operators(namespace, FAIRLEAD_LEASE="4s")
         first = some.start()
         await wait_until_async(lambda: asyncio.to_thread(some.is_leading, first))
         second = some.start()
@@ -154,7 +155,7 @@ async def test_model_life_cycle_with_two_operators_and_one_kill(
 
 
 async def test_model_nested_thousands_of_levels_stops_no_operator(
-    api_server: ApiServer, operators: Callable[[str], OperatorProcesses]
+    api_server: ApiServer, operators: Callable[..., OperatorProcesses]
 ) -> None:
     namespace = "deep"
     async with namespace_api(api_server, namespace) as api:
@@ -186,7 +187,7 @@ async def test_model_nested_thousands_of_levels_stops_no_operator(
 
 
 async def test_revision_whose_text_is_no_unicode_stops_no_operator(
-    api_server: ApiServer, operators: Callable[[str], OperatorProcesses]
+    api_server: ApiServer, operators: Callable[..., OperatorProcesses]
 ) -> None:
     namespace = "text"
 
@@ -219,10 +220,10 @@ async def test_revision_whose_text_is_no_unicode_stops_no_operator(
 
 
 async def test_kill_and_unreachable_api_server_create_everything_once(
-    api_server: ApiServer, operators: Callable[[str], OperatorProcesses]
+    api_server: ApiServer, operators: Callable[..., OperatorProcesses]
 ) -> None:
     namespace = "outage"
-    names = [f"m{number:02d}" for number in range(10)]
+    names = [f"m{number:02d}" for number in range(shortened(10, 5))]
     async with namespace_api(api_server, namespace) as api:
 
         async def count(kind: Resource) -> int:
@@ -231,7 +232,7 @@ async def test_kill_and_unreachable_api_server_create_everything_once(
         async def complete() -> bool:
             return all([await count(kind) == len(names) for kind in (DEPLOYMENTS, SERVICES, CONTROLLER_REVISIONS)])
 
-        some = operators(namespace)
+        some = operators(namespace, FAIRLEAD_LEASE="3s")
 
         async def outlived() -> bool:
             """Its Deployment starts another one when it ended, having lost the lease."""
@@ -247,18 +248,18 @@ async def test_kill_and_unreachable_api_server_create_everything_once(
             await api.apply(one, "kubectl")
         some.stop(first, signal.SIGKILL)
         some.start()
-        await wait_until_async(complete)
+        await wait_until_async(complete, poll_seconds=0.05)
 
         api_server.kill()
         try:
-            for name in names[:5]:
+            for name in names[: len(names) // 2]:
                 with pytest.raises(Unreachable):
                     await api.get(DEPLOYMENTS, namespace, f"{name}-main")
         finally:
             await asyncio.to_thread(api_server.start)
-        for name in names[:5]:
+        for name in names[: len(names) // 2]:
             assert await api.delete(DEPLOYMENTS, namespace, f"{name}-main")
-        await wait_until_async(outlived)
+        await wait_until_async(outlived, poll_seconds=0.05)
         for name in names:
             assert await api.delete(MODEL_DEPLOYMENTS, namespace, name), "no finalizer holds it"
         assert some.stop(len(some.running) - 1) == 0
