@@ -1,6 +1,7 @@
 """The admission policy of the autoscaler on a real API server, with its service account."""
 
 import asyncio
+import functools
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -14,12 +15,11 @@ from fairlead.fleet.labels import DELETION_COST_ANNOTATION, SLEEP_ANNOTATION
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import KubeError
 from fairlead.kube.resources import DEPLOYMENTS, LEADER_WORKER_SETS, MODEL_DEPLOYMENTS, PODS, Manifest, Resource
-from fairlead.kube.transport.kubeconfig import config_from_kubeconfig
+from fairlead.kube.transport.kubeconfig import ClusterConfig, config_from_kubeconfig
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import render_chart
 from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account, kubectl
-from fairlead_testing.kube.operators import apply_crds_and_namespaces
 from fairlead_testing.waiting import wait_until_async
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
@@ -73,45 +73,58 @@ Patch = Callable[..., Awaitable[str]]
 """Patches an object as the autoscaler, and returns why that was refused."""
 
 
-@asynccontextmanager
-async def guarded(server: ApiServer, program: Path, folder: Path, *objects: Manifest) -> AsyncIterator[Patch]:
-    """Installs rights, guard and these objects, and yields once the guard refuses."""
-    found = render_chart(program, f"--namespace={PLACE}")
-    async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as admin:
-        await apply_rights(admin, found, PLACE)
-        await admin.apply(LWS_CRD, "test")
-        await wait_until_async(lambda: admin.has_resource(LEADER_WORKER_SETS))
-        policy = yaml.safe_dump_all(one for one in found if one["kind"] in POLICY)
-        await asyncio.to_thread(kubectl, server, "apply", "-f", "-", text=policy)
-        for one in (pod("probe", MANAGED), *objects):
-            await admin.apply(one, "test")
-        config = folder / "kubeconfig"
-        config.write_text(await kubeconfig_for_account(server, PLACE, "fairlead-autoscaler"))
-    async with KubeApi(config_from_kubeconfig([config]), SystemClock(), lambda: 0.5) as api:
+@pytest.fixture(scope="module")
+def account(api_server: ApiServer, program: Path, tmp_path_factory: pytest.TempPathFactory) -> ClusterConfig:
+    """Installs rights and guard, and returns the autoscaler's access once the guard refuses."""
 
-        async def patched(kind: Resource, name: str, patch: Manifest, **more: Any) -> str:
-            try:
-                await api.patch_merge(kind, PLACE, name, patch, "fairlead-autoscaler", **more)
-            except KubeError as error:
-                return error.message
-            return ""
-
+    async def install() -> ClusterConfig:
+        found = render_chart(program, f"--namespace={PLACE}")
+        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as admin:
+            await apply_rights(admin, found, PLACE)
+            await admin.apply(LWS_CRD, "test")
+            await wait_until_async(lambda: admin.has_resource(LEADER_WORKER_SETS))
+            policy = yaml.safe_dump_all(one for one in found if one["kind"] in POLICY)
+            await asyncio.to_thread(kubectl, api_server, "apply", "-f", "-", text=policy)
+            await admin.apply(pod("probe", MANAGED), "test")
+            file = tmp_path_factory.mktemp("account") / "kubeconfig"
+            file.write_text(await kubeconfig_for_account(api_server, PLACE, "fairlead-autoscaler"))
+        config = config_from_kubeconfig([file])
         tries = itertools.count()
+        async with KubeApi(config, SystemClock(), lambda: 0.5) as api:
 
-        async def is_guarded() -> bool:
-            """Another image each time: until the policy is known, each is taken."""
-            container = {"name": "engine", "image": f"b{next(tries)}"}
-            said = await patched(PODS, "probe", {"spec": {"containers": [container]}})
-            return "only the deletion cost and the sleep annotation of a pod" in said
+            async def is_guarded() -> bool:
+                """Another image each time: until the policy is known, each is taken."""
+                container = {"name": "engine", "image": f"b{next(tries)}"}
+                said = await refusal(api, PODS, "probe", {"spec": {"containers": [container]}})
+                return "only the deletion cost and the sleep annotation of a pod" in said
 
-        await wait_until_async(is_guarded)
-        yield patched
+            await wait_until_async(is_guarded, poll_seconds=0.05)
+        return config
+
+    return asyncio.run(install())
 
 
-async def test_admission_guard_limits_it_to_two_pod_annotations(
-    api_server: ApiServer, program: Path, tmp_path: Path
-) -> None:
-    async with guarded(api_server, program, tmp_path, pod("pod", MANAGED), pod("other", {})) as patched:
+async def refusal(api: KubeApi, kind: Resource, name: str, patch: Manifest, **more: Any) -> str:
+    """Patches an object, and returns why that was refused."""
+    try:
+        await api.patch_merge(kind, PLACE, name, patch, "fairlead-autoscaler", **more)
+    except KubeError as error:
+        return error.message
+    return ""
+
+
+@asynccontextmanager
+async def guarded(server: ApiServer, account: ClusterConfig, *objects: Manifest) -> AsyncIterator[Patch]:
+    """Applies these objects, and yields patches of the autoscaler."""
+    async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as admin:
+        for one in objects:
+            await admin.apply(one, "test")
+    async with KubeApi(account, SystemClock(), lambda: 0.5) as api:
+        yield functools.partial(refusal, api)
+
+
+async def test_admission_guard_limits_it_to_two_pod_annotations(api_server: ApiServer, account: ClusterConfig) -> None:
+    async with guarded(api_server, account, pod("pod", MANAGED), pod("other", {})) as patched:
         for metadata, told in (
             ({"labels": {"a": "b"}}, "may not change labels"),
             ({"annotations": {"a": "b"}}, "not change other annotations"),
@@ -127,11 +140,11 @@ async def test_admission_guard_limits_it_to_two_pod_annotations(
 
 
 async def test_admission_guard_leaves_no_way_to_delete_pods_by_their_owners(
-    api_server: ApiServer, program: Path, tmp_path: Path
+    api_server: ApiServer, account: ClusterConfig
 ) -> None:
     owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "gone", "uid": "7b1a3b1e-0000-4000-8000-000000000000"}
     objects = (pod("pod", MANAGED), worker_set("set", MANAGED))
-    async with guarded(api_server, program, tmp_path, *objects) as patched:
+    async with guarded(api_server, account, *objects) as patched:
         for kind, name in ((PODS, "pod"), (LEADER_WORKER_SETS, "set")):
             for metadata in ({"ownerReferences": [owner]}, {"finalizers": ["fairlead.io/keep"]}):
                 said = await patched(kind, name, {"metadata": metadata})
@@ -139,12 +152,12 @@ async def test_admission_guard_leaves_no_way_to_delete_pods_by_their_owners(
 
 
 async def test_admission_guard_lets_only_replicas_of_fairleads_workloads_change(
-    api_server: ApiServer, program: Path, tmp_path: Path
+    api_server: ApiServer, account: ClusterConfig
 ) -> None:
     theirs = {"app": "web"}
     objects = [deployment("ours", MANAGED), deployment("theirs", theirs)]
     objects += [worker_set("ours", MANAGED), worker_set("theirs", theirs)]
-    async with guarded(api_server, program, tmp_path, *objects) as patched:
+    async with guarded(api_server, account, *objects) as patched:
         replicas = {"spec": {"replicas": 0}}
         assert await patched(DEPLOYMENTS, "ours", replicas, subresource="scale") == ""
         assert ONLY_MANAGED in await patched(DEPLOYMENTS, "theirs", replicas, subresource="scale")
@@ -160,7 +173,7 @@ async def test_admission_guard_lets_only_replicas_of_fairleads_workloads_change(
 
 
 async def test_admission_guard_leaves_names_and_conditions_of_the_operator_alone(
-    api_server: ApiServer, program: Path, tmp_path: Path
+    api_server: ApiServer, account: ClusterConfig
 ) -> None:
     times = {"lastTransitionTime": "2026-11-20T18:00:00Z", "message": ""}
     ready = {"type": "Ready", "status": "True", "reason": "AllReady", **times}
@@ -168,9 +181,7 @@ async def test_admission_guard_leaves_names_and_conditions_of_the_operator_alone
     own = [{"type": name, "status": "True", "reason": "Any", **times} for name in ("Autoscaling", "SLOMet")]
     spec = {"model": {"uri": "hf://a/b"}, "engine": {"type": "Sim"}, "pools": [{"acceleratorClassName": "cpu"}]}
     model = {**_kind(MODEL_DEPLOYMENTS), "metadata": {"name": "m", "namespace": PLACE}, "spec": spec}
-    async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as admin:
-        await apply_crds_and_namespaces(admin, PLACE)
-    async with guarded(api_server, program, tmp_path, model) as patched:
+    async with guarded(api_server, account, model) as patched:
         async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as admin:
             written = {"clientName": "m", "conditions": [ready, other]}
             await admin.apply_status({**model, "status": written}, "operator")

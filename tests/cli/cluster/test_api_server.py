@@ -45,6 +45,7 @@ from fairlead_operator.kube.leader_election import LEASE_NAME
 from fairlead_operator.status.diagnosis import diagnose
 from fairlead_operator.status.model_status import PoolState, StatusInputs, model_status
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test, binaries_folder
+from fairlead_testing.pytest_hooks.nightly import shortened
 from fairlead_testing.waiting import wait_until_async
 
 pytestmark = pytest.mark.api_server
@@ -241,6 +242,14 @@ SEEDS: dict[str, tuple[Callable[[Api], Awaitable[None]], str]] = {
 }
 
 
+FAULTS = shortened(
+    SEEDS.keys(), {"operator-down", "operator-right-removed", "crd-outdated", "keys-missing", "image-unpullable"}
+)
+"""Each installs the whole again. The others differ in answers of pods and conditions of
+a model, which tests/cli/cluster/checks/test_analyzers.py tries.
+"""
+
+
 async def test_each_seeded_fault_fails_only_its_check_on_an_api_server(server: ApiServer, builders: Build) -> None:
     assert [one.name for one in SEEDED_FAULTS] == list(SEEDS)
     async with Api(server) as api:
@@ -251,7 +260,7 @@ async def test_each_seeded_fault_fails_only_its_check_on_an_api_server(server: A
             for one in results
             if one.verdict.outcome in (CheckOutcome.FAILED, CheckOutcome.UNKNOWN)
         ] == []
-        for fault in SEEDED_FAULTS:
+        for fault in (one for one in SEEDED_FAULTS if one.name in FAULTS):
             seed, words = SEEDS[fault.name]
             await seed(api)
             found = failing(await checked(api))
