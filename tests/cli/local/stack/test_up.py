@@ -1,5 +1,6 @@
 """`fairlead up` with real engines, Redis and gateway, and a stop that leaves nothing behind."""
 
+import functools
 import os
 import pty
 import select
@@ -17,7 +18,7 @@ import httpx
 import openai
 import pytest
 
-from fairlead_testing.local_stack import LocalStack, StackFootprint
+from fairlead_testing.local_stack import SMALL_MANIFEST, LocalStack, StackFootprint
 from fairlead_testing.processes import descendants, is_alive, is_listening, wait_until
 
 pytestmark = [
@@ -40,8 +41,27 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
         yield process.wait_ready()
 
 
+@functools.cache
+def client() -> httpx.Client:
+    """One client for all requests, each with a connection of its own."""
+    return httpx.Client(timeout=60, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+
+
 def post_chat(up: LocalStack, **fields: object) -> httpx.Response:
-    return httpx.post(f"{up.url}/v1/chat/completions", json={**QUESTION, **fields}, timeout=60, trust_env=False)
+    return client().post(f"{up.url}/v1/chat/completions", json={**QUESTION, **fields})
+
+
+def small_manifest(folder: Path) -> str:
+    """Writes a model with two engines; the bundled example has eight."""
+    (folder / "model.yaml").write_text(SMALL_MANIFEST)
+    return str(folder / "model.yaml")
+
+
+def assert_leaves_nothing(up: LocalStack, number: Signals) -> None:
+    footprint = StackFootprint(up)
+    up.signal(number)
+    assert up.wait_exit() == (-number if number == SIGKILL else 0)
+    wait_until(footprint.is_gone, f"no process, no port and no directory is left after {number.name}")
 
 
 @pytest.mark.usefixtures("new_interpreters")
@@ -49,8 +69,8 @@ def test_client_streams_and_ctrl_c_leaves_no_process(up: LocalStack) -> None:
     footprint = StackFootprint(up)
     assert len(footprint.ports) == 4
     assert all(is_listening(port) for port in footprint.ports)
-    with openai.OpenAI(base_url=f"{up.url}/v1", api_key="none", max_retries=0) as client:
-        pieces = list(client.chat.completions.create(stream=True, max_tokens=12, **QUESTION))  # type: ignore[call-overload]  # keywords from a dict
+    with openai.OpenAI(base_url=f"{up.url}/v1", api_key="none", max_retries=0) as user:
+        pieces = list(user.chat.completions.create(stream=True, max_tokens=12, **QUESTION))  # type: ignore[call-overload]  # keywords from a dict
     assert len([piece for piece in pieces if piece.choices and piece.choices[0].delta.content]) == 12
     with httpx.stream(
         "POST",
@@ -70,19 +90,8 @@ def test_client_streams_and_ctrl_c_leaves_no_process(up: LocalStack) -> None:
     assert any(f"{up.manage}/" in line for line in up.lines)
 
 
-@pytest.mark.parametrize("number", [SIGTERM, SIGHUP], ids=lambda number: Signals(number).name)
-def test_other_signals_leave_no_process(up: LocalStack, number: Signals) -> None:
-    footprint = StackFootprint(up)
-    up.signal(number)
-    assert up.wait_exit() == 0
-    wait_until(footprint.is_gone, "no process, no port and no directory is left")
-
-
 def test_sigkill_leaves_no_process(up: LocalStack) -> None:
-    footprint = StackFootprint(up)
-    up.signal(SIGKILL)
-    assert up.wait_exit() == -SIGKILL
-    wait_until(footprint.is_gone, "no process, no port and no directory is left")
+    assert_leaves_nothing(up, SIGKILL)
 
 
 def test_signal_during_start_leaves_no_process(tmp_path: Path) -> None:
@@ -109,31 +118,31 @@ def test_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
         wait_until(footprint.is_gone, "nothing is left")
 
 
-def test_requests_succeed_while_a_killed_engine_restarts(up: LocalStack) -> None:
+def test_requests_succeed_while_a_killed_engine_restarts_and_sigterm_leaves_no_process(up: LocalStack) -> None:
     victim = up.pid_of("fairlead_sim engine")
     with ThreadPoolExecutor(4) as pool:  # traffic as it was before: retries are bounded by a share of it
         before = list(pool.map(lambda _: post_chat(up, max_tokens=1), range(60)))
     os.kill(victim, SIGKILL)
     after = [post_chat(up, max_tokens=1) for _ in range(40)]
     assert [answer.text for answer in (*before, *after) if answer.status_code != 200] == []
-    wait_until(lambda: any("is ready again" in line for line in up.lines), "the engine is back")
+    wait_until(lambda: returns(up) == 1, "the engine is back")
     wait_until(lambda: up.command("local", "status").returncode == 0, "status finds all engines again")
     assert victim not in descendants(up.process.pid)
+    assert_leaves_nothing(up, SIGTERM)
 
 
-@pytest.mark.parametrize(
-    "part", ["-m fairlead_gateway ", "-server ", "-m fairlead_kvstore "], ids=["gateway", "redis", "indexer"]
-)
-def test_killed_gateway_redis_or_indexer_is_restarted(up: LocalStack, part: str) -> None:
-    os.kill(up.pid_of(part), SIGKILL)
-    if part != "-m fairlead_gateway ":
-        assert post_chat(up, max_tokens=3).status_code == 200
-    wait_until(lambda: any("is ready again" in line for line in up.lines), "it is back")
-    assert post_chat(up, max_tokens=3).status_code == 200
-    footprint = StackFootprint(up)
-    up.signal(SIGINT)
-    assert up.wait_exit() == 0
-    wait_until(footprint.is_gone, "nothing is left")
+def test_killed_redis_indexer_or_gateway_is_restarted_and_sighup_leaves_no_process(up: LocalStack) -> None:
+    for count, part in enumerate(("-server ", "-m fairlead_kvstore ", "-m fairlead_gateway "), start=1):
+        os.kill(up.pid_of(part), SIGKILL)
+        if part != "-m fairlead_gateway ":
+            assert post_chat(up, max_tokens=3).status_code == 200, f"without {part}"
+        wait_until(lambda count=count: returns(up) == count, f"{part} is back")  # type: ignore[misc]
+        assert post_chat(up, max_tokens=3).status_code == 200, f"after {part}"
+    assert_leaves_nothing(up, SIGHUP)
+
+
+def returns(up: LocalStack) -> int:
+    return sum("is ready again" in line for line in up.lines)
 
 
 @pytest.mark.parametrize("flag", ["--listen", "--manage"])
@@ -184,7 +193,7 @@ spec:
 
 
 def test_closed_output_ends_the_stack(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fairlead_cli", "up", "--listen", ":0", "--manage", ":0"]
+    command = [sys.executable, "-m", "fairlead_cli", "up", small_manifest(tmp_path), "--listen", ":0", "--manage", ":0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
     ) as process:
@@ -207,22 +216,14 @@ def test_engines_can_share_a_process(tmp_path: Path) -> None:
         assert len(engines) == 2
 
         def fleet_model() -> Any:
-            return httpx.get(f"{up.manage}/api/fleet", trust_env=False).json()["models"][0]
+            return client().get(f"{up.manage}/api/fleet").json()["models"][0]
 
         assert fleet_model()["preset"] == "round-robin"
         wait_until(
             lambda: [instance["state"] for instance in fleet_model()["instances"]] == ["Ready"] * 8,
             "the gateway knows that all engines are ready",
         )
-        used = {
-            httpx.post(
-                f"{up.url}/v1/chat/completions",
-                json={**QUESTION, "model": "qwen2.5-7b", "max_tokens": 1},
-                timeout=60,
-                trust_env=False,
-            ).headers["x-fairlead-instance"]
-            for _ in range(8)
-        }
+        used = {post_chat(up, model="qwen2.5-7b", max_tokens=1).headers["x-fairlead-instance"] for _ in range(8)}
         assert len(used) == 8
 
 
@@ -259,12 +260,11 @@ def test_chat_why_explains_the_decision(shared: LocalStack) -> None:
     assert "√ main-".encode() in screen
 
 
-def test_two_stacks_run_side_by_side(tmp_path: Path) -> None:
-    with LocalStack(tmp_path).wait_ready() as first:
-        with LocalStack(tmp_path).wait_ready() as second:
-            assert {first.url, first.manage}.isdisjoint({second.url, second.manage})
-            assert second.url in second.command("local", "status").stdout
-        wait_until(lambda: first.url in first.command("local", "status").stdout, "the first one is found again")
+def test_two_stacks_run_side_by_side(shared: LocalStack) -> None:
+    with LocalStack(shared.runtime).wait_ready() as second:
+        assert {shared.url, shared.manage}.isdisjoint({second.url, second.manage})
+        assert second.url in second.command("local", "status").stdout
+    wait_until(lambda: shared.url in shared.command("local", "status").stdout, "the first one is found again")
 
 
 def test_terminal_shows_the_live_view_and_is_restored(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_terminal_shows_the_live_view_and_is_restored(tmp_path: Path) -> None:
     termios.tcsetwinsize(child_terminal, (40, 100))
     before = termios.tcgetattr(child_terminal)
     environment = {**os.environ, "TERM": "xterm-256color", "XDG_RUNTIME_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "fairlead_cli", "up", "--listen", ":0", "--manage", ":0"]
+    command = [sys.executable, "-m", "fairlead_cli", "up", small_manifest(tmp_path), "--listen", ":0", "--manage", ":0"]
     process = subprocess.Popen(
         command, stdin=child_terminal, stdout=child_terminal, stderr=child_terminal, env=environment
     )
