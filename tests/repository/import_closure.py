@@ -54,17 +54,8 @@ def _imports(name: str) -> tuple[str, ...]:
     if path is None and (FOLDERS[name.partition(".")[0]] / name.replace(".", "/")).with_suffix(".pyx").exists():
         return ()
     assert path is not None, f"no module {name}"
-    tree = ast.parse(path.read_text())
-    ignored = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
-    }
     found: list[str] = []
-    for node in ast.walk(tree):
-        if id(node) in ignored:
-            continue
+    for node in _statements(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -72,3 +63,12 @@ def _imports(name: str) -> tuple[str, ...]:
             below = (f"{node.module}.{alias.name}" for alias in node.names)
             found += [module for module in below if module_file(module)]
     return tuple(found)
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Yields the statements below a node; not those for type checkers, and no expressions."""
+    for field in ("body", "orelse", "handlers", "finalbody", "cases"):
+        for child in getattr(node, field, ()):
+            if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
+                yield child
+                yield from _statements(child)

@@ -39,9 +39,11 @@ def _body(rng: random.Random, system: str, size: int, max_tokens: int, stream: b
     body = {"messages": messages, "model": "bench-model", "max_tokens": max_tokens, "temperature": 0.7}
     if stream:
         body["stream"] = True
-    while (left := size * 3 // 4 - len(_json(body))) > 256:
+    written = len(_json(body))
+    while (left := size * 3 // 4 - written) > 256:
         role = "user" if len(messages) % 2 else "assistant"
         messages.append({"role": role, "content": _prose(rng, min(_MESSAGE_BYTES, left) - 64)})
+        written += len(_json(messages[-1])) + 1  # with its comma
     messages.append({"role": "user", "content": UNIQUE})
     messages[-1]["content"] += " " + _prose(rng, size - len(_json(body)) - 1)
     return _json(body)

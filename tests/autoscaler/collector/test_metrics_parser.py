@@ -78,9 +78,7 @@ def test_what_is_no_number_is_not_there() -> None:
 @pytest.mark.property
 @given(
     st.lists(
-        st.sampled_from(sorted(metrics_parser._METRIC_NAMES)).flatmap(
-            lambda name: st.text(max_size=40).map(name.__add__)
-        ),
+        st.builds(str.__add__, st.sampled_from(sorted(metrics_parser._METRIC_NAMES)), st.text(max_size=40)),
         max_size=6,
     )
 )

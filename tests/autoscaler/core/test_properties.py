@@ -127,7 +127,7 @@ class Cluster:
             self.born[f"r{self.count}"] = self.now
 
 
-NIGHTS = settings(max_examples=shortened(2 * settings.default.max_examples, 25))
+NIGHTS = settings(max_examples=shortened(2 * settings.default.max_examples, 10))
 """Ten thousand series each in the nightly run."""
 
 
@@ -217,7 +217,7 @@ def test_a_replica_that_starts_counts_as_one_that_is_there(minutes: list[Minute]
         assert waiting.replicas - (waiting.inputs["hedged_replicas"].value or 0.0) <= ready.replicas + finished
 
 
-@settings(max_examples=shortened(settings.default.max_examples, 10))
+@settings(max_examples=shortened(settings.default.max_examples, 3))
 @given(st.integers(1, 60), st.integers(1, 12))
 def test_silence_lowers_in_time_and_its_like_without_metrics_never(requests: int, replicas: int) -> None:
     model = model_of(1, 40)

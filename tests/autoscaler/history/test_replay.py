@@ -1,6 +1,7 @@
 """A recording is decided on again, by the recorded settings alike, by others otherwise."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -34,6 +35,7 @@ MODEL = ModelSpec(
 )
 
 
+@cache
 def recorded(ticks: int, state_every: int = 1) -> list[TickRecord]:
     """Returns the records of a load that doubles in the middle; plans are fulfilled at once."""
     core, desired, looks = ScalingCore(MODEL), 2, []
@@ -94,6 +96,7 @@ MIXED = replace(
 )
 
 
+@cache
 def mixed(ticks: int) -> list[TickRecord]:
     """Returns the records of two pools under a steady load.
 
@@ -123,10 +126,10 @@ def nobody(asked: MixRequest) -> MixResult:
 def test_a_mix_that_was_asked_for_is_replayed_with_the_answer_that_came_then() -> None:
     looks = mixed(200)
     assert sum(bool(look.plan.asks) for look in looks) == 3
-    for begin in (0, 36):  # at the second place the first question is open
-        for one in replay(looks[begin:], SettingChanges(), nobody):
-            assert one.deviations == 0
-    large_ones = next(one for one in replay(looks, SettingChanges(), nobody) if one.pool == "L")
+    whole = replay(looks, SettingChanges(), nobody)
+    from_an_open_question = replay(looks[36:], SettingChanges(), nobody)
+    assert {one.deviations for one in (*whole, *from_an_open_question)} == {0}
+    large_ones = next(one for one in whole if one.pool == "L")
     assert large_ones.moments[-1].reproduced.inputs["mix_replicas"].value == 1.0
 
 

@@ -4,6 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from fairlead_bench.accuracy.fleet_vs_http import GATEWAYS, PRESETS, RATE, SECRET, RunResult, rows, run_live, simulate
 from fairlead_bench.results import load_goals
 from fairlead_cli.replay.client.prompts import PromptBuilder, prefix_chains
@@ -58,6 +60,7 @@ def test_a_busy_fleet_has_rows_of_its_own_without_goals_and_its_failures_count()
     assert len([row for row in made if "at 20/s" in row.metric and row.goal is None]) == 3
 
 
+@pytest.mark.nightly
 async def test_three_gateways_over_http_find_about_what_three_simulated_ones_do() -> None:
     requests = at_rate(FAMILIES["agents"](60, seed=3), 3 * RATE)
     builder = PromptBuilder(Tokenizer())

@@ -16,6 +16,7 @@ from fairlead_bench.autoscaler.believed_capacity import (
 from fairlead_sim.autoscaling.capacity.fixed_fleet import CASES, fixed_fleet_scenario, measure_fixed_fleet
 from fairlead_sim.autoscaling.closed_loop import run_controller
 from fairlead_sim.autoscaling.routing.load_balancing import LoadPolicy
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 
 def test_a_core_that_watches_changes_nothing() -> None:
@@ -31,7 +32,7 @@ def test_a_core_that_watches_changes_nothing() -> None:
 
 
 def test_the_comparison_is_of_the_same_fleet() -> None:
-    found = compare_capacity(CASES["S chat"], 4, requests=2_000, seed=1)
+    found = compare_capacity(CASES["S chat"], 4, requests=shortened(2_000, 800), seed=1)
     assert found.believed is not None
     assert found.ratio == pytest.approx(found.believed / found.measured)
     assert found.missed <= 0.01 < measure_fixed_fleet(CASES["S chat"], 4, 4 * found.measured * 1.2).share

@@ -7,7 +7,6 @@ import pytest
 
 from fairlead_bench.autoscaler import property_tests
 from fairlead_bench.autoscaler.property_tests import PropertyRun, drawn_examples, next_part, parse_examples
-from fairlead_testing.pytest_hooks.nightly import shortened
 
 STATISTICS = """
   - during generate phase (0.50 seconds):
@@ -33,9 +32,8 @@ def test_parts_add_up_and_a_failure_or_the_last_case_ends_a_test() -> None:
     assert [next_part(test, runs) for test in "ad"] == [3, 1]
 
 
+@pytest.mark.nightly
 def test_a_later_call_draws_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    all_tests = property_tests.TESTS
-    monkeypatch.setattr(property_tests, "TESTS", shortened(all_tests, all_tests / "collector"))
     tests = [name for name in property_tests.collect_tests() if name.startswith(TEST)]
     assert tests
     monkeypatch.setattr(property_tests, "collect_tests", lambda: [tests[0], "tests/nowhere.py::test_other"])

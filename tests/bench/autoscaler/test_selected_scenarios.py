@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fairlead_bench.autoscaler import benchmark, measurement, unseen_seeds
+from fairlead_bench.autoscaler import benchmark, unseen_seeds
 from fairlead_bench.autoscaler.measurement import FAIRLEAD
 from fairlead_bench.autoscaler.selected_scenarios import (
     OPTIMUM,
@@ -18,7 +18,6 @@ from fairlead_bench.autoscaler.selected_scenarios import (
 )
 from fairlead_bench.judging_seeds import TUNING_SEEDS
 from fairlead_sim.autoscaling.scenarios import ALL_SCENARIOS, SCENARIOS, WIDER_SCENARIOS
-from fairlead_testing.pytest_hooks.nightly import shortened
 
 
 @pytest.mark.parametrize("name", ALL_SCENARIOS)
@@ -61,10 +60,10 @@ def test_rows_are_means_over_seeds_and_the_least_servable_share() -> None:
     assert not any("window" in metric for metric in rows if metric.startswith("drift"))
 
 
+@pytest.mark.nightly
 def test_a_run_leaves_the_same_requests_out_for_all_and_writes_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(measurement, "KNOBS", shortened(measurement.KNOBS, 2))
     file = tmp_path / "selected.json"
     arguments = ["--scenarios", "step-warm", "--presets", "hpa-concurrency", "--jobs", "1", "--out", str(file)]
     assert benchmark.main(arguments) == 0

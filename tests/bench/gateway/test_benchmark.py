@@ -34,6 +34,7 @@ from fairlead_bench.gateway.result_rows import (
 )
 from fairlead_bench.gateway.targets import DIRECT, ENVOY, FAIRLEAD, SGLANG, TARGETS, gateway_options
 from fairlead_bench.results import load_goals
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 FOUND = {
     "seconds": 2.0,
@@ -222,8 +223,9 @@ def test_the_decision_alone_is_measured_with_the_gateways_code() -> None:
     assert routing_decision.decision_seconds("2k", blocks=1_000, seed=1, batches=2, batch=5) > 0
 
 
-def test_what_is_slow_once_is_the_clocks_and_what_is_slow_each_time_the_codes() -> None:
-    slow = tail_latency.measure_run(blocks=6_400, seed=1, batches=2, batch=5)
+def test_what_is_slow_once_is_the_clocks_and_what_is_slow_each_time_the_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tail_latency, "RUNS", shortened(tail_latency.RUNS, 2))
+    slow = tail_latency.measure_run(blocks=shortened(6_400, 640), seed=1, batches=2, batch=5)
     assert 0 < slow.median_seconds <= slow.p99_seconds
     assert 0 < slow.same_seconds <= slow.p99_seconds
     assert 0 < slow.routing_seconds < slow.p99_seconds

@@ -44,6 +44,7 @@ def test_the_committed_run_carries_the_goals() -> None:
     assert {row["metric"]: row["goal"] for row in report["rows"] if row["goal"]} == GOALS
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(300)
 async def test_three_gateways_that_hear_of_every_request_hit_the_caches_as_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -16,6 +16,7 @@ from fairlead_bench.sharing.simulated_gateways import (
 from fairlead_sim.gateways.cluster_options import NO_SHARING, SharingOptions
 from fairlead_sim.workload.generators import conversation_traffic
 from fairlead_sim.workload.traces import at_rate
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 BENCH = Path(__file__).parents[3] / "bench"
 GOALS = load_goals("sharing")
@@ -48,7 +49,7 @@ def test_the_committed_run_carries_the_goals() -> None:
 
 
 def test_both_kinds_of_traffic_run_and_fail_nothing() -> None:
-    requests = at_rate(conversation_traffic(600, seed=1), 8.0)
+    requests = at_rate(conversation_traffic(shortened(600, 200), seed=1), 8.0)
     for form in (GatewayTopology(1, NO_SHARING, True), GatewayTopology(3, SharingOptions(index=True), True)):
         figures = simulate_conversations(requests, form, 0, share=0.2)
         assert figures.failures == 0

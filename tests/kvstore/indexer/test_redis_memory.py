@@ -15,6 +15,7 @@ from fairlead_kvstore.index.writer_state import StreamBound
 from fairlead_kvstore.indexer.redis_memory import RedisMemoryBound
 from fairlead_testing.kvstore.block_store import MODEL, SingleInstanceStore, stored_event
 from fairlead_testing.kvstore.index_harness import harness_with_redis
+from fairlead_testing.pytest_hooks.nightly import shortened
 from fairlead_testing.redis.valkey import Valkey
 
 pytestmark = pytest.mark.sockets
@@ -111,12 +112,12 @@ def test_bound_stays_while_redis_is_away() -> None:
 async def test_lowered_bound_evicts_in_steps_that_wait_for_the_writer() -> None:
     process = Process()
     process.store.attach("i", MODEL, 0.0)
-    fill(process.store, "i", 150_000)
+    fill(process.store, "i", 90_000)
     process.backlogged = [MODEL]
-    memory = bound(Link(128 * 100_000), process)
+    memory = bound(Link(128 * 70_000), process)
     assert memory.warnings() == []
     await memory.read_once()
-    assert process.store.block_count <= 100_000
+    assert process.store.block_count <= 70_000
     assert len(process.offers) > 1
     assert all(process.offers)
     assert "give Redis more memory" in memory.warnings()[0]
@@ -136,7 +137,7 @@ def test_hints_of_shared_stores_have_equal_parts_of_the_bound() -> None:
 async def test_blocks_of_one_model_push_no_other_index_out_of_redis(server: Valkey) -> None:
     async with harness_with_redis(server.url, replace(LIMITS, index_lease_seconds=60.0)) as (harness, redis):
         await redis.config_set("maxmemory-policy", "allkeys-lru")
-        await redis.config_set("maxmemory", 16 * MIB)
+        await redis.config_set("maxmemory", shortened(16, 8) * MIB)
         await redis.set("index of another model", bytes(MIB))
         process: Any = Process()
         process.store = harness.indexer.store
@@ -145,8 +146,8 @@ async def test_blocks_of_one_model_push_no_other_index_out_of_redis(server: Valk
         ).read_once()
         await harness.writer.step()
         instance = next(iter(harness.engines))
-        for _ in range(3):
-            fill(harness.indexer.store, instance, 400_000)
+        for _ in range(shortened(3, 2)):
+            fill(harness.indexer.store, instance, shortened(400_000, 160_000))
             harness.writer._models[MODEL].require_new_epoch()
             harness.clock.advance(1.0)
             await harness.writer.step()

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from fairlead.runtime.clock import SystemClock
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.index.subscriber import IndexSubscriber
+from fairlead_kvstore.indexer import cli
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
 from fairlead_testing.kvstore.indexer_process import IndexerProcess, indexer_process
@@ -152,18 +153,26 @@ async def test_two_ranks_are_two_instances(server: Valkey, tmp_path: Path) -> No
         (("--fleet", "x.yaml", "--redis", "http://a"), "redis://"),
         (("--fleet", "x.yaml", "--redis", "redis://a", "--listen", "8080"), "HOST:PORT"),
         (("--fleet", "x.yaml", "--redis", "redis://a", "--events", "tcp://*"), "cannot listen for KV events"),
-        (("--kube", "No_Namespace", "--redis", "redis://a"), "is not a namespace"),
     ],
 )
-async def test_invalid_arguments_are_reported_and_nothing_runs(arguments: tuple[str, ...], words: str) -> None:
+def test_invalid_arguments_are_reported_and_nothing_runs(
+    arguments: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "configure_stderr_logging", lambda *_: None)
+    monkeypatch.setattr(cli.process_tuning, "raise_open_file_limit", lambda: None)
+    assert cli.main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+async def test_process_with_invalid_arguments_exits_2() -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fairlead_kvstore", *arguments),
+        *(sys.executable, "-m", "fairlead_kvstore", "--kube", "No_Namespace", "--redis", "redis://a"),
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )
     _, told = await asyncio.wait_for(process.communicate(), 60.0)
     assert process.returncode == 2
-    assert words in told.decode()
+    assert "is not a namespace" in told.decode()
     assert "Traceback" not in told.decode()
 
 

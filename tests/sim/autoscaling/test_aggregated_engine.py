@@ -18,8 +18,11 @@ from fairlead_sim.autoscaling.plant_engine import PlantEngine, StepTotals
 from fairlead_sim.autoscaling.request_table import NOT_YET, ArrivalTrace, RequestTable
 from fairlead_sim.autoscaling.token_engine import TokenEngine
 from fairlead_sim.autoscaling.traffic import CHAT_LENGTHS, SHORT_OUTPUT_LENGTHS, poisson_arrivals
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 BOUNDS = (0.05, 0.1, 0.2)
+PART = shortened(5, 3)
+"""Minutes of overload in the middle of a scenario."""
 
 
 def served(
@@ -66,12 +69,12 @@ def test_every_token_comes_when_the_token_level_engine_says(
 def troubled() -> AutoscalingScenario:
     """Returns a scenario of rising and falling overload, with crashes and slow steps."""
     draw = Random(5)
-    load = poisson_arrivals([2.0] * 5 + [11.0] * 5 + [3.0] * 9, CHAT_LENGTHS, draw)
+    load = poisson_arrivals([2.0] * PART + [11.0] * PART + [3.0] * (2 * PART - 1), CHAT_LENGTHS, draw)
     return replace(
         scenarios.step_cold(1),
-        seconds=1200.0,
+        seconds=PART * 240.0,
         load=load,
-        faults=PlantFaults(crashes=(400.0, 800.0), slow=((900.0, 1.35),)),
+        faults=PlantFaults(crashes=(PART * 80.0, PART * 160.0), slow=((PART * 180.0, 1.35),)),
     )
 
 
@@ -83,7 +86,7 @@ def both(scenario: AutoscalingScenario, *steps: tuple[float, int]) -> tuple[Cont
 
 
 def test_a_whole_plant_comes_to_the_same() -> None:
-    quick, exact = both(troubled(), (0.0, 3), (250.0, 7), (700.0, 4))
+    quick, exact = both(troubled(), (0.0, 3), (PART * 50.0, 7), (PART * 140.0, 4))
     assert 0.3 < exact.attainment < 0.95  # neither idle nor hopeless, or nothing would be compared
     assert exact.lost
     assert exact.abandoned

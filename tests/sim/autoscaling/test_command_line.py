@@ -16,7 +16,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         command,
         "SCENARIOS",
-        {command.EXAMPLE_SCENARIO: lambda seed, traces: replace(STEP, seconds=shortened(900.0, 600.0))},
+        {command.EXAMPLE_SCENARIO: lambda seed, traces: replace(STEP, seconds=shortened(900.0, 400.0))},
     )
 
 

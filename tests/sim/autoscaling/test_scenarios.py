@@ -22,7 +22,7 @@ from fairlead_sim.autoscaling.scenarios import (
 from fairlead_sim.autoscaling.traffic import CONVERSATIONS_BY_BLOCK
 from fairlead_testing.pytest_hooks.nightly import shortened
 
-START_FLEETS: list[tuple[str, dict[str, int], dict[str, int]]] = [  # the first in `make test`
+START_FLEETS: list[tuple[str, dict[str, int], dict[str, int]]] = [
     ("h100-chat", {"h100-llama8b": 9}, {"h100-llama8b": 13}),
     ("l4-chat", {"l4-qwen8b": 10}, {"l4-qwen8b": 16}),
     ("drifting-lengths", {"S": 16}, {"S": 22}),
@@ -60,6 +60,7 @@ def test_a_seed_is_a_scenario(kind: str) -> None:
     assert made.model.pools == tuple(setup.facts for setup in made.pools)
 
 
+@pytest.mark.nightly
 def test_the_smooth_short_day_rises_elevenfold_within_three_hours() -> None:
     minutes = per_minute(SCENARIOS["smooth-short"](1, None))
     night, day = fmean(minutes[4 * 60 : 5 * 60 + 30]), fmean(minutes[9 * 60 + 30 : 11 * 60])
@@ -77,7 +78,7 @@ def test_answers_drift_and_requests_do_not() -> None:
 
 
 def test_bursts_leave_a_third_of_the_minutes_silent() -> None:
-    minutes = [count for seed in range(8) for count in per_minute(SCENARIOS["on-off"](seed, None))]
+    minutes = [count for seed in range(shortened(8, 4)) for count in per_minute(SCENARIOS["on-off"](seed, None))]
     assert sum(count < 10 for count in minutes) / len(minutes) == pytest.approx(1 / 3, abs=0.05)
     assert fmean(minutes) == pytest.approx(3 * 147, rel=0.15)
     assert max(minutes) <= 3 * 640
@@ -90,7 +91,7 @@ def test_zero_is_silent_for_eight_minutes_and_more() -> None:
 
 
 def test_the_mix_moves_there_and_back() -> None:
-    scenario = SCENARIOS["mix-move"](1, None)
+    scenario = _mix_move()
     assert [setup.facts.role for setup in scenario.pools] == [Role.PREFILL, Role.DECODE]
     outputs: dict[int, list[int]] = {}
     for arrival, output in zip(scenario.load.arrivals, scenario.load.outputs, strict=True):
@@ -101,11 +102,10 @@ def test_the_mix_moves_there_and_back() -> None:
 
 
 def test_prompts_move_from_prefill_to_decode_and_none_is_lost() -> None:
-    made = SCENARIOS["mix-move"](1, None)
-    scenario = AutoscalingScenario(made.name, 1, 300.0, made.model, made.pools, _first(made, 300.0))
-    outcome = run_controller(
-        scenario, ScheduleController([(0.0, {"prefill": 9, "decode": 5}), (200.0, {"prefill": 7, "decode": 4})])
-    )
+    made, end = _mix_move(), shortened(300.0, 90.0)
+    scenario = AutoscalingScenario(made.name, 1, end, made.model, made.pools, _first(made, end))
+    controller = ScheduleController([(0.0, {"prefill": 9, "decode": 5}), (end / 1.5, {"prefill": 7, "decode": 4})])
+    outcome = run_controller(scenario, controller)
     book = outcome.request_table
     assert outcome.attainment > 0.5
     assert min(book.end) > 0.0
@@ -135,6 +135,7 @@ def test_lengths_drift_like_the_recorded_hour_with_like_neighbours() -> None:
     assert pvariance(prompts) / fmean(prompts) ** 2 == pytest.approx(0.9, abs=0.15)
 
 
+@pytest.mark.nightly
 def test_very_long_prompts_start_with_half_the_fleet_that_they_need() -> None:
     scenario = wider("very-long-prompts")
     assert 100_000 < max(scenario.load.prompts) <= 126_000
@@ -144,7 +145,8 @@ def test_very_long_prompts_start_with_half_the_fleet_that_they_need() -> None:
     assert _fixed_fleet_share(scenario, {"L": 17}) > 0.985
 
 
-@pytest.mark.parametrize(("name", "too_few", "enough"), shortened(START_FLEETS, START_FLEETS[:1]))
+@pytest.mark.nightly
+@pytest.mark.parametrize(("name", "too_few", "enough"), START_FLEETS)
 def test_start_fleets_fit_the_first_minutes_and_not_the_hour(
     name: str, too_few: dict[str, int], enough: dict[str, int]
 ) -> None:
@@ -181,6 +183,11 @@ def test_recorded_hours_are_read_where_they_are(tmp_path_factory: pytest.TempPat
     long = SCENARIOS["long-prompts"](1, folder)
     assert len(long.load) == 16
     assert set(long.load.prompts) == {20_000}
+
+
+@cache
+def _mix_move() -> AutoscalingScenario:
+    return SCENARIOS["mix-move"](1, None)
 
 
 def _fixed_fleet_share(scenario: AutoscalingScenario, replicas: dict[str, int]) -> float:

@@ -47,6 +47,7 @@ def test_first_tokens_stay_in_time_when_one_of_eight_engines_is_lost(family: str
     assert min(found) >= 0.99
 
 
+@pytest.mark.nightly
 def test_round_robin_misses_the_objective_after_the_loss() -> None:
     """Otherwise the previous test would prove nothing."""
     found = attainment_by_window(without_warmup(one_lost("round-robin", under_load("rag", 8))), WINDOW_SECONDS)

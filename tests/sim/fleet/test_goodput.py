@@ -1,4 +1,7 @@
-"""Smooth goodput on 10,000 drawn timelines: delays and dropped answers never raise it."""
+"""Smooth goodput on drawn timelines: delays and dropped answers never raise it.
+
+`make nightly` draws 10,000.
+"""
 
 import math
 import random
@@ -8,8 +11,9 @@ from dataclasses import replace
 
 from fairlead_sim.fleet.goodput import TokenDeadlines, benefit, idle_seconds, smooth_goodput
 from fairlead_sim.fleet.request import RequestResult
+from fairlead_testing.pytest_hooks.nightly import shortened
 
-TIMELINES = 10_000
+TIMELINES = shortened(10_000, 1_500)
 
 
 def timelines() -> Iterator[tuple[random.Random, TokenDeadlines, RequestResult]]:

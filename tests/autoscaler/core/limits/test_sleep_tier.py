@@ -164,7 +164,7 @@ def test_a_tier_costs_nobody_his_turn_where_accelerators_are_counted() -> None:
 def test_the_last_sleepers_end_when_all_idle_gaps_outlast_the_break_even() -> None:
     model = model_of(SleepTier(2, wake_seconds=_WAKE))
     after = SleepingPool(model, 1)
-    for _ in range(shortened(4, 2)):  # ten minutes of requests, two hours of none
+    for _ in range(shortened(4, 1)):  # ten minutes of requests, two hours of none
         last(after, 3.0, 120)
         last(after, 0.0, 1_440)
     last(after, 3.0, 120)
@@ -214,7 +214,7 @@ MINUTES = st.lists(
 )
 
 
-@settings(deadline=None)
+@settings(max_examples=shortened(settings.default.max_examples, 10))
 @given(MINUTES, st.integers(0, 3), st.integers(3, 24), st.integers(0, 4), st.integers(0, 8), st.integers(0, 6))
 def test_bounds_hold_for_both_together_and_doubt_or_a_restart_ends_nobody(
     minutes: list[tuple[int, int, str]], minimum: int, maximum: int, least: int, more: int, awake: int

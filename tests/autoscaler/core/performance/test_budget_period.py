@@ -31,15 +31,15 @@ _MODEL = ModelSpec(
 
 
 def _period_requests(model: ModelSpec) -> float:
-    """Returns the requests that the budget counts after ten busy minutes and an idle hour."""
+    """Returns the requests that the budget counts after five busy minutes and an idle half hour."""
     state = CoreState()
     counts = (2.0, 0.0)
     replica = ReplicaMetrics(
         "a", ReplicaState.READY, 500.0, 20.0, 1.0, 0.0, 0.1, 2_400.0, 400.0, 20.0, 2.0, 2.0, ttft_counts=counts
     )
     idle = ReplicaMetrics("a", ReplicaState.READY, 500.0, 20.0, *(0.0,) * 8, ttft_counts=(0.0, 0.0))
-    for tick in range(840):
-        is_busy = tick < 120
+    for tick in range(420):
+        is_busy = tick < 60
         own = replica if is_busy else idle
         pools = {"main": PoolObservation(4, 4, replicas=(own,) * 4)}
         gateway = GatewayTraffic(8.0, 9_600.0) if is_busy else GatewayTraffic(0.0, 0.0)
@@ -48,6 +48,6 @@ def _period_requests(model: ModelSpec) -> float:
 
 
 def test_requests_count_for_the_period_of_the_slo() -> None:
-    day, hour = (_period_requests(replace(_MODEL, period_seconds=seconds)) for seconds in (86_400.0, 3_600.0))
-    assert hour < day / 2.0
+    day, half_hour = (_period_requests(replace(_MODEL, period_seconds=seconds)) for seconds in (86_400.0, 1_800.0))
+    assert half_hour < day / 2.0
     assert _period_requests(_MODEL) == pytest.approx(day)

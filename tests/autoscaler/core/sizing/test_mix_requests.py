@@ -5,10 +5,11 @@ Without a reply the plan is that without a solver.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairlead.fleet.model import Role
@@ -30,6 +31,7 @@ from fairlead_autoscaler.core.sizing.pool_allocation import PoolShare, follow_mi
 from fairlead_autoscaler.core.state import decode_state, encode_state
 from fairlead_autoscaler.mix import create_solver
 from fairlead_sim.autoscaling.reference_pools import large_profile, small_profile
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 MODEL = ModelSpec(
     "chat",
@@ -95,6 +97,16 @@ def driven(
     return plans, there
 
 
+@cache
+def rising_without_replies() -> list[ScalingPlan]:
+    return driven(ScalingCore(MODEL), 150, arrivals=lambda tick: 40.0 + tick)[0]
+
+
+@cache
+def without_replies() -> list[ScalingPlan]:
+    return driven(ScalingCore(MODEL), 200)[0]
+
+
 def numbers(plans: list[ScalingPlan]) -> list[dict[str, int]]:
     return [{name: pool.replicas for name, pool in plan.pools.items()} for plan in plans]
 
@@ -133,14 +145,14 @@ def test_a_shape_that_no_replica_of_a_pool_can_serve_is_left_to_the_others() -> 
 
 @pytest.mark.parametrize("ask", [FakeSolver(None, "greedy-timeout"), FakeSolver({"S": 2}, "milp")])
 def test_an_answer_that_is_none_changes_no_number_and_the_plan_says_so(ask: FakeSolver) -> None:
-    plain, _ = driven(ScalingCore(MODEL), 150, arrivals=lambda tick: 40.0 + tick)
+    plain = rising_without_replies()
     with_one, _ = driven(ScalingCore(MODEL), 150, arrivals=lambda tick: 40.0 + tick, ask=ask)
     assert numbers(plain) == numbers(with_one)
     assert f"mean request (mix: {ask.rule})" in with_one[-1].pools["S"].reason
 
 
 def test_without_a_reply_the_mean_request_divides_and_the_query_is_repeated() -> None:
-    plans, _ = driven(ScalingCore(MODEL), 200)
+    plans = without_replies()
     asked = [at for at, plan in enumerate(plans) if plan.asks]
     assert [after - before for before, after in pairwise(asked)] == [60, 60]
     reasons = [plan.pools["S"].reason for plan in plans]
@@ -173,7 +185,7 @@ def test_an_answer_that_takes_a_while_is_followed_when_it_comes(after: int) -> N
 
 def test_an_answer_to_an_older_question_or_to_none_is_no_answer() -> None:
     plans, _ = driven(ScalingCore(MODEL), 200, ask=FakeSolver({"S": 2, "L": 1}, after=61))
-    assert numbers(plans) == numbers(driven(ScalingCore(MODEL), 200)[0])
+    assert numbers(plans) == numbers(without_replies())
     core = ScalingCore(MODEL)
     for tick in range(200):
         unasked = {Role.SERVE.value: MixResult(tick * 5.0, {"S": 2, "L": 9}, "milp")}
@@ -236,6 +248,7 @@ def test_a_mix_never_leaves_the_bounds_nor_a_need_that_could_be_carried(
     assert carried >= min(need, sum(part.maximum * part.capacity for part in parts)) - 1e-6
 
 
+@settings(max_examples=shortened(settings.default.max_examples, 6))
 @given(st.lists(st.floats(0.0, 150.0), min_size=1, max_size=12), st.integers(0, 60), st.integers(0, 60))
 def test_whatever_a_solver_says_the_pools_bounds_hold(minutes: list[float], small_ones: int, large_ones: int) -> None:
     ask = FakeSolver({"S": small_ones, "L": large_ones})

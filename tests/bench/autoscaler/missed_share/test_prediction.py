@@ -33,7 +33,7 @@ def compared(plant: str, traffic: str, replicas: int, rate: float, requests: int
 def test_shares_of_some_percent_are_predicted_within_a_factor(
     plant: str, traffic: str, replicas: int, rate: float, factor: float
 ) -> None:
-    found = compared(plant, traffic, replicas, rate)
+    found = compared(plant, traffic, replicas, rate, requests=shortened(8_000, 4_000))
     assert found.is_judged
     assert is_within(found.predicted.derived, found.measured, factor), found
 
@@ -46,6 +46,7 @@ def test_the_cliff_of_a_large_fleet_is_predicted_within_some_percent_of_the_rate
     assert 0.96 < found.rate_ratio < 1.04
 
 
+@pytest.mark.nightly
 def test_factors_mend_a_small_fleet_that_is_predicted_to_miss_too_much() -> None:
     found = compared("aggregated", "L chat", 4, 5.322, requests=20_000)
     assert found.is_judged
@@ -55,12 +56,13 @@ def test_factors_mend_a_small_fleet_that_is_predicted_to_miss_too_much() -> None
 
 
 def test_a_core_that_wants_more_replicas_learns_no_factor() -> None:
-    found = compared("aggregated", "S chat", 16, 1.43)
+    found = compared("aggregated", "S chat", 16, 1.43, requests=shortened(8_000, 4_000))
     assert found.predicted.learning < 0.1
     assert found.predicted.corrected == pytest.approx(found.predicted.derived)
     assert found.predicted.sized > found.predicted.derived
 
 
+@pytest.mark.nightly
 def test_token_by_token_the_same_is_predicted() -> None:
     quick, exact = (compared(plant, "S chat", 4, 1.335, requests=1_200) for plant in ("aggregated", "token-level"))
     assert exact.measured == pytest.approx(quick.measured, rel=0.3)
@@ -91,6 +93,7 @@ def test_an_outside_fleet_is_fixed_and_has_the_lengths_of_its_family() -> None:
     log = scenario.requests
     assert sum(arrival >= 300.0 for arrival in log.arrivals) == pytest.approx(3_000, rel=0.15)
     assert sum(log.prompts) / len(log) == pytest.approx(1_144, rel=0.05)
-    many = outside_fleet_scenario(case, requests=50_000, seed=1)
-    assert len(many.requests) > 50_000
+    most = shortened(50_000, 10_000)
+    many = outside_fleet_scenario(case, requests=most, seed=1)
+    assert len(many.requests) > most
     assert many.requests.prompts[: len(log)] == log.prompts

@@ -17,6 +17,7 @@ from fairlead_sim.autoscaling.capacity.fixed_fleet import (
 from fairlead_sim.autoscaling.plant import EngineModelKind
 from fairlead_sim.autoscaling.request_table import ArrivalTrace, RequestTable
 from fairlead_sim.autoscaling.routing.load_balancing import LoadPolicy
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 CHAT = CASES["S chat"]
 
@@ -56,7 +57,7 @@ def test_misses_rise_with_the_rate_and_fall_with_replicas() -> None:
 def test_both_engine_models_miss_the_same() -> None:
     case = CASES["L very long"]
     quick, exact = (
-        measure_fixed_fleet(case, 3, 1.2, engine_model=model, requests=150)
+        measure_fixed_fleet(case, 3, 1.2, engine_model=model, requests=shortened(150, 90))
         for model in (EngineModelKind.AGGREGATED, EngineModelKind.TOKEN_LEVEL)
     )
     assert quick.share == pytest.approx(exact.share, abs=0.01)
@@ -66,7 +67,7 @@ def test_both_engine_models_miss_the_same() -> None:
 def test_prompt_work_misses_less_than_the_other_policies() -> None:
     case = CASES["L very long"]
     shares = {
-        policy: measure_fixed_fleet(replace(case, load_policy=policy), 18, 6.8, requests=3_000).share
+        policy: measure_fixed_fleet(replace(case, load_policy=policy), 18, 6.8, requests=shortened(3_000, 1_500)).share
         for policy in LoadPolicy
     }
     assert 3.0 * shares[LoadPolicy.PROMPT_WORK] < shares[LoadPolicy.RESIDENT_KV]

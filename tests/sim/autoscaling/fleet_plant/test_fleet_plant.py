@@ -141,13 +141,13 @@ def test_overload_ends_each_request_once_and_leaves_none_behind() -> None:
 
 
 def test_equal_seeds_give_equal_outcomes() -> None:
-    made = scenario(chat(4.0, 3), initial=3, seconds=180.0, faults=PlantFaults(crashes=(60.0,)))
+    made = scenario(chat(4.0, 2), initial=3, seconds=120.0, faults=PlantFaults(crashes=(60.0,)))
     options = FleetPlantOptions()
-    first, second = [outcome_of(made, (30.0, 5), (120.0, 3), options=options) for _ in range(2)]
+    first, second = [outcome_of(made, (30.0, 5), (90.0, 3), options=options) for _ in range(2)]
     assert first.request_table.end == second.request_table.end
     assert first.samples == second.samples
     assert first.cost == second.cost
-    other = outcome_of(replace(made, seed=2), (30.0, 5), (120.0, 3), options=options)
+    other = outcome_of(replace(made, seed=2), (30.0, 5), (90.0, 3), options=options)
     assert other.request_table.end != first.request_table.end
 
 
@@ -217,18 +217,20 @@ def test_a_new_replica_has_an_empty_cache() -> None:
 
 
 def test_more_replicas_keep_more_of_the_same_conversations() -> None:
-    made, shares = scenario(chat(6.0, 6), initial=6, seconds=360.0), []
+    minutes = shortened(6, 3)
+    made, shares = scenario(chat(6.0, minutes), initial=6, seconds=60.0 * minutes), []
     for replicas in (6, 24):
         plant = FleetPlant(made, foresight=True)
         plant.scale("S", replicas)
-        plant.run(360.0)
+        plant.run(made.seconds)
         shares.append(plant.cached_share)
     few, many = shares
     assert few + 0.03 < many < plant.ideal_cached_share
 
 
 def test_a_shared_prefix_costs_less_than_none() -> None:
-    made = scenario(chat(5.0, 6), initial=4, seconds=360.0)
+    minutes = shortened(6, 3)
+    made = scenario(chat(5.0, minutes), initial=4, seconds=60.0 * minutes)
     cold = outcome_of(made)
     warm = outcome_of(made, options=FleetPlantOptions(ConversationOptions(cached_share=0.45, pause_seconds=5.0)))
     assert warm.attainment > cold.attainment
@@ -240,9 +242,11 @@ def test_without_caches_it_agrees_with_the_token_level_plant(replicas: int, with
 
     `make test` compares the smallest fleet, `make nightly` three.
     """
-    made = scenario(chat(6.5, 8), initial=replicas, seconds=480.0)
-    fleet = outcome_of(made, (200.0, replicas + 2), (300.0, replicas - 1))
-    controller = ScheduleController([(200.0, {"S": replicas + 2}), (300.0, {"S": replicas - 1})])
+    minutes = shortened(8, 6)
+    more, fewer = (25.0 * minutes, replicas + 2), (37.5 * minutes, replicas - 1)
+    made = scenario(chat(6.5, minutes), initial=replicas, seconds=60.0 * minutes)
+    fleet = outcome_of(made, more, fewer)
+    controller = ScheduleController([(at, {"S": count}) for at, count in (more, fewer)])
     tokens = run_controller(made, controller, engine_model=EngineModelKind.TOKEN_LEVEL)
     assert fleet.attainment == pytest.approx(tokens.attainment, abs=within)
     assert fleet.cost == pytest.approx(tokens.cost, rel=0.005)

@@ -36,10 +36,10 @@ def test_it_attains_the_target_for_less_than_the_schedule_it_scales() -> None:
 def test_lower_counts_for_a_part_of_the_time_save_more_than_whole_factors() -> None:
     """Two steps of ten minutes: one factor for both leaves too much in the first."""
     setup = reference_pools.reference_pool(reference_pools.small_profile(), 1, startup=StartupDistribution(10.0, 0.0))
-    load = poisson_arrivals([1.0] * 10 + [4.0] * 10, CHAT_LENGTHS, Random(1))
+    load = poisson_arrivals([0.5] * 10 + [2.0] * 10, CHAT_LENGTHS, Random(1))
     model = reference_pools.reference_model([setup], 3.0, 0.15)
     made = AutoscalingScenario("made", 1, 1_200.0, model, (setup,), load)
-    steps = [(0.0, {"S": 4}), (600.0, {"S": 4})]
+    steps = [(0.0, {"S": 3}), (600.0, {"S": 3})]
     bound = scaled_schedule_bound(made, steps, runs=10)
     assert bound.attainment >= 0.99
     (_, first), (_, second) = bound.steps
@@ -50,7 +50,7 @@ def test_a_schedule_that_is_too_small_is_raised() -> None:
     made = scenario()
     few = [(at, {"S": max(1, counts["S"] // 3)}) for at, counts in STEPS]
     assert run_schedule(made, few, FleetPlant(made, foresight=True)).attainment < 0.9
-    bound = scaled_schedule_bound(made, few, runs=6)
+    bound = scaled_schedule_bound(made, few, runs=shortened(6, 4))
     assert bound.attainment >= 0.99
 
 
