@@ -24,6 +24,7 @@ from fairlead_gateway.supervisor.management import create_management_app
 from fairlead_gateway.supervisor.management.access.access_scope import AccessScope, Permission
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
 from fairlead_gateway.telemetry.decision_log import LoggedRequest
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 URL = "http://127.0.0.1"
 PEPPER = b"pepper"
@@ -33,6 +34,8 @@ SCOPES = {
 }
 TOKENS = ("full", "full", "full", "reader", "viewer", "unknown", None)
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+EXAMPLES = shortened(settings.default.max_examples, 8)
+"""Inputs of each operation."""
 MAX_URL = 65_536
 """Characters that httpx takes."""
 PREVIEW_STATUSES = (400, 404, 413, 415, 422, 429, 500, 501, 502, 503, 504, 508)
@@ -113,7 +116,7 @@ def test_every_route_answers_as_described(
         if refuses_previews != (operation.path == "/api/route") or (mode is GenerationMode.NEGATIVE and not has_input):
             continue
 
-        @settings(suppress_health_check=list(HealthCheck))
+        @settings(suppress_health_check=list(HealthCheck), max_examples=EXAMPLES)
         @given(operation.as_strategy(generation_mode=mode), st.sampled_from(TOKENS))
         def check(case: schemathesis.Case, token: str | None) -> None:
             response = managed.send_case(case, token)
