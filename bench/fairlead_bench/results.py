@@ -15,6 +15,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fairlead.manifests.yaml_nodes import SAFE_LOADER
+
 GOALS = Path(__file__).parents[1] / "goals.yaml"
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -44,7 +46,7 @@ class ResultRow:
 
 def load_goals(benchmark: str) -> dict[str, str]:
     """Returns metric → goal of one benchmark, as committed."""
-    table = yaml.safe_load(GOALS.read_text(encoding="utf-8"))
+    table = yaml.load(GOALS.read_text(encoding="utf-8"), Loader=SAFE_LOADER)
     return {item["metric"]: item["goal"] for item in table[benchmark]}
 
 

@@ -25,7 +25,9 @@ from typing import Any
 
 from fairlead_testing.forks.fork_request import ForkRequest, send_request
 from fairlead_testing.forks.programs import (
+    PROGRAMS,
     SERVER_MODULE,
+    copy_variables,
     interpreter_variables,
     needed_imports,
     program_command,
@@ -46,7 +48,7 @@ _allowed: ContextVar[bool] = ContextVar("allowed", default=True)
 
 
 class _Server:
-    """The fork server of this process.
+    """A fork server of this process.
 
     variables: the environment of its interpreter, as far as interpreters read it.
     process: the server; None in a fork.
@@ -65,28 +67,33 @@ class _Server:
         self.lock = threading.Lock()
 
 
-_server: _Server | None = None
+_servers: dict[frozenset[tuple[bytes, bytes]], _Server] = {}
+"""Servers by their variables: one, and one for programs without the compiled copy."""
+_own: dict[bytes, bytes] = {}
+"""The variables of this process when it began to start programs as forks."""
 _starting = threading.Lock()
-_is_nested = False
+_nested: _Server | None = None
+"""The server of this fork."""
 
 
 def install() -> None:
     """Makes this process start the product's programs as forks, where the system can."""
     if os.environ.get(_VARIABLE) != "0" and "COVERAGE_PROCESS_START" not in os.environ and can_clone():
+        _own.update(interpreter_variables(os.environb))
         _replace_functions()
 
 
 def install_nested(channel: int, environ: Mapping[bytes, bytes]) -> None:
     """Makes this fork start programs by a server of its own."""
-    global _server, _is_nested
-    _is_nested = True
-    _server = _Server(socket.socket(fileno=channel), interpreter_variables(environ))
+    global _nested
+    _nested = _Server(socket.socket(fileno=channel), interpreter_variables(environ))
+    _servers[frozenset(_nested.variables.items())] = _nested
     _replace_functions()
 
 
 def nested_descriptor() -> int:
     """Returns the descriptor of this fork's server; -1 if there is none."""
-    return _server.channel.fileno() if _is_nested and _server is not None else -1
+    return -1 if _nested is None else _nested.channel.fileno()
 
 
 @contextlib.contextmanager
@@ -114,7 +121,12 @@ class ForkingPopen(subprocess.Popen[Any]):
         command = program_command(argv)
         if command is None or not _can_fork(given):
             return False
-        server = _running_server(environ)
+        if _nested is None:
+            if interpreter_variables(environ) != _own:
+                return False
+            if PROGRAMS[command[0]].has_copy:
+                environ |= copy_variables(environ)
+        server = _running_server(interpreter_variables(environ))
         folder = os.path.abspath(given["cwd"] or os.getcwd())
         if server is None or not os.path.isdir(folder):
             return False
@@ -216,27 +228,25 @@ def _ignored_signals() -> Iterator[int]:
             yield number
 
 
-def _running_server(environ: Mapping[bytes, bytes]) -> _Server | None:
-    """Returns the server for programs of an environment; None if an interpreter must read it."""
-    global _server
-    variables = interpreter_variables(environ)
+def _running_server(variables: Mapping[bytes, bytes]) -> _Server | None:
+    """Returns the server for programs with these variables; None if an interpreter must read them."""
+    key = frozenset(variables.items())
     with _starting:
-        if _server is None and not _is_nested:
-            _server = _start_server()
-        if _server is None or _server.owner != os.getpid() or _server.variables != variables:
-            return None
-        return _server
+        if key not in _servers and _nested is None:
+            _servers[key] = _start_server(variables)
+        server = _servers.get(key)
+        return server if server is not None and server.owner == os.getpid() else None
 
 
-def _start_server() -> _Server:
+def _start_server(variables: Mapping[bytes, bytes]) -> _Server:
     ours, theirs = socket.socketpair()
     command = [sys.executable, "-m", SERVER_MODULE, str(theirs.fileno()), "-" * _ARGUMENT_AREA]
     # Without threads of linear algebra, which a fork would not have.
-    environ = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    environ = {**os.environb, **variables, b"OPENBLAS_NUM_THREADS": b"1"}
     with theirs:
         null = subprocess.DEVNULL
         process = _START_INTERPRETER(command, stdin=null, stdout=null, pass_fds=[theirs.fileno()], env=environ)
-    server = _Server(ours, interpreter_variables(dict(os.environb)), process)
+    server = _Server(ours, variables, process)
     atexit.register(_stop, server)
     return server
 
@@ -251,14 +261,12 @@ def _stop(server: _Server) -> None:
 
 def _request(server: _Server, request: ForkRequest, fds: list[int]) -> int | None:
     """Returns the process id of a fork; None if the server cannot fork, or has ended."""
-    global _server
     try:
         with server.lock:
             pid = send_request(server.channel, request, fds)
     except BaseException as error:  # a reply that is still to come would be the next request's
         with _starting:
-            if _server is server:
-                _server = None
+            _servers.pop(frozenset(server.variables.items()), None)
         _stop(server)
         if isinstance(error, EOFError | OSError):
             return None

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 SERVER_MODULE = "fairlead_testing.forks"
@@ -20,10 +21,12 @@ class Program:
 
     imports: modules that the server imports before its first fork.
     children: programs that this program starts itself.
+    has_copy: it may run from the compiled copy of the data plane.
     """
 
     imports: tuple[str, ...]
     children: tuple[str, ...] = ()
+    has_copy: bool = True
 
 
 _GATEWAY = "fairlead_gateway.supervisor"
@@ -34,6 +37,7 @@ PROGRAMS: Mapping[str, Program] = {
         (
             *("fairlead_gateway.__main__", f"{_GATEWAY}.supervisor", f"{_GATEWAY}.decision_stream"),
             *(f"{_GATEWAY}.file_parsing.client", f"{_GATEWAY}.peers.peer_sync", f"{_GATEWAY}.usage.usage_service"),
+            *(f"{_GATEWAY}.management.api", f"{_GATEWAY}.tenancy.access_service"),
         ),
         ("fairlead_gateway.worker.__main__", f"{_GATEWAY}.file_parsing.process"),
     ),
@@ -102,3 +106,27 @@ def interpreter_variables(environ: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     names = {os.fsencode(name) for name in _EMULATED}
     prefixes = tuple(map(os.fsencode, _INTERPRETER_PREFIXES))
     return {name: value for name, value in environ.items() if name.startswith(prefixes) and name not in names}
+
+
+def copy_variables(environ: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """Returns the variables by which a program finds the compiled copy of the data plane, if there
+    is one.
+
+    Why: gateways and indexers give them to their processes. A fork server that has them can fork
+    these, too.
+    """
+    names = (b"FAIRLEAD_COMPILED", b"FAIRLEAD_CACHE", b"HOME", b"PYTHONPATH", b"PYTHONSAFEPATH")
+    return _copy_variables(tuple((name, environ[name]) for name in names if name in environ))
+
+
+@cache
+def _copy_variables(given: tuple[tuple[bytes, bytes], ...]) -> dict[bytes, bytes]:
+    """Why cached: the copy is named by a digest of all sources."""
+    from fairlead.runtime.compiled_build import worker_environment
+
+    environ = {os.fsdecode(name): os.fsdecode(value) for name, value in given}
+    return {
+        os.fsencode(name): os.fsencode(value)
+        for name, value in worker_environment(environ).items()
+        if environ.get(name) != value
+    }
