@@ -229,7 +229,7 @@ def _ignored_signals() -> Iterator[int]:
 
 
 def _running_server(variables: Mapping[bytes, bytes]) -> _Server | None:
-    """Returns the server for programs with these variables; None if an interpreter must read them."""
+    """Returns the server for programs with these variables; None where a fork cannot have them."""
     key = frozenset(variables.items())
     with _starting:
         if key not in _servers and _nested is None:
