@@ -14,6 +14,7 @@ from fairlead.kube.resources import LEADER_WORKER_SETS
 from fairlead_operator.render import InstallationDefaults, render_model
 from fairlead_testing.kube.lws_controllers import LwsControllers
 from fairlead_testing.kube.operator_harness import NAMESPACE, OperatorHarness, model_manifest
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 KIND = LEADER_WORKER_SETS.kind
 WORKLOAD = {
@@ -139,7 +140,7 @@ def test_crash_before_every_write_of_a_group_rollout_reaches_the_same_end(desire
     assert (len(revisions), ready) == (1, f"{desired}/{desired}")
     assert conditions == {"Ready": ("True", "AllReady")}
     assert writes >= 4  # revision, surge, replicas again, and statuses
-    for kill_at in range(1, writes + 1):
+    for kill_at in range(1, writes + 1, shortened(1, desired)):
         assert roll_out(desired, kill_at)[0] == expected, f"killed before write {kill_at} of {writes}"
 
 

@@ -17,6 +17,7 @@ from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.index_stage import ENGINE_BLOCKS, MODEL_KEY, EnginePorts, index_stage
 from fairlead_testing.http.raw_client import post_request, send
+from fairlead_testing.pytest_hooks.nightly import shortened
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until_async
 
@@ -43,7 +44,7 @@ def text_of(name: str, tokens: int = 1_000) -> str:
     return TOKENIZER.random_text(tokens, name)
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", shortened(["1", "2"], ["2"]))
 async def test_what_an_engine_evicted_is_not_expected_there(tmp_path: Path, workers: str) -> None:
     async with index_stage(tmp_path, 1, "--workers", workers) as place:
         evicted = [text_of("oldest", 300), text_of("older", 300), text_of("first")]

@@ -14,6 +14,7 @@ from fairlead_testing.engines.simulated_process import engine_process
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import post_request, send
+from fairlead_testing.pytest_hooks.nightly import shortened
 from fairlead_testing.waiting import wait_until_async
 
 pytestmark = pytest.mark.sockets
@@ -22,7 +23,7 @@ TRUE, ASSUMED = builtin_profile("910b4"), builtin_profile("h100-llama8b")
 TEXT = Tokenizer()
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", shortened(["1", "2"], ["2"]))
 async def test_the_price_of_a_prompt_is_learned_from_requests(tmp_path: Path, workers: str) -> None:
     """The engine is four times slower than assumed."""
     async with engine_process("--profile", TRUE.name, "--enable-prompt-tokens-details") as engine:

@@ -17,6 +17,7 @@ from fairlead_testing.gateway.adapted_gateway import adapted as adapted_gateway
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
+from fairlead_testing.pytest_hooks.nightly import shortened
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
@@ -216,7 +217,8 @@ def test_zipf_traffic_survives_a_killed_and_a_restarted_engine() -> None:
     names = [f"lora-{number}" for number in range(200)]
     weights = [1.0 / (number + 1) for number in range(200)]
     settings = replace(FAST, adapter_load_seconds=0.2)
-    drawn = random.Random(7).choices(names, weights, k=900)
+    third = shortened(300, 120)
+    drawn = random.Random(7).choices(names, weights, k=3 * third)
 
     async def main() -> None:
         async with adapted(names, engines=3, slots=8, settings=settings) as setting:
@@ -234,9 +236,9 @@ def test_zipf_traffic_survives_a_killed_and_a_restarted_engine() -> None:
                     answers[0] += 1
 
             async def faults() -> None:
-                await wait_until(lambda: answers[0] >= 300)
+                await wait_until(lambda: answers[0] >= third)
                 setting.engines[1].kill()
-                await wait_until(lambda: answers[0] >= 600)
+                await wait_until(lambda: answers[0] >= 2 * third)
                 await setting.restart(1, settings)
 
             async with asyncio.TaskGroup() as group:
@@ -251,7 +253,7 @@ def test_zipf_traffic_survives_a_killed_and_a_restarted_engine() -> None:
 
 def test_two_gateways_share_the_slots_of_engines() -> None:
     names = [f"lora-{number}" for number in range(40)]
-    drawn = random.Random(3).choices(names, [1.0 / (number + 1) for number in range(40)], k=400)
+    drawn = random.Random(3).choices(names, [1.0 / (number + 1) for number in range(40)], k=shortened(400, 200))
     settings = replace(FAST, adapter_load_seconds=0.2, max_loaded_adapters=4)
 
     async def main() -> None:

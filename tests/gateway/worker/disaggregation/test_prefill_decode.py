@@ -1,6 +1,7 @@
 """Prefill on one engine, decode on another: real engine processes, some killed or frozen."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from fairlead_testing.engines.handoff_bodies import make_prompt
 from fairlead_testing.gateway.running_gateway import RunningGateway, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 pytestmark = pytest.mark.sockets
 
@@ -21,6 +23,8 @@ QUICK = ("--profile", "tiny-cpu", "--speed", "50", "--kv-lease-seconds", "30", "
 LIMITS = Limits(handoff_min_tokens=64, handoff_prefill_seconds=1.0, handoff_first_event_seconds=1.0)
 LENGTHS = (20, 63, 64, 100, 512, 1000, 2000, 3900)
 WRONG = " bad bad"
+TRANSFERS = ("nixl", "mooncake", "sglang")
+FAULTS = ("prefill killed", "prefill frozen", "decode killed")
 
 
 @asynccontextmanager
@@ -67,7 +71,7 @@ def reason(gateway: RunningGateway) -> str:
     return gateway.gateway.decisions.latest(1)[0].latest.decision.reason
 
 
-@pytest.mark.parametrize("transfer", ["nixl", "mooncake", "sglang"])
+@pytest.mark.parametrize("transfer", TRANSFERS)
 async def test_two_engines_say_what_one_says(transfer: str) -> None:
     async with split(transfer=transfer) as (gateway, engines):
         for length in LENGTHS:
@@ -77,7 +81,7 @@ async def test_two_engines_say_what_one_says(transfer: str) -> None:
         assert pulled["failed_total"] == pulled["wrong_total"] == 0
 
 
-@pytest.mark.parametrize("transfer", ["nixl", "mooncake", "sglang"])
+@pytest.mark.parametrize("transfer", TRANSFERS)
 async def test_streams_and_chats_are_handed_over_too(transfer: str) -> None:
     async with split(transfer=transfer) as (gateway, engines):
         for stream, first in ((False, "aaz"), (True, "aby")):
@@ -145,9 +149,11 @@ def test_fifty_prompts_at_once_are_answered_as_by_one_engine() -> None:
     burst("none", "nixl", [20 + at * 97 % 1480 for at in range(49)] + [3900])
 
 
-@pytest.mark.parametrize("transfer", ["nixl", "mooncake", "sglang"])
-@pytest.mark.parametrize("fault", ["prefill killed", "prefill frozen", "decode killed"])
-def test_under_load_every_request_ends_right_whatever_happens_to_an_engine(transfer: str, fault: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "transfer"),
+    shortened(list(itertools.product(FAULTS, TRANSFERS)), list(zip(FAULTS, TRANSFERS, strict=True))),
+)
+def test_under_load_every_request_ends_right_whatever_happens_to_an_engine(fault: str, transfer: str) -> None:
     burst(fault, transfer, [20 + at * 97 % 480 for at in range(20)])
 
 
