@@ -1,15 +1,19 @@
 """The documentation against the code: links work, commands parse, and names match on both sides."""
 
 import ast
+import io
 import json
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from functools import cache
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from cyclopts import CycloptsError, MissingArgumentError
@@ -17,8 +21,11 @@ from cyclopts import CycloptsError, MissingArgumentError
 from fairlead.settings import TOOL_VARIABLES, settings_table
 from fairlead_bench.registry import BENCHMARKS
 from fairlead_cli.app import NOUNS, VERBS, build_app
+from fairlead_downloader import __main__ as downloader
 from fairlead_gateway.routing import PRESETS
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES, REMOTE_RULES
+from fairlead_kvstore.indexer import cli as indexer
+from fairlead_sim.autoscaling import __main__ as scenarios
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -32,6 +39,13 @@ SOURCES = [
     for path in (ROOT / folder).rglob("*.py")
 ]
 APP = build_app()
+HERE: dict[str, ModuleType] = {
+    "fairlead_downloader": downloader,
+    "fairlead_kvstore": indexer,
+    "fairlead_sim.autoscaling": scenarios,
+    "fairlead_sim.scaling": scenarios,
+}
+"""Programs whose help needs no process of its own."""
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)")
@@ -188,8 +202,19 @@ def test_every_command_that_is_shown_parses() -> None:
 
 @cache
 def help_of(module: str, *verb: str) -> str:
+    if module == "fairlead_bench" and verb:
+        return printed_help(import_module(BENCHMARKS[verb[0]].module).main)
+    if module in HERE:
+        return printed_help(HERE[module].main)
     command = [sys.executable, "-m", module, *verb, "--help"]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=ROOT).stdout
+
+
+def printed_help(main: Callable[[list[str]], int]) -> str:
+    """Returns what a program of this process prints for `--help`."""
+    with redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
+        main(["--help"])
+    return printed.getvalue()
 
 
 def unknown_options(page: Path) -> Iterator[str]:

@@ -1,6 +1,8 @@
 """A pool that an observation lacks has no substitute for a minute, since it may still serve."""
 
+import copy
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -38,6 +40,11 @@ class Fleet:
 
 @pytest.fixture
 def settled() -> Fleet:
+    return copy.deepcopy(_settled())
+
+
+@cache
+def _settled() -> Fleet:
     """Returns a fleet after an hour, when its forecasts are known to be good and the large pool
     carries the whole load.
     """

@@ -21,7 +21,7 @@ from fairlead_autoscaler.core import (
 from fairlead_testing.autoscaler.strategies import ITL, MISSES, OUTPUTS, PROFILES, PROMPTS, TTFT
 from fairlead_testing.pytest_hooks.nightly import shortened
 
-NIGHTS = settings(max_examples=shortened(2 * settings().max_examples, 25))
+NIGHTS = settings(max_examples=shortened(2 * settings().max_examples, 10))
 """Ten thousand series each in the nightly run."""
 _MOST = 10_000
 

@@ -30,7 +30,7 @@ from fairlead_testing.pytest_hooks.nightly import shortened
 
 _WINDOW = shortened((1_200.0, 1_500.0), (600.0, 900.0))
 _WAVE = [8.0 + 2.0 * math.sin(2.0 * math.pi * minute / 30.0) for minute in range(shortened(60, 20))]
-_RAMP = [4.0 + 26.0 * min(1.0, minute / 20.0) for minute in range(40)]
+_RAMP = [4.0 + 26.0 * min(1.0, minute / 20.0) for minute in range(shortened(40, 24))]
 
 
 def made(

@@ -59,7 +59,7 @@ def test_scenarios_have_no_prefill_and_decode_pools() -> None:
 
 
 def test_cell_has_the_cached_share_and_a_bound_keeps_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = shortened([2.0] * 4 + [4.0] * 3, [2.0] * 2 + [4.0] * 2)
+    rates = shortened([2.0] * 4 + [4.0] * 3, [1.0] * 2 + [2.0] * 2)
     load = poisson_arrivals(rates, CHAT_LENGTHS, Random(1))
     setup = reference_pool(small_profile(), 6)
     made = AutoscalingScenario("made", 1, 60.0 * len(rates), reference_model([setup], 3.0, 0.15), (setup,), load)

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from fairlead_bench.hardening import benchmark, body_stalls, engine_ejections, fair_shares
 from fairlead_bench.hardening.control_answers import AnswerCost
 from fairlead_bench.hardening.unread_connections import UnreadResult
@@ -47,6 +49,7 @@ def test_shares_and_ejections_are_measured() -> None:
     assert engine_ejections.ejections_without_descriptors() == 0
 
 
+@pytest.mark.nightly
 def test_more_bodies_are_as_large_as_requests_may_be() -> None:
     sizes = [len(body) for _, body in body_stalls.make_more_bodies(1).values()]
     assert max(sizes) <= 32 * 1024 * 1024

@@ -36,6 +36,7 @@ def test_every_goal_has_its_row() -> None:
     assert rows == load_goals(NAME)
 
 
+@pytest.mark.nightly
 def test_two_workers_answer_all_requests_and_chunks() -> None:
     if not sys.platform.startswith("linux") or shutil.which(os.environ.get("CC", "cc")) is None:
         pytest.skip("needs Linux and a C compiler")

@@ -14,7 +14,7 @@ from fairlead.usage.replica_log import ReplicaLine, ReplicaLog, ReplicaSpan, Rep
 DAY = 86_400
 HEARTBEAT = 1_200
 PRICES = (None, 1, 700_000_000, 2_500_000_001, 98_320_000_000)
-DAYS = 10_000 if settings().max_examples > 1_000 else 1_000
+DAYS = 10_000 if settings().max_examples > 1_000 else 250
 USERS = (("acme", "prod", ""), ("acme", "ci", ""), ("zeta", "k", "lora"), ("", "", ""))
 
 
@@ -129,7 +129,7 @@ def day_text(start: int) -> str:
 @pytest.mark.timeout(300)
 @pytest.mark.property
 def test_parts_of_many_days_add_up_to_the_bill_exactly() -> None:
-    """`make test` draws a thousand days, `make nightly` ten thousand."""
+    """`make test` draws 250 days, `make nightly` ten thousand."""
     chance = random.Random(23)
     bills = 0
     for number in range(DAYS):

@@ -290,6 +290,6 @@ class FaultyStream(RuleBasedStateMachine):
 
 
 FaultyStream.TestCase.settings = settings(
-    max_examples=10_000 if NIGHTLY else 60, stateful_step_count=40 if NIGHTLY else 30
+    max_examples=10_000 if NIGHTLY else 25, stateful_step_count=40 if NIGHTLY else 30
 )
 TestFaultyStream = pytest.mark.timeout(3_600)(FaultyStream.TestCase)

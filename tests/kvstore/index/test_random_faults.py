@@ -300,7 +300,7 @@ class Faults(RuleBasedStateMachine):
         self.link.redis.close()
 
 
-Faults.TestCase.settings = settings(max_examples=10_000 if NIGHTLY else 40, stateful_step_count=40 if NIGHTLY else 30)
+Faults.TestCase.settings = settings(max_examples=10_000 if NIGHTLY else 20, stateful_step_count=40 if NIGHTLY else 30)
 
 
 @pytest.fixture(autouse=True, scope="module")

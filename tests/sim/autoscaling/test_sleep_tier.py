@@ -109,7 +109,7 @@ def first_share(scenario: AutoscalingScenario, share: float) -> AutoscalingScena
 
 @pytest.mark.parametrize("seed", shortened([1, 2], [1]))
 def test_a_sleep_tier_halves_the_cost_of_silence_with_more_requests_in_time(seed: int) -> None:
-    cold = first_share(SCENARIOS["zero-cold"](seed, None), shortened(1.0, 0.25))
+    cold = first_share(SCENARIOS["zero-cold"](seed, None), shortened(1.0, 0.15))
     tiered = with_sleep_tier(cold, SleepTier(3, wake_seconds=10.0), SleepTimings(10.0, 0.1))
     without, with_ = run_controller(cold, ScalingCore(cold.model)), run_controller(tiered, ScalingCore(tiered.model))
     assert with_.attainment > without.attainment + 0.05

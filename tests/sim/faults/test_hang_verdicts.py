@@ -22,8 +22,8 @@ from fairlead_sim.faults.scenarios import EXTERNAL_ROUTER, FaultScenario, Networ
 from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind
 from fairlead_testing.pytest_hooks.nightly import shortened
 
-BATCH = shortened(50, 8)
-FIRST_SEEDS = range(0, shortened(1_000, 8), BATCH)
+BATCH = shortened(50, 4)
+FIRST_SEEDS = range(0, shortened(1_000, 4), BATCH)
 ENGINE = engine_name(1)
 
 

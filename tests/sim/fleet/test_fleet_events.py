@@ -13,7 +13,7 @@ from fairlead_sim.workload.traces import TraceRequest, at_rate
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 SEED = 11
-REQUESTS = 5_000
+REQUESTS = shortened(5_000, 3_500)
 WINDOW_SECONDS = 30.0
 LOAD = 0.85
 CAPACITY = {

@@ -16,6 +16,7 @@ from fairlead_sim.gateways.admission_gate import AdmissionControlledGateway, Req
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway, instances_of
 from fairlead_sim.workload.trace_prompts import TracePromptCache
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 H100 = builtin_profile("h100-llama8b")
 NAMES = [f"sim-{number}/0/0" for number in range(8)]
@@ -25,7 +26,7 @@ def objective(request: TraceRequest) -> float:
     return 0.25 if request.prompt_tokens <= 2_000 else 4.0
 
 
-def traffic(load: float, requests: int = 2_000) -> list[TraceRequest]:
+def traffic(load: float, requests: int = shortened(2_000, 1_200)) -> list[TraceRequest]:
     draw = random.Random(7)
     sizes = [draw.randint(200, 2_000) if draw.random() < 0.88 else draw.randint(8_000, 16_000) for _ in range(requests)]
     rate, at, made = load * len(NAMES) * requests / sum(H100.prefill_time(size) for size in sizes), 0.0, []

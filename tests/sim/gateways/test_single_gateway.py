@@ -131,6 +131,7 @@ def test_traces_that_begin_alike_share_chains_and_keys_that_far() -> None:
     ]
 
 
+@pytest.mark.nightly
 def test_the_first_thousand_of_the_conversation_trace_reward_dual_hashing() -> None:
     """The demo's goal: 2 × the cached tokens, p90 TTFT 0.5 × round-robin, 0.7 × least-request."""
     requests = at_rate(spread_ties(read_mooncake(BUNDLED_TRACE)), 6.5)

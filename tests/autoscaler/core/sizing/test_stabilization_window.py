@@ -1,6 +1,8 @@
 """The window of needs: it keeps present replicas, and starts none that were not there."""
 
+import copy
 import math
+from functools import cache
 
 from fairlead.engine_profile import EngineProfile
 from fairlead_autoscaler.core import (
@@ -93,14 +95,23 @@ def test_only_needs_of_the_last_minute_are_recent() -> None:
     assert recent == tuple((5.0 * tick, float(tick)) for tick in range(18, 30))
 
 
+@cache
+def _usual_pool() -> _FixedPool:
+    """Returns a pool after 200 ticks of the same load. To be copied, not stepped."""
+    pool = _FixedPool()
+    for _ in range(200):
+        pool.step(20.0, 20)
+    return pool
+
+
 def _kept_after(high_ticks: int) -> list[float]:
     """Returns the remembered need at each tick of the minute after so many ticks of more load."""
-    pool = _FixedPool()
+    pool = copy.deepcopy(_usual_pool())
     kept = []
-    for tick, arrivals in enumerate([20.0] * 200 + [40.0] * high_ticks + [20.0] * 12):
+    for tick, arrivals in enumerate([40.0] * high_ticks + [20.0] * 12):
         pool.step(arrivals, 20)
         (group,) = pool.core.state.groups.values()
-        if tick >= 200 + high_ticks:
+        if tick >= high_ticks:
             kept.append(group.window.largest)
     return kept
 
@@ -117,9 +128,7 @@ def test_a_need_of_less_than_a_minute_acts_at_once_but_is_not_remembered() -> No
 
 
 def test_the_least_of_a_minute_has_lasted_and_is_remembered() -> None:
-    pool = _FixedPool()
-    for _ in range(200):
-        pool.step(20.0, 20)
+    pool = copy.deepcopy(_usual_pool())
     needs = []
     for _ in range(40):
         pool.step(40.0, 20)

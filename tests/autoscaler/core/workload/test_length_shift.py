@@ -123,9 +123,9 @@ def test_after_a_shift_memory_is_not_sized_for_old_prompts_with_new_answers() ->
     """The shift is from 6 requests a second of 8,000 / 100 tokens to 16 of 1,000 / 800. Four decode
     engines suffice; sized for old prompts with new answers, 22 are ordered.
     """
-    draw, at, turn = random.Random(13), 0.0, 900.0
+    draw, at, turn = random.Random(13), 0.0, 450.0
     requests: list[tuple[float, int, int]] = []
-    while (at := at + draw.expovariate(6.0 if at < turn else 16.0)) < 1_500.0:
+    while (at := at + draw.expovariate(6.0 if at < turn else 16.0)) < 1_050.0:
         prompt, output = (8_000, 100) if at < turn else (1_000, 800)
         requests.append((at, round(prompt * draw.uniform(0.9, 1.1)), round(output * draw.uniform(0.8, 1.2))))
     pools = [
@@ -133,7 +133,7 @@ def test_after_a_shift_memory_is_not_sized_for_old_prompts_with_new_answers() ->
         for role, count in ((Role.PREFILL, 8), (Role.DECODE, 2))
     ]
     arriving = Arriving(*[list(column) for column in zip(*requests, strict=True)])
-    made = AutoscalingScenario("turn", 13, 1_500.0, reference_model(pools, 2.0, 0.1), tuple(pools), arriving)
+    made = AutoscalingScenario("turn", 13, 1_050.0, reference_model(pools, 2.0, 0.1), tuple(pools), arriving)
     found = run_controller(made, ScalingCore(made.model))
     decode = [look.desired[1] for look in found.samples if look.now > turn]
     assert max(decode) <= 10, "with those that were started beside to keep the first"
