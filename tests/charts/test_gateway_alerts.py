@@ -54,7 +54,7 @@ class FaultScenario:
         async def says() -> bool:
             return await self.gateway.metric(name) == value
 
-        await wait_until_async(says)
+        await wait_until_async(says, poll_seconds=0.05)
 
 
 async def record(
@@ -119,7 +119,7 @@ async def engine_killed(scene: FaultScenario) -> None:
     async def older() -> bool:
         return await scene.gateway.metric(SIGNALS_AGE) > last + 3.0
 
-    await wait_until_async(older)
+    await wait_until_async(older, poll_seconds=0.05)
 
 
 async def worker_killed(scene: FaultScenario) -> None:

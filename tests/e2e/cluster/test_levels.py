@@ -29,6 +29,7 @@ def kill(run: Path, *names: str) -> None:
         os.waitpid(pid, 0)
 
 
+@pytest.mark.nightly
 def test_remains_of_an_ended_cluster_are_removed_and_half_a_cluster_stays(run: Path) -> None:
     levels.up("api", run)
     first = RunRecord(run).pids()
