@@ -13,6 +13,7 @@ from fairlead_testing.kube.helm import (
     helm_program,
     render_chart,
 )
+from fairlead_testing.prometheus import AlertRules
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +34,7 @@ def _tools() -> ChartTools:
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def groups(program: Path) -> Callable[..., list[dict[str, Any]]]:
     """The groups of alert rules as the chart makes them with these arguments."""
 
@@ -44,3 +45,9 @@ def groups(program: Path) -> Callable[..., list[dict[str, Any]]]:
         return groups
 
     return call
+
+
+@pytest.fixture(scope="session")
+def rules(groups: Callable[..., list[dict[str, Any]]], tools: ChartTools, tmp_path_factory: Any) -> AlertRules:
+    """The alert rules of the chart, with a folder for promtool's files."""
+    return AlertRules(tools.promtool, groups(), tmp_path_factory.mktemp("rules"))

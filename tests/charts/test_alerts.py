@@ -8,24 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from fairlead_gateway.telemetry.families import FAMILIES
-from fairlead_testing.kube.helm import CHART_FOLDER, ChartTools, HelmError, render_chart
+from fairlead_testing.kube.helm import CHART_FOLDER, HelmError, render_chart
 from fairlead_testing.prometheus import AlertRules, expression_names, expressions, parse_scrape
+from fairlead_testing.yaml_documents import load_document
 
 ROOT = CHART_FOLDER.parents[1]
-CASES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "alerts.yaml").read_text())
+CASES: dict[str, dict[str, Any]] = load_document((Path(__file__).parent / "alerts.yaml").read_text())
 HEALTHY: dict[str, str] = CASES.pop("healthy")
 TARGET = {"namespace", "pod", "job", "service", "endpoint", "container"}
 """Labels that a scrape by a ServiceMonitor adds; our own labels win."""
 METRIC_PREFIXES = ("fairlead_gateway_", "fairlead_operator_", "fairlead_indexer_", "fairlead_autoscaler_")
 Groups = Callable[..., list[dict[str, Any]]]
-
-
-@pytest.fixture
-def rules(groups: Groups, tools: ChartTools, tmp_path: Path) -> AlertRules:
-    return AlertRules(tools.promtool, groups(), tmp_path)
 
 
 def series(case: dict[str, str]) -> dict[str, str]:

@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import yaml
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import DEPLOYMENTS, LEASES, MODEL_DEPLOYMENTS, Manifest
@@ -23,25 +22,25 @@ from fairlead_testing.engines.simulated_process import engine_process
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.helm import CHART_FOLDER, ChartTools, render_chart
+from fairlead_testing.kube.helm import CHART_FOLDER, render_chart
 from fairlead_testing.kube.installed_chart import apply_crds, apply_namespace, apply_rights, kubeconfig_for_account
 from fairlead_testing.kube.operator_process import OperatorProcess, operator_process
 from fairlead_testing.prometheus import AlertRules, Scrape, SeriesRecording, expression_names, expressions, parse_scrape
 from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.yaml_documents import load_document
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
-HEALTHY: dict[str, str] = yaml.safe_load((Path(__file__).parent / "alerts.yaml").read_text())["healthy"]
+HEALTHY: dict[str, str] = load_document((Path(__file__).parent / "alerts.yaml").read_text())["healthy"]
 SPACE = "alerted"
 Groups = Callable[..., list[dict[str, Any]]]
 Firing = Callable[..., None]
 
 
 @pytest.fixture
-def fires(groups: Groups, tools: ChartTools, tmp_path: Path) -> Firing:
+def fires(rules: AlertRules) -> Firing:
     """Asserts that exactly these alerts fire on a recording, completed by healthy components."""
 
     def call(recording: SeriesRecording, *expected: str, lacking: str = "", label: str = "alertname") -> None:
-        rules = AlertRules(tools.promtool, groups(), tmp_path)
         names = {name for rule in rules.alerts.values() for name, _ in expression_names(rule["expr"]).metrics}
         others = {
             key.replace("{", '{namespace="fairlead",'): value
@@ -361,5 +360,5 @@ def assert_all_queried_metrics_reported(groups: list[dict[str, Any]], operator: 
 
 
 def targets() -> list[dict[str, Any]]:
-    boards = [yaml.safe_load(path.read_text()) for path in sorted((CHART_FOLDER / "dashboards").glob("*.json"))]
+    boards = [load_document(path.read_text()) for path in sorted((CHART_FOLDER / "dashboards").glob("*.json"))]
     return [target for board in boards for panel in board["panels"] for target in panel.get("targets", ())]

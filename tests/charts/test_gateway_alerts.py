@@ -10,8 +10,8 @@ import json
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -19,17 +19,16 @@ import yaml
 from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.http.raw_client import request
-from fairlead_testing.kube.helm import ChartTools
 from fairlead_testing.prometheus import AlertRules, Scrape, SeriesRecording, expression_names, parse_scrape
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.yaml_documents import load_document
 
 pytestmark = pytest.mark.timeout(300)
-HEALTHY: dict[str, str] = yaml.safe_load((Path(__file__).parent / "alerts.yaml").read_text())["healthy"]
+HEALTHY: dict[str, str] = load_document((Path(__file__).parent / "alerts.yaml").read_text())["healthy"]
 PEPPER, KEY = "pepper", "sk-recorded"
 ROUNDS = 20
 SIGNALS_AGE = "fairlead_gateway_engine_signals_age_seconds"
-Groups = Callable[..., list[dict[str, Any]]]
 Fault = Callable[["FaultScenario"], Awaitable[None]]
 
 
@@ -57,16 +56,32 @@ class FaultScenario:
         await wait_until_async(says, poll_seconds=0.05)
 
 
-async def record(
-    folder: Path, fault: Fault | None, *, gone: bool = False, ttft: str = "30s", aging: str = ""
-) -> SeriesRecording:
-    """Records 45 minutes of traffic and 15 of the fault, or an hour of traffic without a fault."""
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Scrapes before some traffic, and around a fault or the same traffic."""
+
+    before: Scrape
+    last: tuple[Scrape, Scrape]
+
+    def prolonged(self, *, gone: bool = False, aging: str = "") -> SeriesRecording:
+        """Returns 46 minutes of traffic, and 14 of the fault or without the gateway."""
+        recording = SeriesRecording()
+        healthy = self.last if self.before is self.last[0] else (self.before, self.last[0])
+        recording.grow(46, healthy)
+        recording.grow(14, *([] if gone else [self.last]), aging=aging)
+        return recording
+
+
+async def record(folder: Path, *faults: Fault | None, ttft: str = "30s") -> list[Recorded]:
+    """Returns what one gateway reports before and after each fault in turn, and before and after
+    traffic without a fault.
+    """
     redis = Valkey(folder)
     redis.start()
     digest = hmac.new(PEPPER.encode(), KEY.encode(), hashlib.sha256).hexdigest()
     keys = folder / "keys.yaml"
     keys.write_text(yaml.safe_dump({"keys": [{"name": "team", "digest": digest}]}))
-    recording = SeriesRecording()
+    found = []
     try:
         async with engine_process("--profile", "tiny-cpu", "--speed", "20") as engine:
             model = {"name": "tiny", "slo": {"ttft": ttft}, "instances": [{"url": engine.url, "engine": "sim"}]}
@@ -75,28 +90,32 @@ async def record(
             async with gateway_process(folder / "fleet.yaml", *options) as gateway:
                 scene = FaultScenario(gateway, engine, redis)
                 await scene.wait_for_metric("fairlead_gateway_redis_connected", 1.0)
-                await scene.traffic()
-                before = await scene.scrape()
-                await scene.traffic()
-                well = await scene.scrape()
-                recording.grow(46, (before, well))
-                if fault is not None:
-                    await fault(scene)
-                after = await scene.scrape()
-                pairs = [(well, after) if fault else (before, well)]
-                recording.grow(14, *([] if gone else pairs), aging=aging)
+                for fault in faults:
+                    await scene.traffic()
+                    before = await scene.scrape()
+                    await scene.traffic()
+                    well = await scene.scrape()
+                    if fault is not None:
+                        await fault(scene)
+                        found.append(Recorded(before, (well, await scene.scrape())))
+                    else:
+                        found.append(Recorded(before, (before, well)))
     finally:
         redis.kill()
-    return recording
+    return found
 
 
-def expect_firing(recording: SeriesRecording, groups: Groups, tools: ChartTools, folder: Path, *alerts: str) -> None:
-    rules = AlertRules(tools.promtool, groups(), folder)
+def expect_firing(rules: AlertRules, **cases: tuple[SeriesRecording, list[str]]) -> None:
     names = {name for rule in rules.alerts.values() for name, _ in expression_names(rule["expr"]).metrics}
     others = {
         key.replace("{", '{namespace="fairlead",'): value for key, value in HEALTHY.items() if "_gateway_" not in key
     }
-    rules.expect_firing({"recorded": (recording.series(names) | others, recording.minutes, alerts)})
+    rules.expect_firing(
+        {
+            case: (recording.series(names) | others, recording.minutes, alerts)
+            for case, (recording, alerts) in cases.items()
+        }
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -137,33 +156,27 @@ async def more_traffic(scene: FaultScenario) -> None:
     await scene.traffic()
 
 
-async def test_healthy_hour_is_silent(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
-    expect_firing(await record(tmp_path, None), groups, tools, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("fault", "alerts"),
-    [
-        (redis_unreachable, ["FairleadRedisAway"]),
-        (worker_killed, ["FairleadGatewayWorkerDied"]),
-        (wrong_keys, ["FairleadKeysRefused"]),
-    ],
-)
-async def test_fault_fires_its_alert(
-    fault: Fault, alerts: list[str], groups: Groups, tools: ChartTools, tmp_path: Path
+async def test_each_fault_of_a_gateway_fires_its_alert_and_a_healthy_hour_none(
+    rules: AlertRules, tmp_path: Path
 ) -> None:
-    expect_firing(await record(tmp_path, fault), groups, tools, tmp_path, *alerts)
+    """Redis is last, since it does not come back."""
+    healthy, keys, worker, redis = await record(tmp_path, None, wrong_keys, worker_killed, redis_unreachable)
+    expect_firing(
+        rules,
+        healthy=(healthy.prolonged(), []),
+        gateway_missing=(healthy.prolonged(gone=True), ["FairleadGatewayDown"]),
+        wrong_keys=(keys.prolonged(), ["FairleadKeysRefused"]),
+        worker_killed=(worker.prolonged(), ["FairleadGatewayWorkerDied"]),
+        redis_unreachable=(redis.prolonged(), ["FairleadRedisAway"]),
+    )
 
 
-async def test_killed_only_engine_alerts(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
-    alerts = ("FairleadRequestsFail", "FairleadObjectivesMissed", "FairleadEngineSilent")
-    expect_firing(await record(tmp_path, engine_killed, aging=SIGNALS_AGE), groups, tools, tmp_path, *alerts)
+async def test_killed_only_engine_alerts(rules: AlertRules, tmp_path: Path) -> None:
+    (killed,) = await record(tmp_path, engine_killed)
+    alerts = ["FairleadRequestsFail", "FairleadObjectivesMissed", "FairleadEngineSilent"]
+    expect_firing(rules, engine_killed=(killed.prolonged(aging=SIGNALS_AGE), alerts))
 
 
-async def test_missing_gateway_alerts(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
-    expect_firing(await record(tmp_path, None, gone=True), groups, tools, tmp_path, "FairleadGatewayDown")
-
-
-async def test_missed_slo_alerts(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
-    recording = await record(tmp_path, more_traffic, ttft="1us")
-    expect_firing(recording, groups, tools, tmp_path, "FairleadObjectivesMissed")
+async def test_missed_slo_alerts(rules: AlertRules, tmp_path: Path) -> None:
+    (missed,) = await record(tmp_path, more_traffic, ttft="1us")
+    expect_firing(rules, slo_missed=(missed.prolonged(), ["FairleadObjectivesMissed"]))

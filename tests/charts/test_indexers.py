@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-import yaml
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import MODEL_DEPLOYMENTS, PODS, Manifest
@@ -26,10 +25,11 @@ from fairlead_testing.kvstore.indexer_process import IndexerProcess, indexer_pro
 from fairlead_testing.prometheus import AlertRules, SeriesRecording, expression_names, parse_scrape
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.yaml_documents import load_document
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 NAMES = [case.stem for case in CASES]
-HEALTHY: dict[str, str] = yaml.safe_load((Path(__file__).parent / "alerts.yaml").read_text())["healthy"]
+HEALTHY: dict[str, str] = load_document((Path(__file__).parent / "alerts.yaml").read_text())["healthy"]
 EVENTS = ("--kv-events", "0", "--kv-replay", "0", "--block-size", "16")
 PROMPT = list(range(100, 165))
 SPACE = "indexed"

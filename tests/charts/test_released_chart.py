@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from fairlead.api.kinds import served_kinds
+from fairlead_testing.yaml_documents import load_documents
 from scripts.release.chart import package_chart
 
 COMPONENTS = ("autoscaler", "gateway", "kvstore", "operator", "sim", "valkey")
@@ -27,7 +27,7 @@ def released(tmp_path: Path) -> Path:
 def rendered(program: Path, chart: Path, *arguments: str) -> list[dict[str, Any]]:
     command = [str(program), "template", "fairlead", str(chart), *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return [one for one in yaml.safe_load_all(done.stdout) if one]
+    return [one for one in load_documents(done.stdout) if one]
 
 
 def images(manifests: list[dict[str, Any]]) -> dict[str, str]:
@@ -83,7 +83,7 @@ def test_engines_have_an_image_with_the_version_of_the_examples(program: Path, r
     used = {
         spec["engine"]["image"]
         for path in sorted(EXAMPLES.glob("*/gpu*.yaml"))
-        for one in yaml.safe_load_all(path.read_text())
+        for one in load_documents(path.read_text())
         if (spec := one["spec"]).get("engine", {}).get("image")
     }
     assert image in used

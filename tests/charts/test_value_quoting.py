@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from fairlead_testing.yaml_documents import load_documents
+
 CHART = Path(__file__).parents[2] / "charts" / "fairlead"
 BINDING = "{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, metadata: {name: x}}"
 ENABLED = {
@@ -53,7 +55,7 @@ def rendered(program: Path, folder: Path, *values: tuple[tuple[str, ...], object
 
 def is_injected(done: subprocess.CompletedProcess[str]) -> bool:
     """Returns True if one of the texts has become an object."""
-    objects = yaml.safe_load_all(done.stdout) if done.returncode == 0 else ()
+    objects = load_documents(done.stdout) if done.returncode == 0 else ()
     return bool({one["metadata"]["name"] for one in objects if one} & {"x", "y"})
 
 
@@ -75,7 +77,7 @@ def test_namespaces_and_names_of_digits_stay_texts(program: Path, tmp_path: Path
     for path, value in ((("watchNamespaces",), ["123", "true"]), (("ingress", "className"), "123")):
         done = rendered(program, tmp_path, (path, value))
         assert done.returncode == 0, done.stderr
-        for one in yaml.safe_load_all(done.stdout):
+        for one in load_documents(done.stdout):
             if one:
                 assert isinstance(one["metadata"].get("namespace", ""), str)
                 assert isinstance(one.get("spec", {}).get("ingressClassName", ""), str)

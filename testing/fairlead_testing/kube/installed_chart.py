@@ -4,8 +4,10 @@ For processes that run outside of the cluster.
 """
 
 import asyncio
+import copy
 import subprocess
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from fairlead.kube.resources import MODEL_DEPLOYMENTS, Manifest
 from fairlead_testing.kube.api_server import ApiServer, binaries_folder
 from fairlead_testing.kube.helm import CHART_FOLDER
 from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.yaml_documents import load_document
 
 RBAC_KINDS = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
 
@@ -39,7 +42,14 @@ async def apply_namespace(api: KubeApi, name: str) -> None:
 
 def read_manifests(folder: Path) -> list[Manifest]:
     """Returns the manifests of a folder's files, one per file, in order."""
-    return [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.yaml"))]
+    return [copy.deepcopy(_parsed(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.yaml"))]
+
+
+@cache
+def _parsed(text: str) -> Manifest:
+    """Parses a text once in this process. CRDs are long, and most tests apply them."""
+    manifest: Manifest = load_document(text)
+    return manifest
 
 
 async def apply_crds(api: KubeApi, folder: Path = CHART_FOLDER / "crds") -> None:

@@ -9,12 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from fairlead.kube.client import KubeApi
-from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, metadata_of, name_of
+from fairlead.kube.resources import DEPLOYMENTS, metadata_of, name_of
+from fairlead_testing.kube.installed_chart import apply_crds, apply_namespace
 from fairlead_testing.ports import unused_port
-from fairlead_testing.waiting import wait_until_async
 
 ROOT = Path(__file__).parents[3]
 OPERATOR_MODULE = ("-m", "fairlead_operator")
@@ -107,11 +105,9 @@ class OperatorProcesses:
 
 async def apply_crds_and_namespaces(api: KubeApi, *namespaces: str) -> None:
     """Applies the CRDs and creates namespaces."""
-    for path in sorted((ROOT / "crds").glob("*.yaml")):
-        await api.apply(yaml.safe_load(path.read_text()), "test")
-    await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
+    await apply_crds(api, ROOT / "crds")
     for name in namespaces:
-        await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}, "test")
+        await apply_namespace(api, name)
 
 
 async def run_deployments(api: KubeApi, namespace: str) -> list[str]:

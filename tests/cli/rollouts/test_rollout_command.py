@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest
@@ -22,6 +21,7 @@ from fairlead_operator.object_metadata import UNDO_ANNOTATION
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.ports import unused_port
 from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.yaml_documents import load_document
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[3]
@@ -53,7 +53,7 @@ def operator(api_server: ApiServer, tmp_path: Path) -> Iterator[Path]:
 async def _prepared(server: ApiServer) -> None:
     async with _api(server) as api:
         for path in sorted((ROOT / "crds").glob("*.yaml")):
-            await api.apply(yaml.safe_load(path.read_text()), "test")
+            await api.apply(load_document(path.read_text()), "test")
         await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
         await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}}, "test")
 
