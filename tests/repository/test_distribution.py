@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -62,9 +64,14 @@ def verb_module(words: str) -> str:
     return f"fairlead_cli.commands.{VERBS[words].function.partition(':')[0]}"
 
 
+@cache
+def package_owners() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
+
+
 def distributions(packages: set[str]) -> set[str]:
     """Returns the distributions that hold import packages."""
-    owners = importlib.metadata.packages_distributions()
+    owners = package_owners()
     return {canonicalize_name(owners[package][0]) for package in packages}
 
 
@@ -167,6 +174,7 @@ def test_a_tokenizer_that_cannot_be_loaded_names_the_extra(monkeypatch: pytest.M
     assert str(refused.value) == f"this needs the extra tokenize: pip install '{WHEEL}[tokenize]'"
 
 
+@cache
 def tracked_text() -> dict[str, str]:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
     files = [ROOT / name for name in listed if name] or [path for path in ROOT.rglob("*") if path.is_file()]

@@ -124,7 +124,7 @@ def nobody(asked: MixRequest) -> MixResult:
 
 
 def test_a_mix_that_was_asked_for_is_replayed_with_the_answer_that_came_then() -> None:
-    looks = mixed(200)
+    looks = mixed(160)
     assert sum(bool(look.plan.asks) for look in looks) == 3
     whole = replay(looks, SettingChanges(), nobody)
     from_an_open_question = replay(looks[36:], SettingChanges(), nobody)
@@ -137,7 +137,7 @@ def test_a_mix_that_was_not_asked_for_is_solved_and_told_at_the_next_look() -> N
     def one_more(asked: MixRequest) -> MixResult:
         return MixResult(asked.at, {"S": 1, "L": 2}, "milp")
 
-    looks, changes = mixed(200), parse_changes(["mix_seconds=200"])
+    looks, changes = mixed(160), parse_changes(["mix_seconds=200"])
     large_ones = next(one for one in replay(looks, changes, one_more) if one.pool == "L")
     assert large_ones.deviations == 0
     assert large_ones.moments[-1].changed.inputs["mix_replicas"].value == 2.0

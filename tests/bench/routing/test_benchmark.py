@@ -73,7 +73,7 @@ def test_every_goal_has_a_row_and_every_row_with_a_goal_is_checked_in(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(demo_rows, "RATES", ())
-    traffic = load_traffic(BUNDLED_TRACE, limit=shortened(1_000, 250), rate=demo_rows.RATE, seed=0)
+    traffic = load_traffic(BUNDLED_TRACE, limit=shortened(1_000, 100), rate=demo_rows.RATE, seed=0)
     monkeypatch.setattr(benchmark, "load_traffic", lambda *_, **__: traffic)
     monkeypatch.setattr(demo_rows, "SECRETS", 1)
     live = tmp_path / "report.json"
@@ -134,7 +134,7 @@ def test_a_cell_is_measured_once_and_anew_when_the_sources_have_changed(
     assert len(said) == 2
 
 
-def test_the_grid_table_sorts_presets_with_their_means_and_worst_cells(tmp_path: Path) -> None:
+def test_the_grid_table_sorts_presets_with_their_means_and_worst_cells() -> None:
     rows = list(grid_rows(fixed(1.0), [1]))
     worst = metric("rag", 3, "5 s", "dual-hash")
     rows = [replace(row, value=0.55) if row.metric == worst else row for row in rows]
@@ -146,5 +146,9 @@ def test_the_grid_table_sorts_presets_with_their_means_and_worst_cells(tmp_path:
     value = grid.share("dual-hash", "agents", 1, "fresh")
     assert cells[6] == f"{100 * (4 * value + 0.55) / 5:.1f}"
     assert cells[-1] == "55.0 |"
-    draw(grid, tmp_path / "grid.png", title="made up")
+
+
+@pytest.mark.nightly
+def test_the_grid_is_drawn(tmp_path: Path) -> None:
+    draw(GridTable(list(grid_rows(fixed(1.0), [1])), list(FAMILIES), PRESETS), tmp_path / "grid.png", title="made up")
     assert (tmp_path / "grid.png").stat().st_size > 10_000

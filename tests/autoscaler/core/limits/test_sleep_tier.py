@@ -164,9 +164,9 @@ def test_a_tier_costs_nobody_his_turn_where_accelerators_are_counted() -> None:
 def test_the_last_sleepers_end_when_all_idle_gaps_outlast_the_break_even() -> None:
     model = model_of(SleepTier(2, wake_seconds=_WAKE))
     after = SleepingPool(model, 1)
-    for _ in range(shortened(4, 1)):  # ten minutes of requests, two hours of none
+    for _ in range(shortened(4, 1)):  # ten minutes of requests, and a long time of none
         last(after, 3.0, 120)
-        last(after, 0.0, 1_440)
+        last(after, 0.0, shortened(1_440, 480))
     last(after, 3.0, 120)
     ended = [plan.asleep for plan in run(after, 0.0, 600)]
     assert 0 in ended, "within fifty minutes"

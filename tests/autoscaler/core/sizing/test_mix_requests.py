@@ -104,7 +104,7 @@ def rising_without_replies() -> list[ScalingPlan]:
 
 @cache
 def without_replies() -> list[ScalingPlan]:
-    return driven(ScalingCore(MODEL), 200)[0]
+    return driven(ScalingCore(MODEL), 160)[0]
 
 
 def numbers(plans: list[ScalingPlan]) -> list[dict[str, int]]:
@@ -113,8 +113,8 @@ def numbers(plans: list[ScalingPlan]) -> list[dict[str, int]]:
 
 def test_a_solver_is_asked_every_five_minutes_what_the_need_takes_and_is_followed() -> None:
     ask = FakeSolver({"S": 2, "L": 1})
-    plans, there = driven(ScalingCore(MODEL), 200, ask=ask)
-    assert len(ask.asked) == 3  # in 1,000 s, of which the first are too few to know the shapes
+    plans, there = driven(ScalingCore(MODEL), 160, ask=ask)
+    assert len(ask.asked) == 3  # in 800 s, of which the first are too few to know the shapes
     rates, candidates = ask.asked[-1].rates, ask.asked[-1].candidates
     assert len(rates) == 2
     assert max(rates) == pytest.approx(9.0 * min(rates))
@@ -160,7 +160,7 @@ def test_without_a_reply_the_mean_request_divides_and_the_query_is_repeated() ->
     for begin, end, rule in spans:  # not at every look: a pool that is being lowered says how that goes
         told = {reason.partition("(mix: ")[2].rstrip(")") for reason in reasons[begin:end] if "(mix: " in reason}
         assert told == {rule}
-    without, _ = driven(ScalingCore(MODEL), 200, None)
+    without, _ = driven(ScalingCore(MODEL), 160, None)
     assert numbers(without) == numbers(plans)
 
 
@@ -176,7 +176,7 @@ def test_a_mix_expires_ten_minutes_after_the_last_reply() -> None:
 
 @pytest.mark.parametrize("after", [2, 59])
 def test_an_answer_that_takes_a_while_is_followed_when_it_comes(after: int) -> None:
-    plans, there = driven(ScalingCore(MODEL), 200, ask=FakeSolver({"S": 2, "L": 1}, after=after))
+    plans, there = driven(ScalingCore(MODEL), 160, ask=FakeSolver({"S": 2, "L": 1}, after=after))
     first = next(at for at, plan in enumerate(plans) if plan.asks)
     followed = ["mix_replicas" in plan.pools["L"].inputs for plan in plans]
     assert followed.index(True) == first + after
@@ -184,10 +184,10 @@ def test_an_answer_that_takes_a_while_is_followed_when_it_comes(after: int) -> N
 
 
 def test_an_answer_to_an_older_question_or_to_none_is_no_answer() -> None:
-    plans, _ = driven(ScalingCore(MODEL), 200, ask=FakeSolver({"S": 2, "L": 1}, after=61))
+    plans, _ = driven(ScalingCore(MODEL), 160, ask=FakeSolver({"S": 2, "L": 1}, after=61))
     assert numbers(plans) == numbers(without_replies())
     core = ScalingCore(MODEL)
-    for tick in range(200):
+    for tick in range(160):
         unasked = {Role.SERVE.value: MixResult(tick * 5.0, {"S": 2, "L": 9}, "milp")}
         seen = {name: PoolObservation(3, 3, replicas=()) for name in ("S", "L")}
         core.step(Observation(tick * 5.0, GatewayTraffic(40.0, 40_000.0), seen, mixes=unasked))

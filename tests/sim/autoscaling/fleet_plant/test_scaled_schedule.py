@@ -13,13 +13,17 @@ from fairlead_sim.autoscaling.pool import StartupDistribution
 from fairlead_sim.autoscaling.traffic import CHAT_LENGTHS, poisson_arrivals
 from fairlead_testing.pytest_hooks.nightly import shortened
 
-STEPS = [(0.0, {"S": 4}), (120.0, {"S": 8}), (300.0, {"S": 3})]
+MINUTES = shortened((2, 3, 2), (1, 2, 1))
+"""Of few requests, of twice as many, and of few again."""
+STEPS = [(0.0, {"S": 4}), (60.0 * MINUTES[0], {"S": 8}), (60.0 * sum(MINUTES[:2]), {"S": 3})]
 
 
 def scenario() -> AutoscalingScenario:
-    load = poisson_arrivals([2.0] * 2 + [4.0] * 3 + [2.0] * 2, CHAT_LENGTHS, Random(1))
+    load = poisson_arrivals([2.0] * MINUTES[0] + [4.0] * MINUTES[1] + [2.0] * MINUTES[2], CHAT_LENGTHS, Random(1))
     setup = reference_pools.reference_pool(reference_pools.small_profile(), 1, startup=StartupDistribution(10.0, 0.0))
-    return AutoscalingScenario("made", 1, 420.0, reference_pools.reference_model([setup], 3.0, 0.15), (setup,), load)
+    return AutoscalingScenario(
+        "made", 1, 60.0 * sum(MINUTES), reference_pools.reference_model([setup], 3.0, 0.15), (setup,), load
+    )
 
 
 def test_it_attains_the_target_for_less_than_the_schedule_it_scales() -> None:
