@@ -7,11 +7,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
 
 from fairlead_cli.keys.api_key import key_digest
+from fairlead_testing.cli.command_line import run_command_line
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 
 PEPPER = "p" * 64
@@ -43,16 +45,23 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+def environment(pepper: str) -> dict[str, str]:
+    known = {name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")}
+    return {**known, "FAIRLEAD_KEY_PEPPER": pepper}
+
+
 def fairlead(*words: str, code: int = 0, pepper: str = PEPPER) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "fairlead_cli", *words],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**environment, "FAIRLEAD_KEY_PEPPER": pepper},
-    )
+    """Runs a command in this process."""
+    with patch.dict(os.environ, environment(pepper), clear=True):
+        done = run_command_line(*words)
     assert done.returncode == code, done.stderr
+    return done
+
+
+def fairlead_process(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fairlead_cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment(PEPPER))
+    assert done.returncode == 0, done.stderr
     return done
 
 
@@ -68,7 +77,7 @@ def test_a_key_is_printed_once_and_only_its_digest_is_stored(file: Path) -> None
     assert keys_in(file) == [{"name": "prod", "digest": key_digest(key, PEPPER), "expiresAt": "2030-01-31T00:00:00Z"}]
     assert key not in file.read_text()
     assert key not in done.stderr
-    listed = fairlead("keys", "list", "acme", "--file", str(file), "-o", "json").stdout
+    listed = fairlead_process("keys", "list", "acme", "--file", str(file), "-o", "json").stdout
     assert key not in listed
 
 
@@ -106,7 +115,7 @@ def test_a_revoked_key_leaves_the_file_and_enters_the_list_of_revoked_keys(file:
 def test_commands_at_the_same_time_lose_no_key(file: Path) -> None:
     names = [f"key-{number}" for number in range(6)]
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda name: fairlead("keys", "create", "acme", name, "-f", str(file)), names))
+        list(pool.map(lambda name: fairlead_process("keys", "create", "acme", name, "-f", str(file)), names))
     assert sorted(key["name"] for key in keys_in(file)) == names
 
 
@@ -143,7 +152,7 @@ def test_without_a_pepper_nothing_is_written(file: Path) -> None:
 
 def test_tenants_are_listed_with_and_without_a_verb(file: Path) -> None:
     fairlead("keys", "create", "acme", "prod", "-f", str(file))
-    table = fairlead("tenants", "-f", str(file)).stdout
+    table = fairlead_process("tenants", "-f", str(file)).stdout
     assert table == fairlead("tenants", "list", "-f", str(file)).stdout
     header, acme, research = table.splitlines()
     assert header.split() == ["NAME", "TIER", "WEIGHT", "MODELS", "KEYS", "LIMITS"]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fairlead_testing.cli.command_line import run_command_line
+
 
 def simulate(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "fairlead_cli", "simulate", *arguments]
@@ -66,7 +68,10 @@ def test_capacity_option_searches_the_capacity(tmp_path: Path) -> None:
         (["agents", "--limit", "0"], "the number of requests must be at least 1, not 0"),
     ],
 )
-def test_invalid_option_is_named_in_the_error(arguments: list[str], words: str) -> None:
-    done = simulate(*arguments)
+def test_invalid_option_is_named_in_the_error(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    done = run_command_line("simulate", *arguments)
     assert done.returncode == 2
     assert words in done.stderr
