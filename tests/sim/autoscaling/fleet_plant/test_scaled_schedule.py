@@ -14,7 +14,7 @@ from fairlead_sim.autoscaling.traffic import CHAT_LENGTHS, poisson_arrivals
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 MINUTES = shortened((2, 3, 2), (1, 2, 1))
-"""Of few requests, of twice as many, and of few again."""
+"""Minutes with few requests, with twice as many, and with few again."""
 STEPS = [(0.0, {"S": 4}), (60.0 * MINUTES[0], {"S": 8}), (60.0 * sum(MINUTES[:2]), {"S": 3})]
 
 
