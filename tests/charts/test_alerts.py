@@ -42,7 +42,7 @@ def reading_alerts(case: dict[str, str], alerts: dict[str, dict[str, Any]]) -> s
     return {name for name, metrics in read.items() if changed & {one.removesuffix("_bucket") for one in metrics}}
 
 
-def together(alerts: dict[str, dict[str, Any]]) -> dict[str, tuple[dict[str, str], float, list[str]]]:
+def merged_cases(alerts: dict[str, dict[str, Any]]) -> dict[str, tuple[dict[str, str], float, list[str]]]:
     """Returns the cases, several in one where no alert reads what two of them change.
 
     Each alert then sees what it would see in the one case, or a healthy installation.
@@ -71,7 +71,7 @@ def test_prometheus_accepts_the_rules(rules: AlertRules) -> None:
 
 def test_alert_fires_only_on_its_own_fault(rules: AlertRules) -> None:
     assert CASES.keys() == rules.alerts.keys()
-    rules.expect_firing({"healthy": (series({}), 60, [])} | together(rules.alerts))
+    rules.expect_firing({"healthy": (series({}), 60, [])} | merged_cases(rules.alerts))
 
 
 def test_unexpected_alert_is_reported(rules: AlertRules) -> None:

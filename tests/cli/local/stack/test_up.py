@@ -118,7 +118,7 @@ def test_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
         wait_until(footprint.is_gone, "nothing is left")
 
 
-def test_requests_succeed_while_a_killed_engine_restarts_and_sigterm_leaves_no_process(up: LocalStack) -> None:
+def test_requests_succeed_while_a_killed_engine_restarts_and_sigterm_leaves_nothing(up: LocalStack) -> None:
     victim = up.pid_of("fairlead_sim engine")
     with ThreadPoolExecutor(4) as pool:  # traffic as it was before: retries are bounded by a share of it
         before = list(pool.map(lambda _: post_chat(up, max_tokens=1), range(60)))
