@@ -23,7 +23,7 @@ from typing import Any, Final
 import pytest
 
 OPTION: Final = "--processes"
-NUMBER_VARIABLE: Final = "FAIRLEAD_TEST_PROCESS"
+NUMBER_VARIABLE: Final = "PYTEST_PROCESS"
 """The environment of each of the processes: its number."""
 _MAX_CRASHES: Final = 10
 _NEXT_SCOPE: Final = "next scope"

@@ -97,8 +97,9 @@ class TokenizerClient:
     async def _query(self, path: str, text: bytes, special: bool) -> TokenizeReply:
         self._request_number += 1
         try:
+            process = await self._ensure_process()  # a start that is cancelled leaves its process behind
             async with asyncio.timeout(self._limits.tokenizing_seconds):
-                return await self._exchange(TokenizeRequest(self._request_number, path, text, special))
+                return await self._exchange(process, TokenizeRequest(self._request_number, path, text, special))
         except TimeoutError:
             reason = f"the tokenizing process gave no answer within {self._limits.tokenizing_seconds:g} s"
         except (OSError, EOFError, msgspec.MsgspecError) as error:
@@ -116,8 +117,7 @@ class TokenizerClient:
         self._failures[path] = _FileFailures(count, self._clock.now() + pause, reason)
         raise Unavailable(reason)
 
-    async def _exchange(self, request: TokenizeRequest) -> TokenizeReply:
-        process = await self._ensure_process()
+    async def _exchange(self, process: asyncio.subprocess.Process, request: TokenizeRequest) -> TokenizeReply:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(encode_frame(request))
