@@ -49,7 +49,7 @@ def is_fork(pid: int) -> bool:
 
 
 def server_pids() -> list[int]:
-    """Returns the fork servers that are children of this process, but for that of compiled programs."""
+    """Returns the fork servers of this process, but for that of compiled programs."""
     children = map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
     servers = [pid for pid in children if SERVER_MODULE in command_line(pid)]
     return [pid for pid in servers if b"PYTHONSAFEPATH" not in Path(f"/proc/{pid}/environ").read_bytes()]
