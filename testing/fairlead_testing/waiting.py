@@ -6,6 +6,9 @@ from collections.abc import Awaitable, Callable
 
 PATIENCE_SECONDS = 120.0
 _POLL_SECONDS = 0.005
+_MAX_POLL_SECONDS = 0.05
+_POLL_GROWTH = 1.1
+"""Pauses grow, since most conditions that need half a second are requests to a process."""
 
 
 async def wait_until(
@@ -42,8 +45,9 @@ async def _poll(
     """Polls; `describe` is called only when it gives up, since it may read a source."""
     try:
         async with asyncio.timeout(patience_seconds) as timeout:
-            while not await holds():  # noqa: ASYNC110  # the condition belongs to another system
+            while not await holds():
                 await asyncio.sleep(poll_seconds)
+                poll_seconds = max(poll_seconds, min(poll_seconds * _POLL_GROWTH, _MAX_POLL_SECONDS))
     except TimeoutError as error:
         if not timeout.expired():  # the condition's own
             raise
