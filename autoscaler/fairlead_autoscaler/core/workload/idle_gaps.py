@@ -17,8 +17,12 @@ for as long as a start costs.
 from dataclasses import dataclass
 
 _MAX_GAPS = 48
-_MIN_GAP_SECONDS = 5.0
-"""The shortest time without requests that counts as a gap."""
+_MIN_GAP_SECONDS = 10.0
+"""The shortest time without requests that counts as a gap.
+
+Why longer than a look at the metrics: under steady traffic each look would add a gap, and the list
+would forget those of hours within minutes.
+"""
 
 
 @dataclass(frozen=True, slots=True)

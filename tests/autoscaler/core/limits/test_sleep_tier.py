@@ -26,6 +26,7 @@ from fairlead_autoscaler.core import (
     WakeTiming,
 )
 from fairlead_autoscaler.core.state import decode_state, encode_state
+from fairlead_autoscaler.core.workload.idle_gaps import IdleGaps
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 _PROFILE = EngineProfile(
@@ -163,14 +164,12 @@ def test_a_tier_costs_nobody_his_turn_where_accelerators_are_counted() -> None:
 
 def test_the_last_sleepers_end_when_all_idle_gaps_outlast_the_break_even() -> None:
     model = model_of(SleepTier(2, wake_seconds=_WAKE))
-    after = SleepingPool(model, 1)
-    for _ in range(shortened(4, 1)):  # ten minutes of requests, and a long time of none
-        last(after, 3.0, 120)
-        last(after, 0.0, shortened(1_440, 480))
-    last(after, 3.0, 120)
-    ended = [plan.asleep for plan in run(after, 0.0, 600)]
-    assert 0 in ended, "within fifty minutes"
-    young = SleepingPool(model, 1)
+    known, young = SleepingPool(model, 1), SleepingPool(model, 1)
+    known.core = ScalingCore(model, state=CoreState(silence=IdleGaps(gaps=(14_400.0,) * 4)))  # four hours each
+    last(known, 3.0, 120)
+    slept = [plan.asleep for plan in run(known, 0.0, 600)]
+    assert max(slept) >= 1
+    assert slept[-1] == 0, "within fifty minutes"
     last(young, 3.0, 120)
     assert last(young, 0.0, 600).asleep >= 1, "who has no history sleeps on for as long as that is worth"
 
