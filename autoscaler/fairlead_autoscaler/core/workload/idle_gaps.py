@@ -20,8 +20,8 @@ _MAX_GAPS = 48
 _MIN_GAP_SECONDS = 10.0
 """The shortest time without requests that counts as a gap.
 
-Why longer than a look at the metrics: under steady traffic each look would add a gap, and the list
-would forget those of hours within minutes.
+Why longer than a look at the metrics: else each look at steady traffic adds a gap. The list then
+forgets those of hours within minutes.
 """
 
 
