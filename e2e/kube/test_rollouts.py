@@ -237,8 +237,10 @@ def arguments(found: DeployedModel) -> set[str]:
     ("name", "args", "phase", "reason"),
     [
         ("slow", ("--speed=0.77",), "RolledBack", "TPOTMissed"),
-        ("long", ("--answer-length=2", "--fault=error,share=0.02"), "RolledBack", ""),
-        ("healthy", ("--seed=5",), "Promoted", "Promoted"),
+        pytest.param(
+            *("long", ("--answer-length=2", "--fault=error,share=0.02"), "RolledBack", ""), marks=pytest.mark.extended
+        ),
+        pytest.param(*("healthy", ("--seed=5",), "Promoted", "Promoted"), marks=pytest.mark.extended),
     ],
 )
 def test_a_change_is_judged_under_traffic(
