@@ -9,12 +9,13 @@ CONFTEST = """
 import os
 from pathlib import Path
 import pytest
-from fairlead_testing.pytest_hooks import forked_processes
+from fairlead_testing.pytest_hooks import coroutine_tests, forked_processes
 
 def pytest_addoption(parser):
     forked_processes.add_option(parser)
 
 def pytest_configure(config):
+    config.pluginmanager.register(coroutine_tests)
     config.pluginmanager.register(forked_processes.ForkedProcesses(lambda item: item.path.name))
 
 @pytest.fixture(scope="session")
@@ -93,3 +94,14 @@ def test_the_first_failure_ends_the_run_if_asked(tmp_path: Path) -> None:
     assert "stopping after 1 failures" in printed
     assert "1 failed" in printed.splitlines()[-1]
     assert len((tmp_path / "pids").read_text().splitlines()) < 2_000
+
+
+def test_a_test_that_takes_too_long_fails_in_its_process_on_each_kind_of_loop(tmp_path: Path) -> None:
+    slow = "import asyncio, threading\ndef test_slow(): threading.Event().wait()\n"
+    slow += "async def test_slow_coroutine(): await asyncio.Event().wait()\n"
+
+    printed = run(tmp_path, {"test_a.py": slow, "test_b.py": PASSING}, "--timeout", "0.2")
+
+    assert "Timeout (>0.2s) from pytest-timeout" in printed
+    assert "took longer than 0.2 s" in printed
+    assert "2 failed, 2 passed" in printed.splitlines()[-1]

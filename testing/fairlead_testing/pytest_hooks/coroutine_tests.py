@@ -22,6 +22,8 @@ REAL_LOOPS: Final = os.environ.get("FAIRLEAD_TEST_LOOPS") == "real"
 T = TypeVar("T")
 _simulated = False
 """True while a test runs whose loop is simulated."""
+_limit_seconds: float | None = None
+"""The time limit of the test that runs. Why here too: uvloop ignores that of pytest-timeout."""
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
@@ -29,13 +31,27 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
     if _simulated:
         return run_simulated(main)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(main)
+        return runner.run(_limited(main))
+
+
+async def _limited(main: Coroutine[Any, Any, T]) -> T:
+    try:
+        async with asyncio.timeout(_limit_seconds) as timeout:
+            return await main
+    except TimeoutError as error:
+        if timeout.expired():
+            raise AssertionError(f"the test took longer than {_limit_seconds:g} s") from error
+        raise
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Chooses the event loop of a test."""
-    global _simulated
+    global _simulated, _limit_seconds
+    marker = item.get_closest_marker("timeout")
+    given = item.config.getoption("timeout", None)
+    default = item.config.getini("timeout") if given is None else given
+    _limit_seconds = float(marker.args[0] if marker and marker.args else default or 0) or None
     markers = {marker.name for marker in item.iter_markers()}
     _simulated = not REAL_LOOPS and "simulated" in markers and "sockets" not in markers
     try:

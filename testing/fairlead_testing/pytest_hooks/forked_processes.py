@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, Final
 
 import pytest
+from _pytest._io import TerminalWriter
 
 OPTION: Final = "--processes"
 NUMBER_VARIABLE: Final = "PYTEST_PROCESS"
@@ -211,6 +212,13 @@ class _Sender:
         self._connection.send((_WARNING, values))
 
 
+class _CapturedTerminal:
+    """What plugins write to the terminal, such as pytest-timeout, is output of the test."""
+
+    def __init__(self) -> None:
+        self._tw = TerminalWriter(sys.stdout)
+
+
 def _scopes(items: list[pytest.Item], scope_of: Callable[[pytest.Item], str]) -> Iterable[list[int]]:
     """Returns the numbers of the tests of each scope."""
     scopes: dict[str, list[int]] = {}
@@ -251,6 +259,7 @@ def _separate(config: pytest.Config, number: int) -> None:
     assert capture is not None
     capture.stop_global_capturing()
     capture.start_global_capturing()
+    config.pluginmanager.register(_CapturedTerminal(), name="terminalreporter")
     factory: Any = config._tmp_path_factory  # type: ignore[attr-defined]
     factory._basetemp = factory.getbasetemp() / f"process-{number}-{os.getpid()}"
     factory._basetemp.mkdir(mode=0o700)

@@ -13,6 +13,7 @@ from fairlead_testing.gateway.limited_gateway import LimitedGateway, limited_gat
 from fairlead_testing.processes import wait_until
 from fairlead_testing.redis.valkey_cluster import HOST, ValkeyGroup, ValkeyNode
 from fairlead_testing.waiting import wait_until as until
+from fairlead_testing.waiting import wait_until_async
 
 pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
 _LIMIT = Limit(LimitUnit.REQUESTS, 40, Window.DAY)
@@ -78,14 +79,15 @@ async def test_a_replica_that_lags_becomes_master_and_no_request_counts_twice_or
         await asyncio.to_thread(_go_back, replica, old)
         ledgers = [gateway.service.ledgers["acme"] for gateway in gateways]
 
-        async def answered() -> int:
-            found = 0
-            while any(not ledger.is_open or ledger.epoch == before for ledger in ledgers):
-                found += (await send_chats(gateways, 1)).count(200)
-                await asyncio.sleep(0.05)
-            return found + await send_until_spent(gateways, 40)
+        found = 0
 
-        assert await answered() == 20
+        async def is_another_epoch() -> bool:
+            nonlocal found
+            found += (await send_chats(gateways, 1)).count(200)
+            return all(ledger.is_open and ledger.epoch != before for ledger in ledgers)
+
+        await wait_until_async(is_another_epoch)
+        assert found + await send_until_spent(gateways, 40) == 20
         assert replica.execute("ROLE")[0] == "master"
 
 
