@@ -213,7 +213,7 @@ class _Sender:
 
 
 class _CapturedTerminal:
-    """What plugins write to the terminal, such as pytest-timeout, is output of the test."""
+    """A terminal whose text is output of the test; pytest-timeout writes to it."""
 
     def __init__(self) -> None:
         self._tw = TerminalWriter(sys.stdout)
