@@ -238,9 +238,9 @@ def arguments(found: DeployedModel) -> set[str]:
     [
         ("slow", ("--speed=0.77",), "RolledBack", "TPOTMissed"),
         pytest.param(
-            *("long", ("--answer-length=2", "--fault=error,share=0.02"), "RolledBack", ""), marks=pytest.mark.extended
+            "long", ("--answer-length=2", "--fault=error,share=0.02"), "RolledBack", "", marks=pytest.mark.extended
         ),
-        pytest.param(*("healthy", ("--seed=5",), "Promoted", "Promoted"), marks=pytest.mark.extended),
+        pytest.param("healthy", ("--seed=5",), "Promoted", "Promoted", marks=pytest.mark.extended),
     ],
 )
 def test_a_change_is_judged_under_traffic(

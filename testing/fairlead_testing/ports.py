@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from fairlead_testing.pytest_hooks.forked_processes import NUMBER_VARIABLE
-
+PROCESS_VARIABLE = "PYTEST_PROCESS"
+"""The environment of each process that runs tests: its number."""
 _SHARES = 16
 _SPAN = 16_384
 
@@ -34,7 +34,7 @@ def unused_ports(count: int) -> list[int]:
 def _own_share() -> Iterator[int]:
     """Returns the ports of this process, again and again, in the same random order."""
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    process = int(os.environ.get(NUMBER_VARIABLE, "0"))
+    process = int(os.environ.get(PROCESS_VARIABLE, "0"))
     share = list(range(max(1_024, lowest - _SPAN) + process % _SHARES, lowest, _SHARES))
     random.SystemRandom().shuffle(share)  # tests seed the shared generator
     return itertools.cycle(share)

@@ -50,25 +50,20 @@ _allowed: ContextVar[bool] = ContextVar("allowed", default=True)
 class _Server:
     """A fork server of this process.
 
-    variables: the environment of its interpreter, as far as interpreters read it.
     process: the server; None in a fork.
     """
 
-    def __init__(
-        self,
-        channel: socket.socket,
-        variables: Mapping[bytes, bytes],
-        process: subprocess.Popen[bytes] | None = None,
-    ) -> None:
+    def __init__(self, channel: socket.socket, process: subprocess.Popen[bytes] | None = None) -> None:
         self.channel = channel
-        self.variables = variables
         self.process = process
         self.owner = os.getpid()
         self.lock = threading.Lock()
 
 
 _servers: dict[frozenset[tuple[bytes, bytes]], _Server] = {}
-"""Servers by their variables: one, and one for programs without the compiled copy."""
+"""Servers by the variables of their interpreters: one, and one for programs without the compiled
+copy.
+"""
 _own: dict[bytes, bytes] = {}
 """The variables of this process when it began to start programs as forks."""
 _starting = threading.Lock()
@@ -86,8 +81,8 @@ def install() -> None:
 def install_nested(channel: int, environ: Mapping[bytes, bytes]) -> None:
     """Makes this fork start programs by a server of its own."""
     global _nested
-    _nested = _Server(socket.socket(fileno=channel), interpreter_variables(environ))
-    _servers[frozenset(_nested.variables.items())] = _nested
+    _nested = _Server(socket.socket(fileno=channel))
+    _servers[frozenset(interpreter_variables(environ).items())] = _nested
     _replace_functions()
 
 
@@ -246,7 +241,7 @@ def _start_server(variables: Mapping[bytes, bytes]) -> _Server:
     with theirs:
         null = subprocess.DEVNULL
         process = _START_INTERPRETER(command, stdin=null, stdout=null, pass_fds=[theirs.fileno()], env=environ)
-    server = _Server(ours, variables, process)
+    server = _Server(ours, process)
     atexit.register(_stop, server)
     return server
 
@@ -266,7 +261,8 @@ def _request(server: _Server, request: ForkRequest, fds: list[int]) -> int | Non
             pid = send_request(server.channel, request, fds)
     except BaseException as error:  # a reply that is still to come would be the next request's
         with _starting:
-            _servers.pop(frozenset(server.variables.items()), None)
+            for key in [key for key, known in _servers.items() if known is server]:
+                del _servers[key]
         _stop(server)
         if isinstance(error, EOFError | OSError):
             return None

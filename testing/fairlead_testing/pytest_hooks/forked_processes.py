@@ -23,9 +23,9 @@ from typing import Any, Final
 import pytest
 from _pytest._io import TerminalWriter
 
+from fairlead_testing.ports import PROCESS_VARIABLE
+
 OPTION: Final = "--processes"
-NUMBER_VARIABLE: Final = "PYTEST_PROCESS"
-"""The environment of each of the processes: its number."""
 _MAX_CRASHES: Final = 10
 _NEXT_SCOPE: Final = "next scope"
 _REPORT: Final = "pytest_runtest_logreport"
@@ -230,7 +230,7 @@ def _scopes(items: list[pytest.Item], scope_of: Callable[[pytest.Item], str]) ->
 def _run(session: pytest.Session, number: int, connection: Connection, scope: list[int]) -> None:
     """Runs scopes in this fork until there are no more."""
     config = session.config
-    os.environ[NUMBER_VARIABLE] = str(number)
+    os.environ[PROCESS_VARIABLE] = str(number)
     _separate(config, number)
     config.pluginmanager.register(_Sender(config, connection))
     waiting = deque(scope)
