@@ -153,7 +153,7 @@ async def wait_until_equal(call: Any, *wanted: Any) -> None:
     async def so() -> bool:
         return bool(await call() in wanted)
 
-    await wait_until_async(so, poll_seconds=0.05)
+    await wait_until_async(so)
 
 
 async def test_autoscaler_wakes_yields_and_releases_with_exactly_its_permissions(
@@ -174,7 +174,7 @@ async def test_autoscaler_wakes_yields_and_releases_with_exactly_its_permissions
             gateway.held, gateway.arrived = 1, 1
             await asyncio.to_thread(wake, url)
             await wait_until_equal(lambda: number(api), (1, ("fairlead-autoscaler",)))
-            await wait_until_async(lambda: tells(api, "ScaledUp"), poll_seconds=0.05)
+            await wait_until_async(lambda: tells(api, "ScaledUp"))
             assert_all_queried_metrics_reported(program, await asyncio.to_thread(metrics, url))
 
             theirs = {"spec": {"replicas": 3}}

@@ -98,7 +98,7 @@ def account(api_server: ApiServer, program: Path, tmp_path_factory: pytest.TempP
                 said = await refusal(api, PODS, "probe", {"spec": {"containers": [container]}})
                 return "only the deletion cost and the sleep annotation of a pod" in said
 
-            await wait_until_async(is_guarded, poll_seconds=0.05)
+            await wait_until_async(is_guarded)
         return config
 
     return asyncio.run(install())

@@ -53,7 +53,7 @@ class FaultScenario:
         async def says() -> bool:
             return await self.gateway.metric(name) == value
 
-        await wait_until_async(says, poll_seconds=0.05)
+        await wait_until_async(says)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ async def engine_killed(scene: FaultScenario) -> None:
     async def older() -> bool:
         return await scene.gateway.metric(SIGNALS_AGE) > last + 3.0
 
-    await wait_until_async(older, poll_seconds=0.05)
+    await wait_until_async(older)
 
 
 async def worker_killed(scene: FaultScenario) -> None:

@@ -136,7 +136,7 @@ async def wait_metrics(indexer: IndexerProcess, **figures: float) -> None:
     async def so() -> bool:
         return [await indexer.metric(name, f"{SPACE}/tiny") for name in figures] == list(figures.values())
 
-    await wait_until_async(so, poll_seconds=0.05)
+    await wait_until_async(so)
 
 
 @pytest.mark.api_server
@@ -194,7 +194,7 @@ async def reading(folder: Path, redis: Valkey) -> AsyncIterator[tuple[IndexerPro
             async def measured() -> bool:
                 return "\nfairlead_indexer_loop_lag_seconds " in (await indexer.get("/metrics")).text
 
-            await wait_until_async(measured, poll_seconds=0.05)
+            await wait_until_async(measured)
             yield indexer, engine
 
 

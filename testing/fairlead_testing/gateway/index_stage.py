@@ -20,9 +20,6 @@ MODEL_KEY: Final = "default/tiny"
 ENGINE_BLOCKS: Final = 256
 """Blocks of 16 tokens that one engine has room for."""
 
-_POLL_SECONDS = 0.05
-"""Each poll reads metrics or the fleet from the gateway."""
-
 
 @dataclass(slots=True)
 class EnginePorts:
@@ -110,7 +107,7 @@ class IndexStage:
         async def reached() -> bool:
             return bool((await self.index(instance))["state"] == state)
 
-        await wait_until_async(reached, poll_seconds=_POLL_SECONDS)
+        await wait_until_async(reached)
 
     def is_cheapest_with(self, least: int, instance: str = "e-0/0/0") -> Callable[[], Awaitable[bool]]:
         """Returns whether the instance is shown as the cheapest to remove.
@@ -131,7 +128,7 @@ class IndexStage:
         async def reached() -> bool:
             return await self.gateway.metric("fairlead_gateway_index_links") >= least
 
-        await wait_until_async(reached, poll_seconds=_POLL_SECONDS)
+        await wait_until_async(reached)
 
 
 @asynccontextmanager

@@ -92,7 +92,7 @@ async def test_a_worker_sees_what_its_sibling_has_in_flight(tmp_path: Path) -> N
             async def busy() -> bool:
                 return await gateway.metric("fairlead_gateway_in_flight") == 1
 
-            await wait_until_async(busy, poll_seconds=0.05)
+            await wait_until_async(busy)
             taken = "e-0/0/0" if any(b"stay" in call.body for call in one.calls) else "e-1/1/0"
             for _ in range(8):
                 assert (await other.post(CHAT)).fields["x-fairlead-instance"] != taken
@@ -125,7 +125,7 @@ async def test_a_worker_learns_which_prompts_its_sibling_has_sent_where(tmp_path
                 found = await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}")
                 return any(one["inputs"]["matched_tokens"]["value"] > 0 for one in found["choices"][0]["candidates"])
 
-            await wait_until_async(known, poll_seconds=0.05)
+            await wait_until_async(known)
             await first.connection.close()
             await second.connection.close()
 
@@ -156,7 +156,7 @@ def test_a_worker_refuses_what_its_siblings_engines_died_of(tmp_path: Path) -> N
                     deadly = False
                     return (await second.post(body)).status == 422
 
-                await wait_until_async(refused, poll_seconds=0.05)
+                await wait_until_async(refused)
                 await first.connection.close()
                 await second.connection.close()
 
@@ -193,11 +193,11 @@ async def test_keys_and_the_fleet_change_for_every_worker(tmp_path: Path, monkey
 
                 assert (await statuses("one"), await statuses("two")) == ({200}, {401})
                 await asyncio.to_thread(keyfile.write_text, keys("two"))
-                await wait_until_async(swapped, poll_seconds=0.05)
+                await wait_until_async(swapped)
                 write_fleet_file(
                     path, fleet_of([one.url, two.url], states=[InstanceState.READY, InstanceState.DRAINING])
                 )
-                await wait_until_async(shown, poll_seconds=0.05)
+                await wait_until_async(shown)
                 for line in lines:  # once it is shown, no worker routes by the old one
                     await line.connection.send(_keyed_post("two"))
                     assert (await line.connection.read_response()).fields["x-fairlead-instance"] == "e-0/0/0"
@@ -252,12 +252,12 @@ async def test_a_worker_that_does_not_answer_is_named_and_not_waited_for(tmp_pat
             async def says(words: str, expected: bool) -> bool:
                 return (words in await gateway.warnings()) is expected
 
-            await wait_until_async(partial(says, "has not answered for", True), poll_seconds=0.05)
+            await wait_until_async(partial(says, "has not answered for", True))
             assert (await gateway.get("/readyz")).status == 200
             assert await gateway.metric("fairlead_gateway_workers") == 1
             assert await gateway.metric("fairlead_gateway_received_total") == 2  # as last known
             os.kill(stopped, signal.SIGCONT)
-            await wait_until_async(partial(says, "has not answered for", False), poll_seconds=0.05)
+            await wait_until_async(partial(says, "has not answered for", False))
             for line in lines:
                 assert (await line.post(CHAT)).status == 200
                 await line.connection.close()
@@ -279,7 +279,7 @@ async def test_streams_of_several_workers_all_end_before_the_gateway_does(tmp_pa
             async def unready() -> bool:
                 return (await gateway.get("/readyz")).status == 503
 
-            await wait_until_async(unready, poll_seconds=0.05)
+            await wait_until_async(unready)
             gate.go_on.set()
             for line in lines:
                 assert (await line.connection.reader.read()).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
@@ -305,7 +305,7 @@ async def test_a_second_signal_ends_the_gateway_at_once_and_cuts_no_stream_silen
             async def unready() -> bool:
                 return (await gateway.get("/readyz")).status == 503
 
-            await wait_until_async(unready, poll_seconds=0.05)
+            await wait_until_async(unready)
             gateway.process.send_signal(signal.SIGTERM)
             rest = await line.connection.reader.read()
             assert b'"code":"gateway_draining"' in rest
@@ -332,7 +332,7 @@ async def test_what_a_stopped_worker_could_not_be_told_reaches_it_when_it_goes_o
             async def shown() -> bool:
                 return await states() == ["Ready", "Draining"]
 
-            await wait_until_async(mute, poll_seconds=0.05)
+            await wait_until_async(mute)
             write_fleet_file(path, fleet_of([one.url, two.url], states=[InstanceState.READY, InstanceState.DRAINING]))
             await wait_until_async(shown)  # nothing waits for the worker that does not answer
             os.kill(stopped, signal.SIGCONT)
@@ -340,7 +340,7 @@ async def test_what_a_stopped_worker_could_not_be_told_reaches_it_when_it_goes_o
             async def well() -> bool:
                 return not await mute()
 
-            await wait_until_async(well, poll_seconds=0.05)
+            await wait_until_async(well)
             for line in lines:
                 assert (await line.post(CHAT)).fields["x-fairlead-instance"] == "e-0/0/0"
                 await line.connection.close()

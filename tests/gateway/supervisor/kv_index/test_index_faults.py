@@ -75,7 +75,7 @@ class Stage:
             async def known(number: int = number) -> bool:
                 return await self.credited(number, text) > 700
 
-            await wait_until_async(known, poll_seconds=0.05)
+            await wait_until_async(known)
 
     async def until_state(self, *states: str) -> None:
         """Waits until each gateway reports one of these states of the engine's index."""
@@ -85,7 +85,7 @@ class Stage:
                 models = (await gateway.get_json("/api/fleet"))["models"]
                 return models[0]["instances"][0]["index"]["state"] in states
 
-            await wait_until_async(reached, poll_seconds=0.05)
+            await wait_until_async(reached)
 
     async def start_indexer(self) -> None:
         """Starts an indexer and waits until it is ready."""
