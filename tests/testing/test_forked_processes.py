@@ -105,3 +105,16 @@ def test_a_test_that_takes_too_long_fails_in_its_process_on_each_kind_of_loop(tm
     assert "Timeout (>1.0s) from pytest-timeout" in printed
     assert "took longer than 1 s" in printed
     assert "2 failed, 2 passed" in printed.splitlines()[-1]
+
+
+def test_a_process_that_reports_nothing_although_its_time_is_over_is_killed(tmp_path: Path) -> None:
+    stuck = "import pytest, signal, threading\n"
+    stuck += "def test_one(): signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})\n"
+    stuck += "@pytest.mark.timeout(1)\ndef test_two(): threading.Event().wait()\ndef test_three(): pass\n"
+    without_margin = CONFTEST.replace("path.name)", "path.name, margin_seconds=0.0)")
+
+    printed = run(tmp_path, {"conftest.py": without_margin, "test_a.py": stuck, "test_b.py": PASSING})
+
+    assert "the process that ran this test reported nothing for longer than the limit of 1 s" in printed
+    assert re.search(r"FAILED test_a.py::test_two", printed)
+    assert "1 failed, 4 passed" in printed.splitlines()[-1]

@@ -44,14 +44,19 @@ async def _limited(main: Coroutine[Any, Any, T]) -> T:
         raise
 
 
+def time_limit(item: pytest.Item) -> float | None:
+    """Returns the seconds that a test may take, as pytest-timeout reads them."""
+    marker = item.get_closest_marker("timeout")
+    given = item.config.getoption("timeout", None)
+    default = item.config.getini("timeout") if given is None else given
+    return float(marker.args[0] if marker and marker.args else default or 0) or None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Chooses the event loop of a test."""
     global _simulated, _limit_seconds
-    marker = item.get_closest_marker("timeout")
-    given = item.config.getoption("timeout", None)
-    default = item.config.getini("timeout") if given is None else given
-    _limit_seconds = float(marker.args[0] if marker and marker.args else default or 0) or None
+    _limit_seconds = time_limit(item)
     markers = {marker.name for marker in item.iter_markers()}
     _simulated = not REAL_LOOPS and "simulated" in markers and "sockets" not in markers
     try:

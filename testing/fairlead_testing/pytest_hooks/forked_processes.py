@@ -2,6 +2,9 @@
 
 Tests of one scope, such as a file, stay together in a process, in their order. A process that has
 run its scope gets the next one. One that crashes fails the test that it ran, and another goes on.
+So does one that reports nothing for longer than its test may take.
+
+Why: the alarm of pytest-timeout can be lost: a finalizer that it interrupts swallows its exception.
 
 Why not pytest-xdist: each of its processes collects all tests again, 25 s of processor time each.
 """
@@ -13,6 +16,7 @@ import os
 import pickle
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections import deque
@@ -24,9 +28,11 @@ import pytest
 from _pytest._io import TerminalWriter
 
 from fairlead_testing.ports import PROCESS_VARIABLE
+from fairlead_testing.pytest_hooks.coroutine_tests import time_limit
 
 OPTION: Final = "--processes"
 _MAX_CRASHES: Final = 10
+_CHECK_SECONDS: Final = 1.0
 _NEXT_SCOPE: Final = "next scope"
 _REPORT: Final = "pytest_runtest_logreport"
 _WARNING: Final = "pytest_warning_recorded"
@@ -47,10 +53,12 @@ class ForkedProcesses:
     """The plugin.
 
     scope_of: the name of the scope of a test. Scopes begin in the order of their first tests.
+    margin_seconds: for how long beyond the limit of its test a process may report nothing.
     """
 
-    def __init__(self, scope_of: Callable[[pytest.Item], str]) -> None:
+    def __init__(self, scope_of: Callable[[pytest.Item], str], margin_seconds: float = 60.0) -> None:
         self._scope_of = scope_of
+        self._margin_seconds = margin_seconds
         self._scopes: deque[list[int]] = deque()
         self._living: dict[Connection, _Process] = {}
         self._crashes = 0
@@ -79,9 +87,10 @@ class ForkedProcesses:
             for number in range(min(processes(config), len(self._scopes))):
                 self._start(session, number, self._scopes.popleft())
             while self._living:
-                for connection in wait(list(self._living)):
+                for connection in wait(list(self._living), _CHECK_SECONDS):
                     assert isinstance(connection, Connection)
                     self._receive(session, connection)
+                self._end_silent(session)
                 if session.shouldfail:
                     raise session.Failed(session.shouldfail)
                 if session.shouldstop:
@@ -116,12 +125,11 @@ class ForkedProcesses:
     def _receive(self, session: pytest.Session, connection: Connection) -> None:
         """Handles one message of a process, or its end."""
         process = self._living[connection]
+        process.reported_at = time.monotonic()
         try:
             name, values = connection.recv()
         except (EOFError, OSError):
-            del self._living[connection]
-            connection.close()
-            self._end(session, process, os.waitpid(process.pid, 0)[1])
+            self._end(session, connection)
             return
         if name == _NEXT_SCOPE:
             scope = self._scopes.popleft() if self._scopes else []
@@ -140,13 +148,24 @@ class ForkedProcesses:
         else:
             hook(**values)
 
-    def _end(self, session: pytest.Session, process: "_Process", status: int) -> None:
+    def _end_silent(self, session: pytest.Session) -> None:
+        """Kills processes whose tests must have ended long ago."""
+        for connection, process in list(self._living.items()):
+            limit = time_limit(session.items[process.remaining[0]]) if process.remaining else None
+            if limit is not None and time.monotonic() - process.reported_at > limit + self._margin_seconds:
+                os.kill(process.pid, signal.SIGKILL)
+                self._end(session, connection, f"reported nothing for longer than the limit of {limit:g} s")
+
+    def _end(self, session: pytest.Session, connection: Connection, cause: str = "") -> None:
         """Reports the crash of a process that had tests to run, and has another one go on."""
+        process = self._living.pop(connection)
+        connection.close()
+        code = os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
         if not process.remaining:
             return
         item = session.items[process.remaining.popleft()]
-        code = os.waitstatus_to_exitcode(status)
-        cause = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        if not cause:
+            cause = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         message = f"the process that ran this test {cause}"
         report = pytest.TestReport(item.nodeid, item.location, {}, "failed", message, "call")
         session.config.hook.pytest_runtest_logreport(report=report)
@@ -163,12 +182,14 @@ class _Process:
     """A process that runs tests, in the one that reports.
 
     remaining: numbers of the tests that it has and has not ended; it runs the first.
+    reported_at: the monotonic time of its last message.
     """
 
     def __init__(self, pid: int, number: int, scope: Iterable[int]) -> None:
         self.pid = pid
         self.number = number
         self.remaining = deque(scope)
+        self.reported_at = time.monotonic()
 
 
 class _Sender:
