@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from fairlead_cli.local.processes.embedded_redis import find_redis_program
+from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine
 from fairlead_testing.engines.simulated_process import engine_process
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.http.certificates import CertificateAuthority, has_openssl
@@ -72,21 +73,16 @@ async def test_gateway_with_chart_keys_and_fleet_passes_the_helm_test(
 
 @pytest.mark.skipif(not has_openssl(), reason="no openssl to make certificates with")
 async def test_helm_test_sends_no_key_to_a_gateway_that_it_cannot_verify(program: Path, tmp_path: Path) -> None:
-    heads: list[bytes] = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        heads.append(await reader.readuntil(b"\r\n\r\n"))
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
-        await writer.drain()
-        writer.close()
+    async def script(call: EngineCall) -> None:
+        await call.respond({}, more="connection: close\r\n")
+        raise HangUp
 
     context = CertificateAuthority(tmp_path).issue("other.example").server_context()
-    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
-        port = server.sockets[0].getsockname()[1]
-        code, said = await helm_test(GATEWAY=f"https://127.0.0.1:{port}", MODEL="tiny", KEY="secret")
+    async with scripted_engine(script, tls=context) as server:
+        code, said = await helm_test(GATEWAY=server.url, MODEL="tiny", KEY="secret")
         assert code == 0, said
-    assert [head.split(b" ")[1] for head in heads] == [b"/readyz"]
-    assert b"authorization" not in heads[0].lower()
+    assert [call.path for call in server.calls] == ["/readyz"]
+    assert b"authorization" not in server.calls[0].head.lower()
     found = render_chart(program, "--set=gateway.tls.secret=certificate")
     (container,) = pod_specs(found)["Pod fairlead-test"]["containers"]
     assert "KEY" not in {one["name"] for one in container["env"]}

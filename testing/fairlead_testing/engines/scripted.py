@@ -24,8 +24,12 @@ class HangUp(Exception):
 
 @dataclass(slots=True)
 class EngineCall:
-    """A request. `fields` are its header fields in order, with lower-case names."""
+    """A request. `fields` are its header fields in order, with lower-case names.
 
+    head: the first line and header fields, as sent.
+    """
+
+    head: bytes
     path: str
     fields: list[tuple[str, str]]
     body: bytes
@@ -54,9 +58,10 @@ class EngineCall:
         head = f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n{more}\r\n"
         await self.send(head.encode() + body)
 
-    async def start_stream(self, kind: str = "text/event-stream; charset=utf-8") -> None:
+    async def start_stream(self, kind: str = "text/event-stream; charset=utf-8", more: str = "") -> None:
         """Sends the head of a chunked stream."""
-        await self.send(f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n\r\n".encode())
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n{more}\r\n"
+        await self.send(head.encode())
 
     async def chunk(self, data: bytes) -> None:
         """Sends one chunk; an empty one ends the response."""
@@ -104,6 +109,11 @@ def event(value: object) -> bytes:
     """Returns a server-sent event as bytes. Text is used as it is."""
     text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
     return f"data: {text}\n\n".encode()
+
+
+def role() -> dict[str, Any]:
+    """Returns the first event of a chat completion, which has no token."""
+    return {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
 
 
 def token(text: str, finish: str | None = None) -> dict[str, Any]:
@@ -186,7 +196,8 @@ async def _connection(
 
 
 async def _read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> EngineCall:
-    lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
+    head = await reader.readuntil(b"\r\n\r\n")
+    lines = head.decode("latin-1").split("\r\n")[:-2]
     fields = [(name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in lines[1:])]
     body = await reader.readexactly(int(dict(fields).get("content-length", "0")))
-    return EngineCall(lines[0].split(" ")[1], fields, body, reader, writer)
+    return EngineCall(head, lines[0].split(" ")[1], fields, body, reader, writer)

@@ -1,8 +1,6 @@
-"""The open-loop client against a server whose bytes the test writes, over real sockets."""
+"""The open-loop client against a scripted engine, over real sockets."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 import uvloop
@@ -17,32 +15,35 @@ from fairlead_cli.replay.client.open_loop_client import (
 )
 from fairlead_cli.replay.client.prompts import ReplayTarget, plan_requests
 from fairlead_sim.workload.traces import TraceRequest
-from fairlead_testing.http import scripted_server
+from fairlead_testing.engines.scripted import (
+    EngineCall,
+    HangUp,
+    Script,
+    ScriptedEngine,
+    role,
+    scripted_engine,
+    token,
+    usage,
+)
 
-DONE = scripted_server.event("[DONE]")
 
-
-async def tokens(body: dict[str, Any]) -> AsyncIterator[bytes]:
-    """Yields ``max_tokens`` tokens, each in its own chunk."""
-    yield scripted_server.head(more="x-fairlead-instance: main-0/1/0\r\nx-fairlead-reason: affinity\r\n")
-    yield scripted_server.chunk(scripted_server.role())
-    for _ in range(body["max_tokens"]):
-        yield scripted_server.chunk(scripted_server.token(" abc"))
-    yield scripted_server.chunk(
-        scripted_server.usage(len(body["messages"][0]["content"]) // 4, body["max_tokens"], 512)
-    )
-    yield scripted_server.chunk(DONE) + scripted_server.chunk(b"")
+async def tokens(call: EngineCall) -> None:
+    """Sends ``max_tokens`` tokens, each in its own chunk."""
+    await call.start_stream(more="x-fairlead-instance: main-0/1/0\r\nx-fairlead-reason: affinity\r\n")
+    await call.event(role())
+    for _ in range(call.json["max_tokens"]):
+        await call.event(token(" abc"))
+    await call.event(usage(len(call.json["messages"][0]["content"]) // 4, 512, call.json["max_tokens"]))
+    await call.finish()
 
 
 def requests(count: int, *, interval: float = 0.0, output: int = 3) -> list[TraceRequest]:
     return [TraceRequest(f"q{number}", number * interval, 600, output, (0, number + 1)) for number in range(count)]
 
 
-def replay(
-    script: scripted_server.Script, planned: list[TraceRequest], *, patience: float = 30.0
-) -> tuple[ClientRun, scripted_server.ScriptedServer]:
-    async def run_client() -> tuple[ClientRun, scripted_server.ScriptedServer]:
-        async with scripted_server.scripted_server(script) as server:
+def replay(script: Script, planned: list[TraceRequest], *, patience: float = 30.0) -> tuple[ClientRun, ScriptedEngine]:
+    async def run_client() -> tuple[ClientRun, ScriptedEngine]:
+        async with scripted_engine(script) as server:
             target = ReplayTarget(server.url, model="tiny")
             client = OpenLoopClient(target.host, target.port, patience_seconds=patience)
             return await client.run(plan_requests(planned, target, speed=1.0)), server
@@ -58,15 +59,15 @@ def test_results_have_tokens_instance_and_cached_tokens() -> None:
         assert (result.instance, result.reason) == ("main-0/1/0", "affinity")
         assert result.ttft_seconds is not None
         assert result.ttft_seconds > 0
-    assert len(server.requests) == 20
+    assert len(server.calls) == 20
 
 
 def test_body_requests_stream_usage_and_exact_output_tokens() -> None:
     _, server = replay(tokens, requests(1, output=7))
-    headers, body = server.requests[0]
+    call, body = server.calls[0], server.calls[0].json
     assert body["stream_options"] == {"include_usage": True}
     assert (body["max_tokens"], body["ignore_eos"], body["stream"], body["model"]) == (7, True, True, "tiny")
-    assert headers["x-request-id"] == "q0"
+    assert call.header("x-request-id") == "q0"
 
 
 def test_connection_is_reused_after_a_complete_answer() -> None:
@@ -78,14 +79,13 @@ def test_connection_is_reused_after_a_complete_answer() -> None:
 def test_slow_answer_delays_no_other_request() -> None:
     release: list[asyncio.Event] = []
 
-    async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
+    async def script(call: EngineCall) -> None:
         if not release:
             release.append(asyncio.Event())
             await release[0].wait()  # the first request gets its answer after the arrival of the last
-        elif body["max_tokens"] == 9:
+        elif call.json["max_tokens"] == 9:
             release[0].set()
-        async for data in tokens(body):
-            yield data
+        await tokens(call)
 
     planned = [*requests(5), TraceRequest("last", 0.0, 600, 9, (0, 9))]
     run, _ = replay(script, planned)
@@ -93,9 +93,8 @@ def test_slow_answer_delays_no_other_request() -> None:
 
 
 def test_non_200_answer_is_an_error_with_its_message() -> None:
-    async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
-        yield scripted_server.head("503 Service Unavailable", kind="application/json")
-        yield scripted_server.chunk(b'{"error": {"message": "no instance is ready"}}') + scripted_server.chunk(b"")
+    async def script(call: EngineCall) -> None:
+        await call.respond({"error": {"message": "no instance is ready"}}, "503 Service Unavailable")
 
     run, _ = replay(script, requests(2))
     assert {result.error for result in run.results} == {"HTTP 503: no instance is ready"}
@@ -103,13 +102,11 @@ def test_non_200_answer_is_an_error_with_its_message() -> None:
 
 
 def test_connection_cut_in_mid_stream_keeps_the_first_token_time() -> None:
-    async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
-        yield (
-            scripted_server.head()
-            + scripted_server.chunk(scripted_server.role())
-            + scripted_server.chunk(scripted_server.token(" abc"))
-        )
-        raise scripted_server.CloseConnection
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        await call.event(role())
+        await call.event(token(" abc"))
+        raise HangUp
 
     run, _ = replay(script, requests(1))
     assert "lost" in (run.results[0].error or "")
@@ -117,17 +114,16 @@ def test_connection_cut_in_mid_stream_keeps_the_first_token_time() -> None:
 
 
 def test_invalid_http_answer_is_an_error() -> None:
-    async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
-        yield b"hello there\r\n\r\n"
+    async def script(call: EngineCall) -> None:
+        await call.send(b"hello there\r\n\r\n")
 
     run, _ = replay(script, requests(1))
     assert "no HTTP answer" in (run.results[0].error or "")
 
 
 def test_unanswered_request_is_given_up_after_the_patience() -> None:
-    async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
+    async def script(call: EngineCall) -> None:
         await asyncio.Event().wait()
-        yield b""
 
     run, _ = replay(script, requests(2), patience=0.05)
     assert {result.error for result in run.results} == {GAVE_UP_ERROR}
@@ -136,7 +132,7 @@ def test_unanswered_request_is_given_up_after_the_patience() -> None:
 
 async def test_closed_port_is_reported_before_sending() -> None:
     async def run_client() -> None:
-        async with scripted_server.scripted_server(tokens) as server:
+        async with scripted_engine(tokens) as server:
             target = ReplayTarget(server.url, model="tiny")
         await OpenLoopClient(target.host, target.port).run(plan_requests(requests(1), target, speed=1.0))
 
@@ -146,7 +142,7 @@ async def test_closed_port_is_reported_before_sending() -> None:
 
 async def test_progress_ends_with_all_requests_answered() -> None:
     progress: list[ProgressCounts] = []
-    async with scripted_server.scripted_server(tokens) as server:
+    async with scripted_engine(tokens) as server:
         target = ReplayTarget(server.url, model="tiny")
         client = OpenLoopClient(target.host, target.port, on_progress=progress.append)
         await client.run(plan_requests(requests(4), target, speed=1.0))

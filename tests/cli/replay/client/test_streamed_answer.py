@@ -5,16 +5,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead_cli.replay.client.streamed_answer import StreamedAnswer, http_error_text
-from fairlead_testing.http import scripted_server
+from fairlead_testing.engines import scripted
+from fairlead_testing.engines.scripted import event
 
-DONE = scripted_server.event("[DONE]")
+ROLE, DONE = event(scripted.role()), event("[DONE]")
+
+
+def token(text: str, finish: str | None = None) -> bytes:
+    return event(scripted.token(text, finish))
+
+
+def usage(prompt: int, cached: int, output: int) -> bytes:
+    return event(scripted.usage(prompt, cached, output))
 
 
 def full_answer(tokens: int, *, cached: int = 16) -> bytes:
-    texts = [
-        scripted_server.token(f" w{number}", "length" if number == tokens - 1 else None) for number in range(tokens)
-    ]
-    return b"".join([scripted_server.role(), *texts, scripted_server.usage(40, tokens, cached), DONE])
+    texts = [token(f" w{number}", "length" if number == tokens - 1 else None) for number in range(tokens)]
+    return b"".join([ROLE, *texts, usage(40, cached, tokens), DONE])
 
 
 def read(*pieces: bytes) -> StreamedAnswer:
@@ -26,24 +33,14 @@ def read(*pieces: bytes) -> StreamedAnswer:
 
 
 def test_token_time_is_the_arrival_of_its_chunk() -> None:
-    answer = read(
-        scripted_server.role(),
-        scripted_server.token(" a"),
-        scripted_server.token(" b"),
-        scripted_server.token(" c", "stop"),
-        scripted_server.usage(9, 3, 0),
-        DONE,
-    )
+    answer = read(ROLE, token(" a"), token(" b"), token(" c", "stop"), usage(9, 0, 3), DONE)
     assert list(answer.times) == [1.0, 2.0, 3.0]
     assert (answer.output_tokens, answer.cached_tokens, answer.finish_reason) == (3, 0, "stop")
     assert answer.error is None
 
 
 def test_tokens_of_one_chunk_share_its_time() -> None:
-    answer = read(
-        scripted_server.role() + scripted_server.token(" a") + scripted_server.token(" b"),
-        scripted_server.token(" c") + scripted_server.usage(9, 3, 8) + DONE,
-    )
+    answer = read(ROLE + token(" a") + token(" b"), token(" c") + usage(9, 8, 3) + DONE)
     assert list(answer.times) == [0.0, 0.0, 1.0]
     assert answer.cached_tokens == 8
 
@@ -66,45 +63,25 @@ def test_blank_line_split_over_chunks_counts_once() -> None:
 
 
 def test_comments_are_not_counted_as_tokens() -> None:
-    pieces = [
-        b": alive\n\n",
-        scripted_server.role(),
-        b": alive\n\n",
-        scripted_server.token(" a"),
-        b": alive\n\n",
-        scripted_server.token(" b"),
-    ]
-    assert list(read(*pieces, scripted_server.usage(9, 2, 0), DONE).times) == [3.0, 5.0]
+    pieces = [b": alive\n\n", ROLE, b": alive\n\n", token(" a"), b": alive\n\n", token(" b")]
+    assert list(read(*pieces, usage(9, 0, 2), DONE).times) == [3.0, 5.0]
 
 
 def test_chunk_with_leading_colon_inside_an_event_is_no_comment() -> None:
-    second = scripted_server.token(" b")
+    second = token(" b")
     split = second.index(b":", 10)
-    pieces = [
-        scripted_server.role(),
-        scripted_server.token(" a"),
-        second[:split],
-        second[split:],
-        scripted_server.usage(9, 2, 0),
-        DONE,
-    ]
+    pieces = [ROLE, token(" a"), second[:split], second[split:], usage(9, 0, 2), DONE]
     assert len(read(*pieces).times) == 2
 
 
 def test_error_event_before_the_first_token_is_reported() -> None:
-    answer = read(scripted_server.event({"error": {"message": "too many requests waiting", "code": 503}}), DONE)
+    answer = read(event({"error": {"message": "too many requests waiting", "code": 503}}), DONE)
     assert answer.error == "too many requests waiting"
     assert not answer.times
 
 
 def test_error_event_in_mid_stream_is_not_counted_as_token() -> None:
-    answer = read(
-        scripted_server.role(),
-        scripted_server.token(" a"),
-        scripted_server.token(" b"),
-        scripted_server.event({"error": {"message": "died"}}),
-        DONE,
-    )
+    answer = read(ROLE, token(" a"), token(" b"), event({"error": {"message": "died"}}), DONE)
     assert answer.error == "died"
     assert len(answer.times) == 2
 
@@ -112,12 +89,9 @@ def test_error_event_in_mid_stream_is_not_counted_as_token() -> None:
 @pytest.mark.parametrize(
     ("pieces", "message"),
     [
-        ([scripted_server.role(), DONE], "without a token"),
-        (
-            [scripted_server.role(), scripted_server.token(" a"), scripted_server.token(" b", "stop"), DONE],
-            "without usage",
-        ),
-        ([scripted_server.role(), scripted_server.token(" a", "abort"), scripted_server.usage(9, 1, 0), DONE], "abort"),
+        ([ROLE, DONE], "without a token"),
+        ([ROLE, token(" a"), token(" b", "stop"), DONE], "without usage"),
+        ([ROLE, token(" a", "abort"), usage(9, 0, 1), DONE], "abort"),
     ],
 )
 def test_incomplete_answer_is_an_error(pieces: list[bytes], message: str) -> None:
@@ -125,23 +99,14 @@ def test_incomplete_answer_is_an_error(pieces: list[bytes], message: str) -> Non
 
 
 def test_missing_cached_tokens_are_none_not_zero() -> None:
-    without_details = scripted_server.event(
-        {"choices": [], "usage": {"completion_tokens": 1, "prompt_tokens_details": None}}
-    )
-    answer = read(scripted_server.role(), scripted_server.token(" a", "stop"), without_details, DONE)
+    without_details = event({"choices": [], "usage": {"completion_tokens": 1, "prompt_tokens_details": None}})
+    answer = read(ROLE, token(" a", "stop"), without_details, DONE)
     assert (answer.output_tokens, answer.cached_tokens, answer.error) == (1, None, None)
 
 
 def test_finish_event_without_text_is_not_counted_as_token() -> None:
-    last = scripted_server.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-    answer = read(
-        scripted_server.role(),
-        scripted_server.token(" a"),
-        scripted_server.token(" b"),
-        last,
-        scripted_server.usage(9, 2, 0),
-        DONE,
-    )
+    last = event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    answer = read(ROLE, token(" a"), token(" b"), last, usage(9, 0, 2), DONE)
     assert len(answer.times) == 2
     assert answer.finish_reason == "stop"
 

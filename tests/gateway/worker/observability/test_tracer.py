@@ -16,6 +16,7 @@ from fairlead_testing.engines.scripted import (
     EngineCall,
     HangUp,
     ScriptedEngine,
+    role,
     scripted_engine,
     token,
     usage,
@@ -63,8 +64,7 @@ def breaking_once() -> Script:
         met.append(call)
         await call.start_stream()
         named = {"id": f"c{len(met)}", "created": 1, "model": "tiny"}
-        opening = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
-        await call.event({**named, **opening})
+        await call.event({**named, **role()})
         await call.event({**named, **token("one ")})
         if len(met) == 1:
             raise HangUp

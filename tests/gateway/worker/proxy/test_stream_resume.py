@@ -16,7 +16,7 @@ from fairlead_gateway.ipc.timing_events import TimingEvent, TimingEventKind, Tim
 from fairlead_gateway.worker.proxy.continuation import SentText, SentTextMemory, splice_events
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.reporting.timing_reporter import TimingReporter
-from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, usage
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, role, scripted_engine, token, usage
 from fairlead_testing.engines.simulated_process import engine_processes
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
@@ -115,8 +115,7 @@ def breaks_then_goes_on(met: list[EngineCall]) -> Script:
         met.append(call)
         await call.start_stream()
         named = {"id": f"chatcmpl-{len(met)}", "created": len(met), "model": "tiny"}
-        opening = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
-        await call.event({**named, **opening})
+        await call.event({**named, **role()})
         if len(met) == 1:
             await call.event({**named, **token("one ")})
             await call.event({**named, **token("two ")})
