@@ -2,7 +2,8 @@
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 PATIENCE_SECONDS = 120.0
 _POLL_SECONDS = 0.005
@@ -42,16 +43,25 @@ async def wait_until_async(
 async def _poll(
     holds: Callable[[], Awaitable[bool]], patience_seconds: float, poll_seconds: float, describe: Callable[[], str]
 ) -> None:
-    """Polls; `describe` is called only when it gives up, since it may read a source."""
+    async with limited(patience_seconds, lambda: f"waited {patience_seconds:g} s in vain: {describe()}"):
+        while not await holds():
+            await asyncio.sleep(poll_seconds)
+            poll_seconds = max(poll_seconds, min(poll_seconds * _POLL_GROWTH, _MAX_POLL_SECONDS))
+
+
+@asynccontextmanager
+async def limited(seconds: float | None, describe: Callable[[], str]) -> AsyncIterator[None]:
+    """Raises AssertionError with a text if the block takes longer.
+
+    describe: called only then, since it may read a source.
+    """
     try:
-        async with asyncio.timeout(patience_seconds) as timeout:
-            while not await holds():
-                await asyncio.sleep(poll_seconds)
-                poll_seconds = max(poll_seconds, min(poll_seconds * _POLL_GROWTH, _MAX_POLL_SECONDS))
+        async with asyncio.timeout(seconds) as timeout:
+            yield
     except TimeoutError as error:
-        if not timeout.expired():  # the condition's own
+        if not timeout.expired():  # the block's own
             raise
-        raise AssertionError(f"waited {patience_seconds:g} s in vain: {describe()}") from error
+        raise AssertionError(describe()) from error
 
 
 def _describe(condition: Callable[[], object]) -> str:

@@ -10,6 +10,7 @@ from fairlead.adapters.download import AdapterDownload
 from fairlead_downloader.adapter_store import IN_USE_SECONDS, AdapterStore
 from fairlead_downloader.errors import InvalidRequest, NoRoom, SourceFailed
 from fairlead_downloader.folder_writer import FolderWriter
+from fairlead_testing.waiting import wait_until
 
 SIZE = 400
 
@@ -61,7 +62,7 @@ async def test_calls_for_one_adapter_share_a_download_which_survives_cancelled_c
     store = make_store(tmp_path, source, clock)
     source.go.clear()
     calls = [asyncio.create_task(store.get(download_of("sql"), "sql")) for _ in range(3)]
-    await asyncio.sleep(0.01)
+    await wait_until(lambda: bool(folders(tmp_path)))
     calls[0].cancel()
     await asyncio.sleep(0)
     source.go.set()
@@ -93,7 +94,7 @@ async def test_unfinished_download_is_not_deleted_for_another(tmp_path: Path) ->
     store = make_store(tmp_path, source, clock, max_bytes=SIZE + SIZE // 4)
     source.go.clear()
     first = asyncio.create_task(store.get(download_of("a"), "a"))
-    await asyncio.sleep(0.01)
+    await wait_until(lambda: bool(folders(tmp_path)))
     clock.now += 10 * IN_USE_SECONDS
     source.go.set()
     second = asyncio.create_task(store.get(download_of("b"), "b"))
@@ -120,7 +121,7 @@ async def test_closed_store_leaves_no_unfinished_folder(tmp_path: Path) -> None:
     store = make_store(tmp_path, source, Clock())
     source.go.clear()
     call = asyncio.create_task(store.get(download_of("a"), "a"))
-    await asyncio.sleep(0.01)
+    await wait_until(lambda: bool(folders(tmp_path)))
     await store.close()
     with pytest.raises(asyncio.CancelledError):
         await call

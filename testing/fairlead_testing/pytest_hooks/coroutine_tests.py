@@ -16,6 +16,7 @@ import pytest
 
 from fairlead.runtime.event_loop import loop_factory
 from fairlead_testing.simulated.event_loop import run_simulated
+from fairlead_testing.waiting import limited
 
 REAL_LOOPS: Final = os.environ.get("FAIRLEAD_TEST_LOOPS") == "real"
 
@@ -35,13 +36,8 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def _limited(main: Coroutine[Any, Any, T]) -> T:
-    try:
-        async with asyncio.timeout(_limit_seconds) as timeout:
-            return await main
-    except TimeoutError as error:
-        if timeout.expired():
-            raise AssertionError(f"the test took longer than {_limit_seconds:g} s") from error
-        raise
+    async with limited(_limit_seconds, lambda: f"the test took longer than {_limit_seconds:g} s"):
+        return await main
 
 
 def time_limit(item: pytest.Item) -> float | None:

@@ -30,6 +30,7 @@ from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import header_field
 from fairlead_testing.cli.index_scene import MODEL, IndexScene
 from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(300)
 PROMPT = list(range(40))
@@ -314,11 +315,13 @@ def test_count_below_one_batch_is_refused() -> None:
 async def watched(scene: IndexScene, capsys: pytest.CaptureFixture[str], work: Any, **more: object) -> list[str]:
     """The lines that a watch prints while ``work`` happens."""
     task = asyncio.create_task(scene.run_command("watch", **more))
-    err = ""
-    async with asyncio.timeout(60):
-        while "watching" not in err:
-            err += capsys.readouterr().err
-            await asyncio.sleep(0.01)
+    err: list[str] = []
+
+    def is_watching() -> bool:
+        err.append(capsys.readouterr().err)
+        return "watching" in "".join(err)
+
+    await wait_until(is_watching)
     await work()
     assert await task == 0
     return capsys.readouterr().out.splitlines()

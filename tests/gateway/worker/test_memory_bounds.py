@@ -109,9 +109,7 @@ async def test_small_bodies_and_heads_of_many_connections_have_a_bound_together(
                 await connection.send(part)
                 if number < taken:
                     counted = number * len(part) + len(part) // 2
-                    async with asyncio.timeout(120):
-                        while listener.buffered_bytes + listener.unparsed_bytes < counted:  # noqa: ASYNC110 - a socket
-                            await asyncio.sleep(0)
+                    await wait_until(lambda least=counted: listener.buffered_bytes + listener.unparsed_bytes >= least)  # type: ignore[misc]
             refused = await connections[-1].read_response()
             assert (refused.status, refused.error["code"], refused.fields["retry-after"]) == (
                 503,
@@ -205,8 +203,7 @@ async def test_a_slow_reader_gets_all_of_the_last_answer(monkeypatch: pytest.Mon
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
         writer.write(post_request(GOOD))
         head = await reader.readuntil(b"\r\n\r\n")
-        while gateway.inflight_count():  # noqa: ASYNC110 - beyond a socket
-            await asyncio.sleep(0)
+        await wait_until(lambda: not gateway.inflight_count())
         read = 0
         while part := await reader.read(16_384):
             read += len(part)
