@@ -18,7 +18,16 @@ from fairlead_cli.management import api_types
 from fairlead_gateway.supervisor.management.serializers import decision_out
 from fairlead_gateway.worker.observability.observers import RequestObservers
 from fairlead_gateway.worker.observability.settings import ObservabilitySettings
-from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
+from fairlead_testing.engines.scripted import (
+    EngineCall,
+    HangUp,
+    Script,
+    event,
+    scripted_engine,
+    silent,
+    token,
+    well_behaved,
+)
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, running_gateway
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import RawConnection, post_request, request, send
@@ -95,11 +104,6 @@ async def error_event(call: EngineCall) -> None:
     await call.start_stream()
     await call.event(token(CANARY))
     await call.chunk(event({"error": {"message": CANARY, "code": 500}}))
-
-
-async def silent(call: EngineCall) -> None:
-    await call.wait_closed()
-    raise HangUp
 
 
 async def prefilling(call: EngineCall) -> None:

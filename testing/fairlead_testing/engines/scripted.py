@@ -145,11 +145,39 @@ async def well_behaved(call: EngineCall) -> None:
     await call.finish()
 
 
-class PausedStream:
-    """A script whose streams pause after their first token, `a`, until `go_on` is set."""
+async def silent(call: EngineCall) -> None:
+    """Sends nothing, and waits until the client leaves."""
+    await call.wait_closed()
+
+
+async def silent_after_token(call: EngineCall) -> None:
+    """Sends the first token of a stream, `a`, and waits until the client leaves."""
+    await call.start_stream()
+    await call.event(token("a"))
+    await call.wait_closed()
+
+
+class SilentEngine:
+    """A script that sends nothing until `go_on` is set: no first token either."""
 
     def __init__(self) -> None:
         self.go_on = asyncio.Event()
+
+    async def script(self, call: EngineCall) -> None:
+        """Answers once `go_on` is set."""
+        await self.go_on.wait()
+        await well_behaved(call)
+
+
+class PausedStream:
+    """A script whose streams pause after their first token, `a`, until `go_on` is set.
+
+    breaks: streams then end without their end.
+    """
+
+    def __init__(self, *, breaks: bool = False) -> None:
+        self.go_on = asyncio.Event()
+        self.breaks = breaks
 
     async def script(self, call: EngineCall) -> None:
         """Answers one request."""
@@ -159,6 +187,8 @@ class PausedStream:
         await call.start_stream()
         await call.event(token("a"))
         await self.go_on.wait()
+        if self.breaks:
+            raise HangUp
         await call.finish()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet, SloTargets
 from fairlead.limits import Limits
-from fairlead_testing.engines.scripted import EngineCall, ScriptedEngine, scripted_engine, well_behaved
+from fairlead_testing.engines.scripted import ScriptedEngine, SilentEngine, scripted_engine
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, request
 from fairlead_testing.waiting import wait_until
@@ -28,18 +28,6 @@ def chat(words: int, **more: Any) -> dict[str, Any]:
 
 
 LONG = chat(400)
-
-
-class SilentEngine:
-    """A script that sends nothing until `go_on` is set: no first token either."""
-
-    def __init__(self) -> None:
-        self.go_on = asyncio.Event()
-
-    async def script(self, call: EngineCall) -> None:
-        """Answers once `go_on` is set."""
-        await self.go_on.wait()
-        await well_behaved(call)
 
 
 def slow_fleet(urls: list[str], objectives: SloTargets = GROWING, **more: Any) -> Fleet:

@@ -5,7 +5,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_gateway.http.listener import max_connections
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
-from fairlead_testing.engines.scripted import EngineCall, scripted_engine
+from fairlead_testing.engines.scripted import scripted_engine, silent
 from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until
@@ -140,12 +140,9 @@ async def test_idle_connections_of_one_caller_keep_no_other_out() -> None:
 
 
 async def test_busy_connections_of_one_caller_leave_some_to_others() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.wait_closed()
-
     limits = Limits(connections=4, caller_connections_share=0.5)
     async with (
-        scripted_engine(script) as engine,
+        scripted_engine(silent) as engine,
         running_gateway(fleet_of([engine.url]), limits, api_keys=KEYS) as running,
     ):
         busy = [await RawConnection.connect(running.url) for _ in range(3)]

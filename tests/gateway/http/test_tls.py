@@ -18,7 +18,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.http.tls import TlsCertificate
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
-from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine, silent_after_token
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
 from fairlead_testing.http.certificates import Certificate, CertificateAuthority, has_openssl
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
@@ -92,13 +92,11 @@ async def test_a_body_that_is_refused_half_way_gets_its_answer_over_tls(
 async def test_a_client_that_leaves_over_tls_frees_its_engine(
     authority: CertificateAuthority, here: Certificate, rude: bool
 ) -> None:
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        await call.event(token("a"))
-        await call.wait_closed()
-
     tls = await loaded(here)
-    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url]), tls=tls) as running:
+    async with (
+        scripted_engine(silent_after_token) as engine,
+        running_gateway(fleet_of([engine.url]), tls=tls) as running,
+    ):
         connection = await RawConnection.connect(running.url, authority.client_context())
         await connection.send(post_request(GOOD | {"stream": True}, close=False))
         await connection.reader.readuntil(b'"content":"a"')

@@ -21,7 +21,14 @@ from fairlead_gateway.http.sockets import ListenAddress
 from fairlead_gateway.supervisor.worker_handle import WorkerHandle
 from fairlead_gateway.supervisor.worker_pool import WorkerPool, WorkerPoolHooks
 from fairlead_gateway.supervisor.worker_spawn import PreforkedWorkers
-from fairlead_testing.engines.scripted import EngineCall, HangUp, PausedStream, scripted_engine, token, well_behaved
+from fairlead_testing.engines.scripted import (
+    EngineCall,
+    HangUp,
+    PausedStream,
+    scripted_engine,
+    silent_after_token,
+    well_behaved,
+)
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import get_request, send
@@ -288,13 +295,8 @@ async def test_streams_of_several_workers_all_end_before_the_gateway_does(tmp_pa
 
 
 async def test_a_second_signal_ends_the_gateway_at_once_and_cuts_no_stream_silently(tmp_path: Path) -> None:
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        await call.event(token("a"))
-        await call.wait_closed()
-
     path = tmp_path / "fleet.yaml"
-    async with scripted_engine(script) as engine:
+    async with scripted_engine(silent_after_token) as engine:
         write_fleet_file(path, fleet_of([engine.url]))
         async with gateway_process(path, "--workers", "2") as gateway:
             (line,) = await gateway.connections(1)

@@ -14,7 +14,16 @@ from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.http.sockets import ListenAddress, socket_url
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.server import PublicServer
-from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine, scripted_engine, token, well_behaved
+from fairlead_testing.engines.scripted import (
+    EngineCall,
+    Script,
+    ScriptedEngine,
+    scripted_engine,
+    silent,
+    silent_after_token,
+    token,
+    well_behaved,
+)
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request
 from fairlead_testing.waiting import wait_until
@@ -23,18 +32,6 @@ pytestmark = pytest.mark.sockets
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 CODE = "gateway_draining"
-
-
-async def endless_stream(call: EngineCall) -> None:
-    """Sends the token `a` of a stream and nothing more."""
-    await call.start_stream()
-    await call.event(token("a"))
-    await call.wait_closed()
-
-
-async def silence(call: EngineCall) -> None:
-    """Never answers."""
-    await call.wait_closed()
 
 
 @dataclass(slots=True)
@@ -87,7 +84,7 @@ async def draining_gateway(script: Script, limits: Limits | None = None) -> Asyn
 
 
 async def test_stream_that_outlasts_the_drain_is_not_cut_silently() -> None:
-    async with draining_gateway(endless_stream) as it:
+    async with draining_gateway(silent_after_token) as it:
         connection = await it.start_request(CHAT | {"stream": True})
         head = await connection.reader.readuntil(b"\r\n\r\n")
         assert b"connection: close" not in head
@@ -116,7 +113,7 @@ async def test_forty_streams_of_a_drain_end_whole_or_with_an_error_event() -> No
 
     async def script(call: EngineCall) -> None:
         if call.json["user"] == "lasts":
-            await endless_stream(call)
+            await silent_after_token(call)
         else:
             await call.start_stream()
             await call.event(token("a"))
@@ -140,7 +137,7 @@ async def test_forty_streams_of_a_drain_end_whole_or_with_an_error_event() -> No
 
 
 async def test_engine_is_not_blamed_for_a_stream_that_outlasts_the_drain() -> None:
-    async with draining_gateway(endless_stream, Limits(breaker_consecutive_faults=1)) as it:
+    async with draining_gateway(silent_after_token, Limits(breaker_consecutive_faults=1)) as it:
         connection = await it.start_request(CHAT | {"stream": True, "temperature": 0})  # it could be resumed
         await connection.reader.readuntil(b'"content":"a"')
         drain = await it.outlast_drain()
@@ -154,7 +151,7 @@ async def test_engine_is_not_blamed_for_a_stream_that_outlasts_the_drain() -> No
 @pytest.mark.parametrize("is_warm", [False, True], ids=["task", "fast path"])
 async def test_request_without_an_answer_at_the_end_of_a_drain_gets_503(is_warm: bool) -> None:
     async def script(call: EngineCall) -> None:
-        await (silence(call) if call.json.get("user") == "slow" else well_behaved(call))
+        await (silent(call) if call.json.get("user") == "slow" else well_behaved(call))
 
     async with draining_gateway(script) as it:
         if is_warm:  # an idle connection to the engine is what the fast path needs
@@ -185,7 +182,7 @@ async def test_request_that_is_read_at_the_end_of_a_drain_gets_503() -> None:
 
 
 async def test_pipelined_request_is_not_begun_when_the_drain_is_over() -> None:
-    async with draining_gateway(endless_stream) as it:
+    async with draining_gateway(silent_after_token) as it:
         connection = await it.start_request(CHAT | {"stream": True})
         await connection.reader.readuntil(b'"content":"a"')
         await connection.send(get_request("/readyz", close=False))
@@ -197,7 +194,7 @@ async def test_pipelined_request_is_not_begun_when_the_drain_is_over() -> None:
 
 
 async def test_idle_connection_is_closed_while_a_stream_drains() -> None:
-    async with draining_gateway(endless_stream, Limits(drain_idle_seconds=0.0)) as it:
+    async with draining_gateway(silent_after_token, Limits(drain_idle_seconds=0.0)) as it:
         idle, stream = await it.connect(), await it.start_request(CHAT | {"stream": True})
         await wait_until(lambda: len(it.running.gateway.listener.connections) == 2)
         drain = await it.start_drain()
@@ -228,7 +225,7 @@ async def test_client_that_reads_nothing_does_not_prolong_the_end_of_a_drain() -
 
 
 async def test_drain_ends_early_on_demand() -> None:
-    async with draining_gateway(endless_stream) as it:
+    async with draining_gateway(silent_after_token) as it:
         connection = await it.start_request(CHAT | {"stream": True})
         await connection.reader.readuntil(b'"content":"a"')
         drain = await it.start_drain()

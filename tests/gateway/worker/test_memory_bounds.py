@@ -12,7 +12,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_gateway.http import connection as listen
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
-from fairlead_testing.engines.scripted import EngineCall, scripted_engine
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine, silent
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request
 from fairlead_testing.waiting import wait_until
@@ -216,9 +216,6 @@ async def test_a_slow_reader_gets_all_of_the_last_answer(monkeypatch: pytest.Mon
 
 
 async def test_a_client_that_leaves_while_it_is_not_read_from_frees_its_engine() -> None:
-    async def silent(call: EngineCall) -> None:
-        await call.wait_closed()
-
     async with scripted_engine(silent) as engine, running_gateway(fleet_of([engine.url])) as running:
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request(GOOD, close=False) + b"GET /v1/models HTTP/1.1\r\n" * 20_000)

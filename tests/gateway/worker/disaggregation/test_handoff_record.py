@@ -11,7 +11,7 @@ from fairlead.fleet.model import Fleet, Instance, Model, Role
 from fairlead.limits import Limits
 from fairlead_gateway.supervisor.management.serializers import decision_out
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
-from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, well_behaved
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine, silent, well_behaved
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.waiting import wait_until
@@ -42,11 +42,6 @@ async def no_blocks(call: EngineCall) -> None:
 
 async def failing(call: EngineCall) -> None:
     await call.respond({"error": {"message": "no"}}, "500 Internal Server Error")
-
-
-async def silent(call: EngineCall) -> None:
-    await call.wait_closed()
-    raise HangUp
 
 
 async def failing_to_pull(call: EngineCall) -> None:

@@ -11,7 +11,15 @@ import pytest
 
 from fairlead.fleet.model import Fleet, Instance, Model, Role
 from fairlead.limits import Limits
-from fairlead_testing.engines.scripted import EngineCall, HangUp, ScriptedEngine, scripted_engine, well_behaved
+from fairlead_testing.engines.scripted import (
+    EngineCall,
+    HangUp,
+    ScriptedEngine,
+    SilentEngine,
+    scripted_engine,
+    silent,
+    well_behaved,
+)
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, request
 from fairlead_testing.waiting import wait_until
@@ -64,11 +72,6 @@ async def failing_in_the_stream(call: EngineCall) -> None:
     await call.start_stream()
     await call.event({"error": {"message": "Internal server error", "code": 500}})
     await call.finish()
-
-
-async def silent(call: EngineCall) -> None:
-    await call.wait_closed()
-    raise HangUp
 
 
 async def dying(call: EngineCall) -> None:
@@ -248,18 +251,14 @@ async def test_rule_9_a_failed_hand_off_is_not_held_against_the_decode_engine() 
 
 
 async def test_rule_9_the_only_decode_engine_is_waited_for_when_it_is_stuck_in_a_transfer() -> None:
-    go_on = asyncio.Event()
-
-    async def stuck(call: EngineCall) -> None:
-        await go_on.wait()
-        await well_behaved(call)
+    stuck = SilentEngine()
 
     limits = replace(LIMITS, first_token_min_seconds=0.05, first_token_factor=0.0)
-    async with scene([prefilling()], [stuck], limits) as found:
+    async with scene([prefilling()], [stuck.script], limits) as found:
         asked = asyncio.create_task(found.post())
         breaker = found.gateway.gateway.stack.failures.outlier_detector
         await wait_until(lambda: "D0" in breaker._records)
-        go_on.set()
+        stuck.go_on.set()
         assert complete(await asked)
         assert params(found.decode[0]) == [OBJECT, None]
         assert [response[1] for response in breaker._records["D0"].recent] == [False, True]

@@ -11,11 +11,10 @@ from fairlead.fleet.model import Fleet, Instance, InstanceState, Role, SloTarget
 from fairlead.limits import Limits
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.worker.proxy.fast_path import FastPathExchange
-from fairlead_testing.engines.scripted import ScriptedEngine, scripted_engine
+from fairlead_testing.engines.scripted import ScriptedEngine, SilentEngine, scripted_engine
 from fairlead_testing.gateway.busy_engine import (
     ALIKE,
     GROWING,
-    SilentEngine,
     chat,
     count_queued,
     gateway_before_busy_engine,

@@ -16,7 +16,7 @@ from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.decision_codec import decode_logged_request, encode_logged_request
 from fairlead_gateway.ipc.timing_events import TimingEvent, TimingEventKind, TimingEvents
 from fairlead_gateway.worker.reporting.timing_reporter import TimingReporter
-from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token
+from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, silent, token
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawResponse, request
@@ -64,11 +64,6 @@ async def overload(call: EngineCall) -> None:
 
 
 async def hang_up(call: EngineCall) -> None:
-    raise HangUp
-
-
-async def silence(call: EngineCall) -> None:
-    await call.wait_closed()
     raise HangUp
 
 
@@ -306,7 +301,7 @@ QUICK = Limits(first_token_min_seconds=0.05, first_token_factor=1.0)
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_requests_that_wait_at_a_hanging_engine_fall_back_when_it_is_judged(stream: bool) -> None:
-    async with served(route(to("middle")), limits=QUICK, big=silence) as running:
+    async with served(route(to("middle")), limits=QUICK, big=silent) as running:
         waiting = [request(running.url, chat(f"{number}", stream=stream, max_tokens=1)) for number in range(4)]
         found = await asyncio.gather(*waiting)
         assert {answered(one) for one in found} == {(200, "chat/middle", "chat/big Unavailable")}
@@ -315,10 +310,10 @@ async def test_requests_that_wait_at_a_hanging_engine_fall_back_when_it_is_judge
 
 
 async def test_one_silent_request_or_a_model_without_fallback_judges_nothing() -> None:
-    async with served(route(to("middle")), limits=QUICK, big=silence) as running:
+    async with served(route(to("middle")), limits=QUICK, big=silent) as running:
         found = await request(running.url, chat(stream=True), more="x-request-timeout: 0.5\r\n")
         assert answered(found) == (504, "chat/big", None)
-    async with served(route(), limits=QUICK, big=silence) as running:
+    async with served(route(), limits=QUICK, big=silent) as running:
         waiting = [
             request(running.url, chat(f"{number}", stream=True), more="x-request-timeout: 0.5\r\n")
             for number in range(4)

@@ -22,8 +22,8 @@ from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_gateway.worker.observability.observers import RequestObservers, create_observers
 from fairlead_gateway.worker.observability.settings import ObservabilitySettings, parse_observability_settings
-from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine
-from fairlead_testing.gateway.busy_engine import SilentEngine, chat, count_queued, slow_fleet
+from fairlead_testing.engines.scripted import Script, SilentEngine, scripted_engine, silent
+from fairlead_testing.gateway.busy_engine import chat, count_queued, slow_fleet
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from fairlead_testing.simulated.event_loop import running_clock
@@ -133,11 +133,7 @@ async def test_the_name_of_the_key_is_told_and_never_the_key(tmp_path: Path) -> 
 async def test_clients_that_leave_have_a_line_whenever_they_did(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
 
-    async def waiting(call: EngineCall) -> None:
-        await call.wait_closed()
-        raise HangUp
-
-    async with gateway(logging(str(path)), waiting) as running:
+    async with gateway(logging(str(path)), silent) as running:
         leaving = await RawConnection.connect(running.url)
         await leaving.send(post_request(BODY))
         await wait_until(lambda: any(load.inflight for load in running.loads().values()))

@@ -8,7 +8,16 @@ from collections.abc import Callable
 import pytest
 
 from fairlead.limits import Limits
-from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine, event, scripted_engine, token
+from fairlead_testing.engines.scripted import (
+    EngineCall,
+    Script,
+    ScriptedEngine,
+    event,
+    scripted_engine,
+    silent,
+    silent_after_token,
+    token,
+)
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.waiting import wait_until
@@ -31,16 +40,6 @@ def _close(connection: RawConnection) -> None:
     connection.writer.close()
 
 
-async def _silent(call: EngineCall) -> None:
-    await call.wait_closed()
-
-
-async def _one_token_then_silent(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.event(token("a"))
-    await call.wait_closed()
-
-
 async def _tokens_forever(call: EngineCall) -> None:
     await call.start_stream()
     while True:
@@ -49,7 +48,7 @@ async def _tokens_forever(call: EngineCall) -> None:
 
 
 @pytest.mark.parametrize("leave", [_close, _kill])
-@pytest.mark.parametrize("engine_does", [_silent, _one_token_then_silent, _tokens_forever])
+@pytest.mark.parametrize("engine_does", [silent, silent_after_token, _tokens_forever])
 @pytest.mark.parametrize("body", [GOOD, STREAM], ids=["plain", "stream"])
 async def test_a_client_that_leaves_frees_its_engine_at_once(
     leave: Callable[[RawConnection], None],
@@ -59,7 +58,7 @@ async def test_a_client_that_leaves_frees_its_engine_at_once(
     async with scripted_engine(engine_does) as engine, running_gateway(fleet_of([engine.url])) as running:
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request(body, close=False))
-        if body is STREAM and engine_does is not _silent:
+        if body is STREAM and engine_does is not silent:
             await connection.reader.readuntil(b'"content":"a"')
         else:
             await wait_until(lambda: len(engine.calls) == 1)
@@ -78,7 +77,7 @@ async def _freed(running: RunningGateway, engine: ScriptedEngine) -> None:
 
 
 async def test_a_client_that_closed_its_sending_side_first_and_everything_later_is_noticed() -> None:
-    async with scripted_engine(_silent) as engine, running_gateway(fleet_of([engine.url])) as running:
+    async with scripted_engine(silent) as engine, running_gateway(fleet_of([engine.url])) as running:
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request(GOOD, close=False))
         connection.writer.write_eof()

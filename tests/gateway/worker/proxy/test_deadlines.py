@@ -9,7 +9,16 @@ from fairlead.fleet.model import InstanceState
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.telemetry.status_types import HealthState
-from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token, well_behaved
+from fairlead_testing.engines.scripted import (
+    EngineCall,
+    HangUp,
+    SilentEngine,
+    scripted_engine,
+    silent,
+    silent_after_token,
+    token,
+    well_behaved,
+)
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.waiting import wait_until
@@ -18,16 +27,6 @@ pytestmark = pytest.mark.simulated
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True}
-
-
-async def mute(call: EngineCall) -> None:
-    await call.wait_closed()
-
-
-async def stops_after_one(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.event(token("a"))
-    await call.wait_closed()
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "abc", "5 parsecs", "nan", "inf", "1e999", "", "9" * 40, "1m30"])
@@ -49,7 +48,7 @@ async def test_an_engine_is_told_what_is_left_of_the_time(text: str, most: float
 
 @pytest.mark.parametrize("body", [GOOD, STREAM])
 async def test_a_client_deadline_before_the_first_byte_is_a_504_that_says_so(body: dict[str, object]) -> None:
-    async with scripted_engine(mute) as engine, running_gateway(fleet_of([engine.url])) as running:
+    async with scripted_engine(silent) as engine, running_gateway(fleet_of([engine.url])) as running:
         answer = await request(running.url, body, more="x-request-timeout: 0.2\r\n")
         assert (answer.status, answer.error["code"]) == (504, "deadline_exceeded")
         await wait_until(lambda: not engine.open)
@@ -60,7 +59,7 @@ async def test_a_client_deadline_before_the_first_byte_is_a_504_that_says_so(bod
 
 
 async def test_a_client_deadline_in_a_stream_ends_it_with_an_error_event_and_without_done() -> None:
-    async with scripted_engine(stops_after_one) as engine, running_gateway(fleet_of([engine.url])) as running:
+    async with scripted_engine(silent_after_token) as engine, running_gateway(fleet_of([engine.url])) as running:
         answer = await request(running.url, STREAM, more="x-request-timeout: 0.5\r\n")
         assert answer.status == 200
         assert answer.complete
@@ -90,7 +89,7 @@ async def test_a_plain_answer_has_a_deadline_of_its_own_and_a_stream_has_none() 
 async def test_a_silent_stream_is_broken_off_with_its_reason() -> None:
     limits = Limits(stream_idle_seconds=0.2)
     async with (
-        scripted_engine(stops_after_one) as engine,
+        scripted_engine(silent_after_token) as engine,
         running_gateway(fleet_of([engine.url]), limits) as running,
     ):
         answer = await request(running.url, STREAM)
@@ -103,7 +102,7 @@ async def test_a_first_token_that_does_not_come_is_asked_for_elsewhere() -> None
 
     async def first_mute(call: EngineCall) -> None:
         met.append(call)
-        await (mute if len(met) == 1 else well_behaved)(call)
+        await (silent if len(met) == 1 else well_behaved)(call)
 
     limits = Limits(first_token_min_seconds=0.2, first_token_factor=0.0)
     async with scripted_engine(first_mute) as one, scripted_engine(first_mute) as two:  # noqa: SIM117
@@ -126,16 +125,12 @@ HASTY = Limits(first_token_min_seconds=0.05, first_token_factor=0.0, ejection_se
 
 @pytest.mark.parametrize("body", [SHORT, STREAM])
 async def test_the_only_engine_is_waited_for_and_its_silence_counts_as_one_fault(body: dict[str, object]) -> None:
-    go_on = asyncio.Event()
+    stuck = SilentEngine()
 
-    async def stuck(call: EngineCall) -> None:
-        await go_on.wait()
-        await well_behaved(call)
-
-    async with scripted_engine(stuck) as engine, running_gateway(fleet_of([engine.url]), HASTY) as running:
+    async with scripted_engine(stuck.script) as engine, running_gateway(fleet_of([engine.url]), HASTY) as running:
         asked = asyncio.create_task(request(running.url, body))
         await wait_until(lambda: silences(running, "e-0/0/0") > 0)
-        go_on.set()
+        stuck.go_on.set()
         answer = await asked
         assert answer.status == 200
         assert "retry" not in answer.fields["x-fairlead-reason"]
@@ -143,7 +138,7 @@ async def test_the_only_engine_is_waited_for_and_its_silence_counts_as_one_fault
 
 
 async def test_the_only_engine_is_waited_for_until_the_clients_deadline() -> None:
-    async with scripted_engine(mute) as engine, running_gateway(fleet_of([engine.url]), HASTY) as running:
+    async with scripted_engine(silent) as engine, running_gateway(fleet_of([engine.url]), HASTY) as running:
         answer = await request(running.url, STREAM, more="x-request-timeout: 0.5\r\n")
         assert (answer.status, answer.error["code"]) == (504, "deadline_exceeded")
         assert silences(running, "e-0/0/0") == 1
@@ -151,33 +146,29 @@ async def test_the_only_engine_is_waited_for_until_the_clients_deadline() -> Non
 
 async def test_the_only_engine_is_waited_for_until_the_deadline_of_first_tokens() -> None:
     limits = replace(HASTY, first_token_seconds=0.3)
-    async with scripted_engine(mute) as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+    async with scripted_engine(silent) as engine, running_gateway(fleet_of([engine.url]), limits) as running:
         answer = await request(running.url, STREAM)
         assert (answer.status, answer.error["code"]) == (504, "engine_timeout")
         assert silences(running, "e-0/0/0") == 1
 
 
 async def test_a_silent_engine_is_waited_for_while_the_others_sit_out() -> None:
-    go_on = asyncio.Event()
+    stuck = SilentEngine()
 
-    async def stuck(call: EngineCall) -> None:
-        await go_on.wait()
-        await well_behaved(call)
-
-    async with scripted_engine(stuck) as one, scripted_engine() as two:  # noqa: SIM117
+    async with scripted_engine(stuck.script) as one, scripted_engine() as two:  # noqa: SIM117
         async with running_gateway(fleet_of([one.url, two.url]), HASTY) as running:
             health, ids = running.gateway.stack.failures, ["e-0/0/0", "e-1/1/0"]
             for _ in range(3):
                 health.outlier_detector.on_failure("e-1/1/0", "refused", running.gateway.runtime.clock.now(), ids)
             asked = asyncio.create_task(request(running.url, STREAM))
             await wait_until(lambda: silences(running, "e-0/0/0") > 0)
-            go_on.set()
+            stuck.go_on.set()
             assert (await asked).fields["x-fairlead-instance"] == "e-0/0/0"
             assert not two.calls
 
 
 async def test_a_silent_engine_is_left_for_one_that_becomes_ready() -> None:
-    async with scripted_engine(mute) as one, scripted_engine() as two:
+    async with scripted_engine(silent) as one, scripted_engine() as two:
         urls, waking = [one.url, two.url], [InstanceState.READY, InstanceState.STARTING]
         async with running_gateway(fleet_of(urls, states=waking), HASTY) as running:
             asked = asyncio.create_task(request(running.url, STREAM))
@@ -189,41 +180,33 @@ async def test_a_silent_engine_is_left_for_one_that_becomes_ready() -> None:
 
 
 async def test_a_silent_engine_is_waited_for_when_there_may_be_no_other_attempt() -> None:
-    go_on = asyncio.Event()
-
-    async def stuck(call: EngineCall) -> None:
-        await go_on.wait()
-        await well_behaved(call)
+    stuck = SilentEngine()
 
     limits = replace(HASTY, max_attempts=1)
-    async with scripted_engine(stuck) as one, scripted_engine(stuck) as two:  # noqa: SIM117
+    async with scripted_engine(stuck.script) as one, scripted_engine(stuck.script) as two:  # noqa: SIM117
         async with running_gateway(fleet_of([one.url, two.url]), limits) as running:
             asked = asyncio.create_task(request(running.url, STREAM))
             await wait_until(lambda: silences(running, "e-0/0/0") + silences(running, "e-1/1/0") > 0)
-            go_on.set()
+            stuck.go_on.set()
             assert (await asked).status == 200
             assert len(one.calls) + len(two.calls) == 1
 
 
 async def test_silence_is_no_fault_of_an_engine_while_no_retry_is_left() -> None:
-    go_on = asyncio.Event()
+    stuck = SilentEngine()
     refusals: list[CallerKey] = []
-
-    async def stuck(call: EngineCall) -> None:
-        await go_on.wait()
-        await well_behaved(call)
 
     def has_left(caller: CallerKey, now: float) -> bool:
         refusals.append(caller)
         return False
 
-    async with scripted_engine(stuck) as one, scripted_engine(stuck) as two:  # noqa: SIM117
+    async with scripted_engine(stuck.script) as one, scripted_engine(stuck.script) as two:  # noqa: SIM117
         async with running_gateway(fleet_of([one.url, two.url]), HASTY) as running:
             running.gateway.stack.forwarder.retry_budget.has_left = has_left  # type: ignore[method-assign]
             asked = asyncio.create_task(request(running.url, STREAM))
             await wait_until(lambda: len(refusals) > 2)
             assert silences(running, "e-0/0/0") + silences(running, "e-1/1/0") == 0
-            go_on.set()
+            stuck.go_on.set()
             assert (await asked).status == 200
             assert len(one.calls) + len(two.calls) == 1
 

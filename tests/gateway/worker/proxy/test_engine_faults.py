@@ -6,7 +6,16 @@ from typing import cast
 import pytest
 
 from fairlead.limits import Limits
-from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
+from fairlead_testing.engines.scripted import (
+    EngineCall,
+    HangUp,
+    Script,
+    event,
+    scripted_engine,
+    silent,
+    token,
+    well_behaved,
+)
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, gateway_before, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 
@@ -352,10 +361,6 @@ async def sends_no_json(call: EngineCall) -> None:
     await call.event("[DONE]")
 
 
-async def falls_silent(call: EngineCall) -> None:
-    await call.wait_closed()
-
-
 @pytest.mark.parametrize(
     "end",
     [
@@ -368,7 +373,7 @@ async def falls_silent(call: EngineCall) -> None:
         ends_without_done,
         sends_bad_chunks,
         sends_no_json,
-        falls_silent,
+        silent,
     ],
 )
 async def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done(end: Script) -> None:

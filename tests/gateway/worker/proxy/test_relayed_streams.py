@@ -7,7 +7,7 @@ import pytest
 
 from fairlead_gateway.worker.proxy.relayed_stream import RelayedStream
 from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token
+from fairlead_testing.engines.scripted import PausedStream, scripted_engine
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.waiting import wait_until
@@ -16,23 +16,6 @@ pytestmark = pytest.mark.simulated
 
 STREAM = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 RESUMABLE = STREAM | {"temperature": 0}
-
-
-class _Engine:
-    """It sends one token, and ends the stream when it may."""
-
-    def __init__(self) -> None:
-        self.may_end = asyncio.Event()
-        self.breaks = False
-
-    async def __call__(self, call: EngineCall) -> None:
-        await call.start_stream()
-        await call.event(token("a"))
-        await self.may_end.wait()
-        if self.breaks:
-            raise HangUp
-        await call.event(token("b", "stop"))
-        await call.finish()
 
 
 def _requests(running: RunningGateway) -> list[object]:
@@ -52,8 +35,8 @@ def _requests(running: RunningGateway) -> list[object]:
 async def test_stream_has_a_task_only_if_it_needs_one(
     body: dict[str, object], more: str, has_task: bool, end: str
 ) -> None:
-    script = _Engine()
-    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+    gate = PausedStream(breaks=end == "broken")
+    async with scripted_engine(gate.script) as engine, running_gateway(fleet_of([engine.url])) as running:
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request(body, more=more))
         await connection.reader.readuntil(b'"content":"a"')
@@ -64,13 +47,12 @@ async def test_stream_has_a_task_only_if_it_needs_one(
         if end == "client-leaves":
             await connection.close()
         else:
-            script.breaks = end == "broken"
-            script.may_end.set()
+            gate.go_on.set()
             rest = await connection.reader.read()
             assert (b"[DONE]" in rest) is (end == "whole")
             assert (b"stream_cut" in rest) is (end == "broken")
         await wait_until(lambda: not running.gateway.inflight_count())
-        script.may_end.set()
+        gate.go_on.set()
         assert {load.inflight for load in running.loads().values()} == {0}
         outcome = running.gateway.decisions.latest(1)[0].outcome
         assert outcome is not None
@@ -82,9 +64,8 @@ async def test_stream_has_a_task_only_if_it_needs_one(
 @pytest.mark.parametrize("end", ["whole", "broken", "client-leaves"])
 async def test_nothing_of_a_stream_waits_for_the_garbage_collector(end: str) -> None:
     async def main() -> None:
-        script = _Engine()
-        script.breaks = end == "broken"
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        gate = PausedStream(breaks=end == "broken")
+        async with scripted_engine(gate.script) as engine, running_gateway(fleet_of([engine.url])) as running:
             connection = await RawConnection.connect(running.url)
             await connection.send(post_request(STREAM))
             await connection.reader.readuntil(b'"content":"a"')
@@ -92,7 +73,7 @@ async def test_nothing_of_a_stream_waits_for_the_garbage_collector(end: str) -> 
             if end == "client-leaves":
                 await connection.close()
                 await wait_until(lambda: not running.gateway.inflight_count())
-            script.may_end.set()
+            gate.go_on.set()
             await connection.reader.read()
             await wait_until(lambda: not running.gateway.listener.connections)
             await asyncio.sleep(0)

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
-from fairlead_testing.engines.scripted import EngineCall, Script, token, usage
+from fairlead_testing.engines.scripted import EngineCall, Script, silent, token, usage
 from fairlead_testing.gateway.limited_gateway import LimitedGateway, answer, limited_gateway
 from fairlead_testing.waiting import wait_until
 
@@ -90,10 +90,7 @@ async def test_a_stream_that_outlasts_its_own_timeout_pays_for_its_tokens() -> N
 
 
 async def test_another_answer_that_outlasts_its_own_timeout_pays_for_its_time() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.wait_closed()
-
-    async with limited_gateway(script, [_ACME]) as gateway:
+    async with limited_gateway(silent, [_ACME]) as gateway:
         assert (await _post(gateway, timeout="1s")).status_code == 504
         prompt, output = await _used(gateway)
         assert prompt > 0

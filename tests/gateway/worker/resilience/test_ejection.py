@@ -12,7 +12,15 @@ from fairlead_gateway.supervisor.management.serializers import fleet_out
 from fairlead_gateway.supervisor.management.view import GatewayStatus
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.upstream.connection import activity_key
-from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine, token, well_behaved
+from fairlead_testing.engines.scripted import (
+    EngineCall,
+    HangUp,
+    Script,
+    scripted_engine,
+    silent_after_token,
+    token,
+    well_behaved,
+)
 from fairlead_testing.engines.simulated_process import engine_processes
 from fairlead_testing.gateway.running_gateway import (
     MODEL_KEY,
@@ -94,12 +102,7 @@ async def test_an_engine_that_fails_sits_out_and_every_place_says_why(fault: Scr
 
 @pytest.mark.parametrize("load", [full, "leave"])
 async def test_load_and_clients_that_leave_eject_nobody(load: Script | str) -> None:
-    async def hears_them_leave(call: EngineCall) -> None:
-        await call.start_stream()
-        await call.event(token("a"))
-        await call.wait_closed()
-
-    script = hears_them_leave if load == "leave" else full
+    script = silent_after_token if load == "leave" else full
     async with (
         scripted_engine(script) as one,
         scripted_engine(script) as two,

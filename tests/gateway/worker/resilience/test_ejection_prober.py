@@ -17,7 +17,7 @@ from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.resilience.ejection_records import EjectionRecord
 from fairlead_gateway.worker.resilience.fault_evidence import FaultSource
 from fairlead_gateway.worker.runtime import WorkerRuntime
-from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine, scripted_engine
+from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine, scripted_engine, silent
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.waiting import wait_until
 
@@ -25,10 +25,6 @@ pytestmark = pytest.mark.simulated
 
 LIMITS = Limits(ejection_probe_after_seconds=10.0, ejection_probe_interval_seconds=15.0, ejection_probe_seconds=0.02)
 HUNG, OTHER = "e-0/0/0", "e-1/1/0"
-
-
-async def hangs(call: EngineCall) -> None:
-    await call.wait_closed()
 
 
 async def answers(call: EngineCall) -> None:
@@ -75,7 +71,7 @@ async def prober(script: Script, limits: Limits = LIMITS) -> AsyncIterator[tuple
 
 
 async def test_hanging_engine_gets_spaced_probes_for_one_token_which_fail() -> None:
-    async with prober(hangs) as (fixture, engine):
+    async with prober(silent) as (fixture, engine):
         fixture.poll_at(9.0)
         assert engine.calls == []
         for number, now in ((1, 10.0), (2, 25.0), (3, 40.0)):
@@ -99,7 +95,7 @@ async def test_hanging_engine_gets_spaced_probes_for_one_token_which_fail() -> N
 
 
 async def test_failed_probe_ejects_an_instance_that_was_to_return() -> None:
-    async with prober(hangs) as (fixture, _):
+    async with prober(silent) as (fixture, _):
         fixture.clock.advance(10.0)
         assert fixture.state() is HealthState.PROBING
         fixture.poll_at(10.0)
@@ -149,7 +145,7 @@ async def test_requests_that_an_engine_fails_do_not_make_it_hang_where_no_probe_
 
 
 async def test_engine_that_sends_to_another_request_is_slow_and_does_not_hang() -> None:
-    async with prober(hangs) as (fixture, engine):
+    async with prober(silent) as (fixture, engine):
         fixture.poll_at(10.0)
         await wait_until(lambda: len(engine.calls) == 1)
         fixture.gateway.stack.pool.activity(engine.url).receive_count += 1
@@ -159,7 +155,7 @@ async def test_engine_that_sends_to_another_request_is_slow_and_does_not_hang() 
 
 
 async def test_engine_that_listens_no_more_is_not_reported_as_hung() -> None:
-    async with prober(hangs) as (fixture, engine):
+    async with prober(silent) as (fixture, engine):
         assert engine.server is not None
         engine.server.close()
         await engine.server.wait_closed()
@@ -169,14 +165,14 @@ async def test_engine_that_listens_no_more_is_not_reported_as_hung() -> None:
 
 
 async def test_instance_that_is_not_ready_any_more_gets_no_probe() -> None:
-    async with prober(hangs) as (fixture, engine):
+    async with prober(silent) as (fixture, engine):
         fixture.gateway.update_fleet(fleet_of(fixture.urls, version=2, states=[InstanceState.STARTING]))
         fixture.poll_at(10.0)
         assert fixture.record is None
         assert engine.calls == []
 
 
-@pytest.mark.parametrize("script", [answers, hangs])
+@pytest.mark.parametrize("script", [answers, silent])
 async def test_workers_probe_decides_the_return_that_one_callers_requests_would_prevent(script: Script) -> None:
     async with prober(script) as (fixture, engine):
         fixture.detector.on_success(HUNG, 0.0, CallerKey("steady"))  # of an earlier request; it ends the record

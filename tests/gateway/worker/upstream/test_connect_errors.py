@@ -17,7 +17,7 @@ from fairlead_gateway.worker.resilience.retry import AttemptFailure, to_client_e
 from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES, connect_error, is_exhaustion
 from fairlead_gateway.worker.upstream.connection import ResponseSink, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
-from fairlead_testing.engines.scripted import EngineCall, scripted_engine
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine, silent
 from fairlead_testing.gateway.running_gateway import (
     fleet_of,
     gateway_before,
@@ -111,9 +111,6 @@ class RecordingSink(ResponseSink):
 
 
 async def test_shortage_of_descriptors_gives_up_no_silent_stream() -> None:
-    async def silent(call: EngineCall) -> None:
-        await call.wait_closed()
-
     loop = asyncio.get_running_loop()
     pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
     async with scripted_engine(silent) as engine:

@@ -18,6 +18,7 @@ from fairlead_testing.engines.scripted import (
     ScriptedEngine,
     event,
     scripted_engine,
+    silent,
     token,
     usage,
     well_behaved,
@@ -34,10 +35,7 @@ STREAM = GOOD | {"stream": True}
 
 
 async def test_an_engine_that_never_answers_is_given_up_at_its_deadline() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.wait_closed()
-
-    async with gateway_before([script], Limits(first_token_seconds=0.2)) as running:
+    async with gateway_before([silent], Limits(first_token_seconds=0.2)) as running:
         answer = await request(running.url, GOOD)
         assert (answer.status, answer.error["code"]) == (504, "engine_timeout")
 
@@ -234,12 +232,9 @@ async def test_endpoint_that_resolves_to_a_loopback_address_gets_no_connection(c
 
 
 async def test_one_probe_serves_all_waiting_connections_and_none_while_the_engine_sends() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.wait_closed()
-
     loop = asyncio.get_running_loop()
     pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
-    async with scripted_engine(script) as engine:
+    async with scripted_engine(silent) as engine:
         listeners = [RecordingSink(), RecordingSink()]
         connections = [await pool.connect(engine.url) for _ in listeners]
         for connection, listener in zip(connections, listeners, strict=True):
