@@ -84,8 +84,8 @@ async def kill_engines(load: RequestLoad, found: ForkedEngines, kills: int, draw
         await asyncio.sleep(KILL_SECONDS)
         await asyncio.gather(*met)
         met = load.under_way()
-        names = [name for name in load.busy if int(name[2]) in found.pids]
-        number = int(draw.choice(names)[2]) if names else draw.choice(list(found.pids))
+        names = [name for name in load.busy if int(name[2]) in found.running]
+        number = int(draw.choice(names)[2]) if names else draw.choice(list(found.running))
         found.kill(number)
         load.kills = found.kills
         await found.start(number)

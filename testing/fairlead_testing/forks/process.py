@@ -4,7 +4,8 @@ After `install`, each start of `python -m PROGRAM` that a fork can replace is on
 command comes from: a test, a helper, or the product that runs in the test's process. All other
 commands, and these inside `new_interpreters()`, start as always.
 
-`FAIRLEAD_TEST_FORKS=0` turns forks off.
+Without `install`, a `ForkingPopen` is a fork, and no other start is. `FAIRLEAD_TEST_FORKS=0` turns
+forks off.
 """
 
 import asyncio
@@ -37,7 +38,9 @@ from fairlead_testing.forks.sibling_fork import can_clone
 
 _ARGUMENT_AREA = 16_384
 """Bytes of a server's command line, which forks overwrite with theirs."""
-_VARIABLE = "FAIRLEAD_TEST_FORKS"
+_IS_AVAILABLE = (
+    os.environ.get("FAIRLEAD_TEST_FORKS") != "0" and "COVERAGE_PROCESS_START" not in os.environ and can_clone()
+)
 _LIMIT_BYTES = 64 * 1024
 _START_INTERPRETER = subprocess.Popen
 _CREATE_SUBPROCESS = asyncio.create_subprocess_exec
@@ -64,8 +67,7 @@ _servers: dict[frozenset[tuple[bytes, bytes]], _Server] = {}
 """Servers by the variables of their interpreters: one, and one for programs without the compiled
 copy.
 """
-_own: dict[bytes, bytes] = {}
-"""The variables of this process when it began to start programs as forks."""
+_own = interpreter_variables(os.environb)
 _starting = threading.Lock()
 _nested: _Server | None = None
 """The server of this fork."""
@@ -73,8 +75,7 @@ _nested: _Server | None = None
 
 def install() -> None:
     """Makes this process start the product's programs as forks, where the system can."""
-    if os.environ.get(_VARIABLE) != "0" and "COVERAGE_PROCESS_START" not in os.environ and can_clone():
-        _own.update(interpreter_variables(os.environb))
+    if _IS_AVAILABLE:
         _replace_functions()
 
 
@@ -210,7 +211,8 @@ def _environment(environ: Mapping[Any, Any] | None) -> dict[bytes, bytes]:
 
 def _can_fork(given: Mapping[str, Any]) -> bool:
     return (
-        _allowed.get()
+        _IS_AVAILABLE
+        and _allowed.get()
         and given["close_fds"]
         and given["executable"] in (None, sys.executable)
         and all(given[name] == value for name, value in _UNSUPPORTED.items())
