@@ -41,7 +41,7 @@ BENCH = $(RUN) -m fairlead_bench $(if $(TRACES),--trace $(TRACES)/conversation_t
 # Tests start hundreds of Python processes. Without its bytecode each would compile all modules that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help up demo test test-tools lint e2e e2e-vllm e2e-gpu cluster-up cluster-down bench soak nightly compile generate docs release publish lock lock-images licenses audit sbom clean env
+.PHONY: help up demo test test-tools lint lint-types lint-rest e2e e2e-vllm e2e-gpu cluster-up cluster-down bench soak nightly compile generate docs release publish lock lock-images licenses audit sbom clean env
 
 help: ## print the targets
 	@sed -n 's/^\([a-z0-9%-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{ i = index($$0, ": "); printf "  %-14s %s\n", $$1, substr($$0, i + 2) }'
@@ -59,12 +59,17 @@ test-tools: env ## compile etcd, kube-apiserver, helm and promtool for the tests
 	@$(RUN) e2e/cluster test-tools || [ $$? -eq 3 ]
 
 test: $(if $(CLUSTER),test-tools,env) ## run unit, property and integration tests; FAST=1: pure code alone; CHANGED=1: what a change reaches; CLUSTER=1: build the cluster's programs first
-	@$(RUN) -m pytest --processes $(JOBS) $(if $(FAST),-m "not property" $(PURE_TESTS),$(if $(CHANGED),$(REACHED)))$(AGAIN)
+	@$(RUN) -m pytest --processes $(JOBS) $(if $(FAST),-p no:hypothesispytest -m "not property and not api_server" $(PURE_TESTS),$(if $(CHANGED),$(REACHED)))$(AGAIN)
 
 lint: env ## check style, types, import contracts, generated files and prose
+	@$(MAKE) --no-print-directory -j2 -O lint-types lint-rest
+
+lint-types:
+	@$(RUN) -m mypy
+
+lint-rest:
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
-	@$(RUN) -m mypy
 	@$(RUN) -c 'import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())'
 	@$(RUN) scripts/generate.py --check
 	@$(RUN) scripts/check_prose.py

@@ -58,8 +58,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks tests that Hypothesis draws."""
+    """Marks tests that Hypothesis draws, and those that run with others of the API server."""
     for item in items:
+        if scheduling.scope_of(item) == scheduling.API_SERVER_SCOPE:
+            item.add_marker(pytest.mark.api_server)
         if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker(pytest.mark.property)
 

@@ -232,15 +232,14 @@ def arguments(found: DeployedModel) -> set[str]:
     }
 
 
+@pytest.mark.extended
 @pytest.mark.timeout(1500, func_only=True)
 @pytest.mark.parametrize(
     ("name", "args", "phase", "reason"),
     [
         ("slow", ("--speed=0.77",), "RolledBack", "TPOTMissed"),
-        pytest.param(
-            "long", ("--answer-length=2", "--fault=error,share=0.02"), "RolledBack", "", marks=pytest.mark.extended
-        ),
-        pytest.param("healthy", ("--seed=5",), "Promoted", "Promoted", marks=pytest.mark.extended),
+        ("long", ("--answer-length=2", "--fault=error,share=0.02"), "RolledBack", ""),
+        ("healthy", ("--seed=5",), "Promoted", "Promoted"),
     ],
 )
 def test_a_change_is_judged_under_traffic(

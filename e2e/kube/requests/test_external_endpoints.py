@@ -9,7 +9,7 @@ import pytest
 from e2e.kube.cluster_access.command_line import run_fairlead
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
 from e2e.kube.workloads.client_pods import ClientPod, GatewayAnswer, GatewayRequest
-from e2e.kube.workloads.helm_release import NAMESPACE, HelmRelease
+from e2e.kube.workloads.helm_release import HelmRelease
 from e2e.kube.workloads.manifests import (
     API,
     PORT,
@@ -109,58 +109,55 @@ def objects(namespace: str) -> list[Manifest]:
     ]
 
 
-def prepare(empty: HelmRelease, here: Kubectl, folder: Path) -> None:
-    """Makes the API outside, and the Secret that gateways have for it; installs Fairlead."""
+def prepare(installation: HelmRelease, here: Kubectl, folder: Path) -> Manifest:
+    """Makes the API outside and the Secret that gateways have for it. Returns their settings."""
     authority = CertificateAuthority(folder)
     made = authority.issue("api", names=f"DNS:api.{here.namespace}.svc")
     files = {"api__py": _API, "tls__crt": made.certificate.read_text(), "tls__key": made.key.read_text()}
     spec = pod_spec("gateway", command=("python3", "/etc/fairlead/api.py"), files="api")
     here.apply(config_map("api", **files), deployment("api", spec), service("api"))
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    empty.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}})
     data = {"token": TOKEN, "ca.crt": authority.ca_file.read_text()}
-    empty.here.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "provider"}, "stringData": data})
-    secrets = {here.namespace: ["provider"]}
-    empty.install(externalEngines={"namespaces": [here.namespace], "secrets": secrets})
+    metadata = {"name": "provider"}
+    installation.here.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data})
+    return {"namespaces": [here.namespace], "secrets": {here.namespace: ["provider"]}}
 
 
 @pytest.mark.lane("installation", position=77)
 def test_a_route_leaves_the_cluster_when_all_its_engines_are_gone(
-    here: Kubectl, empty: HelmRelease, tmp_path: Path
+    here: Kubectl, installation: HelmRelease, tmp_path: Path
 ) -> None:
     first, second, hosted = (f"{here.namespace}/{name}" for name in ("first", "second", "hosted"))
-    try:
-        prepare(empty, here, tmp_path)
-        here.apply(paced_engine(), model("first"), model("second"), *objects(here.namespace))
-        client = ClientPod(here, empty).start()
-        for name in (first, second):
-            client.first_token(name)
-        assistant = AssistantClient(client)
-        answer = assistant.wait((200, first, None))
-        assert answer.body["usage"]["completion_tokens"] == 3, "the route caps the tokens"
+    with installation.settings(externalEngines=prepare(installation, here, tmp_path)):
+        try:
+            here.apply(paced_engine(), model("first"), model("second"), *objects(here.namespace))
+            client = ClientPod(here, installation).start()
+            for name in (first, second):
+                client.first_token(name)
+            assistant = AssistantClient(client)
+            answer = assistant.wait((200, first, None))
+            assert answer.body["usage"]["completion_tokens"] == 3, "the route caps the tokens"
 
-        here.apply(model("first", replicas=0))
-        answer = assistant.wait((200, second, f"{first} Unavailable"))
-        assert answer.body["usage"]["completion_tokens"] == 3
-        shown = run_fairlead(here, "explain", "request", answer.headers["x-fairlead-decision"])[1]
-        assert f"{first} Unavailable → {second}, of the least weight" in shown, shown
+            here.apply(model("first", replicas=0))
+            answer = assistant.wait((200, second, f"{first} Unavailable"))
+            assert answer.body["usage"]["completion_tokens"] == 3
+            shown = run_fairlead(here, "explain", "request", answer.headers["x-fairlead-decision"])[1]
+            assert f"{first} Unavailable → {second}, of the least weight" in shown, shown
 
-        here.apply(model("second", replicas=0))
-        answer = assistant.wait((200, hosted, f"{first} Unavailable"))
-        assert answer.body["model"] == "assistant"
-        sent = answer.body["choices"][0]["message"]["content"].split(",")
-        assert "authorization" in sent
-        assert "x-team" not in sent
-        shown = run_fairlead(here, "explain", "request", answer.headers["x-fairlead-decision"])[1]
-        assert f"past {second} without a ready instance" in shown, shown
+            here.apply(model("second", replicas=0))
+            answer = assistant.wait((200, hosted, f"{first} Unavailable"))
+            assert answer.body["model"] == "assistant"
+            sent = answer.body["choices"][0]["message"]["content"].split(",")
+            assert "authorization" in sent
+            assert "x-team" not in sent
+            shown = run_fairlead(here, "explain", "request", answer.headers["x-fairlead-decision"])[1]
+            assert f"past {second} without a ready instance" in shown, shown
 
-        refuses = {"externalEndpoints": "Refuse"}
-        name = here.namespace
-        here.apply({"apiVersion": API, "kind": "ModelTenant", "metadata": {"name": name}, "spec": refuses})
-        key = run_fairlead(here, "keys", "create", name, "prod")[1].strip()
-        assistant.wait((503, None, f"{hosted} ExternalRefused"), key)
-        assert assistant.send(key, hosted).body["error"]["code"] == "external_endpoint_refused"
-    finally:
-        here.run("delete", "modeltenant", here.namespace, "--ignore-not-found")
-        here.delete_models()
-        empty.remove()
+            refuses = {"externalEndpoints": "Refuse"}
+            name = here.namespace
+            here.apply({"apiVersion": API, "kind": "ModelTenant", "metadata": {"name": name}, "spec": refuses})
+            key = run_fairlead(here, "keys", "create", name, "prod")[1].strip()
+            assistant.wait((503, None, f"{hosted} ExternalRefused"), key)
+            assert assistant.send(key, hosted).body["error"]["code"] == "external_endpoint_refused"
+        finally:
+            here.run("delete", "modeltenant", here.namespace, "--ignore-not-found")
+            here.delete_models()

@@ -165,21 +165,17 @@ def _check_audit(fairlead: Callable[..., str], name: str) -> None:
 
 
 @pytest.mark.lane("installation", position=76)
-def test_a_team_reads_with_its_management_token(here: Kubectl, empty: HelmRelease) -> None:
-    empty.install()
-    try:
-        pepper = base64.b64decode(empty.here.get("secret", "fairlead-keys")["data"]["pepper"])
-        digest = hmac.digest(pepper, b"token of the team", "sha256").hex()
-        text = f"tokens: [{{name: acme-team, digest: '{digest}', tenants: [acme], may: [Audit]}}]\n"
-        metadata = {"name": "manage-tokens"}
-        empty.here.apply(
-            {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {"tokens.yaml": text}}
-        )
-        before = set(empty.pods("gateway"))
-        empty.upgrade(audit={"manageTokens": "manage-tokens"})
-        empty.wait_until_replaced("gateway", before)
-        client = ClientPod(here, empty).start()
-        url = f"http://{GATEWAY}-manage.{empty.here.namespace}.svc:8081"
+def test_a_team_reads_with_its_management_token(here: Kubectl, installation: HelmRelease) -> None:
+    pepper = base64.b64decode(installation.here.get("secret", "fairlead-keys")["data"]["pepper"])
+    digest = hmac.digest(pepper, b"token of the team", "sha256").hex()
+    text = f"tokens: [{{name: acme-team, digest: '{digest}', tenants: [acme], may: [Audit]}}]\n"
+    metadata = {"name": "manage-tokens"}
+    installation.here.apply(
+        {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {"tokens.yaml": text}}
+    )
+    with installation.settings(audit={"manageTokens": "manage-tokens"}):
+        client = ClientPod(here, installation).start()
+        url = f"http://{GATEWAY}-manage.{installation.here.namespace}.svc:8081"
         for token, path, status in (
             ("token of the team", "/api/audit", 200),
             ("token of the team", "/api/fleet", 403),
@@ -187,16 +183,14 @@ def test_a_team_reads_with_its_management_token(here: Kubectl, empty: HelmReleas
         ):
             words = ("exec", "client", "--", "python3", "-c", _STATUS, url + path, token)
             assert (client.here.run(*words).strip(), path) == (str(status), path)
-        log = empty.here.run("logs", "-l", "app.kubernetes.io/component=gateway", "--tail=-1")
+        log = installation.here.run("logs", "-l", "app.kubernetes.io/component=gateway", "--tail=-1")
         records = [json.loads(line) for line in log.splitlines() if line.startswith('{"log":"fairlead.audit"')]
         denied = [(record["actor"], record["object"]) for record in records if record["action"] == "AccessDenied"]
         assert ("acme-team", "GET /api/fleet") in denied, denied
-    finally:
-        empty.remove()
 
 
 @pytest.mark.lane("installation", position=75)
-def test_a_service_account_calls_with_its_token(here: Kubectl, empty: HelmRelease) -> None:
+def test_a_service_account_calls_with_its_token(here: Kubectl, installation: HelmRelease) -> None:
     issuer = json.loads(here.run("get", "--raw", "/.well-known/openid-configuration"))["issuer"]
     entry = {
         "issuer": issuer,
@@ -205,16 +199,15 @@ def test_a_service_account_calls_with_its_token(here: Kubectl, empty: HelmReleas
         "caFile": f"{SECRETS}/ca.crt",
         "tokenFile": f"{SECRETS}/token",
     }
-    empty.install(auth={"tokenIssuers": [entry]})
     account = f"system:serviceaccount:{here.namespace}:default"
-    gateways = Gateways(ClientPod(here, empty).start(), empty)
-    try:
-        here.apply(tenant(here.namespace, subjects=[{"issuer": issuer, "claim": "sub", "value": account}]))
-        token = here.run("create", "token", "default", f"--audience={AUDIENCE}").strip()
-        gateways.wait_for(200, token)
-        gateways.wait_for(401, here.run("create", "token", "default", "--audience=other").strip())
-        here.run("delete", "modeltenant", here.namespace)
-        gateways.wait_for(401, token)
-    finally:
-        here.run("delete", "modeltenant", here.namespace, "--ignore-not-found")
-        empty.remove()
+    with installation.settings(auth={"tokenIssuers": [entry]}):
+        gateways = Gateways(ClientPod(here, installation).start(), installation)
+        try:
+            here.apply(tenant(here.namespace, subjects=[{"issuer": issuer, "claim": "sub", "value": account}]))
+            token = here.run("create", "token", "default", f"--audience={AUDIENCE}").strip()
+            gateways.wait_for(200, token)
+            gateways.wait_for(401, here.run("create", "token", "default", "--audience=other").strip())
+            here.run("delete", "modeltenant", here.namespace)
+            gateways.wait_for(401, token)
+        finally:
+            here.run("delete", "modeltenant", here.namespace, "--ignore-not-found")

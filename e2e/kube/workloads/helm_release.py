@@ -4,7 +4,8 @@ of it."""
 import base64
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,18 @@ class HelmRelease:
     def upgrade(self, **values: Any) -> None:
         """Runs ``helm upgrade`` with these and the tests' values, and waits until all is ready."""
         self._helm("upgrade", *self.chart, "--wait", f"--timeout={HELM_SECONDS}s", values=values)
+
+    @contextmanager
+    def settings(self, **values: Any) -> Iterator[None]:
+        """Has settings of gateways during the block, which begins when the gateways before have
+        ended."""
+        before = set(self.pods("gateway"))
+        self.upgrade(**values)
+        try:
+            self.wait_until_replaced("gateway", before)
+            yield
+        finally:
+            self.upgrade()
 
     def rollback(self) -> None:
         """Runs ``helm rollback`` to the revision before, and waits until all is ready."""
