@@ -1,16 +1,48 @@
 """Helpers for processes in tests: life, descendants, descriptors and ports."""
 
+import asyncio
 import contextlib
 import os
+import re
 import resource
 import socket
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from fairlead_testing.forks.programs import SERVER_MODULE
 
 PATIENCE_SECONDS = 120.0
+
+
+@contextlib.asynccontextmanager
+async def ready_process(
+    module: str,
+    *arguments: str,
+    ready: str,
+    environ: Mapping[str, str] | None = None,
+    stderr: int | BinaryIO | None = None,
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, re.Match[str]]]:
+    """Runs `python -m MODULE`, and kills it at the end of the block.
+
+    ready: a pattern of its first line, for which this waits.
+    environ: None: that of this process.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", module, *arguments), stdout=asyncio.subprocess.PIPE, stderr=stderr, env=environ
+    )
+    try:
+        assert process.stdout is not None
+        line = (await asyncio.wait_for(process.stdout.readline(), PATIENCE_SECONDS)).decode()
+        found = re.match(ready, line)
+        assert found, line
+        yield process, found
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 def is_alive(pid: int) -> bool:

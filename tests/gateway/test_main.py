@@ -1,14 +1,9 @@
 """The gateway as a process: its lines, its ports, its signals, its refusals."""
 
 import asyncio
-import contextlib
 import os
 import re
 import signal
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +13,7 @@ from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import InstanceState
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_testing.engines.scripted import PausedStream, scripted_engine
+from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until, wait_until_async
@@ -25,38 +21,6 @@ from fairlead_testing.waiting import wait_until, wait_until_async
 pytestmark = pytest.mark.sockets
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
-COMMAND = (sys.executable, "-m", "fairlead_gateway")
-
-
-@dataclass(slots=True)
-class Started:
-    """A gateway process that said ``ready``."""
-
-    process: asyncio.subprocess.Process
-    url: str
-    manage: str
-
-    async def ended(self) -> int:
-        return await asyncio.wait_for(self.process.wait(), 60)
-
-
-@asynccontextmanager
-async def started(fleet: Path, **environ: str) -> AsyncIterator[Started]:
-    process = await asyncio.create_subprocess_exec(
-        *(*COMMAND, "--fleet", str(fleet), "--listen", "127.0.0.1:0"),
-        stdout=asyncio.subprocess.PIPE,
-        env=os.environ | environ,
-    )
-    try:
-        assert process.stdout is not None
-        line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
-        found = re.fullmatch(r"ready (http://127\.0\.0\.1:\d+) manage (http://127\.0\.0\.1:\d+)\n", line)
-        assert found, line
-        yield Started(process, found[1], found[2])
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
 
 
 @pytest.mark.usefixtures("new_interpreters")
@@ -64,7 +28,9 @@ async def test_it_serves_says_ready_on_both_ports_and_follows_its_file(tmp_path:
     path = tmp_path / "fleet.yaml"
     async with scripted_engine() as one, scripted_engine() as two:
         write_fleet_file(path, fleet_of([one.url]))
-        async with started(path) as gateway:
+        async with gateway_process(path) as gateway:
+            for url in (gateway.url, gateway.manage):
+                assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
             assert (await send(gateway.url, get_request("/readyz")))[0].status == 200
             managed_request = get_request("/readyz").replace(b"host: x", b"host: 127.0.0.1")
             assert (await send(gateway.manage, managed_request))[0].status == 200
@@ -88,7 +54,7 @@ async def test_sigterm_lets_requests_in_flight_finish_and_exits_with_0(tmp_path:
     path = tmp_path / "fleet.yaml"
     async with scripted_engine(gate.script) as engine:
         write_fleet_file(path, fleet_of([engine.url]))
-        async with started(path) as gateway:
+        async with gateway_process(path) as gateway:
             idle, busy = await RawConnection.connect(gateway.url), await RawConnection.connect(gateway.url)
             await idle.send(get_request("/readyz", close=False))
             assert (await idle.read_response()).status == 200
@@ -102,7 +68,7 @@ async def test_sigterm_lets_requests_in_flight_finish_and_exits_with_0(tmp_path:
             gate.go_on.set()
             rest = await busy.reader.read()
             assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
-            assert await gateway.ended() == 0
+            assert await gateway.wait() == 0
             await idle.close()
             await busy.close()
 
@@ -112,7 +78,7 @@ async def test_after_sigterm_a_stream_leaves_its_connection_for_one_request(tmp_
     path = tmp_path / "fleet.yaml"
     async with scripted_engine(gate.script) as engine:
         write_fleet_file(path, fleet_of([engine.url]))
-        async with started(path) as gateway:
+        async with gateway_process(path) as gateway:
             connection = await RawConnection.connect(gateway.url)
             await connection.send(post_request(GOOD | {"stream": True}, close=False))
             head = await connection.reader.readuntil(b"\r\n\r\n")
@@ -124,7 +90,7 @@ async def test_after_sigterm_a_stream_leaves_its_connection_for_one_request(tmp_
             await connection.send(post_request(GOOD, close=False))
             last = await connection.read_all_responses()
             assert [(answer.status, answer.fields["connection"]) for answer in last] == [(200, "close")]
-            assert await gateway.ended() == 0
+            assert await gateway.wait() == 0
             await connection.close()
 
 
@@ -133,7 +99,7 @@ async def test_stream_that_outlasts_the_drain_timeout_ends_with_an_error_event(t
     path = tmp_path / "fleet.yaml"
     async with scripted_engine(gate.script) as engine:
         write_fleet_file(path, fleet_of([engine.url]))
-        async with started(path, FAIRLEAD_DRAIN_TIMEOUT="0s") as gateway:
+        async with gateway_process(path, environ=os.environ | {"FAIRLEAD_DRAIN_TIMEOUT": "0s"}) as gateway:
             connection = await RawConnection.connect(gateway.url)
             await connection.send(post_request(GOOD | {"stream": True}, close=False))
             await connection.reader.readuntil(b'"content":"a"')
@@ -142,7 +108,7 @@ async def test_stream_that_outlasts_the_drain_timeout_ends_with_an_error_event(t
             assert b'"code":"gateway_draining"' in rest
             assert rest.endswith(b"\n\n\r\n0\r\n\r\n")
             await connection.close()
-            assert await gateway.ended() == 0
+            assert await gateway.wait() == 0
 
 
 @pytest.mark.parametrize("text", ["10", "25h", "-1s", "soon"])
@@ -158,7 +124,7 @@ async def test_rolling_restarts_lose_no_request_on_idle_connections(tmp_path: Pa
     path = tmp_path / "fleet.yaml"
     async with scripted_engine() as engine:
         write_fleet_file(path, fleet_of([engine.url]))
-        async with started(path) as gateway:
+        async with gateway_process(path) as gateway:
             connections = [await RawConnection.connect(gateway.url) for _ in range(10)]
             served = 0
 
@@ -176,7 +142,7 @@ async def test_rolling_restarts_lose_no_request_on_idle_connections(tmp_path: Pa
             await wait_until(lambda: served >= 100)
             gateway.process.send_signal(signal.SIGTERM)
             await clients
-            assert await gateway.ended() == 0
+            assert await gateway.wait() == 0
             for connection in connections:
                 await connection.close()
 

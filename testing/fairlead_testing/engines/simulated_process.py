@@ -3,14 +3,13 @@
 import asyncio
 import contextlib
 import os
-import re
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-PATIENCE_SECONDS = 120.0
+from fairlead_testing.processes import ready_process
+
 _STARTS = 5
 
 
@@ -34,24 +33,17 @@ async def engine_process(*arguments: str, model: str = "tiny") -> AsyncIterator[
     An engine that ends before it is ready is started again, up to four times; a timeout raises.
     Why: a port of `arguments` may be taken by a connection of another process for a while.
     """
-    command = (sys.executable, "-m", "fairlead_sim", "engine", "--listen", "127.0.0.1:0")
-    for left in reversed(range(_STARTS)):
-        process = await asyncio.create_subprocess_exec(
-            *(*command, "--model", model, "--served-model-name", model, *arguments),
-            stdout=asyncio.subprocess.PIPE,
-        )
-        try:
-            assert process.stdout is not None
-            line = (await asyncio.wait_for(process.stdout.readline(), PATIENCE_SECONDS)).decode()
-            found = re.match(r"ready (http://\S+)", line)
-            assert found or left, line
-            if found:
-                yield EngineProcess(process, found[1])
-                return
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+    options = ("--listen", "127.0.0.1:0", "--model", model, "--served-model-name", model, *arguments)
+    async with AsyncExitStack() as stack:
+        for left in reversed(range(_STARTS)):
+            try:
+                started = ready_process("fairlead_sim", "engine", *options, ready=r"ready (http://\S+)")
+                process, found = await stack.enter_async_context(started)
+                break
+            except AssertionError:
+                if not left:
+                    raise
+        yield EngineProcess(process, found[1])
 
 
 @asynccontextmanager

@@ -3,19 +3,16 @@
 import asyncio
 import contextlib
 import re
-import signal
-import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, send
-from fairlead_testing.processes import descendants
+from fairlead_testing.processes import descendants, ready_process
 
 TIMEOUT_SECONDS = 120.0
-COMMAND = (sys.executable, "-m", "fairlead_gateway")
 
 
 @dataclass(slots=True)
@@ -95,26 +92,22 @@ class WorkerClient:
 
 @asynccontextmanager
 async def gateway_process(
-    fleet: Path | None, *options: str, listen: str = "127.0.0.1:0"
+    fleet: Path | None,
+    *options: str,
+    listen: str = "127.0.0.1:0",
+    environ: Mapping[str, str] | None = None,
+    stderr: int | BinaryIO | None = None,
 ) -> AsyncIterator[GatewayProcess]:
     """Runs a gateway until the block ends.
 
     options: state the source of the fleet if there is no fleet file.
+    environ: None: that of this process.
     """
     source = [] if fleet is None else ["--fleet", str(fleet)]
-    process = await asyncio.create_subprocess_exec(
-        *COMMAND, *source, "--listen", listen, *options, stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None
-        line = (await asyncio.wait_for(process.stdout.readline(), TIMEOUT_SECONDS)).decode()
-        found = re.fullmatch(r"ready (https?://\S+) manage (http://\S+)\n", line)
-        assert found, line
+    arguments, ready = (*source, "--listen", listen, *options), r"ready (https?://\S+) manage (http://\S+)\n"
+    async with ready_process("fairlead_gateway", *arguments, ready=ready, environ=environ, stderr=stderr) as started:
+        process, found = started
         yield GatewayProcess(process, found[1], found[2])
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGKILL)
-        await process.wait()
 
 
 def _command(pid: int) -> bytes:

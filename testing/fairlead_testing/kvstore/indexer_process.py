@@ -1,13 +1,12 @@
 """An indexer process for a test, killed at its end."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
 
-PATIENCE_SECONDS = 60.0
+from fairlead_testing.processes import ready_process
 
 
 class IndexerProcess:
@@ -33,17 +32,5 @@ class IndexerProcess:
 @asynccontextmanager
 async def indexer_process(*arguments: str) -> AsyncIterator[IndexerProcess]:
     """Runs ``python -m fairlead_kvstore`` with these arguments, on a free port."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fairlead_kvstore", *arguments), stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None
-        line = (await asyncio.wait_for(process.stdout.readline(), PATIENCE_SECONDS)).decode()
-        assert line.startswith("ready http://"), line
-        yield IndexerProcess(process, line.split()[1])
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-        if process.stdout is not None:
-            process.stdout.feed_eof()
+    async with ready_process("fairlead_kvstore", *arguments, ready=r"ready (http://\S+)") as (process, found):
+        yield IndexerProcess(process, found[1])

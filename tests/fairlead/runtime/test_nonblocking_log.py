@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 import threading
 import warnings
 from pathlib import Path
@@ -17,8 +16,9 @@ from fairlead.limits import Limits
 from fairlead.runtime import nonblocking_log
 from fairlead.runtime.nonblocking_log import NonBlockingHandler, NonBlockingWriter
 from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
-from fairlead_testing.http.raw_client import get_request, request, send
+from fairlead_testing.http.raw_client import request
 from fairlead_testing.waiting import wait_until_async
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -155,29 +155,19 @@ async def test_full_unread_pipe_blocks_no_request_and_no_drain(tmp_path: Path) -
         os.set_blocking(writing, True)
     async with scripted_engine() as engine:
         write_fleet_file(path, fleet_of([engine.url]))
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "fairlead_gateway", "--fleet", str(path), "--listen", "127.0.0.1:0"),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=writing,
-            env={"FAIRLEAD_LOG_LEVEL": "debug", "FAIRLEAD_NO_SUCH_SETTING": "1"},
-        )
-        os.close(writing)
+        environ = {"FAIRLEAD_LOG_LEVEL": "debug", "FAIRLEAD_NO_SUCH_SETTING": "1"}
         try:
-            assert process.stdout is not None
-            _, url, _, manage = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()
-            notes = get_request("/readyz").replace(b"host: x", b"host: 127.0.0.1")
-            for number in range(3):
-                path.write_text("models: [" + "{" * number)
+            async with gateway_process(path, environ=environ, stderr=writing) as gateway:
+                os.close(writing)
+                for number in range(3):
+                    path.write_text("models: [" + "{" * number)
 
-                async def complained() -> bool:
-                    return b"cannot be used" in (await send(manage, notes))[0].body
+                    async def complained() -> bool:
+                        return b"cannot be used" in (await gateway.get("/readyz")).body
 
-                await wait_until_async(complained)
-                assert (await request(url, GOOD)).status == 200
-            process.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(process.wait(), 60) == 0
+                    await wait_until_async(complained)
+                    assert (await request(gateway.url, GOOD)).status == 200
+                gateway.process.send_signal(signal.SIGTERM)
+                assert await gateway.wait() == 0
         finally:
             os.close(reading)
-            if process.returncode is None:
-                process.kill()
-                await process.wait()

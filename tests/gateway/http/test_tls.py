@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import shutil
 import ssl
-import sys
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.http.tls import TlsCertificate
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, silent_after_token
+from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
 from fairlead_testing.http.certificates import Certificate, CertificateAuthority, has_openssl
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
@@ -135,9 +134,11 @@ async def test_a_new_certificate_is_used_and_closes_no_connection(
     first, second = authority.issue("first", kind="rsa"), authority.issue("second")
     _replace(now, first)
     write_fleet_file(tmp_path / "fleet.yaml", fleet_of([]))
-    files = ("--fleet", str(tmp_path / "fleet.yaml"), "--tls-cert", str(now.certificate), "--tls-key", str(now.key))
+    files = ("--tls-cert", str(now.certificate), "--tls-key", str(now.key))
 
-    async def use(url: str) -> None:
+    async with gateway_process(tmp_path / "fleet.yaml", *files, listen="[::1]:0") as gateway:
+        url = gateway.url
+        assert url.startswith("https://[::1]:")
         old = await RawConnection.connect(url, authority.client_context())
 
         async def changed() -> bool:
@@ -159,25 +160,8 @@ async def test_a_new_certificate_is_used_and_closes_no_connection(
         await old.send(get_request("/readyz"))
         assert (await old.read_response()).status == 200
         await old.close()
-
-    await _with_process(files, "[::1]:0", use)
-
-
-async def _with_process(files: tuple[str, ...], listen: str, use: Callable[[str], Awaitable[None]]) -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "fairlead_gateway", *files, "--listen", listen, stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None
-        line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()
-        assert line[1].startswith("https://[::1]:")
-        await use(line[1])
-        process.terminate()
-        assert await asyncio.wait_for(process.wait(), 60) == 0
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        gateway.process.terminate()
+        assert await gateway.wait() == 0
 
 
 def test_certificates_that_cannot_be_used_end_the_start(

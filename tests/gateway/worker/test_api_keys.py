@@ -1,13 +1,12 @@
 """API keys: digests in a file, checked for every request, changed while the gateway runs."""
 
 import asyncio
-import contextlib
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from hmac import new as hmac_new
 from pathlib import Path
+from typing import BinaryIO
 
 import openai
 import pytest
@@ -24,6 +23,7 @@ from fairlead_gateway.supervisor.file_parsing.key_list import parse_key_file
 from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
 from fairlead_gateway.worker.api_keys import ApiKeys
 from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until_async
@@ -183,14 +183,8 @@ async def test_a_process_follows_its_keys_and_keeps_the_last_good_ones(
     path.write_text(keys_text("one"))
 
     async def main() -> None:
-        arguments = ("--fleet", str(fleet), "--keys", str(path), "--listen", "0.0.0.0:0")
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "fairlead_gateway", *arguments, stdout=asyncio.subprocess.PIPE
-        )
-        try:
-            assert process.stdout is not None
-            line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
-            url = line.split()[1].replace("0.0.0.0", "127.0.0.1")
+        async with gateway_process(fleet, "--keys", str(path), listen="0.0.0.0:0") as gateway:
+            url = gateway.url.replace("0.0.0.0", "127.0.0.1")
 
             async def status(key: str) -> int:
                 return (await send(url, get_request("/v1/models", more=bearer(key))))[0].status
@@ -216,10 +210,6 @@ async def test_a_process_follows_its_keys_and_keeps_the_last_good_ones(
                 return await status("three") == 200 and not await noted()
 
             await wait_until_async(mended)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
 
     with environment(monkeypatch):
         await main()
@@ -233,21 +223,14 @@ async def test_a_gateway_whose_only_key_is_revoked_lets_nobody_in(
     write_fleet_file(fleet, fleet_of([]))
     path.write_text(keys_text("one"))
 
-    async def main() -> None:
-        arguments = ("--fleet", str(fleet), "--keys", str(path), "--listen", "127.0.0.1:0")
-        with log.open("wb") as errors:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "fairlead_gateway", *arguments), stdout=asyncio.subprocess.PIPE, stderr=errors
-            )
-        try:
-            assert process.stdout is not None
-            _, url, _, manage = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()
+    async def main(errors: BinaryIO) -> None:
+        async with gateway_process(fleet, "--keys", str(path), stderr=errors) as gateway:
 
             async def status() -> int:
-                return (await send(url, get_request("/v1/models", more=bearer("one"))))[0].status
+                return (await send(gateway.url, get_request("/v1/models", more=bearer("one"))))[0].status
 
             async def gauge() -> bytes:
-                page: RawResponse = (await send(manage, get_request("/metrics")))[0]
+                page: RawResponse = (await send(gateway.manage, get_request("/metrics")))[0]
                 return next(line for line in page.body.splitlines() if line.startswith(b"fairlead_gateway_keys "))
 
             async def is_refused() -> bool:
@@ -260,18 +243,14 @@ async def test_a_gateway_whose_only_key_is_revoked_lets_nobody_in(
             await asyncio.to_thread(path.write_text, keys_text())
             await wait_until_async(is_refused)
             assert await gauge() == b"fairlead_gateway_keys 0"
-            assert (await send(url, get_request("/readyz")))[0].status == 200
+            assert (await send(gateway.url, get_request("/readyz")))[0].status == 200
             assert "lists no API key: every request is refused with 401" in await asyncio.to_thread(log.read_text)
             await asyncio.to_thread(path.unlink)
             await wait_until_async(is_missing)
             assert await status() == 401
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
 
-    with environment(monkeypatch):
-        await main()
+    with environment(monkeypatch), log.open("wb") as errors:
+        await main(errors)
 
 
 @pytest.mark.sockets
@@ -283,33 +262,23 @@ async def test_a_gateway_that_starts_with_a_broken_keys_file_serves_once_it_is_r
     path.write_text("keys: [")
 
     async def main() -> None:
-        arguments = ("--fleet", str(fleet), "--keys", str(path), "--listen", "127.0.0.1:0")
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "fairlead_gateway", *arguments, stdout=asyncio.subprocess.PIPE
-        )
-        try:
-            assert process.stdout is not None
-            _, url, _, manage = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()
-            refused = (await send(url, get_request("/v1/models", more=bearer("one"))))[0]
+        async with gateway_process(fleet, "--keys", str(path)) as gateway:
+            refused = (await send(gateway.url, get_request("/v1/models", more=bearer("one"))))[0]
             assert (refused.status, refused.error["code"]) == (503, "api_keys_unavailable")
-            ready = (await send(url, get_request("/readyz")))[0]
+            ready = (await send(gateway.url, get_request("/readyz")))[0]
             assert ready.status == 503
             assert b"no API key is known, since the keys file cannot be used" in ready.body
-            assert b"keys.yaml:2" in (await send(manage, get_request("/readyz")))[0].body
-            metrics = (await send(manage, get_request("/metrics")))[0].body
+            assert b"keys.yaml:2" in (await send(gateway.manage, get_request("/readyz")))[0].body
+            metrics = (await send(gateway.manage, get_request("/metrics")))[0].body
             assert b"\nfairlead_gateway_keys_file_broken 1\n" in metrics
             await asyncio.to_thread(path.write_text, keys_text("one"))
 
             async def serves() -> bool:
-                return (await send(url, get_request("/v1/models", more=bearer("one"))))[0].status == 200
+                return (await send(gateway.url, get_request("/v1/models", more=bearer("one"))))[0].status == 200
 
             await wait_until_async(serves)
-            assert (await send(url, get_request("/readyz")))[0].status == 200
-            assert (await send(url, get_request("/v1/models", more=bearer("two"))))[0].status == 401
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+            assert (await send(gateway.url, get_request("/readyz")))[0].status == 200
+            assert (await send(gateway.url, get_request("/v1/models", more=bearer("two"))))[0].status == 401
 
     with environment(monkeypatch):
         await main()

@@ -20,6 +20,7 @@ from fairlead_gateway.worker.memory_pressure import (
     unreadable_limit_warning,
 )
 from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until, wait_until_async
@@ -167,15 +168,8 @@ async def test_a_process_near_its_limit_refuses_large_bodies_and_comes_back(tmp_
     path = tmp_path / "fleet.yaml"
     async with scripted_engine() as engine:
         write_fleet_file(path, fleet_of([engine.url]))
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "fairlead_gateway", "--fleet", str(path), "--listen", "127.0.0.1:0"),
-            stdout=asyncio.subprocess.PIPE,
-            env={"FAIRLEAD_MEMORY_LIMIT": "150MiB"},
-        )
-        try:
-            assert process.stdout is not None
-            url = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()[1]
-            held = [await RawConnection.connect(url) for _ in range(40)]  # 40 × 8 MiB: far more than there is
+        async with gateway_process(path, environ={"FAIRLEAD_MEMORY_LIMIT": "150MiB"}) as gateway:
+            held = [await RawConnection.connect(gateway.url) for _ in range(40)]  # 40 × 8 MiB: far more than there is
             head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n"
             sending = [asyncio.create_task(_send_slowly(one, head + b" " * (8 << 20))) for one in held]
             refusals = [asyncio.create_task(one.read_response()) for one in held]
@@ -186,20 +180,16 @@ async def test_a_process_near_its_limit_refuses_large_bodies_and_comes_back(tmp_
                             break
                     else:
                         pytest.fail("no body was refused for lack of memory")
-                assert [answer.status for answer in await send(url, get_request("/v1/models"))] == [200]
+                assert [answer.status for answer in await send(gateway.url, get_request("/v1/models"))] == [200]
             finally:
                 for one, task in zip(held, sending, strict=True):
                     task.cancel()
                     one.writer.transport.abort()
                     await one.close()
                 await asyncio.gather(*sending, *refusals, return_exceptions=True)
-            await wait_until_async(partial(_answers, url, LARGE, 200))
-            process.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(process.wait(), 60) == 0
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            await wait_until_async(partial(_answers, gateway.url, LARGE, 200))
+            gateway.process.send_signal(signal.SIGTERM)
+            assert await gateway.wait() == 0
 
 
 async def _send_slowly(connection: RawConnection, data: bytes) -> None:

@@ -1,10 +1,7 @@
 """The index end to end: KV events over ZeroMQ, a gateway with its workers, and requests."""
 
-import asyncio
 import signal
-import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.index_stage import ENGINE_BLOCKS, MODEL_KEY, EnginePorts, index_stage
 from fairlead_testing.http.raw_client import post_request, send
+from fairlead_testing.kvstore.indexer_process import indexer_process
 from fairlead_testing.pytest_hooks.nightly import shortened
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until_async
@@ -24,20 +22,6 @@ from fairlead_testing.waiting import wait_until_async
 pytestmark = pytest.mark.sockets
 
 TOKENIZER = Tokenizer()
-
-
-@asynccontextmanager
-async def indexer(fleet: Path, redis: str) -> AsyncIterator[None]:
-    """Runs an indexer process until the block ends."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fairlead_kvstore", "--fleet", str(fleet), "--redis", redis),
-        stdout=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        yield
-    finally:
-        process.kill()
-        await process.wait()
 
 
 def text_of(name: str, tokens: int = 1_000) -> str:
@@ -157,7 +141,7 @@ async def test_gateways_with_a_redis_follow_the_index_that_an_indexer_writes_the
                 return not await unled()
 
             await wait_until_async(unled)
-            await stack.enter_async_context(indexer(place.path, server.url))
+            await stack.enter_async_context(indexer_process("--fleet", str(place.path), "--redis", server.url))
             await wait_until_async(led)
             await place.wait_for_state("incomplete")  # the index was loaded before it had a block
             await place.chat(text_of("first"))
@@ -214,7 +198,10 @@ async def test_a_gateway_that_starts_knows_the_links_of_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Valkey
 ) -> None:
     monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "a secret that all gateways of this fleet share")
-    async with index_stage(tmp_path, 1, "--redis", server.url) as place, indexer(place.path, server.url):
+    async with (
+        index_stage(tmp_path, 1, "--redis", server.url) as place,
+        indexer_process("--fleet", str(place.path), "--redis", server.url),
+    ):
         await place.wait_for_state("incomplete")  # its events are read
         texts = [text_of(f"text {number}", 300) for number in range(3)]
         for text in texts:

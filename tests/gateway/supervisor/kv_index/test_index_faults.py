@@ -6,7 +6,6 @@ Gateways, indexers, engines and Redis are real.
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_pro
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import post_request, send
 from fairlead_testing.http.slow_link import slow_link
+from fairlead_testing.kvstore.indexer_process import indexer_process
 from fairlead_testing.ports import unused_ports
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until_async
@@ -46,6 +46,7 @@ def text_of(name: str, tokens: int = 1_000) -> str:
 class Stage:
     """An engine, two gateways, indexers, and the status of each answer."""
 
+    stack: AsyncExitStack
     path: Path
     redis: str
     ports: tuple[int, int, int]
@@ -89,14 +90,8 @@ class Stage:
 
     async def start_indexer(self) -> None:
         """Starts an indexer and waits until it is ready."""
-        arguments = ("--fleet", str(self.path), "--redis", self.redis)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "fairlead_kvstore", *arguments), stdout=asyncio.subprocess.PIPE
-        )
-        self.indexers.append(process)
-        assert process.stdout is not None
-        line = await asyncio.wait_for(process.stdout.readline(), 60.0)
-        assert line.startswith(b"ready "), line
+        started = indexer_process("--fleet", str(self.path), "--redis", self.redis)
+        self.indexers.append((await self.stack.enter_async_context(started)).process)
 
     def engine_again(self) -> Any:
         """Runs the engine again at the same addresses, with an empty cache."""
@@ -121,18 +116,12 @@ async def stage(tmp_path: Path, redis: str, *, indexers: int = 1) -> AsyncIterat
     told = tuple(replace(one, kv_events=events, kv_replay=again) for one in fleet.instances[MODEL])
     write_fleet_file(path, replace(fleet, instances={MODEL: told}))
     async with AsyncExitStack() as stack:
-        place = Stage(path, redis, ports, await stack.enter_async_context(_engine(ports)))
+        place = Stage(stack, path, redis, ports, await stack.enter_async_context(_engine(ports)))
         for _ in range(2):
             place.gateways.append(await stack.enter_async_context(gateway_process(path, "--redis", redis)))
-        try:
-            for _ in range(indexers):
-                await place.start_indexer()
-            yield place
-        finally:
-            for process in place.indexers:
-                if process.returncode is None:
-                    process.kill()
-                await process.wait()
+        for _ in range(indexers):
+            await place.start_indexer()
+        yield place
 
 
 @asynccontextmanager

@@ -1,46 +1,24 @@
 """The gateway as a process: access log, spans, and `fairlead explain` for any worker."""
 
 import asyncio
-import contextlib
 import json
 import os
-import re
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from fairlead.fleet.file import write_fleet_file
 from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
-from fairlead_testing.http.raw_client import get_request, request, send
+from fairlead_testing.http.raw_client import request
 
 pytestmark = pytest.mark.sockets
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "tell me of canary-7c1e"}], "stream": True}
 REQUESTS = 12
-
-
-@asynccontextmanager
-async def started(fleet: Path, **settings: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str, str]]:
-    """A gateway of two workers, its public and its management URL."""
-    command = [sys.executable, "-m", "fairlead_gateway", "--fleet", str(fleet), "--listen", "127.0.0.1:0"]
-    process = await asyncio.create_subprocess_exec(
-        *command, "--workers", "2", stdout=asyncio.subprocess.PIPE, env={**os.environ, **settings}
-    )
-    try:
-        assert process.stdout is not None
-        line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
-        found = re.fullmatch(r"ready (\S+) manage (\S+)\n", line)
-        assert found, line
-        yield process, found[1], found[2]
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
 
 
 async def explain(request_id: str, manage: str) -> str:
@@ -64,19 +42,19 @@ async def test_every_workers_requests_are_logged_traced_and_explained(tmp_path: 
         }
         async with scripted_engine() as engine:
             write_fleet_file(fleet, fleet_of([engine.url]))
-            async with started(fleet, **settings) as (process, url, manage):
-                answers = await asyncio.gather(*(request(url, GOOD) for _ in range(REQUESTS)))
+            async with gateway_process(fleet, "--workers", "2", environ=os.environ | settings) as gateway:
+                answers = await asyncio.gather(*(request(gateway.url, GOOD) for _ in range(REQUESTS)))
                 ids = [answer.fields["x-fairlead-decision"] for answer in answers]
                 for request_id in (min(ids), max(ids)):
-                    assert (await explain(request_id, manage)).startswith(f"request {request_id} · to default/tiny")
-                text = (await send(manage, get_request("/metrics").replace(b"host: x", b"host: 127.0.0.1")))[
-                    0
-                ].body.decode()
+                    assert (await explain(request_id, gateway.manage)).startswith(
+                        f"request {request_id} · to default/tiny"
+                    )
+                text = (await gateway.get("/metrics")).body.decode()
                 assert f'fairlead_gateway_overhead_seconds_count{{model="default/tiny"}} {REQUESTS}\n' in text
                 assert "fairlead_gateway_access_log_dropped_total 0\n" in text
                 assert "fairlead_gateway_spans_dropped_total 0\n" in text
-                process.terminate()
-                assert await asyncio.wait_for(process.wait(), 60) == 0
+                gateway.process.terminate()
+                assert await gateway.wait() == 0
         return ids
 
     with CannedServer({"/v1/traces": CannedResponse([b"{}"])}) as collector:
