@@ -3,8 +3,6 @@
 import asyncio
 import hashlib
 import hmac
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import CONFIG_MAPS, MODEL_TENANTS, Manifest
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.cluster.access.connection import local_user
+from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.http.raw_client import get_request, send
 from fairlead_testing.kube.api_server import ApiServer
@@ -69,15 +68,9 @@ async def is_answered(gateway: GatewayProcess, key: str, status: int) -> bool:
 
 
 async def revoke(kubeconfig: Path, *words: str) -> tuple[int, str]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fairlead_cli", "keys", "revoke", *words, f"--install-namespace={PLACE}"),
-        env={**os.environ, "KUBECONFIG": str(kubeconfig)},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    out, _ = await asyncio.wait_for(process.communicate(), 100)
-    assert process.returncode is not None
-    return process.returncode, out.decode()
+    command = ("keys", "revoke", *words, f"--install-namespace={PLACE}")
+    done = await asyncio.to_thread(run_program, *command, KUBECONFIG=str(kubeconfig))
+    return done.returncode, done.stdout + done.stderr
 
 
 async def test_a_key_is_revoked_although_its_tenant_cannot_be_written(

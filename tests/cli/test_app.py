@@ -1,6 +1,5 @@
 """The command line as a whole: file arguments, its name, and errors without a traceback."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,36 +13,26 @@ from fairlead_cli.commands.local.up import up
 from fairlead_cli.commands.manifests.lint import lint
 from fairlead_cli.errors import describe_error
 from fairlead_cli.manifest_arguments import collect_paths
+from fairlead_testing.cli.command_line import run_program
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "01-smallest.yaml"
 
 
-def fairlead(*words: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fairlead_cli", *words],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, **environment},
-    )
-
-
 @pytest.mark.parametrize("words", [[str(EXAMPLE)], ["-f", str(EXAMPLE)], ["--file", str(EXAMPLE)], ["-"], ["-f", "-"]])
 def test_files_are_plain_words_or_f_options_and_hyphen_is_stdin(words: list[str]) -> None:
-    done = fairlead("lint", *words, stdin=EXAMPLE.read_text())
+    done = run_program("lint", *words, stdin=EXAMPLE.read_text())
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("ok, 1 ModelDeployment\n")
 
 
 def test_up_reads_its_manifest_from_stdin() -> None:
-    done = fairlead("up", "-", "--listen", "127.0.0.1:0", "--manage", "127.0.0.1:0", stdin="kind: ModelDeploymint\n")
+    done = run_program("up", "-", "--listen", "127.0.0.1:0", "--manage", "127.0.0.1:0", stdin="kind: ModelDeploymint\n")
     assert done.returncode == 2
     assert "-:1: kind: must be one of" in done.stderr
 
 
 def test_missing_file_argument_is_wrong_usage() -> None:
-    done = fairlead("lint")
+    done = run_program("lint")
     assert done.returncode == 2
     assert "no file was given" in done.stderr
 
@@ -65,7 +54,7 @@ def test_kubectl_plugin_shows_kubectl_in_its_usage() -> None:
 
 
 def test_error_names_the_option_that_its_message_lacks() -> None:
-    done = fairlead("catalog", "list", "--on", "own")
+    done = run_program("catalog", "list", "--on", "own")
     assert done.returncode == 2
     assert done.stderr.startswith("fairlead: --on: the memory of own is not known (use one of nvidia-l4, ")
     assert "--memory" not in done.stderr, "the verb has no such option"
@@ -86,7 +75,7 @@ def test_field_of_an_error_is_shown_once(field: str | None, message: str, text: 
 
 def test_unusable_path_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    done = fairlead("up", "--listen", ":0", "--manage", ":0", "--logs", str(tmp_path / "file" / "logs"))
+    done = run_program("up", "--listen", ":0", "--manage", ":0", "--logs", str(tmp_path / "file" / "logs"))
     assert done.returncode == 2
     assert done.stderr == f"fairlead: {tmp_path}/file/logs cannot be used: Not a directory\n"
 

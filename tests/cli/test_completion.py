@@ -5,12 +5,12 @@ zsh and fish are Debian's, unpacked into the cache; bash is the machine's.
 
 import os
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from fairlead_testing.cli.command_line import run_program
 from scripts.debian_programs import DebianProgram, debian_program
 
 _BASH = """
@@ -60,8 +60,9 @@ def fish() -> DebianProgram:
 @cache
 def completion_script(shell: str) -> str:
     """Returns what the command prints for a shell."""
-    command = [sys.executable, "-m", "fairlead_cli", "completion", shell]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    done = run_program("completion", shell)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def script(shell: str, path: Path) -> Path:

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from cyclopts.argument import Argument
 from fairlead_cli.app import NOUNS, VERBS, build_app
 from fairlead_cli.local.run_directory import RunningStack
 from fairlead_cli.output import OutputFormat, format_document, is_document
+from fairlead_testing.cli.command_line import run_program
 
 SHARED_FLAGS = ("--model", "--namespace", "--install-namespace", "--context", "--kubeconfig", "--manage", "--out")
 LOCAL_VERBS = ("up", "local status", "replay")
@@ -172,8 +172,7 @@ def test_text_of_a_file_controls_no_terminal(verb: str, tmp_path: Path) -> None:
         "apiVersion: serving.fairlead.io/v1alpha1\nkind: ModelDeployment\n"
         f"metadata: {{name: {name}}}\nspec: {{{key}: 1}}\n"
     )
-    command = [sys.executable, "-m", "fairlead_cli", verb, str(file)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = run_program(verb, str(file))
     assert result.returncode != 0
     shown = result.stdout + result.stderr
     assert "metadata.name" in shown

@@ -1,6 +1,7 @@
-"""The command line in this process: as the program, without the time of its start."""
+"""The command line: as a program, and in this process without the time of its start."""
 
 import io
+import os
 import subprocess
 import sys
 import warnings
@@ -8,6 +9,16 @@ from contextlib import redirect_stderr, redirect_stdout
 from unittest.mock import patch
 
 from fairlead_cli.__main__ import main
+
+
+def run_program(*words: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Returns the exit code and output of ``fairlead WORDS`` as a process.
+
+    environment: variables in addition to those of this process.
+    """
+    command = [sys.executable, "-m", "fairlead_cli", *words]
+    environ = os.environ | environment
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, env=environ)
 
 
 def run_command_line(*words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:

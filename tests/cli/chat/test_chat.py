@@ -13,6 +13,7 @@ import pytest
 from fairlead_cli.chat.conversation import AnswerError, Conversation
 from fairlead_cli.chat.dialogue import Terminal, run_dialogue
 from fairlead_cli.errors import StackUnreachable
+from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
@@ -181,14 +182,7 @@ def test_error_keeps_the_dialogue_and_drops_the_message() -> None:
 
 
 def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fairlead_cli", "chat", *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, **environment},
-    )
+    return run_program("chat", *arguments, stdin=stdin, **environment)
 
 
 def test_message_option_prints_one_answer() -> None:

@@ -44,6 +44,7 @@ from fairlead_cli.cluster.status.command import collect_model_facts, find_model
 from fairlead_operator.kube.leader_election import LEASE_NAME
 from fairlead_operator.status.diagnosis import diagnose
 from fairlead_operator.status.model_status import PoolState, StatusInputs, model_status
+from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test, binaries_folder
 from fairlead_testing.pytest_hooks.nightly import shortened
 from fairlead_testing.waiting import wait_until_async
@@ -291,8 +292,7 @@ async def test_check_pre_before_an_installation(server: ApiServer) -> None:
 
 def fairlead(server: ApiServer, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     given = {"KUBECONFIG": str(server.kubeconfig), "XDG_RUNTIME_DIR": str(server.run), **environment}
-    command = [sys.executable, "-m", "fairlead_cli", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **given})
+    return run_program(*words, **given)
 
 
 @pytest.fixture(scope="module")

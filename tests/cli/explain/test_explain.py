@@ -1,8 +1,6 @@
 """`fairlead explain` as a command, and one decision of each kind as text."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -16,6 +14,7 @@ from fairlead_gateway.supervisor.management.serializers import decision_out
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
+from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.gateway.outcomes import make_outcome
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 
@@ -220,13 +219,7 @@ def test_client_disconnect_and_unrouted_request_are_shown() -> None:
 
 
 def explain(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fairlead_cli", "explain", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, **environment},
-    )
+    return run_program("explain", *arguments, **environment)
 
 
 def gateway() -> CannedServer:

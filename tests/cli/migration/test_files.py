@@ -1,14 +1,12 @@
 """`fairlead convert FILE…`: output, exit codes, and the file that it writes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from fairlead_testing.cli.command_line import run_command_line
+from fairlead_testing.cli.command_line import run_command_line, run_program
 
 MANIFEST = """\
 apiVersion: serving.fairlead.io/v1alpha1
@@ -43,8 +41,7 @@ def test_no_file_is_wrong_usage() -> None:
 
 
 def test_stdin_is_converted_by_the_program() -> None:
-    command = [sys.executable, "-m", "fairlead_cli", "convert", "-"]
-    done = subprocess.run(command, input=MODEL, capture_output=True, text=True, timeout=60)
+    done = run_program("convert", "-", stdin=MODEL)
     assert (done.returncode, yaml.safe_load(done.stdout)["metadata"]["name"]) == (0, "phi")
 
 

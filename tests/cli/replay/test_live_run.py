@@ -1,7 +1,5 @@
 """The gateway and the requests of a replay."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +7,7 @@ import pytest
 from fairlead.errors import BadInput
 from fairlead_cli.replay.live_run import find_gateway
 from fairlead_cli.replay.traffic import load_traffic
+from fairlead_testing.cli.command_line import run_program
 
 FLEET = """\
 models:
@@ -72,8 +71,7 @@ def test_zero_requests_and_zero_rate_are_refused(limit: int, rate: float | None)
 
 
 def test_unreachable_gateway_is_a_one_line_error() -> None:
-    command = [sys.executable, "-m", "fairlead_cli", "replay", "--url", URL, "--model", "m", "--limit", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = run_program("replay", "--url", URL, "--model", "m", "--limit", "2")
     assert done.returncode == 2
     assert "nothing answers at 127.0.0.1:1" in done.stderr
     assert "Traceback" not in done.stderr

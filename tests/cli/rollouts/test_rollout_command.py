@@ -18,6 +18,7 @@ from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.cluster.access.connection import local_user
 from fairlead_operator.object_metadata import UNDO_ANNOTATION
+from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.ports import unused_port
 from fairlead_testing.waiting import wait_until_async
@@ -64,13 +65,7 @@ def _api(server: ApiServer) -> KubeApi:
 
 def rollout(server: ApiServer, *words: str) -> tuple[int, str, str]:
     """Exit code, output and complaints of the command."""
-    done = subprocess.run(
-        [sys.executable, "-m", "fairlead_cli", "rollout", *words, "-n", SPACE, "--kubeconfig", str(server.kubeconfig)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_program("rollout", *words, "-n", SPACE, "--kubeconfig", str(server.kubeconfig))
     return done.returncode, done.stdout, done.stderr
 
 
@@ -198,7 +193,6 @@ async def test_unknown_model_error_lists_existing_models(api_server: ApiServer) 
 
 
 def test_unreachable_cluster_exits_3(tmp_path: Path) -> None:
-    words = ["rollout", "status", "qwen", "--kubeconfig", str(tmp_path / "none")]
-    done = subprocess.run([sys.executable, "-m", "fairlead_cli", *words], capture_output=True, text=True, check=False)
+    done = run_program("rollout", "status", "qwen", "--kubeconfig", str(tmp_path / "none"))
     assert done.returncode == 3
     assert done.stderr.startswith("fairlead rollout: ")

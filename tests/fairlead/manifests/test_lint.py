@@ -1,13 +1,12 @@
 """``fairlead lint`` as a user meets it: what it prints, word for word, and its exit codes."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fairlead.errors import BadInput
 from fairlead_cli.commands.manifests.lint import MAX_SHOWN, lint
+from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -261,8 +260,7 @@ def test_missing_file_is_a_usage_error(tmp_path: Path) -> None:
 
 def test_command_has_exit_codes_and_reads_standard_input(tmp_path: Path) -> None:
     def run(*arguments: str, stdin: str = "") -> tuple[int, str]:
-        command = [sys.executable, "-m", "fairlead_cli", "lint", *arguments]
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+        done = run_program("lint", *arguments, stdin=stdin)
         return done.returncode, done.stdout
 
     assert run("-f", "-", stdin=GOOD) == (0, "-: ok, 1 ModelDeployment\n")

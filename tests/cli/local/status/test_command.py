@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -15,6 +14,7 @@ from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_cli.local.run_directory import RunningStack, make_run_directory, write_stack_file
 from fairlead_cli.management import api_types
+from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 
 KEY = "default/tiny"
@@ -38,13 +38,7 @@ def management(*states: str, stats: api_types.ModelStats | None = None, models: 
 
 
 def status(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fairlead_cli", "local", "status", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "KUBECONFIG": "", "HOME": "/nonexistent", **environment},
-    )
+    return run_program("local", "status", *arguments, **{"KUBECONFIG": "", "HOME": "/nonexistent", **environment})
 
 
 def test_healthy_stack_exits_0_and_shows_all_levels() -> None:

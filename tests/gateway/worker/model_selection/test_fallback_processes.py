@@ -5,12 +5,12 @@ Gateway and engines are processes, as users run them.
 
 import asyncio
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.engines.simulated_process import engine_process
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.http.raw_client import request
@@ -36,12 +36,9 @@ def chat(**more: Any) -> dict[str, Any]:
 
 
 async def explain(request_id: str, manage: str) -> str:
-    command = (sys.executable, "-m", "fairlead_cli", "explain", "request", request_id, "--manage", manage)
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    assert process.stdout is not None
-    text = (await process.stdout.read()).decode()
-    assert await process.wait() == 0, text
-    return text
+    done = await asyncio.to_thread(run_program, "explain", "request", request_id, "--manage", manage)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 async def test_killed_engine_is_answered_for_by_the_next_model(tmp_path: Path) -> None:

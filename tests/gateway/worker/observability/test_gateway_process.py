@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.fleet.file import write_fleet_file
+from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
@@ -22,13 +23,9 @@ REQUESTS = 12
 
 
 async def explain(request_id: str, manage: str) -> str:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fairlead_cli", "explain", "request", request_id, "--manage", manage),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    out, _ = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 0
-    return out.decode()
+    done = await asyncio.to_thread(run_program, "explain", "request", request_id, "--manage", manage)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 async def test_every_workers_requests_are_logged_traced_and_explained(tmp_path: Path) -> None:
