@@ -33,7 +33,7 @@ from fairlead_testing.kube.api_server import binaries_folder, running_api_server
 from fairlead_testing.kube.installed_chart import apply_crds, apply_namespace
 from fairlead_testing.kube.operator_process import operator_process
 from fairlead_testing.ports import unused_port
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 from scripts.draw_screens import ROOT, draw_terminal, output
 
 MODEL = ROOT / "examples" / "single-model" / "simulated.yaml"
@@ -113,7 +113,7 @@ async def fail_engine_pod(api: KubeApi, name: str) -> None:
     async def is_updated() -> bool:
         return MISSING_IMAGE in str(await workload(api))
 
-    await wait_until_async(is_updated)
+    await wait_until(is_updated)
     waiting = {"reason": "ImagePullBackOff", "message": f'Back-off pulling image "{MISSING_IMAGE}": not found'}
     container = {"name": "engine", "image": MISSING_IMAGE}
     state = {**container, "imageID": "", "ready": False, "restartCount": 0, "state": {"waiting": waiting}}
@@ -175,7 +175,7 @@ async def workload(api: KubeApi) -> Manifest:
         found[:] = [one for one in objects if one["metadata"]["name"] == WORKLOAD]
         return bool(found)
 
-    await wait_until_async(exists)
+    await wait_until(exists)
     return found[0]
 
 
@@ -211,7 +211,7 @@ async def draw(name: str, *pieces: str) -> None:
         return all(piece in plain for piece in pieces) and f"prefix hits {UNKNOWN}" not in plain
 
     text = ""
-    await wait_until_async(has_pieces, poll_seconds=1.0)
+    await wait_until(has_pieces, poll_seconds=1.0)
     draw_terminal(name, " ".join(STATUS), text)
 
 

@@ -29,7 +29,7 @@ from rich.text import Text
 from fairlead_cli.management.api_types import DecisionList
 from fairlead_sim.workload.traces import BUNDLED_TRACE
 from fairlead_testing.local_stack import LocalStack
-from fairlead_testing.processes import wait_until
+from fairlead_testing.processes import block_until
 from scripts.page_browser import page_browser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,12 +61,12 @@ def main() -> None:
             Path(folder), manifest=MODEL.read_text(), stdout=terminal.child, environment={"TERM": "xterm-256color"}
         ) as up,
     ):
-        wait_until(lambda: any(Path(folder).glob("fairlead/up-*/stack.json")), "the stack starts", PATIENCE_SECONDS)
+        block_until(lambda: any(Path(folder).glob("fairlead/up-*/stack.json")), "the stack starts", PATIENCE_SECONDS)
         manage = up.state()["manage"]
-        wait_until(lambda: _is_ready(manage), "the stack is ready", PATIENCE_SECONDS)
+        block_until(lambda: _is_ready(manage), "the stack is ready", PATIENCE_SECONDS)
         with traffic(up, Path(folder)), page_browser(PAGE_WIDTH) as browser:
             browser.open(f"{manage}/")
-            wait_until(lambda: _requests(manage) >= SHOWN_AFTER, "a minute of traffic", PATIENCE_SECONDS)
+            block_until(lambda: _requests(manage) >= SHOWN_AFTER, "a minute of traffic", PATIENCE_SECONDS)
             browser.wait(SAMPLED, PATIENCE_SECONDS)
             (IMAGES / "status-page.png").write_bytes(browser.picture(MAX_PAGE_HEIGHT))
             draw_terminal("terminal-live", "fairlead up", terminal.screen())

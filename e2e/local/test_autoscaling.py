@@ -21,7 +21,7 @@ from fairlead.fleet.file import parse_fleet_file
 from fairlead.fleet.model import InstanceState
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.local_stack import LocalStack
-from fairlead_testing.processes import PATIENCE_SECONDS, find_process, is_alive, wait_until
+from fairlead_testing.processes import PATIENCE_SECONDS, block_until, find_process, is_alive
 
 SPEED = 10
 PER_SECOND = 0.5
@@ -103,7 +103,7 @@ def served(up: LocalStack) -> int:
 
 async def until(seen: Callable[[], bool], what: str) -> None:
     """Waits for a condition during the load."""
-    await asyncio.to_thread(wait_until, seen, what)
+    await asyncio.to_thread(block_until, seen, what)
 
 
 async def until_planned(up: LocalStack, seen: Callable[[], bool], what: str) -> None:

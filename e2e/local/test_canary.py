@@ -31,7 +31,7 @@ from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.redis.valkey import Valkey
-from fairlead_testing.waiting import wait_until, wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.extended]
 
@@ -456,7 +456,7 @@ def test_no_prompt_and_no_key_is_written_down_anywhere(tmp_path: Path) -> None:
             async def has_decision() -> bool:
                 return "default/tiny" in await asyncio.to_thread(stored, valkey)
 
-            await wait_until_async(has_decision)
+            await wait_until(has_decision)
             written["redis"] = await asyncio.to_thread(stored, valkey)
             await wait_until(lambda: b"/v1/traces" in collector.got or bool(collector.got))
             process.send_signal(signal.SIGTERM)

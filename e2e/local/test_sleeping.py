@@ -16,7 +16,7 @@ from fairlead.fleet.file import parse_fleet_file
 from fairlead.fleet.model import Instance, InstanceState
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.local_stack import LocalStack
-from fairlead_testing.processes import PATIENCE_SECONDS, find_process, is_alive, wait_until
+from fairlead_testing.processes import PATIENCE_SECONDS, block_until, find_process, is_alive
 
 MANIFEST = """
 apiVersion: serving.fairlead.io/v1alpha1
@@ -46,7 +46,7 @@ def sleeping_engines(up: LocalStack) -> bool:
 
 
 async def until(seen: Callable[[], bool], what: str) -> None:
-    await asyncio.to_thread(wait_until, seen, what)
+    await asyncio.to_thread(block_until, seen, what)
 
 
 async def send_one(up: LocalStack) -> str:

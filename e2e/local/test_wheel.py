@@ -19,7 +19,7 @@ import pytest
 from e2e.local.fresh_environment import FreshEnvironment
 from fairlead import __version__
 from fairlead.distribution import WHEEL
-from fairlead_testing.processes import descendants, wait_until
+from fairlead_testing.processes import block_until, descendants
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.extended
@@ -72,7 +72,7 @@ def up(installed: FreshEnvironment) -> Iterator[RunningUp]:
     children = descendants(process.pid)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
-    wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), "no process is left")
+    block_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), "no process is left")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")

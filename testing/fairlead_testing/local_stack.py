@@ -12,7 +12,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from fairlead.fleet.file import parse_fleet_file
-from fairlead_testing.processes import PATIENCE_SECONDS, descendants, is_alive, is_listening, wait_until
+from fairlead_testing.processes import PATIENCE_SECONDS, block_until, descendants, is_alive, is_listening
 
 SMALL_MANIFEST = """
 apiVersion: serving.fairlead.io/v1alpha1
@@ -82,7 +82,7 @@ class LocalStack:
         """Waits for the `ready` line. Raises AssertionError with the output if the process ends
         first.
         """
-        wait_until(
+        block_until(
             lambda: self._ready.is_set() or self.process.poll() is not None, "fairlead up is ready", patience_seconds
         )
         if not self._ready.is_set():

@@ -114,7 +114,7 @@ def no_descriptors() -> Iterator[None]:
             os.close(filler)
 
 
-def wait_until(condition: Callable[[], bool], what: str, patience_seconds: float = PATIENCE_SECONDS) -> None:
+def block_until(condition: Callable[[], bool], what: str, patience_seconds: float = PATIENCE_SECONDS) -> None:
     """Polls until `condition` holds. Raises AssertionError with `what` after `patience_seconds`."""
     end = time.monotonic() + patience_seconds
     while not condition():

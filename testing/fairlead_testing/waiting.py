@@ -13,40 +13,25 @@ _POLL_GROWTH = 1.1
 
 
 async def wait_until(
-    condition: Callable[[], bool],
+    condition: Callable[[], bool | Awaitable[bool]],
     patience_seconds: float = PATIENCE_SECONDS,
     poll_seconds: float = _POLL_SECONDS,
     *,
     what: str = "",
 ) -> None:
-    """Returns once other tasks have made `condition` true. Raises AssertionError after
-    `patience_seconds`, with `what` or else the source of the condition.
+    """Returns once other tasks have made `condition` true, which may be asynchronous. Raises
+    AssertionError after `patience_seconds`, with `what` or else the source of the condition.
     """
-
-    async def holds() -> bool:
-        return condition()
-
-    await _poll(holds, patience_seconds, poll_seconds, lambda: what or _describe(condition))
-
-
-async def wait_until_async(
-    condition: Callable[[], Awaitable[bool]],
-    patience_seconds: float = PATIENCE_SECONDS,
-    poll_seconds: float = _POLL_SECONDS,
-    *,
-    what: str = "",
-) -> None:
-    """Like `wait_until`, for an asynchronous condition."""
-    await _poll(condition, patience_seconds, poll_seconds, lambda: what or _describe(condition))
-
-
-async def _poll(
-    holds: Callable[[], Awaitable[bool]], patience_seconds: float, poll_seconds: float, describe: Callable[[], str]
-) -> None:
-    async with limited(patience_seconds, lambda: f"waited {patience_seconds:g} s in vain: {describe()}"):
-        while not await holds():
+    async with limited(
+        patience_seconds, lambda: f"waited {patience_seconds:g} s in vain: {what or _describe(condition)}"
+    ):
+        while not await _truth(condition()):
             await asyncio.sleep(poll_seconds)
             poll_seconds = max(poll_seconds, min(poll_seconds * _POLL_GROWTH, _MAX_POLL_SECONDS))
+
+
+async def _truth(value: bool | Awaitable[bool]) -> bool:
+    return value if isinstance(value, bool) else await value
 
 
 @asynccontextmanager

@@ -24,7 +24,7 @@ from fairlead_testing.kube.helm import CHART_FOLDER, render_chart
 from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account
 from fairlead_testing.kube.operator_process import operator_process
 from fairlead_testing.prometheus import expression_names, expressions, parse_scrape
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 PLACE = "scaled"
@@ -153,7 +153,7 @@ async def wait_until_equal(call: Any, *wanted: Any) -> None:
     async def so() -> bool:
         return bool(await call() in wanted)
 
-    await wait_until_async(so)
+    await wait_until(so)
 
 
 async def test_autoscaler_wakes_yields_and_releases_with_exactly_its_permissions(
@@ -174,7 +174,7 @@ async def test_autoscaler_wakes_yields_and_releases_with_exactly_its_permissions
             gateway.held, gateway.arrived = 1, 1
             await asyncio.to_thread(wake, url)
             await wait_until_equal(lambda: number(api), (1, ("fairlead-autoscaler",)))
-            await wait_until_async(lambda: tells(api, "ScaledUp"))
+            await wait_until(lambda: tells(api, "ScaledUp"))
             assert_all_queried_metrics_reported(program, await asyncio.to_thread(metrics, url))
 
             theirs = {"spec": {"replicas": 3}}

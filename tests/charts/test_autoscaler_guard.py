@@ -20,7 +20,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import render_chart
 from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account, kubectl
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 PLACE = "guarded"
@@ -82,7 +82,7 @@ def account(api_server: ApiServer, program: Path, tmp_path_factory: pytest.TempP
         async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as admin:
             await apply_rights(admin, found, PLACE)
             await admin.apply(LWS_CRD, "test")
-            await wait_until_async(lambda: admin.has_resource(LEADER_WORKER_SETS))
+            await wait_until(lambda: admin.has_resource(LEADER_WORKER_SETS))
             policy = yaml.safe_dump_all(one for one in found if one["kind"] in POLICY)
             await asyncio.to_thread(kubectl, api_server, "apply", "-f", "-", text=policy)
             await admin.apply(pod("probe", MANAGED), "test")
@@ -98,7 +98,7 @@ def account(api_server: ApiServer, program: Path, tmp_path_factory: pytest.TempP
                 said = await refusal(api, PODS, "probe", {"spec": {"containers": [container]}})
                 return "only the deletion cost and the sleep annotation of a pod" in said
 
-            await wait_until_async(is_guarded)
+            await wait_until(is_guarded)
         return config
 
     return asyncio.run(install())

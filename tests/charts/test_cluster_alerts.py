@@ -26,7 +26,7 @@ from fairlead_testing.kube.helm import CHART_FOLDER, render_chart
 from fairlead_testing.kube.installed_chart import apply_crds, apply_namespace, apply_rights, kubeconfig_for_account
 from fairlead_testing.kube.operator_process import OperatorProcess, operator_process
 from fairlead_testing.prometheus import AlertRules, Scrape, SeriesRecording, expression_names, expressions, parse_scrape
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 from fairlead_testing.yaml_documents import load_document
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
@@ -86,7 +86,7 @@ async def wait_until_reported(operator: OperatorProcess, *pieces: str) -> None:
         text = await operator.get("/metrics")
         return all(piece in text for piece in pieces)
 
-    await wait_until_async(tells)
+    await wait_until(tells)
 
 
 def condition(model: str, type: str, reason: str, value: int) -> str:
@@ -116,7 +116,7 @@ async def deployment(api: KubeApi, name: str) -> Manifest:
         found[:] = [one for one in (await api.list(DEPLOYMENTS, SPACE)).items if one["metadata"]["name"] == name]
         return bool(found)
 
-    await wait_until_async(there)
+    await wait_until(there)
     return found[0]
 
 
@@ -302,7 +302,7 @@ async def test_healthy_run_is_silent_and_gateway_without_cluster_alerts(
             async def serves() -> bool:
                 return (await request(gateway.url, body)).status == 200
 
-            await wait_until_async(serves)
+            await wait_until(serves)
             first = await traffic(gateway, body), await scrape(operator)
             second = await traffic(gateway, body), await scrape(operator)
             assert_all_queried_metrics_reported(groups(), second[1], second[0])
@@ -319,7 +319,7 @@ async def test_healthy_run_is_silent_and_gateway_without_cluster_alerts(
                     older = await gateway.metric("fairlead_gateway_fleet_age_seconds") > age
                     return older and "cannot watch the cluster" in await gateway.warnings()
 
-                await wait_until_async(deaf)
+                await wait_until(deaf)
                 last = await traffic(gateway, body)
             finally:
                 await asyncio.to_thread(api_server.start)

@@ -22,7 +22,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
 from fairlead_testing.kube.helm import CHART_FOLDER, HelmRelease
 from fairlead_testing.kube.installed_chart import kubectl
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 OLDER = Path(__file__).parent / "older"
@@ -98,7 +98,7 @@ async def test_objects_survive_the_upgrade(server: ApiServer, program: Path, tmp
     helm, former = HelmRelease(program, server.kubeconfig, SPACE, tmp_path / "helm"), before(tmp_path / "former")
     async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as api:
         await asyncio.to_thread(helm, "install", str(former), "--create-namespace")
-        await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
+        await wait_until(lambda: api.has_resource(MODEL_DEPLOYMENTS))
         for one in (ACCELERATOR, MODEL, ENGINES):
             await api.apply(one, "kubectl")
         known = await uids(api)
@@ -106,7 +106,7 @@ async def test_objects_survive_the_upgrade(server: ApiServer, program: Path, tmp
 
         said = await asyncio.to_thread(kubectl, server, *command())
         assert said.count("serverside-applied") == len(served_kinds())
-        await wait_until_async(lambda: is_refused(api, WRONG))
+        await wait_until(lambda: is_refused(api, WRONG))
         await api.apply(NEWER, "kubectl")
         assert await uids(api) == known
         one = await api.get(MODEL_DEPLOYMENTS, SPACE, "agent")

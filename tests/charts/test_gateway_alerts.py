@@ -21,7 +21,7 @@ from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_pro
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.prometheus import AlertRules, Scrape, SeriesRecording, expression_names, parse_scrape
 from fairlead_testing.redis.valkey import Valkey
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 from fairlead_testing.yaml_documents import load_document
 
 pytestmark = pytest.mark.timeout(300)
@@ -53,7 +53,7 @@ class FaultScenario:
         async def says() -> bool:
             return await self.gateway.metric(name) == value
 
-        await wait_until_async(says)
+        await wait_until(says)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ async def engine_killed(scene: FaultScenario) -> None:
     async def older() -> bool:
         return await scene.gateway.metric(SIGNALS_AGE) > last + 3.0
 
-    await wait_until_async(older)
+    await wait_until(older)
 
 
 async def worker_killed(scene: FaultScenario) -> None:

@@ -24,7 +24,7 @@ from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_a
 from fairlead_testing.kvstore.indexer_process import IndexerProcess, indexer_process
 from fairlead_testing.prometheus import AlertRules, SeriesRecording, expression_names, parse_scrape
 from fairlead_testing.redis.valkey import Valkey
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 from fairlead_testing.yaml_documents import load_document
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
@@ -136,7 +136,7 @@ async def wait_metrics(indexer: IndexerProcess, **figures: float) -> None:
     async def so() -> bool:
         return [await indexer.metric(name, f"{SPACE}/tiny") for name in figures] == list(figures.values())
 
-    await wait_until_async(so)
+    await wait_until(so)
 
 
 @pytest.mark.api_server
@@ -165,7 +165,7 @@ async def test_indexer_finds_engines_with_exactly_its_permissions(
             async def is_gone() -> bool:
                 return not (await indexer.metric("blocks", f"{SPACE}/tiny") > 0)
 
-            await wait_until_async(is_gone)
+            await wait_until(is_gone)
             await api.delete(MODEL_DEPLOYMENTS, SPACE, "tiny")
 
 
@@ -194,7 +194,7 @@ async def reading(folder: Path, redis: Valkey) -> AsyncIterator[tuple[IndexerPro
             async def measured() -> bool:
                 return "\nfairlead_indexer_loop_lag_seconds " in (await indexer.get("/metrics")).text
 
-            await wait_until_async(measured)
+            await wait_until(measured)
             yield indexer, engine
 
 

@@ -15,7 +15,7 @@ from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, SECRETS, SER
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import CHART_FOLDER, HelmRelease
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 SPACE = "installed"
@@ -69,7 +69,7 @@ async def test_upgrade_and_rollback_keep_generated_values_and_uninstall_keeps_mo
     async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
         said = await asyncio.to_thread(helm, "install", str(CHART_FOLDER), "--create-namespace")
         assert "get secret fairlead-keys -o jsonpath='{.data.first-key}'" in said
-        await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
+        await wait_until(lambda: api.has_resource(MODEL_DEPLOYMENTS))
         served = [await api.apply(MODEL, "kubectl"), await api.apply(ENGINES, "fairlead")]
         first = await drawn(api)
         assert all(value for data in first.values() for value in data.values())

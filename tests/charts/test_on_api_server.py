@@ -16,7 +16,7 @@ from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import render_chart
 from fairlead_testing.kube.installed_chart import apply_namespace, apply_rights, kubeconfig_for_account, kubectl
 from fairlead_testing.kube.operator_process import operator_process
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
@@ -63,13 +63,13 @@ async def test_operator_serves_a_model_with_exactly_its_permissions(
         kubeconfig.write_text(await kubeconfig_for_account(api_server, "charted", "fairlead-operator"))
         async with operator_process(kubeconfig, tmp_path / "log") as operator:
             await api.apply(MODEL, "kubectl")
-            await wait_until_async(lambda: there(api, DEPLOYMENTS, "qwen-main"))
-            await wait_until_async(lambda: has_status_and_event(api))
+            await wait_until(lambda: there(api, DEPLOYMENTS, "qwen-main"))
+            await wait_until(lambda: has_status_and_event(api))
             assert await there(api, LEASES, "fairlead-operator")
             await api.apply(renamed(MODEL), "kubectl")  # the old pool is pruned
-            await wait_until_async(lambda: there(api, DEPLOYMENTS, "qwen-other"))
+            await wait_until(lambda: there(api, DEPLOYMENTS, "qwen-other"))
             labels = label_selector({"fairlead.io/model": "qwen"})
-            await wait_until_async(lambda: only(api, labels, "qwen-other"))
+            await wait_until(lambda: only(api, labels, "qwen-other"))
             code, said = await operator.stop(), operator.log.read_text()
         assert code == 0, said
         assert "forbidden" not in said.lower()

@@ -17,7 +17,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import render_chart
 from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account, kubectl
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 PLACE = "restarting"
@@ -96,7 +96,7 @@ async def test_guard_lets_the_operator_mark_and_delete_only_pods_of_models(
         async def is_guarded() -> bool:
             return ONLY_MODELS in await write_status(operator, "theirs", {"conditions": [serving()]})
 
-        await wait_until_async(is_guarded)
+        await wait_until(is_guarded)
         assert ONLY_MODELS in await delete(operator, "theirs")
         unready = {"type": "Ready", "status": "False"}
         assert ONLY_SERVING in await write_status(operator, "ours", {"conditions": [serving(), unready]})

@@ -12,7 +12,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import render_chart
 from fairlead_testing.kube.installed_chart import apply_namespace, kubectl
-from fairlead_testing.processes import wait_until
+from fairlead_testing.processes import block_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 PLACE = "team"
@@ -58,7 +58,7 @@ async def test_only_workload_controllers_create_pods_that_gateways_take_for_engi
     assert len(policies) == 2
     kubectl(api_server, "apply", "-f", "-", text=yaml.safe_dump_all(policies))
     names = (f"p{number}" for number in count())
-    wait_until(lambda: REFUSED in create("editor", next(names), MARKS), "the policy is in effect")
+    block_until(lambda: REFUSED in create("editor", next(names), MARKS), "the policy is in effect")
     assert create("editor", "plain", {"app": "web"}) == ""
     with pytest.raises(AssertionError, match=REFUSED):
         kubectl(api_server, "--as=editor", "-n", PLACE, "label", "pod", "plain", "fairlead.io/model=qwen")

@@ -22,9 +22,9 @@ from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.http.certificates import CertificateAuthority, has_openssl
 from fairlead_testing.kube.helm import CHART_FOLDER, pod_specs, render_chart
 from fairlead_testing.ports import unused_port
-from fairlead_testing.processes import is_listening, wait_until
+from fairlead_testing.processes import block_until, is_listening
 from fairlead_testing.redis.valkey_cluster import ValkeyGroup, sentinel_pair, valkey_cluster
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 
 def secret(found: list[dict[str, Any]], name: str) -> dict[str, str]:
@@ -104,7 +104,7 @@ def test_redis_accepts_its_configuration_and_password(program: Path, tmp_path: P
     command = [shutil.which(server) or server, str(tmp_path / "redis.conf"), "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_until(lambda: is_listening(port), "the server listens")
+        block_until(lambda: is_listening(port), "the server listens")
         assert b"NOAUTH" in send_commands(port, "PING")
         assert send_commands(port, f"AUTH {drawn['password']}", "PING").splitlines() == [b"+OK", b"+PONG"]
         assert b"33554432" in send_commands(port, f"AUTH {drawn['password']}", "CONFIG GET maxmemory")
@@ -133,7 +133,7 @@ async def test_gateway_accepts_the_redis_url_and_connects(
             async def connected() -> bool:
                 return await gateway.metric("fairlead_gateway_redis_connected") == 1.0
 
-            await wait_until_async(connected)
+            await wait_until(connected)
             assert "Redis" not in await gateway.warnings()
 
     with group(tmp_path) as servers:

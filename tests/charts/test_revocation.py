@@ -18,7 +18,7 @@ from fairlead_testing.http.raw_client import get_request, send
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import pod_specs, render_chart
 from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 PLACE, PEPPER = "revoking", "a pepper of the test"
@@ -94,12 +94,12 @@ async def test_a_key_is_revoked_although_its_tenant_cannot_be_written(
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "fairlead-gateway"))
         monkeypatch.setenv("FAIRLEAD_KEY_PEPPER", PEPPER)
         async with gateway_process(None, "--kube", *options) as gateway:
-            await wait_until_async(lambda: is_answered(gateway, STOLEN, 200))
+            await wait_until(lambda: is_answered(gateway, STOLEN, 200))
             code, said = await revoke(tmp_path / "revoker", "acme-revoking", "prod")
             assert code == 2, said
             assert f"gateways refuse the key by the ConfigMap {PLACE}/fairlead-revoked-keys" in said
             assert "you may not patch modeltenants" in said
-            await wait_until_async(lambda: is_answered(gateway, STOLEN, 401))
+            await wait_until(lambda: is_answered(gateway, STOLEN, 401))
             assert await is_answered(gateway, KEY, 200)
             assert "forbidden" not in (await gateway.warnings()).lower()
             (record,) = [one for one in await audited(gateway) if one["action"] == "KeyRevoked"]
@@ -108,11 +108,11 @@ async def test_a_key_is_revoked_although_its_tenant_cannot_be_written(
 
             code, said = await revoke(api_server.kubeconfig, "acme-revoking", "ci")
             assert code == 0, said
-            await wait_until_async(lambda: is_answered(gateway, KEY, 401))
+            await wait_until(lambda: is_answered(gateway, KEY, 401))
             await api.apply(TENANT, "kubectl")  # a repository brings the keys back
             weight = {"spec": {"weight": 7}}
             await api.patch_merge(MODEL_TENANTS, None, "acme-revoking", weight, "kubectl")
-            await wait_until_async(lambda: has_weight(gateway, 7))
+            await wait_until(lambda: has_weight(gateway, 7))
             assert [await is_answered(gateway, key, 401) for key in (KEY, STOLEN)] == [True, True]
         listed = (await api.get(CONFIG_MAPS, PLACE, "fairlead-revoked-keys"))["data"]["revoked"]
         assert listed.split() == [digest(STOLEN), digest(KEY)]

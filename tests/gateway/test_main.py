@@ -16,7 +16,7 @@ from fairlead_testing.engines.scripted import PausedStream, scripted_engine
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
-from fairlead_testing.waiting import wait_until, wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 
@@ -43,9 +43,9 @@ async def test_it_serves_says_ready_on_both_ports_and_follows_its_file(tmp_path:
             async def complained() -> bool:
                 return b"cannot be used" in (await send(gateway.manage, managed_request))[0].body
 
-            await wait_until_async(moved)
+            await wait_until(moved)
             await asyncio.to_thread(path.write_text, "models: [")
-            await wait_until_async(complained)
+            await wait_until(complained)
             assert (await request(gateway.url, GOOD)).status == 200
 
 
@@ -61,7 +61,7 @@ async def test_sigterm_lets_requests_in_flight_finish_and_exits_with_0(tmp_path:
             await busy.send(post_request(GOOD | {"stream": True}, close=False))
             await busy.reader.readuntil(b'"content":"a"')
             gateway.process.send_signal(signal.SIGTERM)
-            await wait_until_async(partial(_refuses, gateway.url))
+            await wait_until(partial(_refuses, gateway.url))
             await idle.send(get_request("/readyz", close=False))
             last = await idle.read_all_responses()
             assert [(answer.status, answer.fields["connection"]) for answer in last] == [(503, "close")]
@@ -84,7 +84,7 @@ async def test_after_sigterm_a_stream_leaves_its_connection_for_one_request(tmp_
             head = await connection.reader.readuntil(b"\r\n\r\n")
             assert b"connection: close" not in head
             gateway.process.send_signal(signal.SIGTERM)
-            await wait_until_async(partial(_refuses, gateway.url))
+            await wait_until(partial(_refuses, gateway.url))
             gate.go_on.set()
             await connection.reader.readuntil(b"\r\n0\r\n\r\n")
             await connection.send(post_request(GOOD, close=False))

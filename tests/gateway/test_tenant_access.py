@@ -19,7 +19,7 @@ from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import get_request, send
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 
@@ -131,14 +131,14 @@ async def test_revoked_keys_stop_while_their_configuration_is_broken(
         async def other_stopped() -> bool:
             return await at.status(OTHER) == 401
 
-        await wait_until_async(is_noted)
+        await wait_until(is_noted)
         assert (await at.status(GOOD), await at.status(OTHER), await at.status(CONFINED)) == (200, 200, 401)
         await asyncio.to_thread(at.revoked.write_text, f"no digest\n{digest(GOOD)}\n")
-        await wait_until_async(good_stopped)
+        await wait_until(good_stopped)
         assert await at.status(OTHER) == 200
         without = DOCUMENTS["zeta"].replace(digest(OTHER), "0" * 64) + "  weight: [\n"
         await asyncio.to_thread(at.tenants.write_text, without)
-        await wait_until_async(other_stopped)
+        await wait_until(other_stopped)
 
 
 def test_no_output_shows_a_key_or_a_digest(
@@ -158,7 +158,7 @@ def test_no_output_shows_a_key_or_a_digest(
                 warnings = await at.gateway.warnings()
                 return "no digest on line 1" in warnings and "tenants.yaml" in warnings
 
-            await wait_until_async(is_noted)
+            await wait_until(is_noted)
             assert await at.status(GOOD) == 200
             paths = ("/", "/readyz", "/metrics", "/api/fleet", "/api/stats", "/api/decisions?limit=50", "/openapi.json")
             found = {path: (await at.gateway.get(path)).body.decode() for path in paths}
@@ -167,7 +167,7 @@ def test_no_output_shows_a_key_or_a_digest(
             async def is_exported() -> bool:
                 return any(b"acme" in request.body for request in at.collector.requests)
 
-            await wait_until_async(is_exported)
+            await wait_until(is_exported)
             found["traces"] = repr([request.body for request in at.collector.requests])
             found["access log"] = (tmp_path / "access.log").read_text()
             assert "acme" in found["access log"]

@@ -16,7 +16,7 @@ from fairlead.runtime.clock import Pacing, SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.operators import OperatorProcesses, apply_crds_and_namespaces
-from fairlead_testing.waiting import wait_until, wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 NAMESPACE = "routes"
@@ -71,7 +71,7 @@ async def test_operator_and_gateway_agree_on_names_and_targets(api_server: ApiSe
         async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5, limits=Limits(kube_attempts=2)) as api:
             await apply_crds_and_namespaces(api, NAMESPACE)
             first = operators.start()
-            await wait_until_async(lambda: asyncio.to_thread(operators.is_leading, first))
+            await wait_until(lambda: asyncio.to_thread(operators.is_leading, first))
             async with followed(api_server) as fleets:
 
                 async def has_conditions(accepted: str, resolved: str) -> bool:
@@ -80,9 +80,9 @@ async def test_operator_and_gateway_agree_on_names_and_targets(api_server: ApiSe
                     return found == {"Accepted": accepted, "ResolvedRefs": resolved}
 
                 await api.apply(route("one"), "kubectl")
-                await wait_until_async(lambda: has_conditions("Valid", "ModelNotFound"))
+                await wait_until(lambda: has_conditions("Valid", "ModelNotFound"))
                 await api.apply(model("one"), "kubectl")
-                await wait_until_async(lambda: has_conditions("Valid", "Resolved"))
+                await wait_until(lambda: has_conditions("Valid", "Resolved"))
                 await wait_until(lambda: bool(fleets) and "routes/one" in fleets[-1].models)
                 assert fleets[-1].routes["routes/assistant"].names == ("assistant", ALIAS)
 
@@ -96,7 +96,7 @@ async def test_operator_and_gateway_agree_on_names_and_targets(api_server: ApiSe
                     taken = [one for one in status.get("conditions") or [] if one["type"] == "NameTaken"]
                     return bool(taken) and "the route routes/assistant" in taken[0]["message"]
 
-                await wait_until_async(is_refused)
+                await wait_until(is_refused)
                 await api.delete(MODEL_ROUTES, NAMESPACE, "assistant")
                 await wait_until(lambda: fleets[-1].routes == {})
             assert await asyncio.to_thread(operators.stop, first) == 0, "it gives the lease to the next one"
@@ -124,7 +124,7 @@ async def test_operator_and_gateway_agree_on_adapters(api_server: ApiServer, tmp
         async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5, limits=Limits(kube_attempts=2)) as api:
             await apply_crds_and_namespaces(api, NAMESPACE)
             first = operators.start()
-            await wait_until_async(lambda: asyncio.to_thread(operators.is_leading, first))
+            await wait_until(lambda: asyncio.to_thread(operators.is_leading, first))
             async with followed(api_server) as fleets:
 
                 async def is_ready(reason: str) -> bool:
@@ -136,18 +136,18 @@ async def test_operator_and_gateway_agree_on_adapters(api_server: ApiServer, tmp
                     return [one.source for one in found.adapters] if found is not None else []
 
                 await api.apply(adapter("hf://acme/sql"), "kubectl")
-                await wait_until_async(lambda: is_ready("BaseNotFound"))
+                await wait_until(lambda: is_ready("BaseNotFound"))
                 await api.apply(base, "kubectl")
-                await wait_until_async(lambda: is_ready("BaseWithoutSlots"))
+                await wait_until(lambda: is_ready("BaseWithoutSlots"))
                 await api.apply({**base, "spec": {**base["spec"], "adapters": {"slots": 2}}}, "kubectl")
-                await wait_until_async(lambda: is_ready("Loadable"))
+                await wait_until(lambda: is_ready("Loadable"))
                 await wait_until(lambda: sources() == ["acme/sql"])
                 (found,) = fleets[-1].models["routes/tiny"].adapters
                 assert found.client_names == ("sql", "acme/sql")
                 await api.apply(adapter("file:///opt/sql"), "kubectl")
                 await wait_until(lambda: sources() == ["/opt/sql"])
                 await api.apply(adapter("pvc:loras/sql"), "kubectl")
-                await wait_until_async(lambda: is_ready("ClaimNotMounted"))
+                await wait_until(lambda: is_ready("ClaimNotMounted"))
                 await wait_until(lambda: sources() == [])
                 await api.delete(MODEL_ADAPTERS, NAMESPACE, "sql")
                 await api.delete(MODEL_DEPLOYMENTS, NAMESPACE, "tiny")

@@ -33,7 +33,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.operators import OperatorProcesses, apply_crds_and_namespaces, run_deployments
 from fairlead_testing.pytest_hooks.nightly import shortened
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 
@@ -88,7 +88,7 @@ async def wait_children(api: KubeApi, namespace: str, *names: str) -> None:
     async def same() -> bool:
         return await run_deployments(api, namespace) == list(names)
 
-    await wait_until_async(same)
+    await wait_until(same)
 
 
 async def wait_ready(api: KubeApi, namespace: str, generation: int) -> Manifest:
@@ -101,7 +101,7 @@ async def wait_ready(api: KubeApi, namespace: str, generation: int) -> Manifest:
         conditions = {one["type"]: one["status"] for one in found.get("conditions") or []}
         return conditions == {"Ready": "True"} and found.get("observedGeneration") == generation
 
-    await wait_until_async(said)
+    await wait_until(said)
     return found
 
 
@@ -112,7 +112,7 @@ async def test_model_life_cycle_with_two_operators_and_one_kill(
     async with namespace_api(api_server, namespace) as api:
         some = operators(namespace, FAIRLEAD_LEASE="4s")
         first = some.start()
-        await wait_until_async(lambda: asyncio.to_thread(some.is_leading, first))
+        await wait_until(lambda: asyncio.to_thread(some.is_leading, first))
         second = some.start()
 
         made = await api.apply(model(namespace), "kubectl")
@@ -125,7 +125,7 @@ async def test_model_life_cycle_with_two_operators_and_one_kill(
         scale = {"spec": {"replicas": 3}}
         await api.patch_merge(DEPLOYMENTS, namespace, "qwen-main", scale, "hpa", subresource="scale")
         await api.apply(model(namespace, engine={"type": "Sim", "args": ["--max-num-seqs=3"]}), "kubectl")
-        await wait_until_async(lambda: _revisions(api, namespace, 2))
+        await wait_until(lambda: _revisions(api, namespace, 2))
         await wait_children(api, namespace, "qwen-main")
         one = await child(api, namespace, "qwen-main")
         assert one is not None
@@ -133,10 +133,10 @@ async def test_model_life_cycle_with_two_operators_and_one_kill(
 
         some.stop(first, signal.SIGKILL)
         moved = await api.apply(model(namespace, "other"), "kubectl")
-        await wait_until_async(lambda: asyncio.to_thread(some.is_leading, second))
+        await wait_until(lambda: asyncio.to_thread(some.is_leading, second))
         await wait_children(api, namespace, "qwen-other")
         await wait_ready(api, namespace, moved["metadata"]["generation"])
-        await wait_until_async(lambda: asyncio.to_thread(some.is_idle, second))
+        await wait_until(lambda: asyncio.to_thread(some.is_idle, second))
         services = (await api.list(SERVICES, namespace, label_selector({"fairlead.io/model": "qwen"}))).items
         assert {one["metadata"]["labels"]["fairlead.io/pool"] for one in services} == {"other"}
 
@@ -145,8 +145,8 @@ async def test_model_life_cycle_with_two_operators_and_one_kill(
         lease = await api.get(LEASES, namespace, "fairlead-operator")
         assert lease["spec"].get("holderIdentity", "") == ""
         third = some.start()
-        await wait_until_async(lambda: asyncio.to_thread(some.is_leading, third))
-        await wait_until_async(lambda: asyncio.to_thread(some.is_idle, third))
+        await wait_until(lambda: asyncio.to_thread(some.is_leading, third))
+        await wait_until(lambda: asyncio.to_thread(some.is_idle, third))
         assert await _versions(api, namespace) == versions, "a new process writes nothing"
         assert "every watch delivers" in some.get(third, "/healthz")
         assert some.stop(third) == 0
@@ -161,7 +161,7 @@ async def test_model_nested_thousands_of_levels_stops_no_operator(
     async with namespace_api(api_server, namespace) as api:
         some = operators(namespace)
         first = some.start()
-        await wait_until_async(lambda: asyncio.to_thread(some.is_leading, first))
+        await wait_until(lambda: asyncio.to_thread(some.is_leading, first))
         deep = model(namespace)
         deep["metadata"]["name"] = "deep"
         deep["spec"]["pools"][0]["template"] = {"spec": {"deep": "PLACE"}}
@@ -173,14 +173,14 @@ async def test_model_nested_thousands_of_levels_stops_no_operator(
         assert some.stop(first) == 0
 
         second = some.start()
-        await wait_until_async(lambda: asyncio.to_thread(some.is_leading, second))
+        await wait_until(lambda: asyncio.to_thread(some.is_leading, second))
         await wait_ready(api, namespace, 1)
 
         async def is_refused() -> bool:
             status = (await api.get(MODEL_DEPLOYMENTS, namespace, "deep")).get("status") or {}
             return "more than 50 levels" in str(status.get("conditions"))
 
-        await wait_until_async(is_refused)
+        await wait_until(is_refused)
         await api.apply(model(namespace, "other"), "kubectl")
         await wait_children(api, namespace, "qwen-other")
         assert some.stop(second) == 0
@@ -210,7 +210,7 @@ async def test_revision_whose_text_is_no_unicode_stops_no_operator(
         await store(api, "no-utf-8", b"\xff\xfe")
         some = operators(namespace)
         first = some.start()
-        await wait_until_async(lambda: asyncio.to_thread(some.is_leading, first))
+        await wait_until(lambda: asyncio.to_thread(some.is_leading, first))
         await api.apply(model(namespace), "kubectl")
         await wait_children(api, namespace, "qwen-main")
         await store(api, "watched", b"\xff\\udfff")
@@ -241,14 +241,14 @@ async def test_kill_and_unreachable_api_server_create_everything_once(
             return await complete()
 
         first = some.start()
-        await wait_until_async(lambda: asyncio.to_thread(some.is_leading, first))
+        await wait_until(lambda: asyncio.to_thread(some.is_leading, first))
         for name in names:
             one = model(namespace)
             one["metadata"]["name"] = name
             await api.apply(one, "kubectl")
         some.stop(first, signal.SIGKILL)
         some.start()
-        await wait_until_async(complete)
+        await wait_until(complete)
 
         api_server.kill()
         try:
@@ -259,7 +259,7 @@ async def test_kill_and_unreachable_api_server_create_everything_once(
             await asyncio.to_thread(api_server.start)
         for name in names[: len(names) // 2]:
             assert await api.delete(DEPLOYMENTS, namespace, f"{name}-main")
-        await wait_until_async(outlived)
+        await wait_until(outlived)
         for name in names:
             assert await api.delete(MODEL_DEPLOYMENTS, namespace, name), "no finalizer holds it"
         assert some.stop(len(some.running) - 1) == 0

@@ -15,7 +15,7 @@ import uvloop
 
 from fairlead_testing.forks.process import ForkingPopen, new_interpreters
 from fairlead_testing.forks.programs import PROGRAMS, SERVER_MODULE, Program
-from fairlead_testing.processes import command_line, descendants, is_alive, wait_until
+from fairlead_testing.processes import block_until, command_line, descendants, is_alive
 
 PROBE = "probe_of_forks"
 FORKED = subprocess.Popen is ForkingPopen
@@ -184,7 +184,7 @@ def test_fork_outlives_its_server_and_the_next_has_a_new_one(probe: Probe) -> No
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as process:
         (old,) = server_pids()
         os.kill(old, signal.SIGKILL)
-        wait_until(lambda: not is_alive(old), "the server has ended")
+        block_until(lambda: not is_alive(old), "the server has ended")
         assert subprocess.run(command, input="4", text=True).returncode == 4
         process.communicate("5")
     assert process.returncode == 5
@@ -254,7 +254,7 @@ def test_children_of_a_fork_are_forks(compiled: str, tmp_path: Path) -> None:
             assert parents == {str(process.pid)}
         finally:
             process.kill()
-    wait_until(lambda: not any(map(is_alive, pids)), "the gateway's processes have ended")
+    block_until(lambda: not any(map(is_alive, pids)), "the gateway's processes have ended")
 
 
 @needs_forks

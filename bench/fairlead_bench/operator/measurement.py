@@ -27,7 +27,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_bench.operator.subject_process import RequestCounts, SubjectProcess, api_requests, reads, writes
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.waiting import wait_until, wait_until_async
+from fairlead_testing.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 NAMESPACE, CONCURRENT_MODELS, SINGLE_MODELS, DELETED_CHILDREN = "bench", 50, 30, 20
@@ -101,7 +101,7 @@ class ObjectWatch:
             self.items, version = {name_of(one): one for one in found.items}, found.resource_version
             return True
 
-        await wait_until_async(listed)
+        await wait_until(listed)
         while True:
             async for change in self._api.watch(ObjectSelection(self._kind, NAMESPACE), resource_version=version):
                 version = str(metadata_of(change.object).get("resourceVersion") or version)
@@ -249,7 +249,7 @@ async def measure(server: ApiServer, name: str, names: list[str], rest_seconds: 
             await api.apply(yaml.safe_load(path.read_text()), "bench")
         await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}, "bench")
         served: Callable[[], Awaitable[bool]] = lambda: api.has_resource(MODEL_DEPLOYMENTS)  # noqa: E731
-        await wait_until_async(served)
+        await wait_until(served)
         return await OperatorBenchmark(server, api, lambda: SubjectProcess(name, server.kubeconfig, log), names).run(
             rest_seconds
         )

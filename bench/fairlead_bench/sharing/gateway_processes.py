@@ -36,7 +36,7 @@ from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.http.slow_link import slow_link
 from fairlead_testing.redis.valkey import Valkey
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 ENGINES = 4
 CONCURRENT_REQUESTS = 10
@@ -214,7 +214,7 @@ async def _wait_for_beats(gateways: Sequence[GatewayProcess]) -> None:
     async def all_heard() -> bool:
         return all([await one.metric("fairlead_gateway_peers") == len(gateways) - 1 for one in gateways])
 
-    await wait_until_async(all_heard)
+    await wait_until(all_heard)
 
 
 class _StepGate:
@@ -237,7 +237,7 @@ class _StepGate:
                     return False
             return True
 
-        await wait_until_async(all_heard)
+        await wait_until(all_heard)
 
 
 def rows(found: Mapping[str, Sequence[Sequence[SharingFigures]]]) -> list[ResultRow]:

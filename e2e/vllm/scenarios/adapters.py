@@ -23,7 +23,7 @@ from e2e.vllm.engine.engine_processes import EngineProcess, EngineStage, Gateway
 from e2e.vllm.report import Numbers, VllmReport, require, spread
 from e2e.vllm.text_prompts import TextPrompt
 from fairlead_testing.ports import unused_port
-from fairlead_testing.waiting import wait_until, wait_until_async
+from fairlead_testing.waiting import wait_until
 
 ADAPTERS = 200
 ENGINES = 3
@@ -134,7 +134,7 @@ class Adapters:
             await asyncio.to_thread(engine.await_health)
             without = len(traffic.answers) - _PHASE_REQUESTS
             async with openai_client(engine.url) as client:
-                await wait_until_async(lambda: _has_adapters(client, engine), _RETURN_SECONDS, _POLL_SECONDS)
+                await wait_until(lambda: _has_adapters(client, engine), _RETURN_SECONDS, _POLL_SECONDS)
             await traffic.count(_PHASE_REQUESTS)
         finally:
             traffic.is_over = True

@@ -14,7 +14,7 @@ from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_pro
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import post_request, send
 from fairlead_testing.ports import unused_ports
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 MODEL_KEY: Final = "default/tiny"
 ENGINE_BLOCKS: Final = 256
@@ -107,7 +107,7 @@ class IndexStage:
         async def reached() -> bool:
             return bool((await self.index(instance))["state"] == state)
 
-        await wait_until_async(reached)
+        await wait_until(reached)
 
     def is_cheapest_with(self, least: int, instance: str = "e-0/0/0") -> Callable[[], Awaitable[bool]]:
         """Returns whether the instance is shown as the cheapest to remove.
@@ -128,7 +128,7 @@ class IndexStage:
         async def reached() -> bool:
             return await self.gateway.metric("fairlead_gateway_index_links") >= least
 
-        await wait_until_async(reached)
+        await wait_until(reached)
 
 
 @asynccontextmanager

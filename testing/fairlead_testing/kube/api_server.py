@@ -19,7 +19,7 @@ from unittest import SkipTest
 from fairlead.kube.transport.credentials import ClusterCredentials
 from fairlead.kube.transport.kubeconfig import ClusterConfig, config_from_kubeconfig
 from fairlead.runtime.clock import SystemClock
-from fairlead_testing.processes import is_alive, wait_until
+from fairlead_testing.processes import block_until, is_alive
 
 CLUSTER_TOOL = Path(__file__).parents[3] / "e2e" / "cluster"
 _QUICK = {"GOGC": "400"}
@@ -57,7 +57,7 @@ class ApiServer:
         if self._again is not None:
             self._again.wait()
             self._again = None
-        wait_until(lambda: not is_alive(self._pid), "the API server is dead")
+        block_until(lambda: not is_alive(self._pid), "the API server is dead")
 
     def start(self) -> None:
         """Restarts it on its port and waits until it is ready.
@@ -71,7 +71,7 @@ class ApiServer:
                 self._run()
             return self._ready()
 
-        wait_until(ready, "the API server is ready again")
+        block_until(ready, "the API server is ready again")
 
     def _run(self) -> None:
         with (self.run / "apiserver-again.log").open("ab") as log:

@@ -17,7 +17,7 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import MODEL_DEPLOYMENTS, Manifest
 from fairlead_testing.kube.api_server import ApiServer, binaries_folder
 from fairlead_testing.kube.helm import CHART_FOLDER
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 from fairlead_testing.yaml_documents import load_document
 
 RBAC_KINDS = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
@@ -56,7 +56,7 @@ async def apply_crds(api: KubeApi, folder: Path = CHART_FOLDER / "crds") -> None
     """Applies the CRDs and waits until they are served."""
     for manifest in read_manifests(folder):
         await api.apply(manifest, "test")
-    await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
+    await wait_until(lambda: api.has_resource(MODEL_DEPLOYMENTS))
 
 
 async def apply_rights(api: KubeApi, found: Iterable[Manifest], namespace_name: str) -> None:

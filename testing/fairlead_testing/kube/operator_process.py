@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairlead_testing.ports import unused_port
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 PATIENCE_SECONDS = 120.0
 _PORT_TAKEN_MESSAGE = "address already in use"
@@ -101,5 +101,5 @@ async def _answers(operator: OperatorProcess) -> bool:
             found = bool(await operator.get("/healthz"))
         return found
 
-    await wait_until_async(decided)
+    await wait_until(decided)
     return found

@@ -16,7 +16,7 @@ from typing import Any
 from redis import Redis
 
 from fairlead_testing.ports import unused_port
-from fairlead_testing.processes import is_listening, wait_until
+from fairlead_testing.processes import block_until, is_listening
 
 HOST = "127.0.0.1"
 SERVICE = "shared"
@@ -60,7 +60,7 @@ class ValkeyNode:
     def restart(self) -> None:
         """Starts it again after `kill`: on the same port, without data. Waits until it listens."""
         self.process = _start(self.command)
-        wait_until(lambda: is_listening(self.port), "a server listens again")
+        block_until(lambda: is_listening(self.port), "a server listens again")
 
     def freeze(self) -> None:
         """Sends SIGSTOP: it accepts connections and responds to nothing."""
@@ -107,7 +107,7 @@ class ValkeyGroup:
             command = [str(server_program()), str(place / "sentinel.conf"), "--sentinel"]
         node = ValkeyNode(port, _start(command), password, tuple(command))
         (self.sentinels if sentinel else self.nodes).append(node)
-        wait_until(lambda: is_listening(port), "a server listens")
+        block_until(lambda: is_listening(port), "a server listens")
         return node
 
     def stop(self) -> None:
@@ -127,7 +127,7 @@ def sentinel_pair(folder: Path) -> Iterator[ValkeyGroup]:
     try:
         master = group.start(folder, *secret, password=PASSWORD)
         group.start(folder, *secret, "--replicaof", HOST, str(master.port), password=PASSWORD)
-        wait_until(lambda: "state=online" in str(_info(master, "replication")), "the replica follows")
+        block_until(lambda: "state=online" in str(_info(master, "replication")), "the replica follows")
         lines = (
             f"sentinel monitor {SERVICE} {HOST} {master.port} 1\nsentinel auth-pass {SERVICE} {PASSWORD}\n"
             f"sentinel down-after-milliseconds {SERVICE} 500\nsentinel failover-timeout {SERVICE} 3000\n"
@@ -135,7 +135,7 @@ def sentinel_pair(folder: Path) -> Iterator[ValkeyGroup]:
         for _ in range(2):
             group.start(folder, sentinel=lines)
         for one in group.sentinels:
-            wait_until(lambda one=one: _is_monitoring(one), "a sentinel knows the replica and the other sentinel")  # type: ignore[misc]
+            block_until(lambda one=one: _is_monitoring(one), "a sentinel knows the replica and the other sentinel")  # type: ignore[misc]
         hosts = ",".join(f"{HOST}:{one.port}" for one in group.sentinels)
         group.url = f"redis+sentinel://:p%40ss%2Fword@{hosts}/{SERVICE}/0"
         yield group
@@ -160,10 +160,12 @@ def valkey_cluster(folder: Path) -> Iterator[ValkeyGroup]:
             if number:
                 first.execute("CLUSTER", "MEET", HOST, str(node.port), bus_port)
         known = "cluster_known_nodes:4"
-        wait_until(lambda: all(known in str(_cluster(node)) for node in group.nodes), "all nodes know one another")
+        block_until(lambda: all(known in str(_cluster(node)) for node in group.nodes), "all nodes know one another")
         group.nodes[3].execute("CLUSTER", "REPLICATE", str(first.execute("CLUSTER", "MYID")))
-        wait_until(lambda: all("cluster_state:ok" in str(_cluster(node)) for node in group.nodes), "the cluster serves")
-        wait_until(lambda: "state=online" in str(_info(first, "replication")), "the replica follows")
+        block_until(
+            lambda: all("cluster_state:ok" in str(_cluster(node)) for node in group.nodes), "the cluster serves"
+        )
+        block_until(lambda: "state=online" in str(_info(first, "replication")), "the replica follows")
         group.url = "redis+cluster://" + ",".join(f"{HOST}:{node.port}" for node in group.nodes)
         yield group
     finally:

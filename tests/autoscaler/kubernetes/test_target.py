@@ -17,7 +17,7 @@ from fairlead_autoscaler.kubernetes.scale_writer import ScaleWriter
 from fairlead_autoscaler.kubernetes.target import KubernetesTarget
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.operators import apply_crds_and_namespaces
-from fairlead_testing.waiting import wait_until, wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.api_server
 KEY = "world/qwen"
@@ -81,7 +81,7 @@ def test_the_number_is_ours_until_another_writes_it_or_the_mode_is_another(api_s
         async def ours() -> bool:
             return await desired(world) == (3, None)
 
-        await wait_until_async(ours)
+        await wait_until(ours)
         assert (KEY, "main") not in world.released_pools()
         await api.apply(model(mode="Advise"), "test")
         await wait_until(lambda: (KEY, "main") in world.released_pools())  # who sleeps is let go
@@ -94,7 +94,7 @@ def test_the_number_is_ours_until_another_writes_it_or_the_mode_is_another(api_s
         async def theirs() -> bool:
             return await desired(world) == (5, "kube-controller-manager")
 
-        await wait_until_async(theirs)
+        await wait_until(theirs)
         assert (KEY, "main") in world.released_pools()
         assert world.foreign_writers() == {KEY: {"main": "kube-controller-manager"}}
         with pytest.raises(Unavailable, match="kube-controller-manager sets the number"):

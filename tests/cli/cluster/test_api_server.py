@@ -47,7 +47,7 @@ from fairlead_operator.status.model_status import PoolState, StatusInputs, model
 from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test, binaries_folder
 from fairlead_testing.pytest_hooks.nightly import shortened
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.api_server
 ROOT = Path(__file__).parents[3]
@@ -94,7 +94,7 @@ async def installed(api: Api, build: Build) -> None:
     """Installs the chart, its pods, a lease, and a ready model."""
     for kind in served_kinds():
         await api.apply(crd_manifest(kind), "test")
-    await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
+    await wait_until(lambda: api.has_resource(MODEL_DEPLOYMENTS))
     for name in (PLACE, MODELS):
         await api.apply(of(NAMESPACES, None, name), "test")
     deployments = []
@@ -305,7 +305,7 @@ def furnished(server: ApiServer) -> ApiServer:
         async with Api(server) as api:
             for kind in served_kinds():
                 await api.apply(crd_manifest(kind), "test")
-            await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
+            await wait_until(lambda: api.has_resource(MODEL_DEPLOYMENTS))
             for name in (PLACE, MODELS):
                 await api.apply(of(NAMESPACES, None, name), "test")
             await modelled(api, ready=False, pods=(waiting("ImagePullBackOff", "not found"),))

@@ -14,7 +14,7 @@ from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.engines.simulated_process import engine_process
 from fairlead_testing.kvstore.indexer_process import indexer_process
 from fairlead_testing.redis.valkey import Valkey
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(300)
 PROMPT = list(range(100, 165))
@@ -45,7 +45,7 @@ async def test_commands_work_on_a_real_indexer_process(server: Valkey, tmp_path:
                 answer = await index_answer("match", "--model", "tiny", "--tokens", str(tokens), *redis)
                 return any(one["matched_tokens"] == 64 for one in answer.get("instances", ()))
 
-            await wait_until_async(is_matched)
+            await wait_until(is_matched)
             (one,) = (await index_answer("match", "--model", "tiny", "--tokens", str(tokens), *redis))["instances"]
             assert (one["id"], one["url"], one["tier"], one["complete"]) == ("e0", engine.url, "gpu", True)
             (model,) = (await index_answer("stats", "-o", "json", *redis))["models"]

@@ -23,7 +23,7 @@ from fairlead_cli.replay.stack_process import (
     _parse_ps,
 )
 from fairlead_cli.replay.traffic import load_traffic
-from fairlead_testing.processes import descendants, is_alive, wait_until
+from fairlead_testing.processes import block_until, descendants, is_alive
 
 
 def stack_options(tmp_path: Path, *, manifest: str | None = None) -> MeasuredStackOptions:
@@ -101,10 +101,10 @@ def test_killed_demo_leaves_no_process(tmp_path: Path) -> None:
             pids.update(descendants(process.pid))
             return len(pids) >= 4
 
-        wait_until(has_started, "the demo has started a stack")
+        block_until(has_started, "the demo has started a stack")
         process.send_signal(signal.SIGKILL)
         process.wait()
-    wait_until(lambda: not any(is_alive(pid) for pid in pids), "everything that the demo started is gone")
+    block_until(lambda: not any(is_alive(pid) for pid in pids), "everything that the demo started is gone")
 
 
 def test_process_that_outlives_its_stack_is_killed_and_reported() -> None:

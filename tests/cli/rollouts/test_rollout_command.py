@@ -21,7 +21,7 @@ from fairlead_operator.object_metadata import UNDO_ANNOTATION
 from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.ports import unused_port
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 from fairlead_testing.yaml_documents import load_document
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
@@ -55,7 +55,7 @@ async def _prepared(server: ApiServer) -> None:
     async with _api(server) as api:
         for path in sorted((ROOT / "crds").glob("*.yaml")):
             await api.apply(load_document(path.read_text()), "test")
-        await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
+        await wait_until(lambda: api.has_resource(MODEL_DEPLOYMENTS))
         await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}}, "test")
 
 
@@ -106,7 +106,7 @@ async def become(api: KubeApi, *wanted: str) -> None:
         settled = {one["type"]: one["status"] for one in told.get("conditions") or []} == {"Ready": "True"}
         return settled and len(found) == 1 and _switches(found[0]) == set(wanted)
 
-    await wait_until_async(same)
+    await wait_until(same)
 
 
 def _switches(deployment: Manifest) -> set[str]:
@@ -122,7 +122,7 @@ async def _wait_for_another_second(api: KubeApi) -> None:
     async def has_passed() -> bool:
         return time.time() >= last + 1.0
 
-    await wait_until_async(has_passed)
+    await wait_until(has_passed)
 
 
 async def reason(api: KubeApi, type: str) -> str:
@@ -150,7 +150,7 @@ async def test_rollout_pause_resume_and_undo_on_an_api_server(api_server: ApiSer
         async def is_paused() -> bool:
             return await reason(api, "Reconciling") == "Paused"
 
-        await wait_until_async(is_paused)
+        await wait_until(is_paused)
         (one,) = (await api.list(DEPLOYMENTS, SPACE)).items
         assert (_switches(one), one["spec"]["paused"]) == (set(), True)
         code, out, _ = await asyncio.to_thread(rollout, api_server, "status", "qwen")

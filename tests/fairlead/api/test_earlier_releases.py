@@ -17,7 +17,7 @@ from fairlead.kube.errors import Invalid
 from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, Manifest, name_of, namespace_of, resource_of
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 EARLIER, CRDS = Path(__file__).parent / "earlier", Path(__file__).parents[3] / "crds"
 RELEASES = ("first", "second")
@@ -45,7 +45,7 @@ async def define(api: KubeApi, definitions: list[Manifest]) -> None:
     for one in definitions:
         await api.apply(one, ME)
     for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
-        await wait_until_async(partial(api.has_resource, resource))
+        await wait_until(partial(api.has_resource, resource))
 
 
 def todays() -> list[Manifest]:
@@ -92,7 +92,7 @@ async def test_stored_objects_survive_a_crd_upgrade(tmp_path: Path) -> None:
                     return False
                 return found["spec"].get("rollout", {}).get("maxSurge") == 2
 
-            await wait_until_async(upgraded)
+            await wait_until(upgraded)
             for one in stored:
                 place = resource_of(one), namespace_of(one), name_of(one)
                 found = await api.get(*place)

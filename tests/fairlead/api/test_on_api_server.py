@@ -22,7 +22,7 @@ from fairlead_testing.kube.api_rules import (
 )
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 TABLE = Path(__file__).parent / "rules"
@@ -44,7 +44,7 @@ def server(api_server: ApiServer) -> ApiServer:
                 await api.apply(yaml.safe_load(file.read_text()), ME)
             await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}}, ME)
             for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
-                await wait_until_async(partial(api.has_resource, resource))
+                await wait_until(partial(api.has_resource, resource))
 
     run_async(prepare())
     return api_server

@@ -50,7 +50,7 @@ from fairlead.runtime.clock import Pacing, SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.waiting import wait_until, wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.api_server
 ROOT = Path(__file__).parents[3]
@@ -215,7 +215,7 @@ async def test_custom_kinds_are_served_after_their_definition(
         assert await api.has_resource(PODS)
         for file in sorted((ROOT / "crds").glob("*.yaml")):
             await api.apply(yaml.safe_load(file.read_text()), "test")
-        await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
+        await wait_until(lambda: api.has_resource(MODEL_DEPLOYMENTS))
         assert (await api.list(MODEL_DEPLOYMENTS, namespace)).items == []
         with pytest.raises(Invalid, match=r"spec\.unheard"):
             await api.apply(of(MODEL_DEPLOYMENTS, namespace, "m", spec={"unheard": 1}), "test")
@@ -273,7 +273,7 @@ async def test_api_server_accepts_our_events(api_server: ApiServer, request: pyt
             async def counted() -> bool:
                 return await counts() == {"NoAccelerator": 5, "Long": 1}
 
-            await wait_until_async(counted)
+            await wait_until(counted)
             assert (recorder.dropped, recorder.problem) == (0, None)
             kube = await api.get(NAMESPACES, None, namespace)
             recorder.record(kube, EventType.NORMAL, "Wide", "Reconcile", "about an object of the whole cluster")
@@ -303,7 +303,7 @@ async def test_one_candidate_leads_at_a_time(api_server: ApiServer, request: pyt
             return int(lease["metadata"]["resourceVersion"]) > first
 
         first = int((await api.get(LEASES, namespace, "operator"))["metadata"]["resourceVersion"])
-        await wait_until_async(renewed)
+        await wait_until(renewed)
         assert (one.is_leading, two.is_leading) == (True, False)
         await cancel_and_wait(holding)
         await one.release()
@@ -314,7 +314,7 @@ async def test_one_candidate_leads_at_a_time(api_server: ApiServer, request: pyt
             return two.is_leading
 
         before = time.now()
-        await wait_until_async(taken)
+        await wait_until(taken)
         await waiting
         assert time.now() - before < terms.lease_seconds
         spec = (await api.get(LEASES, namespace, "operator"))["spec"]

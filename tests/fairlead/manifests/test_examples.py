@@ -28,7 +28,7 @@ from fairlead_gateway.worker.api_keys import key_digest
 from fairlead_operator.render import render_model
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.render_cases import default_context
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"
@@ -217,7 +217,7 @@ async def test_api_server_accepts_every_example(api_server: ApiServer) -> None:
         for crd in sorted((ROOT / "crds").glob("*.yaml")):
             await api.apply(yaml.safe_load(crd.read_text()), "test")
         for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES, MODEL_ADAPTERS):
-            await wait_until_async(partial(api.has_resource, resource))
+            await wait_until(partial(api.has_resource, resource))
         for path in [*FILES, *ON_GPUS, *SIMULATED, THEIRS, CLUSTER_ADAPTERS, STORED_ADAPTER]:
             for one in yaml.safe_load_all(path.read_text()):
                 if resource_of(one).namespaced:

@@ -19,7 +19,7 @@ from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import request
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 FEW = Limits(log_lines_pending=3, log_line_bytes=20)
@@ -165,7 +165,7 @@ async def test_full_unread_pipe_blocks_no_request_and_no_drain(tmp_path: Path) -
                     async def complained() -> bool:
                         return b"cannot be used" in (await gateway.get("/readyz")).body
 
-                    await wait_until_async(complained)
+                    await wait_until(complained)
                     assert (await request(gateway.url, GOOD)).status == 200
                 gateway.process.send_signal(signal.SIGTERM)
                 assert await gateway.wait() == 0

@@ -21,7 +21,7 @@ from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
 from fairlead_testing.http.certificates import Certificate, CertificateAuthority, has_openssl
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
-from fairlead_testing.waiting import wait_until, wait_until_async
+from fairlead_testing.waiting import wait_until
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 METRICS = b"vllm:num_requests_running 3.0\n"
@@ -153,9 +153,9 @@ async def test_a_new_certificate_is_used_and_closes_no_connection(
 
         assert not await changed()
         await asyncio.to_thread(_replace, now, second)
-        await wait_until_async(changed)
+        await wait_until(changed)
         await asyncio.to_thread(now.key.write_text, "nonsense")
-        await wait_until_async(noted)
+        await wait_until(noted)
         assert await changed()
         await old.send(get_request("/readyz"))
         assert (await old.read_response()).status == 200

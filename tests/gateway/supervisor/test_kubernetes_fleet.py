@@ -17,7 +17,7 @@ from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_pro
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.fake_server import fake_api_server
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 
@@ -59,7 +59,7 @@ async def answers(gateway: GatewayProcess, status: int) -> None:
     async def so() -> bool:
         return (await request(gateway.url, GOOD)).status == status
 
-    await wait_until_async(so)
+    await wait_until(so)
 
 
 async def states(gateway: GatewayProcess, *wanted: str) -> None:
@@ -67,7 +67,7 @@ async def states(gateway: GatewayProcess, *wanted: str) -> None:
         (model,) = (await gateway.get_json("/api/fleet"))["models"]
         return [one["state"] for one in model["instances"]] == list(wanted)
 
-    await wait_until_async(so)
+    await wait_until(so)
 
 
 async def test_it_serves_what_the_cluster_has_and_goes_on_without_it(
@@ -87,7 +87,7 @@ async def test_it_serves_what_the_cluster_has_and_goes_on_without_it(
             async def said() -> bool:
                 return "cannot watch the cluster; the last fleet stays" in await gateway.warnings()
 
-            await wait_until_async(said)
+            await wait_until(said)
             await answers(gateway, 200)
             fake.token = None
             gone = {**made["metadata"], "deletionTimestamp": "2026-11-20T18:00:00Z"}
@@ -98,7 +98,7 @@ async def test_it_serves_what_the_cluster_has_and_goes_on_without_it(
             async def followed() -> bool:
                 return "cluster" not in await gateway.warnings()
 
-            await wait_until_async(followed)
+            await wait_until(followed)
             fake.remove(MODEL_DEPLOYMENTS, "x", "tiny")
             await answers(gateway, 404)
             gateway.process.terminate()
@@ -177,5 +177,5 @@ async def prepared(api: KubeApi, namespace: str) -> None:
     async def served() -> bool:
         return await api.has_resource(MODEL_DEPLOYMENTS)
 
-    await wait_until_async(served)
+    await wait_until(served)
     assert await api.has_resource(CUSTOM_RESOURCE_DEFINITIONS)

@@ -19,7 +19,7 @@ from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import RawConnection
 from fairlead_testing.processes import is_alive
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
-from fairlead_testing.waiting import wait_until, wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 
@@ -68,7 +68,7 @@ def test_a_killed_worker_costs_nobody_else_a_request_and_is_started_again(tmp_pa
                 asking = asyncio.create_task(client())
                 await wait_until(lambda: answered > 5)
                 os.kill(victim, signal.SIGKILL)
-                await wait_until_async(partial(whole, gateway, {victim}))
+                await wait_until(partial(whole, gateway, {victim}))
                 before = answered
                 await wait_until(lambda: answered > before + 5)
                 gone.set()
@@ -121,7 +121,7 @@ def test_a_worker_that_is_told_to_go_finishes_its_streams_and_is_replaced(tmp_pa
                         and await gateway.metric("fairlead_gateway_workers") == 2
                     )
 
-                await wait_until_async(replaced)
+                await wait_until(replaced)
                 fresh = await gateway.connections(2, exclude=name)
                 for line in (*fresh, other):
                     assert (await line.post(CHAT)).status == 200
@@ -137,7 +137,7 @@ def test_a_worker_that_is_told_to_go_finishes_its_streams_and_is_replaced(tmp_pa
                 async def done() -> bool:
                     return "drains" not in await gateway.warnings()
 
-                await wait_until_async(done)
+                await wait_until(done)
                 assert await gateway.metric("fairlead_gateway_worker_deaths_total") == 0
                 assert await gateway.metric("fairlead_gateway_received_total") == 7  # the former worker's four count
 
@@ -173,7 +173,7 @@ def test_worker_that_cannot_start_ends_the_start_and_is_retried_later(
             async def falls() -> bool:
                 return await gateway.metric("fairlead_gateway_worker_deaths_total") >= 3
 
-            await wait_until_async(falls)
+            await wait_until(falls)
             assert "ended with exit code 3" in await gateway.warnings()
             assert "1 of 2 workers do not serve yet" in await gateway.warnings()
             assert (await gateway.get("/readyz")).status == 200
@@ -182,7 +182,7 @@ def test_worker_that_cannot_start_ends_the_start_and_is_retried_later(
             async def stands() -> bool:
                 return await gateway.metric("fairlead_gateway_workers") == 2
 
-            await wait_until_async(stands)
+            await wait_until(stands)
             gateway.process.send_signal(signal.SIGTERM)
             assert await gateway.wait() == 0
 

@@ -33,7 +33,7 @@ from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_pro
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import get_request, send
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
-from fairlead_testing.waiting import wait_until, wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 
@@ -99,7 +99,7 @@ async def test_a_worker_sees_what_its_sibling_has_in_flight(tmp_path: Path) -> N
             async def busy() -> bool:
                 return await gateway.metric("fairlead_gateway_in_flight") == 1
 
-            await wait_until_async(busy)
+            await wait_until(busy)
             taken = "e-0/0/0" if any(b"stay" in call.body for call in one.calls) else "e-1/1/0"
             for _ in range(8):
                 assert (await other.post(CHAT)).fields["x-fairlead-instance"] != taken
@@ -132,7 +132,7 @@ async def test_a_worker_learns_which_prompts_its_sibling_has_sent_where(tmp_path
                 found = await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}")
                 return any(one["inputs"]["matched_tokens"]["value"] > 0 for one in found["choices"][0]["candidates"])
 
-            await wait_until_async(known)
+            await wait_until(known)
             await first.connection.close()
             await second.connection.close()
 
@@ -163,7 +163,7 @@ def test_a_worker_refuses_what_its_siblings_engines_died_of(tmp_path: Path) -> N
                     deadly = False
                     return (await second.post(body)).status == 422
 
-                await wait_until_async(refused)
+                await wait_until(refused)
                 await first.connection.close()
                 await second.connection.close()
 
@@ -200,11 +200,11 @@ async def test_keys_and_the_fleet_change_for_every_worker(tmp_path: Path, monkey
 
                 assert (await statuses("one"), await statuses("two")) == ({200}, {401})
                 await asyncio.to_thread(keyfile.write_text, keys("two"))
-                await wait_until_async(swapped)
+                await wait_until(swapped)
                 write_fleet_file(
                     path, fleet_of([one.url, two.url], states=[InstanceState.READY, InstanceState.DRAINING])
                 )
-                await wait_until_async(shown)
+                await wait_until(shown)
                 for line in lines:  # once it is shown, no worker routes by the old one
                     await line.connection.send(_keyed_post("two"))
                     assert (await line.connection.read_response()).fields["x-fairlead-instance"] == "e-0/0/0"
@@ -259,12 +259,12 @@ async def test_a_worker_that_does_not_answer_is_named_and_not_waited_for(tmp_pat
             async def says(words: str, expected: bool) -> bool:
                 return (words in await gateway.warnings()) is expected
 
-            await wait_until_async(partial(says, "has not answered for", True))
+            await wait_until(partial(says, "has not answered for", True))
             assert (await gateway.get("/readyz")).status == 200
             assert await gateway.metric("fairlead_gateway_workers") == 1
             assert await gateway.metric("fairlead_gateway_received_total") == 2  # as last known
             os.kill(stopped, signal.SIGCONT)
-            await wait_until_async(partial(says, "has not answered for", False))
+            await wait_until(partial(says, "has not answered for", False))
             for line in lines:
                 assert (await line.post(CHAT)).status == 200
                 await line.connection.close()
@@ -286,7 +286,7 @@ async def test_streams_of_several_workers_all_end_before_the_gateway_does(tmp_pa
             async def unready() -> bool:
                 return (await gateway.get("/readyz")).status == 503
 
-            await wait_until_async(unready)
+            await wait_until(unready)
             gate.go_on.set()
             for line in lines:
                 assert (await line.connection.reader.read()).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
@@ -307,7 +307,7 @@ async def test_a_second_signal_ends_the_gateway_at_once_and_cuts_no_stream_silen
             async def unready() -> bool:
                 return (await gateway.get("/readyz")).status == 503
 
-            await wait_until_async(unready)
+            await wait_until(unready)
             gateway.process.send_signal(signal.SIGTERM)
             rest = await line.connection.reader.read()
             assert b'"code":"gateway_draining"' in rest
@@ -334,15 +334,15 @@ async def test_what_a_stopped_worker_could_not_be_told_reaches_it_when_it_goes_o
             async def shown() -> bool:
                 return await states() == ["Ready", "Draining"]
 
-            await wait_until_async(mute)
+            await wait_until(mute)
             write_fleet_file(path, fleet_of([one.url, two.url], states=[InstanceState.READY, InstanceState.DRAINING]))
-            await wait_until_async(shown)  # nothing waits for the worker that does not answer
+            await wait_until(shown)  # nothing waits for the worker that does not answer
             os.kill(stopped, signal.SIGCONT)
 
             async def well() -> bool:
                 return not await mute()
 
-            await wait_until_async(well)
+            await wait_until(well)
             for line in lines:
                 assert (await line.post(CHAT)).fields["x-fairlead-instance"] == "e-0/0/0"
                 await line.connection.close()

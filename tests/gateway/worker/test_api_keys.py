@@ -26,7 +26,7 @@ from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 
@@ -199,9 +199,9 @@ async def test_a_process_follows_its_keys_and_keeps_the_last_good_ones(
                 asked = get_request("/readyz", more=bearer("two"))
                 return b"the keys file cannot be used" in (await send(url, asked))[0].body
 
-            await wait_until_async(swapped)
+            await wait_until(swapped)
             await asyncio.to_thread(path.write_text, "keys: [")
-            await wait_until_async(noted)
+            await wait_until(noted)
             assert await status("two") == 200
             await asyncio.to_thread(path.unlink)
             await asyncio.to_thread(path.write_text, keys_text("two", "three"))
@@ -209,7 +209,7 @@ async def test_a_process_follows_its_keys_and_keeps_the_last_good_ones(
             async def mended() -> bool:
                 return await status("three") == 200 and not await noted()
 
-            await wait_until_async(mended)
+            await wait_until(mended)
 
     with environment(monkeypatch):
         await main()
@@ -241,12 +241,12 @@ async def test_a_gateway_whose_only_key_is_revoked_lets_nobody_in(
 
             assert (await status(), await gauge()) == (200, b"fairlead_gateway_keys 1")
             await asyncio.to_thread(path.write_text, keys_text())
-            await wait_until_async(is_refused)
+            await wait_until(is_refused)
             assert await gauge() == b"fairlead_gateway_keys 0"
             assert (await send(gateway.url, get_request("/readyz")))[0].status == 200
             assert "lists no API key: every request is refused with 401" in await asyncio.to_thread(log.read_text)
             await asyncio.to_thread(path.unlink)
-            await wait_until_async(is_missing)
+            await wait_until(is_missing)
             assert await status() == 401
 
     with environment(monkeypatch), log.open("wb") as errors:
@@ -276,7 +276,7 @@ async def test_a_gateway_that_starts_with_a_broken_keys_file_serves_once_it_is_r
             async def serves() -> bool:
                 return (await send(gateway.url, get_request("/v1/models", more=bearer("one"))))[0].status == 200
 
-            await wait_until_async(serves)
+            await wait_until(serves)
             assert (await send(gateway.url, get_request("/readyz")))[0].status == 200
             assert (await send(gateway.url, get_request("/v1/models", more=bearer("two"))))[0].status == 401
 

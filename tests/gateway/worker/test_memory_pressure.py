@@ -23,7 +23,7 @@ from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
-from fairlead_testing.waiting import wait_until, wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 
@@ -187,7 +187,7 @@ async def test_a_process_near_its_limit_refuses_large_bodies_and_comes_back(tmp_
                     one.writer.transport.abort()
                     await one.close()
                 await asyncio.gather(*sending, *refusals, return_exceptions=True)
-            await wait_until_async(partial(_answers, gateway.url, LARGE, 200))
+            await wait_until(partial(_answers, gateway.url, LARGE, 200))
             gateway.process.send_signal(signal.SIGTERM)
             assert await gateway.wait() == 0
 

@@ -16,7 +16,7 @@ from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.kvstore.index_harness import InMemoryIndexer
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
-from fairlead_testing.processes import wait_until
+from fairlead_testing.processes import block_until
 from fairlead_testing.redis.valkey_cluster import ValkeyGroup
 from fairlead_testing.waiting import wait_until as until
 
@@ -101,7 +101,7 @@ async def test_writes_lost_in_a_failover_are_written_again(pair: ValkeyGroup) ->
         live.prompt()
         await until(live.agree)
         await asyncio.to_thread(
-            wait_until, lambda: replica.execute("XLEN", ev) == master.execute("XLEN", ev), "it has all"
+            block_until, lambda: replica.execute("XLEN", ev) == master.execute("XLEN", ev), "it has all"
         )
         before = master.execute("HGET", idx, "at")
         replica.freeze()

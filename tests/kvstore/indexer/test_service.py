@@ -20,7 +20,7 @@ from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
 from fairlead_testing.kvstore.indexer_process import IndexerProcess, indexer_process
 from fairlead_testing.redis.valkey import Valkey
-from fairlead_testing.waiting import wait_until, wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 
@@ -83,7 +83,7 @@ async def test_memory_of_redis_bounds_the_blocks_of_the_process(server: Valkey, 
                 "fairlead_indexer_max_blocks 524288.0",
             } <= set(lines)
 
-        await wait_until_async(is_bounded)
+        await wait_until(is_bounded)
 
 
 async def test_second_indexer_takes_over_without_a_loss(server: Valkey, tmp_path: Path) -> None:
@@ -96,12 +96,12 @@ async def test_second_indexer_takes_over_without_a_loss(server: Valkey, tmp_path
             assert (await first.get("/readyz")).status_code == 200
             assert (await first.metric("blocks"), await first.metric("leads")) == (4, 1)
             async with indexer_process(*arguments) as second:
-                await wait_until_async(lambda: _ready(second))
+                await wait_until(lambda: _ready(second))
                 assert await second.metric("leads") == 0
                 first.process.send_signal(signal.SIGKILL)
                 await first.process.wait()
                 await complete_prompt(engine, [*PROMPT, *range(900, 916)])  # without an indexer
-                await wait_until_async(lambda: _leads(second))
+                await wait_until(lambda: _leads(second))
                 await wait_until(
                     lambda: cached_blocks(feed, [*PROMPT, *range(900, 916)]) == {"e0": 5} and complete(feed, "e0")
                 )

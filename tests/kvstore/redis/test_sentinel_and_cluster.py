@@ -10,7 +10,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
-from fairlead_testing.processes import wait_until
+from fairlead_testing.processes import block_until
 from fairlead_testing.redis.valkey import connected_link
 from fairlead_testing.redis.valkey_cluster import ValkeyGroup
 from fairlead_testing.waiting import wait_until as until
@@ -27,7 +27,7 @@ async def test_master_is_found_by_sentinels_and_after_a_failover(pair: ValkeyGro
         assert await link.run([("SET", "a", "1"), ("INCR", "a"), ("GET", "a")]) == [True, 2, b"2"]
         assert link.describe().startswith("connected to shared by sentinels 127.0.0.1:")
         master, replica = pair.nodes
-        await asyncio.to_thread(wait_until, lambda: replica.execute("GET", "a") == "2", "the replica has it")
+        await asyncio.to_thread(block_until, lambda: replica.execute("GET", "a") == "2", "the replica has it")
         master.kill()
         await until(lambda: not link.state.connected)
         assert await link.run([("GET", "a")]) is None
@@ -55,8 +55,8 @@ async def test_demoted_master_is_left(pair: ValkeyGroup) -> None:
     async with connected_link(pair.url, QUICK, NAME) as link:
         master, replica = pair.nodes
         await asyncio.to_thread(pair.sentinels[0].execute, "SENTINEL", "FAILOVER", "shared")
-        await asyncio.to_thread(wait_until, lambda: replica.execute("ROLE")[0] == "master", "the replica was promoted")
-        await asyncio.to_thread(wait_until, lambda: master.execute("ROLE")[0] != "master", "the master was demoted")
+        await asyncio.to_thread(block_until, lambda: replica.execute("ROLE")[0] == "master", "the replica was promoted")
+        await asyncio.to_thread(block_until, lambda: master.execute("ROLE")[0] != "master", "the master was demoted")
 
         async def written() -> None:
             while await link.run([("SET", "b", "1")]) != [True]:
@@ -113,7 +113,7 @@ async def test_dead_master_is_reported_and_its_replica_found(ring: ValkeyGroup) 
         assert await link.run([("SET", key, "1") for key in KEYS]) is not None
         first, replica = ring.nodes[0], ring.nodes[3]
         held = await asyncio.to_thread(first.execute, "DBSIZE")
-        await asyncio.to_thread(wait_until, lambda: replica.execute("DBSIZE") == held, "the replica has all of it")
+        await asyncio.to_thread(block_until, lambda: replica.execute("DBSIZE") == held, "the replica has all of it")
         first.kill()
         await until(lambda: not link.state.connected)
         assert await link.run([("GET", KEYS[0])]) is None
@@ -126,6 +126,6 @@ async def test_hanging_node_is_skipped_for_another(ring: ValkeyGroup) -> None:
     replica.
     """
     ring.nodes[0].freeze()
-    wait_until(lambda: ring.nodes[3].execute("ROLE")[0] == "master", "the replica took over")
+    block_until(lambda: ring.nodes[3].execute("ROLE")[0] == "master", "the replica took over")
     async with connected_link(ring.url, QUICK, NAME) as link:
         assert await link.run([("SET", key, "1") for key in KEYS]) == [True] * len(KEYS)

@@ -17,7 +17,7 @@ import pytest
 from fairlead.engine_profile import builtin_profile
 from fairlead.errors import FairleadError, SettingsError
 from fairlead_sim.server import command_line
-from fairlead_testing.processes import is_listening, wait_until
+from fairlead_testing.processes import block_until, is_listening
 
 PATIENCE = 120.0
 
@@ -67,7 +67,7 @@ def test_a_second_signal_ends_a_drain_at_once() -> None:
             received = stream.iter_bytes()
             next(received)
             process.terminate()
-            wait_until(lambda: httpx.get(f"{url}/sim/state").json()["draining"], "the engine drains")
+            block_until(lambda: httpx.get(f"{url}/sim/state").json()["draining"], "the engine drains")
             process.terminate()
             with pytest.raises(httpx.HTTPError):
                 for _ in received:

@@ -28,7 +28,7 @@ from fairlead_sim.transcripts.http_client import (
     wait_for_value,
 )
 from fairlead_sim.transcripts.recording import HttpResponse, RecordedRequest, parse_response
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 SWITCHES = ("--model", "tiny", "--profile", "tiny-cpu", "--max-model-len", "32768")
 LONG = 10_000  # tokens: some 17 s of decoding, and nine of them fit into memory
@@ -132,7 +132,7 @@ async def test_a_killed_server_cuts_streams_and_answers_no_plain_request() -> No
         assert not told.endswith(LAST_CHUNK)
         assert b"[DONE]" not in told
         assert await _to_the_end(plain) == b""
-        await wait_until_async(partial(is_refused, engine))
+        await wait_until(partial(is_refused, engine))
 
 
 async def _to_the_end(connection: ClientConnection) -> bytes:
@@ -158,7 +158,7 @@ async def test_a_dead_engine_core_fails_every_answer_and_then_the_server_exits()
         assert bytes(stream.received).endswith(LAST_CHUNK)
         answer = await plain.read_response()
         assert (answer.status, error_of(answer)["message"]) == (500, CORE_DIED)
-        await wait_until_async(partial(is_refused, engine))
+        await wait_until(partial(is_refused, engine))
         await ended(engine)
 
 
@@ -172,7 +172,7 @@ async def test_sigterm_may_leave_a_stream_silent_until_its_client_leaves() -> No
         stream = await begin_stream(stack, engine, LONG)
         engine.process.terminate()
         assert await drained(idle) == b""
-        await wait_until_async(partial(is_refused, engine))
+        await wait_until(partial(is_refused, engine))
         # What was on its way arrives; then there is neither another byte nor an end.
         silent = asyncio.create_task(drained(stream))
         assert await _is_quiet(stream)
@@ -202,7 +202,7 @@ async def test_sigterm_by_default_aborts_what_runs(stream: bool) -> None:
         await wait_for_metric(engine.authority, lambda running: running == 1, RUNNING)
         engine.process.terminate()
         told = await drained(client)
-        await wait_until_async(partial(is_refused, engine))
+        await wait_until(partial(is_refused, engine))
         assert await ended(engine) == 0
         if stream:
             final, done = last_events(told)
@@ -247,7 +247,7 @@ async def test_a_drain_lets_a_stream_finish_while_everything_else_stays_up() -> 
         assert (await send_request(engine.authority, get_request("/health"))).status == 200
         await other.close()
         assert await drained(idle) == b""
-        await wait_until_async(partial(is_refused, engine))
+        await wait_until(partial(is_refused, engine))
         assert await ended(engine) == 0
 
 
@@ -321,7 +321,7 @@ async def test_what_a_drain_does_not_finish_in_time_hangs_until_its_client_leave
     async with launch_engine((*SWITCHES, "--shutdown-timeout", "0.5")) as engine, AsyncExitStack() as stack:
         streams = [await begin_stream(stack, engine, LONG) for _ in range(2)]
         engine.process.terminate()
-        await wait_until_async(partial(is_refused, engine))
+        await wait_until(partial(is_refused, engine))
         readers = [asyncio.create_task(drained(stream)) for stream in streams]
         assert all([await _is_quiet(stream) for stream in streams])
         assert engine.process.returncode is None

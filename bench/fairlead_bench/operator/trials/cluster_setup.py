@@ -15,7 +15,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.operators import OperatorProcesses, apply_crds_and_namespaces, run_deployments
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 TIMEOUT_SECONDS = 300.0
 
@@ -79,7 +79,7 @@ class TrialCluster:
                 return False
 
         try:
-            await wait_until_async(holds, TIMEOUT_SECONDS)
+            await wait_until(holds, TIMEOUT_SECONDS)
         except AssertionError:
             raise TimeoutError(f"{what}: not within {TIMEOUT_SECONDS:g} s\n{self.operators.logs()}") from None
 

@@ -31,7 +31,7 @@ from fairlead_cli.cluster.bundle.archive import BundleLimits, BundlePart, Packed
 from fairlead_cli.cluster.bundle.command import build_bundle
 from fairlead_cli.cluster.missing_value import MissingValue
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 SECRET = "canarysecretvalue77"
 PROMPT = "tell me of the yellow canary"
@@ -127,7 +127,7 @@ async def planted(api: Api) -> None:
     """A secret and a prompt in every place that a bundle looks at."""
     for kind in served_kinds():
         await api.apply(crd_manifest(kind), "test")
-    await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
+    await wait_until(lambda: api.has_resource(MODEL_DEPLOYMENTS))
     await api.apply(of(NAMESPACES, None, "fairlead"), "test")
     await api.apply(of(SERVICE_ACCOUNTS, "fairlead", "default"), "test")
     data = {"pepper": base64.b64encode(SECRET.encode()).decode()}

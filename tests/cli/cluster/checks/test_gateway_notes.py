@@ -16,7 +16,7 @@ from fairlead_cli.cluster.metrics_page import parse_metrics
 from fairlead_cli.cluster.pod_http import PodReport, Readiness
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.kube.fake_server import fake_api_server
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 Build = Mapping[str, Callable[..., Any]]
 
@@ -45,11 +45,11 @@ async def test_gateway_notes_on_lost_fleet_and_redis_are_recognised(
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
         monkeypatch.setenv("FAIRLEAD_REDIS_URL", f"unix://{tmp_path}/no-redis")
         async with gateway_process(None, "--kube", "x") as gateway:
-            await wait_until_async(lambda: _names(gateway, facts, "redis"))
+            await wait_until(lambda: _names(gateway, facts, "redis"))
             assert set(failing(facts, await gateway_report(gateway))) == {"redis"}
             fake.token = "another"
             fake.end_watches()
-            await wait_until_async(lambda: _names(gateway, facts, "gateway-fleet"))
+            await wait_until(lambda: _names(gateway, facts, "gateway-fleet"))
             found = failing(facts, await gateway_report(gateway))
             assert set(found) == {"redis", "gateway-fleet"}
             assert "Redis is away" in found["redis"]

@@ -13,7 +13,7 @@ from fairlead.runtime.clock import ManualClock
 from fairlead_cli.local.processes.child_process import ChildProcess, ProcessCommand
 from fairlead_cli.local.processes.managed_process import ManagedProcess, ProcessPhase, ProcessSpec
 from fairlead_cli.local.processes.reaper import Reaper
-from fairlead_testing.processes import is_alive, wait_until
+from fairlead_testing.processes import block_until, is_alive
 
 PATIENCE = 120.0
 SERVER = "import sys, time; print('ready http://x', flush=True); time.sleep(600)"
@@ -199,7 +199,7 @@ async def test_descendants_end_with_the_child(tmp_path: Path) -> None:
         await fixture.until(lambda: process.phase is ProcessPhase.READY)
         grandchild = int(note.read_text())
         await process.stop(PATIENCE)
-        await asyncio.to_thread(wait_until, lambda: not is_alive(grandchild), "the grandchild ends")
+        await asyncio.to_thread(block_until, lambda: not is_alive(grandchild), "the grandchild ends")
 
 
 async def test_child_output_goes_to_its_log(tmp_path: Path) -> None:

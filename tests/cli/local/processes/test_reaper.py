@@ -10,7 +10,7 @@ from types import TracebackType
 
 import pytest
 
-from fairlead_testing.processes import is_alive, wait_until
+from fairlead_testing.processes import block_until, is_alive
 
 SUPERVISOR = """
 import asyncio, sys
@@ -100,8 +100,8 @@ def test_sigkill_of_supervisor_leaves_no_process_and_no_directory(tmp_path: Path
     with SupervisorProcess(directory, script) as supervisor:
         assert not supervisor.has_ended()
         supervisor.kill()
-        wait_until(supervisor.has_ended, "children and reaper end")
-        wait_until(lambda: not directory.exists(), "the run directory is removed")
+        block_until(supervisor.has_ended, "children and reaper end")
+        block_until(lambda: not directory.exists(), "the run directory is removed")
 
 
 @linux_only
@@ -109,7 +109,7 @@ def test_children_end_with_the_supervisor_without_a_reaper(tmp_path: Path) -> No
     with SupervisorProcess(tmp_path, CHILD) as supervisor:
         os.kill(supervisor.reaper, signal.SIGKILL)
         supervisor.kill()
-        wait_until(supervisor.has_ended, "children end")
+        block_until(supervisor.has_ended, "children end")
 
 
 def test_replacement_reaper_knows_the_children(tmp_path: Path) -> None:
@@ -117,28 +117,28 @@ def test_replacement_reaper_knows_the_children(tmp_path: Path) -> None:
     directory.mkdir()
     with SupervisorProcess(directory, UNTIED if sys.platform == "linux" else CHILD) as supervisor:
         os.kill(supervisor.reaper, signal.SIGKILL)
-        wait_until(lambda: not is_alive(supervisor.reaper), "the reaper is dead")
+        block_until(lambda: not is_alive(supervisor.reaper), "the reaper is dead")
         supervisor.send("check")
         replaced, pid = supervisor.read_line().split()
         assert replaced == "True"
         assert int(pid) != supervisor.reaper
         supervisor.reaper = int(pid)
         supervisor.kill()
-        wait_until(supervisor.has_ended, "children and the second reaper end")
-        wait_until(lambda: not directory.exists(), "the run directory is removed")
+        block_until(supervisor.has_ended, "children and the second reaper end")
+        block_until(lambda: not directory.exists(), "the run directory is removed")
 
 
 def test_reaper_ignores_terminal_signals(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
     with SupervisorProcess(directory, CHILD, 1) as supervisor:
-        wait_until(lambda: ignores(supervisor.reaper, *TERMINAL_SIGNALS), "the reaper has started")
+        block_until(lambda: ignores(supervisor.reaper, *TERMINAL_SIGNALS), "the reaper has started")
         for number in TERMINAL_SIGNALS:
             os.kill(supervisor.reaper, number)
         supervisor.send("check")
         assert supervisor.read_line().split()[0] == "False"
         supervisor.kill()
-        wait_until(supervisor.has_ended, "all end")
+        block_until(supervisor.has_ended, "all end")
 
 
 def test_closing_the_reaper_kills_children_and_removes_directory(tmp_path: Path) -> None:
@@ -148,5 +148,5 @@ def test_closing_the_reaper_kills_children_and_removes_directory(tmp_path: Path)
         supervisor.send("close")
         assert supervisor.process.wait(60) == 0
         assert not directory.exists()
-        wait_until(supervisor.has_ended, "children end")
+        block_until(supervisor.has_ended, "children end")
         supervisor.kill()

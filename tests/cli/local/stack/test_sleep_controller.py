@@ -19,7 +19,7 @@ from fairlead_cli.local.processes.managed_process import ProcessPhase
 from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec, SleepState
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
-from fairlead_testing.processes import wait_until
+from fairlead_testing.processes import block_until
 
 KEY = "default/m"
 POOL = (KEY, "main")
@@ -97,7 +97,7 @@ class StackFixture:
         await self.until(lambda: self.states() == list(states))
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        await asyncio.to_thread(wait_until, condition, "the engines get there")
+        await asyncio.to_thread(block_until, condition, "the engines get there")
 
     async def scale(self, replicas: int, asleep: int = 0) -> None:
         await self.supervisor.scale(*POOL, replicas, (), asleep)

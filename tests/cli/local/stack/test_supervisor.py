@@ -26,7 +26,7 @@ from fairlead_cli.local.stack.engine_process import EnginePoolSpec
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
 from fairlead_cli.management import api_types
 from fairlead_testing.ports import unused_port
-from fairlead_testing.processes import is_alive, wait_until
+from fairlead_testing.processes import block_until, is_alive
 
 PATIENCE = 120.0
 KEY = "default/m"
@@ -113,7 +113,7 @@ class StackFixture:
         return {instance.id.split("/")[0]: instance.state for instance in self.file().instances[KEY]}
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        await asyncio.to_thread(wait_until, condition, "the supervisor gets there")
+        await asyncio.to_thread(block_until, condition, "the supervisor gets there")
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ import openai
 import pytest
 
 from fairlead_testing.local_stack import SMALL_MANIFEST, LocalStack, StackFootprint
-from fairlead_testing.processes import descendants, is_alive, is_listening, wait_until
+from fairlead_testing.processes import block_until, descendants, is_alive, is_listening
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
@@ -61,7 +61,7 @@ def assert_leaves_nothing(up: LocalStack, number: Signals) -> None:
     footprint = StackFootprint(up)
     up.signal(number)
     assert up.wait_exit() == (-number if number == SIGKILL else 0)
-    wait_until(footprint.is_gone, f"no process, no port and no directory is left after {number.name}")
+    block_until(footprint.is_gone, f"no process, no port and no directory is left after {number.name}")
 
 
 @pytest.mark.usefixtures("new_interpreters")
@@ -83,7 +83,7 @@ def test_client_streams_and_ctrl_c_leaves_no_process(up: LocalStack) -> None:
         up.signal(SIGINT)
         assert list(lines)[-2:] == ["data: [DONE]", ""], "the request in flight finishes"
     assert up.wait_exit() == 0
-    wait_until(footprint.is_gone, "no process, no port and no directory is left")
+    block_until(footprint.is_gone, "no process, no port and no directory is left")
     assert sum(line.startswith("ready") for line in up.lines) == 1
     assert any("curl" in line for line in up.lines)
     assert any("from openai import OpenAI" in line for line in up.lines)
@@ -96,12 +96,12 @@ def test_sigkill_leaves_no_process(up: LocalStack) -> None:
 
 def test_signal_during_start_leaves_no_process(tmp_path: Path) -> None:
     with LocalStack(tmp_path) as starting:
-        wait_until(lambda: len(starting.children()) >= 2, "the first processes run")
+        block_until(lambda: len(starting.children()) >= 2, "the first processes run")
         pids = set(starting.children())
         starting.signal(SIGINT)
         assert starting.wait_exit() == 0
     assert not any(line.startswith("ready") for line in starting.lines)
-    wait_until(lambda: not any(map(is_alive, pids)), "all processes end")
+    block_until(lambda: not any(map(is_alive, pids)), "all processes end")
     assert not list(tmp_path.glob("fairlead/up-*"))
 
 
@@ -112,10 +112,10 @@ def test_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
         with httpx.stream("POST", f"{slow.url}/v1/chat/completions", json=long, trust_env=False) as answer:
             next(line for line in answer.iter_lines() if '"content"' in line)
             slow.signal(SIGINT)
-            wait_until(lambda: any("stopping" in line for line in slow.lines), "the first Ctrl-C has an effect")
+            block_until(lambda: any("stopping" in line for line in slow.lines), "the first Ctrl-C has an effect")
             slow.signal(SIGINT)
             assert slow.wait_exit() == 0
-        wait_until(footprint.is_gone, "nothing is left")
+        block_until(footprint.is_gone, "nothing is left")
 
 
 def test_requests_succeed_while_a_killed_engine_restarts_and_sigterm_leaves_nothing(up: LocalStack) -> None:
@@ -125,8 +125,8 @@ def test_requests_succeed_while_a_killed_engine_restarts_and_sigterm_leaves_noth
     os.kill(victim, SIGKILL)
     after = [post_chat(up, max_tokens=1) for _ in range(40)]
     assert [answer.text for answer in (*before, *after) if answer.status_code != 200] == []
-    wait_until(lambda: returns(up) == 1, "the engine is back")
-    wait_until(lambda: up.command("local", "status").returncode == 0, "status finds all engines again")
+    block_until(lambda: returns(up) == 1, "the engine is back")
+    block_until(lambda: up.command("local", "status").returncode == 0, "status finds all engines again")
     assert victim not in descendants(up.process.pid)
     assert_leaves_nothing(up, SIGTERM)
 
@@ -136,7 +136,7 @@ def test_killed_redis_indexer_or_gateway_is_restarted_and_sighup_leaves_no_proce
         os.kill(up.pid_of(part), SIGKILL)
         if part != "-m fairlead_gateway ":
             assert post_chat(up, max_tokens=3).status_code == 200, f"without {part}"
-        wait_until(lambda count=count: returns(up) == count, f"{part} is back")  # type: ignore[misc]
+        block_until(lambda count=count: returns(up) == count, f"{part} is back")  # type: ignore[misc]
         assert post_chat(up, max_tokens=3).status_code == 200, f"after {part}"
     assert_leaves_nothing(up, SIGHUP)
 
@@ -204,7 +204,7 @@ def test_closed_output_ends_the_stack(tmp_path: Path) -> None:
         process.stdout.close()
         os.kill(engine, SIGKILL)  # an event, which cannot be printed
         process.wait(60)
-    wait_until(lambda: not any(map(is_alive, pids)), "nothing is left")
+    block_until(lambda: not any(map(is_alive, pids)), "nothing is left")
 
 
 def test_engines_can_share_a_process(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_engines_can_share_a_process(tmp_path: Path) -> None:
             return client().get(f"{up.manage}/api/fleet").json()["models"][0]
 
         assert fleet_model()["preset"] == "round-robin"
-        wait_until(
+        block_until(
             lambda: [instance["state"] for instance in fleet_model()["instances"]] == ["Ready"] * 8,
             "the gateway knows that all engines are ready",
         )
@@ -264,7 +264,7 @@ def test_two_stacks_run_side_by_side(shared: LocalStack) -> None:
     with LocalStack(shared.runtime).wait_ready() as second:
         assert {shared.url, shared.manage}.isdisjoint({second.url, second.manage})
         assert second.url in second.command("local", "status").stdout
-    wait_until(lambda: shared.url in shared.command("local", "status").stdout, "the first one is found again")
+    block_until(lambda: shared.url in shared.command("local", "status").stdout, "the first one is found again")
 
 
 def test_terminal_shows_the_live_view_and_is_restored(tmp_path: Path) -> None:

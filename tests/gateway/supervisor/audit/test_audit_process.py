@@ -12,7 +12,7 @@ import pytest
 from fairlead.audit.reader import AuditQuery, read_folder
 from fairlead_testing.engines.scripted import scripted_engine, well_behaved
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 PEPPER = "canary-pepper"
 KEYS = {"acme": "canary-key-of-acme", "beta": "canary-key-of-beta"}
@@ -67,14 +67,14 @@ async def _use(gateway: GatewayProcess, files: Path) -> None:
     async def is_refused() -> bool:
         return (await _manage(gateway, "/api/decisions", team)).status_code == 401
 
-    await wait_until_async(is_refused)
+    await wait_until(is_refused)
     await asyncio.to_thread((files / "revoked").write_text, _digest(KEYS["beta"]) + "\n")
 
     async def is_revoked() -> bool:
         audit = (await _manage(gateway, "/api/audit?tenant=beta", support)).json()["records"]
         return [(record["action"], record["object"]) for record in audit] == [("KeyRevoked", "ApiKey/beta/beta")]
 
-    await wait_until_async(is_revoked)
+    await wait_until(is_revoked)
     records = (await _manage(gateway, "/api/audit", support)).json()["records"]
     assert {"TenantsLoaded", "TokensChanged", "AccessDenied", "ManagementRead", "ModelsLoaded"} <= {
         record["action"] for record in records

@@ -17,7 +17,7 @@ from fairlead_testing.http.raw_client import post_request, send
 from fairlead_testing.kvstore.indexer_process import indexer_process
 from fairlead_testing.pytest_hooks.nightly import shortened
 from fairlead_testing.redis.valkey import Valkey
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 
@@ -39,10 +39,10 @@ async def test_what_an_engine_evicted_is_not_expected_there(tmp_path: Path, work
         size, expected, cached = await place.cached(text_of("first"))
         assert cached > 0.9 * size
         assert abs(expected - cached) < 0.1 * size
-        await wait_until_async(place.is_cheapest_with(40))
+        await wait_until(place.is_cheapest_with(40))
         for name in ("second", "third", "fourth", "fifth"):  # 4,000 tokens in a cache of 4,096
             await place.chat(text_of(name))
-        await wait_until_async(
+        await wait_until(
             place.is_cheapest_with(ENGINE_BLOCKS - 8)
         )  # its events were read: further requests would outrun them
 
@@ -51,7 +51,7 @@ async def test_what_an_engine_evicted_is_not_expected_there(tmp_path: Path, work
             assert cached < 0.3 * size
             return expected < 0.3 * size  # at the latest when the workers know
 
-        await wait_until_async(is_gone)
+        await wait_until(is_gone)
         await place.chat(text_of("fifth"))
         size, expected, cached = await place.cached(text_of("fifth"))
         assert cached > 0.9 * size
@@ -78,8 +78,8 @@ async def test_an_engine_that_was_started_anew_holds_nothing_for_anybody(tmp_pat
                 assert cached < 0.2 * size
                 return expected < 0.2 * size
 
-            await wait_until_async(read_again)
-            await wait_until_async(no_ghost)  # workers know it a twentieth of a second later
+            await wait_until(read_again)
+            await wait_until(no_ghost)  # workers know it a twentieth of a second later
 
 
 async def test_an_index_that_is_not_true_is_quarantined_and_nobody_notices(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ async def test_an_index_that_is_not_true_is_quarantined_and_nobody_notices(tmp_p
                 await place.chat(text)
             return bool((await place.index())["state"] == "quarantined")
 
-        await wait_until_async(out)
+        await wait_until(out)
         found = await place.index()
         assert found["reason"] == "the index predicts what the engine does not find"
         assert found["predicted_tokens"] > 4 * found["reported_tokens"]
@@ -121,7 +121,7 @@ async def test_an_engine_that_does_not_report_cached_tokens_is_said_to_be_silent
             await place.chat(text_of("first"))
             return bool((await place.index())["silent"] > 0)
 
-        await wait_until_async(silent)
+        await wait_until(silent)
         found = await place.index()
         assert found["ratio"] is None
         assert "does not report cached tokens" in found["reason"]
@@ -140,9 +140,9 @@ async def test_gateways_with_a_redis_follow_the_index_that_an_indexer_writes_the
             async def led() -> bool:
                 return not await unled()
 
-            await wait_until_async(unled)
+            await wait_until(unled)
             await stack.enter_async_context(indexer_process("--fleet", str(place.path), "--redis", server.url))
-            await wait_until_async(led)
+            await wait_until(led)
             await place.wait_for_state("incomplete")  # the index was loaded before it had a block
             await place.chat(text_of("first"))
             await place.wait_for_state("index")
@@ -152,7 +152,7 @@ async def test_gateways_with_a_redis_follow_the_index_that_an_indexer_writes_the
                 inputs = asked["choices"][0]["candidates"][0]["inputs"]
                 return "indexed_tokens" in inputs and inputs["indexed_tokens"]["value"] > 900
 
-            await wait_until_async(known)
+            await wait_until(known)
             server.kill()
             await place.wait_for_state("stale")
             size, expected, cached = await place.cached(text_of("first"))
@@ -188,7 +188,7 @@ async def test_adapters_and_salts_are_followed_and_never_credited_to_one_another
             async def known(fields: dict[str, str] = fields) -> bool:
                 return await credited(**fields) > 0.8 * size  # noqa: B023
 
-            await wait_until_async(known)
+            await wait_until(known)
             size, expected, cached = await place.cached(text, **fields)
             assert cached > 0.9 * size
             assert abs(expected - cached) < 0.1 * size
@@ -212,7 +212,7 @@ async def test_a_gateway_that_starts_knows_the_links_of_the_one_before(
             async def is_stored() -> bool:
                 return bool(await redis.xlen(redis_keys.prompt_alignments(MODEL_KEY)) >= len(texts))
 
-            await wait_until_async(is_stored)
+            await wait_until(is_stored)
             for _, fields in await redis.xrange(redis_keys.prompt_alignments(MODEL_KEY)):
                 assert not any(text[:12].encode() in fields[DATA_FIELD] for text in texts)
         place.gateway.process.kill()
@@ -226,4 +226,4 @@ async def test_a_gateway_that_starts_knows_the_links_of_the_one_before(
                 inputs = (await place.chat(texts[0]))["choices"][0]["candidates"][0]["inputs"]
                 return "indexed_tokens" in inputs and inputs["indexed_tokens"]["value"] > 250
 
-            await wait_until_async(known)
+            await wait_until(known)

@@ -29,7 +29,7 @@ from fairlead_testing.http.slow_link import slow_link
 from fairlead_testing.kvstore.indexer_process import indexer_process
 from fairlead_testing.ports import unused_ports
 from fairlead_testing.redis.valkey import Valkey
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 
@@ -76,7 +76,7 @@ class Stage:
             async def known(number: int = number) -> bool:
                 return await self.credited(number, text) > 700
 
-            await wait_until_async(known)
+            await wait_until(known)
 
     async def until_state(self, *states: str) -> None:
         """Waits until each gateway reports one of these states of the engine's index."""
@@ -86,7 +86,7 @@ class Stage:
                 models = (await gateway.get_json("/api/fleet"))["models"]
                 return models[0]["instances"][0]["index"]["state"] in states
 
-            await wait_until_async(reached)
+            await wait_until(reached)
 
     async def start_indexer(self) -> None:
         """Starts an indexer and waits until it is ready."""
@@ -160,7 +160,7 @@ async def test_a_redis_200_ms_away_is_shared_through_and_costs_no_request(tmp_pa
             async def hears(one: GatewayProcess = one) -> bool:
                 return await one.metric("fairlead_gateway_peers") == 1
 
-            await wait_until_async(hears)
+            await wait_until(hears)
         async with traffic(place):
             await place.until_credited(text_of("far away"))
             await place.until_state("index")

@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from fairlead_sim.engine.tokenizer import CONTROL_TOKENS
 from fairlead_sim.engine.tokenizer import Tokenizer as Simulated
 from fairlead_testing.gateway.index_stage import MODEL_KEY, IndexStage, index_stage
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 SIMULATED = Simulated()
 
@@ -74,7 +74,7 @@ async def test_prompts_of_text_are_credited_as_the_engine_reports_them(
             indexed, cached = await credited(place, text)
             return indexed > 0.9 * cached > 800
 
-        await wait_until_async(known)
+        await wait_until(known)
 
 
 async def test_a_wrong_file_links_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ async def test_a_wrong_file_links_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         async def given_up() -> bool:
             return "no engine reported the tokens" in (await links(place))["how"]
 
-        await wait_until_async(given_up)
+        await wait_until(given_up)
         assert (await links(place))["blocks"] == 0
         await place.complete(SIMULATED.random_text(300, "another"))
         await place.wait_for_links(2)  # from the engine's tokens

@@ -19,7 +19,7 @@ from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.redis.valkey_cluster import ValkeyGroup
-from fairlead_testing.waiting import wait_until, wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 
@@ -375,7 +375,7 @@ async def exchange_all_models(one: Side, two: Side) -> None:
         await two.exchange.read_once()
         return sorted((model, item[2]) for model, item in two.sent) == sorted(zip(MANY, range(24), strict=True))
 
-    await wait_until_async(has_received)
+    await wait_until(has_received)
 
 
 @pytest.mark.timeout(300)

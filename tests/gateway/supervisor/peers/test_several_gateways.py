@@ -19,7 +19,7 @@ from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.pytest_hooks.nightly import shortened
 from fairlead_testing.redis.valkey import Valkey
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 
@@ -58,7 +58,7 @@ async def wait_for_peers(gateways: list[GatewayProcess], count: int) -> None:
         async def all_heard(one: GatewayProcess = one) -> bool:
             return await one.metric("fairlead_gateway_peers") == count
 
-        await wait_until_async(all_heard)
+        await wait_until(all_heard)
 
 
 async def inputs(gateway: GatewayProcess, text: str) -> tuple[dict[str, float | None], float]:
@@ -89,7 +89,7 @@ async def test_a_gateway_learns_which_prompts_another_has_sent_where(
                 await request(first.url, chat(prompts[-1]))
                 return (await inputs(second, prompts[len(prompts) // 2]))[1] > 0 if len(prompts) % 2 else False
 
-            await wait_until_async(known)
+            await wait_until(known)
             assert await first.metric("fairlead_gateway_peer_sent_total") > 0
             assert await second.metric("fairlead_gateway_peer_heard_total") > 0
 
@@ -104,14 +104,14 @@ async def test_a_gateway_that_starts_reads_back_what_the_others_sent(tmp_path: P
             async def is_restored() -> bool:
                 return await first.metric("fairlead_gateway_peer_sent_total") == 1
 
-            await wait_until_async(is_restored)
+            await wait_until(is_restored)
         # The first gateway ended without a message; what it sent is still a hint.
         async with gateway_process(path, "--redis", server.url) as second:
 
             async def read_back() -> bool:
                 return await second.metric("fairlead_gateway_peer_heard_total") == 1
 
-            await wait_until_async(read_back)
+            await wait_until(read_back)
             assert (await inputs(second, "x" * 3_000))[1] > 0
 
 
@@ -146,7 +146,7 @@ async def test_the_load_of_another_gateway_counts_and_is_gone_soon_after_it_was_
                 return busy not in seen
 
             urls = (other.url, third.url)
-            await wait_until_async(avoided)
+            await wait_until(avoided)
             busy = await taken()
             holder.process.kill()
             statuses: list[int] = []
@@ -156,7 +156,7 @@ async def test_the_load_of_another_gateway_counts_and_is_gone_soon_after_it_was_
                 statuses.extend(answer.status for answer in answers)
                 return busy in {answer.fields["x-fairlead-instance"] for answer in answers}
 
-            await wait_until_async(back)
+            await wait_until(back)
             await wait_for_peers([other, third], 1)
             assert set(statuses) == {200}
             go_on.set()
@@ -183,7 +183,7 @@ async def test_gateways_share_one_hot_table_which_another_takes_over_when_its_ow
                 return await agreed(several) is not None
 
             number = [0]
-            await wait_until_async(agree)
+            await wait_until(agree)
             kept = [await each.metric("fairlead_gateway_hot_tables_kept") for each in several]
             assert sorted(kept) == [0, 0, 1]
             before = await agreed(several)
@@ -197,7 +197,7 @@ async def test_gateways_share_one_hot_table_which_another_takes_over_when_its_ow
             async def tables() -> list[float]:
                 return [await each.metric("fairlead_gateway_hot_tables_kept") for each in several]
 
-            await wait_until_async(another)
+            await wait_until(another)
 
 
 async def test_requests_are_answered_while_redis_answers_nothing(tmp_path: Path, server: Valkey) -> None:
@@ -213,7 +213,7 @@ async def test_requests_are_answered_while_redis_answers_nothing(tmp_path: Path,
             async def said() -> bool:
                 return "Redis is away" in await first.warnings() and await first.metric("fairlead_gateway_peers") == 0
 
-            await wait_until_async(said)
+            await wait_until(said)
             assert (await request(first.url, CHAT)).status == 200
             server.thaw()
             await wait_for_peers([first, second], 1)

@@ -15,7 +15,7 @@ from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import post_request, send
 from fairlead_testing.pytest_hooks.nightly import shortened
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 
@@ -54,7 +54,7 @@ async def test_the_price_of_a_prompt_is_learned_from_requests(tmp_path: Path, wo
                 found = await profile()
                 return bool(found["learned"] and found["prefill_kilotoken_seconds"] > 0.6 * TRUE.prefill_time(1_000))
 
-            await wait_until_async(learned)
+            await wait_until(learned)
             before = (await gateway.get_json("/api/fleet"))["models"][0]["instances"][0]["profile"]
             as_in_a_file = FileProfile.model_validate(before["coefficients"]).to_engine_profile("learned")
             assert as_in_a_file.prefill_time(1_000) == pytest.approx(before["prefill_kilotoken_seconds"])
@@ -71,4 +71,4 @@ async def test_the_price_of_a_prompt_is_learned_from_requests(tmp_path: Path, wo
                 seconds = inputs["predicted_ttft_seconds"]["value"]
                 return bool(seconds > 2 * ASSUMED.prefill_time(1_000))
 
-            await wait_until_async(routed_by_it)
+            await wait_until(routed_by_it)

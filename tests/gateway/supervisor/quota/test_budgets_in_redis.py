@@ -12,7 +12,7 @@ from fairlead.fleet.model import TokenPrice
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_testing.gateway.limited_gateway import LimitedGateway, limited_gateways
 from fairlead_testing.redis.valkey import Valkey
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 
@@ -67,7 +67,7 @@ async def test_two_gateways_spend_a_budget_to_the_last_request(
         answered, refused = await _spend_all(gateways)
         spent = answered * _COST
         assert budget.amount - reserved < spent <= budget.amount
-        await wait_until_async(partial(_is_known, gateways, spent))
+        await wait_until(partial(_is_known, gateways, spent))
         error = refused.json()["error"]
         assert (error["code"], error["type"]) == ("insufficient_quota", "insufficient_quota")
         assert "the limit of 0.0000102 US dollars per day of tenant acme is reached" in error["message"]

@@ -10,10 +10,9 @@ from redis.crc import key_slot
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_kvstore.index import redis_keys
 from fairlead_testing.gateway.limited_gateway import LimitedGateway, limited_gateways, send_chats, send_until_spent
-from fairlead_testing.processes import wait_until
+from fairlead_testing.processes import block_until
 from fairlead_testing.redis.valkey_cluster import HOST, ValkeyGroup, ValkeyNode
-from fairlead_testing.waiting import wait_until as until
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
 _LIMIT = Limit(LimitUnit.REQUESTS, 40, Window.DAY)
@@ -68,11 +67,11 @@ async def test_a_replica_that_lags_becomes_master_and_no_request_counts_twice_or
     tenants = [Tenant("acme", limits=(_LIMIT,), enforcement=enforcement)]
     async with limited_gateways(pair.url, tenants, 2, folder) as gateways:
         await _get_answers(gateways, 8)
-        await until(lambda: _reported(gateways) == 8)
-        await asyncio.to_thread(wait_until, lambda: len(_copies(replica)) == 2, "the replica has the limits")
+        await wait_until(lambda: _reported(gateways) == 8)
+        await asyncio.to_thread(block_until, lambda: len(_copies(replica)) == 2, "the replica has the limits")
         old = await asyncio.to_thread(_copies, replica)
         await _get_answers(gateways, 12)
-        await until(lambda: _reported(gateways) == 20)
+        await wait_until(lambda: _reported(gateways) == 20)
         await asyncio.to_thread(replica.execute, "CONFIG", "SET", "replica-read-only", "no")
         before = gateways[0].service.ledgers["acme"].epoch
         master.kill()
@@ -86,7 +85,7 @@ async def test_a_replica_that_lags_becomes_master_and_no_request_counts_twice_or
             found += (await send_chats(gateways, 2)).count(200)  # an idle gateway asks the store nothing
             return all(ledger.is_open and ledger.epoch != before for ledger in ledgers)
 
-        await wait_until_async(is_another_epoch)
+        await wait_until(is_another_epoch)
         assert found + await send_until_spent(gateways, 40) == 20
         assert replica.execute("ROLE")[0] == "master"
 
@@ -106,11 +105,11 @@ async def test_a_master_of_a_cluster_dies_and_its_tenants_keep_their_limits(ring
     (first, *_) = (tenant for tenant in _TENANTS if _slot(tenant.name) < _SLOTS_OF_A_MASTER)
     async with limited_gateways(ring.url, [first], 2, lease_seconds=60) as gateways:
         await _get_answers(gateways, 20, first.name)
-        await until(lambda: _reported(gateways, first.name) == 20)
-        await asyncio.to_thread(wait_until, lambda: _is_copied(*ring.nodes[0:4:3]), "the replica has all of it")
+        await wait_until(lambda: _reported(gateways, first.name) == 20)
+        await asyncio.to_thread(block_until, lambda: _is_copied(*ring.nodes[0:4:3]), "the replica has all of it")
         ring.nodes[0].kill()
         await asyncio.to_thread(
-            wait_until, lambda: ring.nodes[3].execute("ROLE")[0] == "master", "the replica took over"
+            block_until, lambda: ring.nodes[3].execute("ROLE")[0] == "master", "the replica took over"
         )
         assert await send_until_spent(gateways, 40, first.name) == 20
 
@@ -119,7 +118,7 @@ async def test_a_slot_that_moves_takes_its_limits_along(ring: ValkeyGroup) -> No
     tenant = next(one for one in _TENANTS if _slot(one.name) // _SLOTS_OF_A_MASTER == 1)
     async with limited_gateways(ring.url, [tenant], 2, lease_seconds=60) as gateways:
         await _get_answers(gateways, 20, tenant.name)
-        await until(lambda: _reported(gateways, tenant.name) == 20)
+        await wait_until(lambda: _reported(gateways, tenant.name) == 20)
         await asyncio.to_thread(_move_slot, _slot(tenant.name), ring.nodes[1], ring.nodes[2])
         assert await send_until_spent(gateways, 40, tenant.name) == 20
         keys = await asyncio.to_thread(ring.nodes[2].execute, "KEYS", f"{redis_keys.tenant_limits(tenant.name)}*")

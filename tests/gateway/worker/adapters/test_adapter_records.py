@@ -15,7 +15,7 @@ from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_testing.gateway.adapted_gateway import Setting, adapted
 from fairlead_testing.gateway.running_gateway import MODEL_KEY
 from fairlead_testing.http.raw_client import request
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 
@@ -83,5 +83,5 @@ async def test_usage_names_the_adapter() -> None:
             reporter.flush()
             return len(rows) == 2
 
-        await wait_until_async(are_reported)
+        await wait_until(are_reported)
     assert [(row.model, row.adapter) for row in rows] == [(MODEL_KEY, "a"), (MODEL_KEY, "")]

@@ -20,7 +20,7 @@ from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_pro
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.gateway.token_issuer import AUDIENCE, ISSUER, SigningKeyPair, TestIssuer
 from fairlead_testing.http.raw_client import get_request, send
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 
@@ -139,13 +139,13 @@ async def test_a_gateway_follows_its_issuers_and_counts_uses(tmp_path: Path, mon
                 answers = [await _status(gateway, issuer.token(time.time())) for issuer in (NEXT, LOGIN)]
                 return answers == [200, 401]
 
-            await wait_until_async(is_rotated)
+            await wait_until(is_rotated)
 
             async def is_counted() -> bool:
                 (tenant,) = (await gateway.get("/api/tenants")).json["tenants"]
                 return [key["last_used_at"] is not None for key in tenant["keys"]] == [True]
 
-            await wait_until_async(is_counted, poll_seconds=0.2)
+            await wait_until(is_counted, poll_seconds=0.2)
 
 
 @pytest.mark.parametrize("options", [("--token-issuers", "issuers.yaml")])

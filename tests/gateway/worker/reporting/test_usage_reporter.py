@@ -21,7 +21,7 @@ from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.sim.engines import running_engine
-from fairlead_testing.waiting import wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 
@@ -68,7 +68,7 @@ async def rows_of(
             reporter.flush()
             return len(sent.rows) >= expected
 
-        await wait_until_async(is_reported)
+        await wait_until(is_reported)
     return sent.rows
 
 
@@ -180,7 +180,7 @@ def test_rows_are_exactly_what_simulated_engines_reported(wanted: list[tuple[str
                 reporter.flush()
                 return len(sent.rows) == len(wanted)
 
-            await wait_until_async(is_reported)
+            await wait_until(is_reported)
         for tenant, tokens_by_kind in reported.items():
             rows = [row for row in sent.rows if row.tenant == tenant]
             assert (sum(row.input_tokens for row in rows), sum(row.output_tokens for row in rows)) == tokens_by_kind

@@ -31,7 +31,7 @@ from fairlead_testing.gateway.running_gateway import (
 )
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
-from fairlead_testing.waiting import wait_until, wait_until_async
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 
@@ -193,16 +193,16 @@ def test_an_engine_that_is_well_again_is_probed_and_gets_its_share_back() -> Non
                 assert (await request(running.url, said(number))).status == 200
                 return health(running, "e-0/0/0") is state
 
-            await wait_until_async(lambda: is_in_state(HealthState.EJECTED))
+            await wait_until(lambda: is_in_state(HealthState.EJECTED))
             ill = False
-            await wait_until_async(lambda: is_in_state(HealthState.HEALTHY))
+            await wait_until(lambda: is_in_state(HealthState.HEALTHY))
 
             async def served() -> bool:
                 return (await request(running.url, said(number))).fields["x-fairlead-instance"] == "e-0/0/0" or (
                     await is_in_state(HealthState.EJECTED)
                 )
 
-            await wait_until_async(served)
+            await wait_until(served)
             assert health(running, "e-0/0/0") is HealthState.HEALTHY
 
     run_async(main())
