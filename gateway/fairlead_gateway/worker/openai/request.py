@@ -20,6 +20,7 @@ from fairlead_gateway.worker.openai.json_edit import (
     prepend_members,
     replace_first_member,
     replace_scanned_text,
+    rewrite_members,
     set_members,
 )
 from fairlead_gateway.worker.openai.model_names import ModelEntry, resolve_model_entry
@@ -152,6 +153,16 @@ class ModelRequest:
         self.parameters = parameters
         if self.decoded_fields is not None:
             _set_fields(self.decoded_fields, parameters)
+
+    def take_back_usage(self) -> None:
+        """Takes back that the engine counts the tokens of the stream, which the client did not ask
+        for.
+        """
+        fields = self.decoded_fields  # None: a scanned chat, which has no `stream_options`
+        options = fields.stream_options if isinstance(fields, GenerationFields) else UNSET
+        theirs = None if options is UNSET else bytes(options)
+        self.body = rewrite_members(self.body, lambda name, value: theirs if name == "stream_options" else value)
+        self.strip_usage = False
 
     def messages(self) -> bytes:
         """Returns the JSON text of a chat's messages; empty for other requests."""

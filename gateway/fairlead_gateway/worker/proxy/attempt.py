@@ -224,6 +224,7 @@ class Attempt:
             on_verdict=on_verdict,
         )
         engine_response.namespace = self.address.namespace
+        engine_response.choices = request.sequences
         self.has_verdict, self.error = False, None
         now = self.dispatched_at = dispatcher.now()
         if self._sent is None:

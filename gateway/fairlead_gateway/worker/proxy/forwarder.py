@@ -9,6 +9,7 @@ allows that (`stream_resume`). Otherwise it ends with an error event and without
 """
 
 from collections.abc import Mapping
+from typing import Final
 
 from fairlead.decision import Decision
 from fairlead_gateway.errors import GatewayError, QuarantinedRequest
@@ -26,6 +27,7 @@ from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.retry import (
     ADAPTER_MISSING,
+    FIELD_REFUSED,
     AttemptFailure,
     RetryBudget,
     should_retry,
@@ -34,6 +36,8 @@ from fairlead_gateway.worker.resilience.retry import (
 from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
 from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
+
+_MAX_WITHOUT_USAGE: Final = 4_096
 
 
 class _NoLongerReady(Exception):
@@ -64,6 +68,7 @@ class Forwarder:
         self._relay = relay
         self._limit_gate = limit_gate
         self.fallbacks: Fallbacks | None = None
+        self._without_usage: dict[str, None] = {}  # instances that refuse to count the tokens of streams
         self._now = dispatcher.now
         self._loop = dispatcher.runtime.loop
         self._limits = dispatcher.runtime.limits
@@ -125,10 +130,21 @@ class Forwarder:
                 if context.trace is not None:
                     context.trace.finish_span(ATTEMPT, failure.cause)
                 if not self._prefill_coordinator.retry_without_transfer(context, failure):
-                    if not self._is_adapter_to_reload(attempt, failure):
+                    if failure.cause == FIELD_REFUSED:
+                        self._on_usage_refused(attempt)
+                    elif not self._is_adapter_to_reload(attempt, failure):
                         excluded |= {attempt.instance_id}
                     self._check_retry(attempt, failure)
             attempt = None
+
+    def _on_usage_refused(self, attempt: Attempt) -> None:
+        """Sends the request once more without what the gateway added to it, and later ones at
+        once.
+        """
+        attempt.context.request.take_back_usage()
+        if len(self._without_usage) == _MAX_WITHOUT_USAGE:
+            self._without_usage.clear()
+        self._without_usage[attempt.instance_id] = None
 
     def _is_adapter_to_reload(self, attempt: Attempt, failure: AttemptFailure) -> bool:
         """Records an engine that has lost its adapters; returns whether it may load them again."""
@@ -217,6 +233,8 @@ class Forwarder:
         transfer.
         """
         context = attempt.context
+        if context.request.strip_usage and attempt.instance_id in self._without_usage:
+            context.request.take_back_usage()
         body = context.request.body
         if context.handoff is not None:
             body = self._prefill_coordinator.request_body(context)

@@ -21,7 +21,7 @@ from fairlead_gateway.worker.proxy.relayed_stream import (
     StreamLifecycle,
     record_relayed,
 )
-from fairlead_gateway.worker.proxy.response_check import is_error_object, not_served_body
+from fairlead_gateway.worker.proxy.response_check import is_error_object, refusal_body
 from fairlead_gateway.worker.proxy.stream_resume import StreamResume
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.request_context import RequestContext
@@ -152,7 +152,7 @@ class ResponseRelay(StreamEnding):
         if engine_response.status >= 400:
             context.result.error = ENGINE_REFUSED
             if not is_error_object(body):
-                content_type, body = JSON_TYPE, not_served_body(engine_response.status, context.http_request.id)
+                content_type, body = JSON_TYPE, refusal_body(engine_response.status, body, context.http_request.id)
         rewriter = _body_rewriter(context, engine_response)
         body = body if rewriter is None else rewriter.rewrite(body)
         context.response.send(engine_response.status, headers, body, content_type=content_type)

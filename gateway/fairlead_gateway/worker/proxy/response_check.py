@@ -8,19 +8,33 @@ import msgspec
 from fairlead_gateway.errors import error_body
 from fairlead_gateway.native import SCAN_USAGE
 from fairlead_gateway.worker.request_context import RequestContext, RoutedChoice
-from fairlead_gateway.worker.resilience.retry import ADAPTER_MISSING, AttemptFailure
+from fairlead_gateway.worker.resilience.retry import ADAPTER_MISSING, FIELD_REFUSED, AttemptFailure
 from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.response import EngineResponse
 from fairlead_gateway.worker.upstream.response_schemas import PLAIN_RESPONSE_DECODER, USAGE_DECODER
-from fairlead_gateway.worker.upstream.usage import InBandError, Usage, parse_in_band_error, parse_usage, scanned_usage
+from fairlead_gateway.worker.upstream.sse import GARBAGE, has_failed_finish
+from fairlead_gateway.worker.upstream.usage import (
+    InBandError,
+    Usage,
+    engine_words,
+    error_in,
+    parse_in_band_error,
+    parse_usage,
+    scanned_usage,
+)
 
 _MAX_PARSED_BYTES: Final = 65_536
 _TAIL_BYTES: Final = 4_096
 _ACCOUNT_STATUSES: Final = frozenset({401, 402, 403})
-_OVERLOAD_STATUSES = frozenset({429, 503})
+_UNKNOWN_PATH_WORDS: Final = ("", "Not Found", "Method Not Allowed")
+_OVERLOAD_STATUSES: Final = frozenset({429, 503, 529})
 _WRONG_MODEL = re.compile(rb'"param"\s*:\s*"model"|The model `[^`]{1,512}` does not exist')  # embeddings name no param
 _MISSING_ADAPTERS: Final = (b"LoRA adapter that has never been loaded", b"requested LoRA adapters are not loaded")
 """Words of SGLang, with status 400."""
+_USAGE_FIELD: Final = b"stream_options"
+_CLIENT_STATUSES: Final = frozenset({429, 501})
+"""501: the engine has no such function, for whatever request. vLLM, llama.cpp and TensorRT-LLM."""
+_REFUSALS: Final = (400, 422)
 _SCAN_USAGE: Final = SCAN_USAGE
 _DECODE_RESPONSE: Final = PLAIN_RESPONSE_DECODER.decode
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -39,15 +53,17 @@ def check_response(
     if engine_response.status == 404 and engine_response.is_complete and _is_wrong_model(engine_response.buffered_body):
         # Without an adapter, another server has taken over the address.
         raise AttemptFailure("wrong-model" if context.request.adapter is None else ADAPTER_MISSING)
-    if context.request.adapter is not None and _is_adapter_missing(engine_response):
+    if context.request.adapter is not None and _is_adapter_missing(_refusal_words(engine_response)):
         raise AttemptFailure(ADAPTER_MISSING)
+    if context.request.strip_usage and _USAGE_FIELD in _refusal_words(engine_response):
+        raise AttemptFailure(FIELD_REFUSED)
     response_error = _response_error(context, engine_response)
     if response_error is None:
         return
     if response_error.status in _OVERLOAD_STATUSES:
         raise AttemptFailure("overloaded", is_overload=True)
     if response_error.status >= 500:
-        raise AttemptFailure(f"status-{response_error.status}")
+        raise AttemptFailure(response_error.cause or f"status-{response_error.status}")
 
 
 def _response_error(context: RequestContext, engine_response: EngineResponse) -> InBandError | None:
@@ -56,22 +72,42 @@ def _response_error(context: RequestContext, engine_response: EngineResponse) ->
         if scanner.error is not None:
             return scanner.error
         if scanner.is_aborted:
-            return InBandError(500, "aborted")
-        return InBandError(502, "an empty stream") if engine_response.is_complete and not scanner.is_done else None
+            return InBandError(500, "aborted", "aborted")
+        is_empty = engine_response.is_complete and not scanner.is_done
+        return InBandError(502, "an empty stream", "cut") if is_empty else None
     status, request, choice = engine_response.status, context.request, context.choice
-    if status == 429:
+    if status in _CLIENT_STATUSES:
         return None  # like every 4xx, the client's business
     if status in _ACCOUNT_STATUSES and choice is not None and _is_about_account(choice, status):
         return InBandError(502, "the engine refuses the gateway's own token")
     if status >= 400:
         return InBandError(status, "")
     if request.stream or not (status == 200 or (request.is_passthrough and 200 < status < 300)):
-        return InBandError(502, "not what was asked for")
+        return InBandError(502, "not what was asked for", GARBAGE)
     if not engine_response.is_complete:
         return None
-    usage, is_readable = _parse_usage(engine_response.buffered_body)
+    body = engine_response.buffered_body
+    usage, is_readable = _parse_usage(body)
+    if not request.is_passthrough:
+        error = _plain_error(body) if is_readable else InBandError(502, "not JSON", GARBAGE)
+        if error is not None:
+            return error
     context.result.record_usage(usage)
-    return None if is_readable or request.is_passthrough else InBandError(502, "not JSON")
+    return None
+
+
+def _plain_error(body: bytes) -> InBandError | None:
+    """Returns the error in a whole plain response with status 200."""
+    if has_failed_finish(body):
+        return InBandError(500, "aborted", "aborted")
+    if body.find(b'"error"') < 0:
+        return None
+    try:
+        decoded = _DECODE_RESPONSE(body)
+    except _DECODE_ERRORS:
+        return None
+    error = error_in(decoded.error, decoded.object, body)
+    return parse_in_band_error(error, 500) if error else None
 
 
 def _is_about_account(choice: RoutedChoice, status: int) -> bool:
@@ -100,16 +136,17 @@ def _parse_usage(body: bytes) -> tuple[Usage | None, bool]:
     return parse_usage(decoded.usage), True
 
 
-def not_served_body(status: int, request_id: str) -> bytes:
+def refusal_body(status: int, body: bytes, request_id: str) -> bytes:
     """Returns the error object that replaces an error response of an engine without one.
 
-    An engine without the path answers `{"detail":"Not Found"}`, which no OpenAI client reads.
+    It has the engine's words. An engine without the path answers `{"detail":"Not Found"}`.
     """
-    if status in (404, 405):
+    words = engine_words(body)
+    if status in (404, 405) and words.message in _UNKNOWN_PATH_WORDS:
         text, code = "the model's engine does not serve this path", "unknown_url"
     else:
-        text, code = "the engine does not serve this request", "engine_refused"
-    return error_body(text, "invalid_request_error", None, code, request_id)
+        text, code = words.message or "the engine does not serve this request", words.code or "engine_refused"
+    return error_body(text, words.type or "invalid_request_error", words.param or None, code, request_id)
 
 
 def _is_wrong_model(body: bytes) -> bool:
@@ -117,22 +154,26 @@ def _is_wrong_model(body: bytes) -> bool:
     return len(body) < _TAIL_BYTES and b'"NotFoundError"' in body and _WRONG_MODEL.search(body) is not None
 
 
-def _is_adapter_missing(engine_response: EngineResponse) -> bool:
+def _is_adapter_missing(refusal: bytes) -> bool:
     """Whether an SGLang engine has not loaded the adapter: it has started again."""
-    error = engine_response.scanner.error if engine_response.is_stream else None
-    if error is not None:
-        text = error.message.encode()
-    elif engine_response.status == 400 and engine_response.is_complete:
-        text = engine_response.buffered_body
-    else:
-        return False
-    return any(words in text for words in _MISSING_ADAPTERS)
+    return any(words in refusal for words in _MISSING_ADAPTERS)
+
+
+def _refusal_words(engine_response: EngineResponse) -> bytes:
+    """Returns what an engine says that refuses a request; empty if it does not."""
+    if engine_response.is_stream:
+        error = engine_response.scanner.error
+        return error.message.encode() if error is not None else b""
+    is_refusal = engine_response.status in _REFUSALS and engine_response.is_complete
+    return engine_response.buffered_body if is_refusal else b""
 
 
 def is_error_object(body: bytes) -> bool:
-    """Whether the body is an OpenAI error object with a message."""
+    """Whether the body is an error object with a message, as OpenAI and Anthropic define one."""
     try:
         error = _DECODE_RESPONSE(body).error
+        fields = msgspec.json.decode(error) if error is not msgspec.UNSET else None
     except _DECODE_ERRORS:
         return False
-    return error is not msgspec.UNSET and bool(parse_in_band_error(bytes(error), 400).message)
+    message = fields.get("message") if isinstance(fields, dict) else None
+    return isinstance(message, str) and bool(message)

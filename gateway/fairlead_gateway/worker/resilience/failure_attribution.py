@@ -79,7 +79,7 @@ class FailureAttribution:
 
     def on_attempt_failed(self, context: RequestContext, failure: AttemptFailure) -> None:
         """Records a failure before the first byte; counts a refused connection or a stall now."""
-        if failure.is_overload or failure.is_local or failure.is_of_adapter:
+        if failure.is_overload or failure.is_local or failure.is_no_fault:
             self.outlier_detector.on_inconclusive(failure.instance_id)
         elif failure.cause in _IMMEDIATE_CAUSES and not _is_stall_counted(context, failure.cause):
             if failure.cause == "timeout" and not failure.is_final and not self._has_retry(context.caller):
@@ -242,7 +242,7 @@ def needs_core(context: RequestContext) -> bool:
 
 def _is_error_response(failure: AttemptFailure) -> bool:
     """Whether the engine took the request and failed it, at once and not for its load."""
-    if failure.is_overload or failure.is_local or failure.is_of_adapter:
+    if failure.is_overload or failure.is_local or failure.is_no_fault:
         return False
     return failure.cause not in _IMMEDIATE_CAUSES
 

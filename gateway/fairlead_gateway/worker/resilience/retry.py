@@ -40,7 +40,9 @@ DOWNLOAD_REFUSALS: Final = {
     "no_room": "adapter-no-room",
 }
 """The causes of failed downloads, by the downloader's code."""
-_QUICK_CAUSES: Final = ("refused", ADAPTER_MISSING)
+FIELD_REFUSED: Final = "field-refused"
+"""The instance refuses a field that the gateway added to the request."""
+_QUICK_CAUSES: Final = ("refused", ADAPTER_MISSING, FIELD_REFUSED)
 _ADAPTER_CAUSES: Final = frozenset(
     {ADAPTER_LOAD, ADAPTER_SLOTS, ADAPTER_MISSING, DOWNLOAD_FAILED, *DOWNLOAD_REFUSALS.values()}
 )
@@ -84,9 +86,14 @@ class AttemptFailure(Exception):
         return self.cause in _ADAPTER_CAUSES
 
     @property
+    def is_no_fault(self) -> bool:
+        """Whether the instance lacks something that this request needs, which is no fault of it."""
+        return self.is_of_adapter or self.cause == FIELD_REFUSED
+
+    @property
     def is_exempt_from_budget(self) -> bool:
         """Whether a retry is not charged to the budget."""
-        return self.crashed or not self.was_sent or self.cause == "gone" or self.is_of_adapter
+        return self.crashed or not self.was_sent or self.cause == "gone" or self.is_no_fault
 
 
 class _RetryCounts:

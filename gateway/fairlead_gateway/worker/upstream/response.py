@@ -52,6 +52,7 @@ class EngineResponse(ResponseSink):
     on_silence: see `ResponseSink.on_silence`.
     on_verdict: called with the verdict; without it, `verdict` is awaited.
     namespace: of the engine, whose responses share memory with others; set by the creator.
+    choices: answers that the request has; set by the creator.
 
     Why lazy parts: most responses are plain and go to `on_verdict`; scanner and futures would cost
     each of them.
@@ -80,6 +81,7 @@ class EngineResponse(ResponseSink):
         self._size = 0
         self._memory = runtime.response_memory
         self.namespace = ""
+        self.choices = 1
         self._buffered: BufferedBytes | None = None
         self._response: ResponseWriter | None = None
         self._observer: StreamObserver | None = None
@@ -107,7 +109,9 @@ class EngineResponse(ResponseSink):
         scanner = self._scanner
         if scanner is None:
             max_event_bytes = self._limits.sse_event_bytes
-            scanner = self._scanner = SseScanner(strip_usage=self._strip_usage, max_event_bytes=max_event_bytes)
+            scanner = self._scanner = SseScanner(
+                strip_usage=self._strip_usage, max_event_bytes=max_event_bytes, choices=self.choices
+            )
         return scanner
 
     @property
@@ -202,8 +206,10 @@ class EngineResponse(ResponseSink):
             self._buffer += self._filter_events(chunks)
             if self._is_out_of_memory:
                 self.on_error(UpstreamError(_OUT_OF_MEMORY))
-            elif self._buffer or self.scanner.is_finished or complete:
+            elif self.scanner.event_count or self.scanner.is_finished or complete:
                 self._on_first_chunk(now)
+            else:
+                self._buffer.clear()  # comments, which say that the engine waits
 
     def on_error(self, error: UpstreamError) -> None:
         """Receives an error of the connection: the verdict if there is none yet, else the end."""
@@ -246,6 +252,8 @@ class EngineResponse(ResponseSink):
         scanner = self.scanner
         is_first = self._response is None and not self._buffer
         events = filter_first_chunks(scanner, chunks) if is_first else scanner.filter_chunks(chunks)
+        if self.is_complete:
+            events += scanner.end()
         if scanner.has_long_event or self._buffered is not None:
             is_too_long = self._count_buffered(scanner.partial_bytes)
             if is_too_long and not scanner.is_finished:
@@ -295,7 +303,7 @@ class EngineResponse(ResponseSink):
         if events:
             self._response.write_chunks(events)
         if scanner.error is not None:
-            self._finish("error-event")
+            self._finish(scanner.error.cause or "error-event")
         elif self._is_out_of_memory:
             self._finish(_OUT_OF_MEMORY)
         elif scanner.is_aborted:

@@ -26,6 +26,7 @@ class StreamEvent(Struct):
 
     usage: UsageFields | None = None
     error: Raw | UnsetType = UNSET
+    object: Raw | UnsetType = UNSET
     choices: list[Raw] | None = None
 
 
@@ -34,17 +35,9 @@ class PlainResponse(Struct, gc=False):
 
     usage: UsageFields | None = None
     error: Raw | UnsetType = UNSET
-
-
-class EngineError(Struct):
-    """An OpenAI error object, or a similar one."""
-
-    message: str = ""
-    type: str | None = None
-    code: int | str | None = None
+    object: Raw | UnsetType = UNSET
 
 
 USAGE_DECODER = Decoder(UsageFields)
 EVENT_DECODER = Decoder(StreamEvent)
-ERROR_DECODER = Decoder(EngineError)
 PLAIN_RESPONSE_DECODER = Decoder(PlainResponse)

@@ -16,11 +16,12 @@ from typing import Final
 import msgspec
 
 from fairlead_gateway.worker.upstream.response_schemas import EVENT_DECODER
-from fairlead_gateway.worker.upstream.usage import InBandError, Usage, parse_in_band_error, parse_usage
+from fairlead_gateway.worker.upstream.usage import InBandError, Usage, error_in, parse_in_band_error, parse_usage
 
-_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
+_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\n\r\n", b"\r\r")
 _LONGEST_END: Final = 4
-_ANY_EVENT: Final = re.compile(rb".*?(?:\n\n|\r\n\r\n)[\r\n]*", re.DOTALL)
+_ANY_EVENT: Final = re.compile(rb".*?(?:\n\n|\n\r\n|\r\r)[\r\n]*", re.DOTALL)
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _LONG_EVENT_BYTES: Final = 16_384
 _MAX_TINY_EVENTS: Final = 64
 _MIN_MEAN_EVENT_BYTES: Final = 16  # of more events than that at once; the comments of a paused stream are few
@@ -33,16 +34,27 @@ _WORDS: Final = (b"usage", b"error")
 _WORD_BYTES: Final = 5
 _MAX_TEMPLATE_BYTES: Final = 1_024
 _EVENT_STARTS: Final = (b"data:", b":", b"event:", b"id:", b"retry:")
+_ERROR_FIELD: Final = b"error:"
+"""The field in which llama.cpp sent errors until the summer of 2025."""
+_DONE: Final = b"data: [DONE]\n\n"
+_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"(\w+)"')
+_FAILED_FINISHES: Final = frozenset({b"abort", b"error", b"cancelled", b"timeout"})
+"""Ends that no model and no client has chosen: of vLLM and SGLang, the last two of TensorRT-LLM."""
+GARBAGE: Final = "garbage"
+"""The cause of a response that cannot be read, as docs/reference/errors.md lists it."""
 
 
 class SseScanner:
     """The scanner of one stream.
 
     strip_usage: drops the usage event, which the client did not ask for.
+    choices: answers that the request has; 1 or more.
     has_long_event: a part of an event was longer than most events are.
     """
 
     __slots__ = (
+        "_choices",
+        "_finished_choices",
         "_head",
         "_head_bytes",
         "_inspected_bytes",
@@ -60,10 +72,12 @@ class SseScanner:
         "usage",
     )
 
-    def __init__(self, *, strip_usage: bool, max_event_bytes: int) -> None:
+    def __init__(self, *, strip_usage: bool, max_event_bytes: int, choices: int = 1) -> None:
         self._partial = bytearray()
         self._inspected_count = self._inspected_bytes = 0  # of one read, in however many chunks
         self._max_event_bytes = max_event_bytes
+        self._choices = choices
+        self._finished_choices = 0
         self._head = self._tail = b""  # around the text of an event that was searched
         self._head_bytes = self._tail_bytes = 0
         self.has_long_event = False
@@ -95,7 +109,8 @@ class SseScanner:
             if (  # `find` and not `in`, which first tries to read the bytes as a number
                 chunk.find(b'"usage"') >= 0
                 or chunk.find(b'"error"') >= 0
-                or chunk.find(b'"finish_reason":"abort"') >= 0
+                or chunk.find(b'"finish_reason":"') >= 0
+                or chunk.find(b'"finish_reason": "') >= 0
                 or chunk.find(b"[DONE]") >= 0
                 or not chunk.startswith(b"data: ")
             ):
@@ -147,6 +162,23 @@ class SseScanner:
         """Whether the stream has ended: done, aborted or with an error."""
         return self.is_done or self.is_aborted or self.error is not None
 
+    def end(self) -> list[bytes]:
+        """Returns what goes to the client when the body has ended as HTTP says it should.
+
+        Clients read a last event without its empty line, and an answer whose choices have all
+        finished is whole without `[DONE]`, which it gets here.
+        """
+        passed = []
+        if self._partial and not self.is_finished:
+            event = bytes(self._partial) + b"\n\n"
+            if _is_whole(event) and self._inspect_event(event):
+                passed.append(event)
+                self._partial.clear()
+        if not self.is_finished and self._finished_choices >= self._choices:
+            passed.append(_DONE)
+            self.is_done = True
+        return passed
+
     def _take_complete(self, chunk: bytes) -> bytes:
         """Returns all complete events; the rest waits for the next chunk.
 
@@ -158,7 +190,7 @@ class SseScanner:
         )  # no boundary is before it: the part would have been cut there
         partial += chunk
         complete = b""
-        if _LINE_FEED in chunk:
+        if _LINE_FEED in chunk or _CARRIAGE_RETURN in chunk:
             complete_size = max(
                 at + len(end) if (at := partial.rfind(end, search_start)) >= 0 else 0 for end in _EVENT_ENDS
             )
@@ -167,7 +199,7 @@ class SseScanner:
         if len(partial) > _LONG_EVENT_BYTES:
             self.has_long_event = True
         if len(partial) > self._max_event_bytes:
-            self.error = InBandError(502, "an event of the engine's stream is too long")
+            self.error = InBandError(502, "an event of the engine's stream is too long", GARBAGE)
         return complete
 
     def _inspect_events(self, events: bytes) -> bytes:
@@ -181,7 +213,7 @@ class SseScanner:
         self._inspected_bytes += len(events)
         count = self._inspected_count
         if count > _MAX_TINY_EVENTS and self._inspected_bytes < _MIN_MEAN_EVENT_BYTES * count:
-            self.error = InBandError(502, "the engine's stream is a flood of empty events")
+            self.error = InBandError(502, "the engine's stream is a flood of empty events", GARBAGE)
             return b""
         for event in parts:
             if self.is_finished:
@@ -194,8 +226,11 @@ class SseScanner:
         data = _event_data(event)
         if data is None:
             text = event.lstrip()
+            if text.startswith(_ERROR_FIELD):
+                self.error = parse_in_band_error(text[len(_ERROR_FIELD) :].strip(), 500)
+                return False
             if text and not text.startswith(_EVENT_STARTS):
-                self.error = InBandError(502, "the engine's stream is not an event stream")
+                self.error = InBandError(502, "the engine's stream is not an event stream", GARBAGE)
                 return False
             return True
         if data == b"[DONE]":
@@ -204,18 +239,21 @@ class SseScanner:
         try:
             fields = EVENT_DECODER.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self.error = InBandError(502, "the engine's stream holds an event that is not JSON")
+            self.error = InBandError(502, "the engine's stream holds an event that is not JSON", GARBAGE)
             return False
-        if fields.error is not msgspec.UNSET and bytes(fields.error) != b"null":
-            self.error = parse_in_band_error(bytes(fields.error), 500)
+        error = error_in(fields.error, fields.object, data)
+        if error:
+            self.error = parse_in_band_error(error, 500)
             return False
         if fields.usage is not None:
             self.usage = parse_usage(fields.usage)
             if self.strip_usage and not fields.choices:
                 return False
-        if data.find(b'"finish_reason":"abort"') >= 0:
-            self.is_aborted = True
-            return False
+        for reason in _FINISH.findall(data):
+            if reason in _FAILED_FINISHES:
+                self.is_aborted = True
+                return False
+            self._finished_choices += 1
         self.event_count += 1
         return True
 
@@ -229,11 +267,16 @@ def filter_first_chunks(scanner: SseScanner, chunks: list[bytes]) -> list[bytes]
     for chunk in chunks:
         if scanner.is_finished:
             break
-        complete = scanner._take_complete(chunk)
+        complete = scanner._take_complete(chunk).removeprefix(_BYTE_ORDER_MARK)
         events = scanner._inspect_events(complete) if complete and not scanner.is_finished else b""
         if events:
             passed.append(events)
     return passed
+
+
+def has_failed_finish(data: bytes) -> bool:
+    """Whether a choice of an event or a body was ended by the engine, not by the model."""
+    return any(reason in _FAILED_FINISHES for reason in _FINISH.findall(data))
 
 
 def _split_events(events: bytes) -> list[bytes]:
@@ -241,6 +284,18 @@ def _split_events(events: bytes) -> list[bytes]:
     if _CARRIAGE_RETURN in events or events.find(b"\n\n\n") >= 0:
         return _ANY_EVENT.findall(events)
     return [part + b"\n\n" for part in events.split(b"\n\n") if part]
+
+
+def _is_whole(event: bytes) -> bool:
+    """Whether an event is one without its empty line, and no part of one."""
+    data = _event_data(event)
+    if data is None or data == b"[DONE]":
+        return data is not None
+    try:
+        EVENT_DECODER.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def _event_data(event: bytes) -> bytes | None:

@@ -1,4 +1,16 @@
-"""Token counts and errors in the responses of engines."""
+"""Token counts and errors in the responses of engines.
+
+Engines, and what stands before them, send errors in these forms:
+
+    {"error": {"message", "type", "param", "code"}}              OpenAI, vLLM, llama.cpp
+    {"type": "error", "error": {"type", "message"}}              Anthropic
+    {"object": "error", "message", "type", "param", "code"}      SGLang, earlier vLLM
+    {"error": "text"}, {"message": "text"}                       TGI, Triton
+    {"detail": "text"}, {"detail": [{"loc", "msg"}, ...]}        FastAPI
+    text                                                         proxies
+
+Pages of HTML have no words for a client: a proxy wrote them for people.
+"""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,8 +18,15 @@ from typing import Final
 import msgspec
 
 from fairlead_gateway.native import ScannedUsage
-from fairlead_gateway.worker.upstream.response_schemas import ERROR_DECODER, UsageFields
+from fairlead_gateway.worker.upstream.response_schemas import UsageFields
 
+_MAX_TEXT: Final = 4_096
+_MAX_ITEMS: Final = 8
+_MAX_DEPTH: Final = 4
+_TEXT_FIELDS: Final = ("message", "msg", "error", "detail", "errors", "title")
+_NO_ERRORS: Final = (b"null", b'""', b"{}", b"[]", b"false")
+_ERROR_KIND: Final = b'"error"'
+_DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _MAX_TOKENS: Final = 1 << 31  # more than the largest `n` times the largest `max_tokens`
 
 
@@ -30,10 +49,22 @@ class InBandError:
     """An error in an engine's stream or body.
 
     status: the HTTP status that the engine means.
+    cause: the gateway's own verdict in one word; empty for an error that the engine reports.
     """
 
     status: int
     message: str
+    cause: str = ""
+
+
+@dataclass(slots=True)
+class EngineWords:
+    """The words of an engine on an error. A text is empty if the engine gives none."""
+
+    message: str = ""
+    type: str = ""
+    param: str = ""
+    code: str = ""
 
 
 def parse_usage(fields: UsageFields | None) -> Usage | None:
@@ -57,17 +88,84 @@ def _valid_count(count: int | None) -> int | None:
     return count if count is not None and 0 <= count <= _MAX_TOKENS else None
 
 
-def parse_in_band_error(raw: bytes, status: int) -> InBandError:
-    """Returns the status and message of an engine's error object.
+def engine_words(body: bytes) -> EngineWords:
+    """Returns the words of an error, in whatever form it is."""
+    try:
+        decoded = msgspec.json.decode(body)
+    except _DECODE_ERRORS:
+        return EngineWords(_plain_text(body))
+    if not isinstance(decoded, dict):
+        return EngineWords(_text(decoded, _MAX_DEPTH))
+    fields = decoded.get("error")
+    if not isinstance(fields, dict):
+        fields = decoded
+    names = (fields.get(name) for name in ("type", "param", "code"))
+    kind, param, code = (name if isinstance(name, str) else "" for name in names)
+    return EngineWords(_text(decoded, _MAX_DEPTH), kind, param, code)
 
-    The message is empty if the object is malformed.
+
+def error_in(error: msgspec.Raw | msgspec.UnsetType, kind: msgspec.Raw | msgspec.UnsetType, whole: bytes) -> bytes:
+    """Returns the error that an event or a body with status 200 holds; empty without one.
+
+    error, kind: the members `error` and `object`.
+    """
+    if error is not msgspec.UNSET:
+        found = bytes(error)
+        if found not in _NO_ERRORS:
+            return found
+    return whole if kind is not msgspec.UNSET and bytes(kind) == _ERROR_KIND else b""
+
+
+def parse_in_band_error(raw: bytes, status: int) -> InBandError:
+    """Returns the status and message of an engine's error. The message is empty if it has none.
+
     status: used unless the error's code is an HTTP status itself.
     """
     try:
-        error = ERROR_DECODER.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        decoded = msgspec.json.decode(raw)
+    except _DECODE_ERRORS:
         return InBandError(status, "")
-    code = error.code
+    code = None
+    if isinstance(decoded, dict):
+        inner = decoded.get("error")
+        code = (inner if isinstance(inner, dict) else decoded).get("code")
     if isinstance(code, str) and len(code) == 3 and code.isascii() and code.isdigit():
         code = int(code)
-    return InBandError(code if isinstance(code, int) and 400 <= code <= 599 else status, error.message)
+    if isinstance(code, int) and 400 <= code <= 599:
+        status = code
+    return InBandError(status, _text(decoded, _MAX_DEPTH))
+
+
+def _plain_text(body: bytes) -> str:
+    """Returns a body that is no JSON as text; empty for binary data and pages."""
+    try:
+        text = body.decode().strip()
+    except UnicodeDecodeError:
+        return ""
+    return "" if text.startswith(("<", "{", "[")) or not text.isprintable() else text[:_MAX_TEXT]
+
+
+def _text(value: object, depth: int) -> str:
+    """Returns the first text in a decoded error that is meant for people."""
+    if isinstance(value, str):
+        return value.strip()[:_MAX_TEXT]
+    if depth == 0:
+        return ""
+    if isinstance(value, list):
+        texts = (_text(item, depth - 1) for item in value[:_MAX_ITEMS])
+        return "; ".join(text for text in texts if text)[:_MAX_TEXT]
+    if not isinstance(value, dict):
+        return ""
+    for name in _TEXT_FIELDS:
+        text = _text(value.get(name), depth - 1)
+        if text:
+            return _located(value.get("loc"), text)
+    return ""
+
+
+def _located(place: object, text: str) -> str:
+    """Returns the text of FastAPI with the field that it is about."""
+    if not isinstance(place, list):
+        return text
+    names = [str(name) for name in place[:_MAX_ITEMS] if name != "body"]
+    return f"{'.'.join(names)}: {text}"[:_MAX_TEXT] if names else text
