@@ -53,7 +53,9 @@ _EXTERNAL_REFUSED: Final = "ExternalRefused"
 _MAX_GRAPHS: Final = 1_024
 _SCANNED_BYTES: Final = 4_096
 _TOO_LONG: Final = re.compile(
-    rb"maximum context length|context_length_exceeded|max_model_len|longer than the model's context length"
+    rb"maximum context length|context_length_exceeded|max_model_len"  # vLLM, OpenAI
+    rb"|longer than the model's context length|exceeds the maximum allowed length"  # SGLang
+    rb"|available context size|should not exceed max_num_tokens|prompt is too long"  # llama.cpp, TensorRT-LLM, Anthropic
 )
 
 

@@ -20,6 +20,7 @@ from fairlead_gateway.worker.upstream.usage import (
     error_in,
     parse_in_band_error,
     parse_usage,
+    read_usage,
     scanned_usage,
 )
 
@@ -90,6 +91,9 @@ def _response_error(context: RequestContext, engine_response: EngineResponse) ->
     usage, is_readable = _parse_usage(body)
     if not request.is_passthrough:
         error = _plain_error(body) if is_readable else InBandError(502, "not JSON", GARBAGE)
+        if error is not None and error.status < 500 and error.status not in _OVERLOAD_STATUSES:
+            engine_response.status = error.status  # it means a refusal, whatever status it sent
+            return None
         if error is not None:
             return error
     context.result.record_usage(usage)
@@ -133,7 +137,7 @@ def _parse_usage(body: bytes) -> tuple[Usage | None, bool]:
         decoded = _DECODE_RESPONSE(body)
     except _DECODE_ERRORS:
         return None, False
-    return parse_usage(decoded.usage), True
+    return read_usage(decoded.usage), True
 
 
 def refusal_body(status: int, body: bytes, request_id: str) -> bytes:
@@ -146,7 +150,8 @@ def refusal_body(status: int, body: bytes, request_id: str) -> bytes:
         text, code = "the model's engine does not serve this path", "unknown_url"
     else:
         text, code = words.message or "the engine does not serve this request", words.code or "engine_refused"
-    return error_body(text, words.type or "invalid_request_error", words.param or None, code, request_id)
+    kind = words.type or ("rate_limit_error" if status == 429 else "invalid_request_error")
+    return error_body(text, kind, words.param or None, code, request_id)
 
 
 def _is_wrong_model(body: bytes) -> bool:

@@ -24,7 +24,7 @@ class UsageFields(Struct, gc=False):
 class StreamEvent(Struct):
     """The fields of an event that are read."""
 
-    usage: UsageFields | None = None
+    usage: Raw | UnsetType = UNSET
     error: Raw | UnsetType = UNSET
     object: Raw | UnsetType = UNSET
     choices: list[Raw] | None = None
@@ -33,11 +33,11 @@ class StreamEvent(Struct):
 class PlainResponse(Struct, gc=False):
     """The fields of a plain response that are read."""
 
-    usage: UsageFields | None = None
+    usage: Raw | UnsetType = UNSET
     error: Raw | UnsetType = UNSET
     object: Raw | UnsetType = UNSET
 
 
-USAGE_DECODER = Decoder(UsageFields)
+USAGE_DECODER = Decoder(UsageFields, strict=False)  # some engines count in floats
 EVENT_DECODER = Decoder(StreamEvent)
 PLAIN_RESPONSE_DECODER = Decoder(PlainResponse)

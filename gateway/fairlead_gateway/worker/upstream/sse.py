@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from fairlead_gateway.worker.upstream.response_schemas import EVENT_DECODER
-from fairlead_gateway.worker.upstream.usage import InBandError, Usage, error_in, parse_in_band_error, parse_usage
+from fairlead_gateway.worker.upstream.usage import InBandError, Usage, error_in, parse_in_band_error, read_usage
 
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\n\r\n", b"\r\r")
 _LONGEST_END: Final = 4
@@ -33,12 +33,13 @@ _BRACKET: Final = ord("[")
 _WORDS: Final = (b"usage", b"error")
 _WORD_BYTES: Final = 5
 _MAX_TEMPLATE_BYTES: Final = 1_024
-_EVENT_STARTS: Final = (b"data:", b":", b"event:", b"id:", b"retry:")
+_FIELD: Final = re.compile(rb"[\w-]*:|data[\r\n]")
+"""The start of an event: a comment, or a field. Fields that clients do not know are ignored."""
 _ERROR_FIELD: Final = b"error:"
 """The field in which llama.cpp sent errors until the summer of 2025."""
 _DONE: Final = b"data: [DONE]\n\n"
-_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"(\w+)"')
-_FAILED_FINISHES: Final = frozenset({b"abort", b"error", b"cancelled", b"timeout"})
+_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
+_FAILED_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"(?:abort|error|cancelled|timeout)"')
 """Ends that no model and no client has chosen: of vLLM and SGLang, the last two of TensorRT-LLM."""
 GARBAGE: Final = "garbage"
 """The cause of a response that cannot be read, as docs/reference/errors.md lists it."""
@@ -224,12 +225,12 @@ class SseScanner:
 
     def _inspect_event(self, event: bytes) -> bool:
         data = _event_data(event)
-        if data is None:
+        if not data:
             text = event.lstrip()
             if text.startswith(_ERROR_FIELD):
                 self.error = parse_in_band_error(text[len(_ERROR_FIELD) :].strip(), 500)
                 return False
-            if text and not text.startswith(_EVENT_STARTS):
+            if text and _FIELD.match(text) is None:
                 self.error = InBandError(502, "the engine's stream is not an event stream", GARBAGE)
                 return False
             return True
@@ -245,15 +246,15 @@ class SseScanner:
         if error:
             self.error = parse_in_band_error(error, 500)
             return False
-        if fields.usage is not None:
-            self.usage = parse_usage(fields.usage)
+        usage = read_usage(fields.usage)
+        if usage is not None:
+            self.usage = usage
             if self.strip_usage and not fields.choices:
                 return False
-        for reason in _FINISH.findall(data):
-            if reason in _FAILED_FINISHES:
-                self.is_aborted = True
-                return False
-            self._finished_choices += 1
+        if _FAILED_FINISH.search(data) is not None:
+            self.is_aborted = True
+            return False
+        self._finished_choices += len(_FINISH.findall(data))
         self.event_count += 1
         return True
 
@@ -276,7 +277,7 @@ def filter_first_chunks(scanner: SseScanner, chunks: list[bytes]) -> list[bytes]
 
 def has_failed_finish(data: bytes) -> bool:
     """Whether a choice of an event or a body was ended by the engine, not by the model."""
-    return any(reason in _FAILED_FINISHES for reason in _FINISH.findall(data))
+    return _FAILED_FINISH.search(data) is not None
 
 
 def _split_events(events: bytes) -> list[bytes]:

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from fairlead_gateway.native import ScannedUsage
-from fairlead_gateway.worker.upstream.response_schemas import UsageFields
+from fairlead_gateway.worker.upstream.response_schemas import USAGE_DECODER, UsageFields
 
 _MAX_TEXT: Final = 4_096
 _MAX_ITEMS: Final = 8
@@ -26,7 +26,19 @@ _MAX_DEPTH: Final = 4
 _TEXT_FIELDS: Final = ("message", "msg", "error", "detail", "errors", "title")
 _NO_ERRORS: Final = (b"null", b'""', b"{}", b"[]", b"false")
 _ERROR_KIND: Final = b'"error"'
+_DECODE_USAGE: Final = USAGE_DECODER.decode
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_STATUSES: Final = {
+    "invalid_request_error": 400,
+    "not_found_error": 404,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+    "overloaded_error": 529,
+}
+"""The statuses of types that OpenAI and Anthropic define, for errors without one."""
+_DEAD_ENGINE: Final = "EngineCore encountered an issue"
+"""The text of a dead vLLM. In streams, releases 0.8 to 0.11 give it the code 400."""
 _MAX_TOKENS: Final = 1 << 31  # more than the largest `n` times the largest `max_tokens`
 
 
@@ -76,6 +88,16 @@ def parse_usage(fields: UsageFields | None) -> Usage | None:
     return Usage(_valid_count(fields.prompt_tokens), _valid_count(fields.completion_tokens), cached)
 
 
+def read_usage(raw: msgspec.Raw | msgspec.UnsetType) -> Usage | None:
+    """Like `parse_usage`, for the member of an event or a body; None if it has another shape."""
+    if raw is msgspec.UNSET:
+        return None
+    try:
+        return parse_usage(_DECODE_USAGE(raw))
+    except msgspec.DecodeError:
+        return None
+
+
 def scanned_usage(found: ScannedUsage) -> Usage | None:
     """Like `parse_usage`, for what a scanner found in a response."""
     is_present, prompt_tokens, completion_tokens, cached_tokens = found
@@ -119,21 +141,25 @@ def error_in(error: msgspec.Raw | msgspec.UnsetType, kind: msgspec.Raw | msgspec
 def parse_in_band_error(raw: bytes, status: int) -> InBandError:
     """Returns the status and message of an engine's error. The message is empty if it has none.
 
-    status: used unless the error's code is an HTTP status itself.
+    status: used unless the error's code is an HTTP status itself, or its type means one.
     """
     try:
         decoded = msgspec.json.decode(raw)
     except _DECODE_ERRORS:
         return InBandError(status, "")
-    code = None
-    if isinstance(decoded, dict):
-        inner = decoded.get("error")
-        code = (inner if isinstance(inner, dict) else decoded).get("code")
+    message = _text(decoded, _MAX_DEPTH)
+    if not isinstance(decoded, dict):
+        return InBandError(status, message)
+    inner = decoded.get("error")
+    fields = inner if isinstance(inner, dict) else decoded
+    code, kind = fields.get("code"), fields.get("type")
     if isinstance(code, str) and len(code) == 3 and code.isascii() and code.isdigit():
         code = int(code)
     if isinstance(code, int) and 400 <= code <= 599:
-        status = code
-    return InBandError(status, _text(decoded, _MAX_DEPTH))
+        status = 500 if _DEAD_ENGINE in message else code
+    elif isinstance(kind, str):
+        status = _STATUSES.get(kind, status)
+    return InBandError(status, message)
 
 
 def _plain_text(body: bytes) -> str:
