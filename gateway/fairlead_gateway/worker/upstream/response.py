@@ -2,8 +2,9 @@
 
 Nothing is sent to the client before the verdict. A plain response has its verdict when it is whole,
 or too long to buffer. A stream has it with its first event, which must be no error: a full engine
-answers a stream with 200 and an error event. Until the verdict, the request can go to another
-instance. From then on, chunks pass from connection to connection, and `finished` says how it ended.
+answers a stream with 200 and an error event. So has what is passed on and is no JSON, such as
+speech. Until the verdict, the request can go to another instance. From then on, chunks pass from
+connection to connection, and `finished` says how it ended.
 """
 
 import asyncio
@@ -89,7 +90,7 @@ class EngineResponse(ResponseSink):
         self.is_paused = False
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
-        self.is_stream = self._is_passthrough_stream = False
+        self.is_stream = self._flows = False
         self._is_passthrough = is_passthrough
         self._scanner: SseScanner | None = None
         self.first_at: float | None = None
@@ -184,9 +185,9 @@ class EngineResponse(ResponseSink):
         self.status = status
         self.headers = fields
         if status == 200 and (self._stream_requested or self._is_passthrough):
-            is_event_stream = fields.get(b"content-type", b"").lower().startswith(b"text/event-stream")
-            self.is_stream = self._stream_requested and is_event_stream
-            self._is_passthrough_stream = is_event_stream and self._is_passthrough
+            content_type = fields.get(b"content-type", b"").lower()
+            self.is_stream = self._stream_requested and content_type.startswith(b"text/event-stream")
+            self._flows = self._is_passthrough and b"json" not in content_type
 
     def on_body(self, chunks: list[bytes], complete: bool) -> None:
         """Buffers chunks before the verdict, and relays them after it."""
@@ -235,7 +236,7 @@ class EngineResponse(ResponseSink):
             self._buffer = []
             is_too_long = self._size > self._limits.response_buffer_bytes  # no error object is that long
             self.on_error(UpstreamError("garbage" if is_too_long else _OUT_OF_MEMORY))
-        elif self.is_complete or self._is_passthrough_stream or self._is_too_long():
+        elif self.is_complete or self._flows or self._is_too_long():
             self._on_first_chunk(now)
 
     def _is_too_long(self) -> bool:

@@ -91,13 +91,14 @@ def test_each_engine_type_has_the_paths_of_its_api() -> None:
     assert open_paths(frozenset()) == open_paths(frozenset({"external"})) == sglang | vllm
 
 
-async def test_a_stream_in_another_language_is_passed_on_piece_by_piece() -> None:
+@pytest.mark.parametrize(("path", "kind"), [("/v1/responses", "text/event-stream"), ("/v1/audio/speech", "audio/mpeg")])
+async def test_an_answer_in_another_language_is_passed_on_piece_by_piece(path: str, kind: str) -> None:
     go_on = asyncio.Event()
     first = b'event: response.created\ndata: {"a":1}\n\n'
     last = b"event: response.completed\ndata: {}\n\n"
 
     async def script(call: EngineCall) -> None:
-        await call.start_stream()
+        await call.start_stream(kind)
         await call.chunk(first)
         await go_on.wait()
         await call.chunk(last)
@@ -105,9 +106,9 @@ async def test_a_stream_in_another_language_is_passed_on_piece_by_piece() -> Non
 
     async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
         connection = await RawConnection.connect(running.url)
-        await connection.send(post_request({"model": "tiny", "stream": True}, path="/v1/responses"))
+        await connection.send(post_request({"model": "tiny", "stream": True}, path=path))
         head = await connection.reader.readuntil(first)
-        assert b"content-type: text/event-stream" in head
+        assert f"content-type: {kind}".encode() in head
         go_on.set()
         assert (await connection.reader.read()).endswith(last + b"\r\n0\r\n\r\n")
         await connection.close()
