@@ -19,7 +19,8 @@ from fairlead_sim.autoscaling.scenarios import (
     SCENARIOS,
     WIDER_SCENARIOS,
 )
-from fairlead_sim.autoscaling.traffic import CONVERSATIONS_BY_BLOCK
+from fairlead_sim.autoscaling.traffic import CONVERSATIONS_BY_BLOCK, densify
+from fairlead_sim.workload.traces import TraceRequest
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 START_FLEETS: list[tuple[str, dict[str, int], dict[str, int]]] = [
@@ -58,6 +59,14 @@ def test_a_seed_is_a_scenario(kind: str) -> None:
     longest = max(prompt + output for prompt, output in zip(load.prompts, load.outputs, strict=True))
     assert longest < min(setup.profile.kv_tokens for setup in made.pools)
     assert made.model.pools == tuple(setup.facts for setup in made.pools)
+
+
+def test_a_denser_hour_has_the_same_lengths_more_often_and_in_order() -> None:
+    hour = [TraceRequest(str(number), float(number), number + 1, 2 * number + 1, ()) for number in range(50)]
+    denser = densify(hour, 3, Random(1))
+    assert list(denser.arrivals) == sorted(denser.arrivals)
+    assert sorted(denser.prompts) == sorted(3 * [request.prompt_tokens for request in hour])
+    assert [prompt * 2 - 1 for prompt in denser.prompts] == list(denser.outputs)
 
 
 @pytest.mark.nightly
