@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead_gateway.worker.upstream.response_schemas import PLAIN_RESPONSE_DECODER
-from fairlead_gateway.worker.upstream.usage import Usage, parse_usage, scanned_usage
+from fairlead_gateway.worker.upstream.usage import Usage, read_usage, scanned_usage
 
 USAGE = {"prompt_tokens": 512, "completion_tokens": 128, "total_tokens": 640}
 RESPONSE = {
@@ -54,7 +54,7 @@ def check_equal(modules: dict[str, ModuleType], body: bytes) -> bool:
         return False
     decoded = PLAIN_RESPONSE_DECODER.decode(body)  # raises for a body that must be refused
     json.loads(body)
-    assert _counts(scanned_usage(found)) == _counts(parse_usage(decoded.usage))
+    assert _counts(scanned_usage(found)) == _counts(read_usage(decoded.usage))
     return True
 
 
