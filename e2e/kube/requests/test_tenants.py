@@ -71,7 +71,8 @@ class Gateways:
 
     def wait_for(self, status: int, key: str) -> float:
         """Returns when each gateway has answered a key with a status, in Unix time."""
-        addresses = [pod["status"]["podIP"] for pod in self._release.pods("gateway").values()]
+        pods = self._release.pods("gateway").values()
+        addresses = [pod["status"]["podIP"] for pod in pods if "deletionTimestamp" not in pod["metadata"]]
         at, answers = json.loads(self._python(_UNTIL, str(status), key, *(f"http://{ip}:8080" for ip in addresses)))
         assert set(answers.values()) == {status}, answers
         return float(at)

@@ -67,15 +67,18 @@ class HelmRelease:
 
     @contextmanager
     def settings(self, **values: Any) -> Iterator[None]:
-        """Has settings of gateways during the block, which begins when the gateways before have
-        ended."""
-        before = set(self.pods("gateway"))
-        self.upgrade(**values)
+        """Has settings of gateways during the block. No gateway with others is left in it, nor
+        after it."""
+        self._replace_gateways(**values)
         try:
-            self.wait_until_replaced("gateway", before)
             yield
         finally:
-            self.upgrade()
+            self._replace_gateways()
+
+    def _replace_gateways(self, **values: Any) -> None:
+        before = set(self.pods("gateway"))
+        self.upgrade(**values)
+        self.wait_until_replaced("gateway", before)
 
     def rollback(self) -> None:
         """Runs ``helm rollback`` to the revision before, and waits until all is ready."""

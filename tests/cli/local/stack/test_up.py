@@ -135,7 +135,8 @@ def test_killed_redis_indexer_or_gateway_is_restarted_and_sighup_leaves_no_proce
     for count, part in enumerate(("-server ", "-m fairlead_kvstore ", "-m fairlead_gateway "), start=1):
         os.kill(up.pid_of(part), SIGKILL)
         if part != "-m fairlead_gateway ":
-            assert post_chat(up, max_tokens=3).status_code == 200, f"without {part}"
+            answer = post_chat(up, max_tokens=3)
+            assert answer.status_code == 200, f"without {part}: {answer.text}"
         block_until(lambda count=count: returns(up) == count, f"{part} is back")  # type: ignore[misc]
         assert post_chat(up, max_tokens=3).status_code == 200, f"after {part}"
     assert_leaves_nothing(up, SIGHUP)
