@@ -54,6 +54,7 @@ def test_a_leader_worker_set_is_a_group_that_comes_and_goes_as_one(here: Kubectl
     }
     here.apply(group)
     here.wait("condition=Available", "leaderworkerset/group")
+    here.wait("condition=Ready", "pod/group-0-1")  # a group may be available before its last worker
     assert here.python("group-0-1", LEADER).split() == ["200", "2", "1"]
     before = here.get("pod", "group-0")["metadata"]["uid"]
     here.run("delete", "pod", "group-0-1", "--wait=false")
