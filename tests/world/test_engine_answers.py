@@ -53,7 +53,7 @@ async def test_a_field_that_an_instance_refused_is_not_sent_to_it_again() -> Non
     async def script(call: EngineCall) -> None:
         calls.append(call)
         refused = "stream_options" in call.json
-        await send(call, (ADDED[0].answers)[0 if refused else 1])
+        await send(call, ADDED[0].answers[0 if refused else 1])
 
     async with gateway_before([script]) as running:
         for _ in range(2):

@@ -155,9 +155,7 @@ class ModelRequest:
             _set_fields(self.decoded_fields, parameters)
 
     def take_back_usage(self) -> None:
-        """Takes back that the engine counts the tokens of the stream, which the client did not ask
-        for.
-        """
+        """Removes the request for a stream's token counts, which the gateway added."""
         fields = self.decoded_fields  # None: a scanned chat, which has no `stream_options`
         options = fields.stream_options if isinstance(fields, GenerationFields) else UNSET
         theirs = None if options is UNSET else bytes(options)

@@ -138,8 +138,8 @@ class Forwarder:
             attempt = None
 
     def _on_usage_refused(self, attempt: Attempt) -> None:
-        """Sends the request once more without what the gateway added to it, and later ones at
-        once.
+        """Removes what the gateway added to the request, and remembers the instance for later
+        ones.
         """
         attempt.context.request.take_back_usage()
         if len(self._without_usage) == _MAX_WITHOUT_USAGE:

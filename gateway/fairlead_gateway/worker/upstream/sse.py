@@ -251,7 +251,7 @@ class SseScanner:
             self.usage = usage
             if self.strip_usage and not fields.choices:
                 return False
-        if _FAILED_FINISH.search(data) is not None:
+        if has_failed_finish(data):
             self.is_aborted = True
             return False
         self._finished_choices += len(_FINISH.findall(data))

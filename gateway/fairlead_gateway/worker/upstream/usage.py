@@ -13,7 +13,7 @@ Pages of HTML have no words for a client: a proxy wrote them for people.
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -118,9 +118,7 @@ def engine_words(body: bytes) -> EngineWords:
         return EngineWords(_plain_text(body))
     if not isinstance(decoded, dict):
         return EngineWords(_text(decoded, _MAX_DEPTH))
-    fields = decoded.get("error")
-    if not isinstance(fields, dict):
-        fields = decoded
+    fields = _error_fields(decoded)
     names = (fields.get(name) for name in ("type", "param", "code"))
     kind, param, code = (name if isinstance(name, str) else "" for name in names)
     return EngineWords(_text(decoded, _MAX_DEPTH), kind, param, code)
@@ -150,8 +148,7 @@ def parse_in_band_error(raw: bytes, status: int) -> InBandError:
     message = _text(decoded, _MAX_DEPTH)
     if not isinstance(decoded, dict):
         return InBandError(status, message)
-    inner = decoded.get("error")
-    fields = inner if isinstance(inner, dict) else decoded
+    fields = _error_fields(decoded)
     code, kind = fields.get("code"), fields.get("type")
     if isinstance(code, str) and len(code) == 3 and code.isascii() and code.isdigit():
         code = int(code)
@@ -160,6 +157,12 @@ def parse_in_band_error(raw: bytes, status: int) -> InBandError:
     elif isinstance(kind, str):
         status = _STATUSES.get(kind, status)
     return InBandError(status, message)
+
+
+def _error_fields(decoded: dict[str, Any]) -> dict[str, Any]:
+    """Returns the object that has type and code: the member `error`, or the whole."""
+    inner = decoded.get("error")
+    return inner if isinstance(inner, dict) else decoded
 
 
 def _plain_text(body: bytes) -> str:
