@@ -8,10 +8,10 @@ positions run first.
 from typing import Protocol
 
 LOCAL = "local"
-INSTALLATION = "installation"
-"""Tests that install, change and remove Fairlead. They have it alone at first, while the others do
-not need it yet, and again at the end."""
-LANES = (INSTALLATION, "models", "engines", "dashboards", "release", LOCAL)
+CHANGES = "changes"
+"""Tests that change or remove the installation, which each of them has alone. Last, when the other
+lanes need it less and less."""
+LANES = ("installation", "models", "engines", "requests", "dashboards", "release", LOCAL, CHANGES)
 _POSITION = 50
 
 

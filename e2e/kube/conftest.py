@@ -7,7 +7,6 @@ LeaderWorkerSet. A cluster of our own that was up before stays up, and gets the 
 Without either, the tests fail: skipped silently they would prove nothing.
 """
 
-import json
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,7 @@ from e2e.cluster.artifacts import pinned_versions
 from e2e.cluster.run_record import RunRecord
 from e2e.cluster.running_cluster import RunningCluster
 from e2e.kube.cluster_access.api_reader import ApiReader
-from e2e.kube.cluster_access.kubectl import Kubectl
+from e2e.kube.cluster_access.kubectl import Kubectl, temporary_namespace
 from e2e.kube.workloads.helm_release import HelmRelease
 from e2e.resource_locks import INSTALLATION_LOCK, SETUP_LOCK, file_lock
 
@@ -91,7 +90,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The limit is the test's; what it stands on (a cluster from nothing) and waits for (other
     tests) may take longer."""
     for item in items:
-        if item.path.parent == Path(__file__).parent:
+        if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.timeout(300, func_only=True))
 
 
@@ -107,24 +106,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 def here(kubectl: Kubectl, request: pytest.FixtureRequest) -> Iterator[Kubectl]:
     """A ``kubectl`` in a namespace of this test, which enforces the strictest pod security and is
     deleted afterwards."""
-    namespace = {
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": {"generateName": "e2e-", "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
-    }
-    made = kubectl.run("create", "-f", "-", "-o", "jsonpath={.metadata.name}", given=json.dumps(namespace))
-    inside = kubectl.in_namespace(made)
-    try:
-        yield inside
-    finally:
-        report = getattr(request.node, "report_call", None)
-        if report is None or report.failed:
-            inside.dump(ROOT / "out" / "e2e" / request.node.name)
-            HelmRelease(kubectl).here.dump(ROOT / "out" / "e2e" / request.node.name / "fairlead")
-        # Models first: of a namespace that is deleted the pods go first, and until they have gone
-        # its models would keep their names.
-        inside.delete_models()
-        kubectl.run("delete", "namespace", made, "--wait=false")
+    with temporary_namespace(kubectl) as inside:
+        try:
+            yield inside
+        finally:
+            report = getattr(request.node, "report_call", None)
+            if report is None or report.failed:
+                inside.dump(ROOT / "out" / "e2e" / request.node.name)
+                HelmRelease(kubectl).here.dump(ROOT / "out" / "e2e" / request.node.name / "fairlead")
 
 
 @pytest.fixture

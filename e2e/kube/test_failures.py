@@ -14,7 +14,7 @@ from e2e.kube.workloads.helm_release import HelmRelease
 from e2e.kube.workloads.manifests import image, model, paced_engine
 from e2e.kube.workloads.model_deployments import DeployedModel
 
-pytestmark = pytest.mark.lane("models", position=30)
+pytestmark = pytest.mark.lane("requests", position=30)
 
 GPU = "nvidia.com/gpu"
 

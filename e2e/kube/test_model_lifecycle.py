@@ -16,7 +16,7 @@ from e2e.kube.workloads.manifests import image, model, paced_engine
 from e2e.kube.workloads.model_deployments import DeployedModel
 from fairlead_testing.reports import ReportLine
 
-pytestmark = pytest.mark.lane("installation")
+pytestmark = pytest.mark.lane("changes")
 
 RATE, TOKENS, STILL = (20.0, 200, 40.0) if report.FULL else (2.0, 60, 4.0)
 

@@ -84,7 +84,7 @@ def test_the_commands_of_a_page_work_on_an_installation(
     run_page(page, _folder(tmp_path), _environment(here, tmp_path), TIMEOUT_SECONDS)
 
 
-@pytest.mark.lane("installation", position=70)
+@pytest.mark.lane("changes", position=40)
 @pytest.mark.timeout(TIMEOUT_SECONDS + 60, func_only=True)
 @pytest.mark.parametrize("page", ON_EMPTY_CLUSTER, ids=_name)
 def test_the_commands_of_a_page_work_on_an_empty_cluster(

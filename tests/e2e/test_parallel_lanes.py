@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from e2e.parallel_lanes import INSTALLATION, LANES, LOCAL, LaneMarker, lane, lane_position
+from e2e.parallel_lanes import CHANGES, LANES, LOCAL, LaneMarker, lane, lane_position
 
 KUBE = Path(__file__).parents[2] / "e2e" / "kube"
+_ALONE = {"installation", "empty", "configured"}
+"""Fixtures that have the installation alone."""
 
 
 def marker(name: str, **keywords: object) -> LaneMarker:
@@ -36,22 +38,27 @@ def _lane_of(expressions: list[ast.expr]) -> LaneMarker | None:
 
 
 def test_every_test_on_the_cluster_is_in_a_lane_of_its_own_choice() -> None:
-    found = {path.name: markers(ast.parse(path.read_text())) for path in sorted(KUBE.glob("test_*.py"))}
+    found = {path.name: markers(ast.parse(path.read_text())) for path in sorted(KUBE.rglob("test_*.py"))}
     assert not [name for tests in found.values() for name, given in tests.items() if given is None]
     assert {lane(given) for tests in found.values() for given in tests.values()} == set(LANES) - {LOCAL}
 
 
-def test_a_fresh_installation_is_the_first_and_removals_are_the_last_of_their_lane() -> None:
+def test_all_lanes_but_the_last_share_the_installation_once_it_is_there() -> None:
     order = sorted(
-        (lane_position(given), path.name != "test_model_lifecycle.py", node.lineno, node)
-        for path in sorted(KUBE.glob("test_*.py"))
+        (lane_position(given), node.lineno, "configured" in arguments, bool(_ALONE & arguments), lane(given))
+        for path in sorted(KUBE.rglob("test_*.py"))
         for tree in [ast.parse(path.read_text())]
         for node in tree.body
-        if isinstance(node, ast.FunctionDef) and (given := markers(tree).get(node.name)) and lane(given) == INSTALLATION
+        if isinstance(node, ast.FunctionDef) and (given := markers(tree).get(node.name))
+        if not any("report.FULL" in ast.unparse(one) for one in node.decorator_list)  # these run one by one
+        for arguments in [{item.arg for item in node.args.args}]
     )
-    alone = [bool({"installation", "empty"} & {item.arg for item in node.args.args}) for *_, node in order]
-    assert alone == [True, *[False] * alone.count(False), *[True] * (alone.count(True) - 1)]
-    assert alone.count(True) > 3
+    alone = [name for *_, alone, name in order if alone]
+    assert alone == [order[0][-1], *[CHANGES] * (len(alone) - 1)]
+    assert [alone for *_, alone, name in order if name == CHANGES] == [True] * (len(alone) - 1)
+    kept = [configured for *_, configured, _, _ in order]
+    assert kept == sorted(kept), "whoever keeps the installation until the end runs last"
+    assert sum(kept) > 1
 
 
 def test_tests_without_a_lane_are_local_and_unknown_lanes_are_refused() -> None:

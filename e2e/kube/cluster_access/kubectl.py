@@ -4,7 +4,8 @@ after a failed test."""
 import json
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ class Kubectl:
             "objects.yaml": ("get", "all,configmaps,endpointslices", "-o", "yaml"),
             "pods.txt": ("describe", "pods"),
             "events.txt": ("get", "events", "--sort-by=.lastTimestamp"),
-            "models.yaml": ("get", "modeldeployments", "--all-namespaces", "-o", "yaml"),
+            "models.yaml": ("get", "modeldeployments,modelroutes,modeladapters", "--all-namespaces", "-o", "yaml"),
         }
         for name, words in asked.items():
             (folder / name).write_text(self._done(*words).stdout)
@@ -101,6 +102,25 @@ class Kubectl:
     def _done(self, *words: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
         command = ["kubectl", "-n", self.namespace, *words]
         return subprocess.run(command, env=dict(self.environ), input=given, capture_output=True, text=True, check=False)
+
+
+@contextmanager
+def temporary_namespace(kubectl: Kubectl) -> Iterator[Kubectl]:
+    """Makes a namespace that enforces the strictest pod security, and deletes it after the block."""
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"generateName": "e2e-", "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
+    }
+    made = kubectl.run("create", "-f", "-", "-o", "jsonpath={.metadata.name}", given=json.dumps(manifest))
+    inside = kubectl.in_namespace(made)
+    try:
+        yield inside
+    finally:
+        # Models first: of a namespace that is deleted the pods go first, and until they have gone
+        # its models would keep their names.
+        inside.delete_models()
+        kubectl.run("delete", "namespace", made, "--wait=false")
 
 
 def eventually(

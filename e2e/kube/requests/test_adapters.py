@@ -74,7 +74,7 @@ def loaded(here: Kubectl, model: str) -> dict[str, str]:
     return found
 
 
-@pytest.mark.lane("models", position=37)
+@pytest.mark.lane("requests", position=37)
 def test_adapters_are_applied_requested_changed_and_deleted(here: Kubectl, installed: HelmRelease) -> None:
     alias, law = f"acme-{here.namespace}/sql", f"{here.namespace}/law"  # names belong to the cluster
     here.apply(paced_engine(), model("tiny"))
@@ -150,7 +150,7 @@ def object_store() -> list[Manifest]:
     return [deployment(STORE, spec), service(STORE), credentials]
 
 
-@pytest.mark.lane("models", position=38)
+@pytest.mark.lane("requests", position=38)
 def test_adapter_of_an_object_store_is_downloaded_checked_and_swapped(here: Kubectl, installed: HelmRelease) -> None:
     name = f"{here.namespace}/sql"
     download = {"size": "64Mi", "credentials": {"secretRef": {"name": STORE}}}

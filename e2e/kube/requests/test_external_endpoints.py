@@ -2,8 +2,6 @@
 does not answer a tenant that refuses it.
 """
 
-from pathlib import Path
-
 import pytest
 
 from e2e.kube.cluster_access.command_line import run_fairlead
@@ -13,42 +11,9 @@ from e2e.kube.workloads.helm_release import HelmRelease
 from e2e.kube.workloads.manifests import (
     API,
     PORT,
-    config_map,
-    deployment,
     model,
     paced_engine,
-    pod_spec,
-    service,
 )
-from fairlead_testing.http.certificates import CertificateAuthority
-
-TOKEN = "of-the-provider"
-_API = """
-import json, ssl
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        allowed = self.headers["authorization"] == "Bearer of-the-provider" and self.path == "/openai/v1/chat/completions"
-        names = ",".join(sorted(name.lower() for name in self.headers))
-        answer = {"model": body["model"], "choices": [{"index": 0, "message": {"content": names}}],
-                  "usage": {"prompt_tokens": 5, "completion_tokens": 2}}
-        text = json.dumps(answer if allowed else {"error": {"message": "no"}}).encode()
-        self.send_response(200 if allowed else 401)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-context.load_cert_chain("/etc/fairlead/tls.crt", "/etc/fairlead/tls.key")
-server = ThreadingHTTPServer(("0.0.0.0", 8000), Handler)
-server.socket = context.wrap_socket(server.socket, server_side=True)
-server.serve_forever()
-"""
 
 
 class AssistantClient:
@@ -109,55 +74,39 @@ def objects(namespace: str) -> list[Manifest]:
     ]
 
 
-def prepare(installation: HelmRelease, here: Kubectl, folder: Path) -> Manifest:
-    """Makes the API outside and the Secret that gateways have for it. Returns their settings."""
-    authority = CertificateAuthority(folder)
-    made = authority.issue("api", names=f"DNS:api.{here.namespace}.svc")
-    files = {"api__py": _API, "tls__crt": made.certificate.read_text(), "tls__key": made.key.read_text()}
-    spec = pod_spec("gateway", command=("python3", "/etc/fairlead/api.py"), files="api")
-    here.apply(config_map("api", **files), deployment("api", spec), service("api"))
-    data = {"token": TOKEN, "ca.crt": authority.ca_file.read_text()}
-    metadata = {"name": "provider"}
-    installation.here.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data})
-    return {"namespaces": [here.namespace], "secrets": {here.namespace: ["provider"]}}
+@pytest.mark.lane("changes", position=77)
+def test_a_route_leaves_the_cluster_when_all_its_engines_are_gone(outside: Kubectl, configured: HelmRelease) -> None:
+    first, second, hosted = (f"{outside.namespace}/{name}" for name in ("first", "second", "hosted"))
+    try:
+        outside.apply(paced_engine(), model("first"), model("second"), *objects(outside.namespace))
+        client = ClientPod(outside, configured).start()
+        for name in (first, second):
+            client.first_token(name)
+        assistant = AssistantClient(client)
+        answer = assistant.wait((200, first, None))
+        assert answer.body["usage"]["completion_tokens"] == 3, "the route caps the tokens"
 
+        outside.apply(model("first", replicas=0))
+        answer = assistant.wait((200, second, f"{first} Unavailable"))
+        assert answer.body["usage"]["completion_tokens"] == 3
+        shown = run_fairlead(outside, "explain", "request", answer.headers["x-fairlead-decision"])[1]
+        assert f"{first} Unavailable → {second}, of the least weight" in shown, shown
 
-@pytest.mark.lane("installation", position=77)
-def test_a_route_leaves_the_cluster_when_all_its_engines_are_gone(
-    here: Kubectl, installation: HelmRelease, tmp_path: Path
-) -> None:
-    first, second, hosted = (f"{here.namespace}/{name}" for name in ("first", "second", "hosted"))
-    with installation.settings(externalEngines=prepare(installation, here, tmp_path)):
-        try:
-            here.apply(paced_engine(), model("first"), model("second"), *objects(here.namespace))
-            client = ClientPod(here, installation).start()
-            for name in (first, second):
-                client.first_token(name)
-            assistant = AssistantClient(client)
-            answer = assistant.wait((200, first, None))
-            assert answer.body["usage"]["completion_tokens"] == 3, "the route caps the tokens"
+        outside.apply(model("second", replicas=0))
+        answer = assistant.wait((200, hosted, f"{first} Unavailable"))
+        assert answer.body["model"] == "assistant"
+        sent = answer.body["choices"][0]["message"]["content"].split(",")
+        assert "authorization" in sent
+        assert "x-team" not in sent
+        shown = run_fairlead(outside, "explain", "request", answer.headers["x-fairlead-decision"])[1]
+        assert f"past {second} without a ready instance" in shown, shown
 
-            here.apply(model("first", replicas=0))
-            answer = assistant.wait((200, second, f"{first} Unavailable"))
-            assert answer.body["usage"]["completion_tokens"] == 3
-            shown = run_fairlead(here, "explain", "request", answer.headers["x-fairlead-decision"])[1]
-            assert f"{first} Unavailable → {second}, of the least weight" in shown, shown
-
-            here.apply(model("second", replicas=0))
-            answer = assistant.wait((200, hosted, f"{first} Unavailable"))
-            assert answer.body["model"] == "assistant"
-            sent = answer.body["choices"][0]["message"]["content"].split(",")
-            assert "authorization" in sent
-            assert "x-team" not in sent
-            shown = run_fairlead(here, "explain", "request", answer.headers["x-fairlead-decision"])[1]
-            assert f"past {second} without a ready instance" in shown, shown
-
-            refuses = {"externalEndpoints": "Refuse"}
-            name = here.namespace
-            here.apply({"apiVersion": API, "kind": "ModelTenant", "metadata": {"name": name}, "spec": refuses})
-            key = run_fairlead(here, "keys", "create", name, "prod")[1].strip()
-            assistant.wait((503, None, f"{hosted} ExternalRefused"), key)
-            assert assistant.send(key, hosted).body["error"]["code"] == "external_endpoint_refused"
-        finally:
-            here.run("delete", "modeltenant", here.namespace, "--ignore-not-found")
-            here.delete_models()
+        refuses = {"externalEndpoints": "Refuse"}
+        name = outside.namespace
+        outside.apply({"apiVersion": API, "kind": "ModelTenant", "metadata": {"name": name}, "spec": refuses})
+        key = run_fairlead(outside, "keys", "create", name, "prod")[1].strip()
+        assistant.wait((503, None, f"{hosted} ExternalRefused"), key)
+        assert assistant.send(key, hosted).body["error"]["code"] == "external_endpoint_refused"
+    finally:
+        outside.run("delete", "modeltenant", outside.namespace, "--ignore-not-found")
+        outside.delete_models()

@@ -46,7 +46,7 @@ def conditions(here: Kubectl, name: str) -> dict[str, tuple[str, str]]:
     return {one["type"]: (one["status"], one["reason"]) for one in status.get("conditions") or []}
 
 
-@pytest.mark.lane("models", position=36)
+@pytest.mark.lane("requests", position=36)
 def test_a_route_is_created_split_overridden_and_deleted(here: Kubectl, installed: HelmRelease) -> None:
     alias = f"acme-{here.namespace}/assistant"  # names belong to the cluster, where other tests may run
     stable, canary = f"{here.namespace}/stable", f"{here.namespace}/canary"
@@ -63,7 +63,11 @@ def test_a_route_is_created_split_overridden_and_deleted(here: Kubectl, installe
         routes.wait(alias, [200, stable, alias])
         assert time.time() - began < 120
         expected = {"Accepted": ("True", "Valid"), "ResolvedRefs": ("True", "Resolved")}
-        eventually("its conditions say so", lambda: conditions(here, "assistant") == expected)
+        eventually(
+            "its conditions say so",
+            lambda: conditions(here, "assistant") == expected,
+            told=lambda: str(conditions(here, "assistant")),
+        )
         assert alias in json.dumps(here.get("modelroute", "assistant")["status"])
         assert f"{stable} 1" in here.run("get", "mroute", "assistant")
 
@@ -104,7 +108,7 @@ def copies(here: Kubectl, shadow: str, original: str) -> dict[str, int]:
     return dict(found)
 
 
-@pytest.mark.lane("models", position=38)
+@pytest.mark.lane("requests", position=38)
 def test_a_shadow_answers_copies_and_no_client(here: Kubectl, installed: HelmRelease) -> None:
     name, stable, following = (f"{here.namespace}/{one}" for one in ("shadowed", "stable", "following"))
     here.apply(paced_engine(), model("stable"), model("following"))

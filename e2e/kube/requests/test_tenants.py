@@ -1,7 +1,5 @@
 """Tenants on a cluster: a team gets access, uses it, changes its key, and loses it."""
 
-import base64
-import hmac
 import json
 import time
 from collections.abc import Callable
@@ -12,13 +10,12 @@ import pytest
 from e2e.kube.cluster_access.command_line import run_fairlead
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
 from e2e.kube.workloads.client_pods import ClientPod
+from e2e.kube.workloads.gateway_settings import AUDIENCE, MANAGEMENT_TOKEN, service_account_issuer
 from e2e.kube.workloads.helm_release import GATEWAY, HelmRelease
 from e2e.kube.workloads.manifests import API, model, paced_engine
 from e2e.kube.workloads.report import record_result
 from fairlead_testing.reports import ReportLine
 
-AUDIENCE = "fairlead-e2e"
-SECRETS = "/var/run/secrets/kubernetes.io/serviceaccount"
 _UNTIL = """
 import json, sys, time, urllib.error, urllib.request
 status, key, *urls = sys.argv[1:]
@@ -88,7 +85,7 @@ class Gateways:
         return self._here.run("exec", "client", "--", "python3", "-c", code, *words).splitlines()[-1]
 
 
-@pytest.mark.lane("models", position=35)
+@pytest.mark.lane("requests", position=35)
 def test_a_tenant_is_created_used_limited_rotated_and_revoked(here: Kubectl, installed: HelmRelease) -> None:
     name = here.namespace  # tenants belong to the cluster, where other tests may run
 
@@ -165,50 +162,34 @@ def _check_audit(fairlead: Callable[..., str], name: str) -> None:
     assert all(record["actor"].endswith("(fairlead-cli)") for record in revoked), revoked
 
 
-@pytest.mark.lane("installation", position=76)
-def test_a_team_reads_with_its_management_token(here: Kubectl, installation: HelmRelease) -> None:
-    pepper = base64.b64decode(installation.here.get("secret", "fairlead-keys")["data"]["pepper"])
-    digest = hmac.digest(pepper, b"token of the team", "sha256").hex()
-    text = f"tokens: [{{name: acme-team, digest: '{digest}', tenants: [acme], may: [Audit]}}]\n"
-    metadata = {"name": "manage-tokens"}
-    installation.here.apply(
-        {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {"tokens.yaml": text}}
-    )
-    with installation.settings(audit={"manageTokens": "manage-tokens"}):
-        client = ClientPod(here, installation).start()
-        url = f"http://{GATEWAY}-manage.{installation.here.namespace}.svc:8081"
-        for token, path, status in (
-            ("token of the team", "/api/audit", 200),
-            ("token of the team", "/api/fleet", 403),
-            ("another token", "/api/audit", 401),
-        ):
-            words = ("exec", "client", "--", "python3", "-c", _STATUS, url + path, token)
-            assert (client.here.run(*words).strip(), path) == (str(status), path)
-        log = installation.here.run("logs", "-l", "app.kubernetes.io/component=gateway", "--tail=-1")
-        records = [json.loads(line) for line in log.splitlines() if line.startswith('{"log":"fairlead.audit"')]
-        denied = [(record["actor"], record["object"]) for record in records if record["action"] == "AccessDenied"]
-        assert ("acme-team", "GET /api/fleet") in denied, denied
+@pytest.mark.lane("changes", position=76)
+def test_a_team_reads_with_its_management_token(here: Kubectl, configured: HelmRelease) -> None:
+    client = ClientPod(here, configured).start()
+    url = f"http://{GATEWAY}-manage.{configured.here.namespace}.svc:8081"
+    for token, path, status in (
+        (MANAGEMENT_TOKEN, "/api/audit", 200),
+        (MANAGEMENT_TOKEN, "/api/fleet", 403),
+        ("another token", "/api/audit", 401),
+    ):
+        words = ("exec", "client", "--", "python3", "-c", _STATUS, url + path, token)
+        assert (client.here.run(*words).strip(), path) == (str(status), path)
+    log = configured.here.run("logs", "-l", "app.kubernetes.io/component=gateway", "--tail=-1")
+    records = [json.loads(line) for line in log.splitlines() if line.startswith('{"log":"fairlead.audit"')]
+    denied = [(record["actor"], record["object"]) for record in records if record["action"] == "AccessDenied"]
+    assert ("acme-team", "GET /api/fleet") in denied, denied
 
 
-@pytest.mark.lane("installation", position=75)
-def test_a_service_account_calls_with_its_token(here: Kubectl, installation: HelmRelease) -> None:
-    issuer = json.loads(here.run("get", "--raw", "/.well-known/openid-configuration"))["issuer"]
-    entry = {
-        "issuer": issuer,
-        "audiences": [AUDIENCE],
-        "jwksUrl": "https://kubernetes.default.svc/openid/v1/jwks",
-        "caFile": f"{SECRETS}/ca.crt",
-        "tokenFile": f"{SECRETS}/token",
-    }
+@pytest.mark.lane("changes", position=75)
+def test_a_service_account_calls_with_its_token(here: Kubectl, configured: HelmRelease) -> None:
+    issuer = service_account_issuer(here)
     account = f"system:serviceaccount:{here.namespace}:default"
-    with installation.settings(auth={"tokenIssuers": [entry]}):
-        gateways = Gateways(ClientPod(here, installation).start(), installation)
-        try:
-            here.apply(tenant(here.namespace, subjects=[{"issuer": issuer, "claim": "sub", "value": account}]))
-            token = here.run("create", "token", "default", f"--audience={AUDIENCE}").strip()
-            gateways.wait_for(200, token)
-            gateways.wait_for(401, here.run("create", "token", "default", "--audience=other").strip())
-            here.run("delete", "modeltenant", here.namespace)
-            gateways.wait_for(401, token)
-        finally:
-            here.run("delete", "modeltenant", here.namespace, "--ignore-not-found")
+    gateways = Gateways(ClientPod(here, configured).start(), configured)
+    try:
+        here.apply(tenant(here.namespace, subjects=[{"issuer": issuer, "claim": "sub", "value": account}]))
+        token = here.run("create", "token", "default", f"--audience={AUDIENCE}").strip()
+        gateways.wait_for(200, token)
+        gateways.wait_for(401, here.run("create", "token", "default", "--audience=other").strip())
+        here.run("delete", "modeltenant", here.namespace)
+        gateways.wait_for(401, token)
+    finally:
+        here.run("delete", "modeltenant", here.namespace, "--ignore-not-found")
