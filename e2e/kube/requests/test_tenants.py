@@ -85,7 +85,7 @@ class Gateways:
         return self._here.run("exec", "client", "--", "python3", "-c", code, *words).splitlines()[-1]
 
 
-@pytest.mark.lane("requests", position=35)
+@pytest.mark.lane("installation", position=35)
 def test_a_tenant_is_created_used_limited_rotated_and_revoked(here: Kubectl, installed: HelmRelease) -> None:
     name = here.namespace  # tenants belong to the cluster, where other tests may run
 
