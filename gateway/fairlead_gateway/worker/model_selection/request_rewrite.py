@@ -78,6 +78,8 @@ def _rewrite_members(request: ModelRequest, plan: RewritePlan, form: BodyForm) -
         request.body = set_members(
             request.body, {name: msgspec.json.encode(number) for name, number in changes.items()}
         )
+    if request.is_counted and form.limit in changes:
+        request.max_tokens = int(changes[form.limit])
     return changes
 
 

@@ -2,7 +2,8 @@
 answers them.
 
 Whatever the engine answers goes to the client, also streams; 404 if it does not serve the path.
-Such a request must still be safe:
+Of two of them, `OUTPUT_LIMITS`, the token counts are read as they pass. Such a request must still
+be safe:
 
 - It names a model, in a JSON object or, without a body, as `?model=`.
 - Its fields pass `field_policy`, and counts are in range.
@@ -42,6 +43,10 @@ _COMMON_PATHS = frozenset(
         *("/v1/images/generations", "/v1/images/edits", "/v1/images/variations"),
     }
 )
+OUTPUT_LIMITS = {"/v1/messages": "max_tokens", "/v1/responses": "max_output_tokens"}
+"""The paths whose tokens are counted though they are passed on, with the field that bounds the
+output there.
+"""
 _MAX_QUERY_FIELDS = 50
 _CLOSED_HINT = "the operator of the model opens paths with engine.allowedPaths"
 _HINT = "other paths under /v1 go to the engine of the model that the JSON body, or ?model=, names"
@@ -108,7 +113,7 @@ def build_entry_passthrough(head: RequestHead, parsed: ParsedBody, body: bytes, 
 
     Raises UnknownPath for a path that is not open to clients of the model.
     """
-    query, model = _parse_query(head.query), entry.model
+    query, model, client_body = _parse_query(head.query), entry.model, body
     _check_path(head, model.requests)
     body = apply_field_policy(body, parsed.members, head.path, model)
     if body and parsed.model != entry.name:
@@ -117,10 +122,22 @@ def build_entry_passthrough(head: RequestHead, parsed: ParsedBody, body: bytes, 
         (name, entry.name if name == "model" else value) for name, value in query if name not in REMOVED_FIELDS
     ]
     target = f"{head.path}?{urlencode(passed_query)}" if passed_query else head.path
-    request = ModelRequest(parsed, entry, body, method=head.method, target=target)
+    request = ModelRequest(parsed, entry, body, client_body=client_body, method=head.method, target=target)
+    _set_answer(request, head, parsed.decoded_fields)
     if entry.adapter is not None:
         request.set_adapter(entry.adapter)
     return request
+
+
+def _set_answer(request: ModelRequest, head: RequestHead, fields: CommonFields | None) -> None:
+    """Sets what is known of the answer: whether it is a stream, counted, and bounded."""
+    if head.method != "POST" or not isinstance(fields, GenericRequest):
+        return
+    request.passes_stream = bool(fields.stream)
+    output_limit = OUTPUT_LIMITS.get(head.path)
+    if output_limit is not None:
+        request.is_counted = True
+        request.max_tokens = getattr(fields, output_limit)
 
 
 def _parse_json_body(head: RequestHead, body: bytes, parse: BodyParser) -> ParsedBody:

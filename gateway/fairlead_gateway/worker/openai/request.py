@@ -57,6 +57,8 @@ class ModelRequest:
     strip_usage: the client did not ask for the usage of the stream.
     method, target: of the request to the engine; target None: the client's path.
     is_passthrough: the gateway reads neither prompt nor response.
+    is_counted: the gateway reads the token counts of the response.
+    passes_stream: the client asked for a stream that is passed on.
     max_tokens: the client's limit of the response.
     sequences: answers that an engine computes for the prompt.
     resumable: whether `can_resume`; None if that was not computed when the body was parsed.
@@ -79,6 +81,7 @@ class ModelRequest:
         "entry",
         "has_cache_variants",
         "has_session_id",
+        "is_counted",
         "is_passthrough",
         "max_tokens",
         "messages_end",
@@ -87,6 +90,7 @@ class ModelRequest:
         "model",
         "model_key",
         "parameters",
+        "passes_stream",
         "resumable",
         "route",
         "sequences",
@@ -124,6 +128,8 @@ class ModelRequest:
         self.has_cache_variants: bool = parsed.has_cache_variants
         self.cache_variant: bytes = parsed.cache_variant
         self.is_passthrough: bool = parsed.is_passthrough
+        self.is_counted = not self.is_passthrough
+        self.passes_stream = False
         self.method = method
         self.target = target
         self.resumable: bool | None = None

@@ -180,6 +180,7 @@ class GenericRequest(CommonFields, kw_only=True):
     the number of conversations.
     """
 
+    stream: bool | None = None
     n: OptionalInt = None
     best_of: OptionalInt = None
     max_tokens: OptionalInt = None

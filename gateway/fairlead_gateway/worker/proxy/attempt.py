@@ -225,6 +225,7 @@ class Attempt:
         )
         engine_response.namespace = self.address.namespace
         engine_response.choices = request.sequences
+        engine_response.counts_passed = request.is_passthrough and request.is_counted
         self.has_verdict, self.error = False, None
         now = self.dispatched_at = dispatcher.now()
         if self._sent is None:
@@ -288,7 +289,7 @@ class Attempt:
         """Records the events of a stream that was not relayed to its end."""
         earlier = 0 if self._sent is None else self._sent.tokens
         result = self.context.result
-        result.event_count = max(result.event_count, earlier + engine_response.scanner.event_count)
+        result.event_count = max(result.event_count, earlier + engine_response.event_count)
 
     def on_crash(self) -> bool:
         """Records that the engine broke off on the body; returns whether the body is

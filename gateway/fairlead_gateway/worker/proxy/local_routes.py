@@ -26,7 +26,7 @@ from fairlead_gateway.worker.openai.model_names import (
     public_names,
     resolve_model_entry,
 )
-from fairlead_gateway.worker.openai.passthrough import PASSTHROUGH_METHODS, is_passthrough_path
+from fairlead_gateway.worker.openai.passthrough import OUTPUT_LIMITS, PASSTHROUGH_METHODS, is_passthrough_path
 from fairlead_gateway.worker.openai.request import BODY_TYPES
 from fairlead_gateway.worker.openai.schemas import GenericRequest
 from fairlead_gateway.worker.tenancy.visible_models import VisibleModels
@@ -148,9 +148,12 @@ def takes_body(path: str) -> bool:
 def check_counted_path(path: str) -> None:
     """Raises NotPermitted for a path whose tokens the gateway does not count."""
     if BODY_TYPES.get(path) is GenericRequest or (
-        path not in BODY_TYPES and not is_local_path(path) and is_passthrough_path(path)
+        path not in BODY_TYPES and path not in OUTPUT_LIMITS and not is_local_path(path) and is_passthrough_path(path)
     ):
-        hint = "use chat completions, completions or embeddings, or ask the operator of the gateway for `otherPaths: Admit`"
+        hint = (
+            "use chat completions, completions, embeddings, /v1/responses or /v1/messages, or ask the "
+            "operator of the gateway for `otherPaths: Admit`"
+        )
         message = "this tenant may not use this path, since the gateway does not count its tokens"
         raise NotPermitted(message, code="path_not_permitted", hint=hint)
 

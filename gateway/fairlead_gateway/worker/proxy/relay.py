@@ -272,8 +272,8 @@ class ResponseRelay(StreamEnding):
     def _record_end(self, attempt: Attempt, engine_response: EngineResponse, cause: str | None) -> bool:
         """Records how the relay ended; returns whether the rest must not be resumed."""
         result = attempt.context.result
-        result.last_at, result.event_count = engine_response.last_at, engine_response.scanner.event_count
-        result.record_usage(engine_response.scanner.usage)
+        result.last_at, result.event_count = engine_response.last_at, engine_response.event_count
+        result.record_usage(engine_response.usage)
         if cause is None or cause == CLIENT_SILENT:
             return True
         self._failures.on_stream_failed(attempt.context, attempt.instance_id, cause)

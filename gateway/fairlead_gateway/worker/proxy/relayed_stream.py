@@ -184,5 +184,5 @@ class RelayedStream(GapRecorder):
 
 def record_relayed(context: RequestContext, engine_response: EngineResponse) -> None:
     """Records what was relayed of a response by now: its events, and the engine's token counts."""
-    context.result.event_count = engine_response.scanner.event_count
-    context.result.record_usage(engine_response.scanner.usage)
+    context.result.event_count = engine_response.event_count
+    context.result.record_usage(engine_response.usage)

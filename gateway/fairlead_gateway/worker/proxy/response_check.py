@@ -88,6 +88,9 @@ def _response_error(context: RequestContext, engine_response: EngineResponse) ->
     if not engine_response.is_complete:
         return None
     body = engine_response.buffered_body
+    if engine_response.counts_passed:
+        context.result.record_usage(engine_response.usage)
+        return None
     usage, is_readable = _parse_usage(body)
     if not request.is_passthrough:
         error = _plain_error(body) if is_readable else InBandError(502, "not JSON", GARBAGE)

@@ -6,18 +6,27 @@ from typing import Final
 import msgspec
 
 from fairlead_gateway.errors import BadRequest
-from fairlead_gateway.worker.openai.schemas import CompletionRequest
+from fairlead_gateway.worker.openai.passthrough import OUTPUT_LIMITS
+from fairlead_gateway.worker.openai.schemas import MEMBERS_DECODER, CompletionRequest
 from fairlead_gateway.worker.quota.limit_plan import LimitPlan
 from fairlead_gateway.worker.quota.reservation import Amounts
 from fairlead_gateway.worker.request_context import RequestContext
 
+_NULL: Final = msgspec.Raw(b"null")
 _SEVERAL_PROMPTS: Final = re.compile(rb'\[[ \t\r\n]*["\[]')
 """The beginning of a list of texts, or of lists of token ids."""
 _MEDIA: Final = re.compile(rb'"(?:input_|prompt_)?(?:image|audio|video|file)[a-z_]*"[ \t\r\n]*:')
 """A key of a part of a message that is not text."""
 _ESCAPED_KEY: Final = re.compile(rb'"[^"\\]*\\u[^"]*"[ \t\r\n]*:')
 """A key with an escaped letter, which could be one of `_MEDIA`."""
-_GENERATING_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
+_GENERATING_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions", *OUTPUT_LIMITS})
+_OUTSIDE_INPUT: Final = ("previous_response_id", "conversation", "prompt", "mcp_servers", "container")
+"""Fields of passed-on requests that name input which is not in the body."""
+_MEDIA_TYPE: Final = re.compile(
+    rb'"type"[ \t\r\n]*:[ \t\r\n]*"(?:(?:input_)?(?:image|audio|video|file)[a-z_]*|document|item_reference)"'
+)
+"""A part of a passed-on request whose tokens have no bound in its bytes."""
+_OWN_TOOLS: Final = ("function", "custom")
 
 
 def is_generating(context: RequestContext) -> bool:
@@ -50,7 +59,9 @@ def most_amounts(context: RequestContext, plan: LimitPlan, margin: int) -> Amoun
     """
     request = context.request
     body_bytes = len(request.client_body)
-    if plan.counts_input and _has_media(context):
+    if request.is_passthrough and request.is_counted and (plan.counts_input or plan.counts_output):
+        _check_bounded(request.client_body)
+    if plan.counts_input and (not request.is_passthrough or not request.is_counted) and _has_media(context):
         raise BadRequest(
             "messages: images, audio, video and files have no bound in tokens, and the limits of this tenant are strict",
             param="messages",
@@ -58,18 +69,46 @@ def most_amounts(context: RequestContext, plan: LimitPlan, margin: int) -> Amoun
             hint="send text only, with keys that have no escapes",
         )
     output = 0
-    # Of a path that is only passed on, the output is unknown; `otherPaths` admits it.
-    if plan.counts_output and not request.is_passthrough and is_generating(context):
+    # Of a path without counts, the output is unknown; `otherPaths` admits it.
+    if plan.counts_output and request.is_counted and is_generating(context):
         if request.max_tokens is None:
+            name = OUTPUT_LIMITS.get(context.http_request.head.path, "max_tokens")
             raise BadRequest(
-                "max_tokens: this field is required, since the limits of this tenant are strict",
-                param="max_tokens",
+                f"{name}: this field is required, since the limits of this tenant are strict",
+                param=name,
                 code="missing_field",
                 hint="set it to the most tokens that you want",
             )
         output = request.max_tokens * answer_count(context)
     tokens = body_bytes + margin
     return Amounts(1, tokens, output, plan.cost(request.model, tokens, 0, output), body_bytes)
+
+
+def _check_bounded(body: bytes) -> None:
+    """Raises BadRequest for a passed-on request with tokens that its bytes do not bound.
+
+    Tools that a server runs add their results to the prompt, and start the model again.
+    """
+    members = MEMBERS_DECODER.decode(body)
+    for name in _OUTSIDE_INPUT:
+        if bytes(members.get(name, _NULL)) != b"null":
+            raise _unbounded(name, "names input outside of the request")
+    try:
+        tools = msgspec.json.decode(members.get("tools", _NULL), type=list[dict[str, msgspec.Raw]] | None) or []
+    except msgspec.ValidationError:
+        raise _unbounded("tools", "cannot be read") from None
+    for tool in tools:
+        if "input_schema" not in tool and bytes(tool.get("type", _NULL)).strip(b'"').decode() not in _OWN_TOOLS:
+            raise _unbounded("tools", "holds a tool that a server runs")
+    if _MEDIA_TYPE.search(msgspec.json.encode(msgspec.json.decode(body))) is not None:  # without escapes
+        raise _unbounded("input" if "input" in members else "messages", "holds parts that are not text")
+
+
+def _unbounded(name: str, reason: str) -> BadRequest:
+    message = f"{name}: {reason}, which has no bound in tokens, and the limits of this tenant are strict"
+    return BadRequest(
+        message, param=name, code="unsupported_content", hint="send all input as text in the request itself"
+    )
 
 
 def _has_media(context: RequestContext) -> bool:
@@ -108,11 +147,12 @@ def used_amounts(context: RequestContext, plan: LimitPlan, estimate: Amounts) ->
     if result.dispatched_at is None or result.is_refunded:
         return Amounts(0, 0, 0, 0, 0)
     prompt, output = result.prompt_tokens, result.output_tokens
+    is_counted = context.request.is_counted
     if prompt is None:
-        prompt = 0 if context.request.is_passthrough else estimate.input_tokens
+        prompt = estimate.input_tokens if is_counted else 0
     if output is None:
         output = result.estimated_tokens
-        if not output and result.is_complete and not context.request.is_passthrough:
+        if not output and result.is_complete and is_counted:
             output = estimate.output_tokens
         if plan.is_strict and output > estimate.output_tokens:
             output = estimate.output_tokens

@@ -59,7 +59,7 @@ class GeneratedTokens:
         """
         request, result = context.request, context.result
         most = request.max_tokens
-        if request.stream:
+        if request.stream or request.passes_stream:
             tokens = self.of_events(request.model_key, result.event_count)
             # The prompts of a text completion may be many, and its body is gone by now.
             is_bounded = most is not None and context.http_request.head.path != "/v1/completions"

@@ -219,8 +219,8 @@ class LimitGate:
             return most_amounts(context, plan, self._prompt_margin)
         request = context.request
         prompt = int(self._routers.prompt_tokens(request.model_key, context.route_request)) + 1
-        # Of a path that is only passed on, the output is unknown; `otherPaths` admits it.
-        if not plan.counts_output or request.is_passthrough:
+        # Of a path without counts, the output is unknown; `otherPaths` admits it.
+        if not plan.counts_output or not request.is_counted:
             return expected_amounts(context, plan, prompt, 0)
         size = prompt_class(prompt)
         if size != plan.expected_class or now - plan.expected_at >= TABLE_SECONDS:

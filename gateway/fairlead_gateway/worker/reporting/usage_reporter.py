@@ -47,11 +47,14 @@ class UsageReporter:
             status = _BAD_GATEWAY  # the response had begun
         if result.is_refunded:
             prompt = output = 0
-        elif prompt is None:
-            prompt = output = 0
-            if result.dispatched_at is not None and not context.request.is_passthrough:
-                is_estimated = True
-                prompt, output = int(context.route_request.prompt_tokens), result.estimated_tokens
+        elif prompt is None or output is None:
+            is_sent = result.dispatched_at is not None and context.request.is_counted
+            if prompt is None:
+                is_estimated = is_sent
+                prompt = int(context.route_request.prompt_tokens) if is_sent else 0
+            if output is None and is_sent:
+                output = result.estimated_tokens
+                is_estimated = is_estimated or output > 0
         rows.append(
             _ROW(
                 outcome.request_id,

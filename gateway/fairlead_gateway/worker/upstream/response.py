@@ -17,6 +17,7 @@ from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import ResponseSink, UpstreamError
 from fairlead_gateway.worker.upstream.response_memory import BufferedBytes, compact
 from fairlead_gateway.worker.upstream.sse import SseScanner, filter_first_chunks
+from fairlead_gateway.worker.upstream.usage import PassedUsage, Usage
 
 _OUT_OF_MEMORY: Final = "gateway-full"  # a local cause: the engine is not to blame
 CLIENT_SILENT: Final = "client-silent"
@@ -54,6 +55,7 @@ class EngineResponse(ResponseSink):
     on_verdict: called with the verdict; without it, `verdict` is awaited.
     namespace: of the engine, whose responses share memory with others; set by the creator.
     choices: answers that the request has; set by the creator.
+    counts_passed: reads the token counts of an answer that is passed on; set by the creator.
 
     Why lazy parts: most responses are plain and go to `on_verdict`; scanner and futures would cost
     each of them.
@@ -83,6 +85,8 @@ class EngineResponse(ResponseSink):
         self._memory = runtime.response_memory
         self.namespace = ""
         self.choices = 1
+        self.counts_passed = False
+        self._passed_usage: PassedUsage | None = None
         self._buffered: BufferedBytes | None = None
         self._response: ResponseWriter | None = None
         self._observer: StreamObserver | None = None
@@ -114,6 +118,16 @@ class EngineResponse(ResponseSink):
                 strip_usage=self._strip_usage, max_event_bytes=max_event_bytes, choices=self.choices
             )
         return scanner
+
+    @property
+    def usage(self) -> Usage | None:
+        """The engine's token counts by now; None if it has reported none."""
+        return self.scanner.usage if self._passed_usage is None else self._passed_usage.usage
+
+    @property
+    def event_count(self) -> int:
+        """The events with parts of the answer by now."""
+        return self.scanner.event_count if self._passed_usage is None else self._passed_usage.event_count
 
     @property
     def finished(self) -> "asyncio.Future[str | None]":
@@ -188,6 +202,8 @@ class EngineResponse(ResponseSink):
             content_type = fields.get(b"content-type", b"").lower()
             self.is_stream = self._stream_requested and content_type.startswith(b"text/event-stream")
             self._flows = self._is_passthrough and b"json" not in content_type
+            if self.counts_passed:
+                self._passed_usage = PassedUsage(is_stream=content_type.startswith(b"text/event-stream"))
 
     def on_body(self, chunks: list[bytes], complete: bool) -> None:
         """Buffers chunks before the verdict, and relays them after it."""
@@ -196,6 +212,8 @@ class EngineResponse(ResponseSink):
         self.is_complete = complete
         now = self._now()
         if not self.is_stream:
+            if self._passed_usage is not None:
+                self._passed_usage.add(chunks, is_last=complete)
             self._on_plain_chunks(chunks, now)
         elif self._response is not None:
             events = self._filter_events(chunks)

@@ -21,6 +21,37 @@ class UsageFields(Struct, gc=False):
     prompt_tokens_details: PromptTokensDetails | None = None
 
 
+class PassedUsageFields(Struct, gc=False):
+    """`usage` of answers that are passed on: in the form of `/v1/responses` or `/v1/messages`.
+
+    The two fields of caches count tokens that `input_tokens` of `/v1/messages` leaves out.
+    """
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    input_tokens_details: PromptTokensDetails | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: PromptTokensDetails | None = None
+
+
+class UsageHolder(Struct):
+    """A part of an event that holds a usage: the message that begins, or a response."""
+
+    usage: Raw | UnsetType = UNSET
+
+
+class PassedAnswer(Struct):
+    """The fields of an answer that is passed on, or of one of its events, that are read."""
+
+    type: str | None = None
+    usage: Raw | UnsetType = UNSET
+    message: UsageHolder | None = None
+    response: UsageHolder | None = None
+
+
 class StreamEvent(Struct):
     """The fields of an event that are read."""
 
@@ -39,5 +70,7 @@ class PlainResponse(Struct, gc=False):
 
 
 USAGE_DECODER = Decoder(UsageFields, strict=False)  # some engines count in floats
+PASSED_USAGE_DECODER = Decoder(PassedUsageFields, strict=False)
+PASSED_ANSWER_DECODER = Decoder(PassedAnswer)
 EVENT_DECODER = Decoder(StreamEvent)
 PLAIN_RESPONSE_DECODER = Decoder(PlainResponse)

@@ -1,5 +1,14 @@
 """Token counts and errors in the responses of engines.
 
+Two APIs that are passed on count in forms of their own:
+
+    {"usage": {"input_tokens", "input_tokens_details": {"cached_tokens"}, "output_tokens"}}
+        `/v1/responses`; in streams under `response` of the last event
+    {"usage": {"input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
+               "output_tokens"}}
+        `/v1/messages`; in streams under `message` of the first event, and in `message_delta`.
+        The parts of the prompt add up, and the numbers of events do not
+
 Engines, and what stands before them, send errors in these forms:
 
     {"error": {"message", "type", "param", "code"}}              OpenAI, vLLM, llama.cpp
@@ -12,13 +21,19 @@ Engines, and what stands before them, send errors in these forms:
 Pages of HTML have no words for a client: a proxy wrote them for people.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
 from fairlead_gateway.native import ScannedUsage
-from fairlead_gateway.worker.upstream.response_schemas import USAGE_DECODER, UsageFields
+from fairlead_gateway.worker.upstream.response_schemas import (
+    PASSED_ANSWER_DECODER,
+    PASSED_USAGE_DECODER,
+    USAGE_DECODER,
+    UsageFields,
+)
 
 _MAX_TEXT: Final = 4_096
 _MAX_ITEMS: Final = 8
@@ -37,6 +52,13 @@ _STATUSES: Final = {
     "overloaded_error": 529,
 }
 """The statuses of types that OpenAI and Anthropic define, for errors without one."""
+_USAGE_KEY: Final = b'"usage"'
+_DELTA_TYPES: Final = (b'.delta"', b'"content_block_delta"')
+"""The ends of the types of events with text: of `/v1/responses`, and of `/v1/messages`."""
+_FINAL_EVENTS: Final = ("message_delta", "response.completed", "response.incomplete", "response.failed")
+_MAX_LINE_BYTES: Final = 65_536
+_TAIL_BYTES: Final = 4_096
+_JSON: Final = json.JSONDecoder()
 _DEAD_ENGINE: Final = "EngineCore encountered an issue"
 """The text of a dead vLLM. In streams, releases 0.8 to 0.11 give it the code 400."""
 _MAX_TOKENS: Final = 1 << 31  # more than the largest `n` times the largest `max_tokens`
@@ -104,6 +126,118 @@ def scanned_usage(found: ScannedUsage) -> Usage | None:
     if not is_present:
         return None
     return Usage(_valid_count(prompt_tokens), _valid_count(completion_tokens), _valid_count(cached_tokens))
+
+
+class PassedUsage:
+    """The token counts of an answer that is passed on, read as it passes.
+
+    Of a line that is longer than most answers, only the end is searched.
+
+    is_stream: the answer is an event stream; otherwise it is one JSON object.
+    event_count: events with a part of the answer.
+    """
+
+    __slots__ = ("_cached", "_is_cut", "_is_final", "_is_stream", "_line", "_output", "_prompt", "event_count")
+
+    def __init__(self, *, is_stream: bool) -> None:
+        self._is_stream = is_stream
+        self._line = bytearray()
+        self._is_cut = False
+        self._is_final = not is_stream
+        self._prompt: int | None = None
+        self._output: int | None = None
+        self._cached: int | None = None
+        self.event_count = 0
+
+    @property
+    def usage(self) -> Usage | None:
+        """The counts by now; None if the engine has reported none.
+
+        The output is unknown until the event that ends the answer: the first one says 0 or 1.
+        """
+        if self._prompt is None and self._output is None:
+            return None
+        return Usage(self._prompt, self._output if self._is_final else None, self._cached)
+
+    def add(self, chunks: list[bytes], *, is_last: bool) -> None:
+        """Reads parts of the answer, as the network has cut them."""
+        for chunk in chunks:
+            if self._is_stream:
+                self.event_count += sum(chunk.count(end) for end in _DELTA_TYPES)
+                self._add_lines(chunk)
+            else:
+                self._extend(chunk)
+        if is_last:
+            self._end_line()
+
+    def _add_lines(self, chunk: bytes) -> None:
+        if not self._line and chunk.endswith(b"\n") and chunk.find(_USAGE_KEY) < 0:
+            return
+        start = 0
+        while (end := chunk.find(b"\n", start)) >= 0:
+            self._extend(chunk[start:end])
+            self._end_line()
+            start = end + 1
+        self._extend(chunk[start:])
+
+    def _extend(self, part: bytes) -> None:
+        line = self._line
+        line += part
+        if len(line) > _MAX_LINE_BYTES:
+            self._is_cut = True
+            del line[:-_TAIL_BYTES]
+
+    def _end_line(self) -> None:
+        line, is_cut = bytes(self._line), self._is_cut
+        self._line.clear()
+        self._is_cut = False
+        if line.find(_USAGE_KEY) < 0:
+            return
+        if is_cut:
+            self._count(_last_usage(line), is_final=True)  # only the last event holds the whole answer
+            return
+        data = line[5:] if self._is_stream and line.startswith(b"data:") else line
+        try:
+            answer = PASSED_ANSWER_DECODER.decode(data.strip())
+        except _DECODE_ERRORS:
+            return
+        for holder in (answer, answer.message, answer.response):
+            if holder is not None and holder.usage is not msgspec.UNSET:
+                self._count(bytes(holder.usage), is_final=not self._is_stream or answer.type in _FINAL_EVENTS)
+
+    def _count(self, raw: bytes, *, is_final: bool) -> None:
+        """Counts a usage. Each number is that of the whole answer by then, so the largest holds."""
+        try:
+            fields = PASSED_USAGE_DECODER.decode(raw)
+        except _DECODE_ERRORS:
+            return
+        prompt = _valid_count(fields.prompt_tokens if fields.input_tokens is None else fields.input_tokens)
+        output = _valid_count(fields.completion_tokens if fields.output_tokens is None else fields.output_tokens)
+        read, created = _valid_count(fields.cache_read_input_tokens), _valid_count(fields.cache_creation_input_tokens)
+        details = fields.input_tokens_details or fields.prompt_tokens_details
+        cached = read if details is None else _valid_count(details.cached_tokens)
+        if prompt is not None:
+            self._prompt = max(self._prompt or 0, prompt + (read or 0) + (created or 0))
+        if cached is not None:
+            self._cached = max(self._cached or 0, cached)
+        if output is not None:
+            self._output = max(self._output or 0, output)
+            self._is_final = self._is_final or is_final
+
+
+def _last_usage(text: bytes) -> bytes:
+    """Returns the last object under a key `usage` in the end of an answer; empty without one."""
+    at = len(text)
+    while (at := text.rfind(_USAGE_KEY, 0, at)) >= 0:
+        value = text[at + len(_USAGE_KEY) :].lstrip(b" \t\r\n:")
+        if value.startswith(b"null"):
+            return b""
+        if value.startswith(b"{"):
+            try:
+                return msgspec.json.encode(_JSON.raw_decode(value.decode("utf-8", "replace"))[0])
+            except ValueError:
+                return b""
+    return b""
 
 
 def _valid_count(count: int | None) -> int | None:

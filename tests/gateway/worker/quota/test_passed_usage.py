@@ -1,0 +1,207 @@
+"""The tokens of answers that are passed on are counted: `/v1/responses` and `/v1/messages`."""
+
+import json
+from typing import Any
+
+import pytest
+
+from fairlead.fleet.model import TokenPrice
+from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
+from fairlead_gateway.worker.upstream.usage import PassedUsage
+from fairlead_testing.engines.scripted import EngineCall
+from fairlead_testing.gateway.limited_gateway import LimitedGateway, limited_gateway
+from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.simulated
+
+_INPUT = Limit(LimitUnit.INPUT_TOKENS, 100_000, Window.DAY)
+_OUTPUT = Limit(LimitUnit.OUTPUT_TOKENS, 100_000, Window.DAY)
+_COST = Limit(LimitUnit.COST, 10**15, Window.MONTH)
+_BODIES: dict[str, dict[str, Any]] = {
+    "/v1/responses": {"model": "tiny", "input": "hi", "max_output_tokens": 50},
+    "/v1/messages": {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 50},
+}
+_RESPONSES = {
+    "input_tokens": 1000,
+    "input_tokens_details": {"cached_tokens": 800},
+    "output_tokens": 30,
+    "output_tokens_details": {"reasoning_tokens": 5},
+    "total_tokens": 1030,
+}
+_MESSAGES = {
+    "input_tokens": 150,
+    "cache_creation_input_tokens": 50,
+    "cache_read_input_tokens": 800,
+    "output_tokens": 30,
+}
+_USAGES = {"/v1/responses": _RESPONSES, "/v1/messages": _MESSAGES}
+
+
+def _event(name: str, **fields: object) -> bytes:
+    return f"event: {name}\ndata: {json.dumps({'type': name, **fields})}\n\n".encode()
+
+
+def _events(path: str, end: str) -> list[bytes]:
+    """The events of an answer with two parts, in the form of the path."""
+    if path == "/v1/responses":
+        return [
+            _event("response.created", response={"status": "in_progress", "usage": None}),
+            _event("response.output_text.delta", delta="He"),
+            _event("response.output_text.delta", delta="llo"),
+            _event(end, response={"output": [{"text": "Hello" * 50}], "usage": _RESPONSES}),
+        ]
+    start = {**_MESSAGES, "output_tokens": 1}
+    return [
+        _event("message_start", message={"content": [], "usage": start}),
+        _event("content_block_delta", index=0, delta={"type": "text_delta", "text": "He"}),
+        _event("content_block_delta", index=0, delta={"type": "text_delta", "text": "llo"}),
+        _event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 30}),
+        _event("message_stop"),
+    ]
+
+
+async def _post(gateway: LimitedGateway, path: str, **fields: object) -> Any:
+    headers = {"authorization": "Bearer acme"}
+    return await gateway.client.post(f"{gateway.running.url}{path}", json={**_BODIES[path], **fields}, headers=headers)
+
+
+def _tenant(*limits: Limit, enforcement: Enforcement = Enforcement.ESTIMATED) -> Tenant:
+    return Tenant("acme", limits=limits, may_use_other_paths=False, enforcement=enforcement)
+
+
+@pytest.mark.parametrize(
+    ("path", "ends"),
+    [
+        ("/v1/responses", ["", "response.completed", "response.incomplete", "response.failed"]),
+        ("/v1/messages", ["", "stream"]),
+    ],
+)
+async def test_tokens_of_passed_on_answers_are_counted(path: str, ends: list[str]) -> None:
+    async def script(call: EngineCall) -> None:
+        end = call.json["user"]
+        if not end:
+            await call.respond({"id": "x", "content": [{"text": "Hello"}], "usage": _USAGES[path]})
+            return
+        body = b"".join(_events(path, end))
+        await call.start_stream()
+        for start in range(0, len(body), 37):  # as no engine cuts them
+            await call.chunk(body[start : start + 37])
+        await call.chunk(b"")
+
+    price = TokenPrice(input=1_000, cached_input=10, output=2_000)
+    async with limited_gateway(script, [_tenant(_INPUT, _OUTPUT, _COST)], price=price) as gateway:
+        for count, end in enumerate(ends, 1):
+            answered = await _post(gateway, path, stream=bool(end), user=end)
+            assert answered.status_code == 200
+            assert gateway.used("acme", _INPUT.id) == 1000 * count
+            assert gateway.used("acme", _OUTPUT.id) == 30 * count
+            assert gateway.used("acme", _COST.id) == (200 * 1_000 + 800 * 10 + 30 * 2_000) * count
+
+
+@pytest.mark.parametrize("path", list(_BODIES))
+async def test_a_client_who_leaves_pays_the_prompt_and_what_was_computed(path: str) -> None:
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        for event in _events(path, "none")[:3]:
+            await call.chunk(event)
+        await call.wait_closed()
+
+    async with limited_gateway(script, [_tenant(_INPUT, _OUTPUT)]) as gateway:
+        headers = {"authorization": "Bearer acme"}
+        url, body = f"{gateway.running.url}{path}", {**_BODIES[path], "stream": True}
+        async with gateway.client.stream("POST", url, json=body, headers=headers) as answer:
+            async for line in answer.aiter_lines():
+                if "llo" in line:
+                    break
+        await wait_until(lambda: gateway.busy("acme", _INPUT.id) == 0)
+        prompt = gateway.used("acme", _INPUT.id)
+        assert prompt == 1000 if path == "/v1/messages" else 1 < prompt < 100  # as estimated
+        assert gateway.used("acme", _OUTPUT.id) == 2
+
+
+@pytest.mark.parametrize("path", list(_BODIES))
+async def test_answers_without_usage_pay_as_expected(path: str) -> None:
+    async def script(call: EngineCall) -> None:
+        await call.respond({"id": "x", "status": "queued", "usage": None})
+
+    async with limited_gateway(script, [_tenant(_INPUT, _OUTPUT)]) as gateway:
+        assert (await _post(gateway, path)).status_code == 200
+        assert gateway.used("acme", _INPUT.id) > 1
+        assert gateway.used("acme", _OUTPUT.id) == 50
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "named"),
+    [
+        ("/v1/responses", {"max_output_tokens": None, "max_tokens": 5}, "max_output_tokens"),
+        ("/v1/messages", {"max_tokens": None}, "max_tokens"),
+        ("/v1/responses", {"previous_response_id": "resp_1"}, "previous_response_id"),
+        ("/v1/responses", {"tools": [{"type": "web_search"}]}, "tools"),
+        ("/v1/responses", {"input": [{"type": "item_reference", "id": "x"}]}, "input"),
+        ("/v1/messages", {"tools": [{"type": "web_search_20250305", "name": "x"}]}, "tools"),
+        (
+            "/v1/messages",
+            {"messages": [{"role": "user", "content": [{"type": "image", "source": {"data": "aa"}}]}]},
+            "messages",
+        ),
+        ("/v1/responses", {}, ""),
+        ("/v1/responses", {"tools": [{"type": "function", "parameters": {"properties": {"file_path": {}}}}]}, ""),
+        ("/v1/messages", {"tools": [{"name": "x", "input_schema": {}}]}, ""),
+    ],
+)
+async def test_strict_limits_take_only_requests_with_a_bound(path: str, fields: dict[str, Any], named: str) -> None:
+    async def script(call: EngineCall) -> None:
+        await call.respond({"id": "x", "usage": _USAGES[path]})
+
+    async with limited_gateway(script, [_tenant(_INPUT, _OUTPUT, enforcement=Enforcement.STRICT)]) as gateway:
+        answered = await _post(gateway, path, **fields)
+        assert answered.status_code == (400 if named else 200)
+        if named:
+            assert answered.json()["error"]["param"] == named
+        else:
+            assert gateway.used("acme", _INPUT.id) == 1000
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_the_usage_of_a_long_answer_is_found_at_its_end(is_stream: bool) -> None:
+    response = {"output": "x" * 200_000, "usage": _RESPONSES, "metadata": {"usage": "mine"}}
+    text = json.dumps({"type": "response.completed", "response": response} if is_stream else response).encode()
+    body = b"data: " + text + b"\n\n" if is_stream else text
+    read = PassedUsage(is_stream=is_stream)
+    for start in range(0, len(body), 9_999):
+        read.add([body[start : start + 9_999]], is_last=False)
+    read.add([], is_last=True)
+    usage = read.usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) == (1000, 800, 30)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'data: {not json "usage"\n\n',
+        b'data: {"usage": []}\n\n',
+        b'data: {"usage": {"input_tokens": -5, "output_tokens": 1e99}}\n\n',
+        b'data: {"type": "message_delta", "usage": {"input_tokens": "7"}, "response": 3}\n\n',
+        b"x" * 70_000 + b'"usage": {"input_tokens": 7',
+        b"x" * 70_000 + b'"usage": null}',
+    ],
+)
+def test_what_cannot_be_read_is_unknown_and_not_zero(body: bytes) -> None:
+    read = PassedUsage(is_stream=True)
+    read.add([body], is_last=True)
+    assert read.usage is None
+
+
+def test_counts_of_events_are_totals() -> None:
+    """Some engines say 0 for the prompt in one of the events."""
+    read = PassedUsage(is_stream=True)
+    read.add([_event("message_start", message={"usage": {"input_tokens": 0, "output_tokens": 0}})], is_last=False)
+    first = read.usage
+    assert first is not None
+    assert first.completion_tokens is None
+    read.add([_event("message_delta", usage={"input_tokens": 9, "output_tokens": 3})], is_last=False)
+    read.add([_event("message_delta", usage={"input_tokens": 0, "output_tokens": 5})], is_last=True)
+    usage = read.usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens) == (9, 5)
