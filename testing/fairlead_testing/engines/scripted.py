@@ -96,9 +96,13 @@ Script = Callable[[EngineCall], Awaitable[None]]
 
 @dataclass(slots=True)
 class ScriptedEngine:
-    """A running scripted engine. `connections` counts all connections, `open` the current ones."""
+    """A running scripted engine. `connections` counts all connections, `open` the current ones.
+
+    generated_tokens: the counter of its metrics page, which no script sees; None: it has no page.
+    """
 
     url: str = ""
+    generated_tokens: int | None = None
     calls: list[EngineCall] = field(default_factory=list)
     connections: int = 0
     open: int = 0
@@ -212,6 +216,9 @@ async def _connection(
     try:
         while True:
             call = await _read(reader, writer)
+            if call.path == "/metrics":
+                await _show_metrics(engine, call)
+                continue
             engine.calls.append(call)
             await script(call)
     except (HangUp, asyncio.IncompleteReadError, ConnectionError):
@@ -223,6 +230,14 @@ async def _connection(
             await writer.wait_closed()
         except ConnectionError:
             pass
+
+
+async def _show_metrics(engine: ScriptedEngine, call: EngineCall) -> None:
+    if engine.generated_tokens is None:
+        await call.respond({"detail": "Not Found"}, "404 Not Found")
+        return
+    page = f"vllm:num_requests_running 1\nvllm:generation_tokens_total {engine.generated_tokens}\n"
+    await call.respond(page.encode(), kind="text/plain; version=0.0.4")
 
 
 async def _read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> EngineCall:

@@ -192,8 +192,9 @@ class Forwarder:
         if decision.chosen is None:
             raise self._give_up(context)
         if failures:
-            last = failures[-1]
-            if not last.is_exempt_from_budget and not self.retry_budget.take(context.caller, now):
+            last, stall_timeout = failures[-1], context.stall_timeout
+            has_retry = last.is_exempt_from_budget or (stall_timeout is not None and stall_timeout.has_retry)
+            if not has_retry and not self.retry_budget.take(context.caller, now):
                 raise self._give_up(context, is_budget_spent=True)
             if context.choice is not None:
                 self._telemetry.record_retry(key, context.choice.instance_id, last.cause)

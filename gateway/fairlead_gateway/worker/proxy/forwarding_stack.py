@@ -26,6 +26,7 @@ from fairlead_gateway.worker.proxy.stream_resume import StreamResume
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.resilience.ejection_prober import EjectionProber
+from fairlead_gateway.worker.resilience.engine_progress import EngineProgress
 from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution
 from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
@@ -74,6 +75,7 @@ class ForwardingStack:
             retry_budget=retry_budget,
             fingerprint=self.poison_guard.fingerprint,
         )
+        self.engine_progress = self.failures.progress = EngineProgress(runtime, pool, create_hop_id(secret))
         self.ejection_prober = self._create_ejection_prober(runtime, secret)
         self.prefill_coordinator = PrefillCoordinator(
             runtime, routers=self.routers, pool=pool, telemetry=telemetry, poison_guard=self.poison_guard, random=draw
@@ -178,6 +180,7 @@ class ForwardingStack:
     def close(self) -> None:
         """Cancels probes, loads and concurrent prefills, and closes idle connections."""
         self.ejection_prober.close()
+        self.engine_progress.close()
         self.adapter_loader.close()
         self.limit_gate.close()
         self.prefill_coordinator.close()

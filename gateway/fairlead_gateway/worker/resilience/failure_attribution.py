@@ -13,32 +13,43 @@ Overload (429, 503) is never counted. Neither is a failure of the gateway itself
 descriptors, ports or memory, or a name that cannot be resolved (`upstream.connect_errors`).
 
 Stalls are judged per instance, not per request. An instance that still sends bytes to any client is
-slow, and the request waits. One that has sent nothing for several times the predicted
-time has stalled. The request moves if another instance can take it. If none can, and the instance
-is ejected or known to hang, it moves to another model of its route. Otherwise it waits until its
-deadline, since an early error would be no better.
+slow, and the request waits. One that has sent nothing for several times the predicted time of a
+first token has stalled. That does not hold for a plain request whose engine computes. The request
+moves if another instance can take it. If none can, and the instance is ejected or known to hang, it moves to
+another model of its route. Otherwise it waits until its deadline, since an early error would be no
+better.
 
 A 4xx says nothing about the instance, nor does an answer to a request that needs no core. A server
 whose core hangs refuses what is invalid, and counts tokens.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.request_context import RequestContext
+from fairlead_gateway.worker.resilience.engine_progress import EngineProgress
 from fairlead_gateway.worker.resilience.fault_evidence import REQUEST_INDEPENDENT_CAUSES, FaultSource
 from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget, should_retry
-from fairlead_gateway.worker.resilience.stall_timeout import StallTimeout
+from fairlead_gateway.worker.resilience.stall_timeout import AnswerTimes, StallTimeout
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
 from fairlead_gateway.worker.upstream.connection import EndpointActivity
 
 _MIN_STALL_SECONDS = 1.0
+_UNKNOWN_ANSWER_SECONDS: Final = 200.0
+"""A plain answer before any was measured: 4,000 tokens at 20 a second."""
+_PATIENCE: Final = 4.0
+"""A plain answer may take so many times the longest one of late."""
+_PROMPT_PATHS: Final = frozenset(
+    {
+        *("/v1/embeddings", "/v1/pooling", "/tokenize", "/detokenize", "/v1/messages/count_tokens"),
+        *("/rerank", "/v1/rerank", "/v2/rerank", "/score", "/v1/score", "/classify", "/v1/classify"),
+    }
+)
+"""The paths whose answers have no generated tokens."""
 _PATHS_WITHOUT_CORE: Final = ("/tokenize", "/detokenize", "/count_tokens", "/render")
 _IMMEDIATE_CAUSES = frozenset({"refused", "connect-timeout", "timeout", "gone"})
 _DEFAULT_PROMPT_TOKEN_SECONDS: Final = 1e-3
@@ -51,6 +62,7 @@ class FailureAttribution:
 
     ready_instances: returns the ready instances of a model by id.
     fingerprint: returns the keyed fingerprint of a body.
+    progress: whether silent engines compute; set by the creator.
     has_fallback: returns whether another model can take a request; set by the gateway.
     """
 
@@ -66,6 +78,9 @@ class FailureAttribution:
     ) -> None:
         self._fingerprint = fingerprint
         self.has_fallback: Callable[[StallTimeout], bool] | None = None
+        self.progress: EngineProgress | None = None
+        self._answer_times = AnswerTimes()
+        self._on_silent = self._more_seconds  # bound once, not for each request
         self.outlier_detector = outlier_detector
         self._retry_budget = retry_budget
         self._ready_instances = ready_instances
@@ -82,7 +97,7 @@ class FailureAttribution:
         if failure.is_overload or failure.is_local or failure.is_no_fault:
             self.outlier_detector.on_inconclusive(failure.instance_id)
         elif failure.cause in _IMMEDIATE_CAUSES and not _is_stall_counted(context, failure.cause):
-            if failure.cause == "timeout" and not failure.is_final and not self._has_retry(context.caller):
+            if failure.cause == "timeout" and not failure.is_final and not self._has_retry(context):
                 self.outlier_detector.on_inconclusive(failure.instance_id)
             else:
                 self._count_failure_of(context, failure.instance_id, failure.cause)
@@ -91,6 +106,9 @@ class FailureAttribution:
         """Records a response that can be relayed; counts the error responses before it."""
         if context.choice is not None and status < 400 and needs_core(context):
             self.outlier_detector.on_success(context.choice.instance_id, now, context.caller)
+            request, dispatched_at = context.request, context.result.dispatched_at
+            if dispatched_at is not None and not (request.stream or request.passes_stream):
+                self._answer_times.learn(request.model_key, now - dispatched_at)
         if context.failures:
             self._count_failures(context, context.failures, is_harmless=True)
 
@@ -121,7 +139,7 @@ class FailureAttribution:
         timeout = context.stall_timeout
         if timeout is None:
             return False
-        if timeout.silence_seconds() <= self._stall_limit_seconds(context):
+        if not self._is_stalled(context, timeout):
             return timeout.is_counted
         if not timeout.is_counted:
             self._count_failure_of(context, timeout.instance_id, "timeout")
@@ -160,25 +178,60 @@ class FailureAttribution:
     ) -> StallTimeout:
         choice = context.choice
         assert choice is not None
-        predicted = _predicted_seconds(context)
+        first_seconds, max_tokens = _predicted_seconds(context), context.route_request.max_tokens
         timeout = StallTimeout(
             activity,
-            None if predicted is None else max(self._floor_seconds, self._factor * predicted),
+            max(self._floor_seconds, self._factor * first_seconds),
             deadline,
             self._now,
             should_abandon,
             context.request,
-            choice.instance_id,
+            choice.instance,
             context.failures,
         )
+        if not _has_early_byte(context):
+            timeout.on_silent = self._on_silent
+            if max_tokens is not None:
+                answer_seconds = first_seconds + max_tokens * _DEFAULT_OUTPUT_TOKEN_SECONDS
+                timeout.answer_seconds = max(self._floor_seconds, self._factor * answer_seconds)
         timeout.caller = context.caller
         if context.request.route is not None:
             timeout.client = context.http_request.caller
         return timeout
 
-    def _stall_limit_seconds(self, context: RequestContext) -> float:
-        predicted = _predicted_seconds(context)
-        return math.inf if predicted is None else max(_MIN_STALL_SECONDS, self._factor * predicted)
+    def _is_stalled(self, context: RequestContext, timeout: StallTimeout) -> bool:
+        """Whether the instance of a request whose time is over has been silent for too long."""
+        silent_seconds = timeout.silence_seconds()
+        if silent_seconds <= max(_MIN_STALL_SECONDS, self._factor * _predicted_seconds(context)):
+            return False
+        return timeout.on_silent is None or self._more_seconds(timeout, silent_seconds) <= 0.0
+
+    def _more_seconds(self, timeout: StallTimeout, silent_seconds: float) -> float:
+        """Returns how many more seconds an instance may be silent that has a plain request.
+
+        Its engine has to compute meanwhile. Where that cannot be seen, the longest earlier answer
+        bounds the silence: closely, if other instances have answered since it began.
+        """
+        soft_seconds = timeout.soft_seconds
+        if self.progress is not None and timeout.request.is_counted:
+            half_seconds = soft_seconds / 2.0
+            still_seconds = self.progress.still_seconds(timeout.instance, half_seconds)
+            if still_seconds is not None:
+                return max(soft_seconds - silent_seconds, half_seconds - still_seconds)
+        key = timeout.request.model_key
+        longest = self._answer_times.longest_seconds(key)
+        limit = max(_UNKNOWN_ANSWER_SECONDS, _PATIENCE * longest)
+        if self._answer_times.is_known(key) and self._has_other_answered(timeout, silent_seconds):
+            limit = max(soft_seconds, self._factor * longest)
+        if timeout.answer_seconds is not None:
+            limit = min(limit, timeout.answer_seconds)
+        return limit - silent_seconds
+
+    def _has_other_answered(self, timeout: StallTimeout, silent_seconds: float) -> bool:
+        """Whether another instance of the model has answered since the silence began."""
+        since, times = self._now() - silent_seconds, self.outlier_detector.answer_times()
+        ready = self._ready_instances(timeout.request.model_key)
+        return any(name != timeout.instance_id and times.get(name, 0.0) > since for name in ready)
 
     def _should_abandon(self, timeout: StallTimeout) -> bool:
         """Whether the request moves to another instance; counts the stall if it stays."""
@@ -189,7 +242,8 @@ class FailureAttribution:
             for name in self._ready_instances(timeout.request.model_key)
         )
         if has_other and should_retry([*timeout.failures, AttemptFailure("timeout")], self._limits):
-            return self._has_retry(timeout.caller)
+            timeout.has_retry = self._retry_budget.take(timeout.caller, now)
+            return timeout.has_retry
         self._count_stall_once(timeout)
         return self._is_left_for_another_model(timeout, now)
 
@@ -209,8 +263,11 @@ class FailureAttribution:
             self._count_failure(timeout.request.model_key, timeout.instance_id, "timeout", source)
         return False
 
-    def _has_retry(self, caller: CallerKey) -> bool:
-        return self._retry_budget.has_left(caller, self._now())
+    def _has_retry(self, context: RequestContext) -> bool:
+        timeout = context.stall_timeout
+        if timeout is not None and timeout.has_retry:
+            return True
+        return self._retry_budget.has_left(context.caller, self._now())
 
     def _count_failures(
         self, context: RequestContext, failures: Iterable[AttemptFailure], *, is_harmless: bool = False
@@ -258,12 +315,13 @@ def _is_stall_counted(context: RequestContext, cause: str) -> bool:
     return cause == "timeout" and timeout is not None and timeout.is_counted and timeout.silence_seconds() > 0
 
 
-def _predicted_seconds(context: RequestContext) -> float | None:
-    """Returns the seconds until the first byte is due; None if that cannot be predicted."""
+def _has_early_byte(context: RequestContext) -> bool:
+    """Whether the first byte is due when the prompt is computed, and not with the whole answer."""
+    request = context.request
+    return request.stream or request.passes_stream or context.http_request.head.path in _PROMPT_PATHS
+
+
+def _predicted_seconds(context: RequestContext) -> float:
+    """Returns the seconds until the first token is due."""
     first = context.choice.decision.ttft_seconds if context.choice is not None else None
-    if first is None:
-        first = context.route_request.prompt_tokens * _DEFAULT_PROMPT_TOKEN_SECONDS
-    if context.request.stream:
-        return first
-    tokens = context.route_request.max_tokens
-    return None if tokens is None else first + tokens * _DEFAULT_OUTPUT_TOKEN_SECONDS
+    return context.route_request.prompt_tokens * _DEFAULT_PROMPT_TOKEN_SECONDS if first is None else first

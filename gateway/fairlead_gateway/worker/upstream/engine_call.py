@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fairlead.errors import FairleadError
 from fairlead.fleet.model import Instance
@@ -39,6 +40,16 @@ class EngineCallFailed(FairleadError):
         self.is_final = is_final
         self.crashed = crashed
         self.body = body
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """The parameters of `call_engine` for each connection that is tried."""
+
+    message: Sequence[bytes]
+    seconds: float
+    rank: int | None
+    needs_core: bool
 
 
 class _BufferedResponse(ResponseSink):
@@ -97,17 +108,19 @@ async def call_engine(
     seconds: float,
     *,
     instance: Instance | None = None,
+    needs_core: bool = True,
 ) -> bytes:
     """Sends a message and returns the body of the 200 response. Raises EngineCallFailed.
 
     instance: names the data-parallel rank, and the namespace whose responses share memory.
+    needs_core: as in `EngineConnection.send_request`.
     The connection is closed if the response does not come in time.
     """
     rank, namespace = (None, "") if instance is None else (instance.dp_rank, instance.namespace)
     buffered = BufferedBytes(pool.response_memory, namespace)
     try:
         with TaskDeadline(pool.loop, seconds):
-            return await _exchange(pool, address, message, seconds, rank, buffered)
+            return await _exchange(pool, address, _Call(message, seconds, rank, needs_core), buffered)
     except TimeoutError:
         raise EngineCallFailed(f"no answer within {seconds:g} s", cause="timeout", is_suspicious=True) from None
     except UpstreamError as error:
@@ -118,22 +131,15 @@ async def call_engine(
         buffered.set_size(0)
 
 
-async def _exchange(
-    pool: ConnectionPool,
-    address: str,
-    message: Sequence[bytes],
-    seconds: float,
-    rank: int | None,
-    buffered: BufferedBytes,
-) -> bytes:
+async def _exchange(pool: ConnectionPool, address: str, call: _Call, buffered: BufferedBytes) -> bytes:
     connection = pool.take_idle(address)
     while True:
         if connection is None:
             connection = await pool.connect(address)
         response = _BufferedResponse(pool.loop, pool.limits.response_buffer_bytes, buffered)
-        if rank is not None:
-            connection.select_rank(rank)
-        connection.send_request(message, response, seconds)
+        if call.rank is not None:
+            connection.select_rank(call.rank)
+        connection.send_request(call.message, response, call.seconds, needs_core=call.needs_core)
         try:
             error = await response.finished
         finally:

@@ -24,7 +24,9 @@ def context(
     head = SimpleNamespace(path="/v1/chat/completions")
     return SimpleNamespace(
         http_request=SimpleNamespace(head=head),
-        request=SimpleNamespace(model_key="default/tiny", stream=stream, sequences=sequences, max_tokens=max_tokens),
+        request=SimpleNamespace(
+            model_key="default/tiny", stream=stream, sequences=sequences, max_tokens=max_tokens, passes_stream=False
+        ),
         result=SimpleNamespace(dispatched_at=dispatched_at, event_count=events, output_tokens=output, error=None),
     )
 
