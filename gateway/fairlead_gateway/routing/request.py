@@ -1,8 +1,9 @@
 """The part of a client request that routing decisions use."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Final
 
+from fairlead_gateway.routing.prefix.media_parts import MediaPart
 from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain
 
 DEFAULT_OUTPUT_TOKENS: Final = 256.0
@@ -18,11 +19,23 @@ class RouteRequest:
     - prompt_tokens: may be an estimate.
     - session: the client's conversation id, after the salt of its cache scope.
     - sequences: answers that an engine computes for it; `max_tokens` is of each.
+    - media, media_tokens: the parts that are not text, and how many of the tokens are theirs.
     - takes_canary: it belongs to the conversations that a canary gets; set before it is routed.
     - session_hash: a keyed 64-bit hash of `session`, by which gateways share session affinity.
     """
 
-    __slots__ = ("chain", "id", "max_tokens", "prompt_tokens", "sequences", "session", "session_hash", "takes_canary")
+    __slots__ = (
+        "chain",
+        "id",
+        "max_tokens",
+        "media",
+        "media_tokens",
+        "prompt_tokens",
+        "sequences",
+        "session",
+        "session_hash",
+        "takes_canary",
+    )
 
     def __init__(
         self,
@@ -40,4 +53,6 @@ class RouteRequest:
         self.max_tokens = max_tokens
         self.session = session
         self.sequences = 1
+        self.media: Sequence[MediaPart] = ()
+        self.media_tokens = 0.0
         self.takes_canary = False

@@ -281,7 +281,10 @@ class RouterState:
         if inflight is None:
             return
         self._report_finish(inflight, prompt_tokens, cached_tokens)
-        self._calibration.observe(inflight.request.prompt_tokens, inflight.matched_share, prompt_tokens, cached_tokens)
+        request = inflight.request
+        # A prompt with pictures says nothing about the tokens of a byte.
+        text_tokens = None if request.media else prompt_tokens
+        self._calibration.observe(request.prompt_tokens, inflight.matched_share, text_tokens, cached_tokens)
         endpoint = self._endpoints.get(inflight.load.instance) if output_tokens else None
         if endpoint is not None and output_tokens:
             self._cache.reserve(endpoint, self._text_bytes(output_tokens), self._text_bytes(endpoint.kv_tokens))

@@ -79,7 +79,8 @@ class RequestResult:
 
     dispatched_at: monotonic seconds at which the request was last sent before its first byte.
     Token counts are the engine's; None if it did not report them.
-    estimated_tokens: of the output, at the end of a request whose engine reported none.
+    estimated_tokens, estimated_prompt: of the output and the prompt, at the end of a request whose
+        engine reported none.
     is_charged: the request failed because of itself, so what was computed is charged.
     """
 
@@ -88,6 +89,7 @@ class RequestResult:
         "client_disconnected",
         "dispatched_at",
         "error",
+        "estimated_prompt",
         "estimated_tokens",
         "event_count",
         "first_at",
@@ -111,6 +113,7 @@ class RequestResult:
         self.client_disconnected = False
         self.is_charged = False
         self.estimated_tokens: int = 0
+        self.estimated_prompt: int = 0
 
     @property
     def is_complete(self) -> bool:

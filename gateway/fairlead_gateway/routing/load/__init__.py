@@ -7,5 +7,6 @@ In reading order:
 - `sampled_load`: the load of a large fleet
 - `load_window`: dispatches of the last minutes
 - `inter_token_times`: observed token gaps
-- `token_calibration`: estimated tokens against reported ones
+- `token_calibration`: estimated tokens against reported ones, of a model
+- `prompt_sizes`: the same of each caller, and of pictures and other parts
 """

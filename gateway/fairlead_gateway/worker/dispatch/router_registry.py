@@ -17,6 +17,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.errors import NoReadyInstance
 from fairlead_gateway.routing import InstanceLoad, ModelRouter, RouteRequest
 from fairlead_gateway.routing.load.inflight import NOTHING_DEFERRED
+from fairlead_gateway.routing.load.prompt_sizes import PromptSizes
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.resilience.outlier_detection import MAX_REASONS, OutlierDetector
 from fairlead_gateway.worker.resilience.retry_after import StartupTimes, retry_after_for_backlog
@@ -81,6 +82,7 @@ class RoleRouters:
         self._ready_instances: dict[str, dict[str, Instance]] = {}
         self._has_instances: dict[str, bool] = {}
         self._canaries: dict[str, RevisionSplit] = {}
+        self.sizes = PromptSizes()
 
     def update_fleet(self, fleet: Fleet, profiles: Mapping[str, EngineProfile]) -> None:
         """Replaces the fleet.
@@ -187,6 +189,14 @@ class RoleRouters:
         """Returns the estimated prompt length in the tokens of the model's engines."""
         router = self._routers.get(key)
         return request.prompt_tokens if router is None else router.prompt_tokens(request)
+
+    def caller_tokens(self, key: str, caller: str, request: RouteRequest) -> float:
+        """Returns the same for one caller, whose text may be denser than that of others."""
+        return self.sizes.prompt_tokens(caller, key, request, self.prompt_tokens(key, request))
+
+    def learn_prompt(self, key: str, caller: str, request: RouteRequest, reported: int) -> None:
+        """Learns from the prompt tokens that an engine has reported."""
+        self.sizes.learn(caller, key, request, self.prompt_tokens(key, request), reported)
 
     def no_ready_instance(self, key: str, now: float) -> NoReadyInstance:
         """Returns the error of a model without a ready instance."""

@@ -6,6 +6,7 @@ from fairlead.fleet.model import Fleet
 from fairlead.routes.resolution import RequestFacts, RouteDecision, RouteTable
 from fairlead_gateway.errors import RouteWithoutTarget
 from fairlead_gateway.http.listener import HttpRequest
+from fairlead_gateway.routing.prefix.media_parts import estimated_tokens
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
 from fairlead_gateway.worker.model_selection.conversation import prompt_digest, session_digest, text_digest
 from fairlead_gateway.worker.openai.body_parser import ParsedBody
@@ -47,11 +48,13 @@ class HttpRequestFacts(RequestFacts):
         return text_digest(fields, http_request.body), BY_PROMPT
 
     def prompt_tokens(self) -> int:
-        """Returns the bytes of the body divided by those of a usual token.
+        """Returns the tokens of the body, by its text and its other parts.
 
         Why the whole body: tools and schemas are a part of the prompt.
         """
-        return len(self._http_request.body) // BYTES_PER_TOKEN
+        body = self._http_request.body
+        # A scanned chat has text only.
+        return len(body) // BYTES_PER_TOKEN if self._parsed.decoded_fields is None else estimated_tokens(body)
 
     def answer_limit(self) -> int | None:
         """Returns the client's limit of the answer in tokens; None without one."""

@@ -1,9 +1,10 @@
 """The prompt as routing sees it: hashes that tell where its KV may be cached.
 
 They are made from the raw JSON text of the messages (or prompt, or input), as a chain of keyed
-hashes. The chain starts from everything else that decides what an engine caches: model, cache salt,
-tools, response format, template and truncation. A prompt for whose log probabilities an engine
-computes all of it has a chain of its own.
+hashes. In place of pictures and other parts stand their digests (`media_parts`). The chain starts
+from everything else that decides what an engine caches: model, cache salt, tools, response format,
+template and truncation. A prompt for whose log probabilities an engine computes all of it has a
+chain of its own.
 """
 
 from typing import Any, Final
@@ -13,6 +14,8 @@ import xxhash
 
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.routing import RouteRequest
+from fairlead_gateway.routing.load.prompt_sizes import PromptSizes
+from fairlead_gateway.routing.prefix.media_parts import MediaPart, find_media, without_media
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, ChainStarts, hash_blocks
 from fairlead_gateway.worker.openai.body_parser import reads_no_cache
 from fairlead_gateway.worker.openai.request import ModelRequest
@@ -57,10 +60,12 @@ def build_route_request(
     request_id: str,
     chain_starts: ChainStarts,
     scope: CacheScope | None = None,
+    sizes: PromptSizes | None = None,
 ) -> RouteRequest:
     """Returns what routing needs: the prefix hashes, the size and the session of a request.
 
     scope: of the request's tenant; None if it shares caches with all others.
+    sizes: of parts that are not text, as learned.
     """
     text, start, end = request.client_body, request.messages_start, request.messages_end
     if end == 0:
@@ -70,6 +75,12 @@ def build_route_request(
             else request.body or (request.target or "").encode()
         )
         end = len(text)
+    media: list[MediaPart] = []
+    if request.decoded_fields is not None:  # else a scanned chat, which has text only
+        media = find_media(text, start, end)
+        if media:
+            text = without_media(text, start, end, media)
+            start, end = 0, len(text)
     if request.has_cache_variants:
         chain_start = chain_starts.of_seed(_chain_seed(request, request_id))
     elif scope is not None:
@@ -89,7 +100,20 @@ def build_route_request(
     max_tokens = None if request.max_tokens is None else float(request.max_tokens)
     route_request = RouteRequest(request_id, chain, tokens, max_tokens, session, pinned_session)
     route_request.sequences = request.sequences
+    if media:
+        _set_media(route_request, request.model_key, media, sizes)
     return route_request
+
+
+def _set_media(route_request: RouteRequest, model_key: str, media: list[MediaPart], sizes: PromptSizes | None) -> None:
+    """Sets the parts that are not text, with the tokens that they have at the model."""
+    nominal = float(sum(part.nominal_tokens for part in media))
+    tokens = nominal
+    if sizes is not None:
+        tokens = sum(sizes.media_tokens(model_key, part.kind, part.size_class, part.nominal_tokens) for part in media)
+    route_request.media = tuple(media)
+    route_request.media_tokens = tokens
+    route_request.prompt_tokens += tokens - nominal
 
 
 def session_hash(session: str, key: str, secret: bytes, salt: str = "") -> int:

@@ -272,6 +272,10 @@ class Attempt:
                 cached_tokens=None if is_transferred else result.cached_tokens,
                 output_tokens=output,
             )
+            if result.prompt_tokens:
+                dispatcher.routers.learn_prompt(
+                    context.request.model_key, context.caller, context.route_request, result.prompt_tokens
+                )
             if self._is_timed and dispatcher.timings is not None:
                 dispatcher.timings.on_finish(request_id, now, result.cached_tokens, output)
         else:

@@ -120,6 +120,7 @@ class Gateway(RequestLifecycle):
             reporters=reporters,
             has_api_keys=secrets.api_keys is not None,
         )
+        self._policies.sizes = self.stack.routers.serving.sizes
         self._fast_path = self.stack.create_fast_path(self)
         self._local_routes = LocalRoutes(self.readiness, int(runtime.clock.wall()))
         # One thread: it waits for the checking process, which takes one body at a time.

@@ -9,7 +9,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.caller_key import caller_name
 from fairlead_gateway.errors import ExternalRefused, GatewayError
 from fairlead_gateway.http.listener import HttpRequest
-from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
+from fairlead_gateway.routing.prefix.media_parts import estimated_tokens
 from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome, assess_attainment
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.telemetry.handoff_record import FAILED
@@ -131,6 +131,8 @@ class RequestRecorder:
         Records nothing if no instance was ever chosen for it.
         """
         choice, result = context.choice, context.result
+        if result.prompt_tokens is None and self.limit_gate is not None:
+            result.estimated_prompt = self.limit_gate.estimate_prompt(context)
         if result.output_tokens is None:
             result.estimated_tokens = self._generated_tokens.estimate(context, now)
         elif context.request.stream:
@@ -203,10 +205,10 @@ def _refused_record(context: RequestContext, decision: Decision) -> DecisionReco
 def _external_record(http_request: HttpRequest, error: ExternalRefused) -> DecisionRecord:
     """Returns the record of a request that was withheld before routing saw it.
 
-    Its tokens are the bytes of its body divided by those of a usual token.
+    Its tokens are those of its whole body.
     """
     name, decision = http_request.internal_id, Decision(None, "external", DecisionText(str(error)))
-    tokens, caller = len(http_request.body) // BYTES_PER_TOKEN, caller_name(http_request.caller)
+    tokens, caller = estimated_tokens(http_request.body), caller_name(http_request.caller)
     number = 1 if error.route is None else len(error.route.steps) + 1
     record = DecisionRecord(name, http_request.received_wall, error.key, decision, number, tokens, caller)
     record.route = error.route

@@ -150,6 +150,8 @@ def used_amounts(context: RequestContext, plan: LimitPlan, estimate: Amounts) ->
     is_counted = context.request.is_counted
     if prompt is None:
         prompt = estimate.input_tokens if is_counted else 0
+        if plan.is_strict and not result.is_complete:  # what was reserved is the size of the body
+            prompt = min(prompt, result.estimated_prompt)
     if output is None:
         output = result.estimated_tokens
         if not output and result.is_complete and is_counted:

@@ -159,6 +159,10 @@ class LimitGate:
         if limits.waiting:
             self.serve_waiting(limits)
 
+    def estimate_prompt(self, context: RequestContext) -> int:
+        """Returns the tokens that the prompt of a request probably has."""
+        return int(self._routers.caller_tokens(context.request.model_key, context.caller, context.route_request))
+
     def headers(self, context: RequestContext | None, now: float) -> str:
         """Returns the `x-ratelimit` headers of a request's tenant, as lines."""
         if context is None or not context.policy.has_limits:
@@ -218,7 +222,7 @@ class LimitGate:
         if plan.is_strict:
             return most_amounts(context, plan, self._prompt_margin)
         request = context.request
-        prompt = int(self._routers.prompt_tokens(request.model_key, context.route_request)) + 1
+        prompt = self.estimate_prompt(context) + 1
         # Of a path without counts, the output is unknown; `otherPaths` admits it.
         if not plan.counts_output or not request.is_counted:
             return expected_amounts(context, plan, prompt, 0)

@@ -1,7 +1,7 @@
 """Reports what each request used, from which the supervisor keeps the ledger.
 
-- Tokens are the engine's. Where it reported none, they are estimated: those of the prompt as
-  routing does, those of the answer by `quota.generated_tokens`.
+- Tokens are the engine's. Where it reported none, they are estimated: those of the prompt by its
+  caller's earlier ones, those of the answer by `quota.generated_tokens`.
 - A request that failed by its engine or the gateway used nothing: its tokens are 0.
 - A client that disconnects has used its prompt and what was computed by then. So has a request that
   takes too long, or that its engine refuses after the first token.
@@ -51,7 +51,7 @@ class UsageReporter:
             is_sent = result.dispatched_at is not None and context.request.is_counted
             if prompt is None:
                 is_estimated = is_sent
-                prompt = int(context.route_request.prompt_tokens) if is_sent else 0
+                prompt = result.estimated_prompt if is_sent else 0
             if output is None and is_sent:
                 output = result.estimated_tokens
                 is_estimated = is_estimated or output > 0

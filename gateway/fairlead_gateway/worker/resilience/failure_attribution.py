@@ -15,9 +15,9 @@ descriptors, ports or memory, or a name that cannot be resolved (`upstream.conne
 Stalls are judged per instance, not per request. An instance that still sends bytes to any client is
 slow, and the request waits. One that has sent nothing for several times the predicted time of a
 first token has stalled. That does not hold for a plain request whose engine computes. The request
-moves if another instance can take it. If none can, and the instance is ejected or known to hang, it moves to
-another model of its route. Otherwise it waits until its deadline, since an early error would be no
-better.
+moves if another instance can take it. If none can, and the instance is ejected or known to hang, it
+moves to another model of its route. Otherwise it waits until its deadline, since an early error
+would be no better.
 
 A 4xx says nothing about the instance, nor does an answer to a request that needs no core. A server
 whose core hangs refuses what is invalid, and counts tokens.

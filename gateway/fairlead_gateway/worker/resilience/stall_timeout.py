@@ -37,7 +37,7 @@ class StallTimeout:
     `should_abandon`.
     caller: whose request it is; set by the creator.
     client: its tenant and API key; set by the creator for requests of routes.
-    has_retry: the retry that follows was taken from the budget already, so no other request gets it.
+    has_retry: the retry that follows was taken from the budget already.
     is_counted: the silence counts as a failure of the instance already.
 
     Why 8 parameters: one object per attempt, without a second one for its subject.

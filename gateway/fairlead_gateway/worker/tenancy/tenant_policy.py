@@ -14,6 +14,7 @@ from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.errors import ExternalRefused
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.routing import RouteRequest
+from fairlead_gateway.routing.load.prompt_sizes import PromptSizes
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.worker.openai.field_policy import remove_fields
 from fairlead_gateway.worker.openai.json_edit import (
@@ -96,12 +97,14 @@ class TenantPolicies:
     """The policies of all tenants, by name; each is replaced when its tenant is.
 
     secret: the installation's.
+    sizes: of parts that are not text; replaced by the gateway with those that it learns.
     """
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
         self._chain_starts = ChainStarts(secret)
         self._policies: dict[str, TenantPolicy] = {}
+        self.sizes = PromptSizes()
 
     def of(self, caller: Caller | None) -> TenantPolicy:
         """Returns the policy of a caller's tenant."""
@@ -122,12 +125,12 @@ class TenantPolicies:
         """
         head = http_request.head
         if http_request.caller is None:
-            return build_route_request(request, head, request_id, self._chain_starts)
+            return build_route_request(request, head, request_id, self._chain_starts, None, self.sizes)
         policy = self.of(http_request.caller)
         if policy.refuses_external and request.model.leaves_cluster:
             raise _refusal(request)
         _set_fields(request, policy, head.path)
-        return build_route_request(request, head, request_id, self._chain_starts, policy.scope)
+        return build_route_request(request, head, request_id, self._chain_starts, policy.scope, self.sizes)
 
     def build_copy_request(self, request: ModelRequest, http_request: HttpRequest, request_id: str) -> RouteRequest:
         """Like `build_route_request`, for a copy: in its tenant's scope, and behind all tiers."""
@@ -135,7 +138,8 @@ class TenantPolicies:
         policy = TenantPolicy(own.tenant, own.scope)
         policy.tier = engine_priority.COPY_TIER
         _set_fields(request, policy, http_request.head.path)
-        return build_route_request(request, http_request.head, request_id, self._chain_starts, own.scope)
+        head = http_request.head
+        return build_route_request(request, head, request_id, self._chain_starts, own.scope, self.sizes)
 
 
 def _refusal(request: ModelRequest) -> ExternalRefused:

@@ -278,6 +278,15 @@ async def test_routes_follow_the_fleet() -> None:
             assert (await request(running.url, chat())).status == 404
 
 
+async def test_a_picture_needs_as_much_context_as_pictures_of_its_size_have_tokens() -> None:
+    rule = RouteRule((CANARY,), min_context_tokens=500)
+    picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'A' * 40_000}"}}
+    async with routed(replace(SPLIT, targets=(STABLE,), overrides=(rule,))) as running:
+        for pictures, expected in ((1, "chat/stable"), (2, "chat/canary")):  # of 256 tokens each
+            message = {"role": "user", "content": [picture] * pictures}
+            assert model_of(await request(running.url, chat() | {"messages": [message]})) == expected
+
+
 async def test_long_requests_go_to_the_model_with_more_context() -> None:
     rule = RouteRule((CANARY,), min_context_tokens=500)
     route = replace(SPLIT, targets=(STABLE,), overrides=(rule,))

@@ -1,0 +1,128 @@
+"""Pictures and other parts count by part: they are found by key and form, and nothing else is."""
+
+import base64
+import json
+import random
+from typing import Any
+
+import pytest
+
+from fairlead_gateway.routing.load.prompt_sizes import PromptSizes
+from fairlead_gateway.routing.prefix.media_parts import NOMINAL_TOKENS, estimated_tokens, find_media, without_media
+from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain
+from fairlead_gateway.routing.request import RouteRequest
+
+
+def data(size: int = 30_000, seed: int = 1) -> str:
+    return base64.b64encode(random.Random(seed).randbytes(size)).decode()
+
+
+def url(mime: str = "image/png", size: int = 30_000, seed: int = 1) -> str:
+    return f"data:{mime};base64,{data(size, seed)}"
+
+
+FOUND: list[tuple[dict[str, Any], list[str]]] = [
+    ({"type": "image_url", "image_url": {"url": url()}}, ["image"]),
+    ({"type": "image_url", "image_url": {"detail": "low", "url": url(size=2_000_000)}}, ["image"]),
+    ({"type": "input_image", "image_url": url("image/jpeg")}, ["image"]),
+    ({"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}, ["image"]),
+    ({"type": "audio_url", "audio_url": {"url": url("audio/wav")}}, ["audio"]),
+    ({"type": "video_url", "video_url": {"url": url("video/mp4")}}, ["video"]),
+    ({"type": "input_audio", "input_audio": {"data": data(), "format": "wav"}}, ["audio"]),
+    ({"type": "input_audio", "input_audio": {"format": "mp3", "data": data()}}, ["audio"]),
+    ({"type": "file", "file": {"filename": "a.pdf", "file_data": url("application/pdf")}}, ["file"]),
+    ({"type": "input_file", "filename": "a.pdf", "file_data": data()}, ["file"]),
+    ({"type": "input_file", "file_id": "file-1"}, ["file"]),
+    ({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data()}}, ["image"]),
+    ({"type": "document", "source": {"data": data(), "media_type": "application/pdf"}}, ["file"]),
+    ({"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}}, ["image"]),
+    ({"type": "image_embeds", "image_embeds": data()}, ["image"]),
+]
+TEXTS: list[object] = [
+    {"type": "text", "text": url()},
+    {"type": "text", "text": data()},
+    {"type": "text", "text": json.dumps({"image_url": {"url": url()}})},
+    {"type": "text", "text": json.dumps({"data": data(), "format": "wav"})},
+    {"type": "text", "text": '"file_id": "file-1", "image_url": "https://'},
+    {"role": "assistant", "tool_calls": [{"function": {"name": "x", "arguments": json.dumps({"url": url()})}}]},
+    {"type": "tool_use", "input": {"data": data()}},
+    {"type": "tool_use", "input": {"note": url()}},
+    url(),
+]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize(("part", "kinds"), FOUND)
+def test_parts_are_found_in_the_forms_of_all_apis(part: dict[str, Any], kinds: list[str], indent: int | None) -> None:
+    text = json.dumps([{"type": "text", "text": "what is this?"}, part], indent=indent).encode()
+    parts = find_media(text, 0, len(text))
+    assert [part.kind for part in parts] == kinds
+    measured = len(without_media(text, 0, len(text), parts)) / 4
+    (nominal,) = [part.nominal_tokens for part in parts]
+    assert nominal <= measured <= nominal + 100
+    assert nominal <= estimated_tokens(text) <= nominal + 100
+
+
+@pytest.mark.parametrize("value", TEXTS)
+def test_texts_count_as_text_whatever_stands_in_them(value: object) -> None:
+    text = json.dumps([value]).encode()
+    assert find_media(text, 0, len(text)) == []
+    assert estimated_tokens(text) == len(text) // 4
+
+
+def test_many_parts_keep_their_order_and_the_text_between() -> None:
+    kinds = ["image", "audio", "image", "file", "image"]
+    parts = [FOUND[index][0] for index in (0, 6, 11, 8, 3)]
+    text = json.dumps([{"type": "text", "text": "one"}, *parts, {"type": "text", "text": "last"}]).encode()
+    found = find_media(text, 0, len(text))
+    assert [part.kind for part in found] == kinds
+    short = without_media(text, 0, len(text), found)
+    assert short.startswith(b'[{"type": "text", "text": "one"}')
+    assert short.endswith(b'{"type": "text", "text": "last"}]')
+    assert data().encode() not in short
+
+
+def test_a_part_outside_of_the_bounds_is_none() -> None:
+    text = json.dumps({"image_url": url()}).encode()
+    assert find_media(text, 0, 30) == []
+    assert find_media(text, len(text) - 5, len(text)) == []
+
+
+def test_equal_pictures_have_equal_texts_and_others_do_not() -> None:
+    texts = []
+    for seed, size in ((1, 30_000), (1, 30_000), (2, 30_000)):
+        text = json.dumps({"image_url": url(size=size, seed=seed)}).encode()
+        texts.append(without_media(text, 0, len(text), find_media(text, 0, len(text))))
+    assert texts[0] == texts[1] != texts[2]
+
+
+def _request(size: int) -> RouteRequest:
+    text = json.dumps([{"type": "text", "text": "x" * 400}, {"image_url": url(size=size)}]).encode()
+    media = find_media(text, 0, len(text))
+    request = RouteRequest("r", PrefixChain((), (), 0), len(without_media(text, 0, len(text), media)) / 4)
+    request.media, request.media_tokens = media, float(sum(part.nominal_tokens for part in media))
+    return request
+
+
+def test_tokens_of_parts_are_learned_by_model_and_size_class() -> None:
+    sizes, request = PromptSizes(), _request(30_000)
+    for _ in range(20):
+        sizes.learn("acme", "default/vlm", request, request.prompt_tokens, 110 + 2_600)
+    nominal = NOMINAL_TOKENS["image"]
+    assert abs(sizes.media_tokens("default/vlm", "image", 0, nominal[0]) - 2_600) < 100
+    assert sizes.media_tokens("default/vlm", "image", 3, nominal[3]) == nominal[3]
+    assert sizes.media_tokens("default/other", "image", 0, nominal[0]) == nominal[0]
+
+
+def test_text_density_is_learned_by_caller_and_model() -> None:
+    sizes = PromptSizes()
+    request = RouteRequest("r", PrefixChain((), (), 0), 1_000.0)
+    for _ in range(20):
+        sizes.learn("acme", "default/tiny", request, 1_200.0, 2_000)
+    assert sizes.prompt_tokens("acme", "default/tiny", request, 1_200.0) == pytest.approx(2_000)
+    assert sizes.prompt_tokens("zeta", "default/tiny", request, 1_200.0) == 1_200.0
+    assert sizes.prompt_tokens("acme", "default/other", request, 1_200.0) == 1_200.0
+    with_picture = _request(30_000)
+    text = with_picture.prompt_tokens - with_picture.media_tokens
+    tokens = sizes.prompt_tokens("acme", "default/tiny", with_picture, with_picture.prompt_tokens)
+    assert tokens == pytest.approx(with_picture.media_tokens + 2 * text)
