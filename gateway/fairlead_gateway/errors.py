@@ -31,7 +31,8 @@ and a hint.
 A message never repeats bytes of a request: it names the field, and known names only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
@@ -86,6 +87,8 @@ class BadRequest(GatewayError):
     status = 400
     error_type = "invalid_request_error"
     code = "invalid_request"
+    repairs: "Mapping[str, bytes]" = MappingProxyType({})
+    """Fields that make the body valid, as engines read it; set by the parser of large bodies."""
 
 
 class HeadTooLarge(BadRequest):

@@ -53,7 +53,8 @@ _STRAY_CONTROL_PARTIAL: Final = re.compile(rb"(?<!\r)\n|\r[^\n]|\x00")
 class RequestHead:
     """A parsed request head.
 
-    path: without query and scheme, percent-decoded.
+    path: without query and scheme, percent-decoded; slashes at its end, and further ones in a row,
+        are left out.
     query: as received.
     version: 10 or 11.
     length: None for a chunked body.
@@ -324,7 +325,10 @@ def _parse_path(method: str, target: bytes) -> str:
     if not target.startswith(b"/"):
         raise BadRequest("the request target must be a path or an absolute URL", code="malformed_http")
     path = target.partition(b"?")[0].partition(b"#")[0]
-    return unquote_to_bytes(path).decode("utf-8", "replace") if b"%" in path else path.decode("ascii")
+    text = unquote_to_bytes(path).decode("utf-8", "replace") if b"%" in path else path.decode("ascii")
+    if text.endswith("/") or text.find("//") >= 0:
+        text = "/" + "/".join([part for part in text.split("/") if part])
+    return text
 
 
 def _malformed_head(raw: bytes, in_request_line: bool) -> BadRequest:

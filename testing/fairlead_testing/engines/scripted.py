@@ -98,7 +98,7 @@ Script = Callable[[EngineCall], Awaitable[None]]
 class ScriptedEngine:
     """A running scripted engine. `connections` counts all connections, `open` the current ones.
 
-    generated_tokens: the counter of its metrics page, which no script sees; None: it has no page.
+    generated_tokens: the counter of its metrics page as workers get it; None: it has no page.
     """
 
     url: str = ""
@@ -216,7 +216,7 @@ async def _connection(
     try:
         while True:
             call = await _read(reader, writer)
-            if call.path == "/metrics":
+            if call.path == "/metrics" and call.header("x-fairlead-hops"):  # of a worker, not of a scraper
                 await _show_metrics(engine, call)
                 continue
             engine.calls.append(call)

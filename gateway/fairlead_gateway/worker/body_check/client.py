@@ -84,7 +84,9 @@ class BodyChecker:
             ) from None
         problem = reply.problem
         if problem is not None:
-            raise BadRequest(problem.message, param=problem.param, code=problem.code, hint=problem.hint)
+            error = BadRequest(problem.message, param=problem.param, code=problem.code, hint=problem.hint)
+            error.repairs = problem.repairs
+            raise error
         return reply
 
     def _exchange(self, query: BodyQuery, body: bytes) -> BodyReply:

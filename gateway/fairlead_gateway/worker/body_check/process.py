@@ -44,6 +44,7 @@ from fairlead_gateway.worker.openai.schemas import (
     CompletionRequest,
     EmbeddingRequest,
 )
+from fairlead_gateway.worker.openai.validation import repairs
 
 PROMPT_FIELDS: dict[type[CommonFields], str] = {
     ChatRequest: "messages",
@@ -68,7 +69,8 @@ def check_body(kind: str, body: bytes, limits: Limits) -> BodyReply:
         parsed = parse_body(_KINDS[kind], body, limits)
         return _describe(parsed, PROMPT_FIELDS.get(_KINDS[kind]), body, limits)
     except BadRequest as error:
-        return BodyReply(BodyProblem(error.message, error.param, error.code, error.hint))
+        changes = repairs(_KINDS[kind], body) if error.code == "invalid_type" else {}
+        return BodyReply(BodyProblem(error.message, error.param, error.code, error.hint, changes))
 
 
 def _describe(parsed: ParsedBody, prompt_field: str | None, body: bytes, limits: Limits) -> BodyReply:

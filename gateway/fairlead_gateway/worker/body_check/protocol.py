@@ -22,12 +22,16 @@ class BodyQuery(msgspec.Struct, array_like=True):
 
 
 class BodyProblem(msgspec.Struct, array_like=True):
-    """The problem of a body: the parts of a `BadRequest`."""
+    """The problem of a body: the parts of a `BadRequest`.
+
+    repairs: as in `BadRequest`.
+    """
 
     message: str
     param: str | None
     code: str
     hint: str | None
+    repairs: dict[str, bytes] = {}
 
 
 class BodyReply(msgspec.Struct, array_like=True):

@@ -6,7 +6,7 @@ from typing import Final
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead.routes.resolution import RouteDecision, RouteTable
-from fairlead_gateway.errors import GatewayError
+from fairlead_gateway.errors import BadRequest, GatewayError
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.worker.body_check.client import BodyChecker
@@ -15,6 +15,7 @@ from fairlead_gateway.worker.model_selection.fallbacks import FallbackRequest
 from fairlead_gateway.worker.model_selection.request_rewrite import apply_rewrite
 from fairlead_gateway.worker.model_selection.route_choice import choose_entry, fallback_entry
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, parse_body
+from fairlead_gateway.worker.openai.json_edit import set_members
 from fairlead_gateway.worker.openai.model_names import ModelEntry
 from fairlead_gateway.worker.openai.passthrough import (
     BodyParser,
@@ -29,11 +30,16 @@ from fairlead_gateway.worker.openai.request import (
     build_entry_request,
     build_model_request,
 )
+from fairlead_gateway.worker.openai.schemas import GenericRequest
+from fairlead_gateway.worker.openai.validation import repairs
 from fairlead_gateway.worker.proxy.continuation import can_resume
 from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies
 from fairlead_gateway.worker.tenancy.visible_models import VisibleModels
 
 _BODY_TYPES: Final = BODY_TYPES
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+"""Some clients write it, such as PowerShell. Engines in Python skip it, others do not."""
+_INVALID_TYPE: Final = "invalid_type"
 
 
 class ModelRequestParser:
@@ -53,6 +59,21 @@ class ModelRequestParser:
         models: that the client may use.
         fallback: gives the request another model than the one before.
         """
+        try:
+            return self._parse(http_request, models, request_id, fallback)
+        except BadRequest as error:
+            body = http_request.body.removeprefix(_BYTE_ORDER_MARK)
+            if error.code == _INVALID_TYPE:
+                changes = repairs(_BODY_TYPES.get(http_request.head.path, GenericRequest), body)
+                body = set_members(body, changes) if changes else body
+            if body is http_request.body:
+                raise
+        http_request.body = body
+        return self._parse(http_request, models, request_id, fallback)
+
+    def _parse(
+        self, http_request: HttpRequest, models: VisibleModels, request_id: str, fallback: FallbackRequest | None
+    ) -> tuple[ModelRequest, RouteRequest]:
         head, body, limits = http_request.head, http_request.body, self._limits
         if fallback is not None:
             request = self._parse_fallback(http_request, fallback, models.fleet, partial(parse_body, limits=limits))
@@ -71,6 +92,19 @@ class ModelRequestParser:
         self, http_request: HttpRequest, models: VisibleModels, request_id: str, fallback: FallbackRequest | None = None
     ) -> tuple[ModelRequest, RouteRequest]:
         """Like `parse`, for a thread: the body is checked in a process, and edited in slices."""
+        http_request.body = http_request.body.removeprefix(_BYTE_ORDER_MARK)
+        try:
+            return self._parse_large(http_request, models, request_id, fallback)
+        except BadRequest as error:
+            if not error.repairs:
+                raise
+            body = set_members(http_request.body, error.repairs)
+        http_request.body = body
+        return self._parse_large(http_request, models, request_id, fallback)
+
+    def _parse_large(
+        self, http_request: HttpRequest, models: VisibleModels, request_id: str, fallback: FallbackRequest | None
+    ) -> tuple[ModelRequest, RouteRequest]:
         head, body, limits, checker = http_request.head, http_request.body, self._limits, self._body_checker
         fleet, names, routes = models.fleet, models.names, models.routes
         if fallback is not None:

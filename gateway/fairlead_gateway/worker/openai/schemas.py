@@ -270,6 +270,16 @@ LOGIT_BIAS_DECODER = msgspec.json.Decoder(dict[str, float] | None)
 TOOLS_DECODER = msgspec.json.Decoder(list[Tool] | None)
 
 
+_SCALARS = {OptionalInt: int, OptionalNumber: float, bool | None: bool}
+SCALAR_FIELDS: dict[type[CommonFields], dict[str, type]] = {
+    kind: {field.name: _SCALARS[field.type] for field in msgspec.structs.fields(kind) if field.type in _SCALARS}
+    for kind in BODY_DECODERS
+}
+"""The fields of each kind that are numbers or truth values, by name."""
+LAX_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind, strict=False) for kind in (int, float, bool)
+}
+
 _MAX_DECODED_BYTES = 1 << 20
 _DISABLED_VALUES = (b"null", b"false")
 _ABSENT_MEMBER = Raw(b"null")

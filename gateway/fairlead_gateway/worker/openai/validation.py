@@ -8,12 +8,14 @@ differently, or if such bodies have crashed engines:
 - wrong types
 - counts out of range
 
-Every error names the field.
+Every error names the field. `repairs` returns what makes a refused body valid where engines accept
+it as it is: `100.0` and `"100"` for 100, or `"true"` for true.
 
 A body is parsed twice here: once as a whole, without its prompt, and then the prompt. `body_parser`
 avoids that for most chats.
 """
 
+import math
 import re
 from itertools import accumulate
 from typing import Any
@@ -26,10 +28,13 @@ from fairlead_gateway.errors import BadRequest
 from fairlead_gateway.worker.openai.schemas import (
     BODY_DECODERS,
     CONVERSATIONS_DECODER,
+    LAX_DECODERS,
     LISTED_DECODERS,
     LOGIT_BIAS_DECODER,
+    MEMBERS_DECODER,
     MESSAGES_DECODER,
     PROMPT_INPUT_DECODER,
+    SCALAR_FIELDS,
     STOP_DECODER,
     STREAM_OPTIONS_DECODER,
     TOOLS_DECODER,
@@ -48,6 +53,18 @@ _MISSING_FIELD_PATTERN = re.compile(r"Object missing required field `(\w+)`")
 _NON_STRUCTURAL_BYTES = bytes(set(range(256)) - set(b'[]{}"'))
 _PLAIN_STRING = re.compile(rb'"[^"]*"')
 _SLICE_BYTES = 65_536
+_HALF_PAIR = re.compile(
+    rb"(?<!\\)(?:\\\\)*(?:"
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+)
+_MAX_SCALAR_BYTES = 64
+_NULL = Raw(b"null")
+_TRUTH_VALUES = {
+    **dict.fromkeys((b"true", b"t", b"yes", b"y", b"on", b"1", b"1.0"), True),
+    **dict.fromkeys((b"false", b"f", b"no", b"n", b"off", b"0", b"0.0"), False),
+}
+"""The texts that pydantic reads as truth values, with which vLLM and SGLang check requests."""
 _MAX_INT32 = (1 << 31) - 1
 _MAX_INT64 = (1 << 63) - 1
 _DEPTH_CHANGES = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
@@ -69,7 +86,7 @@ def decode_body(kind: type[CommonFields], body: bytes, limits: Limits) -> Common
     except msgspec.ValidationError as error:
         raise _validation_error(str(error)) from None
     except msgspec.DecodeError as error:
-        raise BadRequest(f"the body is not valid JSON: {error}", code="invalid_json") from None
+        raise _not_json(body, str(error)) from None
     check_depth(body, limits)
     if isinstance(fields, GenerationFields):
         check_generation(fields, limits)
@@ -90,6 +107,56 @@ def decode_body(kind: type[CommonFields], body: bytes, limits: Limits) -> Common
         _check_stop("stop_sequences", fields.stop_sequences, limits)
         _check_conversations(fields.messages, limits)
     return fields
+
+
+def repairs(kind: type[CommonFields], body: bytes) -> dict[str, bytes]:
+    """Returns the usual JSON texts of fields that engines read in another form, too.
+
+    A body gets these texts before it is parsed again, so engines and gateway read the same values.
+    """
+    try:
+        members: dict[str, Raw] = MEMBERS_DECODER.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    changes: dict[str, bytes] = {}
+    for name, scalar in SCALAR_FIELDS[kind].items():
+        text = bytes(members.get(name, _NULL))
+        if text == b"null" or len(text) > _MAX_SCALAR_BYTES or _is_read(scalar, text):
+            continue
+        value = _TRUTH_VALUES.get(text.strip(b'"').lower()) if scalar is bool else _lax_number(scalar, text)
+        if value is not None:
+            changes[name] = msgspec.json.encode(value)
+    return changes
+
+
+def _is_read(scalar: type, text: bytes) -> bool:
+    """Whether a JSON text is a value of the type as it is."""
+    try:
+        msgspec.json.decode(text, type=scalar)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
+def _lax_number(scalar: type, text: bytes) -> float | None:
+    """Returns the number in a JSON text, or in a text inside of one; None without one."""
+    try:
+        number: float | None = LAX_DECODERS[scalar].decode(text)
+    except msgspec.DecodeError:
+        return None
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _not_json(body: bytes, reason: str) -> BadRequest:
+    """Returns the error for a body that is no JSON."""
+    half = _HALF_PAIR.search(body)
+    if half is not None:
+        return BadRequest(
+            f"the body holds half of a surrogate pair (byte {half.start()}), which is no character",
+            code="invalid_json",
+            hint="write characters beyond U+FFFF as two escapes or as UTF-8, and cut texts between characters",
+        )
+    return BadRequest(f"the body is not valid JSON: {reason}", code="invalid_json")
 
 
 def _decode_fields(kind: type[CommonFields], body: bytes) -> CommonFields:

@@ -1,0 +1,150 @@
+"""Gateways accept what engines accept: other forms of values, of bodies and of paths.
+
+The engine gets the value that the gateway has read, or the request is refused by name.
+"""
+
+import json
+from typing import Any
+
+import pytest
+
+from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine, well_behaved
+from fairlead_testing.gateway.limited_gateway import answer, limited_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
+from fairlead_testing.http.raw_client import get_request, request, send
+
+pytestmark = pytest.mark.simulated
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+PATHS = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": {"model": "tiny", "prompt": "hi"},
+    "/v1/messages": CHAT,
+    "/v1/responses": {"model": "tiny", "input": "hi"},
+}
+LONG = "x" * 300_000
+
+
+CASES = [(path, text, "") for path in PATHS for text in ("100.0", '"100"', "1e2", '"100.0"')]
+
+
+@pytest.mark.parametrize(("path", "text", "more"), [*CASES, ("/v1/completions", '"100"', LONG)])
+async def test_a_number_in_another_form_is_that_number(path: str, text: str, more: str) -> None:
+    body = json.dumps(PATHS[path] | {"metadata": {"a": more}})[:-1] + f', "max_tokens": {text}}}'
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        assert (await request(running.url, body.encode(), path=path)).status == 200
+        received = engine.calls[0].body
+        assert json.loads(received)["max_tokens"] == 100
+        assert b'"max_tokens": 100' in received
+        assert text.encode() not in received.rpartition(b"metadata")[2]
+
+
+@pytest.mark.parametrize("text", ['"true"', '"True"', "1", '"yes"', "1.0"])
+async def test_a_stream_in_another_form_is_a_stream(text: str) -> None:
+    body = json.dumps(CHAT)[:-1] + f', "stream": {text}, "temperature": "0.5", "top_k": 4.0}}'
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        found = await request(running.url, body.encode())
+        assert found.events[-1] == "[DONE]"
+        received = engine.calls[0].json
+        assert (received["stream"], received["temperature"], received["top_k"]) == (True, 0.5, 4)
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("max_tokens", "100.5"),
+        ("max_tokens", "true"),
+        ("max_tokens", '"many"'),
+        ("max_tokens", "[100]"),
+        ("max_tokens", "1e300"),
+        ("stream", '"maybe"'),
+        ("stream", "2"),
+        ("temperature", '"nan"'),
+        ("temperature", '"inf"'),
+        ("model", "7"),
+    ],
+)
+async def test_values_that_no_engine_accepts_are_refused_by_name(field: str, text: str) -> None:
+    body = json.dumps({name: value for name, value in CHAT.items() if name != field})[:-1] + f', "{field}": {text}}}'
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        found = await request(running.url, body.encode())
+        assert (found.status, found.error["param"]) == (400, field)
+        assert not engine.calls
+
+
+async def test_limits_count_the_value_that_the_engine_gets() -> None:
+    limit = Limit(LimitUnit.OUTPUT_TOKENS, 100, Window.DAY)
+
+    async def script(call: EngineCall) -> None:
+        assert call.json["max_tokens"] <= 100
+        await call.respond(answer(output=call.json["max_tokens"]))
+
+    tenants = [Tenant("acme", limits=(limit,), enforcement=Enforcement.STRICT)]
+    async with limited_gateway(script, tenants) as gateway:
+        url, headers = f"{gateway.running.url}/v1/chat/completions", {"authorization": "Bearer acme"}
+        bodies = [
+            json.dumps(CHAT)[:-1] + members
+            for members in (
+                ', "max_tokens": "101"}',
+                ', "max_tokens": 1, "max_tokens": "101"}',
+                ', "max_tokens": "1", "max_\\u0074okens": 101.0}',
+                ', "max_tokens": 60.0}',
+                ', "max_tokens": "60"}',
+            )
+        ]
+        headers["content-type"] = "application/json"
+        seen = [(await gateway.client.post(url, content=body, headers=headers)).status_code for body in bodies]
+        assert seen == [429, 429, 429, 200, 429]
+
+
+@pytest.mark.parametrize(("path", "more"), [*((path, "") for path in PATHS), ("/v1/completions", LONG)])
+async def test_a_byte_order_mark_is_taken_off(path: str, more: str) -> None:
+    body = json.dumps(PATHS[path] | {"metadata": {"a": more}}).encode()
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        assert (await request(running.url, b"\xef\xbb\xbf" + body, path=path)).status == 200
+        assert json.loads(engine.calls[0].body)["model"] == "tiny"
+        assert engine.calls[0].body.startswith(b"{")
+        assert (await request(running.url, b"\xef\xbb\xbf" * 2 + body, path=path)).status == 400
+
+
+@pytest.mark.parametrize("text", [r"\ud83d", r"cut \ud83d here", r"\ude00", r"\ud83d\ud83d\ude00", r"\\\ud83d"])
+async def test_half_a_character_is_named(text: str) -> None:
+    body = json.dumps(CHAT).replace("hi", text).encode()
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        found = await request(running.url, body)
+        assert (found.status, found.error["code"]) == (400, "invalid_json")
+        assert "half of a surrogate pair" in found.error["message"]
+        whole = body.replace(text.encode(), rb"\ud83d\ude00 \\ud83d")
+        assert (await request(running.url, whole)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("written", "path"),
+    [
+        ("/v1/chat/completions/", "/v1/chat/completions"),
+        ("//v1/chat/completions", "/v1/chat/completions"),
+        ("/v1//chat///completions//", "/v1/chat/completions"),
+        ("/v1/responses/", "/v1/responses"),
+        ("/v1%2Fchat/completions%2F", "/v1/chat/completions"),
+    ],
+)
+async def test_slashes_too_many_change_no_path(written: str, path: str) -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        assert (await request(running.url, PATHS[path], path=written)).status == 200
+        assert engine.calls[0].path == path
+
+
+@pytest.mark.parametrize("written", ["/v1/models/", "//v1/models", "/readyz/"])
+async def test_local_paths_take_them_too(written: str) -> None:
+    async with scripted_engine(well_behaved) as engine, running_gateway(fleet_of([engine.url])) as running:
+        (found,) = await send(running.url, get_request(written))
+        assert found.status == 200
+
+
+@pytest.mark.parametrize("written", ["/v1/../v1/files/", "//", "/v1//load_lora_adapter/", "/v1/files//x/"])
+async def test_no_path_is_opened_by_slashes(written: str) -> None:
+    fields: dict[str, Any] = {"model": "tiny"}
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        assert (await request(running.url, fields, path=written)).status == 404
+        assert not engine.calls
