@@ -98,11 +98,14 @@ Script = Callable[[EngineCall], Awaitable[None]]
 class ScriptedEngine:
     """A running scripted engine. `connections` counts all connections, `open` the current ones.
 
+    max_model_len: in its list of models, which no script sees unless `scripts_models`.
     generated_tokens: the counter of its metrics page as workers get it; None: it has no page.
     """
 
     url: str = ""
     generated_tokens: int | None = None
+    max_model_len: int | None = None
+    scripts_models: bool = False
     calls: list[EngineCall] = field(default_factory=list)
     connections: int = 0
     open: int = 0
@@ -218,6 +221,9 @@ async def _connection(
             call = await _read(reader, writer)
             if call.path == "/metrics" and call.header("x-fairlead-hops"):  # of a worker, not of a scraper
                 await _show_metrics(engine, call)
+                continue
+            if call.path == "/v1/models" and not engine.scripts_models:
+                await call.respond({"data": [{"id": "tiny", "max_model_len": engine.max_model_len}]})
                 continue
             engine.calls.append(call)
             await script(call)

@@ -15,6 +15,7 @@ from fairlead_gateway.worker.adapters.adapter_loader import AdapterLoader
 from fairlead_gateway.worker.disaggregation.prefill_coordinator import PrefillCoordinator
 from fairlead_gateway.worker.dispatch.admission_queue import AdmissionController
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
+from fairlead_gateway.worker.model_selection.context_lengths import ContextLengths
 from fairlead_gateway.worker.model_selection.fallbacks import Fallbacks
 from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
 from fairlead_gateway.worker.proxy.attempt import Dispatcher
@@ -76,6 +77,7 @@ class ForwardingStack:
             fingerprint=self.poison_guard.fingerprint,
         )
         self.engine_progress = self.failures.progress = EngineProgress(runtime, pool, create_hop_id(secret))
+        self.context_lengths = ContextLengths(runtime, pool, create_hop_id(secret), lambda: self.routers.fleet)
         self.ejection_prober = self._create_ejection_prober(runtime, secret)
         self.prefill_coordinator = PrefillCoordinator(
             runtime, routers=self.routers, pool=pool, telemetry=telemetry, poison_guard=self.poison_guard, random=draw
@@ -181,6 +183,7 @@ class ForwardingStack:
         """Cancels probes, loads and concurrent prefills, and closes idle connections."""
         self.ejection_prober.close()
         self.engine_progress.close()
+        self.context_lengths.close()
         self.adapter_loader.close()
         self.limit_gate.close()
         self.prefill_coordinator.close()

@@ -111,7 +111,6 @@ class Gateway(RequestLifecycle):
         self.memory_pressure.start(runtime.loop)
         self.api_keys = secrets.api_keys
         self._hop_id = create_hop_id(secrets.hash_secret)
-        self._policies = TenantPolicies(secrets.hash_secret)
         self.stack = ForwardingStack(
             runtime,
             secret=secrets.hash_secret,
@@ -120,9 +119,9 @@ class Gateway(RequestLifecycle):
             reporters=reporters,
             has_api_keys=secrets.api_keys is not None,
         )
-        self._policies.sizes = self.stack.routers.serving.sizes
+        self._policies = TenantPolicies(secrets.hash_secret, self.stack.routers.serving.sizes)
         self._fast_path = self.stack.create_fast_path(self)
-        self._local_routes = LocalRoutes(self.readiness, int(runtime.clock.wall()))
+        self._local_routes = LocalRoutes(self.readiness, self.stack.context_lengths, int(runtime.clock.wall()))
         # One thread: it waits for the checking process, which takes one body at a time.
         self._parser_thread = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
         self._body_checker = BodyChecker(limits)
@@ -251,9 +250,11 @@ class Gateway(RequestLifecycle):
             elif is_local_path(path):
                 if check_method(method, ("GET", "HEAD"), response):
                     models = self._visible_models.of(caller)
-                    shows_key = self.api_keys is not None and self.api_keys.shows_details(http_request.head)
+                    shows = self.api_keys is not None and self.api_keys.shows_details(http_request.head)
                     refuses = self._policies.of(caller).refuses_external
-                    self._local_routes.answer(path, response, models, shows_key=shows_key, refuses_external=refuses)
+                    later = self._local_routes.answer(path, response, models, shows_key=shows, refuses_external=refuses)
+                    if later is not None:
+                        self._run_as_task(http_request.internal_id, response, later)
                     if observers is not None and path != READINESS_PATH:
                         observers.on_answered_locally(http_request, response, 200, None)
             elif is_passthrough_path(path):

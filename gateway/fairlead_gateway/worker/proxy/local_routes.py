@@ -3,7 +3,7 @@ models. Its own errors are sent here, too.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -19,6 +19,7 @@ from fairlead_gateway.errors import (
     UnknownPath,
 )
 from fairlead_gateway.http.response_writer import ResponseWriter
+from fairlead_gateway.worker.model_selection.context_lengths import ContextLengths, shortest
 from fairlead_gateway.worker.openai.model_names import (
     NOTHING_HIDDEN,
     HiddenKeys,
@@ -47,11 +48,15 @@ class LocalRoutes:
     """The handler of `/readyz`, `/v1/models` and `/v1/models/NAME`.
 
     readiness: returns whether requests are served, and warnings.
+    lengths: the context lengths of models.
     started_wall: Unix seconds, shown as the time at which every model was created.
     """
 
-    def __init__(self, readiness: Callable[[], tuple[bool, list[str]]], started_wall: int) -> None:
+    def __init__(
+        self, readiness: Callable[[], tuple[bool, list[str]]], lengths: ContextLengths, started_wall: int
+    ) -> None:
         self._readiness = readiness
+        self._lengths = lengths
         self._started_wall = started_wall
 
     def answer(
@@ -62,8 +67,10 @@ class LocalRoutes:
         *,
         shows_key: bool,
         refuses_external: bool = False,
-    ) -> None:
+    ) -> Coroutine[None, None, None] | None:
         """Sends the response of a local path. Raises UnknownModel and ExternalRefused.
+
+        Returns the work that sends it later, if engines have to state context lengths first.
 
         visible: the models that the client may use.
         shows_key: whether the client has shown a known API key; without one, no details are sent.
@@ -74,22 +81,44 @@ class LocalRoutes:
             notes = warnings if shows_key else _public_notes(warnings)
             body = msgspec.json.encode({"ready": is_ready, "notes": notes})
             response.send(200 if is_ready else 503, local_headers("readyz"), body)
-            return
+            return None
         hidden = visible.outside_cluster() if refuses_external else NOTHING_HIDDEN
+        content = self._content(path, visible, hidden)
+        unknown = self._lengths.unknown(visible.fleet.models)
+        if unknown:
+            return self._answer_later(path, response, visible, hidden, unknown)
+        response.send(200, local_headers("models"), msgspec.json.encode(content))
+        return None
+
+    async def _answer_later(
+        self, path: str, response: ResponseWriter, visible: VisibleModels, hidden: HiddenKeys, unknown: list[str]
+    ) -> None:
+        await self._lengths.read(unknown)
+        response.send(200, local_headers("models"), msgspec.json.encode(self._content(path, visible, hidden)))
+
+    def _content(self, path: str, visible: VisibleModels, hidden: HiddenKeys) -> dict[str, object]:
+        """Returns the list of models, or the object of one.
+
+        Raises UnknownModel and ExternalRefused.
+        """
+        lengths = self._lengths.by_model
         if path in (_MODELS_PATH, _MODELS_PATH + "/"):
             fleet = visible.fleet
-            models = [self._model_object(name, namespace) for name, namespace in public_names(fleet, hidden).items()]
+            models = [
+                self._model_object(name, namespace, _length(name, visible, lengths))
+                for name, namespace in public_names(fleet, hidden).items()
+            ]
             models += [
-                self._adapter_object(name, model)
+                self._adapter_object(name, model, lengths)
                 for name, (model, _) in adapter_names(fleet).items()
                 if model.key not in hidden.models
             ]
-            content: dict[str, object] = {"object": "list", "data": models}
-        else:
-            content = self._named_object(path[len(_MODELS_PATH) + 1 :], visible, hidden)
-        response.send(200, local_headers("models"), msgspec.json.encode(content))
+            return {"object": "list", "data": models}
+        return self._named_object(path[len(_MODELS_PATH) + 1 :], visible, hidden, lengths)
 
-    def _named_object(self, name: str, visible: VisibleModels, hidden: HiddenKeys) -> dict[str, object]:
+    def _named_object(
+        self, name: str, visible: VisibleModels, hidden: HiddenKeys, lengths: Mapping[str, int]
+    ) -> dict[str, object]:
         """Returns the object of a model, an adapter or a route.
 
         Raises UnknownModel, and ExternalRefused if it is hidden.
@@ -98,22 +127,39 @@ class LocalRoutes:
         if route is not None:
             if route in hidden.routes:
                 raise ExternalRefused(route)
-            return self._model_object(name, visible.fleet.routes[route].namespace)
+            return self._model_object(name, visible.fleet.routes[route].namespace, _length(name, visible, lengths))
         entry = resolve_model_entry(name, visible.fleet, visible.names)
         if entry.key in hidden.models:
             raise ExternalRefused(entry.key)
         if entry.adapter is not None:
-            return self._adapter_object(name, entry.model)
-        return self._model_object(name, entry.model.namespace)
+            return self._adapter_object(name, entry.model, lengths)
+        return self._model_object(name, entry.model.namespace, lengths.get(entry.key))
 
-    def _adapter_object(self, name: str, base: Model) -> dict[str, object]:
-        found = self._model_object(name, base.namespace)
+    def _adapter_object(self, name: str, base: Model, lengths: Mapping[str, int]) -> dict[str, object]:
+        found = self._model_object(name, base.namespace, lengths.get(base.key))
         if not base.adapters_only:
             found["parent"] = base.key if base.shadowed else base.name
         return found
 
-    def _model_object(self, name: str, namespace: str) -> dict[str, object]:
-        return {"id": name, "object": "model", "created": self._started_wall, "owned_by": namespace}
+    def _model_object(self, name: str, namespace: str, length: int | None) -> dict[str, object]:
+        found: dict[str, object] = {
+            "id": name,
+            "object": "model",
+            "created": self._started_wall,
+            "owned_by": namespace,
+        }
+        if length is not None:
+            found["max_model_len"] = length
+        return found
+
+
+def _length(name: str, visible: VisibleModels, lengths: Mapping[str, int]) -> int | None:
+    """Returns the context length of a model, or that of a route: the shortest of its models."""
+    route = visible.fleet.resolve_route(name)
+    if route is not None:
+        return shortest(lengths, visible.fleet.routes[route].models())
+    entry = visible.names.get(name)
+    return None if entry is None else lengths.get(entry.key)
 
 
 def _public_notes(warnings: Sequence[str]) -> list[str]:

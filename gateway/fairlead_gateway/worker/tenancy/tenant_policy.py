@@ -97,14 +97,14 @@ class TenantPolicies:
     """The policies of all tenants, by name; each is replaced when its tenant is.
 
     secret: the installation's.
-    sizes: of parts that are not text; replaced by the gateway with those that it learns.
+    sizes: of parts that are not text, as learned; None: nothing is learned.
     """
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: bytes, sizes: PromptSizes | None = None) -> None:
         self._secret = secret
         self._chain_starts = ChainStarts(secret)
         self._policies: dict[str, TenantPolicy] = {}
-        self.sizes = PromptSizes()
+        self._sizes = PromptSizes() if sizes is None else sizes
 
     def of(self, caller: Caller | None) -> TenantPolicy:
         """Returns the policy of a caller's tenant."""
@@ -125,12 +125,12 @@ class TenantPolicies:
         """
         head = http_request.head
         if http_request.caller is None:
-            return build_route_request(request, head, request_id, self._chain_starts, None, self.sizes)
+            return build_route_request(request, head, request_id, self._chain_starts, None, self._sizes)
         policy = self.of(http_request.caller)
         if policy.refuses_external and request.model.leaves_cluster:
             raise _refusal(request)
         _set_fields(request, policy, head.path)
-        return build_route_request(request, head, request_id, self._chain_starts, policy.scope, self.sizes)
+        return build_route_request(request, head, request_id, self._chain_starts, policy.scope, self._sizes)
 
     def build_copy_request(self, request: ModelRequest, http_request: HttpRequest, request_id: str) -> RouteRequest:
         """Like `build_route_request`, for a copy: in its tenant's scope, and behind all tiers."""
@@ -139,7 +139,7 @@ class TenantPolicies:
         policy.tier = engine_priority.COPY_TIER
         _set_fields(request, policy, http_request.head.path)
         head = http_request.head
-        return build_route_request(request, head, request_id, self._chain_starts, own.scope, self.sizes)
+        return build_route_request(request, head, request_id, self._chain_starts, own.scope, self._sizes)
 
 
 def _refusal(request: ModelRequest) -> ExternalRefused:

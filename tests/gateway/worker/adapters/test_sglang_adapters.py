@@ -94,6 +94,7 @@ class SglangEngine:
 @asynccontextmanager
 async def before(engine: SglangEngine, limits: Limits | None = None) -> AsyncIterator[RunningGateway]:
     async with scripted_engine(engine.script) as running_engine:
+        running_engine.scripts_models = True
         fleet = with_sglang(fleet_of([running_engine.url]))
         async with running_gateway(fleet, limits) as running:
             yield running

@@ -186,7 +186,7 @@ async def test_an_error_of_another_form_is_the_clients() -> None:
         (post_request({"model": "tiny"}, path="/v1/a%0d%0ax:y"), 404, "unknown_url"),
         (post_request({"model": "tiny"}, path="/v1/%2e%2e/sleep"), 404, "unknown_url"),
         (post_request({"model": "tiny"}, path="/v1//sleep"), 404, "unknown_url"),
-        (post_request({"model": "tiny"}, path="/v1/chat/completions/"), 404, "unknown_url"),
+        (post_request({"model": "tiny"}, path="/v1/chat/completions/"), 400, "missing_field"),
         (post_request({"model": "tiny"}, path="/sleep"), 404, "unknown_url"),
         (post_request({"model": "tiny"}, path="/inference/v1/generate"), 404, "unknown_url"),
         (get_request("/v1/files"), 404, "unknown_url"),
