@@ -56,7 +56,7 @@ def check_response(
         raise AttemptFailure("wrong-model" if context.request.adapter is None else ADAPTER_MISSING)
     if context.request.adapter is not None and _is_adapter_missing(_refusal_words(engine_response)):
         raise AttemptFailure(ADAPTER_MISSING)
-    if context.request.strip_usage and _USAGE_FIELD in _refusal_words(engine_response):
+    if is_usage_refused(context, engine_response):
         raise AttemptFailure(FIELD_REFUSED)
     response_error = _response_error(context, engine_response)
     if response_error is None:
@@ -165,6 +165,11 @@ def _is_wrong_model(body: bytes) -> bool:
 def _is_adapter_missing(refusal: bytes) -> bool:
     """Whether an SGLang engine has not loaded the adapter: it has started again."""
     return any(words in refusal for words in _MISSING_ADAPTERS)
+
+
+def is_usage_refused(context: RequestContext, engine_response: EngineResponse) -> bool:
+    """Whether the engine refuses to count the tokens of a stream, as the gateway has asked."""
+    return context.request.strip_usage and _USAGE_FIELD in _refusal_words(engine_response)
 
 
 def _refusal_words(engine_response: EngineResponse) -> bytes:

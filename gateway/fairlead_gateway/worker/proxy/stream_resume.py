@@ -17,6 +17,7 @@ from fairlead_gateway.worker.observability.trace_record import ATTEMPT
 from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher
 from fairlead_gateway.worker.proxy.continuation import SentText, resume_body, splice_events, total_usage
 from fairlead_gateway.worker.proxy.relayed_stream import GapRecorder, SseKeepAlive
+from fairlead_gateway.worker.proxy.response_check import is_usage_refused
 from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget
 from fairlead_gateway.worker.tenancy.placement_privacy import hide_in_events
 from fairlead_gateway.worker.upstream.connection import UpstreamError
@@ -65,6 +66,9 @@ class StreamResume:
             splice = partial(splice_events, sent=sent)
             rewrite = splice if context.policy.shows_placement else partial(hide_in_events, splice)
             engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
+            if error is None and is_usage_refused(context, engine_response):
+                self._without_usage(attempt, sent)
+                engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
             if error is not None:
                 self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
                 if error.is_crash:
@@ -87,6 +91,16 @@ class StreamResume:
             attempt.abort_unfinished()
             attempt.finish(is_complete, self._now())
             self._telemetry.record_resumption(context.request.model_key, "whole" if is_complete else "broken")
+
+    def _without_usage(self, attempt: Attempt, sent: SentText) -> None:
+        """Makes the attempt one without the request for token counts, which its engine refuses."""
+        if attempt.engine_response is not None:
+            attempt.engine_response.release_buffer()
+        attempt.abort_unfinished()
+        attempt.reset()
+        request = attempt.context.request
+        request.take_back_usage()
+        attempt.attach_engine_message(resume_body(request, sent) or b"")
 
     async def _parse(self, sent: SentText) -> bool:
         """Parses the text that the client has; returns whether the stream can be resumed."""

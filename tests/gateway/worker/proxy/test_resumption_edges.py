@@ -81,3 +81,37 @@ async def test_stream_is_resumed_over_a_new_connection_if_the_idle_one_is_stale(
             assert len(streams) == 3
             assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
             assert {load.inflight for load in running.loads().values()} == {0}
+
+
+@pytest.mark.parametrize("in_stream", [False, True])
+async def test_a_stream_is_resumed_by_an_engine_that_refuses_to_count_its_tokens(in_stream: bool) -> None:
+    """The client has not asked for token counts, so it loses nothing by them."""
+    streams: list[EngineCall] = []
+
+    async def script(call: EngineCall) -> None:
+        streams.append(call)
+        if len(streams) > 1 and "stream_options" in call.json:
+            refusal = {"error": {"message": "Unrecognized field: stream_options", "code": 400}}
+            if not in_stream:
+                await call.respond(refusal, "400 Bad Request")
+                return
+            await call.start_stream()
+            await call.event(refusal)
+            await call.chunk(b"")
+            return
+        await call.start_stream()
+        if len(streams) == 1:
+            await call.event({"id": "x", **token("one ")})
+            raise HangUp
+        await call.event({"id": "y", **token("two", "stop")})
+        await call.finish()
+
+    async with scripted_engine(script) as one, scripted_engine(script) as two:  # noqa: SIM117
+        async with running_gateway(fleet_of([one.url, two.url])) as running:
+            answer = await request(running.url, STREAM)
+            assert answer.events[-1] == "[DONE]", answer.body
+            assert ["stream_options" in call.json for call in streams] == [True, True, False]
+            assert streams[2].json["continue_final_message"] is True
+            assert streams[2].json["max_tokens"] == 59
+            assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
+            assert {load.inflight for load in running.loads().values()} == {0}

@@ -186,3 +186,28 @@ def test_rows_are_exactly_what_simulated_engines_reported(wanted: list[tuple[str
             assert (sum(row.input_tokens for row in rows), sum(row.output_tokens for row in rows)) == tokens_by_kind
 
     run_async(main())
+
+
+async def test_a_client_who_leaves_has_used_a_prompt_as_dense_as_its_earlier_ones() -> None:
+    dense = CHAT | {"messages": [{"role": "user", "content": "17 " * 1_000}]}
+
+    async def script(call: EngineCall) -> None:
+        if call.json.get("stream"):
+            await call.start_stream()
+            await call.event({"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]})
+            await call.wait_closed()
+        else:
+            await call.respond(ANSWER | {"usage": {"prompt_tokens": 2_500, "completion_tokens": 4}})
+
+    async def use(running: RunningGateway) -> None:
+        for _ in range(10):
+            await post(running, dense)
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request(dense | {"stream": True}, more=authorization("acme")))
+        await connection.reader.readuntil(b'"a"')
+        await connection.close()
+
+    rows = await rows_of(use, script, expected=11)
+    assert [row.input_tokens for row in rows[:10]] == [2_500] * 10
+    assert rows[10].input_tokens == pytest.approx(2_500, rel=0.01)
+    assert rows[10].is_estimated
