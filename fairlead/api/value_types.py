@@ -272,6 +272,28 @@ ServedName = Annotated[
 RequestField = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")]
 """The name of a field of a request body."""
 
+FIXED_HEADERS: Final = frozenset(
+    {
+        *("host", "connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "http2-settings"),
+        *("content-length", "content-type", "content-encoding", "accept-encoding", "expect"),
+        *("proxy-authenticate", "proxy-authorization", "proxy-connection", "authorization", "x-api-key", "cookie"),
+        *("x-request-id", "x-request-timeout", "x-data-parallel-rank", "x-fairlead-hops", "traceparent", "tracestate"),
+    }
+)
+"""Headers of a connection, credentials of clients, and those that gateways set for engines."""
+
+
+def _check_header(name: str) -> str:
+    if name in FIXED_HEADERS:
+        raise field_error(f"{name} is set by the gateway, or is a credential", "remove it")
+    return name
+
+
+RequestHeader = Annotated[
+    str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"), AfterValidator(_check_header)
+]
+"""The name of a request header, in lower case."""
+
 _DOMAIN_PATTERN = r"^(\*|[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*)$"
 MediaDomain = Annotated[
     str,

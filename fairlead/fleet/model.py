@@ -211,6 +211,7 @@ class RequestPolicy:
         policies that differ only here are equal.
     allowed_fields: body fields that clients may set although engines treat them specially.
     allowed_paths: further paths under `/v1`; a final `/*` stands for all paths below.
+    allowed_headers: further headers of clients that engines get, in lower case.
     sets_priority: the engines start requests by their field `priority`, so gateways set it.
     """
 
@@ -218,6 +219,7 @@ class RequestPolicy:
     unknown_fields: UnknownFields = UnknownFields.PASS
     allowed_fields: frozenset[str] = frozenset()
     allowed_paths: frozenset[str] = frozenset()
+    allowed_headers: frozenset[str] = frozenset()
     sets_priority: bool = False
 
 

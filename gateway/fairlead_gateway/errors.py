@@ -5,7 +5,7 @@ and a hint.
     ├── BadRequest             400  the bytes or the body are wrong; `param` names the field
     │   ├── HeadTooLarge       431      TargetTooLong           414      BodyTooLarge  413
     │   ├── UnsupportedBodyType 415     UnsupportedExpectation  417
-    │   ├── UnsupportedHttpVersion 400
+    │   ├── UnsupportedHttpVersion 400     FieldRefused     400  a field that clients may not set
     │   ├── RequestTimeout     408  a head or a body did not arrive in time
     │   ├── InvalidApiKey      401  no API key, or an unknown one
     │   ├── NotPermitted       403  the tenant may not do this
@@ -89,6 +89,19 @@ class BadRequest(GatewayError):
     code = "invalid_request"
     repairs: "Mapping[str, bytes]" = MappingProxyType({})
     """Fields that make the body valid, as engines read it; set by the parser of large bodies."""
+
+
+class FieldRefused(BadRequest):
+    """Raised if a field of the body may not reach the engines of its model.
+
+    key: of the model.
+    """
+
+    code = "field_not_allowed"
+
+    def __init__(self, message: str, *, param: str | None, hint: str) -> None:
+        super().__init__(message, param=param, hint=hint)
+        self.key = ""
 
 
 class HeadTooLarge(BadRequest):

@@ -66,7 +66,10 @@ def render_decision(
 
 
 def _route(decision: api_types.Decision) -> list[str]:
-    return [] if decision.route is None else [f"route: {decision.route.reason}"]
+    lines = [] if decision.route is None else [f"route: {decision.route.reason}"]
+    if decision.kept_back:
+        lines.append(f"not sent to the engine: {', '.join(decision.kept_back)}")
+    return lines
 
 
 def _fallback(fallback: api_types.RouteFallback) -> str:

@@ -245,6 +245,7 @@ class Decision(Struct, frozen=True):
     caller: str | None = None
     handoff: Handoff | None = None
     route: Route | None = None
+    kept_back: list[str] = field(default_factory=list)
 
 
 class RouteFallback(Struct, frozen=True):

@@ -8,7 +8,15 @@ from pydantic import Field, model_validator
 
 from fairlead.api.spec.environment import EnvironmentVariable
 from fairlead.api.strict_model import Rule, StrictModel
-from fairlead.api.value_types import MediaDomain, RequestField, RequestPath, Subdomain, check_unique, list_map_schema
+from fairlead.api.value_types import (
+    MediaDomain,
+    RequestField,
+    RequestHeader,
+    RequestPath,
+    Subdomain,
+    check_unique,
+    list_map_schema,
+)
 from fairlead.fleet.model import RequestPolicy, UnknownFields
 
 ANY_DOMAIN: Final = "*"
@@ -220,6 +228,14 @@ class Engine(StrictModel):
         examples=["[/v1/files, /v1/responses/*]"],
     )
 
+    allowed_headers: list[RequestHeader] = Field(
+        default_factory=list,
+        max_length=32,
+        description="headers of clients that reach the engines, besides those that always do, such as accept and "
+        "x-session-id; names in lower case",
+        examples=["[x-experiment]"],
+    )
+
     allowed_media_domains: list[MediaDomain] = Field(
         default_factory=list,
         max_length=64,
@@ -236,6 +252,7 @@ class Engine(StrictModel):
             unknown_fields,
             frozenset(self.allowed_fields),
             frozenset(self.allowed_paths),
+            frozenset(self.allowed_headers),
             sets_priority=_orders_by_priority(self.args),
         )
 

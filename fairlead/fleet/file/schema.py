@@ -20,6 +20,7 @@ from fairlead.api.value_types import (
     Duration,
     PositiveDuration,
     RequestField,
+    RequestHeader,
     RequestPath,
     ServedName,
     check_percentage,
@@ -280,6 +281,7 @@ class FileModel(StrictModel):
     unknown_fields: Annotated[UnknownFields, Field(strict=False, examples=["Refuse"])] = UnknownFields.PASS
     allowed_fields: list[RequestField] = Field(default_factory=list, max_length=64, examples=["[priority]"])
     allowed_paths: list[RequestPath] = Field(default_factory=list, max_length=64, examples=["[/v1/files]"])
+    allowed_headers: list[RequestHeader] = Field(default_factory=list, max_length=32, examples=["[x-experiment]"])
     sets_priority: bool = False
     price: Annotated[Price | None, Field(examples=['{input: "0.40", output: "1.20"}'])] = None
     adapters: list[FileAdapter] = Field(
@@ -311,6 +313,7 @@ class FileModel(StrictModel):
             self.unknown_fields,
             frozenset(self.allowed_fields),
             frozenset(self.allowed_paths),
+            frozenset(self.allowed_headers),
             self.sets_priority,
         )
 

@@ -72,6 +72,8 @@ def _policy_fields(policy: RequestPolicy) -> dict[str, Any]:
         entry["allowedFields"] = sorted(policy.allowed_fields)
     if policy.allowed_paths:
         entry["allowedPaths"] = sorted(policy.allowed_paths)
+    if policy.allowed_headers:
+        entry["allowedHeaders"] = sorted(policy.allowed_headers)
     if policy.sets_priority:
         entry["setsPriority"] = True
     return entry

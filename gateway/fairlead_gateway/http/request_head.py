@@ -59,7 +59,8 @@ class RequestHead:
     version: 10 or 11.
     length: None for a chunked body.
     fields: names in lower case, without Content-Length.
-    forwarded_fields: cache of the request encoder; the fields that engines get.
+    forwarded_fields, dropped_fields: cache of the request encoder; the fields that engines get, as
+        text, and the names of unusual ones that they do not get.
     caller_cache: cache of `api_keys`; the caller, and the set of keys in which its key was
         found.
     """
@@ -68,6 +69,7 @@ class RequestHead:
         "_fields_by_name",
         "_has_rare",
         "caller_cache",
+        "dropped_fields",
         "expects_continue",
         "fields",
         "forwarded_fields",
@@ -99,6 +101,7 @@ class RequestHead:
         self.expects_continue = expects_continue
         self.query = query
         self.forwarded_fields: bytes | None = None
+        self.dropped_fields: tuple[bytes, ...] = ()
         self.caller_cache: tuple[object, Caller] | None = None
         self._fields_by_name: dict[bytes, bytes] | None = None
         self._has_rare = True
@@ -123,6 +126,7 @@ class RequestHead:
             self.method, self.path, self.fields, self.version, length, self.keep_alive, False, self.query
         )
         head.forwarded_fields = self.forwarded_fields
+        head.dropped_fields = self.dropped_fields
         head.caller_cache = self.caller_cache
         head._fields_by_name = self._fields_by_name
         head._has_rare = self._has_rare

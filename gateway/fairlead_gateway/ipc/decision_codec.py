@@ -41,6 +41,7 @@ def encode_record(record: DecisionRecord) -> EncodedDecisionRecord:
         record.caller,
         None if record.handoff is None else _encode_handoff(record.handoff),
         None if record.route is None else _encode_route(record.route),
+        list(record.kept_back),
     )
 
 
@@ -62,6 +63,7 @@ def decode_record(encoded: EncodedDecisionRecord) -> DecisionRecord:
         None if encoded.handoff is None else _decode_handoff(encoded.handoff),
     )
     record.route = None if encoded.route is None else _decode_route(encoded.route)
+    record.kept_back = tuple(encoded.kept_back)
     return record
 
 

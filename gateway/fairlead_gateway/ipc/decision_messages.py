@@ -63,6 +63,7 @@ class EncodedDecisionRecord(msgspec.Struct, array_like=True):
     caller: str | None
     handoff: EncodedHandoff | None
     route: EncodedRoute | None = None
+    kept_back: list[str] = []
 
 
 class EncodedLoggedRequest(msgspec.Struct, array_like=True):

@@ -196,6 +196,7 @@ class ModelCounters(CounterSet):
         "handoffs",
         "held",
         "instances",
+        "kept_back",
         "prefill_legs",
         "retries_by_reason",
         "shadow_copies",
@@ -217,6 +218,7 @@ class ModelCounters(CounterSet):
         self.handoffs: dict[tuple[str, str], int] = {}
         self.prefill_legs: dict[str, int] = {}
         self.held: dict[str, int] = {}
+        self.kept_back: dict[tuple[str, str], int] = {}
         self.shadow_copies: dict[tuple[str, str], int] = {}
         self.shadow_sums: dict[tuple[str, str], int] = {}
         self.adapter_requests: dict[str, int] = {}

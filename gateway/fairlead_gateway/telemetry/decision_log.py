@@ -30,6 +30,7 @@ class DecisionRecord:
     - client_id: the id that the client chose; None if it sent none.
     - handoff: the record of disaggregated prefill, if any.
     - route: how a route chose the model; None if the client named the model itself.
+    - kept_back: fields and headers of the request that its engine does not get.
     """
 
     request_id: str
@@ -42,6 +43,7 @@ class DecisionRecord:
     handoff: HandoffRecord | None
     client_id: str | None
     route: RouteDecision | None
+    kept_back: tuple[str, ...]
 
     def __init__(
         self,
@@ -64,6 +66,7 @@ class DecisionRecord:
         self.handoff = handoff
         self.client_id = None
         self.route = None
+        self.kept_back = ()
 
 
 @dataclass(slots=True)

@@ -26,6 +26,7 @@ _RENDERERS: Final[Mapping[str, Renderer]] = {
     _PREFIX + "received_prompt_tokens_total": render.counter(at.ARRIVED_TOKENS),
     _PREFIX + "requests_total": render.statuses,
     _PREFIX + "rejected_total": render.rejections,
+    _PREFIX + "kept_back_total": render.by_labels("action", "name", lambda series: series.kept_back),
     _PREFIX + "errors_total": render.counter(at.ERRORS),
     _PREFIX + "aborts_total": render.counter(at.ABORTS),
     _PREFIX + "abandoned_total": render.counter(at.ABANDONED),

@@ -56,6 +56,12 @@ FAMILIES: Final = (
     _counter("received_prompt_tokens_total", _MODEL, "Their prompt tokens, as estimated at that time."),
     _counter("requests_total", ("model", "status"), "Finished requests, by the status that the client received."),
     _counter("rejected_total", ("model", "status", "kind"), "Requests that never reached an engine."),
+    _counter(
+        "kept_back_total",
+        ("model", "action", "name"),
+        "Fields and headers of requests that engines did not get: refused-field, removed-field or dropped-header; "
+        "other: names beyond the limit.",
+    ),
     _counter("errors_total", _MODEL, "Requests that failed by no fault of the client."),
     _counter("aborts_total", _MODEL, "Requests whose client disconnected before the end."),
     _counter(

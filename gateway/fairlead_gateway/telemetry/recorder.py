@@ -21,7 +21,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead_gateway.telemetry import counters as at
-from fairlead_gateway.telemetry.counters import InstanceCounters, ModelCounters
+from fairlead_gateway.telemetry.counters import InstanceCounters, ModelCounters, increment_pair
 from fairlead_gateway.telemetry.histogram import seconds_bucket
 from fairlead_gateway.telemetry.outcome import (
     COMPARED,
@@ -83,6 +83,13 @@ class MetricsRecorder:
     def record_abandoned(self, model_key: str) -> None:
         """Counts a client that disconnected before its request reached an engine."""
         self._model_counters(model_key).ints[at.ABANDONED] += 1
+
+    def record_kept_back(self, model_key: str, action: str, name: str) -> None:
+        """Counts a field or a header of a request that engines did not get.
+
+        action: one word of a closed list (`removed-field`, `refused-field`, `dropped-header`).
+        """
+        increment_pair(self._model_counters(model_key).kept_back, action, name, self._max_label_values)
 
     def record_rejected(self, model_key: str | None, status: int, kind: str) -> None:
         """Counts a request that the gateway answered itself.

@@ -31,6 +31,7 @@ TABLES = (
     "fallbacks",
     "handoffs",
     "held",
+    "kept_back",
     "prefill_legs",
     "retries_by_reason",
     "shadow_copies",

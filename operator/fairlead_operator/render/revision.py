@@ -27,7 +27,7 @@ from fairlead.fleet.labels import POD_REVISION_LABEL, RENDER_PIN_ANNOTATION
 CURRENT_VERSION: Final = 1
 POOL_BOUNDS: Final = ("minReplicas", "maxReplicas")
 _HEX_DIGITS: Final = 10
-_GATEWAY_FIELDS: Final = ("unknownFields", "allowedFields", "allowedPaths")
+_GATEWAY_FIELDS: Final = ("unknownFields", "allowedFields", "allowedPaths", "allowedHeaders")
 """Fields of `spec.engine` that only gateways read; they affect no pod."""
 
 

@@ -96,7 +96,7 @@ def applied(body: bytes, known: Mapping[str, Raw] | None, path: str, policy: Req
     except BadRequest as error:
         found = error
     if found.code == "field_not_allowed" and found.param is not None:
-        assert is_shown(found.param)
+        assert all(map(is_shown, found.param.split(".")))
     else:
         refused(found)
     return found
@@ -117,6 +117,10 @@ def expected(found: list[Member], path: str, policy: RequestPolicy) -> list[tupl
             removed.add(name)
         elif name not in policy.allowed_fields or (name == "priority" and not is_int64(last[name])):
             bad.add(name)
+    for name in last:
+        is_object = name.endswith("_kwargs") or name in ("vllm_xargs", "custom_params")
+        if is_object and name not in policy.allowed_fields:
+            bad |= program_arguments(name, found, policy)
     bad |= unchecked_ids({name: value_text(text) for name, text, _ in found}, policy)
     if bad:
         raise PolicyRefusal(bad)
@@ -132,6 +136,36 @@ def expected(found: list[Member], path: str, policy: RequestPolicy) -> list[tupl
         elif name not in removed:
             meant.append((name, text, value))
     return meant
+
+
+def program_arguments(field: str, found: list[Member], policy: RequestPolicy) -> set[str | None]:
+    """Returns where an object of arguments holds more than plain values."""
+    text = [value_text(text) for name, text, _ in found if name == field][-1]
+    value = json.loads(text)
+    if value is None:
+        return set()
+    if not isinstance(value, dict) or len(text.encode()) > 4_096:
+        return {field}
+    names = {"chat_template", "tokenize", "truncation", "tools"} | (
+        set(REFUSED_FIELDS) if field == "vllm_xargs" else set()
+    )
+    bad: set[str | None] = set()
+    waiting: list[tuple[str, Any, int]] = [(field, value, 0)]
+    while waiting:
+        path, value, depth = waiting.pop()
+        if isinstance(value, list | dict) and depth == 4:
+            bad.add(path)
+        elif isinstance(value, list):
+            waiting += [(path, item, depth + 1) for item in value]
+        elif isinstance(value, dict):
+            for name, item in value.items():
+                inner = f"{path}.{name}" if is_shown(name) else path
+                if name in names - policy.allowed_fields:
+                    bad.add(inner)
+                waiting.append((inner, item, depth + 1))
+        elif isinstance(value, str) and len(value) > 256:
+            bad.add(path)
+    return bad
 
 
 def value_text(member: str) -> str:
@@ -185,6 +219,10 @@ _FIELD_WORDS = [
     b'"prompt":[5]', b'"input":[[],[5]]', b'"query":["5"]', b'"items":[[]]',
     b'"vllm_xargs":{"rid":1,"a":1}', b'"vllm_xargs":{"priority":1}', b'"vllm_xargs":{"priority":null,"\\u0072id":[]}',
     b'"vllm_xargs":"rid"', b'"vllm_xargs":null', b'"vllm_xargs": { "request_id" : 1 } ', b'"x":{"rid":1}', b'"rid":null',
+    b'"chat_template_kwargs":{"a":true}', b'"chat_template_kwargs":{"chat_template":"x"}', b'"chat_template_kwargs":[]',
+    b'"odd_kwargs":{"a":[{"b c":[{"d":[1]}]}]}', b'"odd_kwargs":{"a":{"b c":{"t\\u006fols":1}}}', b'"custom_params":"x"',
+    b'"chat_template_kwargs":null', b'"chat_template_kwargs":{"a":"' + b"x" * 257 + b'"}',
+    b'"c\\u0068at_template_kwargs":{"tools":1}',
 ]  # fmt: skip
 WORDS = [*BODY_WORDS, *_FIELD_WORDS, *[word + b"," for word in _FIELD_WORDS], *[b"," + word for word in _FIELD_WORDS]]
 PIECES = re.compile(rb'"(?:[^"\\]|\\.)*"?|[{}\[\],:]|[^"{}\[\],:]+', re.DOTALL)

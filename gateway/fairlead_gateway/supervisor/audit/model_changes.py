@@ -59,5 +59,6 @@ def _values(model: Model) -> dict[str, Value]:
         "unknownFields": policy.unknown_fields.value,
         "allowedFields": ", ".join(sorted(policy.allowed_fields)),
         "allowedPaths": ", ".join(sorted(policy.allowed_paths)),
+        "allowedHeaders": ", ".join(sorted(policy.allowed_headers)),
         "price": None if price is None else f"{price.input}/{price.cached_input}/{price.output}",
     }

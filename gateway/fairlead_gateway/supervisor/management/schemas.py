@@ -439,6 +439,9 @@ class DecisionOut(ResponseModel):
     prompt_tokens: float = Field(description="The estimate at the time of the choice.")
     caller: str | None = Field(description="The name of the client's API key; null if none is required.")
     route: RouteOut | None = Field(default=None, description="Null if the client named the model itself.")
+    kept_back: list[str] = Field(
+        default_factory=list, description="Fields and headers of the request that its engine did not get."
+    )
     handoff: HandoffOut | None = Field(description="Null unless the model has prefill engines.")
     choices: list[ChoiceOut]
     outcome: OutcomeOut | None

@@ -197,6 +197,7 @@ def decision_out(logged: LoggedRequest) -> schemas.DecisionOut:
         prompt_tokens=first.prompt_tokens,
         caller=first.caller,
         route=None if latest.route is None else _route_out(latest.route),
+        kept_back=list(first.kept_back),
         handoff=None if first.handoff is None else _handoff_out(first.handoff),
         choices=[_choice_out(record) for record in logged.records],
         outcome=None if logged.outcome is None else _outcome_out(logged),

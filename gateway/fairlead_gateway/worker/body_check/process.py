@@ -30,11 +30,13 @@ from fairlead_gateway.worker.body_check.protocol import (
 )
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body
 from fairlead_gateway.worker.openai.field_policy import (
+    MAX_ARGUMENT_BYTES,
     REFUSED_FIELDS,
     SEARCHED_FIELDS,
     TOKEN_PROMPT_FIELDS,
     UNCHECKED_STOP_FIELDS,
     has_token_ids,
+    is_argument_object,
 )
 from fairlead_gateway.worker.openai.schemas import (
     BODY_DECODERS,
@@ -113,6 +115,9 @@ def _describe_members(parsed: ParsedBody, body: bytes) -> dict[str, bytes]:
         if name in REFUSED_FIELDS or name in UNCHECKED_STOP_FIELDS:
             is_short = memoryview(raw).nbytes <= _MAX_POLICY_VALUE_BYTES
             described[name] = bytes(raw) if is_short else _LONG_POLICY_VALUE
+        elif is_argument_object(name) and len(described) < _MAX_DESCRIBED_FIELDS:
+            is_short = memoryview(raw).nbytes <= MAX_ARGUMENT_BYTES
+            described[name[-_MAX_NAME_CHARACTERS:]] = bytes(raw) if is_short else _LONG_POLICY_VALUE
         elif name in TOKEN_PROMPT_FIELDS and has_token_ids(raw):
             described[name] = _TOKEN_IDS
         elif name in SEARCHED_FIELDS or len(described) < _MAX_DESCRIBED_FIELDS:

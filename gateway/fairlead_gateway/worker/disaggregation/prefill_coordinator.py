@@ -48,7 +48,7 @@ from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.engine_call import EngineCallFailed, call_engine
 from fairlead_gateway.worker.upstream.hop_header import create_hop_id
-from fairlead_gateway.worker.upstream.request_encoder import encode_request, request_prefix
+from fairlead_gateway.worker.upstream.request_encoder import allowed_header_text, encode_request, request_prefix
 from fairlead_gateway.worker.upstream.response import EngineResponse
 
 _MAX_PREFILL_ATTEMPTS: Final = 2
@@ -382,6 +382,9 @@ class PrefillCoordinator:
             body = body_with_model(instance.served_name, body)
         head = context.http_request.head
         extra = context.trace.start_span(instance, PREFILL, "") if context.trace is not None else ""
+        allowed_headers = context.request.entry.allowed_headers
+        if allowed_headers:
+            extra += allowed_header_text(head, allowed_headers)
         prefix = request_prefix("POST", head.path, instance.url, self._hop_id)
         message = encode_request(prefix, head, body, context.id, dp_rank=instance.dp_rank, extra_headers=extra)
         router = self._prefill_routers.router(context.request.model_key)

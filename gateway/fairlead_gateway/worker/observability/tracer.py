@@ -16,7 +16,7 @@ from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.worker.observability.trace_record import PREFILL, SpanRecord, TraceRecord, random_id
 from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.upstream.request_encoder import forwarded_headers
+from fairlead_gateway.worker.upstream.request_encoder import forward_headers
 
 AttributeValue = str | int | float | bool
 KIND_SERVER, KIND_CLIENT = 2, 3
@@ -77,7 +77,7 @@ class Tracer:
         if not (parent.is_sampled if parent is not None else self._draw_bits(53) < self._sample_threshold):
             return None
         if parent is not None:
-            head.forwarded_fields = forwarded_headers(head, traced=True)
+            forward_headers(head, traced=True)
         draw, span_id = self._draw_bits, random_id(self._draw_bits, 64)
         if parent is None:
             return TraceRecord(random_id(draw, 128), span_id, "", 1, "", self._now, draw)

@@ -332,8 +332,8 @@ def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
 
 
 def _has_listed_variant(listed: Any) -> bool:
-    """Whether a listed chat has one of the fields in `_CACHE_FIELDS`."""
-    return listed.chat_template_kwargs is not _UNSET or listed.reasoning_effort is not _UNSET
+    """Whether a listed chat has the one field in `_CACHE_FIELDS` that is listed."""
+    return listed.reasoning_effort is not _UNSET
 
 
 def _parsed_chat(fields: CommonFields, members: dict[str, Raw] | None, limits: Limits | None) -> ParsedBody:

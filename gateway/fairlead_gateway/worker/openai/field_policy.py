@@ -7,6 +7,11 @@
 - `REFUSED_FIELDS` change how an engine treats a request compared with others, or make it load
   something. A request with one of them is refused, unless `engine.allowedFields` of its model names
   the field. A field that is null counts as absent.
+- Arguments of templates and processors (`is_argument_object`) are objects whose members an engine
+  hands to code: `chat_template` in one of them replaces the program that renders each prompt. In
+  them pass plain values alone: booleans, numbers, short texts, and a few of them in lists and
+  objects. The names of `_PROGRAM_ARGUMENTS` do not pass. `engine.allowedFields` opens an object as
+  a whole.
 - Token ids that an engine takes as indices without a check would end it for all clients. Prompts of
   token ids are refused for SGLang, and `stop_token_ids` with `min_tokens` for every engine, unless
   `engine.allowedFields` names `input_ids` or `stop_token_ids`.
@@ -14,7 +19,8 @@
   OpenAI API has (`engine_fields`).
 
 vLLM reads some of these fields in `vllm_xargs` as well, so that object is searched, too. A key
-counts in every spelling, and each time that it occurs. Most bodies have only fields that `schemas`
+counts in every spelling. A removed or refused one counts each time that it occurs; of the values,
+the last one is judged, which is what engines read. Most bodies have only fields that `schemas`
 lists as safe; for them nothing is done here.
 
 Source: docs/decisions/0022.
@@ -27,7 +33,7 @@ from typing import Final
 import msgspec
 
 from fairlead.fleet.model import EXTERNAL_API, Model, RequestPolicy, UnknownFields
-from fairlead_gateway.errors import BadRequest
+from fairlead_gateway.errors import FieldRefused
 from fairlead_gateway.worker.openai.engine_fields import FIELDS
 from fairlead_gateway.worker.openai.json_edit import rewrite_members
 from fairlead_gateway.worker.openai.schemas import MEMBERS_DECODER
@@ -45,6 +51,7 @@ REMOVED_FIELDS: Final = frozenset(
 )
 REFUSED_FIELDS: Final[Mapping[str, str]] = {
     "priority": "sets the order of requests in the engine",
+    "chat_template": "is a program that the engine runs for each prompt",
     "custom_logit_processor": "runs code of the client in the engine",
     "logits_processors": "runs code of the client in the engine",
     "lora_path": "chooses an adapter by its path",
@@ -64,6 +71,26 @@ UNCHECKED_STOP_FIELDS: Final = frozenset({"stop_token_ids", "min_tokens"})
 """With both, engines use the ids of the first as indices."""
 _ENGINES_WITH_UNCHECKED_PROMPTS: Final = frozenset({"sglang"})
 _OVERLAY_FIELD: Final = "vllm_xargs"
+_ARGUMENT_FIELDS: Final = frozenset(
+    {_OVERLAY_FIELD, "chat_template_args", "custom_params", "images_config", "video_config"}
+)
+_ARGUMENT_SUFFIX: Final = "_kwargs"
+MAX_ARGUMENT_BYTES: Final = 4_096
+"""The size of an object of arguments, as JSON text."""
+_MAX_ARGUMENT_CHARACTERS: Final = 256
+_MAX_ARGUMENT_LEVELS: Final = 4
+_NO_MAXIMUM: Final = float("inf")
+_MAX_PROCESSOR_NUMBER: Final = float(1 << 24)
+"""The largest argument of a processor; an engine allocates pixels, frames and samples by it."""
+_PROCESSOR_FIELDS: Final = frozenset({"mm_processor_kwargs", "media_io_kwargs", "images_config", "video_config"})
+_PROGRAM_ARGUMENTS: Final = frozenset(
+    {
+        *("chat_template", "tokenize", "return_dict", "return_tensors", "return_assistant_tokens_mask"),
+        *("padding", "truncation", "max_length", "tools", "documents", "conversation", "messages", "device"),
+        *("tokenizer_kwargs", "processor_kwargs", "trust_remote_code", "torch_dtype", "dtype"),
+    }
+)
+"""Names that the call of a template or a processor has itself, or that choose what it runs."""
 SEARCHED_FIELDS: Final = REMOVED_FIELDS | {_OVERLAY_FIELD}
 """The fields that make a body be searched and edited."""
 
@@ -71,6 +98,7 @@ _NULL: Final = b"null"
 _NO_STOP_TOKENS: Final = (_NULL, b"[]")
 _NO_MINIMUM: Final = (_NULL, b"0")
 _MAX_SHOWN_CHARACTERS: Final = 64
+_DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _ENGINE_TABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "vllm": ("openai", "vllm"),
     "sim": ("openai", "vllm"),
@@ -92,15 +120,30 @@ def apply_field_policy(body: bytes, members: Members | None, path: str, model: M
     """Returns the body as engines get it; every byte of the fields that stay is unchanged.
 
     members: the top-level fields of the body; None if all of them are listed as safe.
-    Raises BadRequest, which names the field.
+    Raises FieldRefused, which names the field, and BadRequest for a value that is out of range.
     """
-    policy = model.requests
+    try:
+        return _apply(body, members, path, model.requests)
+    except FieldRefused as refusal:
+        refusal.key = model.key
+        raise
+
+
+def removed_fields(members: Members | None) -> tuple[str, ...]:
+    """Returns the names of the fields that `apply_field_policy` removes, whatever their value."""
+    return () if members is None else tuple(sorted(REMOVED_FIELDS & members.keys()))
+
+
+def _apply(body: bytes, members: Members | None, path: str, policy: RequestPolicy) -> bytes:
     is_strict = policy.unknown_fields is UnknownFields.REFUSE
     if members is None:
         if not is_strict:
             return body
         members = MEMBERS_DECODER.decode(body)
     removed = {name for name in members if name in REMOVED_FIELDS}
+    for name in members:
+        if is_argument_object(name) and name not in policy.allowed_fields:
+            _check_arguments(name, members[name], policy.allowed_fields)
     for name in REFUSED_FIELDS.keys() & members.keys():
         if bytes(members[name]) == _NULL:
             removed.add(name)
@@ -114,6 +157,13 @@ def apply_field_policy(body: bytes, members: Members | None, path: str, model: M
     if removed or _OVERLAY_FIELD in members:
         return remove_fields(body, REMOVED_FIELDS | removed)
     return body
+
+
+def is_argument_object(name: str) -> bool:
+    """Returns True if the field holds arguments that an engine hands to a template, a processor or
+    other code.
+    """
+    return name.endswith(_ARGUMENT_SUFFIX) or name in _ARGUMENT_FIELDS
 
 
 def has_token_ids(raw: msgspec.Raw) -> bool:
@@ -153,7 +203,7 @@ def known_fields(engine: str, path: str) -> frozenset[str] | None:
 
 
 def _check_known(members: Members, path: str, engines: Iterable[str], allowed: frozenset[str] | set[str]) -> None:
-    """Raises BadRequest for the first field that no engine of the model has."""
+    """Raises FieldRefused for the first field that no engine of the model has."""
     known: set[str] = {"session_id"}  # read by the gateway itself
     for engine in engines or ("",):
         fields = known_fields(engine, path)
@@ -162,12 +212,71 @@ def _check_known(members: Members, path: str, engines: Iterable[str], allowed: f
         known |= fields
     for name in members:
         if name not in known and name not in allowed:
-            is_plain = name.isidentifier() and name.isascii() and len(name) <= _MAX_SHOWN_CHARACTERS
-            raise _not_allowed(name if is_plain else None, "is not a field of this engine's API")
+            raise _not_allowed(name if _is_shown(name) else None, "is not a field of this engine's API")
+
+
+def _is_shown(name: str) -> bool:
+    """Returns True if an error may repeat the name of a field."""
+    return name.isidentifier() and name.isascii() and len(name) <= _MAX_SHOWN_CHARACTERS
+
+
+def _check_arguments(field: str, raw: msgspec.Raw, allowed: frozenset[str]) -> None:
+    """Raises FieldRefused unless all values of an object of arguments are plain."""
+    if memoryview(raw).nbytes > MAX_ARGUMENT_BYTES:
+        raise _not_allowed(field, f"has more than {MAX_ARGUMENT_BYTES} bytes of arguments for code in the engine")
+    try:
+        arguments: object = msgspec.json.decode(raw)
+    except _DECODE_ERRORS:
+        raise _not_allowed(field, "holds a text or a number that is not valid") from None
+    if arguments is not None and not isinstance(arguments, dict):
+        raise _not_allowed(field, "is not an object of arguments")
+    names = _PROGRAM_ARGUMENTS | REFUSED_FIELDS.keys() if field == _OVERLAY_FIELD else _PROGRAM_ARGUMENTS
+    max_number = _MAX_PROCESSOR_NUMBER if field in _PROCESSOR_FIELDS else _NO_MAXIMUM
+    _ArgumentCheck(field, names - allowed, max_number).check(field, arguments, _MAX_ARGUMENT_LEVELS)
+
+
+class _ArgumentCheck:
+    """The check of the values in one object of arguments.
+
+    names: of arguments that do not pass.
+    max_number: largest number that passes.
+    """
+
+    def __init__(self, field: str, names: frozenset[str], max_number: float) -> None:
+        self._field = field
+        self._names = names
+        self._max_number = max_number
+
+    def check(self, path: str, value: object, levels: int) -> None:
+        """Raises FieldRefused unless the value, and each value in it, is plain.
+
+        path: of the value, for the error.
+        levels: of lists and objects that may be nested here.
+        """
+        if isinstance(value, str):
+            if len(value) > _MAX_ARGUMENT_CHARACTERS:
+                self._refuse(path, f"is a text of more than {_MAX_ARGUMENT_CHARACTERS} characters for code")
+        elif isinstance(value, int | float):
+            if abs(value) > self._max_number:
+                self._refuse(path, f"is a number above {self._max_number:.0f} for code in the engine")
+        elif value is not None and levels == 0:
+            self._refuse(path, f"nests arguments more than {_MAX_ARGUMENT_LEVELS} levels deep")
+        elif isinstance(value, list):
+            for item in value:
+                self.check(path, item, levels - 1)
+        elif isinstance(value, dict):
+            for name, item in value.items():
+                inner = f"{path}.{name}" if _is_shown(name) else path
+                if name in self._names:
+                    raise _not_allowed(inner, "is an argument that chooses what code in the engine does", name)
+                self.check(inner, item, levels - 1)
+
+    def _refuse(self, path: str, reason: str) -> None:
+        raise _not_allowed(path, reason, self._field)
 
 
 def _check_token_ids(members: Members, policy: RequestPolicy) -> None:
-    """Raises BadRequest for token ids that an engine would use without a check.
+    """Raises FieldRefused for token ids that an engine would use without a check.
 
     Source: PyTorch asserts on the device when an index is out of range, and the process ends.
     SGLang 0.5.23 checks neither prompts nor `stop_token_ids`; vLLM checks both since August 2026.
@@ -182,13 +291,12 @@ def _check_token_ids(members: Members, policy: RequestPolicy) -> None:
                 raise _not_allowed(name, REFUSED_FIELDS["input_ids"], "input_ids")
 
 
-def _not_allowed(name: str | None, reason: str, setting_name: str | None = None) -> BadRequest:
+def _not_allowed(name: str | None, reason: str, setting_name: str | None = None) -> FieldRefused:
     shown = "a field" if name is None else name
     setting = "engine.allowedFields" if name is None else f"engine.allowedFields: [{setting_name or name}]"
-    return BadRequest(
+    return FieldRefused(
         f"{shown}: {reason}, and clients may not set it",
         param=name,
-        code="field_not_allowed",
         hint=f"leave it out, or the operator of the model allows it with {setting}",
     )
 

@@ -37,12 +37,23 @@ class ModelEntry:
     adapter: None for the model itself.
     rules: what its engines take of requests.
     canary_weight: as in `Model`.
+    allowed_headers: further headers of clients that its engines get.
 
     Why: the module of `Model` is not compiled. Each attribute that is read there costs 140
     instructions.
     """
 
-    __slots__ = ("adapter", "canary_weight", "key", "model", "name", "name_text", "passes_unknown_fields", "rules")
+    __slots__ = (
+        "adapter",
+        "allowed_headers",
+        "canary_weight",
+        "key",
+        "model",
+        "name",
+        "name_text",
+        "passes_unknown_fields",
+        "rules",
+    )
 
     def __init__(self, key: str, model: Model, adapter: LoraAdapter | None = None) -> None:
         self.key = key
@@ -52,6 +63,7 @@ class ModelEntry:
         self.name_text: bytes = msgspec.json.encode(self.name)
         self.rules: RequestPolicy = model.requests
         self.passes_unknown_fields: bool = self.rules.unknown_fields is UnknownFields.PASS
+        self.allowed_headers: frozenset[bytes] = frozenset(name.encode() for name in self.rules.allowed_headers)
         self.canary_weight: int = model.canary_weight
 
 

@@ -15,7 +15,7 @@ from fairlead.fleet.model import Fleet, Model
 from fairlead.limits import Limits
 from fairlead.routes.resolution import RouteDecision
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, chat_fields, parse_body
-from fairlead_gateway.worker.openai.field_policy import apply_field_policy
+from fairlead_gateway.worker.openai.field_policy import apply_field_policy, removed_fields
 from fairlead_gateway.worker.openai.json_edit import (
     prepend_members,
     replace_first_member,
@@ -66,6 +66,7 @@ class ModelRequest:
     parameters: the fields that a route has set in the body; None if it has set none.
     route: how a route chose the model; None if the client named the model itself.
     adapter: the LoRA adapter that the client named; `model` is its base then.
+    removed: the fields of the client that no engine gets.
 
     Why 7 parameters: body, model and what differs by path; the rest comes with `parsed`.
     """
@@ -91,6 +92,7 @@ class ModelRequest:
         "model_key",
         "parameters",
         "passes_stream",
+        "removed",
         "resumable",
         "route",
         "sequences",
@@ -135,6 +137,7 @@ class ModelRequest:
         self.resumable: bool | None = None
         self.cache_salt: str | None = None
         self.parameters: dict[str, int | float] | None = None
+        self.removed: tuple[str, ...] = () if parsed.members is None else removed_fields(parsed.members)
         self.route: RouteDecision | None = None
         self.adapter: LoraAdapter | None = None
         self.cache_key: str = entry.key

@@ -202,7 +202,6 @@ class ListedChatRequest(ChatRequest, kw_only=True, gc=False, forbid_unknown_fiel
 
     add_generation_prompt: Raw | UnsetType = UNSET
     bad_words: Raw | UnsetType = UNSET
-    chat_template_kwargs: Raw | UnsetType = UNSET
     continue_final_message: Raw | UnsetType = UNSET
     function_call: Raw | UnsetType = UNSET
     functions: Raw | UnsetType = UNSET

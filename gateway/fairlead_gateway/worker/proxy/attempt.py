@@ -29,6 +29,7 @@ from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.hop_header import create_hop_id
 from fairlead_gateway.worker.upstream.request_encoder import (
     RequestPrefixCache,
+    allowed_header_text,
     encode_external_request,
     encode_request,
 )
@@ -153,6 +154,8 @@ class Attempt:
         if context.trace is not None and choice is not None:
             kind = ATTEMPT if self._sent is None else CONTINUATION
             extra += context.trace.start_span(self.instance, kind, choice.decision.rule)
+        if request.entry.allowed_headers:
+            extra += allowed_header_text(head, request.entry.allowed_headers)
         target, adapter = request.target, request.adapter
         name = address.served_name if adapter is None else address.adapter_model(adapter.name)
         if name is not None:

@@ -7,7 +7,7 @@ from typing import Final
 from fairlead.decision import Decision, DecisionText
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import caller_name
-from fairlead_gateway.errors import ExternalRefused, GatewayError
+from fairlead_gateway.errors import ExternalRefused, FieldRefused, GatewayError
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.routing.prefix.media_parts import estimated_tokens
 from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome, assess_attainment
@@ -16,6 +16,7 @@ from fairlead_gateway.telemetry.handoff_record import FAILED
 from fairlead_gateway.worker.quota.generated_tokens import GeneratedTokens
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.request_context import RequestContext, RequestResult, RoutedChoice
+from fairlead_gateway.worker.upstream.request_encoder import forward_headers
 
 CLIENT_CLOSED_STATUS: Final = 499
 LOGGED_REFUSAL_SECONDS: Final = 0.1
@@ -57,7 +58,7 @@ class RequestRecorder:
         self.decisions = decisions
         self._generated_tokens = GeneratedTokens(limits)
         self._on_finished = on_finished
-        self._external_logged_at = -LOGGED_REFUSAL_SECONDS
+        self._refusal_logged_at = -LOGGED_REFUSAL_SECONDS
         self.limit_gate: LimitGate | None = None
         self.copies: CopyLifecycle | None = None
 
@@ -84,7 +85,22 @@ class RequestRecorder:
                 self.copies.on_chosen(context)
         if http_request.id != context.id:
             record.client_id = http_request.id
+        if http_request.head.forwarded_fields is None:
+            forward_headers(http_request.head)
+        if context.request.removed or http_request.head.dropped_fields:
+            record.kept_back = self._record_kept_back(context, choice.number == 1)
         self.decisions.append(record)
+
+    def _record_kept_back(self, context: RequestContext, is_first: bool) -> tuple[str, ...]:
+        """Returns the fields and headers that engines do not get; counts them once a request."""
+        removed, allowed = context.request.removed, context.request.entry.allowed_headers
+        dropped = [name.decode() for name in context.http_request.head.dropped_fields if name not in allowed]
+        if is_first and not context.earlier_attempts:
+            for name in removed:
+                self.telemetry.record_kept_back(context.request.model_key, "removed-field", name)
+            for name in dropped:
+                self.telemetry.record_kept_back(context.request.model_key, "dropped-header", name)
+        return (*[f"field {name}" for name in removed], *[f"header {name}" for name in dropped])
 
     def record_refusal(self, context: RequestContext, error: GatewayError) -> None:
         """Logs a request that a limit of its tenant has refused, without an instance."""
@@ -93,16 +109,21 @@ class RequestRecorder:
         )
 
     def record_unserved(self, http_request: HttpRequest, context: RequestContext | None, error: GatewayError) -> None:
-        """Logs a request that no instance has got: its last fallback has refused it, or it was
-        withheld from external endpoints.
+        """Logs a request that no instance has got.
+
+        Its last fallback has refused it, it was withheld from external endpoints, or a field of it
+        was refused.
 
         context: None if the error came before it.
         """
         if context is None:
-            since_last = http_request.received_at - self._external_logged_at
-            if isinstance(error, ExternalRefused) and since_last >= LOGGED_REFUSAL_SECONDS:
-                self._external_logged_at = http_request.received_at
-                self._log_refusal(http_request, error, _external_record(http_request, error))
+            if isinstance(error, FieldRefused):
+                self.telemetry.record_kept_back(error.key, "refused-field", error.param or "unknown")
+            elif not isinstance(error, ExternalRefused):
+                return
+            if http_request.received_at - self._refusal_logged_at >= LOGGED_REFUSAL_SECONDS:
+                self._refusal_logged_at = http_request.received_at
+                self._log_refusal(http_request, error, _unrouted_record(http_request, error))
             return
         route = context.request.route
         if route is not None and (route.steps or route.withheld):
@@ -202,12 +223,13 @@ def _refused_record(context: RequestContext, decision: Decision) -> DecisionReco
     return record
 
 
-def _external_record(http_request: HttpRequest, error: ExternalRefused) -> DecisionRecord:
-    """Returns the record of a request that was withheld before routing saw it.
+def _unrouted_record(http_request: HttpRequest, error: ExternalRefused | FieldRefused) -> DecisionRecord:
+    """Returns the record of a request that was refused before routing saw it.
 
     Its tokens are those of its whole body.
     """
-    name, decision = http_request.internal_id, Decision(None, "external", DecisionText(str(error)))
+    rule = "field" if isinstance(error, FieldRefused) else "external"
+    name, decision = http_request.internal_id, Decision(None, rule, DecisionText(str(error)))
     tokens, caller = estimated_tokens(http_request.body), caller_name(http_request.caller)
     number = 1 if error.route is None else len(error.route.steps) + 1
     record = DecisionRecord(name, http_request.received_wall, error.key, decision, number, tokens, caller)

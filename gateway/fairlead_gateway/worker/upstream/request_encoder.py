@@ -1,14 +1,11 @@
-"""The encoding of requests to engines, and the selection of response headers for clients.
+"""The encoding of requests to engines, and the selection of headers in both directions.
 
-These headers of a client are not forwarded:
+Of a client's headers, engines get those of `_ALLOWED_HEADERS`, a valid trace context, the hop
+header (`hop_header`) and the ones that their model allows. Names in `Connection` do not pass. An
+API that others run gets no header of a client at all.
 
-- headers of its connection (hop-by-hop) and credentials;
-- headers of proxies or of Fairlead, except the hop header (`hop_header`);
-- names with an underscore, which some servers read as a hyphen;
-- headers that replace method, target or host of a request, and those that choose an account or show
-  a token. An engine may be a proxy that trusts this gateway.
-
-An API that others run gets no header of a client at all.
+Why a list of what may pass: engines run behind sidecars and proxies. Each of them has headers that
+choose a host, a model or an account, and no list of those is complete.
 """
 
 from typing import Final
@@ -17,18 +14,20 @@ from fairlead_gateway.http import trace_context
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.worker.upstream import hop_header
 
-_DROPPED_HEADERS: Final = frozenset(
-    b"host content-length content-type content-encoding transfer-encoding connection keep-alive te trailer upgrade "
-    b"proxy-authenticate proxy-authorization proxy-connection http2-settings expect accept-encoding authorization "
-    b"x-api-key cookie forwarded via x-real-ip x-request-id x-request-timeout x-data-parallel-rank traceparent tracestate "
-    b"x-http-method x-http-method-override x-method-override x-original-url x-original-uri x-original-method "
-    b"x-original-host x-rewrite-url x-override-url x-host x-client-ip x-cluster-client-ip true-client-ip "
-    b"cf-connecting-ip api-key x-goog-api-key x-goog-user-project x-auth-token x-consul-token x-nomad-token "
-    b"openai-organization openai-project".split()
+_ALLOWED_HEADERS: Final = frozenset(
+    b"accept accept-language user-agent openai-beta anthropic-version anthropic-beta x-session-id".split()
 )
+_USUAL_HEADERS: Final = frozenset(
+    b"host content-length content-type content-encoding transfer-encoding connection keep-alive te trailer upgrade "
+    b"proxy-connection expect accept-encoding authorization x-api-key cookie x-request-id x-request-timeout "
+    b"traceparent tracestate origin referer cache-control pragma dnt priority forwarded via x-real-ip".split()
+)
+"""Headers that clients and proxies send to every server. They do not pass, and are not recorded."""
+_USUAL_PREFIXES: Final = (b"x-stainless-", b"x-forwarded-", b"sec-", b"x-fairlead-", b"access-control-")
+_MAX_RECORDED_HEADERS: Final = 16
+_NO_NAMES: Final[frozenset[bytes]] = frozenset()
 _CARRIAGE_RETURN: Final = ord("\r")  # a number is found faster than a byte, which is first tried as one
 _LINE_FEED: Final = ord("\n")
-_UNDERSCORE: Final = ord("_")
 _MAX_JOINED_BYTES: Final = 65_536
 _MAX_CACHED: Final = 4_096
 _THOUSANDTHS: Final[tuple[str, ...]] = tuple(f"{number:03d}" for number in range(1_000))
@@ -37,7 +36,6 @@ JSON_TYPE: Final = "application/json"
 _HOP_LINE: Final[str] = f"{hop_header.HOP_HEADER.decode()}: "
 _HOP_HEADER: Final[bytes] = hop_header.HOP_HEADER
 _EXTERNAL_HEADERS: Final = "accept: application/json, text/event-stream\r\nuser-agent: fairlead-gateway\r\n"
-_DROPPED_PREFIXES: Final = (b"x-fairlead-", b"x-forwarded-", b"proxy-", b"x-vault-", b"x-envoy-")
 _RELAYED_HEADERS: Final[tuple[bytes, ...]] = (
     b"content-type",
     b"cache-control",
@@ -89,11 +87,12 @@ def encode_request(
     else:
         text = f"{prefix.text}x-request-id: {request_id}\r\n{extra_headers}"
     head_text = text.encode("latin-1")
-    if head.forwarded_fields is None:
-        head.forwarded_fields = forwarded_headers(head)
+    forwarded = head.forwarded_fields
+    if forwarded is None:
+        forwarded = forward_headers(head)
     if len(body) < _MAX_JOINED_BYTES:
-        return [b"%b%b\r\n%b" % (head_text, head.forwarded_fields, body)]
-    return [b"%b%b\r\n" % (head_text, head.forwarded_fields), body]
+        return [b"%b%b\r\n%b" % (head_text, forwarded, body)]
+    return [b"%b%b\r\n" % (head_text, forwarded), body]
 
 
 def encode_external_request(prefix: RequestPrefix, body: bytes, request_id: str) -> list[bytes]:
@@ -171,25 +170,41 @@ def _number(value: int) -> str:
     return _NUMBERS[value] if 0 <= value < 1000 else str(value)
 
 
-def forwarded_headers(head: RequestHead, *, traced: bool = False) -> bytes:
-    """Returns the client's headers that an engine gets, as header text.
+def forward_headers(head: RequestHead, *, traced: bool = False) -> bytes:
+    """Returns the client's headers that engines of every model get.
+
+    Caches them in the head, with the names of unusual headers that they do not get.
 
     traced: leaves out the client's trace context, since another one takes its place.
     """
-    connection = head.get(b"connection")
-    hop_by_hop = {name.strip(b" \t").lower() for name in connection.split(b",")} if connection else frozenset()
+    hop_by_hop = _hop_by_hop(head)
     lines: list[bytes] = []
+    dropped: list[bytes] = []
     context = b""
     for name, value in head.fields:
-        if name in _DROPPED_HEADERS or _UNDERSCORE in name or name in hop_by_hop or name.startswith(_DROPPED_PREFIXES):
-            if name == trace_context.TRACEPARENT and not traced and name not in hop_by_hop:
-                context = trace_context.forwarded_header(head.fields)
-            if name != _HOP_HEADER:
-                continue
-        lines += (name, b": ", value, b"\r\n")
+        if name == _HOP_HEADER or (name in _ALLOWED_HEADERS and name not in hop_by_hop):
+            lines += (name, b": ", value, b"\r\n")
+        elif name == trace_context.TRACEPARENT and not traced and name not in hop_by_hop:
+            context = trace_context.forwarded_header(head.fields)
+        elif name not in _USUAL_HEADERS and not name.startswith(_USUAL_PREFIXES) and name not in dropped:
+            dropped.append(name)
     if context:
         lines.append(context)
-    return b"".join(lines)
+    forwarded = head.forwarded_fields = b"".join(lines)
+    head.dropped_fields = tuple(dropped[:_MAX_RECORDED_HEADERS])
+    return forwarded
+
+
+def allowed_header_text(head: RequestHead, allowed: frozenset[bytes]) -> str:
+    """Returns the headers that a model allows besides those of `forward_headers`."""
+    names = allowed - _ALLOWED_HEADERS - _hop_by_hop(head)
+    lines = [b"%b: %b\r\n" % (name, value) for name, value in head.fields if name in names]
+    return b"".join(lines).decode("latin-1")
+
+
+def _hop_by_hop(head: RequestHead) -> frozenset[bytes]:
+    connection = head.get(b"connection")
+    return frozenset([name.strip(b" \t").lower() for name in connection.split(b",")]) if connection else _NO_NAMES
 
 
 def relayed_headers(fields: dict[bytes, bytes], *, exclude: bytes = b"") -> str:

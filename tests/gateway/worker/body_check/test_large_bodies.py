@@ -124,6 +124,23 @@ def test_large_body_with_a_field_that_clients_may_not_set_is_refused(
     assert (refused.value.param, refused.value.code) == (*fields, "field_not_allowed")
 
 
+@pytest.mark.parametrize("name", ["chat_template_kwargs", "vllm_xargs", "odd_kwargs"])
+def test_large_body_passes_plain_arguments_of_code_alone(name: str, checker: BodyChecker) -> None:
+    for arguments, param in (
+        ({"enable_thinking": False}, None),
+        ({"chat_template": "x"}, f"{name}.chat_template"),
+        ({"text": FILLER}, name),
+    ):
+        body = json.dumps(LARGE_CHAT | {name: arguments}).encode()
+        parsed = checker.parse_body(ChatRequest, body)
+        if param is None:
+            assert seen_by_gateway(CHATS, parsed, body)
+            continue
+        with pytest.raises(BadRequest) as refused:
+            seen_by_gateway(CHATS, parsed, body)
+        assert (refused.value.param, refused.value.code) == (param, "field_not_allowed")
+
+
 @pytest.mark.parametrize("kind", [CompletionRequest, EmbeddingRequest, GenericRequest])
 def test_large_prompt_of_token_ids_is_refused_for_an_engine_that_does_not_check_them(
     kind: type[CommonFields], checker: BodyChecker

@@ -175,6 +175,84 @@ async def test_a_special_field_is_refused_with_the_setting_that_allows_it(path: 
             assert engine.calls[0].body == body
 
 
+PROGRAM = "{% for i in range(999999999) %}{% endfor %}"
+ARGUMENT_PATHS = {
+    **PROMPTS,
+    "/tokenize": {"prompt": "hi"},
+    "/v1/tokenize": {"prompt": "hi"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5},
+    "/v1/chat/completions/batch": {"messages": [[{"role": "user", "content": "hi"}]]},
+}
+PROGRAM_ARGUMENTS = [
+    ("chat_template_kwargs", {"chat_template": PROGRAM, "tokenize": False}, "chat_template_kwargs.chat_template"),
+    ("chat_template_kwargs", {"tokenize": False}, "chat_template_kwargs.tokenize"),
+    ("chat_template_kwargs", {"a": {"b": {"documents": []}}}, "chat_template_kwargs.a.b.documents"),
+    ("chat_template_kwargs", {"a": [{"tools": 1}]}, "chat_template_kwargs.a.tools"),
+    ("chat_template_kwargs", {"note": "x" * 257}, "chat_template_kwargs.note"),
+    ("chat_template_kwargs", {"a b": PROGRAM * 9}, "chat_template_kwargs"),
+    ("chat_template_kwargs", {"a": [[[[[1]]]]]}, "chat_template_kwargs.a"),
+    ("chat_template_kwargs", {f"k{number}": "x" * 200 for number in range(30)}, "chat_template_kwargs"),
+    ("chat_template_kwargs", '{"chat_template": "x"}', "chat_template_kwargs"),
+    ("vllm_xargs", {"chat_template": PROGRAM}, "vllm_xargs.chat_template"),
+    ("vllm_xargs", {"chat_template_kwargs": {"chat_template": "x"}}, "vllm_xargs.chat_template_kwargs.chat_template"),
+    ("vllm_xargs", {"priority": -5}, "vllm_xargs.priority"),
+    ("mm_processor_kwargs", {"device": "cuda"}, "mm_processor_kwargs.device"),
+    ("mm_processor_kwargs", {"images_kwargs": {"min_pixels": 10**12}}, "mm_processor_kwargs.images_kwargs.min_pixels"),
+    ("media_io_kwargs", {"video": {"num_frames": 1e15}}, "media_io_kwargs.video.num_frames"),
+    ("tokenizer_kwargs", {"truncation": True}, "tokenizer_kwargs.truncation"),
+    ("custom_params", ["x"], "custom_params"),
+]
+
+
+@pytest.mark.parametrize("path", ARGUMENT_PATHS)
+async def test_arguments_of_code_in_the_engine_pass_as_plain_values_alone(path: str) -> None:
+    body = {"model": "tiny", **ARGUMENT_PATHS[path]}
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        for name, value, param in PROGRAM_ARGUMENTS:
+            answer = await request(running.url, {**body, name: value}, path=path)
+            assert (answer.status, answer.error["code"], answer.error["param"]) == (400, "field_not_allowed", param)
+            assert "engine.allowedFields: [" in answer.error["message"]
+        assert engine.calls == []
+
+
+PLAIN_ARGUMENTS: dict[str, object] = {
+    "chat_template_kwargs": {
+        "enable_thinking": False,
+        "reasoning_effort": "high",
+        "thinking_budget": 4096,
+        "builtin_tools": ["browser"],
+        "date_string": "27 November 2026",
+        "preserve_thinking": None,
+    },
+    "mm_processor_kwargs": {"min_pixels": 784, "max_pixels": 12_845_056, "fps": 2.0, "size": {"shortest_edge": 336}},
+    "media_io_kwargs": {"video": {"num_frames": -1}, "image": {"rgba_background_color": [0, 0, 0]}},
+    "vllm_xargs": {"target": 5, "words": ["a", "b"]},
+    "custom_params": None,
+}
+
+
+@pytest.mark.parametrize("path", ARGUMENT_PATHS)
+@pytest.mark.parametrize("name", PLAIN_ARGUMENTS)
+async def test_plain_arguments_of_templates_and_processors_pass(path: str, name: str) -> None:
+    body = json.dumps({"model": "tiny", **ARGUMENT_PATHS[path], name: PLAIN_ARGUMENTS[name]}).encode()
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        assert (await request(running.url, body, path=path)).status == 200
+        assert engine.calls[0].body == body
+
+
+@pytest.mark.parametrize("allowed", ["chat_template_kwargs", "chat_template"])
+def test_an_argument_that_the_model_allows_passes(allowed: str) -> None:
+    body = {"model": "tiny", "chat_template_kwargs": {"chat_template": "short"}}
+    assert apply(body, allowed_fields=frozenset({allowed})) == body
+
+
+def test_an_argument_that_no_parser_agrees_on_is_refused() -> None:
+    for text in ('{"a":1e999}', '{"a":"\\ud800"}'):
+        members = {"chat_template_kwargs": msgspec.Raw(text.encode())}
+        with pytest.raises(BadRequest, match="chat_template_kwargs: holds a text or a number that is not valid"):
+            apply_field_policy(b"{}", members, "/v1/chat/completions", Model("default", "tiny"))
+
+
 TOKENS_BY_PATH = {
     "/v1/completions": {"prompt": [200_000]},
     "/v1/embeddings": {"input": [[], [5]]},

@@ -22,7 +22,7 @@ def route_request_of(body: dict[str, Any], request_id: str = "r") -> RouteReques
     path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
     data = json.dumps(body).encode()
     head = RequestHead("POST", path, [], 11, len(data), keep_alive=True, expects_continue=False)
-    allowed = RequestPolicy(allowed_fields=frozenset({"input_ids", "lora_path", "prompt_embeds"}))
+    allowed = RequestPolicy(allowed_fields=frozenset({"chat_template", "input_ids", "lora_path", "prompt_embeds"}))
     request = parse_request(path, data, fleet_of([], requests=allowed), Limits())
     return build_route_request(request, head, request_id, ChainStarts(b"secret"))
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from fairlead.fleet.model import Fleet, Instance, Model, SloTargets
+from fairlead.fleet.model import Fleet, Instance, Model, RequestPolicy, SloTargets
 from fairlead_testing.engines.scripted import EngineCall, event, scripted_engine, token, usage
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
@@ -38,13 +38,25 @@ def test_a_request_is_framed_anew_and_loses_what_belongs_to_the_client_connectio
         "x-vault-token": "s.1",
         "openai-organization": "org-1",
         "api-key": "k",
+        "x-custom": "1",
+        "x-prefiller-host-port": "evil:80",
+        "x-gateway-destination-endpoint": "evil:80",
+        "target-pod": "evil",
+        "l5d-dst-override": "evil:80",
+        "metadata-flavor": "Google",
+        "range": "bytes=0-1",
+        "x-stainless-lang": "python",
     }
     kept = {
         "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         "tracestate": "a=b",
         "x-session-id": "s-1",
         "user-agent": "me/1",
-        "x-custom": "  spaced ",
+        "accept": "text/event-stream",
+        "accept-language": "de",
+        "openai-beta": "a=1",
+        "anthropic-version": "  2023-06-01 ",
+        "anthropic-beta": "tools",
     }
     more = "".join(f"{name}: {value}\r\n" for name, value in (dropped | kept).items())
     more += "connection: x-hop, keep-alive\r\nx-request-id: mine-1\r\n"
@@ -61,11 +73,45 @@ def test_a_request_is_framed_anew_and_loses_what_belongs_to_the_client_connectio
             assert call.header("host") == engine.url.removeprefix("http://")
             assert call.header("content-length") == str(len(call.body))
             assert call.header("x-request-id") == answer.fields["x-fairlead-decision"]
-            assert call.header("x-custom") == "spaced"
+            assert call.header("anthropic-version") == "2023-06-01"
             assert call.header("traceparent") == kept["traceparent"]
             assert answer.fields["x-request-id"] == "mine-1"
 
     run_async(main())
+
+
+async def test_what_an_engine_does_not_get_is_counted_and_explained() -> None:
+    body = json.dumps(GOOD | {"rid": "x", "kv_transfer_params": {}}).encode()
+    more = "target-pod: evil\r\nx-custom: 1\r\nuser-agent: me/1\r\nx-stainless-lang: python\r\n"
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        for _ in range(2):
+            answer = await request(running.url, body, more=more)
+        (logged,) = running.gateway.decisions.find(answer.fields["x-fairlead-decision"])
+        fields, headers = ("field kv_transfer_params", "field rid"), ("header target-pod", "header x-custom")
+        assert logged.latest.kept_back == fields + headers
+        refused = await request(running.url, GOOD | {"chat_template": "x"}, more="x-request-id: mine\r\n")
+        assert refused.status == 400
+        (logged,) = running.gateway.decisions.find("mine")
+        assert "chat_template: is a program" in logged.latest.decision.reason
+        assert running.gateway.telemetry.models[MODEL_KEY].kept_back == {
+            ("removed-field", "kv_transfer_params"): 2,
+            ("removed-field", "rid"): 2,
+            ("dropped-header", "target-pod"): 2,
+            ("dropped-header", "x-custom"): 2,
+            ("refused-field", "chat_template"): 1,
+        }
+
+
+async def test_a_header_that_the_model_allows_reaches_its_engines() -> None:
+    policy = RequestPolicy(allowed_headers=frozenset({"x-custom", "origin", "x-absent", "x-hop"}))
+    more = "X-Custom: 1\r\norigin: http://a\r\nx-other: 1\r\nx-hop: 1\r\nconnection: x-hop\r\n"
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url], requests=policy)) as running:
+        answer = await request(running.url, GOOD, more=more)
+        call = engine.calls[0]
+        assert (call.header("x-custom"), call.header("origin")) == ("1", "http://a")
+        assert not {"x-other", "x-hop"} & {name for name, _ in call.fields}
+        (logged,) = running.gateway.decisions.find(answer.fields["x-fairlead-decision"])
+        assert logged.latest.kept_back == ("header x-other",)
 
 
 async def test_a_request_id_that_could_do_harm_is_replaced() -> None:
