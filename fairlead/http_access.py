@@ -1,8 +1,8 @@
-"""Rules that close a management port to web pages of other sites. Pure.
+"""Rules that close a port to web pages of other sites. Pure.
 
-Why: a page of another site can make a browser send requests to a management port. By DNS rebinding
-(its own name resolves to our address) it can even read the answers. The gateway's management port
-and the autoscaler's port use the same rules.
+Why: a page of another site can make a browser send requests to a port. By DNS rebinding (its own
+name resolves to our address) it can even read the answers. The management port, the autoscaler's
+port, and the client port of a gateway without keys use the same rules.
 """
 
 import hmac
@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Collection, Iterable
 from typing import Final
 
-_PRIVATE_SUFFIXES: Final = (".localhost", ".svc", ".cluster.local")
+_PRIVATE_SUFFIXES: Final = (".localhost", ".svc", ".cluster.local", ".internal")
 
 
 def normalize_host_names(names: Iterable[str]) -> frozenset[str]:

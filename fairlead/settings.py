@@ -86,6 +86,14 @@ class GatewaySettings:
         "a folder with `NAMESPACE/MODEL/tokenizer.json` of models whose prompts the gateway's process tokenizes. Files are read "
         "again when they change; nothing is ever downloaded"
     )
+    client_hosts: str | None = _setting(
+        "DNS names under which clients reach a gateway without API keys, separated by commas. Addresses, names without a dot, and "
+        "names in `.localhost`, `.svc`, `.cluster.local` and `.internal` need no entry"
+    )
+    cors_origins: str | None = _setting(
+        "origins of web pages that may call, separated by commas, such as `https://ui.example.com`; `*`: all; `none`. Without it, "
+        "`*` where clients need an API key, else `none`"
+    )
     log_level: str | None = _setting(
         "`debug`, `info`, `warning` or `error`; lines go to the standard error stream and never hold a prompt",
         default="info",

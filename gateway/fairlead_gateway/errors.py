@@ -10,6 +10,7 @@ and a hint.
     │   ├── InvalidApiKey      401  no API key, or an unknown one
     │   ├── NotPermitted       403  the tenant may not do this
     │   │   └── ExternalRefused 403  its requests may not leave the cluster
+    │   ├── ForeignPage        403  a web page may have sent it, and no key is asked for
     │   ├── UnknownPath        404      UnknownModel            404      MethodNotAllowed 405
     │   └── QuarantinedRequest 422  instances crashed on this request before
     ├── RelayedError                an error of another process of the gateway, with its status
@@ -184,6 +185,19 @@ class ExternalRefused(NotPermitted):
     def __init__(self, key: str) -> None:
         super().__init__(f"model: {key} runs outside the cluster, which your tenant refuses", param="model")
         self.key = key
+
+
+class ForeignPage(BadRequest):
+    """Raised if a gateway without keys cannot tell a request from that of a foreign web page.
+
+    header: the header that says so.
+    """
+
+    status = 403
+    code = "foreign_page"
+
+    def __init__(self, header: str, message: str, hint: str) -> None:
+        super().__init__(f"{header}: {message}", param=header, hint=hint)
 
 
 class UnknownPath(BadRequest):

@@ -253,6 +253,16 @@ class Gateway(Placement):
     log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
     access_log: bool = _value("write each request to standard output as a line of JSON, without prompts", False)
     access_log_clients: bool = _value("include the addresses of clients in the access log", True)
+    client_hosts: list[str] = _value(
+        "DNS names under which clients reach gateways without API keys, besides those of the Service, the Ingress and the "
+        "HTTPRoute",
+        [],
+    )
+    cors_origins: list[str] = _value(
+        "origins of web pages that may call, such as `https://ui.example.com`, `*` or `none`; when empty, all with `auth`, else "
+        "none",
+        [],
+    )
     trace: Trace = _value("traces", Trace)
     tokenizers: Tokenizers = _value("tokenizers of models", Tokenizers)
     usage: Usage = _value("the usage ledger", Usage)

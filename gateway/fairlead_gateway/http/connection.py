@@ -372,8 +372,10 @@ class ClientConnection(ResponseTransport):
         """Answers with an error instead of serving a request, and closes the connection."""
         self._state = _RESPONDING
         self._rejected = True
+        head = self._parser.head
         self._discard_unread()
         self._response = response = ResponseWriter(self, None, self._listener.create_request_id())
+        response.head = head
         self._listener.handler.on_rejected(error, response)
 
     def _on_timeout(self) -> None:

@@ -61,6 +61,8 @@ class RequestHead:
     fields: names in lower case, without Content-Length.
     forwarded_fields, dropped_fields: cache of the request encoder; the fields that engines get, as
         text, and the names of unusual ones that they do not get.
+    is_checked, response_fields: cache of `browser_access`; whether the head has passed, and header
+        text for all of its answers.
     caller_cache: cache of `api_keys`; the caller, and the set of keys in which its key was
         found.
     """
@@ -73,11 +75,13 @@ class RequestHead:
         "expects_continue",
         "fields",
         "forwarded_fields",
+        "is_checked",
         "keep_alive",
         "length",
         "method",
         "path",
         "query",
+        "response_fields",
         "version",
     )
 
@@ -102,6 +106,8 @@ class RequestHead:
         self.query = query
         self.forwarded_fields: bytes | None = None
         self.dropped_fields: tuple[bytes, ...] = ()
+        self.is_checked = False
+        self.response_fields = ""
         self.caller_cache: tuple[object, Caller] | None = None
         self._fields_by_name: dict[bytes, bytes] | None = None
         self._has_rare = True
@@ -127,6 +133,8 @@ class RequestHead:
         )
         head.forwarded_fields = self.forwarded_fields
         head.dropped_fields = self.dropped_fields
+        head.is_checked = self.is_checked
+        head.response_fields = self.response_fields
         head.caller_cache = self.caller_cache
         head._fields_by_name = self._fields_by_name
         head._has_rare = self._has_rare

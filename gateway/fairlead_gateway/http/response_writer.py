@@ -61,6 +61,7 @@ class ResponseWriter:
 
     on_client_gone: called if the client disconnects before the end.
     on_backpressure: called with True if the client reads too slowly, with False when it catches up.
+    head: of the request; its `response_fields` are a part of the answer. None: it was not parsed.
     accepts_comments: True if an SSE comment may be written between two chunks.
     """
 
@@ -72,6 +73,7 @@ class ResponseWriter:
         "_transport",
         "accepts_comments",
         "finished",
+        "head",
         "on_backpressure",
         "on_client_gone",
         "request_id",
@@ -85,6 +87,7 @@ class ResponseWriter:
         self._head_only = head is not None and head.method == "HEAD"
         self._chunked = False
         self.request_id = request_id
+        self.head = head
         self.started = False
         self.finished = False
         self.accepts_comments = False
@@ -185,7 +188,10 @@ class ResponseWriter:
         if status_line is None:
             status_line = f"HTTP/1.1 {status} Unknown\r\ndate: "
         date = self._transport.date()
-        text = f"{status_line}{date}\r\nx-request-id: {self.request_id}\r\n{connection}{framing}{header_text}\r\n"
+        common = "" if self.head is None else self.head.response_fields
+        text = (
+            f"{status_line}{date}\r\nx-request-id: {self.request_id}\r\n{connection}{framing}{common}{header_text}\r\n"
+        )
         return text.encode("latin-1")
 
     def _detach(self) -> None:

@@ -25,6 +25,7 @@ from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_gateway.routing.prefix.prefix_hash import unpack_hashes
 from fairlead_gateway.worker import memory_pressure
 from fairlead_gateway.worker.api_keys import ApiKeys, GatewaySecrets
+from fairlead_gateway.worker.browser_access import parse_browser_access
 from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.query_handler import QueryHandler
 from fairlead_gateway.worker.quota.quota_reporter import QuotaReporter
@@ -112,6 +113,7 @@ class WorkerServices:
             reporters=self._create_reporters(configuration),
             warnings=self._warnings,
         )
+        self.gateway.browser_access = parse_browser_access(settings, self._api_keys is not None)
         self._quota_reporter.tenants = self.gateway.stack.limit_gate.tenants
         self._peer_updates = PeerUpdateApplier(runtime.clock, limits, loop, self.gateway.stack.routers)
         self._query_handler = QueryHandler(self.gateway, channel)

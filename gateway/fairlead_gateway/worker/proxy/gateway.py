@@ -25,6 +25,7 @@ from fairlead_gateway.telemetry.decision_log import DecisionLog
 from fairlead_gateway.worker.api_keys import GatewaySecrets
 from fairlead_gateway.worker.body_check.caller_limit import LargeBodyLimit, LargeBodyTurns
 from fairlead_gateway.worker.body_check.client import BodyChecker
+from fairlead_gateway.worker.browser_access import BrowserAccess
 from fairlead_gateway.worker.memory_pressure import MemoryPressure, MemoryShare
 from fairlead_gateway.worker.model_selection.fallbacks import FallbackRequest, fallback_header
 from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
@@ -110,6 +111,7 @@ class Gateway(RequestLifecycle):
         self.memory_pressure = MemoryPressure(limits, memory_share, self.listener.set_memory_pressure)
         self.memory_pressure.start(runtime.loop)
         self.api_keys = secrets.api_keys
+        self.browser_access = BrowserAccess(self.api_keys is not None)
         self._hop_id = create_hop_id(secrets.hash_secret)
         self.stack = ForwardingStack(
             runtime,
@@ -217,9 +219,11 @@ class Gateway(RequestLifecycle):
     def check_headers(self, head: RequestHead) -> Caller | None:
         """Returns whose request it is; None if the path or this gateway needs no API key.
 
-        Raises InvalidApiKey, NotPermitted, BodyTooLarge for a body where none belongs, UnknownPath,
-        MethodNotAllowed, GatewayLoop, and Overloaded if memory is short.
+        Raises ForeignPage, InvalidApiKey, NotPermitted, BodyTooLarge for a body where none belongs,
+        UnknownPath, MethodNotAllowed, GatewayLoop, and Overloaded if memory is short.
         """
+        if not head.is_checked:
+            self.browser_access.check(head)
         caller = None if self.api_keys is None or head.path == READINESS_PATH else self.api_keys.caller(head)
         if caller is not None and not caller.may_use_other_paths:
             check_counted_path(head.path)
@@ -235,8 +239,11 @@ class Gateway(RequestLifecycle):
         observers = self._observers
         if observers is not None:
             http_request.client_address = response.client_address()
+        head = http_request.head
         try:
-            caller = http_request.caller = self.check_headers(http_request.head)
+            if head.method == "OPTIONS" and self.browser_access.answer_preflight(head, response):
+                return
+            caller = http_request.caller = self.check_headers(head)
             if caller is not None:
                 self.listener.check_caller_connections(caller_key(caller))
             if self.listener.under_memory_pressure:
@@ -290,8 +297,6 @@ class Gateway(RequestLifecycle):
             if http_request is not None and self._policies.of(http_request.caller).shows_placement:
                 headers += fallback_header(route)
         send_error(error, response, headers)
-
-    # One request.
 
     def _start_request(
         self, http_request: HttpRequest, response: ResponseWriter, fallback: FallbackRequest | None = None
@@ -400,8 +405,6 @@ class Gateway(RequestLifecycle):
         if self._inflight.get(request_id) is task:  # a relayed stream may have its place
             del self._inflight[request_id]
 
-    # Callbacks of the fast path and of relayed streams.
-
     def on_started(self, exchange: FastPathExchange) -> None:
         """Registers a request in flight; its exchange is cancelled if the client disconnects."""
         context = exchange.context
@@ -445,8 +448,6 @@ class Gateway(RequestLifecycle):
         """Ends a request after a defect of the gateway."""
         self._inflight.pop(context.id, None)
         self._fail_internally(context, error, context.response, context.http_request)
-
-    # Failures.
 
     def _fail_request(
         self, context: RequestContext | None, error: GatewayError, response: ResponseWriter, http_request: HttpRequest
