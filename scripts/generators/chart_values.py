@@ -345,6 +345,9 @@ class ServiceMonitors(ValuesPart):
     enabled: bool = _value("create ServiceMonitors, if the cluster has this kind", False)
     labels: FreeForm = _value("labels that your Prometheus selects", {})
     interval: Duration = _value("scrape interval", "15s")
+    tenants: bool = _value(
+        "scrape the series of tenants too: the gateway's ServiceMonitor names the management token in its Secret", True
+    )
 
 
 class Alerts(ValuesPart):

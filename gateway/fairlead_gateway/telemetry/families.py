@@ -227,7 +227,8 @@ FAMILIES: Final = (
     _counter(
         "tenant_requests_total",
         ("tenant",),
-        "Requests of a tenant for which an instance was chosen; absent without a ledger.",
+        "Requests of a tenant for which an instance was chosen; absent without a ledger, and without a management token "
+        "that may read all tenants. So are the other series of tenants.",
     ),
     _counter("tenant_input_tokens_total", ("tenant",), "Prompt tokens of a tenant, cached ones included."),
     _counter(

@@ -257,8 +257,12 @@ class MetricsRecorder:
         """Returns all metrics as Prometheus text (version 0.0.4)."""
         return b"".join(self.render_chunks(fleet, loads, now))
 
-    def render_chunks(self, fleet: Fleet, loads: Mapping[str, LoadView], now: float) -> "exposition.TextChunks":
+    def render_chunks(
+        self, fleet: Fleet, loads: Mapping[str, LoadView], now: float, *, shows_tenants: bool = True
+    ) -> "exposition.TextChunks":
         """Yields all metrics as Prometheus text, in chunks of bounded work.
+
+        shows_tenants: with the series of tenants.
 
         Why: a scrape must not block the event loop.
         """
@@ -282,7 +286,7 @@ class MetricsRecorder:
                 queued=self.queued,
                 ejection_seconds=self.ejection_seconds,
                 index_status=self.index_status,
-                tenant_values=self.tenant_values,
+                tenant_values=self.tenant_values if shows_tenants else {},
                 adapters=adapters,
             )
         )

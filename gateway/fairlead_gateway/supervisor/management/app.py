@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Iterable
 
 from fairlead_gateway.supervisor.management.access.access_guard import (
+    METRICS_PATH,
     AccessGuard,
     App,
     OnAccess,
@@ -17,6 +18,7 @@ from fairlead_gateway.supervisor.management.access.access_guard import (
     Scope,
     Send,
 )
+from fairlead_gateway.supervisor.management.access.access_scope import SCOPE_KEY
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
 from fairlead_gateway.supervisor.management.probes import ProbeResponse, Probes
 from fairlead_gateway.supervisor.management.view import GatewayView
@@ -48,6 +50,9 @@ class _PathDispatcher:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         plain = self._probes.handlers.get(scope["path"]) if scope["type"] == "http" else None
+        access = scope.get(SCOPE_KEY)
+        if access is not None and access.reads_all_tenants and scope["path"] == METRICS_PATH:
+            plain = self._probes.tenant_metrics
         if plain is not None:
             await _send(send, await plain())
             return

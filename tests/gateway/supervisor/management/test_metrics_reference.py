@@ -33,6 +33,7 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
     made_up.lag._lags.append(0.001)
     made_up.telemetry.publish_stats = Shared()
     made_up.telemetry.record_rejected(None, 404, "unknown-model")
+    made_up.telemetry.record_kept_back("chat/llama-70b", "removed-field", "rid")
     made_up.telemetry.record_handoff("chat/llama-70b", "failed", "expired")
     made_up.telemetry.record_fallback("chat/llama-70b", "Unavailable", "chat/llama-8b")
     made_up.telemetry.record_route("chat/llama-70b", 200, "chat/assistant")

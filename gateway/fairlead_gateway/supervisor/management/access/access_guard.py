@@ -6,7 +6,8 @@ resolves to our address) it can even read the answers. Therefore:
 - The Host is an address, a name without a dot, a name that no public DNS serves, or a listed name.
 - A foreign Origin is refused, and there are no CORS headers.
 - Only GET is answered. The one exception, the route preview, has a body and changes nothing.
-- Readiness, metrics and the status page (without data) are open.
+- Readiness, the status page (without data) and metrics are open. Metrics of tenants need a token
+  that may read the data of all tenants.
 - Everything else needs a management token whose scope allows the path. Without any token, only
   this machine is answered.
 
@@ -56,7 +57,8 @@ OnAccess = Callable[[AccessScope, AnsweredRequest], None]
 """Called with the scope of a request's token after the request."""
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_OPEN_PATHS: Final = frozenset({"/", "/readyz", "/metrics"})
+METRICS_PATH: Final = "/metrics"
+_OPEN_PATHS: Final = frozenset({"/", "/readyz", METRICS_PATH})
 _SECURITY_HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -137,17 +139,25 @@ class AccessGuard:
             return 403, "requests from other origins are refused", "open the status page itself"
         if http_access.is_foreign_fetch(sent.get(b"sec-fetch-site"), sent.get(b"sec-fetch-mode")):
             return 403, "requests from other sites are refused", "open the status page itself"
+        authorization = dict(headers).get(b"authorization", b"")
+        if scope["path"] == METRICS_PATH:
+            access = self._scope_of(scope, authorization)
+            if access is not None:
+                scope[SCOPE_KEY] = access
         if scope["path"] in _OPEN_PATHS:
             return None
-        return self._token_refusal(scope, dict(headers).get(b"authorization", b""))
+        return self._token_refusal(scope, authorization)
+
+    def _scope_of(self, scope: Scope, authorization: bytes) -> AccessScope | None:
+        """Returns the rights of a request; None without a known token, or from another machine."""
+        if self._tokens.are_required:
+            return self._tokens.scope_of(authorization)
+        return AccessScope(LOCAL_NAME) if _is_local(scope) else None
 
     def _token_refusal(self, scope: Scope, authorization: bytes) -> tuple[int, str, str] | None:
-        if not self._tokens.are_required:
-            if not _is_local(scope):
-                return 403, "only local clients are answered", "set a management token"
-            scope[SCOPE_KEY] = AccessScope(LOCAL_NAME)
-            return None
-        access = self._tokens.scope_of(authorization)
+        access = self._scope_of(scope, authorization)
+        if access is None and not self._tokens.are_required:
+            return 403, "only local clients are answered", "set a management token"
         if access is None:
             self._report(_UNKNOWN, scope, 401, "the token is missing or wrong")
             return 401, "the management token is missing or wrong", "send it as Authorization: Bearer"

@@ -51,6 +51,11 @@ class AccessScope:
         """Whether it may see and do everything."""
         return self.tenants is None and self.may == ALL_PERMISSIONS
 
+    @property
+    def reads_all_tenants(self) -> bool:
+        """Whether it may read the data of every tenant."""
+        return self.tenants is None and Permission.READ in self.may
+
     def narrowed(self, tenant: str | None) -> frozenset[str] | None:
         """Returns the tenants of a query: all that the token may see, or the one in question."""
         if tenant is None:

@@ -56,6 +56,15 @@ def shared(made_up: Any) -> Any:
     return made_up
 
 
+def test_metrics_of_tenants_need_a_token_that_reads_all_tenants(shared: Any) -> None:
+    shared.telemetry.tenant_values = {"tenant_cost_usd_total": [("acme", 3.5)], "budget_used_ratio": [("acme", 0.5)]}
+    for token in (None, "wrong", "t-acme", "t-both", "t-preview", "t-fleet", "t-all", "t-installation"):
+        answer = _get(shared, "/metrics", token)
+        assert answer.status_code == 200
+        assert "fairlead_gateway_received_total{" in answer.text
+        assert ("acme" in answer.text) == (token in ("t-all", "t-installation")), token
+
+
 def _ids(response: httpx.Response) -> list[str]:
     return [decision["request_id"] for decision in response.json()["decisions"]]
 
