@@ -202,6 +202,11 @@ class UnknownFields(StrEnum):
     PASS = "Pass"
     REFUSE = "Refuse"
 
+    @classmethod
+    def default_of(cls, engines: frozenset[str]) -> "UnknownFields":
+        """Returns the treatment by these types of engines where the model states none."""
+        return cls.REFUSE if EXTERNAL_API in engines else cls.PASS
+
 
 @dataclass(frozen=True, slots=True)
 class RequestPolicy:

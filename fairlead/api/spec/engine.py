@@ -209,7 +209,7 @@ class Engine(StrictModel):
         Field(
             strict=False,
             description="body fields that neither the engine nor the OpenAI API has. Pass: they reach the engine; "
-            "Refuse: 400; left out = Pass",
+            "Refuse: 400; left out = Pass, for OpenAI Refuse",
             examples=["Refuse"],
         ),
     ] = None
@@ -246,10 +246,10 @@ class Engine(StrictModel):
 
     def to_request_policy(self) -> RequestPolicy:
         """Returns the policy on what of a client's request may reach the engines."""
-        unknown_fields = self.unknown_fields or UnknownFields.PASS
+        engines = frozenset({self.type.label})
         return RequestPolicy(
-            frozenset({self.type.label}),
-            unknown_fields,
+            engines,
+            self.unknown_fields or UnknownFields.default_of(engines),
             frozenset(self.allowed_fields),
             frozenset(self.allowed_paths),
             frozenset(self.allowed_headers),

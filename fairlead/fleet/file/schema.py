@@ -278,7 +278,7 @@ class FileModel(StrictModel):
     tls: FileTls | None = None
     auth: FileAuth | None = None
     wakes: bool = False
-    unknown_fields: Annotated[UnknownFields, Field(strict=False, examples=["Refuse"])] = UnknownFields.PASS
+    unknown_fields: Annotated[UnknownFields | None, Field(strict=False, examples=["Refuse"])] = None
     allowed_fields: list[RequestField] = Field(default_factory=list, max_length=64, examples=["[priority]"])
     allowed_paths: list[RequestPath] = Field(default_factory=list, max_length=64, examples=["[/v1/files]"])
     allowed_headers: list[RequestHeader] = Field(default_factory=list, max_length=32, examples=["[x-experiment]"])
@@ -310,7 +310,7 @@ class FileModel(StrictModel):
         engines = frozenset(instance.engine for instance in self.instances)
         return RequestPolicy(
             engines,
-            self.unknown_fields,
+            self.unknown_fields or UnknownFields.default_of(engines),
             frozenset(self.allowed_fields),
             frozenset(self.allowed_paths),
             frozenset(self.allowed_headers),

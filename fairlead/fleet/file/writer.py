@@ -66,7 +66,7 @@ def _escape(char: str) -> str:
 def _policy_fields(policy: RequestPolicy) -> dict[str, Any]:
     """Returns the settings that are not the default."""
     entry: dict[str, Any] = {}
-    if policy.unknown_fields is not UnknownFields.PASS:
+    if policy.unknown_fields is not UnknownFields.default_of(policy.engines):
         entry["unknownFields"] = policy.unknown_fields.value
     if policy.allowed_fields:
         entry["allowedFields"] = sorted(policy.allowed_fields)

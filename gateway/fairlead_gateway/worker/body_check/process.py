@@ -30,11 +30,14 @@ from fairlead_gateway.worker.body_check.protocol import (
 )
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body
 from fairlead_gateway.worker.openai.field_policy import (
+    ACCOUNT_FIELDS,
     MAX_ARGUMENT_BYTES,
     REFUSED_FIELDS,
     SEARCHED_FIELDS,
     TOKEN_PROMPT_FIELDS,
+    TOOLS_FIELD,
     UNCHECKED_STOP_FIELDS,
+    are_client_tools,
     has_token_ids,
     is_argument_object,
 )
@@ -63,6 +66,8 @@ _MAX_NAME_CHARACTERS = 512  # longer than any known or allowed name
 _MAX_POLICY_VALUE_BYTES = 64
 _LONG_POLICY_VALUE = b'""'
 _TOKEN_IDS = b"[0]"
+_CLIENT_TOOLS = b"[]"
+_SERVER_TOOLS = b'[{"type":"server"}]'
 
 
 def check_body(kind: str, body: bytes, limits: Limits) -> BodyReply:
@@ -112,12 +117,14 @@ def _describe_members(parsed: ParsedBody, body: bytes) -> dict[str, bytes]:
     members = MEMBERS_DECODER.decode(body) if parsed.members is None else parsed.members
     described: dict[str, bytes] = {}
     for name, raw in members.items():
-        if name in REFUSED_FIELDS or name in UNCHECKED_STOP_FIELDS:
+        if name in REFUSED_FIELDS or name in ACCOUNT_FIELDS or name in UNCHECKED_STOP_FIELDS:
             is_short = memoryview(raw).nbytes <= _MAX_POLICY_VALUE_BYTES
             described[name] = bytes(raw) if is_short else _LONG_POLICY_VALUE
         elif is_argument_object(name) and len(described) < _MAX_DESCRIBED_FIELDS:
             is_short = memoryview(raw).nbytes <= MAX_ARGUMENT_BYTES
             described[name[-_MAX_NAME_CHARACTERS:]] = bytes(raw) if is_short else _LONG_POLICY_VALUE
+        elif name == TOOLS_FIELD:
+            described[name] = _CLIENT_TOOLS if are_client_tools(raw) else _SERVER_TOOLS
         elif name in TOKEN_PROMPT_FIELDS and has_token_ids(raw):
             described[name] = _TOKEN_IDS
         elif name in SEARCHED_FIELDS or len(described) < _MAX_DESCRIBED_FIELDS:

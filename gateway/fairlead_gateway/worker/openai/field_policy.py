@@ -15,6 +15,8 @@
 - Token ids that an engine takes as indices without a check would end it for all clients. Prompts of
   token ids are refused for SGLang, and `stop_token_ids` with `min_tokens` for every engine, unless
   `engine.allowedFields` names `input_ids` or `stop_token_ids`.
+- Of an API that others run, `ACCOUNT_FIELDS` and tools that its servers run are refused as well:
+  they choose a dearer model or tier, or use what belongs to the whole account.
 - Other fields pass. With `engine.unknownFields: Refuse`, only those pass that the engine or the
   OpenAI API has (`engine_fields`).
 
@@ -33,10 +35,10 @@ from typing import Final
 import msgspec
 
 from fairlead.fleet.model import EXTERNAL_API, Model, RequestPolicy, UnknownFields
-from fairlead_gateway.errors import FieldRefused
+from fairlead_gateway.errors import FieldRefused, UnknownPath
 from fairlead_gateway.worker.openai.engine_fields import FIELDS
 from fairlead_gateway.worker.openai.json_edit import rewrite_members
-from fairlead_gateway.worker.openai.schemas import MEMBERS_DECODER
+from fairlead_gateway.worker.openai.schemas import MEMBERS_DECODER, TOOL_KINDS_DECODER
 from fairlead_gateway.worker.openai.validation import check_priority
 
 Members = Mapping[str, msgspec.Raw]
@@ -65,6 +67,23 @@ REFUSED_FIELDS: Final[Mapping[str, str]] = {
 }
 """The effect of each field, for the error."""
 
+ACCOUNT_FIELDS: Final[Mapping[str, tuple[str, tuple[bytes, ...]]]] = {
+    **dict.fromkeys(("models", "fallbacks", "provider", "route", "preset"), ("chooses another model or provider", ())),
+    **dict.fromkeys(("plugins", "transforms", "web_search_options"), ("has the provider run more than the model", ())),
+    **dict.fromkeys(("mcp_servers", "container"), ("has the provider run more than the model", ())),
+    "service_tier": ("chooses a tier with another price", (b'"auto"', b'"default"')),
+    "store": ("stores data in the account of the operator", (b"false",)),
+    "background": ("leaves work in the account of the operator", (b"false",)),
+    "previous_response_id": ("reads data in the account of the operator", ()),
+    "conversation": ("reads and stores data in the account of the operator", ()),
+}
+"""The fields by which a caller uses more of an account at an external API than one model.
+
+Each has its effect, for the error, and the values that do nothing; so does null.
+"""
+TOOLS_FIELD: Final = "tools"
+_CLIENT_TOOLS: Final = (None, "function", "custom")
+"""The types of tools that the client runs itself; None: without a type."""
 TOKEN_PROMPT_FIELDS: Final = frozenset({"prompt", "input", "query", "items"})
 """The fields that may hold a prompt as token ids."""
 UNCHECKED_STOP_FIELDS: Final = frozenset({"stop_token_ids", "min_tokens"})
@@ -135,9 +154,9 @@ def removed_fields(members: Members | None) -> tuple[str, ...]:
 
 
 def _apply(body: bytes, members: Members | None, path: str, policy: RequestPolicy) -> bytes:
-    is_strict = policy.unknown_fields is UnknownFields.REFUSE
+    is_strict, is_external = policy.unknown_fields is UnknownFields.REFUSE, EXTERNAL_API in policy.engines
     if members is None:
-        if not is_strict:
+        if not is_strict and not is_external:
             return body
         members = MEMBERS_DECODER.decode(body)
     removed = {name for name in members if name in REMOVED_FIELDS}
@@ -152,11 +171,32 @@ def _apply(body: bytes, members: Members | None, path: str, policy: RequestPolic
         elif name == "priority":
             check_priority(members[name])
     _check_token_ids(members, policy)
+    if is_external:
+        _check_account(members, policy.allowed_fields)
+        removed |= {"session_id"} & members.keys()  # of the gateway alone
     if is_strict:
         _check_known(members, path, policy.engines, policy.allowed_fields | removed)
     if removed or _OVERLAY_FIELD in members:
         return remove_fields(body, REMOVED_FIELDS | removed)
     return body
+
+
+def check_external_path(path: str, policy: RequestPolicy) -> None:
+    """Raises UnknownPath for a path of an external API whose tokens are not counted."""
+    if path not in policy.allowed_paths:
+        raise UnknownPath(
+            "this path is not open to clients of the model, since its tokens are not counted",
+            hint="the operator of the model opens paths with engine.allowedPaths",
+        )
+
+
+def are_client_tools(raw: msgspec.Raw) -> bool:
+    """Returns True if the client itself runs all tools of a body."""
+    try:
+        tools = TOOL_KINDS_DECODER.decode(raw)
+    except _DECODE_ERRORS:
+        return False
+    return all(tool.type in _CLIENT_TOOLS for tool in tools or ())
 
 
 def is_argument_object(name: str) -> bool:
@@ -218,6 +258,17 @@ def _check_known(members: Members, path: str, engines: Iterable[str], allowed: f
 def _is_shown(name: str) -> bool:
     """Returns True if an error may repeat the name of a field."""
     return name.isidentifier() and name.isascii() and len(name) <= _MAX_SHOWN_CHARACTERS
+
+
+def _check_account(members: Members, allowed: frozenset[str]) -> None:
+    """Raises FieldRefused for a field that spends more of an account than one model."""
+    for name in ACCOUNT_FIELDS.keys() & members.keys():
+        effect, harmless = ACCOUNT_FIELDS[name]
+        value = bytes(members[name])
+        if name not in allowed and value != _NULL and value not in harmless:
+            raise _not_allowed(name, effect)
+    if TOOLS_FIELD in members and TOOLS_FIELD not in allowed and not are_client_tools(members[TOOLS_FIELD]):
+        raise _not_allowed(TOOLS_FIELD, "has the provider run tools")
 
 
 def _check_arguments(field: str, raw: msgspec.Raw, allowed: frozenset[str]) -> None:

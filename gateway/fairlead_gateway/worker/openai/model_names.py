@@ -36,6 +36,8 @@ class ModelEntry:
     name: by which engines know it.
     adapter: None for the model itself.
     rules: what its engines take of requests.
+    is_external: others run it.
+    passes_unknown_fields: fields that are listed as safe (`schemas`) need no look at its rules.
     canary_weight: as in `Model`.
     allowed_headers: further headers of clients that its engines get.
 
@@ -47,6 +49,7 @@ class ModelEntry:
         "adapter",
         "allowed_headers",
         "canary_weight",
+        "is_external",
         "key",
         "model",
         "name",
@@ -62,7 +65,8 @@ class ModelEntry:
         self.name: str = model.name if adapter is None else adapter.name
         self.name_text: bytes = msgspec.json.encode(self.name)
         self.rules: RequestPolicy = model.requests
-        self.passes_unknown_fields: bool = self.rules.unknown_fields is UnknownFields.PASS
+        self.is_external: bool = model.leaves_cluster
+        self.passes_unknown_fields: bool = self.rules.unknown_fields is UnknownFields.PASS and not self.is_external
         self.allowed_headers: frozenset[bytes] = frozenset(name.encode() for name in self.rules.allowed_headers)
         self.canary_weight: int = model.canary_weight
 

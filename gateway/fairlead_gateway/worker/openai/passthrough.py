@@ -8,8 +8,8 @@ be safe:
 - It names a model, in a JSON object or, without a body, as `?model=`.
 - Its fields pass `field_policy`, and counts are in range.
 - The path has plain characters only, since it becomes a part of the engine's request line.
-- The path is one of the engine's API for single requests, with POST. Or `engine.allowedPaths` of
-  the model names it.
+- The path is one of the engine's API for single requests, with POST; of an API that others run, one
+  whose tokens are counted. Or `engine.allowedPaths` of the model names it.
 
 Why: an engine may be a hosted provider, or a gateway, and the request carries the operator's token.
 Files, batches, stored responses and administration are then those of the whole account. Paths that
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from urllib.parse import parse_qsl, urlencode
 
-from fairlead.fleet.model import Fleet, RequestPolicy
+from fairlead.fleet.model import EXTERNAL_API, Fleet, RequestPolicy
 from fairlead.limits import Limits
 from fairlead_gateway.errors import BadRequest, UnknownPath, UnsupportedBodyType
 from fairlead_gateway.http.request_head import RequestHead
@@ -57,9 +57,17 @@ def is_passthrough_path(path: str) -> bool:
     return _PLAIN_PATH.fullmatch(path) is not None and path not in _ENGINE_ADMIN_PATHS
 
 
+_EXTERNAL_PATHS = frozenset({"/v1/messages", "/v1/responses"})
+
+
 @cache
 def open_paths(engines: frozenset[str]) -> frozenset[str]:
-    """Returns the paths that clients of these engine types may use; of all types if empty."""
+    """Returns the paths that clients of these engine types may use; of all types if empty.
+
+    Of an API that others run, these are the paths whose tokens are counted.
+    """
+    if EXTERNAL_API in engines:
+        return _EXTERNAL_PATHS
     tables = [table for engine in engines or ("",) for table in engine_tables(engine)]
     return _COMMON_PATHS.union(*tables)
 

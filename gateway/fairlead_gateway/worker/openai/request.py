@@ -15,7 +15,7 @@ from fairlead.fleet.model import Fleet, Model
 from fairlead.limits import Limits
 from fairlead.routes.resolution import RouteDecision
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, chat_fields, parse_body
-from fairlead_gateway.worker.openai.field_policy import apply_field_policy, removed_fields
+from fairlead_gateway.worker.openai.field_policy import apply_field_policy, check_external_path, removed_fields
 from fairlead_gateway.worker.openai.json_edit import (
     prepend_members,
     replace_first_member,
@@ -228,9 +228,12 @@ def build_model_request(
 def build_entry_request(path: str, parsed: ParsedBody, body: bytes, entry: ModelEntry, limits: Limits) -> ModelRequest:
     """Returns the request of a parsed body for a model.
 
-    Raises BadRequest for a field that clients may not set.
+    Raises BadRequest for a field that clients may not set, and UnknownPath for a path of an
+    external API whose tokens are not counted.
     """
     client_body = body
+    if parsed.is_passthrough and entry.is_external:
+        check_external_path(path, entry.rules)
     name = entry.name
     if parsed.members is not None or not entry.passes_unknown_fields:
         body = apply_field_policy(body, parsed.members, path, entry.model)

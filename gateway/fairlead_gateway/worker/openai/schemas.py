@@ -52,6 +52,12 @@ class Tool(Struct):
     function: ToolFunction | None = None
 
 
+class ToolKind(Struct):
+    """The type of a tool; those of providers have one of their own."""
+
+    type: OptionalText = None
+
+
 class ToolCall(Struct):
     """A call that the model made in an earlier message."""
 
@@ -266,6 +272,7 @@ STREAM_OPTIONS_DECODER = msgspec.json.Decoder(StreamOptions | None)
 PROMPT_INPUT_DECODER = msgspec.json.Decoder(PromptInput)
 STOP_DECODER = msgspec.json.Decoder(str | list[str] | None)
 LOGIT_BIAS_DECODER = msgspec.json.Decoder(dict[str, float] | None)
+TOOL_KINDS_DECODER = msgspec.json.Decoder(list[ToolKind] | None)
 TOOLS_DECODER = msgspec.json.Decoder(list[Tool] | None)
 
 
