@@ -21,7 +21,7 @@ from fairlead_gateway.worker.proxy.relayed_stream import (
     StreamLifecycle,
     record_relayed,
 )
-from fairlead_gateway.worker.proxy.response_check import is_error_object, refusal_body
+from fairlead_gateway.worker.proxy.response_check import external_refusal, is_error_object, refusal_body
 from fairlead_gateway.worker.proxy.stream_resume import StreamResume
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.request_context import RequestContext
@@ -33,6 +33,7 @@ from fairlead_gateway.worker.upstream.request_encoder import (
     JSON_TYPE,
     RouteHeaderCache,
     relayed_headers,
+    relayed_retry_after,
     route_header,
     sanitize_header_value,
     server_timing,
@@ -145,17 +146,21 @@ class ResponseRelay(StreamEnding):
     def relay_buffered(self, context: RequestContext, engine_response: EngineResponse, now: float) -> None:
         """Sends a whole plain response."""
         body, content_type = engine_response.buffered_body, JSON_TYPE
-        headers = relayed_headers(_shown_headers(context, engine_response), exclude=b"content-type")
+        shown, status = _shown_headers(context, engine_response), engine_response.status
+        headers = relayed_headers(shown, exclude=b"content-type")
         headers += self.response_headers(context, now)
         if context.request.is_passthrough and b"content-type" in engine_response.headers:
             content_type = engine_response.headers[b"content-type"].decode("latin-1")
-        if engine_response.status >= 400:
+        if status >= 400:
+            headers += relayed_retry_after(status, shown, int(self._limits.max_retry_after_seconds))
             context.result.error = ENGINE_REFUSED
+            if _is_external(context):
+                content_type, body = JSON_TYPE, external_refusal(status, body, context.http_request.id)
             if not is_error_object(body):
-                content_type, body = JSON_TYPE, refusal_body(engine_response.status, body, context.http_request.id)
+                content_type, body = JSON_TYPE, refusal_body(status, body, context.http_request.id)
         rewriter = _body_rewriter(context, engine_response)
         body = body if rewriter is None else rewriter.rewrite(body)
-        context.response.send(engine_response.status, headers, body, content_type=content_type)
+        context.response.send(status, headers, body, content_type=content_type)
 
     def response_headers(self, context: RequestContext, now: float) -> str:
         """Returns the headers that say where a request went, why, and how long that took.
@@ -189,6 +194,8 @@ class ResponseRelay(StreamEnding):
         assert error is not None
         result.status, result.error = error.status, ENGINE_REFUSED
         body = error_body(error.message, "invalid_request_error", None, "engine_refused", context.http_request.id)
+        if _is_external(context):
+            body = external_refusal(error.status, body, context.http_request.id)
         context.response.send(error.status, self.response_headers(context, self._now()), body)
 
     def _record_first_token(self, attempt: Attempt, engine_response: EngineResponse) -> None:
@@ -291,6 +298,10 @@ def end_incomplete(context: RequestContext, error: GatewayError) -> None:
         context.response.end_with_error(error_event(text, error.code, context.http_request.id))
     else:
         context.response.abort()
+
+
+def _is_external(context: RequestContext) -> bool:
+    return context.choice is not None and context.choice.address.leaves_cluster
 
 
 def _shown_headers(context: RequestContext, engine_response: EngineResponse) -> dict[bytes, bytes]:

@@ -27,6 +27,12 @@ from fairlead_gateway.worker.upstream.usage import (
 _MAX_PARSED_BYTES: Final = 65_536
 _TAIL_BYTES: Final = 4_096
 _ACCOUNT_STATUSES: Final = frozenset({401, 402, 403})
+_ACCOUNT_WORDS: Final = re.compile(rb"\b(?:organi[sz]ation|account|billing|payment|credits?)\b", re.IGNORECASE)
+_ACCOUNT_NAMES: Final = re.compile(
+    rb'\b(?:org|proj|acct|user|team|sk|pk|key)[-_][A-Za-z0-9_-]{6,}|https?:(?:\\?/){2}(?:[^\s"\\<>]|\\/)+',
+    re.IGNORECASE,
+)
+"""Names of accounts and keys, and addresses."""
 _UNKNOWN_PATH_WORDS: Final = ("", "Not Found", "Method Not Allowed")
 _OVERLOAD_STATUSES: Final = frozenset({429, 503, 529})
 _WRONG_MODEL = re.compile(rb'"param"\s*:\s*"model"|The model `[^`]{1,512}` does not exist')  # embeddings name no param
@@ -120,6 +126,28 @@ def _plain_error(body: bytes) -> InBandError | None:
 def _is_about_account(choice: RoutedChoice, status: int) -> bool:
     """Whether a status is about the gateway's account, which the client must not see."""
     return choice.address.leaves_cluster or (status == 401 and choice.instance.access.has_token)
+
+
+def external_refusal(status: int, body: bytes, request_id: str) -> bytes:
+    """Returns the body for clients of a refusal of an external API.
+
+    It has the API's own words, without names of accounts and addresses. Rate limits, missing models
+    and what is about the account itself get other words.
+    """
+    kind, code = "invalid_request_error", "engine_refused"
+    if status == 429:
+        text, kind, code = (
+            "the provider of this model limits the gateway's requests",
+            "rate_limit_error",
+            "provider_limit",
+        )
+    elif status == 404:
+        text = "the provider of this model does not serve this request"
+    elif _ACCOUNT_WORDS.search(body) is not None:
+        text = "the provider of this model refuses the request"
+    else:
+        return _ACCOUNT_NAMES.sub(b"(hidden)", body)
+    return error_body(text, kind, None, code, request_id)
 
 
 def _parse_usage(body: bytes) -> tuple[Usage | None, bool]:

@@ -25,6 +25,7 @@ _USUAL_HEADERS: Final = frozenset(
 """Headers that clients and proxies send to every server. They do not pass, and are not recorded."""
 _USUAL_PREFIXES: Final = (b"x-stainless-", b"x-forwarded-", b"sec-", b"x-fairlead-", b"access-control-")
 _MAX_RECORDED_HEADERS: Final = 16
+_MAX_NUMBER_DIGITS: Final = 9
 _NO_NAMES: Final[frozenset[bytes]] = frozenset()
 _CARRIAGE_RETURN: Final = ord("\r")  # a number is found faster than a byte, which is first tried as one
 _LINE_FEED: Final = ord("\n")
@@ -39,7 +40,6 @@ _EXTERNAL_HEADERS: Final = "accept: application/json, text/event-stream\r\nuser-
 _RELAYED_HEADERS: Final[tuple[bytes, ...]] = (
     b"content-type",
     b"cache-control",
-    b"retry-after",
     b"endpoint-load-metrics",
     b"openai-processing-ms",
     b"warning",
@@ -217,6 +217,18 @@ def relayed_headers(fields: dict[bytes, bytes], *, exclude: bytes = b"") -> str:
         if value is not None and _CARRIAGE_RETURN not in value and _LINE_FEED not in value:
             text += f"{name.decode('latin-1')}: {value.decode('latin-1')}\r\n"
     return text
+
+
+def relayed_retry_after(status: int, fields: dict[bytes, bytes], max_seconds: int) -> str:
+    """Returns the header with which an engine asks a client to wait, as header text.
+
+    Empty unless the response is an error. More than `max_seconds` are cut to that; a date, and
+    whatever else is no number, is left out.
+    """
+    value = fields.get(b"retry-after")
+    if value is None or status < 400 or not value.isdigit():
+        return ""
+    return f"retry-after: {max_seconds if len(value) > _MAX_NUMBER_DIGITS else min(int(value), max_seconds)}\r\n"
 
 
 def sanitize_header_value(text: str) -> str:

@@ -133,6 +133,42 @@ async def test_client_learns_nothing_of_the_account(name: str) -> None:
         assert b"Example" not in found.body
 
 
+REFUSALS = [
+    (429, "You exceeded your quota for org-AbCdEf12 on key sk-abcdefgh", "insufficient_quota", None),
+    (404, "The model gpt-x does not exist or org-AbCdEf12 has no access", "model_not_found", None),
+    (400, "Billing hard limit has been reached", "billing_hard_limit_reached", None),
+    (
+        400,
+        "no tools in proj_abcdef123; see https:\\/\\/api.example.com\\/docs.",
+        "x",
+        "no tools in (hidden); see (hidden)",
+    ),
+    (422, "max_tokens is too large for user-4711abcd", "x", "max_tokens is too large for (hidden)"),
+]
+
+
+@pytest.mark.parametrize(("status", "words", "code", "kept"), REFUSALS)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_refusal_of_a_provider_names_no_account(
+    status: int, words: str, code: str, kept: str | None, stream: bool
+) -> None:
+    async def refuse(call: EngineCall) -> None:
+        text = f'{{"error":{{"message":"{words}","type":"t","param":null,"code":"{code}"}}}}'
+        framing = f"content-type: application/json\r\ncontent-length: {len(text)}\r\n"
+        await call.send(f"HTTP/1.1 {status} No\r\n{framing}retry-after: 99999\r\n\r\n{text}".encode())
+
+    async with scripted_engine(refuse) as api:
+        models = {"a": instance("a", api.url, engine=EXTERNAL_API)}
+        async with running_gateway(fleet(own={}, external=models)) as running:
+            answer = await request(running.url, chat("a", stream=stream))
+            assert answer.status == status
+            assert answer.fields["retry-after"] == "60"
+            for name in (b"org-", b"sk-", b"proj_", b"4711", b"api.example", b"quota", b"Billing"):
+                assert name not in answer.body
+            assert kept is None or answer.json["error"]["message"] == kept
+            assert status != 429 or answer.json["error"]["code"] == "provider_limit"
+
+
 async def test_two_models_at_one_address_have_their_own_tokens() -> None:
     async with scripted_engine(script) as api:
         models = {
