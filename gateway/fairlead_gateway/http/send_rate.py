@@ -1,8 +1,12 @@
 """Closes client connections that do not read their responses.
 
-Once a second the monitor of a port looks at every connection that has unsent bytes. It resets a
-connection whose client has taken less than `min_read_rate` on average over `body_idle_seconds`.
-That holds whether a response is running, is complete, or is the last one of its connection.
+Once a second the monitor of a port looks at every connection that has unsent bytes. A client has
+`body_idle_seconds` to take as many bytes as `min_read_rate` makes in that time; its time begins
+again as soon as it has. Else its connection is reset, whether a response is running, is complete,
+or is the last one of its connection.
+
+Why again at once: the kernels take the first bytes of a response, also for a client that reads
+nothing. In fixed windows, those bytes would earn it a second one.
 
 The unsent bytes of all connections are bounded too. Above `unsent_bytes`, connections are reset
 until three quarters of that are left. Each time, it is the connection with the most unsent bytes of
@@ -112,7 +116,7 @@ class SendRateMonitor:
             window = windows.get(connection)
             if window is None:
                 window = (now, connection.acknowledged_bytes(), unsent)
-            elif now - window[0] >= self._limits.body_idle_seconds:
+            else:
                 window = self._next_window(connection, window, unsent, now)
                 if window is None:
                     slow += 1
@@ -131,8 +135,9 @@ class SendRateMonitor:
     def _next_window(
         self, connection: SendingConnection, window: tuple[float, int | None, int], unsent: int, now: float
     ) -> tuple[float, int | None, int] | None:
-        """Returns the window that begins now; None if the client read too little in the last one.
+        """Returns the window of a client, a new one if it has read enough in the last one.
 
+        None if it has read too little in a window that is over.
         Where the system does not report what was received, the fall of the unsent bytes counts.
         """
         started_at, acknowledged_before, unsent_before = window
@@ -140,9 +145,9 @@ class SendRateMonitor:
         read = unsent_before - unsent
         if acknowledged is not None and acknowledged_before is not None:
             read = acknowledged - acknowledged_before
-        if read < self._limits.min_read_rate * (now - started_at):
-            return None
-        return now, acknowledged, unsent
+        if read >= self._limits.min_read_rate * self._limits.body_idle_seconds:
+            return now, acknowledged, unsent
+        return None if now - started_at >= self._limits.body_idle_seconds else window
 
     def _shed(self, waiting: list[tuple[int, int, SendingConnection]], total: int) -> tuple[int, int]:
         """Resets connections above the limit, or if memory is short: of the caller with the most

@@ -302,6 +302,19 @@ def test_progress_that_only_the_kernel_sees_counts_as_reading() -> None:
     assert (reads.is_open, stalls.is_open) == (True, False)
 
 
+def test_bytes_that_kernels_take_first_earn_a_client_that_never_reads_no_second_time() -> None:
+    limits = Limits()
+    listener, loop, _ = listener_of(limits)
+    wire = Wire(loop, listener)
+    wire.kernel = KernelSocket()
+    fill(wire, loop)
+    for _ in range(8):  # its kernel's buffer fills, and no program reads from it
+        loop.run_for(1)
+        wire.kernel.acknowledged += 100_000
+    loop.run_for(limits.body_idle_seconds + 1)
+    assert not wire.is_open
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports it")
 async def test_the_kernel_reports_how_much_a_client_has_received() -> None:
     with socket.create_server(("127.0.0.1", 0)) as port, socket.create_connection(port.getsockname()) as client:
