@@ -87,7 +87,7 @@ def ledger_id(folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         drawn = folder / f".{_ID_FILE}.{uuid.uuid4().hex}"
-        write_atomic(drawn, f'{{"id": "{uuid.uuid4().hex}"}}\n'.encode(), mode=0o644)
+        write_atomic(drawn, f'{{"id": "{uuid.uuid4().hex}"}}\n'.encode(), mode=0o640)
         try:
             os.link(drawn, path)  # fails if another gateway was first
         except OSError:

@@ -299,8 +299,8 @@ class Auth(ValuesPart):
         "",
     )
     token_issuers: list[FreeForm] = _value(
-        "issuers of bearer tokens (JWT) that identify tenants: issuer, audiences, jwksUrl, and optionally algorithms, caFile and "
-        "tokenFile of each",
+        "issuers of bearer tokens (JWT) that identify tenants: issuer, audiences, jwksUrl, and optionally algorithms, caFile, "
+        "tokenFile and tokenType of each",
         [],
     )
 

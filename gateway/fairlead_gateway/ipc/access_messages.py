@@ -29,11 +29,15 @@ class SigningKey(msgspec.Struct, array_like=True, frozen=True):
 
 
 class TokenIssuer(msgspec.Struct, array_like=True, frozen=True):
-    """An issuer whose tokens are accepted if they are meant for one of the audiences."""
+    """An issuer whose tokens are accepted if they are meant for one of the audiences.
+
+    token_type: the header `typ` that tokens must have; None: the usual ones.
+    """
 
     issuer: str
     audiences: tuple[str, ...]
     keys: tuple[SigningKey, ...]
+    token_type: str | None = None
 
 
 class TokenIssuerUpdate(msgspec.Struct, tag=True):

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from fairlead.tenants.documents import (
     TenantDocument,
     digests_in,
@@ -9,6 +11,7 @@ from fairlead.tenants.documents import (
     merge_sources,
     parse_revocations,
     retain_keys,
+    suspended_in,
 )
 from fairlead.tenants.model import ApiKey, Tenant
 
@@ -91,3 +94,21 @@ def test_each_line_of_a_revocation_list_counts_by_itself() -> None:
         f"\n# those of the old pipeline\n{digest(1).hex()}  # ci\nfl_secret\n  {digest(2).hex().upper()}\n{'0' * 63}\n"
     )
     assert parse_revocations(text) == ({digest(1), digest(2)}, [4, 6])
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("metadata: {name: acme}\nspec: {suspended: true}\n", {"acme"}),
+        ("metadata:\n  name: 'acme'\nspec:\n  suspended: true # for now\n", {"acme"}),
+        ('{"metadata": {"name": "acme"}, "spec": {"keys": [{"name": "k"}], "suspended": true}}', {"acme"}),
+        ("metadata: {name: a}\n---\nmetadata: {name: b}\nspec: {suspended: true}\n--- \nmetadata: {name: c}", {"b"}),
+        ("metadata: {name: acme}\nspec: {suspended: false}\n# suspended: true\n", set()),
+        ("metadata: {name: acme}\nspec: {weight: 1} # suspended: true\n", set()),
+        ("metadata: {name: acme}\nspec: {suspended: trueish}\n", set()),
+        ("items: [{metadata: {name: a}, spec: {suspended: true}}, {metadata: {name: b}}]", set()),
+        ("metadata: {labels: {a: b}, name: acme}\nspec: {suspended: true}\n", set()),
+    ],
+)
+def test_suspended_tenants_are_found_where_they_are_plain(text: str, names: set[str]) -> None:
+    assert suspended_in(text) == names

@@ -60,7 +60,8 @@ class CheckpointFiles:
     def _write(self, content: Checkpoint) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         part = self._path.with_suffix(".part")
-        with part.open("wb") as file:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+        with os.fdopen(descriptor, "wb") as file:
             file.write(msgspec.msgpack.encode(content))
             file.flush()
             os.fsync(file.fileno())

@@ -7,7 +7,14 @@ from pathlib import Path
 from fairlead.errors import ManifestError
 from fairlead.limits import Limits
 from fairlead.runtime.file_watcher import FileWatcher, ToleratedErrors
-from fairlead.tenants.documents import TenantDocument, digests_in, merge_documents, retain_keys
+from fairlead.tenants.documents import (
+    TenantDocument,
+    digests_in,
+    merge_documents,
+    retain_keys,
+    suspend,
+    suspended_in,
+)
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.supervisor.tenancy.key_file import read_file
 
@@ -44,11 +51,13 @@ class TenantFile:
     async def load(self) -> None:
         """Reads the file. Raises FairleadError if it cannot be read at all.
 
-        Keys whose digests are no longer in the file are dropped before the file is parsed.
+        Keys whose digests are no longer in the file are dropped before it is parsed, and tenants
+        that it suspends are suspended.
         """
         raw = await asyncio.to_thread(read_file, self.path, self._limits.fleet_file_bytes)
         if self.tenants:
-            kept = retain_keys(self.tenants, digests_in(raw.decode("utf-8", "replace")))
+            text = raw.decode("utf-8", "replace")
+            kept = suspend(retain_keys(self.tenants, digests_in(text)), suspended_in(text))
             if kept != self.tenants:
                 self.tenants = kept
                 self._on_change()

@@ -31,6 +31,7 @@ class IssuerConfig:
     jwks_url, jwks_file: where its key set is; one of the two.
     ca_file: certificates that may sign the server's; None: those of the system.
     token_file: a bearer token for the server, read at each request.
+    token_type: the header `typ` that tokens must have; None: none, `JWT` or `at+jwt`.
     """
 
     issuer: str
@@ -40,6 +41,7 @@ class IssuerConfig:
     jwks_file: Path | None = None
     ca_file: Path | None = None
     token_file: Path | None = None
+    token_type: str | None = None
 
     @property
     def source(self) -> str:
@@ -104,6 +106,7 @@ class _IssuerEntry(StrictModel):
     jwks_file: Annotated[str, Field(min_length=1)] | None = None
     ca_file: Annotated[str, Field(min_length=1)] | None = None
     token_file: Annotated[str, Field(min_length=1)] | None = None
+    token_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9+.-]{1,32}$", examples=["at+jwt"])] | None = None
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
@@ -126,6 +129,7 @@ class _IssuerEntry(StrictModel):
             path(self.jwks_file),
             path(self.ca_file),
             path(self.token_file),
+            self.token_type,
         )
 
 

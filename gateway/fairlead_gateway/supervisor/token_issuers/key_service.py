@@ -98,7 +98,10 @@ class IssuerKeyService:
 
     def issuers(self) -> list[TokenIssuer]:
         """Returns all issuers with the keys that are known, for the workers."""
-        return [TokenIssuer(state.config.issuer, state.config.audiences, state.keys) for state in self._states.values()]
+        return [
+            TokenIssuer(state.config.issuer, state.config.audiences, state.keys, state.config.token_type)
+            for state in self._states.values()
+        ]
 
     def on_unknown_key(self, issuer: str) -> None:
         """Reads the key set of an issuer soon: a token named a key that is not in it."""

@@ -1,7 +1,7 @@
 """Takes a bearer token (JWS in compact form, RFC 7515) apart. Nothing in it is trusted yet.
 
-Of the header, only algorithm and key id are read. Fields that name keys or addresses (`jwk`, `jku`,
-`x5c`, `x5u`) are ignored: keys come from the issuers' key sets alone.
+Of the header, only algorithm, key id and type are read. Fields that name keys or addresses (`jwk`,
+`jku`, `x5c`, `x5u`) are ignored: keys come from the issuers' key sets alone.
 """
 
 import base64
@@ -23,6 +23,7 @@ class _Header(msgspec.Struct):
 
     alg: str
     kid: str | None = None
+    typ: str | None = None
     crit: Any = None
     cty: str | None = None
     zip: Any = None
@@ -32,12 +33,14 @@ class _Header(msgspec.Struct):
 class TokenParts:
     """A token whose signature was not verified.
 
+    type: in lower case and without `application/`; empty without one.
     signed: the bytes that the signature covers.
     claims: unverified.
     """
 
     algorithm: str
     key_id: str | None
+    type: str
     claims: dict[str, Any]
     signed: bytes
     signature: bytes
@@ -70,7 +73,8 @@ def split_token(token: bytes, max_bytes: int) -> TokenParts:
         raise InvalidApiKey("this bearer token holds another token", hint="send the inner token")
     if header.kid is not None and len(header.kid) > _MAX_KEY_ID:
         raise InvalidApiKey(MALFORMED)
-    return TokenParts(header.alg, header.kid, claims, signed, signature_bytes)
+    kind = (header.typ or "").lower().removeprefix("application/")
+    return TokenParts(header.alg, header.kid, kind, claims, signed, signature_bytes)
 
 
 def _decode(text: bytes) -> bytes:

@@ -15,6 +15,8 @@ from fairlead_gateway.worker.bearer_tokens.token_parts import MALFORMED, TokenPa
 _log = logging.getLogger("fairlead.gateway")
 _NO_KEY: Final = "the key that signed this bearer token is unknown"
 _MAX_TIME: Final = 1e12
+_ANY_CALLER_TYPE: Final = frozenset({"", "jwt", "at+jwt"})
+"""Types of tokens that show who calls; others end sessions, for example."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +32,14 @@ class _VerifyingIssuer:
     """An issuer with its keys, ready to verify.
 
     checks: by key id and algorithm. Keys without an id have None.
+    types: of tokens that are accepted.
     """
 
-    __slots__ = ("audiences", "checks")
+    __slots__ = ("audiences", "checks", "types")
 
     def __init__(self, issuer: TokenIssuer) -> None:
         self.audiences = frozenset(issuer.audiences)
+        self.types = _ANY_CALLER_TYPE if issuer.token_type is None else frozenset({issuer.token_type.lower()})
         self.checks: dict[tuple[str | None, str], list[SignatureCheck]] = {}
         for key in issuer.keys:
             try:
@@ -97,6 +101,8 @@ class TokenVerifier:
             raise InvalidApiKey(_NO_KEY)
         if not any(check(parts.signature, parts.signed) for check in checks):
             raise InvalidApiKey("the signature of this bearer token is wrong")
+        if parts.type not in issuer.types:
+            raise InvalidApiKey("this bearer token is of a type that gives no access", hint="send an access token")
         refused_from = self._check_times(parts.claims)
         self._check_audience(parts.claims.get("aud"), issuer)
         return VerifiedToken(name, parts.claims, refused_from)

@@ -1,5 +1,6 @@
 """API keys and tenants on their way from files to workers."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fairlead.fleet.model import Model, RequestPolicy
 from fairlead.limits import Limits
 from fairlead.tenants.model import Tenant, TenantTable
 from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.supervisor.file_parsing.tenant_list import parse_tenant_file
 from fairlead_gateway.supervisor.tenancy.access_service import AccessService, AccessSources
 from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
 from fairlead_gateway.supervisor.tenancy.revocation_file import RevocationFile
@@ -215,3 +217,22 @@ async def test_files_that_are_too_long_change_nothing_and_say_so(tmp_path: Path)
     assert "more than 200" in str(list_file.problem)
     assert "the last list of revoked keys stays" in str(list_file.problem)
     assert (set(key_file.names_by_digest), list_file.digests) == ({bytes.fromhex(OLD)}, {bytes.fromhex(NEW)})
+
+
+async def test_suspended_tenant_stops_before_its_file_is_parsed(tmp_path: Path) -> None:
+    path, may_parse = tmp_path / "tenants.yaml", threading.Event()
+
+    def parse(raw: bytes, name: str) -> Any:
+        assert may_parse.wait(10)
+        return parse_tenant_file(raw.decode(), file=name, limits=Limits())
+
+    path.write_text(document("acme", OLD) + document("beta", NEW))
+    file = TenantFile(path, Limits(), parse)
+    may_parse.set()
+    await file.start(lambda: None)
+    may_parse.clear()
+    path.write_text(document("acme", OLD, more="  suspended: true\n") + document("beta", NEW))
+    await wait_until(lambda: file.tenants["acme"].is_suspended)
+    assert not file.tenants["beta"].is_suspended
+    may_parse.set()
+    await file.stop()

@@ -26,12 +26,14 @@ LOGIN = TestIssuer([RSA, EC])
 class Verifier:
     """A verifier with one issuer, at a time that tests set."""
 
-    def __init__(self, issuer: TestIssuer = LOGIN, algorithms: tuple[str, ...] = ALGORITHMS) -> None:
+    def __init__(
+        self, issuer: TestIssuer = LOGIN, algorithms: tuple[str, ...] = ALGORITHMS, token_type: str | None = None
+    ) -> None:
         self.now = NOW
         self.unknown: list[str] = []
         self.verifier = TokenVerifier(lambda: self.now, self.unknown.append, LIMITS)
         keys = parse_key_set(issuer.key_set(), algorithms, LIMITS)
-        self.verifier.update_issuers([TokenIssuer(issuer.issuer, (AUDIENCE, "other"), keys)])
+        self.verifier.update_issuers([TokenIssuer(issuer.issuer, (AUDIENCE, "other"), keys, token_type)])
 
     def claims(self, token: str) -> dict[str, Any]:
         return self.verifier.verify(token.encode()).claims
@@ -70,6 +72,20 @@ def test_each_algorithm_verifies_its_own_tokens_and_no_changed_ones(algorithm: s
     assert "signature" in verifier.refusal(f"{header}.{claims}.{encode(bytes(flipped))}")
     assert "signature" in verifier.refusal(f"{header}.{claims}.{encode(bytes(len(flipped)))}")
     assert "signature" in verifier.refusal(f"{header}.{claims}.{encode(bytes(flipped) + b'0')}")
+
+
+@pytest.mark.parametrize("kind", ["logout+jwt", "secevent+jwt", "application/LOGOUT+JWT", "dpop+jwt", "JOSE"])
+def test_token_of_another_kind_gives_no_access(kind: str, verifier: Verifier) -> None:
+    assert "of a type" in verifier.refusal(LOGIN.token(NOW, header={"typ": kind}))
+
+
+def test_issuer_may_want_access_tokens_alone() -> None:
+    for wanted, kinds in ((None, (None, "JWT", "at+jwt", "application/at+JWT")), ("AT+jwt", ("at+jwt",))):
+        verifier = Verifier(token_type=wanted)
+        for kind in kinds:
+            assert verifier.claims(LOGIN.token(NOW, header={"typ": kind}))
+    for kind in (None, "JWT", "id+jwt"):
+        assert "of a type" in verifier.refusal(LOGIN.token(NOW, header={"typ": kind}))
 
 
 def test_one_of_several_audiences_is_enough(verifier: Verifier) -> None:
