@@ -58,6 +58,7 @@ REFUSED_FIELDS: Final[Mapping[str, str]] = {
     "logits_processors": "runs code of the client in the engine",
     "lora_path": "chooses an adapter by its path",
     "prompt_embeds": "is a tensor that the engine loads",
+    "mm_payload": "holds tensors that the engine loads",
     "session_params": "continues the state of another request",
     "stop_regex": "is an expression that the engine's scheduler searches after every token",
     "input_ids": "is a prompt of token ids, which the engine does not check",
