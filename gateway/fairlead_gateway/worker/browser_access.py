@@ -5,7 +5,9 @@ A gateway without keys answers everyone who reaches it, and that includes each p
 the machine. By DNS rebinding (its own name resolves to our address), a page also reads the answers.
 Therefore, without keys:
 
-- The Host is an address, a name that no public DNS serves, or a listed name.
+- The Host is an address, a name that no public DNS serves, or a listed name. Another name is
+  accepted where no browser can have sent it. A browser writes the port after the name, unless it is
+  that of the scheme, and it always sends `accept-language`.
 - An Origin is that of the Host, or a listed one.
 - A body is JSON, which browsers send to another site only after a preflight.
 
@@ -31,6 +33,8 @@ _HEADER_NAMES: Final = re.compile(rb"[A-Za-z0-9_-]+(?:[ \t]*,[ \t]*[A-Za-z0-9_-]
 _DEFAULT_HEADER_NAMES: Final = b"authorization, content-type"
 _MAX_NAMES_BYTES: Final = 2_048
 _JSON_TYPE: Final = b"application/json"
+_BROWSER_HEADERS: Final = (b"accept-language", b"origin", b"referer", b"sec-fetch-site", b"sec-fetch-mode")
+_BROWSER_AGENT: Final = b"Mozilla/"
 _HOST_HINT: Final = "use the address, or list the name in FAIRLEAD_CLIENT_HOSTS of the gateway"
 _ORIGIN_HINT: Final = "list the origin of the page in FAIRLEAD_CORS_ORIGINS of the gateway, or use API keys"
 
@@ -94,7 +98,7 @@ class BrowserAccess:
         host = _text(head, b"host")
         if host is None:
             return  # HTTP/1.0, which no browser speaks
-        if not http_access.is_trusted_host(host, self._hosts):
+        if not http_access.is_trusted_host(host, self._hosts) and (":" in host or _has_browser_header(head)):
             raise ForeignPage("host", "this gateway asks for no key, and does not know this name", _HOST_HINT)
         if not is_allowed:
             if http_access.is_foreign_origin(origin, host):
@@ -135,6 +139,13 @@ def parse_browser_access(settings: GatewaySettings, has_api_keys: bool) -> Brows
 
 def _split(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _has_browser_header(head: RequestHead) -> bool:
+    agent = head.get(b"user-agent")
+    if agent is not None and agent.startswith(_BROWSER_AGENT):
+        return True
+    return any(head.get(name) is not None for name in _BROWSER_HEADERS)
 
 
 def _text(head: RequestHead, name: bytes) -> str | None:

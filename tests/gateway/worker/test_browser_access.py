@@ -32,12 +32,18 @@ async def send_page_request(
     return (await send(running.url, "\r\n".join(head).encode() + body))[0]
 
 
+NAME = "host: rebind.evil.example"
+
+
 @pytest.mark.parametrize(
     ("line", "param"),
     [
         ("host: rebind.evil.example:8000", "host"),
-        ("host: localhost.evil.example", "host"),
-        ("host: 10.0.0.1.nip.io", "host"),
+        ("host: localhost.evil.example:8000", "host"),
+        ("host: 10.0.0.1.nip.io:8000", "host"),
+        *[(f"{NAME}\r\n{name}: x", "host") for name in ("accept-language", "referer", "sec-fetch-mode")],
+        (f"{NAME}\r\norigin: http://rebind.evil.example", "host"),
+        (f"{NAME}\r\nuser-agent: Mozilla/5.0 (X11)", "host"),
         ("origin: http://evil.example", "origin"),
         ("origin: null", "origin"),
         ("origin: http://localhost:3000", "origin"),
@@ -70,7 +76,8 @@ async def test_page_of_another_site_reaches_no_gateway_without_keys(line: str, p
         ("host: fairlead-gateway.fairlead.svc:80",),
         ("host: fairlead-gateway.fairlead.svc.cluster.local",),
         ("host: host.docker.internal:8000",),
-        ("host: llm.corp.example", "content-type: application/vnd.x+json"),
+        ("host: gateway.example", "user-agent: curl/8"),
+        ("host: llm.corp.example:8080", "accept-language: de", "content-type: application/vnd.x+json"),
         (f"origin: {UI}", "sec-fetch-site: cross-site"),
     ],
 )

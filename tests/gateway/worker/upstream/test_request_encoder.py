@@ -2,10 +2,9 @@
 
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-import pytest
 
 from fairlead_gateway.worker.upstream.request_encoder import (
     RequestPrefixCache,
