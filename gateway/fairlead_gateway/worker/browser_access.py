@@ -9,7 +9,8 @@ Therefore, without keys:
   accepted where no browser can have sent it. A browser writes the port after the name, unless it is
   that of the scheme, and it always sends `accept-language`.
 - An Origin is that of the Host, or a listed one.
-- A body is JSON, which browsers send to another site only after a preflight.
+- A body is JSON, which browsers send to another site only after a preflight. Forms with files are
+  left to the paths that take them.
 
 Readiness is not checked: it says nothing of models, and probes use names of their own. The rules
 need the head alone. Heads that pass are not checked again on their connection.
@@ -32,7 +33,7 @@ _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,@?#]+")
 _HEADER_NAMES: Final = re.compile(rb"[A-Za-z0-9_-]+(?:[ \t]*,[ \t]*[A-Za-z0-9_-]+)*")
 _DEFAULT_HEADER_NAMES: Final = b"authorization, content-type"
 _MAX_NAMES_BYTES: Final = 2_048
-_JSON_TYPE: Final = b"application/json"
+_BODY_TYPES: Final = (b"application/json", b"multipart/form-data")
 _BROWSER_HEADERS: Final = (b"accept-language", b"origin", b"referer", b"sec-fetch-site", b"sec-fetch-mode")
 _BROWSER_AGENT: Final = b"Mozilla/"
 _HOST_HINT: Final = "use the address, or list the name in FAIRLEAD_CLIENT_HOSTS of the gateway"
@@ -111,7 +112,7 @@ class BrowserAccess:
         content_type = head.get(b"content-type")
         if content_type is not None and head.length != 0:
             kind = content_type.partition(b";")[0].strip(b" \t").lower()
-            if kind != _JSON_TYPE and not kind.endswith(b"+json"):
+            if kind not in _BODY_TYPES and not kind.endswith(b"+json"):
                 raise UnsupportedBodyType(
                     "a gateway without keys takes JSON bodies only",
                     param="content-type",
