@@ -4,7 +4,7 @@ from them.
 A value is added together with the template that honours it. In YAML its name is in camel case.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -29,6 +29,8 @@ _NAMESPACE = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 _NAMESPACE_OR_ALL = r"^(\*|[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)$"
 FreeForm = dict[str, Any]
 """A part of a Kubernetes object that is passed on unchanged."""
+Texts = dict[str, str | int | float | bool]
+"""Labels or annotations. The templates write numbers and booleans as texts."""
 
 
 class ValuesPart(BaseModel):
@@ -41,6 +43,13 @@ def _value(description: str, default: Any) -> Any:
     if isinstance(default, type):
         return Field(default_factory=default, description=description)
     return Field(default=default, description=description)
+
+
+class Toleration(BaseModel):
+    """A toleration. Only `value` has a type, because YAML reads an unquoted true as no text."""
+
+    model_config = ConfigDict(extra="allow", alias_generator=to_camel)
+    value: str = _value("value of the taint", "")
 
 
 class Global(BaseModel):
@@ -87,11 +96,11 @@ class RedisImage(Image):
 class Placement(ValuesPart):
     """Node placement and priority of a component's pods."""
 
-    node_selector: FreeForm = _value("node labels that its pods require", {})
-    tolerations: list[FreeForm] = _value("tolerations of its pods", [])
+    node_selector: Texts = _value("node labels that its pods require", {})
+    tolerations: list[Toleration] = _value("tolerations of its pods", [])
     affinity: FreeForm = _value("affinity of its pods", {})
     priority_class_name: Name = _value("priority class of its pods", "")
-    pod_annotations: FreeForm = _value("annotations of its pods", {})
+    pod_annotations: Texts = _value("annotations of its pods", {})
 
 
 def _resources(cpu: str, memory: str, limit: str) -> dict[str, Any]:
@@ -177,7 +186,7 @@ class Service(ValuesPart):
         "type of the Service", "ClusterIP"
     )
     port: Port = _value("port of the Service", 80)
-    annotations: FreeForm = _value("annotations of the Service", {})
+    annotations: Texts = _value("annotations of the Service", {})
 
 
 class Autoscaling(ValuesPart):
@@ -322,8 +331,8 @@ class Redis(ValuesPart):
         "The container needs half as much again (`resources`)",
         1024,
     )
-    node_selector: FreeForm = _value("node labels that its pods require", {})
-    tolerations: list[FreeForm] = _value("tolerations of its pods", [])
+    node_selector: Texts = _value("node labels that its pods require", {})
+    tolerations: list[Toleration] = _value("tolerations of its pods", [])
 
 
 class Rbac(ValuesPart):
@@ -343,7 +352,7 @@ class NetworkPolicies(ValuesPart):
 
 class ServiceMonitors(ValuesPart):
     enabled: bool = _value("create ServiceMonitors, if the cluster has this kind", False)
-    labels: FreeForm = _value("labels that your Prometheus selects", {})
+    labels: Texts = _value("labels that your Prometheus selects", {})
     interval: Duration = _value("scrape interval", "15s")
     tenants: bool = _value(
         "scrape the series of tenants too: the gateway's ServiceMonitor names the management token in its Secret", True
@@ -352,8 +361,8 @@ class ServiceMonitors(ValuesPart):
 
 class Alerts(ValuesPart):
     enabled: bool = _value("create a PrometheusRule, if the cluster has this kind", False)
-    labels: FreeForm = _value("labels that your Prometheus selects", {})
-    alert_labels: FreeForm = _value("labels to add to every alert, such as the team", {})
+    labels: Texts = _value("labels that your Prometheus selects", {})
+    alert_labels: Texts = _value("labels to add to every alert, such as the team", {})
     without: AlertNames = _value("names of alerts to leave out", [])
     runbooks: str = _value(
         "address of this release's runbooks; each alert links to its heading", "docs/troubleshooting/alerts.md"
@@ -362,8 +371,8 @@ class Alerts(ValuesPart):
 
 class Dashboards(ValuesPart):
     enabled: bool = _value("create a ConfigMap per dashboard, for the sidecar of Grafana", False)
-    labels: FreeForm = _value("labels that the sidecar selects", {"grafana_dashboard": "1"})
-    annotations: FreeForm = _value("annotations of the ConfigMaps, such as a folder name", {})
+    labels: Texts = _value("labels that the sidecar selects", {"grafana_dashboard": "1"})
+    annotations: Texts = _value("annotations of the ConfigMaps, such as a folder name", {})
 
 
 class Ingress(ValuesPart):
@@ -371,7 +380,7 @@ class Ingress(ValuesPart):
     class_name: Name = _value("ingress class", "")
     host: str = _value("host name; when empty, any", "")
     tls_secret: Name = _value("a Secret with a certificate for the host", "")
-    annotations: FreeForm = _value("annotations of the Ingress", {})
+    annotations: Texts = _value("annotations of the Ingress", {})
 
 
 class HttpRoute(ValuesPart):
@@ -400,6 +409,10 @@ class Audit(ValuesPart):
 class Values(ValuesPart):
     """All values in the order of output."""
 
+    enabled: Literal[True] = _value(
+        "for `condition: fairlead.enabled` of a parent chart, which renders nothing of this chart when it is false",
+        True,
+    )
     global_: Global = Field(default_factory=Global, alias="global", description="values shared with other charts")
     fullname_override: Annotated[str, Field(pattern="^([a-z0-9][-a-z0-9]*)?$")] = _value(
         "prefix of all names, instead of the release name", ""

@@ -81,3 +81,93 @@ def test_namespaces_and_names_of_digits_stay_texts(program: Path, tmp_path: Path
             if one:
                 assert isinstance(one["metadata"].get("namespace", ""), str)
                 assert isinstance(one.get("spec", {}).get("ingressClassName", ""), str)
+
+
+MAPS = (
+    *((part, "nodeSelector") for part in ("operator", "gateway", "indexer", "autoscaler", "redis")),
+    *((part, "podAnnotations") for part in ("operator", "gateway", "indexer", "autoscaler")),
+    ("gateway", "service", "annotations"),
+    ("ingress", "annotations"),
+    ("alerts", "labels"),
+    ("alerts", "alertLabels"),
+    ("serviceMonitors", "labels"),
+    ("dashboards", "labels"),
+    ("dashboards", "annotations"),
+)
+"""Labels and annotations among the values."""
+SCALARS = {"whole": 8181, "great": 10485760, "part": 0.5, "yes": True, "no": False, "word": "a b", "lines": "a\nb: c"}
+AS_TEXT = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in SCALARS.items()}
+
+
+def maps_with(value: Any, name: str) -> Iterator[dict[str, Any]]:
+    """Yields the mappings within a value that have a name."""
+    if isinstance(value, dict):
+        if name in value:
+            yield value
+        for one in value.values():
+            yield from maps_with(one, name)
+    elif isinstance(value, list):
+        for one in value:
+            yield from maps_with(one, name)
+
+
+def test_labels_and_annotations_are_texts(program: Path, tmp_path: Path) -> None:
+    served = ("monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1")
+    names = {path: f"example.com/at-{number}" for number, path in enumerate(MAPS)}
+    for kind, value in SCALARS.items():
+        content: dict[str, Any] = {}
+        for path, name in names.items():
+            at = content
+            for step in path[:-1]:
+                at = at.setdefault(step, {})
+            at[path[-1]] = {name: value}
+        for part in ("alerts", "serviceMonitors", "dashboards", "ingress"):
+            content[part]["enabled"] = True
+        (tmp_path / "values.yaml").write_text(yaml.safe_dump(content))
+        command = [program, "template", "x", CHART, f"--values={tmp_path / 'values.yaml'}"]
+        done = subprocess.run(
+            [*map(str, command), *(f"--api-versions={one}" for one in served)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        objects = [one for one in load_documents(done.stdout) if one]
+        for path, name in names.items():
+            found = [one[name] for one in maps_with(objects, name)]
+            assert found, path
+            assert set(found) == {AS_TEXT[kind]}, path
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("gateway", "podAnnotations"), {"a": ["b"]}),
+        (("ingress", "annotations"), {"a": {"b": "c"}}),
+        (("operator", "tolerations"), [{"key": "gpu", "value": True}]),
+        (("redis", "tolerations"), [{"key": "gpu", "value": 1}]),
+    ],
+)
+def test_value_that_cannot_be_a_text_is_refused_by_name(
+    program: Path, tmp_path: Path, path: tuple[str, ...], value: object
+) -> None:
+    done = rendered(program, tmp_path, (path, value))
+    assert done.returncode != 0
+    assert "/".join(path) in done.stderr
+
+
+def test_condition_of_a_parent_chart_turns_the_chart_on_and_off(program: Path, tmp_path: Path) -> None:
+    (tmp_path / "charts").mkdir()
+    (tmp_path / "charts" / "fairlead").symlink_to(CHART)
+    dependency = {"name": "fairlead", "version": "*", "repository": "", "condition": "fairlead.enabled"}
+    head = {"apiVersion": "v2", "name": "platform", "version": "1.0.0", "dependencies": [dependency]}
+    (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(head))
+    for enabled in (True, False):
+        command = [str(program), "template", "x", str(tmp_path), f"--set=fairlead.enabled={str(enabled).lower()}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert ("kind: Deployment" in done.stdout) == enabled
+    alone = subprocess.run(
+        [str(program), "template", "x", str(CHART), "--set=enabled=false"], capture_output=True, text=True, check=False
+    )
+    assert "enabled" in alone.stderr

@@ -80,11 +80,19 @@ imagePullSecrets:
 {{- end -}}
 {{- end -}}
 
+{{/* Labels or annotations with every value as text. Helm reads numbers of files as floats. */}}
+{{- define "fairlead.texts" -}}
+{{- range $key, $value := . }}
+{{- if and (kindIs "float64" $value) (eq (floor $value) $value) (lt $value 1e15) }}{{ $value = int64 $value }}{{ end }}
+{{ $key | quote }}: {{ $value | toString | quote }}
+{{- end }}
+{{- end -}}
+
 {{/* Node placement and priority of pods. Takes the values of the component; it leaves out missing ones. */}}
 {{- define "fairlead.placement" -}}
 {{- with .nodeSelector }}
 nodeSelector:
-  {{- toYaml . | nindent 2 }}
+  {{- include "fairlead.texts" . | trim | nindent 2 }}
 {{- end }}
 {{- with .tolerations }}
 tolerations:
