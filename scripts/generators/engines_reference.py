@@ -29,7 +29,7 @@ _HEAD: Final = """# Engines
 
 What runs in the pods of a `ModelDeployment`, by `spec.engine.type`. Every switch below is checked against the engine itself, in the
 version of the table; other releases work as far as they know the same switches. vLLM refuses to start with an unknown switch, and
-`fairlead lint` does not look into images.
+`fairlead lint` names the switches that vLLM and SGLang of these versions lack. It does not look into images.
 
 | vLLM | what it takes |
 |---|---|
@@ -69,10 +69,11 @@ Those of llama.cpp need a shell and curl.
   nothing runs or waits there for 5 s, for at most `rollout.drainTimeout`; SIGKILL follows 30 s after that. A custom engine, whose
   metrics are not known, gets SIGTERM after 10 s and should finish by itself what it has. So does TensorRT-LLM, whose metrics do
   not say when it is idle.
-- **Restricted** Pod Security throughout: user 65532 (any other works), no capabilities, no token, `HOME` on a scratch volume. RDMA
-  drivers that want `IPC_LOCK` get it from `template`, in a namespace that allows it.
-- **Upgrades** of Fairlead change no pod: the Deployment notes what of the installation (render version, image, pull secrets) went
-  into its pods, and keeps that until a part of the spec that shapes pods changes. Replicas, SLO, routing and `rollout` other
+- **Restricted** Pod Security throughout: user 65532 (any other works; on OpenShift the one that it
+  assigns), no capabilities, no token, `HOME` on a scratch volume. RDMA drivers that want `IPC_LOCK` get it from `template`, in a
+  namespace that allows it.
+- **Upgrades** of Fairlead change no pod: the Deployment notes what of the installation (render version, image, pull secrets, user)
+  went into its pods, and keeps that until a part of the spec that shapes pods changes. Replicas, SLO, routing and `rollout` other
   than `drain` shape none.
 
 ## What requests can make an engine do

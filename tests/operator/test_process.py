@@ -297,14 +297,16 @@ async def running_watcher() -> AsyncIterator[tuple[FakeApiServer, ClusterWatcher
 
 
 def _serve_kinds(fake: FakeApiServer) -> None:
-    """Discovery: the cluster knows our kinds and no LeaderWorkerSet."""
+    """Discovery: our kinds and OpenShift's constraints, and no LeaderWorkerSet."""
     fake.objects["/apis/serving.fairlead.io/v1alpha1"] = {"resources": [{"name": "modeldeployments"}]}
+    constraints = {"resources": [{"name": "securitycontextconstraints"}]}
+    fake.objects["/apis/security.openshift.io/v1"] = constraints
 
 
 async def test_children_are_watched_by_label_and_found_by_model() -> None:
     async with running_watcher() as (fake, watching, shelf, keys, time):
         assert keys == ["chat/qwen"]
-        assert watching.capabilities == ClusterCapabilities(ipv6=True)
+        assert watching.capabilities == ClusterCapabilities(ipv6=True, assigns_users=True)
         metadata = {"name": "qwen-main", "namespace": "chat", "labels": LABELS}
         async with KubeApi(fake.config(), time, lambda: 0.5) as api:
             for kind in (SERVICES, SERVICE_ACCOUNTS):

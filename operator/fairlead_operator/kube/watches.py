@@ -23,6 +23,7 @@ from fairlead.kube.resources import (
     MODEL_DEPLOYMENTS,
     MODEL_ROUTES,
     PODS,
+    SECURITY_CONTEXT_CONSTRAINTS,
     SERVICES,
     Manifest,
     ObjectSelection,
@@ -179,7 +180,9 @@ class ClusterWatcher:
         claimants = [kind for kind in _CLAIMANTS if await self._api.has_resource(kind)]
         served = frozenset((kind.api_version, kind.kind) for kind in optional)
         self.capabilities = ClusterCapabilities(
-            served, is_ipv6_first(await self._api_server_service(), self._api.config.server)
+            served,
+            is_ipv6_first(await self._api_server_service(), self._api.config.server),
+            await self._api.has_resource(SECURITY_CONTEXT_CONSTRAINTS),
         )
         kinds: list[tuple[Resource, str | None]] = [
             (kind, CHILDREN_SELECTOR) for kind in (*STANDARD_CHILD_KINDS, *optional, PODS)

@@ -54,10 +54,12 @@ class ClusterCapabilities:
 
     served_kinds: (apiVersion, kind) of the optional kinds that the API server serves.
     ipv6: pods have IPv6 addresses, only or first.
+    assigns_users: it chooses the user of each pod, as OpenShift does, and refuses other users.
     """
 
     served_kinds: frozenset[tuple[str, str]] = frozenset()
     ipv6: bool = False
+    assigns_users: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class RenderContext:
     foreign_names: frozenset[str] = frozenset()
     leader_worker_sets: bool = False
     ipv6: bool = False
+    assigns_users: bool = False
 
 
 def existing_workload(workload: Manifest) -> ExistingWorkload:
@@ -108,4 +111,5 @@ def render_context(
         foreign_names=foreign_names,
         leader_worker_sets=(LEADER_WORKER_SETS.api_version, LEADER_WORKER_SETS.kind) in capabilities.served_kinds,
         ipv6=capabilities.ipv6,
+        assigns_users=capabilities.assigns_users,
     )

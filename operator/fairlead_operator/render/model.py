@@ -107,7 +107,15 @@ def _pool_context(
         installation, adapters = context.installation, model.spec.adapters
         has_downloader = adapters is not None and adapters.download is not None
         downloader = installation.downloader_image if has_downloader else None
-        pin = RenderPin(revision, CURRENT_VERSION, image, installation.pull_secrets, context.ipv6, downloader)
+        pin = RenderPin(
+            revision,
+            CURRENT_VERSION,
+            image,
+            installation.pull_secrets,
+            context.ipv6,
+            downloader,
+            context.assigns_users,
+        )
     longest = MAX_GROUP_NAME_LENGTH if pool.parallelism.nodes > 1 else MAX_NAME_LENGTH
     name = existing.name if existing is not None else None
     return PoolContext(

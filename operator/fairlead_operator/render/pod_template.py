@@ -20,6 +20,8 @@ from fairlead_operator.render.template_overrides import merge_template
 ENGINE_CONTAINER_NAME: Final = "engine"
 _USER_ID: Final = 65_532
 """Any number except 0 works, also one that the image's /etc/passwd lacks."""
+_OWN_USER: Final = {"runAsUser": _USER_ID, "runAsGroup": _USER_ID, "fsGroup": _USER_ID}
+"""Engines' images run as root without it. Clusters that assign users refuse pods that name one."""
 _HOME_FOLDER: Final = "/var/lib/fairlead/home"
 _SHARED_MEMORY_SIZE: Final = "16Gi"
 """Maximum of /dev/shm. Only used memory counts for the pod. The runtime's default is 64 MiB."""
@@ -63,9 +65,7 @@ def _pod_spec(pod: InstancePod, container: EngineContainer, pin: RenderPin, serv
         "terminationGracePeriodSeconds": math.ceil(drain) + _AFTER_DRAIN_SECONDS,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER_ID,
-            "runAsGroup": _USER_ID,
-            "fsGroup": _USER_ID,
+            **({} if pin.assigned_user else _OWN_USER),
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },

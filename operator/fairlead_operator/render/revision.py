@@ -2,10 +2,10 @@
 
 A pool's *revision* is the hash of everything in its spec that affects pods: not replica counts,
 the SLO, routing or rollout settings. The *pin* is an annotation of the workload. It stores the
-revision, the render version and the installation's values (image, pull secrets, IP family) of the
-last rendering. While the revision is unchanged, the pool is rendered with the pinned values. A new
-release, or a new engine image in its chart, therefore restarts no engine. The next change of the
-spec takes the current values.
+revision, the render version and the installation's values (image, pull secrets, IP family, user)
+of the last rendering. While the revision is unchanged, the pool is rendered with the pinned values.
+A new release, or a new engine image in its chart, therefore restarts no engine. The next change of
+the spec takes the current values.
 
 A change of the pod template needs a new version in `template_versions.py`. It is a renderer that
 adds to the earlier ones, or a copy of `pod_template.py` and its parts under the old number. Golden
@@ -37,6 +37,7 @@ class RenderPin:
 
     image: the installation's image; None if the spec names one.
     ipv6: engines listen on IPv6.
+    assigned_user: the cluster assigns user and group ids, so pods name none.
     downloader_image: of the container that downloads adapters; None if the model has none.
     """
 
@@ -46,6 +47,7 @@ class RenderPin:
     pull_secrets: tuple[str, ...] = ()
     ipv6: bool = False
     downloader_image: str | None = None
+    assigned_user: bool = False
 
     def annotations(self) -> dict[str, str]:
         """Returns the annotations of a workload that store its pin and its pool revision."""
@@ -56,6 +58,8 @@ class RenderPin:
             values["pullSecrets"] = list(self.pull_secrets)
         if self.ipv6:
             values["ipv6"] = True
+        if self.assigned_user:
+            values["assignedUser"] = True
         if self.downloader_image is not None:
             values["downloaderImage"] = self.downloader_image
         return {
@@ -75,8 +79,15 @@ def parse_pin(annotations: Mapping[str, str]) -> RenderPin | None:
         is_valid = is_valid and isinstance(downloader, str | None)
         if not is_valid or not all(isinstance(secret, str) for secret in secrets):
             return None
-        revision, has_ipv6 = annotations[POD_REVISION_LABEL], values.get("ipv6") is True
-        return RenderPin(revision, values["version"], image, tuple(secrets), has_ipv6, downloader)
+        return RenderPin(
+            annotations[POD_REVISION_LABEL],
+            values["version"],
+            image,
+            tuple(secrets),
+            values.get("ipv6") is True,
+            downloader,
+            values.get("assignedUser") is True,
+        )
     except (KeyError, ValueError, TypeError, AttributeError):
         return None
 

@@ -131,3 +131,16 @@ def test_failed_kv_loads_are_recomputed(case: Path) -> None:
                 )
         if model.spec.engine.type.label == "sim" and model.spec.kv_cache.transfer.value != "None":
             assert "--kv-load-failure-policy=recompute" in template["spec"]["containers"][0]["args"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
+def test_pods_name_no_user_or_group_where_the_cluster_assigns_them(case: Path) -> None:
+    """OpenShift's `restricted-v2` refuses each user and group outside of the namespace's range."""
+    model, classes = read_case(case)
+    rendered = render_model(model, classes, default_context(assigns_users=True)).manifests
+    for _, template in templates(list(rendered)):
+        spec = template["spec"]
+        engines = [one for one in spec["containers"] if one["name"] == "engine"]
+        assert violations({**spec, "containers": engines}) == []
+        for found in (spec, *engines, *spec.get("initContainers", [])):
+            assert not {"runAsUser", "runAsGroup", "fsGroup"} & found.get("securityContext", {}).keys()

@@ -178,6 +178,16 @@ def test_engines_keep_the_render_version_that_made_them_until_their_spec_changes
     assert workload(model_of(), rolled_back) == made
 
 
+def test_pods_keep_their_user_until_their_spec_changes() -> None:
+    """A cluster that begins to assign users, or stops, restarts no engine."""
+    named, assigned = workload(model_of()), workload(model_of(), default_context(assigns_users=True))
+    for made, later in ((named, True), (assigned, False)):
+        context = default_context(assigns_users=later, workloads={"main": existing_workload(made)})
+        assert workload(model_of(), context) == made
+        changed = model_of(engine={"args": ["--max-model-len=4096"]})
+        assert ("runAsUser" in pod_of(workload(changed, context))["securityContext"]) != later
+
+
 def test_further_served_names_restart_no_engine() -> None:
     one, two, other = (
         workload(model_of(model={"uri": "hf://Qwen/Qwen3-8B", "servedNames": names}))
