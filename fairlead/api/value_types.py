@@ -29,17 +29,17 @@ def _check_label(text: str) -> str:
     return text
 
 
-def _check_subdomain(text: str) -> str:
+def _check_subdomain(text: str, *, longest: int = 253) -> str:
     if len(text) > 253 or not DNS_SUBDOMAIN_PATTERN.fullmatch(text):
         message = f'"{text:.70}" is not a Kubernetes name'
         raise field_error(
-            message, "use lower-case letters, digits, - and ., at most 253, beginning and ending with neither"
+            message, f"use lower-case letters, digits, - and ., at most {longest}, beginning and ending with neither"
         )
     return text
 
 
 def _check_short_name(text: str) -> str:
-    if len(_check_subdomain(text)) > MAX_LABEL_VALUE_LENGTH:
+    if len(_check_subdomain(text, longest=MAX_LABEL_VALUE_LENGTH)) > MAX_LABEL_VALUE_LENGTH:
         raise field_error("is longer than 63 characters, and it becomes a label", "shorten it")
     return text
 

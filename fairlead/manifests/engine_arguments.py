@@ -1,4 +1,5 @@
-"""Lint rules on `engine.args`: arguments that Fairlead sets itself, or that break routing.
+"""Lint rules on `engine.args`: arguments that Fairlead sets itself, that break routing, or that the
+engine does not know.
 
 Arguments follow Fairlead's own and win. The engine then may not be reached, or differ from the rest
 of the spec.
@@ -11,6 +12,7 @@ from typing import Final, NamedTuple
 from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
+from fairlead.manifests.known_flags import flag_problem, is_checked_image
 
 _OFF: Final = ("false", "0", "no")
 _REMOVE: Final = "remove it"
@@ -207,10 +209,13 @@ _CONFLICTS: Final[Mapping[EngineType, Mapping[str, _Conflict]]] = {
 def lint_engine_arguments(spec: ModelDeploymentSpec) -> Iterator[ArgumentNote]:
     """Yields notes on `engine.args`; none for engines whose arguments Fairlead does not know."""
     conflicts = _CONFLICTS.get(spec.engine.type, {})
+    is_checked = is_checked_image(spec.engine.type, spec.engine.image)
     for argument in parse_arguments(spec.engine.args):
         conflict = conflicts.get(argument.name)
         if conflict is not None and conflict.is_wrong(spec, argument.value):
             yield ArgumentNote(argument.position, f"{argument.name}: {conflict.message}", conflict.fix)
+        elif is_checked and (problem := flag_problem(spec.engine.type, argument.name, argument.value)):
+            yield ArgumentNote(argument.position, f"{problem}, so the engine does not start", _REMOVE)
 
 
 def conflicting_arguments(engine: EngineType) -> tuple[str, ...]:

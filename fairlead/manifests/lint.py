@@ -1,14 +1,19 @@
 """Lint rules: notes on manifests that are valid but may not do what was meant."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 from fairlead.api.spec.autoscaling import ScalingMode
 from fairlead.api.spec.pools import Pool, PoolRole
-from fairlead.api.v1alpha1 import ModelDeploymentSpec, ModelTenant
+from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeploymentSpec, ModelTenant
 from fairlead.engine_profile import EngineProfile
 from fairlead.manifests.engine_arguments import lint_engine_arguments
+from fairlead.manifests.known_flags import CHECKED_ENGINES
 from fairlead.units import format_duration
+
+NVIDIA_PREFIX: Final = "nvidia.com/"
+"""The beginning of the resources whose devices the chart's images are built for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,18 +25,25 @@ class LintNote:
     fix: str
 
 
-def lint_spec(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile | None]) -> Iterator[LintNote]:
+def lint_spec(
+    spec: ModelDeploymentSpec,
+    profile: Callable[[Pool], EngineProfile | None],
+    classes: Mapping[str, AcceleratorClass],
+) -> Iterator[LintNote]:
     """Yields notes on one spec. They are about:
 
-    - arguments of engines that Fairlead sets itself, or that break routing;
+    - arguments of engines that Fairlead sets itself, that break routing, or that are unknown;
+    - images that are not built for the accelerator;
     - replica bounds that the autoscaler ignores, and pools that it does not scale;
     - an SLO that no number of instances can meet, or a missing SLO;
     - sleep and scale-to-zero settings that have no effect.
 
     profile: returns the engine profile of a pool.
+    classes: AcceleratorClasses by name.
     """
     for note in lint_engine_arguments(spec):
         yield LintNote(("spec", "engine", "args", note.position), note.message, note.fix)
+    yield from _lint_images(spec, classes)
     if spec.autoscaling.mode is not ScalingMode.AUTO:
         yield from _lint_disabled_mode(spec)
         return
@@ -63,6 +75,55 @@ def lint_spec(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile
     yield from _lint_slo(spec, profile)
 
 
+def access_modes(objects: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[str]]]:
+    """Returns the access modes of the volume claims among objects, by namespace and name."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for one in objects:
+        metadata, spec = one.get("metadata"), one.get("spec")
+        if one.get("kind") != "PersistentVolumeClaim" or not isinstance(metadata, dict) or not isinstance(spec, dict):
+            continue
+        modes = spec.get("accessModes")
+        if isinstance(modes, list):
+            claims = found.setdefault(str(metadata.get("namespace") or "default"), {})
+            claims[str(metadata.get("name"))] = list(map(str, modes))
+    return found
+
+
+def lint_claims(spec: ModelDeploymentSpec, claims: Mapping[str, Sequence[str]]) -> Iterator[LintNote]:
+    """Yields a note on each claim that the pods of a model share, and that only one node may mount.
+
+    claims: access modes of those in the model's namespace, by name.
+    """
+    pods = sum(max(pool.min_replicas, pool.max_replicas or 0) * pool.parallelism.nodes for pool in spec.pools)
+    if pods < 2:
+        return
+    for path, claim in _claims_of(spec):
+        modes = claims.get(claim)
+        if modes is not None and all(mode.startswith("ReadWriteOnce") for mode in modes):
+            yield LintNote(
+                path,
+                f"up to {pods} pods mount the claim {claim}, whose access mode {', '.join(modes)} is for one node",
+                "give the claim ReadWriteMany or ReadOnlyMany, or take a source that each pod loads itself",
+            )
+
+
+def _claims_of(spec: ModelDeploymentSpec) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Yields the path and the name of each claim that a model's pods mount."""
+    if spec.model.uri.startswith("pvc:"):
+        yield ("spec", "model", "uri"), spec.model.location.partition("/")[0]
+    if spec.model.cache is not None and spec.model.cache.claim_name is not None:
+        yield ("spec", "model", "cache", "claimName"), spec.model.cache.claim_name
+    for index, name in enumerate(() if spec.adapters is None else spec.adapters.claim_names):
+        yield ("spec", "adapters", "claimNames", index), name
+    for index, pool in enumerate(spec.pools):
+        volumes = None if pool.template is None else pool.template.spec.get("volumes")
+        for position, volume in enumerate(volumes if isinstance(volumes, list) else ()):
+            source = volume.get("persistentVolumeClaim") if isinstance(volume, dict) else None
+            if isinstance(source, dict) and isinstance(source.get("claimName"), str):
+                path = ("spec", "pools", index, "template", "spec", "volumes", position)
+                yield path, source["claimName"]
+
+
 def lint_tenant(tenant: ModelTenant) -> Iterator[LintNote]:
     """Yields notes on a tenant that nothing identifies, and on limits that apply to no request."""
     spec = tenant.spec
@@ -82,6 +143,27 @@ def lint_tenant(tenant: ModelTenant) -> Iterator[LintNote]:
                 "the tenant has no key of this name, so the limit changes nothing",
                 "write the name of one of its keys, or remove the limit",
             )
+
+
+def _lint_images(spec: ModelDeploymentSpec, classes: Mapping[str, AcceleratorClass]) -> Iterator[LintNote]:
+    """Yields notes on pools that would run the chart's image on devices of other vendors."""
+    if spec.engine.type not in CHECKED_ENGINES or spec.engine.image is not None:
+        return
+    for index, pool in enumerate(spec.pools):
+        found = classes.get(pool.accelerator_class_name or "")
+        resource = None if found is None else found.spec.resource
+        containers = () if pool.template is None else pool.template.spec.get("containers") or ()
+        has_image = any(
+            isinstance(one, dict) and one.get("name") == "engine" and one.get("image") for one in containers
+        )
+        if found is None or has_image or (resource or "").startswith(NVIDIA_PREFIX):
+            continue
+        what = f"is for {resource}" if resource else "requests no device"
+        yield LintNote(
+            ("spec", "pools", index, "acceleratorClassName"),
+            f"the chart's image of {spec.engine.type.value} is built for NVIDIA's GPUs, and {pool.accelerator_class_name} {what}",
+            "write an image for it into `engine.image`, or leave it if your chart's `engines.images` is one",
+        )
 
 
 def _lint_disabled_mode(spec: ModelDeploymentSpec) -> Iterator[LintNote]:

@@ -40,7 +40,8 @@ from fairlead.fleet.client_names import (
 )
 from fairlead.fleet.model import Model
 from fairlead.limits import Limits
-from fairlead.manifests.lint import lint_spec, lint_tenant
+from fairlead.manifests.lint import LintNote, access_modes, lint_claims, lint_spec, lint_tenant
+from fairlead.manifests.pod_template import lint_template
 from fairlead.manifests.skipped_files import API_GROUP, known_kinds, skip_files
 from fairlead.manifests.validation_messages import validation_problems
 from fairlead.manifests.yaml_nodes import (
@@ -184,14 +185,17 @@ def combine_texts(
     documents: list[_Document] = []
     problems: list[FileProblem] = []
     skipped: list[FileProblem] = []
+    foreign: list[YamlNode] = []
     for file, text in texts:
         try:
             nodes = _read_nodes(text, file, limits)
+            foreign += filter(_is_foreign, nodes)
             documents += _to_documents(nodes, file)
             skipped += _foreign_note(nodes, file)
         except ManifestError as error:
             problems += error.problems
     problems += _duplicate_names(documents)
+    problems += _template_problems(documents, fatal=True)
     accelerators = _accelerators(documents)
     if complete and not problems:  # a broken file may be the one that defines the accelerator
         problems += _unknown_accelerators(documents, accelerators)
@@ -203,7 +207,7 @@ def combine_texts(
     manifests = Manifests(models, accelerators, tenants, tuple(tenant_files), routes=routes, adapters=adapters)
     if problems:
         return manifests, problems
-    return replace(manifests, notes=(*skipped, *_lint_problems(documents, manifests))), problems
+    return replace(manifests, notes=(*skipped, *_lint_problems(documents, manifests, foreign))), problems
 
 
 def expand_path(path: str | Path) -> list[str]:
@@ -340,9 +344,8 @@ def _duplicate_names(documents: Iterable[_Document]) -> list[FileProblem]:
         first = seen.setdefault(key, document)
         if first is not document:
             where = f"{first.file}:{first.node.locate(('metadata', 'name')).line}"
-            line = document.node.locate(("metadata", "name")).line
             message = f"the {key[0]} {key[1]} is already given in {where}"
-            problems.append(FileProblem(document.file, line, "metadata.name", message, "remove one or rename it"))
+            problems.append(_problem_at(document, ("metadata", "name"), message, "remove one or rename it"))
     return problems
 
 
@@ -352,19 +355,42 @@ def _accelerators(documents: Iterable[_Document]) -> dict[str, AcceleratorClass]
     return {**builtin_accelerators(), **own}
 
 
-def _lint_problems(documents: Sequence[_Document], manifests: Manifests) -> Iterator[FileProblem]:
+def _lint_problems(
+    documents: Sequence[_Document], manifests: Manifests, foreign: Iterable[YamlNode]
+) -> Iterator[FileProblem]:
+    claims = access_modes(node.to_python() for node in foreign)
     for document in documents:
+        notes: list[LintNote] = []
         if isinstance(document.value, ModelDeployment):
-            for note in lint_spec(document.value.spec, manifests.engine_profile):
-                line = document.node.locate(note.path).line
-                yield FileProblem(document.file, line, format_path(note.path), f"note: {note.message}", note.fix)
+            spec, namespace = document.value.spec, document.value.metadata.namespace or "default"
+            notes += lint_spec(spec, manifests.engine_profile, manifests.accelerators)
+            notes += lint_claims(spec, claims.get(namespace, {}))
         elif isinstance(document.value, ModelTenant):
-            for note in lint_tenant(document.value):
-                line = document.node.locate(note.path).line
-                yield FileProblem(document.file, line, format_path(note.path), f"note: {note.message}", note.fix)
+            notes += lint_tenant(document.value)
+        for note in notes:
+            yield _problem_at(document, note.path, f"note: {note.message}", note.fix)
+    yield from _template_problems(documents, fatal=False)
     yield from _lint_served_names(documents)
     yield from _lint_targets(documents, {model.key for model in manifests.models})
     yield from _lint_bases(documents, {model.key: model for model in manifests.models})
+
+
+def _problem_at(document: _Document, path: tuple[str | int, ...], message: str, fix: str) -> FileProblem:
+    return FileProblem(document.file, document.node.locate(path).line, format_path(path), message, fix)
+
+
+def _template_problems(documents: Iterable[_Document], *, fatal: bool) -> Iterator[FileProblem]:
+    """Yields the problems of pod templates.
+
+    fatal: False for notes on them instead.
+    """
+    for document in documents:
+        pools = document.value.spec.pools if isinstance(document.value, ModelDeployment) else ()
+        for index, pool in enumerate(pools):
+            for note in lint_template(pool.template.spec) if pool.template is not None else ():
+                if note.is_problem is fatal:
+                    path = ("spec", "pools", index, "template", "spec", *note.path)
+                    yield _problem_at(document, path, note.message if fatal else f"note: {note.message}", note.fix)
 
 
 def _lint_served_names(documents: Sequence[_Document]) -> Iterator[FileProblem]:
@@ -401,7 +427,7 @@ def _lint_served_names(documents: Sequence[_Document]) -> Iterator[FileProblem]:
             fix = "remove it, or rename one"
             if refused.owner == f"{key}{EXTERNAL_SUFFIX}":
                 fix = "leave it: a cut-over gives the name over later, with the annotation fairlead.io/release-names"
-            yield FileProblem(document.file, document.node.locate(path).line, format_path(path), message, fix)
+            yield _problem_at(document, path, message, fix)
 
 
 def _name_claim(value: ManifestObject) -> NameClaim | None:
@@ -428,8 +454,7 @@ def _lint_bases(documents: Sequence[_Document], models: Mapping[str, ModelDeploy
             continue
         fix = "correct the adapter or its base" if base is not None else "leave it if the base is in another file"
         path = ("spec", "source") if found.reason is Reason.CLAIM_NOT_MOUNTED else ("spec", "base")
-        line = document.node.locate(path).line
-        yield FileProblem(document.file, line, format_path(path), f"note: {found.message}", fix)
+        yield _problem_at(document, path, f"note: {found.message}", fix)
 
 
 def _lint_targets(documents: Sequence[_Document], models: Collection[str]) -> Iterator[FileProblem]:
@@ -441,9 +466,8 @@ def _lint_targets(documents: Sequence[_Document], models: Collection[str]) -> It
             if model not in models:
                 matches = closest_matches(model, models, count=1)
                 fix = f"did you mean {matches[0]}?" if matches else "leave it if the model is in another file"
-                line = document.node.locate(("spec", *path)).line
                 message = f"note: no model of these files is {format_value(model)}"
-                yield FileProblem(document.file, line, format_path(("spec", *path)), message, fix)
+                yield _problem_at(document, ("spec", *path), message, fix)
 
 
 def _unknown_accelerators(
@@ -472,6 +496,5 @@ def _unknown_accelerators(
                 fix = (
                     "name a class; an AcceleratorClass may say `profile: {preset: " + pool.accelerator_class_name + "}`"
                 )
-            line = document.node.locate(path).line
-            problems.append(FileProblem(document.file, line, f"spec.pools[{index}].acceleratorClassName", message, fix))
+            problems.append(_problem_at(document, path, message, fix))
     return problems

@@ -3,7 +3,8 @@
 The parser's event stream is processed with an explicit stack. Deep nesting, expanding aliases
 ("billion laughs"), duplicate keys and tags are therefore refused by a rule, not by the
 interpreter's recursion limit. Plain scalars mean what they mean to kubectl (`yes` and `on` are
-true), except that dates and sexagesimal numbers stay text.
+true, `007` and `0x1f` are numbers), except that dates stay text. `<<` merges mappings, and a List,
+as `kubectl get -o yaml` writes it, stands for its items.
 """
 
 import re
@@ -25,12 +26,16 @@ SAFE_LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Scalar = str | int | float | bool | None
 
-_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,18})")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_INTEGER = re.compile(r"([-+]?)(?:0([bBoOxX]?)([0-9a-fA-F]{1,64})|(0|[1-9][0-9]{0,18}))")
+_NUMBER_STARTS: Final = "+-0123456789"
+_TOO_GREAT: Final = 1 << 64
+_BASES = {"b": 2, "o": 8, "x": 16, "": 8}
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _SPECIAL_FLOATS = {".inf", "+.inf", "-.inf", ".nan"}
-_TRUE = {"true", "yes", "on"}
-_FALSE = {"false", "no", "off"}
+_TRUE = {"true", "yes", "on", "y"}
+_FALSE = {"false", "no", "off", "n"}
 _HELM_ACTION = re.compile(r"\{\{-?\s*(\.|\$|(?:if|range|with|define|template|include|end|toYaml|tpl)\b)")
+_MERGE_KEY: Final = "<<"
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "map", "seq")}
 
 
@@ -109,13 +114,16 @@ def decode_file(raw: bytes, *, file: str, limits: Limits) -> str:
 
 
 def parse_documents(text: str, *, file: str, limits: Limits) -> list[YamlNode]:
-    """Returns every non-empty document. Raises ManifestError with the place of a syntax error."""
+    """Returns every non-empty document, and each item of a List as a document.
+
+    Raises ManifestError with the place of a syntax error.
+    """
     if len(text) > limits.fleet_file_bytes:
         raise _manifest_error(
             file, 1, f"the text is longer than {limits.fleet_file_bytes:,} characters", "split the file"
         )
     try:
-        return list(_Composer(file, limits).compose(text))
+        return [item for node in _Composer(file, limits).compose(text) for item in _list_items(node)]
     except ManifestError as error:
         raise _explain_template(text, error) from error
     except yaml.MarkedYAMLError as error:
@@ -149,7 +157,19 @@ class _Composer:
                 self._on_node(event, event.start_mark.line + 1 if event.start_mark else 0)
             elif isinstance(event, yaml.CollectionEndEvent):
                 collection = self._stack.pop()
-                self._add(YamlNode(collection.entries, collection.line, collection.size), collection.anchor, new=1)
+                self._add(self._finish(collection), collection.anchor, new=1)
+
+    def _finish(self, collection: _OpenCollection) -> YamlNode:
+        """Returns the node of a collection, with what `<<` merges below its own keys."""
+        entries = collection.entries
+        if isinstance(entries, dict) and _MERGE_KEY in entries:
+            merged = entries.pop(_MERGE_KEY)
+            for source in merged.value if isinstance(merged.value, list) else [merged]:
+                if not isinstance(source.value, dict):
+                    raise self._error_at(merged.line, "<< merges mappings only", "name the anchor of a mapping")
+                for key, node in source.value.items():
+                    entries.setdefault(key, node)
+        return YamlNode(entries, collection.line, collection.size)
 
     def _on_node(self, event: yaml.NodeEvent, line: int) -> None:
         if isinstance(event, yaml.AliasEvent):
@@ -239,11 +259,28 @@ def resolve_scalar(text: str) -> Scalar:
         return True
     if folded in _FALSE:
         return False
-    if _INTEGER.fullmatch(text):
-        return int(text)
-    if _FLOAT.fullmatch(text):
-        return float(text)
+    plain = text.replace("_", "") if text[0] in _NUMBER_STARTS else text
+    if (whole := _INTEGER.fullmatch(plain)) is not None:
+        sign, base, digits, decimal = whole.groups()
+        try:
+            number = int(f"{sign}{decimal or digits}", 10 if decimal else _BASES[base.lower()])
+        except ValueError:
+            number = _TOO_GREAT  # such as 08, which has no octal digits
+        if abs(number) < _TOO_GREAT:
+            return number
+    if _FLOAT.fullmatch(plain):
+        return float(plain)
     return float(folded.replace(".", "")) if folded in _SPECIAL_FLOATS else text
+
+
+def _list_items(node: YamlNode) -> list[YamlNode]:
+    """Returns the items of a Kubernetes List, also of one kind; for any other document, itself."""
+    if not isinstance(node.value, dict) or "apiVersion" not in node.value:
+        return [node]
+    kind, items = (node.value[name].value if name in node.value else None for name in ("kind", "items"))
+    if not isinstance(kind, str) or not kind.endswith("List") or not isinstance(items, list):
+        return [node]
+    return [inner for item in items if item.value is not None for inner in _list_items(item)]
 
 
 def format_path(path: tuple[str | int, ...]) -> str:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA = Path(__file__).with_name("engine_flags.json")
+DATA = ROOT / "fairlead" / "manifests" / "engine_flags.json"
 _HELP_SECONDS = 300
 _VLLM_PARSERS = {
     "tool_parsers": ("tool_parsers/__init__.py", "_TOOL_PARSERS_TO_REGISTER"),

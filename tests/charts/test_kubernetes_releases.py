@@ -1,5 +1,7 @@
 """The chart, its CRDs and rendered models use only kinds and fields of both Kubernetes releases."""
 
+import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +96,9 @@ def test_two_releases_differ_and_are_checked_separately(tools: ChartTools) -> No
     assert latter.problems(pod(schedulingGroup={"podGroupName": "g"})) == []
     assert latter.problems(pod(workloadRef={"name": "w", "podGroup": "g"})) == [".spec.workloadRef: no such field"]
     assert former.problems(pod(workloadRef={"name": "w", "podGroup": "g"})) == []
+
+
+def test_lint_knows_the_fields_of_a_pod(tools: ChartTools) -> None:
+    """The module `fairlead_testing.kube.openapi` writes them."""
+    known = json.loads(files("fairlead.manifests").joinpath("pod_fields.json").read_text(encoding="utf-8"))
+    assert known == KubernetesRelease(tools.openapi[RELEASES[-1]]).pod_fields()

@@ -3,9 +3,13 @@
 The API server drops unknown fields of built-in kinds with a warning at most, and tests have only
 one release of it. This checks the rules of OpenAPI: kinds, fields, types, required fields. Rules in
 code (range of a port, characters of a label) need a server.
+
+``python -m fairlead_testing.kube.openapi FOLDER > fairlead/manifests/pod_fields.json`` writes the
+fields that ``fairlead lint`` knows, once a Kubernetes release.
 """
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +49,21 @@ class KubernetesRelease:
             return [f"no kind {said[1]} in {said[0]}"]
         return list(self._check(manifest, {"$ref": _REF + name}, ""))
 
+    def pod_fields(self) -> dict[str, dict[str, Any]]:
+        """Returns the fields of a PodSpec and of all types below it: type to field to its type.
+
+        A list has its type in a list, and a map of names has it under ``*``.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        waiting = ["io.k8s.api.core.v1.PodSpec"]
+        while waiting:
+            full = waiting.pop()
+            fields = self._schemas[full].get("properties", {})
+            name = full.rpartition(".")[2]
+            if name not in found:
+                found[name] = {field: _type_of(schema, waiting) for field, schema in fields.items()}
+        return found
+
     def _check(self, value: Any, schema: Mapping[str, Any], path: str) -> Iterator[str]:
         reference = schema.get("$ref")
         if reference is not None:
@@ -80,3 +99,29 @@ class KubernetesRelease:
                 yield from self._check(one, others, f"{path}.{name}")
             elif known is not None:
                 yield f"{path}.{name}: no such field"
+
+
+def _type_of(schema: Mapping[str, Any], waiting: list[str]) -> Any:
+    """Returns the type of a field. Adds the schema of another object to `waiting`."""
+    schema = {**schema, **{key: value for part in schema.get("allOf", ()) for key, value in part.items()}}
+    if "$ref" in schema:
+        full = schema["$ref"].removeprefix(_REF)
+        name = full.rpartition(".")[2]
+        if name not in ("Quantity", "IntOrString"):
+            waiting.append(full)
+        return name
+    if schema.get("type") == "array":
+        return [_type_of(schema["items"], waiting)]
+    if "additionalProperties" in schema:
+        return {"*": _type_of(schema["additionalProperties"], waiting)}
+    return schema.get("type", "object")
+
+
+def main(folder: str) -> None:
+    """Prints the fields of a pod, one type a line."""
+    fields = KubernetesRelease(Path(folder)).pod_fields()
+    print("{", ",\n".join(f" {json.dumps(name)}: {json.dumps(fields[name])}" for name in sorted(fields)), "}", sep="\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -21,7 +21,7 @@ from fairlead_testing.kube.render_cases import default_context
 from fairlead_testing.yaml_documents import load_document, load_documents
 
 ROOT = Path(__file__).parents[3]
-ENGINE_FLAGS = json.loads((ROOT / "scripts" / "generators" / "engine_flags.json").read_text(encoding="utf-8"))
+ENGINE_FLAGS = json.loads((ROOT / "fairlead" / "manifests" / "engine_flags.json").read_text(encoding="utf-8"))
 DEVICE = ("--on=large", "--memory=192Gi")
 """A device on eight of which every model of the catalogue fits."""
 

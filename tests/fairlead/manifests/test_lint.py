@@ -220,7 +220,7 @@ def test_multiple_files_are_checked_together(tmp_path: Path, capsys: pytest.Capt
     one.write_text(GOOD.replace("nvidia-l4", "mine"))
     two.write_text(
         "apiVersion: serving.fairlead.io/v1alpha1\nkind: AcceleratorClass\nmetadata: {name: mine}\n"
-        "spec: {profile: {preset: 910b4}}\n"
+        "spec: {resource: nvidia.com/gpu, profile: {preset: 910b4}}\n"
     )
     three.write_text("models: [{name: a, instances: [{url: 'http://e:1'}]}]\n")
     assert lint(file=[str(one)]) == 1

@@ -60,7 +60,7 @@ def test_smallest_manifest_gets_its_defaults() -> None:
 
 
 def test_every_field_is_understood() -> None:
-    text = SMALLEST.replace("name: qwen3-8b", "name: a, namespace: chat, labels: {x: y}, annotations: {a: b}").replace(
+    text = SMALLEST.replace("name: qwen3-8b", "name: a, namespace: chat, labels: {x: z}, annotations: {a: b}").replace(
         "  pools: [{acceleratorClassName: nvidia-l4}]\n",
         "  engine: {type: Sim, args: [--fault=hang], env: [{name: A, value: b}, {name: C}]}\n"
         "  pools:\n    - {name: one, role: Serve, acceleratorClassName: mine, minReplicas: 3}\n"

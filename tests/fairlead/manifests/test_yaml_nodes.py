@@ -55,10 +55,21 @@ def test_multiple_documents_are_parsed_without_empty_ones() -> None:
         ("1e3", 1000.0),
         ("1:30", "1:30"),
         ("2024-01-02", "2024-01-02"),
-        ("007", "007"),
-        ("0x10", "0x10"),
-        ("n", "n"),
-        ("1_000", "1_000"),
+        ("007", 7),
+        ("08", 8.0),
+        ("0x10", 16),
+        ("0o17", 15),
+        ("-0b11", -3),
+        ("0b12", "0b12"),
+        ("0777777777777777777777777", 7.777777777777778e23),
+        ("n", False),
+        ("Y", True),
+        ("1_000", 1000),
+        ("1_0.5", 10.5),
+        ("_1", "_1"),
+        ("+12", 12),
+        ("12e", "12e"),
+        ("0x", "0x"),
     ],
 )
 def test_plain_scalars_match_kubectl(text: str, value: object) -> None:
@@ -88,6 +99,33 @@ def test_duplicate_key_is_refused_with_both_lines() -> None:
 
 def test_alias_repeats_its_anchor() -> None:
     assert parse("a: &x {n: 1}\nb: *x\n")[0].to_python() == {"a": {"n": 1}, "b": {"n": 1}}
+
+
+def test_merge_key_gives_what_the_mapping_itself_lacks() -> None:
+    (node,) = parse("a: &x {n: 1, m: 2}\nb:\n  n: 3\n  <<: *x\nc: {<<: [{o: 4}, *x, {o: 5, p: 6}]}\n")
+    assert node.to_python()["b"] == {"n": 3, "m": 2}
+    assert node.to_python()["c"] == {"n": 1, "m": 2, "o": 4, "p": 6}
+
+
+@pytest.mark.parametrize("value", ["1", "[*x, 1]", "[[*x]]", "null"])
+def test_merge_key_takes_mappings_only(value: str) -> None:
+    problem = parse_error(f"a: &x {{n: 1}}\nb:\n  <<: {value}\n")
+    assert (problem.line, problem.field, problem.message) == (3, "b", "<< merges mappings only")
+
+
+def test_merges_count_what_they_expand_to() -> None:
+    lines = ["a0: &a0 {" + ", ".join(f"k{n}: 1" for n in range(1000)) + "}"]
+    lines += [f"a{n}: {{<<: *a0}}" for n in range(1, 1000)]
+    assert "once aliases are expanded" in parse_error("\n".join(lines)).message
+
+
+def test_items_of_a_list_are_documents() -> None:
+    text = (
+        "apiVersion: v1\nkind: List\nitems:\n- {a: 1}\n- null\n- apiVersion: v1\n  kind: PodList\n  items: [{b: 2}]\n"
+    )
+    found = parse(f"{text}---\nc: 3\n")
+    assert [node.to_python() for node in found] == [{"a": 1}, {"b": 2}, {"c": 3}]
+    assert [node.line for node in found] == [4, 8, 10]
 
 
 def test_self_referencing_alias_is_refused() -> None:

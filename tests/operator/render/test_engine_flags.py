@@ -17,7 +17,7 @@ from fairlead_testing.yaml_documents import load_documents
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "operator" / "render" / "golden" / f"v{CURRENT_VERSION}"
-KNOWN = json.loads((ROOT / "scripts" / "generators" / "engine_flags.json").read_text(encoding="utf-8"))
+KNOWN = json.loads((ROOT / "fairlead" / "manifests" / "engine_flags.json").read_text(encoding="utf-8"))
 
 
 def script() -> Any:
