@@ -1,6 +1,7 @@
 """Conversion of manifest files of other systems."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ def convert_files(paths: Sequence[str], options: ConversionOptions) -> int:
     result = _Converted(problems=[str(problem) for problem in found])
     for file, text in texts:
         with _form_problems(file, result):
-            _sort_documents(file, text, result)
+            _sort_documents(file, text, result, is_named=file in paths)
     if result.foreign:
         with _form_problems(", ".join(dict.fromkeys(file for file, _ in result.foreign)), result):
             _migrate(result, options)
@@ -89,7 +90,8 @@ def _form_problems(place: str, result: _Converted) -> Iterator[None]:
         result.problems.append(f"{place}: a field has another form than its kind has ({cause})")
 
 
-def _sort_documents(file: str, text: str, result: _Converted) -> None:
+def _sort_documents(file: str, text: str, result: _Converted, *, is_named: bool) -> None:
+    """Adds the documents of a file. One that nothing reads is a problem in a file that is named."""
     try:
         documents = [node.to_python() for node in parse_documents(text, file=file, limits=Limits())]
     except ManifestError as error:
@@ -101,9 +103,15 @@ def _sort_documents(file: str, text: str, result: _Converted) -> None:
         elif isinstance(document, dict) and document.get("apiVersion") == API_VERSION:
             result.manifests.append(document)
             result.problems += [f"{file}: {problem}" for problem in _object_problems(document)]
+        elif not (isinstance(document, dict) and document.get("kind")):
+            reason = "it is no Kubernetes object, and no file of a system that Fairlead converts"
+            if is_named:
+                result.problems.append(f"{file}: {reason} (leave it out)")
+            else:
+                result.notes.append(Note(file, WHOLE_OBJECT, Outcome.DROPPED, reason))
         else:
-            kind = document.get("kind", "") if isinstance(document, dict) else ""
-            name = (document.get("metadata") or {}).get("name", "") if isinstance(document, dict) else ""
+            kind = document["kind"]
+            name = (document.get("metadata") or {}).get("name", "")
             reason = (
                 "Fairlead does not convert this kind: write it by hand"
                 if is_unsupported(document)
@@ -127,6 +135,13 @@ def _migrate(result: _Converted, options: ConversionOptions) -> None:
     for manifest in migration.manifests:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         result.problems += [f"{kind} {name}: {problem}" for problem in _object_problems(manifest)]
+    names = Counter(
+        (one["kind"], one["metadata"].get("namespace"), one["metadata"]["name"]) for one in result.manifests
+    )
+    for (kind, _, name), count in names.items():
+        if count > 1:
+            reason = "convert the files of one alone, and give it another name"
+            result.problems.append(f"{kind} {name}: {count} objects would have this name ({reason})")
 
 
 def _check_accelerator(result: _Converted, accelerator: str | None) -> None:

@@ -72,6 +72,9 @@ def adapter_source(url: str, reader: FieldReader, field_name: str, pool: PoolDra
         slots_of(pool).setdefault("download", {})
         reader.note(field_name, "a downloader in each pod fetches it: name a Secret in adapters.download.credentials")
         return url.rstrip("/")
+    if url.startswith("pvc:"):
+        claim, _, folder = url.removeprefix("pvc:").strip("/").partition("/")
+        return _on_claim(claim, folder, pool)
     path = url.removeprefix("file://").rstrip("/")
     if not _FILE.fullmatch(path):
         reader.note(field_name, f"engines load no adapter from {url}: {COPY}", Outcome.DROPPED)
@@ -81,10 +84,15 @@ def adapter_source(url: str, reader: FieldReader, field_name: str, pool: PoolDra
         return f"file://{path}"
     place = max(places, key=len)
     claim, _, folder = pool.mounted_claims[place].partition("/")
+    return _on_claim(claim, "/".join(part for part in (folder, path[len(place) + 1 :]) if part), pool)
+
+
+def _on_claim(claim: str, folder: str, pool: PoolDraft) -> str:
+    """Returns the location of weights on a claim, which the base's slots get."""
     names = slots_of(pool).setdefault("claimNames", [])
     if claim not in names:
         names.append(claim)
-    return f"pvc:{'/'.join(part for part in (claim, folder, path[len(place) + 1 :]) if part)}"
+    return f"pvc:{claim}/{folder}".removesuffix("/")
 
 
 def slots_of(pool: PoolDraft) -> dict[str, Any]:

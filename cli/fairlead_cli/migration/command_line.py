@@ -7,11 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from fairlead.api.spec.engine import EngineType
 from fairlead.errors import BadInput
+from fairlead.manifests.known_flags import flag_problem, is_checked_image
 
 _SHELLS = {"sh", "bash"}
 _SEPARATORS = {";", "&&", "||", "|", "&", "\n"}
 _SHELL_VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
+_SHELL_EXPRESSION = re.compile(
+    r"`[^`]*`|\$\(\((?:[^()]|\([^()]*\))*\)\)|\$\((?!\w+\))(?:[^()]|\([^()]*\))*\)|\$\{\w*[^\w}][^}]*\}"
+)
+_EXPRESSION_MARK = re.compile("\ue000(\\d+)\ue001")
+"""Stands for an expression of the shell while a script is split into words."""
+_COMMENT = re.compile(r"(?:^|(?<=\s))#.*$", re.MULTILINE)
 _NUMBER = re.compile(r"-\d")
 _SET_BY_FAIRLEAD: Final = "Fairlead sets this flag itself"
 _VLLM_NAMES: Final = {
@@ -47,7 +55,17 @@ _SGLANG_NAMES: Final = {
     "--disaggregation-transfer-backend": "transfer_backend",
 }
 KEY_FLAG: Final = "--api-key"
+_SEVERAL_NODES: Final = "pools[].parallelism.nodes: Fairlead sets the flags of engines on several nodes itself"
 _DROPPED: Final = {
+    **dict.fromkeys(
+        (
+            *("--nnodes", "--node-rank", "--master-addr", "--master-port", "--headless", "--dist-init-addr"),
+            *("--data-parallel-size-local", "-dpl", "--data-parallel-address", "-dpa", "--data-parallel-rpc-port"),
+            *("-dpp", "--data-parallel-start-rank", "-dpr", "--data-parallel-rank", "--data-parallel-hybrid-lb"),
+            *("--data-parallel-external-lb", "--data-parallel-backend", "-dpb"),
+        ),
+        _SEVERAL_NODES,
+    ),
     "--host": _SET_BY_FAIRLEAD,
     "--port": _SET_BY_FAIRLEAD,
     "--enable-prefix-caching": _SET_BY_FAIRLEAD,
@@ -65,6 +83,7 @@ _DROPPED: Final = {
     "--enable-ssl-refresh": "Fairlead calls its engines without TLS",
 }
 _TRANSFERS: Final = {"NixlConnector": "NIXL", "MooncakeConnector": "Mooncake"}
+_SEVERAL: Final = "MultiConnector"
 _SGLANG_TRANSFERS: Final = {"nixl": "NIXL", "mooncake": "Mooncake"}
 
 
@@ -74,11 +93,13 @@ class EngineCommand:
 
     program: VLLM or SGLang; None when the image's entry point decides.
     surroundings: True if a shell script had more commands, which are not in `arguments`.
+    variables: variables of the shell in the arguments.
     """
 
     program: str | None
     arguments: tuple[str, ...]
     surroundings: bool = False
+    variables: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +110,17 @@ class Flag:
     values: tuple[str, ...]
     words: tuple[str, ...]
 
+    @property
+    def value(self) -> str | None:
+        """The first value; None without one."""
+        return self.values[0] if self.values else None
+
 
 def engine_command(command: Sequence[str], args: Sequence[str]) -> EngineCommand:
     """Returns the engine's arguments in a container's command and args.
 
-    Raises BadInput if a command is there and none of its programs is an engine.
+    Raises BadInput if a command is there and none of its programs is an engine, and for arguments
+    that a shell computes.
     """
     words = [*command, *args]
     if not command:
@@ -101,7 +128,7 @@ def engine_command(command: Sequence[str], args: Sequence[str]) -> EngineCommand
     shell = command[0].rsplit("/", 1)[-1]
     if shell in _SHELLS and len(words) > 2 and words[1].startswith("-") and "c" in words[1]:
         script = next((word for word in words[2:] if word != "--"), "")
-        return _find_program(_split_script(script))
+        return _find_script_program(script)
     return _find_program([words])
 
 
@@ -153,14 +180,35 @@ def _program_end(words: Sequence[str], start: int) -> tuple[str, int] | None:
     return None
 
 
-def _split_script(script: str) -> list[list[str]]:
-    """Returns the commands of a shell script as words.
+def _find_script_program(script: str) -> EngineCommand:
+    """Returns the engine of a shell script. Its variables become Kubernetes' `$(NAME)`.
 
-    Variables become Kubernetes' `$(NAME)`.
+    Raises BadInput for an argument that the shell computes, since the engine has no shell.
     """
-    joined = script.replace("\\\n", " ")
+    expressions: list[str] = []
+
+    def mark(found: re.Match[str]) -> str:
+        expressions.append(found[0])
+        return f"\ue000{len(expressions) - 1}\ue001"
+
+    command = _find_program(_split_script(_SHELL_EXPRESSION.sub(mark, script)))
+    arguments: list[str] = []
+    variables: set[str] = set()
+    for word in command.arguments:
+        marked = _EXPRESSION_MARK.search(word)
+        if marked is not None:
+            message = f"the shell computes {expressions[int(marked[1])]}, and Fairlead's engines have no shell"
+            raise BadInput(message, hint="write its value in the place of it")
+        variables.update(name for found in _SHELL_VARIABLE.findall(word) for name in found if name)
+        arguments.append(_SHELL_VARIABLE.sub(lambda found: f"$({found[1] or found[2]})", word))
+    return EngineCommand(command.program, tuple(arguments), command.surroundings, frozenset(variables))
+
+
+def _split_script(script: str) -> list[list[str]]:
+    """Returns the commands of a shell script as words."""
+    joined = _COMMENT.sub("", script.replace("\\\n", " "))
     lexer = shlex.shlex(joined.replace("\n", " ; "), posix=True, punctuation_chars=";|&")
-    lexer.whitespace_split = True
+    lexer.whitespace_split, lexer.commenters = True, ""
     try:
         words = list(lexer)
     except ValueError as error:
@@ -170,7 +218,7 @@ def _split_script(script: str) -> list[list[str]]:
         if word in _SEPARATORS:
             commands.append([])
         else:
-            commands[-1].append(_SHELL_VARIABLE.sub(lambda found: f"$({found[1] or found[2]})", word))
+            commands[-1].append(word)
     return [command for command in commands if command]
 
 
@@ -197,8 +245,12 @@ class EngineFlags:
     offload: dict[str, Any] | None = None
 
 
-def read_flags(arguments: Sequence[str], engine_type: str) -> EngineFlags:
-    """Returns the meaning of an engine's arguments."""
+def read_flags(arguments: Sequence[str], engine_type: str, image: str = "") -> EngineFlags:
+    """Returns the meaning of an engine's arguments.
+
+    image: that the engine runs in; empty for the chart's. Flags that its release lacks are dropped.
+    """
+    engine = EngineType(engine_type)
     positionals, flags = split_flags(arguments)
     read = EngineFlags(model=positionals[0] if positionals else "")
     names = _SGLANG_NAMES if engine_type == "SGLang" else _VLLM_NAMES
@@ -206,13 +258,19 @@ def read_flags(arguments: Sequence[str], engine_type: str) -> EngineFlags:
         if flag.name in _DROPPED:
             read.dropped[flag.name] = _DROPPED[flag.name]
         elif flag.name not in names or not _apply(read, names[flag.name], flag):
-            read.kept += flag.words
+            problem = flag_problem(engine, flag.name, flag.value) if is_checked_image(engine, image) else ""
+            if problem and flag.value is not None and flag.value.lower() in ("true", "false"):
+                read.kept.append(flag.name if flag.value.lower() == "true" else f"--no-{flag.name.removeprefix('--')}")
+            elif problem:
+                read.dropped[flag.name] = problem
+            else:
+                read.kept += flag.words
     return read
 
 
 def _apply(read: EngineFlags, meaning: str, flag: Flag) -> bool:
     """Stores the meaning of a flag. Returns False if the flag must stay as it is."""
-    value = flag.values[0] if flag.values else ""
+    value = flag.value or ""
     match meaning:
         case "model":
             read.model = value
@@ -248,15 +306,28 @@ def _apply_kv_transfer(read: EngineFlags, value: str, words: Sequence[str]) -> b
         config = json.loads(value)
     except json.JSONDecodeError:
         return False
+    if not isinstance(config, Mapping) or "kv_connector" not in config:
+        return False
+    extra = config.get("kv_connector_extra_config")
+    parts = extra.get("connectors") if isinstance(extra, Mapping) and config["kv_connector"] == _SEVERAL else [config]
+    if not isinstance(parts, list) or not all(_apply_connector(read, part) for part in parts):
+        read.transfer = read.offload = None
+        return False
+    if read.transfer is not None:
+        read.transfer_words = list(words)
+    return True
+
+
+def _apply_connector(read: EngineFlags, config: object) -> bool:
+    """Stores the meaning of one connector of vLLM. Returns False if a ModelDeployment has none."""
     if not isinstance(config, Mapping):
         return False
-    connector = config.get("kv_connector")
-    if connector in _TRANSFERS:
-        read.transfer, read.transfer_words = _TRANSFERS[connector], list(words)
+    connector, extra = config.get("kv_connector"), config.get("kv_connector_extra_config")
+    if connector in _TRANSFERS and read.transfer is None:
+        read.transfer = _TRANSFERS[connector]
         return True
-    extra = config.get("kv_connector_extra_config") or {}
     size = extra.get("cpu_bytes_to_use") if isinstance(extra, Mapping) else None
-    if connector == "OffloadingConnector" and isinstance(size, int):
+    if connector == "OffloadingConnector" and isinstance(size, int) and read.offload is None:
         read.offload = {"type": "Native", "memory": _format_bytes(size)}
         return True
     return False

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fairlead.api.builtin_accelerators import builtin_accelerators
+from fairlead.api.spec.engine import EngineType
 from fairlead.api.v1alpha1 import API_VERSION
 from fairlead.distribution import ADDRESSES
 from fairlead.errors import BadInput
+from fairlead.manifests.known_flags import checked_version, image_version
+from fairlead.manifests.lint import NVIDIA_PREFIX
 from fairlead.names import EXTERNAL_SUFFIX, shorten_name
 from fairlead_cli.migration.command_line import EngineFlags
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
@@ -21,7 +24,7 @@ _ACCELERATORS: Final = (
     (re.compile(r"mi300x", re.IGNORECASE), "amd-mi300x"),
     (re.compile(r"mi325x", re.IGNORECASE), "amd-mi325x"),
     (re.compile(r"mi355x", re.IGNORECASE), "amd-mi355x"),
-    (re.compile(r"tpu-v5-lite"), "google-tpu-v5e"),
+    (re.compile(r"tpu-(v5-lite|v5e)"), "google-tpu-v5e"),
     (re.compile(r"tpu-v6e"), "google-tpu-v6e"),
     (re.compile(r"gaudi ?2", re.IGNORECASE), "intel-gaudi2"),
     (re.compile(r"gaudi ?3", re.IGNORECASE), "intel-gaudi3"),
@@ -29,17 +32,22 @@ _ACCELERATORS: Final = (
     (re.compile(r"(^|[^a-z0-9])l4($|[^0-9a-z])", re.IGNORECASE), "nvidia-l4"),
     (re.compile(r"910b", re.IGNORECASE), "npu-910b4"),
 )
-CHECKED_VERSIONS: Final = {"VLLM": "0.32.0", "SGLang": "0.5.23"}
-"""Engine type to the version that the flags of `fairlead.engines` are checked against."""
+_SLICE: Final = re.compile(r"\bmig-|[/.-](vgpu|vcuda)|\.shared$|gpu-?(mem|core)", re.IGNORECASE)
+"""In the names of resources and node labels of a part of a device."""
+_SHARED: Final = "-SHARED"
+"""End of a product label of NVIDIA's devices that several pods share by time."""
+_CPU_SIGN: Final = re.compile(
+    r"vllm-cpu|vllm-openai-cpu|cpu-release|llm-d-cpu|--device[= ]cpu|VLLM_CPU_", re.IGNORECASE
+)
 OLDEST_VLLM: Final = "0.11.0"
 """The first vLLM that takes each flag that Fairlead adds for an engine on one node."""
-_ENGINE_TAG: Final = re.compile(r"(?:^|(?<!lmcache)/)(?:vllm-openai|vllm-cpu|vllm|sglang):v?(\d+\.\d+\.\d+)")
 _SCHEMES: Final = ("hf://", "s3://", "gs://", "oci://", "pvc:", "file://")
 _NEEDS_KEY: Final = (
     "its engines refuse requests without --api-key, and a ModelDeployment holds no key: remove the key from the "
     "engines, or keep it and describe them in a fleet file"
 )
 _ENGINE_NAMES: Final = {"VLLM": "vLLM", "SGLang": "SGLang"}
+_TRANSFER_FLAG: Final = "--kv-transfer-config"
 _DECODE_FIRST: Final = "Fairlead has one engine for all pools, and the decode pool's settings are used"
 
 
@@ -60,13 +68,27 @@ class Devices:
     """The accelerators of a pool, as far as a manifest names them.
 
     hints: node labels and names that may contain the model of the accelerator.
+    signs: of devices in a manifest that requests none, such as a runtime class.
     unknown: True if the format leaves it to its chart how many devices an engine gets.
+    is_cpu: True if the manifest says that there is none.
     """
 
     resource: str = ""
     count: int = 0
     hints: list[str] = field(default_factory=list)
+    signs: list[str] = field(default_factory=list)
     unknown: bool = False
+    is_cpu: bool = False
+
+    def add(self, resource: str, count: int) -> None:
+        """Adds a requested resource. A part of a device outranks the device that it is of."""
+        if not _SLICE.search(self.resource) or _SLICE.search(resource):
+            self.resource, self.count = resource, count
+
+    @property
+    def slice(self) -> str:
+        """The part of a device that a pod gets; empty for whole devices."""
+        return next((name for name in (self.resource, *self.hints) if _SLICE.search(name)), "")
 
 
 @dataclass(slots=True)
@@ -209,6 +231,7 @@ def _spec(draft: ModelDraft, name: str, options: MigrationOptions) -> dict[str, 
     flags = first.engine.flags
     spec: dict[str, Any] = {"model": _model(draft, name), "engine": _engine(draft)}
     spec["pools"] = [_pool(pool, draft, options) for pool in draft.pools]
+    _note_image(first, spec["pools"][0]["acceleratorClassName"])
     kv_cache = _kv_cache(draft)
     if kv_cache:
         spec["kvCache"] = kv_cache
@@ -226,8 +249,8 @@ def _external_spec(draft: ModelDraft, name: str, options: MigrationOptions) -> d
     pools = []
     for pool in serving:
         entry: dict[str, Any] = {"name": "main" if pool.role == "Decode" else pool.name}
-        accelerator = options.accelerator or _known_accelerator(pool.devices)
-        if accelerator and not draft.is_api and (options.accelerator or pool.devices.hints):
+        accelerator = options.accelerator or _class_of_hints(pool.devices)[0]
+        if accelerator and not draft.is_api:
             entry["acceleratorClassName"] = accelerator
         if pool.endpoints:
             entry["endpoints"] = [_endpoint(url, pool.secrets.get(url)) for url in pool.endpoints]
@@ -257,7 +280,6 @@ def _served_names(draft: ModelDraft, name: str) -> list[str]:
 
 def _engine(draft: ModelDraft) -> dict[str, Any]:
     engine, *others = (pool.engine for pool in draft.pools)
-    _note_image(draft.pools[0])
     for pool, other in zip(draft.pools[1:], others, strict=True):
         _note_differences(pool, other, engine)
     flags = engine.flags
@@ -272,19 +294,22 @@ def _engine(draft: ModelDraft) -> dict[str, Any]:
     )
 
 
-def _note_image(pool: PoolDraft) -> None:
+def _note_image(pool: PoolDraft, accelerator: str) -> None:
     """Notes an engine of another version than the one that Fairlead's flags are checked against."""
     engine = pool.engine
-    checked = CHECKED_VERSIONS.get(engine.type)
+    checked = checked_version(EngineType(engine.type))
     if checked is None:
         return
     if not engine.image:
         pool.reader.note(
             "", f"it names no image: the chart's runs, engines.images.{engine.type.lower()}, which holds {checked}"
         )
+        known = builtin_accelerators().get(accelerator)
+        if known is not None and not (known.spec.resource or "").startswith(NVIDIA_PREFIX):
+            reason = f"the chart's image is built for NVIDIA's GPUs: write an image for {accelerator} into engine.image"
+            pool.reader.note("", reason, Outcome.REQUIRED)
         return
-    found = _ENGINE_TAG.search(engine.image)
-    version = found[1] if found else ""
+    version = image_version(engine.image)
     if version == checked:
         return
     reason = f"the flags that Fairlead adds are checked against {_ENGINE_NAMES[engine.type]} {checked}"
@@ -317,9 +342,7 @@ def _note_differences(pool: PoolDraft, other: EngineDraft, engine: EngineDraft) 
 
 
 def _pool(pool: PoolDraft, draft: ModelDraft, options: MigrationOptions) -> dict[str, Any]:
-    accelerator = options.accelerator or _known_accelerator(pool.devices)
-    if not accelerator:
-        raise _unknown_accelerator(pool)
+    accelerator = _accelerator(pool, options)
     parallelism = dict(pool.engine.flags.parallelism)
     if pool.nodes > 1:
         parallelism["nodes"] = pool.nodes
@@ -336,12 +359,16 @@ def _pool(pool: PoolDraft, draft: ModelDraft, options: MigrationOptions) -> dict
 
 
 def _unknown_accelerator(pool: PoolDraft) -> BadInput:
-    labels = ", ".join(hint for hint in pool.devices.hints if hint != pool.devices.resource)
-    message = (
-        f"no built-in AcceleratorClass is for {labels}"
-        if labels
-        else "the manifest does not say which accelerator its engines use"
-    )
+    devices = pool.devices
+    labels = ", ".join(hint for hint in devices.hints if hint != devices.resource)
+    if devices.slice:
+        message = f"a pod gets a part of a device, {devices.slice}, and built-in AcceleratorClasses are for whole ones"
+    elif labels:
+        message = f"no built-in AcceleratorClass is for {' and '.join(filter(None, (labels, devices.resource)))}"
+    elif devices.signs and not devices.count:
+        message = f"the manifest requests no device, but has {', '.join(dict.fromkeys(devices.signs))}"
+    else:
+        message = "the manifest does not say which accelerator its engines use"
     hint = (
         f"give --accelerator with one of {', '.join(sorted(builtin_accelerators()))}, or with an AcceleratorClass of "
         'your own, whose file you give, too: see "Describe your GPU" in the documentation, '
@@ -365,9 +392,13 @@ def _note_devices(pool: PoolDraft, parallelism: Mapping[str, int]) -> None:
 def _kv_cache(draft: ModelDraft) -> dict[str, Any]:
     flags = draft.pools[0].engine.flags
     kv_cache: dict[str, Any] = dict(draft.spec.pop("kvCache", {}))
-    if flags.offload:
+    if flags.offload and (_hands_over(draft) or not flags.transfer_words):
         kv_cache.setdefault("offload", flags.offload)
-    if len(draft.pools) > 1 and any(pool.role == "Prefill" for pool in draft.pools):
+    if _hands_over(draft):
+        for pool in draft.pools:
+            if unknown := next((word for word in pool.engine.flags.kept if word.startswith(_TRANSFER_FLAG)), None):
+                message = f"a ModelDeployment cannot say the connectors of {unknown}, which differ between the pools"
+                raise BadInput(message, field=pool.reader.place, hint="write kvCache.transfer by hand")
         found = next((pool.engine.flags.transfer for pool in draft.pools if pool.engine.flags.transfer), None)
         if found is None:
             draft.reader.note("", "the transfer of KV is NIXL, since the manifest names no other")
@@ -379,12 +410,54 @@ def _hands_over(draft: ModelDraft) -> bool:
     return any(pool.role == "Prefill" for pool in draft.pools)
 
 
-def _known_accelerator(devices: Devices) -> str:
+def _accelerator(pool: PoolDraft, options: MigrationOptions) -> str:
+    """Returns the AcceleratorClass of a pool, and notes what it was chosen by.
+
+    Raises BadInput where the manifest does not say it, or says something else.
+    """
+    devices, known = pool.devices, builtin_accelerators()
+    if options.accelerator is not None:
+        _note_given_class(pool, options.accelerator)
+        return options.accelerator
+    found, hint = _class_of_hints(devices)
+    resource = known[found].spec.resource if found else None
+    if found and not devices.slice and ("/" not in devices.resource or devices.resource == resource):
+        shared = "; its profile is that of a whole device, which several pods share" if hint.endswith(_SHARED) else ""
+        pool.reader.note("", f"acceleratorClassName is {found}, because of {hint}{shared}")
+        return found
+    if found or devices.slice or devices.count or devices.resource or devices.unknown:
+        raise _unknown_accelerator(pool)
+    engine = pool.engine
+    texts = [engine.image, *engine.flags.kept, *(str(variable["name"]) for variable in engine.env)]
+    if devices.is_cpu or _CPU_SIGN.search(" ".join(texts)):
+        return "cpu"
+    if devices.signs:
+        raise _unknown_accelerator(pool)
+    reason = "the manifest requests no device, so the pool is on class cpu: give --accelerator if its engines use one"
+    pool.reader.note("", reason, Outcome.REQUIRED)
+    return "cpu"
+
+
+def _note_given_class(pool: PoolDraft, accelerator: str) -> None:
+    """Notes a resource of the manifest that pods of the class do not request."""
+    devices, known = pool.devices, builtin_accelerators().get(accelerator)
+    wanted = devices.slice or (devices.resource if "/" in devices.resource else "")
+    if not wanted and devices.signs and not devices.count:
+        wanted = ", ".join(dict.fromkeys(devices.signs))
+    if not wanted or (known is not None and wanted == known.spec.resource):
+        return
+    gives = "" if known is None else f", and pods of {accelerator} request {known.spec.resource or 'no device'}"
+    reason = f"the pods had {wanted}{gives}: see that the class {accelerator} has the resource that its nodes offer"
+    pool.reader.note("", reason, Outcome.REQUIRED if known is not None else Outcome.CHANGED)
+
+
+def _class_of_hints(devices: Devices) -> tuple[str, str]:
+    """Returns the built-in class that a hint names, and the hint; empty texts without one."""
     for hint in devices.hints:
         for pattern, name in _ACCELERATORS:
             if pattern.search(hint):
-                return name
-    return "" if devices.count or devices.resource or devices.unknown else "cpu"
+                return name, hint
+    return "", ""
 
 
 def _without_empty(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -396,3 +469,27 @@ def scaling_spec(pools: Iterable[PoolDraft], **further: Any) -> dict[str, Any]:
     if not any(pool.max_replicas is not None and pool.max_replicas > pool.min_replicas for pool in pools):
         return {}
     return {"autoscaling": {"mode": "Auto", **_without_empty(further)}}
+
+
+def join_roles(drafts: Iterable[ModelDraft]) -> list[ModelDraft]:
+    """Returns the models; a decode model takes the pools of the prefill model with its weights.
+
+    Raises BadInput for a prefill model without a partner.
+    """
+    drafts = list(drafts)
+    joined = [draft for draft in drafts if draft.pools[0].role != "Prefill" or len(draft.pools) > 1]
+    for draft in drafts:
+        pool = draft.pools[0]
+        if pool.role != "Prefill" or len(draft.pools) > 1:
+            continue
+        key = (draft.namespace, draft.uri, "Decode")
+        partner = next((one for one in joined if (one.namespace, one.uri, one.pools[0].role) == key), None)
+        if partner is None:
+            raise BadInput(f"there is no decode model with the weights of {draft.name}", field=pool.reader.place)
+        partner.pools.append(pool)
+        partner.name = partner.name.removesuffix("-decode")
+        pool.reader.note("", f"{draft.name} is the prefill pool of {partner.name}")
+    for draft in joined:
+        if len(draft.pools) == 1:
+            draft.pools[0].role, draft.pools[0].name = "Serve", "main"
+    return joined

@@ -197,7 +197,7 @@ class FieldReader:
         yield from self._unread(self._record.root, (), entered)
 
     def _unread(self, value: Any, path: FieldPath, entered: set[FieldPath]) -> Iterator[FieldPath]:
-        if path in self._record.read or value is None:
+        if path in self._record.read or value in (None, [], {}, ""):
             return
         children = (
             list(value.items())

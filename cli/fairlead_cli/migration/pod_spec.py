@@ -1,8 +1,13 @@
 """Containers and pods as engines and pod templates."""
 
+import math
 import re
+import shlex
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from fairlead import units
+from fairlead.engines.containers.base import SHARED_MEMORY_SIZE, START_SECONDS
 from fairlead.errors import BadInput
 from fairlead_cli.migration.command_line import KEY_FLAG, engine_command, read_flags
 from fairlead_cli.migration.draft import PoolDraft
@@ -23,9 +28,20 @@ _POD_FIELDS: Final = (
     "hostPID",
     "dnsPolicy",
     "dnsConfig",
+    "resourceClaims",
 )
 _CONTAINER_FIELDS: Final = ("imagePullPolicy", "securityContext", "workingDir", "envFrom", "volumeDevices")
 _PROBES: Final = ("livenessProbe", "readinessProbe", "startupProbe")
+_PROBE_SECONDS: Final = 10
+_ENGINE_IMAGE: Final = re.compile(
+    r"(?:^|/)(?:vllm|vllm-(?:openai|cpu|tpu|rocm|gaudi|hpu|xpu)[\w-]*|sglang[\w-]*|"
+    r"llm-d(?:-(?:cuda|rocm|xpu|hpu|cpu|aws|gke|tpu|inference-sim))?)(?:[:@]|$)"
+)
+_SIDECARS: Final = {
+    "aibrix/runtime": "AIBrix's sidecar serves AIBrix alone",
+    "routing-sidecar": "Fairlead's gateway sends prompts to prefill and answers to decode itself",
+}
+"""Part of an image to the reason that its container is not carried over."""
 _KEY_VARIABLE: Final = "VLLM_API_KEY"
 _SET_VARIABLES: Final = {
     "POD_IP": "Fairlead sets this variable itself",
@@ -39,44 +55,121 @@ _SET_VARIABLES: Final = {
 }
 EXTRA_ARGS: Final = "VLLM_ADDITIONAL_ARGS"
 """Variable from which KServe's start script takes more arguments."""
-_DEVICE: Final = re.compile(r"/.*(gpu|tpu|npu|gaudi|ascend|neuron|mig-|i915|xe|atom)", re.IGNORECASE)
+_DEVICE: Final = re.compile(r"/.*(gpu|tpu|npu|gaudi|ascend|neuron|mig-|vcuda|i915|xe|atom)", re.IGNORECASE)
+_DEVICE_LABEL: Final = re.compile(r"gpu|accelerator|tpu|npu|gaudi|ascend|neuron|device|instance-type", re.IGNORECASE)
+"""In the names of node labels whose values name a device, not a node or a rack."""
 _SHARED_MEMORY: Final = "/dev/shm"
 _CACHE_VARIABLE: Final = "HF_HOME"
 _NOT_ROOT: Final = "pods run as user 65532, not as root, unless securityContext in pools[].template names another"
 _HOST_PATH: Final = "hostPath: user 65532 must be able to read it, and the namespace's Pod Security level must allow it"
 
 
-def read_pod(pod: FieldReader, container: FieldReader, pool: PoolDraft) -> None:
-    """Stores a pod and its engine's container in a pool."""
+def find_engine(pod: FieldReader, *, mentioned: bool = False) -> FieldReader | None:
+    """Returns the container that runs vLLM or SGLang, by its command or its image.
+
+    mentioned: True takes a container that only mentions one of them, too.
+    """
+    containers = [one for one in pod.entries("containers") if not _sidecar_reason(one.peek("image"))]
+    for container in containers:
+        words = [list(map(str, container.peek(name) or ())) for name in ("command", "args")]
+        try:
+            program = engine_command(*words).program
+        except BadInput as error:
+            program = "a script" if "shell computes" in error.message else None
+        if program or (not words[0] and _ENGINE_IMAGE.search(str(container.peek("image") or ""))):
+            return container
+        if mentioned and re.search("vllm|sglang", " ".join([*words[0], *words[1], str(container.peek("image"))])):
+            return container
+    return None
+
+
+def read_pod(pod: FieldReader, container: FieldReader, pool: PoolDraft, arguments: Sequence[str] | None = None) -> None:
+    """Stores a pod, its engine's container and its sidecars in a pool.
+
+    arguments: of the engine, where the container's are those of another program.
+    """
     _read_pod_fields(pod, pool)
-    read_container(container, pool)
+    for kind in ("initContainers", "containers"):
+        for other in pod.entries(kind):
+            if other.path == container.path:
+                continue
+            fields = {name: other.value(name) for name in other.names()}
+            if reason := _sidecar_reason(fields.get("image")):
+                other.note("", reason, Outcome.DROPPED)
+            else:
+                pool.pod.setdefault(kind, []).append(fields)
+    if "initContainers" in pool.pod:
+        pod.note("initContainers", _NOT_ROOT)
+    read_container(container, pool, arguments)
     _read_volumes(pod, container, pool)
 
 
-def read_container(container: FieldReader, pool: PoolDraft) -> None:
+def _sidecar_reason(image: object) -> str:
+    return next((reason for part, reason in _SIDECARS.items() if part in str(image or "")), "")
+
+
+def read_container(container: FieldReader, pool: PoolDraft, arguments: Sequence[str] | None = None) -> None:
     """Stores the container of an engine in a pool."""
-    engine = pool.engine
     container.skip("name")
-    engine.image = container.text("image") or engine.image
-    words = container.texts("command"), container.texts("args")
-    try:
-        command = engine_command(*words)
-    except BadInput as error:
-        raise container.error("command", error.message, error.hint) from error
-    engine.type = command.program or ("SGLang" if "sglang" in engine.image else engine.type)
-    if command.surroundings:
-        container.note("command", "the engine's own command is carried over, without the rest of the script")
-    engine.flags = read_flags(command.arguments, engine.type)
-    engine.needs_key |= KEY_FLAG in engine.flags.dropped
-    for flag, reason in engine.flags.dropped.items():
-        container.note("args" if words[1] else "command", f"{flag}: {reason}", Outcome.DROPPED)
+    field = "args" if "args" in container else "command" if "command" in container else "env"
+    if arguments is None:
+        pool.engine.image = container.text("image") or pool.engine.image
+        arguments = _read_command(container, pool)
+    store_flags(arguments, pool, container, field)
     read_environment(container, pool)
     read_resources(container.section("resources"), pool)
-    for name in _PROBES:
-        container.drop(name, "Fairlead sets the probes of its engines; pools[].template changes them")
+    read_probes(container, pool)
     container.drop("ports", "Fairlead's engines listen on port 8000")
     container.drop("lifecycle", "Fairlead ends an engine after its last request")
     pool.container |= {name: container.value(name) for name in _CONTAINER_FIELDS if name in container}
+
+
+def _read_command(container: FieldReader, pool: PoolDraft) -> list[str]:
+    """Returns the engine's arguments in a command. Raises BadInput for those that a shell sets."""
+    try:
+        command = engine_command(container.texts("command"), container.texts("args"))
+    except BadInput as error:
+        raise container.error("command", error.message, error.hint) from error
+    engine = pool.engine
+    engine.type = command.program or ("SGLang" if "sglang" in engine.image else engine.type)
+    if command.surroundings:
+        container.note("command", "the engine's own command is carried over, without the rest of the script")
+    variables = {str(one.peek("name")): str(one.peek("value") or "") for one in container.entries("env")}
+    if (unknown := command.variables - variables.keys()) and "envFrom" not in container:
+        message = f"the script sets ${min(unknown)} itself, and Fairlead's engines have no shell"
+        raise container.error("command", message, "write its value in the place of it")
+    kept = [word for word in command.arguments if word != f"$({EXTRA_ARGS})"]
+    return kept + shlex.split(variables.get(EXTRA_ARGS, ""))
+
+
+def store_flags(words: Sequence[str], pool: PoolDraft, reader: FieldReader, field: str) -> None:
+    """Stores the flags of an engine in a pool, and notes those that are not carried over."""
+    engine = pool.engine
+    engine.flags = read_flags(words, engine.type, engine.image)
+    engine.needs_key |= KEY_FLAG in engine.flags.dropped
+    for flag, reason in engine.flags.dropped.items():
+        reader.note(field, f"{flag}: {reason}", Outcome.DROPPED)
+
+
+def read_probes(container: FieldReader, pool: PoolDraft) -> None:
+    """Stores a longer time for the start than Fairlead's in the template."""
+    found = {name: container.value(name) for name in _PROBES if isinstance(container.peek(name), dict)}
+    container.skip(*found)
+    first = found.get("startupProbe") or found.get("livenessProbe")
+    seconds = 0 if first is None else _probe_seconds(first)
+    for name in found:
+        container.note(name, "Fairlead sets the probes of its engines; pools[].template changes them", Outcome.DROPPED)
+    if seconds > START_SECONDS:
+        container.note("", f"pools[].template gives engines {seconds} s to start, as before")
+        limit = {"periodSeconds": _PROBE_SECONDS, "failureThreshold": math.ceil(seconds / _PROBE_SECONDS)}
+        pool.container["startupProbe"] = limit
+
+
+def _probe_seconds(probe: dict[str, Any]) -> int:
+    """Returns the time until a probe fails for good, with the defaults of Kubernetes."""
+    values = [probe.get(name, default) for name, default in (("periodSeconds", 10), ("failureThreshold", 3))]
+    period, failures = map(int, values)
+    return int(probe.get("initialDelaySeconds", 0)) + period * failures
 
 
 def read_environment(container: FieldReader, pool: PoolDraft, field: str = "env") -> None:
@@ -101,6 +194,7 @@ def read_environment(container: FieldReader, pool: PoolDraft, field: str = "env"
         elif source:
             pool.engine.env.append({"name": name, "valueFrom": variable.value("valueFrom")})
         else:
+            pool.devices.signs += [name] if name == "NVIDIA_VISIBLE_DEVICES" else []
             pool.engine.env.append({"name": name, "value": variable.text("value")})
     pool.engine.env = list({variable["name"]: variable for variable in pool.engine.env}.values())
 
@@ -118,12 +212,14 @@ def read_resources(resources: FieldReader, pool: PoolDraft) -> None:
         section = resources.section(kind)
         for name in section.names():
             if _DEVICE.search(name):
-                pool.devices.resource = name
-                pool.devices.count = section.integer(name) or 0
+                pool.devices.add(name, section.integer(name) or 0)
             else:
                 kept.setdefault(kind, {})[name] = section.value(name)
+    if resources.peek("claims"):
+        pool.devices.signs.append("resources.claims")
+        pool.container.setdefault("resources", {})["claims"] = resources.value("claims")
     if kept:
-        pool.container["resources"] = kept
+        pool.container.setdefault("resources", {}).update(kept)
 
 
 def _read_pod_fields(pod: FieldReader, pool: PoolDraft) -> None:
@@ -131,16 +227,17 @@ def _read_pod_fields(pod: FieldReader, pool: PoolDraft) -> None:
     pod.drop("restartPolicy", "Fairlead's pods are always restarted")
     pool.engine.pull_secrets = [secret.text("name") for secret in pod.entries("imagePullSecrets")]
     pool.devices.hints += node_labels(pod)
+    runtime, claims = pod.peek("runtimeClassName"), pod.peek("resourceClaims")
+    pool.devices.signs += [f"runtimeClassName {runtime}"] if runtime else []
+    pool.devices.signs += ["resourceClaims"] if claims else []
     pool.pod |= {name: pod.value(name) for name in _POD_FIELDS if name in pod}
-    if "initContainers" in pod:
-        pool.pod["initContainers"] = pod.value("initContainers")
-        pod.note("initContainers", _NOT_ROOT)
 
 
 def node_labels(pod: FieldReader) -> list[str]:
-    """Returns the values of the node labels that a pod asks for."""
+    """Returns the values of the node labels that a pod asks for, if they can name a device."""
     selector, affinity = pod.peek("nodeSelector"), pod.peek("affinity")
-    found = [str(value) for value in selector.values()] if isinstance(selector, dict) else []
+    pairs = selector.items() if isinstance(selector, dict) else ()
+    found = [str(value) for name, value in pairs if _DEVICE_LABEL.search(str(name))]
     value: Any = affinity
     for name in ("nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms"):
         value = value.get(name) if isinstance(value, dict) else None
@@ -148,11 +245,11 @@ def node_labels(pod: FieldReader) -> list[str]:
 
 
 def labels_of_terms(terms: Any) -> list[str]:
-    """Returns the values of the node labels that nodeSelectorTerms ask for."""
+    """Returns the values of the node labels that nodeSelectorTerms ask for, as `node_labels`."""
     found: list[str] = []
     for term in terms or ():
         for expression in (term.get("matchExpressions") or ()) if isinstance(term, dict) else ():
-            if expression.get("operator") == "In":
+            if expression.get("operator") == "In" and _DEVICE_LABEL.search(str(expression.get("key"))):
                 found += map(str, expression.get("values") or ())
     return found
 
@@ -174,6 +271,9 @@ def _read_volumes(pod: FieldReader, container: FieldReader, pool: PoolDraft) -> 
             volume.note("", _HOST_PATH)
         if fields.get("name") not in shared:
             volumes.append(fields)
+        elif (size := _greater_size(fields.get("emptyDir"))) is not None:
+            volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": size}})
+            volume.note("", f"shared memory keeps its size of {size}")
     if mounts:
         pool.container["volumeMounts"] = mounts
     if volumes:
@@ -185,24 +285,48 @@ def _read_volumes(pod: FieldReader, container: FieldReader, pool: PoolDraft) -> 
             pool.mounted_claims[path] = f"{claim}/{folder}" if folder else str(claim)
 
 
+def _greater_size(source: Any) -> str | None:
+    """Returns the size of a volume in memory that is greater than Fairlead's own."""
+    size = source.get("sizeLimit") if isinstance(source, dict) else None
+    try:
+        is_greater = size is not None and units.parse_size(str(size)) > units.parse_size(SHARED_MEMORY_SIZE)
+    except BadInput:
+        return None
+    return str(size) if is_greater else None
+
+
 def claim_of_path(path: str, pool: PoolDraft) -> str:
     """Returns `pvc:CLAIM/PATH` for a path on a mounted claim; an empty text for other paths.
 
-    Removes that volume from the template, unless a cache of weights is on it.
+    Removes that volume from the template, unless something else points below its mount.
     """
-    for mount in pool.container.get("volumeMounts", []):
-        place = str(mount.get("mountPath", "")).rstrip("/")
-        volume: dict[str, Any] = next(
-            (v for v in pool.pod.get("volumes", []) if v.get("name") == mount.get("name")), {}
-        )
-        claim = (volume.get("persistentVolumeClaim") or {}).get("claimName")
-        if claim and (path == place or path.startswith(f"{place}/")):
-            if not any(variable["name"] == _CACHE_VARIABLE for variable in pool.engine.env):
-                pool.container["volumeMounts"].remove(mount)
-                pool.pod["volumes"].remove(volume)
-            parts = [claim, mount.get("subPath", "").strip("/"), path[len(place) :].strip("/")]
-            for holder, name in ((pool.container, "volumeMounts"), (pool.pod, "volumes")):
-                if not holder.get(name, True):
-                    del holder[name]
-            return "pvc:" + "/".join(part for part in parts if part)
-    return ""
+    folders = [place for place in pool.mounted_claims if f"{path}/".startswith(f"{place}/")]
+    if not folders:
+        return ""
+    place = max(folders, key=len)
+    mounts = pool.container["volumeMounts"]
+    mount = next(one for one in mounts if str(one.get("mountPath", "")).rstrip("/") == place)
+    containers = [one for kind in ("containers", "initContainers") for one in pool.pod.get(kind, ())]
+    others = [*pool.engine.flags.kept, *_texts([pool.engine.env, containers, pool.container.get("workingDir")])]
+    shares_volume = any(
+        one is not mount and one.get("name") == mount.get("name") for one in [*mounts, *_mounts(containers)]
+    )
+    if not shares_volume and not any(place in word for word in others):
+        mounts.remove(mount)
+        pool.pod["volumes"] = [one for one in pool.pod["volumes"] if one.get("name") != mount.get("name")]
+    for holder, name in ((pool.container, "volumeMounts"), (pool.pod, "volumes")):
+        if not holder.get(name, True):
+            del holder[name]
+    return f"pvc:{'/'.join(part for part in (pool.mounted_claims[place], path[len(place) :].strip('/')) if part)}"
+
+
+def _mounts(containers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [mount for container in containers for mount in container.get("volumeMounts") or ()]
+
+
+def _texts(value: Any) -> list[str]:
+    """Returns every text in a value of a manifest."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return [text for one in inner for text in _texts(one)]
+    return [value] if isinstance(value, str) else []

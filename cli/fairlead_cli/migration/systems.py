@@ -17,10 +17,13 @@ from fairlead_cli.migration.formats import (
     litellm,
     llm_d,
     production_stack,
+    workloads,
 )
 
 _OTHER_GROUPS: Final = (
     ".aibrix.ai",
+    "production-stack.vllm.ai",
+    "llm-d.ai",
     ".serving.volcano.sh",
     "inference.networking.k8s.io",
     "inference.networking.x-k8s.io",
@@ -81,6 +84,12 @@ SYSTEMS: Final = (
         frozenset((kthena.GROUP, kind) for kind in ("ModelServer", "ModelRoute")),
         converts_engines=False,
     ),
+    System(
+        "Workloads",
+        workloads.convert_models,
+        workloads.REASONS,
+        frozenset({(workloads.KTHENA_GROUP, "ModelServing")}),
+    ),
     System("llm-d modelservice", llm_d.convert_models, llm_d.REASONS, key="modelArtifacts"),
     System("LiteLLM", litellm.convert_models, litellm.REASONS, key="model_list", converts_engines=False),
     System("vLLM production-stack", production_stack.convert_models, production_stack.REASONS, key="servingEngineSpec"),
@@ -105,6 +114,8 @@ def system_of(document: object) -> System | None:
             return system
     if document.get("kind") in ("Deployment", "Service") and _has_aibrix_label(document):
         return next(system for system in SYSTEMS if system.name == "AIBrix")
+    if workloads.is_workload(document):
+        return next(system for system in SYSTEMS if system.name == "Workloads")
     return None
 
 

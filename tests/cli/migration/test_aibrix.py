@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
+from fairlead.api.builtin_accelerators import builtin_accelerators
+from fairlead.api.spec.engine import EngineType
 from fairlead.errors import BadInput
-from fairlead_cli.migration.draft import CHECKED_VERSIONS, OLDEST_VLLM, MigrationOptions
+from fairlead.manifests.known_flags import checked_version
+from fairlead_cli.migration.draft import OLDEST_VLLM, MigrationOptions
 from fairlead_cli.migration.field_reader import Outcome
 from fairlead_cli.migration.systems import Migration, migrate
 
@@ -65,7 +68,9 @@ def test_labels_of_pods_are_carried_over_or_noted() -> None:
     metadata = manifest["spec"]["pools"][0]["template"]["metadata"]
     assert metadata == {"labels": {"cost-center": "42"}, "annotations": {"prometheus.io/scrape": "true"}}
     notes = said(migration)
-    assert "labels: not carried over: model.aibrix.ai/name, model.aibrix.ai/engine: AIBrix reads them" in notes
+    assert (
+        "labels: not carried over: model.aibrix.ai/name, model.aibrix.ai/engine: the other system reads them" in notes
+    )
     assert "labels: not carried over: app: the selector of the old workload has it" in notes
     assert "annotations: not carried over: model.aibrix.ai/config: set spec.routing.preset" in notes
     assert "spec.selector: not carried over" in notes
@@ -109,8 +114,12 @@ def test_accelerator_comes_from_node_affinity() -> None:
     [("NVIDIA-H200", "nvidia-h200"), ("NVIDIA-B200", "nvidia-b200"), ("MI300X", "amd-mi300x")],
 )
 def test_products_name_their_built_in_accelerator(product: str, name: str) -> None:
-    [manifest] = convert(deployment(product=product)).manifests
-    assert manifest["spec"]["pools"][0]["acceleratorClassName"] == name
+    document = deployment(product=product)
+    resource = builtin_accelerators()[name].spec.resource
+    pod_of(document)["containers"][0]["resources"] = {"limits": {resource: "1"}}
+    migration = convert(document)
+    assert migration.manifests[0]["spec"]["pools"][0]["acceleratorClassName"] == name
+    assert f"acceleratorClassName is {name}, because of {product}" in said(migration)
 
 
 def test_an_accelerator_of_a_larger_module_is_not_taken_for_it() -> None:
@@ -148,8 +157,8 @@ def test_version_of_the_engine_is_noted(image: str, outcome: Outcome | None, tex
 def test_versions_are_those_of_the_chart() -> None:
     values = yaml.safe_load((Path(__file__).parents[3] / "charts" / "fairlead" / "values.yaml").read_text())
     images = values["engines"]["images"]
-    assert images["vllm"].endswith(f":v{CHECKED_VERSIONS['VLLM']}")
-    assert images["sglang"].partition(":")[2].startswith(f"v{CHECKED_VERSIONS['SGLang']}")
+    assert images["vllm"].endswith(f":v{checked_version(EngineType.VLLM)}")
+    assert images["sglang"].partition(":")[2].startswith(f"v{checked_version(EngineType.SGLANG)}")
     assert OLDEST_VLLM == "0.11.0", "0.10.2 has no --allowed-media-domains"
 
 
@@ -203,3 +212,15 @@ def test_engines_that_need_a_key_are_noted(variable: bool) -> None:
     assert [note.outcome for note in migration.notes] == [Outcome.REQUIRED]
     assert "refuse requests without --api-key" in said(migration)
     assert "secret" not in said(migration)
+
+
+def test_storm_service_with_one_role_becomes_one_pool() -> None:
+    template = deployment()["spec"]["template"]
+    spec = {"replicas": 2, "template": {"spec": {"roles": [{"name": "server", "replicas": 2, "template": template}]}}}
+    head = {"apiVersion": "orchestration.aibrix.ai/v1alpha1", "kind": "StormService", "metadata": {"name": "a"}}
+    [manifest] = convert({**head, "spec": spec}).manifests
+    [pool] = manifest["spec"]["pools"]
+    assert (pool["minReplicas"], pool.get("role")) == (4, None)
+    spec["template"]["spec"]["roles"].append({"name": "other", "template": template})  # type: ignore[index]
+    with pytest.raises(BadInput, match="its roles with engines are server, other"):
+        convert({**head, "spec": spec})

@@ -146,3 +146,62 @@ def test_document_whose_fields_have_another_form_is_a_problem(tmp_path: Path, te
     done = run_command_line("convert", str(tmp_path / "odd.yaml"))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(str(tmp_path / "odd.yaml"))
+
+
+def test_list_of_kubectl_is_converted(file: Path) -> None:
+    items = [yaml.safe_load(text) for text in (MODEL, SECRET)]
+    items[0]["status"] = {"replicas": {"all": 1}}
+    file.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": items}))
+    done = run_command_line("convert", str(file))
+    assert (done.returncode, yaml.safe_load(done.stdout)["metadata"]["name"]) == (0, "phi")
+    assert "Secret token: not carried over" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "text", ["apiVersion: v2\nname: chart\nversion: 1.0.0\n", "replicaCount: 2\n", "- a\n", "text\n"]
+)
+def test_file_that_nothing_reads_is_a_problem_if_it_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").write_text(MODEL)
+    (tmp_path / "other.yaml").write_text(text)
+    reason = "other.yaml: it is no Kubernetes object, and no file of a system that Fairlead converts"
+    named = run_command_line("convert", str(tmp_path / "model.yaml"), str(tmp_path / "other.yaml"))
+    assert (named.returncode, named.stdout) == (1, "")
+    assert reason in named.stderr
+    folder = run_command_line("convert", str(tmp_path))
+    assert folder.returncode == 0, folder.stderr
+    assert "other.yaml: not carried over: it is no Kubernetes object" in folder.stderr
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("phi-3.1", "phi-3-1"), ("Phi", "phi"), ("phi_4", "phi.4"), ("phi", "phi")]
+)
+def test_two_models_of_one_name_are_refused(first: str, second: str, file: Path) -> None:
+    file.write_text("---\n".join(MODEL.replace("name: phi", f'name: "{name}"') for name in (first, second)))
+    done = run_command_line("convert", str(file))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "2 objects would have this name" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("fields", "bounds"), [("minReplicas: 0", (0, 1)), ("minReplicas: 2", (2, 2)), ("replicas: 3", (0, 3))]
+)
+def test_kubeai_model_without_a_maximum_keeps_its_minimum(fields: str, bounds: tuple[int, int], file: Path) -> None:
+    file.write_text(MODEL.replace("minReplicas: 1, maxReplicas: 1", fields))
+    done = run_command_line("convert", str(file))
+    pool = yaml.safe_load(done.stdout)["spec"]["pools"][0]
+    assert (pool["minReplicas"], pool["maxReplicas"]) == bounds
+    assert f"it is left out, so it becomes {bounds[1]}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("profile", "named"),
+    [("amd-gpu-mi300x:1", "amd-mi300x"), ("cpu:2", "cpu"), ("google-tpu-v5e-1x1:1", "google-tpu-v5e")],
+)
+def test_image_of_the_chart_on_other_devices_is_to_be_replaced(profile: str, named: str, file: Path) -> None:
+    file.write_text(MODEL.replace("nvidia-gpu-l4:1", profile))
+    done = run_command_line("convert", str(file))
+    assert f"before you apply the output: the chart's image is built for NVIDIA's GPUs: write an image for {named}" in (
+        done.stderr
+    )
+    file.write_text(MODEL.replace("nvidia-gpu-l4:1", profile).replace("owner: us", "image: 'me/mine:1'"))
+    assert "built for NVIDIA" not in run_command_line("convert", str(file)).stderr

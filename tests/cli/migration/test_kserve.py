@@ -85,14 +85,14 @@ def test_extra_arguments_are_carried_over_or_noted() -> None:
     assert (spec["adapters"], spec["model"]["revision"]) == ({"slots": 3}, "v2")
     assert spec["pools"][0]["parallelism"] == {"tensor": 2}
     notes = said(migration)
-    for flag in ("--kv-events-config", "--api-key", "--model, --served-model-name"):
-        assert f"VLLM_ADDITIONAL_ARGS: {flag}: " in notes
+    for flag in ("--kv-events-config", "--api-key", "--served-model-name"):
+        assert f"not carried over: {flag}: " in notes
 
 
 def test_templates_of_a_service_without_configurations_are_filled_in() -> None:
-    migration = convert(SERVICE.replace("WORDS", "--tag '{{ .ObjectMeta.Name }}'").replace("{name: common}", ""))
+    migration = convert(SERVICE.replace("WORDS", "--tokenizer '{{ .ObjectMeta.Name }}'").replace("{name: common}", ""))
     [manifest] = migration.manifests
-    assert manifest["spec"]["engine"]["args"] == ["--tag", "qwen"]
+    assert manifest["spec"]["engine"]["args"] == ["--tokenizer", "qwen"]
     assert "KServe fills it in" not in said(migration)
 
 
@@ -117,3 +117,23 @@ def test_external_predictor_names_what_to_do_first(mode: str, warned: bool) -> N
     assert {note.outcome for note in migration.notes} == {Outcome.REQUIRED}
     assert "before you apply the output: its OpenAI paths begin with /openai/v1" in said(migration)
     assert ("removes busy pods: set minReplicas" in said(migration)) == warned
+
+
+@pytest.mark.parametrize(
+    ("uri", "source"),
+    [("hf://a/b", "hf://a/b"), ("pvc://disk/lora", "pvc:disk/lora"), ("s3://bucket/lora", "s3://bucket/lora")],
+)
+def test_adapters_become_objects(uri: str, source: str) -> None:
+    lora = f"lora: {{maxRank: 32, adapters: [{{name: sql, uri: '{uri}'}}]}}"
+    migration = convert(SERVICE.replace("WORDS", "").replace("name: a/b", f"name: a/b, {lora}"))
+    model, adapter = migration.manifests
+    assert (model["spec"]["adapters"]["slots"], model["spec"]["adapters"]["maxRank"]) == (1, 32)
+    assert model["spec"]["adapters"].get("claimNames", []) == (["disk"] if source.startswith("pvc") else [])
+    assert adapter["spec"] == {"base": model["metadata"]["name"], "source": source, "servedNames": ["sql"]}
+
+
+def test_devices_that_kserve_claims_by_annotations_are_noted() -> None:
+    text = SERVICE.replace("WORDS", "").replace("    nodeSelector: {gpu: A100}\n", "")
+    claimed = text.replace("namespace: chat", "annotations: {serving.kserve.io/exp-dra-device-count: '2'}")
+    reason = "the pods had serving.kserve.io/exp-dra-device-count, and pods of nvidia-a100 request nvidia.com/gpu"
+    assert f"before you apply the output: {reason}" in said(convert(claimed))

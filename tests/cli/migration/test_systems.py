@@ -98,12 +98,12 @@ def test_kserve_configuration_is_merged_and_both_roles_become_pools() -> None:
     env = prefill["template"]["spec"]["containers"][0]["env"]
     assert env == [{"name": "ONLY_PREFILL", "value": "1"}]
     assert spec["kvCache"] == {"offload": {"type": "Native", "memory": "10Gi"}, "transfer": "NIXL"}
-    assert spec["adapters"] == {"slots": 1, "maxRank": 32}
+    assert "adapters" not in spec
     assert spec["autoscaling"] == {"mode": "Auto"}
     assert spec["rollout"] == {"maxSurge": 1}
     said = reasons(migration.notes)
     assert "set spec.slo" in said["spec.scaling.wva"]
-    assert "spec.model.lora.adapters" in said
+    assert any("models with Prefill and Decode pools serve no adapters" in note.reason for note in migration.notes)
     assert "spec.worker" in said
 
 

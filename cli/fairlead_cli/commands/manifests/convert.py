@@ -49,8 +49,9 @@ def convert(
     """Convert manifests of other systems.
 
     Manifests of KServe, AIBrix, KubeAI, kthena, llm-d, LiteLLM and vLLM's production-stack become
-    ModelDeployments. Splits by weight, rules by header and fallbacks become ModelRoutes, and LoRA
-    adapters become ModelAdapters. Standard error names each field that was not carried over, with
+    ModelDeployments, as do other Deployments and LeaderWorkerSets with vLLM or SGLang. Splits by
+    weight, rules by header and fallbacks become ModelRoutes, and LoRA adapters become
+    ModelAdapters. Standard error names each field that was not carried over, with
     the reason. Give all files of a model together: autoscalers and runtimes are separate objects.
     Fairlead's own objects among the files are checked, and stay as they are.
 

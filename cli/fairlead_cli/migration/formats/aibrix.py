@@ -19,39 +19,36 @@ from fairlead_cli.migration.draft import (
     assemble,
     manifest_name,
     metadata_of,
-    model_uri,
     scaling_spec,
 )
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
-from fairlead_cli.migration.pod_spec import claim_of_path, read_pod
+from fairlead_cli.migration.formats import workloads
+from fairlead_cli.migration.formats.workloads import (
+    read_pod_metadata,
+    read_replicas,
+    read_source,
+    read_template,
+    selected_labels,
+)
+from fairlead_cli.migration.pod_spec import find_engine
 
 NAME_LABEL: Final = "model.aibrix.ai/name"
 _PORT_LABEL: Final = "model.aibrix.ai/port"
 _OWN: Final = ("model.aibrix.ai/", "adapter.model.aibrix.ai/", "kpa.autoscaling.aibrix.ai/", "storm-service")
-_ENGINE_WORDS: Final = ("vllm", "sglang")
-_RUNTIME: Final = "aibrix/runtime"
-"""In the image of AIBrix's sidecar."""
 _CONFIG: Final = "model.aibrix.ai/config"
 _CONFIG_REASON: Final = (
     "set spec.routing.preset for its routingStrategy; its requestsPerSecond has no counterpart, since Fairlead queues "
     "by latency target"
 )
-_OWN_REASON: Final = "AIBrix reads them"
 _JOIN: Final = (
     f"write them as pools of one model (documentation: {ADDRESSES.documentation_page('how-to/mixed-gpus.html')}), "
     "or the second gets no requests by it"
 )
-_SELECTED: Final = "the selector of the old workload has it: a Service with this label would take the new pods, too"
-REASONS: Final = {
-    "spec.selector": "Fairlead labels its pods itself",
-    "spec.strategy": "set spec.rollout",
-    "spec.updateStrategy": "set spec.rollout",
-    "spec.rolloutStrategy": "set spec.rollout",
+_REASONS: Final = {_CONFIG: _CONFIG_REASON}
+REASONS: Final = workloads.REASONS | {
     "spec.stateful": "Fairlead's pools are stateless",
     "spec.metricsSources": "Fairlead scales for latency targets: set spec.slo",
     "spec.scalingStrategy": "Fairlead scales for latency targets: set spec.slo",
-    "spec.progressDeadlineSeconds": "Fairlead reports progress in conditions",
-    "spec.revisionHistoryLimit": "Fairlead keeps ten revisions",
 }
 
 
@@ -105,7 +102,7 @@ def _join_pools(first: ModelDraft, other: ModelDraft, name: str) -> None:
 
 def _all_labels(draft: ModelDraft) -> dict[str, str]:
     """Returns the labels by which a workload finds its pods."""
-    selected = _selected(draft.reader.section("spec"))
+    selected = selected_labels(draft.reader.section("spec"))
     return {label: str(value) for label, value in selected.items()} or draft.pools[0].selector
 
 
@@ -119,110 +116,52 @@ def _read_workload(workload: FieldReader) -> ModelDraft:
         draft.pools = _read_roles(spec)
         draft.pools.sort(key=lambda pool: pool.role == "Prefill")
     else:
-        pool = PoolDraft(spec)
-        pool.min_replicas = _replicas(spec)
-        _read_template(spec.section("template"), pool, _selected(spec))
+        pool = PoolDraft(spec, min_replicas=read_replicas(spec))
+        _read_template(spec.section("template"), pool, selected_labels(spec))
         draft.pools = [pool]
-    first = draft.pools[0]
-    flags = first.engine.flags
-    source = next((pool.engine.flags.model for pool in draft.pools if pool.engine.flags.model), "")
-    if not source:
-        raise spec.error("template", "the command line names no model", "add --model to it")
-    claim = claim_of_path(source, first) if source.startswith("/") else ""
-    draft.uri = claim or model_uri(source, spec, "template")[0]
-    draft.served_names = flags.served_names or [first.selector.get(NAME_LABEL, draft.name)]
+    draft.served_names = [draft.pools[0].selector.get(NAME_LABEL, draft.name)]
+    read_source(draft, spec)
     return draft
 
 
-def _replicas(reader: FieldReader) -> int:
-    replicas = reader.integer("replicas")
-    return 1 if replicas is None else replicas
-
-
 def _read_roles(spec: FieldReader) -> list[PoolDraft]:
-    sets = _replicas(spec)
-    pools = []
-    for role in spec.section("template").section("spec").entries("roles"):
+    """Returns the pools of a StormService: prefill and decode, or its only role with an engine."""
+    sets, pools = read_replicas(spec), []
+    template = spec.section("template")
+    for role in template.section("spec").entries("roles"):
         name = role.text("name")
         pool = PoolDraft(role, name=name, role={"prefill": "Prefill", "decode": "Decode"}.get(name, "Serve"))
-        if pool.role == "Serve":
+        if pool.role == "Serve" and find_engine(role.section("template").section("spec")) is None:
             role.skip(*role.names())
             role.note("", f"{name}: Fairlead's gateway does the work of this role", Outcome.DROPPED)
             continue
-        pool.min_replicas = sets * _replicas(role)
+        pool.min_replicas = sets * read_replicas(role)
         if sets > 1:
             role.note("replicas", f"{sets} role sets are one pool of {pool.min_replicas} instances")
         role.drop("stateful", REASONS["spec.stateful"])
         for field in ("updateStrategy", "podGroupSize", "upgradeOrder"):
             role.drop(field, "Fairlead has its own order of rollouts")
-        _read_template(role.section("template"), pool, _selected(spec))
+        _read_template(role.section("template"), pool, selected_labels(spec))
         pools.append(pool)
-    if {pool.role for pool in pools} != {"Prefill", "Decode"}:
-        raise spec.error("template", "there is no role prefill, or no role decode", "write this model by hand")
+    if [pool.role for pool in pools] == ["Serve"]:
+        pools[0].name = "main"
+    elif {pool.role for pool in pools} != {"Prefill", "Decode"}:
+        names = ", ".join(pool.name for pool in pools) or "none"
+        message = f"its roles with engines are {names}: not prefill and decode, and not one alone"
+        raise spec.error("template", message, "write this model by hand")
     for pool in pools:
-        _read_metadata(spec.section("template").section("metadata"), pool, _selected(spec))
+        read_pod_metadata(template.section("metadata"), pool, _OWN, selected_labels(spec), _REASONS)
     return pools
 
 
-def _selected(spec: FieldReader, name: str = "selector") -> Mapping[str, Any]:
-    selector = spec.peek(name)
-    return (selector.get("matchLabels") or {}) if isinstance(selector, dict) else {}
-
-
 def _read_template(template: FieldReader, pool: PoolDraft, selected: Mapping[str, Any]) -> None:
-    metadata = template.section("metadata")
-    labels = metadata.peek("labels") or {}
+    read_template(template, pool, own_prefixes=_OWN, selected=selected, reasons=_REASONS)
+    labels = template.section("metadata").peek("labels") or {}
     if NAME_LABEL in labels:
         pool.selector = {NAME_LABEL: str(labels[NAME_LABEL])}
         if pool.role == "Decode":
             pool.selector["role-name"] = pool.name
     pool.port = int(labels.get(_PORT_LABEL) or 8000)
-    _read_metadata(metadata, pool, selected)
-    pod = template.section("spec")
-    containers = pod.entries("containers")
-    engine = next((container for container in containers if _is_engine(container)), None)
-    if engine is None:
-        raise pod.error("containers", "no container runs vLLM or SGLang", "write the model by hand, as type: Custom")
-    for container in containers:
-        if container.path == engine.path:
-            continue
-        fields = {name: container.value(name) for name in container.names()}
-        if _RUNTIME in str(fields.get("image", "")):
-            container.note("", "AIBrix's sidecar serves AIBrix alone", Outcome.DROPPED)
-        else:
-            pool.pod.setdefault("containers", []).append(fields)
-    read_pod(pod, engine, pool)
-
-
-def _read_metadata(metadata: FieldReader, pool: PoolDraft, selected: Mapping[str, Any]) -> None:
-    """Stores the labels and annotations of pods, but for those that AIBrix or its Services read.
-
-    selected: the labels by which the workload finds its pods.
-    """
-    for kind in ("labels", "annotations"):
-        values = metadata.section(kind)
-        kept: dict[str, str] = {}
-        dropped: dict[str, list[str]] = {}
-        for name in values.names():
-            reason = _CONFIG_REASON if name == _CONFIG else _OWN_REASON if name.startswith(_OWN) else ""
-            if kind == "labels" and name in selected and not reason:
-                reason = _SELECTED
-            if reason:
-                values.skip(name)
-                dropped.setdefault(reason, []).append(name)
-            else:
-                kept[name] = values.text(name)
-        for reason, names in dropped.items():
-            metadata.note(kind, f"{', '.join(names)}: {reason}", Outcome.DROPPED)
-        if kept:
-            pool.metadata[kind] = pool.metadata.get(kind, {}) | kept
-
-
-def _is_engine(container: FieldReader) -> bool:
-    image = str(container.peek("image") or "")
-    words = [*(container.peek("command") or ()), *(container.peek("args") or ())]
-    text = " ".join(map(str, words))
-    return _RUNTIME not in image and any(word in text or word in image for word in _ENGINE_WORDS)
 
 
 def _read_scaler(scaler: FieldReader, targets: dict[tuple[str, str], ModelDraft]) -> None:
@@ -263,7 +202,7 @@ def _convert_adapter(
 ) -> dict[str, Any] | None:
     """Returns the ModelAdapter; None, with a note, if there is none for it."""
     metadata, spec = metadata_of(adapter, own_prefixes=_OWN), adapter.section("spec")
-    names = {spec.text("baseModel"), str(_selected(spec, "podSelector").get(NAME_LABEL) or "")} - {""}
+    names = {spec.text("baseModel"), str(selected_labels(spec, "podSelector").get(NAME_LABEL) or "")} - {""}
     spec.drop("podSelector", "the adapter belongs to its base")
     spec.drop("schedulerName", "gateways choose the engines")
     spec.drop(

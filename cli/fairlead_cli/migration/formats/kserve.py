@@ -2,16 +2,16 @@
 
 import copy
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from fairlead_cli.migration.command_line import KEY_FLAG, read_flags
+from fairlead_cli.migration.adapters import AdapterDraft, adapter_source, assemble_adapter, can_have_adapters
 from fairlead_cli.migration.draft import (
     MigrationOptions,
     ModelDraft,
     PoolDraft,
     assemble,
+    manifest_name,
     metadata_of,
     model_uri,
     read_helper,
@@ -25,6 +25,8 @@ _POD_NETWORKS: Final = "k8s.v1.cni.cncf.io/networks"
 """Annotation that KServe copies to its pods."""
 _CONTAINER: Final = "main"
 _TEMPLATE: Final = re.compile(r"\{\{-?\s*\.([\w.]+)\s*-?\}\}")
+_DRA: Final = "serving.kserve.io/exp-dra-device"
+"""Begins the annotations by which KServe claims devices."""
 _EVENTS_VARIABLE: Final = "KV_EVENTS_CONFIG"
 _COMPONENT: Final = "app.kubernetes.io/component"
 REASONS: Final = {
@@ -32,7 +34,6 @@ REASONS: Final = {
     "spec.storageInitializer": "vLLM loads the weights itself",
     "spec.tracing": "set tracing for the gateway in the chart's values",
     "spec.model.confidential": "Fairlead does not decrypt weights",
-    "spec.model.lora.adapters": "write a ModelAdapter for each; spec.adapters sets the slots",
 }
 
 
@@ -40,7 +41,7 @@ def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) 
     """Returns a ModelDeployment for each LLMInferenceService."""
     configs = {str((d.peek("metadata") or {}).get("name")): d for d in documents if _is_config(d)}
     services = [document for document in documents if not _is_config(document)]
-    converted = [_convert(document, configs, options) for document in services]
+    converted = [manifest for document in services for manifest in _convert(document, configs, options)]
     named = {str(one.peek("name")) for service in services for one in service.section("spec").entries("baseRefs")}
     for name, config in configs.items():
         config.skip("spec")
@@ -52,7 +53,9 @@ def _is_config(document: FieldReader) -> bool:
     return bool(document.peek("kind") == "LLMInferenceServiceConfig")
 
 
-def _convert(document: FieldReader, configs: Mapping[str, FieldReader], options: MigrationOptions) -> dict[str, Any]:
+def _convert(
+    document: FieldReader, configs: Mapping[str, FieldReader], options: MigrationOptions
+) -> list[dict[str, Any]]:
     document = _inherit(document, configs)
     spec = document.section("spec")
     draft = ModelDraft(document, **metadata_of(document, own_prefixes=OWN_PREFIXES))
@@ -69,10 +72,12 @@ def _convert(document: FieldReader, configs: Mapping[str, FieldReader], options:
     if networks is not None:
         for pool in draft.pools:
             pool.metadata.setdefault("annotations", {}).setdefault(_POD_NETWORKS, networks)
-    _read_adapters(model.section("lora"), main)
+    annotations = document.section("metadata").peek("annotations") or {}
+    main.devices.signs += [name for name in annotations if name.startswith(_DRA)]
+    adapters = _read_adapters(model.section("lora"), draft, options)
     if options.external:
         document.note("", "gateways call pods by HTTP: enableLLMInferenceServiceTLS must be false", Outcome.REQUIRED)
-    return assemble(draft, options)
+    return [assemble(draft, options), *map(assemble_adapter, adapters)]
 
 
 def _inherit(document: FieldReader, configs: Mapping[str, FieldReader]) -> FieldReader:
@@ -150,15 +155,14 @@ def _read_workload(workload: FieldReader, draft: ModelDraft, role: str) -> PoolD
     containers = pod.entries("containers")
     main = next((one for one in containers if one.peek("name") == _CONTAINER), None)
     if main is not None:
-        words = _take_extra_args(main)
         read_pod(pod, main, pool)
         _drop_templates(main, pool)
-        _add_extra_args(words, main, pool)
+        if set(pool.engine.flags.served_names) - set(draft.served_names):
+            main.note("env", "--served-model-name: spec.model names the model", Outcome.DROPPED)
     else:
         pool.devices.unknown = True
-    others = [one for one in containers if main is None or one.path != main.path]
-    if others:
-        pool.pod["containers"] = [{name: one.value(name) for name in one.names()} for one in others]
+        if containers:
+            pool.pod["containers"] = [{name: one.value(name) for name in one.names()} for one in containers]
     _read_parallelism(workload.section("parallelism"), workload, pool)
     _read_offload(workload, draft)
     _read_scaling(workload.section("scaling"), pool, draft)
@@ -170,32 +174,6 @@ def _read_workload(workload: FieldReader, draft: ModelDraft, role: str) -> PoolD
         if values := workload.mapping(kind):
             pool.metadata[kind] = {name: str(value) for name, value in values.items()}
     return pool
-
-
-def _take_extra_args(container: FieldReader) -> list[str]:
-    """Returns the arguments that KServe's start script takes from a variable."""
-    for variable in container.entries("env"):
-        if variable.peek("name") == EXTRA_ARGS:
-            return shlex.split(variable.text("value"))
-    return []
-
-
-def _add_extra_args(words: Sequence[str], container: FieldReader, pool: PoolDraft) -> None:
-    flags = pool.engine.flags
-    extra = read_flags(words, pool.engine.type)
-    flags.kept = [word for word in flags.kept if word != f"$({EXTRA_ARGS})"] + extra.kept
-    flags.transfer = extra.transfer or flags.transfer
-    flags.transfer_words += extra.transfer_words
-    flags.parallelism |= extra.parallelism
-    flags.revision = extra.revision or flags.revision
-    flags.adapters = extra.adapters or flags.adapters
-    flags.offload = extra.offload or flags.offload
-    pool.engine.needs_key |= KEY_FLAG in extra.dropped
-    dropped = dict(extra.dropped)
-    if extra.model or extra.served_names:
-        dropped["--model, --served-model-name"] = "spec.model names the model"
-    for flag, reason in dropped.items():
-        container.note("env", f"{EXTRA_ARGS}: {flag}: {reason}", Outcome.DROPPED)
 
 
 def _read_parallelism(sizes: FieldReader, workload: FieldReader, pool: PoolDraft) -> None:
@@ -234,11 +212,20 @@ def _read_scaling(scaling: FieldReader, pool: PoolDraft, draft: ModelDraft) -> N
     draft.spec = scaling_spec([pool]) | draft.spec
 
 
-def _read_adapters(lora: FieldReader, pool: PoolDraft) -> None:
+def _read_adapters(lora: FieldReader, draft: ModelDraft, options: MigrationOptions) -> list[AdapterDraft]:
+    """Returns the adapters of a model. Clients call them by the names that they have here."""
     if not lora:
-        return
-    slots = lora.integer("maxAdapters") or len(lora.entries("adapters"))
-    rank = lora.integer("maxRank")
-    pool.engine.flags.adapters = {"slots": slots or 4} | ({"maxRank": rank} if rank else {})
+        return []
+    pool, entries = draft.pools[0], lora.entries("adapters")
+    found = [(entry, entry.text("name"), entry.text("uri")) for entry in entries]
+    slots, rank = lora.integer("maxAdapters") or len(found), lora.integer("maxRank")
     lora.drop("maxCpuAdapters", "add --max-cpu-loras to engine.args")
-    lora.drop("adapters", REASONS["spec.model.lora.adapters"])
+    if not can_have_adapters(draft, draft.reader, external=options.external):
+        return []
+    pool.engine.flags.adapters = {"slots": slots or 4} | ({"maxRank": rank} if rank else {})
+    base = manifest_name(draft.name, options)
+    return [
+        AdapterDraft(f"{draft.name}-{name}", base, source, draft.namespace, served_names=[name])
+        for entry, name, uri in found
+        if (source := adapter_source(uri, entry, "uri", pool))
+    ]

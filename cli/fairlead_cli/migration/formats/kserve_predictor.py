@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Final
 
-from fairlead_cli.migration.command_line import read_flags
 from fairlead_cli.migration.draft import (
     MigrationOptions,
     ModelDraft,
@@ -64,6 +63,7 @@ REASONS: Final = {
     "spec.protocolVersions": "Fairlead speaks the OpenAI API alone",
     "spec.annotations": "Fairlead's gateway relays the engines' metrics",
     "spec.multiModel": "an engine serves one model",
+    "spec.predictor.workerSpec": "write pools[].parallelism.nodes: Fairlead's pods of one instance have one template",
     "spec.transformer": "Fairlead has no transformers",
     "spec.explainer": "Fairlead has no explainers",
 }
@@ -164,16 +164,9 @@ def _note_external(document: FieldReader, *, wrapped: bool) -> None:
 
 
 def _read_engine(predictor: FieldReader, container: FieldReader, pool: PoolDraft, wrapped: bool) -> None:
-    words = container.texts("args") if wrapped else []
-    read_pod(predictor, container, pool)
-    if not wrapped:
-        return
-    pool.engine.flags = read_flags(_to_vllm(words, container), "VLLM")
-    for flag, reason in pool.engine.flags.dropped.items():
-        container.note("args", f"{flag}: {reason}", Outcome.DROPPED)
-    if pool.engine.image:
-        container.note("image", "vLLM's own image runs instead of KServe's Hugging Face server", Outcome.DROPPED)
-        pool.engine.image = ""
+    read_pod(predictor, container, pool, _to_vllm(container.texts("args"), container) if wrapped else None)
+    if wrapped:
+        container.drop("image", "vLLM's own image runs instead of KServe's Hugging Face server")
 
 
 def _to_vllm(words: Sequence[str], container: FieldReader) -> list[str]:
@@ -219,6 +212,7 @@ def _read_runtime(model: FieldReader, runtimes: Mapping[str, FieldReader], pool:
     pool.devices.count = pool.devices.count or base.devices.count
     pool.devices.resource = pool.devices.resource or base.devices.resource
     pool.devices.hints += base.devices.hints
+    pool.devices.signs += base.devices.signs
     pool.pod = base.pod | pool.pod
     pool.container = base.container | pool.container
 

@@ -10,7 +10,6 @@ from fairlead_cli.migration.adapters import (
     can_have_adapters,
     slots_of,
 )
-from fairlead_cli.migration.command_line import read_flags
 from fairlead_cli.migration.draft import (
     MigrationOptions,
     ModelDraft,
@@ -21,7 +20,8 @@ from fairlead_cli.migration.draft import (
     model_uri,
     scaling_spec,
 )
-from fairlead_cli.migration.field_reader import FieldReader, Outcome
+from fairlead_cli.migration.field_reader import FieldReader
+from fairlead_cli.migration.pod_spec import store_flags
 
 REASONS: Final = {
     "spec.features": "the gateway serves the engine's APIs for JSON requests; it refuses forms with files, as for SpeechToText",
@@ -54,7 +54,8 @@ def _convert(document: FieldReader, options: MigrationOptions) -> list[dict[str,
     draft.uri, _ = model_uri(url, spec, "url")
     _read_engine(spec, pool)
     profile, _, count = spec.text("resourceProfile").partition(":")
-    if profile and not profile.startswith("cpu"):
+    pool.devices.is_cpu = profile.startswith("cpu")
+    if profile and not pool.devices.is_cpu:
         pool.devices.hints.append(profile)
         pool.devices.resource, pool.devices.count = "gpu", int(count) if count.isdigit() else 1
     if profile:
@@ -87,9 +88,7 @@ def _read_adapters(spec: FieldReader, draft: ModelDraft, options: MigrationOptio
 
 def _read_engine(spec: FieldReader, pool: PoolDraft) -> None:
     pool.engine.image = spec.text("image")
-    pool.engine.flags = read_flags(spec.texts("args"), "VLLM")
-    for flag, reason in pool.engine.flags.dropped.items():
-        spec.note("args", f"{flag}: {reason}", Outcome.DROPPED)
+    store_flags(spec.texts("args"), pool, spec, "args")
     pool.engine.env = [{"name": name, "value": str(value)} for name, value in spec.mapping("env").items()]
     if "envFrom" in spec:
         pool.container["envFrom"] = spec.value("envFrom")
@@ -103,9 +102,8 @@ def _read_scaling(spec: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None
         pool.min_replicas = 1 if replicas is None else replicas
         return
     if high is None:
-        pool.min_replicas = max(low, replicas or 0, 1)
-        spec.note("maxReplicas", f"without it Fairlead scales nothing, and {pool.min_replicas} instances run")
-        return
+        high = max(low, replicas or 0, 1)
+        spec.note("maxReplicas", f"it is left out, so it becomes {high}: write the number that your devices allow")
     pool.min_replicas, pool.max_replicas = low, high
     delay = spec.integer("scaleDownDelaySeconds") if high > low else None
     draft.spec |= scaling_spec([pool], stabilizationWindow=f"{delay}s" if delay else None)

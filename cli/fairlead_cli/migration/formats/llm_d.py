@@ -98,8 +98,6 @@ def _read_role(values: FieldReader, section: FieldReader, pool: PoolDraft, *, mu
     if command != "custom":
         engine.skip("command")
     read_pod(section, engine, pool)
-    if len(containers) > 1:
-        pool.pod["containers"] = [{name: one.value(name) for name in one.names()} for one in containers[1:]]
     sizes = section.section("parallelism")
     for name in ("tensor", "data"):
         number = sizes.integer(name)
@@ -112,6 +110,7 @@ def _read_role(values: FieldReader, section: FieldReader, pool: PoolDraft, *, mu
     own = section.section("accelerator")
     accelerator = own.text("type") or accelerator
     values.section("accelerator").skip("type")
+    pool.devices.is_cpu = accelerator == "cpu"
     if accelerator != "cpu":
         pool.devices.resource = str(accelerator)
         pool.devices.count = pool.devices.count or (sizes.integer("tensor") or 1) * local
@@ -120,6 +119,7 @@ def _read_role(values: FieldReader, section: FieldReader, pool: PoolDraft, *, mu
         own.skip("dra")
         section.skip("resourceClaims")
         section.note("", "devices come from the device plugin, not from DRA resource claims", Outcome.DROPPED)
+        pool.pod.pop("resourceClaims", None)
     for name, reason in _DROPPED.items():
         section.drop(name, reason)
 

@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from fairlead_cli.migration.command_line import KEY_FLAG, read_flags
 from fairlead_cli.migration.draft import (
     MigrationOptions,
     ModelDraft,
     PoolDraft,
     assemble,
+    join_roles,
     model_uri,
     scaling_spec,
 )
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
-from fairlead_cli.migration.pod_spec import labels_of_terms, read_environment, read_resources
+from fairlead_cli.migration.pod_spec import labels_of_terms, read_environment, read_probes, read_resources, store_flags
 
 _PRESETS: Final = {"roundrobin": "round-robin", "session": "session"}
 _FLAGS: Final = {
@@ -52,9 +52,6 @@ REASONS: Final = {
     "servingEngineSpec.labels": "Fairlead labels its pods itself",
     "servingEngineSpec.vllmApiKey": "the gateway checks keys, and a NetworkPolicy protects the engines",
     "servingEngineSpec.strategy": "set spec.rollout",
-    "servingEngineSpec.startupProbe": "Fairlead sets the probes of its engines",
-    "servingEngineSpec.livenessProbe": "Fairlead sets the probes of its engines",
-    "servingEngineSpec.readinessProbe": "Fairlead sets the probes of its engines",
     "servingEngineSpec.sidecar": _ADAPTERS,
 }
 
@@ -79,30 +76,11 @@ def _convert(values: FieldReader, options: MigrationOptions) -> list[dict[str, A
     if logic in ("session", "kvaware", "prefixaware"):
         router.drop("sessionKey", "clients send a session in the header x-session-id")
     manifests = []
-    for draft in _join_roles(drafts):
+    for draft in join_roles(drafts):
         if logic in _PRESETS:
             draft.spec["routing"] = {"preset": _PRESETS[logic]}
         manifests.append(assemble(draft, options))
     return manifests
-
-
-def _join_roles(drafts: list[ModelDraft]) -> list[ModelDraft]:
-    """Returns the models; a decode model takes the pool of the prefill model with its weights."""
-    joined = [draft for draft in drafts if draft.pools[0].role != "Prefill"]
-    for draft in drafts:
-        pool = draft.pools[0]
-        if pool.role != "Prefill":
-            continue
-        partner = next((d for d in joined if d.uri == draft.uri and d.pools[0].role == "Decode"), None)
-        if partner is None:
-            raise pool.reader.error("lmcacheConfig", "there is no decode model with the same modelURL")
-        partner.pools.append(pool)
-        partner.name = partner.name.removesuffix("-decode")
-        pool.reader.note("name", f"{draft.name} is the prefill pool of {partner.name}")
-    for draft in joined:
-        if len(draft.pools) == 1:
-            draft.pools[0].role, draft.pools[0].name = "Serve", "main"
-    return joined
 
 
 def _read_model(values: FieldReader, engines: FieldReader, spec: FieldReader) -> ModelDraft:
@@ -116,11 +94,9 @@ def _read_model(values: FieldReader, engines: FieldReader, spec: FieldReader) ->
     pool.min_replicas = 1 if replicas is None else replicas
     repository, tag = spec.text("repository"), spec.text("tag")
     pool.engine.image = f"{repository}:{tag}" if repository and tag else repository
-    pool.engine.flags = read_flags(_arguments(spec), "VLLM")
-    for flag, reason in pool.engine.flags.dropped.items():
-        spec.note("vllmConfig", f"{flag}: {reason}", Outcome.DROPPED)
+    store_flags(_arguments(spec), pool, spec, "vllmConfig")
     draft.served_names = pool.engine.flags.served_names or [url]
-    pool.engine.needs_key = KEY_FLAG in pool.engine.flags.dropped or "vllmApiKey" in engines
+    pool.engine.needs_key |= "vllmApiKey" in engines
     pool.engine.flags.revision = spec.text("modelRevision")
     if spec.flag("enableLoRA"):
         pool.engine.flags.adapters = pool.engine.flags.adapters or {}
@@ -128,6 +104,7 @@ def _read_model(values: FieldReader, engines: FieldReader, spec: FieldReader) ->
     _read_resources(spec, pool)
     _read_variables(engines, spec, pool)
     _read_pod(engines, spec, pool)
+    read_probes(engines, pool)
     _read_lmcache(spec.section("lmcacheConfig"), pool, draft)
     _read_scaling(spec.section("keda"), pool, draft)
     if spec.section("raySpec").peek("enabled"):
@@ -206,9 +183,7 @@ def _read_resources(spec: FieldReader, pool: PoolDraft) -> None:
             pool.container.setdefault("resources", {}).setdefault(kind, {})[resource] = spec.value(name)
     count = spec.integer("requestGPU")
     if count:
-        pool.devices.count = count
-        pool.devices.resource = spec.text("requestGPUType") or "nvidia.com/gpu"
-        pool.devices.hints.append(pool.devices.resource)
+        pool.devices.add(spec.text("requestGPUType") or "nvidia.com/gpu", count)
     for name in ("requestGPUMem", "requestGPUMemPercentage", "requestGPUCores", "limitGPUMem", "limitGPUCores"):
         spec.drop(name, "Fairlead requests whole devices")
 
@@ -237,6 +212,7 @@ def _read_pod(engines: FieldReader, spec: FieldReader, pool: PoolDraft) -> None:
     runtime = spec.text("runtimeClassName") or engines.text("runtimeClassName")
     scheduler = engines.text("schedulerName")
     pool.pod |= {k: v for k, v in (("runtimeClassName", runtime), ("schedulerName", scheduler)) if v}
+    pool.devices.signs += [f"runtimeClassName {runtime}"] if runtime else []
     own = spec.value("tolerations", default=[])
     shared = engines.value("tolerations", default=[]) if spec.text("tolerationsPolicy") != "override" else []
     if shared or own:

@@ -1,0 +1,328 @@
+"""Plain workloads with vLLM or SGLang, and what the reader of pods keeps for every system."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+from fairlead.errors import BadInput
+from fairlead.manifests.loader import read_object
+from fairlead_cli.migration.draft import MigrationOptions
+from fairlead_cli.migration.field_reader import Outcome
+from fairlead_cli.migration.systems import Migration, migrate, system_of
+
+POD = """
+nodeSelector: {nvidia.com/gpu.product: NVIDIA-H100-80GB-HBM3}
+containers:
+- name: vllm
+  image: vllm/vllm-openai:v0.32.0
+  command: [vllm, serve, Qwen/Qwen3-8B, --served-model-name, house]
+  ports: [{name: http, containerPort: 8200}]
+  resources: {limits: {nvidia.com/gpu: "1"}}
+"""
+KINDS = {
+    "Deployment": ("apps/v1", "{replicas: 2, selector: {matchLabels: {app: x}}, template: {spec: POD}}"),
+    "StatefulSet": ("apps/v1", "{replicas: 2, selector: {matchLabels: {app: x}}, template: {spec: POD}}"),
+    "LeaderWorkerSet": (
+        "leaderworkerset.x-k8s.io/v1",
+        "{replicas: 2, leaderWorkerTemplate: {size: 2, leaderTemplate: {spec: POD}, workerTemplate: {spec: POD}}}",
+    ),
+    "ModelServing": (
+        "workload.serving.volcano.sh/v1alpha1",
+        "{replicas: 2, template: {roles: [{name: a, replicas: 1, workerReplicas: 1, entryTemplate: {spec: POD}}]}}",
+    ),
+}
+
+
+def pod(**changed: Any) -> dict[str, Any]:
+    """Returns a pod; fields with the names of a container's are set in its container."""
+    found: dict[str, Any] = yaml.safe_load(POD)
+    container = found["containers"][0]
+    for name, value in changed.items():
+        (container if name in ("image", "command", "args", "env", "resources") or "Probe" in name else found)[name] = (
+            value
+        )
+    if "mounts" in found:
+        container["volumeMounts"] = found.pop("mounts")
+    return found
+
+
+def workload(spec: dict[str, Any] | None = None, kind: str = "Deployment", **metadata: Any) -> dict[str, Any]:
+    version, text = KINDS[kind]
+    found = _fill(yaml.safe_load(text), pod() if spec is None else spec)
+    return {"apiVersion": version, "kind": kind, "metadata": {"name": "house"} | metadata, "spec": found}
+
+
+def _fill(value: Any, spec: dict[str, Any]) -> Any:
+    if isinstance(value, dict):
+        return {name: _fill(item, spec) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_fill(item, spec) for item in value]
+    return spec if value == "POD" else value
+
+
+def convert(*documents: dict[str, Any], accelerator: str | None = None, external: bool = False) -> Migration:
+    return migrate([("f.yaml", document) for document in documents], MigrationOptions(accelerator, external))
+
+
+def spec_of(migration: Migration) -> dict[str, Any]:
+    (manifest,) = migration.manifests
+    read_object(manifest)
+    found: dict[str, Any] = manifest["spec"]
+    return found
+
+
+def said(migration: Migration) -> str:
+    return "\n".join(note.describe() for note in migration.notes)
+
+
+def engine_of(spec: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = spec["pools"][0]["template"]["spec"]["containers"][0]
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_workload_becomes_a_model(kind: str) -> None:
+    spec = spec_of(convert(workload(pod(command=["vllm", "serve", "a/b", "-tp", "2"]), kind)))
+    (pool,) = spec["pools"]
+    assert (spec["model"]["uri"], pool["minReplicas"]) == ("hf://a/b", 2)
+    several = kind in ("LeaderWorkerSet", "ModelServing")
+    assert pool["parallelism"] == {"tensor": 2} | ({"nodes": 2} if several else {})
+    outside = spec_of(convert(workload(kind=kind), external=True))
+    assert outside["pools"][0]["selector"]["port"] == 8200
+
+
+def test_modelserving_with_several_roles_is_refused_by_name() -> None:
+    document = workload(kind="ModelServing")
+    roles = document["spec"]["template"]["roles"]
+    document["spec"]["template"]["roles"] = [roles[0], {**roles[0], "name": "b"}]
+    with pytest.raises(BadInput, match="there are the roles a, b"):
+        convert(document)
+
+
+@pytest.mark.parametrize(
+    ("container", "known"),
+    [
+        ({"image": "vllm/vllm-openai:v0.32.0", "args": ["--model", "a"]}, True),
+        ({"image": "ghcr.io/llm-d/llm-d-cuda:v0.9.0", "args": ["--model", "a"]}, True),
+        ({"image": "me/mine:1", "command": ["sh", "-c", "exec python3 -m sglang.launch_server --model a"]}, True),
+        ({"image": "me/mine:1", "command": ["sh", "-c", "exec vllm serve a --tp $(nproc)"]}, True),
+        ({"image": "ghcr.io/llm-d/llm-d-routing-sidecar:1", "args": ["--connector=nixlv2"]}, False),
+        ({"image": "lmcache/lmstack-router:1", "args": ["--routing-logic", "session"]}, False),
+        ({"image": "nginx:1", "command": ["nginx"]}, False),
+        ({"image": "vllm/vllm-openai:v0.32.0", "command": ["python3", "-m", "http.server"]}, False),
+    ],
+)
+def test_workload_is_known_by_its_command_or_image(container: dict[str, Any], known: bool) -> None:
+    document = workload({"containers": [{"name": "a"} | container]})
+    assert (system_of(document) is not None) == known
+
+
+def test_prefill_and_decode_of_llm_d_become_pools() -> None:
+    documents = []
+    for role in ("decode", "prefill"):
+        transfer = '{"kv_connector":"NixlConnector","kv_role":"kv_both"}'
+        spec = pod(command=["vllm", "serve", "a/b", "--kv-transfer-config", transfer])
+        spec["initContainers"] = [{"name": "proxy", "image": "ghcr.io/llm-d/llm-d-routing-sidecar:1"}]
+        document = workload(spec, name=f"house-{role}")
+        document["spec"]["template"]["metadata"] = {"labels": {"llm-d.ai/role": role, "app": "x"}}
+        documents.append(document)
+    migration = convert(*reversed(documents))
+    spec = spec_of(migration)
+    assert [(pool["name"], pool["role"]) for pool in spec["pools"]] == [("decode", "Decode"), ("prefill", "Prefill")]
+    assert (migration.manifests[0]["metadata"]["name"], spec["kvCache"]) == ("house", {"transfer": "NIXL"})
+    assert "initContainers" not in str(spec)
+    assert "initContainers[0]: not carried over: Fairlead's gateway sends prompts" in said(migration)
+    with pytest.raises(BadInput, match="there is no decode model with the weights of house-prefill"):
+        convert(documents[1])
+
+
+def claim_pod(*words: str, **changed: Any) -> dict[str, Any]:
+    return pod(
+        command=["vllm", "serve", "/weights/house", *words],
+        mounts=[{"name": "w", "mountPath": "/weights"}],
+        volumes=[{"name": "w", "persistentVolumeClaim": {"claimName": "disk"}}],
+        **changed,
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "kept"),
+    [
+        (claim_pod(), False),
+        (claim_pod("--max-model-len", "4096"), False),
+        (claim_pod("--chat-template", "/weights/t.jinja"), True),
+        (claim_pod('--speculative-config={"model":"/weights/draft"}'), True),
+        (claim_pod(env=[{"name": "LOGGING", "value": "/weights/log.json"}]), True),
+        (
+            claim_pod(initContainers=[{"name": "i", "image": "i", "volumeMounts": [{"name": "w", "mountPath": "/m"}]}]),
+            True,
+        ),
+    ],
+)
+def test_claim_stays_mounted_while_something_else_is_on_it(spec: dict[str, Any], kept: bool) -> None:
+    found = spec_of(convert(workload(spec)))
+    assert found["model"]["uri"] == "pvc:disk/house"
+    assert ("volumes" in found["pools"][0].get("template", {}).get("spec", {})) == kept
+
+
+@pytest.mark.parametrize(
+    ("resource", "product"),
+    [
+        ("nvidia.com/mig-1g.10gb", "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb"),
+        ("nvidia.com/gpu", "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb"),
+        ("nvidia.com/gpu.shared", "NVIDIA-H100-80GB-HBM3"),
+        ("nvidia.com/gpumem", "NVIDIA-H100-80GB-HBM3"),
+        ("amd.com/gpu", "NVIDIA-H100-80GB-HBM3"),
+    ],
+)
+def test_part_of_a_device_and_other_devices_are_asked_for(resource: str, product: str) -> None:
+    spec = pod(nodeSelector={"nvidia.com/gpu.product": product}, resources={"limits": {resource: "1"}})
+    with pytest.raises(BadInput, match=r"no built-in AcceleratorClass is for|a pod gets a part of a device"):
+        convert(workload(spec))
+    migration = convert(workload(spec), accelerator="nvidia-h100")
+    noted = [note for note in migration.notes if "see that the class nvidia-h100 has the resource" in note.reason]
+    assert [note.outcome for note in noted] == [Outcome.REQUIRED]
+
+
+def test_device_that_pods_share_by_time_is_noted() -> None:
+    migration = convert(workload(pod(nodeSelector={"nvidia.com/gpu.product": "NVIDIA-L4-SHARED"})))
+    assert spec_of(migration)["pools"][0]["acceleratorClassName"] == "nvidia-l4"
+    assert "NVIDIA-L4-SHARED; its profile is that of a whole device, which several pods share" in said(migration)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"nodeSelector": {"kubernetes.io/hostname": "rack-h100-07"}}, "does not say which accelerator"),
+        ({"nodeSelector": {"topology.kubernetes.io/zone": "a100"}}, "does not say which accelerator"),
+        (
+            {"resources": {}, "nodeSelector": {}, "runtimeClassName": "nvidia"},
+            "no device, but has runtimeClassName nvidia",
+        ),
+        (
+            {"resources": {"claims": [{"name": "gpu"}]}, "nodeSelector": {}, "resourceClaims": [{"name": "gpu"}]},
+            "no device, but has resourceClaims, resources.claims",
+        ),
+        (
+            {"resources": {}, "nodeSelector": {}, "env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "0"}]},
+            "no device, but has NVIDIA_VISIBLE_DEVICES",
+        ),
+    ],
+)
+def test_class_is_not_guessed_from_what_names_no_device(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        convert(workload(pod(**changed)))
+
+
+@pytest.mark.parametrize(("image", "noted"), [("vllm/vllm-openai:v0.32.0", True), ("me/vllm-cpu:v0.32.0", False)])
+def test_class_cpu_names_itself_as_a_guess(image: str, noted: bool) -> None:
+    migration = convert(workload(pod(resources={}, nodeSelector={}, image=image)))
+    assert spec_of(migration)["pools"][0]["acceleratorClassName"] == "cpu"
+    assert ("the manifest requests no device, so the pool is on class cpu" in said(migration)) == noted
+
+
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("--max-model-len ${MAX_LEN:-32768}", r"\$\{MAX_LEN:-32768\}"),
+        ("-tp $(nvidia-smi -L | wc -l)", r"\$\(nvidia-smi -L \| wc -l\)"),
+        ("-tp `nproc`", "`nproc`"),
+        ("--data-parallel-size=$((LWS_GROUP_SIZE * 8))", r"\$\(\(LWS_GROUP_SIZE \* 8\)\)"),
+        ("--max-model-len $LENGTH", r"\$LENGTH itself"),
+    ],
+)
+def test_text_for_the_shell_does_not_reach_the_engine(word: str, named: str) -> None:
+    script = f"# it's how we start\nexport LENGTH=$(cat /etc/length)\nexec vllm serve a/b \\\n  {word}"
+    with pytest.raises(BadInput, match=named):
+        convert(workload(pod(command=["bash", "-c", script])))
+
+
+def test_variables_of_the_pod_and_commands_beside_the_engine_are_no_obstacle() -> None:
+    script = "export A=$(nproc) # don't\nexec vllm serve a/b --max-model-len $LENGTH --seed $(SEED)"
+    env = [{"name": "LENGTH", "value": "4096"}, {"name": "SEED", "value": "1"}]
+    spec = spec_of(convert(workload(pod(command=["bash", "-c", script], env=env))))
+    assert spec["engine"]["args"] == ["--max-model-len", "$(LENGTH)", "--seed", "$(SEED)"]
+
+
+@pytest.mark.parametrize(
+    ("probes", "seconds"),
+    [
+        ({"startupProbe": {"periodSeconds": 30, "failureThreshold": 240}}, 7200),
+        ({"startupProbe": {"initialDelaySeconds": 3000, "failureThreshold": 60}}, 3600),
+        ({"livenessProbe": {"initialDelaySeconds": 3600}}, 3630),
+        (
+            {"startupProbe": {"periodSeconds": 10, "failureThreshold": 60}, "livenessProbe": {"periodSeconds": 9999}},
+            None,
+        ),
+        ({"readinessProbe": {"periodSeconds": 9999}}, None),
+    ],
+)
+def test_longer_start_is_carried_over(probes: dict[str, Any], seconds: int | None) -> None:
+    migration = convert(workload(pod(**probes)))
+    containers = spec_of(migration)["pools"][0]["template"]["spec"].get("containers", [{}])
+    probe = containers[0].get("startupProbe")
+    assert (probe is None) == (seconds is None)
+    if probe is not None:
+        assert probe["periodSeconds"] * probe["failureThreshold"] == seconds
+        assert f"gives engines {seconds} s to start, as before" in said(migration)
+
+
+@pytest.mark.parametrize(("size", "kept"), [("64Gi", True), ("16Gi", False), ("2Gi", False), (None, False)])
+def test_greater_shared_memory_is_carried_over(size: str | None, kept: bool) -> None:
+    source = {"medium": "Memory"} | ({"sizeLimit": size} if size else {})
+    spec = pod(mounts=[{"name": "shm", "mountPath": "/dev/shm"}], volumes=[{"name": "shm", "emptyDir": source}])
+    found = spec_of(convert(workload(spec)))["pools"][0]["template"]["spec"].get("volumes", [])
+    assert found == ([{"name": "shared-memory", "emptyDir": source}] if kept else [])
+
+
+@pytest.mark.parametrize(
+    ("image", "word", "kept"),
+    [
+        ("", "--disable-log-requests", []),
+        ("vllm/vllm-openai:v0.32.0", "--num-scheduler-steps=10", []),
+        ("", "--enable-chunked-prefill=false", ["--no-enable-chunked-prefill"]),
+        ("", "--enable-chunked-prefill=True", ["--enable-chunked-prefill"]),
+        ("vllm/vllm-openai:v0.11.0", "--disable-log-requests", ["--disable-log-requests"]),
+        ("me/mine:1", "--disable-log-requests", ["--disable-log-requests"]),
+    ],
+)
+def test_flag_that_the_engine_no_longer_takes_is_dropped(image: str, word: str, kept: list[str]) -> None:
+    migration = convert(workload(pod(image=image, command=["vllm", "serve", "a/b", word])))
+    assert spec_of(migration)["engine"].get("args", []) == kept
+    assert ("has no flag" in said(migration)) == (not kept)
+
+
+def connector(*parts: str) -> str:
+    sizes = '"kv_connector_extra_config":{"cpu_bytes_to_use":1073741824}'
+    inner = ",".join(f'{{"kv_connector":"{name}",{sizes}}}' for name in parts)
+    several = f'{{"kv_connector":"MultiConnector","kv_connector_extra_config":{{"connectors":[{inner}]}}}}'
+    return f"--kv-transfer-config={several}"
+
+
+def storm(*decode: str) -> dict[str, Any]:
+    roles = []
+    for name, words in (("prefill", decode), ("decode", decode)):
+        spec = pod(command=["vllm", "serve", "a/b", *words])
+        roles.append({"name": name, "replicas": 1, "template": {"spec": spec}})
+    body = {"replicas": 1, "template": {"spec": {"roles": roles}}}
+    head = {"apiVersion": "orchestration.aibrix.ai/v1alpha1", "kind": "StormService", "metadata": {"name": "house"}}
+    return {**head, "spec": body}
+
+
+def test_several_connectors_become_transfer_and_offload() -> None:
+    spec = spec_of(convert(storm(connector("NixlConnector", "OffloadingConnector"))))
+    assert spec["kvCache"] == {"offload": {"type": "Native", "memory": "1Gi"}, "transfer": "NIXL"}
+    assert "args" not in spec["engine"]
+    alone = spec_of(convert(workload(pod(command=["vllm", "serve", "a/b", connector("NixlConnector")]))))
+    assert alone["engine"]["args"] == [connector("NixlConnector")]
+    assert "kvCache" not in alone
+
+
+@pytest.mark.parametrize(
+    "word", [connector("NixlConnector", "MyConnector"), '--kv-transfer-config={"kv_connector":"Mine"}']
+)
+def test_connector_that_a_model_cannot_say_is_refused(word: str) -> None:
+    with pytest.raises(BadInput, match="cannot say the connectors of --kv-transfer-config"):
+        convert(storm(word))
+    assert spec_of(convert(workload(pod(command=["vllm", "serve", "a/b", word]))))["engine"]["args"] == [word]
