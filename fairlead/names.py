@@ -15,6 +15,8 @@ SERVED_NAME_PATTERN = re.compile(r"[A-Za-z0-9._/:@+-]{1,253}")
 Why: gateways search for the name in engine responses.
 """
 
+ALL_NAMESPACES = "*"
+"""Stands for every namespace in a list of them."""
 EXTERNAL_SUFFIX = "-external"
 """Ends the name of a model that stands in for another one until the cut-over."""
 

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from fairlead.errors import BadInput
-from fairlead.manifests.loader import STDIN_PATH
+from fairlead.manifests.files import STDIN_PATH
 from fairlead.names import closest_matches
 
 

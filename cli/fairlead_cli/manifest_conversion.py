@@ -15,7 +15,8 @@ from fairlead.api.v1alpha1 import API_VERSION
 from fairlead.engine_profile import builtin_profiles
 from fairlead.errors import BadInput, ManifestError, first_line, plain_text
 from fairlead.limits import Limits
-from fairlead.manifests.loader import read_object, read_texts
+from fairlead.manifests.files import read_texts
+from fairlead.manifests.loader import read_object
 from fairlead.manifests.yaml_nodes import parse_documents
 from fairlead.runtime.atomic_write import write_atomic
 from fairlead_cli.migration.draft import MigrationOptions

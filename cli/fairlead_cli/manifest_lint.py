@@ -13,6 +13,7 @@ from fairlead.errors import FileProblem, ManifestError
 from fairlead.fleet import file as fleetfile
 from fairlead.limits import Limits
 from fairlead.manifests import loader
+from fairlead.manifests.files import read_texts
 from fairlead.manifests.skipped_files import is_fleet_document, skip_files
 from fairlead.manifests.yaml_nodes import parse_documents
 
@@ -23,7 +24,7 @@ def lint_paths(paths: Iterable[str]) -> tuple[list[FileProblem], list[str]]:
     """
     limits = Limits()
     every = list(paths)
-    texts, problems = loader.read_texts(every, limits=limits)
+    texts, problems = read_texts(every, limits=limits)
     texts, skipped = skip_files(texts, every, limits=limits)
     objects: list[tuple[str, str]] = []
     remarks = [str(replace(one, message=f"note: {one.message}")) for one in skipped]

@@ -91,6 +91,7 @@ class Reason(StrEnum):
     NAMES_TAKEN = "NamesTaken"
     RESOLVED = "Resolved"
     MODEL_NOT_FOUND = "ModelNotFound"
+    REF_NOT_PERMITTED = "RefNotPermitted"
     NO_WEIGHT = "NoWeight"
     LOADABLE = "Loadable"
     INVALID_ADAPTER = "InvalidAdapter"
@@ -457,8 +458,7 @@ _ACCEPTED = (
     (Reason.VALID, "The spec is valid, and the route has all names that it claims.", "Nothing."),
     (
         Reason.NAMES_TAKEN,
-        "A model or an older route has a name that the route claims, or the name begins with a namespace that holds models. "
-        "The route's other names work, and `namespace/name` does unless a model has it.",
+        "A model or an older route has a name of the route, or it begins with a namespace that holds models. Other names work.",
         "Use another name, or remove the one that the message gives.",
     ),
     (
@@ -471,13 +471,18 @@ _RESOLVED_REFS = (
     (Reason.RESOLVED, "Every target exists.", "Nothing."),
     (
         Reason.MODEL_NOT_FOUND,
-        "A target, fallback or shadow is no model that this installation serves. The message says which, targets first.",
-        "Create the model, correct the name, remove it, or give a target `weight: 0`.",
+        "No model here is called as the message says, targets first.",
+        "Create it, or remove the name.",
+    ),
+    (
+        Reason.REF_NOT_PERMITTED,
+        "A model of another namespace does not list that of the route. Such targets stop the route; other such models are skipped.",
+        "Add the namespace of the route to `spec.allowedRoutes` of the model that the message names, or remove it from the route.",
     ),
     (
         Reason.NO_WEIGHT,
-        "All targets of the route, or of an override, have `weight: 0`. Their requests get 503.",
-        "Give one of them a weight, or remove the override.",
+        "All targets of the route, or of an override, have `weight: 0`: 503.",
+        "Give one of them a weight.",
     ),
 )
 

@@ -33,7 +33,7 @@ from fairlead.api.spec.routing import Routing
 from fairlead.api.spec.slo import Slo
 from fairlead.api.spec.tenant.spec import ModelTenantSpec
 from fairlead.api.strict_model import FieldPath, Rule, StrictModel, field_error
-from fairlead.api.value_types import MAX_LABEL_VALUE_LENGTH, check_unique, list_map_schema
+from fairlead.api.value_types import MAX_LABEL_VALUE_LENGTH, AllowedRoutes, check_unique, list_map_schema
 from fairlead.fleet.model import TokenPrice
 from fairlead.routes.model import Route
 from fairlead.tenants.model import Tenant
@@ -309,6 +309,7 @@ class ModelDeploymentSpec(StrictModel):
     autoscaling: Annotated[Autoscaling, Field(examples=["{mode: Auto}"])] = Autoscaling()
     rollout: Annotated[Rollout, Field(examples=["{maxSurge: 2, drainTimeout: 10m}"])] = Rollout()
     price: Annotated[Price | None, Field(examples=['{input: "0.40", cachedInput: "0.10", output: "1.20"}'])] = None
+    allowed_routes: AllowedRoutes = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _check_unique_names(self) -> Self:

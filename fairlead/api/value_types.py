@@ -15,7 +15,7 @@ from fairlead import units
 from fairlead.api.strict_model import field_error
 from fairlead.errors import BadInput
 from fairlead.fleet.engine_url import normalize_endpoint_url
-from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN, SERVED_NAME_PATTERN
+from fairlead.names import ALL_NAMESPACES, DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN, SERVED_NAME_PATTERN
 
 _LABEL_PATTERN = f"^{DNS_LABEL_PATTERN.pattern}$"
 _SUBDOMAIN_PATTERN = f"^{DNS_SUBDOMAIN_PATTERN.pattern}$"
@@ -53,6 +53,21 @@ Subdomain = Annotated[
     str,
     AfterValidator(_check_subdomain),
     Field(json_schema_extra={"pattern": _SUBDOMAIN_PATTERN, "minLength": 1, "maxLength": 253}),
+]
+NamespaceOrAll = Annotated[
+    str,
+    AfterValidator(lambda text: text if text == ALL_NAMESPACES else _check_label(text)),
+    Field(json_schema_extra={"pattern": rf"^(\*|{DNS_LABEL_PATTERN.pattern})$", "minLength": 1, "maxLength": 63}),
+]
+"""The name of a namespace, or `*` for all."""
+AllowedRoutes = Annotated[
+    list[NamespaceOrAll],
+    Field(
+        max_length=64,
+        description="namespaces whose ModelRoutes may lead to this model, besides its own; `*` = all",
+        examples=["[team-a]"],
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    ),
 ]
 ShortName = Annotated[
     str,

@@ -8,7 +8,7 @@ produces snapshots: from a file, which the local supervisor writes, or from a wa
   with the same epoch compute the same homes.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
@@ -17,6 +17,7 @@ from fairlead.adapters.model import DEFAULT_ADAPTER_SLOTS, LoraAdapter
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.labels import CANARY_POOL_SUFFIX
 from fairlead.fleet.signals import EngineSignals
+from fairlead.names import ALL_NAMESPACES
 from fairlead.routes.model import Route
 
 
@@ -261,6 +262,7 @@ class Model:
     adapter_slots: adapters that each of its engines holds at a time.
     canary_weight: percentage of the conversations that canary instances get.
     adapters_only: clients may name its adapters, and not the model itself.
+    route_namespaces: those whose routes may lead to it, besides its own; `*` stands for all.
     """
 
     namespace: str
@@ -276,6 +278,11 @@ class Model:
     adapter_slots: int = DEFAULT_ADAPTER_SLOTS
     canary_weight: int = 0
     adapters_only: bool = False
+    route_namespaces: frozenset[str] = frozenset()
+
+    def takes_routes_of(self, namespace: str) -> bool:
+        """Returns True if a route of the namespace may lead to the model."""
+        return takes_routes(self.namespace, self.route_namespaces, namespace)
 
     @property
     def key(self) -> str:
@@ -292,6 +299,14 @@ class Model:
         if self.adapters_only:
             return False
         return (self.name == name and not self.shadowed) or name in self.served_names
+
+
+def takes_routes(namespace: str, allowed: Collection[str], route_namespace: str) -> bool:
+    """Returns True if a model of `namespace` may be the target of a route of another one.
+
+    allowed: `spec.allowedRoutes` of the model.
+    """
+    return route_namespace == namespace or route_namespace in allowed or ALL_NAMESPACES in allowed
 
 
 @dataclass(frozen=True, slots=True)

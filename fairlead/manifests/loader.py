@@ -4,8 +4,7 @@
 also checks across documents: names must be unique, and the accelerator of every pool must exist.
 """
 
-import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -40,13 +39,13 @@ from fairlead.fleet.client_names import (
 )
 from fairlead.fleet.model import Model
 from fairlead.limits import Limits
+from fairlead.manifests.files import read_texts
 from fairlead.manifests.lint import LintNote, access_modes, lint_claims, lint_spec, lint_tenant
 from fairlead.manifests.pod_template import lint_template
 from fairlead.manifests.skipped_files import API_GROUP, known_kinds, skip_files
 from fairlead.manifests.validation_messages import validation_problems
 from fairlead.manifests.yaml_nodes import (
     YamlNode,
-    decode_file,
     format_path,
     format_value,
     node_from_value,
@@ -54,7 +53,6 @@ from fairlead.manifests.yaml_nodes import (
 )
 from fairlead.names import EXTERNAL_SUFFIX, closest_matches
 
-STDIN_PATH = "-"
 _ENGINES_WITH_PROFILE_NAMES = (EngineType.SIM, EngineType.EXTERNAL, EngineType.OPENAI)
 """Engines whose pools may name a built-in profile instead of a class: no pod gets a device."""
 
@@ -118,6 +116,7 @@ def to_fleet_model(deployment: ModelDeployment) -> Model:
         wakes=deployment.spec.scales_from_zero,
         requests=deployment.spec.engine.to_request_policy(),
         price=deployment.spec.token_price,
+        route_namespaces=frozenset(deployment.spec.allowed_routes),
     )
 
 
@@ -159,20 +158,6 @@ def read_object(manifest: Mapping[str, Any]) -> ManifestObject:
         raise BadInput(message, field=error.problems[0].field) from error
 
 
-def read_texts(
-    paths: Sequence[str | Path], *, limits: Limits, stdin: BinaryIO | None = None
-) -> tuple[list[tuple[str, str]], list[FileProblem]]:
-    """Returns (file, text) of every readable file, and the problems of the others."""
-    texts: list[tuple[str, str]] = []
-    problems: list[FileProblem] = []
-    for path in paths:
-        try:
-            texts += [(file, read_text(file, limits=limits, stdin=stdin)) for file in expand_path(path)]
-        except ManifestError as error:
-            problems += error.problems
-    return texts, problems
-
-
 def combine_texts(
     texts: Iterable[tuple[str, str]], *, limits: Limits, complete: bool = True
 ) -> tuple[Manifests, list[FileProblem]]:
@@ -208,34 +193,6 @@ def combine_texts(
     if problems:
         return manifests, problems
     return replace(manifests, notes=(*skipped, *_lint_problems(documents, manifests, foreign))), problems
-
-
-def expand_path(path: str | Path) -> list[str]:
-    """Returns the YAML files of a folder in order of name; for anything else, the path itself.
-
-    Raises ManifestError for a folder without such files.
-    """
-    if str(path) == STDIN_PATH or not Path(path).is_dir():
-        return [str(path)]
-    files = sorted(str(file) for file in Path(path).iterdir() if file.suffix in (".yaml", ".yml"))
-    if not files:
-        problem = FileProblem(str(path), 1, "(folder)", "the folder has no .yaml or .yml file", "name a file")
-        raise ManifestError((problem,))
-    return files
-
-
-def read_text(file: str, *, limits: Limits, stdin: BinaryIO | None = None) -> str:
-    """Returns the text of a file or of standard input. Raises ManifestError."""
-    try:
-        if file == STDIN_PATH:
-            raw = (stdin or sys.stdin.buffer).read(limits.fleet_file_bytes + 1)
-        else:
-            with open(file, "rb") as opened:
-                raw = opened.read(limits.fleet_file_bytes + 1)
-    except OSError as error:
-        message = f"cannot be read: {error.strerror or error}"
-        raise ManifestError((FileProblem(file, 1, "(file)", message, "check the path and its permissions"),)) from error
-    return decode_file(raw, file=file, limits=limits)
 
 
 def parse_manifests(text: str, *, file: str, limits: Limits | None = None) -> list[_Document]:
@@ -371,8 +328,9 @@ def _lint_problems(
             yield _problem_at(document, note.path, f"note: {note.message}", note.fix)
     yield from _template_problems(documents, fatal=False)
     yield from _lint_served_names(documents)
-    yield from _lint_targets(documents, {model.key for model in manifests.models})
-    yield from _lint_bases(documents, {model.key: model for model in manifests.models})
+    models = {model.key: model for model in manifests.models}
+    yield from _lint_targets(documents, models)
+    yield from _lint_bases(documents, models)
 
 
 def _problem_at(document: _Document, path: tuple[str | int, ...], message: str, fix: str) -> FileProblem:
@@ -457,13 +415,18 @@ def _lint_bases(documents: Sequence[_Document], models: Mapping[str, ModelDeploy
         yield _problem_at(document, path, f"note: {found.message}", fix)
 
 
-def _lint_targets(documents: Sequence[_Document], models: Collection[str]) -> Iterator[FileProblem]:
-    """Yields a note for each target of a route that is no model of the files."""
+def _lint_targets(documents: Sequence[_Document], models: Mapping[str, ModelDeployment]) -> Iterator[FileProblem]:
+    """Yields a note for each target of a route that is no model of the files, or not allowed."""
     for document in documents:
         if not isinstance(document.value, ModelRoute):
             continue
         for path, model in document.value.to_route().model_paths():
-            if model not in models:
+            namespace = document.value.metadata.namespace or "default"
+            if model in models and not to_fleet_model(models[model]).takes_routes_of(namespace):
+                message = f"note: {model} takes no routes of {namespace}: gateways do not follow it"
+                fix = f"add `allowedRoutes: [{namespace}]` to its spec, or remove it here"
+                yield _problem_at(document, ("spec", *path), message, fix)
+            elif model not in models:
                 matches = closest_matches(model, models, count=1)
                 fix = f"did you mean {matches[0]}?" if matches else "leave it if the model is in another file"
                 message = f"note: no model of these files is {format_value(model)}"

@@ -144,12 +144,12 @@ class Route:
 
 
 def visible_route(route: Route, may_use: Callable[[str], bool]) -> Route | None:
-    """Returns the route as a tenant may use it; None if the route is unknown to the tenant.
+    """Returns the route without models that may not be used; None if a target is one of them.
 
-    An override that leads to a model that the tenant may not use does not take its requests. Nor is
-    such a model a fallback for them, or gets copies of them.
+    An override that leads to such a model takes no requests. Nor is such a model a fallback, or
+    gets copies.
 
-    may_use: returns whether the tenant may use a model, given by its key.
+    may_use: returns whether a tenant, or the route's namespace, may use a model, given by its key.
     """
     if not all(map(may_use, RouteRule(route.targets).models())):
         return None

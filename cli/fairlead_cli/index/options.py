@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead.manifests.loader import STDIN_PATH
+from fairlead.manifests.files import STDIN_PATH
 from fairlead_cli.output import OutputFormat
 from fairlead_cli.target import ClusterOptions, qualified_name
 

@@ -54,14 +54,14 @@ def parse_fleet_file(text: str, *, file: str, limits: Limits | None = None) -> F
         object_claim("route", item.namespace, item.name, tuple(item.served_names)) for item in content.routes
     ]
     granted = grant_names([*claims, *route_claims], {claim.namespace for claim in claims})
-    problems = route_problems(routes, granted, {claim.key for claim in claims}, node, file)
-    problems += adapter_problems(content, node, file)
-    if problems:
-        raise ManifestError(tuple(problems))
     models = sorted(
         (_to_model(item, granted[claim.key]) for item, claim in zip(content.models, claims, strict=True)),
         key=lambda model: model.key,
     )
+    problems = route_problems(routes, granted, {model.key: model for model in models}, node, file)
+    problems += adapter_problems(content, node, file)
+    if problems:
+        raise ManifestError(tuple(problems))
     instances = {f"{item.namespace}/{item.name}": _to_instances(item) for item in content.models}
     return Fleet(
         version=1,
@@ -84,6 +84,7 @@ def _to_model(item: FileModel, names: GrantedNames) -> Model:
         price=item.price.to_token_price() if item.price is not None else None,
         adapters=tuple(adapter.to_adapter() for adapter in item.adapters),
         adapter_slots=item.adapter_slots,
+        route_namespaces=frozenset(item.allowed_routes),
     )
 
 

@@ -1,9 +1,10 @@
 """Problems of the routes of a fleet file, each with line, field and fix."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from fairlead.errors import FileProblem
 from fairlead.fleet.client_names import GrantedNames, describe_owner, object_claim
+from fairlead.fleet.model import Model
 from fairlead.manifests.yaml_nodes import YamlNode, format_path, format_value
 from fairlead.names import closest_matches
 from fairlead.routes.model import Route
@@ -12,13 +13,14 @@ _Path = tuple[str | int, ...]
 
 
 def route_problems(
-    routes: Sequence[Route], granted: Mapping[str, GrantedNames], models: Collection[str], node: YamlNode, file: str
+    routes: Sequence[Route], granted: Mapping[str, GrantedNames], models: Mapping[str, Model], node: YamlNode, file: str
 ) -> list[FileProblem]:
-    """Returns the problems of routes: those that are given twice, names that they do not get, and
-    targets that are no models of the file.
+    """Returns the problems of routes: those that are given twice, and names that they do not get.
+
+    Targets are problems that are no models of the file, or that take no routes of the namespace.
 
     granted: the names of models and routes, by the keys of their claims.
-    models: the keys of the models.
+    models: by their keys.
     """
     problems: list[FileProblem] = []
 
@@ -43,4 +45,7 @@ def route_problems(
                 matches = closest_matches(model, models, count=1)
                 fix = f"did you mean {matches[0]}?" if matches else "name a model of this file as namespace/name"
                 add(("routes", number, *path), f"no model of this file is {format_value(model)}", fix)
+            elif not models[model].takes_routes_of(route.namespace):
+                message = f"{format_value(model)} takes no routes of the namespace {route.namespace}"
+                add(("routes", number, *path), message, f"add `allowedRoutes: [{route.namespace}]` to the model")
     return problems

@@ -16,6 +16,7 @@ from fairlead.api.spec.route.spec import ModelRouteSpec, check_models
 from fairlead.api.spec.routing import Routing
 from fairlead.api.strict_model import StrictModel, field_error
 from fairlead.api.value_types import (
+    AllowedRoutes,
     Cost,
     Duration,
     PositiveDuration,
@@ -288,6 +289,7 @@ class FileModel(StrictModel):
         default_factory=list, max_length=10_000, examples=["[{name: sql, source: /adapters/sql}]"]
     )
     adapter_slots: Annotated[int, Field(ge=1, le=10_000, examples=["8"])] = DEFAULT_ADAPTER_SLOTS
+    allowed_routes: AllowedRoutes = Field(default_factory=list)
     instances: list[FileInstance] = Field(default_factory=list, examples=['[{url: "http://127.0.0.1:9001"}]'])
 
     @model_validator(mode="after")

@@ -27,6 +27,8 @@ def format_fleet_file(fleet: Fleet) -> str:
         lines.append(f"    routing: {_format_flow({'preset': model.preset})}")
         if model.served_names:
             lines.append(f"    servedNames: {_format_flow(list(model.served_names))}")
+        if model.route_namespaces:
+            lines.append(f"    allowedRoutes: {_format_flow(sorted(model.route_namespaces))}")
         if model.wakes:
             lines.append("    wakes: true")
         lines += [f"    {name}: {_format_flow(value)}" for name, value in _policy_fields(model.requests).items()]

@@ -49,7 +49,7 @@ from fairlead.fleet.model import (
 )
 from fairlead.kube.resources import Manifest, key_of, label_selector, labels_of, metadata_of, namespace_of, uid_of
 from fairlead.limits import Limits
-from fairlead.routes.model import Route
+from fairlead.routes.model import Route, visible_route
 
 _Value = TypeVar("_Value")
 _UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -208,6 +208,7 @@ class _FleetBuilder:
                     wakes=spec.scales_from_zero,
                     requests=spec.engine.to_request_policy(),
                     price=spec.token_price,
+                    route_namespaces=frozenset(spec.allowed_routes),
                 )
             else:
                 model = before or Model(one.namespace, one.name)
@@ -220,7 +221,25 @@ class _FleetBuilder:
                 adapters=self._adapters.get(one.key, ()),
                 adapter_slots=_adapter_slots(one.spec, before),
             )
+        self._limit_routes(found)
         return dict(sorted(found.items()))
+
+    def _limit_routes(self, models: Mapping[str, Model]) -> None:
+        """Takes from routes what leads to models that do not allow it."""
+        for key, route in list(self.routes.items()):
+
+            def is_allowed(model: str, namespace: str = route.namespace) -> bool:
+                return model not in models or models[model].takes_routes_of(namespace)
+
+            refused = [model for _, model in route.model_paths() if not is_allowed(model)]
+            if refused:
+                names = ", ".join(dict.fromkeys(refused))
+                self.problems.append(f"the route {key}: spec.allowedRoutes of {names} does not list its namespace")
+                limited = visible_route(route, is_allowed)
+                self.routes = {name: one for name, one in self.routes.items() if name != key}
+                if limited is not None:
+                    self.routes[key] = limited
+        self.routes = dict(sorted(self.routes.items()))
 
     def _granted_names(self) -> dict[str, GrantedNames]:
         claims = []

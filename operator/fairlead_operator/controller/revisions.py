@@ -28,7 +28,7 @@ from fairlead_operator.object_metadata import (
 from fairlead_operator.render.revision import POOL_BOUNDS, engine_fields
 
 MAX_KEPT_REVISIONS = 10
-_FIELDS_WITHOUT_RESTART = ("replicas", "autoscaling", "rollout", "slo", "routing")
+_FIELDS_WITHOUT_RESTART = ("replicas", "autoscaling", "rollout", "slo", "routing", "allowedRoutes")
 
 
 @dataclass(frozen=True, slots=True)

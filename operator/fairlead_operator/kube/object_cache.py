@@ -44,7 +44,7 @@ from fairlead_operator.kube.name_claims import NO_CLAIM, ObjectClaim, claim_key,
 from fairlead_operator.kube.object_trimming import trim_child, trim_model
 from fairlead_operator.object_metadata import ChildKey, child_key, owner_model_key
 from fairlead_operator.status.adapter_status import base_key
-from fairlead_operator.status.route_status import target_keys
+from fairlead_operator.status.route_status import allowed_namespaces, target_keys
 
 STANDARD_CHILD_KINDS = (
     DEPLOYMENTS,
@@ -84,12 +84,12 @@ class ModelSnapshot:
 class RouteSnapshot:
     """A route at one moment.
 
-    models: the keys of all models.
+    models: all models, by key.
     """
 
     route: Manifest
     names: GrantedNames
-    models: frozenset[str]
+    models: Mapping[str, Manifest]
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +251,7 @@ class ObjectCache:
         The owners of its names are decided now, and remembered.
         """
         route = self.routes.get(key)
-        return None if route is None else RouteSnapshot(route, self._decide_names(key), frozenset(self.models))
+        return None if route is None else RouteSnapshot(route, self._decide_names(key), dict(self.models))
 
     def adapter_snapshot(self, key: str) -> AdapterSnapshot | None:
         """Returns the adapter with this key of its claim; None if it does not exist.
@@ -298,7 +298,7 @@ class ObjectCache:
             return []
         affected = self._claimants(names)
         after = self.models.get(key)
-        if (before is None) != (after is None):
+        if (before is None) != (after is None) or allowed_namespaces(before) != allowed_namespaces(after):
             affected |= self._routes_to([key])
         if before is None or after is None or before.get("spec") != after.get("spec"):
             affected |= self._adapters_of([key])

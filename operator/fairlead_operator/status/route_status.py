@@ -1,12 +1,13 @@
 """The status of a ModelRoute, from its spec, its names and the models. Pure."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from fairlead.api.conditions import ConditionType, Reason
 from fairlead.api.v1alpha1 import ModelRoute
 from fairlead.errors import BadInput
 from fairlead.fleet.client_names import GrantedNames
+from fairlead.fleet.model import takes_routes
 from fairlead.kube.conditions import ConditionValue, conditions_for
 from fairlead.kube.resources import Manifest, namespace_of
 from fairlead.manifests.loader import read_object
@@ -24,11 +25,11 @@ def target_keys(route: Manifest) -> frozenset[str]:
 
 
 def route_status(
-    route: Manifest, names: GrantedNames, models: Container[str], generation: int, now: str
+    route: Manifest, names: GrantedNames, models: Mapping[str, Manifest], generation: int, now: str
 ) -> dict[str, Any]:
     """Returns the status of a route.
 
-    models: the keys of all models.
+    models: all models, by key.
     generation: of the spec that it describes.
     now: current time as the API server writes it.
     """
@@ -71,7 +72,7 @@ def _accepted(names: GrantedNames) -> ConditionValue:
     return ConditionValue(ConditionType.ACCEPTED, "False", Reason.NAMES_TAKEN, message)
 
 
-def _resolved(route: Route, models: Container[str]) -> ConditionValue:
+def _resolved(route: Route, models: Mapping[str, Manifest]) -> ConditionValue:
     missing = [key for key in route.models() if key not in models]
     if missing:
         more = f" and {len(missing) - _MAX_NAMED} more" if len(missing) > _MAX_NAMED else ""
@@ -84,6 +85,11 @@ def _resolved(route: Route, models: Container[str]) -> ConditionValue:
     if route.shadow is not None and route.shadow.model not in models:
         message = f"no model is called {route.shadow.model}: no requests are copied"
         return ConditionValue(ConditionType.RESOLVED_REFS, "False", Reason.MODEL_NOT_FOUND, message)
+    refused = list(dict.fromkeys(key for _, key in route.model_paths() if not _takes_routes(models.get(key), route)))
+    if refused:
+        fate = "they are skipped" if set(refused).isdisjoint(_default_targets(route)) else "the route is not served"
+        message = f"spec.allowedRoutes of {', '.join(refused[:_MAX_NAMED])} does not list {route.namespace}: {fate}"
+        return ConditionValue(ConditionType.RESOLVED_REFS, "False", Reason.REF_NOT_PERMITTED, message)
     without = [place for place, rule in _places(route) if not rule.models()]
     if without:
         message = f"no target of {', '.join(without)} has a weight above 0: its requests get 503"
@@ -91,6 +97,21 @@ def _resolved(route: Route, models: Container[str]) -> ConditionValue:
     count = len(route.models())
     message = "the target exists" if count == 1 else f"all {count} targets exist"
     return ConditionValue(ConditionType.RESOLVED_REFS, "True", Reason.RESOLVED, message)
+
+
+def allowed_namespaces(model: Manifest | None) -> list[str]:
+    """Returns `spec.allowedRoutes` of a model; empty if there is none."""
+    allowed = ((model or {}).get("spec") or {}).get("allowedRoutes")
+    return [one for one in allowed if isinstance(one, str)] if isinstance(allowed, list) else []
+
+
+def _takes_routes(model: Manifest | None, route: Route) -> bool:
+    """Returns True if a model allows the route; also for one that does not exist."""
+    return model is None or takes_routes(namespace_of(model) or "default", allowed_namespaces(model), route.namespace)
+
+
+def _default_targets(route: Route) -> list[str]:
+    return RouteRule(route.targets).models()
 
 
 def _places(route: Route) -> Iterator[tuple[str, RouteRule]]:

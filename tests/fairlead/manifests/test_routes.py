@@ -69,9 +69,29 @@ def test_what_a_cluster_would_show_is_a_note_of_lint_and_an_error_of_local_mode(
 
 def test_routes_of_two_namespaces_may_have_one_name_but_clients_reach_the_first() -> None:
     second = ROUTE.replace("{name: assistant}", "{name: assistant, namespace: b}").replace("acme/assistant", "b-name")
-    found = loaded(MODEL, ROUTE, second.replace("model: tiny", "model: default/tiny"))
+    shared = f"{MODEL}  allowedRoutes: [b]\n"
+    found = loaded(shared, ROUTE, second.replace("model: tiny", "model: default/tiny"))
     (problem,) = found.notes
     assert problem.message == "note: clients do not reach the route by assistant: the route default/assistant has it"
+
+
+def test_model_of_another_namespace_must_allow_the_route() -> None:
+    route = ROUTE.replace("{name: assistant}", "{name: assistant, namespace: b}").replace(
+        "model: tiny", "model: default/tiny"
+    )
+    found = loaded(MODEL, route)
+    (note,) = found.notes
+    assert (note.field, note.fix) == (
+        "spec.targets[0].model",
+        "add `allowedRoutes: [b]` to its spec, or remove it here",
+    )
+    with pytest.raises(BadInput, match="default/tiny, which takes no routes of b"):
+        plan_routes(found)
+    for allowed in ("[b]", "['*']"):
+        assert loaded(f"{MODEL}  allowedRoutes: {allowed}\n", route).notes == ()
+    for wrong in ("[B]", "['b/c']", "b"):
+        _, problems = combine_texts([("f", f"{MODEL}  allowedRoutes: {wrong}\n")], limits=Limits())
+        assert problems
 
 
 def test_a_route_given_twice_is_refused() -> None:

@@ -32,7 +32,21 @@ def test_status_says_names_targets_and_that_they_exist() -> None:
     }
     cluster.put("ModelDeployment", "big", "other", spec={"model": {"uri": "hf://a/b"}})
     assert cluster.queued == {"other/big", "route:chat/assistant"}
+    message = "spec.allowedRoutes of other/big does not list chat: the route is not served"
+    assert cluster.conditions("assistant")["ResolvedRefs"] == ("False", "RefNotPermitted", message)
+    allowing = {"model": {"uri": "hf://a/b"}, "allowedRoutes": ["chat"]}
+    cluster.put("ModelDeployment", "big", "other", spec=allowing)
+    assert cluster.queued == {"other/big", "route:chat/assistant"}
     assert cluster.conditions("assistant")["ResolvedRefs"] == ("True", "Resolved", "all 2 targets exist")
+
+
+def test_status_names_a_shadow_that_belongs_to_another_team() -> None:
+    cluster = Cluster()
+    cluster.model("tiny")
+    cluster.put("ModelDeployment", "big", "other", spec={"model": {"uri": "hf://a/b"}, "allowedRoutes": ["ops"]})
+    cluster.route("a", targets=[{"model": "tiny"}], shadow={"model": "other/big"})
+    message = "spec.allowedRoutes of other/big does not list chat: they are skipped"
+    assert cluster.conditions("a")["ResolvedRefs"] == ("False", "RefNotPermitted", message)
 
 
 def test_status_says_that_a_fallback_is_missing_and_refuses_a_loop() -> None:

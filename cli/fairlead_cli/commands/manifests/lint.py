@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from fairlead.errors import BadInput
-from fairlead.manifests import loader
+from fairlead.manifests.files import STDIN_PATH
 from fairlead_cli.manifest_arguments import collect_paths
 from fairlead_cli.manifest_lint import _count, lint_paths
 
@@ -36,7 +36,7 @@ def lint(
     if not paths:
         raise BadInput("no file was given", field="FILES", hint="fairlead lint FILE, or - for standard input")
     for path in paths:
-        if path != loader.STDIN_PATH and not Path(path).exists():
+        if path != STDIN_PATH and not Path(path).exists():
             raise BadInput(f"no such file: {path}", field="FILES")
     problems, remarks = lint_paths(paths)
     for problem in problems[:MAX_SHOWN]:

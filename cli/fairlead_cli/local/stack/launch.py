@@ -9,7 +9,8 @@ from pathlib import Path
 import fairlead
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead.manifests.loader import STDIN_PATH, Manifests, load_manifests
+from fairlead.manifests.files import STDIN_PATH
+from fairlead.manifests.loader import Manifests, load_manifests
 from fairlead.runtime.clock import SystemClock
 from fairlead.settings import CliSettings, read_settings
 from fairlead_cli.addresses import Address, claim_port, parse_address

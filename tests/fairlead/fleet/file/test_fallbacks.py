@@ -13,7 +13,7 @@ TEXT = """\
 models:
   - {name: big, instances: []}
   - {name: middle, instances: []}
-  - {name: small, namespace: chat, instances: []}
+  - {name: small, namespace: chat, allowedRoutes: ['*'], instances: []}
 routes:
   - name: assistant
     targets: [{model: big}]

@@ -59,7 +59,7 @@ def test_documented_file_is_parsed() -> None:
 def test_every_instance_field_is_parsed() -> None:
     text = FLEET_TEXT.replace(
         "engine: vllm}",
-        "engine: sim, id: a/1/0, pool: p, role: Serve, state: Draining, weight: 2, adapters: [x, y], dpRank: 3, "
+        "engine: sim, id: a/1/0, pool: p, role: Serve, state: Draining, weight: 2, adapters: [x, 'y'], dpRank: 3, "
         "kvEvents: 'tcp://127.0.0.1:5557', kvReplay: 'tcp://127.0.0.1:5558', profile: 910b4}",
     )
     (instance,) = parse_fleet_file(text, file="fleet.yaml").instances["default/tiny"]

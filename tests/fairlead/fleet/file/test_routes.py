@@ -13,7 +13,7 @@ from fairlead.routes.model import RequestRewrite, Route, RouteRule, RouteTarget
 TEXT = """\
 models:
   - {name: tiny, servedNames: [org/tiny], instances: [{url: "http://127.0.0.1:9001"}]}
-  - {name: big, namespace: chat, instances: []}
+  - {name: big, namespace: chat, allowedRoutes: [default], instances: []}
 routes:
   - name: assistant
     servedNames: [acme/assistant]
@@ -99,3 +99,34 @@ def test_two_routes_do_not_share_a_name() -> None:
         parse_fleet_file(TEXT + second, file="f")
     (problem,) = refused.value.problems
     assert "the route default/assistant has it" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("route", "field"),
+    [
+        ("targets: [{model: b/x}]", "targets[0].model"),
+        ("targets: [{model: own}], shadow: {model: b/x, percent: 100}", "shadow.model"),
+        ("targets: [{model: own}], onFailure: [{when: [Unavailable], to: b/x}]", "onFailure[0].to"),
+        (
+            "targets: [{model: own}], overrides: [{tenants: [t], targets: [{model: b/x}]}]",
+            "overrides[0].targets[0].model",
+        ),
+    ],
+)
+def test_a_model_of_another_namespace_must_allow_the_route(route: str, field: str) -> None:
+    text = (
+        "models:\n  - {name: own, namespace: a, instances: []}\n  - {name: x, namespace: b, instances: []}\n"
+        f"routes:\n  - {{name: r, namespace: a, {route}}}\n"
+    )
+    with pytest.raises(ManifestError) as caught:
+        parse_fleet_file(text, file="f")
+    (problem,) = caught.value.problems
+    assert (problem.field, problem.fix) == (f"routes[0].{field}", "add `allowedRoutes: [a]` to the model")
+    for allowed, is_right in (("[a]", True), ('["*"]', True), ("[c]", False)):
+        changed = text.replace("namespace: b,", f"namespace: b, allowedRoutes: {allowed},")
+        if is_right:
+            fleet = parse_fleet_file(changed, file="f")
+            assert parse_fleet_file(format_fleet_file(fleet), file="f") == fleet
+        else:
+            with pytest.raises(ManifestError):
+                parse_fleet_file(changed, file="f")

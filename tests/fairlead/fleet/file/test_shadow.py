@@ -12,7 +12,7 @@ from fairlead.routes.model import Shadow
 TEXT = """\
 models:
   - {name: big, instances: []}
-  - {name: next, namespace: chat, instances: []}
+  - {name: next, namespace: chat, allowedRoutes: [default], instances: []}
 routes:
   - name: assistant
     targets: [{model: big}]

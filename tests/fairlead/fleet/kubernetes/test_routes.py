@@ -83,3 +83,30 @@ def test_a_changed_route_is_a_new_fleet() -> None:
     assert built([named("tiny")], [route("a")], previous=before).fleet is before
     after = built([named("tiny")], [route("a", targets=[{"model": "y/b"}])], previous=before).fleet
     assert (after.version, after.membership_epoch) == (2, 1)
+
+
+def test_models_of_other_namespaces_get_only_requests_that_they_allow() -> None:
+    """Gateways skip such an override, fallback and shadow. A route with such a target ends."""
+    other = named("big", namespace="y")
+    own = [{"model": "tiny"}]
+    cases = {
+        "target": {"targets": [*own, {"model": "y/big"}]},
+        "idle": {"targets": [*own, {"model": "y/big", "weight": 0}]},
+        "override": {"targets": own, "overrides": [{"tenants": ["t"], "targets": [{"model": "y/big"}]}]},
+        "fallback": {"targets": own, "onFailure": [{"when": ["Unavailable"], "to": "y/big"}]},
+        "shadow": {"targets": own, "shadow": {"model": "y/big"}},
+    }
+    routes = [route(name, **spec) for name, spec in cases.items()]
+    found = built([named("tiny"), other], routes)
+    assert sorted(found.fleet.routes) == ["x/fallback", "x/idle", "x/override", "x/shadow"]
+    for one in found.fleet.routes.values():
+        assert (one.overrides, one.fallbacks, one.shadow) == ((), (), None)
+    assert "the route x/shadow: spec.allowedRoutes of y/big does not list its namespace" in found.problems
+    for allowed in (["x"], ["*"]):
+        open_to = {**other, "spec": {**other["spec"], "allowedRoutes": allowed}}
+        served = built([named("tiny"), open_to], routes)
+        assert sorted(served.fleet.routes) == sorted(f"x/{name}" for name in cases)
+        assert served.fleet.routes["x/shadow"].shadow is not None
+        assert served.problems == ()
+    closed = {**other, "spec": {**other["spec"], "allowedRoutes": ["z"]}}
+    assert built([named("tiny"), closed], routes).fleet.routes == found.fleet.routes
