@@ -103,6 +103,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             6,
         ),
         Benchmark(
+            "flood",
+            "fairlead_bench.fairness.flood_benchmark",
+            "a flooding tenant and steady ones, on processes, compared with one ideal queue; overload",
+            30,
+            Code.COMPILED_PROCESSES,
+        ),
+        Benchmark(
             "adapters",
             "fairlead_bench.adapters.benchmark",
             "placement of LoRA adapters by the gateway's rule and by published ones, on a virtual clock",

@@ -14,7 +14,7 @@ from fairlead_gateway.admission.backlog_decay import MIN_BACKLOG_SECONDS
 from fairlead_gateway.admission.caller_bounds import CallerBounds, CallerClass
 from fairlead_gateway.admission.decode_work import decode_seconds
 from fairlead_gateway.admission.fair_share import FairShare
-from fairlead_gateway.admission.policy import MAX_WAITING_STEP_SHARE
+from fairlead_gateway.admission.kv_capacity import MAX_WAITING_STEP_SHARE
 from fairlead_gateway.admission.request_queue import TIER_WEIGHTS, has_credit, waits_behind
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch

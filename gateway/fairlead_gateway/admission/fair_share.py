@@ -7,6 +7,9 @@ pays for having been served while no other waited.
 Why it saves some: a tenant that sends less than its share joins with each request. Without savings,
 a flood would be as near to its turn as the tenant, each time.
 
+Recent service has counts of its own, which decay. They say which tenant had a small share, also
+where no other one waits.
+
 All queues of a model in one process share one count. Requests that never wait count as well, and so
 does the service that other processes report. What is served here is collected for their reports.
 
@@ -18,7 +21,12 @@ from typing import Final
 
 SAVED_SECONDS: Final = 1.0
 """Engine time that a tenant may save: twice the quantum by which others may be ahead."""
+RECENT_SECONDS: Final = 20.0
+"""Engine time of all tenants after which what was served before counts half."""
+SMALL_SHARE: Final = 0.5
+"""A tenant that got less than this part of what another got has a small share."""
 _MIN_COMPACTED: Final = 64
+_MIN_RECENT_SECONDS: Final = 0.001
 
 
 class _Service:
@@ -36,7 +44,7 @@ class _Service:
 class FairShare:
     """Seconds of engine time by tenant, divided by the tenant's weight.
 
-    reports: service is collected for `take_unreported`.
+    reports: callers are told apart, and service is collected for `take_unreported`.
     """
 
     def __init__(self, *, reports: bool = False) -> None:
@@ -44,7 +52,14 @@ class FairShare:
         self._present: dict[Hashable, int] = {}
         self._compact_above = _MIN_COMPACTED
         self._reports = reports
+        self._recent: dict[Hashable, _Service] = {}
+        self._recent_total = self._recent_most = 0.0
         self._unreported: dict[str, _Service] = {}
+
+    @property
+    def tells_callers_apart(self) -> bool:
+        """Whether requests come with the keys of their callers."""
+        return self._reports
 
     def served_seconds(self, tenant: Hashable) -> float:
         """Returns the weighted engine seconds served to a tenant; 0 for an unknown one."""
@@ -114,6 +129,7 @@ class FairShare:
         else:
             self._served[tenant] = _Service(seconds / weight)
             self._compact()
+        self._add_recent(tenant, seconds / weight)
         self._collect(tenant, seconds / weight)
 
     def settle(self, tenant: Hashable, seconds: float, weight: float) -> None:
@@ -135,9 +151,39 @@ class FairShare:
         else:
             self._unreported[tenant] = _Service(seconds)
 
+    def has_small_share(self, tenant: Hashable) -> bool:
+        """Whether the tenant was served much less than another one lately, for its weight.
+
+        What other processes served counts.
+        """
+        recent = self._recent.get(tenant)
+        return (0.0 if recent is None else recent.seconds) < SMALL_SHARE * self._recent_most
+
+    def _add_recent(self, tenant: Hashable, seconds: float) -> None:
+        """Adds recent service. Each `RECENT_SECONDS` of it, all counts are halved."""
+        recent = self._recent.get(tenant)
+        if recent is None:
+            recent = self._recent[tenant] = _Service()
+        total = recent.seconds = recent.seconds + seconds
+        if total > self._recent_most:
+            self._recent_most = total
+        self._recent_total = self._recent_total + seconds
+        if self._recent_total < RECENT_SECONDS:
+            return
+        self._recent_total = self._recent_most = 0.0
+        kept: dict[Hashable, _Service] = {}
+        for name, service in self._recent.items():
+            half = service.seconds / 2
+            if half > _MIN_RECENT_SECONDS:
+                kept[name] = _Service(half)
+                self._recent_most = max(self._recent_most, half)
+        self._recent = kept
+
     def add_reported(self, served: Mapping[str, float]) -> None:
         """Adds what other processes served, in seconds divided by weights, by tenant."""
         for tenant, seconds in served.items():
+            if seconds > 0.0:
+                self._add_recent(tenant, seconds)
             self._served[tenant] = _Service(max(0.0, self.served_seconds(tenant) + seconds))
         self._compact()
 

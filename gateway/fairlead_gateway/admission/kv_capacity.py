@@ -18,6 +18,7 @@ each tier above it.
 Source: Past-Future (arXiv 2507.10150), Llumnix (arXiv 2406.03243).
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Collection, Hashable
 from typing import Final
@@ -26,7 +27,15 @@ from fairlead_gateway.admission.kv_peak import USABLE_SHARE, SequenceForecast, i
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
 from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS, RouteRequest
 
+MAX_WAITING_STEP_SHARE: Final = 0.3
 HEADROOM_PER_TIER: Final = 0.05
+REQUESTS_AHEAD: Final = 2
+"""Requests that may wait inside an instance, of callers that had a small share of the service.
+
+Why: the next sequence or memory that becomes free there is theirs, whichever gateway used it.
+"""
+MAX_SHARE_AHEAD: Final = 0.25
+"""Share of an instance's memory above which a request waits for it in the gateway."""
 UNCHECKED_SHARE: Final = 0.5
 DEFAULT_TOKEN_SECONDS: Final = 0.02
 _TOKEN_SECONDS_SMOOTHING: Final = 0.1
@@ -56,9 +65,11 @@ class EngineLoad:
     - step_seconds: prefill time of a full step.
     - kv_tokens: size of its KV cache; None if unknown.
     - other_tokens: tokens there that belong to requests of other processes.
+    - free_sequences: how many more requests it computes at a time; negative if some wait there.
+      Infinite if that is not known, or decided elsewhere.
     """
 
-    __slots__ = ("backlog_seconds", "id", "kv_tokens", "other_tokens", "step_seconds")
+    __slots__ = ("backlog_seconds", "free_sequences", "id", "kv_tokens", "other_tokens", "step_seconds")
 
     def __init__(
         self,
@@ -68,11 +79,30 @@ class EngineLoad:
         kv_tokens: float | None = None,
         other_tokens: float = 0.0,
     ) -> None:
+        self.free_sequences = math.inf
         self.id = id
         self.backlog_seconds = backlog_seconds
         self.step_seconds = step_seconds
         self.kv_tokens = kv_tokens
         self.other_tokens = other_tokens
+
+    def has_room(self, *, long: bool) -> bool:
+        """Returns True if it can begin one more request soon; for a long prompt, at once."""
+        seconds = self.backlog_seconds
+        return seconds <= 0.0 if long else seconds < MAX_WAITING_STEP_SHARE * self.step_seconds
+
+    def may_queue_for_memory(self, needed_tokens: float, missing_tokens: float) -> bool:
+        """Returns whether a request of a caller with a small share may wait for memory inside.
+
+        Only where other processes have requests, which may get what becomes free first.
+        Why not a large one: inside the instance, all later ones would wait behind it.
+        """
+        return (
+            self.kv_tokens is not None
+            and self.other_tokens > 0.0
+            and needed_tokens <= MAX_SHARE_AHEAD * self.kv_tokens
+            and missing_tokens <= REQUESTS_AHEAD * needed_tokens
+        )
 
 
 class _Sequence:

@@ -6,7 +6,8 @@ TTFT target, tenant and tier), arrival order is as good as any, and only the mem
 **Room**: prefill that waits at an instance fills less than `MAX_WAITING_STEP_SHARE` of one step,
 and the request's memory fits at the peak (`kv_capacity`). A long prompt (`length_classes`) has room
 only where nothing waits. So that short prompts do not fill every instance, the one with the least
-backlog is reserved for the next long prompt.
+backlog is reserved for the next long prompt. If callers are told apart, a sequence is free too,
+or fewer than `REQUESTS_AHEAD` wait inside and the caller had a small share.
 
 **Queued**: the order is that of `request_queue`. If the memory of the next request fits nowhere, no
 request is released. Otherwise, small requests would pass a large one for ever. Instances that get
@@ -37,14 +38,13 @@ from fairlead.limits import Limits
 from fairlead_gateway.admission.backlog_decay import BacklogDecay
 from fairlead_gateway.admission.caller_bounds import CallerBounds, CallerClass
 from fairlead_gateway.admission.drain_rate import DrainRate
-from fairlead_gateway.admission.kv_capacity import EngineLoad, KvCapacityPlanner
+from fairlead_gateway.admission.kv_capacity import REQUESTS_AHEAD, EngineLoad, KvCapacityPlanner
 from fairlead_gateway.admission.length_classes import LengthClasses
 from fairlead_gateway.admission.memory_hold import MemoryHold
 from fairlead_gateway.admission.output_lengths import OutputForecast, OutputLengths
 from fairlead_gateway.admission.request_queue import NextRequest, QueuedRequest, RequestQueue
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
 
-MAX_WAITING_STEP_SHARE: Final = 0.3
 POLL_SECONDS: Final = 0.02
 """Interval of checks without an event: requests of other processes end unseen."""
 OBJECTIVE_SPREAD_RATIO: Final = 1.5
@@ -296,11 +296,13 @@ class AdmissionPolicy:
         ordered, long = self.is_order_relevant(), self._has_own_engines(request.queued)
         if long and self._is_closed_to_long(engines, now):
             return [engine.id for engine in engines]
+        least_free = -REQUESTS_AHEAD if self._queue.has_small_share(request.queued.tenant) else 0
         full: list[str] | None = None  # most requests find room everywhere
         for engine in engines:
             if (
-                (ordered and not _has_room(engine, long=long))
+                (ordered and not engine.has_room(long=long))
                 or engine.id == reserved
+                or engine.free_sequences <= (least_free if engine.other_tokens > 0.0 else 0)
                 or self._lacks_memory(request, engine, now)
             ):
                 full = full or []
@@ -309,9 +311,12 @@ class AdmissionPolicy:
 
     def _lacks_memory(self, request: AdmissionRequest, engine: EngineLoad, now: float) -> bool:
         tokens, tier = request.prompt_tokens, request.queued.tier - self._highest_tier
-        return (
-            self.kv_capacity.missing_tokens(engine, request.request, tokens, request.length_class, now, tier=tier) > 0.0
-        )
+        kv_capacity, length_class = self.kv_capacity, request.length_class
+        missing = kv_capacity.missing_tokens(engine, request.request, tokens, length_class, now, tier=tier)
+        if missing <= 0.0 or not self._queue.has_small_share(request.queued.tenant):
+            return missing > 0.0
+        needed = tokens + kv_capacity.expected_output(request.request, tokens, length_class, now)
+        return not engine.may_queue_for_memory(needed, missing)
 
     def _has_own_engines(self, queued: QueuedRequest) -> bool:
         """Returns True for a long prompt, if the number of instances for those is bounded."""
@@ -334,6 +339,8 @@ class AdmissionPolicy:
             return f"no more of the {len(engines)} instances may compute long prompts at the same time"
         if any(self._lacks_memory(request, engine, now) for engine in engines):
             return f"each of {len(engines)} instances is busy or lacks memory for the expected answer"
+        if all(engine.free_sequences <= 0.0 for engine in engines):
+            return f"each of {len(engines)} instances computes as many requests as it can at a time"
         least = min(engine.backlog_seconds for engine in engines)
         return f"all {len(engines)} instances are busy, the least for {least:.2f} s"
 
@@ -437,7 +444,7 @@ class AdmissionPolicy:
         if not self._requests or not engines:
             return None
         ordered = self.is_order_relevant()
-        if ordered and not any(_has_room(engine, long=False) for engine in engines):
+        if ordered and not any(engine.has_room(long=False) for engine in engines):
             return None
         passed_over: list[Hashable] = []
         while len(passed_over) <= _MAX_PASSED_OVER:
@@ -462,7 +469,7 @@ class AdmissionPolicy:
             return candidate, None
         if self._is_closed_to_long(engines, now):
             return self._queue.peek(now, _LONG_CLOSED, passed_over), None
-        if any(_has_room(engine, long=True) for engine in engines):
+        if any(engine.has_room(long=True) for engine in engines):
             return candidate, None
         return self._queue.peek(now, _LONG_CLOSED, passed_over), min(engines, key=_backlog_seconds).id
 
@@ -487,13 +494,6 @@ class AdmissionPolicy:
         self._answers += 1
         if self._answers <= ALL_LEARNED_ANSWERS or self._answers % LEARNED_ANSWER_INTERVAL == 0:
             self._output_lengths.learn(length_class, prompt_tokens, output_tokens, now)
-
-
-def _has_room(engine: EngineLoad, *, long: bool) -> bool:
-    """Returns True if the instance can begin one more request soon; for a long prompt, at once."""
-    return (
-        engine.backlog_seconds <= 0.0 if long else engine.backlog_seconds < MAX_WAITING_STEP_SHARE * engine.step_seconds
-    )
 
 
 def _backlog_seconds(engine: EngineLoad) -> float:

@@ -195,6 +195,7 @@ class RequestQueue:
         self._overdue: dict[Hashable, list[_HeapEntry]] = {}
         self._tenants: dict[Hashable, _TenantCounts] = {}
         self._fair_share = FairShare() if fair_share is None else fair_share
+        self.has_small_share = self._fair_share.has_small_share
         self._rescue_seconds = 0.0
         self._removed_count = 0
         self._lone: QueuedRequest | None = None

@@ -150,9 +150,12 @@ class SampleRequest(msgspec.Struct, tag=True):
 
 
 class ProfileUpdate(msgspec.Struct, tag=True):
-    """Supervisor → worker: learned engine profiles, by instance."""
+    """Supervisor → worker: learned engine profiles, and learned numbers of requests that an engine
+    computes at a time, by instance.
+    """
 
     profiles: dict[str, EngineProfile]
+    sequences: dict[str, int] = {}
 
 
 class StartDrain(msgspec.Struct, tag=True):
@@ -408,6 +411,7 @@ class EncodedLoad(msgspec.Struct, array_like=True, frozen=True):
     waiting: int
     backlog_seconds: float
     inflight_tokens: float
+    queued: int
 
 
 class EncodedEjection(msgspec.Struct, array_like=True, frozen=True):

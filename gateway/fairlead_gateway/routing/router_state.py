@@ -301,6 +301,12 @@ class RouterState:
                 self._forget_prompt(inflight)
             self._report_finish(inflight, None, None)
 
+    def on_queued(self, instance_id: str, change: int) -> None:
+        """Counts requests that wait for an instance in this process: 1 for one that begins to, -1
+        for one that does not any more.
+        """
+        self._inflight.on_queued(instance_id, change)
+
     def loads(self) -> Mapping[str, InstanceLoad]:
         """Returns this process's load by instance: all ready ones, and others with requests in
         flight.

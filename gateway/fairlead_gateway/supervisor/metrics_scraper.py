@@ -61,6 +61,8 @@ class MetricsScraper:
         self._task: asyncio.Task[None] | None = None
         self.memory = PageMemory(self._limits.scrape_bytes)
         self._parsing = asyncio.Lock()
+        self.on_reading: Callable[[str, EngineSignals, float], None] = lambda _, __, ___: None
+        """Called with the instance, its signals, and when they arrived."""
 
     @property
     def readings(self) -> Mapping[str, SignalReading]:
@@ -165,6 +167,7 @@ class MetricsScraper:
                 if before is not None and _has_progressed(before.signals, signals):
                     self._progress_times[instance.id] = now
                 self._readings[instance.id] = SignalReading(signals, now)
+                self.on_reading(instance.id, signals, now)
                 self._errors.pop(instance.id, None)
             self._changes += 1
             if len(page) > _LONG_PAGE_BYTES:

@@ -382,7 +382,7 @@ class WorkerPool:
             if worker.is_ready and worker.unsent_bytes < max_unsent_bytes:
                 worker.send_encoded(data)
 
-    def set_peer_loads(self, loads: Mapping[str, tuple[int, int, float, float]]) -> None:
+    def set_peer_loads(self, loads: Mapping[str, tuple[int, int, float, float, int]]) -> None:
         """Sets the load from peers.
 
         loads: by instance: requests, those without a first token, seconds of prefill, tokens.

@@ -101,6 +101,7 @@ def _add_loads(one: say.EncodedLoad, other: say.EncodedLoad) -> say.EncodedLoad:
         one.waiting + other.waiting,
         one.backlog_seconds + other.backlog_seconds,
         one.inflight_tokens + other.inflight_tokens,
+        one.queued + other.queued,
     )
 
 

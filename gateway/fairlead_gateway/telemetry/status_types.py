@@ -90,6 +90,11 @@ class LoadView(Protocol):
         """Tokens of the requests in flight there."""
         ...
 
+    @property
+    def queued(self) -> int:
+        """Requests of these that wait in the gateway."""
+        ...
+
 
 class PublishStats(Protocol):
     """Statistics of what this gateway published to Redis, as

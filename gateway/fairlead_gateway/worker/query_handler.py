@@ -121,7 +121,9 @@ class QueryHandler:
             is_ready,
             warnings,
             {
-                name: messages.EncodedLoad(load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens)
+                name: messages.EncodedLoad(
+                    load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens, load.queued
+                )
                 for name, load in gateway.stack.routers.loads().items()
             },
             self._health_states(),

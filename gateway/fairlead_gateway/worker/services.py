@@ -138,8 +138,9 @@ class WorkerServices:
                         router.set_hot_prefixes(epoch, unpack_hashes(table))
             case messages.IndexCorrections():
                 apply_corrections(stack.routers, message)
-            case messages.ProfileUpdate(profiles):
+            case messages.ProfileUpdate(profiles, sequences):
                 stack.routers.set_learned_profiles(profiles)
+                stack.routers.serving.set_sequence_bounds(sequences)
             case messages.SampleRequest():
                 if self._index_reporter is not None:
                     self._index_reporter.send_samples(message)

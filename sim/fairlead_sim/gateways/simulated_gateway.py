@@ -205,7 +205,13 @@ class SimulatedGateway:
         if self._cluster.sharing.loads:
             for name, load in self.router.loads().items():
                 if load.inflight:
-                    loads[name] = (load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens)
+                    loads[name] = (
+                        load.inflight,
+                        load.waiting,
+                        load.backlog_seconds,
+                        load.inflight_tokens,
+                        load.queued,
+                    )
         is_beat = now - self._last_beat >= _LIMITS.heartbeat_seconds / 2
         if is_beat:
             self._last_beat = now

@@ -201,3 +201,53 @@ def test_caller_that_waits_in_two_queues_is_present_until_it_left_both() -> None
     share.on_leave("flood")
     assert set(share.present()) == {"steady"}
     assert share.served_seconds("flood") == 5.0 - SAVED_SECONDS
+
+
+def test_small_share_is_less_than_half_of_what_another_caller_got_lately() -> None:
+    share = FairShare()
+    assert not share.has_small_share("new"), "nobody was served"
+    share.charge("flood", 4.0, 1.0)
+    assert share.has_small_share("new")
+    assert not share.has_small_share("flood")
+    share.charge("steady", 1.9, 1.0)
+    share.charge("heavy", 5.9, 3.0)
+    assert share.has_small_share("steady")
+    assert share.has_small_share("heavy"), "for its weight"
+    share.charge("steady", 0.2, 1.0)
+    assert not share.has_small_share("steady")
+
+
+def test_what_other_processes_served_counts_for_shares_and_old_service_fades() -> None:
+    share = FairShare()
+    share.charge("here", 2.0, 1.0)
+    share.add_reported({"there": 9.0})
+    assert share.has_small_share("here")
+    for _ in range(10):
+        share.charge("here", 4.0, 1.0)
+    assert share.has_small_share("there"), "its service was long ago"
+    assert not share.has_small_share("here")
+
+
+def test_caller_with_a_small_share_may_wait_inside_a_full_instance() -> None:
+    def admits(
+        caller: str, free: float, *, kv_tokens: float | None = None, tokens: float = 100.0, other_tokens: float = 1.0
+    ) -> bool:
+        policy = AdmissionPolicy(Limits())
+        engine = EngineLoad("e", 0.0, 0.3, kv_tokens, other_tokens)
+        engine.free_sequences = free
+        flood = QueuedRequest("f", 0.0, 5.0, 3.0, tenant="flood")
+        policy._queue.charge(flood)
+        if kv_tokens is not None:
+            begun = RouteRequest("f", PrefixChain((), (), 0), kv_tokens, None)
+            policy.kv_capacity.on_dispatch(begun, "e", kv_tokens, None, 0.0)
+        route = RouteRequest("r", PrefixChain((), (), 0), tokens, None)
+        queued = QueuedRequest("r", 0.0, 5.0, 0.01, tenant=caller)
+        return policy.admit(AdmissionRequest(queued, route, tokens), [engine], 0.0).action is AdmissionAction.ADMIT
+
+    assert [admits("flood", free) for free in (1.0, 0.0, -1.0)] == [True, False, False]
+    assert [admits("steady", free) for free in (1.0, 0.0, -1.0, -2.0)] == [True, True, True, False]
+    assert not admits("steady", 0.0, other_tokens=0.0), "no other process takes what becomes free"
+    assert not admits("flood", 9.0, kv_tokens=10_000.0)
+    assert not admits("steady", 9.0, kv_tokens=10_000.0, tokens=1_000.0, other_tokens=0.0)
+    assert admits("steady", 9.0, kv_tokens=10_000.0, tokens=1_000.0)
+    assert not admits("steady", 9.0, kv_tokens=10_000.0, tokens=3_000.0), "it would stop the instance's queue"

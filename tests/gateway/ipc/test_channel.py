@@ -218,7 +218,7 @@ async def test_loads_are_reported_until_they_are_zero() -> None:
     teller = DispatchReporter(sink, loop, Limits(), publish=True, loads=lambda: loads)
     teller.on_decision(DecisionRecord("r", 5.0, "d/m", Decision("a", "load", DecisionText("why")), 1, 12.5))
     await wait_until(lambda: bool(sink.told))
-    assert sink.told[0].loads == {"a": say.EncodedLoad(1, 1, 0.5, 10.0)}
+    assert sink.told[0].loads == {"a": say.EncodedLoad(1, 1, 0.5, 10.0, 0)}
     assert [record.request_id for record in sink.told[0].decisions] == ["r"]
     loads.clear()
     await wait_until(lambda: len(sink.told) == 2)

@@ -27,18 +27,20 @@ class InstanceLoad:
     """A snapshot of the load that this process has in flight on one instance.
 
     backlog_seconds: prefill of the requests without a first token.
+    queued: requests that wait in this process until the instance can start them.
     """
 
     inflight: int = 0
     waiting: int = 0
     backlog_seconds: float = 0.0
     inflight_tokens: float = 0.0
+    queued: int = 0
 
 
 class EndpointLoad:
     """The running sums of one endpoint. Only the tracker changes them."""
 
-    __slots__ = ("backlog_seconds", "inflight", "inflight_tokens", "instance", "waiting")
+    __slots__ = ("backlog_seconds", "inflight", "inflight_tokens", "instance", "queued", "waiting")
 
     def __init__(
         self,
@@ -47,12 +49,19 @@ class EndpointLoad:
         waiting: int = 0,
         backlog_seconds: float = 0.0,
         inflight_tokens: float = 0.0,
+        queued: int = 0,
     ) -> None:
         self.instance = instance
         self.inflight = inflight
         self.waiting = waiting
         self.backlog_seconds = backlog_seconds
         self.inflight_tokens = inflight_tokens
+        self.queued = queued
+
+    @property
+    def sent(self) -> int:
+        """Requests in flight that the instance has."""
+        return self.inflight - self.queued
 
     def is_busier_than(self, other: "EndpointLoad") -> bool:
         """Returns whether this endpoint is busier: by backlog, then tokens in flight, then id."""
@@ -153,6 +162,16 @@ class InflightTracker:
         if self._shared_loads is not None:
             self._publish(load)
 
+    def on_queued(self, instance: str, change: int) -> None:
+        """Counts requests in flight that wait in this process: 1 for one that begins to, -1 for one
+        that does not any more.
+        """
+        load = self._loads.get(instance)
+        if load is not None:
+            load.queued += change
+            if self._shared_loads is not None:
+                self._publish(load)
+
     def get(self, request_id: str) -> InflightRequest | None:
         """Returns the request in flight with this id; None if it is unknown."""
         return self._requests.get(request_id)
@@ -210,7 +229,7 @@ class InflightTracker:
         if seconds is None:
             return local
         backlog = max(0.0, local.backlog_seconds - seconds)
-        return EndpointLoad(local.instance, local.inflight, local.waiting, backlog, local.inflight_tokens)
+        return EndpointLoad(local.instance, local.inflight, local.waiting, backlog, local.inflight_tokens, local.queued)
 
     def total_load(self, local: EndpointLoad) -> EndpointLoad:
         """Returns the current load of an endpoint: with that of sibling workers, or overridden."""
@@ -241,14 +260,16 @@ class InflightTracker:
     def _publish(self, load: EndpointLoad) -> None:
         assert self._shared_loads is not None
         backlog_seconds, tokens = max(0.0, load.backlog_seconds), max(0.0, load.inflight_tokens)
-        self._shared_loads.write(load.instance, load.inflight, load.waiting, backlog_seconds, tokens)
+        self._shared_loads.write(load.instance, load.inflight, load.waiting, backlog_seconds, tokens, load.queued)
 
     def instance_load(self, instance: str) -> InstanceLoad:
         """Returns this process's load on one instance; zeros if it has none."""
         load = self._loads.get(instance)
         if load is None:
             return InstanceLoad()
-        return InstanceLoad(load.inflight, load.waiting, max(0.0, load.backlog_seconds), max(0.0, load.inflight_tokens))
+        return InstanceLoad(
+            load.inflight, load.waiting, max(0.0, load.backlog_seconds), max(0.0, load.inflight_tokens), load.queued
+        )
 
 
 def least_busy(loads: list[EndpointLoad]) -> EndpointLoad:
@@ -304,16 +325,17 @@ def compensated_backlog_seconds(loads: list[EndpointLoad]) -> float:
     return found if found + (rest + bound) == found and found + (rest - bound) == found else nan
 
 
-def _add_load(local: EndpointLoad, other: tuple[int, int, float, float] | None) -> EndpointLoad:
+def _add_load(local: EndpointLoad, other: tuple[int, int, float, float, int] | None) -> EndpointLoad:
     if other is None:
         return local
-    inflight, waiting, backlog, tokens = other
+    inflight, waiting, backlog, tokens, queued = other
     return EndpointLoad(
         local.instance,
         local.inflight + inflight,
         local.waiting + waiting,
         local.backlog_seconds + backlog,
         local.inflight_tokens + tokens,
+        local.queued + queued,
     )
 
 

@@ -82,6 +82,7 @@ class SampledLoads:
             max(0, total.waiting - local.waiting),
             max(0.0, total.backlog_seconds - local.backlog_seconds),
             max(0.0, total.inflight_tokens - local.inflight_tokens),
+            max(0, total.queued - local.queued),
         )
 
 
@@ -92,4 +93,5 @@ def _add_load(local: EndpointLoad, other: EndpointLoad) -> EndpointLoad:
         local.waiting + other.waiting,
         local.backlog_seconds + other.backlog_seconds,
         local.inflight_tokens + other.inflight_tokens,
+        local.queued + other.queued,
     )

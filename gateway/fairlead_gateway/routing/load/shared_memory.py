@@ -1,15 +1,16 @@
 """A table in shared memory of what the workers of one gateway have in flight.
 
 Each worker writes its own row and reads all. A row has a slot per instance: requests in flight,
-those without a first token, microseconds of prefill, tokens. The supervisor assigns the slots.
+those without a first token, microseconds of prefill, tokens, and requests that wait in the process.
+The supervisor assigns the slots.
 
-A number is eight aligned bytes, so a reader never sees half of one. The four numbers of a slot may
+A number is eight aligned bytes, so a reader never sees half of one. The numbers of a slot may
 differ in age by a microsecond. Only the owner writes a row, so no update is lost.
 """
 
 from collections.abc import Mapping, Sequence
 
-FIELDS_PER_SLOT = 4
+FIELDS_PER_SLOT = 5
 CELL_BYTES = 8
 _MICROSECONDS = 1e6
 
@@ -38,7 +39,9 @@ class SharedLoadTable:
         """Sets which rows of other workers `sum_other_rows` includes."""
         self._other_offsets = tuple([row * self._row_cells for row in rows])
 
-    def write(self, instance: str, inflight: int, waiting: int, backlog_seconds: float, tokens: float) -> None:
+    def write(
+        self, instance: str, inflight: int, waiting: int, backlog_seconds: float, tokens: float, queued: int = 0
+    ) -> None:
         """Writes this worker's load on one instance to its row; nothing if the instance has no
         slot.
         """
@@ -50,17 +53,19 @@ class SharedLoadTable:
         cells[cell + 1] = waiting
         cells[cell + 2] = int(backlog_seconds * _MICROSECONDS)
         cells[cell + 3] = int(tokens)
+        cells[cell + 4] = queued
 
-    def sum_other_rows(self, instance: str) -> tuple[int, int, float, float] | None:
+    def sum_other_rows(self, instance: str) -> tuple[int, int, float, float, int] | None:
         """Returns the sums of the other rows for an instance; None if nothing is in flight there.
 
-        The parts are: requests, those without a first token, seconds of prefill, tokens.
+        The parts are: requests, those without a first token, seconds of prefill, tokens, and
+        requests that wait in the processes.
         """
         slot = self._slots.get(instance)
         if slot is None:
             return None
         cells, offset = self._cells, slot * FIELDS_PER_SLOT
-        inflight = waiting = backlog = tokens = 0
+        inflight = waiting = backlog = tokens = queued = 0
         for row in self._other_offsets:
             cell = row + offset
             if cells[cell]:
@@ -68,7 +73,8 @@ class SharedLoadTable:
                 waiting += cells[cell + 1]
                 backlog += cells[cell + 2]
                 tokens += cells[cell + 3]
-        return (inflight, waiting, backlog / _MICROSECONDS, float(tokens)) if inflight else None
+                queued += cells[cell + 4]
+        return (inflight, waiting, backlog / _MICROSECONDS, float(tokens), queued) if inflight else None
 
 
 def table_bytes(rows: int, slots_per_row: int) -> int:

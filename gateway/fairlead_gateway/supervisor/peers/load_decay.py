@@ -33,7 +33,7 @@ MAX_REMEMBERED_ENDS: Final = 64.0
 """Ends per instance after which earlier observations count half, so that the estimate follows
 changes.
 """
-_NO_LOAD: Final = (0, 0, 0.0, 0.0)
+_NO_LOAD: Final = (0, 0, 0.0, 0.0, 0)
 _NO_LOADS: Final[Mapping[str, PeerLoad]] = MappingProxyType({})
 STEADY_SECONDS: Final = 1.0
 """A load present in every report of so long does not decay."""
@@ -69,7 +69,7 @@ class SteadyLoad:
     __slots__ = ("_found", "_last", "_parts")
 
     def __init__(self) -> None:
-        self._parts: deque[tuple[float, dict[str, tuple[int, int]]]] = deque()
+        self._parts: deque[tuple[float, dict[str, tuple[int, int, int]]]] = deque()
         self._last: Mapping[str, PeerLoad] = _NO_LOADS
         self._found: tuple[float, Mapping[str, PeerLoad]] | None = None  # the last result, and for when
 
@@ -79,13 +79,13 @@ class SteadyLoad:
         if self._parts and now - self._parts[-1][0] < _PART_SECONDS:
             start, least = self._parts[-1]
             merged = {
-                name: (min(inflight, loads[name][0]), min(waiting, loads[name][1]))
-                for name, (inflight, waiting) in least.items()
+                name: (min(inflight, loads[name][0]), min(waiting, loads[name][1]), min(queued, loads[name][4]))
+                for name, (inflight, waiting, queued) in least.items()
                 if name in loads
             }
             self._parts[-1] = start, merged
         else:
-            self._parts.append((now, {name: load[:2] for name, load in loads.items()}))
+            self._parts.append((now, {name: (load[0], load[1], load[4]) for name, load in loads.items()}))
         while len(self._parts) > 1 and self._parts[1][0] <= now - STEADY_SECONDS:
             self._parts.popleft()
 
@@ -104,12 +104,13 @@ class SteadyLoad:
         found: dict[str, PeerLoad] = {}
         parts = [least for _, least in self._parts]
         for name, load in self._last.items():
-            counts = [least.get(name, (0, 0)) for least in parts]
+            counts = [least.get(name, (0, 0, 0)) for least in parts]
             inflight = min([count[0] for count in counts])
             waiting = min(inflight, *[count[1] for count in counts])
             if inflight and load[0]:
                 seconds = load[2] * waiting / load[1] if load[1] else 0.0
-                found[name] = (inflight, waiting, seconds, load[3] * inflight / load[0])
+                queued = min(inflight, *[count[2] for count in counts])
+                found[name] = (inflight, waiting, seconds, load[3] * inflight / load[0], queued)
         return found
 
 
@@ -174,11 +175,23 @@ class ResidenceTimes:
 
 
 def _subtract(load: PeerLoad, steady: PeerLoad) -> PeerLoad:
-    return load[0] - steady[0], load[1] - steady[1], load[2] - steady[2], load[3] - steady[3]
+    return (
+        load[0] - steady[0],
+        load[1] - steady[1],
+        load[2] - steady[2],
+        load[3] - steady[3],
+        load[4] - steady[4],
+    )
 
 
 def _add(first: PeerLoad, second: PeerLoad) -> PeerLoad:
-    return first[0] + second[0], first[1] + second[1], first[2] + second[2], first[3] + second[3]
+    return (
+        first[0] + second[0],
+        first[1] + second[1],
+        first[2] + second[2],
+        first[3] + second[3],
+        first[4] + second[4],
+    )
 
 
 def _remaining_share(stays: Sequence[_MeanStay], age: float) -> float:
@@ -193,13 +206,14 @@ def _remaining_share(stays: Sequence[_MeanStay], age: float) -> float:
 class _SpreadLoad:
     """Shares of all loads, spread over the instances of a group."""
 
-    __slots__ = ("inflight", "seconds", "tokens", "waiting")
+    __slots__ = ("inflight", "queued", "seconds", "tokens", "waiting")
 
     def __init__(self, loads: Collection[PeerLoad], gone: float, answered: float) -> None:
         self.inflight = gone * sum([load[0] for load in loads])
         self.waiting = answered * sum([load[1] for load in loads])
         self.seconds = answered * math.fsum([load[2] for load in loads])
         self.tokens = gone * math.fsum([load[3] for load in loads])
+        self.queued = answered * sum([load[4] for load in loads])
 
     def plus(self, load: PeerLoad, stay_share: float, wait_share: float) -> PeerLoad:
         """Returns the rest of an instance's load plus its part of the spread load.
@@ -208,4 +222,6 @@ class _SpreadLoad:
         """
         inflight = max(1, round(load[0] * stay_share + self.inflight))
         waiting = min(inflight, round(load[1] * wait_share + self.waiting))
-        return inflight, waiting, load[2] * wait_share + self.seconds, load[3] * stay_share + self.tokens
+        queued = min(inflight, round(load[4] * wait_share + self.queued))
+        seconds, tokens = load[2] * wait_share + self.seconds, load[3] * stay_share + self.tokens
+        return inflight, waiting, seconds, tokens, queued

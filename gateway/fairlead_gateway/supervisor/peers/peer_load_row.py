@@ -16,7 +16,7 @@ class PeerLoadRow:
         self._rows = SharedLoadTable(cells, slots_each, row)
         self._slots: Mapping[str, int] = {}
         self._written: set[str] = set()
-        self._loads: Mapping[str, tuple[int, int, float, float]] = {}
+        self._loads: Mapping[str, tuple[int, int, float, float, int]] = {}
 
     def set_slots(self, slots: Mapping[str, int]) -> None:
         """Sets the slot of each instance, and writes the loads there."""
@@ -24,10 +24,11 @@ class PeerLoadRow:
         self._rows.set_slots(slots)
         self.set_loads(self._loads)
 
-    def set_loads(self, loads: Mapping[str, tuple[int, int, float, float]]) -> None:
+    def set_loads(self, loads: Mapping[str, tuple[int, int, float, float, int]]) -> None:
         """Sets the total load of other gateways.
 
-        loads: by instance: requests, those without a first token, seconds of prefill, tokens.
+        loads: by instance: requests, those without a first token, seconds of prefill, tokens, and
+        requests that wait in their gateways.
         """
         self._loads = loads
         for instance in self._written - loads.keys():

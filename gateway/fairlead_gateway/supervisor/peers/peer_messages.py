@@ -7,6 +7,7 @@ here.
 """
 
 import hashlib
+from collections.abc import Mapping
 from typing import Annotated, Final, TypeAlias
 
 import msgspec
@@ -29,11 +30,12 @@ _Tokens = Annotated[float, msgspec.Meta(ge=0.0, le=1e12)]
 _BatchSeconds = Annotated[float, msgspec.Meta(ge=0.0, le=60.0)]
 _Name = Annotated[str, msgspec.Meta(max_length=1_024)]
 _Hash = Annotated[int, msgspec.Meta(ge=0)]
-PeerLoad: TypeAlias = tuple[_Count, _Count, _Seconds, _Tokens]
+PeerLoad: TypeAlias = tuple[int, int, float, float, int]
 """Load of one instance: requests in flight, those without a first token, seconds of prefill,
-tokens.
+tokens, and requests that wait in their gateway.
 """
-_Loads = Annotated[dict[_Name, PeerLoad], msgspec.Meta(max_length=Limits().peer_loads)]
+_Loads = Annotated[dict[_Name, tuple[_Count, _Count, _Seconds, _Tokens]], msgspec.Meta(max_length=Limits().peer_loads)]
+_Queued = Annotated[dict[_Name, _Count], msgspec.Meta(max_length=Limits().peer_loads)]
 _Service = Annotated[
     dict[_Name, Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]], msgspec.Meta(max_length=Limits().peer_tenants)
 ]
@@ -50,6 +52,8 @@ class PeerBatch(msgspec.Struct, frozen=True, omit_defaults=True):
     - within: maximum number of seconds until the next batch.
     - secret: fingerprint; hashes under another secret are not comparable.
     - loads: all that it has in flight, of `peer_loads` instances at most; None: unchanged.
+    - queued: how many of these requests wait in the gateway, by instance. Apart from the loads, so
+      that gateways of release 0.2.0 read both.
     - leaves: the gateway exits and has nothing in flight.
     - service: what it served of each tenant since the batch before, in engine seconds divided by
       weight.
@@ -62,6 +66,21 @@ class PeerBatch(msgspec.Struct, frozen=True, omit_defaults=True):
     loads: _Loads | None = None
     leaves: bool = False
     service: _Service = {}
+    queued: _Queued = {}
+
+    def peer_loads(self) -> dict[str, PeerLoad] | None:
+        """Returns the loads with the queued requests; None if they are unchanged."""
+        if self.loads is None:
+            return None
+        queued = self.queued
+        return {name: (*load, min(load[0], queued.get(name, 0))) for name, load in self.loads.items()}
+
+
+def split_loads(
+    loads: Mapping[str, PeerLoad],
+) -> tuple[dict[str, tuple[int, int, float, float]], dict[str, int]]:
+    """Returns the fields `loads` and `queued` of a batch."""
+    return {name: load[:4] for name, load in loads.items()}, {name: load[4] for name, load in loads.items() if load[4]}
 
 
 class HotPrefixTable(msgspec.Struct, frozen=True, omit_defaults=True):

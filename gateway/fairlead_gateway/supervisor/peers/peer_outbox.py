@@ -19,6 +19,7 @@ from fairlead_gateway.supervisor.peers.peer_messages import (
     PeerBatch,
     PeerLoad,
     SentPrompt,
+    split_loads,
 )
 
 
@@ -111,13 +112,14 @@ class PeerOutbox:
         reported: dict[str, PeerLoad] | None,
     ) -> list[tuple[str, PeerBatch]]:
         pieces = self._split(pending)
-        return [
-            (
-                model,
-                PeerBatch(number + index, within, self._secret_fingerprint, items, reported if index == 1 else None),
-            )
+        batches = [
+            (model, PeerBatch(number + index, within, self._secret_fingerprint, items))
             for index, items in enumerate(pieces, 1)
         ]
+        if reported is not None:
+            loads, queued = split_loads(reported)
+            batches[0] = model, structs.replace(batches[0][1], loads=loads, queued=queued)
+        return batches
 
     def _split(self, pending: Collection[SentPrompt]) -> list[tuple[SentPrompt, ...]]:
         """Splits prompts into groups of bounded size; at least one."""
@@ -136,7 +138,8 @@ class PeerOutbox:
         """Records the last batch that other gateways can read: its number, time and loads."""
         last = self._last_batches.get(model)
         known = last.loads if last is not None else {}
-        loads = known if batch.loads is None else batch.loads
+        found = batch.peer_loads()
+        loads = known if found is None else found
         self._last_batches[model] = _LastBatch(batch.number, now, loads)
         if loads:
             self._busy_models.add(model)

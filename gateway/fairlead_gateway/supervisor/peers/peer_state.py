@@ -92,7 +92,7 @@ class PeerState:
             peer = self._peers[name] = _PeerEntry(now, batch.within, shares_secret)
         peer.received_at, peer.within, peer.shares_secret = now, batch.within, shares_secret
         known = peer.models.get(model)
-        loads: Mapping[str, PeerLoad] | None = batch.loads
+        loads: Mapping[str, PeerLoad] | None = batch.peer_loads()
         if known is not None:
             if batch.number > known.number + 1:
                 self.missed_batches += batch.number - known.number - 1
@@ -181,4 +181,10 @@ def _add_loads(totals: dict[str, PeerLoad], loads: Mapping[str, PeerLoad]) -> No
 
 
 def _add_load(first: PeerLoad, second: PeerLoad) -> PeerLoad:
-    return first[0] + second[0], first[1] + second[1], first[2] + second[2], first[3] + second[3]
+    return (
+        first[0] + second[0],
+        first[1] + second[1],
+        first[2] + second[2],
+        first[3] + second[3],
+        first[4] + second[4],
+    )

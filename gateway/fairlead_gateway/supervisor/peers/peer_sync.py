@@ -150,7 +150,8 @@ class PeerSync:
             model = self._model_of.get(instance)
             if model is not None and load.inflight > 0:
                 seconds, tokens = max(0.0, load.backlog_seconds), max(0.0, load.inflight_tokens)
-                found.setdefault(model, {})[instance] = (load.inflight, max(0, load.waiting), seconds, tokens)
+                queued = max(0, load.queued)
+                found.setdefault(model, {})[instance] = (load.inflight, max(0, load.waiting), seconds, tokens, queued)
         return found
 
     def _update_fleet(self) -> None:

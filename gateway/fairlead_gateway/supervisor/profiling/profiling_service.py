@@ -1,9 +1,12 @@
-"""The profiling service: reads the workers' timing events and sends them engine profiles."""
+"""The profiling service: reads the workers' timing events and the engines' reports, and sends the
+workers profiles of engines and how many requests each computes at a time.
+"""
 
 import asyncio
 from collections.abc import Callable, Sequence
 
 from fairlead.fleet.model import Fleet
+from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
@@ -11,6 +14,7 @@ from fairlead_gateway.ipc.messages import ProfileUpdate
 from fairlead_gateway.ipc.timing_events import TimingEvents
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, block_ends
 from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile, ProfileEstimator
+from fairlead_gateway.supervisor.profiling.sequence_bounds import SequenceBounds
 
 
 class ProfilingService:
@@ -23,12 +27,20 @@ class ProfilingService:
         self._clock = clock
         self._seconds = limits.timing_report_seconds
         self._estimator = ProfileEstimator(limits)
+        self._sequence_bounds = SequenceBounds()
         self._resend_all = False
         self._task: asyncio.Task[None] | None = None
 
     def update_fleet(self, fleet: Fleet) -> None:
         """Adds instances that are new and drops those that left."""
         self._estimator.update_fleet(fleet)
+        self._sequence_bounds.update_fleet(fleet)
+
+    def on_signals(self, instance: str, signals: EngineSignals, now: float) -> None:
+        """Learns from a report of an engine how many requests it computes at a time."""
+        bound = self._sequence_bounds.observe(instance, signals.running, signals.waiting, now)
+        if bound is not None:
+            self._broadcast(ProfileUpdate({}, {instance: bound}))
 
     def on_timings(self, timings: TimingEvents) -> None:
         """Adds the timing events of a worker."""
@@ -61,6 +73,9 @@ class ProfilingService:
             await asyncio.sleep(self._seconds)
             changed = self._estimator.update(self._clock.now())
             if self._resend_all:
-                self._resend_all, changed = False, self._estimator.sent_profiles()
-            if changed:
+                self._resend_all = False
+                self._broadcast(
+                    ProfileUpdate(dict(self._estimator.sent_profiles()), dict(self._sequence_bounds.values()))
+                )
+            elif changed:
                 self._broadcast(ProfileUpdate(dict(changed)))

@@ -4,5 +4,6 @@
 - `model_admission`: the queue of one model.
 - `router_registry`: the routers of all models, and the fleet.
 - `late_binding_queue`: requests that wait for their chosen instance.
+- `free_sequences`: whether an instance computes fewer requests than it can.
 - `engine_address`: the fields of an instance that requests read.
 """

@@ -16,8 +16,8 @@ gets the next request before it has finished one, since an engine that waits for
 computes nothing. No event shows when the prefill of a plain response ends; it is estimated
 (`admission.backlog_decay`).
 
-Why only this process's requests count: if two processes counted what each of them queues, both
-would wait for the other.
+Why only this process's prefill counts: two processes that count what each of them queues would wait
+for each other. If callers are told apart, a sequence must be free, too (`free_sequences`).
 """
 
 import asyncio
@@ -31,12 +31,14 @@ from typing import Final
 from fairlead_gateway.admission.backlog_decay import MIN_BACKLOG_SECONDS, BacklogDecay
 from fairlead_gateway.admission.caller_bounds import CallerBounds, CallerClass
 from fairlead_gateway.admission.fair_share import FairShare
-from fairlead_gateway.admission.policy import MAX_WAITING_STEP_SHARE, POLL_SECONDS
+from fairlead_gateway.admission.kv_capacity import MAX_WAITING_STEP_SHARE
+from fairlead_gateway.admission.policy import POLL_SECONDS
 from fairlead_gateway.admission.request_queue import has_credit, waits_behind
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
 from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.routing.load.inflight import NOTHING_DEFERRED
+from fairlead_gateway.worker.dispatch.free_sequences import FreeSequences
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
@@ -45,8 +47,6 @@ _MIN_REMOVED: Final = 32
 _MAX_COMPARED: Final = 32
 _NOBODY: Final[frozenset[Hashable]] = frozenset()
 _SortKey = tuple[float, float, str]
-
-
 OnRoom = Callable[[bool, GatewayError | None], None]
 """Called once when a wait ends: whether the instance can start the request, and the error of a
 request that is refused. False without an error: the instance is no longer ready.
@@ -242,6 +242,7 @@ class LateBindingQueue:
         self._fair_shares: Mapping[str, FairShare] = {} if fair_shares is None else fair_shares
         self._on_exit = on_exit
         self._routers = routers
+        self._free_sequences = FreeSequences(routers)
         self._now = runtime.now
         self._loop = runtime.loop
         self._backlogs = BacklogDecay()
@@ -278,13 +279,16 @@ class LateBindingQueue:
         router = self._routers.router(key)
         if router is None or not router.queues_assigned or context.choice is None or context.transfer is not None:
             return True
-        name, waiting = context.choice.instance_id, self._waiting.get(key)
-        if waiting is not None and name in waiting:
+        name, share = context.choice.instance_id, self._fair_shares.get(key)
+        queue = self._waiting.get(key, _NO_QUEUES).get(name)
+        if queue is not None and (share is None or not share.has_small_share(context.caller)):
+            return False
+        if not self._free_sequences.may_start(key, name, share, context.caller):
             return False
         endpoint = router.endpoint(name)
         if endpoint is None or endpoint.load.waiting <= 0:  # most have room, whatever the time is
             return True
-        return self._has_room(router, name, None, self._now())
+        return self._has_room(router, name, queue, self._now())
 
     def enqueue(self, context: RequestContext, on_end: OnRoom) -> bool:
         """Queues the request for its chosen instance; False if that is not ready any more.
@@ -316,6 +320,7 @@ class LateBindingQueue:
         if queue is None:
             queue = instances[name] = _InstanceQueue()
         queue.add(request_id, queued)
+        router.on_queued(name, 1)
         self._callers_of(key).add(request_id, context.caller, context.policy.caller_class)
         self._start_timer()
         return True
@@ -395,6 +400,8 @@ class LateBindingQueue:
                 while queue.requests and (router is None or self._has_room(router, name, queue, now)):
                     callers = self._callers_of(key)
                     queued = queue.requests[queue.first(callers.fair_share)]
+                    if not self._free_sequences.may_start(key, name, callers.fair_share, queued.caller):
+                        break
                     callers.charge(queued)
                     self._remove(key, name, queued.context.route_request.id)
                     context = queued.context
@@ -431,6 +438,7 @@ class LateBindingQueue:
             return
         queued = queue.pop(request_id)
         if queued is not None:
+            queued.router.on_queued(name, -1)
             self._callers[key].remove(request_id, queued.caller)
         if not queue.requests:
             del instances[name]

@@ -78,7 +78,7 @@ class ModelAdmission:
         self._model: Model | None = None
         self._kv_tokens: dict[str, float] = {}
         self._min_kv_tokens = 0.0
-        self._is_plain = False
+        self._is_plain = self._bounds_sequences = False
         self._has_ready = self._expects_instance = self._is_starting = False
         self._queued: dict[str, _WaitingRequest] = {}
         self._arrival: tuple[RequestContext, list[EngineLoad]] | None = None  # the request that `try_admit` saw last
@@ -99,6 +99,7 @@ class ModelAdmission:
         self._policy.separate_long = not self._is_disaggregated
         binds_late = self._router is not None and self._router.queues_assigned and not self._is_disaggregated
         self._policy.separate_tenants = not binds_late
+        self._bounds_sequences = self._has_api_keys and not binds_late and not self._is_disaggregated
         self._kv_tokens = {
             instance.id: float(instance.profile.kv_tokens)
             for instance in ready
@@ -136,7 +137,7 @@ class ModelAdmission:
             return True
         request = context.admission.request = self._admission_request(context)
         if has_headroom:
-            if policy.admits_at_once(request, now):
+            if policy.admits_at_once(request, now) and not self._bounds_sequences:
                 return True
             engines = self._engine_loads(now)
             verdict = policy.verdict_of_classified(request, engines, now)
@@ -187,7 +188,7 @@ class ModelAdmission:
             self.leave(context)
 
     def expect_answer(self, context: RequestContext) -> None:
-        """States the engine time that the answer of a waiting request is expected to take.
+        """States the engine time that the answer of a request is expected to take.
 
         Before prefill instances it is none, since these make no answers.
         """
@@ -207,6 +208,8 @@ class ModelAdmission:
         tokens = route_request.prompt_tokens if router is None else router.prompt_tokens(route_request)
         self._policy.kv_capacity.on_dispatch(route_request, choice.instance_id, tokens, context.caller, now)
         if context.admission.request is not None:
+            if context.admission.request.queued.decode_seconds <= 0.0:
+                self.expect_answer(context)  # it did not wait
             self._queue.charge(context.admission.request.queued)
 
     def on_first_token(self, context: RequestContext, now: float) -> None:
@@ -305,11 +308,13 @@ class ModelAdmission:
             load = router.total_load(local)
             other_tokens = 0.0 if load is local else max(0.0, load.inflight_tokens - local.inflight_tokens)
             kv_tokens = self._kv_tokens.get(endpoint.id)
-            loads.append(
-                self._policy.engine_load(
-                    endpoint.id, load.backlog_seconds, endpoint.full_step_seconds, kv_tokens, other_tokens, now
-                )
+            engine = self._policy.engine_load(
+                endpoint.id, load.backlog_seconds, endpoint.full_step_seconds, kv_tokens, other_tokens, now
             )
+            bound = self._routers.sequence_bound(self._key, endpoint.id) if self._bounds_sequences else None
+            if bound is not None:
+                engine.free_sequences = float(bound - load.sent)
+            loads.append(engine)
         return loads
 
     def _schedule_release(self) -> None:

@@ -83,6 +83,7 @@ class RoleRouters:
         self._has_instances: dict[str, bool] = {}
         self._canaries: dict[str, RevisionSplit] = {}
         self.sizes = PromptSizes()
+        self._sequence_bounds: dict[str, int] = {}
 
     def update_fleet(self, fleet: Fleet, profiles: Mapping[str, EngineProfile]) -> None:
         """Replaces the fleet.
@@ -110,6 +111,23 @@ class RoleRouters:
             if split is not None:
                 self._canaries[key] = split
         self.fleet = fleet
+        present = _instances(fleet)
+        self._sequence_bounds = {name: bound for name, bound in self._sequence_bounds.items() if name in present}
+
+    def set_sequence_bounds(self, bounds: Mapping[str, int]) -> None:
+        """Adds learned numbers of requests that an instance computes at a time."""
+        self._sequence_bounds.update(bounds)
+
+    def sequence_bound(self, key: str, instance_id: str) -> int | None:
+        """Returns how many requests an instance computes at a time; None if nothing says it.
+
+        What was learned goes before what the fleet states. Other profiles do not count.
+        """
+        learned = self._sequence_bounds.get(instance_id)
+        if learned is not None:
+            return learned
+        instance = self.ready_instance(key, instance_id)
+        return None if instance is None or instance.profile is None else instance.profile.max_sequences
 
     def update_profiles(self, key: str, profiles: Mapping[str, EngineProfile]) -> None:
         """Replaces the learned profiles of a model's instances."""

@@ -111,7 +111,7 @@ class DispatchReporter:
 
     def _changed_loads(self) -> dict[str, EncodedLoad] | None:
         loads = {
-            name: EncodedLoad(load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens)
+            name: EncodedLoad(load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens, load.queued)
             for name, load in self._loads().items()
             if load.inflight
         }

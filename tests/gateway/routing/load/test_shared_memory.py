@@ -56,7 +56,9 @@ def test_nothing_is_read_of_a_worker_that_is_gone_and_its_row_is_empty_for_the_n
     first, second, _ = rows_of(memory)
     ledger = InflightTracker(second)
     ledger.on_dispatch(make_request("r"), "b", prefill_seconds=1.0, tokens=7.0)
-    assert first.sum_other_rows("b") == (1, 1, 1.0, 7.0)
+    assert first.sum_other_rows("b") == (1, 1, 1.0, 7.0, 0)
+    ledger.on_queued("b", 1)
+    assert first.sum_other_rows("b") == (1, 1, 1.0, 7.0, 1)
     first.set_active_rows([2])
     assert first.sum_other_rows("b") is None
     assert not shared_memory.is_slot_idle(memory, SLOTS, 3, 5)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.sockets
 
 KEY = "ns/a"
 READY = ("e-0", "e-1")
-ONE: PeerLoad = (1, 1, 0.5, 10.0)
+ONE: PeerLoad = (1, 1, 0.5, 10.0, 0)
 LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, redis_timeout_seconds=20.0)
 
 
@@ -146,16 +146,16 @@ async def test_flood_of_loads_is_thinned_out_and_those_of_unknown_instances_are_
         limits = replace(LIMITS, peer_load_rows=50, dispatch_burst_seconds=1.0)
         two.exchange.budget = DispatchBudget(limits)
         for number in range(1, 51):
-            one.loads = {KEY: {"e-0": (number, 0, 0.0, 0.0), **{f"false-{index}": ONE for index in range(9)}}}
+            one.loads = {KEY: {"e-0": (number, 0, 0.0, 0.0, 0), **{f"false-{index}": ONE for index in range(9)}}}
             one.exchange.on_loads_changed()
             await one.exchange.flush()
         await two.exchange.read_once()
         assert two.exchange.budget.dropped_loads == 45
-        assert two.exchange.peer_state.reported_loads() == {"e-0": (5, 0, 0.0, 0.0)}
+        assert two.exchange.peer_state.reported_loads() == {"e-0": (5, 0, 0.0, 0.0, 0)}
         clock.advance(1.0)
         await one.exchange.flush()
         await two.exchange.read_once()
-        assert two.shown == {"e-0": (50, 0, 0.0, 0.0)}, "the next report counts"
+        assert two.shown == {"e-0": (50, 0, 0.0, 0.0, 0)}, "the next report counts"
 
 
 async def test_a_gateway_that_falls_silent_takes_its_load_along_even_while_redis_is_away(server: Valkey) -> None:

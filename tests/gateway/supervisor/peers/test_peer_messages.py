@@ -11,9 +11,11 @@ from fairlead.limits import Limits
 from fairlead_gateway.supervisor.peers.peer_messages import (
     HotPrefixTable,
     PeerBatch,
+    PeerLoad,
     decode_batch,
     decode_table,
     secret_fingerprint,
+    split_loads,
 )
 from fairlead_kvstore.redis.codec import encode
 
@@ -59,6 +61,22 @@ def test_batch_larger_than_any_gateway_writes_is_passed_over() -> None:
     prompts = tuple(("e-0", bytes(8 * 512), 1, 0) for _ in range(1_100))
     assert decode_batch(encode(PeerBatch(1, 0.5, sent=prompts[:500]))) is not None
     assert decode_batch(encode(PeerBatch(1, 0.5, sent=prompts))) is None
+
+
+def test_requests_that_wait_in_a_gateway_are_apart_so_that_older_ones_read_the_loads() -> None:
+    loads: dict[str, PeerLoad] = {"e-0": (5, 4, 0.5, 10.0, 3), "e-1": (1, 0, 0.0, 7.0, 0)}
+    told, queued = split_loads(loads)
+    assert (told["e-0"], queued) == ((5, 4, 0.5, 10.0), {"e-0": 3})
+    found = decode_batch(encode(PeerBatch(1, 0.5, loads=told, queued=queued)))
+    assert found is not None
+    assert found.peer_loads() == loads
+    older = PeerBatch(1, 0.5, loads=told)
+    assert older.peer_loads() == {"e-0": (5, 4, 0.5, 10.0, 0), "e-1": loads["e-1"]}
+    assert PeerBatch(1, 0.5, loads=told, queued={"e-1": 9}).peer_loads() == {
+        "e-0": (5, 4, 0.5, 10.0, 0),
+        "e-1": (1, 0, 0.0, 7.0, 1),
+    }, "no more wait than are in flight"
+    assert PeerBatch(1, 0.5, queued={"e-1": 9}).peer_loads() is None
 
 
 def test_text_that_is_not_utf_8_is_passed_over() -> None:

@@ -7,22 +7,22 @@ from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad
 from fairlead_gateway.supervisor.peers.peer_outbox import PeerOutbox
 
 KEY = "ns/a"
-BUSY: dict[str, dict[str, PeerLoad]] = {KEY: {"e-0": (1, 1, 0.5, 10.0)}}
+BUSY: dict[str, dict[str, PeerLoad]] = {KEY: {"e-0": (2, 2, 0.5, 10.0, 1)}}
 
 
 def test_what_was_sent_goes_out_once_and_loads_only_when_they_change() -> None:
     out = PeerOutbox(b"s", Limits())
     out.add(KEY, "e-0", bytes(16), 7)
     ((model, batch),) = out.take_due([KEY], BUSY, 0.0, is_beat=False)
-    assert (model, batch.number, batch.sent, batch.loads) == (KEY, 1, (("e-0", bytes(16), 7, 0),), BUSY[KEY])
+    assert (model, batch.number, batch.sent, batch.peer_loads()) == (KEY, 1, (("e-0", bytes(16), 7, 0),), BUSY[KEY])
     out.on_written(model, batch, 0.0)
     assert out.take_due([KEY], BUSY, 0.1, is_beat=False) == []
     out.add(KEY, "e-1", b"", 8)
     ((_, batch),) = out.take_due([KEY], BUSY, 0.2, is_beat=False)
-    assert (batch.number, batch.sent, batch.loads) == (2, (("e-1", b"", 8, 0),), None)
+    assert (batch.number, batch.sent, batch.peer_loads()) == (2, (("e-1", b"", 8, 0),), None)
     out.on_written(KEY, batch, 0.2)
     ((_, batch),) = out.take_due([KEY], {}, 0.3, is_beat=False)
-    assert (batch.number, batch.sent, batch.loads) == (3, (), {})
+    assert (batch.number, batch.sent, batch.peer_loads()) == (3, (), {})
 
 
 def test_a_busy_gateway_sends_heartbeats_often_and_an_idle_one_seldom() -> None:
@@ -36,7 +36,7 @@ def test_a_busy_gateway_sends_heartbeats_often_and_an_idle_one_seldom() -> None:
             for model, batch in out.take_due([KEY], loads, now, is_beat=True):
                 out.on_written(model, batch, now)
                 found.append((now, batch.within))
-                assert batch.loads == loads.get(KEY, {}), turn
+                assert batch.peer_loads() == loads.get(KEY, {}), turn
         return found
 
     beats_at = [0.0]
@@ -82,7 +82,7 @@ def test_a_large_batch_becomes_several_and_a_long_prompt_is_cut() -> None:
     batches = [batch for _, batch in out.take_due([KEY], BUSY, 0.0, is_beat=False)]
     assert [batch.number for batch in batches] == [1, 2, 3, 4, 5]
     assert {len(hashes) for batch in batches for _, hashes, _, _ in batch.sent} == {400}
-    assert [batch.loads for batch in batches] == [BUSY[KEY], None, None, None, None]
+    assert [batch.peer_loads() for batch in batches] == [BUSY[KEY], None, None, None, None]
 
 
 def test_removed_models_are_forgotten_and_peers_get_a_farewell() -> None:

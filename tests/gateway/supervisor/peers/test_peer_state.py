@@ -6,29 +6,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.limits import Limits
-from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad
+from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, split_loads
 from fairlead_gateway.supervisor.peers.peer_state import LATE_FACTOR, PeerState
 
 KEY = "ns/a"
-ONE: PeerLoad = (1, 1, 0.5, 10.0)
+ONE: PeerLoad = (1, 1, 0.5, 10.0, 0)
 SENT = (("e-0", bytes(8), 7, 0),)
 
 
 def batch(
     number: int, loads: dict[str, PeerLoad] | None = None, *, within: float = 0.5, leaves: bool = False
 ) -> PeerBatch:
-    return PeerBatch(number, within, b"s", SENT, loads, leaves)
+    found, queued = split_loads(loads) if loads is not None else (None, {})
+    return PeerBatch(number, within, b"s", SENT, found, leaves, queued=queued)
 
 
 def test_loads_of_peers_add_up_and_stay_until_the_next_report() -> None:
     peers = PeerState(b"s", Limits())
     assert peers.apply_batch(KEY, "b", batch(1, {"e-0": ONE}), 0.0, is_live=True) == SENT
-    peers.apply_batch(KEY, "c", batch(1, {"e-0": (2, 0, 1.5, 5.0), "e-1": ONE}), 0.0, is_live=True)
-    assert peers.reported_loads() == {"e-0": (3, 1, 2.0, 15.0), "e-1": ONE}
+    peers.apply_batch(KEY, "c", batch(1, {"e-0": (2, 0, 1.5, 5.0, 0), "e-1": ONE}), 0.0, is_live=True)
+    assert peers.reported_loads() == {"e-0": (3, 1, 2.0, 15.0, 0), "e-1": ONE}
     peers.apply_batch(KEY, "b", batch(2), 0.1, is_live=True)
-    assert peers.reported_loads()["e-0"] == (3, 1, 2.0, 15.0)
+    assert peers.reported_loads()["e-0"] == (3, 1, 2.0, 15.0, 0)
     peers.apply_batch(KEY, "b", batch(3, {}), 0.2, is_live=True)
-    assert peers.reported_loads()["e-0"] == (2, 0, 1.5, 5.0)
+    assert peers.reported_loads()["e-0"] == (2, 0, 1.5, 5.0, 0)
 
 
 def test_a_gateway_that_falls_silent_has_nothing_in_flight_within_two_seconds() -> None:
@@ -89,7 +90,7 @@ def test_the_past_is_a_hint_and_no_sign_of_life() -> None:
 
 def test_lost_batches_are_counted_and_repeated_ones_are_not() -> None:
     peers = PeerState(b"s", Limits())
-    for number in (5, 6, 6, 9):
+    for number in (5, 6, 6, 9, 0):
         peers.apply_batch(KEY, "b", batch(number), 0.0, is_live=True)
     assert peers.missed_batches == 2
 

@@ -35,12 +35,12 @@ def test_other_gateways_are_one_more_row_that_is_written_and_emptied() -> None:
     worker.set_active_rows([1, row.row])
     for each in (row, worker):
         each.set_slots({"e-0": 0, "e-1": 3})
-    row.set_loads({"e-0": (2, 1, 0.5, 100.0), "unknown": (1, 1, 1.0, 1.0)})
-    assert worker.sum_other_rows("e-0") == (2, 1, 0.5, 100.0)
+    row.set_loads({"e-0": (2, 1, 0.5, 100.0, 0), "unknown": (1, 1, 1.0, 1.0, 0)})
+    assert worker.sum_other_rows("e-0") == (2, 1, 0.5, 100.0, 0)
     assert worker.sum_other_rows("e-1") is None
-    row.set_loads({"e-1": (1, 0, 0.0, 10.0)})
+    row.set_loads({"e-1": (1, 0, 0.0, 10.0, 0)})
     assert worker.sum_other_rows("e-0") is None
-    assert worker.sum_other_rows("e-1") == (1, 0, 0.0, 10.0)
+    assert worker.sum_other_rows("e-1") == (1, 0, 0.0, 10.0, 0)
     row.set_loads({})
     assert not any(cells)
 
@@ -48,10 +48,10 @@ def test_other_gateways_are_one_more_row_that_is_written_and_emptied() -> None:
 def test_an_instance_that_comes_later_finds_its_load_in_its_slot() -> None:
     cells = memoryview(bytearray(shared_memory.table_bytes(1, SLOTS))).cast("q")
     row = PeerLoadRow(cells, SLOTS, 0)
-    row.set_loads({"e-9": (1, 1, 0.25, 5.0)})
+    row.set_loads({"e-9": (3, 3, 0.25, 5.0, 2)})
     assert not any(cells)
     row.set_slots({"e-9": 1})
-    assert list(cells[4:8]) == [1, 1, 250_000, 5]
+    assert list(cells[5:10]) == [3, 3, 250_000, 5, 2]
     row.set_loads({})
     assert shared_memory.is_slot_idle(cells, SLOTS, 1, 1)
 

@@ -32,7 +32,7 @@ class OneEngine:
     queues_assigned = True
 
     def __init__(self) -> None:
-        load = SimpleNamespace(backlog_seconds=0.0, waiting=0)
+        load = SimpleNamespace(backlog_seconds=0.0, waiting=0, queued=0)
         self.instance = SimpleNamespace(load=load, full_step_seconds=1.0)
         self.sort_count = 0
 
@@ -55,6 +55,9 @@ class OneEngine:
     def on_dispatch(self, request: Any, name: str, now: float) -> None:
         self.instance.load.backlog_seconds += 1.0
         self.instance.load.waiting += 1
+
+    def on_queued(self, name: str, change: int) -> None:
+        self.instance.load.queued += change
 
     def on_abandoned(self, request_id: str, now: float, *, is_computed: bool = True) -> None:
         self.instance.load.backlog_seconds -= 1.0
@@ -102,7 +105,10 @@ class Scene:
     def can_start(self) -> bool:
         """Whether a new request would not wait."""
         context = SimpleNamespace(
-            choice=SimpleNamespace(instance_id="e"), request=SimpleNamespace(model_key=KEY), transfer=None
+            choice=SimpleNamespace(instance_id="e"),
+            request=SimpleNamespace(model_key=KEY),
+            transfer=None,
+            caller="new",
         )
         return self.queue.can_start(cast(RequestContext, context))
 

@@ -1,0 +1,115 @@
+"""How many requests an engine computes at a time, learned from its reports."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from fairlead.engine_profile import builtin_profile
+from fairlead.fleet.model import Fleet
+from fairlead.fleet.signals import EngineSignals
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
+from fairlead_gateway.ipc.messages import ProfileUpdate
+from fairlead_gateway.supervisor.profiling.profiling_service import ProfilingService
+from fairlead_gateway.supervisor.profiling.sequence_bounds import (
+    MAX_TRY_SECONDS,
+    MIN_TRY_SECONDS,
+    SequenceBound,
+    SequenceBounds,
+)
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
+
+ENGINE = "e-0/0/0"
+SCRAPE_SECONDS = 2.0
+
+
+def fleet(max_sequences: int | None) -> Fleet:
+    found = fleet_of(["http://127.0.0.1:1"])
+    stated = None if max_sequences is None else replace(builtin_profile("tiny-cpu"), max_sequences=max_sequences)
+    return replace(
+        found, instances={MODEL_KEY: tuple(replace(one, profile=stated) for one in found.instances[MODEL_KEY])}
+    )
+
+
+def observe(bound: SequenceBound, *reports: tuple[float | None, float | None]) -> list[int | None]:
+    """Returns the bound after each report of running and waiting requests."""
+    found = []
+    for number, (running, waiting) in enumerate(reports):
+        bound.observe(running, waiting, number * SCRAPE_SECONDS)
+        found.append(bound.value)
+    return found
+
+
+def engine_of(bound: SequenceBound, able: int, seconds: float) -> list[float]:
+    """Runs an engine that has as many requests as the bound allows; returns when it had a queue."""
+    queued: list[float] = []
+    for number in range(int(seconds / SCRAPE_SECONDS)):
+        sent = bound.value or able
+        if sent > able:
+            queued.append(number * SCRAPE_SECONDS)
+        bound.observe(min(sent, able), max(0, sent - able), number * SCRAPE_SECONDS)
+    return queued
+
+
+def test_without_a_profile_two_reports_of_a_queue_say_how_many_ran() -> None:
+    assert observe(SequenceBound(None), (8, 0), (8, 3)) == [None, None]
+    assert observe(SequenceBound(None), (7, 3), (8, 5)) == [None, 8], "the most that ran meanwhile"
+    assert observe(SequenceBound(None), (7, 3), (8, 0), (5, 2)) == [None, None, None], "not two in a row"
+    assert observe(SequenceBound(None), (0, 3), (0, 3)) == [None, 1], "an engine can compute one"
+
+
+def test_what_the_profile_states_is_not_lowered() -> None:
+    assert observe(SequenceBound(16), (8, 3), (8, 3), (8, 3)) == [16, 16, 16], "memory may be the reason"
+
+
+@pytest.mark.parametrize("report", [(None, 4), (8, None), (None, None)])
+def test_missing_values_teach_nothing(report: tuple[float | None, float | None]) -> None:
+    assert observe(SequenceBound(None), report, report, report) == [None] * 3
+    assert observe(SequenceBound(8), report, report, report) == [8] * 3
+
+
+def test_number_that_is_too_low_grows_to_what_the_engine_can() -> None:
+    bound = SequenceBound(256)
+    engine_of(bound, able=1_024, seconds=60.0)
+    assert 1_024 * 0.8 <= (bound.value or 0) <= 1_280
+
+
+def test_tries_beyond_what_an_engine_can_become_rare() -> None:
+    bound = SequenceBound(8)
+    queued = engine_of(bound, able=8, seconds=1_000.0)
+    assert bound.value in (8, 10)
+    pauses = [after - before for before, after in pairwise(queued)]
+    assert min(pauses) >= MIN_TRY_SECONDS
+    assert pauses[-1] == pytest.approx(MAX_TRY_SECONDS, abs=2 * SCRAPE_SECONDS)
+    assert len(queued) * SCRAPE_SECONDS < 0.05 * 1_000.0
+
+
+def test_an_engine_that_is_not_full_teaches_nothing() -> None:
+    assert observe(SequenceBound(8), *[(7, 0)] * 5) == [8] * 5
+
+
+def test_bounds_of_a_fleet_come_and_go_and_begin_anew_with_another_profile() -> None:
+    bounds = SequenceBounds()
+    assert bounds.observe(ENGINE, 8, 0, 0.0) is None, "unknown"
+    bounds.update_fleet(fleet(8))
+    assert bounds.values() == {ENGINE: 8}
+    assert bounds.observe(ENGINE, 7, 0, 0.0) is None, "unchanged"
+    assert bounds.observe(ENGINE, 8, 0, 0.0) == 10
+    bounds.update_fleet(fleet(8))
+    assert bounds.values() == {ENGINE: 10}
+    bounds.update_fleet(fleet(32))
+    assert bounds.values() == {ENGINE: 32}
+    bounds.update_fleet(fleet(None))
+    assert bounds.values() == {}
+    bounds.update_fleet(Fleet())
+    assert bounds.observe(ENGINE, 8, 0, 0.0) is None
+
+
+def test_workers_are_told_what_changes() -> None:
+    told: list[ProfileUpdate] = []
+    service = ProfilingService(broadcast=told.append, clock=ManualClock(), limits=Limits())
+    service.update_fleet(fleet(8))
+    service.on_signals(ENGINE, EngineSignals(running=4, waiting=0), 0.0)
+    service.on_signals(ENGINE, EngineSignals(running=8, waiting=0), 2.0)
+    assert told == [ProfileUpdate({}, {ENGINE: 10})]
