@@ -9,7 +9,7 @@ from fairlead_testing.simulated.link import LinkSocket
 from fairlead_testing.simulated.responses import ResponseReader
 
 PATIENCE_SECONDS = 60.0
-NONCE_HEADER = "x-nonce"
+NONCE_HEADER = "user-agent"
 CHAT_PATH = "/v1/chat/completions"
 ANSWER_BYTES_HEADER = "x-answer-bytes"
 

@@ -21,7 +21,6 @@ Engines, and what stands before them, send errors in these forms:
 Pages of HTML have no words for a client: a proxy wrote them for people.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -58,7 +57,6 @@ _DELTA_TYPES: Final = (b'.delta"', b'"content_block_delta"')
 _FINAL_EVENTS: Final = ("message_delta", "response.completed", "response.incomplete", "response.failed")
 _MAX_LINE_BYTES: Final = 65_536
 _TAIL_BYTES: Final = 4_096
-_JSON: Final = json.JSONDecoder()
 _DEAD_ENGINE: Final = "EngineCore encountered an issue"
 """The text of a dead vLLM. In streams, releases 0.8 to 0.11 give it the code 400."""
 _MAX_TOKENS: Final = 1 << 31  # more than the largest `n` times the largest `max_tokens`
@@ -227,6 +225,8 @@ class PassedUsage:
 
 def _last_usage(text: bytes) -> bytes:
     """Returns the last object under a key `usage` in the end of an answer; empty without one."""
+    from json import JSONDecoder  # most workers never need it
+
     at = len(text)
     while (at := text.rfind(_USAGE_KEY, 0, at)) >= 0:
         value = text[at + len(_USAGE_KEY) :].lstrip(b" \t\r\n:")
@@ -234,7 +234,7 @@ def _last_usage(text: bytes) -> bytes:
             return b""
         if value.startswith(b"{"):
             try:
-                return msgspec.json.encode(_JSON.raw_decode(value.decode("utf-8", "replace"))[0])
+                return msgspec.json.encode(JSONDecoder().raw_decode(value.decode("utf-8", "replace"))[0])
             except ValueError:
                 return b""
     return b""

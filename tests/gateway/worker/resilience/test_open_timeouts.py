@@ -19,6 +19,7 @@ _LEAST = "the start of a minimum; without values there is nothing to bound"
 
 REASONS: dict[str, str] = {
     "admission/fair_share.py FairShare._compact:inf": _LEAST,
+    "admission/kv_capacity.py EngineLoad.__init__:inf": "nothing says how many requests it computes at a time",
     "admission/length_classes.py LengthClasses.__init__:inf": _LEAST,
     "admission/length_classes.py LengthClasses.classify:inf": _LEAST,
     "admission/length_classes.py LengthClasses.objective_spread:inf": _LEAST,
@@ -35,6 +36,7 @@ REASONS: dict[str, str] = {
     "worker/observability/access_log.py AccessRecord:queued_seconds": _RECORD,
     "worker/observability/access_log.py AccessRecord:ttft_seconds": _RECORD,
     "worker/observability/access_log.py _round_microseconds(seconds)": _RECORD,
+    "worker/openai/field_policy.py :inf": "any number passes in an argument",
     "worker/openai/request_timeout.py client_timeout": "the client sets no deadline; the gateway has its own",
     "worker/openai/request_timeout.py client_timeout:inf": "an infinite deadline is refused",
     "worker/openai/request_timeout.py remaining_timeout_header(deadline)": "the engine is told none",
