@@ -7,11 +7,13 @@ Source: the FinOps Open Cost and Usage Specification, https://focus.finops.org/f
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Final
 
+from fairlead.errors import plain_text
 from fairlead.units import NANO_USD_PER_USD
 from fairlead.usage.ledger_reader import LedgerContent
 from fairlead.usage.record import UsageTotals
@@ -28,6 +30,8 @@ COLUMNS: Final = (
     *("x_EngineSeconds", "x_InputTokens", "x_OutputTokens", "x_Pool", "x_Requests", "x_SavedCost"),
 )
 _ISSUER: Final = "Fairlead"
+_FORMULA_STARTS: Final = ("=", "+", "-", "@")
+_NUMBER: Final = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
 def usage_rows(rows: Iterable[UsageTotals]) -> list[dict[str, str]]:
@@ -93,13 +97,24 @@ def cost_rows(content: LedgerContent) -> list[dict[str, str]]:
     return found
 
 
-def format_csv(rows: Iterable[Mapping[str, str]]) -> str:
-    """Returns the rows as CSV with a header."""
+def format_csv(rows: Iterable[Mapping[str, object]], columns: Sequence[str] = COLUMNS) -> str:
+    """Returns the rows as CSV with a header; None is empty."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
+    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return out.getvalue()
+
+
+def _cell(value: object) -> object:
+    """Returns a value that no spreadsheet takes for a formula, and no terminal for a command.
+
+    Why: names of models and keys may be of another ledger, or of a fleet file, with any characters.
+    """
+    if not isinstance(value, str):
+        return value
+    text = plain_text(value)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA_STARTS) and not _NUMBER.fullmatch(text) else text
 
 
 def _charge(day: str, model: str, pool: str, nano_usd: int) -> dict[str, str]:

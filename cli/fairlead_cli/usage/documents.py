@@ -1,10 +1,9 @@
 """Reports as data for programs: JSON, YAML and CSV. Amounts of money are exact, as text."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 
 from fairlead.units import format_exact_usd
+from fairlead.usage.focus import format_csv
 from fairlead.usage.record import UsageTotals
 from fairlead.usage.report import CostReport
 
@@ -45,10 +44,4 @@ def cost_rows(report: CostReport) -> list[dict[str, object]]:
 
 def format_rows(rows: Sequence[Mapping[str, object]]) -> str:
     """Returns rows as CSV with a header, without a line break at its end; None is empty."""
-    if not rows:
-        return ""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue().rstrip("\n")
+    return format_csv(rows, list(rows[0])).rstrip("\n") if rows else ""

@@ -10,10 +10,12 @@ import msgspec
 import pytest
 
 from fairlead.errors import BadInput
+from fairlead.usage import focus
 from fairlead.usage.ledger_files import REPLICAS, USAGE, LedgerFile, ledger_id
 from fairlead.usage.record import UsageRecord
 from fairlead.usage.replica_log import ReplicaLine, ReplicaView
 from fairlead_cli.app import build_app
+from fairlead_cli.usage.documents import format_rows
 
 DAY = "2026-11-24"
 MIDNIGHT = 20_781 * 86_400
@@ -130,3 +132,23 @@ def test_wrong_option_is_named(words: tuple[str, ...], field: str, message: str)
     with pytest.raises(BadInput) as caught:
         fairlead("usage", "--dir", "/nowhere", *words)
     assert (caught.value.field, caught.value.message) == (field, message)
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("=HYPERLINK(1)", "'=HYPERLINK(1)"),
+        ("+1-2", "'+1-2"),
+        ("@sum", "'@sum"),
+        (" =1", "' =1"),
+        ("\t=1", "\N{REPLACEMENT CHARACTER}=1"),
+        ("-1.5", "-1.5"),
+        ("a=b", "a=b"),
+        ("\x1b[31mred", "\N{REPLACEMENT CHARACTER}[31mred"),
+        ("", ""),
+    ],
+)
+def test_cells_of_csv_are_no_formulas_and_control_no_terminal(name: str, cell: str) -> None:
+    for text in (format_rows([{"model": name, "cost": 1}]), focus.format_csv([{"ResourceName": name}])):
+        (row,) = csv.DictReader(io.StringIO(text))
+        assert (row.get("model") or row.get("ResourceName") or "") == cell

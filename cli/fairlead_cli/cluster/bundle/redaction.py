@@ -6,12 +6,13 @@ Only what is known to be harmless stays. These are removed:
 - arguments that are long or have spaces, and command lines after their first word;
 - last messages of engines, which may hold prompts.
 
-In the remaining texts, known values of Secrets, and what looks like a key, token or password, are
-replaced.
+In the remaining texts, known values of Secrets, what looks like a key, token or password, and long
+words of random characters are replaced.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any, Final
 
 from fairlead.settings import settings_table
@@ -43,11 +44,37 @@ _PATTERNS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}"), rf"\1 {REDACTED_PLACEHOLDER}"),
     (
         re.compile(
-            r"\b(?:sk-|sk_live_|rk_live_|hf_|gh[pousr]_|github_pat_|glpat-|xox[abpr]-|nvapi-|gsk_|r8_|npm_|pypi-|hvs\.|ya29\.)[\w-]{8,}"
+            r"\b(?:sk-|sk_live_|rk_live_|hf_|gh[pousr]_|github_pat_|glpat-|xox[abpr]-|nvapi-|gsk_|r8_|npm_|pypi-|hvs\.|ya29\.|fl_|xai-|GOCSPX-|dckr_(?:pat|oat)_|pplx-|sq0csp-|shpat_|lsv2_|AGE-SECRET-KEY-)[\w-]{8,}"
         ),
         REDACTED_PLACEHOLDER,
     ),
     (re.compile(r"\bAIza[\w-]{16,}"), REDACTED_PLACEHOLDER),
+    (
+        re.compile(r"(?i)\b(hooks\.slack\.com/(?:services|workflows)/|discord(?:app)?\.com/api/webhooks/)[^\s\"'<>]+"),
+        rf"\1{REDACTED_PLACEHOLDER}",
+    ),
+    (
+        re.compile(
+            r"""(?i)((?<![\w-])(?:proxy-)?authorization\\*+["']?+\s*+[:=,]?+\s*+(?:b(?=["']))?+\\*+["']?+[a-z][a-z0-9-]*\s++)(?!\[redacted\])[^\s"'\\]+"""
+        ),
+        rf"\1{REDACTED_PLACEHOLDER}",
+    ),
+    (
+        re.compile(
+            r"""(?i)((?<![\w-])(?:(?:x-)?api-key|x-goog-api-key|x-auth-token|ocp-apim-subscription-key)\\*+["']?+\s*+[:=,]?+\s*+\\*+["']?+)(?!\[redacted\])[^\s"',:=\\]+"""
+        ),
+        rf"\1{REDACTED_PLACEHOLDER}",
+    ),
+    (
+        re.compile(r"""((?<![\w-])(?:-u|--user|--proxy-user)[= ]["']?[^\s:"']+:)[^\s"']+"""),
+        rf"\1{REDACTED_PLACEHOLDER}",
+    ),
+    (re.compile(r"""(?i)([?&](?:key|auth|code|password|pwd|pass)=)[^&\s"'<>]+"""), rf"\1{REDACTED_PLACEHOLDER}"),
+    (
+        re.compile(r"""(?i)((?<![\w-])(?:pwd|pass|passphrase)=["']?)(?!\[redacted\])[^\s"',;&]+"""),
+        rf"\1{REDACTED_PLACEHOLDER}",
+    ),
+    (re.compile(r"""(["']_?auth\\*+["']\s*+:\s*+\\*+["'])[^"'\\]+"""), rf"\1{REDACTED_PLACEHOLDER}"),
     (re.compile(r"\bdapi[0-9a-f]{16,}(?:-\d+)?"), REDACTED_PLACEHOLDER),
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), REDACTED_PLACEHOLDER),
     (re.compile(r"\b((?:hf|oci|docker-pullable)://)[^/\s@]*@"), rf"\1{REDACTED_PLACEHOLDER}@"),
@@ -82,12 +109,19 @@ _ASSIGNED_VALUE: Final = re.compile(
     )""",
     re.VERBOSE,
 )
+_RANDOM_WORD: Final = re.compile(r"(?<![\w+/=-])[A-Za-z0-9+/_-]{24,}+={0,2}")
+_RANDOM_CHANGES: Final = 0.4
+"""The share of neighbours of different kinds from which a word counts.
+
+Why: of random letters and digits 62% differ, of names such as `Qwen3-30B-A3B-Instruct` a quarter.
+The kinds are lower case, upper case and digit.
+"""
 _HARMLESS_VALUE: Final = re.compile(r"(?i)null|none|true|false|")
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
 _COUNT_NAME: Final = re.compile(rf"{_WORDS}s$|token(?:s|[_-])|(?:per|max|min)[_-]token$")
 """Names after which a number counts something: ``max_tokens``, ``eos_token_id``."""
 _PROMPT: Final = re.compile(
-    r"""["'](?:messages|prompt|input|inputs|content|text|completion|system|instructions)["']\s*:|\b(?:prompt|messages|content)\s*[=:]\s*['"\[{]"""
+    r"""["'](?:messages|prompt|input|inputs|content|text|completion|system|instructions)["']\s*:|\b(?:prompt|messages|content)\s*[=:]\s*['"\[{]|\bprompt\s*[=:]\s*(?![\d\s])\S|(?i:\btokeni[sz]\w+)\s+["']"""
 )
 _SENSITIVE: Final = re.compile(rf"(?i){_WORDS}|auth|(?:^|[-_])key(?:$|[-_])")
 _SHOWN_KEY_PREFIXES: Final = (
@@ -124,7 +158,7 @@ class Scrubber:
             text = self._known.sub(REDACTED_PLACEHOLDER, text)
         for pattern, replacement in _PATTERNS:
             text = pattern.sub(replacement, text)
-        return _redact_assigned_values(_ADDRESS.sub(_redact_credentials, text))
+        return _RANDOM_WORD.sub(_redact_random, _redact_assigned_values(_ADDRESS.sub(_redact_credentials, text)))
 
     def scrub_value(self, value: Any) -> Any:
         """Returns a structure with every text in it scrubbed; the names of fields stay."""
@@ -139,6 +173,14 @@ class Scrubber:
         return "\n".join(
             PROMPT_LINE_PLACEHOLDER if _PROMPT.search(line) else line for line in self.scrub_text(text).split("\n")
         )
+
+
+def _redact_random(word: re.Match[str]) -> str:
+    """Returns a placeholder for a word whose characters change between kinds as at random."""
+    kinds = ["a" if char.islower() else "A" if char.isupper() else "0" if char.isdigit() else "" for char in word[0]]
+    changes = sum(1 for before, after in pairwise(kinds) if before and after and before != after)
+    is_random = {"a", "A", "0"} <= set(kinds) and changes >= _RANDOM_CHANGES * len(kinds)
+    return REDACTED_PLACEHOLDER if is_random else word[0]
 
 
 def _redact_credentials(address: re.Match[str]) -> str:

@@ -176,3 +176,63 @@ def test_foreign_metadata_data_and_engine_messages_are_redacted() -> None:
     assert redact_manifest(revision, SCRUB)["data"]["spec"]["engine"]["env"] == [
         {"name": "A", "value": REDACTED_PLACEHOLDER}
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "401 for fl_SECRETSECRET",
+        "Authorization: ApiKey SECRETSECRET",
+        "authorization=Key SECRETSECRET",
+        "{'Authorization': 'AWS4-HMAC-SHA256 SECRETSECRET'}",
+        "curl -u user:SECRETSECRET https://x",
+        "curl --user=user:SECRETSECRET",
+        "GET /v1/models?key=SECRETSECRET HTTP/1.1",
+        "https://a/b?x=1&code=SECRETSECRET&y=2",
+        "x-api-key SECRETSECRET",
+        "api-key: SECRETSECRET",
+        "Ocp-Apim-Subscription-Key: SECRETSECRET",
+        "Server=db;Uid=a;Pwd=SECRETSECRET;",
+        "pwd=SECRETSECRET pass=SECRETSECRET passphrase='SECRETSECRET'",
+        '{"auths": {"r.io": {"auth": "SECRETSECRET"}}}',
+        "https://hooks.slack.com/services/T00/B00/SECRETSECRET",
+        "https://discord.com/api/webhooks/1/SECRETSECRET",
+        "xai-SECRETSECRET",
+        "GOCSPX-SECRETSECRET",
+        "dckr_pat_SECRETSECRET",
+        "token is aB3SECRETx9Kq2LmZ7tR4wV8",
+    ],
+)
+def test_secret_of_any_known_form_is_replaced(text: str) -> None:
+    assert "SECRET" not in SCRUB.scrub_log(text)
+    assert REDACTED_PLACEHOLDER in SCRUB.scrub_log(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "prompt=my words",
+        "prompt: tell me",
+        'Error tokenizing "tell me"',
+        "tokenization 'tell me' failed",
+    ],
+)
+def test_prompt_of_any_known_form_is_left_out(text: str) -> None:
+    assert SCRUB.scrub_log(text) == PROMPT_LINE_PLACEHOLDER
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model Qwen3-30B-A3B-Instruct-2507-FP8 on NVIDIA-H100-80GB-HBM3-MIG-1g.10gb",
+        "image vllm/vllm-openai@sha256:4b825dc642cb6eb9a060e54bf8d69288fbee4904b825dc642cb6eb9a060e54b1",
+        "pod llama-70b-main-7c9d8b6f5d-x2x4z, uid 3f0c9d0e-0000-4000-8000-000000000001",
+        "/usr/lib/python3.12/site-packages/vllm/v1/engine/AsyncLLMEngine2Core.py",
+        "trace 4bf92f3577b34da6a3ce929d0e0e4736, request chatcmpl-req-01JABCDEF",
+        "deployment fairlead-system-operator-objects took 12.5s, key=chat/llama-70b, bypass=on",
+        "prompt=512 tokens, prompt: 12",
+        "compass=1 passed=3 pwd: /srv",
+    ],
+)
+def test_names_and_digests_stay(text: str) -> None:
+    assert SCRUB.scrub_log(text) == text
