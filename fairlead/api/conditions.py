@@ -479,11 +479,7 @@ _RESOLVED_REFS = (
         "A model of another namespace does not list that of the route. Such targets stop the route; other such models are skipped.",
         "Add the namespace of the route to `spec.allowedRoutes` of the model that the message names, or remove it from the route.",
     ),
-    (
-        Reason.NO_WEIGHT,
-        "All targets of the route, or of an override, have `weight: 0`: 503.",
-        "Give one of them a weight.",
-    ),
+    (Reason.NO_WEIGHT, "All targets of the route, or of an override, have `weight: 0`: 503.", "Give one a weight."),
 )
 
 

@@ -130,9 +130,13 @@ class Operator(Placement):
     capacity_grace: Duration = _value("time that pods may wait for a node before their model is `Stalled`", "10m")
     hung_engines: HungEngines = _value("engines that answer no request", HungEngines)
     guard: bool = _value(
-        "restrict its writes to pods, by a ValidatingAdmissionPolicy, to pods of models: deletion, and the condition "
-        "`fairlead.io/Serving`",
+        "restrict its writes, by ValidatingAdmissionPolicies, to objects of models of this installation; of pods, to deletion "
+        "and the condition `fairlead.io/Serving`",
         True,
+    )
+    service_accounts: Names = _value(
+        "ServiceAccounts that pod templates of models may name, besides those that the operator makes; needs `guard`",
+        [],
     )
     log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
 

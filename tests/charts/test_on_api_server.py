@@ -2,6 +2,7 @@
 suffice.
 """
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,13 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import render_chart
-from fairlead_testing.kube.installed_chart import apply_namespace, apply_rights, kubeconfig_for_account, kubectl
+from fairlead_testing.kube.installed_chart import (
+    RBAC_KINDS,
+    apply_namespace,
+    apply_rights,
+    kubeconfig_for_account,
+    kubectl,
+)
 from fairlead_testing.kube.operator_process import operator_process
 from fairlead_testing.waiting import wait_until
 
@@ -32,6 +39,9 @@ MODEL = {
         "pools": [{"name": "main", "acceleratorClassName": "cpu"}],
     },
 }
+
+
+GUARDS = ("charted-fairlead-operator", "charted-fairlead-operator-objects")
 
 
 def api_of(server: ApiServer) -> KubeApi:
@@ -55,13 +65,15 @@ async def test_api_server_accepts_every_object_and_field(api_server: ApiServer, 
 async def test_operator_serves_a_model_with_exactly_its_permissions(
     api_server: ApiServer, program: Path, tmp_path: Path
 ) -> None:
-    """As its service account, by the roles of the chart; the real authorizer refuses the rest."""
+    """As its service account, by the roles and guards of the chart. The rest is refused."""
     found = render_chart(program, "--namespace=charted")
     kubeconfig = tmp_path / "kubeconfig"
     async with api_of(api_server) as api:
         await apply_rights(api, found, "charted")
+        guard = [one for one in found if one["metadata"]["name"] in GUARDS and one["kind"] not in RBAC_KINDS]
+        await asyncio.to_thread(kubectl, api_server, "apply", "-f", "-", text=yaml.safe_dump_all(guard))
         kubeconfig.write_text(await kubeconfig_for_account(api_server, "charted", "fairlead-operator"))
-        async with operator_process(kubeconfig, tmp_path / "log") as operator:
+        async with operator_process(kubeconfig, tmp_path / "log", installation="charted.fairlead") as operator:
             await api.apply(MODEL, "kubectl")
             await wait_until(lambda: there(api, DEPLOYMENTS, "qwen-main"))
             await wait_until(lambda: has_status_and_event(api))
@@ -73,6 +85,7 @@ async def test_operator_serves_a_model_with_exactly_its_permissions(
             code, said = await operator.stop(), operator.log.read_text()
         assert code == 0, said
         assert "forbidden" not in said.lower()
+        assert "denied" not in said.lower()
 
 
 async def test_gateway_finds_models_with_exactly_its_permissions(

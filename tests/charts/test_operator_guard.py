@@ -11,7 +11,7 @@ import yaml
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import KubeError
-from fairlead.kube.resources import PODS, Manifest
+from fairlead.kube.resources import PODS, Manifest, resource_of
 from fairlead.kube.transport.kubeconfig import config_from_kubeconfig
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
@@ -42,11 +42,12 @@ def serving(status: str = "False") -> dict[str, Any]:
 @asynccontextmanager
 async def guarded(server: ApiServer, program: Path, folder: Path) -> AsyncIterator[tuple[KubeApi, KubeApi]]:
     """Installs rights and guard, and yields clients of the administrator and of the operator."""
-    found = render_chart(program, f"--namespace={PLACE}")
+    found = render_chart(program, f"--namespace={PLACE}", "--set=operator.serviceAccounts={cloud}")
     async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as admin:
         await apply_rights(admin, found, PLACE)
-        policy = [one for one in found if one["kind"] in POLICY and one["metadata"]["name"].endswith("-operator")]
-        assert len(policy) == 2
+        names = ("-operator", "-operator-objects")
+        policy = [one for one in found if one["kind"] in POLICY and one["metadata"]["name"].endswith(names)]
+        assert len(policy) == 4
         await asyncio.to_thread(kubectl, server, "apply", "-f", "-", text=yaml.safe_dump_all(policy))
         config = folder / "kubeconfig"
         config.write_text(await kubeconfig_for_account(server, PLACE, "fairlead-operator"))
@@ -109,3 +110,106 @@ async def test_guard_lets_the_operator_mark_and_delete_only_pods_of_models(
         for status in ("False", "True"):
             assert await write_status(operator, "ours", {"conditions": [serving(status)]}) == ""
         assert await delete(operator, "ours") == ""
+
+
+INSTALLATION = {"fairlead.io/installation": f"{PLACE}.fairlead"}
+OWNER = {"apiVersion": "serving.fairlead.io/v1alpha1", "kind": "ModelDeployment", "name": "m", "controller": True}
+OURS: dict[str, Any] = {
+    "namespace": PLACE,
+    "labels": MANAGED | INSTALLATION,
+    "ownerReferences": [{**OWNER, "uid": "00000000-0000-4000-8000-000000000001"}],
+}
+LABELS = {"fairlead.io/model": "m"}
+
+
+def child(kind: str, name: str = "m-main", spec: dict[str, Any] | None = None, **metadata: Any) -> Manifest:
+    """Returns an object as the operator makes it, but for what is given."""
+    pods = {
+        "metadata": {"labels": LABELS},
+        "spec": {"serviceAccountName": name, "containers": [{"name": "a", "image": "a"}]},
+    }
+    version, own = {
+        "Deployment": ("apps/v1", {"selector": {"matchLabels": LABELS}, "template": pods}),
+        "Service": ("v1", {"selector": LABELS, "ports": [{"port": 80}]}),
+        "ServiceAccount": ("v1", None),
+        "PodDisruptionBudget": ("policy/v1", {"maxUnavailable": 1, "selector": {"matchLabels": LABELS}}),
+        "NetworkPolicy": ("networking.k8s.io/v1", {"podSelector": {"matchLabels": LABELS}}),
+        "ControllerRevision": ("apps/v1", None),
+    }[kind]
+    found: Manifest = {"apiVersion": version, "kind": kind, "metadata": OURS | {"name": name} | metadata}
+    if own is not None:
+        found["spec"] = own | (spec or {})
+    return found | ({"revision": 1, "data": {"spec": {}}} if kind == "ControllerRevision" else {})
+
+
+async def apply(api: KubeApi, manifest: Manifest) -> str:
+    try:
+        await api.apply(manifest, "fairlead")
+    except KubeError as error:
+        return error.message
+    return ""
+
+
+async def remove(api: KubeApi, manifest: Manifest) -> str:
+    resource, metadata = resource_of(manifest), manifest["metadata"]
+    live = await api.get(resource, PLACE, metadata["name"])
+    try:
+        await api.delete(resource, PLACE, metadata["name"], live["metadata"]["uid"])
+    except KubeError as error:
+        return error.message
+    return ""
+
+
+KINDS = ("Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "ControllerRevision")
+
+
+async def test_guard_leaves_objects_of_others_alone(api_server: ApiServer, program: Path, tmp_path: Path) -> None:
+    async with guarded(api_server, program, tmp_path) as (admin, operator):
+        for kind in KINDS:
+            await admin.apply(child(kind, "theirs", labels={"app": "web"}, ownerReferences=[]), "test")
+            other = {"labels": MANAGED | {"fairlead.io/installation": "other"}}
+            await admin.apply(child(kind, "others", **other), "test")
+
+        async def is_guarded() -> bool:
+            return "may change only objects of models" in await apply(operator, child("Deployment", "theirs"))
+
+        await wait_until(is_guarded)
+        for kind in KINDS:
+            assert "may change only objects of models" in await apply(operator, child(kind, "theirs")), kind
+            assert "may change only objects of models" in await remove(operator, child(kind, "theirs")), kind
+            assert "objects of another installation" in await apply(operator, child(kind, "others")), kind
+            assert "objects of another installation" in await remove(operator, child(kind, "others")), kind
+            for wrong in ({"ownerReferences": []}, {"labels": {"app": "web"}}, {"labels": MANAGED}):
+                assert "only objects that a model owns" in await apply(operator, child(kind, "new", **wrong)), kind
+            assert await apply(operator, child(kind)) == "", kind
+            assert await apply(operator, child(kind)) == "", kind
+            unlabelled = child(kind, labels={})
+            await admin.apply(unlabelled, "fairlead")
+            assert await apply(operator, child(kind)) == "", kind
+            assert await remove(operator, child(kind)) == "", kind
+
+
+async def test_guard_keeps_the_operator_from_the_pods_and_accounts_of_others(
+    api_server: ApiServer, program: Path, tmp_path: Path
+) -> None:
+    async with guarded(api_server, program, tmp_path) as (_, operator):
+
+        async def is_guarded() -> bool:
+            return "ServiceAccount" in await apply(operator, _with_account("builder"))
+
+        await wait_until(is_guarded)
+        assert await apply(operator, _with_account("cloud")) == ""
+        select = "that select pods of models"
+        assert select in await apply(operator, child("Service", "s", {"selector": {"app": "web"}}))
+        assert select in await apply(
+            operator, child("PodDisruptionBudget", "b", {"selector": {"matchLabels": {"a": "b"}}})
+        )
+        assert select in await apply(operator, child("NetworkPolicy", "p", {"podSelector": {}}))
+        for spec in ({"externalIPs": ["192.0.2.1"]}, {"type": "NodePort"}):
+            assert "only Services within the cluster" in await apply(operator, child("Service", "s", spec))
+
+
+def _with_account(name: str) -> Manifest:
+    found = child("Deployment", "m-account")
+    found["spec"]["template"]["spec"]["serviceAccountName"] = name
+    return found
