@@ -58,6 +58,8 @@ EXTRA_ARGS: Final = "VLLM_ADDITIONAL_ARGS"
 _DEVICE: Final = re.compile(r"/.*(gpu|tpu|npu|gaudi|ascend|neuron|mig-|vcuda|i915|xe|atom)", re.IGNORECASE)
 _DEVICE_LABEL: Final = re.compile(r"gpu|accelerator|tpu|npu|gaudi|ascend|neuron|device|instance-type", re.IGNORECASE)
 """In the names of node labels whose values name a device, not a node or a rack."""
+_REFERENCE: Final = re.compile(r"(?<!\$)\$\((\w+)\)")
+"""A variable of the container in an argument, which Kubernetes expands."""
 _SHARED_MEMORY: Final = "/dev/shm"
 _CACHE_VARIABLE: Final = "HF_HOME"
 _NOT_ROOT: Final = "pods run as user 65532, not as root, unless securityContext in pools[].template names another"
@@ -139,7 +141,9 @@ def _read_command(container: FieldReader, pool: PoolDraft) -> list[str]:
         message = f"the script sets ${min(unknown)} itself, and Fairlead's engines have no shell"
         raise container.error("command", message, "write its value in the place of it")
     kept = [word for word in command.arguments if word != f"$({EXTRA_ARGS})"]
-    return kept + shlex.split(variables.get(EXTRA_ARGS, ""))
+    values = {name: value for name, value in variables.items() if value}
+    expanded = [_REFERENCE.sub(lambda found: values.get(found[1], found[0]), word) for word in kept]
+    return expanded + shlex.split(variables.get(EXTRA_ARGS, ""))
 
 
 def store_flags(words: Sequence[str], pool: PoolDraft, reader: FieldReader, field: str) -> None:

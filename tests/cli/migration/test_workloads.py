@@ -242,7 +242,23 @@ def test_variables_of_the_pod_and_commands_beside_the_engine_are_no_obstacle() -
     script = "export A=$(nproc) # don't\nexec vllm serve a/b --max-model-len $LENGTH --seed $(SEED)"
     env = [{"name": "LENGTH", "value": "4096"}, {"name": "SEED", "value": "1"}]
     spec = spec_of(convert(workload(pod(command=["bash", "-c", script], env=env))))
-    assert spec["engine"]["args"] == ["--max-model-len", "$(LENGTH)", "--seed", "$(SEED)"]
+    assert spec["engine"]["args"] == ["--max-model-len", "4096", "--seed", "1"]
+
+
+def test_model_in_a_variable_is_found() -> None:
+    reference = {"name": "PLACE", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    env = [{"name": "MODEL", "value": "Qwen/Qwen3-8B"}, reference]
+    command = [
+        "vllm",
+        "serve",
+        "$(MODEL)",
+        "--served-model-name=x-$(MODEL)",
+        "--otlp-traces-endpoint=$(PLACE)",
+        "--seed=$$(MODEL)",
+    ]
+    spec = spec_of(convert(workload(pod(command=command, env=env))))
+    assert spec["model"] == {"uri": "hf://Qwen/Qwen3-8B", "servedNames": ["x-Qwen/Qwen3-8B"]}
+    assert spec["engine"]["args"] == ["--otlp-traces-endpoint=$(PLACE)", "--seed=$$(MODEL)"]
 
 
 @pytest.mark.parametrize(
