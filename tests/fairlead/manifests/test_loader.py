@@ -164,7 +164,7 @@ def test_cluster_fields_of_an_object_are_ignored() -> None:
          "cached tokens cost more than others", "write at most the price of input"),
         ("  pools", "  bananas: 1\n  pools", 6, "spec.bananas", "unknown field",
          "remove it; known here: model, engine, replicas, pools, kvCache, adapters, slo, routing, autoscaling, rollout, "
-         "price"),
+         "price, allowedRoutes"),
         ("  pools", "  autoscaling: {mode: Off}\n  pools", 6, "spec.autoscaling.mode",
          "must be one of Auto, Advise, Disabled; YAML reads off and no without quotes as false", "write `mode: Disabled`"),
         ("  pools", "  autoscaling: {mode: on}\n  pools", 6, "spec.autoscaling.mode",
