@@ -11,7 +11,7 @@ from fairlead_testing.simulated.responses import ResponseReader
 PATIENCE_SECONDS = 60.0
 NONCE_HEADER = "user-agent"
 CHAT_PATH = "/v1/chat/completions"
-ANSWER_BYTES_HEADER = "x-answer-bytes"
+ANSWER_BYTES_HEADER = "accept-language"
 
 
 class Leaving(Enum):

@@ -16,6 +16,9 @@ from fairlead_gateway.routing.load.token_calibration import MIN_SCALE_TOKENS
 from fairlead_gateway.routing.request import RouteRequest
 
 _MAX_ENTRIES: Final = 16_384
+_ALL_LEARNED: Final = 256
+_INTERVAL: Final = 7
+"""Odd, since callers often alternate."""
 _SMOOTHING: Final = 0.05
 _MAX_RATIO: Final = 64.0
 """A part has no more than so many times its nominal tokens, and text no more than 16 a byte."""
@@ -41,6 +44,7 @@ class PromptSizes:
     def __init__(self) -> None:
         self._media: OrderedDict[tuple[str, str, int], _Mean] = OrderedDict()
         self._densities: OrderedDict[tuple[str, str], _Mean] = OrderedDict()
+        self._answers: int = 0
 
     def media_tokens(self, model_key: str, kind: str, size_class: int, nominal_tokens: int) -> float:
         """Returns the tokens of a part, in the unit of `RouteRequest.prompt_tokens`."""
@@ -57,6 +61,14 @@ class PromptSizes:
             return model_tokens
         media = request.media_tokens * model_tokens / request.prompt_tokens
         return media + (request.prompt_tokens - request.media_tokens) * mean.value
+
+    def is_due(self, request: RouteRequest) -> bool:
+        """Returns whether to learn from a prompt: from the first ones, each with parts, and some.
+
+        Why: it costs a thousandth of a request.
+        """
+        self._answers = self._answers + 1
+        return self._answers <= _ALL_LEARNED or self._answers % _INTERVAL == 0 or bool(request.media)
 
     def learn(self, caller: str, model_key: str, request: RouteRequest, model_tokens: float, reported: int) -> None:
         """Learns from the tokens of a prompt that an engine has reported."""

@@ -214,7 +214,8 @@ class RoleRouters:
 
     def learn_prompt(self, key: str, caller: str, request: RouteRequest, reported: int) -> None:
         """Learns from the prompt tokens that an engine has reported."""
-        self.sizes.learn(caller, key, request, self.prompt_tokens(key, request), reported)
+        if self.sizes.is_due(request):
+            self.sizes.learn(caller, key, request, self.prompt_tokens(key, request), reported)
 
     def no_ready_instance(self, key: str, now: float) -> NoReadyInstance:
         """Returns the error of a model without a ready instance."""

@@ -75,7 +75,7 @@ def build_route_request(
             else request.body or (request.target or "").encode()
         )
         end = len(text)
-    media: list[MediaPart] = []
+    media: list[MediaPart] | None = None
     if request.decoded_fields is not None:  # else a scanned chat, which has text only
         media = find_media(text, start, end)
         if media:

@@ -186,11 +186,11 @@ class FailureAttribution:
             self._now,
             should_abandon,
             context.request,
-            choice.instance,
+            choice.instance_id,
             context.failures,
         )
         if not _has_early_byte(context):
-            timeout.on_silent = self._on_silent
+            timeout.on_silent, timeout.instance = self._on_silent, choice.instance
             if max_tokens is not None:
                 answer_seconds = first_seconds + max_tokens * _DEFAULT_OUTPUT_TOKEN_SECONDS
                 timeout.answer_seconds = max(self._floor_seconds, self._factor * answer_seconds)
@@ -213,16 +213,15 @@ class FailureAttribution:
         bounds the silence: closely, if other instances have answered since it began.
         """
         soft_seconds = timeout.soft_seconds
-        if self.progress is not None and timeout.request.is_counted:
+        if self.progress is not None and timeout.instance is not None and timeout.request.is_counted:
             half_seconds = soft_seconds / 2.0
             still_seconds = self.progress.still_seconds(timeout.instance, half_seconds)
             if still_seconds is not None:
                 return max(soft_seconds - silent_seconds, half_seconds - still_seconds)
-        key = timeout.request.model_key
-        longest = self._answer_times.longest_seconds(key)
-        limit = max(_UNKNOWN_ANSWER_SECONDS, _PATIENCE * longest)
-        if self._answer_times.is_known(key) and self._has_other_answered(timeout, silent_seconds):
-            limit = max(soft_seconds, self._factor * longest)
+        longest = self._answer_times.of(timeout.request.model_key)
+        limit = max(_UNKNOWN_ANSWER_SECONDS, _PATIENCE * longest.seconds)
+        if longest.is_known and self._has_other_answered(timeout, silent_seconds):
+            limit = max(soft_seconds, self._factor * longest.seconds)
         if timeout.answer_seconds is not None:
             limit = min(limit, timeout.answer_seconds)
         return limit - silent_seconds

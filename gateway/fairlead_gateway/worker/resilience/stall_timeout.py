@@ -30,10 +30,11 @@ class StallTimeout:
     soft_seconds: seconds without a byte from the whole instance, after which `should_abandon` is
     called, unless `on_silent` grants more.
     answer_seconds: the longest time that a whole answer should take; None if it has no limit.
+    instance: the same; set by the creator with `on_silent`.
     on_silent: returns how many more seconds a plain answer may take, from the seconds of silence by
     now; set by the creator.
     deadline: monotonic seconds at which the attempt ends in any case.
-    request, instance, failures: the attempt and its request's earlier failures, for
+    request, instance_id, failures: the attempt and its request's earlier failures, for
     `should_abandon`.
     caller: whose request it is; set by the creator.
     client: its tenant and API key; set by the creator for requests of routes.
@@ -73,7 +74,7 @@ class StallTimeout:
         now: Callable[[], float],
         should_abandon: "Callable[[StallTimeout], bool]",
         request: ModelRequest,
-        instance: Instance,
+        instance_id: str,
         failures: list[AttemptFailure],
     ) -> None:
         self._activity = activity
@@ -88,8 +89,8 @@ class StallTimeout:
         self.request = request
         self.caller = ANONYMOUS
         self.client: Caller | None = None
-        self.instance = instance
-        self.instance_id: str = instance.id
+        self.instance: Instance | None = None
+        self.instance_id = instance_id
         self.failures = failures
         self.has_retry = self.is_counted = False
 
@@ -129,28 +130,40 @@ class StallTimeout:
         return max(0.0, min(self._deadline - now, soft_seconds))
 
 
+class LongestAnswer:
+    """The longest plain answer of a model of late, in seconds, and how many there were."""
+
+    __slots__ = ("count", "seconds")
+
+    def __init__(self) -> None:
+        self.count: int = 0
+        self.seconds: float = 0.0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there were enough answers to go by."""
+        return self.count >= _ENOUGH_ANSWERS
+
+
 class AnswerTimes:
     """The time that plain answers of each model take: the longest one of late."""
 
-    __slots__ = ("_counts", "_longest")
+    __slots__ = ("_longest",)
 
     def __init__(self) -> None:
-        self._longest: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
+        self._longest: dict[str, LongestAnswer] = {}
 
     def learn(self, model_key: str, seconds: float) -> None:
         """Counts an answer. The longest one fades, so that others replace it in time."""
-        longest = self._longest.get(model_key, 0.0) * _FADING
-        self._longest[model_key] = seconds if seconds > longest else longest
-        self._counts[model_key] = min(_ENOUGH_ANSWERS, self._counts.get(model_key, 0) + 1)
-        if len(self._longest) > _MAX_MODELS:
-            self._longest.clear()
-            self._counts.clear()
+        longest = self._longest.get(model_key)
+        if longest is None:
+            if len(self._longest) >= _MAX_MODELS:
+                self._longest.clear()
+            longest = self._longest[model_key] = LongestAnswer()
+        longest.count = longest.count + 1  # not `+=`, which mypyc adds as objects
+        faded = longest.seconds * _FADING
+        longest.seconds = seconds if seconds > faded else faded
 
-    def longest_seconds(self, model_key: str) -> float:
-        """Returns the longest of the last answers; 0 without one."""
-        return self._longest.get(model_key, 0.0)
-
-    def is_known(self, model_key: str) -> bool:
-        """Whether there were enough answers to go by."""
-        return self._counts.get(model_key, 0) >= _ENOUGH_ANSWERS
+    def of(self, model_key: str) -> LongestAnswer:
+        """Returns the longest of the last answers; of none, 0 seconds."""
+        return self._longest.get(model_key) or LongestAnswer()
