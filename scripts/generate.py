@@ -18,7 +18,7 @@ from generators.cli_reference import cli_pages
 from generators.deployment_reference import deployment_pages
 from generators.engines_reference import catalog_example, catalog_page, engines_page
 from generators.image_locks import image_requirements
-from generators.page_lists import ALERTS_PAGE, alerts_page, decisions_page
+from generators.page_lists import ALERTS_PAGE, ENGINE_ANSWERS_PAGE, alerts_page, decisions_page, engine_answers_page
 from generators.project_addresses import address_files
 from generators.redis_commands import redis_page
 
@@ -47,6 +47,7 @@ def outputs() -> dict[str, str]:
         "docs/decisions/index.md": decisions_page(ROOT, NOTE),
         ALERTS_PAGE: alerts_page(ROOT),
         BENCHMARKS_PAGE: benchmarks_page(ROOT),
+        ENGINE_ANSWERS_PAGE: engine_answers_page(ROOT),
         "docs/reference/api.md": api_page(),
         "examples/catalog/qwen3-32b.yaml": catalog_example(),
         "docs/reference/catalog.md": catalog_page(NOTE),
