@@ -1,4 +1,4 @@
-"""A flood beside steady tenants on processes, compared with one ideal queue over the same engines.
+"""A flooding tenant and steady ones on processes, compared with one ideal queue.
 
     python -m fairlead_bench flood [--seconds 80] [--parts flood,weights,overload]
 

@@ -1,10 +1,10 @@
-"""A flood beside steady tenants, on processes: gateways with one Redis, engines, and a client.
+"""A flooding tenant and steady ones, on processes: gateways with one Redis, engines, and a client.
 
-Two steady tenants send less than their shares, by Poisson. A flood keeps 100 requests in flight. The
-engines are simulated ones over HTTP that compute eight requests at a time: by their sequences, or
-by their memory. They are slow, so that a machine of two cores is less than half busy.
+Two steady tenants send less than their shares, by Poisson. A flood keeps 100 requests in flight.
+The engines are simulated ones over HTTP that compute eight requests at a time: by their sequences,
+or by their memory. They are slow, so that a machine of two cores is less than half busy.
 
-Beside each run, the same requests go through one ideal queue (`ideal_queue`). It takes the decode
+In each run, the same requests go through one ideal queue (`ideal_queue`). It takes the decode
 times that this run measured, and the time to a first token that one request alone takes.
 """
 
@@ -47,7 +47,7 @@ _OFFERING = 4
 
 
 def engine_profile(bound: str) -> EngineProfile:
-    """Returns the profile of engines that compute eight requests at a time, for one of two reasons."""
+    """Returns the profile of engines that compute eight requests at a time."""
     profile = EngineProfile("flood", _PREFILL_TOKEN_SECONDS, step_seconds=_STEP_SECONDS, step_tokens=2_048)
     if bound == "sequences":
         return replace(profile, max_sequences=PER_ENGINE, kv_tokens=170 * _MEMORY_PER_REQUEST)
@@ -174,7 +174,7 @@ def _tenant(name: str, weight: float) -> str:
 
 
 class _Client:
-    """Sends the requests of all tenants to the gateways in turn, each over a connection of its own."""
+    """Sends the requests of all tenants to the gateways in turn, over a connection each."""
 
     def __init__(self, urls: Sequence[str], seed: int) -> None:
         self._urls = [urlsplit(url) for url in urls]
@@ -261,7 +261,7 @@ async def flood_run(
     weights: Mapping[str, float],
     floods: Mapping[str, int],
 ) -> FloodRun:
-    """Returns a run with the flood beside the steady tenants, or with several floods alone.
+    """Returns a run with the flood and the steady tenants, or with several floods alone.
 
     floods: how many requests each keeps in flight; other callers of `weights` are steady.
     """

@@ -38,7 +38,7 @@ class ClosedLoop:
 
 @dataclass(slots=True)
 class IdealRun:
-    """What became of the requests.
+    """Waits and service of all requests.
 
     waits: arrival and seconds until it began of each request, by caller.
     served: seconds of sequences by caller, of what ended before the end.

@@ -106,7 +106,7 @@ class Kubectl:
 
 @contextmanager
 def temporary_namespace(kubectl: Kubectl) -> Iterator[Kubectl]:
-    """Makes a namespace that enforces the strictest pod security, and deletes it after the block."""
+    """Makes a namespace that enforces the strictest pod security; deletes it after the block."""
     manifest = {
         "apiVersion": "v1",
         "kind": "Namespace",

@@ -19,8 +19,8 @@ def outside(kubectl: Kubectl) -> Iterator[Kubectl]:
 
 @pytest.fixture(scope="session")
 def configured(kubectl: Kubectl, outside: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HelmRelease]:
-    """Fairlead with settings that are no defaults. Whoever uses it runs last: it is had alone until
-    the session ends."""
+    """Fairlead with settings that are no defaults. A test that uses it runs last: it is had alone
+    until the session ends."""
     with file_lock(INSTALLATION_LOCK, alone=True):
         release = HelmRelease(kubectl)
         release.ensure()

@@ -44,7 +44,7 @@ class _Service:
 class FairShare:
     """Seconds of engine time by tenant, divided by the tenant's weight.
 
-    reports: callers are told apart, and service is collected for `take_unreported`.
+    reports: callers are distinguished, and service is collected for `take_unreported`.
     """
 
     def __init__(self, *, reports: bool = False) -> None:
@@ -57,7 +57,7 @@ class FairShare:
         self._unreported: dict[str, _Service] = {}
 
     @property
-    def tells_callers_apart(self) -> bool:
+    def distinguishes_callers(self) -> bool:
         """Whether requests come with the keys of their callers."""
         return self._reports
 

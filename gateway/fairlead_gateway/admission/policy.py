@@ -6,7 +6,7 @@ TTFT target, tenant and tier), arrival order is as good as any, and only the mem
 **Room**: prefill that waits at an instance fills less than `MAX_WAITING_STEP_SHARE` of one step,
 and the request's memory fits at the peak (`kv_capacity`). A long prompt (`length_classes`) has room
 only where nothing waits. So that short prompts do not fill every instance, the one with the least
-backlog is reserved for the next long prompt. If callers are told apart, a sequence is free too,
+backlog is reserved for the next long prompt. If callers are distinguished, a sequence is free,
 or fewer than `REQUESTS_AHEAD` wait inside and the caller had a small share.
 
 **Queued**: the order is that of `request_queue`. If the memory of the next request fits nowhere, no

@@ -1,8 +1,8 @@
 """A table in shared memory of what the workers of one gateway have in flight.
 
-Each worker writes its own row and reads all. A row has a slot per instance: requests in flight,
-those without a first token, microseconds of prefill, tokens, and requests that wait in the process.
-The supervisor assigns the slots.
+Each worker writes its own row and reads all. A row has a slot per instance, with five numbers:
+requests in flight, those without a first token, microseconds of prefill, tokens, and requests that
+wait in the process. The supervisor assigns the slots.
 
 A number is eight aligned bytes, so a reader never sees half of one. The numbers of a slot may
 differ in age by a microsecond. Only the owner writes a row, so no update is lost.

@@ -1,5 +1,5 @@
-"""The profiling service: reads the workers' timing events and the engines' reports, and sends the
-workers profiles of engines and how many requests each computes at a time.
+"""The profiling service. It reads timing events of workers and reports of engines. Workers get
+the profiles of engines and how many requests each computes at a time.
 """
 
 import asyncio

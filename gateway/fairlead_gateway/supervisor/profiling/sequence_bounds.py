@@ -1,8 +1,9 @@
-"""How many requests each engine computes at a time, from its profile and its own reports.
+"""Bounds on the requests that an engine computes at a time, from its profile and its reports.
 
 The gateway keeps further requests of callers until a sequence is free, so that its order counts and
-not that of the engine's queue. The bound is that of the engine's profile. An engine without one has
-no bound until it reports waiting requests twice in a row: then it is the most that it ran meanwhile.
+not that of the engine's queue. The bound is that of the engine's profile. An engine without one
+has no bound until it reports waiting requests twice in a row. Then it is the most that it ran
+meanwhile.
 
 A bound that is too low costs throughput, and shows: the engine runs as many and has none waiting.
 Then the bound grows by a quarter. If requests wait in the engine after that, it falls back, and the
@@ -74,7 +75,7 @@ class SequenceBounds:
         self._bounds: dict[str, SequenceBound] = {}
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """Adds and drops instances. One whose profile states another number begins anew."""
+        """Adds and drops instances. One whose profile states another number begins again."""
         bounds: dict[str, SequenceBound] = {}
         for instances in fleet.instances.values():
             for instance in instances:

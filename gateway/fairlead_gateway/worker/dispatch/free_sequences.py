@@ -1,9 +1,9 @@
-"""Whether an instance computes fewer requests than it can at a time.
+"""Free sequences: fewer requests at an instance than it can compute at a time.
 
-More requests would wait in the instance's own queue, in the order of their arrival. So where callers
-are told apart, the gateway keeps them, in its own order. Where other processes have requests, `REQUESTS_AHEAD` of
-callers with a small share may wait in the instance. They get what becomes free there next,
-whichever process used it.
+More requests would wait in the instance's own queue, in the order of their arrival. So where
+callers are distinguished, the gateway keeps them, in its own order. Where other processes have
+requests, `REQUESTS_AHEAD` of callers with a small share may wait in the instance. They get what
+becomes free there next, whichever process used it.
 
 Requests of all processes and gateways count, except those that still wait in one of them.
 """
@@ -23,10 +23,10 @@ class FreeSequences:
     def may_start(self, key: str, instance_id: str, share: FairShare | None, caller: CallerKey) -> bool:
         """Returns whether an instance of a model can start one more request of a caller.
 
-        share: the service of the model's callers. True if they are not told apart, or if nothing
+        share: the service of the model's callers. True if they are not distinguished, or if nothing
         says how many requests the instance computes at a time.
         """
-        if share is None or not share.tells_callers_apart:
+        if share is None or not share.distinguishes_callers:
             return True
         bound, router = self._routers.sequence_bound(key, instance_id), self._routers.router(key)
         endpoint = None if router is None else router.endpoint(instance_id)

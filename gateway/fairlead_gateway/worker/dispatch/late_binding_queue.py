@@ -17,7 +17,7 @@ computes nothing. No event shows when the prefill of a plain response ends; it i
 (`admission.backlog_decay`).
 
 Why only this process's prefill counts: two processes that count what each of them queues would wait
-for each other. If callers are told apart, a sequence must be free, too (`free_sequences`).
+for each other. If callers are distinguished, a sequence must be free, too (`free_sequences`).
 """
 
 import asyncio

@@ -57,9 +57,6 @@ def is_passthrough_path(path: str) -> bool:
     return _PLAIN_PATH.fullmatch(path) is not None and path not in _ENGINE_ADMIN_PATHS
 
 
-_EXTERNAL_PATHS = frozenset({"/v1/messages", "/v1/responses"})
-
-
 @cache
 def open_paths(engines: frozenset[str]) -> frozenset[str]:
     """Returns the paths that clients of these engine types may use; of all types if empty.
@@ -67,7 +64,7 @@ def open_paths(engines: frozenset[str]) -> frozenset[str]:
     Of an API that others run, these are the paths whose tokens are counted.
     """
     if EXTERNAL_API in engines:
-        return _EXTERNAL_PATHS
+        return frozenset(OUTPUT_LIMITS)
     tables = [table for engine in engines or ("",) for table in engine_tables(engine)]
     return _COMMON_PATHS.union(*tables)
 

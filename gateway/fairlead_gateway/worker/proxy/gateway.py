@@ -91,8 +91,7 @@ class Gateway(RequestLifecycle):
         warnings: Callable[[], list[str]] = list,
     ) -> None:
         self.runtime = runtime
-        self._now = runtime.now
-        self._warnings = warnings
+        self._now, self._warnings = runtime.now, warnings
         reporters = reporters or Reporters()
         limits = runtime.limits
         self.loop_lag = LoopLag(max_samples=3_000)  # one minute; every reading sorts them

@@ -228,8 +228,8 @@ def _unrouted_record(http_request: HttpRequest, error: ExternalRefused | FieldRe
 
     Its tokens are those of its whole body.
     """
-    rule = "field" if isinstance(error, FieldRefused) else "external"
-    name, decision = http_request.internal_id, Decision(None, rule, DecisionText(str(error)))
+    name, text = http_request.internal_id, DecisionText(str(error))
+    decision = Decision(None, "field" if isinstance(error, FieldRefused) else "external", text)
     tokens, caller = estimated_tokens(http_request.body), caller_name(http_request.caller)
     number = 1 if error.route is None else len(error.route.steps) + 1
     record = DecisionRecord(name, http_request.received_wall, error.key, decision, number, tokens, caller)

@@ -134,20 +134,16 @@ def external_refusal(status: int, body: bytes, request_id: str) -> bytes:
     It has the API's own words, without names of accounts and addresses. Rate limits, missing models
     and what is about the account itself get other words.
     """
-    kind, code = "invalid_request_error", "engine_refused"
     if status == 429:
-        text, kind, code = (
-            "the provider of this model limits the gateway's requests",
-            "rate_limit_error",
-            "provider_limit",
-        )
-    elif status == 404:
+        text = "the provider of this model limits the gateway's requests"
+        return error_body(text, "rate_limit_error", None, "provider_limit", request_id)
+    if status == 404:
         text = "the provider of this model does not serve this request"
     elif _ACCOUNT_WORDS.search(body) is not None:
         text = "the provider of this model refuses the request"
     else:
         return _ACCOUNT_NAMES.sub(b"(hidden)", body)
-    return error_body(text, kind, None, code, request_id)
+    return error_body(text, "invalid_request_error", None, "engine_refused", request_id)
 
 
 def _parse_usage(body: bytes) -> tuple[Usage | None, bool]:

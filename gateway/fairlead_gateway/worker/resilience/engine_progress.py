@@ -8,7 +8,6 @@ the worker that has the request.
 import asyncio
 from typing import Final
 
-from fairlead.engines.registry import engine_adapter
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance
 from fairlead.fleet.signals import EngineSignals
@@ -89,6 +88,8 @@ class EngineProgress:
     async def _read(self, watch: _Watch) -> None:
         instance = watch.instance
         try:
+            from fairlead.engines.registry import engine_adapter  # most workers never need it
+
             adapter = engine_adapter(instance.engine)
             prefix = request_prefix("GET", adapter.metrics_path, instance.url, self._hop_id)
             message = [f"{prefix.text}\r\n".encode("latin-1")]

@@ -1,4 +1,4 @@
-"""How many requests an engine computes at a time, learned from its reports."""
+"""Bounds on the requests that an engine computes at a time, learned from its reports."""
 
 from dataclasses import replace
 from itertools import pairwise
