@@ -63,6 +63,7 @@ _REFERENCE: Final = re.compile(r"(?<!\$)\$\((\w+)\)")
 _SHARED_MEMORY: Final = "/dev/shm"
 _CACHE_VARIABLE: Final = "HF_HOME"
 _NOT_ROOT: Final = "pods run as user 65532, not as root, unless securityContext in pools[].template names another"
+ACCOUNT_NOTE: Final = "list the account in the chart's operator.serviceAccounts, or the operator may not use it"
 _HOST_PATH: Final = "hostPath: user 65532 must be able to read it, and the namespace's Pod Security level must allow it"
 
 
@@ -235,6 +236,8 @@ def _read_pod_fields(pod: FieldReader, pool: PoolDraft) -> None:
     pool.devices.signs += [f"runtimeClassName {runtime}"] if runtime else []
     pool.devices.signs += ["resourceClaims"] if claims else []
     pool.pod |= {name: pod.value(name) for name in _POD_FIELDS if name in pod}
+    if "serviceAccountName" in pool.pod:
+        pod.note("serviceAccountName", ACCOUNT_NOTE)
 
 
 def node_labels(pod: FieldReader) -> list[str]:

@@ -342,3 +342,11 @@ def test_connector_that_a_model_cannot_say_is_refused(word: str) -> None:
     with pytest.raises(BadInput, match="cannot say the connectors of --kv-transfer-config"):
         convert(storm(word))
     assert spec_of(convert(workload(pod(command=["vllm", "serve", "a/b", word]))))["engine"]["args"] == [word]
+
+
+def test_account_of_a_pod_is_kept_and_what_it_needs_is_noted() -> None:
+    converted = convert(workload(pod(serviceAccountName="reader")))
+    (pool,) = spec_of(converted)["pools"]
+    assert pool["template"]["spec"]["serviceAccountName"] == "reader"
+    assert "operator.serviceAccounts" in said(converted)
+    assert "operator.serviceAccounts" not in said(convert(workload()))

@@ -13,7 +13,14 @@ from fairlead_cli.migration.draft import (
     scaling_spec,
 )
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
-from fairlead_cli.migration.pod_spec import labels_of_terms, read_environment, read_probes, read_resources, store_flags
+from fairlead_cli.migration.pod_spec import (
+    ACCOUNT_NOTE,
+    labels_of_terms,
+    read_environment,
+    read_probes,
+    read_resources,
+    store_flags,
+)
 
 _PRESETS: Final = {"roundrobin": "round-robin", "session": "session"}
 _FLAGS: Final = {
@@ -209,6 +216,8 @@ def _read_pod(engines: FieldReader, spec: FieldReader, pool: PoolDraft) -> None:
     for name in ("serviceAccountName", "priorityClassName", "affinity"):
         if spec.peek(name):
             pool.pod[name] = spec.value(name)
+    if "serviceAccountName" in pool.pod:
+        spec.note("serviceAccountName", ACCOUNT_NOTE)
     runtime = spec.text("runtimeClassName") or engines.text("runtimeClassName")
     scheduler = engines.text("schedulerName")
     pool.pod |= {k: v for k, v in (("runtimeClassName", runtime), ("schedulerName", scheduler)) if v}
