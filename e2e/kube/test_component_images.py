@@ -12,14 +12,16 @@ FLEET = "models:\n- name: tiny\n  instances:\n  - {url: 'http://engine:8000', en
 STREAM = f"""
 import json, urllib.request
 body = {{"model": "tiny", "messages": [{{"role": "user", "content": "Why?"}}], "max_tokens": 4, "stream": True}}
-asked = urllib.request.Request("http://gateway:{PORT}/v1/chat/completions", json.dumps(body).encode())
+fields = {{"content-type": "application/json"}}
+asked = urllib.request.Request("http://gateway:{PORT}/v1/chat/completions", json.dumps(body).encode(), fields)
 with urllib.request.urlopen(asked, timeout=30) as answer:
     print(answer.headers["x-fairlead-instance"])
     print(answer.read().decode())
 """
 REACHED = f"""
 import urllib.error, urllib.request
-asked = urllib.request.Request("http://gateway:{PORT}/v1/completions", b'{{"model": "tiny", "prompt": "x", "max_tokens": 1}}')
+body, fields = b'{{"model": "tiny", "prompt": "x", "max_tokens": 1}}', {{"content-type": "application/json"}}
+asked = urllib.request.Request("http://gateway:{PORT}/v1/completions", body, fields)
 try:
     print(urllib.request.urlopen(asked, timeout=30).status)
 except OSError as error:

@@ -96,7 +96,7 @@ def rounds(found: DeployedModel) -> set[str]:
 
 
 @pytest.mark.timeout(900, func_only=True)
-@pytest.mark.parametrize(("name", "replicas", "nodes"), [("one", 2, 1), *GROUPS])
+@pytest.mark.parametrize(("name", "replicas", "nodes"), [("single", 2, 1), *GROUPS])
 def test_a_change_is_held_let_through_and_taken_back(
     here: Kubectl, installed: HelmRelease, name: str, replicas: int, nodes: int
 ) -> None:

@@ -35,7 +35,7 @@ from fairlead_gateway.worker.runtime import WorkerRuntime
 
 _MODEL = "bench"
 _PRICE = TokenPrice(INPUT_TOKEN_NANO_USD, INPUT_TOKEN_NANO_USD, OUTPUT_TOKEN_NANO_USD)
-_ROUTERS = SimpleNamespace(prompt_tokens=lambda model_key, request: request.prompt_tokens)
+_ROUTERS = SimpleNamespace(caller_tokens=lambda model_key, caller, request: request.prompt_tokens)
 
 
 class _DistantStore:
@@ -143,6 +143,7 @@ class LeasedLimiter(Limiter):
                 adapter=None,
                 model_key=_MODEL,
                 is_passthrough=False,
+                is_counted=True,
                 max_tokens=request.max_tokens,
                 sequences=1,
                 client_body=b"x" * request.prompt_bytes,

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from fairlead import units
-from fairlead.engines.containers.base import SHARED_MEMORY_SIZE, START_SECONDS
 from fairlead.errors import BadInput
 from fairlead_cli.migration.command_line import KEY_FLAG, engine_command, read_flags
 from fairlead_cli.migration.draft import PoolDraft
@@ -31,6 +30,9 @@ _POD_FIELDS: Final = (
     "resourceClaims",
 )
 _CONTAINER_FIELDS: Final = ("imagePullPolicy", "securityContext", "workingDir", "envFrom", "volumeDevices")
+SHARED_MEMORY_SIZE: Final = "16Gi"
+START_SECONDS: Final = 1800
+"""The time for a start that the operator gives engines."""
 _PROBES: Final = ("livenessProbe", "readinessProbe", "startupProbe")
 _PROBE_SECONDS: Final = 10
 _ENGINE_IMAGE: Final = re.compile(

@@ -16,13 +16,13 @@ from e2e.kube.workloads.manifests import (
 )
 
 
-class AssistantClient:
+class OutwardClient:
     """A pod that sends requests to the route."""
 
     def __init__(self, client: ClientPod) -> None:
         self._client = client
 
-    def send(self, key: str = "", name: str = "assistant") -> GatewayAnswer:
+    def send(self, key: str = "", name: str = "outward") -> GatewayAnswer:
         """Returns the answer to a request for more tokens than the route allows."""
         body = {"model": name, "max_tokens": 50, "messages": [{"role": "user", "content": "Why?"}]}
         (answer,) = self._client.send_each([GatewayRequest("/v1/chat/completions", body, {"x-team": "mine"})], key)
@@ -70,7 +70,7 @@ def objects(namespace: str) -> list[Manifest]:
     }
     return [
         {"apiVersion": API, "kind": "ModelDeployment", "metadata": {"name": "hosted"}, "spec": hosted},
-        {"apiVersion": API, "kind": "ModelRoute", "metadata": {"name": "assistant"}, "spec": route},
+        {"apiVersion": API, "kind": "ModelRoute", "metadata": {"name": "outward"}, "spec": route},
     ]
 
 
@@ -82,19 +82,19 @@ def test_a_route_leaves_the_cluster_when_all_its_engines_are_gone(outside: Kubec
         client = ClientPod(outside, configured).start()
         for name in (first, second):
             client.first_token(name)
-        assistant = AssistantClient(client)
-        answer = assistant.wait((200, first, None))
+        outward = OutwardClient(client)
+        answer = outward.wait((200, first, None))
         assert answer.body["usage"]["completion_tokens"] == 3, "the route caps the tokens"
 
         outside.apply(model("first", replicas=0))
-        answer = assistant.wait((200, second, f"{first} Unavailable"))
+        answer = outward.wait((200, second, f"{first} Unavailable"))
         assert answer.body["usage"]["completion_tokens"] == 3
         shown = run_fairlead(outside, "explain", "request", answer.headers["x-fairlead-decision"])[1]
         assert f"{first} Unavailable → {second}, of the least weight" in shown, shown
 
         outside.apply(model("second", replicas=0))
-        answer = assistant.wait((200, hosted, f"{first} Unavailable"))
-        assert answer.body["model"] == "assistant"
+        answer = outward.wait((200, hosted, f"{first} Unavailable"))
+        assert answer.body["model"] == "outward"
         sent = answer.body["choices"][0]["message"]["content"].split(",")
         assert "authorization" in sent
         assert "x-team" not in sent
@@ -105,8 +105,8 @@ def test_a_route_leaves_the_cluster_when_all_its_engines_are_gone(outside: Kubec
         name = outside.namespace
         outside.apply({"apiVersion": API, "kind": "ModelTenant", "metadata": {"name": name}, "spec": refuses})
         key = run_fairlead(outside, "keys", "create", name, "prod")[1].strip()
-        assistant.wait((503, None, f"{hosted} ExternalRefused"), key)
-        assert assistant.send(key, hosted).body["error"]["code"] == "external_endpoint_refused"
+        outward.wait((503, None, f"{hosted} ExternalRefused"), key)
+        assert outward.send(key, hosted).body["error"]["code"] == "external_endpoint_refused"
     finally:
         outside.run("delete", "modeltenant", outside.namespace, "--ignore-not-found")
         outside.delete_models()

@@ -29,10 +29,6 @@ RENDEZVOUS_PORT: Final = 29_501
 """The port where the nodes of one instance find each other."""
 
 GIB_BYTES: Final = 2**30
-SHARED_MEMORY_SIZE: Final = "16Gi"
-"""Maximum of /dev/shm. Only used memory counts for the pod. The runtime's default is 64 MiB."""
-START_SECONDS: Final = 1800
-"""From the start of a container until its engine must answer the probe."""
 LEADER_ADDRESS_VARIABLE: Final = "LWS_LEADER_ADDRESS"
 NODE_INDEX_VARIABLE: Final = "LWS_WORKER_INDEX"
 """Set by LeaderWorkerSet in every container of a group. The leader has index 0."""

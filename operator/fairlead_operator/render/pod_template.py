@@ -9,7 +9,7 @@ from typing import Final
 from fairlead.api.spec.environment import EnvironmentVariable
 from fairlead.api.spec.pools import Pool
 from fairlead.engines.containers import EngineContainer, InstancePod
-from fairlead.engines.containers.base import SHARED_MEMORY_SIZE, START_SECONDS, HealthProbe
+from fairlead.engines.containers.base import HealthProbe
 from fairlead.fleet.labels import ENDPOINT_LABEL, POD_REVISION_LABEL
 from fairlead.kube.resources import Manifest
 from fairlead_operator.render.accelerators import device_requests, placement
@@ -20,9 +20,10 @@ from fairlead_operator.render.template_overrides import merge_template
 ENGINE_CONTAINER_NAME: Final = "engine"
 _USER_ID: Final = 65_532
 """Any number except 0 works, also one that the image's /etc/passwd lacks."""
-_OWN_USER: Final = {"runAsUser": _USER_ID, "runAsGroup": _USER_ID, "fsGroup": _USER_ID}
-"""Engines' images run as root without it. Clusters that assign users refuse pods that name one."""
 _HOME_FOLDER: Final = "/var/lib/fairlead/home"
+_SHARED_MEMORY_SIZE: Final = "16Gi"
+"""Maximum of /dev/shm. Only used memory counts for the pod. The runtime's default is 64 MiB."""
+_START_SECONDS: Final = 1800
 _AFTER_DRAIN_SECONDS: Final = 30
 """From the end of the drain to SIGKILL: time for the engine's own shutdown after SIGTERM."""
 
@@ -62,7 +63,9 @@ def _pod_spec(pod: InstancePod, container: EngineContainer, pin: RenderPin, serv
         "terminationGracePeriodSeconds": math.ceil(drain) + _AFTER_DRAIN_SECONDS,
         "securityContext": {
             "runAsNonRoot": True,
-            **({} if pin.assigned_user else _OWN_USER),
+            "runAsUser": _USER_ID,
+            "runAsGroup": _USER_ID,
+            "fsGroup": _USER_ID,
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
@@ -144,7 +147,7 @@ def _volumes(container: EngineContainer) -> list[Manifest]:
     if container.needs_home:
         volumes.append({"name": "home", "emptyDir": {}})
     if container.needs_shared_memory:
-        volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY_SIZE}})
+        volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": _SHARED_MEMORY_SIZE}})
     return [*volumes, *(container.weights.volumes if container.weights is not None else ()), *container.extra_volumes]
 
 
@@ -167,7 +170,7 @@ def _probes(health: HealthProbe, port: int) -> Manifest:
         "startupProbe": {
             **http_check,
             "periodSeconds": health.startup_period,
-            "failureThreshold": START_SECONDS // health.startup_period,
+            "failureThreshold": _START_SECONDS // health.startup_period,
         },
         "readinessProbe": {**http_check, "periodSeconds": health.period, "failureThreshold": 3},
         "livenessProbe": {**http_check, "periodSeconds": 10, "failureThreshold": health.liveness_failures},

@@ -14,11 +14,24 @@ from fairlead.kube.resources import Manifest
 from fairlead_operator.render.pod_template import pod_template
 from fairlead_operator.render.revision import RenderPin
 
+_USER_FIELDS: Final = ("runAsUser", "runAsGroup", "fsGroup")
 TemplateRenderer = Callable[[InstancePod, EngineContainer, RenderPin, str], Manifest]
 
 
 def _version_1(pod: InstancePod, container: EngineContainer, pin: RenderPin, service_account: str) -> Manifest:
     return pod_template(pod, with_request_limits(pod, container), pin, service_account)
+
+
+def _leave_user_open(template: Manifest, pod: InstancePod) -> None:
+    """Names no user or group but those of the pool's own template.
+
+    Clusters that assign users, such as OpenShift's, refuse pods that name others.
+    """
+    own = {} if pod.pool.template is None else pod.pool.template.spec.get("securityContext") or {}
+    context = template["spec"].get("securityContext") or {}
+    for name in _USER_FIELDS:
+        if name not in own:
+            context.pop(name, None)
 
 
 RENDERERS: Final[Mapping[int, TemplateRenderer]] = {1: _version_1}
@@ -35,6 +48,8 @@ def render_template(pod: InstancePod, pin: RenderPin, service_account: str) -> M
     """
     container = with_adapter_claims(pod, container_builders()[pod.spec.engine.type](pod))
     template = RENDERERS[pin.version](pod, with_adapter_download(pod, container), pin, service_account)
+    if pin.assigned_user:
+        _leave_user_open(template, pod)
     downloader = downloader_container(pod, pin.downloader_image)
     if downloader is not None:
         spec = template["spec"]

@@ -7,9 +7,11 @@ import yaml
 
 from fairlead.errors import BadInput
 from fairlead.manifests.loader import read_object
+from fairlead_cli.migration import pod_spec
 from fairlead_cli.migration.draft import MigrationOptions
 from fairlead_cli.migration.field_reader import Outcome
 from fairlead_cli.migration.systems import Migration, migrate, system_of
+from fairlead_operator.render import pod_template
 
 POD = """
 nodeSelector: {nvidia.com/gpu.product: NVIDIA-H100-80GB-HBM3}
@@ -350,3 +352,10 @@ def test_account_of_a_pod_is_kept_and_what_it_needs_is_noted() -> None:
     assert pool["template"]["spec"]["serviceAccountName"] == "reader"
     assert "operator.serviceAccounts" in said(converted)
     assert "operator.serviceAccounts" not in said(convert(workload()))
+
+
+def test_times_and_sizes_are_compared_with_those_of_the_operator() -> None:
+    assert (pod_spec.START_SECONDS, pod_spec.SHARED_MEMORY_SIZE) == (
+        pod_template._START_SECONDS,
+        pod_template._SHARED_MEMORY_SIZE,
+    )

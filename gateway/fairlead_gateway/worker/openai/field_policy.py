@@ -151,7 +151,7 @@ def apply_field_policy(body: bytes, members: Members | None, path: str, model: M
 
 def removed_fields(members: Members | None) -> tuple[str, ...]:
     """Returns the names of the fields that `apply_field_policy` removes, whatever their value."""
-    return () if members is None else tuple(sorted(REMOVED_FIELDS & members.keys()))
+    return () if members is None else tuple(sorted([name for name in members if name in REMOVED_FIELDS]))
 
 
 def _apply(body: bytes, members: Members | None, path: str, policy: RequestPolicy) -> bytes:
@@ -282,7 +282,7 @@ def _check_arguments(field: str, raw: msgspec.Raw, allowed: frozenset[str]) -> N
         raise _not_allowed(field, "holds a text or a number that is not valid") from None
     if arguments is not None and not isinstance(arguments, dict):
         raise _not_allowed(field, "is not an object of arguments")
-    names = _PROGRAM_ARGUMENTS | REFUSED_FIELDS.keys() if field == _OVERLAY_FIELD else _PROGRAM_ARGUMENTS
+    names = _PROGRAM_ARGUMENTS | frozenset(REFUSED_FIELDS) if field == _OVERLAY_FIELD else _PROGRAM_ARGUMENTS
     max_number = _MAX_PROCESSOR_NUMBER if field in _PROCESSOR_FIELDS else _NO_MAXIMUM
     _ArgumentCheck(field, names - allowed, max_number).check(field, arguments, _MAX_ARGUMENT_LEVELS)
 
