@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from fairlead_gateway.worker.api_keys import key_digest
 from fairlead_testing.engines.simulated_process import engine_processes
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
+from fairlead_testing.http.raw_client import get_request, post_request, send
 from fairlead_testing.redis.valkey_cluster import HOST, ValkeyGroup
 
 PEPPER = "the pepper of this benchmark"
@@ -44,6 +46,7 @@ _MEMORY_PER_REQUEST = 23 * 16
 """Tokens of a prompt and the longest answer, in whole blocks."""
 BOUNDS = ("sequences", "memory")
 _OFFERING = 4
+_TOKEN = re.compile(rb'^data: .*"content": ?"(?!")')
 
 
 def engine_profile(bound: str) -> EngineProfile:
@@ -191,26 +194,16 @@ class _Client:
         self._number += 1
         tokens, url = self._random.choice(OUTPUT_TOKENS), self._urls[self._number % len(self._urls)]
         text = f"{tenant} {self._number} " + "word " * PROMPT_WORDS
-        body = json.dumps(
-            {"model": "tiny", "stream": True, "max_tokens": tokens, "messages": [{"role": "user", "content": text}]}
-        ).encode()
-        head = (
-            f"POST /v1/chat/completions HTTP/1.1\r\nhost: {url.netloc}\r\nauthorization: Bearer {tenant}\r\n"
-            f"content-type: application/json\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
-        )
+        body = {"model": "tiny", "stream": True, "max_tokens": tokens, "messages": [{"role": "user", "content": text}]}
+        more = f"authorization: Bearer {tenant}\r\ncontent-type: application/json\r\n"
         answer = Answer(tenant, tokens, self.now())
         self.answers.append(answer)
         reader, writer = await asyncio.open_connection(url.hostname, url.port)
         try:
-            writer.write(head.encode() + body)
+            writer.write(post_request(body, more=more))
             answer.status = int((await reader.readline()).split()[1])
             while line := await reader.readline():
-                if (
-                    not answer.first_at
-                    and line.startswith(b"data: ")
-                    and b'"content":"' in line.replace(b'": "', b'":"')
-                    and b'"content":""' not in line.replace(b'": "', b'":"')
-                ):
+                if not answer.first_at and _TOKEN.search(line) is not None:
                     answer.first_at = self.now()
         finally:
             writer.close()
@@ -239,14 +232,8 @@ async def _sample_queues(engines: Sequence[str], client: _Client, seconds: float
     while client.now() < seconds:
         waiting = 0.0
         for engine in engines:
-            url = urlsplit(engine)
-            reader, writer = await asyncio.open_connection(url.hostname, url.port)
-            writer.write(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-            page = await reader.read()
-            while piece := await reader.read():
-                page += piece
-            writer.close()
-            lines = [line for line in page.splitlines() if line.startswith(b"vllm:num_requests_waiting{")]
+            (page,) = await send(engine, get_request("/metrics"))
+            lines = [line for line in page.body.splitlines() if line.startswith(b"vllm:num_requests_waiting{")]
             waiting += sum(float(line.split()[-1]) for line in lines)
         if client.now() >= WARM_UP_SECONDS:
             found.append(waiting)

@@ -169,7 +169,7 @@ class ResidenceTimes:
             spread = _SpreadLoad(present, (1.0 - stay_share) / len(group), (1.0 - wait_share) / len(group))
             for name in group if stay_share < 1.0 or wait_share < 1.0 else [name for name in group if name in loads]:
                 expected = spread.plus(moving.get(name, _NO_LOAD), stay_share, wait_share)
-                found[name] = _add(steady.get(name, _NO_LOAD) if name in loads else _NO_LOAD, expected)
+                found[name] = add_load(steady.get(name, _NO_LOAD) if name in loads else _NO_LOAD, expected)
         self._stays = known
         return found
 
@@ -184,7 +184,8 @@ def _subtract(load: PeerLoad, steady: PeerLoad) -> PeerLoad:
     )
 
 
-def _add(first: PeerLoad, second: PeerLoad) -> PeerLoad:
+def add_load(first: PeerLoad, second: PeerLoad) -> PeerLoad:
+    """Returns the sum of two loads of an instance."""
     return (
         first[0] + second[0],
         first[1] + second[1],

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from fairlead.limits import Limits
-from fairlead_gateway.supervisor.peers.load_decay import ResidenceTimes, SteadyLoad
+from fairlead_gateway.supervisor.peers.load_decay import ResidenceTimes, SteadyLoad, add_load
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, SentPrompt
 
 InstanceGroups: TypeAlias = Sequence[Collection[str]]
@@ -177,14 +177,4 @@ class PeerState:
 def _add_loads(totals: dict[str, PeerLoad], loads: Mapping[str, PeerLoad]) -> None:
     for instance, load in loads.items():
         known = totals.get(instance)
-        totals[instance] = load if known is None else _add_load(known, load)
-
-
-def _add_load(first: PeerLoad, second: PeerLoad) -> PeerLoad:
-    return (
-        first[0] + second[0],
-        first[1] + second[1],
-        first[2] + second[2],
-        first[3] + second[3],
-        first[4] + second[4],
-    )
+        totals[instance] = load if known is None else add_load(known, load)
