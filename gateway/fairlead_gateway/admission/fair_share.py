@@ -25,6 +25,9 @@ RECENT_SECONDS: Final = 20.0
 """Engine time of all tenants after which what was served before counts half."""
 SMALL_SHARE: Final = 0.5
 """A tenant that got less than this part of what another got has a small share."""
+LAG_SECONDS: Final = 2.0
+"""A tenant that got so much less than another one that waits has a small share, too."""
+_MAX_COMPARED: Final = 32
 _MIN_COMPACTED: Final = 64
 _MIN_RECENT_SECONDS: Final = 0.001
 
@@ -154,10 +157,16 @@ class FairShare:
     def has_small_share(self, tenant: Hashable) -> bool:
         """Whether the tenant was served much less than another one lately, for its weight.
 
-        What other processes served counts.
+        What other processes served counts. With very many tenants that wait, none lags behind them.
         """
         recent = self._recent.get(tenant)
-        return (0.0 if recent is None else recent.seconds) < SMALL_SHARE * self._recent_most
+        if (0.0 if recent is None else recent.seconds) < SMALL_SHARE * self._recent_most:
+            return True
+        waiting = self._present
+        if len(waiting) < 2 or len(waiting) > _MAX_COMPARED:
+            return False
+        most = max([self.served_seconds(other) for other in waiting])
+        return most - self.served_seconds(tenant) > LAG_SECONDS
 
     def _add_recent(self, tenant: Hashable, seconds: float) -> None:
         """Adds recent service. Each `RECENT_SECONDS` of it, all counts are halved."""

@@ -160,7 +160,7 @@ class AdmissionPolicy:
         self._queue_seconds: float = limits.queue_seconds
         self._requests: dict[str, AdmissionRequest] = {}
         self._bounds = CallerBounds(limits.queued_requests, limits.queued_bytes)
-        self._memory_hold = MemoryHold()
+        self.memory_hold = MemoryHold()
         self._length_classes = LengthClasses()
         self._drain_rate = DrainRate()
         self._output_lengths = OutputLengths(max_classes=_MAX_LENGTH_CLASSES)
@@ -303,13 +303,14 @@ class AdmissionPolicy:
                 (ordered and not engine.has_room(long=long))
                 or engine.id == reserved
                 or engine.free_sequences <= (least_free if engine.other_tokens > 0.0 else 0)
-                or self._lacks_memory(request, engine, now)
+                or self.lacks_memory(request, engine, now)
             ):
                 full = full or []
                 full.append(engine.id)
         return full or ()
 
-    def _lacks_memory(self, request: AdmissionRequest, engine: EngineLoad, now: float) -> bool:
+    def lacks_memory(self, request: AdmissionRequest, engine: EngineLoad, now: float) -> bool:
+        """Whether the memory of an instance does not suffice for a request until its end."""
         tokens, tier = request.prompt_tokens, request.queued.tier - self._highest_tier
         kv_capacity, length_class = self.kv_capacity, request.length_class
         missing = kv_capacity.missing_tokens(engine, request.request, tokens, length_class, now, tier=tier)
@@ -337,7 +338,7 @@ class AdmissionPolicy:
             return f"{len(self._requests) - 1} other requests are queued"
         if self._has_own_engines(request.queued) and self._is_closed_to_long(engines, now):
             return f"no more of the {len(engines)} instances may compute long prompts at the same time"
-        if any(self._lacks_memory(request, engine, now) for engine in engines):
+        if any(self.lacks_memory(request, engine, now) for engine in engines):
             return f"each of {len(engines)} instances is busy or lacks memory for the expected answer"
         if all(engine.free_sequences <= 0.0 for engine in engines):
             return f"each of {len(engines)} instances computes as many requests as it can at a time"
@@ -455,7 +456,7 @@ class AdmissionPolicy:
             if len(full) < len(engines):
                 return self._take(candidate, frozenset(full) if full else NO_INSTANCES, now)
             caller = candidate.request.tenant
-            if reserved is not None or not self._bounds.has_several_callers or self._memory_hold.may_hold(caller, now):
+            if reserved is not None or not self._bounds.has_several_callers or self.memory_hold.may_hold(caller, now):
                 return None
             passed_over.append(caller)
         return None

@@ -150,12 +150,15 @@ class SampleRequest(msgspec.Struct, tag=True):
 
 
 class ProfileUpdate(msgspec.Struct, tag=True):
-    """Supervisor → worker: learned engine profiles, and learned numbers of requests that an engine
-    computes at a time, by instance.
+    """Supervisor → worker: what was learned of engines, by instance.
+
+    - sequences: the numbers of requests that an engine computes at a time.
+    - memory_shares: how much of an engine's memory may be planned for.
     """
 
     profiles: dict[str, EngineProfile]
     sequences: dict[str, int] = {}
+    memory_shares: dict[str, float] = {}
 
 
 class StartDrain(msgspec.Struct, tag=True):

@@ -138,9 +138,10 @@ class WorkerServices:
                         router.set_hot_prefixes(epoch, unpack_hashes(table))
             case messages.IndexCorrections():
                 apply_corrections(stack.routers, message)
-            case messages.ProfileUpdate(profiles, sequences):
+            case messages.ProfileUpdate(profiles, sequences, memory_shares):
                 stack.routers.set_learned_profiles(profiles)
                 stack.routers.serving.set_sequence_bounds(sequences)
+                stack.routers.serving.set_memory_shares(memory_shares)
             case messages.SampleRequest():
                 if self._index_reporter is not None:
                     self._index_reporter.send_samples(message)

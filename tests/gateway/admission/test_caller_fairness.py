@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from fairlead.limits import Limits
-from fairlead_gateway.admission.fair_share import SAVED_SECONDS, FairShare
+from fairlead_gateway.admission.fair_share import LAG_SECONDS, SAVED_SECONDS, FairShare
 from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.admission.memory_hold import HOLD_SECONDS, PAUSE_SECONDS
 from fairlead_gateway.admission.policy import AdmissionAction, AdmissionPolicy, AdmissionRequest
@@ -226,6 +226,22 @@ def test_what_other_processes_served_counts_for_shares_and_old_service_fades() -
         share.charge("here", 4.0, 1.0)
     assert share.has_small_share("there"), "its service was long ago"
     assert not share.has_small_share("here")
+
+
+def test_caller_that_lags_behind_another_that_waits_has_a_small_share() -> None:
+    share = FairShare()
+    share.charge("ahead", 10.0, 1.0)
+    share.charge("behind", 10.0 - LAG_SECONDS - 0.1, 1.0)
+    assert not share.has_small_share("behind"), "no other one waits"
+    share.on_join("ahead")
+    share.on_join("behind")
+    assert not share.has_small_share("behind"), "it saved less while it did not wait"
+    share.charge("ahead", LAG_SECONDS, 1.0)
+    assert share.has_small_share("behind")
+    assert not share.has_small_share("ahead")
+    for number in range(40):
+        share.on_join(number)
+    assert not share.has_small_share("behind"), "so many would take too long to compare"
 
 
 def test_caller_with_a_small_share_may_wait_inside_a_full_instance() -> None:

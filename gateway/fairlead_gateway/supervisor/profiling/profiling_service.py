@@ -1,5 +1,6 @@
 """The profiling service. It reads timing events of workers and reports of engines. Workers get
-the profiles of engines and how many requests each computes at a time.
+the profiles of engines, how many requests each computes at a time, and how much of its memory may
+be planned for.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_gateway.ipc.messages import ProfileUpdate
 from fairlead_gateway.ipc.timing_events import TimingEvents
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, block_ends
+from fairlead_gateway.supervisor.profiling.memory_shares import MemoryShares
 from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile, ProfileEstimator
 from fairlead_gateway.supervisor.profiling.sequence_bounds import SequenceBounds
 
@@ -28,6 +30,7 @@ class ProfilingService:
         self._seconds = limits.timing_report_seconds
         self._estimator = ProfileEstimator(limits)
         self._sequence_bounds = SequenceBounds()
+        self._memory_shares = MemoryShares()
         self._resend_all = False
         self._task: asyncio.Task[None] | None = None
 
@@ -35,12 +38,17 @@ class ProfilingService:
         """Adds instances that are new and drops those that left."""
         self._estimator.update_fleet(fleet)
         self._sequence_bounds.update_fleet(fleet)
+        self._memory_shares.update_fleet(fleet)
 
     def on_signals(self, instance: str, signals: EngineSignals, now: float) -> None:
-        """Learns from a report of an engine how many requests it computes at a time."""
+        """Learns from a report of an engine how many requests it computes at a time, and how much
+        of its memory may be planned for.
+        """
         bound = self._sequence_bounds.observe(instance, signals.running, signals.waiting, now)
-        if bound is not None:
-            self._broadcast(ProfileUpdate({}, {instance: bound}))
+        share = self._memory_shares.observe(instance, signals)
+        if bound is not None or share is not None:
+            bounds = {} if bound is None else {instance: bound}
+            self._broadcast(ProfileUpdate({}, bounds, {} if share is None else {instance: share}))
 
     def on_timings(self, timings: TimingEvents) -> None:
         """Adds the timing events of a worker."""
@@ -74,8 +82,7 @@ class ProfilingService:
             changed = self._estimator.update(self._clock.now())
             if self._resend_all:
                 self._resend_all = False
-                self._broadcast(
-                    ProfileUpdate(dict(self._estimator.sent_profiles()), dict(self._sequence_bounds.values()))
-                )
+                profiles, bounds = dict(self._estimator.sent_profiles()), dict(self._sequence_bounds.values())
+                self._broadcast(ProfileUpdate(profiles, bounds, dict(self._memory_shares.values)))
             elif changed:
                 self._broadcast(ProfileUpdate(dict(changed)))

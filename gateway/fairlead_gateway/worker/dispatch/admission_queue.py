@@ -26,11 +26,11 @@ An admitted request gets an instance. It may wait once more until the instance c
 from collections.abc import Callable, Mapping
 
 from fairlead.fleet.model import Fleet, InstanceState, Model
-from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.telemetry import MetricsRecorder
-from fairlead_gateway.worker.dispatch.late_binding_queue import LateBindingQueue, OnRoom
+from fairlead_gateway.worker.dispatch.late_binding_queue import LateBindingQueue
 from fairlead_gateway.worker.dispatch.model_admission import ModelAdmission, OnAdmission, is_disaggregated
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
+from fairlead_gateway.worker.dispatch.waiting_requests import OnRoom
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
@@ -57,17 +57,13 @@ class AdmissionController:
         self._has_api_keys = has_api_keys
         self._on_needs_instance = on_needs_instance
         self._models: dict[str, ModelAdmission] = {}
-        self._fair_shares: dict[str, FairShare] = {}
-        self._late_binding_queue = LateBindingQueue(
-            runtime, routers.serving, telemetry.record_queue_exit, self._fair_shares
-        )
+        self._late_binding_queue = LateBindingQueue(runtime, routers.serving, telemetry.record_queue_exit, self._models)
 
     def update_fleet(self, fleet: Fleet) -> None:
         """Replaces the fleet; called after the routers have replaced theirs."""
         self._late_binding_queue.on_fleet_update()
         for key in self._models.keys() - fleet.models.keys():
             self._models.pop(key).close()
-            self._fair_shares.pop(key, None)
         for key, model in fleet.models.items():
             admission = self._models.get(key)
             if admission is None:
@@ -81,7 +77,6 @@ class AdmissionController:
                     self._has_api_keys,
                     self._on_needs_instance,
                 )
-                self._fair_shares[key] = admission.fair_share
             admission.update_fleet(model, fleet)
 
     def _needs_queue(self, key: str, model: Model, fleet: Fleet) -> bool:
@@ -176,8 +171,8 @@ class AdmissionController:
         model and caller.
         """
         taken: dict[str, dict[str, float]] = {}
-        for key, share in self._fair_shares.items():
-            service = share.take_unreported()
+        for key, admission in self._models.items():
+            service = admission.fair_share.take_unreported()
             if service:
                 taken[key] = service
         return taken
@@ -185,9 +180,9 @@ class AdmissionController:
     def add_peer_service(self, service: Mapping[str, Mapping[str, float]]) -> None:
         """Counts what sibling workers and other gateways served."""
         for key, served in service.items():
-            share = self._fair_shares.get(key)
-            if share is not None:
-                share.add_reported(served)
+            admission = self._models.get(key)
+            if admission is not None:
+                admission.fair_share.add_reported(served)
 
     def on_dispatch(self, context: RequestContext, now: float) -> None:
         """Records that the request was dispatched to its chosen instance."""

@@ -8,33 +8,31 @@ becomes free there next, whichever process used it.
 Requests of all processes and gateways count, except those that still wait in one of them.
 """
 
-from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.admission.kv_capacity import REQUESTS_AHEAD
-from fairlead_gateway.caller_key import CallerKey
-from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
+from fairlead_gateway.routing.load.inflight import EndpointLoad
 
 
-class FreeSequences:
-    """The free sequences of the instances that answer."""
+def has_free_sequence(bound: int | None, local: EndpointLoad, total: EndpointLoad, *, small_share: bool) -> bool:
+    """Returns whether an instance can start one more request of a caller.
 
-    def __init__(self, routers: RoleRouters) -> None:
-        self._routers = routers
+    bound: how many it computes at a time. True if nothing says so (None).
+    total: of all processes, `local` included.
+    small_share: the caller was served much less than another one.
+    """
+    if bound is None:
+        return True
+    free = bound - total.sent
+    return free > 0 or (small_share and total.sent > local.sent and free > -REQUESTS_AHEAD)
 
-    def may_start(self, key: str, instance_id: str, share: FairShare | None, caller: CallerKey) -> bool:
-        """Returns whether an instance of a model can start one more request of a caller.
 
-        share: the service of the model's callers. True if they are not distinguished, or if nothing
-        says how many requests the instance computes at a time.
-        """
-        if share is None or not share.distinguishes_callers:
-            return True
-        bound, router = self._routers.sequence_bound(key, instance_id), self._routers.router(key)
-        endpoint = None if router is None else router.endpoint(instance_id)
-        if bound is None or router is None or endpoint is None:
-            return True
-        local = endpoint.load
-        total = router.total_load(local)
-        free = bound - total.sent
-        if free > 0:
-            return True
-        return total.sent > local.sent and free > -REQUESTS_AHEAD and share.has_small_share(caller)
+def tokens_of_others(local: EndpointLoad, total: EndpointLoad) -> float:
+    """Returns the tokens of other processes that an instance has.
+
+    Processes report the tokens of all their requests, and how many of these wait in them. Those are
+    taken to be as large as the others.
+    """
+    inflight = total.inflight - local.inflight
+    if total is local or inflight <= 0:
+        return 0.0
+    sent_share = max(0.0, min(1.0, (total.sent - local.sent) / inflight))
+    return max(0.0, sent_share * (total.inflight_tokens - local.inflight_tokens))

@@ -21,215 +21,36 @@ for each other. If callers are distinguished, a sequence must be free, too (`fre
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from heapq import heapify, heappop, heappush
-from itertools import count
 from types import MappingProxyType
 from typing import Final
 
 from fairlead_gateway.admission.backlog_decay import MIN_BACKLOG_SECONDS, BacklogDecay
-from fairlead_gateway.admission.caller_bounds import CallerBounds, CallerClass
+from fairlead_gateway.admission.caller_bounds import CallerClass
 from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.admission.kv_capacity import MAX_WAITING_STEP_SHARE
 from fairlead_gateway.admission.policy import POLL_SECONDS
-from fairlead_gateway.admission.request_queue import has_credit, waits_behind
 from fairlead_gateway.caller_key import CallerKey
-from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
+from fairlead_gateway.errors import Overloaded, RequestShed
 from fairlead_gateway.routing import ModelRouter
+from fairlead_gateway.routing.endpoint import Endpoint
 from fairlead_gateway.routing.load.inflight import NOTHING_DEFERRED
-from fairlead_gateway.worker.dispatch.free_sequences import FreeSequences
+from fairlead_gateway.worker.dispatch.free_sequences import has_free_sequence
+from fairlead_gateway.worker.dispatch.model_admission import ModelAdmission, end_wait
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
+from fairlead_gateway.worker.dispatch.waiting_requests import InstanceQueue, OnRoom, QueuedDispatch, WaitingCallers
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
-_MIN_REMOVED: Final = 32
-_MAX_COMPARED: Final = 32
-_NOBODY: Final[frozenset[Hashable]] = frozenset()
-_SortKey = tuple[float, float, str]
-OnRoom = Callable[[bool, GatewayError | None], None]
-"""Called once when a wait ends: whether the instance can start the request, and the error of a
-request that is refused. False without an error: the instance is no longer ready.
-"""
-
-
-class _QueuedDispatch:
-    """A waiting request.
-
-    router: counts it as load of its instance.
-    on_end: called when its wait ends.
-    prefill_seconds: the request's own share of the instance's backlog.
-    decode_seconds: expected engine time of its answer.
-    sort_key: its place in the preset's order; the smallest goes first.
-    """
-
-    __slots__ = (
-        "caller",
-        "context",
-        "decode_seconds",
-        "on_end",
-        "prefill_seconds",
-        "queued_at",
-        "router",
-        "sort_key",
-    )
-
-    def __init__(
-        self,
-        context: RequestContext,
-        router: ModelRouter,
-        on_end: OnRoom,
-        queued_at: float,
-        prefill_seconds: float,
-        sort_key: _SortKey,
-    ) -> None:
-        self.context = context
-        self.router = router
-        self.on_end = on_end
-        self.queued_at = queued_at
-        self.prefill_seconds = prefill_seconds
-        self.caller: CallerKey = context.caller
-        self.sort_key = sort_key
-        self.decode_seconds = 0.0
-
-
-class _InstanceQueue:
-    """The requests that wait for one instance, by id, and by caller in the preset's order.
-
-    prefill_seconds: of all of them.
-
-    The heaps skip removed requests when they reach them. A heap of which more than half may be
-    removed ones is compacted.
-    """
-
-    __slots__ = ("_heaps", "_numbers", "prefill_seconds", "requests")
-
-    def __init__(self) -> None:
-        self._numbers = count()
-        self.requests: dict[str, _QueuedDispatch] = {}
-        self.prefill_seconds = 0.0
-        self._heaps: dict[CallerKey, _CallerHeap] = {}
-
-    def add(self, request_id: str, queued: _QueuedDispatch) -> None:
-        self.requests[request_id] = queued
-        self.prefill_seconds += queued.prefill_seconds
-        heap = self._heaps.get(queued.caller)
-        if heap is None:
-            heap = self._heaps[queued.caller] = _CallerHeap(queued.context.policy.weight)
-        heap.live_count += 1
-        heap.prefill_seconds += queued.prefill_seconds
-        heappush(heap.entries, (queued.sort_key, next(self._numbers), request_id, queued))
-
-    def pop(self, request_id: str) -> _QueuedDispatch | None:
-        """Removes and returns a request; None if it does not wait here."""
-        queued = self.requests.pop(request_id, None)
-        if queued is None:
-            return None
-        self.prefill_seconds = self.prefill_seconds - queued.prefill_seconds if self.requests else 0.0
-        heap = self._heaps[queued.caller]
-        heap.live_count -= 1
-        heap.prefill_seconds -= queued.prefill_seconds
-        if not heap.live_count:
-            del self._heaps[queued.caller]
-        elif len(heap.entries) > 2 * heap.live_count + _MIN_REMOVED:
-            heap.entries = [entry for entry in heap.entries if self.requests.get(entry[2]) is entry[3]]
-            heapify(heap.entries)
-        return queued
-
-    def first(self, fair_share: FairShare) -> str:
-        """Returns the next request of the callers that were served least; one waits."""
-        callers: Iterable[CallerKey] = self._heaps
-        if len(self._heaps) > 1:
-            served = fair_share.served_seconds
-            least = min(map(served, callers))
-            callers = [caller for caller, heap in self._heaps.items() if has_credit(served(caller), least, heap.weight)]
-        return min([self._first_of(caller) for caller in callers])[2]
-
-    def seconds_of(self, callers: Collection[Hashable]) -> float:
-        """Returns the prefill of the requests of some callers."""
-        return sum([heap.prefill_seconds for caller, heap in self._heaps.items() if caller in callers])
-
-    def _first_of(self, caller: CallerKey) -> tuple[_SortKey, int, str]:
-        entries = self._heaps[caller].entries
-        while self.requests.get(entries[0][2]) is not entries[0][3]:
-            heappop(entries)
-        return entries[0][:3]
-
-
-class _CallerHeap:
-    """The requests of one caller that wait for one instance: how many do, and their prefill."""
-
-    __slots__ = ("entries", "live_count", "prefill_seconds", "weight")
-
-    def __init__(self, weight: float) -> None:
-        self.weight = weight
-        self.entries: list[tuple[_SortKey, int, str, _QueuedDispatch]] = []
-        self.live_count = 0
-        self.prefill_seconds = 0.0
-
-
-class _WaitingCallers:
-    """The callers that wait for instances of one model: their credit, and how many requests each
-    has waiting.
-    """
-
-    __slots__ = ("bounds", "fair_share")
-
-    def __init__(self, max_requests: int, fair_share: FairShare) -> None:
-        self.bounds = CallerBounds(max_requests, 0)
-        self.fair_share = fair_share
-
-    def add(self, request_id: str, caller: CallerKey, caller_class: CallerClass) -> None:
-        if not self.bounds.requests_of(caller):
-            self.fair_share.on_join(caller, caller_class.weight)
-        self.bounds.add(request_id, caller, 0, caller_class)
-
-    def remove(self, request_id: str, caller: CallerKey) -> None:
-        self.bounds.remove(request_id, caller)
-        if not self.bounds.requests_of(caller):
-            self.fair_share.on_leave(caller)
-
-    def is_alone(self, caller: CallerKey) -> bool:
-        """Returns whether all requests that wait are this caller's; some do."""
-        return not self.bounds.has_several_callers and self.bounds.requests_of(caller) > 0
-
-    def behind(self, caller: CallerKey, weight: float) -> frozenset[Hashable]:
-        """Returns the callers whose requests surely wait behind one of this caller's.
-
-        Empty with more than `_MAX_COMPARED` callers: then a decision would take too long.
-        """
-        if len(self.bounds.callers()) > _MAX_COMPARED:
-            return _NOBODY
-        share = self.fair_share
-        least = share.seconds_at_join(caller, weight)
-        found: list[Hashable] = []
-        for other, its in self.bounds.classes():
-            if other != caller and waits_behind(share.served_seconds(other), least, its.weight):
-                found.append(other)
-        return frozenset(found) if found else _NOBODY
-
-    def charge(self, queued: "_QueuedDispatch") -> None:
-        """Charges the caller for prompt and expected answer, unless admission has charged it."""
-        request = queued.context.admission.request
-        if request is None:
-            self.fair_share.charge(
-                queued.caller, queued.prefill_seconds + queued.decode_seconds, queued.context.policy.weight
-            )
-        elif not request.queued.charged:
-            request.queued.charged = True
-            self.fair_share.charge(
-                queued.caller, queued.prefill_seconds + request.queued.decode_seconds, request.queued.weight
-            )
-
-
-_NO_QUEUES: Final[Mapping[str, _InstanceQueue]] = MappingProxyType({})
+_NO_QUEUES: Final[Mapping[str, InstanceQueue]] = MappingProxyType({})
 
 
 class LateBindingQueue:
     """The waiting requests of all models, by model, instance and request id.
 
     on_exit: called with the model and the cause when a request leaves the queue.
-    fair_shares: the service of callers by model, shared with admission.
+    admissions: by model; each has the service of its callers, and the plan of the engines' memory.
     """
 
     def __init__(
@@ -237,19 +58,18 @@ class LateBindingQueue:
         runtime: WorkerRuntime,
         routers: RoleRouters,
         on_exit: Callable[[str, str], None],
-        fair_shares: Mapping[str, FairShare] | None = None,
+        admissions: Mapping[str, ModelAdmission],
     ) -> None:
-        self._fair_shares: Mapping[str, FairShare] = {} if fair_shares is None else fair_shares
+        self._admissions = admissions
         self._on_exit = on_exit
         self._routers = routers
-        self._free_sequences = FreeSequences(routers)
         self._now = runtime.now
         self._loop = runtime.loop
         self._backlogs = BacklogDecay()
         self._max_requests = runtime.limits.queued_requests
         self._max_shed_seconds: float = runtime.limits.queue_seconds
-        self._waiting: dict[str, dict[str, _InstanceQueue]] = {}
-        self._callers: dict[str, _WaitingCallers] = {}
+        self._waiting: dict[str, dict[str, InstanceQueue]] = {}
+        self._callers: dict[str, WaitingCallers] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._dispatch_scheduled = False
 
@@ -279,16 +99,16 @@ class LateBindingQueue:
         router = self._routers.router(key)
         if router is None or not router.queues_assigned or context.choice is None or context.transfer is not None:
             return True
-        name, share = context.choice.instance_id, self._fair_shares.get(key)
-        queue = self._waiting.get(key, _NO_QUEUES).get(name)
-        if queue is not None and (share is None or not share.has_small_share(context.caller)):
+        name, admission = context.choice.instance_id, self._admissions.get(key)
+        queue, endpoint = self._waiting.get(key, _NO_QUEUES).get(name), router.endpoint(name)
+        if queue is not None and (admission is None or not admission.fair_share.has_small_share(context.caller)):
             return False
-        if not self._free_sequences.may_start(key, name, share, context.caller):
-            return False
-        endpoint = router.endpoint(name)
-        if endpoint is None or endpoint.load.waiting <= 0:  # most have room, whatever the time is
+        if endpoint is None:
             return True
-        return self._has_room(router, name, queue, self._now())
+        if not self._fits(router, endpoint, admission, context):
+            return False
+        # Most have room, whatever the time is.
+        return endpoint.load.waiting <= 0 or self._has_room(endpoint, queue, self._now())
 
     def enqueue(self, context: RequestContext, on_end: OnRoom) -> bool:
         """Queues the request for its chosen instance; False if that is not ready any more.
@@ -310,7 +130,7 @@ class LateBindingQueue:
         backlog_before, queued_at = endpoint.load.backlog_seconds, self._now()
         router.on_dispatch(context.route_request, name, queued_at)
         prefill_seconds = endpoint.load.backlog_seconds - backlog_before
-        queued = _QueuedDispatch(context, router, on_end, queued_at, prefill_seconds, router.queue_sort_key(request_id))
+        queued = QueuedDispatch(context, router, on_end, queued_at, prefill_seconds, router.queue_sort_key(request_id))
         if context.admission.request is not None:
             queued.decode_seconds = context.admission.request.queued.decode_seconds
         instances = self._waiting.get(key)
@@ -318,7 +138,7 @@ class LateBindingQueue:
             instances = self._waiting[key] = {}
         queue = instances.get(name)
         if queue is None:
-            queue = instances[name] = _InstanceQueue()
+            queue = instances[name] = InstanceQueue()
         queue.add(request_id, queued)
         router.on_queued(name, 1)
         self._callers_of(key).add(request_id, context.caller, context.policy.caller_class)
@@ -335,6 +155,8 @@ class LateBindingQueue:
             router = self._routers.router(context.request.model_key)
             if router is not None:
                 router.on_abandoned(context.route_request.id, self._now(), is_computed=False)
+            if context.request.model_key in self._admissions:
+                self._admissions[context.request.model_key].drop_plan(context.route_request.id)
 
     async def wait(self, context: RequestContext) -> bool:
         """Waits until the chosen instance can start the request; False if it stops being ready.
@@ -366,14 +188,31 @@ class LateBindingQueue:
                 if queued is not None:
                     self._loop.call_soon(queued.on_end, False, None)
 
-    def _has_room(self, router: ModelRouter, name: str, queue: _InstanceQueue | None, now: float) -> bool:
-        endpoint = router.endpoint(name)
+    def _has_room(self, endpoint: Endpoint, queue: InstanceQueue | None, now: float) -> bool:
         waiting, seconds = (0, 0.0) if queue is None else (len(queue.requests), queue.prefill_seconds)
-        if endpoint is None or endpoint.load.waiting <= waiting:
+        if endpoint.load.waiting <= waiting:
             return True
         sent_seconds = endpoint.load.backlog_seconds - seconds
         limit = max(MAX_WAITING_STEP_SHARE * endpoint.full_step_seconds, MIN_BACKLOG_SECONDS)
-        return self._backlogs.remaining_seconds(name, sent_seconds, now) < limit
+        return self._backlogs.remaining_seconds(endpoint.id, sent_seconds, now) < limit
+
+    def _fits(
+        self, router: ModelRouter, endpoint: Endpoint, admission: ModelAdmission | None, context: RequestContext
+    ) -> bool:
+        """Returns whether an instance has a free sequence and memory for a request of a caller.
+
+        True if callers are not distinguished.
+        """
+        if admission is None or not admission.fair_share.distinguishes_callers:
+            return True
+        local = endpoint.load
+        total = router.total_load(local)
+        bound = self._routers.sequence_bound(context.request.model_key, endpoint.id)
+        if not has_free_sequence(bound, local, total, small_share=False):
+            goes_ahead = has_free_sequence(bound, local, total, small_share=True)
+            if not goes_ahead or not admission.fair_share.has_small_share(context.caller):
+                return False
+        return not admission.lacks_memory(context, local, total, self._now())
 
     def _start_timer(self) -> None:
         """Arms the timer of the next check, unless it is armed already.
@@ -393,20 +232,22 @@ class LateBindingQueue:
         if not self._waiting:
             return
         now = self._now()
-        started: list[_QueuedDispatch] = []
+        started: list[QueuedDispatch] = []
         for key, instances in list(self._waiting.items()):
             router = self._routers.router(key)
             for name, queue in list(instances.items()):
-                while queue.requests and (router is None or self._has_room(router, name, queue, now)):
-                    callers = self._callers_of(key)
-                    queued = queue.requests[queue.first(callers.fair_share)]
-                    if not self._free_sequences.may_start(key, name, callers.fair_share, queued.caller):
+                endpoint = None if router is None else router.endpoint(name)
+                while queue.requests and (endpoint is None or self._has_room(endpoint, queue, now)):
+                    queued = self._next(key, endpoint, queue, now)
+                    if queued is None:
                         break
-                    callers.charge(queued)
+                    self._callers_of(key).charge(queued)
                     self._remove(key, name, queued.context.route_request.id)
                     context = queued.context
                     context.admission.queued_seconds += now - queued.queued_at
                     context.admission.counted_at = name
+                    if key in self._admissions:
+                        self._admissions[key].plan_memory(context, name, now)
                     self._on_exit(key, "dispatch-queue")
                     started.append(queued)
         if self._waiting:
@@ -414,7 +255,29 @@ class LateBindingQueue:
         for queued in started:  # last: each may send, answer and enqueue
             queued.on_end(True, None)
 
-    def _end_wait(self, context: RequestContext, cause: str) -> _QueuedDispatch | None:
+    def _next(self, key: str, endpoint: Endpoint | None, queue: InstanceQueue, now: float) -> QueuedDispatch | None:
+        """Returns the next request that an instance can start; None if it can start none.
+
+        The first one that does not fit holds back those of other callers for a while.
+        """
+        share, admission, router = (
+            self._callers_of(key).fair_share,
+            self._admissions.get(key),
+            self._routers.router(key),
+        )
+        passed_over: list[CallerKey] = []
+        while True:
+            request_id = queue.first(share, passed_over)
+            if request_id is None:
+                return None
+            queued = queue.requests[request_id]
+            if router is None or endpoint is None or self._fits(router, endpoint, admission, queued.context):
+                return queued
+            if admission is None or admission.may_hold_memory(queued.caller, now):
+                return None
+            passed_over.append(queued.caller)
+
+    def _end_wait(self, context: RequestContext, cause: str) -> QueuedDispatch | None:
         """Removes a request that will not start at its instance, and returns it; None if it does
         not wait.
         """
@@ -445,12 +308,11 @@ class LateBindingQueue:
         if not instances:
             del self._waiting[key], self._callers[key]
 
-    def _callers_of(self, key: str) -> _WaitingCallers:
+    def _callers_of(self, key: str) -> WaitingCallers:
         callers = self._callers.get(key)
         if callers is None:
-            fair_share = self._fair_shares.get(key)
-            fair_share = FairShare() if fair_share is None else fair_share
-            callers = self._callers[key] = _WaitingCallers(self._max_requests, fair_share)
+            fair_share = self._admissions[key].fair_share if key in self._admissions else FairShare()
+            callers = self._callers[key] = WaitingCallers(self._max_requests, fair_share)
         return callers
 
     def _make_room(self, key: str, caller: CallerKey, caller_class: CallerClass) -> None:
@@ -488,13 +350,3 @@ class LateBindingQueue:
             hint="try again later",
             headers=(("retry-after", str(self._routers.drain_seconds(key))),),
         )
-
-
-def end_wait(ended: "asyncio.Future[bool]", result: bool, error: GatewayError | None) -> None:
-    """Ends the wait of a task with a result or an error, unless it was cancelled."""
-    if ended.done():
-        return
-    if error is None:
-        ended.set_result(result)
-    else:
-        ended.set_exception(error)

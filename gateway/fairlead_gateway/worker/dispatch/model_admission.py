@@ -21,10 +21,12 @@ from fairlead_gateway.admission.policy import (
     AdmissionVerdict,
 )
 from fairlead_gateway.admission.request_queue import ArrivedRequest, RequestQueue
+from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
 from fairlead_gateway.routing import ModelRouter
+from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_gateway.telemetry import MetricsRecorder
-from fairlead_gateway.worker.dispatch.late_binding_queue import end_wait
+from fairlead_gateway.worker.dispatch.free_sequences import tokens_of_others
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.retry_after import retry_after_seconds
@@ -78,7 +80,7 @@ class ModelAdmission:
         self._model: Model | None = None
         self._kv_tokens: dict[str, float] = {}
         self._min_kv_tokens = 0.0
-        self._is_plain = self._bounds_sequences = False
+        self._is_plain = self._bounds_sequences = self._binds_memory_late = False
         self._has_ready = self._expects_instance = self._is_starting = False
         self._queued: dict[str, _WaitingRequest] = {}
         self._arrival: tuple[RequestContext, list[EngineLoad]] | None = None  # the request that `try_admit` saw last
@@ -100,6 +102,7 @@ class ModelAdmission:
         binds_late = self._router is not None and self._router.queues_assigned and not self._is_disaggregated
         self._policy.separate_tenants = not binds_late
         self._bounds_sequences = self._has_api_keys and not binds_late and not self._is_disaggregated
+        self._binds_memory_late = self._has_api_keys and binds_late
         self._kv_tokens = {
             instance.id: float(instance.profile.kv_tokens)
             for instance in ready
@@ -127,7 +130,7 @@ class ModelAdmission:
             self._has_ready
             and not self._queued
             and not self._is_disaggregated
-            and policy.kv_capacity.has_headroom(context.route_request, self._min_kv_tokens)
+            and (self._binds_memory_late or policy.kv_capacity.has_headroom(context.route_request, self._min_kv_tokens))
         )
         if has_headroom and self._is_plain:
             return True
@@ -202,15 +205,40 @@ class ModelAdmission:
 
     def on_dispatch(self, context: RequestContext, now: float) -> None:
         """Adds the request to the planned KV of its chosen instance."""
-        route_request, choice = context.route_request, context.choice
-        assert choice is not None
-        router = self._router
-        tokens = route_request.prompt_tokens if router is None else router.prompt_tokens(route_request)
-        self._policy.kv_capacity.on_dispatch(route_request, choice.instance_id, tokens, context.caller, now)
+        assert context.choice is not None
+        self.plan_memory(context, context.choice.instance_id, now)
         if context.admission.request is not None:
             if context.admission.request.queued.decode_seconds <= 0.0:
                 self.expect_answer(context)  # it did not wait
             self._queue.charge(context.admission.request.queued)
+
+    def lacks_memory(self, context: RequestContext, local: EndpointLoad, total: EndpointLoad, now: float) -> bool:
+        """Whether an instance lacks memory for a request that late binding would start there.
+
+        False if admission has looked at the memory: where callers are not distinguished.
+        """
+        kv_tokens = self._usable_tokens(local.instance) if self._binds_memory_late else None
+        if kv_tokens is None:
+            return False
+        other_tokens = tokens_of_others(local, total)
+        if other_tokens <= 0.0 and self._policy.kv_capacity.has_headroom(context.route_request, kv_tokens):
+            return False
+        request = context.admission.request or self._admission_request(context)
+        return self._policy.lacks_memory(request, EngineLoad(local.instance, 0.0, 0.0, kv_tokens, other_tokens), now)
+
+    def may_hold_memory(self, caller: CallerKey, now: float) -> bool:
+        """Whether a request that lacks memory holds back those of other callers, until it fits."""
+        return self._policy.memory_hold.may_hold(caller, now)
+
+    def plan_memory(self, context: RequestContext, instance: str, now: float) -> None:
+        """Adds a request to the planned KV of an instance where it will start soon."""
+        route_request, router = context.route_request, self._router
+        tokens = route_request.prompt_tokens if router is None else router.prompt_tokens(route_request)
+        self._policy.kv_capacity.on_dispatch(route_request, instance, tokens, context.caller, now)
+
+    def drop_plan(self, request_id: str) -> None:
+        """Removes the planned KV of a request that did not start."""
+        self._policy.kv_capacity.on_finish(request_id)
 
     def on_first_token(self, context: RequestContext, now: float) -> None:
         """Records that the KV of the request grows with its response from now on."""
@@ -306,8 +334,8 @@ class ModelAdmission:
         for endpoint in router.endpoints:
             local = endpoint.load
             load = router.total_load(local)
-            other_tokens = 0.0 if load is local else max(0.0, load.inflight_tokens - local.inflight_tokens)
-            kv_tokens = self._kv_tokens.get(endpoint.id)
+            other_tokens = tokens_of_others(local, load)
+            kv_tokens = None if self._binds_memory_late else self._usable_tokens(endpoint.id)
             engine = self._policy.engine_load(
                 endpoint.id, load.backlog_seconds, endpoint.full_step_seconds, kv_tokens, other_tokens, now
             )
@@ -316,6 +344,11 @@ class ModelAdmission:
                 engine.free_sequences = float(bound - load.sent)
             loads.append(engine)
         return loads
+
+    def _usable_tokens(self, instance: str) -> float | None:
+        """Returns the tokens of an instance's memory that may be planned for; None: unknown."""
+        tokens = self._kv_tokens.get(instance)
+        return None if tokens is None else tokens * self._routers.memory_share(instance)
 
     def _schedule_release(self) -> None:
         """Schedules one check of the queue for all events of this iteration of the event loop.
@@ -407,6 +440,16 @@ class ModelAdmission:
         seconds = retry_after_seconds(verdict.retry_after or 1.0, self._limits.max_retry_after_seconds)
         error_class = RequestShed if verdict.is_shed else Overloaded
         return error_class(verdict.reason, hint="try again later", headers=(("retry-after", str(seconds)),))
+
+
+def end_wait(ended: "asyncio.Future[bool]", result: bool, error: GatewayError | None) -> None:
+    """Ends the wait of a task with a result or an error, unless it was cancelled."""
+    if ended.done():
+        return
+    if error is None:
+        ended.set_result(result)
+    else:
+        ended.set_exception(error)
 
 
 def _of_each(output_tokens: int | None, sequences: int) -> int | None:

@@ -84,6 +84,7 @@ class RoleRouters:
         self._canaries: dict[str, RevisionSplit] = {}
         self.sizes = PromptSizes()
         self._sequence_bounds: dict[str, int] = {}
+        self._memory_shares: dict[str, float] = {}
 
     def update_fleet(self, fleet: Fleet, profiles: Mapping[str, EngineProfile]) -> None:
         """Replaces the fleet.
@@ -113,6 +114,7 @@ class RoleRouters:
         self.fleet = fleet
         present = _instances(fleet)
         self._sequence_bounds = {name: bound for name, bound in self._sequence_bounds.items() if name in present}
+        self._memory_shares = {name: share for name, share in self._memory_shares.items() if name in present}
 
     def set_sequence_bounds(self, bounds: Mapping[str, int]) -> None:
         """Adds learned numbers of requests that an instance computes at a time."""
@@ -128,6 +130,14 @@ class RoleRouters:
             return learned
         instance = self.ready_instance(key, instance_id)
         return None if instance is None or instance.profile is None else instance.profile.max_sequences
+
+    def set_memory_shares(self, shares: Mapping[str, float]) -> None:
+        """Adds learned shares of an instance's memory that may be planned for."""
+        self._memory_shares.update(shares)
+
+    def memory_share(self, instance_id: str) -> float:
+        """Returns the share of an instance's memory that may be planned for; 1 if not learned."""
+        return self._memory_shares.get(instance_id, 1.0)
 
     def update_profiles(self, key: str, profiles: Mapping[str, EngineProfile]) -> None:
         """Replaces the learned profiles of a model's instances."""

@@ -4,21 +4,18 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet
-from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.admission.kv_capacity import REQUESTS_AHEAD
-from fairlead_gateway.caller_key import CallerKey
+from fairlead_gateway.admission.memory_hold import HOLD_SECONDS
 from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
-from fairlead_gateway.worker.dispatch.free_sequences import FreeSequences
-from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
-from fairlead_testing.engines.scripted import EngineCall, scripted_engine, well_behaved
+from fairlead_gateway.worker.dispatch.free_sequences import has_free_sequence, tokens_of_others
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine
+from fairlead_testing.gateway.limited_gateway import answer
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, request
 from fairlead_testing.waiting import wait_until
@@ -28,6 +25,9 @@ pytestmark = pytest.mark.simulated
 SEQUENCES = 4
 QUICK = EngineProfile("quick", 1e-6, sequence_seconds=1.0, kv_tokens=10_000_000, max_sequences=SEQUENCES)
 """Its prefill takes no time, and it has memory for everybody: sequences alone are scarce."""
+FOURTH = 200
+SMALL = replace(QUICK, kv_tokens=4 * FOURTH, max_sequences=64)
+"""Memory alone is scarce: it suffices for three answers of `FOURTH` tokens with their prompts."""
 EITHER_QUEUE = pytest.mark.parametrize("preset", ["dual-hash", "least-request"])
 """With late binding, and without."""
 
@@ -43,7 +43,7 @@ class HoldingEngine:
     async def script(self, call: EngineCall) -> None:
         self.order.append(call.json["user"])
         await self.turns.acquire()
-        await well_behaved(call)
+        await call.respond(answer(output=call.json["max_tokens"]))
         self.ended += 1
 
     @property
@@ -57,9 +57,10 @@ class Scene:
         self.engine = engine
         self.tasks: list[asyncio.Task[RawResponse]] = []
 
-    def send(self, caller: str, *names: str) -> None:
+    def send(self, caller: str, *names: str, max_tokens: int = 2) -> None:
         for name in names:
-            body = {"model": "tiny", "messages": [{"role": "user", "content": "w"}], "user": name, "max_tokens": 2}
+            messages = [{"role": "user", "content": "w"}]
+            body = {"model": "tiny", "messages": messages, "user": name, "max_tokens": max_tokens}
             self.tasks.append(
                 asyncio.ensure_future(request(self.gateway.url, body, more=f"authorization: Bearer {caller}\r\n"))
             )
@@ -117,26 +118,50 @@ async def test_flood_waits_in_the_gateway_and_a_caller_with_a_small_share_is_nex
 
 
 def test_callers_with_small_shares_go_ahead_of_what_other_processes_would_take() -> None:
-    share = FairShare(reports=True)
-    share.charge("flood", 1.0, 1.0)
-
-    def may_start(caller: CallerKey, sent: int, *, elsewhere: int) -> bool:
+    def may_start(sent: int, *, elsewhere: int, small_share: bool = False) -> bool:
         local = EndpointLoad("e", inflight=sent + 3, queued=3)
-        router = SimpleNamespace(
-            endpoint=lambda _: SimpleNamespace(load=local),
-            total_load=lambda load: EndpointLoad("e", inflight=load.inflight + elsewhere + 9, queued=load.queued + 9),
-        )
-        routers = cast(RoleRouters, SimpleNamespace(router=lambda _: router, sequence_bound=lambda *_: SEQUENCES))
-        return FreeSequences(routers).may_start(MODEL_KEY, "e", share, caller)
+        total = EndpointLoad("e", inflight=local.inflight + elsewhere + 9, queued=local.queued + 9)
+        return has_free_sequence(SEQUENCES, local, total, small_share=small_share)
 
-    assert may_start("flood", 1, elsewhere=2), "what waits in a gateway takes no sequence"
-    assert not may_start("flood", 2, elsewhere=2)
-    assert [may_start("steady", 2, elsewhere=2 + ahead) for ahead in (0, REQUESTS_AHEAD - 1, REQUESTS_AHEAD)] == [
-        True,
-        True,
-        False,
-    ]
-    assert not may_start("steady", SEQUENCES, elsewhere=0), "what becomes free is seen at once here"
+    assert may_start(1, elsewhere=2), "what waits in a gateway takes no sequence"
+    assert not may_start(2, elsewhere=2)
+    ahead = [may_start(2, elsewhere=2 + more, small_share=True) for more in (0, REQUESTS_AHEAD - 1, REQUESTS_AHEAD)]
+    assert ahead == [True, True, False]
+    assert not may_start(SEQUENCES, elsewhere=0, small_share=True), "what becomes free is seen at once here"
+
+
+def test_tokens_of_others_are_those_of_requests_that_an_instance_has() -> None:
+    local = EndpointLoad("e", inflight=3, inflight_tokens=300.0, queued=1)
+    total = EndpointLoad("e", inflight=3 + 8, inflight_tokens=300.0 + 4_000.0, queued=1 + 6)
+    assert tokens_of_others(local, total) == 1_000.0, "six of their eight requests wait in a process"
+    assert tokens_of_others(local, local) == 0.0
+
+
+async def test_a_burst_larger_than_the_memory_waits_in_the_gateway() -> None:
+    async with scene("dual-hash", "flood", "steady", profile=SMALL) as now:
+        now.send("flood", *[f"f{number}" for number in range(20)], max_tokens=FOURTH)
+        await wait_until(lambda: now.engine.running > 0 and now.queued() + now.engine.running == 20)
+        assert now.engine.running == 3, "a fourth one would not fit until the first ends"
+        now.send("steady", "s0", max_tokens=FOURTH)
+        await wait_until(lambda: now.queued() + now.engine.running == 21)
+        await now.finish()
+        assert now.engine.order[3] == "s0"
+
+
+async def test_a_request_too_large_for_what_is_free_holds_back_a_flood_for_a_while() -> None:
+    async with scene("dual-hash", "flood", "large", profile=SMALL) as now:
+        now.send("flood", "f0", "f1", "f2", max_tokens=FOURTH)
+        await wait_until(lambda: now.engine.running == 3)
+        now.send("large", "all", max_tokens=3 * FOURTH)
+        await wait_until(lambda: now.queued() == 1)
+        now.send("flood", "f3", max_tokens=1)
+        await wait_until(lambda: now.queued() == 2)
+        await asyncio.sleep(HOLD_SECONDS - 1)
+        assert len(now.engine.order) == 3
+        await asyncio.sleep(1.1)
+        assert now.engine.order[3:] == ["f3"]
+        await now.finish()
+        assert now.engine.order[4:] == ["all"]
 
 
 @EITHER_QUEUE

@@ -33,7 +33,7 @@ class OneEngine:
 
     def __init__(self) -> None:
         load = SimpleNamespace(backlog_seconds=0.0, waiting=0, queued=0)
-        self.instance = SimpleNamespace(load=load, full_step_seconds=1.0)
+        self.instance = SimpleNamespace(id="e", load=load, full_step_seconds=1.0)
         self.sort_count = 0
 
     def router(self, key: str) -> "OneEngine":
@@ -76,6 +76,7 @@ class Scene:
             WorkerRuntime(self.clock, limits, loop),
             cast(RoleRouters, self.engine),
             lambda key, cause: self.exits.append(cause),
+            {},
         )
         self.engine.on_dispatch(None, "e", 0.0)
 
