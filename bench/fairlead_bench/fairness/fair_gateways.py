@@ -1,8 +1,8 @@
 """Gateways of a simulated cluster that serve tenants fairly, and share what they served.
 
-Each gateway runs the cores of a live one: router, count of service, bounds of a queue, and exchange
-with peers. A request waits for its chosen engine. There, the
-tenants with credit go first, and of their requests the first in the preset's order.
+Each gateway runs the cores of a live one: router, count of service, bounds of a queue, free
+sequences, and exchange with peers. A request waits for its chosen engine. There, the tenants with
+credit go first, and of their requests the first in the preset's order. Memory is not planned.
 """
 
 import heapq
@@ -15,9 +15,11 @@ from fairlead_gateway.admission.caller_bounds import CallerBounds, CallerClass
 from fairlead_gateway.admission.decode_work import decode_seconds
 from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.admission.kv_capacity import MAX_WAITING_STEP_SHARE
+from fairlead_gateway.admission.policy import POLL_SECONDS
 from fairlead_gateway.admission.request_queue import TIER_WEIGHTS, has_credit, waits_behind
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch
+from fairlead_gateway.worker.dispatch.free_sequences import has_free_sequence
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.router_front import QUEUED
@@ -102,6 +104,7 @@ class FairGateway(SimulatedGateway):
         self._sent_seconds = dict.fromkeys(cluster.fleet.engine_names, 0.0)
         self._waiting: set[str] = set()
         self._numbers = count()
+        self._has_timer = False
 
     def route(self, request: TraceRequest, chain: PrefixChain, now: float) -> tuple[str | None, str]:
         """Chooses an engine, and sends the request or queues it for the engine."""
@@ -124,7 +127,9 @@ class FairGateway(SimulatedGateway):
         prefill_seconds = 0.0 if endpoint is None else endpoint.load.backlog_seconds - before
         assigned = self._requests[request.id] = _Assigned(request, chosen, prefill_seconds, weight)
         assigned.decode_seconds = decode_seconds(self._profile, request.prompt_tokens, request.output_tokens, 1)
-        if not self._queues[chosen] and self._has_room(chosen):
+        self.router.on_queued(chosen, 1)
+        goes_ahead = not self._queues[chosen] or self._fair_share.has_small_share(tenant)
+        if goes_ahead and self._has_room(chosen) and self._has_sequence(chosen, tenant):
             self._on_sent(assigned, now)
             return chosen, ""
         if not self._bounds.requests_of(tenant):
@@ -134,6 +139,7 @@ class FairGateway(SimulatedGateway):
         heap = self._queues[chosen].setdefault(tenant, [])
         heapq.heappush(heap, (self.router.queue_sort_key(request.id), next(self._numbers), request.id))
         self._fair_cluster.waits.append((now, tenant, 1))
+        self._start_timer(now)
         return QUEUED, ""
 
     def on_first_token(self, request: str, now: float) -> None:
@@ -147,6 +153,7 @@ class FairGateway(SimulatedGateway):
         assigned = self._requests.pop(sequence.id)
         seconds = decode_seconds(self._profile, sequence.prompt_tokens, sequence.generated, 1)
         self._fair_share.settle(assigned.tenant, seconds - assigned.decode_seconds, assigned.weight)
+        self._release(assigned.instance, now)
 
     def _publish(self, now: float) -> None:
         if self._fair_cluster.shares:
@@ -161,19 +168,47 @@ class FairGateway(SimulatedGateway):
     def _has_room(self, instance: str) -> bool:
         return self._sent_seconds[instance] <= 0.0 or self._sent_seconds[instance] < self._room_seconds
 
+    def _has_sequence(self, instance: str, tenant: str) -> bool:
+        endpoint = self.router.endpoint(instance)
+        if endpoint is None:
+            return True
+        local, small_share = endpoint.load, self._fair_share.has_small_share(tenant)
+        return has_free_sequence(
+            self._profile.max_sequences, local, self.router.total_load(local), small_share=small_share
+        )
+
+    def _start_timer(self, now: float) -> None:
+        """Arms a check of all queues, since requests of other gateways end unseen."""
+        if not self._has_timer:
+            self._has_timer = True
+            self._fair_cluster.schedule(now + POLL_SECONDS, self._on_timer)
+
+    def _on_timer(self, now: float) -> None:
+        self._has_timer = False
+        for instance in self._queues:
+            self._release(instance, now)
+        if self._waiting:
+            self._start_timer(now)
+
     def _release(self, instance: str, now: float) -> None:
         queues = self._queues[instance]
         while queues and self._has_room(instance):
-            name = self._next(queues)
-            if name is None:
+            entry, tenant = self._next(queues)
+            if entry[2] in self._waiting and not self._has_sequence(instance, tenant):
+                return
+            heapq.heappop(queues[tenant])
+            if not queues[tenant]:
+                del queues[tenant]
+            name = entry[2]
+            if name not in self._waiting:
                 continue
             assigned = self._requests[name]
             self._leave(name, assigned, now)
             self._on_sent(assigned, now)
             self._cluster.send_queued_request(name, instance, now)
 
-    def _next(self, queues: dict[str, list[_Entry]]) -> str | None:
-        """Removes and returns the next request of an engine; None if a tenant's was displaced."""
+    def _next(self, queues: dict[str, list[_Entry]]) -> tuple[_Entry, str]:
+        """Returns the next request of an engine, which may have been displaced, and its tenant."""
         served = self._fair_share.served_seconds
         classes = self._fair_cluster.classes
         least = min(map(served, queues))
@@ -183,10 +218,7 @@ class FairGateway(SimulatedGateway):
             if has_credit(served(tenant), least, its.weight * TIER_WEIGHTS[its.tier]):
                 near.append(tenant)
         tenant = min(near, key=lambda name: queues[name][0])
-        entry = heapq.heappop(queues[tenant])
-        if not queues[tenant]:
-            del queues[tenant]
-        return entry[2] if entry[2] in self._waiting else None
+        return queues[tenant][0], tenant
 
     def _leave(self, name: str, assigned: _Assigned, now: float) -> None:
         self._waiting.discard(name)
@@ -196,6 +228,7 @@ class FairGateway(SimulatedGateway):
         self._fair_cluster.waits.append((now, assigned.tenant, -1))
 
     def _on_sent(self, assigned: _Assigned, now: float) -> None:
+        self.router.on_queued(assigned.instance, -1)
         self._sent_seconds[assigned.instance] += assigned.prefill_seconds
         self._fair_share.charge(assigned.tenant, assigned.prefill_seconds + assigned.decode_seconds, assigned.weight)
         self._fair_cluster.dispatches.append((now, assigned.tenant, assigned.request.id))
@@ -219,5 +252,6 @@ class FairGateway(SimulatedGateway):
     def _displace(self, name: str, now: float) -> None:
         assigned = self._requests.pop(name)
         self._leave(name, assigned, now)
+        self.router.on_queued(assigned.instance, -1)
         self._dispatcher.on_abandoned(name, now)
         self._fair_cluster.refuse(name, now)

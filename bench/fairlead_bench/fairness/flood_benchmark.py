@@ -6,7 +6,8 @@
 - `weights`: two floods with weights 1 and 3.
 - `overload`: goodput where more is offered than the engines can do.
 
-Each with one gateway and with three, and with engines bound by sequences and by memory.
+Each with one gateway and with three, and with engines bound by sequences and by memory. The first
+two compare the processes with the simulator, which plans no memory, at engines bound by sequences.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from fairlead_bench.fairness.benchmark import percentile
 from fairlead_bench.fairness.flood_processes import BOUNDS, FLOOD, IN_FLIGHT, STEADY, FloodRun, flood_run, offered_run
+from fairlead_bench.fairness.flood_simulation import simulated_service, simulated_waits
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
 
 PARTS = ("flood", "weights", "overload")
@@ -70,6 +72,13 @@ def _flood_rows(bound: str, gateways: int, seconds: float, seed: int, goals: dic
     metric = f"refused or failed requests of the steady tenants: {title}"
     lost = float(sum(one.status != 200 for one in run.answers if one.tenant in STEADY))
     rows.append(value_row(metric, "requests", lost, goals.get(metric)))
+    if bound == "sequences":
+        simulated = simulated_waits(run.answers, gateways, STEADY, seconds)
+        waits = [wait - run.alone_seconds for wait in run.first_tokens(STEADY)]
+        metric = f"wait of the steady tenants, median, processes ÷ simulator: {title}"
+        rows.append(
+            ratio_row(metric, "s", percentile(waits, 0.5), "simulator", percentile(simulated, 0.5), goals.get(metric))
+        )
     rows.append(value_row(f"requests in the engines' own queues, mean: {title}", "requests", run.mean_queue(), None))
     rows.append(value_row(f"busy share of the machine: {title}", "share", run.busy, None))
     return rows
@@ -78,12 +87,15 @@ def _flood_rows(bound: str, gateways: int, seconds: float, seed: int, goals: dic
 def _weight_rows(bound: str, gateways: int, seconds: float, seed: int, goals: dict[str, str]) -> list[ResultRow]:
     weights, floods = {_LIGHT: 1.0, _HEAVY: 3.0}, {_LIGHT: IN_FLIGHT // 2, _HEAVY: IN_FLIGHT // 2}
     run: FloodRun = asyncio.run(flood_run(bound, gateways, seconds, seed, weights, floods))
-    metric = f"service of weight 3: {_title(bound, gateways)}"
-    return [
-        ratio_row(
-            metric, "tokens", run.served(_HEAVY), "3 × that of weight 1", 3 * run.served(_LIGHT), goals.get(metric)
-        )
-    ]
+    light, heavy, title = run.served(_LIGHT), run.served(_HEAVY), _title(bound, gateways)
+    metric = f"service of weight 3: {title}"
+    rows = [ratio_row(metric, "tokens", heavy, "3 × that of weight 1", 3 * light, goals.get(metric))]
+    if bound == "sequences":
+        simulated = simulated_service(weights, floods, gateways, seconds, seed)
+        metric = f"share of weight 3, processes ÷ simulator: {title}"
+        versus = simulated[_HEAVY] / sum(simulated.values())
+        rows.append(ratio_row(metric, "share", heavy / (light + heavy), "simulator", versus, goals.get(metric)))
+    return rows
 
 
 def _overload_rows(bound: str, seconds: float, seed: int, goals: dict[str, str]) -> list[ResultRow]:

@@ -38,6 +38,8 @@ ENGINES, PER_ENGINE = 2, 8
 IN_FLIGHT = 100
 STEADY_RATE = 1.5
 PROMPT_WORDS = 150
+PROMPT_TOKENS = 310
+"""As the engines count such a prompt."""
 OUTPUT_TOKENS = (24, 36, 48)
 WARM_UP_SECONDS = 20.0
 """A flood that begins at once finds gateways that know neither lengths nor one another."""
